@@ -1,0 +1,46 @@
+"""Every error this project raises, sorted by what the caller does next: try again, give up on one input, or give up.
+
+Foreign errors (grpc, msgspec, OSError, netlink) are translated into these at the seam where the library is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+
+
+class ClusterMeshError(Exception):
+    """The one root: `except ClusterMeshError` catches whatever this project can foresee."""
+
+
+class Unavailable(ClusterMeshError):
+    """Something outside is not there now (etcd, a peer, a socket): try again later, keep the last state."""
+
+
+class Refused(ClusterMeshError):
+    """Trying again changes nothing until a person acts: no permission, a missing kernel feature, a taken name."""
+
+
+class Invalid(ClusterMeshError):
+    """One input breaks a rule. It is dropped and shown; everything beside it goes on.
+
+    `field` says where, `value` what was found (shortened), `rule` what holds there.
+    """
+
+    def __init__(self, field: str, value: object, rule: str) -> None:
+        self.field, self.value, self.rule = field, value, rule
+        shown = repr(value)
+        super().__init__(f"{field}: {shown if len(shown) <= 120 else shown[:117] + '...'}: {rule}")
+
+
+class DecodeError(Invalid):
+    """Bytes from etcd, a file or the kernel do not hold what their place says. The only error a decoder raises."""
+
+
+class ApplyError(ClusterMeshError):
+    """A target took some of the entries it was given: `failed` maps each key left out to the reason."""
+
+    def __init__(self, failed: Mapping[Hashable, str]) -> None:
+        self.failed = dict(failed)
+        key, reason = next(iter(self.failed.items()))
+        more = f" (and {len(self.failed) - 1} more)" if len(self.failed) > 1 else ""
+        super().__init__(f"{key}: {reason}{more}")

@@ -1,0 +1,226 @@
+"""What the mesh is about: clusters, nodes, identities, services, endpoints. Frozen, without I/O; read this first.
+
+Wire forms live in `clustermesh.wire` as encode/decode pairs; Kubernetes forms in `clustermesh.sources`. Addresses are
+canonical text ("10.0.0.1", "fd00::1"), CIDRs are canonical text with their length ("10.0.0.0/24").
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Final
+
+from msgspec import Struct
+
+from clustermesh.errors import Invalid
+
+MAX_CLUSTERS: Final = 255
+_CLUSTER_NAME: Final = re.compile(r"([a-z0-9][-a-z0-9]*)?[a-z0-9]")
+
+
+class Cluster(Struct, frozen=True, gc=False, kw_only=True):
+    """One cluster of the mesh. `max_clusters` is 255 or 511 and equal in every cluster of a mesh."""
+
+    name: str
+    id: int
+    max_clusters: int = MAX_CLUSTERS
+
+
+class Protocol(StrEnum):
+    """Layer 4 protocols, spelled as Kubernetes and Cilium spell them."""
+
+    TCP = "TCP"
+    UDP = "UDP"
+    SCTP = "SCTP"
+    ANY = "ANY"
+    NONE = "NONE"
+
+
+class Port(Struct, frozen=True, gc=False, kw_only=True):
+    """A layer 4 port, 0 to 65535."""
+
+    protocol: Protocol
+    port: int
+
+
+class Zone(Struct, frozen=True, gc=False, kw_only=True):
+    """Topology of one backend: the zone it runs in, and the zones that should prefer it."""
+
+    zone: str = ""
+    for_zones: tuple[str, ...] = ()
+
+
+class Affinity(StrEnum):
+    """Whose backends a global service prefers (annotation service.cilium.io/affinity)."""
+
+    NONE = "none"
+    LOCAL = "local"
+    REMOTE = "remote"
+
+
+class Service(Struct, frozen=True, gc=False, kw_only=True):
+    """What one cluster says of one service: where it is called, and who answers there.
+
+    `frontends` maps a cluster IP to its ports by name, `backends` an endpoint IP to its TARGET ports by name; a
+    nameless port has the name "". Frontends and backends meet by port name, never by number.
+    """
+
+    cluster: str
+    cluster_id: int
+    namespace: str
+    name: str
+    frontends: Mapping[str, Mapping[str, Port]] = {}
+    backends: Mapping[str, Mapping[str, Port]] = {}
+    hostnames: Mapping[str, str] = {}
+    zones: Mapping[str, Zone] = {}
+    labels: Mapping[str, str] = {}
+    selector: Mapping[str, str] = {}
+    include_external: bool = True
+    shared: bool = True
+
+
+class LocalService(Struct, frozen=True, gc=False, kw_only=True):
+    """A service as its own cluster's nodes need it: also when it is not global, and with what only they act on."""
+
+    service: Service
+    is_global: bool = False
+    affinity: Affinity = Affinity.NONE
+
+
+class NodeAddress(Struct, frozen=True, gc=False, kw_only=True):
+    """`type` is InternalIP, ExternalIP, CiliumInternalIP, Hostname, InternalDNS or ExternalDNS."""
+
+    type: str
+    ip: str
+
+
+class Node(Struct, frozen=True, gc=False, kw_only=True):
+    """A machine of a cluster. Absent addresses are "", absent CIDRs None; the WireGuard key is base64 of 32 bytes."""
+
+    cluster: str
+    cluster_id: int
+    name: str
+    addresses: tuple[NodeAddress, ...] = ()
+    ipv4_alloc_cidr: str | None = None
+    ipv4_secondary_alloc_cidrs: tuple[str, ...] = ()
+    ipv6_alloc_cidr: str | None = None
+    ipv6_secondary_alloc_cidrs: tuple[str, ...] = ()
+    ipv4_health_ip: str = ""
+    ipv6_health_ip: str = ""
+    ipv4_ingress_ip: str = ""
+    ipv6_ingress_ip: str = ""
+    source: str = "custom-resource"
+    encryption_key: int = 0
+    labels: Mapping[str, str] | None = None
+    annotations: Mapping[str, str] | None = None
+    node_identity: int = 0
+    wireguard_public_key: str = ""
+    boot_id: str = ""
+
+    @property
+    def ipv4_pod_cidrs(self) -> tuple[str, ...]:
+        """Every IPv4 CIDR this node hands out to pods."""
+        first = () if self.ipv4_alloc_cidr is None else (self.ipv4_alloc_cidr,)
+        return first + self.ipv4_secondary_alloc_cidrs
+
+    def address(self, *types: str) -> str:
+        """The first IPv4 address of the first of `types` that has one, or ""."""
+        for wanted in types:
+            for address in self.addresses:
+                if address.type == wanted and ":" not in address.ip:
+                    return address.ip
+        return ""
+
+    @property
+    def ipv4(self) -> str:
+        """Where tunnels to this node end: its first InternalIP, else its first ExternalIP, else ""."""
+        return self.address("InternalIP", "ExternalIP")
+
+
+class Label(Struct, frozen=True, gc=False, kw_only=True):
+    """One label of an identity, `source:key=value`; Kubernetes labels have the source "k8s"."""
+
+    source: str
+    key: str
+    value: str = ""
+
+
+class Identity(Struct, frozen=True, gc=False, kw_only=True):
+    """A number for a set of labels, from the range of the cluster that allotted it. Labels are sorted by key."""
+
+    id: int
+    labels: tuple[Label, ...]
+
+
+class NamedPort(Struct, frozen=True, gc=False, kw_only=True):
+    """A container port with a name."""
+
+    name: str
+    port: int
+    protocol: Protocol
+
+
+class Endpoint(Struct, frozen=True, gc=False, kw_only=True):
+    """Who is behind an address: `identity` at `host_ip`.
+
+    `key` is 255 where traffic to it is encrypted by WireGuard, else 0. `prefix_length` is None for a single address (every pod).
+    """
+
+    ip: str
+    identity: int
+    host_ip: str = ""
+    prefix_length: int | None = None
+    key: int = 0
+    metadata: str = ""
+    namespace: str = ""
+    pod_name: str = ""
+    service_account: str = ""
+    named_ports: tuple[NamedPort, ...] = ()
+
+
+class ClusterConfig(Struct, frozen=True, gc=False, kw_only=True):
+    """What a cluster tells its readers before anything else.
+
+    `service_exports_enabled` is None where the cluster knows nothing of the MCS API, which differs from False.
+    """
+
+    id: int
+    synced_canaries: bool = False
+    cached: bool = False
+    max_connected_clusters: int = 0
+    service_exports_enabled: bool | None = None
+    endpoint_slices_export_mode: str = ""
+
+
+class AgentRecord(Struct, frozen=True, gc=False, kw_only=True):
+    """What the agent of a node tells its own API server, under this project's own prefix: its WireGuard key."""
+
+    node: str
+    wireguard_public_key: str
+    boot_id: str = ""
+
+
+class Stamp(Struct, frozen=True, gc=False, kw_only=True):
+    """When a change was seen by its source and written by the API server, Unix time in nanoseconds."""
+
+    observed: int
+    published: int
+
+
+def check_cluster_name(name: str) -> str:
+    """`name`, or Invalid: 1 to 32 of a-z, 0-9 and "-", beginning and ending with a letter or digit; not "default"."""
+    if not (len(name) <= 32 and _CLUSTER_NAME.fullmatch(name)) or name == "default":
+        raise Invalid(
+            "cluster name",
+            name,
+            "must be 1 to 32 of a-z, 0-9 and '-', begin and end with a letter or digit, and not be 'default'",
+        )
+    return name
+
+
+def check_cluster_id(cluster_id: int, max_clusters: int = MAX_CLUSTERS) -> int:
+    """`cluster_id`, or Invalid: 1 to `max_clusters`."""
+    if not 1 <= cluster_id <= max_clusters:
+        raise Invalid("cluster id", cluster_id, f"must be a number from 1 to {max_clusters}")
+    return cluster_id
