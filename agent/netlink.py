@@ -1,0 +1,204 @@
+"""The few netlink and sysctl verbs a node needs. Every verb is idempotent; foreign errors become ours here.
+
+A socket lives for one `connect()` block: opening one costs about 0.2 ms, and nothing is shared between tasks or loops.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeVar
+
+from pyroute2 import AsyncIPRoute, NetlinkError
+
+from clustermesh.errors import ClusterMeshError, Refused, Unavailable
+
+T = TypeVar("T")
+_CLONE_NEWNET: Final = 0x40000000
+_GONE: Final = {errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.ENXIO, errno.EADDRNOTAVAIL}
+_FOR_GOOD: Final = {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.EINVAL, errno.EEXIST, errno.EAFNOSUPPORT}
+
+
+class Link(NamedTuple):
+    """A network device as the kernel reports it. `kind` is "" for hardware, else veth, tun, wireguard ..."""
+
+    ifindex: int
+    name: str
+    mtu: int
+    up: bool
+    mac: str
+    kind: str
+
+
+def translate(what: str, error: NetlinkError | OSError) -> ClusterMeshError:
+    """A kernel's refusal as Refused (it takes a person) or Unavailable (it may pass)."""
+    code = getattr(error, "code", None) or error.errno or 0
+    sentence = f"{what}: {os.strerror(code) if code else error}"
+    return Refused(sentence) if code in _FOR_GOOD else Unavailable(sentence)
+
+
+def is_gone(error: NetlinkError) -> bool:
+    """True where a delete failed only because there is nothing to delete."""
+    return error.code in _GONE
+
+
+@asynccontextmanager
+async def connect(what: str, netns: Path | None = None) -> AsyncIterator[AsyncIPRoute]:
+    """A netlink socket for the length of the block, in the network namespace at `netns` if given.
+
+    A NetlinkError or OSError that leaves the block becomes "`what`: reason" of our own kind.
+    """
+    try:
+        fd = None if netns is None else in_netns(netns, _netlink_socket)
+        async with AsyncIPRoute(fileno=fd) as ip:
+            yield ip
+    except (NetlinkError, OSError) as e:
+        raise translate(what, e) from e
+
+
+def _netlink_socket() -> int:
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE).detach()
+
+
+def in_netns(netns: Path, work: Callable[[], T]) -> T:
+    """`work()` done inside the network namespace at `netns`. Raises OSError, and what `work` raises.
+
+    A thread of its own enters the namespace and ends there, so no other code can ever find itself inside it.
+    """
+    outcome: list[T] = []
+    errors: list[BaseException] = []
+
+    def enter() -> None:
+        try:
+            _set_netns(netns)
+            outcome.append(work())
+        except BaseException as e:  # carried to the caller's thread
+            errors.append(e)
+
+    thread = threading.Thread(target=enter, name=f"netns {netns.name}")
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return outcome[0]
+
+
+def _set_netns(netns: Path) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if libc.setns(fd, _CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), f"{netns} cannot be entered")
+    finally:
+        os.close(fd)
+
+
+async def find_link(name: str, netns: Path | None = None) -> Link | None:
+    """The device called `name`, or None."""
+    async with connect(f"look up device {name}", netns) as ip:
+        return await lookup(ip, name)
+
+
+async def lookup(ip: AsyncIPRoute, name: str) -> Link | None:
+    """As `find_link`, over a socket that is open already."""
+    try:
+        for message in await ip.link("get", ifname=name):
+            return _link(message)
+    except NetlinkError as e:
+        if not is_gone(e):
+            raise
+    return None
+
+
+def _link(message: Any) -> Link:
+    info = message.get("linkinfo") or {}
+    return Link(
+        ifindex=message["index"],
+        name=message.get("ifname"),
+        mtu=message.get("mtu") or 0,
+        up=bool(message["flags"] & 1),  # IFF_UP
+        mac=message.get("address") or "",
+        kind=info.get("kind") or "",
+    )
+
+
+async def find_link_by_address(address: str) -> Link | None:
+    """The device that holds `address` (of this machine), or None: the underlay a node's traffic leaves through."""
+    async with connect(f"look up the device of {address}") as ip:
+        async for message in await ip.addr("dump"):
+            if address in (message.get("local"), message.get("address")):
+                for link in await ip.link("get", index=message["index"]):
+                    return _link(link)
+    return None
+
+
+async def set_link(name: str, *, mtu: int | None = None, up: bool = True) -> None:
+    """Give the device `name` an MTU (bytes) and take it up. Raises Unavailable when it is not there."""
+    async with connect(f"set up device {name}") as ip:
+        link = await lookup(ip, name)
+        if link is None:
+            raise Unavailable(f"set up device {name}: there is no such device")
+        if mtu is not None and link.mtu != mtu:
+            await ip.link("set", index=link.ifindex, mtu=mtu)
+        if up and not link.up:
+            await ip.link("set", index=link.ifindex, state="up")
+
+
+async def delete_link(name: str) -> None:
+    """Make the device `name` absent; the other end of a veth pair goes with it."""
+    async with connect(f"delete device {name}") as ip:
+        link = await lookup(ip, name)
+        if link is not None:
+            await ignore_gone(ip.link("del", index=link.ifindex))
+
+
+async def ignore_gone(request: Any) -> None:
+    """Await a delete; what is absent already is deleted."""
+    try:
+        await request
+    except NetlinkError as e:
+        if not is_gone(e):
+            raise
+
+
+async def add_address(name: str, address: str, prefix_length: int = 32) -> None:
+    """Give the device `name` an IPv4 address. A node's router address is a /32 on "lo": it must outlive the tunnel."""
+    async with connect(f"add {address}/{prefix_length} to {name}") as ip:
+        link = await lookup(ip, name)
+        if link is None:
+            raise Unavailable(f"add {address} to {name}: there is no such device")
+        await ip.addr("replace", index=link.ifindex, address=address, prefixlen=prefix_length)
+
+
+def write_sysctl(name: str, value: int) -> None:
+    """`net.ipv4.ip_forward` style, with "/" for "." inside a device name. Raises Refused or Unavailable."""
+    path = Path("/proc/sys", *name.split("."))
+    try:
+        if path.read_text().strip() != str(value):  # /proc/sys may be read-only and right already
+            path.write_text(f"{value}\n")
+    except OSError as e:
+        raise translate(f"set {name}={value}", e) from e
+
+
+def set_rp_filter(device: str, value: int = 0) -> None:
+    """The reverse path filter of one device. The kernel uses the greater of this and `all`, so both must be 0."""
+    path = Path("/proc/sys/net/ipv4/conf", device, "rp_filter")
+    try:
+        path.write_text(f"{value}\n")
+    except OSError as e:
+        raise translate(f"set rp_filter={value} of {device}", e) from e
+
+
+async def prepare_node(router_ip: str) -> None:
+    """What a node needs before its first pod or peer: forwarding, no reverse path filter, its router address on lo."""
+    write_sysctl("net.ipv4.ip_forward", 1)
+    for device in ("all", "default"):
+        set_rp_filter(device)
+    await set_link("lo")
+    await add_address("lo", router_ip)

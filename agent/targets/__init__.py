@@ -1,0 +1,1 @@
+"""Kernel tables as `clustermesh.reconcile.Target`s: eBPF maps, WireGuard peers, routes."""

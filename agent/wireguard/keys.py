@@ -1,0 +1,67 @@
+"""The node's WireGuard key: X25519, one file of 32 raw bytes that survives restarts.
+
+A node that comes back with another key is unreachable until every other node has learnt it, so an existing file is
+never overwritten, not even a broken one.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from pathlib import Path
+from typing import Final
+
+from agent.files import write_atomically
+from clustermesh.errors import Invalid, Refused
+
+KEY_BYTES: Final = 32
+
+
+def clamp(key: bytes) -> bytes:
+    """32 bytes as a Curve25519 scalar (RFC 7748, section 5): the form in which devices report a private key."""
+    if len(key) != KEY_BYTES:
+        raise Invalid("WireGuard key", f"{len(key)} bytes", f"must be {KEY_BYTES} bytes")
+    return bytes([key[0] & 248]) + key[1:31] + bytes([(key[31] & 127) | 64])
+
+
+def generate() -> bytes:
+    """A new private key, 32 bytes."""
+    return clamp(os.urandom(KEY_BYTES))
+
+
+def public_key(private_key: bytes) -> str:
+    """Base64 of the 32 byte public key, as peers and etcd name it."""
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+    raw = X25519PrivateKey.from_private_bytes(clamp(private_key)).public_key().public_bytes_raw()
+    return base64.b64encode(raw).decode()
+
+
+def decode_public_key(text: str) -> bytes:
+    """The 32 bytes of a base64 key. Raises Invalid; also for the zero key, which no honest node has."""
+    try:
+        raw = base64.b64decode(text, validate=True)
+    except ValueError as e:
+        raise Invalid("WireGuard key", text, "must be base64") from e
+    if len(raw) != KEY_BYTES or not any(raw) or base64.b64encode(raw).decode() != text:
+        raise Invalid("WireGuard key", text, f"must be base64 of {KEY_BYTES} bytes that are not all zero")
+    return raw
+
+
+def load_or_create(path: Path) -> bytes:
+    """The private key in `path`, made at the first call: file 0600 in a folder 0700.
+
+    Raises Refused when the file is there but holds no key, or cannot be read or written.
+    """
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.parent.chmod(0o700)
+        if not path.exists():
+            write_atomically(path, generate(), 0o600)
+        path.chmod(0o600)
+        key = path.read_bytes()
+    except OSError as e:
+        raise Refused(f"private key {path}: {e.strerror or e}") from e
+    if len(key) != KEY_BYTES:
+        raise Refused(f"private key {path} holds {len(key)} bytes, not {KEY_BYTES}: restore it, or remove it")
+    return clamp(key)

@@ -1,0 +1,215 @@
+"""WireGuard's cross-platform configuration protocol over a unix socket: pure encode and parse, then one small client.
+
+Format: https://www.wireguard.com/xplatform/ - lines of key=value, a blank line ends a request and an answer. A `set` is
+not atomic: what precedes a bad line stays. So requests are checked before they are sent, and callers re-read after an
+error. Keys travel as hex, addresses of IPv6 endpoints in brackets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+from agent.wireguard.keys import clamp, decode_public_key
+from agent.wireguard.peer import DeviceState, Peer, PeerState, Settings, check_peer, sort_allowed_ips
+from clustermesh.errors import DecodeError, Invalid, Refused, Unavailable
+
+TIMEOUT: Final = 30.0  # seconds: 5000 new peers take about 3.5 s of key agreement
+_GET: Final = b"get=1\n\n"
+_MAX_ANSWER: Final = 256 << 20
+
+
+class UapiError(Refused):
+    """The device refused a request with `errno` (positive). Lines before the bad one were applied: read again."""
+
+    def __init__(self, errno: int) -> None:
+        self.errno = errno
+        super().__init__(f"the WireGuard device refused a request (errno {errno})")
+
+
+def encode_set(
+    settings: Settings | None = None, peers: Mapping[str, Peer] | None = None, removals: Collection[str] = ()
+) -> bytes:
+    """A `set` request. Each peer given has its allowed IPs replaced; other peers are left alone. Raises Invalid."""
+    lines = ["set=1"]
+    if settings is not None:
+        lines += _settings_lines(settings)
+    for key in removals:
+        lines += [f"public_key={decode_public_key(key).hex()}", "remove=true"]
+    for key, peer in (peers or {}).items():
+        check_peer(key, peer)
+        lines += _peer_lines(decode_public_key(key), peer)
+    return ("\n".join(lines) + "\n\n").encode()
+
+
+def _settings_lines(settings: Settings) -> list[str]:
+    return [
+        f"private_key={clamp(settings.private_key).hex()}",
+        f"listen_port={settings.listen_port}",
+        f"fwmark={settings.fwmark}",
+    ]
+
+
+def _peer_lines(key: bytes, peer: Peer) -> Iterable[str]:
+    yield f"public_key={key.hex()}"
+    if peer.endpoint:
+        yield f"endpoint={_join_endpoint(peer.endpoint, peer.port)}"
+    yield "replace_allowed_ips=true"
+    yield from (f"allowed_ip={cidr}" for cidr in peer.allowed_ips)
+    # After the allowed IPs: setting it sends a keepalive, whose answer may already carry traffic from those addresses.
+    yield f"persistent_keepalive_interval={peer.keepalive}"
+
+
+def _join_endpoint(ip: str, port: int) -> str:
+    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
+
+
+def parse_answer(data: bytes) -> list[tuple[str, str]]:
+    """The key=value pairs of an answer, without its errno. Raises DecodeError, and UapiError if its errno is not 0."""
+    try:
+        lines = data.decode("ascii").split("\n")
+    except UnicodeDecodeError as e:
+        raise DecodeError("WireGuard answer", data[:64], "must be ASCII") from e
+    pairs = []
+    for line in filter(None, lines):
+        key, equals, value = line.partition("=")
+        if not equals:
+            raise DecodeError("WireGuard answer", line, "must be key=value lines")
+        pairs.append((key, value))
+    if not pairs or pairs[-1][0] != "errno":
+        raise DecodeError("WireGuard answer", data[-64:], "must end with errno=")
+    errno = abs(_number(*pairs.pop()))
+    if errno:
+        raise UapiError(errno)
+    return pairs
+
+
+def parse_get(data: bytes) -> DeviceState:
+    """The answer to `get`. Keys this client does not know are skipped. Raises DecodeError and UapiError only."""
+    sections: list[tuple[str, list[tuple[str, str]]]] = [("", [])]
+    for name, value in parse_answer(data):
+        if name == "public_key":
+            sections.append((_key(value), []))
+        else:
+            sections[-1][1].append((name, value))
+    return DeviceState(
+        settings=_parse_settings(dict(sections[0][1])), peers={key: _parse_peer(pairs) for key, pairs in sections[1:]}
+    )
+
+
+def _parse_settings(found: Mapping[str, str]) -> Settings | None:
+    try:
+        private_key = bytes.fromhex(found.get("private_key", ""))
+    except ValueError as e:
+        raise DecodeError("private_key", "not shown", "must be hex") from e
+    if not any(private_key):
+        return None
+    port, mark = (_number(name, found.get(name, "0")) for name in ("listen_port", "fwmark"))
+    return Settings(private_key=private_key, listen_port=port, fwmark=mark)
+
+
+def _parse_peer(pairs: Iterable[tuple[str, str]]) -> PeerState:
+    allowed_ips, single = [], {}
+    for name, value in pairs:
+        if name == "allowed_ip":
+            allowed_ips.append(value)
+        else:
+            single[name] = value
+
+    def number(name: str) -> int:
+        return _number(name, single.get(name, "0"))
+
+    try:
+        networks = sort_allowed_ips(allowed_ips)
+    except Invalid as e:
+        raise DecodeError(e.field, e.value, e.rule) from e
+    return PeerState(
+        endpoint=_parse_endpoint(single["endpoint"]) if "endpoint" in single else None,
+        allowed_ips=networks,
+        last_handshake=number("last_handshake_time_sec") + number("last_handshake_time_nsec") / 1e9,
+        rx=number("rx_bytes"),
+        tx=number("tx_bytes"),
+        keepalive=number("persistent_keepalive_interval"),
+    )
+
+
+def _parse_endpoint(value: str) -> tuple[str, int]:
+    host, colon, port = value.rpartition(":")
+    if not colon or not host:
+        raise DecodeError("endpoint", value, "must be address:port")
+    return host.removeprefix("[").removesuffix("]"), _number("endpoint", port)
+
+
+def _key(value: str) -> str:
+    try:
+        raw = bytes.fromhex(value)
+    except ValueError as e:
+        raise DecodeError("public_key", value, "must be hex") from e
+    if len(raw) != 32:
+        raise DecodeError("public_key", value, "must be 32 bytes")
+    return base64.b64encode(raw).decode()
+
+
+def _number(name: str, value: str) -> int:
+    # int() would also take "1_0", " 1" and digits of other scripts.
+    if not (value.removeprefix("-").isdecimal() and value.isascii() and len(value) <= 20):
+        raise DecodeError(name, value, "must be a decimal number")
+    return int(value)
+
+
+class NobodyListens(Unavailable):
+    """No process serves the socket: there is none yet, or it is dead and left its socket behind."""
+
+
+class UapiClient:
+    """One request per connection to the socket of one device. Raises Unavailable when nobody answers in time."""
+
+    def __init__(self, socket: Path, timeout: float = TIMEOUT) -> None:
+        self.socket, self._timeout = socket, timeout
+
+    async def get(self) -> DeviceState:
+        return parse_get(await self._ask(_GET))
+
+    async def set(self, request: bytes) -> None:
+        """Send what `encode_set` made. Raises UapiError; some of it may then be applied."""
+        parse_answer(await self._ask(request))
+
+    async def _ask(self, request: bytes) -> bytes:
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await self._exchange(request)
+        except TimeoutError as e:
+            raise Unavailable(f"{self.socket}: no answer within {self._timeout:g} s") from e
+        except OSError as e:
+            raise NobodyListens(f"{self.socket}: {e.strerror or e}") from e
+
+    async def _exchange(self, request: bytes) -> bytes:
+        reader, writer = await asyncio.open_unix_connection(self.socket)
+        try:
+            writer.write(request)
+            await writer.drain()
+            answer = bytearray()
+            while not answer.endswith(b"\n\n"):
+                chunk = await reader.read(1 << 16)
+                if not chunk or len(answer) > _MAX_ANSWER:
+                    raise ConnectionResetError(f"the answer ends after {len(answer)} bytes")
+                answer += chunk
+            return bytes(answer)
+        finally:
+            writer.transport.abort()
+
+    async def closed(self) -> None:
+        """Return when the process behind the socket is gone: an idle connection ends with it. At once if none is."""
+        try:
+            reader, writer = await asyncio.open_unix_connection(self.socket)
+        except OSError:
+            return
+        try:
+            await reader.read(1)
+        except OSError:
+            return
+        finally:
+            writer.transport.abort()
