@@ -1,0 +1,122 @@
+"""Every Node of the cluster -> model nodes, at once, because no two may hand out the same addresses. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+from bisect import bisect_left
+from collections.abc import Mapping
+from typing import Final
+
+from clustermesh import model
+from clustermesh.errors import Invalid
+from clustermesh.model import Cluster, NodeAddress
+from clustermesh.sources.faults import Faults
+from clustermesh.sources.objects import Node, Ref
+from clustermesh.sources.rules import parse_cidr, parse_ip
+from clustermesh.wire.node import check_wireguard_key
+
+WIREGUARD_KEY: Final = "network.cilium.io/wg-pub-key"
+_WIREGUARD_KEY_ALIAS: Final = "io.cilium.network.wg-pub-key"
+_CILIUM_HOST: Final = "network.cilium.io/ipv4-cilium-host"
+_HEALTH_IPV4: Final = "network.cilium.io/ipv4-health-ip"
+_HEALTH_IPV6: Final = "network.cilium.io/ipv6-health-ip"
+_ADDRESS_TYPES: Final = ("InternalIP", "ExternalIP", "CiliumInternalIP")  # the others are names, not addresses
+
+ENCRYPTED: Final = 255
+"""Cilium's encryption key index of everything that goes through WireGuard."""
+
+
+def translate_nodes(cluster: Cluster, nodes: Mapping[Ref, Node], faults: Faults) -> dict[str, model.Node]:
+    """Model nodes by name. Of two nodes with overlapping pod CIDRs the one whose name sorts first has them."""
+    taken = _Taken()
+    return {ref.name: _translate_node(cluster, ref, nodes[ref], taken, faults) for ref in sorted(nodes)}
+
+
+def _translate_node(cluster: Cluster, ref: Ref, node: Node, taken: _Taken, faults: Faults) -> model.Node:
+    cidrs = _pod_cidrs(ref, node, taken, faults)
+    ipv4 = [cidr for cidr in cidrs if ":" not in cidr]
+    ipv6 = [cidr for cidr in cidrs if ":" in cidr]
+    annotations = node.metadata.annotations
+    key = _wireguard_key(ref, annotations, faults)
+    return model.Node(
+        cluster=cluster.name,
+        cluster_id=cluster.id,
+        name=ref.name,
+        addresses=_addresses(ref, node, ipv4, faults),
+        ipv4_alloc_cidr=ipv4[0] if ipv4 else None,
+        ipv4_secondary_alloc_cidrs=tuple(ipv4[1:]),
+        ipv6_alloc_cidr=ipv6[0] if ipv6 else None,
+        ipv6_secondary_alloc_cidrs=tuple(ipv6[1:]),
+        ipv4_health_ip=_annotated_ip(ref, annotations, _HEALTH_IPV4, faults),
+        ipv6_health_ip=_annotated_ip(ref, annotations, _HEALTH_IPV6, faults),
+        encryption_key=ENCRYPTED if key else 0,
+        labels=node.metadata.labels or None,
+        annotations={WIREGUARD_KEY: key} if key else None,
+        wireguard_public_key=key,
+        boot_id=node.status.node_info.boot_id,
+    )
+
+
+def _addresses(ref: Ref, node: Node, ipv4_cidrs: list[str], faults: Faults) -> tuple[NodeAddress, ...]:
+    addresses = []
+    for number, address in enumerate(node.status.addresses):
+        if address.type in _ADDRESS_TYPES:
+            ip = faults.check(ref, parse_ip, f"status.addresses[{number}].address", address.address)
+            addresses += [NodeAddress(type=address.type, ip=ip)] if ip else []
+    if not any(a.type == "InternalIP" for a in addresses):
+        faults.note(ref, Invalid("status.addresses", "", "must hold an InternalIP, where other nodes reach this one"))
+    router = _annotated_ip(ref, node.metadata.annotations, _CILIUM_HOST, faults) or _first_address(ipv4_cidrs)
+    if router and not any(a.type == "CiliumInternalIP" for a in addresses):
+        addresses.append(NodeAddress(type="CiliumInternalIP", ip=router))
+    return tuple(addresses)
+
+
+def _first_address(cidrs: list[str]) -> str:
+    if not cidrs:
+        return ""
+    network = ipaddress.ip_network(cidrs[0])
+    return str(network[min(1, network.num_addresses - 1)])
+
+
+def _annotated_ip(ref: Ref, annotations: Mapping[str, str], name: str, faults: Faults) -> str:
+    text = annotations.get(name, "")
+    return (faults.check(ref, parse_ip, f"metadata.annotations[{name}]", text) or "") if text else ""
+
+
+def _wireguard_key(ref: Ref, annotations: Mapping[str, str], faults: Faults) -> str:
+    """The node's public key if its annotation holds one, else ""."""
+    text = annotations.get(WIREGUARD_KEY, annotations.get(_WIREGUARD_KEY_ALIAS, ""))
+    field = f"metadata.annotations[{WIREGUARD_KEY}]"
+    return (faults.check(ref, lambda _, key: check_wireguard_key(key), field, text) or "") if text else ""
+
+
+def _pod_cidrs(ref: Ref, node: Node, taken: _Taken, faults: Faults) -> list[str]:
+    cidrs = []
+    for text in node.spec.pod_cidrs or [node.spec.pod_cidr]:
+        cidr = faults.check(ref, parse_cidr, "spec.podCIDRs", text) if text else None
+        if cidr is None:
+            continue
+        if clash := taken.take(cidr, ref.name):
+            faults.note(ref, Invalid("spec.podCIDRs", cidr, f"must not overlap {clash}"))
+        else:
+            cidrs.append(cidr)
+    return cidrs
+
+
+class _Taken:
+    """The CIDRs handed out so far. They are disjoint, so whatever overlaps a new one is its neighbour in the order."""
+
+    def __init__(self) -> None:
+        self._blocks: dict[int, list[tuple[int, int, str]]] = {4: [], 6: []}
+
+    def take(self, cidr: str, node: str) -> str:
+        """Take `cidr` for `node` and return "", or say whose CIDR is in the way."""
+        network = ipaddress.ip_network(cidr)
+        blocks = self._blocks[network.version]
+        first, last = int(network.network_address), int(network.broadcast_address)
+        place = bisect_left(blocks, (first, -1, ""))
+        for begin, end, owner in blocks[max(place - 1, 0) : place + 1]:
+            if begin <= last and first <= end:
+                return owner
+        blocks.insert(place, (first, last, f"{cidr} of node {node}"))
+        return ""

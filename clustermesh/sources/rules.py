@@ -1,0 +1,76 @@
+"""What Kubernetes demands of names, labels, addresses, ports. A check returns its value or raises Invalid."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from clustermesh.errors import Invalid
+from clustermesh.model import Protocol
+
+_DNS_LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+_DNS_SUBDOMAIN: Final = re.compile(rf"{_DNS_LABEL.pattern}(\.{_DNS_LABEL.pattern})*")
+_QUALIFIED: Final = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
+_PROTOCOLS: Final = {"TCP": Protocol.TCP, "UDP": Protocol.UDP, "SCTP": Protocol.SCTP}
+
+
+def check_dns_label(field: str, name: str) -> str:
+    if not (len(name) <= 63 and _DNS_LABEL.fullmatch(name)):
+        raise Invalid(field, name, "must be 1 to 63 of a-z, 0-9 and '-', beginning and ending with a letter or digit")
+    return name
+
+
+def check_dns_subdomain(field: str, name: str) -> str:
+    if not (len(name) <= 253 and _DNS_SUBDOMAIN.fullmatch(name)):
+        raise Invalid(field, name, "must be at most 253 of a-z, 0-9, '-' and '.', each part a DNS label")
+    return name
+
+
+def check_labels(field: str, labels: Mapping[str, str]) -> Mapping[str, str]:
+    """Strict, because an identity is its labels joined by ";" and "=" with nothing escaped."""
+    for key, value in labels.items():
+        prefix, slash, name = key.rpartition("/")
+        if slash:
+            check_dns_subdomain(f"{field}[{key}] prefix", prefix)
+        if not (len(name) <= 63 and _QUALIFIED.fullmatch(name)):
+            raise Invalid(f"{field} key", key, "must be at most 63 letters, digits, '-', '_' or '.' after the prefix")
+        if value and not (len(value) <= 63 and _QUALIFIED.fullmatch(value)):
+            raise Invalid(f"{field}[{key}]", value, "must be empty or at most 63 letters, digits, '-', '_' or '.'")
+    return labels
+
+
+def parse_ip(field: str, text: str) -> str:
+    """The canonical text of an address: what is published must be spelled as every reader spells it."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError as e:
+        raise Invalid(field, text, "must be an IPv4 or IPv6 address") from e
+    if isinstance(address, ipaddress.IPv6Address) and (address.scope_id is not None or address.ipv4_mapped is not None):
+        raise Invalid(field, text, "must have no zone and not be an IPv4 address in IPv6 clothes")
+    if address.is_unspecified or address.is_multicast or address.is_loopback:
+        raise Invalid(field, text, "must be the address of one machine or pod, not unspecified, loopback or multicast")
+    return str(address)
+
+
+def parse_cidr(field: str, text: str) -> str:
+    """The canonical text of a CIDR."""
+    try:
+        if "/" not in text:
+            raise ValueError(text)
+        return str(ipaddress.ip_network(text))
+    except ValueError as e:
+        raise Invalid(field, text, "must be a CIDR without host bits, as 10.1.0.0/24") from e
+
+
+def check_port(field: str, port: int) -> int:
+    if not 1 <= port <= 65535:
+        raise Invalid(field, port, "must be 1 to 65535")
+    return port
+
+
+def parse_protocol(field: str, text: str) -> Protocol:
+    if text not in _PROTOCOLS:
+        raise Invalid(field, text, "must be TCP, UDP or SCTP")
+    return _PROTOCOLS[text]

@@ -1,0 +1,91 @@
+"""Looking at a folder of manifests once: which files changed, and what they say. Blocking; run it in a thread."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from clustermesh.sources.table import MAX_BYTES, Manifest, read_manifest, unreadable
+
+SUFFIXES: Final = (".yaml", ".yml", ".json")
+_RACY: Final = 50_000_000
+"""Nanoseconds. A file read this soon after it was written may be written again within one tick of the file clock."""
+_EMPTIED: Final = 1_000_000_000
+"""Nanoseconds. A file found empty this soon after it was written is taken as still being written."""
+
+Stamp = tuple[int, int, int]
+"""Modification time in nanoseconds, size and inode of a file; () stands for "read it again whatever it looks like"."""
+
+
+class Reading(NamedTuple):
+    """A file that was read: what it says, when it was written (Unix ns), and its stamp."""
+
+    manifest: Manifest
+    written: int
+    stamp: Stamp | tuple[()]
+
+
+class Scan(NamedTuple):
+    """What one look found. `error` says why part of the folder could not be seen; then nothing counts as removed."""
+
+    read: Mapping[str, Reading]
+    removed: frozenset[str]
+    error: str = ""
+
+
+def is_manifest(path: str) -> bool:
+    """True for what is read, given its path relative to the folder: hidden files and folders are not."""
+    return path.endswith(SUFFIXES) and not any(part.startswith(".") for part in path.split("/"))
+
+
+def scan_folder(root: Path, known: Mapping[str, Stamp | tuple[()]], now: int) -> Scan:
+    """The whole folder, compared with the stamps `known` of the files read before, by path relative to `root`."""
+    faults: list[OSError] = []
+    found: dict[str, Stamp] = {}
+    for folder, folders, files in os.walk(root, onerror=faults.append):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for path in (os.path.join(folder, name) for name in files if is_manifest(name)):
+            stamp = _stamp(path)
+            if stamp is not None:
+                found[os.path.relpath(path, root)] = stamp
+    changed = [path for path, stamp in found.items() if known.get(path) != stamp]
+    removed = frozenset() if faults else frozenset(known.keys() - found.keys())
+    error = "; ".join(f"{fault.filename}: {fault.strerror}; kept as it was" for fault in faults)
+    return Scan(_read_all(root, changed, known, now), removed, error)
+
+
+def scan_files(root: Path, paths: Iterable[str], known: Mapping[str, Stamp | tuple[()]], now: int) -> Scan:
+    """Only `paths`, which are read whatever their stamps say: somebody was told that they changed."""
+    present = {path: _stamp(os.path.join(root, path)) is not None for path in paths}
+    removed = frozenset(path for path, there in present.items() if not there and path in known)
+    return Scan(_read_all(root, [path for path, there in present.items() if there], known, now), removed)
+
+
+def _stamp(path: str) -> Stamp | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def _read_all(root: Path, paths: Iterable[str], known: Mapping[str, object], now: int) -> dict[str, Reading]:
+    return {path: _read(root, path, path in known, now) for path in sorted(paths)}
+
+
+def _read(root: Path, path: str, was_known: bool, now: int) -> Reading:
+    try:
+        with open(root / path, "rb") as file:
+            status = os.fstat(file.fileno())
+            data = file.read(MAX_BYTES + 1)
+    except OSError as e:
+        return Reading(unreadable(path, f"{e.strerror}; kept as it was"), now, ())
+    age = now - status.st_mtime_ns
+    if was_known and not data.strip() and 0 <= age < _EMPTIED:
+        return Reading(unreadable(path, "is empty, perhaps just being written; kept as it was"), now, ())
+    stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+    settled = time.time_ns() - status.st_mtime_ns > _RACY
+    return Reading(read_manifest(path, data), status.st_mtime_ns, stamp if settled else ())

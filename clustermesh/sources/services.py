@@ -1,0 +1,229 @@
+"""Service, its EndpointSlices or Pods, its Namespace -> LocalService. Pure.
+
+Annotations and their meaning: Cilium's documentation of global services; conditions of endpoints: Kubernetes'
+discovery/v1. A part that breaks a rule (one address, one port) is left out with a fault; the rest counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from msgspec import Struct
+
+from clustermesh import model
+from clustermesh.errors import Invalid
+from clustermesh.model import Affinity, Cluster, LocalService, Port, Protocol, Zone
+from clustermesh.sources.faults import Faults
+from clustermesh.sources.objects import EndpointSlice, Namespace, Pod, Ref, Service, ServicePort, SliceEndpoint
+from clustermesh.sources.rules import check_dns_label, check_port, parse_ip, parse_protocol
+
+GLOBAL: Final = ("service.cilium.io/global", "io.cilium/global-service")
+SHARED: Final = ("service.cilium.io/shared", "io.cilium/shared-service")
+AFFINITY: Final = ("service.cilium.io/affinity", "io.cilium/service-affinity")
+NAMESPACE_GLOBAL: Final = "clustermesh.cilium.io/global"
+
+_Ports = dict[str, dict[str, Port]]
+
+
+class ServiceParts(Struct, frozen=True, gc=False, kw_only=True):
+    """Everything one LocalService is made of. `pods` are those its selector holds for; `slices` win over them."""
+
+    ref: Ref
+    service: Service
+    slices: Mapping[Ref, EndpointSlice] = {}
+    pods: Mapping[Ref, Pod] = {}
+    namespace: Namespace | None = None
+
+
+def translate_service(cluster: Cluster, parts: ServiceParts, faults: Faults) -> LocalService | None:
+    """None for an ExternalName service, which is an alias in DNS and nothing else."""
+    spec, metadata = parts.service.spec, parts.service.metadata
+    if spec.type == "ExternalName":
+        return None
+    ports = _service_ports(parts, faults)
+    frontends = {ip: dict(ports) for ip in _cluster_ips(parts, faults)} if ports else {}
+    is_global = _is_true(_annotation(metadata.annotations, GLOBAL)) and namespace_is_global(parts.namespace)
+    found = _from_slices(parts.slices, faults) if parts.slices else _from_pods(parts, list(frontends), faults)
+    return LocalService(
+        service=model.Service(
+            cluster=cluster.name,
+            cluster_id=cluster.id,
+            namespace=parts.ref.namespace,
+            name=parts.ref.name,
+            frontends=frontends,
+            backends=found.backends,
+            hostnames=found.hostnames,
+            zones=found.zones,
+            labels=metadata.labels,
+            selector=spec.selector,
+            include_external=is_global,
+            shared=is_global and _is_true(_annotation(metadata.annotations, SHARED, "true")),
+        ),
+        is_global=is_global,
+        affinity=_affinity(parts, faults) if is_global else Affinity.NONE,
+    )
+
+
+def namespace_is_global(namespace: Namespace | None) -> bool:
+    """Namespaces take part in the mesh unless they say no."""
+    return namespace is None or _is_true(namespace.metadata.annotations.get(NAMESPACE_GLOBAL, "true"))
+
+
+def _annotation(annotations: Mapping[str, str], names: tuple[str, str], default: str = "") -> str:
+    """The value under the first of `names` that is there: a name wins over its older alias."""
+    return next((annotations[name] for name in names if name in annotations), default)
+
+
+def _is_true(text: str) -> bool:
+    return text.lower() == "true"
+
+
+def _affinity(parts: ServiceParts, faults: Faults) -> Affinity:
+    text = _annotation(parts.service.metadata.annotations, AFFINITY, "none")
+    try:
+        return Affinity(text.lower())
+    except ValueError:
+        field = f"metadata.annotations[{AFFINITY[0]}]"
+        faults.note(parts.ref, Invalid(field, text, "must be local, remote or none; taken as none"))
+        return Affinity.NONE
+
+
+def _cluster_ips(parts: ServiceParts, faults: Faults) -> Iterator[str]:
+    spec = parts.service.spec
+    texts = spec.cluster_ips or [spec.cluster_ip]
+    if not texts[0]:
+        rule = "must be there in a folder, where nobody allots it, or be None for a headless service"
+        faults.note(parts.ref, Invalid("spec.clusterIP", "", rule))
+    for text in texts:
+        if text and text != "None" and (ip := faults.check(parts.ref, parse_ip, "spec.clusterIP", text)):
+            yield ip
+
+
+def _service_ports(parts: ServiceParts, faults: Faults) -> dict[str, Port]:
+    ports: dict[str, Port] = {}
+    for number, port in enumerate(parts.service.spec.ports):
+        field = f"spec.ports[{number}]"
+        try:
+            name = check_dns_label(f"{field}.name", port.name) if port.name else ""
+            if name in ports:
+                raise Invalid(f"{field}.name", name, "must be unique in its service: backends are matched by port name")
+            protocol = parse_protocol(f"{field}.protocol", port.protocol)
+            ports[name] = Port(protocol=protocol, port=check_port(f"{field}.port", port.port))
+        except Invalid as e:
+            faults.note(parts.ref, e)
+    return ports
+
+
+class _Found:
+    """Backends gathered so far."""
+
+    def __init__(self) -> None:
+        self.backends: _Ports = {}
+        self.hostnames: dict[str, str] = {}
+        self.zones: dict[str, Zone] = {}
+
+    def add(self, ip: str, ports: Mapping[str, Port], hostname: str, zone: Zone) -> None:
+        """Several slices may hold one address, each with other ports; where they disagree the first one counts."""
+        self.backends[ip] = {**ports, **self.backends.get(ip, {})}
+        if hostname:
+            self.hostnames.setdefault(ip, hostname)
+        if zone.zone or zone.for_zones:
+            self.zones.setdefault(ip, zone)
+
+
+def _from_slices(slices: Mapping[Ref, EndpointSlice], faults: Faults) -> _Found:
+    found = _Found()
+    for ref, endpoint_slice in slices.items():
+        if endpoint_slice.address_type not in ("IPv4", "IPv6"):
+            continue  # FQDN slices name no address
+        ports = _slice_ports(ref, endpoint_slice, faults)
+        for number, endpoint in enumerate(endpoint_slice.endpoints):
+            if not _answers(endpoint):
+                continue
+            zone = Zone(zone=endpoint.zone, for_zones=tuple(hint.name for hint in endpoint.hints.for_zones))
+            for text in endpoint.addresses:
+                ip = faults.check(ref, parse_ip, f"endpoints[{number}].addresses", text)
+                if ip and ports:
+                    found.add(ip, ports, endpoint.hostname, zone)
+    return found
+
+
+def _answers(endpoint: SliceEndpoint) -> bool:
+    """Ready, or still serving while it terminates. Kubernetes reads an absent `ready` as true, `serving` as `ready`."""
+    ready = endpoint.conditions.ready is not False
+    return ready if endpoint.conditions.serving is None else ready or endpoint.conditions.serving
+
+
+def _slice_ports(ref: Ref, endpoint_slice: EndpointSlice, faults: Faults) -> dict[str, Port]:
+    ports: dict[str, Port] = {}
+    for number, port in enumerate(endpoint_slice.ports):
+        if port.port is None:
+            continue  # "all ports": nothing a service port could be mapped to
+        field = f"ports[{number}]"
+        try:
+            protocol = parse_protocol(f"{field}.protocol", port.protocol or "TCP")
+            ports[port.name or ""] = Port(protocol=protocol, port=check_port(f"{field}.port", port.port))
+        except Invalid as e:
+            faults.note(ref, e)
+    return ports
+
+
+def _from_pods(parts: ServiceParts, frontends: list[str], faults: Faults) -> _Found:
+    """What Kubernetes' endpoint controller would write, of the address families the service has."""
+    found = _Found()
+    families = {":" in ip for ip in frontends} or {False, True}
+    for pod in parts.pods.values():
+        if not (parts.service.spec.publish_not_ready or pod_is_ready(pod)):
+            continue
+        ports = _target_ports(parts, pod)
+        for ip in _pod_ips(pod):
+            if (":" in ip) in families and ports:
+                found.add(ip, ports, _hostname(pod, parts.ref.name), Zone())
+    _check_target_ports(parts, faults)
+    return found
+
+
+def pod_is_ready(pod: Pod) -> bool:
+    """The condition Ready; a pod that says nothing of it is not ready."""
+    done = pod.status.phase in ("Succeeded", "Failed")
+    return not done and any(c.type == "Ready" and c.status == "True" for c in pod.status.conditions)
+
+
+def _pod_ips(pod: Pod) -> Iterator[str]:
+    for text in [p.ip for p in pod.status.pod_ips] or [pod.status.pod_ip]:
+        try:
+            yield parse_ip("", text)
+        except Invalid:
+            continue  # the pod's own translation says so
+
+
+def _hostname(pod: Pod, service: str) -> str:
+    return pod.spec.hostname if pod.spec.subdomain == service else ""
+
+
+def _target_ports(parts: ServiceParts, pod: Pod) -> dict[str, Port]:
+    ports = ((p, _target_port(p, pod)) for p in parts.service.spec.ports)
+    return {
+        p.name: Port(protocol=Protocol(p.protocol), port=number)
+        for p, number in ports
+        if p.protocol in Protocol.__members__ and 1 <= number <= 65535
+    }
+
+
+def _target_port(port: ServicePort, pod: Pod) -> int:
+    """The number a service port means on this pod, 0 where the pod has no container port of that name."""
+    if not isinstance(port.target_port, str):
+        return port.target_port or port.port
+    named = (c for container in pod.spec.containers for c in container.ports if c.name == port.target_port)
+    return next((c.container_port for c in named if c.protocol == port.protocol), 0)
+
+
+def _check_target_ports(parts: ServiceParts, faults: Faults) -> None:
+    for number, port in enumerate(parts.service.spec.ports):
+        field = f"spec.ports[{number}].targetPort"
+        if isinstance(port.target_port, int):
+            faults.check(parts.ref, check_port, field, port.target_port)
+        elif port.target_port and parts.pods and not any(_target_port(port, pod) for pod in parts.pods.values()):
+            rule = "must be the name of a container port of the pods, with the same protocol"
+            faults.note(parts.ref, Invalid(field, port.target_port, rule))
