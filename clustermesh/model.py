@@ -164,7 +164,8 @@ class NamedPort(Struct, frozen=True, gc=False, kw_only=True):
 class Endpoint(Struct, frozen=True, gc=False, kw_only=True):
     """Who is behind an address: `identity` at `host_ip`.
 
-    `key` is 255 where traffic to it is encrypted by WireGuard, else 0. `prefix_length` is None for a single address (every pod).
+    `key` is 255 where traffic to it is encrypted by WireGuard, else 0. `prefix_length` is None for a single address,
+    which every pod has.
     """
 
     ip: str
@@ -191,6 +192,71 @@ class ClusterConfig(Struct, frozen=True, gc=False, kw_only=True):
     max_connected_clusters: int = 0
     service_exports_enabled: bool | None = None
     endpoint_slices_export_mode: str = ""
+
+
+class ExportPort(Struct, frozen=True, gc=False, kw_only=True):
+    """A port of an exported service."""
+
+    port: int
+    protocol: Protocol = Protocol.TCP
+    name: str = ""
+    app_protocol: str = ""
+
+
+class ServiceExport(Struct, frozen=True, gc=False, kw_only=True):
+    """A service that one cluster exports by the MCS API; of conflicting exports the oldest holds.
+
+    `created` is Unix time in seconds. `type` is "ClusterSetIP" or "Headless", `session_affinity` "None" or "ClientIP".
+    An empty `internal_traffic_policy` (else "Cluster" or "Local") or `traffic_distribution` is not given.
+    """
+
+    cluster: str
+    namespace: str
+    name: str
+    created: int
+    type: str = "ClusterSetIP"
+    ports: tuple[ExportPort, ...] = ()
+    session_affinity: str = "None"
+    session_affinity_timeout: int | None = None
+    ip_families: tuple[str, ...] = ()
+    internal_traffic_policy: str = ""
+    traffic_distribution: str = ""
+    annotations: Mapping[str, str] = {}
+    labels: Mapping[str, str] = {}
+
+
+class SliceEndpoint(Struct, frozen=True, gc=False, kw_only=True):
+    """An endpoint of a slice, ready or not. A condition is None where its cluster does not know it."""
+
+    addresses: tuple[str, ...]
+    ready: bool | None = None
+    serving: bool | None = None
+    terminating: bool | None = None
+    node_name: str = ""
+    zone: str = ""
+    for_zones: tuple[str, ...] = ()
+
+
+class SlicePort(Struct, frozen=True, gc=False, kw_only=True):
+    """A TARGET port of every endpoint of a slice; None stands for all ports."""
+
+    name: str = ""
+    protocol: Protocol = Protocol.TCP
+    port: int | None = None
+
+
+class EndpointSlice(Struct, frozen=True, gc=False, kw_only=True):
+    """Some endpoints of one service of one cluster, not ready ones included. `address_type` is IPv4 or IPv6."""
+
+    cluster: str
+    cluster_id: int
+    namespace: str
+    name: str
+    address_type: str
+    endpoints: tuple[SliceEndpoint, ...] = ()
+    ports: tuple[SlicePort, ...] = ()
+    labels: Mapping[str, str] = {}
+    annotations: Mapping[str, str] = {}
 
 
 class AgentRecord(Struct, frozen=True, gc=False, kw_only=True):

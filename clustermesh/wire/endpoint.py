@@ -1,0 +1,92 @@
+"""cilium/state/ip/v1/default/<ip>: who is behind an address (Cilium: IPIdentityPair in pkg/identity/identity.go).
+
+Cilium 1.18's API server writes neither NamedPorts nor K8sServiceAccount: leave both empty in what is published.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType, field
+
+from clustermesh.errors import Invalid
+from clustermesh.model import Endpoint, NamedPort
+from clustermesh.wire import go_json
+from clustermesh.wire.address import check_cidr, check_ip, length_of, mask_of, read_ip
+from clustermesh.wire.go_json import UInt8, UInt16, UInt32
+from clustermesh.wire.ports import check_port, read_protocol, write_protocol
+from clustermesh.wire.seam import decodes
+
+
+class _NamedPort(Struct, frozen=True, gc=False):
+    name: str = field(name="Name")
+    port: UInt16 = field(name="Port")
+    protocol: str = field(name="Protocol")
+
+
+class _Pair(Struct, frozen=True, gc=False):
+    ip: str = field(name="IP")
+    mask: bytes | None = field(name="Mask", default=None)
+    host_ip: str | None = field(name="HostIP", default="")
+    identity: UInt32 = field(name="ID", default=0)
+    key: UInt8 = field(name="Key", default=0)
+    metadata: str = field(name="Metadata", default="")
+    namespace: str | UnsetType = field(name="K8sNamespace", default=UNSET)
+    pod_name: str | UnsetType = field(name="K8sPodName", default=UNSET)
+    service_account: str | UnsetType = field(name="K8sServiceAccount", default=UNSET)
+    named_ports: list[_NamedPort] | UnsetType | None = field(name="NamedPorts", default=UNSET)
+
+
+_DECODER: Final = msgspec.json.Decoder(_Pair)
+
+
+def encode(endpoint: Endpoint) -> bytes:
+    """JSON; Invalid for an address that is not canonical or a number out of its range."""
+    _check_address(endpoint.ip, endpoint.prefix_length)
+    for where, number, limit in (("identity", endpoint.identity, 0xFFFF_FFFF), ("key", endpoint.key, 0xFF)):
+        if not 0 <= number <= limit:
+            raise Invalid(where, number, f"must be 0 to {limit}")
+    ports = [_NamedPort(p.name, check_port(p.port), write_protocol(p.protocol)) for p in endpoint.named_ports]
+    wire = _Pair(
+        endpoint.ip,
+        None if endpoint.prefix_length is None else mask_of(endpoint.prefix_length, endpoint.ip),
+        check_ip(endpoint.host_ip, "host address") if endpoint.host_ip else "",
+        endpoint.identity,
+        endpoint.key,
+        endpoint.metadata,
+        endpoint.namespace or UNSET,
+        endpoint.pod_name or UNSET,
+        endpoint.service_account or UNSET,
+        ports or UNSET,
+    )
+    return go_json.encode(wire)
+
+
+@decodes("endpoint")
+def decode(data: bytes) -> Endpoint:
+    """Raises DecodeError."""
+    wire = _DECODER.decode(data)
+    ip = read_ip(wire.ip, "address")
+    prefix_length = None if wire.mask is None else length_of(wire.mask, ip)
+    _check_address(ip, prefix_length)
+    ports = wire.named_ports or ()
+    return Endpoint(
+        ip=ip,
+        identity=wire.identity,
+        host_ip=read_ip(wire.host_ip, "host address") if wire.host_ip else "",
+        prefix_length=prefix_length,
+        key=wire.key,
+        metadata=wire.metadata,
+        namespace=wire.namespace or "",
+        pod_name=wire.pod_name or "",
+        service_account=wire.service_account or "",
+        named_ports=tuple(NamedPort(name=p.name, port=p.port, protocol=read_protocol(p.protocol)) for p in ports),
+    )
+
+
+def _check_address(ip: str, prefix_length: int | None) -> None:
+    if prefix_length is None:
+        check_ip(ip, "address")
+    else:
+        check_cidr(f"{ip}/{prefix_length}", "address")

@@ -1,0 +1,181 @@
+"""A cluster speaks only for itself: decoding an entry also checks that its key, its value and its owner agree.
+
+These are the checks of Cilium's validators, one decoder for each resource. Each takes the key in its state or cache
+form, the value, and the cluster whose etcd (or cached copy) it was read from, and raises nothing but DecodeError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from types import MappingProxyType
+from typing import Final, TypeAlias
+
+from msgspec import Struct, structs
+
+from clustermesh.errors import DecodeError, Invalid
+from clustermesh.model import Cluster, Endpoint, EndpointSlice, Identity, Node, Service, ServiceExport
+from clustermesh.wire import endpoint, identity, keys, node, numbering, service, service_export
+from clustermesh.wire.seam import decodes
+
+Entry: TypeAlias = Node | Service | Identity | Endpoint | ServiceExport | EndpointSlice
+Name: TypeAlias = str | int | tuple[str, str]
+
+
+@decodes("node")
+def decode_node(key: bytes, value: bytes, cluster: Cluster) -> Node:
+    """The name, the cluster and the cluster id are the key's and the owner's."""
+    found = node.decode(value)
+    _check_same("key", keys.parse_node(key), (cluster.name, found.name))
+    _check_owner(found.cluster, found.cluster_id, cluster)
+    return found
+
+
+@decodes("service")
+def decode_service(key: bytes, value: bytes, cluster: Cluster) -> Service:
+    """The names, the cluster and the cluster id are the key's and the owner's. Not `shared` is as good as absent."""
+    found = service.decode(value)
+    _check_same("key", keys.parse_service(key), (cluster.name, found.namespace, found.name))
+    _check_owner(found.cluster, found.cluster_id, cluster)
+    return found
+
+
+@decodes("identity")
+def decode_identity(key: bytes, value: bytes, cluster: Cluster) -> Identity:
+    """The number is in the owner's range (so not a reserved one), and the labels name the owner."""
+    parsed = keys.parse_identity(key)
+    _check_scope(parsed.cluster, cluster)
+    found = identity.decode(value, numbering.check_allotted(parsed.id, cluster))
+    _check_same(f"label {identity.CLUSTER_LABEL}", identity.cluster_of(found), cluster.name)
+    return found
+
+
+@decodes("endpoint")
+def decode_endpoint(key: bytes, value: bytes, cluster: Cluster) -> Endpoint:
+    """The address is the key's. The identity is in the owner's range or reserved; the owner's host is a remote node."""
+    parsed = keys.parse_endpoint(key)
+    _check_scope(parsed.cluster, cluster)
+    found = endpoint.decode(value)
+    _check_same("key", (parsed.ip, parsed.prefix_length), (found.ip, found.prefix_length))
+    meant = numbering.remote_identity(found.identity, cluster)
+    return found if meant == found.identity else structs.replace(found, identity=meant)
+
+
+@decodes("service export")
+def decode_service_export(key: bytes, value: bytes, cluster: Cluster) -> ServiceExport:
+    """The names and the cluster are the key's and the owner's."""
+    found = service_export.decode(value)
+    _check_same("key", keys.parse_service_export(key), (cluster.name, found.namespace, found.name))
+    _check_same("cluster", found.cluster, cluster.name)
+    return found
+
+
+@decodes("endpoint slice")
+def decode_endpoint_slice(key: bytes, value: bytes, cluster: Cluster) -> EndpointSlice:
+    """The names, the cluster and the cluster id are the key's and the owner's."""
+    from clustermesh.wire import endpoint_slice  # protobuf and zstandard, which few clusters need
+
+    found = endpoint_slice.decode(value)
+    _check_same("key", keys.parse_endpoint_slice(key), (cluster.name, found.namespace, found.name))
+    _check_owner(found.cluster, found.cluster_id, cluster)
+    return found
+
+
+def _name_of_endpoint(key: bytes) -> str:
+    parsed = keys.parse_endpoint(key)
+    return keys.address_of(parsed.ip, parsed.prefix_length)
+
+
+class Resource(Struct, frozen=True, kw_only=True):
+    """One kind of data a cluster shares: where it is, which key says that it is complete, how it is decoded.
+
+    `directory` is its folder under cilium/state and cilium/cache. `name_of(key)` is what the entry is called in a table
+    of one cluster: node name, (namespace, name), identity, address or CIDR. Both callables raise DecodeError only.
+    """
+
+    name: str
+    directory: str
+    name_of: Callable[[bytes], Name]
+    decode: Callable[[bytes, bytes, Cluster], Entry]
+
+    def prefix(self, cluster: str, cached: bool = False) -> bytes:
+        """What to list and watch, with its final "/"."""
+        return (keys.cache_prefix if cached else keys.state_prefix)(self.directory, cluster)
+
+    def canary(self, cluster: str, cached: bool = False) -> bytes:
+        """The key whose presence says that everything under `prefix` was written."""
+        return keys.canary_key(cluster, self.directory, cached)
+
+
+RESOURCES: Final[Mapping[str, Resource]] = MappingProxyType(
+    {
+        resource.name: resource
+        for resource in (
+            Resource(
+                name="nodes",
+                directory="nodes",
+                name_of=lambda key: keys.parse_node(key).name,
+                decode=decode_node,
+            ),
+            Resource(
+                name="services",
+                directory="services",
+                name_of=lambda key: keys.parse_service(key)[1:],
+                decode=decode_service,
+            ),
+            Resource(
+                name="identities",
+                directory="identities",
+                name_of=lambda key: keys.parse_identity(key).id,
+                decode=decode_identity,
+            ),
+            Resource(
+                name="endpoints",
+                directory="ip",
+                name_of=_name_of_endpoint,
+                decode=decode_endpoint,
+            ),
+            Resource(
+                name="service_exports",
+                directory="serviceexports",
+                name_of=lambda key: keys.parse_service_export(key)[1:],
+                decode=decode_service_export,
+            ),
+            Resource(
+                name="endpoint_slices",
+                directory="endpointslices",
+                name_of=lambda key: keys.parse_endpoint_slice(key)[1:],
+                decode=decode_endpoint_slice,
+            ),
+        )
+    }
+)
+
+
+def resource_of(key: bytes) -> Resource:
+    """The resource a data key belongs to, in its state or cache form; DecodeError for any other key."""
+    for resource in RESOURCES.values():
+        tail = f"{resource.directory}/v1/".encode()
+        if key.startswith((keys.STATE + tail, keys.CACHE + tail)):
+            return resource
+    raise DecodeError("key", key[:300], "must be of a known resource")
+
+
+def decode_entry(key: bytes, value: bytes, cluster: Cluster) -> Entry:
+    """The entry of `cluster` at `key`, whichever resource that is; raises DecodeError only."""
+    return resource_of(key).decode(key, value, cluster)
+
+
+def _check_owner(name: str, cluster_id: int, cluster: Cluster) -> None:
+    _check_same("cluster", name, cluster.name)
+    _check_same("cluster id", cluster_id, cluster.id)
+
+
+def _check_scope(named: str | None, cluster: Cluster) -> None:
+    """Keys under cilium/state do not name their cluster where it is not part of the entry's name."""
+    if named is not None:
+        _check_same("key", named, cluster.name)
+
+
+def _check_same(where: str, found: Hashable, expected: Hashable) -> None:
+    if found != expected:
+        raise Invalid(where, found, f"must be {expected!r}")

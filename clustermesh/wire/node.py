@@ -1,0 +1,152 @@
+"""cilium/state/nodes/v1/<cluster>/<node>: a machine (Cilium: pkg/node/types/node.go). Go's names, nothing left out."""
+
+from __future__ import annotations
+
+from base64 import b64decode
+from typing import Final
+
+import msgspec
+from msgspec import Struct, field
+
+from clustermesh.errors import Invalid
+from clustermesh.model import Node, NodeAddress, check_cluster_id
+from clustermesh.wire import go_json
+from clustermesh.wire.address import WireCIDR, check_ip, read_cidr, read_ip, write_cidr
+from clustermesh.wire.go_json import UInt8, UInt32
+from clustermesh.wire.keys import check_name
+from clustermesh.wire.seam import decodes
+
+ADDRESS_TYPES: Final = ("InternalIP", "ExternalIP", "CiliumInternalIP", "Hostname", "InternalDNS", "ExternalDNS")
+_LARGEST_ID: Final = 511
+
+
+class _Address(Struct, frozen=True, gc=False):
+    type: str = field(name="Type", default="")
+    ip: str | None = field(name="IP", default="")
+
+
+class _Node(Struct, frozen=True, gc=False):
+    """The fields in the order in which they are written; those that old releases lack have Go's zero value."""
+
+    name: str = field(name="Name")
+    cluster: str = field(name="Cluster")
+    addresses: list[_Address] | None = field(name="IPAddresses", default=None)
+    ipv4_cidr: WireCIDR | None = field(name="IPv4AllocCIDR", default=None)
+    ipv4_more: list[WireCIDR | None] | None = field(name="IPv4SecondaryAllocCIDRs", default=None)
+    ipv6_cidr: WireCIDR | None = field(name="IPv6AllocCIDR", default=None)
+    ipv6_more: list[WireCIDR | None] | None = field(name="IPv6SecondaryAllocCIDRs", default=None)
+    ipv4_health: str | None = field(name="IPv4HealthIP", default="")
+    ipv6_health: str | None = field(name="IPv6HealthIP", default="")
+    ipv4_ingress: str | None = field(name="IPv4IngressIP", default="")
+    ipv6_ingress: str | None = field(name="IPv6IngressIP", default="")
+    cluster_id: UInt32 = field(name="ClusterID", default=0)
+    source: str = field(name="Source", default="")
+    encryption_key: UInt8 = field(name="EncryptionKey", default=0)
+    labels: dict[str, str] | None = field(name="Labels", default=None)
+    annotations: dict[str, str] | None = field(name="Annotations", default=None)
+    node_identity: UInt32 = field(name="NodeIdentity", default=0)
+    wireguard_public_key: str = field(name="WireguardPubKey", default="")
+    boot_id: str = field(name="BootID", default="")
+
+
+_DECODER: Final = msgspec.json.Decoder(_Node)
+
+
+def encode(node: Node) -> bytes:
+    """JSON; Invalid for what a reader would refuse or misread."""
+    _check(node)
+    return go_json.encode(
+        _Node(
+            node.name,
+            node.cluster,
+            [_write_address(address) for address in node.addresses] or None,
+            None if node.ipv4_alloc_cidr is None else write_cidr(node.ipv4_alloc_cidr, "IPv4 pod CIDR", 4),
+            [write_cidr(cidr, "IPv4 pod CIDR", 4) for cidr in node.ipv4_secondary_alloc_cidrs] or None,
+            None if node.ipv6_alloc_cidr is None else write_cidr(node.ipv6_alloc_cidr, "IPv6 pod CIDR", 6),
+            [write_cidr(cidr, "IPv6 pod CIDR", 6) for cidr in node.ipv6_secondary_alloc_cidrs] or None,
+            _write_ip(node.ipv4_health_ip),
+            _write_ip(node.ipv6_health_ip),
+            _write_ip(node.ipv4_ingress_ip),
+            _write_ip(node.ipv6_ingress_ip),
+            node.cluster_id,
+            node.source,
+            node.encryption_key,
+            None if node.labels is None else dict(node.labels),
+            None if node.annotations is None else dict(node.annotations),
+            node.node_identity,
+            node.wireguard_public_key,
+            node.boot_id,
+        )
+    )
+
+
+@decodes("node")
+def decode(data: bytes) -> Node:
+    """Raises DecodeError. An address without IP, which Cilium's reader skips, is left out."""
+    wire = _DECODER.decode(data)
+    node = Node(
+        cluster=wire.cluster,
+        cluster_id=wire.cluster_id,
+        name=wire.name,
+        addresses=tuple(NodeAddress(type=a.type, ip=read_ip(a.ip, "address")) for a in wire.addresses or () if a.ip),
+        ipv4_alloc_cidr=None if wire.ipv4_cidr is None else read_cidr(wire.ipv4_cidr, "IPv4 pod CIDR", 4),
+        ipv4_secondary_alloc_cidrs=_read_cidrs(wire.ipv4_more, "IPv4 pod CIDR", 4),
+        ipv6_alloc_cidr=None if wire.ipv6_cidr is None else read_cidr(wire.ipv6_cidr, "IPv6 pod CIDR", 6),
+        ipv6_secondary_alloc_cidrs=_read_cidrs(wire.ipv6_more, "IPv6 pod CIDR", 6),
+        ipv4_health_ip=_read_ip(wire.ipv4_health),
+        ipv6_health_ip=_read_ip(wire.ipv6_health),
+        ipv4_ingress_ip=_read_ip(wire.ipv4_ingress),
+        ipv6_ingress_ip=_read_ip(wire.ipv6_ingress),
+        source=wire.source,
+        encryption_key=wire.encryption_key,
+        labels=wire.labels,
+        annotations=wire.annotations,
+        node_identity=wire.node_identity,
+        wireguard_public_key=wire.wireguard_public_key,
+        boot_id=wire.boot_id,
+    )
+    _check(node)
+    return node
+
+
+def check_wireguard_key(text: str) -> str:
+    """`text`, or Invalid unless it is the base64 of 32 bytes."""
+    try:
+        size = len(b64decode(text, validate=True))
+    except ValueError as e:
+        raise Invalid("WireGuard key", text, "must be base64") from e
+    if size != 32:
+        raise Invalid("WireGuard key", text, f"must be 32 bytes, not {size}")
+    return text
+
+
+def _check(node: Node) -> None:
+    check_name(node.cluster, "cluster")
+    check_name(node.name, "name")
+    check_cluster_id(node.cluster_id, _LARGEST_ID)
+    if node.wireguard_public_key:
+        check_wireguard_key(node.wireguard_public_key)
+    for where, number, limit in (
+        ("key", node.encryption_key, 0xFF),
+        ("node identity", node.node_identity, 0xFFFF_FFFF),
+    ):
+        if not 0 <= number <= limit:
+            raise Invalid(where, number, f"must be 0 to {limit}")
+
+
+def _write_address(address: NodeAddress) -> _Address:
+    if address.type not in ADDRESS_TYPES:
+        raise Invalid("address type", address.type, f"must be one of {', '.join(ADDRESS_TYPES)}")
+    return _Address(address.type, check_ip(address.ip, "address"))
+
+
+def _write_ip(ip: str) -> str:
+    return check_ip(ip, "address") if ip else ""
+
+
+def _read_ip(text: str | None) -> str:
+    return read_ip(text, "address") if text else ""
+
+
+def _read_cidrs(wire: list[WireCIDR | None] | None, where: str, version: int) -> tuple[str, ...]:
+    return tuple(read_cidr(cidr, where, version) for cidr in wire or () if cidr is not None)

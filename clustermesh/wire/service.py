@@ -1,0 +1,125 @@
+"""cilium/state/services/v1/<cluster>/<namespace>/<name>: a global service (Cilium: pkg/clustermesh/store/store.go)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType, field
+
+from clustermesh.errors import Invalid
+from clustermesh.model import Port, Service, Zone, check_cluster_id
+from clustermesh.wire import go_json
+from clustermesh.wire.address import check_ip, read_ip
+from clustermesh.wire.go_json import UInt32
+from clustermesh.wire.keys import check_name
+from clustermesh.wire.ports import WirePort, read_ports, write_ports
+from clustermesh.wire.seam import decodes
+
+_LARGEST_ID: Final = 511
+_PortsByIP = dict[str, dict[str, WirePort] | None]
+
+
+class _ForZone(Struct, frozen=True, gc=False):
+    name: str = ""
+
+
+class _Zone(Struct, frozen=True, gc=False):
+    zone: str = ""
+    for_zones: list[_ForZone] | None = field(name="forZones", default=None)
+
+
+class WireService(Struct, frozen=True, gc=False):
+    """The fields in the order in which they are written. Only `zones` is ever left out; a map may be read as null."""
+
+    cluster: str
+    namespace: str
+    name: str
+    frontends: _PortsByIP | None = None
+    backends: _PortsByIP | None = None
+    hostnames: dict[str, str] | None = None
+    zones: dict[str, _Zone] | UnsetType | None = UNSET
+    labels: dict[str, str] | None = None
+    selector: dict[str, str] | None = None
+    include_external: bool = field(name="includeExternal", default=False)
+    shared: bool = False
+    cluster_id: UInt32 = field(name="clusterID", default=0)
+
+
+_DECODER: Final = msgspec.json.Decoder(WireService)
+
+
+def encode(service: Service) -> bytes:
+    """JSON; Invalid for what a reader would refuse (no name, an address or a port that is none, no cluster id)."""
+    return go_json.encode(to_wire(service))
+
+
+@decodes("service")
+def decode(data: bytes) -> Service:
+    """Raises DecodeError. An entry with `shared` false is to be treated as absent: this decodes it all the same."""
+    return from_wire(_DECODER.decode(data))
+
+
+def to_wire(service: Service) -> WireService:
+    _check_names(service.cluster, service.namespace, service.name, service.cluster_id)
+    for ip in (*service.hostnames, *service.zones):
+        check_ip(ip, "backend address")
+    return WireService(
+        service.cluster,
+        service.namespace,
+        service.name,
+        _write_addresses(service.frontends, "frontend address"),
+        _write_addresses(service.backends, "backend address"),
+        dict(service.hostnames),
+        {ip: _write_zone(zone) for ip, zone in service.zones.items()} if service.zones else UNSET,
+        dict(service.labels),
+        dict(service.selector),
+        service.include_external,
+        service.shared,
+        service.cluster_id,
+    )
+
+
+def from_wire(wire: WireService) -> Service:
+    _check_names(wire.cluster, wire.namespace, wire.name, wire.cluster_id)
+    return Service(
+        cluster=wire.cluster,
+        cluster_id=wire.cluster_id,
+        namespace=wire.namespace,
+        name=wire.name,
+        frontends=_read_addresses(wire.frontends, "frontend address"),
+        backends=_read_addresses(wire.backends, "backend address"),
+        hostnames={read_ip(ip, "backend address"): name for ip, name in (wire.hostnames or {}).items()},
+        zones={read_ip(ip, "backend address"): _read_zone(zone) for ip, zone in (wire.zones or {}).items()},
+        labels=wire.labels or {},
+        selector=wire.selector or {},
+        include_external=wire.include_external,
+        shared=wire.shared,
+    )
+
+
+def _check_names(cluster: str, namespace: str, name: str, cluster_id: int) -> None:
+    check_name(cluster, "cluster")
+    check_name(namespace, "namespace")
+    check_name(name, "name")
+    check_cluster_id(cluster_id, _LARGEST_ID)
+
+
+def _write_addresses(addresses: Mapping[str, Mapping[str, Port]], where: str) -> _PortsByIP:
+    return {check_ip(ip, where): write_ports(ports) for ip, ports in addresses.items()}
+
+
+def _read_addresses(wire: _PortsByIP | None, where: str) -> dict[str, dict[str, Port]]:
+    read = {read_ip(ip, where): read_ports(ports) for ip, ports in (wire or {}).items()}
+    if wire and len(read) != len(wire):
+        raise Invalid(where, next(iter(wire)), "must not be named twice")
+    return read
+
+
+def _write_zone(zone: Zone) -> _Zone:
+    return _Zone(zone.zone, [_ForZone(name) for name in zone.for_zones] or None)
+
+
+def _read_zone(wire: _Zone) -> Zone:
+    return Zone(zone=wire.zone, for_zones=tuple(each.name for each in wire.for_zones or ()))
