@@ -1,0 +1,1 @@
+"""The eBPF datapath: layouts shared with bpf/, raw system calls, the loader and the feature probe."""

@@ -1,0 +1,131 @@
+"""Programs put on their hooks by pinned links, which outlive the agent; a link found pinned is adopted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from enum import StrEnum
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from agent.bpf.programs import ProgramInfo, link_info, program_info, program_of_id
+from agent.bpf.syscalls import AttachType, link_create, link_detach, link_update, object_get, object_pin
+
+
+class Outcome(StrEnum):
+    """What attaching did. After all three the hook runs the program asked for."""
+
+    ATTACHED = "attached"  # there was nothing of ours on the hook
+    ADOPTED = "adopted"  # the very same program over the same maps was there, and stays
+    REPLACED = "replaced"  # another program of ours was there: exchanged in place
+
+
+class Mechanism(StrEnum):
+    CGROUP = "cgroup link"
+    TCX = "tcx link"
+    CLSACT = "clsact filter"
+
+
+class Hook(NamedTuple):
+    """One program where it runs. `target` is a cgroup's path or a device's name; clsact filters have the link id 0."""
+
+    name: str
+    target: str
+    outcome: Outcome
+    mechanism: Mechanism
+    link_id: int
+    program_id: int
+    program_tag: str
+
+
+class Point(NamedTuple):
+    """Where to attach: `target` is what BPF_LINK_CREATE wants (a cgroup's descriptor, a device's index), `target_id`
+    what the link then says of itself (the cgroup's id, the device's index)."""
+
+    target: int
+    target_id: int
+    attach_type: AttachType
+    flags: int = 0
+
+
+class LinkState(NamedTuple):
+    outcome: Outcome
+    link_id: int
+
+
+_ESCAPED: Final = str.maketrans({"%": "%25", ".": "%2e"})
+
+
+def pin_name(*parts: str) -> str:
+    """A name the bpf filesystem takes: it knows no dots, which a device's name (eth0.100) may have."""
+    return "_".join(parts).translate(_ESCAPED)
+
+
+def is_same_program(running: int, program: int, shared_maps: frozenset[int]) -> bool:
+    """Whether the running program (by id) is what loading `program` would give again: same code, same shared maps."""
+    try:
+        fd = program_of_id(running)
+    except OSError:
+        return False
+    try:
+        return _essence(program_info(fd), shared_maps) == _essence(program_info(program), shared_maps)
+    finally:
+        os.close(fd)
+
+
+def _essence(info: ProgramInfo, shared_maps: frozenset[int]) -> tuple[str, frozenset[int], int]:
+    # Constants get a new map at each load, so maps that are not shared are only counted.
+    return info.tag, info.map_ids & shared_maps, len(info.map_ids)
+
+
+@contextmanager
+def pinned_link(pin: Path) -> Iterator[int | None]:
+    """A descriptor of the link pinned at `pin`, or None."""
+    try:
+        link = object_get(pin)
+    except FileNotFoundError:
+        yield None
+        return
+    try:
+        yield link
+    finally:
+        os.close(link)
+
+
+def attach_link(pin: Path, program: int, point: Point, shared_maps: frozenset[int]) -> LinkState:
+    """Make `program` run at `point` through the link pinned at `pin`. OSError where the kernel refuses."""
+    with pinned_link(pin) as link:
+        if link is not None:
+            found = link_info(link)
+            if (found.target, found.attach_type) == (point.target_id, point.attach_type):
+                if is_same_program(found.program_id, program, shared_maps):
+                    return LinkState(Outcome.ADOPTED, found.id)
+                link_update(link, program)
+                return LinkState(Outcome.REPLACED, found.id)
+        # A pinned link to another place (a device made anew under its old name) goes only after the new one is there.
+        new = link_create(program, point.target, point.attach_type, point.flags)
+        try:
+            with suppress(FileNotFoundError):
+                pin.unlink()
+            object_pin(new, pin)
+            if link is not None:
+                _detach(link)
+            return LinkState(Outcome.ATTACHED, link_info(new).id)
+        finally:
+            os.close(new)
+
+
+def detach_link(pin: Path) -> bool:
+    """Detach and unpin; True where there was a link."""
+    with pinned_link(pin) as link:
+        if link is None:
+            return False
+        _detach(link)
+        pin.unlink()
+        return True
+
+
+def _detach(link: int) -> None:
+    with suppress(OSError):  # ENOLINK and its like: what it was attached to is gone, and the attachment with it
+        link_detach(link)

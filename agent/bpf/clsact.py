@@ -1,0 +1,113 @@
+"""tc filters on clsact, for kernels without tcx (before Linux 6.6), through pyroute2.
+
+Every call runs in a thread of its own: pyroute2 drives an event loop, which it cannot inside the agent's. A thread
+starts in the network namespace of the thread that made it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, NamedTuple, TypeVar
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+T = TypeVar("T")
+
+# The parents of filters on clsact, and where tcx would attach instead.
+INGRESS: Final = 0xFFFFFFF2
+EGRESS: Final = 0xFFFFFFF3
+_CLSACT_PARENT: Final = 0xFFFFFFF1
+_HANDLE: Final = 0x636D  # "cm": tells our filter from one somebody else has at the same priority
+_PRIORITY: Final = 1
+_ALL_PROTOCOLS: Final = 3  # ETH_P_ALL; pyroute2 swaps the bytes itself, 0x0300 would attach and never run
+
+
+class Filter(NamedTuple):
+    """One of our filters. `parent` is INGRESS or EGRESS."""
+
+    device: int
+    parent: int
+    program_id: int
+
+
+def _in_thread(work: Callable[[IPRoute], T]) -> T:
+    def run() -> T:
+        with IPRoute() as route:
+            try:
+                return work(route)
+            except NetlinkError as e:
+                raise OSError(e.code, str(e)) from e
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        return pool.submit(run).result()
+
+
+def filters(device: int | None = None) -> list[Filter]:
+    """Our filters on `device`, or on every device of this network namespace. OSError."""
+    return _in_thread(lambda route: _filters(route, device))
+
+
+def _filters(route: Any, device: int | None) -> list[Filter]:
+    devices = [device] if device is not None else [link["index"] for link in route.get_links()]
+    found = []
+    for index in devices:
+        for parent in (INGRESS, EGRESS):
+            for message in route.get_filters(index=index, parent=parent):
+                options = message.get_attr("TCA_OPTIONS")
+                if message["handle"] == _HANDLE and message.get_attr("TCA_KIND") == "bpf" and options is not None:
+                    found.append(Filter(index, parent, int(options.get_attr("TCA_BPF_ID") or 0)))
+    return found
+
+
+def attach(device: int, parent: int, program: int, name: str) -> None:
+    """Make `program` the filter on `device`: added, or exchanged in place without a packet passing by. OSError."""
+
+    def work(route: Any) -> None:
+        if not _has_clsact(route, device):
+            route.tc("add", "clsact", device)
+        route.tc(
+            "replace-filter",
+            "bpf",
+            device,
+            handle=_HANDLE,
+            fd=program,
+            name=name,
+            parent=parent,
+            prio=_PRIORITY,
+            protocol=_ALL_PROTOCOLS,
+            direct_action=True,
+        )
+
+    _in_thread(work)
+
+
+def _has_clsact(route: Any, device: int) -> bool:
+    return any(
+        qdisc["parent"] == _CLSACT_PARENT and qdisc["index"] == device and qdisc.get_attr("TCA_KIND") == "clsact"
+        for qdisc in route.get_qdiscs(index=device)
+    )
+
+
+def detach(device: int | None = None) -> int:
+    """Remove our filters from `device` or every device, and clsact where it is then empty; says how many. OSError."""
+
+    def work(route: Any) -> int:
+        ours = _filters(route, device)
+        for each in ours:
+            route.tc(
+                "del-filter",
+                "bpf",
+                each.device,
+                handle=_HANDLE,
+                parent=each.parent,
+                prio=_PRIORITY,
+                protocol=_ALL_PROTOCOLS,
+            )
+        for index in {each.device for each in ours}:
+            if not any(list(route.get_filters(index=index, parent=parent)) for parent in (INGRESS, EGRESS)):
+                route.tc("del", "clsact", index)
+        return len(ours)
+
+    return _in_thread(work)

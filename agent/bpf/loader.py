@@ -1,0 +1,294 @@
+"""The datapath as the agent holds it: maps and programs loaded, pinned, attached; found again after a restart.
+
+    <pin_dir>/v1/lb4_services ...     maps, below the version of their layout
+    <pin_dir>/links/connect4 ...      links to the cgroup; strict_ingress_eth0 ... links to devices
+
+Everything pinned outlives this process. `Datapath.open` adopts what it finds: maps keep their entries, and links get
+new programs in place, so that no socket and no packet ever meets a hook without one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final, Self
+
+from agent.bpf import clsact, probe
+from agent.bpf.attach import (
+    Hook,
+    LinkState,
+    Mechanism,
+    Outcome,
+    Point,
+    attach_link,
+    detach_link,
+    is_same_program,
+    pin_name,
+)
+from agent.bpf.bpffs import is_bpffs
+from agent.bpf.layouts import LAYOUT_VERSION, Reason
+from agent.bpf.libbpf import Object
+from agent.bpf.pins import PinnedMap, check_fits, copy_entries, per_cpu_size, pin_in_place, pinned_map
+from agent.bpf.programs import map_info, program_info
+from agent.bpf.syscalls import BEFORE, NO_EXIST, AttachType, MapType, map_lookup
+from clustermesh.errors import Invalid, Refused, Unavailable
+
+OBJECT_VARIABLE: Final = "CLUSTERMESH_BPF_OBJECT"
+_OBJECT_NAME: Final = "clustermesh.bpf.o"
+_LINKS: Final = "links"
+_VERSION: Final = re.compile(r"v\d+")
+
+
+def find_object() -> Path:
+    """The compiled programs: $CLUSTERMESH_BPF_OBJECT, else build/ of this checkout, else beside this module."""
+    named = os.environ.get(OBJECT_VARIABLE)
+    here = Path(__file__).resolve().parent
+    places = [Path(named)] if named else [here.parents[1] / "build" / _OBJECT_NAME, here / _OBJECT_NAME]
+    for place in places:
+        if place.is_file():
+            return place
+    looked = " nor ".join(map(str, places))
+    raise Refused(f"no compiled eBPF programs at {looked}: run `make -C bpf`, or set {OBJECT_VARIABLE}")
+
+
+@contextmanager
+def _doing(what: str) -> Iterator[None]:
+    """Translate the kernel's errors."""
+    try:
+        yield
+    except (MemoryError, BlockingIOError, InterruptedError) as e:
+        raise Unavailable(f"cannot {what}: {e}") from e
+    except PermissionError as e:
+        raise Refused(f"cannot {what}: {e}. The agent needs CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN") from e
+    except OSError as e:
+        raise Refused(f"cannot {what}: {e}") from e
+
+
+class Datapath:
+    """Maps, programs and hooks of one node. Made by `open`; `close` leaves everything running in the kernel."""
+
+    def __init__(self, pin_dir: Path, maps: Mapping[str, int], programs: Mapping[str, int]) -> None:
+        self.pin_dir = pin_dir
+        self.maps = MappingProxyType(dict(maps))
+        self.sizes = MappingProxyType({name: map_info(fd).max_entries for name, fd in maps.items()})
+        self.hooks: dict[str, Hook] = {}
+        self._programs = dict(programs)
+        self._outgrown: list[tuple[PinnedMap, int]] = []
+        self._shared_maps = frozenset(map_info(fd).id for fd in maps.values())
+
+    @classmethod
+    def open(
+        cls, object_path: Path | None, pin_dir: Path, cgroup: Path | None, max_entries: Mapping[str, int] | None = None
+    ) -> Self:
+        """Load the programs over the maps pinned below `pin_dir`, made where absent, and attach them to `cgroup`.
+
+        Without a cgroup nothing is attached before `attach_sockets`, so that maps can be filled first. `max_entries`
+        gives sizes by map name; entries move to a map of the new size where one of another size is pinned.
+        Refused: no object, no bpf filesystem, another layout, too many entries for a smaller size, a program the
+        kernel rejects (with the verifier's log). Unavailable: no memory just now.
+        """
+        _check_pin_dir(pin_dir)
+        with (
+            _doing(f"load the datapath at {pin_dir}"),
+            ExitStack() as undo,
+            Object(object_path or find_object()) as elf,
+        ):
+            outgrown = _choose_maps(elf, pin_dir / LAYOUT_VERSION, dict(max_entries or {}), undo)
+            elf.set_constants(bytes([probe.has_set_retval()]))
+            elf.load()
+            datapath = cls(
+                pin_dir,
+                {name: _duplicate(elf.map_fd(name), undo) for name in sorted(elf.maps)},
+                {name: _duplicate(elf.program_fd(name), undo) for name in _PROGRAMS},
+            )
+            datapath._pin_maps(outgrown)
+            undo.pop_all()
+        if cgroup is not None:
+            try:
+                datapath.attach_sockets(cgroup)
+            except BaseException:
+                datapath.close()
+                raise
+        return datapath
+
+    def _pin_maps(self, outgrown: Mapping[str, PinnedMap]) -> None:
+        for name, old in outgrown.items():
+            copy_entries(old, self.maps[name], self.sizes[name], name)
+        folder = self.pin_dir / LAYOUT_VERSION
+        for name, fd in self.maps.items():
+            if name in outgrown or not (folder / name).exists():
+                pin_in_place(fd, folder / name)
+        self._outgrown = [(old, self.maps[name]) for name, old in outgrown.items()]
+
+    def attach_sockets(self, cgroup: Path) -> None:
+        """Translate services for every socket of `cgroup` and below: each hook attached, adopted or replaced."""
+        with _doing(f"attach to the cgroup {cgroup}"):
+            descriptor = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                for name, attach_type in probe.SOCKET_HOOKS.items():
+                    # A cgroup's id is the inode number of its folder.
+                    point = Point(descriptor, os.fstat(descriptor).st_ino, attach_type)
+                    state = attach_link(self._link_pin(name), self._programs[name], point, self._shared_maps)
+                    self.hooks[name] = self._hook(name, str(cgroup), Mechanism.CGROUP, state)
+            finally:
+                os.close(descriptor)
+            self._copy_latecomers()
+        self._remove_other_versions()
+
+    def _copy_latecomers(self) -> None:
+        """What programs still wrote to a map after its entries had moved: sockets connected in between."""
+        for old, new in self._outgrown:
+            if old.shape.type == MapType.LRU_HASH:
+                copy_entries(old, new, old.shape.max_entries, "lb4_reverse_sk", NO_EXIST)
+            os.close(old.fd)
+        self._outgrown = []
+
+    def _remove_other_versions(self) -> None:
+        for folder in self.pin_dir.iterdir():
+            if folder.name != LAYOUT_VERSION and _VERSION.fullmatch(folder.name):
+                _remove_folder(folder)
+
+    def attach_strict(self, device: str, mechanism: Mechanism | None = None) -> tuple[Hook, Hook]:
+        """Drop pod to pod traffic in clear on `device`, coming in and going out; returns both hooks.
+
+        By tcx links where the kernel has them, else by clsact filters; `mechanism` forces one. Whichever is chosen, the
+        other is removed afterwards, so that a kernel upgrade leaves no double.
+        """
+        chosen = mechanism or (Mechanism.TCX if probe.has_tcx() else Mechanism.CLSACT)
+        with _doing(f"attach strict mode to {device}"):
+            index = _device_index(device)
+            attach = self._attach_tcx if chosen is Mechanism.TCX else self._attach_clsact
+            hooks = attach("strict_ingress", device, index), attach("strict_egress", device, index)
+            if chosen is Mechanism.TCX:
+                clsact.detach(index)
+            else:
+                for hook in hooks:
+                    detach_link(self._link_pin(hook.name, device))
+        self.hooks.update({pin_name(hook.name, device): hook for hook in hooks})
+        return hooks
+
+    def _attach_tcx(self, name: str, device: str, index: int) -> Hook:
+        attach_type = AttachType.TCX_INGRESS if name == "strict_ingress" else AttachType.TCX_EGRESS
+        # First of the chain: a program before it could end the chain, and with it the protection.
+        point = Point(index, index, attach_type, BEFORE)
+        state = attach_link(self._link_pin(name, device), self._programs[name], point, self._shared_maps)
+        return self._hook(name, device, Mechanism.TCX, state)
+
+    def _attach_clsact(self, name: str, device: str, index: int) -> Hook:
+        parent = clsact.INGRESS if name == "strict_ingress" else clsact.EGRESS
+        running = [each.program_id for each in clsact.filters(index) if each.parent == parent]
+        if running and is_same_program(running[0], self._programs[name], self._shared_maps):
+            outcome = Outcome.ADOPTED
+        else:
+            clsact.attach(index, parent, self._programs[name], name)
+            outcome = Outcome.REPLACED if running else Outcome.ATTACHED
+        return self._hook(name, device, Mechanism.CLSACT, LinkState(outcome, 0))
+
+    def _hook(self, name: str, target: str, mechanism: Mechanism, state: LinkState) -> Hook:
+        info = program_info(self._programs[name])
+        return Hook(name, target, state.outcome, mechanism, state.link_id, info.id, info.tag)
+
+    def detach_strict(self, device: str) -> None:
+        """Let traffic on `device` pass again; nothing attached is success."""
+        with _doing(f"detach strict mode from {device}"):
+            for name in ("strict_ingress", "strict_egress"):
+                detach_link(self._link_pin(name, device))
+                self.hooks.pop(pin_name(name, device), None)
+            with suppress(Invalid):  # the device is gone, and its filters with it
+                clsact.detach(_device_index(device))
+
+    def counters(self) -> dict[Reason, int]:
+        """What the programs have counted since the maps were made, summed over the CPUs."""
+        size = per_cpu_size(8)
+        with _doing("read the counters"):
+            found = {each: map_lookup(self.maps["metrics"], each.to_bytes(4, sys.byteorder), size) for each in Reason}
+        return {each: sum(memoryview(value).cast("Q")) if value else 0 for each, value in found.items()}
+
+    def program_fd(self, name: str) -> int:
+        """The program `name`, for a test run. The descriptor stays this object's."""
+        return self._programs[name]
+
+    def _link_pin(self, *name: str) -> Path:
+        return self.pin_dir / _LINKS / pin_name(*name)
+
+    def close(self) -> None:
+        """Let go of every descriptor. What is pinned goes on working."""
+        for fd in [*self.maps.values(), *self._programs.values(), *(old.fd for old, _ in self._outgrown)]:
+            with suppress(OSError):
+                os.close(fd)
+        self._programs, self._outgrown = {}, []
+
+    @staticmethod
+    def remove(pin_dir: Path) -> None:
+        """Take the datapath out of the kernel: links, our clsact filters in this network namespace, maps, folders.
+
+        Nothing there is success.
+        """
+        with _doing(f"remove the datapath at {pin_dir}"):
+            clsact.detach()
+            with suppress(FileNotFoundError):
+                for pin in list((pin_dir / _LINKS).iterdir()):
+                    detach_link(pin)
+            with suppress(FileNotFoundError):
+                for folder in list(pin_dir.iterdir()):
+                    _remove_folder(folder)
+                pin_dir.rmdir()
+
+
+_PROGRAMS: Final = (*probe.SOCKET_HOOKS, "strict_ingress", "strict_egress")
+
+
+def _check_pin_dir(pin_dir: Path) -> None:
+    if not is_bpffs(pin_dir):
+        raise Refused(f"{pin_dir} is in no bpf filesystem: mount -t bpf bpf /sys/fs/bpf, or choose another place")
+    with _doing(f"make the folder {pin_dir}"):
+        for folder in (pin_dir / LAYOUT_VERSION, pin_dir / _LINKS):
+            folder.mkdir(parents=True, exist_ok=True)
+
+
+def _choose_maps(elf: Object, folder: Path, sizes: dict[str, int], undo: ExitStack) -> dict[str, PinnedMap]:
+    """Have the object use the pinned maps that fit it; returns those whose entries are to move to a new map."""
+    unknown = sizes.keys() - elf.maps
+    if unknown:
+        raise Invalid("max_entries", sorted(unknown), f"the maps are {', '.join(sorted(elf.maps))}")
+    outgrown = {}
+    for name in elf.maps:
+        if name in sizes:
+            elf.resize(name, sizes[name])
+        found = pinned_map(folder / name)
+        if found is None:
+            continue
+        with ExitStack() as closing:
+            closing.callback(os.close, found.fd)
+            check_fits(folder / name, found.shape, elf.shape(name))
+            if found.shape == elf.shape(name):
+                elf.reuse(name, found.fd)
+            else:
+                outgrown[name] = found
+                undo.push(closing.pop_all())
+    return outgrown
+
+
+def _duplicate(fd: int, undo: ExitStack) -> int:
+    copy = os.dup(fd)
+    undo.callback(os.close, copy)
+    return copy
+
+
+def _device_index(device: str) -> int:
+    try:
+        return socket.if_nametoindex(device)
+    except OSError as e:
+        raise Invalid("device", device, "is not in this network namespace") from e
+
+
+def _remove_folder(folder: Path) -> None:
+    for pin in list(folder.iterdir()):
+        pin.unlink()
+    folder.rmdir()

@@ -1,0 +1,153 @@
+"""bpf(2) by ctypes, second part: loading and running programs, and what the kernel says of its objects.
+
+Errors are OSError.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Sequence
+from struct import Struct
+from typing import Final, NamedTuple
+
+from agent.bpf.syscalls import Command, ProgramType, attr_of, buffer_of, call, call_attr
+
+_LOG_SIZE: Final = 1 << 16
+_INFO_SIZE: Final = 256
+_MOST_MAPS: Final = 64
+_INSTRUCTION: Final = Struct("=BBhi")
+_PROGRAM_MAPS_AT: Final = 52  # nr_map_ids, then the pointer map_ids
+_LINK_CGROUP: Final = 3  # enum bpf_link_type
+_LINK_TCX: Final = 11
+
+
+class Instruction(NamedTuple):
+    """struct bpf_insn, with both registers in one byte: what a probe's tiny programs are made of."""
+
+    opcode: int
+    registers: int = 0
+    offset: int = 0
+    immediate: int = 0
+
+
+EXIT: Final = Instruction(0x95)
+
+
+def set_result(value: int) -> Instruction:
+    """r0 = value"""
+    return Instruction(0xB7, immediate=value)
+
+
+def call_helper(number: int) -> Instruction:
+    return Instruction(0x85, immediate=number)
+
+
+def program_load(kind: ProgramType, instructions: Sequence[Instruction], attach_type: int = 0) -> int:
+    """Load a program that asks for no GPL helper. The OSError's text ends with the verifier's log."""
+    code = buffer_of(b"".join(_INSTRUCTION.pack(*each) for each in instructions))
+    license_name, log = buffer_of(b"Apache-2.0\0"), ctypes.create_string_buffer(_LOG_SIZE)
+    attr = struct.pack(
+        "=IIQQIIQ4x4x16s4xI",
+        kind,
+        len(instructions),
+        ctypes.addressof(code),
+        ctypes.addressof(license_name),
+        1,
+        _LOG_SIZE,
+        ctypes.addressof(log),
+        b"probe",
+        attach_type,
+    )
+    try:
+        return call(Command.PROG_LOAD, attr)
+    except OSError as e:
+        raise OSError(e.errno, f"{e.strerror}: {log.value.decode(errors='replace')[-1000:].strip()}") from e
+
+
+class RunResult(NamedTuple):
+    """`verdict` is what the program returned (as a signed int), `data` the packet after it, `nanoseconds` the mean."""
+
+    verdict: int
+    data: bytes
+    nanoseconds: int
+
+
+def program_test_run(program: int, packet: bytes, repeat: int = 1) -> RunResult:
+    """Run a tc program over `packet`, an Ethernet frame. Programs of sockets cannot be run like this."""
+    given, result = buffer_of(packet), ctypes.create_string_buffer(len(packet) + 256)
+    addresses = (ctypes.addressof(given), ctypes.addressof(result))
+    attr = attr_of(struct.pack("=IIIIQQII", program, 0, len(packet), len(result), *addresses, repeat, 0))
+    call_attr(Command.PROG_TEST_RUN, attr)
+    verdict, _, size, _, _, _, duration = struct.unpack_from("=iIIQQII", attr.raw, 4)
+    return RunResult(verdict, result.raw[:size], duration)
+
+
+class MapInfo(NamedTuple):
+    type: int
+    id: int
+    key_size: int
+    value_size: int
+    max_entries: int
+    flags: int
+    name: str
+
+
+class ProgramInfo(NamedTuple):
+    """`tag` is a digest of the instructions, `map_ids` the maps they use."""
+
+    type: int
+    id: int
+    tag: str
+    name: str
+    map_ids: frozenset[int]
+
+
+class LinkInfo(NamedTuple):
+    """`target` is a cgroup id or a device index: 0 when what the link was attached to is gone, or of another kind."""
+
+    type: int
+    id: int
+    program_id: int
+    target: int
+    attach_type: int
+
+
+def map_info(fd: int) -> MapInfo:
+    kind, number, key_size, value_size, max_entries, flags, name = struct.unpack_from("=6I16s", _info(fd))
+    return MapInfo(kind, number, key_size, value_size, max_entries, flags, _text(name))
+
+
+def program_info(fd: int) -> ProgramInfo:
+    ids = (ctypes.c_uint32 * _MOST_MAPS)()
+    given = struct.pack("=52xIQ", _MOST_MAPS, ctypes.addressof(ids))
+    info = _info(fd, given)
+    kind, number, tag = struct.unpack_from("=II8s", info)
+    count, _, name = struct.unpack_from("=IQ16s", info, _PROGRAM_MAPS_AT)
+    return ProgramInfo(kind, number, tag.hex(), _text(name), frozenset(ids[: min(count, _MOST_MAPS)]))
+
+
+def link_info(fd: int) -> LinkInfo:
+    info = _info(fd)
+    kind, number, program = struct.unpack_from("=III", info)
+    target = attach_type = 0
+    if kind == _LINK_CGROUP:
+        target, attach_type = struct.unpack_from("=QI", info, 16)
+    elif kind == _LINK_TCX:
+        target, attach_type = struct.unpack_from("=II", info, 16)
+    return LinkInfo(kind, number, program, target, attach_type)
+
+
+def _info(fd: int, given: bytes = b"") -> bytes:
+    info = ctypes.create_string_buffer(given, _INFO_SIZE)
+    call(Command.OBJ_GET_INFO_BY_FD, struct.pack("=IIQ", fd, _INFO_SIZE, ctypes.addressof(info)))
+    return info.raw
+
+
+def _text(name: bytes) -> str:
+    return name.partition(b"\0")[0].decode(errors="replace")
+
+
+def program_of_id(number: int) -> int:
+    """A new descriptor of the program with this id; FileNotFoundError where there is none."""
+    return call(Command.PROG_GET_FD_BY_ID, struct.pack("=I", number))

@@ -1,0 +1,257 @@
+"""bpf(2) by ctypes: maps, batches, pins, links, programs. Errors are OSError, as the kernel gives them.
+
+Layouts of `union bpf_attr` are those of linux/bpf.h. File descriptors are plain ints, close-on-exec, and belong to the
+caller.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import sys
+from enum import IntEnum
+from pathlib import Path
+from struct import Struct
+from typing import Final, NamedTuple
+
+_NUMBERS: Final = {
+    "x86_64": 321,
+    "i686": 357,
+    "aarch64": 280,
+    "armv7l": 386,
+    "riscv64": 280,
+    "loongarch64": 280,
+    "ppc64le": 361,
+    "s390x": 351,
+}
+ENOTSUPP: Final = 524  # the kernel's own, absent from errno.h: "this kind of map does not do that"
+
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
+_ATTR_SIZE: Final = 144
+_ELEMENT: Final = Struct("=I4xQQQ")
+_BATCH: Final = Struct("=QQQQIIQQ")
+_BATCH_COUNT_AT: Final = 32
+
+
+class Command(IntEnum):
+    """enum bpf_cmd, as far as it is used."""
+
+    MAP_CREATE = 0
+    MAP_LOOKUP = 1
+    MAP_UPDATE = 2
+    MAP_DELETE = 3
+    PROG_LOAD = 5
+    OBJ_PIN = 6
+    OBJ_GET = 7
+    PROG_TEST_RUN = 10
+    PROG_GET_FD_BY_ID = 13
+    OBJ_GET_INFO_BY_FD = 15
+    MAP_LOOKUP_BATCH = 24
+    MAP_UPDATE_BATCH = 26
+    MAP_DELETE_BATCH = 27
+    LINK_CREATE = 28
+    LINK_UPDATE = 29
+    LINK_DETACH = 34
+
+
+class MapType(IntEnum):
+    """enum bpf_map_type, as far as it is used."""
+
+    HASH = 1
+    ARRAY = 2
+    PERCPU_ARRAY = 6
+    LRU_HASH = 9
+    LPM_TRIE = 11
+
+
+class ProgramType(IntEnum):
+    """enum bpf_prog_type, as far as it is used."""
+
+    SCHED_CLS = 3
+    CGROUP_SOCK_ADDR = 18
+
+
+class AttachType(IntEnum):
+    """enum bpf_attach_type, as far as it is used."""
+
+    CGROUP_INET4_CONNECT = 10
+    CGROUP_INET6_CONNECT = 11
+    CGROUP_UDP4_SENDMSG = 14
+    CGROUP_UDP4_RECVMSG = 19
+    CGROUP_UDP6_RECVMSG = 20
+    CGROUP_INET4_GETPEERNAME = 29
+    CGROUP_INET6_GETPEERNAME = 30
+    TCX_INGRESS = 46
+    TCX_EGRESS = 47
+
+
+NO_PREALLOC: Final = 1  # BPF_F_NO_PREALLOC, a map flag
+ANY: Final = 0  # BPF_ANY, an update flag
+NO_EXIST: Final = 1  # BPF_NOEXIST, an update flag
+BEFORE: Final = 1 << 3  # BPF_F_BEFORE, a link flag: first in its chain
+
+
+Buffer = ctypes.Array[ctypes.c_char]
+
+
+def call(command: Command, content: bytes) -> int:
+    """One bpf(2) call whose attr is not read back."""
+    return call_attr(command, attr_of(content))
+
+
+def attr_of(content: bytes) -> Buffer:
+    """A `union bpf_attr` that begins with `content`; what the kernel writes into it can be read from it."""
+    return ctypes.create_string_buffer(content, _ATTR_SIZE)
+
+
+def call_attr(command: Command, attr: Buffer) -> int:
+    """One bpf(2) call; returns a descriptor or 0."""
+    number = _NUMBERS.get(platform.machine())
+    if number is None:
+        raise OSError(errno.ENOSYS, f"the number of bpf(2) on {platform.machine()} is not known")
+    result: int = _LIBC.syscall(number, int(command), ctypes.byref(attr), len(attr))
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, "not supported by this kind of map" if code == ENOTSUPP else os.strerror(code))
+    return result
+
+
+def buffer_of(data: bytes) -> Buffer:
+    """`data` at an address the kernel can be given; keep a reference while it is used."""
+    return ctypes.create_string_buffer(data, len(data))
+
+
+def map_create(kind: MapType, key_size: int, value_size: int, max_entries: int, flags: int = 0) -> int:
+    return call(Command.MAP_CREATE, Struct("=5I").pack(kind, key_size, value_size, max_entries, flags))
+
+
+def map_lookup(fd: int, key: bytes, value_size: int) -> bytes | None:
+    """The value at `key`, None where there is none. Per-CPU maps: `value_size` is 8 x possible CPUs."""
+    key_buffer, value = buffer_of(key), ctypes.create_string_buffer(value_size)
+    try:
+        call(Command.MAP_LOOKUP, _ELEMENT.pack(fd, ctypes.addressof(key_buffer), ctypes.addressof(value), 0))
+    except OSError as e:
+        if e.errno == errno.ENOENT:
+            return None
+        raise
+    return value.raw
+
+
+def map_update(fd: int, key: bytes, value: bytes, flags: int = ANY) -> None:
+    key_buffer, value_buffer = buffer_of(key), buffer_of(value)
+    attr = _ELEMENT.pack(fd, ctypes.addressof(key_buffer), ctypes.addressof(value_buffer), flags)
+    call(Command.MAP_UPDATE, attr)
+
+
+def map_delete(fd: int, key: bytes) -> bool:
+    """True where there was an entry."""
+    key_buffer = buffer_of(key)
+    try:
+        call(Command.MAP_DELETE, _ELEMENT.pack(fd, ctypes.addressof(key_buffer), 0, 0))
+    except OSError as e:
+        if e.errno == errno.ENOENT:
+            return False
+        raise
+    return True
+
+
+class Batch(NamedTuple):
+    """`done` entries were applied, in order; `error` is the errno that stopped at the next one, 0 for none."""
+
+    done: int
+    error: int
+
+
+class Page(NamedTuple):
+    """A part of a map: `size` keys and values, each packed side by side. `error` is ENOENT after the last page, ENOSPC
+    where not even one bucket fits, 0 while there is more to come from `cursor`."""
+
+    keys: bytes
+    values: bytes
+    size: int
+    cursor: bytes
+    error: int
+
+
+def map_update_batch(fd: int, keys: bytes, values: bytes, count: int, flags: int = ANY) -> Batch:
+    return _batch(Command.MAP_UPDATE_BATCH, fd, (keys, values), count, flags)
+
+
+def map_delete_batch(fd: int, keys: bytes, count: int) -> Batch:
+    """Stops at the first absent key, with ENOENT."""
+    return _batch(Command.MAP_DELETE_BATCH, fd, (keys, b""), count, 0)
+
+
+def _batch(command: Command, fd: int, data: tuple[bytes, bytes], count: int, flags: int) -> Batch:
+    keys, values = (
+        ctypes.cast(ctypes.c_char_p(each), ctypes.c_void_p).value for each in data
+    )  # the kernel only reads them
+    attr = attr_of(_BATCH.pack(0, 0, keys, values, count, fd, flags, 0))
+    try:
+        call_attr(command, attr)
+    except OSError as e:
+        done = _count_in(attr)
+        # An error met before the first entry leaves the count as it was given.
+        return Batch(0 if done >= count else done, e.errno or errno.EIO)
+    return Batch(count, 0)
+
+
+def _count_in(attr: Buffer) -> int:
+    return int.from_bytes(attr.raw[_BATCH_COUNT_AT : _BATCH_COUNT_AT + 4], sys.byteorder)
+
+
+def map_lookup_batch(fd: int, cursor: bytes, sizes: tuple[int, int], count: int) -> Page:
+    """Up to `count` entries after `cursor` (b"" at first); `sizes` are those of a key and a value."""
+    key_size, value_size = sizes
+    keys, values = ctypes.create_string_buffer(key_size * count), ctypes.create_string_buffer(value_size * count)
+    # A cursor is a bucket number or a key, whatever kind of map it is.
+    start, end = buffer_of(cursor), ctypes.create_string_buffer(max(key_size, 4))
+    attr = attr_of(
+        _BATCH.pack(
+            ctypes.addressof(start) if cursor else 0,
+            ctypes.addressof(end),
+            ctypes.addressof(keys),
+            ctypes.addressof(values),
+            count,
+            fd,
+            0,
+            0,
+        )
+    )
+    code = 0
+    try:
+        call_attr(Command.MAP_LOOKUP_BATCH, attr)
+    except OSError as e:
+        if e.errno not in (errno.ENOENT, errno.ENOSPC):
+            raise
+        code = e.errno
+    got = 0 if code == errno.ENOSPC else _count_in(attr)
+    return Page(keys.raw[: got * key_size], values.raw[: got * value_size], got, end.raw, code)
+
+
+def object_pin(fd: int, path: Path) -> None:
+    name = buffer_of(os.fsencode(path) + b"\0")
+    call(Command.OBJ_PIN, Struct("=QII").pack(ctypes.addressof(name), fd, 0))
+
+
+def object_get(path: Path) -> int:
+    """A new descriptor of what is pinned at `path`; FileNotFoundError where nothing is."""
+    name = buffer_of(os.fsencode(path) + b"\0")
+    return call(Command.OBJ_GET, Struct("=QII").pack(ctypes.addressof(name), 0, 0))
+
+
+def link_create(program: int, target: int, attach_type: AttachType, flags: int = 0) -> int:
+    """Attach to a cgroup (`target` is its descriptor) or a device (`target` is its index)."""
+    return call(Command.LINK_CREATE, Struct("=4I").pack(program, target, attach_type, flags))
+
+
+def link_update(link: int, program: int) -> None:
+    """Put `program` in the place of the link's program: no packet or socket meets neither."""
+    call(Command.LINK_UPDATE, Struct("=4I").pack(link, program, 0, 0))
+
+
+def link_detach(link: int) -> None:
+    """Detach for good, whoever else still holds the link."""
+    call(Command.LINK_DETACH, Struct("=I").pack(link))

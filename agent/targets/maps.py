@@ -1,0 +1,171 @@
+"""eBPF maps as targets of the reconciler, written and read in batches.
+
+The verbs are `async` as the port wants them, but run in place: a batch takes milliseconds, and between two batches the
+event loop gets its turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import struct
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Final, Generic, Protocol, Self, TypeVar
+
+from agent.bpf.layouts import (
+    AddressKey,
+    Backend,
+    BackendKey,
+    CidrKey,
+    IpcacheValue,
+    ReverseKey,
+    ReverseValue,
+    ServiceKey,
+    ServiceValue,
+)
+from agent.bpf.loader import Datapath
+from agent.bpf.programs import map_info
+from agent.bpf.syscalls import Batch, Page, map_delete_batch, map_lookup_batch, map_update_batch
+from clustermesh.errors import ApplyError, Unavailable
+
+CHUNK: Final = 1024
+"""Entries per turn of the event loop: 2 ms when all is well, 10 ms when the kernel refuses each of them."""
+
+
+class Packed(Hashable, Protocol):
+    """A key or value of a map: see agent.bpf.layouts."""
+
+    def pack(self) -> bytes: ...
+    @classmethod
+    def unpack(cls, data: bytes) -> Self: ...
+
+
+K = TypeVar("K", bound=Packed)
+V = TypeVar("V", bound=Packed)
+T = TypeVar("T")
+
+
+class MapTarget(Generic[K, V]):
+    """The hash, LRU or LPM map behind `fd`, which stays its owner's, with keys and values of these types."""
+
+    def __init__(self, name: str, fd: int, key: type[K], value: type[V]) -> None:
+        self.name = name
+        self._fd = fd
+        self._key, self._value = key, value
+        info = map_info(fd)
+        self.max_entries = info.max_entries
+        self._sizes = (info.key_size, info.value_size)
+
+    async def dump(self) -> dict[K, V]:
+        """Every entry. One written or deleted meanwhile may or may not be seen; every other is. Unavailable."""
+        found: dict[K, V] = {}
+        cursor, chunk, seen = b"", min(CHUNK, self.max_entries), 0
+        while True:
+            page = self._page(cursor, chunk)
+            if page.error == errno.ENOSPC:
+                chunk *= 2  # a bucket with more entries than asked for
+                continue
+            found.update(self._entries(page))
+            seen += page.size
+            if page.error == errno.ENOENT:
+                return found
+            if seen > 4 * self.max_entries:
+                # An LPM walk starts over when the key it stands on is deleted by somebody else.
+                raise Unavailable(f"the map {self.name} changes faster than it can be read")
+            cursor = page.cursor
+            await asyncio.sleep(0)
+
+    def _page(self, cursor: bytes, chunk: int) -> Page:
+        try:
+            return map_lookup_batch(self._fd, cursor, self._sizes, chunk)
+        except OSError as e:
+            raise Unavailable(f"cannot read the map {self.name}: {e}") from e
+
+    def _entries(self, page: Page) -> Iterator[tuple[K, V]]:
+        keys, values = self._sizes
+        for index in range(page.size):
+            key = self._key.unpack(page.keys[index * keys : (index + 1) * keys])
+            yield key, self._value.unpack(page.values[index * values : (index + 1) * values])
+
+    async def upsert(self, entries: Mapping[K, V]) -> None:
+        """Write `entries`; ApplyError says which were not written and why, all others are."""
+        failed: dict[Hashable, str] = {}
+        for chunk in _chunks(entries.items()):
+            self._update(list(self._packed(chunk, failed)), failed)
+            await asyncio.sleep(0)
+        _raise_failed(failed)
+
+    def _packed(self, entries: Sequence[tuple[K, V]], failed: dict[Hashable, str]) -> Iterator[tuple[K, bytes, bytes]]:
+        for key, value in entries:
+            try:
+                yield key, key.pack(), value.pack()
+            except (struct.error, OverflowError) as e:
+                failed[key] = f"does not fit the map {self.name}: {e}"
+
+    def _update(self, entries: Sequence[tuple[K, bytes, bytes]], failed: dict[Hashable, str]) -> None:
+        key_size, value_size = self._sizes
+        keys, values = b"".join(key for _, key, _ in entries), b"".join(value for _, _, value in entries)
+        done = 0
+        while done < len(entries):
+            rest = keys[done * key_size :], values[done * value_size :]
+            batch = map_update_batch(self._fd, *rest, len(entries) - done)
+            done += batch.done
+            if batch.error:
+                failed[entries[done][0]] = self._sentence(batch)
+                done += 1
+
+    async def delete(self, keys: Collection[K]) -> None:
+        """Remove `keys`; absent is success. ApplyError says which are still there and why."""
+        failed: dict[Hashable, str] = {}
+        for chunk in _chunks(keys):
+            self._delete(chunk, failed)
+            await asyncio.sleep(0)
+        _raise_failed(failed)
+
+    def _delete(self, keys: Sequence[K], failed: dict[Hashable, str]) -> None:
+        packed, done = b"".join(key.pack() for key in keys), 0
+        while done < len(keys):
+            batch = map_delete_batch(self._fd, packed[done * self._sizes[0] :], len(keys) - done)
+            done += batch.done
+            if batch.error:
+                if batch.error != errno.ENOENT:
+                    failed[keys[done]] = self._sentence(batch)
+                done += 1
+
+    def _sentence(self, batch: Batch) -> str:
+        if batch.error == errno.E2BIG:
+            return f"the map {self.name} is full: all of its {self.max_entries} entries are taken"
+        return f"the map {self.name} does not take it: {os.strerror(batch.error)}"
+
+
+def _chunks(items: Collection[T]) -> Iterator[list[T]]:
+    each = iter(items)
+    while chunk := list(islice(each, CHUNK)):
+        yield chunk
+
+
+def _raise_failed(failed: Mapping[Hashable, str]) -> None:
+    if failed:
+        raise ApplyError(failed)
+
+
+def services(datapath: Datapath) -> MapTarget[ServiceKey, ServiceValue]:
+    return MapTarget("lb4_services", datapath.maps["lb4_services"], ServiceKey, ServiceValue)
+
+
+def backends(datapath: Datapath) -> MapTarget[BackendKey, Backend]:
+    return MapTarget("lb4_backends", datapath.maps["lb4_backends"], BackendKey, Backend)
+
+
+def reverse_sockets(datapath: Datapath) -> MapTarget[ReverseKey, ReverseValue]:
+    return MapTarget("lb4_reverse_sk", datapath.maps["lb4_reverse_sk"], ReverseKey, ReverseValue)
+
+
+def addresses(datapath: Datapath) -> MapTarget[AddressKey, IpcacheValue]:
+    return MapTarget("ipcache4", datapath.maps["ipcache4"], AddressKey, IpcacheValue)
+
+
+def cidrs(datapath: Datapath) -> MapTarget[CidrKey, IpcacheValue]:
+    return MapTarget("ipcache4_cidr", datapath.maps["ipcache4_cidr"], CidrKey, IpcacheValue)

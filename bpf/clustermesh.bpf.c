@@ -1,0 +1,112 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The entry points. Services are translated at the socket (sock.h), encryption is enforced at the device (strict.h). */
+#include "sock_addr.h"
+#include "strict.h"
+
+/* No helper used here is reserved for GPL programs. */
+char _license[] SEC("license") = "Apache-2.0";
+
+SEC("cgroup/connect4")
+int connect4(struct bpf_sock_addr *ctx)
+{
+	struct peer to = read4(ctx);
+	enum verdict verdict = forward(ctx, &to, bpf_get_prandom_u32());
+
+	if (verdict == REJECT)
+		return SOCK_REJECT;
+	if (verdict == TRANSLATED) {
+		count(REASON_CONNECT);
+		write4(ctx, &to);
+	}
+	return SOCK_ALLOW;
+}
+
+SEC("cgroup/connect6")
+int connect6(struct bpf_sock_addr *ctx)
+{
+	struct peer to = read_mapped(ctx);
+	enum verdict verdict;
+
+	if (!is_v4_mapped(ctx))
+		return SOCK_ALLOW;
+	verdict = forward(ctx, &to, bpf_get_prandom_u32());
+	if (verdict == REJECT)
+		return SOCK_REJECT;
+	if (verdict == TRANSLATED) {
+		count(REASON_CONNECT);
+		write_mapped(ctx, &to);
+	}
+	return SOCK_ALLOW;
+}
+
+/* Mapped addresses come here too: the kernel sends such a datagram as IPv4. */
+SEC("cgroup/sendmsg4")
+int sendmsg4(struct bpf_sock_addr *ctx)
+{
+	struct peer to = read4(ctx);
+	enum verdict verdict = forward(ctx, &to, datagram_seed(ctx));
+
+	if (verdict == REJECT)
+		return SOCK_REJECT;
+	if (verdict == TRANSLATED) {
+		count(REASON_DATAGRAM);
+		write4(ctx, &to);
+	}
+	return SOCK_ALLOW;
+}
+
+SEC("cgroup/recvmsg4")
+int recvmsg4(struct bpf_sock_addr *ctx)
+{
+	struct peer from = read4(ctx);
+
+	if (reverse(ctx, &from) == TRANSLATED) {
+		count(REASON_REPLY);
+		write4(ctx, &from);
+	}
+	return SOCK_ALLOW;
+}
+
+SEC("cgroup/recvmsg6")
+int recvmsg6(struct bpf_sock_addr *ctx)
+{
+	struct peer from = read_mapped(ctx);
+
+	if (is_v4_mapped(ctx) && reverse(ctx, &from) == TRANSLATED) {
+		count(REASON_REPLY);
+		write_mapped(ctx, &from);
+	}
+	return SOCK_ALLOW;
+}
+
+SEC("cgroup/getpeername4")
+int getpeername4(struct bpf_sock_addr *ctx)
+{
+	struct peer from = read4(ctx);
+
+	if (reverse(ctx, &from) == TRANSLATED)
+		write4(ctx, &from);
+	return SOCK_ALLOW;
+}
+
+SEC("cgroup/getpeername6")
+int getpeername6(struct bpf_sock_addr *ctx)
+{
+	struct peer from = read_mapped(ctx);
+
+	if (is_v4_mapped(ctx) && reverse(ctx, &from) == TRANSLATED)
+		write_mapped(ctx, &from);
+	return SOCK_ALLOW;
+}
+
+SEC("tc")
+int strict_ingress(struct __sk_buff *skb)
+{
+	return require_encryption(skb, REASON_DROP_CLEAR_INGRESS);
+}
+
+SEC("tc")
+int strict_egress(struct __sk_buff *skb)
+{
+	return require_encryption(skb, REASON_DROP_CLEAR_EGRESS);
+}
