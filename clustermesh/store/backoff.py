@@ -1,0 +1,28 @@
+"""How long to wait before the next attempt: doubling, with jitter, anew after a success that lasted. Pure."""
+
+from __future__ import annotations
+
+import random
+from typing import Final
+
+FIRST: Final = 0.05
+LAST: Final = 30.0
+
+
+class Backoff:
+    """Waits of `first` seconds doubling up to `last`, each shortened at random by up to half."""
+
+    def __init__(self, first: float = FIRST, last: float = LAST, rng: random.Random | None = None) -> None:
+        self._first, self._last = first, last
+        self._rng = rng or random.Random()
+        self._delay = 0.0
+
+    def next(self, lasted: float = 0.0, at_least: float = 0.0) -> float:
+        """Seconds to wait now.
+
+        `lasted` is for how many seconds the last attempt went well: where that was longer than the wait before it,
+        waiting begins anew. The wait before jitter is never under `at_least`.
+        """
+        doubled = self._first if lasted > self._delay else max(self._first, self._delay * 2)
+        self._delay = min(self._last, max(doubled, at_least))
+        return self._delay * self._rng.uniform(0.5, 1.0)

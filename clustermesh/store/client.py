@@ -1,0 +1,198 @@
+"""An etcd v3 client for one cluster: read, write, compare-and-swap, leases. Watching is in `follow`.
+
+Every call makes one attempt, bounded by `timeout`, and raises a ClusterMeshError: Unavailable (also when the outcome of
+a write is unknown), Refused, or one of `faults`. The next call uses a new connection where the last one was at fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Final, Self
+
+from msgspec import Struct
+
+from clustermesh.errors import Unavailable
+from clustermesh.store import methods
+from clustermesh.store import rpc_pb2 as pb
+from clustermesh.store.connection import Dialer, Stream
+from clustermesh.store.faults import ClusterIdChanged, Compacted, LeaseLost, Replaced, TooLarge
+from clustermesh.store.methods import Method
+from clustermesh.store.operations import Delete, KeyValue, Listing, Op, Put, batches, prefix_end
+from clustermesh.store.tls import Tls
+
+__all__ = [
+    "ClusterIdChanged",
+    "Compacted",
+    "Delete",
+    "EtcdClient",
+    "KeyValue",
+    "LeaseLost",
+    "Listing",
+    "Op",
+    "Put",
+    "Replaced",
+    "Status",
+    "Tls",
+]
+
+_PAGE_PATIENCE: Final = 4  # a page is much more to send than a key: so many times the timeout
+
+
+class Status(Struct, frozen=True):
+    """What an etcd member says of itself. `leader` is False where its cluster has none; sizes in bytes."""
+
+    version: str
+    member_id: int
+    revision: int
+    leader: bool
+    db_size: int
+    errors: tuple[str, ...]
+
+
+class EtcdClient:
+    """Connects at the first call. `timeout` in seconds bounds each; `aliases` maps a host to the address to dial."""
+
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        tls: Tls | None = None,
+        *,
+        timeout: float = 5.0,
+        aliases: Mapping[str, str] | None = None,
+    ) -> None:
+        self.timeout = timeout
+        self._dialer = Dialer(endpoints, tls, aliases or {}, timeout)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._dialer.close()
+
+    async def call(self, method: Method, request: Any, *, patience: float = 1) -> Any:
+        """One call of etcd's API; `patience` times the timeout bounds it."""
+        return await self._dialer.unary(method, request, self.timeout * patience)
+
+    def stream(self, method: Method) -> AbstractAsyncContextManager[Stream]:
+        """One streaming call of etcd's API, ended when the block is left."""
+        return self._dialer.stream(method)
+
+    async def get(self, key: bytes, *, revision: int = 0) -> KeyValue | None:
+        """The value of `key` now, or as of `revision` (Compacted, or Replaced where that revision is yet to come)."""
+        response = await self.call(methods.RANGE, pb.RangeRequest(key=key, revision=revision))
+        return next(_key_values(response.kvs), None)
+
+    async def range(self, prefix: bytes, *, page: int = 1000) -> Listing:
+        """Every key under `prefix` (b"": all) at one revision, `page` keys at a time, fewer where they are large."""
+        key, end = prefix or b"\0", prefix_end(prefix)
+        revision = cluster_id = 0
+        kvs: list[KeyValue] = []
+        more = True
+        while more:
+            request = pb.RangeRequest(key=key, range_end=end, limit=page, revision=revision)
+            try:
+                response = await self.call(methods.RANGE, request, patience=_PAGE_PATIENCE)
+            except TooLarge:
+                if page == 1:
+                    raise
+                page = max(1, page // 4)
+                continue
+            revision, cluster_id = revision or response.header.revision, response.header.cluster_id
+            kvs.extend(_key_values(response.kvs))
+            more = response.more
+            if more:
+                key = _next_key(key, response.kvs)
+        return Listing(revision, kvs, cluster_id)
+
+    async def put(self, key: bytes, value: bytes, lease: int = 0) -> int:
+        """Write one key; returns the revision it was written at."""
+        response = await self.call(methods.PUT, pb.PutRequest(key=key, value=value, lease=lease))
+        return int(response.header.revision)
+
+    async def delete(self, key: bytes) -> int:
+        """Delete one key, absent or not; returns the store's revision."""
+        response = await self.call(methods.DELETE_RANGE, pb.DeleteRangeRequest(key=key))
+        return int(response.header.revision)
+
+    async def delete_prefix(self, prefix: bytes) -> int:
+        """Delete every key under `prefix` at once; returns how many there were."""
+        request = pb.DeleteRangeRequest(key=prefix or b"\0", range_end=prefix_end(prefix))
+        return int((await self.call(methods.DELETE_RANGE, request)).deleted)
+
+    async def transact(self, ops: Iterable[Op | Sequence[Op]]) -> int:
+        """Write `ops` in order; returns the revision of the last transaction, 0 for no ops.
+
+        Up to 100 ops go into one transaction; what is given as one sequence always does. After an error the
+        transactions before the failed one hold: writing all of it again is right.
+        """
+        revision = 0
+        for batch in batches(ops):
+            response = await self.call(methods.TXN, pb.TxnRequest(success=map(_request_op, batch)))
+            revision = response.header.revision
+        return revision
+
+    async def swap(self, key: bytes, expected_mod_revision: int, value: bytes, lease: int = 0) -> bool:
+        """Write `key` if it was last written at `expected_mod_revision` (0: if it is absent); True where that was done.
+
+        After Unavailable it may or may not have been done: read before trying again.
+        """
+        unchanged = pb.Compare(
+            target=pb.Compare.MOD, result=pb.Compare.EQUAL, key=key, mod_revision=expected_mod_revision
+        )
+        write = _request_op(Put(key, value, lease))
+        response = await self.call(methods.TXN, pb.TxnRequest(compare=[unchanged], success=[write]))
+        return bool(response.succeeded)
+
+    async def grant(self, ttl: int) -> int:
+        """A new lease of `ttl` seconds (etcd lengthens very short ones)."""
+        return int((await self.call(methods.LEASE_GRANT, pb.LeaseGrantRequest(TTL=ttl))).ID)
+
+    async def revoke(self, lease: int) -> None:
+        """End a lease and delete its keys; LeaseLost where there is none."""
+        await self.call(methods.LEASE_REVOKE, pb.LeaseRevokeRequest(ID=lease))
+
+    async def keep_alive(self, leases: Sequence[int]) -> dict[int, int]:
+        """Renew each lease; the seconds each has left, 0 for a lease that is gone."""
+        left: dict[int, int] = {}
+        async with self.stream(methods.LEASE_KEEP_ALIVE) as stream:
+            for lease in leases:
+                await stream.write(pb.LeaseKeepAliveRequest(ID=lease), self.timeout)
+                response = await stream.read(self.timeout)
+                left[response.ID] = max(0, response.TTL)
+        return left
+
+    async def compact(self, revision: int) -> None:
+        """Forget the history before `revision`."""
+        await self.call(methods.COMPACT, pb.CompactionRequest(revision=revision, physical=True))
+
+    async def status(self) -> Status:
+        """How the member at the other end is; needs no permission."""
+        response = await self.call(methods.STATUS, pb.StatusRequest())
+        header, errors = response.header, tuple(response.errors)
+        return Status(
+            response.version, header.member_id, header.revision, bool(response.leader), response.dbSize, errors
+        )
+
+
+def key_value(kv: Any) -> KeyValue:
+    """etcd's message as ours."""
+    return KeyValue(kv.key, kv.value, kv.mod_revision, kv.lease)
+
+
+def _key_values(kvs: Any) -> Iterator[KeyValue]:
+    return map(key_value, kvs)
+
+
+def _next_key(key: bytes, kvs: Any) -> bytes:
+    """Where the page after `kvs` begins; a server that promises more without going on would never let us end."""
+    following = kvs[-1].key + b"\0" if kvs else b""
+    if following <= key:
+        raise Unavailable("etcd promised more keys and sent none")
+    return following
+
+
+def _request_op(op: Op) -> Any:
+    if isinstance(op, Put):
+        return pb.RequestOp(request_put=pb.PutRequest(key=op.key, value=op.value, lease=op.lease))
+    return pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=op.key))

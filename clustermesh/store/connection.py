@@ -1,0 +1,257 @@
+"""gRPC connections to etcd: one at a time, replaced when it fails, always to the same etcd cluster.
+
+A connection that failed is retired: no new call uses it, those under way end by themselves, the last one closes it. The
+next call dials the next endpoint, with the certificate files as they are then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+
+from clustermesh.errors import ClusterMeshError, Invalid, Unavailable
+from clustermesh.store import tls as tls_files
+from clustermesh.store.endpoint import Endpoint, parse
+from clustermesh.store.faults import ClusterIdChanged, fault, is_severing
+from clustermesh.store.methods import Method
+from clustermesh.store.tls import Tls
+
+MAX_MESSAGE: Final = 16 << 20
+
+# A member cut off from its majority answers with an error instead of stale data and silence.
+_REQUIRE_LEADER: Final = (("hasleader", "true"),)
+_OPTIONS: Final = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
+    ("grpc.max_send_message_length", MAX_MESSAGE),
+    ("grpc.keepalive_time_ms", 10_000),  # etcd ends connections that ping more often than every 5 s
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),  # by default two pings, then none: an idle watch would die unnoticed
+    ("grpc.use_local_subchannel_pool", 1),  # else a new channel shares the broken connection of the old one
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.service_config_disable_resolution", 1),
+)
+
+
+class Connection:
+    """One gRPC channel. `proven` once etcd has answered on it."""
+
+    def __init__(self, endpoint: Endpoint, address: str, tls: Tls | None) -> None:
+        self.endpoint, self.address, self.tls = endpoint, address, tls
+        self.proven = False
+        self.retired = False
+        self.users = 0
+        self._calls: dict[str, Any] = {}
+        self._channel = _open_channel(endpoint, address, tls)
+
+    def unary(self, method: Method) -> Any:
+        if method.path not in self._calls:
+            self._calls[method.path] = self._channel.unary_unary(
+                method.path,
+                request_serializer=method.request.SerializeToString,
+                response_deserializer=method.response.FromString,
+            )
+        return self._calls[method.path]
+
+    def stream(self, method: Method) -> Any:
+        return self._channel.stream_stream(
+            method.path,
+            request_serializer=method.request.SerializeToString,
+            response_deserializer=method.response.FromString,
+        )
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+
+def _open_channel(endpoint: Endpoint, address: str, tls: Tls | None) -> Any:
+    options: tuple[tuple[str, int | str], ...] = _OPTIONS
+    target = Endpoint(address, endpoint.port, endpoint.secure).target
+    if address != endpoint.host:
+        options += (("grpc.ssl_target_name_override", endpoint.host), ("grpc.default_authority", endpoint.target))
+    if tls is None:
+        return grpc.aio.insecure_channel(target, options=options)
+    return grpc.aio.secure_channel(target, tls_files.credentials(tls), options=options)
+
+
+class Dialer:
+    """Makes and replaces connections to one etcd cluster, and watches that it stays that one.
+
+    `aliases` maps a host to the address to dial for it; its certificate must still be the host's.
+    """
+
+    def __init__(self, urls: Sequence[str], tls: Tls | None, aliases: Mapping[str, str], timeout: float) -> None:
+        self._endpoints = [_checked(parse(url), tls) for url in urls]
+        if not self._endpoints:
+            raise Invalid("endpoints", list(urls), "must name at least one")
+        self._tls, self._aliases, self._timeout = tls, aliases, timeout
+        self._turn = random.randrange(len(self._endpoints))
+        self._current: Connection | None = None
+        self._open: set[Connection] = set()
+        self._cluster_id = 0
+        self._closed = False
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Connection]:
+        if self._closed:
+            raise Unavailable("this etcd client is closed")
+        if self._current is None:
+            self._current = self._dial()
+        connection = self._current
+        connection.users += 1
+        try:
+            yield connection
+        finally:
+            connection.users -= 1
+            if connection.retired and not connection.users:
+                self._open.discard(connection)
+                await connection.close()
+
+    def _dial(self) -> Connection:
+        endpoint = self._endpoints[self._turn % len(self._endpoints)]
+        tls = self._tls if endpoint.secure else None
+        connection = Connection(endpoint, self._aliases.get(endpoint.host, endpoint.host), tls)
+        self._open.add(connection)
+        return connection
+
+    def retire(self, connection: Connection) -> None:
+        """Let the next call dial anew, at the next endpoint."""
+        connection.retired = True
+        if self._current is connection:
+            self._current = None
+            self._turn += 1
+
+    async def unary(self, method: Method, request: Any, patience: float) -> Any:
+        """One call, one answer. Raises ClusterMeshError."""
+        async with self._connection() as connection:
+            try:
+                response = await connection.unary(method)(request, timeout=patience, metadata=_REQUIRE_LEADER)
+            except grpc.aio.AioRpcError as e:
+                raise await self.failure(connection, e.code(), e.details()) from e
+            except asyncio.CancelledError as e:
+                if _is_cancelled():
+                    raise
+                raise Unavailable("the connection to etcd was closed") from e
+            self.observe(connection, response.header)
+            return response
+
+    @asynccontextmanager
+    async def stream(self, method: Method) -> AsyncIterator[Stream]:
+        """A call that goes on: write requests, read responses. Ended when the block is left."""
+        async with self._connection() as connection:
+            stream = Stream(self, connection, connection.stream(method)(metadata=_REQUIRE_LEADER))
+            try:
+                yield stream
+            finally:
+                await stream.close()
+
+    def observe(self, connection: Connection, header: Any) -> None:
+        """Check that an answer comes from the cluster all earlier ones came from."""
+        found, known = header.cluster_id, self._cluster_id
+        connection.proven = True
+        if found and found == known:
+            return
+        if not found:
+            self.retire(connection)
+            raise Unavailable(f"etcd at {connection.endpoint} does not say which cluster it belongs to")
+        self._cluster_id = 0 if known else found
+        if known:
+            self.retire(connection)
+            raise ClusterIdChanged(f"etcd at {connection.endpoint} is cluster {found:x}, not {known:x} as before")
+
+    async def failure(self, connection: Connection, code: grpc.StatusCode, details: str | None) -> ClusterMeshError:
+        """The error for a failed call, with the cause looked for where the connection never worked."""
+        reason = None
+        if is_severing(code):
+            self.retire(connection)
+            if not connection.proven:
+                reason = await tls_files.explain(connection.endpoint, connection.address, connection.tls, self._timeout)
+        return reason or fault(code, details, str(connection.endpoint))
+
+    async def close(self) -> None:
+        self._closed = True
+        self._current = None
+        while self._open:
+            await self._open.pop().close()
+
+
+class Stream:
+    """One bidirectional call. Not for several readers at once."""
+
+    def __init__(self, dialer: Dialer, connection: Connection, call: Any) -> None:
+        self.endpoint = connection.endpoint
+        self._dialer, self._connection, self._call = dialer, connection, call
+        self._tasks: set[asyncio.Future[Any]] = set()
+
+    async def write(self, request: Any, patience: float) -> None:
+        """Send `request`. Unavailable where the transport takes it not within `patience` seconds."""
+        await self._finish(self._start(self._call.write(request)), patience)
+
+    async def read(self, patience: float, probe: Any = None, grace: float = 0) -> Any:
+        """The next response.
+
+        After `patience` seconds of silence `probe` is sent, if any; Unavailable after `grace` more.
+        """
+        read = self._start(self._call.read())
+        done, _ = await asyncio.wait({read}, timeout=patience)
+        if not done and probe is not None:
+            self._start(self._call.write(probe))
+            patience = grace
+        response = await self._finish(read, patience if not done and probe is not None else 0)
+        if response is grpc.aio.EOF:
+            raise await self._failure()
+        self._dialer.observe(self._connection, response.header)
+        return response
+
+    def _start(self, operation: Any) -> asyncio.Future[Any]:
+        task: asyncio.Future[Any] = asyncio.ensure_future(operation)
+        self._tasks.add(task)
+        task.add_done_callback(self._settle)
+        return task
+
+    def _settle(self, task: asyncio.Future[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # looked at, so that asyncio does not complain of a failure nobody waits for any more
+
+    async def _finish(self, task: asyncio.Future[Any], patience: float) -> Any:
+        if not task.done():
+            await asyncio.wait({task}, timeout=patience)
+        if not task.done():
+            self._dialer.retire(self._connection)
+            raise Unavailable(f"etcd at {self.endpoint} fell silent")
+        try:
+            return task.result()
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, asyncio.CancelledError) as e:
+            raise await self._failure() from e
+
+    async def _failure(self) -> ClusterMeshError:
+        code, details = await self._call.code(), await self._call.details()
+        return await self._dialer.failure(self._connection, code, details)
+
+    async def close(self) -> None:
+        """End the call, and whatever was still being read or written."""
+        self._call.cancel()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+
+def _checked(endpoint: Endpoint, tls: Tls | None) -> Endpoint:
+    if endpoint.secure and tls is None:
+        raise Invalid("endpoint", str(endpoint), "https needs a CA, a certificate and a key")
+    if not endpoint.secure and tls is not None:
+        raise Invalid("endpoint", str(endpoint), "must be https where certificates are given")
+    return endpoint
+
+
+def _is_cancelled() -> bool:
+    """gRPC reports a channel closed under a call as a cancellation; only the task's own is one."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -1,0 +1,42 @@
+"""Addresses of etcd servers, as Cilium's and etcd's own configuration write them: https://host:2379."""
+
+from __future__ import annotations
+
+from typing import Final
+from urllib.parse import urlsplit
+
+from msgspec import Struct
+
+from clustermesh.errors import Invalid
+
+DEFAULT_PORT: Final = 2379
+_RULE: Final = "must be http://host:port or https://host:port"
+
+
+class Endpoint(Struct, frozen=True):
+    """Where an etcd server listens for clients. `host` is a name or an address, IPv6 without brackets."""
+
+    host: str
+    port: int
+    secure: bool
+
+    @property
+    def target(self) -> str:
+        """host:port, as gRPC and certificates take it."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"{'https' if self.secure else 'http'}://{self.target}"
+
+
+def parse(url: str) -> Endpoint:
+    """The endpoint that `url` names; Invalid otherwise."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as e:
+        raise Invalid("endpoint", url, _RULE) from e
+    beyond = (parts.username, parts.query, parts.fragment, parts.path.rstrip("/"))
+    if parts.scheme not in {"http", "https"} or not parts.hostname or any(beyond) or port == 0:
+        raise Invalid("endpoint", url, _RULE)
+    return Endpoint(parts.hostname, DEFAULT_PORT if port is None else port, parts.scheme == "https")

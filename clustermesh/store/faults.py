@@ -1,0 +1,82 @@
+"""What can go wrong with etcd, and the one seam where gRPC's errors become ours."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import grpc
+
+from clustermesh.errors import ClusterMeshError, Refused, Unavailable
+
+
+class Compacted(Unavailable):
+    """The revision asked for is gone from etcd's history: list again."""
+
+
+class Replaced(Unavailable):
+    """The store at this address is not the one known before (started empty, or restored): nothing known of it holds."""
+
+
+class ClusterIdChanged(Replaced):
+    """An answer came from another etcd cluster than the one this client had been talking to."""
+
+
+class LeaseLost(Unavailable):
+    """The lease named in a write has expired or was revoked: get another one and write again."""
+
+
+class TooLarge(Unavailable):
+    """An answer is larger than one message may be: ask for less at a time."""
+
+
+# etcd puts the kind of an error into its sentence, and uses one code for several kinds; the first match counts.
+_BY_SENTENCE: Final[tuple[tuple[re.Pattern[str], type[ClusterMeshError]], ...]] = tuple(
+    (re.compile(pattern), error)
+    for pattern, error in (
+        (r"has been compacted", Compacted),
+        (r"is a future revision", Replaced),
+        (r"requested lease not found", LeaseLost),
+        (r"Received message larger than max", TooLarge),
+        (r"revision of auth store is old", Unavailable),
+        (r"permission denied|user name is empty|invalid auth token", Refused),
+    )
+)
+_BY_CODE: Final[dict[grpc.StatusCode, type[ClusterMeshError]]] = {
+    grpc.StatusCode.PERMISSION_DENIED: Refused,
+    grpc.StatusCode.UNAUTHENTICATED: Refused,
+    grpc.StatusCode.INVALID_ARGUMENT: Refused,
+    grpc.StatusCode.FAILED_PRECONDITION: Refused,
+    grpc.StatusCode.UNIMPLEMENTED: Refused,
+}
+
+# After these the next call is better made on a new connection: the server is gone, silent, or no longer takes us for
+# whom it took us (a new handshake shows the certificate again, re-read from its file).
+_SEVERING: Final = frozenset(
+    {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAUTHENTICATED}
+)
+
+
+def fault(code: grpc.StatusCode, details: str | None, where: str) -> ClusterMeshError:
+    """The error of ours for a gRPC status; `where` names the endpoint."""
+    sentence = details or "no reason given"
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return Unavailable(f"etcd at {where} gave no answer in time")
+    return _kind(code, sentence)(f"etcd at {where}: {sentence.removeprefix('etcdserver: ')}")
+
+
+def refusal(reason: str, where: str) -> ClusterMeshError:
+    """The error of ours for a watch that etcd cancelled with `reason`, which holds a gRPC status as text."""
+    return fault(grpc.StatusCode.UNKNOWN, reason, where)
+
+
+def is_severing(code: grpc.StatusCode) -> bool:
+    """True where the connection that brought this status should not be used again."""
+    return code in _SEVERING
+
+
+def _kind(code: grpc.StatusCode, sentence: str) -> type[ClusterMeshError]:
+    for pattern, kind in _BY_SENTENCE:
+        if pattern.search(sentence):
+            return kind
+    return _BY_CODE.get(code, Unavailable)

@@ -1,0 +1,88 @@
+"""Follow every key under a prefix, for ever: the shell around `Follower`.
+
+    async with aclosing(follow(client, b"cilium/state/services/v1/")) as items:
+        async for item in items:
+            match item:
+                case Listed(events, revision): ...      # a complete list; events is what differs from what was known
+                case Changed(events, revision): ...     # in order; no events: up again after an interruption
+                case Interrupted(error): ...            # keep the last state, call it stale
+
+`aclosing` ends the stream at once when the loop is left early; without it that is left to the garbage collector.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Final
+
+from clustermesh.errors import ClusterMeshError, Refused, Unavailable
+from clustermesh.store.backoff import Backoff
+from clustermesh.store.client import EtcdClient
+from clustermesh.store.follower import (
+    Changed,
+    Deleted,
+    Event,
+    Follower,
+    Interrupted,
+    Item,
+    ListAll,
+    Listed,
+    Prove,
+    Put,
+    State,
+    WatchFrom,
+)
+from clustermesh.store.watch import open_watch
+
+__all__ = ["Changed", "Deleted", "Event", "Follower", "Interrupted", "Item", "Listed", "Put", "follow"]
+
+QUIET: Final = 10.0
+_REFUSED_WAIT: Final = 1.0  # a person must act first: ask seldom
+
+
+async def follow(
+    client: EtcdClient, prefix: bytes, *, follower: Follower | None = None, quiet: float = QUIET
+) -> AsyncGenerator[Item, None]:
+    """Tell what is under `prefix` and every change of it. Never ends and raises nothing of ClusterMeshError.
+
+    A `follower` from an earlier call keeps what it knows: the next list tells only the difference. A server that says
+    nothing for `quiet` seconds and then does not answer within the client's timeout is taken for gone.
+    """
+    brain = follower or Follower()
+    if brain.state is not State.UNLISTED:
+        brain.interrupted(Unavailable("followed again"))
+    clock = asyncio.get_running_loop().time
+    backoff = Backoff()
+    while True:
+        began: float | None = None
+        error: ClusterMeshError
+        try:
+            async with aclosing(_attempt(client, prefix, brain, quiet)) as items:
+                async for item in items:
+                    if began is None and brain.state is State.FOLLOWING:
+                        began = clock()
+                    if item is not None:
+                        yield item
+        except ClusterMeshError as e:
+            error = e
+        yield brain.interrupted(error)
+        lasted = 0.0 if began is None else clock() - began
+        await asyncio.sleep(backoff.next(lasted, _REFUSED_WAIT if isinstance(error, Refused) else 0.0))
+
+
+async def _attempt(
+    client: EtcdClient, prefix: bytes, brain: Follower, quiet: float
+) -> AsyncGenerator[Item | None, None]:
+    """Do what the brain asks for until something fails, the only way out; None where there is nothing to tell."""
+    while True:
+        match brain.step():
+            case ListAll():
+                yield brain.listed(await client.range(prefix))
+            case Prove(key, revision):
+                brain.proved(await client.get(key, revision=revision))
+            case WatchFrom(revision):
+                async with open_watch(client, prefix, revision, quiet) as watch:
+                    while True:
+                        yield brain.received(await watch.read())

@@ -1,0 +1,282 @@
+"""The brain of a list-and-watch: what to ask etcd next, and what its answers mean. Pure; the shell is `follow`.
+
+The rules:
+
+1. Nothing is known until a complete list is in (UNLISTED). A list is told as the difference to what was known before.
+2. A list is followed by a watch from the revision after it (LISTED), which counts once etcd has confirmed it
+   (FOLLOWING).
+3. After any interruption the history is doubted: etcd may have been started empty, under the same cluster id and
+   already past our revision. It is proved by the newest key we know being, at our revision, exactly as we know it
+   (DOUBTED -> LISTED); then the watch resumes where it was. Where it is not proved, and after a compaction, all is
+   listed again.
+4. Events of one revision are told together: fragments are held back until their revision is complete.
+5. Only an event, a list, or a progress notification of our own watch moves our revision. The header of an answer does
+   not: in a watch that is catching up it is ahead of the events.
+
+`_TABLE` below is the whole of it; an input that a state has no row for is the server's fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import Enum, auto
+from typing import Final, NamedTuple, TypeAlias
+
+from msgspec import Struct
+
+from clustermesh.errors import ClusterMeshError, Unavailable
+from clustermesh.store.faults import ClusterIdChanged, Compacted, Replaced, refusal
+from clustermesh.store.operations import KeyValue, Listing
+
+MAX_HELD: Final = 256 << 20  # bytes of one revision; more is no store we want to follow
+
+
+class Put(Struct, frozen=True, gc=False):
+    """A key has a value. In a `Listed` the value is new to us, in a `Changed` it may be the same as before."""
+
+    kv: KeyValue
+
+
+class Deleted(Struct, frozen=True, gc=False):
+    """A key is gone."""
+
+    key: bytes
+
+
+Event: TypeAlias = Put | Deleted
+
+
+class Listed(Struct, frozen=True):
+    """The complete list is in. `events` is what differs from what was known before it, deletions included."""
+
+    events: Sequence[Event]
+    revision: int
+
+
+class Changed(Struct, frozen=True):
+    """Changes, in order. Without events: the watch is up again after an interruption, and nothing was missed."""
+
+    events: Sequence[Event]
+    revision: int
+
+
+class Interrupted(Struct, frozen=True):
+    """Following goes on later; what was told stands, but may be out of date. After Replaced a full list follows."""
+
+    error: ClusterMeshError
+
+
+Item: TypeAlias = Listed | Changed | Interrupted
+
+
+class WatchMessage(Struct, frozen=True):
+    """One response of a watch. `own` is False for an answer to the whole stream; `events` carry their revisions."""
+
+    revision: int
+    cluster_id: int = 0
+    created: bool = False
+    canceled: bool = False
+    reason: str = ""
+    compact_revision: int = 0
+    fragment: bool = False
+    own: bool = True
+    events: Sequence[tuple[int, Event]] = ()
+
+
+class ListAll(NamedTuple):
+    """Next step: list every key under the prefix."""
+
+
+class Prove(NamedTuple):
+    """Next step: read `key` as of `revision`."""
+
+    key: bytes
+    revision: int
+
+
+class WatchFrom(NamedTuple):
+    """Next step: watch the prefix from `revision` on."""
+
+    revision: int
+
+
+Step: TypeAlias = ListAll | Prove | WatchFrom
+
+
+class State(Enum):
+    UNLISTED = auto()
+    LISTED = auto()
+    FOLLOWING = auto()
+    DOUBTED = auto()
+
+
+class _Input(Enum):
+    LISTING = auto()
+    PROOF = auto()
+    CREATED = auto()
+    EVENTS = auto()
+    FRAGMENT = auto()
+    PROGRESS = auto()
+    SIGN_OF_LIFE = auto()
+    CANCELED = auto()
+
+
+class _Known(NamedTuple):
+    """What is kept of a key: enough to tell whether a later list or proof differs."""
+
+    mod_revision: int
+    lease: int
+    value_hash: int
+
+
+class Follower:
+    """What is known of one prefix, and how to learn the rest. Feed it what its steps bring; it may outlive `follow`."""
+
+    def __init__(self) -> None:
+        self.state = State.UNLISTED
+        self.revision = 0
+        self._cluster_id = 0
+        self._known: dict[bytes, _Known] = {}
+        self._held: list[tuple[int, Event]] = []
+        self._interrupted = False
+        self._anchor = b""
+
+    def __len__(self) -> int:
+        """How many keys there are."""
+        return len(self._known)
+
+    def step(self) -> Step:
+        """What to ask etcd now."""
+        if self.state is State.DOUBTED:
+            return Prove(self._anchor, self.revision)
+        return ListAll() if self.state is State.UNLISTED else WatchFrom(self.revision + 1)
+
+    def listed(self, listing: Listing) -> Listed:
+        """Take in a complete list."""
+        self._move(_Input.LISTING)
+        gone = self._known.keys() - {kv.key for kv in listing.kvs}
+        events: list[Event] = [Put(kv) for kv in listing.kvs if self._is_news(kv)]
+        events += [Deleted(key) for key in sorted(gone)]
+        self._known = {kv.key: _known(kv) for kv in listing.kvs}
+        self.revision, self._cluster_id = listing.revision, listing.cluster_id
+        self._interrupted = False
+        return Listed(events, self.revision)
+
+    def proved(self, kv: KeyValue | None) -> None:
+        """Take in the key that was asked for as a proof. Replaced where it is not as we know it."""
+        self._move(_Input.PROOF)
+        if kv is None or _known(kv) != self._known[self._anchor]:
+            raise Replaced("etcd holds another history than before: it was started empty or restored")
+
+    def received(self, message: WatchMessage) -> Changed | None:
+        """Take in one response of the watch. Raises what ends it."""
+        kind = _kind(message)
+        self._move(kind)
+        return _RECEIVERS[kind](self, message)
+
+    def interrupted(self, error: ClusterMeshError) -> Interrupted:
+        """Take in that a step failed or the watch ended."""
+        self._held.clear()
+        self._interrupted = True
+        if isinstance(error, Compacted | Replaced) or not self._known:  # nothing known proves nothing
+            self.state = State.UNLISTED
+        elif self.state is not State.UNLISTED:
+            self.state = State.DOUBTED
+            self._anchor = max(self._known, key=lambda key: self._known[key].mod_revision)
+        return Interrupted(error)
+
+    def _move(self, kind: _Input) -> None:
+        following = _TABLE.get((self.state, kind))
+        if following is None:
+            raise Unavailable(f"etcd sent {kind.name.lower()} while {self.state.name.lower()}")
+        self.state = following
+
+    def _is_news(self, kv: KeyValue) -> bool:
+        known = self._known.get(kv.key)
+        return known is None or known.value_hash != hash(kv.value)
+
+    def _begin(self, message: WatchMessage) -> Changed | None:
+        if self._cluster_id and message.cluster_id != self._cluster_id:
+            raise ClusterIdChanged(f"etcd is cluster {message.cluster_id:x}, not {self._cluster_id:x} as before")
+        if message.revision < self.revision:
+            raise Replaced(f"etcd is at revision {message.revision}, it was at {self.revision} before")
+        if not self._interrupted:
+            return None
+        self._interrupted = False
+        return Changed((), self.revision)
+
+    def _hold(self, message: WatchMessage) -> Changed | None:
+        held = self._held + list(message.events)
+        last = held[-1][0] if held else 0
+        self._held = [entry for entry in held if entry[0] == last]
+        if sum(map(_size, self._held)) > MAX_HELD:
+            raise Unavailable(f"revision {last} holds more than {MAX_HELD >> 20} MiB")
+        return self._tell([entry for entry in held if entry[0] != last])
+
+    def _release(self, message: WatchMessage) -> Changed | None:
+        held, self._held = self._held, []
+        return self._tell(held + list(message.events) if held else message.events)
+
+    def _tell(self, entries: Sequence[tuple[int, Event]]) -> Changed | None:
+        if not entries:
+            return None
+        for _, event in entries:
+            if isinstance(event, Put):
+                self._known[event.kv.key] = _known(event.kv)
+            else:
+                self._known.pop(event.key, None)
+        self.revision = max(self.revision, entries[-1][0])
+        return Changed([event for _, event in entries], self.revision)
+
+    def _progress(self, message: WatchMessage) -> Changed | None:
+        self.revision = max(self.revision, message.revision)
+        return None
+
+    def _ignore(self, _message: WatchMessage) -> Changed | None:
+        return None
+
+    def _end(self, message: WatchMessage) -> Changed | None:
+        if message.compact_revision:
+            raise Compacted(f"etcd's history before revision {message.compact_revision} is gone")
+        raise refusal(message.reason or "watch cancelled", "the watch")
+
+
+_TABLE: Final[dict[tuple[State, _Input], State]] = {
+    (State.UNLISTED, _Input.LISTING): State.LISTED,
+    (State.DOUBTED, _Input.PROOF): State.LISTED,
+    (State.LISTED, _Input.CREATED): State.FOLLOWING,
+    (State.LISTED, _Input.CANCELED): State.LISTED,
+    (State.FOLLOWING, _Input.EVENTS): State.FOLLOWING,
+    (State.FOLLOWING, _Input.FRAGMENT): State.FOLLOWING,
+    (State.FOLLOWING, _Input.PROGRESS): State.FOLLOWING,
+    (State.FOLLOWING, _Input.SIGN_OF_LIFE): State.FOLLOWING,
+    (State.FOLLOWING, _Input.CANCELED): State.FOLLOWING,
+}
+_RECEIVERS: Final[dict[_Input, Callable[[Follower, WatchMessage], Changed | None]]] = {
+    _Input.CREATED: Follower._begin,
+    _Input.EVENTS: Follower._release,
+    _Input.FRAGMENT: Follower._hold,
+    _Input.PROGRESS: Follower._progress,
+    _Input.SIGN_OF_LIFE: Follower._ignore,
+    _Input.CANCELED: Follower._end,
+}
+
+
+def _kind(message: WatchMessage) -> _Input:
+    if message.canceled:  # also "created" where etcd refuses a watch
+        return _Input.CANCELED
+    if message.created:
+        return _Input.CREATED
+    if not message.own:
+        return _Input.SIGN_OF_LIFE
+    if message.fragment:
+        return _Input.FRAGMENT
+    return _Input.EVENTS if message.events else _Input.PROGRESS
+
+
+def _known(kv: KeyValue) -> _Known:
+    return _Known(kv.mod_revision, kv.lease, hash(kv.value))
+
+
+def _size(entry: tuple[int, Event]) -> int:
+    return len(entry[1].kv.value) if isinstance(entry[1], Put) else 0

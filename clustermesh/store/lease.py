@@ -1,0 +1,89 @@
+"""Leases for the keys this process answers for: granted as needed, kept alive, and reported when lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+from clustermesh.errors import ClusterMeshError
+from clustermesh.store.backoff import Backoff
+from clustermesh.store.client import EtcdClient
+
+DEFAULT_TTL: Final = 900
+DEFAULT_PER_LEASE: Final = 1000
+
+
+class LeaseKeeper:
+    """Spreads keys over leases of `ttl` seconds, at most `per_lease` keys each, and renews them three times per `ttl`.
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(keeper.run())
+            await client.put(key, value, await keeper.lease_for(key))
+
+    When a lease turns out to be gone, etcd has deleted its keys: `on_lost` is called with them, and each needs a new
+    `lease_for` and a new write. Stopping `run` revokes nothing, so keys outlive a restart by up to `ttl`.
+    """
+
+    def __init__(self, client: EtcdClient, ttl: int = DEFAULT_TTL, per_lease: int = DEFAULT_PER_LEASE) -> None:
+        self.client, self.ttl, self.per_lease = client, ttl, per_lease
+        self.on_lost: Callable[[frozenset[bytes]], None] = lambda _keys: None
+        self.error: ClusterMeshError | None = None
+        self._keys: dict[int, set[bytes]] = {}
+        self._lease_of: dict[bytes, int] = {}
+        self._granting = asyncio.Lock()
+        self._due = asyncio.Event()
+
+    @property
+    def leases(self) -> frozenset[int]:
+        """The leases held now."""
+        return frozenset(self._keys)
+
+    async def lease_for(self, key: bytes) -> int:
+        """The lease to write `key` with; the same one each time, until it is lost or released."""
+        async with self._granting:
+            if key in self._lease_of:
+                return self._lease_of[key]
+            roomy = (lease for lease, keys in self._keys.items() if len(keys) < self.per_lease)
+            lease = next(roomy, None) or await self.client.grant(self.ttl)
+            self._keys.setdefault(lease, set()).add(key)
+            self._lease_of[key] = lease
+            return lease
+
+    def release(self, key: bytes) -> None:
+        """Forget `key`, which its owner deleted. A lease without keys is kept for the next ones."""
+        lease = self._lease_of.pop(key, None)
+        if lease is not None:
+            self._keys[lease].discard(key)
+
+    def check(self) -> None:
+        """Look at all leases now: for a writer that was told LeaseLost."""
+        self._due.set()
+
+    async def run(self) -> None:
+        """Keep the leases alive until cancelled. `error` says why that fails at the moment, None where it does not."""
+        backoff = Backoff(first=self.ttl / 100, last=self.ttl / 10)
+        while True:
+            self._due.clear()
+            try:
+                await self._renew()
+                self.error, wait = None, self.ttl / 3
+                backoff = Backoff(first=self.ttl / 100, last=self.ttl / 10)
+            except ClusterMeshError as e:
+                self.error, wait = e, backoff.next()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._due.wait()
+
+    async def _renew(self) -> None:
+        left = await self.client.keep_alive(list(self._keys)) if self._keys else {}
+        lost = frozenset[bytes]().union(*(self._forget(lease) for lease, ttl in left.items() if ttl == 0))
+        if lost:
+            self.on_lost(lost)
+
+    def _forget(self, lease: int) -> set[bytes]:
+        keys = self._keys.pop(lease, set())
+        for key in keys:
+            del self._lease_of[key]
+        return keys

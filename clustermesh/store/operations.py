@@ -1,0 +1,76 @@
+"""What is read from and written to etcd, and how many writes are cut into transactions. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, TypeAlias
+
+from msgspec import Struct
+
+MAX_OPS: Final = 100  # etcd's default --max-txn-ops is 128
+MAX_BYTES: Final = 1 << 20  # of keys and values; etcd's default --max-request-bytes is 1.5 MiB
+_OVERHEAD: Final = 32  # bytes around a key and a value in a transaction, rounded up
+
+
+class KeyValue(Struct, frozen=True, gc=False):
+    """A key as etcd holds it. `mod_revision` is when it was last written, `lease` is 0 for none."""
+
+    key: bytes
+    value: bytes
+    mod_revision: int = 0
+    lease: int = 0
+
+
+class Listing(Struct, frozen=True, gc=False):
+    """Every key under a prefix as of `revision`, sorted by key. `cluster_id` says which etcd cluster answered."""
+
+    revision: int
+    kvs: list[KeyValue]
+    cluster_id: int = 0
+
+
+class Put(Struct, frozen=True, gc=False):
+    """Write `value` to `key`, attached to `lease` (0: none)."""
+
+    key: bytes
+    value: bytes
+    lease: int = 0
+
+
+class Delete(Struct, frozen=True, gc=False):
+    """Delete `key`; absent is success."""
+
+    key: bytes
+
+
+Op: TypeAlias = Put | Delete
+
+
+def prefix_end(prefix: bytes) -> bytes:
+    """The first key after all keys that begin with `prefix`, as etcd wants it: b"\\0" means no end."""
+    kept = prefix.rstrip(b"\xff")
+    return kept[:-1] + bytes([kept[-1] + 1]) if kept else b"\0"
+
+
+def batches(ops: Iterable[Op | Sequence[Op]]) -> Iterator[list[Op]]:
+    """Cut `ops` into transactions, in order. What is given as one sequence stays within one transaction.
+
+    etcd refuses a transaction that writes a key twice, so a repeated key begins a new one.
+    """
+    batch: dict[bytes, Op] = {}
+    size = 0
+    for item in ops:
+        group = {op.key: op for op in ((item,) if isinstance(item, Put | Delete) else item)}
+        group_size = sum(map(_size, group.values()))
+        full = len(batch) + len(group) > MAX_OPS or size + group_size > MAX_BYTES
+        if batch and (full or not batch.keys().isdisjoint(group)):
+            yield list(batch.values())
+            batch, size = {}, 0
+        batch |= group
+        size += group_size
+    if batch:
+        yield list(batch.values())
+
+
+def _size(op: Op) -> int:
+    return len(op.key) + _OVERHEAD + (len(op.value) if isinstance(op, Put) else 0)
