@@ -1,0 +1,66 @@
+"""Processes by pid and start time, so that a pid that was given to someone else is never taken for ours, nor killed."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from pathlib import Path
+
+from msgspec import Struct
+
+
+class Process(Struct, frozen=True, kw_only=True):
+    """One process of this machine; `start` is its start time in clock ticks since boot (proc(5), stat field 22)."""
+
+    pid: int
+    start: int
+
+
+def start_time(pid: int) -> int | None:
+    """When `pid` was started, or None where no such process lives (a zombie does not)."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = stat.rpartition(")")[2].split()  # the name before it may hold spaces and brackets
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def identify(pid: int) -> Process | None:
+    start = start_time(pid)
+    return None if start is None else Process(pid=pid, start=start)
+
+
+def lives(process: Process) -> bool:
+    return start_time(process.pid) == process.start
+
+
+def kill_and_wait(process: Process, seconds: float) -> bool:
+    """SIGKILL, then wait until it is gone. False if it still lives after `seconds`; True also if it never did."""
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return True
+    try:
+        if not lives(process):  # asked only now: from here on the descriptor cannot come to mean another process
+            return True
+        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+    except ProcessLookupError:
+        return True
+    finally:
+        os.close(descriptor)
+
+
+def wait_until_gone(pids: list[int], seconds: float) -> list[int]:
+    """Those of `pids` that still live after at most `seconds`."""
+    end = time.monotonic() + seconds
+    left = pids
+    while left and time.monotonic() < end:
+        left = [pid for pid in left if start_time(pid) is not None]
+        time.sleep(0.01)
+    return left
