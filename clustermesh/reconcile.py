@@ -1,9 +1,9 @@
 """Desired -> diff -> apply, for every resource: etcd keys, eBPF maps, WireGuard peers, routes.
 
 A `Target` is three idempotent verbs over batches. A `Tracker` remembers what is wanted and what was truly applied, so
-that one change costs one change. `Reconciler.flush` adds before it deletes: trackers are upserted in the order given and
-deleted from in the reverse order, so whatever is referred to (a backend) is there before, and goes after, what refers
-to it.
+that one change costs one change. `Reconciler.flush` adds before it deletes: trackers are upserted in the order given
+and deleted from in the reverse order, so whatever is referred to (a backend) is there before, and goes after, what
+refers to it.
 """
 
 from __future__ import annotations
@@ -100,11 +100,19 @@ class Tracker(Generic[K, V]):
             self._dirty.pop(key, None)
             self.failed.pop(key, None)
         else:
+            self._dirty.pop(key, None)  # what was marked last is applied last
             self._dirty[key] = None
 
     async def audit(self) -> int:
-        """Dump the target and compare with what was last known; counts and returns the drift."""
-        drift = self.observe_all(await self.target.dump())
+        """Dump the target and compare with what was last known; counts and returns the drift.
+
+        A target that cannot be dumped leaves everything as it was last known, and `error` says why.
+        """
+        try:
+            drift = self.observe_all(await self.target.dump())
+        except ClusterMeshError as e:
+            self.error = str(e)
+            return 0
         self.drift += drift
         return drift
 
@@ -154,12 +162,16 @@ class Reconciler:
         self.may_delete = False
 
     async def flush(self) -> None:
-        """Apply what is pending. Failures stay pending and are kept in each tracker's `failed` and `error`.
+        """Apply what is pending. Failures stay pending and are kept in each tracker's `failed` and `error`."""
+        await self.upsert()
+        await self.delete()
 
-        Where an upsert failed, what its tracker may still refer to (the trackers before it) is not deleted from.
-        """
+    async def upsert(self) -> None:
         for tracker in self.trackers:
             await tracker.upsert_pending()
+
+    async def delete(self) -> None:
+        """Where a tracker has failures, what it may still refer to (the trackers before it) is not deleted from."""
         if not self.may_delete:
             return
         for tracker in reversed(self.trackers):

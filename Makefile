@@ -1,0 +1,41 @@
+# One word each. `make setup` does what every other word needs and is done once; after that it costs a second.
+VENV := .venv
+BIN := $(VENV)/bin
+OBJECT := build/clustermesh.bpf.o
+ARGS ?=
+
+.PHONY: help setup demo test check bench proto clean
+
+help:
+	@echo "make demo    two clusters, one service: watch the mesh work (ARGS=--json for one JSON object)"
+	@echo "make test    everything that is checked: style, types, unit tests, real etcd, real kernel, the lab"
+	@echo "make check   style, types and unit tests only (under a minute, needs no root)"
+	@echo "make bench   timings, as ratios where there is a peer to compare with"
+	@echo "make setup   install what is missing and build (the others do this by themselves)"
+	@echo "make clean   remove what was built; the Debian packages stay"
+
+setup:
+	@tools/setup
+
+demo: setup
+	@$(BIN)/clustermesh demo $(ARGS)
+
+check: setup
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/pytest tests/unit -q $(ARGS)
+
+test: check
+	@$(BIN)/pytest tests --ignore=tests/unit --ignore=tests/bench $(ARGS)
+
+bench: setup
+	@$(BIN)/python -m tests.bench $(ARGS)
+
+proto: setup
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. clustermesh/store/rpc.proto clustermesh/wire/slice.proto
+
+clean:
+	@if [ -x $(BIN)/clustermesh ] && [ -d /run/clustermesh-lab ]; then $(BIN)/clustermesh lab down; fi
+	rm -rf build $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -1,0 +1,5 @@
+"""`python -m agent` is the node agent."""
+
+from agent.main import main
+
+main()

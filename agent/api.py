@@ -1,0 +1,87 @@
+"""The agent's unix socket: one JSON object per line each way, for `clustermesh node ...` and the CNI plugin.
+
+{"method": "status", "params": {}}  ->  {"result": ...}  or  {"error": {"message": "...", "hint": "..."}}
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from clustermesh.errors import ClusterMeshError, Refused, Unavailable
+
+_log = logging.getLogger(__name__)
+_LIMIT = 1 << 20  # bytes of one request
+_IDLE = 30.0  # seconds a client may keep quiet
+
+Method = Callable[[dict[str, Any]], Awaitable[Any]]
+
+
+class Request(Struct, frozen=True):
+    method: str
+    params: dict[str, Any] = {}
+
+
+_decoder = msgspec.json.Decoder(Request)
+
+
+async def serve(path: Path, methods: Mapping[str, Method]) -> None:
+    """Answer requests on the socket at `path` until cancelled. Raises Refused when another agent answers there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    await _take_over(path)
+    server = await asyncio.start_unix_server(lambda r, w: _client(r, w, methods), path, limit=_LIMIT)
+    os.chmod(path, 0o600)
+    async with server:
+        await server.serve_forever()
+
+
+async def _take_over(path: Path) -> None:
+    """Remove the socket of an agent that is gone; one that answers keeps it."""
+    try:
+        _, writer = await asyncio.open_unix_connection(path)
+    except OSError:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        return
+    writer.close()
+    raise Refused(f"another agent answers on {path}: stop it first")
+
+
+async def _client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, methods: Mapping[str, Method]) -> None:
+    with contextlib.suppress(OSError, TimeoutError, ValueError):  # the client left, kept quiet or sent too long a line
+        while line := await asyncio.wait_for(reader.readline(), _IDLE):
+            writer.write(msgspec.json.encode(await answer(line, methods)) + b"\n")
+            await writer.drain()
+    writer.close()
+
+
+async def answer(line: bytes, methods: Mapping[str, Method]) -> dict[str, Any]:
+    """The reply to one request line; never raises but for cancellation."""
+    try:
+        request = _decoder.decode(line)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as e:
+        return _error(f"not a request: {e}", 'send {"method": "status", "params": {}}')
+    method = methods.get(request.method)
+    if method is None:
+        return _error(f"no method {request.method!r}", f"methods: {', '.join(sorted(methods))}")
+    try:
+        return {"result": await method(request.params)}
+    except Unavailable as e:
+        return _error(str(e), "try again in a moment")
+    except ClusterMeshError as e:
+        return _error(str(e), "")
+    except Exception:
+        _log.exception("request %s failed", request.method)
+        return _error(f"{request.method} failed inside the agent", "see the agent's log")
+
+
+def _error(message: str, hint: str) -> dict[str, Any]:
+    return {"error": {"message": message, "hint": hint}}

@@ -1,0 +1,163 @@
+"""The agent's one loop: what changed is planned, what is planned is applied, and now and then all of it is checked."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+
+from agent.bpf.layouts import AddressKey, ipv4
+from agent.kernel import Kernel
+from agent.options import Options
+from agent.plan_nodes import NodePlan, plan_endpoint, plan_nodes
+from agent.plan_services import ServicePlanner
+from agent.propagation import Propagation
+from agent.sink import AgentSink
+from agent.underlay import UnderlaySetup
+from clustermesh.errors import ClusterMeshError
+from clustermesh.mesh.merge import merge
+from clustermesh.mesh.peers import Peers
+from clustermesh.mesh.reader import ClusterReader
+from clustermesh.mesh.state import Dirty, MeshState
+
+_log = logging.getLogger(__name__)
+
+_TICK = 1.0  # seconds between retries of what failed
+_AUDIT = 30.0  # seconds between full comparisons with the kernel
+SYNC_TIMEOUT = (
+    60.0  # seconds a restarted agent waits for peers it has no state of before it prunes (clustermesh-sync-timeout)
+)
+
+
+class Engine:
+    """Plans and applies. Everything that touches the trackers happens in `run`, one step after the other."""
+
+    def __init__(
+        self,
+        options: Options,
+        state: MeshState,
+        sink: AgentSink,
+        propagation: Propagation,
+        kernel: Kernel,
+        underlay: UnderlaySetup,
+    ) -> None:
+        self.plan = NodePlan()
+        self.kernel, self.underlay = kernel, underlay
+        self.services = ServicePlanner(kernel.services, kernel.backends)
+        self.ready_at: float | None = None  # Unix time of the first whole state in the kernel
+        self.underlay_error = ""
+        self.prepared = asyncio.Event()  # the node's device and address are there: pods can be attached
+        self._options, self._state, self._sink, self._propagation = options, state, sink, propagation
+        self._started = time.monotonic()
+        self._pruning = False
+
+    async def run(self, own: ClusterReader, peers: Peers) -> None:
+        """Never returns. Begins with what the kernel holds, so that a restart changes nothing that is still wanted."""
+        await self.kernel.audit()
+        self.services.adopt()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._watch_device())
+            audit_due = time.monotonic() + _AUDIT
+            while True:
+                await self.step(own, peers)
+                if time.monotonic() > audit_due:
+                    await self._audit()
+                    audit_due = time.monotonic() + _AUDIT
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._sink.changed.wait(), _TICK)
+
+    async def step(self, own: ClusterReader, peers: Peers) -> None:
+        """Plan what is dirty and apply what is pending."""
+        self._sink.changed.clear()
+        await self._replan(self._state.take_dirty())
+        self._consider_pruning(own, peers)
+        changes = self._propagation.take_seen()
+        await self.kernel.flush()
+        if not self.kernel.failed:
+            self._propagation.applied(changes)
+        if self.ready_at is None and self._pruning and self.kernel.settled:
+            self.ready_at = time.time()
+            _log.info("ready after %.2f s", time.monotonic() - self._started)
+
+    async def _replan(self, dirty: Dirty) -> None:
+        if dirty.nodes:
+            await self._replan_nodes()
+        elif self.underlay_error:
+            await self._prepare_underlay()
+        for address in dirty.endpoints:
+            self._plan_endpoint(address)
+        for name in dirty.services:
+            self._plan_service(name)
+
+    async def _replan_nodes(self) -> None:
+        options = self._options
+        plan = plan_nodes(self._state.admitted_nodes(), self._state.own, options.node, options.device, options.port)
+        moved = plan.own != self.plan.own
+        self.plan = plan
+        if moved:
+            await self._prepare_underlay()
+        self.kernel.cidrs.replace(plan.cidrs)
+        self.kernel.peers.replace(plan.peers)
+        self.kernel.routes.replace(plan.routes)
+
+    async def _prepare_underlay(self) -> None:
+        """Make device, forwarding and strict mode; a failure is shown in status and tried again."""
+        if self.plan.own is None:
+            self.underlay_error = f"Node {self._options.node} is not in cluster {self._state.own}"
+            return
+        try:
+            new = await self.underlay.apply(self.plan.own)
+        except ClusterMeshError as e:
+            if str(e) != self.underlay_error:
+                _log.error("node set-up: %s", e)
+            self.underlay_error = str(e)
+            return
+        self.underlay_error = ""
+        self.prepared.set()
+        if new:
+            await self.kernel.peers.audit()
+            await self.kernel.routes.audit()
+
+    def _plan_endpoint(self, address: str) -> None:
+        if ":" in address:
+            return
+        key = AddressKey(ipv4(address))
+        endpoint = self._state.endpoint(address)
+        if endpoint is None:
+            self.kernel.ipcache.remove(key)
+        else:
+            self.kernel.ipcache.set(key, plan_endpoint(endpoint))
+
+    def _plan_service(self, name: tuple[str, str]) -> None:
+        local = self._state.views[self._state.own].local_services.get(name)
+        self.services.update(name, {} if local is None else merge(local, self._state.remote_services(name)))
+
+    def _consider_pruning(self, own: ClusterReader, peers: Peers) -> None:
+        """Delete nothing until every cluster's first list is in, or was restored; a silent peer may not hold it up."""
+        if self._pruning or not own.session.complete:
+            return
+        waited = time.monotonic() - self._started > SYNC_TIMEOUT
+        if peers.synced_once and (waited or all(reader.session.complete for reader in peers.readers.values())):
+            self._pruning = True
+            self.kernel.allow_deletes()
+
+    async def _audit(self) -> None:
+        drift = await self.kernel.audit()
+        if drift:
+            _log.warning("%d kernel entries were not as this agent left them; repairing", drift)
+        await self._prepare_underlay()
+
+    async def _watch_device(self) -> None:
+        """A WireGuard process that ends takes its device with it: make it again at once."""
+        device = self.kernel.device
+        while True:
+            if self.underlay.current is None:
+                await asyncio.sleep(_TICK)
+                continue
+            await device.died()
+            _log.error("WireGuard device %s is gone; making it again", device.name)
+            self.underlay.current = None
+            self.underlay_error = f"WireGuard device {device.name} died"
+            self._sink.changed.set()
+            await asyncio.sleep(_TICK)

@@ -1,0 +1,56 @@
+"""Everything of this node's kernel that the mesh needs, as targets in the order in which they refer to each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agent.bpf.layouts import AddressKey, Backend, BackendKey, CidrKey, IpcacheValue, ServiceKey, ServiceValue
+from agent.bpf.loader import Datapath
+from agent.targets import maps
+from agent.targets.routes import Route, RouteKey, RouteTarget
+from agent.targets.services import ServiceMapTarget
+from agent.targets.wireguard import WireGuardTarget
+from agent.wireguard.device import Device
+from agent.wireguard.peer import Peer
+from clustermesh.reconcile import Reconciler, Tracker
+
+
+class Kernel:
+    """The trackers of one node and their two groups: the network between nodes, and the services that use it."""
+
+    def __init__(self, datapath: Datapath, device: Device) -> None:
+        self.datapath, self.device = datapath, device
+        self.ipcache = Tracker[AddressKey, IpcacheValue]("ipcache", maps.addresses(datapath))
+        self.cidrs = Tracker[CidrKey, IpcacheValue]("ipcache-cidrs", maps.cidrs(datapath))
+        self.peers = Tracker[str, Peer]("wireguard-peers", WireGuardTarget(device))
+        self.routes = Tracker[RouteKey, Route]("routes", RouteTarget())
+        self.backends = Tracker[BackendKey, Backend]("backends", maps.backends(datapath))
+        self.services = Tracker[ServiceKey, ServiceValue]("services", ServiceMapTarget(datapath))
+        self._network = Reconciler(self.ipcache, self.cidrs, self.peers, self.routes)
+        self._services = Reconciler(self.backends, self.services)
+
+    @property
+    def trackers(self) -> tuple[Tracker[Any, Any], ...]:
+        return self._network.trackers + self._services.trackers
+
+    def allow_deletes(self) -> None:
+        """The first complete state is in: what it does not name may go."""
+        self._network.may_delete = self._services.may_delete = True
+
+    async def audit(self) -> int:
+        """Compare everything with the kernel; returns the number of entries found changed by somebody else."""
+        return await self._network.audit() + await self._services.audit()
+
+    async def flush(self) -> None:
+        """The network before the services that need it, and away after them."""
+        await self._network.upsert()
+        await self._services.flush()
+        await self._network.delete()
+
+    @property
+    def failed(self) -> bool:
+        return any(tracker.failed for tracker in self.trackers)
+
+    @property
+    def settled(self) -> bool:
+        return self._network.settled and self._services.settled

@@ -1,0 +1,180 @@
+"""The agent's wiring: what is made, in which order, and which loops run until it is told to stop.
+
+    own etcd ─┐ ClusterReader ─> AgentSink ─> MeshState ─> plan_nodes, plan_services ─> trackers ─> Kernel
+    peers    ─┘ (one each)                                                             (Engine)
+
+Stopping, killed or asked, undoes nothing: programs, maps, routes and WireGuard go on, and the next agent adopts them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from contextlib import closing, suppress
+from pathlib import Path
+
+from prometheus_client import REGISTRY
+
+from agent import api, report
+from agent.bpf.bpffs import cgroup2_root, ensure_bpffs
+from agent.bpf.loader import Datapath
+from agent.engine import Engine
+from agent.kernel import Kernel
+from agent.metrics import StatusCollector
+from agent.options import Options, parse
+from agent.pods import Pods
+from agent.propagation import Propagation
+from agent.sink import AgentSink
+from agent.status import Status
+from agent.underlay import UnderlaySetup
+from agent.wireguard import keys as wireguard_keys
+from agent.wireguard.device import open_device
+from clustermesh import context as contexts
+from clustermesh.context import Context
+from clustermesh.errors import ClusterMeshError, Refused
+from clustermesh.health import serve_health
+from clustermesh.mesh import last_good
+from clustermesh.mesh.peer_files import PeerFile
+from clustermesh.mesh.peers import Peers, restore
+from clustermesh.mesh.reader import ClusterReader
+from clustermesh.mesh.state import MeshState
+from clustermesh.mesh.tables import own_tables, peer_tables
+from clustermesh.model import AgentRecord, ClusterConfig
+from clustermesh.store.client import EtcdClient
+from clustermesh.store.tls import Tls
+
+_log = logging.getLogger(__name__)
+_SAVE_PERIOD = 2.0  # seconds
+
+
+def main() -> None:
+    """`clustermesh agent` and `python -m agent`. Exit codes: 0 stopped, 1 failed, 2 usage."""
+    options = parse()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        asyncio.run(_until_stopped(options))
+    except* ClusterMeshError as group:
+        print(f"clustermesh agent: {_first(group)}", file=sys.stderr)
+        sys.exit(1)
+
+
+async def _until_stopped(options: Options) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    agent = asyncio.create_task(run(options))
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait({agent, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if not agent.done():
+        agent.cancel()
+    with suppress(asyncio.CancelledError):
+        await agent
+
+
+async def run(options: Options) -> None:
+    """Run the agent until cancelled. Raises Refused or Unavailable where this node cannot run one at all."""
+    context = contexts.load(options.context)
+    state, propagation = MeshState(context.name), Propagation()
+    sink = AgentSink(state, propagation)
+    private_key = wireguard_keys.load_or_create(options.state_dir / "wireguard.key")
+    public_key = wireguard_keys.public_key(private_key)
+    device = await open_device(options.device, log=options.state_dir / "wireguard-go.log")
+    ensure_bpffs(options.bpffs)
+    cgroup = cgroup2_root()
+    if cgroup is None:
+        raise Refused("no cgroup2 is mounted, and services are translated there: mount -t cgroup2 none /sys/fs/cgroup")
+    with closing(Datapath.open(None, options.bpffs / "clustermesh", cgroup)) as datapath:
+        kernel = Kernel(datapath, device)
+        underlay = UnderlaySetup(datapath, device, private_key, options.port)
+        engine = Engine(options, state, sink, propagation, kernel, underlay)
+        own = ClusterReader(context.name, sink, _connect_own(context), own_tables, _expect(context))
+        peers = Peers(context.peers, context.cluster, sink, _connect_peer, peer_tables, options.last_good)
+        pods = Pods(options, engine)
+        status = Status(options, state, engine, own, peers, propagation, public_key)
+        record = AgentRecord(node=options.node, wireguard_public_key=public_key, boot_id=report.boot_id())
+        if (kept := last_good.load(options.last_good, context.name)) is not None:
+            restore(sink, context.name, kept)
+            own.restored(kept.config)
+        REGISTRY.register(StatusCollector(status))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(own.run())
+            tasks.create_task(peers.run())
+            tasks.create_task(engine.run(own, peers))
+            tasks.create_task(pods.run())
+            tasks.create_task(api.serve(options.socket, _methods(status, pods)))
+            tasks.create_task(report.keep_registered(_connect_own(context), record))
+            tasks.create_task(report.keep_reported(_connect_own(context), options.node, status.summary))
+            tasks.create_task(_keep_saved(options.last_good, sink, state, own, peers))
+            tasks.create_task(serve_health(options.metrics, REGISTRY, status.not_ready))
+
+
+def _methods(status: Status, pods: Pods) -> dict[str, api.Method]:
+    def plain(answer: object) -> api.Method:
+        async def method(_params: dict[str, object]) -> object:
+            return answer()  # type: ignore[operator]  # a bound method without parameters
+
+        return method
+
+    async def encrypt(_params: dict[str, object]) -> object:
+        return await status.encrypt()
+
+    async def map_diff(_params: dict[str, object]) -> object:
+        return await status.map_diff()
+
+    return {
+        "status": plain(status.status),
+        "services": plain(status.services),
+        "backends": plain(status.backends),
+        "ipcache": plain(status.ipcache),
+        "encrypt": encrypt,
+        "map_diff": map_diff,
+        "cni_add": pods.add,
+        "cni_del": pods.delete,
+        "cni_check": pods.check,
+    }
+
+
+def _connect_own(context: Context):  # type: ignore[no-untyped-def]  # Callable[[], EtcdClient]
+    tls = Tls(context.ca, context.certificate("local"), context.key("local"))
+    return lambda: EtcdClient([context.endpoint], tls)
+
+
+def _connect_peer(file: PeerFile) -> EtcdClient:
+    tls = None if file.ca is None or file.cert is None or file.key is None else Tls(file.ca, file.cert, file.key)
+    aliases = {host: addresses[0] for host, addresses in file.host_aliases.items() if addresses}
+    return EtcdClient(file.endpoints, tls, aliases=aliases)
+
+
+def _expect(context: Context):  # type: ignore[no-untyped-def]  # Callable[[str, ClusterConfig], None]
+    def admit(name: str, config: ClusterConfig) -> None:
+        if config.id != context.id:
+            _log.warning("cluster %s has id %d in etcd and %d in %s", name, config.id, context.id, context.path)
+
+    return admit
+
+
+async def _keep_saved(folder: Path, sink: AgentSink, state: MeshState, own: ClusterReader, peers: Peers) -> None:
+    """Write the last good state of every cluster that changed; only a whole one is worth keeping."""
+    while True:
+        await asyncio.sleep(_SAVE_PERIOD)
+        for name in list(sink.unsaved):
+            reader = own if name == state.own else peers.readers.get(name)
+            if reader is None or name not in state.views:
+                sink.unsaved.discard(name)
+            elif reader.session.complete and reader.config is not None:
+                sink.unsaved.discard(name)
+                try:
+                    last_good.save(folder, name, reader.config, state.views[name])
+                except OSError as e:
+                    _log.error("last good state of %s is not saved: %s", name, e)
+                    sink.unsaved.add(name)
+
+
+def _first(group: BaseExceptionGroup[ClusterMeshError]) -> BaseException:
+    first: BaseException = group
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first

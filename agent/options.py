@@ -1,0 +1,57 @@
+"""What the agent is told when it is started."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+from pathlib import Path
+
+from msgspec import Struct
+
+_EXAMPLES = """examples:
+  clustermesh agent --context /etc/clustermesh
+  clustermesh agent --context /etc/clustermesh --node worker-3 --metrics 0.0.0.0:9962
+"""
+
+
+class Options(Struct, frozen=True, kw_only=True):
+    """Where things are on this node. `metrics` is HOST:PORT for /metrics, /readyz and /livez, or "" for none."""
+
+    context: Path
+    node: str
+    state_dir: Path = Path("/var/lib/clustermesh")
+    run_dir: Path = Path("/run/clustermesh")
+    bpffs: Path = Path("/sys/fs/bpf")
+    metrics: str = "127.0.0.1:9962"
+    device: str = "cm-wg0"
+    port: int = 51871
+
+    @property
+    def socket(self) -> Path:
+        return self.run_dir / "agent.sock"
+
+    @property
+    def last_good(self) -> Path:
+        return self.state_dir / "clusters"
+
+
+def parse(arguments: list[str] | None = None) -> Options:
+    """Options from the command line; exits with 2 and one line on a wrong one."""
+    parser = argparse.ArgumentParser(
+        prog="clustermesh agent",
+        description="Keeps this node's kernel in step with the mesh: service maps, ipcache, WireGuard, routes.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    context = os.environ.get("CLUSTERMESH_CONTEXT", "/etc/clustermesh")
+    add("--context", type=Path, default=Path(context), metavar="DIR", help=f"the cluster's folder (default {context})")
+    add("--node", default=socket.gethostname(), help="this node's name in its cluster (default: the host name)")
+    add("--state-dir", type=Path, default=Path("/var/lib/clustermesh"), metavar="DIR", help="kept over reboots")
+    add("--run-dir", type=Path, default=Path("/run/clustermesh"), metavar="DIR", help="where agent.sock is made")
+    add("--bpffs", type=Path, default=Path("/sys/fs/bpf"), metavar="DIR", help="a mounted bpf file system")
+    add("--metrics", default="127.0.0.1:9962", metavar="HOST:PORT", help='HTTP metrics and health; "" for none')
+    add("--device", default="cm-wg0", help="name of the WireGuard device")
+    add("--port", type=int, default=51871, help="UDP port of WireGuard, equal in the whole mesh")
+    return Options(**vars(parser.parse_args(arguments)))

@@ -1,0 +1,105 @@
+"""Nodes -> WireGuard peers, routes and the CIDRs of the ipcache; endpoints -> its single addresses. Pure.
+
+Every other node with a WireGuard key is a peer whose allowed-ips are its pod CIDRs. For each of them there is a route
+to the WireGuard device and, under it, a blackhole: a packet for a pod elsewhere leaves encrypted or not at all.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable
+from ipaddress import IPv4Network
+
+from msgspec import Struct, field
+
+from agent.bpf.layouts import CidrKey, IpcacheValue, ipv4
+from agent.targets.routes import BLACKHOLE_METRIC, Route, RouteKey
+from agent.targets.wireguard import drop_overlaps
+from agent.wireguard.peer import Peer, sort_allowed_ips
+from clustermesh.model import Endpoint, Node
+
+WORLD = 2  # reserved identity: an address nobody has named more precisely
+ENCRYPT = 255  # key of an endpoint whose traffic goes through WireGuard
+
+
+class NodePlan(Struct, kw_only=True):
+    """What this node's kernel must hold because of the mesh's nodes. `problems` maps "cluster/node" to a sentence."""
+
+    own: Node | None = None
+    peers: dict[str, Peer] = field(default_factory=dict)
+    routes: dict[RouteKey, Route] = field(default_factory=dict)
+    cidrs: dict[CidrKey, IpcacheValue] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+
+
+def plan_nodes(nodes: Iterable[Node], own_cluster: str, own_name: str, device: str, port: int) -> NodePlan:
+    """The plan for node `own_name` of `own_cluster`; its WireGuard device is called `device`, all listen on `port`."""
+    plan = NodePlan()
+    everyone = list(nodes)
+    for node in everyone:
+        if (node.cluster, node.name) == (own_cluster, own_name):
+            plan.own = node
+    for node in everyone:
+        _plan_cidrs(plan, node)
+        if node is not plan.own:
+            _plan_peer(plan, node, device, port)
+    plan.peers, lost = drop_overlaps(plan.peers)
+    plan.problems |= lost
+    return plan
+
+
+def router_address(own: Node) -> str:
+    """The gateway of this node's pods: the CiliumInternalIP, else the first address of the pod CIDR, else ""."""
+    if named := own.address("CiliumInternalIP"):
+        return named
+    return str(IPv4Network(own.ipv4_alloc_cidr)[1]) if own.ipv4_alloc_cidr else ""
+
+
+def plan_endpoint(endpoint: Endpoint) -> IpcacheValue:
+    """The ipcache entry for one pod."""
+    host = endpoint.host_ip if ":" not in endpoint.host_ip else ""
+    return IpcacheValue(endpoint.identity, ipv4(host) if host else 0, ENCRYPT)
+
+
+def _plan_cidrs(plan: NodePlan, node: Node) -> None:
+    tunnel = ipv4(node.ipv4) if node.ipv4 else 0
+    for cidr in node.ipv4_pod_cidrs:
+        plan.cidrs[CidrKey.parse(cidr)] = IpcacheValue(WORLD, tunnel, ENCRYPT)
+
+
+def _plan_peer(plan: NodePlan, node: Node, device: str, port: int) -> None:
+    name = f"{node.cluster}/{node.name}"
+    source = "" if plan.own is None else router_address(plan.own)
+    for cidr in node.ipv4_pod_cidrs:
+        plan.routes[RouteKey(cidr, BLACKHOLE_METRIC)] = Route("blackhole")
+    key = node.wireguard_public_key
+    if why := _unusable(plan, node, key):
+        plan.problems[name] = why
+        return
+    plan.peers[key] = Peer(endpoint=node.ipv4, port=port, allowed_ips=sort_allowed_ips(node.ipv4_pod_cidrs))
+    for cidr in node.ipv4_pod_cidrs:
+        plan.routes[RouteKey(cidr, 0)] = Route("unicast", device, source)
+
+
+def _unusable(plan: NodePlan, node: Node, key: str) -> str:
+    """Why there can be no tunnel to `node`, or ""."""
+    if not key:
+        return "has no WireGuard key yet: its agent has not registered, or its cluster does not encrypt"
+    if not _is_key(key):
+        return f"WireGuard key {key[:60]!r} is not the base64 of 32 bytes"
+    if key in plan.peers:
+        return "has the WireGuard key of another node and is left out"
+    if plan.own is not None and key == plan.own.wireguard_public_key:
+        return "has this node's own WireGuard key and is left out"
+    if not node.ipv4:
+        return "has no InternalIP or ExternalIP of IPv4"
+    return ""
+
+
+def _is_key(text: str) -> bool:
+    try:
+        raw = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return False
+    return len(raw) == 32 and base64.b64encode(raw).decode() == text  # one key has one spelling

@@ -1,0 +1,53 @@
+"""Where the readers of all clusters put what they read: the mesh state, and the clock of each change."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Set
+from typing import Any
+
+from agent.propagation import Propagation
+from clustermesh.mesh.state import MeshState
+
+
+class AgentSink:
+    """A `clustermesh.mesh.reader.Sink`. `changed` is set when there is something to plan again."""
+
+    def __init__(self, state: MeshState, propagation: Propagation) -> None:
+        self.changed = asyncio.Event()
+        self.unsaved: set[str] = set()  # clusters whose last good state on disk is old
+        self._state, self._propagation = state, propagation
+
+    def put(self, cluster: str, kind: str, name: Any, value: Any, revision: int) -> None:
+        if kind == "stamps":
+            if revision:
+                self._propagation.stamped((cluster, name), revision, value)
+            return
+        self._state.put(cluster, kind, name, value)
+        self._touched(cluster, kind, name, revision)
+
+    def remove(self, cluster: str, kind: str, name: Any, revision: int) -> None:
+        if kind == "stamps":
+            return
+        self._state.remove(cluster, kind, name)
+        self._touched(cluster, kind, name, revision)
+
+    def refuse(self, cluster: str, what: str, why: str) -> None:
+        self._state.refuse(cluster, what, why)
+
+    def accept(self, cluster: str, what: str) -> None:
+        self._state.accept(cluster, what)
+
+    def drain(self, cluster: str) -> None:
+        self._state.drain(cluster)
+        self.changed.set()
+
+    def names(self, cluster: str, kind: str) -> Set[Any]:
+        view = self._state.views.get(cluster)
+        return set() if view is None or kind == "stamps" else view.table(kind).keys()
+
+    def _touched(self, cluster: str, kind: str, name: Any, revision: int) -> None:
+        if revision and kind == "services":
+            self._propagation.seen((cluster, name), revision)
+        self.unsaved.add(cluster)
+        self.changed.set()

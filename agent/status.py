@@ -1,0 +1,255 @@
+"""Everything the agent can say of itself, as plain data: the socket, metrics, `clustermesh status` all render this."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from agent.bpf.layouts import PROTOCOL_NUMBERS, ServiceKey, ipv4_text
+from agent.bpf.loader import Datapath
+from agent.engine import Engine
+from agent.options import Options
+from agent.propagation import Propagation
+from clustermesh import __version__
+from clustermesh.mesh.peers import Peers
+from clustermesh.mesh.reader import ClusterReader
+from clustermesh.mesh.state import MeshState, View
+from clustermesh.reconcile import Tracker
+
+_SHOWN = 20  # refused entries named; all are counted
+_PROTOCOL_NAMES = {number: str(name) for name, number in PROTOCOL_NUMBERS.items()}
+
+
+class Status:
+    """Answers the read-only methods of the socket."""
+
+    def __init__(
+        self,
+        options: Options,
+        state: MeshState,
+        engine: Engine,
+        own: ClusterReader,
+        peers: Peers,
+        propagation: Propagation,
+        public_key: str,
+    ) -> None:
+        self._options, self._state, self._engine = options, state, engine
+        self._own, self._peers, self._propagation, self._public_key = own, peers, propagation, public_key
+
+    def summary(self) -> dict[str, Any]:
+        """The whole status but the samples; small enough to be put into etcd."""
+        engine = self._engine
+        return {
+            "version": __version__,
+            "node": self._options.node,
+            "cluster": {"name": self._state.own, "id": None if self._own.config is None else self._own.config.id},
+            "ready": engine.ready_at is not None,
+            "problems": self.problems(),
+            "clusters": [self._cluster(reader) for reader in self._readers()],
+            "targets": [_target(tracker) for tracker in engine.kernel.trackers],
+            "datapath": _datapath(engine.kernel.datapath),
+            "encryption": self._encryption(),
+        }
+
+    def status(self) -> dict[str, Any]:
+        """`summary` and the latest propagation delays."""
+        return self.summary() | {
+            "time": time.time(),
+            "counters": {str(reason.name).lower(): n for reason, n in self._engine.kernel.datapath.counters().items()},
+            "propagation_ms": list(self._propagation.recent),
+        }
+
+    def not_ready(self) -> str:
+        """Why /readyz is refused, "" when the kernel holds the whole state."""
+        if self._engine.ready_at is not None:
+            return ""
+        return self._engine.underlay_error or self._own.session.error or "waiting for the first whole state"
+
+    def problems(self) -> list[str]:
+        """What a person should look at, one sentence each."""
+        engine = self._engine
+        found = [f"node set-up: {engine.underlay_error}"] if engine.underlay_error else []
+        found += [f"peers folder: {problem}" for problem in self._peers.problems]
+        found += [
+            f"{t.name}: {len(t.failed)} entries not applied: {t.error}" for t in engine.kernel.trackers if t.failed
+        ]
+        found += [f"{t.name}: {t.error}" for t in engine.kernel.trackers if t.error and not t.failed]
+        for frontend, names in engine.services.conflicts().items():
+            claimants = ", ".join("/".join(name) for name in names)
+            found.append(
+                f"{frontend.address}:{frontend.port}/{frontend.protocol} is claimed by {claimants}; the first is served"
+            )
+        return found
+
+    def services(self) -> list[dict[str, Any]]:
+        """Every frontend with its backends, and whose they are."""
+        named = {
+            frontend: "/".join(name)
+            for name, frontends in self._engine.services.frontends.items()
+            for frontend in frontends
+        }
+        clusters = self._cluster_names()
+        return [
+            {
+                "service": named.get(frontend, ""),
+                "address": frontend.address,
+                "port": frontend.port,
+                "protocol": str(frontend.protocol),
+                "backends": [
+                    {"address": b.address, "port": b.port, "cluster": clusters.get(b.cluster_id, str(b.cluster_id))}
+                    for b in backends
+                ],
+            }
+            for frontend, backends in sorted(self._engine.services.programmed.items())
+        ]
+
+    def backends(self) -> list[dict[str, Any]]:
+        """The backend map as it was last known to be, with how many frontends name each."""
+        clusters = self._cluster_names()
+        kernel = self._engine.kernel
+        uses: dict[int, int] = {}
+        for key, value in kernel.services.actual.items():
+            if key.slot:
+                uses[value.backend_id] = uses.get(value.backend_id, 0) + 1
+        return [
+            {
+                "id": key.id,
+                "address": ipv4_text(entry.address),
+                "port": entry.port,
+                "protocol": _PROTOCOL_NAMES.get(entry.protocol, str(entry.protocol)),
+                "cluster": clusters.get(entry.cluster_id, str(entry.cluster_id)),
+                "frontends": uses.get(key.id, 0),
+            }
+            for key, entry in sorted(kernel.backends.actual.items())
+        ]
+
+    def ipcache(self) -> list[dict[str, Any]]:
+        """Who is behind each address or CIDR, with the labels of the identity where they are known."""
+        kernel = self._engine.kernel
+        labels = {
+            number: [f"{label.source}:{label.key}={label.value}" for label in identity.labels]
+            for view in self._state.views.values()
+            for number, identity in view.identities.items()
+        }
+        rows = [(f"{ipv4_text(key.address)}/32", value) for key, value in sorted(kernel.ipcache.actual.items())]
+        rows += [
+            (f"{ipv4_text(key.address)}/{key.prefix_length}", value)
+            for key, value in sorted(kernel.cidrs.actual.items())
+        ]
+        return [
+            {
+                "prefix": prefix,
+                "identity": value.identity,
+                "node": ipv4_text(value.tunnel_endpoint) if value.tunnel_endpoint else "",
+                "encrypted": value.key == 255,
+                "labels": labels.get(value.identity, []),
+            }
+            for prefix, value in rows
+        ]
+
+    async def encrypt(self) -> dict[str, Any]:
+        """The tunnels: each peer with its node, last handshake and bytes."""
+        device = self._engine.kernel.device
+        states = await device.peers() if self._engine.underlay.current else {}
+        nodes = {node.wireguard_public_key: node for node in self._state.admitted_nodes()}
+        peers = []
+        for key, state in sorted(states.items()):
+            node = nodes.get(key)
+            peers.append(
+                {
+                    "node": f"{node.cluster}/{node.name}" if node else "",
+                    "public_key": key,
+                    "endpoint": "" if state.endpoint is None else f"{state.endpoint[0]}:{state.endpoint[1]}",
+                    "allowed_ips": list(state.allowed_ips),
+                    "last_handshake": state.last_handshake,
+                    "received": state.rx,
+                    "sent": state.tx,
+                }
+            )
+        return self._encryption() | {"tunnels": peers}
+
+    async def map_diff(self) -> list[dict[str, Any]]:
+        """Desired against kernel, read now: empty when healthy."""
+        rows = []
+        for tracker in self._engine.kernel.trackers:
+            actual = await tracker.target.dump()
+            rows += _differences(tracker, actual)
+        return rows
+
+    def _readers(self) -> list[ClusterReader]:
+        return [self._own, *(self._peers.readers[name] for name in sorted(self._peers.readers))]
+
+    def _cluster_names(self) -> dict[int, str]:
+        return {reader.config.id: reader.name for reader in self._readers() if reader.config is not None}
+
+    def _cluster(self, reader: ClusterReader) -> dict[str, Any]:
+        view = self._state.views.get(reader.name, View())
+        session = reader.session
+        return {
+            "name": reader.name,
+            "id": None if reader.config is None else reader.config.id,
+            "own": reader.name == self._state.own,
+            "state": str(session.state),
+            "since": session.since,
+            "error": session.error,
+            "behind": dict(reader.behind),
+            "failures": session.failures,
+            "last_failure": session.last_failure,
+            "nodes": len(view.nodes),
+            "services": len(view.local_services if reader.name == self._state.own else view.services),
+            "endpoints": len(view.endpoints),
+            "identities": len(view.identities),
+            "refused": len(view.refused),
+            "refused_entries": dict(list(view.refused.items())[:_SHOWN]),
+        }
+
+    def _encryption(self) -> dict[str, Any]:
+        device, underlay = self._engine.kernel.device, self._engine.underlay.current
+        return {
+            "device": device.name,
+            "provider": device.kind,
+            "why": device.why,
+            "public_key": self._public_key,
+            "interface": "" if underlay is None else underlay.interface,
+            "mtu": 0 if underlay is None else underlay.mtu,
+            "strict": "" if underlay is None else underlay.strict,
+            "peers": len(self._engine.kernel.peers.actual),
+            "without_tunnel": dict(self._engine.plan.problems),
+        }
+
+
+def _datapath(datapath: Datapath) -> dict[str, Any]:
+    """Which program runs where, and how it came there."""
+    hooks = [
+        {"name": hook.name, "target": hook.target, "mechanism": str(hook.mechanism), "outcome": str(hook.outcome)}
+        for hook in datapath.hooks.values()
+    ]
+    return {"loader": "libbpf", "pinned": str(datapath.pin_dir), "hooks": hooks}
+
+
+def _target(tracker: Tracker[Any, Any]) -> dict[str, Any]:
+    pending = tracker.pending()
+    return {
+        "name": tracker.name,
+        "desired": len(tracker.desired),
+        "actual": len(tracker.actual),
+        "pending": len(pending.upserts) + len(pending.deletes),
+        "failed": len(tracker.failed),
+        "drift": tracker.drift,
+        "error": tracker.error or "",
+    }
+
+
+def _differences(tracker: Tracker[Any, Any], actual: Any) -> list[dict[str, Any]]:
+    rows = []
+    for key in [*tracker.desired, *(key for key in actual if key not in tracker.desired)]:
+        desired, held = tracker.desired.get(key), actual.get(key)
+        if desired != held:
+            rows.append({"target": tracker.name, "key": _show(key), "desired": _show(desired), "kernel": _show(held)})
+    return rows
+
+
+def _show(thing: object) -> str:
+    if isinstance(thing, ServiceKey):
+        return f"{ipv4_text(thing.address)}:{thing.port}/{_PROTOCOL_NAMES.get(thing.protocol)} slot {thing.slot}"
+    return "" if thing is None else str(thing)

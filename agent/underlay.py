@@ -1,0 +1,51 @@
+"""What a node needs before it can have tunnels: WireGuard device, forwarding, router address, strict mode."""
+
+from __future__ import annotations
+
+import logging
+
+from msgspec import Struct
+
+from agent import netlink
+from agent.bpf.loader import Datapath
+from agent.plan_nodes import router_address
+from agent.wireguard.device import FWMARK, Device, tunnel_mtu
+from clustermesh.errors import Unavailable
+from clustermesh.model import Node
+
+_log = logging.getLogger(__name__)
+
+
+class Underlay(Struct, frozen=True, kw_only=True):
+    """The interface that carries the tunnels, and what was made beside it. `mtu` is the pods' and the device's."""
+
+    interface: str
+    mtu: int
+    strict: str
+    router: str
+
+
+class UnderlaySetup:
+    """Makes the underlay as `own` wants it; repeating it repairs and changes nothing else."""
+
+    def __init__(self, datapath: Datapath, device: Device, private_key: bytes, port: int) -> None:
+        self.current: Underlay | None = None
+        self._datapath, self._device, self._private_key, self._port = datapath, device, private_key, port
+
+    async def apply(self, own: Node) -> bool:
+        """True when the device is new, so that its peers and the routes through it must be set again.
+
+        Raises Unavailable or Refused with the reason; what was made before that stays.
+        """
+        link = await netlink.find_link_by_address(own.ipv4)
+        if link is None:
+            raise Unavailable(f"no interface has this node's address {own.ipv4}: is Node {own.name} the right one?")
+        ingress, _ = self._datapath.attach_strict(link.name)
+        mtu = tunnel_mtu(link.mtu)
+        router = router_address(own)
+        if not router:
+            raise Unavailable(f"Node {own.name} has no IPv4 pod CIDR yet")
+        await netlink.prepare_node(router)
+        new = await self._device.ensure(self._private_key, self._port, FWMARK, mtu)
+        self.current = Underlay(interface=link.name, mtu=mtu, strict=str(ingress.mechanism), router=router)
+        return new

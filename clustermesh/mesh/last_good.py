@@ -1,0 +1,56 @@
+"""The last good state of each cluster on this node's disk, so that a restart never starts from nothing.
+
+One file per cluster, msgpack of the model structs, replaced atomically. A file that cannot be read is no state at all:
+the cluster is then read anew and nothing is pruned before it is.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from certs.files import write_atomically
+from clustermesh.mesh.state import View
+from clustermesh.model import ClusterConfig
+
+_log = logging.getLogger(__name__)
+_FORMAT = 1
+
+
+class LastGood(Struct, frozen=True, kw_only=True):
+    """What is kept: the cluster's configuration and its view. `format` changes when the model does."""
+
+    format: int
+    config: ClusterConfig
+    view: View
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(LastGood)
+
+
+def save(folder: Path, cluster: str, config: ClusterConfig, view: View) -> None:
+    """Write `folder`/`cluster`.state, readable by this user only. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_atomically(folder / f"{cluster}.state", _encoder.encode(LastGood(format=_FORMAT, config=config, view=view)))
+
+
+def load(folder: Path, cluster: str) -> LastGood | None:
+    """What `save` wrote for `cluster`, or None where there is nothing usable."""
+    path = folder / f"{cluster}.state"
+    try:
+        kept = _decoder.decode(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.MsgspecError, RecursionError, ValueError) as e:
+        _log.warning("last good state %s cannot be read and is not used: %s", path, e)
+        return None
+    return kept if kept.format == _FORMAT else None
+
+
+def forget(folder: Path, cluster: str) -> None:
+    """The cluster was disconnected: what was kept of it goes too."""
+    (folder / f"{cluster}.state").unlink(missing_ok=True)

@@ -1,0 +1,110 @@
+"""One reader for each cluster named in the peers folder: started when its file appears, drained when it goes.
+
+The folder is Cilium's clustermesh-config directory. It may be a Secret volume, whose files are links into a folder that
+is swapped, so it is read again every second and compared by digest rather than watched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from clustermesh.errors import Invalid
+from clustermesh.mesh import last_good
+from clustermesh.mesh.peer_files import PeerFile, PeerProblem, read_peers
+from clustermesh.mesh.reader import ClusterReader, Resource, Sink
+from clustermesh.model import MAX_CLUSTERS, Cluster, ClusterConfig, check_cluster_id
+from clustermesh.store.client import EtcdClient
+
+_log = logging.getLogger(__name__)
+_POLL = 1.0
+
+
+class Peers:
+    """The readers of all connected clusters, by cluster name. `problems` are files that could not be used."""
+
+    def __init__(
+        self,
+        folder: Path,
+        own: Cluster,
+        sink: Sink,
+        connect: Callable[[PeerFile], EtcdClient],
+        resources: Callable[[str, ClusterConfig], Sequence[Resource]],
+        keep: Path,
+    ) -> None:
+        self.readers: dict[str, ClusterReader] = {}
+        self.problems: list[str] = []
+        self.synced_once = False  # the folder was read at least once
+        self._folder, self._own, self._sink, self._keep = folder, own, sink, keep
+        self._connect, self._resources = connect, resources
+        self._files: dict[str, PeerFile] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def run(self) -> None:
+        """Never returns; cancel it to stop. Stopping drains nothing."""
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                self.sync(tasks)
+                await asyncio.sleep(_POLL)
+
+    def sync(self, tasks: asyncio.TaskGroup) -> None:
+        """Make the readers match the folder."""
+        files, problems = read_peers(self._folder, self._own.name)
+        self._report(problems)
+        self.synced_once = True
+        unclear = {problem.name for problem in problems}  # a file that cannot be read now is not a file that is gone
+        for name in sorted(self._files.keys() - files.keys() - unclear):
+            self._stop(name)
+            self._sink.drain(name)
+            last_good.forget(self._keep, name)
+            _log.info("cluster %s: disconnected", name)
+        for name, file in sorted(files.items()):
+            if name not in self._files or file.digest != self._files[name].digest:
+                self._start(tasks, file)
+
+    def admit(self, name: str, config: ClusterConfig) -> None:
+        """Whether cluster `name` may join with `config`. Raises Invalid with the reason."""
+        check_cluster_id(config.id, self._own.max_clusters)
+        if config.id == self._own.id:
+            raise Invalid(f"cluster id of {name}", config.id, f"is this cluster's own id ({self._own.name})")
+        for other in self.readers.values():
+            if other.name != name and other.config is not None and other.config.id == config.id:
+                raise Invalid(f"cluster id of {name}", config.id, f"is already used by cluster {other.name}")
+        theirs = config.max_connected_clusters
+        if self._own.max_clusters not in (MAX_CLUSTERS, theirs):
+            raise Invalid(
+                f"maxConnectedClusters of {name}", theirs, f"must be {self._own.max_clusters} as in this cluster"
+            )
+
+    def _start(self, tasks: asyncio.TaskGroup, file: PeerFile) -> None:
+        previous = self.readers.get(file.name)
+        if previous is not None:
+            self._stop(file.name)
+        reader = ClusterReader(file.name, self._sink, lambda: self._connect(file), self._resources, admit=self.admit)
+        if previous is not None and previous.config is not None:
+            reader.restored(previous.config)  # new credentials: what was learned stays
+        elif previous is None and (kept := last_good.load(self._keep, file.name)) is not None:
+            restore(self._sink, file.name, kept)
+            reader.restored(kept.config)
+        self._files[file.name] = file
+        self.readers[file.name] = reader
+        self._tasks[file.name] = tasks.create_task(reader.run(), name=f"cluster {file.name}")
+
+    def _stop(self, name: str) -> None:
+        self._tasks.pop(name).cancel()
+        del self._files[name], self.readers[name]
+
+    def _report(self, problems: Sequence[PeerProblem]) -> None:
+        said = [str(problem) for problem in problems]
+        for problem in said:
+            if problem not in self.problems:
+                _log.warning("peers folder: %s", problem)
+        self.problems = said
+
+
+def restore(sink: Sink, cluster: str, kept: last_good.LastGood) -> None:
+    for kind in ("nodes", "identities", "endpoints", "services", "local_services"):
+        for name, value in kept.view.table(kind).items():
+            sink.put(cluster, kind, name, value, 0)

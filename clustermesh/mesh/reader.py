@@ -1,0 +1,252 @@
+"""Reads one cluster's etcd for ever: its configuration, heartbeat and canaries, then every resource, into a `Sink`.
+
+The order is Cilium's reader's (cluster config first; a resource's watch starts when its canary is there). What Cilium's
+readers keep silent about is said here: a missing config, canary or heartbeat, a refused permission, an id taken twice.
+The same reader serves the own cluster, with the resources of this project's own prefix added.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence, Set
+from contextlib import aclosing, suppress
+from typing import Any, Protocol
+
+from msgspec import Struct
+
+from clustermesh.errors import ClusterMeshError, Invalid, Refused, Unavailable
+from clustermesh.mesh.session import Event, Session, State, advance
+from clustermesh.model import Cluster, ClusterConfig
+from clustermesh.store.client import EtcdClient
+from clustermesh.store.follow import Changed, Deleted, Interrupted, Listed, Put, follow
+from clustermesh.wire import cluster_config, keys
+
+_log = logging.getLogger(__name__)
+
+HEARTBEAT_TIMEOUT = 120.0  # seconds; a writer beats every 60 (wire format of the heartbeat key)
+_RECHECK = 30.0
+_BACKOFF = (0.2, 15.0)
+
+
+class Resource(Struct, frozen=True, kw_only=True):
+    """One table of a cluster: where it is, which key says that it is complete, how an entry is decoded.
+
+    `name_of(key)` gives the entry's name in the table and `decode(key, value, cluster)` its value; both raise Invalid
+    for what may not be there. The kind nothing depends on (`required` False) may be forbidden or absent.
+    """
+
+    kind: str
+    prefix: bytes
+    canary: bytes | None
+    name_of: Callable[[bytes], Any]
+    decode: Callable[[bytes, bytes, Cluster], Any]
+    required: bool = True
+
+
+class Sink(Protocol):
+    """Where a cluster's entries go. `revision` is that of the change, 0 when it comes from a full list."""
+
+    def put(self, cluster: str, kind: str, name: Any, value: Any, revision: int) -> None: ...
+    def remove(self, cluster: str, kind: str, name: Any, revision: int) -> None: ...
+    def refuse(self, cluster: str, what: str, why: str) -> None: ...
+    def accept(self, cluster: str, what: str) -> None: ...
+    def drain(self, cluster: str) -> None: ...
+    def names(self, cluster: str, kind: str) -> Set[Any]: ...
+
+
+class _Changed(Exception):
+    """The cluster's configuration is not what it was: read everything again."""
+
+
+class ClusterReader:
+    """One cluster's reader and what is known of its session. `run` never returns; cancel it to stop."""
+
+    def __init__(
+        self,
+        name: str,
+        sink: Sink,
+        connect: Callable[[], EtcdClient],
+        resources: Callable[[str, ClusterConfig], Sequence[Resource]],
+        admit: Callable[[str, ClusterConfig], None],
+    ) -> None:
+        self.name = name
+        self.session = Session(since=time.time())
+        self.config: ClusterConfig | None = None
+        self.behind: dict[str, str] = {}  # resource -> why it is not followed now
+        self.refused_total = 0
+        self._sink, self._connect, self._resources, self._admit = sink, connect, resources, admit
+        self._last_heartbeat = 0.0
+
+    def restored(self, config: ClusterConfig) -> None:
+        """The sink was filled from the last good state on disk."""
+        self.config = config
+        self._advance(Event.RESTORED)
+
+    async def run(self) -> None:
+        delay = _BACKOFF[0]
+        while True:
+            try:
+                async with self._connect() as client:
+                    await self._read(client)
+            except* _Changed:
+                delay = _BACKOFF[0]
+            except* ClusterMeshError as group:
+                self._lost(str(_first(group)))
+            await asyncio.sleep(delay * random.uniform(0.5, 1.0))
+            delay = min(delay * 2, _BACKOFF[1])
+
+    async def _read(self, client: EtcdClient) -> None:
+        config = await self._configure(client)
+        cluster = Cluster(name=self.name, id=config.id, max_clusters=config.max_connected_clusters or 255)
+        resources = self._resources(self.name, config)
+        self.behind = {r.kind: "waiting for its list" for r in resources if r.required}
+        canaries = [r.canary for r in resources if r.canary is not None] if config.synced_canaries else []
+        seen = {canary: asyncio.Event() for canary in canaries}
+        self._last_heartbeat = time.monotonic()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._heartbeat(client))
+            tasks.create_task(self._recheck(client, config))
+            for prefix in {_parent(canary) for canary in seen}:
+                tasks.create_task(self._canaries(client, prefix, seen))
+            for resource in resources:
+                gate = seen.get(resource.canary or b"")
+                tasks.create_task(self._resource(client, resource, cluster, gate))
+
+    async def _configure(self, client: EtcdClient) -> ClusterConfig:
+        config = await self._fetch_config(client)
+        if self.config is not None and config.id != self.config.id:
+            self._sink.drain(self.name)
+        try:
+            self._admit(self.name, config)
+        except Invalid as e:
+            self._sink.drain(self.name)
+            self.config = None
+            self._advance(Event.REFUSED, str(e))
+            raise Refused(str(e)) from e
+        self.config = config
+        self._advance(Event.CONFIGURED)
+        return config
+
+    async def _fetch_config(self, client: EtcdClient) -> ClusterConfig:
+        entry = await client.get(keys.cluster_config_key(self.name))
+        if entry is None:
+            raise Unavailable(
+                f"cluster {self.name} has no key cilium/cluster-config/{self.name}: is its API server up?"
+            )
+        return cluster_config.decode(entry.value)
+
+    async def _recheck(self, client: EtcdClient, config: ClusterConfig) -> None:
+        """The configuration is not watched (a reader may be granted that one key only): read it again now and then."""
+        while True:
+            await asyncio.sleep(_RECHECK)
+            try:
+                current = await self._fetch_config(client)
+            except ClusterMeshError:
+                continue  # whatever is wrong with the connection, the streams report
+            if current != config:
+                raise _Changed
+
+    async def _heartbeat(self, client: EtcdClient) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._watch_heartbeat(client))
+            while True:
+                await asyncio.sleep(_RECHECK / 2)
+                silent = time.monotonic() - self._last_heartbeat
+                if silent > HEARTBEAT_TIMEOUT:
+                    self._fall_behind("heartbeat", f"no heartbeat for {silent:.0f} s: its API server does not write")
+
+    async def _watch_heartbeat(self, client: EtcdClient) -> None:
+        async with aclosing(follow(client, keys.HEARTBEAT)) as items:
+            async for item in items:
+                if not isinstance(item, Interrupted) and item.events:
+                    self._last_heartbeat = time.monotonic()
+                    self._caught_up("heartbeat")
+
+    async def _canaries(self, client: EtcdClient, prefix: bytes, seen: dict[bytes, asyncio.Event]) -> None:
+        async with aclosing(follow(client, prefix)) as items:
+            async for item in items:
+                for event in () if isinstance(item, Interrupted) else item.events:
+                    if isinstance(event, Put) and (canary := seen.get(event.kv.key)):
+                        canary.set()
+
+    async def _resource(
+        self, client: EtcdClient, resource: Resource, cluster: Cluster, gate: asyncio.Event | None
+    ) -> None:
+        if gate is not None and not gate.is_set():
+            if resource.required:
+                self.behind[resource.kind] = f"waiting for its canary {resource.canary!r}"
+            await gate.wait()
+        whole = False  # until the first list is in, what the sink holds may be from before this reader
+        async with aclosing(follow(client, resource.prefix)) as items:
+            async for item in items:
+                if isinstance(item, Interrupted):
+                    if resource.required:
+                        self._fall_behind(resource.kind, str(item.error))
+                    continue
+                self._take(resource, cluster, item)
+                if not whole:
+                    self._forget_unlisted(resource, item)
+                    whole = True
+                self._caught_up(resource.kind)
+
+    def _take(self, resource: Resource, cluster: Cluster, item: Listed | Changed) -> None:
+        revision = item.revision if isinstance(item, Changed) else 0
+        for event in item.events:
+            key = event.key if isinstance(event, Deleted) else event.kv.key
+            try:
+                name = resource.name_of(key)
+                if isinstance(event, Deleted):
+                    self._sink.remove(self.name, resource.kind, name, revision)
+                else:
+                    value = resource.decode(key, event.kv.value, cluster)
+                    self._sink.put(self.name, resource.kind, name, value, event.kv.mod_revision if revision else 0)
+                self._sink.accept(self.name, key.decode(errors="replace"))
+            except Invalid as e:
+                self.refused_total += 1
+                self._sink.refuse(self.name, key.decode(errors="replace"), str(e))
+
+    def _forget_unlisted(self, resource: Resource, first: Listed | Changed) -> None:
+        """The first list is the whole table: what is held beside it is gone."""
+        listed = set()
+        for event in first.events:
+            if isinstance(event, Put):
+                with suppress(Invalid):
+                    listed.add(resource.name_of(event.kv.key))
+        for name in self._sink.names(self.name, resource.kind) - listed:
+            self._sink.remove(self.name, resource.kind, name, 0)
+
+    def _fall_behind(self, resource: str, why: str) -> None:
+        self.behind[resource] = why
+        self._lost(f"{resource}: {why}")
+
+    def _caught_up(self, resource: str) -> None:
+        self.behind.pop(resource, None)
+        if not self.behind and self.session.state is not State.FRESH:
+            self._advance(Event.LISTED)
+
+    def _lost(self, error: str) -> None:
+        if error != self.session.error:
+            _log.warning("cluster %s: %s", self.name, error)
+        self._advance(Event.LOST, error)
+
+    def _advance(self, event: Event, error: str = "") -> None:
+        before = self.session.state
+        self.session = advance(self.session, event, time.time(), error)
+        if self.session.state is not before:
+            _log.info("cluster %s: %s -> %s %s", self.name, before, self.session.state, error)
+
+
+def _parent(canary: bytes) -> bytes:
+    """The prefix under which a canary is watched: cilium/synced/<cluster>/ or this project's own."""
+    parts = canary.split(b"/")
+    return b"/".join(parts[:3]) + b"/"
+
+
+def _first(group: BaseExceptionGroup[ClusterMeshError]) -> BaseException:
+    first: BaseException = group
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first
