@@ -19,6 +19,7 @@ from certs.names import Leaf, covers
 
 # Renewal is due with this much left: time enough to notice a forgotten one before anything breaks.
 RENEW_BEFORE: Final = timedelta(days=30)
+_NO_SERVER: Final = "may not be used by a server (extended key usage lacks serverAuth)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +122,23 @@ def check_use(leaf: x509.Certificate, wanted: Leaf, name: str) -> None:
     if said.common_name != wanted.common_name:
         raise CertsError(f"{name}: its common name is {said.common_name!r}, it must be {wanted.common_name!r}")
     if wanted.server and not said.server:
-        raise CertsError(f"{name}: may not be used by a server (extended key usage lacks serverAuth)")
+        raise CertsError(f"{name}: {_NO_SERVER}")
     if not wanted.server and not said.client:
         raise CertsError(f"{name}: may not be used by a client (extended key usage lacks clientAuth)")
-    missing = [host for host in wanted.hosts if host not in said.hosts and not covers(said.hosts, host)]
+    check_hosts(leaf, wanted.hosts, name)
+
+
+def check_server(leaf: x509.Certificate, host: str, name: str) -> None:
+    """CertsError unless a client that dials `host` takes `leaf` from its server, whatever its common name."""
+    if not facts(leaf, name).server:
+        raise CertsError(f"{name}: {_NO_SERVER}")
+    check_hosts(leaf, (host,), name)
+
+
+def check_hosts(leaf: x509.Certificate, hosts: Iterable[str], name: str) -> None:
+    """CertsError unless `leaf` names every one of `hosts`."""
+    said = facts(leaf, name)
+    missing = [host for host in hosts if host not in said.hosts and not covers(said.hosts, host)]
     if missing:
         raise CertsError(f"{name}: does not name {', '.join(missing)}; it names {', '.join(said.hosts) or 'no host'}")
 

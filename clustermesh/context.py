@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,15 +22,17 @@ from typing import Final
 from msgspec import Struct
 
 from certs.files import private_folder, sweep, sync_folder, write_atomically
-from clustermesh.endpoint_url import EndpointUrl, parse_endpoint
 from clustermesh.errors import Invalid, Refused, Unavailable
 from clustermesh.model import MAX_CLUSTERS, Cluster, check_cluster_id, check_cluster_name
+from clustermesh.store import endpoint as etcd_endpoint
+from clustermesh.store.endpoint import Endpoint
 from clustermesh.yaml_file import dump_yaml, mapping, number, parse_yaml, read_bytes, shown, text
 
 DEFAULT_FOLDER: Final = Path("/etc/clustermesh")
 CLUSTER_FILE: Final = "cluster.yaml"
 LOCK_PATIENCE: Final = 30.0
 _READABLE: Final = 0o644  # no secret in it, and `status` runs as anyone
+_HOST: Final = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?|[0-9A-Fa-f:.]+")
 _KEYS: Final = ("name", "id", "endpoint", "maxConnectedClusters")
 
 
@@ -51,9 +54,9 @@ class Context(Struct, frozen=True, kw_only=True):
         return Cluster(name=self.name, id=self.id, max_clusters=self.max_clusters)
 
     @property
-    def address(self) -> EndpointUrl:
+    def address(self) -> Endpoint:
         """`endpoint`, taken apart."""
-        return parse_endpoint(self.endpoint)
+        return parse_address(self.endpoint)
 
     @property
     def manifests(self) -> Path:
@@ -164,6 +167,18 @@ def locked(*contexts: Context) -> Iterator[None]:
         yield
 
 
+def parse_address(value: str, field: str = "endpoint") -> Endpoint:
+    """Where peers reach an etcd: https, always; scheme and port (2379) may be left out. Raises Invalid."""
+    rule = "must be https://HOST:PORT, for peers are told apart by their certificates"
+    try:
+        parsed = etcd_endpoint.parse(value if "://" in value else f"https://{value}")
+    except Invalid as e:
+        raise Invalid(field, value, rule) from e
+    if not parsed.secure or not _HOST.fullmatch(parsed.host):
+        raise Invalid(field, value, rule)
+    return parsed
+
+
 def _lock(descriptor: int, path: Path) -> None:
     deadline = time.monotonic() + LOCK_PATIENCE
     while True:
@@ -184,7 +199,7 @@ def _checked(path: Path, name: str, cluster_id: int, endpoint: str, max_clusters
         path=path.resolve(),
         name=check_cluster_name(name),
         id=check_cluster_id(cluster_id, max_clusters),
-        endpoint=str(parse_endpoint(endpoint)),
+        endpoint=str(parse_address(endpoint)),
         max_clusters=max_clusters,
     )
 

@@ -1,0 +1,158 @@
+"""The command line. This file starts fast: a command's module is imported when the command is used, not before.
+
+Every error of the project ends here, as one line on stderr that says what to do. Exit codes: 0 done, 1 failed,
+2 wrong usage or input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from certs.errors import CertsError
+from clustermesh.errors import ClusterMeshError, Invalid
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+_FORESEEN: Final = (ClusterMeshError, CertsError, OSError)
+
+# name: (module, attribute, what `clustermesh --help` says)
+_COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
+    "init": ("clustermesh.cli.init", "command", "Describe a cluster in a folder and make its certificates."),
+    "certs": ("clustermesh.cli.certs", "command", "Make, show, renew and issue certificates."),
+    "etcd": ("clustermesh.cli.run", "etcd", "Run the cluster's etcd in the foreground."),
+    "apiserver": ("clustermesh.cli.run", "apiserver", "Publish the cluster to its peers."),
+    "agent": ("clustermesh.cli.run", "agent", "Run the agent of one node."),
+    "connect": ("clustermesh.cli.connect", "connect", "Let two clusters see each other."),
+    "disconnect": ("clustermesh.cli.connect", "disconnect", "Take two clusters apart, also when one is gone."),
+    "peers": ("clustermesh.cli.connect", "peers", "List the connected clusters."),
+    "status": ("clustermesh.cli.status", "command", "Show how the mesh is, and what is wrong with it."),
+    "node": ("clustermesh.cli.node", "command", "Ask the agent of this node."),
+    "lab": ("clustermesh.cli.lab", "command", "A whole mesh on this machine."),
+    "demo": ("clustermesh.cli.demo", "command", "Show a service failing over between clusters."),
+}
+
+
+class CommandLine(click.Group):
+    """A group whose commands are found in a table and imported when used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Every name, in the order in which one needs them."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command itself; imports its module."""
+        if cmd_name not in _COMMANDS:
+            return None
+        module, attribute, _ = _COMMANDS[cmd_name]
+        try:
+            command = getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as e:
+            raise click.ClickException(f"`clustermesh {cmd_name}` is not installed here: no module {e.name}") from e
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list in `--help`, from the table alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, says) for name, (_, _, says) in _COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command, and turn whatever can be foreseen into one line and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(INTERRUPTED)
+        except BaseExceptionGroup as group:
+            errors = list(_leaves(group))
+            if any(isinstance(e, KeyboardInterrupt) for e in errors):
+                ctx.exit(INTERRUPTED)
+            if not all(isinstance(e, _FORESEEN) for e in errors):
+                raise
+            raise _failure(errors) from group
+        except _FORESEEN as e:
+            raise _failure([e]) from e
+
+
+class Failure(click.ClickException):
+    """Foreseen errors on their way to the terminal, one line each."""
+
+    exit_code = FAILED
+
+    def __init__(self, errors: Sequence[BaseException]) -> None:
+        super().__init__("; ".join(map(_sentence, errors)))
+        self.sentences = [_sentence(e) for e in errors]
+
+    def show(self, file: Any = None) -> None:
+        """Print to stderr."""
+        for sentence in self.sentences:
+            click.echo(f"{click.style('error:', fg='red', bold=True)} {sentence}", file=file, err=True)
+
+
+class WrongInput(Failure):
+    """All of it is the fault of what was given."""
+
+    exit_code = USAGE
+
+
+def _failure(errors: Sequence[BaseException]) -> Failure:
+    return WrongInput(errors) if all(isinstance(e, Invalid) for e in errors) else Failure(errors)
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        sentence = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    else:
+        sentence = " ".join(str(error).split()) or type(error).__name__
+    # What came from a file or a peer may hold what a terminal takes as commands.
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in sentence)
+
+
+def context_option(function: Any) -> Any:
+    """The option `--context DIR`, given to the command as a Path `context`."""
+    return click.option(
+        "--context",
+        type=click.Path(path_type=Path),
+        envvar="CLUSTERMESH_CONTEXT",
+        default="/etc/clustermesh",
+        show_default=True,
+        metavar="DIR",
+        help="The cluster's folder (also: CLUSTERMESH_CONTEXT).",
+    )(function)
+
+
+def output_option(function: Any) -> Any:
+    """The option `-o table|json`, given to the command as `output`."""
+    return click.option(
+        "-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True, help="How to print."
+    )(function)
+
+
+@click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="clustermesh")
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """Join clusters: global services, identities and encrypted tunnels, in Cilium's wire format.
+
+    \b
+    A cluster without Kubernetes is a folder:
+      clustermesh init /srv/alpha --name alpha --id 1 --endpoint https://10.0.0.1:2379
+      clustermesh etcd --context /srv/alpha
+      clustermesh apiserver --context /srv/alpha
+      clustermesh connect --context /srv/alpha --destination-context /srv/beta
+    """
+    if os.environ.get("NO_COLOR"):
+        ctx.color = False

@@ -1,0 +1,200 @@
+"""`clustermesh certs`: the certificates in a cluster's folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from certs.names import Leaf, cluster_leaves, unique
+from clustermesh.cli import context_option, output_option
+from clustermesh.cli.table import print_table
+from clustermesh.context import Context, load, locked
+from clustermesh.errors import Invalid
+
+if TYPE_CHECKING:
+    from certs.folder import Entry
+
+
+@click.group()
+def command() -> None:
+    """Make, show, renew and issue certificates.
+
+    \b
+    DIR/certs holds, readable by its owner only:
+      ca      the cluster's authority, "Cilium CA", 10 years
+      server  what its etcd shows
+      admin   the API server's to its own etcd
+      local   the agents' to their own etcd
+      remote  the cluster's to peers that share its authority
+    Leaves live 1 year; renewal is due 30 days before.
+    """
+
+
+@command.command()
+@context_option
+@click.option("--san", multiple=True, metavar="HOST", help="A further name or address of the server; repeatable.")
+@click.option("--ca-cert", type=click.Path(path_type=Path, exists=True), help="Bring an authority: its certificate.")
+@click.option("--ca-key", type=click.Path(path_type=Path, exists=True), help="Bring an authority: its key.")
+def init(context: Path, san: tuple[str, ...], ca_cert: Path | None, ca_key: Path | None) -> None:
+    """Make what is missing or unfit; leave alone what is good.
+
+    \b
+    Examples:
+      clustermesh certs init --context /srv/alpha --san etcd.alpha.example
+      clustermesh certs init --context /srv/alpha --ca-cert cilium-ca.crt --ca-key cilium-ca.key
+    """
+    from certs.check import read_pair
+    from certs.folder import initialise
+
+    if (ca_cert is None) != (ca_key is None):
+        raise click.UsageError("give --ca-cert and --ca-key together")
+    cluster = load(context)
+    brought = None
+    if ca_cert is not None and ca_key is not None:
+        brought = read_pair(ca_cert.read_bytes(), ca_key.read_bytes(), str(ca_cert.with_suffix("")))
+    with locked(cluster):
+        written = initialise(cluster.certs, _leaves(cluster, san), datetime.now(UTC), authority=brought)
+    for name, reason in written.items():
+        click.echo(f"made {name} ({reason})")
+    if not written:
+        click.echo("all certificates are good")
+
+
+@command.command()
+@context_option
+@output_option
+def show(context: Path, output: str) -> None:
+    """Show every certificate, and what is wrong with it; exit code 1 if anything is.
+
+    \b
+    Examples:
+      clustermesh certs show --context /srv/alpha
+      clustermesh certs show -o json | jq '.[] | select(.renewalDue)'
+    """
+    from certs.folder import inspect
+
+    cluster, now = load(context), datetime.now(UTC)
+    entries = inspect(cluster.certs, now, _leaves(cluster))
+    if output == "json":
+        click.echo(json.dumps([_as_json(e, now) for e in entries], indent=2))
+    else:
+        rows = [_row(e, now) for e in entries]
+        print_table(("NAME", "COMMON NAME", "STATE", "EXPIRES", "DAYS", "HOSTS"), rows)
+    for entry in entries:
+        if entry.problem:
+            click.echo(f"{click.style('problem:', fg='red', bold=True)} {entry.problem}", err=True)
+    if any(e.problem for e in entries):
+        raise SystemExit(1)
+
+
+@command.command()
+@context_option
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--all", "everything", is_flag=True, help="Every leaf.")
+@click.option("--new-key", is_flag=True, help="With a fresh key too.")
+@click.option("--san", multiple=True, metavar="HOST", help="Add a name or address to the server's; repeatable.")
+def renew(context: Path, names: tuple[str, ...], everything: bool, new_key: bool, san: tuple[str, ...]) -> None:
+    """Issue certificates again with the names they have; without NAME, those that are due or unfit.
+
+    NAME is ca or one of `certs show`. Renewing ca keeps its key, so that everything it signed stays good. A running
+    etcd takes new leaves by itself, and a new ca when it is restarted.
+
+    \b
+    Examples:
+      clustermesh certs renew --context /srv/alpha
+      clustermesh certs renew server --san 192.0.2.7 --context /srv/alpha
+    """
+    from certs.folder import inspect, renew
+
+    cluster, now = load(context), datetime.now(UTC)
+    if san and "server" not in names and not everything:
+        raise click.UsageError("--san is for the server: name it, `certs renew server --san HOST`")
+    leaves = _leaves(cluster, san)
+    with locked(cluster):
+        entries = {e.name: e for e in inspect(cluster.certs, now, leaves)}
+        chosen = _chosen(names, everything, entries)
+        for name in chosen:
+            pair = renew(cluster.certs, name, now, leaves.get(name), fresh_key=new_key)
+            click.echo(f"renewed {name}, good until {pair.certificate.not_valid_after_utc:%F}")
+    if not chosen:
+        click.echo("nothing is due")
+
+
+@command.command()
+@context_option
+@click.argument("common_name", metavar="CN")
+@click.option("--out", "folder", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where to.")
+@click.option("--name", help="What the files are called; CN if not given.")
+@click.option("--server", is_flag=True, help="For a server; a client's otherwise.")
+@click.option("--san", multiple=True, metavar="HOST", help="A name or address it answers to; repeatable.")
+def issue(context: Path, common_name: str, folder: Path, name: str | None, server: bool, san: tuple[str, ...]) -> None:
+    """Sign a certificate for CN, and put it, its key and ca.crt into a folder to be carried elsewhere.
+
+    etcd takes a client's CN as its user: name it in users.yaml to let it in.
+
+    \b
+    Example, for a peer whose folder is not on this machine:
+      clustermesh certs issue remote-beta --out /tmp/for-beta --context /srv/alpha
+    """
+    from certs.files import private_folder, write_atomically
+    from certs.folder import load_authority
+    from certs.issue import issue as sign
+    from certs.pair import write_pair
+
+    cluster, now, name = load(context), datetime.now(UTC), name or common_name
+    if not name or "/" in name or name.startswith(".") or name == "ca":
+        raise Invalid("name", name, "must be a file name; give one with --name")
+    with locked(cluster):
+        pair = sign(load_authority(cluster.certs, now), Leaf(common_name, server=server, hosts=unique(san)), now)
+    private_folder(folder)
+    write_pair(folder, name, pair)
+    write_atomically(folder / "ca.crt", cluster.ca.read_bytes())
+    click.echo(f"{folder / name}.crt, good until {pair.certificate.not_valid_after_utc:%F}")
+
+
+def _leaves(cluster: Context, san: tuple[str, ...] = ()) -> dict[str, Leaf]:
+    return cluster_leaves(cluster.name, [cluster.address.host, *san])
+
+
+def _chosen(names: tuple[str, ...], everything: bool, entries: Mapping[str, Entry]) -> list[str]:
+    for name in names:
+        if name not in entries:
+            raise Invalid("certificate", name, f"must be one of {', '.join(entries)}")
+    if everything:
+        return list(dict.fromkeys([*names, *(name for name in entries if name != "ca")]))
+    return list(names) or [e.name for e in entries.values() if e.due or e.problem]
+
+
+def _state(entry: Entry) -> str:
+    if entry.problem:
+        return "unfit"
+    return "renewal due" if entry.due else "good"
+
+
+def _row(entry: Entry, now: datetime) -> tuple[str, ...]:
+    said = entry.facts
+    if said is None:
+        return (entry.name, "-", _state(entry), "-", "-", "-")
+    days = str((said.not_after - now).days)
+    return (entry.name, said.common_name, _state(entry), f"{said.not_after:%F}", days, ", ".join(said.hosts) or "-")
+
+
+def _as_json(entry: Entry, now: datetime) -> dict[str, object]:
+    said = entry.facts
+    known: dict[str, object] = {}
+    if said is not None:
+        known = {
+            "commonName": said.common_name,
+            "issuer": said.issuer,
+            "hosts": list(said.hosts),
+            "subjectKeyId": said.key_id,
+            "notBefore": said.not_before.isoformat(),
+            "notAfter": said.not_after.isoformat(),
+            "daysLeft": (said.not_after - now).days,
+        }
+    return {"name": entry.name, "state": _state(entry), "problem": entry.problem, "renewalDue": entry.due, **known}

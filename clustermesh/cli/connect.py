@@ -1,0 +1,141 @@
+"""`clustermesh connect`, `disconnect` and `peers`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from msgspec.structs import replace
+
+from clustermesh.cli import context_option, output_option
+from clustermesh.cli.table import print_table
+from clustermesh.context import Context, load, parse_address
+from clustermesh.errors import Invalid
+from clustermesh.model import check_cluster_name
+
+if TYPE_CHECKING:
+    from clustermesh.connect import Outcome
+    from clustermesh.connections import Connection
+
+_MODE = click.option(
+    "--connection-mode",
+    "mode",
+    type=click.Choice(["unicast", "bidirectional"]),
+    default="bidirectional",
+    show_default=True,
+    help="unicast: only the first cluster reads the other.",
+)
+
+
+@click.command()
+@context_option
+@click.option("--destination-context", "folder", type=click.Path(path_type=Path), required=True, metavar="DIR")
+@_MODE
+@click.option("--source-endpoint", default="", metavar="URL", help="Where the other cluster reaches this one.")
+@click.option("--destination-endpoint", default="", metavar="URL", help="Where this cluster reaches the other one.")
+def connect(context: Path, folder: Path, mode: str, source_endpoint: str, destination_endpoint: str) -> None:
+    """Let two clusters see each other's services, nodes and identities.
+
+    Checks first that they can be in one mesh and that their certificates will work. The same command again changes
+    nothing, renews credentials that are about to expire, and repairs what an interrupted one left.
+
+    \b
+    Example:
+      clustermesh connect --context /srv/alpha --destination-context /srv/beta
+    """
+    from clustermesh.connect import Mode
+    from clustermesh.connect import connect as connect_clusters
+
+    source = _reached_at(load(context), source_endpoint, "source-endpoint")
+    destination = _reached_at(load(folder), destination_endpoint, "destination-endpoint")
+    outcome = connect_clusters(source, destination, Mode(mode), datetime.now(UTC))
+    _report(outcome, f"{source.name} and {destination.name} are connected already")
+
+
+@click.command()
+@context_option
+@click.option("--destination-context", "folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--peer", metavar="NAME", help="Name the other cluster, where its folder is gone.")
+@_MODE
+def disconnect(context: Path, folder: Path | None, peer: str | None, mode: str) -> None:
+    """Take two clusters apart, this side first, also when the other one is gone.
+
+    \b
+    Examples:
+      clustermesh disconnect --context /srv/alpha --destination-context /srv/beta
+      clustermesh disconnect --context /srv/alpha --peer beta
+    """
+    from clustermesh.connect import Mode, find_destination, find_peer
+    from clustermesh.connect import disconnect as disconnect_clusters
+
+    if (folder is None) == (peer is None):
+        raise click.UsageError("give one of --destination-context DIR and --peer NAME")
+    source = load(context)
+    if folder is not None:
+        name, destination = find_destination(source, folder)
+    else:
+        name = check_cluster_name(peer or "")
+        destination = find_peer(source, name)
+    if name == source.name:
+        raise Invalid("peer", name, "is this cluster itself")
+    outcome = disconnect_clusters(source, name, destination, Mode(mode))
+    _report(outcome, f"{source.name} and {name} were not connected")
+
+
+@click.command()
+@context_option
+@output_option
+def peers(context: Path, output: str) -> None:
+    """List the clusters that this one reads, and those that read it."""
+    from clustermesh.connections import list_connections
+
+    connections = list_connections(load(context), datetime.now(UTC))
+    if output == "json":
+        click.echo(json.dumps([_as_json(c) for c in connections], indent=2))
+        return
+    if not connections:
+        click.echo("no connected clusters")
+        return
+    print_table(("CLUSTER", "ID", "READS IT", "READ BY IT", "CREDENTIALS", "ENDPOINTS", "PROBLEM"), _rows(connections))
+
+
+def _rows(connections: Iterable[Connection]) -> list[tuple[str, ...]]:
+    return [
+        (
+            c.name,
+            "-" if c.cluster_id is None else str(c.cluster_id),
+            "yes" if c.reads else "no",
+            "yes" if c.read_by else "no",
+            "-" if c.expires is None else f"until {c.expires:%F}",
+            ", ".join(c.endpoints) or "-",
+            c.problem or "-",
+        )
+        for c in connections
+    ]
+
+
+def _as_json(connection: Connection) -> dict[str, object]:
+    return {
+        "name": connection.name,
+        "id": connection.cluster_id,
+        "reads": connection.reads,
+        "readBy": connection.read_by,
+        "endpoints": list(connection.endpoints),
+        "credentialsExpire": None if connection.expires is None else connection.expires.isoformat(),
+        "problem": connection.problem,
+    }
+
+
+def _reached_at(context: Context, endpoint: str, field: str) -> Context:
+    return replace(context, endpoint=str(parse_address(endpoint, field))) if endpoint else context
+
+
+def _report(outcome: Outcome, nothing: str) -> None:
+    for sentence in outcome.done or [nothing]:
+        click.echo(sentence)
+    for sentence in outcome.warnings:
+        click.echo(f"{click.style('warning:', fg='yellow', bold=True)} {sentence}", err=True)

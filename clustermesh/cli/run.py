@@ -1,0 +1,96 @@
+"""The processes of a cluster: `clustermesh etcd`, `apiserver` and `agent`. Each runs in the foreground."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import shutil
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from clustermesh.cli import context_option
+from clustermesh.context import Context, load
+from clustermesh.errors import Refused
+
+
+@click.command()
+@context_option
+@click.option("--listen", multiple=True, metavar="URL", help="Where to listen instead; repeatable.")
+@click.argument("flags", nargs=-1, metavar="[-- ETCD-FLAG...]")
+def etcd(context: Path, listen: tuple[str, ...], flags: tuple[str, ...]) -> None:
+    """Run the cluster's etcd: on its endpoint's address and on the loopback, for clients with its certificates.
+
+    This process becomes etcd. Flags after -- are handed to it and win over ours.
+
+    \b
+    Example:
+      clustermesh etcd --context /srv/alpha
+    """
+    from certs.check import check_leaf
+    from certs.folder import trusted
+    from certs.pair import load_pair
+    from clustermesh.store.local import command
+    from clustermesh.store.tls import Tls
+
+    cluster = load(context)
+    # etcd's own words for a bad certificate come without the file's name.
+    server = load_pair(cluster.certs, "server").certificate
+    check_leaf(server, trusted(cluster.certs), datetime.now(UTC), str(cluster.certificate("server")))
+    binary = shutil.which("etcd")
+    if binary is None:
+        raise Refused("there is no etcd program: install etcd 3.4 or newer (Debian: apt-get install etcd-server)")
+    cluster.etcd.mkdir(mode=0o700, exist_ok=True)
+    tls = Tls(cluster.ca, cluster.certificate("server"), cluster.key("server"))
+    _become(command(cluster.etcd, list(listen) or _listen_urls(cluster), tls, binary=binary, flags=flags))
+
+
+@click.command()
+@context_option
+@click.option(
+    "--http",
+    default="127.0.0.1:9880",
+    show_default=True,
+    metavar="HOST:PORT",
+    help="Where to serve health and metrics.",
+)
+def apiserver(context: Path, http: str) -> None:
+    """Publish the cluster's services, nodes, identities and endpoints into its own etcd, for its peers to read.
+
+    \b
+    Example:
+      clustermesh apiserver --context /srv/alpha --http 127.0.0.1:9880
+    """
+    from clustermesh.apiserver import run
+
+    run(load(context), http)
+
+
+@click.command(
+    add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def agent(arguments: tuple[str, ...]) -> None:
+    """Run the agent of this node; `clustermesh agent --help` is its own."""
+    # -P: a folder named "agent" where this is called must not stand in for ours.
+    _become([sys.executable, "-P", "-m", "agent", *arguments])
+
+
+def _listen_urls(cluster: Context) -> list[str]:
+    """etcd binds to addresses only: with a name as endpoint it listens everywhere."""
+    address = cluster.address
+    try:
+        wanted = ipaddress.ip_address(address.host)
+    except ValueError:
+        return [f"https://0.0.0.0:{address.port}"]
+    host = f"[{wanted}]" if wanted.version == 6 else str(wanted)
+    return list(dict.fromkeys([f"https://{host}:{address.port}", f"https://127.0.0.1:{address.port}"]))
+
+
+def _become(argv: list[str]) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(argv[0], argv)

@@ -1,0 +1,198 @@
+"""The peers folder: Cilium's clustermesh-config directory, one file per connected cluster.
+
+    endpoints:                                      the peer's etcd
+    - https://beta.mesh.cilium.io:2379
+    trusted-ca-file: /etc/clustermesh/peers/beta.etcd-client-ca.crt
+    key-file: /etc/clustermesh/peers/beta.etcd-client.key
+    cert-file: /etc/clustermesh/peers/beta.etcd-client.crt
+    cilium-host-aliases: {beta.mesh.cilium.io: {ips: [192.0.2.7]}}
+
+Cilium's rules (pkg/clustermesh/common/config.go): a file counts as a cluster iff its bytes contain "endpoints:"; the
+file's name is the cluster's; the own name is ignored; SHA-256 decides what changed. The digest here also covers the
+credential files, so that renewed ones count as a change. Keys that Cilium does not know are ignored by it, so what
+this project remembers of a peer stands in the same file: clustermesh-id, clustermesh-context.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from clustermesh.errors import ClusterMeshError, Invalid, Unavailable
+from clustermesh.model import check_cluster_id, check_cluster_name
+from clustermesh.store import endpoint as etcd_endpoint
+from clustermesh.yaml_file import dump_yaml, mapping, number, parse_yaml, read_bytes, shown, text
+
+MARK: Final = b"endpoints:"
+_CREDENTIALS: Final = ("trusted-ca-file", "cert-file", "key-file")
+_ALIASES: Final = "cilium-host-aliases"
+_ID: Final = "clustermesh-id"
+_CONTEXT: Final = "clustermesh-context"
+
+
+class PeerFile(Struct, frozen=True, kw_only=True):
+    """One connected cluster: where its etcd is, and what to show there.
+
+    `ca`, `cert`, `key` are None only where every endpoint is http://. `host_aliases` maps a host name to its addresses.
+    `digest` changes when the file or one of the credentials does. `cluster_id` and `context` are what `connect` noted.
+    """
+
+    name: str
+    endpoints: tuple[str, ...]
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+    digest: str = ""
+    host_aliases: Mapping[str, tuple[str, ...]] = {}
+    cluster_id: int | None = None
+    context: Path | None = None
+
+
+class PeerProblem(NamedTuple):
+    """Why something is wrong with the file of the cluster `name`. A cluster with a problem was NOT removed."""
+
+    name: str
+    error: ClusterMeshError
+
+    def __str__(self) -> str:
+        return f"{self.name!r}: {self.error}"
+
+
+class PeersFolder(NamedTuple):
+    """What the folder says: the clusters by name, and what is wrong.
+
+    A file that cannot be understood is only among `problems`; one whose credentials cannot be read is in both.
+    """
+
+    peers: dict[str, PeerFile]
+    problems: list[PeerProblem]
+
+
+def read_peers(directory: Path, own_name: str) -> PeersFolder:
+    """Every connected cluster in `directory`. Never raises for a file in it, whatever it holds.
+
+    Raises Unavailable when the folder itself cannot be read, which must not be taken for "no peers".
+    """
+    try:
+        names = sorted(os.listdir(directory))
+    except OSError as e:
+        raise Unavailable(f"{directory}: {e.strerror}") from e
+    found = PeersFolder({}, [])
+    for name in names:
+        # Dot files are those of a Secret volume's swap, and of writers that were killed.
+        if name != own_name and not name.startswith(".") and not (directory / name).is_dir():
+            _read_one(directory, name, found)
+    return found
+
+
+def _read_one(directory: Path, name: str, found: PeersFolder) -> None:
+    try:
+        data = read_bytes(directory / name)
+        if MARK not in data:
+            return
+        peer = parse_peer(name, data, directory)
+        digest, unreadable = _digest(data, peer)
+    except ClusterMeshError as e:
+        found.problems.append(PeerProblem(name, e))
+        return
+    found.problems.extend(PeerProblem(name, error) for error in unreadable)
+    found.peers[name] = replace(peer, digest=digest)
+
+
+def parse_peer(name: str, data: bytes, directory: Path) -> PeerFile:
+    """The peer that the file `name` with the bytes `data` describes, without digest. Raises Invalid.
+
+    A relative credential path is taken from `directory`.
+    """
+    check_cluster_name(name)
+    document = mapping(parse_yaml(data, name), name)
+    endpoints = _endpoints(document.get("endpoints"))
+    given = [document.get(key) for key in _CREDENTIALS]
+    secure = any(endpoint.startswith("https:") for endpoint in endpoints)
+    paths: list[Path | None] = [None, None, None]
+    if secure or any(given):
+        paths = [_path(directory, value, key) for key, value in zip(_CREDENTIALS, given, strict=True)]
+    cluster_id, context = document.get(_ID), document.get(_CONTEXT)
+    return PeerFile(
+        name=name,
+        endpoints=endpoints,
+        ca=paths[0],
+        cert=paths[1],
+        key=paths[2],
+        host_aliases=_aliases(document.get(_ALIASES)),
+        cluster_id=None if cluster_id is None else check_cluster_id(number(cluster_id, _ID), 511),
+        context=None if context is None else Path(text(context, _CONTEXT)),
+    )
+
+
+def encode_peer(peer: PeerFile) -> bytes:
+    """The file of `peer`, as Cilium reads it."""
+    document: dict[str, Any] = {"endpoints": list(peer.endpoints)}
+    for key, path in (("trusted-ca-file", peer.ca), ("key-file", peer.key), ("cert-file", peer.cert)):
+        if path is not None:
+            document[key] = str(path)
+    if peer.host_aliases:
+        document[_ALIASES] = {host: {"ips": list(ips)} for host, ips in peer.host_aliases.items()}
+    if peer.cluster_id is not None:
+        document[_ID] = peer.cluster_id
+    if peer.context is not None:
+        document[_CONTEXT] = str(peer.context)
+    return dump_yaml(document)
+
+
+def _endpoints(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value:
+        raise Invalid("endpoints", shown(value), "must be a list of at least one URL")
+    return tuple(str(etcd_endpoint.parse(text(item, f"endpoints[{i}]"))) for i, item in enumerate(value))
+
+
+def _path(directory: Path, value: object, key: str) -> Path:
+    if value is None:
+        raise Invalid(key, None, "must be given: an https:// endpoint takes a CA, a certificate and a key")
+    path = text(value, key)
+    if not path or "\0" in path:
+        raise Invalid(key, path, "must be the path of a file")
+    return directory / path
+
+
+def _aliases(value: object) -> dict[str, tuple[str, ...]]:
+    """Both shapes seen: a mapping {host: {ips: [...]}} (chart) and a list of {hostname, ips} (Cilium 1.20)."""
+    if value is None:
+        return {}
+    if isinstance(value, dict):
+        entries = [(host, mapping(entry, f"{_ALIASES}.{shown(host)}").get("ips")) for host, entry in value.items()]
+    elif isinstance(value, list):
+        listed = [mapping(entry, f"{_ALIASES}[{i}]") for i, entry in enumerate(value)]
+        entries = [(entry.get("hostname"), entry.get("ips")) for entry in listed]
+    else:
+        raise Invalid(_ALIASES, shown(value), "must be a mapping by host name, or a list of {hostname, ips}")
+    return {text(host, f"{_ALIASES} hostname").lower(): _ips(ips, f"{_ALIASES}.{host}") for host, ips in entries}
+
+
+def _ips(value: object, field: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value:
+        raise Invalid(f"{field}.ips", shown(value), "must be a list of at least one address")
+    try:
+        return tuple(str(ipaddress.ip_address(text(item, f"{field}.ips"))) for item in value)
+    except ValueError as e:
+        raise Invalid(f"{field}.ips", shown(value), "must be IP addresses") from e
+
+
+def _digest(data: bytes, peer: PeerFile) -> tuple[str, list[ClusterMeshError]]:
+    whole, unreadable = hashlib.sha256(hashlib.sha256(data).digest()), list[ClusterMeshError]()
+    for path in (peer.ca, peer.cert, peer.key):
+        if path is None:
+            continue
+        try:
+            whole.update(hashlib.sha256(read_bytes(path)).digest())
+        except ClusterMeshError as e:
+            whole.update(b"absent")
+            unreadable.append(e)
+    return whole.hexdigest(), unreadable

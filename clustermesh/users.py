@@ -1,0 +1,92 @@
+"""users.yaml: which peers may read this cluster's etcd. Cilium's clustermesh-remote-users; the API server follows it.
+
+users:
+- name: remote-beta      the common name of the peer's client certificate
+  role: remote
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from msgspec import Struct
+
+from certs.files import write_atomically
+from clustermesh.errors import Invalid, Unavailable
+from clustermesh.yaml_file import dump_yaml, mapping, parse_yaml, read_bytes, shown, text
+
+REMOTE_ROLE: Final = "remote"
+_MODE: Final = 0o644
+
+
+class User(Struct, frozen=True, kw_only=True):
+    """An etcd user without password: whoever shows a certificate with this common name has this role."""
+
+    name: str
+    role: str
+
+
+def remote_user(cluster: str) -> str:
+    """The user as whom the cluster `cluster` comes."""
+    return f"remote-{cluster}"
+
+
+def read_users(path: Path) -> tuple[User, ...]:
+    """The users in `path`. Raises Invalid for a file that breaks a rule, Unavailable for one that cannot be read."""
+    return tuple(_user(entry, i) for i, entry in enumerate(_entries(_document(path), path)))
+
+
+def add_user(path: Path, name: str, role: str = REMOTE_ROLE) -> bool:
+    """Make `name` a user with `role`; False when it was one already. Everything else in the file stays as it is.
+
+    Raises Invalid, Unavailable as `read_users`, and leaves a file it does not understand alone.
+    """
+    document = _document(path) if path.exists() else {}
+    entries = _entries(document, path)
+    users = [_user(entry, i) for i, entry in enumerate(entries)]
+    if User(name=name, role=role) in users:
+        return False
+    others = [entry for entry, user in zip(entries, users, strict=True) if user.name != name]
+    _write(path, {**document, "users": [*others, {"name": name, "role": role}]})
+    return True
+
+
+def remove_user(path: Path, name: str) -> bool:
+    """Make `name` no user any more; False when it was none. Raises as `add_user`."""
+    if not path.exists():
+        return False
+    document = _document(path)
+    entries = _entries(document, path)
+    kept = [entry for i, entry in enumerate(entries) if _user(entry, i).name != name]
+    if len(kept) == len(entries):
+        return False
+    _write(path, {**document, "users": kept})
+    return True
+
+
+def _document(path: Path) -> dict[str, Any]:
+    return mapping(parse_yaml(read_bytes(path), str(path)), str(path))
+
+
+def _entries(document: dict[str, Any], path: Path) -> list[Any]:
+    entries = document.get("users") or []
+    if not isinstance(entries, list):
+        raise Invalid(f"{path}: users", shown(entries), "must be a list of {name, role}")
+    return entries
+
+
+def _user(entry: object, position: int) -> User:
+    field = f"users[{position}]"
+    fields = mapping(entry, field)
+    user = User(name=text(fields.get("name"), f"{field}.name"), role=text(fields.get("role"), f"{field}.role"))
+    if not user.name:
+        raise Invalid(f"{field}.name", user.name, "must not be empty")
+    return user
+
+
+def _write(path: Path, document: dict[str, Any]) -> None:
+    try:
+        write_atomically(path, dump_yaml(document), _MODE)
+    except OSError as e:
+        raise Unavailable(f"{path}: {e.strerror}") from e
