@@ -197,7 +197,10 @@ def _ask(config: dict[str, Any], method: str, params: dict[str, str]) -> dict[st
             error = answer["error"]
             code = error.get("code", AGENT_REFUSED)
             raise CniError(code if isinstance(code, int) else AGENT_REFUSED, error["message"], error.get("hint") or "")
-        return answer["result"] or {}
+        result = answer["result"]
+        if not isinstance(result, dict | None):
+            raise TypeError("the result is no object")
+        return result or {}
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise CniError(DECODE_FAILURE, "the agent's answer is not what its protocol says", repr(line[:200])) from e
 

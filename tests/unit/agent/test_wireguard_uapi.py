@@ -1,0 +1,184 @@
+"""The UAPI: what is written can be read back, bad peers are never sent, garbage never raises anything but DecodeError."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import socket as sockets
+from pathlib import Path
+
+import pytest
+from fake_wireguard import numbered_key, serve
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from agent.wireguard import uapi
+from agent.wireguard.peer import Peer, Settings, sort_allowed_ips
+from clustermesh.errors import DecodeError, Invalid, Unavailable
+
+KEY = numbered_key(1)
+SETTINGS = Settings(private_key=bytes([8]) + bytes(30) + bytes([64]), listen_port=51871, fwmark=0xE00)
+
+v4_cidrs = st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 32)).map(
+    lambda t: f"{'.'.join(str(b) for b in (t[0] >> (32 - t[1]) << (32 - t[1])).to_bytes(5, 'big')[1:])}/{t[1]}"
+)
+peers = st.builds(
+    Peer,
+    endpoint=st.ip_addresses().filter(lambda ip: not ip.is_unspecified and not ip.is_multicast).map(str),
+    port=st.integers(1, 65535),
+    allowed_ips=st.lists(v4_cidrs | st.just("fd00:1::/64"), max_size=5).map(sort_allowed_ips),
+    keepalive=st.integers(0, 65535),
+)
+public_keys = st.integers(1, 2**256 - 1).map(numbered_key)
+
+
+def as_answer(request: bytes) -> bytes:
+    """What a device that holds just what `request` says would answer to `get`."""
+    skipped = (b"set=1", b"replace_allowed_ips=true")
+    lines = [line for line in request.split(b"\n") if line and line not in skipped]
+    return b"\n".join([*lines, b"errno=0", b"", b""])
+
+
+@given(st.dictionaries(public_keys, peers, max_size=5))
+def test_what_is_set_reads_back_the_same(wanted: dict[str, Peer]) -> None:
+    state = uapi.parse_get(as_answer(uapi.encode_set(SETTINGS, wanted)))
+    assert state.settings == SETTINGS
+    assert {
+        key: Peer(endpoint=p.endpoint[0], port=p.endpoint[1], allowed_ips=p.allowed_ips, keepalive=p.keepalive)
+        for key, p in state.peers.items()
+        if p.endpoint
+    } == wanted
+
+
+def test_request_is_as_the_protocol_page_shows_it() -> None:
+    peer = Peer(endpoint="fd00::2", port=51871, allowed_ips=("10.2.0.0/24", "10.3.0.0/24"))
+    raw = base64.b64decode(KEY).hex()
+    assert uapi.encode_set(peers={KEY: peer}, removals=[numbered_key(2)]).decode().split("\n") == [
+        "set=1",
+        f"public_key={base64.b64decode(numbered_key(2)).hex()}",
+        "remove=true",
+        f"public_key={raw}",
+        "endpoint=[fd00::2]:51871",
+        "replace_allowed_ips=true",
+        "allowed_ip=10.2.0.0/24",
+        "allowed_ip=10.3.0.0/24",
+        "persistent_keepalive_interval=25",
+        "",
+        "",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "peer"),
+    [
+        ("short", Peer(endpoint="10.0.0.1", port=1, allowed_ips=())),
+        (KEY, Peer(endpoint="node-1", port=1, allowed_ips=())),
+        (KEY, Peer(endpoint="10.0.0.1\nremove=true", port=1, allowed_ips=())),
+        (KEY, Peer(endpoint="0.0.0.0", port=1, allowed_ips=())),
+        (KEY, Peer(endpoint="224.0.0.1", port=1, allowed_ips=())),
+        (KEY, Peer(endpoint="10.0.0.1", port=0, allowed_ips=())),
+        (KEY, Peer(endpoint="10.0.0.1", port=65536, allowed_ips=())),
+        (KEY, Peer(endpoint="10.0.0.1", port=1, allowed_ips=("10.0.0.1/24",))),
+        (KEY, Peer(endpoint="10.0.0.1", port=1, allowed_ips=("10.0.0.0/24\n",))),
+        (KEY, Peer(endpoint="10.0.0.1", port=1, allowed_ips=("10.0.0.1",))),
+        (KEY, Peer(endpoint="10.0.0.1", port=1, allowed_ips=("10.1.0.0/24", "10.0.0.0/24"))),
+        (KEY, Peer(endpoint="10.0.0.1", port=1, allowed_ips=("10.0.0.0/24",) * 2)),
+        (KEY, Peer(endpoint="10.0.0.1", port=1, allowed_ips=(), keepalive=65536)),
+    ],
+)
+def test_bad_peer_is_never_sent(key: str, peer: Peer) -> None:
+    with pytest.raises(Invalid):
+        uapi.encode_set(peers={key: peer})
+
+
+@given(st.binary(max_size=300))
+@example(b"\xff\n\n")
+@example(b"errno=0")
+@example(b"rx_bytes=1_0\nerrno=0\n\n")
+def test_garbage_never_raises_anything_but_decode_error(data: bytes) -> None:
+    try:
+        uapi.parse_get(data)
+    except (DecodeError, uapi.UapiError):
+        pass
+
+
+names = st.sampled_from(
+    [
+        "public_key",
+        "private_key",
+        "endpoint",
+        "allowed_ip",
+        "rx_bytes",
+        "last_handshake_time_nsec",
+        "listen_port",
+        "new",
+    ]
+)
+values = st.sampled_from(
+    ["", "0", "-1", "1" * 25, "ab" * 32, "zz", "10.0.0.0/8", "10.0.0.1/8", "[::1]:5", ":", "é", "٣"]
+)
+
+
+@given(st.lists(st.tuples(names, values).map("=".join), max_size=8))
+def test_wrong_values_never_raise_anything_but_decode_error(lines: list[str]) -> None:
+    try:
+        uapi.parse_get("\n".join([*lines, "errno=0", "", ""]).encode())
+    except DecodeError:
+        pass
+
+
+def test_real_answer_of_wireguard_go_is_read() -> None:
+    state = uapi.parse_get(
+        b"private_key=e84b5a6d2717c1003a13b431570353dbaca9146cf150c5f8575680feba52027a\nlisten_port=12912\n"
+        b"protocol_version=1\npublic_key=b85996fecc9c7f1fc6d2572a76eda11d59bcd20be8e543b15ce4bd85a8e75a33\n"
+        b"preshared_key=188515093e952f5f22e865cef3012e72f8b5f0b598ac0309d5dacce3b70fcf52\nallowed_ip=192.168.4.4/32\n"
+        b"endpoint=[abcd:23::33%2]:51820\nlast_handshake_time_sec=1700000000\nlast_handshake_time_nsec=500000000\n"
+        b"tx_bytes=38333\nrx_bytes=2224\nerrno=0\n\n"
+    )
+    assert state.settings is not None
+    assert (state.settings.listen_port, state.settings.fwmark) == (12912, 0)
+    (peer,) = state.peers.values()
+    assert peer.endpoint == ("abcd:23::33%2", 51820)
+    assert (peer.last_handshake, peer.rx, peer.tx, peer.keepalive) == (1700000000.5, 2224, 38333, 0)
+
+
+def test_device_without_a_key_has_no_settings() -> None:
+    assert uapi.parse_get(b"errno=0\n\n").settings is None
+    assert uapi.parse_get(b"private_key=" + b"00" * 32 + b"\nerrno=0\n\n").settings is None
+
+
+async def test_answer_is_read_to_its_end_however_it_is_cut(tmp_path: Path) -> None:
+    answer = as_answer(uapi.encode_set(SETTINGS))
+    async with serve(tmp_path / "wg.sock", {b"get=1\n\n": answer}) as seen:
+        assert (await uapi.UapiClient(tmp_path / "wg.sock").get()).settings == SETTINGS
+    assert seen == [b"get=1\n\n"]
+
+
+async def test_refusal_carries_its_errno(tmp_path: Path) -> None:
+    request = uapi.encode_set(SETTINGS)
+    async with serve(tmp_path / "wg.sock", {request: b"errno=-22\n\n"}):
+        with pytest.raises(uapi.UapiError) as caught:
+            await uapi.UapiClient(tmp_path / "wg.sock").set(request)
+    assert caught.value.errno == 22
+
+
+async def test_nobody_listens_where_the_socket_is_absent_stale_or_cut(tmp_path: Path) -> None:
+    stale = tmp_path / "stale.sock"
+    with sockets.socket(sockets.AF_UNIX) as dead:
+        dead.bind(str(stale))
+    for path in (tmp_path / "absent.sock", stale):
+        with pytest.raises(uapi.NobodyListens):
+            await uapi.UapiClient(path).get()
+        await asyncio.wait_for(uapi.UapiClient(path).closed(), 10)
+    async with serve(tmp_path / "cut.sock", {b"get=1\n\n": b"listen_port=1\n"}):
+        with pytest.raises(uapi.NobodyListens, match="ends after 14 bytes"):
+            await uapi.UapiClient(tmp_path / "cut.sock").get()
+
+
+async def test_process_that_hangs_is_unavailable_in_time(tmp_path: Path) -> None:
+    with sockets.socket(sockets.AF_UNIX) as hung:
+        hung.bind(str(tmp_path / "hung.sock"))
+        hung.listen(4)
+        with pytest.raises(Unavailable, match=r"no answer within 0\.05 s") as caught:
+            await uapi.UapiClient(tmp_path / "hung.sock", timeout=0.05).get()
+    assert not isinstance(caught.value, uapi.NobodyListens)
