@@ -35,8 +35,8 @@ Report = Callable[[str], None]
 async def up(plan: LabPlan, report: Report, *, connected: bool = True, bound: bool = False) -> Lab:
     """The lab of `plan`, all its Pods Ready. One that stands already is taken as it is; leftovers are removed first.
 
-    `bound` ties it to this process: it ends when this process does. Refused where this machine cannot do it, or a lab of
-    another size stands; Unavailable where it does not get ready in READY_SECONDS.
+    `bound` ties it to this process: it ends when this process does. Refused where this machine cannot do it, or a
+    lab of another size stands; Unavailable where it does not get ready in READY_SECONDS.
     """
     folder = Path(plan.folder)
     known = state.load(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from clustermesh.errors import Refused
@@ -43,9 +44,10 @@ def remove(top: Path, seconds: float) -> None:
     """SIGKILL everything in it, then remove it. What still stands after `seconds` stays, for the count of leftovers."""
     end = time.monotonic() + seconds
     while top.exists() and time.monotonic() < end:
+        with suppress(FileNotFoundError):
+            (top / "cgroup.kill").write_text("1")  # acts on everything below too
         for cgroup in tree(top):
             try:
-                (cgroup / "cgroup.kill").write_text("1")
                 cgroup.rmdir()
             except OSError:  # still populated, or gone already
                 continue

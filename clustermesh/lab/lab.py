@@ -11,10 +11,10 @@ from typing import Any, Final
 import yaml
 from msgspec import Struct
 
-from clustermesh.errors import ClusterMeshError, Invalid, Refused, Unavailable
+from clustermesh.errors import Invalid, Refused, Unavailable
 from clustermesh.lab import cgroups, machine, manifests, node_spec, state
 from clustermesh.lab.manifests import NAMESPACE, Document
-from clustermesh.lab.plan import INTERNET, LabPlan, PodPlan
+from clustermesh.lab.plan import LabPlan, PodPlan
 from clustermesh.lab.processes import Process, lives
 from clustermesh.lab.state import LabState
 
@@ -92,7 +92,7 @@ class Lab:
         return machine.environment(self.plan.context(mine[0]) if mine else None)
 
     def command(self, where: str, argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-        """The host's command, and its environment, to run `argv` on a machine ("alpha-1") or in a pod ("alpha/web-1")."""
+        """The host's command and environment to run `argv` on a machine ("alpha-1") or in a pod ("alpha/web-1")."""
         cluster, slash, name = where.partition("/")
         if not slash:
             return machine.enter(self.process(where), str(self._cgroup / where), argv), self.environment(where)
@@ -124,7 +124,7 @@ class Lab:
         return pid
 
     async def ask_agent(self, name: str, method: str, **params: Any) -> Any:
-        """One call of the agent's unix socket. Unavailable where nobody answers, Refused with its words where it says no."""
+        """One call of the agent's unix socket. Unavailable where nobody answers, Refused where it says no."""
         path = machine.inside(self.process(name), AGENT_SOCKET)
         try:
             async with asyncio.timeout(_SOCKET_SECONDS):

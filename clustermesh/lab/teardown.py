@@ -17,7 +17,7 @@ from typing import Final
 from clustermesh.errors import DecodeError
 from clustermesh.lab import bpf_programs, cgroups, state
 from clustermesh.lab.plan import INTERNET
-from clustermesh.lab.processes import kill_and_wait, lives
+from clustermesh.lab.processes import kill_and_wait, lives, start_time
 from clustermesh.lab.state import LabState
 
 _KILL_SECONDS: Final = 10.0
@@ -29,9 +29,9 @@ def down(folder: Path) -> list[str]:
     known = _load(folder)
     cgroup = cgroups.lab_cgroup(folder)
     programs = {program for path in cgroups.tree(cgroup) for program in bpf_programs.attached_to(path)}
+    cgroups.remove(cgroup, _KILL_SECONDS)
     for process in known.processes.values() if known else ():
         kill_and_wait(process, _KILL_SECONDS)
-    cgroups.remove(cgroup, _KILL_SECONDS)
     shutil.rmtree(folder, ignore_errors=True)
     end = time.monotonic() + _SETTLE_SECONDS
     while (left := left_behind(folder, known, programs)) and time.monotonic() < end:
@@ -69,6 +69,8 @@ def _namespace_leftovers(names: set[str]) -> Iterator[str]:
     """A namespace lives as long as a process is in it or a mount holds it."""
     held = {line.split()[3] for line in _mounts() if " nsfs " in line}
     for process in Path("/proc").glob("[0-9]*"):
+        if start_time(int(process.name)) is None:  # a zombie, which only its parent can remove, names them still
+            continue
         for kind in ("mnt", "net", "pid", "cgroup", "uts"):
             try:
                 held.add(os.readlink(process / "ns" / kind))

@@ -1,0 +1,163 @@
+"""`clustermesh lab`: a whole mesh on this machine, for exploring."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from clustermesh.cli import output_option
+from clustermesh.cli.table import print_table
+
+if TYPE_CHECKING:
+    from clustermesh.lab.lab import LabStatus
+
+_FOLDER = "/run/clustermesh-lab"
+
+
+def _folder_option(function: Any) -> Any:
+    return click.option(
+        "--folder",
+        type=click.Path(path_type=Path),
+        envvar="CLUSTERMESH_LAB",
+        default=_FOLDER,
+        show_default=True,
+        metavar="DIR",
+        help="The lab's folder; another folder is another lab (also: CLUSTERMESH_LAB).",
+    )(function)
+
+
+@click.group()
+def command() -> None:
+    """A whole mesh on this machine: clusters, nodes, pods, made of the processes that run in production.
+
+    Each node is a set of namespaces of its own; nothing is added to this machine's network. Needs root.
+
+    \b
+    Examples:
+      clustermesh lab up
+      clustermesh lab up --clusters 5 --nodes 2 --pods 2
+      clustermesh lab status
+      clustermesh lab exec alpha-1 -- clustermesh node service list
+      clustermesh lab exec alpha/client -- ip address
+      clustermesh lab down
+    """
+
+
+@command.command()
+@click.option("--clusters", type=int, default=2, show_default=True, help="How many clusters, 1 to 8.")
+@click.option("--nodes", type=int, default=2, show_default=True, help="Nodes per cluster, 1 to 8.")
+@click.option("--pods", type=int, default=2, show_default=True, help="Pods of the service `web` per cluster.")
+@click.option("--connect/--no-connect", default=True, show_default=True, help="Join the clusters.")
+@_folder_option
+@output_option
+def up(clusters: int, nodes: int, pods: int, connect: bool, folder: Path, output: str) -> None:
+    """Make the lab, or finish one whose making was interrupted. One that is up stays as it is.
+
+    \b
+    Example:
+      clustermesh lab up --clusters 2 --nodes 2 --pods 3
+    """
+    import asyncio
+
+    from clustermesh.cli.progress import shown_progress
+    from clustermesh.lab import bring_up, state
+    from clustermesh.lab.plan import make_plan
+
+    plan = make_plan(clusters, nodes, pods, str(folder.absolute()))
+    with state.only_one(Path(plan.folder)), shown_progress() as report:
+        lab = asyncio.run(bring_up.up(plan, report, connected=connect))
+    _print_status(lab.status(), output)
+
+
+@command.command()
+@_folder_option
+@output_option
+def down(folder: Path, output: str) -> None:
+    """Remove the lab, whole or half-made, and count what is left of it: nothing. Exit code 1 if something is.
+
+    \b
+    Example:
+      clustermesh lab down
+    """
+    import json
+
+    from clustermesh.lab import state, teardown
+
+    with state.only_one(folder.absolute()):
+        left = teardown.down(folder.absolute())
+    if output == "json":
+        click.echo(json.dumps({"left_behind": left}))
+    else:
+        for line in left:
+            click.echo(f"left behind: {line}")
+        click.echo(f"the lab is down; left behind: {len(left)}")
+    sys.exit(1 if left else 0)
+
+
+@command.command()
+@_folder_option
+@output_option
+def status(folder: Path, output: str) -> None:
+    """Show the lab's machines, processes and pods.
+
+    \b
+    Example:
+      clustermesh lab status -o json
+    """
+    from clustermesh.lab.lab import Lab
+
+    _print_status(Lab.open(folder.absolute()).status(), output)
+
+
+@command.command(name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("where", metavar="NODE-OR-POD")
+@click.argument("argv", metavar="-- COMMAND...", nargs=-1, type=click.UNPROCESSED, required=True)
+@_folder_option
+def execute(where: str, argv: tuple[str, ...], folder: Path) -> None:
+    """Run a command on a node (alpha-1, alpha-control, internet) or in a pod (alpha/web-1).
+
+    \b
+    Examples:
+      clustermesh lab exec alpha-1 -- clustermesh node backend list
+      clustermesh lab exec alpha/client -- bash
+    """
+    from clustermesh.lab.lab import Lab
+
+    entered, environment = Lab.open(folder.absolute()).command(where, argv)
+    os.execvpe(entered[0], entered, environment | {"TERM": os.environ.get("TERM", "dumb")})
+
+
+def _print_status(found: LabStatus, output: str) -> None:
+    if output == "json":
+        import msgspec
+
+        click.echo(msgspec.json.encode(found).decode())
+        return
+    print_table(
+        ("MACHINE", "ADDRESS", "STATE", "PROCESSES"),
+        [
+            (one.name, one.address or "-", "up" if one.lives else "dead", _processes(one.services))
+            for one in found.machines
+        ],
+    )
+    click.echo()
+    print_table(
+        ("POD", "NODE", "ADDRESS", "READY"),
+        [
+            (f"{pod.cluster}/{pod.name}", pod.node, pod.address or "-", "yes" if pod.ready else "no")
+            for pod in found.pods
+        ],
+    )
+
+
+def _processes(services: Any) -> str:
+    """Names, with what is not as it should be: down, or started again."""
+    shown = []
+    for service in services:
+        again = f" (started {service.starts} times)" if service.starts > 1 else ""
+        shown.append(service.name + (again if service.pid else " (down)"))
+    return ", ".join(shown) or "-"
