@@ -166,8 +166,9 @@ async def _keep_saved(folder: Path, sink: AgentSink, state: MeshState, own: Clus
                 sink.unsaved.discard(name)
             elif reader.session.complete and reader.config is not None:
                 sink.unsaved.discard(name)
+                encoded = last_good.encode(reader.config, state.views[name])
                 try:
-                    last_good.save(folder, name, reader.config, state.views[name])
+                    await asyncio.to_thread(last_good.save, folder, name, encoded)
                 except OSError as e:
                     _log.error("last good state of %s is not saved: %s", name, e)
                     sink.unsaved.add(name)

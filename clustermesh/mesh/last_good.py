@@ -32,10 +32,15 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(LastGood)
 
 
-def save(folder: Path, cluster: str, config: ClusterConfig, view: View) -> None:
+def encode(config: ClusterConfig, view: View) -> bytes:
+    """What `save` writes: taken at one moment, while `view` may change later."""
+    return _encoder.encode(LastGood(format=_FORMAT, config=config, view=view))
+
+
+def save(folder: Path, cluster: str, encoded: bytes) -> None:
     """Write `folder`/`cluster`.state, readable by this user only. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    write_atomically(folder / f"{cluster}.state", _encoder.encode(LastGood(format=_FORMAT, config=config, view=view)))
+    write_atomically(folder / f"{cluster}.state", encoded)
 
 
 def load(folder: Path, cluster: str) -> LastGood | None:

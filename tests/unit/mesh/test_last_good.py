@@ -1,0 +1,57 @@
+"""The last good state survives what happens to files, and never takes an agent down."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from clustermesh.mesh import last_good
+from clustermesh.mesh.state import View
+from clustermesh.model import ClusterConfig, Endpoint, Identity, Label, Port, Protocol, Service
+
+
+def full_view() -> View:
+    service = Service(
+        cluster="beta",
+        cluster_id=2,
+        namespace="n",
+        name="s",
+        backends={"10.2.0.1": {"": Port(protocol=Protocol.UDP, port=53)}},
+    )
+    return View(
+        services={("n", "s"): service},
+        identities={131073: Identity(id=131073, labels=(Label(source="k8s", key="a", value="b"),))},
+        endpoints={"10.2.0.1": Endpoint(ip="10.2.0.1", identity=131073)},
+    )
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    last_good.save(tmp_path / "new", "beta", last_good.encode(ClusterConfig(id=2), full_view()))
+    kept = last_good.load(tmp_path / "new", "beta")
+    assert kept is not None
+    assert kept.view == full_view()
+    assert kept.config == ClusterConfig(id=2)
+    assert (tmp_path / "new" / "beta.state").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_missing_file_is_no_state(tmp_path: Path) -> None:
+    assert last_good.load(tmp_path, "beta") is None
+
+
+def test_forgetting_twice_is_fine(tmp_path: Path) -> None:
+    last_good.save(tmp_path, "beta", last_good.encode(ClusterConfig(id=2), View()))
+    last_good.forget(tmp_path, "beta")
+    last_good.forget(tmp_path, "beta")
+    assert last_good.load(tmp_path, "beta") is None
+
+
+@given(st.binary(max_size=200), st.integers(0, 400))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_garbage_is_no_state(tmp_path: Path, garbage: bytes, cut: int) -> None:
+    last_good.save(tmp_path, "beta", last_good.encode(ClusterConfig(id=2), full_view()))
+    path = tmp_path / "beta.state"
+    path.write_bytes(path.read_bytes()[:cut] + garbage)
+    kept = last_good.load(tmp_path, "beta")
+    assert kept is None or kept.view == full_view()

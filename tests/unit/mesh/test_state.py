@@ -1,0 +1,145 @@
+"""The fold of what clusters say: any order gives the same state, and a cluster speaks only for itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clustermesh.mesh.state import MeshState
+from clustermesh.model import Endpoint, Node, NodeAddress, Port, Protocol, Service
+
+
+def node(cluster: str, name: str, cidr: str, ip: str) -> Node:
+    return Node(
+        cluster=cluster,
+        cluster_id=1,
+        name=name,
+        addresses=(NodeAddress(type="InternalIP", ip=ip),),
+        ipv4_alloc_cidr=cidr,
+    )
+
+
+def service(cluster: str, *addresses: str) -> Service:
+    ports = {"http": Port(protocol=Protocol.TCP, port=80)}
+    return Service(cluster=cluster, cluster_id=2, namespace="n", name="s", backends=dict.fromkeys(addresses, ports))
+
+
+def admitted(state: MeshState) -> list[tuple[str, str]]:
+    state.take_dirty()
+    return [(node.cluster, node.name) for node in state.admitted_nodes()]
+
+
+def test_a_node_whose_cidr_belongs_to_another_cluster_is_refused_and_shown() -> None:
+    state = MeshState("own")
+    state.put("beta", "nodes", "b1", node("beta", "b1", "10.2.0.0/24", "192.0.2.2"))
+    state.put("evil", "nodes", "e1", node("evil", "e1", "10.2.0.0/16", "192.0.2.3"))
+    assert admitted(state) == [("beta", "b1")]
+    assert "overlaps 10.2.0.0/24 of cluster beta" in state.views["evil"].refused["nodes/e1"]
+
+
+def test_a_node_with_another_clusters_node_address_is_refused() -> None:
+    state = MeshState("own")
+    state.put("own", "nodes", "o1", node("own", "o1", "10.1.0.0/24", "192.0.2.1"))
+    state.put("evil", "nodes", "e1", node("evil", "e1", "10.9.0.0/24", "192.0.2.1"))
+    assert admitted(state) == [("own", "o1")]
+
+
+def test_the_own_cluster_wins_even_when_it_is_heard_last() -> None:
+    state = MeshState("own")
+    state.put("beta", "nodes", "b1", node("beta", "b1", "10.1.0.0/16", "192.0.2.2"))
+    assert admitted(state) == [("beta", "b1")]
+    state.put("own", "nodes", "o1", node("own", "o1", "10.1.0.0/24", "192.0.2.1"))
+    assert admitted(state) == [("own", "o1")]
+    assert "nodes/b1" in state.views["beta"].refused
+
+
+def test_a_refused_node_is_admitted_once_the_other_claim_is_gone() -> None:
+    state = MeshState("own")
+    state.put("beta", "nodes", "b1", node("beta", "b1", "10.2.0.0/24", "192.0.2.2"))
+    state.put("gamma", "nodes", "g1", node("gamma", "g1", "10.2.0.0/24", "192.0.2.3"))
+    state.drain("beta")
+    assert admitted(state) == [("gamma", "g1")]
+    assert not state.views["gamma"].refused
+
+
+def test_an_endpoint_at_another_clusters_address_is_refused() -> None:
+    state = MeshState("own")
+    state.put("own", "nodes", "o1", node("own", "o1", "10.1.0.0/24", "192.0.2.1"))
+    state.put("evil", "endpoints", "10.1.0.7", Endpoint(ip="10.1.0.7", identity=70000))
+    assert state.endpoint("10.1.0.7") is None
+    assert "endpoints/10.1.0.7" in state.views["evil"].refused
+    state.put("own", "endpoints", "10.1.0.7", Endpoint(ip="10.1.0.7", identity=65600))
+    found = state.endpoint("10.1.0.7")
+    assert found is not None
+    assert found.identity == 65600
+
+
+def test_a_backend_at_another_clusters_address_is_left_out_and_the_rest_is_used() -> None:
+    state = MeshState("own")
+    state.put("own", "nodes", "o1", node("own", "o1", "10.1.0.0/24", "192.0.2.1"))
+    state.put("evil", "services", ("n", "s"), service("evil", "10.1.0.7", "10.66.0.1"))
+    (remote,) = state.remote_services(("n", "s"))
+    assert list(remote.backends) == ["10.66.0.1"]
+    assert "10.1.0.7" in state.views["evil"].refused["services/n/s"]
+
+
+def test_dirty_names_what_changed_and_nothing_when_nothing_did() -> None:
+    state = MeshState("own")
+    state.put("beta", "services", ("n", "s"), service("beta", "10.2.0.1"))
+    dirty = state.take_dirty()
+    assert dirty.services == {("n", "s")}
+    assert not dirty.nodes
+    state.put("beta", "services", ("n", "s"), service("beta", "10.2.0.1"))
+    assert not state.take_dirty()
+    state.remove("beta", "services", ("n", "s"))
+    assert state.take_dirty().services == {("n", "s")}
+
+
+def test_claims_that_change_make_what_is_at_their_addresses_dirty() -> None:
+    state = MeshState("own")
+    state.put("beta", "endpoints", "10.1.0.7", Endpoint(ip="10.1.0.7", identity=131080))
+    state.take_dirty()
+    state.put("own", "nodes", "o1", node("own", "o1", "10.1.0.0/24", "192.0.2.1"))
+    assert state.take_dirty().endpoints == {"10.1.0.7"}
+
+
+def test_a_drained_cluster_leaves_nothing() -> None:
+    state = MeshState("own")
+    state.put("beta", "nodes", "b1", node("beta", "b1", "10.2.0.0/24", "192.0.2.2"))
+    state.put("beta", "services", ("n", "s"), service("beta", "10.2.0.1"))
+    state.drain("beta")
+    assert list(state.views) == ["own"]
+    assert state.remote_services(("n", "s")) == []
+    assert state.speaks_for("anyone", "10.2.0.1")
+
+
+events = st.lists(
+    st.tuples(
+        st.sampled_from(["own", "beta", "gamma"]),
+        st.sampled_from(["n1", "n2"]),
+        st.one_of(st.none(), st.builds("10.{}.0.0/24".format, st.integers(1, 4))),
+    ),
+    max_size=14,
+)
+
+
+@given(events)
+def test_no_two_clusters_are_ever_admitted_to_overlapping_cidrs(script: list[tuple[str, str, Any]]) -> None:
+    state = MeshState("own")
+    for number, (cluster, name, cidr) in enumerate(script):
+        if cidr is None:
+            state.remove(cluster, "nodes", name)
+        else:
+            state.put(cluster, "nodes", name, node(cluster, name, cidr, f"192.0.2.{number}"))
+        owners: dict[str, str] = {}
+        state.take_dirty()
+        for each in state.admitted_nodes():
+            assert owners.setdefault(each.ipv4_pod_cidrs[0], each.cluster) == each.cluster
+        own = set(state.views["own"].nodes)
+        assert {n.name for n in state.admitted_nodes() if n.cluster == "own"} == own, "the own cluster always wins"
+        for each_cluster, view in state.views.items():
+            for each_name in view.nodes:
+                held = (each_cluster, each_name) in {(n.cluster, n.name) for n in state.admitted_nodes()}
+                assert held != (f"nodes/{each_name}" in view.refused)
