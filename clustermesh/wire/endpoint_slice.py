@@ -27,19 +27,11 @@ _FAMILIES: Final = ("IPv4", "IPv6")
 
 def encode(piece: EndpointSlice) -> bytes:
     """One zstd frame that names its size; Invalid for what Cilium's validator refuses."""
-    message = slice_pb2.Slice(
-        cluster=piece.cluster,
-        cluster_id=piece.cluster_id,
-        namespace=piece.namespace,
-        name=piece.name,
-        labels=piece.labels,
-        annotations=piece.annotations,
-        address_type=piece.address_type,
-        endpoints=[_write_endpoint(endpoint) for endpoint in piece.endpoints],
-        ports=[_write_port(port) for port in piece.ports],
-    )
     _check(piece)
-    data = message.SerializeToString(deterministic=True)
+    try:
+        data = _write(piece).SerializeToString(deterministic=True)
+    except UnicodeEncodeError as e:
+        raise Invalid("text", e.object, "must be valid Unicode") from e
     if len(data) > MAX_SIZE:
         raise Invalid("endpoint slice", piece.name, f"must be at most {MAX_SIZE} bytes unpacked")
     return zstandard.ZstdCompressor().compress(data)
@@ -73,9 +65,8 @@ def _unpack(data: bytes) -> bytes:
         size = zstandard.frame_content_size(data)
         if size > MAX_SIZE:
             raise DecodeError("endpoint slice", size, f"must be at most {MAX_SIZE} bytes unpacked")
-        if size == 0:
-            return b""
-        return bytes(zstandard.ZstdDecompressor(max_window_size=MAX_SIZE).decompress(data, max_output_size=MAX_SIZE))
+        unpacker = zstandard.ZstdDecompressor(max_window_size=MAX_SIZE)
+        return bytes(unpacker.decompress(data, max_output_size=MAX_SIZE, allow_extra_data=False))
     except zstandard.ZstdError as e:
         raise DecodeError("endpoint slice", data[:120], str(e)) from e
 
@@ -92,6 +83,20 @@ def _check(piece: EndpointSlice) -> None:
             check_ip(ip, "address")
             if (":" in ip) != (piece.address_type == "IPv6"):
                 raise Invalid("address", ip, f"must be {piece.address_type}")
+
+
+def _write(piece: EndpointSlice) -> Any:
+    return slice_pb2.Slice(
+        cluster=piece.cluster,
+        cluster_id=piece.cluster_id,
+        namespace=piece.namespace,
+        name=piece.name,
+        labels=piece.labels,
+        annotations=piece.annotations,
+        address_type=piece.address_type,
+        endpoints=[_write_endpoint(endpoint) for endpoint in piece.endpoints],
+        ports=[_write_port(port) for port in piece.ports],
+    )
 
 
 def _write_endpoint(endpoint: SliceEndpoint) -> Any:

@@ -13,8 +13,18 @@ from typing import Final, TypeAlias
 from msgspec import Struct, structs
 
 from clustermesh.errors import DecodeError, Invalid
-from clustermesh.model import Cluster, Endpoint, EndpointSlice, Identity, Node, Service, ServiceExport
-from clustermesh.wire import endpoint, identity, keys, node, numbering, service, service_export
+from clustermesh.model import (
+    AgentRecord,
+    Cluster,
+    Endpoint,
+    EndpointSlice,
+    Identity,
+    LocalService,
+    Node,
+    Service,
+    ServiceExport,
+)
+from clustermesh.wire import endpoint, identity, keys, local, node, numbering, service, service_export
 from clustermesh.wire.seam import decodes
 
 Entry: TypeAlias = Node | Service | Identity | Endpoint | ServiceExport | EndpointSlice
@@ -77,6 +87,23 @@ def decode_endpoint_slice(key: bytes, value: bytes, cluster: Cluster) -> Endpoin
     found = endpoint_slice.decode(value)
     _check_same("key", keys.parse_endpoint_slice(key), (cluster.name, found.namespace, found.name))
     _check_owner(found.cluster, found.cluster_id, cluster)
+    return found
+
+
+@decodes("local service")
+def decode_local_service(key: bytes, value: bytes, cluster: Cluster) -> LocalService:
+    """An own service, by its API server to its agents: the names and the owner are the key's and the cluster's."""
+    found = local.decode_service(value)
+    _check_same("key", keys.parse_local_service(key), (found.service.namespace, found.service.name))
+    _check_owner(found.service.cluster, found.service.cluster_id, cluster)
+    return found
+
+
+@decodes("agent record")
+def decode_agent_record(key: bytes, value: bytes) -> AgentRecord:
+    """What an agent says of its own node, by name."""
+    found = local.decode_agent(value)
+    _check_same("key", keys.parse_agent(key), found.node)
     return found
 
 
