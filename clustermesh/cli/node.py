@@ -1,0 +1,218 @@
+"""`clustermesh node ...`: what the agent of this node knows, and what its kernel holds."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from clustermesh.agent_socket import DEFAULT_SOCKET, ask
+from clustermesh.cli import FAILED, output_option
+from clustermesh.cli.table import print_table
+
+_socket = click.option(
+    "--socket",
+    type=click.Path(path_type=Path),
+    envvar="CLUSTERMESH_SOCKET",
+    default=DEFAULT_SOCKET,
+    show_default=True,
+    metavar="PATH",
+    help="The agent's socket (also: CLUSTERMESH_SOCKET).",
+)
+
+
+@click.group()
+def command() -> None:
+    """Ask the agent of this node.
+
+    \b
+    Examples:
+      clustermesh node status
+      clustermesh node service list -o json
+      clustermesh node map diff
+    """
+
+
+@command.group()
+def service() -> None:
+    """Services and the backends behind them."""
+
+
+@command.group()
+def backend() -> None:
+    """The backend map."""
+
+
+@command.group()
+def ipcache() -> None:
+    """Who is behind each address."""
+
+
+@command.group()
+def encrypt() -> None:
+    """The tunnels to other nodes."""
+
+
+@command.group("map")
+def map_() -> None:
+    """The kernel's tables."""
+
+
+@command.command("status")
+@_socket
+@output_option
+@click.pass_context
+def status(ctx: click.Context, socket: Path, output: str) -> None:
+    """Show every cluster this node reads, every kernel table, and what is wrong. Exits with 1 when something is."""
+    found = ask(socket, "status")
+    if output == "json":
+        click.echo(json.dumps(found, indent=2))
+    else:
+        _print_status(found)
+    if not found["ready"] or found["problems"]:
+        ctx.exit(FAILED)
+
+
+def _print_status(found: dict[str, Any]) -> None:
+    ready = click.style("ready", fg="green") if found["ready"] else click.style("not ready", fg="red")
+    click.echo(f"Node {found['cluster']['name']}/{found['node']}: {ready} (clustermesh {found['version']})")
+    encryption = found["encryption"]
+    click.echo(
+        f"Encryption: {encryption['provider']} WireGuard on {encryption['device']} ({encryption['why']}), "
+        f"{encryption['peers']} peers, strict mode by {encryption['strict'] or 'nothing yet'}"
+    )
+    click.echo()
+    head = ("CLUSTER", "ID", "STATE", "SINCE", "NODES", "SERVICES", "ENDPOINTS", "IDENTITIES", "REFUSED", "LAST ERROR")
+    print_table(head, [_cluster_row(cluster) for cluster in found["clusters"]])
+    click.echo()
+    keys = ("desired", "actual", "pending", "failed", "drift")
+    rows = [[target["name"], *(str(target[key]) for key in keys)] for target in found["targets"]]
+    print_table(("TABLE", *(key.upper() for key in keys)), rows)
+    for problem in found["problems"]:
+        click.secho(f"⚠️  {problem}", fg="yellow")
+
+
+def _cluster_row(cluster: dict[str, Any]) -> list[str]:
+    counts = [str(cluster[key]) for key in ("nodes", "services", "endpoints", "identities", "refused")]
+    name = f"{cluster['name']} (own)" if cluster["own"] else cluster["name"]
+    return [name, str(cluster["id"] or "?"), cluster["state"], _ago(cluster["since"]), *counts, cluster["error"] or "-"]
+
+
+def _lister(
+    group: click.Group,
+    name: str,
+    method: str,
+    head: Sequence[str],
+    row: Callable[[dict[str, Any]], list[str]],
+    text: str,
+) -> None:
+    """Register `clustermesh node GROUP NAME`: one table of what `method` answers."""
+
+    @group.command(name, help=text)
+    @_socket
+    @output_option
+    def lister(socket: Path, output: str) -> None:
+        found = ask(socket, method)
+        if output == "json":
+            click.echo(json.dumps(found, indent=2))
+        else:
+            print_table(head, [row(each) for each in found])
+
+
+def _service_row(row: dict[str, Any]) -> list[str]:
+    backends = ", ".join(f"{b['address']}:{b['port']} ({b['cluster']})" for b in row["backends"])
+    return [row["service"], f"{row['address']}:{row['port']}/{row['protocol']}", backends or "none"]
+
+
+_lister(
+    service,
+    "list",
+    "services",
+    ("SERVICE", "FRONTEND", "BACKENDS"),
+    _service_row,
+    "List every frontend with its backends and the clusters they are in.",
+)
+_lister(
+    backend,
+    "list",
+    "backends",
+    ("ID", "BACKEND", "CLUSTER", "FRONTENDS"),
+    lambda row: [
+        str(row["id"]),
+        f"{row['address']}:{row['port']}/{row['protocol']}",
+        row["cluster"],
+        str(row["frontends"]),
+    ],
+    "List the backends by their number in the kernel.",
+)
+_lister(
+    ipcache,
+    "list",
+    "ipcache",
+    ("PREFIX", "IDENTITY", "NODE", "ENCRYPTED", "LABELS"),
+    lambda row: [
+        row["prefix"],
+        str(row["identity"]),
+        row["node"] or "-",
+        "yes" if row["encrypted"] else "no",
+        ";".join(row["labels"]),
+    ],
+    "List who is behind each address and CIDR.",
+)
+
+
+@encrypt.command("status")
+@_socket
+@output_option
+def encrypt_status(socket: Path, output: str) -> None:
+    """Show the WireGuard device, its tunnels, and the nodes without one."""
+    found = ask(socket, "encrypt")
+    if output == "json":
+        click.echo(json.dumps(found, indent=2))
+        return
+    click.echo(
+        f"Device {found['device']}: {found['provider']} ({found['why']}), MTU {found['mtu']} over {found['interface']}"
+    )
+    click.echo(f"Public key {found['public_key']}, strict mode by {found['strict'] or 'nothing yet'}")
+    rows = [
+        [
+            tunnel["node"] or tunnel["public_key"],
+            tunnel["endpoint"],
+            ", ".join(tunnel["allowed_ips"]),
+            _ago(tunnel["last_handshake"]) if tunnel["last_handshake"] else "never",
+            str(tunnel["received"]),
+            str(tunnel["sent"]),
+        ]
+        for tunnel in found["tunnels"]
+    ]
+    print_table(("NODE", "ENDPOINT", "POD CIDRS", "LAST HANDSHAKE", "RECEIVED", "SENT"), rows)
+    for node, why in sorted(found["without_tunnel"].items()):
+        click.secho(f"⚠️  {node}: {why}", fg="yellow")
+
+
+@map_.command("diff")
+@_socket
+@output_option
+@click.pass_context
+def map_diff(ctx: click.Context, socket: Path, output: str) -> None:
+    """Compare what is wanted with what the kernel holds now. Prints nothing and exits with 0 when they are the same."""
+    rows = ask(socket, "map_diff")
+    if output == "json":
+        click.echo(json.dumps(rows, indent=2))
+    elif rows:
+        keys = ("target", "key", "desired", "kernel")
+        print_table([key.upper() for key in keys], [[row[key] or "absent" for key in keys] for row in rows])
+    if rows:
+        ctx.exit(FAILED)
+
+
+def _ago(moment: float) -> str:
+    seconds = max(0, int(time.time() - moment))
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= size:
+            return f"{seconds // size}{unit} ago"
+    return f"{seconds}s ago"
