@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import os
 import shutil
@@ -66,7 +67,7 @@ def apiserver(context: Path, http: str) -> None:
     """
     from clustermesh.apiserver import run
 
-    run(load(context), http)
+    asyncio.run(run(load(context), http))
 
 
 @click.command(
