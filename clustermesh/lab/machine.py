@@ -64,7 +64,7 @@ async def start(home: Path, spec: NodeSpec, lifeline: int | None = None) -> Proc
         raise Unavailable(f"node {spec.name} was not made within {_START_SECONDS:.0f} s") from error
     lines = [msgspec.json.decode(line, type=_Line) for line in output.splitlines()]
     failed = next((line.failed for line in lines if line.failed), "")
-    process = identify(lines[0].pid) if len(lines) == 2 else None
+    process = identify(max(line.pid for line in lines)) if len(lines) == 2 else None
     if failed or process is None:
         raise Refused(f"node {spec.name} cannot be made: {failed or errors.decode(errors='replace').strip()[-500:]}")
     return process

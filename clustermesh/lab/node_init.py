@@ -123,18 +123,23 @@ def main() -> None:
     syscalls.unshare(_NAMESPACES)  # the cgroup namespace is rooted where this process is now
     pid = os.fork()
     if pid:
-        print(json.dumps({"pid": pid}), flush=True)
+        _answer({"pid": pid})
         return
     try:
         syscalls.set_host_name(spec.name)
         make_private(spec)
         _forward_packets()
     except OSError as error:
-        print(json.dumps({"failed": str(error)}), flush=True)
+        _answer({"failed": str(error)})
         raise
-    print(json.dumps({"ready": True}), flush=True)
+    _answer({"ready": True})
     _print_to(home / "log" / "init.log")
     _live(home, spec, lifeline)
+
+
+def _answer(line: dict[str, object]) -> None:
+    """In one write: parent and child share the pipe."""
+    os.write(1, json.dumps(line).encode() + b"\n")
 
 
 def _forward_packets() -> None:

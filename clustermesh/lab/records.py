@@ -1,0 +1,84 @@
+"""What a load generator recorded, and the figures that follow from it. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+from msgspec import Struct
+
+
+class Record(NamedTuple):
+    """One request: when it began and how long it took (seconds), who answered, or what went wrong."""
+
+    at: float
+    took: float
+    cluster: str | None
+    error: str | None
+
+
+class Traffic(Struct, frozen=True, kw_only=True):
+    """Figures of some requests. `answers` counts by cluster, `errors` by what went wrong; `longest_gap_ms` is the
+    longest time without an answer, between two answers.
+    """
+
+    requests: int = 0
+    failed: int = 0
+    answers: dict[str, int] = {}
+    errors: dict[str, int] = {}
+    longest_gap_ms: float = 0.0
+
+    @property
+    def clusters(self) -> set[str]:
+        """Who answered at least once."""
+        return set(self.answers)
+
+
+def summarize(records: Iterable[Record]) -> Traffic:
+    taken = list(records)
+    answered = [record for record in taken if record.cluster is not None]
+    return Traffic(
+        requests=len(taken),
+        failed=len(taken) - len(answered),
+        answers=dict(sorted(Counter(record.cluster for record in answered if record.cluster).items())),
+        errors=dict(Counter(record.error for record in taken if record.error)),
+        longest_gap_ms=round(_longest_gap([record.at + record.took for record in answered]) * 1000, 1),
+    )
+
+
+def between(records: Iterable[Record], since: float, until: float) -> list[Record]:
+    """Those that began in [since, until)."""
+    return [record for record in records if since <= record.at < until]
+
+
+def add(parts: Iterable[Traffic]) -> Traffic:
+    """All of them as one; the longest gap is the longest of any."""
+    taken = list(parts)
+    answers: Counter[str] = Counter()
+    errors: Counter[str] = Counter()
+    for part in taken:
+        answers.update(part.answers)
+        errors.update(part.errors)
+    return Traffic(
+        requests=sum(part.requests for part in taken),
+        failed=sum(part.failed for part in taken),
+        answers=dict(sorted(answers.items())),
+        errors=dict(errors),
+        longest_gap_ms=max((part.longest_gap_ms for part in taken), default=0.0),
+    )
+
+
+def _longest_gap(moments: Sequence[float]) -> float:
+    ordered = sorted(moments)
+    return max((later - earlier for earlier, later in pairwise(ordered)), default=0.0)
+
+
+def percentile(samples: Sequence[float], percent: float) -> float | None:
+    """The nearest-rank percentile; None of no samples."""
+    if not samples:
+        return None
+    ordered = sorted(samples)
+    return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
