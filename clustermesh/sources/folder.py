@@ -10,7 +10,7 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -59,7 +59,7 @@ class FolderSource:
         ]
         return whole + list(self._table.problems()) + faults
 
-    async def updates(self) -> AsyncIterator[Change]:
+    async def updates(self) -> AsyncGenerator[Change, None]:
         """First everything there is, then each change. Close the iterator (aclosing) to end the watch at once.
 
         A Change without entries tells that only `problems` changed.

@@ -1,0 +1,78 @@
+"""etcd keys as a target of the reconciler: batched transactions, each key under a lease that this process keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from clustermesh.errors import ApplyError, ClusterMeshError
+from clustermesh.store.client import Delete, EtcdClient, LeaseLost, Op, Put
+from clustermesh.store.lease import LeaseKeeper
+from clustermesh.store.operations import KeyValue, batches
+
+
+class Held(NamedTuple):
+    """What a key holds, and whether it hangs on a lease that this process keeps alive: only then will it last."""
+
+    value: bytes
+    kept: bool
+
+
+class KeysTarget:
+    """The keys of `places`: those under it where a place ends in "/", else that one key.
+
+    Keys that `group` maps to one name are written in one transaction. `written` holds the revision at which a key was
+    last written by us, for whoever hears of it by a watch.
+    """
+
+    def __init__(
+        self,
+        client: EtcdClient,
+        keeper: LeaseKeeper,
+        places: Sequence[bytes],
+        group: Callable[[bytes], bytes] = lambda key: key,
+    ) -> None:
+        self.client, self.keeper, self.group = client, keeper, group
+        self.prefixes = tuple(place for place in places if place.endswith(b"/"))
+        self.keys = tuple(place for place in places if not place.endswith(b"/"))
+        self.written: dict[bytes, int] = {}
+
+    def covers(self, key: bytes) -> bool:
+        return key in self.keys or key.startswith(self.prefixes)
+
+    def held(self, kv: KeyValue) -> Held:
+        return Held(kv.value, kv.lease in self.keeper.leases)
+
+    async def dump(self) -> Mapping[bytes, Held]:
+        found = [kv for prefix in self.prefixes for kv in (await self.client.range(prefix)).kvs]
+        found += [kv for key in self.keys if (kv := await self.client.get(key)) is not None]
+        return {kv.key: self.held(kv) for kv in found}
+
+    async def upsert(self, entries: Mapping[bytes, Held]) -> None:
+        """Write `entries`; ApplyError where some were not written, Unavailable or Refused where none was."""
+        groups: dict[bytes, list[Op]] = {}
+        for key, (value, _) in entries.items():
+            groups.setdefault(self.group(key), []).append(Put(key, value, await self.keeper.lease_for(key)))
+        await self._write(groups.values())
+
+    async def delete(self, keys: Collection[bytes]) -> None:
+        await self._write([Delete(key)] for key in keys)
+        for key in keys:
+            self.keeper.release(key)
+
+    async def _write(self, groups: Iterable[Sequence[Op]]) -> None:
+        """Write batch by batch. The first failure ends it: what etcd refuses now it will refuse again at once."""
+        waiting = list(batches(groups))
+        try:
+            while waiting:
+                revision = await self.client.transact([waiting[0]])
+                self.written.update((op.key, revision) for op in waiting.pop(0))
+        except LeaseLost as e:
+            self.keeper.check()
+            raise _not_written(waiting, e) from e
+        except ClusterMeshError as e:
+            raise _not_written(waiting, e) from e
+
+
+def _not_written(waiting: Iterable[Iterable[Op]], error: ClusterMeshError) -> ApplyError:
+    return ApplyError({op.key: str(error) for batch in waiting for op in batch})

@@ -1,0 +1,146 @@
+"""What etcd should hold in this cluster's places, and what it does hold, whoever wrote it.
+
+Rules
+- Whatever differs from what is wanted is put right: changed back, written again, or removed where nobody wants it.
+- Keys found at the start that are not wanted are left alone until the source is known in whole (`prune`): a manifest
+  that cannot be read just now must not empty the mesh. Without a lease of ours they end with their old one.
+- What a watch tells while keys are being written or dumped is taken in afterwards, and what it tells of a key from
+  before our last write of that key is no news.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from clustermesh.apiserver.keys_target import Held, KeysTarget
+from clustermesh.apiserver.publish import Updates
+from clustermesh.reconcile import Tracker
+from clustermesh.store.follow import Changed, Listed, Put
+
+
+class Resource:
+    """One kind of entry: a tracker over its keys, and the order of what is told of them."""
+
+    def __init__(self, name: str, target: KeysTarget) -> None:
+        self.name, self.target = name, target
+        self.tracker: Tracker[bytes, Held] = Tracker(name, target)
+        self._found: dict[bytes, Held] | None = {}
+        self._busy = False
+        self._deferred: list[tuple[bytes, Held | None, int]] = []
+
+    @property
+    def complete(self) -> bool:
+        """True when etcd holds everything that is wanted; more than that may be there."""
+        return not self.tracker.pending().upserts
+
+    def held(self, key: bytes) -> bytes | None:
+        """The value etcd holds at `key`, as far as is known."""
+        entry = self.tracker.actual.get(key) or (self._found or {}).get(key)
+        return entry.value if entry else None
+
+    def found(self) -> dict[bytes, bytes]:
+        """What was there at the start and nobody has asked for since."""
+        return {key: held.value for key, held in (self._found or {}).items()}
+
+    def want(self, key: bytes, value: bytes | None) -> None:
+        """From now on `key` should hold `value`, or nothing."""
+        if self._found and key in self._found:
+            self.tracker.observe(key, self._found.pop(key))
+        if value is None:
+            self.tracker.remove(key)
+        else:
+            self.tracker.set(key, Held(value, kept=True))
+
+    def prune(self) -> None:
+        """Everything that is wanted was asked for: what else was found is to go."""
+        found, self._found = self._found or {}, None
+        for key, held in found.items():
+            self.tracker.observe(key, held)
+
+    def observe(self, key: bytes, held: Held | None, revision: int) -> None:
+        """Take in what etcd held at `key` at `revision`."""
+        if self._busy:
+            self._deferred.append((key, held, revision))
+        elif revision >= self.target.written.get(key, 0):
+            self.target.written.pop(key, None)
+            self._take(key, held)
+
+    def lose_lease(self, key: bytes) -> None:
+        """Take in that `key`'s lease is gone, whether or not etcd has deleted the key by now."""
+        held = self.tracker.actual.get(key)
+        if held is not None:
+            self.tracker.observe(key, Held(held.value, kept=False))
+
+    def start_over(self) -> None:
+        """A complete list is about to be told, perhaps of another etcd whose revisions begin anew."""
+        self.target.written.clear()
+
+    @asynccontextmanager
+    async def busy(self) -> AsyncIterator[None]:
+        """While keys are written or dumped."""
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
+            deferred, self._deferred = self._deferred, []
+            for entry in deferred:
+                self.observe(*entry)
+
+    def _take(self, key: bytes, held: Held | None) -> None:
+        if self._found is not None and key not in self.tracker.desired and key not in self.tracker.actual:
+            self._found.pop(key, None)
+            if held is not None:
+                self._found[key] = held
+        else:
+            self.tracker.drift += held != self.tracker.actual.get(key)
+            self.tracker.observe(key, held)
+
+
+class Ledger:
+    """Several resources. `take` what a watch tells, `want` what a Publisher says."""
+
+    def __init__(self, resources: Sequence[Resource]) -> None:
+        self.resources = {resource.name: resource for resource in resources}
+
+    def __getitem__(self, name: str) -> Resource:
+        return self.resources[name]
+
+    def held(self, key: bytes) -> bytes | None:
+        """The value etcd holds at `key`, as far as is known."""
+        resource = self._of(key)
+        return resource.held(key) if resource else None
+
+    def want(self, updates: Updates) -> None:
+        for name, entries in updates.items():
+            for key, value in entries.items():
+                self.resources[name].want(key, value)
+
+    def prune(self) -> None:
+        for resource in self.resources.values():
+            resource.prune()
+
+    def take(self, item: Listed | Changed) -> None:
+        """Take in one item of a watch; keys that are in no resource are nobody's business here."""
+        last = {event.kv.key if isinstance(event, Put) else event.key: event for event in item.events}
+        if isinstance(item, Listed):
+            for resource in {r.name: r for key in last if (r := self._of(key))}.values():
+                resource.start_over()
+        for key, event in last.items():
+            resource_of_key = self._of(key)
+            if resource_of_key is None:
+                continue
+            if isinstance(event, Put):
+                resource_of_key.observe(key, resource_of_key.target.held(event.kv), event.kv.mod_revision)
+            else:
+                resource_of_key.observe(key, None, item.revision)
+
+    def lose_leases(self, keys: frozenset[bytes]) -> None:
+        for key in keys:
+            resource = self._of(key)
+            if resource is not None:
+                resource.lose_lease(key)
+
+    def _of(self, key: bytes) -> Resource | None:
+        return next((r for r in self.resources.values() if r.target.covers(key)), None)

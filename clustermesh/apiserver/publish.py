@@ -1,0 +1,211 @@
+"""Snapshot + identities + agents' records -> what etcd should hold. Pure; time is an argument (Unix nanoseconds).
+
+Entries belong to resources, called as etcd's folders are. `Publisher` answers for what changed only; asked for
+everything, it gives everything, and a test holds the two equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final, TypeVar
+
+from msgspec.structs import replace
+
+from clustermesh.apiserver.identities import Allocator, Labels
+from clustermesh.apiserver.labels import identity_labels
+from clustermesh.errors import DecodeError, Invalid, Refused
+from clustermesh.model import AgentRecord, Cluster, Endpoint, Identity, LocalService, Node, Stamp
+from clustermesh.sources.nodes import ENCRYPTED, WIREGUARD_KEY
+from clustermesh.sources.pods import PodEndpoint
+from clustermesh.sources.translate import Change, Name, Snapshot
+from clustermesh.wire import endpoint as wire_endpoint
+from clustermesh.wire import identity as wire_identity
+from clustermesh.wire import keys, local
+from clustermesh.wire import node as wire_node
+from clustermesh.wire import service as wire_service
+
+T = TypeVar("T")
+
+NODES: Final = "nodes"
+IDENTITIES: Final = "identities"
+ENDPOINTS: Final = "ip"
+SERVICES: Final = "services"
+LOCAL_SERVICES: Final = "local services"
+
+MAX_VALUE: Final = 900_000
+"""Bytes. etcd takes requests of 1.5 MiB, and a service travels with its stamp."""
+
+Entries = dict[bytes, bytes | None]
+"""Values by key; None where there is to be nothing."""
+
+
+class Updates(dict[str, Entries]):
+    """Entries by resource."""
+
+    def add(self, resource: str, key: bytes, value: bytes | None) -> None:
+        self.setdefault(resource, {})[key] = value
+
+
+class Publisher:
+    """Turns what a cluster has into keys and values, remembering what it needs to do so for changes only.
+
+    `held` answers what etcd holds at a key: a service that is there already keeps the stamp it has.
+    """
+
+    def __init__(self, cluster: Cluster, allocator: Allocator, held: Callable[[bytes], bytes | None]) -> None:
+        self.problems: dict[bytes, str] = {}
+        self._cluster, self._allocator, self._held = cluster, allocator, held
+        self._records: dict[str, AgentRecord] = {}
+        self._encrypted: dict[str, bool] = {}
+        self._labels: dict[str, Labels] = {}
+        self._unnumbered: set[str] = set()
+
+    def apply(self, snapshot: Snapshot, change: Change, now: int) -> Updates:
+        """What etcd should hold for the entries of `snapshot` that `change` names."""
+        updates = Updates()
+        ips = dict.fromkeys(sorted(change.endpoints))
+        ips |= dict.fromkeys(self._put_nodes(snapshot, sorted(change.nodes), updates))
+        self._put_endpoints(snapshot, ips, updates, now)
+        for name, observed in change.services.items():
+            self._put_service(name, snapshot.services.get(name), Stamp(observed=observed, published=now), updates)
+        return updates
+
+    def take_record(self, snapshot: Snapshot, node: str, record: AgentRecord | None, now: int) -> Updates:
+        """Take in what the agent of `node` says of it now; None where it says nothing any more."""
+        if record is None:
+            self._records.pop(node, None)
+        else:
+            self._records[node] = record
+        known = node in snapshot.nodes  # a record alone says nothing of whether there is such a node
+        return self.apply(snapshot, Change(nodes=frozenset([node])), now) if known else Updates()
+
+    def tick(self, snapshot: Snapshot, now: int) -> Updates:
+        """Give up identities that have been out of use for long enough, to whoever got none so far."""
+        updates = Updates()
+        for number in self._allocator.expire(now):
+            updates.add(IDENTITIES, keys.identity_key(number), None)
+        if updates:
+            self._put_endpoints(snapshot, sorted(self._unnumbered), updates, now)
+        return updates
+
+    def _put_nodes(self, snapshot: Snapshot, names: Iterable[str], updates: Updates) -> list[str]:
+        """The addresses on nodes that begin or cease to encrypt."""
+        flipped = set()
+        for name in names:
+            node = self._merge_record(snapshot.nodes.get(name))
+            self._add(updates, NODES, keys.node_key(self._cluster.name, name), wire_node.encode, node)
+            encrypted = node is not None and bool(node.wireguard_public_key)
+            if encrypted != self._encrypted.get(name, False):
+                flipped.add(name)
+            self._encrypted[name] = encrypted
+        return sorted(ip for ip, e in snapshot.endpoints.items() if e.node in flipped) if flipped else []
+
+    def _merge_record(self, node: Node | None) -> Node | None:
+        record = self._records.get(node.name) if node else None
+        if node is None or record is None:
+            return node
+        return replace(
+            node,
+            wireguard_public_key=record.wireguard_public_key,
+            encryption_key=ENCRYPTED,
+            annotations={**(node.annotations or {}), WIREGUARD_KEY: record.wireguard_public_key},
+            boot_id=record.boot_id or node.boot_id,
+        )
+
+    def _put_endpoints(self, snapshot: Snapshot, ips: Iterable[str], updates: Updates, now: int) -> None:
+        for ip in ips:
+            found = snapshot.endpoints.get(ip)
+            number = self._renumber(ip, found, updates, now)
+            endpoint = None if found is None or number is None else self._endpoint(found, number)
+            self._add(updates, ENDPOINTS, keys.endpoint_key(ip), wire_endpoint.encode, endpoint)
+            if found is not None and number is None:
+                self.problems[keys.endpoint_key(ip)] = f"{found.namespace}/{found.pod_name}: it gets no identity"
+
+    def _renumber(self, ip: str, endpoint: PodEndpoint | None, updates: Updates, now: int) -> int | None:
+        """The identity number of `endpoint` at `ip`; the new one is taken before the old one is given back."""
+        before, after = self._labels.pop(ip, None), None
+        number = None
+        self._unnumbered.discard(ip)
+        if endpoint is not None:
+            after = identity_labels(self._cluster.name, endpoint)
+            try:
+                number = self._allocator.acquire(after)
+            except Refused:
+                self._unnumbered.add(ip)
+            else:
+                self._labels[ip] = after
+                identity = Identity(id=number, labels=after)
+                self._add(updates, IDENTITIES, keys.identity_key(number), wire_identity.encode, identity)
+        if before is not None:
+            self._allocator.release(before, now)
+        return number
+
+    def _endpoint(self, found: PodEndpoint, number: int) -> Endpoint:
+        """Without service account and named ports, which Cilium's own API server leaves out too."""
+        return Endpoint(
+            ip=found.ip,
+            identity=number,
+            host_ip=found.host_ip,
+            key=ENCRYPTED if self._encrypted.get(found.node) else 0,
+            namespace=found.namespace,
+            pod_name=found.pod_name,
+        )
+
+    def _put_service(self, name: Name, service: LocalService | None, stamp: Stamp, updates: Updates) -> None:
+        self._add(updates, LOCAL_SERVICES, keys.local_service_key(*name), local.encode_service, service)
+        shared = None
+        if service is not None and service.is_global and service.service.shared:
+            # No zones: Cilium 1.18 writes none, and older readers know none. Our own nodes get them above.
+            shared = replace(service.service, zones={})
+        key = keys.service_key(self._cluster.name, *name)
+        value = self._add(updates, SERVICES, key, wire_service.encode, shared)
+        stamp_key = keys.stamp_key(*name)
+        updates.add(SERVICES, stamp_key, None if value is None else self._stamp(key, value, stamp_key, stamp))
+
+    def _stamp(self, key: bytes, value: bytes, stamp_key: bytes, stamp: Stamp) -> bytes:
+        """The stamp that stands beside this very value, or a new one."""
+        held = self._held(stamp_key)
+        if held is not None and self._held(key) == value:
+            try:
+                return local.encode_stamp(local.decode_stamp(held))
+            except DecodeError:
+                pass  # somebody's scribble: it is overwritten
+        return local.encode_stamp(stamp)
+
+    def _add(
+        self, updates: Updates, resource: str, key: bytes, encode: Callable[[T], bytes], entry: T | None
+    ) -> bytes | None:
+        """Put `entry` at `key`, or nothing where there is none or none that a reader would take."""
+        value = None
+        self.problems.pop(key, None)
+        try:
+            value = None if entry is None else _checked(encode(entry))
+        except Invalid as e:
+            self.problems[key] = str(e)
+        updates.add(resource, key, value)
+        return value
+
+
+def _checked(value: bytes) -> bytes:
+    if len(value) > MAX_VALUE:
+        raise Invalid(
+            "value", f"{len(value)} bytes", f"must be at most {MAX_VALUE} bytes, as much as etcd takes at once"
+        )
+    return value
+
+
+def publish(
+    cluster: Cluster, snapshot: Snapshot, allocator: Allocator, records: Mapping[str, AgentRecord], now: int
+) -> Updates:
+    """All of `snapshot` at once, as for an empty etcd."""
+    publisher = Publisher(cluster, allocator, held=lambda _key: None)
+    everything = Change(
+        services=dict.fromkeys(snapshot.services, 0),
+        nodes=frozenset(snapshot.nodes),
+        endpoints=frozenset(snapshot.endpoints),
+    )
+    updates = publisher.apply(snapshot, everything, now)
+    for node, record in records.items():
+        for resource, entries in publisher.take_record(snapshot, node, record, now).items():
+            updates.setdefault(resource, {}).update(entries)
+    return updates

@@ -1,0 +1,274 @@
+"""The API server's wiring: etcd on one side, the folder on the other, and the tasks in between.
+
+Order at the start: users and roles; list what etcd holds; cluster config and heartbeat; data; canaries. Stopping
+revokes nothing: keys live on until their leases end, and whoever starts next takes them over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import aclosing
+from typing import Any, Final
+
+from msgspec import Struct
+
+from clustermesh.apiserver.health import Health, HealthServer, Scope
+from clustermesh.apiserver.identities import GRACE, Allocator
+from clustermesh.apiserver.ledger import Ledger
+from clustermesh.apiserver.publish import IDENTITIES, Publisher
+from clustermesh.apiserver.resources import ABOUT, CANARIES, canary_keys, config_value, make_ledger, watched_places
+from clustermesh.apiserver.users import Users
+from clustermesh.apiserver.writer import Writer
+from clustermesh.context import Context
+from clustermesh.errors import DecodeError
+from clustermesh.model import AgentRecord
+from clustermesh.sources.folder import FolderSource
+from clustermesh.sources.translate import Change
+from clustermesh.store.client import EtcdClient
+from clustermesh.store.follow import Changed, Interrupted, Listed, Put, follow
+from clustermesh.store.lease import DEFAULT_TTL, LeaseKeeper
+from clustermesh.store.tls import Tls
+from clustermesh.wire import keys, local
+from clustermesh.wire.entries import decode_identity
+from clustermesh.wire.timestamp import format_time
+
+_LOG: Final = logging.getLogger(__name__)
+
+
+class Timing(Struct, frozen=True, kw_only=True):
+    """Seconds, but for `grace`: nanoseconds that an identity is kept after its last use."""
+
+    lease_ttl: int = DEFAULT_TTL
+    heartbeat: float = 60.0
+    audit: float = 300.0
+    tick: float = 30.0
+    grace: int = GRACE
+
+
+_DEFAULT_TIMING: Final = Timing()
+
+
+async def run(context: Context, http: str, timing: Timing = _DEFAULT_TIMING) -> None:
+    """Publish the cluster at `context` until SIGTERM or SIGINT, or until cancelled. `http` is where health is served.
+
+    Invalid, Unavailable for an address that cannot be listened on; all else that is missing is waited for.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    tls = Tls(context.ca, context.certificate("admin"), context.key("admin"))
+    async with EtcdClient([context.endpoint], tls) as client:
+        server = ApiServer(context, client, timing)
+        with HealthServer(http, server.health):
+            await _run_until(stop, server.tasks())
+    _LOG.info("stopped; keys stay until their leases end")
+
+
+async def _run_until(stop: asyncio.Event, work: list[Coroutine[Any, Any, None]]) -> None:
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(coroutine) for coroutine in work]
+        await stop.wait()
+        for task in tasks:
+            task.cancel()
+
+
+class ApiServer:
+    """One cluster's publisher: what its tasks share."""
+
+    def __init__(self, context: Context, client: EtcdClient, timing: Timing) -> None:
+        self.context, self.client, self.timing = context, client, timing
+        self.cluster = context.cluster
+        self.keeper = LeaseKeeper(client, timing.lease_ttl)
+        self.ledger: Ledger = make_ledger(self.cluster, client, self.keeper)
+        self.allocator = Allocator(self.cluster, timing.grace)
+        self.publisher = Publisher(self.cluster, self.allocator, self.ledger.held)
+        self.source = FolderSource(context.manifests, self.cluster)
+        self.writer = Writer(self.ledger, self._want_canaries, timing.audit)
+        self.users = Users(client, self.cluster, context.users_file, self._note_problems)
+        self.keeper.on_lost = self._lose_leases
+        self._places = [*watched_places(self.cluster), keys.AGENTS]
+        self._unlisted = set(self._places)
+        self._listed = asyncio.Event()
+        self._interrupted: dict[bytes, str] = {}
+        self._records: dict[bytes, str] = {}
+        self._published = False
+        self._pruned = False
+        self._problems: tuple[str, ...] = ()
+
+    def tasks(self) -> list[Coroutine[Any, Any, None]]:
+        """Everything that has to run."""
+        take_record = self._take_records
+        return [
+            self.keeper.run(),
+            self.users.run(),
+            self.writer.run(),
+            self._beat(),
+            self._tick(),
+            self._publish(),
+            *(self._follow(place, take_record if place == keys.AGENTS else self.ledger.take) for place in self._places),
+        ]
+
+    # -- etcd -> ledger ------------------------------------------------------------------------------------------------
+
+    async def _follow(self, place: bytes, take: Callable[[Listed | Changed], None]) -> None:
+        await self.users.enabled.wait()
+        async with aclosing(follow(self.client, place)) as items:
+            async for item in items:
+                if isinstance(item, Interrupted):
+                    self._interrupt(place, str(item.error))
+                    continue
+                self._interrupted.pop(place, None)
+                take(item)
+                if isinstance(item, Listed):
+                    self._note_listed(place)
+                self.writer.wake()
+
+    def _interrupt(self, place: bytes, reason: str) -> None:
+        if not self._interrupted:
+            _LOG.warning("etcd at %s: %s; nothing is lost, waiting for it", self.context.endpoint, reason)
+        self._interrupted[place] = reason
+
+    def _note_listed(self, place: bytes) -> None:
+        self._unlisted.discard(place)
+        if self._unlisted:
+            return
+        if self._listed.is_set():
+            self.users.check()  # a list in mid-life may come from an etcd that was started empty, open to everybody
+        else:
+            _LOG.info("etcd at %s is listed", self.context.endpoint)
+        self._listed.set()
+
+    def _take_records(self, item: Listed | Changed) -> None:
+        for event in item.events:
+            key = event.kv.key if isinstance(event, Put) else event.key
+            self._records.pop(key, None)
+            try:
+                node = keys.parse_agent(key)
+                record = _agent_record(node, event.kv.value) if isinstance(event, Put) else None
+            except DecodeError as e:
+                self._records[key] = str(e)
+                continue
+            self.ledger.want(self.publisher.take_record(self.source.snapshot, node, record, time.time_ns()))
+        self._note_problems()
+
+    def _lose_leases(self, lost: frozenset[bytes]) -> None:
+        _LOG.warning("a lease was lost: %d keys are written again", len(lost))
+        self.ledger.lose_leases(lost)
+        self.writer.wake()
+
+    # -- folder -> ledger ----------------------------------------------------------------------------------------------
+
+    async def _publish(self) -> None:
+        async with aclosing(self.source.updates()) as changes:
+            async for change in changes:
+                await self._listed.wait()
+                if not self._published:
+                    self._adopt_identities()
+                self._apply(change)
+
+    def _apply(self, change: Change) -> None:
+        self.ledger.want(self.publisher.apply(self.source.snapshot, change, time.time_ns()))
+        if not self._pruned and self.source.complete:
+            self.ledger.prune()
+            self.writer.open_audit()
+            self._pruned = True
+        if not self._published:
+            self._published = True
+            self.writer.open_data()
+        self._note_problems()
+        self.writer.wake()
+
+    def _adopt_identities(self) -> None:
+        found = self.ledger[IDENTITIES].found()
+        for key in sorted(found):
+            try:
+                self.allocator.adopt(decode_identity(key, found[key], self.cluster), time.time_ns())
+            except DecodeError as e:
+                _LOG.warning("an identity found in etcd is not taken over: %s", e)
+        if found:
+            _LOG.info("%d identities taken over from etcd", len(self.allocator))
+
+    # -- clock -> ledger -----------------------------------------------------------------------------------------------
+
+    async def _beat(self) -> None:
+        await self._listed.wait()
+        self.ledger[ABOUT].want(keys.cluster_config_key(self.cluster.name), config_value(self.cluster))
+        while True:
+            self.ledger[ABOUT].want(keys.HEARTBEAT, _now())
+            self.writer.wake()
+            await asyncio.sleep(self.timing.heartbeat)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(self.timing.tick)
+            if self._published:
+                self.ledger.want(self.publisher.tick(self.source.snapshot, time.time_ns()))
+                self._note_problems()
+                self.writer.wake()
+
+    def _want_canaries(self) -> None:
+        """Once per process; after that the same text is put back wherever it gets lost."""
+        canaries = self.ledger[CANARIES]
+        for key in canary_keys(self.cluster):
+            if key not in canaries.tracker.desired:
+                canaries.want(key, _now())
+
+    # -- what there is to say ------------------------------------------------------------------------------------------
+
+    def _note_problems(self) -> None:
+        """Log each problem once as it comes, and that it went."""
+        before, self._problems = self._problems, tuple(self._list_problems())
+        for problem in dict.fromkeys(self._problems):
+            if problem not in before:
+                _LOG.warning("%s", problem)
+        gone = len(set(before) - set(self._problems))
+        if gone:
+            _LOG.info("%d problems are solved, %d are left", gone, len(self._problems))
+
+    def _list_problems(self) -> list[str]:
+        found = [str(problem) for problem in self.source.problems()]
+        found += [f"{key.decode()}: {sentence}" for key, sentence in sorted(self.publisher.problems.items())]
+        found += [f"agent record: {sentence}" for _, sentence in sorted(self._records.items())]
+        return found + [f"{self.context.users_file.name}: {sentence}" for sentence in self.users.problems]
+
+    def _list_waiting(self) -> list[str]:
+        waiting = [] if self.users.error is None else [f"users of etcd: {self.users.error}"]
+        waiting += sorted({f"etcd: {reason}" for reason in self._interrupted.values()})
+        if not self._listed.is_set():
+            waiting.append(f"etcd at {self.context.endpoint} has not been read yet")
+        elif not self.writer.synced:
+            waiting.append("not everything is published yet")
+        return waiting
+
+    def health(self) -> Health:
+        """Also called from the thread of the HTTP server: it only reads."""
+        trackers = {name: resource.tracker for name, resource in self.ledger.resources.items()}
+        return Health(
+            cluster=self.cluster.name,
+            waiting=tuple(self._list_waiting()),
+            problems=self._problems,
+            scopes={
+                name: Scope(keys=len(t.actual), pending=sum(map(len, t.pending())), drift=t.drift)
+                for name, t in trackers.items()
+            },
+            synced=self.writer.synced,
+            errors=self.writer.errors,
+            identities=len(self.allocator),
+            leases=len(self.keeper.leases),
+        )
+
+
+def _agent_record(node: str, value: bytes) -> AgentRecord:
+    record = local.decode_agent(value)
+    if record.node != node:
+        raise DecodeError("node", record.node, f"must be {node}, as its key says")
+    return record
+
+
+def _now() -> bytes:
+    return format_time(int(time.time())).encode()

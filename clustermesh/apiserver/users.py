@@ -1,0 +1,150 @@
+"""Who may do what in this cluster's etcd: roles, the cluster's own users, and those of users.yaml, followed live.
+
+A user is the CN of a client certificate. Roles and ranges are Cilium's (clustermesh-apiserver's etcd init), with this
+project's own prefix beside them. Users that nobody listed are removed, once users.yaml was read without a fault.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from clustermesh.errors import ClusterMeshError, Invalid, Unavailable
+from clustermesh.model import Cluster
+from clustermesh.store import auth
+from clustermesh.store.auth import Access, Grant
+from clustermesh.store.backoff import Backoff
+from clustermesh.store.client import EtcdClient
+from clustermesh.users import REMOTE_ROLE, User, read_users
+from clustermesh.wire import keys
+
+LOCAL_ROLE: Final = "local"
+POLL: Final = 0.25
+"""Seconds between two looks at users.yaml."""
+REPEAT: Final = 60.0
+"""Seconds after which roles and users are compared with etcd again although nothing is known to have changed."""
+
+_LOG: Final = logging.getLogger(__name__)
+
+
+def roles(cluster: Cluster) -> dict[str, list[Grant]]:
+    """What each role but root may do. The heartbeat is granted as readers ask for it: as a prefix without a slash."""
+    own = [Grant(prefix=prefix, access=Access.READWRITE) for prefix in (keys.AGENTS, keys.STATUSES)]
+    return {
+        LOCAL_ROLE: [Grant(prefix=b"cilium/"), Grant(prefix=keys.OWN), *own],
+        REMOTE_ROLE: [
+            Grant(prefix=keys.HEARTBEAT),
+            Grant(prefix=keys.STATE),
+            Grant(key=keys.cluster_config_key(cluster.name)),
+            Grant(prefix=keys.canary_prefix(cluster.name)),
+            Grant(prefix=keys.STAMPS),
+        ],
+    }
+
+
+def own_users(cluster: Cluster) -> dict[str, str]:
+    """Role by user, whatever users.yaml says."""
+    return {
+        auth.ROOT: auth.ROOT,
+        f"admin-{cluster.name}": auth.ROOT,
+        f"local-{cluster.name}": LOCAL_ROLE,
+        REMOTE_ROLE: REMOTE_ROLE,
+    }
+
+
+def peers_allowed(cluster: Cluster, listed: Sequence[User]) -> tuple[dict[str, str], list[str]]:
+    """Role by user of those listed that may be let in, and a sentence for each that may not: a peer only ever reads."""
+    allowed: dict[str, str] = {}
+    problems = []
+    for number, user in enumerate(listed):
+        if user.role != REMOTE_ROLE:
+            problems.append(str(Invalid(f"users[{number}].role", user.role, f"must be {REMOTE_ROLE}")))
+        elif user.name in own_users(cluster) and user.name != REMOTE_ROLE:
+            problems.append(str(Invalid(f"users[{number}].name", user.name, "must not be one of this cluster's own")))
+        else:
+            allowed[user.name] = user.role
+    return allowed, problems
+
+
+class Users:
+    """Keeps etcd's users as they should be. `problems` says what in users.yaml is not acted on."""
+
+    def __init__(self, client: EtcdClient, cluster: Cluster, file: Path, changed: Callable[[], None]) -> None:
+        self.client, self.cluster, self.file, self._changed = client, cluster, file, changed
+        self.problems: list[str] = []
+        self.error: str | None = None
+        self.enabled = asyncio.Event()
+        self._again = asyncio.Event()
+
+    def check(self) -> None:
+        """Compare with etcd now: it may be another one."""
+        self._again.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        backoff = Backoff(last=5.0)
+        while True:
+            seen = _stamp(self.file)
+            try:
+                await self._apply()
+                self.error, wait = None, REPEAT
+                backoff = Backoff(last=5.0)
+                self.enabled.set()
+            except ClusterMeshError as e:
+                wait = backoff.next()
+                if self.error is None:
+                    _LOG.warning("users of etcd cannot be set up now: %s", e)
+                self.error = str(e)
+            self._changed()
+            await self._wait_for_news(seen, wait)
+
+    async def _apply(self) -> None:
+        peers = self._peers()
+        for role, grants in roles(self.cluster).items():
+            await auth.ensure_role(self.client, role, grants)
+        present = set(await auth.list_users(self.client))
+        await self._ensure(own_users(self.cluster), present)  # ourselves among them, or we should lock ourselves out
+        await auth.enable(self.client)
+        wanted = {**(peers or {}), **own_users(self.cluster)}
+        await self._ensure(peers or {}, present)
+        if peers is not None:
+            for name in sorted(present - wanted.keys()):
+                _LOG.info("user %s is removed from etcd", name)
+                await auth.remove_user(self.client, name)
+
+    async def _ensure(self, wanted: Mapping[str, str], present: set[str]) -> None:
+        for name, role in wanted.items():
+            if name not in present:
+                _LOG.info("user %s is added to etcd with role %s", name, role)
+            await auth.ensure_user(self.client, name, role)
+
+    def _peers(self) -> dict[str, str] | None:
+        """Role by user of users.yaml; None where it cannot be read, so that nobody is locked out by a typing error."""
+        try:
+            peers, self.problems = peers_allowed(self.cluster, read_users(self.file))
+            return peers
+        except (Invalid, Unavailable) as e:
+            self.problems = [f"{e}; users stay as they are"]
+            return None
+
+    async def _wait_for_news(self, seen: object, wait: float) -> None:
+        """Until users.yaml is no longer as it was `seen`, `check` is called, or `wait` seconds are over."""
+        clock = asyncio.get_running_loop().time
+        until = clock() + wait
+        while clock() < until and not self._again.is_set() and _stamp(self.file) == seen:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(POLL, wait)):
+                    await self._again.wait()
+        self._again.clear()
+
+
+def _stamp(file: Path) -> tuple[int, int, int] | None:
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino

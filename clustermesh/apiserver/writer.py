@@ -1,0 +1,102 @@
+"""Writes what the ledger wants, in the order a reader relies on, for as long as the process lives.
+
+First the cluster config and the heartbeat; then the data; canaries last, and only while every entry is acknowledged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
+from typing import Final
+
+from clustermesh.apiserver.ledger import Ledger
+from clustermesh.apiserver.resources import ABOUT, CANARIES, DATA
+from clustermesh.errors import ClusterMeshError
+from clustermesh.reconcile import Reconciler
+from clustermesh.store.backoff import Backoff
+
+_LOG: Final = logging.getLogger(__name__)
+
+
+class Writer:
+    """Call `wake` after changing the ledger, `open_data` once it holds the source's first complete list."""
+
+    def __init__(self, ledger: Ledger, canaries: Callable[[], None], audit_every: float) -> None:
+        self.ledger, self._say_complete, self._audit_every = ledger, canaries, audit_every
+        self.synced = False
+        self.errors = 0
+        self._about = Reconciler(ledger[ABOUT].tracker)
+        self._data = Reconciler(*(ledger[name].tracker for name in DATA))
+        self._canaries = Reconciler(ledger[CANARIES].tracker)
+        self._data.may_delete = self._canaries.may_delete = True  # what was found is guarded by the ledger itself
+        self._data_open = self._may_audit = False
+        self._wake = asyncio.Event()
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    def open_data(self) -> None:
+        """From now on data is written; before, only the cluster config and the heartbeat are."""
+        self._data_open = True
+        self.wake()
+
+    def open_audit(self) -> None:
+        """From now on, what nobody wants is removed wherever it is found."""
+        self._may_audit = True
+
+    async def run(self) -> None:
+        """Write until cancelled; what fails is tried again, sooner when woken."""
+        clock = asyncio.get_running_loop().time
+        backoff, audited = Backoff(), clock()
+        while True:
+            settled = await self._write()
+            wait = self._audit_every if settled else backoff.next()
+            if settled:
+                backoff = Backoff()
+            if clock() - audited > self._audit_every and self._may_audit:
+                await self._audit()
+                audited = clock()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._wake.wait()
+            self._wake.clear()
+
+    async def _write(self) -> bool:
+        """One pass; True when nothing is left to be written."""
+        async with AsyncExitStack() as stack:
+            for resource in self.ledger.resources.values():
+                await stack.enter_async_context(resource.busy())
+            await self._pass()
+        failed = sum(len(resource.tracker.failed) for resource in self.ledger.resources.values())
+        self.errors += failed
+        return not failed
+
+    async def _pass(self) -> None:
+        await self._about.flush()
+        if not self._data_open or not self.ledger[ABOUT].complete:
+            return
+        await self._data.flush()
+        if all(self.ledger[name].complete for name in DATA):
+            self._say_complete()
+            await self._canaries.flush()
+            self._note_synced()
+
+    def _note_synced(self) -> None:
+        if not self.synced and self.ledger[CANARIES].complete:
+            self.synced = True
+            _LOG.info("everything is published: %d keys", sum(len(self.ledger[n].tracker.actual) for n in DATA))
+
+    async def _audit(self) -> None:
+        """Compare with etcd itself, in case a watch has kept something from us."""
+        for resource in self.ledger.resources.values():
+            async with resource.busy():
+                try:
+                    drift = await resource.tracker.audit()
+                except ClusterMeshError as e:
+                    _LOG.warning("%s could not be compared with etcd: %s", resource.name, e)
+                    return
+            if drift:
+                _LOG.warning("%s: %d keys were not as the watch had told", resource.name, drift)
+                self.wake()
