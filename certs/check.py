@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -11,14 +13,22 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from certs.errors import CertsError
-from certs.issue import Pair
+from certs.issue import Pair, PrivateKey
 from certs.names import Leaf, covers
 
 # Renewal is due with this much left: time enough to notice a forgotten one before anything breaks.
 RENEW_BEFORE: Final = timedelta(days=30)
+_MALFORMED: Final = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    CryptographyDeprecationWarning,
+)
 _NO_SERVER: Final = "may not be used by a server (extended key usage lacks serverAuth)"
 
 
@@ -40,8 +50,9 @@ class Facts:
 def read_certificates(data: bytes, name: str) -> tuple[x509.Certificate, ...]:
     """Every certificate of a PEM file, at least one. `name` is the file's, for CertsError."""
     try:
-        return tuple(x509.load_pem_x509_certificates(data))
-    except (ValueError, UnsupportedAlgorithm) as e:
+        with _strictly():
+            return tuple(x509.load_pem_x509_certificates(data))
+    except _MALFORMED as e:
         raise CertsError(f"{name}: holds no readable PEM certificate; issue it again or restore it") from e
 
 
@@ -54,7 +65,7 @@ def read_pair(certificate: bytes, key: bytes, name: str) -> Pair:
         raise CertsError(f"{name}.key: holds no readable, unencrypted PEM private key") from e
     if not isinstance(loaded, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey):
         raise CertsError(f"{name}.key: is a {type(loaded).__name__}; it must be an ECDSA, RSA or Ed25519 key")
-    if loaded.public_key() != first.public_key():
+    if not _belongs(loaded, first):
         raise CertsError(f"{name}.key is not the key of {name}.crt: one of the two was replaced without the other")
     return Pair(first, loaded, tuple(rest))
 
@@ -62,10 +73,11 @@ def read_pair(certificate: bytes, key: bytes, name: str) -> Pair:
 def facts(certificate: x509.Certificate, name: str = "certificate") -> Facts:
     """What `certificate` says; CertsError when its extensions are garbage."""
     try:
-        extensions = certificate.extensions
+        with _strictly():
+            extensions = certificate.extensions
         names = [str(a.value) for a in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
         issuers = [str(a.value) for a in certificate.issuer.get_attributes_for_oid(NameOID.COMMON_NAME)]
-    except (ValueError, x509.DuplicateExtension) as e:
+    except _MALFORMED as e:
         raise CertsError(f"{name}: its contents are not well formed: {e}") from e
     purposes = _purposes(extensions)
     return Facts(
@@ -92,6 +104,7 @@ def check_time(certificate: x509.Certificate, now: datetime, name: str) -> None:
 
 def check_leaf(leaf: x509.Certificate, authorities: Iterable[x509.Certificate], now: datetime, name: str) -> None:
     """CertsError unless `leaf` is valid at `now` and signed by one of `authorities`, itself valid and an authority."""
+    facts(leaf, name)  # names and extensions are parsed late, and garbage in them must show here
     check_time(leaf, now, name)
     authorities = tuple(authorities)
     signers = [a for a in authorities if _signed_by(leaf, a)]
@@ -148,6 +161,21 @@ def renewal_due(certificate: x509.Certificate, now: datetime, before: timedelta 
     return certificate.not_valid_after_utc - now < before
 
 
+@contextmanager
+def _strictly() -> Iterator[None]:
+    # The library only warns of what other TLS stacks refuse already, such as a negative serial number.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CryptographyDeprecationWarning)
+        yield
+
+
+def _belongs(key: PrivateKey, certificate: x509.Certificate) -> bool:
+    try:
+        return bool(key.public_key() == certificate.public_key())
+    except (ValueError, UnsupportedAlgorithm):  # the certificate's key is of an unknown kind
+        return False
+
+
 def _signed_by(leaf: x509.Certificate, authority: x509.Certificate) -> bool:
     try:
         leaf.verify_directly_issued_by(authority)
@@ -157,8 +185,9 @@ def _signed_by(leaf: x509.Certificate, authority: x509.Certificate) -> bool:
 
 
 def _stranger(leaf: x509.Certificate, authorities: tuple[x509.Certificate, ...], name: str) -> str:
-    if leaf.issuer in [a.subject for a in authorities]:
-        ids = ", ".join(_key_id(a.extensions) or "without an id" for a in authorities)
+    known = [facts(a, f"{name}: its authority") for a in authorities]
+    if facts(leaf, name).issuer in [a.common_name for a in known]:
+        ids = ", ".join(a.key_id or "without an id" for a in known)
         return f"{name}: signed by another authority of the same name (the one here has the key {ids}); issue it again"
     return f"{name}: signed by {leaf.issuer.rfc4514_string()!r}, which is not the authority here; issue it again"
 
