@@ -1,0 +1,308 @@
+"""The reader of one remote cluster against a real etcd: order, gates, faults, and what Cilium's readers do not say."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clustermesh.errors import Invalid
+from clustermesh.mesh.peers import Peers
+from clustermesh.mesh.reader import ClusterReader
+from clustermesh.mesh.session import State
+from clustermesh.mesh.state import MeshState, View
+from clustermesh.mesh.tables import peer_tables
+from clustermesh.model import (
+    Cluster,
+    ClusterConfig,
+    Endpoint,
+    Identity,
+    Label,
+    Node,
+    NodeAddress,
+    Port,
+    Protocol,
+    Service,
+)
+from clustermesh.store.client import EtcdClient
+from clustermesh.store.local import LocalEtcd
+from clustermesh.wire import RESOURCES, cluster_config, endpoint, identity, keys, node, service
+
+BETA = "beta"
+CONFIG = ClusterConfig(id=2, synced_canaries=True, max_connected_clusters=255, service_exports_enabled=False)
+TABLES = ("nodes", "identities", "endpoints", "services")
+
+
+class StateSink:
+    """The mesh state itself as a sink."""
+
+    def __init__(self) -> None:
+        self.state = MeshState("alpha")
+
+    def put(self, cluster: str, kind: str, name: Any, value: Any, revision: int) -> None:
+        if kind != "stamps":
+            self.state.put(cluster, kind, name, value)
+
+    def remove(self, cluster: str, kind: str, name: Any, revision: int) -> None:
+        self.state.remove(cluster, kind, name)
+
+    def refuse(self, cluster: str, what: str, why: str) -> None:
+        self.state.refuse(cluster, what, why)
+
+    def accept(self, cluster: str, what: str) -> None:
+        self.state.accept(cluster, what)
+
+    def drain(self, cluster: str) -> None:
+        self.state.drain(cluster)
+
+    def names(self, cluster: str, kind: str) -> set[Any]:
+        return set() if kind == "stamps" else set(self.view(cluster).table(kind))
+
+    def view(self, cluster: str = BETA) -> View:
+        return self.state.views.get(cluster, View())
+
+
+def web(*addresses: str) -> bytes:
+    ports = {"http": Port(protocol=Protocol.TCP, port=80)}
+    return service.encode(
+        Service(cluster=BETA, cluster_id=2, namespace="shop", name="web", backends=dict.fromkeys(addresses, ports))
+    )
+
+
+WEB = keys.service_key(BETA, "shop", "web")
+
+
+async def publish(client: EtcdClient, config: ClusterConfig = CONFIG, canaries: tuple[str, ...] = TABLES) -> None:
+    """What an API server of beta writes, canaries last."""
+    await client.put(keys.cluster_config_key(BETA), cluster_config.encode(config))
+    await client.put(keys.HEARTBEAT, b"2026-01-01T00:00:00Z")
+    machine = Node(
+        cluster=BETA,
+        cluster_id=2,
+        name="b1",
+        addresses=(NodeAddress(type="InternalIP", ip="192.0.2.2"),),
+        ipv4_alloc_cidr="10.2.1.0/24",
+    )
+    labels = (Label(source="k8s", key="io.cilium.k8s.policy.cluster", value=BETA),)
+    await client.put(keys.node_key(BETA, "b1"), node.encode(machine))
+    await client.put(keys.identity_key(131073), identity.encode(Identity(id=131073, labels=labels)))
+    await client.put(keys.endpoint_key("10.2.1.5"), endpoint.encode(Endpoint(ip="10.2.1.5", identity=131073)))
+    await client.put(WEB, web("10.2.1.5"))
+    for name in canaries:
+        await client.put(RESOURCES[name].canary(BETA), b"2026-01-01T00:00:00Z")
+
+
+@pytest.fixture
+def sink() -> StateSink:
+    return StateSink()
+
+
+@pytest.fixture
+def reading(sink: StateSink, etcd: LocalEtcd) -> Callable[..., Any]:
+    """An async context manager around a running reader of `etcd`."""
+
+    @asynccontextmanager
+    async def start(admit: Callable[[str, ClusterConfig], None] = lambda _n, _c: None) -> AsyncIterator[ClusterReader]:
+        connect = lambda: EtcdClient(etcd.endpoints, timeout=2.0)  # noqa: E731
+        reader = ClusterReader(BETA, sink, connect, peer_tables, admit)
+        task = asyncio.create_task(reader.run())
+        try:
+            yield reader
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    return start
+
+
+async def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+async def test_everything_is_read_and_the_cluster_is_fresh(client: EtcdClient, sink: StateSink, reading) -> None:  # type: ignore[no-untyped-def]
+    await publish(client)
+    async with reading() as reader:
+        await until(lambda: reader.session.state is State.FRESH)
+        view = sink.view()
+        assert list(view.nodes) == ["b1"]
+        assert list(view.identities) == [131073]
+        assert list(view.endpoints) == ["10.2.1.5"]
+        assert list(view.services) == [("shop", "web")]
+        await client.delete(WEB)
+        await until(lambda: not view.services)
+        assert reader.session.state is State.FRESH
+
+
+async def test_a_table_waits_for_its_canary_and_the_status_says_so(
+    client: EtcdClient, sink: StateSink, reading
+) -> None:  # type: ignore[no-untyped-def]
+    await publish(client, canaries=("nodes", "identities", "endpoints"))
+    async with reading() as reader:
+        await until(lambda: set(reader.behind) == {"services"})
+        assert "canary" in reader.behind["services"]
+        assert reader.session.state is State.SYNCING
+        assert not sink.view().services
+        await client.put(RESOURCES["services"].canary(BETA), b"now")
+        await until(lambda: reader.session.state is State.FRESH)
+        assert sink.view().services
+
+
+async def test_without_a_cluster_config_the_status_says_what_is_missing(client: EtcdClient, reading) -> None:  # type: ignore[no-untyped-def]
+    async with reading() as reader:
+        await until(lambda: reader.session.error)
+        assert "cilium/cluster-config/beta" in reader.session.error
+        assert reader.session.state is State.CONNECTING
+        await publish(client)
+        await until(lambda: reader.session.state is State.FRESH)
+        assert reader.session.error == ""
+
+
+async def test_entries_that_are_not_the_peers_are_refused_one_by_one(
+    client: EtcdClient, sink: StateSink, reading
+) -> None:  # type: ignore[no-untyped-def]
+    await publish(client)
+    foreign = Service(cluster="gamma", cluster_id=2, namespace="shop", name="db")
+    bad = {
+        keys.service_key(BETA, "shop", "db"): service.encode(foreign),
+        keys.service_key(BETA, "shop", "garbage"): b"\xff{",
+        keys.identity_key(65537): b"k8s:io.cilium.k8s.policy.cluster=beta;",
+        keys.endpoint_key("10.2.1.6"): endpoint.encode(Endpoint(ip="10.2.1.7", identity=131073)),
+    }
+    for key, value in bad.items():
+        await client.put(key, value)
+    async with reading() as reader:
+        await until(lambda: reader.session.state is State.FRESH)
+        assert set(sink.view().refused) == {key.decode() for key in bad}
+        assert list(sink.view().services) == [("shop", "web")]
+        assert reader.refused_total == len(bad)
+        await client.put(keys.service_key(BETA, "shop", "garbage"), web().replace(b'"web"', b'"garbage"'))
+        await until(lambda: ("shop", "garbage") in sink.view().services)
+        assert "cilium/state/services/v1/beta/shop/garbage" not in sink.view().refused
+
+
+async def test_a_value_that_turns_to_garbage_keeps_the_last_good_one(
+    client: EtcdClient, sink: StateSink, reading
+) -> None:  # type: ignore[no-untyped-def]
+    await publish(client)
+    async with reading() as reader:
+        await until(lambda: reader.session.state is State.FRESH)
+        await client.put(WEB, b"garbage")
+        await until(lambda: sink.view().refused)
+        assert list(sink.view().services[("shop", "web")].backends) == ["10.2.1.5"]
+
+
+async def test_losing_the_etcd_keeps_everything_and_a_restart_ends_at_the_truth(  # type: ignore[no-untyped-def]
+    etcd: LocalEtcd, client: EtcdClient, sink: StateSink, reading
+) -> None:
+    await publish(client)
+    async with reading() as reader:
+        await until(lambda: reader.session.state is State.FRESH)
+        etcd.kill()
+        await until(lambda: reader.session.state is State.STALE)
+        assert list(sink.view().services) == [("shop", "web")]
+        assert reader.session.error
+        sink.state.take_dirty()
+        await etcd.start()
+        await until(lambda: reader.session.state is State.FRESH)
+        assert not sink.state.take_dirty(), "coming back changes nothing that is still so"
+        await client.put(WEB, web("10.2.1.9"))
+        await until(lambda: list(sink.view().services[("shop", "web")].backends) == ["10.2.1.9"])
+
+
+async def test_what_is_gone_since_the_last_reader_is_forgotten_at_its_first_list(  # type: ignore[no-untyped-def]
+    client: EtcdClient, sink: StateSink, reading
+) -> None:
+    await publish(client)
+    old = Service(cluster=BETA, cluster_id=2, namespace="shop", name="old")
+    sink.put(BETA, "services", ("shop", "old"), old, 0)
+    async with reading() as reader:
+        reader.restored(CONFIG)
+        await until(lambda: reader.session.state is State.FRESH)
+        assert list(sink.view().services) == [("shop", "web")]
+
+
+async def test_a_cluster_with_a_taken_id_is_evicted_and_comes_back_with_another(  # type: ignore[no-untyped-def]
+    client: EtcdClient, sink: StateSink, reading, tmp_path: Path
+) -> None:
+    await publish(client)
+    own = Cluster(name="alpha", id=2)
+    peers = Peers(tmp_path, own, sink, lambda _file: pytest.fail("no peer file"), peer_tables, tmp_path)
+    async with reading(peers.admit) as reader:
+        await until(lambda: reader.session.state is State.EVICTED)
+        assert "own id (alpha)" in reader.session.error
+        assert not sink.view().services
+        own_again = Cluster(name="alpha", id=1)
+        peers._own = own_again
+        await until(lambda: reader.session.state is State.FRESH)
+        assert sink.view().services
+
+
+async def test_a_cluster_that_changes_its_id_is_drained_first(client: EtcdClient, sink: StateSink, reading) -> None:  # type: ignore[no-untyped-def]
+    await publish(client)
+    async with reading() as reader:
+        await until(lambda: reader.session.state is State.FRESH)
+    await client.put(keys.cluster_config_key(BETA), cluster_config.encode(ClusterConfig(id=3, synced_canaries=True)))
+    async with reading() as reader:
+        reader.restored(CONFIG)
+        await until(lambda: reader.session.state is State.FRESH)
+        assert not sink.view().services, "entries with the old id are not the cluster's any more"
+        assert "must be 3" in str(sink.view().refused)
+
+
+def test_admission_names_the_field_the_value_and_the_rule(tmp_path: Path, sink: StateSink) -> None:
+    own = Cluster(name="alpha", id=1, max_clusters=511)
+    peers = Peers(tmp_path, own, sink, lambda _file: pytest.fail("unused"), peer_tables, tmp_path)
+    for config, sentence in (
+        (ClusterConfig(id=1), "is this cluster's own id"),
+        (ClusterConfig(id=600), "must be a number from 1 to 511"),
+        (ClusterConfig(id=2, max_connected_clusters=255), "must be 511 as in this cluster"),
+    ):
+        with pytest.raises(Invalid, match=sentence):
+            peers.admit(BETA, config)
+
+
+async def test_a_writer_that_stops_beating_makes_the_cluster_stale(  # type: ignore[no-untyped-def]
+    client: EtcdClient, sink: StateSink, reading, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clustermesh.mesh.reader.HEARTBEAT_TIMEOUT", 1.0)
+    monkeypatch.setattr("clustermesh.mesh.reader._RECHECK", 0.2)
+    await publish(client)
+    async with reading() as reader:
+        await until(lambda: reader.session.state is State.STALE)
+        assert "no heartbeat" in reader.session.error
+        assert sink.view().services
+        monkeypatch.setattr("clustermesh.mesh.reader.HEARTBEAT_TIMEOUT", 600.0)
+        await client.put(keys.HEARTBEAT, b"later")
+        await until(lambda: reader.session.state is State.FRESH)
+
+
+async def test_a_peer_file_starts_a_reader_and_its_removal_drains_the_cluster(
+    etcd: LocalEtcd, client: EtcdClient, sink: StateSink, tmp_path: Path
+) -> None:
+    await publish(client)
+    folder, keep = tmp_path / "peers", tmp_path / "keep"
+    folder.mkdir()
+    connect = lambda file: EtcdClient(file.endpoints, timeout=2.0)  # noqa: E731
+    peers = Peers(folder, Cluster(name="alpha", id=1), sink, connect, peer_tables, keep)
+    task = asyncio.create_task(peers.run())
+    try:
+        (folder / BETA).write_text(f"endpoints:\n- {etcd.endpoints[0]}\n")
+        (folder / "broken").write_text("endpoints: {")
+        await until(lambda: BETA in peers.readers and peers.readers[BETA].session.state is State.FRESH)
+        assert sink.view().services
+        assert any("broken" in problem for problem in peers.problems)
+        (folder / BETA).write_text("endpoints: [")  # half-written: not the same as gone
+        await until(lambda: any(BETA in problem for problem in peers.problems))
+        assert peers.readers[BETA].session.state is State.FRESH
+        (folder / BETA).unlink()
+        await until(lambda: BETA not in peers.readers)
+        assert BETA not in sink.state.views
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
