@@ -7,6 +7,7 @@ from typing import Final
 
 FIRST: Final = 0.05
 LAST: Final = 30.0
+SHORT: Final = 1.0
 
 
 class Backoff:
@@ -20,9 +21,10 @@ class Backoff:
     def next(self, lasted: float = 0.0, at_least: float = 0.0) -> float:
         """Seconds to wait now.
 
-        `lasted` is for how many seconds the last attempt went well: where that was longer than the wait before it,
-        waiting begins anew. The wait before jitter is never under `at_least`.
+        `lasted` is for how many seconds the last attempt went well, 0 where it did not: where that was longer than the
+        wait before it, waiting begins anew; where it went well at all, the wait stays below `SHORT`. The wait before
+        jitter is never under `at_least`.
         """
         doubled = self._first if lasted > self._delay else max(self._first, self._delay * 2)
-        self._delay = min(self._last, max(doubled, at_least))
+        self._delay = max(min(doubled, SHORT if lasted else self._last), at_least)
         return self._delay * self._rng.uniform(0.5, 1.0)

@@ -50,7 +50,7 @@ async def follow(
     A `follower` from an earlier call keeps what it knows: the next list tells only the difference. A server that says
     nothing for `quiet` seconds and then does not answer within the client's timeout is taken for gone.
     """
-    brain = follower or Follower()
+    brain = Follower() if follower is None else follower
     if brain.state is not State.UNLISTED:
         brain.interrupted(Unavailable("followed again"))
     clock = asyncio.get_running_loop().time

@@ -141,8 +141,9 @@ class Follower:
         self._interrupted = False
         self._anchor = b""
 
-    def __len__(self) -> int:
-        """How many keys there are."""
+    @property
+    def size(self) -> int:
+        """How many keys are known."""
         return len(self._known)
 
     def step(self) -> Step:
