@@ -127,7 +127,10 @@ def execute(where: str, argv: tuple[str, ...], folder: Path) -> None:
     """
     from clustermesh.lab.lab import Lab
 
-    entered, environment = Lab.open(folder.absolute()).command(where, argv)
+    wanted = argv[1:] if argv[0] == "--" else argv
+    if not wanted:
+        raise click.UsageError("say what to run: clustermesh lab exec NODE-OR-POD -- COMMAND...")
+    entered, environment = Lab.open(folder.absolute()).command(where, wanted)
     os.execvpe(entered[0], entered, environment | {"TERM": os.environ.get("TERM", "dumb")})
 
 

@@ -38,23 +38,33 @@ async def up(plan: LabPlan, report: Report, *, connected: bool = True, bound: bo
     `bound` ties it to this process: it ends when this process does. Refused where this machine cannot do it, or a
     lab of another size stands; Unavailable where it does not get ready in READY_SECONDS.
     """
-    folder = Path(plan.folder)
-    known = state.load(folder)
-    if known is not None and known.standing():
+    known = state.load(Path(plan.folder))
+    if known is not None and known.standing() and known.owner is None and not bound:
         if known.plan != plan:
             raise Refused("a lab of another size is up: `clustermesh lab down` first")
-        if bound or known.owner is not None:
-            raise Refused("a lab is up already: `clustermesh lab down` first")
         report("the lab is up already")
         return Lab(known)
     preconditions.check()
-    if known is not None or cgroups.lab_cgroup(folder).exists():
-        report("removing what an interrupted lab left behind")
-        if left := teardown.down(folder):
-            raise Refused(f"an earlier lab cannot be removed: {left[0]} (and {len(left) - 1} more)")
+    check_free(Path(plan.folder))
+    _remove_leftovers(Path(plan.folder), report)
     begun = LabState(plan=plan, owner=identify(os.getpid()), host=teardown.host_network())
     state.save(begun)
     return await _make(begun, report, connected=connected, bound=bound)
+
+
+def check_free(folder: Path) -> None:
+    """Refused where a whole lab stands in `folder`; what is left of one is no hindrance."""
+    known = state.load(folder)
+    if known is not None and known.standing():
+        raise Refused("a lab is up already: `clustermesh lab down` first")
+
+
+def _remove_leftovers(folder: Path, report: Report) -> None:
+    if not folder.exists() and not cgroups.lab_cgroup(folder).exists():
+        return
+    report("removing what an interrupted lab left behind")
+    if left := teardown.down(folder):
+        raise Refused(f"an earlier lab cannot be removed: {left[0]} (and {len(left) - 1} more)")
 
 
 async def _make(known: LabState, report: Report, *, connected: bool, bound: bool) -> Lab:
@@ -181,13 +191,13 @@ def _last_words(lab: Lab, cluster: str) -> str:
     return "; ".join(words) or f"logs are in {lab.plan.folder}/nodes"
 
 
-async def connect_all(lab: Lab, report: Report) -> None:
-    """Join every two clusters, as a person would, with `clustermesh connect`."""
+async def connect_all(lab: Lab, report: Report, verb: str = "connect") -> None:
+    """Join every two clusters, as a person would, with `clustermesh connect`; or take them apart with "disconnect"."""
     names = [cluster.name for cluster in lab.plan.clusters]
     pairs = [(one, other) for index, one in enumerate(names) for other in names[index + 1 :]]
     for done, (one, other) in enumerate(pairs):
-        report(f"connecting {one} and {other} ({done + 1} of {len(pairs)})")
-        await connect(lab, one, other)
+        report(f"{verb} {one} and {other} ({done + 1} of {len(pairs)})")
+        await connect(lab, one, other, verb)
 
 
 async def connect(lab: Lab, one: str, other: str, verb: str = "connect") -> None:

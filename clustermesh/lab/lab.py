@@ -167,6 +167,10 @@ class Lab:
         for pod in pods:
             self.delete(pod.cluster, manifests.pod_file(pod.name))
 
+    def sandbox_of(self, pod: PodPlan) -> Path:
+        """The host's way to the pod's network namespace: it exists from before the pod starts until after it ended."""
+        return machine.inside(self.process(pod.node), f"/run/netns/{NAMESPACE}_{pod.name}")
+
     def status(self) -> LabStatus:
         addresses = {planned.name: planned.address for planned in self.plan.machines}
         return LabStatus(

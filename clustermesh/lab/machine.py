@@ -62,6 +62,10 @@ async def start(home: Path, spec: NodeSpec, lifeline: int | None = None) -> Proc
             output, errors = await child.communicate()
     except TimeoutError as error:
         raise Unavailable(f"node {spec.name} was not made within {_START_SECONDS:.0f} s") from error
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
     lines = [msgspec.json.decode(line, type=_Line) for line in output.splitlines()]
     failed = next((line.failed for line in lines if line.failed), "")
     process = identify(max(line.pid for line in lines)) if len(lines) == 2 else None

@@ -1,0 +1,23 @@
+"""Waiting for something to become true, never for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+from clustermesh.errors import Unavailable
+
+_POLL_SECONDS = 0.02
+
+
+async def until(condition: Callable[[], bool | Awaitable[bool]], what: str, seconds: float = 15.0) -> float:
+    """The seconds it took. Unavailable, with `what` did not happen, after `seconds`."""
+    begun = time.monotonic()
+    while True:
+        found = condition()
+        if found if isinstance(found, bool) else await found:
+            return time.monotonic() - begun
+        if time.monotonic() - begun > seconds:
+            raise Unavailable(f"{what}: not within {seconds:.0f} s")
+        await asyncio.sleep(_POLL_SECONDS)
