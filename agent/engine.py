@@ -58,6 +58,7 @@ class Engine:
         self.services.adopt()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._watch_device())
+            tasks.create_task(self.kernel.greet_peers_forever())
             audit_due = time.monotonic() + _AUDIT
             while True:
                 await self.step(own, peers)

@@ -18,11 +18,13 @@ from clustermesh.reconcile import Reconciler, Tracker
 class Kernel:
     """The trackers of one node and their two groups: the network between nodes, and the services that use it."""
 
-    def __init__(self, datapath: Datapath, device: Device) -> None:
+    def __init__(self, datapath: Datapath, device: Device, own_key: str) -> None:
         self.datapath, self.device = datapath, device
+        peers = WireGuardTarget(device, own_key)
+        self.greet_peers_forever = peers.greet_forever
         self.ipcache = Tracker[AddressKey, IpcacheValue]("ipcache", maps.addresses(datapath))
         self.cidrs = Tracker[CidrKey, IpcacheValue]("ipcache-cidrs", maps.cidrs(datapath))
-        self.peers = Tracker[str, Peer]("wireguard-peers", WireGuardTarget(device))
+        self.peers = Tracker[str, Peer]("wireguard-peers", peers)
         self.routes = Tracker[RouteKey, Route]("routes", RouteTarget())
         self.backends = Tracker[BackendKey, Backend]("backends", maps.backends(datapath))
         self.services = Tracker[ServiceKey, ServiceValue]("services", ServiceMapTarget(datapath))

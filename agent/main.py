@@ -87,7 +87,7 @@ async def run(options: Options) -> None:
     if cgroup is None:
         raise Refused("no cgroup2 is mounted, and services are translated there: mount -t cgroup2 none /sys/fs/cgroup")
     with closing(Datapath.open(None, options.bpffs / "clustermesh", cgroup)) as datapath:
-        kernel = Kernel(datapath, device)
+        kernel = Kernel(datapath, device, public_key)
         underlay = UnderlaySetup(datapath, device, private_key, options.port)
         engine = Engine(options, state, sink, propagation, kernel, underlay)
         own = ClusterReader(context.name, sink, _connect_own(context), own_tables, _expect(context))

@@ -8,36 +8,76 @@ whoever makes the desired state, where the two may arrive in different batches.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Collection, Hashable, Mapping
+from contextlib import suppress
+from typing import Final
+
+from msgspec.structs import replace
 
 from agent.wireguard.device import Device
 from agent.wireguard.peer import REJECT_AFTER, Peer, PeerState, check_peer
-from clustermesh.errors import ApplyError, Invalid, Refused
+from clustermesh.errors import ApplyError, ClusterMeshError, Invalid, Refused
+
+GREETING_DELAY: Final = 0.3  # seconds: longer than two nodes differ in hearing of each other
 
 
 class WireGuardTarget:
-    """The peers of one device. Implements clustermesh.reconcile.Target[str, Peer]."""
+    """The peers of one device. Implements clustermesh.reconcile.Target[str, Peer]; `greet_forever` runs beside it.
 
-    def __init__(self, device: Device, clock: Callable[[], float] = time.time) -> None:
-        self._device, self._clock = device, clock
+    Setting a keepalive starts a handshake. Two nodes hear of each other at about the same time, and when their
+    handshakes cross, each spoils the other's and both wait 5 s or more for the next try. So of two new peers the one
+    with the greater public key (`own_key` is this node's) is silent at first.
+    """
+
+    def __init__(self, device: Device, own_key: str = "", clock: Callable[[], float] = time.time) -> None:
+        self._device, self._own_key, self._clock = device, own_key, clock
         self._given: dict[str, Peer] = {}
+        self._silent: dict[str, float] = {}  # new peers without their keepalive yet, and when it is due
+        self._met = asyncio.Event()
 
     async def dump(self) -> dict[str, Peer]:
         """Every peer of the device. An endpoint that a live peer moved to by itself (roaming, NAT) is no difference."""
         now = self._clock()
-        states = await self._device.peers()
-        return {key: as_wanted(state, self._given.get(key), now) for key, state in states.items()}
+        found = {key: as_wanted(s, self._given.get(key), now) for key, s in (await self._device.peers()).items()}
+        return {key: self._given[key] if self._is_as_given(key, peer) else peer for key, peer in found.items()}
+
+    def _is_as_given(self, key: str, peer: Peer) -> bool:
+        return self._is_silent(key) and replace(self._given[key], keepalive=peer.keepalive) == peer
+
+    def _is_silent(self, key: str) -> bool:
+        return self._silent.get(key, 0.0) > self._clock()
+
+    async def greet(self) -> None:
+        """Give the peers that have been silent for long enough their keepalive."""
+        due = {key: self._given[key] for key in self._silent if not self._is_silent(key)}
+        self._silent = {key: time for key, time in self._silent.items() if key not in due}
+        if due:
+            await self._device.set_peers(due)
+
+    async def greet_forever(self) -> None:
+        """Greet each new peer in its time. What fails here (the device is gone) is found by the next `dump`."""
+        while True:
+            await self._met.wait()
+            self._met.clear()
+            await asyncio.sleep(GREETING_DELAY)
+            with suppress(ClusterMeshError):
+                await self.greet()
 
     async def upsert(self, entries: Mapping[str, Peer]) -> None:
         """Write each peer whole. Raises ApplyError with those the device does not hold afterwards as wanted."""
         good, failed = sort_out(entries)
+        silent = {key: replace(peer, keepalive=0) for key, peer in good.items() if self._waits_for(key)}
         if good:
             try:
-                await self._device.set_peers(good)
+                await self._device.set_peers(good | silent)
             except Refused as e:
-                failed |= await self._write_singly(good, e)
+                failed |= await self._write_singly(good | silent, e)
         self._given |= {key: peer for key, peer in good.items() if key not in failed}
+        self._silent |= dict.fromkeys(silent.keys() - failed.keys(), self._clock() + GREETING_DELAY)
+        if self._silent:
+            self._met.set()
         if failed:
             raise ApplyError(failed)
 
@@ -46,6 +86,11 @@ class WireGuardTarget:
         await self._device.remove_peers(keys)
         for key in keys:
             self._given.pop(key, None)
+            self._silent.pop(key, None)
+
+    def _waits_for(self, key: str) -> bool:
+        """Whether a peer is new, or was new a moment ago, and the other side is to shake hands first."""
+        return self._own_key > key and (key not in self._given or self._is_silent(key))
 
     async def _write_singly(self, entries: Mapping[str, Peer], error: Refused) -> dict[Hashable, str]:
         """After a refusal some of a batch is applied: read what is there and write the rest one by one."""
@@ -108,6 +153,5 @@ def drop_overlaps(peers: Mapping[str, Peer]) -> tuple[dict[str, Peer], dict[str,
         if own != peer.allowed_ips:
             missing = sorted(set(peer.allowed_ips) - set(own))
             lost[key] = f"allowed IP {missing[0]} belongs to peer {owners[missing[0]]} already"
-            peer = Peer(endpoint=peer.endpoint, port=peer.port, allowed_ips=own, keepalive=peer.keepalive)  # noqa: PLW2901
-        kept[key] = peer
+        kept[key] = replace(peer, allowed_ips=own)
     return kept, lost

@@ -1,4 +1,4 @@
-"""Kernel WireGuard, as far as it goes without one: what is asked and how answers are read, in the library's own messages."""
+"""Kernel WireGuard without a kernel: what is asked, and how answers are read, in the library's own messages."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.targets.wireguard import WireGuardTarget, drop_overlaps, sort_out
+from agent.targets.wireguard import GREETING_DELAY, WireGuardTarget, drop_overlaps, sort_out
 from agent.wireguard.peer import Peer, PeerState, is_down, sort_allowed_ips
 from clustermesh.errors import ApplyError
 from clustermesh.reconcile import Reconciler, Tracker
@@ -99,6 +99,53 @@ async def test_deleting_what_is_absent_is_success() -> None:
     await target.delete([A, B])
     await target.delete([A, B])
     assert await target.dump() == {}
+
+
+async def test_of_two_new_peers_the_one_with_the_greater_key_lets_the_other_speak_first() -> None:
+    time = [1000.0]
+    device = FakeDevice()
+    target = WireGuardTarget(device, own_key=B, clock=lambda: time[0])
+    await target.upsert({A: peer(X), C: peer(Z)})
+    assert (device.states[A].keepalive, device.states[C].keepalive) == (0, 25)
+    assert await target.dump() == {A: peer(X), C: peer(Z)}  # no drift: it is meant to be so for now
+    await target.greet()
+    assert device.states[A].keepalive == 0
+    time[0] += GREETING_DELAY
+    await target.greet()
+    assert device.states[A].keepalive == 25
+    await target.upsert({A: peer(X, Y)})
+    assert device.states[A].keepalive == 25
+
+
+async def test_silent_peer_is_greeted_in_its_time_without_being_asked_for() -> None:
+    device = FakeDevice()
+    target = WireGuardTarget(device, own_key=B)
+    async with asyncio.TaskGroup() as tasks:
+        greeting = tasks.create_task(target.greet_forever())
+        await target.upsert({A: peer(X)})
+        async with asyncio.timeout(30):
+            while device.states[A].keepalive == 0:
+                await asyncio.sleep(0.01)
+        greeting.cancel()
+
+
+async def test_silent_peer_that_leaves_is_not_greeted() -> None:
+    time = [1000.0]
+    device = FakeDevice()
+    target = WireGuardTarget(device, own_key=B, clock=lambda: time[0])
+    await target.upsert({A: peer(X)})
+    await target.delete([A])
+    time[0] += GREETING_DELAY
+    await target.greet()
+    assert device.states == {}
+
+
+async def test_drift_of_a_silent_peer_is_seen() -> None:
+    device = FakeDevice()
+    target = WireGuardTarget(device, own_key=B, clock=lambda: 1000.0)
+    await target.upsert({A: peer(X)})
+    device.states[A] = replace(device.states[A], allowed_ips=())
+    assert (await target.dump())[A].allowed_ips == ()
 
 
 overlapping = st.dictionaries(

@@ -1,10 +1,11 @@
-"""The UAPI: what is written can be read back, bad peers are never sent, garbage never raises anything but DecodeError."""
+"""The UAPI: what is written reads back, bad peers are never sent, garbage never raises anything but DecodeError."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import socket as sockets
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -96,10 +97,8 @@ def test_bad_peer_is_never_sent(key: str, peer: Peer) -> None:
 @example(b"errno=0")
 @example(b"rx_bytes=1_0\nerrno=0\n\n")
 def test_garbage_never_raises_anything_but_decode_error(data: bytes) -> None:
-    try:
+    with suppress(DecodeError, uapi.UapiError):
         uapi.parse_get(data)
-    except (DecodeError, uapi.UapiError):
-        pass
 
 
 names = st.sampled_from(
@@ -121,24 +120,30 @@ values = st.sampled_from(
 
 @given(st.lists(st.tuples(names, values).map("=".join), max_size=8))
 def test_wrong_values_never_raise_anything_but_decode_error(lines: list[str]) -> None:
-    try:
+    with suppress(DecodeError):
         uapi.parse_get("\n".join([*lines, "errno=0", "", ""]).encode())
-    except DecodeError:
-        pass
 
 
-def test_real_answer_of_wireguard_go_is_read() -> None:
-    state = uapi.parse_get(
-        b"private_key=e84b5a6d2717c1003a13b431570353dbaca9146cf150c5f8575680feba52027a\nlisten_port=12912\n"
-        b"protocol_version=1\npublic_key=b85996fecc9c7f1fc6d2572a76eda11d59bcd20be8e543b15ce4bd85a8e75a33\n"
-        b"preshared_key=188515093e952f5f22e865cef3012e72f8b5f0b598ac0309d5dacce3b70fcf52\nallowed_ip=192.168.4.4/32\n"
-        b"endpoint=[abcd:23::33%2]:51820\nlast_handshake_time_sec=1700000000\nlast_handshake_time_nsec=500000000\n"
-        b"tx_bytes=38333\nrx_bytes=2224\nerrno=0\n\n"
-    )
+def test_answer_in_the_order_a_device_gives_is_read() -> None:
+    lines = [
+        f"private_key={'c8' * 31}48",
+        "listen_port=12912",
+        "protocol_version=1",
+        f"public_key={'ab' * 32}",
+        f"preshared_key={'00' * 32}",
+        "allowed_ip=10.2.0.0/24",
+        "endpoint=[fd00::33%2]:51820",
+        "last_handshake_time_sec=1700000000",
+        "last_handshake_time_nsec=500000000",
+        "tx_bytes=38333",
+        "rx_bytes=2224",
+        "errno=0",
+    ]
+    state = uapi.parse_get("\n".join([*lines, "", ""]).encode())
     assert state.settings is not None
     assert (state.settings.listen_port, state.settings.fwmark) == (12912, 0)
     (peer,) = state.peers.values()
-    assert peer.endpoint == ("abcd:23::33%2", 51820)
+    assert peer.endpoint == ("fd00::33%2", 51820)
     assert (peer.last_handshake, peer.rx, peer.tx, peer.keepalive) == (1700000000.5, 2224, 38333, 0)
 
 

@@ -1,0 +1,162 @@
+"""One node of a mesh: a thread of this process in network and mount namespaces of its own, with an event loop inside.
+
+The code under test runs in the node as an agent would: its own /run (so two wireguard-go may both be called cm-wg0),
+its own devices and routes. Namespaces go with the thread and the processes started in it, which `close` ends by their ids.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import socket
+import struct
+import subprocess
+import threading
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from agent import netlink
+from agent.wireguard.userspace import SOCKETS
+
+T = TypeVar("T")
+TIMEOUT = 20.0  # seconds for any one step
+_CLONE_NEWNS, _CLONE_NEWNET = 0x00020000, 0x40000000
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def _leave() -> None:
+    if _LIBC.unshare(_CLONE_NEWNS | _CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "unshare")
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True, timeout=TIMEOUT)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/run"], check=True, timeout=TIMEOUT)
+    Path("/run/netns").mkdir()
+
+
+class NetnsNode:
+    """`number` names everything of the node: underlay 192.0.2.N, pod CIDR 10.N.0.0/24."""
+
+    def __init__(self, number: int) -> None:
+        self.address, self.pod_cidr = f"192.0.2.{number}", f"10.{number}.0.0/24"
+        self._loop = asyncio.new_event_loop()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._live, name=f"node{number}", daemon=True)
+        self._thread.start()
+        assert self._ready.wait(TIMEOUT)
+        self.call(lambda: None)
+
+    def _live(self) -> None:
+        try:
+            _leave()
+            self._loop.call_soon(self._ready.set)
+            self._loop.run_forever()
+        finally:
+            self._ready.set()
+            self._loop.close()
+
+    def do(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine inside the node."""
+        return asyncio.run_coroutine_threadsafe(asyncio.wait_for(work, TIMEOUT), self._loop).result(2 * TIMEOUT)
+
+    def call(self, work: Callable[[], T]) -> T:
+        """Run a function inside the node."""
+
+        async def wrapped() -> T:
+            return work()
+
+        return self.do(wrapped())
+
+    def run(self, command: str) -> str:
+        done = self.call(
+            lambda: subprocess.run(command.split(), capture_output=True, text=True, timeout=TIMEOUT, check=False)
+        )
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        return done.stdout
+
+    def wireguard_pid(self, name: str = "cm-wg0") -> int:
+        """Process id of the wireguard-go behind the device: it made the socket, so the kernel knows."""
+
+        def ask() -> int:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(TIMEOUT)
+                connection.connect(str(SOCKETS / f"{name}.sock"))
+                return int.from_bytes(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], "little")
+
+        return self.call(ask)
+
+    def kill_wireguard(self, number: signal.Signals = signal.SIGKILL) -> None:
+        pid = self.wireguard_pid()
+        watch = os.pidfd_open(pid)
+        try:
+            os.kill(pid, number)
+            assert _wait_readable(watch), f"wireguard-go {pid} does not end"
+        finally:
+            os.close(watch)
+
+    def pod_socket(self, pod: str, family: int, kind: int, protocol: int = 0) -> socket.socket:
+        """A socket inside the namespace of a pod, to be used from anywhere."""
+        made = self.call(
+            lambda: netlink.in_netns(Path("/run/netns", pod), lambda: socket.socket(family, kind, protocol))
+        )
+        made.settimeout(TIMEOUT)
+        return made
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self.kill_wireguard()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(TIMEOUT)
+        assert not self._thread.is_alive()
+
+
+def _wait_readable(fd: int) -> bool:
+    import select
+
+    return bool(select.select([fd], [], [], TIMEOUT)[0])
+
+
+def join(one: NetnsNode, two: NetnsNode) -> None:
+    """A cable between two nodes. Each has the other for its default gateway, so that whatever leaks is seen there."""
+    pid = two.call(threading.get_native_id)
+    one.run(f"ip link add eth0 type veth peer name eth0 netns {pid}")
+    for node, other in ((one, two), (two, one)):
+        node.run(f"ip addr add {node.address}/24 dev eth0")
+        node.run("ip link set eth0 up")
+        node.run(f"ip route add default via {other.address}")
+
+
+class Tap:
+    """Every IPv4 packet that crosses the underlay device of a node, both ways."""
+
+    def __init__(self, node: NetnsNode) -> None:
+        self._socket = node.call(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0003)))
+        self._socket.bind(("eth0", 0x0003))
+        self._socket.setblocking(False)
+
+    def packets(self) -> list[bytes]:
+        """What came since the last call."""
+        found = []
+        with suppress(BlockingIOError):
+            while True:
+                packet, source = self._socket.recvfrom(1 << 16)
+                if source[1] == 0x0800:  # IPv4
+                    found.append(packet)
+        return found
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def is_clear(packet: bytes) -> bool:
+    """Whether a packet of the underlay shows a pod's address, or is a piece of one that was too large."""
+    fragment = struct.unpack_from("!H", packet, 6)[0] & 0x3FFF  # more fragments, or an offset
+    return bool(fragment) or 10 in (packet[12], packet[16])  # source, destination: 10.0.0.0/8
+
+
+def is_wireguard(packet: bytes) -> bool:
+    """Whether a packet is UDP to or from the mesh's port."""
+    header = (packet[0] & 15) * 4
+    return packet[9] == socket.IPPROTO_UDP and 51871 in struct.unpack_from("!HH", packet, header)
