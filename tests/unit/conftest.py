@@ -13,9 +13,13 @@ import pytest
 _STEPS = ("replace", "unlink", "fsync", "mkdir")
 
 
+# Mode and bytes of each file, mode and None of each folder.
+State = dict[Path, tuple[int, bytes | None]]
+
+
 @pytest.fixture
 def killed_at_every_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[[Path, Callable[[], object]], Iterator[int]]:
     """Call with a folder and a writer: runs it to its end, then puts the folder back to each state in between.
 
@@ -23,11 +27,12 @@ def killed_at_every_step(
     """
 
     def states(folder: Path, writer: Callable[[], object]) -> Iterator[int]:
-        taken: list[Path] = []
+        taken: list[State] = []
 
         def take() -> None:
-            taken.append(tmp_path / f"state-{len(taken)}")
-            shutil.copytree(folder, taken[-1])
+            state = _state(folder)
+            if not taken or state != taken[-1]:
+                taken.append(state)
 
         with monkeypatch.context() as patched:
             for name in _STEPS:
@@ -35,24 +40,33 @@ def killed_at_every_step(
             writer()
         take()
         for number, state in enumerate(taken):
-            shutil.rmtree(folder)
-            shutil.copytree(state, folder)
+            _restore(folder, state)
             yield number
 
     return states
 
 
-def _watched(real: Callable[..., object], before: Callable[[], None]) -> Callable[..., object]:
-    busy = False
+def _state(folder: Path) -> State:
+    found = {}
+    for path in folder.rglob("*"):
+        found[path] = (path.stat().st_mode & 0o777, path.read_bytes() if path.is_file() else None)
+    return found
 
+
+def _restore(folder: Path, state: State) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+    for path, (mode, data) in state.items():  # a folder comes before what is in it
+        if data is None:
+            path.mkdir(mode=mode)
+        else:
+            path.write_bytes(data)
+            path.chmod(mode)
+
+
+def _watched(real: Callable[..., object], before: Callable[[], None]) -> Callable[..., object]:
     def call(*args: object, **more: object) -> object:
-        nonlocal busy
-        if not busy:  # copying makes folders too
-            busy = True
-            try:
-                before()
-            finally:
-                busy = False
+        before()
         return real(*args, **more)
 
     return call
