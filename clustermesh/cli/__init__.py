@@ -90,8 +90,9 @@ class Failure(click.ClickException):
 
     def show(self, file: Any = None) -> None:
         """Print to stderr."""
+        colour = False if os.environ.get("NO_COLOR") else None  # None: where stderr is a terminal
         for sentence in self.sentences:
-            click.echo(f"{click.style('error:', fg='red', bold=True)} {sentence}", file=file, err=True)
+            click.echo(f"{click.style('error:', fg='red', bold=True)} {sentence}", file=file, err=True, color=colour)
 
 
 class WrongInput(Failure):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import os
 import shutil
@@ -65,8 +64,12 @@ def apiserver(context: Path, http: str) -> None:
     Example:
       clustermesh apiserver --context /srv/alpha --http 127.0.0.1:9880
     """
+    import asyncio
+    import logging
+
     from clustermesh.apiserver import run
 
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     asyncio.run(run(load(context), http))
 
 

@@ -1,0 +1,191 @@
+"""The commands that work on folders, from their arguments to what they print."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from certs.check import facts
+from certs.pair import load_pair
+from clustermesh.cli import main, run
+from clustermesh.context import create
+
+
+def _do(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def _good(*arguments: object) -> str:
+    result = _do(*arguments)
+    assert (result.exit_code, result.stderr) == (0, "")
+    return result.stdout
+
+
+@pytest.fixture
+def alpha(tmp_path: Path) -> Path:
+    _good("init", tmp_path / "alpha", "--name", "alpha", "--id", 1, "--endpoint", "https://172.20.1.1:2379")
+    return tmp_path / "alpha"
+
+
+@pytest.fixture
+def beta(tmp_path: Path) -> Path:
+    _good("init", tmp_path / "beta", "--name", "beta", "--id", 2, "--endpoint", "https://172.20.2.1:2379")
+    return tmp_path / "beta"
+
+
+def test_new_cluster_can_be_run_at_once(alpha: Path) -> None:
+    shown = json.loads(_good("certs", "show", "--context", alpha, "-o", "json"))
+    assert [(e["name"], e["state"]) for e in shown] == [
+        (name, "good") for name in ("ca", "admin", "local", "remote", "server")
+    ]
+
+
+def test_context_comes_from_the_environment_too(alpha: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLUSTERMESH_CONTEXT", str(alpha))
+    assert "no connected clusters" in _good("peers")
+
+
+def test_connect_list_disconnect(alpha: Path, beta: Path) -> None:
+    assert "alpha reads beta at https://172.20.2.1:2379" in _good(
+        "connect", "--context", alpha, "--destination-context", beta
+    )
+    assert "connected already" in _good("connect", "--context", alpha, "--destination-context", beta)
+    (listed,) = json.loads(_good("peers", "--context", alpha, "-o", "json"))
+    assert (listed["name"], listed["id"], listed["reads"], listed["readBy"]) == ("beta", 2, True, True)
+    assert "yes" in _good("peers", "--context", alpha)
+    assert "no longer reads" in _good("disconnect", "--context", alpha, "--destination-context", beta)
+    assert "were not connected" in _good("disconnect", "--context", alpha, "--destination-context", beta)
+    assert json.loads(_good("peers", "--context", beta, "-o", "json")) == []
+
+
+def test_dead_cluster_is_left_with_a_warning_and_success(alpha: Path, beta: Path) -> None:
+    _good("connect", "--context", alpha, "--destination-context", beta)
+    beta.rename(beta.with_name("gone"))
+    result = _do("disconnect", "--context", alpha, "--destination-context", beta)
+    assert result.exit_code == 0
+    assert result.stderr.startswith("warning: nothing was changed in beta")
+    assert os.listdir(alpha / "peers") == []
+
+
+def test_disconnect_takes_exactly_one_way_to_say_whom(alpha: Path, beta: Path) -> None:
+    assert _do("disconnect", "--context", alpha).exit_code == 2
+    assert _do("disconnect", "--context", alpha, "--peer", "beta", "--destination-context", beta).exit_code == 2
+    assert _do("disconnect", "--context", alpha, "--peer", "alpha").exit_code == 2
+    assert _do("disconnect", "--context", alpha, "--peer", "../certs").exit_code == 2
+    assert (alpha / "certs" / "ca.key").exists()
+
+
+def test_endpoint_from_the_command_line_is_checked_and_used(alpha: Path, beta: Path) -> None:
+    arguments = ("connect", "--context", alpha, "--destination-context", beta, "--destination-endpoint")
+    refused = _do(*arguments, "192.0.2.7:32379")
+    assert refused.exit_code == 1
+    assert "certs renew server --san 192.0.2.7" in refused.stderr
+    _good("certs", "renew", "server", "--san", "192.0.2.7", "--context", beta)
+    assert "at https://192.0.2.7:32379" in _good(*arguments, "192.0.2.7:32379")
+    wrong = _do(*arguments, "http://x")
+    assert wrong.exit_code == 2
+    assert "destination-endpoint" in wrong.stderr
+
+
+def test_show_names_what_is_wrong_and_fails(alpha: Path) -> None:
+    (alpha / "certs" / "admin.key").unlink()
+    result = _do("certs", "show", "--context", alpha)
+    assert result.exit_code == 1
+    assert "admin.key: No such file" in result.stderr
+    assert "unfit" in result.stdout
+
+
+def test_renew_without_names_repairs_what_is_unfit(alpha: Path) -> None:
+    assert _good("certs", "renew", "--context", alpha) == "nothing is due\n"
+    (alpha / "certs" / "admin.key").unlink()
+    assert "renewed admin" in _good("certs", "renew", "--context", alpha)
+    assert _do("certs", "show", "--context", alpha).exit_code == 0
+
+
+def test_renew_all_is_every_leaf_and_not_the_authority(alpha: Path) -> None:
+    printed = _good("certs", "renew", "--all", "--new-key", "--context", alpha)
+    assert [line.split()[1].rstrip(",") for line in printed.splitlines()] == ["admin", "local", "remote", "server"]
+    assert "renewed ca," in _good("certs", "renew", "ca", "--context", alpha)
+    assert _do("certs", "show", "--context", alpha).exit_code == 0
+
+
+def test_renew_refuses_a_name_it_does_not_know(alpha: Path) -> None:
+    result = _do("certs", "renew", "../x", "--context", alpha)
+    assert result.exit_code == 2
+    assert "must be one of ca, admin, local, remote, server" in result.stderr
+
+
+def test_init_brings_an_authority_from_elsewhere(alpha: Path, tmp_path: Path) -> None:
+    create(tmp_path / "gamma", "gamma", 3, "172.20.3.1")
+    authority = ("--ca-cert", alpha / "certs/ca.crt", "--ca-key", alpha / "certs/ca.key")
+    assert "made ca (brought in)" in _good("certs", "init", "--context", tmp_path / "gamma", *authority)
+    assert (tmp_path / "gamma/certs/ca.crt").read_bytes() == (alpha / "certs/ca.crt").read_bytes()
+    assert _do("certs", "init", "--context", alpha, *authority[:2]).exit_code == 2
+
+
+def test_issued_certificate_can_be_carried_away(alpha: Path, tmp_path: Path) -> None:
+    out = tmp_path / "for-beta"
+    _good("certs", "issue", "remote-beta", "--out", out, "--context", alpha)
+    assert sorted(os.listdir(out)) == ["ca.crt", "remote-beta.crt", "remote-beta.key"]
+    assert facts(load_pair(out, "remote-beta").certificate).common_name == "remote-beta"
+    for name in ("../x", ".x", "ca", ""):
+        assert _do("certs", "issue", name, "--out", out, "--context", alpha).exit_code == 2
+    assert sorted(os.listdir(out)) == ["ca.crt", "remote-beta.crt", "remote-beta.key"]
+
+
+@pytest.fixture
+def became(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """What the process would have become."""
+    seen: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda _path, argv: seen.append(argv))
+    return seen
+
+
+def test_agent_gets_its_arguments_untouched(became: list[list[str]]) -> None:
+    _do("agent", "--context", "/x", "--node", "n1", "--help", "--", "-o")
+    assert became == [[sys.executable, "-P", "-m", "agent", "--context", "/x", "--node", "n1", "--help", "--", "-o"]]
+
+
+def test_etcd_listens_on_its_endpoint_and_the_loopback_and_asks_for_certificates(
+    alpha: Path, became: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run.shutil, "which", lambda _: "/usr/bin/etcd")
+    _do("etcd", "--context", alpha, "--", "--snapshot-count=5")
+    (argv,) = became
+    assert argv[0] == "/usr/bin/etcd"
+    assert "--listen-client-urls=https://172.20.1.1:2379,https://127.0.0.1:2379" in argv
+    assert "--client-cert-auth" in argv
+    assert argv[-1] == "--snapshot-count=5"
+    assert (alpha / "etcd").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "urls"),
+    [
+        ("https://127.0.0.1:9", ["https://127.0.0.1:9"]),
+        ("https://etcd.example:9", ["https://0.0.0.0:9"]),
+        ("https://[fd00::1]:9", ["https://[fd00::1]:9", "https://127.0.0.1:9"]),
+    ],
+)
+def test_etcd_binds_to_addresses_only(tmp_path: Path, endpoint: str, urls: list[str]) -> None:
+    assert run._listen_urls(create(tmp_path, "alpha", 1, endpoint)) == urls
+
+
+def test_etcd_is_not_started_with_certificates_it_would_choke_on(alpha: Path, became: list[list[str]]) -> None:
+    (alpha / "certs" / "server.crt").write_bytes((alpha / "certs" / "admin.crt").read_bytes())
+    result = _do("etcd", "--context", alpha)
+    assert result.exit_code == 1
+    assert "is not the key of" in result.stderr
+    assert became == []
+
+
+def test_etcd_that_is_not_installed_is_named(alpha: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run.shutil, "which", lambda _: None)
+    result = _do("etcd", "--context", alpha)
+    assert result.exit_code == 1
+    assert "install etcd" in result.stderr

@@ -1,0 +1,129 @@
+"""The command line as a whole: what it imports, how it fails, what it exits with."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from certs.errors import CertsError
+from clustermesh import cli
+from clustermesh.errors import Invalid, Unavailable
+
+# Whoever types --help must not wait for any of these.
+HEAVY = ("cryptography", "grpc", "yaml", "msgspec.json", "rich", "asyncio", "pyroute2", "watchfiles")
+
+
+def _failing(error: BaseException) -> click.Command:
+    @click.command()
+    def command() -> None:
+        raise error
+
+    return command
+
+
+def _run(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> Result:
+    monkeypatch.setattr(cli.CommandLine, "get_command", lambda *_: _failing(error))
+    return CliRunner().invoke(cli.main, ["status"])
+
+
+def test_help_imports_nothing_heavy_and_no_command() -> None:
+    program = (
+        "import sys\nfrom clustermesh.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        f"sys.exit(' '.join(m for m in sys.modules if m in {HEAVY!r} or m.startswith('clustermesh.cli.')) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "disconnect" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["init", "certs", "etcd", "apiserver", "connect", "disconnect", "peers"])
+def test_every_command_has_help_with_the_options_all_share(name: str) -> None:
+    result = CliRunner().invoke(cli.main, [name, "--help"])
+    assert result.exit_code == 0
+    assert "Usage: " in result.output
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (
+            Invalid("cluster id", 0, "must be a number from 1 to 255"),
+            2,
+            "cluster id: 0: must be a number from 1 to 255",
+        ),
+        (Unavailable("etcd is not there"), 1, "etcd is not there"),
+        (CertsError("server.crt: expired"), 1, "server.crt: expired"),
+        (PermissionError(13, "Permission denied", "/srv/x"), 1, "/srv/x: Permission denied"),
+        (Unavailable("two\nlines"), 1, "two lines"),
+        (Unavailable("\x1b[31mred\x07"), 1, r"\x1b[31mred\x07"),
+        (ExceptionGroup("tasks", [ExceptionGroup("inner", [Unavailable("etcd is gone")])]), 1, "etcd is gone"),
+    ],
+)
+def test_foreseen_error_is_one_line_and_an_exit_code(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, line: str
+) -> None:
+    result = _run(monkeypatch, error)
+    assert (result.exit_code, result.stdout, result.stderr) == (code, "", f"error: {line}\n")
+
+
+def test_several_foreseen_errors_are_a_line_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = _run(monkeypatch, ExceptionGroup("tasks", [Unavailable("one"), Invalid("f", 1, "two")]))
+    assert (result.exit_code, result.stderr) == (1, "error: one\nerror: f: 1: two\n")
+
+
+def test_interruption_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _run(monkeypatch, KeyboardInterrupt()).exit_code == 130
+    assert _run(monkeypatch, BaseExceptionGroup("tasks", [KeyboardInterrupt()])).exit_code == 130
+
+
+@pytest.mark.parametrize("error", [RuntimeError("bug"), ExceptionGroup("tasks", [Unavailable("x"), KeyError("bug")])])
+def test_bug_is_not_hidden_behind_a_line(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    assert _run(monkeypatch, error).exception is error
+
+
+def test_unknown_command_is_wrong_usage() -> None:
+    result = CliRunner().invoke(cli.main, ["conect"])
+    assert result.exit_code == 2
+    assert "conect" in result.stderr
+
+
+def test_command_that_is_not_installed_says_so_when_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cli._COMMANDS, "lab", ("clustermesh.cli.none", "command", "x"))
+    result = CliRunner().invoke(cli.main, ["lab"])
+    assert result.exit_code == 1
+    assert "not installed here: no module clustermesh.cli.none" in result.stderr
+    assert CliRunner().invoke(cli.main, ["--help"]).exit_code == 0
+
+
+def test_colour_only_on_a_terminal() -> None:
+    arguments = [sys.executable, "-m", "clustermesh.cli", "peers", "--context", "/nowhere"]
+    piped = subprocess.run(arguments, capture_output=True, timeout=60, check=False)
+    assert piped.stderr.startswith(b"error: ")
+    assert _stderr_on_terminal(arguments, {}).startswith(b"\x1b[31m")
+    assert _stderr_on_terminal(arguments, {"NO_COLOR": "1"}).startswith(b"error: ")
+
+
+def _stderr_on_terminal(arguments: list[str], environment: dict[str, str]) -> bytes:
+    ours, theirs = os.openpty()
+    try:
+        subprocess.run(arguments, stderr=theirs, env=os.environ | environment, timeout=60, check=False)
+        return os.read(ours, 4096)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_module_and_program_are_the_same_command_line(tmp_path: Path) -> None:
+    arguments = ["init", str(tmp_path / "a"), "--name", "alpha", "--id", "0", "--endpoint", "127.0.0.1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "clustermesh.cli", *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (2, "error: cluster id: 0: must be a number from 1 to 255\n")
+    assert not (tmp_path / "a").exists()
