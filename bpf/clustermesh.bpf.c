@@ -10,15 +10,11 @@ SEC("cgroup/connect4")
 int connect4(struct bpf_sock_addr *ctx)
 {
 	struct peer to = read4(ctx);
-	enum verdict verdict = forward(ctx, &to, bpf_get_prandom_u32());
+	enum verdict verdict = forward_connect(ctx, &to);
 
-	if (verdict == REJECT)
-		return SOCK_REJECT;
-	if (verdict == TRANSLATED) {
-		count(REASON_CONNECT);
+	if (verdict == TRANSLATED)
 		write4(ctx, &to);
-	}
-	return SOCK_ALLOW;
+	return verdict == REJECT ? SOCK_REJECT : SOCK_ALLOW;
 }
 
 SEC("cgroup/connect6")
@@ -29,14 +25,10 @@ int connect6(struct bpf_sock_addr *ctx)
 
 	if (!is_v4_mapped(ctx))
 		return SOCK_ALLOW;
-	verdict = forward(ctx, &to, bpf_get_prandom_u32());
-	if (verdict == REJECT)
-		return SOCK_REJECT;
-	if (verdict == TRANSLATED) {
-		count(REASON_CONNECT);
+	verdict = forward_connect(ctx, &to);
+	if (verdict == TRANSLATED)
 		write_mapped(ctx, &to);
-	}
-	return SOCK_ALLOW;
+	return verdict == REJECT ? SOCK_REJECT : SOCK_ALLOW;
 }
 
 /* Mapped addresses come here too: the kernel sends such a datagram as IPv4. */
@@ -44,15 +36,11 @@ SEC("cgroup/sendmsg4")
 int sendmsg4(struct bpf_sock_addr *ctx)
 {
 	struct peer to = read4(ctx);
-	enum verdict verdict = forward(ctx, &to, datagram_seed(ctx));
+	enum verdict verdict = forward_datagram(ctx, &to);
 
-	if (verdict == REJECT)
-		return SOCK_REJECT;
-	if (verdict == TRANSLATED) {
-		count(REASON_DATAGRAM);
+	if (verdict == TRANSLATED)
 		write4(ctx, &to);
-	}
-	return SOCK_ALLOW;
+	return verdict == REJECT ? SOCK_REJECT : SOCK_ALLOW;
 }
 
 SEC("cgroup/recvmsg4")

@@ -87,15 +87,6 @@ static __always_inline void remember(struct bpf_sock_addr *ctx, const struct pee
 		count(REASON_REVERSE_LOST);
 }
 
-/* A socket that now means this address itself must not be shown a service it meant before. */
-static __always_inline void forget(struct bpf_sock_addr *ctx, const struct peer *to)
-{
-	struct lb4_reverse_key key = reverse_key(ctx, to);
-
-	if (bpf_map_lookup_elem(&lb4_reverse_sk, &key))
-		bpf_map_delete_elem(&lb4_reverse_sk, &key);
-}
-
 /* As a port nobody listens on refuses: what kube-proxy's reject rule looks like to the caller, too. */
 static __always_inline enum verdict refuse(void)
 {
@@ -110,16 +101,53 @@ static __always_inline enum verdict forward(struct bpf_sock_addr *ctx, struct pe
 {
 	struct lb4_service_key key = { .address = to->address, .port = to->port, .protocol = ctx->protocol };
 	struct peer service = *to;
-	enum verdict verdict = CONTINUE;
+	enum verdict verdict = pick_backend(&key, seed, to);
 
-	if (ctx->protocol <= 0xff) /* IPPROTO_MPTCP, 262, would pass for TCP */
-		verdict = pick_backend(&key, seed, to);
 	if (verdict == TRANSLATED)
 		remember(ctx, &service, to);
+	return verdict == REJECT ? refuse() : verdict;
+}
+
+/* A socket connected anew, to this address itself, must not be shown a service it meant before. Sending proves nothing of
+ * the kind: what a connected IPv6 socket sends to a mapped address comes by as if it named the backend. */
+static __always_inline void forget(struct bpf_sock_addr *ctx, const struct peer *to)
+{
+	struct lb4_reverse_key key = reverse_key(ctx, to);
+
+	if (bpf_map_lookup_elem(&lb4_reverse_sk, &key))
+		bpf_map_delete_elem(&lb4_reverse_sk, &key);
+}
+
+/* forward() for a socket that connects. */
+static __always_inline enum verdict forward_connect(struct bpf_sock_addr *ctx, struct peer *to)
+{
+	enum verdict verdict = forward(ctx, to, bpf_get_prandom_u32());
+
+	if (verdict == TRANSLATED)
+		count(REASON_CONNECT);
 	else if (verdict == CONTINUE)
 		forget(ctx, to);
-	else
-		return refuse();
+	return verdict;
+}
+
+/* Datagrams of one socket to one service stay with one backend while its backends stay as they are, as conntrack would
+ * have it: protocols over UDP have state too. */
+static __always_inline __u32 datagram_seed(struct bpf_sock_addr *ctx)
+{
+	__u32 hash = (__u32)bpf_get_socket_cookie(ctx) ^ ctx->user_ip4 ^ (ctx->user_port << 16);
+
+	hash = (hash ^ (hash >> 16)) * 0x85ebca6b; /* the finalizer of MurmurHash3 */
+	hash = (hash ^ (hash >> 13)) * 0xc2b2ae35;
+	return hash ^ (hash >> 16);
+}
+
+/* forward() for one datagram. */
+static __always_inline enum verdict forward_datagram(struct bpf_sock_addr *ctx, struct peer *to)
+{
+	enum verdict verdict = forward(ctx, to, datagram_seed(ctx));
+
+	if (verdict == TRANSLATED)
+		count(REASON_DATAGRAM);
 	return verdict;
 }
 
@@ -134,17 +162,6 @@ static __always_inline enum verdict reverse(struct bpf_sock_addr *ctx, struct pe
 	from->address = service->address;
 	from->port = service->port;
 	return TRANSLATED;
-}
-
-/* Datagrams of one socket to one service stay with one backend while its backends stay as they are, as conntrack would
- * have it: protocols over UDP have state too. */
-static __always_inline __u32 datagram_seed(struct bpf_sock_addr *ctx)
-{
-	__u32 hash = (__u32)bpf_get_socket_cookie(ctx) ^ ctx->user_ip4 ^ (ctx->user_port << 16);
-
-	hash = (hash ^ (hash >> 16)) * 0x85ebca6b; /* the finalizer of MurmurHash3 */
-	hash = (hash ^ (hash >> 13)) * 0xc2b2ae35;
-	return hash ^ (hash >> 16);
 }
 
 #endif

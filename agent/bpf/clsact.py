@@ -13,6 +13,8 @@ from typing import Any, Final, NamedTuple, TypeVar
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from agent.bpf.programs import program_info
+
 T = TypeVar("T")
 
 # The parents of filters on clsact, and where tcx would attach instead.
@@ -21,6 +23,7 @@ EGRESS: Final = 0xFFFFFFF3
 _CLSACT_PARENT: Final = 0xFFFFFFF1
 _HANDLE: Final = 0x636D  # "cm": tells our filter from one somebody else has at the same priority
 _PRIORITY: Final = 1
+_OWNER: Final = "clustermesh"  # a filter's name is this and its program's id, which pyroute2 does not read otherwise
 _ALL_PROTOCOLS: Final = 3  # ETH_P_ALL; pyroute2 swaps the bytes itself, 0x0300 would attach and never run
 
 
@@ -57,11 +60,13 @@ def _filters(route: Any, device: int | None) -> list[Filter]:
             for message in route.get_filters(index=index, parent=parent):
                 options = message.get_attr("TCA_OPTIONS")
                 if message["handle"] == _HANDLE and message.get_attr("TCA_KIND") == "bpf" and options is not None:
-                    found.append(Filter(index, parent, int(options.get_attr("TCA_BPF_ID") or 0)))
+                    prefix, _, number = (options.get_attr("TCA_BPF_NAME") or "").partition(":")
+                    if prefix == _OWNER and number.isdecimal():
+                        found.append(Filter(index, parent, int(number)))
     return found
 
 
-def attach(device: int, parent: int, program: int, name: str) -> None:
+def attach(device: int, parent: int, program: int) -> None:
     """Make `program` the filter on `device`: added, or exchanged in place without a packet passing by. OSError."""
 
     def work(route: Any) -> None:
@@ -73,7 +78,7 @@ def attach(device: int, parent: int, program: int, name: str) -> None:
             device,
             handle=_HANDLE,
             fd=program,
-            name=name,
+            name=f"{_OWNER}:{program_info(program).id}",
             parent=parent,
             prio=_PRIORITY,
             protocol=_ALL_PROTOCOLS,

@@ -34,9 +34,9 @@ from agent.bpf.attach import (
 from agent.bpf.bpffs import is_bpffs
 from agent.bpf.layouts import LAYOUT_VERSION, Reason
 from agent.bpf.libbpf import Object
-from agent.bpf.pins import PinnedMap, check_fits, copy_entries, per_cpu_size, pin_in_place, pinned_map
+from agent.bpf.pins import PinnedMap, check_fits, copy_entries, copy_missing, per_cpu_size, pin_in_place, pinned_map
 from agent.bpf.programs import map_info, program_info
-from agent.bpf.syscalls import BEFORE, NO_EXIST, AttachType, MapType, map_lookup
+from agent.bpf.syscalls import BEFORE, AttachType, MapType, map_lookup
 from clustermesh.errors import Invalid, Refused, Unavailable
 
 OBJECT_VARIABLE: Final = "CLUSTERMESH_BPF_OBJECT"
@@ -80,7 +80,7 @@ class Datapath:
         self.hooks: dict[str, Hook] = {}
         self._programs = dict(programs)
         self._outgrown: list[tuple[PinnedMap, int]] = []
-        self._shared_maps = frozenset(map_info(fd).id for fd in maps.values())
+        self.map_ids = MappingProxyType({name: map_info(fd).id for name, fd in maps.items()})
 
     @classmethod
     def open(
@@ -127,14 +127,20 @@ class Datapath:
         self._outgrown = [(old, self.maps[name]) for name, old in outgrown.items()]
 
     def attach_sockets(self, cgroup: Path) -> None:
-        """Translate services for every socket of `cgroup` and below: each hook attached, adopted or replaced."""
+        """Translate services for every socket of `cgroup` and below: each hook attached, adopted or replaced.
+
+        Where lb4_reverse_sk moved to another size, a socket made in the millisecond between the exchange of the hooks
+        that write it and of those that read it is shown the backend as its peer until this returns.
+        """
         with _doing(f"attach to the cgroup {cgroup}"):
             descriptor = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 for name, attach_type in probe.SOCKET_HOOKS.items():
                     # A cgroup's id is the inode number of its folder.
                     point = Point(descriptor, os.fstat(descriptor).st_ino, attach_type)
-                    state = attach_link(self._link_pin(name), self._programs[name], point, self._shared_maps)
+                    state = attach_link(
+                        self._link_pin(name), self._programs[name], point, frozenset(self.map_ids.values())
+                    )
                     self.hooks[name] = self._hook(name, str(cgroup), Mechanism.CGROUP, state)
             finally:
                 os.close(descriptor)
@@ -145,7 +151,7 @@ class Datapath:
         """What programs still wrote to a map after its entries had moved: sockets connected in between."""
         for old, new in self._outgrown:
             if old.shape.type == MapType.LRU_HASH:
-                copy_entries(old, new, old.shape.max_entries, "lb4_reverse_sk", NO_EXIST)
+                copy_missing(old, new, "lb4_reverse_sk")
             os.close(old.fd)
         self._outgrown = []
 
@@ -177,16 +183,16 @@ class Datapath:
         attach_type = AttachType.TCX_INGRESS if name == "strict_ingress" else AttachType.TCX_EGRESS
         # First of the chain: a program before it could end the chain, and with it the protection.
         point = Point(index, index, attach_type, BEFORE)
-        state = attach_link(self._link_pin(name, device), self._programs[name], point, self._shared_maps)
+        state = attach_link(self._link_pin(name, device), self._programs[name], point, frozenset(self.map_ids.values()))
         return self._hook(name, device, Mechanism.TCX, state)
 
     def _attach_clsact(self, name: str, device: str, index: int) -> Hook:
         parent = clsact.INGRESS if name == "strict_ingress" else clsact.EGRESS
         running = [each.program_id for each in clsact.filters(index) if each.parent == parent]
-        if running and is_same_program(running[0], self._programs[name], self._shared_maps):
+        if running and is_same_program(running[0], self._programs[name], frozenset(self.map_ids.values())):
             outcome = Outcome.ADOPTED
         else:
-            clsact.attach(index, parent, self._programs[name], name)
+            clsact.attach(index, parent, self._programs[name])
             outcome = Outcome.REPLACED if running else Outcome.ATTACHED
         return self._hook(name, device, Mechanism.CLSACT, LinkState(outcome, 0))
 

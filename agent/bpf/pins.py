@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -12,8 +13,8 @@ from typing import Final, NamedTuple
 from agent.bpf.libbpf import MapShape
 from agent.bpf.programs import map_info
 from agent.bpf.syscalls import (
-    ANY,
     MapType,
+    Page,
     map_lookup,
     map_lookup_batch,
     map_update,
@@ -62,35 +63,49 @@ def pin_in_place(fd: int, path: Path) -> None:
     fresh.rename(path)
 
 
-def copy_entries(source: PinnedMap, target: int, target_size: int, name: str, flags: int = ANY) -> None:
+def copy_entries(source: PinnedMap, target: int, target_size: int, name: str) -> None:
     """Copy every entry to a map that differs in nothing but its size. Refused where they do not all fit."""
     if source.shape.type == MapType.PERCPU_ARRAY:
         _copy_counters(source, target, target_size)
         return
-    sizes = (source.shape.key_size, source.shape.value_size)
-    cursor, chunk = b"", min(_CHUNK, source.shape.max_entries)
+    for page in _pages(source.fd, source.shape):
+        _write(target, page.keys, page.values, page.size, name)
+
+
+def copy_missing(source: PinnedMap, target: int, name: str) -> None:
+    """Copy the entries whose keys the target does not have: what it has is newer."""
+    known = {key for page in _pages(target, source.shape) for key, _ in _entries(page, source.shape)}
+    for page in _pages(source.fd, source.shape):
+        missing = [(key, value) for key, value in _entries(page, source.shape) if key not in known]
+        keys, values = b"".join(key for key, _ in missing), b"".join(value for _, value in missing)
+        _write(target, keys, values, len(missing), name)
+
+
+def _pages(fd: int, shape: MapShape) -> Iterator[Page]:
+    cursor, chunk = b"", min(_CHUNK, shape.max_entries)
     while True:
-        page = map_lookup_batch(source.fd, cursor, sizes, chunk)
+        page = map_lookup_batch(fd, cursor, (shape.key_size, shape.value_size), chunk)
         if page.error == errno.ENOSPC:
             chunk *= 2
             continue
-        _copy_page(target, page.keys, page.values, (page.size, sizes, flags), name)
+        yield page
         if page.error == errno.ENOENT:
             return
         cursor = page.cursor
 
 
-def _copy_page(target: int, keys: bytes, values: bytes, how: tuple[int, tuple[int, int], int], name: str) -> None:
-    count, (key_size, value_size), flags = how
-    done = 0
-    while done < count:
-        batch = map_update_batch(target, keys[done * key_size :], values[done * value_size :], count - done, flags)
-        done += batch.done
-        if batch.error == errno.E2BIG:
-            raise Refused(f"the map {name} holds more entries than its new size: give it a larger one")
-        if batch.error not in (0, errno.EEXIST):
-            raise Unavailable(f"cannot copy the map {name}: {os.strerror(batch.error)}")
-        done += 1 if batch.error else 0
+def _entries(page: Page, shape: MapShape) -> Iterator[tuple[bytes, bytes]]:
+    for index in range(page.size):
+        key = page.keys[index * shape.key_size : (index + 1) * shape.key_size]
+        yield key, page.values[index * shape.value_size : (index + 1) * shape.value_size]
+
+
+def _write(target: int, keys: bytes, values: bytes, count: int, name: str) -> None:
+    error = map_update_batch(target, keys, values, count).error if count else 0
+    if error == errno.E2BIG:
+        raise Refused(f"the map {name} holds more entries than its new size: give it a larger one")
+    if error:
+        raise Unavailable(f"cannot copy the map {name}: {os.strerror(error)}")
 
 
 def _copy_counters(source: PinnedMap, target: int, target_size: int) -> None:

@@ -89,7 +89,6 @@ class AttachType(IntEnum):
 
 NO_PREALLOC: Final = 1  # BPF_F_NO_PREALLOC, a map flag
 ANY: Final = 0  # BPF_ANY, an update flag
-NO_EXIST: Final = 1  # BPF_NOEXIST, an update flag
 BEFORE: Final = 1 << 3  # BPF_F_BEFORE, a link flag: first in its chain
 
 

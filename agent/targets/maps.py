@@ -48,20 +48,21 @@ T = TypeVar("T")
 
 
 class MapTarget(Generic[K, V]):
-    """The hash, LRU or LPM map behind `fd`, which stays its owner's, with keys and values of these types."""
+    """The hash, LRU or LPM map behind `fd`, which stays its owner's and open, with keys and values of these types."""
 
     def __init__(self, name: str, fd: int, key: type[K], value: type[V]) -> None:
         self.name = name
-        self._fd = fd
+        self.fd = fd
         self._key, self._value = key, value
         info = map_info(fd)
         self.max_entries = info.max_entries
+        self.page_size = min(CHUNK, info.max_entries)
         self._sizes = (info.key_size, info.value_size)
 
     async def dump(self) -> dict[K, V]:
         """Every entry. One written or deleted meanwhile may or may not be seen; every other is. Unavailable."""
         found: dict[K, V] = {}
-        cursor, chunk, seen = b"", min(CHUNK, self.max_entries), 0
+        cursor, chunk, seen = b"", self.page_size, 0
         while True:
             page = self._page(cursor, chunk)
             if page.error == errno.ENOSPC:
@@ -79,7 +80,7 @@ class MapTarget(Generic[K, V]):
 
     def _page(self, cursor: bytes, chunk: int) -> Page:
         try:
-            return map_lookup_batch(self._fd, cursor, self._sizes, chunk)
+            return map_lookup_batch(self.fd, cursor, self._sizes, chunk)
         except OSError as e:
             raise Unavailable(f"cannot read the map {self.name}: {e}") from e
 
@@ -110,7 +111,7 @@ class MapTarget(Generic[K, V]):
         done = 0
         while done < len(entries):
             rest = keys[done * key_size :], values[done * value_size :]
-            batch = map_update_batch(self._fd, *rest, len(entries) - done)
+            batch = map_update_batch(self.fd, *rest, len(entries) - done)
             done += batch.done
             if batch.error:
                 failed[entries[done][0]] = self._sentence(batch)
@@ -127,7 +128,7 @@ class MapTarget(Generic[K, V]):
     def _delete(self, keys: Sequence[K], failed: dict[Hashable, str]) -> None:
         packed, done = b"".join(key.pack() for key in keys), 0
         while done < len(keys):
-            batch = map_delete_batch(self._fd, packed[done * self._sizes[0] :], len(keys) - done)
+            batch = map_delete_batch(self.fd, packed[done * self._sizes[0] :], len(keys) - done)
             done += batch.done
             if batch.error:
                 if batch.error != errno.ENOENT:

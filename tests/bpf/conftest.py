@@ -1,0 +1,97 @@
+"""The real kernel: programs freshly compiled, a bpf filesystem of their own, a cgroup and a network namespace per test.
+
+Whatever is missing is skipped by its name; nothing is skipped where all of it is there.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from bpf_node import Node
+
+from agent.bpf.bpffs import cgroup2_root, ensure_bpffs
+from agent.bpf.loader import Datapath
+from agent.bpf.probe import probe
+
+_REPOSITORY = Path(__file__).parents[2]
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def bpf_object(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs as the sources have them now, whatever lies in build/."""
+    if shutil.which("clang") is None:
+        pytest.skip("clang is missing: the eBPF programs cannot be compiled")
+    folder = tmp_path_factory.mktemp("build")
+    make = ["make", "-s", "-C", str(_REPOSITORY / "bpf"), f"BUILD={folder}"]
+    done = subprocess.run(make, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder / "clustermesh.bpf.o"
+
+
+@pytest.fixture(scope="session")
+def bpffs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A bpf filesystem that goes with the session, and every pin with it."""
+    if os.geteuid() != 0:
+        pytest.skip("root is missing: eBPF cannot be loaded")
+    path = tmp_path_factory.mktemp("bpffs")
+    ensure_bpffs(path)
+    try:
+        lacking = [f"{each.name} ({each.sentence})" for each in probe(path) if each.needed and not each.present]
+        if lacking:
+            pytest.skip(f"missing: {', '.join(lacking)}")
+        yield path
+    finally:
+        subprocess.run(["umount", str(path)], check=True, timeout=10)
+
+
+@pytest.fixture
+def pin_dir(bpffs: Path) -> Iterator[Path]:
+    path = bpffs / f"test{next(_numbers)}"
+    yield path
+    Datapath.remove(path)
+    assert not path.exists()
+
+
+@pytest.fixture
+def datapath(bpf_object: Path, pin_dir: Path) -> Iterator[Datapath]:
+    """Loaded and pinned, attached nowhere."""
+    opened = Datapath.open(bpf_object, pin_dir, None)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def cgroup(bpffs: Path) -> Iterator[Path]:
+    """An empty cgroup, deleted afterwards. (`bpffs` is asked for because it checks what the kernel has.)"""
+    root = cgroup2_root()
+    assert root is not None
+    path = root / f"clustermesh-test-{os.getpid()}-{next(_numbers)}"
+    path.mkdir()
+    yield path
+    path.rmdir()
+
+
+@pytest.fixture
+def node(cgroup: Path) -> Iterator[Node]:
+    """A thread in a network namespace of its own, in a process that is in `cgroup` for as long as the test runs."""
+    home = _own_cgroup()
+    (cgroup / "cgroup.procs").write_text(str(os.getpid()))
+    try:
+        with Node() as made:
+            yield made
+    finally:
+        (home / "cgroup.procs").write_text(str(os.getpid()))
+
+
+def _own_cgroup() -> Path:
+    root = cgroup2_root()
+    assert root is not None
+    line = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+    return root / line.removeprefix("0::/")

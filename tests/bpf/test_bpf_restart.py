@@ -1,0 +1,265 @@
+"""The datapath outlives its loader: killed and started again, resized, left by another version, removed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+from bpf_node import EchoServer, Node
+
+from agent.bpf.attach import Mechanism, Outcome
+from agent.bpf.layouts import AddressKey, Backend, BackendKey, IpcacheValue, Reason, ServiceKey, ServiceValue, ipv4
+from agent.bpf.loader import Datapath
+from agent.bpf.probe import SOCKET_HOOKS
+from agent.bpf.syscalls import NO_PREALLOC, MapType, map_create, object_pin
+from agent.targets import maps
+from clustermesh.errors import Invalid, Refused
+
+pytestmark = pytest.mark.root
+
+VIP = ("10.96.0.10", 80)
+_LOADER = """
+import sys, time
+from pathlib import Path
+from agent.bpf.loader import Datapath
+datapath = Datapath.open(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
+print(*(hook.link_id for hook in datapath.hooks.values()), flush=True)
+time.sleep(600)
+"""
+
+
+@contextmanager
+def _opened(bpf_object: Path, pin_dir: Path, cgroup: Path | None, **sizes: int) -> Iterator[Datapath]:
+    with closing(Datapath.open(bpf_object, pin_dir, cgroup, sizes)) as datapath:
+        yield datapath
+
+
+def _fill(datapath: Datapath, server: EchoServer) -> None:
+    """One service with one backend, and 100 addresses."""
+    where = (ipv4(VIP[0]), VIP[1])
+    asyncio.run(maps.backends(datapath).upsert({BackendKey(1): Backend(ipv4(server.address[0]), server.port, 6)}))
+    slots = {ServiceKey(*where, 0, 6): ServiceValue(0, 1), ServiceKey(*where, 1, 6): ServiceValue(1)}
+    asyncio.run(maps.services(datapath).upsert(slots))
+    asyncio.run(maps.addresses(datapath).upsert({AddressKey(n): IpcacheValue(n) for n in range(100)}))
+
+
+def _content(datapath: Datapath) -> list[object]:
+    targets = (maps.services, maps.backends, maps.addresses, maps.cidrs, maps.reverse_sockets)
+    return [asyncio.run(target(datapath).dump()) for target in targets]
+
+
+def _outcomes(datapath: Datapath) -> set[Outcome]:
+    return {hook.outcome for hook in datapath.hooks.values()}
+
+
+def _links(datapath: Datapath) -> dict[str, int]:
+    return {name: hook.link_id for name, hook in datapath.hooks.items()}
+
+
+@contextmanager
+def _traffic(node: Node) -> Iterator[list[str]]:
+    """Connects to the service again and again, and yields what went wrong; fails where nothing went at all."""
+    wrong: list[str] = []
+    served = threading.Semaphore(0)
+    done = threading.Event()
+
+    def connect() -> None:
+        while not done.is_set():
+            try:
+                with closing(node.socket(socket.AF_INET, socket.SOCK_STREAM)) as client:
+                    client.connect(VIP)
+                    if client.getpeername() != VIP:
+                        wrong.append(f"the peer is {client.getpeername()}")
+                served.release()
+            except OSError as e:
+                wrong.append(str(e))
+                served.release()
+
+    thread = threading.Thread(target=connect)
+    thread.start()
+    try:
+        assert served.acquire(timeout=10)
+        yield wrong
+        for _ in range(3):
+            assert served.acquire(timeout=10)
+    finally:
+        done.set()
+        thread.join(30)
+
+
+def test_a_killed_loader_leaves_everything_and_the_next_one_adopts_it(
+    node: Node, cgroup: Path, bpf_object: Path, pin_dir: Path
+) -> None:
+    command = [sys.executable, "-c", _LOADER, str(bpf_object), str(pin_dir), str(cgroup)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as loader:
+        assert loader.stdout is not None
+        links = [int(number) for number in loader.stdout.readline().split()]
+        loader.kill()
+    assert len(links) == len(SOCKET_HOOKS)
+    server = node.echo(socket.SOCK_STREAM)
+    with _opened(bpf_object, pin_dir, cgroup) as first:
+        assert _outcomes(first) == {Outcome.ADOPTED}
+        assert list(_links(first).values()) == links
+        _fill(first, server)
+        content, ids = _content(first), first.map_ids
+    with _traffic(node) as wrong:
+        for _ in range(5):
+            with _opened(bpf_object, pin_dir, cgroup) as again:
+                assert _outcomes(again) == {Outcome.ADOPTED}
+                assert again.map_ids == ids
+                assert _content(again)[:4] == content[:4]
+    assert wrong == []
+
+
+def test_no_connect_fails_while_programs_are_exchanged_and_maps_resized(
+    node: Node, cgroup: Path, bpf_object: Path, pin_dir: Path
+) -> None:
+    server = node.echo(socket.SOCK_STREAM)
+    with _opened(bpf_object, pin_dir, cgroup) as first:
+        _fill(first, server)
+        links, content, size = _links(first), _content(first), first.sizes["lb4_services"]
+    with _traffic(node) as wrong:
+        for number in range(1, 9):
+            with _opened(bpf_object, pin_dir, cgroup, lb4_services=size + number) as again:
+                assert again.hooks["connect4"].outcome is Outcome.REPLACED
+                assert again.sizes["lb4_services"] == size + number
+                assert _links(again) == links
+                assert _content(again)[:4] == content[:4]
+    assert wrong == []
+
+
+def test_open_sockets_keep_their_service_through_a_resize(
+    node: Node, cgroup: Path, bpf_object: Path, pin_dir: Path
+) -> None:
+    server = node.echo(socket.SOCK_STREAM)
+    with _opened(bpf_object, pin_dir, cgroup) as first:
+        _fill(first, server)
+        clients = [node.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(20)]
+        for client in clients[:10]:
+            client.connect(VIP)
+        deferred = Datapath.open(bpf_object, pin_dir, None, {"lb4_reverse_sk": 512})
+        for client in clients[10:]:
+            client.connect(VIP)  # the old programs still run, and write to the old map
+    with closing(deferred):
+        deferred.attach_sockets(cgroup)
+        assert {client.getpeername() for client in clients} == {VIP}
+
+
+def test_counters_survive_a_restart(node: Node, cgroup: Path, bpf_object: Path, pin_dir: Path) -> None:
+    server = node.echo(socket.SOCK_STREAM)
+    with _opened(bpf_object, pin_dir, cgroup) as first:
+        _fill(first, server)
+        node.socket(socket.AF_INET, socket.SOCK_STREAM).connect(VIP)
+    with _opened(bpf_object, pin_dir, cgroup) as again:
+        assert again.counters()[Reason.CONNECT] == 1
+
+
+def test_a_map_cannot_shrink_below_what_it_holds(bpf_object: Path, pin_dir: Path) -> None:
+    with _opened(bpf_object, pin_dir, None) as first:
+        asyncio.run(maps.addresses(first).upsert({AddressKey(n): IpcacheValue(n) for n in range(100)}))
+        ids, content = first.map_ids, _content(first)
+    with pytest.raises(Refused, match="ipcache4 holds more entries"):
+        Datapath.open(bpf_object, pin_dir, None, {"ipcache4": 99})
+    with _opened(bpf_object, pin_dir, None) as again:
+        assert again.map_ids == ids
+        assert _content(again) == content
+    with _opened(bpf_object, pin_dir, None, ipcache4=100) as smaller:
+        assert _content(smaller) == content
+
+
+def test_a_map_of_another_layout_is_refused_and_left_alone(bpf_object: Path, pin_dir: Path) -> None:
+    (pin_dir / "v1").mkdir(parents=True)
+    foreign = map_create(MapType.HASH, 4, 16, 8, NO_PREALLOC)
+    object_pin(foreign, pin_dir / "v1" / "ipcache4")
+    os.close(foreign)
+    with pytest.raises(Refused, match="another layout"):
+        Datapath.open(bpf_object, pin_dir, None)
+    assert [path.name for path in (pin_dir / "v1").iterdir()] == ["ipcache4"]
+
+
+def test_the_maps_of_an_older_version_go_when_the_new_programs_run(
+    node: Node, cgroup: Path, bpf_object: Path, pin_dir: Path
+) -> None:
+    (pin_dir / "v0").mkdir(parents=True)
+    old = map_create(MapType.HASH, 4, 16, 8, NO_PREALLOC)
+    object_pin(old, pin_dir / "v0" / "ipcache4")
+    os.close(old)
+    with _opened(bpf_object, pin_dir, None) as datapath:
+        assert (pin_dir / "v0").exists()
+        datapath.attach_sockets(cgroup)
+        assert not (pin_dir / "v0").exists()
+
+
+def test_another_cgroup_takes_the_place_of_the_first(node: Node, cgroup: Path, bpf_object: Path, pin_dir: Path) -> None:
+    inner = cgroup / "inner"
+    inner.mkdir()
+    try:
+        with _opened(bpf_object, pin_dir, inner) as first:
+            inner_links = _links(first)
+        with _opened(bpf_object, pin_dir, cgroup) as second:
+            assert _outcomes(second) == {Outcome.ATTACHED}
+            assert not set(_links(second).values()) & set(inner_links.values())
+            _fill(second, node.echo(socket.SOCK_STREAM))
+        with _traffic(node) as wrong:
+            pass
+        assert wrong == []
+    finally:
+        inner.rmdir()
+
+
+def test_a_cgroup_deleted_under_its_links_is_attached_to_again(cgroup: Path, bpf_object: Path, pin_dir: Path) -> None:
+    inner = cgroup / "inner"
+    for _ in range(2):
+        inner.mkdir()
+        with _opened(bpf_object, pin_dir, inner) as datapath:
+            assert _outcomes(datapath) == {Outcome.ATTACHED}
+        inner.rmdir()
+
+
+def test_removing_leaves_sockets_without_services_and_no_pin(
+    node: Node, cgroup: Path, bpf_object: Path, pin_dir: Path
+) -> None:
+    with _opened(bpf_object, pin_dir, cgroup) as datapath:
+        node.call(lambda: datapath.attach_strict("lo", Mechanism.TCX))
+        where = ServiceKey(ipv4(VIP[0]), VIP[1], 0, 17)
+        asyncio.run(maps.services(datapath).upsert({where: ServiceValue(0, 0)}))
+        node.run("ip", "route", "add", "default", "dev", "lo")
+        with pytest.raises(ConnectionRefusedError):
+            node.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(VIP)
+        Datapath.remove(pin_dir)
+        node.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(VIP)
+        assert not pin_dir.exists()
+        Datapath.remove(pin_dir)
+
+
+def test_a_place_outside_any_bpf_filesystem_is_refused(bpf_object: Path, bpffs: Path, tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="no bpf filesystem"):
+        Datapath.open(bpf_object, tmp_path / "pins", None)
+
+
+def test_an_unknown_map_has_no_size(bpf_object: Path, pin_dir: Path) -> None:
+    with pytest.raises(Invalid, match="nosuchmap"):
+        Datapath.open(bpf_object, pin_dir, None, {"nosuchmap": 1})
+
+
+def test_a_program_the_kernel_rejects_carries_the_verifier_s_reason(pin_dir: Path, tmp_path: Path) -> None:
+    """The same programs with one read too many: strict mode looks at a field behind the packet's header."""
+    sources = Path(__file__).parents[2] / "bpf"
+    copy = tmp_path / "bpf"
+    subprocess.run(["cp", "-r", str(sources), str(copy)], check=True, timeout=10)
+    text = (copy / "strict.h").read_text()
+    broken = text.replace("struct iphdr ip;", "struct iphdr ip; if (*(__u8 *)(long)skb->data == 1) return NEXT;")
+    assert broken != text
+    (copy / "strict.h").write_text(broken)
+    subprocess.run(["make", "-s", "-C", str(copy)], check=True, timeout=60)
+    with pytest.raises(Refused, match=r"invalid access to packet|invalid mem access"):
+        Datapath.open(tmp_path / "build" / "clustermesh.bpf.o", pin_dir, None)
+    assert list((pin_dir / "v1").iterdir()) == []

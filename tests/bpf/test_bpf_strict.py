@@ -1,0 +1,93 @@
+"""Strict mode, packet by packet: what is dropped, what passes to the next program, and what is counted."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from bpf_packets import ETH_ARP, ETH_IPV4, ETH_IPV6, frame, ipv4, ipv4_frame
+
+from agent.bpf.layouts import AddressKey, CidrKey, IpcacheValue, NodeIdentity, Reason
+from agent.bpf.layouts import ipv4 as address
+from agent.bpf.loader import Datapath
+from agent.bpf.programs import program_test_run
+from agent.targets import maps
+
+pytestmark = pytest.mark.root
+
+NEXT, DROP = -1, 2  # TCX_NEXT and TCX_DROP, which under clsact are TC_ACT_UNSPEC and TC_ACT_SHOT
+
+# Pods 10.1.0.5 and 10.2.0.7 are known one by one, all of 10.3.0.0/24 by its CIDR only. 10.1.0.1 is the router address
+# of node 192.168.0.1, inside a pod CIDR; 192.168.0.2 is the other node.
+ADDRESSES = {
+    "10.1.0.5": 70000,
+    "10.2.0.7": 131072,
+    "10.1.0.1": NodeIdentity.HOST,
+    "192.168.0.1": NodeIdentity.HOST,
+    "192.168.0.2": NodeIdentity.REMOTE_NODE,
+    "192.168.0.3": NodeIdentity.KUBE_APISERVER,
+}
+CIDRS = {"10.1.0.0/24": 2, "10.3.0.0/24": 2, "10.9.0.0/16": NodeIdentity.REMOTE_NODE}
+
+PACKETS = {
+    "pod to pod": (ipv4_frame("10.1.0.5", "10.2.0.7"), DROP),
+    "pod to pod, back": (ipv4_frame("10.2.0.7", "10.1.0.5"), DROP),
+    "pod to pod, TCP": (ipv4_frame("10.1.0.5", "10.2.0.7", 6), DROP),
+    "pod to pod, ICMP": (ipv4_frame("10.1.0.5", "10.2.0.7", 1), DROP),
+    "pod to pod, a protocol nobody knows": (ipv4_frame("10.1.0.5", "10.2.0.7", 253), DROP),
+    "pod to itself": (ipv4_frame("10.1.0.5", "10.1.0.5"), DROP),
+    "pod to an address of a pod CIDR": (ipv4_frame("10.1.0.5", "10.3.0.9"), DROP),
+    "one pod CIDR to another": (ipv4_frame("10.3.0.1", "10.1.0.77"), DROP),
+    "pod to a router address": (ipv4_frame("10.3.0.1", "10.1.0.1"), DROP),
+    "first address outside the CIDR": (ipv4_frame("10.1.0.5", "10.3.1.0"), NEXT),
+    "last address of the CIDR": (ipv4_frame("10.1.0.5", "10.3.0.255"), DROP),
+    "first fragment": (frame(ETH_IPV4, ipv4("10.1.0.5", "10.2.0.7", fragment=0x2000)), DROP),
+    "later fragment": (frame(ETH_IPV4, ipv4("10.1.0.5", "10.2.0.7", fragment=0x00B9)), DROP),
+    "options": (frame(ETH_IPV4, ipv4("10.1.0.5", "10.2.0.7", options=b"\x94\x04\x00\x00")), DROP),
+    "all options there is room for": (frame(ETH_IPV4, ipv4("10.1.0.5", "10.2.0.7", options=b"\x01" * 40)), DROP),
+    "header and nothing else": (frame(ETH_IPV4, ipv4("10.1.0.5", "10.2.0.7")[:20]), DROP),
+    "pod to world": (ipv4_frame("10.1.0.5", "198.51.100.1"), NEXT),
+    "world to pod": (ipv4_frame("198.51.100.1", "10.1.0.5"), NEXT),
+    "world to world": (ipv4_frame("198.51.100.1", "198.51.100.2"), NEXT),
+    "node to node: WireGuard": (ipv4_frame("192.168.0.1", "192.168.0.2", 17), NEXT),
+    "node to node: TCP": (ipv4_frame("192.168.0.2", "192.168.0.1", 6), NEXT),
+    "pod to node": (ipv4_frame("10.1.0.5", "192.168.0.2"), NEXT),
+    "node to API server": (ipv4_frame("192.168.0.1", "192.168.0.3"), NEXT),
+    "nodes known by their CIDR": (ipv4_frame("10.9.1.1", "10.1.0.5"), NEXT),
+    "ARP": (frame(ETH_ARP, bytes.fromhex("0001080006040001") + bytes(20)), NEXT),
+    "IPv6": (frame(ETH_IPV6, b"\x60" + bytes(39)), NEXT),
+    "an IPv4 packet under another name": (frame(0x88B5, ipv4("10.1.0.5", "10.2.0.7")), NEXT),
+}
+
+
+@pytest.fixture
+def known(datapath: Datapath) -> Datapath:
+    """The datapath with everybody of the table above in its ipcache."""
+    addresses = {AddressKey(address(ip)): IpcacheValue(identity) for ip, identity in ADDRESSES.items()}
+    cidrs = {CidrKey.parse(cidr): IpcacheValue(identity) for cidr, identity in CIDRS.items()}
+    asyncio.run(maps.addresses(datapath).upsert(addresses))
+    asyncio.run(maps.cidrs(datapath).upsert(cidrs))
+    return datapath
+
+
+DIRECTIONS = {"strict_ingress": Reason.DROP_CLEAR_INGRESS, "strict_egress": Reason.DROP_CLEAR_EGRESS}
+
+
+@pytest.mark.parametrize(("program", "reason"), DIRECTIONS.items())
+def test_strict_drops_and_counts_what_two_mesh_pods_say_in_clear(known: Datapath, program: str, reason: Reason) -> None:
+    verdicts, dropped = {}, 0
+    for name, (packet, expected) in PACKETS.items():
+        result = program_test_run(known.program_fd(program), packet)
+        assert result.data == packet, name
+        verdicts[name] = result.verdict
+        dropped += expected == DROP
+        counters = known.counters()
+        assert counters.pop(reason) == dropped, name
+        assert not any(counters.values()), name
+    assert verdicts == {name: expected for name, (_, expected) in PACKETS.items()}
+
+
+def test_strict_knows_nobody_and_drops_nothing_while_the_ipcache_is_empty(datapath: Datapath) -> None:
+    for packet, _ in PACKETS.values():
+        assert program_test_run(datapath.program_fd("strict_egress"), packet).verdict == NEXT
+    assert not any(datapath.counters().values())
