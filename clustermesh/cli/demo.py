@@ -132,7 +132,8 @@ def command(as_json: bool, clusters: int, nodes: int, pods: int) -> None:
     except asyncio.CancelledError:
         raise click.Abort from None
     finally:
-        _summarize(demo, as_json, time.monotonic() - begun)
+        if demo.begun:
+            _summarize(demo, as_json, time.monotonic() - begun)
     sys.exit(0 if demo.outcome.ok else 1)
 
 

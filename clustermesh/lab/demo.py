@@ -8,15 +8,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from msgspec import Struct
 
-from clustermesh.lab import bring_up, claims, state, teardown
+from clustermesh.lab import bring_up, claims, preconditions, state, teardown
 from clustermesh.lab.lab import Lab
 from clustermesh.lab.plan import LabPlan
 from clustermesh.lab.records import Traffic, add
 from clustermesh.lab.streams import Capture, Counts, Load
+
+_CLAIMS: Final = 9  # fewer verdicts than this: the run ended early
 
 
 class Audience(Protocol):
@@ -75,10 +77,11 @@ class Outcome(Struct, kw_only=True):
 
 
 class Demo:
-    """One run. `outcome` holds what is known so far, also where the run ends early."""
+    """One run. `outcome` holds what is known so far, also where the run ends early; `begun` once anything was made."""
 
     def __init__(self, plan: LabPlan, audience: Audience) -> None:
         self._plan, self._audience = plan, audience
+        self.begun = False
         self._held: list[bool] = []
         self._traffic: list[Traffic] = []
         self.outcome = Outcome(clusters=len(plan.clusters), nodes=sum(len(cluster.nodes) for cluster in plan.clusters))
@@ -87,18 +90,20 @@ class Demo:
         """Bring up, show, tear down; the last also after an error, SIGINT or SIGTERM, and in any case."""
         folder = Path(self._plan.folder)
         with state.only_one(folder), _terminated_like_interrupted():
-            begun = False
+            preconditions.check()
+            bring_up.check_free(folder)
+            self.begun = True
             try:
-                self._audience.step(0, "Two clusters on this machine")
-                bring_up.check_free(folder)
-                begun = True
-                begin = time.monotonic()
-                lab = await bring_up.up(self._plan, self._audience.doing, connected=False, bound=True)
-                self._audience.doing(f"up in {time.monotonic() - begin:.1f} s")
-                await self._show(lab)
+                await self._show(await self._bring_up())
             finally:
-                if begun:
-                    self._tear_down(folder)
+                self._tear_down(folder)
+
+    async def _bring_up(self) -> Lab:
+        self._audience.step(0, f"{self.outcome.clusters} clusters, {self.outcome.nodes} nodes, on this machine")
+        begin = time.monotonic()
+        lab = await bring_up.up(self._plan, self._audience.doing, connected=False, bound=True)
+        self._audience.claim(True, f"up after {time.monotonic() - begin:.1f} s, all pods ready")
+        return lab
 
     async def _show(self, lab: Lab) -> None:
         await self._join(lab)
@@ -173,8 +178,8 @@ class Demo:
     async def _part(self, lab: Lab) -> None:
         self._audience.step(6, "Take them apart: clustermesh disconnect, then everything is removed")
         parted = await claims.parts(lab, self._audience.load)
-        self._count(parted.during, parted.after.tcp, parted.after.udp)
-        self._claim(parted.held, f"after: {_by_cluster(parted.after.tcp)}, {_failures(parted.during)} on the way")
+        self._count(parted.after.tcp, parted.after.udp)
+        self._claim(parted.held, f"{parted.seconds:.1f} s later: {_by_cluster(parted.after.tcp)}")
 
     def _tear_down(self, folder: Path) -> None:
         """Not to be interrupted: what is half removed is worse than a second of patience."""
@@ -186,7 +191,7 @@ class Demo:
             signal.signal(signal.SIGINT, before)
         left = self.outcome.left_behind
         self._claim(not left, f"left behind: {', '.join(left) or 'nothing'}")
-        self.outcome.ok = len(self._held) == 9 and all(self._held)
+        self.outcome.ok = len(self._held) == _CLAIMS and all(self._held)
 
     def _claim(self, held: bool, sentence: str) -> None:
         self._held.append(held)
