@@ -56,13 +56,16 @@ class PeerFile(Struct, frozen=True, kw_only=True):
 
 
 class PeerProblem(NamedTuple):
-    """Why something is wrong with the file of the cluster `name`. A cluster with a problem was NOT removed."""
+    """Why something is wrong with the file of the cluster `name`, or with the whole folder where that is "".
+
+    A cluster with a problem was NOT removed.
+    """
 
     name: str
     error: ClusterMeshError
 
     def __str__(self) -> str:
-        return f"{self.name!r}: {self.error}"
+        return f"{self.name!r}: {self.error}" if self.name else str(self.error)
 
 
 class PeersFolder(NamedTuple):

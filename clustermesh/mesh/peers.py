@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from clustermesh.errors import Invalid
+from clustermesh.errors import Invalid, Unavailable
 from clustermesh.mesh import last_good
 from clustermesh.mesh.peer_files import PeerFile, PeerProblem, read_peers
 from clustermesh.mesh.reader import ClusterReader, Resource, Sink
@@ -51,7 +51,11 @@ class Peers:
 
     def sync(self, tasks: asyncio.TaskGroup) -> None:
         """Make the readers match the folder."""
-        files, problems = read_peers(self._folder, self._own.name)
+        try:
+            files, problems = read_peers(self._folder, self._own.name)
+        except Unavailable as e:
+            self._report([PeerProblem("", e)])  # a folder that cannot be read now is not an empty one
+            return
         self._report(problems)
         self.synced_once = True
         unclear = {problem.name for problem in problems}  # a file that cannot be read now is not a file that is gone

@@ -300,6 +300,10 @@ async def test_a_peer_file_starts_a_reader_and_its_removal_drains_the_cluster(
         (folder / BETA).write_text("endpoints: [")  # half-written: not the same as gone
         await until(lambda: any(BETA in problem for problem in peers.problems))
         assert peers.readers[BETA].session.state is State.FRESH
+        folder.rename(tmp_path / "away")  # a volume that is not mounted for a moment: neither
+        await until(lambda: any("No such file" in problem for problem in peers.problems))
+        assert peers.readers[BETA].session.state is State.FRESH
+        (tmp_path / "away").rename(folder)
         (folder / BETA).unlink()
         await until(lambda: BETA not in peers.readers)
         assert BETA not in sink.state.views
