@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -21,7 +21,7 @@ from msgspec import Struct
 from agent.cni import attach
 from agent.cni.ipam import Ipam
 from agent.files import remove, write_atomically
-from clustermesh.errors import ClusterMeshError, DecodeError, Invalid, Refused
+from clustermesh.errors import ClusterMeshError, DecodeError, Invalid, Refused, Unavailable
 
 MAX_ID: Final = 200
 
@@ -140,9 +140,9 @@ class Endpoints:
             if known is not None and known.netns == request.netns and not await attach.find_fault(known):
                 return known
             record = self._make_record(request, known)
-            await asyncio.to_thread(write_atomically, self._path(key), msgspec.json.encode(record))
             self._records[key] = record
             try:
+                await self._on_disk(key, lambda path: write_atomically(path, msgspec.json.encode(record)))
                 await attach.detach(record.host_ifname)
                 await attach.attach(record)
             except ClusterMeshError:
@@ -171,10 +171,17 @@ class Endpoints:
 
     async def _forget(self, key: tuple[str, str], device: str) -> None:
         await attach.detach(device)  # first: while this fails the address stays taken
-        await asyncio.to_thread(remove, self._path(key))
+        await self._on_disk(key, remove)
         record = self._records.pop(key, None)
         if record is not None:
             self._ipam.release(record.ip)
+
+    async def _on_disk(self, key: tuple[str, str], work: Callable[[Path], None]) -> None:
+        path = self._folder / f"{key[0]}:{key[1]}.json"
+        try:
+            await asyncio.to_thread(work, path)
+        except OSError as e:
+            raise Unavailable(f"endpoint file {path}: {e.strerror or e}") from e
 
     async def check(self, request: EndpointRequest) -> EndpointRecord:
         """The pod's record, if kernel and record agree; else Refused, which says what is missing."""
@@ -188,7 +195,7 @@ class Endpoints:
         return record
 
     async def drain(self, queue: Path) -> int:
-        """Carry out the deletions left in folder `queue` while no agent listened; returns how many.
+        """Carry out the deletions left in folder `queue` while no agent listened; returns how many. What fails stays.
 
         Call it once the socket listens: the plugin writes a deletion down, then tries the socket once more.
         """
@@ -196,14 +203,13 @@ class Endpoints:
         for path in _entries(queue):
             try:
                 await self.delete(_decode_deletion(path))
-            except DecodeError as e:
+                path.unlink(missing_ok=True)
+            except (ClusterMeshError, OSError) as e:
                 self.problems[path.name] = str(e)
-            path.unlink(missing_ok=True)
+                continue
+            self.problems.pop(path.name, None)
             done += 1
         return done
-
-    def _path(self, key: tuple[str, str]) -> Path:
-        return self._folder / f"{key[0]}:{key[1]}.json"
 
     @asynccontextmanager
     async def _turn(self, key: tuple[str, str]) -> AsyncIterator[None]:

@@ -16,6 +16,7 @@ from netns_node import TIMEOUT, NetnsNode
 
 from agent import netlink
 from agent.cni.endpoints import EndpointRequest, Endpoints
+from agent.cni.ipam import Ipam
 from agent.targets.routes import RouteTarget, tunnel_routes
 from agent.targets.wireguard import WireGuardTarget
 from agent.wireguard import keys
@@ -34,6 +35,7 @@ class MeshNode(NetnsNode):
     def __init__(self, number: int, state: Path) -> None:
         super().__init__(number)
         self.state = state
+        self.router = Ipam(self.pod_cidr).router
         self.private_key = keys.load_or_create(state / "wireguard" / "cm-wg0.key")
         self.public_key = keys.public_key(self.private_key)
 
@@ -47,9 +49,16 @@ class MeshNode(NetnsNode):
         self.reconciler = Reconciler(self.peers, self.routes)
         self.reconciler.may_delete = True
         self._greeting = asyncio.create_task(self.peers.target.greet_forever())
-        self.endpoints = Endpoints(self.state, self.pod_cidr, mtu=MTU)
-        await netlink.prepare_node(self.endpoints.router)
+        await netlink.prepare_node(self.router)
         await self._ensure()
+        await self._start_pods()
+
+    def start_pods(self) -> None:
+        """Only the agent's side of CNI: no tunnel."""
+        self.do(self._start_pods())
+
+    async def _start_pods(self) -> None:
+        self.endpoints = Endpoints(self.state, self.pod_cidr, mtu=MTU)
         await self.endpoints.restore()
         AGENT_SOCKET.parent.mkdir(exist_ok=True)
         self._server = await asyncio.start_unix_server(self._answer, AGENT_SOCKET)
@@ -59,6 +68,12 @@ class MeshNode(NetnsNode):
         async def stop() -> None:
             self._greeting.cancel()
             await asyncio.wait([self._greeting])
+
+        self.stop_pods()
+        self.do(stop())
+
+    def stop_pods(self) -> None:
+        async def stop() -> None:
             self._server.close()
             await self._server.wait_closed()
             AGENT_SOCKET.unlink()
@@ -75,7 +90,7 @@ class MeshNode(NetnsNode):
         """Want `other` as a peer, with routes to its pods."""
         cidrs = (other.pod_cidr,)
         self.peers.set(other.public_key, Peer(endpoint=other.address, port=LISTEN_PORT, allowed_ips=cidrs))
-        for key, route in tunnel_routes(cidrs, NAME, self.endpoints.router).items():
+        for key, route in tunnel_routes(cidrs, NAME, self.router).items():
             self.routes.set(key, route)
         self.flush()
 

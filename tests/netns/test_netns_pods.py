@@ -1,0 +1,237 @@
+"""Pods of one node: attached, looked at, detached, through the plugin as a container runtime runs it.
+
+  node 1 (net + mount namespace)
++-----------------------------------------------------------+
+|   pod a            pod b                     lo 10.1.0.1   |
+|  10.1.0.2/32      10.1.0.3/32               (the router)   |
+|   eth0              eth0                                   |
+|    |                 |                                     |
+|  lxc1234...        lxc5678...                              |
+|  10.1.0.2/32 ->    10.1.0.3/32 ->                          |
++-----------------------------------------------------------+
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from netns_mesh import MTU, MeshNode
+
+from agent import netlink
+from agent.cni import attach
+from agent.cni.endpoints import EndpointRequest, Endpoints, host_ifname
+from clustermesh.errors import Invalid, Refused, Unavailable
+
+
+@pytest.fixture
+def attached(node: MeshNode) -> Iterator[MeshNode]:
+    """A node whose agent answers the plugin; it has no tunnel."""
+    node.do(netlink.prepare_node("10.1.0.1"))
+    node.start_pods()
+    yield node
+    node.stop_pods()
+
+
+def request(pod: str, container: str = "") -> EndpointRequest:
+    return EndpointRequest(container_id=container or f"container-{pod}", ifname="eth0", netns=f"/run/netns/{pod}")
+
+
+def devices(node: MeshNode) -> set[str]:
+    return {link["ifname"] for link in json.loads(node.run("ip -j link"))} - {"lo"}
+
+
+def test_pods_of_one_node_talk_to_each_other_and_to_their_node(attached: MeshNode) -> None:
+    a, b = attached.make_pod("a"), attached.make_pod("b")
+    assert (a, b) == ("10.1.0.2", "10.1.0.3")
+    with attached.tcp_server("b") as server:
+        assert attached.talk("a", server, b) == a
+        with attached.call(lambda: socket.create_connection((b, 8080), 10)), server.accept()[0]:
+            pass
+
+
+def test_pod_has_one_address_and_needs_no_arp(attached: MeshNode) -> None:
+    attached.make_pod("a")
+    inside = "ip netns exec a ip"
+    (link,) = json.loads(attached.run(f"{inside} -j link show eth0"))
+    assert (link["mtu"], "UP" in link["flags"]) == (MTU, True)
+    routes = {route["dst"]: route.get("gateway") for route in json.loads(attached.run(f"{inside} -j -4 route"))}
+    assert routes == {"default": "10.1.0.1", "10.1.0.1": None}
+    (router,) = json.loads(attached.run(f"{inside} -j -4 neigh"))
+    assert (router["dst"], router["state"]) == ("10.1.0.1", ["PERMANENT"])
+    (pod,) = json.loads(attached.run("ip -j -4 neigh"))
+    assert (pod["dst"], pod["lladdr"], pod["state"]) == ("10.1.0.2", link["address"], ["PERMANENT"])
+
+
+def test_add_repeated_returns_the_same_pod(attached: MeshNode) -> None:
+    attached.run("ip netns add a")
+    first, second = attached.cni("ADD", "a"), attached.cni("ADD", "a")
+    assert first == second
+    assert len(devices(attached)) == 1
+
+
+def test_two_adds_at_once_make_two_pods_and_the_same_twice_makes_one(attached: MeshNode) -> None:
+    for pod in ("a", "b"):
+        attached.run(f"ip netns add {pod}")
+
+    async def add_all() -> list[str]:
+        return [r.ip for r in await asyncio.gather(*(attached.endpoints.add(request(pod)) for pod in "abab"))]
+
+    assert attached.do(add_all()) == ["10.1.0.2", "10.1.0.3"] * 2
+    assert devices(attached) == {host_ifname(f"container-{pod}", "eth0") for pod in "ab"}
+
+
+def test_del_removes_everything_and_again_is_success(attached: MeshNode) -> None:
+    attached.make_pod("a")
+    for _ in range(2):
+        assert attached.cni("DEL", "a") == (0, None)
+        assert devices(attached) == set()
+        assert attached.run("ip -4 route show proto 178") == ""
+        assert list((attached.state / "endpoints").iterdir()) == []
+    assert attached.endpoints.records == {}
+
+
+def test_del_after_the_namespace_is_gone(attached: MeshNode) -> None:
+    attached.make_pod("a")
+    attached.run("ip netns del a")
+    assert attached.cni("DEL", "a") == (0, None)
+    assert attached.endpoints.records == {}
+    assert list((attached.state / "endpoints").iterdir()) == []
+
+
+def test_freed_address_is_not_used_at_once(attached: MeshNode) -> None:
+    attached.make_pod("a")
+    assert attached.cni("DEL", "a") == (0, None)
+    assert attached.make_pod("b") == "10.1.0.3"
+
+
+def test_add_that_fails_leaves_nothing(attached: MeshNode) -> None:
+    attached.run("ip netns add a")
+    attached.run("ip netns exec a ip link add eth0 type bridge")  # the name is taken
+    status, error = attached.cni("ADD", "a")
+    assert (status, error["code"]) == (1, 100)
+    assert "File exists" in error["msg"]
+    status, error = attached.cni("ADD", "nowhere")
+    assert status == 1
+    assert "No such file" in error["msg"]
+    assert devices(attached) == set()
+    assert attached.endpoints.records == {}
+    assert list((attached.state / "endpoints").iterdir()) == []
+    assert attached.make_pod("b") == "10.1.0.4"
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        ("ip link del {device}", "the node has no device"),
+        ("ip route del 10.1.0.2/32", "no route to 10.1.0.2"),
+        ("ip netns exec a ip link set eth0 down", "it is down"),
+        ("ip netns exec a ip addr flush dev eth0", "does not have 10.1.0.2"),
+        ("ip netns exec a ip route del default", "no default route"),
+        ("ip netns exec a ip link set eth0 address 02:00:00:00:00:99", "has MAC 02:00:00:00:00:99"),
+    ],
+)
+def test_check_finds_what_is_missing_and_add_repairs_it(attached: MeshNode, damage: str, fault: str) -> None:
+    attached.make_pod("a")
+    before = {"ips": [{"address": "10.1.0.2/32"}]}
+    assert attached.cni("CHECK", "a", prevResult=before) == (0, None)
+    attached.run(damage.format(device=host_ifname("container-a", "eth0")))
+    status, error = attached.cni("CHECK", "a", prevResult=before)
+    assert status == 1
+    assert fault in error["msg"]
+    status, result = attached.cni("ADD", "a")
+    assert (status, result["ips"][0]["address"]) == (0, "10.1.0.2/32")
+    assert attached.cni("CHECK", "a", prevResult=before) == (0, None)
+
+
+def test_restarted_agent_knows_its_pods_and_their_addresses(attached: MeshNode) -> None:
+    attached.make_pod("a")
+    before = dict(attached.endpoints.records)
+    attached.stop_pods()
+    attached.start_pods()
+    assert attached.endpoints.records == before
+    assert attached.make_pod("b") == "10.1.0.3"
+    assert attached.cni("CHECK", "a", prevResult={"ips": [{"address": "10.1.0.2/32"}]}) == (0, None)
+
+
+def test_address_of_a_pod_whose_file_is_lost_is_not_given_away(attached: MeshNode) -> None:
+    attached.make_pod("a")
+    attached.stop_pods()
+    (file,) = (attached.state / "endpoints").iterdir()
+    file.write_text("{torn")
+    attached.start_pods()
+    assert file.name in attached.endpoints.problems
+    assert attached.make_pod("b") == "10.1.0.3"
+    assert attached.cni("DEL", "a") == (0, None)  # found by its name alone
+    assert devices(attached) == {host_ifname("container-b", "eth0")}
+
+
+def test_pods_that_a_reboot_took_are_forgotten(attached: MeshNode) -> None:
+    attached.make_pod("a")
+    attached.stop_pods()
+    attached.run("ip netns del a")
+    attached.do(netlink.delete_link(host_ifname("container-a", "eth0")))
+    attached.start_pods()
+    assert attached.endpoints.records == {}
+    assert list((attached.state / "endpoints").iterdir()) == []
+
+
+def test_pod_deleted_while_the_agent_was_down_is_gone_when_it_is_back(attached: MeshNode) -> None:
+    attached.make_pod("a")
+    attached.stop_pods()
+    assert attached.cni("DEL", "a") == (0, None)
+    assert len(devices(attached)) == 1
+    attached.start_pods()
+    assert devices(attached) == set()
+    assert attached.endpoints.records == {}
+
+
+def test_deletion_that_cannot_be_read_stays_and_is_shown(attached: MeshNode) -> None:
+    queue = attached.state / "queue"
+    queue.mkdir()
+    (queue / "torn.json").write_text('{"container_id": "x"')
+    (queue / "hostile.json").write_text('{"container_id": "../../etc", "ifname": "eth0"}')
+    assert attached.do(attached.endpoints.drain(queue)) == 0
+    assert attached.endpoints.problems.keys() == {"torn.json", "hostile.json"}
+
+
+def test_full_pod_cidr_is_a_clear_error(node: MeshNode, tmp_path: Path) -> None:
+    endpoints = Endpoints(tmp_path, "10.1.0.0/29", mtu=MTU)
+    node.do(endpoints.restore())
+    node.run("ip netns add a")
+    for number in range(5):
+        node.run(f"ip netns add full{number}")
+        node.do(endpoints.add(request(f"full{number}")))
+    with pytest.raises(Refused, match=r"all 5 pod addresses of 10\.1\.0\.0/29 are in use"):
+        node.do(endpoints.add(request("a")))
+    node.do(endpoints.delete(request("full2")))
+    assert node.do(endpoints.add(request("a"))).ip == "10.1.0.4"
+
+
+def test_pod_is_not_attached_when_it_cannot_be_remembered(node: MeshNode, tmp_path: Path) -> None:
+    """A full disk: an address that a restarted agent does not know of would be given to a second pod."""
+    endpoints = Endpoints(tmp_path, "10.1.0.0/24", mtu=MTU)
+    node.do(endpoints.restore())
+    node.run("ip netns add a")
+    node.run(f"mount -t tmpfs -o size=4k,nr_inodes=1 tmpfs {tmp_path}/endpoints")
+    with pytest.raises(Unavailable, match="No space left on device"):
+        node.do(endpoints.add(request("a")))
+    assert devices(node) == set()
+    assert endpoints.records == {}
+
+
+@pytest.mark.parametrize("container", ["", "../x", "a/b", ".hidden", "x" * 201, "a\nb"])
+def test_name_that_would_leave_the_folder_is_invalid(node: MeshNode, tmp_path: Path, container: str) -> None:
+    endpoints = Endpoints(tmp_path, "10.1.0.0/24", mtu=MTU)
+    bad = EndpointRequest(container_id=container, ifname="eth0", netns="/run/netns/a")
+    for verb in (endpoints.add, endpoints.delete, endpoints.check):
+        with pytest.raises(Invalid):
+            node.do(verb(bad))
+
+
+def test_detaching_what_is_absent_is_success(node: MeshNode) -> None:
+    node.do(attach.detach("lxc-nothing"))
