@@ -141,14 +141,19 @@ class _Builder:
 
     def _mapping(self, depth: int) -> dict[str, object]:
         mapping: dict[str, object] = {}
+        merged: dict[str, object] = {}
         while type(event := self._next()) is not MappingEndEvent:
             key = self._alias(event.anchor) if type(event) is AliasEvent else getattr(event, "value", None)
             if not isinstance(key, str):
                 raise _NotAllowed("a key must be plain text")
             if key in mapping:
                 raise _NotAllowed(f"the key {key!r} is given twice")
-            mapping[key] = self._value(self._next(), depth)
-        return mapping
+            value = self._value(self._next(), depth)
+            if key == "<<":
+                merged = _merge(value)
+            else:
+                mapping[key] = value
+        return {**merged, **mapping} if merged else mapping
 
     def _sequence(self, event: Any, depth: int) -> list[object]:
         assert type(event) is SequenceStartEvent  # the only kind left
@@ -168,6 +173,16 @@ class _Builder:
         self._nodes += nodes
         if self._nodes > MAX_NODES:
             raise _NotAllowed(f"must not hold more than {MAX_NODES} values, aliases expanded")
+
+
+def _merge(value: object) -> dict[str, object]:
+    """What "<<" brings in: a mapping, or several of which the first counts."""
+    merged: dict[str, object] = {}
+    for mapping in reversed(value) if isinstance(value, list) else [value]:
+        if not isinstance(mapping, dict):
+            raise _NotAllowed("'<<' must bring in mappings")
+        merged |= mapping
+    return merged
 
 
 def _scalar(event: Any) -> object:

@@ -19,13 +19,13 @@ from watchfiles._rust_notify import RustNotify  # documented as the way to start
 
 from clustermesh.model import Cluster
 from clustermesh.sources.objects import Ref
-from clustermesh.sources.scan import Scan, Stamp, is_manifest, scan_files, scan_folder
+from clustermesh.sources.scan import Reading, Scan, is_manifest, scan_files, scan_folder
 from clustermesh.sources.table import ObjectTable, Problem
 from clustermesh.sources.translate import Change, Snapshot, Translator
 
 RESCAN: Final = 3.0
 """Seconds between two looks at the whole folder."""
-_STEP, _DEBOUNCE = 8, 40
+_STEP, _DEBOUNCE = 2, 40
 """Milliseconds without an event after which a change is read, and the most that events are waited for."""
 _REPLACED: Final = 0.02
 """Seconds a file may be missing while an editor puts a new one in its place."""
@@ -38,7 +38,7 @@ class FolderSource:
         self.root, self.rescan = root, rescan
         self._table = ObjectTable()
         self._translator = Translator(cluster, self._table.objects)
-        self._stamps: dict[str, Stamp | tuple[()]] = {}
+        self._known: dict[str, Reading] = {}
         self._error = ""
         self._seen_whole = False
 
@@ -97,7 +97,7 @@ class FolderSource:
     async def _look(self, paths: list[str] | None) -> Change | None:
         """Read what changed and fold it in; None when nothing did."""
         look = partial(scan_folder, self.root) if paths is None else partial(scan_files, self.root, paths)
-        scan = await asyncio.to_thread(look, dict(self._stamps), time.time_ns())
+        scan = await asyncio.to_thread(look, dict(self._known), time.time_ns())
         error = scan.error if paths is None else self._error
         if not scan.read and not scan.removed and error == self._error:
             return None
@@ -109,10 +109,10 @@ class FolderSource:
         """The objects that changed, each with the time of its change: of the write, or of noticing the removal."""
         observed: dict[Ref, int] = {}
         for path, reading in scan.read.items():
-            self._stamps[path] = reading.stamp
+            self._known[path] = reading
             observed.update(dict.fromkeys(self._table.put(path, reading.manifest), reading.written))
         for path in sorted(scan.removed):
-            del self._stamps[path]
+            del self._known[path]
             observed.update(dict.fromkeys(self._table.remove(path), time.time_ns()))
         return observed
 

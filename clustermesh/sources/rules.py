@@ -9,10 +9,12 @@ from typing import Final
 
 from clustermesh.errors import Invalid
 from clustermesh.model import Protocol
+from clustermesh.wire.address import read_ip
 
 _DNS_LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _DNS_SUBDOMAIN: Final = re.compile(rf"{_DNS_LABEL.pattern}(\.{_DNS_LABEL.pattern})*")
 _QUALIFIED: Final = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
+_NOBODY: Final = ("0.", "127.", *(f"{first}." for first in range(224, 240)), "ff")
 _PROTOCOLS: Final = {"TCP": Protocol.TCP, "UDP": Protocol.UDP, "SCTP": Protocol.SCTP}
 
 
@@ -43,15 +45,10 @@ def check_labels(field: str, labels: Mapping[str, str]) -> Mapping[str, str]:
 
 def parse_ip(field: str, text: str) -> str:
     """The canonical text of an address: what is published must be spelled as every reader spells it."""
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError as e:
-        raise Invalid(field, text, "must be an IPv4 or IPv6 address") from e
-    if isinstance(address, ipaddress.IPv6Address) and (address.scope_id is not None or address.ipv4_mapped is not None):
-        raise Invalid(field, text, "must have no zone and not be an IPv4 address in IPv6 clothes")
-    if address.is_unspecified or address.is_multicast or address.is_loopback:
+    ip = read_ip(text, field)
+    if ip.startswith(_NOBODY) or ip in ("::", "::1"):
         raise Invalid(field, text, "must be the address of one machine or pod, not unspecified, loopback or multicast")
-    return str(address)
+    return ip
 
 
 def parse_cidr(field: str, text: str) -> str:

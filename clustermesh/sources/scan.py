@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from clustermesh.sources.table import MAX_BYTES, Manifest, read_manifest, unreadable
+from clustermesh.sources.table import EMPTY, MAX_BYTES, Manifest, read_manifest, unreadable
 
 SUFFIXES: Final = (".yaml", ".yml", ".json")
 _RACY: Final = 50_000_000
@@ -41,8 +42,8 @@ def is_manifest(path: str) -> bool:
     return path.endswith(SUFFIXES) and not any(part.startswith(".") for part in path.split("/"))
 
 
-def scan_folder(root: Path, known: Mapping[str, Stamp | tuple[()]], now: int) -> Scan:
-    """The whole folder, compared with the stamps `known` of the files read before, by path relative to `root`."""
+def scan_folder(root: Path, known: Mapping[str, Reading], now: int) -> Scan:
+    """The whole folder, compared with what is `known` of the files read before, by path relative to `root`."""
     faults: list[OSError] = []
     found: dict[str, Stamp] = {}
     for folder, folders, files in os.walk(root, onerror=faults.append):
@@ -51,13 +52,13 @@ def scan_folder(root: Path, known: Mapping[str, Stamp | tuple[()]], now: int) ->
             stamp = _stamp(path)
             if stamp is not None:
                 found[os.path.relpath(path, root)] = stamp
-    changed = [path for path, stamp in found.items() if known.get(path) != stamp]
+    changed = [path for path, stamp in found.items() if path not in known or known[path].stamp != stamp]
     removed = frozenset() if faults else frozenset(known.keys() - found.keys())
     error = "; ".join(f"{fault.filename}: {fault.strerror}; kept as it was" for fault in faults)
     return Scan(_read_all(root, changed, known, now), removed, error)
 
 
-def scan_files(root: Path, paths: Iterable[str], known: Mapping[str, Stamp | tuple[()]], now: int) -> Scan:
+def scan_files(root: Path, paths: Iterable[str], known: Mapping[str, Reading], now: int) -> Scan:
     """Only `paths`, which are read whatever their stamps say: somebody was told that they changed."""
     present = {path: _stamp(os.path.join(root, path)) is not None for path in paths}
     removed = frozenset(path for path, there in present.items() if not there and path in known)
@@ -65,27 +66,35 @@ def scan_files(root: Path, paths: Iterable[str], known: Mapping[str, Stamp | tup
 
 
 def _stamp(path: str) -> Stamp | None:
+    """None for what is not there, or is no file."""
     try:
         status = os.stat(path)
     except OSError:
         return None
+    if not stat.S_ISREG(status.st_mode):
+        return None
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
-def _read_all(root: Path, paths: Iterable[str], known: Mapping[str, object], now: int) -> dict[str, Reading]:
-    return {path: _read(root, path, path in known, now) for path in sorted(paths)}
+def _read_all(root: Path, paths: Iterable[str], known: Mapping[str, Reading], now: int) -> dict[str, Reading]:
+    return {path: _read(root, path, known.get(path), now) for path in sorted(paths)}
 
 
-def _read(root: Path, path: str, was_known: bool, now: int) -> Reading:
+def _read(root: Path, path: str, before: Reading | None, now: int) -> Reading:
     try:
-        with open(root / path, "rb") as file:
-            status = os.fstat(file.fileno())
-            data = file.read(MAX_BYTES + 1)
+        status, data = _load(root / path)
     except OSError as e:
         return Reading(unreadable(path, f"{e.strerror}; kept as it was"), now, ())
     age = now - status.st_mtime_ns
-    if was_known and not data.strip() and 0 <= age < _EMPTIED:
+    if before is not None and not data.strip() and 0 <= age < _EMPTIED:
         return Reading(unreadable(path, "is empty, perhaps just being written; kept as it was"), now, ())
     stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
     settled = time.time_ns() - status.st_mtime_ns > _RACY
-    return Reading(read_manifest(path, data), status.st_mtime_ns, stamp if settled else ())
+    manifest = read_manifest(path, data, before.manifest if before else EMPTY)
+    return Reading(manifest, status.st_mtime_ns, stamp if settled else ())
+
+
+def _load(path: Path) -> tuple[os.stat_result, bytes]:
+    # Without O_NONBLOCK a named pipe in the place of a file would hold us for ever.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        return os.fstat(file.fileno()), file.read(MAX_BYTES + 1)

@@ -44,20 +44,32 @@ class Entry(NamedTuple):
     value: Object
 
 
+Found = tuple[Ref, Object] | Invalid
+"""An object, or why there is none."""
+
+
 class Manifest(Struct, frozen=True):
-    """What one file says. `broken` is set where some document of it could not be read."""
+    """What one file says. `broken` is set where some document of it could not be read.
+
+    `documents` is what each document's text was found to hold: a text that is met again is not parsed again.
+    """
 
     objects: Mapping[Ref, Entry] = {}
     problems: tuple[Problem, ...] = ()
     broken: bool = False
+    documents: Mapping[str, tuple[Found, ...]] = {}
 
 
-def read_manifest(file: str, data: bytes) -> Manifest:
-    """`data` as the content of `file`; never raises on garbage, which becomes problems."""
+EMPTY: Final = Manifest()
+
+
+def read_manifest(file: str, data: bytes, before: Manifest = EMPTY) -> Manifest:
+    """`data` as the content of `file`, which held `before`; never raises on garbage, which becomes problems."""
     objects: dict[Ref, Entry] = {}
     problems: list[Problem] = []
     broken = False
-    for number, found in _decode_file(file, data):
+    documents: dict[str, tuple[Found, ...]] = {}
+    for number, found in _decode_file(file, data, before.documents, documents):
         if isinstance(found, Invalid):
             problems.append(Problem(file, number, str(found)))
             broken = True
@@ -66,7 +78,7 @@ def read_manifest(file: str, data: bytes) -> Manifest:
             problems.append(Problem(file, number, f"{found[0]}: is given twice; document {first} counts"))
         else:
             objects[found[0]] = Entry(number, found[1])
-    return Manifest(objects, tuple(problems), broken)
+    return Manifest(objects, tuple(problems), broken, documents)
 
 
 def unreadable(file: str, reason: str) -> Manifest:
@@ -74,7 +86,9 @@ def unreadable(file: str, reason: str) -> Manifest:
     return Manifest(problems=(Problem(file, 0, reason),), broken=True)
 
 
-def _decode_file(file: str, data: bytes) -> Iterator[tuple[int, tuple[Ref, Object] | Invalid]]:
+def _decode_file(
+    file: str, data: bytes, known: Mapping[str, tuple[Found, ...]], documents: dict[str, tuple[Found, ...]]
+) -> Iterator[tuple[int, Found]]:
     if len(data) > MAX_BYTES:
         yield 0, DecodeError("file", f"{len(data)} bytes", f"must be at most {MAX_BYTES} bytes")
     elif file.endswith(".json"):
@@ -86,11 +100,15 @@ def _decode_file(file: str, data: bytes) -> Iterator[tuple[int, tuple[Ref, Objec
             yield 0, DecodeError("file", data[e.start : e.start + 8], "must be UTF-8 text")
             return
         for document in split_documents(text):
-            for found in _decode_document(partial(parse_yaml, document)):
-                yield document.number, found
+            entries = known.get(document.text)
+            # A fault names its line, which may be another one now.
+            if entries is None or any(isinstance(found, Invalid) for found in entries):
+                entries = tuple(_decode_document(partial(parse_yaml, document)))
+            documents[document.text] = entries
+            yield from ((document.number, found) for found in entries)
 
 
-def _decode_document(parse: Callable[[], object]) -> Iterator[tuple[Ref, Object] | Invalid]:
+def _decode_document(parse: Callable[[], object]) -> Iterator[Found]:
     try:
         value = parse()
     except Invalid as e:
@@ -117,7 +135,7 @@ class ObjectTable:
 
     def put(self, file: str, manifest: Manifest) -> set[Ref]:
         """Take `manifest` as what `file` says now; returns the objects that came, went or changed by it."""
-        before = self._files.get(file, Manifest())
+        before = self._files.get(file, EMPTY)
         if not manifest.broken:
             self._never_whole.discard(file)
         elif file in self._files:
@@ -129,7 +147,7 @@ class ObjectTable:
 
     def remove(self, file: str) -> set[Ref]:
         """Forget `file`; returns the objects that went or changed by it."""
-        before = self._files.pop(file, Manifest())
+        before = self._files.pop(file, EMPTY)
         self._never_whole.discard(file)
         return self._settle(file, before.objects, {})
 
@@ -149,11 +167,13 @@ class ObjectTable:
                 yield Problem(file, document, f"{ref}: is given in {first} already, which counts")
 
     def _settle(self, file: str, before: Mapping[Ref, Entry], after: Mapping[Ref, Entry]) -> set[Ref]:
-        for ref in before.keys() - after.keys():
+        gone = [ref for ref in before if ref not in after]
+        new = [ref for ref, entry in after.items() if ref not in before or before[ref].value is not entry.value]
+        for ref in gone:
             self._claims[ref].discard(file)
-        for ref in after:
+        for ref in new:
             self._claims.setdefault(ref, set()).add(file)
-        return {ref for ref in before.keys() | after.keys() if self._settle_one(ref)}
+        return {ref for ref in gone + new if self._settle_one(ref)}
 
     def _settle_one(self, ref: Ref) -> bool:
         """Choose the object that counts for `ref`; True when that changed anything."""

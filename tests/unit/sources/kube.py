@@ -1,0 +1,86 @@
+"""Kubernetes objects for tests, as few fields as each needs; overrides are merged in, at any depth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from clustermesh.model import Cluster
+from clustermesh.sources.objects import Object, Ref, decode_objects
+
+ALPHA = Cluster(name="alpha", id=1)
+
+
+def service(name: str, *, global_: bool = True, **spec: Any) -> dict[str, Any]:
+    annotations = {"service.cilium.io/global": "true"} if global_ else {}
+    spec = {"clusterIP": "10.96.0.10", "ports": [{"name": "http", "port": 80, "targetPort": 8080}], **spec}
+    return {"apiVersion": "v1", "kind": "Service", "metadata": _metadata(name, annotations=annotations), "spec": spec}
+
+
+def endpoint_slice(name: str, owner: str, addresses: list[str], **more: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": _metadata(name, labels={"kubernetes.io/service-name": owner}),
+        "addressType": "IPv4",
+        "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
+        "endpoints": [{"addresses": [address], "conditions": {"ready": True}} for address in addresses],
+        **more,
+    }
+
+
+def pod(name: str, ip: str, labels: Mapping[str, str], *, ready: bool = True, **spec: Any) -> dict[str, Any]:
+    ports = [{"name": "web", "containerPort": 8080}]
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": _metadata(name, labels=dict(labels)),
+        "spec": {"nodeName": "n1", "containers": [{"name": "main", "ports": ports}], **spec},
+        "status": {
+            "podIP": ip,
+            "phase": "Running",
+            "conditions": [{"type": "Ready", "status": "True" if ready else "False"}],
+        },
+    }
+
+
+def node(name: str, ip: str, *cidrs: str, **annotations: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": name, "annotations": {k.replace("__", "/"): v for k, v in annotations.items()}},
+        "spec": {"podCIDR": cidrs[0], "podCIDRs": list(cidrs)} if cidrs else {},
+        "status": {"addresses": [{"type": "InternalIP", "address": ip}, {"type": "Hostname", "address": name}]},
+    }
+
+
+def namespace(name: str, *, global_: str | None = None, **labels: str) -> dict[str, Any]:
+    annotations = {} if global_ is None else {"clustermesh.cilium.io/global": global_}
+    metadata = {"name": name, "labels": labels, "annotations": annotations}
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}
+
+
+def annotated(manifest: dict[str, Any], **annotations: str) -> dict[str, Any]:
+    """With annotations under service.cilium.io/."""
+    metadata = manifest["metadata"]
+    more = {f"service.cilium.io/{key}": value for key, value in annotations.items()}
+    return {**manifest, "metadata": {**metadata, "annotations": {**metadata.get("annotations", {}), **more}}}
+
+
+def decode(*manifests: dict[str, Any]) -> dict[Ref, Object]:
+    """The objects of manifests that must be without fault."""
+    found = [each for manifest in manifests for each in decode_objects(manifest)]
+    assert all(isinstance(each, tuple) for each in found), found
+    return dict(found)  # type: ignore[arg-type]
+
+
+def dump(*manifests: Any) -> str:
+    """As one YAML file."""
+    return yaml.safe_dump_all(manifests, sort_keys=False)
+
+
+def _metadata(name: str, **more: Any) -> dict[str, Any]:
+    space, _, bare = name.rpartition("/")
+    return {"name": bare, "namespace": space or "shop", **more}

@@ -1,0 +1,102 @@
+"""The translator that redoes only what a change touches, beside its stupid twin that redoes everything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import kube
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clustermesh.sources.index import Index
+from clustermesh.sources.objects import Object, Pod, Ref
+from clustermesh.sources.translate import Change, Snapshot, Translator, translate
+
+_LABELS = st.dictionaries(st.sampled_from("ab"), st.sampled_from("xy"), max_size=2)
+_NAMES = st.sampled_from(["one", "two"])
+_SPACES = st.sampled_from(["shop", "bank"])
+_IPS = st.integers(1, 4).map(lambda n: f"10.1.0.{n}")
+
+
+@st.composite
+def _manifests(draw: st.DrawFn) -> dict[str, Any]:
+    kind = draw(st.sampled_from(["Service", "EndpointSlice", "Pod", "Pod", "Node", "Namespace"]))
+    name = f"{draw(_SPACES)}/{draw(_NAMES)}"
+    if kind == "Service":
+        return kube.service(name, global_=draw(st.booleans()), selector=draw(_LABELS))
+    if kind == "EndpointSlice":
+        return kube.endpoint_slice(name, draw(_NAMES), draw(st.lists(_IPS, max_size=2)))
+    if kind == "Pod":
+        return kube.pod(name, draw(_IPS), draw(_LABELS), ready=draw(st.booleans()), nodeName=draw(_NAMES))
+    if kind == "Node":
+        return kube.node(draw(_NAMES), draw(st.sampled_from(["192.0.2.1", "192.0.2.2"])), draw(_IPS) + "/32")
+    return kube.namespace(draw(_SPACES), global_=draw(st.sampled_from([None, "true", "false"])), team=draw(_NAMES))
+
+
+_STEPS = st.lists(st.lists(st.tuples(_manifests(), st.booleans()), max_size=4), max_size=8)
+
+
+def _fold(seen: Snapshot, change: Change, now: Snapshot) -> None:
+    """What a reader has that acts on changes alone."""
+    for mine, theirs, names in (
+        (seen.services, now.services, change.services),
+        (seen.nodes, now.nodes, change.nodes),
+        (seen.endpoints, now.endpoints, change.endpoints),
+    ):
+        for name in names:
+            mine.pop(name, None)  # type: ignore[call-overload]
+            if name in theirs:
+                mine[name] = theirs[name]  # type: ignore[index]
+
+
+@settings(max_examples=200, deadline=None)
+@given(_STEPS)
+def test_any_history_ends_as_if_everything_had_been_translated_at_once(
+    steps: list[list[tuple[dict[str, Any], bool]]],
+) -> None:
+    objects: dict[Ref, Object] = {}
+    translator, seen = Translator(kube.ALPHA, objects), Snapshot(services={}, nodes={}, endpoints={})
+    for step in steps:
+        changed = {}
+        for manifest, present in step:
+            ((ref, value),) = kube.decode(manifest).items()
+            objects.pop(ref, None)
+            if present:
+                objects[ref] = value
+            changed[ref] = 1
+        _fold(seen, translator.apply(changed), translator.snapshot)
+        twin, faults = translate(kube.ALPHA, objects)
+        assert translator.snapshot == twin
+        assert seen == twin, "a Change names everything that changed"
+        assert sorted(translator.faults()) == sorted(faults)
+
+
+@given(st.lists(st.tuples(_LABELS, st.booleans()), max_size=12), _LABELS)
+def test_the_index_finds_the_pods_that_a_look_at_every_pod_would(
+    pods: list[tuple[dict[str, str], bool]], selector: dict[str, str]
+) -> None:
+    index, twin = Index(), dict[Ref, Object]()
+    for number, (labels, stays) in enumerate(pods):
+        ((ref, value),) = kube.decode(kube.pod(f"p{number}", "10.1.0.1", labels)).items()
+        index.add(ref, value)
+        if stays:
+            twin[ref] = value
+        else:
+            index.remove(ref, value)
+    expected = [
+        ref
+        for ref, value in sorted(twin.items(), key=lambda item: item[0])
+        if selector and isinstance(value, Pod) and selector.items() <= value.metadata.labels.items()
+    ]
+    assert index.pods_selected("shop", selector) == expected
+
+
+def test_a_change_carries_the_time_of_its_newest_cause() -> None:
+    objects = kube.decode(kube.service("cart"), kube.service("db"), kube.endpoint_slice("cart-1", "cart", ["10.1.0.5"]))
+    translator = Translator(kube.ALPHA, objects)
+    cart, db, cart_slice = (
+        Ref(kind, "shop", n) for kind, n in (("Service", "cart"), ("Service", "db"), ("EndpointSlice", "cart-1"))
+    )
+    change = translator.apply({cart: 5, cart_slice: 9, db: 3})
+    assert change.services == {("shop", "cart"): 9, ("shop", "db"): 3}
+    assert translator.apply({cart: 20}) == Change(), "an object told again that did not change is no change"
