@@ -76,66 +76,86 @@ class RouteTarget:
 
     def __init__(self, protocol: int = PROTOCOL) -> None:
         self._protocol = protocol
+        self._kinds: dict[RouteKey, Kind] = {}  # of every route of ours, as last dumped or written
 
     async def dump(self) -> dict[RouteKey, Route]:
         async with netlink.connect("list routes") as ip:
             names = {message["index"]: message.get("ifname") async for message in await ip.link("dump")}
-            return dict([_parse(message, names) for message in await self._own(ip)])
+            own = [m for m in await _dump_main(ip) if m["proto"] == self._protocol and m["type"] in _KINDS]
+        found = dict([_parse(message, names) for message in own])
+        self._kinds = {key: route.kind for key, route in found.items()}
+        return found
 
     async def upsert(self, entries: Mapping[RouteKey, Route]) -> None:
         """Raises ApplyError for routes whose device is absent or whose place is taken by a route of another origin."""
         failed: dict[Hashable, str] = {}
         async with netlink.connect("write routes") as ip:
-            taken = await self._foreign(ip)
-            devices: dict[str, int | None] = {"": None}
+            batch = _Batch(ip, self._protocol)
             # Blackholes first: there is no moment in which a CIDR has a tunnel and no safety net.
             for key, route in sorted(entries.items(), key=lambda entry: -entry[0].metric):
                 try:
                     check_route(key, route)
-                    if key in taken:
-                        raise Invalid("route", key, f"is held by a route of protocol {taken[key]}")
-                    await self._replace(ip, key, route, devices)
-                except (Invalid, NetlinkError) as e:
-                    failed[key] = str(e) if isinstance(e, Invalid) else str(netlink.translate(f"route {key.dst}", e))
+                    await batch.write(key, route)
+                    self._kinds[key] = route.kind
+                except Invalid as e:
+                    failed[key] = str(e)
+                except NetlinkError as e:
+                    failed[key] = str(netlink.translate(f"route {key.dst}", e))
         if failed:
             raise ApplyError(failed)
 
     async def delete(self, keys: Collection[RouteKey]) -> None:
+        if not self._kinds.keys() >= set(keys):
+            await self.dump()
         async with netlink.connect("delete routes") as ip:
-            # To the kernel metric 0 in a delete means any metric, so only what is really there is named.
-            kinds = {_key(message): message["type"] for message in await self._own(ip)}
-            for key in sorted(kinds.keys() & set(keys), key=lambda key: key.metric):
-                await netlink.ignore_gone(
-                    ip.route(
-                        "del",
-                        dst=key.dst,
-                        priority=key.metric,
-                        type=kinds[key],
-                        scope=_SCOPE_ANY,
-                        table=_MAIN_TABLE,
-                        proto=self._protocol,
-                    )
-                )
+            # To the kernel metric 0 in a delete means any metric: only what is known to be there is named.
+            for key in sorted(self._kinds.keys() & set(keys), key=lambda key: key.metric):
+                request = _request(key, self._protocol, self._kinds[key])
+                await netlink.ignore_gone(ip.route("del", scope=_SCOPE_ANY, **request))
+                del self._kinds[key]
 
-    async def _replace(self, ip: AsyncIPRoute, key: RouteKey, route: Route, devices: dict[str, int | None]) -> None:
-        if route.device not in devices:
-            link = await netlink.lookup(ip, route.device)
-            if link is None:
-                raise NetlinkError(errno.ENODEV)
-            devices[route.device] = link.ifindex
-        request: dict[str, Any] = {"type": route.kind}
+
+class _Batch:
+    """What several writes share: indexes of devices, and a look at the table where one finds its place taken."""
+
+    def __init__(self, ip: AsyncIPRoute, protocol: int) -> None:
+        self._ip, self._protocol = ip, protocol
+        self._devices: dict[str, int] = {}
+        self._holders: dict[RouteKey, int] | None = None
+
+    async def write(self, key: RouteKey, route: Route) -> None:
+        """Raises Invalid where a route of another origin has the place: the kernel would replace that one, too."""
+        request = _request(key, self._protocol, route.kind)
         if route.device:
-            request |= {"oif": devices[route.device], "scope": _SCOPE_LINK}
+            request |= {"oif": await self._index(route.device), "scope": _SCOPE_LINK}
         if route.prefsrc:
             request["prefsrc"] = route.prefsrc
-        await ip.route("replace", dst=key.dst, priority=key.metric, table=_MAIN_TABLE, proto=self._protocol, **request)
+        try:
+            await self._ip.route("add", **request)
+        except NetlinkError as e:
+            if e.code != errno.EEXIST:
+                raise
+            holder = await self._holder(key)
+            if holder != self._protocol:
+                raise Invalid("route", key, f"is held by a route of protocol {holder}") from e
+            await self._ip.route("replace", **request)
 
-    async def _own(self, ip: AsyncIPRoute) -> list[Any]:
-        return [m for m in await _dump_main(ip) if m["proto"] == self._protocol and m["type"] in _KINDS]
+    async def _index(self, device: str) -> int:
+        if device not in self._devices:
+            link = await netlink.lookup(self._ip, device)
+            if link is None:
+                raise NetlinkError(errno.ENODEV)
+            self._devices[device] = link.ifindex
+        return self._devices[device]
 
-    async def _foreign(self, ip: AsyncIPRoute) -> dict[RouteKey, int]:
-        """Where routes of other origin sit: the kernel would replace them as gladly as our own."""
-        return {_key(m): m["proto"] for m in await _dump_main(ip) if m["proto"] != self._protocol}
+    async def _holder(self, key: RouteKey) -> int | None:
+        if self._holders is None:
+            self._holders = {_key(message): message["proto"] for message in await _dump_main(self._ip)}
+        return self._holders.get(key)
+
+
+def _request(key: RouteKey, protocol: int, kind: Kind) -> dict[str, Any]:
+    return {"dst": key.dst, "priority": key.metric, "type": kind, "table": _MAIN_TABLE, "proto": protocol}
 
 
 async def _dump_main(ip: AsyncIPRoute) -> list[Any]:

@@ -1,7 +1,7 @@
 """One node of a mesh: a thread of this process in network and mount namespaces of its own, with an event loop inside.
 
-The code under test runs in the node as an agent would: with its own /run (two wireguard-go may both be called cm-wg0), its
-own devices and routes. Namespaces go with the thread and the processes started in it; `close` ends those by id.
+The code under test runs in the node as an agent would: with its own /run, so that two wireguard-go may both be called
+cm-wg0, its own devices and routes. Namespaces go with the thread and the processes started in it; `close` ends those.
 """
 
 from __future__ import annotations
