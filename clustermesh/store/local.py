@@ -79,6 +79,7 @@ class LocalEtcd:
         self._listen = [parse(url) for url in ([listen_urls] if isinstance(listen_urls, str) else listen_urls)]
         self._flags = flags
         self._process: subprocess.Popen[bytes] | None = None
+        self._log_start = 0
 
     @property
     def endpoints(self) -> list[str]:
@@ -138,6 +139,7 @@ class LocalEtcd:
         argv = ["setpriv", "--pdeathsig", "KILL", "--", *argv]  # no preexec_fn: gRPC's threads and fork do not mix
         self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self.log.open("ab") as log:
+            self._log_start = log.tell()
             # A process group of its own: Ctrl-C ends us, and we end it, after its clients.
             self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0)
 
@@ -154,19 +156,20 @@ class LocalEtcd:
                 await asyncio.sleep(0.05)
 
     def _last_words(self) -> str:
-        """The last thing etcd complained of."""
+        """The last error that etcd logged since it was started, or else the first thing it said (of a wrong flag)."""
         with self.log.open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - _LOG_TAIL))
+            log.seek(max(self._log_start, log.seek(0, os.SEEK_END) - _LOG_TAIL))
             lines = log.read().decode(errors="replace").splitlines()
-        return next((said for said in map(_sentence, reversed(lines)) if said), "it said nothing")
+        spoken = (line.strip() for line in lines if line.strip())
+        return next((said for said in map(_logged_error, reversed(lines)) if said), next(spoken, "it said nothing"))
 
 
-def _sentence(line: str) -> str:
+def _logged_error(line: str) -> str:
     try:
         entry = json.loads(line)
-        return f"{entry['msg']}: {entry['error']}" if "error" in entry else ""
+        return f"{entry['msg']}: {entry['error']}"
     except (ValueError, TypeError, KeyError):
-        return line.strip()
+        return ""
 
 
 def _check_free(address: Endpoint) -> None:
