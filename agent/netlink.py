@@ -57,6 +57,7 @@ async def connect(what: str, netns: Path | None = None) -> AsyncIterator[AsyncIP
     try:
         fd = None if netns is None else in_netns(netns, _netlink_socket)
         async with AsyncIPRoute(fileno=fd) as ip:
+            ip.fileno()  # it takes the descriptor over at its first use, and a block may have none
             yield ip
     except (NetlinkError, OSError) as e:
         raise translate(what, e) from e

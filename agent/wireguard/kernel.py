@@ -18,7 +18,7 @@ from pyroute2 import AsyncIPRoute, AsyncWireGuard, NetlinkError
 from agent import netlink
 from agent.wireguard.keys import clamp, decode_public_key
 from agent.wireguard.peer import DeviceState, Peer, PeerState, Settings, check_peer, sort_allowed_ips
-from clustermesh.errors import Unavailable
+from clustermesh.errors import Refused, Unavailable
 
 _PROBE_LINK: Final = "cm-wg-probe"
 _WATCH_PERIOD: Final = 5.0  # seconds: a kernel device only goes when somebody deletes it
@@ -121,7 +121,12 @@ class KernelDevice:
     async def ensure(self, private_key: bytes, listen_port: int, fwmark: int, mtu: int) -> bool:
         """Make the device exist with these settings and be up. True if it had to be made."""
         wanted = Settings(private_key=clamp(private_key), listen_port=listen_port, fwmark=fwmark)
-        made = await netlink.find_link(self.name) is None
+        link = await netlink.find_link(self.name)
+        if link is not None and link.kind != "wireguard":
+            raise Refused(
+                f"{self.name} is a device of kind {link.kind or 'hardware'}: remove it (ip link del {self.name})"
+            )
+        made = link is None
         if made:
             async with netlink.connect(f"add device {self.name}") as ip:
                 await ip.link("add", ifname=self.name, kind="wireguard")

@@ -23,7 +23,7 @@ SOCKETS: Final = Path("/var/run/wireguard")  # compiled into wireguard-go
 BINARY: Final = "wireguard-go"
 _START_TIMEOUT: Final = 10.0  # seconds
 # The socket file appears before its process listens: for this long a refusal does not mean that the process is dead.
-_LISTEN_GRACE: Final = 0.3  # seconds
+_LISTEN_GRACE: Final = 0.05  # seconds
 _PEERS_PER_REQUEST: Final = 500  # about 0.3 s of key agreement, during which the device answers nobody else
 
 # The shell leaves the daemon to init and tells its process id: no zombie, and nothing for the agent to wait for.

@@ -20,6 +20,7 @@ from agent import netlink
 from agent.wireguard import kernel, keys
 from agent.wireguard.device import FWMARK, LISTEN_PORT, Device, open_device
 from agent.wireguard.kernel import KernelDevice
+from agent.wireguard.peer import Settings
 from agent.wireguard.uapi import UapiClient
 from agent.wireguard.userspace import SOCKETS, UserspaceDevice
 from clustermesh.errors import Refused, Unavailable
@@ -58,6 +59,13 @@ def test_kernel_device_without_kernel_support_is_refused(node: MeshNode) -> None
         node.do(device.peers())
 
 
+def test_kernel_device_does_not_take_over_another_kind(node: MeshNode) -> None:
+    """What a wireguard-go leaves behind when the machine comes up with a kernel that has WireGuard."""
+    node.run("ip link add cm-wg0 type bridge")
+    with pytest.raises(Refused, match="cm-wg0 is a device of kind bridge"):
+        ensure(node, KernelDevice("cm-wg0", "the kernel has WireGuard"))
+
+
 def test_kernel_device_works_where_the_kernel_has_it(node: MeshNode) -> None:
     lack = node.do(kernel.find_lack())
     if lack is not None:
@@ -69,9 +77,12 @@ def test_kernel_device_works_where_the_kernel_has_it(node: MeshNode) -> None:
 
 
 def test_device_is_up_without_an_address(wireguard_go: None, node: MeshNode) -> None:
+    node.call(lambda: netlink.set_rp_filter("default", 2))
     device = userspace(node)
     assert ensure(node, device) is True
     assert ensure(node, device) is False
+    settings = node.do(UapiClient(SOCKETS / "cm-wg0.sock").get()).settings
+    assert settings == Settings(private_key=node.private_key, listen_port=51871, fwmark=0xE00)
     link = node.do(netlink.find_link("cm-wg0"))
     assert link is not None
     assert (link.up, link.mtu) == (True, MTU)

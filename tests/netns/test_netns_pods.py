@@ -67,6 +67,15 @@ def test_pod_has_one_address_and_needs_no_arp(attached: MeshNode) -> None:
     assert (pod["dst"], pod["lladdr"], pod["state"]) == ("10.1.0.2", link["address"], ["PERMANENT"])
 
 
+def test_pod_is_reached_whatever_way_its_packets_came(attached: MeshNode) -> None:
+    """A reverse path filter would drop what enters by the tunnel and leaves by the underlay."""
+    attached.call(lambda: netlink.set_rp_filter("default", 2))
+    attached.make_pod("a")
+    folder = Path("/proc/sys/net/ipv4/conf")
+    for device in ("all", host_ifname("container-a", "eth0")):
+        assert attached.call((folder / device / "rp_filter").read_text) == "0\n"
+
+
 def test_add_repeated_returns_the_same_pod(attached: MeshNode) -> None:
     attached.run("ip netns add a")
     first, second = attached.cni("ADD", "a"), attached.cni("ADD", "a")
