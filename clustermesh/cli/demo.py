@@ -16,8 +16,9 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from clustermesh.cli.lab import folder_option
 from clustermesh.lab.demo import Demo
-from clustermesh.lab.plan import FOLDER, make_plan
+from clustermesh.lab.plan import make_plan
 from clustermesh.lab.streams import Capture, Load
 
 _BAR = 30
@@ -104,7 +105,8 @@ def _traffic(load: Load) -> Table:
 @click.option("--clusters", type=int, default=2, show_default=True, help="How many clusters, 2 to 8.")
 @click.option("--nodes", type=int, default=2, show_default=True, help="Nodes per cluster, 1 to 8.")
 @click.option("--pods", type=int, default=2, show_default=True, help="Pods of the service `web` per cluster.")
-def command(as_json: bool, clusters: int, nodes: int, pods: int) -> None:
+@folder_option
+def command(as_json: bool, clusters: int, nodes: int, pods: int, folder: Path) -> None:
     """Show the mesh working: two clusters joined, a service failing over between them, nothing in clear on the wire.
 
     Makes a lab of its own, less than a minute, and removes it. Needs root. Exit code 0 only if every claim held.
@@ -116,7 +118,7 @@ def command(as_json: bool, clusters: int, nodes: int, pods: int) -> None:
     """
     if clusters < 2:
         raise click.UsageError("the demo joins clusters: --clusters must be at least 2")
-    plan = make_plan(clusters, nodes, pods, str(Path(FOLDER)))
+    plan = make_plan(clusters, nodes, pods, str(folder.absolute()))
     console = Console()
     shown: AbstractContextManager[object] = nullcontext()
     if as_json or not console.is_terminal:
@@ -130,7 +132,7 @@ def command(as_json: bool, clusters: int, nodes: int, pods: int) -> None:
         with shown:
             asyncio.run(demo.run())
     except asyncio.CancelledError:
-        raise click.Abort from None
+        raise KeyboardInterrupt from None  # SIGTERM: ended like by ^C
     finally:
         if demo.begun:
             _summarize(demo, as_json, time.monotonic() - begun)

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 _FOLDER = "/run/clustermesh-lab"
 
 
-def _folder_option(function: Any) -> Any:
+def folder_option(function: Any) -> Any:
+    """The option `--folder DIR`, given to the command as a Path `folder`."""
     return click.option(
         "--folder",
         type=click.Path(path_type=Path),
@@ -52,7 +53,7 @@ def command() -> None:
 @click.option("--nodes", type=int, default=2, show_default=True, help="Nodes per cluster, 1 to 8.")
 @click.option("--pods", type=int, default=2, show_default=True, help="Pods of the service `web` per cluster.")
 @click.option("--connect/--no-connect", default=True, show_default=True, help="Join the clusters.")
-@_folder_option
+@folder_option
 @output_option
 def up(clusters: int, nodes: int, pods: int, connect: bool, folder: Path, output: str) -> None:
     """Make the lab, or finish one whose making was interrupted. One that is up stays as it is.
@@ -74,7 +75,7 @@ def up(clusters: int, nodes: int, pods: int, connect: bool, folder: Path, output
 
 
 @command.command()
-@_folder_option
+@folder_option
 @output_option
 def down(folder: Path, output: str) -> None:
     """Remove the lab, whole or half-made, and count what is left of it: nothing. Exit code 1 if something is.
@@ -99,7 +100,7 @@ def down(folder: Path, output: str) -> None:
 
 
 @command.command()
-@_folder_option
+@folder_option
 @output_option
 def status(folder: Path, output: str) -> None:
     """Show the lab's machines, processes and pods.
@@ -116,7 +117,7 @@ def status(folder: Path, output: str) -> None:
 @command.command(name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.argument("where", metavar="NODE-OR-POD")
 @click.argument("argv", metavar="-- COMMAND...", nargs=-1, type=click.UNPROCESSED, required=True)
-@_folder_option
+@folder_option
 def execute(where: str, argv: tuple[str, ...], folder: Path) -> None:
     """Run a command on a node (alpha-1, alpha-control, internet) or in a pod (alpha/web-1).
 

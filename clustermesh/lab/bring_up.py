@@ -24,6 +24,7 @@ from clustermesh.lab.node_spec import NodeSpec
 from clustermesh.lab.plan import INTERNET, ClusterPlan, LabPlan, NodePlan
 from clustermesh.lab.processes import Process, identify
 from clustermesh.lab.state import LabState
+from clustermesh.lab.waiting import until
 
 READY_SECONDS: Final = 60.0
 _POLL_SECONDS: Final = 0.05
@@ -83,6 +84,8 @@ async def _make(known: LabState, report: Report, *, connected: bool, bound: bool
     await wait_for_pods(lab, report)
     if connected:
         await connect_all(lab, report)
+        report("waiting until every node knows every cluster")
+        await until(lambda: _all_know_all(lab), "every node knows every cluster", READY_SECONDS)
     known.complete, known.owner = True, known.owner if bound else None
     state.save(known)
     return lab
@@ -189,6 +192,16 @@ def _last_words(lab: Lab, cluster: str) -> str:
     services += [(node.name, service) for node in planned.nodes for service in ("agent", "kubelet")]
     words = [f"{service} of {name} said: {said}" for name, service in services if (said := lab.log(name, service, 300))]
     return "; ".join(words) or f"logs are in {lab.plan.folder}/nodes"
+
+
+async def _all_know_all(lab: Lab) -> bool:
+    """Whether every agent has the whole state of every cluster."""
+    for cluster in lab.plan.clusters:
+        for node in cluster.nodes:
+            known = (await lab.ask_agent(node.name, "status"))["clusters"]
+            if sum(one["state"] == "fresh" for one in known) < len(lab.plan.clusters):
+                return False
+    return True
 
 
 async def connect_all(lab: Lab, report: Report, verb: str = "connect") -> None:

@@ -1,0 +1,56 @@
+"""One lab for all tests of this folder, and nodes of their own for those that break things.
+
+Their folders differ from the default one, so that a lab someone explores stays as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from clustermesh.errors import Refused
+from clustermesh.lab import bring_up, cgroups, preconditions, teardown
+from clustermesh.lab.lab import Lab
+from clustermesh.lab.plan import make_plan
+
+SHARED_FOLDER = "/run/clustermesh-lab-tests"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything here needs root and the kernel; where that is missing it is skipped, saying what is missing."""
+    here = [item for item in items if Path(__file__).parent in item.path.parents]
+    if not here:
+        return
+    try:
+        preconditions.check()
+    except Refused as error:
+        for item in here:
+            item.add_marker(pytest.mark.skip(reason=f"the lab: {error}"))
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """Two clusters of two nodes, not connected; it must leave nothing behind."""
+    plan = make_plan(folder=SHARED_FOLDER)
+    try:
+        yield asyncio.run(bring_up.up(plan, print, connected=False, bound=True))
+    finally:
+        left = teardown.down(Path(SHARED_FOLDER))
+    assert left == []
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder (and cgroup) for machines of one test, gone with all of them afterwards."""
+    path = Path(f"/run/clustermesh-lab-test-{os.getpid()}")
+    path.mkdir()
+    cgroups.lab_cgroup(path).mkdir()
+    try:
+        yield path
+    finally:
+        left = teardown.down(path)
+    assert left == []
