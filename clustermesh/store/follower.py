@@ -6,9 +6,9 @@ The rules:
 2. A list is followed by a watch from the revision after it (LISTED), which counts once etcd has confirmed it
    (FOLLOWING).
 3. After any interruption the history is doubted: etcd may have been started empty, under the same cluster id and
-   already past our revision. It is proved by the newest key we know being, at our revision, exactly as we know it
-   (DOUBTED -> LISTED); then the watch resumes where it was. Where it is not proved, and after a compaction, all is
-   listed again.
+   already past our revision. It is proved by the newest key we know being, at our revision, exactly as we know it,
+   its lease included, whose number no two etcds share (DOUBTED -> LISTED); then the watch resumes where it was. Where
+   it is not proved, and after a compaction, all is listed again.
 4. Events of one revision are told together: fragments are held back until their revision is complete.
 5. Only an event, a list, or a progress notification of our own watch moves our revision. The header of an answer does
    not: in a watch that is catching up it is ahead of the events.
@@ -183,7 +183,7 @@ class Follower:
             self.state = State.UNLISTED
         elif self.state is not State.UNLISTED:
             self.state = State.DOUBTED
-            self._anchor = max(self._known, key=lambda key: self._known[key].mod_revision)
+            self._anchor = max(self._known, key=lambda key: self._known[key][:2])
         return Interrupted(error)
 
     def _move(self, kind: _Input) -> None:

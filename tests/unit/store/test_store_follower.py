@@ -1,0 +1,170 @@
+"""The follower against a stupid etcd, through random writes, cuts, compactions and replaced stores."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sim_etcd import SimEtcd
+
+from clustermesh.errors import ClusterMeshError, Unavailable
+from clustermesh.store.follower import (
+    Changed,
+    Event,
+    Follower,
+    Interrupted,
+    ListAll,
+    Listed,
+    Prove,
+    Put,
+    State,
+    WatchFrom,
+    WatchMessage,
+)
+
+KEYS = st.sampled_from([b"a", b"b", b"c", b"d"])
+CHANGES = st.dictionaries(KEYS, st.one_of(st.none(), st.sampled_from([b"1", b"2"])), min_size=1)
+ACTIONS = st.one_of(
+    st.tuples(st.just("write"), CHANGES),
+    st.tuples(st.just("work"), st.integers(1, 5)),
+    st.tuples(st.sampled_from(["cut", "compact", "alive", "progress"]), st.none()),
+    st.tuples(st.just("replace"), st.tuples(st.booleans(), st.integers(0, 6))),
+)
+
+
+class World:
+    """An etcd, a follower, and a reader who believes what he is told."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.etcd = SimEtcd(1, 1)
+        self.follower = Follower()
+        self.table: dict[bytes, bytes] = {}
+        self.on_the_way: list[WatchMessage] = []
+        self.position = 0  # what the open watch has not yet put on the way begins here
+        self.base = 0
+        self.told: list[Event] = []
+
+    def act(self, verb: str, argument) -> None:
+        match verb:
+            case "write":
+                self.etcd.write(argument)
+            case "compact":
+                self.etcd.compact()
+            case "cut":
+                self.interrupt(Unavailable("cut"))
+            case "replace":
+                self.replace(*argument)
+            case "work":
+                for _ in range(argument):
+                    self.work()
+            case "alive" | "progress" if self.follower.state is State.FOLLOWING:
+                self.notify(own=verb == "progress")
+
+    def replace(self, same_id: bool, writes: int) -> None:
+        """Start the etcd empty and fill it a little, behind the follower's back."""
+        self.etcd = SimEtcd(1 if same_id else self.etcd.cluster_id + 1, self.etcd.lease + 1)
+        for _ in range(writes):
+            self.etcd.write({b"a": self.rng.choice([b"1", b"2"])})
+        self.interrupt(Unavailable("gone"))
+
+    def notify(self, own: bool) -> None:
+        """A probe is answered ahead of the events on the way, a progress notification after them."""
+        message = WatchMessage(self.etcd.revision, self.etcd.cluster_id, own=own)
+        if not own or (not self.on_the_way and self.position > self.etcd.revision):
+            self.take(message)
+
+    def work(self) -> None:
+        """One step of the shell."""
+        try:
+            if self.follower.state is State.FOLLOWING:
+                self.deliver()
+                return
+            match self.follower.step():
+                case ListAll():
+                    self.hear(self.follower.listed(self.etcd.listing()))
+                case Prove(key, revision):
+                    self.follower.proved(self.etcd.get(key, revision))
+                case WatchFrom(revision):
+                    self.on_the_way, self.position = [], revision
+                    self.take(self.etcd.open_watch(revision))
+        except ClusterMeshError as error:
+            self.interrupt(error)
+
+    def deliver(self) -> None:
+        if not self.on_the_way:
+            self.on_the_way = self.etcd.messages(self.position, self.rng)
+            self.position = self.etcd.revision + 1
+        if self.on_the_way:
+            self.take(self.on_the_way.pop(0))
+
+    def take(self, message: WatchMessage) -> None:
+        item = self.follower.received(message)
+        if item is not None:
+            self.hear(item)
+
+    def interrupt(self, error: ClusterMeshError) -> None:
+        assert isinstance(self.follower.interrupted(error), Interrupted)
+        self.on_the_way = []
+
+    def hear(self, item: Listed | Changed) -> None:
+        for event in item.events:
+            if isinstance(event, Put):
+                assert not isinstance(item, Listed) or self.table.get(event.kv.key) != event.kv.value, (
+                    "told for nothing"
+                )
+                self.table[event.kv.key] = event.kv.value
+            else:
+                assert self.table.pop(event.key, None) is not None, "deleted what was not there"
+        if isinstance(item, Listed):
+            self.base, self.told = item.revision, []
+            return
+        self.told += item.events
+        # Exactly once, in order, and whole revisions only.
+        assert self.told == [e for written, e in self.etcd.history if self.base < written <= item.revision]
+
+    def settle(self) -> None:
+        for _ in range(200):
+            self.work()
+        assert self.follower.state is State.FOLLOWING
+        assert not self.on_the_way
+        assert self.table == {key: kv.value for key, kv in self.etcd.content(self.etcd.revision).items()}
+        assert self.follower.size == len(self.table)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.integers(0, 1 << 30), st.lists(ACTIONS, max_size=60))
+def test_every_write_is_told_once_and_the_table_ends_as_the_store(seed, actions) -> None:
+    world = World(seed)
+    for verb, argument in actions:
+        world.act(verb, argument)
+    world.settle()
+
+
+MESSAGES = st.builds(
+    WatchMessage,
+    revision=st.integers(-5, 50),
+    cluster_id=st.integers(0, 2),
+    created=st.booleans(),
+    canceled=st.booleans(),
+    reason=st.sampled_from(["", "etcdserver: permission denied"]),
+    compact_revision=st.integers(0, 2),
+    fragment=st.booleans(),
+    own=st.booleans(),
+    events=st.lists(st.tuples(st.integers(-5, 50), st.builds(Put, st.none())), max_size=0),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(MESSAGES, max_size=20))
+def test_no_message_whatsoever_raises_anything_but_our_own(messages) -> None:
+    follower = Follower()
+    follower.listed(SimEtcd(1, 1).listing())
+    for message in messages:
+        try:
+            follower.received(message)
+        except ClusterMeshError as error:
+            follower.interrupted(error)
+            if follower.state is State.UNLISTED:
+                follower.listed(SimEtcd(1, 1).listing())
