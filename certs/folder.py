@@ -27,7 +27,7 @@ from certs.errors import CertsError
 from certs.files import private_folder, sweep
 from certs.issue import Pair, create_authority, issue, renew_authority
 from certs.names import Leaf, unique
-from certs.pair import certificate_file, load_pair, recover, write_pair
+from certs.pair import certificate_file, load_pair, write_pair
 
 AUTHORITY = "ca"
 
@@ -64,7 +64,6 @@ def initialise(
 
 def leaf_fault(folder: Path, name: str, wanted: Leaf, authority: Pair, now: datetime) -> str:
     """Why the leaf `name` in `folder` cannot serve as `wanted` under `authority` now, or soon; "" when it can."""
-    recover(folder, name)
     if not certificate_file(folder, name).exists():
         return "was absent"
     try:
@@ -144,7 +143,6 @@ def _inspect_one(folder: Path, name: str, now: datetime) -> Entry:
 
 
 def _ensure_authority(folder: Path, brought: Pair | None, now: datetime, written: dict[str, str]) -> Pair:
-    recover(folder, AUTHORITY)
     present = [p for p in (certificate_file(folder, AUTHORITY), folder / f"{AUTHORITY}.key") if p.exists()]
     if present:
         here = load_authority(folder, now)

@@ -70,7 +70,7 @@ def _in_file(path: Path, cluster: str) -> Iterator[PodCidr]:
         data = read_bytes(path, MAX_MANIFEST_BYTES)
         if b"podCIDR" not in data:  # parsing a large folder takes seconds, and few of its files hold Nodes
             return
-        # JSON may be indented with tabs, which YAML forbids.
+        # JSON writes what is beyond 16 bits as two escapes, which YAML forbids.
         documents = [json.loads(data)] if path.suffix == ".json" else parse_documents(data, str(path))
     except (ClusterMeshError, ValueError, RecursionError):
         return

@@ -19,6 +19,13 @@ from clustermesh.errors import ClusterMeshError, Invalid, Refused, Unavailable
 GOOD = {"name": "alpha", "id": "1", "endpoint": "https://172.20.1.1:2379", "maxConnectedClusters": "255"}
 
 
+# Each list holds the one before nine times: small to parse, gigabytes to print.
+ALIAS_BOMB = (
+    b"name: [&a [x]" + b"".join(b", &%c [%s]" % (c, b",".join([b"*%c" % (c - 1)] * 9)) for c in b"bcdefghijk") + b"]"
+)
+ALIAS_BOMB += b"\nid: 1\nendpoint: x"
+
+
 def _write(folder: Path, **changed: str | None) -> Path:
     folder.mkdir(exist_ok=True)
     lines = [f"{key}: {value}" for key, value in (GOOD | changed).items() if value is not None]
@@ -135,8 +142,7 @@ def test_pipe_in_the_place_of_the_file_does_not_hold_the_reader(tmp_path: Path) 
     [
         b"[" * 100_000,
         b"- " * 100_000,
-        b"a: &a [x,x,x,x,x,x,x,x,x]\n"
-        + b"".join(b"%c: &%c [%s]\n" % (c, c, b",".join([b"*%c" % (c - 1)] * 9)) for c in b"bcdefghij"),
+        ALIAS_BOMB,
         b"name: " + b"x" * 2_000_000,
         b"\xff\xfe\x00",
         b"id: " + b"9" * 5000,

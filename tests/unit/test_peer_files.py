@@ -97,6 +97,25 @@ def test_credentials_that_swap_contents_are_a_change(folder: Path) -> None:
     assert read_peers(folder, "own").peers["east"].digest != before
 
 
+def test_byte_that_moves_from_one_credential_to_the_next_is_a_change(folder: Path) -> None:
+    crt, key = folder / "common-etcd-client.crt", folder / "common-etcd-client.key"
+    crt.write_bytes(b"AB")
+    key.write_bytes(b"C")
+    before = read_peers(folder, "own").peers["east"].digest
+    crt.write_bytes(b"A")
+    key.write_bytes(b"BC")
+    assert read_peers(folder, "own").peers["east"].digest != before
+
+
+def test_which_credential_is_missing_makes_a_difference(folder: Path) -> None:
+    crt, key = folder / "common-etcd-client.crt", folder / "common-etcd-client.key"
+    crt.write_bytes(key.read_bytes())
+    key.rename(folder / "away")
+    before = read_peers(folder, "own").peers["east"].digest
+    crt.rename(key)
+    assert read_peers(folder, "own").peers["east"].digest != before
+
+
 def test_missing_credential_is_a_problem_but_the_peer_is_not_gone(folder: Path) -> None:
     key = (folder / "common-etcd-client.key").read_bytes()
     whole = read_peers(folder, "own").peers["east"].digest

@@ -40,6 +40,7 @@ def test_killed_between_key_and_certificate_the_pair_is_whole_old_or_new(
         seen.append(found.certificate == new.certificate)
         assert found.certificate in (old.certificate, new.certificate)
         assert load_pair(folder, "remote").certificate == found.certificate, "the second look must agree with the first"
+        assert sorted(os.listdir(folder))[-2:] == ["remote.crt", "remote.key"], "no key is left lying about"
     assert seen == sorted(seen), "once new, never old again"
     assert not seen[0]
     assert seen[-1]
@@ -56,6 +57,16 @@ def test_killed_while_laid_down_for_the_first_time_it_is_absent_or_whole(
             assert "No such file" in str(e)  # noqa: PT017 - either outcome is right, a third one is not
         write_pair(folder, "remote", new)
         assert load_pair(folder, "remote").certificate == new.certificate
+
+
+def test_killed_twice_the_pair_is_whole_one_of_all_three(folder: Path, killed_at_every_step: States) -> None:
+    old, new, newest = _leaf(), _leaf(), _leaf()
+    write_pair(folder, "remote", old)
+    for _ in killed_at_every_step(folder, lambda: write_pair(folder, "remote", new)):
+        for _ in killed_at_every_step(folder, lambda: write_pair(folder, "remote", newest)):
+            found = load_pair(folder, "remote").certificate
+            assert found in (old.certificate, new.certificate, newest.certificate)
+        assert found == newest.certificate
 
 
 def test_same_key_changes_one_file_only(folder: Path) -> None:
