@@ -39,6 +39,10 @@ class Resource:
         entry = self.tracker.actual.get(key) or (self._found or {}).get(key)
         return entry.value if entry else None
 
+    def is_inherited(self, key: bytes) -> bool:
+        """True for what was there at the start and nobody has asked for since."""
+        return self._found is not None and key in self._found
+
     def found(self) -> dict[bytes, bytes]:
         """What was there at the start and nobody has asked for since."""
         return {key: held.value for key, held in (self._found or {}).items()}
@@ -111,6 +115,11 @@ class Ledger:
         """The value etcd holds at `key`, as far as is known."""
         resource = self._of(key)
         return resource.held(key) if resource else None
+
+    def is_inherited(self, key: bytes) -> bool:
+        """True for a key that was there at the start and that nobody has asked for since."""
+        resource = self._of(key)
+        return resource is not None and resource.is_inherited(key)
 
     def want(self, updates: Updates) -> None:
         for name, entries in updates.items():

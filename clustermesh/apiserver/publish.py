@@ -49,12 +49,21 @@ class Updates(dict[str, Entries]):
 class Publisher:
     """Turns what a cluster has into keys and values, remembering what it needs to do so for changes only.
 
-    `held` answers what etcd holds at a key: a service that is there already keeps the stamp it has.
+    `held` answers what etcd holds at a key: a service that is there already keeps the stamp it has. `inherited` answers
+    whether a key is from before this process and not written by it yet: such a service does not lose all its backends
+    until `believe` is called, because the manifest that has them may be one that cannot be read just now.
     """
 
-    def __init__(self, cluster: Cluster, allocator: Allocator, held: Callable[[bytes], bytes | None]) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        allocator: Allocator,
+        held: Callable[[bytes], bytes | None],
+        inherited: Callable[[bytes], bool] = lambda _key: False,
+    ) -> None:
         self.problems: dict[bytes, str] = {}
-        self._cluster, self._allocator, self._held = cluster, allocator, held
+        self._cluster, self._allocator, self._held, self._inherited = cluster, allocator, held, inherited
+        self._doubted: dict[Name, int] = {}
         self._records: dict[str, AgentRecord] = {}
         self._encrypted: dict[str, bool] = {}
         self._labels: dict[str, Labels] = {}
@@ -67,7 +76,20 @@ class Publisher:
         ips |= dict.fromkeys(self._put_nodes(snapshot, sorted(change.nodes), updates))
         self._put_endpoints(snapshot, ips, updates, now)
         for name, observed in change.services.items():
+            service = snapshot.services.get(name)
+            self._doubted.pop(name, None)
+            if service and not service.service.backends and self._inherited(keys.local_service_key(*name)):
+                self._doubted[name] = observed
+            else:
+                self._put_service(name, service, Stamp(observed=observed, published=now), updates)
+        return updates
+
+    def believe(self, snapshot: Snapshot, now: int) -> Updates:
+        """The source is known in whole: services without backends have none."""
+        updates = Updates()
+        for name, observed in self._doubted.items():
             self._put_service(name, snapshot.services.get(name), Stamp(observed=observed, published=now), updates)
+        self._doubted.clear()
         return updates
 
     def take_record(self, snapshot: Snapshot, node: str, record: AgentRecord | None, now: int) -> Updates:

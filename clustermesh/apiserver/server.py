@@ -62,10 +62,14 @@ async def run(context: Context, http: str, timing: Timing = _DEFAULT_TIMING) -> 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     tls = Tls(context.ca, context.certificate("admin"), context.key("admin"))
-    async with EtcdClient([context.endpoint], tls) as client:
-        server = ApiServer(context, client, timing)
-        with HealthServer(http, server.health):
-            await _run_until(stop, server.tasks())
+    try:
+        async with EtcdClient([context.endpoint], tls) as client:
+            server = ApiServer(context, client, timing)
+            with HealthServer(http, server.health):
+                await _run_until(stop, server.tasks())
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
     _LOG.info("stopped; keys stay until their leases end")
 
 
@@ -86,7 +90,7 @@ class ApiServer:
         self.keeper = LeaseKeeper(client, timing.lease_ttl)
         self.ledger: Ledger = make_ledger(self.cluster, client, self.keeper)
         self.allocator = Allocator(self.cluster, timing.grace)
-        self.publisher = Publisher(self.cluster, self.allocator, self.ledger.held)
+        self.publisher = Publisher(self.cluster, self.allocator, self.ledger.held, self.ledger.is_inherited)
         self.source = FolderSource(context.manifests, self.cluster)
         self.writer = Writer(self.ledger, self._want_canaries, timing.audit)
         self.users = Users(client, self.cluster, context.users_file, self._note_problems)
@@ -174,6 +178,7 @@ class ApiServer:
     def _apply(self, change: Change) -> None:
         self.ledger.want(self.publisher.apply(self.source.snapshot, change, time.time_ns()))
         if not self._pruned and self.source.complete:
+            self.ledger.want(self.publisher.believe(self.source.snapshot, time.time_ns()))
             self.ledger.prune()
             self.writer.open_audit()
             self._pruned = True

@@ -150,7 +150,7 @@ async def test_a_file_being_written_keeps_its_objects_and_shows_the_problem(root
     (root / "a.yaml").write_text(kube.dump(kube.service("a"), kube.service("b")))
     async with followed(root) as follower:
         (root / "a.yaml").write_text(kube.dump(kube.service("a"), kube.service("b"))[:-30] + "{")
-        await follower.until_true(lambda: follower.source.problems())
+        await follower.until_true(follower.source.problems)
         assert follower.services() == ["a", "b"]
         assert follower.changes[-1] == Change()
         (root / "a.yaml").write_text(cart("a"))
@@ -162,7 +162,7 @@ async def test_a_file_found_empty_counts_as_empty_only_when_it_stays_so(root: Pa
     (root / "a.yaml").write_text(cart("a"))
     async with followed(root, rescan=0.3) as follower:
         (root / "a.yaml").write_text("")
-        await follower.until_true(lambda: follower.source.problems())
+        await follower.until_true(follower.source.problems)
         assert follower.services() == ["a"]
         assert "perhaps just being written" in str(follower.source.problems()[0])
         await follower.until()
@@ -179,7 +179,7 @@ async def test_a_folder_that_is_not_there_is_waited_for_and_one_that_goes_keeps_
         await follower.until("a")
         assert follower.source.complete
         shutil.move(root, root.with_name("elsewhere"))
-        await follower.until_true(lambda: follower.source.problems())
+        await follower.until_true(follower.source.problems)
         assert follower.services() == ["a"]
         root.mkdir()
         (root / "b.yaml").write_text(cart("b"))

@@ -1,0 +1,214 @@
+"""A cluster's folder, a real etcd with its certificates, and API servers on it, here or in a process to be killed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self
+
+from certs.folder import initialise, load_authority
+from certs.issue import issue
+from certs.names import Leaf, cluster_leaves
+from certs.pair import write_pair
+from clustermesh.apiserver.server import Timing, run
+from clustermesh.context import Context, create
+from clustermesh.errors import ClusterMeshError
+from clustermesh.store.auth import list_users
+from clustermesh.store.client import EtcdClient
+from clustermesh.store.follow import Changed, Deleted, Listed, follow
+from clustermesh.store.local import LocalEtcd
+from clustermesh.store.operations import KeyValue
+from clustermesh.store.tls import Tls
+from clustermesh.wire import keys
+
+PATIENCE = 30.0
+_ROOT = Path(__file__).parents[2]
+_CHILD = """
+import asyncio, pathlib, sys
+from clustermesh.apiserver import run
+from clustermesh.context import load
+asyncio.run(run(load(pathlib.Path(sys.argv[1])), sys.argv[2]))
+"""
+
+
+class Bed:
+    """Cluster alpha. `async with` it; everything it started has ended afterwards."""
+
+    def __init__(self, folder: Path) -> None:
+        self.context: Context = create(folder, "alpha", 1, f"https://127.0.0.1:{free_port()}")
+        initialise(self.context.certs, cluster_leaves("alpha", ["127.0.0.1"]), datetime.now(UTC))
+        self.http = f"127.0.0.1:{free_port()}"
+        self.etcd = self.make_etcd("etcd")
+        self._stack = AsyncExitStack()
+        self.client = self.client_as("admin")
+
+    async def __aenter__(self) -> Self:
+        self._stack.push_async_exit(self.client)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        try:
+            await self._stack.aclose()
+        finally:
+            self.etcd.kill()
+
+    def make_etcd(self, name: str) -> LocalEtcd:
+        """An etcd at the cluster's endpoint with its data in the folder `name`; not started."""
+        return LocalEtcd(
+            self.context.path / name, [self.context.endpoint], self.tls("server"), client_tls=self.tls("admin")
+        )
+
+    def tls(self, name: str) -> Tls:
+        return Tls(self.context.ca, self.context.certificate(name), self.context.key(name))
+
+    def client_as(self, name: str, common_name: str | None = None) -> EtcdClient:
+        """A client with the certificate `name`, issued for `common_name` where that is given."""
+        if common_name is not None:
+            authority = load_authority(self.context.certs, datetime.now(UTC))
+            write_pair(self.context.certs, name, issue(authority, Leaf(common_name), datetime.now(UTC)))
+        return EtcdClient([self.context.endpoint], self.tls(name))
+
+    def write(self, name: str, text: str) -> None:
+        """A manifest, swapped in as a careful writer does."""
+        path = self.context.manifests / name
+        temporary = path.with_name(f".{name}")
+        temporary.write_text(text)
+        temporary.rename(path)
+
+    @asynccontextmanager
+    async def running(self, timing: Timing | None = None) -> AsyncIterator[None]:
+        """An API server in this process, stopped as by SIGTERM."""
+        task = asyncio.create_task(run(self.context, self.http, timing or Timing()))
+        await asyncio.sleep(0)  # until it listens for the signal that is to end it, and not all of us
+        try:
+            yield
+        finally:
+            if not task.done():
+                os.kill(os.getpid(), signal.SIGTERM)
+            await task
+
+    @asynccontextmanager
+    async def child(self) -> AsyncIterator[asyncio.subprocess.Process]:
+        """An API server in a process of its own, killed at the end if it still runs."""
+        argv = (sys.executable, "-c", _CHILD, str(self.context.path), self.http)
+        process = await asyncio.create_subprocess_exec(*argv, cwd=_ROOT)
+        try:
+            yield process
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+
+    async def all(self) -> dict[bytes, KeyValue]:
+        return {kv.key: kv for kv in (await self.client.range(b"")).kvs}
+
+    async def data(self) -> dict[bytes, bytes]:
+        """Everything but the texts that hold a time."""
+        timed = (keys.HEARTBEAT, keys.SYNCED, keys.LOCAL_SERVICES_SYNCED, keys.STAMPS)
+        return {key: kv.value for key, kv in (await self.all()).items() if not key.startswith(timed)}
+
+    async def until(self, holds: Callable[[dict[bytes, KeyValue]], object]) -> dict[bytes, KeyValue]:
+        """Everything in etcd, once `holds` says so."""
+        async with asyncio.timeout(PATIENCE):
+            while not holds(found := await self._all_or_nothing()):
+                await asyncio.sleep(0.02)
+        return found
+
+    async def until_synced(self) -> dict[bytes, KeyValue]:
+        return await self.until(lambda found: keys.LOCAL_SERVICES_SYNCED in found)
+
+    async def until_users(self, *names: str) -> None:
+        """Until etcd's users are `names`."""
+        async with asyncio.timeout(PATIENCE):
+            while set(await list_users(self.client)) != set(names):
+                await asyncio.sleep(0.02)
+
+    async def _all_or_nothing(self) -> dict[bytes, KeyValue]:
+        try:
+            return await self.all()
+        except ClusterMeshError:
+            return {}
+
+    @asynccontextmanager
+    async def deletions(self) -> AsyncIterator[list[bytes]]:
+        """The keys that a watcher of everything has seen go while the block lasted."""
+        gone: list[bytes] = []
+        revision, caught_up = 0, asyncio.Condition()
+
+        async def watch() -> None:
+            nonlocal revision
+            async with aclosing(follow(self.client, b"")) as items:
+                async for item in items:
+                    if isinstance(item, Listed | Changed):
+                        gone.extend(event.key for event in item.events if isinstance(event, Deleted))
+                        async with caught_up:
+                            revision = item.revision
+                            caught_up.notify_all()
+
+        async def until_revision(wanted: int) -> None:
+            async with asyncio.timeout(PATIENCE), caught_up:
+                await caught_up.wait_for(lambda: revision >= wanted)
+
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(watch())
+            await until_revision(1)
+            yield gone
+            await until_revision(await self.client.put(b"marker", b""))
+            task.cancel()
+
+
+def values(found: Mapping[bytes, KeyValue], prefix: bytes) -> dict[bytes, bytes]:
+    return {key: kv.value for key, kv in found.items() if key.startswith(prefix)}
+
+
+def manifests(*ips: str, name: str = "cart") -> str:
+    """A global service whose backends are `ips`."""
+    endpoints = "".join(f"\n- addresses: [{ip}]\n  conditions: {{ready: true}}" for ip in ips) or " []"
+    return f"""\
+apiVersion: v1
+kind: Service
+metadata: {{name: {name}, namespace: shop, annotations: {{service.cilium.io/global: "true"}}}}
+spec: {{clusterIP: 10.96.0.1, selector: {{app: {name}}}, ports: [{{name: http, port: 80, targetPort: 8080}}]}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: {name}-1, namespace: shop, labels: {{kubernetes.io/service-name: {name}}}}}
+addressType: IPv4
+ports: [{{name: http, port: 8080}}]
+endpoints:{endpoints}
+"""
+
+
+def pods(*names: str) -> str:
+    """The node n1 and pods on it, each with labels of its own."""
+    node = """\
+apiVersion: v1
+kind: Node
+metadata: {name: n1}
+spec: {podCIDR: 10.1.0.0/24}
+status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}
+"""
+    documents = [
+        f"""\
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}, namespace: shop, labels: {{app: {name}}}}}
+spec: {{nodeName: n1}}
+status: {{phase: Running, podIP: 10.1.0.{number}, conditions: [{{type: Ready, status: "True"}}]}}
+"""
+        for number, name in enumerate(names, start=10)
+    ]
+    return "---\n".join([node, *documents])
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

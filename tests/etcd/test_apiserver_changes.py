@@ -1,0 +1,125 @@
+"""Changes in the folder, and records of agents, reach etcd; what is wrong with them is shown and harms nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from apiserver_bed import PATIENCE, Bed, manifests, pods
+
+from clustermesh.model import AgentRecord
+from clustermesh.wire import endpoint, keys, local, node, service
+
+CART = keys.service_key("alpha", "shop", "cart")
+NODE = keys.node_key("alpha", "n1")
+KEY = "aGVsbG9oZWxsb2hlbGxvaGVsbG9oZWxsb2hlbGxvMTI="
+
+
+@pytest.fixture
+async def bed(tmp_path: Path) -> AsyncIterator[Bed]:
+    """Running and complete."""
+    made = Bed(tmp_path)
+    made.write("shop.yaml", manifests("10.1.0.5"))
+    made.write("pods.yaml", pods("a"))
+    async with made:
+        await made.etcd.start()
+        async with made.running():
+            await made.until_synced()
+            yield made
+
+
+async def page(bed: Bed, path: str) -> tuple[int, str]:
+    def get() -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://{bed.http}{path}", timeout=PATIENCE) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    return await asyncio.to_thread(get)
+
+
+async def until_page(bed: Bed, path: str, text: str) -> str:
+    async with asyncio.timeout(PATIENCE):
+        while text not in (body := (await page(bed, path))[1]):
+            await asyncio.sleep(0.02)
+    return body
+
+
+async def test_a_change_of_a_file_is_a_change_of_its_keys_only(bed: Bed) -> None:
+    before = await bed.all()
+    bed.write("shop.yaml", manifests("10.1.0.5", "10.1.0.6"))
+    written = (bed.context.manifests / "shop.yaml").stat().st_mtime_ns
+    found = await bed.until(lambda found: found[CART].mod_revision > before[CART].mod_revision)
+    assert set(service.decode(found[CART].value).backends) == {"10.1.0.5", "10.1.0.6"}
+    stamp = local.decode_stamp(found[keys.stamp_key("shop", "cart")].value)
+    assert stamp.observed == written <= stamp.published
+    own = keys.local_service_key("shop", "cart")
+    found = await bed.until(lambda found: found[own].mod_revision > before[own].mod_revision)
+    changed = {key for key in found if found[key] != before[key]}
+    assert changed == {CART, keys.stamp_key("shop", "cart"), own}
+
+
+async def test_a_file_that_goes_takes_its_keys_along(bed: Bed) -> None:
+    (bed.context.manifests / "shop.yaml").unlink()
+    found = await bed.until(lambda found: keys.local_service_key("shop", "cart") not in found and CART not in found)
+    assert keys.stamp_key("shop", "cart") not in found
+    assert NODE in found
+
+
+async def test_a_broken_document_is_shown_and_everything_beside_it_goes_on(bed: Bed) -> None:
+    bed.write("bad.yaml", "kind: [}\n---\n" + manifests("10.1.0.9", name="db"))
+    await bed.until(lambda found: keys.service_key("alpha", "shop", "db") in found)
+    assert "problem: bad.yaml, document 1: line 1: 'kind: [}'" in (await page(bed, "/readyz"))[1]
+    assert (await page(bed, "/readyz"))[0] == 200
+    assert "clustermesh_apiserver_problems 1.0" in (await page(bed, "/metrics"))[1]
+    bed.write("bad.yaml", manifests("10.1.0.9", name="db"))
+    await until_page(bed, "/metrics", "clustermesh_apiserver_problems 0.0")
+
+
+async def test_an_agents_record_reaches_its_node_and_the_pods_on_it(bed: Bed) -> None:
+    pod = keys.endpoint_key("10.1.0.10")
+    assert endpoint.decode((await bed.all())[pod].value).key == 0
+    record = local.encode_agent(AgentRecord(node="n1", wireguard_public_key=KEY))
+    await bed.client.put(keys.agent_key("n1"), record)
+    found = await bed.until(lambda found: endpoint.decode(found[pod].value).key == 255)
+    merged = node.decode(found[NODE].value)
+    assert (merged.wireguard_public_key, merged.encryption_key) == (KEY, 255)
+    assert merged.annotations == {"network.cilium.io/wg-pub-key": KEY}
+    await bed.client.put(keys.agent_key("n1"), b"garbage")
+    await until_page(bed, "/readyz", "problem: agent record: ")
+    await bed.client.put(keys.agent_key("n2"), record)
+    await until_page(bed, "/readyz", "must be n2, as its key says")
+    assert node.decode((await bed.all())[NODE].value) == merged, "a record that cannot be read changes nothing"
+
+
+async def test_metrics_name_what_cilium_names_and_count_drift(bed: Bed) -> None:
+    await bed.client.delete(CART)
+    text = await until_page(
+        bed, "/metrics", 'clustermesh_apiserver_drift_total{scope="services",source_cluster="alpha"} 1.0'
+    )
+    for line in (
+        'kvstore_sync_queue_size{scope="nodes",source_cluster="alpha"} 0.0',
+        'kvstore_initial_sync_completed{action="write",scope="services",source_cluster="alpha"} 1.0',
+        "kvstore_sync_errors_total 0.0",
+        'keys{scope="ip",source_cluster="alpha"} 1.0',
+        "identities 1.0",
+        "ready 1.0",
+    ):
+        assert f"\nclustermesh_apiserver_{line}\n" in text
+    assert (await page(bed, "/livez"))[0] == 200
+    assert (await page(bed, "/elsewhere"))[0] == 404
+
+
+async def test_not_ready_while_etcd_is_away_and_ready_again_after(bed: Bed) -> None:
+    await bed.etcd.stop()
+    await until_page(bed, "/readyz", "waiting: etcd: ")
+    assert (await page(bed, "/readyz"))[0] == 503
+    assert (await page(bed, "/livez"))[0] == 200
+    await bed.etcd.start()
+    await until_page(bed, "/readyz", "ok")

@@ -1,0 +1,115 @@
+"""An API server starts: in the order readers rely on, and without a reader noticing when it starts again."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+
+import pytest
+from apiserver_bed import PATIENCE, Bed, manifests, pods, values
+
+from clustermesh.wire import keys, service
+
+IDENTITIES = keys.state_prefix("identities", "alpha")
+CART = keys.service_key("alpha", "shop", "cart")
+
+
+@pytest.fixture
+def bed(tmp_path: Path) -> Bed:
+    bed = Bed(tmp_path)
+    bed.write("shop.yaml", manifests("10.1.0.5", "10.1.0.6"))
+    bed.write("pods.yaml", pods(*(f"pod-{number}" for number in range(20))))
+    return bed
+
+
+async def test_config_and_heartbeat_come_first_and_canaries_last(bed: Bed) -> None:
+    async with bed, bed.running():
+        await asyncio.sleep(0)  # etcd comes after the API server, which waits for it
+        await bed.etcd.start()
+        found = await bed.until_synced()
+        about = {keys.cluster_config_key("alpha"), keys.HEARTBEAT}
+        canaries = {k for k in found if k.startswith((keys.SYNCED, keys.LOCAL_SERVICES_SYNCED))}
+        data = found.keys() - about - canaries
+        assert {kv.mod_revision for kv in found.values() if kv.lease == 0} == set(), "everything has a lease"
+        assert len(canaries) == 6
+        assert len(data) == 3 + 1 + 20 + 20
+        assert max(found[key].mod_revision for key in about) < min(found[key].mod_revision for key in data)
+        assert max(found[key].mod_revision for key in data) < min(found[key].mod_revision for key in canaries)
+        assert found[CART].mod_revision == found[keys.stamp_key("shop", "cart")].mod_revision, "one transaction"
+        ips, ids = (
+            [kv.mod_revision for key, kv in found.items() if key.startswith(keys.state_prefix(name, "alpha"))]
+            for name in ("ip", "identities")
+        )
+        assert max(ids) < min(ips), "an address refers to an identity that is there"
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+async def test_a_restart_keeps_every_key_and_every_number(bed: Bed, end: signal.Signals) -> None:
+    async with bed:
+        await bed.etcd.start()
+        async with bed.child() as first:
+            before = await bed.until_synced()
+            data = await bed.data()
+            first.send_signal(end)
+            async with asyncio.timeout(PATIENCE):
+                assert await first.wait() == (-9 if end is signal.SIGKILL else 0)
+        assert await bed.data() == data, "what it wrote outlives it"
+        bed.write("shop.yaml", manifests("10.1.0.5", "10.1.0.7"))
+        async with bed.deletions() as gone, bed.child():
+            old = {kv.lease for kv in before.values()}
+            after = await bed.until(
+                lambda found: found and not any(kv.lease in old for kv in found.values() if kv.lease)
+            )
+        assert gone == []
+        assert values(after, IDENTITIES) == values(before, IDENTITIES)
+        assert values(after, keys.STATE + b"ip/") == values(before, keys.STATE + b"ip/")
+        assert set(service.decode(after[CART].value).backends) == {"10.1.0.5", "10.1.0.7"}
+        unchanged = keys.stamp_key("shop", "cart")
+        assert after[unchanged].value != before[unchanged].value
+
+
+async def test_a_restart_without_a_change_writes_the_same_stamps_again(bed: Bed) -> None:
+    async with bed:
+        await bed.etcd.start()
+        async with bed.running():
+            before = await bed.until_synced()
+        async with bed.running():
+            old = {kv.lease for kv in before.values()}
+            after = await bed.until(lambda found: not any(kv.lease in old for kv in found.values()))
+        assert values(after, keys.STAMPS) == values(before, keys.STAMPS) != {}
+
+
+async def test_keys_that_nobody_wants_any_more_go_at_the_start(bed: Bed) -> None:
+    async with bed:
+        await bed.etcd.start()
+        async with bed.running():
+            await bed.until_synced()
+        (bed.context.manifests / "shop.yaml").unlink()
+        async with bed.running():
+            found = await bed.until(lambda found: CART not in found)
+        assert not values(found, keys.STAMPS)
+        assert len(values(found, IDENTITIES)) == 20
+
+
+async def test_a_start_with_a_broken_file_takes_nothing_away(bed: Bed) -> None:
+    bed.write("more.yaml", manifests("10.1.0.9", name="db"))
+    async with bed:
+        await bed.etcd.start()
+        async with bed.running():
+            before = await bed.until_synced()
+        bed.write("shop.yaml", manifests("10.1.0.5")[:-20] + "{")
+        bed.write("more.yaml", manifests("10.1.0.8", name="db"))
+        async with bed.running():
+            async with bed.deletions() as gone:
+                fresh = keys.service_key("alpha", "shop", "db")
+                await bed.until(lambda found: b"10.1.0.8" in found[fresh].value)
+                await bed.until(
+                    lambda found: found[keys.LOCAL_SERVICES_SYNCED].mod_revision > found[fresh].mod_revision
+                )
+            assert gone == []
+            assert (await bed.all())[CART].value == before[CART].value
+            bed.write("shop.yaml", manifests())
+            await bed.until(lambda found: not service.decode(found[CART].value).backends)
+            (bed.context.manifests / "shop.yaml").unlink()
+            await bed.until(lambda found: CART not in found)

@@ -1,0 +1,246 @@
+"""What etcd should hold: for a change only what it touches, and in the end the same as for everything at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clustermesh.apiserver import publish as module
+from clustermesh.apiserver.identities import Allocator
+from clustermesh.apiserver.publish import ENDPOINTS, Publisher, Updates
+from clustermesh.apiserver.publish import publish as publish_all
+from clustermesh.model import (
+    AgentRecord,
+    Cluster,
+    LocalService,
+    Node,
+    NodeAddress,
+    Port,
+    Protocol,
+    Service,
+)
+from clustermesh.sources.pods import PodEndpoint
+from clustermesh.sources.translate import Change, Snapshot
+from clustermesh.wire import endpoint, identity, keys, local, node
+
+ALPHA = Cluster(name="alpha", id=1)
+KEY = "aGVsbG9oZWxsb2hlbGxvaGVsbG9oZWxsb2hlbGxvMTI="
+RECORD = AgentRecord(node="n1", wireguard_public_key=KEY, boot_id="b-1")
+CART = ("shop", "cart")
+
+
+def service(*ips: str, is_global: bool = True, shared: bool = True) -> LocalService:
+    ports = {"http": Port(protocol=Protocol.TCP, port=80)}
+    found = Service(
+        cluster="alpha",
+        cluster_id=1,
+        namespace="shop",
+        name="cart",
+        frontends={"10.96.0.1": ports},
+        backends=dict.fromkeys(ips, ports),
+        shared=shared,
+    )
+    return LocalService(service=found, is_global=is_global)
+
+
+def pod(ip: str, app: str = "cart", on: str = "n1") -> PodEndpoint:
+    return PodEndpoint(
+        ip=ip,
+        namespace="shop",
+        pod_name="p",
+        service_account="default",
+        node=on,
+        host_ip="192.0.2.1",
+        labels={"app": app},
+        namespace_labels={},
+    )
+
+
+def machine(name: str = "n1", key: str = "") -> Node:
+    address = NodeAddress(type="InternalIP", ip="192.0.2.1")
+    return Node(cluster="alpha", cluster_id=1, name=name, addresses=(address,), wireguard_public_key=key)
+
+
+class Etcd(dict[bytes, bytes]):
+    """Takes updates as etcd would."""
+
+    def take(self, updates: Updates) -> Updates:
+        for entries in updates.values():
+            for key, value in entries.items():
+                self.pop(key, None)
+                if value is not None:
+                    self[key] = value
+        return updates
+
+
+def publisher(etcd: Etcd, grace: int = 100) -> Publisher:
+    return Publisher(ALPHA, Allocator(ALPHA, grace), etcd.get)
+
+
+def test_a_service_is_shared_only_if_global_and_shared_but_local_always() -> None:
+    for each, is_published in (
+        (service("10.1.0.5"), True),
+        (service("10.1.0.5", shared=False), False),
+        (service("10.1.0.5", is_global=False), False),
+    ):
+        etcd = Etcd()
+        etcd.take(publisher(etcd).apply(Snapshot(services={CART: each}), Change(services={CART: 7}), now=9))
+        assert (keys.service_key("alpha", *CART) in etcd, keys.stamp_key(*CART) in etcd) == (is_published,) * 2
+        assert local.decode_service(etcd[keys.local_service_key(*CART)]) == each
+
+
+def test_unsharing_a_service_removes_it_and_its_stamp() -> None:
+    etcd, snapshot = Etcd(), Snapshot(services={CART: service("10.1.0.5")})
+    publishing = publisher(etcd)
+    etcd.take(publishing.apply(snapshot, Change(services={CART: 1}), now=2))
+    snapshot.services[CART] = service("10.1.0.5", shared=False)
+    etcd.take(publishing.apply(snapshot, Change(services={CART: 3}), now=4))
+    assert set(etcd) == {keys.local_service_key(*CART)}
+
+
+def test_a_stamp_stays_with_the_value_it_was_made_for() -> None:
+    etcd, change = Etcd(), Change(services={CART: 7})
+    snapshot = Snapshot(services={CART: service("10.1.0.5")})
+    etcd.take(publisher(etcd).apply(snapshot, change, now=9))
+    stamp = etcd[keys.stamp_key(*CART)]
+    assert stamp == b'{"observed":7,"published":9}'
+    restarted = publisher(etcd)
+    etcd.take(restarted.apply(snapshot, Change(services={CART: 8}), now=20))
+    assert etcd[keys.stamp_key(*CART)] == stamp
+    snapshot.services[CART] = service("10.1.0.6")
+    etcd.take(restarted.apply(snapshot, Change(services={CART: 30}), now=31))
+    assert etcd[keys.stamp_key(*CART)] == b'{"observed":30,"published":31}'
+    etcd[keys.stamp_key(*CART)] = b"scribble"
+    etcd.take(restarted.apply(snapshot, Change(services={CART: 40}), now=41))
+    assert etcd[keys.stamp_key(*CART)] == b'{"observed":40,"published":41}'
+
+
+def test_an_agents_record_is_merged_into_its_node_and_turns_encryption_on_for_its_pods() -> None:
+    etcd, snapshot = Etcd(), Snapshot(nodes={"n1": machine(), "n2": machine("n2")})
+    snapshot.endpoints = {"10.1.0.5": pod("10.1.0.5"), "10.2.0.5": pod("10.2.0.5", on="n2")}
+    publishing = publisher(etcd)
+    everything = Change(nodes=frozenset(snapshot.nodes), endpoints=frozenset(snapshot.endpoints))
+    etcd.take(publishing.apply(snapshot, everything, now=1))
+    updates = etcd.take(publishing.take_record(snapshot, "n1", RECORD, now=2))
+    merged = node.decode(etcd[keys.node_key("alpha", "n1")])
+    assert (merged.wireguard_public_key, merged.encryption_key, merged.boot_id) == (KEY, 255, "b-1")
+    assert merged.annotations == {"network.cilium.io/wg-pub-key": KEY}
+    assert list(updates[ENDPOINTS]) == [keys.endpoint_key("10.1.0.5")], "only pods of that node"
+    assert endpoint.decode(etcd[keys.endpoint_key("10.1.0.5")]).key == 255
+    etcd.take(publishing.take_record(snapshot, "n1", None, now=3))
+    assert node.decode(etcd[keys.node_key("alpha", "n1")]).wireguard_public_key == ""
+    assert endpoint.decode(etcd[keys.endpoint_key("10.1.0.5")]).key == 0
+
+
+def test_a_record_of_an_unknown_node_asks_for_nothing_until_there_is_the_node() -> None:
+    etcd, snapshot = Etcd(), Snapshot()
+    publishing = publisher(etcd)
+    assert publishing.take_record(snapshot, "n1", RECORD, now=1) == {}
+    snapshot.nodes["n1"] = machine()
+    etcd.take(publishing.apply(snapshot, Change(nodes=frozenset(["n1"])), now=2))
+    assert node.decode(etcd[keys.node_key("alpha", "n1")]).wireguard_public_key == KEY
+
+
+def test_an_identity_outlives_its_last_pod_by_the_grace() -> None:
+    etcd, snapshot = Etcd(), Snapshot(endpoints={"10.1.0.5": pod("10.1.0.5")})
+    publishing, change = publisher(etcd), Change(endpoints=frozenset(["10.1.0.5"]))
+    etcd.take(publishing.apply(snapshot, change, now=0))
+    (key,) = (key for key in etcd if key.startswith(keys.state_prefix("identities", "alpha")))
+    snapshot.endpoints.clear()
+    etcd.take(publishing.apply(snapshot, change, now=10))
+    assert set(etcd) == {key}
+    etcd.take(publishing.tick(snapshot, now=110))
+    assert set(etcd) == {key}
+    etcd.take(publishing.tick(snapshot, now=111))
+    assert set(etcd) == set()
+
+
+def test_a_pod_without_number_is_a_problem_and_gets_one_as_soon_as_one_is_free() -> None:
+    etcd, allocator = Etcd(), Allocator(ALPHA, 100)
+    allocator._range = range(65536, 65537)
+    publishing = Publisher(ALPHA, allocator, etcd.get)
+    snapshot = Snapshot(endpoints={"10.1.0.5": pod("10.1.0.5", "a"), "10.1.0.6": pod("10.1.0.6", "b")})
+    etcd.take(publishing.apply(snapshot, Change(endpoints=frozenset(snapshot.endpoints)), now=0))
+    assert keys.endpoint_key("10.1.0.6") not in etcd
+    assert publishing.problems == {keys.endpoint_key("10.1.0.6"): "shop/p: it gets no identity"}
+    del snapshot.endpoints["10.1.0.5"]
+    etcd.take(publishing.apply(snapshot, Change(endpoints=frozenset(["10.1.0.5"])), now=1))
+    etcd.take(publishing.tick(snapshot, now=200))
+    assert endpoint.decode(etcd[keys.endpoint_key("10.1.0.6")]).identity == 65536
+    assert publishing.problems == {}
+
+
+def test_a_value_larger_than_etcd_takes_is_a_problem_and_the_rest_goes_on() -> None:
+    many = service(*(f"10.{a}.{b}.{c}" for a in (1, 2) for b in range(60) for c in range(1, 200)))
+    etcd, other = Etcd(), ("shop", "db")
+    publishing = publisher(etcd)
+    snapshot = Snapshot(services={CART: many, other: service("10.1.0.5")})
+    etcd.take(publishing.apply(snapshot, Change(services={CART: 1, other: 1}), now=2))
+    assert sorted(publishing.problems) == [keys.service_key("alpha", *CART), keys.local_service_key(*CART)]
+    assert f"at most {module.MAX_VALUE} bytes" in publishing.problems[keys.local_service_key(*CART)]
+    assert keys.stamp_key(*CART) not in etcd
+    snapshot.services[CART] = service("10.1.0.5")
+    etcd.take(publishing.apply(snapshot, Change(services={CART: 3}), now=4))
+    assert publishing.problems == {}
+
+
+_NODES = st.dictionaries(st.sampled_from(["n1", "n2"]), st.booleans().map(lambda k: machine(key=KEY if k else "")))
+_PODS = st.dictionaries(
+    st.sampled_from(["10.1.0.5", "10.1.0.6", "10.1.0.7"]),
+    st.tuples(st.sampled_from("abc"), st.sampled_from(["n1", "n2"])),
+)
+_SERVICES = st.dictionaries(
+    st.sampled_from([CART, ("shop", "db")]), st.builds(service, is_global=st.booleans(), shared=st.booleans())
+)
+_STATES = st.tuples(_SERVICES, _NODES, _PODS, st.none() | st.just(RECORD))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(_STATES, min_size=1, max_size=6))
+def test_any_history_ends_as_if_everything_had_been_published_at_once(states: list) -> None:
+    etcd, seen = Etcd(), Snapshot()
+    publishing = publisher(etcd, grace=0)
+    for now, (services, nodes, pods, record) in enumerate(states):
+        snapshot = Snapshot(
+            services=services,
+            nodes={name: machine(name, each.wireguard_public_key) for name, each in nodes.items()},
+            endpoints={ip: pod(ip, app, on) for ip, (app, on) in pods.items()},
+        )
+        change = Change(
+            services=dict.fromkeys(_differing(seen.services, snapshot.services), 0),
+            nodes=frozenset(_differing(seen.nodes, snapshot.nodes)),
+            endpoints=frozenset(_differing(seen.endpoints, snapshot.endpoints)),
+        )
+        etcd.take(publishing.apply(snapshot, change, now))
+        etcd.take(publishing.take_record(snapshot, "n1", record, now))
+        seen = snapshot
+    etcd.take(publishing.tick(seen, len(states) + 1))
+    twin = Etcd()
+    records = {} if record is None else {"n1": record}
+    twin.take(publish_all(ALPHA, seen, Allocator(ALPHA), records, 0))
+    assert _plain(etcd) == _plain(twin)
+
+
+def _differing(before: Mapping, after: Mapping) -> list:
+    return [key for key in before.keys() | after.keys() if before.get(key) != after.get(key)]
+
+
+def _plain(etcd: Etcd) -> dict[bytes, object]:
+    """Without what may differ with the order of events: times in stamps, and which number stands for which labels."""
+    numbers = {}
+    for key, value in etcd.items():
+        if key.startswith(keys.state_prefix("identities", "alpha")):
+            number = keys.parse_identity(key).id
+            numbers[number] = identity.decode(value, number).labels
+    plain: dict[bytes, object] = {}
+    for key, value in etcd.items():
+        if key.startswith(keys.state_prefix("ip", "alpha")):
+            found = endpoint.decode(value)
+            plain[key] = (numbers[found.identity], found.host_ip, found.key)
+        elif key.startswith(keys.STAMPS):
+            plain[key] = "stamp"
+        elif not key.startswith(keys.state_prefix("identities", "alpha")):
+            plain[key] = value
+    return {**plain, b"labels": sorted(map(str, numbers.values()))}
