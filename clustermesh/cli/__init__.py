@@ -65,6 +65,8 @@ class CommandLine(click.Group):
         """Run the command, and turn whatever can be foreseen into one line and an exit code."""
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:
+            raise  # click ends quietly when `| head` has seen enough
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(INTERRUPTED)

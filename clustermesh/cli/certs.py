@@ -102,7 +102,8 @@ def renew(context: Path, names: tuple[str, ...], everything: bool, new_key: bool
     """Issue certificates again with the names they have; without NAME, those that are due or unfit.
 
     NAME is ca or one of `certs show`. Renewing ca keeps its key, so that everything it signed stays good. A running
-    etcd takes new leaves by itself, and a new ca when it is restarted.
+    etcd takes new leaves by itself, and a new ca when it is restarted. What this cluster shows to its peers is theirs
+    to sign: `clustermesh connect` again renews it.
 
     \b
     Examples:

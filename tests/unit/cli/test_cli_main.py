@@ -83,6 +83,11 @@ def test_interruption_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _run(monkeypatch, BaseExceptionGroup("tasks", [KeyboardInterrupt()])).exit_code == 130
 
 
+def test_reader_that_has_seen_enough_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = _run(monkeypatch, BrokenPipeError(32, "Broken pipe"))
+    assert (result.exit_code, result.stderr) == (1, "")
+
+
 @pytest.mark.parametrize("error", [RuntimeError("bug"), ExceptionGroup("tasks", [Unavailable("x"), KeyError("bug")])])
 def test_bug_is_not_hidden_behind_a_line(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     assert _run(monkeypatch, error).exception is error
