@@ -65,7 +65,8 @@ def check_cidr(text: str, where: str, version: int | None = None) -> str:
         network = ip_network(text)
     except ValueError as e:
         raise Invalid(where, text, "must be a network") from e
-    if str(network) != text or version not in (None, network.version) or getattr(network, "scope_id", None):
+    check_ip(text.partition("/")[0], where)
+    if str(network) != text or version not in (None, network.version):
         raise Invalid(where, text, "must be a network in canonical spelling, of the right family")
     return text
 

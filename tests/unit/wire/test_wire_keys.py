@@ -82,6 +82,18 @@ def test_unknown_resource_has_no_prefix() -> None:
         keys.canary_key("west", "pods")
 
 
+@pytest.mark.parametrize("tail", ["identities/v1/id/4294967296", "identities/v1/id/01", "identities/v1/id/"])
+def test_identity_key_without_a_canonical_32_bit_number_is_refused(tail: str) -> None:
+    with pytest.raises(DecodeError):
+        keys.parse_identity(b"cilium/state/" + tail.encode())
+
+
+@pytest.mark.parametrize("tail", ["fd00:0::1", "010.0.0.1", "10.0.0", "10.0.0.1/24", "10.0.0.0/33", "10.0.0.0/"])
+def test_endpoint_key_without_a_canonical_address_is_refused(tail: str) -> None:
+    with pytest.raises(DecodeError):
+        keys.parse_endpoint(b"cilium/state/ip/v1/default/" + tail.encode())
+
+
 @given(cluster=names, namespace=names, name=names)
 def test_parsing_a_built_key_gives_its_names_back(cluster: str, namespace: str, name: str) -> None:
     assert keys.parse_node(keys.node_key(cluster, name)) == (cluster, name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from wire_values import CART, CONFIG, LABELS, N1, POD
 
-from clustermesh.errors import DecodeError
+from clustermesh.errors import DecodeError, Invalid
 from clustermesh.model import Identity, Label, NamedPort, Node, Port, Protocol, Service, Zone
 from clustermesh.wire import cluster_config, endpoint, identity, local, node, service, service_export
 from clustermesh.wire.timestamp import parse_time
@@ -276,6 +276,27 @@ def test_export_with_an_empty_affinity_has_none() -> None:
 )
 def test_time_with_fractions_and_offsets(text: str, seconds: int) -> None:
     assert parse_time(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "2026-11-21",
+        "2026-11-21 00:21:31Z",
+        "2026-11-21T00:21:31",
+        "2026-13-21T00:21:31Z",
+        "2026-11-21T24:00:00Z",
+        "2026-11-21T00:21:31+24:00",
+        "2026-11-21T00:21:31+01:60",
+        "2026-11-21T00:21:31Z\n",
+        "٢026-11-21T00:21:31Z",
+        "0000-01-01T00:00:00Z",
+    ],
+)
+def test_time_that_is_none_is_invalid(text: str) -> None:
+    with pytest.raises(Invalid):
+        parse_time(text)
 
 
 def test_local_service_of_an_unknown_affinity_is_refused() -> None:
