@@ -54,7 +54,7 @@ class Engine:
 
     async def run(self, own: ClusterReader, peers: Peers) -> None:
         """Never returns. Begins with what the kernel holds, so that a restart changes nothing that is still wanted."""
-        await self.kernel.audit()
+        await self.kernel.adopt()
         self.services.adopt()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._watch_device())
@@ -117,8 +117,8 @@ class Engine:
         self.underlay_error = ""
         self.prepared.set()
         if new:
-            await self.kernel.peers.audit()
-            await self.kernel.routes.audit()
+            await self.kernel.peers.adopt()
+            await self.kernel.routes.adopt()
 
     def _plan_endpoint(self, address: str) -> None:
         if ":" in address:

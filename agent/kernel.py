@@ -18,9 +18,9 @@ from clustermesh.reconcile import Reconciler, Tracker
 class Kernel:
     """The trackers of one node and their two groups: the network between nodes, and the services that use it."""
 
-    def __init__(self, datapath: Datapath, device: Device, own_key: str) -> None:
-        self.datapath, self.device = datapath, device
-        peers = WireGuardTarget(device, own_key)
+    def __init__(self, datapath: Datapath, device: Device, public_key: str) -> None:
+        self.datapath, self.device, self.public_key = datapath, device, public_key
+        peers = WireGuardTarget(device, public_key)
         self.greet_peers_forever = peers.greet_forever
         self.ipcache = Tracker[AddressKey, IpcacheValue]("ipcache", maps.addresses(datapath))
         self.cidrs = Tracker[CidrKey, IpcacheValue]("ipcache-cidrs", maps.cidrs(datapath))
@@ -38,6 +38,11 @@ class Kernel:
     def allow_deletes(self) -> None:
         """The first complete state is in: what it does not name may go."""
         self._network.may_delete = self._services.may_delete = True
+
+    async def adopt(self) -> None:
+        """Begin with what the kernel holds."""
+        await self._network.adopt()
+        await self._services.adopt()
 
     async def audit(self) -> int:
         """Compare everything with the kernel; returns the number of entries found changed by somebody else."""

@@ -12,8 +12,10 @@ import asyncio
 import logging
 import signal
 import sys
-from contextlib import closing, suppress
+from collections.abc import Callable
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import REGISTRY
 
@@ -77,58 +79,65 @@ async def _until_stopped(options: Options) -> None:
 async def run(options: Options) -> None:
     """Run the agent until cancelled. Raises Refused or Unavailable where this node cannot run one at all."""
     context = contexts.load(options.context)
-    state, propagation = MeshState(context.name), Propagation()
-    sink = AgentSink(state, propagation)
     private_key = wireguard_keys.load_or_create(options.state_dir / "wireguard.key")
-    public_key = wireguard_keys.public_key(private_key)
+    public_key = await wireguard_keys.derive_public_key(private_key)
     device = await open_device(options.device, log=options.state_dir / "wireguard-go.log")
     ensure_bpffs(options.bpffs)
     cgroup = cgroup2_root()
     if cgroup is None:
         raise Refused("no cgroup2 is mounted, and services are translated there: mount -t cgroup2 none /sys/fs/cgroup")
+    tls = Tls(context.ca, context.certificate("local"), context.key("local"))
     with closing(Datapath.open(None, options.bpffs / "clustermesh", cgroup)) as datapath:
-        kernel = Kernel(datapath, device, public_key)
-        underlay = UnderlaySetup(datapath, device, private_key, options.port)
-        engine = Engine(options, state, sink, propagation, kernel, underlay)
-        own = ClusterReader(context.name, sink, _connect_own(context), own_tables, _expect(context))
-        peers = Peers(context.peers, context.cluster, sink, _connect_peer, peer_tables, options.last_good)
-        pods = Pods(options, engine)
-        status = Status(options, state, engine, own, peers, propagation, public_key)
-        record = AgentRecord(node=options.node, wireguard_public_key=public_key, boot_id=report.boot_id())
-        if (kept := last_good.load(options.last_good, context.name)) is not None:
-            restore(sink, context.name, kept)
-            own.restored(kept.config)
-        REGISTRY.register(StatusCollector(status))
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(own.run())
-            tasks.create_task(peers.run())
-            tasks.create_task(engine.run(own, peers))
-            tasks.create_task(pods.run())
-            tasks.create_task(api.serve(options.socket, _methods(status, pods)))
-            tasks.create_task(report.keep_registered(_connect_own(context), record))
-            tasks.create_task(report.keep_reported(_connect_own(context), options.node, status.summary))
-            tasks.create_task(_keep_saved(options.last_good, sink, state, own, peers))
-            tasks.create_task(serve_health(options.metrics, REGISTRY, status.not_ready))
+        async with EtcdClient([context.endpoint], tls) as etcd:
+            underlay = UnderlaySetup(datapath, device, private_key, options.port)
+            await _work(options, context, etcd, Kernel(datapath, device, public_key), underlay)
+
+
+async def _work(options: Options, context: Context, etcd: EtcdClient, kernel: Kernel, underlay: UnderlaySetup) -> None:
+    state, propagation = MeshState(context.name), Propagation()
+    sink = AgentSink(state, propagation)
+    engine = Engine(options, state, sink, propagation, kernel, underlay)
+    own = ClusterReader(context.name, sink, lambda: nullcontext(etcd), own_tables, _expect(context))
+    peers = Peers(context.peers, context.cluster, sink, _connect_peer, peer_tables, options.last_good)
+    pods = Pods(options, engine)
+    status = Status(options, state, engine, own, peers, propagation)
+    record = AgentRecord(node=options.node, wireguard_public_key=kernel.public_key, boot_id=report.boot_id())
+    if (kept := last_good.load(options.last_good, context.name)) is not None:
+        restore(sink, context.name, kept)
+        own.restored(kept.config)
+    REGISTRY.register(StatusCollector(status))
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(own.run())
+        tasks.create_task(peers.run())
+        tasks.create_task(engine.run(own, peers))
+        tasks.create_task(pods.run())
+        tasks.create_task(api.serve(options.socket, _methods(status, pods)))
+        tasks.create_task(report.keep_registered(etcd, record))
+        tasks.create_task(report.keep_reported(etcd, options.node, status.summary))
+        tasks.create_task(_keep_saved(options.last_good, sink, state, own, peers))
+        tasks.create_task(serve_health(options.metrics, REGISTRY, status.not_ready))
 
 
 def _methods(status: Status, pods: Pods) -> dict[str, api.Method]:
-    def plain(answer: object) -> api.Method:
-        async def method(_params: dict[str, object]) -> object:
-            return answer()  # type: ignore[operator]  # a bound method without parameters
+    """What the socket answers."""
+
+    def reading(read: Callable[[], Any]) -> api.Method:
+        async def method(_params: dict[str, Any]) -> Any:
+            return read()
 
         return method
 
-    async def encrypt(_params: dict[str, object]) -> object:
+    async def encrypt(_params: dict[str, Any]) -> Any:
         return await status.encrypt()
 
-    async def map_diff(_params: dict[str, object]) -> object:
+    async def map_diff(_params: dict[str, Any]) -> Any:
         return await status.map_diff()
 
     return {
-        "status": plain(status.status),
-        "services": plain(status.services),
-        "backends": plain(status.backends),
-        "ipcache": plain(status.ipcache),
+        "status": reading(status.status),
+        "services": reading(status.services),
+        "backends": reading(status.backends),
+        "ipcache": reading(status.ipcache),
         "encrypt": encrypt,
         "map_diff": map_diff,
         "cni_add": pods.add,
@@ -137,18 +146,13 @@ def _methods(status: Status, pods: Pods) -> dict[str, api.Method]:
     }
 
 
-def _connect_own(context: Context):  # type: ignore[no-untyped-def]  # Callable[[], EtcdClient]
-    tls = Tls(context.ca, context.certificate("local"), context.key("local"))
-    return lambda: EtcdClient([context.endpoint], tls)
-
-
 def _connect_peer(file: PeerFile) -> EtcdClient:
     tls = None if file.ca is None or file.cert is None or file.key is None else Tls(file.ca, file.cert, file.key)
     aliases = {host: addresses[0] for host, addresses in file.host_aliases.items() if addresses}
     return EtcdClient(file.endpoints, tls, aliases=aliases)
 
 
-def _expect(context: Context):  # type: ignore[no-untyped-def]  # Callable[[str, ClusterConfig], None]
+def _expect(context: Context) -> Callable[[str, ClusterConfig], None]:
     def admit(name: str, config: ClusterConfig) -> None:
         if config.id != context.id:
             _log.warning("cluster %s has id %d in etcd and %d in %s", name, config.id, context.id, context.path)

@@ -31,7 +31,7 @@ def boot_id() -> str:
         return ""
 
 
-async def keep_registered(connect: Callable[[], EtcdClient], record: AgentRecord) -> None:
+async def keep_registered(client: EtcdClient, record: AgentRecord) -> None:
     """Keep `record` under this node's key, whoever changes or deletes it. Never returns.
 
     The key has no lease: the tunnels of a node whose agent is down still work, and its peers must not forget its key.
@@ -39,26 +39,25 @@ async def keep_registered(connect: Callable[[], EtcdClient], record: AgentRecord
     key, value = keys.agent_key(record.node), local.encode_agent(record)
     while True:
         try:
-            async with connect() as client, aclosing(follow(client, key)) as items:
+            async with aclosing(follow(client, key)) as items:
                 async for item in items:
                     if isinstance(item, Interrupted):
                         continue
                     held = await client.get(key)
                     if held is None or held.value != value:
                         await client.put(key, value)
-        except* ClusterMeshError as group:
-            _log.debug("registration: %s", group.exceptions[0])
+        except ClusterMeshError as e:
+            _log.warning("this node's WireGuard key is not in etcd: %s", e)
         await asyncio.sleep(_RETRY)
 
 
-async def keep_reported(connect: Callable[[], EtcdClient], node: str, status: Callable[[], dict[str, Any]]) -> None:
+async def keep_reported(client: EtcdClient, node: str, status: Callable[[], dict[str, Any]]) -> None:
     """Keep this node's status in etcd, written when it changed, on a lease that ends with the agent. Never returns."""
     while True:
         try:
-            async with connect() as client:
-                await _report(client, keys.status_key(node), status)
-        except* ClusterMeshError as group:
-            _log.debug("status report: %s", group.exceptions[0])
+            await _report(client, keys.status_key(node), status)
+        except ClusterMeshError as e:
+            _log.debug("status report: %s", e)
         await asyncio.sleep(_RETRY)
 
 

@@ -31,10 +31,9 @@ class Status:
         own: ClusterReader,
         peers: Peers,
         propagation: Propagation,
-        public_key: str,
     ) -> None:
         self._options, self._state, self._engine = options, state, engine
-        self._own, self._peers, self._propagation, self._public_key = own, peers, propagation, public_key
+        self._own, self._peers, self._propagation = own, peers, propagation
 
     def summary(self) -> dict[str, Any]:
         """The whole status but the samples; small enough to be put into etcd."""
@@ -209,7 +208,7 @@ class Status:
             "device": device.name,
             "provider": device.kind,
             "why": device.why,
-            "public_key": self._public_key,
+            "public_key": self._engine.kernel.public_key,
             "interface": "" if underlay is None else underlay.interface,
             "mtu": 0 if underlay is None else underlay.mtu,
             "strict": "" if underlay is None else underlay.strict,

@@ -52,7 +52,8 @@ class Tracker(Generic[K, V]):
         self._dirty: dict[K, None] = {}  # an ordered set: what was asked for first is applied first
 
     def set(self, key: K, value: V) -> None:
-        self.desired[key] = value
+        held = self.actual.get(key)
+        self.desired[key] = held if held is not None and held == value else value  # equal values are one object
         self._mark(key)
 
     def remove(self, key: K) -> None:
@@ -78,9 +79,12 @@ class Tracker(Generic[K, V]):
     def observe_all(self, actual: Mapping[K, V]) -> int:
         """Take in a full dump; returns how many entries were not as they were last known to be (the drift)."""
         drift = diff(actual, self.actual)
-        self.actual = dict(actual)
+        self.actual |= drift.upserts
+        for key in drift.deletes:
+            del self.actual[key]
         delta = diff(self.desired, self.actual)
         self._dirty = dict.fromkeys([*delta.upserts, *delta.deletes])
+        self.failed = {key: why for key, why in self.failed.items() if key in self._dirty}
         return len(drift.upserts) + len(drift.deletes)
 
     def pending(self) -> Delta[K, V]:
@@ -103,16 +107,22 @@ class Tracker(Generic[K, V]):
             self._dirty.pop(key, None)  # what was marked last is applied last
             self._dirty[key] = None
 
-    async def audit(self) -> int:
-        """Dump the target and compare with what was last known; counts and returns the drift.
+    async def adopt(self) -> int:
+        """Take in what the target holds; returns how much of it was not known.
 
         A target that cannot be dumped leaves everything as it was last known, and `error` says why.
         """
         try:
-            drift = self.observe_all(await self.target.dump())
+            unknown = self.observe_all(await self.target.dump())
         except ClusterMeshError as e:
             self.error = str(e)
             return 0
+        self.error = next(iter(self.failed.values()), None)
+        return unknown
+
+    async def audit(self) -> int:
+        """Compare the target with what it was last known to hold; counts and returns the drift."""
+        drift = await self.adopt()
         self.drift += drift
         return drift
 
@@ -178,6 +188,11 @@ class Reconciler:
             await tracker.delete_pending()
             if tracker.failed:
                 return
+
+    async def adopt(self) -> None:
+        """Take over what the targets hold when this process starts."""
+        for tracker in self.trackers:
+            await tracker.adopt()
 
     async def audit(self) -> int:
         """Dump every target; returns the entries found changed behind our back."""

@@ -6,8 +6,10 @@ never overwritten, not even a broken one.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import os
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -35,6 +37,17 @@ def public_key(private_key: bytes) -> str:
 
     raw = X25519PrivateKey.from_private_bytes(clamp(private_key)).public_key().public_bytes_raw()
     return base64.b64encode(raw).decode()
+
+
+async def derive_public_key(private_key: bytes) -> str:
+    """As `public_key`, in a process of its own: the agent needs the library once, and its 6 MB never again."""
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-P", "-m", __name__, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    output, _ = await child.communicate(private_key)
+    if child.returncode != 0:
+        raise Refused(f"the public key cannot be derived: {sys.executable} ended with {child.returncode}")
+    return output.decode()
 
 
 def decode_public_key(text: str) -> bytes:
@@ -65,3 +78,7 @@ def load_or_create(path: Path) -> bytes:
     if len(key) != KEY_BYTES:
         raise Refused(f"private key {path} holds {len(key)} bytes, not {KEY_BYTES}: restore it, or remove it")
     return clamp(key)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(public_key(sys.stdin.buffer.read()))

@@ -6,6 +6,7 @@ one stands until it is withdrawn, and the own cluster's is entered first.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network
 
@@ -15,6 +16,7 @@ class Claims:
 
     def __init__(self) -> None:
         self._by_length: dict[int, dict[int, str]] = {}
+        self._times: Counter[tuple[str, str]] = Counter()  # two nodes of one cluster may claim the same
 
     def conflict(self, cluster: str, cidr: str) -> tuple[str, str] | None:
         """The (cluster, CIDR) of another cluster that overlaps `cidr`, or None."""
@@ -26,9 +28,15 @@ class Claims:
 
     def claim(self, cluster: str, cidr: str) -> None:
         network = IPv4Network(cidr)
+        self._times[cluster, cidr] += 1
         self._by_length.setdefault(network.prefixlen, {})[int(network.network_address)] = cluster
 
     def withdraw(self, cluster: str, cidr: str) -> None:
+        """Undo one `claim`; a claim that is not held is withdrawn already."""
+        self._times[cluster, cidr] -= 1
+        if self._times[cluster, cidr] > 0:
+            return
+        del self._times[cluster, cidr]
         network = IPv4Network(cidr)
         table = self._by_length.get(network.prefixlen, {})
         if table.get(int(network.network_address)) == cluster:

@@ -12,7 +12,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence, Set
-from contextlib import aclosing, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from typing import Any, Protocol
 
 from msgspec import Struct
@@ -68,7 +68,7 @@ class ClusterReader:
         self,
         name: str,
         sink: Sink,
-        connect: Callable[[], EtcdClient],
+        connect: Callable[[], AbstractAsyncContextManager[EtcdClient]],
         resources: Callable[[str, ClusterConfig], Sequence[Resource]],
         admit: Callable[[str, ClusterConfig], None],
     ) -> None:

@@ -197,7 +197,6 @@ class MeshState:
             if cluster == owner and claimed in cidrs:
                 self._dismiss(cluster, name)
                 self.refuse(cluster, f"nodes/{name}", _overlap(claimed, cidr, self.own))
-        self._claims.withdraw(owner, claimed)
 
     def _settle_claims(self) -> None:
         """After claims changed: a refused node may be admitted now, and what is at any address is looked at again."""

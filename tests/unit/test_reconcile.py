@@ -173,7 +173,8 @@ async def test_nothing_is_pruned_before_the_first_whole_list() -> None:
     target.held = {1: 1, 2: 2}
     tracker = Tracker[int, int]("t", target)
     reconciler = Reconciler(tracker)
-    await reconciler.audit()
+    await reconciler.adopt()
+    assert tracker.drift == 0, "what is there at the start is no drift"
     tracker.set(2, 3)
     await reconciler.flush()
     assert target.held == {1: 1, 2: 3}

@@ -55,7 +55,7 @@ class Node:
         self.planner = ServicePlanner(self.on_services, self.on_backends)
 
     async def start(self) -> None:
-        await self.reconciler.audit()
+        await self.reconciler.adopt()
         self.planner.adopt()
 
     async def flush(self) -> None:
