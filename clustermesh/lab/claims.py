@@ -171,7 +171,8 @@ async def survives_agent_kill(lab: Lab, observe: Observe = ignore) -> AgentResta
     async with load.running():
         await until(lambda: load.traffic.clusters == _everyone(lab), "answers from every cluster")
         killed, old = time.monotonic(), await lab.kill(name, "agent")
-        await until(lambda: _is_ready(lab, name, old), f"the agent of {name} is ready again", 30.0)
+        why = f"the agent of {name} is ready again"
+        await until(lambda: _is_ready(lab, name, old), why, 30.0, lambda: f"It said: {lab.log(name, 'agent')}")
         ready = time.monotonic()
         await asyncio.sleep(2 * _SETTLE_SECONDS)
     down, rate = summarize(between(load.records, killed, ready)), _rate(load)

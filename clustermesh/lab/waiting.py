@@ -11,13 +11,18 @@ from clustermesh.errors import Unavailable
 _POLL_SECONDS = 0.02
 
 
-async def until(condition: Callable[[], bool | Awaitable[bool]], what: str, seconds: float = 15.0) -> float:
-    """The seconds it took. Unavailable, with `what` did not happen, after `seconds`."""
+async def until(
+    condition: Callable[[], bool | Awaitable[bool]],
+    what: str,
+    seconds: float = 15.0,
+    why: Callable[[], str] = lambda: "",
+) -> float:
+    """The seconds it took. Unavailable after `seconds`: says `what` did not happen, and what `why` knows of it."""
     begun = time.monotonic()
     while True:
         found = condition()
         if found if isinstance(found, bool) else await found:
             return time.monotonic() - begun
         if time.monotonic() - begun > seconds:
-            raise Unavailable(f"{what}: not within {seconds:.0f} s")
+            raise Unavailable(f"{what}: not within {seconds:.0f} s. {why()}".rstrip(". "))
         await asyncio.sleep(_POLL_SECONDS)
