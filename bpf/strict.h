@@ -21,14 +21,15 @@ static __always_inline bool is_node(const struct ipcache4_entry *entry)
 	       entry->identity == IDENTITY_KUBE_APISERVER;
 }
 
-/* A node's own address inside a pod CIDR (Cilium's router address) is reached through WireGuard as the pods are, so a
- * node's exact entry still leaves the CIDR to be asked. */
+/* A pod of the host's network has its node's address: were that a pod's, the tunnels themselves would be dropped. And a
+ * node's address inside a pod CIDR (Cilium's router address) is reached through WireGuard as the pods are. So an exact
+ * entry of a node says nothing, and leaves the CIDR to be asked. */
 static __always_inline bool is_mesh_pod(__be32 address)
 {
 	struct ipcache4_cidr_key key = { .prefix_length = 32, .address = address };
 	struct ipcache4_entry *entry = bpf_map_lookup_elem(&ipcache4, &address);
 
-	if (entry && !is_node(entry))
+	if (entry && !is_node(entry) && entry->tunnel_endpoint != address)
 		return true;
 	entry = bpf_map_lookup_elem(&ipcache4_cidr, &key);
 	return entry && !is_node(entry);

@@ -124,6 +124,9 @@ class Datapath:
         for name, fd in self.maps.items():
             if name in outgrown or not (folder / name).exists():
                 pin_in_place(fd, folder / name)
+        for path in folder.iterdir():
+            if path.name not in self.maps:  # of an attempt that was cut off
+                path.unlink()
         self._outgrown = [(old, self.maps[name]) for name, old in outgrown.items()]
 
     def attach_sockets(self, cgroup: Path) -> None:
@@ -253,6 +256,8 @@ _PROGRAMS: Final = (*probe.SOCKET_HOOKS, "strict_ingress", "strict_egress")
 def _check_pin_dir(pin_dir: Path) -> None:
     if not is_bpffs(pin_dir):
         raise Refused(f"{pin_dir} is in no bpf filesystem: mount -t bpf bpf /sys/fs/bpf, or choose another place")
+    if "." in pin_dir.name:
+        raise Refused(f"{pin_dir} cannot hold pins: names in a bpf filesystem have no dots")
     with _doing(f"make the folder {pin_dir}"):
         for folder in (pin_dir / LAYOUT_VERSION, pin_dir / _LINKS):
             folder.mkdir(parents=True, exist_ok=True)

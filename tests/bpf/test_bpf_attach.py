@@ -20,6 +20,7 @@ import pytest
 from bpf_node import TIMEOUT, Node
 from bpf_packets import ipv4
 
+from agent.bpf import probe
 from agent.bpf.attach import Mechanism, Outcome
 from agent.bpf.layouts import CidrKey, IpcacheValue, Reason
 from agent.bpf.loader import Datapath
@@ -162,6 +163,9 @@ def test_attaching_again_adopts_and_new_maps_replace_in_place(
         assert [hook.outcome for hook in replaced] == [Outcome.REPLACED] * 2
         assert [hook.link_id for hook in replaced] == [hook.link_id for hook in first]
         _assert_protected(network, tun, grown)
+        asyncio.run(maps.cidrs(grown).delete([CidrKey.parse("10.2.0.0/24")]))
+        _send(network, PEER, b"no longer a pod")
+        assert tun.read().endswith(b"no longer a pod")
     finally:
         grown.close()
 
@@ -189,6 +193,15 @@ def test_changing_the_mechanism_leaves_no_double(network: Node, tun: Tun, mesh: 
 def test_the_kernel_chooses_tcx_where_it_has_it(network: Node, tun: Tun, mesh: Datapath) -> None:
     hooks = network.call(lambda: mesh.attach_strict(tun.name))
     assert {hook.mechanism for hook in hooks} == {Mechanism.TCX}
+
+
+def test_a_kernel_without_tcx_gets_filters(
+    network: Node, tun: Tun, mesh: Datapath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "has_tcx", lambda: False)
+    hooks = network.call(lambda: mesh.attach_strict(tun.name))
+    assert {hook.mechanism for hook in hooks} == {Mechanism.CLSACT}
+    _assert_protected(network, tun, mesh)
 
 
 def test_the_next_tcx_program_decides_what_strict_lets_pass(network: Node, tun: Tun, mesh: Datapath) -> None:

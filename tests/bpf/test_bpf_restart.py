@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from bpf_node import EchoServer, Node
 
+from agent.bpf import probe
 from agent.bpf.attach import Mechanism, Outcome
 from agent.bpf.layouts import AddressKey, Backend, BackendKey, IpcacheValue, Reason, ServiceKey, ServiceValue, ipv4
 from agent.bpf.loader import Datapath
@@ -134,6 +135,10 @@ def test_no_connect_fails_while_programs_are_exchanged_and_maps_resized(
                 assert _links(again) == links
                 assert _content(again)[:4] == content[:4]
     assert wrong == []
+    with _opened(bpf_object, pin_dir, cgroup, lb4_services=size) as last:
+        asyncio.run(maps.services(last).upsert({ServiceKey(ipv4(VIP[0]), VIP[1], 0, 6): ServiceValue(0, 0)}))
+        with pytest.raises(ConnectionRefusedError):  # the new programs read the new maps
+            node.socket(socket.AF_INET, socket.SOCK_STREAM).connect(VIP)
 
 
 def test_open_sockets_keep_their_service_through_a_resize(
@@ -240,9 +245,43 @@ def test_removing_leaves_sockets_without_services_and_no_pin(
         Datapath.remove(pin_dir)
 
 
+def test_a_cgroup_that_is_not_there_is_refused_and_no_descriptor_stays_open(bpf_object: Path, pin_dir: Path) -> None:
+    Datapath.open(bpf_object, pin_dir, None).close()
+    before = os.listdir("/proc/self/fd")
+    for sizes in ({}, {"ipcache4": 100}):
+        with pytest.raises(Refused, match="nosuch"):
+            Datapath.open(bpf_object, pin_dir, Path("/nosuch"), sizes)
+    assert os.listdir("/proc/self/fd") == before
+
+
 def test_a_place_outside_any_bpf_filesystem_is_refused(bpf_object: Path, bpffs: Path, tmp_path: Path) -> None:
     with pytest.raises(Refused, match="no bpf filesystem"):
         Datapath.open(bpf_object, tmp_path / "pins", None)
+
+
+def test_a_place_with_a_dot_in_its_name_is_refused(bpf_object: Path, bpffs: Path) -> None:
+    with pytest.raises(Refused, match="no dots"):
+        Datapath.open(bpf_object, bpffs / "cluster.mesh", None)
+
+
+def test_a_pin_left_by_an_attempt_that_was_cut_off_goes(bpf_object: Path, pin_dir: Path) -> None:
+    Datapath.open(bpf_object, pin_dir, None).close()
+    left = map_create(MapType.HASH, 4, 16, 8, NO_PREALLOC)
+    object_pin(left, pin_dir / "v1" / "ipcache4_new")
+    os.close(left)
+    with _opened(bpf_object, pin_dir, None) as datapath:
+        assert {path.name for path in (pin_dir / "v1").iterdir()} == set(datapath.maps)
+
+
+def test_a_kernel_that_cannot_name_the_error_refuses_with_eperm(
+    node: Node, cgroup: Path, bpf_object: Path, pin_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "has_set_retval", lambda: False)
+    with _opened(bpf_object, pin_dir, cgroup) as datapath:
+        where = ServiceKey(ipv4(VIP[0]), VIP[1], 0, 6)
+        asyncio.run(maps.services(datapath).upsert({where: ServiceValue(0, 0)}))
+        with pytest.raises(PermissionError):
+            node.socket(socket.AF_INET, socket.SOCK_STREAM).connect(VIP)
 
 
 def test_an_unknown_map_has_no_size(bpf_object: Path, pin_dir: Path) -> None:

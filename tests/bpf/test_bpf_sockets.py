@@ -141,6 +141,7 @@ def test_an_ipv6_address_passes_untouched(node: Node, services: Services) -> Non
     client = node.socket(socket.AF_INET6, TCP)
     with pytest.raises(OSError, match="Network is unreachable"):
         client.connect(("64:ff9b::10.96.0.10", VIP[1], 0, 0))
+    assert services.counted(Reason.CONNECT) == 0
 
 
 @pytest.mark.parametrize("kind", [TCP, UDP])

@@ -18,7 +18,8 @@ pytestmark = pytest.mark.root
 NEXT, DROP = -1, 2  # TCX_NEXT and TCX_DROP, which under clsact are TC_ACT_UNSPEC and TC_ACT_SHOT
 
 # Pods 10.1.0.5 and 10.2.0.7 are known one by one, all of 10.3.0.0/24 by its CIDR only. 10.1.0.1 is the router address
-# of node 192.168.0.1, inside a pod CIDR; 192.168.0.2 is the other node.
+# of node 192.168.0.1, inside a pod CIDR; 192.168.0.2 is the other node. On each of 192.168.0.4 and .5 runs a pod of the
+# host's network; 10.3.0.44 claims to be one, and is in a pod CIDR all the same.
 ADDRESSES = {
     "10.1.0.5": 70000,
     "10.2.0.7": 131072,
@@ -27,6 +28,7 @@ ADDRESSES = {
     "192.168.0.2": NodeIdentity.REMOTE_NODE,
     "192.168.0.3": NodeIdentity.KUBE_APISERVER,
 }
+HOST_NETWORK = {"192.168.0.4": 70001, "192.168.0.5": 131073, "10.3.0.44": 131074}
 CIDRS = {"10.1.0.0/24": 2, "10.3.0.0/24": 2, "10.9.0.0/16": NodeIdentity.REMOTE_NODE}
 
 PACKETS = {
@@ -53,6 +55,9 @@ PACKETS = {
     "node to node: TCP": (ipv4_frame("192.168.0.2", "192.168.0.1", 6), NEXT),
     "pod to node": (ipv4_frame("10.1.0.5", "192.168.0.2"), NEXT),
     "node to API server": (ipv4_frame("192.168.0.1", "192.168.0.3"), NEXT),
+    "WireGuard between nodes with pods of the host's network": (ipv4_frame("192.168.0.4", "192.168.0.5", 17), NEXT),
+    "pod to a pod of the host's network": (ipv4_frame("10.1.0.5", "192.168.0.4"), NEXT),
+    "pod to an address of a pod CIDR that claims to be a host": (ipv4_frame("10.1.0.5", "10.3.0.44"), DROP),
     "nodes known by their CIDR": (ipv4_frame("10.9.1.1", "10.1.0.5"), NEXT),
     "ARP": (frame(ETH_ARP, bytes.fromhex("0001080006040001") + bytes(20)), NEXT),
     "IPv6": (frame(ETH_IPV6, b"\x60" + bytes(39)), NEXT),
@@ -64,6 +69,7 @@ PACKETS = {
 def known(datapath: Datapath) -> Datapath:
     """The datapath with everybody of the table above in its ipcache."""
     addresses = {AddressKey(address(ip)): IpcacheValue(identity) for ip, identity in ADDRESSES.items()}
+    addresses |= {AddressKey(address(ip)): IpcacheValue(n, address(ip)) for ip, n in HOST_NETWORK.items()}
     cidrs = {CidrKey.parse(cidr): IpcacheValue(identity) for cidr, identity in CIDRS.items()}
     asyncio.run(maps.addresses(datapath).upsert(addresses))
     asyncio.run(maps.cidrs(datapath).upsert(cidrs))
