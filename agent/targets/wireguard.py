@@ -54,7 +54,7 @@ class WireGuardTarget:
         due = {key: self._given[key] for key in self._silent if not self._is_silent(key)}
         self._silent = {key: time for key, time in self._silent.items() if key not in due}
         if due:
-            await self._device.set_peers(due)
+            await self._device.set_keepalives({key: peer.keepalive for key, peer in due.items()})
 
     async def greet_forever(self) -> None:
         """Greet each new peer in its time. What fails here (the device is gone) is found by the next `dump`."""
@@ -67,7 +67,7 @@ class WireGuardTarget:
 
     async def upsert(self, entries: Mapping[str, Peer]) -> None:
         """Write each peer whole. Raises ApplyError with those the device does not hold afterwards as wanted."""
-        good, failed = sort_out(entries)
+        good, failed = sort_out(entries, self._own_key)
         silent = {key: replace(peer, keepalive=0) for key, peer in good.items() if self._waits_for(key)}
         if good:
             try:
@@ -120,14 +120,19 @@ def as_wanted(state: PeerState, given: Peer | None, now: float) -> Peer:
     return Peer(endpoint=endpoint, port=port, allowed_ips=state.allowed_ips, keepalive=state.keepalive)
 
 
-def sort_out(entries: Mapping[str, Peer]) -> tuple[dict[str, Peer], dict[Hashable, str]]:
-    """Split a batch into peers that can be written together and those that cannot, each with a sentence."""
+def sort_out(entries: Mapping[str, Peer], own_key: str = "") -> tuple[dict[str, Peer], dict[Hashable, str]]:
+    """Split a batch into peers that can be written together and those that cannot, each with a sentence.
+
+    A device ignores a peer with its own key (`own_key`) without a word.
+    """
     owners: dict[str, str] = {}
     good: dict[str, Peer] = {}
     failed: dict[Hashable, str] = {}
     for key, peer in entries.items():
         try:
             check_peer(key, peer)
+            if key == own_key:
+                raise Invalid("WireGuard key", key, "is this node's own")
         except Invalid as e:
             failed[key] = str(e)
             continue

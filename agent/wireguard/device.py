@@ -29,6 +29,7 @@ class Device(Protocol):
 
     async def peers(self) -> dict[str, PeerState]: ...
     async def set_peers(self, peers: Mapping[str, Peer]) -> None: ...
+    async def set_keepalives(self, seconds: Mapping[str, int]) -> None: ...  # of peers that are there; none is made
     async def remove_peers(self, keys: Collection[str]) -> None: ...  # absent is success
     async def died(self) -> None: ...  # returns when `ensure` is due again
 

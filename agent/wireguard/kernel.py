@@ -146,6 +146,12 @@ class KernelDevice:
         """Add or change peers; nothing is sent if one of them is Invalid."""
         await self._apply([peer_request(key, peer) for key, peer in peers.items()])
 
+    async def set_keepalives(self, seconds: Mapping[str, int]) -> None:
+        """Change only the keepalive of peers. A peer that is absent stays absent."""
+        await self._apply(
+            [{"public_key": k, "persistent_keepalive": s, "update_only": True} for k, s in seconds.items()]
+        )
+
     async def remove_peers(self, keys: Collection[str]) -> None:
         for key in keys:
             decode_public_key(key)

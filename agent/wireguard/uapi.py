@@ -45,6 +45,15 @@ def encode_set(
     return ("\n".join(lines) + "\n\n").encode()
 
 
+def encode_keepalives(seconds: Mapping[str, int]) -> bytes:
+    """A `set` request that changes the keepalive of peers that are there, and makes none. Raises Invalid."""
+    lines = ["set=1"]
+    for key, keepalive in seconds.items():
+        lines += [f"public_key={decode_public_key(key).hex()}", "update_only=true"]
+        lines.append(f"persistent_keepalive_interval={keepalive}")
+    return ("\n".join(lines) + "\n\n").encode()
+
+
 def _settings_lines(settings: Settings) -> list[str]:
     return [
         f"private_key={clamp(settings.private_key).hex()}",

@@ -67,6 +67,10 @@ class UserspaceDevice:
         for request in [uapi.encode_set(peers={key: peers[key] for key in part}) for part in parts]:
             await self._client.set(request)
 
+    async def set_keepalives(self, seconds: Mapping[str, int]) -> None:
+        """Change only the keepalive of peers. A peer that is absent stays absent."""
+        await self._client.set(uapi.encode_keepalives(seconds))
+
     async def remove_peers(self, keys: Collection[str]) -> None:
         if keys:
             await self._client.set(uapi.encode_set(removals=keys))

@@ -83,6 +83,15 @@ def test_add_repeated_returns_the_same_pod(attached: MeshNode) -> None:
     assert len(devices(attached)) == 1
 
 
+def test_container_that_comes_again_in_another_namespace_is_moved_there(attached: MeshNode) -> None:
+    attached.make_pod("a")
+    attached.run("ip netns add b")
+    moved = EndpointRequest(container_id="container-a", ifname="eth0", netns="/run/netns/b")
+    assert attached.do(attached.endpoints.add(moved)).ip == "10.1.0.2"
+    assert "10.1.0.2" in attached.run("ip netns exec b ip -4 addr show eth0")
+    assert "10.1.0.2" not in attached.run("ip netns exec a ip -4 addr")
+
+
 def test_two_adds_at_once_make_two_pods_and_the_same_twice_makes_one(attached: MeshNode) -> None:
     for pod in ("a", "b"):
         attached.run(f"ip netns add {pod}")

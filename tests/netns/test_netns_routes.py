@@ -14,6 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import select
+import subprocess
+from itertools import takewhile
 from typing import Any
 
 import pytest
@@ -96,6 +99,34 @@ def test_routes_that_went_with_their_device_are_drift(routed: MeshNode) -> None:
     routed.do(reconciler.flush())
     assert reconciler.settled
     assert routed.do(tracker.target.dump()) == WANTED
+
+
+def test_routes_of_an_agent_before_this_one_can_be_deleted(routed: MeshNode) -> None:
+    routed.do(RouteTarget().upsert(WANTED))
+    routed.do(RouteTarget().delete(list(WANTED)))
+    assert routed.do(RouteTarget().dump()) == {}
+
+
+def test_blackholes_are_written_first_and_deleted_last(routed: MeshNode) -> None:
+    """As the kernel tells whoever listens."""
+    command = ["ip", "monitor", "route"]
+    with routed.call(lambda: subprocess.Popen(command, stdout=subprocess.PIPE, text=True)) as monitor:
+        assert monitor.stdout is not None
+        try:
+            for _ in range(100):  # until the monitor listens
+                routed.run("ip route replace 10.99.0.0/24 dev other")
+                if select.select([monitor.stdout], [], [], 0.1)[0]:
+                    break
+            target = RouteTarget()
+            routed.do(target.upsert(WANTED))
+            routed.do(target.delete(list(WANTED)))
+            routed.run("ip route del 10.99.0.0/24 dev other")
+            told = list(takewhile(lambda line: "Deleted 10.99" not in line, monitor.stdout))
+        finally:
+            monitor.terminate()
+    ours = [line for line in told if "proto 177" in line]
+    assert ["blackhole" in line for line in ours] == [True, True, False, False, False, False, True, True]
+    assert ["Deleted" in line for line in ours] == [False] * 4 + [True] * 4
 
 
 def test_deleting_metric_0_leaves_other_metrics(routed: MeshNode) -> None:

@@ -27,6 +27,7 @@ from netns_mesh import MTU, MeshNode
 from netns_node import TIMEOUT, Tap, is_clear, is_wireguard
 
 from agent.targets.routes import RouteKey
+from agent.wireguard import keys
 from agent.wireguard.peer import Peer
 from agent.wireguard.userspace import SOCKETS
 
@@ -109,7 +110,7 @@ def test_allowed_ips_moved_to_another_peer_and_back(mesh: Mesh) -> None:
     one.make_pod("a")
     b = two.make_pod("b")
     wanted = dict(one.peers.desired)
-    stranger = one.public_key[:-2] + "A="  # some other node's key
+    stranger = keys.public_key(keys.generate())
     moved = Peer(endpoint="192.0.2.9", port=51871, allowed_ips=(two.pod_cidr,))
 
     one.peers.replace({stranger: moved})

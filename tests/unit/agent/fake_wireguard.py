@@ -54,6 +54,10 @@ class FakeDevice:
                 left = sort_allowed_ips(cidr for cidr in state.allowed_ips if cidr not in cidrs)
                 self.states[other] = replace(state, allowed_ips=left)
 
+    async def set_keepalives(self, seconds: Mapping[str, int]) -> None:
+        for key in seconds.keys() & self.states.keys():
+            self.states[key] = replace(self.states[key], keepalive=seconds[key])
+
     async def remove_peers(self, keys: Collection[str]) -> None:
         for key in keys:
             self.states.pop(key, None)

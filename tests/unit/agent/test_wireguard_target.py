@@ -140,6 +140,33 @@ async def test_silent_peer_that_leaves_is_not_greeted() -> None:
     assert device.states == {}
 
 
+async def test_silent_peer_that_the_device_lost_is_not_made_again_behind_the_trackers_back() -> None:
+    time = [1000.0]
+    device = FakeDevice()
+    target = WireGuardTarget(device, own_key=B, clock=lambda: time[0])
+    await target.upsert({A: peer(X)})
+    device.states.clear()
+    time[0] += GREETING_DELAY
+    await target.greet()
+    assert await target.dump() == {}
+
+
+async def test_node_is_not_its_own_peer() -> None:
+    target = WireGuardTarget(FakeDevice(), own_key=A)
+    with pytest.raises(ApplyError, match="this node's own"):
+        await target.upsert({A: peer(X), B: peer(Y)})
+    assert await target.dump() == {B: peer(Y)}
+
+
+async def test_silent_peer_in_a_refused_batch_is_still_silent() -> None:
+    device = FakeDevice()
+    device.refuse = {C}
+    target = WireGuardTarget(device, own_key=B)
+    with pytest.raises(ApplyError):
+        await target.upsert({C: peer(Z), A: peer(X)})
+    assert device.states[A].keepalive == 0
+
+
 async def test_drift_of_a_silent_peer_is_seen() -> None:
     device = FakeDevice()
     target = WireGuardTarget(device, own_key=B, clock=lambda: 1000.0)

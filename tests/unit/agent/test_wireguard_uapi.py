@@ -69,6 +69,17 @@ def test_request_is_as_the_protocol_page_shows_it() -> None:
     ]
 
 
+def test_keepalive_is_changed_without_making_a_peer() -> None:
+    assert uapi.encode_keepalives({KEY: 25}).decode().split("\n") == [
+        "set=1",
+        f"public_key={base64.b64decode(KEY).hex()}",
+        "update_only=true",
+        "persistent_keepalive_interval=25",
+        "",
+        "",
+    ]
+
+
 @pytest.mark.parametrize(
     ("key", "peer"),
     [
