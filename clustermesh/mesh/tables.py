@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from clustermesh.mesh.reader import Resource
-from clustermesh.model import Cluster, ClusterConfig, LocalService, Stamp
-from clustermesh.wire import RESOURCES, keys, local
+from clustermesh.model import Cluster, ClusterConfig, Stamp
+from clustermesh.wire import RESOURCES, entries, keys, local
 
 
 def peer_tables(cluster: str, config: ClusterConfig) -> list[Resource]:
@@ -22,7 +22,7 @@ def own_tables(cluster: str, config: ClusterConfig) -> list[Resource]:
         prefix=keys.LOCAL_SERVICES,
         canary=keys.LOCAL_SERVICES_SYNCED,
         name_of=keys.parse_local_service,
-        decode=_decode_local_service,
+        decode=entries.decode_local_service,
     )
     return [*tables, services]
 
@@ -48,10 +48,6 @@ def _stamps() -> Resource:
         decode=_decode_stamp,
         required=False,
     )
-
-
-def _decode_local_service(_key: bytes, value: bytes, _cluster: Cluster) -> LocalService:
-    return local.decode_service(value)
 
 
 def _decode_stamp(_key: bytes, value: bytes, _cluster: Cluster) -> Stamp:
