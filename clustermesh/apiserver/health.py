@@ -7,6 +7,7 @@ Metrics that Cilium's clustermesh-apiserver has too have the names and labels th
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -46,21 +47,28 @@ class Health(Struct, frozen=True, kw_only=True):
 
 
 class HealthServer:
-    """Serves `health()` on `address` ("127.0.0.1:9880") while the block lasts. Unavailable when it cannot listen."""
+    """Serves `health()` on `address` ("127.0.0.1:9880") while the block lasts. Unavailable when it cannot listen.
+
+    `health` is called in the event loop, whose state it reads.
+    """
 
     def __init__(self, address: str, health: Callable[[], Health]) -> None:
         self._host, self._port = parse_address(address)
         self._health = health
-        self._registry = CollectorRegistry()
-        self._registry.register(_Metrics(health))
 
     def __enter__(self) -> Self:
         loop = asyncio.get_running_loop()
+
+        async def look() -> Health:
+            return self._health()
+
+        def ask() -> Health:
+            return asyncio.run_coroutine_threadsafe(look(), loop).result(_PATIENCE)
+
         try:
-            self._server = ThreadingHTTPServer((self._host, self._port), _handler(loop, self._health, self._registry))
+            self._server = _Server((self._host, self._port), _handler(ask))
         except OSError as e:
             raise Unavailable(f"cannot listen on {self._host}:{self._port}: {e.strerror}") from e
-        self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="health", daemon=True)
         self._thread.start()
         return self
@@ -85,14 +93,24 @@ def parse_address(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _handler(
-    loop: asyncio.AbstractEventLoop, health: Callable[[], Health], registry: CollectorRegistry
-) -> type[BaseHTTPRequestHandler]:
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        super().__init__(address, handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away in the middle is nobody's fault."""
+
+
+def _handler(health: Callable[[], Health]) -> type[BaseHTTPRequestHandler]:
+    """What answers a request, given what asks the event loop and raises TimeoutError where that is stuck."""
+    registry = CollectorRegistry()
+    registry.register(_Metrics(health))
+
     def livez() -> tuple[int, str]:
-        try:
-            asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result(_PATIENCE)
-        except TimeoutError:
-            return 503, f"the event loop has not answered for {_PATIENCE:g} s\n"
+        health()
         return 200, "ok\n"
 
     def readyz() -> tuple[int, str]:
@@ -108,7 +126,10 @@ def _handler(
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             page = pages.get(self.path.partition("?")[0])
-            status, text = page() if page else (404, "there are /livez, /readyz and /metrics\n")
+            try:
+                status, text = page() if page else (404, "there are /livez, /readyz and /metrics\n")
+            except TimeoutError:
+                status, text = 503, f"the event loop has not answered for {_PATIENCE:g} s\n"
             body = text.encode()
             self.send_response(status)
             self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")

@@ -251,7 +251,7 @@ class ApiServer:
         return waiting
 
     def health(self) -> Health:
-        """Also called from the thread of the HTTP server: it only reads."""
+        """Now; for the HTTP server, which asks for it in the event loop."""
         trackers = {name: resource.tracker for name, resource in self.ledger.resources.items()}
         return Health(
             cluster=self.cluster.name,

@@ -7,6 +7,7 @@ file system, an overflowed queue, a folder that was replaced).
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 import time
@@ -29,6 +30,13 @@ _STEP, _DEBOUNCE = 2, 40
 """Milliseconds without an event after which a change is read, and the most that events are waited for."""
 _REPLACED: Final = 0.02
 """Seconds a file may be missing while an editor puts a new one in its place."""
+
+
+_LOG: Final = logging.getLogger(__name__)
+
+
+class _Unwatched(Exception):
+    """The watch is of no use any more."""
 
 
 class FolderSource:
@@ -69,7 +77,10 @@ class FolderSource:
             watch, inode = _open_watch(self.root)
             yield await self._look(None) or Change()
             while True:
-                paths = await self._wait(watch, stop)
+                try:
+                    paths = await self._wait(watch, stop)
+                except _Unwatched:
+                    inode = -1
                 if _inode(self.root) != inode:
                     (watch, inode), paths = _open_watch(self.root), None
                 if (change := await self._look(paths)) is not None:
@@ -82,7 +93,12 @@ class FolderSource:
         if watch is None:
             await asyncio.sleep(self.rescan)
             return None
-        events = await asyncio.to_thread(watch.watch, _DEBOUNCE, _STEP, int(self.rescan * 1000), stop)
+        try:
+            events = await asyncio.to_thread(watch.watch, _DEBOUNCE, _STEP, int(self.rescan * 1000), stop)
+        except (OSError, RuntimeError) as e:  # an overflowed queue, or what else inotify comes up with
+            _LOG.warning("%s: the watch failed and is made again: %s", self.root, e)
+            await asyncio.sleep(self.rescan)
+            raise _Unwatched from e
         if isinstance(events, str):  # "timeout", or "stop" when nobody listens any more
             return None
         prefix = f"{self.root}/"
@@ -90,7 +106,7 @@ class FolderSource:
         if any(_concerns_folder(path) for path in paths):
             return None
         found = sorted(path for path in paths if is_manifest(path))
-        if any(not (self.root / path).exists() for path in found):
+        if any(not _exists(self.root / path) for path in found):
             await asyncio.sleep(_REPLACED)
         return found
 
@@ -123,6 +139,10 @@ def _concerns_folder(path: str) -> bool:
     return name == "..data" or path == "." or "." not in name
 
 
+def _exists(path: Path) -> bool:
+    return os.path.exists(path)  # unlike Path.exists it raises nothing
+
+
 def _inode(root: Path) -> int:
     try:
         return root.stat().st_ino
@@ -135,5 +155,5 @@ def _open_watch(root: Path) -> tuple[RustNotify | None, int]:
     inode = _inode(root)
     try:
         return RustNotify([str(root)], False, False, 0, True, True), inode
-    except (FileNotFoundError, OSError):
+    except OSError:  # no such folder, or no more inotify watches: the rescan goes on
         return None, 0

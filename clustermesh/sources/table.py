@@ -127,6 +127,7 @@ class ObjectTable:
         self._claims: dict[Ref, set[str]] = {}
         self._contested: set[Ref] = set()
         self._never_whole: set[str] = set()
+        self._faulty: set[str] = set()
 
     @property
     def complete(self) -> bool:
@@ -143,12 +144,14 @@ class ObjectTable:
         else:
             self._never_whole.add(file)
         self._files[file] = manifest
+        (self._faulty.add if manifest.problems else self._faulty.discard)(file)
         return self._settle(file, before.objects, manifest.objects)
 
     def remove(self, file: str) -> set[Ref]:
         """Forget `file`; returns the objects that went or changed by it."""
         before = self._files.pop(file, EMPTY)
         self._never_whole.discard(file)
+        self._faulty.discard(file)
         return self._settle(file, before.objects, {})
 
     def locate(self, ref: Ref) -> tuple[str, int]:
@@ -158,7 +161,7 @@ class ObjectTable:
 
     def problems(self) -> Iterator[Problem]:
         """What is wrong with the files themselves, by path."""
-        for file in sorted(self._files):
+        for file in sorted(self._faulty):
             yield from self._files[file].problems
         for ref in sorted(self._contested):
             first, *others = sorted(self._claims[ref])

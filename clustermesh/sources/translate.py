@@ -72,6 +72,7 @@ class Translator:
         self._faults: dict[Ref, Faults] = {}
         self._node_faults = Faults()
         self._claims: dict[str, dict[Ref, PodEndpoint]] = {}
+        self._contested: set[str] = set()
         self._addresses: dict[Ref, tuple[str, ...]] = {}
 
     def apply(self, changed: Mapping[Ref, int]) -> Change:
@@ -94,7 +95,7 @@ class Translator:
         for ref in sorted(self._faults):
             yield from self._faults[ref]
         yield from self._node_faults
-        for ip in sorted(ip for ip, claims in self._claims.items() if len(claims) > 1):
+        for ip in sorted(self._contested):
             first, *others = sorted(self._claims[ip])
             yield from (Fault(ref, f"status.podIP: {ip!r}: must not be the address of {first} too") for ref in others)
 
@@ -178,6 +179,7 @@ class Translator:
         claims.pop(ref, None)
         if endpoint is not None:
             claims[ref] = endpoint
+        (self._contested.add if len(claims) > 1 else self._contested.discard)(ip)
         before, after = self.snapshot.endpoints.pop(ip, None), claims[min(claims)] if claims else None
         if after is None:
             del self._claims[ip]
