@@ -50,7 +50,12 @@ async def up(plan: LabPlan, report: Report, *, connected: bool = True, bound: bo
     _remove_leftovers(Path(plan.folder), report)
     begun = LabState(plan=plan, owner=identify(os.getpid()), host=teardown.host_network())
     state.save(begun)
-    return await _make(begun, report, connected=connected, bound=bound)
+    try:
+        return await _make(begun, report, connected=connected, bound=bound)
+    except asyncio.CancelledError:  # ^C; what failed stays, for its logs, until the next `up` or `down`
+        report("interrupted: removing what was made")
+        teardown.down(Path(plan.folder))
+        raise
 
 
 def check_free(folder: Path) -> None:
@@ -173,7 +178,8 @@ async def wait_for_pods(lab: Lab, report: Report, seconds: float = READY_SECONDS
         _raise_for_crashes(lab)
         if time.monotonic() > end:
             cluster, name = min(wanted - ready)
-            raise Unavailable(f"{cluster}/{name} is not Ready after {seconds:.0f} s; {_last_words(lab, cluster)}")
+            why = f"{_last_words(lab, cluster)}; all logs are in {lab.plan.folder}/nodes"
+            raise Unavailable(f"{cluster}/{name} is not Ready after {seconds:.0f} s; {why}")
         await asyncio.sleep(_POLL_SECONDS)
 
 
@@ -182,7 +188,10 @@ def _raise_for_crashes(lab: Lab) -> None:
         for service in found.services:
             if service.starts >= _CRASHES:
                 said = lab.log(found.name, service.name)
-                raise Unavailable(f"{service.name} of {found.name} ended {service.starts - 1} times; it said: {said}")
+                raise Unavailable(
+                    f"{service.name} of {found.name} ended {service.starts - 1} times; all logs are in "
+                    f"{lab.plan.folder}/nodes; it said: {said}"
+                )
 
 
 def _last_words(lab: Lab, cluster: str) -> str:
@@ -191,7 +200,7 @@ def _last_words(lab: Lab, cluster: str) -> str:
     services = [(planned.control.name, "etcd"), (planned.control.name, "apiserver")]
     services += [(node.name, service) for node in planned.nodes for service in ("agent", "kubelet")]
     words = [f"{service} of {name} said: {said}" for name, service in services if (said := lab.log(name, service, 300))]
-    return "; ".join(words) or f"logs are in {lab.plan.folder}/nodes"
+    return "; ".join(words) or "no process said anything"
 
 
 async def _all_know_all(lab: Lab) -> bool:

@@ -122,7 +122,7 @@ class Demo:
         joined = await claims.joins(lab, self._audience.load)
         self._count(joined.before.tcp, joined.before.udp)
         self._claim(joined.before.held, f"before: {_by_cluster(joined.before.tcp)}, alpha's backends only")
-        self._claim(joined.held, f"connected: beta answers {joined.seconds:.1f} s later")
+        self._claim(joined.held, f"connected: every cluster answers {joined.seconds:.1f} s later")
 
     async def _call(self, lab: Lab) -> None:
         self._audience.step(2, "A pod in alpha calls the global service `web`")

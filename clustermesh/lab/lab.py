@@ -28,6 +28,7 @@ class PodStatus(Struct, frozen=True, kw_only=True):
     """A Pod as its document says: `address` is "" before it has one."""
 
     name: str
+    namespace: str
     cluster: str
     node: str
     address: str
@@ -99,7 +100,9 @@ class Lab:
         pod = next((pod for pod in self.pods(cluster) if pod.name == name), None)
         if pod is None or not pod.address:
             raise Invalid("pod", where, f"is no running pod; see the pods of {cluster} in `clustermesh lab status`")
-        entered = machine.enter(self.process(pod.node), str(self._cgroup / pod.node), argv, pod=f"{NAMESPACE}_{name}")
+        entered = machine.enter(
+            self.process(pod.node), str(self._cgroup / pod.node), argv, pod=f"{pod.namespace}_{name}"
+        )
         return entered, self.environment(pod.node)
 
     async def run(self, where: str, *argv: str, seconds: float = 30.0) -> str:
@@ -144,13 +147,13 @@ class Lab:
         """The Pods of a cluster that have a document now, by name."""
         self.plan.cluster(cluster)
         found = []
-        for path in sorted((self.plan.context(cluster) / "manifests").glob("pod-*.yaml")):
+        for path in (self.plan.context(cluster) / "manifests").rglob("[!.]*.y*ml"):
             try:
-                document = yaml.load(path.read_bytes(), Loader=_Loader)
-            except FileNotFoundError:  # deleted meanwhile
+                documents = list(yaml.load_all(path.read_bytes(), Loader=_Loader))
+            except (FileNotFoundError, yaml.YAMLError):  # deleted meanwhile, or not for us to judge
                 continue
-            found.append(_pod_status(cluster, document))
-        return found
+            found += [_pod_status(cluster, pod) for pod in documents if isinstance(pod, dict) and _is_bound_pod(pod)]
+        return sorted(found, key=lambda pod: pod.name)
 
     def apply(self, cluster: str, files: Mapping[str, Document]) -> None:
         """Write manifests of a cluster, as `kubectl apply` would."""
@@ -196,11 +199,16 @@ class Lab:
             return ""
 
 
+def _is_bound_pod(document: dict[str, Any]) -> bool:
+    return document.get("kind") == "Pod" and bool((document.get("spec") or {}).get("nodeName"))
+
+
 def _pod_status(cluster: str, document: Any) -> PodStatus:
     status = document.get("status") or {}
     ready = any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions", ()))
     return PodStatus(
         name=document["metadata"]["name"],
+        namespace=document["metadata"].get("namespace", NAMESPACE),
         cluster=cluster,
         node=document["spec"]["nodeName"],
         address=status.get("podIP", ""),

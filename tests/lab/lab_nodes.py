@@ -21,12 +21,14 @@ class TestNode:
         self.cgroup = cgroups.lab_cgroup(folder) / name
         self.process = Process(pid=0, start=0)
 
-    async def start(self, lifeline: int | None = None, private: Sequence[str] = ()) -> TestNode:
+    async def start(
+        self, lifeline: int | None = None, private: Sequence[str] = (), cgroup2: str | None = None
+    ) -> TestNode:
         self.home.mkdir(parents=True)
         spec = NodeSpec(
             name=self.name,
             cgroup=str(self.cgroup),
-            cgroup2=str(cgroups.cgroup2_root()),
+            cgroup2=cgroup2 or str(cgroups.cgroup2_root()),
             binds=[str(self.home)],
             private=list(private),
             environment=machine.environment(),

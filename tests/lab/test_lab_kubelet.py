@@ -24,18 +24,18 @@ CLIENT = Path(manifests.__file__).with_name("client.py")
 class KubeletNode:
     """A node with a kubelet and a manifests folder; the plugin refuses its first `fail` ADDs of each Pod."""
 
-    def __init__(self, node: TestNode, fail: int) -> None:
+    def __init__(self, node: TestNode, bin_folder: Path, fail: int) -> None:
         self.node, self.manifests = node, node.home / "manifests"
         self.manifests.mkdir()
-        shutil.copy(PLUGIN, node.home / "cni-for-tests")
-        (node.home / "cni-for-tests").chmod(0o755)
+        shutil.copy(PLUGIN, bin_folder / "cni-for-tests")  # not below /run, where Debian lets nothing be executed
+        (bin_folder / "cni-for-tests").chmod(0o755)
         (node.home / "cni.conf").write_text(json.dumps({"type": "cni-for-tests", "fail": fail}))
         options = {
             "--node": "one",
             "--host-ip": "172.20.1.11",
             "--manifests": self.manifests,
             "--cni-conf": node.home / "cni.conf",
-            "--cni-bin": node.home,
+            "--cni-bin": bin_folder,
             "--cgroup2": cgroups.cgroup2_root(),
         }
         words = [str(word) for pair in options.items() for word in pair]
@@ -72,11 +72,11 @@ class KubeletNode:
 
 
 @pytest.fixture
-async def start(folder: Path) -> Any:
+async def start(folder: Path, tmp_path: Path) -> Any:
     async def started(fail: int = 0) -> KubeletNode:
         node = await TestNode(folder, "one").start()
         await node.run("ip link set lo up")
-        return KubeletNode(node, fail)
+        return KubeletNode(node, tmp_path, fail)
 
     return started
 

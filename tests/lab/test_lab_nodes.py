@@ -42,6 +42,13 @@ async def test_its_cgroup_is_the_root_of_its_tree(folder: Path) -> None:
     assert (node.cgroup / "below").is_dir()
 
 
+async def test_on_a_host_with_cgroup2_alone_it_is_at_the_usual_place(folder: Path) -> None:
+    node = await TestNode(folder, "one").start(cgroup2="/sys/fs/cgroup")
+    assert "cgroup.procs" in (await node.run("ls /sys/fs/cgroup")).split()
+    await node.run("mkdir /sys/fs/cgroup/below")
+    assert (node.cgroup / "below").is_dir()
+
+
 async def test_what_it_writes_below_run_var_lib_and_bpffs_is_its_own(folder: Path) -> None:
     one, two = await TestNode(folder, "one").start(), await TestNode(folder, "two").start()
     places = [f"{place}/lab-test-{os.getpid()}" for place in ("/run", "/var/lib", "/sys/fs/bpf")]
