@@ -44,11 +44,12 @@ class MeshNode(NetnsNode):
 
     async def _start_agent(self) -> None:
         self.device = await open_device(log=self.state / "wireguard-go.log")
-        self.peers = Tracker("peers", WireGuardTarget(self.device, self.public_key))
+        target = WireGuardTarget(self.device, self.public_key)
+        self.peers = Tracker("peers", target)
         self.routes = Tracker("routes", RouteTarget())
         self.reconciler = Reconciler(self.peers, self.routes)
         self.reconciler.may_delete = True
-        self._greeting = asyncio.create_task(self.peers.target.greet_forever())
+        self._greeting = asyncio.create_task(target.greet_forever())
         await netlink.prepare_node(self.router)
         await self._ensure()
         await self._start_pods()
