@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from clustermesh.apiserver.alone import alone
 from clustermesh.apiserver.health import Health, HealthServer, Scope
 from clustermesh.apiserver.identities import GRACE, Allocator
 from clustermesh.apiserver.ledger import Ledger
@@ -55,7 +56,8 @@ _DEFAULT_TIMING: Final = Timing()
 async def run(context: Context, http: str, timing: Timing = _DEFAULT_TIMING) -> None:
     """Publish the cluster at `context` until SIGTERM or SIGINT, or until cancelled. `http` is where health is served.
 
-    Invalid, Unavailable for an address that cannot be listened on; all else that is missing is waited for.
+    Invalid, Unavailable for an address that cannot be listened on; Refused where another API server is at work. All else
+    that is missing is waited for.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -63,7 +65,7 @@ async def run(context: Context, http: str, timing: Timing = _DEFAULT_TIMING) -> 
         loop.add_signal_handler(number, stop.set)
     tls = Tls(context.ca, context.certificate("admin"), context.key("admin"))
     try:
-        async with EtcdClient([context.endpoint], tls) as client:
+        async with alone(context.path), EtcdClient([context.endpoint], tls) as client:
             server = ApiServer(context, client, timing)
             with HealthServer(http, server.health):
                 await _run_until(stop, server.tasks())

@@ -96,8 +96,8 @@ class Users:
                 self.enabled.set()
             except ClusterMeshError as e:
                 wait = backoff.next()
-                if self.error is None:
-                    _LOG.warning("users of etcd cannot be set up now: %s", e)
+                if str(e) != self.error:
+                    _LOG.warning("waiting for etcd, to set up its users: %s", e)
                 self.error = str(e)
             self._changed()
             await self._wait_for_news(seen, wait)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Final
 
@@ -10,6 +11,8 @@ from msgspec import Struct, field
 from clustermesh.errors import Invalid
 
 _BITS: Final = {4: 32, 16: 128}
+_OCTET: Final = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_CANONICAL_IPV4: Final = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}")
 
 
 class WireCIDR(Struct, frozen=True, gc=False):
@@ -21,6 +24,8 @@ class WireCIDR(Struct, frozen=True, gc=False):
 
 def read_ip(text: str, where: str) -> str:
     """The canonical text of the address `text`; Invalid for anything else, a zone or an IPv4-mapped address."""
+    if _CANONICAL_IPV4.fullmatch(text):  # nearly always, and ten times faster
+        return text
     try:
         if ":" not in text:
             return str(IPv4Address(text))
