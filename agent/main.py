@@ -80,17 +80,22 @@ async def run(options: Options) -> None:
     """Run the agent until cancelled. Raises Refused or Unavailable where this node cannot run one at all."""
     context = contexts.load(options.context)
     private_key = wireguard_keys.load_or_create(options.state_dir / "wireguard.key")
-    public_key = await wireguard_keys.derive_public_key(private_key)
-    device = await open_device(options.device, log=options.state_dir / "wireguard-go.log")
+    async with asyncio.TaskGroup() as tasks:
+        deriving = tasks.create_task(wireguard_keys.derive_public_key(private_key))  # meanwhile the rest starts
+        device = await open_device(options.device, log=options.state_dir / "wireguard-go.log")
+        with closing(_open_datapath(options)) as datapath:
+            tls = Tls(context.ca, context.certificate("local"), context.key("local"))
+            async with EtcdClient([context.endpoint], tls) as etcd:
+                underlay = UnderlaySetup(datapath, device, private_key, options.port)
+                await _work(options, context, etcd, Kernel(datapath, device, await deriving), underlay)
+
+
+def _open_datapath(options: Options) -> Datapath:
     ensure_bpffs(options.bpffs)
     cgroup = cgroup2_root()
     if cgroup is None:
         raise Refused("no cgroup2 is mounted, and services are translated there: mount -t cgroup2 none /sys/fs/cgroup")
-    tls = Tls(context.ca, context.certificate("local"), context.key("local"))
-    with closing(Datapath.open(None, options.bpffs / "clustermesh", cgroup)) as datapath:
-        async with EtcdClient([context.endpoint], tls) as etcd:
-            underlay = UnderlaySetup(datapath, device, private_key, options.port)
-            await _work(options, context, etcd, Kernel(datapath, device, public_key), underlay)
+    return Datapath.open(None, options.bpffs / "clustermesh", cgroup)
 
 
 async def _work(options: Options, context: Context, etcd: EtcdClient, kernel: Kernel, underlay: UnderlaySetup) -> None:
