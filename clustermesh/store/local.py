@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -118,10 +119,7 @@ class LocalEtcd:
             return
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-            process.send_signal(signal.SIGCONT)  # a stopped process would not hear the first
-            if not await _ended(process, patience):
-                process.kill()
-                await _ended(process, patience)
+            await _ended(process, patience)
         self.kill()
 
     def kill(self) -> None:
@@ -183,18 +181,16 @@ def _check_free(address: Endpoint) -> None:
             raise Refused(f"etcd cannot listen on {address}: {e.strerror}") from e
 
 
-async def _ended(process: subprocess.Popen[bytes], patience: float) -> bool:
-    """Wait up to `patience` seconds for the end of `process`."""
+async def _ended(process: subprocess.Popen[bytes], patience: float) -> None:
+    """Wait for the end of `process`, `patience` seconds at most."""
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     watched = os.pidfd_open(process.pid)
     loop.add_reader(watched, ended.set)
     try:
-        async with asyncio.timeout(patience):
-            await ended.wait()
-    except TimeoutError:
-        return False
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                await ended.wait()
     finally:
         loop.remove_reader(watched)
         os.close(watched)
-    return True

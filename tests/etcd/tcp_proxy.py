@@ -58,6 +58,12 @@ class TcpProxy:
         """Carry nothing until healed; new connections are taken, and hang."""
         self._flowing.clear()
 
+    def strand(self) -> None:
+        """Carry nothing of the connections there are, ever, as a NAT that forgot them; new ones work."""
+        self._flowing.clear()
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+
     def heal(self) -> None:
         self._refusing = False
         self._flowing.set()
@@ -78,18 +84,19 @@ class TcpProxy:
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target_port)
+        flowing = self._flowing
         try:
             async with asyncio.TaskGroup() as both_ways:
-                both_ways.create_task(self._pump(reader, far_writer))
-                both_ways.create_task(self._pump(far_reader, writer))
+                both_ways.create_task(self._pump(reader, far_writer, flowing))
+                both_ways.create_task(self._pump(far_reader, writer, flowing))
         except* (OSError, EOFError):
             pass  # one direction ended, and with it the other
         finally:
             far_writer.transport.abort()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flowing: asyncio.Event) -> None:
         while data := await reader.read(1 << 16):
-            await self._flowing.wait()
+            await flowing.wait()
             writer.write(data)
             with suppress(ConnectionResetError):
                 await writer.drain()

@@ -4,6 +4,7 @@ import asyncio
 from contextlib import suppress
 
 import pytest
+from tcp_proxy import TcpProxy, port_of
 
 from clustermesh.errors import Refused, Unavailable
 from clustermesh.store.client import Compacted, Delete, EtcdClient, Put, Replaced
@@ -128,15 +129,25 @@ async def test_a_closed_client_says_so_and_does_not_hang(client: EtcdClient) -> 
 async def test_closing_the_client_ends_a_call_under_way_without_cancelling_its_task(
     etcd: LocalEtcd, make_client
 ) -> None:
-    client = make_client(etcd)
+    async with TcpProxy(port_of(etcd)) as proxy:
+        client = make_client(proxy.url, timeout=30.0)
+        await client.put(b"k", b"v")
+        proxy.freeze()
+        writer = asyncio.create_task(client.put(b"k", b"w"))
+        await asyncio.sleep(0.1)
+        async with client:
+            pass
+        with pytest.raises(Unavailable, match="closed"):
+            await asyncio.wait_for(writer, 10)
 
-    async def write_for_ever() -> None:
-        while True:
-            await client.put(b"k", b"v")
 
-    writer = asyncio.create_task(write_for_ever())
-    await asyncio.sleep(0.2)
-    async with client:
-        pass
-    with pytest.raises(Unavailable):
-        await asyncio.wait_for(writer, 10)
+async def test_a_cancelled_call_is_cancelled(etcd: LocalEtcd, make_client) -> None:
+    async with TcpProxy(port_of(etcd)) as proxy:
+        client = make_client(proxy.url, timeout=30.0)
+        await client.put(b"k", b"v")
+        proxy.freeze()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await client.put(b"k", b"w")
+        proxy.heal()
+        assert await client.put(b"k", b"x") > 0

@@ -120,7 +120,7 @@ async def test_a_stopped_process_is_ended_too(make_etcd) -> None:
     pid = etcd.pid
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
-    await etcd.stop()
+    await etcd.stop(patience=0.2)
     assert not Path(f"/proc/{pid}").exists()
 
 
