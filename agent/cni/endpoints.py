@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from agent.cni import attach
 from agent.cni.ipam import Ipam
-from agent.files import remove, write_atomically
+from certs.files import remove_durably, write_atomically
 from clustermesh.errors import ClusterMeshError, DecodeError, Invalid, Refused, Unavailable
 
 MAX_ID: Final = 200
@@ -123,7 +123,7 @@ class Endpoints:
     async def _restore_one(self, path: Path) -> None:
         record = _decode(path)
         if not os.path.exists(record.netns) and not await attach.is_attached(record.host_ifname):  # noqa: ASYNC240  # a stat
-            remove(path)
+            remove_durably(path)
             return
         self._ipam.reserve(record.ip)
         self._records[record.container_id, record.ifname] = record
@@ -171,7 +171,7 @@ class Endpoints:
 
     async def _forget(self, key: tuple[str, str], device: str) -> None:
         await attach.detach(device)  # first: while this fails the address stays taken
-        await self._on_disk(key, remove)
+        await self._on_disk(key, remove_durably)
         record = self._records.pop(key, None)
         if record is not None:
             self._ipam.release(record.ip)

@@ -175,7 +175,7 @@ def _queue_deletion(config: dict[str, Any], params: dict[str, str]) -> str:
     import hashlib
     from pathlib import Path
 
-    from agent.files import write_atomically
+    from certs.files import write_atomically
 
     folder = Path(config.get("socket", SOCKET)).parent / QUEUE
     name = hashlib.sha256(f"{params['container_id']}:{params['ifname']}".encode()).hexdigest()

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from agent.files import write_atomically
+from certs.files import write_atomically
 from clustermesh.errors import Invalid, Refused
 
 KEY_BYTES: Final = 32

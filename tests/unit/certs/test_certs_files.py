@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from certs.files import private_folder, sweep, write_atomically
+from certs.files import private_folder, remove_durably, sweep, write_atomically
 
 
 def test_file_is_readable_by_its_owner_only_whatever_the_umask(tmp_path: Path) -> None:
@@ -85,3 +85,11 @@ def test_sweep_takes_what_killed_writers_left_and_nothing_else(tmp_path: Path) -
         (tmp_path / name).write_bytes(b"")
     sweep(tmp_path)
     assert sorted(os.listdir(tmp_path)) == [".hidden", "beta", "notes.clustermesh-tmp"]
+
+
+def test_removing_what_is_absent_is_success(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x")
+    for _ in range(2):
+        remove_durably(tmp_path / "a")
+    remove_durably(tmp_path / "no-folder" / "a")
+    assert list(tmp_path.iterdir()) == []
