@@ -74,7 +74,7 @@ def up(clusters: int, nodes: int, pods: int, connect: bool, folder: Path, output
     _print_status(lab.status(), output)
 
 
-@command.command()
+@command.command(short_help="Remove the lab and count what is left of it.")
 @folder_option
 @output_option
 def down(folder: Path, output: str) -> None:
@@ -86,8 +86,9 @@ def down(folder: Path, output: str) -> None:
     """
     import json
 
-    from clustermesh.lab import state, teardown
+    from clustermesh.lab import preconditions, state, teardown
 
+    preconditions.check_root()
     with state.only_one(folder.absolute()):
         left = teardown.down(folder.absolute())
     if output == "json":
@@ -114,7 +115,11 @@ def status(folder: Path, output: str) -> None:
     _print_status(Lab.open(folder.absolute()).status(), output)
 
 
-@command.command(name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@command.command(
+    name="exec",
+    short_help="Run a command on a node or in a pod.",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
 @click.argument("where", metavar="NODE-OR-POD")
 @click.argument("argv", metavar="-- COMMAND...", nargs=-1, type=click.UNPROCESSED, required=True)
 @folder_option
@@ -126,8 +131,10 @@ def execute(where: str, argv: tuple[str, ...], folder: Path) -> None:
       clustermesh lab exec alpha-1 -- clustermesh node backend list
       clustermesh lab exec alpha/client -- bash
     """
+    from clustermesh.lab import preconditions
     from clustermesh.lab.lab import Lab
 
+    preconditions.check_root()
     wanted = argv[1:] if argv[0] == "--" else argv
     if not wanted:
         raise click.UsageError("say what to run: clustermesh lab exec NODE-OR-POD -- COMMAND...")

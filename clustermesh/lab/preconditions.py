@@ -31,10 +31,15 @@ _TRY_LAYER: Final = (
 
 def check() -> None:
     """Refused with one sentence that names everything missing and what to do about it."""
-    if os.geteuid() != 0:
-        raise Refused("the lab makes network namespaces and loads eBPF, which needs root: run it with sudo")
+    check_root()
     if found := list(missing()):
         raise Refused("; ".join(found))
+
+
+def check_root() -> None:
+    """Refused for anyone else."""
+    if os.geteuid() != 0:
+        raise Refused("the lab makes network namespaces and loads eBPF, which needs root: run it with sudo")
 
 
 def missing() -> Iterator[str]:
