@@ -37,9 +37,6 @@ class KeysTarget:
         self.keys = tuple(place for place in places if not place.endswith(b"/"))
         self.written: dict[bytes, int] = {}
 
-    def covers(self, key: bytes) -> bool:
-        return key in self.keys or key.startswith(self.prefixes)
-
     def held(self, kv: KeyValue) -> Held:
         return Held(kv.value, kv.lease in self.keeper.leases)
 

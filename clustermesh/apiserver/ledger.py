@@ -107,6 +107,8 @@ class Ledger:
 
     def __init__(self, resources: Sequence[Resource]) -> None:
         self.resources = {resource.name: resource for resource in resources}
+        self._by_key = {key: resource for resource in resources for key in resource.target.keys}
+        self._by_prefix = [(prefix, resource) for resource in resources for prefix in resource.target.prefixes]
 
     def __getitem__(self, name: str) -> Resource:
         return self.resources[name]
@@ -152,4 +154,6 @@ class Ledger:
                 resource.lose_lease(key)
 
     def _of(self, key: bytes) -> Resource | None:
-        return next((r for r in self.resources.values() if r.target.covers(key)), None)
+        if key in self._by_key:
+            return self._by_key[key]
+        return next((resource for prefix, resource in self._by_prefix if key.startswith(prefix)), None)

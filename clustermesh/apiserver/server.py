@@ -7,6 +7,7 @@ revokes nothing: keys live on until their leases end, and whoever starts next ta
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import time
@@ -56,20 +57,24 @@ _DEFAULT_TIMING: Final = Timing()
 async def run(context: Context, http: str, timing: Timing = _DEFAULT_TIMING) -> None:
     """Publish the cluster at `context` until SIGTERM or SIGINT, or until cancelled. `http` is where health is served.
 
-    Invalid, Unavailable for an address that cannot be listened on; Refused where another API server is at work. All else
-    that is missing is waited for.
+    Invalid or Unavailable for an address that cannot be listened on, Refused where another API server is at work. All
+    else that is missing is waited for.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     tls = Tls(context.ca, context.certificate("admin"), context.key("admin"))
+    # Tens of thousands of values are made at the start and stay: walking over them again and again costs half a second.
+    thresholds = gc.get_threshold()
+    gc.set_threshold(50_000, 20, 100)
     try:
         async with alone(context.path), EtcdClient([context.endpoint], tls) as client:
             server = ApiServer(context, client, timing)
             with HealthServer(http, server.health):
                 await _run_until(stop, server.tasks())
     finally:
+        gc.set_threshold(*thresholds)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
     _LOG.info("stopped; keys stay until their leases end")
