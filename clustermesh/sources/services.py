@@ -6,7 +6,7 @@ discovery/v1. A part that breaks a rule (one address, one port) is left out with
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from msgspec import Struct
@@ -41,10 +41,11 @@ def translate_service(cluster: Cluster, parts: ServiceParts, faults: Faults) -> 
     spec, metadata = parts.service.spec, parts.service.metadata
     if spec.type == "ExternalName":
         return None
-    ports = _service_ports(parts, faults)
+    accepted = _accepted_ports(parts, faults)
+    ports = {p.name: Port(protocol=Protocol(p.protocol), port=p.port) for p in accepted}
     frontends = {ip: dict(ports) for ip in _cluster_ips(parts, faults)} if ports else {}
     is_global = _is_true(_annotation(metadata.annotations, GLOBAL)) and namespace_is_global(parts.namespace)
-    found = _from_slices(parts.slices, faults) if parts.slices else _from_pods(parts, list(frontends), faults)
+    found = _from_slices(parts.slices, faults) if parts.slices else _from_pods(parts, accepted, list(frontends), faults)
     return LocalService(
         service=model.Service(
             cluster=cluster.name,
@@ -100,19 +101,23 @@ def _cluster_ips(parts: ServiceParts, faults: Faults) -> Iterator[str]:
             yield ip
 
 
-def _service_ports(parts: ServiceParts, faults: Faults) -> dict[str, Port]:
-    ports: dict[str, Port] = {}
+def _accepted_ports(parts: ServiceParts, faults: Faults) -> list[ServicePort]:
+    """The ports without fault, each with a name of its own."""
+    ports: dict[str, ServicePort] = {}
     for number, port in enumerate(parts.service.spec.ports):
         field = f"spec.ports[{number}]"
         try:
             name = check_dns_label(f"{field}.name", port.name) if port.name else ""
             if name in ports:
                 raise Invalid(f"{field}.name", name, "must be unique in its service: backends are matched by port name")
-            protocol = parse_protocol(f"{field}.protocol", port.protocol)
-            ports[name] = Port(protocol=protocol, port=check_port(f"{field}.port", port.port))
+            parse_protocol(f"{field}.protocol", port.protocol)
+            check_port(f"{field}.port", port.port)
+            if isinstance(port.target_port, int):
+                check_port(f"{field}.targetPort", port.target_port)
+            ports[name] = port
         except Invalid as e:
             faults.note(parts.ref, e)
-    return ports
+    return list(ports.values())
 
 
 class _Found:
@@ -169,18 +174,20 @@ def _slice_ports(ref: Ref, endpoint_slice: EndpointSlice, faults: Faults) -> dic
     return ports
 
 
-def _from_pods(parts: ServiceParts, frontends: list[str], faults: Faults) -> _Found:
+def _from_pods(
+    parts: ServiceParts, accepted: Sequence[ServicePort], frontends: Sequence[str], faults: Faults
+) -> _Found:
     """What Kubernetes' endpoint controller would write, of the address families the service has."""
     found = _Found()
     families = {":" in ip for ip in frontends} or {False, True}
     for pod in parts.pods.values():
         if not (parts.service.spec.publish_not_ready or pod_is_ready(pod)):
             continue
-        ports = _target_ports(parts, pod)
+        ports = _target_ports(accepted, pod)
         for ip in _pod_ips(pod):
             if (":" in ip) in families and ports:
                 found.add(ip, ports, _hostname(pod, parts.ref.name), Zone())
-    _check_target_ports(parts, faults)
+    _check_named_ports(parts, accepted, faults)
     return found
 
 
@@ -202,13 +209,9 @@ def _hostname(pod: Pod, service: str) -> str:
     return pod.spec.hostname if pod.spec.subdomain == service else ""
 
 
-def _target_ports(parts: ServiceParts, pod: Pod) -> dict[str, Port]:
-    ports = ((p, _target_port(p, pod)) for p in parts.service.spec.ports)
-    return {
-        p.name: Port(protocol=Protocol(p.protocol), port=number)
-        for p, number in ports
-        if p.protocol in Protocol.__members__ and 1 <= number <= 65535
-    }
+def _target_ports(accepted: Sequence[ServicePort], pod: Pod) -> dict[str, Port]:
+    ports = ((p, _target_port(p, pod)) for p in accepted)
+    return {p.name: Port(protocol=Protocol(p.protocol), port=number) for p, number in ports if 1 <= number <= 65535}
 
 
 def _target_port(port: ServicePort, pod: Pod) -> int:
@@ -219,11 +222,11 @@ def _target_port(port: ServicePort, pod: Pod) -> int:
     return next((c.container_port for c in named if c.protocol == port.protocol), 0)
 
 
-def _check_target_ports(parts: ServiceParts, faults: Faults) -> None:
-    for number, port in enumerate(parts.service.spec.ports):
-        field = f"spec.ports[{number}].targetPort"
-        if isinstance(port.target_port, int):
-            faults.check(parts.ref, check_port, field, port.target_port)
-        elif port.target_port and parts.pods and not any(_target_port(port, pod) for pod in parts.pods.values()):
+def _check_named_ports(parts: ServiceParts, accepted: Sequence[ServicePort], faults: Faults) -> None:
+    for port in accepted:
+        if isinstance(port.target_port, str) and parts.pods:
+            if any(1 <= _target_port(port, pod) <= 65535 for pod in parts.pods.values()):
+                continue
             rule = "must be the name of a container port of the pods, with the same protocol"
+            field = f"spec.ports[{parts.service.spec.ports.index(port)}].targetPort"
             faults.note(parts.ref, Invalid(field, port.target_port, rule))
