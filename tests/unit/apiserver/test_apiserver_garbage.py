@@ -26,7 +26,6 @@ GOOD = [
     kube.namespace("shop", global_="true", team="red"),
 ]
 _TEXTS = st.sampled_from(
-    # fmt: off
     [
         "",
         "x",
@@ -60,7 +59,6 @@ _TEXTS = st.sampled_from(
         "kubernetes.io/service-name",
         "service.cilium.io/global",
     ]
-    # fmt: on
 )
 _VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-1, 70000) | st.floats() | _TEXTS,
