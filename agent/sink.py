@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from typing import Any
 
 from agent.propagation import Propagation
-from clustermesh.mesh.state import MeshState
+from clustermesh.mesh.state import KINDS, MeshState
 
 
 class AgentSink:
@@ -38,8 +38,8 @@ class AgentSink:
     def accept(self, cluster: str, what: str) -> None:
         self._state.accept(cluster, what)
 
-    def drain(self, cluster: str) -> None:
-        self._state.drain(cluster)
+    def drain(self, cluster: str, kinds: Sequence[str] = KINDS) -> None:
+        self._state.drain(cluster, kinds)
         self.changed.set()
 
     def names(self, cluster: str, kind: str) -> Set[Any]:

@@ -7,6 +7,7 @@ the cluster is then read anew and nothing is pruned before it is.
 from __future__ import annotations
 
 import logging
+from collections.abc import Set
 from pathlib import Path
 
 import msgspec
@@ -54,6 +55,13 @@ def load(folder: Path, cluster: str) -> LastGood | None:
         _log.warning("last good state %s cannot be read and is not used: %s", path, e)
         return None
     return kept if kept.format == _FORMAT else None
+
+
+def forget_others(folder: Path, clusters: Set[str]) -> None:
+    """Clusters that are not connected any more, disconnected while no agent ran, leave nothing behind either."""
+    for path in folder.glob("*.state"):
+        if path.stem not in clusters:
+            path.unlink(missing_ok=True)
 
 
 def forget(folder: Path, cluster: str) -> None:

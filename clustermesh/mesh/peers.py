@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,11 +16,15 @@ from clustermesh.errors import Invalid, Unavailable
 from clustermesh.mesh import last_good
 from clustermesh.mesh.peer_files import PeerFile, PeerProblem, read_peers
 from clustermesh.mesh.reader import ClusterReader, Resource, Sink
+from clustermesh.mesh.state import KINDS
 from clustermesh.model import MAX_CLUSTERS, Cluster, ClusterConfig, check_cluster_id
 from clustermesh.store.client import EtcdClient
 
 _log = logging.getLogger(__name__)
 _POLL = 1.0
+DRAIN_SECONDS = (
+    5.0  # every node of both clusters has read its folder by then, and stopped choosing the other's backends
+)
 
 
 class Peers:
@@ -41,6 +46,7 @@ class Peers:
         self._connect, self._resources = connect, resources
         self._files: dict[str, PeerFile] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._leaving: dict[str, float] = {}  # disconnected clusters, and when they are to be forgotten
 
     async def run(self) -> None:
         """Never returns; cancel it to stop. Stopping drains nothing."""
@@ -57,16 +63,17 @@ class Peers:
             self._report([PeerProblem("", e)])  # a folder that cannot be read now is not an empty one
             return
         self._report(problems)
-        self.synced_once = True
         unclear = {problem.name for problem in problems}  # a file that cannot be read now is not a file that is gone
+        if not self.synced_once:
+            last_good.forget_others(self._keep, files.keys() | unclear | {self._own.name})
+            self.synced_once = True
         for name in sorted(self._files.keys() - files.keys() - unclear):
-            self._stop(name)
-            self._sink.drain(name)
-            last_good.forget(self._keep, name)
-            _log.info("cluster %s: disconnected", name)
+            self._leave(name)
         for name, file in sorted(files.items()):
             if name not in self._files or file.digest != self._files[name].digest:
                 self._start(tasks, file)
+        for name in [name for name, due in self._leaving.items() if time.monotonic() >= due]:
+            self._forget(name)
 
     def admit(self, name: str, config: ClusterConfig) -> None:
         """Whether cluster `name` may join with `config`. Raises Invalid with the reason."""
@@ -84,8 +91,9 @@ class Peers:
 
     def _start(self, tasks: asyncio.TaskGroup, file: PeerFile) -> None:
         previous = self.readers.get(file.name)
-        if previous is not None:
+        if file.name in self._files:
             self._stop(file.name)
+        self._leaving.pop(file.name, None)
         reader = ClusterReader(file.name, self._sink, lambda: self._connect(file), self._resources, admit=self.admit)
         if previous is not None and previous.config is not None:
             reader.restored(previous.config)  # new credentials: what was learned stays
@@ -96,9 +104,23 @@ class Peers:
         self.readers[file.name] = reader
         self._tasks[file.name] = tasks.create_task(reader.run(), name=f"cluster {file.name}")
 
+    def _leave(self, name: str) -> None:
+        """Begin to take a cluster out: no new connection goes there, those under way still find their way."""
+        self._stop(name)
+        self.readers[name].removed()
+        self._sink.drain(name, ["services"])
+        self._leaving[name] = time.monotonic() + DRAIN_SECONDS
+        _log.info("cluster %s: disconnected, draining for %g s", name, DRAIN_SECONDS)
+
+    def _forget(self, name: str) -> None:
+        del self._leaving[name], self.readers[name]
+        self._sink.drain(name)
+        last_good.forget(self._keep, name)
+        _log.info("cluster %s: drained", name)
+
     def _stop(self, name: str) -> None:
         self._tasks.pop(name).cancel()
-        del self._files[name], self.readers[name]
+        del self._files[name]
 
     def _report(self, problems: Sequence[PeerProblem]) -> None:
         said = [str(problem) for problem in problems]
@@ -109,6 +131,6 @@ class Peers:
 
 
 def restore(sink: Sink, cluster: str, kept: last_good.LastGood) -> None:
-    for kind in ("nodes", "identities", "endpoints", "services", "local_services"):
+    for kind in KINDS:
         for name, value in kept.view.table(kind).items():
             sink.put(cluster, kind, name, value, 0)

@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from clustermesh.errors import ClusterMeshError, Invalid, Refused, Unavailable
 from clustermesh.mesh.session import Event, Session, State, advance
+from clustermesh.mesh.state import KINDS
 from clustermesh.model import Cluster, ClusterConfig
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.follow import Changed, Deleted, Interrupted, Listed, Put, follow
@@ -53,7 +54,7 @@ class Sink(Protocol):
     def remove(self, cluster: str, kind: str, name: Any, revision: int) -> None: ...
     def refuse(self, cluster: str, what: str, why: str) -> None: ...
     def accept(self, cluster: str, what: str) -> None: ...
-    def drain(self, cluster: str) -> None: ...
+    def drain(self, cluster: str, kinds: Sequence[str] = KINDS) -> None: ...
     def names(self, cluster: str, kind: str) -> Set[Any]: ...
 
 
@@ -84,6 +85,11 @@ class ClusterReader:
         """The sink was filled from the last good state on disk."""
         self.config = config
         self._advance(Event.RESTORED)
+
+    def removed(self) -> None:
+        """The operator took the cluster out; `run` was cancelled."""
+        self.behind = {}
+        self._advance(Event.REMOVED)
 
     async def run(self) -> None:
         delay = _BACKOFF[0]

@@ -7,7 +7,7 @@ are endpoints and backends at such addresses when they are read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from msgspec import Struct, field
@@ -77,14 +77,16 @@ class MeshState:
         if view is not None and view.table(kind).pop(name, None) is not None:
             self._touch(cluster, kind, name)
 
-    def drain(self, cluster: str) -> None:
-        """Forget everything of `cluster` (disconnected or evicted)."""
+    def drain(self, cluster: str, kinds: Sequence[str] = KINDS) -> None:
+        """Forget everything of `cluster` (disconnected or evicted), or only what is of `kinds`."""
         view = self.views.get(cluster)
         if view is None:
             return
-        for kind in KINDS:
+        for kind in kinds:
             for name in list(view.table(kind)):
                 self.remove(cluster, kind, name)
+        if kinds != KINDS:
+            return
         view.refused.clear()
         if cluster != self.own:
             del self.views[cluster]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from clustermesh.errors import Invalid
 from clustermesh.mesh.peers import Peers
 from clustermesh.mesh.reader import ClusterReader
 from clustermesh.mesh.session import State
-from clustermesh.mesh.state import MeshState, View
+from clustermesh.mesh.state import KINDS, MeshState, View
 from clustermesh.mesh.tables import peer_tables
 from clustermesh.model import (
     Cluster,
@@ -56,8 +56,8 @@ class StateSink:
     def accept(self, cluster: str, what: str) -> None:
         self.state.accept(cluster, what)
 
-    def drain(self, cluster: str) -> None:
-        self.state.drain(cluster)
+    def drain(self, cluster: str, kinds: Sequence[str] = KINDS) -> None:
+        self.state.drain(cluster, kinds)
 
     def names(self, cluster: str, kind: str) -> set[Any]:
         return set() if kind == "stamps" else set(self.view(cluster).table(kind))
@@ -283,8 +283,9 @@ async def test_a_writer_that_stops_beating_makes_the_cluster_stale(  # type: ign
 
 
 async def test_a_peer_file_starts_a_reader_and_its_removal_drains_the_cluster(
-    etcd: LocalEtcd, client: EtcdClient, sink: StateSink, tmp_path: Path
+    etcd: LocalEtcd, client: EtcdClient, sink: StateSink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("clustermesh.mesh.peers.DRAIN_SECONDS", 1.5)
     await publish(client)
     folder, keep = tmp_path / "peers", tmp_path / "keep"
     folder.mkdir()
@@ -305,6 +306,9 @@ async def test_a_peer_file_starts_a_reader_and_its_removal_drains_the_cluster(
         assert peers.readers[BETA].session.state is State.FRESH
         (tmp_path / "away").rename(folder)
         (folder / BETA).unlink()
+        await until(lambda: peers.readers[BETA].session.state is State.REMOVED)
+        assert not sink.view().services, "no new connection goes there"
+        assert sink.view().nodes, "connections under way still have their tunnels"
         await until(lambda: BETA not in peers.readers)
         assert BETA not in sink.state.views
     finally:

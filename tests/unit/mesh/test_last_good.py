@@ -55,3 +55,11 @@ def test_garbage_is_no_state(tmp_path: Path, garbage: bytes, cut: int) -> None:
     path.write_bytes(path.read_bytes()[:cut] + garbage)
     kept = last_good.load(tmp_path, "beta")
     assert kept is None or kept.view == full_view()
+
+
+def test_clusters_disconnected_while_no_agent_ran_are_forgotten(tmp_path: Path) -> None:
+    for name in ("alpha", "beta", "gamma"):
+        last_good.save(tmp_path, name, last_good.encode(ClusterConfig(id=2), View()))
+    last_good.forget_others(tmp_path, {"alpha", "gamma"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alpha.state", "gamma.state"]
+    last_good.forget_others(tmp_path / "absent", set())
