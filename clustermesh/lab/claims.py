@@ -23,6 +23,7 @@ from clustermesh.lab.plan import WEB_PORT
 from clustermesh.lab.records import Traffic, between, percentile, summarize
 from clustermesh.lab.streams import Capture, Counts, Load, run_for
 from clustermesh.lab.waiting import until
+from clustermesh.mesh.peers import DRAIN_SECONDS
 
 MARKER: Final = f"cleartext-{secrets.token_hex(8)}"  # begins every request of this process, comes back in every answer
 SELF_TEST: Final = f"selftest-{secrets.token_hex(8)}"
@@ -92,9 +93,11 @@ class Propagation(Struct, frozen=True, kw_only=True):
 
 
 class Parted(Struct, frozen=True, kw_only=True):
-    """`after` is what was asked once no node had a backend of another cluster, `seconds` after `disconnect`."""
+    """`meanwhile` ran from before `disconnect` until the tunnels were gone; no node had a backend of another cluster
+    `seconds` after it, and `after` was asked at the end."""
 
     held: bool
+    meanwhile: Traffic
     after: Answers
     seconds: float
 
@@ -236,11 +239,17 @@ async def _samples(lab: Lab, name: str) -> list[float]:
 
 
 async def parts(lab: Lab, observe: Observe = ignore) -> Parted:
-    """Claim 6: after `clustermesh disconnect` a cluster is served by itself alone."""
-    await bring_up.connect_all(lab, lambda _: None, verb="disconnect")
-    seconds = await until(lambda: _all_alone(lab), "every node has its own cluster's backends only")
+    """Claim 6: after `clustermesh disconnect` a cluster is served by itself alone, and no request fails meanwhile."""
+    load = web_load(lab)
+    observe(load)
+    async with load.running():
+        await until(lambda: bool(load.traffic.requests), "an answer")
+        await bring_up.connect_all(lab, lambda _: None, verb="disconnect")
+        seconds = await until(lambda: _all_alone(lab), "every node has its own cluster's backends only")
+        await asyncio.sleep(DRAIN_SECONDS + _SETTLE_SECONDS)
     after = await only_own_backends(lab, observe)
-    return Parted(held=after.held, after=after, seconds=round(seconds, 2))
+    held = after.held and not load.traffic.failed
+    return Parted(held=held, meanwhile=load.traffic, after=after, seconds=round(seconds, 2))
 
 
 async def _all_alone(lab: Lab) -> bool:

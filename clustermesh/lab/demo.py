@@ -178,8 +178,12 @@ class Demo:
     async def _part(self, lab: Lab) -> None:
         self._audience.step(6, "Take them apart: clustermesh disconnect, then everything is removed")
         parted = await claims.parts(lab, self._audience.load)
-        self._count(parted.after.tcp, parted.after.udp)
-        self._claim(parted.held, f"{parted.seconds:.1f} s later: {_by_cluster(parted.after.tcp)}")
+        self._count(parted.meanwhile, parted.after.tcp, parted.after.udp)
+        self._claim(
+            parted.held,
+            f"{parted.meanwhile.requests} requests meanwhile, {_failures(parted.meanwhile)}; "
+            f"{parted.seconds:.1f} s later: {_by_cluster(parted.after.tcp)}",
+        )
 
     def _tear_down(self, folder: Path) -> None:
         """Not to be interrupted: what is half removed is worse than a second of patience."""
