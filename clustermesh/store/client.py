@@ -15,10 +15,11 @@ from msgspec import Struct
 from clustermesh.errors import Unavailable
 from clustermesh.store import methods
 from clustermesh.store import rpc_pb2 as pb
-from clustermesh.store.connection import Dialer, Stream
+from clustermesh.store.connection import Dialer
 from clustermesh.store.faults import ClusterIdChanged, Compacted, LeaseLost, Replaced, TooLarge
 from clustermesh.store.methods import Method
 from clustermesh.store.operations import Delete, KeyValue, Listing, Op, Put, batches, prefix_end
+from clustermesh.store.stream import Stream
 from clustermesh.store.tls import Tls
 
 __all__ = [

@@ -10,6 +10,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Final
 
 import grpc
@@ -20,6 +21,7 @@ from clustermesh.store import tls as tls_files
 from clustermesh.store.endpoint import Endpoint, parse
 from clustermesh.store.faults import ClusterIdChanged, fault, is_severing
 from clustermesh.store.methods import Method
+from clustermesh.store.stream import Stream, is_cancelled
 from clustermesh.store.tls import Tls
 
 MAX_MESSAGE: Final = 16 << 20
@@ -135,7 +137,7 @@ class Dialer:
             except grpc.aio.AioRpcError as e:
                 raise await self.failure(connection, e.code(), e.details()) from e
             except asyncio.CancelledError as e:
-                if _is_cancelled():
+                if is_cancelled():
                     raise
                 raise Unavailable("the connection to etcd was closed") from e
             self.observe(connection, response.header)
@@ -145,7 +147,8 @@ class Dialer:
     async def stream(self, method: Method) -> AsyncIterator[Stream]:
         """A call that goes on: write requests, read responses. Ended when the block is left."""
         async with self._connection() as connection:
-            stream = Stream(self, connection, connection.stream(method)(metadata=_REQUIRE_LEADER))
+            call = connection.stream(method)(metadata=_REQUIRE_LEADER)
+            stream = Stream(call, partial(self.observe, connection), partial(self.failure, connection))
             try:
                 yield stream
             finally:
@@ -181,78 +184,9 @@ class Dialer:
             await self._open.pop().close()
 
 
-class Stream:
-    """One bidirectional call. Not for several readers at once."""
-
-    def __init__(self, dialer: Dialer, connection: Connection, call: Any) -> None:
-        self.endpoint = connection.endpoint
-        self._dialer, self._connection, self._call = dialer, connection, call
-        self._tasks: set[asyncio.Future[Any]] = set()
-
-    async def write(self, request: Any, patience: float) -> None:
-        """Send `request`. Unavailable where the transport takes it not within `patience` seconds."""
-        await self._finish(self._start(self._call.write(request)), patience)
-
-    async def read(self, patience: float, probe: Any = None, grace: float = 0) -> Any:
-        """The next response.
-
-        After `patience` seconds of silence `probe` is sent, if any; Unavailable after `grace` more.
-        """
-        read = self._start(self._call.read())
-        done, _ = await asyncio.wait({read}, timeout=patience)
-        if not done and probe is not None:
-            self._start(self._call.write(probe))
-            patience = grace
-        response = await self._finish(read, patience if not done and probe is not None else 0)
-        if response is grpc.aio.EOF:
-            raise await self._failure()
-        self._dialer.observe(self._connection, response.header)
-        return response
-
-    def _start(self, operation: Any) -> asyncio.Future[Any]:
-        task: asyncio.Future[Any] = asyncio.ensure_future(operation)
-        self._tasks.add(task)
-        task.add_done_callback(self._settle)
-        return task
-
-    def _settle(self, task: asyncio.Future[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # looked at, so that asyncio does not complain of a failure nobody waits for any more
-
-    async def _finish(self, task: asyncio.Future[Any], patience: float) -> Any:
-        if not task.done():
-            await asyncio.wait({task}, timeout=patience)
-        if not task.done():
-            self._dialer.retire(self._connection)
-            raise Unavailable(f"etcd at {self.endpoint} fell silent")
-        try:
-            return task.result()
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, asyncio.CancelledError) as e:
-            raise await self._failure() from e
-
-    async def _failure(self) -> ClusterMeshError:
-        code, details = await self._call.code(), await self._call.details()
-        return await self._dialer.failure(self._connection, code, details)
-
-    async def close(self) -> None:
-        """End the call, and whatever was still being read or written."""
-        self._call.cancel()
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-
-
 def _checked(endpoint: Endpoint, tls: Tls | None) -> Endpoint:
     if endpoint.secure and tls is None:
         raise Invalid("endpoint", str(endpoint), "https needs a CA, a certificate and a key")
     if not endpoint.secure and tls is not None:
         raise Invalid("endpoint", str(endpoint), "must be https where certificates are given")
     return endpoint
-
-
-def _is_cancelled() -> bool:
-    """gRPC reports a channel closed under a call as a cancellation; only the task's own is one."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

@@ -78,7 +78,7 @@ class LocalEtcd:
         self.data_dir, self.tls, self.client_tls = data_dir, tls, client_tls or tls
         self.log = data_dir.with_name(data_dir.name + ".log")
         self._listen = [parse(url) for url in ([listen_urls] if isinstance(listen_urls, str) else listen_urls)]
-        self._flags = flags
+        self.flags = flags
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
 
@@ -133,7 +133,7 @@ class LocalEtcd:
         binary = shutil.which("etcd")
         if binary is None:
             raise Refused("there is no etcd program: install etcd 3.4 or newer (Debian: apt-get install etcd-server)")
-        argv = command(self.data_dir, [str(at) for at in self._listen], self.tls, binary=binary, flags=self._flags)
+        argv = command(self.data_dir, [str(at) for at in self._listen], self.tls, binary=binary, flags=self.flags)
         argv = ["setpriv", "--pdeathsig", "KILL", "--", *argv]  # no preexec_fn: gRPC's threads and fork do not mix
         self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self.log.open("ab") as log:

@@ -9,9 +9,9 @@ from typing import Any, Final
 from clustermesh.store import methods
 from clustermesh.store import rpc_pb2 as pb
 from clustermesh.store.client import EtcdClient, key_value
-from clustermesh.store.connection import Stream
 from clustermesh.store.follower import Deleted, Event, Put, WatchMessage
 from clustermesh.store.operations import prefix_end
+from clustermesh.store.stream import Stream
 
 # Answered at once, for the whole stream (etcd 3.4 and newer). The revision in that answer may be ahead of events still
 # to come (etcd issue 15220), so it is a sign of life and nothing else.

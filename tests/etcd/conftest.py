@@ -14,6 +14,9 @@ from clustermesh.store.client import EtcdClient
 from clustermesh.store.local import LocalEtcd
 from clustermesh.store.tls import Tls
 
+# An etcd alone elects itself; with the usual timings it takes up to a second to do so.
+QUICK = ["--heartbeat-interval=10", "--election-timeout=100"]
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if shutil.which("etcd") is None:
@@ -42,7 +45,7 @@ def make_etcd(stack: AsyncExitStack, tmp_path: Path) -> Callable[..., LocalEtcd]
 
     def make(name: str = "etcd", tls: Tls | None = None, client_tls: Tls | None = None, flags: list[str] | None = None):
         url = f"{'http' if tls is None else 'https'}://127.0.0.1:{free_port()}"
-        server = LocalEtcd(tmp_path / name, [url], tls, client_tls=client_tls, flags=flags or [])
+        server = LocalEtcd(tmp_path / name, [url], tls, client_tls=client_tls, flags=[*QUICK, *(flags or [])])
         stack.callback(server.kill)
         return server
 

@@ -100,7 +100,7 @@ async def test_nine_megabytes_written_in_one_revision_are_resumed_in_fragments(m
         big = {b"p/%02d" % i: bytes([i]) * 250_000 for i in range(36)}
         revision = await _in_one_revision(direct, big)
         await etcd.stop()
-        etcd._flags = ()  # an etcd of default limits cuts what it sends at 1.5 MiB
+        etcd.flags = ()  # an etcd of default limits cuts what it sends at 1.5 MiB
         await etcd.start()
         await answering(direct)
         assert await _count_messages(direct, b"p/", revision) > 1
