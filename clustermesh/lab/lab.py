@@ -123,7 +123,7 @@ class Lab:
     async def kill(self, name: str, service: str) -> int:
         """SIGKILL to a service, which its machine will start again; the pid it had."""
         pid = self.service_pid(name, service)
-        await self.run(name, "kill", "-KILL", str(pid))
+        await self.run(name, "sh", "-c", f"kill -KILL {pid}")  # a bare Debian has no kill but its shell's
         return pid
 
     async def ask_agent(self, name: str, method: str, **params: Any) -> Any:
