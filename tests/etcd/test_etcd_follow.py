@@ -57,6 +57,8 @@ async def test_compaction_under_a_cut_watch_lists_again_and_tells_only_the_diffe
 async def test_compaction_under_a_live_watch_is_nothing(client: EtcdClient) -> None:
     async with Mirror(client, b"p/") as mirror:
         await mirror.until_listed()
+        await client.put(b"p/a", b"x")
+        await mirror.until_table({b"p/a": b"x"})  # the watch is up
         for i in range(20):
             await client.compact(await client.put(b"p/a", b"%d" % i))
         await mirror.until_table({b"p/a": b"19"})
