@@ -1,0 +1,202 @@
+"""What must survive what, on whole clusters: requests never fail while control planes, etcds and agents come and go.
+
+alpha-control  alpha-1   beta-control  beta-1
+     etcd, API server, agent of each: taken away and given back, one by one, under load
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clustermesh.errors import ClusterMeshError, Refused
+from clustermesh.lab import bring_up, claims, machine, node_spec, teardown
+from clustermesh.lab.lab import Lab
+from clustermesh.lab.plan import make_plan
+from clustermesh.lab.waiting import until
+
+_FOLDER = "/run/clustermesh-lab-outages"
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Lab]:
+    """Two connected clusters of one node, with one web pod each."""
+    try:
+        yield asyncio.run(bring_up.up(make_plan(nodes=1, pods=1, folder=_FOLDER), print, bound=True))
+    finally:
+        left = teardown.down(Path(_FOLDER))
+    assert left == []
+
+
+@asynccontextmanager
+async def no_request_fails(lab: Lab) -> AsyncIterator[None]:
+    """Requests of alpha's client to the global service during the block, answered by both clusters, none lost."""
+    load = claims.web_load(lab)
+    async with load.running():
+        await until(lambda: len(load.traffic.clusters) == 2, "answers from both clusters")
+        yield
+        await asyncio.sleep(0.5)
+    assert load.traffic.failed == 0, load.traffic
+    assert load.traffic.clusters == {"alpha", "beta"}
+
+
+@asynccontextmanager
+async def without(lab: Lab, name: str, *services: str) -> AsyncIterator[None]:
+    """The named services of a machine are stopped (SIGKILL) during the block."""
+    home = lab.plan.home(name)
+    kept = {service: node_spec.read_services(home)[service] for service in services}
+    for service in services:
+        machine.stop(home, service)
+    await until(lambda: not any(_runs(lab, name, service) for service in services), f"{services} of {name} stopped")
+    try:
+        yield
+    finally:
+        for service, spec in kept.items():
+            machine.keep(home, service, spec.argv)
+        await until(lambda: all(_runs(lab, name, service) for service in services), f"{services} of {name} run")
+
+
+def _runs(lab: Lab, name: str, service: str) -> bool:
+    try:
+        return bool(lab.service_pid(name, service))
+    except ClusterMeshError:
+        return False
+
+
+async def cluster_state(lab: Lab, node: str, cluster: str) -> str:
+    try:
+        status = await lab.ask_agent(node, "status")
+    except ClusterMeshError:
+        return "no agent"
+    return next((row["state"] for row in status["clusters"] if row["name"] == cluster), "unknown")
+
+
+async def is_in_state(lab: Lab, node: str, cluster: str, state: str) -> bool:
+    return await cluster_state(lab, node, cluster) == state
+
+
+async def web_backends(lab: Lab, node: str) -> list[dict[str, Any]]:
+    rows = await lab.ask_agent(node, "services")
+    return next(row["backends"] for row in rows if row["service"] == "default/web" and row["protocol"] == "TCP")
+
+
+async def test_a_peers_control_plane_that_dies_is_stale_and_nothing_is_lost(pair: Lab) -> None:
+    async with no_request_fails(pair):
+        async with without(pair, "beta-control", "etcd", "apiserver"):
+            await until(lambda: is_in_state(pair, "alpha-1", "beta", "stale"), "beta is stale", seconds=40)
+            assert len(await web_backends(pair, "alpha-1")) == 2
+        await until(lambda: is_in_state(pair, "alpha-1", "beta", "fresh"), "beta is fresh", seconds=60)
+
+
+async def test_an_agent_restarted_while_its_peer_is_unreachable_keeps_the_peers_backends(pair: Lab) -> None:
+    before = await web_backends(pair, "alpha-1")
+    async with no_request_fails(pair):
+        async with without(pair, "beta-control", "etcd", "apiserver"):
+            await _kill_agent(pair)
+            await until(lambda: _is_settled(pair, "alpha-1"), "the agent is ready without its peer", seconds=40)
+            assert await cluster_state(pair, "alpha-1", "beta") == "stale"
+            assert await web_backends(pair, "alpha-1") == before
+        await until(lambda: is_in_state(pair, "alpha-1", "beta", "fresh"), "beta is fresh", seconds=60)
+
+
+async def test_an_agent_restarted_without_its_own_control_plane_goes_on_with_the_last_state(pair: Lab) -> None:
+    before = await web_backends(pair, "alpha-1")
+    async with no_request_fails(pair):
+        async with without(pair, "alpha-control", "etcd", "apiserver"):
+            await _kill_agent(pair)
+            await until(lambda: _is_settled(pair, "alpha-1"), "the agent is ready without its etcd", seconds=40)
+            assert await web_backends(pair, "alpha-1") == before
+        await until(lambda: is_in_state(pair, "alpha-1", "alpha", "fresh"), "alpha is fresh", seconds=60)
+
+
+async def test_an_etcd_that_comes_back_empty_is_filled_again_without_a_gap(pair: Lab) -> None:
+    async with no_request_fails(pair):
+        async with without(pair, "beta-control", "etcd"):
+            await pair.run("beta-control", "sh", "-c", f"rm -rf {pair.plan.context('beta')}/etcd/*")
+        await until(lambda: _etcd_has(pair, "beta"), "beta's API server has published again", seconds=60)
+        await until(lambda: is_in_state(pair, "alpha-1", "beta", "fresh"), "beta is fresh", seconds=60)
+        assert len(await web_backends(pair, "alpha-1")) == 2
+
+
+async def test_wireguard_killed_comes_back_and_the_next_requests_reach_the_other_cluster(pair: Lab) -> None:
+    await pair.run(
+        "alpha-1",
+        "sh",
+        "-c",
+        "for p in /proc/[0-9]*; do read -r c <$p/comm && [ $c = wireguard-go ] && kill -9 ${p#/proc/}; done; true",
+    )
+    await until(lambda: _reaches(pair, "beta"), "beta answers through a new tunnel", seconds=40)
+    assert await pair.ask_agent("alpha-1", "map_diff") == []
+
+
+async def test_a_broken_document_is_named_and_the_rest_goes_on(pair: Lab) -> None:
+    manifests = pair.plan.context("beta") / "manifests"
+    (manifests / "broken.yaml").write_text("kind: Service\nmetadata: {name: [\n")
+    try:
+        async with no_request_fails(pair):
+            await until(lambda: _problem_is_shown(pair), "the API server names the broken file")
+    finally:
+        (manifests / "broken.yaml").unlink()
+
+
+async def test_a_cluster_with_a_taken_id_or_overlapping_pods_is_refused_before_anything_is_touched(
+    pair: Lab, tmp_path: Path
+) -> None:
+    twin = tmp_path / "twin"
+    for name, number, cidr, sentence in (
+        ("twin", 1, "10.77.1.0/24", "id"),
+        ("overlap", 7, "10.1.1.0/24", "10.1.1.0/24"),
+    ):
+        folder = twin / name
+        await _host(pair, "init", str(folder), "--name", name, "--id", str(number), "--endpoint", "https://127.0.0.1:9")
+        (folder / "manifests" / "node.yaml").write_text(
+            f"apiVersion: v1\nkind: Node\nmetadata: {{name: n1}}\nspec: {{podCIDR: {cidr}}}\n"
+        )
+        with pytest.raises(Refused, match=sentence):
+            await _host(
+                pair, "connect", "--context", str(pair.plan.context("alpha")), "--destination-context", str(folder)
+            )
+        assert not (pair.plan.context("alpha") / "peers" / name).exists()
+
+
+async def _host(lab: Lab, *arguments: str) -> str:
+    return await machine.run([str(machine.bin_folder() / "clustermesh"), *arguments], env=machine.environment())
+
+
+async def _kill_agent(lab: Lab) -> None:
+    old = await lab.kill("alpha-1", "agent")
+    await until(lambda: _runs(lab, "alpha-1", "agent") and lab.service_pid("alpha-1", "agent") != old, "a new agent")
+
+
+async def _is_settled(lab: Lab, node: str) -> bool:
+    try:
+        status = await lab.ask_agent(node, "status")
+    except ClusterMeshError:
+        return False
+    return bool(status["ready"]) and not any(target["pending"] for target in status["targets"])
+
+
+async def _etcd_has(lab: Lab, cluster: str) -> bool:
+    try:
+        shown = await lab.run(f"{cluster}-1", "clustermesh", "status")
+    except ClusterMeshError as e:
+        shown = str(e)
+    return "API server has published" in shown
+
+
+async def _reaches(lab: Lab, cluster: str) -> bool:
+    answers = await claims.answers(lab, {"alpha", "beta"}, seconds=0.5)
+    return cluster in answers.tcp.clusters and not answers.tcp.failed
+
+
+async def _problem_is_shown(lab: Lab) -> bool:
+    program = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:9880/readyz').read().decode())"
+    try:
+        return "broken.yaml" in await lab.run("beta-control", "python3", "-c", program)
+    except ClusterMeshError:  # 503: not ready again yet after an earlier test
+        return False
