@@ -7,14 +7,16 @@ are endpoints and backends at such addresses when they are read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Sequence
+from ipaddress import IPv4Network
+from socket import AF_INET, inet_pton
+from typing import Any, NamedTuple
 
 from msgspec import Struct, field
 from msgspec.structs import replace
 
 from clustermesh.errors import Invalid
-from clustermesh.mesh.claims import Claims
+from clustermesh.mesh.claims import Claims, KeyClaims, find_fault, is_nobodys
 from clustermesh.model import Endpoint, Identity, LocalService, Node, Service
 
 
@@ -51,6 +53,18 @@ class Dirty(Struct):
         return self.nodes or bool(self.endpoints) or bool(self.services)
 
 
+class _Wanted(NamedTuple):
+    """What a node takes for itself."""
+
+    cidrs: tuple[str, ...]
+    key: str
+
+
+_NOTHING = _Wanted((), "")
+_FEW = 16
+MOST_REFUSED = 10_000  # named for each cluster; a peer full of garbage must not fill this node's memory
+
+
 class MeshState:
     """Every cluster's view, the own one included under its own name."""
 
@@ -58,9 +72,11 @@ class MeshState:
         self.own = own
         self.views: dict[str, View] = {own: View()}
         self._order = [own]  # the own cluster first: it wins every tie
-        self._claims = Claims()
-        self._claims_changed = False
-        self._admitted: dict[tuple[str, str], tuple[str, ...]] = {}  # (cluster, node) -> the CIDRs it claimed
+        self._holders: dict[str, dict[Any, tuple[str, ...]]] = {"endpoints": {}, "services": {}}  # name -> clusters
+        self._claims, self._keys = Claims(), KeyClaims()
+        self._claimants: dict[tuple[str, str], set[str]] = {}  # (cluster, CIDR or key) -> the nodes that claim it
+        self._moved: set[str] = set()  # CIDRs and keys that were claimed or withdrawn
+        self._admitted: dict[tuple[str, str], _Wanted] = {}  # by (cluster, node)
         self._dirty = Dirty()
 
     def put(self, cluster: str, kind: str, name: Any, value: Any) -> None:
@@ -68,6 +84,8 @@ class MeshState:
         table = self._view(cluster).table(kind)
         if table.get(name) == value:
             return
+        if name not in table:
+            self._hold(cluster, kind, name)
         table[name] = value
         self._touch(cluster, kind, name)
 
@@ -75,6 +93,7 @@ class MeshState:
         """Take in that `cluster` has nothing at `name`. Absent is fine."""
         view = self.views.get(cluster)
         if view is not None and view.table(kind).pop(name, None) is not None:
+            self._let_go(cluster, kind, name)
             self._touch(cluster, kind, name)
 
     def drain(self, cluster: str, kinds: Sequence[str] = KINDS) -> None:
@@ -93,7 +112,9 @@ class MeshState:
             self._order.remove(cluster)
 
     def refuse(self, cluster: str, what: str, why: str) -> None:
-        self._view(cluster).refused[what] = why
+        refused = self._view(cluster).refused
+        if what in refused or len(refused) < MOST_REFUSED:
+            refused[what] = why
 
     def accept(self, cluster: str, what: str) -> None:
         if view := self.views.get(cluster):
@@ -101,7 +122,7 @@ class MeshState:
 
     def take_dirty(self) -> Dirty:
         """What changed since the last call."""
-        if self._claims_changed:
+        if self._moved:
             self._settle_claims()
         dirty, self._dirty = self._dirty, Dirty()
         return dirty
@@ -114,30 +135,29 @@ class MeshState:
                     yield node
 
     def speaks_for(self, cluster: str, address: str) -> bool:
-        """Whether `cluster` may say something about the IPv4 `address`: nobody else claims it."""
+        """Whether `cluster` may say something about the IPv4 `address`: nobody else claims it, or it is nobody's."""
+        if cluster != self.own and is_nobodys(address):
+            return False
         return self._claims.owner(address) in (None, cluster)
 
     def endpoint(self, address: str) -> Endpoint | None:
         """Who is at `address`, from the one cluster that may say so; the rest is refused and shown."""
         found: Endpoint | None = None
-        for cluster in self._order:
-            endpoint = self.views[cluster].endpoints.get(address)
-            what = f"endpoints/{address}"
-            if endpoint is None:
-                self.accept(cluster, what)
-            elif found is not None or not self.speaks_for(cluster, address):
-                self.refuse(cluster, what, f"{address} belongs to another cluster")
+        what = f"endpoints/{address}"
+        for cluster in self._holders["endpoints"].get(address, ()):
+            if found is not None or not self.speaks_for(cluster, address):
+                self.refuse(cluster, what, f"{address} belongs to another cluster, or to none")
             else:
                 self.accept(cluster, what)
-                found = endpoint
+                found = self.views[cluster].endpoints[address]
         return found
 
     def remote_services(self, name: tuple[str, str]) -> list[Service]:
         """The service `name` as every other cluster has it, without backends that are not theirs to name."""
         return [
-            self._trimmed(cluster, view.services[name])
-            for cluster, view in self.views.items()
-            if cluster != self.own and name in view.services
+            self._trimmed(cluster, self.views[cluster].services[name])
+            for cluster in self._holders["services"].get(name, ())
+            if cluster != self.own
         ]
 
     def _trimmed(self, cluster: str, service: Service) -> Service:
@@ -147,7 +167,7 @@ class MeshState:
             self.accept(cluster, what)
             return service
         taken = sorted(set(service.backends) - set(kept))
-        self.refuse(cluster, what, f"backends {', '.join(taken[:5])}: address of another cluster")
+        self.refuse(cluster, what, f"backends {', '.join(taken[:5])}: address of another cluster, or of none")
         return replace(service, backends=kept)
 
     def _view(self, cluster: str) -> View:
@@ -155,6 +175,21 @@ class MeshState:
             self.views[cluster] = View()
             self._order = [self.own, *sorted(name for name in self.views if name != self.own)]
         return self.views[cluster]
+
+    def _hold(self, cluster: str, kind: str, name: Any) -> None:
+        if (table := self._holders.get(kind)) is not None:
+            holders = {cluster, *table.get(name, ())}
+            table[name] = tuple(sorted(holders, key=lambda c: (c != self.own, c)))
+
+    def _let_go(self, cluster: str, kind: str, name: Any) -> None:
+        if kind == "endpoints":
+            self.accept(cluster, f"endpoints/{name}")
+        elif kind == "services":
+            self.accept(cluster, f"services/{name[0]}/{name[1]}")
+        if (table := self._holders.get(kind)) is not None:
+            table[name] = tuple(holder for holder in table[name] if holder != cluster)
+            if not table[name]:
+                del table[name]
 
     def _touch(self, cluster: str, kind: str, name: Any) -> None:
         if kind == "nodes":
@@ -168,54 +203,93 @@ class MeshState:
     def _reclaim(self, cluster: str, name: str) -> None:
         """Bring the claims of one node up to date."""
         node = self.views[cluster].nodes.get(name)
-        wanted = None if node is None else _claimed_by(node)
-        if self._admitted.get((cluster, name)) == wanted:
+        wanted = None if node is None else _wanted_by(node)
+        if wanted is not None and self._admitted.get((cluster, name)) == wanted:
             return
-        self._claims_changed = True
         self._dismiss(cluster, name)
         self.accept(cluster, f"nodes/{name}")
         if wanted is not None:
             self._admit(cluster, name, wanted)
 
     def _dismiss(self, cluster: str, name: str) -> None:
-        for cidr in self._admitted.pop((cluster, name), ()):
-            self._claims.withdraw(cluster, cidr)
+        for claims, claim in self._claims_of(self._admitted.pop((cluster, name), _NOTHING)):
+            claims.withdraw(cluster, claim)
+            claimants = self._claimants[cluster, claim]
+            claimants.discard(name)
+            if not claimants:
+                del self._claimants[cluster, claim]
+            self._moved.add(claim)
 
-    def _admit(self, cluster: str, name: str, cidrs: tuple[str, ...]) -> None:
-        for cidr in cidrs:
-            while clash := self._claims.conflict(cluster, cidr):
-                owner, other = clash
-                if cluster != self.own:
-                    self.refuse(cluster, f"nodes/{name}", _overlap(cidr, other, owner))
-                    return
-                self._displace(owner, other, cidr)
-        for cidr in cidrs:
-            self._claims.claim(cluster, cidr)
-        self._admitted[cluster, name] = cidrs
+    def _admit(self, cluster: str, name: str, wanted: _Wanted) -> None:
+        if cluster != self.own:
+            if why := self._objection(cluster, wanted):
+                self.refuse(cluster, f"nodes/{name}", why)
+                return
+        else:
+            self._displace(wanted)
+        for claims, claim in self._claims_of(wanted):
+            claims.claim(cluster, claim)
+            self._claimants.setdefault((cluster, claim), set()).add(name)
+            self._moved.add(claim)
+        self._admitted[cluster, name] = wanted
 
-    def _displace(self, owner: str, claimed: str, cidr: str) -> None:
-        """The own cluster has `cidr`: whichever nodes of `owner` claim `claimed`, which overlaps it, are refused."""
-        for (cluster, name), cidrs in list(self._admitted.items()):
-            if cluster == owner and claimed in cidrs:
-                self._dismiss(cluster, name)
-                self.refuse(cluster, f"nodes/{name}", _overlap(claimed, cidr, self.own))
+    def _objection(self, cluster: str, wanted: _Wanted) -> str:
+        """Why another cluster may not have this, or ""."""
+        for cidr in wanted.cidrs:
+            if fault := find_fault(cidr):
+                return str(Invalid("pod CIDR or address", cidr, fault))
+        for claims, claim in self._claims_of(wanted):
+            if clash := claims.conflict(cluster, claim):
+                return _overlap(claim, *clash)
+        return ""
+
+    def _displace(self, wanted: _Wanted) -> None:
+        """The own cluster has this: nodes of others that claim what overlaps it are refused."""
+        for claims, claim in self._claims_of(wanted):
+            while clash := claims.conflict(self.own, claim):
+                owner, claimed = clash
+                for name in list(self._claimants[owner, claimed]):
+                    self._dismiss(owner, name)
+                    self.refuse(owner, f"nodes/{name}", _overlap(claimed, self.own, claim))
+
+    def _claims_of(self, wanted: _Wanted) -> Iterator[tuple[Claims | KeyClaims, str]]:
+        for cidr in wanted.cidrs:
+            yield self._claims, cidr
+        if wanted.key:
+            yield self._keys, wanted.key
 
     def _settle_claims(self) -> None:
-        """After claims changed: a refused node may be admitted now, and what is at any address is looked at again."""
-        self._claims_changed = False
+        """After claims changed: a refused node may be admitted now, and what is at those addresses is looked at."""
         for cluster in self._order:
-            view = self.views[cluster]
-            for name, node in view.nodes.items():
+            for name, node in self.views[cluster].nodes.items():
                 if (cluster, name) not in self._admitted:
                     self.accept(cluster, f"nodes/{name}")
-                    self._admit(cluster, name, _claimed_by(node))
-            self._dirty.endpoints.update(view.endpoints)
-            self._dirty.services.update(view.services)
+                    self._admit(cluster, name, _wanted_by(node))
+            self._dirty.services.update(self.views[cluster].services)
+        moved, self._moved = [claim for claim in self._moved if "." in claim], set()
+        self._dirty.endpoints.update(_addresses_in(moved, self._holders["endpoints"]))
 
 
-def _overlap(cidr: str, other: str, owner: str) -> str:
-    return str(Invalid("pod CIDR or address", cidr, f"overlaps {other} of cluster {owner}"))
+def _overlap(claim: str, owner: str, other: str) -> str:
+    if claim == other:
+        return str(Invalid("pod CIDR, address or key", claim, f"is one of cluster {owner}"))
+    return str(Invalid("pod CIDR or address", claim, f"overlaps {other} of cluster {owner}"))
 
 
-def _claimed_by(node: Node) -> tuple[str, ...]:
-    return node.ipv4_pod_cidrs + ((f"{node.ipv4}/32",) if node.ipv4 else ())
+def _wanted_by(node: Node) -> _Wanted:
+    address = (f"{node.ipv4}/32",) if node.ipv4 else ()
+    return _Wanted(node.ipv4_pod_cidrs + address, node.wireguard_public_key)
+
+
+def _addresses_in(cidrs: Sequence[str], addresses: Collection[str]) -> Iterator[str]:
+    """Those of `addresses` that may lie in one of `cidrs`; many CIDRs are not worth comparing with."""
+    if len(cidrs) > _FEW:
+        yield from addresses
+        return
+    ranges = [(int(n.network_address), int(n.broadcast_address)) for n in map(IPv4Network, cidrs)]
+    for address in addresses:
+        if ":" in address or "/" in address:
+            continue
+        number = int.from_bytes(inet_pton(AF_INET, address), "big")
+        if any(first <= number <= last for first, last in ranges):
+            yield address

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,13 +12,14 @@ from clustermesh.mesh.state import MeshState
 from clustermesh.model import Endpoint, Node, NodeAddress, Port, Protocol, Service
 
 
-def node(cluster: str, name: str, cidr: str, ip: str) -> Node:
+def node(cluster: str, name: str, cidr: str, ip: str, key: str = "") -> Node:
     return Node(
         cluster=cluster,
         cluster_id=1,
         name=name,
         addresses=(NodeAddress(type="InternalIP", ip=ip),),
         ipv4_alloc_cidr=cidr,
+        wireguard_public_key=key,
     )
 
 
@@ -62,6 +64,72 @@ def test_a_refused_node_is_admitted_once_the_other_claim_is_gone() -> None:
     state.drain("beta")
     assert admitted(state) == [("gamma", "g1")]
     assert not state.views["gamma"].refused
+
+
+@pytest.mark.parametrize(
+    ("cidr", "ip"),
+    [
+        ("0.0.0.0/0", "192.0.2.3"),
+        ("64.0.0.0/2", "192.0.2.3"),
+        ("10.0.0.0/7", "192.0.2.3"),
+        ("127.1.0.0/16", "192.0.2.3"),
+        ("169.254.169.254/32", "192.0.2.3"),
+        ("10.9.0.0/24", "127.0.0.1"),
+        ("10.9.0.0/24", "0.0.0.0"),
+        ("10.9.0.0/24", "224.0.0.5"),
+        ("10.9.0.0/24", "255.255.255.255"),
+    ],
+)
+def test_no_peer_has_what_is_nobodys_even_before_the_own_cluster_is_heard(cidr: str, ip: str) -> None:
+    state = MeshState("own")
+    state.put("evil", "nodes", "e1", node("evil", "e1", cidr, ip))
+    assert admitted(state) == []
+    assert "pod CIDR or address" in state.views["evil"].refused["nodes/e1"]
+
+
+def test_no_peer_names_backends_or_endpoints_on_this_very_machine() -> None:
+    state = MeshState("own")
+    state.put("evil", "services", ("n", "s"), service("evil", "127.0.0.1", "169.254.169.254", "10.66.0.1"))
+    (remote,) = state.remote_services(("n", "s"))
+    assert list(remote.backends) == ["10.66.0.1"]
+    state.put("evil", "endpoints", "127.0.0.1", Endpoint(ip="127.0.0.1", identity=70000))
+    assert state.endpoint("127.0.0.1") is None
+
+
+def test_a_wireguard_key_is_the_cluster_s_that_had_it_first_or_the_own_ones() -> None:
+    state = MeshState("own")
+    state.put("beta", "nodes", "b1", node("beta", "b1", "10.2.0.0/24", "192.0.2.2", "KEY"))
+    state.put("aaa", "nodes", "a1", node("aaa", "a1", "10.9.0.0/24", "192.0.2.9", "KEY"))
+    assert admitted(state) == [("beta", "b1")], "a name that sorts first gives no right to another's key"
+    assert "is one of cluster beta" in state.views["aaa"].refused["nodes/a1"]
+    state.put("own", "nodes", "o1", node("own", "o1", "10.1.0.0/24", "192.0.2.1", "KEY"))
+    assert admitted(state) == [("own", "o1")]
+    state.put("own", "nodes", "o1", node("own", "o1", "10.1.0.0/24", "192.0.2.1", "OTHER"))
+    assert ("own", "o1") in admitted(state)
+    assert len(admitted(state)) == 2, "one of the two has the key again"
+
+
+def test_one_node_that_moves_makes_only_what_is_at_its_addresses_dirty() -> None:
+    state = MeshState("own")
+    for address in ("10.2.1.7", "10.2.2.7", "192.0.2.2", "10.2.0.0/16", "fd00::7"):
+        state.put("beta", "endpoints", address, Endpoint(ip=address.partition("/")[0], identity=131080))
+    state.put("beta", "nodes", "b1", node("beta", "b1", "10.2.1.0/24", "192.0.2.2"))
+    state.take_dirty()
+    state.put("beta", "nodes", "b1", node("beta", "b1", "10.2.2.0/24", "192.0.2.2"))
+    assert state.take_dirty().endpoints == {"10.2.1.7", "10.2.2.7", "192.0.2.2"}
+
+
+def test_an_endpoint_that_is_gone_is_refused_no_more() -> None:
+    state = MeshState("own")
+    state.put("own", "nodes", "o1", node("own", "o1", "10.1.0.0/24", "192.0.2.1"))
+    state.put("evil", "endpoints", "10.1.0.7", Endpoint(ip="10.1.0.7", identity=70000))
+    state.put("evil", "services", ("n", "s"), service("evil", "10.1.0.7"))
+    state.endpoint("10.1.0.7")
+    state.remote_services(("n", "s"))
+    assert len(state.views["evil"].refused) == 2
+    state.remove("evil", "endpoints", "10.1.0.7")
+    state.remove("evil", "services", ("n", "s"))
+    assert not state.views["evil"].refused
 
 
 def test_an_endpoint_at_another_clusters_address_is_refused() -> None:
