@@ -102,7 +102,9 @@ async def _work(options: Options, context: Context, etcd: EtcdClient, kernel: Ke
     state, propagation = MeshState(context.name), Propagation()
     sink = AgentSink(state, propagation)
     engine = Engine(options, state, sink, propagation, kernel, underlay)
-    own = ClusterReader(context.name, sink, lambda: nullcontext(etcd), own_tables, _expect(context))
+    own = ClusterReader(
+        context.name, sink, lambda: nullcontext(etcd), own_tables, _expect(context), keep_when_silent=True
+    )
     peers = Peers(context.peers, context.cluster, sink, _connect_peer, peer_tables, options.last_good)
     pods = Pods(options, engine)
     status = Status(options, state, engine, own, peers, propagation)

@@ -83,6 +83,9 @@ class Peers:
         for other in self.readers.values():
             if other.name != name and other.config is not None and other.config.id == config.id:
                 raise Invalid(f"cluster id of {name}", config.id, f"is already used by cluster {other.name}")
+        for file in self._files.values():  # one that was not heard of yet keeps the id it was connected with
+            if file.name != name and file.cluster_id == config.id and self.readers[file.name].config is None:
+                raise Invalid(f"cluster id of {name}", config.id, f"is that of cluster {file.name}")
         theirs = config.max_connected_clusters
         if self._own.max_clusters not in (MAX_CLUSTERS, theirs):
             raise Invalid(

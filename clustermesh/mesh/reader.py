@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence, Set
 from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from typing import Any, Protocol
+from zlib import crc32
 
 from msgspec import Struct
 
@@ -22,6 +23,7 @@ from clustermesh.mesh.session import Event, Session, State, advance
 from clustermesh.mesh.state import KINDS
 from clustermesh.model import Cluster, ClusterConfig
 from clustermesh.store.client import EtcdClient
+from clustermesh.store.faults import Compacted, Replaced
 from clustermesh.store.follow import Changed, Deleted, Interrupted, Listed, Put, follow
 from clustermesh.wire import cluster_config, keys
 
@@ -30,6 +32,7 @@ _log = logging.getLogger(__name__)
 HEARTBEAT_TIMEOUT = 120.0  # seconds; a writer beats every 60 (wire format of the heartbeat key)
 _RECHECK = 30.0
 _BACKOFF = (0.2, 15.0)
+_SHOWN = 200  # characters of a refused key: it may have a million, and goes into status
 
 
 class Resource(Struct, frozen=True, kw_only=True):
@@ -59,11 +62,18 @@ class Sink(Protocol):
 
 
 class _Changed(Exception):
-    """The cluster's configuration is not what it was: read everything again."""
+    """The cluster's configuration or history is not what it was: read everything again, from the configuration on.
+
+    Until its canaries say that it is whole again, nothing that is held is given up for it.
+    """
 
 
 class ClusterReader:
-    """One cluster's reader and what is known of its session. `run` never returns; cancel it to stop."""
+    """One cluster's reader and what is known of its session. `run` never returns; cancel it to stop.
+
+    `keep_when_silent`: while the cluster's API server does not beat, what disappears was not its decision (its leases
+    ended) and is kept. So the own cluster's services outlive its API server, as they outlive its etcd.
+    """
 
     def __init__(
         self,
@@ -72,14 +82,16 @@ class ClusterReader:
         connect: Callable[[], AbstractAsyncContextManager[EtcdClient]],
         resources: Callable[[str, ClusterConfig], Sequence[Resource]],
         admit: Callable[[str, ClusterConfig], None],
+        *,
+        keep_when_silent: bool = False,
     ) -> None:
         self.name = name
         self.session = Session(since=time.time())
         self.config: ClusterConfig | None = None
         self.behind: dict[str, str] = {}  # resource -> why it is not followed now
-        self.refused_total = 0
         self._sink, self._connect, self._resources, self._admit = sink, connect, resources, admit
         self._last_heartbeat = 0.0
+        self._keep_when_silent, self._withheld = keep_when_silent, False
 
     def restored(self, config: ClusterConfig) -> None:
         """The sink was filled from the last good state on disk."""
@@ -94,15 +106,29 @@ class ClusterReader:
     async def run(self) -> None:
         delay = _BACKOFF[0]
         while True:
-            try:
-                async with self._connect() as client:
-                    await self._read(client)
-            except* _Changed:
-                delay = _BACKOFF[0]
-            except* ClusterMeshError as group:
-                self._lost(str(_first(group)))
+            # In a task of its own: one whose TaskGroup fails while it is cancelled forgets that it was, and one whose
+            # TaskGroup has failed before looks cancelled ever after (Python 3.11). Here neither is so.
+            at_once = await asyncio.create_task(self._attempt(), name=f"reading {self.name}")
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise asyncio.CancelledError
+            delay = _BACKOFF[0] if at_once else delay
             await asyncio.sleep(delay * random.uniform(0.5, 1.0))
             delay = min(delay * 2, _BACKOFF[1])
+
+    async def _attempt(self) -> bool:
+        """Read until something fails; True where it is to be read again at once."""
+        at_once = False
+        try:
+            async with self._connect() as client:
+                await self._read(client)
+        except* _Changed:
+            at_once = True
+        except* ClusterMeshError as group:
+            self._lost(str(_first(group)))
+        except* Exception as group:  # a bug of ours that this cluster has found must not end the others' readers
+            _log.exception("cluster %s: reading it failed", self.name)
+            self._lost(f"internal error, see the log: {_first(group)!r}"[:_SHOWN])
+        return at_once
 
     async def _read(self, client: EtcdClient) -> None:
         config = await self._configure(client)
@@ -111,7 +137,7 @@ class ClusterReader:
         self.behind = {r.kind: "waiting for its list" for r in resources if r.required}
         canaries = [r.canary for r in resources if r.canary is not None] if config.synced_canaries else []
         seen = {canary: asyncio.Event() for canary in canaries}
-        self._last_heartbeat = time.monotonic()
+        self._last_heartbeat, self._withheld = time.monotonic(), False
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._heartbeat(client))
             tasks.create_task(self._recheck(client, config))
@@ -125,6 +151,7 @@ class ClusterReader:
         config = await self._fetch_config(client)
         if self.config is not None and config.id != self.config.id:
             self._sink.drain(self.name)
+            self._advance(Event.REFUSED, f"its id was {self.config.id} and is {config.id} now: all is read anew")
         try:
             self._admit(self.name, config)
         except Invalid as e:
@@ -153,6 +180,7 @@ class ClusterReader:
             except ClusterMeshError:
                 continue  # whatever is wrong with the connection, the streams report
             if current != config:
+                self._lost("its configuration changed: everything is read again")
                 raise _Changed
 
     async def _heartbeat(self, client: EtcdClient) -> None:
@@ -160,16 +188,22 @@ class ClusterReader:
             tasks.create_task(self._watch_heartbeat(client))
             while True:
                 await asyncio.sleep(_RECHECK / 2)
-                silent = time.monotonic() - self._last_heartbeat
-                if silent > HEARTBEAT_TIMEOUT:
-                    self._fall_behind("heartbeat", f"no heartbeat for {silent:.0f} s: its API server does not write")
+                if self._is_silent():
+                    why = f"no heartbeat for more than {HEARTBEAT_TIMEOUT:g} s: its API server does not write"
+                    self._fall_behind("heartbeat", why)
 
     async def _watch_heartbeat(self, client: EtcdClient) -> None:
         async with aclosing(follow(client, keys.HEARTBEAT)) as items:
             async for item in items:
-                if not isinstance(item, Interrupted) and item.events:
-                    self._last_heartbeat = time.monotonic()
-                    self._caught_up("heartbeat")
+                if isinstance(item, Interrupted) or not any(isinstance(event, Put) for event in item.events):
+                    continue
+                self._last_heartbeat = time.monotonic()
+                self._caught_up("heartbeat")
+                if self._withheld:
+                    raise _Changed
+
+    def _is_silent(self) -> bool:
+        return time.monotonic() - self._last_heartbeat > HEARTBEAT_TIMEOUT
 
     async def _canaries(self, client: EtcdClient, prefix: bytes, seen: dict[bytes, asyncio.Event]) -> None:
         async with aclosing(follow(client, prefix)) as items:
@@ -191,6 +225,8 @@ class ClusterReader:
                 if isinstance(item, Interrupted):
                     if resource.required:
                         self._fall_behind(resource.kind, str(item.error))
+                    if isinstance(item.error, Compacted | Replaced):
+                        raise _Changed  # the list that follows may be that of an etcd which is being filled
                     continue
                 self._take(resource, cluster, item)
                 if not whole:
@@ -200,29 +236,39 @@ class ClusterReader:
 
     def _take(self, resource: Resource, cluster: Cluster, item: Listed | Changed) -> None:
         revision = item.revision if isinstance(item, Changed) else 0
-        for event in item.events:
-            key = event.key if isinstance(event, Deleted) else event.kv.key
+        for event in () if self.session.state is State.REMOVED else item.events:
+            if isinstance(event, Deleted):
+                self._remove(resource, event.key, revision)
+                continue
+            key = event.kv.key
             try:
-                name = resource.name_of(key)
-                if isinstance(event, Deleted):
-                    self._sink.remove(self.name, resource.kind, name, revision)
-                else:
-                    value = resource.decode(key, event.kv.value, cluster)
-                    self._sink.put(self.name, resource.kind, name, value, event.kv.mod_revision if revision else 0)
-                self._sink.accept(self.name, key.decode(errors="replace"))
+                name, value = resource.name_of(key), resource.decode(key, event.kv.value, cluster)
+                self._sink.put(self.name, resource.kind, name, value, event.kv.mod_revision if revision else 0)
+                self._sink.accept(self.name, _shown(key))
             except Invalid as e:
-                self.refused_total += 1
-                self._sink.refuse(self.name, key.decode(errors="replace"), str(e))
+                self._sink.refuse(self.name, _shown(key), str(e)[: 5 * _SHOWN])
+
+    def _remove(self, resource: Resource, key: bytes, revision: int) -> None:
+        if self._keep_when_silent and self._is_silent():
+            self._withheld = True
+            return
+        self._sink.accept(self.name, _shown(key))
+        with suppress(Invalid):
+            self._sink.remove(self.name, resource.kind, resource.name_of(key), revision)
 
     def _forget_unlisted(self, resource: Resource, first: Listed | Changed) -> None:
         """The first list is the whole table: what is held beside it is gone."""
-        listed = set()
+        listed, shown = set(), set()
         for event in first.events:
             if isinstance(event, Put):
+                shown.add(_shown(event.kv.key))
                 with suppress(Invalid):
                     listed.add(resource.name_of(event.kv.key))
         for name in self._sink.names(self.name, resource.kind) - listed:
             self._sink.remove(self.name, resource.kind, name, 0)
+        for what in self._sink.names(self.name, "refused") - shown:
+            if what.startswith(resource.prefix.decode()):
+                self._sink.accept(self.name, what)
 
     def _fall_behind(self, resource: str, why: str) -> None:
         self.behind[resource] = why
@@ -240,6 +286,8 @@ class ClusterReader:
 
     def _advance(self, event: Event, error: str = "") -> None:
         before = self.session.state
+        if before is State.REMOVED:
+            return  # what a reader that is being cancelled still finds does not matter any more
         self.session = advance(self.session, event, time.time(), error)
         if self.session.state is not before:
             _log.info("cluster %s: %s -> %s %s", self.name, before, self.session.state, error)
@@ -251,7 +299,13 @@ def _parent(canary: bytes) -> bytes:
     return b"/".join(parts[:3]) + b"/"
 
 
-def _first(group: BaseExceptionGroup[ClusterMeshError]) -> BaseException:
+def _shown(key: bytes) -> str:
+    """How a refused key is called in status."""
+    text = key.decode(errors="replace")
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({crc32(key):08x})"
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     first: BaseException = group
     while isinstance(first, BaseExceptionGroup):
         first = first.exceptions[0]
