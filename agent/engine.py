@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Callable, Collection
+from typing import TypeVar
 
 from agent.bpf.layouts import AddressKey, ipv4
 from agent.kernel import Kernel
@@ -23,6 +25,8 @@ from clustermesh.mesh.state import Dirty, MeshState
 
 _log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+_TURN = 512  # plans between two turns of the event loop, some 5 ms
 _TICK = 1.0  # seconds between retries of what failed
 _AUDIT = 30.0  # seconds between full comparisons with the kernel
 SYNC_TIMEOUT = (
@@ -71,9 +75,9 @@ class Engine:
     async def step(self, own: ClusterReader, peers: Peers) -> None:
         """Plan what is dirty and apply what is pending."""
         self._sink.changed.clear()
-        await self._replan(self._state.take_dirty())
+        dirty, changes = self._state.take_dirty(), self._propagation.take_seen()  # of one moment
+        await self._replan(dirty)
         self._consider_pruning(own, peers)
-        changes = self._propagation.take_seen()
         await self.kernel.flush()
         if not self.kernel.failed:
             self._propagation.applied(changes)
@@ -86,17 +90,15 @@ class Engine:
             await self._replan_nodes()
         elif self.underlay_error:
             await self._prepare_underlay()
-        for address in dirty.endpoints:
-            self._plan_endpoint(address)
-        for name in dirty.services:
-            self._plan_service(name)
+        await _in_turns(self._plan_endpoint, dirty.endpoints)
+        await _in_turns(self._plan_service, dirty.services)
 
     async def _replan_nodes(self) -> None:
         options = self._options
         plan = plan_nodes(self._state.admitted_nodes(), self._state.own, options.node, options.device, options.port)
         moved = plan.own != self.plan.own
         self.plan = plan
-        if moved:
+        if moved or plan.own is None:
             await self._prepare_underlay()
         self.kernel.cidrs.replace(plan.cidrs)
         self.kernel.peers.replace(plan.peers)
@@ -121,8 +123,8 @@ class Engine:
             await self.kernel.routes.adopt()
 
     def _plan_endpoint(self, address: str) -> None:
-        if ":" in address:
-            return
+        if ":" in address or "/" in address:
+            return  # the table holds single IPv4 addresses; CIDRs come with their nodes
         key = AddressKey(ipv4(address))
         endpoint = self._state.endpoint(address)
         if endpoint is None:
@@ -156,9 +158,22 @@ class Engine:
             if self.underlay.current is None:
                 await asyncio.sleep(_TICK)
                 continue
-            await device.died()
+            try:
+                await device.died()
+            except ClusterMeshError as e:
+                _log.warning("cannot tell whether WireGuard device %s is alive: %s", device.name, e)
+                await asyncio.sleep(_TICK)
+                continue
             _log.error("WireGuard device %s is gone; making it again", device.name)
             self.underlay.current = None
             self.underlay_error = f"WireGuard device {device.name} died"
             self._sink.changed.set()
             await asyncio.sleep(_TICK)
+
+
+async def _in_turns(plan: Callable[[T], None], names: Collection[T]) -> None:
+    """`plan` for each of `names`; with a hundred thousand of them others still get their turn."""
+    for number, name in enumerate(names, start=1):
+        plan(name)
+        if number % _TURN == 0:
+            await asyncio.sleep(0)

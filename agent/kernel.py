@@ -28,31 +28,39 @@ class Kernel:
         self.routes = Tracker[RouteKey, Route]("routes", RouteTarget())
         self.backends = Tracker[BackendKey, Backend]("backends", maps.backends(datapath))
         self.services = Tracker[ServiceKey, ServiceValue]("services", ServiceMapTarget(datapath))
-        self._network = Reconciler(self.ipcache, self.cidrs, self.peers, self.routes)
+        # Each for itself: a route that cannot be written must not keep the peer of a removed node.
+        self._network = [Reconciler(t) for t in (self.ipcache, self.cidrs, self.peers, self.routes)]
         self._services = Reconciler(self.backends, self.services)
 
     @property
     def trackers(self) -> tuple[Tracker[Any, Any], ...]:
-        return self._network.trackers + self._services.trackers
+        return tuple(tracker for group in self._groups for tracker in group.trackers)
+
+    @property
+    def _groups(self) -> list[Reconciler]:
+        return [*self._network, self._services]
 
     def allow_deletes(self) -> None:
         """The first complete state is in: what it does not name may go."""
-        self._network.may_delete = self._services.may_delete = True
+        for group in self._groups:
+            group.may_delete = True
 
     async def adopt(self) -> None:
         """Begin with what the kernel holds."""
-        await self._network.adopt()
-        await self._services.adopt()
+        for group in self._groups:
+            await group.adopt()
 
     async def audit(self) -> int:
         """Compare everything with the kernel; returns the number of entries found changed by somebody else."""
-        return await self._network.audit() + await self._services.audit()
+        return sum([await group.audit() for group in self._groups])
 
     async def flush(self) -> None:
         """The network before the services that need it, and away after them."""
-        await self._network.upsert()
+        for group in self._network:
+            await group.upsert()
         await self._services.flush()
-        await self._network.delete()
+        for group in reversed(self._network):
+            await group.delete()
 
     @property
     def failed(self) -> bool:
@@ -60,4 +68,4 @@ class Kernel:
 
     @property
     def settled(self) -> bool:
-        return self._network.settled and self._services.settled
+        return all(group.settled for group in self._groups)

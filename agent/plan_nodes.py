@@ -6,8 +6,6 @@ to the WireGuard device and, under it, a blackhole: a packet for a pod elsewhere
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Iterable
 from ipaddress import IPv4Network
 
@@ -16,7 +14,8 @@ from msgspec import Struct, field
 from agent.bpf.layouts import CidrKey, IpcacheValue, ipv4
 from agent.targets.routes import BLACKHOLE_METRIC, Route, RouteKey
 from agent.targets.wireguard import drop_overlaps
-from agent.wireguard.peer import Peer, sort_allowed_ips
+from agent.wireguard.peer import Peer, check_peer, sort_allowed_ips
+from clustermesh.errors import Invalid
 from clustermesh.model import Endpoint, Node
 
 WORLD = 2  # reserved identity: an address nobody has named more precisely
@@ -53,7 +52,7 @@ def router_address(own: Node) -> str:
     """The gateway of this node's pods: the CiliumInternalIP, else the first address of the pod CIDR, else ""."""
     if named := own.address("CiliumInternalIP"):
         return named
-    return str(IPv4Network(own.ipv4_alloc_cidr)[1]) if own.ipv4_alloc_cidr else ""
+    return str(IPv4Network(own.ipv4_alloc_cidr).network_address + 1) if own.ipv4_alloc_cidr else ""
 
 
 def plan_endpoint(endpoint: Endpoint) -> IpcacheValue:
@@ -74,32 +73,28 @@ def _plan_peer(plan: NodePlan, node: Node, device: str, port: int) -> None:
     for cidr in node.ipv4_pod_cidrs:
         plan.routes[RouteKey(cidr, BLACKHOLE_METRIC)] = Route("blackhole")
     key = node.wireguard_public_key
-    if why := _unusable(plan, node, key):
+    peer = Peer(endpoint=node.ipv4, port=port, allowed_ips=sort_allowed_ips(node.ipv4_pod_cidrs))
+    if why := _unusable(plan, node, peer):
         plan.problems[name] = why
         return
-    plan.peers[key] = Peer(endpoint=node.ipv4, port=port, allowed_ips=sort_allowed_ips(node.ipv4_pod_cidrs))
+    plan.peers[key] = peer
     for cidr in node.ipv4_pod_cidrs:
         plan.routes[RouteKey(cidr, 0)] = Route("unicast", device, source)
 
 
-def _unusable(plan: NodePlan, node: Node, key: str) -> str:
-    """Why there can be no tunnel to `node`, or ""."""
+def _unusable(plan: NodePlan, node: Node, peer: Peer) -> str:
+    """Why there can be no tunnel to `node`, or "". What the device would refuse is found here, before it is asked."""
+    key = node.wireguard_public_key
     if not key:
         return "has no WireGuard key yet: its agent has not registered, or its cluster does not encrypt"
-    if not _is_key(key):
-        return f"WireGuard key {key[:60]!r} is not the base64 of 32 bytes"
     if key in plan.peers:
         return "has the WireGuard key of another node and is left out"
     if plan.own is not None and key == plan.own.wireguard_public_key:
         return "has this node's own WireGuard key and is left out"
     if not node.ipv4:
         return "has no InternalIP or ExternalIP of IPv4"
-    return ""
-
-
-def _is_key(text: str) -> bool:
     try:
-        raw = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        return False
-    return len(raw) == 32 and base64.b64encode(raw).decode() == text  # one key has one spelling
+        check_peer(key, peer)
+    except Invalid as e:
+        return str(e)
+    return ""

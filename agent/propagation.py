@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Any
+from typing import Any, TypeVar
 
 from prometheus_client import Histogram
 
@@ -22,7 +22,9 @@ SECONDS = Histogram(
     buckets=(0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10),
 )
 _KEEP = 1000
+_MOST_WAITING = 20_000  # changes whose stamp, or whose application, is still to come; many have none (a real Cilium's)
 
+T = TypeVar("T")
 _Change = tuple[str, Any]  # (cluster, (namespace, name))
 
 
@@ -36,7 +38,7 @@ class Propagation:
         self._applied: dict[_Change, tuple[int, int]] = {}
 
     def stamped(self, change: _Change, revision: int, stamp: Stamp) -> None:
-        self._stamps[change] = (revision, stamp)
+        _put_newest(self._stamps, change, (revision, stamp))
         self._join(change)
 
     def seen(self, change: _Change, revision: int) -> None:
@@ -52,8 +54,14 @@ class Propagation:
         """`changes`, as taken before the flush, are in the maps now."""
         now = time.time_ns()
         for change, revision in changes.items():
-            self._applied[change] = (revision, now)
+            _put_newest(self._applied, change, (revision, now))
             self._join(change)
+
+    def forget(self, cluster: str) -> None:
+        """The cluster is gone, and its revisions mean nothing any more."""
+        for waiting in (self._stamps, self._seen, self._applied):
+            for change in [change for change in waiting if change[0] == cluster]:
+                del waiting[change]
 
     def _join(self, change: _Change) -> None:
         """Count the delay where stamp and application are of one revision; the older of the two has no partner left."""
@@ -68,3 +76,11 @@ class Propagation:
             delay = max(now - stamp.observed, 0) / 1e9
             self.recent.append(round(delay * 1000, 3))
             SECONDS.labels(change[0]).observe(delay)
+
+
+def _put_newest(waiting: dict[_Change, T], change: _Change, value: T) -> None:
+    """Newest last; the oldest go when there are too many."""
+    waiting.pop(change, None)
+    waiting[change] = value
+    while len(waiting) > _MOST_WAITING:
+        del waiting[next(iter(waiting))]

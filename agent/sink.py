@@ -30,7 +30,7 @@ class AgentSink:
         if kind == "stamps":
             return
         self._state.remove(cluster, kind, name)
-        self._touched(cluster, kind, name, revision)
+        self._touched(cluster, kind, name, 0)  # nothing is stamped that is gone
 
     def refuse(self, cluster: str, what: str, why: str) -> None:
         self._state.refuse(cluster, what, why)
@@ -40,6 +40,8 @@ class AgentSink:
 
     def drain(self, cluster: str, kinds: Sequence[str] = KINDS) -> None:
         self._state.drain(cluster, kinds)
+        self._propagation.forget(cluster)
+        self.unsaved.add(cluster)
         self.changed.set()
 
     def names(self, cluster: str, kind: str) -> Set[Any]:

@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from agent import netlink
 from agent.bpf.loader import Datapath
+from agent.cni.ipam import Ipam
 from agent.plan_nodes import router_address
 from agent.wireguard.device import FWMARK, Device, tunnel_mtu
 from clustermesh.errors import Unavailable
@@ -33,19 +34,25 @@ class UnderlaySetup:
         self._datapath, self._device, self._private_key, self._port = datapath, device, private_key, port
 
     async def apply(self, own: Node) -> bool:
-        """True when the device is new, so that its peers and the routes through it must be set again.
+        """True when the device is, or may be, new: its peers and the routes through it must be set again.
 
-        Raises Unavailable or Refused with the reason; what was made before that stays.
+        Raises Unavailable, Refused or Invalid with the reason; what was made before that stays.
         """
+        _check_pod_cidr(own)
         link = await netlink.find_link_by_address(own.ipv4)
         if link is None:
             raise Unavailable(f"no interface has this node's address {own.ipv4}: is Node {own.name} the right one?")
         ingress, _ = self._datapath.attach_strict(link.name)
         mtu = tunnel_mtu(link.mtu)
         router = router_address(own)
-        if not router:
-            raise Unavailable(f"Node {own.name} has no IPv4 pod CIDR yet")
         await netlink.prepare_node(router)
-        new = await self._device.ensure(self._private_key, self._port, FWMARK, mtu)
+        new = await self._device.ensure(self._private_key, self._port, FWMARK, mtu) or self.current is None
         self.current = Underlay(interface=link.name, mtu=mtu, strict=str(ingress.mechanism), router=router)
         return new
+
+
+def _check_pod_cidr(own: Node) -> None:
+    """A node without room for pods cannot attach any; Unavailable and Invalid say what its Node lacks."""
+    if own.ipv4_alloc_cidr is None:
+        raise Unavailable(f"Node {own.name} has no IPv4 pod CIDR yet")
+    Ipam(own.ipv4_alloc_cidr)

@@ -47,9 +47,14 @@ class Tracker(Generic[K, V]):
         self.desired: dict[K, V] = {}
         self.actual: dict[K, V] = {}
         self.failed: dict[K, str] = {}
-        self.error: str | None = None
+        self._unreadable: str | None = None
         self.drift = 0
         self._dirty: dict[K, None] = {}  # an ordered set: what was asked for first is applied first
+
+    @property
+    def error(self) -> str | None:
+        """What is wrong now: why the target cannot be read, or why one of `failed` was not applied."""
+        return self._unreadable or next(iter(self.failed.values()), None)
 
     def set(self, key: K, value: V) -> None:
         held = self.actual.get(key)
@@ -115,9 +120,9 @@ class Tracker(Generic[K, V]):
         try:
             unknown = self.observe_all(await self.target.dump())
         except ClusterMeshError as e:
-            self.error = str(e)
+            self._unreadable = str(e)
             return 0
-        self.error = next(iter(self.failed.values()), None)
+        self._unreadable = None
         return unknown
 
     async def audit(self) -> int:
@@ -143,7 +148,6 @@ class Tracker(Generic[K, V]):
             else:
                 self.failed.pop(key, None)
                 self.observe(key, value)
-        self.error = next(iter(failed.values()), None)
 
 
 class _Awaitable(Protocol):

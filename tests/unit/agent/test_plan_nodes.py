@@ -54,8 +54,11 @@ def test_every_pod_cidr_is_in_the_ipcache_the_own_one_too() -> None:
     ("other", "sentence"),
     [
         (node("beta", 3, wireguard_key=""), "has no WireGuard key yet"),
-        (node("beta", 3, wireguard_key="AAAA"), "is not the base64 of 32 bytes"),
-        (node("beta", 3, wireguard_key=key(3)[:-2] + "B="), "is not the base64 of 32 bytes"),
+        (node("beta", 3, wireguard_key="AAAA"), "must be base64 of 32 bytes"),
+        (node("beta", 3, wireguard_key=key(3)[:-2] + "B="), "must be base64 of 32 bytes"),
+        (node("beta", 3, wireguard_key=key(0)), "not all zero"),
+        (node("beta", 3, ip="0.0.0.0"), "must be the address of one machine"),
+        (node("beta", 3, ip="224.0.0.1"), "must be the address of one machine"),
         (node("beta", 3, wireguard_key=key(1)), "has this node's own WireGuard key"),
         (node("beta", 3, ip=""), "has no InternalIP"),
     ],

@@ -1,0 +1,201 @@
+"""A node's kernel as dictionaries, under the real trackers, planners and engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fake_wireguard import FakeDevice, numbered_key
+
+from agent import kernel as agent_kernel
+from agent.engine import Engine
+from agent.kernel import Kernel
+from agent.options import Options
+from agent.propagation import Propagation
+from agent.sink import AgentSink
+from agent.underlay import Underlay
+from agent.wireguard.peer import PeerState
+from clustermesh.errors import ApplyError, ClusterMeshError, Unavailable
+from clustermesh.mesh.merge import Frontend
+from clustermesh.mesh.reader import ClusterReader
+from clustermesh.mesh.session import Session, State
+from clustermesh.mesh.state import MeshState
+from clustermesh.model import ClusterConfig, LocalService, Node, NodeAddress, Port, Protocol, Service
+
+NODE = "n1"
+TCP80 = {"http": Port(protocol=Protocol.TCP, port=80)}
+VIP = Frontend("10.96.0.1", 80, Protocol.TCP)
+
+
+class FakeTable:
+    """A target that is a dictionary. `refuse` are keys it does not take; `full` is how many entries fit."""
+
+    def __init__(self, name: str, journal: list[str]) -> None:
+        self.name, self.journal = name, journal
+        self.held: dict[Any, Any] = {}
+        self.refuse: set[Any] = set()
+        self.full = 1 << 20
+
+    async def dump(self) -> Mapping[Any, Any]:
+        return dict(self.held)
+
+    async def upsert(self, entries: Mapping[Any, Any]) -> None:
+        self.journal.append(f"{self.name} +{len(entries)}")
+        failed = {}
+        for key, value in entries.items():
+            if key in self.refuse or (key not in self.held and len(self.held) >= self.full):
+                failed[key] = f"{self.name} does not take it"
+            else:
+                self.held[key] = value
+        if failed:
+            raise ApplyError(failed)
+
+    async def delete(self, keys: Collection[Any]) -> None:
+        self.journal.append(f"{self.name} -{len(keys)}")
+        for key in keys:
+            self.held.pop(key, None)
+
+
+class MortalDevice(FakeDevice):
+    """`die` makes it be gone, `ensure` makes it anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dead = asyncio.Event()
+        self.there = False
+        self.fail: ClusterMeshError | None = None  # what looking after it raises, once
+
+    def die(self) -> None:
+        self.there = False
+        self.states.clear()
+        self.dead.set()
+
+    async def ensure(self, private_key: bytes, listen_port: int, fwmark: int, mtu: int) -> bool:
+        new, self.there = not self.there, True
+        self.dead.clear()
+        return new
+
+    async def peers(self) -> dict[str, PeerState]:
+        if not self.there:
+            raise Unavailable("there is no device")
+        return await super().peers()
+
+    async def died(self) -> None:
+        if (fault := self.fail) is not None:
+            self.fail = None
+            raise fault
+        await self.dead.wait()
+
+
+class FakeUnderlay:
+    """Stands for agent.underlay.UnderlaySetup. `fault` is raised while it is set; `during` runs inside `apply`."""
+
+    def __init__(self, device: MortalDevice) -> None:
+        self.current: Underlay | None = None
+        self.fault: ClusterMeshError | None = None
+        self.during: Callable[[], object] = lambda: None
+        self.applied: list[Node] = []
+        self._device = device
+
+    async def apply(self, own: Node) -> bool:
+        self.applied.append(own)
+        self.during()
+        if self.fault is not None:
+            raise self.fault
+        new = await self._device.ensure(b"", 0, 0, 0)
+        self.current = Underlay(interface="eth0", mtu=1420, strict="tcx", router="10.1.1.1")
+        return new
+
+
+class Bed:
+    """An engine with everything around it faked. `own` is the cluster alpha, this node is its n1."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.journal: list[str] = []
+        names = ("ipcache", "cidrs", "routes", "backends", "services")
+        self.tables = {name: FakeTable(name, self.journal) for name in names}
+        maps = SimpleNamespace(
+            addresses=lambda _d: self.tables["ipcache"],
+            cidrs=lambda _d: self.tables["cidrs"],
+            backends=lambda _d: self.tables["backends"],
+        )
+        monkeypatch.setattr(agent_kernel, "maps", maps)
+        monkeypatch.setattr(agent_kernel, "RouteTarget", lambda: self.tables["routes"])
+        monkeypatch.setattr(agent_kernel, "ServiceMapTarget", lambda _d: self.tables["services"])
+        self.options = Options(context=Path("/nowhere"), node=NODE)
+        self.state, self.propagation = MeshState("alpha"), Propagation()
+        self.sink = AgentSink(self.state, self.propagation)
+        self.device = MortalDevice()
+        self.underlay = FakeUnderlay(self.device)
+        self.datapath = SimpleNamespace(hooks={}, pin_dir=Path("/sys/fs/bpf/x"), counters=dict)
+        self.own = self.reader("alpha")
+        self.peers = SimpleNamespace(readers={}, synced_once=True, problems=[])
+        self.new_engine()
+
+    def new_engine(self) -> None:
+        """As after a restart of the agent: the kernel keeps what it holds."""
+        self.kernel = Kernel(self.datapath, self.device, numbered_key(1))  # type: ignore[arg-type]
+        self.engine = Engine(self.options, self.state, self.sink, self.propagation, self.kernel, self.underlay)  # type: ignore[arg-type]
+
+    def reader(self, name: str, state: State = State.FRESH, cluster_id: int = 1) -> ClusterReader:
+        reader = ClusterReader(name, self.sink, lambda: pytest.fail("unused"), lambda _n, _c: [], lambda _n, _c: None)
+        reader.session = Session(state=state)
+        reader.config = ClusterConfig(id=cluster_id)
+        return reader
+
+    def connect(self, name: str, state: State = State.FRESH) -> ClusterReader:
+        self.peers.readers[name] = self.reader(name, state, 2)
+        return self.peers.readers[name]
+
+    async def step(self) -> None:
+        await self.engine.step(self.own, self.peers)  # type: ignore[arg-type]
+
+    def say(self, cluster: str, kind: str, name: Any, value: Any, revision: int = 0) -> None:
+        self.sink.put(cluster, kind, name, value, revision)
+
+    def add_node(self, cluster: str, number: int, **changes: Any) -> Node:
+        node = make_node(cluster, number, **changes)
+        self.say(cluster, "nodes", node.name, node)
+        return node
+
+    def add_web(self, *addresses: str) -> None:
+        """The own cluster's global service n/web at VIP."""
+        service = Service(
+            cluster="alpha",
+            cluster_id=1,
+            namespace="n",
+            name="web",
+            frontends={VIP.address: TCP80},
+            backends=dict.fromkeys(addresses, TCP80),
+        )
+        self.say("alpha", "local_services", ("n", "web"), LocalService(service=service, is_global=True))
+
+    def add_remote_web(self, cluster: str, *addresses: str, revision: int = 0) -> None:
+        service = Service(
+            cluster=cluster, cluster_id=2, namespace="n", name="web", backends=dict.fromkeys(addresses, TCP80)
+        )
+        self.say(cluster, "services", ("n", "web"), service, revision)
+
+    def served(self) -> list[str]:
+        """The backends that a lookup of VIP in the fake kernel ends at."""
+        services, backends = self.tables["services"].held, self.tables["backends"].held
+        count = next((value.slots for key, value in services.items() if key.slot == 0), 0)
+        numbers = [value.backend_id for key, value in sorted(services.items()) if 0 < key.slot <= count]
+        by_id = {key.id: entry for key, entry in backends.items()}
+        return sorted(str(by_id[number].address & 0xFF) for number in numbers)
+
+
+def make_node(cluster: str, number: int, **changes: Any) -> Node:
+    fields: dict[str, Any] = {
+        "cluster": cluster,
+        "cluster_id": 1 if cluster == "alpha" else 2,
+        "name": f"n{number}",
+        "addresses": (NodeAddress(type="InternalIP", ip=f"192.0.2.{number}"),),
+        "ipv4_alloc_cidr": f"10.{1 if cluster == 'alpha' else 2}.{number}.0/24",
+        "wireguard_public_key": numbered_key(number),
+    }
+    return Node(**(fields | changes))
