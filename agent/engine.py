@@ -77,6 +77,8 @@ class Engine:
         self._sink.changed.clear()
         dirty, changes = self._state.take_dirty(), self._propagation.take_seen()  # of one moment
         await self._replan(dirty)
+        if self.plan.own is None and own.session.complete and not self.underlay_error:
+            await self._prepare_underlay()  # to say that this node is unknown, also where no other node is known
         self._consider_pruning(own, peers)
         await self.kernel.flush()
         if not self.kernel.failed:

@@ -107,7 +107,7 @@ async def _work(options: Options, context: Context, etcd: EtcdClient, kernel: Ke
     )
     peers = Peers(context.peers, context.cluster, sink, _connect_peer, peer_tables, options.last_good)
     pods = Pods(options, engine)
-    status = Status(options, state, engine, own, peers, propagation)
+    status = Status(options, state, engine, own, peers, propagation, pods)
     record = AgentRecord(node=options.node, wireguard_public_key=kernel.public_key, boot_id=report.boot_id())
     if (kept := last_good.load(options.last_good, context.name)) is not None:
         restore(sink, context.name, kept)

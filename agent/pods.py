@@ -11,7 +11,7 @@ import msgspec
 from agent.cni.endpoints import EndpointRequest, Endpoints
 from agent.engine import Engine
 from agent.options import Options
-from clustermesh.errors import DecodeError, Unavailable
+from clustermesh.errors import ClusterMeshError, DecodeError, Unavailable
 
 _log = logging.getLogger(__name__)
 DELETIONS = "deleted-endpoints"  # the folder below run-dir where the plugin leaves what it could not tell an agent
@@ -24,30 +24,53 @@ class Pods:
     def __init__(self, options: Options, engine: Engine) -> None:
         self._options, self._engine = options, engine
         self._endpoints: Endpoints | None = None
-
-    @property
-    def count(self) -> int:
-        return 0 if self._endpoints is None else len(self._endpoints.records)
+        self._pod_cidr = ""
+        self._error = ""
 
     @property
     def problems(self) -> dict[str, str]:
-        return {} if self._endpoints is None else self._endpoints.problems
+        """What a person should look at: by file, or by what it is about."""
+        found = {} if self._endpoints is None else dict(self._endpoints.problems)
+        if self._error:
+            found["set-up"] = self._error
+        own = self._engine.plan.own
+        if self._pod_cidr and own is not None and own.ipv4_alloc_cidr != self._pod_cidr:
+            found["pod CIDR"] = (
+                f"is {own.ipv4_alloc_cidr} now, and pods here still get addresses of {self._pod_cidr}: "
+                "restart the agent once they may move"
+            )
+        return found
 
     async def run(self) -> None:
         """Take over the pods of the agent before this one, then carry out deletions that were left. Never returns."""
         await self._engine.prepared.wait()
-        own, underlay = self._engine.plan.own, self._engine.underlay.current
-        assert own is not None
-        assert own.ipv4_alloc_cidr is not None  # what `prepared` means
-        assert underlay is not None
-        endpoints = Endpoints(self._options.state_dir, own.ipv4_alloc_cidr, mtu=underlay.mtu)
-        await endpoints.restore()
-        self._endpoints = endpoints
         while True:
-            done = await endpoints.drain(self._options.run_dir / DELETIONS)
+            try:
+                await self._tend()
+                self._error = ""
+            except (ClusterMeshError, OSError) as e:
+                if str(e) != self._error:
+                    _log.error("pods: %s", e)
+                self._error = str(e)
+            await asyncio.sleep(_DRAIN_PERIOD)
+
+    async def _tend(self) -> None:
+        if self._endpoints is None:
+            self._endpoints = await self._take_over()
+        if self._endpoints is not None:
+            done = await self._endpoints.drain(self._options.run_dir / DELETIONS)
             if done:
                 _log.info("%d pods deleted while no agent listened", done)
-            await asyncio.sleep(_DRAIN_PERIOD)
+
+    async def _take_over(self) -> Endpoints | None:
+        """The pods there are; None while the Node is gone again, or its device being made again."""
+        own, underlay = self._engine.plan.own, self._engine.underlay.current
+        if own is None or own.ipv4_alloc_cidr is None or underlay is None:
+            return None
+        endpoints = Endpoints(self._options.state_dir, own.ipv4_alloc_cidr, mtu=underlay.mtu)
+        await endpoints.restore()
+        self._pod_cidr = own.ipv4_alloc_cidr
+        return endpoints
 
     async def add(self, params: dict[str, Any]) -> dict[str, Any]:
         return (await self._ready().add(_request(params))).result()
@@ -61,7 +84,7 @@ class Pods:
 
     def _ready(self) -> Endpoints:
         if self._endpoints is None:
-            why = self._engine.underlay_error or "the agent is starting"
+            why = self._engine.underlay_error or self._error or "the agent is starting"
             raise Unavailable(f"this node cannot attach pods yet: {why}")
         return self._endpoints
 

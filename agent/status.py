@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import time
+from itertools import islice
 from typing import Any
 
 from agent.bpf.layouts import PROTOCOL_NUMBERS, ServiceKey, ipv4_text
 from agent.bpf.loader import Datapath
 from agent.engine import Engine
 from agent.options import Options
+from agent.pods import Pods
 from agent.propagation import Propagation
 from clustermesh import __version__
+from clustermesh.mesh.merge import Frontend
 from clustermesh.mesh.peers import Peers
 from clustermesh.mesh.reader import ClusterReader
 from clustermesh.mesh.state import MeshState, View
 from clustermesh.reconcile import Tracker
 
-_SHOWN = 20  # refused entries named; all are counted
+_SHOWN = 20  # refused entries, and problems of one kind, that are named: the status of each node goes into etcd
 _PROTOCOL_NAMES = {number: str(name) for name, number in PROTOCOL_NUMBERS.items()}
 
 
@@ -31,8 +34,9 @@ class Status:
         own: ClusterReader,
         peers: Peers,
         propagation: Propagation,
+        pods: Pods,
     ) -> None:
-        self._options, self._state, self._engine = options, state, engine
+        self._options, self._state, self._engine, self._pods = options, state, engine, pods
         self._own, self._peers, self._propagation = own, peers, propagation
 
     def summary(self) -> dict[str, Any]:
@@ -42,12 +46,12 @@ class Status:
             "version": __version__,
             "node": self._options.node,
             "cluster": {"name": self._state.own, "id": None if self._own.config is None else self._own.config.id},
-            "ready": engine.ready_at is not None,
+            "ready": not self.not_ready(),
             "problems": self.problems(),
             "clusters": [self._cluster(reader) for reader in self._readers()],
             "targets": [_target(tracker) for tracker in engine.kernel.trackers],
             "datapath": _datapath(engine.kernel.datapath),
-            "encryption": self._encryption(),
+            "encryption": self._encryption(_SHOWN),
         }
 
     def status(self) -> dict[str, Any]:
@@ -60,25 +64,24 @@ class Status:
 
     def not_ready(self) -> str:
         """Why /readyz is refused, "" when the kernel holds the whole state."""
+        if self._engine.underlay_error:
+            return self._engine.underlay_error
         if self._engine.ready_at is not None:
             return ""
-        return self._engine.underlay_error or self._own.session.error or "waiting for the first whole state"
+        problem = "" if self._peers.synced_once else next(iter(self._peers.problems), "")
+        return self._own.session.error or problem or "waiting for the first whole state"
 
     def problems(self) -> list[str]:
         """What a person should look at, one sentence each."""
         engine = self._engine
         found = [f"node set-up: {engine.underlay_error}"] if engine.underlay_error else []
         found += [f"peers folder: {problem}" for problem in self._peers.problems]
+        found += [f"pods: {name}: {problem}" for name, problem in islice(self._pods.problems.items(), _SHOWN)]
         found += [
             f"{t.name}: {len(t.failed)} entries not applied: {t.error}" for t in engine.kernel.trackers if t.failed
         ]
         found += [f"{t.name}: {t.error}" for t in engine.kernel.trackers if t.error and not t.failed]
-        for frontend, names in engine.services.conflicts().items():
-            claimants = ", ".join("/".join(name) for name in names)
-            found.append(
-                f"{frontend.address}:{frontend.port}/{frontend.protocol} is claimed by {claimants}; the first is served"
-            )
-        return found
+        return found + [_conflict(*each) for each in islice(engine.services.conflicts().items(), _SHOWN)]
 
     def services(self) -> list[dict[str, Any]]:
         """Every frontend with its backends, and whose they are."""
@@ -165,7 +168,7 @@ class Status:
                     "sent": state.tx,
                 }
             )
-        return self._encryption() | {"tunnels": peers}
+        return self._encryption(len(self._engine.plan.problems)) | {"tunnels": peers}
 
     async def map_diff(self) -> list[dict[str, Any]]:
         """Desired against kernel, read now: empty when healthy."""
@@ -199,10 +202,11 @@ class Status:
             "endpoints": len(view.endpoints),
             "identities": len(view.identities),
             "refused": len(view.refused),
-            "refused_entries": dict(list(view.refused.items())[:_SHOWN]),
+            "refused_entries": dict(islice(view.refused.items(), _SHOWN)),
         }
 
-    def _encryption(self) -> dict[str, Any]:
+    def _encryption(self, shown: int) -> dict[str, Any]:
+        without = self._engine.plan.problems
         device, underlay = self._engine.kernel.device, self._engine.underlay.current
         return {
             "device": device.name,
@@ -213,8 +217,14 @@ class Status:
             "mtu": 0 if underlay is None else underlay.mtu,
             "strict": "" if underlay is None else underlay.strict,
             "peers": len(self._engine.kernel.peers.actual),
-            "without_tunnel": dict(self._engine.plan.problems),
+            "without_tunnel": dict(islice(without.items(), shown)),
+            "nodes_without_tunnel": len(without),
         }
+
+
+def _conflict(frontend: Frontend, names: list[tuple[str, str]]) -> str:
+    claimants = ", ".join("/".join(name) for name in names[:_SHOWN])
+    return f"{frontend.address}:{frontend.port}/{frontend.protocol} is claimed by {claimants}; the first is served"
 
 
 def _datapath(datapath: Datapath) -> dict[str, Any]:

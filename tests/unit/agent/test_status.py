@@ -1,0 +1,152 @@
+"""What the agent says of itself: ready only when it is, every fault named, and no bigger than etcd takes."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+from fake_kernel import Bed, make_node
+from fake_wireguard import numbered_key
+
+from agent.bpf.layouts import AddressKey, ipv4
+from agent.metrics import StatusCollector
+from agent.status import Status
+from clustermesh.errors import Unavailable
+from clustermesh.mesh.session import Session, State
+from clustermesh.model import Endpoint, Identity, Label
+
+ETCD_LIMIT = 1_500_000  # bytes of one request
+
+
+@pytest.fixture
+def bed(monkeypatch: pytest.MonkeyPatch) -> Bed:
+    return Bed(monkeypatch)
+
+
+def status(bed: Bed, pod_problems: dict[str, str] | None = None) -> Status:
+    pods = SimpleNamespace(problems=pod_problems or {})
+    return Status(bed.options, bed.state, bed.engine, bed.own, bed.peers, bed.propagation, pods)  # type: ignore[arg-type]
+
+
+async def test_ready_once_the_kernel_holds_the_whole_state(bed: Bed) -> None:
+    bed.add_node("alpha", 1)
+    assert not status(bed).summary()["ready"]
+    assert status(bed).not_ready() == "waiting for the first whole state"
+    await bed.step()
+    assert status(bed).summary()["ready"]
+    assert status(bed).not_ready() == ""
+    assert status(bed).problems() == []
+
+
+async def test_not_ready_says_what_is_waited_for(bed: Bed) -> None:
+    bed.own.session = Session(error="etcd at https://192.0.2.1:2379: connection refused")
+    assert "connection refused" in status(bed).not_ready()
+    bed.own.session = Session(state=State.FRESH)
+    bed.add_node("alpha", 1)
+    bed.peers.synced_once, bed.peers.problems = False, ["/etc/clustermesh/peers: Permission denied"]
+    await bed.step()
+    assert "Permission denied" in status(bed).not_ready()
+
+
+async def test_a_node_without_its_device_is_not_ready_whatever_it_was_before(bed: Bed) -> None:
+    bed.add_node("alpha", 1)
+    await bed.step()
+    bed.underlay.fault = Unavailable("wireguard-go is not there")
+    await bed.engine._audit()
+    assert status(bed).not_ready() == "wireguard-go is not there"
+    assert not status(bed).summary()["ready"]
+    assert status(bed).problems() == ["node set-up: wireguard-go is not there"]
+
+
+async def test_a_node_nobody_knows_is_not_ready_even_where_there_is_nothing_to_do(bed: Bed) -> None:
+    await bed.step()
+    assert status(bed).not_ready() == "Node n1 is not in cluster alpha"
+
+
+async def test_every_kind_of_problem_is_one_sentence(bed: Bed) -> None:
+    bed.add_node("alpha", 1)
+    bed.tables["backends"].full = 0
+    bed.add_web("10.1.1.5")
+    local = bed.state.views["alpha"].local_services[("n", "web")]
+    bed.say("alpha", "local_services", ("n", "web2"), local)
+    bed.peers.problems = ["'gamma': endpoints: must be a list"]
+    await bed.step()
+    found = status(bed, {"abc.json": "endpoint file: truncated"}).problems()
+    assert [sentence.split(":")[0] for sentence in found] == ["peers folder", "pods", "backends", "10.96.0.1"]
+    assert found[2] == "backends: 1 entries not applied: backends does not take it"
+    assert "n/web, n/web2" in found[3]
+
+
+async def test_the_tables_say_who_is_behind_what(bed: Bed) -> None:
+    bed.connect("beta")
+    bed.add_node("alpha", 1)
+    bed.add_web("10.1.1.5")
+    bed.add_remote_web("beta", "10.2.2.6")
+    bed.say("beta", "identities", 131073, Identity(id=131073, labels=(Label(source="k8s", key="app", value="db"),)))
+    bed.say("beta", "endpoints", "10.2.2.6", Endpoint(ip="10.2.2.6", identity=131073, host_ip="192.0.2.2"))
+    await bed.step()
+    (service,) = status(bed).services()
+    assert service["service"] == "n/web"
+    assert [(b["address"], b["cluster"]) for b in service["backends"]] == [("10.1.1.5", "alpha"), ("10.2.2.6", "beta")]
+    assert [(b["address"], b["frontends"]) for b in status(bed).backends()] == [("10.1.1.5", 1), ("10.2.2.6", 1)]
+    entry = next(row for row in status(bed).ipcache() if row["prefix"] == "10.2.2.6/32")
+    assert (entry["labels"], entry["node"], entry["encrypted"]) == (["k8s:app=db"], "192.0.2.2", True)
+
+
+async def test_the_tunnels_are_named_by_their_nodes(bed: Bed) -> None:
+    bed.add_node("alpha", 1)
+    bed.add_node("beta", 2)
+    bed.add_node("beta", 3, wireguard_public_key="")
+    await bed.step()
+    found = await status(bed).encrypt()
+    assert [(t["node"], t["public_key"]) for t in found["tunnels"]] == [("beta/n2", numbered_key(2))]
+    assert list(found["without_tunnel"]) == ["beta/n3"]
+
+
+async def test_the_map_diff_reads_the_kernel_itself(bed: Bed) -> None:
+    bed.add_node("alpha", 1)
+    bed.add_web("10.1.1.5")
+    await bed.step()
+    assert await status(bed).map_diff() == []
+    bed.tables["ipcache"].held[AddressKey(ipv4("10.9.9.9"))] = "foreign"
+    bed.tables["backends"].held.clear()
+    assert [(row["target"], row["kernel"]) for row in await status(bed).map_diff()] == [
+        ("ipcache", "foreign"),
+        ("backends", ""),
+    ]
+
+
+async def test_the_summary_of_a_large_and_hostile_mesh_is_small_enough_for_etcd(bed: Bed) -> None:
+    bed.add_node("alpha", 1)
+    for number in range(10_000):
+        bed.say("beta", "nodes", f"n{number}", make_node("beta", 2, name=f"n{number}", wireguard_public_key=""))
+    bed.connect("beta")
+    for number in range(2000):
+        bed.state.refuse("beta", f"{number} " + "x" * 215, "y" * 1000)
+    web = (bed.add_web(), bed.state.views["alpha"].local_services[("n", "web")])[1]
+    for number in range(5000):
+        bed.say("alpha", "local_services", ("n", f"web{number}"), web)
+    await bed.step()
+    summary = status(bed).summary()
+    assert len(msgspec.json.encode(summary)) < ETCD_LIMIT / 10
+    beta = next(cluster for cluster in summary["clusters"] if cluster["name"] == "beta")
+    assert beta["refused"] == 2000
+    assert summary["encryption"]["nodes_without_tunnel"] == 10_000
+
+
+async def test_metrics_are_the_status(bed: Bed) -> None:
+    bed.connect("beta")
+    bed.add_node("alpha", 1)
+    await bed.step()
+    samples = {
+        (s.name, tuple(s.labels.values())): s.value for m in StatusCollector(status(bed)).collect() for s in m.samples
+    }
+    assert samples["clustermesh_agent_ready", ()] == 1
+    assert samples["cilium_clustermesh_remote_clusters", ()] == 1
+    assert samples["cilium_clustermesh_remote_cluster_readiness_status", ("beta",)] == 1
+    bed.peers.readers["beta"].session = Session(state=State.STALE)
+    samples = {
+        (s.name, tuple(s.labels.values())): s.value for m in StatusCollector(status(bed)).collect() for s in m.samples
+    }
+    assert samples["cilium_clustermesh_remote_cluster_readiness_status", ("beta",)] == 0
