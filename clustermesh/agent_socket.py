@@ -29,10 +29,12 @@ def ask(path: Path, method: str, params: dict[str, Any] | None = None) -> Any:
         raise Unavailable(
             f"no agent answers on {path} ({e.strerror or e}): start `clustermesh agent`, or give --socket"
         ) from e
+    if not line.endswith(b"\n"):
+        raise Unavailable(f"the agent on {path} closed the connection without an answer")
     try:
         answer = json.loads(line)
-    except ValueError as e:
-        raise Unavailable(f"the agent on {path} closed the connection without an answer") from e
-    if error := answer.get("error"):
-        raise Refused(f"{error['message']}{' (' + error['hint'] + ')' if error.get('hint') else ''}")
-    return answer["result"]
+        if error := answer.get("error"):
+            raise Refused(f"{error['message']}{' (' + error['hint'] + ')' if error.get('hint') else ''}")
+        return answer["result"]
+    except (ValueError, TypeError, AttributeError, KeyError) as e:
+        raise Refused(f"what answers on {path} is no agent: give the agent's socket with --socket") from e

@@ -120,8 +120,12 @@ def _sentence(error: BaseException) -> str:
         sentence = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     else:
         sentence = " ".join(str(error).split()) or type(error).__name__
-    # What came from a file or a peer may hold what a terminal takes as commands.
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in sentence)
+    return printable(sentence)
+
+
+def printable(text: str) -> str:
+    """`text` with what a terminal would take as commands spelled out: it may come from a file, or from a peer."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def context_option(function: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from clustermesh.agent_socket import DEFAULT_SOCKET, ask
-from clustermesh.cli import FAILED, output_option
+from clustermesh.cli import FAILED, output_option, printable
 from clustermesh.cli.table import print_table
 
 _socket = click.option(
@@ -73,7 +73,7 @@ def status(ctx: click.Context, socket: Path, output: str) -> None:
         click.echo(json.dumps(found, indent=2))
     else:
         _print_status(found)
-    if not found["ready"] or found["problems"]:
+    if not found["ready"] or found["problems"] or any(c["state"] != "fresh" for c in found["clusters"]):
         ctx.exit(FAILED)
 
 
@@ -93,13 +93,14 @@ def _print_status(found: dict[str, Any]) -> None:
     rows = [[target["name"], *(str(target[key]) for key in keys)] for target in found["targets"]]
     print_table(("TABLE", *(key.upper() for key in keys)), rows)
     for problem in found["problems"]:
-        click.secho(f"⚠️  {problem}", fg="yellow")
+        click.secho(f"⚠️  {printable(problem)}", fg="yellow")
 
 
 def _cluster_row(cluster: dict[str, Any]) -> list[str]:
     counts = [str(cluster[key]) for key in ("nodes", "services", "endpoints", "identities", "refused")]
     name = f"{cluster['name']} (own)" if cluster["own"] else cluster["name"]
-    return [name, str(cluster["id"] or "?"), cluster["state"], _ago(cluster["since"]), *counts, cluster["error"] or "-"]
+    why = cluster["error"] or "; ".join(f"{what}: {why}" for what, why in cluster["behind"].items())
+    return [name, str(cluster["id"] or "?"), cluster["state"], _ago(cluster["since"]), *counts, why or "-"]
 
 
 def _lister(
@@ -191,7 +192,7 @@ def encrypt_status(socket: Path, output: str) -> None:
     ]
     print_table(("NODE", "ENDPOINT", "POD CIDRS", "LAST HANDSHAKE", "RECEIVED", "SENT"), rows)
     for node, why in sorted(found["without_tunnel"].items()):
-        click.secho(f"⚠️  {node}: {why}", fg="yellow")
+        click.secho(f"⚠️  {printable(f'{node}: {why}')}", fg="yellow")
 
 
 @map_.command("diff")

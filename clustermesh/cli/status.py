@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from clustermesh.cli import FAILED, context_option, output_option
+from clustermesh.cli import FAILED, context_option, output_option, printable
 from clustermesh.cli.progress import shown_progress
 from clustermesh.context import Context, load
 from clustermesh.errors import Unavailable
@@ -95,11 +95,11 @@ def _print(overview: dict[str, Any]) -> None:
             since = datetime.fromtimestamp(row["since"], UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             click.echo(f"     {node}: {row['state']} since {since}, {counts}{refused}")
             if row["error"]:
-                click.echo(f"       last error: {row['error']}")
+                click.echo(f"       last error: {printable(row['error'])}")
     if overview["errors"]:
         click.secho(f"❌ {len(overview['errors'])} errors:", fg="red")
         for error in overview["errors"]:
-            click.echo(f"   {error}")
+            click.echo(f"   {printable(error)}")
 
 
 def _line(good: bool, text: str) -> None:

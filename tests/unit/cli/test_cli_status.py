@@ -1,0 +1,116 @@
+"""`clustermesh status` over what the cluster's etcd is said to hold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from clustermesh import overview
+from clustermesh.cli import main
+from clustermesh.cli import status as command
+from clustermesh.errors import Refused, Unavailable
+
+Seen = list[Any]
+
+
+def summary(state: str = "fresh", error: str = "") -> dict[str, Any]:
+    counts = dict.fromkeys(("nodes", "services", "endpoints", "identities"), 1) | {"refused": 2}
+    beta = {"name": "beta", "id": 2, "state": state, "since": 0.0, "error": error} | counts
+    statuses = {"n1": {"ready": True, "clusters": [beta, beta | {"name": "alpha", "state": "fresh", "error": ""}]}}
+    return overview.summarise("alpha", 1, {"n1"}, statuses, ["beta"], api_server=True)
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Path:
+    folder = tmp_path / "alpha"
+    arguments = ["init", str(folder), "--name", "alpha", "--id", "1", "--endpoint", "https://172.20.1.1:2379"]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    return folder
+
+
+@pytest.fixture
+def etcd(monkeypatch: pytest.MonkeyPatch) -> Callable[[Seen], None]:
+    """Call with what is read one after the other; the last one stays. Exceptions are raised."""
+    monkeypatch.setattr(command, "_POLL", 0.0)
+
+    def say(answers: Seen) -> None:
+        each: Iterator[Any] = iter([*answers[:-1], *[answers[-1]] * 100_000])
+
+        async def read(*_: Any) -> Any:
+            answer = next(each)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        monkeypatch.setattr(overview, "read", read)
+
+    return say
+
+
+def status(context: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(main, ["status", "--context", str(context), *arguments])
+
+
+def test_a_good_mesh_is_shown_and_exits_with_0(context: Path, etcd: Callable[[Seen], None]) -> None:
+    etcd([summary()])
+    result = status(context)
+    assert result.exit_code == 0
+    assert "1/1 nodes ready" in result.stdout
+    assert "beta: 1/1 configured, 1/1 fresh" in result.stdout
+    assert "n1: fresh since 1970-01-01T00:00:00Z, 1 nodes" in result.stdout
+    assert "2 refused" in result.stdout
+    assert json.loads(status(context, "-o", "json").stdout)["ok"]
+
+
+def test_whatever_is_wrong_is_listed_and_exits_with_1(context: Path, etcd: Callable[[Seen], None]) -> None:
+    etcd([summary("stale", "it is gone \x1b[2J")])
+    result = status(context)
+    assert result.exit_code == 1
+    assert r"last error: it is gone \x1b[2J" in result.stdout
+    assert "❌ 1 errors:" in result.stdout
+    assert "node n1: cluster beta is stale" in result.stdout
+    result = status(context, "-o", "json")
+    assert (result.exit_code, json.loads(result.stdout)["ok"]) == (1, False)
+
+
+def test_a_peer_file_that_cannot_be_used_is_an_error_too(context: Path, etcd: Callable[[Seen], None]) -> None:
+    etcd([summary()])
+    (context / "peers" / "gamma").write_text("endpoints: [")
+    result = status(context)
+    assert result.exit_code == 1
+    assert "peers folder: 'gamma'" in result.stdout
+
+
+def test_waiting_ends_when_all_is_well(context: Path, etcd: Callable[[Seen], None]) -> None:
+    etcd([Unavailable("etcd does not answer"), summary("syncing"), summary()])
+    result = status(context, "--wait", "-o", "json")
+    assert (result.exit_code, json.loads(result.stdout)["ok"]) == (0, True)
+
+
+def test_waiting_too_long_shows_what_is_wrong(context: Path, etcd: Callable[[Seen], None]) -> None:
+    etcd([summary("stale", "refused")])
+    result = status(context, "--wait", "--wait-duration", "0")
+    assert result.exit_code == 1
+    assert "cluster beta is stale: refused" in result.stdout
+    etcd([Unavailable("etcd does not answer")])
+    result = status(context, "--wait", "--wait-duration", "0")
+    assert result.exit_code == 1
+    assert "etcd does not answer" in result.stderr
+
+
+def test_what_waiting_does_not_mend_is_said_at_once(context: Path, etcd: Callable[[Seen], None]) -> None:
+    etcd([Refused("etcd does not accept our certificate")])
+    result = status(context, "--wait", "--wait-duration", "600")
+    assert result.exit_code == 1
+    assert "does not accept our certificate" in result.stderr
+
+
+def test_a_folder_that_is_no_cluster_is_one_line(tmp_path: Path) -> None:
+    result = status(tmp_path / "nowhere")
+    assert result.exit_code in (1, 2)
+    assert len(result.stderr.strip().splitlines()) == 1
