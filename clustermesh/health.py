@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import TimeoutError as LateError
@@ -39,10 +40,15 @@ async def serve_health(address: str, registry: CollectorRegistry, not_ready: Cal
     loop = asyncio.get_running_loop()
 
     async def render(path: str) -> Answer:
-        return _render(path, registry, not_ready)
+        try:
+            return _render(path, registry, not_ready)
+        except Exception:
+            _log.exception("%s cannot be answered", path)
+            return HTTPStatus.INTERNAL_SERVER_ERROR, _TEXT, b"a bug: see the log\n"
 
+    server_class = _ServerV6 if ":" in host else ThreadingHTTPServer
     try:
-        server = ThreadingHTTPServer((host, port), _handler(lambda path: _ask(loop, render(path))))
+        server = server_class((host, port), _handler(lambda path: _ask(loop, render(path))))
     except OSError as e:
         raise Refused(f"cannot listen on {address} for metrics and health: {e.strerror}") from e
     thread = threading.Thread(target=server.serve_forever, name="health", daemon=True)
@@ -53,6 +59,10 @@ async def serve_health(address: str, registry: CollectorRegistry, not_ready: Cal
     finally:
         await asyncio.to_thread(server.shutdown)
         server.server_close()
+
+
+class _ServerV6(ThreadingHTTPServer):
+    address_family = socket.AF_INET6
 
 
 def parse_address(address: str) -> tuple[str, int]:

@@ -1,0 +1,128 @@
+"""/livez, /readyz and /metrics over a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
+
+import pytest
+from prometheus_client import CollectorRegistry, Gauge
+
+from clustermesh import health
+from clustermesh.errors import Invalid, Refused
+from clustermesh.health import parse_address, serve_health
+
+
+def free_port(family: socket.AddressFamily = socket.AF_INET, host: str = "127.0.0.1") -> int:
+    with closing(socket.socket(family)) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def get(url: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as e:
+        with e:
+            return e.code, e.read().decode()
+
+
+@asynccontextmanager
+async def serving(address: str, not_ready: Callable[[], str] = lambda: "") -> AsyncIterator[None]:
+    registry = CollectorRegistry()
+    Gauge("answer", "of everything", registry=registry).set(42)
+    task = asyncio.create_task(serve_health(address, registry, not_ready))
+    async with asyncio.timeout(20):
+        while not task.done():
+            try:
+                (await asyncio.open_connection(*parse_address(address)))[1].close()
+            except OSError:
+                await asyncio.sleep(0.01)
+            else:
+                break
+    try:
+        if task.done():
+            await task
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "localhost"])
+async def test_every_path_says_what_it_is_for(host: str) -> None:
+    if host == "[::1]":
+        try:
+            port = free_port(socket.AF_INET6, "::1")
+        except OSError:
+            pytest.skip("no IPv6 loopback on this machine")
+    else:
+        port = free_port()
+    why = [""]
+    async with serving(f"{host}:{port}", lambda: why[0]):
+        ask = lambda path: asyncio.to_thread(get, f"http://{host}:{port}{path}")  # noqa: E731
+        assert await ask("/livez") == (200, "ok\n")
+        assert await ask("/readyz?verbose") == (200, "ok\n")
+        why[0] = "waiting for etcd"
+        assert await ask("/readyz") == (503, "waiting for etcd\n")
+        status, text = await ask("/metrics")
+        assert status == 200
+        assert "answer 42.0" in text
+        status, text = await ask("/else")
+        assert (status, "/livez, /readyz and /metrics" in text) == (404, True)
+
+
+async def test_an_event_loop_that_is_stuck_is_not_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "_PATIENCE", 0.05)
+    port = free_port()
+    async with serving(f"127.0.0.1:{port}"):
+        found: list[tuple[int, str]] = []
+        asking = threading.Thread(target=lambda: found.append(get(f"http://127.0.0.1:{port}/livez")))
+        asking.start()
+        asking.join(10)  # on the event loop: it cannot answer meanwhile
+        assert found[0][0] == 503
+        assert "did not answer" in found[0][1]
+
+
+async def test_a_fault_in_what_is_shown_is_an_answer_and_the_next_question_is_answered() -> None:
+    port, faults = free_port(), [KeyError("a bug")]
+
+    def not_ready() -> str:
+        if faults:
+            raise faults.pop()
+        return ""
+
+    async with serving(f"127.0.0.1:{port}", not_ready):
+        status, text = await asyncio.to_thread(get, f"http://127.0.0.1:{port}/readyz")
+        assert status == 500
+        assert "see the log" in text
+        assert await asyncio.to_thread(get, f"http://127.0.0.1:{port}/readyz") == (200, "ok\n")
+
+
+async def test_no_address_is_no_server() -> None:
+    await serve_health("", CollectorRegistry(), lambda: "")
+
+
+async def test_a_taken_address_is_refused_with_a_sentence() -> None:
+    port = free_port()
+    async with serving(f"127.0.0.1:{port}"):
+        with pytest.raises(Refused, match=f"cannot listen on 127.0.0.1:{port}"):
+            await serve_health(f"127.0.0.1:{port}", CollectorRegistry(), lambda: "")
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "a" * 70, "a..b"])
+async def test_a_host_that_is_none_is_refused_with_a_sentence(host: str) -> None:
+    with pytest.raises(Refused, match="cannot listen on"):
+        await serve_health(f"{host}:1", CollectorRegistry(), lambda: "")
+
+
+@pytest.mark.parametrize("address", ["9962", ":9962", "host:", "host:x", "host:65536", "host:-1", "host:٣"])
+def test_an_address_is_a_host_and_a_port(address: str) -> None:
+    with pytest.raises(Invalid, match="must be HOST:PORT"):
+        parse_address(address)
