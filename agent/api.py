@@ -34,11 +34,14 @@ _decoder = msgspec.json.Decoder(Request)
 
 
 async def serve(path: Path, methods: Mapping[str, Method]) -> None:
-    """Answer requests on the socket at `path` until cancelled. Raises Refused when another agent answers there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    await _take_over(path)
-    server = await asyncio.start_unix_server(lambda r, w: _client(r, w, methods), path, limit=_LIMIT)
-    os.chmod(path, 0o600)
+    """Answer requests on the socket at `path` until cancelled. Raises Refused where that cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        await _take_over(path)
+        server = await asyncio.start_unix_server(lambda r, w: _client(r, w, methods), path, limit=_LIMIT)
+        os.chmod(path, 0o600)
+    except OSError as e:
+        raise Refused(f"cannot listen on {path}: {e.strerror or e}") from e
     async with server:
         await server.serve_forever()
 

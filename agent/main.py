@@ -12,7 +12,8 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,8 @@ from clustermesh.mesh import last_good
 from clustermesh.mesh.peer_files import PeerFile
 from clustermesh.mesh.peers import Peers, restore
 from clustermesh.mesh.reader import ClusterReader
-from clustermesh.mesh.state import MeshState
+from clustermesh.mesh.session import State
+from clustermesh.mesh.state import MeshState, View
 from clustermesh.mesh.tables import own_tables, peer_tables
 from clustermesh.model import AgentRecord, ClusterConfig
 from clustermesh.store.client import EtcdClient
@@ -57,7 +59,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         asyncio.run(_until_stopped(options))
-    except* ClusterMeshError as group:
+    except* (ClusterMeshError, OSError) as group:
         print(f"clustermesh agent: {_first(group)}", file=sys.stderr)
         sys.exit(1)
 
@@ -170,22 +172,32 @@ def _expect(context: Context) -> Callable[[str, ClusterConfig], None]:
 async def _keep_saved(folder: Path, sink: AgentSink, state: MeshState, own: ClusterReader, peers: Peers) -> None:
     """Write the last good state of every cluster that changed; only a whole one is worth keeping."""
     while True:
-        await asyncio.sleep(_SAVE_PERIOD)
+        began = time.monotonic()
         for name in list(sink.unsaved):
-            reader = own if name == state.own else peers.readers.get(name)
-            if reader is None or name not in state.views:
-                sink.unsaved.discard(name)
-            elif reader.session.complete and reader.config is not None:
-                sink.unsaved.discard(name)
-                encoded = last_good.encode(reader.config, state.views[name])
-                try:
-                    await asyncio.to_thread(last_good.save, folder, name, encoded)
-                except OSError as e:
-                    _log.error("last good state of %s is not saved: %s", name, e)
-                    sink.unsaved.add(name)
+            await _save(folder, sink, name, own if name == state.own else peers.readers.get(name), state.views)
+        # A large mesh that changes all the time must not be written all the time.
+        await asyncio.sleep(max(_SAVE_PERIOD, 20 * (time.monotonic() - began)))
 
 
-def _first(group: BaseExceptionGroup[ClusterMeshError]) -> BaseException:
+async def _save(
+    folder: Path, sink: AgentSink, name: str, reader: ClusterReader | None, views: Mapping[str, View]
+) -> None:
+    if reader is None or reader.session.state is State.REMOVED:
+        sink.unsaved.discard(name)
+    elif reader.session.state is State.EVICTED:
+        sink.unsaved.discard(name)
+        await asyncio.to_thread(last_good.forget, folder, name)  # or the next agent would begin with it
+    elif reader.session.complete and reader.config is not None and name in views:
+        sink.unsaved.discard(name)
+        encoded = last_good.encode(reader.config, views[name])
+        try:
+            await asyncio.to_thread(last_good.save, folder, name, encoded)
+        except OSError as e:
+            _log.error("last good state of %s is not saved: %s", name, e)
+            sink.unsaved.add(name)
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     first: BaseException = group
     while isinstance(first, BaseExceptionGroup):
         first = first.exceptions[0]

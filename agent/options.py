@@ -9,6 +9,9 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from clustermesh.errors import Invalid
+from clustermesh.health import parse_address
+
 _EXAMPLES = """examples:
   clustermesh agent --context /etc/clustermesh
   clustermesh agent --context /etc/clustermesh --node worker-3 --metrics 0.0.0.0:9962
@@ -51,7 +54,34 @@ def parse(arguments: list[str] | None = None) -> Options:
     add("--state-dir", type=Path, default=Path("/var/lib/clustermesh"), metavar="DIR", help="kept over reboots")
     add("--run-dir", type=Path, default=Path("/run/clustermesh"), metavar="DIR", help="where agent.sock is made")
     add("--bpffs", type=Path, default=Path("/sys/fs/bpf"), metavar="DIR", help="a mounted bpf file system")
-    add("--metrics", default="127.0.0.1:9962", metavar="HOST:PORT", help='HTTP metrics and health; "" for none')
-    add("--device", default="cm-wg0", help="name of the WireGuard device")
-    add("--port", type=int, default=51871, help="UDP port of WireGuard, equal in the whole mesh")
+    add(
+        "--metrics",
+        type=_listener,
+        default="127.0.0.1:9962",
+        metavar="HOST:PORT",
+        help='HTTP metrics and health; "" for none',
+    )
+    add("--device", type=_device, default="cm-wg0", help="name of the WireGuard device")
+    add("--port", type=_port, default=51871, help="UDP port of WireGuard, equal in the whole mesh")
     return Options(**vars(parser.parse_args(arguments)))
+
+
+def _listener(text: str) -> str:
+    if text:
+        try:
+            parse_address(text)
+        except Invalid as e:
+            raise argparse.ArgumentTypeError(e.rule) from e
+    return text
+
+
+def _device(text: str) -> str:
+    if not 1 <= len(text.encode()) <= 15 or "/" in text or not text.isprintable() or " " in text:
+        raise argparse.ArgumentTypeError("must be a device name of 1 to 15 characters")
+    return text
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 65535):
+        raise argparse.ArgumentTypeError("must be a number from 1 to 65535")
+    return int(text)

@@ -95,7 +95,10 @@ class UserspaceDevice:
         if shutil.which(self._binary) is None:
             raise Refused(f"{self._binary} is not installed, and {self.why}")
         tun.make_persistent(self.name)
-        pid = await asyncio.to_thread(self._launch)
+        try:
+            pid = await asyncio.to_thread(self._launch)
+        except (OSError, subprocess.SubprocessError) as e:  # no room for its log, no memory for a process ...
+            raise Unavailable(f"{self._binary} cannot be started: {e}") from e
         deadline = asyncio.get_running_loop().time() + _START_TIMEOUT
         while True:
             try:

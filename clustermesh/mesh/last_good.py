@@ -61,9 +61,13 @@ def forget_others(folder: Path, clusters: Set[str]) -> None:
     """Clusters that are not connected any more, disconnected while no agent ran, leave nothing behind either."""
     for path in folder.glob("*.state"):
         if path.stem not in clusters:
-            path.unlink(missing_ok=True)
+            forget(folder, path.stem)
 
 
 def forget(folder: Path, cluster: str) -> None:
-    """The cluster was disconnected: what was kept of it goes too."""
-    (folder / f"{cluster}.state").unlink(missing_ok=True)
+    """The cluster was disconnected: what was kept of it goes too. On a disk that cannot be written it stays."""
+    path = folder / f"{cluster}.state"
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as e:
+        _log.error("last good state %s cannot be removed: %s", path, e)

@@ -19,6 +19,7 @@ import hashlib
 import ipaddress
 import os
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -109,6 +110,7 @@ def _read_one(directory: Path, name: str, found: PeersFolder) -> None:
     found.peers[name] = replace(peer, digest=digest)
 
 
+@lru_cache(1024)  # the folder is read every second, and hardly ever changes
 def parse_peer(name: str, data: bytes, directory: Path) -> PeerFile:
     """The peer that the file `name` with the bytes `data` describes, without digest. Raises Invalid.
 

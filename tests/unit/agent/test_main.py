@@ -1,0 +1,125 @@
+"""What the agent is told, and what it keeps on disk for the next one."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from fake_kernel import Bed
+
+from agent import api
+from agent.main import _save
+from agent.options import parse
+from agent.wireguard import tun
+from agent.wireguard.userspace import UserspaceDevice
+from clustermesh.errors import Refused, Unavailable
+from clustermesh.mesh import last_good
+from clustermesh.mesh.session import State
+
+
+@pytest.fixture
+def bed(monkeypatch: pytest.MonkeyPatch) -> Bed:
+    return Bed(monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--port", "0"],
+        ["--port", "65536"],
+        ["--port", "x"],
+        ["--metrics", "9962"],
+        ["--metrics", "host:99999"],
+        ["--device", "sixteen-letters!"],
+        ["--device", "a/b"],
+        ["--device", ""],
+        ["--unknown"],
+    ],
+)
+def test_a_wrong_option_is_exit_2_and_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse(arguments)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("clustermesh agent: error:")
+
+
+def test_options_have_defaults_and_name_their_places() -> None:
+    options = parse(["--node", "n1", "--metrics", "", "--run-dir", "/r", "--state-dir", "/s"])
+    assert (options.metrics, options.socket, options.last_good) == ("", Path("/r/agent.sock"), Path("/s/clusters"))
+
+
+async def save(bed: Bed, folder: Path, name: str) -> None:
+    reader = bed.own if name == "alpha" else bed.peers.readers.get(name)
+    await _save(folder, bed.sink, name, reader, bed.state.views)
+
+
+async def test_only_a_whole_state_is_kept_and_a_partial_one_does_not_replace_it(bed: Bed, tmp_path: Path) -> None:
+    bed.connect("beta")
+    bed.add_node("beta", 2)
+    await save(bed, tmp_path, "beta")
+    bed.connect("beta", State.SYNCING)
+    bed.sink.remove("beta", "nodes", "n2", 0)
+    await save(bed, tmp_path, "beta")
+    kept = last_good.load(tmp_path, "beta")
+    assert kept is not None
+    assert list(kept.view.nodes) == ["n2"]
+    assert bed.sink.unsaved == {"beta"}
+
+
+async def test_an_evicted_cluster_does_not_come_back_with_the_next_agent(bed: Bed, tmp_path: Path) -> None:
+    bed.connect("beta")
+    bed.add_node("beta", 2)
+    await save(bed, tmp_path, "beta")
+    bed.connect("beta", State.EVICTED)
+    bed.sink.drain("beta")
+    assert bed.sink.unsaved == {"beta"}
+    await save(bed, tmp_path, "beta")
+    assert last_good.load(tmp_path, "beta") is None
+    assert not bed.sink.unsaved
+
+
+async def test_a_removed_cluster_is_not_written_again(bed: Bed, tmp_path: Path) -> None:
+    bed.connect("beta", State.REMOVED)
+    bed.add_node("beta", 2)
+    for reader in ("beta", "gone"):
+        bed.sink.unsaved.add(reader)
+        await save(bed, tmp_path, reader)
+    assert list(tmp_path.iterdir()) == []
+    assert not bed.sink.unsaved
+
+
+async def test_a_disk_that_takes_nothing_is_tried_again_and_forgetting_on_it_is_survived(
+    bed: Bed, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "file"
+    folder.write_text("where the folder should be")
+    bed.connect("beta")
+    bed.add_node("beta", 2)
+    await save(bed, folder, "beta")
+    assert bed.sink.unsaved == {"beta"}
+    assert "is not saved" in caplog.text
+    (tmp_path / "beta.state").mkdir()
+    last_good.forget(tmp_path, "beta")
+    last_good.forget_others(tmp_path, {"alpha"})
+    assert "cannot be removed" in caplog.text
+
+
+async def test_a_wireguard_process_that_cannot_be_started_is_tried_again_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tun, "make_persistent", lambda _name: None)
+    (tmp_path / "log").write_text("a file where the log's folder should be")
+    device = UserspaceDevice(
+        "wg9", "no kernel WireGuard", log=tmp_path / "log" / "wg.log", sockets=tmp_path / "sockets", binary="sh"
+    )
+    with pytest.raises(Unavailable, match="sh cannot be started"):
+        await device.ensure(b"", 1, 0, 1420)
+
+
+async def test_a_socket_that_cannot_be_made_is_refused_with_its_path(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "agent.sock", tmp_path / ("x" * 120) / "agent.sock"):
+        with pytest.raises(Refused, match="cannot listen on"):
+            async with asyncio.timeout(20):
+                await api.serve(path, {})
