@@ -2,7 +2,8 @@
 
 Rules (Cilium: "Limiting Identity-Relevant Labels"): a pod's labels count, except those that Kubernetes and its
 controllers hang on each pod, which would give every pod an identity of its own. Labels that only Cilium may set are
-never taken from a pod: with them a pod could pass for one of another namespace or cluster.
+never taken from a pod: with them a pod could pass for one of another namespace or cluster. All labels of its namespace
+count, but for those of beta.kubernetes.io.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from clustermesh.wire.identity import (
 
 _IGNORED: Final = (
     "io.kubernetes",
-    "io.cilium.k8s.",
+    "io.cilium.k8s",
     "kubernetes.io",
     "k8s.io",
     "statefulset.kubernetes.io/pod-name",
@@ -47,7 +48,8 @@ def is_relevant(key: str) -> bool:
 def identity_labels(cluster: str, endpoint: PodEndpoint) -> tuple[Label, ...]:
     """The labels of the endpoint's identity, sorted by key."""
     labels = {key: value for key, value in endpoint.labels.items() if is_relevant(key)}
-    labels |= {NAMESPACE_LABELS_PREFIX + key: value for key, value in endpoint.namespace_labels.items()}
+    of_namespace = {key: value for key, value in endpoint.namespace_labels.items() if _BETA not in key}
+    labels |= {NAMESPACE_LABELS_PREFIX + key: value for key, value in of_namespace.items()}
     labels[NAMESPACE_LABEL] = endpoint.namespace
     labels[CLUSTER_LABEL] = cluster
     labels[SERVICE_ACCOUNT_LABEL] = endpoint.service_account

@@ -139,11 +139,30 @@ def test_numbers_are_in_the_range_of_the_cluster(cluster: int, limit: int) -> No
         ("batch.kubernetes.io/job-completion-index", False),
         ("io.kubernetes.pod.namespace", False),
         ("io.cilium.k8s.policy.cluster", False),
+        ("io.cilium.k8s/x", False),
         ("io.cilium.k8s.namespace.labels.team", False),
     ],
 )
 def test_labels_that_count(key: str, relevant: bool) -> None:
     assert is_relevant(key) is relevant
+
+
+def test_every_label_of_the_namespace_counts_but_those_of_beta_kubernetes_io() -> None:
+    endpoint = PodEndpoint(
+        ip="10.1.0.5",
+        namespace="shop",
+        pod_name="cart-0",
+        service_account="robot",
+        node="n1",
+        host_ip="",
+        labels={},
+        namespace_labels={"controller-uid": "7", "x.beta.kubernetes.io/zone": "z", "io.kubernetes": "k"},
+    )
+    found = [label.key for label in identity_labels("alpha", endpoint)]
+    assert [key for key in found if key.startswith("io.cilium.k8s.namespace.labels.")] == [
+        "io.cilium.k8s.namespace.labels.controller-uid",
+        "io.cilium.k8s.namespace.labels.io.kubernetes",
+    ]
 
 
 def test_a_pod_cannot_pass_for_one_of_another_namespace_or_cluster() -> None:
