@@ -278,7 +278,7 @@ def _overlap(claim: str, owner: str, other: str) -> str:
 
 def _wanted_by(node: Node) -> _Wanted:
     address = (f"{node.ipv4}/32",) if node.ipv4 else ()
-    return _Wanted(node.ipv4_pod_cidrs + address, node.wireguard_public_key)
+    return _Wanted(tuple(dict.fromkeys(node.ipv4_pod_cidrs + address)), node.wireguard_public_key)
 
 
 def _addresses_in(cidrs: Sequence[str], addresses: Collection[str]) -> Iterator[str]:

@@ -183,6 +183,44 @@ def test_a_drained_cluster_leaves_nothing() -> None:
     assert state.speaks_for("anyone", "10.2.0.1")
 
 
+machines = st.builds(
+    lambda cluster, name, cidrs, ip, key: Node(
+        cluster=cluster,
+        cluster_id=1,
+        name=name,
+        addresses=(NodeAddress(type="InternalIP", ip=ip),),
+        ipv4_alloc_cidr=cidrs[0] if cidrs else None,
+        ipv4_secondary_alloc_cidrs=tuple(cidrs[1:]),
+        wireguard_public_key=key,
+    ),
+    st.sampled_from(["own", "beta", "gamma"]),
+    st.sampled_from(["n1", "n2"]),
+    st.lists(st.sampled_from(["10.1.0.0/16", "10.1.1.0/24", "10.1.1.7/32", "10.2.0.0/24"]), max_size=3),
+    st.sampled_from(["10.1.1.7", "192.0.2.1", "192.0.2.2"]),
+    st.sampled_from(["", "A", "B"]),
+)
+
+
+@given(st.lists(machines, max_size=10))
+def test_nothing_is_claimed_twice_or_after_its_node_is_gone_whatever_nodes_claim(script: list[Node]) -> None:
+    """The same CIDR twice in one node, one inside the other, an address inside its own pod CIDR, a key of others."""
+    state = MeshState("own")
+    for machine in script:
+        state.put(machine.cluster, "nodes", machine.name, machine)
+        state.take_dirty()
+        keys = [
+            (node.wireguard_public_key, node.cluster) for node in state.admitted_nodes() if node.wireguard_public_key
+        ]
+        assert len({key for key, _ in keys}) == len(set(keys)), "a key is one cluster's"
+        assert {node.name for node in state.admitted_nodes() if node.cluster == "own"} == set(state.views["own"].nodes)
+    for cluster in list(state.views):
+        state.drain(cluster)
+    state.take_dirty()
+    assert all(state.speaks_for("anyone", ip) for ip in ("10.1.1.7", "10.2.0.1", "192.0.2.1", "192.0.2.2"))
+    state.put("zeta", "nodes", "z", node("zeta", "z", "10.0.0.0/8", "192.0.2.1", "A"))
+    assert admitted(state) == [("zeta", "z")]
+
+
 events = st.lists(
     st.tuples(
         st.sampled_from(["own", "beta", "gamma"]),
