@@ -271,6 +271,8 @@ class ClusterReader:
                 self._sink.accept(self.name, what)
 
     def _fall_behind(self, resource: str, why: str) -> None:
+        if self.behind.get(resource) == why and self.session.error:
+            return  # still: each of its tables fails at each attempt
         self.behind[resource] = why
         self._lost(f"{resource}: {why}")
 
@@ -280,9 +282,9 @@ class ClusterReader:
             self._advance(Event.LISTED)
 
     def _lost(self, error: str) -> None:
-        if error != self.session.error:
+        if error != self.session.error or self.session.state is State.FRESH:
             _log.warning("cluster %s: %s", self.name, error)
-        self._advance(Event.LOST, error)
+            self._advance(Event.LOST, error)
 
     def _advance(self, event: Event, error: str = "") -> None:
         before = self.session.state

@@ -314,6 +314,27 @@ def test_admission_names_the_field_the_value_and_the_rule(tmp_path: Path, sink: 
             peers.admit(BETA, config)
 
 
+async def test_the_id_a_cluster_was_connected_with_is_kept_for_it_until_it_is_heard(  # type: ignore[no-untyped-def]
+    sink: StateSink, tmp_path: Path
+) -> None:
+    """Both connect at once after a restart; who answers first must not decide who is evicted."""
+    folder = tmp_path / "peers"
+    folder.mkdir()
+    (folder / "beta").write_text("endpoints: ['http://127.0.0.1:1']\nclustermesh-id: 2\n")
+    (folder / "gamma").write_text("endpoints: ['http://127.0.0.1:1']\n")
+    connect = lambda file: EtcdClient(file.endpoints, timeout=2.0)  # noqa: E731
+    peers = Peers(folder, Cluster(name="alpha", id=1), sink, connect, peer_tables, tmp_path)
+    async with asyncio.TaskGroup() as tasks:
+        peers.sync(tasks)
+        with pytest.raises(Invalid, match="is that of cluster beta"):
+            peers.admit("gamma", ClusterConfig(id=2))
+        peers.admit("beta", ClusterConfig(id=2))
+        peers.readers["beta"].config = ClusterConfig(id=7)  # it has another one by now
+        peers.admit("gamma", ClusterConfig(id=2))
+        for task in peers._tasks.values():
+            task.cancel()
+
+
 async def test_a_writer_that_stops_beating_makes_the_cluster_stale(  # type: ignore[no-untyped-def]
     client: EtcdClient, sink: StateSink, reading, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from agent import propagation as propagation_module
 from agent.propagation import Propagation
 from clustermesh.model import Stamp
 
@@ -58,3 +59,25 @@ def test_what_came_in_during_a_flush_is_not_applied_by_it() -> None:
     assert not propagation.recent
     propagation.applied(propagation.take_seen())
     assert len(propagation.recent) == 1
+
+
+def test_changes_that_never_meet_their_other_half_have_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real Cilium stamps nothing, and services with new names come for ever."""
+    monkeypatch.setattr(propagation_module, "_MOST_WAITING", 10)
+    propagation = Propagation()
+    for number in range(100):
+        propagation.applied({("cilium", ("n", f"job-{number}")): number})
+        propagation.stamped(("ours", ("n", f"job-{number}")), number, Stamp(observed=1, published=2))
+    assert len(propagation._applied) == len(propagation._stamps) == 10
+    propagation.stamped(("cilium", ("n", "job-99")), 99, Stamp(observed=1, published=2))
+    assert len(propagation.recent) == 1, "the newest are those that are kept"
+
+
+def test_a_cluster_that_comes_back_does_not_meet_its_old_revisions() -> None:
+    propagation = Propagation()
+    propagation.seen(("beta", ("n", "a")), 7)
+    propagation.applied({("beta", ("n", "s")): 7})
+    propagation.forget("beta")
+    propagation.stamped(("beta", ("n", "s")), 7, Stamp(observed=1, published=2))
+    assert not propagation.recent
+    assert not propagation.take_seen()

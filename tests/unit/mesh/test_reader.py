@@ -110,6 +110,29 @@ def test_a_removed_cluster_says_nothing_any_more(sink: Sink) -> None:
     assert reader.session.state is State.REMOVED
 
 
+def test_what_is_still_so_is_logged_and_counted_once(sink: Sink, caplog: pytest.LogCaptureFixture) -> None:
+    """Each attempt fails for each table; a status that changed with each would be written to etcd by every node."""
+    reader = make_reader(sink)
+    reader.restored(CONFIG)
+    reader._fall_behind("nodes", "connection refused")
+    once = reader.session
+    for _ in range(50):
+        for kind in ("nodes", "services"):
+            reader._fall_behind(kind, "connection refused")
+    assert len(caplog.records) == 2
+    assert reader.session.failures == once.failures + 1, "the other table's"
+    before = reader.session
+    for _ in range(50):
+        reader._lost(reader.session.error)
+    assert reader.session == before
+    reader._caught_up("nodes")
+    reader._caught_up("services")
+    assert reader.session.state is State.FRESH
+    reader._fall_behind("nodes", "connection refused")
+    assert reader.session.state is State.STALE
+    assert reader.session.failures == before.failures + 1
+
+
 async def test_a_reader_that_fails_while_it_is_cancelled_ends(sink: Sink) -> None:
     cancelled = asyncio.Event()
 
