@@ -1,11 +1,12 @@
 """An etcd v3 client for one cluster: read, write, compare-and-swap, leases. Watching is in `follow`.
 
-Every call makes one attempt, bounded by `timeout`, and raises a ClusterMeshError: Unavailable (also when the outcome of
+Every call makes one attempt, bounded by `timeout` (more only where etcd says that it did nothing), and raises a ClusterMeshError: Unavailable (also when the outcome of
 a write is unknown), Refused, or one of `faults`. The next call uses a new connection where the last one was at fault.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, Self
@@ -16,7 +17,7 @@ from clustermesh.errors import Unavailable
 from clustermesh.store import methods
 from clustermesh.store import rpc_pb2 as pb
 from clustermesh.store.connection import Dialer
-from clustermesh.store.faults import ClusterIdChanged, Compacted, LeaseLost, Replaced, TooLarge
+from clustermesh.store.faults import AuthChanged, ClusterIdChanged, Compacted, LeaseLost, Replaced, TooLarge
 from clustermesh.store.methods import Method
 from clustermesh.store.operations import Delete, KeyValue, Listing, Op, Put, batches, prefix_end
 from clustermesh.store.stream import Stream
@@ -38,6 +39,7 @@ __all__ = [
 ]
 
 _PAGE_PATIENCE: Final = 4  # a page is much more to send than a key: so many times the timeout
+_AUTH_PAUSES: Final = (0.01, 0.05, 0.2)  # seconds before a call that met a change of users is made again
 
 
 class Status(Struct, frozen=True):
@@ -73,6 +75,11 @@ class EtcdClient:
 
     async def call(self, method: Method, request: Any, *, patience: float = 1) -> Any:
         """One call of etcd's API; `patience` times the timeout bounds it."""
+        for pause in _AUTH_PAUSES:
+            try:
+                return await self._dialer.unary(method, request, self.timeout * patience)
+            except AuthChanged:
+                await asyncio.sleep(pause)
         return await self._dialer.unary(method, request, self.timeout * patience)
 
     def stream(self, method: Method) -> AbstractAsyncContextManager[Stream]:

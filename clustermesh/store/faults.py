@@ -26,6 +26,10 @@ class LeaseLost(Unavailable):
     """The lease named in a write has expired or was revoked: get another one and write again."""
 
 
+class AuthChanged(Unavailable):
+    """Users or roles changed while etcd looked at the call, which it therefore did not carry out: ask again."""
+
+
 class TooLarge(Unavailable):
     """An answer is larger than one message may be: ask for less at a time."""
 
@@ -38,7 +42,7 @@ _BY_SENTENCE: Final[tuple[tuple[re.Pattern[str], type[ClusterMeshError]], ...]] 
         (r"is a future revision", Replaced),
         (r"requested lease not found", LeaseLost),
         (r"Received message larger than max", TooLarge),
-        (r"revision of auth store is old", Unavailable),
+        (r"revision of auth store is old", AuthChanged),
         (r"permission denied|user name is empty|invalid auth token", Refused),
     )
 )

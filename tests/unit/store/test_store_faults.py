@@ -4,7 +4,7 @@ import grpc
 import pytest
 
 from clustermesh.errors import Refused, Unavailable
-from clustermesh.store.faults import Compacted, LeaseLost, Replaced, TooLarge, fault, is_severing, refusal
+from clustermesh.store.faults import AuthChanged, Compacted, LeaseLost, Replaced, TooLarge, fault, is_severing, refusal
 
 Code = grpc.StatusCode
 TABLE = [
@@ -18,7 +18,7 @@ TABLE = [
     (Code.UNAUTHENTICATED, "etcdserver: invalid auth token", Refused),
     (Code.INVALID_ARGUMENT, "etcdserver: user name is empty", Refused),
     (Code.INVALID_ARGUMENT, "etcdserver: request is too large", Refused),
-    (Code.INVALID_ARGUMENT, "etcdserver: revision of auth store is old", Unavailable),
+    (Code.INVALID_ARGUMENT, "etcdserver: revision of auth store is old", AuthChanged),
     (Code.FAILED_PRECONDITION, "etcdserver: user name already exists", Refused),
     (Code.RESOURCE_EXHAUSTED, "CLIENT: Received message larger than max (20 vs. 10)", TooLarge),
     (Code.RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded", Unavailable),
