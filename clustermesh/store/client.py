@@ -1,7 +1,8 @@
 """An etcd v3 client for one cluster: read, write, compare-and-swap, leases. Watching is in `follow`.
 
-Every call makes one attempt, bounded by `timeout` (more only where etcd says that it did nothing), and raises a ClusterMeshError: Unavailable (also when the outcome of
-a write is unknown), Refused, or one of `faults`. The next call uses a new connection where the last one was at fault.
+Every call makes one attempt, bounded by `timeout` (more only where etcd says that it did nothing), and raises a
+ClusterMeshError: Unavailable (also when the outcome of a write is unknown), Refused, or one of `faults`. The next call
+uses a new connection where the last one was at fault.
 """
 
 from __future__ import annotations
