@@ -124,7 +124,7 @@ async def _work(options: Options, context: Context, etcd: EtcdClient, kernel: Ke
         tasks.create_task(report.keep_registered(etcd, record))
         tasks.create_task(report.keep_reported(etcd, options.node, status.summary))
         tasks.create_task(_keep_saved(options.last_good, sink, state, own, peers))
-        tasks.create_task(serve_health(options.metrics, REGISTRY, status.not_ready))
+        tasks.create_task(serve_health(options.metrics, REGISTRY, status.readiness))
 
 
 def _methods(status: Status, pods: Pods) -> dict[str, api.Method]:

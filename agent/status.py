@@ -71,6 +71,11 @@ class Status:
         problem = "" if self._peers.synced_once else next(iter(self._peers.problems), "")
         return self._own.session.error or problem or "waiting for the first whole state"
 
+    def readiness(self) -> tuple[bool, str]:
+        """What /readyz says."""
+        why = self.not_ready()
+        return not why, why or "ok"
+
     def problems(self) -> list[str]:
         """What a person should look at, one sentence each."""
         engine = self._engine

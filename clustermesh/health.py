@@ -1,7 +1,7 @@
 """/livez, /readyz and /metrics over HTTP, for kubelets and Prometheus.
 
 The standard library's server answers in threads of its own; what it answers is rendered on the event loop, where the
-state lives. /livez therefore also says that the loop turns.
+state lives. Every answer therefore also says that the loop turns.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import TimeoutError as LateError
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from prometheus_client import CollectorRegistry, generate_latest
 
@@ -25,77 +26,99 @@ _PATIENCE = 5.0  # seconds the event loop may take to answer
 _TEXT = "text/plain; charset=utf-8"
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
+Readiness = Callable[[], tuple[bool, str]]
 Answer = tuple[HTTPStatus, str, bytes]
 
 
-async def serve_health(address: str, registry: CollectorRegistry, not_ready: Callable[[], str]) -> None:
-    """Answer on `address` (HOST:PORT, "" for not at all) until cancelled.
+class HealthServer:
+    """Answers on `address` (HOST:PORT) while the block lasts. `readiness` is whether /readyz is 200, and its text.
 
-    `not_ready` says why /readyz is refused, "" where all is well. Raises Invalid for a bad address, Refused for a taken
-    one.
+    Raises Invalid for what is no address, Refused where it cannot be listened on. Made and entered on the event loop.
     """
-    if not address:
-        return
-    host, port = parse_address(address)
-    loop = asyncio.get_running_loop()
 
-    async def render(path: str) -> Answer:
+    def __init__(self, address: str, registry: CollectorRegistry, readiness: Readiness) -> None:
+        self._address, self._registry, self._readiness = address, registry, readiness
+
+    def __enter__(self) -> Self:
+        loop = asyncio.get_running_loop()
         try:
-            return _render(path, registry, not_ready)
+            self._server = _Server(parse_address(self._address), _handler(lambda path: _ask(loop, self._render(path))))
+        except (OSError, UnicodeError) as e:
+            raise Refused(f"cannot listen on {self._address} for metrics and health: {e}") from e
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="health", daemon=True)
+        self._thread.start()
+        _log.info("metrics and health on http://%s", self._address)
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    @property
+    def port(self) -> int:
+        """The one listened on, also where the address said 0."""
+        return int(self._server.server_address[1])
+
+    async def _render(self, path: str) -> Answer:
+        try:
+            return self._page(path)
         except Exception:
             _log.exception("%s cannot be answered", path)
             return HTTPStatus.INTERNAL_SERVER_ERROR, _TEXT, b"a bug: see the log\n"
 
-    server_class = _ServerV6 if ":" in host else ThreadingHTTPServer
-    try:
-        server = server_class((host, port), _handler(lambda path: _ask(loop, render(path))))
-    except OSError as e:
-        raise Refused(f"cannot listen on {address} for metrics and health: {e.strerror}") from e
-    thread = threading.Thread(target=server.serve_forever, name="health", daemon=True)
-    thread.start()
-    _log.info("metrics and health on http://%s", address)
-    try:
-        await asyncio.Event().wait()
-    finally:
-        await asyncio.to_thread(server.shutdown)
-        server.server_close()
+    def _page(self, path: str) -> Answer:
+        if path == "/livez":
+            return HTTPStatus.OK, _TEXT, b"ok\n"
+        if path == "/readyz":
+            ready, text = self._readiness()
+            return (HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE), _TEXT, f"{text}\n".encode()
+        if path == "/metrics":
+            return HTTPStatus.OK, _PROMETHEUS, generate_latest(self._registry)
+        return HTTPStatus.NOT_FOUND, _TEXT, b"/livez, /readyz and /metrics are here\n"
 
 
-class _ServerV6(ThreadingHTTPServer):
-    address_family = socket.AF_INET6
+async def serve_health(address: str, registry: CollectorRegistry, readiness: Readiness) -> None:
+    """A HealthServer until cancelled; with the address "" none at all."""
+    if address:
+        with HealthServer(address, registry, readiness):
+            await asyncio.Event().wait()
 
 
 def parse_address(address: str) -> tuple[str, int]:
-    """("127.0.0.1", 9962) from "127.0.0.1:9962"; IPv6 in brackets. Raises Invalid."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+    """("127.0.0.1", 9962) from "127.0.0.1:9962"; IPv6 in brackets, ":9962" is every address. Raises Invalid."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise Invalid("address", address, "must be HOST:PORT, as 127.0.0.1:9962")
     return host.strip("[]"), int(port)
-
-
-def _render(path: str, registry: CollectorRegistry, not_ready: Callable[[], str]) -> Answer:
-    if path == "/livez":
-        return HTTPStatus.OK, _TEXT, b"ok\n"
-    if path == "/readyz":
-        why = not_ready()
-        return (HTTPStatus.SERVICE_UNAVAILABLE if why else HTTPStatus.OK), _TEXT, f"{why or 'ok'}\n".encode()
-    if path == "/metrics":
-        return HTTPStatus.OK, _PROMETHEUS, generate_latest(registry)
-    return HTTPStatus.NOT_FOUND, _TEXT, b"/livez, /readyz and /metrics are here\n"
 
 
 def _ask(loop: asyncio.AbstractEventLoop, rendering: Coroutine[Any, Any, Answer]) -> Answer:
     try:
         return asyncio.run_coroutine_threadsafe(rendering, loop).result(_PATIENCE)
     except (LateError, RuntimeError):
-        return HTTPStatus.SERVICE_UNAVAILABLE, _TEXT, f"the event loop did not answer within {_PATIENCE:g} s\n".encode()
+        text = f"the event loop has not answered for {_PATIENCE:g} s\n"
+        return HTTPStatus.SERVICE_UNAVAILABLE, _TEXT, text.encode()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        super().__init__(address, handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away in the middle is nobody's fault."""
 
 
 def _handler(answer: Callable[[str], Answer]) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         timeout = _PATIENCE
 
-        def do_GET(self) -> None:  # the standard library's name
+        def do_GET(self) -> None:
             status, kind, body = answer(self.path.partition("?")[0])
             self.send_response(status)
             self.send_header("Content-Type", kind)
@@ -103,7 +126,7 @@ def _handler(answer: Callable[[str], Answer]) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, format: str, *args: object) -> None:
-            _log.debug(format, *args)
+        def log_message(self, *_: Any) -> None:
+            """Probes come every few seconds; nobody wants to read of them."""
 
     return Handler

@@ -18,7 +18,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from clustermesh.apiserver.alone import alone
-from clustermesh.apiserver.health import Health, HealthServer, Scope
+from clustermesh.apiserver.health import Health, Scope, health_server
 from clustermesh.apiserver.identities import GRACE, Allocator
 from clustermesh.apiserver.ledger import Ledger
 from clustermesh.apiserver.publish import IDENTITIES, Publisher
@@ -57,8 +57,8 @@ _DEFAULT_TIMING: Final = Timing()
 async def run(context: Context, http: str, timing: Timing = _DEFAULT_TIMING) -> None:
     """Publish the cluster at `context` until SIGTERM or SIGINT, or until cancelled. `http` is where health is served.
 
-    Invalid or Unavailable for an address that cannot be listened on, Refused where another API server is at work. All
-    else that is missing is waited for.
+    Invalid or Refused for an address that cannot be listened on, Refused where another API server is at work. All else
+    that is missing is waited for.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -71,7 +71,7 @@ async def run(context: Context, http: str, timing: Timing = _DEFAULT_TIMING) -> 
     try:
         async with alone(context.path), EtcdClient([context.endpoint], tls) as client:
             server = ApiServer(context, client, timing)
-            with HealthServer(http, server.health):
+            with health_server(http, server.health):
                 await _run_until(stop, server.tasks())
     finally:
         gc.set_threshold(*thresholds)

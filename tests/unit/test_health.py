@@ -7,7 +7,7 @@ import socket
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 
 import pytest
@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from clustermesh import health
 from clustermesh.errors import Invalid, Refused
-from clustermesh.health import parse_address, serve_health
+from clustermesh.health import HealthServer, Readiness, parse_address, serve_health
 
 
 def free_port(family: socket.AddressFamily = socket.AF_INET, host: str = "127.0.0.1") -> int:
@@ -34,10 +34,10 @@ def get(url: str) -> tuple[int, str]:
 
 
 @asynccontextmanager
-async def serving(address: str, not_ready: Callable[[], str] = lambda: "") -> AsyncIterator[None]:
+async def serving(address: str, readiness: Readiness = lambda: (True, "ok")) -> AsyncIterator[None]:
     registry = CollectorRegistry()
     Gauge("answer", "of everything", registry=registry).set(42)
-    task = asyncio.create_task(serve_health(address, registry, not_ready))
+    task = asyncio.create_task(serve_health(address, registry, readiness))
     async with asyncio.timeout(20):
         while not task.done():
             try:
@@ -65,7 +65,7 @@ async def test_every_path_says_what_it_is_for(host: str) -> None:
     else:
         port = free_port()
     why = [""]
-    async with serving(f"{host}:{port}", lambda: why[0]):
+    async with serving(f"{host}:{port}", lambda: (not why[0], why[0] or "ok")):
         ask = lambda path: asyncio.to_thread(get, f"http://{host}:{port}{path}")  # noqa: E731
         assert await ask("/livez") == (200, "ok\n")
         assert await ask("/readyz?verbose") == (200, "ok\n")
@@ -87,18 +87,18 @@ async def test_an_event_loop_that_is_stuck_is_not_alive(monkeypatch: pytest.Monk
         asking.start()
         asking.join(10)  # on the event loop: it cannot answer meanwhile
         assert found[0][0] == 503
-        assert "did not answer" in found[0][1]
+        assert "has not answered" in found[0][1]
 
 
 async def test_a_fault_in_what_is_shown_is_an_answer_and_the_next_question_is_answered() -> None:
     port, faults = free_port(), [KeyError("a bug")]
 
-    def not_ready() -> str:
+    def readiness() -> tuple[bool, str]:
         if faults:
             raise faults.pop()
-        return ""
+        return True, "ok"
 
-    async with serving(f"127.0.0.1:{port}", not_ready):
+    async with serving(f"127.0.0.1:{port}", readiness):
         status, text = await asyncio.to_thread(get, f"http://127.0.0.1:{port}/readyz")
         assert status == 500
         assert "see the log" in text
@@ -106,23 +106,35 @@ async def test_a_fault_in_what_is_shown_is_an_answer_and_the_next_question_is_an
 
 
 async def test_no_address_is_no_server() -> None:
-    await serve_health("", CollectorRegistry(), lambda: "")
+    await serve_health("", CollectorRegistry(), lambda: (True, "ok"))
 
 
 async def test_a_taken_address_is_refused_with_a_sentence() -> None:
     port = free_port()
     async with serving(f"127.0.0.1:{port}"):
         with pytest.raises(Refused, match=f"cannot listen on 127.0.0.1:{port}"):
-            await serve_health(f"127.0.0.1:{port}", CollectorRegistry(), lambda: "")
+            await serve_health(f"127.0.0.1:{port}", CollectorRegistry(), lambda: (True, "ok"))
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "a" * 70, "a..b"])
 async def test_a_host_that_is_none_is_refused_with_a_sentence(host: str) -> None:
     with pytest.raises(Refused, match="cannot listen on"):
-        await serve_health(f"{host}:1", CollectorRegistry(), lambda: "")
+        await serve_health(f"{host}:1", CollectorRegistry(), lambda: (True, "ok"))
 
 
-@pytest.mark.parametrize("address", ["9962", ":9962", "host:", "host:x", "host:65536", "host:-1", "host:٣"])
+@pytest.mark.parametrize("address", ["9962", "", "host:", "host:x", "host:65536", "host:-1", "host:٣"])
 def test_an_address_is_a_host_and_a_port(address: str) -> None:
     with pytest.raises(Invalid, match="must be HOST:PORT"):
         parse_address(address)
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"), [("127.0.0.1:9880", ("127.0.0.1", 9880)), ("[::1]:0", ("::1", 0)), (":80", ("", 80))]
+)
+def test_addresses(text: str, parsed: tuple[str, int]) -> None:
+    assert parse_address(text) == parsed
+
+
+async def test_port_0_is_any_free_port() -> None:
+    with HealthServer("127.0.0.1:0", CollectorRegistry(), lambda: (True, "ok")) as server:
+        assert await asyncio.to_thread(get, f"http://127.0.0.1:{server.port}/livez") == (200, "ok\n")
