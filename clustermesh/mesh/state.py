@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from clustermesh.errors import Invalid
 from clustermesh.mesh.claims import Claims, KeyClaims, find_fault, is_nobodys
 from clustermesh.model import Endpoint, Identity, LocalService, Node, Service
+from clustermesh.wire.numbering import REMOTE_NODE, is_reserved
 
 
 class View(Struct, kw_only=True):
@@ -145,11 +146,16 @@ class MeshState:
         found: Endpoint | None = None
         what = f"endpoints/{address}"
         for cluster in self._holders["endpoints"].get(address, ()):
+            endpoint = self.views[cluster].endpoints[address]
             if found is not None or not self.speaks_for(cluster, address):
                 self.refuse(cluster, what, f"{address} belongs to another cluster, or to none")
+            elif cluster != self.own and is_reserved(endpoint.identity) and endpoint.identity != REMOTE_NODE:
+                self.refuse(
+                    cluster, what, f"identity {endpoint.identity} is reserved: a peer may not give it to anyone"
+                )
             else:
                 self.accept(cluster, what)
-                found = self.views[cluster].endpoints[address]
+                found = endpoint
         return found
 
     def remote_services(self, name: tuple[str, str]) -> list[Service]:

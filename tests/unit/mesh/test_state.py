@@ -249,3 +249,15 @@ def test_no_two_clusters_are_ever_admitted_to_overlapping_cidrs(script: list[tup
             for each_name in view.nodes:
                 held = (each_cluster, each_name) in {(n.cluster, n.name) for n in state.admitted_nodes()}
                 assert held != (f"nodes/{each_name}" in view.refused)
+
+
+@pytest.mark.parametrize(
+    ("identity", "taken"), [(1, False), (2, False), (7, False), (255, False), (6, True), (70000, True)]
+)
+def test_reserved_identities_are_not_taken_from_a_peer_but_for_its_nodes(identity: int, taken: bool) -> None:
+    state = MeshState("own")
+    state.put("beta", "endpoints", "10.2.0.7", Endpoint(ip="10.2.0.7", identity=identity))
+    assert (state.endpoint("10.2.0.7") is not None) == taken
+    assert ("endpoints/10.2.0.7" in state.views["beta"].refused) != taken
+    state.put("own", "endpoints", "10.1.0.7", Endpoint(ip="10.1.0.7", identity=identity))
+    assert state.endpoint("10.1.0.7") is not None
