@@ -51,7 +51,10 @@ async def _read(cluster: Context) -> dict[str, Any]:
     from clustermesh.overview import read
 
     folder = read_peers(cluster.peers, cluster.name)
-    overview = await read(cluster, folder.peers)
+    try:
+        overview = await read(cluster, folder.peers)
+    except Unavailable as e:
+        raise Unavailable(f"{e}: does `clustermesh etcd` run there, and can it be reached from here?") from e
     overview["errors"] += [f"peers folder: {problem}" for problem in folder.problems]
     return overview | {"ok": not overview["errors"]}
 
