@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from agent.bpf.layouts import AddressKey, Backend, BackendKey, CidrKey, IpcacheValue, ServiceKey, ServiceValue
 from agent.bpf.loader import Datapath
+from agent.bpf.probe import Feature
 from agent.targets import maps
 from agent.targets.routes import Route, RouteKey, RouteTarget
 from agent.targets.services import ServiceMapTarget
@@ -18,8 +20,8 @@ from clustermesh.reconcile import Reconciler, Tracker
 class Kernel:
     """The trackers of one node and their two groups: the network between nodes, and the services that use it."""
 
-    def __init__(self, datapath: Datapath, device: Device, public_key: str) -> None:
-        self.datapath, self.device, self.public_key = datapath, device, public_key
+    def __init__(self, datapath: Datapath, device: Device, public_key: str, features: Sequence[Feature] = ()) -> None:
+        self.datapath, self.device, self.public_key, self.features = datapath, device, public_key, features
         peers = WireGuardTarget(device, public_key)
         self.greet_peers_forever = peers.greet_forever
         self.ipcache = Tracker[AddressKey, IpcacheValue]("ipcache", maps.addresses(datapath))

@@ -23,6 +23,7 @@ from prometheus_client import REGISTRY
 from agent import api, report
 from agent.bpf.bpffs import cgroup2_root, ensure_bpffs
 from agent.bpf.loader import Datapath
+from agent.bpf.probe import Feature, probe
 from agent.engine import Engine
 from agent.kernel import Kernel
 from agent.metrics import StatusCollector
@@ -85,19 +86,22 @@ async def run(options: Options) -> None:
     async with asyncio.TaskGroup() as tasks:
         deriving = tasks.create_task(wireguard_keys.derive_public_key(private_key))  # meanwhile the rest starts
         device = await open_device(options.device, log=options.state_dir / "wireguard-go.log")
-        with closing(_open_datapath(options)) as datapath:
+        features = _check_features(options)
+        with closing(Datapath.open(None, options.bpffs / "clustermesh", cgroup2_root())) as datapath:
             tls = Tls(context.ca, context.certificate("local"), context.key("local"))
             async with EtcdClient([context.endpoint], tls) as etcd:
                 underlay = UnderlaySetup(datapath, device, private_key, options.port)
-                await _work(options, context, etcd, Kernel(datapath, device, await deriving), underlay)
+                await _work(options, context, etcd, Kernel(datapath, device, await deriving, features), underlay)
 
 
-def _open_datapath(options: Options) -> Datapath:
+def _check_features(options: Options) -> list[Feature]:
+    """What this kernel has, found out by trying. Refused, with what to do, where something is missing without which
+    there is no datapath."""
     ensure_bpffs(options.bpffs)
-    cgroup = cgroup2_root()
-    if cgroup is None:
-        raise Refused("no cgroup2 is mounted, and services are translated there: mount -t cgroup2 none /sys/fs/cgroup")
-    return Datapath.open(None, options.bpffs / "clustermesh", cgroup)
+    features = probe(options.bpffs)
+    if lacking := [f"{each.sentence} ({each.remedy})" for each in features if each.needed and not each.present]:
+        raise Refused("; ".join(lacking))
+    return features
 
 
 async def _work(options: Options, context: Context, etcd: EtcdClient, kernel: Kernel, underlay: UnderlaySetup) -> None:

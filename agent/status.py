@@ -7,8 +7,8 @@ from itertools import islice
 from typing import Any
 
 from agent.bpf.layouts import PROTOCOL_NUMBERS, ServiceKey, ipv4_text
-from agent.bpf.loader import Datapath
 from agent.engine import Engine
+from agent.kernel import Kernel
 from agent.options import Options
 from agent.pods import Pods
 from agent.propagation import Propagation
@@ -50,7 +50,7 @@ class Status:
             "problems": self.problems(),
             "clusters": [self._cluster(reader) for reader in self._readers()],
             "targets": [_target(tracker) for tracker in engine.kernel.trackers],
-            "datapath": _datapath(engine.kernel.datapath),
+            "datapath": _datapath(engine.kernel),
             "encryption": self._encryption(_SHOWN),
         }
 
@@ -232,13 +232,14 @@ def _conflict(frontend: Frontend, names: list[tuple[str, str]]) -> str:
     return f"{frontend.address}:{frontend.port}/{frontend.protocol} is claimed by {claimants}; the first is served"
 
 
-def _datapath(datapath: Datapath) -> dict[str, Any]:
-    """Which program runs where, and how it came there."""
+def _datapath(kernel: Kernel) -> dict[str, Any]:
+    """Which program runs where and how it came there, and what this kernel has only a second way for."""
     hooks = [
         {"name": hook.name, "target": hook.target, "mechanism": str(hook.mechanism), "outcome": str(hook.outcome)}
-        for hook in datapath.hooks.values()
+        for hook in kernel.datapath.hooks.values()
     ]
-    return {"loader": "libbpf", "pinned": str(datapath.pin_dir), "hooks": hooks}
+    degraded = [f"{each.name}: {each.sentence} ({each.remedy})" for each in kernel.features if not each.present]
+    return {"loader": "libbpf", "pinned": str(kernel.datapath.pin_dir), "hooks": hooks, "degraded": degraded}
 
 
 def _target(tracker: Tracker[Any, Any]) -> dict[str, Any]:

@@ -85,6 +85,11 @@ def _print_status(found: dict[str, Any]) -> None:
         f"Encryption: {encryption['provider']} WireGuard on {encryption['device']} ({encryption['why']}), "
         f"{encryption['peers']} peers, strict mode by {encryption['strict'] or 'nothing yet'}"
     )
+    datapath = found["datapath"]
+    hooks = sorted({f"{hook['mechanism']} ({hook['outcome']})" for hook in datapath["hooks"]})
+    click.echo(f"Datapath: loaded by {datapath['loader']}, attached by {', '.join(hooks) or 'nothing yet'}")
+    for sentence in datapath["degraded"]:
+        click.secho(f"  degraded: {printable(sentence)}", fg="yellow")
     click.echo()
     head = ("CLUSTER", "ID", "STATE", "SINCE", "NODES", "SERVICES", "ENDPOINTS", "IDENTITIES", "REFUSED", "LAST ERROR")
     print_table(head, [_cluster_row(cluster) for cluster in found["clusters"]])

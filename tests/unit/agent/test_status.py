@@ -10,6 +10,7 @@ from fake_kernel import Bed, make_node
 from fake_wireguard import numbered_key
 
 from agent.bpf.layouts import AddressKey, ipv4
+from agent.bpf.probe import Feature
 from agent.metrics import StatusCollector
 from agent.status import Status
 from clustermesh.errors import Unavailable
@@ -150,3 +151,11 @@ async def test_metrics_are_the_status(bed: Bed) -> None:
         (s.name, tuple(s.labels.values())): s.value for m in StatusCollector(status(bed)).collect() for s in m.samples
     }
     assert samples["cilium_clustermesh_remote_cluster_readiness_status", ("beta",)] == 0
+
+
+async def test_what_the_kernel_lacks_is_said_with_what_to_do(bed: Bed) -> None:
+    bed.kernel.features = (
+        Feature("tcx", False, False, "devices take no links", "use Linux 6.6 or later"),
+        Feature("bpf", True, True, "bpf(2) loads programs", ""),
+    )
+    assert status(bed).summary()["datapath"]["degraded"] == ["tcx: devices take no links (use Linux 6.6 or later)"]

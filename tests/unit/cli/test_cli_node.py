@@ -86,6 +86,11 @@ def status(**changes: Any) -> dict[str, Any]:
         "clusters": [cluster, cluster | {"name": "beta", "own": False} | changes.pop("beta", {})],
         "targets": [target],
         "encryption": encryption,
+        "datapath": {
+            "loader": "libbpf",
+            "hooks": [{"mechanism": "cgroup link", "outcome": "adopted"}],
+            "degraded": ["tcx: devices take no links (use Linux 6.6 or later)"],
+        },
     } | changes
 
 
@@ -93,6 +98,8 @@ def test_status_shows_clusters_and_tables(agent: Callable[..., Path]) -> None:
     result = node(agent({"status": status()}), "status")
     assert result.exit_code == 0, result.output
     assert "Node alpha/n1: ready" in result.stdout
+    assert "loaded by libbpf, attached by cgroup link (adopted)" in result.stdout
+    assert "degraded: tcx: devices take no links" in result.stdout
     assert "alpha (own)" in result.stdout
     assert "2h ago" in result.stdout
     assert "backends  7        6       1" in result.stdout
