@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ _STOP_SECONDS: Final = 10.0
 _LINE: Final = 4 << 20
 
 
-class _Lines:
+class _Lines(ABC):
     """A program inside the lab and the JSON objects it prints; `take` sees each of them."""
 
     def __init__(self, lab: Lab, where: str, script: str, *arguments: str) -> None:
@@ -32,8 +33,8 @@ class _Lines:
         self._name = f"{script} on {where}"
         self._changed = asyncio.Event()
 
-    def take(self, line: bytes) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def take(self, line: bytes) -> None: ...
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
