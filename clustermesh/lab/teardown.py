@@ -21,7 +21,7 @@ from clustermesh.lab.processes import kill_and_wait, lives, start_time
 from clustermesh.lab.state import LabState
 
 _KILL_SECONDS: Final = 10.0
-_SETTLE_SECONDS: Final = 5.0  # the kernel frees programs, links and namespaces shortly after their last user
+_SETTLE_SECONDS: Final = 10.0  # the kernel frees programs, links and namespaces shortly after their last user
 
 
 def down(folder: Path) -> list[str]:
@@ -36,6 +36,7 @@ def down(folder: Path) -> list[str]:
     end = time.monotonic() + _SETTLE_SECONDS
     while (left := left_behind(folder, known, programs)) and time.monotonic() < end:
         time.sleep(0.05)
+        shutil.rmtree(folder, ignore_errors=True)  # a mount of a dying namespace may have held a part of it
     return left
 
 
