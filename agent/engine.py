@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from agent.bpf.layouts import AddressKey, ipv4
 from agent.kernel import Kernel
+from agent.newcomers import Newcomers
 from agent.options import Options
 from agent.plan_nodes import NodePlan, plan_endpoint, plan_nodes
 from agent.plan_services import ServicePlanner
@@ -53,6 +54,7 @@ class Engine:
         self.underlay_error = ""
         self.prepared = asyncio.Event()  # the node's device and address are there: pods can be attached
         self._options, self._state, self._sink, self._propagation = options, state, sink, propagation
+        self._newcomers = Newcomers(state, kernel.device, sink.changed)
         self._started = time.monotonic()
         self._pruning = False
 
@@ -63,6 +65,7 @@ class Engine:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._watch_device())
             tasks.create_task(self.kernel.greet_peers_forever())
+            tasks.create_task(self._newcomers.run())
             audit_due = time.monotonic() + _AUDIT
             while True:
                 await self.step(own, peers)
@@ -75,6 +78,8 @@ class Engine:
     async def step(self, own: ClusterReader, peers: Peers) -> None:
         """Plan what is dirty and apply what is pending."""
         self._sink.changed.clear()
+        self._newcomers.meet(peers.newcomers)
+        peers.newcomers.clear()
         dirty, changes = self._state.take_dirty(), self._propagation.take_seen()  # of one moment
         await self._replan(dirty)
         if self.plan.own is None and own.session.complete and not self.underlay_error:

@@ -42,6 +42,7 @@ class Peers:
         self.readers: dict[str, ClusterReader] = {}
         self.problems: list[str] = []
         self.synced_once = False  # the folder was read at least once
+        self.newcomers: set[str] = set()  # clusters of which nothing was known when their reader was started
         self._folder, self._own, self._sink, self._keep = folder, own, sink, keep
         self._connect, self._resources = connect, resources
         self._files: dict[str, PeerFile] = {}
@@ -103,6 +104,8 @@ class Peers:
         elif previous is None and (kept := last_good.load(self._keep, file.name)) is not None:
             restore(self._sink, file.name, kept)
             reader.restored(kept.config)
+        else:
+            self.newcomers.add(file.name)
         self._files[file.name] = file
         self.readers[file.name] = reader
         self._tasks[file.name] = tasks.create_task(reader.run(), name=f"cluster {file.name}")

@@ -72,6 +72,7 @@ class MeshState:
     def __init__(self, own: str) -> None:
         self.own = own
         self.views: dict[str, View] = {own: View()}
+        self.withheld: set[str] = set()  # clusters whose services are known and not used yet
         self._order = [own]  # the own cluster first: it wins every tie
         self._holders: dict[str, dict[Any, tuple[str, ...]]] = {"endpoints": {}, "services": {}}  # name -> clusters
         self._claims, self._keys = Claims(), KeyClaims()
@@ -99,6 +100,8 @@ class MeshState:
 
     def drain(self, cluster: str, kinds: Sequence[str] = KINDS) -> None:
         """Forget everything of `cluster` (disconnected or evicted), or only what is of `kinds`."""
+        if kinds == KINDS:
+            self.withheld.discard(cluster)
         view = self.views.get(cluster)
         if view is None:
             return
@@ -111,6 +114,12 @@ class MeshState:
         if cluster != self.own:
             del self.views[cluster]
             self._order.remove(cluster)
+
+    def release(self, cluster: str) -> None:
+        """Use the services of a cluster that was withheld."""
+        self.withheld.discard(cluster)
+        if view := self.views.get(cluster):
+            self._dirty.services.update(view.services)
 
     def refuse(self, cluster: str, what: str, why: str) -> None:
         refused = self._view(cluster).refused
@@ -159,11 +168,11 @@ class MeshState:
         return found
 
     def remote_services(self, name: tuple[str, str]) -> list[Service]:
-        """The service `name` as every other cluster has it, without backends that are not theirs to name."""
+        """The service `name` as every other cluster in use has it, without backends that are not theirs to name."""
         return [
             self._trimmed(cluster, self.views[cluster].services[name])
             for cluster in self._holders["services"].get(name, ())
-            if cluster != self.own
+            if cluster != self.own and cluster not in self.withheld
         ]
 
     def _trimmed(self, cluster: str, service: Service) -> Service:

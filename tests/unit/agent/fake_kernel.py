@@ -133,7 +133,7 @@ class Bed:
         self.underlay = FakeUnderlay(self.device)
         self.datapath = SimpleNamespace(hooks={}, pin_dir=Path("/sys/fs/bpf/x"), counters=dict)
         self.own = self.reader("alpha")
-        self.peers = SimpleNamespace(readers={}, synced_once=True, problems=[])
+        self.peers = SimpleNamespace(readers={}, synced_once=True, problems=[], newcomers=set())
         self.new_engine()
 
     def new_engine(self) -> None:
