@@ -37,7 +37,7 @@ from agent.wireguard import keys as wireguard_keys
 from agent.wireguard.device import open_device
 from clustermesh import context as contexts
 from clustermesh.context import Context
-from clustermesh.errors import ClusterMeshError, Refused
+from clustermesh.errors import ClusterMeshError, Refused, first_of
 from clustermesh.health import serve_health
 from clustermesh.mesh import last_good
 from clustermesh.mesh.peer_files import PeerFile
@@ -61,7 +61,7 @@ def main() -> None:
     try:
         asyncio.run(_until_stopped(options))
     except* (ClusterMeshError, OSError) as group:
-        print(f"clustermesh agent: {_first(group)}", file=sys.stderr)
+        print(f"clustermesh agent: {first_of(group)}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -199,10 +199,3 @@ async def _save(
         except OSError as e:
             _log.error("last good state of %s is not saved: %s", name, e)
             sink.unsaved.add(name)
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    first: BaseException = group
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    return first

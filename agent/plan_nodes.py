@@ -12,7 +12,7 @@ from ipaddress import IPv4Network
 from msgspec import Struct, field
 
 from agent.bpf.layouts import CidrKey, IpcacheValue, ipv4
-from agent.targets.routes import BLACKHOLE_METRIC, Route, RouteKey
+from agent.targets.routes import Route, RouteKey, blackhole_routes, tunnel_routes
 from agent.targets.wireguard import drop_overlaps
 from agent.wireguard.peer import Peer, check_peer, sort_allowed_ips
 from clustermesh.errors import Invalid
@@ -70,16 +70,13 @@ def _plan_cidrs(plan: NodePlan, node: Node) -> None:
 def _plan_peer(plan: NodePlan, node: Node, device: str, port: int) -> None:
     name = f"{node.cluster}/{node.name}"
     source = "" if plan.own is None else router_address(plan.own)
-    for cidr in node.ipv4_pod_cidrs:
-        plan.routes[RouteKey(cidr, BLACKHOLE_METRIC)] = Route("blackhole")
-    key = node.wireguard_public_key
     peer = Peer(endpoint=node.ipv4, port=port, allowed_ips=sort_allowed_ips(node.ipv4_pod_cidrs))
     if why := _unusable(plan, node, peer):
         plan.problems[name] = why
+        plan.routes |= blackhole_routes(node.ipv4_pod_cidrs)
         return
-    plan.peers[key] = peer
-    for cidr in node.ipv4_pod_cidrs:
-        plan.routes[RouteKey(cidr, 0)] = Route("unicast", device, source)
+    plan.peers[node.wireguard_public_key] = peer
+    plan.routes |= tunnel_routes(node.ipv4_pod_cidrs, device, source)
 
 
 def _unusable(plan: NodePlan, node: Node, peer: Peer) -> str:

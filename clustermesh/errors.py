@@ -44,3 +44,11 @@ class ApplyError(ClusterMeshError):
         key, reason = next(iter(self.failed.items()))
         more = f" (and {len(self.failed) - 1} more)" if len(self.failed) > 1 else ""
         super().__init__(f"{key}: {reason}{more}")
+
+
+def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error inside `group`, however deep: what is said where there is room for one sentence."""
+    first: BaseException = group
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first

@@ -48,11 +48,13 @@ class Route(Struct, frozen=True, gc=False):
 
 def tunnel_routes(cidrs: Iterable[str], device: str, prefsrc: str) -> dict[RouteKey, Route]:
     """The routes of remote pod CIDRs: through `device`, and the blackholes beside them."""
-    routes: dict[RouteKey, Route] = {}
-    for cidr in cidrs:
-        routes[RouteKey(cidr, BLACKHOLE_METRIC)] = Route("blackhole")
-        routes[RouteKey(cidr, 0)] = Route("unicast", device, prefsrc)
-    return routes
+    cidrs = list(cidrs)
+    return blackhole_routes(cidrs) | {RouteKey(cidr, 0): Route("unicast", device, prefsrc) for cidr in cidrs}
+
+
+def blackhole_routes(cidrs: Iterable[str]) -> dict[RouteKey, Route]:
+    """What drops packets for `cidrs` where nothing carries them."""
+    return {RouteKey(cidr, BLACKHOLE_METRIC): Route("blackhole") for cidr in cidrs}
 
 
 def check_route(key: RouteKey, route: Route) -> None:

@@ -27,15 +27,14 @@ from clustermesh.apiserver.users import Users
 from clustermesh.apiserver.writer import Writer
 from clustermesh.context import Context
 from clustermesh.errors import DecodeError
-from clustermesh.model import AgentRecord
 from clustermesh.sources.folder import FolderSource
 from clustermesh.sources.translate import Change
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.follow import Changed, Interrupted, Listed, Put, follow
 from clustermesh.store.lease import DEFAULT_TTL, LeaseKeeper
 from clustermesh.store.tls import Tls
-from clustermesh.wire import keys, local
-from clustermesh.wire.entries import decode_identity
+from clustermesh.wire import keys
+from clustermesh.wire.entries import decode_agent_record, decode_identity
 from clustermesh.wire.timestamp import format_time
 
 _LOG: Final = logging.getLogger(__name__)
@@ -160,7 +159,7 @@ class ApiServer:
             self._records.pop(key, None)
             try:
                 node = keys.parse_agent(key)
-                record = _agent_record(node, event.kv.value) if isinstance(event, Put) else None
+                record = decode_agent_record(key, event.kv.value) if isinstance(event, Put) else None
             except DecodeError as e:
                 self._records[key] = str(e)
                 continue
@@ -273,13 +272,6 @@ class ApiServer:
             identities=len(self.allocator),
             leases=len(self.keeper.leases),
         )
-
-
-def _agent_record(node: str, value: bytes) -> AgentRecord:
-    record = local.decode_agent(value)
-    if record.node != node:
-        raise DecodeError("node", record.node, f"must be {node}, as its key says")
-    return record
 
 
 def _now() -> bytes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import select
 import signal
-import time
 from pathlib import Path
 
 from msgspec import Struct
@@ -54,13 +53,3 @@ def kill_and_wait(process: Process, seconds: float) -> bool:
         return True
     finally:
         os.close(descriptor)
-
-
-def wait_until_gone(pids: list[int], seconds: float) -> list[int]:
-    """Those of `pids` that still live after at most `seconds`."""
-    end = time.monotonic() + seconds
-    left = pids
-    while left and time.monotonic() < end:
-        left = [pid for pid in left if start_time(pid) is not None]
-        time.sleep(0.01)
-    return left

@@ -129,7 +129,6 @@ class Capture(_Lines):
 
     def __init__(self, lab: Lab, marker: str, self_test: str) -> None:
         super().__init__(lab, INTERNET, "capture.py", "--marker", marker, "--self-test", self_test)
-        self.self_test_marker = self_test
         self.counts: Counts | None = None
 
     def take(self, line: bytes) -> None:

@@ -18,7 +18,7 @@ from zlib import crc32
 
 from msgspec import Struct
 
-from clustermesh.errors import ClusterMeshError, Invalid, Refused, Unavailable
+from clustermesh.errors import ClusterMeshError, Invalid, Refused, Unavailable, first_of
 from clustermesh.mesh.session import Event, Session, State, advance
 from clustermesh.mesh.state import KINDS
 from clustermesh.model import Cluster, ClusterConfig
@@ -124,10 +124,10 @@ class ClusterReader:
         except* _Changed:
             at_once = True
         except* ClusterMeshError as group:
-            self._lost(str(_first(group)))
+            self._lost(str(first_of(group)))
         except* Exception as group:  # a bug of ours that this cluster has found must not end the others' readers
             _log.exception("cluster %s: reading it failed", self.name)
-            self._lost(f"internal error, see the log: {_first(group)!r}"[:_SHOWN])
+            self._lost(f"internal error, see the log: {first_of(group)!r}"[:_SHOWN])
         return at_once
 
     async def _read(self, client: EtcdClient) -> None:
@@ -305,10 +305,3 @@ def _shown(key: bytes) -> str:
     """How a refused key is called in status."""
     text = key.decode(errors="replace")
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({crc32(key):08x})"
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    first: BaseException = group
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    return first

@@ -102,8 +102,9 @@ def decode_local_service(key: bytes, value: bytes, cluster: Cluster) -> LocalSer
 @decodes("agent record")
 def decode_agent_record(key: bytes, value: bytes) -> AgentRecord:
     """What an agent says of its own node, by name."""
-    found = local.decode_agent(value)
-    _check_same("key", keys.parse_agent(key), found.node)
+    node, found = keys.parse_agent(key), local.decode_agent(value)
+    if found.node != node:
+        raise Invalid("node", found.node, f"must be {node}, as its key says")
     return found
 
 
