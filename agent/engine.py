@@ -13,8 +13,8 @@ from agent.bpf.layouts import AddressKey, ipv4
 from agent.kernel import Kernel
 from agent.newcomers import Newcomers
 from agent.options import Options
-from agent.plan_nodes import NodePlan, plan_endpoint, plan_nodes
-from agent.plan_services import ServicePlanner
+from agent.plan.nodes import NodePlan, plan_endpoint, plan_nodes
+from agent.plan.services import ServicePlanner
 from agent.propagation import Propagation
 from agent.sink import AgentSink
 from agent.underlay import UnderlaySetup

@@ -24,19 +24,17 @@ from agent import api, report
 from agent.bpf.bpffs import cgroup2_root, ensure_bpffs
 from agent.bpf.loader import Datapath
 from agent.bpf.probe import Feature, probe
+from agent.cni.methods import Pods
 from agent.engine import Engine
 from agent.kernel import Kernel
 from agent.metrics import StatusCollector
 from agent.options import Options, parse
-from agent.pods import Pods
 from agent.propagation import Propagation
 from agent.sink import AgentSink
 from agent.status import Status
 from agent.underlay import UnderlaySetup
 from agent.wireguard import keys as wireguard_keys
 from agent.wireguard.device import open_device
-from clustermesh import context as contexts
-from clustermesh.context import Context
 from clustermesh.errors import ClusterMeshError, Refused, first_of
 from clustermesh.health import serve_health
 from clustermesh.mesh import last_good
@@ -47,6 +45,8 @@ from clustermesh.mesh.session import State
 from clustermesh.mesh.state import MeshState, View
 from clustermesh.mesh.tables import own_tables, peer_tables
 from clustermesh.model import AgentRecord, ClusterConfig
+from clustermesh.standalone import context as contexts
+from clustermesh.standalone.context import Context
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.tls import Tls
 

@@ -7,10 +7,10 @@ from itertools import islice
 from typing import Any
 
 from agent.bpf.layouts import PROTOCOL_NUMBERS, ServiceKey, ipv4_text
+from agent.cni.methods import Pods
 from agent.engine import Engine
 from agent.kernel import Kernel
 from agent.options import Options
-from agent.pods import Pods
 from agent.propagation import Propagation
 from clustermesh import __version__
 from clustermesh.mesh.merge import Frontend

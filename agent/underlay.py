@@ -9,7 +9,7 @@ from msgspec import Struct
 from agent import netlink
 from agent.bpf.loader import Datapath
 from agent.cni.ipam import Ipam
-from agent.plan_nodes import router_address
+from agent.plan.nodes import router_address
 from agent.wireguard.device import FWMARK, Device, tunnel_mtu
 from clustermesh.errors import Unavailable
 from clustermesh.model import Node

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Final, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from clustermesh.context import Context
 from clustermesh.errors import DecodeError
 from clustermesh.mesh.session import State
+from clustermesh.standalone.context import Context
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.tls import Tls
 from clustermesh.wire import RESOURCES, keys

@@ -20,7 +20,10 @@ from types import MappingProxyType
 from typing import Final, Self
 
 from agent.bpf import clsact, probe
-from agent.bpf.attach import (
+from agent.bpf.bpffs import is_bpffs
+from agent.bpf.layouts import LAYOUT_VERSION, Reason
+from agent.bpf.libbpf import Object
+from agent.bpf.links import (
     Hook,
     LinkState,
     Mechanism,
@@ -31,9 +34,6 @@ from agent.bpf.attach import (
     is_same_program,
     pin_name,
 )
-from agent.bpf.bpffs import is_bpffs
-from agent.bpf.layouts import LAYOUT_VERSION, Reason
-from agent.bpf.libbpf import Object
 from agent.bpf.pins import PinnedMap, check_fits, copy_entries, copy_missing, per_cpu_size, pin_in_place, pinned_map
 from agent.bpf.programs import map_info, program_info
 from agent.bpf.syscalls import BEFORE, AttachType, MapType, map_lookup

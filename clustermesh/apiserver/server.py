@@ -17,18 +17,18 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from clustermesh.apiserver.alone import alone
 from clustermesh.apiserver.health import Health, Scope, health_server
 from clustermesh.apiserver.identities import GRACE, Allocator
 from clustermesh.apiserver.ledger import Ledger
+from clustermesh.apiserver.lock import alone
 from clustermesh.apiserver.publish import IDENTITIES, Publisher
 from clustermesh.apiserver.resources import ABOUT, CANARIES, canary_keys, config_value, make_ledger, watched_places
 from clustermesh.apiserver.users import Users
 from clustermesh.apiserver.writer import Writer
-from clustermesh.context import Context
 from clustermesh.errors import DecodeError
 from clustermesh.sources.folder import FolderSource
 from clustermesh.sources.translate import Change
+from clustermesh.standalone.context import Context
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.follow import Changed, Interrupted, Listed, Put, follow
 from clustermesh.store.lease import DEFAULT_TTL, LeaseKeeper

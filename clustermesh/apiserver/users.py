@@ -15,11 +15,11 @@ from typing import Final
 
 from clustermesh.errors import ClusterMeshError, Invalid, Unavailable
 from clustermesh.model import Cluster
+from clustermesh.standalone.users_file import REMOTE_ROLE, User, read_users
 from clustermesh.store import auth
 from clustermesh.store.auth import Access, Grant
 from clustermesh.store.backoff import Backoff
 from clustermesh.store.client import EtcdClient
-from clustermesh.users import REMOTE_ROLE, User, read_users
 from clustermesh.wire import keys
 
 LOCAL_ROLE: Final = "local"

@@ -13,8 +13,8 @@ import click
 from certs.names import Leaf, cluster_leaves, unique
 from clustermesh.cli import context_option, output_option
 from clustermesh.cli.table import print_table
-from clustermesh.context import Context, load, locked
 from clustermesh.errors import Invalid
+from clustermesh.standalone.context import Context, load, locked
 
 if TYPE_CHECKING:
     from certs.folder import Entry

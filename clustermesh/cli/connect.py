@@ -13,13 +13,13 @@ from msgspec.structs import replace
 
 from clustermesh.cli import context_option, output_option
 from clustermesh.cli.table import print_table
-from clustermesh.context import Context, load, parse_address
 from clustermesh.errors import Invalid
 from clustermesh.model import check_cluster_name
+from clustermesh.standalone.context import Context, load, parse_address
 
 if TYPE_CHECKING:
-    from clustermesh.connect import Outcome
-    from clustermesh.connections import Connection
+    from clustermesh.standalone.connect import Outcome
+    from clustermesh.standalone.connections import Connection
 
 _MODE = click.option(
     "--connection-mode",
@@ -47,8 +47,8 @@ def connect(context: Path, folder: Path, mode: str, source_endpoint: str, destin
     Example:
       clustermesh connect --context /srv/alpha --destination-context /srv/beta
     """
-    from clustermesh.connect import Mode
-    from clustermesh.connect import connect as connect_clusters
+    from clustermesh.standalone.connect import Mode
+    from clustermesh.standalone.connect import connect as connect_clusters
 
     source = _reached_at(load(context), source_endpoint, "source-endpoint")
     destination = _reached_at(load(folder), destination_endpoint, "destination-endpoint")
@@ -69,8 +69,8 @@ def disconnect(context: Path, folder: Path | None, peer: str | None, mode: str) 
       clustermesh disconnect --context /srv/alpha --destination-context /srv/beta
       clustermesh disconnect --context /srv/alpha --peer beta
     """
-    from clustermesh.connect import Mode, find_destination, find_peer
-    from clustermesh.connect import disconnect as disconnect_clusters
+    from clustermesh.standalone.connect import Mode, find_destination, find_peer
+    from clustermesh.standalone.connect import disconnect as disconnect_clusters
 
     if (folder is None) == (peer is None):
         raise click.UsageError("give one of --destination-context DIR and --peer NAME")
@@ -91,7 +91,7 @@ def disconnect(context: Path, folder: Path | None, peer: str | None, mode: str) 
 @output_option
 def peers(context: Path, output: str) -> None:
     """List the clusters that this one reads, and those that read it."""
-    from clustermesh.connections import list_connections
+    from clustermesh.standalone.connections import list_connections
 
     connections = list_connections(load(context), datetime.now(UTC))
     if output == "json":

@@ -17,9 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from clustermesh.cli.lab import folder_option
-from clustermesh.lab.demo import Demo
-from clustermesh.lab.plan import make_plan
-from clustermesh.lab.streams import Capture, Load
+from lab.demo import Demo
+from lab.plan import make_plan
+from lab.streams import Capture, Load
 
 _BAR = 30
 

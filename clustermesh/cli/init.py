@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from clustermesh.context import create, locked
+from clustermesh.standalone.context import create, locked
 
 
 @click.command()

@@ -13,7 +13,7 @@ from clustermesh.cli import output_option
 from clustermesh.cli.table import print_table
 
 if TYPE_CHECKING:
-    from clustermesh.lab.lab import LabStatus
+    from lab.lab import LabStatus
 
 _FOLDER = "/run/clustermesh-lab"
 
@@ -65,8 +65,8 @@ def up(clusters: int, nodes: int, pods: int, connect: bool, folder: Path, output
     import asyncio
 
     from clustermesh.cli.progress import shown_progress
-    from clustermesh.lab import bring_up, state
-    from clustermesh.lab.plan import make_plan
+    from lab import bring_up, state
+    from lab.plan import make_plan
 
     plan = make_plan(clusters, nodes, pods, str(folder.absolute()))
     with state.only_one(Path(plan.folder)), shown_progress() as report:
@@ -86,7 +86,7 @@ def down(folder: Path, output: str) -> None:
     """
     import json
 
-    from clustermesh.lab import preconditions, state, teardown
+    from lab import preconditions, state, teardown
 
     preconditions.check_root()
     with state.only_one(folder.absolute()):
@@ -110,7 +110,7 @@ def status(folder: Path, output: str) -> None:
     Example:
       clustermesh lab status -o json
     """
-    from clustermesh.lab.lab import Lab
+    from lab.lab import Lab
 
     _print_status(Lab.open(folder.absolute()).status(), output)
 
@@ -131,8 +131,8 @@ def execute(where: str, argv: tuple[str, ...], folder: Path) -> None:
       clustermesh lab exec alpha-1 -- clustermesh node backend list
       clustermesh lab exec alpha/client -- bash
     """
-    from clustermesh.lab import preconditions
-    from clustermesh.lab.lab import Lab
+    from lab import preconditions
+    from lab.lab import Lab
 
     preconditions.check_root()
     wanted = argv[1:] if argv[0] == "--" else argv

@@ -13,8 +13,8 @@ from typing import NoReturn
 import click
 
 from clustermesh.cli import context_option
-from clustermesh.context import Context, load
 from clustermesh.errors import Refused
+from clustermesh.standalone.context import Context, load
 
 
 @click.command()

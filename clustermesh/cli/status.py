@@ -13,8 +13,8 @@ import click
 
 from clustermesh.cli import FAILED, context_option, output_option, printable
 from clustermesh.cli.progress import shown_progress
-from clustermesh.context import Context, load
 from clustermesh.errors import Unavailable
+from clustermesh.standalone.context import Context, load
 
 _POLL = 1.0
 

@@ -10,8 +10,8 @@ from msgspec import UNSET, Struct, UnsetType, field
 from clustermesh.errors import Invalid
 from clustermesh.model import ClusterConfig, check_cluster_id
 from clustermesh.wire import go_json
+from clustermesh.wire.decoding import decodes
 from clustermesh.wire.go_json import UInt32
-from clustermesh.wire.seam import decodes
 
 _LARGEST_MESH: Final = 511
 

@@ -14,9 +14,9 @@ from clustermesh.errors import Invalid
 from clustermesh.model import Endpoint, NamedPort
 from clustermesh.wire import go_json
 from clustermesh.wire.address import check_cidr, check_ip, length_of, mask_of, read_ip
+from clustermesh.wire.decoding import decodes
 from clustermesh.wire.go_json import UInt8, UInt16, UInt32
 from clustermesh.wire.ports import check_port, read_protocol, write_protocol
-from clustermesh.wire.seam import decodes
 
 
 class _NamedPort(Struct, frozen=True, gc=False):

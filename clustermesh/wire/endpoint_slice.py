@@ -16,9 +16,9 @@ from clustermesh.errors import DecodeError, Invalid
 from clustermesh.model import EndpointSlice, SliceEndpoint, SlicePort, check_cluster_id
 from clustermesh.wire import slice_pb2
 from clustermesh.wire.address import check_ip, read_ip
+from clustermesh.wire.decoding import decodes
 from clustermesh.wire.keys import check_name
 from clustermesh.wire.ports import check_port, read_protocol, write_protocol
-from clustermesh.wire.seam import decodes
 
 MAX_SIZE: Final = 4 << 20  # bytes, unpacked: a slice of 1000 endpoints, all Kubernetes allows, is a tenth of it
 _LARGEST_ID: Final = 511

@@ -25,7 +25,7 @@ from clustermesh.model import (
     ServiceExport,
 )
 from clustermesh.wire import endpoint, identity, keys, local, node, numbering, service, service_export
-from clustermesh.wire.seam import decodes
+from clustermesh.wire.decoding import decodes
 
 Entry: TypeAlias = Node | Service | Identity | Endpoint | ServiceExport | EndpointSlice
 Name: TypeAlias = str | int | tuple[str, str]

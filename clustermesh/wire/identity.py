@@ -10,7 +10,7 @@ from typing import Final
 
 from clustermesh.errors import DecodeError, Invalid
 from clustermesh.model import Identity, Label
-from clustermesh.wire.seam import decodes
+from clustermesh.wire.decoding import decodes
 
 CLUSTER_LABEL: Final = "io.cilium.k8s.policy.cluster"
 NAMESPACE_LABEL: Final = "io.kubernetes.pod.namespace"

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from clustermesh.errors import DecodeError, Invalid
 from clustermesh.wire.address import check_cidr, check_ip
-from clustermesh.wire.seam import decodes
+from clustermesh.wire.decoding import decodes
 
 STATE: Final = b"cilium/state/"
 CACHE: Final = b"cilium/cache/"

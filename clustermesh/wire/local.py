@@ -10,9 +10,9 @@ from msgspec import Meta, Struct, field
 from clustermesh.errors import Invalid
 from clustermesh.model import Affinity, AgentRecord, LocalService, Stamp
 from clustermesh.wire import go_json, service
+from clustermesh.wire.decoding import decodes
 from clustermesh.wire.keys import check_name
 from clustermesh.wire.node import check_wireguard_key
-from clustermesh.wire.seam import decodes
 
 _Nanoseconds = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 

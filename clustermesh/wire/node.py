@@ -12,9 +12,9 @@ from clustermesh.errors import Invalid
 from clustermesh.model import Node, NodeAddress, check_cluster_id
 from clustermesh.wire import go_json
 from clustermesh.wire.address import WireCIDR, check_ip, read_cidr, read_ip, write_cidr
+from clustermesh.wire.decoding import decodes
 from clustermesh.wire.go_json import UInt8, UInt32
 from clustermesh.wire.keys import check_name
-from clustermesh.wire.seam import decodes
 
 ADDRESS_TYPES: Final = ("InternalIP", "ExternalIP", "CiliumInternalIP", "Hostname", "InternalDNS", "ExternalDNS")
 _LARGEST_ID: Final = 511

@@ -12,10 +12,10 @@ from clustermesh.errors import Invalid
 from clustermesh.model import Port, Service, Zone, check_cluster_id
 from clustermesh.wire import go_json
 from clustermesh.wire.address import check_ip, read_ip
+from clustermesh.wire.decoding import decodes
 from clustermesh.wire.go_json import UInt32
 from clustermesh.wire.keys import check_name
 from clustermesh.wire.ports import WirePort, read_ports, write_ports
-from clustermesh.wire.seam import decodes
 
 _LARGEST_ID: Final = 511
 _PortsByIP = dict[str, dict[str, WirePort] | None]

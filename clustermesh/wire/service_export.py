@@ -13,9 +13,9 @@ from msgspec import UNSET, Meta, Struct, UnsetType, field
 from clustermesh.errors import Invalid
 from clustermesh.model import ExportPort, ServiceExport
 from clustermesh.wire import go_json
+from clustermesh.wire.decoding import decodes
 from clustermesh.wire.keys import check_name
 from clustermesh.wire.ports import check_port, read_protocol, write_protocol
-from clustermesh.wire.seam import decodes
 from clustermesh.wire.timestamp import format_time, parse_time
 
 _Int32 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from clustermesh.errors import ClusterMeshError
-from clustermesh.lab import bring_up, preconditions, teardown
-from clustermesh.lab.lab import Lab
-from clustermesh.lab.plan import make_plan
+from lab import bring_up, preconditions, teardown
+from lab.lab import Lab
+from lab.plan import make_plan
 from tests.bench import bench_agent, bench_maps, bench_services
 
 _FOLDER = Path("/run/clustermesh-lab-bench")

@@ -13,8 +13,8 @@ import time
 from typing import Any
 
 from clustermesh.errors import ClusterMeshError, Unavailable
-from clustermesh.lab import machine
-from clustermesh.lab.lab import Lab
+from lab import machine
+from lab.lab import Lab
 
 SERVICES, BACKENDS = 1000, 10
 _RUNS = 5

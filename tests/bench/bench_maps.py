@@ -14,7 +14,7 @@ from typing import Any
 from agent.bpf.layouts import Backend, BackendKey, ServiceKey, ServiceValue
 from agent.bpf.syscalls import NO_PREALLOC, MapType, map_create
 from agent.targets.maps import MapTarget
-from clustermesh.lab.lab import Lab
+from lab.lab import Lab
 
 _SERVICES, _BACKENDS, _ROUNDS = 1000, 10, 5
 _RESTORE = "iptables-legacy-restore"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from clustermesh.lab.lab import Lab
+from lab.lab import Lab
 
 _ROUNDS, _CONNECTIONS = 7, 2000
 _PROGRAM = """

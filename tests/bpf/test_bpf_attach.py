@@ -21,8 +21,8 @@ from bpf_node import TIMEOUT, Node
 from bpf_packets import ipv4
 
 from agent.bpf import probe
-from agent.bpf.attach import Mechanism, Outcome
 from agent.bpf.layouts import CidrKey, IpcacheValue, Reason
+from agent.bpf.links import Mechanism, Outcome
 from agent.bpf.loader import Datapath
 from agent.bpf.programs import EXIT, program_load, set_result
 from agent.bpf.syscalls import AttachType, ProgramType, link_create, object_pin

@@ -16,8 +16,8 @@ import pytest
 from bpf_node import EchoServer, Node
 
 from agent.bpf import probe
-from agent.bpf.attach import Mechanism, Outcome
 from agent.bpf.layouts import AddressKey, Backend, BackendKey, IpcacheValue, Reason, ServiceKey, ServiceValue, ipv4
+from agent.bpf.links import Mechanism, Outcome
 from agent.bpf.loader import Datapath
 from agent.bpf.probe import SOCKET_HOOKS
 from agent.bpf.syscalls import NO_PREALLOC, MapType, map_create, object_pin

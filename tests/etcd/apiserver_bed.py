@@ -18,8 +18,8 @@ from certs.issue import issue
 from certs.names import Leaf, cluster_leaves
 from certs.pair import write_pair
 from clustermesh.apiserver.server import Timing, run
-from clustermesh.context import Context, create
 from clustermesh.errors import ClusterMeshError
+from clustermesh.standalone.context import Context, create
 from clustermesh.store.auth import list_users
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.follow import Changed, Deleted, Listed, follow
@@ -33,7 +33,7 @@ _ROOT = Path(__file__).parents[2]
 _CHILD = """
 import asyncio, pathlib, sys
 from clustermesh.apiserver import run
-from clustermesh.context import load
+from clustermesh.standalone.context import load
 asyncio.run(run(load(pathlib.Path(sys.argv[1])), sys.argv[2]))
 """
 

@@ -10,8 +10,8 @@ import pytest
 from apiserver_bed import PATIENCE, Bed, manifests
 
 from clustermesh.errors import ClusterMeshError, Refused
+from clustermesh.standalone.users_file import add_user, remove_user
 from clustermesh.store.client import EtcdClient
-from clustermesh.users import add_user, remove_user
 from clustermesh.wire import keys
 
 OWN = ("root", "admin-alpha", "local-alpha", "remote")

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from conftest import free_port
 
-from clustermesh.context import Context, load
 from clustermesh.errors import ClusterMeshError, Refused
 from clustermesh.mesh.peer_files import PeerFile, read_peers
+from clustermesh.standalone.context import Context, load
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.tls import Tls
 from clustermesh.wire import keys

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from clustermesh.errors import Refused
-from clustermesh.lab import bring_up, cgroups, preconditions, teardown
-from clustermesh.lab.lab import Lab
-from clustermesh.lab.plan import make_plan
+from lab import bring_up, cgroups, preconditions, teardown
+from lab.lab import Lab
+from lab.plan import make_plan
 
-SHARED_FOLDER = "/run/clustermesh-lab-tests"
+SHARED_FOLDER = f"/run/clustermesh-lab-tests-{os.getpid()}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

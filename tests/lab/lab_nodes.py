@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from clustermesh.lab import cgroups, machine
-from clustermesh.lab.node_spec import NodeSpec
-from clustermesh.lab.processes import Process
+from lab import cgroups, machine
+from lab.node_spec import NodeSpec
+from lab.processes import Process
 
 
 class TestNode:

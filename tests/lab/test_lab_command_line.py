@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from clustermesh.lab import cgroups, teardown
-from clustermesh.lab.machine import bin_folder
+from lab import cgroups, teardown
+from lab.machine import bin_folder
 
 SMALL = ["--clusters", "1", "--nodes", "1", "--pods", "1"]
 SECONDS = 100.0

@@ -14,8 +14,8 @@ import pytest
 import yaml
 from lab_nodes import TestNode, eventually
 
-from clustermesh.lab import cgroups, machine, manifests, node_spec
-from clustermesh.lab.plan import PodPlan
+from lab import cgroups, machine, manifests, node_spec
+from lab.plan import PodPlan
 
 PLUGIN = Path(__file__).with_name("cni_for_tests.py")
 CLIENT = Path(manifests.__file__).with_name("client.py")
@@ -39,9 +39,7 @@ class KubeletNode:
             "--cgroup2": cgroups.cgroup2_root(),
         }
         words = [str(word) for pair in options.items() for word in pair]
-        machine.keep(
-            node.home, "kubelet", [str(machine.bin_folder() / "python"), "-m", "clustermesh.lab.kubelet", *words]
-        )
+        machine.keep(node.home, "kubelet", [str(machine.bin_folder() / "python"), "-m", "lab.kubelet", *words])
 
     def apply(self, name: str, role: str = "web", **changes: Any) -> None:
         document = manifests.pod(PodPlan(name=name, cluster="alpha", node="one", role=role))

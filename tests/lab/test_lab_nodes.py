@@ -14,8 +14,8 @@ import pytest
 from lab_nodes import TestNode, eventually
 
 from clustermesh.errors import Refused
-from clustermesh.lab import cgroups, machine, node_spec
-from clustermesh.lab.processes import lives
+from lab import cgroups, machine, node_spec
+from lab.processes import lives
 
 
 async def test_two_nodes_share_no_namespace_with_each_other_or_the_host(folder: Path) -> None:

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from clustermesh.errors import ClusterMeshError, Refused
-from clustermesh.lab import bring_up, claims, machine, node_spec, teardown
-from clustermesh.lab.lab import Lab
-from clustermesh.lab.plan import make_plan
-from clustermesh.lab.waiting import until
+from lab import bring_up, machine, node_spec, promises, teardown
+from lab.lab import Lab
+from lab.plan import make_plan
+from lab.waiting import until
 
 _FOLDER = "/run/clustermesh-lab-outages"
 
@@ -36,7 +36,7 @@ def pair() -> Iterator[Lab]:
 @asynccontextmanager
 async def no_request_fails(lab: Lab) -> AsyncIterator[None]:
     """Requests of alpha's client to the global service during the block, answered by both clusters, none lost."""
-    load = claims.web_load(lab)
+    load = promises.web_load(lab)
     async with load.running():
         await until(lambda: len(load.traffic.clusters) == 2, "answers from both clusters")
         yield
@@ -190,7 +190,7 @@ async def _etcd_has(lab: Lab, cluster: str) -> bool:
 
 
 async def _reaches(lab: Lab, cluster: str) -> bool:
-    answers = await claims.answers(lab, {"alpha", "beta"}, seconds=0.5)
+    answers = await promises.answers(lab, {"alpha", "beta"}, seconds=0.5)
     return cluster in answers.tcp.clusters and not answers.tcp.failed
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from lab_nodes import TestNode
 
-from clustermesh.lab import cgroups, machine, state, teardown
-from clustermesh.lab.plan import make_plan
-from clustermesh.lab.processes import Process, identify, lives, start_time
-from clustermesh.lab.state import LabState
+from lab import cgroups, machine, state, teardown
+from lab.plan import make_plan
+from lab.processes import Process, identify, lives, start_time
+from lab.state import LabState
 
 
 async def test_down_ends_every_process_also_one_nobody_remembers(folder: Path) -> None:

@@ -15,8 +15,8 @@ import msgspec
 from netns_node import TIMEOUT, NetnsNode
 
 from agent import netlink
-from agent.cni.endpoints import EndpointRequest, Endpoints
 from agent.cni.ipam import Ipam
+from agent.cni.local_pods import EndpointRequest, Endpoints
 from agent.targets.routes import RouteTarget, tunnel_routes
 from agent.targets.wireguard import WireGuardTarget
 from agent.wireguard import keys

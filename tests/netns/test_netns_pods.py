@@ -23,8 +23,8 @@ import pytest
 from netns_mesh import MTU, MeshNode
 
 from agent import netlink
-from agent.cni import attach
-from agent.cni.endpoints import EndpointRequest, Endpoints, host_ifname
+from agent.cni import veth
+from agent.cni.local_pods import EndpointRequest, Endpoints, host_ifname
 from clustermesh.errors import Invalid, Refused, Unavailable
 
 
@@ -252,4 +252,4 @@ def test_name_that_would_leave_the_folder_is_invalid(node: MeshNode, tmp_path: P
 
 
 def test_detaching_what_is_absent_is_success(node: MeshNode) -> None:
-    node.do(attach.detach("lxc-nothing"))
+    node.do(veth.detach("lxc-nothing"))

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from agent.bpf import bpffs, libbpf, loader, pins
-from agent.bpf.attach import pin_name
 from agent.bpf.bpffs import Mount
 from agent.bpf.libbpf import MapShape
+from agent.bpf.links import pin_name
 from clustermesh.errors import Refused
 
 MOUNTS = rb"""sysfs /sys sysfs rw 0 0

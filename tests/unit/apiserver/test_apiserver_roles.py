@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from clustermesh.apiserver.users import own_users, peers_allowed, roles
 from clustermesh.model import Cluster
+from clustermesh.standalone.users_file import User
 from clustermesh.store.auth import Access
-from clustermesh.users import User
 
 ALPHA = Cluster(name="alpha", id=1)
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from certs.check import facts
 from certs.pair import load_pair
 from clustermesh.cli import main, run
-from clustermesh.context import create
+from clustermesh.standalone.context import create
 
 
 def _do(*arguments: object) -> Result:

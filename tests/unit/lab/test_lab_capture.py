@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clustermesh.lab.capture import Counter, is_wireguard
+from lab.capture import Counter, is_wireguard
 
 PORT = 51871
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import yaml
 
-from clustermesh.lab import manifests, pod_files
-from clustermesh.lab.plan import make_plan
 from clustermesh.model import Cluster
 from clustermesh.sources.folder import FolderSource
+from lab import manifests, pod_files
+from lab.plan import make_plan
 
 PLAN = make_plan()
 ALPHA = PLAN.cluster("alpha")

@@ -8,7 +8,7 @@ from itertools import combinations
 import pytest
 
 from clustermesh.errors import Invalid
-from clustermesh.lab.plan import MAX_NODES, MAX_PODS, NAMES, make_plan
+from lab.plan import MAX_NODES, MAX_PODS, NAMES, make_plan
 
 
 def test_the_default_lab_is_two_clusters_of_two_nodes() -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from clustermesh.lab import manifests, pod_files, syscalls
-from clustermesh.lab.plan import PodPlan
-from clustermesh.lab.pod_files import PodFolder
+from lab import manifests, pod_files, syscalls
+from lab.plan import PodPlan
+from lab.pod_files import PodFolder
 
 KEY = ("default", "web-1")
 

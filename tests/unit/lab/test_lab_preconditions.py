@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from clustermesh.errors import Refused
-from clustermesh.lab import preconditions, processes, state
-from clustermesh.lab.plan import make_plan
-from clustermesh.lab.processes import Process
-from clustermesh.lab.state import LabState
+from lab import preconditions, processes, state
+from lab.plan import make_plan
+from lab.processes import Process
+from lab.state import LabState
 
 
 def test_without_root_nothing_else_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clustermesh.lab.records import Record, Traffic, add, between, percentile, summarize
+from lab.records import Record, Traffic, add, between, percentile, summarize
 
 RECORDS = [
     Record(10.0, 0.1, "alpha", None),

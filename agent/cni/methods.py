@@ -1,0 +1,96 @@
+"""CNI requests from the plugin, answered as soon as this node knows its pod CIDR."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import msgspec
+
+from agent.cni.local_pods import EndpointRequest, Endpoints
+from agent.engine import Engine
+from agent.options import Options
+from clustermesh.errors import ClusterMeshError, DecodeError, Unavailable
+
+_log = logging.getLogger(__name__)
+DELETIONS = "deleted-endpoints"  # the folder below run-dir where the plugin leaves what it could not tell an agent
+_DRAIN_PERIOD = 5.0
+
+
+class Pods:
+    """The socket's cni_add, cni_del and cni_check."""
+
+    def __init__(self, options: Options, engine: Engine) -> None:
+        self._options, self._engine = options, engine
+        self._endpoints: Endpoints | None = None
+        self._pod_cidr = ""
+        self._error = ""
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """What a person should look at: by file, or by what it is about."""
+        found = {} if self._endpoints is None else dict(self._endpoints.problems)
+        if self._error:
+            found["set-up"] = self._error
+        own = self._engine.plan.own
+        if self._pod_cidr and own is not None and own.ipv4_alloc_cidr != self._pod_cidr:
+            found["pod CIDR"] = (
+                f"is {own.ipv4_alloc_cidr} now, and pods here still get addresses of {self._pod_cidr}: "
+                "restart the agent once they may move"
+            )
+        return found
+
+    async def run(self) -> None:
+        """Take over the pods of the agent before this one, then carry out deletions that were left. Never returns."""
+        await self._engine.prepared.wait()
+        while True:
+            try:
+                await self._tend()
+                self._error = ""
+            except (ClusterMeshError, OSError) as e:
+                if str(e) != self._error:
+                    _log.error("pods: %s", e)
+                self._error = str(e)
+            await asyncio.sleep(_DRAIN_PERIOD)
+
+    async def _tend(self) -> None:
+        if self._endpoints is None:
+            self._endpoints = await self._take_over()
+        if self._endpoints is not None:
+            done = await self._endpoints.drain(self._options.run_dir / DELETIONS)
+            if done:
+                _log.info("%d pods deleted while no agent listened", done)
+
+    async def _take_over(self) -> Endpoints | None:
+        """The pods there are; None while the Node is gone again, or its device being made again."""
+        own, underlay = self._engine.plan.own, self._engine.underlay.current
+        if own is None or own.ipv4_alloc_cidr is None or underlay is None:
+            return None
+        endpoints = Endpoints(self._options.state_dir, own.ipv4_alloc_cidr, mtu=underlay.mtu)
+        await endpoints.restore()
+        self._pod_cidr = own.ipv4_alloc_cidr
+        return endpoints
+
+    async def add(self, params: dict[str, Any]) -> dict[str, Any]:
+        return (await self._ready().add(_request(params))).result()
+
+    async def delete(self, params: dict[str, Any]) -> dict[str, Any]:
+        await self._ready().delete(_request(params))
+        return {}
+
+    async def check(self, params: dict[str, Any]) -> dict[str, Any]:
+        return (await self._ready().check(_request(params))).result()
+
+    def _ready(self) -> Endpoints:
+        if self._endpoints is None:
+            why = self._engine.underlay_error or self._error or "the agent is starting"
+            raise Unavailable(f"this node cannot attach pods yet: {why}")
+        return self._endpoints
+
+
+def _request(params: dict[str, Any]) -> EndpointRequest:
+    try:
+        return msgspec.convert(params, EndpointRequest)
+    except msgspec.ValidationError as e:
+        raise DecodeError("params", params, str(e)) from e

@@ -1,0 +1,90 @@
+"""Whether two clusters can be connected: everything that is checked before `connect` touches a file.
+
+What is wrong is said with field, value and rule: found later, each of these is a cluster that drops another's entries
+one by one, or packets that go to the wrong pod.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from msgspec import Struct
+
+from clustermesh.errors import ClusterMeshError, Invalid
+from clustermesh.mesh.peer_files import PeerFile
+from clustermesh.standalone.context import Context, load
+from clustermesh.standalone.pod_cidrs import find_overlap, read_pod_cidrs
+
+
+class Known(Struct, frozen=True, kw_only=True):
+    """A cluster that is connected already, as far as it is known: `context` is None where its folder is not at hand."""
+
+    name: str
+    id: int | None
+    context: Context | None
+
+
+def known_clusters(peers: Mapping[str, PeerFile]) -> list[Known]:
+    """The clusters in a peers folder, with their folders where those can be read and are still theirs."""
+    return [_known(peer) for peer in peers.values()]
+
+
+def check_pair(source: Context, destination: Context) -> None:
+    """Raises Invalid when the two cannot be in one mesh, whoever else is in it."""
+    if source.path == destination.path:
+        raise Invalid("destination-context", str(destination.path), "is this cluster's own folder; give another one")
+    if source.name == destination.name:
+        rule = f"is the name of both {source.path} and {destination.path}; names must differ within a mesh"
+        raise Invalid("cluster name", source.name, rule)
+    if source.id == destination.id:
+        rule = f"is the id of both {source.name} and {destination.name}; ids must differ within a mesh"
+        raise Invalid("cluster id", source.id, rule)
+    if source.max_clusters != destination.max_clusters:
+        rule = f"must be {source.max_clusters} as in {source.name}: the number decides how identities are numbered"
+        raise Invalid(f"maxConnectedClusters of {destination.name}", destination.max_clusters, rule)
+    _check_cidrs(source, destination, "")
+
+
+def check_newcomer(home: Context, newcomer: Context, connected: list[Known]) -> None:
+    """Raises Invalid when `newcomer` cannot be connected to `home` because of a cluster that already is."""
+    for other in connected:
+        if other.name == newcomer.name:
+            _check_same(home, newcomer, other)
+            continue
+        if other.id == newcomer.id:
+            rule = (
+                f"is already the id of {other.name}, which is connected to {home.name}; ids must differ within a mesh"
+            )
+            raise Invalid(f"cluster id of {newcomer.name}", newcomer.id, rule)
+        if other.context is not None:
+            _check_cidrs(other.context, newcomer, f", which is connected to {home.name}")
+
+
+def _check_same(home: Context, newcomer: Context, other: Known) -> None:
+    # The same name from elsewhere: another cluster if its folder still stands, the same one moved if not.
+    if other.context is not None and other.context.path != newcomer.path:
+        rule = f"is already connected to {home.name} from {other.context.path}; disconnect that one first"
+        raise Invalid("cluster name", newcomer.name, rule)
+
+
+def _check_cidrs(first: Context, second: Context, first_is: str) -> None:
+    ours, theirs = read_pod_cidrs(first.manifests, first.name), read_pod_cidrs(second.manifests, second.name)
+    overlap = find_overlap(ours, theirs)
+    if overlap is not None:
+        mine, other = overlap
+        rule = f"overlaps {mine}{first_is}; pod CIDRs must be apart within a mesh"
+        raise Invalid(f"pod CIDR of node {other.node} in {second.name}", str(other.network), rule)
+
+
+def _known(peer: PeerFile) -> Known:
+    context = None if peer.context is None else _load(peer.context, peer.name)
+    return Known(name=peer.name, id=peer.cluster_id if context is None else context.id, context=context)
+
+
+def _load(path: Path, name: str) -> Context | None:
+    try:
+        context = load(path)
+    except ClusterMeshError:
+        return None
+    return context if context.name == name else None

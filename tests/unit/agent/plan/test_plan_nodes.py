@@ -1,0 +1,94 @@
+"""Who is a peer, which routes there are, and why a node has no tunnel."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+
+from agent.bpf.layouts import CidrKey, ipv4
+from agent.plan.nodes import plan_endpoint, plan_nodes, router_address
+from agent.targets.routes import Route, RouteKey
+from clustermesh.model import Endpoint, Node, NodeAddress
+
+
+def key(seed: int) -> str:
+    return base64.b64encode(bytes([seed]) * 32).decode()
+
+
+def node(cluster: str, number: int, wireguard_key: str | None = None, ip: str | None = None) -> Node:
+    address = f"192.0.2.{number}" if ip is None else ip
+    return Node(
+        cluster=cluster,
+        cluster_id=1,
+        name=f"n{number}",
+        addresses=(NodeAddress(type="InternalIP", ip=address),) if address else (),
+        ipv4_alloc_cidr=f"10.1.{number}.0/24",
+        wireguard_public_key=key(number) if wireguard_key is None else wireguard_key,
+    )
+
+
+def plan(*others: Node):  # type: ignore[no-untyped-def]  # NodePlan
+    return plan_nodes([node("alpha", 1), *others], "alpha", "n1", "wg", 51871)
+
+
+def test_every_other_node_is_a_peer_with_its_pod_cidr_a_route_and_a_blackhole_under_it() -> None:
+    found = plan(node("alpha", 2), node("beta", 3))
+    assert {peer.endpoint: peer.allowed_ips for peer in found.peers.values()} == {
+        "192.0.2.2": ("10.1.2.0/24",),
+        "192.0.2.3": ("10.1.3.0/24",),
+    }
+    assert found.routes[RouteKey("10.1.3.0/24", 0)] == Route("unicast", "wg", "10.1.1.1")
+    assert found.routes[RouteKey("10.1.3.0/24", 4096)] == Route("blackhole")
+    assert not any(route.dst == "10.1.1.0/24" for route in found.routes), "no route away for the own pods"
+    assert found.problems == {}
+
+
+def test_every_pod_cidr_is_in_the_ipcache_the_own_one_too() -> None:
+    found = plan(node("beta", 3))
+    assert set(found.cidrs) == {CidrKey.parse("10.1.1.0/24"), CidrKey.parse("10.1.3.0/24")}
+    assert found.cidrs[CidrKey.parse("10.1.3.0/24")].tunnel_endpoint == ipv4("192.0.2.3")
+
+
+@pytest.mark.parametrize(
+    ("other", "sentence"),
+    [
+        (node("beta", 3, wireguard_key=""), "has no WireGuard key yet"),
+        (node("beta", 3, wireguard_key="AAAA"), "must be base64 of 32 bytes"),
+        (node("beta", 3, wireguard_key=key(3)[:-2] + "B="), "must be base64 of 32 bytes"),
+        (node("beta", 3, wireguard_key=key(0)), "not all zero"),
+        (node("beta", 3, ip="0.0.0.0"), "must be the address of one machine"),
+        (node("beta", 3, ip="224.0.0.1"), "must be the address of one machine"),
+        (node("beta", 3, wireguard_key=key(1)), "has this node's own WireGuard key"),
+        (node("beta", 3, ip=""), "has no InternalIP"),
+    ],
+)
+def test_a_node_without_a_usable_key_or_address_has_a_blackhole_and_a_problem(other: Node, sentence: str) -> None:
+    found = plan(other)
+    assert found.peers == {}
+    assert sentence in found.problems["beta/n3"]
+    assert found.routes == {RouteKey("10.1.3.0/24", 4096): Route("blackhole")}
+
+
+def test_the_second_node_with_a_key_is_left_out() -> None:
+    found = plan(node("beta", 3), node("gamma", 4, wireguard_key=key(3)))
+    assert [peer.endpoint for peer in found.peers.values()] == ["192.0.2.3"]
+    assert "key of another node" in found.problems["gamma/n4"]
+
+
+def test_without_the_own_node_there_are_still_peers() -> None:
+    found = plan_nodes([node("beta", 3)], "alpha", "n1", "wg", 51871)
+    assert found.own is None
+    assert len(found.peers) == 1
+
+
+def test_the_router_is_the_cilium_internal_ip_or_the_first_address_of_the_pod_cidr() -> None:
+    assert router_address(node("alpha", 1)) == "10.1.1.1"
+    named = Node(cluster="a", cluster_id=1, name="n", addresses=(NodeAddress(type="CiliumInternalIP", ip="10.1.9.9"),))
+    assert router_address(named) == "10.1.9.9"
+
+
+def test_an_endpoint_is_known_by_identity_and_node() -> None:
+    value = plan_endpoint(Endpoint(ip="10.1.3.9", identity=131073, host_ip="192.0.2.3"))
+    assert (value.identity, value.tunnel_endpoint, value.key) == (131073, ipv4("192.0.2.3"), 255)
+    assert plan_endpoint(Endpoint(ip="10.1.3.9", identity=1, host_ip="fd00::1")).tunnel_endpoint == 0
