@@ -4,13 +4,15 @@ BIN := $(VENV)/bin
 OBJECT := build/clustermesh.bpf.o
 ARGS ?=
 
-.PHONY: help setup demo test check bench proto clean
+.PHONY: help setup demo test check soak bench bench-middle proto clean
 
 help:
 	@echo "make demo    two clusters, one service: watch the mesh work (ARGS=--json for one JSON object)"
 	@echo "make test    everything that is checked: style, types, unit tests, real etcd, real kernel, the lab"
 	@echo "make check   style, types and unit tests only (under a minute, needs no root)"
+	@echo "make soak    property tests with new seeds for SOAK_SECONDS (300), each printed (ARGS: which tests)"
 	@echo "make bench   timings, as ratios where there is a peer to compare with"
+	@echo "make bench-middle  the figures of the agent and the mesh's core beside their aims (ARGS: their names)"
 	@echo "make setup   install what is missing and build (the others do this by themselves)"
 	@echo "make clean   remove what was built; the Debian packages stay"
 
@@ -30,8 +32,14 @@ check: setup
 test: check
 	@$(BIN)/pytest tests --ignore=tests/unit --ignore=tests/bench $(ARGS)
 
+soak: setup
+	@$(BIN)/python -m tests.soak $(ARGS)
+
 bench: setup
 	@$(BIN)/python -m tests.bench $(ARGS)
+
+bench-middle: setup
+	@$(BIN)/python -m tests.bench.middle $(ARGS)
 
 proto: setup
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. clustermesh/store/rpc.proto clustermesh/wire/slice.proto

@@ -114,18 +114,42 @@ def test_garbage_in_json_raises_nothing_but_decode_error(data: bytes) -> None:
         parse_json(data)
 
 
-_SCALARS = st.none() | st.booleans() | st.integers() | st.text(st.characters(codec="utf-8", exclude_categories=["C"]))
-_TREES = st.recursive(
-    _SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(alphabet="abcxyz./-", min_size=1), inner)
+_TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["C"]))
+_WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["C", "N"]))  # nothing that anybody takes for a number
+_SCALARS = st.none() | st.booleans() | st.integers()
+
+
+def _trees(texts: st.SearchStrategy[str]) -> st.SearchStrategy[object]:
+    keys = st.text(alphabet="abcxyz./-", min_size=1)
+    return st.recursive(_SCALARS | texts, lambda inner: st.lists(inner) | st.dictionaries(keys, inner))
+
+
+class _Quoting(yaml.SafeDumper):
+    """Writes every text in quotes, as whoever writes for other readers than himself must."""
+
+
+_Quoting.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
+
+
+@given(_trees(_TEXT))
+def test_what_is_written_with_quotes_is_read_back(tree: object) -> None:
+    assert parse_yaml(Document(1, 0, yaml.dump(tree, Dumper=_Quoting))) == tree
+
+
+@given(_trees(_WORDS))
+def test_what_pyyaml_writes_is_read_back_where_no_text_looks_like_a_number(tree: object) -> None:
+    assert parse_yaml(Document(1, 0, yaml.safe_dump(tree))) == tree
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("0E0", 0.0), ("1e3", 1000.0), ("0o7", 7), ("0x1", "0x1"), ("1_0", "1_0"), ("1:2", "1:2"), ("00x", "00x")],
 )
+def test_a_text_that_pyyaml_writes_bare_is_read_as_kubernetes_does(text: str, value: object) -> None:
+    """PyYAML quotes what itself would take for a number, and only that: the rest is a number to Kubernetes."""
+    assert parse_yaml(Document(1, 0, yaml.safe_dump({"key": text}))) == {"key": value}
 
 
-@given(_TREES)
-def test_what_pyyaml_writes_is_read_back(tree: object) -> None:
-    text = yaml.safe_dump(tree)
-    assert parse_yaml(Document(1, 0, text)) == tree
-
-
-@given(st.lists(st.dictionaries(st.sampled_from("abc"), _SCALARS, min_size=1), max_size=4))
+@given(st.lists(st.dictionaries(st.sampled_from("abc"), _SCALARS | _TEXT, min_size=1), max_size=4))
 def test_each_document_is_read_as_if_it_stood_alone(trees: list[object]) -> None:
-    assert read(yaml.safe_dump_all(trees)) == trees
+    assert read(yaml.dump_all(trees, Dumper=_Quoting)) == trees
