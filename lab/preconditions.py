@@ -13,7 +13,7 @@ from clustermesh.errors import Refused
 from lab import cgroups
 from lab.machine import bin_folder
 
-DATAPATH: Final = Path(__file__).resolve().parents[2] / "build" / "clustermesh.bpf.o"
+DATAPATH: Final = Path(__file__).resolve().parents[1] / "build" / "clustermesh.bpf.o"
 _PROGRAMS: Final = {
     "etcd": "etcd-server",
     "ip": "iproute2",

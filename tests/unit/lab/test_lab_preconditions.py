@@ -49,6 +49,10 @@ def test_a_missing_datapath_leads_to_make_setup(monkeypatch: pytest.MonkeyPatch,
     assert [said for said in preconditions.missing() if "absent.bpf.o" in said and "make setup" in said] != []
 
 
+def test_the_datapath_is_looked_for_where_it_is_built() -> None:
+    assert (preconditions.DATAPATH.parents[1] / "bpf" / "Makefile").exists()
+
+
 def test_a_second_command_on_the_same_lab_is_refused_until_the_first_ends(tmp_path: Path) -> None:
     with state.only_one(tmp_path):
         with pytest.raises(Refused, match="at work"), state.only_one(tmp_path):
