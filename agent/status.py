@@ -80,6 +80,8 @@ class Status:
         """What a person should look at, one sentence each."""
         engine = self._engine
         found = [f"node set-up: {engine.underlay_error}"] if engine.underlay_error else []
+        if (since := engine.kernel.device.silent_since) is not None:
+            found.append(_silence(engine.kernel.device.name, since))
         found += [f"peers folder: {problem}" for problem in self._peers.problems]
         found += [f"pods: {name}: {problem}" for name, problem in islice(self._pods.problems.items(), _SHOWN)]
         found += [
@@ -225,6 +227,14 @@ class Status:
             "without_tunnel": dict(islice(without.items(), shown)),
             "nodes_without_tunnel": len(without),
         }
+
+
+def _silence(device: str, since: float) -> str:
+    clock = time.strftime("%H:%M:%S", time.gmtime(since))
+    return (
+        f"WireGuard device {device} does not answer since {clock} UTC: look whether its wireguard-go is stopped "
+        "(`ps -o stat,args -C wireguard-go`); killed, it is started again"
+    )
 
 
 def _conflict(frontend: Frontend, names: list[tuple[str, str]]) -> str:

@@ -114,6 +114,7 @@ class KernelDevice:
     """A device of the kernel's own WireGuard."""
 
     kind = "kernel"
+    silent_since = None  # the kernel answers
 
     def __init__(self, name: str, why: str) -> None:
         self.name, self.why = name, why

@@ -10,6 +10,7 @@ import asyncio
 import base64
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -80,5 +81,13 @@ def load_or_create(path: Path) -> bytes:
     return clamp(key)
 
 
+def _derive_for_parent() -> None:
+    """The other end of `derive_public_key`. An agent that was killed meanwhile sends no key, or hears no answer."""
+    private_key = sys.stdin.buffer.read()
+    if private_key:
+        with suppress(BrokenPipeError):
+            os.write(sys.stdout.fileno(), public_key(private_key).encode())
+
+
 if __name__ == "__main__":
-    sys.stdout.write(public_key(sys.stdin.buffer.read()))
+    _derive_for_parent()

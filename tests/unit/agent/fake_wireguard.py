@@ -23,6 +23,7 @@ class FakeDevice:
     kind, why, name = "fake", "for tests", "fake0"
 
     def __init__(self) -> None:
+        self.silent_since: float | None = None
         self.states: dict[str, PeerState] = {}
         self.refuse: set[str] = set()
         self.writes: list[list[str]] = []

@@ -159,3 +159,11 @@ async def test_what_the_kernel_lacks_is_said_with_what_to_do(bed: Bed) -> None:
         Feature("bpf", True, True, "bpf(2) loads programs", ""),
     )
     assert status(bed).summary()["datapath"]["degraded"] == ["tcx: devices take no links (use Linux 6.6 or later)"]
+
+
+async def test_a_wireguard_device_that_does_not_answer_is_a_problem_until_it_does(bed: Bed) -> None:
+    bed.device.silent_since = 1700000000.0
+    (problem,) = status(bed).problems()
+    assert "does not answer since 22:13:20 UTC" in problem
+    bed.device.silent_since = None
+    assert status(bed).problems() == []

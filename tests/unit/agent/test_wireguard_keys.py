@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import base64
+import os
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -79,3 +82,16 @@ def test_what_is_no_public_key_is_invalid(text: str) -> None:
 def test_any_text_is_a_key_or_invalid(text: str) -> None:
     with suppress(Invalid):
         assert len(keys.decode_public_key(text)) == 32
+
+
+@pytest.mark.parametrize("sent", [RFC_PRIVATE, b""])
+def test_agent_killed_while_its_public_key_is_derived_leaves_no_traceback(sent: bytes) -> None:
+    """Killed before it sent the key, or before it read the answer."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-P", "-m", "agent.wireguard.keys"]
+    try:
+        done = subprocess.run(command, input=sent, stdout=writing, stderr=subprocess.PIPE, timeout=60, check=False)
+    finally:
+        os.close(writing)
+    assert done.stderr == b""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import socket as sockets
 from contextlib import suppress
@@ -30,6 +29,7 @@ peers = st.builds(
     allowed_ips=st.lists(v4_cidrs | st.just("fd00:1::/64"), max_size=5).map(sort_allowed_ips),
     keepalive=st.integers(0, 65535),
 )
+PEER = Peer(endpoint="192.0.2.1", port=51871, allowed_ips=("10.2.0.0/24",))
 public_keys = st.integers(1, 2**256 - 1).map(numbered_key)
 
 
@@ -185,16 +185,32 @@ async def test_nobody_listens_where_the_socket_is_absent_stale_or_cut(tmp_path: 
     for path in (tmp_path / "absent.sock", stale):
         with pytest.raises(uapi.NobodyListens):
             await uapi.UapiClient(path).get()
-        await asyncio.wait_for(uapi.UapiClient(path).closed(), 10)
     async with serve(tmp_path / "cut.sock", {b"get=1\n\n": b"listen_port=1\n"}):
         with pytest.raises(uapi.NobodyListens, match="ends after 14 bytes"):
             await uapi.UapiClient(tmp_path / "cut.sock").get()
 
 
-async def test_process_that_hangs_is_unavailable_in_time(tmp_path: Path) -> None:
+async def test_process_that_hangs_is_unavailable_in_time_and_its_silence_is_known(tmp_path: Path) -> None:
+    path = tmp_path / "hung.sock"
+    client = uapi.UapiClient(path, timeout=0.05, clock=iter([100.0, 200.0, 300.0, 400.0]).__next__)
+    with sockets.socket(sockets.AF_UNIX) as hung:
+        hung.bind(str(path))
+        hung.listen(4)
+        for _ in range(2):
+            with pytest.raises(Unavailable, match=r"no answer within 0\.05 s") as caught:
+                await client.get()
+            assert not isinstance(caught.value, uapi.NobodyListens)
+            assert client.silent_since == 100.0
+    path.unlink()
+    async with serve(path, {b"get=1\n\n": as_answer(uapi.encode_set(SETTINGS))}):
+        await client.get()
+    assert client.silent_since is None
+
+
+async def test_more_peers_are_given_more_time(tmp_path: Path) -> None:
+    added = uapi.encode_set(peers={numbered_key(n): PEER for n in range(1, 101)})
     with sockets.socket(sockets.AF_UNIX) as hung:
         hung.bind(str(tmp_path / "hung.sock"))
         hung.listen(4)
-        with pytest.raises(Unavailable, match=r"no answer within 0\.05 s") as caught:
-            await uapi.UapiClient(tmp_path / "hung.sock", timeout=0.05).get()
-    assert not isinstance(caught.value, uapi.NobodyListens)
+        with pytest.raises(Unavailable, match=r"no answer within 0\.51 s"):
+            await uapi.UapiClient(tmp_path / "hung.sock", timeout=0.01).set(added)

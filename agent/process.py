@@ -1,0 +1,155 @@
+"""A helper process (wireguard-go): started so that it outlives the agent, adopted by the next one, watched, ended.
+
+What a helper serves goes on while no agent runs. The one thing that two agents have in common is the unix socket it
+listens on: whoever listens there is the helper, and the kernel says which process that is. A helper that hangs listens
+as well: it lives, and whoever talks to it has to notice that no answer comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from clustermesh.errors import Unavailable
+
+START_SECONDS: Final = 10.0
+_POLL_SECONDS: Final = 0.01
+_LOOK_SECONDS: Final = 1.0  # between looks at a helper that has no process id here
+# The socket file appears before its process listens: for this long a refusal does not mean that the process is dead.
+_LISTEN_GRACE: Final = 0.05  # seconds
+_SOMEBODY: Final = 0  # a listener whose process id cannot be known: of another pid namespace, or too busy to be asked
+
+# The shell leaves the daemon to init and tells its process id: no zombie, and nothing for the agent to wait for.
+_LAUNCHER: Final = '"$@" </dev/null >&2 & echo $!'
+
+
+class HelperProcess:
+    """The process that listens at `socket`. `argv` starts it in the foreground; what it prints is added to `log`."""
+
+    def __init__(
+        self, argv: Sequence[str], *, socket: Path, log: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self._argv, self._socket, self._log, self._environment = argv, socket, log, environment or {}
+
+    async def adopt(self) -> bool:
+        """Whether one runs already. The socket of a dead one is removed: it would stop the next."""
+        deadline = asyncio.get_running_loop().time() + _LISTEN_GRACE
+        while self._socket.exists():
+            if find_listener(self._socket) is not None:
+                return True
+            if asyncio.get_running_loop().time() > deadline:
+                self._socket.unlink(missing_ok=True)
+            await asyncio.sleep(_POLL_SECONDS)
+        return False
+
+    async def start(self, seconds: float = START_SECONDS) -> None:
+        """Start one and wait until it listens. Unavailable, with its last words, where it does not in time."""
+        try:
+            pid = await asyncio.to_thread(self._launch)
+        except (OSError, subprocess.SubprocessError) as e:  # no room for its log, no memory for a process ...
+            raise Unavailable(f"{self._argv[0]} cannot be started: {e}") from e
+        deadline = asyncio.get_running_loop().time() + seconds
+        while find_listener(self._socket) is None:
+            if not runs(pid):
+                raise Unavailable(f"{' '.join(self._argv)} ended at once: {self._last_words()}")
+            if asyncio.get_running_loop().time() > deadline:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                raise Unavailable(f"{' '.join(self._argv)} does not listen after {seconds:g} s")
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def died(self) -> None:
+        """Return once nobody listens any more; at once where nobody does."""
+        while (pid := find_listener(self._socket)) is not None:
+            if pid == _SOMEBODY:
+                await asyncio.sleep(_LOOK_SECONDS)
+            else:
+                await self._ended(pid, None)
+
+    async def stop(self, seconds: float = 5.0) -> None:
+        """End it: SIGTERM, and SIGKILL where it still runs after `seconds`. Absent is success."""
+        for number, patience in ((signal.SIGTERM, seconds), (signal.SIGKILL, None)):
+            pid = find_listener(self._socket)
+            if pid is None or pid == _SOMEBODY or await self._ended(pid, patience, number):
+                return
+
+    async def _ended(self, pid: int, seconds: float | None, number: signal.Signals | None = None) -> bool:
+        """Wait for its end, after sending it `number`. False where it still runs after `seconds`."""
+        try:
+            process = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return True
+        try:
+            if find_listener(self._socket) not in (pid, _SOMEBODY):  # it ended, and its number may be another's by now
+                return True
+            if number is not None:
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(process, number)
+            return await _readable(process, seconds)
+        finally:
+            os.close(process)
+
+    def _launch(self) -> int:
+        """In a session of its own, with no file of ours open but its log; returns its process id."""
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        self._socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self._log.open("ab") as log:
+            shell = subprocess.run(
+                ["/bin/sh", "-c", _LAUNCHER, "sh", *self._argv],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env={**os.environ, **self._environment},
+                cwd="/",
+                start_new_session=True,
+                timeout=START_SECONDS,
+                check=True,
+            )
+        return int(shell.stdout)
+
+    def _last_words(self) -> str:
+        lines = self._log.read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else f"nothing in {self._log}"
+
+
+def find_listener(path: Path) -> int | None:
+    """The process id of whoever listens at a unix socket, 0 where it cannot be known; None where nobody listens."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        asking.setblocking(False)
+        try:
+            asking.connect(str(path))
+            credentials = asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        except BlockingIOError:  # its backlog is full
+            return _SOMEBODY
+        except OSError:
+            return None
+    return int.from_bytes(credentials[:4], "little", signed=True)
+
+
+def runs(pid: int) -> bool:
+    """Whether the process is there and not a zombie, which it stays where no init reaps."""
+    try:
+        state = Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in ("Z", "X")
+
+
+async def _readable(descriptor: int, seconds: float | None) -> bool:
+    loop, ready = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(descriptor, ready.set)
+    try:
+        async with asyncio.timeout(seconds):
+            await ready.wait()
+    except TimeoutError:
+        return False
+    finally:
+        loop.remove_reader(descriptor)
+    return True
