@@ -18,7 +18,7 @@ from certs.folder import initialise
 from certs.names import cluster_leaves
 from clustermesh.errors import Refused, Unavailable
 from clustermesh.standalone import context
-from lab import cgroups, internet, machine, manifests, preconditions, state, teardown
+from lab import cgroups, internet, machine, manifests, own_folder, preconditions, state, teardown
 from lab.lab import Lab
 from lab.node_spec import NodeSpec
 from lab.plan import INTERNET, ClusterPlan, LabPlan, NodePlan
@@ -39,6 +39,7 @@ async def up(plan: LabPlan, report: Report, *, connected: bool = True, bound: bo
     `bound` ties it to this process: it ends when this process does. Refused where this machine cannot do it, or a
     lab of another size stands; Unavailable where it does not get ready in READY_SECONDS.
     """
+    own_folder.check(Path(plan.folder))
     known = state.load(Path(plan.folder))
     if known is not None and known.standing() and known.owner is None and not bound:
         if known.plan != plan:
@@ -49,6 +50,7 @@ async def up(plan: LabPlan, report: Report, *, connected: bool = True, bound: bo
     check_free(Path(plan.folder))
     _remove_leftovers(Path(plan.folder), report)
     begun = LabState(plan=plan, owner=identify(os.getpid()), host=teardown.host_network())
+    own_folder.take(Path(plan.folder))
     state.save(begun)
     try:
         return await _make(begun, report, connected=connected, bound=bound)
@@ -59,14 +61,15 @@ async def up(plan: LabPlan, report: Report, *, connected: bool = True, bound: bo
 
 
 def check_free(folder: Path) -> None:
-    """Refused where a whole lab stands in `folder`; what is left of one is no hindrance."""
+    """Refused where a whole lab stands in `folder`, or what is no lab's; what is left of one is no hindrance."""
+    own_folder.check(folder)
     known = state.load(folder)
     if known is not None and known.standing():
         raise Refused("a lab is up already: `clustermesh lab down` first")
 
 
 def _remove_leftovers(folder: Path, report: Report) -> None:
-    if not folder.exists() and not cgroups.lab_cgroup(folder).exists():
+    if not own_folder.is_lab(folder) and not cgroups.lab_cgroup(folder).exists():
         return
     report("removing what an interrupted lab left behind")
     if left := teardown.down(folder):
@@ -132,6 +135,7 @@ def _spec(plan: LabPlan, planned: NodePlan) -> NodeSpec:
     folder = plan.context(planned.cluster) if planned.cluster else None
     return NodeSpec(
         name=planned.name,
+        folder=plan.folder,
         cgroup=str(cgroups.lab_cgroup(Path(plan.folder)) / planned.name),
         cgroup2=str(cgroup2),
         binds=[home] if folder is None else [home, str(folder)],

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from clustermesh.errors import Refused
+from lab import own_folder
 
 
 def cgroup2_root() -> Path:
@@ -21,7 +22,7 @@ def cgroup2_root() -> Path:
 
 def lab_cgroup(folder: Path) -> Path:
     """The top of the lab that lives in `folder`."""
-    return cgroup2_root() / folder.name
+    return cgroup2_root() / own_folder.identity(folder)
 
 
 def tree(top: Path) -> list[Path]:

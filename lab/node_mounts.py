@@ -17,7 +17,7 @@ _RESOLV_CONF = "/etc/resolv.conf"
 
 def make_private(spec: NodeSpec) -> None:
     """Turn the fresh mount namespace this process is in into the node's. OSError says which mount failed."""
-    kept = {bind: os.open(bind, os.O_PATH) for bind in spec.binds}  # reachable after /run is covered
+    kept = {bind: os.open(bind, os.O_PATH) for bind in spec.binds}  # reachable after the lab's folder is covered
     resolv_conf = os.path.realpath(_RESOLV_CONF)
     mount("", "/", "", MS_REC | MS_SLAVE)  # what the host unmounts goes away here too; nothing goes the other way
     mount("proc", "/proc", "proc")
@@ -25,11 +25,13 @@ def make_private(spec: NodeSpec) -> None:
     mount("tmpfs", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
     for folder in ("/run/lock", "/run/netns", "/run/clustermesh"):
         os.mkdir(folder)
+    _layer("/var/lib")
+    os.makedirs(spec.folder, exist_ok=True)  # absent below /run, which was covered
+    mount("tmpfs", spec.folder, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
     for target, descriptor in kept.items():
         os.makedirs(target)
         mount(f"/proc/self/fd/{descriptor}", target, "", MS_BIND)
         os.close(descriptor)
-    _layer("/var/lib")
     for folder in spec.private:
         mount("tmpfs", folder, "tmpfs", MS_NOSUID | MS_NODEV, "mode=700")
     _own_resolv_conf(resolv_conf)

@@ -17,12 +17,13 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class NodeSpec:
-    """`cgroup` is the node's folder in the host's cgroup2 tree and `cgroup2` where that tree is mounted; `binds` are
-    folders that stay visible although /run is the node's own; each of `private` becomes an empty tmpfs. What the
-    node writes below /var/lib is its own too.
+    """`folder` is the whole lab's, and of it the node sees only `binds`; `cgroup` is its own in the host's cgroup2
+    tree, and `cgroup2` where that tree is mounted; each of `private` becomes an empty tmpfs. What the node writes
+    below /var/lib is its own too.
     """
 
     name: str
+    folder: str
     cgroup: str
     cgroup2: str
     binds: list[str] = field(default_factory=list)

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from clustermesh.errors import DecodeError, Refused
+from lab import own_folder
 from lab.plan import LabPlan
 from lab.processes import Process, lives
 
@@ -40,15 +41,17 @@ class LabState(Struct, kw_only=True):
 
 
 def save(state: LabState) -> None:
+    """Into the folder, which is a lab's already."""
     folder = Path(state.plan.folder)
-    folder.mkdir(mode=0o755, exist_ok=True)
     part = folder / ".state.json.part"
     part.write_bytes(msgspec.json.format(msgspec.json.encode(state), indent=1))
     os.replace(part, folder / "state.json")
 
 
 def load(folder: Path) -> LabState | None:
-    """None where no lab was ever begun. DecodeError where the file is not one of ours."""
+    """None where no lab was ever begun. DecodeError where the lab's file is broken."""
+    if not own_folder.is_lab(folder):
+        return None
     try:
         return msgspec.json.decode((folder / "state.json").read_bytes(), type=LabState)
     except FileNotFoundError:
@@ -62,7 +65,7 @@ def only_one(folder: Path) -> Iterator[None]:
     """Refused while another command makes or unmakes the lab in `folder`."""
     with socket.socket(socket.AF_UNIX) as lock:
         try:
-            lock.bind(f"\0{folder}")  # abstract: no file to leave behind, freed with its process
+            lock.bind(f"\0{own_folder.identity(folder)}")  # abstract: no file to leave behind, freed with its process
         except OSError as error:
             raise Refused("another `clustermesh lab` or `clustermesh demo` is at work: wait until it ends") from error
         yield

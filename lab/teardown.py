@@ -7,7 +7,6 @@ in namespaces that end with those processes.
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from clustermesh.errors import DecodeError
-from lab import bpf_programs, cgroups, state
+from lab import bpf_programs, cgroups, own_folder, state
 from lab.plan import INTERNET
 from lab.processes import kill_and_wait, lives, start_time
 from lab.state import LabState
@@ -25,18 +24,22 @@ _SETTLE_SECONDS: Final = 10.0  # the kernel frees programs, links and namespaces
 
 
 def down(folder: Path) -> list[str]:
-    """Remove the lab in `folder`, whole, half-made or already gone; what `left_behind` says afterwards."""
+    """Remove the lab in `folder`, whole, half-made or already gone; what `left_behind` says afterwards.
+
+    Refused where the folder holds anything, and is no lab's.
+    """
+    own_folder.check(folder)
     known = _load(folder)
     cgroup = cgroups.lab_cgroup(folder)
     programs = {program for path in cgroups.tree(cgroup) for program in bpf_programs.attached_to(path)}
     cgroups.remove(cgroup, _KILL_SECONDS)
     for process in known.processes.values() if known else ():
         kill_and_wait(process, _KILL_SECONDS)
-    shutil.rmtree(folder, ignore_errors=True)
+    own_folder.remove(folder)
     end = time.monotonic() + _SETTLE_SECONDS
     while (left := left_behind(folder, known, programs)) and time.monotonic() < end:
         time.sleep(0.05)
-        shutil.rmtree(folder, ignore_errors=True)  # a mount of a dying namespace may have held a part of it
+        own_folder.remove(folder)  # a mount of a dying namespace may have held a part of it
     return left
 
 
@@ -56,9 +59,14 @@ def left_behind(folder: Path, known: LabState | None, programs: set[int]) -> lis
         *_namespace_leftovers(set(known.namespaces if known else ())),
         *(f"mount {line.split()[4]}" for line in _mounts() if str(folder) in line),
         *(f"bpf program {program}" for program in sorted(programs) if bpf_programs.exists(program)),
-        *(f"file {path}" for path in (folder, *folder.glob("**/*")) if path.exists()),
+        *(f"file {path}" for path in _files(folder)),
         *_host_leftovers(known),
     ]
+
+
+def _files(folder: Path) -> list[Path]:
+    """The lab's folder and all in it; an empty one that bears no mark was there before the lab."""
+    return [folder, *folder.glob("**/*")] if own_folder.is_lab(folder) else []
 
 
 def _cgroup_leftovers(top: Path) -> Iterator[str]:

@@ -118,7 +118,7 @@ def command(as_json: bool, clusters: int, nodes: int, pods: int, folder: Path) -
     """
     if clusters < 2:
         raise click.UsageError("the demo joins clusters: --clusters must be at least 2")
-    plan = make_plan(clusters, nodes, pods, str(folder.absolute()))
+    plan = make_plan(clusters, nodes, pods, str(folder.resolve()))
     console = Console()
     shown: AbstractContextManager[object] = nullcontext()
     if as_json or not console.is_terminal:

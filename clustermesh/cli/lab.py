@@ -68,7 +68,7 @@ def up(clusters: int, nodes: int, pods: int, connect: bool, folder: Path, output
     from lab import bring_up, state
     from lab.plan import make_plan
 
-    plan = make_plan(clusters, nodes, pods, str(folder.absolute()))
+    plan = make_plan(clusters, nodes, pods, str(folder.resolve()))
     with state.only_one(Path(plan.folder)), shown_progress() as report:
         lab = asyncio.run(bring_up.up(plan, report, connected=connect))
     _print_status(lab.status(), output)
@@ -89,8 +89,8 @@ def down(folder: Path, output: str) -> None:
     from lab import preconditions, state, teardown
 
     preconditions.check_root()
-    with state.only_one(folder.absolute()):
-        left = teardown.down(folder.absolute())
+    with state.only_one(folder.resolve()):
+        left = teardown.down(folder.resolve())
     if output == "json":
         click.echo(json.dumps({"left_behind": left}))
     else:
@@ -112,7 +112,7 @@ def status(folder: Path, output: str) -> None:
     """
     from lab.lab import Lab
 
-    _print_status(Lab.open(folder.absolute()).status(), output)
+    _print_status(Lab.open(folder.resolve()).status(), output)
 
 
 @command.command(
@@ -138,7 +138,7 @@ def execute(where: str, argv: tuple[str, ...], folder: Path) -> None:
     wanted = argv[1:] if argv[0] == "--" else argv
     if not wanted:
         raise click.UsageError("say what to run: clustermesh lab exec NODE-OR-POD -- COMMAND...")
-    entered, environment = Lab.open(folder.absolute()).command(where, wanted)
+    entered, environment = Lab.open(folder.resolve()).command(where, wanted)
     os.execvpe(entered[0], entered, environment | {"TERM": os.environ.get("TERM", "dumb")})
 
 

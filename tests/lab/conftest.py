@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from clustermesh.errors import Refused
-from lab import bring_up, cgroups, preconditions, teardown
+from lab import bring_up, cgroups, own_folder, preconditions, teardown
 from lab.lab import Lab
 from lab.plan import make_plan
 
@@ -47,7 +47,7 @@ def lab() -> Iterator[Lab]:
 def folder() -> Iterator[Path]:
     """A folder (and cgroup) for machines of one test, gone with all of them afterwards."""
     path = Path(f"/run/clustermesh-lab-test-{os.getpid()}")
-    path.mkdir()
+    own_folder.take(path)
     cgroups.lab_cgroup(path).mkdir()
     try:
         yield path

@@ -27,6 +27,7 @@ class TestNode:
         self.home.mkdir(parents=True)
         spec = NodeSpec(
             name=self.name,
+            folder=str(self.folder),
             cgroup=str(self.cgroup),
             cgroup2=cgroup2 or str(cgroups.cgroup2_root()),
             binds=[str(self.home)],

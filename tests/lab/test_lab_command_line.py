@@ -80,6 +80,40 @@ def test_up_after_a_kill_up_twice_exec_and_down_twice(lab_folder: Path) -> None:
     assert not lab_folder.exists()
 
 
+@pytest.mark.parametrize("place", ["/tmp", "/var/lib"])
+def test_a_lab_lives_in_any_folder_and_its_machines_see_only_their_own(place: str) -> None:
+    folder = Path(f"{place}/clustermesh-lab-cli-{os.getpid()}")
+    up = run(folder, "lab", "up", *SMALL)
+    try:
+        assert up.returncode == 0, up.stderr
+        seen = run(folder, "lab", "exec", "alpha-1", "--", "ls", str(folder / "nodes")).stdout
+        assert seen.split() == ["alpha-1"]
+    finally:
+        assert run(folder, "lab", "down").returncode == 0
+    assert not folder.exists()
+
+
+def test_a_folder_that_is_no_lab_stays_and_so_does_the_cgroup_of_its_name(tmp_path: Path) -> None:
+    bystander = cgroups.cgroup2_root() / f"bystander-{os.getpid()}"
+    folder = tmp_path / bystander.name
+    folder.mkdir()
+    (folder / "thesis.txt").touch()
+    bystander.mkdir()
+    sleeper = subprocess.Popen(["sleep", "100"])
+    try:
+        (bystander / "cgroup.procs").write_text(str(sleeper.pid))
+        for words in (["lab", "down"], ["lab", "up", *SMALL], ["demo", "--json"]):
+            refused = run(folder, *words)
+            assert refused.returncode == 1
+            assert f"{folder} is not the folder of a lab" in refused.stderr
+        assert sleeper.poll() is None
+        assert (folder / "thesis.txt").exists()
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+        bystander.rmdir()
+
+
 def test_a_machine_that_was_killed_is_noticed_and_repaired_by_up(lab_folder: Path) -> None:
     assert run(lab_folder, "lab", "up", *SMALL).returncode == 0
     pids = cgroups.processes(cgroups.lab_cgroup(lab_folder) / "alpha-1")

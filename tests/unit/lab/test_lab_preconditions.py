@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from clustermesh.errors import Refused
-from lab import preconditions, processes, state
+from lab import own_folder, preconditions, processes, state
 from lab.plan import make_plan
 from lab.processes import Process
 from lab.state import LabState
@@ -65,6 +65,7 @@ def test_a_second_command_on_the_same_lab_is_refused_until_the_first_ends(tmp_pa
 
 def test_a_state_comes_back_as_it_was_written(tmp_path: Path) -> None:
     known = LabState(plan=make_plan(3, 1, 1, str(tmp_path)), processes={"alpha-1": Process(pid=7, start=9)})
+    own_folder.take(tmp_path)
     state.save(known)
     assert state.load(tmp_path) == known
     assert state.load(tmp_path / "absent") is None
