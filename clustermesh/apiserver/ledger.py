@@ -19,7 +19,7 @@ from clustermesh.reconcile import Tracker
 from clustermesh.store.follow import Changed, Listed, Put
 
 
-class Resource:
+class Section:
     """One kind of entry: a tracker over its keys, and the order of what is told of them."""
 
     def __init__(self, name: str, target: KeysTarget) -> None:
@@ -103,57 +103,57 @@ class Resource:
 
 
 class Ledger:
-    """Several resources. `take` what a watch tells, `want` what a Publisher says."""
+    """Several sections. `take` what a watch tells, `want` what a Publisher says."""
 
-    def __init__(self, resources: Sequence[Resource]) -> None:
-        self.resources = {resource.name: resource for resource in resources}
-        self._by_key = {key: resource for resource in resources for key in resource.target.keys}
-        self._by_prefix = [(prefix, resource) for resource in resources for prefix in resource.target.prefixes]
+    def __init__(self, sections: Sequence[Section]) -> None:
+        self.sections = {section.name: section for section in sections}
+        self._by_key = {key: section for section in sections for key in section.target.keys}
+        self._by_prefix = [(prefix, section) for section in sections for prefix in section.target.prefixes]
 
-    def __getitem__(self, name: str) -> Resource:
-        return self.resources[name]
+    def __getitem__(self, name: str) -> Section:
+        return self.sections[name]
 
     def held(self, key: bytes) -> bytes | None:
         """The value etcd holds at `key`, as far as is known."""
-        resource = self._of(key)
-        return resource.held(key) if resource else None
+        section = self._of(key)
+        return section.held(key) if section else None
 
     def is_inherited(self, key: bytes) -> bool:
         """True for a key that was there at the start and that nobody has asked for since."""
-        resource = self._of(key)
-        return resource is not None and resource.is_inherited(key)
+        section = self._of(key)
+        return section is not None and section.is_inherited(key)
 
     def want(self, updates: Updates) -> None:
         for name, entries in updates.items():
             for key, value in entries.items():
-                self.resources[name].want(key, value)
+                self.sections[name].want(key, value)
 
     def prune(self) -> None:
-        for resource in self.resources.values():
-            resource.prune()
+        for section in self.sections.values():
+            section.prune()
 
     def take(self, item: Listed | Changed) -> None:
-        """Take in one item of a watch; keys that are in no resource are nobody's business here."""
+        """Take in one item of a watch; keys that are in no section are nobody's business here."""
         last = {event.kv.key if isinstance(event, Put) else event.key: event for event in item.events}
         if isinstance(item, Listed):
-            for resource in {r.name: r for key in last if (r := self._of(key))}.values():
-                resource.start_over()
+            for listed in {each.name: each for key in last if (each := self._of(key))}.values():
+                listed.start_over()
         for key, event in last.items():
-            resource_of_key = self._of(key)
-            if resource_of_key is None:
+            section = self._of(key)
+            if section is None:
                 continue
             if isinstance(event, Put):
-                resource_of_key.observe(key, resource_of_key.target.held(event.kv), event.kv.mod_revision)
+                section.observe(key, section.target.held(event.kv), event.kv.mod_revision)
             else:
-                resource_of_key.observe(key, None, item.revision)
+                section.observe(key, None, item.revision)
 
     def lose_leases(self, keys: frozenset[bytes]) -> None:
         for key in keys:
-            resource = self._of(key)
-            if resource is not None:
-                resource.lose_lease(key)
+            section = self._of(key)
+            if section is not None:
+                section.lose_lease(key)
 
-    def _of(self, key: bytes) -> Resource | None:
+    def _of(self, key: bytes) -> Section | None:
         if key in self._by_key:
             return self._by_key[key]
-        return next((resource for prefix, resource in self._by_prefix if key.startswith(prefix)), None)
+        return next((section for prefix, section in self._by_prefix if key.startswith(prefix)), None)

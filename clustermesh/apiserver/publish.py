@@ -1,6 +1,6 @@
 """Snapshot + identities + agents' records -> what etcd should hold. Pure; time is an argument (Unix nanoseconds).
 
-Entries belong to resources, called as etcd's folders are. `Publisher` answers for what changed only; asked for
+Entries belong to kinds (wire/kinds.py). `Publisher` answers for what changed only; asked for
 everything, it gives everything, and a test holds the two equal.
 """
 
@@ -23,14 +23,9 @@ from clustermesh.wire import identity as wire_identity
 from clustermesh.wire import keys, local
 from clustermesh.wire import node as wire_node
 from clustermesh.wire import service as wire_service
+from clustermesh.wire.kinds import ENDPOINTS, IDENTITIES, LOCAL_SERVICES, NODES, SERVICES
 
 T = TypeVar("T")
-
-NODES: Final = "nodes"
-IDENTITIES: Final = "identities"
-ENDPOINTS: Final = "ip"
-SERVICES: Final = "services"
-LOCAL_SERVICES: Final = "local services"
 
 MAX_VALUE: Final = 900_000
 """Bytes. etcd takes requests of 1.5 MiB, and a service travels with its stamp."""
@@ -40,10 +35,10 @@ Entries = dict[bytes, bytes | None]
 
 
 class Updates(dict[str, Entries]):
-    """Entries by resource."""
+    """Entries by kind."""
 
-    def add(self, resource: str, key: bytes, value: bytes | None) -> None:
-        self.setdefault(resource, {})[key] = value
+    def add(self, kind: str, key: bytes, value: bytes | None) -> None:
+        self.setdefault(kind, {})[key] = value
 
 
 class Publisher:
@@ -195,7 +190,7 @@ class Publisher:
         return local.encode_stamp(stamp)
 
     def _add(
-        self, updates: Updates, resource: str, key: bytes, encode: Callable[[T], bytes], entry: T | None
+        self, updates: Updates, kind: str, key: bytes, encode: Callable[[T], bytes], entry: T | None
     ) -> bytes | None:
         """Put `entry` at `key`, or nothing where there is none or none that a reader would take."""
         value = None
@@ -204,7 +199,7 @@ class Publisher:
             value = None if entry is None else _checked(encode(entry))
         except Invalid as e:
             self.problems[key] = str(e)
-        updates.add(resource, key, value)
+        updates.add(kind, key, value)
         return value
 
 
@@ -228,6 +223,6 @@ def publish(
     )
     updates = publisher.apply(snapshot, everything, now)
     for node, record in records.items():
-        for resource, entries in publisher.take_record(snapshot, node, record, now).items():
-            updates.setdefault(resource, {}).update(entries)
+        for kind, entries in publisher.take_record(snapshot, node, record, now).items():
+            updates.setdefault(kind, {}).update(entries)
     return updates

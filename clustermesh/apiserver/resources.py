@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
 from clustermesh.apiserver.keys_target import KeysTarget
-from clustermesh.apiserver.ledger import Ledger, Resource
-from clustermesh.apiserver.publish import ENDPOINTS, IDENTITIES, LOCAL_SERVICES, NODES, SERVICES
+from clustermesh.apiserver.ledger import Ledger, Section
 from clustermesh.model import Cluster, ClusterConfig
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.lease import LeaseKeeper
-from clustermesh.wire import cluster_config, keys
+from clustermesh.wire import RESOURCES, Resource, cluster_config, keys
+from clustermesh.wire.kinds import SERVICES
 
 ABOUT: Final = "cluster-config"
-EXPORTS: Final = "serviceexports"
 CANARIES: Final = "canaries"
-DATA: Final = (NODES, IDENTITIES, ENDPOINTS, SERVICES, EXPORTS, LOCAL_SERVICES)
-"""In the order in which they are written: an address refers to an identity, and goes before it."""
+DATA: Final = tuple(resource.name for resource in RESOURCES.values() if resource.published)
+"""In the order in which they are written."""
 
 
 def make_ledger(cluster: Cluster, client: EtcdClient, keeper: LeaseKeeper) -> Ledger:
-    """The resources of `cluster`. One etcd describes one cluster: whatever stands there under another name is stale."""
+    """The sections of `cluster`. One etcd describes one cluster: whatever stands there under another name is stale."""
     target = partial(KeysTarget, client, keeper)
-    services = _state("services")
     return Ledger(
         [
-            Resource(ABOUT, target([keys.cluster_config_key(cluster.name), keys.HEARTBEAT])),
-            Resource(NODES, target([_state("nodes")])),
-            Resource(IDENTITIES, target([keys.state_prefix("identities", cluster.name)])),
-            Resource(ENDPOINTS, target([_state("ip")])),
-            Resource(SERVICES, target([services, keys.STAMPS], partial(_service_of, services))),
-            Resource(EXPORTS, target([_state("serviceexports")])),
-            Resource(LOCAL_SERVICES, target([keys.LOCAL_SERVICES])),
-            Resource(CANARIES, target([keys.canary_prefix(cluster.name), keys.LOCAL_SERVICES_SYNCED])),
+            Section(ABOUT, target([keys.cluster_config_key(cluster.name), keys.HEARTBEAT])),
+            *(Section(kind, target(*_places(RESOURCES[kind]))) for kind in DATA),
+            Section(CANARIES, target([keys.canary_prefix(cluster.name), keys.LOCAL_SERVICES_SYNCED])),
         ]
     )
 
@@ -53,8 +47,8 @@ def watched_places(cluster: Cluster) -> list[bytes]:
 
 def canary_keys(cluster: Cluster) -> list[bytes]:
     """Service exports are none, but a reader may wait to be told so."""
-    directories = ("nodes", "identities", "ip", "services", "serviceexports")
-    return [*(keys.canary_key(cluster.name, directory) for directory in directories), keys.LOCAL_SERVICES_SYNCED]
+    canaries = (RESOURCES[kind].canary(cluster.name) for kind in DATA)
+    return [canary for canary in canaries if canary is not None]
 
 
 def config_value(cluster: Cluster) -> bytes:
@@ -68,8 +62,11 @@ def config_value(cluster: Cluster) -> bytes:
     return cluster_config.encode(config)
 
 
-def _state(directory: str) -> bytes:
-    return keys.STATE + directory.encode() + b"/v1/"
+def _places(resource: Resource) -> tuple[list[bytes], Callable[[bytes], bytes]]:
+    """Where the keys of a section are, and which of them are written together: a service with its stamp."""
+    if resource.name == SERVICES:
+        return [resource.place, keys.STAMPS], partial(_service_of, resource.place)
+    return [resource.place], lambda key: key
 
 
 def _service_of(services: bytes, key: bytes) -> bytes:

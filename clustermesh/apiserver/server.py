@@ -21,7 +21,7 @@ from clustermesh.apiserver.health import Health, Scope, health_server
 from clustermesh.apiserver.identities import GRACE, Allocator
 from clustermesh.apiserver.ledger import Ledger
 from clustermesh.apiserver.lock import alone
-from clustermesh.apiserver.publish import IDENTITIES, Publisher
+from clustermesh.apiserver.publish import Publisher
 from clustermesh.apiserver.resources import ABOUT, CANARIES, canary_keys, config_value, make_ledger, watched_places
 from clustermesh.apiserver.users import Users
 from clustermesh.apiserver.writer import Writer
@@ -35,6 +35,7 @@ from clustermesh.store.lease import DEFAULT_TTL, LeaseKeeper
 from clustermesh.store.tls import Tls
 from clustermesh.wire import keys
 from clustermesh.wire.entries import decode_agent_record, decode_identity
+from clustermesh.wire.kinds import IDENTITIES
 from clustermesh.wire.timestamp import format_time
 
 _LOG: Final = logging.getLogger(__name__)
@@ -258,7 +259,7 @@ class ApiServer:
 
     def health(self) -> Health:
         """Now; for the HTTP server, which asks for it in the event loop."""
-        trackers = {name: resource.tracker for name, resource in self.ledger.resources.items()}
+        trackers = {name: section.tracker for name, section in self.ledger.sections.items()}
         return Health(
             cluster=self.cluster.name,
             waiting=tuple(self._list_waiting()),

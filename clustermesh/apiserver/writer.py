@@ -66,10 +66,10 @@ class Writer:
     async def _write(self) -> bool:
         """One pass; True when nothing is left to be written."""
         async with AsyncExitStack() as stack:
-            for resource in self.ledger.resources.values():
-                await stack.enter_async_context(resource.busy())
+            for section in self.ledger.sections.values():
+                await stack.enter_async_context(section.busy())
             await self._pass()
-        failed = sum(len(resource.tracker.failed) for resource in self.ledger.resources.values())
+        failed = sum(len(section.tracker.failed) for section in self.ledger.sections.values())
         self.errors += failed
         return not failed
 
@@ -90,13 +90,13 @@ class Writer:
 
     async def _audit(self) -> None:
         """Compare with etcd itself, in case a watch has kept something from us."""
-        for resource in self.ledger.resources.values():
-            async with resource.busy():
+        for section in self.ledger.sections.values():
+            async with section.busy():
                 try:
-                    drift = await resource.tracker.audit()
+                    drift = await section.tracker.audit()
                 except ClusterMeshError as e:
-                    _LOG.warning("%s could not be compared with etcd: %s", resource.name, e)
+                    _LOG.warning("%s could not be compared with etcd: %s", section.name, e)
                     return
             if drift:
-                _LOG.warning("%s: %d keys were not as the watch had told", resource.name, drift)
+                _LOG.warning("%s: %d keys were not as the watch had told", section.name, drift)
                 self.wake()

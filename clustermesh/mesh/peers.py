@@ -15,8 +15,9 @@ from pathlib import Path
 from clustermesh.errors import Invalid, Unavailable
 from clustermesh.mesh import last_good
 from clustermesh.mesh.peer_files import PeerFile, PeerProblem, read_peers
-from clustermesh.mesh.reader import ClusterReader, Resource, Sink
+from clustermesh.mesh.reader import ClusterReader, Sink
 from clustermesh.mesh.state import KINDS
+from clustermesh.mesh.tables import Table
 from clustermesh.model import MAX_CLUSTERS, Cluster, ClusterConfig, check_cluster_id
 from clustermesh.store.client import EtcdClient
 
@@ -36,7 +37,7 @@ class Peers:
         own: Cluster,
         sink: Sink,
         connect: Callable[[PeerFile], EtcdClient],
-        resources: Callable[[str, ClusterConfig], Sequence[Resource]],
+        resources: Callable[[str, ClusterConfig], Sequence[Table]],
         keep: Path,
     ) -> None:
         self.readers: dict[str, ClusterReader] = {}

@@ -16,11 +16,10 @@ from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from typing import Any, Protocol
 from zlib import crc32
 
-from msgspec import Struct
-
 from clustermesh.errors import ClusterMeshError, Invalid, Refused, Unavailable, first_of
 from clustermesh.mesh.session import Event, Session, State, advance
 from clustermesh.mesh.state import KINDS
+from clustermesh.mesh.tables import Table
 from clustermesh.model import Cluster, ClusterConfig
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.faults import Compacted, Replaced
@@ -33,21 +32,6 @@ HEARTBEAT_TIMEOUT = 120.0  # seconds; a writer beats every 60 (wire format of th
 _RECHECK = 30.0
 _BACKOFF = (0.2, 15.0)
 _SHOWN = 200  # characters of a refused key: it may have a million, and goes into status
-
-
-class Resource(Struct, frozen=True, kw_only=True):
-    """One table of a cluster: where it is, which key says that it is complete, how an entry is decoded.
-
-    `name_of(key)` gives the entry's name in the table and `decode(key, value, cluster)` its value; both raise Invalid
-    for what may not be there. The kind nothing depends on (`required` False) may be forbidden or absent.
-    """
-
-    kind: str
-    prefix: bytes
-    canary: bytes | None
-    name_of: Callable[[bytes], Any]
-    decode: Callable[[bytes, bytes, Cluster], Any]
-    required: bool = True
 
 
 class Sink(Protocol):
@@ -80,7 +64,7 @@ class ClusterReader:
         name: str,
         sink: Sink,
         connect: Callable[[], AbstractAsyncContextManager[EtcdClient]],
-        resources: Callable[[str, ClusterConfig], Sequence[Resource]],
+        resources: Callable[[str, ClusterConfig], Sequence[Table]],
         admit: Callable[[str, ClusterConfig], None],
         *,
         keep_when_silent: bool = False,
@@ -213,7 +197,7 @@ class ClusterReader:
                         canary.set()
 
     async def _resource(
-        self, client: EtcdClient, resource: Resource, cluster: Cluster, gate: asyncio.Event | None
+        self, client: EtcdClient, resource: Table, cluster: Cluster, gate: asyncio.Event | None
     ) -> None:
         if gate is not None and not gate.is_set():
             if resource.required:
@@ -234,7 +218,7 @@ class ClusterReader:
                     whole = True
                 self._caught_up(resource.kind)
 
-    def _take(self, resource: Resource, cluster: Cluster, item: Listed | Changed) -> None:
+    def _take(self, resource: Table, cluster: Cluster, item: Listed | Changed) -> None:
         revision = item.revision if isinstance(item, Changed) else 0
         for event in () if self.session.state is State.REMOVED else item.events:
             if isinstance(event, Deleted):
@@ -248,7 +232,7 @@ class ClusterReader:
             except Invalid as e:
                 self._sink.refuse(self.name, _shown(key), str(e)[: 5 * _SHOWN])
 
-    def _remove(self, resource: Resource, key: bytes, revision: int) -> None:
+    def _remove(self, resource: Table, key: bytes, revision: int) -> None:
         if self._keep_when_silent and self._is_silent():
             self._withheld = True
             return
@@ -256,7 +240,7 @@ class ClusterReader:
         with suppress(Invalid):
             self._sink.remove(self.name, resource.kind, resource.name_of(key), revision)
 
-    def _forget_unlisted(self, resource: Resource, first: Listed | Changed) -> None:
+    def _forget_unlisted(self, resource: Table, first: Listed | Changed) -> None:
         """The first list is the whole table: what is held beside it is gone."""
         listed, shown = set(), set()
         for event in first.events:

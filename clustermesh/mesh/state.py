@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from clustermesh.errors import Invalid
 from clustermesh.mesh.claims import Claims, KeyClaims, find_fault, is_nobodys
 from clustermesh.model import Endpoint, Identity, LocalService, Node, Service
+from clustermesh.wire import RESOURCES
 from clustermesh.wire.numbering import REMOTE_NODE, is_reserved
 
 
@@ -40,7 +41,7 @@ class View(Struct, kw_only=True):
         return table
 
 
-KINDS = ("nodes", "identities", "endpoints", "services", "local_services")
+KINDS = tuple(each.name for each in RESOURCES.values() if (each.of_peers or each.of_own) and not each.optional)
 
 
 class Dirty(Struct):

@@ -2,53 +2,53 @@
 
 from __future__ import annotations
 
-from clustermesh.mesh.reader import Resource
-from clustermesh.model import Cluster, ClusterConfig, Stamp
-from clustermesh.wire import RESOURCES, entries, keys, local
+from collections.abc import Callable
+from typing import Any
+
+from msgspec import Struct
+
+from clustermesh.model import Cluster, ClusterConfig
+from clustermesh.wire import RESOURCES, Resource
 
 
-def peer_tables(cluster: str, config: ClusterConfig) -> list[Resource]:
-    """What is read of another cluster, from its own keys or, where it says `cached`, from kvstoremesh's copies."""
-    cached = config.cached
-    tables = [_shared(name, cluster, cached) for name in ("nodes", "identities", "endpoints", "services")]
-    return tables if cached else [*tables, _stamps()]
+class Table(Struct, frozen=True, kw_only=True):
+    """One table of a cluster: where it is, which key says that it is complete, how an entry is decoded.
+
+    `name_of(key)` gives the entry's name in the table and `decode(key, value, cluster)` its value; both raise Invalid
+    for what may not be there. The kind nothing depends on (`required` False) may be forbidden or absent.
+    """
+
+    kind: str
+    prefix: bytes
+    canary: bytes | None
+    name_of: Callable[[bytes], Any]
+    decode: Callable[[bytes, bytes, Cluster], Any]
+    required: bool = True
 
 
-def own_tables(cluster: str, config: ClusterConfig) -> list[Resource]:
+def peer_tables(cluster: str, config: ClusterConfig) -> list[Table]:
+    """What is read of another cluster, from its own keys or, where it says `cached`, from kvstoremesh's copies.
+
+    kvstoremesh copies nothing of this project's own.
+    """
+    return [
+        _table(resource, cluster, config.cached)
+        for resource in RESOURCES.values()
+        if resource.of_peers and (resource.directory or not config.cached)
+    ]
+
+
+def own_tables(cluster: str, config: ClusterConfig) -> list[Table]:
     """What is read of the own cluster: its services in full, under this project's prefix."""
-    tables = [_shared(name, cluster, config.cached) for name in ("nodes", "identities", "endpoints")]
-    services = Resource(
-        kind="local_services",
-        prefix=keys.LOCAL_SERVICES,
-        canary=keys.LOCAL_SERVICES_SYNCED,
-        name_of=keys.parse_local_service,
-        decode=entries.decode_local_service,
-    )
-    return [*tables, services]
+    return [_table(resource, cluster, config.cached) for resource in RESOURCES.values() if resource.of_own]
 
 
-def _shared(name: str, cluster: str, cached: bool) -> Resource:
-    resource = RESOURCES[name]
-    return Resource(
-        kind=name,
+def _table(resource: Resource, cluster: str, cached: bool) -> Table:
+    return Table(
+        kind=resource.name,
         prefix=resource.prefix(cluster, cached),
         canary=resource.canary(cluster, cached),
         name_of=resource.name_of,
         decode=resource.decode,
+        required=not resource.optional,
     )
-
-
-def _stamps() -> Resource:
-    """Only clusters of this project have them, and nothing depends on them."""
-    return Resource(
-        kind="stamps",
-        prefix=keys.STAMPS,
-        canary=None,
-        name_of=keys.parse_stamp,
-        decode=_decode_stamp,
-        required=False,
-    )
-
-
-def _decode_stamp(_key: bytes, value: bytes, _cluster: Cluster) -> Stamp:
-    return local.decode_stamp(value)

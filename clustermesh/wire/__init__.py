@@ -9,7 +9,8 @@
 | service_exports | serviceexports/v1/<cluster>/<ns>/<name>  | the same                          | service_export |
 | endpoint_slices | endpointslices/v1/<cluster>/<ns>/<slice> | the same                          | endpoint_slice |
 
-`RESOURCES` (entries.py) is this table for a reader to walk: prefix, canary, name and decoder of each. The canary of a
+`RESOURCES` (entries.py) is this table for readers, publisher, ledger and mesh state to walk: prefix, canary, name and
+decoder of each kind, local_services and stamps of this project included; kinds.py has their names. The canary of a
 resource is cilium/synced/<cluster>/cilium/state/<folder>/v1. Beside it stand cilium/cluster-config/<cluster>
 (cluster_config), cilium/.heartbeat (timestamp), and this project's own clustermesh/v1/ (local).
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from types import MappingProxyType
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from msgspec import Struct, structs
 
@@ -23,8 +23,9 @@ from clustermesh.model import (
     Node,
     Service,
     ServiceExport,
+    Stamp,
 )
-from clustermesh.wire import endpoint, identity, keys, local, node, numbering, service, service_export
+from clustermesh.wire import endpoint, identity, keys, kinds, local, node, numbering, service, service_export
 from clustermesh.wire.decoding import decodes
 
 Entry: TypeAlias = Node | Service | Identity | Endpoint | ServiceExport | EndpointSlice
@@ -114,83 +115,133 @@ def _name_of_endpoint(key: bytes) -> str:
 
 
 class Resource(Struct, frozen=True, kw_only=True):
-    """One kind of data a cluster shares: where it is, which key says that it is complete, how it is decoded.
+    """One kind of data: where it is, which key says that it is complete, how it is decoded, and who is concerned.
 
-    `directory` is its folder under cilium/state and cilium/cache. `name_of(key)` is what the entry is called in a table
+    `directory` is its folder under cilium/state and cilium/cache; "" for what only clusters of this project have, which
+    is at `private` and complete when there is `private_canary`. `name_of(key)` is what the entry is called in a table
     of one cluster: node name, (namespace, name), identity, address or CIDR. Both callables raise DecodeError only.
+
+    `published` by the API server; read `of_peers`, `of_own` by the agents. Nothing depends on what is `optional`: it
+    may be forbidden or absent, and is not kept.
     """
 
     name: str
-    directory: str
+    directory: str = ""
+    private: bytes = b""
+    private_canary: bytes | None = None
     name_of: Callable[[bytes], Name]
-    decode: Callable[[bytes, bytes, Cluster], Entry]
+    decode: Callable[[bytes, bytes, Cluster], Any]
+    published: bool = False
+    of_peers: bool = False
+    of_own: bool = False
+    optional: bool = False
+
+    @property
+    def place(self) -> bytes:
+        """Where the API server has all of it, under whichever cluster's name."""
+        if not self.directory or self.name == kinds.IDENTITIES:  # an allocator keeps more beside its identities
+            return self.prefix("any")
+        return keys.STATE + f"{self.directory}/v1/".encode()
 
     def prefix(self, cluster: str, cached: bool = False) -> bytes:
         """What to list and watch, with its final "/"."""
+        if not self.directory:
+            return self.private
         return (keys.cache_prefix if cached else keys.state_prefix)(self.directory, cluster)
 
-    def canary(self, cluster: str, cached: bool = False) -> bytes:
-        """The key whose presence says that everything under `prefix` was written."""
-        return keys.canary_key(cluster, self.directory, cached)
+    def canary(self, cluster: str, cached: bool = False) -> bytes | None:
+        """The key whose presence says that everything under `prefix` was written; None where nothing says so."""
+        return keys.canary_key(cluster, self.directory, cached) if self.directory else self.private_canary
 
 
-RESOURCES: Final[Mapping[str, Resource]] = MappingProxyType(
-    {
-        resource.name: resource
-        for resource in (
-            Resource(
-                name="nodes",
-                directory="nodes",
-                name_of=lambda key: keys.parse_node(key).name,
-                decode=decode_node,
-            ),
-            Resource(
-                name="services",
-                directory="services",
-                name_of=lambda key: keys.parse_service(key)[1:],
-                decode=decode_service,
-            ),
-            Resource(
-                name="identities",
-                directory="identities",
-                name_of=lambda key: keys.parse_identity(key).id,
-                decode=decode_identity,
-            ),
-            Resource(
-                name="endpoints",
-                directory="ip",
-                name_of=_name_of_endpoint,
-                decode=decode_endpoint,
-            ),
-            Resource(
-                name="service_exports",
-                directory="serviceexports",
-                name_of=lambda key: keys.parse_service_export(key)[1:],
-                decode=decode_service_export,
-            ),
-            Resource(
-                name="endpoint_slices",
-                directory="endpointslices",
-                name_of=lambda key: keys.parse_endpoint_slice(key)[1:],
-                decode=decode_endpoint_slice,
-            ),
-        )
-    }
+def _decode_stamp(_key: bytes, value: bytes, _cluster: Cluster) -> Stamp:
+    return local.decode_stamp(value)
+
+
+_TABLE: Final = (
+    # In the order in which they are written: an address refers to an identity, and goes after it.
+    Resource(
+        name=kinds.NODES,
+        directory="nodes",
+        name_of=lambda key: keys.parse_node(key).name,
+        decode=decode_node,
+        published=True,
+        of_peers=True,
+        of_own=True,
+    ),
+    Resource(
+        name=kinds.IDENTITIES,
+        directory="identities",
+        name_of=lambda key: keys.parse_identity(key).id,
+        decode=decode_identity,
+        published=True,
+        of_peers=True,
+        of_own=True,
+    ),
+    Resource(
+        name=kinds.ENDPOINTS,
+        directory="ip",
+        name_of=_name_of_endpoint,
+        decode=decode_endpoint,
+        published=True,
+        of_peers=True,
+        of_own=True,
+    ),
+    Resource(
+        name=kinds.SERVICES,
+        directory="services",
+        name_of=lambda key: keys.parse_service(key)[1:],
+        decode=decode_service,
+        published=True,
+        of_peers=True,
+    ),
+    Resource(
+        name=kinds.SERVICE_EXPORTS,
+        directory="serviceexports",
+        name_of=lambda key: keys.parse_service_export(key)[1:],
+        decode=decode_service_export,
+        published=True,
+    ),
+    Resource(
+        name=kinds.ENDPOINT_SLICES,
+        directory="endpointslices",
+        name_of=lambda key: keys.parse_endpoint_slice(key)[1:],
+        decode=decode_endpoint_slice,
+    ),
+    Resource(
+        name=kinds.LOCAL_SERVICES,
+        private=keys.LOCAL_SERVICES,
+        private_canary=keys.LOCAL_SERVICES_SYNCED,
+        name_of=keys.parse_local_service,
+        decode=decode_local_service,
+        published=True,
+        of_own=True,
+    ),
+    Resource(
+        name=kinds.STAMPS,
+        private=keys.STAMPS,
+        name_of=keys.parse_stamp,
+        decode=_decode_stamp,
+        of_peers=True,
+        optional=True,
+    ),
 )
+RESOURCES: Final[Mapping[str, Resource]] = MappingProxyType({resource.name: resource for resource in _TABLE})
 
 
 def resource_of(key: bytes) -> Resource:
-    """The resource a data key belongs to, in its state or cache form; DecodeError for any other key."""
+    """The resource a data key of Cilium's belongs to, in its state or cache form; DecodeError for any other key."""
     for resource in RESOURCES.values():
         tail = f"{resource.directory}/v1/".encode()
-        if key.startswith((keys.STATE + tail, keys.CACHE + tail)):
+        if resource.directory and key.startswith((keys.STATE + tail, keys.CACHE + tail)):
             return resource
     raise DecodeError("key", key[:300], "must be of a known resource")
 
 
 def decode_entry(key: bytes, value: bytes, cluster: Cluster) -> Entry:
     """The entry of `cluster` at `key`, whichever resource that is; raises DecodeError only."""
-    return resource_of(key).decode(key, value, cluster)
+    entry: Entry = resource_of(key).decode(key, value, cluster)
+    return entry
 
 
 def _check_owner(name: str, cluster_id: int, cluster: Cluster) -> None:

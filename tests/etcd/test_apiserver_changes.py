@@ -107,7 +107,7 @@ async def test_metrics_name_what_cilium_names_and_count_drift(bed: Bed) -> None:
         'kvstore_sync_queue_size{scope="nodes",source_cluster="alpha"} 0.0',
         'kvstore_initial_sync_completed{action="write",scope="services",source_cluster="alpha"} 1.0',
         "kvstore_sync_errors_total 0.0",
-        'keys{scope="ip",source_cluster="alpha"} 1.0',
+        'keys{scope="endpoints",source_cluster="alpha"} 1.0',
         "identities 1.0",
         "ready 1.0",
     ):

@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 
 from clustermesh.apiserver.identities import Allocator
-from clustermesh.apiserver.publish import LOCAL_SERVICES, SERVICES, publish
+from clustermesh.apiserver.publish import publish
 from clustermesh.apiserver.resources import canary_keys, config_value
 from clustermesh.model import AgentRecord, Cluster
 from clustermesh.sources.table import ObjectTable, read_manifest
 from clustermesh.sources.translate import translate
 from clustermesh.wire import identity, keys, local
+from clustermesh.wire.kinds import LOCAL_SERVICES, SERVICES
 
 ALPHA = Cluster(name="alpha", id=1)
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "cilium-1.18.4.json").read_text())["state"]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clustermesh.apiserver.ledger import Ledger
-from clustermesh.apiserver.publish import SERVICES, Updates
+from clustermesh.apiserver.publish import Updates
 from clustermesh.apiserver.resources import CANARIES, DATA, make_ledger
 from clustermesh.apiserver.writer import Writer
 from clustermesh.model import Cluster
@@ -19,6 +19,7 @@ from clustermesh.store.follow import Listed
 from clustermesh.store.follow import Put as Told
 from clustermesh.store.lease import LeaseKeeper
 from clustermesh.wire import keys
+from clustermesh.wire.kinds import SERVICES
 
 ALPHA = Cluster(name="alpha", id=1)
 NAMES = ("a", "b", "c")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from clustermesh.apiserver import publish as module
 from clustermesh.apiserver.identities import Allocator
-from clustermesh.apiserver.publish import ENDPOINTS, Publisher, Updates
+from clustermesh.apiserver.publish import Publisher, Updates
 from clustermesh.apiserver.publish import publish as publish_all
 from clustermesh.model import (
     AgentRecord,
@@ -24,6 +24,7 @@ from clustermesh.model import (
 from clustermesh.sources.pods import PodEndpoint
 from clustermesh.sources.translate import Change, Snapshot
 from clustermesh.wire import endpoint, identity, keys, local, node
+from clustermesh.wire.kinds import ENDPOINTS
 
 ALPHA = Cluster(name="alpha", id=1)
 KEY = "aGVsbG9oZWxsb2hlbGxvaGVsbG9oZWxsb2hlbGxvMTI="

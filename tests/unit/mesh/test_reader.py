@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from clustermesh.errors import Unavailable
-from clustermesh.mesh.reader import ClusterReader, Resource
+from clustermesh.mesh.reader import ClusterReader
 from clustermesh.mesh.session import State
 from clustermesh.mesh.state import MOST_REFUSED, MeshState
-from clustermesh.mesh.tables import peer_tables
+from clustermesh.mesh.tables import Table, peer_tables
 from clustermesh.model import Cluster, ClusterConfig, Service
 from clustermesh.store.follow import Changed, Deleted, Listed, Put
 from clustermesh.store.operations import KeyValue
@@ -45,7 +45,7 @@ def make_reader(sink: Sink, connect: Any = None) -> ClusterReader:
     return ClusterReader("beta", sink, connect, peer_tables, lambda _n, _c: None)
 
 
-def table(kind: str) -> Resource:
+def table(kind: str) -> Table:
     return next(resource for resource in peer_tables("beta", CONFIG) if resource.kind == kind)
 
 
