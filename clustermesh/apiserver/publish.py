@@ -6,7 +6,7 @@ everything, it gives everything, and a test holds the two equal.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, TypeVar
 
 from msgspec.structs import replace
@@ -60,6 +60,7 @@ class Publisher:
         self._cluster, self._allocator, self._held, self._inherited = cluster, allocator, held, inherited
         self._doubted: dict[Name, int] = {}
         self._records: dict[str, AgentRecord] = {}
+        self._unsaid: set[str] = set()  # nodes whose record is not in etcd any more
         self._encrypted: dict[str, bool] = {}
         self._labels: dict[str, Labels] = {}
         self._unnumbered: set[str] = set()
@@ -88,12 +89,18 @@ class Publisher:
         return updates
 
     def take_record(self, snapshot: Snapshot, node: str, record: AgentRecord | None, now: int) -> Updates:
-        """Take in what the agent of `node` says of it now; None where it says nothing any more."""
-        if record is None:
-            self._records.pop(node, None)
-        else:
-            self._records[node] = record
+        """Take in what the agent of `node` says of it now; None where it says nothing any more.
+
+        Records have no lease: one that is missing was lost with an etcd that was emptied, and a node without its key is
+        a node without tunnels. So a node keeps its record until it says another or is gone itself.
+        """
         known = node in snapshot.nodes  # a record alone says nothing of whether there is such a node
+        if record is None:
+            self._unsaid.add(node)
+            self._forget_records({node} - snapshot.nodes.keys())
+            return Updates()
+        self._records[node] = record
+        self._unsaid.discard(node)
         return self.apply(snapshot, Change(nodes=frozenset([node])), now) if known else Updates()
 
     def tick(self, snapshot: Snapshot, now: int) -> Updates:
@@ -105,9 +112,10 @@ class Publisher:
             self._put_endpoints(snapshot, sorted(self._unnumbered), updates, now)
         return updates
 
-    def _put_nodes(self, snapshot: Snapshot, names: Iterable[str], updates: Updates) -> list[str]:
+    def _put_nodes(self, snapshot: Snapshot, names: Sequence[str], updates: Updates) -> list[str]:
         """The addresses on nodes that begin or cease to encrypt."""
         flipped = set()
+        self._forget_records(set(names) - snapshot.nodes.keys())
         for name in names:
             node = self._merge_record(snapshot.nodes.get(name))
             self._add(updates, NODES, keys.node_key(self._cluster.name, name), wire_node.encode, node)
@@ -116,6 +124,11 @@ class Publisher:
                 flipped.add(name)
             self._encrypted[name] = encrypted
         return sorted(ip for ip, e in snapshot.endpoints.items() if e.node in flipped) if flipped else []
+
+    def _forget_records(self, gone: set[str]) -> None:
+        for name in gone & self._unsaid:
+            self._unsaid.discard(name)
+            self._records.pop(name, None)
 
     def _merge_record(self, node: Node | None) -> Node | None:
         record = self._records.get(node.name) if node else None

@@ -130,9 +130,21 @@ def test_an_agents_record_is_merged_into_its_node_and_turns_encryption_on_for_it
     assert merged.annotations == {"network.cilium.io/wg-pub-key": KEY}
     assert list(updates[ENDPOINTS]) == [keys.endpoint_key("10.1.0.5")], "only pods of that node"
     assert endpoint.decode(etcd[keys.endpoint_key("10.1.0.5")]).key == 255
-    etcd.take(publishing.take_record(snapshot, "n1", None, now=3))
-    assert node.decode(etcd[keys.node_key("alpha", "n1")]).wireguard_public_key == ""
-    assert endpoint.decode(etcd[keys.endpoint_key("10.1.0.5")]).key == 0
+
+
+def test_a_node_keeps_its_key_until_it_says_another_or_is_gone() -> None:
+    """Records are lost with an etcd that is emptied, and come back one by one; without them there are no tunnels."""
+    etcd, snapshot, n1 = Etcd(), Snapshot(nodes={"n1": machine()}), Change(nodes=frozenset(["n1"]))
+    publishing = publisher(etcd)
+    etcd.take(publishing.take_record(snapshot, "n1", RECORD, now=1))
+    assert not publishing.take_record(snapshot, "n1", None, now=2)
+    etcd.take(publishing.apply(snapshot, n1, now=3))
+    assert node.decode(etcd[keys.node_key("alpha", "n1")]).wireguard_public_key == KEY
+    del snapshot.nodes["n1"]
+    etcd.take(publishing.apply(snapshot, n1, now=4))
+    snapshot.nodes["n1"] = machine()
+    etcd.take(publishing.apply(snapshot, n1, now=5))
+    assert node.decode(etcd[keys.node_key("alpha", "n1")]).wireguard_public_key == "", "it is another machine now"
 
 
 def test_a_record_of_an_unknown_node_asks_for_nothing_until_there_is_the_node() -> None:
@@ -202,7 +214,7 @@ _STATES = st.tuples(_SERVICES, _NODES, _PODS, st.none() | st.just(RECORD))
 @given(st.lists(_STATES, min_size=1, max_size=6))
 def test_any_history_ends_as_if_everything_had_been_published_at_once(states: list) -> None:
     etcd, seen = Etcd(), Snapshot()
-    publishing = publisher(etcd, grace=0)
+    publishing, kept = publisher(etcd, grace=0), None
     for now, (services, nodes, pods, record) in enumerate(states):
         snapshot = Snapshot(
             services=services,
@@ -216,10 +228,10 @@ def test_any_history_ends_as_if_everything_had_been_published_at_once(states: li
         )
         etcd.take(publishing.apply(snapshot, change, now))
         etcd.take(publishing.take_record(snapshot, "n1", record, now))
-        seen = snapshot
+        kept, seen = record or (kept if "n1" in nodes else None), snapshot
     etcd.take(publishing.tick(seen, len(states) + 1))
     twin = Etcd()
-    records = {} if record is None else {"n1": record}
+    records = {} if kept is None else {"n1": kept}
     twin.take(publish_all(ALPHA, seen, Allocator(ALPHA), records, 0))
     assert _plain(etcd) == _plain(twin)
 
