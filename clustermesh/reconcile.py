@@ -4,17 +4,49 @@ A `Target` is three idempotent verbs over batches. A `Tracker` remembers what is
 that one change costs one change. `Reconciler.flush` adds before it deletes: trackers are upserted in the order given
 and deleted from in the reverse order, so whatever is referred to (a backend) is there before, and goes after, what
 refers to it.
+
+Rules
+- What failed is tried again by itself, each key with a back-off of its own, or at once when it changes.
+- Each call has a time limit. One that does not end is cancelled and left behind; the target is not called again before
+  it has ended.
+- An entry whose fate is unknown (its call failed or was left behind as a whole) is written or deleted again, whatever
+  is wanted by then.
+- Nothing is deleted that an entry which could not be changed, and exists, may still refer to.
+- A comparison goes page by page; what is written in between is left out of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping
-from typing import Generic, NamedTuple, Protocol, TypeVar
+import asyncio
+import logging
+import time
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Coroutine,
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableSet,
+)
+from contextlib import aclosing
+from itertools import islice
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
-from clustermesh.errors import ApplyError, ClusterMeshError
+from clustermesh.errors import ApplyError, ClusterMeshError, Unavailable
+from clustermesh.line import LIMIT, Line
+from clustermesh.retries import Problem, Retries
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
+T = TypeVar("T")
+
+PAGE: Final = 1024  # entries compared between two turns of the event loop, a few ms
+
+_log = logging.getLogger(__name__)
 
 
 class Target(Protocol[K, V]):
@@ -23,6 +55,13 @@ class Target(Protocol[K, V]):
     async def dump(self) -> Mapping[K, V]: ...
     async def upsert(self, entries: Mapping[K, V]) -> None: ...
     async def delete(self, keys: Collection[K]) -> None: ...  # absent is success
+
+
+@runtime_checkable
+class Paged(Protocol):
+    """A target that is too large to be read in one go: each page is a mapping, as of `dump`."""
+
+    def pages(self) -> AsyncIterator[Mapping[Any, Any]]: ...
 
 
 class Delta(NamedTuple, Generic[K, V]):
@@ -42,19 +81,50 @@ def diff(desired: Mapping[K, V], actual: Mapping[K, V]) -> Delta[K, V]:
 class Tracker(Generic[K, V]):
     """What one target should hold (`desired`), what it was last known to hold (`actual`), and where the two differ."""
 
-    def __init__(self, name: str, target: Target[K, V]) -> None:
+    def __init__(
+        self, name: str, target: Target[K, V], *, limit: float = LIMIT, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.name, self.target = name, target
         self.desired: dict[K, V] = {}
         self.actual: dict[K, V] = {}
-        self.failed: dict[K, str] = {}
-        self._unreadable: str | None = None
         self.drift = 0
+        self.failures = 0  # tries that failed, of any entry
+        self.blocking: set[K] = set()  # entries with a problem that exist, or may: they still refer to others
+        self._clock, self._line = clock, Line(limit)
+        self._unreadable: str | None = None
         self._dirty: dict[K, None] = {}  # an ordered set: what was asked for first is applied first
+        self._retries = Retries[K]()  # what failed is here and, until it is due, not in `_dirty`
+        self._unsure: set[K] = set()  # entries whose fate is unknown
+        self._touched: set[K] | None = None  # what was written since a comparison began
+
+    @property
+    def problems(self) -> Mapping[K, Problem]:
+        return self._retries.problems
+
+    @property
+    def failed(self) -> dict[K, str]:
+        """The entries that could not be applied, each with a sentence."""
+        return {key: problem.sentence for key, problem in self.problems.items()}
 
     @property
     def error(self) -> str | None:
-        """What is wrong now: why the target cannot be read, or why one of `failed` was not applied."""
-        return self._unreadable or next(iter(self.failed.values()), None)
+        """What is wrong now: why the target cannot be read, or why one of `problems` was not applied."""
+        first = next(iter(self.problems.values()), None)
+        return self._unreadable or (None if first is None else first.sentence)
+
+    @property
+    def settled(self) -> bool:
+        """True when the target is known to hold exactly what is wanted."""
+        return not self._dirty and not self.problems
+
+    @property
+    def next_due(self) -> float | None:
+        """When something that failed is to be tried again, by the clock."""
+        return self._retries.next_due
+
+    def hurry(self) -> None:
+        """Whatever was in the way is gone: try at the next flush all that failed."""
+        self._retries.hurry(len(self.problems), self._clock())
 
     def set(self, key: K, value: V) -> None:
         held = self.actual.get(key)
@@ -75,28 +145,26 @@ class Tracker(Generic[K, V]):
 
     def observe(self, key: K, value: V | None) -> None:
         """Take in that the target now holds `value` at `key` (None: nothing), whoever wrote it."""
+        if self._touched is not None:
+            self._touched.add(key)
+        self._take(key, value)
+
+    def _take(self, key: K, value: V | None) -> None:
+        self._unsure.discard(key)
         if value is None:
             self.actual.pop(key, None)
         else:
             self.actual[key] = value
         self._mark(key)
 
-    def observe_all(self, actual: Mapping[K, V]) -> int:
-        """Take in a full dump; returns how many entries were not as they were last known to be (the drift)."""
-        drift = diff(actual, self.actual)
-        self.actual |= drift.upserts
-        for key in drift.deletes:
-            del self.actual[key]
-        delta = diff(self.desired, self.actual)
-        self._dirty = dict.fromkeys([*delta.upserts, *delta.deletes])
-        self.failed = {key: why for key, why in self.failed.items() if key in self._dirty}
-        return len(drift.upserts) + len(drift.deletes)
-
     def pending(self) -> Delta[K, V]:
         """What is still to be applied, entries that failed before included."""
+        return self._split([*self._dirty, *(key for key in self.problems if key not in self._dirty)])
+
+    def _split(self, keys: Iterable[K]) -> Delta[K, V]:
         upserts: dict[K, V] = {}
         deletes: list[K] = []
-        for key in self._dirty:
+        for key in keys:
             if key in self.desired:
                 upserts[key] = self.desired[key]
             else:
@@ -104,26 +172,29 @@ class Tracker(Generic[K, V]):
         return Delta(upserts, deletes)
 
     def _mark(self, key: K) -> None:
+        self._dirty.pop(key, None)  # what was marked last is applied last
         wanted, held = key in self.desired, key in self.actual
-        if wanted == held and (not wanted or self.desired[key] == self.actual[key]):
-            self._dirty.pop(key, None)
-            self.failed.pop(key, None)
+        same = wanted == held and (not wanted or self.desired[key] == self.actual[key])
+        if same and key not in self._unsure:
+            self._retries.forget(key)
         else:
-            self._dirty.pop(key, None)  # what was marked last is applied last
             self._dirty[key] = None
+        self._note_blocking(key)
+
+    def _note_blocking(self, key: K) -> None:
+        if key in self.problems and (key in self.actual or key in self._unsure):
+            self.blocking.add(key)
+        else:
+            self.blocking.discard(key)
+
+    # -- reading ------------------------------------------------------------------------------------------------------
 
     async def adopt(self) -> int:
         """Take in what the target holds; returns how much of it was not known.
 
-        A target that cannot be dumped leaves everything as it was last known, and `error` says why.
+        A target that cannot be read leaves everything as it was last known, and `error` says why.
         """
-        try:
-            unknown = self.observe_all(await self.target.dump())
-        except ClusterMeshError as e:
-            self._unreadable = str(e)
-            return 0
-        self._unreadable = None
-        return unknown
+        return sum([found async for found in self.compare()])
 
     async def audit(self) -> int:
         """Compare the target with what it was last known to hold; counts and returns the drift."""
@@ -131,38 +202,123 @@ class Tracker(Generic[K, V]):
         self.drift += drift
         return drift
 
+    async def compare(self) -> AsyncIterator[int]:
+        """As `adopt`, in steps of a few milliseconds: yields what each has found. Between two, others may flush."""
+        self._touched = set()
+        unseen: set[K] = set()
+        try:
+            for known in _chunks(list(self.actual)):
+                unseen.update(known)
+                yield 0
+            async with aclosing(self._pages()) as pages:
+                async for page in pages:
+                    yield self._compare_page(page, unseen)
+            for known in _chunks([*unseen, *self._unsure]):
+                yield self._compare_absent(known)
+            self._unreadable = None
+        except ClusterMeshError as e:
+            self._unreadable = str(e)
+        finally:
+            self._touched = None
+
+    async def _pages(self) -> AsyncGenerator[list[tuple[K, V]], None]:
+        """Raises ClusterMeshError."""
+        if not isinstance(self.target, Paged):
+            whole = await self._ask(self.target.dump())
+            for part in _chunks(whole.items()):
+                yield part
+                await asyncio.sleep(0)
+            return
+        pages = aiter(self.target.pages())
+        while (page := await self._ask(_next_page(pages))) is not None:
+            yield list(page.items())
+            await asyncio.sleep(0)
+
+    def _compare_page(self, page: Iterable[tuple[K, V]], unseen: MutableSet[K]) -> int:
+        found = 0
+        for key, value in page:
+            unseen.discard(key)
+            known = self.actual.get(key)
+            if (known is None or known != value or key in self._unsure) and not self._is_touched(key):
+                found += known != value
+                self._take(key, value)
+        return found
+
+    def _compare_absent(self, keys: Iterable[K]) -> int:
+        found = 0
+        for key in keys:
+            if not self._is_touched(key):
+                found += key in self.actual
+                self._take(key, None)
+        return found
+
+    def _is_touched(self, key: K) -> bool:
+        return self._touched is not None and key in self._touched
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
     async def upsert_pending(self) -> None:
-        entries = self.pending().upserts
+        """Write what changed and what is due again."""
+        for key in self._retries.take_due(self._clock()):
+            self._dirty.setdefault(key)
+        entries = self._split(self._dirty).upserts
         if entries:
-            self._settle(entries, await _outcome(self.target.upsert(entries), entries))
+            self._settle(entries, await self._attempt(self.target.upsert(entries), entries))
 
     async def delete_pending(self) -> None:
-        keys = self.pending().deletes
+        keys = self._split(self._dirty).deletes
         if keys:
-            self._settle(dict.fromkeys(keys), await _outcome(self.target.delete(keys), keys))
+            self._settle(dict.fromkeys(keys), await self._attempt(self.target.delete(keys), keys))
 
     def _settle(self, entries: Mapping[K, V | None], failed: Mapping[K, str]) -> None:
+        now = self._clock()
         for key, value in entries.items():
-            if key in failed:
-                self.failed[key] = failed[key]
-            else:
-                self.failed.pop(key, None)
+            if key not in failed:
                 self.observe(key, value)
+                continue
+            if self._is_what_was_tried(key, value):
+                self._dirty.pop(key, None)  # until it is due
+            self._retries.fail(key, failed[key], now)
+            self._note_blocking(key)
+        self.failures += len(failed)
+        # Where something succeeds, room was made, or the target is back: a little more of the rest may succeed, too.
+        self._retries.hurry(2 * (len(entries) - len(failed)), now)
+
+    def _is_what_was_tried(self, key: K, value: V | None) -> bool:
+        return self.desired.get(key) == value
+
+    async def _attempt(self, call: Coroutine[Any, Any, None], keys: Collection[K]) -> Mapping[K, str]:
+        """The keys that failed, each with a sentence."""
+        try:
+            await self._ask(call, len(keys))
+        except ApplyError as e:
+            return e.failed  # type: ignore[return-value]  # keyed as the target's own keys
+        except ClusterMeshError as e:
+            if self._touched is not None:
+                self._touched.update(keys)
+            self._unsure.update(keys)
+            return dict.fromkeys(keys, str(e))
+        return {}
+
+    async def _ask(self, call: Coroutine[Any, Any, T], entries: int = 0) -> T:
+        """Raises ClusterMeshError, whatever goes wrong: a bug in a target is no reason to end the agent."""
+        try:
+            return await self._line.call(call, entries)
+        except ClusterMeshError:
+            raise
+        except Exception as e:
+            _log.exception("%s: a call failed", self.name)
+            raise Unavailable(f"internal error, see the log: {e!r}") from e
 
 
-class _Awaitable(Protocol):
-    def __await__(self) -> object: ...
+async def _next_page(pages: AsyncIterator[T]) -> T | None:
+    return await anext(pages, None)
 
 
-async def _outcome(attempt: _Awaitable, keys: Collection[K]) -> Mapping[K, str]:
-    """The keys that failed, each with a sentence."""
-    try:
-        await attempt  # type: ignore[misc]  # a coroutine of None
-    except ApplyError as e:
-        return e.failed  # type: ignore[return-value]  # keyed as the target's own keys
-    except ClusterMeshError as e:
-        return dict.fromkeys(keys, str(e))
-    return {}
+def _chunks(items: Iterable[T]) -> Iterator[list[T]]:
+    each = iter(items)
+    while chunk := list(islice(each, PAGE)):
+        yield chunk
 
 
 class Reconciler:
@@ -171,12 +327,12 @@ class Reconciler:
     Nothing is deleted until `may_delete` is set, which its owner does when the first complete list is in.
     """
 
-    def __init__(self, *trackers: Tracker) -> None:  # type: ignore[type-arg]  # of any keys and values
+    def __init__(self, *trackers: Tracker[Any, Any]) -> None:
         self.trackers = trackers
         self.may_delete = False
 
     async def flush(self) -> None:
-        """Apply what is pending. Failures stay pending and are kept in each tracker's `failed` and `error`."""
+        """Apply what is pending and due. Failures are kept in each tracker's `problems`."""
         await self.upsert()
         await self.delete()
 
@@ -185,12 +341,12 @@ class Reconciler:
             await tracker.upsert_pending()
 
     async def delete(self) -> None:
-        """Where a tracker has failures, what it may still refer to (the trackers before it) is not deleted from."""
+        """What an entry that could not be changed may still refer to (the trackers before it) is not deleted from."""
         if not self.may_delete:
             return
         for tracker in reversed(self.trackers):
             await tracker.delete_pending()
-            if tracker.failed:
+            if tracker.blocking:
                 return
 
     async def adopt(self) -> None:
@@ -199,10 +355,15 @@ class Reconciler:
             await tracker.adopt()
 
     async def audit(self) -> int:
-        """Dump every target; returns the entries found changed behind our back."""
+        """Read every target; returns the entries found changed behind our back."""
         return sum([await tracker.audit() for tracker in self.trackers])
+
+    @property
+    def next_due(self) -> float | None:
+        """When something that failed is to be tried again, by the trackers' clock."""
+        return min((due for tracker in self.trackers if (due := tracker.next_due) is not None), default=None)
 
     @property
     def settled(self) -> bool:
         """True when kernel, etcd or whatever the targets are hold exactly what is wanted."""
-        return not any(any(tracker.pending()) for tracker in self.trackers)
+        return all(tracker.settled for tracker in self.trackers)

@@ -133,7 +133,8 @@ class ApiServer:
                 if isinstance(item, Interrupted):
                     self._interrupt(place, str(item.error))
                     continue
-                self._interrupted.pop(place, None)
+                if self._interrupted.pop(place, None) is not None:
+                    self.writer.hurry()
                 take(item)
                 if isinstance(item, Listed):
                     self._note_listed(place)

@@ -13,9 +13,7 @@ from typing import Final
 
 from clustermesh.apiserver.ledger import Ledger
 from clustermesh.apiserver.resources import ABOUT, CANARIES, DATA
-from clustermesh.errors import ClusterMeshError
 from clustermesh.reconcile import Reconciler
-from clustermesh.store.backoff import Backoff
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -26,7 +24,6 @@ class Writer:
     def __init__(self, ledger: Ledger, canaries: Callable[[], None], audit_every: float) -> None:
         self.ledger, self._say_complete, self._audit_every = ledger, canaries, audit_every
         self.synced = False
-        self.errors = 0
         self._about = Reconciler(ledger[ABOUT].tracker)
         self._data = Reconciler(*(ledger[name].tracker for name in DATA))
         self._canaries = Reconciler(ledger[CANARIES].tracker)
@@ -36,6 +33,12 @@ class Writer:
 
     def wake(self) -> None:
         self._wake.set()
+
+    def hurry(self) -> None:
+        """etcd is there again: write now what could not be written."""
+        for section in self.ledger.sections.values():
+            section.tracker.hurry()
+        self.wake()
 
     def open_data(self) -> None:
         """From now on data is written; before, only the cluster config and the heartbeat are."""
@@ -47,14 +50,12 @@ class Writer:
         self._may_audit = True
 
     async def run(self) -> None:
-        """Write until cancelled; what fails is tried again, sooner when woken."""
+        """Write until cancelled; what fails is tried again, each key in its time."""
         clock = asyncio.get_running_loop().time
-        backoff, audited = Backoff(), clock()
+        audited = clock()
         while True:
-            settled = await self._write()
-            wait = self._audit_every if settled else backoff.next()
-            if settled:
-                backoff = Backoff()
+            await self.write()
+            wait = self._seconds_to_wait(clock())
             if clock() - audited > self._audit_every and self._may_audit:
                 await self._audit()
                 audited = clock()
@@ -63,15 +64,22 @@ class Writer:
                     await self._wake.wait()
             self._wake.clear()
 
-    async def _write(self) -> bool:
-        """One pass; True when nothing is left to be written."""
+    def _seconds_to_wait(self, now: float) -> float:
+        due = [due for each in (self._about, self._data, self._canaries) if (due := each.next_due) is not None]
+        return max(min([*due, now + self._audit_every]) - now, 0.0)
+
+    async def write(self) -> bool:
+        """One pass over what changed and what is due again; True when nothing is left that failed."""
         async with AsyncExitStack() as stack:
             for section in self.ledger.sections.values():
                 await stack.enter_async_context(section.busy())
             await self._pass()
-        failed = sum(len(section.tracker.failed) for section in self.ledger.sections.values())
-        self.errors += failed
-        return not failed
+        return not any(section.tracker.problems for section in self.ledger.sections.values())
+
+    @property
+    def errors(self) -> int:
+        """How often a key could not be written."""
+        return sum(section.tracker.failures for section in self.ledger.sections.values())
 
     async def _pass(self) -> None:
         await self._about.flush()
@@ -92,11 +100,7 @@ class Writer:
         """Compare with etcd itself, in case a watch has kept something from us."""
         for section in self.ledger.sections.values():
             async with section.busy():
-                try:
-                    drift = await section.tracker.audit()
-                except ClusterMeshError as e:
-                    _LOG.warning("%s could not be compared with etcd: %s", section.name, e)
-                    return
+                drift = await section.tracker.audit()
             if drift:
                 _LOG.warning("%s: %d keys were not as the watch had told", section.name, drift)
                 self.wake()

@@ -152,6 +152,8 @@ class Bed:
         return self.peers.readers[name]
 
     async def step(self) -> None:
+        for tracker in self.kernel.trackers:
+            tracker.hurry()
         await self.engine.step(self.own, self.peers)  # type: ignore[arg-type]
 
     def say(self, cluster: str, kind: str, name: Any, value: Any, revision: int = 0) -> None:

@@ -64,7 +64,8 @@ class Rig:
             self.keeper.on_lost(frozenset(self.keeper._forget(lease)))
 
     async def write(self) -> bool:
-        return await self.writer._write()
+        self.writer.hurry()
+        return await self.writer.write()
 
     async def settle(self) -> None:
         self.etcd.faults.clear()
