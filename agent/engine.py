@@ -22,7 +22,7 @@ from clustermesh.errors import ClusterMeshError
 from clustermesh.mesh.merge import merge
 from clustermesh.mesh.peers import Peers
 from clustermesh.mesh.reader import ClusterReader
-from clustermesh.mesh.state import Dirty, MeshState
+from clustermesh.mesh.state import MeshState
 
 _log = logging.getLogger(__name__)
 
@@ -80,8 +80,8 @@ class Engine:
         self._sink.changed.clear()
         self._newcomers.meet(peers.newcomers)
         peers.newcomers.clear()
-        dirty, changes = self._state.take_dirty(), self._propagation.take_seen()  # of one moment
-        await self._replan(dirty)
+        changes = self._propagation.take_seen()  # of this moment, as what is dirty
+        await self._replan(bool(self._state.take_nodes()), self._state.take_addresses(), self._state.take_services())
         if self.plan.own is None and own.session.complete and not self.underlay_error:
             await self._prepare_underlay()  # to say that this node is unknown, also where no other node is known
         self._consider_pruning(own, peers)
@@ -92,13 +92,13 @@ class Engine:
             self.ready_at = time.time()
             _log.info("ready after %.2f s", time.monotonic() - self._started)
 
-    async def _replan(self, dirty: Dirty) -> None:
-        if dirty.nodes:
+    async def _replan(self, nodes: bool, addresses: set[str], services: set[tuple[str, str]]) -> None:
+        if nodes:
             await self._replan_nodes()
         elif self.underlay_error:
             await self._prepare_underlay()
-        await _in_turns(self._plan_endpoint, dirty.endpoints)
-        await _in_turns(self._plan_service, dirty.services)
+        await _in_turns(self._plan_endpoint, addresses)
+        await _in_turns(self._plan_service, services)
 
     async def _replan_nodes(self) -> None:
         options = self._options

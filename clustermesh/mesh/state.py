@@ -1,13 +1,14 @@
 """What this cluster knows of itself and of every other: a fold over events, in any order and any number of times. Pure.
 
-A writer (the reader of one cluster) puts objects in and takes them out; the planner asks `take_dirty` what to look at
-again. Nodes are checked against `Claims`: one whose pod CIDRs or address belong to another cluster is refused, and so
-are endpoints and backends at such addresses when they are read.
+A writer (the reader of one cluster) puts objects in and takes them out; the planner hears by `on_dirty` that there is
+something to look at again, and takes it: `take_nodes`, `take_addresses`, `take_services`. Nodes are checked against
+`Claims`: one whose pod CIDRs or address belong to another cluster is refused, and so are endpoints and backends at
+such addresses when they are read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from ipaddress import IPv4Network
 from socket import AF_INET, inet_pton
 from typing import Any, NamedTuple
@@ -44,17 +45,6 @@ class View(Struct, kw_only=True):
 KINDS = tuple(each.name for each in RESOURCES.values() if (each.of_peers or each.of_own) and not each.optional)
 
 
-class Dirty(Struct):
-    """What to plan again since the last time it was asked."""
-
-    nodes: bool = False
-    endpoints: set[str] = field(default_factory=set)
-    services: set[tuple[str, str]] = field(default_factory=set)
-
-    def __bool__(self) -> bool:
-        return self.nodes or bool(self.endpoints) or bool(self.services)
-
-
 class _Wanted(NamedTuple):
     """What a node takes for itself."""
 
@@ -80,7 +70,10 @@ class MeshState:
         self._claimants: dict[tuple[str, str], set[str]] = {}  # (cluster, CIDR or key) -> the nodes that claim it
         self._moved: set[str] = set()  # CIDRs and keys that were claimed or withdrawn
         self._admitted: dict[tuple[str, str], _Wanted] = {}  # by (cluster, node)
-        self._dirty = Dirty()
+        self.on_dirty: list[Callable[[], None]] = []  # called when there is something to take
+        self._dirty_nodes: set[tuple[str, str]] = set()
+        self._dirty_addresses: set[str] = set()
+        self._dirty_services: set[tuple[str, str]] = set()
 
     def put(self, cluster: str, kind: str, name: Any, value: Any) -> None:
         """Take in that `cluster` has `value` at `name`. What it replaces is forgotten; equal values change nothing."""
@@ -120,7 +113,8 @@ class MeshState:
         """Use the services of a cluster that was withheld."""
         self.withheld.discard(cluster)
         if view := self.views.get(cluster):
-            self._dirty.services.update(view.services)
+            self._dirty_services.update(view.services)
+            self._wake()
 
     def refuse(self, cluster: str, what: str, why: str) -> None:
         refused = self._view(cluster).refused
@@ -131,12 +125,27 @@ class MeshState:
         if view := self.views.get(cluster):
             view.refused.pop(what, None)
 
-    def take_dirty(self) -> Dirty:
-        """What changed since the last call."""
-        if self._moved:
-            self._settle_claims()
-        dirty, self._dirty = self._dirty, Dirty()
-        return dirty
+    def take_nodes(self) -> set[tuple[str, str]]:
+        """The nodes, by (cluster, name), that changed, came, went, were admitted or refused since the last call."""
+        self._settle_claims()
+        taken, self._dirty_nodes = self._dirty_nodes, set()
+        return taken
+
+    def take_addresses(self) -> set[str]:
+        """The addresses whose endpoint may be another since the last call."""
+        self._settle_claims()
+        taken, self._dirty_addresses = self._dirty_addresses, set()
+        return taken
+
+    def take_services(self) -> set[tuple[str, str]]:
+        """The services that may have other frontends or backends since the last call."""
+        self._settle_claims()
+        taken, self._dirty_services = self._dirty_services, set()
+        return taken
+
+    def node(self, cluster: str, name: str) -> Node | None:
+        """The node if it is admitted."""
+        return self.views[cluster].nodes[name] if (cluster, name) in self._admitted else None
 
     def admitted_nodes(self) -> Iterator[Node]:
         """Every node of every cluster that claims nothing of another cluster's, own cluster first."""
@@ -209,12 +218,17 @@ class MeshState:
 
     def _touch(self, cluster: str, kind: str, name: Any) -> None:
         if kind == "nodes":
-            self._dirty.nodes = True
+            self._dirty_nodes.add((cluster, name))
             self._reclaim(cluster, name)
         elif kind == "endpoints":
-            self._dirty.endpoints.add(name)
+            self._dirty_addresses.add(name)
         elif kind in ("services", "local_services"):
-            self._dirty.services.add(name)
+            self._dirty_services.add(name)
+        self._wake()
+
+    def _wake(self) -> None:
+        for callback in self.on_dirty:
+            callback()
 
     def _reclaim(self, cluster: str, name: str) -> None:
         """Bring the claims of one node up to date."""
@@ -266,6 +280,7 @@ class MeshState:
                 owner, claimed = clash
                 for name in list(self._claimants[owner, claimed]):
                     self._dismiss(owner, name)
+                    self._dirty_nodes.add((owner, name))
                     self.refuse(owner, f"nodes/{name}", _overlap(claimed, self.own, claim))
 
     def _claims_of(self, wanted: _Wanted) -> Iterator[tuple[Claims | KeyClaims, str]]:
@@ -276,14 +291,17 @@ class MeshState:
 
     def _settle_claims(self) -> None:
         """After claims changed: a refused node may be admitted now, and what is at those addresses is looked at."""
+        if not self._moved:
+            return
         for cluster in self._order:
             for name, node in self.views[cluster].nodes.items():
                 if (cluster, name) not in self._admitted:
                     self.accept(cluster, f"nodes/{name}")
                     self._admit(cluster, name, _wanted_by(node))
-            self._dirty.services.update(self.views[cluster].services)
+                    self._dirty_nodes.add((cluster, name))
+            self._dirty_services.update(self.views[cluster].services)
         moved, self._moved = [claim for claim in self._moved if "." in claim], set()
-        self._dirty.endpoints.update(_addresses_in(moved, self._holders["endpoints"]))
+        self._dirty_addresses.update(_addresses_in(moved, self._holders["endpoints"]))
 
 
 def _overlap(claim: str, owner: str, other: str) -> str:

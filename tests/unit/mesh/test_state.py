@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from clustermesh.mesh.state import MeshState
 from clustermesh.model import Endpoint, Node, NodeAddress, Port, Protocol, Service
@@ -29,7 +30,7 @@ def service(cluster: str, *addresses: str) -> Service:
 
 
 def admitted(state: MeshState) -> list[tuple[str, str]]:
-    state.take_dirty()
+    state.take_nodes()
     return [(node.cluster, node.name) for node in state.admitted_nodes()]
 
 
@@ -114,9 +115,9 @@ def test_one_node_that_moves_makes_only_what_is_at_its_addresses_dirty() -> None
     for address in ("10.2.1.7", "10.2.2.7", "192.0.2.2", "10.2.0.0/16", "fd00::7"):
         state.put("beta", "endpoints", address, Endpoint(ip=address.partition("/")[0], identity=131080))
     state.put("beta", "nodes", "b1", node("beta", "b1", "10.2.1.0/24", "192.0.2.2"))
-    state.take_dirty()
+    state.take_addresses()
     state.put("beta", "nodes", "b1", node("beta", "b1", "10.2.2.0/24", "192.0.2.2"))
-    assert state.take_dirty().endpoints == {"10.2.1.7", "10.2.2.7", "192.0.2.2"}
+    assert state.take_addresses() == {"10.2.1.7", "10.2.2.7", "192.0.2.2"}
 
 
 def test_an_endpoint_that_is_gone_is_refused_no_more() -> None:
@@ -156,21 +157,53 @@ def test_a_backend_at_another_clusters_address_is_left_out_and_the_rest_is_used(
 def test_dirty_names_what_changed_and_nothing_when_nothing_did() -> None:
     state = MeshState("own")
     state.put("beta", "services", ("n", "s"), service("beta", "10.2.0.1"))
-    dirty = state.take_dirty()
-    assert dirty.services == {("n", "s")}
-    assert not dirty.nodes
+    assert state.take_services() == {("n", "s")}
+    assert not state.take_nodes()
     state.put("beta", "services", ("n", "s"), service("beta", "10.2.0.1"))
-    assert not state.take_dirty()
+    assert not state.take_services()
     state.remove("beta", "services", ("n", "s"))
-    assert state.take_dirty().services == {("n", "s")}
+    assert state.take_services() == {("n", "s")}
+
+
+def test_who_waits_for_changes_hears_of_each_that_is_one() -> None:
+    state, heard = MeshState("own"), list[str]()
+    state.on_dirty.append(lambda: heard.append("dirty"))
+    state.put("beta", "nodes", "b1", node("beta", "b1", "10.2.0.0/24", "192.0.2.2"))
+    assert heard == ["dirty"]
+    state.put("beta", "nodes", "b1", node("beta", "b1", "10.2.0.0/24", "192.0.2.2"))
+    assert heard == ["dirty"]
+    state.remove("beta", "nodes", "b1")
+    assert heard == ["dirty", "dirty"]
+
+
+def test_a_node_that_changes_is_named_with_those_it_lets_in_or_pushes_out() -> None:
+    state = MeshState("own")
+    state.put("beta", "nodes", "b1", node("beta", "b1", "10.2.0.0/24", "192.0.2.2"))
+    state.put("gamma", "nodes", "g1", node("gamma", "g1", "10.2.0.0/24", "192.0.2.3"))
+    state.take_nodes()
+    state.put("beta", "nodes", "b1", replace(node("beta", "b1", "10.2.0.0/24", "192.0.2.2"), labels={"a": "b"}))
+    assert state.take_nodes() == {("beta", "b1")}
+    state.remove("beta", "nodes", "b1")
+    assert state.take_nodes() == {("beta", "b1"), ("gamma", "g1")}
+    assert state.node("gamma", "g1") is not None
+    assert state.node("beta", "b1") is None
+
+
+def test_a_node_that_only_has_another_label_makes_no_service_and_no_address_dirty() -> None:
+    state = MeshState("own")
+    state.put("beta", "nodes", "b1", node("beta", "b1", "10.2.0.0/24", "192.0.2.2"))
+    state.put("beta", "services", ("n", "s"), service("beta", "10.2.0.1"))
+    state.take_services()
+    state.put("beta", "nodes", "b1", replace(node("beta", "b1", "10.2.0.0/24", "192.0.2.2"), labels={"a": "b"}))
+    assert (state.take_services(), state.take_addresses()) == (set(), set())
 
 
 def test_claims_that_change_make_what_is_at_their_addresses_dirty() -> None:
     state = MeshState("own")
     state.put("beta", "endpoints", "10.1.0.7", Endpoint(ip="10.1.0.7", identity=131080))
-    state.take_dirty()
+    state.take_addresses()
     state.put("own", "nodes", "o1", node("own", "o1", "10.1.0.0/24", "192.0.2.1"))
-    assert state.take_dirty().endpoints == {"10.1.0.7"}
+    assert state.take_addresses() == {"10.1.0.7"}
 
 
 def test_a_drained_cluster_leaves_nothing() -> None:
@@ -207,7 +240,7 @@ def test_nothing_is_claimed_twice_or_after_its_node_is_gone_whatever_nodes_claim
     state = MeshState("own")
     for machine in script:
         state.put(machine.cluster, "nodes", machine.name, machine)
-        state.take_dirty()
+        state.take_nodes()
         keys = [
             (node.wireguard_public_key, node.cluster) for node in state.admitted_nodes() if node.wireguard_public_key
         ]
@@ -215,7 +248,7 @@ def test_nothing_is_claimed_twice_or_after_its_node_is_gone_whatever_nodes_claim
         assert {node.name for node in state.admitted_nodes() if node.cluster == "own"} == set(state.views["own"].nodes)
     for cluster in list(state.views):
         state.drain(cluster)
-    state.take_dirty()
+    state.take_nodes()
     assert all(state.speaks_for("anyone", ip) for ip in ("10.1.1.7", "10.2.0.1", "192.0.2.1", "192.0.2.2"))
     state.put("zeta", "nodes", "z", node("zeta", "z", "10.0.0.0/8", "192.0.2.1", "A"))
     assert admitted(state) == [("zeta", "z")]
@@ -240,7 +273,7 @@ def test_no_two_clusters_are_ever_admitted_to_overlapping_cidrs(script: list[tup
         else:
             state.put(cluster, "nodes", name, node(cluster, name, cidr, f"192.0.2.{number}"))
         owners: dict[str, str] = {}
-        state.take_dirty()
+        state.take_nodes()
         for each in state.admitted_nodes():
             assert owners.setdefault(each.ipv4_pod_cidrs[0], each.cluster) == each.cluster
         own = set(state.views["own"].nodes)

@@ -1,0 +1,87 @@
+"""What lies in a prefix, without looking at everything else."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Collection, Iterator
+from typing import Final, Generic, TypeVar
+
+from clustermesh.address import BITS, Address, Prefix, from_int, to_int
+
+T = TypeVar("T")
+_FEW: Final = 64
+
+
+class AddressIndex:
+    """The addresses of `table` in order. Costs nothing until it is asked, and then what changed since it was asked.
+
+    `table` is the truth, looked at when asked; whoever changes it says where (`touch`).
+    """
+
+    def __init__(self, table: Collection[Address]) -> None:
+        self._table = table
+        self._order: list[Address] | None = None
+        self._touched: set[Address] = set()
+
+    def touch(self, address: Address) -> None:
+        """`address` came into the table, or left it."""
+        if self._order is None:
+            return
+        self._touched.add(address)
+        if len(self._touched) > _FEW + len(self._order) // 8:  # sorting all of them is not dearer now
+            self._order, self._touched = None, set()
+
+    def inside(self, prefix: Prefix) -> list[Address]:
+        """The addresses of the table that lie in `prefix`, in order."""
+        order = self._ordered()
+        last = from_int(to_int(prefix.address) + (1 << (BITS - prefix.length)) - 1)
+        begin, end = bisect_left(order, prefix.address), bisect_left(order, last)
+        return order[begin : end + (end < len(order) and order[end] == last)]
+
+    def _ordered(self) -> list[Address]:
+        if self._order is None:
+            self._order = sorted(self._table)
+        for address in self._touched:
+            place = bisect_left(self._order, address)
+            held = place < len(self._order) and self._order[place] == address
+            if held and address not in self._table:
+                del self._order[place]
+            elif not held and address in self._table:
+                self._order.insert(place, address)
+        self._touched.clear()
+        return self._order
+
+
+class AddressBook(Generic[T]):
+    """Who is at each address: any number of things, in the order in which they were added."""
+
+    def __init__(self) -> None:
+        # One thing stands by itself, several in a dict: most addresses have one, some have ten thousand.
+        self._things: dict[Address, T | dict[T, None]] = {}
+        self._index = AddressIndex(self._things)
+
+    def add(self, address: Address, thing: T) -> None:
+        there = self._things.get(address)
+        if there is None:
+            self._things[address] = thing
+            self._index.touch(address)
+        elif isinstance(there, dict):
+            there[thing] = None
+        elif there != thing:
+            self._things[address] = {there: None, thing: None}
+
+    def discard(self, address: Address, thing: T) -> None:
+        """Absent is fine."""
+        there = self._things.get(address)
+        if isinstance(there, dict):
+            there.pop(thing, None)
+        if there in (thing, {}):
+            del self._things[address]
+            self._index.touch(address)
+
+    def inside(self, prefix: Prefix) -> Iterator[tuple[Address, T]]:
+        """Everything at the addresses in `prefix`, in order of address."""
+        for address in self._index.inside(prefix):
+            there = self._things[address]
+            for thing in there if isinstance(there, dict) else (there,):
+                yield address, thing
