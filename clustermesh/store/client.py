@@ -8,7 +8,7 @@ uses a new connection where the last one was at fault.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, Self
 
@@ -18,7 +18,7 @@ from clustermesh.errors import Unavailable
 from clustermesh.store import methods
 from clustermesh.store import rpc_pb2 as pb
 from clustermesh.store.connection import Dialer
-from clustermesh.store.faults import AuthChanged, ClusterIdChanged, Compacted, LeaseLost, Replaced, TooLarge
+from clustermesh.store.faults import AuthChanged, ClusterIdChanged, Compacted, LeaseLost, Oversized, Replaced, TooLarge
 from clustermesh.store.methods import Method
 from clustermesh.store.operations import Delete, KeyValue, Listing, Op, Put, batches, prefix_end
 from clustermesh.store.stream import Stream
@@ -33,12 +33,14 @@ __all__ = [
     "LeaseLost",
     "Listing",
     "Op",
+    "Oversized",
     "Put",
     "Replaced",
     "Status",
     "Tls",
 ]
 
+PAGE: Final = 200  # keys of a list that is taken in while it comes: some 2 ms of work, and not much to hold
 _PAGE_PATIENCE: Final = 4  # a page is much more to send than a key: so many times the timeout
 _AUTH_PAUSES: Final = (0.01, 0.05, 0.2)  # seconds before a call that met a change of users is made again
 
@@ -92,11 +94,21 @@ class EtcdClient:
         response = await self.call(methods.RANGE, pb.RangeRequest(key=key, revision=revision))
         return next(_key_values(response.kvs), None)
 
-    async def range(self, prefix: bytes, *, page: int = 1000) -> Listing:
-        """Every key under `prefix` (b"": all) at one revision, `page` keys at a time, fewer where they are large."""
-        key, end = prefix or b"\0", prefix_end(prefix)
-        revision = cluster_id = 0
+    async def range(self, prefix: bytes, *, page: int = 1000, most_bytes: int | None = None) -> Listing:
+        """Every key under `prefix` (b"": all) at one revision. Oversized where that is more than `most_bytes`."""
         kvs: list[KeyValue] = []
+        async for part, more in self.pages(prefix, page=page, most_bytes=most_bytes):
+            kvs.extend(part.kvs)
+            if not more:
+                return Listing(part.revision, kvs, part.cluster_id)
+        raise AssertionError("a list has a last page")
+
+    async def pages(
+        self, prefix: bytes, *, page: int = PAGE, most_bytes: int | None = None
+    ) -> AsyncGenerator[tuple[Listing, bool], None]:
+        """As `range`, `page` keys at a time, fewer where they are large; and whether more follows."""
+        key, end = prefix or b"\0", prefix_end(prefix)
+        revision = size = 0
         more = True
         while more:
             request = pb.RangeRequest(key=key, range_end=end, limit=page, revision=revision)
@@ -107,12 +119,14 @@ class EtcdClient:
                     raise
                 page = max(1, page // 4)
                 continue
-            revision, cluster_id = revision or response.header.revision, response.header.cluster_id
-            kvs.extend(_key_values(response.kvs))
-            more = response.more
+            revision, more = revision or response.header.revision, response.more
+            kvs = list(_key_values(response.kvs))
+            size += sum(len(kv.key) + len(kv.value) for kv in kvs)
+            if most_bytes is not None and size > most_bytes:
+                raise Oversized(f"the list under {prefix.decode()} has more than {most_bytes} bytes")
             if more:
-                key = _next_key(key, response.kvs)
-        return Listing(revision, kvs, cluster_id)
+                key = _next_key(key, kvs)
+            yield Listing(revision, kvs, response.header.cluster_id), more
 
     async def put(self, key: bytes, value: bytes, lease: int = 0) -> int:
         """Write one key; returns the revision it was written at."""
@@ -193,7 +207,7 @@ def _key_values(kvs: Any) -> Iterator[KeyValue]:
     return map(key_value, kvs)
 
 
-def _next_key(key: bytes, kvs: Any) -> bytes:
+def _next_key(key: bytes, kvs: Sequence[KeyValue]) -> bytes:
     """Where the page after `kvs` begins; a server that promises more without going on would never let us end."""
     following = kvs[-1].key + b"\0" if kvs else b""
     if following <= key:

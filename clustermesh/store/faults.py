@@ -34,6 +34,10 @@ class TooLarge(Unavailable):
     """An answer is larger than one message may be: ask for less at a time."""
 
 
+class Oversized(Refused):
+    """A list is larger than its reader was told to take in."""
+
+
 # etcd puts the kind of an error into its sentence, and uses one code for several kinds; the first match counts.
 _BY_SENTENCE: Final[tuple[tuple[re.Pattern[str], type[ClusterMeshError]], ...]] = tuple(
     (re.compile(pattern), error)

@@ -29,6 +29,7 @@ from clustermesh.store.follower import (
     Item,
     ListAll,
     Listed,
+    Newest,
     Prove,
     Put,
     State,
@@ -36,19 +37,25 @@ from clustermesh.store.follower import (
 )
 from clustermesh.store.watch import open_watch
 
-__all__ = ["Changed", "Deleted", "Event", "Follower", "Interrupted", "Item", "Listed", "Put", "follow"]
+__all__ = ["Changed", "Deleted", "Event", "Follower", "Interrupted", "Item", "Listed", "Newest", "Put", "follow"]
 
 QUIET: Final = 10.0
 _REFUSED_WAIT: Final = 1.0  # a person must act first: ask seldom
 
 
 async def follow(
-    client: EtcdClient, prefix: bytes, *, follower: Follower | None = None, quiet: float = QUIET
+    client: EtcdClient,
+    prefix: bytes,
+    *,
+    follower: Follower | None = None,
+    quiet: float = QUIET,
+    most_bytes: int | None = None,
 ) -> AsyncGenerator[Item, None]:
     """Tell what is under `prefix` and every change of it. Never ends and raises nothing of ClusterMeshError.
 
     A `follower` from an earlier call keeps what it knows: the next list tells only the difference. A server that says
-    nothing for `quiet` seconds and then does not answer within the client's timeout is taken for gone.
+    nothing for `quiet` seconds and then does not answer within the client's timeout is taken for gone. A list of more
+    than `most_bytes` interrupts with Oversized, each time it is tried.
     """
     brain = Follower() if follower is None else follower
     if brain.state is not State.UNLISTED:
@@ -59,7 +66,7 @@ async def follow(
         began: float | None = None
         error: ClusterMeshError
         try:
-            async with aclosing(_attempt(client, prefix, brain, quiet)) as items:
+            async with aclosing(_attempt(client, prefix, brain, quiet, most_bytes)) as items:
                 async for item in items:
                     if began is None and brain.state is State.FOLLOWING:
                         began = clock()
@@ -73,13 +80,17 @@ async def follow(
 
 
 async def _attempt(
-    client: EtcdClient, prefix: bytes, brain: Follower, quiet: float
+    client: EtcdClient, prefix: bytes, brain: Follower, quiet: float, most_bytes: int | None
 ) -> AsyncGenerator[Item | None, None]:
     """Do what the brain asks for until something fails, the only way out; None where there is nothing to tell."""
     while True:
         match brain.step():
+            case ListAll() if brain.paged:
+                async with aclosing(client.pages(prefix, most_bytes=most_bytes)) as pages:
+                    async for page, more in pages:
+                        yield brain.listed(page, more)
             case ListAll():
-                yield brain.listed(await client.range(prefix))
+                yield brain.listed(await client.range(prefix, most_bytes=most_bytes))
             case Prove(key, revision):
                 brain.proved(await client.get(key, revision=revision))
             case WatchFrom(revision):

@@ -2,7 +2,8 @@
 
 The rules:
 
-1. Nothing is known until a complete list is in (UNLISTED). A list is told as the difference to what was known before.
+1. Nothing is known until a complete list is in (UNLISTED). A list is told as the difference to what was known before;
+   by a follower that keeps only the newest keys (known.py) it is told whole, a page at a time.
 2. A list is followed by a watch from the revision after it (LISTED), which counts once etcd has confirmed it
    (FOLLOWING).
 3. After any interruption the history is doubted: etcd may have been started empty, under the same cluster id and
@@ -26,31 +27,40 @@ from msgspec import Struct
 
 from clustermesh.errors import ClusterMeshError, Unavailable
 from clustermesh.store.faults import ClusterIdChanged, Compacted, Replaced, refusal
+from clustermesh.store.known import Deleted, Event, Everything, Newest, Put
 from clustermesh.store.operations import KeyValue, Listing
+
+__all__ = [
+    "Changed",
+    "Deleted",
+    "Event",
+    "Everything",
+    "Follower",
+    "Interrupted",
+    "Item",
+    "ListAll",
+    "Listed",
+    "Newest",
+    "Prove",
+    "Put",
+    "State",
+    "Step",
+    "WatchFrom",
+    "WatchMessage",
+]
 
 MAX_HELD: Final = 256 << 20  # bytes of one revision; more is no store we want to follow
 
 
-class Put(Struct, frozen=True, gc=False):
-    """A key has a value. In a `Listed` the value is new to us, in a `Changed` it may be the same as before."""
-
-    kv: KeyValue
-
-
-class Deleted(Struct, frozen=True, gc=False):
-    """A key is gone."""
-
-    key: bytes
-
-
-Event: TypeAlias = Put | Deleted
-
-
 class Listed(Struct, frozen=True):
-    """The complete list is in. `events` is what differs from what was known before it, deletions included."""
+    """The complete list is in. `events` is what differs from what was known before it, deletions included.
+
+    Of a follower that knows only the newest, `events` is all there is, and `more` of it follows but for the last part.
+    """
 
     events: Sequence[Event]
     revision: int
+    more: bool = False
 
 
 class Changed(Struct, frozen=True):
@@ -111,6 +121,7 @@ class State(Enum):
 
 
 class _Input(Enum):
+    PAGE = auto()
     LISTING = auto()
     PROOF = auto()
     CREATED = auto()
@@ -121,22 +132,15 @@ class _Input(Enum):
     CANCELED = auto()
 
 
-class _Known(NamedTuple):
-    """What is kept of a key: enough to tell whether a later list or proof differs."""
-
-    mod_revision: int
-    lease: int
-    value_hash: int
-
-
 class Follower:
     """What is known of one prefix, and how to learn the rest. Feed it what its steps bring; it may outlive `follow`."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Everything | None = None) -> None:
         self.state = State.UNLISTED
         self.revision = 0
         self._cluster_id = 0
-        self._known: dict[bytes, _Known] = {}
+        self._known = Everything() if known is None else known
+        self._first = True  # the next page begins a list
         self._held: list[tuple[int, Event]] = []
         self._interrupted = False
         self._anchor = b""
@@ -146,27 +150,29 @@ class Follower:
         """How many keys are known."""
         return len(self._known)
 
+    @property
+    def paged(self) -> bool:
+        """Whether a list is taken in page by page."""
+        return self._known.paged
+
     def step(self) -> Step:
         """What to ask etcd now."""
         if self.state is State.DOUBTED:
             return Prove(self._anchor, self.revision)
         return ListAll() if self.state is State.UNLISTED else WatchFrom(self.revision + 1)
 
-    def listed(self, listing: Listing) -> Listed:
-        """Take in a complete list."""
-        self._move(_Input.LISTING)
-        gone = self._known.keys() - {kv.key for kv in listing.kvs}
-        events: list[Event] = [Put(kv) for kv in listing.kvs if self._is_news(kv)]
-        events += [Deleted(key) for key in sorted(gone)]
-        self._known = {kv.key: _known(kv) for kv in listing.kvs}
-        self.revision, self._cluster_id = listing.revision, listing.cluster_id
-        self._interrupted = False
-        return Listed(events, self.revision)
+    def listed(self, listing: Listing, more: bool = False) -> Listed:
+        """Take in a complete list, or the next page of one."""
+        self._move(_Input.PAGE if more else _Input.LISTING)
+        events = self._known.listed(listing.kvs, self._first)
+        self.revision, self._cluster_id, self._first = listing.revision, listing.cluster_id, not more
+        self._interrupted = self._interrupted and more
+        return Listed(events, self.revision, more)
 
     def proved(self, kv: KeyValue | None) -> None:
         """Take in the key that was asked for as a proof. Replaced where it is not as we know it."""
         self._move(_Input.PROOF)
-        if kv is None or _known(kv) != self._known[self._anchor]:
+        if kv is None or not self._known.proves(kv):
             raise Replaced("etcd holds another history than before: it was started empty or restored")
 
     def received(self, message: WatchMessage) -> Changed | None:
@@ -178,12 +184,12 @@ class Follower:
     def interrupted(self, error: ClusterMeshError) -> Interrupted:
         """Take in that a step failed or the watch ended."""
         self._held.clear()
-        self._interrupted = True
+        self._interrupted = self._first = True
         if isinstance(error, Compacted | Replaced) or not self._known:  # nothing known proves nothing
             self.state = State.UNLISTED
         elif self.state is not State.UNLISTED:
             self.state = State.DOUBTED
-            self._anchor = max(self._known, key=lambda key: self._known[key][:2])
+            self._anchor = self._known.anchor()
         return Interrupted(error)
 
     def _move(self, kind: _Input) -> None:
@@ -191,10 +197,6 @@ class Follower:
         if following is None:
             raise Unavailable(f"etcd sent {kind.name.lower()} while {self.state.name.lower()}")
         self.state = following
-
-    def _is_news(self, kv: KeyValue) -> bool:
-        known = self._known.get(kv.key)
-        return known is None or known.value_hash != hash(kv.value)
 
     def _begin(self, message: WatchMessage) -> Changed | None:
         if self._cluster_id and message.cluster_id != self._cluster_id:
@@ -221,13 +223,10 @@ class Follower:
     def _tell(self, entries: Sequence[tuple[int, Event]]) -> Changed | None:
         if not entries:
             return None
-        for _, event in entries:
-            if isinstance(event, Put):
-                self._known[event.kv.key] = _known(event.kv)
-            else:
-                self._known.pop(event.key, None)
+        events = [event for _, event in entries]
+        self._known.told(events)
         self.revision = max(self.revision, entries[-1][0])
-        return Changed([event for _, event in entries], self.revision)
+        return Changed(events, self.revision)
 
     def _progress(self, message: WatchMessage) -> Changed | None:
         self.revision = max(self.revision, message.revision)
@@ -243,6 +242,7 @@ class Follower:
 
 
 _TABLE: Final[dict[tuple[State, _Input], State]] = {
+    (State.UNLISTED, _Input.PAGE): State.UNLISTED,
     (State.UNLISTED, _Input.LISTING): State.LISTED,
     (State.DOUBTED, _Input.PROOF): State.LISTED,
     (State.LISTED, _Input.CREATED): State.FOLLOWING,
@@ -273,10 +273,6 @@ def _kind(message: WatchMessage) -> _Input:
     if message.fragment:
         return _Input.FRAGMENT
     return _Input.EVENTS if message.events else _Input.PROGRESS
-
-
-def _known(kv: KeyValue) -> _Known:
-    return _Known(kv.mod_revision, kv.lease, hash(kv.value))
 
 
 def _size(entry: tuple[int, Event]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sim_etcd import SimEtcd
@@ -12,16 +13,19 @@ from clustermesh.errors import ClusterMeshError, Unavailable
 from clustermesh.store.follower import (
     Changed,
     Event,
+    Everything,
     Follower,
     Interrupted,
     ListAll,
     Listed,
+    Newest,
     Prove,
     Put,
     State,
     WatchFrom,
     WatchMessage,
 )
+from clustermesh.store.operations import Listing
 
 KEYS = st.sampled_from([b"a", b"b", b"c", b"d"])
 CHANGES = st.dictionaries(KEYS, st.one_of(st.none(), st.sampled_from([b"1", b"2"])), min_size=1)
@@ -36,10 +40,11 @@ ACTIONS = st.one_of(
 class World:
     """An etcd, a follower, and a reader who believes what he is told."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, known: Everything) -> None:
         self.rng = random.Random(seed)
         self.etcd = SimEtcd(1, 1)
-        self.follower = Follower()
+        self.follower = Follower(known)
+        self.listed: dict[bytes, bytes] = {}  # by the pages of the list under way
         self.table: dict[bytes, bytes] = {}
         self.on_the_way: list[WatchMessage] = []
         self.position = 0  # what the open watch has not yet put on the way begins here
@@ -83,7 +88,7 @@ class World:
                 return
             match self.follower.step():
                 case ListAll():
-                    self.hear(self.follower.listed(self.etcd.listing()))
+                    self.list_all()
                 case Prove(key, revision):
                     self.follower.proved(self.etcd.get(key, revision))
                 case WatchFrom(revision):
@@ -91,6 +96,25 @@ class World:
                     self.take(self.etcd.open_watch(revision))
         except ClusterMeshError as error:
             self.interrupt(error)
+
+    def list_all(self) -> None:
+        """At once, or page by page, of which a cut may leave out the last."""
+        whole, page = self.etcd.listing(), 2
+        if not self.follower.paged:
+            self.hear(self.follower.listed(whole))
+            return
+        while len(whole.kvs) > page:
+            self.hear_page(self.follower.listed(Listing(whole.revision, whole.kvs[:page], whole.cluster_id), True))
+            whole = Listing(whole.revision, whole.kvs[page:], whole.cluster_id)
+            if self.rng.random() < 0.2:
+                raise Unavailable("cut between pages")
+        self.hear_page(self.follower.listed(whole))
+
+    def hear_page(self, item: Listed) -> None:
+        self.listed |= {event.kv.key: event.kv.value for event in item.events if isinstance(event, Put)}
+        if not item.more:
+            self.table, self.listed = self.listed, {}
+            self.base, self.told = item.revision, []
 
     def deliver(self) -> None:
         if not self.on_the_way:
@@ -106,7 +130,7 @@ class World:
 
     def interrupt(self, error: ClusterMeshError) -> None:
         assert isinstance(self.follower.interrupted(error), Interrupted)
-        self.on_the_way = []
+        self.on_the_way, self.listed = [], {}
 
     def hear(self, item: Listed | Changed) -> None:
         for event in item.events:
@@ -130,16 +154,47 @@ class World:
         assert self.follower.state is State.FOLLOWING
         assert not self.on_the_way
         assert self.table == {key: kv.value for key, kv in self.etcd.content(self.etcd.revision).items()}
-        assert self.follower.size == len(self.table)
+        assert self.follower.paged or self.follower.size == len(self.table)
 
 
+@pytest.mark.parametrize("known", [Everything, Newest])
 @settings(max_examples=400, deadline=None)
 @given(st.integers(0, 1 << 30), st.lists(ACTIONS, max_size=60))
-def test_every_write_is_told_once_and_the_table_ends_as_the_store(seed, actions) -> None:
-    world = World(seed)
+def test_every_write_is_told_once_and_the_table_ends_as_the_store(known, seed, actions) -> None:
+    world = World(seed, known())
     for verb, argument in actions:
         world.act(verb, argument)
     world.settle()
+
+
+def test_the_newest_few_are_kept_and_prove_until_they_are_deleted() -> None:
+    etcd, follower = SimEtcd(1, 1), Follower(Newest())
+    for number in range(500):
+        etcd.write({b"%d" % number: b"1"})
+    follower.listed(etcd.listing())
+    assert follower.size < 100
+    for number in range(300, 499):
+        etcd.write({b"%d" % number: None})
+    etcd.write({b"late": b"1"})
+    follower.received(etcd.open_watch(follower.revision + 1))
+    for message in etcd.messages(follower.revision + 1, random.Random(1)):
+        follower.received(message)
+    follower.interrupted(Unavailable("cut"))
+    assert follower.step() == Prove(b"late", etcd.revision)
+    follower.proved(etcd.get(b"late", etcd.revision))
+
+
+def test_where_all_that_would_prove_is_deleted_everything_is_listed_again() -> None:
+    etcd, follower = SimEtcd(1, 1), Follower(Newest())
+    etcd.write({b"%d" % number: b"1" for number in range(50)})
+    etcd.write({b"last": b"1"})
+    follower.listed(etcd.listing())
+    etcd.write(dict.fromkeys(etcd.content(etcd.revision)))
+    follower.received(etcd.open_watch(follower.revision + 1))
+    for message in etcd.messages(follower.revision + 1, random.Random(1)):
+        follower.received(message)
+    follower.interrupted(Unavailable("cut"))
+    assert follower.step() == ListAll()
 
 
 MESSAGES = st.builds(
