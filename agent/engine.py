@@ -18,6 +18,7 @@ from agent.plan.services import ServicePlanner
 from agent.propagation import Propagation
 from agent.sink import AgentSink
 from agent.underlay import UnderlaySetup
+from clustermesh.address import Address, Prefix, is_ipv4, text
 from clustermesh.errors import ClusterMeshError
 from clustermesh.mesh.merge import merge
 from clustermesh.mesh.peers import Peers
@@ -129,10 +130,10 @@ class Engine:
             await self.kernel.peers.adopt()
             await self.kernel.routes.adopt()
 
-    def _plan_endpoint(self, address: str) -> None:
-        if ":" in address or "/" in address:
+    def _plan_endpoint(self, address: Address | Prefix) -> None:
+        if isinstance(address, Prefix) or not is_ipv4(address):
             return  # the table holds single IPv4 addresses; CIDRs come with their nodes
-        key = AddressKey(ipv4(address))
+        key = AddressKey(ipv4(text(address)))
         endpoint = self._state.endpoint(address)
         if endpoint is None:
             self.kernel.ipcache.remove(key)

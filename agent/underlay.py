@@ -9,7 +9,7 @@ from msgspec import Struct
 from agent import netlink
 from agent.bpf.loader import Datapath
 from agent.cni.ipam import Ipam
-from agent.plan.nodes import router_address
+from agent.plan.nodes import pod_cidrs_of, router_address, underlay_of
 from agent.wireguard.device import FWMARK, Device, tunnel_mtu
 from clustermesh.errors import Unavailable
 from clustermesh.model import Node
@@ -39,9 +39,11 @@ class UnderlaySetup:
         Raises Unavailable, Refused or Invalid with the reason; what was made before that stays.
         """
         _check_pod_cidr(own)
-        link = await netlink.find_link_by_address(own.ipv4)
+        link = await netlink.find_link_by_address(underlay_of(own))
         if link is None:
-            raise Unavailable(f"no interface has this node's address {own.ipv4}: is Node {own.name} the right one?")
+            raise Unavailable(
+                f"no interface has this node's address {underlay_of(own)}: is Node {own.name} the right one?"
+            )
         ingress, _ = self._datapath.attach_strict(link.name)
         mtu = tunnel_mtu(link.mtu)
         router = router_address(own)
@@ -53,6 +55,7 @@ class UnderlaySetup:
 
 def _check_pod_cidr(own: Node) -> None:
     """A node without room for pods cannot attach any; Unavailable and Invalid say what its Node lacks."""
-    if own.ipv4_alloc_cidr is None:
+    cidrs = pod_cidrs_of(own)
+    if not cidrs:
         raise Unavailable(f"Node {own.name} has no IPv4 pod CIDR yet")
-    Ipam(own.ipv4_alloc_cidr)
+    Ipam(cidrs[0])

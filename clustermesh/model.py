@@ -1,7 +1,7 @@
 """What the mesh is about: clusters, nodes, identities, services, endpoints. Frozen, without I/O; read this first.
 
-Wire forms live in `clustermesh.wire` as encode/decode pairs; Kubernetes forms in `clustermesh.sources`. Addresses are
-canonical text ("10.0.0.1", "fd00::1"), CIDRs are canonical text with their length ("10.0.0.0/24").
+Wire forms live in `clustermesh.wire` as encode/decode pairs; Kubernetes forms in `clustermesh.sources`. Addresses and
+CIDRs of both families are those of `clustermesh.address`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from clustermesh.address import Address, Prefix, is_ipv4
 from clustermesh.errors import Invalid
 
 MAX_CLUSTERS: Final = 255
@@ -63,17 +64,18 @@ class Service(Struct, frozen=True, gc=False, kw_only=True):
     """What one cluster says of one service: where it is called, and who answers there.
 
     `frontends` maps a cluster IP to its ports by name, `backends` an endpoint IP to its TARGET ports by name; a
-    nameless port has the name "". Frontends and backends meet by port name, never by number.
+    nameless port has the name "". Frontends and backends meet by port name, never by number. `hostnames` and `zones`
+    are keyed by endpoint IP too.
     """
 
     cluster: str
     cluster_id: int
     namespace: str
     name: str
-    frontends: Mapping[str, Mapping[str, Port]] = {}
-    backends: Mapping[str, Mapping[str, Port]] = {}
-    hostnames: Mapping[str, str] = {}
-    zones: Mapping[str, Zone] = {}
+    frontends: Mapping[Address, Mapping[str, Port]] = {}
+    backends: Mapping[Address, Mapping[str, Port]] = {}
+    hostnames: Mapping[Address, str] = {}
+    zones: Mapping[Address, Zone] = {}
     labels: Mapping[str, str] = {}
     selector: Mapping[str, str] = {}
     include_external: bool = True
@@ -92,24 +94,23 @@ class NodeAddress(Struct, frozen=True, gc=False, kw_only=True):
     """`type` is InternalIP, ExternalIP, CiliumInternalIP, Hostname, InternalDNS or ExternalDNS."""
 
     type: str
-    ip: str
+    ip: Address
 
 
 class Node(Struct, frozen=True, gc=False, kw_only=True):
-    """A machine of a cluster. Absent addresses are "", absent CIDRs None; the WireGuard key is base64 of 32 bytes."""
+    """A machine of a cluster. The WireGuard key is base64 of 32 bytes, "" for none.
+
+    `pod_cidrs` are what it hands out to pods, of each family the first one allotted first, IPv4 before IPv6. There is
+    at most one health and one ingress address of a family.
+    """
 
     cluster: str
     cluster_id: int
     name: str
     addresses: tuple[NodeAddress, ...] = ()
-    ipv4_alloc_cidr: str | None = None
-    ipv4_secondary_alloc_cidrs: tuple[str, ...] = ()
-    ipv6_alloc_cidr: str | None = None
-    ipv6_secondary_alloc_cidrs: tuple[str, ...] = ()
-    ipv4_health_ip: str = ""
-    ipv6_health_ip: str = ""
-    ipv4_ingress_ip: str = ""
-    ipv6_ingress_ip: str = ""
+    pod_cidrs: tuple[Prefix, ...] = ()
+    health_ips: tuple[Address, ...] = ()
+    ingress_ips: tuple[Address, ...] = ()
     source: str = "custom-resource"
     encryption_key: int = 0
     labels: Mapping[str, str] | None = None
@@ -118,23 +119,17 @@ class Node(Struct, frozen=True, gc=False, kw_only=True):
     wireguard_public_key: str = ""
     boot_id: str = ""
 
-    @property
-    def ipv4_pod_cidrs(self) -> tuple[str, ...]:
-        """Every IPv4 CIDR this node hands out to pods."""
-        first = () if self.ipv4_alloc_cidr is None else (self.ipv4_alloc_cidr,)
-        return first + self.ipv4_secondary_alloc_cidrs
-
-    def address(self, *types: str) -> str:
-        """The first IPv4 address of the first of `types` that has one, or ""."""
+    def address(self, *types: str, ipv4: bool | None = None) -> Address | None:
+        """The first address of the first of `types` that has one, IPv4 before IPv6; of one family where `ipv4` says."""
         for wanted in types:
-            for address in self.addresses:
-                if address.type == wanted and ":" not in address.ip:
-                    return address.ip
-        return ""
+            found = [a.ip for a in self.addresses if a.type == wanted and ipv4 in (None, is_ipv4(a.ip))]
+            if found:
+                return min(found, key=lambda ip: not is_ipv4(ip))
+        return None
 
     @property
-    def ipv4(self) -> str:
-        """Where tunnels to this node end: its first InternalIP, else its first ExternalIP, else ""."""
+    def underlay(self) -> Address | None:
+        """Where tunnels to this node end: its first InternalIP, IPv4 before IPv6, else its first ExternalIP."""
         return self.address("InternalIP", "ExternalIP")
 
 
@@ -164,13 +159,13 @@ class NamedPort(Struct, frozen=True, gc=False, kw_only=True):
 class Endpoint(Struct, frozen=True, gc=False, kw_only=True):
     """Who is behind an address: `identity` at `host_ip`.
 
-    `key` is 255 where traffic to it is encrypted by WireGuard, else 0. `prefix_length` is None for a single address,
-    which every pod has.
+    `key` is 255 where traffic to it is encrypted by WireGuard, else 0. `prefix_length`, in bits of 128, is None for a
+    single address, which every pod has.
     """
 
-    ip: str
+    ip: Address
     identity: int
-    host_ip: str = ""
+    host_ip: Address | None = None
     prefix_length: int | None = None
     key: int = 0
     metadata: str = ""
@@ -228,7 +223,7 @@ class ServiceExport(Struct, frozen=True, gc=False, kw_only=True):
 class SliceEndpoint(Struct, frozen=True, gc=False, kw_only=True):
     """An endpoint of a slice, ready or not. A condition is None where its cluster does not know it."""
 
-    addresses: tuple[str, ...]
+    addresses: tuple[Address, ...]
     ready: bool | None = None
     serving: bool | None = None
     terminating: bool | None = None

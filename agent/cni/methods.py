@@ -11,6 +11,7 @@ import msgspec
 from agent.cni.local_pods import EndpointRequest, Endpoints
 from agent.engine import Engine
 from agent.options import Options
+from agent.plan.nodes import pod_cidrs_of
 from clustermesh.errors import ClusterMeshError, DecodeError, Unavailable
 
 _log = logging.getLogger(__name__)
@@ -34,9 +35,10 @@ class Pods:
         if self._error:
             found["set-up"] = self._error
         own = self._engine.plan.own
-        if self._pod_cidr and own is not None and own.ipv4_alloc_cidr != self._pod_cidr:
+        current = "" if own is None else "".join(pod_cidrs_of(own)[:1])
+        if self._pod_cidr and own is not None and current != self._pod_cidr:
             found["pod CIDR"] = (
-                f"is {own.ipv4_alloc_cidr} now, and pods here still get addresses of {self._pod_cidr}: "
+                f"is {current or None} now, and pods here still get addresses of {self._pod_cidr}: "
                 "restart the agent once they may move"
             )
         return found
@@ -65,11 +67,11 @@ class Pods:
     async def _take_over(self) -> Endpoints | None:
         """The pods there are; None while the Node is gone again, or its device being made again."""
         own, underlay = self._engine.plan.own, self._engine.underlay.current
-        if own is None or own.ipv4_alloc_cidr is None or underlay is None:
+        if own is None or underlay is None or not (cidrs := pod_cidrs_of(own)):
             return None
-        endpoints = Endpoints(self._options.state_dir, own.ipv4_alloc_cidr, mtu=underlay.mtu)
+        endpoints = Endpoints(self._options.state_dir, cidrs[0], mtu=underlay.mtu)
         await endpoints.restore()
-        self._pod_cidr = own.ipv4_alloc_cidr
+        self._pod_cidr = cidrs[0]
         return endpoints
 
     async def add(self, params: dict[str, Any]) -> dict[str, Any]:

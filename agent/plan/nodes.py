@@ -15,6 +15,7 @@ from agent.bpf.layouts import CidrKey, IpcacheValue, ipv4
 from agent.targets.routes import Route, RouteKey, blackhole_routes, tunnel_routes
 from agent.targets.wireguard import drop_overlaps
 from agent.wireguard.peer import Peer, check_peer, sort_allowed_ips
+from clustermesh.address import is_ipv4, prefix_text, text
 from clustermesh.errors import Invalid
 from clustermesh.model import Endpoint, Node
 
@@ -50,33 +51,46 @@ def plan_nodes(nodes: Iterable[Node], own_cluster: str, own_name: str, device: s
 
 def router_address(own: Node) -> str:
     """The gateway of this node's pods: the CiliumInternalIP, else the first address of the pod CIDR, else ""."""
-    if named := own.address("CiliumInternalIP"):
-        return named
-    return str(IPv4Network(own.ipv4_alloc_cidr).network_address + 1) if own.ipv4_alloc_cidr else ""
+    if named := own.address("CiliumInternalIP", ipv4=True):
+        return text(named)
+    cidrs = pod_cidrs_of(own)
+    return str(IPv4Network(cidrs[0]).network_address + 1) if cidrs else ""
+
+
+def pod_cidrs_of(node: Node) -> tuple[str, ...]:
+    """Every IPv4 CIDR `node` hands out to pods, the first one allotted first."""
+    return tuple(prefix_text(cidr) for cidr in node.pod_cidrs if is_ipv4(cidr.address))
+
+
+def underlay_of(node: Node) -> str:
+    """Where tunnels to `node` end over IPv4, or ""."""
+    address = node.address("InternalIP", "ExternalIP", ipv4=True)
+    return "" if address is None else text(address)
 
 
 def plan_endpoint(endpoint: Endpoint) -> IpcacheValue:
     """The ipcache entry for one pod."""
-    host = endpoint.host_ip if ":" not in endpoint.host_ip else ""
-    return IpcacheValue(endpoint.identity, ipv4(host) if host else 0, ENCRYPT)
+    host = endpoint.host_ip
+    return IpcacheValue(endpoint.identity, ipv4(text(host)) if host and is_ipv4(host) else 0, ENCRYPT)
 
 
 def _plan_cidrs(plan: NodePlan, node: Node) -> None:
-    tunnel = ipv4(node.ipv4) if node.ipv4 else 0
-    for cidr in node.ipv4_pod_cidrs:
+    address = underlay_of(node)
+    tunnel = ipv4(address) if address else 0
+    for cidr in pod_cidrs_of(node):
         plan.cidrs[CidrKey.parse(cidr)] = IpcacheValue(WORLD, tunnel, ENCRYPT)
 
 
 def _plan_peer(plan: NodePlan, node: Node, device: str, port: int) -> None:
     name = f"{node.cluster}/{node.name}"
     source = "" if plan.own is None else router_address(plan.own)
-    peer = Peer(endpoint=node.ipv4, port=port, allowed_ips=sort_allowed_ips(node.ipv4_pod_cidrs))
+    peer = Peer(endpoint=underlay_of(node), port=port, allowed_ips=sort_allowed_ips(pod_cidrs_of(node)))
     if why := _unusable(plan, node, peer):
         plan.problems[name] = why
-        plan.routes |= blackhole_routes(node.ipv4_pod_cidrs)
+        plan.routes |= blackhole_routes(pod_cidrs_of(node))
         return
     plan.peers[node.wireguard_public_key] = peer
-    plan.routes |= tunnel_routes(node.ipv4_pod_cidrs, device, source)
+    plan.routes |= tunnel_routes(pod_cidrs_of(node), device, source)
 
 
 def _unusable(plan: NodePlan, node: Node, peer: Peer) -> str:
@@ -88,7 +102,7 @@ def _unusable(plan: NodePlan, node: Node, peer: Peer) -> str:
         return "has the WireGuard key of another node and is left out"
     if plan.own is not None and key == plan.own.wireguard_public_key:
         return "has this node's own WireGuard key and is left out"
-    if not node.ipv4:
+    if not underlay_of(node):
         return "has no InternalIP or ExternalIP of IPv4"
     try:
         check_peer(key, peer)

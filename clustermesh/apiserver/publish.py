@@ -11,6 +11,7 @@ from typing import Final, TypeVar
 
 from msgspec.structs import replace
 
+from clustermesh.address import Address
 from clustermesh.apiserver.identities import Allocator, Labels
 from clustermesh.apiserver.labels import identity_labels
 from clustermesh.errors import DecodeError, Invalid, Refused
@@ -62,8 +63,8 @@ class Publisher:
         self._records: dict[str, AgentRecord] = {}
         self._unsaid: set[str] = set()  # nodes whose record is not in etcd any more
         self._encrypted: dict[str, bool] = {}
-        self._labels: dict[str, Labels] = {}
-        self._unnumbered: set[str] = set()
+        self._labels: dict[Address, Labels] = {}
+        self._unnumbered: set[Address] = set()
 
     def apply(self, snapshot: Snapshot, change: Change, now: int) -> Updates:
         """What etcd should hold for the entries of `snapshot` that `change` names."""
@@ -112,7 +113,7 @@ class Publisher:
             self._put_endpoints(snapshot, sorted(self._unnumbered), updates, now)
         return updates
 
-    def _put_nodes(self, snapshot: Snapshot, names: Sequence[str], updates: Updates) -> list[str]:
+    def _put_nodes(self, snapshot: Snapshot, names: Sequence[str], updates: Updates) -> list[Address]:
         """The addresses on nodes that begin or cease to encrypt."""
         flipped = set()
         self._forget_records(set(names) - snapshot.nodes.keys())
@@ -142,7 +143,7 @@ class Publisher:
             boot_id=record.boot_id or node.boot_id,
         )
 
-    def _put_endpoints(self, snapshot: Snapshot, ips: Iterable[str], updates: Updates, now: int) -> None:
+    def _put_endpoints(self, snapshot: Snapshot, ips: Iterable[Address], updates: Updates, now: int) -> None:
         for ip in ips:
             found = snapshot.endpoints.get(ip)
             number = self._renumber(ip, found, updates, now)
@@ -151,7 +152,7 @@ class Publisher:
             if found is not None and number is None:
                 self.problems[keys.endpoint_key(ip)] = f"{found.namespace}/{found.pod_name}: it gets no identity"
 
-    def _renumber(self, ip: str, endpoint: PodEndpoint | None, updates: Updates, now: int) -> int | None:
+    def _renumber(self, ip: Address, endpoint: PodEndpoint | None, updates: Updates, now: int) -> int | None:
         """The identity number of `endpoint` at `ip`; the new one is taken before the old one is given back."""
         before, after = self._labels.pop(ip, None), None
         number = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from clustermesh.address import is_ipv4, text
 from clustermesh.model import Affinity, LocalService, Protocol, Service
 
 
@@ -41,7 +42,9 @@ def merge(local: LocalService, remotes: Iterable[Service]) -> dict[Frontend, tup
             own = _backends(local.service, name, port.protocol)
             others = [backend for remote in shared for backend in _backends(remote, name, port.protocol)]
             chosen = sorted({*_prefer(local.affinity, own, others)})
-            merged[Frontend(address, port.port, port.protocol)] = tuple(b for b in chosen if _same_family(b, address))
+            merged[Frontend(text(address), port.port, port.protocol)] = tuple(
+                b for b in chosen if (":" not in b.address) is is_ipv4(address)
+            )
     return merged
 
 
@@ -58,9 +61,5 @@ def _backends(service: Service, port_name: str, protocol: Protocol) -> list[Back
     for address, ports in service.backends.items():
         port = ports.get(port_name)
         if port is not None and port.protocol is protocol:
-            found.append(Backend(service.cluster_id, address, port.port, port.protocol))
+            found.append(Backend(service.cluster_id, text(address), port.port, port.protocol))
     return found
-
-
-def _same_family(backend: Backend, address: str) -> bool:
-    return (":" in backend.address) == (":" in address)

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from ipaddress import IPv4Network
-from socket import AF_INET, inet_pton
 from typing import Any, NamedTuple
 
 from msgspec import Struct, field
 from msgspec.structs import replace
 
+from clustermesh.address import Address, Prefix, is_ipv4, prefix_text, single, text
 from clustermesh.errors import Invalid
 from clustermesh.mesh.claims import Claims, KeyClaims, find_fault, is_nobodys
 from clustermesh.model import Endpoint, Identity, LocalService, Node, Service
@@ -31,7 +31,7 @@ class View(Struct, kw_only=True):
 
     nodes: dict[str, Node] = field(default_factory=dict)
     identities: dict[int, Identity] = field(default_factory=dict)
-    endpoints: dict[str, Endpoint] = field(default_factory=dict)
+    endpoints: dict[Address | Prefix, Endpoint] = field(default_factory=dict)
     services: dict[tuple[str, str], Service] = field(default_factory=dict)
     local_services: dict[tuple[str, str], LocalService] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
@@ -72,7 +72,7 @@ class MeshState:
         self._admitted: dict[tuple[str, str], _Wanted] = {}  # by (cluster, node)
         self.on_dirty: list[Callable[[], None]] = []  # called when there is something to take
         self._dirty_nodes: set[tuple[str, str]] = set()
-        self._dirty_addresses: set[str] = set()
+        self._dirty_addresses: set[Address | Prefix] = set()
         self._dirty_services: set[tuple[str, str]] = set()
 
     def put(self, cluster: str, kind: str, name: Any, value: Any) -> None:
@@ -131,7 +131,7 @@ class MeshState:
         taken, self._dirty_nodes = self._dirty_nodes, set()
         return taken
 
-    def take_addresses(self) -> set[str]:
+    def take_addresses(self) -> set[Address | Prefix]:
         """The addresses whose endpoint may be another since the last call."""
         self._settle_claims()
         taken, self._dirty_addresses = self._dirty_addresses, set()
@@ -154,20 +154,20 @@ class MeshState:
                 if (cluster, name) in self._admitted:
                     yield node
 
-    def speaks_for(self, cluster: str, address: str) -> bool:
+    def speaks_for(self, cluster: str, address: Address) -> bool:
         """Whether `cluster` may say something about the IPv4 `address`: nobody else claims it, or it is nobody's."""
-        if cluster != self.own and is_nobodys(address):
+        if cluster != self.own and is_nobodys(text(address)):
             return False
-        return self._claims.owner(address) in (None, cluster)
+        return self._claims.owner(text(address)) in (None, cluster)
 
-    def endpoint(self, address: str) -> Endpoint | None:
+    def endpoint(self, address: Address) -> Endpoint | None:
         """Who is at `address`, from the one cluster that may say so; the rest is refused and shown."""
         found: Endpoint | None = None
-        what = f"endpoints/{address}"
+        what = f"endpoints/{text(address)}"
         for cluster in self._holders["endpoints"].get(address, ()):
             endpoint = self.views[cluster].endpoints[address]
             if found is not None or not self.speaks_for(cluster, address):
-                self.refuse(cluster, what, f"{address} belongs to another cluster, or to none")
+                self.refuse(cluster, what, f"{text(address)} belongs to another cluster, or to none")
             elif cluster != self.own and is_reserved(endpoint.identity) and endpoint.identity != REMOTE_NODE:
                 self.refuse(
                     cluster, what, f"identity {endpoint.identity} is reserved: a peer may not give it to anyone"
@@ -187,11 +187,11 @@ class MeshState:
 
     def _trimmed(self, cluster: str, service: Service) -> Service:
         what = f"services/{service.namespace}/{service.name}"
-        kept = {ip: ports for ip, ports in service.backends.items() if ":" in ip or self.speaks_for(cluster, ip)}
+        kept = {ip: ports for ip, ports in service.backends.items() if not is_ipv4(ip) or self.speaks_for(cluster, ip)}
         if len(kept) == len(service.backends):
             self.accept(cluster, what)
             return service
-        taken = sorted(set(service.backends) - set(kept))
+        taken = [text(ip) for ip in sorted(set(service.backends) - set(kept))]
         self.refuse(cluster, what, f"backends {', '.join(taken[:5])}: address of another cluster, or of none")
         return replace(service, backends=kept)
 
@@ -208,7 +208,7 @@ class MeshState:
 
     def _let_go(self, cluster: str, kind: str, name: Any) -> None:
         if kind == "endpoints":
-            self.accept(cluster, f"endpoints/{name}")
+            self.accept(cluster, f"endpoints/{_spelled(name)}")
         elif kind == "services":
             self.accept(cluster, f"services/{name[0]}/{name[1]}")
         if (table := self._holders.get(kind)) is not None:
@@ -311,19 +311,26 @@ def _overlap(claim: str, owner: str, other: str) -> str:
 
 
 def _wanted_by(node: Node) -> _Wanted:
-    address = (f"{node.ipv4}/32",) if node.ipv4 else ()
-    return _Wanted(tuple(dict.fromkeys(node.ipv4_pod_cidrs + address)), node.wireguard_public_key)
+    address = node.address("InternalIP", "ExternalIP", ipv4=True)
+    wanted = node.pod_cidrs + (() if address is None else (single(address),))
+    return _Wanted(
+        tuple(prefix_text(p) for p in dict.fromkeys(wanted) if is_ipv4(p.address)), node.wireguard_public_key
+    )
 
 
-def _addresses_in(cidrs: Sequence[str], addresses: Collection[str]) -> Iterator[str]:
+def _spelled(place: Address | Prefix) -> str:
+    return prefix_text(place) if isinstance(place, Prefix) else text(place)
+
+
+def _addresses_in(cidrs: Sequence[str], addresses: Collection[Address | Prefix]) -> Iterator[Address | Prefix]:
     """Those of `addresses` that may lie in one of `cidrs`; many CIDRs are not worth comparing with."""
     if len(cidrs) > _FEW:
         yield from addresses
         return
     ranges = [(int(n.network_address), int(n.broadcast_address)) for n in map(IPv4Network, cidrs)]
     for address in addresses:
-        if ":" in address or "/" in address:
+        if isinstance(address, Prefix) or not is_ipv4(address):
             continue
-        number = int.from_bytes(inet_pton(AF_INET, address), "big")
+        number = int.from_bytes(address[12:], "big")
         if any(first <= number <= last for first, last in ranges):
             yield address

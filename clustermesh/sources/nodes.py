@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from clustermesh import model
+from clustermesh.address import BITS, Address, Prefix, from_int, is_ipv4, prefix_text, to_int
 from clustermesh.errors import Invalid
 from clustermesh.model import Cluster, NodeAddress
 from clustermesh.sources.faults import Faults
@@ -34,21 +34,15 @@ def translate_nodes(cluster: Cluster, nodes: Mapping[Ref, Node], faults: Faults)
 
 def _translate_node(cluster: Cluster, ref: Ref, node: Node, taken: _Taken, faults: Faults) -> model.Node:
     cidrs = _pod_cidrs(ref, node, taken, faults)
-    ipv4 = [cidr for cidr in cidrs if ":" not in cidr]
-    ipv6 = [cidr for cidr in cidrs if ":" in cidr]
     annotations = node.metadata.annotations
     key = _wireguard_key(ref, annotations, faults)
     return model.Node(
         cluster=cluster.name,
         cluster_id=cluster.id,
         name=ref.name,
-        addresses=_addresses(ref, node, ipv4, faults),
-        ipv4_alloc_cidr=ipv4[0] if ipv4 else None,
-        ipv4_secondary_alloc_cidrs=tuple(ipv4[1:]),
-        ipv6_alloc_cidr=ipv6[0] if ipv6 else None,
-        ipv6_secondary_alloc_cidrs=tuple(ipv6[1:]),
-        ipv4_health_ip=_annotated_ip(ref, annotations, _HEALTH_IPV4, faults),
-        ipv6_health_ip=_annotated_ip(ref, annotations, _HEALTH_IPV6, faults),
+        addresses=_addresses(ref, node, cidrs, faults),
+        pod_cidrs=cidrs,
+        health_ips=_health_ips(ref, annotations, faults),
         encryption_key=ENCRYPTED if key else 0,
         labels=node.metadata.labels or None,
         annotations={WIREGUARD_KEY: key} if key else None,
@@ -57,7 +51,7 @@ def _translate_node(cluster: Cluster, ref: Ref, node: Node, taken: _Taken, fault
     )
 
 
-def _addresses(ref: Ref, node: Node, ipv4_cidrs: list[str], faults: Faults) -> tuple[NodeAddress, ...]:
+def _addresses(ref: Ref, node: Node, cidrs: Sequence[Prefix], faults: Faults) -> tuple[NodeAddress, ...]:
     addresses = []
     for number, address in enumerate(node.status.addresses):
         if address.type in _ADDRESS_TYPES:
@@ -65,22 +59,28 @@ def _addresses(ref: Ref, node: Node, ipv4_cidrs: list[str], faults: Faults) -> t
             addresses += [NodeAddress(type=address.type, ip=ip)] if ip else []
     if not any(a.type == "InternalIP" for a in addresses):
         faults.note(ref, Invalid("status.addresses", "", "must hold an InternalIP, where other nodes reach this one"))
-    router = _annotated_ip(ref, node.metadata.annotations, _CILIUM_HOST, faults) or _first_address(ipv4_cidrs)
+    router = _annotated_ip(ref, node.metadata.annotations, _CILIUM_HOST, faults) or _router_in(cidrs)
     if router and not any(a.type == "CiliumInternalIP" for a in addresses):
         addresses.append(NodeAddress(type="CiliumInternalIP", ip=router))
     return tuple(addresses)
 
 
-def _first_address(cidrs: list[str]) -> str:
-    if not cidrs:
-        return ""
-    network = ipaddress.ip_network(cidrs[0])
-    return str(network[min(1, network.num_addresses - 1)])
+def _router_in(cidrs: Sequence[Prefix]) -> Address | None:
+    """The address after the first one of the first IPv4 CIDR."""
+    for address, length in cidrs:
+        if is_ipv4(address):
+            return from_int(to_int(address) + (length < BITS))
+    return None
 
 
-def _annotated_ip(ref: Ref, annotations: Mapping[str, str], name: str, faults: Faults) -> str:
+def _health_ips(ref: Ref, annotations: Mapping[str, str], faults: Faults) -> tuple[Address, ...]:
+    found = (_annotated_ip(ref, annotations, name, faults) for name in (_HEALTH_IPV4, _HEALTH_IPV6))
+    return tuple(ip for ip in found if ip is not None)
+
+
+def _annotated_ip(ref: Ref, annotations: Mapping[str, str], name: str, faults: Faults) -> Address | None:
     text = annotations.get(name, "")
-    return (faults.check(ref, parse_ip, f"metadata.annotations[{name}]", text) or "") if text else ""
+    return faults.check(ref, parse_ip, f"metadata.annotations[{name}]", text) if text else None
 
 
 def _wireguard_key(ref: Ref, annotations: Mapping[str, str], faults: Faults) -> str:
@@ -90,33 +90,32 @@ def _wireguard_key(ref: Ref, annotations: Mapping[str, str], faults: Faults) -> 
     return (faults.check(ref, lambda _, key: check_wireguard_key(key), field, text) or "") if text else ""
 
 
-def _pod_cidrs(ref: Ref, node: Node, taken: _Taken, faults: Faults) -> list[str]:
-    cidrs = []
+def _pod_cidrs(ref: Ref, node: Node, taken: _Taken, faults: Faults) -> tuple[Prefix, ...]:
+    cidrs: list[Prefix] = []
     for text in node.spec.pod_cidrs or [node.spec.pod_cidr]:
         cidr = faults.check(ref, parse_cidr, "spec.podCIDRs", text) if text else None
         if cidr is None:
             continue
         if clash := taken.take(cidr, ref.name):
-            faults.note(ref, Invalid("spec.podCIDRs", cidr, f"must not overlap {clash}"))
+            faults.note(ref, Invalid("spec.podCIDRs", text, f"must not overlap {clash}"))
         else:
             cidrs.append(cidr)
-    return cidrs
+    return tuple(sorted(cidrs, key=lambda cidr: not is_ipv4(cidr.address)))  # of each family in the order given
 
 
 class _Taken:
     """The CIDRs handed out so far. They are disjoint, so whatever overlaps a new one is its neighbour in the order."""
 
     def __init__(self) -> None:
-        self._blocks: dict[int, list[tuple[int, int, str]]] = {4: [], 6: []}
+        self._blocks: list[tuple[int, int, str]] = []
 
-    def take(self, cidr: str, node: str) -> str:
+    def take(self, cidr: Prefix, node: str) -> str:
         """Take `cidr` for `node` and return "", or say whose CIDR is in the way."""
-        network = ipaddress.ip_network(cidr)
-        blocks = self._blocks[network.version]
-        first, last = int(network.network_address), int(network.broadcast_address)
-        place = bisect_left(blocks, (first, -1, ""))
-        for begin, end, owner in blocks[max(place - 1, 0) : place + 1]:
+        first = to_int(cidr.address)
+        last = first + (1 << (BITS - cidr.length)) - 1
+        place = bisect_left(self._blocks, (first, -1, ""))
+        for begin, end, owner in self._blocks[max(place - 1, 0) : place + 1]:
             if begin <= last and first <= end:
                 return owner
-        blocks.insert(place, (first, last, f"{cidr} of node {node}"))
+        self._blocks.insert(place, (first, last, f"{prefix_text(cidr)} of node {node}"))
         return ""

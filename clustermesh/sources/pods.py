@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from msgspec import Struct
 
+from clustermesh.address import Address
 from clustermesh.errors import Invalid
 from clustermesh.sources.faults import Faults
 from clustermesh.sources.objects import Namespace, Pod, Ref
@@ -16,22 +17,22 @@ from clustermesh.sources.services import namespace_is_global
 class PodEndpoint(Struct, frozen=True, gc=False, kw_only=True):
     """One address of a pod. Its identity is a number for `labels`, those of its namespace and its service account."""
 
-    ip: str
+    ip: Address
     namespace: str
     pod_name: str
     service_account: str
     node: str
-    host_ip: str
+    host_ip: Address | None
     labels: Mapping[str, str]
     namespace_labels: Mapping[str, str]
 
 
 def translate_pod(
-    ref: Ref, pod: Pod, namespace: Namespace | None, host_ip: str, faults: Faults
+    ref: Ref, pod: Pod, namespace: Namespace | None, host_ip: Address | None, faults: Faults
 ) -> Iterator[PodEndpoint]:
     """The pod's addresses; none for a pod on the host's network, that has ended, or whose namespace stays at home.
 
-    `host_ip` is "" where the pod's node is not known; the pod's own status is asked then.
+    `host_ip` is None where the pod's node is not known; the pod's own status is asked then.
     """
     spec, status = pod.spec, pod.status
     if spec.host_network or status.phase in ("Succeeded", "Failed") or not namespace_is_global(namespace):
@@ -53,9 +54,9 @@ def translate_pod(
             )
 
 
-def _host_ip(ref: Ref, pod: Pod, faults: Faults) -> str:
+def _host_ip(ref: Ref, pod: Pod, faults: Faults) -> Address | None:
     if not pod.status.host_ip:
         rule = "must be a Node with an InternalIP: nobody can say where the pod runs"
         faults.note(ref, Invalid("spec.nodeName", pod.spec.node_name, rule))
-        return ""
-    return faults.check(ref, parse_ip, "status.hostIP", pod.status.host_ip) or ""
+        return None
+    return faults.check(ref, parse_ip, "status.hostIP", pod.status.host_ip)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Mapping
 from typing import Final
 
+from clustermesh.address import Address, Prefix, contains, parse, parse_prefix
 from clustermesh.errors import Invalid
 from clustermesh.model import Protocol
-from clustermesh.wire.address import read_ip
 
 _DNS_LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _DNS_SUBDOMAIN: Final = re.compile(rf"{_DNS_LABEL.pattern}(\.{_DNS_LABEL.pattern})*")
 _QUALIFIED: Final = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
-_NOBODY: Final = ("0.", "127.", *(f"{first}." for first in range(224, 240)), "ff")
+_NOBODY: Final = tuple(map(parse_prefix, ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4", "::/127", "ff00::/8")))
 _PROTOCOLS: Final = {"TCP": Protocol.TCP, "UDP": Protocol.UDP, "SCTP": Protocol.SCTP}
 
 
@@ -43,21 +42,18 @@ def check_labels(field: str, labels: Mapping[str, str]) -> Mapping[str, str]:
     return labels
 
 
-def parse_ip(field: str, text: str) -> str:
-    """The canonical text of an address: what is published must be spelled as every reader spells it."""
-    ip = read_ip(text, field)
-    if ip.startswith(_NOBODY) or ip in ("::", "::1"):
+def parse_ip(field: str, text: str) -> Address:
+    """The address of one machine or pod."""
+    ip = parse(text, field)
+    if any(contains(prefix, ip) for prefix in _NOBODY):
         raise Invalid(field, text, "must be the address of one machine or pod, not unspecified, loopback or multicast")
     return ip
 
 
-def parse_cidr(field: str, text: str) -> str:
-    """The canonical text of a CIDR."""
+def parse_cidr(field: str, text: str) -> Prefix:
     try:
-        if "/" not in text:
-            raise ValueError(text)
-        return str(ipaddress.ip_network(text))
-    except ValueError as e:
+        return parse_prefix(text, field)
+    except Invalid as e:
         raise Invalid(field, text, "must be a CIDR without host bits, as 10.1.0.0/24") from e
 
 

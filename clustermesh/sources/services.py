@@ -12,6 +12,7 @@ from typing import Final
 from msgspec import Struct
 
 from clustermesh import model
+from clustermesh.address import Address, is_ipv4
 from clustermesh.errors import Invalid
 from clustermesh.model import Affinity, Cluster, LocalService, Port, Protocol, Zone
 from clustermesh.sources.faults import Faults
@@ -23,7 +24,7 @@ SHARED: Final = ("service.cilium.io/shared", "io.cilium/shared-service")
 AFFINITY: Final = ("service.cilium.io/affinity", "io.cilium/service-affinity")
 NAMESPACE_GLOBAL: Final = "clustermesh.cilium.io/global"
 
-_Ports = dict[str, dict[str, Port]]
+_Ports = dict[Address, dict[str, Port]]
 
 
 class ServiceParts(Struct, frozen=True, gc=False, kw_only=True):
@@ -90,7 +91,7 @@ def _affinity(parts: ServiceParts, faults: Faults) -> Affinity:
         return Affinity.NONE
 
 
-def _cluster_ips(parts: ServiceParts, faults: Faults) -> Iterator[str]:
+def _cluster_ips(parts: ServiceParts, faults: Faults) -> Iterator[Address]:
     spec = parts.service.spec
     texts = spec.cluster_ips or [spec.cluster_ip]
     if not texts[0]:
@@ -125,10 +126,10 @@ class _Found:
 
     def __init__(self) -> None:
         self.backends: _Ports = {}
-        self.hostnames: dict[str, str] = {}
-        self.zones: dict[str, Zone] = {}
+        self.hostnames: dict[Address, str] = {}
+        self.zones: dict[Address, Zone] = {}
 
-    def add(self, ip: str, ports: Mapping[str, Port], hostname: str, zone: Zone) -> None:
+    def add(self, ip: Address, ports: Mapping[str, Port], hostname: str, zone: Zone) -> None:
         """Several slices may hold one address, each with other ports; where they disagree the first one counts."""
         self.backends[ip] = {**ports, **self.backends.get(ip, {})}
         if hostname:
@@ -175,17 +176,17 @@ def _slice_ports(ref: Ref, endpoint_slice: EndpointSlice, faults: Faults) -> dic
 
 
 def _from_pods(
-    parts: ServiceParts, accepted: Sequence[ServicePort], frontends: Sequence[str], faults: Faults
+    parts: ServiceParts, accepted: Sequence[ServicePort], frontends: Sequence[Address], faults: Faults
 ) -> _Found:
     """What Kubernetes' endpoint controller would write, of the address families the service has."""
     found = _Found()
-    families = {":" in ip for ip in frontends} or {False, True}
+    families = {is_ipv4(ip) for ip in frontends} or {False, True}
     for pod in parts.pods.values():
         if not (parts.service.spec.publish_not_ready or pod_is_ready(pod)):
             continue
         ports = _target_ports(accepted, pod)
         for ip in _pod_ips(pod):
-            if (":" in ip) in families and ports:
+            if is_ipv4(ip) in families and ports:
                 found.add(ip, ports, _hostname(pod, parts.ref.name), Zone())
     _check_named_ports(parts, accepted, faults)
     return found
@@ -197,7 +198,7 @@ def pod_is_ready(pod: Pod) -> bool:
     return not done and any(c.type == "Ready" and c.status == "True" for c in pod.status.conditions)
 
 
-def _pod_ips(pod: Pod) -> Iterator[str]:
+def _pod_ips(pod: Pod) -> Iterator[Address]:
     for text in [p.ip for p in pod.status.pod_ips] or [pod.status.pod_ip]:
         try:
             yield parse_ip("", text)

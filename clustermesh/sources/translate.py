@@ -12,6 +12,7 @@ from typing import cast
 from msgspec import Struct
 
 from clustermesh import model
+from clustermesh.address import Address, text
 from clustermesh.model import Cluster, LocalService
 from clustermesh.sources.faults import Fault, Faults
 from clustermesh.sources.index import SERVICE_NAME, Index
@@ -25,11 +26,11 @@ Name = tuple[str, str]
 
 
 class Snapshot(Struct):
-    """What a cluster has: services by (namespace, name), nodes by name, pod addresses by their text."""
+    """What a cluster has: services by (namespace, name), nodes by name, pods by their addresses."""
 
     services: dict[Name, LocalService] = {}
     nodes: dict[str, model.Node] = {}
-    endpoints: dict[str, PodEndpoint] = {}
+    endpoints: dict[Address, PodEndpoint] = {}
 
 
 class Change(Struct, frozen=True):
@@ -37,7 +38,7 @@ class Change(Struct, frozen=True):
 
     services: Mapping[Name, int] = {}
     nodes: frozenset[str] = frozenset()
-    endpoints: frozenset[str] = frozenset()
+    endpoints: frozenset[Address] = frozenset()
 
 
 class _Dirty:
@@ -71,9 +72,9 @@ class Translator:
         self._nodes: dict[Ref, Node] = {}
         self._faults: dict[Ref, Faults] = {}
         self._node_faults = Faults()
-        self._claims: dict[str, dict[Ref, PodEndpoint]] = {}
-        self._contested: set[str] = set()
-        self._addresses: dict[Ref, tuple[str, ...]] = {}
+        self._claims: dict[Address, dict[Ref, PodEndpoint]] = {}
+        self._contested: set[Address] = set()
+        self._addresses: dict[Ref, tuple[Address, ...]] = {}
 
     def apply(self, changed: Mapping[Ref, int]) -> Change:
         """Take in that the objects named by `changed` are now as the table says, or gone from it.
@@ -97,7 +98,9 @@ class Translator:
         yield from self._node_faults
         for ip in sorted(self._contested):
             first, *others = sorted(self._claims[ip])
-            yield from (Fault(ref, f"status.podIP: {ip!r}: must not be the address of {first} too") for ref in others)
+            yield from (
+                Fault(ref, f"status.podIP: {text(ip)!r}: must not be the address of {first} too") for ref in others
+            )
 
     def _take(self, ref: Ref) -> None:
         old, new = self._seen.pop(ref, None), self._objects.get(ref)
@@ -157,12 +160,12 @@ class Translator:
             namespace=self._namespace(ref.namespace),
         )
 
-    def _redo_pod(self, ref: Ref) -> Iterator[str]:
+    def _redo_pod(self, ref: Ref) -> Iterator[Address]:
         """Translate a pod again; the addresses that say something else now."""
         faults, pod, found = Faults(), self._seen.get(ref), {}
         if isinstance(pod, Pod):
             node = self.snapshot.nodes.get(pod.spec.node_name)
-            host_ip = node.ipv4 if node else ""
+            host_ip = node.underlay if node else None
             endpoints = translate_pod(ref, pod, self._namespace(ref.namespace), host_ip, faults)
             found = {endpoint.ip: endpoint for endpoint in endpoints}
         before = self._addresses.pop(ref, ())
@@ -173,7 +176,7 @@ class Translator:
                 yield ip
         self._keep_faults(ref, faults)
 
-    def _claim(self, ip: str, ref: Ref, endpoint: PodEndpoint | None) -> bool:
+    def _claim(self, ip: Address, ref: Ref, endpoint: PodEndpoint | None) -> bool:
         """Two pods with one address, as when an address is used again: the first by name has it, the next one after."""
         claims = self._claims.setdefault(ip, {})
         claims.pop(ref, None)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from clustermesh.address import prefix_text
 from clustermesh.errors import ClusterMeshError, Invalid
 from clustermesh.mesh.peer_files import PeerFile
 from clustermesh.standalone.context import Context, load
@@ -74,7 +75,7 @@ def _check_cidrs(first: Context, second: Context, first_is: str) -> None:
     if overlap is not None:
         mine, other = overlap
         rule = f"overlaps {mine}{first_is}; pod CIDRs must be apart within a mesh"
-        raise Invalid(f"pod CIDR of node {other.node} in {second.name}", str(other.network), rule)
+        raise Invalid(f"pod CIDR of node {other.node} in {second.name}", prefix_text(other.prefix), rule)
 
 
 def _known(peer: PeerFile) -> Known:

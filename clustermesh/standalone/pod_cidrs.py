@@ -6,29 +6,28 @@ manifests are read leniently, since judging them is the business of `clustermesh
 
 from __future__ import annotations
 
-import ipaddress
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from clustermesh.errors import ClusterMeshError
+from clustermesh.address import Prefix, overlaps, parse_prefix, prefix_text
+from clustermesh.errors import ClusterMeshError, Invalid
 from clustermesh.yaml_file import parse_documents, read_bytes
 
 MAX_MANIFEST_BYTES: Final = 64 << 20
 _SUFFIXES: Final = (".yaml", ".yml", ".json")
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class PodCidr(NamedTuple):
-    """A network that the node `node` of the cluster `cluster` hands out to its pods."""
+    """A CIDR that the node `node` of the cluster `cluster` hands out to its pods."""
 
-    network: Network
+    prefix: Prefix
     cluster: str
     node: str
 
     def __str__(self) -> str:
-        return f"{self.network} of node {self.node} in {self.cluster}"
+        return f"{prefix_text(self.prefix)} of node {self.node} in {self.cluster}"
 
 
 def read_pod_cidrs(manifests: Path, cluster: str) -> list[PodCidr]:
@@ -45,24 +44,16 @@ def find_overlap(first: Iterable[PodCidr], second: Iterable[PodCidr]) -> tuple[P
     # Networks nest or are apart, never half over each other. So in order of first address, then widest first, a network
     # overlaps an earlier one only if it lies within the last of the other side that began before it.
     sides = [(0, cidr) for cidr in first] + [(1, cidr) for cidr in second]
-    sides.sort(key=lambda item: _order(item[1].network))
+    sides.sort(key=lambda item: item[1].prefix)
     widest: list[PodCidr | None] = [None, None]
     for side, cidr in sides:
         other = widest[1 - side]
-        if other is not None and cidr.network.version == other.network.version and cidr.network.overlaps(other.network):
+        if other is not None and overlaps(cidr.prefix, other.prefix):
             return (other, cidr) if side else (cidr, other)
         own = widest[side]
-        if own is None or _end(cidr.network) > _end(own.network):
+        if own is None or not overlaps(own.prefix, cidr.prefix):  # nested in `own`, it ends before it
             widest[side] = cidr
     return None
-
-
-def _order(network: Network) -> tuple[int, int, int]:
-    return network.version, int(network.network_address), network.prefixlen
-
-
-def _end(network: Network) -> tuple[int, int]:
-    return network.version, int(network.broadcast_address)
 
 
 def _in_file(path: Path, cluster: str) -> Iterator[PodCidr]:
@@ -92,9 +83,9 @@ def _in_object(document: object, cluster: str) -> Iterator[PodCidr]:
     several = spec.get("podCIDRs")
     for text in [spec.get("podCIDR"), *(several if isinstance(several, list) else [])]:
         try:
-            yield PodCidr(ipaddress.ip_network(str(text), strict=False), cluster, str(metadata.get("name")))
-        except ValueError:
-            continue
+            yield PodCidr(parse_prefix(str(text)), cluster, str(metadata.get("name")))
+        except Invalid:
+            continue  # nor does the API server publish it
 
 
 def _mapping(value: object) -> dict[Any, Any]:

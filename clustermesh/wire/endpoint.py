@@ -5,15 +5,17 @@ Cilium 1.18's API server writes neither NamedPorts nor K8sServiceAccount: leave 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType, field
 
+from clustermesh.address import Address, Prefix, parse, text
 from clustermesh.errors import Invalid
 from clustermesh.model import Endpoint, NamedPort
 from clustermesh.wire import go_json
-from clustermesh.wire.address import check_cidr, check_ip, length_of, mask_of, read_ip
+from clustermesh.wire.address import mask_of, read_prefix
 from clustermesh.wire.decoding import decodes
 from clustermesh.wire.go_json import UInt8, UInt16, UInt32
 from clustermesh.wire.ports import check_port, read_protocol, write_protocol
@@ -42,16 +44,15 @@ _DECODER: Final = msgspec.json.Decoder(_Pair)
 
 
 def encode(endpoint: Endpoint) -> bytes:
-    """JSON; Invalid for an address that is not canonical or a number out of its range."""
-    _check_address(endpoint.ip, endpoint.prefix_length)
+    """JSON; Invalid for a CIDR that is none or a number out of its range."""
     for where, number, limit in (("identity", endpoint.identity, 0xFFFF_FFFF), ("key", endpoint.key, 0xFF)):
         if not 0 <= number <= limit:
             raise Invalid(where, number, f"must be 0 to {limit}")
     ports = [_NamedPort(p.name, check_port(p.port), write_protocol(p.protocol)) for p in endpoint.named_ports]
     wire = _Pair(
-        endpoint.ip,
-        None if endpoint.prefix_length is None else mask_of(endpoint.prefix_length, endpoint.ip),
-        check_ip(endpoint.host_ip, "host address") if endpoint.host_ip else "",
+        text(endpoint.ip),
+        None if endpoint.prefix_length is None else mask_of(Prefix(endpoint.ip, endpoint.prefix_length)),
+        text(endpoint.host_ip) if endpoint.host_ip else "",
         endpoint.identity,
         endpoint.key,
         endpoint.metadata,
@@ -67,15 +68,13 @@ def encode(endpoint: Endpoint) -> bytes:
 def decode(data: bytes) -> Endpoint:
     """Raises DecodeError."""
     wire = _DECODER.decode(data)
-    ip = read_ip(wire.ip, "address")
-    prefix_length = None if wire.mask is None else length_of(wire.mask, ip)
-    _check_address(ip, prefix_length)
+    ip = parse(wire.ip)
     ports = wire.named_ports or ()
     return Endpoint(
         ip=ip,
         identity=wire.identity,
-        host_ip=read_ip(wire.host_ip, "host address") if wire.host_ip else "",
-        prefix_length=prefix_length,
+        host_ip=_host(wire.host_ip) if wire.host_ip else None,
+        prefix_length=None if wire.mask is None else read_prefix(ip, wire.mask, "address").length,
         key=wire.key,
         metadata=wire.metadata,
         namespace=wire.namespace or "",
@@ -85,8 +84,12 @@ def decode(data: bytes) -> Endpoint:
     )
 
 
-def _check_address(ip: str, prefix_length: int | None) -> None:
-    if prefix_length is None:
-        check_ip(ip, "address")
-    else:
-        check_cidr(f"{ip}/{prefix_length}", "address")
+def place_of(endpoint: Endpoint) -> Address | Prefix:
+    """What `endpoint` is called in a table: its address, or its CIDR."""
+    return endpoint.ip if endpoint.prefix_length is None else Prefix(endpoint.ip, endpoint.prefix_length)
+
+
+@lru_cache(8192)
+def _host(ip: str) -> Address:
+    """One object for each node: hundreds of pods share it."""
+    return parse(ip, "host address")

@@ -12,10 +12,10 @@ from typing import Any, Final
 import zstandard
 from google.protobuf.message import DecodeError as ProtobufError
 
+from clustermesh.address import is_ipv4, parse, text
 from clustermesh.errors import DecodeError, Invalid
 from clustermesh.model import EndpointSlice, SliceEndpoint, SlicePort, check_cluster_id
 from clustermesh.wire import slice_pb2
-from clustermesh.wire.address import check_ip, read_ip
 from clustermesh.wire.decoding import decodes
 from clustermesh.wire.keys import check_name
 from clustermesh.wire.ports import check_port, read_protocol, write_protocol
@@ -80,9 +80,8 @@ def _check(piece: EndpointSlice) -> None:
         raise Invalid("address type", piece.address_type, "must be IPv4 or IPv6")
     for endpoint in piece.endpoints:
         for ip in endpoint.addresses:
-            check_ip(ip, "address")
-            if (":" in ip) != (piece.address_type == "IPv6"):
-                raise Invalid("address", ip, f"must be {piece.address_type}")
+            if is_ipv4(ip) != (piece.address_type == "IPv4"):
+                raise Invalid("address", text(ip), f"must be {piece.address_type}")
 
 
 def _write(piece: EndpointSlice) -> Any:
@@ -100,7 +99,7 @@ def _write(piece: EndpointSlice) -> Any:
 
 
 def _write_endpoint(endpoint: SliceEndpoint) -> Any:
-    message = slice_pb2.Endpoint(addresses=endpoint.addresses)
+    message = slice_pb2.Endpoint(addresses=[text(ip) for ip in endpoint.addresses])
     message.conditions.SetInParent()
     for condition in ("ready", "serving", "terminating"):
         value = getattr(endpoint, condition)
@@ -118,7 +117,7 @@ def _write_endpoint(endpoint: SliceEndpoint) -> Any:
 def _read_endpoint(message: Any) -> SliceEndpoint:
     conditions = message.conditions
     return SliceEndpoint(
-        addresses=tuple(read_ip(ip, "address") for ip in message.addresses),
+        addresses=tuple(parse(ip) for ip in message.addresses),
         ready=conditions.ready if conditions.HasField("ready") else None,
         serving=conditions.serving if conditions.HasField("serving") else None,
         terminating=conditions.terminating if conditions.HasField("terminating") else None,

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeAlias
 
 from msgspec import Struct, structs
 
+from clustermesh.address import Address, Prefix
 from clustermesh.errors import DecodeError, Invalid
 from clustermesh.model import (
     AgentRecord,
@@ -29,7 +30,7 @@ from clustermesh.wire import endpoint, identity, keys, kinds, local, node, numbe
 from clustermesh.wire.decoding import decodes
 
 Entry: TypeAlias = Node | Service | Identity | Endpoint | ServiceExport | EndpointSlice
-Name: TypeAlias = str | int | tuple[str, str]
+Name: TypeAlias = str | int | tuple[str, str] | Address | Prefix
 
 
 @decodes("node")
@@ -66,7 +67,8 @@ def decode_endpoint(key: bytes, value: bytes, cluster: Cluster) -> Endpoint:
     parsed = keys.parse_endpoint(key)
     _check_scope(parsed.cluster, cluster)
     found = endpoint.decode(value)
-    _check_same("key", (parsed.ip, parsed.prefix_length), (found.ip, found.prefix_length))
+    if parsed.place != endpoint.place_of(found):
+        raise Invalid("key", key, "must name the address or CIDR of its value")
     meant = numbering.remote_identity(found.identity, cluster)
     return found if meant == found.identity else structs.replace(found, identity=meant)
 
@@ -107,11 +109,6 @@ def decode_agent_record(key: bytes, value: bytes) -> AgentRecord:
     if found.node != node:
         raise Invalid("node", found.node, f"must be {node}, as its key says")
     return found
-
-
-def _name_of_endpoint(key: bytes) -> str:
-    parsed = keys.parse_endpoint(key)
-    return keys.address_of(parsed.ip, parsed.prefix_length)
 
 
 class Resource(Struct, frozen=True, kw_only=True):
@@ -181,7 +178,7 @@ _TABLE: Final = (
     Resource(
         name=kinds.ENDPOINTS,
         directory="ip",
-        name_of=_name_of_endpoint,
+        name_of=lambda key: keys.parse_endpoint(key).place,
         decode=decode_endpoint,
         published=True,
         of_peers=True,

@@ -13,8 +13,9 @@ import re
 from functools import lru_cache
 from typing import Final, NamedTuple
 
+from clustermesh import address
+from clustermesh.address import Address, Prefix
 from clustermesh.errors import DecodeError, Invalid
-from clustermesh.wire.address import check_cidr, check_ip
 from clustermesh.wire.decoding import decodes
 
 STATE: Final = b"cilium/state/"
@@ -70,11 +71,10 @@ class IdentityKey(NamedTuple):
 
 
 class EndpointKey(NamedTuple):
-    """`prefix_length` is None for a single address."""
+    """`place` is a Prefix for a CIDR."""
 
     cluster: str | None
-    ip: str
-    prefix_length: int | None
+    place: Address | Prefix
 
 
 class CanaryKey(NamedTuple):
@@ -156,9 +156,10 @@ def identity_value_key(labels: str, node: str) -> bytes:
     return IDENTITY_VALUES + labels.encode() + b"/" + _name(node, "node name")
 
 
-def endpoint_key(ip: str, prefix_length: int | None = None) -> bytes:
+def endpoint_key(place: Address | Prefix) -> bytes:
     """Not scoped by cluster: one etcd describes one cluster."""
-    return b"cilium/state/ip/v1/default/" + address_of(ip, prefix_length).encode()
+    named = address.prefix_text(place) if isinstance(place, Prefix) else address.text(place)
+    return b"cilium/state/ip/v1/default/" + named.encode()
 
 
 def node_registration_key(node: str) -> bytes:
@@ -183,13 +184,6 @@ def stamp_key(namespace: str, name: str) -> bytes:
 
 def status_key(node: str) -> bytes:
     return STATUSES + _name(node, "node name")
-
-
-def address_of(ip: str, prefix_length: int | None = None) -> str:
-    """How a key names an address or a CIDR: "10.0.0.1", "10.0.0.0/24"; Invalid unless canonical."""
-    if prefix_length is None:
-        return check_ip(ip, "address")
-    return check_cidr(f"{ip}/{prefix_length}", "address")
 
 
 # -- state <-> cache --------------------------------------------------------------------------------------------------
@@ -266,9 +260,10 @@ def parse_identity(key: bytes) -> IdentityKey:
 @decodes("key")
 def parse_endpoint(key: bytes) -> EndpointKey:
     cluster, ip, length = _match(_ENDPOINT, key)
-    prefix_length = int(length) if length else None
-    address_of(ip, prefix_length)
-    return EndpointKey(cluster or None, ip, prefix_length)
+    single = address.parse(ip)
+    if ":" in ip and address.text(single) != ip:  # an IPv4 address has one spelling only
+        raise Invalid("address", ip, f"must be spelled {address.text(single)}")
+    return EndpointKey(cluster or None, address.parse_prefix(f"{ip}/{length}") if length else single)
 
 
 @decodes("key")

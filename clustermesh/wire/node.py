@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from base64 import b64decode
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import msgspec
 from msgspec import Struct, field
 
+from clustermesh.address import Address, Prefix, is_ipv4, parse, text
 from clustermesh.errors import Invalid
 from clustermesh.model import Node, NodeAddress, check_cluster_id
 from clustermesh.wire import go_json
-from clustermesh.wire.address import WireCIDR, check_ip, read_cidr, read_ip, write_cidr
+from clustermesh.wire.address import WireCIDR, read_cidr, write_cidr
 from clustermesh.wire.decoding import decodes
 from clustermesh.wire.go_json import UInt8, UInt32
 from clustermesh.wire.keys import check_name
@@ -55,19 +57,19 @@ _DECODER: Final = msgspec.json.Decoder(_Node)
 def encode(node: Node) -> bytes:
     """JSON; Invalid for what a reader would refuse or misread."""
     _check(node)
+    ipv4: list[WireCIDR | None] = [write_cidr(cidr) for cidr in node.pod_cidrs if is_ipv4(cidr.address)]
+    ipv6: list[WireCIDR | None] = [write_cidr(cidr) for cidr in node.pod_cidrs if not is_ipv4(cidr.address)]
     return go_json.encode(
         _Node(
             node.name,
             node.cluster,
             [_write_address(address) for address in node.addresses] or None,
-            None if node.ipv4_alloc_cidr is None else write_cidr(node.ipv4_alloc_cidr, "IPv4 pod CIDR", 4),
-            [write_cidr(cidr, "IPv4 pod CIDR", 4) for cidr in node.ipv4_secondary_alloc_cidrs] or None,
-            None if node.ipv6_alloc_cidr is None else write_cidr(node.ipv6_alloc_cidr, "IPv6 pod CIDR", 6),
-            [write_cidr(cidr, "IPv6 pod CIDR", 6) for cidr in node.ipv6_secondary_alloc_cidrs] or None,
-            _write_ip(node.ipv4_health_ip),
-            _write_ip(node.ipv6_health_ip),
-            _write_ip(node.ipv4_ingress_ip),
-            _write_ip(node.ipv6_ingress_ip),
+            next(iter(ipv4), None),
+            ipv4[1:] or None,
+            next(iter(ipv6), None),
+            ipv6[1:] or None,
+            *_write_ips(node.health_ips),
+            *_write_ips(node.ingress_ips),
             node.cluster_id,
             node.source,
             node.encryption_key,
@@ -88,15 +90,10 @@ def decode(data: bytes) -> Node:
         cluster=wire.cluster,
         cluster_id=wire.cluster_id,
         name=wire.name,
-        addresses=tuple(NodeAddress(type=a.type, ip=read_ip(a.ip, "address")) for a in wire.addresses or () if a.ip),
-        ipv4_alloc_cidr=None if wire.ipv4_cidr is None else read_cidr(wire.ipv4_cidr, "IPv4 pod CIDR", 4),
-        ipv4_secondary_alloc_cidrs=_read_cidrs(wire.ipv4_more, "IPv4 pod CIDR", 4),
-        ipv6_alloc_cidr=None if wire.ipv6_cidr is None else read_cidr(wire.ipv6_cidr, "IPv6 pod CIDR", 6),
-        ipv6_secondary_alloc_cidrs=_read_cidrs(wire.ipv6_more, "IPv6 pod CIDR", 6),
-        ipv4_health_ip=_read_ip(wire.ipv4_health),
-        ipv6_health_ip=_read_ip(wire.ipv6_health),
-        ipv4_ingress_ip=_read_ip(wire.ipv4_ingress),
-        ipv6_ingress_ip=_read_ip(wire.ipv6_ingress),
+        addresses=tuple(NodeAddress(type=a.type, ip=parse(a.ip)) for a in wire.addresses or () if a.ip),
+        pod_cidrs=tuple(_read_cidrs(wire)),
+        health_ips=_read_ips(wire.ipv4_health, wire.ipv6_health),
+        ingress_ips=_read_ips(wire.ipv4_ingress, wire.ipv6_ingress),
         source=wire.source,
         encryption_key=wire.encryption_key,
         labels=wire.labels,
@@ -109,15 +106,15 @@ def decode(data: bytes) -> Node:
     return node
 
 
-def check_wireguard_key(text: str) -> str:
-    """`text`, or Invalid unless it is the base64 of 32 bytes."""
+def check_wireguard_key(key: str) -> str:
+    """`key`, or Invalid unless it is the base64 of 32 bytes."""
     try:
-        size = len(b64decode(text, validate=True))
+        size = len(b64decode(key, validate=True))
     except ValueError as e:
-        raise Invalid("WireGuard key", text, "must be base64") from e
+        raise Invalid("WireGuard key", key, "must be base64") from e
     if size != 32:
-        raise Invalid("WireGuard key", text, f"must be 32 bytes, not {size}")
-    return text
+        raise Invalid("WireGuard key", key, f"must be 32 bytes, not {size}")
+    return key
 
 
 def _check(node: Node) -> None:
@@ -137,16 +134,26 @@ def _check(node: Node) -> None:
 def _write_address(address: NodeAddress) -> _Address:
     if address.type not in ADDRESS_TYPES:
         raise Invalid("address type", address.type, f"must be one of {', '.join(ADDRESS_TYPES)}")
-    return _Address(address.type, check_ip(address.ip, "address"))
+    return _Address(address.type, text(address.ip))
 
 
-def _write_ip(ip: str) -> str:
-    return check_ip(ip, "address") if ip else ""
+def _write_ips(ips: Sequence[Address]) -> tuple[str, str]:
+    """The IPv4 and the IPv6 address, "" where there is none."""
+    ipv4 = [text(ip) for ip in ips if is_ipv4(ip)]
+    ipv6 = [text(ip) for ip in ips if not is_ipv4(ip)]
+    if len(ipv4) > 1 or len(ipv6) > 1:
+        raise Invalid("health or ingress addresses", [*ipv4, *ipv6], "must be at most one of each family")
+    return "".join(ipv4), "".join(ipv6)
 
 
-def _read_ip(text: str | None) -> str:
-    return read_ip(text, "address") if text else ""
+def _read_ips(ipv4: str | None, ipv6: str | None) -> tuple[Address, ...]:
+    return tuple(parse(found) for found in (ipv4, ipv6) if found)
 
 
-def _read_cidrs(wire: list[WireCIDR | None] | None, where: str, version: int) -> tuple[str, ...]:
-    return tuple(read_cidr(cidr, where, version) for cidr in wire or () if cidr is not None)
+def _read_cidrs(wire: _Node) -> Iterator[Prefix]:
+    for cidr in (wire.ipv4_cidr, *(wire.ipv4_more or ())):
+        if cidr is not None:
+            yield read_cidr(cidr, "IPv4 pod CIDR", ipv4=True)
+    for cidr in (wire.ipv6_cidr, *(wire.ipv6_more or ())):
+        if cidr is not None:
+            yield read_cidr(cidr, "IPv6 pod CIDR", ipv4=False)

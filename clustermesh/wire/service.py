@@ -8,10 +8,10 @@ from typing import Final
 import msgspec
 from msgspec import UNSET, Struct, UnsetType, field
 
+from clustermesh.address import Address, parse, text
 from clustermesh.errors import Invalid
 from clustermesh.model import Port, Service, Zone, check_cluster_id
 from clustermesh.wire import go_json
-from clustermesh.wire.address import check_ip, read_ip
 from clustermesh.wire.decoding import decodes
 from clustermesh.wire.go_json import UInt32
 from clustermesh.wire.keys import check_name
@@ -63,16 +63,14 @@ def decode(data: bytes) -> Service:
 
 def to_wire(service: Service) -> WireService:
     _check_names(service.cluster, service.namespace, service.name, service.cluster_id)
-    for ip in (*service.hostnames, *service.zones):
-        check_ip(ip, "backend address")
     return WireService(
         service.cluster,
         service.namespace,
         service.name,
-        _write_addresses(service.frontends, "frontend address"),
-        _write_addresses(service.backends, "backend address"),
-        dict(service.hostnames),
-        {ip: _write_zone(zone) for ip, zone in service.zones.items()} if service.zones else UNSET,
+        _write_addresses(service.frontends),
+        _write_addresses(service.backends),
+        {text(ip): name for ip, name in service.hostnames.items()},
+        {text(ip): _write_zone(zone) for ip, zone in service.zones.items()} if service.zones else UNSET,
         dict(service.labels),
         dict(service.selector),
         service.include_external,
@@ -90,8 +88,8 @@ def from_wire(wire: WireService) -> Service:
         name=wire.name,
         frontends=_read_addresses(wire.frontends, "frontend address"),
         backends=_read_addresses(wire.backends, "backend address"),
-        hostnames={read_ip(ip, "backend address"): name for ip, name in (wire.hostnames or {}).items()},
-        zones={read_ip(ip, "backend address"): _read_zone(zone) for ip, zone in (wire.zones or {}).items()},
+        hostnames={parse(ip, "backend address"): name for ip, name in (wire.hostnames or {}).items()},
+        zones={parse(ip, "backend address"): _read_zone(zone) for ip, zone in (wire.zones or {}).items()},
         labels=wire.labels or {},
         selector=wire.selector or {},
         include_external=wire.include_external,
@@ -106,12 +104,12 @@ def _check_names(cluster: str, namespace: str, name: str, cluster_id: int) -> No
     check_cluster_id(cluster_id, _LARGEST_ID)
 
 
-def _write_addresses(addresses: Mapping[str, Mapping[str, Port]], where: str) -> _PortsByIP:
-    return {check_ip(ip, where): write_ports(ports) for ip, ports in addresses.items()}
+def _write_addresses(addresses: Mapping[Address, Mapping[str, Port]]) -> _PortsByIP:
+    return {text(ip): write_ports(ports) for ip, ports in addresses.items()}
 
 
-def _read_addresses(wire: _PortsByIP | None, where: str) -> dict[str, dict[str, Port]]:
-    read = {read_ip(ip, where): read_ports(ports) for ip, ports in (wire or {}).items()}
+def _read_addresses(wire: _PortsByIP | None, where: str) -> dict[Address, dict[str, Port]]:
+    read = {parse(ip, where): read_ports(ports) for ip, ports in (wire or {}).items()}
     if wire and len(read) != len(wire):
         raise Invalid(where, next(iter(wire)), "must not be named twice")
     return read

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from clustermesh.address import parse, parse_prefix
 from clustermesh.errors import Invalid
 from clustermesh.mesh.peers import Peers
 from clustermesh.mesh.reader import HEARTBEAT_TIMEOUT, ClusterReader
@@ -84,13 +85,15 @@ async def publish(client: EtcdClient, config: ClusterConfig = CONFIG, canaries: 
         cluster=BETA,
         cluster_id=2,
         name="b1",
-        addresses=(NodeAddress(type="InternalIP", ip="192.0.2.2"),),
-        ipv4_alloc_cidr="10.2.1.0/24",
+        addresses=(NodeAddress(type="InternalIP", ip=parse("192.0.2.2")),),
+        pod_cidrs=(parse_prefix("10.2.1.0/24"),),
     )
     labels = (Label(source="k8s", key="io.cilium.k8s.policy.cluster", value=BETA),)
     await client.put(keys.node_key(BETA, "b1"), node.encode(machine))
     await client.put(keys.identity_key(131073), identity.encode(Identity(id=131073, labels=labels)))
-    await client.put(keys.endpoint_key("10.2.1.5"), endpoint.encode(Endpoint(ip="10.2.1.5", identity=131073)))
+    await client.put(
+        keys.endpoint_key(parse("10.2.1.5")), endpoint.encode(Endpoint(ip=parse("10.2.1.5"), identity=131073))
+    )
     await client.put(WEB, web("10.2.1.5"))
     for name in canaries:
         await client.put(RESOURCES[name].canary(BETA), b"2026-01-01T00:00:00Z")
@@ -178,7 +181,7 @@ async def test_entries_that_are_not_the_peers_are_refused_one_by_one(
         keys.service_key(BETA, "shop", "db"): service.encode(foreign),
         keys.service_key(BETA, "shop", "garbage"): b"\xff{",
         keys.identity_key(65537): b"k8s:io.cilium.k8s.policy.cluster=beta;",
-        keys.endpoint_key("10.2.1.6"): endpoint.encode(Endpoint(ip="10.2.1.7", identity=131073)),
+        keys.endpoint_key(parse("10.2.1.6")): endpoint.encode(Endpoint(ip=parse("10.2.1.7"), identity=131073)),
     }
     for key, value in bad.items():
         await client.put(key, value)

@@ -19,6 +19,7 @@ from agent.propagation import Propagation
 from agent.sink import AgentSink
 from agent.underlay import Underlay
 from agent.wireguard.peer import PeerState
+from clustermesh.address import parse, parse_prefix
 from clustermesh.errors import ApplyError, ClusterMeshError, Unavailable
 from clustermesh.mesh.merge import Frontend
 from clustermesh.mesh.reader import ClusterReader
@@ -171,14 +172,18 @@ class Bed:
             cluster_id=1,
             namespace="n",
             name="web",
-            frontends={VIP.address: TCP80},
-            backends=dict.fromkeys(addresses, TCP80),
+            frontends={parse(VIP.address): TCP80},
+            backends=dict.fromkeys(map(parse, addresses), TCP80),
         )
         self.say("alpha", "local_services", ("n", "web"), LocalService(service=service, is_global=True))
 
     def add_remote_web(self, cluster: str, *addresses: str, revision: int = 0) -> None:
         service = Service(
-            cluster=cluster, cluster_id=2, namespace="n", name="web", backends=dict.fromkeys(addresses, TCP80)
+            cluster=cluster,
+            cluster_id=2,
+            namespace="n",
+            name="web",
+            backends=dict.fromkeys(map(parse, addresses), TCP80),
         )
         self.say(cluster, "services", ("n", "web"), service, revision)
 
@@ -196,8 +201,8 @@ def make_node(cluster: str, number: int, **changes: Any) -> Node:
         "cluster": cluster,
         "cluster_id": 1 if cluster == "alpha" else 2,
         "name": f"n{number}",
-        "addresses": (NodeAddress(type="InternalIP", ip=f"192.0.2.{number}"),),
-        "ipv4_alloc_cidr": f"10.{1 if cluster == 'alpha' else 2}.{number}.0/24",
+        "addresses": (NodeAddress(type="InternalIP", ip=parse(f"192.0.2.{number}")),),
+        "pod_cidrs": (parse_prefix(f"10.{1 if cluster == 'alpha' else 2}.{number}.0/24"),),
         "wireguard_public_key": numbered_key(number),
     }
     return Node(**(fields | changes))

@@ -15,6 +15,7 @@ from agent.cni import veth
 from agent.cni.methods import Pods
 from agent.options import Options
 from agent.underlay import UnderlaySetup
+from clustermesh.address import parse, parse_prefix
 from clustermesh.errors import ClusterMeshError, DecodeError, Unavailable
 from clustermesh.model import NodeAddress
 
@@ -110,7 +111,7 @@ async def test_a_pod_cidr_that_changes_under_its_pods_is_a_problem(bed: Bed, opt
         await bed.step()
         await is_taking(pods)
         assert pods.problems == {}
-        bed.add_node("alpha", 1, ipv4_alloc_cidr="10.1.77.0/24")
+        bed.add_node("alpha", 1, pod_cidrs=(parse_prefix("10.1.77.0/24"),))
         await bed.step()
         assert "10.1.77.0/24 now" in pods.problems["pod CIDR"]
 
@@ -118,10 +119,10 @@ async def test_a_pod_cidr_that_changes_under_its_pods_is_a_problem(bed: Bed, opt
 @pytest.mark.parametrize(
     "changes",
     [
-        {"ipv4_alloc_cidr": None},
-        {"ipv4_alloc_cidr": None, "addresses": (NodeAddress(type="CiliumInternalIP", ip="10.1.1.1"),)},
-        {"ipv4_alloc_cidr": "10.1.1.1/32"},
-        {"ipv4_alloc_cidr": "10.1.1.0/30"},
+        {"pod_cidrs": ()},
+        {"pod_cidrs": (), "addresses": (NodeAddress(type="CiliumInternalIP", ip=parse("10.1.1.1")),)},
+        {"pod_cidrs": (parse_prefix("10.1.1.1/32"),)},
+        {"pod_cidrs": (parse_prefix("10.1.1.0/30"),)},
     ],
 )
 async def test_a_node_without_room_for_pods_is_no_underlay(bed: Bed, changes: dict[str, object]) -> None:

@@ -12,6 +12,7 @@ from fake_wireguard import numbered_key
 from agent import engine as agent_engine
 from agent.bpf.layouts import AddressKey, ipv4
 from agent.targets.routes import RouteKey
+from clustermesh.address import parse, parse_prefix, prefix_text, single
 from clustermesh.errors import Unavailable
 from clustermesh.mesh.session import State
 from clustermesh.model import Endpoint, NodeAddress, Stamp
@@ -158,9 +159,9 @@ async def test_a_node_that_changes_is_set_up_again(bed: Bed) -> None:
     bed.add_node("beta", 2)
     await bed.step()
     assert len(bed.underlay.applied) == 1
-    bed.add_node("alpha", 1, ipv4_alloc_cidr="10.1.77.0/24")
+    bed.add_node("alpha", 1, pod_cidrs=(parse_prefix("10.1.77.0/24"),))
     await bed.step()
-    assert [node.ipv4_alloc_cidr for node in bed.underlay.applied] == ["10.1.1.0/24", "10.1.77.0/24"]
+    assert [prefix_text(*node.pod_cidrs) for node in bed.underlay.applied] == ["10.1.1.0/24", "10.1.77.0/24"]
 
 
 async def test_a_device_that_dies_is_made_again_with_its_peers(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,10 +197,11 @@ async def test_looking_after_the_device_may_fail(bed: Bed, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("address", ["10.2.0.0/16", "fd00::/64", "fd00::1"])
 async def test_an_endpoint_that_is_no_single_ipv4_address_is_passed_over(bed: Bed, address: str) -> None:
-    ip, _, length = address.partition("/")
+    prefix = parse_prefix(address) if "/" in address else single(parse(address))
+    name, length = (prefix, prefix.length) if "/" in address else (prefix.address, None)
     bed.add_node("alpha", 1)
-    bed.say("beta", "endpoints", address, Endpoint(ip=ip, prefix_length=int(length) if length else None, identity=2))
-    bed.say("beta", "endpoints", "10.2.1.9", Endpoint(ip="10.2.1.9", identity=131073))
+    bed.say("beta", "endpoints", name, Endpoint(ip=prefix.address, prefix_length=length, identity=2))
+    bed.say("beta", "endpoints", parse("10.2.1.9"), Endpoint(ip=parse("10.2.1.9"), identity=131073))
     await bed.step()
     assert list(bed.tables["ipcache"].held) == [AddressKey(ipv4("10.2.1.9"))]
 
@@ -209,7 +211,7 @@ async def test_a_peers_node_at_no_ones_address_keeps_nothing_else_from_being_app
     bed.connect("evil")
     bed.add_node("alpha", 1)
     bed.add_node("beta", 2)
-    bed.add_node("evil", 3, addresses=(NodeAddress(type="InternalIP", ip=address),))
+    bed.add_node("evil", 3, addresses=(NodeAddress(type="InternalIP", ip=parse(address)),))
     await bed.step()
     assert list(bed.device.states) == [numbered_key(2)]
     assert bed.engine.ready_at is not None
@@ -231,7 +233,7 @@ async def test_a_route_that_cannot_be_written_does_not_keep_removed_nodes_connec
 
 @pytest.mark.parametrize("cidr", ["10.1.1.1/32", "10.1.1.0/31"])
 async def test_a_pod_cidr_with_hardly_an_address_ends_nothing(bed: Bed, cidr: str) -> None:
-    bed.add_node("alpha", 1, ipv4_alloc_cidr=cidr)
+    bed.add_node("alpha", 1, pod_cidrs=(parse_prefix(cidr),))
     bed.add_node("beta", 2)
     bed.add_web("10.1.1.5")
     await bed.step()

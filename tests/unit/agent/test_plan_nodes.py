@@ -9,6 +9,7 @@ import pytest
 from agent.bpf.layouts import CidrKey, ipv4
 from agent.plan.nodes import plan_endpoint, plan_nodes, router_address
 from agent.targets.routes import Route, RouteKey
+from clustermesh.address import parse, parse_prefix
 from clustermesh.model import Endpoint, Node, NodeAddress
 
 
@@ -22,8 +23,8 @@ def node(cluster: str, number: int, wireguard_key: str | None = None, ip: str | 
         cluster=cluster,
         cluster_id=1,
         name=f"n{number}",
-        addresses=(NodeAddress(type="InternalIP", ip=address),) if address else (),
-        ipv4_alloc_cidr=f"10.1.{number}.0/24",
+        addresses=(NodeAddress(type="InternalIP", ip=parse(address)),) if address else (),
+        pod_cidrs=(parse_prefix(f"10.1.{number}.0/24"),),
         wireguard_public_key=key(number) if wireguard_key is None else wireguard_key,
     )
 
@@ -84,11 +85,13 @@ def test_without_the_own_node_there_are_still_peers() -> None:
 
 def test_the_router_is_the_cilium_internal_ip_or_the_first_address_of_the_pod_cidr() -> None:
     assert router_address(node("alpha", 1)) == "10.1.1.1"
-    named = Node(cluster="a", cluster_id=1, name="n", addresses=(NodeAddress(type="CiliumInternalIP", ip="10.1.9.9"),))
+    named = Node(
+        cluster="a", cluster_id=1, name="n", addresses=(NodeAddress(type="CiliumInternalIP", ip=parse("10.1.9.9")),)
+    )
     assert router_address(named) == "10.1.9.9"
 
 
 def test_an_endpoint_is_known_by_identity_and_node() -> None:
-    value = plan_endpoint(Endpoint(ip="10.1.3.9", identity=131073, host_ip="192.0.2.3"))
+    value = plan_endpoint(Endpoint(ip=parse("10.1.3.9"), identity=131073, host_ip=parse("192.0.2.3")))
     assert (value.identity, value.tunnel_endpoint, value.key) == (131073, ipv4("192.0.2.3"), 255)
-    assert plan_endpoint(Endpoint(ip="10.1.3.9", identity=1, host_ip="fd00::1")).tunnel_endpoint == 0
+    assert plan_endpoint(Endpoint(ip=parse("10.1.3.9"), identity=1, host_ip=parse("fd00::1"))).tunnel_endpoint == 0

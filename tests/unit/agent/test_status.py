@@ -13,6 +13,7 @@ from agent.bpf.layouts import AddressKey, ipv4
 from agent.bpf.probe import Feature
 from agent.metrics import StatusCollector
 from agent.status import Status
+from clustermesh.address import parse
 from clustermesh.errors import Unavailable
 from clustermesh.mesh.session import Session, State
 from clustermesh.model import Endpoint, Identity, Label
@@ -85,7 +86,12 @@ async def test_the_tables_say_who_is_behind_what(bed: Bed) -> None:
     bed.add_web("10.1.1.5")
     bed.add_remote_web("beta", "10.2.2.6")
     bed.say("beta", "identities", 131073, Identity(id=131073, labels=(Label(source="k8s", key="app", value="db"),)))
-    bed.say("beta", "endpoints", "10.2.2.6", Endpoint(ip="10.2.2.6", identity=131073, host_ip="192.0.2.2"))
+    bed.say(
+        "beta",
+        "endpoints",
+        parse("10.2.2.6"),
+        Endpoint(ip=parse("10.2.2.6"), identity=131073, host_ip=parse("192.0.2.2")),
+    )
     await bed.step()
     (service,) = status(bed).services()
     assert service["service"] == "n/web"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from clustermesh.address import parse
 from clustermesh.apiserver.identities import Allocator
 from clustermesh.apiserver.publish import publish
 from clustermesh.apiserver.resources import canary_keys, config_value
@@ -52,4 +53,4 @@ def test_beside_them_stand_the_stamps_and_the_local_services_with_their_zones() 
     assert stamp == b'{"observed":0,"published":5}'
     value = found[LOCAL_SERVICES][keys.local_service_key("default", "cart")]
     assert value is not None
-    assert local.decode_service(value).service.zones["10.1.0.5"].zone == "z1"
+    assert local.decode_service(value).service.zones[parse("10.1.0.5")].zone == "z1"

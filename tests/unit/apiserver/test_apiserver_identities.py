@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from clustermesh.address import parse
 from clustermesh.apiserver.identities import Allocator, Labels
 from clustermesh.apiserver.labels import identity_labels, is_relevant
 from clustermesh.errors import Refused
@@ -149,12 +150,12 @@ def test_labels_that_count(key: str, relevant: bool) -> None:
 
 def test_every_label_of_the_namespace_counts_but_those_of_beta_kubernetes_io() -> None:
     endpoint = PodEndpoint(
-        ip="10.1.0.5",
+        ip=parse("10.1.0.5"),
         namespace="shop",
         pod_name="cart-0",
         service_account="robot",
         node="n1",
-        host_ip="",
+        host_ip=None,
         labels={},
         namespace_labels={"controller-uid": "7", "x.beta.kubernetes.io/zone": "z", "io.kubernetes": "k"},
     )
@@ -167,12 +168,12 @@ def test_every_label_of_the_namespace_counts_but_those_of_beta_kubernetes_io() -
 
 def test_a_pod_cannot_pass_for_one_of_another_namespace_or_cluster() -> None:
     endpoint = PodEndpoint(
-        ip="10.1.0.5",
+        ip=parse("10.1.0.5"),
         namespace="shop",
         pod_name="cart-0",
         service_account="robot",
         node="n1",
-        host_ip="",
+        host_ip=None,
         labels={
             "app": "cart",
             "io.kubernetes.pod.namespace": "bank",

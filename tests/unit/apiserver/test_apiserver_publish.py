@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clustermesh.address import parse
 from clustermesh.apiserver import publish as module
 from clustermesh.apiserver.identities import Allocator
 from clustermesh.apiserver.publish import Publisher, Updates
@@ -39,8 +40,8 @@ def service(*ips: str, is_global: bool = True, shared: bool = True) -> LocalServ
         cluster_id=1,
         namespace="shop",
         name="cart",
-        frontends={"10.96.0.1": ports},
-        backends=dict.fromkeys(ips, ports),
+        frontends={parse("10.96.0.1"): ports},
+        backends=dict.fromkeys(map(parse, ips), ports),
         shared=shared,
     )
     return LocalService(service=found, is_global=is_global)
@@ -48,19 +49,19 @@ def service(*ips: str, is_global: bool = True, shared: bool = True) -> LocalServ
 
 def pod(ip: str, app: str = "cart", on: str = "n1") -> PodEndpoint:
     return PodEndpoint(
-        ip=ip,
+        ip=parse(ip),
         namespace="shop",
         pod_name="p",
         service_account="default",
         node=on,
-        host_ip="192.0.2.1",
+        host_ip=parse("192.0.2.1"),
         labels={"app": app},
         namespace_labels={},
     )
 
 
 def machine(name: str = "n1", key: str = "") -> Node:
-    address = NodeAddress(type="InternalIP", ip="192.0.2.1")
+    address = NodeAddress(type="InternalIP", ip=parse("192.0.2.1"))
     return Node(cluster="alpha", cluster_id=1, name=name, addresses=(address,), wireguard_public_key=key)
 
 
@@ -120,7 +121,7 @@ def test_a_stamp_stays_with_the_value_it_was_made_for() -> None:
 
 def test_an_agents_record_is_merged_into_its_node_and_turns_encryption_on_for_its_pods() -> None:
     etcd, snapshot = Etcd(), Snapshot(nodes={"n1": machine(), "n2": machine("n2")})
-    snapshot.endpoints = {"10.1.0.5": pod("10.1.0.5"), "10.2.0.5": pod("10.2.0.5", on="n2")}
+    snapshot.endpoints = {parse("10.1.0.5"): pod("10.1.0.5"), parse("10.2.0.5"): pod("10.2.0.5", on="n2")}
     publishing = publisher(etcd)
     everything = Change(nodes=frozenset(snapshot.nodes), endpoints=frozenset(snapshot.endpoints))
     etcd.take(publishing.apply(snapshot, everything, now=1))
@@ -128,8 +129,8 @@ def test_an_agents_record_is_merged_into_its_node_and_turns_encryption_on_for_it
     merged = node.decode(etcd[keys.node_key("alpha", "n1")])
     assert (merged.wireguard_public_key, merged.encryption_key, merged.boot_id) == (KEY, 255, "b-1")
     assert merged.annotations == {"network.cilium.io/wg-pub-key": KEY}
-    assert list(updates[ENDPOINTS]) == [keys.endpoint_key("10.1.0.5")], "only pods of that node"
-    assert endpoint.decode(etcd[keys.endpoint_key("10.1.0.5")]).key == 255
+    assert list(updates[ENDPOINTS]) == [keys.endpoint_key(parse("10.1.0.5"))], "only pods of that node"
+    assert endpoint.decode(etcd[keys.endpoint_key(parse("10.1.0.5"))]).key == 255
 
 
 def test_a_node_keeps_its_key_until_it_says_another_or_is_gone() -> None:
@@ -157,8 +158,8 @@ def test_a_record_of_an_unknown_node_asks_for_nothing_until_there_is_the_node() 
 
 
 def test_an_identity_outlives_its_last_pod_by_the_grace() -> None:
-    etcd, snapshot = Etcd(), Snapshot(endpoints={"10.1.0.5": pod("10.1.0.5")})
-    publishing, change = publisher(etcd), Change(endpoints=frozenset(["10.1.0.5"]))
+    etcd, snapshot = Etcd(), Snapshot(endpoints={parse("10.1.0.5"): pod("10.1.0.5")})
+    publishing, change = publisher(etcd), Change(endpoints=frozenset([parse("10.1.0.5")]))
     etcd.take(publishing.apply(snapshot, change, now=0))
     (key,) = (key for key in etcd if key.startswith(keys.state_prefix("identities", "alpha")))
     snapshot.endpoints.clear()
@@ -174,14 +175,14 @@ def test_a_pod_without_number_is_a_problem_and_gets_one_as_soon_as_one_is_free()
     etcd, allocator = Etcd(), Allocator(ALPHA, 100)
     allocator._range = range(65536, 65537)
     publishing = Publisher(ALPHA, allocator, etcd.get)
-    snapshot = Snapshot(endpoints={"10.1.0.5": pod("10.1.0.5", "a"), "10.1.0.6": pod("10.1.0.6", "b")})
+    snapshot = Snapshot(endpoints={parse("10.1.0.5"): pod("10.1.0.5", "a"), parse("10.1.0.6"): pod("10.1.0.6", "b")})
     etcd.take(publishing.apply(snapshot, Change(endpoints=frozenset(snapshot.endpoints)), now=0))
-    assert keys.endpoint_key("10.1.0.6") not in etcd
-    assert publishing.problems == {keys.endpoint_key("10.1.0.6"): "shop/p: it gets no identity"}
-    del snapshot.endpoints["10.1.0.5"]
-    etcd.take(publishing.apply(snapshot, Change(endpoints=frozenset(["10.1.0.5"])), now=1))
+    assert keys.endpoint_key(parse("10.1.0.6")) not in etcd
+    assert publishing.problems == {keys.endpoint_key(parse("10.1.0.6")): "shop/p: it gets no identity"}
+    del snapshot.endpoints[parse("10.1.0.5")]
+    etcd.take(publishing.apply(snapshot, Change(endpoints=frozenset([parse("10.1.0.5")])), now=1))
     etcd.take(publishing.tick(snapshot, now=200))
-    assert endpoint.decode(etcd[keys.endpoint_key("10.1.0.6")]).identity == 65536
+    assert endpoint.decode(etcd[keys.endpoint_key(parse("10.1.0.6"))]).identity == 65536
     assert publishing.problems == {}
 
 
@@ -201,7 +202,7 @@ def test_a_value_larger_than_etcd_takes_is_a_problem_and_the_rest_goes_on() -> N
 
 _NODES = st.dictionaries(st.sampled_from(["n1", "n2"]), st.booleans().map(lambda k: machine(key=KEY if k else "")))
 _PODS = st.dictionaries(
-    st.sampled_from(["10.1.0.5", "10.1.0.6", "10.1.0.7"]),
+    st.sampled_from(["10.1.0.5", "10.1.0.6", "fd00::7"]),
     st.tuples(st.sampled_from("abc"), st.sampled_from(["n1", "n2"])),
 )
 _SERVICES = st.dictionaries(
@@ -219,7 +220,7 @@ def test_any_history_ends_as_if_everything_had_been_published_at_once(states: li
         snapshot = Snapshot(
             services=services,
             nodes={name: machine(name, each.wireguard_public_key) for name, each in nodes.items()},
-            endpoints={ip: pod(ip, app, on) for ip, (app, on) in pods.items()},
+            endpoints={parse(ip): pod(ip, app, on) for ip, (app, on) in pods.items()},
         )
         change = Change(
             services=dict.fromkeys(_differing(seen.services, snapshot.services), 0),

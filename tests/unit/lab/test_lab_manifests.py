@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from clustermesh.address import text
 from clustermesh.model import Cluster
 from clustermesh.sources.folder import FolderSource
 from lab import manifests, pod_files
@@ -71,7 +72,7 @@ async def test_the_sources_take_all_of_it_without_a_complaint(tmp_path: Path) ->
         await anext(updates)
     assert source.problems() == []
     services = source.snapshot.services
-    assert {name: (one.is_global, sorted(one.service.backends)) for name, one in services.items()} == {
+    assert {name: (one.is_global, sorted(map(text, one.service.backends))) for name, one in services.items()} == {
         ("default", "web"): (True, ["10.1.1.2", "10.1.1.3"]),
         ("default", "probe"): (True, ["10.1.1.200"]),
     }

@@ -7,23 +7,29 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from clustermesh.address import parse, parse_prefix
 from clustermesh.mesh import last_good
 from clustermesh.mesh.state import View
-from clustermesh.model import ClusterConfig, Endpoint, Identity, Label, Port, Protocol, Service
+from clustermesh.model import ClusterConfig, Endpoint, Identity, Label, Port, Protocol, Service, Zone
 
 
 def full_view() -> View:
+    cidr = parse_prefix("10.2.0.0/24")
     service = Service(
         cluster="beta",
         cluster_id=2,
         namespace="n",
         name="s",
-        backends={"10.2.0.1": {"": Port(protocol=Protocol.UDP, port=53)}},
+        backends={parse("10.2.0.1"): {"": Port(protocol=Protocol.UDP, port=53)}},
+        zones={parse("fd00::1"): Zone(zone="z1")},
     )
     return View(
         services={("n", "s"): service},
         identities={131073: Identity(id=131073, labels=(Label(source="k8s", key="a", value="b"),))},
-        endpoints={"10.2.0.1": Endpoint(ip="10.2.0.1", identity=131073)},
+        endpoints={
+            parse("10.2.0.1"): Endpoint(ip=parse("10.2.0.1"), identity=131073, host_ip=parse("fd00::1")),
+            cidr: Endpoint(ip=cidr.address, prefix_length=cidr.length, identity=2),
+        },
     )
 
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clustermesh.address import parse
 from clustermesh.mesh.merge import Backend, Frontend, merge
 from clustermesh.model import Affinity, LocalService, Port, Protocol, Service
 
@@ -18,8 +19,8 @@ def service(cluster_id: int, *addresses: str, port: int = 8080, name: str = "htt
         cluster_id=cluster_id,
         namespace="shop",
         name="cart",
-        frontends={f"10.96.{cluster_id}.1": {name: Port(protocol=TCP, port=80)}},
-        backends={address: {name: Port(protocol=TCP, port=port)} for address in addresses},
+        frontends={parse(f"10.96.{cluster_id}.1"): {name: Port(protocol=TCP, port=80)}},
+        backends={parse(address): {name: Port(protocol=TCP, port=port)} for address in addresses},
         shared=shared,
     )
 
@@ -70,7 +71,7 @@ def test_another_name_or_protocol_is_another_port() -> None:
         cluster_id=3,
         namespace="shop",
         name="cart",
-        backends={"10.3.0.1": {"http": Port(protocol=UDP, port=8080)}},
+        backends={parse("10.3.0.1"): {"http": Port(protocol=UDP, port=8080)}},
     )
     assert answering(service(1), other_name, other_protocol) == []
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from clustermesh.address import parse, parse_prefix
 from clustermesh.mesh.state import MeshState
 from clustermesh.model import Endpoint, Node, NodeAddress, Port, Protocol, Service
 
@@ -18,15 +19,17 @@ def node(cluster: str, name: str, cidr: str, ip: str, key: str = "") -> Node:
         cluster=cluster,
         cluster_id=1,
         name=name,
-        addresses=(NodeAddress(type="InternalIP", ip=ip),),
-        ipv4_alloc_cidr=cidr,
+        addresses=(NodeAddress(type="InternalIP", ip=parse(ip)),),
+        pod_cidrs=(parse_prefix(cidr),),
         wireguard_public_key=key,
     )
 
 
 def service(cluster: str, *addresses: str) -> Service:
     ports = {"http": Port(protocol=Protocol.TCP, port=80)}
-    return Service(cluster=cluster, cluster_id=2, namespace="n", name="s", backends=dict.fromkeys(addresses, ports))
+    return Service(
+        cluster=cluster, cluster_id=2, namespace="n", name="s", backends={parse(a): ports for a in addresses}
+    )
 
 
 def admitted(state: MeshState) -> list[tuple[str, str]]:
@@ -92,9 +95,9 @@ def test_no_peer_names_backends_or_endpoints_on_this_very_machine() -> None:
     state = MeshState("own")
     state.put("evil", "services", ("n", "s"), service("evil", "127.0.0.1", "169.254.169.254", "10.66.0.1"))
     (remote,) = state.remote_services(("n", "s"))
-    assert list(remote.backends) == ["10.66.0.1"]
-    state.put("evil", "endpoints", "127.0.0.1", Endpoint(ip="127.0.0.1", identity=70000))
-    assert state.endpoint("127.0.0.1") is None
+    assert list(remote.backends) == [parse("10.66.0.1")]
+    state.put("evil", "endpoints", parse("127.0.0.1"), Endpoint(ip=parse("127.0.0.1"), identity=70000))
+    assert state.endpoint(parse("127.0.0.1")) is None
 
 
 def test_a_wireguard_key_is_the_cluster_s_that_had_it_first_or_the_own_ones() -> None:
@@ -112,23 +115,25 @@ def test_a_wireguard_key_is_the_cluster_s_that_had_it_first_or_the_own_ones() ->
 
 def test_one_node_that_moves_makes_only_what_is_at_its_addresses_dirty() -> None:
     state = MeshState("own")
-    for address in ("10.2.1.7", "10.2.2.7", "192.0.2.2", "10.2.0.0/16", "fd00::7"):
-        state.put("beta", "endpoints", address, Endpoint(ip=address.partition("/")[0], identity=131080))
+    for address in map(parse, ("10.2.1.7", "10.2.2.7", "192.0.2.2", "fd00::7")):
+        state.put("beta", "endpoints", address, Endpoint(ip=address, identity=131080))
+    block = parse_prefix("10.2.0.0/16")
+    state.put("beta", "endpoints", block, Endpoint(ip=block.address, prefix_length=block.length, identity=131080))
     state.put("beta", "nodes", "b1", node("beta", "b1", "10.2.1.0/24", "192.0.2.2"))
     state.take_addresses()
     state.put("beta", "nodes", "b1", node("beta", "b1", "10.2.2.0/24", "192.0.2.2"))
-    assert state.take_addresses() == {"10.2.1.7", "10.2.2.7", "192.0.2.2"}
+    assert state.take_addresses() == {parse("10.2.1.7"), parse("10.2.2.7"), parse("192.0.2.2")}
 
 
 def test_an_endpoint_that_is_gone_is_refused_no_more() -> None:
     state = MeshState("own")
     state.put("own", "nodes", "o1", node("own", "o1", "10.1.0.0/24", "192.0.2.1"))
-    state.put("evil", "endpoints", "10.1.0.7", Endpoint(ip="10.1.0.7", identity=70000))
+    state.put("evil", "endpoints", parse("10.1.0.7"), Endpoint(ip=parse("10.1.0.7"), identity=70000))
     state.put("evil", "services", ("n", "s"), service("evil", "10.1.0.7"))
-    state.endpoint("10.1.0.7")
+    state.endpoint(parse("10.1.0.7"))
     state.remote_services(("n", "s"))
     assert len(state.views["evil"].refused) == 2
-    state.remove("evil", "endpoints", "10.1.0.7")
+    state.remove("evil", "endpoints", parse("10.1.0.7"))
     state.remove("evil", "services", ("n", "s"))
     assert not state.views["evil"].refused
 
@@ -136,11 +141,11 @@ def test_an_endpoint_that_is_gone_is_refused_no_more() -> None:
 def test_an_endpoint_at_another_clusters_address_is_refused() -> None:
     state = MeshState("own")
     state.put("own", "nodes", "o1", node("own", "o1", "10.1.0.0/24", "192.0.2.1"))
-    state.put("evil", "endpoints", "10.1.0.7", Endpoint(ip="10.1.0.7", identity=70000))
-    assert state.endpoint("10.1.0.7") is None
+    state.put("evil", "endpoints", parse("10.1.0.7"), Endpoint(ip=parse("10.1.0.7"), identity=70000))
+    assert state.endpoint(parse("10.1.0.7")) is None
     assert "endpoints/10.1.0.7" in state.views["evil"].refused
-    state.put("own", "endpoints", "10.1.0.7", Endpoint(ip="10.1.0.7", identity=65600))
-    found = state.endpoint("10.1.0.7")
+    state.put("own", "endpoints", parse("10.1.0.7"), Endpoint(ip=parse("10.1.0.7"), identity=65600))
+    found = state.endpoint(parse("10.1.0.7"))
     assert found is not None
     assert found.identity == 65600
 
@@ -150,7 +155,7 @@ def test_a_backend_at_another_clusters_address_is_left_out_and_the_rest_is_used(
     state.put("own", "nodes", "o1", node("own", "o1", "10.1.0.0/24", "192.0.2.1"))
     state.put("evil", "services", ("n", "s"), service("evil", "10.1.0.7", "10.66.0.1"))
     (remote,) = state.remote_services(("n", "s"))
-    assert list(remote.backends) == ["10.66.0.1"]
+    assert list(remote.backends) == [parse("10.66.0.1")]
     assert "10.1.0.7" in state.views["evil"].refused["services/n/s"]
 
 
@@ -200,10 +205,10 @@ def test_a_node_that_only_has_another_label_makes_no_service_and_no_address_dirt
 
 def test_claims_that_change_make_what_is_at_their_addresses_dirty() -> None:
     state = MeshState("own")
-    state.put("beta", "endpoints", "10.1.0.7", Endpoint(ip="10.1.0.7", identity=131080))
+    state.put("beta", "endpoints", parse("10.1.0.7"), Endpoint(ip=parse("10.1.0.7"), identity=131080))
     state.take_addresses()
     state.put("own", "nodes", "o1", node("own", "o1", "10.1.0.0/24", "192.0.2.1"))
-    assert state.take_addresses() == {"10.1.0.7"}
+    assert state.take_addresses() == {parse("10.1.0.7")}
 
 
 def test_a_drained_cluster_leaves_nothing() -> None:
@@ -213,7 +218,7 @@ def test_a_drained_cluster_leaves_nothing() -> None:
     state.drain("beta")
     assert list(state.views) == ["own"]
     assert state.remote_services(("n", "s")) == []
-    assert state.speaks_for("anyone", "10.2.0.1")
+    assert state.speaks_for("anyone", parse("10.2.0.1"))
 
 
 machines = st.builds(
@@ -221,9 +226,8 @@ machines = st.builds(
         cluster=cluster,
         cluster_id=1,
         name=name,
-        addresses=(NodeAddress(type="InternalIP", ip=ip),),
-        ipv4_alloc_cidr=cidrs[0] if cidrs else None,
-        ipv4_secondary_alloc_cidrs=tuple(cidrs[1:]),
+        addresses=(NodeAddress(type="InternalIP", ip=parse(ip)),),
+        pod_cidrs=tuple(map(parse_prefix, cidrs)),
         wireguard_public_key=key,
     ),
     st.sampled_from(["own", "beta", "gamma"]),
@@ -249,7 +253,7 @@ def test_nothing_is_claimed_twice_or_after_its_node_is_gone_whatever_nodes_claim
     for cluster in list(state.views):
         state.drain(cluster)
     state.take_nodes()
-    assert all(state.speaks_for("anyone", ip) for ip in ("10.1.1.7", "10.2.0.1", "192.0.2.1", "192.0.2.2"))
+    assert all(state.speaks_for("anyone", parse(ip)) for ip in ("10.1.1.7", "10.2.0.1", "192.0.2.1", "192.0.2.2"))
     state.put("zeta", "nodes", "z", node("zeta", "z", "10.0.0.0/8", "192.0.2.1", "A"))
     assert admitted(state) == [("zeta", "z")]
 
@@ -272,10 +276,10 @@ def test_no_two_clusters_are_ever_admitted_to_overlapping_cidrs(script: list[tup
             state.remove(cluster, "nodes", name)
         else:
             state.put(cluster, "nodes", name, node(cluster, name, cidr, f"192.0.2.{number}"))
-        owners: dict[str, str] = {}
+        owners: dict[Any, str] = {}
         state.take_nodes()
         for each in state.admitted_nodes():
-            assert owners.setdefault(each.ipv4_pod_cidrs[0], each.cluster) == each.cluster
+            assert owners.setdefault(each.pod_cidrs[0], each.cluster) == each.cluster
         own = set(state.views["own"].nodes)
         assert {n.name for n in state.admitted_nodes() if n.cluster == "own"} == own, "the own cluster always wins"
         for each_cluster, view in state.views.items():
@@ -289,8 +293,8 @@ def test_no_two_clusters_are_ever_admitted_to_overlapping_cidrs(script: list[tup
 )
 def test_reserved_identities_are_not_taken_from_a_peer_but_for_its_nodes(identity: int, taken: bool) -> None:
     state = MeshState("own")
-    state.put("beta", "endpoints", "10.2.0.7", Endpoint(ip="10.2.0.7", identity=identity))
-    assert (state.endpoint("10.2.0.7") is not None) == taken
+    state.put("beta", "endpoints", parse("10.2.0.7"), Endpoint(ip=parse("10.2.0.7"), identity=identity))
+    assert (state.endpoint(parse("10.2.0.7")) is not None) == taken
     assert ("endpoints/10.2.0.7" in state.views["beta"].refused) != taken
-    state.put("own", "endpoints", "10.1.0.7", Endpoint(ip="10.1.0.7", identity=identity))
-    assert state.endpoint("10.1.0.7") is not None
+    state.put("own", "endpoints", parse("10.1.0.7"), Endpoint(ip=parse("10.1.0.7"), identity=identity))
+    assert state.endpoint(parse("10.1.0.7")) is not None

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clustermesh import model
+from clustermesh.address import parse, parse_prefix, prefix_text
 from clustermesh.model import NodeAddress
 from clustermesh.sources.translate import Snapshot, translate
 
@@ -36,14 +37,12 @@ def test_a_node_has_its_addresses_its_cidrs_and_the_first_address_of_them() -> N
         cluster_id=1,
         name="n1",
         addresses=(
-            NodeAddress(type="InternalIP", ip="192.0.2.1"),
-            NodeAddress(type="ExternalIP", ip="198.51.100.1"),
-            NodeAddress(type="CiliumInternalIP", ip="10.1.0.1"),
+            NodeAddress(type="InternalIP", ip=parse("192.0.2.1")),
+            NodeAddress(type="ExternalIP", ip=parse("198.51.100.1")),
+            NodeAddress(type="CiliumInternalIP", ip=parse("10.1.0.1")),
         ),
-        ipv4_alloc_cidr="10.1.0.0/24",
-        ipv4_secondary_alloc_cidrs=("10.2.0.0/24",),
-        ipv6_alloc_cidr="fd00:1::/64",
-        ipv4_health_ip="10.1.0.9",
+        pod_cidrs=tuple(map(parse_prefix, ("10.1.0.0/24", "10.2.0.0/24", "fd00:1::/64"))),
+        health_ips=(parse("10.1.0.9"),),
         labels={"zone": "z1"},
         boot_id="b-1",
     )
@@ -57,7 +56,7 @@ def test_annotations_give_the_router_address_and_the_wireguard_key() -> None:
         "unrelated": "x",
     }
     node = snapshot(manifest).nodes["n1"]
-    assert node.address("CiliumInternalIP") == "10.1.0.77"
+    assert node.address("CiliumInternalIP") == parse("10.1.0.77")
     assert (node.wireguard_public_key, node.encryption_key) == (KEY, 255)
     assert node.annotations == {"network.cilium.io/wg-pub-key": KEY}
 
@@ -66,7 +65,7 @@ def test_bad_parts_of_a_node_are_left_out_one_by_one() -> None:
     manifest = kube.node("n1", "192.0.2.300", "10.1.0.1/24", "10.2.0.0/24", "10.3.0.0")
     manifest["metadata"]["annotations"] = {"network.cilium.io/wg-pub-key": "c2hvcnQ="}
     found, sentences = translate(kube.ALPHA, kube.decode(manifest))[0].nodes["n1"], faults(manifest)
-    assert (found.ipv4_alloc_cidr, found.ipv4, found.wireguard_public_key) == ("10.2.0.0/24", "", "")
+    assert (found.pod_cidrs, found.underlay, found.wireguard_public_key) == ((parse_prefix("10.2.0.0/24"),), None, "")
     assert [sentence.split(": must")[0] for sentence in sentences] == [
         "n1: spec.podCIDRs: '10.1.0.1/24'",
         "n1: spec.podCIDRs: '10.3.0.0'",
@@ -79,7 +78,10 @@ def test_bad_parts_of_a_node_are_left_out_one_by_one() -> None:
 def test_of_two_nodes_with_overlapping_cidrs_the_first_by_name_has_them() -> None:
     manifests = kube.node("n2", "192.0.2.2", "10.1.0.128/25"), kube.node("n1", "192.0.2.1", "10.1.0.0/24")
     found, sentences = translate(kube.ALPHA, kube.decode(*manifests))
-    assert {name: node.ipv4_alloc_cidr for name, node in found.nodes.items()} == {"n1": "10.1.0.0/24", "n2": None}
+    assert {name: node.pod_cidrs for name, node in found.nodes.items()} == {
+        "n1": (parse_prefix("10.1.0.0/24"),),
+        "n2": (),
+    }
     assert [s.sentence for s in sentences] == [
         "spec.podCIDRs: '10.1.0.128/25': must not overlap 10.1.0.0/24 of node n1"
     ]
@@ -100,7 +102,7 @@ def test_handed_out_cidrs_are_those_a_comparison_of_all_with_all_would_leave(nod
             network = ipaddress.ip_network(cidr)
             if not any(network.overlaps(ipaddress.ip_network(other)) for other in twin):
                 twin.append(cidr)
-    assert [cidr for number in range(len(nodes)) for cidr in found[f"n{number}"].ipv4_pod_cidrs] == twin
+    assert [prefix_text(cidr) for number in range(len(nodes)) for cidr in found[f"n{number}"].pod_cidrs] == twin
 
 
 # -- pods -------------------------------------------------------------------------------------------------------------
@@ -110,10 +112,10 @@ def test_each_address_of_a_pod_is_an_endpoint_on_its_nodes_address() -> None:
     pod = kube.pod("cart-0", "10.1.0.5", {"app": "cart"}, serviceAccountName="robot")
     pod["status"]["podIPs"] = [{"ip": "10.1.0.5"}, {"ip": "fd00:1::5"}]
     found = snapshot(pod, kube.node("n1", "192.0.2.1"), kube.namespace("shop", team="red")).endpoints
-    assert set(found) == {"10.1.0.5", "fd00:1::5"}
-    endpoint = found["fd00:1::5"]
+    assert set(found) == {parse("10.1.0.5"), parse("fd00:1::5")}
+    endpoint = found[parse("fd00:1::5")]
     assert (endpoint.namespace, endpoint.pod_name, endpoint.service_account) == ("shop", "cart-0", "robot")
-    assert (endpoint.node, endpoint.host_ip) == ("n1", "192.0.2.1")
+    assert (endpoint.node, endpoint.host_ip) == ("n1", parse("192.0.2.1"))
     assert (endpoint.labels, endpoint.namespace_labels) == ({"app": "cart"}, {"team": "red"})
 
 
@@ -125,20 +127,20 @@ def test_host_network_ended_and_withheld_pods_are_no_endpoints() -> None:
     waiting = kube.pod("d", "", {})
     unready = kube.pod("e", "10.1.0.8", {}, ready=False)
     manifests = host, ended, withheld, waiting, unready, kube.namespace("secret", global_="false")
-    assert set(snapshot(*manifests, kube.node("n1", "192.0.2.1")).endpoints) == {"10.1.0.8"}
+    assert set(snapshot(*manifests, kube.node("n1", "192.0.2.1")).endpoints) == {parse("10.1.0.8")}
 
 
 def test_a_pod_on_an_unknown_node_says_so_unless_its_status_knows_better() -> None:
     pod = kube.pod("cart-0", "10.1.0.5", {})
     assert [fault.split(": must")[0] for fault in faults(pod)] == ["cart-0: spec.nodeName: 'n1'"]
     pod["status"]["hostIP"] = "192.0.2.9"
-    assert snapshot(pod).endpoints["10.1.0.5"].host_ip == "192.0.2.9"
+    assert snapshot(pod).endpoints[parse("10.1.0.5")].host_ip == parse("192.0.2.9")
 
 
 def test_of_two_pods_with_one_address_the_first_by_name_has_it() -> None:
     manifests = kube.pod("b", "10.1.0.5", {}), kube.pod("a", "10.1.0.5", {}), kube.node("n1", "192.0.2.1")
     found, sentences = translate(kube.ALPHA, kube.decode(*manifests))
-    assert found.endpoints["10.1.0.5"].pod_name == "a"
+    assert found.endpoints[parse("10.1.0.5")].pod_name == "a"
     assert [(s.ref.name, s.sentence) for s in sentences] == [
         ("b", "status.podIP: '10.1.0.5': must not be the address of Pod shop/a too")
     ]

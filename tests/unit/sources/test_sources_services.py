@@ -7,6 +7,7 @@ from typing import Any
 import kube
 import pytest
 
+from clustermesh.address import parse
 from clustermesh.model import Affinity, LocalService, Port, Protocol, Zone
 from clustermesh.sources.translate import translate
 
@@ -81,12 +82,12 @@ def test_frontends_are_the_cluster_ips_with_all_ports_by_name() -> None:
     ]
     found = one(kube.service("cart", clusterIP="10.96.0.1", clusterIPs=["10.96.0.1", "FD00::0001"], ports=ports))
     expected = {"http": Port(protocol=Protocol.TCP, port=80), "dns": Port(protocol=Protocol.UDP, port=53)}
-    assert found.service.frontends == {"10.96.0.1": expected, "fd00::1": expected}
+    assert found.service.frontends == {parse("10.96.0.1"): expected, parse("fd00::1"): expected}
 
 
 def test_a_headless_service_has_backends_and_no_frontend() -> None:
     found = one(kube.service("cart", clusterIP="None"), kube.endpoint_slice("cart-1", "cart", ["10.1.0.5"]))
-    assert (found.service.frontends, found.service.backends) == ({}, {"10.1.0.5": HTTP})
+    assert (found.service.frontends, found.service.backends) == ({}, {parse("10.1.0.5"): HTTP})
 
 
 def test_an_external_name_is_no_service_of_ours() -> None:
@@ -121,18 +122,18 @@ def test_slices_are_united_with_hostnames_and_zones() -> None:
     other = kube.endpoint_slice("db-1", "db", ["10.1.0.7"])
     found = one(kube.service("cart"), first, second, third, names, other).service
     assert found.backends == {
-        "10.1.0.5": {**HTTP, "admin": Port(protocol=Protocol.TCP, port=9000)},
-        "10.1.0.6": HTTP,
+        parse("10.1.0.5"): {**HTTP, "admin": Port(protocol=Protocol.TCP, port=9000)},
+        parse("10.1.0.6"): HTTP,
     }
-    assert found.hostnames == {"10.1.0.5": "cart-0"}
-    assert found.zones == {"10.1.0.5": Zone(zone="z1", for_zones=("z2",))}
+    assert found.hostnames == {parse("10.1.0.5"): "cart-0"}
+    assert found.zones == {parse("10.1.0.5"): Zone(zone="z1", for_zones=("z2",))}
 
 
 def test_a_slice_without_port_names_serves_the_nameless_port() -> None:
     endpoint_slice = kube.endpoint_slice("cart-1", "cart", ["10.1.0.5"], ports=[{"port": 8080}, {"name": "all"}])
     found = one(kube.service("cart", ports=[{"port": 80}]), endpoint_slice).service
-    assert found.frontends["10.96.0.10"] == {"": Port(protocol=Protocol.TCP, port=80)}
-    assert found.backends == {"10.1.0.5": {"": Port(protocol=Protocol.TCP, port=8080)}}
+    assert found.frontends[parse("10.96.0.10")] == {"": Port(protocol=Protocol.TCP, port=80)}
+    assert found.backends == {parse("10.1.0.5"): {"": Port(protocol=Protocol.TCP, port=8080)}}
 
 
 def test_without_a_slice_the_ready_pods_with_its_labels_answer() -> None:
@@ -145,9 +146,9 @@ def test_without_a_slice_the_ready_pods_with_its_labels_answer() -> None:
         kube.pod("other/cart-3", "10.1.0.8", labels),
     ]
     node = kube.node("n1", "192.0.2.1")
-    assert one(service, node, *pods).service.backends == {"10.1.0.5": HTTP}
+    assert one(service, node, *pods).service.backends == {parse("10.1.0.5"): HTTP}
     published = kube.service("cart", selector={"app": "cart", "tier": "web"}, publishNotReadyAddresses=True)
-    assert set(one(published, node, *pods).service.backends) == {"10.1.0.5", "10.1.0.6"}
+    assert set(one(published, node, *pods).service.backends) == {parse("10.1.0.5"), parse("10.1.0.6")}
     with_slice = one(service, node, *pods, kube.endpoint_slice("cart-1", "cart", []))
     assert with_slice.service.backends == {}, "a slice, even an empty one, is the word of somebody who knows better"
 
@@ -168,9 +169,9 @@ def test_named_target_ports_are_looked_up_in_each_pod() -> None:
     pods = [pod("cart-0", "10.1.0.5", 8080), pod("cart-1", "10.1.0.6", 9090), pod("cart-2", "10.1.0.7", 1, "UDP")]
     backends = one(service, kube.node("n1", "192.0.2.1"), *pods).service.backends
     assert {ip: {name: port.port for name, port in ports.items()} for ip, ports in backends.items()} == {
-        "10.1.0.5": {"http": 8080, "same": 7000},
-        "10.1.0.6": {"http": 9090, "same": 7000},
-        "10.1.0.7": {"same": 7000},
+        parse("10.1.0.5"): {"http": 8080, "same": 7000},
+        parse("10.1.0.6"): {"http": 9090, "same": 7000},
+        parse("10.1.0.7"): {"same": 7000},
     }
 
 
@@ -179,9 +180,9 @@ def test_pods_of_two_families_answer_in_those_the_service_has() -> None:
     pod["status"]["podIPs"] = [{"ip": "10.1.0.5"}, {"ip": "fd00:1::5"}]
     node = kube.node("n1", "192.0.2.1")
     four = one(kube.service("cart", selector={"app": "cart"}), node, pod).service
-    assert (set(four.backends), four.hostnames) == ({"10.1.0.5"}, {"10.1.0.5": "cart-0"})
+    assert (set(four.backends), four.hostnames) == ({parse("10.1.0.5")}, {parse("10.1.0.5"): "cart-0"})
     none = one(kube.service("cart", selector={"app": "cart"}, clusterIP="None"), node, pod).service
-    assert set(none.backends) == {"10.1.0.5", "fd00:1::5"}
+    assert set(none.backends) == {parse("10.1.0.5"), parse("fd00:1::5")}
 
 
 def test_bad_parts_are_left_out_one_by_one_and_the_rest_goes_on() -> None:
@@ -198,8 +199,8 @@ def test_bad_parts_are_left_out_one_by_one_and_the_rest_goes_on() -> None:
     endpoint_slice["ports"].append({"name": "no", "port": 0})
     manifests = service, endpoint_slice
     found = translate(kube.ALPHA, kube.decode(*manifests))[0].services["shop", "cart"].service
-    assert found.frontends == {"10.96.0.10": {"http": Port(protocol=Protocol.TCP, port=80)}}
-    assert found.backends == {"10.1.0.5": HTTP}
+    assert found.frontends == {parse("10.96.0.10"): {"http": Port(protocol=Protocol.TCP, port=80)}}
+    assert found.backends == {parse("10.1.0.5"): HTTP}
     assert [sentence.rsplit(": ", 1)[0] for sentence in faults(*manifests)] == [
         "cart: spec.ports[1].port: 65536",
         "cart: spec.ports[2].protocol: 'tcp'",

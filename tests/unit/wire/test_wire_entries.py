@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from wire_values import ALPHA, CART, LABELS, N1, POD
 
+from clustermesh.address import parse_prefix
 from clustermesh.errors import DecodeError, Invalid
 from clustermesh.model import (
     AgentRecord,
@@ -156,7 +157,7 @@ def test_endpoint_of_a_network_is_named_with_its_length() -> None:
     value = POD.replace(b'"IP":"10.1.0.5","Mask":null', b'"IP":"10.1.0.0","Mask":"////AA=="')
     entry = decode_entry(PODS + b"10.1.0.0/24", value, ALPHA)
     assert isinstance(entry, Endpoint)
-    assert entry.prefix_length == 24
+    assert entry.prefix_length == 96 + 24
     refuses(PODS + b"10.1.0.0", value, "key")
     refuses(PODS + b"10.1.0.0/25", value, "key")
 
@@ -222,7 +223,7 @@ def test_resources_tell_where_they_are_and_what_their_entries_are_called() -> No
     names = {
         "nodes": (b"cilium/state/nodes/v1/alpha/n1", b"cilium/cache/nodes/v1/alpha/n1", "n1"),
         "identities": (IDS + b"65999", b"cilium/cache/identities/v1/alpha/id/65999", 65999),
-        "endpoints": (PODS + b"10.1.0.0/24", b"cilium/cache/ip/v1/alpha/10.1.0.0/24", "10.1.0.0/24"),
+        "endpoints": (PODS + b"10.1.0.0/24", b"cilium/cache/ip/v1/alpha/10.1.0.0/24", parse_prefix("10.1.0.0/24")),
         "services": (SERVICE, b"cilium/cache/services/v1/alpha/default/cart", cart),
         "service_exports": (
             b"cilium/state/serviceexports/v1/alpha/default/cart",

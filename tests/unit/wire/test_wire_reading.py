@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from wire_values import CART, CONFIG, LABELS, N1, POD
 
+from clustermesh.address import parse, parse_prefix
 from clustermesh.errors import DecodeError, Invalid
 from clustermesh.model import Identity, Label, NamedPort, Node, Port, Protocol, Service, Zone
 from clustermesh.wire import cluster_config, endpoint, identity, local, node, service, service_export
@@ -20,7 +21,7 @@ def test_smallest_service_cilium_accepts() -> None:
         cluster_id=2,
         namespace="shop",
         name="cart",
-        backends={"10.20.1.8": {"http": HTTP}},
+        backends={parse("10.20.1.8"): {"http": HTTP}},
         include_external=False,
     )
 
@@ -31,7 +32,7 @@ def test_null_maps_are_empty() -> None:
         b'"hostnames":null,"zones":null,"labels":null,"selector":null,"clusterID":2}'
     )
     assert (read.frontends, read.hostnames, read.zones, read.labels, read.selector) == ({}, {}, {}, {}, {})
-    assert read.backends == {"10.0.0.1": {}}
+    assert read.backends == {parse("10.0.0.1"): {}}
     assert not read.shared
 
 
@@ -40,15 +41,15 @@ def test_zones_of_newer_releases() -> None:
         b'{},"zones":{"10.0.0.1":{"zone":"z1","forZones":[{"name":"z1"},{"name":"z2"}]},"fd00::1":{"forZones":null}}'
     )
     assert service.decode(MINIMAL % zones).zones == {
-        "10.0.0.1": Zone(zone="z1", for_zones=("z1", "z2")),
-        "fd00::1": Zone(),
+        parse("10.0.0.1"): Zone(zone="z1", for_zones=("z1", "z2")),
+        parse("fd00::1"): Zone(),
     }
 
 
 @pytest.mark.parametrize("spelling", ["TCP", "tcp", "Tcp"])
 def test_protocol_in_any_case(spelling: str) -> None:
     value = MINIMAL % b'{"10.0.0.1":{"http":{"Protocol":"%s","Port":8080}}}' % spelling.encode()
-    assert service.decode(value).backends["10.0.0.1"]["http"] == HTTP
+    assert service.decode(value).backends[parse("10.0.0.1")]["http"] == HTTP
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,7 @@ def test_address_that_is_none_refuses_the_service(table: str, ip: str) -> None:
 
 
 def test_address_is_read_in_any_spelling_and_kept_canonical() -> None:
-    assert list(service.decode(MINIMAL % b'{"FD00:0:0::8":{}}').backends) == ["fd00::8"]
+    assert list(service.decode(MINIMAL % b'{"FD00:0:0::8":{}}').backends) == [parse("fd00::8")]
 
 
 def test_address_in_two_spellings_refuses_the_service() -> None:
@@ -118,7 +119,7 @@ def test_node_addresses_without_ip_are_left_out() -> None:
         b'{"Name":"w1","Cluster":"west","ClusterID":2,"IPAddresses":['
         b'{"Type":"Hostname","IP":""},{"Type":"InternalIP","IP":null},{"Type":"InternalIP","IP":"192.0.2.1"}]}'
     )
-    assert [address.ip for address in node.decode(value).addresses] == ["192.0.2.1"]
+    assert [address.ip for address in node.decode(value).addresses] == [parse("192.0.2.1")]
 
 
 def test_node_with_null_addresses_and_cidrs() -> None:
@@ -127,8 +128,8 @@ def test_node_with_null_addresses_and_cidrs() -> None:
         b'"IPv4SecondaryAllocCIDRs":[null,{"IP":"10.0.0.0","Mask":"/wAAAA=="}],"Labels":null}'
     )
     read = node.decode(value)
-    assert (read.addresses, read.ipv4_alloc_cidr, read.ipv4_health_ip, read.labels) == ((), None, "", None)
-    assert read.ipv4_secondary_alloc_cidrs == ("10.0.0.0/8",)
+    assert (read.addresses, read.health_ips, read.labels) == ((), (), None)
+    assert read.pod_cidrs == (parse_prefix("10.0.0.0/8"),)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 import zstandard
 from msgspec.structs import replace
 
+from clustermesh.address import parse
 from clustermesh.errors import DecodeError, Invalid
 from clustermesh.model import EndpointSlice, Protocol, SliceEndpoint, SlicePort
 from clustermesh.wire import endpoint_slice, slice_pb2
@@ -21,7 +22,7 @@ SLICE = EndpointSlice(
     address_type="IPv4",
     endpoints=(
         SliceEndpoint(
-            addresses=("10.20.1.8", "10.20.1.9"),
+            addresses=(parse("10.20.1.8"), parse("10.20.1.9")),
             ready=False,
             serving=True,
             node_name="w1",
@@ -70,7 +71,7 @@ def test_nameless_port_is_written_with_its_empty_name() -> None:
 
 
 def test_endpoint_of_unknown_condition_is_written_with_empty_conditions() -> None:
-    piece = replace(SLICE, endpoints=(SliceEndpoint(addresses=("10.20.1.8",)),))
+    piece = replace(SLICE, endpoints=(SliceEndpoint(addresses=(parse("10.20.1.8"),)),))
     written = slice_pb2.Slice.FromString(zstandard.ZstdDecompressor().decompress(endpoint_slice.encode(piece)))
     assert written.endpoints[0].HasField("conditions")
     assert not written.endpoints[0].conditions.HasField("ready")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
 
+from clustermesh.address import V4, Prefix, from_int, is_ipv4, masked, to_int
 from clustermesh.errors import Invalid
 from clustermesh.model import (
     Affinity,
@@ -64,17 +64,18 @@ def _is_name(text: str) -> bool:
 
 texts = st.text(max_size=12)
 names = st.text(min_size=1, max_size=12).filter(_is_name)
-ipv4s = st.integers(0, 2**32 - 1).map(lambda n: str(IPv4Address(n)))
-ipv6s = st.integers(0, 2**128 - 1).map(IPv6Address).filter(lambda ip: ip.ipv4_mapped is None).map(str)
+ipv4s = st.integers(0, 2**32 - 1).map(lambda n: from_int(to_int(V4.address) + n))
+ipv6s = st.integers(0, 2**128 - 1).map(from_int).filter(lambda ip: not is_ipv4(ip))
 ips = ipv4s | ipv6s
-maybe_ip = st.just("") | ips
-ipv4_cidrs = st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 32)).map(lambda p: str(IPv4Network(p, strict=False)))
-ipv6_cidrs = (
-    st.tuples(st.integers(0, 2**128 - 1), st.integers(0, 128))
-    .map(lambda pair: IPv6Network(pair, strict=False))
-    .filter(lambda network: network.network_address.ipv4_mapped is None)
-    .map(str)
-)
+ipv4_cidrs = st.builds(lambda ip, length: Prefix(masked(ip, length), length), ipv4s, st.integers(96, 128))
+ipv6_cidrs = st.builds(lambda ip, length: Prefix(masked(ip, length), length), ipv6s, st.integers(0, 128))
+
+
+def _of_each_family(ipv4: st.SearchStrategy[Any], ipv6: st.SearchStrategy[Any], most: int) -> st.SearchStrategy[Any]:
+    """Tuples, IPv4 first, of at most `most` of each."""
+    return st.builds(lambda a, b: (*a, *b), st.lists(ipv4, max_size=most), st.lists(ipv6, max_size=most))
+
+
 maps = st.dictionaries(texts, texts, max_size=4)
 cluster_ids = st.integers(1, 511)
 ports = st.builds(Port, protocol=st.sampled_from(Protocol), port=st.integers(0, 65535))
@@ -103,14 +104,9 @@ nodes = st.builds(
     cluster_id=cluster_ids,
     name=names,
     addresses=st.lists(st.builds(NodeAddress, type=st.sampled_from(ADDRESS_TYPES), ip=ips), max_size=3).map(tuple),
-    ipv4_alloc_cidr=st.none() | ipv4_cidrs,
-    ipv4_secondary_alloc_cidrs=st.lists(ipv4_cidrs, max_size=2).map(tuple),
-    ipv6_alloc_cidr=st.none() | ipv6_cidrs,
-    ipv6_secondary_alloc_cidrs=st.lists(ipv6_cidrs, max_size=2).map(tuple),
-    ipv4_health_ip=maybe_ip,
-    ipv6_health_ip=maybe_ip,
-    ipv4_ingress_ip=maybe_ip,
-    ipv6_ingress_ip=maybe_ip,
+    pod_cidrs=_of_each_family(ipv4_cidrs, ipv6_cidrs, 3),
+    health_ips=_of_each_family(ipv4s, ipv6s, 1),
+    ingress_ips=_of_each_family(ipv4s, ipv6s, 1),
     source=texts,
     encryption_key=st.integers(0, 255),
     labels=st.none() | maps,
@@ -122,7 +118,7 @@ nodes = st.builds(
 named_ports = st.builds(NamedPort, name=texts, port=st.integers(0, 65535), protocol=st.sampled_from(Protocol))
 _endpoint_parts: dict[str, Any] = {
     "identity": st.integers(0, 2**32 - 1),
-    "host_ip": maybe_ip,
+    "host_ip": st.none() | ips,
     "key": st.integers(0, 255),
     "metadata": texts,
     "namespace": texts,
@@ -134,8 +130,8 @@ _pods = st.builds(Endpoint, ip=ips, **_endpoint_parts)
 _networks = (ipv4_cidrs | ipv6_cidrs).flatmap(
     lambda cidr: st.builds(
         Endpoint,
-        ip=st.just(cidr.split("/")[0]),
-        prefix_length=st.just(int(cidr.split("/")[1])),
+        ip=st.just(cidr.address),
+        prefix_length=st.just(cidr.length),
         **_endpoint_parts,
     )
 )
