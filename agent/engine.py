@@ -93,7 +93,7 @@ class Engine:
             self.ready_at = time.time()
             _log.info("ready after %.2f s", time.monotonic() - self._started)
 
-    async def _replan(self, nodes: bool, addresses: set[str], services: set[tuple[str, str]]) -> None:
+    async def _replan(self, nodes: bool, addresses: set[Address | Prefix], services: set[tuple[str, str]]) -> None:
         if nodes:
             await self._replan_nodes()
         elif self.underlay_error:
