@@ -202,7 +202,7 @@ class Tracker(Generic[K, V]):
         self.drift += drift
         return drift
 
-    async def compare(self) -> AsyncIterator[int]:
+    async def compare(self) -> AsyncGenerator[int, None]:
         """As `adopt`, in steps of a few milliseconds: yields what each has found. Between two, others may flush."""
         self._touched = set()
         unseen: set[K] = set()

@@ -1,0 +1,166 @@
+"""One domain of the agent: what is dirty is planned, what is planned is applied, and now and then all of it is checked.
+
+    take what is dirty -> plan each item (pure) -> trackers -> flush -> kernel
+                                 ^ once more when due             audit <-
+
+Rules
+- A domain has a task of its own: what hangs or fails in one never delays another. It wakes when somebody says so, or
+  when something that failed is due again.
+- An item whose planning raises is a problem of that item: shown, counted, and planned again when it changes, or with a
+  back-off of its own. It ends nothing and keeps nothing else from being planned.
+- No step, the audit included, holds the event loop for long, and what changes during an audit does not wait for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import aclosing, suppress
+from typing import Any, Final, Generic, TypeVar
+
+from clustermesh.reconcile import Reconciler, Tracker
+from clustermesh.retries import Problem, Retries
+
+K = TypeVar("K", bound=Hashable)
+
+AUDIT: Final = 30.0  # seconds between full comparisons with the kernel
+_TURN: Final = 0.004  # seconds of planning between two turns of the event loop
+_BREATH: Final = 1.0  # seconds until a step is repeated that failed as a whole, which only a bug of ours makes it do
+
+_log = logging.getLogger(__name__)
+
+
+class Domain(Generic[K]):
+    """A subclass says what to `take` and how to `plan` it; `reconcilers` are applied in their order."""
+
+    name = "domain"
+
+    def __init__(self, *reconcilers: Reconciler, clock: Callable[[], float] = time.monotonic) -> None:
+        self.reconcilers = reconcilers
+        self.fault = ""  # a bug of ours that kept the last step from its end
+        self.steps = 0  # that came to their end
+        self._clock = clock
+        self._retries = Retries[K]()
+        self._woken = asyncio.Event()
+
+    # -- what a subclass is ------------------------------------------------------------------------------------------
+
+    def take(self) -> Iterable[K]:
+        """What may have to be planned again since the last time."""
+        raise NotImplementedError
+
+    def plan(self, item: K) -> None:
+        """Bring the trackers in line with `item`. Whatever it raises becomes a problem of `item`."""
+        raise NotImplementedError
+
+    async def prepare(self) -> None:
+        """What has to be there before the trackers are applied."""
+
+    def applied(self) -> None:
+        """The trackers were flushed."""
+
+    # -- what every domain does --------------------------------------------------------------------------------------
+
+    @property
+    def problems(self) -> Mapping[K, Problem]:
+        """The items that cannot be planned."""
+        return self._retries.problems
+
+    @property
+    def trackers(self) -> Iterator[Tracker[Any, Any]]:
+        for reconciler in self.reconcilers:
+            yield from reconciler.trackers
+
+    @property
+    def settled(self) -> bool:
+        """True when the kernel holds all that is planned, and nothing waits for being planned."""
+        return not self._woken.is_set() and all(reconciler.settled for reconciler in self.reconcilers)
+
+    def wake(self) -> None:
+        """There is something to take."""
+        self._woken.set()
+
+    def allow_deletes(self) -> None:
+        """The first complete state is in: what it does not name may go."""
+        for reconciler in self.reconcilers:
+            reconciler.may_delete = True
+        self.wake()
+
+    async def run(self) -> None:
+        """Never returns. Begins with what the kernel holds, so that a restart changes nothing that is still wanted."""
+        await self.adopt()
+        audit_due = self._clock() + AUDIT
+        while True:
+            await self._step_guarded()
+            if self._clock() >= audit_due:
+                await self.audit()
+                audit_due = self._clock() + AUDIT
+            await self._sleep(audit_due)
+
+    async def adopt(self) -> None:
+        for reconciler in self.reconcilers:
+            await reconciler.adopt()
+        self.wake()
+
+    async def step(self) -> None:
+        """Plan what is dirty and apply what is pending and due."""
+        self._woken.clear()
+        await self._plan_each([*self._retries.take_due(self._clock()), *self.take()])
+        await self.prepare()
+        for reconciler in self.reconcilers:
+            await reconciler.flush()
+        self.applied()
+        self.steps += 1
+
+    async def audit(self) -> None:
+        """Compare everything with the kernel, and repair it."""
+        for tracker in self.trackers:
+            drift = 0
+            async with aclosing(tracker.compare()) as pages:
+                async for found in pages:
+                    drift += found
+                    if self._woken.is_set():
+                        await self._step_guarded()
+                    await asyncio.sleep(0)
+            tracker.drift += drift
+            if drift:
+                _log.warning("%s: %d entries were not as this agent left them; repairing", tracker.name, drift)
+                self.wake()
+
+    async def _step_guarded(self) -> None:
+        try:
+            await self.step()
+        except Exception as e:
+            _log.exception("%s: a step failed", self.name)
+            self.fault = f"internal error, see the log: {e!r}"
+            await asyncio.sleep(_BREATH)
+            self.wake()
+        else:
+            self.fault = ""
+
+    async def _plan_each(self, items: Iterable[K]) -> None:
+        began = self._clock()
+        for item in items:
+            self._plan_guarded(item)
+            if self._clock() - began > _TURN:
+                await asyncio.sleep(0)
+                began = self._clock()
+
+    def _plan_guarded(self, item: K) -> None:
+        try:
+            self.plan(item)
+        except Exception as e:
+            if item not in self.problems:
+                _log.exception("%s: %s cannot be planned", self.name, item)
+            self._retries.fail(item, f"cannot be planned, see the log: {e!r}", self._clock())
+        else:
+            self._retries.forget(item)
+
+    async def _sleep(self, audit_due: float) -> None:
+        waits = [self._retries.next_due, *(reconciler.next_due for reconciler in self.reconcilers)]
+        until = min([audit_due, *(due for due in waits if due is not None)])
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(until - self._clock(), 0.0)):
+                await self._woken.wait()

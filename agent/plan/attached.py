@@ -1,0 +1,64 @@
+"""The pods attached to this node, as CNI told: known here before the API server and etcd have heard of them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from msgspec import Struct
+
+from clustermesh.address import Address
+
+
+class AttachedPod(Struct, frozen=True, kw_only=True):
+    """One interface of a pod of this node."""
+
+    container_id: str
+    ifname: str
+    addresses: tuple[Address, ...]
+    namespace: str = ""
+    name: str = ""
+
+
+class AttachedPods:
+    """Who is attached. `on_change` is called when there is something to `take`."""
+
+    def __init__(self, on_change: Callable[[], None] = lambda: None) -> None:
+        self.on_change = on_change
+        self._pods: dict[tuple[str, str], AttachedPod] = {}
+        self._by_address: dict[Address, AttachedPod] = {}
+        self._dirty: set[Address] = set()
+
+    @property
+    def pods(self) -> Mapping[tuple[str, str], AttachedPod]:
+        """By container id and name of the interface."""
+        return self._pods
+
+    def attached(self, pod: AttachedPod) -> None:
+        """`pod` has its addresses now; what its interface had before it has no more."""
+        key = (pod.container_id, pod.ifname)
+        self.detached(*key)
+        self._pods[key] = pod
+        self._by_address |= dict.fromkeys(pod.addresses, pod)
+        self._touch(pod)
+
+    def detached(self, container_id: str, ifname: str) -> None:
+        """The pod is gone from this node; one that never was is fine."""
+        pod = self._pods.pop((container_id, ifname), None)
+        if pod is None:
+            return
+        for address in pod.addresses:
+            if self._by_address.get(address) is pod:
+                del self._by_address[address]
+        self._touch(pod)
+
+    def at(self, address: Address) -> AttachedPod | None:
+        return self._by_address.get(address)
+
+    def take(self) -> set[Address]:
+        """The addresses at which somebody came or went since the last call."""
+        taken, self._dirty = self._dirty, set()
+        return taken
+
+    def _touch(self, pod: AttachedPod) -> None:
+        self._dirty.update(pod.addresses)
+        self.on_change()
