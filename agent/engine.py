@@ -18,7 +18,7 @@ from agent.plan.services import ServicePlanner
 from agent.propagation import Propagation
 from agent.sink import AgentSink
 from agent.underlay import UnderlaySetup
-from clustermesh.address import Address, Prefix, is_ipv4, text
+from clustermesh.address import Address, is_ipv4, text
 from clustermesh.errors import ClusterMeshError
 from clustermesh.mesh.merge import merge
 from clustermesh.mesh.peers import Peers
@@ -93,7 +93,7 @@ class Engine:
             self.ready_at = time.time()
             _log.info("ready after %.2f s", time.monotonic() - self._started)
 
-    async def _replan(self, nodes: bool, addresses: set[Address | Prefix], services: set[tuple[str, str]]) -> None:
+    async def _replan(self, nodes: bool, addresses: set[Address], services: set[tuple[str, str]]) -> None:
         if nodes:
             await self._replan_nodes()
         elif self.underlay_error:
@@ -102,8 +102,9 @@ class Engine:
         await _in_turns(self._plan_service, services)
 
     async def _replan_nodes(self) -> None:
-        options = self._options
-        plan = plan_nodes(self._state.admitted_nodes(), self._state.own, options.node, options.device, options.port)
+        state, options = self._state, self._options
+        nodes = state.admitted_nodes()
+        plan = plan_nodes(nodes, state.own, options.node, options.device, options.port, state.ground)
         moved = plan.own != self.plan.own
         self.plan = plan
         if moved or plan.own is None:
@@ -115,7 +116,9 @@ class Engine:
     async def _prepare_underlay(self) -> None:
         """Make device, forwarding and strict mode; a failure is shown in status and tried again."""
         if self.plan.own is None:
-            self.underlay_error = f"Node {self._options.node} is not in cluster {self._state.own}"
+            refusal = self._state.refusals(self._state.own).of("nodes").get(self._options.node)
+            why = f"is refused: {refusal.why}" if refusal else f"is not in cluster {self._state.own}"
+            self.underlay_error = f"Node {self._options.node} {why}"
             return
         try:
             new = await self.underlay.apply(self.plan.own)
@@ -130,9 +133,9 @@ class Engine:
             await self.kernel.peers.adopt()
             await self.kernel.routes.adopt()
 
-    def _plan_endpoint(self, address: Address | Prefix) -> None:
-        if isinstance(address, Prefix) or not is_ipv4(address):
-            return  # the table holds single IPv4 addresses; CIDRs come with their nodes
+    def _plan_endpoint(self, address: Address) -> None:
+        if not is_ipv4(address):
+            return  # the table holds IPv4 addresses
         key = AddressKey(ipv4(text(address)))
         endpoint = self._state.endpoint(address)
         if endpoint is None:

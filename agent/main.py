@@ -13,7 +13,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ from clustermesh.mesh.peer_files import PeerFile
 from clustermesh.mesh.peers import Peers, restore
 from clustermesh.mesh.reader import ClusterReader
 from clustermesh.mesh.session import State
-from clustermesh.mesh.state import MeshState, View
+from clustermesh.mesh.state import MeshState
 from clustermesh.mesh.tables import own_tables, peer_tables
 from clustermesh.model import AgentRecord, ClusterConfig
 from clustermesh.standalone import context as contexts
@@ -178,22 +178,20 @@ async def _keep_saved(folder: Path, sink: AgentSink, state: MeshState, own: Clus
     while True:
         began = time.monotonic()
         for name in list(sink.unsaved):
-            await _save(folder, sink, name, own if name == state.own else peers.readers.get(name), state.views)
+            await _save(folder, sink, name, own if name == state.own else peers.readers.get(name), state)
         # A large mesh that changes all the time must not be written all the time.
         await asyncio.sleep(max(_SAVE_PERIOD, 20 * (time.monotonic() - began)))
 
 
-async def _save(
-    folder: Path, sink: AgentSink, name: str, reader: ClusterReader | None, views: Mapping[str, View]
-) -> None:
+async def _save(folder: Path, sink: AgentSink, name: str, reader: ClusterReader | None, state: MeshState) -> None:
     if reader is None or reader.session.state is State.REMOVED:
         sink.unsaved.discard(name)
     elif reader.session.state is State.EVICTED:
         sink.unsaved.discard(name)
         await asyncio.to_thread(last_good.forget, folder, name)  # or the next agent would begin with it
-    elif reader.session.complete and reader.config is not None and name in views:
+    elif reader.session.complete and reader.config is not None and name in state.views:
         sink.unsaved.discard(name)
-        encoded = last_good.encode(reader.config, views[name])
+        encoded = last_good.encode(reader.config, state.good_view(name))
         try:
             await asyncio.to_thread(last_good.save, folder, name, encoded)
         except OSError as e:

@@ -45,8 +45,7 @@ class AgentSink:
         self.changed.set()
 
     def names(self, cluster: str, kind: str) -> Set[Any]:
-        view = self._state.views.get(cluster)
-        return set() if view is None or kind == "stamps" else view.table(kind).keys()
+        return set() if kind == "stamps" else self._state.names(cluster, kind)
 
     def _touched(self, cluster: str, kind: str, name: Any, revision: int) -> None:
         if revision and kind == "services":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
@@ -83,12 +84,18 @@ class Status:
         if (since := engine.kernel.device.silent_since) is not None:
             found.append(_silence(engine.kernel.device.name, since))
         found += [f"peers folder: {problem}" for problem in self._peers.problems]
+        found += islice(self._refused_nodes(), _SHOWN)
         found += [f"pods: {name}: {problem}" for name, problem in islice(self._pods.problems.items(), _SHOWN)]
         found += [
             f"{t.name}: {len(t.failed)} entries not applied: {t.error}" for t in engine.kernel.trackers if t.failed
         ]
         found += [f"{t.name}: {t.error}" for t in engine.kernel.trackers if t.error and not t.failed]
         return found + [_conflict(*each) for each in islice(engine.services.conflicts().items(), _SHOWN)]
+
+    def _refused_nodes(self) -> Iterator[str]:
+        for cluster in self._state.views:
+            for name, refusal in self._state.refusals(cluster).of("nodes").items():
+                yield f"Node {name} of cluster {cluster} is refused and nothing at it is used: {refusal.why}"
 
     def services(self) -> list[dict[str, Any]]:
         """Every frontend with its backends, and whose they are."""
@@ -192,7 +199,7 @@ class Status:
         return {reader.config.id: reader.name for reader in self._readers() if reader.config is not None}
 
     def _cluster(self, reader: ClusterReader) -> dict[str, Any]:
-        view = self._state.views.get(reader.name, View())
+        view, refusals = self._state.views.get(reader.name, View()), self._state.refusals(reader.name)
         session = reader.session
         return {
             "name": reader.name,
@@ -208,8 +215,9 @@ class Status:
             "services": len(view.local_services if reader.name == self._state.own else view.services),
             "endpoints": len(view.endpoints),
             "identities": len(view.identities),
-            "refused": len(view.refused),
-            "refused_entries": dict(islice(view.refused.items(), _SHOWN)),
+            "refused": len(refusals),
+            "refused_by_reason": {str(reason): count for reason, count in sorted(refusals.counts.items())},
+            "refused_entries": refusals.named(_SHOWN),
         }
 
     def _encryption(self, shown: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Network
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from agent.bpf.layouts import CidrKey, IpcacheValue, ipv4
 from agent.targets.routes import Route, RouteKey, blackhole_routes, tunnel_routes
@@ -17,9 +18,11 @@ from agent.targets.wireguard import drop_overlaps
 from agent.wireguard.peer import Peer, check_peer, sort_allowed_ips
 from clustermesh.address import is_ipv4, prefix_text, text
 from clustermesh.errors import Invalid
+from clustermesh.mesh.authority import Ground
 from clustermesh.model import Endpoint, Node
 
 WORLD = 2  # reserved identity: an address nobody has named more precisely
+NO_GROUND = Ground()
 ENCRYPT = 255  # key of an endpoint whose traffic goes through WireGuard
 
 
@@ -33,17 +36,26 @@ class NodePlan(Struct, kw_only=True):
     problems: dict[str, str] = field(default_factory=dict)
 
 
-def plan_nodes(nodes: Iterable[Node], own_cluster: str, own_name: str, device: str, port: int) -> NodePlan:
-    """The plan for node `own_name` of `own_cluster`; its WireGuard device is called `device`, all listen on `port`."""
+def plan_nodes(
+    nodes: Iterable[Node], own_cluster: str, own_name: str, device: str, port: int, ground: Ground = NO_GROUND
+) -> NodePlan:
+    """The plan for node `own_name` of `own_cluster`; its WireGuard device is called `device`, all listen on `port`.
+
+    What would cover a lifeline of `ground` is left out, and said of its node.
+    """
     plan = NodePlan()
     everyone = list(nodes)
     for node in everyone:
         if (node.cluster, node.name) == (own_cluster, own_name):
             plan.own = node
     for node in everyone:
-        _plan_cidrs(plan, node)
+        routable, cut = ground.split(node.pod_cidrs)
+        within = replace(node, pod_cidrs=routable) if cut else node
+        _plan_cidrs(plan, within)
         if node is not plan.own:
-            _plan_peer(plan, node, device, port)
+            _plan_peer(plan, within, device, port)
+        if cut:
+            plan.problems[f"{node.cluster}/{node.name}"] = cut
     plan.peers, lost = drop_overlaps(plan.peers)
     plan.problems |= lost
     return plan

@@ -15,10 +15,10 @@ _FEW: Final = 64
 class AddressIndex:
     """The addresses of `table` in order. Costs nothing until it is asked, and then what changed since it was asked.
 
-    `table` is the truth, looked at when asked; whoever changes it says where (`touch`).
+    `table` is the truth, looked at when asked; whoever changes it says where (`touch`). What is no address is left out.
     """
 
-    def __init__(self, table: Collection[Address]) -> None:
+    def __init__(self, table: Collection[object]) -> None:
         self._table = table
         self._order: list[Address] | None = None
         self._touched: set[Address] = set()
@@ -40,7 +40,7 @@ class AddressIndex:
 
     def _ordered(self) -> list[Address]:
         if self._order is None:
-            self._order = sorted(self._table)
+            self._order = sorted(Address(each) for each in self._table if isinstance(each, bytes))
         for address in self._touched:
             place = bisect_left(self._order, address)
             held = place < len(self._order) and self._order[place] == address

@@ -1,133 +1,91 @@
-"""What belongs to which cluster, so that a peer speaks only for itself: IPv4 addresses, and WireGuard keys.
+"""What belongs to whom: prefixes of addresses, of both families alike, and who of all that hold something holds them.
 
-Clusters claim the pod CIDRs and addresses of their nodes, and their keys. A claim that is, or overlaps, another
-cluster's is refused; the first one stands until it is withdrawn, and the own cluster's is entered first.
+A claim that is, or overlaps, another holder's is a conflict; the first one stands until it is withdrawn. Claims of one
+holder may lie in each other.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections import Counter
 from collections.abc import Iterator
-from ipaddress import IPv4Network
-from socket import AF_INET, inet_pton
-from typing import Final
+from typing import Final, NamedTuple
 
-NOBODYS: Final = ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")
-"""Addresses that are never another machine's: this network, loopback, link-local, multicast and above."""
-_SHORTEST: Final = 8  # bits: whoever claims more than that wants other people's addresses
+from clustermesh.address import BITS, Address, Prefix, from_int, to_int
 
 
-def find_fault(cidr: str) -> str:
-    """Why no peer can have `cidr`, or "": it would take away what is this machine's or everybody's."""
-    network = IPv4Network(cidr)
-    if network.prefixlen < _SHORTEST:
-        return f"is wider than a /{_SHORTEST}"
-    clash = _NOBODYS.conflict("", cidr)
-    return f"overlaps {clash[1]}, which is no cluster's" if clash else ""
+class Holder(NamedTuple):
+    """Who claims: a node of a cluster."""
+
+    cluster: str
+    node: str
+
+    def __str__(self) -> str:
+        return f"node {self.node} of cluster {self.cluster}"
 
 
-def is_nobodys(address: str) -> bool:
-    """True for an IPv4 address that no peer can have."""
-    return _NOBODYS.owner(address) is not None
+class Claim(NamedTuple):
+    """`prefix` is `holder`'s."""
+
+    holder: Holder
+    prefix: Prefix
 
 
 class Claims:
-    """CIDR -> cluster. What two clusters claim never overlaps: call `claim` only where `conflict` found none."""
+    """Prefix -> holder. What two of them claim never overlaps: call `claim` only where `conflict` found none."""
 
     def __init__(self) -> None:
-        self._by_length: dict[int, dict[int, str]] = {}
+        self._by_length: dict[int, dict[int, Holder]] = {}  # length -> first address, as a number -> holder
         self._starts: dict[int, list[int]] = {}  # of the same, in order
-        self._times: Counter[tuple[str, str]] = Counter()  # two nodes of one cluster may claim the same
 
-    def conflict(self, cluster: str, cidr: str) -> tuple[str, str] | None:
-        """The (cluster, CIDR) of another cluster that overlaps `cidr`, or None."""
-        network = IPv4Network(cidr)
-        around = next(self._around(network), None)
-        if around is not None and around[0] == cluster:
-            return None  # all in it is this cluster's: no need to look at thousands of claims there
-        inside = (found for found in self._inside(network) if found[0] != cluster)
-        owner, claimed = around or next(inside, ("", None))
-        return None if claimed is None else (owner, str(claimed))
+    def conflict(self, holder: Holder, prefix: Prefix) -> Claim | None:
+        """A claim of another holder that overlaps `prefix`, or None."""
+        around = self.around(prefix)
+        if around is not None:  # whoever holds all of it holds all that is in it
+            return None if around.holder == holder else around
+        return next((claim for claim in self.inside(prefix) if claim.holder != holder), None)
 
-    def claim(self, cluster: str, cidr: str) -> None:
-        network = IPv4Network(cidr)
-        start, table = int(network.network_address), self._by_length.setdefault(network.prefixlen, {})
-        self._times[cluster, cidr] += 1
-        if start not in table:
-            insort(self._starts.setdefault(network.prefixlen, []), start)
-        table[start] = cluster
+    def claim(self, holder: Holder, prefix: Prefix) -> None:
+        """Claiming twice is claiming once."""
+        first, table = to_int(prefix.address), self._by_length.setdefault(prefix.length, {})
+        if first not in table:
+            insort(self._starts.setdefault(prefix.length, []), first)
+        table[first] = holder
 
-    def withdraw(self, cluster: str, cidr: str) -> None:
-        """Undo one `claim`; a claim that is not held is withdrawn already."""
-        self._times[cluster, cidr] -= 1
-        if self._times[cluster, cidr] > 0:
+    def withdraw(self, holder: Holder, prefix: Prefix) -> None:
+        """Undo `claim`; a claim that is not held is withdrawn already."""
+        first, table = to_int(prefix.address), self._by_length.get(prefix.length, {})
+        if table.get(first) != holder:
             return
-        del self._times[cluster, cidr]
-        network = IPv4Network(cidr)
-        start, table = int(network.network_address), self._by_length.get(network.prefixlen, {})
-        if table.get(start) == cluster:
-            del table[start]
-            starts = self._starts[network.prefixlen]
-            del starts[bisect_left(starts, start)]
-            if not table:
-                del self._by_length[network.prefixlen], self._starts[network.prefixlen]
+        del table[first]
+        starts = self._starts[prefix.length]
+        del starts[bisect_left(starts, first)]
+        if not table:
+            del self._by_length[prefix.length], self._starts[prefix.length]
 
-    def owner(self, address: str) -> str | None:
-        """The cluster that claims the IPv4 `address`, or None."""
-        number = int.from_bytes(inet_pton(AF_INET, address), "big")  # five times as fast as ipaddress
+    def owner(self, address: Address) -> Holder | None:
+        """Who claims `address`, or None."""
+        number = to_int(address)
         for length, table in self._by_length.items():
-            if (owner := table.get(number & _mask(length))) is not None:
-                return owner
+            if (holder := table.get(number & _MASKS[length])) is not None:
+                return holder
         return None
 
-    def _around(self, network: IPv4Network) -> Iterator[tuple[str, IPv4Network]]:
-        """The claims that hold all of `network`: they are of one cluster."""
-        first = int(network.network_address)
+    def around(self, prefix: Prefix) -> Claim | None:
+        """A claim that holds all of `prefix`, or None; all there are, are of one holder."""
+        first = to_int(prefix.address)
         for length, table in self._by_length.items():
-            if length <= network.prefixlen and (owner := table.get(first & _mask(length))) is not None:
-                yield owner, IPv4Network((first & _mask(length), length))
+            if length <= prefix.length and (holder := table.get(first & _MASKS[length])) is not None:
+                return Claim(holder, Prefix(from_int(first & _MASKS[length]), length))
+        return None
 
-    def _inside(self, network: IPv4Network) -> Iterator[tuple[str, IPv4Network]]:
-        first, last = int(network.network_address), int(network.broadcast_address)
+    def inside(self, prefix: Prefix) -> Iterator[Claim]:
+        """The claims that lie in `prefix`."""
+        first = to_int(prefix.address)
+        end = first + (1 << (BITS - prefix.length))
         for length, starts in self._starts.items():
-            if length > network.prefixlen:
-                for start in starts[bisect_left(starts, first) : bisect_left(starts, last + 1)]:
-                    yield self._by_length[length][start], IPv4Network((start, length))
+            if length >= prefix.length:
+                for start in starts[bisect_left(starts, first) : bisect_left(starts, end)]:
+                    yield Claim(self._by_length[length][start], Prefix(from_int(start), length))
 
 
-class KeyClaims:
-    """WireGuard key -> cluster, by the same rule: a peer that publishes another's keys must not cut its tunnels."""
-
-    def __init__(self) -> None:
-        self._holders: dict[str, Counter[str]] = {}
-
-    def conflict(self, cluster: str, key: str) -> tuple[str, str] | None:
-        """The (cluster, key) of another cluster that has this `key`, or None."""
-        owner = next((owner for owner in self._holders.get(key, ()) if owner != cluster), None)
-        return None if owner is None else (owner, key)
-
-    def claim(self, cluster: str, key: str) -> None:
-        self._holders.setdefault(key, Counter())[cluster] += 1
-
-    def withdraw(self, cluster: str, key: str) -> None:
-        holders = self._holders.get(key, Counter())
-        holders[cluster] -= 1
-        if holders[cluster] <= 0:
-            del holders[cluster]
-        if not holders:
-            self._holders.pop(key, None)
-
-
-def _mask(length: int) -> int:
-    return (0xFFFFFFFF << (32 - length)) & 0xFFFFFFFF
-
-
-def _nobodys() -> Claims:
-    claims = Claims()
-    for cidr in NOBODYS:
-        claims.claim("nobody", cidr)
-    return claims
-
-
-_NOBODYS: Final = _nobodys()
+_MASKS: Final = tuple(((1 << length) - 1) << (BITS - length) for length in range(BITS + 1))

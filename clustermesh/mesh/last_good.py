@@ -18,7 +18,7 @@ from clustermesh.mesh.state import View
 from clustermesh.model import ClusterConfig
 
 _log = logging.getLogger(__name__)
-_FORMAT = 2
+_FORMAT = 3
 
 
 class LastGood(Struct, frozen=True, kw_only=True):

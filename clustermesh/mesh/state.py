@@ -1,40 +1,42 @@
 """What this cluster knows of itself and of every other: a fold over events, in any order and any number of times. Pure.
 
-A writer (the reader of one cluster) puts objects in and takes them out; the planner hears by `on_dirty` that there is
-something to look at again, and takes it: `take_nodes`, `take_addresses`, `take_services`. Nodes are checked against
-`Claims`: one whose pod CIDRs or address belong to another cluster is refused, and so are endpoints and backends at
-such addresses when they are read.
+A writer (the reader of one cluster) puts objects in and takes them out. Whether an entry is used is decided then, and
+decided again where a fact it rests on changes; reading asks nothing and changes nothing.
+
+    take_nodes, take_addresses, take_services   what to plan again; `on_dirty` is called when there is something
+    admitted_nodes, node, endpoint, remote_services   what is used
+    refusals                                          what is not, and why
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from ipaddress import IPv4Network
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from typing import Any, Final
 
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from clustermesh.address import Address, Prefix, is_ipv4, prefix_text, single, text
-from clustermesh.errors import Invalid
-from clustermesh.mesh.claims import Claims, KeyClaims, find_fault, is_nobodys
-from clustermesh.model import Endpoint, Identity, LocalService, Node, Service
+from clustermesh.address import Address, Prefix, text
+from clustermesh.mesh.address_index import AddressBook, AddressIndex
+from clustermesh.mesh.admission import Admission, Verdict
+from clustermesh.mesh.authority import Authority, Ground
+from clustermesh.mesh.claims import Holder
+from clustermesh.mesh.refusals import MOST_NAMED, Reason, Refusal, Refusals
+from clustermesh.model import Endpoint, Identity, LocalService, Node, Port, Service
 from clustermesh.wire import RESOURCES
-from clustermesh.wire.numbering import REMOTE_NODE, is_reserved
+from clustermesh.wire.numbering import REMOTE_NODE
+
+ServiceName = tuple[str, str]
 
 
 class View(Struct, kw_only=True):
-    """One cluster as last heard of. Tables are keyed as their etcd keys end: node name, (namespace, name), id, address.
-
-    `refused` maps what was refused ("nodes/w1") to the sentence why; it is shown in status and counted.
-    """
+    """One cluster as last heard of. Tables are keyed as etcd's keys end: node name, (namespace, name), id, address."""
 
     nodes: dict[str, Node] = field(default_factory=dict)
     identities: dict[int, Identity] = field(default_factory=dict)
     endpoints: dict[Address | Prefix, Endpoint] = field(default_factory=dict)
-    services: dict[tuple[str, str], Service] = field(default_factory=dict)
-    local_services: dict[tuple[str, str], LocalService] = field(default_factory=dict)
-    refused: dict[str, str] = field(default_factory=dict)
+    services: dict[ServiceName, Service] = field(default_factory=dict)
+    local_services: dict[ServiceName, LocalService] = field(default_factory=dict)
 
     def table(self, kind: str) -> dict[Any, Any]:
         """The table named `kind`: nodes, identities, endpoints, services or local_services."""
@@ -45,16 +47,18 @@ class View(Struct, kw_only=True):
 KINDS = tuple(each.name for each in RESOURCES.values() if (each.of_peers or each.of_own) and not each.optional)
 
 
-class _Wanted(NamedTuple):
-    """What a node takes for itself."""
+class _Rulings:
+    """What was decided about one cluster's entries, and what finds those that a moved prefix concerns."""
 
-    cidrs: tuple[str, ...]
-    key: str
+    def __init__(self, view: View) -> None:
+        self.refusals = Refusals()
+        self.trimmed: dict[ServiceName, Service] = {}  # without the backends that are not its to name
+        self.endpoints = AddressIndex(view.endpoints)
+        self.backends: AddressBook[ServiceName] = AddressBook()
 
 
-_NOTHING = _Wanted((), "")
-_FEW = 16
-MOST_REFUSED = 10_000  # named for each cluster; a peer full of garbage must not fill this node's memory
+_SHOWN: Final = 5
+_FOREIGN: Final = Refusal(Reason.NOT_HELD, "is no address of a node of its cluster, nor in a pod CIDR of one")
 
 
 class MeshState:
@@ -62,35 +66,34 @@ class MeshState:
 
     def __init__(self, own: str) -> None:
         self.own = own
-        self.views: dict[str, View] = {own: View()}
+        self.views: dict[str, View] = {}
         self.withheld: set[str] = set()  # clusters whose services are known and not used yet
-        self._order = [own]  # the own cluster first: it wins every tie
-        self._holders: dict[str, dict[Any, tuple[str, ...]]] = {"endpoints": {}, "services": {}}  # name -> clusters
-        self._claims, self._keys = Claims(), KeyClaims()
-        self._claimants: dict[tuple[str, str], set[str]] = {}  # (cluster, CIDR or key) -> the nodes that claim it
-        self._moved: set[str] = set()  # CIDRs and keys that were claimed or withdrawn
-        self._admitted: dict[tuple[str, str], _Wanted] = {}  # by (cluster, node)
-        self.on_dirty: list[Callable[[], None]] = []  # called when there is something to take
+        self.on_dirty: list[Callable[[], None]] = []
+        self._rulings: dict[str, _Rulings] = {}
+        self._order: list[str] = []  # the own cluster first
+        self._holders: dict[ServiceName, tuple[str, ...]] = {}  # the clusters that have a service of that name
+        self._admission = Admission(own)
+        self._unruled: set[tuple[str, ServiceName]] = set()  # services with backends at addresses that changed hands
         self._dirty_nodes: set[tuple[str, str]] = set()
-        self._dirty_addresses: set[Address | Prefix] = set()
-        self._dirty_services: set[tuple[str, str]] = set()
+        self._dirty_addresses: set[Address] = set()
+        self._dirty_services: set[ServiceName] = set()
+        self._view(own)
 
     def put(self, cluster: str, kind: str, name: Any, value: Any) -> None:
         """Take in that `cluster` has `value` at `name`. What it replaces is forgotten; equal values change nothing."""
         table = self._view(cluster).table(kind)
-        if table.get(name) == value:
+        before = table.get(name)
+        if before == value or (before is None and not self._has_room(cluster, kind, table)):
             return
-        if name not in table:
-            self._hold(cluster, kind, name)
         table[name] = value
-        self._touch(cluster, kind, name)
+        self._changed(cluster, kind, name, before, value)
 
     def remove(self, cluster: str, kind: str, name: Any) -> None:
         """Take in that `cluster` has nothing at `name`. Absent is fine."""
         view = self.views.get(cluster)
-        if view is not None and view.table(kind).pop(name, None) is not None:
-            self._let_go(cluster, kind, name)
-            self._touch(cluster, kind, name)
+        if view is not None and (before := view.table(kind).pop(name, None)) is not None:
+            self._rulings[cluster].refusals.set("tables", kind, None)
+            self._changed(cluster, kind, name, before, None)
 
     def drain(self, cluster: str, kinds: Sequence[str] = KINDS) -> None:
         """Forget everything of `cluster` (disconnected or evicted), or only what is of `kinds`."""
@@ -99,14 +102,15 @@ class MeshState:
         view = self.views.get(cluster)
         if view is None:
             return
-        for kind in kinds:
+        for kind in reversed(kinds):  # nodes last: what rests on them need not be decided on once more
             for name in list(view.table(kind)):
                 self.remove(cluster, kind, name)
         if kinds != KINDS:
             return
-        view.refused.clear()
+        self._rulings[cluster].refusals = Refusals()
         if cluster != self.own:
-            del self.views[cluster]
+            self._admission.forget(cluster)
+            del self.views[cluster], self._rulings[cluster]
             self._order.remove(cluster)
 
     def release(self, cluster: str) -> None:
@@ -116,221 +120,279 @@ class MeshState:
             self._dirty_services.update(view.services)
             self._wake()
 
+    def authorize(self, authority: Authority) -> None:
+        """What a peer may say from now on; all it said is judged by it."""
+        cluster = authority.name
+        before = self._admission.authority(cluster)
+        self._settle(self._admission.authorize(authority))
+        if cluster in self.views and before.identities != authority.identities:
+            for name in self.views[cluster].endpoints:
+                self._rule_endpoint(cluster, name)
+            for number in self.views[cluster].identities:
+                self._rule_identity(cluster, number)
+
+    @property
+    def ground(self) -> Ground:
+        """The places that no route may cover and no peer may take."""
+        return self._admission.ground
+
+    def stand_on(self, ground: Ground) -> None:
+        """The places of `ground` are what this machine lives by from now on."""
+        verdicts, shaken = self._admission.stand_on(ground)
+        self._settle(verdicts)
+        self._dirty_nodes.update((holder.cluster, holder.node) for holder in shaken)
+        self._wake()
+
     def refuse(self, cluster: str, what: str, why: str) -> None:
-        refused = self._view(cluster).refused
-        if what in refused or len(refused) < MOST_REFUSED:
-            refused[what] = why
+        """A key of `cluster` that holds nothing usable."""
+        self._view(cluster)
+        refusals = self._rulings[cluster].refusals
+        if what in refusals.of("keys") or len(refusals.of("keys")) < MOST_NAMED:
+            refusals.set("keys", what, Refusal(Reason.GARBLED, why))
 
     def accept(self, cluster: str, what: str) -> None:
-        if view := self.views.get(cluster):
-            view.refused.pop(what, None)
+        """Undo `refuse`."""
+        if rulings := self._rulings.get(cluster):
+            rulings.refusals.set("keys", what, None)
+
+    def refusals(self, cluster: str) -> Refusals:
+        """What of `cluster` is not used, and why."""
+        rulings = self._rulings.get(cluster)
+        return Refusals() if rulings is None else rulings.refusals
+
+    def names(self, cluster: str, kind: str) -> Set[Any]:
+        """The names in a table of `cluster`; of the kind "refused" those that `refuse` was told of."""
+        if kind == "refused":
+            return self.refusals(cluster).of("keys").keys()
+        view = self.views.get(cluster)
+        return set() if view is None else view.table(kind).keys()
+
+    def good_view(self, cluster: str) -> View:
+        """What is worth keeping on disk: a Node that is refused now must not stand first after a restart."""
+        view, refused = self.views[cluster], self.refusals(cluster).of("nodes")
+        return replace(view, nodes={name: node for name, node in view.nodes.items() if name not in refused})
 
     def take_nodes(self) -> set[tuple[str, str]]:
         """The nodes, by (cluster, name), that changed, came, went, were admitted or refused since the last call."""
-        self._settle_claims()
         taken, self._dirty_nodes = self._dirty_nodes, set()
         return taken
 
-    def take_addresses(self) -> set[Address | Prefix]:
+    def take_addresses(self) -> set[Address]:
         """The addresses whose endpoint may be another since the last call."""
-        self._settle_claims()
         taken, self._dirty_addresses = self._dirty_addresses, set()
         return taken
 
-    def take_services(self) -> set[tuple[str, str]]:
+    def take_services(self) -> set[ServiceName]:
         """The services that may have other frontends or backends since the last call."""
-        self._settle_claims()
+        unruled, self._unruled = self._unruled, set()
+        for cluster, name in unruled:
+            if cluster in self.views and self._rule_service(cluster, name):
+                self._dirty_services.add(name)
         taken, self._dirty_services = self._dirty_services, set()
         return taken
 
-    def node(self, cluster: str, name: str) -> Node | None:
-        """The node if it is admitted."""
-        return self.views[cluster].nodes[name] if (cluster, name) in self._admitted else None
-
     def admitted_nodes(self) -> Iterator[Node]:
-        """Every node of every cluster that claims nothing of another cluster's, own cluster first."""
+        """Every node that stands, own cluster first."""
         for cluster in self._order:
             for name, node in sorted(self.views[cluster].nodes.items()):
-                if (cluster, name) in self._admitted:
+                if Holder(cluster, name) in self._admission.standing:
                     yield node
 
-    def speaks_for(self, cluster: str, address: Address) -> bool:
-        """Whether `cluster` may say something about the IPv4 `address`: nobody else claims it, or it is nobody's."""
-        if cluster != self.own and is_nobodys(text(address)):
-            return False
-        return self._claims.owner(text(address)) in (None, cluster)
+    def node(self, cluster: str, name: str) -> Node | None:
+        """The node if it stands."""
+        if Holder(cluster, name) not in self._admission.standing:
+            return None
+        return self.views[cluster].nodes[name]
 
     def endpoint(self, address: Address) -> Endpoint | None:
-        """Who is at `address`, from the one cluster that may say so; the rest is refused and shown."""
-        found: Endpoint | None = None
-        what = f"endpoints/{text(address)}"
-        for cluster in self._holders["endpoints"].get(address, ()):
-            endpoint = self.views[cluster].endpoints[address]
-            if found is not None or not self.speaks_for(cluster, address):
-                self.refuse(cluster, what, f"{text(address)} belongs to another cluster, or to none")
-            elif cluster != self.own and is_reserved(endpoint.identity) and endpoint.identity != REMOTE_NODE:
-                self.refuse(
-                    cluster, what, f"identity {endpoint.identity} is reserved: a peer may not give it to anyone"
-                )
-            else:
-                self.accept(cluster, what)
-                found = endpoint
-        return found
+        """Who is at `address`, from the one cluster that may say so."""
+        holder = self._admission.claims.owner(address)
+        cluster = self.own if holder is None else holder.cluster
+        view = self.views.get(cluster)
+        if view is None or address in self._rulings[cluster].refusals.of("endpoints"):
+            return None
+        return view.endpoints.get(address)
 
-    def remote_services(self, name: tuple[str, str]) -> list[Service]:
+    def remote_services(self, name: ServiceName) -> list[Service]:
         """The service `name` as every other cluster in use has it, without backends that are not theirs to name."""
         return [
-            self._trimmed(cluster, self.views[cluster].services[name])
-            for cluster in self._holders["services"].get(name, ())
-            if cluster != self.own and cluster not in self.withheld
+            self._rulings[cluster].trimmed.get(name) or self.views[cluster].services[name]
+            for cluster in self._holders.get(name, ())
+            if cluster not in self.withheld
         ]
 
-    def _trimmed(self, cluster: str, service: Service) -> Service:
-        what = f"services/{service.namespace}/{service.name}"
-        kept = {ip: ports for ip, ports in service.backends.items() if not is_ipv4(ip) or self.speaks_for(cluster, ip)}
-        if len(kept) == len(service.backends):
-            self.accept(cluster, what)
-            return service
-        taken = [text(ip) for ip in sorted(set(service.backends) - set(kept))]
-        self.refuse(cluster, what, f"backends {', '.join(taken[:5])}: address of another cluster, or of none")
-        return replace(service, backends=kept)
-
     def _view(self, cluster: str) -> View:
-        if cluster not in self.views:
-            self.views[cluster] = View()
+        view = self.views.get(cluster)
+        if view is None:
+            view = self.views[cluster] = View()
+            self._rulings[cluster] = _Rulings(view)
             self._order = [self.own, *sorted(name for name in self.views if name != self.own)]
-        return self.views[cluster]
+        return view
 
-    def _hold(self, cluster: str, kind: str, name: Any) -> None:
-        if (table := self._holders.get(kind)) is not None:
-            holders = {cluster, *table.get(name, ())}
-            table[name] = tuple(sorted(holders, key=lambda c: (c != self.own, c)))
+    def _has_room(self, cluster: str, kind: str, table: Mapping[Any, Any]) -> bool:
+        limit = self._admission.authority(cluster).limits.keys.get(kind)
+        if cluster == self.own or limit is None or len(table) < limit:
+            return True
+        why = f"has more than {limit} {kind}, which is the limit: those beyond are not used"
+        self._rulings[cluster].refusals.set("tables", kind, Refusal(Reason.LIMIT, why))
+        return False
 
-    def _let_go(self, cluster: str, kind: str, name: Any) -> None:
-        if kind == "endpoints":
-            self.accept(cluster, f"endpoints/{_spelled(name)}")
-        elif kind == "services":
-            self.accept(cluster, f"services/{name[0]}/{name[1]}")
-        if (table := self._holders.get(kind)) is not None:
-            table[name] = tuple(holder for holder in table[name] if holder != cluster)
-            if not table[name]:
-                del table[name]
-
-    def _touch(self, cluster: str, kind: str, name: Any) -> None:
-        if kind == "nodes":
-            self._dirty_nodes.add((cluster, name))
-            self._reclaim(cluster, name)
-        elif kind == "endpoints":
-            self._dirty_addresses.add(name)
-        elif kind in ("services", "local_services"):
-            self._dirty_services.add(name)
+    def _changed(self, cluster: str, kind: str, name: Any, before: Any, value: Any) -> None:
+        _ON_CHANGE[kind](self, cluster, name, before, value)
         self._wake()
 
     def _wake(self) -> None:
         for callback in self.on_dirty:
             callback()
 
-    def _reclaim(self, cluster: str, name: str) -> None:
-        """Bring the claims of one node up to date."""
-        node = self.views[cluster].nodes.get(name)
-        wanted = None if node is None else _wanted_by(node)
-        if wanted is not None and self._admitted.get((cluster, name)) == wanted:
-            return
-        self._dismiss(cluster, name)
-        self.accept(cluster, f"nodes/{name}")
-        if wanted is not None:
-            self._admit(cluster, name, wanted)
+    def _node_changed(self, cluster: str, name: str, _before: Node | None, node: Node | None) -> None:
+        self._dirty_nodes.add((cluster, name))
+        self._settle(self._admission.put(Holder(cluster, name), node))
 
-    def _dismiss(self, cluster: str, name: str) -> None:
-        for claims, claim in self._claims_of(self._admitted.pop((cluster, name), _NOTHING)):
-            claims.withdraw(cluster, claim)
-            claimants = self._claimants[cluster, claim]
-            claimants.discard(name)
-            if not claimants:
-                del self._claimants[cluster, claim]
-            self._moved.add(claim)
-
-    def _admit(self, cluster: str, name: str, wanted: _Wanted) -> None:
-        if cluster != self.own:
-            if why := self._objection(cluster, wanted):
-                self.refuse(cluster, f"nodes/{name}", why)
-                return
+    def _identity_changed(self, cluster: str, number: int, _before: Any, value: Identity | None) -> None:
+        if value is None:
+            self._rulings[cluster].refusals.set("identities", number, None)
         else:
-            self._displace(wanted)
-        for claims, claim in self._claims_of(wanted):
-            claims.claim(cluster, claim)
-            self._claimants.setdefault((cluster, claim), set()).add(name)
-            self._moved.add(claim)
-        self._admitted[cluster, name] = wanted
+            self._rule_identity(cluster, number)
 
-    def _objection(self, cluster: str, wanted: _Wanted) -> str:
-        """Why another cluster may not have this, or ""."""
-        for cidr in wanted.cidrs:
-            if fault := find_fault(cidr):
-                return str(Invalid("pod CIDR or address", cidr, fault))
-        for claims, claim in self._claims_of(wanted):
-            if clash := claims.conflict(cluster, claim):
-                return _overlap(claim, *clash)
-        return ""
+    def _endpoint_changed(self, cluster: str, name: Address | Prefix, before: Any, value: Endpoint | None) -> None:
+        if isinstance(name, Prefix):
+            return  # CIDRs come with their nodes
+        if before is None or value is None:
+            self._rulings[cluster].endpoints.touch(name)
+        if value is None:
+            self._rulings[cluster].refusals.set("endpoints", name, None)
+            self._dirty_addresses.add(name)
+        else:
+            self._rule_endpoint(cluster, name)
 
-    def _displace(self, wanted: _Wanted) -> None:
-        """The own cluster has this: nodes of others that claim what overlaps it are refused."""
-        for claims, claim in self._claims_of(wanted):
-            while clash := claims.conflict(self.own, claim):
-                owner, claimed = clash
-                for name in list(self._claimants[owner, claimed]):
-                    self._dismiss(owner, name)
-                    self._dirty_nodes.add((owner, name))
-                    self.refuse(owner, f"nodes/{name}", _overlap(claimed, self.own, claim))
-
-    def _claims_of(self, wanted: _Wanted) -> Iterator[tuple[Claims | KeyClaims, str]]:
-        for cidr in wanted.cidrs:
-            yield self._claims, cidr
-        if wanted.key:
-            yield self._keys, wanted.key
-
-    def _settle_claims(self) -> None:
-        """After claims changed: a refused node may be admitted now, and what is at those addresses is looked at."""
-        if not self._moved:
+    def _service_changed(self, cluster: str, name: ServiceName, before: Service | None, value: Service | None) -> None:
+        rulings = self._rulings[cluster]
+        had, has = (set() if each is None else each.backends.keys() for each in (before, value))
+        for address in had - has:
+            rulings.backends.discard(address, name)
+        for address in has - had:
+            rulings.backends.add(address, name)
+        self._dirty_services.add(name)
+        if value is None:
+            self._let_go(cluster, name)
             return
-        for cluster in self._order:
-            for name, node in self.views[cluster].nodes.items():
-                if (cluster, name) not in self._admitted:
-                    self.accept(cluster, f"nodes/{name}")
-                    self._admit(cluster, name, _wanted_by(node))
-                    self._dirty_nodes.add((cluster, name))
-            self._dirty_services.update(self.views[cluster].services)
-        moved, self._moved = [claim for claim in self._moved if "." in claim], set()
-        self._dirty_addresses.update(_addresses_in(moved, self._holders["endpoints"]))
+        if before is None:
+            self._holders[name] = tuple(sorted({cluster, *self._holders.get(name, ())} - {self.own}))
+        self._rule_service(cluster, name)
+
+    def _let_go(self, cluster: str, name: ServiceName) -> None:
+        self._rulings[cluster].trimmed.pop(name, None)
+        self._rulings[cluster].refusals.set("services", name, None)
+        left = tuple(holder for holder in self._holders.pop(name, ()) if holder != cluster)
+        if left:
+            self._holders[name] = left
+
+    def _local_service_changed(
+        self, cluster: str, name: ServiceName, before: LocalService | None, value: LocalService | None
+    ) -> None:
+        had, has = (set() if each is None else each.service.frontends.keys() for each in (before, value))
+        for address in had - has:
+            self._settle(self._admission.unserve(address, name))
+        for address in has - had:
+            self._admission.serve(address, name)
+        self._dirty_services.add(name)
+
+    def _settle(self, verdicts: Iterable[Verdict]) -> None:
+        """What was decided about nodes reaches everything that rests on them."""
+        for holder, refusal, moved in verdicts:
+            if rulings := self._rulings.get(holder.cluster):
+                rulings.refusals.set("nodes", holder.node, refusal)
+            self._dirty_nodes.add((holder.cluster, holder.node))
+            for prefix in moved:
+                for cluster in {holder.cluster, self.own}:
+                    self._moved(cluster, prefix)
+
+    def _moved(self, cluster: str, prefix: Prefix) -> None:
+        """`prefix` is another's now: what `cluster` has there is decided on again."""
+        if (rulings := self._rulings.get(cluster)) is None:
+            return
+        for address in rulings.endpoints.inside(prefix):
+            self._rule_endpoint(cluster, address)
+        if cluster != self.own:
+            self._unruled.update((cluster, name) for _, name in rulings.backends.inside(prefix))
+
+    def _rule_endpoint(self, cluster: str, name: Address | Prefix) -> None:
+        if isinstance(name, Prefix):
+            return
+        refusal = self._judge_endpoint(cluster, name)
+        self._rulings[cluster].refusals.set("endpoints", name, refusal)
+        self._dirty_addresses.add(name)
+
+    def _judge_endpoint(self, cluster: str, address: Address) -> Refusal | None:
+        holder = self._admission.claims.owner(address)
+        if cluster == self.own:
+            if holder is None or holder.cluster == self.own:
+                return None
+            return Refusal(Reason.TAKEN, f"is at an address of {holder}")
+        if holder is None or holder.cluster != cluster:
+            return _FOREIGN
+        identity = self.views[cluster].endpoints[address].identity
+        return None if identity == REMOTE_NODE else self._judge_identity(cluster, identity)
+
+    def _rule_identity(self, cluster: str, number: int) -> None:
+        self._rulings[cluster].refusals.set("identities", number, self._judge_identity(cluster, number))
+
+    def _judge_identity(self, cluster: str, number: int) -> Refusal | None:
+        allotted = self._admission.authority(cluster).identities
+        if cluster == self.own or number in allotted:
+            return None
+        why = f"identity {number} is not from {allotted[0]} to {allotted[-1]}, the range of {cluster}"
+        return Refusal(Reason.IDENTITY, why)
+
+    def _rule_service(self, cluster: str, name: ServiceName) -> bool:
+        """Decide which backends of a peer's service are used; True where that changed."""
+        if cluster == self.own or (service := self.views[cluster].services.get(name)) is None:
+            return False
+        rulings = self._rulings[cluster]
+        before = rulings.trimmed.get(name)
+        kept, refusal = self._judge_backends(cluster, service)
+        after = None if refusal is None else replace(service, backends=kept)
+        if after is None:
+            rulings.trimmed.pop(name, None)
+        else:
+            rulings.trimmed[name] = after
+        rulings.refusals.set("services", name, refusal)
+        return before != after
+
+    def _judge_backends(
+        self, cluster: str, service: Service
+    ) -> tuple[Mapping[Address, Mapping[str, Port]], Refusal | None]:
+        backends, limit = service.backends, self._admission.authority(cluster).limits.service_backends
+        if len(backends) > limit:
+            return {}, Refusal(Reason.LIMIT, f"has {len(backends)} backends, and the limit is {limit}")
+        owner = self._admission.claims.owner
+        held = {
+            address: ports
+            for address, ports in backends.items()
+            if (holder := owner(address)) is not None and holder.cluster == cluster
+        }
+        if len(held) < len(backends):
+            foreign = [text(address) for address in sorted(backends.keys() - held.keys())[:_SHOWN]]
+            why = f"{len(backends) - len(held)} of its backends are at no address of its cluster: {', '.join(foreign)}"
+            return _without_port_zero(held), Refusal(Reason.NOT_HELD, why)
+        kept = _without_port_zero(held)
+        if kept is held:
+            return held, None
+        return kept, Refusal(Reason.PORT, "some of its backends are at port 0")
 
 
-def _overlap(claim: str, owner: str, other: str) -> str:
-    if claim == other:
-        return str(Invalid("pod CIDR, address or key", claim, f"is one of cluster {owner}"))
-    return str(Invalid("pod CIDR or address", claim, f"overlaps {other} of cluster {owner}"))
+def _without_port_zero(backends: dict[Address, Mapping[str, Port]]) -> dict[Address, Mapping[str, Port]]:
+    """`backends` itself where there is none."""
+    if all(port.port for ports in backends.values() for port in ports.values()):
+        return backends
+    return {address: {name: port for name, port in ports.items() if port.port} for address, ports in backends.items()}
 
 
-def _wanted_by(node: Node) -> _Wanted:
-    address = node.address("InternalIP", "ExternalIP", ipv4=True)
-    wanted = node.pod_cidrs + (() if address is None else (single(address),))
-    return _Wanted(
-        tuple(prefix_text(p) for p in dict.fromkeys(wanted) if is_ipv4(p.address)), node.wireguard_public_key
-    )
-
-
-def _spelled(place: Address | Prefix) -> str:
-    return prefix_text(place) if isinstance(place, Prefix) else text(place)
-
-
-def _addresses_in(cidrs: Sequence[str], addresses: Collection[Address | Prefix]) -> Iterator[Address | Prefix]:
-    """Those of `addresses` that may lie in one of `cidrs`; many CIDRs are not worth comparing with."""
-    if len(cidrs) > _FEW:
-        yield from addresses
-        return
-    ranges = [(int(n.network_address), int(n.broadcast_address)) for n in map(IPv4Network, cidrs)]
-    for address in addresses:
-        if isinstance(address, Prefix) or not is_ipv4(address):
-            continue
-        number = int.from_bytes(address[12:], "big")
-        if any(first <= number <= last for first, last in ranges):
-            yield address
+_ON_CHANGE: Final[Mapping[str, Callable[[MeshState, str, Any, Any, Any], None]]] = {
+    "nodes": MeshState._node_changed,
+    "identities": MeshState._identity_changed,
+    "endpoints": MeshState._endpoint_changed,
+    "services": MeshState._service_changed,
+    "local_services": MeshState._local_service_changed,
+}

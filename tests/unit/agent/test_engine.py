@@ -200,10 +200,11 @@ async def test_an_endpoint_that_is_no_single_ipv4_address_is_passed_over(bed: Be
     prefix = parse_prefix(address) if "/" in address else single(parse(address))
     name, length = (prefix, prefix.length) if "/" in address else (prefix.address, None)
     bed.add_node("alpha", 1)
+    bed.add_node("beta", 2)
     bed.say("beta", "endpoints", name, Endpoint(ip=prefix.address, prefix_length=length, identity=2))
-    bed.say("beta", "endpoints", parse("10.2.1.9"), Endpoint(ip=parse("10.2.1.9"), identity=131073))
+    bed.say("beta", "endpoints", parse("10.2.2.9"), Endpoint(ip=parse("10.2.2.9"), identity=131073))
     await bed.step()
-    assert list(bed.tables["ipcache"].held) == [AddressKey(ipv4("10.2.1.9"))]
+    assert list(bed.tables["ipcache"].held) == [AddressKey(ipv4("10.2.2.9"))]
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "224.0.0.1", "255.255.255.255", "127.0.0.1"])
@@ -229,6 +230,15 @@ async def test_a_route_that_cannot_be_written_does_not_keep_removed_nodes_connec
     bed.sink.drain("gamma")
     await bed.step()
     assert numbered_key(3) not in bed.device.states
+
+
+async def test_this_nodes_own_node_may_be_refused_and_that_is_said(bed: Bed) -> None:
+    bed.add_node("beta", 2, pod_cidrs=(parse_prefix("10.1.0.0/16"),))
+    bed.add_node("alpha", 1)
+    await bed.step()
+    assert "Node n1 is refused: pod CIDR 10.1.1.0/24 overlaps 10.1.0.0/16 of node n2 of cluster beta" in (
+        bed.engine.underlay_error
+    )
 
 
 @pytest.mark.parametrize("cidr", ["10.1.1.1/32", "10.1.1.0/31"])
@@ -259,6 +269,7 @@ async def test_a_change_counts_once_it_is_in_the_maps(bed: Bed) -> None:
 
 async def test_a_change_that_could_not_be_applied_does_not_count(bed: Bed) -> None:
     bed.add_node("alpha", 1)
+    bed.add_node("beta", 2)
     bed.add_web()
     bed.tables["backends"].full = 0
     bed.add_remote_web("beta", "10.2.2.6", revision=7)
@@ -269,6 +280,7 @@ async def test_a_change_that_could_not_be_applied_does_not_count(bed: Bed) -> No
 
 async def test_a_change_that_comes_while_the_device_is_made_counts_with_the_next_flush(bed: Bed) -> None:
     bed.add_node("alpha", 1)
+    bed.add_node("beta", 2)
     bed.add_web()
     await bed.step()
 

@@ -51,7 +51,7 @@ def test_options_have_defaults_and_name_their_places() -> None:
 
 async def save(bed: Bed, folder: Path, name: str) -> None:
     reader = bed.own if name == "alpha" else bed.peers.readers.get(name)
-    await _save(folder, bed.sink, name, reader, bed.state.views)
+    await _save(folder, bed.sink, name, reader, bed.state)
 
 
 async def test_only_a_whole_state_is_kept_and_a_partial_one_does_not_replace_it(bed: Bed, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 from agent.bpf.layouts import CidrKey, ipv4
 from agent.plan.nodes import plan_endpoint, plan_nodes, router_address
 from agent.targets.routes import Route, RouteKey
-from clustermesh.address import parse, parse_prefix
+from clustermesh.address import parse, parse_prefix, single
+from clustermesh.mesh.authority import Ground, Place
 from clustermesh.model import Endpoint, Node, NodeAddress
 
 
@@ -49,6 +50,17 @@ def test_every_pod_cidr_is_in_the_ipcache_the_own_one_too() -> None:
     found = plan(node("beta", 3))
     assert set(found.cidrs) == {CidrKey.parse("10.1.1.0/24"), CidrKey.parse("10.1.3.0/24")}
     assert found.cidrs[CidrKey.parse("10.1.3.0/24")].tunnel_endpoint == ipv4("192.0.2.3")
+
+
+def test_what_would_cut_this_node_off_is_left_out_everywhere_and_said_of_its_node() -> None:
+    ground = Ground([Place(single(parse("10.1.3.9")), "the etcd of alpha", lifeline=True)])
+    nodes = [node("alpha", 1), node("beta", 3), node("beta", 4)]
+    found = plan_nodes(nodes, "alpha", "n1", "wg", 51871, ground)
+    assert {key.dst for key in found.routes} == {"10.1.4.0/24"}
+    assert CidrKey.parse("10.1.3.0/24") not in found.cidrs, "strict mode would drop what is not encrypted"
+    assert {peer.endpoint: peer.allowed_ips for peer in found.peers.values()}["192.0.2.3"] == ()
+    assert "10.1.3.0/24 holds 10.1.3.9, the etcd of alpha" in found.problems["beta/n3"]
+    assert "beta/n4" not in found.problems
 
 
 @pytest.mark.parametrize(

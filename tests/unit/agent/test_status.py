@@ -83,6 +83,7 @@ async def test_every_kind_of_problem_is_one_sentence(bed: Bed) -> None:
 async def test_the_tables_say_who_is_behind_what(bed: Bed) -> None:
     bed.connect("beta")
     bed.add_node("alpha", 1)
+    bed.add_node("beta", 2)
     bed.add_web("10.1.1.5")
     bed.add_remote_web("beta", "10.2.2.6")
     bed.say("beta", "identities", 131073, Identity(id=131073, labels=(Label(source="k8s", key="app", value="db"),)))
@@ -127,7 +128,12 @@ async def test_the_map_diff_reads_the_kernel_itself(bed: Bed) -> None:
 async def test_the_summary_of_a_large_and_hostile_mesh_is_small_enough_for_etcd(bed: Bed) -> None:
     bed.add_node("alpha", 1)
     for number in range(10_000):
-        bed.say("beta", "nodes", f"n{number}", make_node("beta", 2, name=f"n{number}", wireguard_public_key=""))
+        bed.say(
+            "beta",
+            "nodes",
+            f"n{number}",
+            make_node("beta", 2, name=f"n{number}", pod_cidrs=(), addresses=(), wireguard_public_key=""),
+        )
     bed.connect("beta")
     for number in range(2000):
         bed.state.refuse("beta", f"{number} " + "x" * 215, "y" * 1000)

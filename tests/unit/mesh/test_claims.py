@@ -1,56 +1,61 @@
-"""Who an address belongs to, against a twin that compares networks one by one."""
+"""Who an address belongs to, against a twin that compares prefixes one by one."""
 
 from __future__ import annotations
-
-from ipaddress import IPv4Address, IPv4Network
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clustermesh.mesh.claims import Claims
+from clustermesh.address import Address, Prefix, contains, masked, overlaps, parse, parse_prefix
+from clustermesh.mesh.claims import Claim, Claims, Holder
 
-networks = st.builds(
-    lambda a, b, length: IPv4Network((f"10.{a}.{b}.0", length), strict=False),
-    st.integers(0, 3),
-    st.integers(0, 3),
-    st.sampled_from([8, 16, 22, 24, 32]),
+A, B, C = (Holder("a", "n1"), Holder("a", "n2"), Holder("b", "n1"))
+
+# Few bits vary, so that most prefixes have something to do with each other; both families, and what holds all of IPv4.
+addresses = st.one_of(
+    st.builds(lambda a, b, c: parse(f"10.{a}.{b}.{c}"), *[st.integers(0, 2)] * 3),
+    st.builds(lambda a, b: parse(f"fd0{a}::{b}"), *[st.integers(0, 2)] * 2),
 )
-addresses = st.builds("10.{}.{}.{}".format, st.integers(0, 3), st.integers(0, 3), st.integers(0, 3))
+prefixes = st.builds(
+    lambda address, length: Prefix(masked(address, length), length),
+    addresses,
+    st.sampled_from([0, 7, 16, 64, 80, 96, 104, 112, 118, 120, 127, 128]),
+)
 
 
-@given(st.lists(st.tuples(st.sampled_from("abc"), networks), max_size=20), addresses, networks)
-def test_claims_agree_with_comparing_every_network(
-    asked: list[tuple[str, IPv4Network]], address: str, probe: IPv4Network
+@given(st.lists(st.tuples(st.sampled_from([A, B, C]), prefixes), max_size=20), st.lists(addresses), prefixes)
+def test_claims_agree_with_comparing_every_prefix(
+    asked: list[tuple[Holder, Prefix]], probes: list[Address], probe: Prefix
 ) -> None:
-    claims, twin, held = Claims(), dict[IPv4Network, str](), list[tuple[str, str]]()
-    for cluster, network in asked:
-        clash = claims.conflict(cluster, str(network))
-        overlapping = {(o, str(n)) for n, o in twin.items() if o != cluster and n.overlaps(network)}
+    claims, twin = Claims(), set[Claim]()
+    for holder, prefix in asked:
+        clash = claims.conflict(holder, prefix)
+        overlapping = {claim for claim in twin if claim.holder != holder and overlaps(claim.prefix, prefix)}
         assert (clash in overlapping) if overlapping else (clash is None)
         if clash is None:
-            claims.claim(cluster, str(network))
-            twin[network] = cluster
-            held.append((cluster, str(network)))
-    owners = {owner for network, owner in twin.items() if IPv4Address(address) in network}
-    assert claims.owner(address) == (owners.pop() if owners else None)
-    for cluster, cidr in held:
-        claims.withdraw(cluster, cidr)
-    assert claims.owner(address) is None
-    assert claims.conflict("z", str(probe)) is None
+            claims.claim(holder, prefix)
+            twin.add(Claim(holder, prefix))
+    for address in probes:
+        owners = {claim.holder for claim in twin if contains(claim.prefix, address)}
+        assert claims.owner(address) == (owners.pop() if owners else None)
+    assert set(claims.inside(probe)) == {
+        claim for claim in twin if overlaps(claim.prefix, probe) and claim.prefix.length >= probe.length
+    }
+    around = {claim for claim in twin if overlaps(claim.prefix, probe) and claim.prefix.length <= probe.length}
+    assert (claims.around(probe) in around) if around else (claims.around(probe) is None)
+    for claim in twin:
+        claims.withdraw(claim.holder, claim.prefix)
+    assert list(claims.inside(Prefix(parse("::"), 0))) == []
+    assert claims.conflict(Holder("z", "z"), probe) is None
 
 
-def test_withdrawing_what_another_cluster_holds_changes_nothing() -> None:
+def test_withdrawing_what_another_holds_changes_nothing() -> None:
     claims = Claims()
-    claims.claim("a", "10.0.0.0/24")
-    claims.withdraw("b", "10.0.0.0/24")
-    assert claims.owner("10.0.0.7") == "a"
+    claims.claim(A, parse_prefix("10.0.0.0/24"))
+    claims.withdraw(B, parse_prefix("10.0.0.0/24"))
+    assert claims.owner(parse("10.0.0.7")) == A
 
 
-def test_what_two_nodes_of_a_cluster_claim_stays_until_both_withdraw() -> None:
+def test_what_an_ipv6_prefix_holds_of_ipv4_is_a_conflict_too() -> None:
     claims = Claims()
-    claims.claim("a", "10.0.0.0/24")
-    claims.claim("a", "10.0.0.0/24")
-    claims.withdraw("a", "10.0.0.0/24")
-    assert claims.owner("10.0.0.7") == "a"
-    claims.withdraw("a", "10.0.0.0/24")
-    assert claims.owner("10.0.0.7") is None
+    claims.claim(A, parse_prefix("10.0.0.0/24"))
+    assert claims.conflict(B, Prefix(parse("::"), 0)) == Claim(A, parse_prefix("10.0.0.0/24"))

@@ -11,8 +11,9 @@ import pytest
 
 from clustermesh.errors import Unavailable
 from clustermesh.mesh.reader import ClusterReader
+from clustermesh.mesh.refusals import MOST_NAMED
 from clustermesh.mesh.session import State
-from clustermesh.mesh.state import MOST_REFUSED, MeshState
+from clustermesh.mesh.state import MeshState
 from clustermesh.mesh.tables import Table, peer_tables
 from clustermesh.model import Cluster, ClusterConfig, Service
 from clustermesh.store.follow import Changed, Deleted, Listed, Put
@@ -31,9 +32,6 @@ class Sink(MeshState):
 
     def remove(self, cluster: str, kind: str, name: Any, revision: int = 0) -> None:
         super().remove(cluster, kind, name)
-
-    def names(self, cluster: str, kind: str) -> set[Any]:
-        return set(self.views[cluster].table(kind)) if cluster in self.views else set()
 
 
 @pytest.fixture
@@ -64,7 +62,7 @@ def test_garbage_that_is_deleted_is_refused_no_more(sink: Sink) -> None:
         key = services.prefix + b"no-name-%d" % number
         reader._take(services, BETA, Changed([put(key)], 2))
         reader._take(services, BETA, Changed([Deleted(key)], 3))
-    assert not sink.views["beta"].refused
+    assert not sink.refusals("beta")
 
 
 def test_garbage_that_a_new_list_does_not_hold_is_refused_no_more(sink: Sink) -> None:
@@ -74,7 +72,7 @@ def test_garbage_that_a_new_list_does_not_hold_is_refused_no_more(sink: Sink) ->
     anew = Listed([put(services.prefix + b"still")], 9)
     reader._take(services, BETA, anew)
     reader._forget_unlisted(services, anew)
-    assert set(sink.views["beta"].refused) == {
+    assert set(sink.names("beta", "refused")) == {
         "cilium/state/nodes/v1/beta/odd",
         "cilium/state/services/v1/beta/still",
     }
@@ -84,19 +82,19 @@ def test_a_refused_key_of_any_length_makes_a_short_line_and_two_of_them_two(sink
     reader, services = make_reader(sink), table("services")
     long = services.prefix + b"x" * 100_000
     reader._take(services, BETA, Listed([put(long + b"1"), put(long + b"2")], 2))
-    refused = sink.views["beta"].refused
+    refused = sink.refusals("beta").named(9)
     assert len(refused) == 2
     assert sum(len(what) + len(why) for what, why in refused.items()) < 3000
     reader._take(services, BETA, Changed([Deleted(long + b"1")], 3))
-    assert len(refused) == 1
+    assert len(sink.refusals("beta")) == 1
 
 
 def test_what_is_refused_of_one_cluster_has_an_end(sink: Sink) -> None:
-    for number in range(MOST_REFUSED + 10):
+    for number in range(MOST_NAMED + 10):
         sink.refuse("beta", f"cilium/{number}", "no")
     sink.refuse("beta", "cilium/0", "for another reason")
-    assert len(sink.views["beta"].refused) == MOST_REFUSED
-    assert sink.views["beta"].refused["cilium/0"] == "for another reason"
+    assert len(sink.refusals("beta")) == MOST_NAMED
+    assert sink.refusals("beta").named(1)["cilium/0"] == "for another reason"
 
 
 def test_a_removed_cluster_says_nothing_any_more(sink: Sink) -> None:

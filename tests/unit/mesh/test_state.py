@@ -1,4 +1,4 @@
-"""The fold of what clusters say: any order gives the same state, and a cluster speaks only for itself."""
+"""The fold of what clusters say: a cluster speaks only for itself, and what stands keeps what it has."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from clustermesh.address import parse, parse_prefix
+from clustermesh.address import Address, Prefix, contains, overlaps, parse, parse_prefix, single
+from clustermesh.mesh.admission import wanted_by
+from clustermesh.mesh.authority import Authority, Ground, Limits, Place
+from clustermesh.mesh.refusals import Reason
 from clustermesh.mesh.state import MeshState
-from clustermesh.model import Endpoint, Node, NodeAddress, Port, Protocol, Service
+from clustermesh.model import Cluster, Endpoint, LocalService, Node, NodeAddress, Port, Protocol, Service
 
 
 def node(cluster: str, name: str, cidr: str, ip: str, key: str = "") -> Node:
@@ -20,143 +23,316 @@ def node(cluster: str, name: str, cidr: str, ip: str, key: str = "") -> Node:
         cluster_id=1,
         name=name,
         addresses=(NodeAddress(type="InternalIP", ip=parse(ip)),),
-        pod_cidrs=(parse_prefix(cidr),),
+        pod_cidrs=tuple(parse_prefix(each) for each in cidr.split()),
         wireguard_public_key=key,
     )
 
 
-def service(cluster: str, *addresses: str) -> Service:
-    ports = {"http": Port(protocol=Protocol.TCP, port=80)}
+def service(cluster: str, *addresses: str, port: int = 80, frontend: str = "10.97.0.1") -> Service:
+    ports = {"http": Port(protocol=Protocol.TCP, port=port)}
     return Service(
-        cluster=cluster, cluster_id=2, namespace="n", name="s", backends={parse(a): ports for a in addresses}
+        cluster=cluster,
+        cluster_id=2,
+        namespace="n",
+        name="s",
+        frontends={parse(frontend): ports},
+        backends={parse(a): ports for a in addresses},
     )
 
 
+def pod(ip: str, identity: int = 131080) -> Endpoint:
+    return Endpoint(ip=parse(ip), identity=identity)
+
+
+def mesh(*nodes: Node) -> MeshState:
+    state = MeshState("own")
+    for each in nodes:
+        state.put(each.cluster, "nodes", each.name, each)
+    return state
+
+
+def with_beta() -> MeshState:
+    return mesh(node("own", "o1", "10.1.0.0/24", "192.0.2.1"), node("beta", "b1", "10.2.0.0/24", "192.0.2.2"))
+
+
 def admitted(state: MeshState) -> list[tuple[str, str]]:
-    state.take_nodes()
     return [(node.cluster, node.name) for node in state.admitted_nodes()]
 
 
-def test_a_node_whose_cidr_belongs_to_another_cluster_is_refused_and_shown() -> None:
-    state = MeshState("own")
-    state.put("beta", "nodes", "b1", node("beta", "b1", "10.2.0.0/24", "192.0.2.2"))
-    state.put("evil", "nodes", "e1", node("evil", "e1", "10.2.0.0/16", "192.0.2.3"))
+def why(state: MeshState, cluster: str, kind: str, name: Any) -> str:
+    refusal = state.refusals(cluster).of(kind).get(name)
+    return "" if refusal is None else refusal.why
+
+
+def reason(state: MeshState, cluster: str, kind: str, name: Any) -> Reason | None:
+    refusal = state.refusals(cluster).of(kind).get(name)
+    return None if refusal is None else refusal.reason
+
+
+def backends(state: MeshState) -> set[Address]:
+    state.take_services()
+    return {address for remote in state.remote_services(("n", "s")) for address in remote.backends}
+
+
+@pytest.mark.parametrize(("first", "second"), [("10.2.0.0/24", "10.2.0.0/16"), ("fd00:2::/64", "fd00:2::/48")])
+def test_a_node_whose_cidr_belongs_to_another_cluster_is_refused_and_shown(first: str, second: str) -> None:
+    state = mesh(node("beta", "b1", first, "192.0.2.2"), node("evil", "e1", second, "192.0.2.3"))
     assert admitted(state) == [("beta", "b1")]
-    assert "overlaps 10.2.0.0/24 of cluster beta" in state.views["evil"].refused["nodes/e1"]
+    assert why(state, "evil", "nodes", "e1") == f"pod CIDR {second} overlaps {first} of node b1 of cluster beta"
 
 
-def test_a_node_with_another_clusters_node_address_is_refused() -> None:
-    state = MeshState("own")
-    state.put("own", "nodes", "o1", node("own", "o1", "10.1.0.0/24", "192.0.2.1"))
-    state.put("evil", "nodes", "e1", node("evil", "e1", "10.9.0.0/24", "192.0.2.1"))
+@pytest.mark.parametrize("address", ["192.0.2.1", "2001:db8::1"])
+def test_a_node_with_another_clusters_node_address_is_refused(address: str) -> None:
+    state = mesh(node("own", "o1", "10.1.0.0/24", address), node("evil", "e1", "10.9.0.0/24", address))
     assert admitted(state) == [("own", "o1")]
+    assert why(state, "evil", "nodes", "e1") == f"node address {address} is node o1 of cluster own's"
 
 
-def test_the_own_cluster_wins_even_when_it_is_heard_last() -> None:
-    state = MeshState("own")
-    state.put("beta", "nodes", "b1", node("beta", "b1", "10.1.0.0/16", "192.0.2.2"))
+def test_two_nodes_of_one_cluster_with_one_address_are_one_node_and_a_refused_one() -> None:
+    state = mesh(node("own", "o1", "10.1.0.0/24", "192.0.2.1"), node("own", "o2", "10.1.1.0/24", "192.0.2.1"))
+    assert admitted(state) == [("own", "o1")]
+    assert reason(state, "own", "nodes", "o2") is Reason.TAKEN
+
+
+def test_an_own_node_that_comes_later_does_not_displace_a_peers() -> None:
+    state = mesh(node("beta", "b1", "10.1.0.0/16", "192.0.2.2"), node("own", "o1", "10.1.0.0/24", "192.0.2.1"))
     assert admitted(state) == [("beta", "b1")]
-    state.put("own", "nodes", "o1", node("own", "o1", "10.1.0.0/24", "192.0.2.1"))
+    assert "overlaps 10.1.0.0/16 of node b1 of cluster beta" in why(state, "own", "nodes", "o1")
+    state.drain("beta")
     assert admitted(state) == [("own", "o1")]
-    assert "nodes/b1" in state.views["beta"].refused
+    assert not state.refusals("own")
 
 
 def test_a_refused_node_is_admitted_once_the_other_claim_is_gone() -> None:
-    state = MeshState("own")
-    state.put("beta", "nodes", "b1", node("beta", "b1", "10.2.0.0/24", "192.0.2.2"))
-    state.put("gamma", "nodes", "g1", node("gamma", "g1", "10.2.0.0/24", "192.0.2.3"))
+    state = mesh(node("beta", "b1", "10.2.0.0/24", "192.0.2.2"), node("gamma", "g1", "10.2.0.0/24", "192.0.2.3"))
     state.drain("beta")
     assert admitted(state) == [("gamma", "g1")]
-    assert not state.views["gamma"].refused
+    assert not state.refusals("gamma")
+
+
+@pytest.mark.parametrize("cidr", ["192.0.2.0/24", "192.0.2.1/32", "192.0.2.8/29"])
+def test_no_pod_cidr_holds_a_node_not_even_its_own(cidr: str) -> None:
+    """The route to it would lead the tunnel to that node into the tunnel."""
+    state = mesh(node("own", "o1", "10.1.0.0/24", "192.0.2.1"), node("own", "o2", "10.1.2.0/24", "192.0.2.9"))
+    state.put("own", "nodes", "wide", node("own", "wide", cidr, "198.51.100.1"))
+    assert ("own", "wide") not in admitted(state)
+    itself = mesh(node("own", "o1", cidr, "192.0.2.1" if "/29" not in cidr else "192.0.2.9"))
+    assert admitted(itself) == []
+    assert reason(itself, "own", "nodes", "o1") is Reason.CUTS_OFF
 
 
 @pytest.mark.parametrize(
     ("cidr", "ip"),
     [
         ("0.0.0.0/0", "192.0.2.3"),
-        ("64.0.0.0/2", "192.0.2.3"),
-        ("10.0.0.0/7", "192.0.2.3"),
-        ("127.1.0.0/16", "192.0.2.3"),
+        ("8.8.8.0/24", "192.0.2.3"),
+        ("10.0.0.0/11", "192.0.2.3"),
         ("169.254.169.254/32", "192.0.2.3"),
+        ("2001:db8::/64", "192.0.2.3"),
         ("10.9.0.0/24", "127.0.0.1"),
-        ("10.9.0.0/24", "0.0.0.0"),
         ("10.9.0.0/24", "224.0.0.5"),
-        ("10.9.0.0/24", "255.255.255.255"),
+        ("10.9.0.0/24", "fe80::1"),
     ],
 )
-def test_no_peer_has_what_is_nobodys_even_before_the_own_cluster_is_heard(cidr: str, ip: str) -> None:
-    state = MeshState("own")
-    state.put("evil", "nodes", "e1", node("evil", "e1", cidr, ip))
+def test_no_peer_has_what_it_may_not_have_even_before_the_own_cluster_is_heard(cidr: str, ip: str) -> None:
+    state = mesh(node("evil", "e1", cidr, ip))
     assert admitted(state) == []
-    assert "pod CIDR or address" in state.views["evil"].refused["nodes/e1"]
+    assert state.take_nodes() == {("evil", "e1")}
 
 
-def test_no_peer_names_backends_or_endpoints_on_this_very_machine() -> None:
-    state = MeshState("own")
-    state.put("evil", "services", ("n", "s"), service("evil", "127.0.0.1", "169.254.169.254", "10.66.0.1"))
-    (remote,) = state.remote_services(("n", "s"))
-    assert list(remote.backends) == [parse("10.66.0.1")]
-    state.put("evil", "endpoints", parse("127.0.0.1"), Endpoint(ip=parse("127.0.0.1"), identity=70000))
-    assert state.endpoint(parse("127.0.0.1")) is None
+def test_what_the_operator_names_is_admitted_and_refused_again_when_taken_back() -> None:
+    state = mesh(node("beta", "b1", "203.0.113.0/25", "192.0.2.2"))
+    assert reason(state, "beta", "nodes", "b1") is Reason.NOT_ALLOWED
+    state.authorize(Authority(name="beta", allowed=(parse_prefix("203.0.113.0/24"),)))
+    assert admitted(state) == [("beta", "b1")]
+    state.authorize(Authority(name="beta"))
+    assert admitted(state) == []
 
 
-def test_a_wireguard_key_is_the_cluster_s_that_had_it_first_or_the_own_ones() -> None:
-    state = MeshState("own")
-    state.put("beta", "nodes", "b1", node("beta", "b1", "10.2.0.0/24", "192.0.2.2", "KEY"))
-    state.put("aaa", "nodes", "a1", node("aaa", "a1", "10.9.0.0/24", "192.0.2.9", "KEY"))
+def test_a_wireguard_key_is_the_nodes_that_had_it_first() -> None:
+    state = mesh(
+        node("beta", "b1", "10.2.0.0/24", "192.0.2.2", "KEY"), node("aaa", "a1", "10.9.0.0/24", "192.0.2.9", "KEY")
+    )
     assert admitted(state) == [("beta", "b1")], "a name that sorts first gives no right to another's key"
-    assert "is one of cluster beta" in state.views["aaa"].refused["nodes/a1"]
+    assert why(state, "aaa", "nodes", "a1") == "WireGuard key KEY is node b1 of cluster beta's"
     state.put("own", "nodes", "o1", node("own", "o1", "10.1.0.0/24", "192.0.2.1", "KEY"))
-    assert admitted(state) == [("own", "o1")]
-    state.put("own", "nodes", "o1", node("own", "o1", "10.1.0.0/24", "192.0.2.1", "OTHER"))
-    assert ("own", "o1") in admitted(state)
-    assert len(admitted(state)) == 2, "one of the two has the key again"
+    assert admitted(state) == [("beta", "b1")], "nor does being the own cluster"
+    state.remove("beta", "nodes", "b1")
+    assert admitted(state) == [("own", "o1")], "but it is the first to be asked"
 
 
-def test_one_node_that_moves_makes_only_what_is_at_its_addresses_dirty() -> None:
+class TestGround:
+    """What this machine lives by: nobody takes it, and no route covers it."""
+
+    etcd = Place(single(parse("10.2.0.9")), "the etcd of own", lifeline=True, cluster="own")
+    docker = Place(parse_prefix("10.2.0.0/16"), "on docker0")
+
+    def test_no_node_of_any_cluster_has_pods_around_an_etcd(self) -> None:
+        state = MeshState("own")
+        state.stand_on(Ground([self.etcd]))
+        for cluster in ("own", "beta"):
+            state.put(cluster, "nodes", "n", node(cluster, "n", "10.2.0.0/24", "192.0.2.2"))
+            assert reason(state, cluster, "nodes", "n") is Reason.CUTS_OFF
+        state.stand_on(Ground())
+        assert admitted(state) == [("own", "n")], "the etcd has moved; the own cluster is asked first"
+
+    def test_who_stood_before_the_ground_moved_keeps_what_it_has_and_is_looked_at_again(self) -> None:
+        state = mesh(node("beta", "b1", "10.2.0.0/24", "192.0.2.2"), node("beta", "b2", "10.3.0.0/24", "192.0.2.3"))
+        state.take_nodes()
+        state.stand_on(Ground([self.etcd, self.docker]))
+        assert len(admitted(state)) == 2
+        assert state.take_nodes() == {("beta", "b1")}
+        assert state.ground.cut_off_by(parse_prefix("10.2.0.0/24")) == self.etcd
+        assert state.ground.cut_off_by(parse_prefix("10.3.0.0/24")) is None
+
+    def test_no_peer_has_pods_where_an_own_service_is(self) -> None:
+        state = MeshState("own")
+        state.put("own", "local_services", ("n", "s"), LocalService(service=service("own", frontend="10.2.0.1")))
+        state.put("beta", "nodes", "b1", node("beta", "b1", "10.2.0.0/24", "192.0.2.2"))
+        assert "holds 10.2.0.1, where the service n/s of this cluster is" in why(state, "beta", "nodes", "b1")
+        state.remove("own", "local_services", ("n", "s"))
+        assert admitted(state) == [("beta", "b1")]
+
+
+class TestEndpoints:
+    def test_one_in_a_pod_cidr_or_at_a_node_address_of_its_cluster_is_used(self) -> None:
+        state = with_beta()
+        for ip in ("10.2.0.7", "192.0.2.2"):
+            state.put("beta", "endpoints", parse(ip), pod(ip))
+            assert state.endpoint(parse(ip)) == pod(ip)
+
+    @pytest.mark.parametrize("ip", ["10.1.0.7", "192.0.2.1", "8.8.8.8", "127.0.0.1", "fd00::7", "2001:db8::1"])
+    def test_one_anywhere_else_is_refused(self, ip: str) -> None:
+        state = with_beta()
+        state.put("beta", "endpoints", parse(ip), pod(ip))
+        assert state.endpoint(parse(ip)) is None
+        assert reason(state, "beta", "endpoints", parse(ip)) is Reason.NOT_HELD
+        state.put("own", "endpoints", parse(ip), pod(ip, 65600))
+        assert state.endpoint(parse(ip)) == pod(ip, 65600)
+
+    def test_one_that_comes_before_its_node_waits_for_it(self) -> None:
+        state = MeshState("own")
+        for ip in ("10.2.0.7", "fd00:2::7"):
+            state.put("beta", "endpoints", parse(ip), pod(ip))
+            assert state.endpoint(parse(ip)) is None
+        state.take_addresses()
+        state.put("beta", "nodes", "b1", node("beta", "b1", "10.2.0.0/24 fd00:2::/64", "192.0.2.2"))
+        assert state.take_addresses() == {parse("10.2.0.7"), parse("fd00:2::7")}
+        assert state.endpoint(parse("fd00:2::7")) == pod("fd00:2::7")
+        assert not state.refusals("beta")
+        state.remove("beta", "nodes", "b1")
+        assert state.endpoint(parse("10.2.0.7")) is None
+
+    def test_an_own_one_at_a_peers_address_is_refused(self) -> None:
+        state = with_beta()
+        state.put("own", "endpoints", parse("10.2.0.7"), pod("10.2.0.7"))
+        assert state.endpoint(parse("10.2.0.7")) is None
+        assert why(state, "own", "endpoints", parse("10.2.0.7")) == "is at an address of node b1 of cluster beta"
+
+    @pytest.mark.parametrize(
+        ("identity", "taken"),
+        [(1, False), (2, False), (7, False), (255, False), (6, True), (131080, True), (70000, False)],
+    )
+    def test_a_peers_identity_is_from_its_range_or_that_of_a_remote_node(self, identity: int, taken: bool) -> None:
+        state = with_beta()
+        state.authorize(Authority.of(Cluster(name="beta", id=2)))
+        state.put("beta", "endpoints", parse("10.2.0.7"), pod("10.2.0.7", identity))
+        assert (state.endpoint(parse("10.2.0.7")) is not None) == taken
+        assert (reason(state, "beta", "endpoints", parse("10.2.0.7")) is Reason.IDENTITY) != taken
+        state.put("own", "endpoints", parse("10.1.0.7"), pod("10.1.0.7", identity))
+        assert state.endpoint(parse("10.1.0.7")) is not None
+
+    def test_a_cluster_that_is_authorized_later_is_judged_by_that(self) -> None:
+        state = with_beta()
+        state.put("beta", "endpoints", parse("10.2.0.7"), pod("10.2.0.7", 70000))
+        assert state.endpoint(parse("10.2.0.7")) is not None
+        state.authorize(Authority.of(Cluster(name="beta", id=2)))
+        assert state.endpoint(parse("10.2.0.7")) is None
+
+    def test_a_node_that_moves_makes_only_what_is_at_its_addresses_dirty(self) -> None:
+        state = MeshState("own")
+        for ip in ("10.2.1.7", "10.2.2.7", "192.0.2.2", "10.2.3.7", "fd00::7"):
+            state.put("beta", "endpoints", parse(ip), pod(ip))
+        cidr = parse_prefix("10.2.0.0/16")
+        state.put("beta", "endpoints", cidr, Endpoint(ip=cidr.address, prefix_length=cidr.length, identity=2))
+        state.put("beta", "nodes", "b1", node("beta", "b1", "10.2.1.0/24", "192.0.2.2"))
+        state.take_addresses()
+        state.put("beta", "nodes", "b1", node("beta", "b1", "10.2.2.0/24", "192.0.2.2"))
+        assert state.take_addresses() == {parse("10.2.1.7"), parse("10.2.2.7")}
+
+    def test_one_that_is_gone_is_refused_no_more(self) -> None:
+        state = with_beta()
+        state.put("beta", "endpoints", parse("10.1.0.7"), pod("10.1.0.7"))
+        assert len(state.refusals("beta")) == 1
+        state.remove("beta", "endpoints", parse("10.1.0.7"))
+        assert not state.refusals("beta")
+
+
+class TestBackends:
+    @pytest.mark.parametrize(
+        "foreign", ["10.1.0.7", "10.97.0.1", "192.0.2.1", "8.8.8.8", "127.0.0.1", "169.254.169.254", "fd00::7", "::1"]
+    )
+    def test_one_at_an_address_that_is_not_its_clusters_is_left_out_and_the_rest_is_used(self, foreign: str) -> None:
+        state = with_beta()
+        state.put("beta", "services", ("n", "s"), service("beta", foreign, "10.2.0.1"))
+        assert backends(state) == {parse("10.2.0.1")}
+        assert foreign in why(state, "beta", "services", ("n", "s"))
+        state.remove("beta", "services", ("n", "s"))
+        assert not state.refusals("beta")
+
+    def test_one_at_port_zero_is_left_out(self) -> None:
+        state = with_beta()
+        state.put("beta", "services", ("n", "s"), service("beta", "10.2.0.1", port=0))
+        assert [dict(ports) for each in state.remote_services(("n", "s")) for ports in each.backends.values()] == [{}]
+        assert reason(state, "beta", "services", ("n", "s")) is Reason.PORT
+
+    def test_those_of_a_refused_node_are_not_used_while_it_is_refused(self) -> None:
+        state = with_beta()
+        state.put("beta", "services", ("n", "s"), service("beta", "10.2.0.1", "192.0.2.2"))
+        assert len(backends(state)) == 2
+        state.put("beta", "nodes", "b1", node("beta", "b1", "10.1.0.0/16", "192.0.2.2"))
+        assert state.take_services() == {("n", "s")}
+        assert backends(state) == set()
+        state.put("beta", "nodes", "b1", node("beta", "b1", "10.2.0.0/24", "192.0.2.2"))
+        assert len(backends(state)) == 2
+
+    def test_the_own_clusters_may_be_anywhere(self) -> None:
+        state = MeshState("own")
+        mine = LocalService(service=service("own", "8.8.8.8"))
+        state.put("own", "local_services", ("n", "s"), mine)
+        assert state.views["own"].local_services["n", "s"] == mine
+        assert not state.refusals("own")
+
+    def test_a_service_with_more_of_them_than_the_limit_has_none(self) -> None:
+        state = with_beta()
+        state.authorize(Authority(name="beta", limits=Limits(service_backends=1)))
+        state.put("beta", "services", ("n", "s"), service("beta", "10.2.0.1", "10.2.0.2"))
+        assert backends(state) == set()
+        assert why(state, "beta", "services", ("n", "s")) == "has 2 backends, and the limit is 1"
+
+
+def test_a_peer_fills_no_table_beyond_its_limit() -> None:
     state = MeshState("own")
-    for address in map(parse, ("10.2.1.7", "10.2.2.7", "192.0.2.2", "fd00::7")):
-        state.put("beta", "endpoints", address, Endpoint(ip=address, identity=131080))
-    block = parse_prefix("10.2.0.0/16")
-    state.put("beta", "endpoints", block, Endpoint(ip=block.address, prefix_length=block.length, identity=131080))
-    state.put("beta", "nodes", "b1", node("beta", "b1", "10.2.1.0/24", "192.0.2.2"))
-    state.take_addresses()
-    state.put("beta", "nodes", "b1", node("beta", "b1", "10.2.2.0/24", "192.0.2.2"))
-    assert state.take_addresses() == {parse("10.2.1.7"), parse("10.2.2.7"), parse("192.0.2.2")}
+    state.authorize(Authority(name="beta", limits=Limits(keys={"endpoints": 2})))
+    for number in range(5):
+        state.put("beta", "endpoints", parse(f"10.2.0.{number}"), pod(f"10.2.0.{number}"))
+    assert len(state.views["beta"].endpoints) == 2
+    assert "limit" in why(state, "beta", "tables", "endpoints")
+    state.put("beta", "endpoints", parse("10.2.0.1"), pod("10.2.0.1", 131099))
+    assert state.views["beta"].endpoints[parse("10.2.0.1")].identity == 131099
+    state.remove("beta", "endpoints", parse("10.2.0.1"))
+    assert not why(state, "beta", "tables", "endpoints")
 
 
-def test_an_endpoint_that_is_gone_is_refused_no_more() -> None:
-    state = MeshState("own")
-    state.put("own", "nodes", "o1", node("own", "o1", "10.1.0.0/24", "192.0.2.1"))
-    state.put("evil", "endpoints", parse("10.1.0.7"), Endpoint(ip=parse("10.1.0.7"), identity=70000))
-    state.put("evil", "services", ("n", "s"), service("evil", "10.1.0.7"))
-    state.endpoint(parse("10.1.0.7"))
-    state.remote_services(("n", "s"))
-    assert len(state.views["evil"].refused) == 2
-    state.remove("evil", "endpoints", parse("10.1.0.7"))
-    state.remove("evil", "services", ("n", "s"))
-    assert not state.views["evil"].refused
-
-
-def test_an_endpoint_at_another_clusters_address_is_refused() -> None:
-    state = MeshState("own")
-    state.put("own", "nodes", "o1", node("own", "o1", "10.1.0.0/24", "192.0.2.1"))
-    state.put("evil", "endpoints", parse("10.1.0.7"), Endpoint(ip=parse("10.1.0.7"), identity=70000))
-    assert state.endpoint(parse("10.1.0.7")) is None
-    assert "endpoints/10.1.0.7" in state.views["evil"].refused
-    state.put("own", "endpoints", parse("10.1.0.7"), Endpoint(ip=parse("10.1.0.7"), identity=65600))
-    found = state.endpoint(parse("10.1.0.7"))
-    assert found is not None
-    assert found.identity == 65600
-
-
-def test_a_backend_at_another_clusters_address_is_left_out_and_the_rest_is_used() -> None:
-    state = MeshState("own")
-    state.put("own", "nodes", "o1", node("own", "o1", "10.1.0.0/24", "192.0.2.1"))
-    state.put("evil", "services", ("n", "s"), service("evil", "10.1.0.7", "10.66.0.1"))
-    (remote,) = state.remote_services(("n", "s"))
-    assert list(remote.backends) == [parse("10.66.0.1")]
-    assert "10.1.0.7" in state.views["evil"].refused["services/n/s"]
+def test_refusals_are_counted_by_reason_and_named() -> None:
+    state = mesh(node("evil", "e1", "8.8.8.0/24", "192.0.2.3"))
+    state.put("evil", "endpoints", parse("8.8.8.8"), pod("8.8.8.8"))
+    state.put("evil", "services", ("n", "s"), service("evil", "8.8.8.8"))
+    state.refuse("evil", "cilium/state/nodes/v1/x", "garbage")
+    refusals = state.refusals("evil")
+    assert refusals.counts == {Reason.NOT_ALLOWED: 1, Reason.NOT_HELD: 2, Reason.GARBLED: 1}
+    assert set(refusals.named(9)) == {"nodes/e1", "endpoints/8.8.8.8", "services/n/s", "cilium/state/nodes/v1/x"}
+    assert len(refusals.named(2)) == 2
 
 
 def test_dirty_names_what_changed_and_nothing_when_nothing_did() -> None:
@@ -181,10 +357,8 @@ def test_who_waits_for_changes_hears_of_each_that_is_one() -> None:
     assert heard == ["dirty", "dirty"]
 
 
-def test_a_node_that_changes_is_named_with_those_it_lets_in_or_pushes_out() -> None:
-    state = MeshState("own")
-    state.put("beta", "nodes", "b1", node("beta", "b1", "10.2.0.0/24", "192.0.2.2"))
-    state.put("gamma", "nodes", "g1", node("gamma", "g1", "10.2.0.0/24", "192.0.2.3"))
+def test_a_node_that_changes_is_named_with_those_it_lets_in() -> None:
+    state = mesh(node("beta", "b1", "10.2.0.0/24", "192.0.2.2"), node("gamma", "g1", "10.2.0.0/24", "192.0.2.3"))
     state.take_nodes()
     state.put("beta", "nodes", "b1", replace(node("beta", "b1", "10.2.0.0/24", "192.0.2.2"), labels={"a": "b"}))
     assert state.take_nodes() == {("beta", "b1")}
@@ -195,106 +369,163 @@ def test_a_node_that_changes_is_named_with_those_it_lets_in_or_pushes_out() -> N
 
 
 def test_a_node_that_only_has_another_label_makes_no_service_and_no_address_dirty() -> None:
-    state = MeshState("own")
-    state.put("beta", "nodes", "b1", node("beta", "b1", "10.2.0.0/24", "192.0.2.2"))
+    state = with_beta()
     state.put("beta", "services", ("n", "s"), service("beta", "10.2.0.1"))
-    state.take_services()
+    state.put("beta", "endpoints", parse("10.2.0.1"), pod("10.2.0.1"))
+    state.take_services(), state.take_addresses()
     state.put("beta", "nodes", "b1", replace(node("beta", "b1", "10.2.0.0/24", "192.0.2.2"), labels={"a": "b"}))
     assert (state.take_services(), state.take_addresses()) == (set(), set())
 
 
-def test_claims_that_change_make_what_is_at_their_addresses_dirty() -> None:
-    state = MeshState("own")
-    state.put("beta", "endpoints", parse("10.1.0.7"), Endpoint(ip=parse("10.1.0.7"), identity=131080))
-    state.take_addresses()
-    state.put("own", "nodes", "o1", node("own", "o1", "10.1.0.0/24", "192.0.2.1"))
-    assert state.take_addresses() == {parse("10.1.0.7")}
-
-
 def test_a_drained_cluster_leaves_nothing() -> None:
-    state = MeshState("own")
-    state.put("beta", "nodes", "b1", node("beta", "b1", "10.2.0.0/24", "192.0.2.2"))
+    state = with_beta()
     state.put("beta", "services", ("n", "s"), service("beta", "10.2.0.1"))
+    state.put("beta", "endpoints", parse("10.2.0.1"), pod("10.2.0.1"))
+    state.authorize(Authority(name="beta", allowed=(parse_prefix("203.0.113.0/24"),)))
     state.drain("beta")
     assert list(state.views) == ["own"]
     assert state.remote_services(("n", "s")) == []
-    assert state.speaks_for("anyone", parse("10.2.0.1"))
+    assert state.endpoint(parse("10.2.0.1")) is None
+    state.put("beta", "nodes", "b1", node("beta", "b1", "203.0.113.0/24", "192.0.2.2"))
+    assert admitted(state) == [("own", "o1")]
 
 
-machines = st.builds(
-    lambda cluster, name, cidrs, ip, key: Node(
-        cluster=cluster,
-        cluster_id=1,
-        name=name,
-        addresses=(NodeAddress(type="InternalIP", ip=parse(ip)),),
-        pod_cidrs=tuple(map(parse_prefix, cidrs)),
-        wireguard_public_key=key,
-    ),
-    st.sampled_from(["own", "beta", "gamma"]),
-    st.sampled_from(["n1", "n2"]),
-    st.lists(st.sampled_from(["10.1.0.0/16", "10.1.1.0/24", "10.1.1.7/32", "10.2.0.0/24"]), max_size=3),
-    st.sampled_from(["10.1.1.7", "192.0.2.1", "192.0.2.2"]),
+def test_a_node_that_is_refused_is_not_kept_for_the_next_start() -> None:
+    """Restored before the cluster that stood first, it would stand first."""
+    state = mesh(node("beta", "b1", "10.1.0.0/16", "192.0.2.2"), node("own", "o1", "10.1.0.0/24", "192.0.2.1"))
+    state.put("own", "nodes", "o2", node("own", "o2", "10.9.0.0/24", "192.0.2.9"))
+    assert set(state.good_view("own").nodes) == {"o2"}
+    assert set(state.views["own"].nodes) == {"o1", "o2"}
+
+
+# Few names and addresses, so that most steps have something to do with each other.
+_clusters = st.sampled_from(["own", "beta", "gamma"])
+_cidrs = st.sampled_from(["10.1.0.0/16", "10.1.1.0/24", "10.1.1.7/32", "10.2.0.0/24", "fd00:1::/64", "8.8.8.0/24"])
+_ips = st.sampled_from(["10.1.1.7", "10.1.2.7", "10.2.0.7", "192.0.2.1", "192.0.2.2", "fd00:1::7", "8.8.8.8"])
+_nodes = st.builds(
+    lambda cidrs, ip, key: node("", "", " ".join(cidrs), ip, key),
+    st.lists(_cidrs, max_size=3),
+    _ips,
     st.sampled_from(["", "A", "B"]),
 )
+_node_steps = st.tuples(_clusters, st.just("nodes"), st.sampled_from(["n1", "n2"]), st.none() | _nodes)
+_steps = st.one_of(
+    _node_steps,
+    st.tuples(_clusters, st.just("endpoints"), _ips.map(parse), st.none() | st.integers(131072, 131080)),
+    st.tuples(_clusters, st.just("services"), st.just(("n", "s")), st.none() | st.lists(_ips, max_size=4)),
+    st.tuples(_clusters, st.just("local_services"), st.just(("n", "s")), st.none() | _ips),
+    st.tuples(_clusters, st.just("ground"), st.none(), st.lists(_ips, max_size=2)),
+    st.tuples(_clusters, st.just("allowed"), st.none(), st.lists(_cidrs, max_size=2)),
+    st.tuples(_clusters, st.just("drain"), st.none(), st.none()),
+)
+_mostly_nodes = st.one_of(_node_steps, _node_steps, _node_steps, _steps)
 
 
-@given(st.lists(machines, max_size=10))
-def test_nothing_is_claimed_twice_or_after_its_node_is_gone_whatever_nodes_claim(script: list[Node]) -> None:
-    """The same CIDR twice in one node, one inside the other, an address inside its own pod CIDR, a key of others."""
+def _do(state: MeshState, cluster: str, kind: str, name: Any, value: Any) -> None:
+    if kind == "drain":
+        state.drain(cluster)
+    elif kind == "ground":
+        state.stand_on(Ground(Place(single(parse(ip)), "the gateway", lifeline=True) for ip in value))
+    elif kind == "allowed":
+        state.authorize(Authority(name=cluster, allowed=tuple(map(parse_prefix, value))))
+    elif value is None:
+        state.remove(cluster, kind, name)
+    elif kind == "nodes":
+        state.put(cluster, kind, name, replace(value, cluster=cluster, name=name))
+    elif kind == "endpoints":
+        state.put(cluster, kind, name, Endpoint(ip=name, identity=value))
+    elif kind == "services":
+        state.put(cluster, kind, name, service(cluster, *value))
+    elif cluster == "own":
+        state.put(cluster, kind, name, LocalService(service=service(cluster, frontend=value)))
+
+
+def _claims(node: Node) -> list[Prefix]:
+    return list(wanted_by(node).claims)
+
+
+def _holder(state: MeshState, address: Address) -> str | None:
+    for each in state.admitted_nodes():
+        if any(contains(prefix, address) for prefix in _claims(each)):
+            return each.cluster
+    return None
+
+
+def _endpoint(state: MeshState, address: Address) -> Endpoint | None:
+    """The stupid way: look at all nodes."""
+    cluster = _holder(state, address) or "own"
+    return state.views[cluster].endpoints.get(address) if cluster in state.views else None
+
+
+@given(st.lists(_steps, max_size=25))
+def test_whatever_happens_what_is_used_is_what_looking_at_everything_finds(script: list[Any]) -> None:
     state = MeshState("own")
-    for machine in script:
-        state.put(machine.cluster, "nodes", machine.name, machine)
-        state.take_nodes()
-        keys = [
-            (node.wireguard_public_key, node.cluster) for node in state.admitted_nodes() if node.wireguard_public_key
-        ]
-        assert len({key for key, _ in keys}) == len(set(keys)), "a key is one cluster's"
-        assert {node.name for node in state.admitted_nodes() if node.cluster == "own"} == set(state.views["own"].nodes)
+    addresses = [parse(ip) for ip in ("10.1.1.7", "10.1.2.7", "10.2.0.7", "192.0.2.1", "fd00:1::7", "8.8.8.8")]
+    known: dict[Address, Endpoint | None] = dict.fromkeys(addresses)
+    served: list[Service] = []
+    for step in script:
+        _do(state, *step)
+        dirty = state.take_addresses()
+        for address in addresses:
+            assert state.endpoint(address) == _endpoint(state, address)
+            assert state.endpoint(address) == known[address] or address in dirty
+            known[address] = state.endpoint(address)
+        services = state.take_services()
+        assert state.remote_services(("n", "s")) == served or ("n", "s") in services
+        served = state.remote_services(("n", "s"))
+        assert all(_holder(state, address) == each.cluster for each in served for address in each.backends)
+        for cluster, view in state.views.items():
+            for name, taken in view.services.items():
+                wanted = {address for address in taken.backends if _holder(state, address) == cluster}
+                if cluster != "own":
+                    assert {a for each in served if each.cluster == cluster for a in each.backends} == wanted, name
+
+
+@given(st.lists(_mostly_nodes, max_size=25))
+def test_whatever_happens_nodes_that_stand_are_apart_and_who_stood_stands(script: list[Any]) -> None:
+    state = MeshState("own")
+    stood: dict[tuple[str, str], Node] = {}
+    for step in script:
+        _do(state, *step)
+        standing = {(each.cluster, each.name): each for each in state.admitted_nodes()}
+        dirty = state.take_nodes()
+        everyone = list(standing.values())
+        for number, first in enumerate(everyone):
+            for second in everyone[:number]:
+                assert not any(overlaps(a, b) for a in _claims(first) for b in _claims(second))
+                assert not first.wireguard_public_key or first.wireguard_public_key != second.wireguard_public_key
+        for cluster, view in state.views.items():
+            for name in view.nodes:
+                assert ((cluster, name) in standing) != (name in state.refusals(cluster).of("nodes"))
+        changed = step[:1] if step[1] in ("drain", "allowed") else (step[0], step[2]) if step[1] == "nodes" else ("",)
+        for holder, before in stood.items():
+            assert holder[: len(changed)] == changed or standing.get(holder) == before, "who stood first, stands"
+        assert standing.keys() ^ stood.keys() <= dirty
+        stood = standing
+
+
+@given(st.lists(_mostly_nodes, min_size=5, max_size=25))
+def test_a_refused_node_would_be_refused_if_it_came_now(script: list[Any]) -> None:
+    """Whatever stood in its way, its being gone is noticed."""
+    state = MeshState("own")
+    for step in script:
+        _do(state, *step)
+    for cluster, view in list(state.views.items()):
+        for name in [name for name in view.nodes if name in state.refusals(cluster).of("nodes")]:
+            again = view.nodes[name]
+            state.remove(cluster, "nodes", name)
+            state.put(cluster, "nodes", name, again)
+            assert name in state.refusals(cluster).of("nodes")
+
+
+@given(st.lists(_steps, max_size=25))
+def test_a_drained_mesh_holds_nothing(script: list[Any]) -> None:
+    state = MeshState("own")
+    for step in script:
+        _do(state, *step)
     for cluster in list(state.views):
         state.drain(cluster)
-    state.take_nodes()
-    assert all(state.speaks_for("anyone", parse(ip)) for ip in ("10.1.1.7", "10.2.0.1", "192.0.2.1", "192.0.2.2"))
-    state.put("zeta", "nodes", "z", node("zeta", "z", "10.0.0.0/8", "192.0.2.1", "A"))
+    state.stand_on(Ground())
+    state.put("zeta", "nodes", "z", node("zeta", "z", "10.0.0.0/12 fd00::/40", "192.0.2.1", "A"))
     assert admitted(state) == [("zeta", "z")]
-
-
-events = st.lists(
-    st.tuples(
-        st.sampled_from(["own", "beta", "gamma"]),
-        st.sampled_from(["n1", "n2"]),
-        st.one_of(st.none(), st.builds("10.{}.0.0/24".format, st.integers(1, 4))),
-    ),
-    max_size=14,
-)
-
-
-@given(events)
-def test_no_two_clusters_are_ever_admitted_to_overlapping_cidrs(script: list[tuple[str, str, Any]]) -> None:
-    state = MeshState("own")
-    for number, (cluster, name, cidr) in enumerate(script):
-        if cidr is None:
-            state.remove(cluster, "nodes", name)
-        else:
-            state.put(cluster, "nodes", name, node(cluster, name, cidr, f"192.0.2.{number}"))
-        owners: dict[Any, str] = {}
-        state.take_nodes()
-        for each in state.admitted_nodes():
-            assert owners.setdefault(each.pod_cidrs[0], each.cluster) == each.cluster
-        own = set(state.views["own"].nodes)
-        assert {n.name for n in state.admitted_nodes() if n.cluster == "own"} == own, "the own cluster always wins"
-        for each_cluster, view in state.views.items():
-            for each_name in view.nodes:
-                held = (each_cluster, each_name) in {(n.cluster, n.name) for n in state.admitted_nodes()}
-                assert held != (f"nodes/{each_name}" in view.refused)
-
-
-@pytest.mark.parametrize(
-    ("identity", "taken"), [(1, False), (2, False), (7, False), (255, False), (6, True), (70000, True)]
-)
-def test_reserved_identities_are_not_taken_from_a_peer_but_for_its_nodes(identity: int, taken: bool) -> None:
-    state = MeshState("own")
-    state.put("beta", "endpoints", parse("10.2.0.7"), Endpoint(ip=parse("10.2.0.7"), identity=identity))
-    assert (state.endpoint(parse("10.2.0.7")) is not None) == taken
-    assert ("endpoints/10.2.0.7" in state.views["beta"].refused) != taken
-    state.put("own", "endpoints", parse("10.1.0.7"), Endpoint(ip=parse("10.1.0.7"), identity=identity))
-    assert state.endpoint(parse("10.1.0.7")) is not None
+    assert not any(state.refusals(cluster) for cluster in state.views)

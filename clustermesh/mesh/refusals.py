@@ -1,0 +1,88 @@
+"""What is not used of what a cluster says, and why: one reason and one sentence each, counted by reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping
+from enum import StrEnum
+from itertools import islice
+from typing import Final, NamedTuple
+
+from clustermesh.address import Address, text
+
+
+class Reason(StrEnum):
+    """Why something is refused. The values are the labels of metrics and status."""
+
+    GARBLED = "garbled"  # it cannot be decoded, or its key, its value and its owner do not agree
+    RESERVED = "reserved"  # loopback, link-local, multicast: no cluster's
+    CUTS_OFF = "cuts-off"  # it holds an etcd, a node or a gateway
+    TAKEN = "taken"  # another node has the prefix, the address or the key
+    NOT_ALLOWED = "not-allowed"  # not private, or too wide, and not named by the operator
+    LOCAL = "local"  # on a local interface, or where this cluster's services, resolvers or API server are
+    NOT_HELD = "not-held"  # the cluster has no node with that address or with a pod CIDR around it
+    IDENTITY = "identity"  # a number that is not the cluster's to give
+    PORT = "port"  # nobody answers at port 0
+    LIMIT = "limit"  # there are too many
+
+
+class Refusal(NamedTuple):
+    """`why` is a sentence that begins with what it is about, in words of the person who made it."""
+
+    reason: Reason
+    why: str
+
+
+MOST_NAMED: Final = 10_000  # garbage is named by its key: a peer full of it must not fill this node's memory
+
+
+class Refusals:
+    """The refusals of one cluster, by kind ("nodes") and name: never more than it has entries, and named garbage."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[Reason] = Counter()
+        self._of: dict[str, dict[Hashable, Refusal]] = {}
+
+    def of(self, kind: str) -> Mapping[Hashable, Refusal]:
+        """The refusals of `kind`, by name."""
+        return self._of.get(kind, {})
+
+    def set(self, kind: str, name: Hashable, refusal: Refusal | None) -> None:
+        """`name` is refused for this from now on, or not at all."""
+        table = self._of.get(kind)
+        if refusal is None:
+            if table and (before := table.pop(name, None)):
+                self._uncount(before)
+            return
+        if table is None:
+            table = self._of.setdefault(kind, {})
+        if before := table.get(name):
+            self._uncount(before)
+        table[name] = refusal
+        self.counts[refusal.reason] += 1
+
+    def __len__(self) -> int:
+        return self.counts.total()
+
+    def __iter__(self) -> Iterator[tuple[str, Hashable, Refusal]]:
+        """Kind, name and refusal of each."""
+        for kind, table in self._of.items():
+            for name, refusal in table.items():
+                yield kind, name, refusal
+
+    def named(self, most: int) -> dict[str, str]:
+        """Up to `most` of them, "nodes/w1" -> why; garbage is called by its key."""
+        return {_spelled(kind, name): refusal.why for kind, name, refusal in islice(self, most)}
+
+    def _uncount(self, refusal: Refusal) -> None:
+        self.counts[refusal.reason] -= 1
+        if not self.counts[refusal.reason]:
+            del self.counts[refusal.reason]
+
+
+def _spelled(kind: str, name: Hashable) -> str:
+    if isinstance(name, bytes):
+        return f"{kind}/{text(Address(name))}"
+    if isinstance(name, tuple):
+        return "/".join((kind, *name))
+    return str(name) if kind == "keys" else f"{kind}/{name}"
