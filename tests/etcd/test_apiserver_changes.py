@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from apiserver_bed import PATIENCE, Bed, manifests, pods
 
+from clustermesh.address import parse
 from clustermesh.model import AgentRecord
 from clustermesh.wire import endpoint, keys, local, node, service
 
@@ -56,7 +57,7 @@ async def test_a_change_of_a_file_is_a_change_of_its_keys_only(bed: Bed) -> None
     bed.write("shop.yaml", manifests("10.1.0.5", "10.1.0.6"))
     written = (bed.context.manifests / "shop.yaml").stat().st_mtime_ns
     found = await bed.until(lambda found: found[CART].mod_revision > before[CART].mod_revision)
-    assert set(service.decode(found[CART].value).backends) == {"10.1.0.5", "10.1.0.6"}
+    assert set(service.decode(found[CART].value).backends) == {parse("10.1.0.5"), parse("10.1.0.6")}
     stamp = local.decode_stamp(found[keys.stamp_key("shop", "cart")].value)
     assert stamp.observed == written <= stamp.published
     own = keys.local_service_key("shop", "cart")
@@ -83,7 +84,7 @@ async def test_a_broken_document_is_shown_and_everything_beside_it_goes_on(bed: 
 
 
 async def test_an_agents_record_reaches_its_node_and_the_pods_on_it(bed: Bed) -> None:
-    pod = keys.endpoint_key("10.1.0.10")
+    pod = keys.endpoint_key(parse("10.1.0.10"))
     assert endpoint.decode((await bed.all())[pod].value).key == 0
     record = local.encode_agent(AgentRecord(node="n1", wireguard_public_key=KEY))
     await bed.client.put(keys.agent_key("n1"), record)

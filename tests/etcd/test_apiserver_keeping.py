@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from apiserver_bed import Bed, manifests, pods, values
 
+from clustermesh.address import parse
 from clustermesh.apiserver.server import Timing
 from clustermesh.wire import keys
 
@@ -51,7 +52,7 @@ async def test_foreign_keys_in_our_places_are_removed_and_no_others(bed: Bed) ->
         keys.service_key("beta", "shop", "cart"),
         keys.node_key("alpha", "n9"),
         keys.identity_key(65537),
-        keys.endpoint_key("10.9.9.9"),
+        keys.endpoint_key(parse("10.9.9.9")),
         keys.stamp_key("shop", "nobody"),
         keys.local_service_key("shop", "nobody"),
         keys.canary_key("alpha", "endpointslices"),

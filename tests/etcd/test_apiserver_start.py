@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from apiserver_bed import PATIENCE, Bed, manifests, pods, values
 
+from clustermesh.address import parse
 from clustermesh.wire import keys, service
 
 IDENTITIES = keys.state_prefix("identities", "alpha")
@@ -64,7 +65,7 @@ async def test_a_restart_keeps_every_key_and_every_number(bed: Bed, end: signal.
         assert gone == []
         assert values(after, IDENTITIES) == values(before, IDENTITIES)
         assert values(after, keys.STATE + b"ip/") == values(before, keys.STATE + b"ip/")
-        assert set(service.decode(after[CART].value).backends) == {"10.1.0.5", "10.1.0.7"}
+        assert set(service.decode(after[CART].value).backends) == {parse("10.1.0.5"), parse("10.1.0.7")}
         unchanged = keys.stamp_key("shop", "cart")
         assert after[unchanged].value != before[unchanged].value
 

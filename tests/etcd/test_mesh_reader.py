@@ -73,7 +73,7 @@ class StateSink:
 def web(*addresses: str) -> bytes:
     ports = {"http": Port(protocol=Protocol.TCP, port=80)}
     return service.encode(
-        Service(cluster=BETA, cluster_id=2, namespace="shop", name="web", backends=dict.fromkeys(addresses, ports))
+        Service(cluster=BETA, cluster_id=2, namespace="shop", name="web", backends={parse(a): ports for a in addresses})
     )
 
 
@@ -144,7 +144,7 @@ async def test_everything_is_read_and_the_cluster_is_fresh(client: EtcdClient, s
         view = sink.view()
         assert list(view.nodes) == ["b1"]
         assert list(view.identities) == [131073]
-        assert list(view.endpoints) == ["10.2.1.5"]
+        assert list(view.endpoints) == [parse("10.2.1.5")]
         assert list(view.services) == [("shop", "web")]
         await client.delete(WEB)
         await until(lambda: not view.services)
@@ -205,7 +205,7 @@ async def test_a_value_that_turns_to_garbage_keeps_the_last_good_one(
         await until(lambda: reader.session.state is State.FRESH)
         await client.put(WEB, b"garbage")
         await until(sink.refused)
-        assert list(sink.view().services[("shop", "web")].backends) == ["10.2.1.5"]
+        assert list(sink.view().services[("shop", "web")].backends) == [parse("10.2.1.5")]
 
 
 async def test_losing_the_etcd_keeps_everything_and_a_restart_ends_at_the_truth(  # type: ignore[no-untyped-def]
@@ -223,7 +223,7 @@ async def test_losing_the_etcd_keeps_everything_and_a_restart_ends_at_the_truth(
         await until(lambda: reader.session.state is State.FRESH)
         assert not take_all(sink.state), "coming back changes nothing that is still so"
         await client.put(WEB, web("10.2.1.9"))
-        await until(lambda: list(sink.view().services[("shop", "web")].backends) == ["10.2.1.9"])
+        await until(lambda: list(sink.view().services[("shop", "web")].backends) == [parse("10.2.1.9")])
 
 
 async def test_an_etcd_started_empty_takes_nothing_away_while_it_is_filled_again(  # type: ignore[no-untyped-def]
