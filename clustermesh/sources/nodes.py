@@ -1,17 +1,17 @@
-"""Every Node of the cluster -> model nodes, at once, because no two may hand out the same addresses. Pure."""
+"""Every Node of the cluster -> model nodes, at once, because no two may have or hand out the same addresses. Pure."""
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Final
 
 from clustermesh import model
-from clustermesh.address import BITS, Address, Prefix, from_int, is_ipv4, prefix_text, to_int
+from clustermesh.address import BITS, Address, Prefix, from_int, is_ipv4, to_int
 from clustermesh.errors import Invalid
 from clustermesh.model import Cluster, NodeAddress
 from clustermesh.sources.faults import Faults
 from clustermesh.sources.objects import Node, Ref
+from clustermesh.sources.pod_cidrs import PodCidrs
 from clustermesh.sources.rules import parse_cidr, parse_ip
 from clustermesh.wire.node import check_wireguard_key
 
@@ -27,12 +27,17 @@ ENCRYPTED: Final = 255
 
 
 def translate_nodes(cluster: Cluster, nodes: Mapping[Ref, Node], faults: Faults) -> dict[str, model.Node]:
-    """Model nodes by name. Of two nodes with overlapping pod CIDRs the one whose name sorts first has them."""
-    taken = _Taken()
-    return {ref.name: _translate_node(cluster, ref, nodes[ref], taken, faults) for ref in sorted(nodes)}
+    """Model nodes by name. Of two with one InternalIP, or overlapping pod CIDRs, the first by name has it."""
+    internal: dict[Address, str] = {}
+    addresses = {ref: _addresses(ref, nodes[ref], internal, faults) for ref in sorted(nodes)}
+    external = {a.ip: ref.name for ref, found in addresses.items() for a in found if a.type == "ExternalIP"}
+    cidrs = PodCidrs(external | internal)
+    return {ref.name: _translate_node(cluster, ref, nodes[ref], addresses[ref], cidrs, faults) for ref in addresses}
 
 
-def _translate_node(cluster: Cluster, ref: Ref, node: Node, taken: _Taken, faults: Faults) -> model.Node:
+def _translate_node(
+    cluster: Cluster, ref: Ref, node: Node, addresses: Sequence[NodeAddress], taken: PodCidrs, faults: Faults
+) -> model.Node:
     cidrs = _pod_cidrs(ref, node, taken, faults)
     annotations = node.metadata.annotations
     key = _wireguard_key(ref, annotations, faults)
@@ -40,7 +45,7 @@ def _translate_node(cluster: Cluster, ref: Ref, node: Node, taken: _Taken, fault
         cluster=cluster.name,
         cluster_id=cluster.id,
         name=ref.name,
-        addresses=_addresses(ref, node, cidrs, faults),
+        addresses=(*addresses, *_router(ref, node, addresses, cidrs, faults)),
         pod_cidrs=cidrs,
         health_ips=_health_ips(ref, annotations, faults),
         encryption_key=ENCRYPTED if key else 0,
@@ -51,18 +56,31 @@ def _translate_node(cluster: Cluster, ref: Ref, node: Node, taken: _Taken, fault
     )
 
 
-def _addresses(ref: Ref, node: Node, cidrs: Sequence[Prefix], faults: Faults) -> tuple[NodeAddress, ...]:
+def _addresses(ref: Ref, node: Node, internal: dict[Address, str], faults: Faults) -> list[NodeAddress]:
+    """What the Node says of itself, but for InternalIPs that another Node has in `internal` already."""
     addresses = []
     for number, address in enumerate(node.status.addresses):
         if address.type in _ADDRESS_TYPES:
-            ip = faults.check(ref, parse_ip, f"status.addresses[{number}].address", address.address)
-            addresses += [NodeAddress(type=address.type, ip=ip)] if ip else []
+            field = f"status.addresses[{number}].address"
+            ip = faults.check(ref, parse_ip, field, address.address)
+            owner = internal.setdefault(ip, ref.name) if ip and address.type == "InternalIP" else ref.name
+            if owner != ref.name:
+                faults.note(ref, Invalid(field, address.address, f"must not be the InternalIP of node {owner} too"))
+            elif ip:
+                addresses.append(NodeAddress(type=address.type, ip=ip))
     if not any(a.type == "InternalIP" for a in addresses):
         faults.note(ref, Invalid("status.addresses", "", "must hold an InternalIP, where other nodes reach this one"))
+    return addresses
+
+
+def _router(
+    ref: Ref, node: Node, addresses: Sequence[NodeAddress], cidrs: Sequence[Prefix], faults: Faults
+) -> list[NodeAddress]:
+    """The node's own address among its pods, where `addresses` do not name one."""
     router = _annotated_ip(ref, node.metadata.annotations, _CILIUM_HOST, faults) or _router_in(cidrs)
-    if router and not any(a.type == "CiliumInternalIP" for a in addresses):
-        addresses.append(NodeAddress(type="CiliumInternalIP", ip=router))
-    return tuple(addresses)
+    if router is None or any(a.type == "CiliumInternalIP" for a in addresses):
+        return []
+    return [NodeAddress(type="CiliumInternalIP", ip=router)]
 
 
 def _router_in(cidrs: Sequence[Prefix]) -> Address | None:
@@ -90,32 +108,14 @@ def _wireguard_key(ref: Ref, annotations: Mapping[str, str], faults: Faults) -> 
     return (faults.check(ref, lambda _, key: check_wireguard_key(key), field, text) or "") if text else ""
 
 
-def _pod_cidrs(ref: Ref, node: Node, taken: _Taken, faults: Faults) -> tuple[Prefix, ...]:
+def _pod_cidrs(ref: Ref, node: Node, taken: PodCidrs, faults: Faults) -> tuple[Prefix, ...]:
     cidrs: list[Prefix] = []
     for text in node.spec.pod_cidrs or [node.spec.pod_cidr]:
         cidr = faults.check(ref, parse_cidr, "spec.podCIDRs", text) if text else None
         if cidr is None:
             continue
-        if clash := taken.take(cidr, ref.name):
-            faults.note(ref, Invalid("spec.podCIDRs", text, f"must not overlap {clash}"))
+        if fault := taken.take(cidr, ref.name):
+            faults.note(ref, Invalid("spec.podCIDRs", text, fault))
         else:
             cidrs.append(cidr)
     return tuple(sorted(cidrs, key=lambda cidr: not is_ipv4(cidr.address)))  # of each family in the order given
-
-
-class _Taken:
-    """The CIDRs handed out so far. They are disjoint, so whatever overlaps a new one is its neighbour in the order."""
-
-    def __init__(self) -> None:
-        self._blocks: list[tuple[int, int, str]] = []
-
-    def take(self, cidr: Prefix, node: str) -> str:
-        """Take `cidr` for `node` and return "", or say whose CIDR is in the way."""
-        first = to_int(cidr.address)
-        last = first + (1 << (BITS - cidr.length)) - 1
-        place = bisect_left(self._blocks, (first, -1, ""))
-        for begin, end, owner in self._blocks[max(place - 1, 0) : place + 1]:
-            if begin <= last and first <= end:
-                return owner
-        self._blocks.insert(place, (first, last, f"{prefix_text(cidr)} of node {node}"))
-        return ""

@@ -6,6 +6,7 @@ import ipaddress
 from typing import Any
 
 import kube
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -67,11 +68,11 @@ def test_bad_parts_of_a_node_are_left_out_one_by_one() -> None:
     found, sentences = translate(kube.ALPHA, kube.decode(manifest))[0].nodes["n1"], faults(manifest)
     assert (found.pod_cidrs, found.underlay, found.wireguard_public_key) == ((parse_prefix("10.2.0.0/24"),), None, "")
     assert [sentence.split(": must")[0] for sentence in sentences] == [
+        "n1: status.addresses[0].address: '192.0.2.300'",
+        "n1: status.addresses: ''",
         "n1: spec.podCIDRs: '10.1.0.1/24'",
         "n1: spec.podCIDRs: '10.3.0.0'",
         "n1: WireGuard key: 'c2hvcnQ='",
-        "n1: status.addresses[0].address: '192.0.2.300'",
-        "n1: status.addresses: ''",
     ]
 
 
@@ -85,6 +86,67 @@ def test_of_two_nodes_with_overlapping_cidrs_the_first_by_name_has_them() -> Non
     assert [s.sentence for s in sentences] == [
         "spec.podCIDRs: '10.1.0.128/25': must not overlap 10.1.0.0/24 of node n1"
     ]
+
+
+def test_of_two_nodes_with_one_internal_ip_the_first_by_name_has_it() -> None:
+    manifests = kube.node("n2", "192.0.2.1", "10.1.2.0/24"), kube.node("n1", "192.0.2.1", "10.1.1.0/24")
+    found, sentences = translate(kube.ALPHA, kube.decode(*manifests))
+    assert {name: node.underlay for name, node in found.nodes.items()} == {"n1": parse("192.0.2.1"), "n2": None}
+    assert [node.pod_cidrs for node in found.nodes.values()] == [
+        (parse_prefix("10.1.1.0/24"),),
+        (parse_prefix("10.1.2.0/24"),),
+    ]
+    assert [(s.ref.name, s.sentence) for s in sentences] == [
+        ("n2", "status.addresses[0].address: '192.0.2.1': must not be the InternalIP of node n1 too"),
+        ("n2", "status.addresses: '': must hold an InternalIP, where other nodes reach this one"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "cidr",
+    [
+        *(
+            "0.0.0.0/0",
+            "0.0.0.0/1",
+            "127.0.0.0/8",
+            "127.9.0.0/24",
+            "169.254.0.0/16",
+            "224.0.0.0/4",
+            "255.255.255.255/32",
+        ),
+        *("::/0", "::/128", "::1/128", "fe80::/64", "ff00::/8", "64:ff9b::/96"),
+    ],
+)
+def test_a_pod_cidr_that_is_nobodys_to_have_is_left_out_with_one_problem(cidr: str) -> None:
+    manifest = kube.node("n1", "192.0.2.1", cidr, "10.1.0.0/24")
+    found = translate(kube.ALPHA, kube.decode(manifest))[0].nodes["n1"]
+    assert found.pod_cidrs == (parse_prefix("10.1.0.0/24"),)
+    (sentence,) = faults(manifest)
+    assert sentence.startswith(f"n1: spec.podCIDRs: '{cidr}': must not overlap ")
+
+
+@pytest.mark.parametrize(
+    ("cidr", "address", "name"),
+    [
+        ("192.0.2.0/24", "192.0.2.1", "n1"),
+        ("192.0.2.2/32", "192.0.2.2", "n2"),
+        ("198.51.100.0/24", "198.51.100.7", "n2"),
+        ("fd00:9::/64", "fd00:9::2", "n2"),
+        ("192.0.2.128/25", "", ""),
+    ],
+)
+def test_a_pod_cidr_that_holds_a_node_is_left_out_whoever_says_it(cidr: str, address: str, name: str) -> None:
+    two = kube.node("n2", "192.0.2.2", "10.1.2.0/24")
+    two["status"]["addresses"] += [
+        {"type": "ExternalIP", "address": "198.51.100.7"},
+        {"type": "InternalIP", "address": "fd00:9::2"},
+    ]
+    manifests = kube.node("n1", "192.0.2.1", cidr), two
+    found, sentences = translate(kube.ALPHA, kube.decode(*manifests))
+    assert found.nodes["n1"].pod_cidrs == (() if address else (parse_prefix(cidr),))
+    assert found.nodes["n2"].pod_cidrs == (parse_prefix("10.1.2.0/24"),)
+    expected = [f"spec.podCIDRs: '{cidr}': must not hold {address}, where node {name} is reached"] if address else []
+    assert [s.sentence for s in sentences] == expected
 
 
 _CIDRS = st.tuples(st.integers(0, 63), st.integers(24, 32)).map(
