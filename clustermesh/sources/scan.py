@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import time
@@ -48,7 +49,7 @@ def scan_folder(root: Path, known: Mapping[str, Reading], now: int) -> Scan:
     found: dict[str, Stamp] = {}
     for folder, folders, files in os.walk(root, onerror=faults.append):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for path in (os.path.join(folder, name) for name in files if is_manifest(name)):
+        for path in (os.path.join(folder, name) for name in (*files, *folders) if is_manifest(name)):
             stamp = _stamp(path)
             if stamp is not None:
                 found[os.path.relpath(path, root)] = stamp
@@ -66,12 +67,10 @@ def scan_files(root: Path, paths: Iterable[str], known: Mapping[str, Reading], n
 
 
 def _stamp(path: str) -> Stamp | None:
-    """None for what is not there, or is no file."""
+    """None for what is not there; a pipe, a folder or a link to nothing is there and will not be readable."""
     try:
-        status = os.stat(path)
+        status = os.stat(path) if os.path.exists(path) else os.lstat(path)
     except OSError:
-        return None
-    if not stat.S_ISREG(status.st_mode):
         return None
     return status.st_mtime_ns, status.st_size, status.st_ino
 
@@ -97,4 +96,7 @@ def _read(root: Path, path: str, before: Reading | None, now: int) -> Reading:
 def _load(path: Path) -> tuple[os.stat_result, bytes]:
     # Without O_NONBLOCK a named pipe in the place of a file would hold us for ever.
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        return os.fstat(file.fileno()), file.read(MAX_BYTES + 1)
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "Is not a regular file")
+        return status, file.read(MAX_BYTES + 1)

@@ -6,7 +6,7 @@ import asyncio
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import kube
 import pytest
 
 from clustermesh.sources.folder import FolderSource
-from clustermesh.sources.scan import scan_files, scan_folder
+from clustermesh.sources.scan import Scan, scan_files, scan_folder
 from clustermesh.sources.translate import Change
 
 PATIENCE = 20.0
@@ -89,11 +89,57 @@ async def test_files_below_the_folder_are_read_and_others_are_not(root: Path) ->
     (root / ".hidden" / "d.yaml").write_text(cart("d"))
     (root / ".e.yaml.swp").write_text(cart("e"))
     (root / "f.txt").write_text(cart("f"))
-    os.mkfifo(root / "g.yaml")
     async with followed(root) as follower:
         assert follower.services() == ["a", "b"]
         assert follower.source.problems() == []
         assert follower.source.complete
+
+
+async def test_a_manifest_that_is_no_file_is_a_problem_and_everything_else_counts(root: Path) -> None:
+    os.mkfifo(root / "pipe.yaml")
+    (root / "loop.yaml").symlink_to("loop.yaml")
+    (root / "nowhere.yaml").symlink_to("absent")
+    (root / "folder.yaml").mkdir()
+    (root / "folder.yaml" / "a.yaml").write_text(cart("a"))
+    (root / "null.json").symlink_to("/dev/null")
+    async with followed(root) as follower:
+        assert follower.services() == ["a"]
+        found = {problem.file: problem.sentence for problem in follower.source.problems()}
+        assert found == {
+            "folder.yaml": "Is a directory; kept as it was",
+            "loop.yaml": "Too many levels of symbolic links; kept as it was",
+            "nowhere.yaml": "No such file or directory; kept as it was",
+            "null.json": "Is not a regular file; kept as it was",
+            "pipe.yaml": "Is not a regular file; kept as it was",
+        }
+        assert not follower.source.complete, "nobody knows what there was in their place"
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink(path.name, path)])
+async def test_what_stands_in_a_good_files_place_keeps_its_objects_and_is_a_problem(
+    root: Path, make: Callable[[Path], None]
+) -> None:
+    (root / "a.yaml").write_text(cart("a"))
+    async with followed(root) as follower:
+        make(root / ".a.yaml")
+        os.replace(root / ".a.yaml", root / "a.yaml")
+        await follower.until_true(follower.source.problems)
+        assert [problem.file for problem in follower.source.problems()] == ["a.yaml"]
+        assert follower.services() == ["a"]
+        swap_in(root / "a.yaml", cart("b"))
+        await follower.until("b")
+        assert follower.source.problems() == []
+
+
+@pytest.mark.parametrize("look", [scan_folder, lambda root, *rest: scan_files(root, ["a.yaml"], *rest)])
+def test_a_folder_in_a_good_files_place_does_not_count_as_its_removal(root: Path, look: Callable[..., Scan]) -> None:
+    (root / "a.yaml").write_text(cart("a"))
+    known = look(root, {}, time.time_ns()).read
+    (root / "a.yaml").unlink()
+    (root / "a.yaml").mkdir()
+    found = look(root, known, time.time_ns())
+    assert not found.removed
+    assert found.read["a.yaml"].manifest.broken
 
 
 async def test_writes_swaps_and_removals_are_noticed(root: Path) -> None:
