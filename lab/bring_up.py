@@ -46,7 +46,7 @@ async def up(plan: LabPlan, report: Report, *, connected: bool = True, bound: bo
             raise Refused("a lab of another size is up: `clustermesh lab down` first")
         report("the lab is up already")
         return Lab(known)
-    preconditions.check()
+    preconditions.check(plan.families)
     check_free(Path(plan.folder))
     _remove_leftovers(Path(plan.folder), report)
     begun = LabState(plan=plan, owner=identify(os.getpid()), host=teardown.host_network())
@@ -120,7 +120,7 @@ def _lifeline() -> int:
 
 async def _start_machines(plan: LabPlan, lifeline: int | None) -> dict[str, Process]:
     specs = {planned.name: _spec(plan, planned) for planned in plan.machines}
-    specs[INTERNET] = _spec(plan, NodePlan(name=INTERNET, cluster="", address=""))
+    specs[INTERNET] = _spec(plan, NodePlan(name=INTERNET, cluster=""))
     async with asyncio.TaskGroup() as group:
         tasks = {
             name: group.create_task(machine.start(plan.home(name), spec, lifeline)) for name, spec in specs.items()
@@ -139,7 +139,7 @@ def _spec(plan: LabPlan, planned: NodePlan) -> NodeSpec:
         cgroup=str(cgroups.lab_cgroup(Path(plan.folder)) / planned.name),
         cgroup2=str(cgroup2),
         binds=[home] if folder is None else [home, str(folder)],
-        private=[f"{folder}/etcd"] if folder is not None and planned.pod_cidr is None else [],
+        private=[f"{folder}/etcd"] if folder is not None and not planned.pod_cidrs else [],
         environment=machine.environment(folder),
     )
 
@@ -157,7 +157,7 @@ def _start_services(lab: Lab, cluster: ClusterPlan) -> None:
 def _kubelet(plan: LabPlan, planned: NodePlan) -> list[str]:
     options: Mapping[str, object] = {
         "--node": planned.name,
-        "--host-ip": planned.address,
+        "--host-ips": ",".join(planned.addresses),
         "--manifests": plan.context(planned.cluster) / "manifests",
         "--cni-conf": plan.home(planned.name) / "10-clustermesh.conf",
         "--cni-bin": machine.bin_folder(),

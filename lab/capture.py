@@ -3,9 +3,9 @@
     capture.py --marker TEXT --self-test TEXT [--port 51871]
 
 Listens on every port of the bridge in the network namespace it runs in, and counts each frame once: where it comes in.
-Prints one JSON object per line, {"frames", "clear_on_wire", "wireguard_packets", "self_test", "dropped"}, all counted
-since the start: at once, whenever something changed (five times a second at most), and at SIGTERM. `dropped` are frames
-the kernel had no room for: a count of clear text is only worth something where it is 0.
+Prints one JSON object per line, {"frames", "clear_on_wire", "wireguard_packets", "self_test", "self_test_ipv6",
+"dropped"}, all counted since the start: at once, whenever something changed (five times a second at most), and at
+SIGTERM. `dropped` are frames the kernel had no room for: a count of clear text is only worth something where it is 0.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import time
 
 _ETH_P_ALL = 0x0003
 _ETH_P_IP = 0x0800
+_ETH_P_IPV6 = 0x86DD
 _SOL_PACKET = 263
 _PACKET_STATISTICS = 6
 _PACKET_OUTGOING = 4
@@ -32,19 +33,27 @@ _BATCH = 256
 
 
 def is_wireguard(frame: bytes, port: int) -> bool:
-    """Whether an Ethernet frame is UDP over IPv4 to or from `port` and begins as a WireGuard message: type 1 to 4, then
-    three zero bytes (WireGuard paper, section 5.4).
+    """Whether an Ethernet frame is UDP to or from `port` and begins as a WireGuard message: type 1 to 4, then three
+    zero bytes (WireGuard paper, section 5.4).
     """
-    if (
-        len(frame) < 14 + 20 + 8 + 4
-        or int.from_bytes(frame[12:14], "big") != _ETH_P_IP
-        or frame[23] != socket.IPPROTO_UDP
-    ):
-        return False
-    udp = 14 + (frame[14] & 0x0F) * 4
-    if port not in struct.unpack_from("!HH", frame, udp):
+    udp = _find_udp(frame)
+    if udp is None or port not in struct.unpack_from("!HH", frame, udp):
         return False
     return frame[udp + 8 : udp + 12] in (b"\1\0\0\0", b"\2\0\0\0", b"\3\0\0\0", b"\4\0\0\0")
+
+
+def _find_udp(frame: bytes) -> int | None:
+    """Where the UDP header of a frame of IPv4 or IPv6 begins."""
+    udp = None
+    if len(frame) >= 14 + 20 and _kind(frame) == _ETH_P_IP and frame[23] == socket.IPPROTO_UDP:
+        udp = 14 + (frame[14] & 0x0F) * 4
+    elif len(frame) >= 14 + 40 and _kind(frame) == _ETH_P_IPV6 and frame[20] == socket.IPPROTO_UDP:
+        udp = 14 + 40
+    return udp if udp is not None and len(frame) >= udp + 8 + 4 else None
+
+
+def _kind(frame: bytes) -> int:
+    return int.from_bytes(frame[12:14], "big")
 
 
 class Counter:
@@ -52,7 +61,8 @@ class Counter:
 
     def __init__(self, marker: bytes, self_test: bytes, port: int) -> None:
         self._marker, self._self_test, self._port = marker, self_test, port
-        self.counts = dict.fromkeys(("frames", "clear_on_wire", "wireguard_packets", "self_test", "dropped"), 0)
+        names = ("frames", "clear_on_wire", "wireguard_packets", "self_test", "self_test_ipv6", "dropped")
+        self.counts = dict.fromkeys(names, 0)
 
     def see(self, frame: bytes) -> None:
         self.counts["frames"] += 1
@@ -62,6 +72,7 @@ class Counter:
             self.counts["clear_on_wire"] += 1
         if self._self_test in frame:
             self.counts["self_test"] += 1
+            self.counts["self_test_ipv6"] += _kind(frame) == _ETH_P_IPV6
 
 
 def capture(counter: Counter) -> None:

@@ -1,8 +1,9 @@
 """The load generator of a client pod: new connections at a steady rate. Standard library only; run by its path.
 
-Prints one JSON object per line, each {"records": [[at, took, cluster, error], ...]}: `at` is CLOCK_MONOTONIC seconds
-when the request began, `took` seconds, `cluster` who answered or null, `error` what went wrong or null. The clock is
-the machine's, so records can be set against what the lab did when. The last line is {"done": true}.
+Prints one JSON object per line, each {"records": [[at, took, cluster, error, host], ...]}: `at` is CLOCK_MONOTONIC
+seconds when the request began, `took` seconds, `cluster` who answered or null, `error` what went wrong or null, `host`
+the address that was asked: each of those given in turn. The clock is the machine's, so records can be set against what
+the lab did when. The last line is {"done": true}.
 
 The rate is kept whatever the answers do: a slow answer never delays the next request, it would hide failures.
 """
@@ -21,7 +22,7 @@ from typing import Any, cast
 KINDS = ("tcp", "udp-connected", "udp-unconnected")
 _FLUSH_SECONDS = 0.1
 
-Record = tuple[float, float, str | None, str | None]
+Record = tuple[float, float, str | None, str | None, str]
 
 
 class TcpExchange(asyncio.Protocol):
@@ -59,7 +60,7 @@ class UdpExchange(asyncio.DatagramProtocol):
     def datagram_received(self, data: bytes, addr: tuple[str | Any, int]) -> None:
         if self.answer.done():
             return
-        if addr == self._server:
+        if addr[:2] == self._server:  # of IPv6 it has four parts
             self.answer.set_result(data)
         else:
             self.answer.set_exception(ValueError(f"asked {self._server}, answered by {addr}"))
@@ -78,8 +79,8 @@ async def ask(server: tuple[str, int], marker: str, kind: str, seconds: float) -
         if len(words) != 3 or words[2] != marker:
             raise ValueError(f"wrong answer {words!r}")
     except (OSError, ValueError) as error:  # TimeoutError is an OSError
-        return begun, time.monotonic() - begun, None, f"{type(error).__name__}: {error}".rstrip(": ")
-    return begun, time.monotonic() - begun, words[0], None
+        return begun, time.monotonic() - begun, None, f"{type(error).__name__}: {error}".rstrip(": "), server[0]
+    return begun, time.monotonic() - begun, words[0], None, server[0]
 
 
 async def _ask_tcp(server: tuple[str, int], marker: str) -> str:
@@ -95,7 +96,7 @@ async def _ask_udp(server: tuple[str, int], marker: str, kind: str) -> str:
     connected = kind == "udp-connected"
     transport, exchange = await asyncio.get_running_loop().create_datagram_endpoint(
         lambda: UdpExchange(marker, server, connected=connected),
-        local_addr=None if connected else ("0.0.0.0", 0),
+        local_addr=None if connected else ("::" if ":" in server[0] else "0.0.0.0", 0),
         remote_addr=server if connected else None,
     )
     try:
@@ -106,7 +107,8 @@ async def _ask_udp(server: tuple[str, int], marker: str, kind: str) -> str:
 
 async def generate(options: argparse.Namespace) -> None:
     """`rate` requests a second for `seconds`, or until SIGTERM; then waits for the answers still due."""
-    server, kinds = (options.host, options.port), KINDS if options.kinds == "all" else options.kinds.split(",")
+    kinds = KINDS if options.kinds == "all" else options.kinds.split(",")
+    asked = [((host, options.port), kind) for kind in kinds for host in options.hosts.split(",")]
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stopped.set)
@@ -118,7 +120,8 @@ async def generate(options: argparse.Namespace) -> None:
             while not stopped.is_set() and sent < options.rate * options.seconds:
                 await asyncio.sleep(max(0.0, begun + sent / options.rate - time.monotonic()))
                 marker = f"{options.marker}-{os.getpid()}-{sent}"
-                task = requests.create_task(ask(server, marker, kinds[sent % len(kinds)], options.wait))
+                server, kind = asked[sent % len(asked)]
+                task = requests.create_task(ask(server, marker, kind, options.wait))
                 task.add_done_callback(lambda done: records.append(done.result()))
                 sent += 1
         printer.cancel()
@@ -141,7 +144,7 @@ def _write(line: object) -> None:
 
 def main() -> None:
     options = argparse.ArgumentParser(description="new connections at a steady rate, one JSON record each")
-    options.add_argument("host")
+    options.add_argument("hosts", help="addresses, separated by commas, asked in turn")
     options.add_argument("port", type=int)
     options.add_argument("--rate", type=float, default=250.0, help="requests a second (default 250)")
     options.add_argument("--seconds", type=float, default=60.0, help="for how long at most (default 60)")

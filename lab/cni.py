@@ -49,15 +49,16 @@ class Plugin:
     def __init__(self, bin_folder: Path, netconf: dict[str, Any]) -> None:
         self._bin_folder, self._netconf = bin_folder, netconf
 
-    async def add(self, attachment: Attachment) -> tuple[dict[str, Any], str]:
-        """The plugin's result as it gave it, and the pod's first address without its length."""
+    async def add(self, attachment: Attachment) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """The plugin's result as it gave it, and the pod's addresses without their lengths."""
         output = await self._call("ADD", attachment, {})
         try:
             result = msgspec.json.decode(output, type=_Result)
-            address = result.ips[0].address.partition("/")[0]
-        except (msgspec.DecodeError, IndexError) as error:
-            raise DecodeError("result of CNI ADD", output, "must hold ips[0].address") from error
-        return json.loads(output), address
+        except msgspec.DecodeError as error:
+            raise DecodeError("result of CNI ADD", output, "must hold ips") from error
+        if not result.ips:
+            raise DecodeError("result of CNI ADD", output, "must hold an address in ips")
+        return json.loads(output), tuple(ip.address.partition("/")[0] for ip in result.ips)
 
     async def check(self, attachment: Attachment, previous: dict[str, Any]) -> None:
         """Nothing where the attachment is as ADD left it; Refused with the plugin's words where it is not."""

@@ -90,7 +90,7 @@ class Demo:
         """Bring up, show, tear down; the last also after an error, SIGINT or SIGTERM, and in any case."""
         folder = Path(self._plan.folder)
         with state.only_one(folder), _terminated_like_interrupted():
-            preconditions.check()
+            preconditions.check(self._plan.families)
             bring_up.check_free(folder)
             self.begun = True
             try:
@@ -99,7 +99,9 @@ class Demo:
                 self._tear_down(folder)
 
     async def _bring_up(self) -> Lab:
-        self._audience.step(0, f"{self.outcome.clusters} clusters, {self.outcome.nodes} nodes, on this machine")
+        families = " and ".join(family.replace("ip", "IP") for family in self._plan.families)
+        size = f"{self.outcome.clusters} clusters, {self.outcome.nodes} nodes"
+        self._audience.step(0, f"{size}, {families}, on this machine")
         begin = time.monotonic()
         lab = await bring_up.up(self._plan, self._audience.doing, connected=False, bound=True)
         self._audience.claim(True, f"up after {time.monotonic() - begin:.1f} s, all pods ready")

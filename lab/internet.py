@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from lab import machine
-from lab.plan import INTERNET, LabPlan
+from lab.plan import INTERNET, UNDERLAY_LENGTH, LabPlan, family_of
 from lab.processes import Process
 
 
@@ -18,16 +18,20 @@ def bridge_batch(plan: LabPlan, processes: Mapping[str, Process]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def machine_batch(address: str) -> str:
+def machine_batch(addresses: Sequence[str]) -> str:
     """Commands for `ip -batch` in a machine's namespace. The underlay is one link; there is no default route."""
-    return f"link set lo up\naddress add {address}/16 dev eth0\nlink set eth0 up\n"
+    lines = ["link set lo up", "link set eth0 addrgenmode none"]
+    for address in addresses:
+        nodad = " nodad" if family_of(address) == "ipv6" else ""
+        lines.append(f"address add {address}/{UNDERLAY_LENGTH[family_of(address)]} dev eth0{nodad}")
+    return "\n".join([*lines, "link set eth0 up"]) + "\n"
 
 
 async def wire(plan: LabPlan, processes: Mapping[str, Process]) -> None:
     """Plug every machine in. Refused with the words of `ip` where that fails."""
     await _ip(processes[INTERNET], bridge_batch(plan, processes))
     for planned in plan.machines:
-        await _ip(processes[planned.name], machine_batch(planned.address))
+        await _ip(processes[planned.name], machine_batch(planned.addresses))
 
 
 async def _ip(process: Process, batch: str) -> None:

@@ -1,7 +1,7 @@
 """What a kubelet does, over a folder of YAML: run the Pods bound to this node and report how they are.
 
-    python -m lab.kubelet --node NAME --host-ip IP --manifests DIR
-                                      --cni-conf FILE --cni-bin DIR --cgroup2 DIR
+    python -m lab.kubelet --node NAME --host-ips IP,... --manifests DIR
+                          --cni-conf FILE --cni-bin DIR --cgroup2 DIR
 
 One task per Pod: namespace, CNI ADD, containers, readiness, status; when its document is gone: preStop, SIGTERM,
 SIGKILL after the grace period, CNI DEL. What an earlier kubelet of this node left is removed first. CNI ADD is tried
@@ -22,6 +22,7 @@ from clustermesh.errors import ClusterMeshError
 from lab import pod_files
 from lab.cni import Attachment, Plugin
 from lab.folder import FolderWatch
+from lab.plan import family_of
 from lab.pod_files import Container, Pod, PodFolder, Probe
 from lab.sandbox import NETNS, Sandbox, kill_cgroup
 
@@ -37,20 +38,22 @@ class PodWorker:
 
     def __init__(self, path: Path, pod: Pod, options: argparse.Namespace, plugin: Plugin) -> None:
         self.path, self.pod, self.deleted = path, pod, asyncio.Event()
-        self._host, self._plugin = options.host_ip, plugin
+        self._hosts, self._plugin = options.host_ips.split(","), plugin
         self._sandbox = Sandbox(f"{pod.metadata.namespace}_{pod.metadata.name}", options.cgroup2)
-        self._address, self._ready = "", False
+        self._addresses: tuple[str, ...] = ()
+        self._ready = False
         self._up: set[str] = set()  # containers whose process runs
 
     def report(self) -> bool:
         """False where the file changed meanwhile or the Pod is gone; then a later look decides."""
-        status = pod_files.status(self._address, self._host, ready=self._ready, containers=self.pod.spec.containers)
+        containers = self.pod.spec.containers
+        status = pod_files.status(self._addresses, self._hosts, ready=self._ready, containers=containers)
         return pod_files.report(self.path, self.pod.key, self.pod.metadata.uid, status)
 
     @property
-    def reported(self) -> tuple[str, bool]:
-        """What the Pod's status should say: address and readiness."""
-        return self._address, self._ready
+    def reported(self) -> tuple[tuple[str, ...], bool]:
+        """What the Pod's status should say: addresses and readiness."""
+        return self._addresses, self._ready
 
     async def run(self) -> None:
         await self._sandbox.make()
@@ -74,7 +77,10 @@ class PodWorker:
         said = ""
         while not self.deleted.is_set():
             try:
-                result, self._address = await self._plugin.add(attachment)
+                result, addresses = await self._plugin.add(attachment)
+                # A node's first address is of its primary family, and so has to be the pod's.
+                primary = family_of(self._hosts[0])
+                self._addresses = tuple(sorted(addresses, key=lambda address: family_of(address) != primary))
                 return result
             except ClusterMeshError as error:
                 if said != str(error):
@@ -137,14 +143,16 @@ class PodWorker:
             await asyncio.sleep(period if ready else _FIRST_PROBE_SECONDS)
 
     async def _answers(self, probe: Probe) -> bool:
+        """At every address: a real kubelet asks the first alone, which says nothing of the other family."""
         if probe.tcp_socket is None:
             return True
         try:
             async with asyncio.timeout(1):
-                _, writer = await asyncio.open_connection(self._address, probe.tcp_socket.port)
+                for address in self._addresses:
+                    _, writer = await asyncio.open_connection(address, probe.tcp_socket.port)
+                    writer.close()
         except OSError:
             return False
-        writer.close()
         return True
 
 
@@ -181,7 +189,7 @@ class Kubelet:
             path, pod = wanted.get(key, (worker.path, None))
             if pod is None or pod.metadata.uid != worker.pod.metadata.uid:
                 worker.deleted.set()
-            elif not worker.deleted.is_set() and worker.reported != (pod.status.get("podIP", ""), _is_ready(pod)):
+            elif not worker.deleted.is_set() and worker.reported != (_addresses(pod), _is_ready(pod)):
                 worker.path = path
                 worker.report()
 
@@ -195,6 +203,10 @@ class Kubelet:
         finally:
             del self._workers[key]
             self._changed.set()
+
+
+def _addresses(pod: Pod) -> tuple[str, ...]:
+    return tuple(each.get("ip", "") for each in pod.status.get("podIPs") or ())
 
 
 def _is_ready(pod: Pod) -> bool:
@@ -218,7 +230,7 @@ async def remove_leftovers(cgroup2: Path, plugin: Plugin) -> None:
 def main() -> None:
     options = argparse.ArgumentParser(description="runs the Pods of one node of the lab")
     options.add_argument("--node", required=True)
-    options.add_argument("--host-ip", required=True)
+    options.add_argument("--host-ips", required=True)
     for name in ("manifests", "cni-conf", "cni-bin", "cgroup2"):
         options.add_argument(f"--{name}", type=Path, required=True)
     asyncio.run(Kubelet(options.parse_args()).run())

@@ -25,13 +25,14 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class PodStatus(Struct, frozen=True, kw_only=True):
-    """A Pod as its document says: `address` is "" before it has one."""
+    """A Pod as its document says: `address` is the first of `addresses`, "" before it is attached."""
 
     name: str
     namespace: str
     cluster: str
     node: str
     address: str
+    addresses: tuple[str, ...]
     ready: bool
 
 
@@ -49,6 +50,7 @@ class MachineStatus(Struct, frozen=True, kw_only=True):
     name: str
     lives: bool
     address: str
+    addresses: tuple[str, ...]
     services: tuple[ServiceStatus, ...]
 
 
@@ -98,7 +100,7 @@ class Lab:
         if not slash:
             return machine.enter(self.process(where), str(self._cgroup / where), argv), self.environment(where)
         pod = next((pod for pod in self.pods(cluster) if pod.name == name), None)
-        if pod is None or not pod.address:
+        if pod is None or not pod.addresses:
             raise Invalid("pod", where, f"is no running pod; see the pods of {cluster} in `clustermesh lab status`")
         entered = machine.enter(
             self.process(pod.node), str(self._cgroup / pod.node), argv, pod=f"{pod.namespace}_{name}"
@@ -175,7 +177,7 @@ class Lab:
         return machine.inside(self.process(pod.node), f"/run/netns/{NAMESPACE}_{pod.name}")
 
     def status(self) -> LabStatus:
-        addresses = {planned.name: planned.address for planned in self.plan.machines}
+        addresses = {planned.name: planned.addresses for planned in self.plan.machines}
         return LabStatus(
             standing=self.state.standing(),
             folder=self.plan.folder,
@@ -183,7 +185,8 @@ class Lab:
                 MachineStatus(
                     name=name,
                     lives=lives(process),
-                    address=addresses.get(name, ""),
+                    address=next(iter(addresses.get(name, ())), ""),
+                    addresses=addresses.get(name, ()),
                     services=_services(self.plan.home(name)),
                 )
                 for name, process in self.state.processes.items()
@@ -212,6 +215,7 @@ def _pod_status(cluster: str, document: Any) -> PodStatus:
         cluster=cluster,
         node=document["spec"]["nodeName"],
         address=status.get("podIP", ""),
+        addresses=tuple(each["ip"] for each in status.get("podIPs", ())),
         ready=ready,
     )
 

@@ -14,13 +14,14 @@ from typing import Any, Final
 
 import yaml
 
-from lab.plan import WEB_PORT, WEB_TARGET_PORT, ClusterPlan, NodePlan, PodPlan
+from lab.plan import WEB_PORT, WEB_TARGET_PORT, ClusterPlan, NodePlan, PodPlan, family_of
 
 Document = dict[str, Any]
 
 NAMESPACE: Final = "default"
 GLOBAL: Final = {"service.cilium.io/global": "true"}
 _WEB: Final = Path(__file__).with_name("web.py")
+_FAMILY_NAMES: Final = {"ipv4": "IPv4", "ipv6": "IPv6"}
 _GRACE_SECONDS: Final = 1
 
 
@@ -48,10 +49,10 @@ def node(machine: NodePlan) -> Document:
         "apiVersion": "v1",
         "kind": "Node",
         "metadata": {"name": machine.name, "labels": {"kubernetes.io/hostname": machine.name}},
-        "spec": {"podCIDR": machine.pod_cidr, "podCIDRs": [machine.pod_cidr]},
+        "spec": {"podCIDR": machine.pod_cidrs[0], "podCIDRs": list(machine.pod_cidrs)},
         "status": {
             "addresses": [
-                {"type": "InternalIP", "address": machine.address},
+                *({"type": "InternalIP", "address": address} for address in machine.addresses),
                 {"type": "Hostname", "address": machine.name},
             ],
             "conditions": [{"type": "Ready", "status": "True"}],
@@ -65,35 +66,45 @@ def web_service(cluster: ClusterPlan) -> Document:
         {"name": "tcp", "protocol": "TCP", "port": WEB_PORT, "targetPort": WEB_TARGET_PORT},
         {"name": "udp", "protocol": "UDP", "port": WEB_PORT, "targetPort": WEB_TARGET_PORT},
     ]
-    return _service("web", cluster.web_ip, ports, {"app": "web"})
+    return _service("web", cluster.web_ips, ports, {"app": "web"})
 
 
 def probe_service(cluster: ClusterPlan) -> Document:
-    """A global service without selector, whose EndpointSlice is toggled to measure how fast a change travels."""
-    return _service("probe", cluster.probe_ip, [{"name": "tcp", "protocol": "TCP", "port": WEB_PORT}], None)
+    """A global service without selector, whose EndpointSlices are toggled to measure how fast a change travels."""
+    return _service("probe", cluster.probe_ips, [{"name": "tcp", "protocol": "TCP", "port": WEB_PORT}], None)
 
 
-def _service(name: str, ip: str, ports: Sequence[Document], selector: Mapping[str, str] | None) -> Document:
-    spec: Document = {"type": "ClusterIP", "clusterIP": ip, "clusterIPs": [ip], "ports": list(ports)}
+def _service(name: str, ips: Sequence[str], ports: Sequence[Document], selector: Mapping[str, str] | None) -> Document:
+    spec: Document = {
+        "type": "ClusterIP",
+        "clusterIP": ips[0],
+        "clusterIPs": list(ips),
+        "ipFamilies": [_FAMILY_NAMES[family_of(ip)] for ip in ips],
+        "ipFamilyPolicy": "SingleStack" if len(ips) == 1 else "RequireDualStack",
+        "ports": list(ports),
+    }
     if selector is not None:
         spec["selector"] = dict(selector)
     metadata = {"name": name, "namespace": NAMESPACE, "annotations": dict(GLOBAL)}
     return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
 
 
-def probe_slice(addresses: Sequence[str]) -> Document:
-    """The endpoints of the `probe` service, nobody listens there."""
+def probe_slice(addresses: Sequence[str]) -> dict[str, Document]:
+    """The endpoints of the `probe` service, of one family; nobody listens there. As file name -> document."""
+    family = family_of(addresses[0])
     return {
-        "apiVersion": "discovery.k8s.io/v1",
-        "kind": "EndpointSlice",
-        "metadata": {
-            "name": "probe-1",
-            "namespace": NAMESPACE,
-            "labels": {"kubernetes.io/service-name": "probe"},
-        },
-        "addressType": "IPv4",
-        "ports": [{"name": "tcp", "protocol": "TCP", "port": WEB_TARGET_PORT}],
-        "endpoints": [{"addresses": [address], "conditions": {"ready": True}} for address in addresses],
+        f"endpointslice-probe-{family}.yaml": {
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {
+                "name": f"probe-{family}",
+                "namespace": NAMESPACE,
+                "labels": {"kubernetes.io/service-name": "probe"},
+            },
+            "addressType": _FAMILY_NAMES[family],
+            "ports": [{"name": "tcp", "protocol": "TCP", "port": WEB_TARGET_PORT}],
+            "endpoints": [{"addresses": [address], "conditions": {"ready": True}} for address in addresses],
+        }
     }
 
 

@@ -7,7 +7,7 @@ atomically, so that a Pod deleted at the same moment never comes back.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -164,13 +164,17 @@ def report(path: Path, key: tuple[str, str], uid: str, status: dict[str, Any]) -
     return True
 
 
-def status(address: str, host: str, *, ready: bool, containers: list[Container]) -> dict[str, Any]:
-    """A Pod's status as a kubelet reports it; `address` "" before it has one."""
+def status(
+    addresses: Sequence[str], hosts: Sequence[str], *, ready: bool, containers: list[Container]
+) -> dict[str, Any]:
+    """A Pod's status as a kubelet reports it, its own and its node's addresses with the primary one first; it has no
+    `addresses` before it is attached."""
     flag = "True" if ready else "False"
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     conditions = [{"type": kind, "status": flag, "lastTransitionTime": now} for kind in ("ContainersReady", "Ready")]
-    reported: dict[str, Any] = {"phase": "Running" if address else "Pending", "conditions": conditions}
-    if address:
-        reported |= {"hostIP": host, "hostIPs": [{"ip": host}], "podIP": address, "podIPs": [{"ip": address}]}
+    reported: dict[str, Any] = {"phase": "Running" if addresses else "Pending", "conditions": conditions}
+    if addresses:
+        reported |= {"hostIP": hosts[0], "hostIPs": [{"ip": host} for host in hosts]}
+        reported |= {"podIP": addresses[0], "podIPs": [{"ip": address} for address in addresses]}
     reported["containerStatuses"] = [{"name": container.name, "ready": ready} for container in containers]
     return reported

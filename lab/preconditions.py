@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Final
 
 from clustermesh.errors import Refused
 from lab import cgroups
 from lab.machine import bin_folder
+from lab.plan import FAMILIES
 
 DATAPATH: Final = Path(__file__).resolve().parents[1] / "build" / "clustermesh.bpf.o"
 _PROGRAMS: Final = {
@@ -29,10 +30,10 @@ _TRY_LAYER: Final = (
 )
 
 
-def check() -> None:
+def check(families: Collection[str] = FAMILIES) -> None:
     """Refused with one sentence that names everything missing and what to do about it."""
     check_root()
-    if found := list(missing()):
+    if found := list(missing(families)):
         raise Refused("; ".join(found))
 
 
@@ -42,12 +43,14 @@ def check_root() -> None:
         raise Refused("the lab makes network namespaces and loads eBPF, which needs root: run it with sudo")
 
 
-def missing() -> Iterator[str]:
+def missing(families: Collection[str] = FAMILIES) -> Iterator[str]:
     """One sentence for each thing that is not there. Assumes root."""
     for program, package in _PROGRAMS.items():
         if shutil.which(program) is None:
             yield f"the program `{program}` is missing: `apt-get install {package}` (or `make setup`)"
     yield from _missing_kernel()
+    if "ipv6" in families and not Path("/proc/sys/net/ipv6").exists():
+        yield "this kernel has no IPv6: boot it without ipv6.disable=1, or make a lab with `--ip-families ipv4`"
     if shutil.which("wireguard-go") is None and not Path("/sys/module/wireguard").exists():
         yield "WireGuard is neither in the kernel nor installed: `apt-get install wireguard-go` (or `make setup`)"
     if not DATAPATH.exists():

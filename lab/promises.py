@@ -16,11 +16,12 @@ from typing import Final
 
 from msgspec import Struct
 
+from clustermesh.address import nth, parse_prefix, text
 from clustermesh.errors import ClusterMeshError
 from clustermesh.mesh.peers import DRAIN_SECONDS
 from lab import bring_up, manifests
 from lab.lab import Lab
-from lab.plan import WEB_PORT
+from lab.plan import WEB_PORT, family_of
 from lab.records import Traffic, between, percentile, summarize
 from lab.streams import Capture, Counts, Load, run_for
 from lab.waiting import until
@@ -28,6 +29,7 @@ from lab.waiting import until
 MARKER: Final = f"cleartext-{secrets.token_hex(8)}"  # begins every request of this process, comes back in every answer
 SELF_TEST: Final = f"selftest-{secrets.token_hex(8)}"
 LEAST_RATE: Final = 200.0  # new connections a second, where a claim is about losing none
+_SERVED: Final = ("ipv4",)  # families of which the programs turn cluster IPs
 _SETTLE_SECONDS: Final = 0.5
 _TOGGLES: Final = 30
 _TOGGLE_SECONDS: Final = 0.1
@@ -103,18 +105,20 @@ class Parted(Struct, frozen=True, kw_only=True):
 
 
 def web_load(lab: Lab, kinds: str = "tcp", here: str = "alpha") -> Load:
-    """Requests to the global service `web`, by its cluster IP, from the client pod of a cluster."""
-    return Load(lab, f"{here}/client", lab.plan.cluster(here).web_ip, WEB_PORT, marker=MARKER, kinds=kinds)
+    """Requests to the global service `web`, by its cluster IPs in turn, from the client pod of a cluster."""
+    asked = [ip for ip in lab.plan.cluster(here).web_ips if family_of(ip) in _SERVED]
+    return Load(lab, f"{here}/client", asked, WEB_PORT, marker=MARKER, kinds=kinds)
 
 
 async def answers(lab: Lab, expected: set[str], observe: Observe = ignore, seconds: float = 1.0) -> Answers:
-    """TCP and UDP from alpha's client are answered by each of `expected`, by nobody else, and all of them."""
+    """TCP and UDP from alpha's client are answered at each address by all of `expected`, by nobody else, and all of
+    them."""
     tcp, udp = web_load(lab), web_load(lab, "udp-connected,udp-unconnected")
     observe(tcp)
     async with asyncio.TaskGroup() as group:
         of_tcp, of_udp = group.create_task(run_for(tcp, seconds)), group.create_task(run_for(udp, seconds))
     by = Answers(held=False, tcp=of_tcp.result(), udp=of_udp.result())
-    held = all(part.requests and not part.failed and part.clusters == expected for part in (by.tcp, by.udp))
+    held = all(not part.failed and part.everywhere == part.clusters == expected for part in (by.tcp, by.udp))
     return Answers(held=held, tcp=by.tcp, udp=by.udp)
 
 
@@ -130,7 +134,7 @@ async def joins(lab: Lab, observe: Observe = ignore) -> Joined:
     load = web_load(lab)
     observe(load)
     async with load.running():
-        seconds = await until(lambda: load.traffic.clusters == _everyone(lab), "answers from every cluster")
+        seconds = await until(lambda: load.traffic.everywhere == _everyone(lab), "answers from every cluster")
     return Joined(held=before.held and not load.traffic.failed, before=before, seconds=round(seconds, 2))
 
 
@@ -145,7 +149,7 @@ async def fails_over(lab: Lab, observe: Observe = ignore) -> Failover:
     load = web_load(lab)
     observe(load)
     async with load.running():
-        await until(lambda: load.traffic.clusters == _everyone(lab), "answers from every cluster")
+        await until(lambda: load.traffic.everywhere == _everyone(lab), "answers from every cluster")
         await asyncio.sleep(_SETTLE_SECONDS)
         lab.delete_pods(web)
         await until(lambda: not any(lab.sandbox_of(pod).exists() for pod in web), "alpha's pods stopped")
@@ -156,13 +160,14 @@ async def fails_over(lab: Lab, observe: Observe = ignore) -> Failover:
         await bring_up.wait_for_pods(lab, lambda _: None)
         ready = time.monotonic()
         await until(
-            lambda: "alpha" in summarize(between(load.records, ready, time.monotonic())).clusters, "alpha is back"
+            lambda: "alpha" in summarize(between(load.records, ready, time.monotonic())).everywhere, "alpha is back"
         )
         await asyncio.sleep(_SETTLE_SECONDS)
     gone = summarize(between(load.records, stopped, applied))
     back = summarize(between(load.records, ready, time.monotonic()))
     rate = _rate(load)
-    held = not load.traffic.failed and gone.clusters == _everyone(lab) - {"alpha"} and "alpha" in back.clusters
+    others = _everyone(lab) - {"alpha"}
+    held = not load.traffic.failed and gone.everywhere == gone.clusters == others and "alpha" in back.everywhere
     return Failover(held=held and rate >= LEAST_RATE, traffic=load.traffic, gone=gone, back=back, rate=rate)
 
 
@@ -172,14 +177,14 @@ async def survives_agent_kill(lab: Lab, observe: Observe = ignore) -> AgentResta
     load = web_load(lab)
     observe(load)
     async with load.running():
-        await until(lambda: load.traffic.clusters == _everyone(lab), "answers from every cluster")
+        await until(lambda: load.traffic.everywhere == _everyone(lab), "answers from every cluster")
         killed, old = time.monotonic(), await lab.kill(name, "agent")
         why = f"the agent of {name} is ready again"
         await until(lambda: _is_ready(lab, name, old), why, 30.0, lambda: f"It said: {lab.log(name, 'agent')}")
         ready = time.monotonic()
         await asyncio.sleep(2 * _SETTLE_SECONDS)
     down, rate = summarize(between(load.records, killed, ready)), _rate(load)
-    held = not load.traffic.failed and down.clusters == _everyone(lab) and rate >= LEAST_RATE
+    held = not load.traffic.failed and down.everywhere == _everyone(lab) and rate >= LEAST_RATE
     return AgentRestart(held=held, traffic=load.traffic, down=down, seconds=round(ready - killed, 2), rate=rate)
 
 
@@ -200,28 +205,37 @@ async def encrypted(lab: Lab, capture: Capture, observe: Observe = ignore) -> En
     observe(load)
     traffic = await run_for(load, 1.0)
     await send_in_clear(lab, SELF_TEST)
-    await until(lambda: capture.counts is not None and capture.counts.self_test > 0, "the capture sees a clear marker")
+    await until(lambda: _sees_clear(lab, capture), "the capture sees clear markers")
     counts = capture.counts or Counts()
     cross = sum(count for cluster, count in traffic.answers.items() if cluster != "alpha")
     held = not counts.clear_on_wire and counts.wireguard_packets > cross > 0 and not counts.dropped
     return Encrypted(held=held, counts=counts, cross_cluster=cross)
 
 
+def _sees_clear(lab: Lab, capture: Capture) -> bool:
+    """Whether it saw a marker of each family of the underlay."""
+    counts = capture.counts or Counts()
+    of_family = {"ipv4": counts.self_test - counts.self_test_ipv6, "ipv6": counts.self_test_ipv6}
+    return all(of_family[family] > 0 for family in lab.plan.families)
+
+
 async def send_in_clear(lab: Lab, marker: str) -> None:
     """A few datagrams from a node of alpha to one of the last cluster, not from pods and so not through WireGuard."""
-    script, there = str(Path(__file__).with_name("client.py")), lab.plan.clusters[-1].nodes[-1].address
+    script, there = str(Path(__file__).with_name("client.py")), ",".join(lab.plan.clusters[-1].nodes[-1].addresses)
     options = ["--kinds", "udp-connected", "--marker", marker, "--rate", "20", "--seconds", "0.2", "--wait", "0.1"]
     await lab.run(lab.plan.cluster("alpha").nodes[0].name, sys.executable, "-IS", script, there, "9", *options)
 
 
 async def propagates(lab: Lab) -> Propagation:
-    """How fast a change travels, from the agents' own measurements: YAML written in beta, maps written in alpha."""
+    """How fast a change travels, from the agents' own measurements: YAML written in beta, of each family in turn, maps
+    written in alpha."""
     nodes = [machine.name for machine in lab.plan.cluster("alpha").nodes]
     beta = lab.plan.cluster("beta")
     before = {name: len(await _samples(lab, name)) for name in nodes}
+    cidrs = [parse_prefix(cidr) for cidr in beta.nodes[0].pod_cidrs]
     for turn in range(_TOGGLES):
-        address = f"10.{beta.id}.1.{200 + turn % 2}"
-        lab.apply(beta.name, {"endpointslice-probe.yaml": manifests.probe_slice([address])})
+        again, which = divmod(turn, len(cidrs))
+        lab.apply(beta.name, manifests.probe_slice([text(nth(cidrs[which], 200 + again % 2))]))
         await asyncio.sleep(_TOGGLE_SECONDS)
     await asyncio.sleep(_SETTLE_SECONDS)
     samples = [sample for name in nodes for sample in (await _samples(lab, name))[before[name] :]]

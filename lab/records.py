@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -12,17 +12,18 @@ from msgspec import Struct
 
 
 class Record(NamedTuple):
-    """One request: when it began and how long it took (seconds), who answered, or what went wrong."""
+    """One request: when it began and how long it took (seconds), who answered, or what went wrong, who was asked."""
 
     at: float
     took: float
     cluster: str | None
     error: str | None
+    host: str = ""
 
 
 class Traffic(Struct, frozen=True, kw_only=True):
-    """Figures of some requests. `answers` counts by cluster, `errors` by what went wrong; `longest_gap_ms` is the
-    longest time without an answer, between two answers.
+    """Figures of some requests. `answers` counts by cluster, `at` the same for each address that was asked, `errors` by
+    what went wrong; `longest_gap_ms` is the longest time without an answer, between two answers.
     """
 
     requests: int = 0
@@ -30,11 +31,17 @@ class Traffic(Struct, frozen=True, kw_only=True):
     answers: dict[str, int] = {}
     errors: dict[str, int] = {}
     longest_gap_ms: float = 0.0
+    at: dict[str, dict[str, int]] = {}
 
     @property
     def clusters(self) -> set[str]:
         """Who answered at least once."""
         return set(self.answers)
+
+    @property
+    def everywhere(self) -> set[str]:
+        """Who answered at least once at every address that was asked."""
+        return set.intersection(*map(set, self.at.values())) if self.at else set()
 
 
 def summarize(records: Iterable[Record]) -> Traffic:
@@ -43,10 +50,15 @@ def summarize(records: Iterable[Record]) -> Traffic:
     return Traffic(
         requests=len(taken),
         failed=len(taken) - len(answered),
-        answers=dict(sorted(Counter(record.cluster for record in answered if record.cluster).items())),
+        answers=_by_cluster(answered),
+        at={host: _by_cluster(r for r in answered if r.host == host) for host in sorted({r.host for r in taken})},
         errors=dict(Counter(record.error for record in taken if record.error)),
         longest_gap_ms=round(_longest_gap([record.at + record.took for record in answered]) * 1000, 1),
     )
+
+
+def _by_cluster(answered: Iterable[Record]) -> dict[str, int]:
+    return dict(sorted(Counter(record.cluster for record in answered if record.cluster).items()))
 
 
 def between(records: Iterable[Record], since: float, until: float) -> list[Record]:
@@ -59,14 +71,18 @@ def add(parts: Iterable[Traffic]) -> Traffic:
     taken = list(parts)
     answers: Counter[str] = Counter()
     errors: Counter[str] = Counter()
+    at: dict[str, Counter[str]] = defaultdict(Counter)
     for part in taken:
         answers.update(part.answers)
         errors.update(part.errors)
+        for host, counts in part.at.items():
+            at[host].update(counts)
     return Traffic(
         requests=sum(part.requests for part in taken),
         failed=sum(part.failed for part in taken),
         answers=dict(sorted(answers.items())),
         errors=dict(errors),
+        at={host: dict(sorted(counts.items())) for host, counts in sorted(at.items())},
         longest_gap_ms=max((part.longest_gap_ms for part in taken), default=0.0),
     )
 

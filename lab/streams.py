@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -96,13 +96,22 @@ class _LoadLine(Struct):
 
 
 class Load(_Lines):
-    """Requests to one service address from one pod ("alpha/client"), and their records, in order of completion."""
+    """Requests to the addresses of a service in turn, from one pod ("alpha/client"), and their records, in order of
+    completion."""
 
     def __init__(
-        self, lab: Lab, pod: str, host: str, port: int, *, marker: str, kinds: str = "tcp", rate: float = 250.0
+        self,
+        lab: Lab,
+        pod: str,
+        hosts: Sequence[str],
+        port: int,
+        *,
+        marker: str,
+        kinds: str = "tcp",
+        rate: float = 250.0,
     ) -> None:
         more = ["--marker", marker, "--kinds", kinds, "--rate", str(rate)]
-        super().__init__(lab, pod, "client.py", host, str(port), *more)
+        super().__init__(lab, pod, "client.py", ",".join(hosts), str(port), *more)
         self.records: list[Record] = []
 
     def take(self, line: bytes) -> None:
@@ -121,6 +130,7 @@ class Counts(Struct, frozen=True, kw_only=True):
     clear_on_wire: int = 0
     wireguard_packets: int = 0
     self_test: int = 0
+    self_test_ipv6: int = 0
     dropped: int = 0
 
 

@@ -1,4 +1,6 @@
-"""The server of a web pod: TCP and UDP on one port, one line in, one line out. Standard library only; run by its path.
+"""The server of a web pod: TCP and UDP on one port, IPv4 and IPv6, one line in, one line out.
+
+Standard library only; run by its path.
 
     request:  <marker>\\n
     answer:   <cluster> <pod> <marker>\\n
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import signal
+import socket
 from typing import Any, cast
 
 
@@ -48,16 +51,33 @@ class UdpServer(asyncio.DatagramProtocol):
         self._transport.sendto(answer(self._cluster, self._pod, data), addr)
 
 
+def listen(port: int, kind: socket.SocketKind) -> list[socket.socket]:
+    """A socket for each address family that this machine has."""
+    listening = []
+    for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+        try:
+            one = socket.socket(family, kind)
+        except OSError:
+            continue
+        if family == socket.AF_INET6:
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        one.setblocking(False)
+        one.bind((address, port))
+        listening.append(one)
+    return listening
+
+
 async def serve(port: int, cluster: str, pod: str) -> None:
     """Until SIGTERM."""
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stopped.set)
-    server = await loop.create_server(lambda: TcpServer(cluster, pod), "0.0.0.0", port, backlog=1024)
-    udp, _ = await loop.create_datagram_endpoint(lambda: UdpServer(cluster, pod), ("0.0.0.0", port))
+    for one in listen(port, socket.SOCK_DGRAM):
+        await loop.create_datagram_endpoint(lambda: UdpServer(cluster, pod), sock=one)
+    for one in listen(port, socket.SOCK_STREAM):
+        await loop.create_server(lambda: TcpServer(cluster, pod), sock=one, backlog=1024)
     await stopped.wait()
-    udp.close()
-    server.close()
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from clustermesh.cli.lab import folder_option
+from clustermesh.cli.lab import families_option, folder_option
 from lab.demo import Demo
 from lab.plan import make_plan
 from lab.streams import Capture, Load
@@ -105,8 +105,9 @@ def _traffic(load: Load) -> Table:
 @click.option("--clusters", type=int, default=2, show_default=True, help="How many clusters, 2 to 8.")
 @click.option("--nodes", type=int, default=2, show_default=True, help="Nodes per cluster, 1 to 8.")
 @click.option("--pods", type=int, default=2, show_default=True, help="Pods of the service `web` per cluster.")
+@families_option
 @folder_option
-def command(as_json: bool, clusters: int, nodes: int, pods: int, folder: Path) -> None:
+def command(as_json: bool, clusters: int, nodes: int, pods: int, families: list[str], folder: Path) -> None:
     """Show the mesh working: two clusters joined, a service failing over between them, nothing in clear on the wire.
 
     Makes a lab of its own, less than a minute, and removes it. Needs root. Exit code 0 only if every claim held.
@@ -118,7 +119,7 @@ def command(as_json: bool, clusters: int, nodes: int, pods: int, folder: Path) -
     """
     if clusters < 2:
         raise click.UsageError("the demo joins clusters: --clusters must be at least 2")
-    plan = make_plan(clusters, nodes, pods, str(folder.resolve()))
+    plan = make_plan(clusters, nodes, pods, str(folder.resolve()), families)
     console = Console()
     shown: AbstractContextManager[object] = nullcontext()
     if as_json or not console.is_terminal:

@@ -31,6 +31,19 @@ def folder_option(function: Any) -> Any:
     )(function)
 
 
+def families_option(function: Any) -> Any:
+    """The option `--ip-families`, given to the command as a list `families`."""
+    return click.option(
+        "--ip-families",
+        "families",
+        default="ipv4,ipv6",
+        show_default=True,
+        metavar="FAMILIES",
+        callback=lambda _context, _option, value: value.split(","),
+        help="Address families of pods, services and nodes: ipv4, ipv6 or both, the primary one first.",
+    )(function)
+
+
 @click.group()
 def command() -> None:
     """A whole mesh on this machine: clusters, nodes, pods, made of the processes that run in production.
@@ -53,14 +66,16 @@ def command() -> None:
 @click.option("--nodes", type=int, default=2, show_default=True, help="Nodes per cluster, 1 to 8.")
 @click.option("--pods", type=int, default=2, show_default=True, help="Pods of the service `web` per cluster.")
 @click.option("--connect/--no-connect", default=True, show_default=True, help="Join the clusters.")
+@families_option
 @folder_option
 @output_option
-def up(clusters: int, nodes: int, pods: int, connect: bool, folder: Path, output: str) -> None:
+def up(clusters: int, nodes: int, pods: int, connect: bool, families: list[str], folder: Path, output: str) -> None:
     """Make the lab, or finish one whose making was interrupted. One that is up stays as it is.
 
     \b
-    Example:
+    Examples:
       clustermesh lab up --clusters 2 --nodes 2 --pods 3
+      clustermesh lab up --ip-families ipv6,ipv4
     """
     import asyncio
 
@@ -68,7 +83,7 @@ def up(clusters: int, nodes: int, pods: int, connect: bool, folder: Path, output
     from lab import bring_up, state
     from lab.plan import make_plan
 
-    plan = make_plan(clusters, nodes, pods, str(folder.resolve()))
+    plan = make_plan(clusters, nodes, pods, str(folder.resolve()), families)
     with state.only_one(Path(plan.folder)), shown_progress() as report:
         lab = asyncio.run(bring_up.up(plan, report, connected=connect))
     _print_status(lab.status(), output)
@@ -151,7 +166,7 @@ def _print_status(found: LabStatus, output: str) -> None:
     print_table(
         ("MACHINE", "ADDRESS", "STATE", "PROCESSES"),
         [
-            (one.name, one.address or "-", "up" if one.lives else "dead", _processes(one.services))
+            (one.name, " ".join(one.addresses) or "-", "up" if one.lives else "dead", _processes(one.services))
             for one in found.machines
         ],
     )
@@ -159,7 +174,7 @@ def _print_status(found: LabStatus, output: str) -> None:
     print_table(
         ("POD", "NODE", "ADDRESS", "READY"),
         [
-            (f"{pod.cluster}/{pod.name}", pod.node, pod.address or "-", "yes" if pod.ready else "no")
+            (f"{pod.cluster}/{pod.name}", pod.node, " ".join(pod.addresses) or "-", "yes" if pod.ready else "no")
             for pod in found.pods
         ],
     )

@@ -32,7 +32,7 @@ class KubeletNode:
         (node.home / "cni.conf").write_text(json.dumps({"type": "cni-for-tests", "fail": fail}))
         options = {
             "--node": "one",
-            "--host-ip": "172.20.1.11",
+            "--host-ips": "172.20.1.11",
             "--manifests": self.manifests,
             "--cni-conf": node.home / "cni.conf",
             "--cni-bin": bin_folder,
@@ -102,7 +102,7 @@ async def test_pods_reach_each_other_and_live_in_cgroups_below_the_node(start: A
     )
     records = [record for line in said.splitlines()[:-1] if "records" in line for record in json.loads(line)["records"]]
     assert len(records) == 12
-    assert {(cluster, error) for _, _, cluster, error in records} == {("alpha", None)}
+    assert {(cluster, error) for _, _, cluster, error, _ in records} == {("alpha", None)}
     assert "0::/kubepods/default_client" in said
 
 

@@ -20,12 +20,20 @@ def frame(payload: bytes, *, source: int = 40000, target: int = PORT, protocol: 
     return ethernet + ip + struct.pack("!HHHH", source, target, 8 + len(payload), 0) + payload
 
 
+def frame6(payload: bytes, *, source: int = 40000, target: int = PORT, protocol: int = 17) -> bytes:
+    """Ethernet, IPv6, UDP."""
+    ip = bytes([0x60]) + bytes(5) + bytes([protocol, 64]) + bytes(32)
+    return bytes(12) + b"\x86\xdd" + ip + struct.pack("!HHHH", source, target, 8 + len(payload), 0) + payload
+
+
 @pytest.mark.parametrize("kind", [1, 2, 3, 4])
 def test_each_message_type_counts_in_both_directions(kind: int) -> None:
     message = bytes([kind, 0, 0, 0]) + bytes(28)
     assert is_wireguard(frame(message), PORT)
     assert is_wireguard(frame(message, source=PORT, target=40000), PORT)
     assert is_wireguard(frame(message, options=3), PORT)
+    assert is_wireguard(frame6(message), PORT)
+    assert is_wireguard(frame6(message, source=PORT, target=40000), PORT)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +45,10 @@ def test_each_message_type_counts_in_both_directions(kind: int) -> None:
         frame(bytes([4, 0, 0, 0]), target=PORT + 1),
         frame(bytes([4, 0, 0, 0]), protocol=6),
         frame(b""),
+        frame6(bytes([5, 0, 0, 0])),
+        frame6(bytes([4, 0, 0, 0]), target=PORT + 1),
+        frame6(bytes([4, 0, 0, 0]), protocol=6),
+        frame6(b""),
         b"",
     ],
 )
@@ -48,12 +60,14 @@ def test_a_marker_counts_wherever_it_is_also_inside_wireguard() -> None:
     counter = Counter(b"marker", b"try", PORT)
     counter.see(frame(bytes([4, 0, 0, 0]) + b"a marker b"))
     counter.see(frame(b"a try b", target=9))
+    counter.see(frame6(b"a try b", target=9))
     counter.see(frame(b"nothing", target=9))
     assert counter.counts == {
-        "frames": 3,
+        "frames": 4,
         "clear_on_wire": 1,
         "wireguard_packets": 1,
-        "self_test": 1,
+        "self_test": 2,
+        "self_test_ipv6": 1,
         "dropped": 0,
     }
 

@@ -43,6 +43,15 @@ def test_web_is_a_global_service_over_tcp_and_udp_selecting_the_web_pods() -> No
     )
 
 
+def test_a_node_and_a_service_have_all_their_families_the_primary_one_first() -> None:
+    node, service = manifests.node(ALPHA.nodes[0]), manifests.web_service(ALPHA)
+    assert node["spec"] == {"podCIDR": "10.1.1.0/24", "podCIDRs": ["10.1.1.0/24", "fd00:10:1:1::/64"]}
+    internal = [each["address"] for each in node["status"]["addresses"] if each["type"] == "InternalIP"]
+    assert internal == ["172.20.1.11", "fd00:172:20:1::11"]
+    assert service["spec"]["clusterIPs"] == ["10.97.0.10", "fd00:10:97::10"]
+    assert service["spec"]["ipFamilies"] == ["IPv4", "IPv6"]
+
+
 def test_a_pod_comes_without_status_bound_to_its_node_and_never_twice_the_same() -> None:
     planned = ALPHA.pods_of("web")[1]
     one, other = manifests.pod(planned), manifests.pod(planned)
@@ -61,10 +70,13 @@ def test_writing_replaces_whole_files_and_leaves_no_part(tmp_path: Path) -> None
 
 
 async def test_the_sources_take_all_of_it_without_a_complaint(tmp_path: Path) -> None:
-    files = manifests.of_cluster(ALPHA) | {"slice.yaml": manifests.probe_slice(["10.1.1.200"])}
+    files = manifests.of_cluster(ALPHA)
+    for address in ("10.1.1.200", "fd00:10:1:1::200"):
+        files |= manifests.probe_slice([address])
     for number, name in enumerate(("web-1", "web-2", "client")):
         containers: list[pod_files.Container] = []
-        status = pod_files.status(f"10.1.1.{number + 2}", "172.20.1.11", ready=True, containers=containers)
+        addresses = [f"10.1.1.{number + 2}", f"fd00:10:1:1::{number + 2}"]
+        status = pod_files.status(addresses, ALPHA.nodes[0].addresses, ready=True, containers=containers)
         files[manifests.pod_file(name)]["status"] = status
     manifests.write(tmp_path, files)
     source = FolderSource(tmp_path, Cluster(name="alpha", id=1))
@@ -73,8 +85,8 @@ async def test_the_sources_take_all_of_it_without_a_complaint(tmp_path: Path) ->
     assert source.problems() == []
     services = source.snapshot.services
     assert {name: (one.is_global, sorted(map(text, one.service.backends))) for name, one in services.items()} == {
-        ("default", "web"): (True, ["10.1.1.2", "10.1.1.3"]),
-        ("default", "probe"): (True, ["10.1.1.200"]),
+        ("default", "web"): (True, ["10.1.1.2", "10.1.1.3", "fd00:10:1:1::2", "fd00:10:1:1::3"]),
+        ("default", "probe"): (True, ["10.1.1.200", "fd00:10:1:1::200"]),
     }
     assert sorted(source.snapshot.nodes) == ["alpha-1", "alpha-2"]
-    assert len(source.snapshot.endpoints) == 3
+    assert len(source.snapshot.endpoints) == 6

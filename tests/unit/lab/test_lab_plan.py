@@ -8,35 +8,52 @@ from itertools import combinations
 import pytest
 
 from clustermesh.errors import Invalid
-from lab.plan import MAX_NODES, MAX_PODS, NAMES, make_plan
+from lab.plan import MAX_NODES, MAX_PODS, NAMES, family_of, make_plan
 
 
 def test_the_default_lab_is_two_clusters_of_two_nodes() -> None:
     plan = make_plan()
     assert [(cluster.name, cluster.id) for cluster in plan.clusters] == [("alpha", 1), ("beta", 2)]
-    assert [(machine.name, machine.address, machine.pod_cidr) for machine in plan.clusters[1].machines] == [
-        ("beta-control", "172.20.2.1", None),
-        ("beta-1", "172.20.2.11", "10.2.1.0/24"),
-        ("beta-2", "172.20.2.12", "10.2.2.0/24"),
+    assert [(machine.name, machine.addresses, machine.pod_cidrs) for machine in plan.clusters[1].machines] == [
+        ("beta-control", ("172.20.2.1", "fd00:172:20:2::1"), ()),
+        ("beta-1", ("172.20.2.11", "fd00:172:20:2::11"), ("10.2.1.0/24", "fd00:10:2:1::/64")),
+        ("beta-2", ("172.20.2.12", "fd00:172:20:2::12"), ("10.2.2.0/24", "fd00:10:2:2::/64")),
     ]
     assert plan.clusters[0].endpoint == "https://172.20.1.1:2379"
+    assert plan.clusters[0].web_ips == ("10.97.0.10", "fd00:10:97::10")
+
+
+@pytest.mark.parametrize("families", [("ipv4",), ("ipv6",), ("ipv6", "ipv4")])
+def test_everything_has_an_address_of_each_family_the_primary_one_first(families: tuple[str, ...]) -> None:
+    plan = make_plan(families=families)
+    cluster = plan.clusters[0]
+    for each in (cluster.control.addresses, cluster.nodes[0].addresses, cluster.nodes[0].pod_cidrs, cluster.web_ips):
+        assert tuple(map(family_of, each)) == families
+    assert cluster.endpoint == ("https://172.20.1.1:2379" if "ipv4" in families else "https://[fd00:172:20:1::1]:2379")
+
+
+@pytest.mark.parametrize("families", [(), ("ipv5",), ("ipv4", "ipv4"), ("IPv4",)])
+def test_a_family_that_is_none_is_refused(families: tuple[str, ...]) -> None:
+    with pytest.raises(Invalid, match=r"must be ipv4, ipv6, or both"):
+        make_plan(families=families)
 
 
 def test_the_largest_lab_uses_no_address_or_name_twice() -> None:
     plan = make_plan(len(NAMES), MAX_NODES, MAX_PODS)
-    addresses = [machine.address for machine in plan.machines]
+    addresses = [address for machine in plan.machines for address in machine.addresses]
     names = [machine.name for machine in plan.machines]
     assert len(set(addresses)) == len(addresses)
     assert len(set(names)) == len(names)
     assert all(len(name) <= 15 for name in names)  # they name network links too
-    assert all(ip_address(address) in ip_network("172.20.0.0/16") for address in addresses)
+    underlay = {"ipv4": ip_network("172.20.0.0/16"), "ipv6": ip_network("fd00:172:20::/48")}
+    assert all(ip_address(address) in underlay[family_of(address)] for address in addresses)
 
 
 def test_pod_cidrs_and_cluster_ips_overlap_nowhere() -> None:
     plan = make_plan(len(NAMES), MAX_NODES)
-    cidrs = [ip_network(machine.pod_cidr) for machine in plan.machines if machine.pod_cidr]
-    assert not any(one.overlaps(other) for one, other in combinations(cidrs, 2))
-    ips = [ip_address(ip) for cluster in plan.clusters for ip in (cluster.web_ip, cluster.probe_ip)]
+    cidrs = [ip_network(cidr) for machine in plan.machines for cidr in machine.pod_cidrs]
+    assert not any(one.overlaps(other) for one, other in combinations(cidrs, 2) if one.version == other.version)
+    ips = [ip_address(ip) for cluster in plan.clusters for ip in (*cluster.web_ips, *cluster.probe_ips)]
     assert len(set(ips)) == len(ips)
     assert not any(ip in cidr for ip in ips for cidr in cidrs)
 

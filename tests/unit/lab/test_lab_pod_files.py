@@ -102,12 +102,15 @@ def test_a_file_written_by_someone_else_at_the_last_moment_stays_theirs(
 
 
 def test_a_status_says_what_kubernetes_would() -> None:
-    ready = pod_files.status("10.1.1.2", "172.20.1.11", ready=True, containers=[])
+    addresses, hosts = ["10.1.1.2", "fd00:10:1:1::2"], ["172.20.1.11", "fd00:172:20:1::11"]
+    ready = pod_files.status(addresses, hosts, ready=True, containers=[])
     assert (ready["phase"], ready["podIP"], ready["hostIP"]) == ("Running", "10.1.1.2", "172.20.1.11")
+    assert [each["ip"] for each in ready["podIPs"]] == addresses
+    assert [each["ip"] for each in ready["hostIPs"]] == hosts
     assert {(one["type"], one["status"]) for one in ready["conditions"]} == {
         ("Ready", "True"),
         ("ContainersReady", "True"),
     }
-    pending = pod_files.status("", "172.20.1.11", ready=False, containers=[])
+    pending = pod_files.status([], hosts, ready=False, containers=[])
     assert pending["phase"] == "Pending"
     assert "podIP" not in pending

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from lab.records import Record, Traffic, add, between, percentile, summarize
 
 RECORDS = [
-    Record(10.0, 0.1, "alpha", None),
-    Record(10.2, 0.1, "beta", None),
-    Record(10.3, 2.0, None, "TimeoutError"),
-    Record(10.9, 0.1, "beta", None),
+    Record(10.0, 0.1, "alpha", None, "10.97.0.10"),
+    Record(10.2, 0.1, "beta", None, "fd00:10:97::10"),
+    Record(10.3, 2.0, None, "TimeoutError", "fd00:10:97::10"),
+    Record(10.9, 0.1, "beta", None, "10.97.0.10"),
 ]
 
 
@@ -22,7 +22,15 @@ def test_answers_failures_and_the_longest_gap_are_counted() -> None:
         answers={"alpha": 1, "beta": 2},
         errors={"TimeoutError": 1},
         longest_gap_ms=700.0,  # from the answer at 10.3 to the one at 11.0
+        at={"10.97.0.10": {"alpha": 1, "beta": 1}, "fd00:10:97::10": {"beta": 1}},
     )
+
+
+def test_everywhere_is_who_answered_at_each_address_that_was_asked() -> None:
+    assert summarize(RECORDS).clusters == {"alpha", "beta"}
+    assert summarize(RECORDS).everywhere == {"beta"}
+    assert summarize(RECORDS[:3]).everywhere == set()
+    assert summarize([]).everywhere == set()
 
 
 def test_nothing_recorded_is_nothing_answered() -> None:
