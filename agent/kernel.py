@@ -8,8 +8,9 @@ from typing import Any
 from agent.bpf.layouts import AddressKey, Backend, BackendKey, CidrKey, IpcacheValue, ServiceKey, ServiceValue
 from agent.bpf.loader import Datapath
 from agent.bpf.probe import Feature
+from agent.plan.routes import Route, RouteKey
 from agent.targets import maps
-from agent.targets.routes import Route, RouteKey, RouteTarget
+from agent.targets.routes import RouteTarget
 from agent.targets.services import ServiceMapTarget
 from agent.targets.wireguard import WireGuardTarget
 from agent.wireguard.device import Device

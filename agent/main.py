@@ -156,6 +156,8 @@ def _methods(status: Status, pods: Pods) -> dict[str, api.Method]:
         "cni_add": pods.add,
         "cni_del": pods.delete,
         "cni_check": pods.check,
+        "cni_status": pods.status,
+        "cni_gc": pods.collect_garbage,
     }
 
 

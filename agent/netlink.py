@@ -10,16 +10,21 @@ import errno
 import os
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 from pyroute2 import AsyncIPRoute, NetlinkError
 
+from clustermesh.address import Address, family_length, is_ipv4, parse, single, text
 from clustermesh.errors import ClusterMeshError, Refused, Unavailable
 
 T = TypeVar("T")
+MAIN_TABLE: Final = 254
+_NODAD: Final = 2  # IFA_F_NODAD, linux/if_addr.h
+_NO_LINK_LOCAL: Final = 1  # addr_gen_mode
+_IPV6: Final = Path("/proc/sys/net/ipv6/conf")
 _CLONE_NEWNET: Final = 0x40000000
 _GONE: Final = {errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.ENXIO, errno.EADDRNOTAVAIL}
 _FOR_GOOD: Final = {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.EINVAL, errno.EEXIST, errno.EAFNOSUPPORT}
@@ -129,14 +134,33 @@ def _link(message: Any) -> Link:
     )
 
 
-async def find_link_by_address(address: str) -> Link | None:
+async def find_link_by_address(address: Address) -> Link | None:
     """The device that holds `address` (of this machine), or None: the underlay a node's traffic leaves through."""
-    async with connect(f"look up the device of {address}") as ip:
+    async with connect(f"look up the device of {text(address)}") as ip:
         async for message in await ip.addr("dump"):
-            if address in (message.get("local"), message.get("address")):
+            if address_of(message) == address:
                 for link in await ip.link("get", index=message["index"]):
                     return _link(link)
     return None
+
+
+def address_of(message: Any) -> Address | None:
+    """The device's own address in an answer of the kernel; None where it has none of the two families."""
+    own = message.get("local") or message.get("address")  # IPv6 says `local` only where the other end has an address
+    return parse(own) if own else None
+
+
+async def main_routes(ip: AsyncIPRoute) -> list[Any]:
+    """The routes of the main table, both families."""
+    found = []
+    for family in (socket.AF_INET, socket.AF_INET6) if has_ipv6() else (socket.AF_INET,):
+        try:
+            dump = await ip.route("dump", family=family, table=MAIN_TABLE)
+            found += [message async for message in dump if message.get("table") == MAIN_TABLE]
+        except NetlinkError as e:
+            if e.code != errno.ENOENT:  # the family has no such table yet
+                raise
+    return found
 
 
 async def set_link(name: str, *, mtu: int | None = None, up: bool = True) -> None:
@@ -168,38 +192,75 @@ async def ignore_gone(request: Any) -> None:
             raise
 
 
-async def add_address(name: str, address: str, prefix_length: int = 32) -> None:
-    """Give the device `name` an IPv4 address. A node's router address is a /32 on "lo": it must outlive the tunnel."""
-    async with connect(f"add {address}/{prefix_length} to {name}") as ip:
+async def add_address(name: str, address: Address) -> None:
+    """Give the device `name` an address of its own (/32, /128). A router address is on "lo": it outlives the tunnel."""
+    async with connect(f"add {text(address)} to {name}") as ip:
         link = await lookup(ip, name)
         if link is None:
-            raise Unavailable(f"add {address} to {name}: there is no such device")
-        await ip.addr("replace", index=link.ifindex, address=address, prefixlen=prefix_length)
+            raise Unavailable(f"add {text(address)} to {name}: there is no such device")
+        flags = {} if is_ipv4(address) else {"flags": _NODAD}
+        length = family_length(single(address))
+        await ip.addr("replace", index=link.ifindex, address=text(address), prefixlen=length, **flags)
+
+
+def has_ipv6(device: str = "all") -> bool:
+    """Whether this kernel has IPv6, and for a device: whether it can have it, which takes an MTU of 1280."""
+    return (_IPV6 / device).exists()
 
 
 def write_sysctl(name: str, value: int) -> None:
     """`net.ipv4.ip_forward` style, with "/" for "." inside a device name. Raises Refused or Unavailable."""
-    path = Path("/proc/sys", *name.split("."))
-    try:
-        if path.read_text().strip() != str(value):  # /proc/sys may be read-only and right already
-            path.write_text(f"{value}\n")
-    except OSError as e:
-        raise translate(f"set {name}={value}", e) from e
+    _write(Path("/proc/sys", *name.split(".")), value)
+
+
+def write_ipv6(device: str, setting: str, value: int) -> None:
+    """A setting of net.ipv6.conf of one device, of this thread's network namespace. Raises Refused or Unavailable."""
+    _write(_IPV6 / device / setting, value)
 
 
 def set_rp_filter(device: str, value: int = 0) -> None:
     """The reverse path filter of one device. The kernel uses the greater of this and `all`, so both must be 0."""
-    path = Path("/proc/sys/net/ipv4/conf", device, "rp_filter")
+    _write(Path("/proc/sys/net/ipv4/conf", device, "rp_filter"), value)
+
+
+def _write(path: Path, value: int) -> None:
     try:
-        path.write_text(f"{value}\n")
+        if path.read_text().strip() != str(value):  # /proc/sys may be read-only and right already
+            path.write_text(f"{value}\n")
     except OSError as e:
-        raise translate(f"set rp_filter={value} of {device}", e) from e
+        raise translate(f"set {path.relative_to('/proc/sys')}={value}", e) from e
 
 
-async def prepare_node(router_ip: str) -> None:
-    """What a node needs before its first pod or peer: forwarding, no reverse path filter, its router address on lo."""
-    write_sysctl("net.ipv4.ip_forward", 1)
-    for device in ("all", "default"):
-        set_rp_filter(device)
+def prepare_device(device: str) -> None:
+    """A device between pods and the mesh, before it is up: whatever way a packet came is right, no address of its own,
+    and nothing that comes through it is believed of routers and prefixes."""
+    set_rp_filter(device)
+    if has_ipv6(device):
+        for setting, value in (("disable_ipv6", 0), ("accept_ra", 0), ("addr_gen_mode", _NO_LINK_LOCAL)):
+            write_ipv6(device, setting, value)
+
+
+async def prepare_node(routers: Collection[Address]) -> None:
+    """What a node needs before its first pod or peer: forwarding of each family that it has a router address of, no
+    reverse path filter, its router addresses on lo."""
     await set_link("lo")
-    await add_address("lo", router_ip)
+    if any(map(is_ipv4, routers)):
+        write_sysctl("net.ipv4.ip_forward", 1)
+        for device in ("all", "default"):
+            set_rp_filter(device)
+    if not all(map(is_ipv4, routers)):
+        write_ipv6("lo", "disable_ipv6", 0)
+        _forward_ipv6()
+    for router in routers:
+        await add_address("lo", router)
+
+
+def _forward_ipv6() -> None:
+    """A node that forwards no longer listens to router advertisements, and drops the default route it had from one,
+    unless the device's accept_ra is 2."""
+    if (_IPV6 / "all" / "forwarding").read_text() == "1\n":
+        return
+    for setting in _IPV6.glob("*/accept_ra"):
+        if setting.parent.name not in ("all", "default") and setting.read_text() == "1\n":
+            _write(setting, 2)
+    write_sysctl("net.ipv6.conf.all.forwarding", 1)

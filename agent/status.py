@@ -13,7 +13,9 @@ from agent.engine import Engine
 from agent.kernel import Kernel
 from agent.options import Options
 from agent.propagation import Propagation
+from agent.wireguard.peer import endpoint_text
 from clustermesh import __version__
+from clustermesh.address import prefix_text
 from clustermesh.mesh.merge import Frontend
 from clustermesh.mesh.peers import Peers
 from clustermesh.mesh.reader import ClusterReader
@@ -175,8 +177,8 @@ class Status:
                 {
                     "node": f"{node.cluster}/{node.name}" if node else "",
                     "public_key": key,
-                    "endpoint": "" if state.endpoint is None else f"{state.endpoint[0]}:{state.endpoint[1]}",
-                    "allowed_ips": list(state.allowed_ips),
+                    "endpoint": "" if state.endpoint is None else endpoint_text(*state.endpoint),
+                    "allowed_ips": list(map(prefix_text, state.allowed_ips)),
                     "last_handshake": state.last_handshake,
                     "received": state.rx,
                     "sent": state.tx,

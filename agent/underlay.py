@@ -1,17 +1,19 @@
-"""What a node needs before it can have tunnels: WireGuard device, forwarding, router address, strict mode."""
+"""What a node needs before it can have tunnels: WireGuard device, forwarding, router addresses, strict mode."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from msgspec import Struct
 
 from agent import netlink
 from agent.bpf.loader import Datapath
 from agent.cni.ipam import Ipam
-from agent.plan.nodes import pod_cidrs_of, router_address, underlay_of
-from agent.wireguard.device import FWMARK, Device, tunnel_mtu
-from clustermesh.errors import Unavailable
+from agent.plan.nodes import PodPool, pod_pools
+from agent.wireguard.device import FWMARK, IPV6_MIN_MTU, Device, tunnel_mtu
+from clustermesh.address import Address, is_ipv4, text
+from clustermesh.errors import Refused, Unavailable
 from clustermesh.model import Node
 
 _log = logging.getLogger(__name__)
@@ -23,7 +25,7 @@ class Underlay(Struct, frozen=True, kw_only=True):
     interface: str
     mtu: int
     strict: str
-    router: str
+    routers: tuple[Address, ...]
 
 
 class UnderlaySetup:
@@ -38,24 +40,41 @@ class UnderlaySetup:
 
         Raises Unavailable, Refused or Invalid with the reason; what was made before that stays.
         """
-        _check_pod_cidr(own)
-        link = await netlink.find_link_by_address(underlay_of(own))
-        if link is None:
-            raise Unavailable(
-                f"no interface has this node's address {underlay_of(own)}: is Node {own.name} the right one?"
-            )
+        pools = _check_pools(own)
+        link = await _find_link(own)
         ingress, _ = self._datapath.attach_strict(link.name)
         mtu = tunnel_mtu(link.mtu)
-        router = router_address(own)
-        await netlink.prepare_node(router)
+        routers = tuple(pool.router for pool in pools)
+        _check_mtu(link, mtu, routers)
+        await netlink.prepare_node(routers)
         new = await self._device.ensure(self._private_key, self._port, FWMARK, mtu) or self.current is None
-        self.current = Underlay(interface=link.name, mtu=mtu, strict=str(ingress.mechanism), router=router)
+        self.current = Underlay(interface=link.name, mtu=mtu, strict=str(ingress.mechanism), routers=routers)
         return new
 
 
-def _check_pod_cidr(own: Node) -> None:
+def _check_pools(own: Node) -> tuple[PodPool, ...]:
     """A node without room for pods cannot attach any; Unavailable and Invalid say what its Node lacks."""
-    cidrs = pod_cidrs_of(own)
-    if not cidrs:
-        raise Unavailable(f"Node {own.name} has no IPv4 pod CIDR yet")
-    Ipam(cidrs[0])
+    pools = pod_pools(own)
+    if not pools:
+        raise Unavailable(f"Node {own.name} has no pod CIDR yet")
+    for pool in pools:
+        Ipam(pool.cidr, pool.router)
+    return pools
+
+
+async def _find_link(own: Node) -> netlink.Link:
+    if own.underlay is None:
+        raise Unavailable(f"Node {own.name} has no InternalIP or ExternalIP yet")
+    link = await netlink.find_link_by_address(own.underlay)
+    if link is None:
+        address = text(own.underlay)
+        raise Unavailable(f"no interface has this node's address {address}: is Node {own.name} the right one?")
+    return link
+
+
+def _check_mtu(link: netlink.Link, mtu: int, routers: Sequence[Address]) -> None:
+    if mtu < IPV6_MIN_MTU and not all(map(is_ipv4, routers)):
+        raise Refused(
+            f"{link.name} has an MTU of {link.mtu}, which leaves {mtu} for pods, and IPv6 needs {IPV6_MIN_MTU}: "
+            "raise it, or give the Node no IPv6 pod CIDR"
+        )

@@ -1,8 +1,8 @@
-"""The agent's side of CNI: pods attached to this node, each a veth pair, an address, and a file that remembers both.
+"""The agent's side of CNI: pods attached to this node, each a veth pair, addresses, and a file that remembers both.
 
-A pod's interface holds its address as a /32 and sends everything to the router address, whose neighbour entry (as the
-pod's on the host) is permanent: there is no broadcast domain and no ARP. Names and MAC addresses follow from the
-container id, so whatever is left of a half-made pod is found again without any memory of it.
+A pod's interface holds its addresses as a /32 and a /128 and sends everything to the router address of the family,
+whose neighbour entry (as the pod's on the host) is permanent: there is no broadcast domain and no ARP. Names and MAC
+addresses follow from the container id, so whatever is left of a half-made pod is found again without any memory of it.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
 
 from agent.cni import veth
-from agent.cni.ipam import Ipam
+from agent.cni.ipam import Ipam, PodAddress, Pools
 from certs.files import remove_durably, write_atomically
+from clustermesh.address import family_length, is_ipv4, parse, single, text
 from clustermesh.errors import ClusterMeshError, DecodeError, Invalid, Refused, Unavailable
 
 MAX_ID: Final = 200
@@ -37,7 +38,10 @@ class EndpointRequest(Struct, frozen=True, kw_only=True):
 
 
 class EndpointRecord(Struct, frozen=True, kw_only=True):
-    """A pod of this node, as its file remembers it. `mtu` is in bytes."""
+    """A pod of this node, as its file remembers it. `mtu` is in bytes.
+
+    `ip` and `gateway` are of IPv4, and "" where the pod has none: agents of before IPv6 read this file.
+    """
 
     container_id: str
     ifname: str
@@ -50,17 +54,31 @@ class EndpointRecord(Struct, frozen=True, kw_only=True):
     host_ifname: str
     host_mac: str
     mtu: int
+    ip6: str = ""
+    gateway6: str = ""
 
-    def result(self) -> dict[str, str | int]:
-        """The answer to cni_add and cni_check."""
-        return {
-            "ip": self.ip,
-            "prefix_length": 32,
-            "gateway": self.gateway,
-            "mac": self.mac,
-            "host_ifname": self.host_ifname,
-            "mtu": self.mtu,
-        }
+    @property
+    def addresses(self) -> tuple[PodAddress, ...]:
+        """Of each family that the pod has. Raises Invalid for a file that somebody wrote in."""
+        pairs = ((self.ip, self.gateway), (self.ip6, self.gateway6))
+        return tuple(PodAddress(parse(ip), parse(gateway)) for ip, gateway in pairs if ip)
+
+    def result(self) -> dict[str, Any]:
+        """The answer to cni_add and cni_check. The first address stands outside of `ips` too, for older plugins."""
+        ips = [
+            {"ip": text(ip), "prefix_length": family_length(single(ip)), "gateway": text(gateway)}
+            for ip, gateway in self.addresses
+        ]
+        return {**ips[0], "ips": ips, "mac": self.mac, "host_ifname": self.host_ifname, "mtu": self.mtu}
+
+
+def _as_fields(addresses: Iterable[PodAddress]) -> dict[str, str]:
+    """The inverse of `EndpointRecord.addresses`."""
+    fields = {"ip": "", "gateway": ""}
+    for ip, gateway in addresses:
+        family = "" if is_ipv4(ip) else "6"
+        fields |= {f"ip{family}": text(ip), f"gateway{family}": text(gateway)}
+    return fields
 
 
 def host_ifname(container_id: str, ifname: str) -> str:
@@ -84,9 +102,9 @@ class Endpoints:
     `problems` maps the name of a file that holds no endpoint to a sentence; its address cannot be protected.
     """
 
-    def __init__(self, state_dir: Path, pod_cidr: str, *, mtu: int) -> None:
+    def __init__(self, state_dir: Path, pools: Sequence[Ipam], *, mtu: int) -> None:
         self._folder = state_dir / "endpoints"
-        self._ipam = Ipam(pod_cidr)
+        self._pools = Pools(pools)
         self._mtu = mtu
         self._records: dict[tuple[str, str], EndpointRecord] = {}
         self._turns: dict[tuple[str, str], tuple[asyncio.Lock, int]] = {}
@@ -96,11 +114,6 @@ class Endpoints:
     def records(self) -> Mapping[tuple[str, str], EndpointRecord]:
         """Every pod by (container id, ifname)."""
         return self._records
-
-    @property
-    def router(self) -> str:
-        """The pods' gateway: the first address of the pod CIDR, which the node holds on lo."""
-        return self._ipam.router
 
     async def restore(self) -> list[EndpointRecord]:
         """Take in the files of an earlier run, and forget pods that a reboot took. Returns the pods there are.
@@ -113,11 +126,10 @@ class Endpoints:
                 await self._restore_one(path)
             except ClusterMeshError as e:
                 self.problems[path.name] = str(e)
-        for address in await veth.routed_addresses() - {record.ip for record in self._records.values()}:
-            try:
-                self._ipam.reserve(address)
-            except Invalid:
-                continue  # of an earlier pod CIDR of this node
+        known = {address.ip for record in self._records.values() for address in record.addresses}
+        for ip in await veth.routed_addresses() - known:
+            with suppress(Invalid):  # of an earlier pod CIDR of this node
+                self._pools.reserve(ip)
         return list(self._records.values())
 
     async def _restore_one(self, path: Path) -> None:
@@ -125,7 +137,8 @@ class Endpoints:
         if not os.path.exists(record.netns) and not await veth.is_attached(record.host_ifname):  # noqa: ASYNC240  # a stat
             remove_durably(path)
             return
-        self._ipam.reserve(record.ip)
+        for address in record.addresses:
+            self._pools.reserve(address.ip)
         self._records[record.container_id, record.ifname] = record
 
     async def add(self, request: EndpointRequest) -> EndpointRecord:
@@ -152,10 +165,10 @@ class Endpoints:
 
     def _make_record(self, request: EndpointRequest, known: EndpointRecord | None) -> EndpointRecord:
         mac, host_mac = mac_addresses(request.container_id, request.ifname)
+        addresses = self._pools.allocate(() if known is None else (address.ip for address in known.addresses))
         return EndpointRecord(
             **msgspec.structs.asdict(request),
-            ip=known.ip if known is not None else self._ipam.allocate(),
-            gateway=self._ipam.router,
+            **_as_fields(addresses),
             mac=mac,
             host_ifname=host_ifname(request.container_id, request.ifname),
             host_mac=host_mac,
@@ -174,7 +187,7 @@ class Endpoints:
         await self._on_disk(key, remove_durably)
         record = self._records.pop(key, None)
         if record is not None:
-            self._ipam.release(record.ip)
+            self._pools.release(record.addresses)
 
     async def _on_disk(self, key: tuple[str, str], work: Callable[[Path], None]) -> None:
         path = self._folder / f"{key[0]}:{key[1]}.json"
@@ -182,6 +195,11 @@ class Endpoints:
             await asyncio.to_thread(work, path)
         except OSError as e:
             raise Unavailable(f"endpoint file {path}: {e.strerror or e}") from e
+
+    async def keep_only(self, valid: Collection[tuple[str, str]]) -> None:
+        """Detach every pod that is not named by (container id, ifname) in `valid`."""
+        for container_id, ifname in self._records.keys() - set(valid):
+            await self.delete(EndpointRequest(container_id=container_id, ifname=ifname))
 
     async def check(self, request: EndpointRequest) -> EndpointRecord:
         """The pod's record, if kernel and record agree; else Refused, which says what is missing."""

@@ -1,17 +1,21 @@
-"""CNI requests from the plugin, answered as soon as this node knows its pod CIDR."""
+"""CNI requests from the plugin, answered as soon as this node knows its pod CIDRs."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
+from agent.cni.ipam import Ipam
 from agent.cni.local_pods import EndpointRequest, Endpoints
 from agent.engine import Engine
 from agent.options import Options
-from agent.plan.nodes import pod_cidrs_of
+from agent.plan.nodes import PodPool, pod_pools
+from clustermesh.address import prefix_text, text
 from clustermesh.errors import ClusterMeshError, DecodeError, Unavailable
 
 _log = logging.getLogger(__name__)
@@ -19,13 +23,19 @@ DELETIONS = "deleted-endpoints"  # the folder below run-dir where the plugin lea
 _DRAIN_PERIOD = 5.0
 
 
+class _Valid(Struct):
+    """Parameters of cni_gc: the pods that the runtime still knows."""
+
+    valid: list[EndpointRequest]
+
+
 class Pods:
-    """The socket's cni_add, cni_del and cni_check."""
+    """The socket's cni_add, cni_del, cni_check, cni_status and cni_gc."""
 
     def __init__(self, options: Options, engine: Engine) -> None:
         self._options, self._engine = options, engine
         self._endpoints: Endpoints | None = None
-        self._pod_cidr = ""
+        self._pools: tuple[PodPool, ...] = ()
         self._error = ""
 
     @property
@@ -35,10 +45,9 @@ class Pods:
         if self._error:
             found["set-up"] = self._error
         own = self._engine.plan.own
-        current = "" if own is None else "".join(pod_cidrs_of(own)[:1])
-        if self._pod_cidr and own is not None and current != self._pod_cidr:
+        if self._pools and own is not None and (now := pod_pools(own)) != self._pools:
             found["pod CIDR"] = (
-                f"is {current or None} now, and pods here still get addresses of {self._pod_cidr}: "
+                f"is {_shown(now)} now, and pods here still get addresses of {_shown(self._pools)}: "
                 "restart the agent once they may move"
             )
         return found
@@ -67,11 +76,12 @@ class Pods:
     async def _take_over(self) -> Endpoints | None:
         """The pods there are; None while the Node is gone again, or its device being made again."""
         own, underlay = self._engine.plan.own, self._engine.underlay.current
-        if own is None or underlay is None or not (cidrs := pod_cidrs_of(own)):
+        if own is None or underlay is None or not (pools := pod_pools(own)):
             return None
-        endpoints = Endpoints(self._options.state_dir, cidrs[0], mtu=underlay.mtu)
+        ipams = [Ipam(pool.cidr, pool.router) for pool in pools]
+        endpoints = Endpoints(self._options.state_dir, ipams, mtu=underlay.mtu)
         await endpoints.restore()
-        self._pod_cidr = cidrs[0]
+        self._pools = pools
         return endpoints
 
     async def add(self, params: dict[str, Any]) -> dict[str, Any]:
@@ -84,11 +94,29 @@ class Pods:
     async def check(self, params: dict[str, Any]) -> dict[str, Any]:
         return (await self._ready().check(_request(params))).result()
 
+    async def status(self, _params: dict[str, Any]) -> dict[str, Any]:
+        """Nothing where pods can be attached; raises Unavailable with the reason where they cannot."""
+        self._ready()
+        return {}
+
+    async def collect_garbage(self, params: dict[str, Any]) -> dict[str, Any]:
+        try:
+            valid = msgspec.convert(params, _Valid).valid
+        except msgspec.ValidationError as e:
+            raise DecodeError("params", params, str(e)) from e
+        await self._ready().keep_only({(one.container_id, one.ifname) for one in valid})
+        return {}
+
     def _ready(self) -> Endpoints:
         if self._endpoints is None:
             why = self._engine.underlay_error or self._error or "the agent is starting"
             raise Unavailable(f"this node cannot attach pods yet: {why}")
         return self._endpoints
+
+
+def _shown(pools: Sequence[PodPool]) -> str:
+    cidrs = (f"{prefix_text(pool.cidr)} (gateway {text(pool.router)})" for pool in pools)
+    return " and ".join(cidrs) or "none"
 
 
 def _request(params: dict[str, Any]) -> EndpointRequest:

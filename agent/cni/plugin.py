@@ -18,7 +18,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Final, TextIO
 
-SUPPORTED: Final = ("0.3.1", "0.4.0", "1.0.0")
+SUPPORTED: Final = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
 SOCKET: Final = "/run/clustermesh/agent.sock"
 QUEUE: Final = "deleted-endpoints"  # beside the socket
 _TIMEOUT: Final = 60  # seconds: less than a kubelet waits
@@ -26,8 +26,10 @@ _TIMEOUT: Final = 60  # seconds: less than a kubelet waits
 # Error codes of the CNI specification; from 100 on they are the plugin's own.
 INCOMPATIBLE_VERSION, BAD_ENVIRONMENT, IO_FAILURE, DECODE_FAILURE, INVALID_CONFIG = 1, 4, 5, 6, 7
 TRY_AGAIN: Final = 11
+NOT_AVAILABLE: Final = 50
 AGENT_REFUSED: Final = 100
 
+_VALID: Final = "cni.dev/valid-attachments"
 _CONTAINER_ID: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
 _MAX_CONTAINER_ID: Final = 200  # it becomes part of a file name
 
@@ -83,11 +85,14 @@ def _dispatch(command: str, config: dict[str, Any], environment: Mapping[str, st
     if command == "VERSION":
         return {"cniVersion": str(config.get("cniVersion", SUPPORTED[-1])), "supportedVersions": list(SUPPORTED)}
     commands = {"ADD": _add, "DEL": _delete, "CHECK": _check}
-    if command not in commands:
-        raise CniError(BAD_ENVIRONMENT, f"CNI_COMMAND is {command!r}; known are ADD, DEL, CHECK and VERSION")
+    of_the_node = {"STATUS": _status, "GC": _collect_garbage}
+    if command not in commands.keys() | of_the_node.keys():
+        known = "ADD, DEL, CHECK, GC, STATUS and VERSION"
+        raise CniError(BAD_ENVIRONMENT, f"CNI_COMMAND is {command!r}; known are {known}")
     _check_config(config)
-    params = _params(environment, netns_required=command != "DEL")
-    return commands[command](config, params)
+    if command in of_the_node:
+        return of_the_node[command](config)
+    return commands[command](config, _params(environment, netns_required=command != "DEL"))
 
 
 def _check_config(config: dict[str, Any]) -> None:
@@ -127,21 +132,25 @@ def _add(config: dict[str, Any], params: dict[str, str]) -> dict[str, Any]:
 def _as_result(found: dict[str, Any], version: str, params: dict[str, str]) -> dict[str, Any]:
     """The agent's answer as the specification's Success result; interface 1 is the pod's."""
     try:
-        address: dict[str, Any] = {
-            "address": f"{found['ip']}/{found['prefix_length']}",
-            "gateway": found["gateway"],
-            "interface": 1,
+        given = found.get("ips") or [found]  # an agent of before IPv6 gives one address
+        result = {
+            "cniVersion": version,
+            "interfaces": [
+                {"name": found["host_ifname"]},
+                {"name": params["ifname"], "mac": found["mac"], "sandbox": params["netns"]},
+            ],
+            "ips": [_as_ip(one, version) for one in given],
+            "routes": [{"dst": "::/0" if ":" in one["ip"] else "0.0.0.0/0", "gw": one["gateway"]} for one in given],
+            "dns": {},
         }
-        interfaces = [
-            {"name": found["host_ifname"]},
-            {"name": params["ifname"], "mac": found["mac"], "sandbox": params["netns"]},
-        ]
-    except KeyError as e:
-        raise CniError(DECODE_FAILURE, f"the agent's answer has no {e}") from e
-    if not version.startswith("1."):
-        address["version"] = "4"
-    routes = [{"dst": "0.0.0.0/0", "gw": found["gateway"]}]
-    return {"cniVersion": version, "interfaces": interfaces, "ips": [address], "routes": routes, "dns": {}}
+    except (KeyError, TypeError) as e:
+        raise CniError(DECODE_FAILURE, "the agent's answer is not what its protocol says", repr(found)) from e
+    return result
+
+
+def _as_ip(found: dict[str, Any], version: str) -> dict[str, Any]:
+    address = {"address": f"{found['ip']}/{found['prefix_length']}", "gateway": found["gateway"], "interface": 1}
+    return address if version.startswith("1.") else {"version": "6" if ":" in found["ip"] else "4"} | address
 
 
 def _check(config: dict[str, Any], params: dict[str, str]) -> None:
@@ -152,8 +161,8 @@ def _check(config: dict[str, Any], params: dict[str, str]) -> None:
         raise CniError(INVALID_CONFIG, "CHECK needs the prevResult of ADD")
     now = _as_result(_ask(config, "cni_check", params), config["cniVersion"], params)
     before = {ip.get("address") for ip in previous.get("ips") or () if isinstance(ip, dict)}
-    if now["ips"][0]["address"] not in before:
-        raise CniError(AGENT_REFUSED, f"the pod has {now['ips'][0]['address']}, not what prevResult says")
+    if unsaid := sorted({ip["address"] for ip in now["ips"]} - before):
+        raise CniError(AGENT_REFUSED, f"the pod has {unsaid[0]}, which prevResult does not say")
 
 
 def _delete(config: dict[str, Any], params: dict[str, str]) -> None:
@@ -168,6 +177,30 @@ def _delete(config: dict[str, Any], params: dict[str, str]) -> None:
             return
         with contextlib.suppress(FileNotFoundError):
             os.unlink(queued)
+
+
+def _status(config: dict[str, Any]) -> None:
+    """Whether an ADD would work now."""
+    _check_has(config, "STATUS")
+    try:
+        _ask(config, "cni_status", {})
+    except CniError as e:
+        raise CniError(NOT_AVAILABLE, e.message, e.details) from e
+
+
+def _collect_garbage(config: dict[str, Any]) -> None:
+    """Detach every pod that the runtime does not name. A list that is not there is no empty list."""
+    _check_has(config, "GC")
+    try:
+        named = [{"container_id": one["containerID"], "ifname": one["ifname"]} for one in config[_VALID]]
+    except (KeyError, TypeError) as e:
+        raise CniError(INVALID_CONFIG, f"GC needs {_VALID}, a list of containerID and ifname") from e
+    _ask(config, "cni_gc", {"valid": named})
+
+
+def _check_has(config: dict[str, Any], command: str) -> None:
+    if config["cniVersion"] in ("0.3.1", "0.4.0", "1.0.0"):
+        raise CniError(INCOMPATIBLE_VERSION, f"{command} exists from cniVersion 1.1.0 on")
 
 
 def _queue_deletion(config: dict[str, Any], params: dict[str, str]) -> str:
@@ -187,7 +220,7 @@ def _queue_deletion(config: dict[str, Any], params: dict[str, str]) -> str:
     return str(folder / f"{name}.json")
 
 
-def _ask(config: dict[str, Any], method: str, params: dict[str, str]) -> dict[str, Any]:
+def _ask(config: dict[str, Any], method: str, params: Mapping[str, Any]) -> dict[str, Any]:
     """One request to the agent: a JSON object in a line each way."""
     path = config.get("socket", SOCKET)
     line = _exchange(path, json.dumps({"method": method, "params": params}).encode() + b"\n")

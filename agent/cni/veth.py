@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import socket
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
-from pyroute2 import AsyncIPRoute, NetlinkError
+from pyroute2 import AsyncIPRoute
 
 from agent import netlink
+from agent.cni.ipam import PodAddress
+from clustermesh.address import Address, family_length, is_ipv4, parse, prefix_text, single, text
 from clustermesh.errors import ClusterMeshError, Unavailable
 
 POD_PROTOCOL: Final = 178  # of the routes to local pods; apart from the tunnel's, which are pruned as a whole
-_MAIN_TABLE: Final = 254
 _SCOPE_LINK: Final = 253
 _PERMANENT: Final = 0x80  # NUD_PERMANENT, linux/neighbour.h
 _ONLINK: Final = 4  # RTNH_F_ONLINK, linux/rtnetlink.h
+_NODAD: Final = 2  # IFA_F_NODAD, linux/if_addr.h: the address is ours alone, and usable at once
 
 
 class Pod(Protocol):
@@ -28,9 +29,7 @@ class Pod(Protocol):
     @property
     def netns(self) -> str: ...
     @property
-    def ip(self) -> str: ...
-    @property
-    def gateway(self) -> str: ...
+    def addresses(self) -> Sequence[PodAddress]: ...
     @property
     def mac(self) -> str: ...
     @property
@@ -42,18 +41,24 @@ class Pod(Protocol):
 
 
 async def attach(pod: Pod) -> None:
-    """Make the pair and route the pod's address to it. Raises Unavailable or Refused; the caller then detaches."""
-    what = f"attach {pod.ip} as {pod.ifname} of {pod.netns}"
+    """Make the pair and route the pod's addresses to it. Raises Unavailable or Refused; the caller then detaches."""
+    what = f"attach {', '.join(text(address.ip) for address in pod.addresses)} as {pod.ifname} of {pod.netns}"
     async with netlink.connect(what) as ip:
         await _make_pair(ip, pod)
         link = await netlink.lookup(ip, pod.host_ifname)
         if link is None:
             raise Unavailable(f"{what}: the device {pod.host_ifname} is gone again")
-        netlink.set_rp_filter(pod.host_ifname)
+        netlink.prepare_device(pod.host_ifname)
         await _set_up_pod(what, pod)
         await ip.link("set", index=link.ifindex, state="up")
-        await _set_neighbour(ip, link.ifindex, pod.ip, pod.mac)
-        await ip.route("replace", dst=f"{pod.ip}/32", oif=link.ifindex, scope=_SCOPE_LINK, proto=POD_PROTOCOL)
+        for address in pod.addresses:
+            await _set_neighbour(ip, link.ifindex, address.ip, pod.mac)
+            dst = prefix_text(single(address.ip))
+            await ip.route("replace", dst=dst, oif=link.ifindex, scope=_SCOPE_LINK, proto=POD_PROTOCOL)
+
+
+def _has_ipv6(pod: Pod) -> bool:
+    return any(not is_ipv4(address.ip) for address in pod.addresses)
 
 
 async def _make_pair(ip: AsyncIPRoute, pod: Pod) -> None:
@@ -66,20 +71,38 @@ async def _make_pair(ip: AsyncIPRoute, pod: Pod) -> None:
 
 
 async def _set_up_pod(what: str, pod: Pod) -> None:
-    async with netlink.connect(what, Path(pod.netns)) as ip:
+    netns = Path(pod.netns)
+    if _has_ipv6(pod):
+        netlink.in_netns(netns, lambda: _enable_ipv6(pod.ifname))
+    async with netlink.connect(what, netns) as ip:
         await ip.link("set", index=1, state="up")  # lo, the first device of every network namespace
         link = await netlink.lookup(ip, pod.ifname)
         if link is None:
             raise Unavailable(f"{what}: the pod has no {pod.ifname}")
         await ip.link("set", index=link.ifindex, state="up")
-        await ip.addr("replace", index=link.ifindex, address=pod.ip, prefixlen=32)
-        await _set_neighbour(ip, link.ifindex, pod.gateway, pod.host_mac)
-        await ip.route("replace", dst=f"{pod.gateway}/32", oif=link.ifindex, scope=_SCOPE_LINK)
-        await ip.route("replace", dst="0.0.0.0/0", gateway=pod.gateway, oif=link.ifindex, flags=_ONLINK)
+        for address in pod.addresses:
+            await _set_up_address(ip, link.ifindex, address, pod.host_mac)
 
 
-async def _set_neighbour(ip: AsyncIPRoute, ifindex: int, address: str, mac: str) -> None:
-    await ip.neigh("replace", ifindex=ifindex, dst=address, lladdr=mac, state=_PERMANENT)
+def _enable_ipv6(ifname: str) -> None:
+    """In the pod's namespace, where a container runtime may have disabled it."""
+    for device in ("lo", ifname):
+        netlink.write_ipv6(device, "disable_ipv6", 0)
+    netlink.write_ipv6(ifname, "accept_ra", 0)
+
+
+async def _set_up_address(ip: AsyncIPRoute, ifindex: int, address: PodAddress, host_mac: str) -> None:
+    own, gateway = single(address.ip), text(address.gateway)
+    flags = {} if is_ipv4(address.ip) else {"flags": _NODAD}
+    await ip.addr("replace", index=ifindex, address=text(address.ip), prefixlen=family_length(own), **flags)
+    await _set_neighbour(ip, ifindex, address.gateway, host_mac)
+    await ip.route("replace", dst=prefix_text(single(address.gateway)), oif=ifindex, scope=_SCOPE_LINK)
+    default = "0.0.0.0/0" if is_ipv4(address.ip) else "::/0"
+    await ip.route("replace", dst=default, gateway=gateway, oif=ifindex, flags=_ONLINK)
+
+
+async def _set_neighbour(ip: AsyncIPRoute, ifindex: int, address: Address, mac: str) -> None:
+    await ip.neigh("replace", ifindex=ifindex, dst=text(address), lladdr=mac, state=_PERMANENT)
 
 
 async def detach(host_ifname: str) -> None:
@@ -97,8 +120,8 @@ async def find_fault(pod: Pod) -> str:
     try:
         if not await is_attached(pod.host_ifname):
             return f"the node has no device {pod.host_ifname}"
-        if pod.ip not in await routed_addresses():
-            return f"the node has no route to {pod.ip}"
+        if unrouted := {address.ip for address in pod.addresses} - await routed_addresses():
+            return f"the node has no route to {text(min(unrouted))}"
         return await _find_pod_fault(pod)
     except ClusterMeshError as e:
         return str(e)
@@ -111,29 +134,17 @@ async def _find_pod_fault(pod: Pod) -> str:
             return f"the pod has no {pod.ifname}, or it is down"
         if link.mac != pod.mac:
             return f"the pod's {pod.ifname} has MAC {link.mac} instead of {pod.mac}"
-        addresses = [message.get("local") async for message in await ip.addr("dump", index=link.ifindex)]
-        if pod.ip not in addresses:
-            return f"the pod's {pod.ifname} does not have {pod.ip}"
-        if not await _has_default_route(ip, pod.gateway):
-            return f"the pod has no default route by {pod.gateway}"
+        held = {netlink.address_of(message) async for message in await ip.addr("dump", index=link.ifindex)}
+        gateways = {route.get("gateway") for route in await netlink.main_routes(ip) if route["dst_len"] == 0}
+    for address in pod.addresses:
+        if address.ip not in held:
+            return f"the pod's {pod.ifname} does not have {text(address.ip)}"
+        if text(address.gateway) not in gateways:
+            return f"the pod has no default route by {text(address.gateway)}"
     return ""
 
 
-async def _has_default_route(ip: AsyncIPRoute, gateway: str) -> bool:
-    try:
-        routes = await _routes(ip)
-    except NetlinkError as e:
-        if e.code == errno.ENOENT:
-            return False
-        raise
-    return any(route["dst_len"] == 0 and route.get("gateway") == gateway for route in routes)
-
-
-async def routed_addresses() -> set[str]:
+async def routed_addresses() -> set[Address]:
     """Every address the node routes to a local pod."""
     async with netlink.connect("list routes to pods") as ip:
-        return {route.get("dst") for route in await _routes(ip) if route["proto"] == POD_PROTOCOL}
-
-
-async def _routes(ip: AsyncIPRoute) -> list[Any]:
-    return [message async for message in await ip.route("dump", family=socket.AF_INET, table=_MAIN_TABLE)]
+        return {parse(route.get("dst")) for route in await netlink.main_routes(ip) if route["proto"] == POD_PROTOCOL}

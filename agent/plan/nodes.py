@@ -1,22 +1,23 @@
 """Nodes -> WireGuard peers, routes and the CIDRs of the ipcache; endpoints -> its single addresses. Pure.
 
-Every other node with a WireGuard key is a peer whose allowed-ips are its pod CIDRs. For each of them there is a route
-to the WireGuard device and, under it, a blackhole: a packet for a pod elsewhere leaves encrypted or not at all.
+Every other node with a WireGuard key is a peer whose allowed-ips are its pod CIDRs, of the families that this node's
+pods have. For each of them there is a route to the WireGuard device and, under it, a blackhole: a packet for a pod
+elsewhere leaves encrypted or not at all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import IPv4Network
+from typing import Final, NamedTuple
 
 from msgspec import Struct, field
 from msgspec.structs import replace
 
 from agent.bpf.layouts import CidrKey, IpcacheValue, ipv4
-from agent.targets.routes import Route, RouteKey, blackhole_routes, tunnel_routes
+from agent.plan.routes import Route, RouteKey, blackhole_routes, tunnel_routes
 from agent.targets.wireguard import drop_overlaps
 from agent.wireguard.peer import Peer, check_peer, sort_allowed_ips
-from clustermesh.address import is_ipv4, prefix_text, text
+from clustermesh.address import BITS, Address, Prefix, is_ipv4, nth, prefix_text, text
 from clustermesh.errors import Invalid
 from clustermesh.mesh.authority import Ground
 from clustermesh.model import Endpoint, Node
@@ -24,6 +25,14 @@ from clustermesh.model import Endpoint, Node
 WORLD = 2  # reserved identity: an address nobody has named more precisely
 NO_GROUND = Ground()
 ENCRYPT = 255  # key of an endpoint whose traffic goes through WireGuard
+_UNDERLAY: Final = ("InternalIP", "ExternalIP")
+
+
+class PodPool(NamedTuple):
+    """A CIDR whose addresses this node gives to pods, and the node's own address that is their gateway."""
+
+    cidr: Prefix
+    router: Address
 
 
 class NodePlan(Struct, kw_only=True):
@@ -61,23 +70,24 @@ def plan_nodes(
     return plan
 
 
-def router_address(own: Node) -> str:
-    """The gateway of this node's pods: the CiliumInternalIP, else the first address of the pod CIDR, else ""."""
-    if named := own.address("CiliumInternalIP", ipv4=True):
-        return text(named)
-    cidrs = pod_cidrs_of(own)
-    return str(IPv4Network(cidrs[0]).network_address + 1) if cidrs else ""
+def pod_pools(own: Node) -> tuple[PodPool, ...]:
+    """The CIDR of each family that this node's pods get their addresses from: the first one allotted."""
+    firsts = {is_ipv4(cidr.address): cidr for cidr in reversed(own.pod_cidrs)}
+    families = [family for family in (True, False) if family in firsts]
+    return tuple(PodPool(firsts[family], _router(own, firsts[family])) for family in families)
 
 
-def pod_cidrs_of(node: Node) -> tuple[str, ...]:
-    """Every IPv4 CIDR `node` hands out to pods, the first one allotted first."""
-    return tuple(prefix_text(cidr) for cidr in node.pod_cidrs if is_ipv4(cidr.address))
+def _router(own: Node, cidr: Prefix) -> Address:
+    """The CiliumInternalIP, which may lie anywhere, else the first address of the CIDR."""
+    first = nth(cidr, 1) if cidr.length < BITS else cidr.address  # too small for pods: Ipam says so
+    return own.address("CiliumInternalIP", ipv4=is_ipv4(cidr.address)) or first
 
 
-def underlay_of(node: Node) -> str:
-    """Where tunnels to `node` end over IPv4, or ""."""
-    address = node.address("InternalIP", "ExternalIP", ipv4=True)
-    return "" if address is None else text(address)
+def tunnel_end(node: Node, own: Node | None) -> Address | None:
+    """Where a tunnel from `own` to `node` ends: an address of a family that `own` has too, if there is one."""
+    families = [family for family in (True, False) if own is None or own.address(*_UNDERLAY, ipv4=family)]
+    found = [node.address(kind, ipv4=family) for kind in _UNDERLAY for family in families]
+    return next((address for address in found if address), node.underlay)
 
 
 def plan_endpoint(endpoint: Endpoint) -> IpcacheValue:
@@ -87,22 +97,26 @@ def plan_endpoint(endpoint: Endpoint) -> IpcacheValue:
 
 
 def _plan_cidrs(plan: NodePlan, node: Node) -> None:
-    address = underlay_of(node)
-    tunnel = ipv4(address) if address else 0
-    for cidr in pod_cidrs_of(node):
-        plan.cidrs[CidrKey.parse(cidr)] = IpcacheValue(WORLD, tunnel, ENCRYPT)
+    address = node.address(*_UNDERLAY, ipv4=True)
+    tunnel = ipv4(text(address)) if address else 0
+    for cidr in node.pod_cidrs:
+        if is_ipv4(cidr.address):
+            plan.cidrs[CidrKey.parse(prefix_text(cidr))] = IpcacheValue(WORLD, tunnel, ENCRYPT)
 
 
 def _plan_peer(plan: NodePlan, node: Node, device: str, port: int) -> None:
     name = f"{node.cluster}/{node.name}"
-    source = "" if plan.own is None else router_address(plan.own)
-    peer = Peer(endpoint=underlay_of(node), port=port, allowed_ips=sort_allowed_ips(pod_cidrs_of(node)))
+    own = plan.own
+    routers = [] if own is None else [pool.router for pool in pod_pools(own)]
+    families = set(map(is_ipv4, routers)) or {True, False}
+    cidrs = [cidr for cidr in node.pod_cidrs if is_ipv4(cidr.address) in families]
+    peer = Peer(endpoint=tunnel_end(node, own), port=port, allowed_ips=sort_allowed_ips(cidrs))
     if why := _unusable(plan, node, peer):
         plan.problems[name] = why
-        plan.routes |= blackhole_routes(pod_cidrs_of(node))
+        plan.routes |= blackhole_routes(cidrs)
         return
     plan.peers[node.wireguard_public_key] = peer
-    plan.routes |= tunnel_routes(pod_cidrs_of(node), device, source)
+    plan.routes |= tunnel_routes(cidrs, device, routers)
 
 
 def _unusable(plan: NodePlan, node: Node, peer: Peer) -> str:
@@ -114,8 +128,8 @@ def _unusable(plan: NodePlan, node: Node, peer: Peer) -> str:
         return "has the WireGuard key of another node and is left out"
     if plan.own is not None and key == plan.own.wireguard_public_key:
         return "has this node's own WireGuard key and is left out"
-    if not underlay_of(node):
-        return "has no InternalIP or ExternalIP of IPv4"
+    if peer.endpoint is None:
+        return "has no InternalIP or ExternalIP"
     try:
         check_peer(key, peer)
     except Invalid as e:

@@ -1,73 +1,26 @@
-"""IPv4 routes of the main table as a reconciled resource: (destination, metric) -> Route.
+"""Routes of the main table, of both families, as a reconciled resource: (destination, metric) -> Route.
 
-Ours carry a protocol number of their own; routes of any other origin are never listed, changed or deleted. Each remote
-pod CIDR has two: one through the tunnel, and beside it a blackhole with a worse metric, so that packets are dropped and
-not sent in clear by the default route when the tunnel device is gone.
+Ours carry a protocol number of their own; routes of any other origin are never listed, changed or deleted.
 """
 
 from __future__ import annotations
 
 import errno
-import socket
-from collections.abc import Collection, Hashable, Iterable, Mapping
-from ipaddress import IPv4Address, IPv4Network
-from typing import Any, Final, Literal, NamedTuple
+from collections.abc import Collection, Hashable, Mapping
+from typing import Any, Final
 
-from msgspec import Struct
 from pyroute2 import AsyncIPRoute, NetlinkError
 
 from agent import netlink
+from agent.plan.routes import Kind, Route, RouteKey, check_route
+from clustermesh.address import V4, Address, Prefix, is_ipv4, parse, prefix_text, text
 from clustermesh.errors import ApplyError, Invalid
 
 PROTOCOL: Final = 177  # /etc/iproute2/rt_protos: taken by nobody there
-BLACKHOLE_METRIC: Final = 4096
-_MAIN_TABLE: Final = 254
 _SCOPE_LINK: Final = 253
 _SCOPE_ANY: Final = 255  # RT_SCOPE_NOWHERE, which a delete takes for a wildcard
-
-
-Kind = Literal["unicast", "blackhole"]
 _KINDS: Final[Mapping[int, Kind]] = {1: "unicast", 6: "blackhole"}  # rtm_type, linux/rtnetlink.h
-
-
-class RouteKey(NamedTuple):
-    """What the kernel tells routes apart by. `dst` is a CIDR ("10.1.0.0/24"); the lower metric wins."""
-
-    dst: str
-    metric: int
-
-
-class Route(Struct, frozen=True, gc=False):
-    """`device` is "" for a blackhole. `prefsrc` is the source of the node's own packets, "" for the kernel's choice:
-    the peer drops packets from an address outside of the sender's allowed IPs, so it has to be the router address."""
-
-    kind: Kind
-    device: str = ""
-    prefsrc: str = ""
-
-
-def tunnel_routes(cidrs: Iterable[str], device: str, prefsrc: str) -> dict[RouteKey, Route]:
-    """The routes of remote pod CIDRs: through `device`, and the blackholes beside them."""
-    cidrs = list(cidrs)
-    return blackhole_routes(cidrs) | {RouteKey(cidr, 0): Route("unicast", device, prefsrc) for cidr in cidrs}
-
-
-def blackhole_routes(cidrs: Iterable[str]) -> dict[RouteKey, Route]:
-    """What drops packets for `cidrs` where nothing carries them."""
-    return {RouteKey(cidr, BLACKHOLE_METRIC): Route("blackhole") for cidr in cidrs}
-
-
-def check_route(key: RouteKey, route: Route) -> None:
-    """Raise Invalid for a route the kernel would refuse, or take in another form than given."""
-    try:
-        if str(IPv4Network(key.dst)) != key.dst or not 0 <= key.metric < 1 << 32:
-            raise ValueError("not canonical, or its metric is out of range")
-        if route.prefsrc:
-            IPv4Address(route.prefsrc)
-    except ValueError as e:
-        raise Invalid("route", key, f"must be a canonical IPv4 CIDR and a metric ({e})") from e
-    if (route.kind == "blackhole") == bool(route.device):
-        raise Invalid("route", key, "a unicast route needs a device, a blackhole has none")
+_EVERYWHERE: Final = {2: V4, 10: Prefix(Address(bytes(16)), 0)}  # a default route names no destination; by AF_*
 
 
 class RouteTarget:
@@ -83,7 +36,7 @@ class RouteTarget:
     async def dump(self) -> dict[RouteKey, Route]:
         async with netlink.connect("list routes") as ip:
             names = {message["index"]: message.get("ifname") async for message in await ip.link("dump")}
-            own = [m for m in await _dump_main(ip) if m["proto"] == self._protocol and m["type"] in _KINDS]
+            own = [m for m in await netlink.main_routes(ip) if m["proto"] == self._protocol and m["type"] in _KINDS]
         found = dict([_parse(message, names) for message in own])
         self._kinds = {key: route.kind for key, route in found.items()}
         return found
@@ -102,7 +55,7 @@ class RouteTarget:
                 except Invalid as e:
                     failed[key] = str(e)
                 except NetlinkError as e:
-                    failed[key] = str(netlink.translate(f"route {key.dst}", e))
+                    failed[key] = str(netlink.translate(f"route {prefix_text(key.dst)}", e))
         if failed:
             raise ApplyError(failed)
 
@@ -130,8 +83,8 @@ class _Batch:
         request = _request(key, self._protocol, route.kind)
         if route.device:
             request |= {"oif": await self._index(route.device), "scope": _SCOPE_LINK}
-        if route.prefsrc:
-            request["prefsrc"] = route.prefsrc
+        if route.prefsrc is not None:
+            request["prefsrc"] = text(route.prefsrc)
         try:
             await self._ip.route("add", **request)
         except NetlinkError as e:
@@ -139,7 +92,7 @@ class _Batch:
                 raise
             holder = await self._holder(key)
             if holder != self._protocol:
-                raise Invalid("route", key, f"is held by a route of protocol {holder}") from e
+                raise Invalid("route", prefix_text(key.dst), f"is held by a route of protocol {holder}") from e
             await self._ip.route("replace", **request)
 
     async def _index(self, device: str) -> int:
@@ -152,29 +105,29 @@ class _Batch:
 
     async def _holder(self, key: RouteKey) -> int | None:
         if self._holders is None:
-            self._holders = {_key(message): message["proto"] for message in await _dump_main(self._ip)}
+            self._holders = {_key(message): message["proto"] for message in await netlink.main_routes(self._ip)}
         return self._holders.get(key)
 
 
 def _request(key: RouteKey, protocol: int, kind: Kind) -> dict[str, Any]:
-    return {"dst": key.dst, "priority": key.metric, "type": kind, "table": _MAIN_TABLE, "proto": protocol}
-
-
-async def _dump_main(ip: AsyncIPRoute) -> list[Any]:
-    dump = await ip.route("dump", family=socket.AF_INET, table=_MAIN_TABLE)
-    return [message async for message in dump if message.get("table") == _MAIN_TABLE]
+    dst = prefix_text(key.dst)
+    return {"dst": dst, "priority": key.metric, "type": kind, "table": netlink.MAIN_TABLE, "proto": protocol}
 
 
 def _key(message: Any) -> RouteKey:
-    return RouteKey(f"{message.get('dst') or '0.0.0.0'}/{message['dst_len']}", message.get("priority") or 0)
+    dst = message.get("dst")
+    if dst is None:
+        return RouteKey(_EVERYWHERE[message["family"]], message.get("priority") or 0)
+    address = parse(dst)
+    return RouteKey(Prefix(address, message["dst_len"] + (96 if is_ipv4(address) else 0)), message.get("priority") or 0)
 
 
 def _parse(message: Any, names: Mapping[int, str]) -> tuple[RouteKey, Route]:
     kind = _KINDS[message["type"]]
-    oif = message.get("oif")
+    oif, source = message.get("oif"), message.get("prefsrc")
     return _key(message), Route(
         kind=kind,
         # A blackhole has no device; a device made since the list was read has a number for a name, which differs.
         device=names.get(oif, str(oif)) if oif and kind == "unicast" else "",
-        prefsrc=message.get("prefsrc") or "",
+        prefsrc=parse(source) if source else None,
     )

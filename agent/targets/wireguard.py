@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from agent.wireguard.device import Device
 from agent.wireguard.peer import REJECT_AFTER, Peer, PeerState, check_peer
+from clustermesh.address import Prefix, prefix_text
 from clustermesh.errors import ApplyError, ClusterMeshError, Invalid, Refused
 
 GREETING_DELAY: Final = 0.3  # seconds: longer than two nodes differ in hearing of each other
@@ -113,7 +114,7 @@ def as_wanted(state: PeerState, given: Peer | None, now: float) -> Peer:
     While a session is alive, the endpoint learnt from the peer's own authenticated packets beats the one given: telling
     the device the old one again would cut the way back to a peer that moved or sits behind a NAT.
     """
-    endpoint, port = state.endpoint or ("", 0)
+    endpoint, port = state.endpoint or (None, 0)
     alive = now - state.last_handshake <= REJECT_AFTER
     if given is not None and alive:
         endpoint, port = given.endpoint, given.port
@@ -125,7 +126,7 @@ def sort_out(entries: Mapping[str, Peer], own_key: str = "") -> tuple[dict[str, 
 
     A device ignores a peer with its own key (`own_key`) without a word.
     """
-    owners: dict[str, str] = {}
+    owners: dict[Prefix, str] = {}
     good: dict[str, Peer] = {}
     failed: dict[Hashable, str] = {}
     for key, peer in entries.items():
@@ -138,7 +139,7 @@ def sort_out(entries: Mapping[str, Peer], own_key: str = "") -> tuple[dict[str, 
             continue
         taken = [cidr for cidr in peer.allowed_ips if cidr in owners]
         if taken:
-            failed[key] = f"allowed IP {taken[0]} belongs to peer {owners[taken[0]]}"
+            failed[key] = f"allowed IP {prefix_text(taken[0])} belongs to peer {owners[taken[0]]}"
             continue
         good[key] = peer
         owners |= dict.fromkeys(peer.allowed_ips, key)
@@ -150,13 +151,13 @@ def drop_overlaps(peers: Mapping[str, Peer]) -> tuple[dict[str, Peer], dict[str,
 
     Without this, two peers that want the same CIDR would take it from each other for ever.
     """
-    owners: dict[str, str] = {}
+    owners: dict[Prefix, str] = {}
     kept: dict[str, Peer] = {}
     lost: dict[str, str] = {}
     for key, peer in peers.items():
         own = tuple(cidr for cidr in peer.allowed_ips if owners.setdefault(cidr, key) == key)
         if own != peer.allowed_ips:
             missing = sorted(set(peer.allowed_ips) - set(own))
-            lost[key] = f"allowed IP {missing[0]} belongs to peer {owners[missing[0]]} already"
+            lost[key] = f"allowed IP {prefix_text(missing[0])} belongs to peer {owners[missing[0]]} already"
         kept[key] = replace(peer, allowed_ips=own)
     return kept, lost

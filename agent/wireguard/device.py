@@ -13,6 +13,7 @@ from agent.wireguard.userspace import BINARY, SOCKETS, UserspaceDevice
 NAME: Final = "cm-wg0"
 LISTEN_PORT: Final = 51871  # Cilium's
 FWMARK: Final = 0xE00  # Cilium's: "this packet is encrypted already"
+IPV6_MIN_MTU: Final = 1280  # RFC 8200, section 5: the kernel has no IPv6 on a device with less
 OVERHEAD: Final = 80  # bytes: outer IPv6 40, UDP 8, WireGuard 32; with an outer IPv4 header it is 60
 
 

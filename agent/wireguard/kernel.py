@@ -18,6 +18,7 @@ from pyroute2 import AsyncIPRoute, AsyncWireGuard, NetlinkError
 from agent import netlink
 from agent.wireguard.keys import clamp, decode_public_key
 from agent.wireguard.peer import DeviceState, Peer, PeerState, Settings, check_peer, sort_allowed_ips
+from clustermesh.address import parse, parse_prefix, prefix_text, text
 from clustermesh.errors import Refused, Unavailable
 
 _PROBE_LINK: Final = "cm-wg-probe"
@@ -70,10 +71,10 @@ def peer_request(key: str, peer: Peer) -> dict[str, Any]:
         "public_key": key,
         "persistent_keepalive": peer.keepalive,
         "replace_allowed_ips": True,
-        "allowed_ips": list(peer.allowed_ips),
+        "allowed_ips": [prefix_text(cidr) for cidr in peer.allowed_ips],
     }
-    if peer.endpoint:
-        request |= {"endpoint_addr": peer.endpoint, "endpoint_port": peer.port}
+    if peer.endpoint is not None:
+        request |= {"endpoint_addr": text(peer.endpoint), "endpoint_port": peer.port}
     return request
 
 
@@ -99,9 +100,9 @@ def _join_pieces(pieces: list[Any]) -> PeerState:
     first = pieces[0]  # only the first carries more than the key and allowed IPs
     endpoint = first.get_attr("WGPEER_A_ENDPOINT")
     handshake = first.get_attr("WGPEER_A_LAST_HANDSHAKE_TIME") or {}
-    cidrs = [ip["addr"] for piece in pieces for ip in piece.get_attr("WGPEER_A_ALLOWEDIPS") or ()]
+    cidrs = [parse_prefix(ip["addr"]) for piece in pieces for ip in piece.get_attr("WGPEER_A_ALLOWEDIPS") or ()]
     return PeerState(
-        endpoint=(endpoint["addr"], endpoint["port"]) if endpoint else None,
+        endpoint=(parse(endpoint["addr"]), endpoint["port"]) if endpoint else None,
         allowed_ips=sort_allowed_ips(cidrs),
         last_handshake=handshake.get("tv_sec", 0) + handshake.get("tv_nsec", 0) / 1e9,
         rx=first.get_attr("WGPEER_A_RX_BYTES") or 0,
@@ -136,8 +137,8 @@ class KernelDevice:
             async with _family(f"set up {self.name}") as family:
                 await family.setup_endpoint()
                 await family.set(self.name, private_key=key, listen_port=listen_port, fwmark=fwmark)
+        netlink.prepare_device(self.name)
         await netlink.set_link(self.name, mtu=mtu, up=True)
-        netlink.set_rp_filter(self.name)
         return made
 
     async def peers(self) -> dict[str, PeerState]:

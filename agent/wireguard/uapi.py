@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from agent.wireguard.keys import clamp, decode_public_key
-from agent.wireguard.peer import DeviceState, Peer, PeerState, Settings, check_peer, sort_allowed_ips
+from agent.wireguard.peer import DeviceState, Peer, PeerState, Settings, check_peer, endpoint_text, sort_allowed_ips
+from clustermesh.address import Address, parse, parse_prefix, prefix_text
 from clustermesh.errors import DecodeError, Invalid, Refused, Unavailable
 
 TIMEOUT: Final = 3.0  # seconds, for a request that is no work
@@ -66,16 +67,12 @@ def _settings_lines(settings: Settings) -> list[str]:
 
 def _peer_lines(key: bytes, peer: Peer) -> Iterable[str]:
     yield f"public_key={key.hex()}"
-    if peer.endpoint:
-        yield f"endpoint={_join_endpoint(peer.endpoint, peer.port)}"
+    if peer.endpoint is not None:
+        yield f"endpoint={endpoint_text(peer.endpoint, peer.port)}"
     yield "replace_allowed_ips=true"
-    yield from (f"allowed_ip={cidr}" for cidr in peer.allowed_ips)
+    yield from (f"allowed_ip={prefix_text(cidr)}" for cidr in peer.allowed_ips)
     # After the allowed IPs: setting it sends a keepalive, whose answer may already carry traffic from those addresses.
     yield f"persistent_keepalive_interval={peer.keepalive}"
-
-
-def _join_endpoint(ip: str, port: int) -> str:
-    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
 
 
 def parse_answer(data: bytes) -> list[tuple[str, str]]:
@@ -134,7 +131,7 @@ def _parse_peer(pairs: Iterable[tuple[str, str]]) -> PeerState:
         return _number(name, single.get(name, "0"))
 
     try:
-        networks = sort_allowed_ips(allowed_ips)
+        networks = sort_allowed_ips(map(parse_prefix, allowed_ips))
     except Invalid as e:
         raise DecodeError(e.field, e.value, e.rule) from e
     return PeerState(
@@ -147,11 +144,13 @@ def _parse_peer(pairs: Iterable[tuple[str, str]]) -> PeerState:
     )
 
 
-def _parse_endpoint(value: str) -> tuple[str, int]:
-    host, colon, port = value.rpartition(":")
-    if not colon or not host:
-        raise DecodeError("endpoint", value, "must be address:port")
-    return host.removeprefix("[").removesuffix("]"), _number("endpoint", port)
+def _parse_endpoint(value: str) -> tuple[Address, int]:
+    host, _, port = value.rpartition(":")
+    try:
+        # Link-local ones come with the zone they were heard in.
+        return parse(host.removeprefix("[").removesuffix("]").partition("%")[0]), _number("endpoint", port)
+    except Invalid as e:
+        raise DecodeError("endpoint", value, "must be address:port") from e
 
 
 def _key(value: str) -> str:

@@ -46,8 +46,8 @@ class UserspaceDevice:
             # Setting a key again would make every peer shake hands again.
             if (await self._client.get()).settings != wanted:
                 await self._client.set(uapi.encode_set(wanted))
+            netlink.prepare_device(self.name)
             await netlink.set_link(self.name, mtu=mtu, up=True)
-            netlink.set_rp_filter(self.name)
         return started
 
     @property

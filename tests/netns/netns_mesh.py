@@ -17,11 +17,13 @@ from netns_node import TIMEOUT, NetnsNode
 from agent import netlink
 from agent.cni.ipam import Ipam
 from agent.cni.local_pods import EndpointRequest, Endpoints
-from agent.targets.routes import RouteTarget, tunnel_routes
+from agent.plan.routes import tunnel_routes
+from agent.targets.routes import RouteTarget
 from agent.targets.wireguard import WireGuardTarget
 from agent.wireguard import keys
 from agent.wireguard.device import FWMARK, LISTEN_PORT, NAME, open_device, tunnel_mtu
 from agent.wireguard.peer import Peer
+from clustermesh.address import parse, parse_prefix
 from clustermesh.errors import ClusterMeshError
 from clustermesh.reconcile import Reconciler, Tracker
 
@@ -35,7 +37,8 @@ class MeshNode(NetnsNode):
     def __init__(self, number: int, state: Path) -> None:
         super().__init__(number)
         self.state = state
-        self.router = Ipam(self.pod_cidr).router
+        self.cidrs = (parse_prefix(self.pod_cidr), parse_prefix(self.pod_cidr6))
+        self.routers = tuple(Ipam(cidr).router for cidr in self.cidrs)
         self.private_key = keys.load_or_create(state / "wireguard" / "cm-wg0.key")
         self.public_key = keys.public_key(self.private_key)
 
@@ -50,7 +53,7 @@ class MeshNode(NetnsNode):
         self.reconciler = Reconciler(self.peers, self.routes)
         self.reconciler.may_delete = True
         self._greeting = asyncio.create_task(target.greet_forever())
-        await netlink.prepare_node(self.router)
+        await netlink.prepare_node(self.routers)
         await self._ensure()
         await self._start_pods()
 
@@ -59,7 +62,8 @@ class MeshNode(NetnsNode):
         self.do(self._start_pods())
 
     async def _start_pods(self) -> None:
-        self.endpoints = Endpoints(self.state, self.pod_cidr, mtu=MTU)
+        pools = [Ipam(cidr, router) for cidr, router in zip(self.cidrs, self.routers, strict=True)]
+        self.endpoints = Endpoints(self.state, pools, mtu=MTU)
         await self.endpoints.restore()
         AGENT_SOCKET.parent.mkdir(exist_ok=True)
         self._server = await asyncio.start_unix_server(self._answer, AGENT_SOCKET)
@@ -87,11 +91,11 @@ class MeshNode(NetnsNode):
     async def _ensure(self) -> bool:
         return await self.device.ensure(self.private_key, LISTEN_PORT, FWMARK, MTU)
 
-    def connect(self, other: MeshNode) -> None:
-        """Want `other` as a peer, with routes to its pods."""
-        cidrs = (other.pod_cidr,)
-        self.peers.set(other.public_key, Peer(endpoint=other.address, port=LISTEN_PORT, allowed_ips=cidrs))
-        for key, route in tunnel_routes(cidrs, NAME, self.router).items():
+    def connect(self, other: MeshNode, address: str = "") -> None:
+        """Want `other` as a peer, at its IPv4 address if no other is given, with routes to its pods."""
+        endpoint = parse(address or other.address)
+        self.peers.set(other.public_key, Peer(endpoint=endpoint, port=LISTEN_PORT, allowed_ips=other.cidrs))
+        for key, route in tunnel_routes(other.cidrs, NAME, self.routers).items():
             self.routes.set(key, route)
         self.flush()
 
@@ -122,11 +126,15 @@ class MeshNode(NetnsNode):
         return (await do(request)).result()
 
     def make_pod(self, name: str) -> str:
-        """A namespace attached by the plugin; returns its address."""
+        """A namespace attached by the plugin; returns its IPv4 address."""
+        return self.make_dual_pod(name)[0]
+
+    def make_dual_pod(self, name: str) -> tuple[str, ...]:
+        """A namespace attached by the plugin; returns its addresses."""
         self.run(f"ip netns add {name}")
         status, result = self.cni("ADD", name)
         assert status == 0, result
-        return str(result["ips"][0]["address"]).removesuffix("/32")
+        return tuple(ip["address"].partition("/")[0] for ip in result["ips"])
 
     def cni(self, command: str, pod: str, **config: Any) -> tuple[int, Any]:
         """Run the plugin as a container runtime does; exit status and decoded output."""
@@ -151,14 +159,17 @@ class MeshNode(NetnsNode):
         return plugin.returncode or 0, json.loads(out) if out else None
 
     def tcp_server(self, pod: str) -> socket.socket:
-        server = self.pod_socket(pod, socket.AF_INET, socket.SOCK_STREAM)
-        server.bind(("0.0.0.0", 8080))
+        """Of both families; IPv4 callers are seen as ::ffff:10.1.0.2."""
+        server = self.pod_socket(pod, socket.AF_INET6, socket.SOCK_STREAM)
+        server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        server.bind(("::", 8080))
         server.listen(8)
         return server
 
     def talk(self, pod: str, server: socket.socket, address: str, size: int = 100_000) -> str:
         """Send `size` bytes by TCP from a pod to `server`, listening at `address`; returns the address it sees."""
-        with self.pod_socket(pod, socket.AF_INET, socket.SOCK_STREAM) as client:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with self.pod_socket(pod, family, socket.SOCK_STREAM) as client:
             client.connect((address, 8080))
             server.settimeout(TIMEOUT)
             taken, source = server.accept()
@@ -170,4 +181,4 @@ class MeshNode(NetnsNode):
                 while chunk := taken.recv(1 << 16):
                     received += len(chunk)
         assert received == size
-        return str(source[0])
+        return str(source[0]).removeprefix("::ffff:")

@@ -37,10 +37,12 @@ def _leave() -> None:
 
 
 class NetnsNode:
-    """`number` names everything of the node: underlay 192.0.2.N, pod CIDR 10.N.0.0/24."""
+    """`number` names everything of the node: underlay 192.0.2.N and 2001:db8::N, pod CIDRs 10.N.0.0/24 and
+    fd00:10:N::/64."""
 
     def __init__(self, number: int) -> None:
         self.address, self.pod_cidr = f"192.0.2.{number}", f"10.{number}.0.0/24"
+        self.address6, self.pod_cidr6 = f"2001:db8::{number}", f"fd00:10:{number}::/64"
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._live, name=f"node{number}", daemon=True)
@@ -124,12 +126,14 @@ def join(one: NetnsNode, two: NetnsNode) -> None:
     one.run(f"ip link add eth0 type veth peer name eth0 netns {pid}")
     for node, other in ((one, two), (two, one)):
         node.run(f"ip addr add {node.address}/24 dev eth0")
+        node.run(f"ip addr add {node.address6}/64 dev eth0 nodad")
         node.run("ip link set eth0 up")
         node.run(f"ip route add default via {other.address}")
+        node.run(f"ip route add default via {other.address6}")
 
 
 class Tap:
-    """Every IPv4 packet that crosses the underlay device of a node, both ways."""
+    """Every IP packet that crosses the underlay device of a node, both ways."""
 
     def __init__(self, node: NetnsNode) -> None:
         self._socket = node.call(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0003)))
@@ -142,7 +146,7 @@ class Tap:
         with suppress(BlockingIOError):
             while True:
                 packet, source = self._socket.recvfrom(1 << 16)
-                if source[1] == 0x0800:  # IPv4
+                if source[1] in (0x0800, 0x86DD):  # IPv4, IPv6
                     found.append(packet)
         return found
 
@@ -152,11 +156,14 @@ class Tap:
 
 def is_clear(packet: bytes) -> bool:
     """Whether a packet of the underlay shows a pod's address, or is a piece of one that was too large."""
+    if packet[0] >> 4 == 6:
+        return packet[6] == socket.IPPROTO_FRAGMENT or b"\xfd\x00\x00\x10" in (packet[8:12], packet[24:28])
     fragment = struct.unpack_from("!H", packet, 6)[0] & 0x3FFF  # more fragments, or an offset
     return bool(fragment) or 10 in (packet[12], packet[16])  # source, destination: 10.0.0.0/8
 
 
 def is_wireguard(packet: bytes) -> bool:
     """Whether a packet is UDP to or from the mesh's port."""
-    header = (packet[0] & 15) * 4
-    return packet[9] == socket.IPPROTO_UDP and 51871 in struct.unpack_from("!HH", packet, header)
+    over_ipv6 = packet[0] >> 4 == 6
+    protocol, header = (packet[6], 40) if over_ipv6 else (packet[9], (packet[0] & 15) * 4)
+    return protocol == socket.IPPROTO_UDP and 51871 in struct.unpack_from("!HH", packet, header)

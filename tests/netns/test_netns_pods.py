@@ -3,7 +3,8 @@
   node 1 (net + mount namespace)
 +-----------------------------------------------------------+
 |   pod a            pod b                     lo 10.1.0.1   |
-|  10.1.0.2/32      10.1.0.3/32               (the router)   |
+|  10.1.0.2/32      10.1.0.3/32            fd00:10:1::1      |
+|  fd00:10:1::2/128 fd00:10:1::3/128         (the routers)   |
 |   eth0              eth0                                   |
 |    |                 |                                     |
 |  lxc1234...        lxc5678...                              |
@@ -18,20 +19,25 @@ import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from netns_mesh import MTU, MeshNode
 
 from agent import netlink
 from agent.cni import veth
+from agent.cni.ipam import Ipam
 from agent.cni.local_pods import EndpointRequest, Endpoints, host_ifname
+from clustermesh.address import parse, parse_prefix
 from clustermesh.errors import Invalid, Refused, Unavailable
+
+RESULT = {"ips": [{"address": "10.1.0.2/32"}, {"address": "fd00:10:1::2/128"}]}
 
 
 @pytest.fixture
 def attached(node: MeshNode) -> Iterator[MeshNode]:
     """A node whose agent answers the plugin; it has no tunnel."""
-    node.do(netlink.prepare_node("10.1.0.1"))
+    node.do(netlink.prepare_node(node.routers))
     node.start_pods()
     yield node
     node.stop_pods()
@@ -45,26 +51,94 @@ def devices(node: MeshNode) -> set[str]:
     return {link["ifname"] for link in json.loads(node.run("ip -j link"))} - {"lo"}
 
 
+def addresses(node: MeshNode, ip: str, device: str) -> list[Any]:
+    """As `ip` shows them, without link-local ones."""
+    shown = json.loads(node.run(f"{ip} -j addr show {device}"))
+    found = [each for link in shown for each in link.get("addr_info", [])]
+    return [each for each in found if each and each["scope"] == "global"]
+
+
 def test_pods_of_one_node_talk_to_each_other_and_to_their_node(attached: MeshNode) -> None:
-    a, b = attached.make_pod("a"), attached.make_pod("b")
-    assert (a, b) == ("10.1.0.2", "10.1.0.3")
+    pods_a, pods_b = attached.make_dual_pod("a"), attached.make_dual_pod("b")
+    assert (pods_a, pods_b) == (("10.1.0.2", "fd00:10:1::2"), ("10.1.0.3", "fd00:10:1::3"))
     with attached.tcp_server("b") as server:
-        assert attached.talk("a", server, b) == a
-        with attached.call(lambda: socket.create_connection((b, 8080), 10)), server.accept()[0]:
-            pass
+        for a, b in zip(pods_a, pods_b, strict=True):
+            assert attached.talk("a", server, b) == a
+            to_b = attached.call(lambda b=b: socket.create_connection((b, 8080), 10))  # type: ignore[misc]
+            with to_b, server.accept()[0]:
+                pass
 
 
-def test_pod_has_one_address_and_needs_no_arp(attached: MeshNode) -> None:
+def test_pod_has_one_address_of_each_family_and_asks_nobody_for_a_neighbour(attached: MeshNode) -> None:
     attached.make_pod("a")
     inside = "ip netns exec a ip"
     (link,) = json.loads(attached.run(f"{inside} -j link show eth0"))
     assert (link["mtu"], "UP" in link["flags"]) == (MTU, True)
-    routes = {route["dst"]: route.get("gateway") for route in json.loads(attached.run(f"{inside} -j -4 route"))}
-    assert routes == {"default": "10.1.0.1", "10.1.0.1": None}
-    (router,) = json.loads(attached.run(f"{inside} -j -4 neigh"))
-    assert (router["dst"], router["state"]) == ("10.1.0.1", ["PERMANENT"])
-    (pod,) = json.loads(attached.run("ip -j -4 neigh"))
-    assert (pod["dst"], pod["lladdr"], pod["state"]) == ("10.1.0.2", link["address"], ["PERMANENT"])
+    shown = addresses(attached, "ip netns exec a ip", "eth0")
+    assert [(each["local"], each["prefixlen"]) for each in shown] == [("10.1.0.2", 32), ("fd00:10:1::2", 128)]
+    assert not any(each.get("tentative") for each in shown)
+    for family, router, own in ((4, "10.1.0.1", "10.1.0.2"), (6, "fd00:10:1::1", "fd00:10:1::2")):
+        routes = json.loads(attached.run(f"{inside} -j -{family} route"))
+        found = {route["dst"]: route.get("gateway") for route in routes if route.get("protocol") != "kernel"}
+        assert found == {"default": router, router: None}
+        (neighbour,) = json.loads(attached.run(f"{inside} -j -{family} neigh show nud permanent"))
+        assert neighbour["dst"] == router
+        (pod,) = json.loads(attached.run(f"ip -j -{family} neigh show nud permanent"))
+        assert (pod["dst"], pod["lladdr"]) == (own, link["address"])
+
+
+def test_pod_cannot_make_itself_a_router_nor_be_made_to_believe_in_one(attached: MeshNode) -> None:
+    attached.make_pod("a")
+    host = Path("/proc/sys/net/ipv6/conf", host_ifname("container-a", "eth0"))
+    assert attached.call((host / "accept_ra").read_text) == "0\n"
+    assert attached.run("ip netns exec a cat /proc/sys/net/ipv6/conf/eth0/accept_ra") == "0\n"
+    assert addresses(attached, "ip", host.name) == [], "towards its pods the node has the routers' on lo alone"
+
+
+def test_pod_gets_ipv6_in_a_namespace_where_it_is_disabled(attached: MeshNode) -> None:
+    attached.run("ip netns add a")
+    for device in ("all", "default"):
+        attached.run(f"ip netns exec a sysctl -qw net.ipv6.conf.{device}.disable_ipv6=1")
+    assert attached.cni("ADD", "a")[0] == 0
+    attached.make_pod("b")
+    with attached.tcp_server("b") as server:
+        assert attached.talk("a", server, "fd00:10:1::3") == "fd00:10:1::2"
+
+
+@pytest.mark.parametrize(
+    ("family", "address", "gateway"), [(0, "10.1.0.2/32", "10.1.0.1"), (1, "fd00:10:1::2/128", "fd00:10:1::1")]
+)
+def test_node_of_one_family_has_pods_of_one_family(node: MeshNode, family: int, address: str, gateway: str) -> None:
+    node.cidrs, node.routers = node.cidrs[family : family + 1], node.routers[family : family + 1]
+    node.do(netlink.prepare_node(node.routers))
+    node.start_pods()
+    for pod in ("a", "b"):
+        node.run(f"ip netns add {pod}")
+        status, result = node.cni("ADD", pod)
+        assert status == 0
+    status, result = node.cni("ADD", "a")
+    assert [(ip["address"], ip["gateway"]) for ip in result["ips"]] == [(address, gateway)]
+    with node.tcp_server("a") as server:
+        node.talk("b", server, address.partition("/")[0])
+    assert node.cni("CHECK", "a", prevResult=result) == (0, None)
+    assert len(addresses(node, "ip netns exec a ip", "eth0")) == 1
+    node.stop_pods()
+
+
+def test_router_address_that_is_not_the_first_is_no_pods_and_the_gateway_of_all(node: MeshNode) -> None:
+    """A Node's CiliumInternalIP may be any address of its pod CIDR."""
+    node.routers = (parse("10.1.0.3"), parse("fd00:10:1::2"))
+    node.do(netlink.prepare_node(node.routers))
+    node.start_pods()
+    pods = [node.make_dual_pod(pod) for pod in ("a", "b", "c")]
+    assert pods == [("10.1.0.1", "fd00:10:1::1"), ("10.1.0.2", "fd00:10:1::3"), ("10.1.0.4", "fd00:10:1::4")]
+    with node.tcp_server("a") as server:
+        for address in pods[0]:
+            node.talk("c", server, address)
+    for family, router in ((4, "10.1.0.3"), (6, "fd00:10:1::2")):
+        (route,) = json.loads(node.run(f"ip netns exec c ip -j -{family} route show default"))
+        assert route["gateway"] == router
+    node.stop_pods()
 
 
 def test_pod_is_reached_whatever_way_its_packets_came(attached: MeshNode) -> None:
@@ -88,8 +162,9 @@ def test_container_that_comes_again_in_another_namespace_is_moved_there(attached
     attached.run("ip netns add b")
     moved = EndpointRequest(container_id="container-a", ifname="eth0", netns="/run/netns/b")
     assert attached.do(attached.endpoints.add(moved)).ip == "10.1.0.2"
-    assert "10.1.0.2" in attached.run("ip netns exec b ip -4 addr show eth0")
-    assert "10.1.0.2" not in attached.run("ip netns exec a ip -4 addr")
+    for address in ("10.1.0.2", "fd00:10:1::2"):
+        assert address in attached.run("ip netns exec b ip addr show eth0")
+        assert address not in attached.run("ip netns exec a ip addr")
 
 
 def test_two_adds_at_once_make_two_pods_and_the_same_twice_makes_one(attached: MeshNode) -> None:
@@ -108,7 +183,7 @@ def test_del_removes_everything_and_again_is_success(attached: MeshNode) -> None
     for _ in range(2):
         assert attached.cni("DEL", "a") == (0, None)
         assert devices(attached) == set()
-        assert attached.run("ip -4 route show proto 178") == ""
+        assert attached.run("ip -4 route show proto 178") == attached.run("ip -6 route show proto 178") == ""
         assert list((attached.state / "endpoints").iterdir()) == []
     assert attached.endpoints.records == {}
 
@@ -147,23 +222,25 @@ def test_add_that_fails_leaves_nothing(attached: MeshNode) -> None:
     [
         ("ip link del {device}", "the node has no device"),
         ("ip route del 10.1.0.2/32", "no route to 10.1.0.2"),
+        ("ip route del fd00:10:1::2/128", "no route to fd00:10:1::2"),
         ("ip netns exec a ip link set eth0 down", "it is down"),
         ("ip netns exec a ip addr flush dev eth0", "does not have 10.1.0.2"),
-        ("ip netns exec a ip route del default", "no default route"),
+        ("ip netns exec a ip -6 addr flush dev eth0", "does not have fd00:10:1::2"),
+        ("ip netns exec a ip route del default", "no default route by 10.1.0.1"),
+        ("ip netns exec a ip -6 route del default", "no default route by fd00:10:1::1"),
         ("ip netns exec a ip link set eth0 address 02:00:00:00:00:99", "has MAC 02:00:00:00:00:99"),
     ],
 )
 def test_check_finds_what_is_missing_and_add_repairs_it(attached: MeshNode, damage: str, fault: str) -> None:
     attached.make_pod("a")
-    before = {"ips": [{"address": "10.1.0.2/32"}]}
-    assert attached.cni("CHECK", "a", prevResult=before) == (0, None)
+    assert attached.cni("CHECK", "a", prevResult=RESULT) == (0, None)
     attached.run(damage.format(device=host_ifname("container-a", "eth0")))
-    status, error = attached.cni("CHECK", "a", prevResult=before)
+    status, error = attached.cni("CHECK", "a", prevResult=RESULT)
     assert status == 1
     assert fault in error["msg"]
     status, result = attached.cni("ADD", "a")
     assert (status, result["ips"][0]["address"]) == (0, "10.1.0.2/32")
-    assert attached.cni("CHECK", "a", prevResult=before) == (0, None)
+    assert attached.cni("CHECK", "a", prevResult=RESULT) == (0, None)
 
 
 def test_restarted_agent_knows_its_pods_and_their_addresses(attached: MeshNode) -> None:
@@ -173,7 +250,33 @@ def test_restarted_agent_knows_its_pods_and_their_addresses(attached: MeshNode) 
     attached.start_pods()
     assert attached.endpoints.records == before
     assert attached.make_pod("b") == "10.1.0.3"
-    assert attached.cni("CHECK", "a", prevResult={"ips": [{"address": "10.1.0.2/32"}]}) == (0, None)
+    assert attached.cni("CHECK", "a", prevResult=RESULT) == (0, None)
+
+
+def test_pods_of_the_version_before_keep_their_one_address(attached: MeshNode) -> None:
+    """And the version before finds its pods again after this one wrote their files."""
+    attached.make_pod("a")
+    attached.stop_pods()
+    (file,) = (attached.state / "endpoints").iterdir()
+    record = json.loads(file.read_text())
+    assert (record["ip"], record["gateway"]) == ("10.1.0.2", "10.1.0.1")
+    assert (record.pop("ip6"), record.pop("gateway6")) == ("fd00:10:1::2", "fd00:10:1::1")
+    file.write_text(json.dumps(record))
+    attached.run("ip netns exec a ip -6 addr flush dev eth0")
+    attached.start_pods()
+    old = {"ips": [{"address": "10.1.0.2/32"}]}
+    assert attached.cni("CHECK", "a", prevResult=old) == (0, None)
+    assert [ip["address"] for ip in attached.cni("ADD", "a")[1]["ips"]] == ["10.1.0.2/32"]
+    assert attached.make_dual_pod("b") == ("10.1.0.3", "fd00:10:1::3"), "its route was still there"
+    assert attached.cni("DEL", "a") == (0, None)
+
+
+def test_garbage_is_every_pod_that_the_runtime_does_not_name(attached: MeshNode) -> None:
+    for pod in ("a", "b"):
+        attached.make_pod(pod)
+    attached.do(attached.endpoints.keep_only([("container-b", "eth0"), ("container-c", "eth0")]))
+    assert devices(attached) == {host_ifname("container-b", "eth0")}
+    assert set(attached.endpoints.records) == {("container-b", "eth0")}
 
 
 def test_address_of_a_pod_whose_file_is_lost_is_not_given_away(attached: MeshNode) -> None:
@@ -218,7 +321,8 @@ def test_deletion_that_cannot_be_read_stays_and_is_shown(attached: MeshNode) -> 
 
 
 def test_full_pod_cidr_is_a_clear_error(node: MeshNode, tmp_path: Path) -> None:
-    endpoints = Endpoints(tmp_path, "10.1.0.0/29", mtu=MTU)
+    pools = [Ipam(parse_prefix("fd00:10:1::/64")), Ipam(parse_prefix("10.1.0.0/29"))]
+    endpoints = Endpoints(tmp_path, pools, mtu=MTU)
     node.do(endpoints.restore())
     node.run("ip netns add a")
     for number in range(5):
@@ -226,13 +330,14 @@ def test_full_pod_cidr_is_a_clear_error(node: MeshNode, tmp_path: Path) -> None:
         node.do(endpoints.add(request(f"full{number}")))
     with pytest.raises(Refused, match=r"all 5 pod addresses of 10\.1\.0\.0/29 are in use"):
         node.do(endpoints.add(request("a")))
+    assert pools[0].used == 5, "no address of the other family is lost"
     node.do(endpoints.delete(request("full2")))
     assert node.do(endpoints.add(request("a"))).ip == "10.1.0.4"
 
 
 def test_pod_is_not_attached_when_it_cannot_be_remembered(node: MeshNode, tmp_path: Path) -> None:
     """A full disk: an address that a restarted agent does not know of would be given to a second pod."""
-    endpoints = Endpoints(tmp_path, "10.1.0.0/24", mtu=MTU)
+    endpoints = Endpoints(tmp_path, [Ipam(parse_prefix("10.1.0.0/24"))], mtu=MTU)
     node.do(endpoints.restore())
     node.run("ip netns add a")
     node.run(f"mount -t tmpfs -o size=4k,nr_inodes=1 tmpfs {tmp_path}/endpoints")
@@ -244,7 +349,7 @@ def test_pod_is_not_attached_when_it_cannot_be_remembered(node: MeshNode, tmp_pa
 
 @pytest.mark.parametrize("container", ["", "../x", "a/b", ".hidden", "x" * 201, "a\nb"])
 def test_name_that_would_leave_the_folder_is_invalid(node: MeshNode, tmp_path: Path, container: str) -> None:
-    endpoints = Endpoints(tmp_path, "10.1.0.0/24", mtu=MTU)
+    endpoints = Endpoints(tmp_path, [Ipam(parse_prefix("10.1.0.0/24"))], mtu=MTU)
     bad = EndpointRequest(container_id=container, ifname="eth0", netns="/run/netns/a")
     for verb in (endpoints.add, endpoints.delete, endpoints.check):
         with pytest.raises(Invalid):

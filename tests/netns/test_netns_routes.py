@@ -5,6 +5,7 @@
 |  main table                                      |
 |    10.2.0.0/24  dev wg-br    metric 0     (ours)  |
 |    10.2.0.0/24  blackhole    metric 4096  (ours)  |
+|    fd00:10:2::/64 likewise, metrics 1 and 4096    |
 |    10.9.0.0/24  dev wg-br    (an admin's)         |
 |  wg-br, other: bridges that stand for devices     |
 +--------------------------------------------------+
@@ -24,11 +25,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from netns_mesh import MeshNode
 
-from agent.targets.routes import Route, RouteKey, RouteTarget, tunnel_routes
+from agent import netlink
+from agent.plan.routes import Route, RouteKey, tunnel_routes
+from agent.targets.routes import RouteTarget
+from clustermesh.address import parse, parse_prefix
 from clustermesh.errors import ApplyError
 from clustermesh.reconcile import Reconciler, Tracker
 
-WANTED = tunnel_routes(["10.2.0.0/24", "10.3.0.0/24"], "wg-br", "10.1.0.1")
+ROUTERS = (parse("10.1.0.1"), parse("fd00:10:1::1"))
+TWO, THREE, TWO6 = map(parse_prefix, ("10.2.0.0/24", "10.3.0.0/24", "fd00:10:2::/64"))
+WANTED = tunnel_routes([TWO, THREE, TWO6], "wg-br", ROUTERS)
+
+
+def key(dst: str, metric: int) -> RouteKey:
+    return RouteKey(parse_prefix(dst), metric)
 
 
 @pytest.fixture
@@ -37,12 +47,17 @@ def routed(node: MeshNode) -> MeshNode:
         node.run(f"ip link add {name} type bridge")
         node.run(f"ip link set {name} up")
     node.run("ip link set lo up")
-    node.run("ip addr add 10.1.0.1/32 dev lo")
+    for router in ROUTERS:
+        node.do(netlink.add_address("lo", router))
     return node
 
 
 def table(node: MeshNode) -> list[Any]:
-    return list(json.loads(node.run("ip -j -4 route show table main")))
+    """All routes, without those that the kernel makes by itself."""
+    found = json.loads(node.run("ip -j -4 route show table main")) + json.loads(
+        node.run("ip -j -6 route show table main")
+    )
+    return [route for route in found if route.get("protocol") != "kernel"]
 
 
 def test_routes_are_written_as_wanted_and_read_back(routed: MeshNode) -> None:
@@ -50,31 +65,39 @@ def test_routes_are_written_as_wanted_and_read_back(routed: MeshNode) -> None:
     routed.do(target.upsert(WANTED))
     assert routed.do(target.dump()) == WANTED
     routed.do(target.upsert(WANTED))
-    assert len(table(routed)) == 4
+    assert len(table(routed)) == 6
 
 
 def test_routes_of_others_are_never_listed_changed_or_deleted(routed: MeshNode) -> None:
     routed.run("ip route add 10.9.0.0/24 dev wg-br")
     routed.run("ip route add 10.2.0.0/24 dev other metric 50")
     routed.run("ip route add blackhole 10.8.0.0/24 metric 4096")
+    routed.run("ip route add fd00:10:9::/64 dev wg-br")
+    routed.run("ip route add fd00:10:2::/64 dev other")
     before = table(routed)
     target = RouteTarget()
     routed.do(target.upsert(WANTED))
     assert routed.do(target.dump()) == WANTED
-    others = [RouteKey("10.9.0.0/24", 0), RouteKey("10.2.0.0/24", 50), RouteKey("10.8.0.0/24", 4096)]
+    others = [key("10.9.0.0/24", 0), key("10.2.0.0/24", 50), key("10.8.0.0/24", 4096)]
+    others += [key("fd00:10:9::/64", 1024), key("fd00:10:2::/64", 1024)]
     routed.do(target.delete([*WANTED, *others]))
     assert table(routed) == before
 
 
-def test_place_taken_by_another_route_is_refused_and_the_rest_is_written(routed: MeshNode) -> None:
-    routed.run("ip route add 10.2.0.0/24 dev other")
+@pytest.mark.parametrize(
+    ("taken", "dst"), [(key("10.2.0.0/24", 0), "10.2.0.0/24"), (key("fd00:10:2::/64", 1), "fd00:10:2::/64")]
+)
+def test_place_taken_by_another_route_is_refused_and_the_rest_is_written(
+    routed: MeshNode, taken: RouteKey, dst: str
+) -> None:
+    routed.run(f"ip route add {dst} dev other metric {taken.metric}")
     target = RouteTarget()
     with pytest.raises(ApplyError) as caught:
         routed.do(target.upsert(WANTED))
-    assert caught.value.failed.keys() == {RouteKey("10.2.0.0/24", 0)}
+    assert caught.value.failed.keys() == {taken}
     assert "protocol 3" in str(caught.value)  # boot: what `ip route add` writes
     assert routed.do(target.dump()).keys() == WANTED.keys() - caught.value.failed.keys()
-    assert {"dst": "10.2.0.0/24", "dev": "other"}.items() <= table(routed)[0].items()
+    assert any({"dst": dst, "dev": "other"}.items() <= route.items() for route in table(routed))
 
 
 def test_absent_device_fails_its_routes_and_not_the_blackholes(routed: MeshNode) -> None:
@@ -82,7 +105,7 @@ def test_absent_device_fails_its_routes_and_not_the_blackholes(routed: MeshNode)
     target = RouteTarget()
     with pytest.raises(ApplyError) as caught:
         routed.do(target.upsert(WANTED))
-    assert {key.metric for key in caught.value.failed} == {0}
+    assert {key.metric for key in caught.value.failed} == {0, 1}
     assert "No such device" in str(caught.value)
     assert set(routed.do(target.dump()).values()) == {Route("blackhole")}
 
@@ -93,7 +116,7 @@ def test_routes_that_went_with_their_device_are_drift(routed: MeshNode) -> None:
     tracker.replace(WANTED)
     routed.do(reconciler.flush())
     routed.run("ip link del wg-br")
-    assert routed.do(reconciler.audit()) == 2
+    assert routed.do(reconciler.audit()) == 3
     routed.run("ip link add wg-br type bridge")
     routed.run("ip link set wg-br up")
     routed.do(reconciler.flush())
@@ -125,23 +148,26 @@ def test_blackholes_are_written_first_and_deleted_last(routed: MeshNode) -> None
         finally:
             monitor.terminate()
     ours = [line for line in told if "proto 177" in line]
-    assert ["blackhole" in line for line in ours] == [True, True, False, False, False, False, True, True]
-    assert ["Deleted" in line for line in ours] == [False] * 4 + [True] * 4
+    assert ["blackhole" in line for line in ours] == [True] * 3 + [False] * 6 + [True] * 3
+    assert ["Deleted" in line for line in ours] == [False] * 6 + [True] * 6
 
 
 def test_deleting_metric_0_leaves_other_metrics(routed: MeshNode) -> None:
     """To the kernel, metric 0 in a delete means any."""
     target = RouteTarget()
-    kept = {RouteKey("10.2.0.0/24", 7): Route("unicast", "wg-br")}
+    kept = {key("10.2.0.0/24", 7): Route("unicast", "wg-br")}
     routed.do(target.upsert(kept))
-    routed.do(target.delete([RouteKey("10.2.0.0/24", 0)]))
+    routed.do(target.delete([key("10.2.0.0/24", 0)]))
     assert routed.do(target.dump()) == kept
 
 
-routes = st.dictionaries(
-    st.builds(RouteKey, st.sampled_from(["10.2.0.0/24", "10.2.0.0/25", "0.0.0.0/0"]), st.sampled_from([0, 1, 4096])),
-    st.sampled_from([Route("blackhole"), Route("unicast", "wg-br"), Route("unicast", "other", "10.1.0.1")]),
-)
+keys4 = st.builds(key, st.sampled_from(["10.2.0.0/24", "10.2.0.0/25", "0.0.0.0/0"]), st.sampled_from([0, 1, 4096]))
+keys6 = st.builds(key, st.sampled_from(["fd00:10:2::/64", "fd00:10:2::/65", "::/0"]), st.sampled_from([1, 2, 4096]))
+plain = [Route("blackhole"), Route("unicast", "wg-br"), Route("unicast", "other")]
+routes = st.tuples(
+    st.dictionaries(keys4, st.sampled_from([*plain, Route("unicast", "other", ROUTERS[0])])),
+    st.dictionaries(keys6, st.sampled_from([*plain, Route("unicast", "other", ROUTERS[1])])),
+).map(lambda both: both[0] | both[1])
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -162,9 +188,22 @@ def test_table_holds_what_is_wanted_after_any_changes(routed: MeshNode, stages: 
     routed.do(follow())
 
 
+def test_routes_as_the_version_before_left_them_are_adopted_without_a_change(routed: MeshNode) -> None:
+    for cidr in ("10.2.0.0/24", "10.3.0.0/24"):
+        routed.run(f"ip route add {cidr} dev wg-br proto 177 scope link src 10.1.0.1")
+        routed.run(f"ip route add blackhole {cidr} metric 4096 proto 177")
+    tracker = Tracker("routes", RouteTarget())
+    reconciler = Reconciler(tracker)
+    routed.do(reconciler.adopt())
+    tracker.replace(tunnel_routes([TWO, THREE], "wg-br", ROUTERS))
+    pending = tracker.pending()
+    assert not pending.upserts
+    assert not pending.deletes
+
+
 def test_two_writers_of_one_table_do_not_meet(routed: MeshNode) -> None:
     ours, theirs = RouteTarget(), RouteTarget(protocol=200)
-    other = {RouteKey("10.5.0.0/24", 0): Route("unicast", "other")}
+    other = {key("10.5.0.0/24", 0): Route("unicast", "other")}
 
     async def both() -> None:
         await asyncio.gather(ours.upsert(WANTED), theirs.upsert(other))

@@ -4,10 +4,12 @@
     +--------------------------------+                    +--------------------------------+
     |  pod a          cm-wg0 -- wireguard-go        wireguard-go -- cm-wg0          pod b  |
     |  10.1.0.2       10.2.0.0/24    |                    |    10.1.0.0/24       10.2.0.2  |
+    |  fd00:10:1::2   fd00:10:2::/64 |                    |    fd00:10:1::/64 fd00:10:2::2 |
     |   eth0             ^           |      underlay      |           ^            eth0    |
     |     |              |           |                    |           |              |     |
     |  lxc... --- lo 10.1.0.1 --- eth0 ==================== eth0 --- lo 10.2.0.1 --- lxc...|
-    +-----------------------192.0.2.1+      (tap)         +192.0.2.2-----------------------+
+    |             fd00:10:1::1       |                    |        fd00:10:2::1            |
+    +--------192.0.2.1, 2001:db8::1--+      (tap)         +--192.0.2.2, 2001:db8::2--------+
 
 Each node's default gateway is the other node: a packet for a pod that is not encrypted is seen by the tap.
 """
@@ -20,18 +22,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from netns_mesh import MTU, MeshNode
 from netns_node import TIMEOUT, Tap, is_clear, is_wireguard
 
-from agent.targets.routes import RouteKey
+from agent.plan.routes import RouteKey, best_metric
 from agent.wireguard import keys
+from agent.wireguard.device import OVERHEAD
 from agent.wireguard.peer import Peer
 from agent.wireguard.userspace import SOCKETS
+from clustermesh.address import parse, parse_prefix, prefix_text
 
 Mesh = tuple[MeshNode, MeshNode]
+RESULT = {"ips": [{"address": "10.1.0.2/32"}, {"address": "fd00:10:1::2/128"}]}
 
 
 @pytest.fixture
@@ -42,49 +48,73 @@ def tap(mesh: Mesh) -> Iterator[Tap]:
 
 
 def send_clear_attempts(node: MeshNode, address: str) -> None:
-    with node.pod_socket("a", socket.AF_INET, socket.SOCK_DGRAM) as client:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with node.pod_socket("a", family, socket.SOCK_DGRAM) as client:
         for _ in range(20):
-            client.sendto(b"for nobody else", (address, 9))
+            with suppress(OSError):  # what came back from the node for one before
+                client.sendto(b"for nobody else", (address, 9))
 
 
 def clear(packets: list[bytes]) -> list[bytes]:
     return [packet for packet in packets if is_clear(packet)]
 
 
-def test_pods_talk_through_the_tunnel_and_only_through_it(mesh: Mesh, tap: Tap) -> None:
+@pytest.mark.parametrize("outside", [4, 6])
+def test_pods_talk_through_the_tunnel_and_only_through_it(mesh: Mesh, tap: Tap, outside: int) -> None:
+    """Both families inside of each."""
     one, two = mesh
-    a, b = one.make_pod("a"), two.make_pod("b")
-    with two.tcp_server("b") as server:
-        assert one.talk("a", server, b) == a
-    with one.tcp_server("a") as server:
-        assert two.talk("b", server, a) == b
+    if outside == 6:
+        one.connect(two, two.address6)
+        two.connect(one, one.address6)
+    pods_a, pods_b = one.make_dual_pod("a"), two.make_dual_pod("b")
+    assert (pods_a, pods_b) == (("10.1.0.2", "fd00:10:1::2"), ("10.2.0.2", "fd00:10:2::2"))
+    tap.packets()
+    for a, b in zip(pods_a, pods_b, strict=True):
+        with two.tcp_server("b") as server:
+            assert one.talk("a", server, b) == a
+        with one.tcp_server("a") as server:
+            assert two.talk("b", server, a) == b
     packets = tap.packets()
-    assert len([packet for packet in packets if is_wireguard(packet)]) > 50
+    encrypted = [packet for packet in packets if is_wireguard(packet)]
+    assert len(encrypted) > 100
+    assert {packet[0] >> 4 for packet in encrypted} == {outside}
     assert clear(packets) == []
 
 
-def test_packet_of_full_size_crosses_the_underlay_in_one_piece(mesh: Mesh, tap: Tap) -> None:
+@pytest.mark.parametrize("outside", [4, 6])
+@pytest.mark.parametrize(("family", "headers"), [(socket.AF_INET, 28), (socket.AF_INET6, 48)])
+def test_packet_of_full_size_crosses_the_underlay_in_one_piece(
+    mesh: Mesh, tap: Tap, outside: int, family: socket.AddressFamily, headers: int
+) -> None:
     one, two = mesh
+    if outside == 6:
+        one.connect(two, two.address6)
+        two.connect(one, one.address6)
     one.make_pod("a")
-    b = two.make_pod("b")
+    b = two.make_dual_pod("b")[family == socket.AF_INET6]
     with (
-        two.pod_socket("b", socket.AF_INET, socket.SOCK_DGRAM) as server,
-        one.pod_socket("a", socket.AF_INET, socket.SOCK_DGRAM) as client,
+        two.pod_socket("b", family, socket.SOCK_DGRAM) as server,
+        one.pod_socket("a", family, socket.SOCK_DGRAM) as client,
     ):
-        server.bind(("0.0.0.0", 9000))
-        payload = bytes(MTU - 28)  # less the IPv4 and UDP headers
+        server.bind(("", 9000))
+        payload = bytes(MTU - headers)
         client.sendto(payload, (b, 9000))
         assert server.recv(1 << 16) == payload
-    assert clear(tap.packets()) == []  # a fragment counts as clear
+    packets = tap.packets()
+    longest = max(len(packet) for packet in packets if is_wireguard(packet))
+    # WireGuard pads to 16 bytes, but not beyond the MTU; OVERHEAD is for an outer IPv6, an outer IPv4 takes 20 less
+    assert longest == MTU + (OVERHEAD if outside == 6 else OVERHEAD - 20)
+    assert clear(packets) == []  # a fragment counts as clear
 
 
-def test_node_reaches_pods_of_other_nodes_from_its_router_address(mesh: Mesh) -> None:
+@pytest.mark.parametrize(("family", "source"), [(0, "10.1.0.1"), (1, "fd00:10:1::1")])
+def test_node_reaches_pods_of_other_nodes_from_its_router_address(mesh: Mesh, family: int, source: str) -> None:
     one, two = mesh
-    b = two.make_pod("b")
+    b = two.make_dual_pod("b")[family]
     with two.tcp_server("b") as server:
         client = one.call(lambda: socket.create_connection((b, 8080), TIMEOUT))
         with client, server.accept()[0]:
-            assert client.getsockname()[0] == "10.1.0.1"
+            assert client.getsockname()[0] == source
 
 
 def test_packet_from_outside_of_the_senders_allowed_ips_is_dropped(mesh: Mesh) -> None:
@@ -111,13 +141,15 @@ def test_allowed_ips_moved_to_another_peer_and_back(mesh: Mesh) -> None:
     b = two.make_pod("b")
     wanted = dict(one.peers.desired)
     stranger = keys.public_key(keys.generate())
-    moved = Peer(endpoint="192.0.2.9", port=51871, allowed_ips=(two.pod_cidr,))
+    elsewhere = parse("192.0.2.9")
+    moved = Peer(endpoint=elsewhere, port=51871, allowed_ips=two.cidrs)
 
     one.peers.replace({stranger: moved})
     one.flush()
     assert one.do(one.peers.target.dump()) == {stranger: moved}
 
-    one.peers.replace({**wanted, stranger: Peer(endpoint="192.0.2.9", port=51871, allowed_ips=("10.9.0.0/24",))})
+    other = Peer(endpoint=elsewhere, port=51871, allowed_ips=(parse_prefix("10.9.0.0/24"),))
+    one.peers.replace({**wanted, stranger: other})
     one.flush()
     assert one.audit() == 0
     with two.tcp_server("b") as server:
@@ -127,13 +159,15 @@ def test_allowed_ips_moved_to_another_peer_and_back(mesh: Mesh) -> None:
 def test_killed_wireguard_leaks_nothing_and_comes_back_with_its_key(mesh: Mesh, tap: Tap) -> None:
     one, two = mesh
     one.make_pod("a")
-    b = two.make_pod("b")
+    b, b6 = two.make_dual_pod("b")
     with two.tcp_server("b") as server:
         one.talk("a", server, b)
+        one.talk("a", server, b6)
         one.kill_wireguard()
         one.do(one.device.died())
         tap.packets()
         send_clear_attempts(one, b)
+        send_clear_attempts(one, b6)
         assert clear(tap.packets()) == []
         assert one.call((SOCKETS / "cm-wg0.sock").exists)  # stale: `ensure` has to cope
 
@@ -141,13 +175,17 @@ def test_killed_wireguard_leaks_nothing_and_comes_back_with_its_key(mesh: Mesh, 
         assert one.audit() > 0  # its peers are gone; its routes are not
         assert one.routes.drift == 0
         one.talk("a", server, b)
+        one.talk("a", server, b6)
     assert clear(tap.packets()) == []
 
 
-def test_blackhole_holds_when_the_device_itself_is_gone(mesh: Mesh, tap: Tap) -> None:
+@pytest.mark.parametrize("family", [0, 1])
+def test_blackhole_holds_when_the_device_itself_is_gone(mesh: Mesh, tap: Tap, family: int) -> None:
     one, two = mesh
     one.make_pod("a")
-    b = two.make_pod("b")
+    b, cidr = two.make_dual_pod("b")[family], two.cidrs[family]
+    if family:
+        one.connect(two, two.address6)  # so that it knows its gateway's MAC, and nothing waits for it
     with two.tcp_server("b") as server:
         one.talk("a", server, b)
         one.kill_wireguard()
@@ -157,13 +195,13 @@ def test_blackhole_holds_when_the_device_itself_is_gone(mesh: Mesh, tap: Tap) ->
         assert clear(tap.packets()) == []
 
         # The tap does see what leaves in clear: without the blackhole it would be this.
-        one.run(f"ip route del blackhole {two.pod_cidr}")
+        one.run(f"ip route del blackhole {prefix_text(cidr)} metric 4096")
         send_clear_attempts(one, b)
         assert len(clear(tap.packets())) == 20
 
         assert one.ensure() is True
         one.audit()
-        assert RouteKey(two.pod_cidr, 0) in one.do(one.routes.target.dump())
+        assert RouteKey(cidr, best_metric(cidr)) in one.do(one.routes.target.dump())
         one.talk("a", server, b)
 
 
@@ -217,4 +255,4 @@ def test_session_goes_on_over_an_agents_restart(mesh: Mesh) -> None:
         after = one.do(one.device.peers())[two.public_key]
         assert before.last_handshake == after.last_handshake > 0
         assert time.time() - after.last_handshake < 120
-        assert one.cni("CHECK", "a", prevResult={"ips": [{"address": "10.1.0.2/32"}]}) == (0, None)
+        assert one.cni("CHECK", "a", prevResult=RESULT) == (0, None)

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from agent.wireguard.peer import Peer, PeerState, sort_allowed_ips
 from agent.wireguard.uapi import UapiError
+from clustermesh.address import Prefix
 
 
 class FakeDevice:
@@ -44,12 +45,12 @@ class FakeDevice:
                 raise UapiError(22)
             self._take_from_others(key, peer.allowed_ips)
             before = self.states.get(key, PeerState())
-            endpoint = (peer.endpoint, peer.port) if peer.endpoint else before.endpoint
+            endpoint = (peer.endpoint, peer.port) if peer.endpoint is not None else before.endpoint
             self.states[key] = replace(
                 before, endpoint=endpoint, allowed_ips=peer.allowed_ips, keepalive=peer.keepalive
             )
 
-    def _take_from_others(self, key: str, cidrs: tuple[str, ...]) -> None:
+    def _take_from_others(self, key: str, cidrs: tuple[Prefix, ...]) -> None:
         for other, state in self.states.items():
             if other != key:
                 left = sort_allowed_ips(cidr for cidr in state.allowed_ips if cidr not in cidrs)

@@ -113,7 +113,7 @@ async def test_a_pod_cidr_that_changes_under_its_pods_is_a_problem(bed: Bed, opt
         assert pods.problems == {}
         bed.add_node("alpha", 1, pod_cidrs=(parse_prefix("10.1.77.0/24"),))
         await bed.step()
-        assert "10.1.77.0/24 now" in pods.problems["pod CIDR"]
+        assert "is 10.1.77.0/24 (gateway 10.1.77.1) now" in pods.problems["pod CIDR"]
 
 
 @pytest.mark.parametrize(

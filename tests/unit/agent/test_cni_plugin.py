@@ -17,13 +17,10 @@ import pytest
 
 from agent.cni import plugin
 
-RESULT = {
-    "ip": "10.1.0.2",
-    "prefix_length": 32,
-    "gateway": "10.1.0.1",
-    "mac": "02:00:00:00:00:01",
-    "host_ifname": "lxc1",
-}
+V4 = {"ip": "10.1.0.2", "prefix_length": 32, "gateway": "10.1.0.1"}
+V6 = {"ip": "fd00:10:1:1::2", "prefix_length": 128, "gateway": "fd00:10:1:1::1"}
+RESULT = {**V4, "ips": [V4, V6], "mac": "02:00:00:00:00:01", "host_ifname": "lxc1"}
+OLD_RESULT = {**V4, "mac": "02:00:00:00:00:01", "host_ifname": "lxc1"}
 ENVIRONMENT = {
     "CNI_CONTAINERID": "c1",
     "CNI_NETNS": "/var/run/netns/c1",
@@ -78,21 +75,39 @@ def answer(**fields: Any) -> bytes:
     return json.dumps(fields).encode() + b"\n"
 
 
-def test_add_tells_the_runtime_what_the_agent_made(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", ["1.0.0", "1.1.0"])
+def test_add_tells_the_runtime_what_the_agent_made(tmp_path: Path, version: str) -> None:
     with agent(tmp_path / "agent.sock", answer(result=RESULT)) as seen:
-        status, result = call("ADD", tmp_path / "agent.sock")
+        status, result = call("ADD", tmp_path / "agent.sock", version)
     assert seen == [{"method": "cni_add", "params": PARAMS}]
     assert status == 0
     assert result == {
-        "cniVersion": "1.0.0",
+        "cniVersion": version,
         "interfaces": [
             {"name": "lxc1"},
             {"name": "eth0", "mac": "02:00:00:00:00:01", "sandbox": "/var/run/netns/c1"},
         ],
-        "ips": [{"address": "10.1.0.2/32", "gateway": "10.1.0.1", "interface": 1}],
-        "routes": [{"dst": "0.0.0.0/0", "gw": "10.1.0.1"}],
+        "ips": [
+            {"address": "10.1.0.2/32", "gateway": "10.1.0.1", "interface": 1},
+            {"address": "fd00:10:1:1::2/128", "gateway": "fd00:10:1:1::1", "interface": 1},
+        ],
+        "routes": [{"dst": "0.0.0.0/0", "gw": "10.1.0.1"}, {"dst": "::/0", "gw": "fd00:10:1:1::1"}],
         "dns": {},
     }
+
+
+def test_agent_of_before_ipv6_is_understood(tmp_path: Path) -> None:
+    with agent(tmp_path / "agent.sock", answer(result=OLD_RESULT)):
+        _, result = call("ADD", tmp_path / "agent.sock")
+    assert [ip["address"] for ip in result["ips"]] == ["10.1.0.2/32"]
+    assert result["routes"] == [{"dst": "0.0.0.0/0", "gw": "10.1.0.1"}]
+
+
+def test_pod_of_one_family_has_one_address_and_one_route(tmp_path: Path) -> None:
+    with agent(tmp_path / "agent.sock", answer(result=RESULT | V6 | {"ips": [V6]})):
+        _, result = call("ADD", tmp_path / "agent.sock")
+    assert [ip["address"] for ip in result["ips"]] == ["fd00:10:1:1::2/128"]
+    assert result["routes"] == [{"dst": "::/0", "gw": "fd00:10:1:1::1"}]
 
 
 @pytest.mark.parametrize("version", ["0.3.1", "0.4.0"])
@@ -100,13 +115,13 @@ def test_older_versions_name_the_address_family(tmp_path: Path, version: str) ->
     with agent(tmp_path / "agent.sock", answer(result=RESULT)):
         _, result = call("ADD", tmp_path / "agent.sock", version)
     assert result["cniVersion"] == version
-    assert result["ips"][0]["version"] == "4"
+    assert [ip["version"] for ip in result["ips"]] == ["4", "6"]
 
 
 def test_version_needs_no_agent() -> None:
     status, result = call_raw("VERSION", '{"cniVersion": "0.4.0"}', {})
     assert status == 0
-    assert result == {"cniVersion": "0.4.0", "supportedVersions": ["0.3.1", "0.4.0", "1.0.0"]}
+    assert result == {"cniVersion": "0.4.0", "supportedVersions": ["0.3.1", "0.4.0", "1.0.0", "1.1.0"]}
 
 
 def test_agent_error_becomes_the_runtimes_error(tmp_path: Path) -> None:
@@ -134,7 +149,10 @@ def test_agent_that_dies_before_it_answers_is_to_be_tried_again(tmp_path: Path) 
     assert (status, error["code"]) == (1, 11)
 
 
-@pytest.mark.parametrize("line", [b"\n", b"[]\n", b"{}\n", b"nonsense\n", b'{"result": 5}\n', b'{"error": "x"}\n'])
+@pytest.mark.parametrize(
+    "line",
+    [b"\n", b"[]\n", b"{}\n", b"nonsense\n", b'{"result": 5}\n', b'{"result": {"ips": 5}}\n', b'{"error": "x"}\n'],
+)
 def test_nonsense_from_the_agent_is_a_decoding_failure(tmp_path: Path, line: bytes) -> None:
     with agent(tmp_path / "agent.sock", line):
         status, error = call("ADD", tmp_path / "agent.sock")
@@ -178,19 +196,50 @@ def test_bad_environment_has_the_specifications_code(environment: dict[str, str]
 
 
 def test_unknown_command_is_a_bad_environment() -> None:
-    status, error = call_raw("GC", '{"cniVersion": "1.0.0", "name": "n"}', ENVIRONMENT)
+    status, error = call_raw("PLAY", '{"cniVersion": "1.0.0", "name": "n"}', ENVIRONMENT)
     assert (status, error["code"]) == (1, 4)
 
 
 def test_check_compares_with_the_result_of_add(tmp_path: Path) -> None:
-    before = {"ips": [{"address": "10.1.0.2/32"}]}
+    before = {"ips": [{"address": "10.1.0.2/32"}, {"address": "fd00:10:1:1::2/128"}]}
     with agent(tmp_path / "agent.sock", answer(result=RESULT)) as seen:
         assert call("CHECK", tmp_path / "agent.sock", prevResult=before) == (0, None)
     assert seen[0]["method"] == "cni_check"
-    (tmp_path / "agent.sock").unlink()
-    with agent(tmp_path / "agent.sock", answer(result=RESULT | {"ip": "10.1.0.9"})):
+
+
+@pytest.mark.parametrize("other", [[V4 | {"ip": "10.1.0.9"}, V6], [V4, V6 | {"ip": "fd00:10:1:1::9"}]])
+def test_check_finds_another_address_of_either_family(tmp_path: Path, other: list[Any]) -> None:
+    before = {"ips": [{"address": "10.1.0.2/32"}, {"address": "fd00:10:1:1::2/128"}]}
+    with agent(tmp_path / "agent.sock", answer(result=RESULT | {"ips": other})):
         status, error = call("CHECK", tmp_path / "agent.sock", prevResult=before)
     assert (status, error["code"]) == (1, 100)
+
+
+def test_status_is_the_agents_word_on_whether_pods_can_be_attached(tmp_path: Path) -> None:
+    path = tmp_path / "agent.sock"
+    with agent(path, answer(result={})) as seen:
+        assert call("STATUS", path, "1.1.0") == (0, None)
+    assert seen == [{"method": "cni_status", "params": {}}]
+    path.unlink()
+    with agent(path, answer(error={"message": "the agent is starting"})):
+        status, error = call("STATUS", path, "1.1.0")
+    assert (status, error["code"], error["msg"]) == (1, 50, "the agent is starting")
+    path.unlink()
+    assert call("STATUS", path, "1.1.0")[1]["code"] == 50
+    assert call("STATUS", path, "1.0.0")[1]["code"] == 1
+
+
+def test_garbage_is_what_the_runtime_does_not_name(tmp_path: Path) -> None:
+    valid = {"cni.dev/valid-attachments": [{"containerID": "c1", "ifname": "eth0"}]}
+    with agent(tmp_path / "agent.sock", answer(result={})) as seen:
+        assert call("GC", tmp_path / "agent.sock", "1.1.0", **valid) == (0, None)
+    assert seen == [{"method": "cni_gc", "params": {"valid": [{"container_id": "c1", "ifname": "eth0"}]}}]
+
+
+@pytest.mark.parametrize("named", [{}, {"cni.dev/valid-attachments": None}, {"cni.dev/valid-attachments": [{}]}])
+def test_garbage_collection_without_the_runtimes_list_is_invalid(tmp_path: Path, named: dict[str, Any]) -> None:
+    assert call("GC", tmp_path / "agent.sock", "1.1.0", **named)[1]["code"] == 7
+    assert call("GC", tmp_path / "agent.sock", "1.0.0", **{"cni.dev/valid-attachments": []})[1]["code"] == 1
 
 
 def test_check_without_the_result_of_add_is_invalid(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from fake_wireguard import numbered_key
 
 from agent import engine as agent_engine
 from agent.bpf.layouts import AddressKey, ipv4
-from agent.targets.routes import RouteKey
+from agent.plan.routes import RouteKey
 from clustermesh.address import parse, parse_prefix, prefix_text, single
 from clustermesh.errors import Unavailable
 from clustermesh.mesh.session import State
@@ -36,7 +36,7 @@ async def test_a_node_gets_its_device_its_tunnels_and_its_services(bed: Bed) -> 
     bed.add_remote_web("beta", "10.2.2.6")
     await bed.step()
     assert list(bed.device.states) == [numbered_key(2)]
-    assert RouteKey("10.2.2.0/24", 0) in bed.tables["routes"].held
+    assert RouteKey(parse_prefix("10.2.2.0/24"), 0) in bed.tables["routes"].held
     assert bed.served() == ["5", "6"]
     assert bed.engine.ready_at is not None
     assert bed.engine.prepared.is_set()
@@ -224,7 +224,7 @@ async def test_a_route_that_cannot_be_written_does_not_keep_removed_nodes_connec
     bed.add_node("alpha", 1)
     bed.add_node("beta", 2)
     bed.add_node("gamma", 3, cluster_id=3)
-    bed.tables["routes"].refuse.add(RouteKey("10.2.2.0/24", 0))
+    bed.tables["routes"].refuse.add(RouteKey(parse_prefix("10.2.2.0/24"), 0))
     await bed.step()
     assert numbered_key(3) in bed.device.states
     bed.sink.drain("gamma")

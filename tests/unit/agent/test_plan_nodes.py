@@ -7,11 +7,13 @@ import base64
 import pytest
 
 from agent.bpf.layouts import CidrKey, ipv4
-from agent.plan.nodes import plan_endpoint, plan_nodes, router_address
-from agent.targets.routes import Route, RouteKey
+from agent.plan.nodes import PodPool, plan_endpoint, plan_nodes, pod_pools
+from agent.plan.routes import Route, RouteKey
 from clustermesh.address import parse, parse_prefix, single
 from clustermesh.mesh.authority import Ground, Place
 from clustermesh.model import Endpoint, Node, NodeAddress
+
+BETA, BETA6 = parse_prefix("10.1.3.0/24"), parse_prefix("fd00:10:1:3::/64")
 
 
 def key(seed: int) -> str:
@@ -37,12 +39,12 @@ def plan(*others: Node):  # type: ignore[no-untyped-def]  # NodePlan
 def test_every_other_node_is_a_peer_with_its_pod_cidr_a_route_and_a_blackhole_under_it() -> None:
     found = plan(node("alpha", 2), node("beta", 3))
     assert {peer.endpoint: peer.allowed_ips for peer in found.peers.values()} == {
-        "192.0.2.2": ("10.1.2.0/24",),
-        "192.0.2.3": ("10.1.3.0/24",),
+        parse("192.0.2.2"): (parse_prefix("10.1.2.0/24"),),
+        parse("192.0.2.3"): (parse_prefix("10.1.3.0/24"),),
     }
-    assert found.routes[RouteKey("10.1.3.0/24", 0)] == Route("unicast", "wg", "10.1.1.1")
-    assert found.routes[RouteKey("10.1.3.0/24", 4096)] == Route("blackhole")
-    assert not any(route.dst == "10.1.1.0/24" for route in found.routes), "no route away for the own pods"
+    assert found.routes[RouteKey(BETA, 0)] == Route("unicast", "wg", parse("10.1.1.1"))
+    assert found.routes[RouteKey(BETA, 4096)] == Route("blackhole")
+    assert not any(route.dst == parse_prefix("10.1.1.0/24") for route in found.routes), "no route away for the own pods"
     assert found.problems == {}
 
 
@@ -56,9 +58,9 @@ def test_what_would_cut_this_node_off_is_left_out_everywhere_and_said_of_its_nod
     ground = Ground([Place(single(parse("10.1.3.9")), "the etcd of alpha", lifeline=True)])
     nodes = [node("alpha", 1), node("beta", 3), node("beta", 4)]
     found = plan_nodes(nodes, "alpha", "n1", "wg", 51871, ground)
-    assert {key.dst for key in found.routes} == {"10.1.4.0/24"}
+    assert {key.dst for key in found.routes} == {parse_prefix("10.1.4.0/24")}
     assert CidrKey.parse("10.1.3.0/24") not in found.cidrs, "strict mode would drop what is not encrypted"
-    assert {peer.endpoint: peer.allowed_ips for peer in found.peers.values()}["192.0.2.3"] == ()
+    assert {peer.endpoint: peer.allowed_ips for peer in found.peers.values()}[parse("192.0.2.3")] == ()
     assert "10.1.3.0/24 holds 10.1.3.9, the etcd of alpha" in found.problems["beta/n3"]
     assert "beta/n4" not in found.problems
 
@@ -80,12 +82,12 @@ def test_a_node_without_a_usable_key_or_address_has_a_blackhole_and_a_problem(ot
     found = plan(other)
     assert found.peers == {}
     assert sentence in found.problems["beta/n3"]
-    assert found.routes == {RouteKey("10.1.3.0/24", 4096): Route("blackhole")}
+    assert found.routes == {RouteKey(BETA, 4096): Route("blackhole")}
 
 
 def test_the_second_node_with_a_key_is_left_out() -> None:
     found = plan(node("beta", 3), node("gamma", 4, wireguard_key=key(3)))
-    assert [peer.endpoint for peer in found.peers.values()] == ["192.0.2.3"]
+    assert [peer.endpoint for peer in found.peers.values()] == [parse("192.0.2.3")]
     assert "key of another node" in found.problems["gamma/n4"]
 
 
@@ -95,12 +97,64 @@ def test_without_the_own_node_there_are_still_peers() -> None:
     assert len(found.peers) == 1
 
 
-def test_the_router_is_the_cilium_internal_ip_or_the_first_address_of_the_pod_cidr() -> None:
-    assert router_address(node("alpha", 1)) == "10.1.1.1"
-    named = Node(
-        cluster="a", cluster_id=1, name="n", addresses=(NodeAddress(type="CiliumInternalIP", ip=parse("10.1.9.9")),)
+def dual(number: int, *addresses: str, cluster: str = "alpha") -> Node:
+    """A node with a pod CIDR of each family and these addresses, "InternalIP 192.0.2.1" each."""
+    return Node(
+        cluster=cluster,
+        cluster_id=1,
+        name=f"n{number}",
+        addresses=tuple(NodeAddress(type=kind, ip=parse(ip)) for kind, ip in map(str.split, addresses)),
+        pod_cidrs=(parse_prefix(f"10.1.{number}.0/24"), parse_prefix(f"fd00:10:1:{number}::/64")),
+        wireguard_public_key=key(number),
     )
-    assert router_address(named) == "10.1.9.9"
+
+
+def test_a_peer_of_both_families_has_both_routes_each_from_the_router_of_its_family() -> None:
+    own = dual(1, "InternalIP 192.0.2.1", "CiliumInternalIP fd00:10:1:1::77")
+    found = plan_nodes([own, dual(3, "InternalIP 192.0.2.3", cluster="beta")], "alpha", "n1", "wg", 51871)
+    assert found.peers[key(3)].allowed_ips == (BETA, BETA6)
+    assert found.routes == {
+        RouteKey(BETA, 0): Route("unicast", "wg", parse("10.1.1.1")),
+        RouteKey(BETA6, 1): Route("unicast", "wg", parse("fd00:10:1:1::77")),
+        RouteKey(BETA, 4096): Route("blackhole"),
+        RouteKey(BETA6, 4096): Route("blackhole"),
+    }
+
+
+def test_a_node_of_one_family_has_routes_of_that_family_only() -> None:
+    found = plan(dual(3, "InternalIP 192.0.2.3", cluster="beta"))
+    assert found.peers[key(3)].allowed_ips == (BETA,)
+    assert {route.dst for route in found.routes} == {BETA}
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "end"),
+    [
+        (["InternalIP 192.0.2.1"], ["InternalIP 192.0.2.3", "InternalIP fd00::3"], "192.0.2.3"),
+        (["InternalIP fd00::1"], ["InternalIP 192.0.2.3", "InternalIP fd00::3"], "fd00::3"),
+        (["InternalIP fd00::1", "InternalIP 192.0.2.1"], ["InternalIP fd00::3", "InternalIP 192.0.2.3"], "192.0.2.3"),
+        (["InternalIP fd00::1", "InternalIP 192.0.2.1"], ["InternalIP fd00::3"], "fd00::3"),
+        (["InternalIP fd00::1"], ["InternalIP 192.0.2.3", "ExternalIP 2001:db8::3"], "2001:db8::3"),
+        (["InternalIP fd00::1"], ["InternalIP 192.0.2.3"], "192.0.2.3"),
+    ],
+)
+def test_a_tunnel_ends_at_an_address_of_a_family_that_both_have(own: list[str], other: list[str], end: str) -> None:
+    found = plan_nodes([dual(1, *own), dual(3, *other, cluster="beta")], "alpha", "n1", "wg", 51871)
+    assert found.peers[key(3)].endpoint == parse(end)
+
+
+def test_the_router_is_the_cilium_internal_ip_or_the_first_address_of_the_pod_cidr() -> None:
+    v4, v6 = parse_prefix("10.1.1.0/24"), parse_prefix("fd00:10:1:1::/64")
+    assert pod_pools(node("alpha", 1)) == (PodPool(v4, parse("10.1.1.1")),)
+    assert pod_pools(dual(1)) == (PodPool(v4, parse("10.1.1.1")), PodPool(v6, parse("fd00:10:1:1::1")))
+    named = dual(1, "CiliumInternalIP 10.1.1.9", "CiliumInternalIP fd00:10:1:1::99")
+    assert pod_pools(named) == (PodPool(v4, parse("10.1.1.9")), PodPool(v6, parse("fd00:10:1:1::99")))
+
+
+def test_pods_get_addresses_of_the_cidr_allotted_first() -> None:
+    cidrs = tuple(map(parse_prefix, ("10.1.1.0/24", "10.9.0.0/16", "fd00:1::/64", "fd00:2::/64")))
+    found = pod_pools(Node(cluster="a", cluster_id=1, name="n", pod_cidrs=cidrs))
+    assert [pool.cidr for pool in found] == [cidrs[0], cidrs[2]]
 
 
 def test_an_endpoint_is_known_by_identity_and_node() -> None:

@@ -4,33 +4,44 @@ from __future__ import annotations
 
 import pytest
 
-from agent.targets.routes import Route, RouteKey, check_route, tunnel_routes
+from agent.plan.routes import Route, RouteKey, check_route, tunnel_routes
+from clustermesh.address import Prefix, parse, parse_prefix
 from clustermesh.errors import Invalid
+
+V4, OTHER, V6 = map(parse_prefix, ("10.2.0.0/24", "10.3.0.0/24", "fd00:10:2:1::/64"))
+ROUTERS = (parse("10.1.0.1"), parse("fd00:10:1:1::1"))
 
 
 def test_every_tunnel_route_has_a_blackhole_of_worse_metric_beside_it() -> None:
-    routes = tunnel_routes(["10.2.0.0/24", "10.3.0.0/24"], "cm-wg0", "10.1.0.1")
-    for cidr in ("10.2.0.0/24", "10.3.0.0/24"):
+    routes = tunnel_routes([V4, OTHER, V6], "cm-wg0", ROUTERS)
+    for cidr, router in ((V4, ROUTERS[0]), (OTHER, ROUTERS[0]), (V6, ROUTERS[1])):
         tunnel, hole = sorted(key for key in routes if key.dst == cidr)
-        assert routes[tunnel] == Route("unicast", "cm-wg0", "10.1.0.1")
+        assert routes[tunnel] == Route("unicast", "cm-wg0", router)
         assert routes[hole] == Route("blackhole")
         assert tunnel.metric < hole.metric
-    assert len(routes) == 4
+    assert len(routes) == 6
     for key, route in routes.items():
         check_route(key, route)
+
+
+def test_routes_of_ipv4_are_those_of_the_version_before_so_that_an_upgrade_adopts_them() -> None:
+    assert {key.metric for key in tunnel_routes([V4], "cm-wg0", ROUTERS)} == {0, 4096}
+
+
+def test_node_without_a_router_address_of_the_family_leaves_the_source_to_the_kernel() -> None:
+    assert tunnel_routes([V6], "cm-wg0", ROUTERS[:1])[RouteKey(V6, 1)] == Route("unicast", "cm-wg0")
 
 
 @pytest.mark.parametrize(
     ("key", "route"),
     [
-        (RouteKey("10.2.0.1/24", 0), Route("unicast", "cm-wg0")),
-        (RouteKey("10.2.0.0", 0), Route("unicast", "cm-wg0")),
-        (RouteKey("fd00::/64", 0), Route("unicast", "cm-wg0")),
-        (RouteKey("10.2.0.0/24", -1), Route("unicast", "cm-wg0")),
-        (RouteKey("10.2.0.0/24", 1 << 32), Route("unicast", "cm-wg0")),
-        (RouteKey("10.2.0.0/24", 0), Route("unicast")),
-        (RouteKey("10.2.0.0/24", 0), Route("blackhole", "cm-wg0")),
-        (RouteKey("10.2.0.0/24", 0), Route("unicast", "cm-wg0", "node-1")),
+        (RouteKey(Prefix(parse("10.2.0.1"), 120), 0), Route("unicast", "cm-wg0")),
+        (RouteKey(V4, -1), Route("unicast", "cm-wg0")),
+        (RouteKey(V6, 0), Route("unicast", "cm-wg0")),  # the kernel would make it 1024, and it would be drift for ever
+        (RouteKey(V4, 1 << 32), Route("unicast", "cm-wg0")),
+        (RouteKey(V4, 0), Route("unicast")),
+        (RouteKey(V4, 0), Route("blackhole", "cm-wg0")),
+        (RouteKey(V4, 0), Route("unicast", "cm-wg0", ROUTERS[1])),
     ],
 )
 def test_route_the_kernel_would_refuse_is_invalid(key: RouteKey, route: Route) -> None:

@@ -10,6 +10,7 @@ from pyroute2.netlink.generic.wireguard import wgmsg
 
 from agent.wireguard import kernel
 from agent.wireguard.peer import Peer, PeerState, Settings
+from clustermesh.address import parse, parse_prefix
 from clustermesh.errors import Invalid
 
 A, B = numbered_key(1), numbered_key(2)
@@ -55,7 +56,7 @@ def test_device_that_spans_messages_is_joined() -> None:
                     ["WGPEER_A_PERSISTENT_KEEPALIVE_INTERVAL", 25],
                     ["WGPEER_A_RX_BYTES", 7],
                     ["WGPEER_A_TX_BYTES", 9],
-                    ["WGPEER_A_ALLOWEDIPS", [allowed(bytes([10, 2, 0, 0]), 24)]],
+                    ["WGPEER_A_ALLOWEDIPS", [allowed(bytes([10, 2, 0, 0]), 24), allowed(b"\xfd" + bytes(15), 64)]],
                 ),
             ],
         ),
@@ -73,9 +74,13 @@ def test_device_that_spans_messages_is_joined() -> None:
     assert state.settings == Settings(private_key=PRIVATE, listen_port=51871, fwmark=0xE00)
     assert dict(state.peers) == {
         A: PeerState(
-            endpoint=("192.0.2.7", 51871), allowed_ips=("10.1.0.0/24", "10.2.0.0/24"), rx=7, tx=9, keepalive=25
+            endpoint=(parse("192.0.2.7"), 51871),
+            allowed_ips=tuple(map(parse_prefix, ("10.1.0.0/24", "10.2.0.0/24", "fd00::/64"))),
+            rx=7,
+            tx=9,
+            keepalive=25,
         ),
-        B: PeerState(endpoint=("fd00::2", 1)),
+        B: PeerState(endpoint=(parse("fd00::2"), 1)),
     }
 
 
@@ -85,16 +90,17 @@ def test_device_just_made_has_neither_settings_nor_peers() -> None:
 
 
 def test_peer_is_asked_for_whole() -> None:
-    assert kernel.peer_request(A, Peer(endpoint="fd00::2", port=51871, allowed_ips=("10.2.0.0/24",))) == {
+    cidrs = (parse_prefix("10.2.0.0/24"), parse_prefix("fd00:10:2::/64"))
+    assert kernel.peer_request(A, Peer(endpoint=parse("fd00::2"), port=51871, allowed_ips=cidrs)) == {
         "public_key": A,
         "endpoint_addr": "fd00::2",
         "endpoint_port": 51871,
         "persistent_keepalive": 25,
         "replace_allowed_ips": True,
-        "allowed_ips": ["10.2.0.0/24"],
+        "allowed_ips": ["10.2.0.0/24", "fd00:10:2::/64"],
     }
 
 
 def test_bad_peer_is_never_asked_for() -> None:
     with pytest.raises(Invalid):
-        kernel.peer_request(A, Peer(endpoint="nowhere", port=1, allowed_ips=()))
+        kernel.peer_request(A, Peer(endpoint=parse("ff02::1"), port=1, allowed_ips=()))

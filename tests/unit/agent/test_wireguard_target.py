@@ -12,15 +12,16 @@ from msgspec.structs import replace
 
 from agent.targets.wireguard import GREETING_DELAY, WireGuardTarget, drop_overlaps, sort_out
 from agent.wireguard.peer import Peer, PeerState, is_down, sort_allowed_ips
+from clustermesh.address import Prefix, parse, parse_prefix
 from clustermesh.errors import ApplyError
 from clustermesh.reconcile import Reconciler, Tracker
 
 A, B, C = (numbered_key(number) for number in (1, 2, 3))
-X, Y, Z = "10.1.0.0/24", "10.2.0.0/24", "10.3.0.0/24"
+X, Y, Z = map(parse_prefix, ("10.1.0.0/24", "10.2.0.0/24", "fd00:10:3::/64"))
 
 
-def peer(*cidrs: str, endpoint: str = "192.0.2.1") -> Peer:
-    return Peer(endpoint=endpoint, port=51871, allowed_ips=sort_allowed_ips(cidrs))
+def peer(*cidrs: Prefix, endpoint: str = "192.0.2.1") -> Peer:
+    return Peer(endpoint=parse(endpoint), port=51871, allowed_ips=sort_allowed_ips(cidrs))
 
 
 def cidr_owners(keys: list[str]) -> st.SearchStrategy[dict[str, Peer]]:
@@ -60,14 +61,14 @@ async def test_second_peer_that_wants_the_same_cidr_is_refused_and_the_first_kee
     target = WireGuardTarget(FakeDevice())
     with pytest.raises(ApplyError) as caught:
         await target.upsert({A: peer(X), B: peer(X, Y), C: peer(Z)})
-    assert caught.value.failed == {B: f"allowed IP {X} belongs to peer {A}"}
+    assert caught.value.failed == {B: f"allowed IP 10.1.0.0/24 belongs to peer {A}"}
     assert await target.dump() == {A: peer(X), C: peer(Z)}
 
 
 async def test_invalid_peer_does_not_keep_the_others_out() -> None:
     target = WireGuardTarget(FakeDevice())
     with pytest.raises(ApplyError) as caught:
-        await target.upsert({"nonsense": peer(X), A: peer(X), B: peer(Y, endpoint="nowhere")})
+        await target.upsert({"nonsense": peer(X), A: peer(X), B: peer(Y, endpoint="224.0.0.1")})
     assert set(caught.value.failed) == {"nonsense", B}
     assert await target.dump() == {A: peer(X)}
 
@@ -87,10 +88,10 @@ async def test_peer_that_roamed_is_no_drift_until_its_session_is_dead() -> None:
     device = FakeDevice()
     target = WireGuardTarget(device, clock=lambda: 1000.0)
     await target.upsert({A: peer(X)})
-    device.states[A] = replace(device.states[A], endpoint=("198.51.100.7", 4500), last_handshake=900.0)
+    device.states[A] = replace(device.states[A], endpoint=(parse("fd00::7"), 4500), last_handshake=900.0)
     assert await target.dump() == {A: peer(X)}
     device.states[A] = replace(device.states[A], last_handshake=819.0)
-    assert (await target.dump())[A].endpoint == "198.51.100.7"
+    assert (await target.dump())[A].endpoint == parse("fd00::7")
 
 
 async def test_deleting_what_is_absent_is_success() -> None:

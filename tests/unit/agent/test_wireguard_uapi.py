@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import socket as sockets
 from contextlib import suppress
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 import pytest
@@ -14,22 +15,30 @@ from hypothesis import strategies as st
 
 from agent.wireguard import uapi
 from agent.wireguard.peer import Peer, Settings, sort_allowed_ips
+from clustermesh.address import Address, Prefix, is_ipv4, masked, parse, parse_prefix
 from clustermesh.errors import DecodeError, Invalid, Unavailable
 
 KEY = numbered_key(1)
+ONE, PREFIX = parse("10.0.0.1"), parse_prefix("10.1.0.0/24")
 SETTINGS = Settings(private_key=bytes([8]) + bytes(30) + bytes([64]), listen_port=51871, fwmark=0xE00)
 
-v4_cidrs = st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 32)).map(
-    lambda t: f"{'.'.join(str(b) for b in (t[0] >> (32 - t[1]) << (32 - t[1])).to_bytes(5, 'big')[1:])}/{t[1]}"
+
+def is_one_machine(ip: IPv4Address | IPv6Address) -> bool:
+    return not (ip.is_unspecified or ip.is_multicast or getattr(ip, "ipv4_mapped", None))
+
+
+addresses = st.binary(min_size=16, max_size=16).map(Address) | st.ip_addresses(v=4).map(lambda ip: parse(str(ip)))
+cidrs = st.tuples(addresses, st.integers(0, 32)).map(
+    lambda t: Prefix(masked(t[0], 96 + t[1]), 96 + t[1]) if is_ipv4(t[0]) else Prefix(masked(t[0], 4 * t[1]), 4 * t[1])
 )
 peers = st.builds(
     Peer,
-    endpoint=st.ip_addresses().filter(lambda ip: not ip.is_unspecified and not ip.is_multicast).map(str),
+    endpoint=st.ip_addresses().filter(is_one_machine).map(lambda ip: parse(str(ip))),
     port=st.integers(1, 65535),
-    allowed_ips=st.lists(v4_cidrs | st.just("fd00:1::/64"), max_size=5).map(sort_allowed_ips),
+    allowed_ips=st.lists(cidrs, max_size=5).map(sort_allowed_ips),
     keepalive=st.integers(0, 65535),
 )
-PEER = Peer(endpoint="192.0.2.1", port=51871, allowed_ips=("10.2.0.0/24",))
+PEER = Peer(endpoint=parse("192.0.2.1"), port=51871, allowed_ips=(parse_prefix("10.2.0.0/24"),))
 public_keys = st.integers(1, 2**256 - 1).map(numbered_key)
 
 
@@ -52,7 +61,8 @@ def test_what_is_set_reads_back_the_same(wanted: dict[str, Peer]) -> None:
 
 
 def test_request_is_as_the_protocol_page_shows_it() -> None:
-    peer = Peer(endpoint="fd00::2", port=51871, allowed_ips=("10.2.0.0/24", "10.3.0.0/24"))
+    cidrs = tuple(map(parse_prefix, ("10.2.0.0/24", "10.3.0.0/24", "fd00:10:2::/64")))
+    peer = Peer(endpoint=parse("fd00::2"), port=51871, allowed_ips=cidrs)
     raw = base64.b64decode(KEY).hex()
     assert uapi.encode_set(peers={KEY: peer}, removals=[numbered_key(2)]).decode().split("\n") == [
         "set=1",
@@ -63,6 +73,7 @@ def test_request_is_as_the_protocol_page_shows_it() -> None:
         "replace_allowed_ips=true",
         "allowed_ip=10.2.0.0/24",
         "allowed_ip=10.3.0.0/24",
+        "allowed_ip=fd00:10:2::/64",
         "persistent_keepalive_interval=25",
         "",
         "",
@@ -83,19 +94,17 @@ def test_keepalive_is_changed_without_making_a_peer() -> None:
 @pytest.mark.parametrize(
     ("key", "peer"),
     [
-        ("short", Peer(endpoint="10.0.0.1", port=1, allowed_ips=())),
-        (KEY, Peer(endpoint="node-1", port=1, allowed_ips=())),
-        (KEY, Peer(endpoint="10.0.0.1\nremove=true", port=1, allowed_ips=())),
-        (KEY, Peer(endpoint="0.0.0.0", port=1, allowed_ips=())),
-        (KEY, Peer(endpoint="224.0.0.1", port=1, allowed_ips=())),
-        (KEY, Peer(endpoint="10.0.0.1", port=0, allowed_ips=())),
-        (KEY, Peer(endpoint="10.0.0.1", port=65536, allowed_ips=())),
-        (KEY, Peer(endpoint="10.0.0.1", port=1, allowed_ips=("10.0.0.1/24",))),
-        (KEY, Peer(endpoint="10.0.0.1", port=1, allowed_ips=("10.0.0.0/24\n",))),
-        (KEY, Peer(endpoint="10.0.0.1", port=1, allowed_ips=("10.0.0.1",))),
-        (KEY, Peer(endpoint="10.0.0.1", port=1, allowed_ips=("10.1.0.0/24", "10.0.0.0/24"))),
-        (KEY, Peer(endpoint="10.0.0.1", port=1, allowed_ips=("10.0.0.0/24",) * 2)),
-        (KEY, Peer(endpoint="10.0.0.1", port=1, allowed_ips=(), keepalive=65536)),
+        ("short", Peer(endpoint=ONE, port=1, allowed_ips=())),
+        (KEY, Peer(endpoint=parse("0.0.0.0"), port=1, allowed_ips=())),
+        (KEY, Peer(endpoint=parse("::"), port=1, allowed_ips=())),
+        (KEY, Peer(endpoint=parse("224.0.0.1"), port=1, allowed_ips=())),
+        (KEY, Peer(endpoint=parse("ff02::1"), port=1, allowed_ips=())),
+        (KEY, Peer(endpoint=ONE, port=0, allowed_ips=())),
+        (KEY, Peer(endpoint=ONE, port=65536, allowed_ips=())),
+        (KEY, Peer(endpoint=ONE, port=1, allowed_ips=(Prefix(ONE, 120),))),
+        (KEY, Peer(endpoint=ONE, port=1, allowed_ips=(PREFIX, parse_prefix("10.0.0.0/24")))),
+        (KEY, Peer(endpoint=ONE, port=1, allowed_ips=(PREFIX, PREFIX))),
+        (KEY, Peer(endpoint=ONE, port=1, allowed_ips=(), keepalive=65536)),
     ],
 )
 def test_bad_peer_is_never_sent(key: str, peer: Peer) -> None:
@@ -154,7 +163,7 @@ def test_answer_in_the_order_a_device_gives_is_read() -> None:
     assert state.settings is not None
     assert (state.settings.listen_port, state.settings.fwmark) == (12912, 0)
     (peer,) = state.peers.values()
-    assert peer.endpoint == ("fd00::33%2", 51820)
+    assert peer.endpoint == (parse("fd00::33"), 51820)
     assert (peer.last_handshake, peer.rx, peer.tx, peer.keepalive) == (1700000000.5, 2224, 38333, 0)
 
 
