@@ -38,6 +38,7 @@ from agent.wireguard.device import open_device
 from clustermesh.errors import ClusterMeshError, Refused, first_of
 from clustermesh.health import serve_health
 from clustermesh.mesh import last_good
+from clustermesh.mesh.messages import Terms
 from clustermesh.mesh.peer_files import PeerFile
 from clustermesh.mesh.peers import Peers, restore
 from clustermesh.mesh.reader import ClusterReader
@@ -109,14 +110,19 @@ async def _work(options: Options, context: Context, etcd: EtcdClient, kernel: Ke
     sink = AgentSink(state, propagation)
     engine = Engine(options, state, sink, propagation, kernel, underlay)
     own = ClusterReader(
-        context.name, sink, lambda: nullcontext(etcd), own_tables, _expect(context), keep_when_silent=True
+        context.name,
+        sink,
+        lambda: nullcontext(etcd),
+        own_tables,
+        _expect(context),
+        Terms(max_clusters=context.cluster.max_clusters),
     )
     peers = Peers(context.peers, context.cluster, sink, _connect_peer, peer_tables, options.last_good)
     pods = Pods(options, engine)
     status = Status(options, state, engine, own, peers, propagation, pods)
     record = AgentRecord(node=options.node, wireguard_public_key=kernel.public_key, boot_id=report.boot_id())
     if (kept := last_good.load(options.last_good, context.name)) is not None:
-        restore(sink, context.name, kept)
+        await restore(sink, context.name, kept)
         own.restored(kept.config)
     REGISTRY.register(StatusCollector(status))
     async with asyncio.TaskGroup() as tasks:
@@ -196,6 +202,8 @@ async def _save(folder: Path, sink: AgentSink, name: str, reader: ClusterReader 
         encoded = last_good.encode(reader.config, state.good_view(name))
         try:
             await asyncio.to_thread(last_good.save, folder, name, encoded)
+            sink.unsavable.pop(name, None)
         except OSError as e:
             _log.error("last good state of %s is not saved: %s", name, e)
+            sink.unsavable[name] = str(e)
             sink.unsaved.add(name)

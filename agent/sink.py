@@ -16,6 +16,7 @@ class AgentSink:
     def __init__(self, state: MeshState, propagation: Propagation) -> None:
         self.changed = asyncio.Event()
         self.unsaved: set[str] = set()  # clusters whose last good state on disk is old
+        self.unsavable: dict[str, str] = {}  # those that could not be saved, and why
         self._state, self._propagation = state, propagation
 
     def put(self, cluster: str, kind: str, name: Any, value: Any, revision: int) -> None:

@@ -12,7 +12,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Coroutine
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, Final
 
 from msgspec import Struct
@@ -21,7 +21,7 @@ from clustermesh.apiserver.health import Health, Scope, health_server
 from clustermesh.apiserver.identities import GRACE, Allocator
 from clustermesh.apiserver.ledger import Ledger
 from clustermesh.apiserver.lock import alone
-from clustermesh.apiserver.publish import Publisher
+from clustermesh.apiserver.publish import Publisher, Updates
 from clustermesh.apiserver.resources import ABOUT, CANARIES, canary_keys, config_value, make_ledger, watched_places
 from clustermesh.apiserver.users import Users
 from clustermesh.apiserver.writer import Writer
@@ -39,6 +39,7 @@ from clustermesh.wire.kinds import IDENTITIES
 from clustermesh.wire.timestamp import format_time
 
 _LOG: Final = logging.getLogger(__name__)
+_SOON: Final = 2.0  # seconds between two beats at least
 
 
 class Timing(Struct, frozen=True, kw_only=True):
@@ -105,6 +106,7 @@ class ApiServer:
         self._places = [*watched_places(self.cluster), keys.AGENTS]
         self._unlisted = set(self._places)
         self._listed = asyncio.Event()
+        self._deleting = asyncio.Event()
         self._interrupted: dict[bytes, str] = {}
         self._records: dict[bytes, str] = {}
         self._published = False
@@ -165,7 +167,7 @@ class ApiServer:
             except DecodeError as e:
                 self._records[key] = str(e)
                 continue
-            self.ledger.want(self.publisher.take_record(self.source.snapshot, node, record, time.time_ns()))
+            self._want(self.publisher.take_record(self.source.snapshot, node, record, time.time_ns()))
         self._note_problems()
 
     def _lose_leases(self, lost: frozenset[bytes]) -> None:
@@ -184,9 +186,9 @@ class ApiServer:
                 self._apply(change)
 
     def _apply(self, change: Change) -> None:
-        self.ledger.want(self.publisher.apply(self.source.snapshot, change, time.time_ns()))
+        self._want(self.publisher.apply(self.source.snapshot, change, time.time_ns()))
         if not self._pruned and self.source.complete:
-            self.ledger.want(self.publisher.believe(self.source.snapshot, time.time_ns()))
+            self._want(self.publisher.believe(self.source.snapshot, time.time_ns()))
             self.ledger.prune()
             self.writer.open_audit()
             self._pruned = True
@@ -206,21 +208,32 @@ class ApiServer:
         if found:
             _LOG.info("%d identities taken over from etcd", len(self.allocator))
 
+    def _want(self, updates: Updates) -> None:
+        """Deletions go with a sign of life: a reader that has heard none yet takes them for a lease that ended."""
+        gone = (key for entries in updates.values() for key, value in entries.items() if value is None)
+        if any(self.ledger.held(key) is not None for key in gone):
+            self._deleting.set()
+        self.ledger.want(updates)
+
     # -- clock -> ledger -----------------------------------------------------------------------------------------------
 
     async def _beat(self) -> None:
         await self._listed.wait()
         self.ledger[ABOUT].want(keys.cluster_config_key(self.cluster.name), config_value(self.cluster))
         while True:
+            self._deleting.clear()
             self.ledger[ABOUT].want(keys.HEARTBEAT, _now())
             self.writer.wake()
-            await asyncio.sleep(self.timing.heartbeat)
+            await asyncio.sleep(soon := min(_SOON, self.timing.heartbeat))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.timing.heartbeat - soon):
+                    await self._deleting.wait()
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(self.timing.tick)
             if self._published:
-                self.ledger.want(self.publisher.tick(self.source.snapshot, time.time_ns()))
+                self._want(self.publisher.tick(self.source.snapshot, time.time_ns()))
                 self._note_problems()
                 self.writer.wake()
 

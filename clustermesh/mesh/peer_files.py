@@ -55,6 +55,11 @@ class PeerFile(Struct, frozen=True, kw_only=True):
     cluster_id: int | None = None
     context: Path | None = None
 
+    @property
+    def credentials(self) -> tuple[Path, ...]:
+        """The files beside this one that count."""
+        return tuple(path for path in (self.ca, self.cert, self.key) if path is not None)
+
 
 class PeerProblem(NamedTuple):
     """Why something is wrong with the file of the cluster `name`, or with the whole folder where that is "".
@@ -192,9 +197,7 @@ def _ips(value: object, field: str) -> tuple[str, ...]:
 
 def _digest(data: bytes, peer: PeerFile) -> tuple[str, list[ClusterMeshError]]:
     whole, unreadable = hashlib.sha256(hashlib.sha256(data).digest()), list[ClusterMeshError]()
-    for path in (peer.ca, peer.cert, peer.key):
-        if path is None:
-            continue
+    for path in peer.credentials:
         try:
             whole.update(hashlib.sha256(read_bytes(path)).digest())
         except ClusterMeshError as e:

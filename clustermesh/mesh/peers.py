@@ -1,19 +1,23 @@
 """One reader for each cluster named in the peers folder: started when its file appears, drained when it goes.
 
 The folder is Cilium's clustermesh-config directory. It may be a Secret volume, whose files are links into a folder that
-is swapped, so it is read again every second and compared by digest rather than watched.
+is swapped, so it is looked at every second: read where a file may have changed, and compared by digest.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import suppress
 from pathlib import Path
 
 from clustermesh.errors import Invalid, Unavailable
 from clustermesh.mesh import last_good
+from clustermesh.mesh.file_marks import FileMarks
+from clustermesh.mesh.messages import Terms
 from clustermesh.mesh.peer_files import PeerFile, PeerProblem, read_peers
 from clustermesh.mesh.reader import ClusterReader, Sink
 from clustermesh.mesh.state import KINDS
@@ -23,6 +27,7 @@ from clustermesh.store.client import EtcdClient
 
 _log = logging.getLogger(__name__)
 _POLL = 1.0
+_TURN = 200  # entries of the last good state between two turns of the event loop
 DRAIN_SECONDS = (
     5.0  # every node of both clusters has read its folder by then, and stopped choosing the other's backends
 )
@@ -37,7 +42,7 @@ class Peers:
         own: Cluster,
         sink: Sink,
         connect: Callable[[PeerFile], EtcdClient],
-        resources: Callable[[str, ClusterConfig], Sequence[Table]],
+        tables: Callable[[str, ClusterConfig], Sequence[Table]],
         keep: Path,
     ) -> None:
         self.readers: dict[str, ClusterReader] = {}
@@ -45,7 +50,8 @@ class Peers:
         self.synced_once = False  # the folder was read at least once
         self.newcomers: set[str] = set()  # clusters of which nothing was known when their reader was started
         self._folder, self._own, self._sink, self._keep = folder, own, sink, keep
-        self._connect, self._resources = connect, resources
+        self._connect, self._tables = connect, tables
+        self._turns, self._marks = asyncio.Lock(), FileMarks()
         self._files: dict[str, PeerFile] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._leaving: dict[str, float] = {}  # disconnected clusters, and when they are to be forgotten
@@ -54,26 +60,44 @@ class Peers:
         """Never returns; cancel it to stop. Stopping drains nothing."""
         async with asyncio.TaskGroup() as tasks:
             while True:
-                self.sync(tasks)
+                if self._marks.changed():
+                    await self.sync(tasks)
+                self._forget_drained()
                 await asyncio.sleep(_POLL)
 
-    def sync(self, tasks: asyncio.TaskGroup) -> None:
+    async def sync(self, tasks: asyncio.TaskGroup) -> None:
         """Make the readers match the folder."""
+        noted = self._note_marks()
         try:
-            files, problems = read_peers(self._folder, self._own.name)
+            files, problems = await asyncio.to_thread(read_peers, self._folder, self._own.name)
         except Unavailable as e:
             self._report([PeerProblem("", e)])  # a folder that cannot be read now is not an empty one
             return
+        if not noted.issuperset(path for file in files.values() for path in file.credentials):
+            self._marks.note(())  # of some it is not known how they were when they were read
         self._report(problems)
-        unclear = {problem.name for problem in problems}  # a file that cannot be read now is not a file that is gone
+        await self._match(tasks, files, {problem.name for problem in problems})
+
+    def _note_marks(self) -> set[Path]:
+        """Everything that makes the readers what they are, as far as it is known."""
+        paths = {self._folder, *(path for file in self._files.values() for path in file.credentials)}
+        with suppress(OSError):
+            paths.update(self._folder / name for name in os.listdir(self._folder))
+        self._marks.note(paths)
+        return paths
+
+    async def _match(self, tasks: asyncio.TaskGroup, files: Mapping[str, PeerFile], unclear: Set[str]) -> None:
+        """A file that cannot be read now (`unclear`) is not a file that is gone."""
         if not self.synced_once:
             last_good.forget_others(self._keep, files.keys() | unclear | {self._own.name})
-            self.synced_once = True
         for name in sorted(self._files.keys() - files.keys() - unclear):
             self._leave(name)
         for name, file in sorted(files.items()):
             if name not in self._files or file.digest != self._files[name].digest:
-                self._start(tasks, file)
+                await self._start(tasks, file)
+        self.synced_once = True
+
+    def _forget_drained(self) -> None:
         for name in [name for name, due in self._leaving.items() if time.monotonic() >= due]:
             self._forget(name)
 
@@ -88,22 +112,31 @@ class Peers:
         for file in self._files.values():  # one that was not heard of yet keeps the id it was connected with
             if file.name != name and file.cluster_id == config.id and self.readers[file.name].config is None:
                 raise Invalid(f"cluster id of {name}", config.id, f"is that of cluster {file.name}")
-        theirs = config.max_connected_clusters
-        if self._own.max_clusters not in (MAX_CLUSTERS, theirs):
+        # Cilium's own rule lets the side with 511 refuse; here both do: each numbers identities in its own way, and
+        # what one of them takes for its own is another's to the other.
+        if (theirs := config.max_connected_clusters or MAX_CLUSTERS) != self._own.max_clusters:
             raise Invalid(
                 f"maxConnectedClusters of {name}", theirs, f"must be {self._own.max_clusters} as in this cluster"
             )
 
-    def _start(self, tasks: asyncio.TaskGroup, file: PeerFile) -> None:
+    async def _start(self, tasks: asyncio.TaskGroup, file: PeerFile) -> None:
         previous = self.readers.get(file.name)
         if file.name in self._files:
             self._stop(file.name)
         self._leaving.pop(file.name, None)
-        reader = ClusterReader(file.name, self._sink, lambda: self._connect(file), self._resources, admit=self.admit)
+        reader = ClusterReader(
+            file.name,
+            self._sink,
+            lambda: self._connect(file),
+            self._tables,
+            self.admit,
+            Terms(max_clusters=self._own.max_clusters),
+            turns=self._turns,
+        )
         if previous is not None and previous.config is not None:
             reader.restored(previous.config)  # new credentials: what was learned stays
-        elif previous is None and (kept := last_good.load(self._keep, file.name)) is not None:
-            restore(self._sink, file.name, kept)
+        elif previous is None and (kept := await asyncio.to_thread(last_good.load, self._keep, file.name)) is not None:
+            await restore(self._sink, file.name, kept)
             reader.restored(kept.config)
         else:
             self.newcomers.add(file.name)
@@ -137,7 +170,16 @@ class Peers:
         self.problems = said
 
 
-def restore(sink: Sink, cluster: str, kept: last_good.LastGood) -> None:
+async def restore(sink: Sink, cluster: str, kept: last_good.LastGood) -> int:
+    """Put what was kept into `sink`, in turns. What cannot be taken in is left out, to be read anew: how many."""
+    dropped = 0
     for kind in KINDS:
-        for name, value in kept.view.table(kind).items():
-            sink.put(cluster, kind, name, value, 0)
+        for number, (name, value) in enumerate(kept.view.table(kind).items()):
+            try:
+                sink.put(cluster, kind, name, value, 0)
+            except Exception:  # whatever a former agent has kept must not end this one
+                dropped += 1
+                _log.exception("cluster %s: %s %s of the last good state is left out", cluster, kind, name)
+            if number % _TURN == _TURN - 1:
+                await asyncio.sleep(0)
+    return dropped

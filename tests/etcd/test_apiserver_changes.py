@@ -73,6 +73,13 @@ async def test_a_file_that_goes_takes_its_keys_along(bed: Bed) -> None:
     assert NODE in found
 
 
+async def test_a_deletion_goes_with_a_sign_of_life(bed: Bed) -> None:
+    """Readers that have heard none yet keep what vanishes, because a lease may have ended."""
+    beaten = (await bed.all())[keys.HEARTBEAT].mod_revision
+    (bed.context.manifests / "shop.yaml").unlink()
+    await bed.until(lambda found: CART not in found and found[keys.HEARTBEAT].mod_revision > beaten)
+
+
 async def test_a_broken_document_is_shown_and_everything_beside_it_goes_on(bed: Bed) -> None:
     bed.write("bad.yaml", "kind: [}\n---\n" + manifests("10.1.0.9", name="db"))
     await bed.until(lambda found: keys.service_key("alpha", "shop", "db") in found)

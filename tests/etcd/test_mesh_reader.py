@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 
 from clustermesh.address import parse, parse_prefix
 from clustermesh.errors import Invalid
+from clustermesh.mesh.messages import Terms
 from clustermesh.mesh.peers import Peers
-from clustermesh.mesh.reader import HEARTBEAT_TIMEOUT, ClusterReader
+from clustermesh.mesh.reader import ClusterReader
 from clustermesh.mesh.session import State
 from clustermesh.mesh.state import KINDS, MeshState, View
 from clustermesh.mesh.tables import peer_tables
@@ -73,17 +75,25 @@ class StateSink:
 def web(*addresses: str) -> bytes:
     ports = {"http": Port(protocol=Protocol.TCP, port=80)}
     return service.encode(
-        Service(cluster=BETA, cluster_id=2, namespace="shop", name="web", backends={parse(a): ports for a in addresses})
+        Service(
+            cluster=BETA,
+            cluster_id=2,
+            namespace="shop",
+            name="web",
+            backends=dict.fromkeys(map(parse, addresses), ports),
+        )
     )
 
 
 WEB = keys.service_key(BETA, "shop", "web")
 
 
-async def publish(client: EtcdClient, config: ClusterConfig = CONFIG, canaries: tuple[str, ...] = TABLES) -> None:
+async def publish(
+    client: EtcdClient, config: ClusterConfig = CONFIG, canaries: tuple[str, ...] = TABLES, lease: int = 0
+) -> None:
     """What an API server of beta writes, canaries last."""
-    await client.put(keys.cluster_config_key(BETA), cluster_config.encode(config))
-    await client.put(keys.HEARTBEAT, b"2026-01-01T00:00:00Z")
+    await client.put(keys.cluster_config_key(BETA), cluster_config.encode(config), lease)
+    await client.put(keys.HEARTBEAT, b"2026-01-01T00:00:00Z", lease)
     machine = Node(
         cluster=BETA,
         cluster_id=2,
@@ -92,14 +102,19 @@ async def publish(client: EtcdClient, config: ClusterConfig = CONFIG, canaries: 
         pod_cidrs=(parse_prefix("10.2.1.0/24"),),
     )
     labels = (Label(source="k8s", key="io.cilium.k8s.policy.cluster", value=BETA),)
-    await client.put(keys.node_key(BETA, "b1"), node.encode(machine))
-    await client.put(keys.identity_key(131073), identity.encode(Identity(id=131073, labels=labels)))
+    await client.put(keys.node_key(BETA, "b1"), node.encode(machine), lease)
+    await client.put(keys.identity_key(131073), identity.encode(Identity(id=131073, labels=labels)), lease)
     await client.put(
-        keys.endpoint_key(parse("10.2.1.5")), endpoint.encode(Endpoint(ip=parse("10.2.1.5"), identity=131073))
+        keys.endpoint_key(parse("10.2.1.5")), endpoint.encode(Endpoint(ip=parse("10.2.1.5"), identity=131073)), lease
     )
-    await client.put(WEB, web("10.2.1.5"))
+    await client.put(WEB, web("10.2.1.5"), lease)
     for name in canaries:
-        await client.put(RESOURCES[name].canary(BETA), b"2026-01-01T00:00:00Z")
+        await client.put(RESOURCES[name].canary(BETA), b"2026-01-01T00:00:00Z", lease)
+
+
+async def beat(client: EtcdClient) -> None:
+    """A sign that an API server is at work."""
+    await client.put(keys.HEARTBEAT, f"{random.random()}".encode())
 
 
 def take_all(state: MeshState) -> set[object]:
@@ -117,10 +132,10 @@ def reading(sink: StateSink, etcd: LocalEtcd) -> Callable[..., Any]:
 
     @asynccontextmanager
     async def start(
-        admit: Callable[[str, ClusterConfig], None] = lambda _n, _c: None, keep_when_silent: bool = False
+        admit: Callable[[str, ClusterConfig], None] = lambda _n, _c: None, terms: Terms | None = None
     ) -> AsyncIterator[ClusterReader]:
         connect = lambda: EtcdClient(etcd.endpoints, timeout=2.0)  # noqa: E731
-        reader = ClusterReader(BETA, sink, connect, peer_tables, admit, keep_when_silent=keep_when_silent)
+        reader = ClusterReader(BETA, sink, connect, peer_tables, admit, terms)
         task = asyncio.create_task(reader.run())
         try:
             yield reader
@@ -146,6 +161,7 @@ async def test_everything_is_read_and_the_cluster_is_fresh(client: EtcdClient, s
         assert list(view.identities) == [131073]
         assert list(view.endpoints) == [parse("10.2.1.5")]
         assert list(view.services) == [("shop", "web")]
+        await beat(client)
         await client.delete(WEB)
         await until(lambda: not view.services)
         assert reader.session.state is State.FRESH
@@ -190,7 +206,7 @@ async def test_entries_that_are_not_the_peers_are_refused_one_by_one(
         await client.put(key, value)
     async with reading() as reader:
         await until(lambda: reader.session.state is State.FRESH)
-        assert set(sink.refused()) == {key.decode() for key in bad}
+        assert sink.names(BETA, "refused") == {key.decode() for key in bad}
         assert list(sink.view().services) == [("shop", "web")]
         await client.put(keys.service_key(BETA, "shop", "garbage"), web().replace(b'"web"', b'"garbage"'))
         await until(lambda: ("shop", "garbage") in sink.view().services)
@@ -247,29 +263,53 @@ async def test_an_etcd_started_empty_takes_nothing_away_while_it_is_filled_again
         assert not take_all(sink.state), "what was there and is there again has not moved"
         await filling.put(RESOURCES["services"].canary(BETA), b"now")
         await until(lambda: reader.session.state is State.FRESH)
-        assert set(sink.view().services) == {("shop", "web")}
+        assert set(sink.view().services) == {("shop", "web"), ("shop", "old")}, "nobody has been seen to beat"
+        await beat(filling)
+        await until(lambda: set(sink.view().services) == {("shop", "web")})
 
 
-async def test_the_own_clusters_entries_outlive_their_leases_while_its_api_server_is_down(  # type: ignore[no-untyped-def]
-    client: EtcdClient, sink: StateSink, reading, monkeypatch: pytest.MonkeyPatch
+async def test_entries_outlive_their_leases_while_the_api_server_is_down_and_the_reader_is_started_anew(  # type: ignore[no-untyped-def]
+    client: EtcdClient, sink: StateSink, reading
 ) -> None:
-    await publish(client)
-    await client.put(keys.service_key(BETA, "shop", "old"), web().replace(b'"web"', b'"old"'))
-    async with reading(keep_when_silent=True) as reader:
+    """Of the own cluster and of a peer alike: its etcd lives, and deletes what nobody answers for any more."""
+    await publish(client, lease=(lease := await client.grant(3600)))
+    async with reading() as reader:
         await until(lambda: reader.session.state is State.FRESH)
-        reader._last_heartbeat -= 2 * HEARTBEAT_TIMEOUT
-        await client.delete_prefix(b"cilium/")  # as etcd does when the leases end
-        await until(lambda: reader._withheld)
+    async with reading() as reader:
+        reader.restored(CONFIG)
+        await until(lambda: reader.session.state is State.FRESH)
+        await client.revoke(lease)  # as etcd does when it ends
         await client.put(keys.node_key(BETA, "b2"), b"a sign that all before it was read")
         await until(sink.refused)
-        assert set(sink.view().services) == {("shop", "web"), ("shop", "old")}
-        assert list(sink.view().nodes) == ["b1"]
+        assert list(sink.view().services) == [("shop", "web")]
+        assert [len(sink.view().table(kind)) for kind in TABLES] == [1] * len(TABLES)
+    async with reading() as reader:
+        reader.restored(CONFIG)
+        await until(lambda: "cilium/cluster-config" in reader.session.error)
+        assert reader.session.state is State.STALE
         await client.delete(keys.node_key(BETA, "b2"))
         await publish(client)
-        await until(lambda: set(sink.view().services) == {("shop", "web")})
-        await until(lambda: reader.session.state is State.FRESH)
         await client.delete(WEB)
+        await until(lambda: reader.session.state is State.FRESH)
+        assert list(sink.view().services) == [("shop", "web")]
+        await beat(client)
         await until(lambda: not sink.view().services)
+        assert list(sink.view().nodes) == ["b1"]
+
+
+async def test_entries_outlive_their_leases_once_the_api_server_has_been_silent(  # type: ignore[no-untyped-def]
+    client: EtcdClient, sink: StateSink, reading
+) -> None:
+    await publish(client, lease=(lease := await client.grant(3600)))
+    async with reading(terms=Terms(silence=1.0)) as reader:
+        await until(lambda: reader.session.state is State.FRESH)
+        await beat(client)
+        await until(lambda: "no heartbeat" in reader.session.error)
+        assert reader.session.state is State.STALE
+        await client.revoke(lease)
+        await client.put(keys.node_key(BETA, "b2"), b"a sign that all before it was read")
+        await until(sink.refused)
+        assert [len(sink.view().table(kind)) for kind in TABLES] == [1] * len(TABLES)
 
 
 async def test_what_is_gone_since_the_last_reader_is_forgotten_at_its_first_list(  # type: ignore[no-untyped-def]
@@ -281,7 +321,8 @@ async def test_what_is_gone_since_the_last_reader_is_forgotten_at_its_first_list
     async with reading() as reader:
         reader.restored(CONFIG)
         await until(lambda: reader.session.state is State.FRESH)
-        assert list(sink.view().services) == [("shop", "web")]
+        await beat(client)
+        await until(lambda: list(sink.view().services) == [("shop", "web")])
 
 
 async def test_a_cluster_with_a_taken_id_is_evicted_and_comes_back_with_another(  # type: ignore[no-untyped-def]
@@ -324,6 +365,17 @@ def test_admission_names_the_field_the_value_and_the_rule(tmp_path: Path, sink: 
             peers.admit(BETA, config)
 
 
+def test_a_peer_that_counts_clusters_otherwise_is_refused_by_the_smaller_mesh_too(
+    tmp_path: Path, sink: StateSink
+) -> None:
+    """Its cluster 2 allots what is cluster 1's here. A cluster that says nothing counts up to 255."""
+    own = Cluster(name="alpha", id=1)
+    peers = Peers(tmp_path, own, sink, lambda _file: pytest.fail("unused"), peer_tables, tmp_path)
+    with pytest.raises(Invalid, match="must be 255 as in this cluster"):
+        peers.admit(BETA, ClusterConfig(id=2, max_connected_clusters=511))
+    peers.admit(BETA, ClusterConfig(id=2))
+
+
 async def test_the_id_a_cluster_was_connected_with_is_kept_for_it_until_it_is_heard(  # type: ignore[no-untyped-def]
     sink: StateSink, tmp_path: Path
 ) -> None:
@@ -335,28 +387,25 @@ async def test_the_id_a_cluster_was_connected_with_is_kept_for_it_until_it_is_he
     connect = lambda file: EtcdClient(file.endpoints, timeout=2.0)  # noqa: E731
     peers = Peers(folder, Cluster(name="alpha", id=1), sink, connect, peer_tables, tmp_path)
     async with asyncio.TaskGroup() as tasks:
-        peers.sync(tasks)
+        await peers.sync(tasks)
         with pytest.raises(Invalid, match="is that of cluster beta"):
             peers.admit("gamma", ClusterConfig(id=2))
         peers.admit("beta", ClusterConfig(id=2))
-        peers.readers["beta"].config = ClusterConfig(id=7)  # it has another one by now
+        peers.readers["beta"].brain.config = ClusterConfig(id=7)  # it has another one by now
         peers.admit("gamma", ClusterConfig(id=2))
         for task in peers._tasks.values():
             task.cancel()
 
 
-async def test_a_writer_that_stops_beating_makes_the_cluster_stale(  # type: ignore[no-untyped-def]
-    client: EtcdClient, sink: StateSink, reading, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("clustermesh.mesh.reader.HEARTBEAT_TIMEOUT", 1.0)
-    monkeypatch.setattr("clustermesh.mesh.reader._RECHECK", 0.2)
+async def test_a_writer_that_stops_beating_makes_the_cluster_stale(
+    client: EtcdClient, sink: StateSink, reading
+) -> None:  # type: ignore[no-untyped-def]
     await publish(client)
-    async with reading() as reader:
+    async with reading(terms=Terms(silence=1.0)) as reader:
         await until(lambda: reader.session.state is State.STALE)
         assert "no heartbeat" in reader.session.error
         assert sink.view().services
-        monkeypatch.setattr("clustermesh.mesh.reader.HEARTBEAT_TIMEOUT", 600.0)
-        await client.put(keys.HEARTBEAT, b"later")
+        await beat(client)
         await until(lambda: reader.session.state is State.FRESH)
 
 

@@ -144,8 +144,8 @@ class Bed:
 
     def reader(self, name: str, state: State = State.FRESH, cluster_id: int = 1) -> ClusterReader:
         reader = ClusterReader(name, self.sink, lambda: pytest.fail("unused"), lambda _n, _c: [], lambda _n, _c: None)
-        reader.session = Session(state=state)
-        reader.config = ClusterConfig(id=cluster_id)
+        reader.brain.session = Session(state=state)
+        reader.brain.config = ClusterConfig(id=cluster_id)
         return reader
 
     def connect(self, name: str, state: State = State.FRESH) -> ClusterReader:

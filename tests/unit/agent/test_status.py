@@ -42,9 +42,9 @@ async def test_ready_once_the_kernel_holds_the_whole_state(bed: Bed) -> None:
 
 
 async def test_not_ready_says_what_is_waited_for(bed: Bed) -> None:
-    bed.own.session = Session(error="etcd at https://192.0.2.1:2379: connection refused")
+    bed.own.brain.session = Session(error="etcd at https://192.0.2.1:2379: connection refused")
     assert "connection refused" in status(bed).not_ready()
-    bed.own.session = Session(state=State.FRESH)
+    bed.own.brain.session = Session(state=State.FRESH)
     bed.add_node("alpha", 1)
     bed.peers.synced_once, bed.peers.problems = False, ["/etc/clustermesh/peers: Permission denied"]
     await bed.step()
@@ -158,7 +158,7 @@ async def test_metrics_are_the_status(bed: Bed) -> None:
     assert samples["clustermesh_agent_ready", ()] == 1
     assert samples["cilium_clustermesh_remote_clusters", ()] == 1
     assert samples["cilium_clustermesh_remote_cluster_readiness_status", ("beta",)] == 1
-    bed.peers.readers["beta"].session = Session(state=State.STALE)
+    bed.peers.readers["beta"].brain.session = Session(state=State.STALE)
     samples = {
         (s.name, tuple(s.labels.values())): s.value for m in StatusCollector(status(bed)).collect() for s in m.samples
     }

@@ -1,4 +1,4 @@
-"""The reader of a cluster where no etcd is needed: what is refused, what a removed one may still do, how it ends."""
+"""The reader of a cluster where no etcd is needed: what is refused, what one bad entry does, how a reader ends."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 
 from clustermesh.errors import Unavailable
+from clustermesh.mesh.messages import Configured, Connected, Event, Heard
 from clustermesh.mesh.reader import ClusterReader
 from clustermesh.mesh.refusals import MOST_NAMED
-from clustermesh.mesh.session import State
 from clustermesh.mesh.state import MeshState
-from clustermesh.mesh.tables import Table, peer_tables
-from clustermesh.model import Cluster, ClusterConfig, Service
-from clustermesh.store.follow import Changed, Deleted, Listed, Put
+from clustermesh.mesh.tables import peer_tables
+from clustermesh.model import ClusterConfig, Service
+from clustermesh.store.follow import Changed, Deleted, Interrupted, Listed, Put
 from clustermesh.store.operations import KeyValue
 from clustermesh.wire import keys, service
 
-BETA = Cluster(name="beta", id=2)
 CONFIG = ClusterConfig(id=2, synced_canaries=True)
+SERVICES = keys.state_prefix("services", "beta")
 
 
 class Sink(MeshState):
@@ -43,49 +43,33 @@ def make_reader(sink: Sink, connect: Any = None) -> ClusterReader:
     return ClusterReader("beta", sink, connect, peer_tables, lambda _n, _c: None)
 
 
-def table(kind: str) -> Table:
-    return next(resource for resource in peer_tables("beta", CONFIG) if resource.kind == kind)
+def heard(*events: Put | Deleted) -> list[Heard]:
+    """What a fresh reader of beta hears up to these changes of its services."""
+    return [
+        Heard(b"cilium/synced/beta/", Listed([put(keys.canary_key("beta", "services"))], 1)),
+        Heard(keys.HEARTBEAT, Changed([put(keys.HEARTBEAT)], 2)),
+        Heard(SERVICES, Listed([], 2)),
+        Heard(SERVICES, Changed(events, 3)),
+    ]
 
 
 def put(key: bytes, value: bytes = b"") -> Put:
     return Put(KeyValue(key=key, value=value))
 
 
-def web() -> Put:
-    value = service.encode(Service(cluster="beta", cluster_id=2, namespace="n", name="web"))
-    return put(keys.service_key("beta", "n", "web"), value)
+async def take_in(reader: ClusterReader, *events: Event) -> None:
+    for event in (Connected(), Configured(CONFIG), *events):
+        await reader._take_in(reader._hear(event))
 
 
-def test_garbage_that_is_deleted_is_refused_no_more(sink: Sink) -> None:
-    reader, services = make_reader(sink), table("services")
-    for number in range(5):
-        key = services.prefix + b"no-name-%d" % number
-        reader._take(services, BETA, Changed([put(key)], 2))
-        reader._take(services, BETA, Changed([Deleted(key)], 3))
-    assert not sink.refusals("beta")
-
-
-def test_garbage_that_a_new_list_does_not_hold_is_refused_no_more(sink: Sink) -> None:
-    reader, services = make_reader(sink), table("services")
-    sink.refuse("beta", "cilium/state/nodes/v1/beta/odd", "another table's")
-    reader._take(services, BETA, Listed([put(services.prefix + b"gone"), put(services.prefix + b"still")], 2))
-    anew = Listed([put(services.prefix + b"still")], 9)
-    reader._take(services, BETA, anew)
-    reader._forget_unlisted(services, anew)
-    assert set(sink.names("beta", "refused")) == {
-        "cilium/state/nodes/v1/beta/odd",
-        "cilium/state/services/v1/beta/still",
-    }
-
-
-def test_a_refused_key_of_any_length_makes_a_short_line_and_two_of_them_two(sink: Sink) -> None:
-    reader, services = make_reader(sink), table("services")
-    long = services.prefix + b"x" * 100_000
-    reader._take(services, BETA, Listed([put(long + b"1"), put(long + b"2")], 2))
+async def test_a_refused_key_of_any_length_makes_a_short_line_and_two_of_them_two(sink: Sink) -> None:
+    long = SERVICES + b"x" * 100_000
+    reader = make_reader(sink)
+    await take_in(reader, *heard(put(long + b"1"), put(long + b"2")))
     refused = sink.refusals("beta").named(9)
     assert len(refused) == 2
     assert sum(len(what) + len(why) for what, why in refused.items()) < 3000
-    reader._take(services, BETA, Changed([Deleted(long + b"1")], 3))
+    await reader._take_in(reader._hear(Heard(SERVICES, Changed([Deleted(long + b"1")], 4))))
     assert len(sink.refusals("beta")) == 1
 
 
@@ -97,38 +81,36 @@ def test_what_is_refused_of_one_cluster_has_an_end(sink: Sink) -> None:
     assert sink.refusals("beta").named(1)["cilium/0"] == "for another reason"
 
 
-def test_a_removed_cluster_says_nothing_any_more(sink: Sink) -> None:
-    """Its tasks are cancelled, but what they had been woken for may still run."""
-    reader, services = make_reader(sink), table("services")
-    reader.removed()
-    reader._take(services, BETA, Changed([web()], 2))
-    reader._fall_behind("services", "the connection was closed")
-    reader._caught_up("services")
-    assert "beta" not in sink.views
-    assert reader.session.state is State.REMOVED
+async def test_an_entry_that_the_sink_cannot_take_is_refused_and_the_next_ones_are_taken(sink: Sink) -> None:
+    def put_unless_poison(cluster: str, kind: str, name: Any, value: Any, revision: int = 0) -> None:
+        if name == ("n", "poison"):
+            raise ZeroDivisionError
+        MeshState.put(sink, cluster, kind, name, value)
+
+    sink.put = put_unless_poison  # type: ignore[method-assign]
+    entries = [
+        put(
+            keys.service_key("beta", "n", name),
+            service.encode(Service(cluster="beta", cluster_id=2, namespace="n", name=name)),
+        )
+        for name in ("poison", "web")
+    ]
+    await take_in(make_reader(sink), *heard(*entries))
+    assert list(sink.views["beta"].services) == [("n", "web")]
+    assert "ZeroDivisionError" in str(sink.refusals("beta").named(9))
 
 
-def test_what_is_still_so_is_logged_and_counted_once(sink: Sink, caplog: pytest.LogCaptureFixture) -> None:
+async def test_what_is_still_so_is_logged_and_counted_once(sink: Sink, caplog: pytest.LogCaptureFixture) -> None:
     """Each attempt fails for each table; a status that changed with each would be written to etcd by every node."""
     reader = make_reader(sink)
     reader.restored(CONFIG)
-    reader._fall_behind("nodes", "connection refused")
-    once = reader.session
+    await take_in(reader, *heard())
+    cut = Interrupted(Unavailable("connection refused"))
     for _ in range(50):
-        for kind in ("nodes", "services"):
-            reader._fall_behind(kind, "connection refused")
+        for prefix in (SERVICES, keys.state_prefix("nodes", "beta")):
+            await reader._take_in(reader._hear(Heard(prefix, cut)))
+    assert reader.session.failures == 2
     assert len(caplog.records) == 2
-    assert reader.session.failures == once.failures + 1, "the other table's"
-    before = reader.session
-    for _ in range(50):
-        reader._lost(reader.session.error)
-    assert reader.session == before
-    reader._caught_up("nodes")
-    reader._caught_up("services")
-    assert reader.session.state is State.FRESH
-    reader._fall_behind("nodes", "connection refused")
-    assert reader.session.state is State.STALE
-    assert reader.session.failures == before.failures + 1
 
 
 async def test_a_reader_that_fails_while_it_is_cancelled_ends(sink: Sink) -> None:
@@ -148,7 +130,7 @@ async def test_a_reader_that_fails_while_it_is_cancelled_ends(sink: Sink) -> Non
             yield None
 
     reader = make_reader(sink, connect)
-    reader._read = lambda _client: asyncio.Event().wait()  # type: ignore[assignment,return-value,method-assign]
+    reader._read = lambda _client, _following: asyncio.Event().wait()  # type: ignore[assignment,return-value,method-assign]
     task = asyncio.create_task(reader.run())
     await cancelled.wait()
     await asyncio.sleep(0)

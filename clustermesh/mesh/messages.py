@@ -1,0 +1,136 @@
+"""What a cluster's reader hears, and what its brain wants done. Data only; `brain` has the rules."""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypeAlias
+
+from msgspec import Struct
+
+from clustermesh.mesh.authority import Limits
+from clustermesh.model import MAX_CLUSTERS, ClusterConfig
+from clustermesh.store.follower import Changed, Interrupted, Listed
+
+SILENCE: Final = 120.0  # seconds; a writer beats every 60 (wire format of the heartbeat key)
+SETTLE: Final = 30.0
+
+
+class Terms(Struct, frozen=True, kw_only=True):
+    """How a cluster is read. `max_clusters` is ours: a cluster's identities are numbered as we number them.
+
+    Its writer is taken for dead after `silence` seconds without a beat, and for at work again after `settle` with them.
+    """
+
+    max_clusters: int = MAX_CLUSTERS
+    limits: Limits = Limits()
+    silence: float = SILENCE
+    settle: float = SETTLE
+
+
+# -- what is heard ----------------------------------------------------------------------------------------------------
+
+
+class Restored(Struct, frozen=True):
+    """What was known of the cluster was read from disk."""
+
+    config: ClusterConfig
+
+
+class Connected(Struct, frozen=True):
+    """An attempt begins."""
+
+
+class Configured(Struct, frozen=True):
+    """The configuration, None where there is none; `objection` says why it may not be used here."""
+
+    config: ClusterConfig | None
+    objection: str = ""
+
+
+class Unread(Struct, frozen=True):
+    """The configuration could not be read."""
+
+    error: str
+
+
+class Heard(Struct, frozen=True):
+    """One item, or a part of it, of what is followed under `prefix`."""
+
+    prefix: bytes
+    item: Listed | Changed | Interrupted
+
+
+class Tick(Struct, frozen=True):
+    """Time has passed; wanted when `due` says."""
+
+
+class Broken(Struct, frozen=True):
+    """The attempt has ended by itself."""
+
+    error: str
+
+
+class Removed(Struct, frozen=True):
+    """The operator took the cluster out."""
+
+
+Event: TypeAlias = Restored | Connected | Configured | Unread | Heard | Tick | Broken | Removed
+
+
+# -- what is to be done -----------------------------------------------------------------------------------------------
+
+
+class Ask(Struct, frozen=True):
+    """Read the configuration; Configured or Unread is the answer."""
+
+
+class Follow(Struct, frozen=True):
+    """Follow everything under `prefix` from a list on, instead of what was followed there before.
+
+    `table` says that it may be large: its list is to be told whole, in parts, and no longer than the limit.
+    """
+
+    prefix: bytes
+    table: bool = True
+
+
+class Put(Struct, frozen=True, gc=False):
+    """The cluster has `value` at `name`, since `revision` where that is not 0."""
+
+    kind: str
+    name: Any
+    value: Any
+    revision: int
+
+
+class Remove(Struct, frozen=True, gc=False):
+    """The cluster has nothing at `name` any more."""
+
+    kind: str
+    name: Any
+    revision: int
+
+
+class Refuse(Struct, frozen=True):
+    """`what` is not taken in, `why` says for which reason."""
+
+    what: str
+    why: str
+
+
+class Accept(Struct, frozen=True):
+    """`what` is refused no more."""
+
+    what: str
+
+
+class Drain(Struct, frozen=True):
+    """Forget all that is known of the cluster."""
+
+
+class Again(Struct, frozen=True):
+    """End this attempt and begin another after so many seconds, or a little less."""
+
+    after: float
+
+
+Command: TypeAlias = Ask | Follow | Put | Remove | Refuse | Accept | Drain | Again

@@ -1,0 +1,256 @@
+"""A reader's conversations with its cluster, as anyone can read them in transcripts/ (its README is the grammar)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clustermesh.errors import Invalid, Refused, Unavailable
+from clustermesh.mesh.authority import Limits
+from clustermesh.mesh.brain import Phase, ReaderBrain
+from clustermesh.mesh.messages import (
+    Accept,
+    Again,
+    Ask,
+    Broken,
+    Command,
+    Configured,
+    Connected,
+    Drain,
+    Event,
+    Follow,
+    Heard,
+    Put,
+    Refuse,
+    Remove,
+    Removed,
+    Restored,
+    Terms,
+    Tick,
+    Unread,
+)
+from clustermesh.mesh.tables import Table
+from clustermesh.model import Cluster, ClusterConfig
+from clustermesh.store.faults import Compacted, Oversized, Replaced
+from clustermesh.store.follower import Changed, Deleted, Interrupted, Listed
+from clustermesh.store.follower import Put as Written
+from clustermesh.store.operations import KeyValue
+from clustermesh.wire import keys
+
+TRANSCRIPTS = sorted((Path(__file__).parent / "transcripts").glob("*.txt"))
+FAILURES = {
+    "lost": Unavailable("lost"),
+    "refused": Refused("permission denied"),
+    "oversized": Oversized("too large"),
+    "compacted": Compacted("compacted"),
+    "replaced": Replaced("another history"),
+}
+SYNCED = b"synced/beta/tables/"
+
+
+def make_table(kind: str) -> Table:
+    required = kind != "stamps"
+    return Table(
+        kind=kind,
+        prefix=f"{kind}/".encode(),
+        canary=SYNCED + kind.encode() if required else None,
+        name_of=_name_of,
+        decode=_decode,
+        required=required,
+    )
+
+
+def _name_of(key: bytes) -> str:
+    name = key.decode().partition("/")[2]
+    if not name.isalnum():
+        raise Invalid("key", name, "must be a name")
+    return name
+
+
+def _decode(_key: bytes, value: bytes, cluster: Cluster) -> str:
+    if value == b":bad":
+        raise Invalid("value", value, "cannot be decoded")
+    if value == b":bug":
+        raise ZeroDivisionError
+    if value == b":numbering":
+        return f"by {cluster.max_clusters}"
+    return value.decode()
+
+
+class Play:
+    """A brain, its clock, and what a sink holds that does what it is told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.held: dict[str, dict[Any, Any]] = {"nodes": {}, "services": {}, "stamps": {}, "refused": {}}
+        tables = [make_table(kind) for kind in ("nodes", "services", "stamps")]
+        terms = Terms(limits=Limits(value_bytes=10))
+        self.brain = ReaderBrain("beta", lambda _n, _c: tables, lambda kind: self.held[kind].keys(), terms)
+
+    def say(self, text: str) -> list[str]:
+        """Let `text` be heard; what the brain wants done, and what it wanted while time passed."""
+        verb, *words = text.split()
+        commands: list[Command] = []
+        if verb == "wait":
+            end = self.now + float(words[0])
+            while (due := self.brain.due()) is not None and due <= end:
+                self.now = max(self.now, due)
+                commands += self._do(Tick())
+            self.now = end
+        else:
+            commands += self._do(self._event(verb, words))
+        return _shown(commands)
+
+    def _do(self, event: Event) -> Sequence[Command]:
+        commands = self.brain.hear(event, self.now)
+        for command in commands:
+            match command:
+                case Put(kind, name, value, _):
+                    self.held[kind][name] = value
+                case Remove(kind, name, _):
+                    self.held[kind].pop(name, None)
+                case Refuse(what, why):
+                    self.held["refused"][what] = why
+                case Accept(what):
+                    self.held["refused"].pop(what, None)
+                case Drain():
+                    for table in self.held.values():
+                        table.clear()
+                case _:
+                    pass
+        return commands
+
+    def _event(self, verb: str, words: list[str]) -> Event:  # noqa: PLR0911, PLR0912 one line of the grammar each
+        match verb, words:
+            case "connect", []:
+                return Connected()
+            case "removed", []:
+                return Removed()
+            case "broken", why:
+                return Broken(" ".join(why))
+            case "restored", [cluster_id, *pairs]:
+                self.held["services"] = dict(pair.split("=") for pair in pairs)
+                return Restored(_config([cluster_id]))
+            case "config", ["unread", *why]:
+                return Unread(" ".join(why))
+            case "config", ["none"]:
+                return Configured(None)
+            case "config", ["objection", *why]:
+                return Configured(_config([]), " ".join(why))
+            case "config", options:
+                return Configured(_config(options))
+            case "heartbeat", ["gone"]:
+                return Heard(keys.HEARTBEAT, Changed([Deleted(keys.HEARTBEAT)], 9))
+            case "heartbeat", [lease] if lease.isdigit():
+                return Heard(keys.HEARTBEAT, Listed([_written(keys.HEARTBEAT, b"", lease)], 9))
+            case "beat", [lease]:
+                return Heard(keys.HEARTBEAT, Changed([_written(keys.HEARTBEAT, b"", lease)], 9))
+            case "canary", [kind, "gone"]:
+                return Heard(SYNCED, Changed([Deleted(SYNCED + kind.encode())], 9))
+            case "canary", [kind, lease]:
+                return Heard(SYNCED, Listed([_written(SYNCED + kind.encode(), b"", lease)], 9))
+            case place, [failure] if failure in FAILURES:
+                prefix = keys.HEARTBEAT if place == "heartbeat" else f"{place}/".encode()
+                return Heard(prefix, Interrupted(FAILURES[failure]))
+            case kind, ["listed", *pairs]:
+                more = pairs[-1:] == ["more"]
+                events = [_event(kind, f"+{pair}") for pair in (pairs[:-1] if more else pairs)]
+                return Heard(f"{kind}/".encode(), Listed(events, 9, more))
+            case kind, ["changed", *changes]:
+                return Heard(f"{kind}/".encode(), Changed([_event(kind, change) for change in changes], 9))
+        raise AssertionError(f"no such line: {verb} {words}")
+
+    def state(self) -> str:
+        behind = f" behind {' '.join(sorted(self.brain.behind))}" if self.brain.behind else ""
+        return f"{self.brain.session.state}{behind}"
+
+
+def _config(options: list[str]) -> ClusterConfig:
+    given = dict(option.partition("=")[::2] for option in options)
+    return ClusterConfig(
+        id=int(given.get("id", 2)),
+        synced_canaries="no" not in given,
+        max_connected_clusters=int(given.get("max", 255)),
+        cached="cached" in given,
+    )
+
+
+def _written(key: bytes, value: bytes, lease: str = "0") -> Written:
+    return Written(KeyValue(key, value, 9, int(lease)))
+
+
+def _event(kind: str, text: str) -> Written | Deleted:
+    name, _, value = text[1:].partition("=")
+    key = f"{kind}/{name}".encode()
+    return Deleted(key) if text[0] == "-" else _written(key, b"x" * 11 if value == ":huge" else value.encode())
+
+
+def _shown(commands: Sequence[Command]) -> list[str]:
+    """One line for each run of commands of one kind, about one table."""
+    lines = []
+    for head, run in groupby(commands, _head):
+        words = [_word(command) for command in run]
+        lines.append(" ".join([head, *(sorted(words) if head == "follow" else words)]).strip())
+    return lines
+
+
+def _head(command: Command) -> str:
+    if isinstance(command, Put | Remove):
+        return command.kind
+    names = {Again: "again in", Ask: "ask", Follow: "follow", Drain: "drain", Refuse: "refuse", Accept: "accept"}
+    return names[type(command)]
+
+
+def _word(command: Command) -> str:  # noqa: PLR0911 one command each
+    match command:
+        case Put(_, name, value, _):
+            return f"+{name}={value}"
+        case Remove(_, name, _):
+            return f"-{name}"
+        case Refuse(what, why):
+            return f"{what} {why}"
+        case Accept(what):
+            return what
+        case Again(after):
+            return f"{after:g}"
+        case Follow(prefix, _):
+            return {keys.HEARTBEAT: "heartbeat", SYNCED: "canaries"}.get(prefix, prefix.decode().strip("/"))
+    return ""
+
+
+@pytest.mark.parametrize("path", TRANSCRIPTS, ids=lambda path: path.stem)
+def test_transcript(path: Path) -> None:
+    play, told = Play(), list[str]()
+    for where, mark, text in _lines(path):
+        if mark == "<<":
+            assert told[:1] == [text], where
+            told.pop(0)
+            continue
+        assert not told, f"{where}: wanted before, and not expected: {told}"
+        if mark == ">>":
+            told = play.say(text)
+        else:
+            assert play.state() == text, where
+    assert not told
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str, str]]:
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if line and not line.startswith("#"):
+            mark, _, text = line.partition(" ")
+            assert mark in {">>", "<<", "=="}
+            yield f"{path.name}:{number}", mark, text.strip()
+
+
+def test_what_cannot_happen_raises() -> None:
+    play = Play()
+    with pytest.raises(RuntimeError, match="Tick while idle"):
+        play.brain.hear(Tick(), 0.0)
+    play.say("connect")
+    with pytest.raises(RuntimeError, match="Connected while asking"):
+        play.brain.hear(Connected(), 0.0)
+    assert play.brain.phase is Phase.ASKING
