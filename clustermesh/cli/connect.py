@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 from msgspec.structs import replace
 
+from clustermesh.address import parse_prefix
 from clustermesh.cli import context_option, output_option
 from clustermesh.cli.table import print_table
 from clustermesh.errors import Invalid
@@ -37,7 +38,16 @@ _MODE = click.option(
 @_MODE
 @click.option("--source-endpoint", default="", metavar="URL", help="Where the other cluster reaches this one.")
 @click.option("--destination-endpoint", default="", metavar="URL", help="Where this cluster reaches the other one.")
-def connect(context: Path, folder: Path, mode: str, source_endpoint: str, destination_endpoint: str) -> None:
+@click.option(
+    "--allow-prefix",
+    "prefixes",
+    multiple=True,
+    metavar="CIDR",
+    help="Where the other cluster's pods may be beside the private ranges; may be given several times.",
+)
+def connect(
+    context: Path, folder: Path, mode: str, source_endpoint: str, destination_endpoint: str, prefixes: tuple[str, ...]
+) -> None:
     """Let two clusters see each other's services, nodes and identities.
 
     Checks first that they can be in one mesh and that their certificates will work. The same command again changes
@@ -46,13 +56,15 @@ def connect(context: Path, folder: Path, mode: str, source_endpoint: str, destin
     \b
     Example:
       clustermesh connect --context /srv/alpha --destination-context /srv/beta
+      clustermesh connect --context /srv/alpha --destination-context /srv/beta --allow-prefix 203.0.113.0/24
     """
     from clustermesh.standalone.connect import Mode
     from clustermesh.standalone.connect import connect as connect_clusters
 
     source = _reached_at(load(context), source_endpoint, "source-endpoint")
     destination = _reached_at(load(folder), destination_endpoint, "destination-endpoint")
-    outcome = connect_clusters(source, destination, Mode(mode), datetime.now(UTC))
+    allowed = [parse_prefix(prefix, "allow-prefix") for prefix in prefixes]
+    outcome = connect_clusters(source, destination, Mode(mode), datetime.now(UTC), allowed)
     _report(outcome, f"{source.name} and {destination.name} are connected already")
 
 

@@ -10,7 +10,8 @@
 Cilium's rules (pkg/clustermesh/common/config.go): a file counts as a cluster iff its bytes contain "endpoints:"; the
 file's name is the cluster's; the own name is ignored; SHA-256 decides what changed. The digest here also covers the
 credential files, so that renewed ones count as a change. Keys that Cilium does not know are ignored by it, so what
-this project remembers of a peer stands in the same file: clustermesh-id, clustermesh-context.
+this project remembers of a peer stands in the same file: clustermesh-id, clustermesh-context, and in
+clustermesh-allow-prefixes where its pods may be beside the private ranges.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any, Final, NamedTuple
 from msgspec import Struct
 from msgspec.structs import replace
 
+from clustermesh.address import Prefix, parse_prefix, prefix_text
 from clustermesh.errors import ClusterMeshError, Invalid, Unavailable
 from clustermesh.model import check_cluster_id, check_cluster_name
 from clustermesh.store import endpoint as etcd_endpoint
@@ -36,13 +38,15 @@ _CREDENTIALS: Final = ("trusted-ca-file", "cert-file", "key-file")
 _ALIASES: Final = "cilium-host-aliases"
 _ID: Final = "clustermesh-id"
 _CONTEXT: Final = "clustermesh-context"
+_ALLOWED: Final = "clustermesh-allow-prefixes"
 
 
 class PeerFile(Struct, frozen=True, kw_only=True):
     """One connected cluster: where its etcd is, and what to show there.
 
     `ca`, `cert`, `key` are None only where every endpoint is http://. `host_aliases` maps a host name to its addresses.
-    `digest` changes when the file or one of the credentials does. `cluster_id` and `context` are what `connect` noted.
+    `digest` changes when the file or one of the credentials does. `cluster_id` and `context` are what `connect` noted,
+    `allowed` are prefixes that the operator named for its pods.
     """
 
     name: str
@@ -54,6 +58,7 @@ class PeerFile(Struct, frozen=True, kw_only=True):
     host_aliases: Mapping[str, tuple[str, ...]] = {}
     cluster_id: int | None = None
     context: Path | None = None
+    allowed: tuple[Prefix, ...] = ()
 
     @property
     def credentials(self) -> tuple[Path, ...]:
@@ -139,6 +144,7 @@ def parse_peer(name: str, data: bytes, directory: Path) -> PeerFile:
         host_aliases=_aliases(document.get(_ALIASES)),
         cluster_id=None if cluster_id is None else check_cluster_id(number(cluster_id, _ID), 511),
         context=None if context is None else Path(text(context, _CONTEXT)),
+        allowed=_prefixes(document.get(_ALLOWED)),
     )
 
 
@@ -154,7 +160,17 @@ def encode_peer(peer: PeerFile) -> bytes:
         document[_ID] = peer.cluster_id
     if peer.context is not None:
         document[_CONTEXT] = str(peer.context)
+    if peer.allowed:
+        document[_ALLOWED] = [prefix_text(prefix) for prefix in peer.allowed]
     return dump_yaml(document)
+
+
+def _prefixes(value: object) -> tuple[Prefix, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise Invalid(_ALLOWED, shown(value), "must be a list of prefixes, like 203.0.113.0/24")
+    return tuple(parse_prefix(text(item, f"{_ALLOWED}[{i}]"), f"{_ALLOWED}[{i}]") for i, item in enumerate(value))
 
 
 def _endpoints(value: object) -> tuple[str, ...]:

@@ -6,16 +6,19 @@ one by one, or packets that go to the wrong pod.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from msgspec import Struct
 
-from clustermesh.address import prefix_text
+from clustermesh.address import Prefix, parse, prefix_text, single
 from clustermesh.errors import ClusterMeshError, Invalid
+from clustermesh.mesh.authority import Authority, Ground, Place, judge_prefix
 from clustermesh.mesh.peer_files import PeerFile
 from clustermesh.standalone.context import Context, load
 from clustermesh.standalone.pod_cidrs import find_overlap, read_pod_cidrs
+from clustermesh.store import endpoint as etcd_endpoint
 
 
 class Known(Struct, frozen=True, kw_only=True):
@@ -60,6 +63,32 @@ def check_newcomer(home: Context, newcomer: Context, connected: list[Known]) -> 
             raise Invalid(f"cluster id of {newcomer.name}", newcomer.id, rule)
         if other.context is not None:
             _check_cidrs(other.context, newcomer, f", which is connected to {home.name}")
+
+
+def check_authority(
+    reader: Context, owner: Context, allowed: tuple[Prefix, ...], connected: Mapping[str, PeerFile]
+) -> None:
+    """Raises Invalid when the agents of `reader`, who goes by `allowed`, would refuse a Node of `owner`.
+
+    They know more: what is in the way on their own machines is found there only.
+    """
+    endpoints = {owner.name: (owner.endpoint,), reader.name: (reader.endpoint,)}
+    ground = Ground(_etcds({**{name: file.endpoints for name, file in connected.items()}, **endpoints}))
+    authority = Authority(name=owner.name, allowed=allowed)
+    for cidr in read_pod_cidrs(owner.manifests, owner.name):
+        if refusal := judge_prefix(authority, cidr.prefix, ground):
+            spelled = prefix_text(cidr.prefix)
+            rule = f"would be refused by {reader.name}: {refusal.why.removeprefix(f'pod CIDR {spelled} ')}"
+            raise Invalid(f"pod CIDR of node {cidr.node} in {owner.name}", spelled, rule)
+
+
+def _etcds(endpoints: Mapping[str, Sequence[str]]) -> Iterator[Place]:
+    """Those that are called by an address; names may be others where the agents are."""
+    for name, urls in endpoints.items():
+        for url in urls:
+            with suppress(Invalid):
+                address = parse(etcd_endpoint.parse(url).host)
+                yield Place(single(address), f"the etcd of {name}", lifeline=True, cluster=name)
 
 
 def _check_same(home: Context, newcomer: Context, other: Known) -> None:

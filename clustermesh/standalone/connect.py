@@ -12,7 +12,7 @@ interrupts, the same command again goes on from there, and no reader ever sees a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from enum import StrEnum
@@ -27,9 +27,10 @@ from certs.folder import leaf_fault, load_authority, trusted
 from certs.issue import Pair, issue
 from certs.names import remote
 from certs.pair import certificate_file, key_file, load_pair, remove_pair, write_pair
+from clustermesh.address import Prefix
 from clustermesh.errors import ClusterMeshError, Refused, Unavailable
 from clustermesh.mesh.peer_files import PeerFile, encode_peer, read_peers
-from clustermesh.standalone.compatible import check_newcomer, check_pair, known_clusters
+from clustermesh.standalone.compatible import check_authority, check_newcomer, check_pair, known_clusters
 from clustermesh.standalone.context import Context, load, locked
 from clustermesh.standalone.users_file import add_user, remote_user, remove_user
 
@@ -48,34 +49,40 @@ class Outcome(Struct, frozen=True):
     warnings: list[str]
 
 
-class _Link(Struct, frozen=True, kw_only=True):
-    """`reader` is to read `owner`, whose authority is `authority`."""
+class _Link(Struct, frozen=True):
+    """`reader` is to read `owner`, whose pods may be in `allowed`, too."""
 
     reader: Context
     owner: Context
-    authority: Pair
+    allowed: tuple[Prefix, ...]
 
 
-def connect(source: Context, destination: Context, mode: Mode, now: datetime) -> Outcome:
+def connect(
+    source: Context, destination: Context, mode: Mode, now: datetime, allowed: Sequence[Prefix] = ()
+) -> Outcome:
     """Let `source` read `destination`, and the other way round if bidirectional; all is checked before any write.
 
-    Each is reached at its `endpoint`. Raises Invalid for clusters that cannot be in one mesh, Refused for certificates
-    that would not work, Unavailable when writing fails.
+    Each is reached at its `endpoint`. The other's pods may be in `allowed`, beside private ranges and what an earlier
+    call named. Raises Invalid for clusters that cannot be in one mesh, Refused for certificates that would not work,
+    Unavailable when writing fails.
     """
     with locked(source, destination):
         check_pair(source, destination)
         wanted = [(source, destination)]
         if mode is Mode.BIDIRECTIONAL:
             wanted.append((destination, source))
-        outcome = Outcome([], [])
+        outcome, links = Outcome([], []), list[_Link]()
         for reader, owner in wanted:
             found = read_peers(reader.peers, reader.name)
             outcome.warnings.extend(f"{reader.peers}: {p}" for p in found.problems if p.name != owner.name)
             check_newcomer(reader, owner, known_clusters(found.peers))
-        links = [_prepare(reader, owner, now) for reader, owner in wanted]
-        for link in links:
+            named = found.peers[owner.name].allowed if owner.name in found.peers else ()
+            links.append(_Link(reader, owner, tuple(dict.fromkeys((*named, *allowed)))))
+            check_authority(reader, owner, links[-1].allowed, found.peers)
+        authorities = [_prepare(link, now) for link in links]
+        for link, authority in zip(links, authorities, strict=True):
             with _file_errors():
-                _establish(link, now, outcome.done)
+                _establish(link, authority, now, outcome.done)
         return outcome
 
 
@@ -136,8 +143,9 @@ def credential_name(peer: str) -> str:
     return f"{peer}.etcd-client"
 
 
-def _prepare(reader: Context, owner: Context, now: datetime) -> _Link:
-    """Checks that `reader` will get through to `owner`: the handshake, before it is made."""
+def _prepare(link: _Link, now: datetime) -> Pair:
+    """Checks that the reader will get through to the owner: the handshake, before it is made. The owner's authority."""
+    reader, owner = link.reader, link.owner
     try:
         authority = load_authority(owner.certs, now)
     except CertsError as e:
@@ -151,10 +159,10 @@ def _prepare(reader: Context, owner: Context, now: datetime) -> _Link:
         raise Refused(
             f"{reader.name} would not trust {owner.name} at {owner.endpoint}: {e}; repair it with `{repair}`"
         ) from e
-    return _Link(reader=reader, owner=owner, authority=authority)
+    return authority
 
 
-def _establish(link: _Link, now: datetime, done: list[str]) -> None:
+def _establish(link: _Link, authority: Pair, now: datetime, done: list[str]) -> None:
     reader, owner = link.reader, link.owner
     if add_user(owner.users_file, remote_user(reader.name)):
         done.append(f"{owner.name} lets {reader.name} in as the user {remote_user(reader.name)}")
@@ -162,9 +170,9 @@ def _establish(link: _Link, now: datetime, done: list[str]) -> None:
     name = credential_name(owner.name)
     if _write_changed(_authority_file(reader, owner.name), owner.ca.read_bytes()):
         done.append(f"{reader.name} trusts the authority of {owner.name}")
-    fault = leaf_fault(reader.peers, name, remote(reader.name), link.authority, now)
+    fault = leaf_fault(reader.peers, name, remote(reader.name), authority, now)
     if fault:
-        write_pair(reader.peers, name, issue(link.authority, remote(reader.name), now))
+        write_pair(reader.peers, name, issue(authority, remote(reader.name), now))
         done.append(f"{reader.name} has a new certificate for {owner.name} ({fault})")
     peer = PeerFile(
         name=owner.name,
@@ -174,6 +182,7 @@ def _establish(link: _Link, now: datetime, done: list[str]) -> None:
         key=key_file(reader.peers, name),
         cluster_id=owner.id,
         context=owner.path,
+        allowed=link.allowed,
     )
     if _write_changed(reader.peers / owner.name, encode_peer(peer)):
         done.append(f"{reader.name} reads {owner.name} at {owner.endpoint}")

@@ -10,6 +10,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from clustermesh.address import parse_prefix
 from clustermesh.errors import Unavailable
 from clustermesh.mesh.peer_files import MARK, PeerFile, encode_peer, parse_peer, read_peers
 
@@ -43,6 +44,27 @@ def test_what_cilium_writes_is_a_peer(folder: Path) -> None:
     assert (east.ca, east.cert, east.key) == tuple(
         folder / f"common-etcd-client{e}" for e in ("-ca.crt", ".crt", ".key")
     )
+
+
+def test_prefixes_that_the_operator_allows_are_kept(folder: Path) -> None:
+    named = (parse_prefix("203.0.113.0/24"), parse_prefix("2001:db8::/40"))
+    peer = PeerFile(name="east", endpoints=("http://192.0.2.1:2379",), allowed=named)
+    assert parse_peer("east", encode_peer(peer), folder) == peer
+    assert "clustermesh-allow-prefixes:\n- 203.0.113.0/24\n- 2001:db8::/40\n" in encode_peer(peer).decode()
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("203.0.113.0/24", "clustermesh-allow-prefixes: '203.0.113.0/24': must be a list of prefixes"),
+        ("[203.0.113.1/24]", "clustermesh-allow-prefixes[0]: '203.0.113.1/24': must be a network"),
+        ("[10.0.0.0/8, all]", "clustermesh-allow-prefixes[1]: 'all': must be an IPv4 or IPv6 address"),
+        ("[10]", "clustermesh-allow-prefixes[0]"),
+    ],
+)
+def test_prefixes_that_are_none_are_said_by_place_and_rule(folder: Path, written: str, said: str) -> None:
+    (folder / "east").write_text(CILIUM.format(d=folder) + f"clustermesh-allow-prefixes: {written}\n")
+    assert said in _only_problem(folder)
 
 
 def test_only_files_that_contain_the_mark_count(folder: Path) -> None:

@@ -14,6 +14,7 @@ from certs.check import check_leaf, facts, read_certificates
 from certs.folder import initialise, trusted
 from certs.names import cluster_leaves
 from certs.pair import load_pair
+from clustermesh.address import parse_prefix
 from clustermesh.errors import ClusterMeshError, Invalid, Refused, Unavailable
 from clustermesh.mesh.peer_files import read_peers
 from clustermesh.standalone import connect as connecting
@@ -227,6 +228,43 @@ def test_id_of_a_third_cluster_is_known_even_when_its_folder_is_gone(home: Path,
     beta.path.rename(home / "moved")
     third = _cluster(home, "gamma", 2, cidr="10.3.0.0/16")
     assert "already the id of beta" in str(_refused(home, alpha, third))
+
+
+@pytest.mark.parametrize(
+    ("cidr", "rule"),
+    [
+        (
+            "203.0.113.0/24",
+            "is not in a private range: name it with `clustermesh connect --allow-prefix 203.0.113.0/24`",
+        ),
+        ("10.64.0.0/11", "is wider than a /12: name it with `clustermesh connect --allow-prefix 10.64.0.0/11`"),
+        ("2001:db8::/64", "name it with `clustermesh connect --allow-prefix 2001:db8::/64`"),
+        ("172.20.1.0/29", "holds 172.20.1.1, the etcd of alpha, which nobody could reach any more"),
+        ("172.20.2.0/29", "holds 172.20.2.1, the etcd of beta"),
+    ],
+)
+def test_pods_where_the_other_side_would_refuse_them_are_refused_with_the_flag_that_allows_them(
+    home: Path, alpha: Context, cidr: str, rule: str
+) -> None:
+    beta = _cluster(home, "beta", 2, cidr=cidr)
+    for error in (_refused(home, alpha, beta), _refused(home, beta, alpha)):
+        assert isinstance(error, Invalid)
+        assert (error.field, error.value) == ("pod CIDR of node beta-1 in beta", cidr)
+        assert rule in error.rule
+
+
+def test_what_was_allowed_is_noted_on_both_sides_and_stays_allowed(home: Path, alpha: Context) -> None:
+    beta = _cluster(home, "beta", 2, cidr="203.0.113.0/24")
+    named = parse_prefix("203.0.112.0/20")
+    connect(alpha, beta, BOTH, NOW, [named])
+    for reader, owner in ((alpha, "beta"), (beta, "alpha")):
+        assert read_peers(reader.peers, reader.name).peers[owner].allowed == (named,)
+    assert connect(alpha, beta, BOTH, NOW, [named]).done == []
+    assert connect(alpha, beta, BOTH, NOW).done == []
+    more = parse_prefix("2001:db8::/40")
+    connect(alpha, beta, ONE, NOW, [more])
+    assert read_peers(alpha.peers, "alpha").peers["beta"].allowed == (named, more)
+    assert read_peers(beta.peers, "beta").peers["alpha"].allowed == (named,)
 
 
 def test_pod_cidr_of_a_third_cluster_is_refused(home: Path, alpha: Context, beta: Context) -> None:

@@ -1,0 +1,217 @@
+"""What this machine lives by, found out by looking: the ground that every plan stands on.
+
+etcds                 of the own cluster and of every peer, their names resolved
+gateways              of all routes of the main table
+addresses, networks   of the interfaces, but for the mesh's own device
+resolvers             from /etc/resolv.conf; and Kubernetes' API server where the environment names it
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from agent import netlink
+from clustermesh.address import Address, Prefix, contains, is_ipv4, masked, parse, parse_prefix, single
+from clustermesh.errors import ClusterMeshError, Invalid
+from clustermesh.mesh.authority import Ground, Place
+from clustermesh.mesh.peer_files import PeerFile
+from clustermesh.store import endpoint as etcd_endpoint
+
+_log = logging.getLogger(__name__)
+_PERIOD: Final = 30.0  # seconds between looks where nothing was heard
+_PAUSE: Final = 1.0  # between looks where much is heard: this agent's own routes are heard, too
+_GROUPS: Final = 0x10 | 0x40 | 0x100 | 0x400  # RTMGRP_{IPV4,IPV6}_{IFADDR,ROUTE}, linux/rtnetlink.h
+_LINK_LOCAL: Final = (parse_prefix("169.254.0.0/16"), parse_prefix("fe80::/10"))
+
+
+class Gateway(NamedTuple):
+    """The next hop of a route, and the device it leaves by."""
+
+    address: Address
+    device: str
+
+
+class Network(NamedTuple):
+    """An address of an interface, with the length of its network in bits of 128."""
+
+    device: str
+    address: Address
+    length: int
+
+
+class Surroundings:
+    """Looks around, and again when the kernel says that something moved or `look_again` was called.
+
+    `endpoint` is the own etcd's, `peers` gives the files of the other clusters as they are now; `device` is the mesh's.
+    """
+
+    def __init__(self, own: str, endpoint: str, peers: Callable[[], Mapping[str, PeerFile]], device: str) -> None:
+        self._own, self._endpoint, self._peers, self._device = own, endpoint, peers, device
+        self._again = asyncio.Event()
+        self._known: dict[str, Sequence[Place]] = {}  # what was read last, for when it cannot be read
+        self._resolved: dict[str, frozenset[Address]] = {}
+
+    async def read(self) -> Ground:
+        """The ground as it is now. What cannot be read is as it was, and that is logged."""
+        places = [
+            *await self._or_as_it_was("this machine's addresses", self._read_local),
+            *await self._or_as_it_was("the resolvers", _read_resolvers),
+            *await self._or_as_it_was("the connected clusters", self._read_etcds),
+            *api_server_places(os.environ),
+        ]
+        return Ground(places)
+
+    async def keep(self, stand_on: Callable[[Ground], None], told: Ground) -> None:
+        """Tell `stand_on` of every ground that differs from the last, `told`. Never returns."""
+        with closing(_listen()) as heard:
+            loop = asyncio.get_running_loop()
+            loop.add_reader(heard, self._hear, heard)
+            try:
+                while True:
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._again.wait(), _PERIOD)
+                    self._again.clear()
+                    ground = await self.read()
+                    if ground.places != told.places:
+                        stand_on(ground)
+                        told = ground
+                    await asyncio.sleep(_PAUSE)
+            finally:
+                loop.remove_reader(heard)
+
+    def look_again(self) -> None:
+        """Something is not as it was: a cluster has come, or is elsewhere."""
+        self._again.set()
+
+    def _hear(self, heard: socket.socket) -> None:
+        self._again.set()
+        with suppress(OSError):  # empty; or more was said than it holds, which is news enough
+            while heard.recv(65536):
+                pass
+
+    async def _or_as_it_was(self, what: str, read: Callable[[], Awaitable[Sequence[Place]]]) -> Sequence[Place]:
+        try:
+            self._known[what] = await read()
+        except (ClusterMeshError, OSError) as e:
+            _log.warning("%s cannot be read: %s", what, e)
+        return self._known.get(what, ())
+
+    async def _read_local(self) -> list[Place]:
+        gateways = await asyncio.to_thread(_read_gateways)
+        async with netlink.connect("list addresses") as ip:
+            names = {message["index"]: message.get("ifname") async for message in await ip.link("dump")}
+            messages = [message async for message in await ip.addr("dump")]
+        networks = [network for message in messages if (network := _network(message, names)) is not None]
+        return local_places([each for each in networks if each.device != self._device], gateways)
+
+    async def _read_etcds(self) -> list[Place]:
+        asked: list[tuple[str, str, tuple[str, ...]]] = [(self._own, etcd_endpoint.parse(self._endpoint).host, ())]
+        for name, file in (await asyncio.to_thread(self._peers)).items():
+            hosts = [etcd_endpoint.parse(endpoint).host for endpoint in file.endpoints]
+            asked += [(name, host, file.host_aliases.get(host.lower(), ())) for host in hosts]
+        found = await asyncio.gather(*(self._resolve(host, aliases) for _, host, aliases in asked))
+        return [
+            Place(single(address), f"the etcd of {name}", lifeline=True, cluster=name)
+            for (name, _, _), addresses in zip(asked, found, strict=True)
+            for address in addresses
+        ]
+
+    async def _resolve(self, host: str, aliases: Iterable[str]) -> frozenset[Address]:
+        """A name server that is down moves no etcd."""
+        if found := frozenset(_parsed([*aliases, host])):
+            return found
+        try:
+            answers = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+            self._resolved[host] = frozenset(_parsed(str(answer[4][0]) for answer in answers))
+        except OSError as e:
+            _log.debug("%s cannot be resolved: %s", host, e)
+        return self._resolved.get(host, frozenset())
+
+
+def local_places(networks: Iterable[Network], gateways: Iterable[Gateway]) -> list[Place]:
+    """No peer has pods in a network of this machine, or a node at one of its addresses; nothing is routed over a
+    gateway, or over the addresses of the interface that leads to one: this machine is known by them."""
+    gateways = [each for each in gateways if not _is_link_local(each.address)]
+    ways_out = {each.device for each in gateways}
+    places = [Place(single(each.address), "a gateway of this machine", lifeline=True) for each in gateways]
+    for device, address, length in networks:
+        if _is_link_local(address):
+            continue
+        alone = single(address)
+        places.append(Place(alone, f"this machine's address on {device}", lifeline=device in ways_out))
+        if length < alone.length:
+            places.append(Place(Prefix(masked(address, length), length), f"the network on {device}"))
+    return places
+
+
+def parse_gateways(ipv4: str, ipv6: str) -> list[Gateway]:
+    """The next hops in /proc/net/route and /proc/net/ipv6_route: netlink takes seconds for the ten thousand routes that
+    the mesh makes, these do not. Of several next hops of one IPv4 route only the first is in there."""
+    found: dict[Gateway, None] = {}
+    for line in ipv4.splitlines()[1:]:
+        device, _, hop, *_ = line.split()
+        if hop != "00000000":
+            found[Gateway(parse(socket.inet_ntoa(int(hop, 16).to_bytes(4, sys.byteorder))), device)] = None
+    for line in ipv6.splitlines():
+        fields = line.split()
+        if fields[4].strip("0"):
+            found[Gateway(Address(bytes.fromhex(fields[4])), fields[-1])] = None
+    return list(found)
+
+
+def resolver_places(resolv_conf: str) -> list[Place]:
+    """The name servers of resolv.conf(5)."""
+    lines = (line.split() for line in resolv_conf.splitlines())
+    named = _parsed(words[1] for words in lines if len(words) > 1 and words[0] == "nameserver")
+    return [Place(single(address), "a resolver of this machine") for address in named]
+
+
+def api_server_places(environment: Mapping[str, str]) -> list[Place]:
+    """Where Kubernetes tells its pods that its API server is."""
+    named = _parsed([environment.get("KUBERNETES_SERVICE_HOST", "")])
+    return [Place(single(address), "the Kubernetes API server") for address in named]
+
+
+async def _read_resolvers() -> list[Place]:
+    return resolver_places(await asyncio.to_thread(Path("/etc/resolv.conf").read_text))
+
+
+def _read_gateways() -> list[Gateway]:
+    proc = Path("/proc/self/net")
+    ipv6 = proc / "ipv6_route"  # absent where IPv6 is switched off
+    return parse_gateways((proc / "route").read_text(), ipv6.read_text() if ipv6.exists() else "")
+
+
+def _network(message: Any, names: Mapping[int, str]) -> Network | None:
+    spelled = message.get("local") or message.get("address")
+    if not spelled:
+        return None
+    address = parse(spelled)
+    family = 96 if is_ipv4(address) else 0
+    return Network(names.get(message["index"], ""), address, message["prefixlen"] + family)
+
+
+def _is_link_local(address: Address) -> bool:
+    return any(contains(each, address) for each in _LINK_LOCAL)
+
+
+def _parsed(spelled: Iterable[str]) -> Iterator[Address]:
+    """Those that are addresses; a zone says by which device, which does not matter here."""
+    for each in spelled:
+        with suppress(Invalid):
+            yield parse(each.partition("%")[0])
+
+
+def _listen() -> socket.socket:
+    """A socket that can be read when an address or a route of this network namespace has changed."""
+    heard = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0)
+    heard.bind((0, _GROUPS))
+    return heard
