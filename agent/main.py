@@ -131,8 +131,8 @@ async def _work(options: Options, context: Context, etcd: EtcdClient, kernel: Ke
         tasks.create_task(engine.run(own, peers))
         tasks.create_task(pods.run())
         tasks.create_task(api.serve(options.socket, _methods(status, pods)))
-        tasks.create_task(report.keep_registered(etcd, record))
-        tasks.create_task(report.keep_reported(etcd, options.node, status.summary))
+        tasks.create_task(report.keep_registered(etcd, record, status.nodes))
+        tasks.create_task(report.keep_reported(etcd, options.node, status.said))
         tasks.create_task(_keep_saved(options.last_good, sink, state, own, peers))
         tasks.create_task(serve_health(options.metrics, REGISTRY, status.readiness))
 
@@ -157,6 +157,7 @@ def _methods(status: Status, pods: Pods) -> dict[str, api.Method]:
         "services": reading(status.services),
         "backends": reading(status.backends),
         "ipcache": reading(status.ipcache),
+        "refused": reading(status.refused),
         "encrypt": encrypt,
         "map_diff": map_diff,
         "cni_add": pods.add,

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
+import time
 from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
 
-import msgspec
-
+from agent.reporter import FEW_NODES, Reporter, Said
 from clustermesh.errors import ClusterMeshError
 from clustermesh.model import AgentRecord
+from clustermesh.store.backoff import Backoff
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.follow import Interrupted, follow
 from clustermesh.wire import keys, local
 
 _log = logging.getLogger(__name__)
-_STATUS_TTL = 60  # seconds
+_STATUS_TTL = 60  # seconds, of few nodes
+_RENEWALS_PER_SECOND = 100  # of all nodes together; each costs etcd no write
 _STATUS_PERIOD = 1.0
-_RETRY = 2.0
+_WRITES_PER_SECOND = 20  # of all nodes together
 
 
 def boot_id() -> str:
@@ -31,45 +33,84 @@ def boot_id() -> str:
         return ""
 
 
-async def keep_registered(client: EtcdClient, record: AgentRecord) -> None:
+async def keep_registered(client: EtcdClient, record: AgentRecord, nodes: Callable[[], int]) -> None:
     """Keep `record` under this node's key, whoever changes or deletes it. Never returns.
 
     The key has no lease: the tunnels of a node whose agent is down still work, and its peers must not forget its key.
+    A node that begins is heard at once; keys that vanish later do so for all of them, which write them one by one.
     """
     key, value = keys.agent_key(record.node), local.encode_agent(record)
+    backoff, registered = Backoff(first=1.0), False
     while True:
+        began = time.monotonic()
         try:
             async with aclosing(follow(client, key)) as items:
                 async for item in items:
-                    if isinstance(item, Interrupted):
+                    if isinstance(item, Interrupted) or await _holds(client, key, value):
                         continue
-                    held = await client.get(key)
-                    if held is None or held.value != value:
-                        await client.put(key, value)
+                    if registered:
+                        await asyncio.sleep(_turn(nodes()))
+                    await client.put(key, value)
+                    registered = True
         except ClusterMeshError as e:
             _log.warning("this node's WireGuard key is not in etcd: %s", e)
-        await asyncio.sleep(_RETRY)
+        await asyncio.sleep(backoff.next(time.monotonic() - began))
 
 
-async def keep_reported(client: EtcdClient, node: str, status: Callable[[], dict[str, Any]]) -> None:
-    """Keep this node's status in etcd, written when it changed, on a lease that ends with the agent. Never returns."""
+async def _holds(client: EtcdClient, key: bytes, value: bytes) -> bool:
+    held = await client.get(key)
+    return held is not None and held.value == value
+
+
+def _turn(nodes: int) -> float:
+    """Seconds after which it is this node's turn, where all of `nodes` have to write."""
+    return random.random() * nodes / _WRITES_PER_SECOND if nodes > FEW_NODES else 0.0
+
+
+async def keep_reported(client: EtcdClient, node: str, status: Callable[[], tuple[Said, int]]) -> None:
+    """Keep this node's report in etcd, on a lease that ends with the agent. Never returns.
+
+    `status` gives it, and the number of nodes of the cluster.
+    """
+    reporter, backoff = Reporter(random.random), Backoff(first=1.0)
     while True:
+        began = time.monotonic()
         try:
-            await _report(client, keys.status_key(node), status)
+            await _report(client, keys.status_key(node), reporter, status)
         except ClusterMeshError as e:
             _log.debug("status report: %s", e)
-        await asyncio.sleep(_RETRY)
+        await asyncio.sleep(backoff.next(time.monotonic() - began))
 
 
-async def _report(client: EtcdClient, key: bytes, status: Callable[[], dict[str, Any]]) -> None:
-    lease, written, age = await client.grant(_STATUS_TTL), b"", 0.0
+async def _report(client: EtcdClient, key: bytes, reporter: Reporter, status: Callable[[], tuple[Said, int]]) -> None:
+    """Until etcd fails. Begins with the lease of the report that is there, so that a restart is no write."""
+    lease, ttl, renewed = await _adopt(client, key, reporter), _STATUS_TTL, time.monotonic()
     while True:
-        current = msgspec.json.encode(status())
-        if current != written:
-            await client.put(key, current, lease)
-            written = current
-        if age > _STATUS_TTL / 4:
-            await client.keep_alive([lease])
-            age = 0.0
+        said, nodes = status()
+        value = reporter.hear(said, time.monotonic(), nodes)
+        if value is not None:
+            ttl = max(_STATUS_TTL, 4 * nodes // _RENEWALS_PER_SECOND)
+            lease = lease or await client.grant(ttl)
+            await client.put(key, value, lease)
+            reporter.wrote(said, value)
+        if lease and time.monotonic() - renewed > ttl / 4:
+            renewed = time.monotonic()
+            if not await _renewed(client, lease):
+                reporter.found(b"")
+                lease = 0
         await asyncio.sleep(_STATUS_PERIOD)
-        age += _STATUS_PERIOD
+
+
+async def _adopt(client: EtcdClient, key: bytes, reporter: Reporter) -> int:
+    """The lease of this node's report in etcd, 0 where there is none that lives."""
+    held = await client.get(key)
+    if held is None or not held.lease or not await _renewed(client, held.lease):
+        reporter.found(b"")
+        return 0
+    if not reporter.remembers(held.value):
+        reporter.found(held.value)
+    return held.lease
+
+
+async def _renewed(client: EtcdClient, lease: int) -> bool:
+    return bool((await client.keep_alive([lease])).get(lease))

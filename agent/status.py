@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
+from agent import problems
 from agent.bpf.layouts import PROTOCOL_NUMBERS, ServiceKey, ipv4_text
 from agent.cni.methods import Pods
 from agent.engine import Engine
 from agent.kernel import Kernel
 from agent.options import Options
 from agent.propagation import Propagation
+from agent.reporter import Said
 from agent.wireguard.peer import endpoint_text
 from clustermesh import __version__
 from clustermesh.address import prefix_text
-from clustermesh.mesh.merge import Frontend
 from clustermesh.mesh.peers import Peers
 from clustermesh.mesh.reader import ClusterReader
 from clustermesh.mesh.state import MeshState, View
 from clustermesh.reconcile import Tracker
+from clustermesh.wire.agent_report import AgentReport, SeenCluster
 
-_SHOWN = 20  # refused entries, and problems of one kind, that are named: the status of each node goes into etcd
+_SHOWN = 20  # refused entries, and problems of one kind, that are named
 _PROTOCOL_NAMES = {number: str(name) for name, number in PROTOCOL_NUMBERS.items()}
 
 
@@ -43,7 +44,7 @@ class Status:
         self._own, self._peers, self._propagation = own, peers, propagation
 
     def summary(self) -> dict[str, Any]:
-        """The whole status but the samples; small enough to be put into etcd."""
+        """The whole status but the samples."""
         engine = self._engine
         return {
             "version": __version__,
@@ -81,23 +82,26 @@ class Status:
 
     def problems(self) -> list[str]:
         """What a person should look at, one sentence each."""
-        engine = self._engine
-        found = [f"node set-up: {engine.underlay_error}"] if engine.underlay_error else []
-        if (since := engine.kernel.device.silent_since) is not None:
-            found.append(_silence(engine.kernel.device.name, since))
-        found += [f"peers folder: {problem}" for problem in self._peers.problems]
-        found += islice(self._refused_nodes(), _SHOWN)
-        found += [f"pods: {name}: {problem}" for name, problem in islice(self._pods.problems.items(), _SHOWN)]
-        found += [
-            f"{t.name}: {len(t.failed)} entries not applied: {t.error}" for t in engine.kernel.trackers if t.failed
-        ]
-        found += [f"{t.name}: {t.error}" for t in engine.kernel.trackers if t.error and not t.failed]
-        return found + [_conflict(*each) for each in islice(engine.services.conflicts().items(), _SHOWN)]
+        return problems.own(self._engine, self._pods) + problems.shared(self._engine, self._peers, self._state)
 
-    def _refused_nodes(self) -> Iterator[str]:
-        for cluster in self._state.views:
-            for name, refusal in self._state.refusals(cluster).of("nodes").items():
-                yield f"Node {name} of cluster {cluster} is refused and nothing at it is used: {refusal.why}"
+    def said(self) -> tuple[Said, int]:
+        """What is put into etcd, and how many nodes the cluster has that do so."""
+        own = tuple(problems.own(self._engine, self._pods))
+        shared = tuple(problems.shared(self._engine, self._peers, self._state))
+        report = AgentReport(__version__, self.not_ready(), own, tuple(map(self._seen, self._readers())))
+        return Said(report, shared), self.nodes()
+
+    def nodes(self) -> int:
+        """How many nodes this cluster is known to have."""
+        return len(self._state.views.get(self._state.own, View()).nodes)
+
+    def refused(self) -> list[dict[str, str]]:
+        """Every entry that is not used, with its reason."""
+        return [
+            {"cluster": cluster, "entry": name, "reason": str(reason), "why": why}
+            for cluster in self._state.views
+            for reason, name, why in self._state.refusals(cluster).listed()
+        ]
 
     def services(self) -> list[dict[str, Any]]:
         """Every frontend with its backends, and whose they are."""
@@ -222,6 +226,13 @@ class Status:
             "refused_entries": refusals.named(_SHOWN),
         }
 
+    def _seen(self, reader: ClusterReader) -> SeenCluster:
+        """`_cluster`, as far as others need it."""
+        row = self._cluster(reader)
+        waits = "; ".join(f"{what}: {why}" for what, why in row["behind"].items())
+        told = {name: row[name] for name in SeenCluster.__struct_fields__}
+        return SeenCluster(**told | {"error": row["error"] or waits})
+
     def _encryption(self, shown: int) -> dict[str, Any]:
         without = self._engine.plan.problems
         device, underlay = self._engine.kernel.device, self._engine.underlay.current
@@ -237,19 +248,6 @@ class Status:
             "without_tunnel": dict(islice(without.items(), shown)),
             "nodes_without_tunnel": len(without),
         }
-
-
-def _silence(device: str, since: float) -> str:
-    clock = time.strftime("%H:%M:%S", time.gmtime(since))
-    return (
-        f"WireGuard device {device} does not answer since {clock} UTC: look whether its wireguard-go is stopped "
-        "(`ps -o stat,args -C wireguard-go`); killed, it is started again"
-    )
-
-
-def _conflict(frontend: Frontend, names: list[tuple[str, str]]) -> str:
-    claimants = ", ".join("/".join(name) for name in names[:_SHOWN])
-    return f"{frontend.address}:{frontend.port}/{frontend.protocol} is claimed by {claimants}; the first is served"
 
 
 def _datapath(kernel: Kernel) -> dict[str, Any]:

@@ -2,135 +2,190 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from typing import Annotated, Any, Final, TypeVar
+import asyncio
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
-import msgspec
-from msgspec import Meta, Struct
-
-from clustermesh.errors import DecodeError
+from clustermesh.errors import DecodeError, Unavailable
 from clustermesh.mesh.session import State
 from clustermesh.standalone.context import Context
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.tls import Tls
-from clustermesh.wire import RESOURCES, keys
+from clustermesh.wire import RESOURCES, agent_report, keys
+from clustermesh.wire.agent_report import AgentReport, SeenCluster
 
 T = TypeVar("T")
-_YEAR_9999: Final = 253402300799
-_COUNTS = ("nodes", "services", "endpoints", "identities", "refused")
+_FIRST_ANSWER: Final = 1.5  # seconds; the client takes as long again to find out why there was none
+_LATER_ANSWERS: Final = 3.0  # from an etcd that has answered
+_TCP_SECONDS: Final = 1.0
+_EACH: Final = 3  # nodes with the same fault, up to which each has a line
+UNREADABLE: Final = AgentReport(problems=("its report in etcd cannot be read: run the same release everywhere",))
+
+_REMEDIES: Final[Mapping[str, str]] = {
+    State.CONNECTING: "is its etcd up, and can the node reach it?",
+    State.SYNCING: "does its API server run?",
+    State.STALE: "what was known of it is kept; is its etcd up, and can the node reach it?",
+    State.EVICTED: "correct what it says, or disconnect it",
+}
 
 
 async def read(context: Context, peers: Collection[str]) -> dict[str, Any]:
     """The overview of the cluster at `context`, from its own etcd. `peers` are the clusters it is connected to.
 
-    Raises Unavailable or Refused when the etcd cannot be read.
+    Raises Unavailable within some 3 s, with what to do, or Refused, where the etcd cannot be read.
     """
     tls = Tls(context.ca, context.certificate("local"), context.key("local"))
-    async with EtcdClient([context.endpoint], tls, timeout=3.0) as client:
+    reachable = asyncio.create_task(_listens(context.address.host, context.address.port))
+    try:
+        return await _read(context, tls, peers)
+    except Unavailable as e:
+        raise Unavailable(f"{e}: {_REACHED[await reachable]}") from e
+    finally:
+        reachable.cancel()
+
+
+async def _read(context: Context, tls: Tls, peers: Collection[str]) -> dict[str, Any]:
+    async with EtcdClient([context.endpoint], tls, timeout=_FIRST_ANSWER) as client:
+        etcd = await client.status()
+        client.timeout = _LATER_ANSWERS
         nodes = (await client.range(RESOURCES["nodes"].prefix(context.name))).kvs
-        statuses = (await client.range(keys.STATUSES)).kvs
+        reports = (await client.range(keys.STATUSES)).kvs
         published = await client.get(keys.cluster_config_key(context.name)) is not None
         heartbeat = await client.get(keys.HEARTBEAT) is not None
     return summarise(
         context.name,
         context.id,
         {name.name for kv in nodes if (name := _parsed(keys.parse_node, kv.key))},
-        {node: decode_status(kv.value) for kv in statuses if (node := _parsed(keys.parse_status, kv.key))},
+        {node: decode_report(kv.value) for kv in reports if (node := _parsed(keys.parse_status, kv.key))},
         peers,
         api_server=published and heartbeat,
+        alarms=etcd.errors,
     )
+
+
+_REACHED: Final[Mapping[bool | None, str]] = {
+    True: "it takes connections and does not answer: it is stopped (`kill -CONT`), or its disk hangs",
+    False: "does `clustermesh etcd` run there? What it printed last says why not (docs/failures.md: corrupt etcd)",
+    None: "nothing comes back from there: is that machine up, and is the network between?",
+}
+
+
+async def _listens(host: str, port: int) -> bool | None:
+    """Whether anything takes connections there; None where nothing is heard."""
+    try:
+        async with asyncio.timeout(_TCP_SECONDS):
+            _, writer = await asyncio.open_connection(host, port)
+    except TimeoutError:
+        return None
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
+def decode_report(value: bytes) -> AgentReport:
+    """An agent's report, or what is wrong with it."""
+    try:
+        return agent_report.decode(value)
+    except DecodeError:
+        return UNREADABLE
 
 
 def summarise(
     name: str,
     cluster_id: int,
     nodes: Collection[str],
-    statuses: Mapping[str, Mapping[str, Any]],
+    reports: Mapping[str, AgentReport],
     peers: Collection[str],
     *,
     api_server: bool,
+    alarms: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Everything `clustermesh status` prints. `ok` is True when every node sees every connected cluster fresh."""
-    clusters = {peer: _across_nodes(peer, statuses, nodes) for peer in sorted(peers)}
+    """Everything `clustermesh status` prints. `ok` is True when every node sees every connected cluster fresh.
+
+    An agent may outlive its Node for a while: it is shown and not counted.
+    """
+    known = frozenset(nodes)
+    clusters: dict[str, Any] = {peer: {"configured": 0, "connected": 0, "nodes": {}} for peer in sorted(peers)}
+    faults = _Faults()
+    for node in sorted(known - reports.keys()):
+        faults.add(node, "its agent does not report: start it there, its log says why it ended")
+    for node, report in sorted(reports.items()):
+        _add_own_faults(faults, node, report)
+        for seen in report.clusters:
+            if seen.state != State.FRESH:
+                faults.add(node, _lost(seen))
+            if (cluster := clusters.get(seen.name)) is not None:
+                cluster["nodes"][node] = _row(seen)
+                cluster["configured"] += node in known
+                cluster["connected"] += node in known and seen.state == State.FRESH
+        for missing in {*clusters, name} - {seen.name for seen in report.clusters}:
+            faults.add(node, f"does not know cluster {missing} yet: does it see the same peers folder?")
     errors = [] if api_server else [f"the API server of {name} has not published: run `clustermesh apiserver`"]
-    errors += [f"node {node}: its agent does not report" for node in sorted(set(nodes) - set(statuses))]
-    for node, status in sorted(statuses.items()):
-        if not status.get("ready"):
-            errors.append(f"node {node}: not ready")
-        errors += [f"node {node}: {problem}" for problem in status.get("problems", ())]
-    for peer, seen in (clusters | {name: _across_nodes(name, statuses, nodes)}).items():
-        errors += [
-            f"node {node}: cluster {peer} is {row['state']}{': ' + row['error'] if row['error'] else ''}"
-            for node, row in seen["nodes"].items()
-            if row["state"] != State.FRESH
-        ]
-        errors += [
-            f"node {node}: does not know cluster {peer} yet" for node in sorted(set(statuses) - set(seen["nodes"]))
-        ]
+    errors += [f"etcd has raised an alarm: {alarm}: see docs/failures.md, corrupt etcd" for alarm in alarms]
+    errors += faults.sentences()
     return {
         "ok": not errors,
         "cluster": {"name": name, "id": cluster_id},
         "api_server": api_server,
         "nodes": {
-            "total": len(nodes),
-            "reporting": len(set(nodes) & set(statuses)),
-            "ready": sum(bool(status.get("ready")) for node, status in statuses.items() if node in nodes),
+            "total": len(known),
+            "reporting": len(known & reports.keys()),
+            "ready": sum(not reports[node].not_ready for node in known & reports.keys() if _readable(reports[node])),
         },
         "clusters": clusters,
         "errors": errors,
     }
 
 
-def _across_nodes(cluster: str, statuses: Mapping[str, Mapping[str, Any]], nodes: Collection[str]) -> dict[str, Any]:
-    """How every node sees `cluster`; only those of `nodes` are counted, an agent may outlive its Node for a while."""
-    rows = {
-        node: {key: seen[key] for key in ("id", "state", "since", "error", *_COUNTS)}
-        for node, status in sorted(statuses.items())
-        for seen in status.get("clusters", ())
-        if seen["name"] == cluster
-    }
-    counted = [row for node, row in rows.items() if node in nodes]
+def _readable(report: AgentReport) -> bool:
+    return report is not UNREADABLE
+
+
+def _add_own_faults(faults: _Faults, node: str, report: AgentReport) -> None:
+    if report.not_ready:
+        faults.add(node, f"not ready: {report.not_ready}: see `clustermesh node status` there")
+    for problem in report.problems:
+        faults.add(node, problem)
+
+
+def _lost(seen: SeenCluster) -> str:
+    why = f": {seen.error}" if seen.error else ""
+    remedy = _REMEDIES.get(seen.state, "")
+    return f"cluster {seen.name} is {seen.state}{why}{'; ' if remedy else ''}{remedy}"
+
+
+def _row(seen: SeenCluster) -> dict[str, Any]:
     return {
-        "configured": len(counted),
-        "connected": sum(row["state"] == State.FRESH for row in counted),
-        "nodes": rows,
+        "id": seen.id,
+        "state": seen.state,
+        "since": seen.since,
+        "error": seen.error,
+        "nodes": seen.nodes,
+        "services": seen.services,
+        "endpoints": seen.endpoints,
+        "identities": seen.identities,
+        "refused": seen.refused,
     }
 
 
-class _Cluster(Struct, frozen=True):
-    """One cluster as one agent sees it: what is shown of it, whatever release the agent is of."""
+class _Faults:
+    """What is wrong with which nodes: one line each for a few, one for all where many have the same."""
 
-    name: str
-    state: str
-    id: int | None = None
-    since: Annotated[float, Meta(ge=0, le=_YEAR_9999)] = 0.0
-    error: str = ""
-    behind: dict[str, str] = {}
-    nodes: int = 0
-    services: int = 0
-    endpoints: int = 0
-    identities: int = 0
-    refused: int = 0
+    def __init__(self) -> None:
+        self._nodes: dict[str, list[str]] = {}
+
+    def add(self, node: str, fault: str) -> None:
+        self._nodes.setdefault(fault, []).append(node)
+
+    def sentences(self) -> list[str]:
+        return [line for fault, nodes in self._nodes.items() for line in _told(nodes, fault)]
 
 
-class _Status(Struct, frozen=True):
-    ready: bool = False
-    problems: list[str] = []
-    clusters: list[_Cluster] = []
-
-
-_decoder = msgspec.json.Decoder(_Status)
-
-
-def decode_status(value: bytes) -> dict[str, Any]:
-    """An agent's report, or what is wrong with it. Where a cluster has no error it is said what it waits for."""
-    try:
-        found: dict[str, Any] = msgspec.to_builtins(_decoder.decode(value))
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-        return {"problems": ["its status in etcd cannot be read"]}
-    for cluster in found["clusters"]:
-        cluster["error"] = cluster["error"] or "; ".join(f"{what}: {why}" for what, why in cluster["behind"].items())
-    return found
+def _told(nodes: Sequence[str], fault: str) -> Iterable[str]:
+    if len(nodes) <= _EACH:
+        return (f"node {node}: {fault}" for node in nodes)
+    return (f"{len(nodes)} nodes ({', '.join(nodes[:_EACH])}, …): {fault}",)
 
 
 def _parsed(parse: Callable[[bytes], T], key: bytes) -> T | None:

@@ -98,7 +98,7 @@ def _print_status(found: dict[str, Any]) -> None:
     rows = [[target["name"], *(str(target[key]) for key in keys)] for target in found["targets"]]
     print_table(("TABLE", *(key.upper() for key in keys)), rows)
     for problem in found["problems"]:
-        click.secho(f"⚠️  {printable(problem)}", fg="yellow")
+        click.secho(f"❌ {printable(problem)}", fg="red")
 
 
 def _cluster_row(cluster: dict[str, Any]) -> list[str]:
@@ -168,6 +168,16 @@ _lister(
         ";".join(row["labels"]),
     ],
     "List who is behind each address and CIDR.",
+)
+
+
+_lister(
+    command,
+    "refused",
+    "refused",
+    ("CLUSTER", "ENTRY", "REASON", "WHY"),
+    lambda row: [printable(row[key]) for key in ("cluster", "entry", "reason", "why")],
+    "List what is not used of what each cluster says, with the reason.",
 )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from clustermesh.errors import Unavailable
 from clustermesh.standalone.context import Context, load
 
 _POLL = 1.0
+_SHOWN = 10  # nodes of one cluster, and errors, that are printed; JSON has all
 
 
 @click.command()
@@ -39,7 +40,9 @@ def command(ctx: click.Context, context: Path, wait: bool, wait_duration: float,
     cluster = load(context)
     overview = _wait_until_ok(cluster, wait_duration) if wait else asyncio.run(_read(cluster))
     if output == "json":
-        click.echo(json.dumps(overview, indent=2))
+        import msgspec
+
+        click.echo(msgspec.json.format(msgspec.json.encode(overview)))
     else:
         _print(overview)
     if not overview["ok"]:
@@ -51,11 +54,8 @@ async def _read(cluster: Context) -> dict[str, Any]:
     from clustermesh.overview import read
 
     folder = read_peers(cluster.peers, cluster.name)
-    try:
-        overview = await read(cluster, folder.peers)
-    except Unavailable as e:
-        raise Unavailable(f"{e}: does `clustermesh etcd` run there, and can it be reached from here?") from e
-    overview["errors"] += [f"peers folder: {problem}" for problem in folder.problems]
+    overview = await read(cluster, folder.peers)
+    overview["errors"] += [f"peers folder: {problem}: correct it, or disconnect" for problem in folder.problems]
     return overview | {"ok": not overview["errors"]}
 
 
@@ -92,17 +92,32 @@ def _print(overview: dict[str, Any]) -> None:
             good,
             f"{name}: {seen['configured']}/{nodes['total']} configured, {seen['connected']}/{nodes['total']} fresh",
         )
-        for node, row in seen["nodes"].items():
-            counts = ", ".join(f"{row[key]} {key}" for key in ("nodes", "services", "endpoints", "identities"))
-            refused = f", {row['refused']} refused" if row["refused"] else ""
-            since = datetime.fromtimestamp(row["since"], UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-            click.echo(f"     {node}: {row['state']} since {since}, {counts}{refused}")
-            if row["error"]:
-                click.echo(f"       last error: {printable(row['error'])}")
+        for line in _rows(seen["nodes"]):
+            click.echo(line)
     if overview["errors"]:
         click.secho(f"❌ {len(overview['errors'])} errors:", fg="red")
-        for error in overview["errors"]:
-            click.echo(f"   {printable(error)}")
+        for error in overview["errors"][: 2 * _SHOWN]:
+            click.secho(f"   {printable(error)}", fg="red")
+        if (more := len(overview["errors"]) - 2 * _SHOWN) > 0:
+            click.echo(f"   and {more} more: all are in `clustermesh status -o json`")
+
+
+def _rows(nodes: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Every node where they are few; else those that have lost the cluster, up to a few, and the others as one."""
+    shown = nodes if len(nodes) <= _SHOWN else {node: row for node, row in nodes.items() if row["state"] != "fresh"}
+    for node in list(shown)[:_SHOWN]:
+        row = shown[node]
+        since = datetime.fromtimestamp(row["since"], UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        yield f"     {node}: {row['state']} since {since}, {_counts(row)}"
+        if row["error"]:
+            yield f"       last error: {printable(row['error'])}"
+    if rest := len(nodes) - min(len(shown), _SHOWN):
+        yield f"     {rest} more nodes, {len(nodes) - len(shown) if shown is not nodes else 0} of them fresh"
+
+
+def _counts(row: Mapping[str, Any]) -> str:
+    counts = ", ".join(f"{row[key]} {key}" for key in ("nodes", "services", "endpoints", "identities"))
+    return counts + (f", {row['refused']} refused" if row["refused"] else "")
 
 
 def _line(good: bool, text: str) -> None:

@@ -70,6 +70,10 @@ class Refusals:
             for name, refusal in table.items():
                 yield kind, name, refusal
 
+    def listed(self) -> Iterator[tuple[Reason, str, str]]:
+        """Reason, name as in `named`, and sentence of each."""
+        return ((refusal.reason, _spelled(kind, name), refusal.why) for kind, name, refusal in self)
+
     def named(self, most: int) -> dict[str, str]:
         """Up to `most` of them, "nodes/w1" -> why; garbage is called by its key."""
         return {_spelled(kind, name): refusal.why for kind, name, refusal in islice(self, most)}

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import json
+import re
+import socket
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clustermesh.overview import decode_status, summarise
+from certs.folder import initialise
+from certs.names import cluster_leaves
+from clustermesh import overview as overview_module
+from clustermesh.errors import Unavailable
+from clustermesh.overview import decode_report, summarise
+from clustermesh.standalone import context as contexts
+from clustermesh.standalone.context import Context
+from clustermesh.wire.agent_report import AgentReport, SeenCluster
 
 
-def report(own: str = "fresh", beta: str | None = "fresh", **changes: Any) -> dict[str, Any]:
-    def row(name: str, state: str, *, own: bool) -> dict[str, Any]:
-        counts = dict.fromkeys(("nodes", "services", "endpoints", "identities", "refused"), 0)
-        return {"name": name, "own": own, "id": 1, "state": state, "since": 1.0, "error": "", "behind": {}} | counts
-
-    clusters = [row("alpha", own, own=True)] + ([row("beta", beta, own=False)] if beta else [])
-    return {"ready": True, "problems": [], "clusters": clusters} | changes
+def report(own: str = "fresh", beta: str | None = "fresh", **changes: Any) -> AgentReport:
+    clusters = [SeenCluster("alpha", own, 1, 1.0)] + ([SeenCluster("beta", beta, 2, 1.0)] if beta else [])
+    return msgspec.structs.replace(AgentReport("0.1.0", "", (), tuple(clusters)), **changes)
 
 
-def overview(statuses: dict[str, dict[str, Any]], nodes: set[str] | None = None, api_server: bool = True) -> Any:
-    known = set(statuses) if nodes is None else nodes
-    return summarise("alpha", 1, known, statuses, ["beta"], api_server=api_server)
+def overview(reports: dict[str, AgentReport], nodes: set[str] | None = None, **more: Any) -> Any:
+    known = set(reports) if nodes is None else nodes
+    return summarise("alpha", 1, known, reports, ["beta"], **{"api_server": True} | more)
 
 
 def test_all_is_well_when_every_node_sees_every_cluster_fresh() -> None:
@@ -33,25 +43,40 @@ def test_all_is_well_when_every_node_sees_every_cluster_fresh() -> None:
     assert (found["clusters"]["beta"]["configured"], found["clusters"]["beta"]["connected"]) == (2, 2)
 
 
-def test_each_fault_is_one_sentence_with_its_node() -> None:
-    for statuses, sentence in (
-        ({"n1": report(ready=False)}, "node n1: not ready"),
-        ({"n1": report(problems=["map full"])}, "node n1: map full"),
-        ({"n1": report(beta="stale")}, "node n1: cluster beta is stale"),
-        ({"n1": report(beta=None)}, "node n1: does not know cluster beta yet"),
-        ({"n1": report(own="stale")}, "node n1: cluster alpha is stale"),
+def test_each_fault_is_one_sentence_with_its_node_and_what_to_do() -> None:
+    for reports, sentence, remedy in (
+        ({"n1": report(not_ready="no device")}, "node n1: not ready: no device", "see `clustermesh node status` there"),
+        ({"n1": report(problems=("map full; buy more",))}, "node n1: map full", "buy more"),
+        ({"n1": report(beta="stale")}, "node n1: cluster beta is stale", "is its etcd up"),
+        ({"n1": report(beta="evicted")}, "node n1: cluster beta is evicted", "disconnect it"),
+        ({"n1": report(beta=None)}, "node n1: does not know cluster beta yet", "the same peers folder?"),
+        ({"n1": report(own="stale")}, "node n1: cluster alpha is stale", "is its etcd up"),
     ):
-        found = overview(statuses)
-        assert found["errors"] == [sentence]
+        found = overview(reports)
+        (error,) = found["errors"]
+        assert error.startswith(sentence)
+        assert remedy in error
         assert not found["ok"]
+
+
+def test_a_fault_that_many_nodes_have_is_one_line() -> None:
+    reports = {f"n{number:04}": report(beta="stale") for number in range(5000)}
+    (error,) = overview(reports)["errors"]
+    assert error.startswith("5000 nodes (n0000, n0001, n0002, …): cluster beta is stale")
 
 
 def test_a_node_that_does_not_report_and_an_api_server_that_does_not_publish_are_errors() -> None:
     errors = overview({"n1": report()}, {"n1", "n2"}, api_server=False)["errors"]
     assert errors == [
         "the API server of alpha has not published: run `clustermesh apiserver`",
-        "node n2: its agent does not report",
+        "node n2: its agent does not report: start it there, its log says why it ended",
     ]
+
+
+def test_an_alarm_of_etcd_is_an_error() -> None:
+    (error,) = overview({"n1": report()}, alarms=["memberID:1 alarm:CORRUPT "])["errors"]
+    assert "alarm:CORRUPT" in error
+    assert "docs/failures.md" in error
 
 
 def test_an_agent_whose_node_is_gone_is_not_counted_among_the_nodes() -> None:
@@ -60,13 +85,10 @@ def test_an_agent_whose_node_is_gone_is_not_counted_among_the_nodes() -> None:
     assert found["clusters"]["beta"]["connected"] == 1
 
 
-def test_what_a_cluster_waits_for_is_said_where_there_is_no_error() -> None:
-    status = report(beta="syncing")
-    status["clusters"][1]["behind"] = {"services": "waiting for its canary b'x'"}
-    read = decode_status(json.dumps(status).encode())
-    assert overview({"n1": read})["errors"] == [
-        "node n1: cluster beta is syncing: services: waiting for its canary b'x'"
-    ]
+def test_a_report_that_cannot_be_read_is_a_fault_of_its_node() -> None:
+    found = overview({"n1": decode_report(b"[]")})
+    assert found["nodes"] == {"total": 1, "reporting": 1, "ready": 0}
+    assert "cannot be read" in found["errors"][0]
 
 
 json_values = st.recursive(
@@ -74,7 +96,9 @@ json_values = st.recursive(
     lambda children: (
         st.lists(children, max_size=3)
         | st.dictionaries(
-            st.sampled_from(["ready", "problems", "clusters", "name", "state", "since"]), children, max_size=4
+            st.sampled_from(["ready", "problems", "clusters", "name", "state", "since", "v", "errors"]),
+            children,
+            max_size=4,
         )
     ),
     max_leaves=10,
@@ -83,5 +107,33 @@ json_values = st.recursive(
 
 @given(st.one_of(st.binary(max_size=40), json_values.map(lambda v: json.dumps(v).encode())))
 def test_any_value_in_etcd_is_a_status_or_a_problem(value: bytes) -> None:
-    found = overview({"n1": decode_status(value)})
+    found = overview({"n1": decode_report(value)})
     assert isinstance(found["ok"], bool)
+
+
+@pytest.fixture
+def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Context]:
+    """Call with a port: a cluster whose etcd is to be there, and is not waited for long."""
+    monkeypatch.setattr(overview_module, "_FIRST_ANSWER", 0.2)
+
+    def make(port: int) -> Context:
+        made = contexts.create(tmp_path / "alpha", "alpha", 1, f"https://127.0.0.1:{port}")
+        initialise(made.certs, cluster_leaves(made.name, [made.address.host]), datetime.now(UTC))
+        return made
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("listening", "remedy"),
+    [(True, "it takes connections and does not answer: it is stopped"), (False, "does `clustermesh etcd` run there?")],
+)
+async def test_an_etcd_that_does_not_answer_is_told_with_what_to_do(
+    context: Callable[[int], Context], listening: bool, remedy: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as frozen:  # the kernel takes its connections, nobody reads them
+        where = context(frozen.getsockname()[1])
+        if not listening:
+            frozen.close()
+        with pytest.raises(Unavailable, match=re.escape(remedy)):
+            await overview_module.read(where, [])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import msgspec
 import pytest
 from fake_kernel import Bed, make_node
 from fake_wireguard import numbered_key
@@ -17,8 +16,7 @@ from clustermesh.address import parse
 from clustermesh.errors import Unavailable
 from clustermesh.mesh.session import Session, State
 from clustermesh.model import Endpoint, Identity, Label
-
-ETCD_LIMIT = 1_500_000  # bytes of one request
+from clustermesh.wire import agent_report
 
 
 @pytest.fixture
@@ -58,7 +56,7 @@ async def test_a_node_without_its_device_is_not_ready_whatever_it_was_before(bed
     await bed.engine._audit()
     assert status(bed).not_ready() == "wireguard-go is not there"
     assert not status(bed).summary()["ready"]
-    assert status(bed).problems() == ["node set-up: wireguard-go is not there"]
+    assert status(bed).problems() == ["node set-up: wireguard-go is not there; mend that, it is tried again"]
 
 
 async def test_a_node_nobody_knows_is_not_ready_even_where_there_is_nothing_to_do(bed: Bed) -> None:
@@ -75,8 +73,8 @@ async def test_every_kind_of_problem_is_one_sentence(bed: Bed) -> None:
     bed.peers.problems = ["'gamma': endpoints: must be a list"]
     await bed.step()
     found = status(bed, {"abc.json": "endpoint file: truncated"}).problems()
-    assert [sentence.split(":")[0] for sentence in found] == ["peers folder", "pods", "backends", "10.96.0.1"]
-    assert found[2] == "backends: 1 entries not applied: backends does not take it"
+    assert [sentence.split(":")[0] for sentence in found] == ["pods", "peers folder", "backends", "10.96.0.1"]
+    assert found[2].startswith("backends: 1 entries not applied: backends does not take it; ")
     assert "n/web, n/web2" in found[3]
 
 
@@ -141,8 +139,9 @@ async def test_the_summary_of_a_large_and_hostile_mesh_is_small_enough_for_etcd(
     for number in range(5000):
         bed.say("alpha", "local_services", ("n", f"web{number}"), web)
     await bed.step()
-    summary = status(bed).summary()
-    assert len(msgspec.json.encode(summary)) < ETCD_LIMIT / 10
+    summary, (said, nodes) = status(bed).summary(), status(bed).said()
+    assert len(agent_report.encode(said.whole())) < 5000
+    assert nodes == 1
     beta = next(cluster for cluster in summary["clusters"] if cluster["name"] == "beta")
     assert beta["refused"] == 2000
     assert summary["encryption"]["nodes_without_tunnel"] == 10_000
@@ -179,3 +178,17 @@ async def test_a_wireguard_device_that_does_not_answer_is_a_problem_until_it_doe
     assert "does not answer since 22:13:20 UTC" in problem
     bed.device.silent_since = None
     assert status(bed).problems() == []
+
+
+async def test_what_is_refused_is_told_by_reason_with_the_first_names_and_listed_whole(bed: Bed) -> None:
+    bed.add_node("alpha", 1)
+    bed.connect("beta")
+    for number in range(170):
+        bed.state.refuse("beta", f"cilium/state/x{number}", "is no key of Cilium's")
+    await bed.step()
+    (problem,) = status(bed).problems()
+    assert problem.startswith("170 entries of beta are refused and not used (garbled): cilium/state/x0, ")
+    assert "is no key of Cilium's; have them corrected in beta" in problem
+    assert len(status(bed).refused()) == 170
+    row = {"cluster": "beta", "entry": "cilium/state/x0", "reason": "garbled", "why": "is no key of Cilium's"}
+    assert status(bed).refused()[0] == row

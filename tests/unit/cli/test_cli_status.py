@@ -14,15 +14,16 @@ from clustermesh import overview
 from clustermesh.cli import main
 from clustermesh.cli import status as command
 from clustermesh.errors import Refused, Unavailable
+from clustermesh.wire.agent_report import AgentReport, SeenCluster
 
 Seen = list[Any]
 
 
-def summary(state: str = "fresh", error: str = "") -> dict[str, Any]:
-    counts = dict.fromkeys(("nodes", "services", "endpoints", "identities"), 1) | {"refused": 2}
-    beta = {"name": "beta", "id": 2, "state": state, "since": 0.0, "error": error} | counts
-    statuses = {"n1": {"ready": True, "clusters": [beta, beta | {"name": "alpha", "state": "fresh", "error": ""}]}}
-    return overview.summarise("alpha", 1, {"n1"}, statuses, ["beta"], api_server=True)
+def summary(state: str = "fresh", error: str = "", nodes: int = 1) -> dict[str, Any]:
+    beta = SeenCluster("beta", state, 2, 0.0, error, 1, 1, 1, 1, 2)
+    seen = AgentReport("0.1.0", "", (), (beta, SeenCluster("alpha", "fresh", 1)))
+    names = {f"n{number}" for number in range(1, nodes + 1)}
+    return overview.summarise("alpha", 1, names, dict.fromkeys(names, seen), ["beta"], api_server=True)
 
 
 @pytest.fixture
@@ -76,6 +77,18 @@ def test_whatever_is_wrong_is_listed_and_exits_with_1(context: Path, etcd: Calla
     assert "node n1: cluster beta is stale" in result.stdout
     result = status(context, "-o", "json")
     assert (result.exit_code, json.loads(result.stdout)["ok"]) == (1, False)
+
+
+def test_of_many_nodes_those_that_are_wrong_are_shown_and_json_has_all(
+    context: Path, etcd: Callable[[Seen], None]
+) -> None:
+    etcd([summary(nodes=500)])
+    shown = status(context).stdout
+    assert "500 more nodes, 500 of them fresh" in shown
+    assert len(shown.splitlines()) < 10
+    etcd([summary("stale", nodes=500)])
+    assert len(status(context).stdout.splitlines()) < 30
+    assert len(json.loads(status(context, "-o", "json").stdout)["clusters"]["beta"]["nodes"]) == 500
 
 
 def test_a_peer_file_that_cannot_be_used_is_an_error_too(context: Path, etcd: Callable[[Seen], None]) -> None:

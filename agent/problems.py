@@ -1,0 +1,75 @@
+"""What a person should look at, one sentence each that ends with what to do: shown by status and by etcd alike."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import islice
+
+from agent.cni.methods import Pods
+from agent.engine import Engine
+from clustermesh.mesh.merge import Frontend
+from clustermesh.mesh.peers import Peers
+from clustermesh.mesh.refusals import Reason, Refusals
+from clustermesh.mesh.state import MeshState
+
+_SHOWN = 20  # problems of one kind
+_NAMED = 3  # refused entries of one reason
+_MAP_DIFF = "it is tried again by itself; what is missing is in `clustermesh node map diff`"
+
+
+def own(engine: Engine, pods: Pods) -> list[str]:
+    """Those of this node alone."""
+    found = [f"node set-up: {engine.underlay_error}; mend that, it is tried again"] if engine.underlay_error else []
+    if (since := engine.kernel.device.silent_since) is not None:
+        found.append(_silence(engine.kernel.device.name, since))
+    for name, problem in islice(pods.problems.items(), _SHOWN):
+        found.append(f"pods: {name}: {problem}; delete the pod, and it is made anew")
+    return found
+
+
+def shared(engine: Engine, peers: Peers, state: MeshState) -> list[str]:
+    """Those that every node of the cluster may have at the same moment."""
+    found = [f"peers folder: {problem}; correct it, or disconnect that cluster" for problem in peers.problems]
+    for cluster in state.views:
+        found += _refused(cluster, state.refusals(cluster), cluster == state.own)
+    for tracker in engine.kernel.trackers:
+        if tracker.failed:
+            found.append(f"{tracker.name}: {len(tracker.failed)} entries not applied: {tracker.error}; {_MAP_DIFF}")
+        elif tracker.error:
+            found.append(f"{tracker.name}: {tracker.error}; {_MAP_DIFF}")
+    return found + [_conflict(*each) for each in islice(engine.services.conflicts().items(), _SHOWN)]
+
+
+def _refused(cluster: str, refusals: Refusals, is_own: bool) -> Iterator[str]:
+    """One sentence for each reason, with the first names and the first sentence."""
+    by_reason: dict[Reason, dict[str, str]] = defaultdict(dict)
+    for reason, name, why in refusals.listed():
+        if len(by_reason[reason]) < _NAMED:
+            by_reason[reason][name] = why
+    where = "correct them" if is_own else f"have them corrected in {cluster}"
+    for reason, named in sorted(by_reason.items()):
+        count = refusals.counts[reason]
+        names = ", ".join(named) + ", …" * (count > len(named))
+        entries = f"{count} entries of {cluster} are" if count > 1 else f"1 entry of {cluster} is"
+        yield (
+            f"{entries} refused and not used ({reason}): {names}: {next(iter(named.values()))}; {where}, "
+            "all are in `clustermesh node refused`"
+        )
+
+
+def _conflict(frontend: Frontend, names: list[tuple[str, str]]) -> str:
+    claimants = ", ".join("/".join(name) for name in names[:_SHOWN])
+    return (
+        f"{frontend.address}:{frontend.port}/{frontend.protocol} is claimed by {claimants}; the first is served: "
+        "give the others another address"
+    )
+
+
+def _silence(device: str, since: float) -> str:
+    clock = time.strftime("%H:%M:%S", time.gmtime(since))
+    return (
+        f"WireGuard device {device} does not answer since {clock} UTC: look whether its wireguard-go is stopped "
+        "(`ps -o stat,args -C wireguard-go`); killed, it is started again"
+    )

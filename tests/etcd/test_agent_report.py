@@ -1,0 +1,74 @@
+"""An agent's report and key in a real etcd: written when they must be, and left alone when they are there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import asynccontextmanager
+
+from agent import report
+from agent.reporter import Said
+from clustermesh.model import AgentRecord
+from clustermesh.store.client import EtcdClient
+from clustermesh.wire import agent_report, keys, local
+from clustermesh.wire.agent_report import AgentReport, SeenCluster
+
+NODE = "n1"
+
+
+def said(state: str = "fresh", *problems: str) -> Said:
+    return Said(AgentReport("0.1.0", "", problems, (SeenCluster("beta", state, 2, 5.0),)))
+
+
+@asynccontextmanager
+async def reporting(client: EtcdClient, now: Callable[[], Said]):
+    """An agent that reports what `now` gives."""
+    task = asyncio.create_task(report.keep_reported(client, NODE, lambda: (now(), 2)))
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+async def reported(client: EtcdClient, wanted: Said) -> object:
+    """The key, once it says that."""
+    async with asyncio.timeout(20):
+        while True:
+            held = await client.get(keys.status_key(NODE))
+            if held is not None and agent_report.decode(held.value) == wanted.whole():
+                return held
+            await asyncio.sleep(0.05)
+
+
+async def test_a_change_is_written_and_an_agent_that_begins_again_writes_nothing(client: EtcdClient) -> None:
+    words = said()
+    async with reporting(client, lambda: words):
+        await reported(client, words)
+        words = said("stale", "no device")
+        held = await reported(client, words)
+    async with reporting(client, lambda: words):
+        await asyncio.sleep(2.5)  # it looks every second
+        assert await reported(client, words) == held
+
+
+async def test_a_report_that_vanished_with_its_lease_is_written_again(client: EtcdClient) -> None:
+    async with reporting(client, said):
+        held = await reported(client, said())
+        await client.revoke(held.lease)
+        words = said("fresh", "x")
+    async with reporting(client, lambda: words):
+        await reported(client, words)
+
+
+async def test_a_node_s_key_comes_back_whoever_takes_it_away(client: EtcdClient) -> None:
+    record = AgentRecord(node=NODE, wireguard_public_key="A" * 43 + "=", boot_id="")
+    task = asyncio.create_task(report.keep_registered(client, record, lambda: 3))
+    try:
+        for take in (lambda: client.delete(keys.agent_key(NODE)), lambda: client.put(keys.agent_key(NODE), b"{}")):
+            await take()
+            async with asyncio.timeout(20):
+                while (held := await client.get(keys.agent_key(NODE))) is None or held.value == b"{}":
+                    await asyncio.sleep(0.05)
+            assert local.decode_agent(held.value) == record
+    finally:
+        task.cancel()

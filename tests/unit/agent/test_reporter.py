@@ -1,0 +1,183 @@
+"""When an agent writes its report; and a cluster of 5,000 of them over hours, with a clock of its own."""
+
+from __future__ import annotations
+
+import functools
+import heapq
+import math
+import random
+from collections import Counter
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from agent.reporter import Reporter, Said
+from clustermesh.wire import agent_report
+from clustermesh.wire.agent_report import AgentReport, SeenCluster
+
+LARGE = 5000
+
+
+@functools.cache
+def said(
+    *own: str, shared: tuple[str, ...] = (), beta: str = "fresh", endpoints: int = 0, clusters: int = 2, since: int = 0
+) -> Said:
+    names = ["alpha", "beta", *(f"cluster-{number}" for number in range(2, clusters))]
+    seen = [
+        SeenCluster(name, "fresh", number, 1.7e9 + number, nodes=100, services=40, endpoints=2000, identities=300)
+        for number, name in enumerate(names, start=1)
+    ]
+    changes = {"state": beta, "since": 1.7e9 + since, "endpoints": endpoints, "error": "no answer" * (beta != "fresh")}
+    seen[1] = msgspec.structs.replace(seen[1], **changes)
+    return Said(AgentReport("0.1.0", "", own, tuple(seen)), shared)
+
+
+class Agent:
+    """A reporter whose writes always succeed; `at` is the last second at which it was asked."""
+
+    def __init__(self, draw: Callable[[], float] = lambda: 0.5, nodes: int = LARGE) -> None:
+        self.reporter, self.nodes, self.at = Reporter(draw), nodes, 0
+
+    def hear(self, words: Said, now: int) -> bool:
+        self.at = now
+        value = self.reporter.hear(words, now, self.nodes)
+        if value is not None:
+            self.reporter.wrote(words, value)
+        return value is not None
+
+    def until_it_writes(self, words: Said, limit: int = 100_000) -> int:
+        """After how many seconds of the same."""
+        began = self.at
+        return next(now - began for now in range(began, began + limit) if self.hear(words, now))
+
+
+@pytest.fixture
+def large() -> Agent:
+    agent = Agent()
+    agent.until_it_writes(said())
+    agent.hear(said(), agent.at + 4000)
+    return agent
+
+
+def test_what_concerns_this_node_alone_is_written_at_once(large: Agent) -> None:
+    assert large.until_it_writes(said("node set-up: no device")) == 0
+
+
+def test_what_all_nodes_see_is_spread_over_them(large: Agent) -> None:
+    assert large.until_it_writes(said(beta="stale")) == LARGE // 14 + 1
+    assert large.until_it_writes(said(shared=("backends: full",), beta="stale")) >= LARGE // 14
+
+
+def test_what_is_over_before_its_turn_is_never_written(large: Agent) -> None:
+    for seconds in range(100):
+        assert not large.hear(said(beta="stale"), large.at + 1), seconds
+    assert not any(large.hear(said(), large.at + 1) for _ in range(1000))
+
+
+def test_counts_are_written_seldom_and_so_are_numbers_in_sentences(large: Agent) -> None:
+    assert large.until_it_writes(said(endpoints=7)) == LARGE * 0.72
+    assert large.until_it_writes(said("backends: 5 entries not applied", endpoints=7)) < 60
+    large.hear(said("backends: 5 entries not applied", endpoints=7), large.at + 4000)
+    assert large.until_it_writes(said("backends: 6 entries not applied", endpoints=7)) == LARGE * 0.72
+
+
+def test_few_nodes_write_every_change_of_state_at_once() -> None:
+    agent = Agent(nodes=4)
+    for words in (said(), said(beta="stale"), said("x", beta="stale"), said(shared=("y",)), said()):
+        assert agent.until_it_writes(words) == 0
+    assert agent.until_it_writes(said(endpoints=1)) < 5
+
+
+def test_a_report_that_an_earlier_agent_wrote_is_not_written_again() -> None:
+    agent = Agent()
+    agent.reporter.found(agent_report.encode(said().whole()))
+    assert not any(agent.hear(said(), now) for now in range(100_000))
+    assert agent.until_it_writes(said(beta="stale")) == LARGE // 14 + 1
+
+
+def test_a_report_that_is_gone_is_written_again_in_turn(large: Agent) -> None:
+    large.reporter.found(b"")
+    assert large.until_it_writes(said()) == LARGE // 7 + 1
+
+
+def test_a_node_that_does_not_know_the_others_yet_waits_a_little_and_then_in_turn() -> None:
+    agent = Agent(nodes=0)
+    assert agent.until_it_writes(said()) == 5
+    agent = Agent(nodes=0)
+    assert not agent.hear(said(), 0)
+    agent.nodes = LARGE
+    assert agent.until_it_writes(said()) == LARGE // 7 + 1
+
+
+def test_nodes_that_flap_write_no_more_than_their_share() -> None:
+    agent, sizes = Agent(), []
+    for now in range(4 * 3600):
+        words = said(*(["it flaps"] * (now % 2)), clusters=50)
+        if agent.hear(words, now):
+            sizes.append((now, len(agent_report.encode(words.whole()))))
+    for hour in range(0, 4 * 3600, 600):
+        assert sum(size for now, size in sizes if hour <= now < hour + 3600) * LARGE <= 50e6
+    assert len(sizes) >= 4
+
+
+class World:
+    """5,000 agents, 50 clusters. An agent is asked when something changed for it, and when it said that it is due."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.reporters = [Reporter(random.Random(self.rng.random()).random) for _ in range(LARGE)]
+        self.own = [0] * LARGE
+        self.beta, self.since, self.endpoints, self.shared = "fresh", 0, 0, ()
+        self.asked: list[tuple[float, int]] = []
+        self.writes: Counter[int] = Counter()
+        self.bytes: Counter[int] = Counter()
+
+    def act(self, now: int) -> None:
+        """Nodes fail and recover by themselves; once in a while something changes for all."""
+        match self.rng.randrange(400):
+            case 0:
+                self.beta, self.since = ("stale" if self.beta == "fresh" else "fresh"), now
+            case 1:
+                self.shared = () if self.shared else ("backends: the map is full",)
+            case 2:
+                self.endpoints += 1
+            case 3:  # an etcd that came back empty
+                for reporter in self.reporters:
+                    reporter.found(b"")
+            case _:
+                number = self.rng.randrange(LARGE)
+                self.own[number] ^= 1
+                heapq.heappush(self.asked, (now, number))
+                return
+        for number in range(LARGE):
+            heapq.heappush(self.asked, (now, number))
+
+    def pass_by(self, until: int) -> None:
+        while self.asked and self.asked[0][0] <= until:
+            now, number = heapq.heappop(self.asked)
+            reporter, words = self.reporters[number], self.words(self.own[number])
+            value = reporter.hear(words, now, LARGE)
+            if value is not None:
+                reporter.wrote(words, value)
+                self.writes[int(now)] += 1
+                self.bytes[int(now)] += len(value) + 60
+            elif reporter.due(LARGE) < math.inf:
+                heapq.heappush(self.asked, (reporter.due(LARGE) + 1e-6, number))
+
+    def words(self, own: int) -> Said:
+        fault = ["its own fault"] * own
+        return said(*fault, shared=self.shared, beta=self.beta, endpoints=self.endpoints, since=self.since, clusters=50)
+
+
+def test_5000_nodes_with_50_clusters_write_20_times_a_second_and_50_mb_an_hour_at_most() -> None:
+    world, seconds = World(0), 4000
+    world.asked = [(0, number) for number in range(LARGE)]
+    for now in range(0, seconds, 5):
+        world.pass_by(now)
+        world.act(now)
+    assert sum(world.writes.values()) > 2 * LARGE
+    for window in range(seconds):
+        assert sum(world.writes[now] for now in range(window, window + 10)) <= 200
+    for hour in range(0, seconds, 300):
+        assert sum(world.bytes[now] for now in range(hour, hour + 3600)) <= 50e6
