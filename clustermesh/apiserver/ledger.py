@@ -39,6 +39,11 @@ class Section:
         entry = self.tracker.actual.get(key) or (self._found or {}).get(key)
         return entry.value if entry else None
 
+    def last_good(self, key: bytes) -> bytes | None:
+        """What is wanted at `key`, else what was there at the start and nobody has asked for since."""
+        entry = self.tracker.desired.get(key) or (self._found or {}).get(key)
+        return entry.value if entry else None
+
     def is_inherited(self, key: bytes) -> bool:
         """True for what was there at the start and nobody has asked for since."""
         return self._found is not None and key in self._found
@@ -122,6 +127,11 @@ class Ledger:
         """True for a key that was there at the start and that nobody has asked for since."""
         section = self._of(key)
         return section is not None and section.is_inherited(key)
+
+    def last_good(self, key: bytes) -> bytes | None:
+        """What is wanted at `key`, else what was there at the start and nobody has asked for since."""
+        section = self._of(key)
+        return section.last_good(key) if section else None
 
     def want(self, updates: Updates) -> None:
         for name, entries in updates.items():

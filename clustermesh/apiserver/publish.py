@@ -48,6 +48,7 @@ class Publisher:
     `held` answers what etcd holds at a key: a service that is there already keeps the stamp it has. `inherited` answers
     whether a key is from before this process and not written by it yet: such a service does not lose all its backends
     until `believe` is called, because the manifest that has them may be one that cannot be read just now.
+    `last_good` answers what is to be at a key so far: what cannot be written now does not take away what was there.
     """
 
     def __init__(
@@ -56,9 +57,11 @@ class Publisher:
         allocator: Allocator,
         held: Callable[[bytes], bytes | None],
         inherited: Callable[[bytes], bool] = lambda _key: False,
+        last_good: Callable[[bytes], bytes | None] = lambda _key: None,
     ) -> None:
         self.problems: dict[bytes, str] = {}
         self._cluster, self._allocator, self._held, self._inherited = cluster, allocator, held, inherited
+        self._last_good = last_good
         self._doubted: dict[Name, int] = {}
         self._records: dict[str, AgentRecord] = {}
         self._unsaid: set[str] = set()  # nodes whose record is not in etcd any more
@@ -206,13 +209,14 @@ class Publisher:
     def _add(
         self, updates: Updates, kind: str, key: bytes, encode: Callable[[T], bytes], entry: T | None
     ) -> bytes | None:
-        """Put `entry` at `key`, or nothing where there is none or none that a reader would take."""
+        """Put `entry` at `key`, or nothing where there is none; one that no reader would take changes nothing there."""
         value = None
         self.problems.pop(key, None)
         try:
             value = None if entry is None else _checked(encode(entry))
         except Invalid as e:
-            self.problems[key] = str(e)
+            value = self._last_good(key)
+            self.problems[key] = str(e) if value is None else f"{e}; kept as it was"
         updates.add(kind, key, value)
         return value
 

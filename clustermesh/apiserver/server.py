@@ -98,7 +98,8 @@ class ApiServer:
         self.keeper = LeaseKeeper(client, timing.lease_ttl)
         self.ledger: Ledger = make_ledger(self.cluster, client, self.keeper)
         self.allocator = Allocator(self.cluster, timing.grace)
-        self.publisher = Publisher(self.cluster, self.allocator, self.ledger.held, self.ledger.is_inherited)
+        ledger = self.ledger
+        self.publisher = Publisher(self.cluster, self.allocator, ledger.held, ledger.is_inherited, ledger.last_good)
         self.source = FolderSource(context.manifests, self.cluster)
         self.writer = Writer(self.ledger, self._want_canaries, timing.audit)
         self.users = Users(client, self.cluster, context.users_file, self._note_problems)

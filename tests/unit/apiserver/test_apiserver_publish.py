@@ -78,7 +78,7 @@ class Etcd(dict[bytes, bytes]):
 
 
 def publisher(etcd: Etcd, grace: int = 100) -> Publisher:
-    return Publisher(ALPHA, Allocator(ALPHA, grace), etcd.get)
+    return Publisher(ALPHA, Allocator(ALPHA, grace), etcd.get, last_good=etcd.get)
 
 
 def test_a_service_is_shared_only_if_global_and_shared_but_local_always() -> None:
@@ -186,11 +186,28 @@ def test_a_pod_without_number_is_a_problem_and_gets_one_as_soon_as_one_is_free()
     assert publishing.problems == {}
 
 
+MANY = service(*(f"10.{a}.{b}.{c}" for a in (1, 2) for b in range(60) for c in range(1, 200)))
+
+
+def test_what_cannot_be_written_any_more_is_kept_as_it_was_and_is_a_problem() -> None:
+    etcd, snapshot = Etcd(), Snapshot(services={CART: service("10.1.0.5")})
+    publishing = publisher(etcd)
+    etcd.take(publishing.apply(snapshot, Change(services={CART: 1}), now=2))
+    before = dict(etcd)
+    snapshot.services[CART] = MANY
+    etcd.take(publishing.apply(snapshot, Change(services={CART: 3}), now=4))
+    assert etcd == before, "the stamp too: it is of what stands there"
+    assert sorted(publishing.problems) == [keys.service_key("alpha", *CART), keys.local_service_key(*CART)]
+    assert publishing.problems[keys.local_service_key(*CART)].endswith("; kept as it was")
+    del snapshot.services[CART]
+    etcd.take(publishing.apply(snapshot, Change(services={CART: 5}), now=6))
+    assert (etcd, publishing.problems) == ({}, {})
+
+
 def test_a_value_larger_than_etcd_takes_is_a_problem_and_the_rest_goes_on() -> None:
-    many = service(*(f"10.{a}.{b}.{c}" for a in (1, 2) for b in range(60) for c in range(1, 200)))
     etcd, other = Etcd(), ("shop", "db")
     publishing = publisher(etcd)
-    snapshot = Snapshot(services={CART: many, other: service("10.1.0.5")})
+    snapshot = Snapshot(services={CART: MANY, other: service("10.1.0.5")})
     etcd.take(publishing.apply(snapshot, Change(services={CART: 1, other: 1}), now=2))
     assert sorted(publishing.problems) == [keys.service_key("alpha", *CART), keys.local_service_key(*CART)]
     assert f"at most {module.MAX_VALUE} bytes" in publishing.problems[keys.local_service_key(*CART)]
