@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from clustermesh.apiserver.agents import AgentRecords
 from clustermesh.apiserver.health import Health, Scope, health_server
 from clustermesh.apiserver.identities import GRACE, Allocator
 from clustermesh.apiserver.ledger import Ledger
@@ -30,11 +31,11 @@ from clustermesh.sources.folder import FolderSource
 from clustermesh.sources.translate import Change
 from clustermesh.standalone.context import Context
 from clustermesh.store.client import EtcdClient
-from clustermesh.store.follow import Changed, Interrupted, Listed, Put, follow
+from clustermesh.store.follow import Changed, Interrupted, Listed, follow
 from clustermesh.store.lease import DEFAULT_TTL, LeaseKeeper
 from clustermesh.store.tls import Tls
 from clustermesh.wire import keys
-from clustermesh.wire.entries import decode_agent_record, decode_identity
+from clustermesh.wire.entries import decode_identity
 from clustermesh.wire.kinds import IDENTITIES
 from clustermesh.wire.timestamp import format_time
 
@@ -103,13 +104,13 @@ class ApiServer:
         self.source = FolderSource(context.manifests, self.cluster)
         self.writer = Writer(self.ledger, self._want_canaries, timing.audit)
         self.users = Users(client, self.cluster, context.users_file, self._note_problems)
+        self.agents = AgentRecords(client, lambda node: node in self.source.snapshot.nodes)
         self.keeper.on_lost = self._lose_leases
         self._places = [*watched_places(self.cluster), keys.AGENTS]
         self._unlisted = set(self._places)
         self._listed = asyncio.Event()
         self._deleting = asyncio.Event()
         self._interrupted: dict[bytes, str] = {}
-        self._records: dict[bytes, str] = {}
         self._published = False
         self._pruned = False
         self._problems: tuple[str, ...] = ()
@@ -120,6 +121,7 @@ class ApiServer:
         return [
             self.keeper.run(),
             self.users.run(),
+            self.agents.run(),
             self.writer.run(),
             self._beat(),
             self._tick(),
@@ -159,15 +161,7 @@ class ApiServer:
         self._listed.set()
 
     def _take_records(self, item: Listed | Changed) -> None:
-        for event in item.events:
-            key = event.kv.key if isinstance(event, Put) else event.key
-            self._records.pop(key, None)
-            try:
-                node = keys.parse_agent(key)
-                record = decode_agent_record(key, event.kv.value) if isinstance(event, Put) else None
-            except DecodeError as e:
-                self._records[key] = str(e)
-                continue
+        for node, record in self.agents.take(item):
             self._want(self.publisher.take_record(self.source.snapshot, node, record, time.time_ns()))
         self._note_problems()
 
@@ -260,7 +254,7 @@ class ApiServer:
     def _list_problems(self) -> list[str]:
         found = [str(problem) for problem in self.source.problems()]
         found += [f"{key.decode()}: {sentence}" for key, sentence in sorted(self.publisher.problems.items())]
-        found += [f"agent record: {sentence}" for _, sentence in sorted(self._records.items())]
+        found += [f"agent record: {sentence}" for _, sentence in sorted(self.agents.problems.items())]
         return found + [f"{self.context.users_file.name}: {sentence}" for sentence in self.users.problems]
 
     def _list_waiting(self) -> list[str]:

@@ -11,9 +11,12 @@ from apiserver_bed import Bed, manifests, pods, values
 
 from clustermesh.address import parse
 from clustermesh.apiserver.server import Timing
-from clustermesh.wire import keys
+from clustermesh.model import AgentRecord
+from clustermesh.wire import keys, local
 
 CART = keys.service_key("alpha", "shop", "cart")
+
+KEY = "aGVsbG9oZWxsb2hlbGxvaGVsbG9oZWxsb2hlbGxvMTI="
 
 
 @pytest.fixture
@@ -104,6 +107,23 @@ async def test_an_etcd_that_was_emptied_is_filled_again_canaries_last_and_closed
     data = [kv.mod_revision for key, kv in after.items() if key.startswith((keys.STATE, keys.LOCAL_SERVICES))]
     assert max(data) < min(after[key].mod_revision for key in canaries)
     await bed.until_users("root", "admin-alpha", "local-alpha", "remote")
+
+
+async def test_an_emptied_etcd_has_every_key_again_while_no_agent_says_it_again(bed: Bed) -> None:
+    record = local.encode_agent(AgentRecord(node="n1", wireguard_public_key=KEY, boot_id="b-1"))
+    stranger = local.encode_agent(AgentRecord(node="n9", wireguard_public_key=KEY))
+    await bed.client.put(keys.agent_key("n1"), record)
+    await bed.client.put(keys.agent_key("n9"), stranger)
+    n1, pod = keys.node_key("alpha", "n1"), keys.endpoint_key(parse("10.1.0.10"))
+    before = await bed.until(lambda found: KEY.encode() in found[n1].value and b'"Key":255' in found[pod].value)
+    await bed.etcd.stop()
+    bed.etcd = bed.make_etcd("empty")
+    await bed.etcd.start()
+    after = await bed.until(lambda found: keys.agent_key("n1") in found and keys.canary_key("alpha", "nodes") in found)
+    assert after[keys.agent_key("n1")].value == record
+    assert keys.agent_key("n9") not in after, "it is no node of this cluster"
+    assert [after[key].value for key in (n1, pod)] == [before[key].value for key in (n1, pod)]
+    assert after[n1].mod_revision < after[keys.canary_key("alpha", "nodes")].mod_revision
 
 
 async def test_what_changes_while_etcd_is_away_is_written_when_it_is_back(bed: Bed) -> None:
