@@ -1,0 +1,101 @@
+"""What a node is given before its first pod: forwarding, router addresses, and the way out it had before.
+
+  node 1 (net + mount namespace)      node 2, a router
++------------------------------+     +-------------------+
+|  lo 10.1.0.1, fd00:10:1::1   |     |                   |
+|                         eth0 ======= eth0 fe80::2      |
+|   default via fe80::2   <-- router advertisement       |
++------------------------------+     +-------------------+
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from netns_mesh import MeshNode
+from netns_node import TIMEOUT, NetnsNode, join
+
+from agent import netlink
+
+IPV6 = Path("/proc/sys/net/ipv6/conf")
+# RFC 4861, section 4.2: type, code, checksum (the kernel's), hop limit, flags, router lifetime 1800 s, two timers
+ADVERTISEMENT = bytes([134, 0, 0, 0, 64, 0]) + (1800).to_bytes(2, "big") + bytes(8)
+
+
+@pytest.fixture
+def routed(machine: None, tmp_path: Path) -> Iterator[tuple[MeshNode, NetnsNode]]:
+    with ExitStack() as stack:
+        node, router = MeshNode(1, tmp_path / "node1"), NetnsNode(2)
+        for each in (node, router):
+            stack.callback(each.close)
+        join(node, router)
+        node.run("ip -6 route del default")
+        router.run("ip addr add fe80::2/64 dev eth0 nodad")
+        yield node, router
+
+
+def advertise(router: NetnsNode) -> None:
+    def send() -> None:
+        with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as raw:
+            raw.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+            device = socket.if_nametoindex("eth0")
+            raw.bind(("fe80::2", 0, 0, device))
+            raw.sendto(ADVERTISEMENT, ("ff02::1", 0, 0, device))
+
+    router.call(send)
+
+
+def default_routes(node: NetnsNode) -> list[str]:
+    return [route["gateway"] for route in json.loads(node.run("ip -j -6 route show default"))]
+
+
+def wait_for_route(node: NetnsNode, router: NetnsNode) -> None:
+    end = time.monotonic() + TIMEOUT
+    while default_routes(node) != ["fe80::2"]:
+        assert time.monotonic() < end, "no default route from the router's advertisement"
+        advertise(router)
+
+
+def test_node_that_begins_to_forward_keeps_the_way_out_a_router_advertised(
+    routed: tuple[MeshNode, NetnsNode],
+) -> None:
+    node, router = routed
+    wait_for_route(node, router)
+    for _ in range(2):
+        node.do(netlink.prepare_node(node.routers))
+        assert node.call((IPV6 / "all" / "forwarding").read_text) == "1\n"
+        assert default_routes(node) == ["fe80::2"]
+    node.run("ip -6 route del default")
+    wait_for_route(node, router)  # and hears of it again
+
+
+def test_device_that_was_told_not_to_listen_to_routers_is_left_so(routed: tuple[MeshNode, NetnsNode]) -> None:
+    node, _ = routed
+    node.run("sysctl -qw net.ipv6.conf.eth0.accept_ra=0")
+    node.do(netlink.prepare_node(node.routers))
+    assert node.call((IPV6 / "eth0" / "accept_ra").read_text) == "0\n"
+    assert node.call((IPV6 / "default" / "accept_ra").read_text) == "1\n", "of devices to come, pods' too"
+
+
+@pytest.mark.parametrize("family", [0, 1])
+def test_node_forwards_the_families_that_it_has_pods_of(node: MeshNode, family: int) -> None:
+    node.do(netlink.prepare_node(node.routers[family : family + 1]))
+    forwarding = [Path("/proc/sys/net/ipv4/ip_forward"), IPV6 / "all" / "forwarding"]
+    assert [node.call(each.read_text) for each in forwarding] == [["1\n", "0\n"], ["0\n", "1\n"]][family]
+    shown = json.loads(node.run("ip -j addr show lo"))[0]["addr_info"]
+    assert ["10.1.0.1", "fd00:10:1::1"][family] in [each["local"] for each in shown]
+    assert ["10.1.0.1", "fd00:10:1::1"][1 - family] not in [each["local"] for each in shown]
+
+
+def test_router_addresses_are_put_back_where_lo_lost_them(node: MeshNode) -> None:
+    node.do(netlink.prepare_node(node.routers))
+    node.run("ip link set lo down")  # takes its IPv6 addresses away
+    node.do(netlink.prepare_node(node.routers))
+    shown = {each["local"]: each["prefixlen"] for each in json.loads(node.run("ip -j addr show lo"))[0]["addr_info"]}
+    assert shown.items() >= {"10.1.0.1": 32, "fd00:10:1::1": 128}.items()
