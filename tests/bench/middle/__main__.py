@@ -36,8 +36,6 @@ AIMS = {
     "downgrade_failed": 0,
     "status_5000_s": 2,
     "status_frozen_s": 4,
-    "status_writes_per_s": 20,
-    "status_mb_per_hour_mb": 50,
 }
 
 Samples = Sequence[float]
