@@ -32,14 +32,16 @@ from agent.options import Options, parse
 from agent.propagation import Propagation
 from agent.sink import AgentSink
 from agent.status import Status
+from agent.surroundings import Surroundings
 from agent.underlay import UnderlaySetup
 from agent.wireguard import keys as wireguard_keys
 from agent.wireguard.device import open_device
 from clustermesh.errors import ClusterMeshError, Refused, first_of
 from clustermesh.health import serve_health
 from clustermesh.mesh import last_good
+from clustermesh.mesh.authority import Authority
 from clustermesh.mesh.messages import Terms
-from clustermesh.mesh.peer_files import PeerFile
+from clustermesh.mesh.peer_files import PeerFile, read_peers
 from clustermesh.mesh.peers import Peers, restore
 from clustermesh.mesh.reader import ClusterReader
 from clustermesh.mesh.session import State
@@ -117,16 +119,26 @@ async def _work(options: Options, context: Context, etcd: EtcdClient, kernel: Ke
         _expect(context),
         Terms(max_clusters=context.cluster.max_clusters),
     )
-    peers = Peers(context.peers, context.cluster, sink, _connect_peer, peer_tables, options.last_good)
+    around = Surroundings(
+        context.name, context.endpoint, lambda: read_peers(context.peers, context.name).peers, options.device
+    )
+
+    def authorize(authority: Authority) -> None:
+        state.authorize(authority)
+        around.look_again()  # its etcd is a lifeline, too
+
+    peers = Peers(context.peers, context.cluster, sink, _connect_peer, peer_tables, options.last_good, authorize)
     pods = Pods(options, engine)
     status = Status(options, state, engine, own, peers, propagation, pods)
     record = AgentRecord(node=options.node, wireguard_public_key=kernel.public_key, boot_id=report.boot_id())
+    state.stand_on(ground := await around.read())
     if (kept := last_good.load(options.last_good, context.name)) is not None:
         await restore(sink, context.name, kept)
         own.restored(kept.config)
     REGISTRY.register(StatusCollector(status))
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(own.run())
+        tasks.create_task(around.keep(state.stand_on, ground))
+        tasks.create_task(_read_own(own, peers))
         tasks.create_task(peers.run())
         tasks.create_task(engine.run(own, peers))
         tasks.create_task(pods.run())
@@ -135,6 +147,13 @@ async def _work(options: Options, context: Context, etcd: EtcdClient, kernel: Ke
         tasks.create_task(report.keep_reported(etcd, options.node, status.said))
         tasks.create_task(_keep_saved(options.last_good, sink, state, own, peers))
         tasks.create_task(serve_health(options.metrics, REGISTRY, status.readiness))
+
+
+async def _read_own(own: ClusterReader, peers: Peers) -> None:
+    """Once all that was kept on disk is restored: a Node of the own cluster that was refused, and so not kept, must not
+    stand before those that it was refused for."""
+    await peers.looked.wait()
+    await own.run()
 
 
 def _methods(status: Status, pods: Pods) -> dict[str, api.Method]:

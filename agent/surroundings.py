@@ -28,6 +28,7 @@ from clustermesh.store import endpoint as etcd_endpoint
 _log = logging.getLogger(__name__)
 _PERIOD: Final = 30.0  # seconds between looks where nothing was heard
 _PAUSE: Final = 1.0  # between looks where much is heard: this agent's own routes are heard, too
+_RESOLVING: Final = 2.0  # the start of an agent waits for it
 _GROUPS: Final = 0x10 | 0x40 | 0x100 | 0x400  # RTMGRP_{IPV4,IPV6}_{IFADDR,ROUTE}, linux/rtnetlink.h
 _LINK_LOCAL: Final = (parse_prefix("169.254.0.0/16"), parse_prefix("fe80::/10"))
 
@@ -129,7 +130,8 @@ class Surroundings:
         if found := frozenset(_parsed([*aliases, host])):
             return found
         try:
-            answers = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+            async with asyncio.timeout(_RESOLVING):
+                answers = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
             self._resolved[host] = frozenset(_parsed(str(answer[4][0]) for answer in answers))
         except OSError as e:
             _log.debug("%s cannot be resolved: %s", host, e)

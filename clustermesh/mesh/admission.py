@@ -93,10 +93,6 @@ class Admission:
         known = {**self.standing, **{holder: wanted for holder, (wanted, _) in self._refused.items()}}
         return self._decide({holder: wanted for holder, wanted in known.items() if holder.cluster == authority.name})
 
-    def forget(self, cluster: str) -> None:
-        """Nothing is granted to `cluster` any more; its nodes are gone already."""
-        self._authorities.pop(cluster, None)
-
     def stand_on(self, ground: Ground) -> tuple[list[Verdict], set[Holder]]:
         """Decide on those the old ground refused. Those that stand keep what they have; the second result are the
         standing whose routes may have to go, or may come back."""

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from clustermesh.errors import Invalid, Unavailable
 from clustermesh.mesh import last_good
+from clustermesh.mesh.authority import Authority
 from clustermesh.mesh.file_marks import FileMarks
 from clustermesh.mesh.messages import Terms
 from clustermesh.mesh.peer_files import PeerFile, PeerProblem, read_peers
@@ -44,13 +45,15 @@ class Peers:
         connect: Callable[[PeerFile], EtcdClient],
         tables: Callable[[str, ClusterConfig], Sequence[Table]],
         keep: Path,
+        authorize: Callable[[Authority], None] = lambda _authority: None,
     ) -> None:
         self.readers: dict[str, ClusterReader] = {}
         self.problems: list[str] = []
         self.synced_once = False  # the folder was read at least once
+        self.looked = asyncio.Event()  # and what was kept of its clusters is restored, or cannot be
         self.newcomers: set[str] = set()  # clusters of which nothing was known when their reader was started
         self._folder, self._own, self._sink, self._keep = folder, own, sink, keep
-        self._connect, self._tables = connect, tables
+        self._connect, self._tables, self._authorize = connect, tables, authorize
         self._turns, self._marks = asyncio.Lock(), FileMarks()
         self._files: dict[str, PeerFile] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -62,6 +65,7 @@ class Peers:
             while True:
                 if self._marks.changed():
                     await self.sync(tasks)
+                self.looked.set()
                 self._forget_drained()
                 await asyncio.sleep(_POLL)
 
@@ -118,6 +122,14 @@ class Peers:
             raise Invalid(
                 f"maxConnectedClusters of {name}", theirs, f"must be {self._own.max_clusters} as in this cluster"
             )
+        if name in self._files:
+            self._grant(self._files[name], config)
+
+    def _grant(self, file: PeerFile, config: ClusterConfig) -> None:
+        """Say what a cluster may say, before it says anything."""
+        if config.id <= self._own.max_clusters:
+            cluster = Cluster(name=file.name, id=config.id, max_clusters=self._own.max_clusters)
+            self._authorize(Authority.of(cluster, file.allowed))
 
     async def _start(self, tasks: asyncio.TaskGroup, file: PeerFile) -> None:
         previous = self.readers.get(file.name)
@@ -134,8 +146,10 @@ class Peers:
             turns=self._turns,
         )
         if previous is not None and previous.config is not None:
+            self._grant(file, previous.config)
             reader.restored(previous.config)  # new credentials: what was learned stays
         elif previous is None and (kept := await asyncio.to_thread(last_good.load, self._keep, file.name)) is not None:
+            self._grant(file, kept.config)
             await restore(self._sink, file.name, kept)
             reader.restored(kept.config)
         else:

@@ -109,7 +109,6 @@ class MeshState:
             return
         self._rulings[cluster].refusals = Refusals()
         if cluster != self.own:
-            self._admission.forget(cluster)
             del self.views[cluster], self._rulings[cluster]
             self._order.remove(cluster)
 
@@ -121,7 +120,7 @@ class MeshState:
             self._wake()
 
     def authorize(self, authority: Authority) -> None:
-        """What a peer may say from now on; all it said is judged by it."""
+        """What a peer may say from now on, drained or not; all it said is judged by it."""
         cluster = authority.name
         before = self._admission.authority(cluster)
         self._settle(self._admission.authorize(authority))

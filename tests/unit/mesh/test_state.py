@@ -381,12 +381,10 @@ def test_a_drained_cluster_leaves_nothing() -> None:
     state = with_beta()
     state.put("beta", "services", ("n", "s"), service("beta", "10.2.0.1"))
     state.put("beta", "endpoints", parse("10.2.0.1"), pod("10.2.0.1"))
-    state.authorize(Authority(name="beta", allowed=(parse_prefix("203.0.113.0/24"),)))
     state.drain("beta")
     assert list(state.views) == ["own"]
     assert state.remote_services(("n", "s")) == []
     assert state.endpoint(parse("10.2.0.1")) is None
-    state.put("beta", "nodes", "b1", node("beta", "b1", "203.0.113.0/24", "192.0.2.2"))
     assert admitted(state) == [("own", "o1")]
 
 
@@ -516,6 +514,20 @@ def test_a_refused_node_would_be_refused_if_it_came_now(script: list[Any]) -> No
             state.remove(cluster, "nodes", name)
             state.put(cluster, "nodes", name, again)
             assert name in state.refusals(cluster).of("nodes")
+
+
+@given(st.lists(_node_steps, max_size=25))
+def test_who_stands_stands_after_a_restart_though_the_own_cluster_is_restored_first(script: list[Any]) -> None:
+    before, after = MeshState("own"), MeshState("own")
+    for step in script:
+        _do(before, *step)
+    for state in (before.good_view(cluster) for cluster in ("own", *sorted(before.views.keys() - {"own"}))):
+        for each in state.nodes.values():
+            after.put(each.cluster, "nodes", each.name, each)
+    for cluster, view in before.views.items():
+        for name, again in view.nodes.items():
+            after.put(cluster, "nodes", name, again)
+    assert admitted(after) == admitted(before)
 
 
 @given(st.lists(_steps, max_size=25))

@@ -1,0 +1,95 @@
+"""What the operator wrote into a peer's file holds before the peer's first word, and over restarts."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clustermesh.address import parse, parse_prefix
+from clustermesh.errors import Unavailable
+from clustermesh.mesh import last_good
+from clustermesh.mesh.authority import Authority
+from clustermesh.mesh.peer_files import PeerFile, encode_peer
+from clustermesh.mesh.peers import Peers
+from clustermesh.mesh.state import MeshState, View
+from clustermesh.mesh.tables import peer_tables
+from clustermesh.model import Cluster, ClusterConfig, Endpoint, Node, NodeAddress
+
+CONFIG = ClusterConfig(id=2, max_connected_clusters=255)
+
+
+class Sink(MeshState):
+    """The mesh state, which takes no revisions."""
+
+    def put(self, cluster: str, kind: str, name: Any, value: Any, revision: int = 0) -> None:
+        super().put(cluster, kind, name, value)
+
+    def remove(self, cluster: str, kind: str, name: Any, revision: int = 0) -> None:
+        super().remove(cluster, kind, name)
+
+
+class NoEtcd(AbstractAsyncContextManager[Any]):
+    async def __aenter__(self) -> Any:
+        raise Unavailable("no etcd here")
+
+    async def __aexit__(self, *_error: object) -> None: ...
+
+
+def write(folder: Path, *allowed: str) -> None:
+    prefixes = tuple(map(parse_prefix, allowed))
+    (folder / "beta").write_bytes(encode_peer(PeerFile(name="beta", endpoints=("http://192.0.2.9",), allowed=prefixes)))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "peers").mkdir()
+    node = Node(
+        cluster="beta",
+        cluster_id=2,
+        name="b1",
+        addresses=(NodeAddress(type="InternalIP", ip=parse("192.0.2.2")),),
+        pod_cidrs=(parse_prefix("203.0.113.0/25"),),
+    )
+    pods = {parse(f"203.0.113.{n}"): Endpoint(ip=parse(f"203.0.113.{n}"), identity=n << 16) for n in (1, 2)}
+    view = View(nodes={"b1": node}, endpoints=dict(pods))
+    last_good.save(tmp_path / "kept", "beta", last_good.encode(CONFIG, view))
+    return tmp_path / "peers"
+
+
+async def test_what_is_restored_is_judged_by_the_file_and_again_when_the_file_changes(folder: Path) -> None:
+    state = Sink("alpha")
+    own, keep = Cluster(name="alpha", id=1), folder.parent / "kept"
+    write(folder, "203.0.113.0/24")
+    peers = Peers(folder, own, state, lambda _file: NoEtcd(), peer_tables, keep, state.authorize)  # type: ignore[arg-type,return-value]
+    async with asyncio.TaskGroup() as tasks:
+        await peers.sync(tasks)
+        assert [node.name for node in state.admitted_nodes()] == ["b1"]
+        assert state.endpoint(parse("203.0.113.2")) is not None
+        assert state.endpoint(parse("203.0.113.1")) is None, "its identity is ours"
+        write(folder)
+        await peers.sync(tasks)
+        assert list(state.admitted_nodes()) == []
+        write(folder, "203.0.113.0/24")
+        await peers.sync(tasks)
+        assert [node.name for node in state.admitted_nodes()] == ["b1"]
+        for task in peers._tasks.values():
+            task.cancel()
+
+
+async def test_a_cluster_that_is_heard_for_the_first_time_is_authorized_by_its_configuration(folder: Path) -> None:
+    granted = list[Authority]()
+    last_good.forget(folder.parent / "kept", "beta")
+    write(folder, "203.0.113.0/24")
+    own, keep = Cluster(name="alpha", id=1), folder.parent / "kept"
+    peers = Peers(folder, own, Sink("alpha"), lambda _file: NoEtcd(), peer_tables, keep, granted.append)  # type: ignore[arg-type,return-value]
+    async with asyncio.TaskGroup() as tasks:
+        await peers.sync(tasks)
+        assert granted == []
+        peers.admit("beta", CONFIG)
+        for task in peers._tasks.values():
+            task.cancel()
+    assert granted == [Authority.of(Cluster(name="beta", id=2), (parse_prefix("203.0.113.0/24"),))]
