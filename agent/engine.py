@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import TypeVar
 
-from agent.bpf.layouts import AddressKey, ipv4
+from agent.bpf.layouts import AddressKey
 from agent.kernel import Kernel
 from agent.newcomers import Newcomers
 from agent.options import Options
@@ -18,11 +18,11 @@ from agent.plan.services import ServicePlanner
 from agent.propagation import Propagation
 from agent.sink import AgentSink
 from agent.underlay import UnderlaySetup
-from clustermesh.address import Address, is_ipv4, text
+from clustermesh.address import Address
 from clustermesh.errors import ClusterMeshError
-from clustermesh.mesh.merge import merge
 from clustermesh.mesh.peers import Peers
 from clustermesh.mesh.reader import ClusterReader
+from clustermesh.mesh.resolve import resolve
 from clustermesh.mesh.state import MeshState
 
 _log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class Engine:
     ) -> None:
         self.plan = NodePlan()
         self.kernel, self.underlay = kernel, underlay
-        self.services = ServicePlanner(kernel.services, kernel.backends)
+        self.services = ServicePlanner(kernel.services)
         self.ready_at: float | None = None  # Unix time of the first whole state in the kernel
         self.underlay_error = ""
         self.prepared = asyncio.Event()  # the node's device and address are there: pods can be attached
@@ -134,9 +134,7 @@ class Engine:
             await self.kernel.routes.adopt()
 
     def _plan_endpoint(self, address: Address) -> None:
-        if not is_ipv4(address):
-            return  # the table holds IPv4 addresses
-        key = AddressKey(ipv4(text(address)))
+        key = AddressKey(address)
         endpoint = self._state.endpoint(address)
         if endpoint is None:
             self.kernel.ipcache.remove(key)
@@ -145,7 +143,7 @@ class Engine:
 
     def _plan_service(self, name: tuple[str, str]) -> None:
         local = self._state.views[self._state.own].local_services.get(name)
-        self.services.update(name, {} if local is None else merge(local, self._state.remote_services(name)))
+        self.services.update(name, [] if local is None else resolve(local, self._state.remote_services(name)))
 
     def _consider_pruning(self, own: ClusterReader, peers: Peers) -> None:
         """Delete nothing until every cluster's first list is in, or was restored; a silent peer may not hold it up."""

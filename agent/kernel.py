@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from agent.bpf.layouts import AddressKey, Backend, BackendKey, CidrKey, IpcacheValue, ServiceKey, ServiceValue
+from agent.bpf.layouts import AddressKey, CidrKey, IpcacheValue
 from agent.bpf.loader import Datapath
 from agent.bpf.probe import Feature
 from agent.plan.routes import Route, RouteKey
+from agent.plan.services import ServiceTrackers
 from agent.targets import maps
 from agent.targets.routes import RouteTarget
-from agent.targets.services import ServiceMapTarget
 from agent.targets.wireguard import WireGuardTarget
 from agent.wireguard.device import Device
 from agent.wireguard.peer import Peer
@@ -29,11 +29,15 @@ class Kernel:
         self.cidrs = Tracker[CidrKey, IpcacheValue]("ipcache-cidrs", maps.cidrs(datapath))
         self.peers = Tracker[str, Peer]("wireguard-peers", peers)
         self.routes = Tracker[RouteKey, Route]("routes", RouteTarget())
-        self.backends = Tracker[BackendKey, Backend]("backends", maps.backends(datapath))
-        self.services = Tracker[ServiceKey, ServiceValue]("services", ServiceMapTarget(datapath))
+        self.services = ServiceTrackers(
+            Tracker("backends", maps.backends(datapath)),
+            Tracker("slots", maps.slots(datapath)),
+            Tracker("groups", maps.groups(datapath)),
+            Tracker("services", maps.services(datapath)),
+        )
         # Each for itself: a route that cannot be written must not keep the peer of a removed node.
         self._network = [Reconciler(t) for t in (self.ipcache, self.cidrs, self.peers, self.routes)]
-        self._services = Reconciler(self.backends, self.services)
+        self._services = Reconciler(*self.services)
 
     @property
     def trackers(self) -> tuple[Tracker[Any, Any], ...]:

@@ -9,9 +9,10 @@ from itertools import islice
 
 from agent.cni.methods import Pods
 from agent.engine import Engine
-from clustermesh.mesh.merge import Frontend
+from clustermesh.address import text
 from clustermesh.mesh.peers import Peers
 from clustermesh.mesh.refusals import Reason, Refusals
+from clustermesh.mesh.resolve import Frontend
 from clustermesh.mesh.state import MeshState
 
 _SHOWN = 20  # problems of one kind
@@ -62,7 +63,7 @@ def _refused(cluster: str, refusals: Refusals, is_own: bool) -> Iterator[str]:
 def _conflict(frontend: Frontend, names: list[tuple[str, str]]) -> str:
     claimants = ", ".join("/".join(name) for name in names[:_SHOWN])
     return (
-        f"{frontend.address}:{frontend.port}/{frontend.protocol} is claimed by {claimants}; the first is served: "
+        f"{text(frontend.address)}:{frontend.port}/{frontend.protocol} is claimed by {claimants}; the first is served: "
         "give the others another address"
     )
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from itertools import islice
 from typing import Any
 
 from agent import problems
-from agent.bpf.layouts import PROTOCOL_NUMBERS, ServiceKey, ipv4_text
+from agent.bpf.layouts import NO_ADDRESS, PROTOCOL_NUMBERS, ServiceKey
 from agent.cni.methods import Pods
 from agent.engine import Engine
 from agent.kernel import Kernel
@@ -16,7 +17,7 @@ from agent.propagation import Propagation
 from agent.reporter import Said
 from agent.wireguard.peer import endpoint_text
 from clustermesh import __version__
-from clustermesh.address import prefix_text
+from clustermesh.address import Prefix, prefix_text, single, text
 from clustermesh.mesh.peers import Peers
 from clustermesh.mesh.reader import ClusterReader
 from clustermesh.mesh.state import MeshState, View
@@ -114,35 +115,37 @@ class Status:
         return [
             {
                 "service": named.get(frontend, ""),
-                "address": frontend.address,
+                "address": text(frontend.address),
                 "port": frontend.port,
                 "protocol": str(frontend.protocol),
                 "backends": [
-                    {"address": b.address, "port": b.port, "cluster": clusters.get(b.cluster_id, str(b.cluster_id))}
-                    for b in backends
+                    {
+                        "address": text(backend.address),
+                        "port": backend.port,
+                        "cluster": clusters.get(group.cluster_id, str(group.cluster_id)),
+                    }
+                    for group in entry.groups
+                    for backend in group.backends
                 ],
             }
-            for frontend, backends in sorted(self._engine.services.programmed.items())
+            for frontend, entry in sorted(self._engine.services.programmed.items())
         ]
 
     def backends(self) -> list[dict[str, Any]]:
         """The backend map as it was last known to be, with how many frontends name each."""
         clusters = self._cluster_names()
-        kernel = self._engine.kernel
-        uses: dict[int, int] = {}
-        for key, value in kernel.services.actual.items():
-            if key.slot:
-                uses[value.backend_id] = uses.get(value.backend_id, 0) + 1
+        services = self._engine.kernel.services
+        uses = Counter(number for value in services.slots.actual.values() for number in set(value.backend_ids))
         return [
             {
                 "id": key.id,
-                "address": ipv4_text(entry.address),
+                "address": text(entry.address),
                 "port": entry.port,
                 "protocol": _PROTOCOL_NAMES.get(entry.protocol, str(entry.protocol)),
                 "cluster": clusters.get(entry.cluster_id, str(entry.cluster_id)),
-                "frontends": uses.get(key.id, 0),
+                "frontends": uses[key.id],
             }
-            for key, entry in sorted(kernel.backends.actual.items())
+            for key, entry in sorted(services.backends.actual.items())
         ]
 
     def ipcache(self) -> list[dict[str, Any]]:
@@ -153,16 +156,13 @@ class Status:
             for view in self._state.views.values()
             for number, identity in view.identities.items()
         }
-        rows = [(f"{ipv4_text(key.address)}/32", value) for key, value in sorted(kernel.ipcache.actual.items())]
-        rows += [
-            (f"{ipv4_text(key.address)}/{key.prefix_length}", value)
-            for key, value in sorted(kernel.cidrs.actual.items())
-        ]
+        rows = [(single(key.address), value) for key, value in sorted(kernel.ipcache.actual.items())]
+        rows += [(Prefix(key.address, key.prefix_length), value) for key, value in sorted(kernel.cidrs.actual.items())]
         return [
             {
-                "prefix": prefix,
+                "prefix": prefix_text(prefix),
                 "identity": value.identity,
-                "node": ipv4_text(value.tunnel_endpoint) if value.tunnel_endpoint else "",
+                "node": "" if value.tunnel_endpoint == NO_ADDRESS else text(value.tunnel_endpoint),
                 "encrypted": value.key == 255,
                 "labels": labels.get(value.identity, []),
             }
@@ -284,5 +284,5 @@ def _differences(tracker: Tracker[Any, Any], actual: Any) -> list[dict[str, Any]
 
 def _show(thing: object) -> str:
     if isinstance(thing, ServiceKey):
-        return f"{ipv4_text(thing.address)}:{thing.port}/{_PROTOCOL_NAMES.get(thing.protocol)} slot {thing.slot}"
+        return f"{text(thing.address)}:{thing.port}/{_PROTOCOL_NAMES.get(thing.protocol)}"
     return "" if thing is None else str(thing)

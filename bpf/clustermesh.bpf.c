@@ -20,14 +20,11 @@ int connect4(struct bpf_sock_addr *ctx)
 SEC("cgroup/connect6")
 int connect6(struct bpf_sock_addr *ctx)
 {
-	struct peer to = read_mapped(ctx);
-	enum verdict verdict;
+	struct peer to = read6(ctx);
+	enum verdict verdict = forward_connect(ctx, &to);
 
-	if (!is_v4_mapped(ctx))
-		return SOCK_ALLOW;
-	verdict = forward_connect(ctx, &to);
 	if (verdict == TRANSLATED)
-		write_mapped(ctx, &to);
+		write6(ctx, &to);
 	return verdict == REJECT ? SOCK_REJECT : SOCK_ALLOW;
 }
 
@@ -43,13 +40,24 @@ int sendmsg4(struct bpf_sock_addr *ctx)
 	return verdict == REJECT ? SOCK_REJECT : SOCK_ALLOW;
 }
 
+SEC("cgroup/sendmsg6")
+int sendmsg6(struct bpf_sock_addr *ctx)
+{
+	struct peer to = read6(ctx);
+	enum verdict verdict = forward_datagram(ctx, &to);
+
+	if (verdict == TRANSLATED)
+		write6(ctx, &to);
+	return verdict == REJECT ? SOCK_REJECT : SOCK_ALLOW;
+}
+
 SEC("cgroup/recvmsg4")
 int recvmsg4(struct bpf_sock_addr *ctx)
 {
 	struct peer from = read4(ctx);
 
 	if (reverse(ctx, &from) == TRANSLATED) {
-		count(REASON_REPLY);
+		report(ctx, REASON_REPLY);
 		write4(ctx, &from);
 	}
 	return SOCK_ALLOW;
@@ -58,11 +66,11 @@ int recvmsg4(struct bpf_sock_addr *ctx)
 SEC("cgroup/recvmsg6")
 int recvmsg6(struct bpf_sock_addr *ctx)
 {
-	struct peer from = read_mapped(ctx);
+	struct peer from = read6(ctx);
 
-	if (is_v4_mapped(ctx) && reverse(ctx, &from) == TRANSLATED) {
-		count(REASON_REPLY);
-		write_mapped(ctx, &from);
+	if (reverse(ctx, &from) == TRANSLATED) {
+		report(ctx, REASON_REPLY);
+		write6(ctx, &from);
 	}
 	return SOCK_ALLOW;
 }
@@ -80,10 +88,10 @@ int getpeername4(struct bpf_sock_addr *ctx)
 SEC("cgroup/getpeername6")
 int getpeername6(struct bpf_sock_addr *ctx)
 {
-	struct peer from = read_mapped(ctx);
+	struct peer from = read6(ctx);
 
-	if (is_v4_mapped(ctx) && reverse(ctx, &from) == TRANSLATED)
-		write_mapped(ctx, &from);
+	if (reverse(ctx, &from) == TRANSLATED)
+		write6(ctx, &from);
 	return SOCK_ALLOW;
 }
 

@@ -1,29 +1,112 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Every layout the agent and the programs share. agent/bpf/layouts.py says the same in Python; a test compares each
  * field. Addresses and ports are in network order, all else in host order; padding is zero, since keys are compared
- * byte by byte. A change of any layout needs a new LAYOUT_VERSION in agent/bpf/layouts.py. */
+ * byte by byte. A change of any layout needs a new LAYOUT_VERSION in agent/bpf/layouts.py.
+ *
+ *   lb_services  where a service is called         -> its id, how many groups answer, their weight
+ *   lb_groups    service id, block of groups       -> the cluster each is of, how many backends, its part of the weight
+ *   lb_slots     service id, group, block of slots -> ids of backends
+ *   lb_backends  id                                -> where it is, its state
+ *   lb_clusters  0                                 -> what each cluster does not get of its share
+ *
+ * A reader goes down this list, a writer up: what is named is there before, and goes after, what names it. Fields marked
+ * (0) are zero today and keep their meaning from now on, so that what they are for needs no new layout. */
 #ifndef CLUSTERMESH_LAYOUTS_H
 #define CLUSTERMESH_LAYOUTS_H
 
 #include <linux/bpf.h>
 #include <linux/types.h>
 
-/* Slot 0 is the service itself and holds the count; slots 1 to count hold a backend id each. */
-struct lb4_service_key {
-	__be32 address;
+/* Of either family: IPv4 is mapped into IPv6, ::ffff:a.b.c.d. */
+struct address {
+	__be32 word[4];
+};
+_Static_assert(sizeof(struct address) == 16, "address");
+
+/* What a service's address is: of the cluster, or a way in from outside. */
+enum service_kind {
+	KIND_CLUSTER_IP,
+	KIND_NODE_PORT,
+	KIND_LOAD_BALANCER,
+	KIND_EXTERNAL_IP,
+	KIND_HOST_PORT,
+};
+
+/* Who asks: an address may have other backends for those outside (externalTrafficPolicy) than for those inside. */
+enum service_scope {
+	SCOPE_ANY,
+	SCOPE_INTERNAL,
+	SCOPE_EXTERNAL,
+};
+
+/* How a backend is chosen inside a service. MAGLEV: by a table of its own for each service_id. */
+enum algorithm {
+	ALGORITHM_RANDOM,
+	ALGORITHM_MAGLEV,
+};
+
+struct lb_service_key {
+	struct address address;
 	__be16 port;
-	__u16 slot;
 	__u8 protocol;
+	__u8 scope; /* enum service_scope (0) */
+};
+_Static_assert(sizeof(struct lb_service_key) == 20, "lb_service_key");
+
+struct lb_service {
+	__u32 service_id;
+	__u32 weight;           /* of all groups together */
+	__u32 affinity_seconds; /* how long a client stays with its backend (0) */
+	__u16 groups;           /* those of a lower tier first */
+	__u16 flags;            /* (0) */
+	__u8 kind;              /* enum service_kind */
+	__u8 algorithm;         /* enum algorithm (0) */
+	__u8 tiers;             /* beyond the first (0) */
+	__u8 pad;
+};
+_Static_assert(sizeof(struct lb_service) == 20, "lb_service");
+
+struct lb_groups_key {
+	__u32 service_id;
+	__u16 block;
+	__u16 pad;
+};
+_Static_assert(sizeof(struct lb_groups_key) == 8, "lb_groups_key");
+
+/* The backends one cluster has for a service. A group's weight is what its weight_end is beyond that of the group before
+ * it: so the group that a number below the service's weight falls into is found by halving. */
+struct lb_group {
+	__u32 weight_end;
+	__u16 cluster_id;
+	__u16 slots; /* how many backends */
+	__u8 tier;   /* groups of a tier are asked when those below have nobody (0) */
 	__u8 pad[3];
 };
-_Static_assert(sizeof(struct lb4_service_key) == 12, "lb4_service_key");
+_Static_assert(sizeof(struct lb_group) == 12, "lb_group");
 
-struct lb4_service {
-	__u32 backend_id;
-	__u16 count;
-	__u16 flags;
+/* Groups are kept in blocks: few clusters cost one lookup. What is left of the last block repeats the last weight_end. */
+enum { GROUPS_PER_BLOCK = 8 };
+
+struct lb_groups {
+	struct lb_group groups[GROUPS_PER_BLOCK];
 };
-_Static_assert(sizeof(struct lb4_service) == 8, "lb4_service");
+_Static_assert(sizeof(struct lb_groups) == 96, "lb_groups");
+
+/* Slots are kept in blocks: a service of ten backends costs one entry, and one write changes them all. */
+enum { SLOTS_PER_BLOCK = 16 };
+
+struct lb_slots_key {
+	__u32 service_id;
+	__u16 group;
+	__u16 block;
+};
+_Static_assert(sizeof(struct lb_slots_key) == 8, "lb_slots_key");
+
+/* What is left of the last block is filled up with any of the group's backends. */
+struct lb_slots {
+	__u32 backend_ids[SLOTS_PER_BLOCK];
+};
+_Static_assert(sizeof(struct lb_slots) == 64, "lb_slots");
 
 enum backend_state {
 	BACKEND_ACTIVE,
@@ -33,45 +116,58 @@ enum backend_state {
 };
 
 /* Only an active backend is given to new connections. */
-struct lb4_backend {
-	__be32 address;
+struct lb_backend {
+	struct address address;
 	__be16 port;
 	__u8 protocol;
 	__u8 state;
 	__u16 cluster_id;
+	__u16 weight; /* among those of its group; 0 is as all others (0) */
+	__u16 zone;   /* a number for topology.kubernetes.io/zone (0) */
 	__u16 pad;
 };
-_Static_assert(sizeof(struct lb4_backend) == 12, "lb4_backend");
+_Static_assert(sizeof(struct lb_backend) == 28, "lb_backend");
 
-struct lb4_reverse_key {
+/* What a cluster does NOT get of the share its weight gives it, in every service: 0, as in a new map, is all of it,
+ * LB_FULL takes it out exactly. By cluster id, all in one value: one write drains, ramps or takes out a whole cluster, and
+ * one lookup reads them all. */
+enum { LB_FULL = 65535, LB_CLUSTERS = 512 };
+
+struct lb_clusters {
+	__u16 reduced[LB_CLUSTERS];
+};
+_Static_assert(sizeof(struct lb_clusters) == 1024, "lb_clusters");
+
+struct lb_reverse_key {
 	__u64 cookie;
-	__be32 address;
+	struct address address;
+	__be16 port;
+	__u8 pad[6];
+};
+_Static_assert(sizeof(struct lb_reverse_key) == 32, "lb_reverse_key");
+
+struct lb_reverse {
+	struct address address;
 	__be16 port;
 	__u16 pad;
 };
-_Static_assert(sizeof(struct lb4_reverse_key) == 16, "lb4_reverse_key");
+_Static_assert(sizeof(struct lb_reverse) == 20, "lb_reverse");
 
-struct lb4_reverse {
-	__be32 address;
-	__be16 port;
-	__u16 pad;
+struct ipcache_cidr_key {
+	__u32 prefix_length; /* of 128 bits */
+	struct address address;
 };
-_Static_assert(sizeof(struct lb4_reverse) == 8, "lb4_reverse");
-
-struct ipcache4_cidr_key {
-	__u32 prefix_length;
-	__be32 address;
-};
-_Static_assert(sizeof(struct ipcache4_cidr_key) == 8, "ipcache4_cidr_key");
+_Static_assert(sizeof(struct ipcache_cidr_key) == 20, "ipcache_cidr_key");
 
 /* tunnel_endpoint is the node to send to, 0 for this one; key is 255 where traffic is encrypted by WireGuard, else 0. */
-struct ipcache4_entry {
+struct ipcache_entry {
 	__u32 identity;
-	__be32 tunnel_endpoint;
+	struct address tunnel_endpoint;
 	__u8 key;
-	__u8 pad[3];
+	__u8 flags; /* (0) */
+	__u16 pad;
 };
-_Static_assert(sizeof(struct ipcache4_entry) == 12, "ipcache4_entry");
+_Static_assert(sizeof(struct ipcache_entry) == 24, "ipcache_entry");
 
 /* The identities of machines; every other identity is a pod's, as far as encryption goes. */
 enum node_identity {
@@ -85,8 +181,8 @@ enum reason {
 	REASON_CONNECT,              /* a socket was connected to a backend instead of the service */
 	REASON_DATAGRAM,             /* an unconnected datagram was sent to a backend instead of the service */
 	REASON_REPLY,                /* a reply was shown as coming from the service */
-	REASON_PICK_RETRIED,         /* the first slot picked had no usable backend, a later one had */
-	REASON_REVERSE_LOST,         /* lb4_reverse_sk did not take an entry: the peer will show as the backend */
+	REASON_PICK_RETRIED,         /* a slot that was picked had no usable backend: another was tried */
+	REASON_REVERSE_LOST,         /* lb_reverse_sk did not take an entry: the peer will show as the backend */
 	REASON_DROP_NO_BACKEND,      /* refused: the service has no usable backend */
 	REASON_DROP_CLEAR_INGRESS,   /* dropped: pod to pod traffic came in without encryption */
 	REASON_DROP_CLEAR_EGRESS,    /* dropped: pod to pod traffic was about to leave without encryption */
@@ -94,59 +190,35 @@ enum reason {
 };
 
 #ifdef __bpf__
-#include <bpf/bpf_helpers.h>
+#include "maps.h"
 
-/* Which backends answer for this address, port and protocol? */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 262144);
-	__type(key, struct lb4_service_key);
-	__type(value, struct lb4_service);
-} lb4_services SEC(".maps");
+/* Which service is called at this address, port and protocol? */
+DECLARE_MAP(lb_services, BPF_MAP_TYPE_HASH, struct lb_service_key, struct lb_service, 65536, BPF_F_NO_PREALLOC);
+
+/* Which clusters answer, and how much of the service is each one's part? */
+DECLARE_MAP(lb_groups, BPF_MAP_TYPE_HASH, struct lb_groups_key, struct lb_groups, 131072, BPF_F_NO_PREALLOC);
+
+/* Which backends has this group? */
+DECLARE_MAP(lb_slots, BPF_MAP_TYPE_HASH, struct lb_slots_key, struct lb_slots, 131072, BPF_F_NO_PREALLOC);
 
 /* Where is the backend with this id? */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 131072);
-	__type(key, __u32);
-	__type(value, struct lb4_backend);
-} lb4_backends SEC(".maps");
+DECLARE_MAP(lb_backends, BPF_MAP_TYPE_HASH, __u32, struct lb_backend, 131072, BPF_F_NO_PREALLOC);
+
+/* What is taken from each cluster's share, everywhere? */
+DECLARE_MAP(lb_clusters, BPF_MAP_TYPE_ARRAY, __u32, struct lb_clusters, 1, 0);
 
 /* Which service did this socket mean when it was sent to this backend? */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 65536);
-	__type(key, struct lb4_reverse_key);
-	__type(value, struct lb4_reverse);
-} lb4_reverse_sk SEC(".maps");
+DECLARE_MAP(lb_reverse_sk, BPF_MAP_TYPE_LRU_HASH, struct lb_reverse_key, struct lb_reverse, 65536, 0);
 
 /* Who has exactly this address, and behind which node? */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 512000);
-	__type(key, __be32);
-	__type(value, struct ipcache4_entry);
-} ipcache4 SEC(".maps");
+DECLARE_MAP(ipcache, BPF_MAP_TYPE_HASH, struct address, struct ipcache_entry, 512000, BPF_F_NO_PREALLOC);
 
 /* Who has the longest prefix of this address, where nobody has exactly it? */
-struct {
-	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 16384);
-	__type(key, struct ipcache4_cidr_key);
-	__type(value, struct ipcache4_entry);
-} ipcache4_cidr SEC(".maps");
+DECLARE_MAP(ipcache_cidr, BPF_MAP_TYPE_LPM_TRIE, struct ipcache_cidr_key, struct ipcache_entry, 16384,
+	    BPF_F_NO_PREALLOC);
 
 /* How often did this happen? */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, REASONS);
-	__type(key, __u32);
-	__type(value, __u64);
-} metrics SEC(".maps");
+DECLARE_MAP(metrics, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, __u64, REASONS, 0);
 
 #endif /* __bpf__ */
 #endif

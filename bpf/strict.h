@@ -1,21 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Strict mode, on the device that carries traffic between nodes: there, pod to pod traffic is inside WireGuard or it is
- * not at all. Only addresses are looked at, so fragments and options need no care. */
+ * not at all. Only addresses are looked at, so fragments, options and extension headers need no care. */
 #ifndef CLUSTERMESH_STRICT_H
 #define CLUSTERMESH_STRICT_H
 
-#include <stdbool.h>
 #include <linux/if_ether.h>
 #include <linux/ip.h>
+#include <linux/ipv6.h>
 #include <linux/pkt_cls.h>
-#include <bpf/bpf_endian.h>
 
-#include "metrics.h"
+#include "address.h"
+#include "report.h"
 
 /* "Not mine, ask the next": TCX_NEXT under tcx, and under clsact the next filter. TC_ACT_OK would end the chain. */
 #define NEXT TC_ACT_UNSPEC
 
-static __always_inline bool is_node(const struct ipcache4_entry *entry)
+static __always_inline bool is_node(const struct ipcache_entry *entry)
 {
 	return entry->identity == IDENTITY_HOST || entry->identity == IDENTITY_REMOTE_NODE ||
 	       entry->identity == IDENTITY_KUBE_APISERVER;
@@ -23,30 +23,47 @@ static __always_inline bool is_node(const struct ipcache4_entry *entry)
 
 /* A pod of the host's network has its node's address: were that a pod's, the tunnels themselves would be dropped. And a
  * node's address inside a pod CIDR (Cilium's router address) is reached through WireGuard as the pods are. So an exact
- * entry of a node says nothing, and leaves the CIDR to be asked. */
-static __always_inline bool is_mesh_pod(__be32 address)
+ * entry of a node says nothing, and leaves the CIDR to be asked. Neighbours are found in clear, whatever a CIDR claims. */
+static __always_inline bool is_mesh_pod(const struct address *address)
 {
-	struct ipcache4_cidr_key key = { .prefix_length = 32, .address = address };
-	struct ipcache4_entry *entry = bpf_map_lookup_elem(&ipcache4, &address);
+	struct ipcache_cidr_key key = { .prefix_length = 128, .address = *address };
+	struct ipcache_entry *entry;
 
-	if (entry && !is_node(entry) && entry->tunnel_endpoint != address)
+	if (is_of_the_link(address))
+		return false;
+	entry = bpf_map_lookup_elem(MAP(ipcache), address);
+	if (entry && !is_node(entry) && !is_same_address(&entry->tunnel_endpoint, address))
 		return true;
-	entry = bpf_map_lookup_elem(&ipcache4_cidr, &key);
+	entry = bpf_map_lookup_elem(MAP(ipcache_cidr), &key);
 	return entry && !is_node(entry);
 }
 
-/* Works on any device, with or without a link-layer header: the read starts at the network header. */
-static __always_inline int require_encryption(struct __sk_buff *skb, enum reason reason)
+/* Source and destination of a packet; false where it has none. Works on any device, with or without a link-layer header:
+ * the read starts at the network header. */
+static __always_inline bool read_addresses(struct __sk_buff *skb, struct address ends[2])
 {
 	struct iphdr ip;
 
+	if (skb->protocol == bpf_htons(ETH_P_IPV6))
+		return !bpf_skb_load_bytes_relative(skb, 8, ends, 32, BPF_HDR_START_NET);
 	if (skb->protocol != bpf_htons(ETH_P_IP))
-		return NEXT;
+		return false;
 	if (bpf_skb_load_bytes_relative(skb, 0, &ip, sizeof(ip), BPF_HDR_START_NET))
-		return NEXT; /* too short to name a source and a destination */
-	if (!is_mesh_pod(ip.saddr) || !is_mesh_pod(ip.daddr))
+		return false;
+	ends[0] = mapped(ip.saddr);
+	ends[1] = mapped(ip.daddr);
+	return true;
+}
+
+static __always_inline int require_encryption(struct __sk_buff *skb, enum reason reason)
+{
+	struct address ends[2];
+
+	if (!read_addresses(skb, ends))
 		return NEXT;
-	count(reason);
+	if (!is_mesh_pod(&ends[0]) || !is_mesh_pod(&ends[1]))
+		return NEXT;
+	report(skb, reason);
 	return TC_ACT_SHOT;
 }
 

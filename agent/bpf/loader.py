@@ -1,6 +1,6 @@
 """The datapath as the agent holds it: maps and programs loaded, pinned, attached; found again after a restart.
 
-    <pin_dir>/v1/lb4_services ...     maps, below the version of their layout
+    <pin_dir>/v2/lb_services ...     maps, below the version of their layout
     <pin_dir>/links/connect4 ...      links to the cgroup; strict_ingress_eth0 ... links to devices
 
 Everything pinned outlives this process. `Datapath.open` adopts what it finds: maps keep their entries, and links get
@@ -132,7 +132,7 @@ class Datapath:
     def attach_sockets(self, cgroup: Path) -> None:
         """Translate services for every socket of `cgroup` and below: each hook attached, adopted or replaced.
 
-        Where lb4_reverse_sk moved to another size, a socket made in the millisecond between the exchange of the hooks
+        Where lb_reverse_sk moved to another size, a socket made in the millisecond between the exchange of the hooks
         that write it and of those that read it is shown the backend as its peer until this returns.
         """
         with _doing(f"attach to the cgroup {cgroup}"):
@@ -154,7 +154,7 @@ class Datapath:
         """What programs still wrote to a map after its entries had moved: sockets connected in between."""
         for old, new in self._outgrown:
             if old.shape.type == MapType.LRU_HASH:
-                copy_missing(old, new, "lb4_reverse_sk")
+                copy_missing(old, new, "lb_reverse_sk")
             os.close(old.fd)
         self._outgrown = []
 

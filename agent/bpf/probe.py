@@ -27,6 +27,7 @@ SOCKET_HOOKS: Final = {
     "connect4": AttachType.CGROUP_INET4_CONNECT,
     "connect6": AttachType.CGROUP_INET6_CONNECT,
     "sendmsg4": AttachType.CGROUP_UDP4_SENDMSG,
+    "sendmsg6": AttachType.CGROUP_UDP6_SENDMSG,
     "recvmsg4": AttachType.CGROUP_UDP4_RECVMSG,
     "recvmsg6": AttachType.CGROUP_UDP6_RECVMSG,
     "getpeername4": AttachType.CGROUP_INET4_GETPEERNAME,

@@ -13,11 +13,11 @@ from typing import Final, NamedTuple
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from agent.bpf.layouts import CidrKey, IpcacheValue, ipv4
+from agent.bpf.layouts import NO_ADDRESS, CidrKey, IpcacheValue
 from agent.plan.routes import Route, RouteKey, blackhole_routes, tunnel_routes
 from agent.targets.wireguard import drop_overlaps
 from agent.wireguard.peer import Peer, check_peer, sort_allowed_ips
-from clustermesh.address import BITS, Address, Prefix, is_ipv4, nth, prefix_text, text
+from clustermesh.address import BITS, Address, Prefix, is_ipv4, nth
 from clustermesh.errors import Invalid
 from clustermesh.mesh.authority import Ground
 from clustermesh.model import Endpoint, Node
@@ -92,16 +92,12 @@ def tunnel_end(node: Node, own: Node | None) -> Address | None:
 
 def plan_endpoint(endpoint: Endpoint) -> IpcacheValue:
     """The ipcache entry for one pod."""
-    host = endpoint.host_ip
-    return IpcacheValue(endpoint.identity, ipv4(text(host)) if host and is_ipv4(host) else 0, ENCRYPT)
+    return IpcacheValue(endpoint.identity, endpoint.host_ip or NO_ADDRESS, ENCRYPT)
 
 
 def _plan_cidrs(plan: NodePlan, node: Node) -> None:
-    address = node.address(*_UNDERLAY, ipv4=True)
-    tunnel = ipv4(text(address)) if address else 0
     for cidr in node.pod_cidrs:
-        if is_ipv4(cidr.address):
-            plan.cidrs[CidrKey.parse(prefix_text(cidr))] = IpcacheValue(WORLD, tunnel, ENCRYPT)
+        plan.cidrs[CidrKey.of(cidr)] = IpcacheValue(WORLD, node.underlay or NO_ADDRESS, ENCRYPT)
 
 
 def _plan_peer(plan: NodePlan, node: Node, device: str, port: int) -> None:

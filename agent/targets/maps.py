@@ -15,15 +15,23 @@ from itertools import islice
 from typing import Final, Generic, Protocol, Self, TypeVar
 
 from agent.bpf.layouts import (
+    LB_CLUSTERS,
+    LB_FULL,
     AddressKey,
-    Backend,
     BackendKey,
+    BackendValue,
     CidrKey,
+    ClustersKey,
+    ClustersValue,
+    GroupsKey,
+    GroupsValue,
     IpcacheValue,
     ReverseKey,
     ReverseValue,
     ServiceKey,
     ServiceValue,
+    SlotsKey,
+    SlotsValue,
 )
 from agent.bpf.loader import Datapath
 from agent.bpf.programs import map_info
@@ -153,20 +161,41 @@ def _raise_failed(failed: Mapping[Hashable, str]) -> None:
 
 
 def services(datapath: Datapath) -> MapTarget[ServiceKey, ServiceValue]:
-    return MapTarget("lb4_services", datapath.maps["lb4_services"], ServiceKey, ServiceValue)
+    return MapTarget("lb_services", datapath.maps["lb_services"], ServiceKey, ServiceValue)
 
 
-def backends(datapath: Datapath) -> MapTarget[BackendKey, Backend]:
-    return MapTarget("lb4_backends", datapath.maps["lb4_backends"], BackendKey, Backend)
+def groups(datapath: Datapath) -> MapTarget[GroupsKey, GroupsValue]:
+    return MapTarget("lb_groups", datapath.maps["lb_groups"], GroupsKey, GroupsValue)
+
+
+def slots(datapath: Datapath) -> MapTarget[SlotsKey, SlotsValue]:
+    return MapTarget("lb_slots", datapath.maps["lb_slots"], SlotsKey, SlotsValue)
+
+
+def backends(datapath: Datapath) -> MapTarget[BackendKey, BackendValue]:
+    return MapTarget("lb_backends", datapath.maps["lb_backends"], BackendKey, BackendValue)
+
+
+def clusters(datapath: Datapath) -> MapTarget[ClustersKey, ClustersValue]:
+    return MapTarget("lb_clusters", datapath.maps["lb_clusters"], ClustersKey, ClustersValue)
 
 
 def reverse_sockets(datapath: Datapath) -> MapTarget[ReverseKey, ReverseValue]:
-    return MapTarget("lb4_reverse_sk", datapath.maps["lb4_reverse_sk"], ReverseKey, ReverseValue)
+    return MapTarget("lb_reverse_sk", datapath.maps["lb_reverse_sk"], ReverseKey, ReverseValue)
 
 
 def addresses(datapath: Datapath) -> MapTarget[AddressKey, IpcacheValue]:
-    return MapTarget("ipcache4", datapath.maps["ipcache4"], AddressKey, IpcacheValue)
+    return MapTarget("ipcache", datapath.maps["ipcache"], AddressKey, IpcacheValue)
 
 
 def cidrs(datapath: Datapath) -> MapTarget[CidrKey, IpcacheValue]:
-    return MapTarget("ipcache4_cidr", datapath.maps["ipcache4_cidr"], CidrKey, IpcacheValue)
+    return MapTarget("ipcache_cidr", datapath.maps["ipcache_cidr"], CidrKey, IpcacheValue)
+
+
+async def set_factors(datapath: Datapath, factors: Mapping[int, float]) -> None:
+    """Give each cluster, by its id, this part (0 to 1) of the share its backends have in every service; those not named
+    have all of it. One write: a cluster at 0 is out with it, for new connections and datagrams."""
+    reduced = [0] * LB_CLUSTERS
+    for cluster_id, factor in factors.items():
+        reduced[cluster_id] = LB_FULL - round(factor * LB_FULL)
+    await clusters(datapath).upsert({ClustersKey(): ClustersValue(tuple(reduced))})

@@ -24,7 +24,7 @@ _IMPORTS = "import asyncio, grpc.aio, msgspec, prometheus_client, pyroute2, yaml
 async def run(lab: Lab) -> list[dict[str, Any]]:
     """Figures in ms and MB."""
     lab.apply("alpha", {"bench.yaml": manifest(SERVICES, BACKENDS)})
-    await _until_programmed(lab, SERVICES * (BACKENDS + 1))
+    await _until_programmed(lab, SERVICES)
     starts, memory = [], []
     for _ in range(_RUNS):
         starts.append(await _restart(lab))
@@ -99,11 +99,11 @@ async def _restart(lab: Lab) -> float:
             break
         await asyncio.sleep(0.005)
     begun = time.monotonic()
-    await _until_programmed(lab, SERVICES * (BACKENDS + 1))
+    await _until_programmed(lab, SERVICES)
     return time.monotonic() - begun
 
 
-async def _until_programmed(lab: Lab, entries: int, seconds: float = 60.0) -> None:
+async def _until_programmed(lab: Lab, count: int, seconds: float = 60.0) -> None:
     async with asyncio.timeout(seconds):
         while True:
             try:
@@ -112,7 +112,7 @@ async def _until_programmed(lab: Lab, entries: int, seconds: float = 60.0) -> No
                 await asyncio.sleep(0.01)
                 continue
             services = next(target for target in status["targets"] if target["name"] == "services")
-            if status["ready"] and services["pending"] == 0 and services["actual"] >= entries:
+            if status["ready"] and services["pending"] == 0 and services["actual"] >= count:
                 return
             await asyncio.sleep(0.02)
 

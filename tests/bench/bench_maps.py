@@ -5,15 +5,31 @@ Both start from nothing, in this machine's kernel but in namespaces of their own
 
 from __future__ import annotations
 
+import os
 import shutil
 import statistics
 import subprocess
 import time
+from contextlib import closing
 from typing import Any
 
-from agent.bpf.layouts import Backend, BackendKey, ServiceKey, ServiceValue
+from agent.bpf.layouts import (
+    BackendKey,
+    BackendValue,
+    GroupsKey,
+    GroupsValue,
+    ServiceKey,
+    ServiceValue,
+    SlotsKey,
+    SlotsValue,
+)
 from agent.bpf.syscalls import NO_PREALLOC, MapType, map_create
+from agent.plan.services import ServicePlanner, ServiceTrackers
 from agent.targets.maps import MapTarget
+from clustermesh.address import from_int, parse, to_int
+from clustermesh.mesh.resolve import Backend, Frontend, Group, ServiceEntry
+from clustermesh.model import Protocol
+from clustermesh.reconcile import Reconciler, Tracker
 from lab.lab import Lab
 
 _SERVICES, _BACKENDS, _ROUNDS = 1000, 10, 5
@@ -36,18 +52,39 @@ async def run(_lab: Lab) -> list[dict[str, Any]]:
 
 
 async def _program_maps() -> float:
-    services_fd = map_create(MapType.HASH, 12, 8, 65536, NO_PREALLOC)
-    backends_fd = map_create(MapType.HASH, 4, 12, 65536, NO_PREALLOC)
-    begun = time.monotonic()
-    backends = {BackendKey(n): Backend(0x0A3C0000 + n, 8080, 6, 0, 1) for n in range(1, _SERVICES * _BACKENDS + 1)}
-    services = {}
-    for number in range(_SERVICES):
-        for slot in range(1, _BACKENDS + 1):
-            services[ServiceKey(0x0A6F0000 + number, 80, slot, 6)] = ServiceValue(number * _BACKENDS + slot)
-        services[ServiceKey(0x0A6F0000 + number, 80, 0, 6)] = ServiceValue(slots=_BACKENDS)
-    await MapTarget("backends", backends_fd, BackendKey, Backend).upsert(backends)
-    await MapTarget("services", services_fd, ServiceKey, ServiceValue).upsert(services)
-    return time.monotonic() - begun
+    with closing(_Maps()) as kernel:
+        begun = time.monotonic()
+        planner = ServicePlanner(kernel.trackers)
+        for number in range(_SERVICES):
+            addresses = [from_int(to_int(parse("10.60.0.1")) + number * _BACKENDS + n) for n in range(_BACKENDS)]
+            group = Group(1, _BACKENDS, tuple(Backend(address, 8080) for address in addresses))
+            frontend = Frontend(from_int(to_int(parse("10.111.0.1")) + number), 80, Protocol.TCP)
+            planner.update(("default", str(number)), [ServiceEntry(frontend, (group,))])
+        await Reconciler(*kernel.trackers).flush()
+        return time.monotonic() - begun
+
+
+class _Maps:
+    """Maps as the programs' are, in no one's use."""
+
+    def __init__(self) -> None:
+        kinds = {"backends": (4, 28), "slots": (8, 64), "groups": (8, 96), "services": (20, 20)}
+        types = (
+            (BackendKey, BackendValue),
+            (SlotsKey, SlotsValue),
+            (GroupsKey, GroupsValue),
+            (ServiceKey, ServiceValue),
+        )
+        self._fds = [map_create(MapType.HASH, *sizes, 131072, NO_PREALLOC) for sizes in kinds.values()]
+        targets: list[Any] = [
+            MapTarget(name, fd, *pair)  # type: ignore[type-var]
+            for name, fd, pair in zip(kinds, self._fds, types, strict=True)
+        ]
+        self.trackers = ServiceTrackers(*(Tracker(target.name, target) for target in targets))
+
+    def close(self) -> None:
+        for fd in self._fds:
+            os.close(fd)
 
 
 def _program_iptables() -> float:

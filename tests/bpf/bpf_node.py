@@ -58,9 +58,10 @@ class Node:
 
     def echo(self, kind: int, address: str = "127.0.0.1") -> EchoServer:
         """A server on a free port of `address`; an address that is not there yet is given to loopback."""
-        if address != "127.0.0.1":
-            self.run("ip", "address", "replace", f"{address}/32", "dev", "lo")
-        server = EchoServer(self.socket(socket.AF_INET, kind), address)
+        family, bits = (socket.AF_INET6, 128) if ":" in address else (socket.AF_INET, 32)
+        if address not in ("127.0.0.1", "::1"):
+            self.run("ip", "address", "replace", f"{address}/{bits}", "dev", "lo")
+        server = EchoServer(self.socket(family, kind), address)
         self._open.callback(server.close)
         return server
 
@@ -72,7 +73,7 @@ class EchoServer:
         self._socket = listener
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((address, 0))
-        self.address: tuple[str, int] = listener.getsockname()
+        self.address: tuple[str, int] = listener.getsockname()[:2]
         is_stream = listener.type == socket.SOCK_STREAM
         if is_stream:
             listener.listen(128)

@@ -41,3 +41,13 @@ def _checksum(header: bytes) -> bytes:
 
 def ipv4_frame(source: str, destination: str, protocol: int = socket.IPPROTO_UDP) -> bytes:
     return frame(ETH_IPV4, ipv4(source, destination, protocol))
+
+
+def ipv6(source: str, destination: str, next_header: int = socket.IPPROTO_UDP) -> bytes:
+    """An IPv6 packet of 32 bytes of payload."""
+    header = struct.pack("!IHBB", 6 << 28, 32, next_header, 64)
+    return header + b"".join(socket.inet_pton(socket.AF_INET6, end) for end in (source, destination)) + bytes(32)
+
+
+def ipv6_frame(source: str, destination: str, next_header: int = socket.IPPROTO_UDP) -> bytes:
+    return frame(ETH_IPV6, ipv6(source, destination, next_header))

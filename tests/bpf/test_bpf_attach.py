@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from bpf_node import TIMEOUT, Node
-from bpf_packets import ipv4
+from bpf_packets import ipv4, ipv6
 
 from agent.bpf import probe
 from agent.bpf.layouts import CidrKey, IpcacheValue, Reason
@@ -27,6 +27,7 @@ from agent.bpf.loader import Datapath
 from agent.bpf.programs import EXIT, program_load, set_result
 from agent.bpf.syscalls import AttachType, ProgramType, link_create, object_pin
 from agent.targets import maps
+from clustermesh.address import parse_prefix
 from clustermesh.errors import Invalid
 
 pytestmark = pytest.mark.root
@@ -34,6 +35,8 @@ pytestmark = pytest.mark.root
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 _DROP_ALL = (set_result(2), EXIT)
 POD, PEER, WORLD = "10.1.0.5", "10.2.0.7", "198.51.100.1"
+POD_CIDRS = ("10.1.0.0/24", "10.2.0.0/24", "fd10:1::/64", "fd10:2::/64")
+POD6, PEER6 = "fd10:1::5", "fd10:2::7"
 by_each_mechanism = pytest.mark.parametrize("mechanism", [Mechanism.TCX, Mechanism.CLSACT])
 
 
@@ -92,7 +95,7 @@ def tun(network: Node) -> Iterator[Tun]:
 
 @pytest.fixture
 def mesh(datapath: Datapath) -> Datapath:
-    cidrs = {CidrKey.parse(cidr): IpcacheValue(70000) for cidr in ("10.1.0.0/24", "10.2.0.0/24")}
+    cidrs = {CidrKey.of(parse_prefix(cidr)): IpcacheValue(70000) for cidr in POD_CIDRS}
     asyncio.run(maps.cidrs(datapath).upsert(cidrs))
     return datapath
 
@@ -144,9 +147,12 @@ def test_packets_too_short_for_two_addresses_pass_uncounted(
     network.call(lambda: mesh.attach_strict(tun.name, mechanism))
     for length in (1, 12, 19):
         tun.write(ipv4(PEER, POD)[:length])
+    for length in (1, 20, 39):
+        tun.write(ipv6(PEER6, POD6)[:length])
     assert _dropped(mesh) == (0, 0)
     tun.write(ipv4(PEER, POD)[:20])
-    assert _dropped(mesh) == (1, 0)
+    tun.write(ipv6(PEER6, POD6)[:40])
+    assert _dropped(mesh) == (2, 0)
 
 
 @by_each_mechanism
@@ -157,13 +163,13 @@ def test_attaching_again_adopts_and_new_maps_replace_in_place(
     again = network.call(lambda: mesh.attach_strict(tun.name, mechanism))
     assert [hook.outcome for hook in again] == [Outcome.ADOPTED] * 2
     assert [hook.link_id for hook in again] == [hook.link_id for hook in first]
-    grown = Datapath.open(bpf_object, mesh.pin_dir, None, {"ipcache4_cidr": 64})
+    grown = Datapath.open(bpf_object, mesh.pin_dir, None, {"ipcache_cidr": 64})
     try:
         replaced = network.call(lambda: grown.attach_strict(tun.name, mechanism))
         assert [hook.outcome for hook in replaced] == [Outcome.REPLACED] * 2
         assert [hook.link_id for hook in replaced] == [hook.link_id for hook in first]
         _assert_protected(network, tun, grown)
-        asyncio.run(maps.cidrs(grown).delete([CidrKey.parse("10.2.0.0/24")]))
+        asyncio.run(maps.cidrs(grown).delete([CidrKey.of(parse_prefix("10.2.0.0/24"))]))
         _send(network, PEER, b"no longer a pod")
         assert tun.read().endswith(b"no longer a pod")
     finally:

@@ -16,12 +16,26 @@ import pytest
 from bpf_node import EchoServer, Node
 
 from agent.bpf import probe
-from agent.bpf.layouts import AddressKey, Backend, BackendKey, IpcacheValue, Reason, ServiceKey, ServiceValue, ipv4
+from agent.bpf.layouts import (
+    AddressKey,
+    BackendKey,
+    BackendValue,
+    GroupsKey,
+    GroupsValue,
+    IpcacheValue,
+    LbGroup,
+    Reason,
+    ServiceKey,
+    ServiceValue,
+    SlotsKey,
+    SlotsValue,
+)
 from agent.bpf.links import Mechanism, Outcome
 from agent.bpf.loader import Datapath
 from agent.bpf.probe import SOCKET_HOOKS
 from agent.bpf.syscalls import NO_PREALLOC, MapType, map_create, object_pin
 from agent.targets import maps
+from clustermesh.address import from_int, parse
 from clustermesh.errors import Invalid, Refused
 
 pytestmark = pytest.mark.root
@@ -45,15 +59,24 @@ def _opened(bpf_object: Path, pin_dir: Path, cgroup: Path | None, **sizes: int) 
 
 def _fill(datapath: Datapath, server: EchoServer) -> None:
     """One service with one backend, and 100 addresses."""
-    where = (ipv4(VIP[0]), VIP[1])
-    asyncio.run(maps.backends(datapath).upsert({BackendKey(1): Backend(ipv4(server.address[0]), server.port, 6)}))
-    slots = {ServiceKey(*where, 0, 6): ServiceValue(0, 1), ServiceKey(*where, 1, 6): ServiceValue(1)}
-    asyncio.run(maps.services(datapath).upsert(slots))
-    asyncio.run(maps.addresses(datapath).upsert({AddressKey(n): IpcacheValue(n) for n in range(100)}))
+    backend = BackendValue(parse(server.address[0]), server.port, 6)
+
+    async def fill() -> None:
+        await maps.backends(datapath).upsert({BackendKey(1): backend})
+        await maps.slots(datapath).upsert({SlotsKey(1): SlotsValue((1,) * 16)})
+        await maps.groups(datapath).upsert({GroupsKey(1): GroupsValue((LbGroup(1, 1, 1), *[LbGroup(1)] * 7))})
+        await maps.services(datapath).upsert({_key(6): ServiceValue(1, 1, groups=1)})
+        await maps.addresses(datapath).upsert({AddressKey(from_int(n)): IpcacheValue(n) for n in range(100)})
+
+    asyncio.run(fill())
+
+
+def _key(protocol: int) -> ServiceKey:
+    return ServiceKey(parse(VIP[0]), VIP[1], protocol)
 
 
 def _content(datapath: Datapath) -> list[object]:
-    targets = (maps.services, maps.backends, maps.addresses, maps.cidrs, maps.reverse_sockets)
+    targets = (maps.services, maps.groups, maps.slots, maps.backends, maps.addresses, maps.reverse_sockets)
     return [asyncio.run(target(datapath).dump()) for target in targets]
 
 
@@ -116,7 +139,7 @@ def test_a_killed_loader_leaves_everything_and_the_next_one_adopts_it(
             with _opened(bpf_object, pin_dir, cgroup) as again:
                 assert _outcomes(again) == {Outcome.ADOPTED}
                 assert again.map_ids == ids
-                assert _content(again)[:4] == content[:4]
+                assert _content(again)[:5] == content[:5]
     assert wrong == []
 
 
@@ -126,17 +149,17 @@ def test_no_connect_fails_while_programs_are_exchanged_and_maps_resized(
     server = node.echo(socket.SOCK_STREAM)
     with _opened(bpf_object, pin_dir, cgroup) as first:
         _fill(first, server)
-        links, content, size = _links(first), _content(first), first.sizes["lb4_services"]
+        links, content, size = _links(first), _content(first), first.sizes["lb_services"]
     with _traffic(node) as wrong:
         for number in range(1, 9):
-            with _opened(bpf_object, pin_dir, cgroup, lb4_services=size + number) as again:
+            with _opened(bpf_object, pin_dir, cgroup, lb_services=size + number) as again:
                 assert again.hooks["connect4"].outcome is Outcome.REPLACED
-                assert again.sizes["lb4_services"] == size + number
+                assert again.sizes["lb_services"] == size + number
                 assert _links(again) == links
-                assert _content(again)[:4] == content[:4]
+                assert _content(again)[:5] == content[:5]
     assert wrong == []
-    with _opened(bpf_object, pin_dir, cgroup, lb4_services=size) as last:
-        asyncio.run(maps.services(last).upsert({ServiceKey(ipv4(VIP[0]), VIP[1], 0, 6): ServiceValue(0, 0)}))
+    with _opened(bpf_object, pin_dir, cgroup, lb_services=size) as last:
+        asyncio.run(maps.services(last).upsert({_key(6): ServiceValue(1)}))
         with pytest.raises(ConnectionRefusedError):  # the new programs read the new maps
             node.socket(socket.AF_INET, socket.SOCK_STREAM).connect(VIP)
 
@@ -150,7 +173,7 @@ def test_open_sockets_keep_their_service_through_a_resize(
         clients = [node.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(20)]
         for client in clients[:10]:
             client.connect(VIP)
-        deferred = Datapath.open(bpf_object, pin_dir, None, {"lb4_reverse_sk": 512})
+        deferred = Datapath.open(bpf_object, pin_dir, None, {"lb_reverse_sk": 512})
         for client in clients[10:]:
             client.connect(VIP)  # the old programs still run, and write to the old map
     with closing(deferred):
@@ -169,38 +192,38 @@ def test_counters_survive_a_restart(node: Node, cgroup: Path, bpf_object: Path, 
 
 def test_a_map_cannot_shrink_below_what_it_holds(bpf_object: Path, pin_dir: Path) -> None:
     with _opened(bpf_object, pin_dir, None) as first:
-        asyncio.run(maps.addresses(first).upsert({AddressKey(n): IpcacheValue(n) for n in range(100)}))
+        asyncio.run(maps.addresses(first).upsert({AddressKey(from_int(n)): IpcacheValue(n) for n in range(100)}))
         ids, content = first.map_ids, _content(first)
-    with pytest.raises(Refused, match="ipcache4 holds more entries"):
-        Datapath.open(bpf_object, pin_dir, None, {"ipcache4": 99})
+    with pytest.raises(Refused, match="ipcache holds more entries"):
+        Datapath.open(bpf_object, pin_dir, None, {"ipcache": 99})
     with _opened(bpf_object, pin_dir, None) as again:
         assert again.map_ids == ids
         assert _content(again) == content
-    with _opened(bpf_object, pin_dir, None, ipcache4=100) as smaller:
+    with _opened(bpf_object, pin_dir, None, ipcache=100) as smaller:
         assert _content(smaller) == content
 
 
 def test_a_map_of_another_layout_is_refused_and_left_alone(bpf_object: Path, pin_dir: Path) -> None:
-    (pin_dir / "v1").mkdir(parents=True)
+    (pin_dir / "v2").mkdir(parents=True)
     foreign = map_create(MapType.HASH, 4, 16, 8, NO_PREALLOC)
-    object_pin(foreign, pin_dir / "v1" / "ipcache4")
+    object_pin(foreign, pin_dir / "v2" / "ipcache")
     os.close(foreign)
     with pytest.raises(Refused, match="another layout"):
         Datapath.open(bpf_object, pin_dir, None)
-    assert [path.name for path in (pin_dir / "v1").iterdir()] == ["ipcache4"]
+    assert [path.name for path in (pin_dir / "v2").iterdir()] == ["ipcache"]
 
 
 def test_the_maps_of_an_older_version_go_when_the_new_programs_run(
     node: Node, cgroup: Path, bpf_object: Path, pin_dir: Path
 ) -> None:
-    (pin_dir / "v0").mkdir(parents=True)
+    (pin_dir / "v1").mkdir(parents=True)
     old = map_create(MapType.HASH, 4, 16, 8, NO_PREALLOC)
-    object_pin(old, pin_dir / "v0" / "ipcache4")
+    object_pin(old, pin_dir / "v1" / "ipcache")
     os.close(old)
     with _opened(bpf_object, pin_dir, None) as datapath:
-        assert (pin_dir / "v0").exists()
+        assert (pin_dir / "v1").exists()
         datapath.attach_sockets(cgroup)
-        assert not (pin_dir / "v0").exists()
+        assert not (pin_dir / "v1").exists()
 
 
 def test_another_cgroup_takes_the_place_of_the_first(node: Node, cgroup: Path, bpf_object: Path, pin_dir: Path) -> None:
@@ -234,8 +257,7 @@ def test_removing_leaves_sockets_without_services_and_no_pin(
 ) -> None:
     with _opened(bpf_object, pin_dir, cgroup) as datapath:
         node.call(lambda: datapath.attach_strict("lo", Mechanism.TCX))
-        where = ServiceKey(ipv4(VIP[0]), VIP[1], 0, 17)
-        asyncio.run(maps.services(datapath).upsert({where: ServiceValue(0, 0)}))
+        asyncio.run(maps.services(datapath).upsert({_key(17): ServiceValue(1)}))
         node.run("ip", "route", "add", "default", "dev", "lo")
         with pytest.raises(ConnectionRefusedError):
             node.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(VIP)
@@ -248,7 +270,7 @@ def test_removing_leaves_sockets_without_services_and_no_pin(
 def test_a_cgroup_that_is_not_there_is_refused_and_no_descriptor_stays_open(bpf_object: Path, pin_dir: Path) -> None:
     Datapath.open(bpf_object, pin_dir, None).close()
     before = os.listdir("/proc/self/fd")
-    for sizes in ({}, {"ipcache4": 100}):
+    for sizes in ({}, {"ipcache": 100}):
         with pytest.raises(Refused, match="nosuch"):
             Datapath.open(bpf_object, pin_dir, Path("/nosuch"), sizes)
     assert os.listdir("/proc/self/fd") == before
@@ -267,10 +289,10 @@ def test_a_place_with_a_dot_in_its_name_is_refused(bpf_object: Path, bpffs: Path
 def test_a_pin_left_by_an_attempt_that_was_cut_off_goes(bpf_object: Path, pin_dir: Path) -> None:
     Datapath.open(bpf_object, pin_dir, None).close()
     left = map_create(MapType.HASH, 4, 16, 8, NO_PREALLOC)
-    object_pin(left, pin_dir / "v1" / "ipcache4_new")
+    object_pin(left, pin_dir / "v2" / "ipcache_new")
     os.close(left)
     with _opened(bpf_object, pin_dir, None) as datapath:
-        assert {path.name for path in (pin_dir / "v1").iterdir()} == set(datapath.maps)
+        assert {path.name for path in (pin_dir / "v2").iterdir()} == set(datapath.maps)
 
 
 def test_a_kernel_that_cannot_name_the_error_refuses_with_eperm(
@@ -278,8 +300,7 @@ def test_a_kernel_that_cannot_name_the_error_refuses_with_eperm(
 ) -> None:
     monkeypatch.setattr(probe, "has_set_retval", lambda: False)
     with _opened(bpf_object, pin_dir, cgroup) as datapath:
-        where = ServiceKey(ipv4(VIP[0]), VIP[1], 0, 6)
-        asyncio.run(maps.services(datapath).upsert({where: ServiceValue(0, 0)}))
+        asyncio.run(maps.services(datapath).upsert({_key(6): ServiceValue(1)}))
         with pytest.raises(PermissionError):
             node.socket(socket.AF_INET, socket.SOCK_STREAM).connect(VIP)
 
@@ -301,4 +322,4 @@ def test_a_program_the_kernel_rejects_carries_the_verifier_s_reason(pin_dir: Pat
     subprocess.run(["make", "-s", "-C", str(copy)], check=True, timeout=60)
     with pytest.raises(Refused, match=r"invalid access to packet|invalid mem access"):
         Datapath.open(tmp_path / "build" / "clustermesh.bpf.o", pin_dir, None)
-    assert list((pin_dir / "v1").iterdir()) == []
+    assert list((pin_dir / "v2").iterdir()) == []

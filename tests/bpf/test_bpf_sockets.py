@@ -14,46 +14,70 @@ from pathlib import Path
 import pytest
 from bpf_node import EchoServer, Node
 
-from agent.bpf.layouts import Backend, BackendKey, BackendState, Reason, ServiceKey, ServiceValue, ipv4
+from agent.bpf.layouts import (
+    BackendKey,
+    BackendValue,
+    GroupsKey,
+    GroupsValue,
+    LbGroup,
+    Reason,
+    ServiceKey,
+    ServiceValue,
+    SlotsKey,
+    SlotsValue,
+)
 from agent.bpf.loader import Datapath
 from agent.targets import maps
+from clustermesh.address import parse
+from clustermesh.mesh.resolve import BackendState
 
 pytestmark = pytest.mark.root
 
-VIP = ("10.96.0.10", 80)
+Peer = tuple[str, int]
+VIP: Peer = ("10.96.0.10", 80)
+VIP6: Peer = ("fd96::10", 80)
+VIPS = {socket.AF_INET: VIP, socket.AF_INET6: VIP6}
+HOSTS = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
 PROTOCOL = {TCP: 6, UDP: 17}
 
 
 class Services:
-    """One service at VIP, for TCP and UDP, written the way a test wants it: also half."""
+    """One service at VIP and at VIP6, for TCP and UDP, written the way a test wants it: also half.
+
+    It is of one group, of cluster 2. Backend `number` is of the family of its server."""
 
     def __init__(self, datapath: Datapath) -> None:
         self.datapath = datapath
-        self._services, self._backends = maps.services(datapath), maps.backends(datapath)
 
-    def set_slots(self, kind: int, slots: Sequence[int], count: int | None = None) -> None:
-        """Slot i+1 points at backend slots[i]; 0 leaves the slot out. `count` is as many unless given."""
-        entries = {self._key(kind, 0): ServiceValue(0, len(slots) if count is None else count)}
-        entries |= {self._key(kind, i): ServiceValue(number) for i, number in enumerate(slots, 1) if number}
-        asyncio.run(self._services.upsert(entries))
-
-    def clear_slots(self, kind: int, *slots: int) -> None:
-        asyncio.run(self._services.delete([self._key(kind, slot) for slot in slots]))
+    def set_slots(self, kind: int, slots: Sequence[int], vip: Peer = VIP) -> None:
+        """Slot i points at backend slots[i]; a block in which all are 0 is left out."""
+        number = _service_id(kind, vip)
+        blocks = {
+            block: (*slots[block * 16 : block * 16 + 16], *[0] * 16)[:16] for block in range(-(-len(slots) // 16))
+        }
+        entries = {SlotsKey(number, 0, block): SlotsValue(ids) for block, ids in blocks.items() if any(ids)}
+        asyncio.run(maps.slots(self.datapath).upsert(entries))
+        group = LbGroup(len(slots), 2, len(slots))
+        groups = GroupsValue((group, *[LbGroup(len(slots))] * 7))
+        asyncio.run(maps.groups(self.datapath).upsert({GroupsKey(number): groups}))
+        head = ServiceValue(number, len(slots), groups=min(len(slots), 1))
+        key = ServiceKey(parse(vip[0]), vip[1], PROTOCOL[kind])
+        asyncio.run(maps.services(self.datapath).upsert({key: head}))
 
     def set_backend(self, number: int, server: EchoServer, state: int = BackendState.ACTIVE) -> None:
-        backend = Backend(ipv4(server.address[0]), server.port, 0, state, 2)
-        asyncio.run(self._backends.upsert({BackendKey(number): backend}))
+        backend = BackendValue(parse(server.address[0]), server.port, 0, state, 2)
+        asyncio.run(maps.backends(self.datapath).upsert({BackendKey(number): backend}))
 
     def remove_backend(self, number: int) -> None:
-        asyncio.run(self._backends.delete([BackendKey(number)]))
-
-    @staticmethod
-    def _key(kind: int, slot: int) -> ServiceKey:
-        return ServiceKey(ipv4(VIP[0]), VIP[1], slot, PROTOCOL[kind])
+        asyncio.run(maps.backends(self.datapath).delete([BackendKey(number)]))
 
     def counted(self, reason: Reason) -> int:
         return self.datapath.counters()[reason]
+
+
+def _service_id(kind: int, vip: Peer) -> int:
+    return kind + 10 * (vip == VIP6)
 
 
 @pytest.fixture
@@ -62,50 +86,74 @@ def services(datapath: Datapath, cgroup: Path, node: Node) -> Services:
     return Services(datapath)
 
 
-def _serve(node: Node, services: Services, kind: int, count: int) -> list[EchoServer]:
-    """`count` servers, each of them a backend of the service."""
-    servers = [node.echo(kind) for _ in range(count)]
-    for number, server in enumerate(servers, 1):
+def _serve(
+    node: Node, services: Services, kind: int, count: int, family: int = socket.AF_INET, first: int = 1
+) -> list[EchoServer]:
+    """`count` servers, each of them a backend of the service, numbered from `first` on."""
+    servers = [node.echo(kind, HOSTS[family]) for _ in range(count)]
+    for number, server in enumerate(servers, first):
         services.set_backend(number, server)
-    services.set_slots(kind, range(1, count + 1))
+    services.set_slots(kind, range(first, first + count), VIPS[family])
     return servers
 
 
-def _ask(node: Node, kind: int, address: tuple[str, int] = VIP) -> int:
+def _ask(node: Node, kind: int, address: Peer = VIP) -> int:
     """The port of whoever answers at `address`."""
-    with closing(node.socket(socket.AF_INET, kind)) as client:
+    with closing(node.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, kind)) as client:
         client.connect(address)
         client.sendall(b"hello")
         return int(client.recv(100).partition(b":")[0])
 
 
-def test_tcp_reaches_a_backend_and_the_peer_is_the_service(node: Node, services: Services) -> None:
-    (server,) = _serve(node, services, TCP, 1)
-    client = node.socket(socket.AF_INET, TCP)
-    client.connect(VIP)
+by_family = pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["IPv4", "IPv6"])
+
+
+@by_family
+def test_tcp_reaches_a_backend_and_the_peer_is_the_service(node: Node, services: Services, family: int) -> None:
+    (server,) = _serve(node, services, TCP, 1, family)
+    client = node.socket(family, TCP)
+    client.connect(VIPS[family])
     client.sendall(b"hello")
     assert client.recv(100) == b"%d:hello" % server.port
-    assert client.getpeername() == VIP
+    assert client.getpeername()[:2] == VIPS[family]
     assert services.counted(Reason.CONNECT) == 1
 
 
-def test_connected_udp_reaches_a_backend_and_the_peer_is_the_service(node: Node, services: Services) -> None:
-    (server,) = _serve(node, services, UDP, 1)
-    client = node.socket(socket.AF_INET, UDP)
-    client.connect(VIP)
+@by_family
+def test_connected_udp_reaches_a_backend_and_the_peer_is_the_service(
+    node: Node, services: Services, family: int
+) -> None:
+    (server,) = _serve(node, services, UDP, 1, family)
+    client = node.socket(family, UDP)
+    client.connect(VIPS[family])
     client.send(b"hello")
-    assert client.recvfrom(100) == (b"%d:hello" % server.port, VIP)
-    assert client.getpeername() == VIP
+    data, peer = client.recvfrom(100)
+    assert (data, peer[:2]) == (b"%d:hello" % server.port, VIPS[family])
+    assert client.getpeername()[:2] == VIPS[family]
 
 
-def test_an_unconnected_datagram_is_answered_by_the_service(node: Node, services: Services) -> None:
-    (server,) = _serve(node, services, UDP, 1)
-    client = node.socket(socket.AF_INET, UDP)
+@by_family
+def test_an_unconnected_datagram_is_answered_by_the_service(node: Node, services: Services, family: int) -> None:
+    (server,) = _serve(node, services, UDP, 1, family)
+    client = node.socket(family, UDP)
     for _ in range(3):
-        client.sendto(b"hello", VIP)
-        assert client.recvfrom(100) == (b"%d:hello" % server.port, VIP)
+        client.sendto(b"hello", VIPS[family])
+        data, peer = client.recvfrom(100)
+        assert (data, peer[:2]) == (b"%d:hello" % server.port, VIPS[family])
     assert services.counted(Reason.DATAGRAM) == services.counted(Reason.REPLY) == 3
     assert len(asyncio.run(maps.reverse_sockets(services.datapath).dump())) == 1
+
+
+def test_one_ipv6_socket_asks_services_of_both_families(node: Node, services: Services) -> None:
+    (server,) = _serve(node, services, UDP, 1)
+    (other,) = _serve(node, services, UDP, 1, socket.AF_INET6, first=2)
+    client = node.socket(socket.AF_INET6, UDP)
+    client.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    for _ in range(2):
+        for vip, answerer in (((f"::ffff:{VIP[0]}", VIP[1]), server), (VIP6, other)):
+            client.sendto(b"hello", vip)
+            data, peer = client.recvfrom(100)
+            assert (data, peer[:2]) == (b"%d:hello" % answerer.port, vip)
 
 
 @pytest.mark.parametrize("kind", [TCP, UDP])
@@ -157,15 +205,16 @@ def test_what_is_no_service_passes_untouched(node: Node, services: Services, kin
     assert services.counted(Reason.CONNECT) == 0
 
 
+@by_family
 @pytest.mark.parametrize("kind", [TCP, UDP])
-def test_a_service_without_backends_refuses_and_counts(node: Node, services: Services, kind: int) -> None:
-    services.set_slots(kind, [])
-    client = node.socket(socket.AF_INET, kind)
+def test_a_service_without_backends_refuses_and_counts(node: Node, services: Services, kind: int, family: int) -> None:
+    services.set_slots(kind, [], VIPS[family])
+    client = node.socket(family, kind)
     with pytest.raises(ConnectionRefusedError):
-        client.connect(VIP)
+        client.connect(VIPS[family])
     if kind == UDP:
         with pytest.raises(ConnectionRefusedError):
-            node.socket(socket.AF_INET, UDP).sendto(b"hello", VIP)
+            node.socket(family, UDP).sendto(b"hello", VIPS[family])
     assert services.counted(Reason.DROP_NO_BACKEND) == (2 if kind == UDP else 1)
 
 
@@ -215,8 +264,8 @@ def test_no_connect_fails_while_backends_come_and_go(node: Node, services: Servi
             gone = turn % 3 + 1
             services.remove_backend(gone)
             services.set_slots(TCP, [number for number in (1, 2, 3) if number != gone])
-            services.clear_slots(TCP, 3)
-            services.set_slots(TCP, [0, 0, 0])
+            services.set_slots(TCP, [gone % 3 + 1, gone, *range(1, 18)])
+            services.set_slots(TCP, [999, gone % 3 + 1, 0])
             services.set_backend(gone, servers[gone - 1])
             services.set_slots(TCP, [1, 2, 3])
     finally:
@@ -227,28 +276,41 @@ def test_no_connect_fails_while_backends_come_and_go(node: Node, services: Servi
     assert services.counted(Reason.DROP_NO_BACKEND) == 0
 
 
+@by_family
 @pytest.mark.parametrize("kind", [TCP, UDP])
-def test_sockets_are_spread_over_the_backends(node: Node, services: Services, kind: int) -> None:
+def test_sockets_are_spread_over_the_backends(node: Node, services: Services, kind: int, family: int) -> None:
     """100 sockets over 4 backends: 25 each on average; fewer than 5 for one has a chance below 1 in 10 million."""
-    servers = _serve(node, services, kind, 4)
-    reached = Counter(_ask(node, kind) for _ in range(100))
+    servers = _serve(node, services, kind, 4, family)
+    reached = Counter(_ask(node, kind, VIPS[family]) for _ in range(100))
     assert set(reached) == {server.port for server in servers}
     assert min(reached.values()) >= 5, reached
 
 
-def test_unconnected_datagrams_are_spread_by_socket_and_stay_with_their_backend(node: Node, services: Services) -> None:
-    servers = _serve(node, services, UDP, 4)
+@by_family
+def test_unconnected_datagrams_are_spread_by_socket_and_stay_with_their_backend(
+    node: Node, services: Services, family: int
+) -> None:
+    servers = _serve(node, services, UDP, 4, family)
     reached: Counter[bytes] = Counter()
     for _ in range(100):
-        with closing(node.socket(socket.AF_INET, UDP)) as client:
+        with closing(node.socket(family, UDP)) as client:
             answers = set()
             for _ in range(3):
-                client.sendto(b"hello", VIP)
+                client.sendto(b"hello", VIPS[family])
                 answers.add(client.recv(100))
             assert len(answers) == 1
             reached.update(answers)
     assert set(reached) == {b"%d:hello" % server.port for server in servers}
     assert min(reached.values()) >= 5, reached
+
+
+def test_a_cluster_that_is_out_refuses_and_one_that_is_back_answers(node: Node, services: Services) -> None:
+    (server,) = _serve(node, services, TCP, 1)
+    asyncio.run(maps.set_factors(services.datapath, {2: 0}))
+    with pytest.raises(ConnectionRefusedError):
+        _ask(node, TCP)
+    asyncio.run(maps.set_factors(services.datapath, {2: 1}))
+    assert _ask(node, TCP) == server.port
 
 
 def test_a_socket_that_turns_to_the_backend_itself_sees_the_backend(node: Node, services: Services) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from bpf_packets import ETH_ARP, ETH_IPV4, ETH_IPV6, frame, ipv4, ipv4_frame
+from bpf_packets import ETH_ARP, ETH_IPV4, ETH_IPV6, frame, ipv4, ipv4_frame, ipv6, ipv6_frame
 
 from agent.bpf.layouts import AddressKey, CidrKey, IpcacheValue, NodeIdentity, Reason
-from agent.bpf.layouts import ipv4 as address
 from agent.bpf.loader import Datapath
 from agent.bpf.programs import program_test_run
 from agent.targets import maps
+from clustermesh.address import parse, parse_prefix
 
 pytestmark = pytest.mark.root
 
@@ -27,9 +27,17 @@ ADDRESSES = {
     "192.168.0.1": NodeIdentity.HOST,
     "192.168.0.2": NodeIdentity.REMOTE_NODE,
     "192.168.0.3": NodeIdentity.KUBE_APISERVER,
+    "fd10:1::5": 70000,
+    "fd10:2::7": 131072,
+    "fd10:1::1": NodeIdentity.HOST,
+    "fd92::1": NodeIdentity.HOST,
+    "fd92::2": NodeIdentity.REMOTE_NODE,
 }
-HOST_NETWORK = {"192.168.0.4": 70001, "192.168.0.5": 131073, "10.3.0.44": 131074}
+HOST_NETWORK = {"192.168.0.4": 70001, "192.168.0.5": 131073, "10.3.0.44": 131074, "fd92::4": 70001, "fd92::5": 131073}
 CIDRS = {"10.1.0.0/24": 2, "10.3.0.0/24": 2, "10.9.0.0/16": NodeIdentity.REMOTE_NODE}
+CIDRS |= {"fd10:1::/64": 2, "fd10:3::/64": 2, "fd19::/32": NodeIdentity.REMOTE_NODE}
+# Whoever claims everything claims not what neighbours find each other by.
+CIDRS |= {"fe80::/10": 2, "ff00::/8": 2}
 
 PACKETS = {
     "pod to pod": (ipv4_frame("10.1.0.5", "10.2.0.7"), DROP),
@@ -60,7 +68,28 @@ PACKETS = {
     "pod to an address of a pod CIDR that claims to be a host": (ipv4_frame("10.1.0.5", "10.3.0.44"), DROP),
     "nodes known by their CIDR": (ipv4_frame("10.9.1.1", "10.1.0.5"), NEXT),
     "ARP": (frame(ETH_ARP, bytes.fromhex("0001080006040001") + bytes(20)), NEXT),
-    "IPv6": (frame(ETH_IPV6, b"\x60" + bytes(39)), NEXT),
+    "IPv6: pod to pod": (ipv6_frame("fd10:1::5", "fd10:2::7"), DROP),
+    "IPv6: pod to pod, back": (ipv6_frame("fd10:2::7", "fd10:1::5", 6), DROP),
+    "IPv6: pod to an address of a pod CIDR": (ipv6_frame("fd10:1::5", "fd10:3::9"), DROP),
+    "IPv6: one pod CIDR to another": (ipv6_frame("fd10:3::1", "fd10:1::77"), DROP),
+    "IPv6: pod to a router address": (ipv6_frame("fd10:3::1", "fd10:1::1"), DROP),
+    "IPv6: last address of the CIDR": (ipv6_frame("fd10:1::5", "fd10:3::ffff:ffff:ffff:ffff"), DROP),
+    "IPv6: first address outside the CIDR": (ipv6_frame("fd10:1::5", "fd10:3:0:1::"), NEXT),
+    "IPv6: later fragment": (ipv6_frame("fd10:1::5", "fd10:2::7", 44), DROP),
+    "IPv6: extension headers": (ipv6_frame("fd10:1::5", "fd10:2::7", 0), DROP),
+    "IPv6: header and nothing else": (frame(ETH_IPV6, ipv6("fd10:1::5", "fd10:2::7")[:40]), DROP),
+    "IPv6: pod to world": (ipv6_frame("fd10:1::5", "2001:db8::1"), NEXT),
+    "IPv6: world to pod": (ipv6_frame("2001:db8::1", "fd10:1::5"), NEXT),
+    "IPv6: node to node: WireGuard": (ipv6_frame("fd92::1", "fd92::2"), NEXT),
+    "IPv6: pod to node": (ipv6_frame("fd10:1::5", "fd92::2"), NEXT),
+    "IPv6: WireGuard between nodes with pods of the host's network": (ipv6_frame("fd92::4", "fd92::5"), NEXT),
+    "IPv6: nodes known by their CIDR": (ipv6_frame("fd19::1", "fd10:1::5"), NEXT),
+    "IPv6: who has this pod's address": (ipv6_frame("fd10:1::5", "ff02::1:ff00:7", 58), NEXT),
+    "IPv6: neighbours": (ipv6_frame("fe80::1", "fe80::2", 58), NEXT),
+    "IPv6: a neighbour answers a pod": (ipv6_frame("fe80::1", "fd10:1::5", 58), NEXT),
+    "IPv6: a router to all nodes": (ipv6_frame("fe80::1", "ff02::1", 58), NEXT),
+    "IPv6 from nobody to nobody": (frame(ETH_IPV6, b"\x60" + bytes(39)), NEXT),
+    "IPv6 that names mapped IPv4 addresses": (ipv6_frame("::ffff:10.1.0.5", "::ffff:10.2.0.7"), DROP),
     "an IPv4 packet under another name": (frame(0x88B5, ipv4("10.1.0.5", "10.2.0.7")), NEXT),
 }
 
@@ -68,9 +97,9 @@ PACKETS = {
 @pytest.fixture
 def known(datapath: Datapath) -> Datapath:
     """The datapath with everybody of the table above in its ipcache."""
-    addresses = {AddressKey(address(ip)): IpcacheValue(identity) for ip, identity in ADDRESSES.items()}
-    addresses |= {AddressKey(address(ip)): IpcacheValue(n, address(ip)) for ip, n in HOST_NETWORK.items()}
-    cidrs = {CidrKey.parse(cidr): IpcacheValue(identity) for cidr, identity in CIDRS.items()}
+    addresses = {AddressKey(parse(ip)): IpcacheValue(identity) for ip, identity in ADDRESSES.items()}
+    addresses |= {AddressKey(parse(ip)): IpcacheValue(n, parse(ip)) for ip, n in HOST_NETWORK.items()}
+    cidrs = {CidrKey.of(parse_prefix(cidr)): IpcacheValue(identity) for cidr, identity in CIDRS.items()}
     asyncio.run(maps.addresses(datapath).upsert(addresses))
     asyncio.run(maps.cidrs(datapath).upsert(cidrs))
     return datapath

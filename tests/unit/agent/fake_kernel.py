@@ -12,6 +12,7 @@ import pytest
 from fake_wireguard import FakeDevice, numbered_key
 
 from agent import kernel as agent_kernel
+from agent.bpf.layouts import BackendKey, ServiceKey, SlotsKey
 from agent.engine import Engine
 from agent.kernel import Kernel
 from agent.options import Options
@@ -21,7 +22,6 @@ from agent.underlay import Underlay
 from agent.wireguard.peer import PeerState
 from clustermesh.address import parse, parse_prefix
 from clustermesh.errors import ApplyError, ClusterMeshError, Unavailable
-from clustermesh.mesh.merge import Frontend
 from clustermesh.mesh.reader import ClusterReader
 from clustermesh.mesh.session import Session, State
 from clustermesh.mesh.state import MeshState
@@ -29,7 +29,7 @@ from clustermesh.model import ClusterConfig, LocalService, Node, NodeAddress, Po
 
 NODE = "n1"
 TCP80 = {"http": Port(protocol=Protocol.TCP, port=80)}
-VIP = Frontend("10.96.0.1", 80, Protocol.TCP)
+VIP = parse("10.96.0.1")
 
 
 class FakeTable:
@@ -117,16 +117,18 @@ class Bed:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.journal: list[str] = []
-        names = ("ipcache", "cidrs", "routes", "backends", "services")
+        names = ("ipcache", "cidrs", "routes", "backends", "slots", "groups", "services")
         self.tables = {name: FakeTable(name, self.journal) for name in names}
         maps = SimpleNamespace(
             addresses=lambda _d: self.tables["ipcache"],
             cidrs=lambda _d: self.tables["cidrs"],
             backends=lambda _d: self.tables["backends"],
+            slots=lambda _d: self.tables["slots"],
+            groups=lambda _d: self.tables["groups"],
+            services=lambda _d: self.tables["services"],
         )
         monkeypatch.setattr(agent_kernel, "maps", maps)
         monkeypatch.setattr(agent_kernel, "RouteTarget", lambda: self.tables["routes"])
-        monkeypatch.setattr(agent_kernel, "ServiceMapTarget", lambda _d: self.tables["services"])
         self.options = Options(context=Path("/nowhere"), node=NODE)
         self.state, self.propagation = MeshState("alpha"), Propagation()
         self.sink = AgentSink(self.state, self.propagation)
@@ -172,7 +174,7 @@ class Bed:
             cluster_id=1,
             namespace="n",
             name="web",
-            frontends={parse(VIP.address): TCP80},
+            frontends={VIP: TCP80},
             backends=dict.fromkeys(map(parse, addresses), TCP80),
         )
         self.say("alpha", "local_services", ("n", "web"), LocalService(service=service, is_global=True))
@@ -189,11 +191,12 @@ class Bed:
 
     def served(self) -> list[str]:
         """The backends that a lookup of VIP in the fake kernel ends at."""
-        services, backends = self.tables["services"].held, self.tables["backends"].held
-        count = next((value.slots for key, value in services.items() if key.slot == 0), 0)
-        numbers = [value.backend_id for key, value in sorted(services.items()) if 0 < key.slot <= count]
-        by_id = {key.id: entry for key, entry in backends.items()}
-        return sorted(str(by_id[number].address & 0xFF) for number in numbers)
+        services, slots, backends = (self.tables[name].held for name in ("services", "slots", "backends"))
+        head = services.get(ServiceKey(VIP, 80, 6))
+        if head is None:
+            return []
+        blocks = [slots[SlotsKey(head.service_id, group)].backend_ids for group in range(head.groups)]
+        return sorted({str(backends[BackendKey(number)].address[-1]) for block in blocks for number in block})
 
 
 def make_node(cluster: str, number: int, **changes: Any) -> Node:

@@ -19,36 +19,53 @@ from hypothesis import strategies as st
 from agent.bpf import layouts
 from agent.bpf.layouts import (
     AddressKey,
-    Backend,
     BackendKey,
-    BackendState,
+    BackendValue,
     CidrKey,
+    ClustersKey,
+    ClustersValue,
+    GroupsKey,
+    GroupsValue,
     IpcacheValue,
+    LbGroup,
     NodeIdentity,
     Reason,
     ReverseKey,
     ReverseValue,
     ServiceKey,
     ServiceValue,
+    SlotsKey,
+    SlotsValue,
 )
+from clustermesh.address import Address, from_int, masked, parse, parse_prefix
+from clustermesh.mesh.resolve import Algorithm, BackendState, Kind, Scope
 
 HEADER = Path(__file__).parents[3] / "bpf" / "layouts.h"
 STRUCTS: Mapping[str, type[Any]] = {
-    "lb4_service_key": ServiceKey,
-    "lb4_service": ServiceValue,
-    "lb4_backend": Backend,
-    "lb4_reverse_key": ReverseKey,
-    "lb4_reverse": ReverseValue,
-    "ipcache4_cidr_key": CidrKey,
-    "ipcache4_entry": IpcacheValue,
+    "lb_service_key": ServiceKey,
+    "lb_service": ServiceValue,
+    "lb_groups_key": GroupsKey,
+    "lb_group": LbGroup,
+    "lb_groups": GroupsValue,
+    "lb_slots_key": SlotsKey,
+    "lb_slots": SlotsValue,
+    "lb_backend": BackendValue,
+    "lb_clusters": ClustersValue,
+    "lb_reverse_key": ReverseKey,
+    "lb_reverse": ReverseValue,
+    "ipcache_cidr_key": CidrKey,
+    "ipcache_entry": IpcacheValue,
 }
-RENAMED = {("lb4_service", "count"): "slots"}  # a tuple has a method `count`
 ENUMS: Mapping[str, tuple[type[IntEnum], str]] = {
+    "service_kind": (Kind, "KIND_"),
+    "service_scope": (Scope, "SCOPE_"),
+    "algorithm": (Algorithm, "ALGORITHM_"),
     "backend_state": (BackendState, "BACKEND_"),
     "node_identity": (NodeIdentity, "IDENTITY_"),
     "reason": (Reason, "REASON_"),
 }
-_UNSIGNED = {"__u8": 1, "__u16": 2, "__be16": 2, "__u32": 4, "__be32": 4, "__u64": 8}
+CONSTANTS = ("LB_FULL", "LB_CLUSTERS", "GROUPS_PER_BLOCK", "SLOTS_PER_BLOCK")
+_UNSIGNED = {"__u8": 1, "__u16": 2, "__be16": 2, "__u32": 4, "__be32": 4, "__u64": 8, "address": 16, "lb_group": 12}
 
 
 class Field(NamedTuple):
@@ -70,10 +87,12 @@ class Compiled(NamedTuple):
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
     text = re.sub(r"/\*.*?\*/", "", HEADER.read_text(), flags=re.S)
     structs = {
-        name: re.findall(r"(\w+) (\w+)(?:\[\d+\])?;", body)
+        name: re.findall(r"(\w+) (\w+)(?:\[\w+\])?;", body)
         for name, body in re.findall(r"struct (\w+) \{(.*?)\};", text, re.S)
+        if name != "address"
     }
     enums = {name: re.findall(r"\b[A-Z]\w+", body) for name, body in re.findall(r"enum (\w+) \{(.*?)\};", text, re.S)}
+    enums["constants"] = list(CONSTANTS)
     answers = _run(tmp_path_factory.mktemp("layouts"), structs, enums)
     return Compiled(
         {
@@ -104,34 +123,53 @@ def _run(folder: Path, structs: Mapping[str, Any], enums: Mapping[str, Any]) -> 
     return {name: tuple(map(int, numbers)) for name, *numbers in map(str.split, printed.splitlines())}
 
 
+def _of(kind: str, number: int) -> Any:
+    """`number` as a field of this type has it."""
+    if kind == "address":
+        return from_int(number)
+    return LbGroup.unpack(number.to_bytes(12, "big")) if kind == "lb_group" else number
+
+
+def _zero(name: str, fields: list[Field]) -> Any:
+    kinds = {field.name: field for field in fields}
+    values = []
+    for field in STRUCTS[name]._fields:
+        one, places = _of(kinds[field].kind, 0), kinds[field].size // _UNSIGNED[kinds[field].kind]
+        values.append(one if places == 1 else (one,) * places)
+    return STRUCTS[name](*values)
+
+
 def test_every_struct_of_the_header_has_its_tuple(compiled: Compiled) -> None:
     assert set(compiled.fields) == set(STRUCTS)
     for name, fields in compiled.fields.items():
-        named = [RENAMED.get((name, field.name), field.name) for field in fields if field.name != "pad"]
-        assert tuple(named) == STRUCTS[name]._fields, name
+        assert tuple(field.name for field in fields if field.name != "pad") == STRUCTS[name]._fields, name
 
 
 @pytest.mark.parametrize("name", STRUCTS)
 def test_every_field_is_where_the_compiler_has_it(compiled: Compiled, name: str) -> None:
     """One field is set at a time: its bytes are at its offset in its order, and all others are zero."""
-    kind = STRUCTS[name]
-    zero = kind(*[0] * len(kind._fields))
+    zero = _zero(name, compiled.fields[name])
     assert zero.pack() == bytes(compiled.sizes[name])
     for field in compiled.fields[name]:
-        if field.name == "pad":
-            continue
         size = _UNSIGNED[field.kind]
-        assert size == field.size
-        value = int.from_bytes(bytes(range(1, size + 1)), "big")
-        changed = {RENAMED.get((name, field.name), field.name): value}
-        if kind is CidrKey:  # no address without a prefix that covers it, no prefix beyond 32
-            changed = {"prefix_length": 32} | changed if field.name == "address" else {"prefix_length": 32}
-        packed = zero._replace(**changed).pack()
-        order = "big" if field.kind.startswith("__be") else sys.byteorder
-        stored = packed[field.offset : field.offset + size]
-        assert int.from_bytes(stored, order) == changed[RENAMED.get((name, field.name), field.name)], field
-        others = packed[: field.offset] + packed[field.offset + size :]
-        assert not any(others) or kind is CidrKey, field
+        for place in range(0 if field.name == "pad" else field.size // size):
+            pattern = bytes(range(1, size + 1))
+            if STRUCTS[name] is CidrKey and field.name == "prefix_length":
+                pattern = (128).to_bytes(4, "big")  # no prefix beyond
+            if field.kind == "lb_group":
+                pattern = LbGroup.unpack(pattern).pack()  # its padding is zero
+            value: Any = _of(field.kind, int.from_bytes(pattern, "big"))
+            if field.size > size:
+                value = tuple(value if n == place else old for n, old in enumerate(getattr(zero, field.name)))
+            changed = {field.name: value}
+            if STRUCTS[name] is CidrKey and field.name == "address":  # no address without a prefix that covers it
+                changed["prefix_length"] = 128
+            packed = zero._replace(**changed).pack()
+            at = field.offset + place * size
+            in_order = field.kind.startswith("__be") or field.kind in ("address", "lb_group")
+            assert packed[at : at + size] == (pattern if in_order or sys.byteorder == "big" else pattern[::-1]), field
+            others = packed[:at] + packed[at + size :]
+            assert not any(others) or "prefix_length" in changed, field
 
 
 @pytest.mark.parametrize("name", ENUMS)
@@ -145,23 +183,35 @@ def test_every_name_has_the_number_it_has_in_c(compiled: Compiled, name: str) ->
     }
 
 
-def test_single_numbers_as_keys_are_four_bytes() -> None:
-    assert BackendKey(0x01020304).pack() == (0x01020304).to_bytes(4, sys.byteorder)
-    assert AddressKey(0x01020304).pack() == bytes([1, 2, 3, 4])
+def test_every_constant_is_what_it_is_in_c(compiled: Compiled) -> None:
+    assert {name: getattr(layouts, name) for name in CONSTANTS} == compiled.enums["constants"]
+
+
+def test_single_numbers_as_keys_are_four_bytes_and_addresses_are_themselves() -> None:
+    for kind in (BackendKey, ClustersKey):
+        assert kind(0x01020304).pack() == (0x01020304).to_bytes(4, sys.byteorder)
+    assert AddressKey(parse("fd00::1")).pack() == parse("fd00::1")
 
 
 _U8, _U16 = st.integers(0, 0xFF), st.integers(0, 0xFFFF)
 _U32, _U64 = st.integers(0, 0xFFFFFFFF), st.integers(0, 2**64 - 1)
+_ADDRESS = st.binary(min_size=16, max_size=16).map(Address)
 _ANY = st.one_of(
-    st.builds(ServiceKey, _U32, _U16, _U16, _U8),
-    st.builds(ServiceValue, _U32, _U16, _U16),
+    st.builds(ServiceKey, _ADDRESS, _U16, _U8, _U8),
+    st.builds(ServiceValue, _U32, _U32, _U32, _U16, _U16, _U8, _U8, _U8),
+    st.builds(GroupsKey, _U32, _U16),
+    st.builds(GroupsValue, st.tuples(*[st.builds(LbGroup, _U32, _U16, _U16, _U8)] * 8)),
+    st.builds(SlotsKey, _U32, _U16, _U16),
+    st.builds(SlotsValue, st.tuples(*[_U32] * 16)),
     st.builds(BackendKey, _U32),
-    st.builds(Backend, _U32, _U16, _U8, _U8, _U16),
-    st.builds(ReverseKey, _U64, _U32, _U16),
-    st.builds(ReverseValue, _U32, _U16),
-    st.builds(AddressKey, _U32),
-    st.builds(lambda length, address: CidrKey(length, address & ~(0xFFFFFFFF >> length)), st.integers(0, 32), _U32),
-    st.builds(IpcacheValue, _U32, _U32, _U8),
+    st.builds(BackendValue, _ADDRESS, _U16, _U8, _U8, _U16, _U16, _U16),
+    st.builds(ClustersKey, _U32),
+    st.builds(ClustersValue, st.tuples(_U16, _U16).map(lambda ends: (*ends, *[0] * 510))),
+    st.builds(ReverseKey, _U64, _ADDRESS, _U16),
+    st.builds(ReverseValue, _ADDRESS, _U16),
+    st.builds(AddressKey, _ADDRESS),
+    st.builds(lambda length, address: CidrKey(length, masked(address, length)), st.integers(0, 128), _ADDRESS),
+    st.builds(IpcacheValue, _U32, _ADDRESS, _U8, _U8),
 )
 
 
@@ -170,33 +220,38 @@ def test_what_is_packed_is_unpacked_again(value: Any) -> None:
     assert type(value).unpack(value.pack()) == value
 
 
+ONE, SHORT = parse("10.0.0.1"), Address(bytes(4))
+
+
 @pytest.mark.parametrize(
     "value",
     [
-        ServiceKey(1 << 32, 0, 0, 0),
-        ServiceKey(0, 65536, 0, 0),
-        ServiceKey(0, 0, 65536, 0),
-        ServiceKey(0, 0, 0, 256),
-        Backend(-1, 0, 0),
+        ServiceKey(SHORT, 0, 0, 0),
+        ServiceKey(ONE, 65536, 0, 0),
+        ServiceKey(ONE, 0, 256, 0),
+        ServiceKey(ONE, 0, 0, 256),
+        ServiceValue(1, groups=65536),
+        GroupsValue((LbGroup(0),) * 7),
+        SlotsValue((0,) * 15),
+        ClustersValue((0,) * 511),
+        BackendValue(ONE, -1, 0),
+        BackendValue(SHORT, 0, 0),
         BackendKey(1 << 32),
-        CidrKey(33, 0),
-        CidrKey(-1, 0),
-        CidrKey(24, 0x0A000001),
+        ReverseKey(0, SHORT, 0),
+        AddressKey(SHORT),
+        IpcacheValue(0, SHORT),
+        CidrKey(129, ONE),
+        CidrKey(-1, ONE),
+        CidrKey(120, ONE),
     ],
 )
-def test_a_number_that_does_not_fit_is_never_cut(value: Any) -> None:
+def test_what_does_not_fit_is_never_cut(value: Any) -> None:
     with pytest.raises((OverflowError, struct.error)):
         value.pack()
 
 
-def test_addresses_and_cidrs_are_read_as_people_write_them() -> None:
-    assert layouts.ipv4("10.0.0.1") == 0x0A000001
-    assert layouts.ipv4_text(0x0A000001) == "10.0.0.1"
-    assert CidrKey.parse("10.1.0.0/16") == CidrKey(16, 0x0A010000)
-    assert CidrKey.parse("0.0.0.0/0") == CidrKey(0, 0)
-    for bad in ("10.1.0.1/16", "fd00::/8", "10.1.0.0/33", ""):
-        with pytest.raises(ValueError, match=r"\S"):
-            CidrKey.parse(bad)
+def test_a_cidr_is_a_prefix_as_the_kernel_orders_it() -> None:
+    assert CidrKey.of(parse_prefix("10.1.0.0/16")) == CidrKey(112, parse("10.1.0.0"))
 
 
 def test_drops_are_told_from_other_counters() -> None:

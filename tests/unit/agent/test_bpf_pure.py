@@ -79,10 +79,10 @@ def test_pins_have_names_without_dots_and_no_two_alike() -> None:
 
 def test_maps_may_differ_in_size_and_in_nothing_else() -> None:
     shape = MapShape(type=1, key_size=4, value_size=12, max_entries=100, flags=1)
-    pins.check_fits(Path("/pins/ipcache4"), shape, shape._replace(max_entries=7))
+    pins.check_fits(Path("/pins/ipcache"), shape, shape._replace(max_entries=7))
     for other in ({"type": 2}, {"key_size": 8}, {"value_size": 16}, {"flags": 0}):
-        with pytest.raises(Refused, match="/pins/ipcache4"):
-            pins.check_fits(Path("/pins/ipcache4"), shape, shape._replace(**other))
+        with pytest.raises(Refused, match="/pins/ipcache"):
+            pins.check_fits(Path("/pins/ipcache"), shape, shape._replace(**other))
 
 
 def test_a_per_cpu_value_is_padded_once_per_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import base64
 
 import pytest
 
-from agent.bpf.layouts import CidrKey, ipv4
+from agent.bpf.layouts import NO_ADDRESS, CidrKey
 from agent.plan.nodes import PodPool, plan_endpoint, plan_nodes, pod_pools
 from agent.plan.routes import Route, RouteKey
 from clustermesh.address import parse, parse_prefix, single
@@ -50,8 +50,8 @@ def test_every_other_node_is_a_peer_with_its_pod_cidr_a_route_and_a_blackhole_un
 
 def test_every_pod_cidr_is_in_the_ipcache_the_own_one_too() -> None:
     found = plan(node("beta", 3))
-    assert set(found.cidrs) == {CidrKey.parse("10.1.1.0/24"), CidrKey.parse("10.1.3.0/24")}
-    assert found.cidrs[CidrKey.parse("10.1.3.0/24")].tunnel_endpoint == ipv4("192.0.2.3")
+    assert set(found.cidrs) == {CidrKey.of(parse_prefix("10.1.1.0/24")), CidrKey.of(parse_prefix("10.1.3.0/24"))}
+    assert found.cidrs[CidrKey.of(parse_prefix("10.1.3.0/24"))].tunnel_endpoint == parse("192.0.2.3")
 
 
 def test_what_would_cut_this_node_off_is_left_out_everywhere_and_said_of_its_node() -> None:
@@ -59,7 +59,7 @@ def test_what_would_cut_this_node_off_is_left_out_everywhere_and_said_of_its_nod
     nodes = [node("alpha", 1), node("beta", 3), node("beta", 4)]
     found = plan_nodes(nodes, "alpha", "n1", "wg", 51871, ground)
     assert {key.dst for key in found.routes} == {parse_prefix("10.1.4.0/24")}
-    assert CidrKey.parse("10.1.3.0/24") not in found.cidrs, "strict mode would drop what is not encrypted"
+    assert CidrKey.of(parse_prefix("10.1.3.0/24")) not in found.cidrs, "strict mode would drop what is not encrypted"
     assert {peer.endpoint: peer.allowed_ips for peer in found.peers.values()}[parse("192.0.2.3")] == ()
     assert "10.1.3.0/24 holds 10.1.3.9, the etcd of alpha" in found.problems["beta/n3"]
     assert "beta/n4" not in found.problems
@@ -159,5 +159,5 @@ def test_pods_get_addresses_of_the_cidr_allotted_first() -> None:
 
 def test_an_endpoint_is_known_by_identity_and_node() -> None:
     value = plan_endpoint(Endpoint(ip=parse("10.1.3.9"), identity=131073, host_ip=parse("192.0.2.3")))
-    assert (value.identity, value.tunnel_endpoint, value.key) == (131073, ipv4("192.0.2.3"), 255)
-    assert plan_endpoint(Endpoint(ip=parse("10.1.3.9"), identity=1, host_ip=parse("fd00::1"))).tunnel_endpoint == 0
+    assert (value.identity, value.tunnel_endpoint, value.key) == (131073, parse("192.0.2.3"), 255)
+    assert plan_endpoint(Endpoint(ip=parse("fd01::9"), identity=1)).tunnel_endpoint == NO_ADDRESS

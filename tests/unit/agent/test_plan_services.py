@@ -1,4 +1,4 @@
-"""Services as map entries, looked up as the program looks them up, against the merged services they come from."""
+"""Services as map entries, looked up as the program looks them up, against the resolved services they come from."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.bpf.layouts import Backend as BackendEntry
-from agent.bpf.layouts import BackendKey, ServiceKey, ServiceValue, ipv4, ipv4_text
-from agent.plan.services import ServicePlanner
-from clustermesh.mesh.merge import Backend, Frontend
+from agent.bpf.layouts import BackendKey, GroupsKey, ServiceKey, SlotsKey
+from agent.plan.services import ServicePlanner, ServiceTrackers
+from clustermesh.address import parse, text
+from clustermesh.mesh.resolve import Backend, BackendState, Frontend, Group, ServiceEntry
 from clustermesh.model import Protocol
 from clustermesh.reconcile import Reconciler, Tracker
 
@@ -30,29 +30,28 @@ class Map:
         return dict(self.held)
 
     async def upsert(self, entries: Mapping[Any, Any]) -> None:
-        for key, value in self._ordered(entries):
+        for key, value in entries.items():
             self.held[key] = value
             self.watch()
 
     async def delete(self, keys: Collection[Any]) -> None:
-        for key in sorted(keys, key=lambda key: getattr(key, "slot", 0) != 0):
+        for key in keys:
             self.held.pop(key, None)
             self.watch()
 
-    @staticmethod
-    def _ordered(entries: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
-        return sorted(entries.items(), key=lambda entry: getattr(entry[0], "slot", 1) == 0)
-
 
 class Node:
-    """A planner over two maps, as an agent has them; a second one over the same maps is the agent started again."""
+    """A planner over the maps, as an agent has them; a second one over the same maps is the agent started again."""
 
-    def __init__(self, services: Map, backends: Map) -> None:
-        self.services, self.backends = services, backends
-        self.on_services = Tracker[ServiceKey, ServiceValue]("services", services)
-        self.on_backends = Tracker[BackendKey, BackendEntry]("backends", backends)
-        self.reconciler = Reconciler(self.on_backends, self.on_services)
-        self.planner = ServicePlanner(self.on_services, self.on_backends)
+    def __init__(self, maps: Mapping[str, Map] | None = None) -> None:
+        self.maps = maps or {name: Map() for name in ServiceTrackers._fields}
+        self.trackers = ServiceTrackers(*(Tracker(name, self.maps[name]) for name in ServiceTrackers._fields))
+        self.reconciler = Reconciler(*self.trackers)
+        self.planner = ServicePlanner(self.trackers)
+
+    def watch(self, watch: Any) -> None:
+        for each in self.maps.values():
+            each.watch = watch
 
     async def start(self) -> None:
         await self.reconciler.adopt()
@@ -62,106 +61,160 @@ class Node:
         self.reconciler.may_delete = True
         await self.reconciler.flush()
 
-    def answers(self, frontend: Frontend) -> set[str] | None:
-        """Every address a connection to `frontend` can reach now; None where there is no such service."""
-        key = ServiceKey(ipv4(frontend.address), frontend.port, 0, 6)
-        master = self.services.held.get(key)
-        if master is None:
+    def content(self) -> dict[str, dict[Any, Any]]:
+        return {name: dict(each.held) for name, each in self.maps.items()}
+
+    def answers(self, frontend: Frontend) -> dict[tuple[int, str], int] | None:
+        """Every cluster and address a connection to `frontend` can reach now, with its chance among the service's
+        weight; None where there is no such service. A lookup that meets a gap raises KeyError."""
+        head = self.maps["services"].held.get(ServiceKey(frontend.address, frontend.port, 6))
+        if head is None:
             return None
-        found = set()
-        for slot in range(1, master.slots + 1):
-            entry = self.backends.held[BackendKey(self.services.held[key._replace(slot=slot)].backend_id)]
-            found.add(f"{ipv4_text(entry.address)}:{entry.port}")
+        found: dict[tuple[int, str], int] = {}
+        before = 0
+        for index in range(head.groups):
+            group = self.maps["groups"].held[GroupsKey(head.service_id, index // 8)].groups[index % 8]
+            weight, before = min(group.weight_end, head.weight) - before, group.weight_end
+            for slot in range(group.slots if weight > 0 else 0):
+                block = self.maps["slots"].held[SlotsKey(head.service_id, index, slot // 16)]
+                entry = self.maps["backends"].held[BackendKey(block.backend_ids[slot % 16])]
+                found[(entry.cluster_id, f"{text(entry.address)}:{entry.port}")] = weight
         return found
 
 
 def frontend(number: int) -> Frontend:
-    return Frontend(f"10.96.0.{number}", 80, TCP)
+    return Frontend(parse(f"10.96.0.{number}" if number % 2 else f"fd96::{number}"), 80, TCP)
 
 
-def backends(numbers: Collection[int]) -> tuple[Backend, ...]:
-    return tuple(Backend(1 + n % 2, f"10.0.0.{n}", 8080, TCP) for n in sorted(numbers))
+def entry(number: int, backends: Collection[tuple[int, int]]) -> ServiceEntry:
+    """A service at frontend(number); a backend is its cluster and a number."""
+    groups = []
+    for cluster in sorted({cluster for cluster, _ in backends}):
+        own = tuple(Backend(parse(f"10.{cluster}.0.{n}"), 8080) for c, n in sorted(backends) if c == cluster)
+        groups.append(Group(cluster, len(own), own))
+    return ServiceEntry(frontend(number), tuple(groups))
 
 
-merged = st.dictionaries(st.builds(frontend, st.integers(1, 3)), st.builds(backends, st.sets(st.integers(1, 6))))
-updates = st.lists(st.tuples(st.sampled_from([("n", "a"), ("n", "b")]), merged, st.booleans()), max_size=12)
+def expected(found: ServiceEntry) -> dict[tuple[int, str], int]:
+    return {
+        (group.cluster_id, f"{text(backend.address)}:{backend.port}"): group.weight
+        for group in found.groups
+        for backend in group.backends
+    }
+
+
+few = st.sets(st.tuples(st.integers(1, 3), st.integers(1, 4)), max_size=6)
+many = st.builds(  # more groups than a block has, and more slots
+    lambda clusters, backends: {(c, 1) for c in range(1, clusters + 1)} | {(1, n) for n in range(1, backends + 1)},
+    st.integers(7, 10),
+    st.integers(15, 18),
+)
+resolved = st.dictionaries(st.integers(1, 3), st.one_of(few, few, many))
+updates = st.lists(st.tuples(st.sampled_from([("n", "a"), ("n", "b")]), resolved, st.booleans()), max_size=8)
 
 
 @given(updates)
-async def test_lookups_agree_with_the_merged_services_and_never_meet_a_gap(
-    script: list[tuple[Name, dict[Frontend, tuple[Backend, ...]], bool]],
+async def test_lookups_agree_with_the_resolved_services_and_never_meet_a_gap(
+    script: list[tuple[Name, dict[int, set[tuple[int, int]]], bool]],
 ) -> None:
-    node = Node(Map(), Map())
+    node = Node()
     await node.start()
-    wanted: dict[Name, dict[Frontend, tuple[Backend, ...]]] = {}
+    wanted: dict[Name, dict[int, ServiceEntry]] = {}
 
     def no_gap() -> None:
         for number in (1, 2, 3):
-            node.answers(frontend(number))  # a slot or backend that is not there raises KeyError
+            node.answers(frontend(number))
 
     for name, services, restart in script:
-        node.services.watch = node.backends.watch = no_gap
+        node.watch(no_gap)
         if restart:
-            node = Node(node.services, node.backends)
+            node = Node(node.maps)
             await node.start()
             for known, held in wanted.items():
-                node.planner.update(known, held)
-        node.planner.update(name, services)
-        wanted[name] = services
+                node.planner.update(known, list(held.values()))
+        wanted[name] = {number: entry(number, backends) for number, backends in services.items()}
+        node.planner.update(name, list(wanted[name].values()))
         await node.flush()
         for number in (1, 2, 3):
-            claimants = [wanted[n][frontend(number)] for n in sorted(wanted) if frontend(number) in wanted[n]]
-            expected = {f"{b.address}:{b.port}" for b in claimants[0]} if claimants else None
-            assert node.answers(frontend(number)) == expected
-    used = {b for held in node.planner.programmed.values() for b in held}
-    assert len(node.backends.held) == len(used), "no backend is left behind"
+            claimants = [wanted[n][number] for n in sorted(wanted) if number in wanted[n]]
+            assert node.answers(frontend(number)) == (expected(claimants[0]) if claimants else None)
+    used = {(g.cluster_id, b) for held in node.planner.programmed.values() for g in held.groups for b in g.backends}
+    assert len(node.maps["backends"].held) == len(used), "no backend is left behind"
+    ids = {head.service_id for head in node.maps["services"].held.values()}
+    assert {key.service_id for name in ("slots", "groups") for key in node.maps[name].held} <= ids, "nor a slot"
 
 
 async def test_a_restart_changes_no_entry() -> None:
-    node = Node(Map(), Map())
+    node = Node()
     await node.start()
-    for n in (3, 1, 2):
-        node.planner.update(("n", f"s{n}"), {frontend(n): backends({n, n + 1, 5})})
+    services = {n: entry(n, {(1, n), (2, n + 1), (3, 5)}) for n in (3, 1, 2)}
+    for n, each in services.items():
+        node.planner.update(("n", f"s{n}"), [each])
     await node.flush()
-    before = dict(node.services.held), dict(node.backends.held)
-    again = Node(node.services, node.backends)
+    before = node.content()
+    again = Node(node.maps)
     await again.start()
     for n in (1, 2, 3):
-        again.planner.update(("n", f"s{n}"), {frontend(n): backends({n, n + 1, 5})})
+        again.planner.update(("n", f"s{n}"), [services[n]])
     writes: list[int] = []
-    node.services.watch = node.backends.watch = lambda: writes.append(1)
+    node.watch(lambda: writes.append(1))
     await again.flush()
     assert writes == []
-    assert (node.services.held, node.backends.held) == before
+    assert node.content() == before
 
 
-async def test_a_backends_number_is_not_used_again_at_once() -> None:
-    node = Node(Map(), Map())
+async def test_numbers_are_not_used_again_at_once() -> None:
+    node = Node()
     await node.start()
-    node.planner.update(("n", "s"), {frontend(1): backends({1})})
+    node.planner.update(("n", "s"), [entry(1, {(1, 1)})])
     await node.flush()
-    (first,) = node.backends.held
-    node.planner.update(("n", "s"), {frontend(1): backends({2})})
+    (backend,), (head,) = node.maps["backends"].held, node.maps["services"].held.values()
+    node.planner.update(("n", "s"), [])
     await node.flush()
-    (second,) = node.backends.held
-    assert first != second
+    node = Node(node.maps)
+    node.planner.update(("n", "s"), [entry(1, {(1, 2)})])
+    node.planner.update(("n", "s"), [])
+    node.planner.update(("n", "s"), [entry(1, {(1, 3)})])
+    await node.flush()
+    (second,), (second_head,) = node.maps["backends"].held, node.maps["services"].held.values()
+    assert backend != second
+    assert head.service_id != second_head.service_id
 
 
 async def test_two_services_with_one_frontend_are_a_conflict_and_the_first_is_served() -> None:
-    node = Node(Map(), Map())
-    node.planner.update(("n", "b"), {frontend(1): backends({2})})
-    node.planner.update(("n", "a"), {frontend(1): backends({1})})
+    node = Node()
+    node.planner.update(("n", "b"), [entry(1, {(1, 2)})])
+    node.planner.update(("n", "a"), [entry(1, {(1, 1)})])
     await node.flush()
-    assert node.answers(frontend(1)) == {"10.0.0.1:8080"}
+    assert node.answers(frontend(1)) == {(1, "10.1.0.1:8080"): 1}
     assert node.planner.conflicts() == {frontend(1): [("n", "a"), ("n", "b")]}
-    node.planner.update(("n", "a"), {})
+    node.planner.update(("n", "a"), [])
     await node.flush()
-    assert node.answers(frontend(1)) == {"10.0.0.2:8080"}
+    assert node.answers(frontend(1)) == {(1, "10.1.0.2:8080"): 1}
     assert node.planner.conflicts() == {}
 
 
 async def test_a_service_without_backends_is_there_and_empty() -> None:
-    node = Node(Map(), Map())
-    node.planner.update(("n", "s"), {frontend(1): ()})
+    node = Node()
+    node.planner.update(("n", "s"), [entry(1, set())])
     await node.flush()
-    assert node.answers(frontend(1)) == set()
+    assert node.answers(frontend(1)) == {}
+
+
+async def test_one_address_in_two_clusters_is_two_backends() -> None:
+    """Each goes with its own cluster when that is taken out."""
+    node = Node()
+    same = Backend(parse("10.9.0.1"), 8080)
+    node.planner.update(("n", "s"), [ServiceEntry(frontend(1), (Group(1, 1, (same,)), Group(2, 1, (same,))))])
+    await node.flush()
+    assert node.answers(frontend(1)) == {(1, "10.9.0.1:8080"): 1, (2, "10.9.0.1:8080"): 1}
+
+
+async def test_backends_that_are_not_active_get_no_slot_and_no_weight() -> None:
+    node = Node()
+    leaving = Backend(parse("10.1.0.1"), 8080, BackendState.TERMINATING)
+    serving = Backend(parse("10.2.0.1"), 8080)
+    groups = (Group(1, 3, (leaving,)), Group(2, 1, (leaving, serving)))
+    node.planner.update(("n", "s"), [ServiceEntry(frontend(1), groups)])
+    await node.flush()
+    assert node.answers(frontend(1)) == {(2, "10.2.0.1:8080"): 1}

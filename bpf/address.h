@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef CLUSTERMESH_ADDRESS_H
+#define CLUSTERMESH_ADDRESS_H
+
+#include <stdbool.h>
+
+#include "layouts.h"
+#ifndef CLUSTERMESH_BCC
+#include <bpf/bpf_endian.h>
+#endif
+
+static __always_inline struct address mapped(__be32 ipv4)
+{
+	return (struct address){ { 0, 0, bpf_htonl(0xffff), ipv4 } };
+}
+
+static __always_inline bool is_same_address(const struct address *one, const struct address *other)
+{
+	return one->word[3] == other->word[3] && one->word[2] == other->word[2] && one->word[1] == other->word[1] &&
+	       one->word[0] == other->word[0];
+}
+
+/* Link-local or multicast IPv6: what neighbours find each other by. */
+static __always_inline bool is_of_the_link(const struct address *address)
+{
+	__u32 first = bpf_ntohl(address->word[0]);
+
+	return first >> 22 == 0xfe80 >> 6 || first >> 24 == 0xff;
+}
+
+#endif

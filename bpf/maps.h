@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* How maps and constants are declared and named, in a form that both loaders take. libbpf makes the maps from their
+ * declarations; where BCC compiles on the node (-DCLUSTERMESH_BCC), the loader has made or adopted them before and names
+ * each by its descriptor (-Dlb_services_fd=7): BCC knows no declarations by BTF, and its own would not take pinned maps.
+ * Nothing but the forms in this file differs between the two. */
+#ifndef CLUSTERMESH_MAPS_H
+#define CLUSTERMESH_MAPS_H
+
+#ifdef CLUSTERMESH_BCC
+
+#define SEC(name)
+#define DECLARE_MAP(name, map_type, key_type, value_type, size, flags)
+#define MAP(name) ((void *)bpf_pseudo_fd(1, name##_fd))
+/* As -Dhas_set_retval_value=1. */
+#define CONSTANT(type, name, value) enum { name = name##_value }
+
+#else
+
+#include <bpf/bpf_helpers.h>
+
+#define DECLARE_MAP(name, map_type, key_type, value_type, size, flags)                                                 \
+	struct {                                                                                                       \
+		__uint(type, map_type);                                                                                \
+		__uint(map_flags, flags);                                                                              \
+		__uint(max_entries, size);                                                                             \
+		__type(key, key_type);                                                                                 \
+		__type(value, value_type);                                                                             \
+	} name SEC(".maps")
+#define MAP(name) (&name)
+/* Set before the programs are loaded. A constant and no map: the verifier leaves out what a false one guards, so that a
+ * helper this kernel does not have may be named. */
+#define CONSTANT(type, name, value) const volatile type name = value
+
+#endif
+#endif

@@ -1,0 +1,139 @@
+"""One service over all clusters: which backends of which cluster answer behind each of its frontends. Pure.
+
+The rules are Cilium's (global services): a local service takes remote backends when it is global itself; ports meet by
+NAME; affinity decides whose backends are used, for each address family by itself. Every backend on the wire is ready or
+serving: "healthy" is "present".
+
+An entry says more than any source fills in today: what is left at its default here has its place in the maps already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from enum import IntEnum
+from typing import Final, NamedTuple
+
+from clustermesh.address import Address, is_ipv4
+from clustermesh.model import Affinity, LocalService, Port, Protocol, Service
+
+
+class Kind(IntEnum):
+    """What a frontend's address is: of the cluster, or a way in from outside. Numbers as in bpf/layouts.h."""
+
+    CLUSTER_IP = 0
+    NODE_PORT = 1
+    LOAD_BALANCER = 2
+    EXTERNAL_IP = 3
+    HOST_PORT = 4
+
+
+class Scope(IntEnum):
+    """Who asks: an address may have other backends for those outside than for those inside."""
+
+    ANY = 0
+    INTERNAL = 1
+    EXTERNAL = 2
+
+
+class Algorithm(IntEnum):
+    """How a backend is chosen inside a service."""
+
+    RANDOM = 0
+    MAGLEV = 1
+
+
+class BackendState(IntEnum):
+    """Only ACTIVE backends are given to new connections."""
+
+    ACTIVE = 0
+    TERMINATING = 1
+    QUARANTINED = 2
+    MAINTENANCE = 3
+
+
+class Frontend(NamedTuple):
+    """Where a service is called: TCP, UDP or SCTP."""
+
+    address: Address
+    port: int
+    protocol: Protocol
+    scope: Scope = Scope.ANY
+
+
+class Backend(NamedTuple):
+    """Who answers, over its frontend's protocol. A `weight` of 0 is as all others of its group."""
+
+    address: Address
+    port: int
+    state: BackendState = BackendState.ACTIVE
+    weight: int = 0
+
+
+class Group(NamedTuple):
+    """The backends of one cluster, ordered by address. `weight` is its part among the groups: as many as it has active
+    backends, so that each of the service's backends has an equal part."""
+
+    cluster_id: int
+    weight: int
+    backends: tuple[Backend, ...]
+
+
+class ServiceEntry(NamedTuple):
+    """One frontend and who answers there. Groups are ordered by cluster, so that equal services are equal entries."""
+
+    frontend: Frontend
+    groups: tuple[Group, ...] = ()
+    kind: Kind = Kind.CLUSTER_IP
+    flags: int = 0
+    affinity_seconds: int = 0
+    algorithm: Algorithm = Algorithm.RANDOM
+
+
+_PORTS: Final = frozenset({Protocol.TCP, Protocol.UDP, Protocol.SCTP})  # what a frontend can be called over
+
+
+def resolve(local: LocalService, remotes: Iterable[Service]) -> list[ServiceEntry]:
+    """The entries of `local`, one for each frontend, with the backends of the same service in other clusters where it
+    is global. A frontend nobody answers has no group: calls to it are refused rather than leaked."""
+    shared = [remote for remote in remotes if remote.shared] if local.is_global else []
+    known: dict[tuple[str, Protocol, bool], tuple[Group, ...]] = {}
+    entries = []
+    for address, ports in local.service.frontends.items():
+        for name, port in ports.items():
+            if port.protocol not in _PORTS:
+                continue
+            asked = name, port.protocol, is_ipv4(address)
+            if asked not in known:  # IPv4 frontends of one port have one answer
+                known[asked] = _groups(local, shared, *asked)
+            entries.append(ServiceEntry(Frontend(address, port.port, port.protocol), known[asked]))
+    return entries
+
+
+def _groups(
+    local: LocalService, shared: Sequence[Service], name: str, protocol: Protocol, ipv4: bool
+) -> tuple[Group, ...]:
+    def answering(services: Iterable[Service]) -> list[Group]:
+        found: dict[int, list[Backend]] = {}
+        for service in services:
+            if backends := _backends(service.backends, name, protocol, ipv4):
+                found.setdefault(service.cluster_id, []).extend(backends)
+        return [Group(cluster, len(backends), tuple(sorted(backends))) for cluster, backends in found.items()]
+
+    if not shared:
+        return tuple(answering([local.service]))
+    own, others = answering([local.service]), answering(shared)
+    if local.affinity is Affinity.LOCAL:
+        return tuple(sorted(own or others))
+    if local.affinity is Affinity.REMOTE:
+        return tuple(sorted(others or own))
+    return tuple(sorted(own + others))
+
+
+def _backends(
+    backends: Mapping[Address, Mapping[str, Port]], name: str, protocol: Protocol, ipv4: bool
+) -> list[Backend]:
+    return [
+        Backend(address, port.port)
+        for address, ports in backends.items()
+        if (port := ports.get(name)) is not None and port.protocol is protocol and is_ipv4(address) is ipv4
+    ]
