@@ -1,6 +1,7 @@
 """Users and roles on a real etcd, told apart by their certificates alone."""
 
 import asyncio
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -99,7 +100,7 @@ async def test_a_watch_that_is_refused_after_its_list_is_refused_too(
     await admin.put(b"cilium/cache/x", b"1")
     listing = await admin.range(b"cilium/cache/")
 
-    async def list_with_more_rights(_prefix: bytes):
+    async def list_with_more_rights(*_: object, **__: object):
         return listing
 
     monkeypatch.setattr(remote, "range", list_with_more_rights)
@@ -123,11 +124,27 @@ async def test_an_unknown_name_and_a_removed_one_are_refused(
     assert await auth.list_users(admin) == ["admin-alpha", "remote-beta", "root"]
 
 
-async def test_everything_twice_changes_nothing_the_second_time(admin: EtcdClient, remote: EtcdClient) -> None:
+async def auth_revision(server: LocalEtcd) -> int:
+    """How often users and roles were changed: etcd keeps it in its file, the newest of several copies there counts."""
+    await server.stop()
+    kept = re.findall(rb"authRevision(.{8})", (server.data_dir / "member/snap/db").read_bytes(), re.DOTALL)
+    await server.start()
+    return max(int.from_bytes(each, "big") for each in kept)
+
+
+async def test_everything_twice_changes_nothing_the_second_time(
+    guarded: LocalEtcd, authority: Authority, remote: EtcdClient
+) -> None:
+    before = await auth_revision(guarded)
     for _ in range(2):
-        await auth.ensure_role(admin, "remote", REMOTE)
-        await auth.ensure_user(admin, "remote-beta", "remote")
-        await auth.enable(admin)
+        async with EtcdClient(guarded.endpoints, authority.issue("admin-alpha")) as admin:
+            await auth.ensure_role(admin, "remote", REMOTE)
+            await auth.ensure_user(admin, "remote-beta", "remote")
+            await auth.enable(admin)
+    assert await auth_revision(guarded) == before
+    async with EtcdClient(guarded.endpoints, authority.issue("admin-alpha")) as admin:
+        await auth.ensure_role(admin, "remote", REMOTE[1:])
+    assert await auth_revision(guarded) > before
     await remote.range(b"cilium/state/")
 
 
