@@ -35,6 +35,7 @@ _COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "lab": ("clustermesh.cli.lab", "command", "A whole mesh on this machine."),
     "demo": ("clustermesh.cli.demo", "command", "Show a service failing over between clusters."),
 }
+_OF_THE_LAB: Final = frozenset({"lab", "demo"})
 
 
 class CommandLine(click.Group):
@@ -50,9 +51,13 @@ class CommandLine(click.Group):
             return None
         module, attribute, _ = _COMMANDS[cmd_name]
         try:
+            if cmd_name in _OF_THE_LAB:
+                importlib.import_module("lab.plan")  # the package that an image of a control plane leaves out
             command = getattr(importlib.import_module(module), attribute)
         except ModuleNotFoundError as e:
-            raise click.ClickException(f"`clustermesh {cmd_name}` is not installed here: no module {e.name}") from e
+            what = f"`clustermesh {cmd_name}` is not installed here: no module {e.name}"
+            remedy = ": `pip install 'clustermesh[lab]'`" if cmd_name in _OF_THE_LAB else ""
+            raise click.ClickException(what + remedy) from e
         assert isinstance(command, click.Command)
         return command
 

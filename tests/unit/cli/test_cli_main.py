@@ -107,6 +107,15 @@ def test_command_that_is_not_installed_says_so_when_used(monkeypatch: pytest.Mon
     assert CliRunner().invoke(cli.main, ["--help"]).exit_code == 0
 
 
+@pytest.mark.parametrize("command", ["lab", "demo"])
+def test_without_the_lab_its_commands_say_what_to_install(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lab.plan", None)  # what an import then finds: nothing
+    result = CliRunner().invoke(cli.main, [command, "--help"])
+    assert result.exit_code == 1
+    assert "not installed here: no module lab.plan: `pip install 'clustermesh[lab]'`" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
 def test_colour_only_on_a_terminal() -> None:
     arguments = [sys.executable, "-m", "clustermesh.cli", "peers", "--context", "/nowhere"]
     piped = subprocess.run(arguments, capture_output=True, timeout=60, check=False)
