@@ -30,6 +30,7 @@ from clustermesh.errors import DecodeError
 from clustermesh.sources.folder import FolderSource
 from clustermesh.sources.translate import Change
 from clustermesh.standalone.context import Context
+from clustermesh.store import endpoint
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.follow import Changed, Interrupted, Listed, follow
 from clustermesh.store.lease import DEFAULT_TTL, LeaseKeeper
@@ -103,7 +104,8 @@ class ApiServer:
         self.publisher = Publisher(self.cluster, self.allocator, ledger.held, ledger.is_inherited, ledger.last_good)
         self.source = FolderSource(context.manifests, self.cluster)
         self.writer = Writer(self.ledger, self._want_canaries, timing.audit)
-        self.users = Users(client, self.cluster, context.users_file, self._note_problems)
+        port = endpoint.parse(context.endpoint).port
+        self.users = Users(client, self.cluster, context.users_file, port, self._note_problems)
         self.agents = AgentRecords(client, lambda node: node in self.source.snapshot.nodes)
         self.keeper.on_lost = self._lose_leases
         self._places = [*watched_places(self.cluster), keys.AGENTS]
@@ -255,6 +257,7 @@ class ApiServer:
         found = [str(problem) for problem in self.source.problems()]
         found += [f"{key.decode()}: {sentence}" for key, sentence in sorted(self.publisher.problems.items())]
         found += [f"agent record: {sentence}" for _, sentence in sorted(self.agents.problems.items())]
+        found += [f"users of etcd: {self.users.open}"] if self.users.open else []
         return found + [f"{self.context.users_file.name}: {sentence}" for sentence in self.users.problems]
 
     def _list_waiting(self) -> list[str]:

@@ -1,7 +1,9 @@
 """Who may do what in this cluster's etcd: roles, the cluster's own users, and those of users.yaml, followed live.
 
 A user is the CN of a client certificate. Roles and ranges are Cilium's (clustermesh-apiserver's etcd init), with this
-project's own prefix beside them. Users that nobody listed are removed, once users.yaml was read without a fault.
+project's own prefix beside them. Users that nobody listed are removed, once users.yaml was read without a fault. What a
+removed user has open ends too: etcd asks nobody again who watches already, so every connection to it but ours is cut,
+and whoever still may comes back and hears on where it was.
 """
 
 from __future__ import annotations
@@ -13,13 +15,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from clustermesh.errors import ClusterMeshError, Invalid, Unavailable
+from clustermesh.errors import ClusterMeshError, Invalid, Refused, Unavailable
 from clustermesh.model import Cluster
 from clustermesh.standalone.users_file import REMOTE_ROLE, User, read_users
 from clustermesh.store import auth
 from clustermesh.store.auth import Access, Grant
 from clustermesh.store.backoff import Backoff
 from clustermesh.store.client import EtcdClient
+from clustermesh.store.sever import Connection, cut, find_connections
 from clustermesh.wire import keys
 
 LOCAL_ROLE: Final = "local"
@@ -71,11 +74,19 @@ def peers_allowed(cluster: Cluster, listed: Sequence[User]) -> tuple[dict[str, s
 
 
 class Users:
-    """Keeps etcd's users as they should be. `problems` says what in users.yaml is not acted on."""
+    """Keeps etcd's users as they should be. `problems` says what in users.yaml is not acted on.
 
-    def __init__(self, client: EtcdClient, cluster: Cluster, file: Path, changed: Callable[[], None]) -> None:
-        self.client, self.cluster, self.file, self._changed = client, cluster, file, changed
+    etcd listens for clients on `port` of this network namespace. `open` says whose connections could not be cut.
+    """
+
+    def __init__(
+        self, client: EtcdClient, cluster: Cluster, file: Path, port: int, changed: Callable[[], None]
+    ) -> None:
+        self.client, self.cluster, self.file, self._port, self._changed = client, cluster, file, port, changed
         self.problems: list[str] = []
+        self.open = ""
+        self._revoked: set[str] = set()
+        self._left: frozenset[Connection] | None = None
         self.error: str | None = None
         self.enabled = asyncio.Event()
         self._again = asyncio.Event()
@@ -112,9 +123,30 @@ class Users:
         wanted = {**(peers or {}), **own_users(self.cluster)}
         await self._ensure(peers or {}, present)
         if peers is not None:
-            for name in sorted(present - wanted.keys()):
-                _LOG.info("user %s is removed from etcd", name)
-                await auth.remove_user(self.client, name)
+            await self._revoke(present - wanted.keys())
+        if self._revoked:
+            await asyncio.to_thread(self._cut_off)
+
+    async def _revoke(self, names: set[str]) -> None:
+        for name in sorted(names):
+            _LOG.info("user %s is removed from etcd", name)
+            self._revoked.add(name)  # before: perhaps it is done, and we do not hear of it
+            self._left = None
+            await auth.remove_user(self.client, name)
+
+    def _cut_off(self) -> None:
+        """End every connection that a removed user may have from before; a later one etcd itself has refused."""
+        try:
+            now = find_connections(self._port)
+            self._left = now if self._left is None else self._left & now
+            cut(self._left)
+        except Refused as e:
+            names = ", ".join(sorted(self._revoked))
+            what = "removed, and may still hear what was asked for before"
+            self.open = f"{names}: {what}: {e}; restart etcd, then this API server"
+            return
+        self.open, self._left = "", None
+        self._revoked.clear()
 
     async def _ensure(self, wanted: Mapping[str, str], present: set[str]) -> None:
         for name, role in wanted.items():

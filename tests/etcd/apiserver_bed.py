@@ -7,6 +7,8 @@ import os
 import signal
 import socket
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from datetime import UTC, datetime
@@ -162,6 +164,25 @@ class Bed:
             yield gone
             await until_revision(await self.client.put(b"marker", b""))
             task.cancel()
+
+
+async def page(bed: Bed, path: str) -> tuple[int, str]:
+    def get() -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://{bed.http}{path}", timeout=PATIENCE) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    return await asyncio.to_thread(get)
+
+
+async def until_page(bed: Bed, path: str, text: str) -> str:
+    async with asyncio.timeout(PATIENCE):
+        while text not in (body := (await page(bed, path))[1]):
+            await asyncio.sleep(0.02)
+    return body
 
 
 def values(found: Mapping[bytes, KeyValue], prefix: bytes) -> dict[bytes, bytes]:

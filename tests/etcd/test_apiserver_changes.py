@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import urllib.error
-import urllib.request
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from apiserver_bed import PATIENCE, Bed, manifests, pods
+from apiserver_bed import Bed, manifests, page, pods, until_page
 
 from clustermesh.address import parse
 from clustermesh.model import AgentRecord
@@ -31,25 +28,6 @@ async def bed(tmp_path: Path) -> AsyncIterator[Bed]:
         async with made.running():
             await made.until_synced()
             yield made
-
-
-async def page(bed: Bed, path: str) -> tuple[int, str]:
-    def get() -> tuple[int, str]:
-        try:
-            with urllib.request.urlopen(f"http://{bed.http}{path}", timeout=PATIENCE) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read().decode()
-
-    return await asyncio.to_thread(get)
-
-
-async def until_page(bed: Bed, path: str, text: str) -> str:
-    async with asyncio.timeout(PATIENCE):
-        while text not in (body := (await page(bed, path))[1]):
-            await asyncio.sleep(0.02)
-    return body
 
 
 async def test_a_change_of_a_file_is_a_change_of_its_keys_only(bed: Bed) -> None:
