@@ -21,7 +21,7 @@ from clustermesh.errors import ClusterMeshError
 from clustermesh.mesh.peers import DRAIN_SECONDS
 from lab import bring_up, manifests
 from lab.lab import Lab
-from lab.plan import WEB_PORT, family_of
+from lab.plan import WEB_PORT
 from lab.records import Traffic, between, percentile, summarize
 from lab.streams import Capture, Counts, Load, run_for
 from lab.waiting import until
@@ -29,7 +29,6 @@ from lab.waiting import until
 MARKER: Final = f"cleartext-{secrets.token_hex(8)}"  # begins every request of this process, comes back in every answer
 SELF_TEST: Final = f"selftest-{secrets.token_hex(8)}"
 LEAST_RATE: Final = 200.0  # new connections a second, where a claim is about losing none
-_SERVED: Final = ("ipv4",)  # families of which the programs turn cluster IPs
 _SETTLE_SECONDS: Final = 0.5
 _TOGGLES: Final = 30
 _TOGGLE_SECONDS: Final = 0.1
@@ -106,8 +105,7 @@ class Parted(Struct, frozen=True, kw_only=True):
 
 def web_load(lab: Lab, kinds: str = "tcp", here: str = "alpha") -> Load:
     """Requests to the global service `web`, by its cluster IPs in turn, from the client pod of a cluster."""
-    asked = [ip for ip in lab.plan.cluster(here).web_ips if family_of(ip) in _SERVED]
-    return Load(lab, f"{here}/client", asked, WEB_PORT, marker=MARKER, kinds=kinds)
+    return Load(lab, f"{here}/client", lab.plan.cluster(here).web_ips, WEB_PORT, marker=MARKER, kinds=kinds)
 
 
 async def answers(lab: Lab, expected: set[str], observe: Observe = ignore, seconds: float = 1.0) -> Answers:

@@ -35,14 +35,15 @@ def pair() -> Iterator[Lab]:
 
 @asynccontextmanager
 async def no_request_fails(lab: Lab) -> AsyncIterator[None]:
-    """Requests of alpha's client to the global service during the block, answered by both clusters, none lost."""
+    """Requests of alpha's client to the global service during the block, answered by both clusters at each address of
+    it, none lost."""
     load = promises.web_load(lab)
     async with load.running():
-        await until(lambda: len(load.traffic.clusters) == 2, "answers from both clusters")
+        await until(lambda: len(load.traffic.everywhere) == 2, "answers from both clusters")
         yield
         await asyncio.sleep(0.5)
     assert load.traffic.failed == 0, load.traffic
-    assert load.traffic.clusters == {"alpha", "beta"}
+    assert load.traffic.everywhere == {"alpha", "beta"}
 
 
 @asynccontextmanager
