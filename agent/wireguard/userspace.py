@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -16,10 +17,11 @@ from agent import netlink
 from agent.process import HelperProcess
 from agent.wireguard import tun, uapi
 from agent.wireguard.peer import Peer, PeerState, Settings
-from clustermesh.errors import Refused
+from clustermesh.errors import Refused, Unavailable
 
 SOCKETS: Final = Path("/var/run/wireguard")  # compiled into wireguard-go
 BINARY: Final = "wireguard-go"
+_ASK_SECONDS: Final = 5.0  # between questions whose only point is whether there is an answer
 _PEERS_PER_REQUEST: Final = 500  # about 0.3 s of key agreement, during which the device answers nobody else
 
 
@@ -28,9 +30,18 @@ class UserspaceDevice:
 
     kind = "userspace"
 
-    def __init__(self, name: str, why: str, *, log: Path, sockets: Path = SOCKETS, binary: str = BINARY) -> None:
+    def __init__(
+        self,
+        name: str,
+        why: str,
+        *,
+        log: Path,
+        sockets: Path = SOCKETS,
+        binary: str = BINARY,
+        ask_every: float = _ASK_SECONDS,
+    ) -> None:
         self.name, self.why = name, why
-        self._binary = binary
+        self._binary, self._ask_every = binary, ask_every
         path = sockets / f"{name}.sock"
         self._process = HelperProcess([binary, "-f", name], socket=path, log=log, environment={"LOG_LEVEL": "error"})
         self._client = uapi.UapiClient(path)
@@ -73,8 +84,16 @@ class UserspaceDevice:
             await self._client.set(uapi.encode_set(removals=keys))
 
     async def died(self) -> None:
-        """Return once no process serves the device any more; `ensure` brings it back."""
-        await self._process.died()
+        """Return once no process serves the device any more; `ensure` brings it back.
+
+        Meanwhile it is asked now and then, for nothing, so that its silence is known also while nothing changes.
+        """
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._ask_every):
+                    return await self._process.died()
+            with suppress(Unavailable):
+                await self._client.set(uapi.encode_set())
 
     async def _start(self) -> None:
         if shutil.which(self._binary) is None:

@@ -9,7 +9,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 import socket
 from pathlib import Path
 
@@ -148,3 +150,28 @@ def test_daemon_has_its_own_session_and_none_of_our_files(wireguard_go: None, no
     names = {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()}
     assert str(tmp_path / "ours") not in names
     assert str(node.state / "wireguard-go.log") in names
+
+
+def test_stopped_daemon_is_known_to_be_silent_and_not_started_a_second_time(wireguard_go: None, node: MeshNode) -> None:
+    log = node.state / "wireguard-go.log"
+    device = UserspaceDevice("cm-wg0", "the kernel has none", log=log, ask_every=0.05)
+    ensure(node, device)
+    pid = node.wireguard_pid()
+
+    async def until_silent(silent: bool) -> None:
+        watching = asyncio.create_task(device.died())
+        while (device.silent_since is not None) != silent:  # the device is no asyncio.Event
+            await asyncio.sleep(0.05)
+        assert not watching.done()
+        watching.cancel()
+
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        node.do(until_silent(True))
+        with pytest.raises(Unavailable, match="no answer"):
+            ensure(node, device)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    node.do(until_silent(False))
+    assert ensure(node, device) is False
+    assert node.wireguard_pid() == pid
