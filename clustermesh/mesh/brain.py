@@ -8,15 +8,15 @@ The rules:
    this cluster's any more. It is asked for again every RECHECK seconds: a change begins a new attempt, that it cannot
    be read just then means nothing.
 3. A table is listed once its canary is there. What is listed or changed is taken in as it comes.
-4. A beat is a change of the heartbeat that was seen to happen; to find the key there proves nothing. The writer lives
-   until `silence` seconds after its last beat, or until its heartbeat vanishes.
-5. What vanishes, by a deletion or from a list, is believed while the writer is proven: it lives, the canary stands, and
-   the writer that beats is the one that wrote it (their lease is one) or has been beating for `settle` seconds: one
-   that comes back beats first and writes its entries after.
-6. What vanished without proof (leases end, an etcd is being filled) is kept. Once there is proof its table is listed
-   again, and that list is believed.
+4. A beat is a change of the heartbeat that was heard as it happened; to find the key there proves nothing. The writer
+   lives until `silence` seconds after its last beat, or until its heartbeat vanishes.
+5. The writer is proven while it lives, the canary stands, and the one that beats wrote it (their lease is one) or has
+   been beating for `settle` seconds: one that comes back beats first and writes its entries after. What vanishes after
+   the last beat of a proven writer, by a deletion or from a list, is believed.
+6. What vanished otherwise (leases end, an etcd is being filled, a watch tells of old times) is kept. Once the writer is
+   proven its table is listed again, and that list is believed.
 7. A compaction or another history (an etcd that was emptied or restored) begins a new attempt: its tables wait for
-   their canaries, and its first beat is yet to come.
+   their canaries, and its first beat is yet to come. So does having slept: what waits to be heard is old.
 8. A table that is cut off, refused (our access was revoked) or too large is behind; nothing of it is given up.
 9. A value above the limit is not even decoded. It, and what cannot be decoded, is refused with the reason, and what
    was good before stays; it is accepted once it is right, or gone.
@@ -65,6 +65,7 @@ from clustermesh.store.operations import KeyValue
 from clustermesh.wire import keys
 
 RECHECK: Final = 30.0
+ASLEEP: Final = 60.0  # seconds that a Tick is late
 _FIRST_DELAY: Final = 0.2
 _LAST_DELAY: Final = 15.0
 _USUAL: Final = Terms()
@@ -126,8 +127,7 @@ class ReaderBrain:
         self._canaries: dict[bytes, int | None] = {}  # the lease of each, None for one that is not there
         self._began = self._recheck = self._alive_since = 0.0
         self._beat: float | None = None
-        self._settled: float | None = None
-        self._lease = 0
+        self._beat_revision = self._lease = 0
         self._delay = _FIRST_DELAY
 
     def hear(self, event: Event, now: float) -> list[Command]:
@@ -144,8 +144,6 @@ class ReaderBrain:
         times = [self._recheck]
         if "heartbeat" not in self.behind:
             times.append(self._last_sign() + self.terms.silence)
-        if self._settled is not None:
-            times.append(self._settled)
         return min(times)
 
     # -- attempts ------------------------------------------------------------------------------------------------------
@@ -193,10 +191,10 @@ class ReaderBrain:
         self._tables = {t.prefix: _Reading(t, t.canary if config.synced_canaries else None) for t in tables}
         self._canaries = {each.gate: None for each in self._tables.values() if each.gate is not None}
         self.behind = {each.kind: "waiting for its list" for each in tables if each.required}
-        self._began, self._recheck, self._beat, self._settled = now, now + RECHECK, None, None
-        yield Follow(keys.HEARTBEAT, table=False)
+        self._began, self._recheck, self._beat = now, now + RECHECK, None
+        yield Follow(keys.HEARTBEAT, live=True)
         for prefix in sorted({_parent(canary) for canary in self._canaries}):
-            yield Follow(prefix, table=False)
+            yield Follow(prefix)
         for reading in self._tables.values():
             if reading.gate is None:
                 yield reading.start()
@@ -222,6 +220,9 @@ class ReaderBrain:
 
     def _hear(self, event: Heard, now: float) -> Iterable[Command]:
         item = event.item
+        if now > (self.due() or now) + ASLEEP:
+            self._lose(f"this reader was not heard of for {ASLEEP:g} s: everything is read again", now)
+            return self._again(at_once=True)
         if isinstance(item, Interrupted) and isinstance(item.error, Compacted | Replaced):
             self._lose(str(item.error), now)
             return self._again(at_once=True)
@@ -234,11 +235,11 @@ class ReaderBrain:
     def _hear_heartbeat(self, item: Listed | Changed, now: float) -> Iterable[Command]:
         for event in () if isinstance(item, Listed) else item.events:
             if isinstance(event, Deleted):
-                self._beat = self._settled = None
+                self._beat = None
                 continue
             if not self._lives(now):
-                self._alive_since, self._settled = now, now + self.terms.settle
-            self._beat, self._lease = now, event.kv.lease
+                self._alive_since = now
+            self._beat, self._beat_revision, self._lease = now, event.kv.mod_revision, event.kv.lease
             self._catch_up("heartbeat", now)
         return self._believe(now)
 
@@ -262,11 +263,11 @@ class ReaderBrain:
         if isinstance(item, Changed):
             reading.forget_list()
         elif not item.more:
-            commands += self._forget_unlisted(reading, now)
+            commands += self._forget_unlisted(reading, item.revision, now)
             reading.whole = True
         if reading.whole:
             self._catch_up(kind, now)
-        return commands
+        return [*commands, *self._believe(now)]
 
     def _take(self, reading: _Reading, item: Listed | Changed, revision: int, now: float) -> list[Command]:
         commands: list[Command] = []
@@ -274,7 +275,8 @@ class ReaderBrain:
         for event in item.events:
             key = event.kv.key if isinstance(event, Written) else event.key
             if isinstance(event, Deleted):
-                command: Command | None = self._delete(reading, key, revision, proven)
+                believed = proven and event.mod_revision >= self._beat_revision
+                command: Command | None = self._delete(reading, key, revision, believed)
             else:
                 command = self._put(reading, event.kv, revision and event.kv.mod_revision)
             if command is not None:
@@ -303,24 +305,24 @@ class ReaderBrain:
         if size > self.terms.limits.value_bytes:
             raise Invalid("value", f"{size} bytes", f"must be at most {self.terms.limits.value_bytes}")
 
-    def _delete(self, reading: _Reading, key: bytes, revision: int, proven: bool) -> Command | None:
+    def _delete(self, reading: _Reading, key: bytes, revision: int, believed: bool) -> Command | None:
         try:
             name = reading.table.name_of(key)
         except Invalid:
             return Accept(_shown(key))
-        if proven:
+        if believed:
             return Remove(reading.table.kind, name, revision)
         reading.doubted = reading.doubted or name in self._held(reading.table.kind)
         return None
 
-    def _forget_unlisted(self, reading: _Reading, now: float) -> list[Command]:
+    def _forget_unlisted(self, reading: _Reading, revision: int, now: float) -> list[Command]:
         """The list is the whole table: what is held beside it is gone, if there is proof."""
         kind, prefix = reading.table.kind, reading.table.prefix.decode()
         stale = [what for what in self._held("refused") - reading.shown if what.startswith(prefix)]
         gone = self._held(kind) - reading.names
         reading.forget_list()
         commands: list[Command] = [Accept(what) for what in stale]
-        if gone and not self._is_proven(reading, now):
+        if gone and not (self._is_proven(reading, now) and revision >= self._beat_revision):
             reading.doubted = True
             return commands
         return commands + [Remove(kind, name, 0) for name in gone]
@@ -328,8 +330,6 @@ class ReaderBrain:
     # -- what is believed ----------------------------------------------------------------------------------------------
 
     def _tick(self, _event: Tick, now: float) -> Iterable[Command]:
-        if self._settled is not None and now >= self._settled:
-            self._settled = None
         if "heartbeat" not in self.behind and now >= self._last_sign() + self.terms.silence:
             why = f"no heartbeat for more than {self.terms.silence:g} s: its API server does not write"
             self._fall_behind("heartbeat", why, now)
@@ -337,7 +337,7 @@ class ReaderBrain:
         if now >= self._recheck:
             self._recheck = now + RECHECK
             asked = [Ask()]
-        return [*asked, *self._believe(now)]
+        return asked
 
     def _believe(self, now: float) -> Iterable[Command]:
         """List again the tables of which something is kept that vanished, where there is proof by now."""
@@ -347,7 +347,7 @@ class ReaderBrain:
         if not self._lives(now) or not self._stands(reading):
             return False
         same = reading.gate is not None and self._canaries[reading.gate] == self._lease
-        return same or now >= self._alive_since + self.terms.settle
+        return same or self._last_sign() >= self._alive_since + self.terms.settle
 
     def _stands(self, reading: _Reading) -> bool:
         return reading.gate is None or self._canaries[reading.gate] is not None

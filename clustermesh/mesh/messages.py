@@ -17,7 +17,8 @@ SETTLE: Final = 30.0
 class Terms(Struct, frozen=True, kw_only=True):
     """How a cluster is read. `max_clusters` is ours: a cluster's identities are numbered as we number them.
 
-    Its writer is taken for dead after `silence` seconds without a beat, and for at work again after `settle` with them.
+    Its writer is taken for dead after `silence` seconds without a beat, and to have written what it has once it has
+    been beating for `settle` seconds.
     """
 
     max_clusters: int = MAX_CLUSTERS
@@ -86,11 +87,11 @@ class Ask(Struct, frozen=True):
 class Follow(Struct, frozen=True):
     """Follow everything under `prefix` from a list on, instead of what was followed there before.
 
-    `table` says that it may be large: its list is to be told whole, in parts, and no longer than the limit.
+    Lists are told whole. With `live` there is one after each cut, so that every change is heard as it happens.
     """
 
     prefix: bytes
-    table: bool = True
+    live: bool = False
 
 
 class Put(Struct, frozen=True, gc=False):

@@ -47,7 +47,7 @@ from clustermesh.mesh.state import KINDS
 from clustermesh.mesh.tables import Table
 from clustermesh.model import ClusterConfig
 from clustermesh.store.client import EtcdClient
-from clustermesh.store.follow import Changed, Follower, Interrupted, Listed, Newest, follow
+from clustermesh.store.follow import Changed, Follower, Interrupted, Listed, Newest, Nothing, follow
 from clustermesh.wire import cluster_config, keys
 
 _log = logging.getLogger(__name__)
@@ -143,8 +143,8 @@ class ClusterReader:
                         return after
                     case Ask():
                         following.start(None, self._ask(client))
-                    case Follow(prefix, table):
-                        following.follow(prefix, table)
+                    case Follow(prefix, live):
+                        following.follow(prefix, live)
             event = await following.next(self.brain.due())
             async with self._turns:
                 commands = await self._take_in(self._hear(event))
@@ -223,8 +223,8 @@ class _Following:
         self._current: dict[bytes | None, object] = {}
         self._running: dict[bytes | None, asyncio.Task[None]] = {}
 
-    def follow(self, prefix: bytes, table: bool) -> None:
-        self.start(prefix, self._heard(prefix, table))
+    def follow(self, prefix: bytes, live: bool) -> None:
+        self.start(prefix, self._heard(prefix, live))
 
     def start(self, prefix: bytes | None, events: AsyncIterator[Event]) -> None:
         """Hear `events` from now on, instead of those that were started under the same prefix."""
@@ -234,15 +234,16 @@ class _Following:
         self._running[prefix] = self._tasks.create_task(self._forward(token, prefix, events))
 
     async def next(self, due: float | None) -> Event:
-        """What is heard next; Tick at `due` where there is nothing."""
-        while True:
+        """What is heard next; Tick when it is `due`."""
+        while due is None or due > time.monotonic():
             try:
                 async with asyncio.timeout_at(due):
                     token, prefix, event = await self._inbox.get()
             except TimeoutError:
-                return Tick()
+                break
             if self._current[prefix] is token:
                 return event
+        return Tick()
 
     def stop(self) -> None:
         for task in self._running.values():
@@ -253,8 +254,8 @@ class _Following:
             async for event in heard:
                 await self._inbox.put((token, prefix, event))
 
-    async def _heard(self, prefix: bytes, table: bool) -> AsyncIterator[Event]:
-        follower = Follower(Newest()) if table else None
+    async def _heard(self, prefix: bytes, live: bool) -> AsyncIterator[Event]:
+        follower = Follower(Nothing() if live else Newest())
         most = self._limits.listing_bytes
         async with aclosing(follow(self._client, prefix, follower=follower, most_bytes=most)) as items:
             async for item in items:

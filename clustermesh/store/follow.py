@@ -30,6 +30,7 @@ from clustermesh.store.follower import (
     ListAll,
     Listed,
     Newest,
+    Nothing,
     Prove,
     Put,
     State,
@@ -37,7 +38,19 @@ from clustermesh.store.follower import (
 )
 from clustermesh.store.watch import open_watch
 
-__all__ = ["Changed", "Deleted", "Event", "Follower", "Interrupted", "Item", "Listed", "Newest", "Put", "follow"]
+__all__ = [
+    "Changed",
+    "Deleted",
+    "Event",
+    "Follower",
+    "Interrupted",
+    "Item",
+    "Listed",
+    "Newest",
+    "Nothing",
+    "Put",
+    "follow",
+]
 
 QUIET: Final = 10.0
 _REFUSED_WAIT: Final = 1.0  # a person must act first: ask seldom

@@ -27,7 +27,7 @@ from msgspec import Struct
 
 from clustermesh.errors import ClusterMeshError, Unavailable
 from clustermesh.store.faults import ClusterIdChanged, Compacted, Replaced, refusal
-from clustermesh.store.known import Deleted, Event, Everything, Newest, Put
+from clustermesh.store.known import Deleted, Event, Everything, Newest, Nothing, Put
 from clustermesh.store.operations import KeyValue, Listing
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "ListAll",
     "Listed",
     "Newest",
+    "Nothing",
     "Prove",
     "Put",
     "State",

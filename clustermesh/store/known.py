@@ -24,9 +24,10 @@ class Put(Struct, frozen=True, gc=False):
 
 
 class Deleted(Struct, frozen=True, gc=False):
-    """A key is gone."""
+    """A key is gone, since `mod_revision` where a watch has told of it."""
 
     key: bytes
+    mod_revision: int = 0
 
 
 Event: TypeAlias = Put | Deleted
@@ -101,6 +102,16 @@ class Newest(Everything):
         if len(self._prints) > 2 * _FEW:
             newest = nlargest(_FEW, self._prints, key=lambda key: self._prints[key].mod_revision)
             self._prints = {key: self._prints[key] for key in newest}
+
+
+class Nothing(Newest):
+    """No key at all: whatever happened during a cut comes as a new list, and never as changes that are old by then."""
+
+    def listed(self, kvs: Sequence[KeyValue], _first: bool) -> list[Event]:
+        return [Put(kv) for kv in kvs]
+
+    def told(self, events: Iterable[Event]) -> None:
+        pass
 
 
 def _print(kv: KeyValue) -> _Print:

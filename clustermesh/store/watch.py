@@ -66,4 +66,4 @@ def _message(response: Any, own: bool) -> WatchMessage:
 
 
 def _event(event: Any) -> Event:
-    return Deleted(event.kv.key) if event.type == _DELETE else Put(key_value(event.kv))
+    return Deleted(event.kv.key, event.kv.mod_revision) if event.type == _DELETE else Put(key_value(event.kv))

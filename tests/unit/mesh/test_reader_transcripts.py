@@ -95,7 +95,9 @@ class Play:
         """Let `text` be heard; what the brain wants done, and what it wanted while time passed."""
         verb, *words = text.split()
         commands: list[Command] = []
-        if verb == "wait":
+        if verb == "sleep":
+            self.now += float(words[0])
+        elif verb == "wait":
             end = self.now + float(words[0])
             while (due := self.brain.due()) is not None and due <= end:
                 self.now = max(self.now, due)
@@ -186,7 +188,10 @@ def _written(key: bytes, value: bytes, lease: str = "0") -> Written:
 def _event(kind: str, text: str) -> Written | Deleted:
     name, _, value = text[1:].partition("=")
     key = f"{kind}/{name}".encode()
-    return Deleted(key) if text[0] == "-" else _written(key, b"x" * 11 if value == ":huge" else value.encode())
+    if text[0] == "-":
+        name, _, revision = text[1:].partition("@")
+        return Deleted(f"{kind}/{name}".encode(), int(revision or 10))
+    return _written(key, b"x" * 11 if value == ":huge" else value.encode())
 
 
 def _shown(commands: Sequence[Command]) -> list[str]:

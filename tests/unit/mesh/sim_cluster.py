@@ -1,0 +1,204 @@
+"""A stupid cluster: a dict for an etcd, a writer that comes and goes, and streams that tell of it late or not at all.
+
+What it promises, and readers rely on: a writer that comes back beats first, writes what it has within 25 s, and its
+canaries last; leases end minutes after their writer (900 s and a heartbeat of 60), each in its own time.
+"""
+
+from __future__ import annotations
+
+import random
+from itertools import count
+
+from clustermesh.errors import Refused, Unavailable
+from clustermesh.model import ClusterConfig
+from clustermesh.store.faults import Compacted, Replaced
+from clustermesh.store.follower import Changed, Deleted, Interrupted, Listed
+from clustermesh.store.follower import Put as Written
+from clustermesh.store.operations import KeyValue
+from clustermesh.wire import keys
+
+KINDS = ("nodes", "services")
+NAMES = ("a", "b", "c")
+SYNCED = b"synced/beta/tables/"
+Table = dict[bytes, bytes]
+
+
+class SimCluster:
+    """`truth` is what the cluster has, by the word of its writer; `held_at` what it had all along at a revision."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.era, self.revision, self.compacted = 0, 0, 0
+        self.store: dict[bytes, KeyValue] = {}
+        self.history: list[tuple[int, Written | Deleted]] = []
+        self.truth: Table = {}
+        self.held_at: dict[tuple[int, int], set[bytes]] = {}
+        self.config = ClusterConfig(id=2, synced_canaries=True)
+        self.alive = self.revoked = False
+        self._numbers = count(1)
+        self._leases: list[int] = []
+        self._ending: dict[int, float] = {}  # leases that nobody keeps alive, and when they end at the earliest
+        self.todo: dict[bytes, bytes | None] = {}
+        self._returned = self._beaten = 0.0
+        self.come_back(0.0)
+        self.change()
+        self.finish()
+
+    # -- the writer ----------------------------------------------------------------------------------------------------
+
+    def change(self) -> None:
+        """What the cluster has changes; its writer will say so."""
+        if self.alive:
+            key = f"{self.rng.choice(KINDS)}/{self.rng.choice(NAMES)}".encode()
+            value = self.rng.choice([None, b"1", b"2"])
+            self.truth = {k: v for k, v in self.truth.items() if k != key} | ({} if value is None else {key: value})
+            self.todo.pop(key, None)
+            self.todo = {key: value} | self.todo  # canaries stay last
+            self._note()
+
+    def work(self) -> None:
+        """The writer writes one thing."""
+        if self.alive and self.todo:
+            key = next(iter(self.todo))
+            self._write(key, self.todo.pop(key))
+
+    def finish(self) -> None:
+        while self.alive and self.todo:
+            self.work()
+
+    def beat(self, now: float) -> None:
+        if self.alive:
+            self._beaten = now
+            self._write(keys.HEARTBEAT, b"%f" % now)
+
+    def die(self, now: float) -> None:
+        self.alive, self.todo = False, {}
+        self._ending |= dict.fromkeys(self._leases, now + 300)
+        self._leases = []
+
+    def come_back(self, now: float) -> None:
+        """A new process: other leases; it beats, writes all it has, takes away the rest, and says that all is there."""
+        if not self.alive:
+            self.alive, self._returned = True, now
+            self._leases = [next(self._numbers) for _ in range(self.rng.choice([1, 2]))]
+            self.beat(now)
+            gone = [key for key in self.store if key.split(b"/")[0].decode() in KINDS and key not in self.truth]
+            self._write_all(dict.fromkeys(gone))
+
+    def _write_all(self, before: dict[bytes, bytes | None]) -> None:
+        shuffled = list((before | self.truth).items())
+        self.rng.shuffle(shuffled)
+        self.todo = dict(shuffled) | {SYNCED + kind.encode(): b"" for kind in KINDS}
+
+    # -- etcd ----------------------------------------------------------------------------------------------------------
+
+    def end_lease(self, now: float) -> None:
+        """One of those that nobody keeps alive any more."""
+        if ending := [lease for lease, earliest in self._ending.items() if earliest <= now]:
+            lease = self.rng.choice(ending)
+            del self._ending[lease]
+            if gone := [key for key, kv in self.store.items() if kv.lease == lease]:
+                self._apply(dict.fromkeys(gone), 0)
+
+    def empty(self, now: float) -> None:
+        """etcd is started anew without its data; a writer that lives fills it under new leases."""
+        self.era, self.revision, self.compacted = self.era + 1, self.rng.randrange(3), 0
+        self.store, self.history = {}, []
+        self._note()
+        if self.alive:
+            self._returned = now
+            self._leases = [next(self._numbers)]
+            self._write_all({})
+
+    def compact(self) -> None:
+        self.compacted = self.revision
+
+    def pass_time(self, now: float) -> None:
+        """What a living writer does not put off."""
+        if self.alive and now > self._returned + 25:
+            self.finish()
+        if self.alive and now >= self._beaten + 60:
+            self.beat(now)
+
+    def _write(self, key: bytes, value: bytes | None) -> None:
+        if value is not None or key in self.store:
+            self._apply({key: value}, self.rng.choice(self._leases))
+
+    def _apply(self, changes: dict[bytes, bytes | None], lease: int) -> None:
+        self.revision += 1
+        for key, value in changes.items():
+            if value is None:
+                del self.store[key]
+                self.history.append((self.revision, Deleted(key, self.revision)))
+            else:
+                self.store[key] = KeyValue(key, value, self.revision, lease)
+                self.history.append((self.revision, Written(self.store[key])))
+        self._note()
+
+    def _note(self) -> None:
+        moment = (self.era, self.revision)
+        self.held_at[moment] = self.held_at.get(moment, set(self.truth)) & set(self.truth)
+
+
+class SimStream:
+    """What a reader is told of one prefix: a list, then each revision, with cuts in between."""
+
+    def __init__(self, cluster: SimCluster, prefix: bytes, live: bool) -> None:
+        self.prefix = prefix
+        self._cluster, self._live = cluster, live
+        self._listed = self._cut = False
+        self._knows = False
+        self.era = self.position = 0
+
+    def cut(self) -> None:
+        self._cut = True
+
+    def next(self) -> list[Listed | Changed | Interrupted]:
+        """The next thing to be told, in parts; nothing where there is nothing new."""
+        cluster = self._cluster
+        if cluster.revoked:
+            self._cut = True
+            return [Interrupted(Refused("permission denied"))]
+        if self._listed and self.era != cluster.era:
+            self._listed = False
+            return [Interrupted(Replaced("another history") if self._knows else Unavailable("lost"))]
+        if not self._listed:
+            return self._list()
+        if self._cut:
+            return self._resume()
+        return self._follow()
+
+    def _list(self) -> list[Listed | Changed | Interrupted]:
+        cluster = self._cluster
+        found = [Written(kv) for key, kv in sorted(cluster.store.items()) if key.startswith(self.prefix)]
+        self._listed, self._cut, self._knows = True, False, bool(found) and not self._live
+        self.era, self.position = cluster.era, cluster.revision
+        if len(found) < 2 or cluster.rng.random() < 0.5:
+            return [Listed(found, self.position)]
+        first = Listed(found[:1], self.position, more=True)
+        if cluster.rng.random() < 0.3:
+            self._listed = False
+            return [first, Interrupted(Unavailable("cut between pages"))]
+        return [first, Listed(found[1:], self.position)]
+
+    def _resume(self) -> list[Listed | Changed | Interrupted]:
+        self._cut = False
+        if not self._knows:
+            self._listed = False
+            return [Interrupted(Unavailable("lost"))]
+        if self.position < self._cluster.compacted:
+            self._listed = False
+            return [Interrupted(Compacted("compacted"))]
+        return [Interrupted(Unavailable("lost")), Changed([], self.position)]
+
+    def _follow(self) -> list[Listed | Changed | Interrupted]:
+        later = [(at, e) for at, e in self._cluster.history if at > self.position and _key(e).startswith(self.prefix)]
+        if not later:
+            return []
+        self._knows = self._knows or not self._live
+        self.position = later[0][0]
+        return [Changed([event for at, event in later if at == self.position], self.position)]
+
+
+def _key(event: Written | Deleted) -> bytes:
+    return event.key if isinstance(event, Deleted) else event.kv.key

@@ -1,0 +1,179 @@
+"""Whatever befalls a cluster, its reader takes away only what was not the cluster's any more, and ends at the truth."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sim_cluster import KINDS, SYNCED, SimCluster, SimStream
+
+from clustermesh.mesh.brain import Phase, ReaderBrain
+from clustermesh.mesh.messages import (
+    Again,
+    Ask,
+    Configured,
+    Connected,
+    Drain,
+    Event,
+    Follow,
+    Heard,
+    Put,
+    Remove,
+    Restored,
+    Tick,
+    Unread,
+)
+from clustermesh.mesh.session import State
+from clustermesh.mesh.tables import Table
+from clustermesh.model import ClusterConfig
+from clustermesh.store.follower import Changed, Interrupted, Listed
+
+TABLES = [
+    Table(
+        kind=kind,
+        prefix=f"{kind}/".encode(),
+        canary=SYNCED + kind.encode(),
+        name_of=lambda key: key,
+        decode=lambda _key, value, _cluster: value,
+    )
+    for kind in KINDS
+]
+
+
+class World:
+    """A cluster, a reader's brain, its streams, and a sink that does what it is told, and looks what it is."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.now = 0.0
+        self.cluster = SimCluster(self.rng)
+        self.held: dict[str, dict[bytes, bytes]] = {kind: {} for kind in KINDS}
+        self.streams: dict[bytes, SimStream] = {}
+        self.asked = False
+        self.restart()
+
+    def restart(self) -> None:
+        """The agent is started anew, with what it had kept on disk."""
+        held = {**self.held, "refused": {}}
+        self.brain = ReaderBrain("beta", lambda _n, _c: TABLES, lambda kind: held[kind].keys())
+        self.streams, self.asked = {}, False
+        self.hear(Restored(ClusterConfig(id=2)))
+
+    # -- what may happen -----------------------------------------------------------------------------------------------
+
+    def act(self, verb: str) -> None:
+        cluster = self.cluster
+        match verb:
+            case "change" | "work" | "compact":
+                getattr(cluster, verb)()
+            case "beat" | "come_back" | "empty" | "die" | "end_lease":
+                getattr(cluster, verb)(self.now)
+            case "configure":
+                mcs = self.rng.choice([None, False, True])
+                cluster.config = ClusterConfig(id=2, synced_canaries=True, service_exports_enabled=mcs)
+            case "revoke":
+                cluster.revoked = not cluster.revoked
+            case "cut":
+                for stream in self.streams.values():
+                    if self.rng.random() < 0.5:
+                        stream.cut()
+            case "restart":
+                self.restart()
+            case "tell":
+                self.tell()
+            case "wait":
+                self.wait(self.rng.choice([1.0, 5.0, 20.0, 70.0, 310.0]))
+            case "sleep":
+                self.sleep()
+
+    def tell(self) -> None:
+        """One step of the shell: an attempt begins, an answer comes, or a stream tells what is next."""
+        if self.brain.phase is Phase.IDLE:
+            self.hear(Connected())
+        elif self.asked and self.rng.random() < 0.5:
+            self.asked = False
+            lost = self.cluster.revoked or self.rng.random() < 0.1
+            self.hear(Unread("no") if lost else Configured(self.cluster.config))
+        elif self.streams:
+            self.tell_of(self.rng.choice(sorted(self.streams)))
+
+    def tell_of(self, prefix: bytes) -> bool:
+        """Whether there was something to tell."""
+        stream = self.streams[prefix]
+        parts = stream.next()
+        for part in parts:
+            if self.streams.get(prefix) is stream:
+                self.hear(Heard(prefix, part), (stream.era, stream.position), part)
+        return bool(parts)
+
+    def wait(self, seconds: float) -> None:
+        """Time passes, and nothing is late by more than a few seconds."""
+        end = self.now + seconds
+        while self.now < end:
+            self.now = min(end, self.now + 5.0)
+            self.cluster.pass_time(self.now)
+            if (due := self.brain.due()) is not None and due <= self.now:
+                self.hear(Tick())
+            for prefix in self.rng.sample(sorted(self.streams), len(self.streams)):
+                while prefix in self.streams and not self.cluster.revoked and self.tell_of(prefix):
+                    pass
+
+    def sleep(self) -> None:
+        """This machine is suspended: the world goes on, what it says waits."""
+        for _ in range(20):
+            self.now += 60.0
+            self.cluster.pass_time(self.now)
+            self.act(self.rng.choice(["change", "work", "die", "end_lease", "come_back", "compact"]))
+
+    # -- what is done --------------------------------------------------------------------------------------------------
+
+    def hear(
+        self, event: Event, moment: tuple[int, int] = (0, 0), item: Listed | Changed | Interrupted | None = None
+    ) -> None:
+        for command in self.brain.hear(event, self.now):
+            match command:
+                case Put(kind, name, value, _):
+                    self.held[kind][name] = value
+                case Remove(kind, name, _):
+                    assert item is not None
+                    assert name not in self.cluster.held_at[moment], f"{name!r} was still the cluster's at {moment}"
+                    self.held[kind].pop(name, None)
+                case Follow(prefix, live):
+                    self.streams[prefix] = SimStream(self.cluster, prefix, live)
+                case Ask():
+                    self.asked = True
+                case Again():
+                    self.streams, self.asked = {}, False
+                    break
+                case Drain():
+                    raise AssertionError("nobody has a reason to")
+
+    def settle(self) -> None:
+        """All is well at last, and quiet."""
+        self.cluster.revoked = False
+        self.cluster.come_back(self.now)
+        for _ in range(40):
+            for _ in range(10):
+                self.tell()
+            self.wait(10.0)
+        assert self.brain.session.state is State.FRESH, self.brain.session.error
+        held = {key: value for table in self.held.values() for key, value in table.items()}
+        assert held == self.cluster.truth
+
+
+ACTIONS = [
+    *("tell",) * 8,
+    *("work", "wait", "change", "end_lease") * 3,
+    *("die", "come_back", "beat", "cut", "restart") * 2,
+    *("compact", "empty", "configure", "revoke", "sleep"),
+]
+
+
+@settings(max_examples=600, deadline=None)
+@given(st.integers(0, 1 << 30), st.lists(st.sampled_from(ACTIONS), max_size=80))
+def test_nothing_is_taken_away_that_was_still_there_and_the_end_is_the_truth(seed: int, actions: list[str]) -> None:
+    world = World(seed)
+    for verb in actions:
+        world.act(verb)
+    world.settle()
