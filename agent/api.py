@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping
+import socket
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +35,46 @@ class Request(Struct, frozen=True):
 _decoder = msgspec.json.Decoder(Request)
 
 
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Be the one agent of the socket at `path`, before anything is touched that another one works with. Refused."""
+    with contextlib.ExitStack() as closing:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = closing.enter_context(path.with_suffix(".lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise Refused(f"another agent holds {path.with_suffix('.lock')}: stop it first") from e
+        except OSError as e:
+            raise Refused(f"cannot listen on {path}: {e.strerror or e}") from e
+        yield
+
+
 async def serve(path: Path, methods: Mapping[str, Method]) -> None:
     """Answer requests on the socket at `path` until cancelled. Raises Refused where that cannot be."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         await _take_over(path)
-        server = await asyncio.start_unix_server(lambda r, w: _client(r, w, methods), path, limit=_LIMIT)
-        os.chmod(path, 0o600)
+        listening = _bind(path)
+        server = await asyncio.start_unix_server(lambda r, w: _client(r, w, methods), sock=listening, limit=_LIMIT)
     except OSError as e:
         raise Refused(f"cannot listen on {path}: {e.strerror or e}") from e
     async with server:
         await server.serve_forever()
+
+
+def _bind(path: Path) -> socket.socket:
+    """A socket that from its first moment is this user's only."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        listening.bind(str(path))
+    except BaseException:
+        listening.close()
+        raise
+    finally:
+        os.umask(before)
+    return listening
 
 
 async def _take_over(path: Path) -> None:

@@ -1,7 +1,7 @@
 """The agent's wiring: what is made, in which order, and which loops run until it is told to stop.
 
-    own etcd ─┐ ClusterReader ─> AgentSink ─> MeshState ─> plan_nodes, plan_services ─> trackers ─> Kernel
-    peers    ─┘ (one each)                                                             (Engine)
+    own etcd ─┐ ClusterReader ─> AgentSink ─> MeshState ─> Domains: plan ─> trackers ─> targets ─> kernel
+    peers    ─┘ (one each)                                    ^ CNI
 
 Stopping, killed or asked, undoes nothing: programs, maps, routes and WireGuard go on, and the next agent adopts them.
 """
@@ -12,24 +12,23 @@ import asyncio
 import logging
 import signal
 import sys
-import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext, suppress
-from pathlib import Path
-from typing import Any
 
 from prometheus_client import REGISTRY
 
 from agent import api, report
-from agent.bpf.bpffs import cgroup2_root, ensure_bpffs
+from agent.bpf.bpffs import ensure_bpffs
 from agent.bpf.loader import Datapath
 from agent.bpf.probe import Feature, probe
 from agent.cni.methods import Pods
-from agent.engine import Engine
-from agent.kernel import Kernel
+from agent.domains.domains import Domains
+from agent.domains.targets import ThisNode, open_targets
+from agent.methods import methods
 from agent.metrics import StatusCollector
 from agent.options import Options, parse
 from agent.propagation import Propagation
+from agent.saving import keep_saved
 from agent.sink import AgentSink
 from agent.status import Status
 from agent.surroundings import Surroundings
@@ -44,7 +43,6 @@ from clustermesh.mesh.messages import Terms
 from clustermesh.mesh.peer_files import PeerFile, read_peers
 from clustermesh.mesh.peers import Peers, restore
 from clustermesh.mesh.reader import ClusterReader
-from clustermesh.mesh.session import State
 from clustermesh.mesh.state import MeshState
 from clustermesh.mesh.tables import own_tables, peer_tables
 from clustermesh.model import AgentRecord, ClusterConfig
@@ -54,7 +52,6 @@ from clustermesh.store.client import EtcdClient
 from clustermesh.store.tls import Tls
 
 _log = logging.getLogger(__name__)
-_SAVE_PERIOD = 2.0  # seconds
 
 
 def main() -> None:
@@ -85,16 +82,18 @@ async def _until_stopped(options: Options) -> None:
 async def run(options: Options) -> None:
     """Run the agent until cancelled. Raises Refused or Unavailable where this node cannot run one at all."""
     context = contexts.load(options.context)
-    private_key = wireguard_keys.load_or_create(options.state_dir / "wireguard.key")
-    async with asyncio.TaskGroup() as tasks:
-        deriving = tasks.create_task(wireguard_keys.derive_public_key(private_key))  # meanwhile the rest starts
-        device = await open_device(options.device, log=options.state_dir / "wireguard-go.log")
-        features = _check_features(options)
-        with closing(Datapath.open(None, options.bpffs / "clustermesh", cgroup2_root())) as datapath:
-            tls = Tls(context.ca, context.certificate("local"), context.key("local"))
-            async with EtcdClient([context.endpoint], tls) as etcd:
-                underlay = UnderlaySetup(datapath, device, private_key, options.port)
-                await _work(options, context, etcd, Kernel(datapath, device, await deriving, features), underlay)
+    with api.alone(options.socket):
+        private_key = wireguard_keys.load_or_create(options.state_dir / "wireguard.key")
+        async with asyncio.TaskGroup() as tasks:
+            deriving = tasks.create_task(wireguard_keys.derive_public_key(private_key))  # meanwhile the rest starts
+            device = await open_device(options.device, log=options.state_dir / "wireguard-go.log")
+            features = _check_features(options)
+            with closing(Datapath.open(None, options.bpffs / "clustermesh", None)) as datapath:
+                tls = Tls(context.ca, context.certificate("local"), context.key("local"))
+                async with EtcdClient([context.endpoint], tls) as etcd:
+                    underlay = UnderlaySetup(datapath, device, private_key, options.port)
+                    node = ThisNode(datapath, device, underlay, await deriving, features)
+                    await _work(options, context, etcd, node)
 
 
 def _check_features(options: Options) -> list[Feature]:
@@ -107,10 +106,9 @@ def _check_features(options: Options) -> list[Feature]:
     return features
 
 
-async def _work(options: Options, context: Context, etcd: EtcdClient, kernel: Kernel, underlay: UnderlaySetup) -> None:
+async def _work(options: Options, context: Context, etcd: EtcdClient, node: ThisNode) -> None:
     state, propagation = MeshState(context.name), Propagation()
     sink = AgentSink(state, propagation)
-    engine = Engine(options, state, sink, propagation, kernel, underlay)
     own = ClusterReader(
         context.name,
         sink,
@@ -128,9 +126,10 @@ async def _work(options: Options, context: Context, etcd: EtcdClient, kernel: Ke
         around.look_again()  # its etcd is a lifeline, too
 
     peers = Peers(context.peers, context.cluster, sink, _connect_peer, peer_tables, options.last_good, authorize)
-    pods = Pods(options, engine)
-    status = Status(options, state, engine, own, peers, propagation, pods)
-    record = AgentRecord(node=options.node, wireguard_public_key=kernel.public_key, boot_id=report.boot_id())
+    domains = Domains(options, state, propagation, node, open_targets(node.datapath, node.device, node.public_key))
+    pods = Pods(options, domains.tunnels, domains.attached_pods)
+    status = Status(options, state, domains, own, peers, propagation, pods)
+    record = AgentRecord(node=options.node, wireguard_public_key=node.public_key, boot_id=report.boot_id())
     state.stand_on(ground := await around.read())
     if (kept := last_good.load(options.last_good, context.name)) is not None:
         await restore(sink, context.name, kept)
@@ -140,12 +139,12 @@ async def _work(options: Options, context: Context, etcd: EtcdClient, kernel: Ke
         tasks.create_task(around.keep(state.stand_on, ground))
         tasks.create_task(_read_own(own, peers))
         tasks.create_task(peers.run())
-        tasks.create_task(engine.run(own, peers))
+        tasks.create_task(domains.run(own, peers))
         tasks.create_task(pods.run())
-        tasks.create_task(api.serve(options.socket, _methods(status, pods)))
+        tasks.create_task(api.serve(options.socket, methods(status, pods)))
         tasks.create_task(report.keep_registered(etcd, record, status.nodes))
         tasks.create_task(report.keep_reported(etcd, options.node, status.said))
-        tasks.create_task(_keep_saved(options.last_good, sink, state, own, peers))
+        tasks.create_task(keep_saved(options.last_good, sink, state, own, peers))
         tasks.create_task(serve_health(options.metrics, REGISTRY, status.readiness))
 
 
@@ -154,37 +153,6 @@ async def _read_own(own: ClusterReader, peers: Peers) -> None:
     stand before those that it was refused for."""
     await peers.looked.wait()
     await own.run()
-
-
-def _methods(status: Status, pods: Pods) -> dict[str, api.Method]:
-    """What the socket answers."""
-
-    def reading(read: Callable[[], Any]) -> api.Method:
-        async def method(_params: dict[str, Any]) -> Any:
-            return read()
-
-        return method
-
-    async def encrypt(_params: dict[str, Any]) -> Any:
-        return await status.encrypt()
-
-    async def map_diff(_params: dict[str, Any]) -> Any:
-        return await status.map_diff()
-
-    return {
-        "status": reading(status.status),
-        "services": reading(status.services),
-        "backends": reading(status.backends),
-        "ipcache": reading(status.ipcache),
-        "refused": reading(status.refused),
-        "encrypt": encrypt,
-        "map_diff": map_diff,
-        "cni_add": pods.add,
-        "cni_del": pods.delete,
-        "cni_check": pods.check,
-        "cni_status": pods.status,
-        "cni_gc": pods.collect_garbage,
-    }
 
 
 def _connect_peer(file: PeerFile) -> EtcdClient:
@@ -199,31 +167,3 @@ def _expect(context: Context) -> Callable[[str, ClusterConfig], None]:
             _log.warning("cluster %s has id %d in etcd and %d in %s", name, config.id, context.id, context.path)
 
     return admit
-
-
-async def _keep_saved(folder: Path, sink: AgentSink, state: MeshState, own: ClusterReader, peers: Peers) -> None:
-    """Write the last good state of every cluster that changed; only a whole one is worth keeping."""
-    while True:
-        began = time.monotonic()
-        for name in list(sink.unsaved):
-            await _save(folder, sink, name, own if name == state.own else peers.readers.get(name), state)
-        # A large mesh that changes all the time must not be written all the time.
-        await asyncio.sleep(max(_SAVE_PERIOD, 20 * (time.monotonic() - began)))
-
-
-async def _save(folder: Path, sink: AgentSink, name: str, reader: ClusterReader | None, state: MeshState) -> None:
-    if reader is None or reader.session.state is State.REMOVED:
-        sink.unsaved.discard(name)
-    elif reader.session.state is State.EVICTED:
-        sink.unsaved.discard(name)
-        await asyncio.to_thread(last_good.forget, folder, name)  # or the next agent would begin with it
-    elif reader.session.complete and reader.config is not None and name in state.views:
-        sink.unsaved.discard(name)
-        encoded = last_good.encode(reader.config, state.good_view(name))
-        try:
-            await asyncio.to_thread(last_good.save, folder, name, encoded)
-            sink.unsavable.pop(name, None)
-        except OSError as e:
-            _log.error("last good state of %s is not saved: %s", name, e)
-            sink.unsavable[name] = str(e)
-            sink.unsaved.add(name)

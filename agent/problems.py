@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from agent.cni.methods import Pods
-from agent.engine import Engine
+from agent.domains.domains import Domains
 from clustermesh.address import text
 from clustermesh.mesh.peers import Peers
 from clustermesh.mesh.refusals import Reason, Refusals
@@ -20,27 +20,31 @@ _NAMED = 3  # refused entries of one reason
 _MAP_DIFF = "it is tried again by itself; what is missing is in `clustermesh node map diff`"
 
 
-def own(engine: Engine, pods: Pods) -> list[str]:
+def own(domains: Domains, pods: Pods) -> list[str]:
     """Those of this node alone."""
-    found = [f"node set-up: {engine.underlay_error}; mend that, it is tried again"] if engine.underlay_error else []
-    if (since := engine.kernel.device.silent_since) is not None:
-        found.append(_silence(engine.kernel.device.name, since))
+    error, device = domains.tunnels.error, domains.node.device
+    found = [f"node set-up: {error}; mend that, it is tried again"] if error else []
+    if (since := device.silent_since) is not None:
+        found.append(_silence(device.name, since))
     for name, problem in islice(pods.problems.items(), _SHOWN):
         found.append(f"pods: {name}: {problem}; delete the pod, and it is made anew")
     return found
 
 
-def shared(engine: Engine, peers: Peers, state: MeshState) -> list[str]:
+def shared(domains: Domains, peers: Peers, state: MeshState) -> list[str]:
     """Those that every node of the cluster may have at the same moment."""
     found = [f"peers folder: {problem}; correct it, or disconnect that cluster" for problem in peers.problems]
     for cluster in state.views:
         found += _refused(cluster, state.refusals(cluster), cluster == state.own)
-    for tracker in engine.kernel.trackers:
+    for tracker in domains.trackers:
         if tracker.failed:
             found.append(f"{tracker.name}: {len(tracker.failed)} entries not applied: {tracker.error}; {_MAP_DIFF}")
         elif tracker.error:
             found.append(f"{tracker.name}: {tracker.error}; {_MAP_DIFF}")
-    return found + [_conflict(*each) for each in islice(engine.services.conflicts().items(), _SHOWN)]
+    found += [
+        f"{problem}; it is planned again by itself, please report it" for problem in islice(domains.problems(), _SHOWN)
+    ]
+    return found + [_conflict(*each) for each in islice(domains.services.planner.conflicts().items(), _SHOWN)]
 
 
 def _refused(cluster: str, refusals: Refusals, is_own: bool) -> Iterator[str]:

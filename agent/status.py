@@ -10,8 +10,8 @@ from typing import Any
 from agent import problems
 from agent.bpf.layouts import NO_ADDRESS, PROTOCOL_NUMBERS, ServiceKey
 from agent.cni.methods import Pods
-from agent.engine import Engine
-from agent.kernel import Kernel
+from agent.domains.domains import Domains
+from agent.domains.targets import ThisNode
 from agent.options import Options
 from agent.propagation import Propagation
 from agent.reporter import Said
@@ -35,18 +35,18 @@ class Status:
         self,
         options: Options,
         state: MeshState,
-        engine: Engine,
+        domains: Domains,
         own: ClusterReader,
         peers: Peers,
         propagation: Propagation,
         pods: Pods,
     ) -> None:
-        self._options, self._state, self._engine, self._pods = options, state, engine, pods
+        self._options, self._state, self._domains, self._pods = options, state, domains, pods
         self._own, self._peers, self._propagation = own, peers, propagation
 
     def summary(self) -> dict[str, Any]:
         """The whole status but the samples."""
-        engine = self._engine
+        domains = self._domains
         return {
             "version": __version__,
             "node": self._options.node,
@@ -54,8 +54,8 @@ class Status:
             "ready": not self.not_ready(),
             "problems": self.problems(),
             "clusters": [self._cluster(reader) for reader in self._readers()],
-            "targets": [_target(tracker) for tracker in engine.kernel.trackers],
-            "datapath": _datapath(engine.kernel),
+            "targets": [_target(tracker) for tracker in domains.trackers],
+            "datapath": _datapath(self._domains.node),
             "encryption": self._encryption(_SHOWN),
         }
 
@@ -63,15 +63,15 @@ class Status:
         """`summary` and the latest propagation delays."""
         return self.summary() | {
             "time": time.time(),
-            "counters": {str(reason.name).lower(): n for reason, n in self._engine.kernel.datapath.counters().items()},
+            "counters": {str(reason.name).lower(): n for reason, n in self._domains.node.datapath.counters().items()},
             "propagation_ms": list(self._propagation.recent),
         }
 
     def not_ready(self) -> str:
         """Why /readyz is refused, "" when the kernel holds the whole state."""
-        if self._engine.underlay_error:
-            return self._engine.underlay_error
-        if self._engine.ready_at is not None:
+        if self._domains.tunnels.error:
+            return self._domains.tunnels.error
+        if self._domains.ready_at is not None:
             return ""
         problem = "" if self._peers.synced_once else next(iter(self._peers.problems), "")
         return self._own.session.error or problem or "waiting for the first whole state"
@@ -83,12 +83,12 @@ class Status:
 
     def problems(self) -> list[str]:
         """What a person should look at, one sentence each."""
-        return problems.own(self._engine, self._pods) + problems.shared(self._engine, self._peers, self._state)
+        return problems.own(self._domains, self._pods) + problems.shared(self._domains, self._peers, self._state)
 
     def said(self) -> tuple[Said, int]:
         """What is put into etcd, and how many nodes the cluster has that do so."""
-        own = tuple(problems.own(self._engine, self._pods))
-        shared = tuple(problems.shared(self._engine, self._peers, self._state))
+        own = tuple(problems.own(self._domains, self._pods))
+        shared = tuple(problems.shared(self._domains, self._peers, self._state))
         report = AgentReport(__version__, self.not_ready(), own, tuple(map(self._seen, self._readers())))
         return Said(report, shared), self.nodes()
 
@@ -108,7 +108,7 @@ class Status:
         """Every frontend with its backends, and whose they are."""
         named = {
             frontend: "/".join(name)
-            for name, frontends in self._engine.services.frontends.items()
+            for name, frontends in self._domains.services.planner.frontends.items()
             for frontend in frontends
         }
         clusters = self._cluster_names()
@@ -128,14 +128,14 @@ class Status:
                     for backend in group.backends
                 ],
             }
-            for frontend, entry in sorted(self._engine.services.programmed.items())
+            for frontend, entry in sorted(self._domains.services.planner.programmed.items())
         ]
 
     def backends(self) -> list[dict[str, Any]]:
         """The backend map as it was last known to be, with how many frontends name each."""
         clusters = self._cluster_names()
-        services = self._engine.kernel.services
-        uses = Counter(number for value in services.slots.actual.values() for number in set(value.backend_ids))
+        tables = self._domains.services.tables
+        uses = Counter(number for value in tables.slots.actual.values() for number in set(value.backend_ids))
         return [
             {
                 "id": key.id,
@@ -145,19 +145,20 @@ class Status:
                 "cluster": clusters.get(entry.cluster_id, str(entry.cluster_id)),
                 "frontends": uses[key.id],
             }
-            for key, entry in sorted(services.backends.actual.items())
+            for key, entry in sorted(tables.backends.actual.items())
         ]
 
     def ipcache(self) -> list[dict[str, Any]]:
         """Who is behind each address or CIDR, with the labels of the identity where they are known."""
-        kernel = self._engine.kernel
+        domains = self._domains
         labels = {
             number: [f"{label.source}:{label.key}={label.value}" for label in identity.labels]
             for view in self._state.views.values()
             for number, identity in view.identities.items()
         }
-        rows = [(single(key.address), value) for key, value in sorted(kernel.ipcache.actual.items())]
-        rows += [(Prefix(key.address, key.prefix_length), value) for key, value in sorted(kernel.cidrs.actual.items())]
+        network = sorted(domains.network.cidrs.actual.items())
+        rows = [(single(key.address), value) for key, value in sorted(domains.addresses.ipcache.actual.items())]
+        rows += [(Prefix(key.address, key.prefix_length), value) for key, value in network]
         return [
             {
                 "prefix": prefix_text(prefix),
@@ -171,8 +172,8 @@ class Status:
 
     async def encrypt(self) -> dict[str, Any]:
         """The tunnels: each peer with its node, last handshake and bytes."""
-        device = self._engine.kernel.device
-        states = await device.peers() if self._engine.underlay.current else {}
+        device = self._domains.node.device
+        states = await device.peers() if self._domains.tunnels.underlay.current else {}
         nodes = {node.wireguard_public_key: node for node in self._state.admitted_nodes()}
         peers = []
         for key, state in sorted(states.items()):
@@ -188,12 +189,12 @@ class Status:
                     "sent": state.tx,
                 }
             )
-        return self._encryption(len(self._engine.plan.problems)) | {"tunnels": peers}
+        return self._encryption(len(self._domains.network.planner.problems)) | {"tunnels": peers}
 
     async def map_diff(self) -> list[dict[str, Any]]:
         """Desired against kernel, read now: empty when healthy."""
         rows = []
-        for tracker in self._engine.kernel.trackers:
+        for tracker in self._domains.trackers:
             actual = await tracker.target.dump()
             rows += _differences(tracker, actual)
         return rows
@@ -234,30 +235,30 @@ class Status:
         return SeenCluster(**told | {"error": row["error"] or waits})
 
     def _encryption(self, shown: int) -> dict[str, Any]:
-        without = self._engine.plan.problems
-        device, underlay = self._engine.kernel.device, self._engine.underlay.current
+        without = self._domains.network.planner.problems
+        device, underlay = self._domains.node.device, self._domains.tunnels.underlay.current
         return {
             "device": device.name,
             "provider": device.kind,
             "why": device.why,
-            "public_key": self._engine.kernel.public_key,
+            "public_key": self._domains.node.public_key,
             "interface": "" if underlay is None else underlay.interface,
             "mtu": 0 if underlay is None else underlay.mtu,
             "strict": "" if underlay is None else underlay.strict,
-            "peers": len(self._engine.kernel.peers.actual),
+            "peers": len(self._domains.tunnels.peers.actual),
             "without_tunnel": dict(islice(without.items(), shown)),
             "nodes_without_tunnel": len(without),
         }
 
 
-def _datapath(kernel: Kernel) -> dict[str, Any]:
+def _datapath(node: ThisNode) -> dict[str, Any]:
     """Which program runs where and how it came there, and what this kernel has only a second way for."""
     hooks = [
         {"name": hook.name, "target": hook.target, "mechanism": str(hook.mechanism), "outcome": str(hook.outcome)}
-        for hook in kernel.datapath.hooks.values()
+        for hook in node.datapath.hooks.values()
     ]
-    degraded = [f"{each.name}: {each.sentence} ({each.remedy})" for each in kernel.features if not each.present]
-    return {"loader": "libbpf", "pinned": str(kernel.datapath.pin_dir), "hooks": hooks, "degraded": degraded}
+    degraded = [f"{each.name}: {each.sentence} ({each.remedy})" for each in node.features if not each.present]
+    return {"loader": "libbpf", "pinned": str(node.datapath.pin_dir), "hooks": hooks, "degraded": degraded}
 
 
 def _target(tracker: Tracker[Any, Any]) -> dict[str, Any]:

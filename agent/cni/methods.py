@@ -11,9 +11,10 @@ import msgspec
 from msgspec import Struct
 
 from agent.cni.ipam import Ipam
-from agent.cni.local_pods import EndpointRequest, Endpoints
-from agent.engine import Engine
+from agent.cni.local_pods import EndpointRecord, EndpointRequest, Endpoints
+from agent.domains.tunnels import Tunnels
 from agent.options import Options
+from agent.plan.attached import AttachedPod, AttachedPods
 from agent.plan.nodes import PodPool, pod_pools
 from clustermesh.address import prefix_text, text
 from clustermesh.errors import ClusterMeshError, DecodeError, Unavailable
@@ -32,8 +33,8 @@ class _Valid(Struct):
 class Pods:
     """The socket's cni_add, cni_del, cni_check, cni_status and cni_gc."""
 
-    def __init__(self, options: Options, engine: Engine) -> None:
-        self._options, self._engine = options, engine
+    def __init__(self, options: Options, tunnels: Tunnels, attached: AttachedPods) -> None:
+        self._options, self._tunnels, self._attached = options, tunnels, attached
         self._endpoints: Endpoints | None = None
         self._pools: tuple[PodPool, ...] = ()
         self._error = ""
@@ -44,7 +45,7 @@ class Pods:
         found = {} if self._endpoints is None else dict(self._endpoints.problems)
         if self._error:
             found["set-up"] = self._error
-        own = self._engine.plan.own
+        own = self._tunnels.own
         if self._pools and own is not None and (now := pod_pools(own)) != self._pools:
             found["pod CIDR"] = (
                 f"is {_shown(now)} now, and pods here still get addresses of {_shown(self._pools)}: "
@@ -54,7 +55,7 @@ class Pods:
 
     async def run(self) -> None:
         """Take over the pods of the agent before this one, then carry out deletions that were left. Never returns."""
-        await self._engine.prepared.wait()
+        await self._tunnels.prepared.wait()
         while True:
             try:
                 await self._tend()
@@ -70,25 +71,31 @@ class Pods:
             self._endpoints = await self._take_over()
         if self._endpoints is not None:
             done = await self._endpoints.drain(self._options.run_dir / DELETIONS)
+            self._compare(self._endpoints)
             if done:
                 _log.info("%d pods deleted while no agent listened", done)
 
     async def _take_over(self) -> Endpoints | None:
         """The pods there are; None while the Node is gone again, or its device being made again."""
-        own, underlay = self._engine.plan.own, self._engine.underlay.current
+        own, underlay = self._tunnels.own, self._tunnels.underlay.current
         if own is None or underlay is None or not (pools := pod_pools(own)):
             return None
         ipams = [Ipam(pool.cidr, pool.router) for pool in pools]
         endpoints = Endpoints(self._options.state_dir, ipams, mtu=underlay.mtu)
         await endpoints.restore()
+        self._compare(endpoints)
         self._pools = pools
         return endpoints
 
     async def add(self, params: dict[str, Any]) -> dict[str, Any]:
-        return (await self._ready().add(_request(params))).result()
+        record = await self._ready().add(_request(params))
+        self._attached.attached(_as_attached(record))
+        return record.result()
 
     async def delete(self, params: dict[str, Any]) -> dict[str, Any]:
-        await self._ready().delete(_request(params))
+        request = _request(params)
+        await self._ready().delete(request)
+        self._attached.detached(request.container_id, request.ifname)
         return {}
 
     async def check(self, params: dict[str, Any]) -> dict[str, Any]:
@@ -104,14 +111,33 @@ class Pods:
             valid = msgspec.convert(params, _Valid).valid
         except msgspec.ValidationError as e:
             raise DecodeError("params", params, str(e)) from e
-        await self._ready().keep_only({(one.container_id, one.ifname) for one in valid})
+        endpoints = self._ready()
+        await endpoints.keep_only({(one.container_id, one.ifname) for one in valid})
+        self._compare(endpoints)
         return {}
+
+    def _compare(self, endpoints: Endpoints) -> None:
+        """Bring the table of attached pods in line with the files, after more than one pod may have changed."""
+        for key in self._attached.pods.keys() - endpoints.records.keys():
+            self._attached.detached(*key)
+        for key in endpoints.records.keys() - self._attached.pods.keys():
+            self._attached.attached(_as_attached(endpoints.records[key]))
 
     def _ready(self) -> Endpoints:
         if self._endpoints is None:
-            why = self._engine.underlay_error or self._error or "the agent is starting"
+            why = self._tunnels.error or self._error or "the agent is starting"
             raise Unavailable(f"this node cannot attach pods yet: {why}")
         return self._endpoints
+
+
+def _as_attached(record: EndpointRecord) -> AttachedPod:
+    return AttachedPod(
+        container_id=record.container_id,
+        ifname=record.ifname,
+        addresses=tuple(address.ip for address in record.addresses),
+        namespace=record.pod_namespace,
+        name=record.pod_name,
+    )
 
 
 def _shown(pools: Sequence[PodPool]) -> str:

@@ -40,10 +40,12 @@ class Domain(Generic[K]):
     def __init__(self, *reconcilers: Reconciler, clock: Callable[[], float] = time.monotonic) -> None:
         self.reconcilers = reconcilers
         self.fault = ""  # a bug of ours that kept the last step from its end
-        self.steps = 0  # that came to their end
+        self.idle = asyncio.Event()  # nothing waits and no step is under way
+        self.on_step: Callable[[], None] = lambda: None  # called after each
         self._clock = clock
         self._retries = Retries[K]()
-        self._woken = asyncio.Event()
+        self._woken, self._stepped = asyncio.Event(), asyncio.Event()
+        self._begun = self._ended = 0  # steps, by number
 
     # -- what a subclass is ------------------------------------------------------------------------------------------
 
@@ -78,9 +80,28 @@ class Domain(Generic[K]):
         """True when the kernel holds all that is planned, and nothing waits for being planned."""
         return not self._woken.is_set() and all(reconciler.settled for reconciler in self.reconcilers)
 
+    @property
+    def next_due(self) -> float | None:
+        """When there is something to do even if nobody wakes it."""
+        waits = [self._retries.next_due, *(reconciler.next_due for reconciler in self.reconcilers)]
+        return min((due for due in waits if due is not None), default=None)
+
+    @property
+    def steps(self) -> int:
+        """How many came to their end."""
+        return self._ended
+
     def wake(self) -> None:
         """There is something to take."""
         self._woken.set()
+        self.idle.clear()
+
+    async def whole_step(self) -> None:
+        """Return when a step has ended that began after this call: what was known by then is planned and applied."""
+        wanted = self._begun + 1
+        self.wake()
+        while self._ended < wanted:
+            await self._stepped.wait()
 
     def allow_deletes(self) -> None:
         """The first complete state is in: what it does not name may go."""
@@ -107,12 +128,19 @@ class Domain(Generic[K]):
     async def step(self) -> None:
         """Plan what is dirty and apply what is pending and due."""
         self._woken.clear()
+        self.idle.clear()
+        self._begun = begun = self._begun + 1
         await self._plan_each([*self._retries.take_due(self._clock()), *self.take()])
         await self.prepare()
         for reconciler in self.reconcilers:
             await reconciler.flush()
         self.applied()
-        self.steps += 1
+        self._ended = begun
+        self._stepped.set()
+        self._stepped.clear()
+        if not self._woken.is_set():
+            self.idle.set()
+        self.on_step()
 
     async def audit(self) -> None:
         """Compare everything with the kernel, and repair it."""
@@ -159,8 +187,8 @@ class Domain(Generic[K]):
             self._retries.forget(item)
 
     async def _sleep(self, audit_due: float) -> None:
-        waits = [self._retries.next_due, *(reconciler.next_due for reconciler in self.reconcilers)]
-        until = min([audit_due, *(due for due in waits if due is not None)])
+        due = self.next_due
+        until = audit_due if due is None else min(due, audit_due)
         with suppress(TimeoutError):
             async with asyncio.timeout(max(until - self._clock(), 0.0)):
                 await self._woken.wait()

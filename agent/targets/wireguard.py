@@ -1,54 +1,80 @@
-"""WireGuard peers as a reconciled resource: public key (base64) -> Peer.
+"""WireGuard peers of one device as a reconciled resource: (cluster, node, generation) -> Peer.
 
-An allowed IP lives on exactly one peer: giving it to a second takes it from the first without a word. Every peer is
-written whole, so peers whose wanted allowed IPs are disjoint end as wanted in whatever order they are written.
-Where two in one batch want the same CIDR, the first keeps it and the second is refused whole. `drop_overlaps` is for
-whoever makes the desired state, where the two may arrive in different batches.
+A device knows its peers by their public keys alone. So this target remembers who has which; a peer that nobody of this
+process named (of the agent before this one) is a `stranger`, until `recognise` gives it its name.
+
+Who owns a public key or an allowed IP is decided where the peers are planned. An allowed IP lives on exactly one peer
+of a device: giving it to a second takes it from the first without a word. Every peer is written whole, so peers whose
+wanted allowed IPs are disjoint end as wanted in whatever order they are written; should two of one batch want the same
+all the same, the first keeps it and the second is refused.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from contextlib import suppress
 from typing import Final
 
 from msgspec.structs import replace
 
 from agent.wireguard.device import Device
-from agent.wireguard.peer import REJECT_AFTER, Peer, PeerState, check_peer
+from agent.wireguard.peer import REJECT_AFTER, Peer, PeerKey, PeerState, check_peer, stranger
 from clustermesh.address import Prefix, prefix_text
 from clustermesh.errors import ApplyError, ClusterMeshError, Invalid, Refused
+from clustermesh.reconcile import Tracker
 
 GREETING_DELAY: Final = 0.3  # seconds: longer than two nodes differ in hearing of each other
 
 
 class WireGuardTarget:
-    """The peers of one device. Implements clustermesh.reconcile.Target[str, Peer]; `greet_forever` runs beside it.
+    """The peers of one device. Implements clustermesh.reconcile.Target[PeerKey, Peer]; `greet_forever` runs beside it.
 
     Setting a keepalive starts a handshake. Two nodes hear of each other at about the same time, and when their
     handshakes cross, each spoils the other's and both wait 5 s or more for the next try. So of two new peers the one
     with the greater public key (`own_key` is this node's) is silent at first.
+
+    `clock` is Unix time, in which devices report handshakes; `timer` goes on by itself, whatever is done to that.
     """
 
-    def __init__(self, device: Device, own_key: str = "", clock: Callable[[], float] = time.time) -> None:
-        self._device, self._own_key, self._clock = device, own_key, clock
-        self._given: dict[str, Peer] = {}
+    def __init__(
+        self,
+        device: Device,
+        own_key: str = "",
+        clock: Callable[[], float] = time.time,
+        timer: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._device, self._own_key, self._clock, self._timer = device, own_key, clock, timer
+        self._owners: dict[str, PeerKey] = {}  # public key -> whose it is
+        self._keys: dict[PeerKey, str] = {}  # and the public key that each has on the device
+        self._given: dict[str, Peer] = {}  # by public key
         self._silent: dict[str, float] = {}  # new peers without their keepalive yet, and when it is due
         self._met = asyncio.Event()
 
-    async def dump(self) -> dict[str, Peer]:
+    async def dump(self) -> dict[PeerKey, Peer]:
         """Every peer of the device. An endpoint that a live peer moved to by itself (roaming, NAT) is no difference."""
         now = self._clock()
-        found = {key: as_wanted(s, self._given.get(key), now) for key, s in (await self._device.peers()).items()}
-        return {key: self._given[key] if self._is_as_given(key, peer) else peer for key, peer in found.items()}
+        states = await self._device.peers()
+        found = {key: as_wanted(key, state, self._given.get(key), now) for key, state in states.items()}
+        return {
+            self._owner(key): self._given[key] if self._is_as_given(key, peer) else peer for key, peer in found.items()
+        }
+
+    def _owner(self, key: str) -> PeerKey:
+        owner = self._owners.get(key)
+        return owner if owner is not None and self._keys.get(owner) == key else stranger(key)
+
+    def recognise(self, owner: PeerKey, key: str) -> None:
+        """The stranger with this public key is `owner`."""
+        self._owners[key] = owner
+        self._keys.setdefault(owner, key)
 
     def _is_as_given(self, key: str, peer: Peer) -> bool:
         return self._is_silent(key) and replace(self._given[key], keepalive=peer.keepalive) == peer
 
     def _is_silent(self, key: str) -> bool:
-        return self._silent.get(key, 0.0) > self._clock()
+        return self._silent.get(key, 0.0) > self._timer()
 
     async def greet(self) -> None:
         """Give the peers that have been silent for long enough their keepalive."""
@@ -66,40 +92,63 @@ class WireGuardTarget:
             with suppress(ClusterMeshError):
                 await self.greet()
 
-    async def upsert(self, entries: Mapping[str, Peer]) -> None:
+    async def upsert(self, entries: Mapping[PeerKey, Peer]) -> None:
         """Write each peer whole. Raises ApplyError with those the device does not hold afterwards as wanted."""
         good, failed = sort_out(entries, self._own_key)
-        silent = {key: replace(peer, keepalive=0) for key, peer in good.items() if self._waits_for(key)}
-        if good:
+        peers = {peer.public_key: peer for peer in good.values()}
+        silent = {key: replace(peer, keepalive=0) for key, peer in peers.items() if self._waits_for(key)}
+        refused: dict[str, str] = {}
+        if peers:
             try:
-                await self._device.set_peers(good | silent)
+                await self._device.set_peers(peers | silent)
             except Refused as e:
-                failed |= await self._write_singly(good | silent, e)
-        self._given |= {key: peer for key, peer in good.items() if key not in failed}
-        self._silent |= dict.fromkeys(silent.keys() - failed.keys(), self._clock() + GREETING_DELAY)
+                refused = await self._write_singly(peers | silent, e)
+        written = {owner: peer for owner, peer in good.items() if peer.public_key not in refused}
+        self._silent |= dict.fromkeys(silent.keys() - refused.keys(), self._timer() + GREETING_DELAY)
         if self._silent:
             self._met.set()
+        await self._forget(self._note(written))
+        failed |= {owner: refused[peer.public_key] for owner, peer in good.items() if peer.public_key in refused}
         if failed:
             raise ApplyError(failed)
 
-    async def delete(self, keys: Collection[str]) -> None:
-        """Remove peers; an absent one is removed."""
-        await self._device.remove_peers(keys)
+    def _note(self, written: Mapping[PeerKey, Peer]) -> list[str]:
+        """Remember who has which key; returns the keys they had before, and nobody has now."""
+        before = {owner: self._keys.get(owner) for owner in written}
+        for owner, peer in written.items():
+            self._given[peer.public_key] = peer
+            self._owners[peer.public_key] = owner
+            self._keys[owner] = peer.public_key
+        return [key for owner, key in before.items() if key is not None and self._is_left(owner, key)]
+
+    def _is_left(self, owner: PeerKey, key: str) -> bool:
+        return self._keys.get(owner) != key and self._owners.get(key) == owner
+
+    async def delete(self, keys: Collection[PeerKey]) -> None:
+        """Remove peers; an absent one is removed. A public key that somebody else has by now stays."""
+        mine = {owner: self._keys.get(owner, owner.node if owner == stranger(owner.node) else "") for owner in keys}
+        await self._forget([key for owner, key in mine.items() if key and self._owners.get(key, owner) == owner])
+        for owner in keys:
+            self._keys.pop(owner, None)
+
+    async def _forget(self, keys: Collection[str]) -> None:
+        if keys:
+            await self._device.remove_peers(keys)
         for key in keys:
-            self._given.pop(key, None)
-            self._silent.pop(key, None)
+            for memory in (self._given, self._silent, self._owners):
+                memory.pop(key, None)
 
     def _waits_for(self, key: str) -> bool:
         """Whether a peer is new, or was new a moment ago, and the other side is to shake hands first."""
         return self._own_key > key and (key not in self._given or self._is_silent(key))
 
-    async def _write_singly(self, entries: Mapping[str, Peer], error: Refused) -> dict[Hashable, str]:
+    async def _write_singly(self, peers: Mapping[str, Peer], error: Refused) -> dict[str, str]:
         """After a refusal some of a batch is applied: read what is there and write the rest one by one."""
         held = await self._device.peers()
-        failed: dict[Hashable, str] = {}
-        for key, peer in entries.items():
+        failed: dict[str, str] = {}
+        for key, peer in peers.items():
             state = held.get(key)
-            if state is not None and as_wanted(state, None, self._clock()) == peer:
+            if state is not None and as_wanted(key, state, None, self._clock()) == peer:
                 continue
             try:
                 await self._device.set_peers({key: peer})
@@ -108,7 +157,23 @@ class WireGuardTarget:
         return failed
 
 
-def as_wanted(state: PeerState, given: Peer | None, now: float) -> Peer:
+class PeerTracker(Tracker[PeerKey, Peer]):
+    """The peers of one device. A stranger that turns out to be wanted is taken over, and not written again."""
+
+    def __init__(self, name: str, target: WireGuardTarget) -> None:
+        super().__init__(name, target)
+        self._peers = target
+
+    def set(self, key: PeerKey, value: Peer) -> None:
+        if (held := self.actual.get(stranger(value.public_key))) is not None:
+            self._peers.recognise(key, value.public_key)
+            self.observe(stranger(value.public_key), None)
+            if key not in self.actual:
+                self.observe(key, held)
+        super().set(key, value)
+
+
+def as_wanted(key: str, state: PeerState, given: Peer | None, now: float) -> Peer:
     """What a device reports, in the form peers are wanted in. `given` is what it was last told, `now` Unix time.
 
     While a session is alive, the endpoint learnt from the peer's own authenticated packets beats the one given: telling
@@ -118,46 +183,39 @@ def as_wanted(state: PeerState, given: Peer | None, now: float) -> Peer:
     alive = now - state.last_handshake <= REJECT_AFTER
     if given is not None and alive:
         endpoint, port = given.endpoint, given.port
-    return Peer(endpoint=endpoint, port=port, allowed_ips=state.allowed_ips, keepalive=state.keepalive)
+    return Peer(public_key=key, endpoint=endpoint, port=port, allowed_ips=state.allowed_ips, keepalive=state.keepalive)
 
 
-def sort_out(entries: Mapping[str, Peer], own_key: str = "") -> tuple[dict[str, Peer], dict[Hashable, str]]:
+def sort_out(entries: Mapping[PeerKey, Peer], own_key: str = "") -> tuple[dict[PeerKey, Peer], dict[Hashable, str]]:
     """Split a batch into peers that can be written together and those that cannot, each with a sentence.
 
     A device ignores a peer with its own key (`own_key`) without a word.
     """
-    owners: dict[Prefix, str] = {}
-    good: dict[str, Peer] = {}
+    keys: dict[str, PeerKey] = {}
+    cidrs: dict[Prefix, PeerKey] = {}
+    good: dict[PeerKey, Peer] = {}
     failed: dict[Hashable, str] = {}
-    for key, peer in entries.items():
+    for owner, peer in entries.items():
         try:
-            check_peer(key, peer)
-            if key == own_key:
-                raise Invalid("WireGuard key", key, "is this node's own")
+            check_peer(peer.public_key, peer)
+            if peer.public_key == own_key:
+                raise Invalid("WireGuard key", peer.public_key, "is this node's own")
         except Invalid as e:
-            failed[key] = str(e)
+            failed[owner] = str(e)
             continue
-        taken = [cidr for cidr in peer.allowed_ips if cidr in owners]
+        taken = list(_taken(peer, keys, cidrs))
         if taken:
-            failed[key] = f"allowed IP {prefix_text(taken[0])} belongs to peer {owners[taken[0]]}"
+            failed[owner] = taken[0]
             continue
-        good[key] = peer
-        owners |= dict.fromkeys(peer.allowed_ips, key)
+        good[owner] = peer
+        keys[peer.public_key] = owner
+        cidrs |= dict.fromkeys(peer.allowed_ips, owner)
     return good, failed
 
 
-def drop_overlaps(peers: Mapping[str, Peer]) -> tuple[dict[str, Peer], dict[str, str]]:
-    """`peers` with each allowed IP left only at the first that wants it, and a sentence for each peer that lost one.
-
-    Without this, two peers that want the same CIDR would take it from each other for ever.
-    """
-    owners: dict[Prefix, str] = {}
-    kept: dict[str, Peer] = {}
-    lost: dict[str, str] = {}
-    for key, peer in peers.items():
-        own = tuple(cidr for cidr in peer.allowed_ips if owners.setdefault(cidr, key) == key)
-        if own != peer.allowed_ips:
-            missing = sorted(set(peer.allowed_ips) - set(own))
-            lost[key] = f"allowed IP {prefix_text(missing[0])} belongs to peer {owners[missing[0]]} already"
-        kept[key] = replace(peer, allowed_ips=own)
-    return kept, lost
+def _taken(peer: Peer, keys: Mapping[str, PeerKey], cidrs: Mapping[Prefix, PeerKey]) -> Iterable[str]:
+    if (owner := keys.get(peer.public_key)) is not None:
+        yield f"its public key belongs to {owner.cluster}/{owner.node}"
+    for cidr in peer.allowed_ips:
+        if (owner := cidrs.get(cidr)) is not None:
+            yield f"allowed IP {prefix_text(cidr)} belongs to {owner.cluster}/{owner.node}"

@@ -7,7 +7,7 @@ each of either family.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 from msgspec import Struct
 
@@ -21,9 +21,24 @@ _MANY: Final = (parse_prefix("224.0.0.0/4"), parse_prefix("ff00::/8"))
 REJECT_AFTER: Final = 180.0  # seconds: WireGuard's REJECT_AFTER_TIME, after which a session carries nothing
 
 
-class Peer(Struct, frozen=True, gc=False, kw_only=True):
-    """A peer as wanted. `endpoint` None leaves the endpoint to be learnt; `allowed_ips` are sorted."""
+class PeerKey(NamedTuple):
+    """Whose peer it is: the node, and which of its devices. A peer that nobody named is `stranger(public key)`."""
 
+    cluster: str
+    node: str
+    generation: int = 0
+
+
+def stranger(public_key: str) -> PeerKey:
+    """A peer that a device has and nobody of this process gave it."""
+    return PeerKey("", public_key)
+
+
+class Peer(Struct, frozen=True, gc=False, kw_only=True):
+    """A peer as wanted, with the key that its device knows it by. `endpoint` None leaves the endpoint to be learnt;
+    `allowed_ips` are sorted."""
+
+    public_key: str = ""
     endpoint: Address | None
     port: int
     allowed_ips: tuple[Prefix, ...]

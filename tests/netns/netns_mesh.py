@@ -19,10 +19,10 @@ from agent.cni.ipam import Ipam
 from agent.cni.local_pods import EndpointRequest, Endpoints
 from agent.plan.routes import tunnel_routes
 from agent.targets.routes import RouteTarget
-from agent.targets.wireguard import WireGuardTarget
+from agent.targets.wireguard import PeerTracker, WireGuardTarget
 from agent.wireguard import keys
 from agent.wireguard.device import FWMARK, LISTEN_PORT, NAME, open_device, tunnel_mtu
-from agent.wireguard.peer import Peer
+from agent.wireguard.peer import Peer, PeerKey
 from clustermesh.address import parse, parse_prefix
 from clustermesh.errors import ClusterMeshError
 from clustermesh.reconcile import Reconciler, Tracker
@@ -48,7 +48,7 @@ class MeshNode(NetnsNode):
     async def _start_agent(self) -> None:
         self.device = await open_device(log=self.state / "wireguard-go.log")
         target = WireGuardTarget(self.device, self.public_key)
-        self.peers = Tracker("peers", target)
+        self.peers = PeerTracker("peers", target)
         self.routes = Tracker("routes", RouteTarget())
         self.reconciler = Reconciler(self.peers, self.routes)
         self.reconciler.may_delete = True
@@ -94,7 +94,8 @@ class MeshNode(NetnsNode):
     def connect(self, other: MeshNode, address: str = "") -> None:
         """Want `other` as a peer, at its IPv4 address if no other is given, with routes to its pods."""
         endpoint = parse(address or other.address)
-        self.peers.set(other.public_key, Peer(endpoint=endpoint, port=LISTEN_PORT, allowed_ips=other.cidrs))
+        peer = Peer(public_key=other.public_key, endpoint=endpoint, port=LISTEN_PORT, allowed_ips=other.cidrs)
+        self.peers.set(PeerKey("mesh", other.address), peer)
         for key, route in tunnel_routes(other.cidrs, NAME, self.routers).items():
             self.routes.set(key, route)
         self.flush()

@@ -32,7 +32,7 @@ from netns_node import TIMEOUT, Tap, is_clear, is_wireguard
 from agent.plan.routes import RouteKey, best_metric
 from agent.wireguard import keys
 from agent.wireguard.device import OVERHEAD
-from agent.wireguard.peer import Peer
+from agent.wireguard.peer import Peer, PeerKey
 from agent.wireguard.userspace import SOCKETS
 from clustermesh.address import parse, parse_prefix, prefix_text
 
@@ -140,16 +140,16 @@ def test_allowed_ips_moved_to_another_peer_and_back(mesh: Mesh) -> None:
     one.make_pod("a")
     b = two.make_pod("b")
     wanted = dict(one.peers.desired)
-    stranger = keys.public_key(keys.generate())
+    third, key = PeerKey("mesh", "third"), keys.public_key(keys.generate())
     elsewhere = parse("192.0.2.9")
-    moved = Peer(endpoint=elsewhere, port=51871, allowed_ips=two.cidrs)
+    moved = Peer(public_key=key, endpoint=elsewhere, port=51871, allowed_ips=two.cidrs)
 
-    one.peers.replace({stranger: moved})
+    one.peers.replace({third: moved})
     one.flush()
-    assert one.do(one.peers.target.dump()) == {stranger: moved}
+    assert one.do(one.peers.target.dump()) == {third: moved}
 
-    other = Peer(endpoint=elsewhere, port=51871, allowed_ips=(parse_prefix("10.9.0.0/24"),))
-    one.peers.replace({**wanted, stranger: other})
+    other = Peer(public_key=key, endpoint=elsewhere, port=51871, allowed_ips=(parse_prefix("10.9.0.0/24"),))
+    one.peers.replace({**wanted, third: other})
     one.flush()
     assert one.audit() == 0
     with two.tcp_server("b") as server:

@@ -1,4 +1,4 @@
-"""A node's kernel as dictionaries, under the real trackers, planners and engine."""
+"""A node's kernel as dictionaries, under the real trackers, planners and domains."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from fake_wireguard import FakeDevice, numbered_key
 
-from agent import kernel as agent_kernel
 from agent.bpf.layouts import BackendKey, ServiceKey, SlotsKey
-from agent.engine import Engine
-from agent.kernel import Kernel
+from agent.domains.domains import Domains
+from agent.domains.targets import Targets, ThisNode
 from agent.options import Options
 from agent.propagation import Propagation
 from agent.sink import AgentSink
+from agent.targets.wireguard import WireGuardTarget
 from agent.underlay import Underlay
-from agent.wireguard.peer import PeerState
+from agent.wireguard.peer import Peer, PeerState
 from clustermesh.address import parse, parse_prefix
 from clustermesh.errors import ApplyError, ClusterMeshError, Unavailable
 from clustermesh.mesh.reader import ClusterReader
@@ -69,6 +69,17 @@ class MortalDevice(FakeDevice):
         self.dead = asyncio.Event()
         self.there = False
         self.fail: ClusterMeshError | None = None  # what looking after it raises, once
+        self.hanging = 0  # calls that nothing will ever answer
+        self._hangs = False
+
+    def hang(self) -> None:
+        """From now on no call ends."""
+        self._hangs = True
+
+    async def _answer(self) -> None:
+        if self._hangs:
+            self.hanging += 1
+            await asyncio.Event().wait()
 
     def die(self) -> None:
         self.there = False
@@ -76,11 +87,17 @@ class MortalDevice(FakeDevice):
         self.dead.set()
 
     async def ensure(self, private_key: bytes, listen_port: int, fwmark: int, mtu: int) -> bool:
+        await self._answer()
         new, self.there = not self.there, True
         self.dead.clear()
         return new
 
+    async def set_peers(self, peers: Mapping[str, Peer]) -> None:
+        await self._answer()
+        await super().set_peers(peers)
+
     async def peers(self) -> dict[str, PeerState]:
+        await self._answer()
         if not self.there:
             raise Unavailable("there is no device")
         return await super().peers()
@@ -113,36 +130,36 @@ class FakeUnderlay:
 
 
 class Bed:
-    """An engine with everything around it faked. `own` is the cluster alpha, this node is its n1."""
+    """The domains with everything around them faked. `own` is the cluster alpha, this node is its n1."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self) -> None:
         self.journal: list[str] = []
+        self.now = 1000.0
         names = ("ipcache", "cidrs", "routes", "backends", "slots", "groups", "services")
         self.tables = {name: FakeTable(name, self.journal) for name in names}
-        maps = SimpleNamespace(
-            addresses=lambda _d: self.tables["ipcache"],
-            cidrs=lambda _d: self.tables["cidrs"],
-            backends=lambda _d: self.tables["backends"],
-            slots=lambda _d: self.tables["slots"],
-            groups=lambda _d: self.tables["groups"],
-            services=lambda _d: self.tables["services"],
-        )
-        monkeypatch.setattr(agent_kernel, "maps", maps)
-        monkeypatch.setattr(agent_kernel, "RouteTarget", lambda: self.tables["routes"])
         self.options = Options(context=Path("/nowhere"), node=NODE)
         self.state, self.propagation = MeshState("alpha"), Propagation()
         self.sink = AgentSink(self.state, self.propagation)
         self.device = MortalDevice()
         self.underlay = FakeUnderlay(self.device)
-        self.datapath = SimpleNamespace(hooks={}, pin_dir=Path("/sys/fs/bpf/x"), counters=dict)
+        self.attached: list[Path] = []  # the cgroups whose sockets have the programs
+        self.datapath = SimpleNamespace(
+            hooks={}, pin_dir=Path("/sys/fs/bpf/x"), counters=dict, attach_sockets=self.attached.append
+        )
         self.own = self.reader("alpha")
         self.peers = SimpleNamespace(readers={}, synced_once=True, problems=[], newcomers=set())
-        self.new_engine()
+        self.restart()
 
-    def new_engine(self) -> None:
-        """As after a restart of the agent: the kernel keeps what it holds."""
-        self.kernel = Kernel(self.datapath, self.device, numbered_key(1))  # type: ignore[arg-type]
-        self.engine = Engine(self.options, self.state, self.sink, self.propagation, self.kernel, self.underlay)  # type: ignore[arg-type]
+    def restart(self) -> None:
+        """Another agent: the kernel keeps what it holds."""
+        self.state.on_dirty.clear()
+        self.node = ThisNode(self.datapath, self.device, self.underlay, numbered_key(1))  # type: ignore[arg-type]
+        targets = Targets(peers=WireGuardTarget(self.device, numbered_key(1)), **self.tables)
+        self.domains = Domains(self.options, self.state, self.propagation, self.node, targets, lambda: self.now)
+
+    async def adopt(self) -> None:
+        for domain in self.domains.all:
+            await domain.adopt()
 
     def reader(self, name: str, state: State = State.FRESH, cluster_id: int = 1) -> ClusterReader:
         reader = ClusterReader(name, self.sink, lambda: pytest.fail("unused"), lambda _n, _c: [], lambda _n, _c: None)
@@ -155,9 +172,25 @@ class Bed:
         return self.peers.readers[name]
 
     async def step(self) -> None:
-        for tracker in self.kernel.trackers:
+        """One step of every domain, with what is due later tried now, and what the agent decides before and after."""
+        self.domains.greet(self.own, self.peers)  # type: ignore[arg-type]
+        for tracker in self.domains.trackers:
             tracker.hurry()
-        await self.engine.step(self.own, self.peers)  # type: ignore[arg-type]
+        if self.domains.tunnels.error or self.domains.tunnels.own is None:
+            self.domains.tunnels.look_after()
+        self.domains.wake()
+        if self.own.session.complete and self.domains.may_prune():
+            self.domains.allow_deletes()
+        for domain in self.domains.all:
+            await domain.step()
+        while busy := [domain for domain in self.domains.all if not domain.idle.is_set()]:
+            for domain in busy:
+                await domain.step()
+        self.domains.note_ready()
+
+    async def running(self) -> asyncio.Task[None]:
+        """All of it as in an agent."""
+        return asyncio.create_task(self.domains.run(self.own, self.peers))  # type: ignore[arg-type]
 
     def say(self, cluster: str, kind: str, name: Any, value: Any, revision: int = 0) -> None:
         self.sink.put(cluster, kind, name, value, revision)

@@ -9,8 +9,8 @@ import pytest
 from fake_kernel import Bed
 
 from agent import api
-from agent.main import _save
 from agent.options import parse
+from agent.saving import save as write_state
 from agent.wireguard import tun
 from agent.wireguard.userspace import UserspaceDevice
 from clustermesh.errors import Refused, Unavailable
@@ -19,8 +19,8 @@ from clustermesh.mesh.session import State
 
 
 @pytest.fixture
-def bed(monkeypatch: pytest.MonkeyPatch) -> Bed:
-    return Bed(monkeypatch)
+def bed() -> Bed:
+    return Bed()
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_options_have_defaults_and_name_their_places() -> None:
 
 async def save(bed: Bed, folder: Path, name: str) -> None:
     reader = bed.own if name == "alpha" else bed.peers.readers.get(name)
-    await _save(folder, bed.sink, name, reader, bed.state)
+    await write_state(folder, bed.sink, name, reader, bed.state)
 
 
 async def test_only_a_whole_state_is_kept_and_a_partial_one_does_not_replace_it(bed: Bed, tmp_path: Path) -> None:

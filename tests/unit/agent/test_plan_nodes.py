@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterable
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from agent.bpf.layouts import NO_ADDRESS, CidrKey
-from agent.plan.nodes import PodPool, plan_endpoint, plan_nodes, pod_pools
+from agent.plan.nodes import Name, NodePlanner, PodPool, plan_endpoint, pod_pools
 from agent.plan.routes import Route, RouteKey
+from agent.wireguard.peer import Peer, PeerKey
 from clustermesh.address import parse, parse_prefix, single
 from clustermesh.mesh.authority import Ground, Place
 from clustermesh.model import Endpoint, Node, NodeAddress
 
+NO_GROUND = Ground()
 BETA, BETA6 = parse_prefix("10.1.3.0/24"), parse_prefix("fd00:10:1:3::/64")
 
 
@@ -32,8 +39,61 @@ def node(cluster: str, number: int, wireguard_key: str | None = None, ip: str | 
     )
 
 
-def plan(*others: Node):  # type: ignore[no-untyped-def]  # NodePlan
-    return plan_nodes([node("alpha", 1), *others], "alpha", "n1", "wg", 51871)
+class Table(dict[Any, Any]):
+    """A dictionary where a tracker would be."""
+
+    def set(self, key: Any, value: Any) -> None:
+        self[key] = value
+
+    def remove(self, key: Any) -> None:
+        del self[key]  # of what was set only
+
+
+class Planned:
+    """A planner and the three tables it fills; `told` is how many nodes were planned."""
+
+    def __init__(self, ground: Ground = NO_GROUND) -> None:
+        self.peers, self.routes, self.cidrs = Table(), Table(), Table()
+        self.planner = NodePlanner(
+            ("alpha", "n1"),
+            "wg",
+            51871,
+            peers=self.peers,
+            routes=self.routes,
+            cidrs=self.cidrs,
+            split=ground.split,
+        )
+        self.nodes: dict[Name, Node] = {}
+        self.told = 0
+
+    @property
+    def problems(self) -> dict[str, str]:
+        return self.planner.problems
+
+    def tell(self, name: Name, node: Node | None) -> None:
+        self.nodes.pop(name, None)
+        if node is not None:
+            self.nodes[name] = node
+        waiting = [name]
+        while waiting:
+            each = waiting.pop()
+            self.told += 1
+            if self.planner.update(each, self.nodes.get(each)):
+                waiting = [other for other in self.planner.names if other != name]
+
+    def peer(self, name: str, cluster: str = "beta") -> Peer:
+        return self.peers[PeerKey(cluster, name)]  # type: ignore[no-any-return]
+
+
+def plan(*others: Node) -> Planned:
+    return plan_all([node("alpha", 1), *others])
+
+
+def plan_all(nodes: Iterable[Node], ground: Ground = NO_GROUND) -> Planned:
+    planned = Planned(ground)
+    for each in nodes:
+        planned.tell((each.cluster, each.name), each)
+    return planned
 
 
 def test_every_other_node_is_a_peer_with_its_pod_cidr_a_route_and_a_blackhole_under_it() -> None:
@@ -57,7 +117,7 @@ def test_every_pod_cidr_is_in_the_ipcache_the_own_one_too() -> None:
 def test_what_would_cut_this_node_off_is_left_out_everywhere_and_said_of_its_node() -> None:
     ground = Ground([Place(single(parse("10.1.3.9")), "the etcd of alpha", lifeline=True)])
     nodes = [node("alpha", 1), node("beta", 3), node("beta", 4)]
-    found = plan_nodes(nodes, "alpha", "n1", "wg", 51871, ground)
+    found = plan_all(nodes, ground)
     assert {key.dst for key in found.routes} == {parse_prefix("10.1.4.0/24")}
     assert CidrKey.of(parse_prefix("10.1.3.0/24")) not in found.cidrs, "strict mode would drop what is not encrypted"
     assert {peer.endpoint: peer.allowed_ips for peer in found.peers.values()}[parse("192.0.2.3")] == ()
@@ -88,12 +148,12 @@ def test_a_node_without_a_usable_key_or_address_has_a_blackhole_and_a_problem(ot
 def test_the_second_node_with_a_key_is_left_out() -> None:
     found = plan(node("beta", 3), node("gamma", 4, wireguard_key=key(3)))
     assert [peer.endpoint for peer in found.peers.values()] == [parse("192.0.2.3")]
-    assert "key of another node" in found.problems["gamma/n4"]
+    assert "another node's key" in found.problems["gamma/n4"]
 
 
 def test_without_the_own_node_there_are_still_peers() -> None:
-    found = plan_nodes([node("beta", 3)], "alpha", "n1", "wg", 51871)
-    assert found.own is None
+    found = plan_all([node("beta", 3)])
+    assert found.planner.own is None
     assert len(found.peers) == 1
 
 
@@ -111,8 +171,8 @@ def dual(number: int, *addresses: str, cluster: str = "alpha") -> Node:
 
 def test_a_peer_of_both_families_has_both_routes_each_from_the_router_of_its_family() -> None:
     own = dual(1, "InternalIP 192.0.2.1", "CiliumInternalIP fd00:10:1:1::77")
-    found = plan_nodes([own, dual(3, "InternalIP 192.0.2.3", cluster="beta")], "alpha", "n1", "wg", 51871)
-    assert found.peers[key(3)].allowed_ips == (BETA, BETA6)
+    found = plan_all([own, dual(3, "InternalIP 192.0.2.3", cluster="beta")])
+    assert found.peer("n3").allowed_ips == (BETA, BETA6)
     assert found.routes == {
         RouteKey(BETA, 0): Route("unicast", "wg", parse("10.1.1.1")),
         RouteKey(BETA6, 1): Route("unicast", "wg", parse("fd00:10:1:1::77")),
@@ -123,7 +183,7 @@ def test_a_peer_of_both_families_has_both_routes_each_from_the_router_of_its_fam
 
 def test_a_node_of_one_family_has_routes_of_that_family_only() -> None:
     found = plan(dual(3, "InternalIP 192.0.2.3", cluster="beta"))
-    assert found.peers[key(3)].allowed_ips == (BETA,)
+    assert found.peer("n3").allowed_ips == (BETA,)
     assert {route.dst for route in found.routes} == {BETA}
 
 
@@ -139,8 +199,8 @@ def test_a_node_of_one_family_has_routes_of_that_family_only() -> None:
     ],
 )
 def test_a_tunnel_ends_at_an_address_of_a_family_that_both_have(own: list[str], other: list[str], end: str) -> None:
-    found = plan_nodes([dual(1, *own), dual(3, *other, cluster="beta")], "alpha", "n1", "wg", 51871)
-    assert found.peers[key(3)].endpoint == parse(end)
+    found = plan_all([dual(1, *own), dual(3, *other, cluster="beta")])
+    assert found.peer("n3").endpoint == parse(end)
 
 
 def test_the_router_is_the_cilium_internal_ip_or_the_first_address_of_the_pod_cidr() -> None:
@@ -158,6 +218,91 @@ def test_pods_get_addresses_of_the_cidr_allotted_first() -> None:
 
 
 def test_an_endpoint_is_known_by_identity_and_node() -> None:
-    value = plan_endpoint(Endpoint(ip=parse("10.1.3.9"), identity=131073, host_ip=parse("192.0.2.3")))
+    value = plan_endpoint(Endpoint(ip=parse("10.1.3.9"), identity=131073, host_ip=parse("192.0.2.3"), key=255))
     assert (value.identity, value.tunnel_endpoint, value.key) == (131073, parse("192.0.2.3"), 255)
     assert plan_endpoint(Endpoint(ip=parse("fd01::9"), identity=1)).tunnel_endpoint == NO_ADDRESS
+    assert plan_endpoint(Endpoint(ip=parse("10.1.3.9"), identity=1)).key == 0, "its cluster does not encrypt"
+
+
+# -- one node that changes --------------------------------------------------------------------------------------------
+
+
+def test_a_node_that_changes_costs_one_node() -> None:
+    planned = plan(*(node("beta", number) for number in range(2, 250)))
+    planned.told = 0
+    planned.tell(("beta", "n9"), node("beta", 9, wireguard_key=key(250)))
+    assert planned.told == 1
+    assert planned.peer("n9").public_key == key(250)
+
+
+def test_only_what_others_plans_take_from_this_node_plans_them_again() -> None:
+    planned = plan(*(node("beta", number) for number in range(2, 12)))
+    planned.told = 0
+    planned.tell(("alpha", "n1"), replace(node("alpha", 1), labels={"zone": "a"}))
+    assert planned.told == 1
+    moved = replace(node("alpha", 1), pod_cidrs=(parse_prefix("10.1.99.0/24"),))
+    planned.tell(("alpha", "n1"), moved)
+    assert {route.prefsrc for key, route in planned.routes.items() if key.metric == 0} == {parse("10.1.99.1")}
+
+
+def test_a_cidr_two_nodes_of_a_cluster_have_is_the_firsts_until_it_goes() -> None:
+    twin = replace(node("beta", 4), pod_cidrs=(BETA,))
+    planned = plan(twin, node("beta", 3))
+    assert (planned.peer("n3").allowed_ips, planned.peer("n4").allowed_ips) == ((BETA,), ())
+    assert "another node's" in planned.problems["beta/n4"]
+    planned.tell(("beta", "n3"), None)
+    assert planned.peer("n4").allowed_ips == (BETA,)
+    assert RouteKey(BETA, 0) in planned.routes
+    assert planned.problems == {}
+
+
+def test_the_own_pods_are_never_sent_to_another_node_of_the_cluster_with_their_cidr() -> None:
+    planned = plan(replace(node("alpha", 0, wireguard_key=key(9)), pod_cidrs=(parse_prefix("10.1.1.0/24"),)))
+    assert planned.routes == {}
+    assert planned.peer("n0", "alpha").allowed_ips == ()
+
+
+def _some_node(draw: st.DrawFn) -> tuple[Name, Node | None]:
+    cluster, number = draw(st.sampled_from([("alpha", 1), ("alpha", 2), ("beta", 3), ("beta", 4), ("gamma", 5)]))
+    name = (cluster, f"n{number}")
+    if draw(st.integers(0, 4)) == 0:
+        return name, None
+    cidrs = draw(st.lists(st.sampled_from(["10.1.1.0/24", "10.1.3.0/24", "fd00:1::/64", "10.7.0.0/16"]), unique=True))
+    addresses = draw(st.lists(st.sampled_from(["192.0.2.1", "192.0.2.3", "2001:db8::3"]), unique=True))
+    return name, Node(
+        cluster=cluster,
+        cluster_id=1,
+        name=name[1],
+        addresses=tuple(NodeAddress(type="InternalIP", ip=parse(each)) for each in addresses),
+        pod_cidrs=tuple(map(parse_prefix, cidrs)),
+        wireguard_public_key=draw(st.sampled_from(["", key(1), key(2), key(3)])),
+    )
+
+
+@settings(deadline=None)
+@given(st.lists(st.composite(_some_node)(), max_size=15), st.randoms(use_true_random=False))
+def test_whatever_came_and_went_the_plan_is_that_of_the_nodes_there_are(
+    history: list[tuple[Name, Node | None]], shuffle: Any
+) -> None:
+    planned = Planned()
+    for name, each in history:
+        planned.tell(name, each)
+    rest = list(planned.nodes.values())
+    shuffle.shuffle(rest)
+    anew = plan_all(rest)
+    assert (planned.peers, planned.routes, planned.cidrs) == (anew.peers, anew.routes, anew.cidrs)
+    assert planned.problems == anew.problems
+    _check(planned)
+
+
+def _check(planned: Planned) -> None:
+    """What holds of any plan: one peer for a key, one for a CIDR, and no way into a tunnel without a blackhole."""
+    keys = [peer.public_key for peer in planned.peers.values()]
+    cidrs = [cidr for peer in planned.peers.values() for cidr in peer.allowed_ips]
+    assert len(keys) == len(set(keys))
+    assert len(cidrs) == len(set(cidrs))
+    through = {route.dst for route, value in planned.routes.items() if value.kind == "unicast"}
+    assert through == set(cidrs)
+    assert through <= {route.dst for route, value in planned.routes.items() if value.kind == "blackhole"}
+    own = planned.nodes.get(("alpha", "n1"))
+    assert not through & set(() if own is None else own.pod_cidrs)

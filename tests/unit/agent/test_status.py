@@ -20,13 +20,13 @@ from clustermesh.wire import agent_report
 
 
 @pytest.fixture
-def bed(monkeypatch: pytest.MonkeyPatch) -> Bed:
-    return Bed(monkeypatch)
+def bed() -> Bed:
+    return Bed()
 
 
 def status(bed: Bed, pod_problems: dict[str, str] | None = None) -> Status:
     pods = SimpleNamespace(problems=pod_problems or {})
-    return Status(bed.options, bed.state, bed.engine, bed.own, bed.peers, bed.propagation, pods)  # type: ignore[arg-type]
+    return Status(bed.options, bed.state, bed.domains, bed.own, bed.peers, bed.propagation, pods)  # type: ignore[arg-type]
 
 
 async def test_ready_once_the_kernel_holds_the_whole_state(bed: Bed) -> None:
@@ -53,7 +53,8 @@ async def test_a_node_without_its_device_is_not_ready_whatever_it_was_before(bed
     bed.add_node("alpha", 1)
     await bed.step()
     bed.underlay.fault = Unavailable("wireguard-go is not there")
-    await bed.engine._audit()
+    bed.domains.tunnels.look_after()
+    await bed.domains.tunnels.step()
     assert status(bed).not_ready() == "wireguard-go is not there"
     assert not status(bed).summary()["ready"]
     assert status(bed).problems() == ["node set-up: wireguard-go is not there; mend that, it is tried again"]
@@ -89,7 +90,7 @@ async def test_the_tables_say_who_is_behind_what(bed: Bed) -> None:
         "beta",
         "endpoints",
         parse("10.2.2.6"),
-        Endpoint(ip=parse("10.2.2.6"), identity=131073, host_ip=parse("192.0.2.2")),
+        Endpoint(ip=parse("10.2.2.6"), identity=131073, host_ip=parse("192.0.2.2"), key=255),
     )
     await bed.step()
     (service,) = status(bed).services()
@@ -165,10 +166,11 @@ async def test_metrics_are_the_status(bed: Bed) -> None:
 
 
 async def test_what_the_kernel_lacks_is_said_with_what_to_do(bed: Bed) -> None:
-    bed.kernel.features = (
+    features = (
         Feature("tcx", False, False, "devices take no links", "use Linux 6.6 or later"),
         Feature("bpf", True, True, "bpf(2) loads programs", ""),
     )
+    bed.domains.node = bed.node._replace(features=features)
     assert status(bed).summary()["datapath"]["degraded"] == ["tcx: devices take no links (use Linux 6.6 or later)"]
 
 

@@ -10,31 +10,37 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.targets.wireguard import GREETING_DELAY, WireGuardTarget, drop_overlaps, sort_out
-from agent.wireguard.peer import Peer, PeerState, is_down, sort_allowed_ips
+from agent.targets.wireguard import GREETING_DELAY, PeerTracker, WireGuardTarget
+from agent.wireguard.peer import Peer, PeerKey, PeerState, is_down, sort_allowed_ips
 from clustermesh.address import Prefix, parse, parse_prefix
 from clustermesh.errors import ApplyError
 from clustermesh.reconcile import Reconciler, Tracker
 
 A, B, C = (numbered_key(number) for number in (1, 2, 3))
+a, b, c = (PeerKey("beta", name) for name in ("n1", "n2", "n3"))
 X, Y, Z = map(parse_prefix, ("10.1.0.0/24", "10.2.0.0/24", "fd00:10:3::/64"))
 
 
-def peer(*cidrs: Prefix, endpoint: str = "192.0.2.1") -> Peer:
-    return Peer(endpoint=parse(endpoint), port=51871, allowed_ips=sort_allowed_ips(cidrs))
+def peer(key: str, *cidrs: Prefix, endpoint: str = "192.0.2.1") -> Peer:
+    return Peer(public_key=key, endpoint=parse(endpoint), port=51871, allowed_ips=sort_allowed_ips(cidrs))
 
 
-def cidr_owners(keys: list[str]) -> st.SearchStrategy[dict[str, Peer]]:
-    """Any peers with disjoint allowed IPs: each CIDR has one owner or none."""
-    owners = st.fixed_dictionaries({cidr: st.sampled_from([*keys, ""]) for cidr in (X, Y, Z)})
-    present = st.sets(st.sampled_from(keys))
-    return st.tuples(owners, present).map(
-        lambda t: {key: peer(*(c for c, owner in t[0].items() if owner == key)) for key in sorted(t[1])}
+def cidr_owners(names: list[PeerKey]) -> st.SearchStrategy[dict[PeerKey, Peer]]:
+    """Any peers with disjoint allowed IPs and keys of their own: each CIDR has one owner or none."""
+    owners = st.fixed_dictionaries({cidr: st.sampled_from([*names, None]) for cidr in (X, Y, Z)})
+    keys = st.permutations([A, B, C])
+    present = st.sets(st.sampled_from(names))
+    return st.tuples(owners, keys, present).map(
+        lambda t: {
+            name: peer(key, *(cidr for cidr, owner in t[0].items() if owner == name))
+            for name, key in zip(names, t[1], strict=True)
+            if name in t[2]
+        }
     )
 
 
-@given(st.lists(cidr_owners([A, B, C]), min_size=1, max_size=6))
-def test_reconciled_device_holds_what_is_wanted_after_any_moves(stages: list[dict[str, Peer]]) -> None:
+@given(st.lists(cidr_owners([a, b, c]), min_size=1, max_size=6))
+def test_reconciled_device_holds_what_is_wanted_after_any_moves(stages: list[dict[PeerKey, Peer]]) -> None:
     async def follow() -> None:
         device = FakeDevice()
         tracker = Tracker("peers", WireGuardTarget(device))
@@ -52,25 +58,28 @@ def test_reconciled_device_holds_what_is_wanted_after_any_moves(stages: list[dic
 
 async def test_two_peers_swap_their_allowed_ips() -> None:
     target = WireGuardTarget(FakeDevice())
-    await target.upsert({A: peer(X), B: peer(Y)})
-    await target.upsert({A: peer(Y), B: peer(X)})
-    assert await target.dump() == {A: peer(Y), B: peer(X)}
+    await target.upsert({a: peer(A, X), b: peer(B, Y)})
+    await target.upsert({a: peer(A, Y), b: peer(B, X)})
+    assert await target.dump() == {a: peer(A, Y), b: peer(B, X)}
 
 
 async def test_second_peer_that_wants_the_same_cidr_is_refused_and_the_first_keeps_it() -> None:
     target = WireGuardTarget(FakeDevice())
     with pytest.raises(ApplyError) as caught:
-        await target.upsert({A: peer(X), B: peer(X, Y), C: peer(Z)})
-    assert caught.value.failed == {B: f"allowed IP 10.1.0.0/24 belongs to peer {A}"}
-    assert await target.dump() == {A: peer(X), C: peer(Z)}
+        await target.upsert({a: peer(A, X), b: peer(B, X, Y), c: peer(C, Z)})
+    assert caught.value.failed == {b: "allowed IP 10.1.0.0/24 belongs to beta/n1"}
+    assert await target.dump() == {a: peer(A, X), c: peer(C, Z)}
+
+
+odd = PeerKey("beta", "odd")
 
 
 async def test_invalid_peer_does_not_keep_the_others_out() -> None:
     target = WireGuardTarget(FakeDevice())
     with pytest.raises(ApplyError) as caught:
-        await target.upsert({"nonsense": peer(X), A: peer(X), B: peer(Y, endpoint="224.0.0.1")})
-    assert set(caught.value.failed) == {"nonsense", B}
-    assert await target.dump() == {A: peer(X)}
+        await target.upsert({odd: peer("nonsense", X), a: peer(A, X), b: peer(B, Y, endpoint="224.0.0.1")})
+    assert set(caught.value.failed) == {odd, b}
+    assert await target.dump() == {a: peer(A, X)}
 
 
 async def test_after_a_refused_batch_the_rest_is_read_and_written_singly() -> None:
@@ -78,43 +87,43 @@ async def test_after_a_refused_batch_the_rest_is_read_and_written_singly() -> No
     device.refuse = {B}
     target = WireGuardTarget(device)
     with pytest.raises(ApplyError) as caught:
-        await target.upsert({A: peer(X), B: peer(Y), C: peer(Z)})
-    assert set(caught.value.failed) == {B}
-    assert await target.dump() == {A: peer(X), C: peer(Z)}
+        await target.upsert({a: peer(A, X), b: peer(B, Y), c: peer(C, Z)})
+    assert set(caught.value.failed) == {b}
+    assert await target.dump() == {a: peer(A, X), c: peer(C, Z)}
     assert device.writes == [[A, B, C], [B], [C]]  # A was there already
 
 
 async def test_peer_that_roamed_is_no_drift_until_its_session_is_dead() -> None:
     device = FakeDevice()
     target = WireGuardTarget(device, clock=lambda: 1000.0)
-    await target.upsert({A: peer(X)})
+    await target.upsert({a: peer(A, X)})
     device.states[A] = replace(device.states[A], endpoint=(parse("fd00::7"), 4500), last_handshake=900.0)
-    assert await target.dump() == {A: peer(X)}
+    assert await target.dump() == {a: peer(A, X)}
     device.states[A] = replace(device.states[A], last_handshake=819.0)
-    assert (await target.dump())[A].endpoint == parse("fd00::7")
+    assert (await target.dump())[a].endpoint == parse("fd00::7")
 
 
 async def test_deleting_what_is_absent_is_success() -> None:
     target = WireGuardTarget(FakeDevice())
-    await target.upsert({A: peer(X)})
-    await target.delete([A, B])
-    await target.delete([A, B])
+    await target.upsert({a: peer(A, X)})
+    await target.delete([a, b])
+    await target.delete([a, b])
     assert await target.dump() == {}
 
 
 async def test_of_two_new_peers_the_one_with_the_greater_key_lets_the_other_speak_first() -> None:
     time = [1000.0]
     device = FakeDevice()
-    target = WireGuardTarget(device, own_key=B, clock=lambda: time[0])
-    await target.upsert({A: peer(X), C: peer(Z)})
+    target = WireGuardTarget(device, own_key=B, timer=lambda: time[0])
+    await target.upsert({a: peer(A, X), c: peer(C, Z)})
     assert (device.states[A].keepalive, device.states[C].keepalive) == (0, 25)
-    assert await target.dump() == {A: peer(X), C: peer(Z)}  # no drift: it is meant to be so for now
+    assert await target.dump() == {a: peer(A, X), c: peer(C, Z)}  # no drift: it is meant to be so for now
     await target.greet()
     assert device.states[A].keepalive == 0
     time[0] += GREETING_DELAY
     await target.greet()
     assert device.states[A].keepalive == 25
-    await target.upsert({A: peer(X, Y)})
+    await target.upsert({a: peer(A, X, Y)})
     assert device.states[A].keepalive == 25
 
 
@@ -123,7 +132,7 @@ async def test_silent_peer_is_greeted_in_its_time_without_being_asked_for() -> N
     target = WireGuardTarget(device, own_key=B)
     async with asyncio.TaskGroup() as tasks:
         greeting = tasks.create_task(target.greet_forever())
-        await target.upsert({A: peer(X)})
+        await target.upsert({a: peer(A, X)})
         async with asyncio.timeout(30):
             while device.states[A].keepalive == 0:
                 await asyncio.sleep(0.01)
@@ -133,9 +142,9 @@ async def test_silent_peer_is_greeted_in_its_time_without_being_asked_for() -> N
 async def test_silent_peer_that_leaves_is_not_greeted() -> None:
     time = [1000.0]
     device = FakeDevice()
-    target = WireGuardTarget(device, own_key=B, clock=lambda: time[0])
-    await target.upsert({A: peer(X)})
-    await target.delete([A])
+    target = WireGuardTarget(device, own_key=B, timer=lambda: time[0])
+    await target.upsert({a: peer(A, X)})
+    await target.delete([a])
     time[0] += GREETING_DELAY
     await target.greet()
     assert device.states == {}
@@ -144,8 +153,8 @@ async def test_silent_peer_that_leaves_is_not_greeted() -> None:
 async def test_silent_peer_that_the_device_lost_is_not_made_again_behind_the_trackers_back() -> None:
     time = [1000.0]
     device = FakeDevice()
-    target = WireGuardTarget(device, own_key=B, clock=lambda: time[0])
-    await target.upsert({A: peer(X)})
+    target = WireGuardTarget(device, own_key=B, timer=lambda: time[0])
+    await target.upsert({a: peer(A, X)})
     device.states.clear()
     time[0] += GREETING_DELAY
     await target.greet()
@@ -155,8 +164,8 @@ async def test_silent_peer_that_the_device_lost_is_not_made_again_behind_the_tra
 async def test_node_is_not_its_own_peer() -> None:
     target = WireGuardTarget(FakeDevice(), own_key=A)
     with pytest.raises(ApplyError, match="this node's own"):
-        await target.upsert({A: peer(X), B: peer(Y)})
-    assert await target.dump() == {B: peer(Y)}
+        await target.upsert({a: peer(A, X), b: peer(B, Y)})
+    assert await target.dump() == {b: peer(B, Y)}
 
 
 async def test_silent_peer_in_a_refused_batch_is_still_silent() -> None:
@@ -164,31 +173,89 @@ async def test_silent_peer_in_a_refused_batch_is_still_silent() -> None:
     device.refuse = {C}
     target = WireGuardTarget(device, own_key=B)
     with pytest.raises(ApplyError):
-        await target.upsert({C: peer(Z), A: peer(X)})
+        await target.upsert({c: peer(C, Z), a: peer(A, X)})
     assert device.states[A].keepalive == 0
 
 
 async def test_drift_of_a_silent_peer_is_seen() -> None:
     device = FakeDevice()
     target = WireGuardTarget(device, own_key=B, clock=lambda: 1000.0)
-    await target.upsert({A: peer(X)})
+    await target.upsert({a: peer(A, X)})
     device.states[A] = replace(device.states[A], allowed_ips=())
-    assert (await target.dump())[A].allowed_ips == ()
+    assert (await target.dump())[a].allowed_ips == ()
 
 
-overlapping = st.dictionaries(
-    st.sampled_from([A, B, C]), st.lists(st.sampled_from([X, Y, Z]), max_size=3).map(lambda cidrs: peer(*cidrs))
-)
+# -- whose peer it is -------------------------------------------------------------------------------------------------
 
 
-@given(overlapping)
-def test_overlaps_are_dropped_from_all_but_the_first(peers: dict[str, Peer]) -> None:
-    kept, lost = drop_overlaps(peers)
-    assert sort_out(kept) == (kept, {})
-    for cidr in (X, Y, Z):
-        wanting = [key for key in peers if cidr in peers[key].allowed_ips]
-        assert [key for key in kept if cidr in kept[key].allowed_ips] == wanting[:1]
-    assert lost.keys() == {key for key in peers if kept[key] != peers[key]}
+async def test_a_node_with_a_new_key_has_only_that_one_afterwards() -> None:
+    device = FakeDevice()
+    target = WireGuardTarget(device)
+    await target.upsert({a: peer(A, X), b: peer(B, Y)})
+    await target.upsert({a: peer(C, X)})
+    assert device.states.keys() == {B, C}
+    assert await target.dump() == {a: peer(C, X), b: peer(B, Y)}
+
+
+async def test_two_nodes_exchange_their_keys() -> None:
+    device = FakeDevice()
+    target = WireGuardTarget(device)
+    await target.upsert({a: peer(A, X), b: peer(B, Y)})
+    await target.upsert({a: peer(B, X), b: peer(A, Y)})
+    assert await target.dump() == {a: peer(B, X), b: peer(A, Y)}
+    await target.delete([a])
+    assert device.states.keys() == {A}
+
+
+async def test_a_key_that_another_has_by_now_stays_when_its_first_owner_goes() -> None:
+    device = FakeDevice()
+    target = WireGuardTarget(device)
+    await target.upsert({a: peer(A, X)})
+    await target.upsert({b: peer(A, X)})
+    await target.delete([a])
+    assert await target.dump() == {b: peer(A, X)}
+
+
+async def test_two_generations_of_one_node_stand_beside_each_other() -> None:
+    target = WireGuardTarget(FakeDevice())
+    later = a._replace(generation=1)
+    await target.upsert({a: peer(A, X), later: peer(B, Y)})
+    await target.delete([a])
+    assert await target.dump() == {later: peer(B, Y)}
+
+
+@given(st.lists(cidr_owners([a, b, c]), min_size=1, max_size=6), st.integers(0, 5))
+async def test_an_agent_started_again_takes_over_what_is_still_wanted(
+    stages: list[dict[PeerKey, Peer]], restart: int
+) -> None:
+    device = FakeDevice()
+    tracker = PeerTracker("peers", WireGuardTarget(device))
+    for number, wanted in enumerate(stages):
+        if number == restart:
+            tracker = PeerTracker("peers", WireGuardTarget(device))
+            await tracker.adopt()
+        reconciler = Reconciler(tracker)
+        reconciler.may_delete = True
+        tracker.replace(wanted)
+        await reconciler.flush()
+        assert reconciler.settled
+        assert await reconciler.audit() == 0
+        assert device.states.keys() == {peer.public_key for peer in wanted.values()}
+
+
+async def test_a_restart_writes_nothing_that_the_device_has_already() -> None:
+    device = FakeDevice()
+    await WireGuardTarget(device).upsert({a: peer(A, X), b: peer(B, Y), c: peer(C, Z)})
+    device.writes.clear()
+    tracker = PeerTracker("peers", WireGuardTarget(device))
+    reconciler = Reconciler(tracker)
+    reconciler.may_delete = True
+    await tracker.adopt()
+    tracker.set(a, peer(A, X))
+    tracker.set(b, peer(B, Z))
+    await reconciler.flush()
+    assert device.writes == [[B]]
+    assert device.states.keys() == {A, B}
 
 
 @pytest.mark.parametrize(

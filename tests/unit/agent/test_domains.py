@@ -1,4 +1,4 @@
-"""The agent's one loop, over a kernel of dictionaries: what is planned when, and what outlives what."""
+"""The agent's domains together, over a kernel of dictionaries: what is planned when, and what outlives what."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ from collections.abc import Callable
 import pytest
 from fake_kernel import Bed
 from fake_wireguard import numbered_key
+from msgspec.structs import replace
 
-from agent import engine as agent_engine
-from agent.bpf.layouts import AddressKey
+from agent.bpf.layouts import AddressKey, IpcacheValue
+from agent.domains import domains, tunnels
+from agent.domains.addresses import INIT
+from agent.plan.attached import AttachedPod
 from agent.plan.routes import RouteKey
 from clustermesh.address import parse, parse_prefix, prefix_text
 from clustermesh.errors import Unavailable
-from clustermesh.mesh.session import State
+from clustermesh.mesh.session import Session, State
 from clustermesh.model import Endpoint, NodeAddress, Stamp
 
 
 @pytest.fixture
-def bed(monkeypatch: pytest.MonkeyPatch) -> Bed:
-    return Bed(monkeypatch)
+def bed() -> Bed:
+    return Bed()
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -38,8 +41,8 @@ async def test_a_node_gets_its_device_its_tunnels_and_its_services(bed: Bed) -> 
     assert list(bed.device.states) == [numbered_key(2)]
     assert RouteKey(parse_prefix("10.2.2.0/24"), 0) in bed.tables["routes"].held
     assert bed.served() == ["5", "6"]
-    assert bed.engine.ready_at is not None
-    assert bed.engine.prepared.is_set()
+    assert bed.domains.ready_at is not None
+    assert bed.domains.tunnels.prepared.is_set()
 
 
 async def test_backends_are_there_before_and_gone_after_what_names_them(bed: Bed) -> None:
@@ -48,12 +51,11 @@ async def test_backends_are_there_before_and_gone_after_what_names_them(bed: Bed
     bed.add_web("10.1.1.5")
     await bed.step()
     order = [line.split()[0] for line in bed.journal]
-    assert order.index("routes") < order.index("backends") < order.index("services")
+    assert order.index("backends") < order.index("services")
     bed.journal.clear()
     bed.sink.remove("alpha", "local_services", ("n", "web"), 0)
-    bed.sink.remove("beta", "nodes", "n2", 0)
     await bed.step()
-    assert [line.split()[0] for line in bed.journal] == ["services", "groups", "slots", "backends", "routes", "cidrs"]
+    assert [line.split()[0] for line in bed.journal] == ["services", "groups", "slots", "backends"]
 
 
 # -- pruning ----------------------------------------------------------------------------------------------------------
@@ -61,7 +63,7 @@ async def test_backends_are_there_before_and_gone_after_what_names_them(bed: Bed
 
 async def test_nothing_is_deleted_before_the_own_clusters_first_whole_list(bed: Bed) -> None:
     bed.tables["ipcache"].held[AddressKey(parse("10.1.1.9"))] = object()
-    await bed.kernel.adopt()
+    await bed.adopt()
     for state in (State.CONNECTING, State.SYNCING):
         bed.own = bed.reader("alpha", state)
         await bed.step()
@@ -73,7 +75,7 @@ async def test_nothing_is_deleted_before_the_own_clusters_first_whole_list(bed: 
 
 async def test_nothing_is_deleted_before_the_peers_folder_was_read_and_every_peer_listed(bed: Bed) -> None:
     bed.tables["ipcache"].held[AddressKey(parse("10.2.1.9"))] = object()
-    await bed.kernel.adopt()
+    await bed.adopt()
     bed.peers.synced_once = False
     await bed.step()
     assert bed.tables["ipcache"].held
@@ -81,7 +83,7 @@ async def test_nothing_is_deleted_before_the_peers_folder_was_read_and_every_pee
     bed.connect("beta", State.SYNCING)
     await bed.step()
     assert bed.tables["ipcache"].held
-    assert bed.engine.ready_at is None
+    assert bed.domains.ready_at is None
     bed.connect("beta", State.STALE)  # restored from disk
     await bed.step()
     assert not bed.tables["ipcache"].held
@@ -91,8 +93,8 @@ async def test_a_silent_peer_holds_up_pruning_for_so_long_only_and_the_own_clust
     bed: Bed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bed.tables["ipcache"].held[AddressKey(parse("10.2.1.9"))] = object()
-    await bed.kernel.adopt()
-    monkeypatch.setattr(agent_engine, "SYNC_TIMEOUT", -1.0)
+    await bed.adopt()
+    bed.now += domains.SYNC_TIMEOUT + 1.0
     bed.connect("beta", State.CONNECTING)
     bed.own = bed.reader("alpha", State.CONNECTING)
     await bed.step()
@@ -110,14 +112,13 @@ async def test_a_restart_in_the_middle_changes_nothing_that_is_still_wanted(bed:
     await bed.step()
     held = {name: dict(table.held) for name, table in bed.tables.items()}
     bed.journal.clear()
-    bed.new_engine()
+    bed.restart()
     for view in list(bed.state.views):
         for kind in ("nodes", "services", "local_services"):
             for name, value in list(bed.state.views[view].table(kind).items()):
                 bed.state.remove(view, kind, name)
                 bed.state.put(view, kind, name, value)
-    await bed.kernel.adopt()
-    bed.engine.services.adopt()
+    await bed.adopt()
     await bed.step()
     assert bed.journal == []
     assert {name: dict(table.held) for name, table in bed.tables.items()} == held
@@ -133,12 +134,12 @@ async def test_services_go_on_while_the_underlay_cannot_be_made(bed: Bed) -> Non
     bed.add_web("10.1.1.5")
     await bed.step()
     assert bed.served() == ["5"]
-    assert "192.0.2.1" in bed.engine.underlay_error
-    assert not bed.engine.prepared.is_set()
+    assert "192.0.2.1" in bed.domains.tunnels.error
+    assert not bed.domains.tunnels.prepared.is_set()
     bed.underlay.fault = None
     await bed.step()
-    assert bed.engine.underlay_error == ""
-    assert bed.engine.prepared.is_set()
+    assert bed.domains.tunnels.error == ""
+    assert bed.domains.tunnels.prepared.is_set()
     assert list(bed.device.states) == [numbered_key(2)]
 
 
@@ -147,10 +148,10 @@ async def test_without_a_node_object_services_work_and_the_error_names_the_node(
     bed.add_web("10.1.1.5")
     await bed.step()
     assert bed.served() == ["5"]
-    assert bed.engine.underlay_error == "Node n1 is not in cluster alpha"
+    assert bed.domains.tunnels.error == "Node n1 is not in cluster alpha"
     bed.add_node("alpha", 1)
     await bed.step()
-    assert bed.engine.underlay_error == ""
+    assert bed.domains.tunnels.error == ""
 
 
 async def test_a_node_that_changes_is_set_up_again(bed: Bed) -> None:
@@ -165,11 +166,11 @@ async def test_a_node_that_changes_is_set_up_again(bed: Bed) -> None:
 
 
 async def test_a_device_that_dies_is_made_again_with_its_peers(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agent_engine, "_TICK", 0.01)
+    monkeypatch.setattr(tunnels, "_BREATH", 0.01)
     bed.add_node("alpha", 1)
     bed.add_node("beta", 2)
     async with asyncio.timeout(20):
-        running = asyncio.create_task(bed.engine.run(bed.own, bed.peers))  # type: ignore[arg-type]
+        running = await bed.running()
         await until(lambda: bed.device.states)
         for _ in range(2):
             bed.device.die()
@@ -180,10 +181,10 @@ async def test_a_device_that_dies_is_made_again_with_its_peers(bed: Bed, monkeyp
 
 
 async def test_looking_after_the_device_may_fail(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agent_engine, "_TICK", 0.01)
+    monkeypatch.setattr(tunnels, "_BREATH", 0.01)
     bed.add_node("alpha", 1)
     bed.device.fail = Unavailable("look up device: no buffer space")
-    running = asyncio.create_task(bed.engine.run(bed.own, bed.peers))  # type: ignore[arg-type]
+    running = await bed.running()
     await until(lambda: bed.device.fail is None or running.done())
     bed.add_node("beta", 2)
     await until(lambda: bed.device.states or running.done())
@@ -214,8 +215,8 @@ async def test_a_peers_node_at_no_ones_address_keeps_nothing_else_from_being_app
     bed.add_node("evil", 3, addresses=(NodeAddress(type="InternalIP", ip=parse(address)),))
     await bed.step()
     assert list(bed.device.states) == [numbered_key(2)]
-    assert bed.engine.ready_at is not None
-    assert not bed.kernel.failed
+    assert bed.domains.ready_at is not None
+    assert not any(tracker.problems for tracker in bed.domains.trackers)
 
 
 async def test_a_route_that_cannot_be_written_does_not_keep_removed_nodes_connected(bed: Bed) -> None:
@@ -236,7 +237,7 @@ async def test_this_nodes_own_node_may_be_refused_and_that_is_said(bed: Bed) -> 
     bed.add_node("alpha", 1)
     await bed.step()
     assert "Node n1 is refused: pod CIDR 10.1.1.0/24 overlaps 10.1.0.0/16 of node n2 of cluster beta" in (
-        bed.engine.underlay_error
+        bed.domains.tunnels.error
     )
 
 
@@ -277,27 +278,6 @@ async def test_a_change_that_could_not_be_applied_does_not_count(bed: Bed) -> No
     assert not bed.propagation.recent
 
 
-async def test_a_change_that_comes_while_the_device_is_made_counts_with_the_next_flush(bed: Bed) -> None:
-    bed.add_node("alpha", 1)
-    bed.add_node("beta", 2)
-    bed.add_web()
-    await bed.step()
-
-    def arrive() -> None:
-        bed.underlay.during = lambda: None
-        bed.add_remote_web("beta", "10.2.2.6", revision=7)
-        stamp(bed, 7)
-
-    bed.underlay.during = arrive
-    bed.add_node("alpha", 1, labels={"zone": "a"})
-    await bed.step()
-    assert bed.served() == []
-    assert not bed.propagation.recent, "it is in no map yet"
-    await bed.step()
-    assert bed.served() == ["6"]
-    assert len(bed.propagation.recent) == 1
-
-
 # -- full tables ------------------------------------------------------------------------------------------------------
 
 
@@ -306,14 +286,14 @@ async def test_a_full_map_is_an_error_that_goes_when_there_is_room(bed: Bed) -> 
     bed.tables["backends"].full = 1
     bed.add_web("10.1.1.5", "10.1.1.6")
     await bed.step()
-    assert bed.kernel.services.backends.error
-    assert bed.engine.ready_at is None
+    assert bed.domains.services.tables.backends.error
+    assert bed.domains.ready_at is None
     bed.add_web("10.1.1.5")
     await bed.step()
     await bed.step()
     assert bed.served() == ["5"]
-    assert bed.kernel.services.backends.error is None
-    assert bed.engine.ready_at is not None
+    assert bed.domains.services.tables.backends.error is None
+    assert bed.domains.ready_at is not None
 
 
 async def test_what_somebody_else_changed_is_counted_and_repaired(bed: Bed) -> None:
@@ -321,7 +301,112 @@ async def test_what_somebody_else_changed_is_counted_and_repaired(bed: Bed) -> N
     bed.add_web("10.1.1.5")
     await bed.step()
     bed.tables["backends"].held.clear()
-    await bed.engine._audit()
+    await bed.domains.services.audit()
     await bed.step()
     assert bed.served() == ["5"]
-    assert bed.kernel.services.backends.drift == 1
+    assert bed.domains.services.tables.backends.drift == 1
+
+
+# -- what hangs, and what cannot be planned ---------------------------------------------------------------------------
+
+
+async def test_a_device_that_hangs_for_ever_keeps_no_service_from_being_changed(bed: Bed) -> None:
+    bed.add_node("alpha", 1)
+    bed.add_node("beta", 2)
+    bed.add_web("10.1.1.5")
+    running = await bed.running()
+    await until(lambda: bed.domains.ready_at)
+    bed.device.hang()
+    bed.add_node("beta", 3)
+    await until(lambda: bed.device.hanging)
+    bed.add_web("10.1.1.5", "10.1.1.6")
+    bed.say("alpha", "endpoints", parse("10.1.1.6"), Endpoint(ip=parse("10.1.1.6"), identity=70000))
+    await until(lambda: bed.served() == ["5", "6"])
+    await until(lambda: bed.tables["ipcache"].held)
+    assert RouteKey(parse_prefix("10.2.3.0/24"), 0) in bed.tables["routes"].held
+    assert bed.device.hanging, "and it is still the first call that hangs"
+    assert numbered_key(3) not in bed.device.states
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_device_that_hangs_when_the_agent_starts_keeps_no_service_from_being_programmed(bed: Bed) -> None:
+    bed.device.hang()
+    bed.add_node("alpha", 1)
+    bed.add_web("10.1.1.5")
+    running = await bed.running()
+    await until(lambda: bed.served() == ["5"])
+    await until(lambda: bed.attached)
+    assert bed.device.hanging
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_what_kills_the_planning_of_one_service_kills_neither_this_agent_nor_the_next(bed: Bed) -> None:
+    bed.add_node("alpha", 1)
+    bed.add_web("10.1.1.5")
+    local = bed.state.views["alpha"].local_services[("n", "web")]
+    poisoned = replace(local, service=replace(local.service, name="bad", frontends={parse("10.96.0.2"): None}))
+    bed.say("alpha", "local_services", ("n", "bad"), poisoned)
+    for _ in range(2):
+        await bed.step()
+        assert bed.served() == ["5"]
+        assert bed.domains.ready_at is not None
+        assert [problem.split(": ")[:2] for problem in bed.domains.problems()] == [["services", "n/bad"]]
+        bed.restart()
+        for name, value in list(bed.state.views["alpha"].local_services.items()):
+            bed.state.remove("alpha", "local_services", name)
+            bed.state.put("alpha", "local_services", name, value)
+        await bed.adopt()
+
+
+# -- the two phases of the start --------------------------------------------------------------------------------------
+
+
+async def test_sockets_get_the_programs_when_the_maps_are_filled_and_not_before(bed: Bed) -> None:
+    bed.own = bed.reader("alpha", State.SYNCING)
+    bed.add_node("alpha", 1)
+    bed.add_web("10.1.1.5")
+    served: list[list[str]] = []
+    bed.datapath.attach_sockets = lambda cgroup: (served.append(bed.served()), bed.attached.append(cgroup))
+    running = await bed.running()
+    await until(lambda: bed.served() == ["5"])
+    assert not bed.attached, "of the own cluster there may be more to come"
+    bed.add_web("10.1.1.5", "10.1.1.6")
+    bed.own.brain.session = Session(state=State.FRESH)
+    await until(lambda: bed.attached)
+    assert served == [["5", "6"]]
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+# -- pods attached here -----------------------------------------------------------------------------------------------
+
+
+async def test_a_pod_is_known_from_its_add_on_until_its_delete(bed: Bed) -> None:
+    ip = parse("10.1.1.7")
+    entries = bed.tables["ipcache"].held
+    pod = AttachedPod(container_id="c", ifname="eth0", addresses=(ip,), namespace="n", name="p")
+    bed.add_node("alpha", 1)
+    bed.domains.attached_pods.attached(pod)
+    await bed.step()
+    assert list(entries.values()) == [IpcacheValue(INIT)]
+    bed.say("alpha", "endpoints", ip, Endpoint(ip=ip, identity=70000, namespace="n", pod_name="p"))
+    await bed.step()
+    assert list(entries.values()) == [IpcacheValue(70000)]
+    bed.sink.remove("alpha", "endpoints", ip, 0)
+    await bed.step()
+    assert list(entries.values()) == [IpcacheValue(INIT)]
+    bed.domains.attached_pods.detached("c", "eth0")
+    await bed.step()
+    assert not entries
+
+
+async def test_what_etcd_says_of_the_pod_before_is_not_believed_of_the_one_that_has_its_address_now(bed: Bed) -> None:
+    ip = parse("10.1.1.7")
+    bed.add_node("alpha", 1)
+    bed.say("alpha", "endpoints", ip, Endpoint(ip=ip, identity=70000, namespace="n", pod_name="old"))
+    pod = AttachedPod(container_id="c", ifname="eth0", addresses=(ip,), namespace="n", name="new")
+    bed.domains.attached_pods.attached(pod)
+    await bed.step()
+    assert list(bed.tables["ipcache"].held.values()) == [IpcacheValue(INIT)]

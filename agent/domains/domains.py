@@ -1,0 +1,159 @@
+"""All domains of this node, and the three things that concern all of them: when to wake, to delete and to attach.
+
+    MeshState.on_dirty -> wake -> network ─> tunnels        (each a task of its own: see domain.py)
+                               -> addresses <- CNI
+                               -> services
+
+Rules
+- Nothing is deleted until every cluster's first list is in, or was restored; a silent peer may hold that up for
+  `SYNC_TIMEOUT`, the own cluster for ever.
+- New programs are attached to sockets when the maps hold all that is known of the own cluster's services; until then
+  those of the agent before go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from agent.bpf.bpffs import cgroup2_root
+from agent.domains.addresses import Addresses
+from agent.domains.domain import Domain
+from agent.domains.network import Network
+from agent.domains.services import Services
+from agent.domains.targets import Targets, ThisNode
+from agent.domains.tunnels import Tunnels
+from agent.domains.welcome import Welcome
+from agent.options import Options
+from agent.plan.attached import AttachedPods
+from agent.propagation import Propagation
+from clustermesh.mesh.peers import Peers
+from clustermesh.mesh.reader import ClusterReader
+from clustermesh.mesh.state import MeshState
+from clustermesh.reconcile import Tracker
+
+SYNC_TIMEOUT: Final = 60.0  # seconds (clustermesh-sync-timeout)
+_LOOK: Final = 0.02  # seconds between looks at the readers' sessions, until the first lists are in
+
+_log = logging.getLogger(__name__)
+
+
+class Domains:
+    """The domains by name, and what is wrong with them. `ready_at` is Unix time of the first whole state."""
+
+    def __init__(
+        self,
+        options: Options,
+        state: MeshState,
+        propagation: Propagation,
+        node: ThisNode,
+        targets: Targets,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.node = node
+        self.ready_at: float | None = None
+        self.attached_pods = AttachedPods()
+        self.welcome = Welcome(state, node.device, clock)
+        self.tunnels = Tunnels(targets, node.device, node.underlay, self._missing)
+        self.network = Network(options, state, targets, self.tunnels, self.welcome.meet)
+        self.addresses = Addresses(state, targets, self.attached_pods)
+        self.services = Services(state, targets, propagation, before=(self.network, self.tunnels))
+        self._name, self._state = options.node, state
+        self._own: ClusterReader | None = None
+        self._peers: Peers | None = None
+        self._clock, self._started = clock, clock()
+        self._complete = False  # every first list is in
+        self._progress = asyncio.Event()
+        state.on_dirty.append(self.wake)
+        for domain in self.all:
+            domain.on_step = self._progress.set
+
+    @property
+    def all(self) -> tuple[Domain[Any], ...]:
+        return (self.network, self.tunnels, self.addresses, self.services)
+
+    @property
+    def trackers(self) -> tuple[Tracker[Any, Any], ...]:
+        network = (self.addresses.ipcache, self.network.cidrs, self.tunnels.peers, self.network.routes)
+        return (*network, *self.services.tables)
+
+    def problems(self) -> Iterator[str]:
+        """What could not be planned, one sentence each."""
+        for domain in self.all:
+            if domain.fault:
+                yield f"{domain.name}: {domain.fault}"
+            for item, problem in domain.problems.items():
+                yield f"{domain.name}: {_shown(item)}: {problem.sentence}"
+
+    def wake(self) -> None:
+        """Something in the mesh state is to be planned."""
+        if self._peers is not None and self._peers.newcomers:
+            self.welcome.hold(self._peers.newcomers)
+        for domain in (self.network, self.addresses, self.services):
+            domain.wake()
+
+    def greet(self, own: ClusterReader, peers: Peers) -> None:
+        """These are the readers of all clusters."""
+        self._own, self._peers = own, peers
+
+    async def run(self, own: ClusterReader, peers: Peers) -> None:
+        """Never returns."""
+        self.greet(own, peers)
+        async with asyncio.TaskGroup() as tasks:
+            for domain in self.all:
+                tasks.create_task(domain.run(), name=domain.name)
+            tasks.create_task(self.welcome.run())
+            tasks.create_task(self._begin(own))
+
+    async def _begin(self, own: ClusterReader) -> None:
+        await _until(lambda: own.session.complete)
+        self.tunnels.look_after()  # to say that this node is unknown, also where there is nothing to do
+        await self.services.whole_step()
+        if (cgroup := cgroup2_root()) is not None:
+            self.node.datapath.attach_sockets(cgroup)
+        await _until(self.may_prune)
+        self.allow_deletes()
+        async with asyncio.TaskGroup() as tasks:
+            for domain in self.all:
+                tasks.create_task(domain.whole_step())
+        while not self.note_ready():
+            self._progress.clear()
+            await self._progress.wait()
+
+    def may_prune(self) -> bool:
+        """Whether what the kernel holds and nobody wants may go."""
+        if self._peers is None or not self._peers.synced_once:
+            return False
+        waited = self._clock() - self._started > SYNC_TIMEOUT
+        return waited or all(reader.session.complete for reader in self._peers.readers.values())
+
+    def allow_deletes(self) -> None:
+        self._complete = True
+        for domain in self.all:
+            domain.allow_deletes()
+
+    def note_ready(self) -> bool:
+        """Whether the kernel has held a whole state once."""
+        if self.ready_at is None and self._complete and all(domain.settled for domain in self.all):
+            self.ready_at = time.time()
+            _log.info("ready after %.2f s", self._clock() - self._started)
+        return self.ready_at is not None
+
+    def _missing(self) -> str:
+        if self._own is None or not self._own.session.complete:
+            return ""
+        refusal = self._state.refusals(self._state.own).of("nodes").get(self._name)
+        why = f"is refused: {refusal.why}" if refusal else f"is not in cluster {self._state.own}"
+        return f"Node {self._name} {why}"
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110  # see below
+        await asyncio.sleep(_LOOK)  # sessions tell nobody, and soon there is nothing more to ask
+
+
+def _shown(item: object) -> str:
+    return "/".join(item) if isinstance(item, tuple) and all(isinstance(part, str) for part in item) else str(item)

@@ -1,0 +1,77 @@
+"""The network domain: the mesh's nodes as routes and CIDRs of the ipcache here, and as peers of the tunnels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from agent.bpf.layouts import CidrKey, IpcacheValue
+from agent.domains.domain import Domain
+from agent.domains.targets import Targets
+from agent.domains.tunnels import Tunnels
+from agent.options import Options
+from agent.plan.nodes import Name, NodePlanner
+from agent.plan.routes import Route, RouteKey
+from clustermesh.mesh.state import MeshState
+from clustermesh.reconcile import Reconciler, Tracker
+
+
+class Network(Domain[Name]):
+    """`on_node` is told of each node that was planned: its name, and its WireGuard key or None where it is gone."""
+
+    name = "network"
+
+    def __init__(
+        self,
+        options: Options,
+        state: MeshState,
+        targets: Targets,
+        tunnels: Tunnels,
+        on_node: Callable[[Name, str | None], None],
+    ) -> None:
+        self.cidrs = Tracker[CidrKey, IpcacheValue]("ipcache-cidrs", targets.cidrs)
+        self.routes = Tracker[RouteKey, Route]("routes", targets.routes)
+        # Each for itself: a route that cannot be written must not keep an entry of a removed node.
+        super().__init__(Reconciler(self.cidrs), Reconciler(self.routes))
+        self.planner = NodePlanner(
+            (state.own, options.node),
+            options.device,
+            options.port,
+            peers=tunnels,
+            routes=self.routes,
+            cidrs=self.cidrs,
+            split=lambda cidrs: state.ground.split(cidrs),  # noqa: PLW0108  # the ground is another after a change,
+        )
+        self._own_name = (state.own, options.node)
+        self._state, self._tunnels, self._on_node = state, tunnels, on_node
+        self._again: set[Name] = set()
+        self._routes_lost = False
+        tunnels.on_new_device = self.lose_routes
+
+    def take(self) -> Collection[Name]:
+        """This node first: what the others' plans take from it is there before any is applied."""
+        again, self._again = self._again, set()
+        return sorted(again | self._state.take_nodes(), key=lambda name: name != self._own_name)
+
+    def plan(self, item: Name) -> None:
+        node = self._state.node(*item)
+        everyone = self.planner.update(item, node)
+        if item == self._own_name:
+            self._tunnels.take_own(node)
+        if everyone:
+            self._again.update(self.planner.names)
+            self.wake()
+        view = self._state.views.get(item[0])
+        known = node or (None if view is None else view.nodes.get(item[1]))  # refused: no reason to wait for it
+        self._on_node(item, None if known is None else known.wireguard_public_key if node else "")
+
+    async def prepare(self) -> None:
+        """Routes go with their device without a word."""
+        if self._routes_lost:
+            self._routes_lost = False
+            await self.routes.adopt()
+
+    def lose_routes(self) -> None:
+        """The device is new: look what is left of the routes through it."""
+        self._routes_lost = True
+        self.routes.hurry()
+        self.wake()

@@ -1,0 +1,63 @@
+"""The services domain: the services of all clusters, merged, as entries of the load-balancing maps."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from contextlib import suppress
+from typing import Any, Final
+
+from agent.domains.domain import Domain
+from agent.domains.targets import Targets
+from agent.plan.services import ServicePlanner, ServiceTrackers
+from agent.propagation import Propagation
+from clustermesh.mesh.resolve import resolve
+from clustermesh.mesh.state import MeshState
+from clustermesh.reconcile import Reconciler, Tracker
+
+_COURTESY: Final = 0.02  # seconds: the way to a new backend is made first, unless that takes longer
+
+
+class Services(Domain[tuple[str, str]]):
+    """`before` are the domains that make the way to backends: what they are busy with is waited for, for a moment."""
+
+    name = "services"
+
+    def __init__(
+        self, state: MeshState, targets: Targets, propagation: Propagation, before: Collection[Domain[Any]]
+    ) -> None:
+        self.tables = ServiceTrackers(
+            Tracker("backends", targets.backends),
+            Tracker("slots", targets.slots),
+            Tracker("groups", targets.groups),
+            Tracker("services", targets.services),
+        )
+        super().__init__(Reconciler(*self.tables))
+        self.planner = ServicePlanner(self.tables)
+        self._state, self._propagation, self._before = state, propagation, before
+        self._changes: dict[Any, int] = {}
+
+    async def adopt(self) -> None:
+        await super().adopt()
+        self.planner.adopt()
+
+    def take(self) -> Collection[tuple[str, str]]:
+        self._changes |= self._propagation.take_seen()  # of this moment, as what is dirty
+        return self._state.take_services()
+
+    def plan(self, item: tuple[str, str]) -> None:
+        local = self._state.views[self._state.own].local_services.get(item)
+        self.planner.update(item, [] if local is None else resolve(local, self._state.remote_services(item)))
+
+    async def prepare(self) -> None:
+        if all(domain.idle.is_set() for domain in self._before):
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_COURTESY):
+                for domain in self._before:
+                    await domain.idle.wait()
+
+    def applied(self) -> None:
+        if not any(tracker.problems for tracker in self.trackers):
+            changes, self._changes = self._changes, {}
+            self._propagation.applied(changes)

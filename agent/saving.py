@@ -1,0 +1,47 @@
+"""The last good state of each cluster, kept on this node's disk for the next agent."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+
+from agent.sink import AgentSink
+from clustermesh.mesh import last_good
+from clustermesh.mesh.peers import Peers
+from clustermesh.mesh.reader import ClusterReader
+from clustermesh.mesh.session import State
+from clustermesh.mesh.state import MeshState
+
+_PERIOD = 2.0  # seconds
+
+_log = logging.getLogger(__name__)
+
+
+async def keep_saved(folder: Path, sink: AgentSink, state: MeshState, own: ClusterReader, peers: Peers) -> None:
+    """Write the last good state of every cluster that changed; only a whole one is worth keeping."""
+    while True:
+        began = time.monotonic()
+        for name in list(sink.unsaved):
+            await save(folder, sink, name, own if name == state.own else peers.readers.get(name), state)
+        # A large mesh that changes all the time must not be written all the time.
+        await asyncio.sleep(max(_PERIOD, 20 * (time.monotonic() - began)))
+
+
+async def save(folder: Path, sink: AgentSink, name: str, reader: ClusterReader | None, state: MeshState) -> None:
+    if reader is None or reader.session.state is State.REMOVED:
+        sink.unsaved.discard(name)
+    elif reader.session.state is State.EVICTED:
+        sink.unsaved.discard(name)
+        await asyncio.to_thread(last_good.forget, folder, name)  # or the next agent would begin with it
+    elif reader.session.complete and reader.config is not None and name in state.views:
+        sink.unsaved.discard(name)
+        encoded = last_good.encode(reader.config, state.good_view(name))
+        try:
+            await asyncio.to_thread(last_good.save, folder, name, encoded)
+            sink.unsavable.pop(name, None)
+        except OSError as e:
+            _log.error("last good state of %s is not saved: %s", name, e)
+            sink.unsavable[name] = str(e)
+            sink.unsaved.add(name)
