@@ -1,0 +1,116 @@
+"""No Node's pod CIDR cuts anybody off, on whole clusters and under load: from an etcd, another node or this one.
+
+alpha-control 172.20.1.1 etcd   alpha-1 172.20.1.11      beta-control 172.20.2.1 etcd   beta-1 172.20.2.11
+                     all on one link, 172.20.0.0/16
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_lab_outages import cluster_state, no_request_fails, web_backends
+
+from clustermesh.errors import ClusterMeshError
+from lab import bring_up, teardown
+from lab.lab import Lab
+from lab.plan import make_plan
+from lab.waiting import until
+
+_FOLDER = "/run/clustermesh-lab-ground"
+_READYZ = """
+import urllib.request, urllib.error
+try:
+    print(urllib.request.urlopen("http://127.0.0.1:9880/readyz").read().decode())
+except urllib.error.HTTPError as e:
+    print("problem:", e.read().decode())
+"""
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Lab]:
+    """Two connected clusters of one node, with one web pod each."""
+    try:
+        yield asyncio.run(bring_up.up(make_plan(nodes=1, pods=1, folder=_FOLDER), print, bound=True))
+    finally:
+        left = teardown.down(Path(_FOLDER))
+    assert left == []
+
+
+async def complaint(lab: Lab, cluster: str) -> str:
+    """What `clustermesh status` says where it ends with an error, and what the API server says; "" for nothing."""
+    said = await lab.run(f"{cluster}-control", "python3", "-c", _READYZ)
+    said = said if "problem:" in said else ""
+    try:
+        await lab.run(f"{cluster}-1", "clustermesh", "status")
+    except ClusterMeshError as e:
+        said += str(e)
+    return said
+
+
+@pytest.mark.parametrize(
+    ("cluster", "cidr", "red"),
+    [
+        ("alpha", "172.20.0.0/16", {"alpha"}),  # the whole underlay: its own API server leaves it out
+        ("alpha", "172.20.1.0/29", {"alpha", "beta"}),  # its own etcd, which beta reads, too
+        ("beta", "172.20.1.0/29", {"alpha", "beta"}),  # another cluster's etcd
+        ("alpha", "10.2.1.0/25", {"alpha", "beta"}),  # half of the pods of another cluster's node
+    ],
+)
+async def test_a_node_that_would_take_what_others_live_by_is_refused_and_nothing_is_lost(
+    pair: Lab, cluster: str, cidr: str, red: set[str]
+) -> None:
+    stray = pair.plan.context(cluster) / "manifests" / "stray.yaml"
+    manifest = f"apiVersion: v1\nkind: Node\nmetadata: {{name: stray}}\nspec: {{podCIDR: {cidr}}}\n"
+    for each in red:
+        await until(lambda each=each: _is_well(pair, each), f"{each} is well")
+    async with no_request_fails(pair):
+        try:
+            stray.write_text(manifest)
+            for each in red:
+                await until(lambda each=each: _complains(pair, each, cidr), f"{each} complains of {cidr}", seconds=20)
+            await asyncio.sleep(3)  # as long as an agent's route would take to cut its etcd off
+            for node in ("alpha-1", "beta-1"):
+                assert [await cluster_state(pair, node, each) for each in ("alpha", "beta")] == ["fresh", "fresh"]
+                assert len(await web_backends(pair, node)) == 2
+        finally:
+            stray.unlink()
+        for each in red:
+            await until(lambda each=each: _is_well(pair, each), f"{each} is well again", seconds=20)
+
+
+async def test_a_peers_backends_where_nobody_of_it_is_are_not_used(pair: Lab) -> None:
+    """An EndpointSlice written by hand beside a backend that is there: the reader's own service and etcd, the world."""
+    foreign = [pair.plan.cluster("alpha").web_ips[0], "172.20.1.1", "8.8.8.8"]
+    stray = pair.plan.context("beta") / "manifests" / "stray.yaml"
+    async with no_request_fails(pair):
+        rows = await web_backends(pair, "alpha-1")
+        addresses = [*foreign, *(row["address"] for row in rows if row["cluster"] == "beta")]
+        endpoints = ", ".join(f"{{addresses: [{address}]}}" for address in addresses)
+        stray.write_text(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\n"
+            "metadata: {name: web-stray, namespace: default, labels: {kubernetes.io/service-name: web}}\n"
+            "ports: [{name: tcp, port: 8080, protocol: TCP}]\n"
+            f"endpoints: [{endpoints}]\n"
+        )
+        try:
+            await until(lambda: _refuses(pair, "8.8.8.8"), "alpha-1 refuses the backends")
+            assert len(await web_backends(pair, "alpha-1")) == 2
+        finally:
+            stray.unlink()
+
+
+async def _is_well(lab: Lab, cluster: str) -> bool:
+    return not await complaint(lab, cluster)
+
+
+async def _complains(lab: Lab, cluster: str, about: str) -> bool:
+    return about in await complaint(lab, cluster)
+
+
+async def _refuses(lab: Lab, what: str) -> bool:
+    status = await lab.ask_agent("alpha-1", "status")
+    beta = next(row for row in status["clusters"] if row["name"] == "beta")
+    return any(what in why for why in beta["refused_entries"].values())
