@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
-from pyroute2 import AsyncIPRoute
+from pyroute2 import AsyncIPRoute, NetlinkError
 
 from agent import netlink
 from agent.cni.ipam import PodAddress
@@ -18,6 +19,7 @@ POD_PROTOCOL: Final = 178  # of the routes to local pods; apart from the tunnel'
 _SCOPE_LINK: Final = 253
 _PERMANENT: Final = 0x80  # NUD_PERMANENT, linux/neighbour.h
 _ONLINK: Final = 4  # RTNH_F_ONLINK, linux/rtnetlink.h
+_NO_WAY: Final = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL, errno.EACCES}  # no route, or one that refuses
 _NODAD: Final = 2  # IFA_F_NODAD, linux/if_addr.h: the address is ours alone, and usable at once
 
 
@@ -118,13 +120,30 @@ async def is_attached(host_ifname: str) -> bool:
 async def find_fault(pod: Pod) -> str:
     """What is not as `attach` left it, in a sentence, or ""."""
     try:
-        if not await is_attached(pod.host_ifname):
-            return f"the node has no device {pod.host_ifname}"
-        if unrouted := {address.ip for address in pod.addresses} - await routed_addresses():
-            return f"the node has no route to {text(min(unrouted))}"
-        return await _find_pod_fault(pod)
+        return await _find_host_fault(pod) or await _find_pod_fault(pod)
     except ClusterMeshError as e:
         return str(e)
+
+
+async def _find_host_fault(pod: Pod) -> str:
+    async with netlink.connect(f"look at {pod.host_ifname}") as ip:
+        link = await netlink.lookup(ip, pod.host_ifname)
+        if link is None:
+            return f"the node has no device {pod.host_ifname}"
+        for address in pod.addresses:
+            if not await _leads_to(ip, address.ip, link.ifindex):
+                return f"the node has no route to {text(address.ip)}"
+    return ""
+
+
+async def _leads_to(ip: AsyncIPRoute, address: Address, ifindex: int) -> bool:
+    """Whether the kernel would send there through that device; asked for one, since the table may have 20,000."""
+    try:
+        return [message.get("oif") for message in await ip.route("get", dst=text(address))] == [ifindex]
+    except NetlinkError as e:
+        if e.code not in _NO_WAY:
+            raise
+        return False
 
 
 async def _find_pod_fault(pod: Pod) -> str:
