@@ -7,7 +7,6 @@ revokes nothing: keys live on until their leases end, and whoever starts next ta
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import signal
 import time
@@ -18,6 +17,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from clustermesh.apiserver.agents import AgentRecords
+from clustermesh.apiserver.collector import few_collections
 from clustermesh.apiserver.health import Health, Scope, health_server
 from clustermesh.apiserver.identities import GRACE, Allocator
 from clustermesh.apiserver.ledger import Ledger
@@ -68,16 +68,13 @@ async def run(context: Context, http: str, timing: Timing = _DEFAULT_TIMING) -> 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     tls = Tls(context.ca, context.certificate("admin"), context.key("admin"))
-    # Tens of thousands of values are made at the start and stay: walking over them again and again costs half a second.
-    thresholds = gc.get_threshold()
-    gc.set_threshold(50_000, 20, 100)
     try:
         async with alone(context.path), EtcdClient([context.endpoint], tls) as client:
-            server = ApiServer(context, client, timing)
-            with health_server(http, server.health):
-                await _run_until(stop, server.tasks())
+            with few_collections() as settle:
+                server = ApiServer(context, client, timing, settle)
+                with health_server(http, server.health):
+                    await _run_until(stop, server.tasks())
     finally:
-        gc.set_threshold(*thresholds)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
     _LOG.info("stopped; keys stay until their leases end")
@@ -94,7 +91,8 @@ async def _run_until(stop: asyncio.Event, work: list[Coroutine[Any, Any, None]])
 class ApiServer:
     """One cluster's publisher: what its tasks share."""
 
-    def __init__(self, context: Context, client: EtcdClient, timing: Timing) -> None:
+    def __init__(self, context: Context, client: EtcdClient, timing: Timing, settle: Callable[[], None]) -> None:
+        self._settle = settle
         self.context, self.client, self.timing = context, client, timing
         self.cluster = context.cluster
         self.keeper = LeaseKeeper(client, timing.lease_ttl)
@@ -103,7 +101,7 @@ class ApiServer:
         ledger = self.ledger
         self.publisher = Publisher(self.cluster, self.allocator, ledger.held, ledger.is_inherited, ledger.last_good)
         self.source = FolderSource(context.manifests, self.cluster)
-        self.writer = Writer(self.ledger, self._want_canaries, timing.audit)
+        self.writer = Writer(self.ledger, self._want_canaries, settle, timing.audit)
         port = endpoint.parse(context.endpoint).port
         self.users = Users(client, self.cluster, context.users_file, port, self._note_problems)
         self.agents = AgentRecords(client, lambda node: node in self.source.snapshot.nodes)
@@ -150,6 +148,7 @@ class ApiServer:
     def _interrupt(self, place: bytes, reason: str) -> None:
         if not self._interrupted:
             _LOG.warning("etcd at %s: %s; nothing is lost, waiting for it", self.context.endpoint, reason)
+            self._settle()  # the start may take long now
         self._interrupted[place] = reason
 
     def _note_listed(self, place: bytes) -> None:

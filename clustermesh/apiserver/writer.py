@@ -19,10 +19,15 @@ _LOG: Final = logging.getLogger(__name__)
 
 
 class Writer:
-    """Call `wake` after changing the ledger, `open_data` once it holds the source's first complete list."""
+    """Call `wake` after changing the ledger, `open_data` once it holds the source's first complete list.
 
-    def __init__(self, ledger: Ledger, canaries: Callable[[], None], audit_every: float) -> None:
-        self.ledger, self._say_complete, self._audit_every = ledger, canaries, audit_every
+    `canaries` is called each time all data is written, to want the canaries; `done` once, when they are too.
+    """
+
+    def __init__(
+        self, ledger: Ledger, canaries: Callable[[], None], done: Callable[[], None], audit_every: float
+    ) -> None:
+        self.ledger, self._say_complete, self._done, self._audit_every = ledger, canaries, done, audit_every
         self.synced = False
         self._about = Reconciler(ledger[ABOUT].tracker)
         self._data = Reconciler(*(ledger[name].tracker for name in DATA))
@@ -94,6 +99,7 @@ class Writer:
     def _note_synced(self) -> None:
         if not self.synced and self.ledger[CANARIES].complete:
             self.synced = True
+            self._done()
             _LOG.info("everything is published: %d keys", sum(len(self.ledger[n].tracker.actual) for n in DATA))
 
     async def _audit(self) -> None:

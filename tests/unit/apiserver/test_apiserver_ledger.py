@@ -37,7 +37,7 @@ class Rig:
         client = cast(EtcdClient, etcd)
         self.keeper = LeaseKeeper(client, per_lease=2)
         self.ledger: Ledger = make_ledger(ALPHA, client, self.keeper)
-        self.writer = Writer(self.ledger, self._say_complete, audit_every=1e9)
+        self.writer = Writer(self.ledger, self._say_complete, lambda: None, audit_every=1e9)
         self.writer.open_data()
         self.keeper.on_lost = self.ledger.lose_leases
 
