@@ -14,12 +14,14 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from agent.bpf.programs import program_info
+from agent.bpf.syscalls import AttachType
 
 T = TypeVar("T")
 
 # The parents of filters on clsact, and where tcx would attach instead.
 INGRESS: Final = 0xFFFFFFF2
 EGRESS: Final = 0xFFFFFFF3
+PARENTS: Final = {AttachType.TCX_INGRESS: INGRESS, AttachType.TCX_EGRESS: EGRESS}
 _CLSACT_PARENT: Final = 0xFFFFFFF1
 _HANDLE: Final = 0x636D  # "cm": tells our filter from one somebody else has at the same priority
 _PRIORITY: Final = 1

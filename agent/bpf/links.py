@@ -103,17 +103,28 @@ def attach_link(pin: Path, program: int, point: Point, shared_maps: frozenset[in
                     return LinkState(Outcome.ADOPTED, found.id)
                 link_update(link, program)
                 return LinkState(Outcome.REPLACED, found.id)
-        # A pinned link to another place (a device made anew under its old name) goes only after the new one is there.
-        new = link_create(program, point.target, point.attach_type, point.flags)
-        try:
-            with suppress(FileNotFoundError):
-                pin.unlink()
-            object_pin(new, pin)
-            if link is not None:
-                _detach(link)
-            return LinkState(Outcome.ATTACHED, link_info(new).id)
-        finally:
-            os.close(new)
+    # A pinned link to another place (a device made anew under its old name) goes only after the new one is there.
+    new = attach_beside(program, point)
+    try:
+        return LinkState(Outcome.ATTACHED, take_place(pin, new))
+    finally:
+        os.close(new)
+
+
+def attach_beside(program: int, point: Point) -> int:
+    """Make `program` run at `point` after whatever runs there; it goes with the descriptor that is returned."""
+    return link_create(program, point.target, point.attach_type, point.flags)
+
+
+def take_place(pin: Path, link: int) -> int:
+    """Pin `link`, and detach the one that was pinned there; returns its id."""
+    with pinned_link(pin) as old:
+        with suppress(FileNotFoundError):
+            pin.unlink()
+        object_pin(link, pin)
+        if old is not None:
+            _detach(old)
+    return link_info(link).id
 
 
 def detach_link(pin: Path) -> bool:

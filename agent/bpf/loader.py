@@ -1,10 +1,11 @@
 """The datapath as the agent holds it: maps and programs loaded, pinned, attached; found again after a restart.
 
     <pin_dir>/v2/lb_services ...     maps, below the version of their layout
-    <pin_dir>/links/connect4 ...      links to the cgroup; strict_ingress_eth0 ... links to devices
+    <pin_dir>/links/connect4 ...     links to the cgroup; strict_ingress_eth0 ... links to devices
 
-Everything pinned outlives this process. `Datapath.open` adopts what it finds: maps keep their entries, and links get
-new programs in place, so that no socket and no packet ever meets a hook without one.
+Everything pinned outlives this process. `Datapath.open` makes maps or adopts what it finds, and attaches nothing:
+programs of the version before go on over their own maps until these are filled. `attach_sockets` then puts the new
+programs in place, so that no socket ever meets a hook without one, and maps of another layout go last of all.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Self
 
-from agent.bpf import clsact, probe
+from agent.bpf import clsact, layout_v1, probe
 from agent.bpf.bpffs import is_bpffs
+from agent.bpf.exchange import exchange, remove_late
+from agent.bpf.hooks import DEVICE_PROGRAMS, PROGRAMS, Program
 from agent.bpf.layouts import LAYOUT_VERSION, Reason
 from agent.bpf.libbpf import Object
 from agent.bpf.links import (
@@ -36,7 +39,7 @@ from agent.bpf.links import (
 )
 from agent.bpf.pins import PinnedMap, check_fits, copy_entries, copy_missing, per_cpu_size, pin_in_place, pinned_map
 from agent.bpf.programs import map_info, program_info
-from agent.bpf.syscalls import BEFORE, AttachType, MapType, map_lookup
+from agent.bpf.syscalls import BEFORE, MapType, map_lookup
 from clustermesh.errors import Invalid, Refused, Unavailable
 
 OBJECT_VARIABLE: Final = "CLUSTERMESH_BPF_OBJECT"
@@ -83,13 +86,11 @@ class Datapath:
         self.map_ids = MappingProxyType({name: map_info(fd).id for name, fd in maps.items()})
 
     @classmethod
-    def open(
-        cls, object_path: Path | None, pin_dir: Path, cgroup: Path | None, max_entries: Mapping[str, int] | None = None
-    ) -> Self:
-        """Load the programs over the maps pinned below `pin_dir`, made where absent, and attach them to `cgroup`.
+    def open(cls, object_path: Path | None, pin_dir: Path, max_entries: Mapping[str, int] | None = None) -> Self:
+        """Load the programs over the maps pinned below `pin_dir`, made where absent. Nothing is attached.
 
-        Without a cgroup nothing is attached before `attach_sockets`, so that maps can be filled first. `max_entries`
-        gives sizes by map name; entries move to a map of the new size where one of another size is pinned.
+        `max_entries` gives sizes by map name; entries move to a map of the new size where one of another size is
+        pinned. Who is behind an address is taken over from the layout before this one.
         Refused: no object, no bpf filesystem, another layout, too many entries for a smaller size, a program the
         kernel rejects (with the verifier's log). Unavailable: no memory just now.
         """
@@ -105,17 +106,17 @@ class Datapath:
             datapath = cls(
                 pin_dir,
                 {name: _duplicate(elf.map_fd(name), undo) for name in sorted(elf.maps)},
-                {name: _duplicate(elf.program_fd(name), undo) for name in _PROGRAMS},
+                {program.name: _duplicate(elf.program_fd(program.name), undo) for program in PROGRAMS},
             )
             datapath._pin_maps(outgrown)
+            datapath._take_over()
             undo.pop_all()
-        if cgroup is not None:
-            try:
-                datapath.attach_sockets(cgroup)
-            except BaseException:
-                datapath.close()
-                raise
         return datapath
+
+    @property
+    def has_predecessor(self) -> bool:
+        """Whether programs of another layout may run still: what is attached now must know all that they do."""
+        return any(_other_versions(self.pin_dir))
 
     def _pin_maps(self, outgrown: Mapping[str, PinnedMap]) -> None:
         for name, old in outgrown.items():
@@ -129,39 +130,36 @@ class Datapath:
                 path.unlink()
         self._outgrown = [(old, self.maps[name]) for name, old in outgrown.items()]
 
+    def _take_over(self) -> None:
+        """Strict mode goes on with what the layout before knew, until all is planned."""
+        for (before, name), translation in layout_v1.TO_V2.items():
+            with _pinned_before(self.pin_dir, before) as old:
+                if old is not None:
+                    copy_missing(old, self.maps[name], name, translation)
+
     def attach_sockets(self, cgroup: Path) -> None:
-        """Translate services for every socket of `cgroup` and below: each hook attached, adopted or replaced.
+        """Translate services for every socket of `cgroup` and below: each hook attached, adopted or replaced."""
+        with _doing(f"attach to the cgroup {cgroup}"), _pinned_before(self.pin_dir, layout_v1.REVERSE[0]) as before:
+            carry = None
+            moved = [(old, new) for old, new in self._outgrown if old.shape.type == MapType.LRU_HASH]
+            if moved or before is not None:
 
-        Where lb_reverse_sk moved to another size, a socket made in the millisecond between the exchange of the hooks
-        that write it and of those that read it is shown the backend as its peer until this returns.
-        """
-        with _doing(f"attach to the cgroup {cgroup}"):
-            descriptor = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                for name, attach_type in probe.SOCKET_HOOKS.items():
-                    # A cgroup's id is the inode number of its folder.
-                    point = Point(descriptor, os.fstat(descriptor).st_ino, attach_type)
-                    state = attach_link(
-                        self._link_pin(name), self._programs[name], point, frozenset(self.map_ids.values())
-                    )
-                    self.hooks[name] = self._hook(name, str(cgroup), Mechanism.CGROUP, state)
-            finally:
-                os.close(descriptor)
-            self._copy_latecomers()
-        self._remove_other_versions()
+                def carry() -> None:
+                    for old, new in moved:
+                        copy_missing(old, new, "lb_reverse_sk")
+                    if before is not None:
+                        copy_missing(before, self.maps["lb_reverse_sk"], "lb_reverse_sk", layout_v1.reverse_to_v2)
 
-    def _copy_latecomers(self) -> None:
-        """What programs still wrote to a map after its entries had moved: sockets connected in between."""
-        for old, new in self._outgrown:
-            if old.shape.type == MapType.LRU_HASH:
-                copy_missing(old, new, "lb_reverse_sk")
+            links = self.pin_dir / _LINKS
+            states = exchange(cgroup, links, self._programs, frozenset(self.map_ids.values()), carry)
+            for name, state in states.items():
+                self.hooks[name] = self._hook(name, str(cgroup), Mechanism.CGROUP, state)
+            remove_late(links)
+            for folder in list(_other_versions(self.pin_dir)):
+                _remove_folder(folder)
+        for old, _ in self._outgrown:
             os.close(old.fd)
         self._outgrown = []
-
-    def _remove_other_versions(self) -> None:
-        for folder in self.pin_dir.iterdir():
-            if folder.name != LAYOUT_VERSION and _VERSION.fullmatch(folder.name):
-                _remove_folder(folder)
 
     def attach_strict(self, device: str, mechanism: Mechanism | None = None) -> tuple[Hook, Hook]:
         """Drop pod to pod traffic in clear on `device`, coming in and going out; returns both hooks.
@@ -173,7 +171,8 @@ class Datapath:
         with _doing(f"attach strict mode to {device}"):
             index = _device_index(device)
             attach = self._attach_tcx if chosen is Mechanism.TCX else self._attach_clsact
-            hooks = attach("strict_ingress", device, index), attach("strict_egress", device, index)
+            ingress, egress = (attach(program, device, index) for program in DEVICE_PROGRAMS)
+            hooks = ingress, egress
             if chosen is Mechanism.TCX:
                 clsact.detach(index)
             else:
@@ -182,15 +181,15 @@ class Datapath:
         self.hooks.update({pin_name(hook.name, device): hook for hook in hooks})
         return hooks
 
-    def _attach_tcx(self, name: str, device: str, index: int) -> Hook:
-        attach_type = AttachType.TCX_INGRESS if name == "strict_ingress" else AttachType.TCX_EGRESS
+    def _attach_tcx(self, program: Program, device: str, index: int) -> Hook:
+        name, pin = program.name, self._link_pin(program.name, device)
         # First of the chain: a program before it could end the chain, and with it the protection.
-        point = Point(index, index, attach_type, BEFORE)
-        state = attach_link(self._link_pin(name, device), self._programs[name], point, frozenset(self.map_ids.values()))
+        point = Point(index, index, program.attach_type, BEFORE)
+        state = attach_link(pin, self._programs[name], point, frozenset(self.map_ids.values()))
         return self._hook(name, device, Mechanism.TCX, state)
 
-    def _attach_clsact(self, name: str, device: str, index: int) -> Hook:
-        parent = clsact.INGRESS if name == "strict_ingress" else clsact.EGRESS
+    def _attach_clsact(self, program: Program, device: str, index: int) -> Hook:
+        name, parent = program.name, clsact.PARENTS[program.attach_type]
         running = [each.program_id for each in clsact.filters(index) if each.parent == parent]
         if running and is_same_program(running[0], self._programs[name], frozenset(self.map_ids.values())):
             outcome = Outcome.ADOPTED
@@ -206,9 +205,9 @@ class Datapath:
     def detach_strict(self, device: str) -> None:
         """Let traffic on `device` pass again; nothing attached is success."""
         with _doing(f"detach strict mode from {device}"):
-            for name in ("strict_ingress", "strict_egress"):
-                detach_link(self._link_pin(name, device))
-                self.hooks.pop(pin_name(name, device), None)
+            for program in DEVICE_PROGRAMS:
+                detach_link(self._link_pin(program.name, device))
+                self.hooks.pop(pin_name(program.name, device), None)
             with suppress(Invalid):  # the device is gone, and its filters with it
                 clsact.detach(_device_index(device))
 
@@ -248,9 +247,6 @@ class Datapath:
                 for folder in list(pin_dir.iterdir()):
                     _remove_folder(folder)
                 pin_dir.rmdir()
-
-
-_PROGRAMS: Final = (*probe.SOCKET_HOOKS, "strict_ingress", "strict_egress")
 
 
 def _check_pin_dir(pin_dir: Path) -> None:
@@ -297,6 +293,23 @@ def _device_index(device: str) -> int:
         return socket.if_nametoindex(device)
     except OSError as e:
         raise Invalid("device", device, "is not in this network namespace") from e
+
+
+def _other_versions(pin_dir: Path) -> Iterator[Path]:
+    return (each for each in pin_dir.iterdir() if each.name != LAYOUT_VERSION and _VERSION.fullmatch(each.name))
+
+
+@contextmanager
+def _pinned_before(pin_dir: Path, name: str) -> Iterator[PinnedMap | None]:
+    """The map `name` of the layout before this one, None where it is not pinned or not as it was then."""
+    found = pinned_map(pin_dir / layout_v1.VERSION / name)
+    try:
+        wanted = layout_v1.SHAPES[name]
+        fits = found is not None and found.shape._replace(max_entries=wanted.max_entries) == wanted
+        yield found if fits else None
+    finally:
+        if found is not None:
+            os.close(found.fd)
 
 
 def _remove_folder(folder: Path) -> None:

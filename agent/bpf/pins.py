@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -27,6 +27,8 @@ from clustermesh.errors import Refused, Unavailable
 _CHUNK: Final = 4096
 _BYTE_ORDER: Final = sys.byteorder
 
+Translation = Callable[[bytes, bytes], tuple[bytes, bytes]]
+
 
 class PinnedMap(NamedTuple):
     """A map found pinned; `fd` belongs to whoever asked."""
@@ -41,8 +43,12 @@ def pinned_map(path: Path) -> PinnedMap | None:
         fd = object_get(path)
     except FileNotFoundError:
         return None
+    return PinnedMap(fd, shape_of(fd))
+
+
+def shape_of(fd: int) -> MapShape:
     info = map_info(fd)
-    return PinnedMap(fd, MapShape(info.type, info.key_size, info.value_size, info.max_entries, info.flags))
+    return MapShape(info.type, info.key_size, info.value_size, info.max_entries, info.flags)
 
 
 def check_fits(path: Path, found: MapShape, wanted: MapShape) -> None:
@@ -72,11 +78,15 @@ def copy_entries(source: PinnedMap, target: int, target_size: int, name: str) ->
         _write(target, page.keys, page.values, page.size, name)
 
 
-def copy_missing(source: PinnedMap, target: int, name: str) -> None:
-    """Copy the entries whose keys the target does not have: what it has is newer."""
-    known = {key for page in _pages(target, source.shape) for key, _ in _entries(page, source.shape)}
+def copy_missing(source: PinnedMap, target: int, name: str, translation: Translation | None = None) -> None:
+    """Copy the entries whose keys the target does not have: what it has is newer. A `translation` turns a key and a
+    value of the source into the target's."""
+    shape = shape_of(target)
+    known = {key for page in _pages(target, shape) for key, _ in _entries(page, shape)}
     for page in _pages(source.fd, source.shape):
-        missing = [(key, value) for key, value in _entries(page, source.shape) if key not in known]
+        entries = _entries(page, source.shape)
+        translated = entries if translation is None else (translation(*entry) for entry in entries)
+        missing = [(key, value) for key, value in translated if key not in known]
         keys, values = b"".join(key for key, _ in missing), b"".join(value for _, value in missing)
         _write(target, keys, values, len(missing), name)
 

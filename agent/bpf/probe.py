@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 from agent.bpf import libbpf
 from agent.bpf.bpffs import cgroup2_root, is_bpffs
+from agent.bpf.hooks import SOCKET_PROGRAMS
 from agent.bpf.programs import EXIT, Instruction, call_helper, program_load, set_result
 from agent.bpf.syscalls import (
     NO_PREALLOC,
@@ -22,18 +23,6 @@ from agent.bpf.syscalls import (
     map_update_batch,
 )
 from clustermesh.errors import ClusterMeshError
-
-SOCKET_HOOKS: Final = {
-    "connect4": AttachType.CGROUP_INET4_CONNECT,
-    "connect6": AttachType.CGROUP_INET6_CONNECT,
-    "sendmsg4": AttachType.CGROUP_UDP4_SENDMSG,
-    "sendmsg6": AttachType.CGROUP_UDP6_SENDMSG,
-    "recvmsg4": AttachType.CGROUP_UDP4_RECVMSG,
-    "recvmsg6": AttachType.CGROUP_UDP6_RECVMSG,
-    "getpeername4": AttachType.CGROUP_INET4_GETPEERNAME,
-    "getpeername6": AttachType.CGROUP_INET6_GETPEERNAME,
-}
-"""Where services are translated: the program's name in the object, and its hook."""
 
 _SET_RETVAL: Final = 187  # bpf_set_retval
 _ALLOW: Final = (set_result(1), EXIT)
@@ -66,7 +55,7 @@ def _untried(name: str, needed: bool, remedy: str) -> Feature:
 def has_set_retval() -> bool:
     """Whether a program can say with which errno connect fails (Linux 5.18); without, it is EPERM."""
     code = (Instruction(0xB7, 1, immediate=-errno.ECONNREFUSED), call_helper(_SET_RETVAL), set_result(0), EXIT)
-    return _failure(lambda: program_load(ProgramType.CGROUP_SOCK_ADDR, code, SOCKET_HOOKS["connect4"])) == 0
+    return _failure(lambda: program_load(ProgramType.CGROUP_SOCK_ADDR, code, AttachType.CGROUP_INET4_CONNECT)) == 0
 
 
 def has_tcx() -> bool:
@@ -150,7 +139,7 @@ def _cgroup2() -> Feature:
 
 
 def _socket_hooks() -> Feature:
-    missing = [name for name, hook in SOCKET_HOOKS.items() if not _loads(_ALLOW, hook)]
+    missing = [each.name for each in SOCKET_PROGRAMS if not _loads(_ALLOW, each.attach_type)]
     failure = f"the kernel has no hook for {', '.join(missing)}" if missing else ""
     return _feature(
         "sock_addr",
@@ -166,9 +155,9 @@ def _loads(code: Sequence[Instruction], hook: AttachType) -> bool:
 
 def _cgroup_link() -> Feature:
     def attach() -> int:
-        program = program_load(ProgramType.CGROUP_SOCK_ADDR, _ALLOW, SOCKET_HOOKS["connect4"])
+        program = program_load(ProgramType.CGROUP_SOCK_ADDR, _ALLOW, AttachType.CGROUP_INET4_CONNECT)
         try:
-            return link_create(program, -1 & 0xFFFFFFFF, SOCKET_HOOKS["connect4"])
+            return link_create(program, -1 & 0xFFFFFFFF, AttachType.CGROUP_INET4_CONNECT)
         finally:
             os.close(program)
 

@@ -8,7 +8,7 @@ Rules
 - Nothing is deleted until every cluster's first list is in, or was restored; a silent peer may hold that up for
   `SYNC_TIMEOUT`, the own cluster for ever.
 - New programs are attached to sockets when the maps hold all that is known of the own cluster's services; until then
-  those of the agent before go on.
+  those of the agent before go on. Where these have maps of another layout, all clusters must be known first.
 """
 
 from __future__ import annotations
@@ -111,6 +111,8 @@ class Domains:
     async def _begin(self, own: ClusterReader) -> None:
         await _until(lambda: own.session.complete)
         self.tunnels.look_after()  # to say that this node is unknown, also where there is nothing to do
+        if self.node.datapath.has_predecessor:
+            await _until(self.may_prune)
         await self.services.whole_step()
         if (cgroup := cgroup2_root()) is not None:
             self.node.datapath.attach_sockets(cgroup)

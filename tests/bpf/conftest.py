@@ -62,7 +62,7 @@ def pin_dir(bpffs: Path) -> Iterator[Path]:
 @pytest.fixture
 def datapath(bpf_object: Path, pin_dir: Path) -> Iterator[Datapath]:
     """Loaded and pinned, attached nowhere."""
-    opened = Datapath.open(bpf_object, pin_dir, None)
+    opened = Datapath.open(bpf_object, pin_dir)
     yield opened
     opened.close()
 

@@ -163,7 +163,7 @@ def test_attaching_again_adopts_and_new_maps_replace_in_place(
     again = network.call(lambda: mesh.attach_strict(tun.name, mechanism))
     assert [hook.outcome for hook in again] == [Outcome.ADOPTED] * 2
     assert [hook.link_id for hook in again] == [hook.link_id for hook in first]
-    grown = Datapath.open(bpf_object, mesh.pin_dir, None, {"ipcache_cidr": 64})
+    grown = Datapath.open(bpf_object, mesh.pin_dir, {"ipcache_cidr": 64})
     try:
         replaced = network.call(lambda: grown.attach_strict(tun.name, mechanism))
         assert [hook.outcome for hook in replaced] == [Outcome.REPLACED] * 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -15,11 +16,13 @@ from pathlib import Path
 import pytest
 from bpf_node import EchoServer, Node
 
-from agent.bpf import probe
+from agent.bpf import layout_v1, probe
+from agent.bpf.hooks import SOCKET_PROGRAMS
 from agent.bpf.layouts import (
     AddressKey,
     BackendKey,
     BackendValue,
+    CidrKey,
     GroupsKey,
     GroupsValue,
     IpcacheValue,
@@ -32,10 +35,9 @@ from agent.bpf.layouts import (
 )
 from agent.bpf.links import Mechanism, Outcome
 from agent.bpf.loader import Datapath
-from agent.bpf.probe import SOCKET_HOOKS
-from agent.bpf.syscalls import NO_PREALLOC, MapType, map_create, object_pin
+from agent.bpf.syscalls import NO_PREALLOC, MapType, map_create, map_update, object_pin
 from agent.targets import maps
-from clustermesh.address import from_int, parse
+from clustermesh.address import from_int, parse, parse_prefix
 from clustermesh.errors import Invalid, Refused
 
 pytestmark = pytest.mark.root
@@ -45,7 +47,8 @@ _LOADER = """
 import sys, time
 from pathlib import Path
 from agent.bpf.loader import Datapath
-datapath = Datapath.open(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
+datapath = Datapath.open(Path(sys.argv[1]), Path(sys.argv[2]))
+datapath.attach_sockets(Path(sys.argv[3]))
 print(*(hook.link_id for hook in datapath.hooks.values()), flush=True)
 time.sleep(600)
 """
@@ -53,19 +56,22 @@ time.sleep(600)
 
 @contextmanager
 def _opened(bpf_object: Path, pin_dir: Path, cgroup: Path | None, **sizes: int) -> Iterator[Datapath]:
-    with closing(Datapath.open(bpf_object, pin_dir, cgroup, sizes)) as datapath:
+    """Attached at once where a cgroup is given."""
+    with closing(Datapath.open(bpf_object, pin_dir, sizes)) as datapath:
+        if cgroup is not None:
+            datapath.attach_sockets(cgroup)
         yield datapath
 
 
-def _fill(datapath: Datapath, server: EchoServer) -> None:
+def _fill(datapath: Datapath, server: EchoServer, protocol: int = 6) -> None:
     """One service with one backend, and 100 addresses."""
-    backend = BackendValue(parse(server.address[0]), server.port, 6)
+    backend = BackendValue(parse(server.address[0]), server.port, protocol)
 
     async def fill() -> None:
         await maps.backends(datapath).upsert({BackendKey(1): backend})
         await maps.slots(datapath).upsert({SlotsKey(1): SlotsValue((1,) * 16)})
         await maps.groups(datapath).upsert({GroupsKey(1): GroupsValue((LbGroup(1, 1, 1), *[LbGroup(1)] * 7))})
-        await maps.services(datapath).upsert({_key(6): ServiceValue(1, 1, groups=1)})
+        await maps.services(datapath).upsert({_key(protocol): ServiceValue(1, 1, groups=1)})
         await maps.addresses(datapath).upsert({AddressKey(from_int(n)): IpcacheValue(n) for n in range(100)})
 
     asyncio.run(fill())
@@ -127,7 +133,7 @@ def test_a_killed_loader_leaves_everything_and_the_next_one_adopts_it(
         assert loader.stdout is not None
         links = [int(number) for number in loader.stdout.readline().split()]
         loader.kill()
-    assert len(links) == len(SOCKET_HOOKS)
+    assert len(links) == len(SOCKET_PROGRAMS)
     server = node.echo(socket.SOCK_STREAM)
     with _opened(bpf_object, pin_dir, cgroup) as first:
         assert _outcomes(first) == {Outcome.ADOPTED}
@@ -173,7 +179,7 @@ def test_open_sockets_keep_their_service_through_a_resize(
         clients = [node.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(20)]
         for client in clients[:10]:
             client.connect(VIP)
-        deferred = Datapath.open(bpf_object, pin_dir, None, {"lb_reverse_sk": 512})
+        deferred = Datapath.open(bpf_object, pin_dir, {"lb_reverse_sk": 512})
         for client in clients[10:]:
             client.connect(VIP)  # the old programs still run, and write to the old map
     with closing(deferred):
@@ -195,7 +201,7 @@ def test_a_map_cannot_shrink_below_what_it_holds(bpf_object: Path, pin_dir: Path
         asyncio.run(maps.addresses(first).upsert({AddressKey(from_int(n)): IpcacheValue(n) for n in range(100)}))
         ids, content = first.map_ids, _content(first)
     with pytest.raises(Refused, match="ipcache holds more entries"):
-        Datapath.open(bpf_object, pin_dir, None, {"ipcache": 99})
+        Datapath.open(bpf_object, pin_dir, {"ipcache": 99})
     with _opened(bpf_object, pin_dir, None) as again:
         assert again.map_ids == ids
         assert _content(again) == content
@@ -209,7 +215,7 @@ def test_a_map_of_another_layout_is_refused_and_left_alone(bpf_object: Path, pin
     object_pin(foreign, pin_dir / "v2" / "ipcache")
     os.close(foreign)
     with pytest.raises(Refused, match="another layout"):
-        Datapath.open(bpf_object, pin_dir, None)
+        Datapath.open(bpf_object, pin_dir)
     assert [path.name for path in (pin_dir / "v2").iterdir()] == ["ipcache"]
 
 
@@ -268,26 +274,26 @@ def test_removing_leaves_sockets_without_services_and_no_pin(
 
 
 def test_a_cgroup_that_is_not_there_is_refused_and_no_descriptor_stays_open(bpf_object: Path, pin_dir: Path) -> None:
-    Datapath.open(bpf_object, pin_dir, None).close()
+    Datapath.open(bpf_object, pin_dir).close()
     before = os.listdir("/proc/self/fd")
     for sizes in ({}, {"ipcache": 100}):
-        with pytest.raises(Refused, match="nosuch"):
-            Datapath.open(bpf_object, pin_dir, Path("/nosuch"), sizes)
+        with pytest.raises(Refused, match="nosuch"), _opened(bpf_object, pin_dir, Path("/nosuch"), **sizes):
+            pass
     assert os.listdir("/proc/self/fd") == before
 
 
 def test_a_place_outside_any_bpf_filesystem_is_refused(bpf_object: Path, bpffs: Path, tmp_path: Path) -> None:
     with pytest.raises(Refused, match="no bpf filesystem"):
-        Datapath.open(bpf_object, tmp_path / "pins", None)
+        Datapath.open(bpf_object, tmp_path / "pins")
 
 
 def test_a_place_with_a_dot_in_its_name_is_refused(bpf_object: Path, bpffs: Path) -> None:
     with pytest.raises(Refused, match="no dots"):
-        Datapath.open(bpf_object, bpffs / "cluster.mesh", None)
+        Datapath.open(bpf_object, bpffs / "cluster.mesh")
 
 
 def test_a_pin_left_by_an_attempt_that_was_cut_off_goes(bpf_object: Path, pin_dir: Path) -> None:
-    Datapath.open(bpf_object, pin_dir, None).close()
+    Datapath.open(bpf_object, pin_dir).close()
     left = map_create(MapType.HASH, 4, 16, 8, NO_PREALLOC)
     object_pin(left, pin_dir / "v2" / "ipcache_new")
     os.close(left)
@@ -307,7 +313,7 @@ def test_a_kernel_that_cannot_name_the_error_refuses_with_eperm(
 
 def test_an_unknown_map_has_no_size(bpf_object: Path, pin_dir: Path) -> None:
     with pytest.raises(Invalid, match="nosuchmap"):
-        Datapath.open(bpf_object, pin_dir, None, {"nosuchmap": 1})
+        Datapath.open(bpf_object, pin_dir, {"nosuchmap": 1})
 
 
 def test_a_program_the_kernel_rejects_carries_the_verifier_s_reason(pin_dir: Path, tmp_path: Path) -> None:
@@ -321,5 +327,67 @@ def test_a_program_the_kernel_rejects_carries_the_verifier_s_reason(pin_dir: Pat
     (copy / "strict.h").write_text(broken)
     subprocess.run(["make", "-s", "-C", str(copy)], check=True, timeout=60)
     with pytest.raises(Refused, match=r"invalid access to packet|invalid mem access"):
-        Datapath.open(tmp_path / "build" / "clustermesh.bpf.o", pin_dir, None)
+        Datapath.open(tmp_path / "build" / "clustermesh.bpf.o", pin_dir)
     assert list((pin_dir / "v2").iterdir()) == []
+
+
+def test_what_the_layout_before_knew_is_there_before_the_new_programs_run(
+    node: Node, cgroup: Path, bpf_object: Path, pin_dir: Path
+) -> None:
+    """Who is behind an address from the start, which service a socket meant from the exchange of the programs on."""
+    server = node.echo(socket.SOCK_STREAM)
+    client = node.socket(socket.AF_INET, socket.SOCK_STREAM)
+    client.connect(server.address)
+    cookie = struct.unpack("=Q", client.getsockopt(socket.SOL_SOCKET, 57, 8))[0]  # SO_COOKIE
+    (pin_dir / "v1").mkdir(parents=True)
+    for name, shape in layout_v1.SHAPES.items():
+        fd = map_create(MapType(shape.type), shape.key_size, shape.value_size, shape.max_entries, shape.flags)
+        object_pin(fd, pin_dir / "v1" / name)
+        if name == "lb4_reverse_sk":
+            key = struct.pack("=Q4sH2x", cookie, socket.inet_aton(server.address[0]), socket.htons(server.port))
+            map_update(fd, key, struct.pack("=4sH2x", socket.inet_aton(VIP[0]), socket.htons(VIP[1])))
+        if name == "ipcache4":
+            map_update(fd, bytes([10, 1, 0, 5]), struct.pack("=I4sB3x", 70000, bytes([192, 0, 2, 1]), 255))
+        if name == "ipcache4_cidr":
+            map_update(fd, struct.pack("=I4s", 24, bytes([10, 1, 0, 0])), struct.pack("=I4sB3x", 2, bytes(4), 255))
+        os.close(fd)
+    with _opened(bpf_object, pin_dir, None) as datapath:
+        assert datapath.has_predecessor
+        address, cidr = AddressKey(parse("10.1.0.5")), CidrKey.of(parse_prefix("10.1.0.0/24"))
+        assert asyncio.run(maps.addresses(datapath).dump()) == {address: IpcacheValue(70000, parse("192.0.2.1"), 255)}
+        assert asyncio.run(maps.cidrs(datapath).dump()) == {cidr: IpcacheValue(2, key=255)}
+        datapath.attach_sockets(cgroup)
+        assert not datapath.has_predecessor
+        assert client.getpeername() == VIP
+
+
+def test_readers_of_two_generations_side_by_side_show_what_either_has_written_down(
+    node: Node, cgroup: Path, bpf_object: Path, pin_dir: Path
+) -> None:
+    """The map of what sockets meant moves again and again while datagrams are asked and answered."""
+    server = node.echo(socket.SOCK_DGRAM)
+    with _opened(bpf_object, pin_dir, cgroup) as first:
+        _fill(first, server, 17)
+        size = first.sizes["lb_reverse_sk"]
+    wrong: list[object] = []
+    answered, done = threading.Semaphore(0), threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            with closing(node.socket(socket.AF_INET, socket.SOCK_DGRAM)) as client:
+                client.sendto(b"hello", VIP)
+                peer = client.recvfrom(100)[1]
+                if peer != VIP:
+                    wrong.append(peer)
+            answered.release()
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        for number in range(1, 9):
+            with _opened(bpf_object, pin_dir, cgroup, lb_reverse_sk=size + 64 * number):
+                assert answered.acquire(timeout=10)
+    finally:
+        done.set()
+        asking.join(30)
+    assert wrong == []

@@ -144,7 +144,11 @@ class Bed:
         self.underlay = FakeUnderlay(self.device)
         self.attached: list[Path] = []  # the cgroups whose sockets have the programs
         self.datapath = SimpleNamespace(
-            hooks={}, pin_dir=Path("/sys/fs/bpf/x"), counters=dict, attach_sockets=self.attached.append
+            hooks={},
+            pin_dir=Path("/sys/fs/bpf/x"),
+            counters=dict,
+            attach_sockets=self.attached.append,
+            has_predecessor=False,
         )
         self.own = self.reader("alpha")
         self.peers = SimpleNamespace(readers={}, synced_once=True, problems=[], newcomers=set())

@@ -380,6 +380,25 @@ async def test_sockets_get_the_programs_when_the_maps_are_filled_and_not_before(
     await asyncio.gather(running, return_exceptions=True)
 
 
+async def test_programs_of_another_layout_go_on_until_every_cluster_is_known(bed: Bed) -> None:
+    bed.datapath.has_predecessor = True
+    bed.add_node("alpha", 1)
+    bed.add_node("beta", 2)
+    bed.add_web("10.1.1.5")
+    beta = bed.connect("beta", State.SYNCING)
+    running = await bed.running()
+    await until(lambda: bed.served() == ["5"])
+    for _ in range(3):
+        await asyncio.sleep(0.01)
+        assert not bed.attached, "beta's backends are served by the programs before"
+    bed.add_remote_web("beta", "10.2.2.6")
+    beta.brain.session = Session(state=State.FRESH)
+    await until(lambda: bed.attached)
+    assert bed.served() == ["5", "6"]
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
 # -- pods attached here -----------------------------------------------------------------------------------------------
 
 
