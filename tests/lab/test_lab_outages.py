@@ -124,6 +124,59 @@ async def test_an_etcd_that_comes_back_empty_is_filled_again_without_a_gap(pair:
         assert len(await web_backends(pair, "alpha-1")) == 2
 
 
+async def test_a_corrupt_etcd_is_told_with_what_to_do_and_that_mends_it_without_a_gap(pair: Lab) -> None:
+    """What docs/failures.md says to do is what is done here."""
+    member = f"{pair.plan.context('beta')}/etcd/member"
+    garble = f"for f in {member}/snap/db {member}/wal/*.wal; do head -c 65536 /dev/urandom > $f; done"
+    async with no_request_fails(pair):
+        async with without(pair, "beta-control", "etcd"):
+            await pair.run("beta-control", "sh", "-c", garble)
+        await until(lambda: _status_says(pair, "beta-1", "docs/failures.md"), "the status says what to do", seconds=40)
+        await until(lambda: is_in_state(pair, "alpha-1", "beta", "stale"), "beta is stale", seconds=40)
+        async with without(pair, "beta-control", "etcd"):
+            await pair.run("beta-control", "mv", member, f"{member}.corrupt")
+        await until(lambda: _etcd_has(pair, "beta"), "beta's API server has published again", seconds=60)
+        await until(lambda: is_in_state(pair, "alpha-1", "beta", "fresh"), "beta is fresh", seconds=60)
+        await until(lambda: is_in_state(pair, "beta-1", "beta", "fresh"), "beta is fresh at home", seconds=60)
+    await until(lambda: _status_says(pair, "beta-1", "1/1 nodes ready"), "beta's agent reports again", seconds=60)
+
+
+async def test_an_etcd_that_is_stopped_is_told_from_one_that_does_not_run(pair: Lab) -> None:
+    pid = pair.service_pid("beta-control", "etcd")
+    await pair.run("beta-control", "sh", "-c", f"kill -STOP {pid}")
+    try:
+        assert "takes connections and does not answer: it is stopped" in await _status(pair, "beta-1")
+    finally:
+        await pair.run("beta-control", "sh", "-c", f"kill -CONT {pid}")
+    async with without(pair, "beta-control", "etcd"):
+        assert "does `clustermesh etcd` run there?" in await _status(pair, "beta-1")
+    await until(lambda: is_in_state(pair, "alpha-1", "beta", "fresh"), "beta is fresh", seconds=60)
+
+
+async def test_a_wireguard_device_that_hangs_is_red_wherever_one_asks(pair: Lab) -> None:
+    each = "for p in /proc/[0-9]*; do read -r c <$p/comm && [ $c = wireguard-go ] && "
+    signal_all = each + "kill -{} ${{p#/proc/}}; done; true"
+    await pair.run("alpha-1", "sh", "-c", signal_all.format("STOP"))
+    try:
+        await until(lambda: _status_says(pair, "alpha-control", "does not answer since"), "status is red", seconds=90)
+        with pytest.raises(Refused):
+            await pair.run("alpha-1", "clustermesh", "node", "status")
+        with pytest.raises(Refused):
+            await pair.run("alpha-1", "clustermesh", "status")
+    finally:
+        await pair.run("alpha-1", "sh", "-c", signal_all.format("CONT"))
+    await until(lambda: _reaches(pair, "beta"), "beta answers again", seconds=40)
+    await until(lambda: _is_green(pair, "alpha-control"), "status is green again", seconds=90)
+
+
+async def _is_green(lab: Lab, where: str) -> bool:
+    try:
+        await lab.run(where, "clustermesh", "status")
+    except ClusterMeshError:
+        return False
+    return True
+
+
 async def test_wireguard_killed_comes_back_and_the_next_requests_reach_the_other_cluster(pair: Lab) -> None:
     await pair.run(
         "alpha-1",
@@ -183,11 +236,16 @@ async def _is_settled(lab: Lab, node: str) -> bool:
 
 
 async def _etcd_has(lab: Lab, cluster: str) -> bool:
-    try:
-        shown = await lab.run(f"{cluster}-1", "clustermesh", "status")
-    except ClusterMeshError as e:
-        shown = str(e)
-    return "API server has published" in shown
+    return "API server has published" in await _status(lab, f"{cluster}-1")
+
+
+async def _status(lab: Lab, where: str) -> str:
+    """What `clustermesh status` prints there, whatever is wrong."""
+    return await lab.run(where, "sh", "-c", "clustermesh status 2>&1 || true")
+
+
+async def _status_says(lab: Lab, where: str, sentence: str) -> bool:
+    return sentence in await _status(lab, where)
 
 
 async def _reaches(lab: Lab, cluster: str) -> bool:
