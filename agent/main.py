@@ -128,7 +128,7 @@ async def _work(options: Options, context: Context, etcd: EtcdClient, node: This
     peers = Peers(context.peers, context.cluster, sink, _connect_peer, peer_tables, options.last_good, authorize)
     domains = Domains(options, state, propagation, node, open_targets(node.datapath, node.device, node.public_key))
     pods = Pods(options, domains.tunnels, domains.attached_pods)
-    status = Status(options, state, domains, own, peers, propagation, pods)
+    status = Status(options, state, domains, own, peers, sink, pods)
     record = AgentRecord(node=options.node, wireguard_public_key=node.public_key, boot_id=report.boot_id())
     state.stand_on(ground := await around.read())
     if (kept := last_good.load(options.last_good, context.name)) is not None:

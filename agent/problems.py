@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 
 from agent.cni.methods import Pods
@@ -20,15 +20,28 @@ _NAMED = 3  # refused entries of one reason
 _MAP_DIFF = "it is tried again by itself; what is missing is in `clustermesh node map diff`"
 
 
-def own(domains: Domains, pods: Pods) -> list[str]:
-    """Those of this node alone."""
+def own(domains: Domains, pods: Pods, unsavable: Mapping[str, str]) -> list[str]:
+    """Those of this node alone; `unsavable` says why the last good state of a cluster is not on disk."""
     error, device = domains.tunnels.error, domains.node.device
     found = [f"node set-up: {error}; mend that, it is tried again"] if error else []
     if (since := device.silent_since) is not None:
         found.append(_silence(device.name, since))
+    for why, clusters in _by_reason(unsavable).items():
+        names = ", ".join(clusters[:_NAMED]) + ", …" * (len(clusters) > _NAMED)
+        found.append(
+            f"the last good state of {names} is not saved: {why}; make room there, or an agent that starts without "
+            "etcd begins with an old one"
+        )
     for name, problem in islice(pods.problems.items(), _SHOWN):
         found.append(f"pods: {name}: {problem}; delete the pod, and it is made anew")
     return found
+
+
+def _by_reason(why: Mapping[str, str]) -> dict[str, list[str]]:
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for name, reason in sorted(why.items()):
+        reasons[reason].append(name)
+    return reasons
 
 
 def shared(domains: Domains, peers: Peers, state: MeshState) -> list[str]:

@@ -17,12 +17,12 @@ class AgentSink:
         self.changed = asyncio.Event()
         self.unsaved: set[str] = set()  # clusters whose last good state on disk is old
         self.unsavable: dict[str, str] = {}  # those that could not be saved, and why
-        self._state, self._propagation = state, propagation
+        self._state, self.propagation = state, propagation
 
     def put(self, cluster: str, kind: str, name: Any, value: Any, revision: int) -> None:
         if kind == "stamps":
             if revision:
-                self._propagation.stamped((cluster, name), revision, value)
+                self.propagation.stamped((cluster, name), revision, value)
             return
         self._state.put(cluster, kind, name, value)
         self._touched(cluster, kind, name, revision)
@@ -41,7 +41,7 @@ class AgentSink:
 
     def drain(self, cluster: str, kinds: Sequence[str] = KINDS) -> None:
         self._state.drain(cluster, kinds)
-        self._propagation.forget(cluster)
+        self.propagation.forget(cluster)
         self.unsaved.add(cluster)
         self.changed.set()
 
@@ -50,6 +50,6 @@ class AgentSink:
 
     def _touched(self, cluster: str, kind: str, name: Any, revision: int) -> None:
         if revision and kind == "services":
-            self._propagation.seen((cluster, name), revision)
+            self.propagation.seen((cluster, name), revision)
         self.unsaved.add(cluster)
         self.changed.set()

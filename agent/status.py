@@ -13,8 +13,8 @@ from agent.cni.methods import Pods
 from agent.domains.domains import Domains
 from agent.domains.targets import ThisNode
 from agent.options import Options
-from agent.propagation import Propagation
 from agent.reporter import Said
+from agent.sink import AgentSink
 from agent.wireguard.peer import endpoint_text
 from clustermesh import __version__
 from clustermesh.address import Prefix, prefix_text, single, text
@@ -38,11 +38,11 @@ class Status:
         domains: Domains,
         own: ClusterReader,
         peers: Peers,
-        propagation: Propagation,
+        sink: AgentSink,
         pods: Pods,
     ) -> None:
         self._options, self._state, self._domains, self._pods = options, state, domains, pods
-        self._own, self._peers, self._propagation = own, peers, propagation
+        self._own, self._peers, self._sink = own, peers, sink
 
     def summary(self) -> dict[str, Any]:
         """The whole status but the samples."""
@@ -64,7 +64,7 @@ class Status:
         return self.summary() | {
             "time": time.time(),
             "counters": {str(reason.name).lower(): n for reason, n in self._domains.node.datapath.counters().items()},
-            "propagation_ms": list(self._propagation.recent),
+            "propagation_ms": list(self._sink.propagation.recent),
         }
 
     def not_ready(self) -> str:
@@ -83,11 +83,12 @@ class Status:
 
     def problems(self) -> list[str]:
         """What a person should look at, one sentence each."""
-        return problems.own(self._domains, self._pods) + problems.shared(self._domains, self._peers, self._state)
+        own = problems.own(self._domains, self._pods, self._sink.unsavable)
+        return own + problems.shared(self._domains, self._peers, self._state)
 
     def said(self) -> tuple[Said, int]:
         """What is put into etcd, and how many nodes the cluster has that do so."""
-        own = tuple(problems.own(self._domains, self._pods))
+        own = tuple(problems.own(self._domains, self._pods, self._sink.unsavable))
         shared = tuple(problems.shared(self._domains, self._peers, self._state))
         report = AgentReport(__version__, self.not_ready(), own, tuple(map(self._seen, self._readers())))
         return Said(report, shared), self.nodes()

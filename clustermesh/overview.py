@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
+
+from msgspec import Struct
 
 from clustermesh.errors import DecodeError, Unavailable
 from clustermesh.mesh.session import State
 from clustermesh.standalone.context import Context
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.tls import Tls
-from clustermesh.wire import RESOURCES, agent_report, keys
+from clustermesh.wire import RESOURCES, agent_report, api_server_report, keys
 from clustermesh.wire.agent_report import AgentReport, SeenCluster
 
 T = TypeVar("T")
@@ -27,6 +29,23 @@ _REMEDIES: Final[Mapping[str, str]] = {
     State.STALE: "what was known of it is kept; is its etcd up, and can the node reach it?",
     State.EVICTED: "correct what it says, or disconnect it",
 }
+
+
+class ControlPlane(Struct, frozen=True, kw_only=True):
+    """What is known of etcd and API server: `alarms` are etcd's, `unacted` is what the API server does not act on."""
+
+    api_server: bool = True
+    alarms: tuple[str, ...] = ()
+    unacted: tuple[str, ...] = ()
+
+    def faults(self, name: str) -> Iterator[str]:
+        """One sentence each, for the cluster `name`."""
+        if not self.api_server:
+            yield f"the API server of {name} has not published: run `clustermesh apiserver`"
+        for alarm in self.alarms:
+            yield f"etcd has raised an alarm: {alarm}: see docs/failures.md, corrupt etcd"
+        for problem in self.unacted:
+            yield f"API server: {problem}; correct it, the rest is published"
 
 
 async def read(context: Context, peers: Collection[str]) -> dict[str, Any]:
@@ -52,14 +71,18 @@ async def _read(context: Context, tls: Tls, peers: Collection[str]) -> dict[str,
         reports = (await client.range(keys.STATUSES)).kvs
         published = await client.get(keys.cluster_config_key(context.name)) is not None
         heartbeat = await client.get(keys.HEARTBEAT) is not None
+        unacted = await client.get(keys.API_SERVER)
     return summarise(
         context.name,
         context.id,
         {name.name for kv in nodes if (name := _parsed(keys.parse_node, kv.key))},
         {node: decode_report(kv.value) for kv in reports if (node := _parsed(keys.parse_status, kv.key))},
         peers,
-        api_server=published and heartbeat,
-        alarms=etcd.errors,
+        ControlPlane(
+            api_server=published and heartbeat,
+            alarms=etcd.errors,
+            unacted=() if unacted is None else tuple(decode_unacted(unacted.value)),
+        ),
     )
 
 
@@ -91,15 +114,21 @@ def decode_report(value: bytes) -> AgentReport:
         return UNREADABLE
 
 
+def decode_unacted(value: bytes) -> list[str]:
+    """What the API server says that it does not act on, or what is wrong with saying it."""
+    try:
+        return api_server_report.decode(value)
+    except DecodeError:
+        return ["its report in etcd cannot be read: run the same release everywhere"]
+
+
 def summarise(
     name: str,
     cluster_id: int,
     nodes: Collection[str],
     reports: Mapping[str, AgentReport],
     peers: Collection[str],
-    *,
-    api_server: bool,
-    alarms: Sequence[str] = (),
+    control: ControlPlane,
 ) -> dict[str, Any]:
     """Everything `clustermesh status` prints. `ok` is True when every node sees every connected cluster fresh.
 
@@ -121,13 +150,11 @@ def summarise(
                 cluster["connected"] += node in known and seen.state == State.FRESH
         for missing in {*clusters, name} - {seen.name for seen in report.clusters}:
             faults.add(node, f"does not know cluster {missing} yet: does it see the same peers folder?")
-    errors = [] if api_server else [f"the API server of {name} has not published: run `clustermesh apiserver`"]
-    errors += [f"etcd has raised an alarm: {alarm}: see docs/failures.md, corrupt etcd" for alarm in alarms]
-    errors += faults.sentences()
+    errors = [*control.faults(name), *faults.sentences()]
     return {
         "ok": not errors,
         "cluster": {"name": name, "id": cluster_id},
-        "api_server": api_server,
+        "api_server": control.api_server,
         "nodes": {
             "total": len(known),
             "reporting": len(known & reports.keys()),

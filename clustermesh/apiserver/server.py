@@ -23,6 +23,7 @@ from clustermesh.apiserver.identities import GRACE, Allocator
 from clustermesh.apiserver.ledger import Ledger
 from clustermesh.apiserver.lock import alone
 from clustermesh.apiserver.publish import Publisher, Updates
+from clustermesh.apiserver.report import keep_reported
 from clustermesh.apiserver.resources import ABOUT, CANARIES, canary_keys, config_value, make_ledger, watched_places
 from clustermesh.apiserver.users import Users
 from clustermesh.apiserver.writer import Writer
@@ -122,6 +123,7 @@ class ApiServer:
             self.keeper.run(),
             self.users.run(),
             self.agents.run(),
+            self._report(),
             self.writer.run(),
             self._beat(),
             self._tick(),
@@ -251,6 +253,10 @@ class ApiServer:
         gone = len(set(before) - set(self._problems))
         if gone:
             _LOG.info("%d problems are solved, %d are left", gone, len(self._problems))
+
+    async def _report(self) -> None:
+        await self.users.enabled.wait()
+        await keep_reported(self.client, lambda: self._problems)
 
     def _list_problems(self) -> list[str]:
         found = [str(problem) for problem in self.source.problems()]

@@ -38,6 +38,7 @@ LOCAL_SERVICES_SYNCED: Final = OWN + b"synced/services"
 AGENTS: Final = OWN + b"agents/"
 STAMPS: Final = OWN + b"stamps/services/"
 STATUSES: Final = OWN + b"status/"
+API_SERVER: Final = OWN + b"apiserver"
 
 _SEGMENT: Final = r"([^/]+)"
 _NODE: Final = re.compile(rf"cilium/(?:state|cache)/nodes/v1/{_SEGMENT}/{_SEGMENT}")

@@ -19,9 +19,10 @@ from certs.folder import initialise
 from certs.names import cluster_leaves
 from clustermesh import overview as overview_module
 from clustermesh.errors import Unavailable
-from clustermesh.overview import decode_report, summarise
+from clustermesh.overview import ControlPlane, decode_report, decode_unacted, summarise
 from clustermesh.standalone import context as contexts
 from clustermesh.standalone.context import Context
+from clustermesh.wire import api_server_report
 from clustermesh.wire.agent_report import AgentReport, SeenCluster
 
 
@@ -32,7 +33,7 @@ def report(own: str = "fresh", beta: str | None = "fresh", **changes: Any) -> Ag
 
 def overview(reports: dict[str, AgentReport], nodes: set[str] | None = None, **more: Any) -> Any:
     known = set(reports) if nodes is None else nodes
-    return summarise("alpha", 1, known, reports, ["beta"], **{"api_server": True} | more)
+    return summarise("alpha", 1, known, reports, ["beta"], ControlPlane(**more))
 
 
 def test_all_is_well_when_every_node_sees_every_cluster_fresh() -> None:
@@ -74,9 +75,16 @@ def test_a_node_that_does_not_report_and_an_api_server_that_does_not_publish_are
 
 
 def test_an_alarm_of_etcd_is_an_error() -> None:
-    (error,) = overview({"n1": report()}, alarms=["memberID:1 alarm:CORRUPT "])["errors"]
+    (error,) = overview({"n1": report()}, alarms=("memberID:1 alarm:CORRUPT ",))["errors"]
     assert "alarm:CORRUPT" in error
     assert "docs/failures.md" in error
+
+
+def test_what_the_api_server_does_not_act_on_is_an_error() -> None:
+    (error,) = overview({"n1": report()}, unacted=("users.yaml: users[0].role: must be remote",))["errors"]
+    assert error.startswith("API server: users.yaml: users[0].role: must be remote; correct it")
+    assert decode_unacted(api_server_report.encode([f"problem {n}" for n in range(23)]))[-1].startswith("and 3 more")
+    assert len(decode_unacted(b"[")) == 1
 
 
 def test_an_agent_whose_node_is_gone_is_not_counted_among_the_nodes() -> None:

@@ -24,9 +24,10 @@ def bed() -> Bed:
     return Bed()
 
 
-def status(bed: Bed, pod_problems: dict[str, str] | None = None) -> Status:
+def status(bed: Bed, pod_problems: dict[str, str] | None = None, unsavable: dict[str, str] | None = None) -> Status:
     pods = SimpleNamespace(problems=pod_problems or {})
-    return Status(bed.options, bed.state, bed.domains, bed.own, bed.peers, bed.propagation, pods)  # type: ignore[arg-type]
+    sink = SimpleNamespace(propagation=bed.propagation, unsavable=unsavable or {})
+    return Status(bed.options, bed.state, bed.domains, bed.own, bed.peers, sink, pods)  # type: ignore[arg-type]
 
 
 async def test_ready_once_the_kernel_holds_the_whole_state(bed: Bed) -> None:
@@ -194,3 +195,10 @@ async def test_what_is_refused_is_told_by_reason_with_the_first_names_and_listed
     assert len(status(bed).refused()) == 170
     row = {"cluster": "beta", "entry": "cilium/state/x0", "reason": "garbled", "why": "is no key of Cilium's"}
     assert status(bed).refused()[0] == row
+
+
+async def test_a_state_that_cannot_be_saved_is_a_problem(bed: Bed) -> None:
+    full = "[Errno 28] No space left on device: '/var/lib/clustermesh/last-good'"
+    (problem,) = status(bed, unsavable={"beta": full, "alpha": full}).problems()
+    assert problem.startswith("the last good state of alpha, beta is not saved: [Errno 28] No space left on device")
+    assert "make room there" in problem

@@ -23,7 +23,7 @@ def summary(state: str = "fresh", error: str = "", nodes: int = 1) -> dict[str, 
     beta = SeenCluster("beta", state, 2, 0.0, error, 1, 1, 1, 1, 2)
     seen = AgentReport("0.1.0", "", (), (beta, SeenCluster("alpha", "fresh", 1)))
     names = {f"n{number}" for number in range(1, nodes + 1)}
-    return overview.summarise("alpha", 1, names, dict.fromkeys(names, seen), ["beta"], api_server=True)
+    return overview.summarise("alpha", 1, names, dict.fromkeys(names, seen), ["beta"], overview.ControlPlane())
 
 
 @pytest.fixture
