@@ -87,6 +87,11 @@ class Domain(Generic[K]):
         return min((due for due in waits if due is not None), default=None)
 
     @property
+    def begun(self) -> int:
+        """How many steps have begun."""
+        return self._begun
+
+    @property
     def steps(self) -> int:
         """How many came to their end."""
         return self._ended

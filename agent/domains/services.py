@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
-from contextlib import suppress
 from typing import Any, Final
 
 from agent.domains.domain import Domain
@@ -36,6 +35,7 @@ class Services(Domain[tuple[str, str]]):
         self.planner = ServicePlanner(self.tables)
         self._state, self._propagation, self._before = state, propagation, before
         self._changes: dict[Any, int] = {}
+        self._in_vain: dict[str, int] = {}
 
     async def adopt(self) -> None:
         await super().adopt()
@@ -50,12 +50,16 @@ class Services(Domain[tuple[str, str]]):
         self.planner.update(item, [] if local is None else resolve(local, self._state.remote_services(item)))
 
     async def prepare(self) -> None:
-        if all(domain.idle.is_set() for domain in self._before):
+        """Whoever was waited for in vain is not waited for again before it has begun something else."""
+        busy = [each for each in self._before if not each.idle.is_set() and self._in_vain.get(each.name) != each.begun]
+        if not busy or all(reconciler.settled for reconciler in self.reconcilers):
             return
-        with suppress(TimeoutError):
+        try:
             async with asyncio.timeout(_COURTESY):
-                for domain in self._before:
+                for domain in busy:
                     await domain.idle.wait()
+        except TimeoutError:
+            self._in_vain |= {domain.name: domain.begun for domain in busy}
 
     def applied(self) -> None:
         if not any(tracker.problems for tracker in self.trackers):
