@@ -27,6 +27,7 @@ class AgentRecords:
 
     def __init__(self, client: EtcdClient, is_node: Callable[[str], bool]) -> None:
         self.problems: dict[bytes, str] = {}
+        self.expected = False
         self._client, self._is_node = client, is_node
         self._values: dict[bytes, bytes] = {}
         self._lost: set[bytes] = set()
@@ -43,6 +44,19 @@ class AgentRecords:
             except DecodeError as e:
                 self._values.pop(key, None)
                 self.problems[key] = str(e)
+
+    def expect(self, seconds: float, then: Callable[[], None]) -> None:
+        """etcd is new, or was emptied while nobody here knew its records: the agents do, and come one by one.
+
+        For so many `seconds` they are `expected`; `then` is called afterwards.
+        """
+
+        def end() -> None:
+            self.expected = False
+            then()
+
+        self.expected = seconds > 0
+        asyncio.get_running_loop().call_later(seconds, end)
 
     def _note(self, key: bytes, value: bytes | None) -> None:
         if value is not None:

@@ -107,6 +107,10 @@ class Publisher:
         self._unsaid.discard(node)
         return self.apply(snapshot, Change(nodes=frozenset([node])), now) if known else Updates()
 
+    def encrypts(self, node: str) -> bool:
+        """Whether `node` is published with a WireGuard key."""
+        return self._encrypted.get(node, False)
+
     def tick(self, snapshot: Snapshot, now: int) -> Updates:
         """Give up identities that have been out of use for long enough, to whoever got none so far."""
         updates = Updates()

@@ -38,7 +38,7 @@ from clustermesh.store.lease import DEFAULT_TTL, LeaseKeeper
 from clustermesh.store.tls import Tls
 from clustermesh.wire import keys
 from clustermesh.wire.entries import decode_identity
-from clustermesh.wire.kinds import IDENTITIES
+from clustermesh.wire.kinds import IDENTITIES, NODES
 from clustermesh.wire.timestamp import format_time
 
 _LOG: Final = logging.getLogger(__name__)
@@ -46,13 +46,18 @@ _SOON: Final = 2.0  # seconds between two beats at least
 
 
 class Timing(Struct, frozen=True, kw_only=True):
-    """Seconds, but for `grace`: nanoseconds that an identity is kept after its last use."""
+    """Seconds, but for `grace`: nanoseconds that an identity is kept after its last use.
+
+    `records` is how long agents have to say their keys again to an etcd that was found empty, before Nodes without one
+    count as complete.
+    """
 
     lease_ttl: int = DEFAULT_TTL
     heartbeat: float = 60.0
     audit: float = 300.0
     tick: float = 30.0
     grace: int = GRACE
+    records: float = 30.0
 
 
 _DEFAULT_TIMING: Final = Timing()
@@ -161,6 +166,8 @@ class ApiServer:
             self.users.check()  # a list in mid-life may come from an etcd that was started empty, open to everybody
         else:
             _LOG.info("etcd at %s is listed", self.context.endpoint)
+            if not self.ledger[NODES].found():
+                self.agents.expect(self.timing.records, self.writer.wake)
         self._listed.set()
 
     def _take_records(self, item: Listed | Changed) -> None:
@@ -235,12 +242,19 @@ class ApiServer:
                 self._note_problems()
                 self.writer.wake()
 
-    def _want_canaries(self) -> None:
-        """Once per process; after that the same text is put back wherever it gets lost."""
-        canaries = self.ledger[CANARIES]
-        for key in canary_keys(self.cluster):
-            if key not in canaries.tracker.desired:
-                canaries.want(key, _now())
+    def _keyless(self) -> list[str]:
+        """The Nodes whose keys are waited for."""
+        nodes = self.source.snapshot.nodes if self.agents.expected else {}
+        return [name for name in sorted(nodes) if not self.publisher.encrypts(name)]
+
+    def _want_canaries(self) -> bool:
+        """Each once per process; after that the same text is put back wherever it gets lost. True for all of them."""
+        canaries, nodes = self.ledger[CANARIES], keys.canary_key(self.cluster.name, "nodes")
+        missing = {key for key in canary_keys(self.cluster) if key not in canaries.tracker.desired}
+        waiting = {nodes} & missing if self._keyless() else set()
+        for key in missing - waiting:
+            canaries.want(key, _now())
+        return not waiting
 
     # -- what there is to say ------------------------------------------------------------------------------------------
 
@@ -270,6 +284,8 @@ class ApiServer:
         waiting += sorted({f"etcd: {reason}" for reason in self._interrupted.values()})
         if not self._listed.is_set():
             waiting.append(f"etcd at {self.context.endpoint} has not been read yet")
+        elif not self.writer.synced and (keyless := self._keyless()):
+            waiting.append(f"etcd was found empty: the agents of {', '.join(keyless[:5])} have not said their keys yet")
         elif not self.writer.synced:
             waiting.append("not everything is published yet")
         return waiting

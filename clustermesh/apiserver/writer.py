@@ -21,11 +21,12 @@ _LOG: Final = logging.getLogger(__name__)
 class Writer:
     """Call `wake` after changing the ledger, `open_data` once it holds the source's first complete list.
 
-    `canaries` is called each time all data is written, to want the canaries; `done` once, when they are too.
+    `canaries` is called each time all data is written, to want the canaries, all of them where it says so; `done`
+    once, when they are written too.
     """
 
     def __init__(
-        self, ledger: Ledger, canaries: Callable[[], None], done: Callable[[], None], audit_every: float
+        self, ledger: Ledger, canaries: Callable[[], bool], done: Callable[[], None], audit_every: float
     ) -> None:
         self.ledger, self._say_complete, self._done, self._audit_every = ledger, canaries, done, audit_every
         self.synced = False
@@ -92,12 +93,12 @@ class Writer:
             return
         await self._data.flush()
         if all(self.ledger[name].complete for name in DATA):
-            self._say_complete()
+            said = self._say_complete()
             await self._canaries.flush()
-            self._note_synced()
+            self._note_synced(said)
 
-    def _note_synced(self) -> None:
-        if not self.synced and self.ledger[CANARIES].complete:
+    def _note_synced(self, said: bool) -> None:
+        if said and not self.synced and self.ledger[CANARIES].complete:
             self.synced = True
             self._done()
             _LOG.info("everything is published: %d keys", sum(len(self.ledger[n].tracker.actual) for n in DATA))

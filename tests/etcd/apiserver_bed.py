@@ -31,12 +31,15 @@ from clustermesh.store.tls import Tls
 from clustermesh.wire import keys
 
 PATIENCE = 30.0
+NO_AGENTS = Timing(records=0.0)
+"""Nobody to wait for."""
 _ROOT = Path(__file__).parents[2]
 _CHILD = """
 import asyncio, pathlib, sys
 from clustermesh.apiserver import run
+from clustermesh.apiserver.server import Timing
 from clustermesh.standalone.context import load
-asyncio.run(run(load(pathlib.Path(sys.argv[1])), sys.argv[2]))
+asyncio.run(run(load(pathlib.Path(sys.argv[1])), sys.argv[2], Timing(records=0.0)))
 """
 
 
@@ -87,7 +90,7 @@ class Bed:
     @asynccontextmanager
     async def running(self, timing: Timing | None = None) -> AsyncIterator[None]:
         """An API server in this process, stopped as by SIGTERM."""
-        task = asyncio.create_task(run(self.context, self.http, timing or Timing()))
+        task = asyncio.create_task(run(self.context, self.http, timing or NO_AGENTS))
         await asyncio.sleep(0)  # until it listens for the signal that is to end it, and not all of us
         try:
             yield

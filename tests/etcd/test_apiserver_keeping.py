@@ -30,7 +30,7 @@ async def bed(tmp_path: Path) -> AsyncIterator[Bed]:
     made.write("pods.yaml", pods("a", "b"))
     async with made:
         await made.etcd.start()
-        async with made.running(Timing(lease_ttl=6)):
+        async with made.running(Timing(lease_ttl=6, records=0.0)):
             await made.until_synced()
             yield made
 
@@ -154,7 +154,7 @@ async def test_audits_of_what_is_right_change_nothing(tmp_path: Path) -> None:
     bed.write("shop.yaml", manifests("10.1.0.5"))
     async with bed:
         await bed.etcd.start()
-        async with bed.running(Timing(audit=0.1)):
+        async with bed.running(Timing(audit=0.1, records=0.0)):
             before = await bed.until_synced()
             await asyncio.sleep(1.0)
             assert await bed.all() == before

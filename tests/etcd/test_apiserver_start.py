@@ -7,13 +7,16 @@ import signal
 from pathlib import Path
 
 import pytest
-from apiserver_bed import PATIENCE, Bed, manifests, pods, values
+from apiserver_bed import PATIENCE, Bed, manifests, pods, until_page, values
 
 from clustermesh.address import parse
-from clustermesh.wire import keys, service
+from clustermesh.apiserver.server import Timing
+from clustermesh.model import AgentRecord
+from clustermesh.wire import keys, local, service
 
 IDENTITIES = keys.state_prefix("identities", "alpha")
 CART = keys.service_key("alpha", "shop", "cart")
+KEY = "aGVsbG9oZWxsb2hlbGxvaGVsbG9oZWxsb2hlbGxvMTI="
 
 
 @pytest.fixture
@@ -43,6 +46,28 @@ async def test_config_and_heartbeat_come_first_and_canaries_last(bed: Bed) -> No
             for name in ("ip", "identities")
         )
         assert max(ids) < min(ips), "an address refers to an identity that is there"
+
+
+async def test_an_empty_etcd_counts_as_complete_once_every_node_has_its_key(bed: Bed) -> None:
+    """It may have been emptied while this API server was away: nobody here knows the keys but the agents."""
+    canary, n1 = keys.canary_key("alpha", "nodes"), keys.node_key("alpha", "n1")
+    await bed.etcd.start()
+    async with bed, bed.running(Timing(records=1000.0)):
+        found = await bed.until(lambda found: n1 in found and keys.canary_key("alpha", "ip") in found)
+        assert canary not in found
+        assert "the agents of n1 have not said their keys yet" in await until_page(bed, "/readyz", "agents")
+        record = AgentRecord(node="n1", wireguard_public_key=KEY)
+        await bed.client.put(keys.agent_key("n1"), local.encode_agent(record))
+        found = await bed.until(lambda found: canary in found)
+        assert KEY.encode() in found[n1].value
+        await until_page(bed, "/readyz", "ok")
+
+
+async def test_an_agent_that_never_comes_does_not_hold_up_its_cluster_for_ever(bed: Bed) -> None:
+    await bed.etcd.start()
+    async with bed, bed.running(Timing(records=0.5)):
+        await bed.until(lambda found: keys.canary_key("alpha", "nodes") in found)
+        await until_page(bed, "/readyz", "ok")
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])

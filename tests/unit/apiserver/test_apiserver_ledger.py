@@ -41,8 +41,9 @@ class Rig:
         self.writer.open_data()
         self.keeper.on_lost = self.ledger.lose_leases
 
-    def _say_complete(self) -> None:
+    def _say_complete(self) -> bool:
         self.ledger[CANARIES].want(keys.canary_key("alpha", "services"), b"now")
+        return True
 
     def want(self, name: str, value: bytes | None) -> None:
         updates = Updates()
