@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 
 from agent.cni.methods import Pods
 from agent.domains.domains import Domains
 from clustermesh.address import text
 from clustermesh.mesh.peers import Peers
-from clustermesh.mesh.refusals import Reason, Refusals
+from clustermesh.mesh.refusals import Refusals
 from clustermesh.mesh.resolve import Frontend
 from clustermesh.mesh.state import MeshState
 
@@ -27,14 +27,17 @@ def own(domains: Domains, pods: Pods, unsavable: Mapping[str, str]) -> list[str]
     if (since := device.silent_since) is not None:
         found.append(_silence(device.name, since))
     for why, clusters in _by_reason(unsavable).items():
-        names = ", ".join(clusters[:_NAMED]) + ", …" * (len(clusters) > _NAMED)
         found.append(
-            f"the last good state of {names} is not saved: {why}; make room there, or an agent that starts without "
-            "etcd begins with an old one"
+            f"the last good state of {_few(clusters)} is not saved: {why}; make room there, or an agent that starts "
+            "without etcd begins with an old one"
         )
     for name, problem in islice(pods.problems.items(), _SHOWN):
         found.append(f"pods: {name}: {problem}; delete the pod, and it is made anew")
     return found
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + ", …" * (len(names) > _NAMED)
 
 
 def _by_reason(why: Mapping[str, str]) -> dict[str, list[str]]:
@@ -49,6 +52,8 @@ def shared(domains: Domains, peers: Peers, state: MeshState) -> list[str]:
     found = [f"peers folder: {problem}; correct it, or disconnect that cluster" for problem in peers.problems]
     for cluster in state.views:
         found += _refused(cluster, state.refusals(cluster), cluster == state.own)
+    for why, nodes in _by_reason(domains.network.planner.problems).items():
+        found.append(f"Node {_few(nodes)} {why}; see `clustermesh node encrypt status`")
     for tracker in domains.trackers:
         if tracker.failed:
             found.append(f"{tracker.name}: {len(tracker.failed)} entries not applied: {tracker.error}; {_MAP_DIFF}")
@@ -62,14 +67,11 @@ def shared(domains: Domains, peers: Peers, state: MeshState) -> list[str]:
 
 def _refused(cluster: str, refusals: Refusals, is_own: bool) -> Iterator[str]:
     """One sentence for each reason, with the first names and the first sentence."""
-    by_reason: dict[Reason, dict[str, str]] = defaultdict(dict)
-    for reason, name, why in refusals.listed():
-        if len(by_reason[reason]) < _NAMED:
-            by_reason[reason][name] = why
+    by_reason = refusals.first(_NAMED)
     where = "correct them" if is_own else f"have them corrected in {cluster}"
     for reason, named in sorted(by_reason.items()):
         count = refusals.counts[reason]
-        names = ", ".join(named) + ", …" * (count > len(named))
+        names = _few([*named, *[""] * (count - len(named))])
         entries = f"{count} entries of {cluster} are" if count > 1 else f"1 entry of {cluster} is"
         yield (
             f"{entries} refused and not used ({reason}): {names}: {next(iter(named.values()))}; {where}, "

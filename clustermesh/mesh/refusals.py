@@ -74,6 +74,19 @@ class Refusals:
         """Reason, name as in `named`, and sentence of each."""
         return ((refusal.reason, _spelled(kind, name), refusal.why) for kind, name, refusal in self)
 
+    def first(self, most: int) -> dict[Reason, dict[str, str]]:
+        """Up to `most` of each reason, name -> why; no longer a look than that takes."""
+        found: dict[Reason, dict[str, str]] = {}
+        missing = sum(min(most, count) for count in self.counts.values())
+        for kind, name, refusal in self:
+            if not missing:
+                break
+            named = found.setdefault(refusal.reason, {})
+            if len(named) < most:
+                named[_spelled(kind, name)] = refusal.why
+                missing -= 1
+        return found
+
     def named(self, most: int) -> dict[str, str]:
         """Up to `most` of them, "nodes/w1" -> why; garbage is called by its key."""
         return {_spelled(kind, name): refusal.why for kind, name, refusal in islice(self, most)}

@@ -202,3 +202,12 @@ async def test_a_state_that_cannot_be_saved_is_a_problem(bed: Bed) -> None:
     (problem,) = status(bed, unsavable={"beta": full, "alpha": full}).problems()
     assert problem.startswith("the last good state of alpha, beta is not saved: [Errno 28] No space left on device")
     assert "make room there" in problem
+
+
+async def test_a_node_that_no_tunnel_leads_to_is_a_problem(bed: Bed) -> None:
+    bed.add_node("alpha", 1)
+    bed.add_node("beta", 3, wireguard_public_key="")
+    await bed.step()
+    (problem,) = status(bed).problems()
+    assert problem.startswith("Node beta/n3 has no WireGuard key")
+    assert "clustermesh node encrypt status" in problem
