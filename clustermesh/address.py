@@ -8,6 +8,7 @@ address are one value, and no code asks which family it has but to choose a wire
 from __future__ import annotations
 
 import socket
+from functools import lru_cache
 from typing import Final, NamedTuple, NewType
 
 from clustermesh.errors import Invalid
@@ -32,6 +33,7 @@ V4: Final = Prefix(Address(_V4 + b"\0\0\0\0"), _V4_BITS)
 """All of IPv4."""
 
 
+@lru_cache(1024)  # an entry names its address twice, a node's address stands in all its pods: one object for each
 def parse(text: str, where: str = "address") -> Address:
     """The address spelled `text`. Raises Invalid for anything else; a zone or a mapped address is refused."""
     try:

@@ -15,6 +15,7 @@ Rules
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import lru_cache
 from typing import Any, Final, NamedTuple, Protocol
 
 from msgspec import Struct
@@ -239,7 +240,12 @@ def _tunnel_end(node: Node, families: Iterable[bool]) -> Address | None:
 
 def plan_endpoint(endpoint: Endpoint) -> IpcacheValue:
     """The ipcache entry for one pod, or for all in a CIDR."""
-    return IpcacheValue(endpoint.identity, endpoint.host_ip or NO_ADDRESS, endpoint.key)
+    return _entry(endpoint.identity, endpoint.host_ip or NO_ADDRESS, endpoint.key)
+
+
+@lru_cache(4096)  # the pods of one kind on one node share theirs
+def _entry(identity: int, host: Address, key: int) -> IpcacheValue:
+    return IpcacheValue(identity, host, key)
 
 
 def plan_cidrs(node: Node, cidrs: Iterable[Prefix]) -> dict[CidrKey, IpcacheValue]:

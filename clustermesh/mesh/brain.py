@@ -229,10 +229,14 @@ class ReaderBrain:
         if (reading := self._tables.get(event.prefix)) is not None:
             return self._hear_table(reading, item, now)
         if isinstance(item, Interrupted):
-            return ()  # the tables say so too
+            if event.prefix == keys.HEARTBEAT:  # its watch is the first to notice that etcd is silent
+                self._fall_behind("etcd", str(item.error), now)
+            return ()
         return self._hear_heartbeat(item, now) if event.prefix == keys.HEARTBEAT else self._hear_canaries(item, now)
 
     def _hear_heartbeat(self, item: Listed | Changed, now: float) -> Iterable[Command]:
+        if "etcd" in self.behind:
+            self._catch_up("etcd", now)
         for event in () if isinstance(item, Listed) else item.events:
             if isinstance(event, Deleted):
                 self._beat = None

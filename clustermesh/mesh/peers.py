@@ -1,7 +1,8 @@
 """One reader for each cluster named in the peers folder: started when its file appears, drained when it goes.
 
 The folder is Cilium's clustermesh-config directory. It may be a Secret volume, whose files are links into a folder that
-is swapped, so it is looked at every second: read where a file may have changed, and compared by digest.
+is swapped, so it is looked at every second, at each file in it every ten: read where one may have changed, and compared
+by digest.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from clustermesh.mesh import last_good
 from clustermesh.mesh.authority import Authority
 from clustermesh.mesh.file_marks import FileMarks
 from clustermesh.mesh.messages import Terms
+from clustermesh.mesh.pace import Pace
 from clustermesh.mesh.peer_files import PeerFile, PeerProblem, read_peers
 from clustermesh.mesh.reader import ClusterReader, Sink
+from clustermesh.mesh.shared_clients import SharedClients
 from clustermesh.mesh.state import KINDS
 from clustermesh.mesh.tables import Table
 from clustermesh.model import MAX_CLUSTERS, Cluster, ClusterConfig, check_cluster_id
@@ -28,6 +31,7 @@ from clustermesh.store.client import EtcdClient
 
 _log = logging.getLogger(__name__)
 _POLL = 1.0
+_SWAPPED = "..data"  # through which the files of a Secret volume lead
 _TURN = 200  # entries of the last good state between two turns of the event loop
 DRAIN_SECONDS = (
     5.0  # every node of both clusters has read its folder by then, and stopped choosing the other's backends
@@ -53,8 +57,8 @@ class Peers:
         self.looked = asyncio.Event()  # and what was kept of its clusters is restored, or cannot be
         self.newcomers: set[str] = set()  # clusters of which nothing was known when their reader was started
         self._folder, self._own, self._sink, self._keep = folder, own, sink, keep
-        self._connect, self._tables, self._authorize = connect, tables, authorize
-        self._turns, self._marks = asyncio.Lock(), FileMarks()
+        self._clients, self._tables, self._authorize = SharedClients(connect), tables, authorize
+        self._pace, self._marks = Pace(), FileMarks()
         self._files: dict[str, PeerFile] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._leaving: dict[str, float] = {}  # disconnected clusters, and when they are to be forgotten
@@ -63,7 +67,7 @@ class Peers:
         """Never returns; cancel it to stop. Stopping drains nothing."""
         async with asyncio.TaskGroup() as tasks:
             while True:
-                if self._marks.changed():
+                if self._marks.changed(self._folder, self._folder / _SWAPPED):
                     await self.sync(tasks)
                 self.looked.set()
                 self._forget_drained()
@@ -84,7 +88,11 @@ class Peers:
 
     def _note_marks(self) -> set[Path]:
         """Everything that makes the readers what they are, as far as it is known."""
-        paths = {self._folder, *(path for file in self._files.values() for path in file.credentials)}
+        paths = {
+            self._folder,
+            self._folder / _SWAPPED,
+            *(path for file in self._files.values() for path in file.credentials),
+        }
         with suppress(OSError):
             paths.update(self._folder / name for name in os.listdir(self._folder))
         self._marks.note(paths)
@@ -139,11 +147,11 @@ class Peers:
         reader = ClusterReader(
             file.name,
             self._sink,
-            lambda: self._connect(file),
+            lambda: self._clients.client(file),
             self._tables,
             self.admit,
             Terms(max_clusters=self._own.max_clusters),
-            turns=self._turns,
+            pace=self._pace,
         )
         if previous is not None and previous.config is not None:
             self._grant(file, previous.config)

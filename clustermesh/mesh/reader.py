@@ -42,18 +42,20 @@ from clustermesh.mesh.messages import (
     Tick,
     Unread,
 )
+from clustermesh.mesh.pace import Pace
 from clustermesh.mesh.session import Session
 from clustermesh.mesh.state import KINDS
 from clustermesh.mesh.tables import Table
 from clustermesh.model import ClusterConfig
 from clustermesh.store.client import EtcdClient
-from clustermesh.store.follow import Changed, Follower, Interrupted, Listed, Newest, Nothing, follow
+from clustermesh.store.follow import QUIET, Changed, Follower, Interrupted, Listed, Newest, Nothing, follow
 from clustermesh.wire import cluster_config, keys
 
 _log = logging.getLogger(__name__)
 
 _PART: Final = 64  # events taken in at once, some 2 ms
 _TURN: Final = 0.003  # seconds; after that others have a turn
+_QUIET: Final = 300.0  # seconds; the heartbeat's watch asks an etcd that says nothing more often, for all of them
 _SHOWN: Final = 200  # characters of an error of ours
 
 
@@ -71,8 +73,8 @@ class Sink(Protocol):
 class ClusterReader:
     """One cluster's reader and what is known of its session. `run` never returns; cancel it to stop.
 
-    `turns` is shared by readers that are not to take in their lists all at once: one part after the other, so that
-    whatever else there is to do waits for one part only.
+    `pace` is shared by readers that begin together. Parts are taken in one after the other, so that whatever else there
+    is to do waits for one part only.
     """
 
     def __init__(
@@ -84,13 +86,13 @@ class ClusterReader:
         admit: Callable[[str, ClusterConfig], None],
         terms: Terms | None = None,
         *,
-        turns: asyncio.Lock | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self.name = name
         epoch = time.time() - time.monotonic()
         self.brain = ReaderBrain(name, tables, partial(sink.names, name), terms or Terms(), epoch=epoch)
         self._sink, self._connect, self._admit = sink, connect, admit
-        self._turns = turns or asyncio.Lock()
+        self._pace = pace or Pace()
 
     @property
     def session(self) -> Session:
@@ -135,19 +137,26 @@ class ClusterReader:
         return next((each.after for each in self._hear(Broken(error)) if isinstance(each, Again)), 0.0)
 
     async def _read(self, client: EtcdClient, following: _Following) -> float:
-        commands = self._hear(Connected())
-        while True:
-            for command in commands:
-                match command:
-                    case Again(after):
-                        return after
-                    case Ask():
-                        following.start(None, self._ask(client))
-                    case Follow(prefix, live):
-                        following.follow(prefix, live)
-            event = await following.next(self.brain.due())
-            async with self._turns:
-                commands = await self._take_in(self._hear(event))
+        commands, listed = self._hear(Connected()), None
+        try:
+            while True:
+                for command in commands:
+                    match command:
+                        case Again(after):
+                            return after
+                        case Ask():
+                            following.start(None, self._ask(client))
+                        case Follow(prefix, live):
+                            listed = listed or await self._pace.begin()
+                            following.follow(prefix, live)
+                event = await following.next(self.brain.due())
+                async with self._pace.turn:
+                    commands = await self._take_in(self._hear(event))
+                if listed and not self.behind:
+                    listed()
+        finally:
+            if listed:
+                listed()
 
     async def _take_in(self, commands: Sequence[Command]) -> Sequence[Command]:
         """Do what concerns the sink; the rest of `commands`."""
@@ -197,7 +206,7 @@ class ClusterReader:
             return
         objection = ""
         try:
-            if config is not None:
+            if config is not None and config != self.config:
                 self._admit(self.name, config)
         except Invalid as e:
             objection = str(e)
@@ -256,8 +265,8 @@ class _Following:
 
     async def _heard(self, prefix: bytes, live: bool) -> AsyncIterator[Event]:
         follower = Follower(Nothing() if live else Newest())
-        most = self._limits.listing_bytes
-        async with aclosing(follow(self._client, prefix, follower=follower, most_bytes=most)) as items:
+        most, quiet = self._limits.listing_bytes, QUIET if live else _QUIET
+        async with aclosing(follow(self._client, prefix, follower=follower, quiet=quiet, most_bytes=most)) as items:
             async for item in items:
                 for part in _parts(item):
                     yield Heard(prefix, part)

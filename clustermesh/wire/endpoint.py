@@ -6,6 +6,7 @@ Cilium 1.18's API server writes neither NamedPorts nor K8sServiceAccount: leave 
 from __future__ import annotations
 
 from functools import lru_cache
+from sys import intern
 from typing import Final
 
 import msgspec
@@ -77,7 +78,7 @@ def decode(data: bytes) -> Endpoint:
         prefix_length=None if wire.mask is None else read_prefix(ip, wire.mask, "address").length,
         key=wire.key,
         metadata=wire.metadata,
-        namespace=wire.namespace or "",
+        namespace=intern(wire.namespace or ""),
         pod_name=wire.pod_name or "",
         service_account=wire.service_account or "",
         named_ports=tuple(NamedPort(name=p.name, port=p.port, protocol=read_protocol(p.protocol)) for p in ports),

@@ -258,13 +258,18 @@ def parse_identity(key: bytes) -> IdentityKey:
     return IdentityKey(cluster or None, identity)
 
 
+@lru_cache(16)  # asked for the entry's name, and again when its value is held against its key
 @decodes("key")
 def parse_endpoint(key: bytes) -> EndpointKey:
-    cluster, ip, length = _match(_ENDPOINT, key)
+    match = _ENDPOINT.fullmatch(key.decode())
+    if match is None:
+        raise DecodeError("key", key[:300], f"must look like {_ENDPOINT.pattern}")
+    cluster, ip, length = match.groups("")
     single = address.parse(ip)
     if ":" in ip and address.text(single) != ip:  # an IPv4 address has one spelling only
         raise Invalid("address", ip, f"must be spelled {address.text(single)}")
-    return EndpointKey(cluster or None, address.parse_prefix(f"{ip}/{length}") if length else single)
+    place = address.parse_prefix(f"{ip}/{length}") if length else single
+    return EndpointKey(check_name(cluster, "key") if cluster else None, place)
 
 
 @decodes("key")

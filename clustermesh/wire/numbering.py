@@ -8,6 +8,7 @@ bit 15. Identities below 256 mean the same in every cluster. Scopes 1 and 2 neve
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Final
 
@@ -46,6 +47,7 @@ def cluster_shift(max_clusters: int = MAX_CLUSTERS) -> int:
     return _SHIFTS[max_clusters]
 
 
+@lru_cache(1024)
 def identity_range(cluster_id: int, max_clusters: int = MAX_CLUSTERS) -> range:
     """The identities a cluster allots from; id 0 (no mesh) allots from 256. Invalid for an id out of range."""
     shift = cluster_shift(max_clusters)

@@ -1,0 +1,45 @@
+"""How many readers may be at what at the same time, so that hundreds that begin together are done sooner.
+
+Each list held in part, and each answer that nobody has time to hear, costs memory and time-outs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+_AT_ONCE: Final = 8
+_PATIENCE: Final = 5.0  # seconds; one that hangs delays others by so much, and no more
+
+
+class Pace:
+    """`turn` is held while a part is taken in, `begin` is called before lists are asked for."""
+
+    def __init__(self) -> None:
+        self.turn = asyncio.Lock()
+        self._slots = asyncio.Semaphore(_AT_ONCE)
+
+    async def begin(self) -> Callable[[], None]:
+        """Wait until there are few enough others, but not for long; call what is returned when the lists are in."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE):
+                await self._slots.acquire()
+                return _once(self._slots.release)
+        return lambda: None
+
+
+def _once(release: Callable[[], None]) -> Callable[[], None]:
+    """`release`, also when nobody calls it for long; and once only."""
+
+    def end() -> None:
+        if not timer.cancelled():
+            timer.cancel()
+            release()
+
+    def expire() -> None:
+        end()
+
+    timer = asyncio.get_running_loop().call_later(_PATIENCE, expire)
+    return end
