@@ -25,7 +25,6 @@ class Underlay(Struct, frozen=True, kw_only=True):
     interface: str
     mtu: int
     strict: str
-    routers: tuple[Address, ...]
 
 
 class UnderlaySetup:
@@ -48,7 +47,7 @@ class UnderlaySetup:
         _check_mtu(link, mtu, routers)
         await netlink.prepare_node(routers)
         new = await self._device.ensure(self._private_key, self._port, FWMARK, mtu) or self.current is None
-        self.current = Underlay(interface=link.name, mtu=mtu, strict=str(ingress.mechanism), routers=routers)
+        self.current = Underlay(interface=link.name, mtu=mtu, strict=str(ingress.mechanism))
         return new
 
 

@@ -16,12 +16,19 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from netns_mesh import MeshNode
 from netns_node import TIMEOUT, NetnsNode, join
 
 from agent import netlink
+from agent.underlay import UnderlaySetup
+from agent.wireguard.device import LISTEN_PORT
+from agent.wireguard.userspace import UserspaceDevice
+from clustermesh.address import parse
+from clustermesh.errors import Refused, Unavailable
+from clustermesh.model import Node, NodeAddress
 
 IPV6 = Path("/proc/sys/net/ipv6/conf")
 # RFC 4861, section 4.2: type, code, checksum (the kernel's), hop limit, flags, router lifetime 1800 s, two timers
@@ -99,3 +106,43 @@ def test_router_addresses_are_put_back_where_lo_lost_them(node: MeshNode) -> Non
     node.do(netlink.prepare_node(node.routers))
     shown = {each["local"]: each["prefixlen"] for each in json.loads(node.run("ip -j addr show lo"))[0]["addr_info"]}
     assert shown.items() >= {"10.1.0.1": 32, "fd00:10:1::1": 128}.items()
+
+
+def underlay(node: MeshNode) -> UnderlaySetup:
+    """Without programs."""
+    strict = SimpleNamespace(mechanism="tcx link")
+    datapath = SimpleNamespace(attach_strict=lambda _link: (strict, strict))
+    device = UserspaceDevice("cm-wg0", "the kernel has none", log=node.state / "wireguard-go.log")
+    return UnderlaySetup(datapath, device, node.private_key, LISTEN_PORT)  # type: ignore[arg-type]
+
+
+def own(node: MeshNode, *addresses: str) -> Node:
+    found = tuple(NodeAddress(type="InternalIP", ip=parse(address)) for address in addresses)
+    return Node(cluster="alpha", cluster_id=1, name="n1", addresses=found, pod_cidrs=node.cidrs)
+
+
+@pytest.mark.usefixtures("wireguard_go")
+@pytest.mark.parametrize("families", [["192.0.2.1"], ["2001:db8::1"], ["2001:db8::1", "192.0.2.1"]])
+def test_underlay_is_the_device_with_the_nodes_address_of_either_family(
+    routed: tuple[MeshNode, NetnsNode], families: list[str]
+) -> None:
+    node, _ = routed
+    setup = underlay(node)
+    assert node.do(setup.apply(own(node, *families))) is True
+    assert setup.current is not None
+    assert (setup.current.interface, setup.current.mtu) == ("eth0", 1420)
+    assert node.do(setup.apply(own(node, *families))) is False
+
+
+def test_underlay_that_is_not_this_machines_is_named(routed: tuple[MeshNode, NetnsNode]) -> None:
+    node, _ = routed
+    for address in ("192.0.2.99", "2001:db8::99"):
+        with pytest.raises(Unavailable, match=f"no interface has this node's address {address}"):
+            node.do(underlay(node).apply(own(node, address)))
+
+
+def test_underlay_too_narrow_for_ipv6_is_refused_with_what_to_do(routed: tuple[MeshNode, NetnsNode]) -> None:
+    node, _ = routed
+    node.run("ip link set eth0 mtu 1340")
+    with pytest.raises(Refused, match="eth0 has an MTU of 1340, which leaves 1260 for pods, and IPv6 needs 1280"):
+        node.do(underlay(node).apply(own(node, "192.0.2.1")))

@@ -125,7 +125,7 @@ class FakeUnderlay:
         if self.fault is not None:
             raise self.fault
         new = await self._device.ensure(b"", 0, 0, 0)
-        self.current = Underlay(interface="eth0", mtu=1420, strict="tcx", routers=(parse("10.1.1.1"),))
+        self.current = Underlay(interface="eth0", mtu=1420, strict="tcx")
         return new
 
 
