@@ -25,6 +25,7 @@ from agent.bpf.probe import Feature, probe
 from agent.cni.methods import Pods
 from agent.domains.domains import Domains
 from agent.domains.targets import ThisNode, open_targets
+from agent.memory import be_frugal, keep_what_is_there
 from agent.methods import methods
 from agent.metrics import StatusCollector
 from agent.options import Options, parse
@@ -62,6 +63,7 @@ def main() -> None:
     """`clustermesh agent` and `python -m agent`. Exit codes: 0 stopped, 1 failed, 2 usage."""
     options = parse()
     gc.set_threshold(*GC_THRESHOLDS)
+    be_frugal()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         asyncio.run(_until_stopped(options))
@@ -140,6 +142,7 @@ async def _work(options: Options, context: Context, etcd: EtcdClient, node: This
         await restore(sink, context.name, kept)
         own.restored(kept.config)
     REGISTRY.register(StatusCollector(status))
+    domains.on_ready = keep_what_is_there
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(around.keep(state.stand_on, ground))
         tasks.create_task(_read_own(own, peers))

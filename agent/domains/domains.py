@@ -53,6 +53,7 @@ class Domains:
         targets: Targets,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.on_ready: Callable[[], None] = lambda: None
         self.node = node
         self.ready_at: float | None = None
         self.attached_pods = AttachedPods()
@@ -141,6 +142,7 @@ class Domains:
         """Whether the kernel has held a whole state once."""
         if self.ready_at is None and self._complete and all(domain.settled for domain in self.all):
             self.ready_at = time.time()
+            self.on_ready()
             _log.info("ready after %.2f s", self._clock() - self._started)
         return self.ready_at is not None
 

@@ -7,7 +7,7 @@ the cluster is then read anew and nothing is pruned before it is.
 from __future__ import annotations
 
 import logging
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from pathlib import Path
 
 import msgspec
@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from certs.files import write_atomically
 from clustermesh.mesh.state import View
-from clustermesh.model import ClusterConfig
+from clustermesh.model import ClusterConfig, Port
 
 _log = logging.getLogger(__name__)
 _FORMAT = 3
@@ -54,7 +54,19 @@ def load(folder: Path, cluster: str) -> LastGood | None:
     except (OSError, msgspec.MsgspecError, RecursionError, ValueError) as e:
         _log.warning("last good state %s cannot be read and is not used: %s", path, e)
         return None
-    return kept if kept.format == _FORMAT else None
+    if kept.format != _FORMAT:
+        return None
+    _share_ports(kept.view)
+    return kept
+
+
+def _share_ports(view: View) -> None:
+    """Thousands of backends have the same few ports: equal ones are one object, as where they are read from etcd."""
+    seen: dict[tuple[tuple[str, Port], ...], Mapping[str, Port]] = {}
+    for service in [*view.services.values(), *(each.service for each in view.local_services.values())]:
+        for places in (service.frontends, service.backends):
+            for address, ports in places.items():
+                places[address] = seen.setdefault(tuple(ports.items()), ports)  # type: ignore[index]  # just decoded
 
 
 def forget_others(folder: Path, clusters: Set[str]) -> None:

@@ -48,12 +48,11 @@ def write_ports(ports: Mapping[str, Port]) -> dict[str, WirePort]:
     return {name: WirePort(write_protocol(port.protocol), check_port(port.port)) for name, port in ports.items()}
 
 
-def read_ports(wire: Mapping[str, WirePort] | None) -> dict[str, Port]:
-    """Ports by name; null is none."""
-    return {name: _port(port.protocol, port.port) for name, port in wire.items()} if wire else {}
+def read_ports(wire: Mapping[str, WirePort] | None) -> Mapping[str, Port]:
+    """Ports by name; null is none. Thousands of backends have the same few: equal ones are one object."""
+    return _ports(tuple((name, port.protocol, port.port) for name, port in wire.items())) if wire else {}
 
 
 @lru_cache(4096)
-def _port(protocol: str, port: int) -> Port:
-    """One object per port in use: thousands of backends have the same few."""
-    return Port(protocol=read_protocol(protocol), port=port)
+def _ports(ports: tuple[tuple[str, str, int], ...]) -> Mapping[str, Port]:
+    return {name: Port(protocol=read_protocol(protocol), port=port) for name, protocol, port in ports}

@@ -108,7 +108,7 @@ def _write_addresses(addresses: Mapping[Address, Mapping[str, Port]]) -> _PortsB
     return {text(ip): write_ports(ports) for ip, ports in addresses.items()}
 
 
-def _read_addresses(wire: _PortsByIP | None, where: str) -> dict[Address, dict[str, Port]]:
+def _read_addresses(wire: _PortsByIP | None, where: str) -> dict[Address, Mapping[str, Port]]:
     read = {parse(ip, where): read_ports(ports) for ip, ports in (wire or {}).items()}
     if wire and len(read) != len(wire):
         raise Invalid(where, next(iter(wire)), "must not be named twice")

@@ -178,13 +178,23 @@ async def _is_green(lab: Lab, where: str) -> bool:
 
 
 async def test_wireguard_killed_comes_back_and_the_next_requests_reach_the_other_cluster(pair: Lab) -> None:
-    await pair.run(
-        "alpha-1",
-        "sh",
-        "-c",
-        "for p in /proc/[0-9]*; do read -r c <$p/comm && [ $c = wireguard-go ] && kill -9 ${p#/proc/}; done; true",
-    )
+    await _signal_wireguard(pair, "KILL")
     await until(lambda: _reaches(pair, "beta"), "beta answers through a new tunnel", seconds=40)
+    assert await pair.ask_agent("alpha-1", "map_diff") == []
+
+
+async def test_a_service_is_programmed_while_wireguard_is_stopped(pair: Lab) -> None:
+    before = await _programmed(pair)
+    await _signal_wireguard(pair, "STOP")
+    try:
+        pair.apply("alpha", {"stopped.yaml": _SERVICE})
+        await until(lambda: _has_programmed(pair, before + 1), "the service is in alpha-1's map")
+        await until(lambda: _says(pair, "does not answer"), "status says what hangs")
+    finally:
+        await _signal_wireguard(pair, "CONT")
+        pair.delete("alpha", "stopped.yaml")
+    await until(lambda: _has_programmed(pair, before), "the service is gone again")
+    await until(lambda: _says_nothing(pair), "the device answers again", seconds=60)
     assert await pair.ask_agent("alpha-1", "map_diff") == []
 
 
@@ -216,6 +226,36 @@ async def test_a_cluster_with_a_taken_id_or_overlapping_pods_is_refused_before_a
                 pair, "connect", "--context", str(pair.plan.context("alpha")), "--destination-context", str(folder)
             )
         assert not (pair.plan.context("alpha") / "peers" / name).exists()
+
+
+_SERVICE: dict[str, Any] = {
+    "apiVersion": "v1",
+    "kind": "Service",
+    "metadata": {"name": "stopped", "namespace": "default"},
+    "spec": {"clusterIP": "10.111.0.77", "ports": [{"name": "http", "port": 80, "protocol": "TCP"}]},
+}
+
+
+async def _signal_wireguard(lab: Lab, name: str) -> None:
+    each = f"read -r c <$p/comm && [ $c = wireguard-go ] && kill -{name} ${{p#/proc/}}"
+    await lab.run("alpha-1", "sh", "-c", f"for p in /proc/[0-9]*; do {each}; done; true")
+
+
+async def _programmed(lab: Lab) -> int:
+    status = await lab.ask_agent("alpha-1", "status")
+    return int(next(target["actual"] for target in status["targets"] if target["name"] == "services"))
+
+
+async def _has_programmed(lab: Lab, services: int) -> bool:
+    return await _programmed(lab) == services
+
+
+async def _says(lab: Lab, sentence: str) -> bool:
+    return any(sentence in problem for problem in (await lab.ask_agent("alpha-1", "status"))["problems"])
+
+
+async def _says_nothing(lab: Lab) -> bool:
+    return (await lab.ask_agent("alpha-1", "status"))["problems"] == []
 
 
 async def _host(lab: Lab, *arguments: str) -> str:
