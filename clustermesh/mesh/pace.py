@@ -11,7 +11,8 @@ from contextlib import suppress
 from typing import Final
 
 _AT_ONCE: Final = 8
-_PATIENCE: Final = 5.0  # seconds; one that hangs delays others by so much, and no more
+_HOLD: Final = 5.0  # seconds; one that hangs delays the next by so much, and no more
+_PATIENCE: Final = 60.0
 
 
 class Pace:
@@ -22,7 +23,7 @@ class Pace:
         self._slots = asyncio.Semaphore(_AT_ONCE)
 
     async def begin(self) -> Callable[[], None]:
-        """Wait until there are few enough others, but not for long; call what is returned when the lists are in."""
+        """Wait until there are few enough others, but not for ever; call what is returned when the lists are in."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE):
                 await self._slots.acquire()
@@ -38,8 +39,5 @@ def _once(release: Callable[[], None]) -> Callable[[], None]:
             timer.cancel()
             release()
 
-    def expire() -> None:
-        end()
-
-    timer = asyncio.get_running_loop().call_later(_PATIENCE, expire)
+    timer = asyncio.get_running_loop().call_later(_HOLD, end)
     return end

@@ -26,7 +26,7 @@ async def test_only_so_many_begin_at_once_and_the_next_when_one_is_done() -> Non
 
 
 async def test_whoever_hangs_gives_way_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clustermesh.mesh.pace._PATIENCE", 0.01)
+    monkeypatch.setattr("clustermesh.mesh.pace._HOLD", 0.01)
     pace = Pace()
     for _ in range(50):
         await pace.begin()

@@ -86,6 +86,8 @@ class World:
                 self.wait(self.rng.choice([1.0, 5.0, 20.0, 70.0, 310.0]))
             case "sleep":
                 self.sleep()
+            case "decline":
+                self.decline()
 
     def tell(self) -> None:
         """One step of the shell: an attempt begins, an answer comes, or a stream tells what is next."""
@@ -124,7 +126,21 @@ class World:
         for _ in range(20):
             self.now += 60.0
             self.cluster.pass_time(self.now)
-            self.act(self.rng.choice(["change", "work", "die", "end_lease", "come_back", "compact"]))
+            self.act(self.rng.choice(["change", "work", "die", "end_lease", "end_lease", "come_back", "compact"]))
+        for _ in range(8):
+            self.tell()
+
+    def decline(self) -> None:
+        """The writer dies; before its leases end the agent may be started anew, and then it may come back in time."""
+        self.cluster.die(self.now)
+        self.wait(310.0)
+        for verb in self.rng.sample(["restart", "come_back", "cut", "wait"], 2):
+            self.act(verb)
+        for _ in range(12):
+            self.tell()
+        self.act("end_lease")
+        for _ in range(8):
+            self.tell()
 
     # -- what is done --------------------------------------------------------------------------------------------------
 
@@ -166,7 +182,7 @@ ACTIONS = [
     *("tell",) * 8,
     *("work", "wait", "change", "end_lease") * 3,
     *("die", "come_back", "beat", "cut", "restart") * 2,
-    *("compact", "empty", "configure", "revoke", "sleep"),
+    *("compact", "empty", "configure", "revoke", "sleep", "decline"),
 ]
 
 
