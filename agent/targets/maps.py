@@ -66,6 +66,7 @@ class MapTarget(Generic[K, V]):
         info = map_info(fd)
         self.max_entries = info.max_entries
         self.page_size = min(_PAGE, info.max_entries)
+        self.chunk = CHUNK
         self._sizes = (info.key_size, info.value_size)
 
     async def dump(self) -> dict[K, V]:
@@ -108,7 +109,7 @@ class MapTarget(Generic[K, V]):
     async def upsert(self, entries: Mapping[K, V]) -> None:
         """Write `entries`; ApplyError says which were not written and why, all others are."""
         failed: dict[Hashable, str] = {}
-        for chunk in _chunks(entries.items()):
+        for chunk in _chunks(entries.items(), self.chunk):
             self._update(list(self._packed(chunk, failed)), failed)
             await asyncio.sleep(0)
         _raise_failed(failed)
@@ -135,7 +136,7 @@ class MapTarget(Generic[K, V]):
     async def delete(self, keys: Collection[K]) -> None:
         """Remove `keys`; absent is success. ApplyError says which are still there and why."""
         failed: dict[Hashable, str] = {}
-        for chunk in _chunks(keys):
+        for chunk in _chunks(keys, self.chunk):
             self._delete(chunk, failed)
             await asyncio.sleep(0)
         _raise_failed(failed)
@@ -156,9 +157,9 @@ class MapTarget(Generic[K, V]):
         return f"the map {self.name} does not take it: {os.strerror(batch.error)}"
 
 
-def _chunks(items: Collection[T]) -> Iterator[list[T]]:
+def _chunks(items: Collection[T], size: int) -> Iterator[list[T]]:
     each = iter(items)
-    while chunk := list(islice(each, CHUNK)):
+    while chunk := list(islice(each, size)):
         yield chunk
 
 

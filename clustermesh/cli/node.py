@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -224,6 +226,18 @@ def map_diff(ctx: click.Context, socket: Path, output: str) -> None:
         print_table([key.upper() for key in keys], [[row[key] or "absent" for key in keys] for row in rows])
     if rows:
         ctx.exit(FAILED)
+
+
+@command.command("prepare-downgrade")
+@click.option("--bpffs", type=click.Path(path_type=Path), default=Path("/sys/fs/bpf"), show_default=True, metavar="DIR")
+def prepare_downgrade(bpffs: Path) -> None:
+    """Fill the maps of the layout before this one, for an older agent to be started next. This one must be stopped.
+
+    \b
+    Example:
+      systemctl stop clustermesh-agent && clustermesh node prepare-downgrade
+    """
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "agent.downgrade", "--bpffs", str(bpffs)])
 
 
 def _ago(moment: float) -> str:

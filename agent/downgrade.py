@@ -1,0 +1,203 @@
+"""The way back to an agent of layout v1: its maps written from ours, before it starts.
+
+That agent attaches its programs before it knows anything, so they must find their maps filled. What was asked through
+our programs and is answered later is shown by our readers, left beside its own until an agent of this version comes
+again (or `rm /sys/fs/bpf/clustermesh/links/late_*`). It knows no IPv6: services over it end here.
+
+    systemctl stop clustermesh-agent && clustermesh node prepare-downgrade
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from argparse import ArgumentParser
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, Final
+
+from agent.bpf import layout_v1
+from agent.bpf.bpffs import cgroup2_root
+from agent.bpf.exchange import LATE
+from agent.bpf.hooks import SOCKET_PROGRAMS
+from agent.bpf.layouts import (
+    GROUPS_PER_BLOCK,
+    LAYOUT_VERSION,
+    LB_FULL,
+    SLOTS_PER_BLOCK,
+    AddressKey,
+    BackendKey,
+    BackendValue,
+    CidrKey,
+    ClustersKey,
+    ClustersValue,
+    GroupsKey,
+    GroupsValue,
+    IpcacheValue,
+    ReverseKey,
+    ReverseValue,
+    ServiceKey,
+    ServiceValue,
+    SlotsKey,
+    SlotsValue,
+)
+from agent.bpf.links import Point, attach_beside, detach_link, pin_name, pinned_link, take_place
+from agent.bpf.pins import Translation
+from agent.bpf.programs import link_info, program_of_id
+from agent.bpf.syscalls import MapType, map_create, map_update_batch, object_get, object_pin
+from agent.targets.maps import MapTarget
+from clustermesh.errors import ClusterMeshError, Refused, Unavailable
+
+Entries = dict[bytes, bytes]
+
+_TABLES: Final[Mapping[str, tuple[Any, Any]]] = {
+    "lb_services": (ServiceKey, ServiceValue),
+    "lb_groups": (GroupsKey, GroupsValue),
+    "lb_slots": (SlotsKey, SlotsValue),
+    "lb_backends": (BackendKey, BackendValue),
+    "lb_clusters": (ClustersKey, ClustersValue),
+    "lb_reverse_sk": (ReverseKey, ReverseValue),
+    "ipcache": (AddressKey, IpcacheValue),
+    "ipcache_cidr": (CidrKey, IpcacheValue),
+}
+_ONE_BY_ONE: Final[Mapping[str, tuple[str, Translation]]] = {
+    "lb4_reverse_sk": ("lb_reverse_sk", layout_v1.reverse_to_v1),
+    "ipcache4": ("ipcache", layout_v1.address_to_v1),
+    "ipcache4_cidr": ("ipcache_cidr", layout_v1.cidr_to_v1),
+}
+
+
+def main() -> None:
+    """`clustermesh node prepare-downgrade`. Exit codes: 0 done, 1 failed."""
+    parser = ArgumentParser(prog="clustermesh node prepare-downgrade", description=__doc__.splitlines()[0])
+    parser.add_argument("--bpffs", type=Path, default=Path("/sys/fs/bpf"), metavar="DIR")
+    pin_dir = parser.parse_args().bpffs / "clustermesh"
+    try:
+        prepare(pin_dir)
+    except (ClusterMeshError, OSError) as e:
+        print(f"clustermesh node prepare-downgrade: {e}", file=sys.stderr)
+        sys.exit(1)
+    print(f"{pin_dir / layout_v1.VERSION} is filled: start the older agent now")
+
+
+def prepare(pin_dir: Path) -> None:
+    """Write the maps of layout v1 from those pinned below `pin_dir`; the agent must be stopped. Refused, OSError."""
+    tables = asyncio.run(_read(pin_dir / LAYOUT_VERSION))
+    folder = pin_dir / layout_v1.VERSION
+    folder.mkdir(exist_ok=True)
+    written = {
+        "lb4_backends": backends_of(tables),
+        "lb4_services": services_of(tables),
+        **{name: dict(_translated(tables[ours], to_v1)) for name, (ours, to_v1) in _ONE_BY_ONE.items()},
+    }
+    for name, entries in written.items():
+        _make(folder / name, name, entries)
+    _leave_readers(pin_dir / "links")
+    detach_link(pin_dir / "links" / "sendmsg6")  # nobody would keep what it reads
+
+
+async def _read(folder: Path) -> dict[str, dict[Any, Any]]:
+    tables = {}
+    for name, (key, value) in _TABLES.items():
+        try:
+            fd = object_get(folder / name)
+        except FileNotFoundError as e:
+            raise Refused(f"there is no map {folder / name}: no agent of this version has run here") from e
+        try:
+            tables[name] = await MapTarget(name, fd, key, value).dump()
+        finally:
+            os.close(fd)
+    return tables
+
+
+def backends_of(tables: Mapping[str, Mapping[Any, Any]]) -> Entries:
+    """lb4_backends."""
+    return {
+        number.pack(): layout_v1.BACKEND.pack(
+            backend.address[12:], _port(backend.port), backend.protocol, backend.state, backend.cluster_id
+        )
+        for number, backend in tables["lb_backends"].items()
+        if layout_v1.is_ipv4(backend.address)
+    }
+
+
+def services_of(tables: Mapping[str, Mapping[Any, Any]]) -> Entries:
+    """lb4_services: slot 0 with the number of backends, then one slot for each. Clusters that are out are left out."""
+    entries = {}
+    for key, head in tables["lb_services"].items():
+        if not layout_v1.is_ipv4(key.address):
+            continue
+        where = key.address[12:], _port(key.port)
+        ids = list(_ids(tables, head))
+        entries[layout_v1.SERVICE_KEY.pack(*where, 0, key.protocol)] = layout_v1.SERVICE.pack(0, len(ids), 0)
+        for slot, number in enumerate(ids, start=1):
+            entries[layout_v1.SERVICE_KEY.pack(*where, slot, key.protocol)] = layout_v1.SERVICE.pack(number, 0, 0)
+    return entries
+
+
+def _ids(tables: Mapping[str, Mapping[Any, Any]], head: ServiceValue) -> Iterator[int]:
+    reduced = tables["lb_clusters"][ClustersKey()].reduced
+    for index in range(head.groups):
+        block = tables["lb_groups"].get(GroupsKey(head.service_id, index // GROUPS_PER_BLOCK))
+        if block is None or reduced[(group := block.groups[index % GROUPS_PER_BLOCK]).cluster_id] == LB_FULL:
+            continue
+        for slot in range(group.slots):
+            ids = tables["lb_slots"].get(SlotsKey(head.service_id, index, slot // SLOTS_PER_BLOCK))
+            if ids is not None:
+                yield ids.backend_ids[slot % SLOTS_PER_BLOCK]
+
+
+def _translated(table: Mapping[Any, Any], to_v1: Translation) -> Iterator[tuple[bytes, bytes]]:
+    for key, value in table.items():
+        mapped = layout_v1.is_ipv4(key.address) and getattr(key, "prefix_length", 128) >= 96
+        if mapped and (not isinstance(value, ReverseValue) or layout_v1.is_ipv4(value.address)):
+            yield to_v1(key.pack(), value.pack())
+
+
+def _port(number: int) -> bytes:
+    return number.to_bytes(2, "big")
+
+
+def _make(path: Path, name: str, entries: Entries) -> None:
+    shape = layout_v1.SHAPES[name]
+    fd = map_create(MapType(shape.type), shape.key_size, shape.value_size, shape.max_entries, shape.flags)
+    try:
+        if entries:
+            done = map_update_batch(fd, b"".join(entries), b"".join(entries.values()), len(entries))
+            if done.error:
+                raise Unavailable(
+                    f"the map {name} takes {done.done} of {len(entries)} entries: {os.strerror(done.error)}"
+                )
+        with suppress(FileNotFoundError):
+            path.unlink()
+        object_pin(fd, path)
+    finally:
+        os.close(fd)
+
+
+def _leave_readers(links: Path) -> None:
+    root = cgroup2_root()
+    if root is None:
+        return
+    with ExitStack() as closing:
+        cgroup = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+        closing.callback(os.close, cgroup)
+        for program in _readers():
+            with pinned_link(links / program.name) as link:
+                if link is None:
+                    continue
+                running = program_of_id(link_info(link).program_id)
+                closing.callback(os.close, running)
+                beside = attach_beside(running, Point(cgroup, os.fstat(cgroup).st_ino, program.attach_type))
+                closing.callback(os.close, beside)
+                take_place(links / pin_name(LATE, program.name), beside)
+
+
+def _readers() -> Iterable[Any]:
+    return [program for program in SOCKET_PROGRAMS if program.reads_back]
+
+
+if __name__ == "__main__":
+    main()

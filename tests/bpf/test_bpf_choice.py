@@ -1,0 +1,233 @@
+"""Whom a service's choice falls on, by running it over seeds: shares, clusters that are out, and updates under way.
+
+The seeds are fixed, so what comes out is the same each time; the shares are those of a service with as many seeds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import struct
+import subprocess
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from agent.bpf.layouts import Reason, ServiceKey
+from agent.bpf.libbpf import Object
+from agent.bpf.loader import Datapath
+from agent.bpf.programs import program_test_run
+from agent.plan.services import ServicePlanner, ServiceTrackers
+from agent.targets import maps
+from clustermesh.address import Address, from_int, parse, to_int
+from clustermesh.mesh.resolve import Backend, Frontend, Group, ServiceEntry
+from clustermesh.model import Protocol
+from clustermesh.reconcile import Reconciler, Tracker
+
+pytestmark = pytest.mark.root
+
+CONTINUE, TRANSLATED, REJECT = 0, 1, 2
+VIP, VIP6 = parse("10.96.0.10"), parse("fd96::10")
+_SOURCES = Path(__file__).parents[2] / "bpf"
+Shares = dict[int, float]
+
+
+class Chooser:
+    """The real choice over the real maps, which a real planner fills."""
+
+    def __init__(self, datapath: Datapath, program: int) -> None:
+        self.datapath, self._program = datapath, program
+        self.trackers = ServiceTrackers(
+            Tracker("backends", maps.backends(datapath)),
+            Tracker("slots", maps.slots(datapath)),
+            Tracker("groups", maps.groups(datapath)),
+            Tracker("services", maps.services(datapath)),
+        )
+        self.planner = ServicePlanner(self.trackers)
+        self.reconciler = Reconciler(*self.trackers)
+        self.reconciler.may_delete = True
+
+    async def serve(self, *groups: Group, vip: Address = VIP) -> None:
+        self.planner.update(("n", str(vip)), [ServiceEntry(Frontend(vip, 80, Protocol.TCP), groups)])
+        await self.reconciler.flush()
+
+    def choose(self, seed: int, vip: Address = VIP) -> tuple[int, Address, int]:
+        """The verdict, and where it leads."""
+        packet = bytes(14) + ServiceKey(vip, 80, 6).pack() + struct.pack("=I", seed) + bytes(30)
+        result = program_test_run(self._program, packet)
+        address, port = struct.unpack_from("!16sH", result.data, 14)
+        return result.verdict, Address(address), port
+
+    def shares(self, seeds: int = 4000, vip: Address = VIP) -> Shares:
+        """The part of the choices each cluster has: its id is in its backends' addresses."""
+        reached = Counter(self.choose(seed * 0x9E3779B1 & 0xFFFFFFFF, vip)[:2] for seed in range(seeds))
+        assert {verdict for verdict, _ in reached} == {TRANSLATED}
+        clusters: Counter[int] = Counter()
+        for (_, address), count in reached.items():
+            clusters[to_int(address) >> 16 & 0xFFFF] += count
+        return {cluster: count / seeds for cluster, count in sorted(clusters.items())}
+
+
+@pytest.fixture(scope="session")
+def choose_object(tmp_path_factory: pytest.TempPathFactory, bpf_object: Path) -> Path:
+    made = tmp_path_factory.mktemp("choose") / "choose.bpf.o"
+    command = ["clang", "-O2", "-g", "-Wall", "-Werror", "-target", "bpf", "-mcpu=v3", f"-I{_SOURCES}"]
+    command += [
+        f"-isystem/usr/include/{platform.machine()}-linux-gnu",
+        "-c",
+        str(Path(__file__).parent / "choose.bpf.c"),
+    ]
+    subprocess.run([*command, "-o", str(made)], check=True, timeout=60)
+    return made
+
+
+@pytest.fixture
+def chooser(datapath: Datapath, choose_object: Path) -> Iterator[Chooser]:
+    with Object(choose_object) as elf:
+        for name in elf.maps:
+            elf.reuse(name, datapath.maps[name])
+        elf.load()
+        yield Chooser(datapath, elf.program_fd("choose"))
+
+
+def group(cluster: int, backends: int, weight: int | None = None) -> Group:
+    """The backends have the cluster's id in the first two bytes of their IPv4 addresses."""
+    first = to_int(parse("0.0.0.0")) + (cluster << 16)
+    made = tuple(Backend(from_int(first + n), 8080) for n in range(backends))
+    return Group(cluster, backends if weight is None else weight, made)
+
+
+def expected(weights: Mapping[int, int], factors: Mapping[int, float]) -> Shares:
+    parts = {cluster: weight * factors.get(cluster, 1.0) for cluster, weight in weights.items()}
+    return {cluster: part / sum(parts.values()) for cluster, part in parts.items() if part}
+
+
+def assert_near(found: Shares, wanted: Shares, seeds: int = 4000) -> None:
+    """Within five standard deviations, and nobody else at all."""
+    assert found.keys() <= wanted.keys()
+    for cluster, share in wanted.items():
+        assert abs(found.get(cluster, 0.0) - share) <= 5 * (share * (1 - share) / seeds) ** 0.5 + 1e-9, cluster
+
+
+async def test_what_is_no_service_goes_on_and_one_without_backends_is_refused(chooser: Chooser) -> None:
+    assert chooser.choose(1) == (CONTINUE, VIP, 80)
+    await chooser.serve()
+    assert chooser.choose(1) == (REJECT, VIP, 80)
+
+
+async def test_both_families_are_chosen_from_in_one_map(chooser: Chooser) -> None:
+    await chooser.serve(group(1, 1))
+    await chooser.serve(Group(2, 1, (Backend(parse("fd02::5"), 8080),)), vip=VIP6)
+    assert chooser.choose(7) == (TRANSLATED, parse("0.1.0.0"), 8080)
+    assert chooser.choose(7, VIP6) == (TRANSLATED, parse("fd02::5"), 8080)
+
+
+async def test_one_seed_stays_with_its_backend(chooser: Chooser) -> None:
+    await chooser.serve(group(1, 30), group(2, 20))
+    for seed in range(100):
+        assert len({chooser.choose(seed) for _ in range(3)}) == 1
+
+
+async def test_every_backend_of_a_service_has_an_equal_part(chooser: Chooser) -> None:
+    await chooser.serve(group(1, 17), group(2, 3))
+    seeds = 8000
+    reached = Counter(chooser.choose(seed)[1] for seed in range(seeds))
+    assert len(reached) == 20
+    assert min(reached.values()) > seeds / 20 - 5 * (seeds / 20) ** 0.5
+    assert max(reached.values()) < seeds / 20 + 5 * (seeds / 20) ** 0.5
+
+
+@pytest.mark.parametrize(
+    "factors",
+    [{}, {1: 0.0}, {1: 0.0, 2: 0.0}, {1: 0.5}, {1: 0.1, 2: 0.2, 3: 0.3}, {3: 0.0, 1: 0.001}, {2: 0.999}],
+    ids=str,
+)
+async def test_clusters_have_the_shares_their_weights_and_factors_give_them(
+    chooser: Chooser, factors: dict[int, float]
+) -> None:
+    weights = {1: 6, 2: 3, 3: 1}
+    await chooser.serve(*(group(cluster, weight) for cluster, weight in weights.items()))
+    await maps.set_factors(chooser.datapath, factors)
+    assert_near(chooser.shares(), expected(weights, factors))
+
+
+async def test_weights_need_not_be_the_numbers_of_backends(chooser: Chooser) -> None:
+    await chooser.serve(group(1, 1, weight=70), group(2, 50, weight=20), group(3, 2, weight=10))
+    assert_near(chooser.shares(), {1: 0.7, 2: 0.2, 3: 0.1})
+
+
+async def test_a_service_of_every_cluster_there_can_be(chooser: Chooser) -> None:
+    groups = [group(cluster, 1 + cluster % 3) for cluster in range(1, 512)]
+    weights = {each.cluster_id: each.weight for each in groups}
+    await chooser.serve(*groups)
+    assert len(chooser.shares()) > 500
+    await maps.set_factors(
+        chooser.datapath, {cluster: 0.0 for cluster in range(1, 512) if cluster not in (3, 300, 511)}
+    )
+    left = {cluster: weights[cluster] for cluster in (3, 300, 511)}
+    assert_near(chooser.shares(), expected(left, {}))
+    await maps.set_factors(chooser.datapath, {cluster: 0.0 if cluster % 2 else 0.25 for cluster in range(1, 512)})
+    found = chooser.shares()
+    assert all(cluster % 2 == 0 for cluster in found)
+    low, high = (sum(share for cluster, share in found.items() if (cluster < 256) is part) for part in (True, False))
+    assert abs(low - high) < 0.06
+
+
+async def test_clusters_that_are_all_out_leave_nobody(chooser: Chooser) -> None:
+    await chooser.serve(group(1, 3), group(2, 3))
+    await maps.set_factors(chooser.datapath, {1: 0.0, 2: 0.0})
+    assert {chooser.choose(seed)[0] for seed in range(200)} == {REJECT}
+    await maps.set_factors(chooser.datapath, {1: 0.0, 2: 0.0001})
+    assert {chooser.choose(seed)[0] for seed in range(200)} == {TRANSLATED}
+
+
+async def test_a_cluster_that_is_reduced_moves_only_what_it_loses(chooser: Chooser) -> None:
+    """Datagrams of a socket stay where they are unless their cluster gives them up."""
+    await chooser.serve(group(1, 5), group(2, 5))
+    before = {seed: chooser.choose(seed)[1] for seed in range(500)}
+    await maps.set_factors(chooser.datapath, {1: 0.5})
+    after = {seed: chooser.choose(seed)[1] for seed in range(500)}
+    moved = {seed for seed in before if before[seed] != after[seed]}
+    assert 50 < len(moved) < 250
+    assert all(to_int(before[seed]) >> 16 & 0xFFFF == 1 for seed in moved)
+
+
+small = st.dictionaries(st.integers(1, 9), st.integers(1, 20), max_size=9)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=st.lists(small, min_size=2, max_size=5))
+async def test_no_lookup_meets_a_gap_while_the_kernels_maps_change(
+    chooser: Chooser, steps: Sequence[Mapping[int, int]]
+) -> None:
+    """The maps are written entry by entry, and between any two of them everybody is answered who was before."""
+    for target in (tracker.target for tracker in chooser.trackers):
+        assert isinstance(target, maps.MapTarget)
+        target.chunk = 1
+    await chooser.serve()
+    known: Mapping[int, int] = {}
+    for weights in (*steps, {}):
+        wrong: list[object] = []
+        looking = asyncio.create_task(_look(chooser, known, weights, wrong))
+        await chooser.serve(*(group(cluster, count) for cluster, count in sorted(weights.items())))
+        looking.cancel()
+        await asyncio.gather(looking, return_exceptions=True)
+        assert wrong == []
+        known = weights
+    assert chooser.datapath.counters()[Reason.PICK_RETRIED] == 0, "no slot led nowhere, even for a moment"
+
+
+async def _look(chooser: Chooser, before: Mapping[int, int], after: Mapping[int, int], wrong: list[object]) -> None:
+    seed = 0
+    while True:
+        verdict, address, _ = chooser.choose(seed * 7919)
+        if verdict != TRANSLATED and before and after:
+            wrong.append(verdict)
+        if verdict == TRANSLATED and to_int(address) >> 16 & 0xFFFF not in {*before, *after}:
+            wrong.append(address)
+        seed += 1
+        await asyncio.sleep(0)
