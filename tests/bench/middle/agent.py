@@ -100,7 +100,7 @@ class _Routes:
 
 
 class _Underlay:
-    current = Underlay(interface="bench0", mtu=1420, strict="", routers=())
+    current = Underlay(interface="bench0", mtu=1420, strict="")
 
     async def apply(self, _own: Node) -> bool:
         return False
