@@ -18,6 +18,7 @@ class AgentSink:
         self.unsaved: set[str] = set()  # clusters whose last good state on disk is old
         self.unsavable: dict[str, str] = {}  # those that could not be saved, and why
         self._state, self.propagation = state, propagation
+        state.on_verdict.append(self.unsaved.add)  # another cluster's change may have let a node of this one in
 
     def put(self, cluster: str, kind: str, name: Any, value: Any, revision: int) -> None:
         if kind == "stamps":

@@ -161,6 +161,9 @@ class Admission:
 
     def _object(self, holder: Holder, wanted: Wanted) -> _Objection | None:
         authority = None if holder.cluster == self._own else self.authority(holder.cluster)
+        if authority is not None and len(wanted.claims) > authority.limits.node_prefixes:
+            why = f"has {len(wanted.claims)} pod CIDRs and addresses, and the limit is {authority.limits.node_prefixes}"
+            return _Objection(Refusal(Reason.LIMIT, why), _GROUND)
         for address in wanted.addresses:
             if found := self._object_to_address(holder, authority, address, wanted.prefixes):
                 return found

@@ -57,12 +57,13 @@ _KEYS: Final[Mapping[str, int]] = MappingProxyType(
 
 
 class Limits(Struct, frozen=True, kw_only=True):
-    """How much another cluster may make this one remember; beyond that its entries are refused."""
+    """How much another cluster may make this one remember; beyond that its entries are refused. `keys` is by kind."""
 
     keys: Mapping[str, int] = _KEYS
-    listing_bytes: int = 1 << 30
+    listing_bytes: int = 512 << 20
     value_bytes: int = 2 << 20  # etcd takes 1.5 MiB at most, unless it is told otherwise
     service_backends: int = 20_000
+    node_prefixes: int = 64  # pod CIDRs and addresses of one node
 
 
 class Authority(Struct, frozen=True, kw_only=True):

@@ -10,8 +10,10 @@
 Cilium's rules (pkg/clustermesh/common/config.go): a file counts as a cluster iff its bytes contain "endpoints:"; the
 file's name is the cluster's; the own name is ignored; SHA-256 decides what changed. The digest here also covers the
 credential files, so that renewed ones count as a change. Keys that Cilium does not know are ignored by it, so what
-this project remembers of a peer stands in the same file: clustermesh-id, clustermesh-context, and in
-clustermesh-allow-prefixes where its pods may be beside the private ranges.
+this project remembers of a peer stands in the same file: clustermesh-id, clustermesh-context, in
+clustermesh-allow-prefixes where its pods may be beside the private ranges, and in clustermesh-limits how much it may
+make this cluster remember, where that differs from the usual (nodes, identities, endpoints, services, listing-bytes,
+value-bytes, service-backends, node-prefixes).
 """
 
 from __future__ import annotations
@@ -25,10 +27,11 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from msgspec import Struct
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from clustermesh.address import Prefix, parse_prefix, prefix_text
 from clustermesh.errors import ClusterMeshError, Invalid, Unavailable
+from clustermesh.mesh.authority import Limits
 from clustermesh.model import check_cluster_id, check_cluster_name
 from clustermesh.store import endpoint as etcd_endpoint
 from clustermesh.yaml_file import dump_yaml, mapping, number, parse_yaml, read_bytes, shown, text
@@ -39,6 +42,7 @@ _ALIASES: Final = "cilium-host-aliases"
 _ID: Final = "clustermesh-id"
 _CONTEXT: Final = "clustermesh-context"
 _ALLOWED: Final = "clustermesh-allow-prefixes"
+_LIMITS: Final = "clustermesh-limits"
 
 
 class PeerFile(Struct, frozen=True, kw_only=True):
@@ -46,7 +50,7 @@ class PeerFile(Struct, frozen=True, kw_only=True):
 
     `ca`, `cert`, `key` are None only where every endpoint is http://. `host_aliases` maps a host name to its addresses.
     `digest` changes when the file or one of the credentials does. `cluster_id` and `context` are what `connect` noted,
-    `allowed` are prefixes that the operator named for its pods.
+    `allowed` are prefixes that the operator named for its pods, `limits` what an operator may have changed.
     """
 
     name: str
@@ -59,6 +63,7 @@ class PeerFile(Struct, frozen=True, kw_only=True):
     cluster_id: int | None = None
     context: Path | None = None
     allowed: tuple[Prefix, ...] = ()
+    limits: Limits = Limits()
 
     @property
     def credentials(self) -> tuple[Path, ...]:
@@ -145,6 +150,7 @@ def parse_peer(name: str, data: bytes, directory: Path) -> PeerFile:
         cluster_id=None if cluster_id is None else check_cluster_id(number(cluster_id, _ID), 511),
         context=None if context is None else Path(text(context, _CONTEXT)),
         allowed=_prefixes(document.get(_ALLOWED)),
+        limits=_limits(document.get(_LIMITS)),
     )
 
 
@@ -162,7 +168,26 @@ def encode_peer(peer: PeerFile) -> bytes:
         document[_CONTEXT] = str(peer.context)
     if peer.allowed:
         document[_ALLOWED] = [prefix_text(prefix) for prefix in peer.allowed]
+    if changed := {name: most for name, most in _spelled(peer.limits).items() if most != _spelled(Limits())[name]}:
+        document[_LIMITS] = changed
     return dump_yaml(document)
+
+
+def _limits(value: object) -> Limits:
+    """Those that are named; the others are the usual ones."""
+    named, usual = {} if value is None else mapping(value, _LIMITS), _spelled(Limits())
+    for name, most in named.items():
+        if name not in usual or number(most, f"{_LIMITS}.{shown(name)}") < 1:
+            raise Invalid(f"{_LIMITS}.{shown(name)}", shown(most), f"must be one or more of {', '.join(usual)}")
+    kept = usual | named
+    rest = {name.replace("-", "_"): kept[name] for name in kept.keys() - Limits().keys.keys()}
+    return Limits(keys={kind: kept[kind] for kind in Limits().keys}, **rest)
+
+
+def _spelled(limits: Limits) -> dict[str, Any]:
+    """As the file has them."""
+    fields = asdict(limits)
+    return {**fields.pop("keys"), **{name.replace("_", "-"): most for name, most in fields.items()}}
 
 
 def _prefixes(value: object) -> tuple[Prefix, ...]:

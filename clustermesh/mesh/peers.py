@@ -137,7 +137,7 @@ class Peers:
         """Say what a cluster may say, before it says anything."""
         if config.id <= self._own.max_clusters:
             cluster = Cluster(name=file.name, id=config.id, max_clusters=self._own.max_clusters)
-            self._authorize(Authority.of(cluster, file.allowed))
+            self._authorize(Authority.of(cluster, file.allowed, file.limits))
 
     async def _start(self, tasks: asyncio.TaskGroup, file: PeerFile) -> None:
         previous = self.readers.get(file.name)
@@ -150,7 +150,7 @@ class Peers:
             lambda: self._clients.client(file),
             self._tables,
             self.admit,
-            Terms(max_clusters=self._own.max_clusters),
+            Terms(max_clusters=self._own.max_clusters, limits=file.limits),
             pace=self._pace,
         )
         if previous is not None and previous.config is not None:

@@ -69,6 +69,7 @@ class MeshState:
         self.views: dict[str, View] = {}
         self.withheld: set[str] = set()  # clusters whose services are known and not used yet
         self.on_dirty: list[Callable[[], None]] = []
+        self.on_verdict: list[Callable[[str], None]] = []  # told of each cluster of whose nodes something was decided
         self._rulings: dict[str, _Rulings] = {}
         self._order: list[str] = []  # the own cluster first
         self._holders: dict[ServiceName, tuple[str, ...]] = {}  # the clusters that have a service of that name
@@ -303,6 +304,8 @@ class MeshState:
             if rulings := self._rulings.get(holder.cluster):
                 rulings.refusals.set("nodes", holder.node, refusal)
             self._dirty_nodes.add((holder.cluster, holder.node))
+            for callback in self.on_verdict:
+                callback(holder.cluster)
             for prefix in moved:
                 for cluster in {holder.cluster, self.own}:
                     self._moved(cluster, prefix)

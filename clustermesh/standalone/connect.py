@@ -29,6 +29,7 @@ from certs.names import remote
 from certs.pair import certificate_file, key_file, load_pair, remove_pair, write_pair
 from clustermesh.address import Prefix
 from clustermesh.errors import ClusterMeshError, Refused, Unavailable
+from clustermesh.mesh.authority import Limits
 from clustermesh.mesh.peer_files import PeerFile, encode_peer, read_peers
 from clustermesh.standalone.compatible import check_authority, check_newcomer, check_pair, known_clusters
 from clustermesh.standalone.context import Context, load, locked
@@ -55,6 +56,7 @@ class _Link(Struct, frozen=True):
     reader: Context
     owner: Context
     allowed: tuple[Prefix, ...]
+    limits: Limits
 
 
 def connect(
@@ -76,8 +78,8 @@ def connect(
             found = read_peers(reader.peers, reader.name)
             outcome.warnings.extend(f"{reader.peers}: {p}" for p in found.problems if p.name != owner.name)
             check_newcomer(reader, owner, known_clusters(found.peers))
-            named = found.peers[owner.name].allowed if owner.name in found.peers else ()
-            links.append(_Link(reader, owner, tuple(dict.fromkeys((*named, *allowed)))))
+            before = found.peers.get(owner.name) or PeerFile(name=owner.name, endpoints=())
+            links.append(_Link(reader, owner, tuple(dict.fromkeys((*before.allowed, *allowed))), before.limits))
             check_authority(reader, owner, links[-1].allowed, found.peers)
         authorities = [_prepare(link, now) for link in links]
         for link, authority in zip(links, authorities, strict=True):
@@ -183,6 +185,7 @@ def _establish(link: _Link, authority: Pair, now: datetime, done: list[str]) -> 
         cluster_id=owner.id,
         context=owner.path,
         allowed=link.allowed,
+        limits=link.limits,
     )
     if _write_changed(reader.peers / owner.name, encode_peer(peer)):
         done.append(f"{reader.name} reads {owner.name} at {owner.endpoint}")

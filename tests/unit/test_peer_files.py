@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from clustermesh.address import parse_prefix
 from clustermesh.errors import Unavailable
+from clustermesh.mesh.authority import Limits
 from clustermesh.mesh.peer_files import MARK, PeerFile, encode_peer, parse_peer, read_peers
 
 # What Cilium's chart writes, with the paths of its container.
@@ -65,6 +66,22 @@ def test_prefixes_that_the_operator_allows_are_kept(folder: Path) -> None:
 def test_prefixes_that_are_none_are_said_by_place_and_rule(folder: Path, written: str, said: str) -> None:
     (folder / "east").write_text(CILIUM.format(d=folder) + f"clustermesh-allow-prefixes: {written}\n")
     assert said in _only_problem(folder)
+
+
+def test_limits_that_the_operator_changed_are_kept_and_the_others_are_the_usual_ones(folder: Path) -> None:
+    (folder / "east").write_text(CILIUM.format(d=folder) + "clustermesh-limits: {nodes: 7, value-bytes: 9}\n")
+    limits = read_peers(folder, "own").peers["east"].limits
+    assert (limits.keys["nodes"], limits.value_bytes) == (7, 9)
+    assert (limits.keys["services"], limits.service_backends) == (Limits().keys["services"], Limits().service_backends)
+    peer = PeerFile(name="east", endpoints=("http://192.0.2.1:2379",), limits=limits)
+    assert parse_peer("east", encode_peer(peer), folder) == peer
+    assert "clustermesh-limits:\n  nodes: 7\n  value-bytes: 9\n" in encode_peer(peer).decode()
+
+
+@pytest.mark.parametrize("written", ["7", "{pods: 7}", "{nodes: 0}", "{nodes: -1}", "{nodes: many}", "{1: 1}"])
+def test_a_limit_that_is_none_is_said(folder: Path, written: str) -> None:
+    (folder / "east").write_text(CILIUM.format(d=folder) + f"clustermesh-limits: {written}\n")
+    assert "clustermesh-limits" in _only_problem(folder)
 
 
 def test_only_files_that_contain_the_mark_count(folder: Path) -> None:

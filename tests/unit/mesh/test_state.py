@@ -324,6 +324,21 @@ def test_a_peer_fills_no_table_beyond_its_limit() -> None:
     assert not why(state, "beta", "tables", "endpoints")
 
 
+def test_a_peers_node_with_more_prefixes_than_the_limit_is_refused() -> None:
+    state = mesh(node("beta", "b1", " ".join(f"10.2.{n}.0/24" for n in range(64)), "192.0.2.2"))
+    assert why(state, "beta", "nodes", "b1") == "has 65 pod CIDRs and addresses, and the limit is 64"
+    state.authorize(Authority(name="beta", limits=Limits(node_prefixes=65)))
+    assert admitted(state) == [("beta", "b1")]
+
+
+def test_who_keeps_a_cluster_is_told_when_another_lets_a_node_of_it_in() -> None:
+    state = mesh(node("beta", "b1", "10.2.0.0/24", "192.0.2.2"), node("gamma", "g1", "10.2.0.0/24", "192.0.2.3"))
+    told = list[str]()
+    state.on_verdict.append(told.append)
+    state.remove("beta", "nodes", "b1")
+    assert told == ["beta", "gamma"]
+
+
 def test_refusals_are_counted_by_reason_and_named() -> None:
     state = mesh(node("evil", "e1", "8.8.8.0/24", "192.0.2.3"))
     state.put("evil", "endpoints", parse("8.8.8.8"), pod("8.8.8.8"))
