@@ -70,7 +70,6 @@ def decode(data: bytes) -> Endpoint:
     """Raises DecodeError."""
     wire = _DECODER.decode(data)
     ip = parse(wire.ip)
-    ports = wire.named_ports or ()
     return Endpoint(
         ip=ip,
         identity=wire.identity,
@@ -81,8 +80,12 @@ def decode(data: bytes) -> Endpoint:
         namespace=intern(wire.namespace or ""),
         pod_name=wire.pod_name or "",
         service_account=wire.service_account or "",
-        named_ports=tuple(NamedPort(name=p.name, port=p.port, protocol=read_protocol(p.protocol)) for p in ports),
+        named_ports=tuple(map(_read_port, wire.named_ports)) if wire.named_ports else (),
     )
+
+
+def _read_port(wire: _NamedPort) -> NamedPort:
+    return NamedPort(name=wire.name, port=wire.port, protocol=read_protocol(wire.protocol))
 
 
 def place_of(endpoint: Endpoint) -> Address | Prefix:
