@@ -23,7 +23,6 @@ def be_frugal() -> None:
 
 def keep_what_is_there() -> None:
     """What was made at the start stays: looking for garbage in it, again and again, would hold everything up."""
-    gc.collect()
     gc.freeze()
 
 

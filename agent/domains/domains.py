@@ -36,7 +36,7 @@ from clustermesh.mesh.state import MeshState
 from clustermesh.reconcile import Tracker
 
 SYNC_TIMEOUT: Final = 60.0  # seconds (clustermesh-sync-timeout)
-_LOOK: Final = 0.02  # seconds between looks at the readers' sessions, until the first lists are in
+_LOOK: Final = 0.005  # seconds between looks at the readers' sessions, until the first lists are in
 
 _log = logging.getLogger(__name__)
 

@@ -49,9 +49,12 @@ class Services(Domain[tuple[str, str]]):
         local = self._state.views[self._state.own].local_services.get(item)
         self.planner.update(item, [] if local is None else resolve(local, self._state.remote_services(item)))
 
-    async def prepare(self) -> None:
+    def is_to_wait_for(self) -> list[Domain[Any]]:
         """Whoever was waited for in vain is not waited for again before it has begun something else."""
-        busy = [each for each in self._before if not each.idle.is_set() and self._in_vain.get(each.name) != each.begun]
+        return [each for each in self._before if not each.idle.is_set() and self._in_vain.get(each.name) != each.begun]
+
+    async def prepare(self) -> None:
+        busy = self.is_to_wait_for()
         if not busy or all(reconciler.settled for reconciler in self.reconcilers):
             return
         try:

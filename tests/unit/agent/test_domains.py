@@ -429,3 +429,28 @@ async def test_what_etcd_says_of_the_pod_before_is_not_believed_of_the_one_that_
     bed.domains.attached_pods.attached(pod)
     await bed.step()
     assert list(bed.tables["ipcache"].held.values()) == [IpcacheValue(INIT)]
+
+
+async def test_a_service_waits_for_the_way_to_its_backends_and_for_one_that_hangs_only_once(bed: Bed) -> None:
+    bed.add_node("alpha", 1)
+    bed.add_web("10.1.1.5")
+    running = await bed.running()
+    await until(lambda: bed.domains.ready_at)
+    order: list[str] = []
+    bed.domains.tunnels.on_step = lambda: order.append("tunnels")
+    bed.domains.services.on_step = lambda: order.append("services") if bed.served() == ["5", "6"] else None
+    bed.add_node("beta", 2)
+    bed.add_web("10.1.1.5", "10.1.1.6")
+    await until(lambda: "services" in order)
+    assert order[0] == "tunnels"
+    bed.device.hang()
+    bed.add_node("beta", 3)
+    await until(lambda: bed.device.hanging)
+    waits = 0
+    for number in range(7, 12):
+        bed.add_web("10.1.1.5", f"10.1.1.{number}")
+        waits += bed.domains.tunnels in bed.domains.services.is_to_wait_for()
+        await until(lambda number=number: bed.served() == sorted(["5", str(number)]))
+    assert waits == 1
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
