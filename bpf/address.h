@@ -2,8 +2,6 @@
 #ifndef CLUSTERMESH_ADDRESS_H
 #define CLUSTERMESH_ADDRESS_H
 
-#include <stdbool.h>
-
 #include "layouts.h"
 #ifndef CLUSTERMESH_BCC
 #include <bpf/bpf_endian.h>

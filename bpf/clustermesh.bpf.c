@@ -4,7 +4,7 @@
 #include "strict.h"
 
 /* No helper used here is reserved for GPL programs. */
-char _license[] SEC("license") = "Apache-2.0";
+DECLARE_LICENSE("Apache-2.0");
 
 SEC("cgroup/connect4")
 int connect4(struct bpf_sock_addr *ctx)

@@ -189,7 +189,7 @@ enum reason {
 	REASONS,
 };
 
-#ifdef __bpf__
+#if defined(__bpf__) || defined(CLUSTERMESH_BCC)
 #include "maps.h"
 
 /* Which service is called at this address, port and protocol? */
@@ -220,5 +220,5 @@ DECLARE_MAP(ipcache_cidr, BPF_MAP_TYPE_LPM_TRIE, struct ipcache_cidr_key, struct
 /* How often did this happen? */
 DECLARE_MAP(metrics, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, __u64, REASONS, 0);
 
-#endif /* __bpf__ */
+#endif
 #endif

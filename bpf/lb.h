@@ -9,8 +9,6 @@
 #ifndef CLUSTERMESH_LB_H
 #define CLUSTERMESH_LB_H
 
-#include <stdbool.h>
-
 #include "report.h"
 
 #define LB_MAX_BLOCKS 64 /* of groups: every cluster there can be */

@@ -9,6 +9,7 @@
 #ifdef CLUSTERMESH_BCC
 
 #define SEC(name)
+#define DECLARE_LICENSE(name) /* BCC is told by its caller */
 #define DECLARE_MAP(name, map_type, key_type, value_type, size, flags)
 #define MAP(name) ((void *)bpf_pseudo_fd(1, name##_fd))
 /* As -Dhas_set_retval_value=1. */
@@ -16,6 +17,7 @@
 
 #else
 
+#include <stdbool.h>
 #include <bpf/bpf_helpers.h>
 
 #define DECLARE_MAP(name, map_type, key_type, value_type, size, flags)                                                 \
@@ -27,6 +29,7 @@
 		__type(value, value_type);                                                                             \
 	} name SEC(".maps")
 #define MAP(name) (&name)
+#define DECLARE_LICENSE(name) char _license[] SEC("license") = name
 /* Set before the programs are loaded. A constant and no map: the verifier leaves out what a false one guards, so that a
  * helper this kernel does not have may be named. */
 #define CONSTANT(type, name, value) const volatile type name = value

@@ -23,12 +23,14 @@ static __always_inline struct lb_reverse_key reverse_key(struct bpf_sock_addr *c
 	};
 }
 
-/* Read before written: a socket sending to one service again and again must not pay for an update each time. */
-static __always_inline void remember(struct bpf_sock_addr *ctx, const struct peer *service, const struct peer *backend)
+/* Sending is `repeated`, and read before written: a socket that asks one service again and again must not pay for an
+ * update each time. */
+static __always_inline void remember(struct bpf_sock_addr *ctx, const struct peer *service, const struct peer *backend,
+				     bool repeated)
 {
 	struct lb_reverse_key key = reverse_key(ctx, backend);
 	struct lb_reverse value = { .address = service->address, .port = service->port };
-	struct lb_reverse *known = bpf_map_lookup_elem(MAP(lb_reverse_sk), &key);
+	struct lb_reverse *known = repeated ? bpf_map_lookup_elem(MAP(lb_reverse_sk), &key) : NULL;
 
 	if (known && known->port == value.port && is_same_address(&known->address, &value.address))
 		return;
@@ -46,14 +48,14 @@ static __always_inline enum verdict refuse(struct bpf_sock_addr *ctx)
 }
 
 /* Turns a service's address in `to` into a backend's. */
-static __always_inline enum verdict forward(struct bpf_sock_addr *ctx, struct peer *to, __u32 seed)
+static __always_inline enum verdict forward(struct bpf_sock_addr *ctx, struct peer *to, __u32 seed, bool repeated)
 {
 	struct lb_service_key key = { .address = to->address, .port = to->port, .protocol = ctx->protocol };
 	struct peer service = *to;
 	enum verdict verdict = lb_translate(ctx, &key, seed, to);
 
 	if (verdict == TRANSLATED)
-		remember(ctx, &service, to);
+		remember(ctx, &service, to, repeated);
 	return verdict == REJECT ? refuse(ctx) : verdict;
 }
 
@@ -70,7 +72,7 @@ static __always_inline void forget(struct bpf_sock_addr *ctx, const struct peer 
 /* forward() for a socket that connects. */
 static __always_inline enum verdict forward_connect(struct bpf_sock_addr *ctx, struct peer *to)
 {
-	enum verdict verdict = forward(ctx, to, bpf_get_prandom_u32());
+	enum verdict verdict = forward(ctx, to, bpf_get_prandom_u32(), false);
 
 	if (verdict == TRANSLATED)
 		report(ctx, REASON_CONNECT);
@@ -92,7 +94,7 @@ static __always_inline __u32 datagram_seed(struct bpf_sock_addr *ctx, const stru
 /* forward() for one datagram. */
 static __always_inline enum verdict forward_datagram(struct bpf_sock_addr *ctx, struct peer *to)
 {
-	enum verdict verdict = forward(ctx, to, datagram_seed(ctx, to));
+	enum verdict verdict = forward(ctx, to, datagram_seed(ctx, to), true);
 
 	if (verdict == TRANSLATED)
 		report(ctx, REASON_DATAGRAM);

@@ -129,7 +129,10 @@ class Tracker(Generic[K, V]):
     def set(self, key: K, value: V) -> None:
         held = self.actual.get(key)
         self.desired[key] = held if held is not None and held == value else value  # equal values are one object
-        self._mark(key)
+        if held is None and key not in self._dirty and not self.problems:
+            self._dirty[key] = None  # what is new, at a third of the cost
+        else:
+            self._mark(key)
 
     def remove(self, key: K) -> None:
         if self.desired.pop(key, None) is not None:
@@ -272,6 +275,9 @@ class Tracker(Generic[K, V]):
 
     def _settle(self, entries: Mapping[K, V | None], failed: Mapping[K, str]) -> None:
         now = self._clock()
+        if not (failed or self.problems or self._unsure or self._touched is not None):
+            self._settle_all(entries)
+            return
         for key, value in entries.items():
             if key not in failed:
                 self.observe(key, value)
@@ -283,6 +289,18 @@ class Tracker(Generic[K, V]):
         self.failures += len(failed)
         # Where something succeeds, room was made, or the target is back: a little more of the rest may succeed, too.
         self._retries.hurry(2 * (len(entries) - len(failed)), now)
+
+    def _settle_all(self, entries: Mapping[K, V | None]) -> None:
+        """Where all is well: what `observe` would do for each."""
+        for key, value in entries.items():
+            if value is None:
+                self.actual.pop(key, None)
+            else:
+                self.actual[key] = value
+            if self.desired.get(key) == value:
+                self._dirty.pop(key, None)
+            else:  # wanted otherwise since the call began
+                self._dirty[key] = None
 
     def _is_what_was_tried(self, key: K, value: V | None) -> bool:
         return self.desired.get(key) == value

@@ -36,6 +36,7 @@ K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 Name = tuple[str, str]
 _MOST: Final = 0xFFFFFFFF
+_ACTIVE: Final = BackendState.ACTIVE
 
 
 class ServiceTrackers(NamedTuple):
@@ -47,13 +48,9 @@ class ServiceTrackers(NamedTuple):
     services: Tracker[ServiceKey, ServiceValue]
 
 
-class _Where(NamedTuple):
-    """What tells one backend from another in the map: of two clusters with one address, each has its own."""
-
-    address: Address
-    port: int
-    protocol: int
-    cluster_id: int
+_Where = tuple[Address, int, int, int]
+"""What tells one backend from another in the map: address, port, protocol and the cluster's id, since of two clusters
+with one address each has its own. There are many, and a plain tuple is a fifth of the cost of a named one."""
 
 
 class ServicePlanner:
@@ -73,7 +70,7 @@ class ServicePlanner:
         """Take over the numbers the kernel holds (the trackers must have been audited)."""
         held = self._trackers
         for number, entry in held.backends.actual.items():
-            self._numbers[_Where(entry.address, entry.port, entry.protocol, entry.cluster_id)] = number.id
+            self._numbers[entry.address, entry.port, entry.protocol, entry.cluster_id] = number.id
         self._ids = {key: value.service_id for key, value in held.services.actual.items()}
         used = {*self._ids.values(), *(key.service_id for key in held.slots.actual)}
         self._next_backend = max(self._numbers.values(), default=0) % _MOST + 1
@@ -168,21 +165,25 @@ class ServicePlanner:
     def _service_id(self, key: ServiceKey) -> int:
         number = self._ids.get(key)
         if number is None:
-            number = self._ids[key] = self._unused(self._next_service, GroupsKey, self._trackers.groups)
+            number = self._ids[key] = _unused(self._next_service, GroupsKey, self._trackers.groups).service_id
             self._next_service = number % _MOST + 1
         return number
 
     def _acquire(self, where: _Where) -> int:
-        number = self._numbers.get(where)
-        if number is None:
-            number = self._numbers[where] = self._unused(self._next_backend, BackendKey, self._trackers.backends)
-            self._next_backend = number % _MOST + 1
         users = self._users.get(where, 0)
-        if not users:
-            entry = BackendValue(where.address, where.port, where.protocol, cluster_id=where.cluster_id)
-            self._trackers.backends.set(BackendKey(number), entry)
         self._users[where] = users + 1
-        return number
+        number = self._numbers.get(where)
+        if users:
+            assert number is not None
+            return number
+        backends = self._trackers.backends
+        key = _unused(self._next_backend, BackendKey, backends) if number is None else BackendKey(number)
+        if number is None:
+            self._numbers[where] = key.id
+            self._next_backend = key.id % _MOST + 1
+        address, port, protocol, cluster_id = where
+        backends.set(key, BackendValue(address, port, protocol, 0, cluster_id))
+        return key.id
 
     def _release(self, where: _Where) -> None:
         self._users[where] -= 1
@@ -190,23 +191,24 @@ class ServicePlanner:
             del self._users[where]
             self._trackers.backends.remove(BackendKey(self._numbers.pop(where)))
 
-    @staticmethod
-    def _unused(number: int, key: Callable[[int], K], tracker: Tracker[K, Any]) -> int:
-        """The first number from `number` on under which there is no entry, nor will be."""
-        while key(number) in tracker.desired or key(number) in tracker.actual:
-            number = number % _MOST + 1
-        return number
+
+def _unused(number: int, key: Callable[[int], K], tracker: Tracker[K, Any]) -> K:
+    """The first key from `number` on that is not in use; what else the kernel holds there goes, or is overwritten."""
+    while (found := key(number)) in tracker.desired:
+        number = number % _MOST + 1
+    return found
 
 
-def _active(group: Group) -> list[Backend]:
-    return [backend for backend in group.backends if backend.state is BackendState.ACTIVE]
+def _active(group: Group) -> Sequence[Backend]:
+    return [backend for backend in group.backends if backend.state is _ACTIVE]
 
 
 def _wheres(entry: ServiceEntry) -> Iterator[list[_Where]]:
     """The backends of each group that new connections may be given."""
     protocol = PROTOCOL_NUMBERS[entry.frontend.protocol]
     for group in entry.groups:
-        yield [_Where(b.address, b.port, protocol, group.cluster_id) for b in _active(group)]
+        cluster = group.cluster_id
+        yield [(address, port, protocol, cluster) for address, port, state, _ in group.backends if state is _ACTIVE]
 
 
 def _head(number: int, entry: ServiceEntry) -> ServiceValue:

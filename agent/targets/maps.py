@@ -110,20 +110,24 @@ class MapTarget(Generic[K, V]):
         """Write `entries`; ApplyError says which were not written and why, all others are."""
         failed: dict[Hashable, str] = {}
         for chunk in _chunks(entries.items(), self.chunk):
-            self._update(list(self._packed(chunk, failed)), failed)
+            try:
+                self._update(chunk, failed)
+            except (struct.error, OverflowError):
+                self._update([entry for entry in chunk if self._fits(*entry, failed)], failed)
             await asyncio.sleep(0)
         _raise_failed(failed)
 
-    def _packed(self, entries: Sequence[tuple[K, V]], failed: dict[Hashable, str]) -> Iterator[tuple[K, bytes, bytes]]:
-        for key, value in entries:
-            try:
-                yield key, key.pack(), value.pack()
-            except (struct.error, OverflowError) as e:
-                failed[key] = f"does not fit the map {self.name}: {e}"
+    def _fits(self, key: K, value: V, failed: dict[Hashable, str]) -> bool:
+        try:
+            key.pack(), value.pack()
+        except (struct.error, OverflowError) as e:
+            failed[key] = f"does not fit the map {self.name}: {e}"
+        return key not in failed
 
-    def _update(self, entries: Sequence[tuple[K, bytes, bytes]], failed: dict[Hashable, str]) -> None:
+    def _update(self, entries: Sequence[tuple[K, V]], failed: dict[Hashable, str]) -> None:
+        """struct.error or OverflowError, before anything is written, where one of them does not fit."""
         key_size, value_size = self._sizes
-        keys, values = b"".join(key for _, key, _ in entries), b"".join(value for _, _, value in entries)
+        keys, values = b"".join([key.pack() for key, _ in entries]), b"".join([value.pack() for _, value in entries])
         done = 0
         while done < len(entries):
             rest = keys[done * key_size :], values[done * value_size :]

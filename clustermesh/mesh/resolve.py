@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import Final, NamedTuple
 
-from clustermesh.address import Address, is_ipv4
+from clustermesh.address import V4, Address, is_ipv4
 from clustermesh.model import Affinity, LocalService, Port, Protocol, Service
 
 
@@ -89,6 +89,7 @@ class ServiceEntry(NamedTuple):
     algorithm: Algorithm = Algorithm.RANDOM
 
 
+_V4: Final = V4.address[: V4.length // 8]
 _PORTS: Final = frozenset({Protocol.TCP, Protocol.UDP, Protocol.SCTP})  # what a frontend can be called over
 
 
@@ -135,5 +136,5 @@ def _backends(
     return [
         Backend(address, port.port)
         for address, ports in backends.items()
-        if (port := ports.get(name)) is not None and port.protocol is protocol and is_ipv4(address) is ipv4
+        if (port := ports.get(name)) is not None and port.protocol is protocol and address.startswith(_V4) is ipv4
     ]

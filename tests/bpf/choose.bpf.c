@@ -5,7 +5,7 @@
 
 #include "lb.h"
 
-char _license[] SEC("license") = "Apache-2.0";
+DECLARE_LICENSE("Apache-2.0");
 
 struct question {
 	struct lb_service_key key;

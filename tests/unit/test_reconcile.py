@@ -496,3 +496,35 @@ async def test_what_is_written_while_pages_are_read_is_no_drift(
     await reconciler.flush()
     assert target.held == tracker.desired
     assert await tracker.audit() == 0
+
+
+class Meanwhile(FakeTarget):
+    """While a call runs, somebody wants something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tracker = make_tracker(self)
+
+    async def upsert(self, entries: Mapping[int, int]) -> None:
+        self.tracker.remove(1)
+        self.tracker.set(2, 20)
+        await super().upsert(entries)
+
+    async def delete(self, keys: Collection[int]) -> None:
+        self.tracker.set(3, 30)
+        await super().delete(keys)
+
+
+async def test_what_is_wanted_while_a_call_runs_is_applied_by_the_next() -> None:
+    target = Meanwhile()
+    tracker, reconciler = target.tracker, Reconciler(target.tracker)
+    reconciler.may_delete = True
+    for key in (1, 2, 3):
+        tracker.set(key, key)
+    await tracker.upsert_pending()
+    assert target.held == {1: 1, 2: 2, 3: 3}
+    tracker.remove(3)
+    for _ in range(2):
+        await reconciler.flush()
+    assert target.held == {2: 20, 3: 30}
+    assert tracker.settled
