@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 import urllib.error
 import urllib.request
@@ -14,6 +13,8 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
+
+from ports import free_port
 
 from certs.folder import initialise, load_authority
 from certs.issue import issue
@@ -230,9 +231,3 @@ status: {{phase: Running, podIP: 10.1.0.{number}, conditions: [{{type: Ready, st
         for number, name in enumerate(names, start=10)
     ]
     return "---\n".join([node, *documents])
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

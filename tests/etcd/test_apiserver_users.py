@@ -12,7 +12,7 @@ from apiserver_bed import PATIENCE, Bed, manifests
 from clustermesh.errors import ClusterMeshError, Refused
 from clustermesh.standalone.users_file import add_user, remove_user
 from clustermesh.store.client import EtcdClient
-from clustermesh.wire import keys
+from clustermesh.wire import api_server_report, keys
 
 OWN = ("root", "admin-alpha", "local-alpha", "remote")
 CART = keys.service_key("alpha", "shop", "cart")
@@ -97,6 +97,17 @@ async def test_a_user_nobody_listed_is_removed_but_not_while_the_file_is_broken(
         await until_let_in(peer, inside=True)
     bed.context.users_file.write_text(good.replace("beta", "gamma"))
     await bed.until_users(*OWN, "remote-gamma")
+
+
+async def test_what_is_not_acted_on_is_in_etcd_for_whoever_asks_for_the_status(bed: Bed) -> None:
+    async def told(found: bool) -> str:
+        keys_now = await bed.until(lambda now: (keys.API_SERVER in now) is found)
+        return "; ".join(api_server_report.decode(keys_now[keys.API_SERVER].value)) if found else ""
+
+    add_user(bed.context.users_file, "remote-evil", "root")
+    assert "users.yaml" in await told(True)
+    remove_user(bed.context.users_file, "remote-evil")
+    await told(False)
 
 
 async def test_the_file_makes_nobody_more_than_a_reader(bed: Bed) -> None:

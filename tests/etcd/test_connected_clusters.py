@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from conftest import free_port
+from ports import free_port
 
 from clustermesh.errors import ClusterMeshError, Refused
 from clustermesh.mesh.peer_files import PeerFile, read_peers

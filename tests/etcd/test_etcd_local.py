@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import free_port
 from pki import Authority
+from ports import free_port
 
 from clustermesh.errors import Refused, Unavailable
 from clustermesh.store.client import EtcdClient

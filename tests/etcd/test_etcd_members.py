@@ -6,8 +6,8 @@ import signal
 from collections.abc import Callable
 
 import pytest
-from conftest import free_port
 from mirror import Mirror, answering, content
+from ports import free_port
 
 from clustermesh.errors import Unavailable
 from clustermesh.store.client import EtcdClient

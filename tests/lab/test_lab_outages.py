@@ -169,6 +169,53 @@ async def test_a_wireguard_device_that_hangs_is_red_wherever_one_asks(pair: Lab)
     await until(lambda: _is_green(pair, "alpha-control"), "status is green again", seconds=90)
 
 
+async def test_a_state_that_cannot_be_saved_is_red_and_nothing_is_lost(pair: Lab) -> None:
+    """As on a full disk: where the last good states are kept there is no room for one more byte."""
+    folder, files = "/var/lib/clustermesh/clusters", {"one-more.yaml": _SERVICE}
+    await pair.run("alpha-1", "mount", "-t", "tmpfs", "-o", "size=4k,nr_inodes=2", "full", folder)
+    await pair.run("alpha-1", "sh", "-c", f"head -c 4096 /dev/zero > {folder}/filler || true")
+    try:
+        async with no_request_fails(pair):
+            pair.apply("alpha", files)
+            await until(lambda: _status_says(pair, "alpha-control", "is not saved"), "status is red", seconds=60)
+    finally:
+        await pair.run("alpha-1", "umount", "-l", folder)
+    await until(lambda: _is_green(pair, "alpha-control"), "status is green again", seconds=60)
+    pair.delete("alpha", *files)
+
+
+_SERVICE: dict[str, Any] = {
+    "apiVersion": "v1",
+    "kind": "Service",
+    "metadata": {"name": "one-more", "namespace": "default"},
+    "spec": {"clusterIP": "10.97.0.77", "ports": [{"port": 80}]},
+}
+
+
+async def test_a_node_that_overlaps_anothers_is_red_on_both_sides_and_the_first_one_stays(pair: Lab) -> None:
+    node = {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": "greedy"},
+        "spec": {"podCIDR": "10.2.1.0/24"},
+        "status": {"addresses": [{"type": "InternalIP", "address": "172.20.1.77"}]},
+    }
+    async with no_request_fails(pair):
+        pair.apply("alpha", {"greedy.yaml": node})
+        try:
+            for where in ("alpha-1", "beta-1"):
+                await until(lambda w=where: _status_says(pair, w, "nodes/greedy"), f"{where} says it", seconds=60)
+                with pytest.raises(Refused):
+                    await pair.run(where, "clustermesh", "status")
+                listed = await pair.run(where, "clustermesh", "node", "refused")
+                assert "nodes/greedy" in listed
+                assert "10.2.1.0/24" in listed
+        finally:
+            pair.delete("alpha", "greedy.yaml")
+        for where in ("alpha-1", "beta-1"):
+            await until(lambda w=where: _is_green(pair, w), f"{where} is green again", seconds=60)
+
+
 async def _is_green(lab: Lab, where: str) -> bool:
     try:
         await lab.run(where, "clustermesh", "status")
