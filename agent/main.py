@@ -56,7 +56,7 @@ from clustermesh.store.tls import Tls
 _log = logging.getLogger(__name__)
 # Entries by the hundred thousand come at the start and stay: to walk over them again and again holds up everything else
 # for half a second each time.
-GC_THRESHOLDS = (50_000, 20, 100)
+GC_THRESHOLDS = (5_000, 5, 10_000)
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from clustermesh.errors import ClusterMeshError, Invalid, first_of
 from clustermesh.mesh.authority import Limits
-from clustermesh.mesh.brain import ReaderBrain
+from clustermesh.mesh.brain import Phase, ReaderBrain
 from clustermesh.mesh.messages import (
     Accept,
     Again,
@@ -206,7 +206,8 @@ class ClusterReader:
             return
         objection = ""
         try:
-            if config is not None and config != self.config:
+            accepted = self.brain.phase is Phase.READING and config == self.config  # in this attempt
+            if config is not None and not accepted:
                 self._admit(self.name, config)
         except Invalid as e:
             objection = str(e)

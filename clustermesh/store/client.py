@@ -40,7 +40,7 @@ __all__ = [
     "Tls",
 ]
 
-PAGE: Final = 200  # keys of a list that is taken in while it comes: some 2 ms of work, and not much to hold
+PAGE: Final = 400  # keys of a list that is taken in while it comes: some 3 ms of work, and not much to hold
 _PAGE_PATIENCE: Final = 4  # a page is much more to send than a key: so many times the timeout
 _AUTH_PAUSES: Final = (0.01, 0.05, 0.2)  # seconds before a call that met a change of users is made again
 

@@ -18,7 +18,7 @@ from clustermesh.mesh.tables import peer_tables
 from clustermesh.model import ClusterConfig, Service
 from clustermesh.store.follow import Changed, Deleted, Interrupted, Listed, Put
 from clustermesh.store.operations import KeyValue
-from clustermesh.wire import keys, service
+from clustermesh.wire import cluster_config, keys, service
 
 CONFIG = ClusterConfig(id=2, synced_canaries=True)
 SERVICES = keys.state_prefix("services", "beta")
@@ -160,3 +160,24 @@ async def test_a_bug_that_one_cluster_finds_is_an_error_of_that_cluster(
     assert "reading it failed" in caplog.text
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+class OneKey:
+    """An etcd client that knows the configuration and nothing else."""
+
+    async def get(self, _key: bytes) -> KeyValue:
+        return KeyValue(b"", cluster_config.encode(CONFIG))
+
+
+async def test_each_attempt_judges_the_configuration_also_one_that_was_restored_and_then_only_another(
+    sink: Sink,
+) -> None:
+    judged: list[str] = []
+    reader = ClusterReader("beta", sink, lambda: None, peer_tables, lambda name, _c: judged.append(name))  # type: ignore[arg-type,return-value]
+    reader.restored(CONFIG)
+    reader._hear(Connected())
+    (first,) = [event async for event in reader._ask(OneKey())]  # type: ignore[arg-type]
+    assert judged == ["beta"]
+    reader._hear(first)
+    assert [event async for event in reader._ask(OneKey())] == [first]  # type: ignore[arg-type]
+    assert judged == ["beta"]
