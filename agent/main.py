@@ -40,7 +40,6 @@ from agent.wireguard.device import open_device
 from clustermesh.errors import ClusterMeshError, Refused, first_of
 from clustermesh.health import serve_health
 from clustermesh.mesh import last_good
-from clustermesh.mesh.authority import Authority
 from clustermesh.mesh.messages import Terms
 from clustermesh.mesh.peer_files import PeerFile, read_peers
 from clustermesh.mesh.peers import Peers, restore
@@ -125,14 +124,13 @@ async def _work(options: Options, context: Context, etcd: EtcdClient, node: This
         Terms(max_clusters=context.cluster.max_clusters),
     )
     around = Surroundings(
-        context.name, context.endpoint, lambda: read_peers(context.peers, context.name).peers, options.device
+        context.name,
+        context.endpoint,
+        lambda: dict(peers.files) if peers.synced_once else read_peers(context.peers, context.name).peers,
+        options.device,
     )
-
-    def authorize(authority: Authority) -> None:
-        state.authorize(authority)
-        around.look_again()  # its etcd is a lifeline, too
-
-    peers = Peers(context.peers, context.cluster, sink, _connect_peer, peer_tables, options.last_good, authorize)
+    peers = Peers(context.peers, context.cluster, sink, _connect_peer, peer_tables, options.last_good, state.authorize)
+    peers.on_files = around.look_again  # the etcds they name are lifelines, too
     domains = Domains(options, state, propagation, node, open_targets(node.datapath, node.device, node.public_key))
     pods = Pods(options, domains.tunnels, domains.attached_pods)
     status = Status(options, state, domains, own, peers, sink, pods)

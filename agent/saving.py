@@ -30,10 +30,12 @@ async def keep_saved(folder: Path, sink: AgentSink, state: MeshState, own: Clust
 
 
 async def save(folder: Path, sink: AgentSink, name: str, reader: ClusterReader | None, state: MeshState) -> None:
+    if reader is None or reader.session.state in (State.REMOVED, State.EVICTED):  # nothing of it is to be kept
+        sink.unsaved.discard(name)
+        sink.unsavable.pop(name, None)
     if reader is None or reader.session.state is State.REMOVED:
-        sink.unsaved.discard(name)
-    elif reader.session.state is State.EVICTED:
-        sink.unsaved.discard(name)
+        return
+    if reader.session.state is State.EVICTED:
         await asyncio.to_thread(last_good.forget, folder, name)  # or the next agent would begin with it
     elif reader.session.complete and reader.config is not None and name in state.views:
         sink.unsaved.discard(name)

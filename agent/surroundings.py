@@ -14,13 +14,14 @@ import os
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from agent import netlink
 from clustermesh.address import Address, Prefix, contains, is_ipv4, masked, parse, parse_prefix, single
-from clustermesh.errors import ClusterMeshError, Invalid
+from clustermesh.errors import Invalid
 from clustermesh.mesh.authority import Ground, Place
 from clustermesh.mesh.peer_files import PeerFile
 from clustermesh.store import endpoint as etcd_endpoint
@@ -29,6 +30,7 @@ _log = logging.getLogger(__name__)
 _PERIOD: Final = 30.0  # seconds between looks where nothing was heard
 _PAUSE: Final = 1.0  # between looks where much is heard: this agent's own routes are heard, too
 _RESOLVING: Final = 2.0  # the start of an agent waits for it
+_RESOLVERS: Final = 8  # threads: a name server that is dead holds each of them for many seconds
 _GROUPS: Final = 0x10 | 0x40 | 0x100 | 0x400  # RTMGRP_{IPV4,IPV6}_{IFADDR,ROUTE}, linux/rtnetlink.h
 _LINK_LOCAL: Final = (parse_prefix("169.254.0.0/16"), parse_prefix("fe80::/10"))
 
@@ -58,6 +60,7 @@ class Surroundings:
         self._own, self._endpoint, self._peers, self._device = own, endpoint, peers, device
         self._again = asyncio.Event()
         self._known: dict[str, Sequence[Place]] = {}  # what was read last, for when it cannot be read
+        self._threads = ThreadPoolExecutor(_RESOLVERS, "resolver")  # of their own: nobody else's work waits behind them
         self._resolved: dict[str, frozenset[Address]] = {}
 
     async def read(self) -> Ground:
@@ -65,7 +68,8 @@ class Surroundings:
         places = [
             *await self._or_as_it_was("this machine's addresses", self._read_local),
             *await self._or_as_it_was("the resolvers", _read_resolvers),
-            *await self._or_as_it_was("the connected clusters", self._read_etcds),
+            *await self._or_as_it_was("the own etcd", self._read_own_etcd),
+            *await self._or_as_it_was("the connected clusters", self._read_etcds_of_peers),
             *api_server_places(os.environ),
         ]
         return Ground(places)
@@ -101,8 +105,8 @@ class Surroundings:
     async def _or_as_it_was(self, what: str, read: Callable[[], Awaitable[Sequence[Place]]]) -> Sequence[Place]:
         try:
             self._known[what] = await read()
-        except (ClusterMeshError, OSError) as e:
-            _log.warning("%s cannot be read: %s", what, e)
+        except Exception as e:  # whatever a peer's file or the kernel brings: the rest of the ground stands
+            _log.warning("%s cannot be read: %r", what, e)
         return self._known.get(what, ())
 
     async def _read_local(self) -> list[Place]:
@@ -113,11 +117,19 @@ class Surroundings:
         networks = [network for message in messages if (network := _network(message, names)) is not None]
         return local_places([each for each in networks if each.device != self._device], gateways)
 
-    async def _read_etcds(self) -> list[Place]:
-        asked: list[tuple[str, str, tuple[str, ...]]] = [(self._own, etcd_endpoint.parse(self._endpoint).host, ())]
-        for name, file in (await asyncio.to_thread(self._peers)).items():
-            hosts = [etcd_endpoint.parse(endpoint).host for endpoint in file.endpoints]
-            asked += [(name, host, file.host_aliases.get(host.lower(), ())) for host in hosts]
+    async def _read_own_etcd(self) -> list[Place]:
+        return await self._resolve_all([(self._own, etcd_endpoint.parse(self._endpoint).host, ())])
+
+    async def _read_etcds_of_peers(self) -> list[Place]:
+        return await self._resolve_all(
+            [
+                (name, host, file.host_aliases.get(host.lower(), ()))
+                for name, file in (await asyncio.to_thread(self._peers)).items()
+                for host in (etcd_endpoint.parse(endpoint).host for endpoint in file.endpoints)
+            ]
+        )
+
+    async def _resolve_all(self, asked: Sequence[tuple[str, str, Iterable[str]]]) -> list[Place]:
         found = await asyncio.gather(*(self._resolve(host, aliases) for _, host, aliases in asked))
         return [
             Place(single(address), f"the etcd of {name}", lifeline=True, cluster=name)
@@ -131,9 +143,9 @@ class Surroundings:
             return found
         try:
             async with asyncio.timeout(_RESOLVING):
-                answers = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+                answers = await asyncio.get_running_loop().run_in_executor(self._threads, _look_up, host)
             self._resolved[host] = frozenset(_parsed(str(answer[4][0]) for answer in answers))
-        except OSError as e:
+        except (OSError, UnicodeError) as e:
             _log.debug("%s cannot be resolved: %s", host, e)
         return self._resolved.get(host, frozenset())
 
@@ -180,6 +192,10 @@ def api_server_places(environment: Mapping[str, str]) -> list[Place]:
     """Where Kubernetes tells its pods that its API server is."""
     named = _parsed([environment.get("KUBERNETES_SERVICE_HOST", "")])
     return [Place(single(address), "the Kubernetes API server") for address in named]
+
+
+def _look_up(host: str) -> list[Any]:
+    return socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
 
 
 async def _read_resolvers() -> list[Place]:

@@ -67,7 +67,7 @@ class RouteTarget:
             for key in sorted(self._kinds.keys() & set(keys), key=lambda key: key.metric):
                 request = _request(key, self._protocol, self._kinds[key])
                 await netlink.ignore_gone(ip.route("del", scope=_SCOPE_ANY, **request))
-                del self._kinds[key]
+                self._kinds.pop(key, None)  # a dump meanwhile may have found it gone
 
 
 class _Batch:

@@ -59,7 +59,8 @@ class Peers:
         self._folder, self._own, self._sink, self._keep = folder, own, sink, keep
         self._clients, self._tables, self._authorize = SharedClients(connect), tables, authorize
         self._pace, self._marks = Pace(), FileMarks()
-        self._files: dict[str, PeerFile] = {}
+        self.files: dict[str, PeerFile] = {}  # as they were read last
+        self.on_files: Callable[[], None] = lambda: None  # called when they are others
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._leaving: dict[str, float] = {}  # disconnected clusters, and when they are to be forgotten
 
@@ -91,7 +92,7 @@ class Peers:
         paths = {
             self._folder,
             self._folder / _SWAPPED,
-            *(path for file in self._files.values() for path in file.credentials),
+            *(path for file in self.files.values() for path in file.credentials),
         }
         with suppress(OSError):
             paths.update(self._folder / name for name in os.listdir(self._folder))
@@ -102,12 +103,15 @@ class Peers:
         """A file that cannot be read now (`unclear`) is not a file that is gone."""
         if not self.synced_once:
             last_good.forget_others(self._keep, files.keys() | unclear | {self._own.name})
-        for name in sorted(self._files.keys() - files.keys() - unclear):
+        before = dict(self.files)
+        for name in sorted(self.files.keys() - files.keys() - unclear):
             self._leave(name)
         for name, file in sorted(files.items()):
-            if name not in self._files or file.digest != self._files[name].digest:
+            if name not in self.files or file.digest != self.files[name].digest:
                 await self._start(tasks, file)
         self.synced_once = True
+        if self.files != before:
+            self.on_files()
 
     def _forget_drained(self) -> None:
         for name in [name for name, due in self._leaving.items() if time.monotonic() >= due]:
@@ -121,7 +125,7 @@ class Peers:
         for other in self.readers.values():
             if other.name != name and other.config is not None and other.config.id == config.id:
                 raise Invalid(f"cluster id of {name}", config.id, f"is already used by cluster {other.name}")
-        for file in self._files.values():  # one that was not heard of yet keeps the id it was connected with
+        for file in self.files.values():  # one that was not heard of yet keeps the id it was connected with
             if file.name != name and file.cluster_id == config.id and self.readers[file.name].config is None:
                 raise Invalid(f"cluster id of {name}", config.id, f"is that of cluster {file.name}")
         # Cilium's own rule lets the side with 511 refuse; here both do: each numbers identities in its own way, and
@@ -130,8 +134,8 @@ class Peers:
             raise Invalid(
                 f"maxConnectedClusters of {name}", theirs, f"must be {self._own.max_clusters} as in this cluster"
             )
-        if name in self._files:
-            self._grant(self._files[name], config)
+        if name in self.files:
+            self._grant(self.files[name], config)
 
     def _grant(self, file: PeerFile, config: ClusterConfig) -> None:
         """Say what a cluster may say, before it says anything."""
@@ -141,7 +145,7 @@ class Peers:
 
     async def _start(self, tasks: asyncio.TaskGroup, file: PeerFile) -> None:
         previous = self.readers.get(file.name)
-        if file.name in self._files:
+        if file.name in self.files:
             self._stop(file.name)
         self._leaving.pop(file.name, None)
         reader = ClusterReader(
@@ -162,7 +166,7 @@ class Peers:
             reader.restored(kept.config)
         else:
             self.newcomers.add(file.name)
-        self._files[file.name] = file
+        self.files[file.name] = file
         self.readers[file.name] = reader
         self._tasks[file.name] = tasks.create_task(reader.run(), name=f"cluster {file.name}")
 
@@ -182,7 +186,7 @@ class Peers:
 
     def _stop(self, name: str) -> None:
         self._tasks.pop(name).cancel()
-        del self._files[name]
+        del self.files[name]
 
     def _report(self, problems: Sequence[PeerProblem]) -> None:
         said = [str(problem) for problem in problems]

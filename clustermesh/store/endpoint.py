@@ -34,6 +34,7 @@ def parse(url: str) -> Endpoint:
     try:
         parts = urlsplit(url)
         port = parts.port
+        (parts.hostname or "").encode("idna")  # what no resolver is asked for: empty labels, labels of over 63 bytes
     except ValueError as e:
         raise Invalid("endpoint", url, _RULE) from e
     beyond = (parts.username, parts.query, parts.fragment, parts.path.rstrip("/"))

@@ -100,6 +100,24 @@ async def test_what_cannot_be_read_is_as_it_was(monkeypatch: pytest.MonkeyPatch)
     assert (await around.read()).places == before.places
 
 
+async def test_one_cluster_that_cannot_be_looked_up_moves_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def look_up(host: str) -> list[object]:
+        raise UnicodeError(host)
+
+    monkeypatch.setattr(surroundings, "_look_up", look_up)
+    files = peers() | {"bad": PeerFile(name="bad", endpoints=("https://bad.test:2379",))}
+    ground = await Surroundings("alpha", "https://192.0.2.4:2379", lambda: files, "cm-wg0").read()
+    assert {place.cluster for place in ground.places} >= {"alpha", "beta", "gamma"}
+
+
+async def test_files_that_cannot_be_read_at_first_leave_the_own_etcd(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> dict[str, PeerFile]:
+        raise ValueError("whatever")
+
+    ground = await Surroundings("alpha", "https://192.0.2.4:2379", fail, "cm-wg0").read()
+    assert {place.cluster for place in ground.places} >= {"alpha"}
+
+
 async def test_a_cluster_that_comes_is_told_of_at_once_and_what_stays_is_not_told_again() -> None:
     files = peers()
     around = Surroundings("alpha", "https://192.0.2.4:2379", lambda: dict(files), "cm-wg0")

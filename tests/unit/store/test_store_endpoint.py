@@ -42,6 +42,8 @@ def test_an_endpoint_is_read_and_dialled(url, endpoint, target) -> None:
         "https://a:1/path",
         "https://a:1?x",
         "https://[::1",
+        "https://a..b:2379",
+        f"https://{'a' * 64}.test:2379",
     ],
 )
 def test_anything_else_is_invalid(url) -> None:
