@@ -58,8 +58,8 @@ class UdpExchange(asyncio.DatagramProtocol):
         cast(asyncio.DatagramTransport, transport).sendto(self._marker + b"\n", address)
 
     def datagram_received(self, data: bytes, addr: tuple[str | Any, int]) -> None:
-        if self.answer.done():
-            return
+        if self.answer.done() or data.split()[-1:] != [self._marker]:
+            return  # what was late for the socket that had this port before is no answer to this one
         if addr[:2] == self._server:  # of IPv6 it has four parts
             self.answer.set_result(data)
         else:

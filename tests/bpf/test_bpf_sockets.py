@@ -335,3 +335,26 @@ def test_sockets_outside_the_cgroup_are_left_alone(datapath: Datapath, cgroup: P
         Datapath.remove(datapath.pin_dir)
     finally:
         inner.rmdir()
+
+
+def test_an_answer_that_comes_too_late_is_shown_to_the_next_socket_of_the_port_as_its_senders(
+    node: Node, services: Services
+) -> None:
+    """It was no answer to that socket, which never meant the service there; its own answers are the service's."""
+    slow = node.socket(socket.AF_INET, UDP)
+    slow.bind(("127.0.0.1", 0))
+    late = BackendValue(parse("127.0.0.1"), slow.getsockname()[1], 0, BackendState.ACTIVE, 2)
+    asyncio.run(maps.backends(services.datapath).upsert({BackendKey(2): late}))
+    services.set_slots(UDP, [2])
+    first = node.socket(socket.AF_INET, UDP)
+    first.sendto(b"hello", VIP)
+    port = first.getsockname()[1]
+    _, asked_by = slow.recvfrom(100)
+    first.close()
+    (server,) = _serve(node, services, UDP, 1)
+    second = node.socket(socket.AF_INET, UDP)
+    second.bind(("", port))
+    second.sendto(b"hello", VIP)
+    assert second.recvfrom(100) == (b"%d:hello" % server.port, VIP)
+    slow.sendto(b"late", asked_by)
+    assert second.recvfrom(100) == (b"late", slow.getsockname())
