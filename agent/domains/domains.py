@@ -111,6 +111,7 @@ class Domains:
 
     async def _begin(self, own: ClusterReader) -> None:
         await _until(lambda: own.session.complete)
+        self._state.admit_peers()
         self.tunnels.look_after()  # to say that this node is unknown, also where there is nothing to do
         if self.node.datapath.has_predecessor:
             await _until(self.may_prune)

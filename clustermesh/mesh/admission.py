@@ -1,8 +1,9 @@
 """Which Nodes stand: the one place where prefixes, addresses and WireGuard keys are given to nodes. Pure.
 
 A Node is admitted with all it wants or refused with one reason. Whoever stands keeps what it has, against everyone and
-against the own cluster too. A refused Node is remembered beside what stood in its way, and decided on again when that
-is gone; so one change costs what it touches, not all there is.
+against the own cluster too, and also where it wants something else that it cannot have. A refused Node is remembered
+beside what stood in its way, and decided on again when that is gone; so one change costs what it touches, not all there
+is. No peer's node stands before the own cluster is known: the first word about our prefixes is not a peer's.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections import deque
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Final, NamedTuple
 
-from clustermesh.address import Address, Prefix, contains, prefix_text, single, text
+from clustermesh.address import Address, Prefix, masked, prefix_text, single, text
 from clustermesh.mesh.address_index import AddressBook
 from clustermesh.mesh.authority import Authority, Ground, judge_address, judge_prefix
 from clustermesh.mesh.claims import Claim, Claims, Holder
@@ -33,7 +34,8 @@ class Wanted(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """`holder` was decided on: it is refused, or it stands, or it is gone. `moved` changed hands by that."""
+    """`holder` was decided on: it is refused, or it stands, or it is gone. `moved` changed hands by that. One that is
+    refused and stood before stands as it did."""
 
     holder: Holder
     refusal: Refusal | None
@@ -49,6 +51,8 @@ class _Objection(NamedTuple):
 
 _NOTHING: Final = Wanted((), (), "")
 _GROUND: Final = object()  # the ground, or what the operator allowed
+_OWN: Final = object()  # that the own cluster is not known yet
+_NOT_YET: Final = Refusal(Reason.WAITING, "waits until this cluster's own nodes are known")
 
 
 def wanted_by(node: Node) -> Wanted:
@@ -67,12 +71,15 @@ class Admission:
         self.claims = Claims()
         self.ground = Ground()
         self.standing: dict[Holder, Wanted] = {}
-        self._own = own
+        self._own, self._own_is_known = own, False
         self._authorities: dict[str, Authority] = {}
         self._keys: dict[str, Holder] = {}
         self._refused: dict[Holder, tuple[Wanted, Hashable]] = {}  # and by what
         self._blocked: dict[Hashable, dict[Holder, None]] = {}  # the same, by what stands in the way
         self._services: AddressBook[Hashable] = AddressBook()  # cluster IPs of the own cluster
+        self._homeless: AddressBook[Holder] = (
+            AddressBook()
+        )  # addresses of refused own nodes: they are there all the same
 
     def authority(self, cluster: str) -> Authority:
         """What `cluster` may say; the least where nobody said."""
@@ -81,9 +88,17 @@ class Admission:
     def put(self, holder: Holder, node: Node | None) -> list[Verdict]:
         """`node` is what `holder` is now; None for gone."""
         wanted = None if node is None else wanted_by(node)
-        if wanted is not None and wanted in (self.standing.get(holder), self._refused.get(holder, (None,))[0]):
+        if wanted is not None and wanted == self._latest(holder):
             return []
         return self._decide({holder: wanted})
+
+    def _latest(self, holder: Holder) -> Wanted | None:
+        return self._refused[holder][0] if holder in self._refused else self.standing.get(holder)
+
+    def admit_peers(self) -> list[Verdict]:
+        """The own cluster is known. Calling it twice is calling it once."""
+        self._own_is_known = True
+        return self._retry([_OWN])
 
     def authorize(self, authority: Authority) -> list[Verdict]:
         """All nodes of a cluster are judged anew."""
@@ -91,7 +106,8 @@ class Admission:
             return []
         self._authorities[authority.name] = authority
         known = {**self.standing, **{holder: wanted for holder, (wanted, _) in self._refused.items()}}
-        return self._decide({holder: wanted for holder, wanted in known.items() if holder.cluster == authority.name})
+        asked = {holder: wanted for holder, wanted in known.items() if holder.cluster == authority.name}
+        return self._decide(asked, anew=True)
 
     def stand_on(self, ground: Ground) -> tuple[list[Verdict], set[Holder]]:
         """Decide on those the old ground refused. Those that stand keep what they have; the second result are the
@@ -118,71 +134,82 @@ class Admission:
         found = [holder for blocker in blockers for holder in self._blocked.get(blocker, ())]
         return sorted(dict.fromkeys(found), key=lambda holder: holder.cluster != self._own)
 
-    def _decide(self, asked: Mapping[Holder, Wanted | None]) -> list[Verdict]:
-        verdicts, queue = list[Verdict](), deque(asked.items())
+    def _decide(self, asked: Mapping[Holder, Wanted | None], *, anew: bool = False) -> list[Verdict]:
+        """What a node has is not judged again, unless all is judged `anew`."""
+        verdicts, queue = list[Verdict](), deque((holder, wanted, anew) for holder, wanted in asked.items())
         while queue:
-            holder, wanted = queue.popleft()
-            before = self._dismiss(holder)
-            objection = None if wanted is None else self._object(holder, wanted)
-            after = self._enter(holder, wanted, objection)
+            holder, wanted, from_nothing = queue.popleft()
+            before, left = self._dismiss(holder)
+            kept = _NOTHING if from_nothing else before
+            objection = None if wanted is None else self._object(holder, wanted, kept)
+            if wanted is None or objection is None:
+                after = wanted or _NOTHING
+            else:
+                self._refuse(holder, wanted, objection.blocker)
+                after = _NOTHING if from_nothing and self._object(holder, before, _NOTHING) else before
+            self._enter(holder, after)
             moved = frozenset({*before.claims} ^ {*after.claims})
             verdicts.append(Verdict(holder, objection and objection.refusal, moved))
-            freed = {*before.claims, before.key} - {*after.claims, after.key, ""}
-            queue.extend((other, self._refused[other][0]) for other in self._waiting_for(freed))
+            freed = {*before.claims, before.key, *left} - {*after.claims, after.key, ""}
+            queue.extend((other, self._refused[other][0], False) for other in self._waiting_for(freed))
         return verdicts
 
-    def _dismiss(self, holder: Holder) -> Wanted:
-        """What it had."""
-        _, blocker = self._refused.pop(holder, (None, None))
+    def _dismiss(self, holder: Holder) -> tuple[Wanted, tuple[Address, ...]]:
+        """What it had, and where it was though it was refused."""
+        wanted, blocker = self._refused.pop(holder, (_NOTHING, None))
         if (blocked := self._blocked.get(blocker)) is not None:
             del blocked[holder]
             if not blocked:
                 del self._blocked[blocker]
+        for address in wanted.addresses:
+            self._homeless.discard(address, holder)
         had = self.standing.pop(holder, _NOTHING)
         for prefix in had.claims:
             self.claims.withdraw(holder, prefix)
         self._keys.pop(had.key, None)
-        return had
+        return had, wanted.addresses if holder.cluster == self._own else ()
 
-    def _enter(self, holder: Holder, wanted: Wanted | None, objection: _Objection | None) -> Wanted:
-        """What it has."""
-        if wanted is None:
-            return _NOTHING
-        if objection is not None:
-            self._refused[holder] = wanted, objection.blocker
-            self._blocked.setdefault(objection.blocker, {})[holder] = None
-            return _NOTHING
+    def _refuse(self, holder: Holder, wanted: Wanted, blocker: Hashable) -> None:
+        self._refused[holder] = wanted, blocker
+        self._blocked.setdefault(blocker, {})[holder] = None
+        for address in wanted.addresses if holder.cluster == self._own else ():
+            self._homeless.add(address, holder)
+
+    def _enter(self, holder: Holder, wanted: Wanted) -> None:
+        if wanted is _NOTHING:
+            return
         self.standing[holder] = wanted
         for prefix in wanted.claims:
             self.claims.claim(holder, prefix)
         if wanted.key:
             self._keys[wanted.key] = holder
-        return wanted
 
-    def _object(self, holder: Holder, wanted: Wanted) -> _Objection | None:
+    def _object(self, holder: Holder, wanted: Wanted, kept: Wanted) -> _Objection | None:
         authority = None if holder.cluster == self._own else self.authority(holder.cluster)
+        if authority is not None and not self._own_is_known:
+            return _Objection(_NOT_YET, _OWN)
         if authority is not None and len(wanted.claims) > authority.limits.node_prefixes:
             why = f"has {len(wanted.claims)} pod CIDRs and addresses, and the limit is {authority.limits.node_prefixes}"
             return _Objection(Refusal(Reason.LIMIT, why), _GROUND)
+        if found := _object_to_itself(wanted):
+            return found
         for address in wanted.addresses:
-            if found := self._object_to_address(holder, authority, address, wanted.prefixes):
+            if address not in kept.addresses and (found := self._object_to_address(holder, authority, address)):
                 return found
         for prefix in wanted.prefixes:
-            if found := self._object_to_prefix(holder, authority, prefix):
+            if prefix not in kept.prefixes and (found := self._object_to_prefix(holder, authority, prefix)):
                 return found
         return self._object_to_key(wanted.key)
 
-    def _object_to_address(
-        self, holder: Holder, authority: Authority | None, address: Address, own_prefixes: tuple[Prefix, ...]
-    ) -> _Objection | None:
+    def _object_to_address(self, holder: Holder, authority: Authority | None, address: Address) -> _Objection | None:
         shown = f"node address {text(address)}"
-        for prefix in own_prefixes:
-            if contains(prefix, address):
-                why = f"pod CIDR {prefix_text(prefix)} holds its own {shown}, which nobody could reach any more"
-                return _Objection(Refusal(Reason.CUTS_OFF, why), _GROUND)
         if refusal := judge_address(authority, address, self.ground):
             return _Objection(refusal, _GROUND)
-        return _taken(shown, single(address), self.claims.conflict(holder, single(address)))
+        if found := _taken(shown, single(address), self.claims.conflict(holder, single(address))):
+            return found
+        if authority is None:
+            return None
+        return self._object_to_homeless(shown, single(address)) or self._object_to_service(shown, single(address))
 
     def _object_to_prefix(self, holder: Holder, authority: Authority | None, prefix: Prefix) -> _Objection | None:
         shown = f"pod CIDR {prefix_text(prefix)}"
@@ -190,11 +217,21 @@ class Admission:
             return _Objection(refusal, _GROUND)
         if found := _taken(shown, prefix, self.claims.conflict(holder, prefix)):
             return found
-        if authority is None or authority.allows(prefix):
+        if authority is None:
             return None
+        if found := self._object_to_homeless(shown, prefix):
+            return found
+        return None if authority.allows(prefix) else self._object_to_service(shown, prefix)
+
+    def _object_to_homeless(self, shown: str, prefix: Prefix) -> _Objection | None:
+        for address, holder in self._homeless.inside(prefix):
+            return _Objection(Refusal(Reason.CUTS_OFF, f"{shown} {_is_at(prefix, address)} {holder} is"), address)
+        return None
+
+    def _object_to_service(self, shown: str, prefix: Prefix) -> _Objection | None:
         for address, service in self._services.inside(prefix):
             name = "/".join(service) if isinstance(service, tuple) else service
-            why = f"{shown} holds {text(address)}, where the service {name} of this cluster is"
+            why = f"{shown} {_is_at(prefix, address)} the service {name} of this cluster is"
             return _Objection(Refusal(Reason.LOCAL, why), address)
         return None
 
@@ -212,3 +249,17 @@ def _taken(shown: str, prefix: Prefix, clash: Claim | None) -> _Objection | None
         return _Objection(Refusal(Reason.TAKEN, f"{shown} is {clash.holder}'s"), clash.prefix)
     why = f"{shown} overlaps {prefix_text(clash.prefix)} of {clash.holder}"
     return _Objection(Refusal(Reason.TAKEN, why), clash.prefix)
+
+
+def _is_at(prefix: Prefix, address: Address) -> str:
+    return "is where" if prefix == single(address) else f"holds {text(address)}, where"
+
+
+def _object_to_itself(wanted: Wanted) -> _Objection | None:
+    prefixes = {*wanted.prefixes}
+    for length in {prefix.length for prefix in prefixes}:
+        for address in wanted.addresses:
+            if (prefix := Prefix(masked(address, length), length)) in prefixes:
+                shown = f"pod CIDR {prefix_text(prefix)} holds its own node address {text(address)}"
+                return _Objection(Refusal(Reason.CUTS_OFF, f"{shown}, which nobody could reach any more"), _GROUND)
+    return None

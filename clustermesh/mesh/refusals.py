@@ -24,6 +24,7 @@ class Reason(StrEnum):
     IDENTITY = "identity"  # a number that is not the cluster's to give
     PORT = "port"  # nobody answers at port 0
     LIMIT = "limit"  # there are too many
+    WAITING = "waiting"  # the own cluster is not known yet
 
 
 class Refusal(NamedTuple):

@@ -52,6 +52,7 @@ class _Rulings:
 
     def __init__(self, view: View) -> None:
         self.refusals = Refusals()
+        self.kept: dict[str, Node] = {}  # nodes that stand as they were, since what they are now is refused
         self.trimmed: dict[ServiceName, Service] = {}  # without the backends that are not its to name
         self.endpoints = AddressIndex(view.endpoints)
         self.backends: AddressBook[ServiceName] = AddressBook()
@@ -59,6 +60,9 @@ class _Rulings:
 
 _SHOWN: Final = 5
 _FOREIGN: Final = Refusal(Reason.NOT_HELD, "is no address of a node of its cluster, nor in a pod CIDR of one")
+_NO_POD: Final = Refusal(
+    Reason.NOT_HELD, "is the address of a node: only the node itself, or what shares its network, can be there"
+)
 
 
 class MeshState:
@@ -131,6 +135,11 @@ class MeshState:
             for number in self.views[cluster].identities:
                 self._rule_identity(cluster, number)
 
+    def admit_peers(self) -> None:
+        """The own cluster's first whole list is in, or was restored: until then no peer's node stands."""
+        self._settle(self._admission.admit_peers())
+        self._wake()
+
     @property
     def ground(self) -> Ground:
         """The places that no route may cover and no peer may take."""
@@ -170,7 +179,13 @@ class MeshState:
     def good_view(self, cluster: str) -> View:
         """What is worth keeping on disk: a Node that is refused now must not stand first after a restart."""
         view, refused = self.views[cluster], self.refusals(cluster).of("nodes")
-        return replace(view, nodes={name: node for name, node in view.nodes.items() if name not in refused})
+        kept = self._rulings[cluster].kept
+        good = {
+            name: kept.get(name, node)
+            for name, node in view.nodes.items()
+            if name in kept or name not in refused or refused[name].reason is Reason.WAITING
+        }
+        return replace(view, nodes=good)
 
     def take_nodes(self) -> set[tuple[str, str]]:
         """The nodes, by (cluster, name), that changed, came, went, were admitted or refused since the last call."""
@@ -196,13 +211,13 @@ class MeshState:
         for cluster in self._order:
             for name, node in sorted(self.views[cluster].nodes.items()):
                 if Holder(cluster, name) in self._admission.standing:
-                    yield node
+                    yield self._rulings[cluster].kept.get(name, node)
 
     def node(self, cluster: str, name: str) -> Node | None:
         """The node if it stands."""
         if Holder(cluster, name) not in self._admission.standing:
             return None
-        return self.views[cluster].nodes[name]
+        return self._rulings[cluster].kept.get(name) or self.views[cluster].nodes[name]
 
     def endpoint(self, address: Address) -> Endpoint | None:
         """Who is at `address`, from the one cluster that may say so."""
@@ -245,9 +260,18 @@ class MeshState:
         for callback in self.on_dirty:
             callback()
 
-    def _node_changed(self, cluster: str, name: str, _before: Node | None, node: Node | None) -> None:
+    def _node_changed(self, cluster: str, name: str, before: Node | None, node: Node | None) -> None:
         self._dirty_nodes.add((cluster, name))
+        if before is not None:
+            self._rulings[cluster].kept.setdefault(name, before)
         self._settle(self._admission.put(Holder(cluster, name), node))
+        self._forget_kept(cluster, name)
+
+    def _forget_kept(self, cluster: str, name: str) -> None:
+        """What stood before a change counts only as long as the change is refused."""
+        rulings = self._rulings[cluster]
+        if Holder(cluster, name) not in self._admission.standing or name not in rulings.refusals.of("nodes"):
+            rulings.kept.pop(name, None)
 
     def _identity_changed(self, cluster: str, number: int, _before: Any, value: Identity | None) -> None:
         if value is None:
@@ -303,6 +327,7 @@ class MeshState:
         for holder, refusal, moved in verdicts:
             if rulings := self._rulings.get(holder.cluster):
                 rulings.refusals.set("nodes", holder.node, refusal)
+                self._forget_kept(*holder)
             self._dirty_nodes.add((holder.cluster, holder.node))
             for callback in self.on_verdict:
                 callback(holder.cluster)
@@ -334,8 +359,12 @@ class MeshState:
             return Refusal(Reason.TAKEN, f"is at an address of {holder}")
         if holder is None or holder.cluster != cluster:
             return _FOREIGN
-        identity = self.views[cluster].endpoints[address].identity
-        return None if identity == REMOTE_NODE else self._judge_identity(cluster, identity)
+        endpoint = self.views[cluster].endpoints[address]
+        if endpoint.identity == REMOTE_NODE:
+            return None
+        if endpoint.host_ip != address and address in self._admission.standing[holder].addresses:
+            return _NO_POD
+        return self._judge_identity(cluster, endpoint.identity)
 
     def _rule_identity(self, cluster: str, number: int) -> None:
         self._rulings[cluster].refusals.set("identities", number, self._judge_identity(cluster, number))

@@ -45,6 +45,7 @@ class StateSink:
 
     def __init__(self) -> None:
         self.state = MeshState("alpha")
+        self.state.admit_peers()
 
     def put(self, cluster: str, kind: str, name: Any, value: Any, revision: int) -> None:
         if kind != "stamps":

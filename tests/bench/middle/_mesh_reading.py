@@ -63,6 +63,7 @@ class Reading:
 
     def __init__(self, folder: Path, keep: Path, own: Cluster) -> None:
         self.state = MeshState(own.name)
+        self.state.admit_peers()
         sink = AgentSink(self.state, Propagation())
         self.peers = Peers(folder, own, sink, _connect, peer_tables, keep, self.state.authorize)
         self.addresses = Addresses(self.state, cast(Targets, SimpleNamespace(ipcache=_target())), AttachedPods())

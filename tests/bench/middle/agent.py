@@ -121,6 +121,7 @@ class _Bench:
 
     def __init__(self, datapath: Datapath) -> None:
         self.state, self.device = MeshState("alpha"), _Device()
+        self.state.admit_peers()
         self.sink = AgentSink(self.state, Propagation())
         node: Any = ThisNode(_Detached(datapath), self.device, _Underlay(), _key(0))  # type: ignore[arg-type]
         real = open_targets(datapath, self.device, _key(0))  # type: ignore[arg-type]

@@ -139,6 +139,7 @@ class Bed:
         self.tables = {name: FakeTable(name, self.journal) for name in names}
         self.options = Options(context=Path("/nowhere"), node=NODE)
         self.state, self.propagation = MeshState("alpha"), Propagation()
+        self.state.admit_peers()
         self.sink = AgentSink(self.state, self.propagation)
         self.device = MortalDevice()
         self.underlay = FakeUnderlay(self.device)

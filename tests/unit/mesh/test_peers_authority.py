@@ -62,6 +62,7 @@ def folder(tmp_path: Path) -> Path:
 
 async def test_what_is_restored_is_judged_by_the_file_and_again_when_the_file_changes(folder: Path) -> None:
     state = Sink("alpha")
+    state.admit_peers()
     own, keep = Cluster(name="alpha", id=1), folder.parent / "kept"
     write(folder, "203.0.113.0/24")
     peers = Peers(folder, own, state, lambda _file: NoEtcd(), peer_tables, keep, state.authorize)  # type: ignore[arg-type,return-value]

@@ -15,6 +15,7 @@ from clustermesh.mesh.authority import Authority, Ground, Limits, Place
 from clustermesh.mesh.refusals import Reason
 from clustermesh.mesh.state import MeshState
 from clustermesh.model import Cluster, Endpoint, LocalService, Node, NodeAddress, Port, Protocol, Service
+from clustermesh.wire.numbering import REMOTE_NODE
 
 
 def node(cluster: str, name: str, cidr: str, ip: str, key: str = "") -> Node:
@@ -44,8 +45,15 @@ def pod(ip: str, identity: int = 131080) -> Endpoint:
     return Endpoint(ip=parse(ip), identity=identity)
 
 
-def mesh(*nodes: Node) -> MeshState:
+def opened() -> MeshState:
+    """Nothing is known of the own cluster, and that is all there is to know of it."""
     state = MeshState("own")
+    state.admit_peers()
+    return state
+
+
+def mesh(*nodes: Node) -> MeshState:
+    state = opened()
     for each in nodes:
         state.put(each.cluster, "nodes", each.name, each)
     return state
@@ -168,7 +176,7 @@ class TestGround:
     docker = Place(parse_prefix("10.2.0.0/16"), "on docker0")
 
     def test_no_node_of_any_cluster_has_pods_around_an_etcd(self) -> None:
-        state = MeshState("own")
+        state = opened()
         state.stand_on(Ground([self.etcd]))
         for cluster in ("own", "beta"):
             state.put(cluster, "nodes", "n", node(cluster, "n", "10.2.0.0/24", "192.0.2.2"))
@@ -186,7 +194,7 @@ class TestGround:
         assert state.ground.cut_off_by(parse_prefix("10.3.0.0/24")) is None
 
     def test_no_peer_has_pods_where_an_own_service_is(self) -> None:
-        state = MeshState("own")
+        state = opened()
         state.put("own", "local_services", ("n", "s"), LocalService(service=service("own", frontend="10.2.0.1")))
         state.put("beta", "nodes", "b1", node("beta", "b1", "10.2.0.0/24", "192.0.2.2"))
         assert "holds 10.2.0.1, where the service n/s of this cluster is" in why(state, "beta", "nodes", "b1")
@@ -197,9 +205,22 @@ class TestGround:
 class TestEndpoints:
     def test_one_in_a_pod_cidr_or_at_a_node_address_of_its_cluster_is_used(self) -> None:
         state = with_beta()
-        for ip in ("10.2.0.7", "192.0.2.2"):
-            state.put("beta", "endpoints", parse(ip), pod(ip))
-            assert state.endpoint(parse(ip)) == pod(ip)
+        for there in (
+            pod("10.2.0.7"),
+            pod("192.0.2.2", REMOTE_NODE),
+            replace(pod("192.0.2.2"), host_ip=parse("192.0.2.2")),
+        ):
+            state.put("beta", "endpoints", there.ip, there)
+            assert state.endpoint(there.ip) == there
+
+    @pytest.mark.parametrize("host", [None, "192.0.2.2"])
+    def test_no_pod_of_its_own_is_at_the_address_of_a_node(self, host: str | None) -> None:
+        """A node may be at any public address: a pod there would be one that strict mode expects in the tunnel."""
+        state = mesh(node("beta", "b1", "10.2.0.0/24", "140.82.112.3"))
+        there = replace(pod("140.82.112.3"), host_ip=host and parse(host))
+        state.put("beta", "endpoints", there.ip, there)
+        assert state.endpoint(there.ip) is None
+        assert reason(state, "beta", "endpoints", there.ip) is Reason.NOT_HELD
 
     @pytest.mark.parametrize("ip", ["10.1.0.7", "192.0.2.1", "8.8.8.8", "127.0.0.1", "fd00::7", "2001:db8::1"])
     def test_one_anywhere_else_is_refused(self, ip: str) -> None:
@@ -211,7 +232,7 @@ class TestEndpoints:
         assert state.endpoint(parse(ip)) == pod(ip, 65600)
 
     def test_one_that_comes_before_its_node_waits_for_it(self) -> None:
-        state = MeshState("own")
+        state = opened()
         for ip in ("10.2.0.7", "fd00:2::7"):
             state.put("beta", "endpoints", parse(ip), pod(ip))
             assert state.endpoint(parse(ip)) is None
@@ -250,7 +271,7 @@ class TestEndpoints:
         assert state.endpoint(parse("10.2.0.7")) is None
 
     def test_a_node_that_moves_makes_only_what_is_at_its_addresses_dirty(self) -> None:
-        state = MeshState("own")
+        state = opened()
         for ip in ("10.2.1.7", "10.2.2.7", "192.0.2.2", "10.2.3.7", "fd00::7"):
             state.put("beta", "endpoints", parse(ip), pod(ip))
         cidr = parse_prefix("10.2.0.0/16")
@@ -287,17 +308,27 @@ class TestBackends:
         assert reason(state, "beta", "services", ("n", "s")) is Reason.PORT
 
     def test_those_of_a_refused_node_are_not_used_while_it_is_refused(self) -> None:
-        state = with_beta()
+        state = mesh(node("own", "o1", "10.1.0.0/24", "192.0.2.1"), node("beta", "b1", "10.1.0.0/16", "192.0.2.2"))
         state.put("beta", "services", ("n", "s"), service("beta", "10.2.0.1", "192.0.2.2"))
-        assert len(backends(state)) == 2
-        state.put("beta", "nodes", "b1", node("beta", "b1", "10.1.0.0/16", "192.0.2.2"))
-        assert state.take_services() == {("n", "s")}
         assert backends(state) == set()
         state.put("beta", "nodes", "b1", node("beta", "b1", "10.2.0.0/24", "192.0.2.2"))
+        assert state.take_services() == {("n", "s")}
         assert len(backends(state)) == 2
 
+    def test_those_of_a_node_stay_where_something_else_that_it_wants_is_refused(self) -> None:
+        state = with_beta()
+        state.put("beta", "services", ("n", "s"), service("beta", "10.2.0.1"))
+        wider = node("beta", "b1", "10.2.0.0/24 10.1.0.0/16", "192.0.2.2")
+        state.put("beta", "nodes", "b1", wider)
+        assert backends(state) == {parse("10.2.0.1")}
+        assert reason(state, "beta", "nodes", "b1") is Reason.TAKEN
+        assert state.node("beta", "b1") == node("beta", "b1", "10.2.0.0/24", "192.0.2.2")
+        assert state.good_view("beta").nodes["b1"] == state.node("beta", "b1")
+        state.remove("own", "nodes", "o1")
+        assert state.node("beta", "b1") == wider
+
     def test_the_own_clusters_may_be_anywhere(self) -> None:
-        state = MeshState("own")
+        state = opened()
         mine = LocalService(service=service("own", "8.8.8.8"))
         state.put("own", "local_services", ("n", "s"), mine)
         assert state.views["own"].local_services["n", "s"] == mine
@@ -312,7 +343,7 @@ class TestBackends:
 
 
 def test_a_peer_fills_no_table_beyond_its_limit() -> None:
-    state = MeshState("own")
+    state = opened()
     state.authorize(Authority(name="beta", limits=Limits(keys={"endpoints": 2})))
     for number in range(5):
         state.put("beta", "endpoints", parse(f"10.2.0.{number}"), pod(f"10.2.0.{number}"))
@@ -351,7 +382,7 @@ def test_refusals_are_counted_by_reason_and_named() -> None:
 
 
 def test_dirty_names_what_changed_and_nothing_when_nothing_did() -> None:
-    state = MeshState("own")
+    state = opened()
     state.put("beta", "services", ("n", "s"), service("beta", "10.2.0.1"))
     assert state.take_services() == {("n", "s")}
     assert not state.take_nodes()
@@ -362,7 +393,7 @@ def test_dirty_names_what_changed_and_nothing_when_nothing_did() -> None:
 
 
 def test_who_waits_for_changes_hears_of_each_that_is_one() -> None:
-    state, heard = MeshState("own"), list[str]()
+    state, heard = opened(), list[str]()
     state.on_dirty.append(lambda: heard.append("dirty"))
     state.put("beta", "nodes", "b1", node("beta", "b1", "10.2.0.0/24", "192.0.2.2"))
     assert heard == ["dirty"]
@@ -472,7 +503,7 @@ def _endpoint(state: MeshState, address: Address) -> Endpoint | None:
 
 @given(st.lists(_steps, max_size=25))
 def test_whatever_happens_what_is_used_is_what_looking_at_everything_finds(script: list[Any]) -> None:
-    state = MeshState("own")
+    state = opened()
     addresses = [parse(ip) for ip in ("10.1.1.7", "10.1.2.7", "10.2.0.7", "192.0.2.1", "fd00:1::7", "8.8.8.8")]
     known: dict[Address, Endpoint | None] = dict.fromkeys(addresses)
     served: list[Service] = []
@@ -496,7 +527,7 @@ def test_whatever_happens_what_is_used_is_what_looking_at_everything_finds(scrip
 
 @given(st.lists(_mostly_nodes, max_size=25))
 def test_whatever_happens_nodes_that_stand_are_apart_and_who_stood_stands(script: list[Any]) -> None:
-    state = MeshState("own")
+    state = opened()
     stood: dict[tuple[str, str], Node] = {}
     for step in script:
         _do(state, *step)
@@ -509,7 +540,8 @@ def test_whatever_happens_nodes_that_stand_are_apart_and_who_stood_stands(script
                 assert not first.wireguard_public_key or first.wireguard_public_key != second.wireguard_public_key
         for cluster, view in state.views.items():
             for name in view.nodes:
-                assert ((cluster, name) in standing) != (name in state.refusals(cluster).of("nodes"))
+                refused = name in state.refusals(cluster).of("nodes")
+                assert refused == (standing.get((cluster, name)) != view.nodes[name])
         changed = step[:1] if step[1] in ("drain", "allowed") else (step[0], step[2]) if step[1] == "nodes" else ("",)
         for holder, before in stood.items():
             assert holder[: len(changed)] == changed or standing.get(holder) == before, "who stood first, stands"
@@ -520,7 +552,7 @@ def test_whatever_happens_nodes_that_stand_are_apart_and_who_stood_stands(script
 @given(st.lists(_mostly_nodes, min_size=5, max_size=25))
 def test_a_refused_node_would_be_refused_if_it_came_now(script: list[Any]) -> None:
     """Whatever stood in its way, its being gone is noticed."""
-    state = MeshState("own")
+    state = opened()
     for step in script:
         _do(state, *step)
     for cluster, view in list(state.views.items()):
@@ -533,7 +565,7 @@ def test_a_refused_node_would_be_refused_if_it_came_now(script: list[Any]) -> No
 
 @given(st.lists(_node_steps, max_size=25))
 def test_who_stands_stands_after_a_restart_though_the_own_cluster_is_restored_first(script: list[Any]) -> None:
-    before, after = MeshState("own"), MeshState("own")
+    before, after = opened(), opened()
     for step in script:
         _do(before, *step)
     for state in (before.good_view(cluster) for cluster in ("own", *sorted(before.views.keys() - {"own"}))):
@@ -547,7 +579,7 @@ def test_who_stands_stands_after_a_restart_though_the_own_cluster_is_restored_fi
 
 @given(st.lists(_steps, max_size=25))
 def test_a_drained_mesh_holds_nothing(script: list[Any]) -> None:
-    state = MeshState("own")
+    state = opened()
     for step in script:
         _do(state, *step)
     for cluster in list(state.views):

@@ -1,0 +1,151 @@
+"""Which Nodes stand: what one Node can do to the agent, to others and to itself."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clustermesh.address import Prefix, contains, masked, nth, parse, parse_prefix, single
+from clustermesh.mesh.admission import Admission, Verdict
+from clustermesh.mesh.authority import Authority, Ground, Limits, Place
+from clustermesh.mesh.claims import Holder
+from clustermesh.mesh.refusals import Reason
+from clustermesh.model import Node, NodeAddress
+
+OWN, PEER, EVIL = Holder("own", "o1"), Holder("beta", "b1"), Holder("evil", "e1")
+
+
+def node(cidrs: str, *ips: str, key: str = "") -> Node:
+    return Node(
+        cluster="",
+        cluster_id=1,
+        name="",
+        addresses=tuple(NodeAddress(type="InternalIP", ip=parse(ip)) for ip in ips),
+        pod_cidrs=tuple(map(parse_prefix, cidrs.split())),
+        wireguard_public_key=key,
+    )
+
+
+def opened() -> Admission:
+    admission = Admission("own")
+    admission.admit_peers()
+    return admission
+
+
+def prefixes(admission: Admission, holder: Holder) -> set[Prefix]:
+    return set(admission.standing[holder].prefixes) if holder in admission.standing else set()
+
+
+def reasons(verdicts: list[Verdict]) -> list[Reason | None]:
+    return [verdict.refusal and verdict.refusal.reason for verdict in verdicts]
+
+
+class TestSize:
+    def test_a_peers_node_with_thousands_of_addresses_and_cidrs_is_refused_before_they_are_compared(self) -> None:
+        first = parse("10.64.0.0")
+        around = Prefix(first, 108)
+        node = Node(
+            cluster="evil",
+            cluster_id=1,
+            name="e1",
+            addresses=tuple(NodeAddress(type="InternalIP", ip=nth(around, 2 * n)) for n in range(8_000)),
+            pod_cidrs=tuple(single(nth(around, 2 * n + 1)) for n in range(8_000)),
+        )
+        admission = opened()
+        assert reasons(admission.put(EVIL, node)) == [Reason.LIMIT]
+        allowing = Authority(name="evil", limits=Limits(node_prefixes=16_000))
+        assert reasons(admission.authorize(allowing)) == [None], "and with a limit that lets it in it costs its length"
+
+    @given(st.lists(st.integers(0, 255), max_size=4), st.lists(st.tuples(st.integers(0, 255), st.integers(120, 128))))
+    def test_a_node_inside_its_own_cidr_is_found_as_by_comparing_each_with_each(
+        self, ends: list[int], blocks: list[tuple[int, int]]
+    ) -> None:
+        addresses = [parse(f"10.0.0.{end}") for end in ends]
+        cidrs = [Prefix(masked(parse(f"10.0.0.{end}"), length), length) for end, length in blocks]
+        wanted = Node(
+            cluster="own",
+            cluster_id=1,
+            name="o1",
+            addresses=tuple(NodeAddress(type="InternalIP", ip=ip) for ip in addresses),
+            pod_cidrs=tuple(cidrs),
+        )
+        inside = any(contains(cidr, ip) for cidr in cidrs for ip in addresses)
+        assert reasons(Admission("own").put(OWN, wanted)) == [Reason.CUTS_OFF if inside else None]
+
+
+class TestTheOwnClusterFirst:
+    def test_no_peers_node_stands_before_the_own_cluster_is_known(self) -> None:
+        admission = Admission("own")
+        assert reasons(admission.put(EVIL, node("10.1.0.0/24", "192.0.2.9"))) == [Reason.WAITING]
+        assert reasons(admission.put(PEER, node("10.2.0.0/24", "192.0.2.2"))) == [Reason.WAITING]
+        assert reasons(admission.put(OWN, node("10.1.0.0/24", "192.0.2.1"))) == [None]
+        admission.admit_peers()
+        assert admission.standing.keys() == {OWN, PEER}
+        assert admission.admit_peers() == []
+
+    @pytest.mark.parametrize("cidr", ["192.168.7.0/24", "192.168.7.1/32"])
+    def test_a_refused_own_node_is_still_where_it_is(self, cidr: str) -> None:
+        admission = opened()
+        admission.authorize(Authority(name="evil", allowed=(parse_prefix("192.168.0.0/16"),)))
+        admission.put(PEER, node("10.1.0.0/16", "192.0.2.2"))
+        assert reasons(admission.put(OWN, node("10.1.0.0/24", "192.168.7.1"))) == [Reason.TAKEN]
+        assert reasons(admission.put(EVIL, node(cidr, "192.0.2.9"))) == [Reason.CUTS_OFF]
+        assert reasons(admission.put(EVIL, node("10.9.0.0/24", "192.168.7.1"))) == [Reason.CUTS_OFF]
+        admission.put(PEER, None)
+        assert admission.standing.keys() == {OWN}, "now it stands, and has its address as before"
+        admission.put(OWN, None)
+        assert admission.standing.keys() == {EVIL}
+
+    def test_a_refused_own_node_that_is_gone_is_nowhere(self) -> None:
+        admission = opened()
+        admission.put(PEER, node("10.1.0.0/16", "192.0.2.2"))
+        admission.put(OWN, node("10.1.0.0/24", "192.168.7.1"))
+        admission.put(EVIL, node("192.168.7.0/24", "192.0.2.9"))
+        admission.put(OWN, None)
+        assert admission.standing.keys() == {PEER, EVIL}
+
+    def test_no_peers_node_is_at_the_cluster_ip_of_an_own_service(self) -> None:
+        admission = opened()
+        admission.serve(parse("10.97.0.1"), ("n", "s"))
+        verdicts = admission.put(PEER, node("10.2.0.0/24", "10.97.0.1"))
+        assert reasons(verdicts) == [Reason.LOCAL]
+        assert verdicts[0].refusal is not None
+        assert "the service n/s of this cluster" in verdicts[0].refusal.why
+        admission.unserve(parse("10.97.0.1"), ("n", "s"))
+        assert admission.standing.keys() == {PEER}
+
+
+class TestWhoStands:
+    def test_a_node_that_wants_something_bad_besides_keeps_what_it_has(self) -> None:
+        admission = opened()
+        good = parse_prefix("10.2.0.0/24")
+        admission.put(PEER, node("10.2.0.0/24", "192.0.2.2"))
+        assert reasons(admission.put(PEER, node("10.2.0.0/24 8.8.8.0/24", "192.0.2.2"))) == [Reason.NOT_ALLOWED]
+        assert prefixes(admission, PEER) == {good}
+        assert reasons(admission.put(EVIL, node("10.2.0.0/24", "192.0.2.9"))) == [Reason.TAKEN]
+        assert reasons(admission.put(PEER, node("10.2.0.0/24", "192.0.2.2"))) == [None]
+        assert prefixes(admission, PEER) == {good}
+
+    def test_it_gets_what_it_wants_once_that_is_free(self) -> None:
+        admission = opened()
+        admission.put(EVIL, node("10.9.0.0/24", "192.0.2.9"))
+        admission.put(PEER, node("10.2.0.0/24", "192.0.2.2"))
+        admission.put(PEER, node("10.2.0.0/24 10.9.0.0/24", "192.0.2.2"))
+        admission.put(EVIL, None)
+        assert prefixes(admission, PEER) == {parse_prefix("10.2.0.0/24"), parse_prefix("10.9.0.0/24")}
+
+    def test_what_it_has_is_not_judged_again_when_it_changes_something_else(self) -> None:
+        admission = opened()
+        admission.put(PEER, node("10.2.0.0/24", "192.0.2.2", key="A"))
+        admission.stand_on(Ground([Place(single(parse("10.2.0.9")), "the gateway", lifeline=True)]))
+        assert reasons(admission.put(PEER, node("10.2.0.0/24", "192.0.2.2", key="B"))) == [None]
+
+    def test_what_the_operator_takes_back_is_gone_also_where_something_better_is_refused(self) -> None:
+        admission = opened()
+        admission.authorize(Authority(name="beta", allowed=(parse_prefix("203.0.113.0/24"),)))
+        admission.put(PEER, node("203.0.113.0/24", "192.0.2.2"))
+        admission.put(PEER, node("203.0.113.0/24 8.8.8.0/24", "192.0.2.2"))
+        assert prefixes(admission, PEER) == {parse_prefix("203.0.113.0/24")}
+        assert reasons(admission.authorize(Authority(name="beta"))) == [Reason.NOT_ALLOWED]
+        assert admission.standing == {}
