@@ -64,6 +64,7 @@ class Publisher:
         self._last_good = last_good
         self._doubted: dict[Name, int] = {}
         self._records: dict[str, AgentRecord] = {}
+        self._adopted: dict[str, AgentRecord] = {}
         self._unsaid: set[str] = set()  # nodes whose record is not in etcd any more
         self._encrypted: dict[str, bool] = {}
         self._labels: dict[Address, Labels] = {}
@@ -107,6 +108,10 @@ class Publisher:
         self._unsaid.discard(node)
         return self.apply(snapshot, Change(nodes=frozenset([node])), now) if known else Updates()
 
+    def adopt(self, record: AgentRecord) -> None:
+        """Take over what was published of a node before, for as long as nobody says anything else of it."""
+        self._adopted[record.node] = record
+
     def encrypts(self, node: str) -> bool:
         """Whether `node` is published with a WireGuard key."""
         return self._encrypted.get(node, False)
@@ -134,13 +139,19 @@ class Publisher:
         return sorted(ip for ip, e in snapshot.endpoints.items() if e.node in flipped) if flipped else []
 
     def _forget_records(self, gone: set[str]) -> None:
+        for name in gone & self._adopted.keys():
+            del self._adopted[name]
         for name in gone & self._unsaid:
             self._unsaid.discard(name)
             self._records.pop(name, None)
 
     def _merge_record(self, node: Node | None) -> Node | None:
-        record = self._records.get(node.name) if node else None
-        if node is None or record is None:
+        if node is None:
+            return None
+        record = self._records.get(node.name)
+        if record is None and not node.wireguard_public_key:
+            record = self._adopted.get(node.name)
+        if record is None:
             return node
         return replace(
             node,

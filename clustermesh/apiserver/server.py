@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from clustermesh.apiserver.adopt import adopt_identities, adopt_keys
 from clustermesh.apiserver.agents import AgentRecords
 from clustermesh.apiserver.collector import few_collections
 from clustermesh.apiserver.health import Health, Scope, health_server
@@ -27,7 +28,6 @@ from clustermesh.apiserver.report import keep_reported
 from clustermesh.apiserver.resources import ABOUT, CANARIES, canary_keys, config_value, make_ledger, watched_places
 from clustermesh.apiserver.users import Users
 from clustermesh.apiserver.writer import Writer
-from clustermesh.errors import DecodeError
 from clustermesh.sources.folder import FolderSource
 from clustermesh.sources.translate import Change
 from clustermesh.standalone.context import Context
@@ -37,7 +37,6 @@ from clustermesh.store.follow import Changed, Interrupted, Listed, follow
 from clustermesh.store.lease import DEFAULT_TTL, LeaseKeeper
 from clustermesh.store.tls import Tls
 from clustermesh.wire import keys
-from clustermesh.wire.entries import decode_identity
 from clustermesh.wire.kinds import IDENTITIES, NODES
 from clustermesh.wire.timestamp import format_time
 
@@ -187,7 +186,8 @@ class ApiServer:
             async for change in changes:
                 await self._listed.wait()
                 if not self._published:
-                    self._adopt_identities()
+                    adopt_identities(self.allocator, self.ledger[IDENTITIES].found(), self.cluster, time.time_ns())
+                    adopt_keys(self.publisher, self.ledger[NODES].found(), self.cluster)
                 self._apply(change)
 
     def _apply(self, change: Change) -> None:
@@ -202,16 +202,6 @@ class ApiServer:
             self.writer.open_data()
         self._note_problems()
         self.writer.wake()
-
-    def _adopt_identities(self) -> None:
-        found = self.ledger[IDENTITIES].found()
-        for key in sorted(found):
-            try:
-                self.allocator.adopt(decode_identity(key, found[key], self.cluster), time.time_ns())
-            except DecodeError as e:
-                _LOG.warning("an identity found in etcd is not taken over: %s", e)
-        if found:
-            _LOG.info("%d identities taken over from etcd", len(self.allocator))
 
     def _want(self, updates: Updates) -> None:
         """Deletions go with a sign of life: a reader that has heard none yet takes them for a lease that ended."""

@@ -12,11 +12,13 @@ from apiserver_bed import PATIENCE, Bed, manifests, pods, until_page, values
 from clustermesh.address import parse
 from clustermesh.apiserver.server import Timing
 from clustermesh.model import AgentRecord
+from clustermesh.sources.nodes import WIREGUARD_KEY
 from clustermesh.wire import keys, local, service
 
 IDENTITIES = keys.state_prefix("identities", "alpha")
 CART = keys.service_key("alpha", "shop", "cart")
 KEY = "aGVsbG9oZWxsb2hlbGxvaGVsbG9oZWxsb2hlbGxvMTI="
+OTHER = "b3RoZXJvdGhlcm90aGVyb3RoZXJvdGhlcm90aGVyMTI="
 
 
 @pytest.fixture
@@ -61,6 +63,23 @@ async def test_an_empty_etcd_counts_as_complete_once_every_node_has_its_key(bed:
         found = await bed.until(lambda found: canary in found)
         assert KEY.encode() in found[n1].value
         await until_page(bed, "/readyz", "ok")
+
+
+async def test_a_key_outlives_its_record_that_is_lost_while_no_api_server_runs(bed: Bed) -> None:
+    n1, record = keys.node_key("alpha", "n1"), local.encode_agent(AgentRecord(node="n1", wireguard_public_key=KEY))
+    await bed.etcd.start()
+    async with bed:
+        async with bed.running():
+            await bed.until_synced()
+            await bed.client.put(keys.agent_key("n1"), record)
+            before = await bed.until(lambda found: KEY.encode() in found[n1].value)
+        await bed.client.delete(keys.agent_key("n1"))
+        async with bed.running():
+            after = await bed.until(lambda found: found[n1].lease not in (0, before[n1].lease))
+            assert after[n1].value == before[n1].value
+            annotated = f"{{name: n1, annotations: {{{WIREGUARD_KEY}: {OTHER}}}}}"
+            bed.write("pods.yaml", pods("a").replace("{name: n1}", annotated))
+            await bed.until(lambda found: OTHER.encode() in found[n1].value)
 
 
 async def test_an_agent_that_never_comes_does_not_hold_up_its_cluster_for_ever(bed: Bed) -> None:

@@ -1,0 +1,36 @@
+"""What was published before this process began and is taken over from etcd: numbers of identities, keys of nodes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Final
+
+from clustermesh.apiserver.identities import Allocator
+from clustermesh.apiserver.publish import Publisher
+from clustermesh.errors import DecodeError, Invalid
+from clustermesh.model import AgentRecord, Cluster
+from clustermesh.wire.entries import decode_identity, decode_node
+
+_LOG: Final = logging.getLogger(__name__)
+
+
+def adopt_identities(allocator: Allocator, found: Mapping[bytes, bytes], cluster: Cluster, now: int) -> None:
+    """A restart renumbers nothing."""
+    for key in sorted(found):
+        try:
+            allocator.adopt(decode_identity(key, found[key], cluster), now)
+        except DecodeError as e:
+            _LOG.warning("an identity found in etcd is not taken over: %s", e)
+    if found:
+        _LOG.info("%d identities taken over from etcd", len(allocator))
+
+
+def adopt_keys(publisher: Publisher, found: Mapping[bytes, bytes], cluster: Cluster) -> None:
+    """A node's key outlives the record of its agent also where that was lost while no API server ran."""
+    for key, value in found.items():
+        with suppress(Invalid):  # somebody's scribble: it is overwritten
+            node = decode_node(key, value, cluster)
+            if public_key := node.wireguard_public_key:
+                publisher.adopt(AgentRecord(node=node.name, wireguard_public_key=public_key, boot_id=node.boot_id))
