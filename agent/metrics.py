@@ -20,6 +20,8 @@ class StatusCollector:
     def collect(self) -> Iterator[Metric]:
         summary = self._status.summary()
         yield _gauge("clustermesh_agent_ready", "1 when the kernel holds the whole state", {(): summary["ready"]})
+        yield _gauge("clustermesh_agent_problems", "Sentences in the status", {(): len(summary["problems"])})
+        yield from _refused(summary["clusters"])
         remotes = [cluster for cluster in summary["clusters"] if not cluster["own"]]
         yield _gauge("cilium_clustermesh_remote_clusters", "Clusters connected", {(): len(remotes)})
         yield from _of_clusters(remotes)
@@ -38,8 +40,16 @@ def _of_clusters(remotes: list[dict[str, object]]) -> Iterator[Metric]:
         yield _gauge(name + metric, text, {(c["name"],): c[key] for c in remotes}, "target_cluster")
     ready = {(c["name"],): c["state"] == State.FRESH for c in remotes}
     yield _gauge(name + "readiness_status", "1 when everything of it is listed and followed", ready, "target_cluster")
-    refused = {(c["name"],): c["refused"] for c in remotes}
-    yield _gauge("clustermesh_refused_entries", "Entries that the cluster may not write", refused, "target_cluster")
+
+
+def _refused(clusters: list[dict[str, Any]]) -> Iterator[Metric]:
+    """Of every cluster, the own one too; 0 under no reason where nothing is."""
+    refused: dict[tuple[str, str], int] = {}
+    for cluster in clusters:
+        by_reason = cluster["refused_by_reason"] or {"": 0}
+        refused |= {(cluster["name"], reason): count for reason, count in by_reason.items()}
+    text = "Entries that are not used, by the reason"
+    yield _gauge("clustermesh_refused_entries", text, refused, "target_cluster", "reason")
 
 
 def _of_targets(targets: list[dict[str, object]]) -> Iterator[Metric]:

@@ -166,6 +166,20 @@ async def test_metrics_are_the_status(bed: Bed) -> None:
     assert samples["cilium_clustermesh_remote_cluster_readiness_status", ("beta",)] == 0
 
 
+async def test_refused_entries_are_counted_by_cluster_and_reason(bed: Bed) -> None:
+    bed.connect("beta")
+    bed.add_node("alpha", 1)
+    bed.state.refuse("beta", "cilium/state/x", "is no key of Cilium's")
+    await bed.step()
+    samples = {
+        tuple(s.labels.values()): s.value
+        for m in StatusCollector(status(bed)).collect()
+        for s in m.samples
+        if s.name == "clustermesh_refused_entries"
+    }
+    assert samples == {("alpha", ""): 0, ("beta", "garbled"): 1}
+
+
 async def test_what_the_kernel_lacks_is_said_with_what_to_do(bed: Bed) -> None:
     features = (
         Feature("tcx", False, False, "devices take no links", "use Linux 6.6 or later"),
