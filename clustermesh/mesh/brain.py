@@ -220,9 +220,8 @@ class ReaderBrain:
 
     def _hear(self, event: Heard, now: float) -> Iterable[Command]:
         item = event.item
-        if now > (self.due() or now) + ASLEEP:
-            self._lose(f"this reader was not heard of for {ASLEEP:g} s: everything is read again", now)
-            return self._again(at_once=True)
+        if self._slept(now):
+            return self._wake_up(now)
         if isinstance(item, Interrupted) and isinstance(item.error, Compacted | Replaced):
             self._lose(str(item.error), now)
             return self._again(at_once=True)
@@ -333,7 +332,17 @@ class ReaderBrain:
 
     # -- what is believed ----------------------------------------------------------------------------------------------
 
+    def _slept(self, now: float) -> bool:
+        due = self.due()
+        return due is not None and now > due + ASLEEP
+
+    def _wake_up(self, now: float) -> Iterable[Command]:
+        self._lose(f"this reader slept for more than {ASLEEP:g} s: everything is read again", now)
+        return self._again(at_once=True)
+
     def _tick(self, _event: Tick, now: float) -> Iterable[Command]:
+        if self._slept(now):
+            return self._wake_up(now)
         if "heartbeat" not in self.behind and now >= self._last_sign() + self.terms.silence:
             why = f"no heartbeat for more than {self.terms.silence:g} s: its API server does not write"
             self._fall_behind("heartbeat", why, now)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clustermesh.address import parse, parse_prefix
 from clustermesh.mesh import last_good
+from clustermesh.mesh.peers import restore
+from clustermesh.mesh.reader import Sink
 from clustermesh.mesh.state import View
 from clustermesh.model import ClusterConfig, Endpoint, Identity, Label, Port, Protocol, Service, Zone
 
@@ -69,3 +73,19 @@ def test_clusters_disconnected_while_no_agent_ran_are_forgotten(tmp_path: Path) 
     last_good.forget_others(tmp_path, {"alpha", "gamma"})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alpha.state", "gamma.state"]
     last_good.forget_others(tmp_path / "absent", set())
+
+
+async def test_an_entry_that_cannot_be_taken_in_is_left_out_and_the_others_are_restored(tmp_path: Path) -> None:
+    """Whatever a former agent has kept must not end this one."""
+    last_good.save(tmp_path, "beta", last_good.encode(ClusterConfig(id=2), full_view()))
+    kept = last_good.load(tmp_path, "beta")
+    assert kept is not None
+    taken: list[str] = []
+
+    def put(_cluster: str, kind: str, _name: object, _value: object, _revision: int) -> None:
+        if kind == "identities":
+            raise ZeroDivisionError
+        taken.append(kind)
+
+    assert await restore(cast(Sink, SimpleNamespace(put=put)), "beta", kept) == 1
+    assert sorted(set(taken)) == ["endpoints", "services"]
