@@ -32,6 +32,7 @@ class Addresses(Domain[Address]):
         return self._state.take_addresses() | self._attached.take()
 
     def plan(self, item: Address) -> None:
+        self._state.rule(item)
         key = AddressKey(item)
         value = choose_entry(self._state.endpoint(item), self._attached.at(item))
         if value is None:

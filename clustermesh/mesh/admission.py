@@ -8,8 +8,9 @@ is. No peer's node stands before the own cluster is known: the first word about 
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Hashable, Iterable, Mapping
+from itertools import islice
 from typing import Final, NamedTuple
 
 from clustermesh.address import Address, Prefix, masked, prefix_text, single, text
@@ -74,6 +75,7 @@ class Admission:
         self._own, self._own_is_known = own, False
         self._authorities: dict[str, Authority] = {}
         self._keys: dict[str, Holder] = {}
+        self._prefixes: Counter[str] = Counter()  # how many stand, by cluster
         self._refused: dict[Holder, tuple[Wanted, Hashable]] = {}  # and by what
         self._blocked: dict[Hashable, dict[Holder, None]] = {}  # the same, by what stands in the way
         self._services: AddressBook[Hashable] = AddressBook()  # cluster IPs of the own cluster
@@ -151,7 +153,10 @@ class Admission:
             moved = frozenset({*before.claims} ^ {*after.claims})
             verdicts.append(Verdict(holder, objection and objection.refusal, moved))
             freed = {*before.claims, before.key, *left} - {*after.claims, after.key, ""}
-            queue.extend((other, self._refused[other][0], False) for other in self._waiting_for(freed))
+            waiting = self._waiting_for(freed)
+            room = len(before.prefixes) - len(after.prefixes)  # for as many nodes at most
+            waiting += islice(self._blocked.get((holder.cluster,), ()), max(room, 0))
+            queue.extend((other, self._refused[other][0], False) for other in waiting)
         return verdicts
 
     def _dismiss(self, holder: Holder) -> tuple[Wanted, tuple[Address, ...]]:
@@ -166,6 +171,7 @@ class Admission:
         had = self.standing.pop(holder, _NOTHING)
         for prefix in had.claims:
             self.claims.withdraw(holder, prefix)
+        self._prefixes[holder.cluster] -= len(had.prefixes)
         self._keys.pop(had.key, None)
         return had, wanted.addresses if holder.cluster == self._own else ()
 
@@ -179,6 +185,7 @@ class Admission:
         if wanted is _NOTHING:
             return
         self.standing[holder] = wanted
+        self._prefixes[holder.cluster] += len(wanted.prefixes)
         for prefix in wanted.claims:
             self.claims.claim(holder, prefix)
         if wanted.key:
@@ -186,11 +193,8 @@ class Admission:
 
     def _object(self, holder: Holder, wanted: Wanted, kept: Wanted) -> _Objection | None:
         authority = None if holder.cluster == self._own else self.authority(holder.cluster)
-        if authority is not None and not self._own_is_known:
-            return _Objection(_NOT_YET, _OWN)
-        if authority is not None and len(wanted.claims) > authority.limits.node_prefixes:
-            why = f"has {len(wanted.claims)} pod CIDRs and addresses, and the limit is {authority.limits.node_prefixes}"
-            return _Objection(Refusal(Reason.LIMIT, why), _GROUND)
+        if authority is not None and (found := self._object_to_coming(holder, authority, wanted)):
+            return found
         if found := _object_to_itself(wanted):
             return found
         for address in wanted.addresses:
@@ -200,6 +204,19 @@ class Admission:
             if prefix not in kept.prefixes and (found := self._object_to_prefix(holder, authority, prefix)):
                 return found
         return self._object_to_key(wanted.key)
+
+    def _object_to_coming(self, holder: Holder, authority: Authority, wanted: Wanted) -> _Objection | None:
+        """Before anything is compared: whether it is time for a peer's node, and whether there is room for it."""
+        if not self._own_is_known:
+            return _Objection(_NOT_YET, _OWN)
+        limits = authority.limits
+        if len(wanted.claims) > limits.node_prefixes:
+            why = f"has {len(wanted.claims)} pod CIDRs and addresses, and the limit is {limits.node_prefixes}"
+            return _Objection(Refusal(Reason.LIMIT, why), _GROUND)
+        if self._prefixes[holder.cluster] + len(wanted.prefixes) > limits.prefixes:
+            why = f"is one too many: the pod CIDRs of its cluster would be more than {limits.prefixes}"
+            return _Objection(Refusal(Reason.LIMIT, why), (holder.cluster,))
+        return None
 
     def _object_to_address(self, holder: Holder, authority: Authority | None, address: Address) -> _Objection | None:
         shown = f"node address {text(address)}"

@@ -52,8 +52,9 @@ NOBODYS: Final = (
 
 
 _KEYS: Final[Mapping[str, int]] = MappingProxyType(
-    {"nodes": 25_000, "identities": 65_536, "endpoints": 1_000_000, "services": 50_000}
+    {"nodes": 25_000, "identities": 65_536, "endpoints": 256_000, "services": 50_000}
 )
+"""Of endpoints half of what the kernel's map has room for: one cluster never takes it all from the others."""
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -64,6 +65,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     value_bytes: int = 2 << 20  # etcd takes 1.5 MiB at most, unless it is told otherwise
     service_backends: int = 20_000
     node_prefixes: int = 64  # pod CIDRs and addresses of one node
+    prefixes: int = 12_000  # pod CIDRs of all its nodes; the kernel's map has room for 16,384
 
 
 class Authority(Struct, frozen=True, kw_only=True):

@@ -43,6 +43,7 @@ class Refusals:
     def __init__(self) -> None:
         self.counts: Counter[Reason] = Counter()
         self._of: dict[str, dict[Hashable, Refusal]] = {}
+        self._names: dict[tuple[Reason, str], dict[Hashable, None]] = {}  # by kind, so that nobody looks for the first
 
     def of(self, kind: str) -> Mapping[Hashable, Refusal]:
         """The refusals of `kind`, by name."""
@@ -53,14 +54,15 @@ class Refusals:
         table = self._of.get(kind)
         if refusal is None:
             if table and (before := table.pop(name, None)):
-                self._uncount(before)
+                self._uncount(kind, name, before)
             return
         if table is None:
             table = self._of.setdefault(kind, {})
         if before := table.get(name):
-            self._uncount(before)
+            self._uncount(kind, name, before)
         table[name] = refusal
         self.counts[refusal.reason] += 1
+        self._names.setdefault((refusal.reason, kind), {})[name] = None
 
     def __len__(self) -> int:
         return self.counts.total()
@@ -78,21 +80,21 @@ class Refusals:
     def first(self, most: int) -> dict[Reason, dict[str, str]]:
         """Up to `most` of each reason, name -> why; no longer a look than that takes."""
         found: dict[Reason, dict[str, str]] = {}
-        missing = sum(min(most, count) for count in self.counts.values())
-        for kind, name, refusal in self:
-            if not missing:
-                break
-            named = found.setdefault(refusal.reason, {})
-            if len(named) < most:
-                named[_spelled(kind, name)] = refusal.why
-                missing -= 1
+        for (reason, kind), names in self._names.items():
+            named = found.setdefault(reason, {})
+            for name in islice(names, most - len(named)):
+                named[_spelled(kind, name)] = self._of[kind][name].why
         return found
 
     def named(self, most: int) -> dict[str, str]:
         """Up to `most` of them, "nodes/w1" -> why; garbage is called by its key."""
         return {_spelled(kind, name): refusal.why for kind, name, refusal in islice(self, most)}
 
-    def _uncount(self, refusal: Refusal) -> None:
+    def _uncount(self, kind: str, name: Hashable, refusal: Refusal) -> None:
+        names = self._names[refusal.reason, kind]
+        del names[name]
+        if not names:
+            del self._names[refusal.reason, kind]
         self.counts[refusal.reason] -= 1
         if not self.counts[refusal.reason]:
             del self.counts[refusal.reason]

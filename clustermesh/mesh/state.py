@@ -56,9 +56,11 @@ class _Rulings:
         self.trimmed: dict[ServiceName, Service] = {}  # without the backends that are not its to name
         self.endpoints = AddressIndex(view.endpoints)
         self.backends: AddressBook[ServiceName] = AddressBook()
+        self.dropped: dict[str, set[Any]] = {}  # what there was no room for, by kind
 
 
 _SHOWN: Final = 5
+_MORE: Final = object()  # dropped without a name: there are too many
 _FOREIGN: Final = Refusal(Reason.NOT_HELD, "is no address of a node of its cluster, nor in a pod CIDR of one")
 _NO_POD: Final = Refusal(
     Reason.NOT_HELD, "is the address of a node: only the node itself, or what shares its network, can be there"
@@ -79,6 +81,7 @@ class MeshState:
         self._holders: dict[ServiceName, tuple[str, ...]] = {}  # the clusters that have a service of that name
         self._admission = Admission(own)
         self._unruled: set[tuple[str, ServiceName]] = set()  # services with backends at addresses that changed hands
+        self._unruled_endpoints: dict[Address, tuple[str, ...]] = {}  # the clusters that have one there
         self._dirty_nodes: set[tuple[str, str]] = set()
         self._dirty_addresses: set[Address] = set()
         self._dirty_services: set[ServiceName] = set()
@@ -88,7 +91,7 @@ class MeshState:
         """Take in that `cluster` has `value` at `name`. What it replaces is forgotten; equal values change nothing."""
         table = self._view(cluster).table(kind)
         before = table.get(name)
-        if before == value or (before is None and not self._has_room(cluster, kind, table)):
+        if before == value or (before is None and not self._has_room(cluster, kind, name, table)):
             return
         table[name] = value
         self._changed(cluster, kind, name, before, value)
@@ -96,8 +99,10 @@ class MeshState:
     def remove(self, cluster: str, kind: str, name: Any) -> None:
         """Take in that `cluster` has nothing at `name`. Absent is fine."""
         view = self.views.get(cluster)
-        if view is not None and (before := view.table(kind).pop(name, None)) is not None:
-            self._rulings[cluster].refusals.set("tables", kind, None)
+        if view is None:
+            return
+        self._no_longer_dropped(cluster, kind, name)
+        if (before := view.table(kind).pop(name, None)) is not None:
             self._changed(cluster, kind, name, before, None)
 
     def drain(self, cluster: str, kinds: Sequence[str] = KINDS) -> None:
@@ -110,6 +115,8 @@ class MeshState:
         for kind in reversed(kinds):  # nodes last: what rests on them need not be decided on once more
             for name in list(view.table(kind)):
                 self.remove(cluster, kind, name)
+            self._rulings[cluster].dropped.pop(kind, None)
+            self._rulings[cluster].refusals.set("tables", kind, None)
         if kinds != KINDS:
             return
         self._rulings[cluster].refusals = Refusals()
@@ -174,7 +181,10 @@ class MeshState:
         if kind == "refused":
             return self.refusals(cluster).of("keys").keys()
         view = self.views.get(cluster)
-        return set() if view is None else view.table(kind).keys()
+        if view is None:
+            return set()
+        dropped = self._rulings[cluster].dropped.get(kind)
+        return view.table(kind).keys() | (dropped - {_MORE}) if dropped else view.table(kind).keys()
 
     def good_view(self, cluster: str) -> View:
         """What is worth keeping on disk: a Node that is refused now must not stand first after a restart."""
@@ -193,9 +203,16 @@ class MeshState:
         return taken
 
     def take_addresses(self) -> set[Address]:
-        """The addresses whose endpoint may be another since the last call."""
+        """The addresses whose endpoint may be another since the last call. `rule` each before asking for it."""
         taken, self._dirty_addresses = self._dirty_addresses, set()
         return taken
+
+    def rule(self, address: Address) -> None:
+        """Decide on the endpoints at `address` if it changed hands. Until then what was refused there is refused; one
+        node may have a hundred thousand of them, so whoever takes addresses has them decided on in turns."""
+        for cluster in self._unruled_endpoints.pop(address, ()):
+            if cluster in self.views and address in self.views[cluster].endpoints:
+                self._judge_anew(cluster, address)
 
     def take_services(self) -> set[ServiceName]:
         """The services that may have other frontends or backends since the last call."""
@@ -244,13 +261,26 @@ class MeshState:
             self._order = [self.own, *sorted(name for name in self.views if name != self.own)]
         return view
 
-    def _has_room(self, cluster: str, kind: str, table: Mapping[Any, Any]) -> bool:
+    def _has_room(self, cluster: str, kind: str, name: Any, table: Mapping[Any, Any]) -> bool:
         limit = self._admission.authority(cluster).limits.keys.get(kind)
         if cluster == self.own or limit is None or len(table) < limit:
+            self._no_longer_dropped(cluster, kind, name)
             return True
+        dropped = self._rulings[cluster].dropped.setdefault(kind, set())
+        if name not in dropped:
+            dropped.add(name if len(dropped) < MOST_NAMED else _MORE)
         why = f"has more than {limit} {kind}, which is the limit: those beyond are not used"
         self._rulings[cluster].refusals.set("tables", kind, Refusal(Reason.LIMIT, why))
         return False
+
+    def _no_longer_dropped(self, cluster: str, kind: str, name: Any) -> None:
+        """Room alone mends nothing: what was dropped is missing until its cluster says it again, or takes it out."""
+        rulings = self._rulings[cluster]
+        dropped = rulings.dropped.get(kind, set())
+        if name in dropped:
+            dropped.discard(name)
+            if not dropped:
+                rulings.refusals.set("tables", kind, None)
 
     def _changed(self, cluster: str, kind: str, name: Any, before: Any, value: Any) -> None:
         _ON_CHANGE[kind](self, cluster, name, before, value)
@@ -340,16 +370,21 @@ class MeshState:
         if (rulings := self._rulings.get(cluster)) is None:
             return
         for address in rulings.endpoints.inside(prefix):
-            self._rule_endpoint(cluster, address)
+            waiting = self._unruled_endpoints.get(address, ())
+            if cluster not in waiting:
+                self._unruled_endpoints[address] = (*waiting, cluster)
+            self._dirty_addresses.add(address)
         if cluster != self.own:
             self._unruled.update((cluster, name) for _, name in rulings.backends.inside(prefix))
 
     def _rule_endpoint(self, cluster: str, name: Address | Prefix) -> None:
         if isinstance(name, Prefix):
             return
-        refusal = self._judge_endpoint(cluster, name)
-        self._rulings[cluster].refusals.set("endpoints", name, refusal)
+        self._judge_anew(cluster, name)
         self._dirty_addresses.add(name)
+
+    def _judge_anew(self, cluster: str, address: Address) -> None:
+        self._rulings[cluster].refusals.set("endpoints", address, self._judge_endpoint(cluster, address))
 
     def _judge_endpoint(self, cluster: str, address: Address) -> Refusal | None:
         holder = self._admission.claims.owner(address)

@@ -73,6 +73,23 @@ class TestSize:
         inside = any(contains(cidr, ip) for cidr in cidrs for ip in addresses)
         assert reasons(Admission("own").put(OWN, wanted)) == [Reason.CUTS_OFF if inside else None]
 
+    def test_a_cluster_has_so_many_pod_cidrs_and_another_node_once_there_is_room(self) -> None:
+        admission = opened()
+        admission.authorize(Authority(name="beta", limits=Limits(prefixes=3)))
+        holders = [Holder("beta", f"b{n}") for n in range(4)]
+        for n, holder in enumerate(holders):
+            admission.put(holder, node(f"10.{n}.0.0/24", f"192.0.2.{n}"))
+        assert admission.standing.keys() == {*holders[:3]}
+        assert reasons(admission.put(EVIL, node("10.9.0.0/24", "192.0.2.9"))) == [None]
+        admission.put(holders[0], None)
+        assert admission.standing.keys() == {*holders[1:], EVIL}
+
+    def test_a_cluster_at_its_limit_may_still_change_what_it_has(self) -> None:
+        admission = opened()
+        admission.authorize(Authority(name="beta", limits=Limits(prefixes=1)))
+        admission.put(PEER, node("10.2.0.0/24", "192.0.2.2"))
+        assert reasons(admission.put(PEER, node("10.3.0.0/24", "192.0.2.2", key="B"))) == [None]
+
 
 class TestTheOwnClusterFirst:
     def test_no_peers_node_stands_before_the_own_cluster_is_known(self) -> None:

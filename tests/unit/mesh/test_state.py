@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from msgspec.structs import replace
 from clustermesh.address import Address, Prefix, contains, overlaps, parse, parse_prefix, single
 from clustermesh.mesh.admission import wanted_by
 from clustermesh.mesh.authority import Authority, Ground, Limits, Place
-from clustermesh.mesh.refusals import Reason
+from clustermesh.mesh.refusals import Reason, Refusal, Refusals
 from clustermesh.mesh.state import MeshState
 from clustermesh.model import Cluster, Endpoint, LocalService, Node, NodeAddress, Port, Protocol, Service
 from clustermesh.wire.numbering import REMOTE_NODE
@@ -75,6 +76,13 @@ def why(state: MeshState, cluster: str, kind: str, name: Any) -> str:
 def reason(state: MeshState, cluster: str, kind: str, name: Any) -> Reason | None:
     refusal = state.refusals(cluster).of(kind).get(name)
     return None if refusal is None else refusal.reason
+
+
+def taken_addresses(state: MeshState) -> set[Address]:
+    taken = state.take_addresses()
+    for address in taken:
+        state.rule(address)
+    return taken
 
 
 def backends(state: MeshState) -> set[Address]:
@@ -238,7 +246,8 @@ class TestEndpoints:
             assert state.endpoint(parse(ip)) is None
         state.take_addresses()
         state.put("beta", "nodes", "b1", node("beta", "b1", "10.2.0.0/24 fd00:2::/64", "192.0.2.2"))
-        assert state.take_addresses() == {parse("10.2.0.7"), parse("fd00:2::7")}
+        assert state.endpoint(parse("10.2.0.7")) is None, "nobody decided on it yet"
+        assert taken_addresses(state) == {parse("10.2.0.7"), parse("fd00:2::7")}
         assert state.endpoint(parse("fd00:2::7")) == pod("fd00:2::7")
         assert not state.refusals("beta")
         state.remove("beta", "nodes", "b1")
@@ -352,7 +361,21 @@ def test_a_peer_fills_no_table_beyond_its_limit() -> None:
     state.put("beta", "endpoints", parse("10.2.0.1"), pod("10.2.0.1", 131099))
     assert state.views["beta"].endpoints[parse("10.2.0.1")].identity == 131099
     state.remove("beta", "endpoints", parse("10.2.0.1"))
+    assert why(state, "beta", "tables", "endpoints"), "there is room, and three of them are missing all the same"
+    state.put("beta", "endpoints", parse("10.2.0.2"), pod("10.2.0.2"))
+    assert state.names("beta", "endpoints") == {parse(f"10.2.0.{number}") for number in (0, 2, 3, 4)}
+    for number in (3, 4):
+        state.remove("beta", "endpoints", parse(f"10.2.0.{number}"))
     assert not why(state, "beta", "tables", "endpoints")
+
+
+def test_what_a_table_had_no_room_for_is_forgotten_with_the_table() -> None:
+    state = opened()
+    state.authorize(Authority(name="beta", limits=Limits(keys={"endpoints": 0})))
+    state.put("beta", "endpoints", parse("10.2.0.1"), pod("10.2.0.1"))
+    state.drain("beta", ("endpoints",))
+    assert not state.refusals("beta")
+    assert not state.names("beta", "endpoints")
 
 
 def test_a_peers_node_with_more_prefixes_than_the_limit_is_refused() -> None:
@@ -379,6 +402,29 @@ def test_refusals_are_counted_by_reason_and_named() -> None:
     assert refusals.counts == {Reason.NOT_ALLOWED: 1, Reason.NOT_HELD: 2, Reason.GARBLED: 1}
     assert set(refusals.named(9)) == {"nodes/e1", "endpoints/8.8.8.8", "services/n/s", "cilium/state/nodes/v1/x"}
     assert len(refusals.named(2)) == 2
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["nodes", "keys"]), st.sampled_from("abcdef"), st.none() | st.sampled_from(list(Reason)[:3])
+        )
+    )
+)
+def test_the_first_refusals_of_each_reason_are_some_of_those_there_are(script: list[Any]) -> None:
+    refusals, twin = Refusals(), dict[tuple[str, str], Reason]()
+    for kind, name, reason in script:
+        refusals.set(kind, name, reason and Refusal(reason, name))
+        twin.pop((kind, name), None)
+        if reason:
+            twin[kind, name] = reason
+    first = refusals.first(3)
+    by_reason = {reason: {why for _, why in [key for key in twin if twin[key] is reason]} for reason in twin.values()}
+    assert {reason: min(3, len(all_)) for reason, all_ in by_reason.items()}.keys() == first.keys()
+    for reason, named in first.items():
+        assert set(named.values()) <= by_reason[reason]
+        assert len(named) == min(3, refusals.counts[reason])
+    assert refusals.counts == Counter(twin.values())
 
 
 def test_dirty_names_what_changed_and_nothing_when_nothing_did() -> None:
@@ -509,7 +555,7 @@ def test_whatever_happens_what_is_used_is_what_looking_at_everything_finds(scrip
     served: list[Service] = []
     for step in script:
         _do(state, *step)
-        dirty = state.take_addresses()
+        dirty = taken_addresses(state)
         for address in addresses:
             assert state.endpoint(address) == _endpoint(state, address)
             assert state.endpoint(address) == known[address] or address in dirty
