@@ -141,6 +141,9 @@ class MeshState:
                 self._rule_endpoint(cluster, name)
             for number in self.views[cluster].identities:
                 self._rule_identity(cluster, number)
+        if cluster in self.views and before.limits != authority.limits:
+            self._unruled.update((cluster, name) for name in self.views[cluster].services)
+        self._wake()
 
     def admit_peers(self) -> None:
         """The own cluster's first whole list is in, or was restored: until then no peer's node stands."""

@@ -47,6 +47,7 @@ async def complaint(lab: Lab, cluster: str) -> str:
         ("alpha", "172.20.0.0/16", {"alpha"}),  # the whole underlay: its own API server leaves it out
         ("alpha", "172.20.1.0/29", {"alpha", "beta"}),  # its own etcd, which beta reads, too
         ("beta", "172.20.1.0/29", {"alpha", "beta"}),  # another cluster's etcd
+        ("beta", "fd00:172:20:1::/64", {"alpha", "beta"}),  # and its nodes, over IPv6
         ("alpha", "10.2.1.0/25", {"alpha", "beta"}),  # half of the pods of another cluster's node
     ],
 )

@@ -349,6 +349,9 @@ class TestBackends:
         state.put("beta", "services", ("n", "s"), service("beta", "10.2.0.1", "10.2.0.2"))
         assert backends(state) == set()
         assert why(state, "beta", "services", ("n", "s")) == "has 2 backends, and the limit is 1"
+        state.authorize(Authority(name="beta", limits=Limits(service_backends=2)))
+        assert state.take_services() == {("n", "s")}
+        assert len(backends(state)) == 2
 
 
 def test_a_peer_fills_no_table_beyond_its_limit() -> None:
@@ -447,6 +450,9 @@ def test_who_waits_for_changes_hears_of_each_that_is_one() -> None:
     assert heard == ["dirty"]
     state.remove("beta", "nodes", "b1")
     assert heard == ["dirty", "dirty"]
+    state.authorize(Authority(name="beta", allowed=(parse_prefix("203.0.113.0/24"),)))
+    state.stand_on(Ground())
+    assert len(heard) == 4
 
 
 def test_a_node_that_changes_is_named_with_those_it_lets_in() -> None:
