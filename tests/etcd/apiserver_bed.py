@@ -113,8 +113,7 @@ class Bed:
             await process.wait()
 
     async def all(self) -> dict[bytes, KeyValue]:
-        """Every key but the API server's word of itself, which is nobody's data and has no lease."""
-        return {kv.key: kv for kv in (await self.client.range(b"")).kvs if kv.key != keys.API_SERVER}
+        return {kv.key: kv for kv in (await self.client.range(b"")).kvs}
 
     async def data(self) -> dict[bytes, bytes]:
         """Everything but the texts that hold a time."""
