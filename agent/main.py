@@ -135,10 +135,14 @@ async def _work(options: Options, context: Context, etcd: EtcdClient, node: This
     pods = Pods(options, domains.tunnels, domains.attached_pods)
     status = Status(options, state, domains, own, peers, sink, pods)
     record = AgentRecord(node=options.node, wireguard_public_key=node.public_key, boot_id=report.boot_id())
-    state.stand_on(ground := await around.read())
+    ground = await around.read()
+    state.stand_on(ground.without_peers(context.name))
     if (kept := last_good.load(options.last_good, context.name)) is not None:
         await restore(sink, context.name, kept)
         own.restored(kept.config)
+    state.stand_on(
+        ground
+    )  # what stood before stands: a peer whose etcd's name leads elsewhere now takes nothing from it
     REGISTRY.register(StatusCollector(status))
     domains.on_ready = keep_what_is_there
     async with asyncio.TaskGroup() as tasks:

@@ -39,7 +39,7 @@ class Network(Domain[Name]):
             peers=tunnels,
             routes=self.routes,
             cidrs=self.cidrs,
-            split=lambda cidrs: state.ground.split(cidrs),  # noqa: PLW0108  # the ground is another after a change,
+            split=lambda cidrs: state.ground.split(cidrs, state.own),
         )
         self._own_name = (state.own, options.node)
         self._state, self._tunnels, self._on_node = state, tunnels, on_node

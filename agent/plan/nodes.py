@@ -9,7 +9,8 @@ Rules
   plans depend on (its router addresses, the families it has) all of them are planned again.
 - A key or a CIDR that several nodes have is the first one's: this node's, then its cluster's, then by name. Clusters
   cannot meet in one, the mesh state sees to that; two Nodes of one cluster can.
-- A CIDR that holds what this node must reach outside of the mesh is left out: no route, no blackhole, no entry.
+- A CIDR that holds what this node must reach outside of the mesh is left out: no route, no blackhole, no entry. Where
+  another cluster says that it has its etcd, that is that cluster's problem.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ tunnel, never a route. It is not another cluster's etcd, nor a gateway, a resolv
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -114,22 +114,37 @@ class Ground:
         for place in ordered:
             self._alone.setdefault(place.prefix, []).append(place)
 
+    def without_peers(self, own: str) -> Ground:
+        """Only what does not rest on the word of another cluster than `own`."""
+        return Ground(place for place in self.places if place.cluster in ("", own))
+
     def cut_off_by(self, prefix: Prefix) -> Place | None:
         """A place that this machine could not reach any more with a route for `prefix`, or None."""
-        found = bisect_left(self._firsts, prefix.address)
-        within = self._lifelines[found : found + 1]
-        return within[0] if within and _holds(prefix, single(within[0].prefix.address)) else None
+        return next(self._lifelines_in(prefix), None)
 
-    def split(self, prefixes: Iterable[Prefix]) -> tuple[tuple[Prefix, ...], str]:
-        """Those of `prefixes` that a route may be made for, and a sentence about the others, "" if there are none."""
-        held = {prefix: self.cut_off_by(prefix) for prefix in prefixes}
-        said = [
-            f"{prefix_text(prefix)} holds {text(place.prefix.address)}, {place.what}"
-            for prefix, place in held.items()
-            if place is not None
-        ]
-        why = f"no route leads to its pods: {', '.join(said)}, which could not be reached any more" if said else ""
-        return tuple(prefix for prefix, place in held.items() if place is None), why
+    def _lifelines_in(self, prefix: Prefix) -> Iterator[Place]:
+        at = bisect_left(self._firsts, prefix.address)
+        while at < len(self._firsts) and _holds(prefix, single(self._firsts[at])):
+            yield self._lifelines[at]
+            at += 1
+
+    def split(self, prefixes: Iterable[Prefix], own: str = "") -> tuple[tuple[Prefix, ...], str]:
+        """Those of `prefixes`, that stand, which a route may be made for; and a sentence about what is wrong, or "".
+
+        Where the etcd of another cluster than `own` is, is that cluster's word: it takes no route from who stands.
+        """
+        free, cut, lost = list[Prefix](), list[str](), list[str]()
+        for prefix in prefixes:
+            inside = list(self._lifelines_in(prefix))
+            ours = next((place for place in inside if place.cluster in ("", own)), None)
+            if ours is None:
+                free.append(prefix)
+                lost += [_said(prefix, place) for place in inside[:1]]
+            else:
+                cut.append(_said(prefix, ours))
+        if cut:
+            return tuple(free), f"no route leads to its pods: {', '.join(cut)}, which could not be reached any more"
+        return tuple(free), f"keeps its routes: {', '.join(lost)}, which cannot be reached there" if lost else ""
 
     def at(self, prefix: Prefix) -> Place | None:
         """A place, not a lifeline, that has an address in common with `prefix`, or None."""
@@ -138,6 +153,10 @@ class Ground:
     def is_at(self, address: Address) -> list[Place]:
         """What has `address` for its only one: networks around it do not count."""
         return self._alone.get(single(address), [])
+
+
+def _said(prefix: Prefix, place: Place) -> str:
+    return f"{prefix_text(prefix)} holds {text(place.prefix.address)}, {place.what}"
 
 
 def judge_prefix(authority: Authority | None, prefix: Prefix, ground: Ground) -> Refusal | None:

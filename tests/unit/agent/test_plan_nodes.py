@@ -61,7 +61,7 @@ class Planned:
             peers=self.peers,
             routes=self.routes,
             cidrs=self.cidrs,
-            split=ground.split,
+            split=lambda cidrs: ground.split(cidrs, "alpha"),
         )
         self.nodes: dict[Name, Node] = {}
         self.told = 0
@@ -123,6 +123,26 @@ def test_what_would_cut_this_node_off_is_left_out_everywhere_and_said_of_its_nod
     assert {peer.endpoint: peer.allowed_ips for peer in found.peers.values()}[parse("192.0.2.3")] == ()
     assert "10.1.3.0/24 holds 10.1.3.9, the etcd of alpha" in found.problems["beta/n3"]
     assert "beta/n4" not in found.problems
+
+
+@pytest.mark.parametrize("stands", [node("alpha", 3), node("beta", 3)])
+def test_where_a_peer_says_that_its_etcd_is_takes_no_route_from_who_stands(stands: Node) -> None:
+    ground = Ground([Place(single(parse("10.1.3.9")), "the etcd of evil", lifeline=True, cluster="evil")])
+    found = plan_all([node("alpha", 1), stands], ground)
+    assert RouteKey(parse_prefix("10.1.3.0/24"), 0) in found.routes
+    assert RouteKey(parse_prefix("10.1.3.0/24"), 4096) in found.routes
+    assert CidrKey.of(parse_prefix("10.1.3.0/24")) in found.cidrs
+    assert "10.1.3.9, the etcd of evil, which cannot be reached there" in found.problems[f"{stands.cluster}/n3"]
+
+
+def test_where_the_own_etcd_is_counts_however_many_others_say_they_are_there() -> None:
+    places = [
+        Place(single(parse("10.1.3.8")), "the etcd of evil", lifeline=True, cluster="evil"),
+        Place(single(parse("10.1.3.9")), "the etcd of alpha", lifeline=True, cluster="alpha"),
+    ]
+    found = plan_all([node("alpha", 1), node("beta", 3)], Ground(places))
+    assert found.routes == {}
+    assert "10.1.3.9, the etcd of alpha" in found.problems["beta/n3"]
 
 
 @pytest.mark.parametrize(

@@ -201,6 +201,17 @@ class TestGround:
         assert state.ground.cut_off_by(parse_prefix("10.2.0.0/24")) == self.etcd
         assert state.ground.cut_off_by(parse_prefix("10.3.0.0/24")) is None
 
+    def test_what_was_kept_of_the_own_cluster_stands_whatever_a_peer_says_its_etcd_is_at(self) -> None:
+        evils = Place(single(parse("10.1.0.9")), "the etcd of evil", lifeline=True, cluster="evil")
+        ground, state = Ground([self.etcd, evils]), MeshState("own")
+        state.stand_on(ground.without_peers("own"))
+        state.put("own", "nodes", "o1", node("own", "o1", "10.1.0.0/24", "192.0.2.1"))
+        state.put("own", "nodes", "o2", node("own", "o2", "10.2.0.0/24", "192.0.2.2"))
+        state.stand_on(ground)
+        assert admitted(state) == [("own", "o1")], "where the own etcd is, there are no pods, kept or not"
+        state.put("beta", "nodes", "b1", node("beta", "b1", "10.1.0.8/29", "192.0.2.3"))
+        assert admitted(state) == [("own", "o1")]
+
     def test_no_peer_has_pods_where_an_own_service_is(self) -> None:
         state = opened()
         state.put("own", "local_services", ("n", "s"), LocalService(service=service("own", frontend="10.2.0.1")))
