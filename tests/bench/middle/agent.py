@@ -11,7 +11,7 @@ import os
 import statistics
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -156,6 +156,8 @@ class _Bench:
 class _Detached:
     """A datapath whose programs are attached to no socket of this machine."""
 
+    has_predecessor = False
+
     def __init__(self, datapath: Datapath) -> None:
         self.maps, self.sizes = datapath.maps, datapath.sizes
 
@@ -174,7 +176,8 @@ async def _running() -> AsyncIterator[_Bench]:
         running = asyncio.create_task(bench.run())
         yield bench
         running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        with suppress(asyncio.CancelledError):
+            await running
     finally:
         datapath.close()
         Datapath.remove(pins)
