@@ -17,7 +17,7 @@ from clustermesh.wire import RESOURCES, agent_report, api_server_report, keys
 from clustermesh.wire.agent_report import AgentReport, SeenCluster
 
 T = TypeVar("T")
-_FIRST_ANSWER: Final = 1.5  # seconds; the client takes as long again to find out why there was none
+_FIRST_ANSWER: Final = 1.25  # seconds; the client takes as long again to find out why there was none
 _LATER_ANSWERS: Final = 3.0  # from an etcd that has answered
 _TCP_SECONDS: Final = 1.0
 _EACH: Final = 3  # nodes with the same fault, up to which each has a line
@@ -145,7 +145,7 @@ def summarise(
             if seen.state != State.FRESH:
                 faults.add(node, _lost(seen))
             if (cluster := clusters.get(seen.name)) is not None:
-                cluster["nodes"][node] = _row(seen)
+                cluster["nodes"][node] = seen
                 cluster["configured"] += node in known
                 cluster["connected"] += node in known and seen.state == State.FRESH
         for missing in {*clusters, name} - {seen.name for seen in report.clusters}:
@@ -180,20 +180,6 @@ def _lost(seen: SeenCluster) -> str:
     why = f": {seen.error}" if seen.error else ""
     remedy = _REMEDIES.get(seen.state, "")
     return f"cluster {seen.name} is {seen.state}{why}{'; ' if remedy else ''}{remedy}"
-
-
-def _row(seen: SeenCluster) -> dict[str, Any]:
-    return {
-        "id": seen.id,
-        "state": seen.state,
-        "since": seen.since,
-        "error": seen.error,
-        "nodes": seen.nodes,
-        "services": seen.services,
-        "endpoints": seen.endpoints,
-        "identities": seen.identities,
-        "refused": seen.refused,
-    }
 
 
 class _Faults:

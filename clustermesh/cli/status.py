@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,9 @@ from clustermesh.cli import FAILED, context_option, output_option, printable
 from clustermesh.cli.progress import shown_progress
 from clustermesh.errors import Unavailable
 from clustermesh.standalone.context import Context, load
+
+if TYPE_CHECKING:
+    from clustermesh.wire.agent_report import SeenCluster
 
 _POLL = 1.0
 _SHOWN = 10  # nodes of one cluster, and errors, that are printed; JSON has all
@@ -102,22 +105,22 @@ def _print(overview: dict[str, Any]) -> None:
             click.echo(f"   and {more} more: all are in `clustermesh status -o json`")
 
 
-def _rows(nodes: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _rows(nodes: Mapping[str, SeenCluster]) -> Iterator[str]:
     """Every node where they are few; else those that have lost the cluster, up to a few, and the others as one."""
-    shown = nodes if len(nodes) <= _SHOWN else {node: row for node, row in nodes.items() if row["state"] != "fresh"}
+    shown = nodes if len(nodes) <= _SHOWN else {node: row for node, row in nodes.items() if row.state != "fresh"}
     for node in list(shown)[:_SHOWN]:
         row = shown[node]
-        since = datetime.fromtimestamp(row["since"], UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        yield f"     {node}: {row['state']} since {since}, {_counts(row)}"
-        if row["error"]:
-            yield f"       last error: {printable(row['error'])}"
+        since = datetime.fromtimestamp(row.since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        yield f"     {node}: {row.state} since {since}, {_counts(row)}"
+        if row.error:
+            yield f"       last error: {printable(row.error)}"
     if rest := len(nodes) - min(len(shown), _SHOWN):
         yield f"     {rest} more nodes, {len(nodes) - len(shown) if shown is not nodes else 0} of them fresh"
 
 
-def _counts(row: Mapping[str, Any]) -> str:
-    counts = ", ".join(f"{row[key]} {key}" for key in ("nodes", "services", "endpoints", "identities"))
-    return counts + (f", {row['refused']} refused" if row["refused"] else "")
+def _counts(row: SeenCluster) -> str:
+    counts = ", ".join(f"{getattr(row, key)} {key}" for key in ("nodes", "services", "endpoints", "identities"))
+    return counts + (f", {row.refused} refused" if row.refused else "")
 
 
 def _line(good: bool, text: str) -> None:

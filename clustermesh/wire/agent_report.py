@@ -33,7 +33,7 @@ _COUNTS: Final = ("nodes", "services", "endpoints", "identities", "refused")
 _ZEROS: Final = (0,) * (2 + len(_COUNTS))
 
 
-class SeenCluster(Struct, frozen=True, omit_defaults=True, gc=False):
+class SeenCluster(Struct, frozen=True, gc=False):
     """One cluster as one agent sees it. `since` is Unix seconds."""
 
     name: str
