@@ -27,7 +27,7 @@ check: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(BIN)/pytest tests/unit -q $(ARGS)
+	@$(BIN)/pytest tests/unit -q -n auto $(ARGS)
 
 test: check
 	@$(BIN)/pytest tests --ignore=tests/unit --ignore=tests/bench $(ARGS)
