@@ -13,7 +13,7 @@ import asyncio
 import os
 import sys
 from argparse import ArgumentParser
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +21,7 @@ from typing import Any, Final
 from agent.bpf import layout_v1
 from agent.bpf.bpffs import cgroup2_root
 from agent.bpf.exchange import LATE
-from agent.bpf.hooks import SOCKET_PROGRAMS
+from agent.bpf.hooks import SOCKET_PROGRAMS, Program
 from agent.bpf.layouts import (
     GROUPS_PER_BLOCK,
     LAYOUT_VERSION,
@@ -43,7 +43,9 @@ from agent.bpf.layouts import (
     SlotsKey,
     SlotsValue,
 )
+from agent.bpf.libbpf import Object
 from agent.bpf.links import Point, attach_beside, detach_link, pin_name, pinned_link, take_place
+from agent.bpf.loader import find_object
 from agent.bpf.pins import Translation
 from agent.bpf.programs import link_info, program_of_id
 from agent.bpf.syscalls import MapType, map_create, map_update_batch, object_get, object_pin
@@ -94,7 +96,7 @@ def prepare(pin_dir: Path) -> None:
     }
     for name, entries in written.items():
         _make(folder / name, name, entries)
-    _leave_readers(pin_dir / "links")
+    _leave_readers(pin_dir)
     detach_link(pin_dir / "links" / "sendmsg6")  # nobody would keep what it reads
 
 
@@ -177,26 +179,32 @@ def _make(path: Path, name: str, entries: Entries) -> None:
         os.close(fd)
 
 
-def _leave_readers(links: Path) -> None:
-    root = cgroup2_root()
+def _leave_readers(pin_dir: Path) -> None:
+    """Ours, and such as read what the older agent's programs will write, until it has exchanged them all."""
+    root, links = cgroup2_root(), pin_dir / "links"
     if root is None:
         return
     with ExitStack() as closing:
         cgroup = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
         closing.callback(os.close, cgroup)
-        for program in _readers():
+        elf = closing.enter_context(Object(find_object().with_name("downgrade.bpf.o")))
+        older = object_get(pin_dir / layout_v1.VERSION / layout_v1.REVERSE[0])
+        closing.callback(os.close, older)
+        elf.reuse(layout_v1.REVERSE[0], older)
+        elf.load()
+
+        def leave(program: Program, running: int, name: str) -> None:
+            beside = attach_beside(running, Point(cgroup, os.fstat(cgroup).st_ino, program.attach_type))
+            closing.callback(os.close, beside)
+            take_place(links / pin_name(LATE, name), beside)
+
+        for program in (each for each in SOCKET_PROGRAMS if each.reads_back):
+            leave(program, elf.program_fd(program.name), f"{program.name}_{layout_v1.VERSION}")
             with pinned_link(links / program.name) as link:
-                if link is None:
-                    continue
-                running = program_of_id(link_info(link).program_id)
-                closing.callback(os.close, running)
-                beside = attach_beside(running, Point(cgroup, os.fstat(cgroup).st_ino, program.attach_type))
-                closing.callback(os.close, beside)
-                take_place(links / pin_name(LATE, program.name), beside)
-
-
-def _readers() -> Iterable[Any]:
-    return [program for program in SOCKET_PROGRAMS if program.reads_back]
+                if link is not None:
+                    running = program_of_id(link_info(link).program_id)
+                    closing.callback(os.close, running)
+                    leave(program, running, program.name)
 
 
 if __name__ == "__main__":
