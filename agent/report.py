@@ -89,8 +89,9 @@ async def _report(client: EtcdClient, key: bytes, reporter: Reporter, status: Ca
         said, nodes = status()
         value = reporter.hear(said, time.monotonic(), nodes)
         if value is not None:
-            ttl = max(_STATUS_TTL, 4 * nodes // _RENEWALS_PER_SECOND)
-            lease = lease or await client.grant(ttl)
+            wanted = max(_STATUS_TTL, 4 * nodes // _RENEWALS_PER_SECOND)
+            if not lease or wanted > ttl:  # it must outlive the time between two renewals
+                lease, ttl = await client.grant(wanted), wanted
             await client.put(key, value, lease)
             reporter.wrote(said, value)
         if lease and time.monotonic() - renewed > ttl / 4:

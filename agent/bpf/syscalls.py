@@ -41,7 +41,6 @@ class Command(IntEnum):
     MAP_CREATE = 0
     MAP_LOOKUP = 1
     MAP_UPDATE = 2
-    MAP_DELETE = 3
     PROG_LOAD = 5
     OBJ_PIN = 6
     OBJ_GET = 7
@@ -143,18 +142,6 @@ def map_update(fd: int, key: bytes, value: bytes, flags: int = ANY) -> None:
     key_buffer, value_buffer = buffer_of(key), buffer_of(value)
     attr = _ELEMENT.pack(fd, ctypes.addressof(key_buffer), ctypes.addressof(value_buffer), flags)
     call(Command.MAP_UPDATE, attr)
-
-
-def map_delete(fd: int, key: bytes) -> bool:
-    """True where there was an entry."""
-    key_buffer = buffer_of(key)
-    try:
-        call(Command.MAP_DELETE, _ELEMENT.pack(fd, ctypes.addressof(key_buffer), 0, 0))
-    except OSError as e:
-        if e.errno == errno.ENOENT:
-            return False
-        raise
-    return True
 
 
 class Batch(NamedTuple):

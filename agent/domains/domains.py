@@ -30,6 +30,7 @@ from agent.domains.welcome import Welcome
 from agent.options import Options
 from agent.plan.attached import AttachedPods
 from agent.propagation import Propagation
+from clustermesh.address import Address, text
 from clustermesh.mesh.peers import Peers
 from clustermesh.mesh.reader import ClusterReader
 from clustermesh.mesh.state import MeshState
@@ -161,4 +162,7 @@ async def _until(condition: Callable[[], bool]) -> None:
 
 
 def _shown(item: object) -> str:
+    """A node's or service's name, or an address."""
+    if isinstance(item, bytes):
+        return text(Address(item))
     return "/".join(item) if isinstance(item, tuple) and all(isinstance(part, str) for part in item) else str(item)
