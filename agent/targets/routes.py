@@ -5,6 +5,7 @@ Ours carry a protocol number of their own; routes of any other origin are never 
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from collections.abc import Collection, Hashable, Mapping
 from typing import Any, Final
@@ -34,10 +35,8 @@ class RouteTarget:
         self._kinds: dict[RouteKey, Kind] = {}  # of every route of ours, as last dumped or written
 
     async def dump(self) -> dict[RouteKey, Route]:
-        async with netlink.connect("list routes") as ip:
-            names = {message["index"]: message.get("ifname") async for message in await ip.link("dump")}
-            own = [m for m in await netlink.main_routes(ip) if m["proto"] == self._protocol and m["type"] in _KINDS]
-        found = dict([_parse(message, names) for message in own])
+        # In a thread with a loop of its own: ten thousand routes must not hold up whatever else this agent does.
+        found = await asyncio.to_thread(asyncio.run, _read(self._protocol))
         self._kinds = {key: route.kind for key, route in found.items()}
         return found
 
@@ -68,6 +67,13 @@ class RouteTarget:
                 request = _request(key, self._protocol, self._kinds[key])
                 await netlink.ignore_gone(ip.route("del", scope=_SCOPE_ANY, **request))
                 self._kinds.pop(key, None)  # a dump meanwhile may have found it gone
+
+
+async def _read(protocol: int) -> dict[RouteKey, Route]:
+    async with netlink.connect("list routes") as ip:
+        names = {message["index"]: message.get("ifname") async for message in await ip.link("dump")}
+        own = [m for m in await netlink.main_routes(ip) if m["proto"] == protocol and m["type"] in _KINDS]
+    return dict([_parse(message, names) for message in own])
 
 
 class _Batch:

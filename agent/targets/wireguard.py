@@ -54,8 +54,10 @@ class WireGuardTarget:
 
     async def dump(self) -> dict[PeerKey, Peer]:
         """Every peer of the device. An endpoint that a live peer moved to by itself (roaming, NAT) is no difference."""
-        now = self._clock()
-        states = await self._device.peers()
+        # In a thread: thousands of peers must not hold up whatever else this agent does.
+        return await asyncio.to_thread(self._as_known, await self._device.peers(), self._clock())
+
+    def _as_known(self, states: Mapping[str, PeerState], now: float) -> dict[PeerKey, Peer]:
         found = {key: as_wanted(key, state, self._given.get(key), now) for key, state in states.items()}
         return {
             self._owner(key): self._given[key] if self._is_as_given(key, peer) else peer for key, peer in found.items()
