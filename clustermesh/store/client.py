@@ -42,6 +42,7 @@ __all__ = [
 
 PAGE: Final = 400  # keys of a list that is taken in while it comes: some 3 ms of work, and not much to hold
 _PAGE_PATIENCE: Final = 4  # a page is much more to send than a key: so many times the timeout
+_KEY_COST: Final = 256  # bytes that a key costs whoever remembers it, however short it and its value are
 _AUTH_PAUSES: Final = (0.01, 0.05, 0.2)  # seconds before a call that met a change of users is made again
 
 
@@ -95,7 +96,10 @@ class EtcdClient:
         return next(_key_values(response.kvs), None)
 
     async def range(self, prefix: bytes, *, page: int = 1000, most_bytes: int | None = None) -> Listing:
-        """Every key under `prefix` (b"": all) at one revision. Oversized where that is more than `most_bytes`."""
+        """Every key under `prefix` (b"": all) at one revision.
+
+        Oversized where they are more than `most_bytes`, with _KEY_COST for each.
+        """
         kvs: list[KeyValue] = []
         async for part, more in self.pages(prefix, page=page, most_bytes=most_bytes):
             kvs.extend(part.kvs)
@@ -121,7 +125,7 @@ class EtcdClient:
                 continue
             revision, more = revision or response.header.revision, response.more
             kvs = list(_key_values(response.kvs))
-            size += sum(len(kv.key) + len(kv.value) for kv in kvs)
+            size += sum(_KEY_COST + len(kv.key) + len(kv.value) for kv in kvs)
             if most_bytes is not None and size > most_bytes:
                 raise Oversized(f"the list under {prefix.decode()} has more than {most_bytes} bytes")
             if more:
