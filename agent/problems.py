@@ -11,7 +11,7 @@ from agent.cni.methods import Pods
 from agent.domains.domains import Domains
 from clustermesh.address import text
 from clustermesh.mesh.peers import Peers
-from clustermesh.mesh.refusals import Refusals
+from clustermesh.mesh.refusals import Reason, Refusals
 from clustermesh.mesh.resolve import Frontend
 from clustermesh.mesh.state import MeshState
 
@@ -72,9 +72,10 @@ def _refused(cluster: str, refusals: Refusals, is_own: bool) -> Iterator[str]:
     for reason, named in sorted(by_reason.items()):
         count = refusals.counts[reason]
         names = _few([*named, *[""] * (count - len(named))])
+        remedy = "they are used once it is" if reason is Reason.WAITING else where
         entries = f"{count} entries of {cluster} are" if count > 1 else f"1 entry of {cluster} is"
         yield (
-            f"{entries} refused and not used ({reason}): {names}: {next(iter(named.values()))}; {where}, "
+            f"{entries} refused and not used ({reason}): {names}: {next(iter(named.values()))}; {remedy}, "
             "all are in `clustermesh node refused`"
         )
 
