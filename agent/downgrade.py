@@ -2,7 +2,8 @@
 
 That agent attaches its programs before it knows anything, so they must find their maps filled. What was asked through
 our programs and is answered later is shown by our readers, left beside its own until an agent of this version comes
-again (or `rm /sys/fs/bpf/clustermesh/links/late_*`). It knows no IPv6: services over it end here.
+again (or `rm /sys/fs/bpf/clustermesh/links/late_*`). What it knew of the mesh and its peers are left to it as it would
+have left them (agent.last_good_v1, agent.wireguard.narrow). It knows no IPv6: services and tunnels for it end here.
 
     systemctl stop clustermesh-agent && clustermesh node prepare-downgrade
 """
@@ -18,6 +19,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final
 
+from agent import last_good_v1
 from agent.bpf import layout_v1
 from agent.bpf.bpffs import cgroup2_root
 from agent.bpf.exchange import LATE
@@ -50,6 +52,8 @@ from agent.bpf.pins import Translation
 from agent.bpf.programs import link_info, program_of_id
 from agent.bpf.syscalls import MapType, map_create, map_update_batch, object_get, object_pin
 from agent.targets.maps import MapTarget
+from agent.wireguard.device import NAME, open_device
+from agent.wireguard.narrow import keep_ipv4_only
 from clustermesh.errors import ClusterMeshError, Refused, Unavailable
 
 Entries = dict[bytes, bytes]
@@ -75,9 +79,14 @@ def main() -> None:
     """`clustermesh node prepare-downgrade`. Exit codes: 0 done, 1 failed."""
     parser = ArgumentParser(prog="clustermesh node prepare-downgrade", description=__doc__.splitlines()[0])
     parser.add_argument("--bpffs", type=Path, default=Path("/sys/fs/bpf"), metavar="DIR")
-    pin_dir = parser.parse_args().bpffs / "clustermesh"
+    parser.add_argument("--state-dir", type=Path, default=Path("/var/lib/clustermesh"), metavar="DIR")
+    parser.add_argument("--device", default=NAME)
+    options = parser.parse_args()
+    pin_dir = options.bpffs / "clustermesh"
     try:
         prepare(pin_dir)
+        last_good_v1.rewrite(options.state_dir / "clusters")
+        asyncio.run(_narrow_peers(options.device, options.state_dir))
     except (ClusterMeshError, OSError) as e:
         print(f"clustermesh node prepare-downgrade: {e}", file=sys.stderr)
         sys.exit(1)
@@ -98,6 +107,13 @@ def prepare(pin_dir: Path) -> None:
         _make(folder / name, name, entries)
     _leave_readers(pin_dir)
     detach_link(pin_dir / "links" / "sendmsg6")  # nobody would keep what it reads
+
+
+async def _narrow_peers(name: str, state_dir: Path) -> None:
+    """As that agent wants them, so that it writes none anew. Where no device answers there is nothing to keep up."""
+    device = await open_device(name, log=state_dir / "wireguard-go.log")
+    with suppress(Unavailable):
+        await keep_ipv4_only(device)
 
 
 async def _read(folder: Path) -> dict[str, dict[Any, Any]]:

@@ -230,14 +230,24 @@ def map_diff(ctx: click.Context, socket: Path, output: str) -> None:
 
 @command.command("prepare-downgrade")
 @click.option("--bpffs", type=click.Path(path_type=Path), default=Path("/sys/fs/bpf"), show_default=True, metavar="DIR")
-def prepare_downgrade(bpffs: Path) -> None:
-    """Fill the maps of the layout before this one, for an older agent to be started next. This one must be stopped.
+@click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path),
+    default=Path("/var/lib/clustermesh"),
+    show_default=True,
+    metavar="DIR",
+)
+@click.option("--device", default="cm-wg0", show_default=True, help="The WireGuard device.")
+def prepare_downgrade(bpffs: Path, state_dir: Path, device: str) -> None:
+    """Fill the maps of the layout before this one and write down what is known as it was done then, for an older
+    agent to be started next. This one must be stopped.
 
     \b
     Example:
       systemctl stop clustermesh-agent && clustermesh node prepare-downgrade
     """
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "agent.downgrade", "--bpffs", str(bpffs)])
+    given = ["--bpffs", str(bpffs), "--state-dir", str(state_dir), "--device", device]
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "agent.downgrade", *given])
 
 
 def _ago(moment: float) -> str:

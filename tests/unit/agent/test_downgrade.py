@@ -1,0 +1,99 @@
+"""What a downgrade leaves the agent of layout v1, which found nothing changed that it had to write anew."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from fake_wireguard import FakeDevice
+
+from agent import last_good_v1
+from agent.wireguard.narrow import keep_ipv4_only
+from agent.wireguard.peer import Peer, sort_allowed_ips
+from clustermesh.address import parse, parse_prefix
+from clustermesh.mesh import last_good
+from clustermesh.mesh.state import View
+from clustermesh.model import ClusterConfig, Endpoint, LocalService, Node, NodeAddress, Port, Protocol, Service
+
+_PORTS = {"": Port(protocol=Protocol.UDP, port=53)}
+_SERVICE = Service(
+    cluster="beta",
+    cluster_id=2,
+    namespace="n",
+    name="s",
+    frontends={parse("10.97.0.10"): _PORTS, parse("fd00::97"): _PORTS},
+    backends={parse("10.2.0.1"): _PORTS},
+)
+_NODE = Node(
+    cluster="beta",
+    cluster_id=2,
+    name="b1",
+    addresses=(NodeAddress(type="InternalIP", ip=parse("172.20.0.1")),),
+    pod_cidrs=tuple(map(parse_prefix, ("10.2.0.0/24", "10.2.4.0/24", "fd00::/64"))),
+    health_ips=(parse("fd00::2"),),
+    wireguard_public_key="key",
+)
+_CIDR = parse_prefix("10.3.0.0/24")
+_VIEW = View(
+    nodes={"b1": _NODE},
+    services={("n", "s"): _SERVICE},
+    local_services={("n", "s"): LocalService(service=_SERVICE, is_global=True)},
+    endpoints={
+        parse("10.2.0.1"): Endpoint(ip=parse("10.2.0.1"), identity=7),
+        _CIDR: Endpoint(ip=_CIDR.address, prefix_length=_CIDR.length, identity=2, host_ip=parse("172.20.0.1")),
+    },
+)
+
+
+Tables = dict[str, msgspec.Raw]
+
+
+def rewritten(folder: Path, table: str, keys: type = str) -> Any:
+    """A table of the state as it is on disk after the downgrade was prepared."""
+    last_good.save(folder, "beta", last_good.encode(ClusterConfig(id=2), _VIEW))
+    assert last_good_v1.rewrite(folder) == ["beta"]
+    kept = msgspec.msgpack.decode((folder / "beta.state").read_bytes(), type=Tables)
+    assert msgspec.msgpack.decode(kept["format"]) == last_good_v1.FORMAT
+    return msgspec.msgpack.decode(msgspec.msgpack.decode(kept["view"], type=Tables)[table], type=dict[keys, Any])  # type: ignore[valid-type]
+
+
+def test_a_nodes_prefixes_are_written_by_family(tmp_path: Path) -> None:
+    node = rewritten(tmp_path, "nodes")["b1"]
+    assert node["addresses"] == [{"type": "InternalIP", "ip": "172.20.0.1"}]
+    assert (node["ipv4_alloc_cidr"], node["ipv6_alloc_cidr"]) == ("10.2.0.0/24", "fd00::/64")
+    assert node["ipv4_secondary_alloc_cidrs"] == ["10.2.4.0/24"]
+    assert (node["ipv4_health_ip"], node["ipv6_health_ip"]) == ("", "fd00::2")
+    assert not {"pod_cidrs", "health_ips", "ingress_ips"} & node.keys()
+
+
+def test_services_and_endpoints_are_written_by_the_text_of_their_addresses(tmp_path: Path) -> None:
+    service = rewritten(tmp_path, "services", tuple[str, str])["n", "s"]
+    assert set(service["frontends"]) == {"10.97.0.10", "fd00::97"}
+    assert service["backends"] == {"10.2.0.1": {"": {"protocol": "UDP", "port": 53}}}
+    assert rewritten(tmp_path, "local_services", tuple[str, str])["n", "s"]["service"] == service
+    endpoints = rewritten(tmp_path, "endpoints")
+    assert (endpoints["10.2.0.1"]["ip"], endpoints["10.2.0.1"]["host_ip"]) == ("10.2.0.1", "")
+    assert endpoints["10.3.0.0/24"]["prefix_length"] == 24
+
+
+def test_a_state_that_cannot_be_read_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "beta.state").write_bytes(b"garbage")
+    assert last_good_v1.rewrite(tmp_path) == []
+    assert (tmp_path / "beta.state").read_bytes() == b"garbage"
+
+
+def test_peers_lose_their_ipv6_networks_and_nobody_is_written_twice() -> None:
+    key = "mMn4Hwj4+PCqFgAUFOpy+xa3QVOKuyF3/2rnAuw+4i0="
+    cidrs = sort_allowed_ips(map(parse_prefix, ("10.2.0.0/24", "fd00::/64")))
+    device = FakeDevice()
+
+    async def narrowed() -> None:
+        await device.set_peers({key: Peer(public_key=key, endpoint=None, port=0, allowed_ips=cidrs)})
+        await keep_ipv4_only(device)
+        await keep_ipv4_only(device)
+
+    asyncio.run(narrowed())
+    assert {held: state.allowed_ips for held, state in device.states.items()} == {key: (parse_prefix("10.2.0.0/24"),)}
+    assert [key in write for write in device.writes] == [True, False]
