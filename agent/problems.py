@@ -62,6 +62,8 @@ def shared(domains: Domains, peers: Peers, state: MeshState) -> list[str]:
     found += [
         f"{problem}; it is planned again by itself, please report it" for problem in islice(domains.problems(), _SHOWN)
     ]
+    left_out = islice(domains.services.left_out.items(), _SHOWN)
+    found += [f"Service {'/'.join(name)} is left out: {why}" for name, why in left_out]
     return found + [_conflict(*each) for each in islice(domains.services.planner.conflicts().items(), _SHOWN)]
 
 

@@ -10,6 +10,7 @@ from agent.domains.domain import Domain
 from agent.domains.targets import Targets
 from agent.plan.services import ServicePlanner, ServiceTrackers
 from agent.propagation import Propagation
+from clustermesh.address import text
 from clustermesh.mesh.resolve import resolve
 from clustermesh.mesh.state import MeshState
 from clustermesh.reconcile import Reconciler, Tracker
@@ -36,6 +37,7 @@ class Services(Domain[tuple[str, str]]):
         self._state, self._propagation, self._before = state, propagation, before
         self._changes: dict[Any, int] = {}
         self._in_vain: dict[str, int] = {}
+        self.left_out: dict[tuple[str, str], str] = {}  # services at addresses this node lives by, and why
 
     async def adopt(self) -> None:
         await super().adopt()
@@ -47,7 +49,13 @@ class Services(Domain[tuple[str, str]]):
 
     def plan(self, item: tuple[str, str]) -> None:
         local = self._state.views[self._state.own].local_services.get(item)
-        self.planner.update(item, [] if local is None else resolve(local, self._state.remote_services(item)))
+        entries = [] if local is None else resolve(local, self._state.remote_services(item))
+        taken = {e.frontend.address: why for e in entries if (why := self._state.lives_at(e.frontend.address))}
+        self.planner.update(item, [each for each in entries if each.frontend.address not in taken])
+        self.left_out.pop(item, None)
+        if taken:
+            said = ", ".join(f"{text(address)} is {why}" for address, why in taken.items())
+            self.left_out[item] = f"{said}, and has to be reached itself: give the service another address"
 
     def is_to_wait_for(self) -> list[Domain[Any]]:
         """Whoever was waited for in vain is not waited for again before it has begun something else."""

@@ -9,13 +9,12 @@ is. No peer's node stands before the own cluster is known: the first word about 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Hashable, Iterable, Mapping
-from itertools import islice
+from collections.abc import Hashable, Iterable, Mapping, Set
 from typing import Final, NamedTuple
 
-from clustermesh.address import Address, Prefix, masked, prefix_text, single, text
+from clustermesh.address import Address, Prefix, masked, overlaps, prefix_text, single, text
 from clustermesh.mesh.address_index import AddressBook
-from clustermesh.mesh.authority import Authority, Ground, judge_address, judge_prefix
+from clustermesh.mesh.authority import NOBODYS, Authority, Ground, judge_address, judge_prefix
 from clustermesh.mesh.claims import Claim, Claims, Holder
 from clustermesh.mesh.refusals import Reason, Refusal
 from clustermesh.model import Node
@@ -50,7 +49,14 @@ class _Objection(NamedTuple):
     blocker: Hashable
 
 
+class _Room(NamedTuple):
+    """For one more pod CIDR of a cluster."""
+
+    cluster: str
+
+
 _NOTHING: Final = Wanted((), (), "")
+_NOBODY: Final = Holder("", "")
 _GROUND: Final = object()  # the ground, or what the operator allowed
 _OWN: Final = object()  # that the own cluster is not known yet
 _NOT_YET: Final = Refusal(Reason.WAITING, "waits until this cluster's own nodes are known")
@@ -77,8 +83,8 @@ class Admission:
         self._keys: dict[str, Holder] = {}
         self._prefixes: Counter[str] = Counter()  # how many stand, by cluster
         self._refused: dict[Holder, tuple[Wanted, Hashable]] = {}  # and by what
-        self._blocked: dict[Hashable, dict[Holder, None]] = {}  # the same, by what stands in the way
-        self._services: AddressBook[Hashable] = AddressBook()  # cluster IPs of the own cluster
+        self._blocked: dict[tuple[Hashable, bool], dict[Holder, None]] = {}  # by what stands in the way, and if own
+        self._services: AddressBook[tuple[str, str]] = AddressBook()  # cluster IPs of the own cluster
         self._homeless: AddressBook[Holder] = (
             AddressBook()
         )  # addresses of refused own nodes: they are there all the same
@@ -119,53 +125,95 @@ class Admission:
         verdicts = self._retry([_GROUND])
         return verdicts, {holder for each in moved if (holder := self.claims.owner(each.address)) is not None}
 
-    def serve(self, address: Address, service: Hashable) -> None:
+    def lives_at(self, address: Address) -> str:
+        """What is at `address` that this machine has to reach itself, whatever service is said to be there; or ""."""
+        alone = single(address)
+        for place in self.ground.is_at(address):
+            if place.lifeline and place.cluster in ("", self._own):  # another's etcd is where that cluster says it is
+                return place.what
+        if clash := next((each for each in NOBODYS if overlaps(each, alone)), None):
+            return f"an address in {prefix_text(clash)}, which is no cluster's"
+        claim = self.claims.around(alone)
+        if claim is not None and claim.prefix == alone:
+            return str(claim.holder)
+        return next((str(holder) for _, holder in self._homeless.inside(alone)), "")
+
+    def services_in(self, prefix: Prefix) -> list[tuple[str, str]]:
+        """The own services whose cluster IPs lie in `prefix`."""
+        return [service for _, service in self._services.inside(prefix)]
+
+    def serve(self, address: Address, service: tuple[str, str]) -> None:
         """An own service is at the cluster IP `address`: a node that comes later may not take it."""
         self._services.add(address, service)
 
-    def unserve(self, address: Address, service: Hashable) -> list[Verdict]:
+    def unserve(self, address: Address, service: tuple[str, str]) -> list[Verdict]:
         """Absent is fine."""
         self._services.discard(address, service)
         return self._retry([address])
 
     def _retry(self, blockers: Iterable[Hashable]) -> list[Verdict]:
-        return self._decide({holder: self._refused[holder][0] for holder in self._waiting_for(blockers)})
-
-    def _waiting_for(self, blockers: Iterable[Hashable]) -> list[Holder]:
-        """The own cluster first, then in the order in which they were refused."""
-        found = [holder for blocker in blockers for holder in self._blocked.get(blocker, ())]
-        return sorted(dict.fromkeys(found), key=lambda holder: holder.cluster != self._own)
+        verdicts = list[Verdict]()
+        self._give_out(deque(blockers), verdicts)
+        return verdicts
 
     def _decide(self, asked: Mapping[Holder, Wanted | None], *, anew: bool = False) -> list[Verdict]:
         """What a node has is not judged again, unless all is judged `anew`."""
-        verdicts, queue = list[Verdict](), deque((holder, wanted, anew) for holder, wanted in asked.items())
-        while queue:
-            holder, wanted, from_nothing = queue.popleft()
-            before, left = self._dismiss(holder)
-            kept = _NOTHING if from_nothing else before
-            objection = None if wanted is None else self._object(holder, wanted, kept)
-            if wanted is None or objection is None:
-                after = wanted or _NOTHING
-            else:
-                self._refuse(holder, wanted, objection.blocker)
-                after = _NOTHING if from_nothing and self._object(holder, before, _NOTHING) else before
-            self._enter(holder, after)
-            moved = frozenset({*before.claims} ^ {*after.claims})
-            verdicts.append(Verdict(holder, objection and objection.refusal, moved))
-            freed = {*before.claims, before.key, *left} - {*after.claims, after.key, ""}
-            waiting = self._waiting_for(freed)
-            room = len(before.prefixes) - len(after.prefixes)  # for as many nodes at most
-            waiting += islice(self._blocked.get((holder.cluster,), ()), max(room, 0))
-            queue.extend((other, self._refused[other][0], False) for other in waiting)
+        verdicts, freed = list[Verdict](), deque[Hashable]()
+        for holder, wanted in asked.items():
+            freed.extend(self._settle(holder, wanted, verdicts, anew=anew))
+        self._give_out(freed, verdicts)
         return verdicts
+
+    def _give_out(self, freed: deque[Hashable], verdicts: list[Verdict]) -> None:
+        """What is free is offered to who waits for it, one after the other until somebody has it."""
+        while freed:
+            blocker, tried = freed.popleft(), set[Holder]()
+            while not self._is_taken(blocker) and (holder := self._next_waiting(blocker, tried)) is not None:
+                tried.add(holder)
+                freed.extend(self._settle(holder, self._refused[holder][0], verdicts))
+
+    def _next_waiting(self, blocker: Hashable, tried: Set[Holder]) -> Holder | None:
+        """The own cluster first, then in the order in which they were refused. Who is refused again is last."""
+        for is_own in (True, False):
+            first = next(iter(self._blocked.get((blocker, is_own), ())), None)
+            if first is not None and first not in tried:
+                return first
+        return None
+
+    def _is_taken(self, blocker: Hashable) -> bool:
+        if isinstance(blocker, Prefix):
+            clash = self.claims.conflict(_NOBODY, blocker)
+            return clash is not None and clash.prefix == blocker
+        if isinstance(blocker, _Room):
+            return self._prefixes[blocker.cluster] >= self.authority(blocker.cluster).limits.prefixes
+        return blocker in self._keys
+
+    def _settle(
+        self, holder: Holder, wanted: Wanted | None, verdicts: list[Verdict], *, anew: bool = False
+    ) -> list[Hashable]:
+        """Decide on one; returns what is free now."""
+        before, left = self._dismiss(holder)
+        kept = _NOTHING if anew else before
+        objection = None if wanted is None else self._object(holder, wanted, kept)
+        if wanted is None or objection is None:
+            after = wanted or _NOTHING
+        else:
+            self._refuse(holder, wanted, objection.blocker)
+            after = _NOTHING if anew and self._object(holder, before, _NOTHING) else before
+        self._enter(holder, after)
+        moved = frozenset({*before.claims} ^ {*after.claims})
+        verdicts.append(Verdict(holder, objection and objection.refusal, moved))
+        freed: list[Hashable] = [*({*before.claims, before.key, *left} - {*after.claims, after.key, ""})]
+        return [*freed, _Room(holder.cluster)] if len(after.prefixes) < len(before.prefixes) else freed
 
     def _dismiss(self, holder: Holder) -> tuple[Wanted, tuple[Address, ...]]:
         """What it had, and where it was though it was refused."""
         wanted, blocker = self._refused.pop(holder, (_NOTHING, None))
-        if (blocked := self._blocked.get(blocker)) is not None:
+        place = blocker, holder.cluster == self._own
+        if (blocked := self._blocked.get(place)) is not None:
             del blocked[holder]
             if not blocked:
-                del self._blocked[blocker]
+                del self._blocked[place]
         for address in wanted.addresses:
             self._homeless.discard(address, holder)
         had = self.standing.pop(holder, _NOTHING)
@@ -177,7 +225,7 @@ class Admission:
 
     def _refuse(self, holder: Holder, wanted: Wanted, blocker: Hashable) -> None:
         self._refused[holder] = wanted, blocker
-        self._blocked.setdefault(blocker, {})[holder] = None
+        self._blocked.setdefault((blocker, holder.cluster == self._own), {})[holder] = None
         for address in wanted.addresses if holder.cluster == self._own else ():
             self._homeless.add(address, holder)
 
@@ -215,7 +263,7 @@ class Admission:
             return _Objection(Refusal(Reason.LIMIT, why), _GROUND)
         if self._prefixes[holder.cluster] + len(wanted.prefixes) > limits.prefixes:
             why = f"is one too many: the pod CIDRs of its cluster would be more than {limits.prefixes}"
-            return _Objection(Refusal(Reason.LIMIT, why), (holder.cluster,))
+            return _Objection(Refusal(Reason.LIMIT, why), _Room(holder.cluster))
         return None
 
     def _object_to_address(self, holder: Holder, authority: Authority | None, address: Address) -> _Objection | None:
@@ -247,8 +295,7 @@ class Admission:
 
     def _object_to_service(self, shown: str, prefix: Prefix) -> _Objection | None:
         for address, service in self._services.inside(prefix):
-            name = "/".join(service) if isinstance(service, tuple) else service
-            why = f"{shown} {_is_at(prefix, address)} the service {name} of this cluster is"
+            why = f"{shown} {_is_at(prefix, address)} the service {'/'.join(service)} of this cluster is"
             return _Objection(Refusal(Reason.LOCAL, why), address)
         return None
 

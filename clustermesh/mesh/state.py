@@ -16,7 +16,7 @@ from typing import Any, Final
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from clustermesh.address import Address, Prefix, text
+from clustermesh.address import BITS, Address, Prefix, single, text
 from clustermesh.mesh.address_index import AddressBook, AddressIndex
 from clustermesh.mesh.admission import Admission, Verdict
 from clustermesh.mesh.authority import Authority, Ground
@@ -113,7 +113,10 @@ class MeshState:
         if view is None:
             return
         for kind in reversed(kinds):  # nodes last: what rests on them need not be decided on once more
-            for name in list(view.table(kind)):
+            names = list(view.table(kind))
+            if kind == "nodes":  # the refused first: none of them is to stand for a moment
+                names.sort(key=lambda name: Holder(cluster, name) in self._admission.standing)
+            for name in names:
                 self.remove(cluster, kind, name)
             self._rulings[cluster].dropped.pop(kind, None)
             self._rulings[cluster].refusals.set("tables", kind, None)
@@ -160,6 +163,7 @@ class MeshState:
         verdicts, shaken = self._admission.stand_on(ground)
         self._settle(verdicts)
         self._dirty_nodes.update((holder.cluster, holder.node) for holder in shaken)
+        self._dirty_services.update(self.views[self.own].local_services)  # one may be where a lifeline is now, or was
         self._wake()
 
     def refuse(self, cluster: str, what: str, why: str) -> None:
@@ -247,6 +251,10 @@ class MeshState:
         if view is None or address in self._rulings[cluster].refusals.of("endpoints"):
             return None
         return view.endpoints.get(address)
+
+    def lives_at(self, address: Address) -> str:
+        """What is at `address` that no service may take this machine's own way to, or ""."""
+        return self._admission.lives_at(address)
 
     def remote_services(self, name: ServiceName) -> list[Service]:
         """The service `name` as every other cluster in use has it, without backends that are not theirs to name."""
@@ -353,6 +361,9 @@ class MeshState:
             self._settle(self._admission.unserve(address, name))
         for address in has - had:
             self._admission.serve(address, name)
+        for address in had ^ has:  # no peer's backend is where a service of ours is
+            if (holder := self._admission.claims.owner(address)) is not None and holder.cluster != self.own:
+                self._moved(holder.cluster, single(address))
         self._dirty_services.add(name)
 
     def _settle(self, verdicts: Iterable[Verdict]) -> None:
@@ -365,6 +376,8 @@ class MeshState:
             for callback in self.on_verdict:
                 callback(holder.cluster)
             for prefix in moved:
+                if prefix.length == BITS:  # a node is there now, or was
+                    self._dirty_services.update(self._admission.services_in(prefix))
                 for cluster in {holder.cluster, self.own}:
                     self._moved(cluster, prefix)
 
@@ -439,7 +452,9 @@ class MeshState:
         held = {
             address: ports
             for address, ports in backends.items()
-            if (holder := owner(address)) is not None and holder.cluster == cluster
+            if (holder := owner(address)) is not None
+            and holder.cluster == cluster
+            and not self._admission.services_in(single(address))
         }
         if len(held) < len(backends):
             foreign = [text(address) for address in sorted(backends.keys() - held.keys())[:_SHOWN]]

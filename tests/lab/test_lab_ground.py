@@ -94,6 +94,39 @@ async def test_a_peers_backends_where_nobody_of_it_is_are_not_used(pair: Lab) ->
             stray.unlink()
 
 
+@pytest.mark.parametrize(
+    ("address", "port", "protocol"),
+    [("172.20.1.1", 2379, "TCP"), ("127.0.0.1", 2379, "TCP")],
+)
+async def test_a_service_at_an_address_that_this_node_lives_by_is_left_out_and_told(
+    pair: Lab, address: str, port: int, protocol: str
+) -> None:
+    """The own etcd, this machine itself: nobody answers for the service."""
+    stray = pair.plan.context("alpha") / "manifests" / "stray.yaml"
+    await until(lambda: _is_well(pair, "alpha"), "alpha is well")
+    async with no_request_fails(pair):
+        try:
+            stray.write_text(
+                "apiVersion: v1\nkind: Service\nmetadata: {name: stray, namespace: default}\n"
+                f"spec: {{clusterIP: {address}, ports: [{{port: {port}, protocol: {protocol}}}]}}\n"
+            )
+            await until(lambda: _complains(pair, "alpha", "stray"), "alpha complains of it", seconds=20)
+            await pair.kill("alpha-1", "agent")  # the next one has to connect
+            await until(lambda: _is_fresh(pair, "alpha-1", "alpha"), "the next agent reads its etcd", seconds=30)
+            await until(lambda: _complains(pair, "alpha", "stray"), "the next agent complains, too", seconds=20)
+        finally:
+            stray.unlink()
+        try:
+            await until(lambda: _is_well(pair, "alpha"), "alpha is well again", seconds=20)
+        except ClusterMeshError:
+            print("DBG", await complaint(pair, "alpha"))
+            raise
+
+
+async def _is_fresh(lab: Lab, node: str, cluster: str) -> bool:
+    return await cluster_state(lab, node, cluster) == "fresh"
+
+
 async def _is_well(lab: Lab, cluster: str) -> bool:
     return not await complaint(lab, cluster)
 

@@ -55,6 +55,12 @@ def send_clear_attempts(node: MeshNode, address: str) -> None:
                 client.sendto(b"for nobody else", (address, 9))
 
 
+def leaves_in_clear(node: MeshNode, address: str, tap: Tap) -> bool:
+    send_clear_attempts(node, address)
+    time.sleep(0.1)
+    return bool(clear(tap.packets()))
+
+
 def clear(packets: list[bytes]) -> list[bytes]:
     return [packet for packet in packets if is_clear(packet)]
 
@@ -196,8 +202,7 @@ def test_blackhole_holds_when_the_device_itself_is_gone(mesh: Mesh, tap: Tap, fa
 
         # The tap does see what leaves in clear: without the blackhole it would be this.
         one.run(f"ip route del blackhole {prefix_text(cidr)} metric 4096")
-        send_clear_attempts(one, b)
-        assert len(clear(tap.packets())) == 20
+        assert any(leaves_in_clear(one, b, tap) for _ in range(50))  # once its gateway answers whose MAC is whose
 
         assert one.ensure() is True
         one.audit()

@@ -6,13 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clustermesh.address import Prefix, contains, masked, nth, parse, parse_prefix, single
+from clustermesh.address import Prefix, contains, masked, nth, overlaps, parse, parse_prefix, single
 from clustermesh.mesh.admission import Admission, Verdict
 from clustermesh.mesh.authority import Authority, Ground, Limits, Place
 from clustermesh.mesh.claims import Holder
 from clustermesh.mesh.refusals import Reason
 from clustermesh.model import Node, NodeAddress
 
+KEY = "b" * 43 + "="
 OWN, PEER, EVIL = Holder("own", "o1"), Holder("beta", "b1"), Holder("evil", "e1")
 
 
@@ -166,3 +167,46 @@ class TestWhoStands:
         assert prefixes(admission, PEER) == {parse_prefix("203.0.113.0/24")}
         assert reasons(admission.authorize(Authority(name="beta"))) == [Reason.NOT_ALLOWED]
         assert admission.standing == {}
+
+
+def test_what_is_free_goes_to_the_first_who_waits_and_the_others_are_not_even_asked() -> None:
+    admission = opened()
+    holders = [Holder("beta", f"n{number}") for number in range(1000)]
+    for number, holder in enumerate(holders):
+        admission.put(holder, node(f"10.{number // 250 + 1}.{number % 250}.0/24", key=KEY))
+    decided = 0
+    for holder in holders:
+        assert holder in admission.standing
+        decided += len(admission.put(holder, None))
+    assert decided == 2 * len(holders) - 1
+    assert not admission.standing
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3), st.booleans()), max_size=30))
+def test_nobody_waits_for_what_is_free(moves: list[tuple[int, int, bool]]) -> None:
+    admission, wanted = opened(), dict[Holder, Node]()
+    for number, prefix, comes in moves:
+        holder = Holder("beta" if number % 2 else "gamma", f"n{number}")
+        found = node(f"10.1.{prefix}.0/{24 - prefix % 2}") if comes and prefix % 2 == 0 else node(f"10.1.{prefix}.0/24")
+        wanted.pop(holder, None)
+        admission.put(holder, found if comes else None)
+        if comes:
+            wanted[holder] = found
+    for holder in wanted.keys() - admission.standing.keys():
+        taken = [each for other in admission.standing for each in prefixes(admission, other)]
+        assert any(overlaps(each, wanted[holder].pod_cidrs[0]) for each in taken)
+
+
+@pytest.mark.parametrize(
+    ("address", "what"),
+    [("172.20.1.1", "the etcd of own"), ("172.20.1.11", "node o1"), ("127.0.0.1", "no cluster's"), ("10.97.0.1", "")],
+)
+def test_what_this_machine_lives_by_is_no_services_to_take(address: str, what: str) -> None:
+    admission = opened()
+    admission.put(OWN, node("10.1.0.0/24", "172.20.1.11"))
+    mine = Place(single(parse("172.20.1.1")), "the etcd of own", lifeline=True, cluster="own")
+    theirs = Place(single(parse("10.97.0.1")), "the etcd of evil", lifeline=True, cluster="evil")
+    admission.stand_on(Ground([mine, theirs]))
+    said = admission.lives_at(parse(address))
+    assert what in said
+    assert bool(said) == bool(what)

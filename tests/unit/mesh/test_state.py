@@ -321,6 +321,13 @@ class TestBackends:
         state.remove("beta", "services", ("n", "s"))
         assert not state.refusals("beta")
 
+    def test_one_at_a_cluster_ip_of_ours_is_left_out_also_where_a_node_of_its_cluster_was_first(self) -> None:
+        state = mesh(node("beta", "b1", "10.97.0.0/24", "172.20.2.11"))
+        state.put("alpha", "local_services", ("n", "s"), LocalService(service=service("alpha", frontend="10.97.0.10")))
+        state.put("beta", "services", ("n", "s"), service("beta", "10.97.0.10", "10.97.0.20"))
+        assert backends(state) == {parse("10.97.0.20")}
+        assert reason(state, "beta", "services", ("n", "s")) is Reason.NOT_HELD
+
     def test_one_at_port_zero_is_left_out(self) -> None:
         state = with_beta()
         state.put("beta", "services", ("n", "s"), service("beta", "10.2.0.1", port=0))
