@@ -12,9 +12,9 @@ from collections import Counter, deque
 from collections.abc import Hashable, Iterable, Mapping, Set
 from typing import Final, NamedTuple
 
-from clustermesh.address import Address, Prefix, masked, overlaps, prefix_text, single, text
+from clustermesh.address import Address, Prefix, masked, prefix_text, single, text
 from clustermesh.mesh.address_index import AddressBook
-from clustermesh.mesh.authority import NOBODYS, Authority, Ground, judge_address, judge_prefix
+from clustermesh.mesh.authority import Authority, Ground, judge_address, judge_prefix, nobodys
 from clustermesh.mesh.claims import Claim, Claims, Holder
 from clustermesh.mesh.refusals import Reason, Refusal
 from clustermesh.model import Node
@@ -131,7 +131,7 @@ class Admission:
         for place in self.ground.is_at(address):
             if place.lifeline and place.cluster in ("", self._own):  # another's etcd is where that cluster says it is
                 return place.what
-        if clash := next((each for each in NOBODYS if overlaps(each, alone)), None):
+        if clash := nobodys(alone):
             return f"an address in {prefix_text(clash)}, which is no cluster's"
         claim = self.claims.around(alone)
         if claim is not None and claim.prefix == alone:

@@ -159,10 +159,15 @@ def _said(prefix: Prefix, place: Place) -> str:
     return f"{prefix_text(prefix)} holds {text(place.prefix.address)}, {place.what}"
 
 
+def nobodys(prefix: Prefix) -> Prefix | None:
+    """What of NOBODYS has an address in common with `prefix`, or None."""
+    return next((each for each in NOBODYS if overlaps(each, prefix)), None)
+
+
 def judge_prefix(authority: Authority | None, prefix: Prefix, ground: Ground) -> Refusal | None:
     """Why no pods of a cluster with `authority` (None: the own one) can be in `prefix`, whoever else has it."""
     shown = f"pod CIDR {prefix_text(prefix)}"
-    if clash := next((each for each in NOBODYS if overlaps(each, prefix)), None):
+    if clash := nobodys(prefix):
         return Refusal(Reason.RESERVED, f"{shown} overlaps {prefix_text(clash)}, which is no cluster's")
     if place := ground.cut_off_by(prefix):
         address = text(place.prefix.address)
@@ -187,7 +192,7 @@ def _judge_default(authority: Authority, prefix: Prefix, ground: Ground, shown: 
 def judge_address(authority: Authority | None, address: Address, ground: Ground) -> Refusal | None:
     """Why no node of the cluster with `authority` (None: the own one) can be at `address`, whoever else is there."""
     shown = f"node address {text(address)}"
-    if clash := next((each for each in NOBODYS if overlaps(each, single(address))), None):
+    if clash := nobodys(single(address)):
         return Refusal(Reason.RESERVED, f"{shown} lies in {prefix_text(clash)}, which is no cluster's")
     for place in () if authority is None else ground.is_at(address):
         if authority is not None and place.cluster != authority.name:  # an etcd may run on a node of its own cluster
