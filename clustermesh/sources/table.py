@@ -18,8 +18,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from clustermesh.errors import DecodeError, Invalid
+from clustermesh.sources.decoding import decode_objects
 from clustermesh.sources.documents import parse_json, parse_yaml, split_documents
-from clustermesh.sources.objects import Object, Ref, decode_objects
+from clustermesh.sources.objects import Object, Ref
 
 MAX_BYTES: Final = 64 * 1024 * 1024
 """The largest file that is read."""

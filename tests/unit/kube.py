@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 
 from clustermesh.model import Cluster
-from clustermesh.sources.objects import Object, Ref, decode_objects
+from clustermesh.sources.decoding import decode_objects
+from clustermesh.sources.objects import Object, Ref
 
 ALPHA = Cluster(name="alpha", id=1)
 

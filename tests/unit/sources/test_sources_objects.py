@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import kube
+import msgspec
 import pytest
 
-from clustermesh.errors import Invalid
-from clustermesh.sources.objects import Ref, decode_objects
+from clustermesh.errors import DecodeError, Invalid
+from clustermesh.sources.decoding import decode_json, decode_objects, ref_of
+from clustermesh.sources.objects import KINDS, Ref
 
 
 def faults(document: object) -> list[str]:
@@ -81,3 +83,18 @@ def _with_metadata(**metadata: Any) -> dict[str, Any]:
 def test_a_fault_names_field_value_and_rule(document: object, sentence: str) -> None:
     (fault,) = faults(document)
     assert sentence in fault
+
+
+@pytest.mark.parametrize("empty", ["null", "[]"])
+def test_the_api_and_a_manifest_make_one_object(empty: str) -> None:
+    manifest = kube.endpoint_slice("cart-1", "cart", [])
+    ((ref, value),) = kube.decode(manifest).items()
+    data = msgspec.json.encode(manifest).replace(b'"endpoints":[]', b'"endpoints":' + empty.encode())
+    found = decode_json(KINDS["EndpointSlice"], data)
+    assert (ref_of(KINDS["EndpointSlice"], found), found) == (ref, value)
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"{}", b'{"metadata":{"name":7}}', b"\xff", b"[" * 100_000])
+def test_garbage_from_the_api_raises_a_decode_error(data: bytes) -> None:
+    with pytest.raises(DecodeError):
+        decode_json(KINDS["Service"], data)
