@@ -1,4 +1,4 @@
-"""The API server's wiring: etcd on one side, the folder on the other, and the tasks in between.
+"""The API server's wiring: etcd on one side, the source on the other, and the tasks in between.
 
 Order at the start: users and roles; list what etcd holds; cluster config and heartbeat; data; canaries. Stopping
 revokes nothing: keys live on until their leases end, and whoever starts next takes them over.
@@ -11,7 +11,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Coroutine
-from contextlib import aclosing, suppress
+from contextlib import AsyncExitStack, aclosing, suppress
 from typing import Any, Final
 
 from msgspec import Struct
@@ -26,16 +26,16 @@ from clustermesh.apiserver.lock import alone
 from clustermesh.apiserver.publish import Publisher, Updates
 from clustermesh.apiserver.report import keep_reported
 from clustermesh.apiserver.resources import ABOUT, CANARIES, canary_keys, config_value, make_ledger, watched_places
+from clustermesh.apiserver.settings import Settings, of_folder
 from clustermesh.apiserver.users import Users
 from clustermesh.apiserver.writer import Writer
 from clustermesh.sources.folder import FolderSource
+from clustermesh.sources.source import Source
 from clustermesh.sources.translate import Change
 from clustermesh.standalone.context import Context
-from clustermesh.store import endpoint
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.follow import Changed, Interrupted, Listed, follow
 from clustermesh.store.lease import DEFAULT_TTL, LeaseKeeper
-from clustermesh.store.tls import Tls
 from clustermesh.wire import keys
 from clustermesh.wire.kinds import IDENTITIES, NODES
 from clustermesh.wire.timestamp import format_time
@@ -62,8 +62,13 @@ class Timing(Struct, frozen=True, kw_only=True):
 _DEFAULT_TIMING: Final = Timing()
 
 
-async def run(context: Context, http: str, timing: Timing = _DEFAULT_TIMING) -> None:
-    """Publish the cluster at `context` until SIGTERM or SIGINT, or until cancelled. `http` is where health is served.
+async def run_folder(context: Context, http: str, timing: Timing = _DEFAULT_TIMING) -> None:
+    """`run` for a cluster that is a folder."""
+    await run(of_folder(context), FolderSource(context.manifests, context.cluster), http, timing)
+
+
+async def run(settings: Settings, source: Source, http: str, timing: Timing = _DEFAULT_TIMING) -> None:
+    """Publish what `source` has until SIGTERM or SIGINT, or until cancelled. `http` is where health is served.
 
     Invalid or Refused for an address that cannot be listened on, Refused where another API server is at work. All else
     that is missing is waited for.
@@ -72,11 +77,13 @@ async def run(context: Context, http: str, timing: Timing = _DEFAULT_TIMING) -> 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    tls = Tls(context.ca, context.certificate("admin"), context.key("admin"))
     try:
-        async with alone(context.path), EtcdClient([context.endpoint], tls) as client:
+        async with AsyncExitStack() as stack:
+            if settings.lock is not None:
+                await stack.enter_async_context(alone(settings.lock))
+            client = await stack.enter_async_context(EtcdClient(settings.endpoints, settings.tls))
             with few_collections() as settle:
-                server = ApiServer(context, client, timing, settle)
+                server = ApiServer(settings, source, client, timing, settle)
                 with health_server(http, server.health):
                     await _run_until(stop, server.tasks())
     finally:
@@ -96,19 +103,19 @@ async def _run_until(stop: asyncio.Event, work: list[Coroutine[Any, Any, None]])
 class ApiServer:
     """One cluster's publisher: what its tasks share."""
 
-    def __init__(self, context: Context, client: EtcdClient, timing: Timing, settle: Callable[[], None]) -> None:
-        self._settle = settle
-        self.context, self.client, self.timing = context, client, timing
-        self.cluster = context.cluster
+    def __init__(
+        self, settings: Settings, source: Source, client: EtcdClient, timing: Timing, settle: Callable[[], None]
+    ) -> None:
+        self._settle, self._etcd = settle, ", ".join(settings.endpoints)
+        self.settings, self.source, self.client, self.timing = settings, source, client, timing
+        self.cluster = settings.cluster
         self.keeper = LeaseKeeper(client, timing.lease_ttl)
         self.ledger: Ledger = make_ledger(self.cluster, client, self.keeper)
         self.allocator = Allocator(self.cluster, timing.grace)
         ledger = self.ledger
         self.publisher = Publisher(self.cluster, self.allocator, ledger.held, ledger.is_inherited, ledger.last_good)
-        self.source = FolderSource(context.manifests, self.cluster)
         self.writer = Writer(self.ledger, self._want_canaries, settle, timing.audit)
-        port = endpoint.parse(context.endpoint).port
-        self.users = Users(client, self.cluster, context.users_file, port, self._note_problems)
+        self.users = Users(client, settings, self._note_problems)
         self.agents = AgentRecords(client, lambda node: node in self.source.snapshot.nodes)
         self.keeper.on_lost = self._lose_leases
         self._places = [*watched_places(self.cluster), keys.AGENTS]
@@ -153,7 +160,7 @@ class ApiServer:
 
     def _interrupt(self, place: bytes, reason: str) -> None:
         if not self._interrupted:
-            _LOG.warning("etcd at %s: %s; nothing is lost, waiting for it", self.context.endpoint, reason)
+            _LOG.warning("etcd at %s: %s; nothing is lost, waiting for it", self._etcd, reason)
             self._settle()  # the start may take long now
         self._interrupted[place] = reason
 
@@ -164,7 +171,7 @@ class ApiServer:
         if self._listed.is_set():
             self.users.check()  # a list in mid-life may come from an etcd that was started empty, open to everybody
         else:
-            _LOG.info("etcd at %s is listed", self.context.endpoint)
+            _LOG.info("etcd at %s is listed", self._etcd)
             if not self.ledger[NODES].found():
                 self.agents.expect(self.timing.records, self.writer.wake)
         self._listed.set()
@@ -179,7 +186,7 @@ class ApiServer:
         self.ledger.lose_leases(lost)
         self.writer.wake()
 
-    # -- folder -> ledger ----------------------------------------------------------------------------------------------
+    # -- source -> ledger ----------------------------------------------------------------------------------------------
 
     async def _publish(self) -> None:
         async with aclosing(self.source.updates()) as changes:
@@ -267,13 +274,14 @@ class ApiServer:
         found += [f"{key.decode()}: {sentence}" for key, sentence in sorted(self.publisher.problems.items())]
         found += [f"agent record: {sentence}" for _, sentence in sorted(self.agents.problems.items())]
         found += [f"users of etcd: {self.users.open}"] if self.users.open else []
-        return found + [f"{self.context.users_file.name}: {sentence}" for sentence in self.users.problems]
+        name = self.settings.users_file.name if self.settings.users_file else "users"
+        return found + [f"{name}: {sentence}" for sentence in self.users.problems]
 
     def _list_waiting(self) -> list[str]:
         waiting = [] if self.users.error is None else [f"users of etcd: {self.users.error}"]
         waiting += sorted({f"etcd: {reason}" for reason in self._interrupted.values()})
         if not self._listed.is_set():
-            waiting.append(f"etcd at {self.context.endpoint} has not been read yet")
+            waiting.append(f"etcd at {self._etcd} has not been read yet")
         elif not self.writer.synced and (keyless := self._keyless()):
             waiting.append(f"etcd was found empty: the agents of {', '.join(keyless[:5])} have not said their keys yet")
         elif not self.writer.synced:

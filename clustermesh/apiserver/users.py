@@ -15,10 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from clustermesh.apiserver.settings import Settings
 from clustermesh.errors import ClusterMeshError, Invalid, Refused, Unavailable
 from clustermesh.model import Cluster
 from clustermesh.standalone.users_file import REMOTE_ROLE, User, read_users
-from clustermesh.store import auth
+from clustermesh.store import auth, endpoint
 from clustermesh.store.auth import Access, Grant
 from clustermesh.store.backoff import Backoff
 from clustermesh.store.client import EtcdClient
@@ -76,13 +77,13 @@ def peers_allowed(cluster: Cluster, listed: Sequence[User]) -> tuple[dict[str, s
 class Users:
     """Keeps etcd's users as they should be. `problems` says what in users.yaml is not acted on.
 
-    etcd listens for clients on `port` of this network namespace. `open` says whose connections could not be cut.
+    etcd listens for clients in this network namespace. `open` says whose connections could not be cut.
     """
 
-    def __init__(
-        self, client: EtcdClient, cluster: Cluster, file: Path, port: int, changed: Callable[[], None]
-    ) -> None:
-        self.client, self.cluster, self.file, self._port, self._changed = client, cluster, file, port, changed
+    def __init__(self, client: EtcdClient, settings: Settings, changed: Callable[[], None]) -> None:
+        self.client, self.cluster, self.file, self._changed = client, settings.cluster, settings.users_file, changed
+        self._open_to_all = settings.tls is None
+        self._port = endpoint.parse(settings.endpoints[0]).port
         self.problems: list[str] = []
         self.open = ""
         self._revoked: set[str] = set()
@@ -97,6 +98,9 @@ class Users:
 
     async def run(self) -> None:
         """Until cancelled."""
+        if self._open_to_all:
+            self.enabled.set()
+            return
         backoff = Backoff(last=5.0)
         while True:
             seen = _stamp(self.file)
@@ -156,6 +160,8 @@ class Users:
 
     def _peers(self) -> dict[str, str] | None:
         """Role by user of users.yaml; None where it cannot be read, so that nobody is locked out by a typing error."""
+        if self.file is None:
+            return None
         try:
             peers, self.problems = peers_allowed(self.cluster, read_users(self.file))
             return peers
@@ -174,7 +180,9 @@ class Users:
         self._again.clear()
 
 
-def _stamp(file: Path) -> tuple[int, int, int] | None:
+def _stamp(file: Path | None) -> tuple[int, int, int] | None:
+    if file is None:
+        return None
     try:
         status = file.stat()
     except OSError:

@@ -67,10 +67,10 @@ def apiserver(context: Path, http: str) -> None:
     import asyncio
     import logging
 
-    from clustermesh.apiserver import run
+    from clustermesh.apiserver import run_folder
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    asyncio.run(run(load(context), http))
+    asyncio.run(run_folder(load(context), http))
 
 
 @click.command(

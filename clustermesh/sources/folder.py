@@ -51,6 +51,10 @@ class FolderSource:
         self._seen_whole = False
 
     @property
+    def about(self) -> str:
+        return f"folder {self.root}"
+
+    @property
     def snapshot(self) -> Snapshot:
         return self._translator.snapshot
 

@@ -20,7 +20,7 @@ from certs.folder import initialise, load_authority
 from certs.issue import issue
 from certs.names import Leaf, cluster_leaves
 from certs.pair import write_pair
-from clustermesh.apiserver.server import Timing, run
+from clustermesh.apiserver.server import Timing, run_folder
 from clustermesh.errors import ClusterMeshError
 from clustermesh.standalone.context import Context, create
 from clustermesh.store.auth import list_users
@@ -37,10 +37,10 @@ NO_AGENTS = Timing(records=0.0)
 _ROOT = Path(__file__).parents[2]
 _CHILD = """
 import asyncio, pathlib, sys
-from clustermesh.apiserver import run
+from clustermesh.apiserver import run_folder
 from clustermesh.apiserver.server import Timing
 from clustermesh.standalone.context import load
-asyncio.run(run(load(pathlib.Path(sys.argv[1])), sys.argv[2], Timing(records=0.0)))
+asyncio.run(run_folder(load(pathlib.Path(sys.argv[1])), sys.argv[2], Timing(records=0.0)))
 """
 
 
@@ -91,7 +91,7 @@ class Bed:
     @asynccontextmanager
     async def running(self, timing: Timing | None = None) -> AsyncIterator[None]:
         """An API server in this process, stopped as by SIGTERM."""
-        task = asyncio.create_task(run(self.context, self.http, timing or NO_AGENTS))
+        task = asyncio.create_task(run_folder(self.context, self.http, timing or NO_AGENTS))
         await asyncio.sleep(0)  # until it listens for the signal that is to end it, and not all of us
         try:
             yield

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 from apiserver_bed import PATIENCE, Bed, manifests, page
+from msgspec.structs import replace
 
+from clustermesh.apiserver.settings import of_folder
 from clustermesh.apiserver.users import Users
 from clustermesh.errors import Refused
 from clustermesh.standalone.users_file import add_user, remove_user
@@ -108,7 +110,8 @@ async def test_the_api_server_stays_ready_while_it_cuts_the_others(bed: Bed) -> 
 async def test_where_nothing_can_be_cut_a_person_is_told_to(tmp_path: Path) -> None:
     async with Bed(tmp_path) as bed:
         await bed.etcd.start()
-        users = Users(bed.client, bed.context.cluster, bed.context.users_file, 1, lambda: None)
+        nothing_listens_there = replace(of_folder(bed.context), endpoints=("https://127.0.0.1:1",))
+        users = Users(bed.client, nothing_listens_there, lambda: None)
         add_user(bed.context.users_file, "remote-beta")
         running = asyncio.create_task(users.run())
         await bed.until_users(*OWN, "remote-beta")

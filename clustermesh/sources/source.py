@@ -1,0 +1,31 @@
+"""The port between what knows a cluster's objects and what publishes them. A folder and the Kubernetes API are it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Protocol
+
+from clustermesh.sources.table import Problem
+from clustermesh.sources.translate import Change, Snapshot
+
+
+class Source(Protocol):
+    """Iterate `updates`, and read the rest between two of them."""
+
+    @property
+    def about(self) -> str:
+        """Where the objects come from, and in which mode, in a few words."""
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What the cluster has, as far as is known."""
+
+    @property
+    def complete(self) -> bool:
+        """False while something could never be read since this process began: nobody knows what it holds."""
+
+    def problems(self) -> Sequence[Problem]:
+        """Everything in the source that is not acted on."""
+
+    def updates(self) -> AsyncGenerator[Change, None]:
+        """First everything there is, then each change; without entries where only `problems` changed. For ever."""
