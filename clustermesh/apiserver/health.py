@@ -24,9 +24,13 @@ class Scope(Struct, frozen=True, kw_only=True):
 
 
 class Health(Struct, frozen=True, kw_only=True):
-    """What there is to say. `waiting` is what readiness waits for, in sentences; `problems` what is not acted on."""
+    """What there is to say. `waiting` is what readiness waits for, in sentences; `problems` what is not acted on.
+
+    One that does not lead stands by, and is ready once it could take over.
+    """
 
     cluster: str
+    leading: bool
     waiting: tuple[str, ...]
     problems: tuple[str, ...]
     scopes: Mapping[str, Scope]
@@ -44,7 +48,7 @@ def health_server(address: str, health: Callable[[], Health]) -> HealthServer:
     def readiness() -> tuple[bool, str]:
         now = health()
         lines = [f"waiting: {sentence}" for sentence in now.waiting] + [f"problem: {p}" for p in now.problems]
-        return not now.waiting, "\n".join(lines or ["ok"])
+        return not now.waiting, "\n".join(lines or ["ok" if now.leading else "ok, standing by"])
 
     return HealthServer(address, registry, readiness)
 
@@ -77,5 +81,6 @@ class _Metrics(Collector):
         yield CounterMetricFamily(f"{prefix}_kvstore_sync_errors", "Writes that failed", health.errors)
         yield GaugeMetricFamily(f"{prefix}_problems", "Parts of the source that are not acted on", len(health.problems))
         yield GaugeMetricFamily(f"{prefix}_ready", "1 when everything is published", float(not health.waiting))
+        yield GaugeMetricFamily(f"{prefix}_leader_election_master_status", "1 for who writes", float(health.leading))
         yield GaugeMetricFamily(f"{prefix}_identities", "Identities allotted", health.identities)
         yield GaugeMetricFamily(f"{prefix}_leases", "Leases kept alive", health.leases)

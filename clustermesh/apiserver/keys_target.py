@@ -38,7 +38,7 @@ class KeysTarget:
         self.written: dict[bytes, int] = {}
 
     def held(self, kv: KeyValue) -> Held:
-        return Held(kv.value, kv.lease in self.keeper.leases)
+        return Held(kv.value, self.keeper.claim(kv.key, kv.lease))
 
     async def dump(self) -> Mapping[bytes, Held]:
         found = [kv for prefix in self.prefixes for kv in (await self.client.range(prefix)).kvs]

@@ -2,8 +2,10 @@
 
 Rules
 - Whatever differs from what is wanted is put right: changed back, written again, or removed where nobody wants it.
-- Keys found at the start that are not wanted are left alone until the source is known in whole (`prune`): a manifest
-  that cannot be read just now must not empty the mesh. Without a lease of ours they end with their old one.
+- Keys found at the start are as whoever was here before has left them. Those on a lease that was adopted by the time
+  they are asked for, and that hold what is wanted, are right as they are: nothing is written.
+- Those that are not wanted are left alone until the source is known in whole (`prune`): a manifest that cannot be read
+  just now must not empty the mesh.
 - What a watch tells while keys are being written or dumped is taken in afterwards, and what it tells of a key from
   before our last write of that key is no news.
 """
@@ -17,6 +19,7 @@ from clustermesh.apiserver.keys_target import Held, KeysTarget
 from clustermesh.apiserver.publish import Updates
 from clustermesh.reconcile import Tracker
 from clustermesh.store.follow import Changed, Listed, Put
+from clustermesh.store.operations import KeyValue
 
 
 class Section:
@@ -25,14 +28,19 @@ class Section:
     def __init__(self, name: str, target: KeysTarget) -> None:
         self.name, self.target = name, target
         self.tracker: Tracker[bytes, Held] = Tracker(name, target)
-        self._found: dict[bytes, Held] | None = {}
+        self._found: dict[bytes, KeyValue] | None = {}
         self._busy = False
-        self._deferred: list[tuple[bytes, Held | None, int]] = []
+        self._deferred: list[tuple[bytes, KeyValue | None, int]] = []
 
     @property
     def complete(self) -> bool:
         """True when etcd holds everything that is wanted; more than that may be there."""
         return not self.tracker.pending().upserts
+
+    def is_kept(self, key: bytes) -> bool:
+        """True where what etcd holds at `key` hangs on a lease that we keep."""
+        held = self.tracker.actual.get(key)
+        return held is not None and held.kept
 
     def held(self, key: bytes) -> bytes | None:
         """The value etcd holds at `key`, as far as is known."""
@@ -50,12 +58,16 @@ class Section:
 
     def found(self) -> dict[bytes, bytes]:
         """What was there at the start and nobody has asked for since."""
-        return {key: held.value for key, held in (self._found or {}).items()}
+        return {key: kv.value for key, kv in (self._found or {}).items()}
+
+    def leases(self) -> set[int]:
+        """What that hangs on."""
+        return {kv.lease for kv in (self._found or {}).values()}
 
     def want(self, key: bytes, value: bytes | None) -> None:
         """From now on `key` should hold `value`, or nothing."""
         if self._found and key in self._found:
-            self.tracker.observe(key, self._found.pop(key))
+            self.tracker.observe(key, self.target.held(self._found.pop(key)))
         if value is None:
             self.tracker.remove(key)
         else:
@@ -64,16 +76,16 @@ class Section:
     def prune(self) -> None:
         """Everything that is wanted was asked for: what else was found is to go."""
         found, self._found = self._found or {}, None
-        for key, held in found.items():
-            self.tracker.observe(key, held)
+        for key, kv in found.items():
+            self.tracker.observe(key, self.target.held(kv))
 
-    def observe(self, key: bytes, held: Held | None, revision: int) -> None:
+    def observe(self, key: bytes, kv: KeyValue | None, revision: int) -> None:
         """Take in what etcd held at `key` at `revision`."""
         if self._busy:
-            self._deferred.append((key, held, revision))
+            self._deferred.append((key, kv, revision))
         elif revision >= self.target.written.get(key, 0):
             self.target.written.pop(key, None)
-            self._take(key, held)
+            self._take(key, kv)
 
     def lose_lease(self, key: bytes) -> None:
         """Take in that `key`'s lease is gone, whether or not etcd has deleted the key by now."""
@@ -97,12 +109,13 @@ class Section:
             for entry in deferred:
                 self.observe(*entry)
 
-    def _take(self, key: bytes, held: Held | None) -> None:
+    def _take(self, key: bytes, kv: KeyValue | None) -> None:
         if self._found is not None and key not in self.tracker.desired and key not in self.tracker.actual:
             self._found.pop(key, None)
-            if held is not None:
-                self._found[key] = held
+            if kv is not None:
+                self._found[key] = kv
         else:
+            held = None if kv is None else self.target.held(kv)
             self.tracker.drift += held != self.tracker.actual.get(key)
             self.tracker.observe(key, held)
 
@@ -142,6 +155,10 @@ class Ledger:
         for section in self.sections.values():
             section.prune()
 
+    def leases(self) -> set[int]:
+        """What everything that was there at the start, and that nobody has asked for since, hangs on."""
+        return set[int]().union(*(section.leases() for section in self.sections.values()))
+
     def take(self, item: Listed | Changed) -> None:
         """Take in one item of a watch; keys that are in no section are nobody's business here."""
         last = {event.kv.key if isinstance(event, Put) else event.key: event for event in item.events}
@@ -153,7 +170,7 @@ class Ledger:
             if section is None:
                 continue
             if isinstance(event, Put):
-                section.observe(key, section.target.held(event.kv), event.kv.mod_revision)
+                section.observe(key, event.kv, event.kv.mod_revision)
             else:
                 section.observe(key, None, item.revision)
 

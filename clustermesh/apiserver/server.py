@@ -1,17 +1,21 @@
 """The API server's wiring: etcd on one side, the source on the other, and the tasks in between.
 
-Order at the start: users and roles; list what etcd holds; cluster config and heartbeat; data; canaries. Stopping
-revokes nothing: keys live on until their leases end, and whoever starts next takes them over.
+Of all API servers of one etcd one leads (store/election.py); the others list, follow their source, and wait. Order for
+who leads: users and roles; what etcd holds is listed, its leases are adopted; cluster config and heartbeat; data;
+canaries. Stopping revokes nothing but the lead: keys live on until their leases end, and whoever comes next takes them
+over.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack, aclosing, suppress
+from contextlib import aclosing, suppress
 from typing import Any, Final
 
 from msgspec import Struct
@@ -22,18 +26,21 @@ from clustermesh.apiserver.collector import few_collections
 from clustermesh.apiserver.health import Health, Scope, health_server
 from clustermesh.apiserver.identities import GRACE, Allocator
 from clustermesh.apiserver.ledger import Ledger
-from clustermesh.apiserver.lock import alone
 from clustermesh.apiserver.publish import Publisher, Updates
 from clustermesh.apiserver.report import keep_reported
 from clustermesh.apiserver.resources import ABOUT, CANARIES, canary_keys, config_value, make_ledger, watched_places
 from clustermesh.apiserver.settings import Settings, of_folder
 from clustermesh.apiserver.users import Users
 from clustermesh.apiserver.writer import Writer
+from clustermesh.errors import ClusterMeshError
 from clustermesh.sources.folder import FolderSource
 from clustermesh.sources.source import Source
-from clustermesh.sources.translate import Change
+from clustermesh.sources.translate import Change, Snapshot
 from clustermesh.standalone.context import Context
+from clustermesh.store import election
+from clustermesh.store.backoff import Backoff
 from clustermesh.store.client import EtcdClient
+from clustermesh.store.election import Election
 from clustermesh.store.follow import Changed, Interrupted, Listed, follow
 from clustermesh.store.lease import DEFAULT_TTL, LeaseKeeper
 from clustermesh.wire import keys
@@ -48,7 +55,7 @@ class Timing(Struct, frozen=True, kw_only=True):
     """Seconds, but for `grace`: nanoseconds that an identity is kept after its last use.
 
     `records` is how long agents have to say their keys again to an etcd that was found empty, before Nodes without one
-    count as complete.
+    count as complete. `election` is how long a leader that dies or hangs leads on.
     """
 
     lease_ttl: int = DEFAULT_TTL
@@ -57,6 +64,7 @@ class Timing(Struct, frozen=True, kw_only=True):
     tick: float = 30.0
     grace: int = GRACE
     records: float = 30.0
+    election: int = election.TTL
 
 
 _DEFAULT_TIMING: Final = Timing()
@@ -64,47 +72,73 @@ _DEFAULT_TIMING: Final = Timing()
 
 async def run_folder(context: Context, http: str, timing: Timing = _DEFAULT_TIMING) -> None:
     """`run` for a cluster that is a folder."""
-    await run(of_folder(context), FolderSource(context.manifests, context.cluster), http, timing)
+    await run(of_folder(context), lambda: FolderSource(context.manifests, context.cluster), http, timing)
 
 
-async def run(settings: Settings, source: Source, http: str, timing: Timing = _DEFAULT_TIMING) -> None:
-    """Publish what `source` has until SIGTERM or SIGINT, or until cancelled. `http` is where health is served.
+async def run(
+    settings: Settings, make_source: Callable[[], Source], http: str, timing: Timing = _DEFAULT_TIMING
+) -> None:
+    """Publish what a source has until SIGTERM or SIGINT, or until cancelled. `http` is where health is served.
 
-    Invalid or Refused for an address that cannot be listened on, Refused where another API server is at work. All else
-    that is missing is waited for.
+    Invalid or Refused for an address that cannot be listened on. All else that is missing is waited for.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     try:
-        async with AsyncExitStack() as stack:
-            if settings.lock is not None:
-                await stack.enter_async_context(alone(settings.lock))
-            client = await stack.enter_async_context(EtcdClient(settings.endpoints, settings.tls))
-            with few_collections() as settle:
-                server = ApiServer(settings, source, client, timing, settle)
-                with health_server(http, server.health):
-                    await _run_until(stop, server.tasks())
+        with few_collections() as settle:
+            await _serve(stop, settings, make_source, http, timing, settle)
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
     _LOG.info("stopped; keys stay until their leases end")
 
 
-async def _run_until(stop: asyncio.Event, work: list[Coroutine[Any, Any, None]]) -> None:
+async def _serve(
+    stop: asyncio.Event,
+    settings: Settings,
+    make_source: Callable[[], Source],
+    http: str,
+    timing: Timing,
+    settle: Callable[[], None],
+) -> None:
+    """One API server after the other: who was deposed begins again with nothing in mind."""
+    at, tls = settings.endpoints, settings.tls
+    async with EtcdClient(at, tls) as client, EtcdClient(at, tls, timeout=timing.election) as voting:
+        server = ApiServer(settings, make_source(), client, voting, timing, settle)
+
+        def health() -> Health:
+            return server.health()
+
+        with health_server(http, health):
+            while not stop.is_set():
+                await _run_until(stop, server.election.deposed, server.tasks())
+                server = ApiServer(settings, make_source(), client, voting, timing, settle)
+
+
+async def _run_until(stop: asyncio.Event, deposed: asyncio.Event, work: list[Coroutine[Any, Any, None]]) -> None:
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(coroutine) for coroutine in work]
-        await stop.wait()
-        for task in tasks:
-            task.cancel()
+        ends = [asyncio.create_task(event.wait()) for event in (stop, deposed)]
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in [*tasks, *ends]:
+                task.cancel()
 
 
 class ApiServer:
-    """One cluster's publisher: what its tasks share."""
+    """One cluster's publisher: what its tasks share. `voting` is a client of the same etcd for the election alone."""
 
     def __init__(
-        self, settings: Settings, source: Source, client: EtcdClient, timing: Timing, settle: Callable[[], None]
+        self,
+        settings: Settings,
+        source: Source,
+        client: EtcdClient,
+        voting: EtcdClient,
+        timing: Timing,
+        settle: Callable[[], None],
     ) -> None:
         self._settle, self._etcd = settle, ", ".join(settings.endpoints)
         self.settings, self.source, self.client, self.timing = settings, source, client, timing
@@ -118,10 +152,14 @@ class ApiServer:
         self.users = Users(client, settings, self._note_problems)
         self.agents = AgentRecords(client, lambda node: node in self.source.snapshot.nodes)
         self.keeper.on_lost = self._lose_leases
+        self.election = Election(voting, client, keys.API_SERVER_LEADERS, _own_name(), timing.election)
+        self.election.on_lead = self.writer.hurry
         self._places = [*watched_places(self.cluster), keys.AGENTS]
         self._unlisted = set(self._places)
-        self._listed = asyncio.Event()
-        self._deleting = asyncio.Event()
+        self._may_list, self._listed = asyncio.Event(), asyncio.Event()
+        self._unpublished: Change | None = None  # what the source told while somebody else led
+        self._heard = asyncio.Event()
+        self._may_beat, self._deleting, self._in_charge = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._interrupted: dict[bytes, str] = {}
         self._published = False
         self._pruned = False
@@ -131,21 +169,49 @@ class ApiServer:
         """Everything that has to run."""
         take_record = self._take_records
         return [
-            self.keeper.run(),
-            self.users.run(),
-            self.agents.run(),
-            self._report(),
-            self.writer.run(),
-            self._beat(),
-            self._tick(),
+            self.election.run(),
+            self._stand_by(),
+            self._lead(),
             self._publish(),
             *(self._follow(place, take_record if place == keys.AGENTS else self.ledger.take) for place in self._places),
         ]
 
+    async def _stand_by(self) -> None:
+        """An etcd with a leader has its users."""
+        await self.election.following.wait()
+        _LOG.info("standing by: %s leads", self.election.leader)
+        self._may_list.set()
+
+    async def _lead(self) -> None:
+        """All that writes."""
+        await self.election.leading.wait()
+        async with asyncio.TaskGroup() as tasks:
+            work = (self.keeper, self.users, self.agents, self.writer)
+            for coroutine in (*(each.run() for each in work), self._report(), self._beat(), self._tick()):
+                tasks.create_task(coroutine)
+            await self.users.enabled.wait()
+            self._may_list.set()
+            await self._listed.wait()
+            await _persist(lambda: self.keeper.adopt(self.ledger.leases()))
+            await _persist(lambda: self.keeper.part(keys.HEARTBEAT))  # whose lease it has tells who wrote the canaries
+            self._may_beat.set()
+            await self._heard.wait()
+            self._take_charge()
+
+    def _take_charge(self) -> None:
+        """Go on where another one left off, with what the source has told so far."""
+        if not self.ledger[NODES].found():
+            self.agents.expect(self.timing.records, self.writer.wake)
+        adopt_identities(self.allocator, self.ledger[IDENTITIES].found(), self.cluster, time.time_ns())
+        adopt_keys(self.publisher, self.ledger[NODES].found(), self.cluster)
+        self._in_charge.set()
+        change, self._unpublished = self._unpublished or Change(), None
+        self._apply(change)
+
     # -- etcd -> ledger ------------------------------------------------------------------------------------------------
 
     async def _follow(self, place: bytes, take: Callable[[Listed | Changed], None]) -> None:
-        await self.users.enabled.wait()
+        await self._may_list.wait()
         async with aclosing(follow(self.client, place)) as items:
             async for item in items:
                 if isinstance(item, Interrupted):
@@ -172,13 +238,12 @@ class ApiServer:
             self.users.check()  # a list in mid-life may come from an etcd that was started empty, open to everybody
         else:
             _LOG.info("etcd at %s is listed", self._etcd)
-            if not self.ledger[NODES].found():
-                self.agents.expect(self.timing.records, self.writer.wake)
         self._listed.set()
 
     def _take_records(self, item: Listed | Changed) -> None:
+        snapshot = self.source.snapshot if self._in_charge.is_set() else Snapshot()  # until then it is noted only
         for node, record in self.agents.take(item):
-            self._want(self.publisher.take_record(self.source.snapshot, node, record, time.time_ns()))
+            self._want(self.publisher.take_record(snapshot, node, record, time.time_ns()))
         self._note_problems()
 
     def _lose_leases(self, lost: frozenset[bytes]) -> None:
@@ -191,11 +256,11 @@ class ApiServer:
     async def _publish(self) -> None:
         async with aclosing(self.source.updates()) as changes:
             async for change in changes:
-                await self._listed.wait()
-                if not self._published:
-                    adopt_identities(self.allocator, self.ledger[IDENTITIES].found(), self.cluster, time.time_ns())
-                    adopt_keys(self.publisher, self.ledger[NODES].found(), self.cluster)
-                self._apply(change)
+                if self._in_charge.is_set():
+                    self._apply(change)
+                else:
+                    self._unpublished = change if self._unpublished is None else self._unpublished | change
+                    self._heard.set()
 
     def _apply(self, change: Change) -> None:
         self._want(self.publisher.apply(self.source.snapshot, change, time.time_ns()))
@@ -220,7 +285,7 @@ class ApiServer:
     # -- clock -> ledger -----------------------------------------------------------------------------------------------
 
     async def _beat(self) -> None:
-        await self._listed.wait()
+        await self._may_beat.wait()
         self.ledger[ABOUT].want(keys.cluster_config_key(self.cluster.name), config_value(self.cluster))
         while True:
             self._deleting.clear()
@@ -250,8 +315,17 @@ class ApiServer:
         missing = {key for key in canary_keys(self.cluster) if key not in canaries.tracker.desired}
         waiting = {nodes} & missing if self._keyless() else set()
         for key in missing - waiting:
-            canaries.want(key, _now())
+            canaries.want(key, canaries.held(key) or _now())
+            self._join_beat(key)
         return not waiting
+
+    def _join_beat(self, canary: bytes) -> None:
+        """One lease for the canaries and the beat says that who beats has written what is there."""
+        if self.ledger[CANARIES].is_kept(canary):
+            if self.keeper.join(keys.HEARTBEAT, canary):
+                self._deleting.set()  # beat again, soon
+        else:
+            self.keeper.join(canary, keys.HEARTBEAT)
 
     # -- what there is to say ------------------------------------------------------------------------------------------
 
@@ -280,8 +354,12 @@ class ApiServer:
     def _list_waiting(self) -> list[str]:
         waiting = [] if self.users.error is None else [f"users of etcd: {self.users.error}"]
         waiting += sorted({f"etcd: {reason}" for reason in self._interrupted.values()})
-        if not self._listed.is_set():
+        if not (self.election.leading.is_set() or self.election.following.is_set()):
+            waiting.append("who leads is not known yet")
+        elif not self._listed.is_set():
             waiting.append(f"etcd at {self._etcd} has not been read yet")
+        elif not self.election.leading.is_set():
+            waiting += [] if self._heard.is_set() else ["the source has not been read yet"]
         elif not self.writer.synced and (keyless := self._keyless()):
             waiting.append(f"etcd was found empty: the agents of {', '.join(keyless[:5])} have not said their keys yet")
         elif not self.writer.synced:
@@ -293,6 +371,7 @@ class ApiServer:
         trackers = {name: section.tracker for name, section in self.ledger.sections.items()}
         return Health(
             cluster=self.cluster.name,
+            leading=self.election.leading.is_set(),
             waiting=tuple(self._list_waiting()),
             problems=self._problems,
             scopes={
@@ -304,6 +383,21 @@ class ApiServer:
             identities=len(self.allocator),
             leases=len(self.keeper.leases),
         )
+
+
+async def _persist(attempt: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Until it succeeds."""
+    backoff = Backoff(last=5.0)
+    while True:
+        try:
+            return await attempt()
+        except ClusterMeshError as e:
+            _LOG.debug("tried again: %s", e)
+            await asyncio.sleep(backoff.next())
+
+
+def _own_name() -> str:
+    return f"{socket.gethostname()} (process {os.getpid()})"
 
 
 def _now() -> bytes:

@@ -15,14 +15,13 @@ class Settings(Struct, frozen=True, kw_only=True):
     """The cluster, and its own etcd.
 
     Without `tls` the etcd is one that asks nobody who he is: roles and users are left alone. `users_file` says which
-    peers may read; where there is none, users that are there stay. At most one API server runs with one `lock` folder.
+    peers may read; where there is none, users that are there stay.
     """
 
     cluster: Cluster
     endpoints: tuple[str, ...]
     tls: Tls | None = None
     users_file: Path | None = None
-    lock: Path | None = None
 
 
 def of_folder(context: Context) -> Settings:
@@ -32,5 +31,4 @@ def of_folder(context: Context) -> Settings:
         endpoints=(context.endpoint,),
         tls=Tls(context.ca, context.certificate("admin"), context.key("admin")),
         users_file=context.users_file,
-        lock=context.path,
     )

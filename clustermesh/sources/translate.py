@@ -40,6 +40,11 @@ class Change(Struct, frozen=True):
     nodes: frozenset[str] = frozenset()
     endpoints: frozenset[Address] = frozenset()
 
+    def __or__(self, later: Change) -> Change:
+        """Both, as one."""
+        services = {**self.services, **later.services}
+        return Change(services, self.nodes | later.nodes, self.endpoints | later.endpoints)
+
 
 class _Dirty:
     """What has to be translated again."""

@@ -18,9 +18,18 @@ from clustermesh.errors import Unavailable
 from clustermesh.store import methods
 from clustermesh.store import rpc_pb2 as pb
 from clustermesh.store.connection import Dialer
-from clustermesh.store.faults import AuthChanged, ClusterIdChanged, Compacted, LeaseLost, Oversized, Replaced, TooLarge
+from clustermesh.store.faults import (
+    AuthChanged,
+    ClusterIdChanged,
+    Compacted,
+    Fenced,
+    LeaseLost,
+    Oversized,
+    Replaced,
+    TooLarge,
+)
 from clustermesh.store.methods import Method
-from clustermesh.store.operations import Delete, KeyValue, Listing, Op, Put, batches, prefix_end
+from clustermesh.store.operations import Delete, Fence, KeyValue, Listing, Op, Put, batches, prefix_end
 from clustermesh.store.stream import Stream
 from clustermesh.store.tls import Tls
 
@@ -29,6 +38,8 @@ __all__ = [
     "Compacted",
     "Delete",
     "EtcdClient",
+    "Fence",
+    "Fenced",
     "KeyValue",
     "LeaseLost",
     "Listing",
@@ -43,6 +54,8 @@ __all__ = [
 PAGE: Final = 400  # keys of a list that is taken in while it comes: some 3 ms of work, and not much to hold
 _PAGE_PATIENCE: Final = 4  # a page is much more to send than a key: so many times the timeout
 _KEY_COST: Final = 256  # bytes that a key costs whoever remembers it, however short it and its value are
+_AT_ONCE: Final = 64  # leases renewed before the first answer is waited for
+_FENCED: Final = "another process writes here, or is about to: this one does not"
 _AUTH_PAUSES: Final = (0.01, 0.05, 0.2)  # seconds before a call that met a change of users is made again
 
 
@@ -58,7 +71,10 @@ class Status(Struct, frozen=True):
 
 
 class EtcdClient:
-    """Connects at the first call. `timeout` in seconds bounds each; `aliases` maps a host to the address to dial."""
+    """Connects at the first call. `timeout` in seconds bounds each; `aliases` maps a host to the address to dial.
+
+    Where `fence` is set, every write of a key is one transaction with it: Fenced where it does not hold.
+    """
 
     def __init__(
         self,
@@ -69,6 +85,7 @@ class EtcdClient:
         aliases: Mapping[str, str] | None = None,
     ) -> None:
         self.timeout = timeout
+        self.fence: Fence | None = None
         self._dialer = Dialer(endpoints, tls, aliases or {}, timeout)
 
     async def __aenter__(self) -> Self:
@@ -134,11 +151,15 @@ class EtcdClient:
 
     async def put(self, key: bytes, value: bytes, lease: int = 0) -> int:
         """Write one key; returns the revision it was written at."""
+        if self.fence is not None:
+            return await self.transact([Put(key, value, lease)])
         response = await self.call(methods.PUT, pb.PutRequest(key=key, value=value, lease=lease))
         return int(response.header.revision)
 
     async def delete(self, key: bytes) -> int:
         """Delete one key, absent or not; returns the store's revision."""
+        if self.fence is not None:
+            return await self.transact([Delete(key)])
         response = await self.call(methods.DELETE_RANGE, pb.DeleteRangeRequest(key=key))
         return int(response.header.revision)
 
@@ -155,12 +176,16 @@ class EtcdClient:
         """
         revision = 0
         for batch in batches(ops):
-            response = await self.call(methods.TXN, pb.TxnRequest(success=map(_request_op, batch)))
+            response = await self._write([], map(_request_op, batch))
+            if not response.succeeded:
+                raise Fenced(_FENCED)
             revision = response.header.revision
         return revision
 
     async def swap(self, key: bytes, expected_mod_revision: int, value: bytes, lease: int = 0) -> bool:
         """Write `key` if it was last written at `expected_mod_revision` (0: if it is absent); True where that was done.
+
+        The fence counts as one condition more.
 
         After Unavailable it may or may not have been done: read before trying again.
         """
@@ -168,8 +193,18 @@ class EtcdClient:
             target=pb.Compare.MOD, result=pb.Compare.EQUAL, key=key, mod_revision=expected_mod_revision
         )
         write = _request_op(Put(key, value, lease))
-        response = await self.call(methods.TXN, pb.TxnRequest(compare=[unchanged], success=[write]))
-        return bool(response.succeeded)
+        return bool((await self._write([unchanged], [write])).succeeded)
+
+    async def _write(self, conditions: Sequence[Any], operations: Iterable[Any]) -> Any:
+        """One transaction: etcd's response."""
+        compare = list(conditions)
+        if self.fence is not None:
+            key, made = self.fence.key, self.fence.create_revision
+            if not made:
+                raise Fenced(_FENCED)
+            equal, create = pb.Compare.EQUAL, pb.Compare.CREATE
+            compare.append(pb.Compare(target=create, result=equal, key=key, create_revision=made))
+        return await self.call(methods.TXN, pb.TxnRequest(compare=compare, success=operations))
 
     async def grant(self, ttl: int) -> int:
         """A new lease of `ttl` seconds (etcd lengthens very short ones)."""
@@ -182,11 +217,16 @@ class EtcdClient:
     async def keep_alive(self, leases: Sequence[int]) -> dict[int, int]:
         """Renew each lease; the seconds each has left, 0 for a lease that is gone."""
         left: dict[int, int] = {}
+        if not leases:
+            return left
         async with self.stream(methods.LEASE_KEEP_ALIVE) as stream:
-            for lease in leases:
-                await stream.write(pb.LeaseKeepAliveRequest(ID=lease), self.timeout)
-                response = await stream.read(self.timeout)
-                left[response.ID] = max(0, response.TTL)
+            for at in range(0, len(leases), _AT_ONCE):
+                asked = leases[at : at + _AT_ONCE]
+                for lease in asked:
+                    await stream.write(pb.LeaseKeepAliveRequest(ID=lease), self.timeout)
+                for _ in asked:
+                    response = await stream.read(self.timeout)
+                    left[response.ID] = max(0, response.TTL)
         return left
 
     async def compact(self, revision: int) -> None:

@@ -26,6 +26,10 @@ class LeaseLost(Unavailable):
     """The lease named in a write has expired or was revoked: get another one and write again."""
 
 
+class Fenced(Unavailable):
+    """Nothing was written: this process is not, or no longer, the one that writes here."""
+
+
 class AuthChanged(Unavailable):
     """Users or roles changed while etcd looked at the call, which it therefore did not carry out: ask again."""
 

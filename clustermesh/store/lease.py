@@ -1,9 +1,9 @@
-"""Leases for the keys this process answers for: granted as needed, kept alive, and reported when lost."""
+"""Leases for the keys this process answers for: granted as needed or taken over, kept alive, and reported when lost."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Final
 
@@ -23,7 +23,8 @@ class LeaseKeeper:
             await client.put(key, value, await keeper.lease_for(key))
 
     When a lease turns out to be gone, etcd has deleted its keys: `on_lost` is called with them, and each needs a new
-    `lease_for` and a new write. Stopping `run` revokes nothing, so keys outlive a restart by up to `ttl`.
+    `lease_for` and a new write. Stopping `run` revokes nothing, so keys outlive a restart by up to `ttl`: whoever comes
+    next may `adopt` their leases, and then `claim` the keys.
     """
 
     def __init__(self, client: EtcdClient, ttl: int = DEFAULT_TTL, per_lease: int = DEFAULT_PER_LEASE) -> None:
@@ -31,6 +32,7 @@ class LeaseKeeper:
         self.on_lost: Callable[[frozenset[bytes]], None] = lambda _keys: None
         self.error: ClusterMeshError | None = None
         self._keys: dict[int, set[bytes]] = {}
+        self._roomy: dict[int, None] = {}  # leases with room, in the order in which they are filled
         self._lease_of: dict[bytes, int] = {}
         self._granting = asyncio.Lock()
         self._due = asyncio.Event()
@@ -42,20 +44,53 @@ class LeaseKeeper:
 
     async def lease_for(self, key: bytes) -> int:
         """The lease to write `key` with; the same one each time, until it is lost or released."""
-        async with self._granting:
-            if key in self._lease_of:
-                return self._lease_of[key]
-            roomy = (lease for lease, keys in self._keys.items() if len(keys) < self.per_lease)
-            lease = next(roomy, None) or await self.client.grant(self.ttl)
-            self._keys.setdefault(lease, set()).add(key)
-            self._lease_of[key] = lease
+        if lease := self._lease_of.get(key) or self._place(key):
             return lease
+        async with self._granting:
+            if not self._roomy:
+                self._open(await self.client.grant(self.ttl))
+            return self._lease_of.get(key) or self._place(key)
+
+    async def part(self, key: bytes) -> None:
+        """Give `key` a new lease that only what joins it shares. Raises ClusterMeshError."""
+        lease = await self.client.grant(self.ttl)
+        self.release(key)
+        self._keys[lease] = set()
+        self._put(key, lease)
+
+    def join(self, key: bytes, other: bytes) -> bool:
+        """Give `key` the lease of `other`, if that has one: both end together. True where that is another than before.
+
+        What is held at `key` is to be written again then.
+        """
+        lease = self._lease_of.get(other)
+        if lease is None or lease == self._lease_of.get(key):
+            return False
+        self.release(key)
+        self._put(key, lease)
+        return True
+
+    async def adopt(self, leases: Collection[int]) -> None:
+        """Keep alive what others granted, where it lives and lasts as long as ours. Raises ClusterMeshError."""
+        left = await self.client.keep_alive(sorted(set(leases) - self._keys.keys() - {0}))
+        for lease, ttl in left.items():
+            if ttl >= self.ttl and lease not in self._keys:
+                self._open(lease)
+
+    def claim(self, key: bytes, lease: int) -> bool:
+        """Answer for `key`, which was found on `lease`; False where that is not the one it is to hang on."""
+        if lease not in self._keys:
+            return False
+        if key not in self._lease_of:
+            self._put(key, lease)
+        return self._lease_of[key] == lease
 
     def release(self, key: bytes) -> None:
         """Forget `key`, which its owner deleted. A lease without keys is kept for the next ones."""
         lease = self._lease_of.pop(key, None)
         if lease is not None:
             self._keys[lease].discard(key)
+            self._roomy.setdefault(lease)
 
     def check(self) -> None:
         """Look at all leases now: for a writer that was told LeaseLost."""
@@ -82,7 +117,26 @@ class LeaseKeeper:
         if lost:
             self.on_lost(lost)
 
+    def _open(self, lease: int) -> None:
+        self._keys[lease] = set()
+        self._roomy[lease] = None
+
+    def _place(self, key: bytes) -> int:
+        """Put `key` on a lease with room; 0 where there is none."""
+        lease = next(iter(self._roomy), 0)
+        if lease:
+            self._put(key, lease)
+        return lease
+
+    def _put(self, key: bytes, lease: int) -> None:
+        keys = self._keys[lease]
+        keys.add(key)
+        self._lease_of[key] = lease
+        if len(keys) >= self.per_lease:
+            self._roomy.pop(lease, None)
+
     def _forget(self, lease: int) -> set[bytes]:
+        self._roomy.pop(lease, None)
         keys = self._keys.pop(lease, set())
         for key in keys:
             del self._lease_of[key]

@@ -46,6 +46,13 @@ class Delete(Struct, frozen=True, gc=False):
 Op: TypeAlias = Put | Delete
 
 
+class Fence(Struct, frozen=True, gc=False):
+    """Writes count only while `key` stands there as it was made at `create_revision`; with 0 none does."""
+
+    key: bytes
+    create_revision: int
+
+
 def prefix_end(prefix: bytes) -> bytes:
     """The first key after all keys that begin with `prefix`, as etcd wants it: b"\\0" means no end."""
     kept = prefix.rstrip(b"\xff")

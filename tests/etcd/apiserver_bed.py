@@ -113,7 +113,9 @@ class Bed:
             await process.wait()
 
     async def all(self) -> dict[bytes, KeyValue]:
-        return {kv.key: kv for kv in (await self.client.range(b"")).kvs}
+        """All but who leads."""
+        found = {kv.key: kv for kv in (await self.client.range(b"")).kvs}
+        return {key: kv for key, kv in found.items() if not key.startswith(keys.API_SERVER_LEADERS)}
 
     async def data(self) -> dict[bytes, bytes]:
         """Everything but the texts that hold a time."""
@@ -153,7 +155,8 @@ class Bed:
             async with aclosing(follow(self.client, b"")) as items:
                 async for item in items:
                     if isinstance(item, Listed | Changed):
-                        gone.extend(event.key for event in item.events if isinstance(event, Deleted))
+                        told = [event.key for event in item.events if isinstance(event, Deleted)]
+                        gone.extend(key for key in told if not key.startswith(keys.API_SERVER_LEADERS))
                         async with caught_up:
                             revision = item.revision
                             caught_up.notify_all()
@@ -178,6 +181,8 @@ async def page(bed: Bed, path: str) -> tuple[int, str]:
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, error.read().decode()
+        except urllib.error.URLError:  # it does not listen yet
+            return 0, ""
 
     return await asyncio.to_thread(get)
 

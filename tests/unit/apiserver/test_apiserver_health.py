@@ -22,6 +22,7 @@ def a_health(*waiting: str) -> Health:
     scopes = {"services": Scope(keys=3, pending=2, drift=1)}
     return Health(
         cluster="alpha",
+        leading=True,
         waiting=waiting,
         problems=("a.yaml: broken",),
         scopes=scopes,
@@ -57,6 +58,7 @@ async def test_metrics_are_the_same_health() -> None:
         "kvstore_sync_errors_total": 4,
         "problems": 1,
         "ready": 1,
+        "leader_election_master_status": 1,
         "identities": 5,
         "leases": 6,
     }

@@ -1,0 +1,121 @@
+"""One of several processes writes, wherever they run: whose key under a place of etcd is the oldest.
+
+Rules (those of etcd's own concurrency package)
+- Who stands has one key there, on a lease of its own that it renews: it goes when its owner dies or hangs for `ttl`.
+- The key that was made first leads. Its create revision is the fence: a write that compares it fails from the moment
+  the key is gone, whatever its owner believes.
+- Who led and finds another leading is deposed, and does not stand again. Who lost its key to nobody makes another one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import aclosing, suppress
+from typing import Final
+
+from clustermesh.errors import ClusterMeshError
+from clustermesh.store.backoff import Backoff
+from clustermesh.store.client import EtcdClient
+from clustermesh.store.follow import Changed, Follower, Listed, Nothing, Put, follow
+from clustermesh.store.operations import Fence
+
+TTL: Final = 2
+"""Seconds, as short as etcd allows: how long nobody leads where the leader dies."""
+
+_LOG: Final = logging.getLogger(__name__)
+
+
+class Election:
+    """Stands at `place` (a prefix) under `name` while `run` runs. `client` has no fence; `fenced` gets ours.
+
+    `leading` is set once this process leads, `following` once another one does, `deposed` where both happened in that
+    order: end then, and stand anew with nothing in mind.
+    """
+
+    def __init__(self, client: EtcdClient, fenced: EtcdClient, place: bytes, name: str, ttl: int = TTL) -> None:
+        self.leading, self.following, self.deposed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.on_lead: Callable[[], None] = lambda: None  # called whenever there is a new fence
+        self.leader = ""  # the name under which the leader stands
+        self._client, self._fenced, self._place, self._name, self._ttl = client, fenced, place, name, ttl
+        self._standing: dict[bytes, tuple[int, bytes]] = {}  # key -> when it was made, and by whom
+        self._key = b""
+        fenced.fence = Fence(place, 0)
+
+    async def run(self) -> None:
+        """Until cancelled, which gives way to the next at once."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._watch())
+            tasks.create_task(self._stand())
+
+    async def _stand(self) -> None:
+        lease, backoff = 0, Backoff(last=self._ttl / 2)
+        try:
+            while True:
+                try:
+                    lease = await self._renew(lease)
+                    backoff, wait = Backoff(last=self._ttl / 2), self._ttl / 4
+                except ClusterMeshError as e:
+                    _LOG.debug("election at %s: %s", self._place.decode(), e)
+                    wait = backoff.next()
+                await asyncio.sleep(wait)
+        finally:
+            await self._give_way(lease)
+
+    async def _renew(self, lease: int) -> int:
+        """Renew `lease`, or get another one where it is gone; our key on it is made where there is none."""
+        if not lease or not (await self._client.keep_alive([lease])).get(lease):
+            lease, self._key = await self._client.grant(self._ttl), b""
+        key = self._place + b"%x" % lease
+        if key not in self._standing:
+            self._key = key
+            await self._client.swap(key, 0, self._name.encode(), lease)
+        return lease
+
+    async def _give_way(self, lease: int) -> None:
+        self._fenced.fence = Fence(self._place, 0)
+        if lease:
+            with suppress(ClusterMeshError, TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self._client.revoke(lease)
+
+    async def _watch(self) -> None:
+        # After every cut a whole list: a key may have been made anew with the value it had.
+        async with aclosing(follow(self._client, self._place, follower=Follower(Nothing()))) as items:
+            async for item in items:
+                if isinstance(item, Listed | Changed):
+                    self._take(item)
+
+    def _take(self, item: Listed | Changed) -> None:
+        if isinstance(item, Listed):  # one page holds all that ever stand
+            self._standing = {}
+        for event in item.events:
+            if isinstance(event, Put):
+                made, _ = self._standing.get(event.kv.key, (event.kv.mod_revision, b""))
+                self._standing[event.kv.key] = made, event.kv.value
+            else:
+                self._standing.pop(event.key, None)
+        if self._standing:
+            self._follow(min(self._standing, key=self._standing.__getitem__))
+
+    def _follow(self, first: bytes) -> None:
+        made, name = self._standing[first]
+        self.leader = name.decode(errors="replace")
+        if first == self._key:
+            self._lead(Fence(first, made))
+        elif self.leading.is_set():
+            _LOG.warning("%s no longer leads, %s does", self._name, self.leader)
+            self._fenced.fence = Fence(self._place, 0)
+            self.deposed.set()
+        else:
+            self.following.set()
+
+    def _lead(self, fence: Fence) -> None:
+        if fence == self._fenced.fence:
+            return
+        self._fenced.fence = fence
+        if not self.leading.is_set():
+            _LOG.info("%s leads", self._name)
+        self.leading.set()
+        self.on_lead()

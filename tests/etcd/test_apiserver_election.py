@@ -1,0 +1,142 @@
+"""Two API servers of one etcd: one writes, the other is ready to; whatever becomes of the first, nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from apiserver_bed import PATIENCE, Bed, manifests, page, pods, until_page
+from ports import free_port
+from test_apiserver_restart import heard
+
+from clustermesh.store.client import EtcdClient, Fence, Fenced
+from clustermesh.store.operations import KeyValue
+from clustermesh.wire import keys
+
+CART = keys.service_key("alpha", "shop", "cart")
+TAKEOVER = 10.0  # seconds that a test waits for what takes less than 3
+
+
+class Pair:
+    """A leader and one that stands by, each a process with its own port."""
+
+    def __init__(self, bed: Bed, leader: asyncio.subprocess.Process, second: asyncio.subprocess.Process, http: str):
+        self.bed, self.leader, self.second, self.second_http = bed, leader, second, http
+
+    async def until_taken_over(self, before: dict[bytes, KeyValue]) -> float:
+        """Seconds until the other one has beaten."""
+        began = time.monotonic()
+        async with asyncio.timeout(TAKEOVER):
+            while (await self.bed.all())[keys.HEARTBEAT].mod_revision == before[keys.HEARTBEAT].mod_revision:
+                await asyncio.sleep(0.01)
+        return time.monotonic() - began
+
+
+@pytest.fixture
+async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
+    bed = Bed(tmp_path)
+    bed.write("shop.yaml", manifests("10.1.0.5"))
+    bed.write("pods.yaml", pods(*(f"pod-{number}" for number in range(20))))
+    async with bed:
+        await bed.etcd.start()
+        async with bed.child() as leader:
+            await bed.until_synced()
+            await until_page(bed, "/readyz", "ok")
+            bed.http = second_http = f"127.0.0.1:{free_port()}"
+            async with bed.child() as second:
+                await until_page(bed, "/readyz", "ok, standing by")
+                yield Pair(bed, leader, second, second_http)
+
+
+async def test_who_stands_by_writes_nothing(pair: Pair) -> None:
+    async with heard(pair.bed) as told:
+        pair.bed.write("shop.yaml", manifests("10.1.0.5", "10.1.0.6"))
+        await pair.bed.until(lambda found: b"10.1.0.6" in found[CART].value)
+        await asyncio.sleep(0.5)
+    assert set(told) == {CART, keys.local_service_key("shop", "cart"), keys.stamp_key("shop", "cart")}
+    assert len(told) == 3
+    assert "leader_election_master_status 0.0" in (await page(pair.bed, "/metrics"))[1]
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+async def test_the_second_takes_over_and_rewrites_nothing(pair: Pair, end: signal.Signals) -> None:
+    async with heard(pair.bed) as told:
+        before = await pair.bed.all()
+        pair.leader.send_signal(end)
+        print(f"taken over {await pair.until_taken_over(before):.2f} s after {end.name}")
+        await until_page(pair.bed, "/metrics", "leader_election_master_status 1.0")
+        await until_page(pair.bed, "/metrics", "clustermesh_apiserver_ready 1.0")
+    assert told == []
+    pair.bed.write("shop.yaml", manifests("10.1.0.7"))
+    await pair.bed.until(lambda found: b"10.1.0.7" in found[CART].value)
+
+
+async def test_what_changed_while_it_stood_by_is_what_the_second_publishes(pair: Pair) -> None:
+    pair.leader.send_signal(signal.SIGSTOP)
+    pair.bed.write("shop.yaml", manifests("10.1.0.8"))
+    await pair.bed.until(lambda found: b"10.1.0.8" in found[CART].value)
+
+
+async def test_a_leader_that_hung_writes_no_more_and_stands_by(pair: Pair) -> None:
+    before = await pair.bed.all()
+    pair.leader.send_signal(signal.SIGSTOP)
+    await pair.until_taken_over(before)
+    await until_page(pair.bed, "/metrics", "clustermesh_apiserver_ready 1.0")
+    # What it hears of first is that its source has changed; it would publish that at once.
+    pair.bed.write("shop.yaml", manifests("10.1.0.9"))
+    await pair.bed.until(lambda found: b"10.1.0.9" in found[CART].value)
+    async with heard(pair.bed) as told:
+        pair.leader.send_signal(signal.SIGCONT)
+        async with asyncio.timeout(PATIENCE):
+            while len((await pair.bed.client.range(keys.API_SERVER_LEADERS)).kvs) < 2:
+                await asyncio.sleep(0.02)
+        await asyncio.sleep(1.0)
+    assert told == []
+    pair.second.kill()
+    pair.bed.write("shop.yaml", manifests("10.1.0.10"))
+    await pair.bed.until(lambda found: b"10.1.0.10" in found[CART].value)
+
+
+async def test_an_etcd_that_comes_back_empty_is_filled_by_one_of_them(pair: Pair) -> None:
+    data = await pair.bed.data()
+    await pair.bed.etcd.stop()
+    pair.bed.etcd = pair.bed.make_etcd("another")
+    await pair.bed.etcd.start()
+    await pair.bed.until_synced()
+    assert await pair.bed.data() == data
+
+
+async def test_a_leader_whose_key_somebody_removes_leads_on(tmp_path: Path) -> None:
+    bed = Bed(tmp_path)
+    bed.write("shop.yaml", manifests("10.1.0.5"))
+    async with bed:
+        await bed.etcd.start()
+        async with bed.running():
+            await bed.until_synced()
+            assert await bed.client.delete_prefix(keys.API_SERVER_LEADERS)
+            bed.write("shop.yaml", manifests("10.1.0.6"))
+            await bed.until(lambda found: b"10.1.0.6" in found[CART].value)
+
+
+async def test_a_fence_guards_every_write(client: EtcdClient) -> None:
+    await client.put(b"leader", b"")
+    made = (await client.range(b"leader")).revision
+    client.fence = Fence(b"leader", made)
+    await client.put(b"a", b"1")
+    assert await client.swap(b"b", 0, b"1")
+    for fence in (Fence(b"leader", made - 1), Fence(b"leader", 0), Fence(b"nobody", made)):
+        client.fence = fence
+        for attempt in (client.put(b"a", b"2"), client.delete(b"a"), client.transact([])):
+            if attempt.__name__ == "transact":
+                assert await attempt == 0
+                continue
+            with pytest.raises(Fenced):
+                await attempt
+    client.fence = Fence(b"nobody", made)
+    assert not await client.swap(b"c", 0, b"1")
+    client.fence = None
+    assert {kv.key: kv.value for kv in (await client.range(b"")).kvs} == {b"a": b"1", b"b": b"1", b"leader": b""}
