@@ -29,6 +29,7 @@ class Line:
             raise Unavailable("does not answer: the call before this one has not ended yet")
         limit = self._limit + PER_ENTRY * entries
         task = asyncio.ensure_future(attempt)
+        task.add_done_callback(_look_at)
         try:
             done, _ = await asyncio.wait({task}, timeout=limit)
         finally:
@@ -41,5 +42,10 @@ class Line:
 
     def _leave(self, task: asyncio.Task[Any]) -> None:
         task.cancel()
-        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody else asks for it
         self._left = task
+
+
+def _look_at(ended: asyncio.Task[Any]) -> None:
+    """Where the caller was cancelled, nobody else asks how it ended, and asyncio would complain."""
+    if not ended.cancelled():
+        ended.exception()
