@@ -6,7 +6,7 @@ everything, it gives everything, and a test holds the two equal.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Final, TypeVar
 
 from msgspec.structs import replace
@@ -18,7 +18,7 @@ from clustermesh.errors import DecodeError, Invalid, Refused
 from clustermesh.model import AgentRecord, Cluster, Endpoint, Identity, LocalService, Node, Stamp
 from clustermesh.sources.nodes import ENCRYPTED, WIREGUARD_KEY
 from clustermesh.sources.pods import PodEndpoint
-from clustermesh.sources.translate import Change, Name, Snapshot
+from clustermesh.sources.snapshot import Change, Name, Snapshot
 from clustermesh.wire import endpoint as wire_endpoint
 from clustermesh.wire import identity as wire_identity
 from clustermesh.wire import keys, local
@@ -73,6 +73,7 @@ class Publisher:
     def apply(self, snapshot: Snapshot, change: Change, now: int) -> Updates:
         """What etcd should hold for the entries of `snapshot` that `change` names."""
         updates = Updates()
+        self._put_identities(snapshot, sorted(change.identities), updates)
         ips = dict.fromkeys(sorted(change.endpoints))
         ips |= dict.fromkeys(self._put_nodes(snapshot, sorted(change.nodes), updates))
         self._put_endpoints(snapshot, ips, updates, now)
@@ -136,7 +137,16 @@ class Publisher:
             if encrypted != self._encrypted.get(name, False):
                 flipped.add(name)
             self._encrypted[name] = encrypted
-        return sorted(ip for ip, e in snapshot.endpoints.items() if e.node in flipped) if flipped else []
+        return sorted(self._on_nodes(snapshot, flipped)) if flipped else []
+
+    def _on_nodes(self, snapshot: Snapshot, names: Collection[str]) -> Iterator[Address]:
+        return (ip for ip, e in snapshot.endpoints.items() if isinstance(e, PodEndpoint) and e.node in names)
+
+    def _put_identities(self, snapshot: Snapshot, numbers: Sequence[int], updates: Updates) -> None:
+        """Those that are allotted elsewhere."""
+        for number in numbers:
+            key = keys.identity_key(number)
+            self._add(updates, IDENTITIES, key, wire_identity.encode, snapshot.identities.get(number))
 
     def _forget_records(self, gone: set[str]) -> None:
         for name in gone & self._adopted.keys():
@@ -164,11 +174,14 @@ class Publisher:
     def _put_endpoints(self, snapshot: Snapshot, ips: Iterable[Address], updates: Updates, now: int) -> None:
         for ip in ips:
             found = snapshot.endpoints.get(ip)
-            number = self._renumber(ip, found, updates, now)
-            endpoint = None if found is None or number is None else self._endpoint(found, number)
+            pod = found if isinstance(found, PodEndpoint) else None
+            number = self._renumber(ip, pod, updates, now)
+            endpoint = found if isinstance(found, Endpoint) else None
+            if pod is not None and number is not None:
+                endpoint = self._endpoint(pod, number)
             self._add(updates, ENDPOINTS, keys.endpoint_key(ip), wire_endpoint.encode, endpoint)
-            if found is not None and number is None:
-                self.problems[keys.endpoint_key(ip)] = f"{found.namespace}/{found.pod_name}: it gets no identity"
+            if pod is not None and number is None:
+                self.problems[keys.endpoint_key(ip)] = f"{pod.namespace}/{pod.pod_name}: it gets no identity"
 
     def _renumber(self, ip: Address, endpoint: PodEndpoint | None, updates: Updates, now: int) -> int | None:
         """The identity number of `endpoint` at `ip`; the new one is taken before the old one is given back."""
@@ -253,6 +266,7 @@ def publish(
         services=dict.fromkeys(snapshot.services, 0),
         nodes=frozenset(snapshot.nodes),
         endpoints=frozenset(snapshot.endpoints),
+        identities=frozenset(snapshot.identities),
     )
     updates = publisher.apply(snapshot, everything, now)
     for node, record in records.items():

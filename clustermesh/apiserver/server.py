@@ -34,8 +34,8 @@ from clustermesh.apiserver.users import Users
 from clustermesh.apiserver.writer import Writer
 from clustermesh.errors import ClusterMeshError
 from clustermesh.sources.folder import FolderSource
+from clustermesh.sources.snapshot import Change, Snapshot
 from clustermesh.sources.source import Source
-from clustermesh.sources.translate import Change, Snapshot
 from clustermesh.standalone.context import Context
 from clustermesh.store import election
 from clustermesh.store.backoff import Backoff

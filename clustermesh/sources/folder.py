@@ -21,8 +21,9 @@ from watchfiles._rust_notify import RustNotify  # documented as the way to start
 from clustermesh.model import Cluster
 from clustermesh.sources.objects import Ref
 from clustermesh.sources.scan import Reading, Scan, is_manifest, scan_files, scan_folder
+from clustermesh.sources.snapshot import Change, Snapshot
 from clustermesh.sources.table import ObjectTable, Problem
-from clustermesh.sources.translate import Change, Snapshot, Translator
+from clustermesh.sources.translate import Translator
 
 RESCAN: Final = 3.0
 """Seconds between two looks at the whole folder."""

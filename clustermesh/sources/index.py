@@ -7,8 +7,10 @@ selector only against the pods that have its rarest label.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
+from clustermesh.sources.cilium import identity_namespace
+from clustermesh.sources.cilium_objects import CiliumEndpoint, CiliumEndpointSlice, CiliumIdentity
 from clustermesh.sources.objects import EndpointSlice, Object, Pod, Ref, Service
 
 SERVICE_NAME: Final = "kubernetes.io/service-name"
@@ -36,23 +38,29 @@ class _Groups(Generic[K]):
 
 
 class Index:
-    """The objects added so far. `add` and `remove` take an object exactly as it was given before."""
+    """The objects added so far. `add` and `remove` take an object exactly as it was given before.
 
-    def __init__(self) -> None:
+    Unless it `selects`, no selector is matched with any pod, and none costs anything.
+    """
+
+    def __init__(self, *, selects: bool = True) -> None:
+        self._selects = selects
         self._slices: _Groups[tuple[str, str]] = _Groups()
         self._services: _Groups[str] = _Groups()
         self._selectors: _Groups[tuple[str, str, str]] = _Groups()
-        self._pods_by_namespace: _Groups[str] = _Groups()
+        self._endpoints: _Groups[str] = _Groups()
+        self._identities: _Groups[str] = _Groups()
         self._pods_by_node: _Groups[str] = _Groups()
         self._pods_by_label: _Groups[tuple[str, str, str]] = _Groups()
         self._selector_of: dict[Ref, Mapping[str, str]] = {}
         self._labels_of: dict[Ref, Mapping[str, str]] = {}
 
     def add(self, ref: Ref, value: Object) -> None:
-        if isinstance(value, Service) and value.spec.selector:
-            self._selector_of[ref] = value.spec.selector
-        if isinstance(value, Pod):
-            self._labels_of[ref] = value.metadata.labels
+        if self._selects:
+            if isinstance(value, Service) and value.spec.selector:
+                self._selector_of[ref] = value.spec.selector
+            elif isinstance(value, Pod):
+                self._labels_of[ref] = value.metadata.labels
         for group, key in self._places(ref, value):
             group.add(key, ref)
 
@@ -62,18 +70,34 @@ class Index:
         for group, key in self._places(ref, value):
             group.discard(key, ref)
 
-    def _places(self, ref: Ref, value: Object) -> Iterator[tuple[_Groups[Hashable], Hashable]]:
-        places: list[tuple[object, Hashable]] = []
-        if isinstance(value, EndpointSlice):
-            places.append((self._slices, (ref.namespace, value.metadata.labels.get(SERVICE_NAME, ""))))
-        elif isinstance(value, Service):
-            places.append((self._services, ref.namespace))
-            if value.spec.selector:
-                places.append((self._selectors, (ref.namespace, *min(value.spec.selector.items()))))
-        elif isinstance(value, Pod):
-            places += [(self._pods_by_namespace, ref.namespace), (self._pods_by_node, value.spec.node_name)]
-            places += [(self._pods_by_label, (ref.namespace, *label)) for label in value.metadata.labels.items()]
-        yield from places  # type: ignore[misc]  # each group with a key of its own type
+    def _places(self, ref: Ref, value: Object) -> list[tuple[_Groups[Any], Hashable]]:
+        places: list[tuple[_Groups[Any], Hashable]] = []
+        match value:
+            case EndpointSlice():
+                places.append((self._slices, (ref.namespace, value.metadata.labels.get(SERVICE_NAME, ""))))
+            case Service():
+                places.append((self._services, ref.namespace))
+                places += self._selector_places(ref, value)
+            case Pod():
+                places += [(self._endpoints, ref.namespace), (self._pods_by_node, value.spec.node_name)]
+                places += self._label_places(ref, value)
+            case CiliumEndpoint():
+                places.append((self._endpoints, ref.namespace))
+            case CiliumEndpointSlice():
+                places.append((self._endpoints, value.namespace))
+            case CiliumIdentity():
+                places.append((self._identities, identity_namespace(value)))
+        return places
+
+    def _selector_places(self, ref: Ref, value: Service) -> list[tuple[_Groups[Any], Hashable]]:
+        if not (self._selects and value.spec.selector):
+            return []
+        return [(self._selectors, (ref.namespace, *min(value.spec.selector.items())))]
+
+    def _label_places(self, ref: Ref, value: Pod) -> list[tuple[_Groups[Any], Hashable]]:
+        if not self._selects:
+            return []
+        return [(self._pods_by_label, (ref.namespace, *label)) for label in value.metadata.labels.items()]
 
     def slices_of(self, namespace: str, service: str) -> list[Ref]:
         """The EndpointSlices of a service, by name."""
@@ -82,8 +106,12 @@ class Index:
     def services_in(self, namespace: str) -> Iterable[Ref]:
         return self._services.get(namespace)
 
-    def pods_in(self, namespace: str) -> Iterable[Ref]:
-        return self._pods_by_namespace.get(namespace)
+    def endpoints_in(self, namespace: str) -> Iterable[Ref]:
+        """Pods, and what Cilium has for them."""
+        return self._endpoints.get(namespace)
+
+    def identities_in(self, namespace: str) -> Iterable[Ref]:
+        return self._identities.get(namespace)
 
     def pods_on(self, node: str) -> Iterable[Ref]:
         return self._pods_by_node.get(node)

@@ -40,7 +40,7 @@ def _translate_node(
 ) -> model.Node:
     cidrs = _pod_cidrs(ref, node, taken, faults)
     annotations = node.metadata.annotations
-    key = _wireguard_key(ref, annotations, faults)
+    key = wireguard_key(ref, annotations, faults)
     return model.Node(
         cluster=cluster.name,
         cluster_id=cluster.id,
@@ -101,7 +101,7 @@ def _annotated_ip(ref: Ref, annotations: Mapping[str, str], name: str, faults: F
     return faults.check(ref, parse_ip, f"metadata.annotations[{name}]", text) if text else None
 
 
-def _wireguard_key(ref: Ref, annotations: Mapping[str, str], faults: Faults) -> str:
+def wireguard_key(ref: Ref, annotations: Mapping[str, str], faults: Faults) -> str:
     """The node's public key if its annotation holds one, else ""."""
     text = annotations.get(WIREGUARD_KEY, annotations.get(_WIREGUARD_KEY_ALIAS, ""))
     field = f"metadata.annotations[{WIREGUARD_KEY}]"

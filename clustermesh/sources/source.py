@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
+from clustermesh.sources.snapshot import Change, Snapshot
 from clustermesh.sources.table import Problem
-from clustermesh.sources.translate import Change, Snapshot
 
 
 class Source(Protocol):

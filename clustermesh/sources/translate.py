@@ -7,43 +7,26 @@ the two equal after any history.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import cast
+from typing import Any, Protocol, cast
 
-from msgspec import Struct
-
-from clustermesh import model
 from clustermesh.address import Address, text
-from clustermesh.model import Cluster, LocalService
+from clustermesh.model import Cluster
+from clustermesh.sources.cilium import identity_namespace, translate_endpoint, translate_identity, translate_slice
+from clustermesh.sources.cilium_objects import CiliumEndpoint, CiliumEndpointSlice, CiliumIdentity, CiliumNode
+from clustermesh.sources.claims import Claim, Claims
 from clustermesh.sources.faults import Fault, Faults
 from clustermesh.sources.index import SERVICE_NAME, Index
-from clustermesh.sources.nodes import translate_nodes
+from clustermesh.sources.node_table import NodeTable
 from clustermesh.sources.objects import EndpointSlice, Namespace, Node, Object, Pod, Ref, Service
-from clustermesh.sources.pods import PodEndpoint, translate_pod
-from clustermesh.sources.services import ServiceParts, translate_service
-
-Name = tuple[str, str]
-"""Namespace and name of a service."""
+from clustermesh.sources.pods import translate_pod
+from clustermesh.sources.services import ServiceParts, namespace_is_global, translate_service
+from clustermesh.sources.snapshot import Change, Snapshot
 
 
-class Snapshot(Struct):
-    """What a cluster has: services by (namespace, name), nodes by name, pods by their addresses."""
+class Objects(Protocol):
+    """The objects there are; a mapping is one."""
 
-    services: dict[Name, LocalService] = {}
-    nodes: dict[str, model.Node] = {}
-    endpoints: dict[Address, PodEndpoint] = {}
-
-
-class Change(Struct, frozen=True):
-    """Which entries of a Snapshot came, went or changed; services with the time their newest cause was observed."""
-
-    services: Mapping[Name, int] = {}
-    nodes: frozenset[str] = frozenset()
-    endpoints: frozenset[Address] = frozenset()
-
-    def __or__(self, later: Change) -> Change:
-        """Both, as one."""
-        services = {**self.services, **later.services}
-        return Change(services, self.nodes | later.nodes, self.endpoints | later.endpoints)
+    def get(self, ref: Ref, /) -> Object | None: ...
 
 
 class _Dirty:
@@ -51,8 +34,8 @@ class _Dirty:
 
     def __init__(self) -> None:
         self.services: dict[Ref, int] = {}
-        self.pods: set[Ref] = set()
-        self.nodes = False
+        self.endpoints: set[Ref] = set()
+        self.identities: set[Ref] = set()
 
     def add_services(self, refs: Iterable[Ref], observed: int) -> None:
         for ref in refs:
@@ -67,19 +50,20 @@ def translate(cluster: Cluster, objects: Mapping[Ref, Object]) -> tuple[Snapshot
 
 
 class Translator:
-    """Follows a table of objects: `apply` what changed in it, then read `snapshot`."""
+    """Follows a table of objects: `apply` what changed in it, then read `snapshot`.
 
-    def __init__(self, cluster: Cluster, objects: Mapping[Ref, Object]) -> None:
-        self.snapshot = Snapshot()
+    A service without EndpointSlices has the pods that its selector holds for as backends, where `selects`: in a
+    folder. Where a controller makes slices, what has none has no backends.
+    """
+
+    def __init__(self, cluster: Cluster, objects: Objects, *, selects: bool = True) -> None:
+        self.snapshot = Snapshot(services={}, nodes={}, endpoints={}, identities={})
         self._cluster, self._objects = cluster, objects
         self._seen: dict[Ref, Object] = {}
-        self._index = Index()
-        self._nodes: dict[Ref, Node] = {}
+        self._index = Index(selects=selects)
+        self._nodes = NodeTable(cluster)
+        self._claims = Claims(self.snapshot.endpoints, self._rank)
         self._faults: dict[Ref, Faults] = {}
-        self._node_faults = Faults()
-        self._claims: dict[Address, dict[Ref, PodEndpoint]] = {}
-        self._contested: set[Address] = set()
-        self._addresses: dict[Ref, tuple[Address, ...]] = {}
 
     def apply(self, changed: Mapping[Ref, int]) -> Change:
         """Take in that the objects named by `changed` are now as the table says, or gone from it.
@@ -87,61 +71,79 @@ class Translator:
         `changed` holds when each change was observed, Unix time in nanoseconds.
         """
         dirty = _Dirty()
-        for ref in sorted(changed):
-            self._touch(ref, self._seen.get(ref), changed[ref], dirty)
-            self._take(ref)
-            self._touch(ref, self._seen.get(ref), changed[ref], dirty)
-        nodes = self._redo_nodes(dirty) if dirty.nodes else frozenset()
+        for ref, observed in changed.items():
+            before, after = self._seen.get(ref), self._objects.get(ref)
+            if before != after:
+                self._touch(ref, before, after, observed, dirty)
+                self._take(ref, before, after)
+                self._touch(ref, after, before, observed, dirty)
+        nodes = self._redo_nodes(dirty)
         services = {(r.namespace, r.name): seen for r, seen in dirty.services.items() if self._redo_service(r)}
-        endpoints = frozenset(ip for ref in sorted(dirty.pods) for ip in self._redo_pod(ref))
-        return Change(services, nodes, endpoints)
+        identities = frozenset(int(ref.name) for ref in dirty.identities if self._redo_identity(ref))
+        gone_first = sorted(dirty.endpoints, key=self._seen.__contains__)
+        endpoints = frozenset(ip for ref in gone_first for ip in self._redo_endpoints(ref))
+        return Change(services, nodes, endpoints, identities)
 
     def faults(self) -> Iterator[Fault]:
         """What is left out of the snapshot, and why, by the object it is about."""
         for ref in sorted(self._faults):
             yield from self._faults[ref]
-        yield from self._node_faults
-        for ip in sorted(self._contested):
-            first, *others = sorted(self._claims[ip])
-            yield from (
-                Fault(ref, f"status.podIP: {text(ip)!r}: must not be the address of {first} too") for ref in others
-            )
+        yield from self._nodes.faults()
+        for ip, owner, others in self._claims.contested():
+            sentence = f"status.podIP: {text(ip)!r}: must not be the address of {owner} too"
+            yield from (Fault(ref, sentence) for ref in others if not self._seen[ref].metadata.deletion_timestamp)
 
-    def _take(self, ref: Ref) -> None:
-        old, new = self._seen.pop(ref, None), self._objects.get(ref)
-        if old is not None:
-            self._index.remove(ref, old)
-            self._nodes.pop(ref, None)
-        if new is not None:
-            self._seen[ref] = new
-            self._index.add(ref, new)
-            if isinstance(new, Node):
-                self._nodes[ref] = new
+    def _take(self, ref: Ref, before: Object | None, after: Object | None) -> None:
+        if before is not None:
+            self._index.remove(ref, before)
+            del self._seen[ref]
+        if after is not None:
+            self._seen[ref] = after
+            self._index.add(ref, after)
+        if ref.kind in ("Node", "CiliumNode"):
+            self._nodes.put(ref, cast(Node | CiliumNode | None, after))
 
-    def _touch(self, ref: Ref, value: Object | None, observed: int, dirty: _Dirty) -> None:
-        """Mark whatever depends on `value` as it stands in the index now."""
+    def _touch(self, ref: Ref, value: Object | None, other: Object | None, observed: int, dirty: _Dirty) -> None:
+        """Mark whatever depends on `value` as it stands in the index now; `other` is what it is on the other side of
+        the change."""
         if isinstance(value, Service):
             dirty.add_services([ref], observed)
         elif isinstance(value, EndpointSlice):
             service = Ref("Service", ref.namespace, value.metadata.labels.get(SERVICE_NAME, ""))
             dirty.add_services([service], observed)
         elif isinstance(value, Pod):
-            dirty.pods.add(ref)
+            dirty.endpoints.add(ref)
             dirty.add_services(self._index.services_selecting(ref.namespace, value.metadata.labels), observed)
-        elif isinstance(value, Node):
-            dirty.nodes = True
+        elif isinstance(value, CiliumEndpoint | CiliumEndpointSlice):
+            dirty.endpoints.add(ref)
+        elif isinstance(value, CiliumIdentity):
+            dirty.identities.add(ref)
         elif isinstance(value, Namespace):
+            self._touch_namespace(ref, value, cast(Namespace | None, other), observed, dirty)
+
+    def _touch_namespace(
+        self, ref: Ref, value: Namespace, other: Namespace | None, observed: int, dirty: _Dirty
+    ) -> None:
+        """Whether it takes part concerns all in it, its labels the identities of its pods."""
+        switched = namespace_is_global(value) != namespace_is_global(other)
+        if switched:
             dirty.add_services(self._index.services_in(ref.name), observed)
-            dirty.pods.update(self._index.pods_in(ref.name))
+            dirty.identities.update(self._index.identities_in(ref.name))
+        if switched or value.metadata.labels != (other.metadata.labels if other else {}):
+            dirty.endpoints.update(self._index.endpoints_in(ref.name))
 
     def _redo_nodes(self, dirty: _Dirty) -> frozenset[str]:
-        before, self._node_faults = self.snapshot.nodes, Faults()
-        after = translate_nodes(self._cluster, self._nodes, self._node_faults)
-        self.snapshot.nodes = after
-        changed = frozenset(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-        for name in changed:
-            dirty.pods.update(self._index.pods_on(name))
-        return changed
+        nodes, changed = self.snapshot.nodes, set()
+        for name, after in self._nodes.flush().items():
+            before = nodes.pop(name, None)
+            if after is not None:
+                nodes[name] = after
+            if before == after:
+                continue
+            changed.add(name)
+            if (before.underlay if before else None) != (after.underlay if after else None):
+                dirty.endpoints.update(self._index.pods_on(name))
+        return frozenset(changed)
 
     def _redo_service(self, ref: Ref) -> bool:
         name, faults = (ref.namespace, ref.name), Faults()
@@ -165,35 +167,44 @@ class Translator:
             namespace=self._namespace(ref.namespace),
         )
 
-    def _redo_pod(self, ref: Ref) -> Iterator[Address]:
-        """Translate a pod again; the addresses that say something else now."""
-        faults, pod, found = Faults(), self._seen.get(ref), {}
-        if isinstance(pod, Pod):
-            node = self.snapshot.nodes.get(pod.spec.node_name)
-            host_ip = node.underlay if node else None
-            endpoints = translate_pod(ref, pod, self._namespace(ref.namespace), host_ip, faults)
-            found = {endpoint.ip: endpoint for endpoint in endpoints}
-        before = self._addresses.pop(ref, ())
-        if found:
-            self._addresses[ref] = tuple(found)
-        for ip in dict.fromkeys([*before, *found]):
-            if self._claim(ip, ref, found.get(ip)):
-                yield ip
+    def _redo_identity(self, ref: Ref) -> bool:
+        faults, found, after = Faults(), self._seen.get(ref), None
+        if isinstance(found, CiliumIdentity) and namespace_is_global(self._namespace(identity_namespace(found))):
+            after = translate_identity(self._cluster, ref, found, faults)
+        self._keep_faults(ref, faults)
+        if not ref.name.isdigit():
+            return False
+        before = self.snapshot.identities.pop(int(ref.name), None)
+        if after is not None:
+            self.snapshot.identities[after.id] = after
+        return before != after
+
+    def _redo_endpoints(self, ref: Ref) -> Iterator[Address]:
+        """Translate a pod again, or what stands for some; the addresses that say something else now."""
+        faults = Faults()
+        found = self._claimed(ref, self._seen.get(ref), faults)
+        yield from self._claims.put(ref, found)
         self._keep_faults(ref, faults)
 
-    def _claim(self, ip: Address, ref: Ref, endpoint: PodEndpoint | None) -> bool:
-        """Two pods with one address, as when an address is used again: the first by name has it, the next one after."""
-        claims = self._claims.setdefault(ip, {})
-        claims.pop(ref, None)
-        if endpoint is not None:
-            claims[ref] = endpoint
-        (self._contested.add if len(claims) > 1 else self._contested.discard)(ip)
-        before, after = self.snapshot.endpoints.pop(ip, None), claims[min(claims)] if claims else None
-        if after is None:
-            del self._claims[ip]
-        else:
-            self.snapshot.endpoints[ip] = after
-        return before != after
+    def _claimed(self, ref: Ref, value: Object | None, faults: Faults) -> Mapping[Address, Claim]:
+        if isinstance(value, Pod):
+            node = self.snapshot.nodes.get(value.spec.node_name)
+            endpoints = translate_pod(
+                ref, value, self._namespace(ref.namespace), node.underlay if node else None, faults
+            )
+            return {endpoint.ip: endpoint for endpoint in endpoints}
+        if isinstance(value, CiliumEndpoint) and namespace_is_global(self._namespace(ref.namespace)):
+            return translate_endpoint(self._cluster, ref, value, faults)
+        if isinstance(value, CiliumEndpointSlice) and namespace_is_global(self._namespace(value.namespace)):
+            return translate_slice(self._cluster, ref, value, faults)
+        return {}
+
+    def _rank(self, ref: Ref) -> Any:
+        """Cilium knows better than a Pod's status; who is on its way out gives way; an address that is used again is
+        the newer one's. Of two without a time, as in a folder, the first by name has it."""
+        value = self._seen[ref]
+        created = "".join(filter(str.isdigit, value.metadata.creation_timestamp))
+        return isinstance(value, Pod), bool(value.metadata.deletion_timestamp), -int(created or 0), ref
 
     def _namespace(self, name: str) -> Namespace | None:
         return cast(Namespace | None, self._seen.get(Ref("Namespace", "", name)))

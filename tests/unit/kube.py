@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import yaml
@@ -61,6 +61,52 @@ def namespace(name: str, *, global_: str | None = None, **labels: str) -> dict[s
     annotations = {} if global_ is None else {"clustermesh.cilium.io/global": global_}
     metadata = {"name": name, "labels": labels, "annotations": annotations}
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}
+
+
+def cilium_node(name: str, ip: str, *cidrs: str, **spec: Any) -> dict[str, Any]:
+    addresses = [{"type": "InternalIP", "ip": ip}]
+    spec = {"addresses": addresses, "ipam": {"podCIDRs": list(cidrs)}, **spec}
+    return {"apiVersion": "cilium.io/v2", "kind": "CiliumNode", "metadata": {"name": name}, "spec": spec}
+
+
+def cilium_identity(number: int, namespace: str = "shop", cluster: str = "alpha", **labels: str) -> dict[str, Any]:
+    own = {"io.cilium.k8s.policy.cluster": cluster, "io.kubernetes.pod.namespace": namespace}
+    return {
+        "apiVersion": "cilium.io/v2",
+        "kind": "CiliumIdentity",
+        "metadata": {"name": str(number)},
+        "security-labels": {f"k8s:{key}": value for key, value in (labels | own).items()},
+    }
+
+
+def cilium_endpoint(name: str, identity: int, *ips: str, node: str = "192.0.2.1", key: int = 0) -> dict[str, Any]:
+    status = {"identity": {"id": identity}, "networking": _networking(ips, node), "encryption": {"key": key}}
+    return {"apiVersion": "cilium.io/v2", "kind": "CiliumEndpoint", "metadata": _metadata(name), "status": status}
+
+
+def cilium_slice(name: str, namespace: str, *endpoints: tuple[str, int, str]) -> dict[str, Any]:
+    """Of pods, each with its identity and its address."""
+    return {
+        "apiVersion": "cilium.io/v2alpha1",
+        "kind": "CiliumEndpointSlice",
+        "metadata": {"name": name},
+        "namespace": namespace,
+        "endpoints": [
+            {"name": pod, "id": identity, "networking": _networking([ip], "192.0.2.1")}
+            for pod, identity, ip in endpoints
+        ],
+    }
+
+
+def _networking(ips: Iterable[str], node: str) -> dict[str, Any]:
+    return {"addressing": [{"ipv6" if ":" in ip else "ipv4": ip} for ip in ips], "node": node}
+
+
+def aged(manifest: dict[str, Any], created: str = "", deleted: str = "") -> dict[str, Any]:
+    """With the times that the API gives an object."""
+    times = {"creationTimestamp": created, "deletionTimestamp": deleted}
+    metadata = {**manifest["metadata"], **{key: time for key, time in times.items() if time}}
+    return {**manifest, "metadata": metadata}
 
 
 def annotated(manifest: dict[str, Any], **annotations: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from clustermesh.model import (
     Service,
 )
 from clustermesh.sources.pods import PodEndpoint
-from clustermesh.sources.translate import Change, Snapshot
+from clustermesh.sources.snapshot import Change, Snapshot
 from clustermesh.wire import endpoint, identity, keys, local, node
 from clustermesh.wire.kinds import ENDPOINTS
 

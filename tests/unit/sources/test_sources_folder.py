@@ -15,7 +15,7 @@ import pytest
 
 from clustermesh.sources.folder import FolderSource
 from clustermesh.sources.scan import Scan, scan_files, scan_folder
-from clustermesh.sources.translate import Change
+from clustermesh.sources.snapshot import Change
 
 PATIENCE = 20.0
 

@@ -10,27 +10,51 @@ from hypothesis import strategies as st
 
 from clustermesh.sources.index import Index
 from clustermesh.sources.objects import Object, Pod, Ref
-from clustermesh.sources.translate import Change, Snapshot, Translator, translate
+from clustermesh.sources.snapshot import Change, Snapshot
+from clustermesh.sources.translate import Translator, translate
 
 _LABELS = st.dictionaries(st.sampled_from("ab"), st.sampled_from("xy"), max_size=2)
 _NAMES = st.sampled_from(["one", "two"])
 _SPACES = st.sampled_from(["shop", "bank"])
 _IPS = st.integers(1, 4).map(lambda n: f"10.1.0.{n}")
+_NODE_IPS = st.sampled_from(["192.0.2.1", "192.0.2.2"])
+_CIDRS = st.sampled_from(["10.1.0.0/24", "10.1.0.0/16", "10.1.0.1/32", "10.2.0.0/24", "192.0.2.0/24", "nonsense"])
+
+
+_NUMBERS = st.sampled_from([65536, 65999, 70000])
+_TIMES = st.sampled_from(["", "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"])
+_KINDS = ("Service", "EndpointSlice", "Pod", "Pod", "Node", "Namespace")
+_CILIUM = ("CiliumNode", "CiliumIdentity", "CiliumEndpoint", "CiliumEndpointSlice")
 
 
 @st.composite
-def _manifests(draw: st.DrawFn) -> dict[str, Any]:
-    kind = draw(st.sampled_from(["Service", "EndpointSlice", "Pod", "Pod", "Node", "Namespace"]))
+def _manifests(draw: st.DrawFn, kinds: tuple[str, ...] = _KINDS + _CILIUM) -> dict[str, Any]:
+    kind = draw(st.sampled_from(kinds))
     name = f"{draw(_SPACES)}/{draw(_NAMES)}"
+    if kind.startswith("Cilium"):
+        return kube.aged(draw(_of_cilium(kind, name)), draw(_TIMES))
     if kind == "Service":
         return kube.service(name, global_=draw(st.booleans()), selector=draw(_LABELS))
     if kind == "EndpointSlice":
         return kube.endpoint_slice(name, draw(_NAMES), draw(st.lists(_IPS, max_size=2)))
     if kind == "Pod":
-        return kube.pod(name, draw(_IPS), draw(_LABELS), ready=draw(st.booleans()), nodeName=draw(_NAMES))
+        pod = kube.pod(name, draw(_IPS), draw(_LABELS), ready=draw(st.booleans()), nodeName=draw(_NAMES))
+        return kube.aged(pod, draw(_TIMES), draw(_TIMES))
     if kind == "Node":
-        return kube.node(draw(_NAMES), draw(st.sampled_from(["192.0.2.1", "192.0.2.2"])), draw(_IPS) + "/32")
+        return kube.node(draw(_NAMES), draw(_NODE_IPS), *draw(st.lists(_CIDRS, max_size=2)))
     return kube.namespace(draw(_SPACES), global_=draw(st.sampled_from([None, "true", "false"])), team=draw(_NAMES))
+
+
+@st.composite
+def _of_cilium(draw: st.DrawFn, kind: str, name: str) -> dict[str, Any]:
+    if kind == "CiliumNode":
+        return kube.cilium_node(draw(_NAMES), draw(_NODE_IPS), draw(_IPS) + "/32")
+    if kind == "CiliumIdentity":
+        return kube.cilium_identity(draw(_NUMBERS), draw(_SPACES), app=draw(_NAMES))
+    if kind == "CiliumEndpoint":
+        return kube.cilium_endpoint(name, draw(_NUMBERS), draw(_IPS))
+    endpoints = draw(st.lists(st.tuples(_NAMES, _NUMBERS, _IPS), max_size=2))
+    return kube.cilium_slice(draw(_NAMES), draw(_SPACES), *endpoints)
 
 
 _STEPS = st.lists(st.lists(st.tuples(_manifests(), st.booleans()), max_size=4), max_size=8)
@@ -42,6 +66,7 @@ def _fold(seen: Snapshot, change: Change, now: Snapshot) -> None:
         (seen.services, now.services, change.services),
         (seen.nodes, now.nodes, change.nodes),
         (seen.endpoints, now.endpoints, change.endpoints),
+        (seen.identities, now.identities, change.identities),
     ):
         for name in names:
             mine.pop(name, None)  # type: ignore[call-overload]
@@ -49,13 +74,13 @@ def _fold(seen: Snapshot, change: Change, now: Snapshot) -> None:
                 mine[name] = theirs[name]  # type: ignore[index]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(_STEPS)
 def test_any_history_ends_as_if_everything_had_been_translated_at_once(
     steps: list[list[tuple[dict[str, Any], bool]]],
 ) -> None:
     objects: dict[Ref, Object] = {}
-    translator, seen = Translator(kube.ALPHA, objects), Snapshot(services={}, nodes={}, endpoints={})
+    translator, seen = Translator(kube.ALPHA, objects), Snapshot(services={}, nodes={}, endpoints={}, identities={})
     for step in steps:
         changed = {}
         for manifest, present in step:

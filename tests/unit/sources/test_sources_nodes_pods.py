@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from clustermesh import model
 from clustermesh.address import parse, parse_prefix, prefix_text
 from clustermesh.model import NodeAddress
-from clustermesh.sources.translate import Snapshot, translate
+from clustermesh.sources.snapshot import Snapshot
+from clustermesh.sources.translate import translate
 
 KEY = "aGVsbG9oZWxsb2hlbGxvaGVsbG9oZWxsb2hlbGxvMTI="
 
