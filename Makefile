@@ -8,7 +8,7 @@ ARGS ?=
 
 help:
 	@echo "make demo    two clusters, one service: watch the mesh work (ARGS=--json for one JSON object)"
-	@echo "make test    everything that is checked: style, types, unit tests, real etcd, real kernel, the lab"
+	@echo "make test    everything that is checked: style, types, unit tests, real etcd, Kubernetes and kernel, the lab"
 	@echo "make check   style, types and unit tests only (under a minute, needs no root)"
 	@echo "make soak    property tests with new seeds for SOAK_SECONDS (300), each printed (ARGS: which tests)"
 	@echo "make bench   timings, as ratios where there is a peer to compare with"
@@ -30,6 +30,7 @@ check: setup
 	@$(BIN)/pytest tests/unit -q -n auto $(ARGS)
 
 test: check
+	@tools/setup-kube
 	@$(BIN)/pytest tests --ignore=tests/unit --ignore=tests/bench $(ARGS)
 
 soak: setup

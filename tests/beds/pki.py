@@ -33,10 +33,13 @@ class Authority:
         self.ca = folder / f"{name}.crt"
         self.ca.write_bytes(made.public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, cn: str, *hosts: str, expired: bool = False, as_name: str | None = None) -> Tls:
+    def issue(
+        self, cn: str, *hosts: str, expired: bool = False, as_name: str | None = None, organisation: str = ""
+    ) -> Tls:
         """A leaf for client `cn`, and for a server at `hosts` if any; its files are called `as_name`."""
         key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, cn)])
+        names = [(NameOID.COMMON_NAME, cn), *([(NameOID.ORGANIZATION_NAME, organisation)] if organisation else [])]
+        subject = x509.Name([x509.NameAttribute(kind, name) for kind, name in names])
         usages = [ExtendedKeyUsageOID.CLIENT_AUTH] + ([ExtendedKeyUsageOID.SERVER_AUTH] if hosts else [])
         builder = _builder(subject, self._subject, key, _NOW - _DAY if expired else _NOW + _DAY)
         builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)

@@ -1,0 +1,90 @@
+"""How to reach an API server: where it is, who it has to be, and what we show it, as newest credentials say."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from msgspec import Struct
+
+from clustermesh.errors import Refused
+
+_EARLY: Final = 30.0
+"""Seconds before they expire that credentials are asked for again."""
+
+
+class Grant(Struct, frozen=True, kw_only=True):
+    """What was read last. `header` is the Authorization to send, "" for none; `expires` is Unix time, 0 for never.
+
+    `files` are those it was read from: one that has changed makes it stale.
+    """
+
+    server: str
+    tls: ssl.SSLContext | None = None
+    server_name: str = ""
+    proxy: str = ""
+    header: str = ""
+    expires: float = 0.0
+    files: tuple[Path, ...] = ()
+
+
+class Access:
+    """Credentials that are read with `read` when there are none, when they expire, or when a file of theirs changes."""
+
+    def __init__(self, read: Callable[[], Awaitable[Grant]], clock: Callable[[], float] = time.time) -> None:
+        self._read, self._clock = read, clock
+        self._grant: Grant | None = None
+        self._marks: tuple[object, ...] = ()
+        self._lock = asyncio.Lock()
+
+    async def grant(self, refused: Grant | None = None) -> Grant:
+        """The newest; one that the server `refused` is read again, once for all who hold it. Raises as `read` does."""
+        async with self._lock:
+            if self._grant is None or self._grant is refused or self._is_stale(self._grant):
+                self._grant = await self._read()
+                self._marks = _marks(self._grant.files)
+            return self._grant
+
+    def _is_stale(self, grant: Grant) -> bool:
+        expired = grant.expires and self._clock() > grant.expires - _EARLY
+        return bool(expired) or self._marks != _marks(grant.files)
+
+
+def tls_context(ca: str, cert: str = "", key: str = "", *, verify: bool = True) -> ssl.SSLContext:
+    """A client's context from PEM texts; without `ca` the system's. Refused where they are no good."""
+    try:
+        made = ssl.create_default_context(cadata=ca or None)
+        if not verify:
+            made.check_hostname, made.verify_mode = False, ssl.CERT_NONE
+        if cert:
+            _load_pair(made, cert, key)
+    except (ssl.SSLError, ValueError) as e:
+        raise Refused(f"certificates of the Kubernetes API: {e}") from e
+    return made
+
+
+def _load_pair(made: ssl.SSLContext, cert: str, key: str) -> None:
+    """The pair by way of memory: Python reads it from files only, and a private key has no business in one of ours."""
+    memory = os.memfd_create("pair", os.MFD_CLOEXEC)
+    try:
+        os.write(memory, f"{key}\n{cert}".encode())
+        made.load_cert_chain(f"/proc/self/fd/{memory}")
+    finally:
+        os.close(memory)
+
+
+def _marks(files: tuple[Path, ...]) -> tuple[object, ...]:
+    return tuple(_mark(file) for file in files)
+
+
+def _mark(file: Path) -> object:
+    with suppress(OSError):
+        found = file.stat()
+        return found.st_ino, found.st_mtime_ns, found.st_size
+    return None

@@ -1,0 +1,131 @@
+"""HTTP towards one API server. aiohttp's errors, and what TLS says, become ours here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from types import TracebackType
+from typing import Final, Self
+
+import aiohttp
+from msgspec import Struct
+
+from clustermesh.errors import Refused, Unavailable
+from clustermesh.kube.access import Access, Grant
+from clustermesh.kube.faults import Oversized, fault, read_status
+
+_PIECE: Final = 1 << 18
+_MAX_ERROR: Final = 1 << 16
+
+
+class Patience(Struct, frozen=True, kw_only=True):
+    """Seconds to connect, for the next piece of an answer, and of silence before a watch is doubted.
+
+    `most_bytes` is how much of one answer is held.
+    """
+
+    connect: float = 5.0
+    read: float = 20.0
+    quiet: float = 30.0
+    most_bytes: int = 64 << 20
+
+
+class KubeClient:
+    """`async with` it. One pool of connections for every kind."""
+
+    def __init__(self, access: Access, patience: Patience | None = None) -> None:
+        self.patience = patience or Patience()
+        self._access = access
+        self._shown: Grant | None = None
+
+    async def __aenter__(self) -> Self:
+        # Compressed answers cost both sides more CPU than a local network's bytes.
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "clustermesh"}
+        self._session = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(None, sock_connect=self.patience.connect),
+            headers=headers,
+            read_bufsize=_PIECE,
+            connector=aiohttp.TCPConnector(limit=0),
+        )
+        return self
+
+    async def __aexit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        await self._session.close()
+
+    async def get(self, path: str, what: str, params: Mapping[str, str], *, fresh: bool = False) -> bytes:
+        """The whole answer; `what` is what was tried, as "list pods". Raises ClusterMeshError."""
+        pieces, size = [], 0
+        async with self._answer(path, what, params, fresh) as answer:
+            while piece := await _next(answer, self.patience.read):
+                size += len(piece)
+                if size > self.patience.most_bytes:
+                    raise Oversized(f"{what}: the answer is larger than {self.patience.most_bytes >> 20} MiB")
+                pieces.append(piece)
+        return b"".join(pieces)
+
+    @asynccontextmanager
+    async def watch(
+        self, path: str, what: str, params: Mapping[str, str], *, fresh: bool = False
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Once the server has taken the request: its answer piece by piece, b"" for each `quiet` seconds of none."""
+        async with self._answer(path, what, params, fresh) as answer:
+            yield _pieces(answer, self.patience.quiet)
+
+    @asynccontextmanager
+    async def _answer(
+        self, path: str, what: str, params: Mapping[str, str], fresh: bool
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        grant = await self._access.grant(self._shown if fresh else None)
+        self._shown = grant
+        try:
+            async with asyncio.timeout(self.patience.read):
+                answer = await self._ask(grant, path, params)
+            async with answer:
+                if answer.status != HTTPStatus.OK:
+                    async with asyncio.timeout(self.patience.read):
+                        body = await answer.content.read(_MAX_ERROR)
+                    raise fault(answer.status, read_status(body), what, answer.headers.get("Retry-After", ""))
+                yield answer
+        except aiohttp.ClientConnectorCertificateError as e:
+            raise Refused(f"{what}: the API server's certificate is not accepted: {_verdict(e)}") from e
+        except TimeoutError as e:
+            raise Unavailable(f"{what}: the API server gave no answer in time") from e
+        except (aiohttp.ClientError, OSError) as e:
+            raise Unavailable(f"{what}: {str(e) or type(e).__name__}") from e
+
+    async def _ask(self, grant: Grant, path: str, params: Mapping[str, str]) -> aiohttp.ClientResponse:
+        return await self._session.get(
+            grant.server + path,
+            params=params,
+            headers={"Authorization": grant.header} if grant.header else None,
+            ssl=True if grant.tls is None else grant.tls,
+            server_hostname=grant.server_name or None,
+            proxy=grant.proxy or None,
+            allow_redirects=False,
+        )
+
+
+async def _next(answer: aiohttp.ClientResponse, seconds: float) -> bytes:
+    async with asyncio.timeout(seconds):
+        return await answer.content.readany()
+
+
+async def _pieces(answer: aiohttp.ClientResponse, quiet: float) -> AsyncIterator[bytes]:
+    while True:
+        try:
+            piece = await _next(answer, quiet)
+        except TimeoutError:
+            yield b""
+            continue
+        if not piece:
+            return
+        yield piece
+
+
+def _verdict(error: aiohttp.ClientConnectorCertificateError) -> str:
+    cause = error.certificate_error
+    return getattr(cause, "verify_message", "") or str(cause)

@@ -1,0 +1,127 @@
+"""Follow every object of a kind, for ever: the shell around `Brain`.
+
+async with KubeClient(access) as client:
+    async with aclosing(follow(client, pods)) as items:
+        async for item in items:
+            match item:
+                case Listed(changes): ...       # a complete list; changes is what differs from what was known
+                case Changed(changes): ...      # no changes: up again after an interruption
+                case Interrupted(error): ...    # keep the last state, call it stale
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any, Final
+
+from clustermesh.errors import ClusterMeshError
+from clustermesh.kube.brain import Brain
+from clustermesh.kube.client import KubeClient
+from clustermesh.kube.decoding import Lines, decode_events, decode_page
+from clustermesh.kube.hearing import (
+    Changed,
+    Ended,
+    Event,
+    Failed,
+    Interrupted,
+    Item,
+    List,
+    Listed,
+    Opened,
+    Probed,
+    Started,
+    Tell,
+    Wait,
+    Watch,
+)
+from clustermesh.kube.resource import K, Resource, V
+
+__all__ = ["Changed", "Interrupted", "Item", "Listed", "follow"]
+
+WATCH_SECONDS: Final = (300, 600)
+"""How long the server is asked to keep a watch, at random between these, so that they do not all end together."""
+
+
+async def follow(
+    client: KubeClient, resource: Resource[K, V], brain: Brain[K, V] | None = None
+) -> AsyncGenerator[Item[K, V], None]:
+    """Tell what there is of `resource` and every change of it. Never ends and raises nothing of ClusterMeshError.
+
+    A `brain` from an earlier call keeps what it knows.
+    """
+    brain = Brain() if brain is None else brain
+    clock = asyncio.get_running_loop().time
+    source = _nothing()
+    commands = brain.hear(Started(), clock())
+    try:
+        while True:
+            for command in commands:
+                match command:
+                    case Tell(item):
+                        yield item
+                    case Wait(seconds):
+                        await source.aclose()
+                        await asyncio.sleep(seconds)
+                    case request:
+                        await source.aclose()
+                        source = _perform(client, resource, request)
+            commands = brain.hear(await anext(source), clock())
+    finally:
+        await source.aclose()
+
+
+async def _nothing() -> AsyncGenerator[Any, None]:
+    return
+    yield
+
+
+async def _perform(
+    client: KubeClient, resource: Resource[K, V], request: List | Watch
+) -> AsyncGenerator[Event[K, V], None]:
+    """What comes of `request`; the last of it is a Page, Ended or Failed."""
+    events = _list(client, resource, request) if isinstance(request, List) else _watch(client, resource, request)
+    try:
+        async with aclosing(events):
+            async for event in events:
+                yield event
+    except ClusterMeshError as error:
+        yield Failed(error)
+
+
+async def _list(client: KubeClient, resource: Resource[K, V], request: List) -> AsyncGenerator[Event[K, V], None]:
+    params = {"limit": str(request.limit), **_selector(resource)}
+    if request.next:
+        params["continue"] = request.next
+    body = await client.get(resource.path, f"list {resource.title}", params, fresh=request.fresh)
+    yield decode_page(resource, body)
+
+
+async def _watch(client: KubeClient, resource: Resource[K, V], request: Watch) -> AsyncGenerator[Event[K, V], None]:
+    params = {
+        "watch": "1",
+        "allowWatchBookmarks": "true",
+        "resourceVersion": request.version,
+        "timeoutSeconds": str(random.randint(*WATCH_SECONDS)),
+        **_selector(resource),
+    }
+    what, lines = f"watch {resource.title}", Lines()
+    async with client.watch(resource.path, what, params, fresh=request.fresh) as pieces:
+        yield Opened()
+        async for piece in pieces:
+            if not piece:
+                yield await _probe(client, resource)
+            for event in decode_events(resource, lines.feed(piece)):
+                yield event
+    yield Ended()
+
+
+async def _probe(client: KubeClient, resource: Resource[K, V]) -> Probed:
+    body = await client.get(resource.path, f"list {resource.title}", {"limit": "1", **_selector(resource)})
+    return Probed(decode_page(resource, body).version)
+
+
+def _selector(resource: Resource[K, V]) -> dict[str, str]:
+    return {"fieldSelector": resource.fields} if resource.fields else {}

@@ -1,0 +1,171 @@
+"""The brain against a simple API server that forgets, fails and starts anew: what was told ends as what there is."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clustermesh.errors import Unavailable
+from clustermesh.kube.brain import Brain
+from clustermesh.kube.faults import Expired, Unauthorized
+from clustermesh.kube.hearing import (
+    Command,
+    Ended,
+    Entry,
+    Event,
+    Failed,
+    Gone,
+    Interrupted,
+    List,
+    Listed,
+    Opened,
+    Page,
+    Probed,
+    Put,
+    Received,
+    Started,
+    Tell,
+    Wait,
+    Watch,
+)
+
+KEYS = "abcde"
+
+
+class Server:
+    """Objects with a history; `compact` forgets it, `restore` begins another one."""
+
+    def __init__(self) -> None:
+        self.version, self.compacted = 1, 0
+        self.objects: dict[str, str] = {}
+        self._history: list[tuple[int, Entry[str, str]]] = []
+        self._snapshots: dict[int, dict[str, str]] = {1: {}}
+
+    def change(self, key: str, value: str | None) -> None:
+        self.version += 1
+        if value is None:
+            if self.objects.pop(key, None) is not None:
+                self._history.append((self.version, Gone(key)))
+        else:
+            self.objects[key] = value
+            self._history.append((self.version, Put(key, value)))
+        self._snapshots[self.version] = dict(self.objects)
+
+    def compact(self) -> None:
+        self.compacted = self.version
+
+    def restore(self, version: int) -> None:
+        version = max(version, min(self._snapshots))
+        self.objects = dict(self._snapshots[version])
+        self.version = self.compacted = version
+        self._history = []
+        self._snapshots = {version: dict(self.objects)}
+
+    def page(self, limit: int, token: str) -> Page[str, str] | Failed:
+        version, _, after = token.partition("/") if token else (str(self.version), "", "")
+        if int(version) < self.compacted or int(version) not in self._snapshots:
+            return Failed(Expired("compacted"))
+        snapshot = self._snapshots[int(version)]
+        keys = sorted(key for key in snapshot if key > after)
+        more = f"{version}/{keys[limit - 1]}" if len(keys) > limit else ""
+        return Page([Put(key, snapshot[key]) for key in keys[:limit]], version, more)
+
+    def since(self, version: int) -> Received[str, str] | Failed | None:
+        if version < self.compacted:
+            return Failed(Expired("compacted"))
+        news = [(at, entry) for at, entry in self._history if at > version]
+        return Received([entry for _, entry in news], str(news[-1][0])) if news else None
+
+
+class Shell:
+    """Does what the brain commands; `state` is what it told."""
+
+    def __init__(self, server: Server) -> None:
+        self.server, self.brain = server, Brain[str, str](limit=2, rng=random.Random(1))
+        self.state: dict[str, str] = {}
+        self.listed = False
+        self.now = 0.0
+        self.request: Command[str, str] | None = None
+        self.at = 0  # how far the open watch has told
+        self.watching = False
+        self.hear(Started())
+
+    def hear(self, event: Event[str, str]) -> None:
+        self.now += 1.5
+        for command in self.brain.hear(event, self.now):
+            match command:
+                case Wait(seconds):
+                    assert seconds > 0
+                case Tell(Interrupted()):
+                    self.watching = False
+                case Tell(item):
+                    self.listed |= isinstance(item, Listed)
+                    assert self.listed, "nothing is told before the first complete list"
+                    self._take(item.changes)
+                case request:
+                    self.request, self.watching = request, False
+
+    def _take(self, changes: dict[str, str | None]) -> None:
+        for key, value in changes.items():
+            if value is None:
+                del self.state[key]  # told gone only what was told there
+            else:
+                assert self.state.get(key) != value, "told twice"
+                self.state[key] = value
+
+    def step(self) -> None:
+        """The server does what was asked, or tells what the watch has not told."""
+        match self.request:
+            case List(limit, token):
+                self.hear(self.server.page(limit, token))
+            case Watch(version) if not self.watching:
+                self.watching, self.at = True, int(version)
+                self.hear(Opened())
+            case Watch():
+                news = self.server.since(self.at)
+                if news is not None:
+                    self.at = int(news.version) if isinstance(news, Received) else self.at
+                    self.hear(news)
+
+    def probe(self) -> None:
+        """Before anything is written to what was restored; later nobody could tell, as Kubernetes' manual says."""
+        if isinstance(self.request, Watch):
+            if not self.watching:
+                self.step()
+            self.hear(Probed(str(self.server.version)))
+
+
+ACTIONS = st.one_of(
+    st.tuples(st.just("change"), st.sampled_from(KEYS), st.one_of(st.none(), st.sampled_from("123"))),
+    st.tuples(st.sampled_from(["step", "step", "compact", "cut", "unauthorized", "ended"])),
+    st.tuples(st.just("restore"), st.integers(1, 3)),
+)
+
+
+@given(st.lists(ACTIONS, max_size=60))
+def test_what_was_told_ends_as_what_there_is(actions: list[tuple[str, ...]]) -> None:
+    server = Server()
+    shell = Shell(server)
+    for action in actions:
+        match action:
+            case ("change", key, value):
+                server.change(key, value)
+            case ("restore", back):
+                server.restore(server.version - int(back))
+                shell.probe()
+            case ("compact",):
+                server.compact()
+            case ("cut",):
+                shell.hear(Failed(Unavailable("cut")))
+            case ("unauthorized",):
+                shell.hear(Failed(Unauthorized("expired")))
+            case ("ended",) if shell.watching:
+                shell.hear(Ended())
+            case _:
+                shell.step()
+    server.change("z", "end")
+    for _ in range(20):
+        shell.step()
+    assert shell.state == server.objects == shell.brain.known

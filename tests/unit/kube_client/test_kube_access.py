@@ -1,0 +1,177 @@
+"""Credentials: from where, how often they are read, and what happens to those that expire."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+from pki import Authority
+
+from clustermesh.errors import Refused, Unavailable
+from clustermesh.kube import credentials
+from clustermesh.kube.access import Access, Grant
+from clustermesh.kube.config import find_access, from_kubeconfig, in_cluster
+from clustermesh.kube.credentials import read
+
+SERVER = "https://192.0.2.1:6443"
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path / "pki")
+
+
+def kubeconfig(path: Path, user: dict[str, Any], **cluster: Any) -> str:
+    config = {
+        "clusters": [{"name": "c", "cluster": {"server": SERVER, **cluster}}],
+        "users": [{"name": "u", "user": user}],
+        "contexts": [
+            {"name": "first", "context": {"cluster": "c", "user": "u"}},
+            {"name": "nobody", "context": {"cluster": "c"}},
+        ],
+        "current-context": "first",
+    }
+    path.write_text(yaml.safe_dump(config))
+    return str(path)
+
+
+def plugin(path: Path, status: dict[str, Any], *before: str) -> dict[str, Any]:
+    """An exec plugin that says `status` after the lines `before`; how often it ran is the size of `path`.ran."""
+    said = {"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": status}
+    lines = [f"#!{sys.executable}", "import json, time", f"open({str(path) + '.ran'!r}, 'a').write('x')", *before]
+    path.write_text("\n".join([*lines, f"print(json.dumps({said!r}))"]))
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return {"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": str(path), "args": []}}
+
+
+async def test_a_certificate_of_a_kubeconfig(tmp_path: Path, authority: Authority) -> None:
+    pair = authority.issue("somebody")
+    user = {"client-certificate": "pki/somebody.leaf.crt", "client-key": str(pair.key)}
+    path = kubeconfig(tmp_path / "config", user, **{"certificate-authority": "pki/ca.crt", "tls-server-name": "kube"})
+    grant = await from_kubeconfig(path).grant()
+    assert (grant.server, grant.server_name, grant.header) == (SERVER, "kube", "")
+    assert grant.tls is not None
+    assert {file.name for file in grant.files} == {"config", "ca.crt", "somebody.leaf.crt", "somebody.leaf.key"}
+
+
+async def test_a_token_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("one")
+    access = from_kubeconfig(kubeconfig(tmp_path / "config", {"tokenFile": "token"}))
+    assert (await access.grant()).header == "Bearer one"
+    (tmp_path / "token.new").write_text("two")
+    (tmp_path / "token.new").rename(tmp_path / "token")
+    assert (await access.grant()).header == "Bearer two"
+
+
+async def test_what_is_wrong_is_said(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="third"):
+        await from_kubeconfig(kubeconfig(tmp_path / "config", {"token": "secret"}), "third").grant()
+
+
+def test_another_context(tmp_path: Path) -> None:
+    path = kubeconfig(tmp_path / "config", {"token": "secret"})
+    assert read(path, "").header == "Bearer secret"
+    assert read(path, "nobody").header == ""
+
+
+async def test_a_plugin_runs_again_when_what_it_gave_expires(tmp_path: Path) -> None:
+    soon = (datetime.now(UTC) + timedelta(seconds=20)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    user = plugin(tmp_path / "plugin", {"token": "t", "expirationTimestamp": soon})
+    access = from_kubeconfig(kubeconfig(tmp_path / "config", user))
+    assert (await access.grant()).header == "Bearer t"
+    await access.grant()
+    assert (tmp_path / "plugin.ran").stat().st_size == 2, "20 s are as good as over"
+
+
+async def test_a_plugin_runs_once_for_what_lasts(tmp_path: Path) -> None:
+    access = from_kubeconfig(kubeconfig(tmp_path / "config", plugin(tmp_path / "plugin", {"token": "t"})))
+    first = await access.grant()
+    assert await access.grant() is first
+    second = await access.grant(refused=first)
+    assert second is not first
+    assert await access.grant(refused=first) is second, "who comes late with the old one gets what there is"
+    assert (tmp_path / "plugin.ran").stat().st_size == 2
+
+
+def test_a_plugin_that_gives_a_certificate(tmp_path: Path, authority: Authority) -> None:
+    pair = authority.issue("somebody")
+    status = {"clientCertificateData": pair.cert.read_text(), "clientKeyData": pair.key.read_text()}
+    found = read(kubeconfig(tmp_path / "config", plugin(tmp_path / "plugin", status)), "")
+    assert (found.cert, found.key, found.header) == (pair.cert.read_text(), pair.key.read_text(), "")
+
+
+def test_a_plugin_that_fails_is_said(tmp_path: Path) -> None:
+    user = plugin(tmp_path / "plugin", {"token": "t"}, "raise SystemExit('no ticket')")
+    with pytest.raises(PermissionError, match="no ticket"):
+        read(kubeconfig(tmp_path / "config", user), "")
+
+
+async def test_a_plugin_that_hangs_is_ended(tmp_path: Path) -> None:
+    before = (f"import os; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))", "time.sleep(600)")
+    user = plugin(tmp_path / "plugin", {"token": "t"}, *before)
+    with pytest.raises(Unavailable, match="exec plugin"):
+        await from_kubeconfig(kubeconfig(tmp_path / "config", user), patience=1.0).grant()
+    if (tmp_path / "pid").exists():  # else it had not even begun
+        assert not _runs(int((tmp_path / "pid").read_text()))
+
+
+def _runs(pid: int) -> bool:
+    """Whether the process lives; one that nobody has waited for yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "clusters: 7", "current-context: x\ncontexts: []\n"])
+def test_garbage_is_an_error(tmp_path: Path, text: str, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    (tmp_path / "config").write_text(text)
+    credentials.main([str(tmp_path / "config"), ""])
+    assert msgspec.json.decode(capfdbinary.readouterr().out)["error"]
+
+
+def test_no_kubeconfig_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        read(str(tmp_path / "nowhere"), "")
+
+
+async def test_a_service_account(tmp_path: Path, authority: Authority) -> None:
+    environ = {"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "443"}
+    access = in_cluster(tmp_path, environ)
+    with pytest.raises(Refused, match="token"):
+        await access.grant()
+    (tmp_path / "ca.crt").write_bytes(authority.ca.read_bytes())
+    (tmp_path / "token").write_text("one\n")
+    grant = await access.grant()
+    assert (grant.server, grant.header) == ("https://[fd00::1]:443", "Bearer one")
+    assert await access.grant() is grant
+    (tmp_path / "token").write_text("another\n")
+    assert (await access.grant()).header == "Bearer another"
+
+
+async def test_a_kubeconfig_that_is_named_wins_over_the_service_account(tmp_path: Path) -> None:
+    path = kubeconfig(tmp_path / "config", {"token": "t"})
+    environ = {**os.environ, "KUBERNETES_SERVICE_HOST": "192.0.2.9"}
+    assert (await find_access(path, environ=environ).grant()).server == SERVER
+
+
+async def test_what_cannot_be_read_now_is_asked_for_again() -> None:
+    answers: list[Grant | Exception] = [Unavailable("not now"), Grant(server=SERVER)]
+
+    async def read() -> Grant:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    access = Access(read)
+    with pytest.raises(Unavailable):
+        await access.grant()
+    assert (await access.grant()).server == SERVER
