@@ -38,6 +38,7 @@ class Health(Struct, frozen=True, kw_only=True):
     errors: int
     identities: int
     leases: int
+    source: str
 
 
 def health_server(address: str, health: Callable[[], Health]) -> HealthServer:
@@ -48,7 +49,8 @@ def health_server(address: str, health: Callable[[], Health]) -> HealthServer:
     def readiness() -> tuple[bool, str]:
         now = health()
         lines = [f"waiting: {sentence}" for sentence in now.waiting] + [f"problem: {p}" for p in now.problems]
-        return not now.waiting, "\n".join(lines or ["ok" if now.leading else "ok, standing by"])
+        lines = lines or ["ok" if now.leading else "ok, standing by"]
+        return not now.waiting, "\n".join([*lines, f"source: {now.source}"])
 
     return HealthServer(address, registry, readiness)
 
@@ -80,6 +82,9 @@ class _Metrics(Collector):
         yield from (queue, keys, drift, synced)
         yield CounterMetricFamily(f"{prefix}_kvstore_sync_errors", "Writes that failed", health.errors)
         yield GaugeMetricFamily(f"{prefix}_problems", "Parts of the source that are not acted on", len(health.problems))
+        source = GaugeMetricFamily(f"{prefix}_source", "Where the objects come from", labels=["source"])
+        source.add_metric([health.source], 1.0)
+        yield source
         yield GaugeMetricFamily(f"{prefix}_ready", "1 when everything is published", float(not health.waiting))
         yield GaugeMetricFamily(f"{prefix}_leader_election_master_status", "1 for who writes", float(health.leading))
         yield GaugeMetricFamily(f"{prefix}_identities", "Identities allotted", health.identities)

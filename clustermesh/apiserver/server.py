@@ -14,8 +14,8 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine
-from contextlib import aclosing, suppress
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import ExitStack, aclosing, suppress
 from typing import Any, Final
 
 from msgspec import Struct
@@ -72,11 +72,11 @@ _DEFAULT_TIMING: Final = Timing()
 
 async def run_folder(context: Context, http: str, timing: Timing = _DEFAULT_TIMING) -> None:
     """`run` for a cluster that is a folder."""
-    await run(of_folder(context), lambda: FolderSource(context.manifests, context.cluster), http, timing)
+    await run(of_folder(context), lambda: FolderSource(context.manifests, context.cluster), [http], timing)
 
 
 async def run(
-    settings: Settings, make_source: Callable[[], Source], http: str, timing: Timing = _DEFAULT_TIMING
+    settings: Settings, make_source: Callable[[], Source], http: Sequence[str], timing: Timing = _DEFAULT_TIMING
 ) -> None:
     """Publish what a source has until SIGTERM or SIGINT, or until cancelled. `http` is where health is served.
 
@@ -99,7 +99,7 @@ async def _serve(
     stop: asyncio.Event,
     settings: Settings,
     make_source: Callable[[], Source],
-    http: str,
+    http: Sequence[str],
     timing: Timing,
     settle: Callable[[], None],
 ) -> None:
@@ -111,7 +111,9 @@ async def _serve(
         def health() -> Health:
             return server.health()
 
-        with health_server(http, health):
+        with ExitStack() as stack:
+            for address in http:
+                stack.enter_context(health_server(address, health))
             while not stop.is_set():
                 await _run_until(stop, server.election.deposed, server.tasks())
                 server = ApiServer(settings, make_source(), client, voting, timing, settle)
@@ -301,8 +303,8 @@ class ApiServer:
             await asyncio.sleep(self.timing.tick)
             if self._published:
                 self._want(self.publisher.tick(self.source.snapshot, time.time_ns()))
-                self._note_problems()
                 self.writer.wake()
+            self._note_problems()
 
     def _keyless(self) -> list[str]:
         """The Nodes whose keys are waited for."""
@@ -382,6 +384,7 @@ class ApiServer:
             errors=self.writer.errors,
             identities=len(self.allocator),
             leases=len(self.keeper.leases),
+            source=self.source.about,
         )
 
 

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
 from msgspec import Struct
 
-from clustermesh.model import Cluster
+from clustermesh.errors import Invalid
+from clustermesh.mesh.peer_files import parse_peer
+from clustermesh.model import MAX_CLUSTERS, Cluster, check_cluster_id, check_cluster_name
 from clustermesh.standalone.context import Context
 from clustermesh.store.tls import Tls
+from clustermesh.wire.numbering import cluster_shift
+from clustermesh.yaml_file import read_bytes
+
+ETCD_CONFIG: Final = "etcd.config"
+_TUNING: Final = frozenset({"etcd.qps", "etcd.bootstrapQps", "etcd.maxInflight", "etcd.limit"})
+"""What Cilium's own client is slowed down by; ours is bound by etcd alone."""
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -32,3 +42,34 @@ def of_folder(context: Context) -> Settings:
         tls=Tls(context.ca, context.certificate("admin"), context.key("admin")),
         users_file=context.users_file,
     )
+
+
+def of_flags(
+    name: str, cluster_id: int, options: Iterable[str], users_file: Path | None = None, most: int = MAX_CLUSTERS
+) -> Settings:
+    """Those that Cilium's clustermesh-apiserver takes as flags; `options` are its --kvstore-opt, each "key=value".
+
+    etcd.config names a file of etcd's client: endpoints, trusted-ca-file, cert-file, key-file. Raises Invalid, and
+    Unavailable where that file cannot be read.
+    """
+    cluster_shift(most)
+    cluster = Cluster(name=check_cluster_name(name), id=check_cluster_id(cluster_id, most), max_clusters=most)
+    config = _etcd_config(options)
+    etcd = parse_peer(name, read_bytes(config), config.parent)
+    tls = None
+    if etcd.ca and etcd.cert and etcd.key:
+        tls = Tls(etcd.ca, etcd.cert, etcd.key)
+    return Settings(cluster=cluster, endpoints=etcd.endpoints, tls=tls, users_file=users_file)
+
+
+def _etcd_config(options: Iterable[str]) -> Path:
+    given = dict[str, str]()
+    for option in options:
+        for part in option.split(","):
+            key, _, value = part.partition("=")
+            if key != ETCD_CONFIG and key not in _TUNING:
+                raise Invalid("--kvstore-opt", part, f"must be one of {', '.join(sorted({ETCD_CONFIG, *_TUNING}))}")
+            given[key] = value
+    if not given.get(ETCD_CONFIG):
+        raise Invalid("--kvstore-opt", None, f"must have {ETCD_CONFIG}=FILE, where the own etcd is")
+    return Path(given[ETCD_CONFIG])

@@ -25,7 +25,7 @@ _COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "init": ("clustermesh.cli.init", "command", "Describe a cluster in a folder and make its certificates."),
     "certs": ("clustermesh.cli.certs", "command", "Make, show, renew and issue certificates."),
     "etcd": ("clustermesh.cli.run", "etcd", "Run the cluster's etcd in the foreground."),
-    "apiserver": ("clustermesh.cli.run", "apiserver", "Publish the cluster to its peers."),
+    "apiserver": ("clustermesh.cli.apiserver", "apiserver", "Publish the cluster to its peers."),
     "agent": ("clustermesh.cli.run", "agent", "Run the agent of one node."),
     "connect": ("clustermesh.cli.connect", "connect", "Let two clusters see each other."),
     "disconnect": ("clustermesh.cli.connect", "disconnect", "Take two clusters apart, also when one is gone."),

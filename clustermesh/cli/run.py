@@ -48,31 +48,6 @@ def etcd(context: Path, listen: tuple[str, ...], flags: tuple[str, ...]) -> None
     _become(command(cluster.etcd, list(listen) or _listen_urls(cluster), tls, binary=binary, flags=flags))
 
 
-@click.command()
-@context_option
-@click.option(
-    "--http",
-    default="127.0.0.1:9880",
-    show_default=True,
-    metavar="HOST:PORT",
-    help="Where to serve health and metrics.",
-)
-def apiserver(context: Path, http: str) -> None:
-    """Publish the cluster's services, nodes, identities and endpoints into its own etcd, for its peers to read.
-
-    \b
-    Example:
-      clustermesh apiserver --context /srv/alpha --http 127.0.0.1:9880
-    """
-    import asyncio
-    import logging
-
-    from clustermesh.apiserver import run_folder
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    asyncio.run(run_folder(load(context), http))
-
-
 @click.command(
     add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
 )

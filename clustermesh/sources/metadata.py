@@ -12,6 +12,5 @@ class Metadata(Struct, frozen=True, gc=False, rename="camel"):
     namespace: str = ""
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
-    resource_version: str = ""
     creation_timestamp: str = ""
     deletion_timestamp: str = ""

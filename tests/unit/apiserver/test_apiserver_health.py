@@ -30,6 +30,7 @@ def a_health(*waiting: str) -> Health:
         errors=4,
         identities=5,
         leases=6,
+        source="folder /srv",
     )
 
 
@@ -38,10 +39,13 @@ async def test_readiness_says_what_it_waits_for_and_problems_do_not_hold_it_up()
     with health_server("127.0.0.1:0", lambda: now) as server:
         assert await asyncio.to_thread(fetch, server.port, "/readyz") == (
             503,
-            "waiting: etcd: away\nproblem: a.yaml: broken\n",
+            "waiting: etcd: away\nproblem: a.yaml: broken\nsource: folder /srv\n",
         )
         now = a_health()
-        assert await asyncio.to_thread(fetch, server.port, "/readyz?verbose") == (200, "problem: a.yaml: broken\n")
+        assert await asyncio.to_thread(fetch, server.port, "/readyz?verbose") == (
+            200,
+            "problem: a.yaml: broken\nsource: folder /srv\n",
+        )
 
 
 async def test_metrics_are_the_same_health() -> None:
@@ -57,6 +61,7 @@ async def test_metrics_are_the_same_health() -> None:
         'kvstore_initial_sync_completed{action="write",scope="services",source_cluster="alpha"}': 1,
         "kvstore_sync_errors_total": 4,
         "problems": 1,
+        'source{source="folder /srv"}': 1,
         "ready": 1,
         "leader_election_master_status": 1,
         "identities": 5,

@@ -1,0 +1,213 @@
+"""The Kubernetes API as a source that is followed: the shell around `clustermesh.kube` and `translate`.
+
+Two modes, chosen once by what the API serves. Native: identities are allotted by us, from Pods and Namespaces. Cilium:
+CiliumNodes, CiliumIdentities and CiliumEndpoints (or slices of these, where there are any) are published as they are.
+Services, EndpointSlices and Namespaces are followed in both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from contextlib import aclosing
+from typing import Any, Final, TypeVar
+
+import msgspec
+from msgspec import Raw, Struct
+
+from clustermesh.errors import ClusterMeshError, Unavailable
+from clustermesh.kube.access import Access
+from clustermesh.kube.brain import Brain
+from clustermesh.kube.client import KubeClient
+from clustermesh.kube.faults import NotServed
+from clustermesh.kube.follow import Interrupted, Listed, follow
+from clustermesh.kube.rbac import Rule
+from clustermesh.kube.resource import Resource
+from clustermesh.model import Cluster
+from clustermesh.sources.decoding import decode_json, ref_of
+from clustermesh.sources.lean import decode_pod
+from clustermesh.sources.objects import KINDS, Kind, Object, Ref
+from clustermesh.sources.snapshot import Change, Snapshot
+from clustermesh.sources.table import Problem
+from clustermesh.sources.translate import Translator
+from clustermesh.store.backoff import Backoff
+
+BOTH: Final = ("Namespace", "Service", "EndpointSlice")
+NATIVE: Final = (*BOTH, "Node", "Pod")
+CILIUM: Final = (*BOTH, "CiliumNode", "CiliumIdentity", "CiliumEndpoint")
+CILIUM_SLICES: Final = (*BOTH, "CiliumNode", "CiliumIdentity", "CiliumEndpointSlice")
+RULES: Final = tuple(
+    Rule(kind.group, kind.plural) for name, kind in KINDS.items() if name in {*NATIVE, *CILIUM, *CILIUM_SLICES}
+)
+"""All that this source may have to do at the API."""
+
+_FIELDS: Final = {"Pod": "spec.nodeName!=,status.phase!=Succeeded,status.phase!=Failed"}
+T = TypeVar("T")
+
+_LOG: Final = logging.getLogger(__name__)
+
+
+class _ApiResource(Struct):
+    name: str
+
+
+class _ApiResources(Struct):
+    resources: list[_ApiResource] | None = None
+
+
+class _SomeList(Struct):
+    items: list[Raw] | None = None
+
+
+class KubernetesSource:
+    """The objects of one cluster's API. Iterate `updates` once, and read the rest between two of them."""
+
+    def __init__(self, access: Access, cluster: Cluster) -> None:
+        self._access = access
+        self._offered: Mapping[str, str] = {}
+        self._brains: dict[str, Brain[Ref, Object]] = {}
+        self._translator = Translator(cluster, self, selects=False)
+        self._changed: dict[Ref, int] = {}
+        self._wake = asyncio.Event()
+        self._errors: dict[str, str] = {}
+
+    @property
+    def about(self) -> str:
+        if not self._offered:
+            return "Kubernetes API, mode not known yet"
+        return f"Kubernetes API, {'native' if 'Pod' in self._offered else 'cilium'} mode"
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return self._translator.snapshot
+
+    @property
+    def complete(self) -> bool:
+        """False while a kind was never listed, or an object of one never read."""
+        return bool(self._brains) and all(b.complete and not b.refused for b in self._brains.values())
+
+    def get(self, ref: Ref) -> Object | None:
+        """The object as it is known now."""
+        return self._brains[ref.kind].known.get(ref)
+
+    def problems(self) -> list[Problem]:
+        """Everything at the API that is not acted on, and why the API is not heard."""
+        place = "Kubernetes API"
+        found = [Problem(place, 0, sentence) for sentence in dict.fromkeys(self._errors.values())]
+        for brain in self._brains.values():
+            found += [Problem(place, 0, f"{ref}: {sentence}") for ref, sentence in brain.refused.items()]
+        return found + [Problem(place, 0, f"{ref}: {sentence}") for ref, sentence in self._translator.faults()]
+
+    async def updates(self) -> AsyncGenerator[Change, None]:
+        """Everything there is once all of it is listed, then each change. Close it (aclosing) to end all requests."""
+        async with KubeClient(self._access) as client:
+            self._offered = await self._choose(client)
+            _LOG.info("source: %s", self.about)
+            self._brains = {name: Brain() for name in self._offered}
+            tasks = [asyncio.create_task(self._follow(client, *each)) for each in self._offered.items()]
+            try:
+                while True:
+                    await self._wake.wait()
+                    self._wake.clear()
+                    for task in tasks:
+                        if task.done():
+                            task.result()  # none ends but by a fault of ours
+                    if all(brain.complete for brain in self._brains.values()):
+                        changed, self._changed = self._changed, {}
+                        yield self._translator.apply(changed)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _follow(self, client: KubeClient, name: str, version: str) -> None:
+        try:
+            async with aclosing(follow(client, _resource(KINDS[name], version), self._brains[name])) as items:
+                async for item in items:
+                    self._take(name, item)
+        finally:
+            self._wake.set()
+
+    def _take(self, kind: str, item: Any) -> None:
+        if isinstance(item, Interrupted):
+            if kind not in self._errors:
+                _LOG.warning("%s; what is known stays", item.error)
+            self._errors[kind] = str(item.error)
+        else:
+            self._errors.pop(kind, None)
+            if isinstance(item, Listed):
+                _LOG.info("%s: %d objects listed", kind, len(self._brains[kind].known))
+            self._changed.update(dict.fromkeys(item.changes, time.time_ns()))
+        self._wake.set()
+
+    async def _choose(self, client: KubeClient) -> Mapping[str, str]:
+        """The kinds to follow, each with its version, once the API says what it serves."""
+        backoff = Backoff(last=5.0)
+        while True:
+            try:
+                offered = await _offered(client)
+                self._errors.pop("", None)
+                return offered
+            except ClusterMeshError as e:
+                if str(e) != self._errors.get(""):
+                    _LOG.warning("%s", e)
+                self._errors[""] = str(e)
+            await asyncio.sleep(backoff.next())
+
+
+async def _offered(client: KubeClient) -> dict[str, str]:
+    served = {version: await _served(client, version) for version in ("v2", "v2alpha1")}
+    if not {"ciliumnodes", "ciliumidentities", "ciliumendpoints"} <= served["v2"]:
+        return _first_versions(NATIVE)
+    for version, names in served.items():
+        if "ciliumendpointslices" in names and await _any(client, version):
+            return {**_first_versions(CILIUM_SLICES), "CiliumEndpointSlice": version}
+    return _first_versions(CILIUM)
+
+
+def _first_versions(kinds: Iterable[str]) -> dict[str, str]:
+    return {name: KINDS[name].versions[0] for name in kinds}
+
+
+async def _served(client: KubeClient, version: str) -> frozenset[str]:
+    """What the API has of Cilium's resources."""
+    try:
+        body = await client.get(f"/apis/cilium.io/{version}", "ask for Cilium's resources", {})
+    except NotServed:
+        return frozenset()
+    return frozenset(each.name for each in _decode(body, _ApiResources).resources or ())
+
+
+async def _any(client: KubeClient, version: str) -> bool:
+    path = f"/apis/cilium.io/{version}/ciliumendpointslices"
+    body = await client.get(path, "list ciliumendpointslices.cilium.io", {"limit": "1"})
+    return bool(_decode(body, _SomeList).items)
+
+
+def _decode(body: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as e:
+        raise Unavailable(f"the Kubernetes API answers in a way that cannot be read: {e}") from e
+
+
+def _resource(kind: Kind, version: str) -> Resource[Ref, Object]:
+    namespaced = kind.namespaced
+    return Resource(
+        group=kind.group,
+        version=version,
+        plural=kind.plural,
+        decode=decode_pod if kind.name == "Pod" else _decoder(kind),
+        key=lambda namespace, name: Ref(kind.name, namespace if namespaced else "", name),
+        fields=_FIELDS.get(kind.name, ""),
+    )
+
+
+def _decoder(kind: Kind) -> Callable[[Raw], tuple[Ref, Object]]:
+    def decode(data: Raw) -> tuple[Ref, Object]:
+        found = decode_json(kind, data)
+        return ref_of(kind, found), found
+
+    return decode

@@ -1,0 +1,92 @@
+"""Pods as a mesh needs them where a controller matches selectors: without what only that needs, and sharing the rest.
+
+A hundred thousand are held. Labels, nodes and service accounts are those of a few hundred Deployments.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from sys import intern
+from typing import Final
+
+import msgspec
+from msgspec import Struct, field
+
+from clustermesh.sources.decoding import decode_json
+from clustermesh.sources.metadata import Metadata
+from clustermesh.sources.objects import KINDS, Condition, Pod, PodIP, PodSpec, PodStatus, Ref
+
+_SHARED: Final = 1 << 16
+_NONE: Final[list[PodIP]] = []
+_UNSAID: Final[list[Condition]] = []
+
+
+class _Metadata(Struct, frozen=True, gc=False, rename="camel"):
+    name: str
+    namespace: str = ""
+    labels: dict[str, str] = {}
+    creation_timestamp: str = ""
+    deletion_timestamp: str = ""
+
+
+class _Spec(Struct, frozen=True, gc=False, rename="camel"):
+    node_name: str = ""
+    host_network: bool = False
+    service_account_name: str = "default"
+
+
+class _Status(Struct, frozen=True, gc=False, rename="camel"):
+    phase: str = ""
+    pod_ip: str = field(default="", name="podIP")
+    pod_ips: list[PodIP] = field(default_factory=list, name="podIPs")
+    host_ip: str = field(default="", name="hostIP")
+
+
+class _Pod(Struct, frozen=True, gc=False):
+    metadata: _Metadata
+    spec: _Spec = _Spec()
+    status: _Status = _Status()
+
+
+_DECODER: Final = msgspec.json.Decoder(_Pod)
+
+
+def decode_pod(data: msgspec.Raw) -> tuple[Ref, Pod]:
+    """A Pod as the API writes it. Raises DecodeError."""
+    try:
+        found = _DECODER.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pod = decode_json(KINDS["Pod"], data)
+        assert isinstance(pod, Pod)
+        return Ref("Pod", pod.metadata.namespace, pod.metadata.name), pod
+    metadata, spec, status = found.metadata, found.spec, found.status
+    namespace = intern(metadata.namespace)
+    lean = Pod(
+        Metadata(
+            metadata.name,
+            namespace,
+            _labels(tuple(metadata.labels.items())),
+            {},
+            metadata.creation_timestamp,
+            metadata.deletion_timestamp,
+        ),
+        _spec(spec.node_name, spec.host_network, spec.service_account_name),
+        PodStatus(
+            intern(status.phase),
+            status.pod_ip,
+            status.pod_ips if len(status.pod_ips) > 1 else _NONE,
+            intern(status.host_ip),
+            _UNSAID,
+        ),
+    )
+    return Ref("Pod", namespace, metadata.name), lean
+
+
+@lru_cache(_SHARED)
+def _labels(items: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    return {intern(key): intern(value) for key, value in items}
+
+
+@lru_cache(_SHARED)
+def _spec(node: str, host_network: bool, service_account: str) -> PodSpec:
+    return PodSpec(node, host_network, service_account)

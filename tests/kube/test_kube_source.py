@@ -1,0 +1,216 @@
+"""A real Kubernetes API as the source of a cluster: what is told of it, in both modes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import pytest
+from kube_bed import PATIENCE, KubeBed
+
+from clustermesh.address import parse
+from clustermesh.kube.config import from_kubeconfig
+from clustermesh.kube.rbac import cluster_role
+from clustermesh.model import Cluster
+from clustermesh.sources.kubernetes import RULES, KubernetesSource
+
+ALPHA = Cluster(name="alpha", id=1)
+GLOBAL = {"service.cilium.io/global": "true"}
+CART = ("shop", "cart")
+
+
+def namespace(name: str) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+
+
+def service(name: str, **spec: Any) -> dict[str, Any]:
+    space, _, bare = name.partition("/")
+    metadata = {"namespace": space, "name": bare, "annotations": GLOBAL}
+    spec = {"ports": [{"name": "http", "port": 80, "targetPort": 8080}], "selector": {"app": bare}, **spec}
+    return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
+
+
+def node(name: str, ip: str) -> dict[str, Any]:
+    status = {"addresses": [{"type": "InternalIP", "address": ip}]}
+    return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "status": status}
+
+
+def pod(name: str, ip: str, *, ready: bool = True, app: str = "cart") -> dict[str, Any]:
+    space, _, bare = name.partition("/")
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"namespace": space, "name": bare, "labels": {"app": app}},
+        "spec": {"nodeName": "n1", "containers": [{"name": "main", "image": "none"}]},
+        "status": {
+            "phase": "Running",
+            "podIP": ip,
+            "podIPs": [{"ip": ip}],
+            "hostIP": "192.0.2.1",
+            "conditions": [{"type": "Ready", "status": "True" if ready else "False"}],
+        },
+    }
+
+
+def definition(plural: str, kind: str, *, version: str = "v2", namespaced: bool = False) -> dict[str, Any]:
+    """A CustomResourceDefinition that takes everything."""
+    schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{plural}.cilium.io"},
+        "spec": {
+            "group": "cilium.io",
+            "scope": "Namespaced" if namespaced else "Cluster",
+            "names": {"plural": plural, "kind": kind, "singular": kind.lower(), "listKind": f"{kind}List"},
+            "versions": [{"name": version, "served": True, "storage": True, "schema": schema}],
+        },
+    }
+
+
+DEFINITIONS = (
+    definition("ciliumnodes", "CiliumNode"),
+    definition("ciliumidentities", "CiliumIdentity"),
+    definition("ciliumendpoints", "CiliumEndpoint", namespaced=True),
+    definition("ciliumendpointslices", "CiliumEndpointSlice", version="v2alpha1"),
+)
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeBed]:
+    """An API with the controllers that make EndpointSlices."""
+    with KubeBed(tmp_path_factory.mktemp("native")) as bed:
+        bed.start_controllers()
+        bed.create(namespace("shop"), node("n1", "192.0.2.1"))
+        yield bed
+
+
+@pytest.fixture(scope="module")
+def cilium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeBed]:
+    """An API with Cilium's resources."""
+    with KubeBed(tmp_path_factory.mktemp("cilium")) as bed:
+        bed.create(*DEFINITIONS)
+        bed.create(namespace("shop"), node("n1", "192.0.2.1"), pod("shop/cart-0", "10.1.0.5"))
+        yield bed
+
+
+@asynccontextmanager
+async def followed(bed: KubeBed, user: str = "admin") -> AsyncIterator[tuple[KubernetesSource, Any]]:
+    """A source that is followed, and `until(holds)`, which waits for it."""
+    source = KubernetesSource(from_kubeconfig(str(bed.write_kubeconfig(user, cert=user))), ALPHA)
+    heard = asyncio.Event()
+
+    async def follow() -> None:
+        async with aclosing(source.updates()) as updates:
+            async for _ in updates:
+                heard.set()
+
+    async def until(holds: Callable[[KubernetesSource], object]) -> None:
+        async with asyncio.timeout(PATIENCE):
+            while not holds(source):
+                heard.clear()
+                await heard.wait()
+
+    task = asyncio.create_task(follow())
+    try:
+        await until(lambda found: found.complete)
+        yield source, until
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def backends(source: KubernetesSource, name: tuple[str, str] = CART) -> set[bytes]:
+    found = source.snapshot.services.get(name)
+    return set(found.service.backends) if found else set()
+
+
+async def test_native_mode_takes_backends_from_slices_and_labels_from_pods(native: KubeBed) -> None:
+    native.create(service("shop/cart"), pod("shop/cart-0", "10.1.0.5"), pod("shop/cart-1", "10.1.0.6", ready=False))
+    async with followed(native) as (source, until):
+        assert source.about == "Kubernetes API, native mode"
+        await until(lambda found: backends(found) == {parse("10.1.0.5")})
+        assert source.snapshot.endpoints[parse("10.1.0.6")].labels == {"app": "cart"}
+        assert source.snapshot.nodes["n1"].underlay == parse("192.0.2.1")
+        native.merge(pod("shop/cart-1", ""), {"metadata": {"labels": {"app": "other"}}})
+        await until(lambda found: found.snapshot.endpoints[parse("10.1.0.6")].labels == {"app": "other"})
+        native.delete(pod("shop/cart-0", ""))
+        await until(lambda found: not backends(found) and parse("10.1.0.5") not in found.snapshot.endpoints)
+        assert source.problems() == []
+
+
+async def test_the_cluster_role_made_of_the_one_list_is_enough(native: KubeBed) -> None:
+    native.allow("publisher", cluster_role("publisher", RULES))
+    async with followed(native, "publisher") as (source, _):
+        assert source.problems() == []
+
+
+async def test_what_may_not_be_listed_is_said_and_nothing_is_told(native: KubeBed) -> None:
+    native.allow("half", cluster_role("half", [rule for rule in RULES if rule.resource != "pods"]))
+    source = KubernetesSource(from_kubeconfig(str(native.write_kubeconfig("half", cert="half"))), ALPHA)
+    async with aclosing(source.updates()) as updates:
+        first = asyncio.create_task(anext(updates))
+        async with asyncio.timeout(PATIENCE):
+            while not source.problems():
+                await asyncio.sleep(0.02)
+        assert "may not list pods" in source.problems()[0].sentence
+        assert not source.complete
+        assert not first.done()
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+
+
+async def test_a_killed_api_server_changes_nothing_and_what_came_meanwhile_is_told(native: KubeBed) -> None:
+    async with followed(native) as (source, until):
+        before = len(source.snapshot.nodes)
+        native.kill()
+        async with asyncio.timeout(PATIENCE):
+            while not source.problems():
+                await asyncio.sleep(0.02)
+        assert len(source.snapshot.nodes) == before
+        native.start()
+        native.create(node("n2", "192.0.2.2"))
+        await until(lambda found: "n2" in found.snapshot.nodes)
+        await until(lambda found: found.problems() == [])
+
+
+async def test_where_cilium_is_its_own_resources_are_published(cilium: KubeBed) -> None:
+    await until_served(cilium)
+    async with followed(cilium) as (source, until):
+        assert source.about == "Kubernetes API, cilium mode"
+        assert (source.snapshot.nodes, source.snapshot.endpoints) == ({}, {})
+        at = "/apis/cilium.io/v2/namespaces/shop/ciliumendpoints"
+        cilium.ask("POST", at, endpoint("cart-0", "10.1.0.5"))
+        await until(lambda found: parse("10.1.0.5") in found.snapshot.endpoints)
+
+
+async def test_where_there_are_slices_of_endpoints_they_are_published(cilium: KubeBed) -> None:
+    await until_served(cilium)
+    cilium.ask("POST", "/apis/cilium.io/v2alpha1/ciliumendpointslices", endpoint_slice("ces-1", "10.1.0.6"))
+    async with followed(cilium) as (source, _):
+        assert set(source.snapshot.endpoints) == {parse("10.1.0.6")}
+
+
+async def until_served(bed: KubeBed) -> None:
+    async with asyncio.timeout(PATIENCE):
+        for version, count in (("v2", 3), ("v2alpha1", 1)):
+            while True:
+                try:
+                    if len(bed.ask("GET", f"/apis/cilium.io/{version}")["resources"]) == count:
+                        break
+                except RuntimeError:  # not yet
+                    pass
+                await asyncio.sleep(0.05)
+
+
+def endpoint(name: str, ip: str) -> dict[str, Any]:
+    status = {"identity": {"id": 65999}, "networking": {"addressing": [{"ipv4": ip}], "node": "192.0.2.1"}}
+    return {"apiVersion": "cilium.io/v2", "kind": "CiliumEndpoint", "metadata": {"name": name}, "status": status}
+
+
+def endpoint_slice(name: str, ip: str) -> dict[str, Any]:
+    found = {"name": "cart-0", "id": 65999, "networking": {"addressing": [{"ipv4": ip}], "node": "192.0.2.1"}}
+    kind = {"apiVersion": "cilium.io/v2alpha1", "kind": "CiliumEndpointSlice", "metadata": {"name": name}}
+    return {**kind, "namespace": "shop", "endpoints": [found]}

@@ -1,0 +1,66 @@
+"""What an API server is told by flags, as Cilium's clustermesh-apiserver takes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from clustermesh.apiserver.settings import of_flags
+from clustermesh.cli.apiserver import _listen
+from clustermesh.errors import ClusterMeshError, Invalid
+from clustermesh.model import Cluster
+from clustermesh.store.tls import Tls
+
+CONFIG = """\
+endpoints: [https://127.0.0.1:2379]
+trusted-ca-file: /var/lib/cilium/etcd-secrets/ca.crt
+key-file: /var/lib/cilium/etcd-secrets/tls.key
+cert-file: /var/lib/cilium/etcd-secrets/tls.crt
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    (tmp_path / "etcd-config.yaml").write_text(CONFIG)
+    return tmp_path / "etcd-config.yaml"
+
+
+def test_the_own_etcd_is_where_ciliums_etcd_config_says(config: Path) -> None:
+    found = of_flags("alpha", 300, [f"etcd.config={config}", "etcd.qps=1000"], Path("/users.yaml"), 511)
+    secrets = Path("/var/lib/cilium/etcd-secrets")
+    assert found.cluster == Cluster(name="alpha", id=300, max_clusters=511)
+    assert found.endpoints == ("https://127.0.0.1:2379",)
+    assert found.tls == Tls(secrets / "ca.crt", secrets / "tls.crt", secrets / "tls.key")
+    assert found.users_file == Path("/users.yaml")
+
+
+def test_an_etcd_without_tls_has_no_credentials(config: Path) -> None:
+    config.write_text("endpoints: [http://127.0.0.1:2379]")
+    assert of_flags("alpha", 1, [f"etcd.config={config}"]).tls is None
+
+
+@pytest.mark.parametrize(
+    ("name", "cluster_id", "options", "most"),
+    [
+        ("Alpha", 1, ["etcd.config=FILE"], 255),
+        ("alpha", 0, ["etcd.config=FILE"], 255),
+        ("alpha", 256, ["etcd.config=FILE"], 255),
+        ("alpha", 1, ["etcd.config=FILE"], 300),
+        ("alpha", 1, [], 255),
+        ("alpha", 1, ["etcd.config="], 255),
+        ("alpha", 1, ["etcd.config=FILE,consul.address=x"], 255),
+        ("alpha", 1, ["etcd.config=/nowhere/at/all"], 255),
+    ],
+)
+def test_a_bad_flag_is_refused(name: str, cluster_id: int, options: list[str], most: int, config: Path) -> None:
+    with pytest.raises(ClusterMeshError):
+        of_flags(name, cluster_id, [option.replace("FILE", str(config)) for option in options], most=most)
+
+
+def test_health_and_metrics_are_served_where_ciliums_flags_say() -> None:
+    assert _listen(None, None, "") == ["127.0.0.1:9880"]
+    assert _listen("[::1]:80", None, "") == ["[::1]:80"]
+    assert _listen(None, 9880, ":9962") == ["0.0.0.0:9880", "0.0.0.0:9962"]
+    with pytest.raises(Invalid):
+        _listen("127.0.0.1:80", 9880, "")
