@@ -137,6 +137,7 @@ async def _work(options: Options, context: Context, etcd: EtcdClient, node: This
     record = AgentRecord(node=options.node, wireguard_public_key=node.public_key, boot_id=report.boot_id())
     ground = await around.read()
     state.stand_on(ground.without_peers(context.name))
+    state.restoring = True
     if (kept := last_good.load(options.last_good, context.name)) is not None:
         await restore(sink, context.name, kept)
         own.restored(kept.config)
@@ -147,7 +148,7 @@ async def _work(options: Options, context: Context, etcd: EtcdClient, node: This
     domains.on_ready = keep_what_is_there
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(around.keep(state.stand_on, ground))
-        tasks.create_task(_read_own(own, peers))
+        tasks.create_task(_read_own(own, peers, state))
         tasks.create_task(peers.run())
         tasks.create_task(domains.run(own, peers))
         tasks.create_task(pods.run())
@@ -158,10 +159,10 @@ async def _work(options: Options, context: Context, etcd: EtcdClient, node: This
         tasks.create_task(serve_health(options.metrics, REGISTRY, status.readiness))
 
 
-async def _read_own(own: ClusterReader, peers: Peers) -> None:
-    """Once all that was kept on disk is restored: a Node of the own cluster that was refused, and so not kept, must not
-    stand before those that it was refused for."""
+async def _read_own(own: ClusterReader, peers: Peers, state: MeshState) -> None:
+    """As the peers are read: once all that was kept is restored. Nothing that is read can be in before this went on."""
     await peers.looked.wait()
+    state.restoring = False
     await own.run()
 
 

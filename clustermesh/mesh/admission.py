@@ -3,7 +3,8 @@
 A Node is admitted with all it wants or refused with one reason. Whoever stands keeps what it has, against everyone and
 against the own cluster too, and also where it wants something else that it cannot have. A refused Node is remembered
 beside what stood in its way, and decided on again when that is gone; so one change costs what it touches, not all there
-is. No peer's node stands before the own cluster is known: the first word about our prefixes is not a peer's.
+is. No peer's node stands before the own cluster is known: the first word about our prefixes is not a peer's. What an
+agent before this one has kept stood beside its services: while that is restored no service is in a Node's way.
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ class Admission:
         self.claims = Claims()
         self.ground = Ground()
         self.standing: dict[Holder, Wanted] = {}
+        self.restoring = False
         self._own, self._own_is_known = own, False
         self._authorities: dict[str, Authority] = {}
         self._keys: dict[str, Holder] = {}
@@ -294,7 +296,7 @@ class Admission:
         return None
 
     def _object_to_service(self, shown: str, prefix: Prefix) -> _Objection | None:
-        for address, service in self._services.inside(prefix):
+        for address, service in () if self.restoring else self._services.inside(prefix):
             why = f"{shown} {_is_at(prefix, address)} the service {'/'.join(service)} of this cluster is"
             return _Objection(Refusal(Reason.LOCAL, why), address)
         return None

@@ -168,7 +168,13 @@ class Peers:
             self.newcomers.add(file.name)
         self.files[file.name] = file
         self.readers[file.name] = reader
-        self._tasks[file.name] = tasks.create_task(reader.run(), name=f"cluster {file.name}")
+        self._tasks[file.name] = tasks.create_task(self._read(reader), name=f"cluster {file.name}")
+
+    async def _read(self, reader: ClusterReader) -> None:
+        """Once all that was kept is restored: what was refused, and so not kept, must not stand before what it was
+        refused for."""
+        await self.looked.wait()
+        await reader.run()
 
     def _leave(self, name: str) -> None:
         """Begin to take a cluster out: no new connection goes there, those under way still find their way."""

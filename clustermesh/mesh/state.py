@@ -154,6 +154,15 @@ class MeshState:
         self._wake()
 
     @property
+    def restoring(self) -> bool:
+        """What is put in now was kept by an agent before this one: what stood stands, in whatever order it comes."""
+        return self._admission.restoring
+
+    @restoring.setter
+    def restoring(self, restoring: bool) -> None:
+        self._admission.restoring = restoring
+
+    @property
     def ground(self) -> Ground:
         """The places that no route may cover and no peer may take."""
         return self._admission.ground

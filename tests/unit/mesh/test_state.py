@@ -14,7 +14,7 @@ from clustermesh.address import Address, Prefix, contains, overlaps, parse, pars
 from clustermesh.mesh.admission import wanted_by
 from clustermesh.mesh.authority import Authority, Ground, Limits, Place
 from clustermesh.mesh.refusals import Reason, Refusal, Refusals
-from clustermesh.mesh.state import MeshState
+from clustermesh.mesh.state import MeshState, View
 from clustermesh.model import Cluster, Endpoint, LocalService, Node, NodeAddress, Port, Protocol, Service
 from clustermesh.wire.numbering import REMOTE_NODE
 
@@ -515,7 +515,8 @@ def test_a_node_that_is_refused_is_not_kept_for_the_next_start() -> None:
 # Few names and addresses, so that most steps have something to do with each other.
 _clusters = st.sampled_from(["own", "beta", "gamma"])
 _cidrs = st.sampled_from(["10.1.0.0/16", "10.1.1.0/24", "10.1.1.7/32", "10.2.0.0/24", "fd00:1::/64", "8.8.8.0/24"])
-_ips = st.sampled_from(["10.1.1.7", "10.1.2.7", "10.2.0.7", "192.0.2.1", "192.0.2.2", "fd00:1::7", "8.8.8.8"])
+_IPS = ("10.1.1.7", "10.1.2.7", "10.2.0.7", "192.0.2.1", "192.0.2.2", "fd00:1::7", "8.8.8.8")
+_ips = st.sampled_from(_IPS)
 _nodes = st.builds(
     lambda cidrs, ip, key: node("", "", " ".join(cidrs), ip, key),
     st.lists(_cidrs, max_size=3),
@@ -523,11 +524,12 @@ _nodes = st.builds(
     st.sampled_from(["", "A", "B"]),
 )
 _node_steps = st.tuples(_clusters, st.just("nodes"), st.sampled_from(["n1", "n2"]), st.none() | _nodes)
+_service_steps = st.tuples(_clusters, st.just("local_services"), st.just(("n", "s")), st.none() | _ips)
 _steps = st.one_of(
     _node_steps,
+    _service_steps,
     st.tuples(_clusters, st.just("endpoints"), _ips.map(parse), st.none() | st.integers(131072, 131080)),
     st.tuples(_clusters, st.just("services"), st.just(("n", "s")), st.none() | st.lists(_ips, max_size=4)),
-    st.tuples(_clusters, st.just("local_services"), st.just(("n", "s")), st.none() | _ips),
     st.tuples(_clusters, st.just("ground"), st.none(), st.lists(_ips, max_size=2)),
     st.tuples(_clusters, st.just("allowed"), st.none(), st.lists(_cidrs, max_size=2)),
     st.tuples(_clusters, st.just("drain"), st.none(), st.none()),
@@ -633,18 +635,26 @@ def test_a_refused_node_would_be_refused_if_it_came_now(script: list[Any]) -> No
             assert name in state.refusals(cluster).of("nodes")
 
 
-@given(st.lists(_node_steps, max_size=25))
+@given(st.lists(st.one_of(_node_steps, _service_steps), max_size=25))
 def test_who_stands_stands_after_a_restart_though_the_own_cluster_is_restored_first(script: list[Any]) -> None:
+    """Where a service was there first as well as where a peer's node was."""
     before, after = opened(), opened()
     for step in script:
         _do(before, *step)
-    for state in (before.good_view(cluster) for cluster in ("own", *sorted(before.views.keys() - {"own"}))):
-        for each in state.nodes.values():
-            after.put(each.cluster, "nodes", each.name, each)
+    after.restoring = True
+    for cluster in ("own", *sorted(before.views.keys() - {"own"})):
+        _put_all(after, cluster, before.good_view(cluster))
+    after.restoring = False
     for cluster, view in before.views.items():
-        for name, again in view.nodes.items():
-            after.put(cluster, "nodes", name, again)
+        _put_all(after, cluster, view)
     assert admitted(after) == admitted(before)
+    assert [after.lives_at(parse(ip)) for ip in _IPS] == [before.lives_at(parse(ip)) for ip in _IPS]
+
+
+def _put_all(state: MeshState, cluster: str, view: View) -> None:
+    for kind in ("nodes", "local_services"):
+        for name, value in view.table(kind).items():
+            state.put(cluster, kind, name, value)
 
 
 @given(st.lists(_steps, max_size=25))
