@@ -37,7 +37,7 @@ from agent.surroundings import Surroundings
 from agent.underlay import UnderlaySetup
 from agent.wireguard import keys as wireguard_keys
 from agent.wireguard.device import open_device
-from clustermesh.errors import ClusterMeshError, Refused, first_of
+from clustermesh.errors import ClusterMeshError, Invalid, Refused, first_of
 from clustermesh.health import serve_health
 from clustermesh.mesh import last_good
 from clustermesh.mesh.messages import Terms
@@ -59,7 +59,7 @@ GC_THRESHOLDS = (5_000, 5, 10_000)
 
 
 def main() -> None:
-    """`clustermesh agent` and `python -m agent`. Exit codes: 0 stopped, 1 failed, 2 usage."""
+    """`clustermesh agent` and `python -m agent`. Exit codes: 0 stopped, 1 failed, 2 wrong usage or input."""
     options = parse()
     gc.set_threshold(*GC_THRESHOLDS)
     be_frugal()
@@ -67,8 +67,9 @@ def main() -> None:
     try:
         asyncio.run(_until_stopped(options))
     except* (ClusterMeshError, OSError) as group:
-        print(f"clustermesh agent: {first_of(group)}", file=sys.stderr)
-        sys.exit(1)
+        error = first_of(group)
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, Invalid) else 1)
 
 
 async def _until_stopped(options: Options) -> None:

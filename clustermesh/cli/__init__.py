@@ -165,6 +165,8 @@ def main(ctx: click.Context) -> None:
       clustermesh etcd --context /srv/alpha
       clustermesh apiserver --context /srv/alpha
       clustermesh connect --context /srv/alpha --destination-context /srv/beta
+
+    Exit codes: 0 done, 1 failed or something is wrong, 2 wrong usage or input, 130 interrupted.
     """
     if os.environ.get("NO_COLOR"):
         ctx.color = False

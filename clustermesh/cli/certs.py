@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from certs.names import Leaf, cluster_leaves, unique
-from clustermesh.cli import context_option, output_option
+from clustermesh.cli import FAILED, context_option, output_option
 from clustermesh.cli.table import print_table
 from clustermesh.errors import Invalid
 from clustermesh.standalone.context import Context, load, locked
@@ -69,7 +69,7 @@ def init(context: Path, san: tuple[str, ...], ca_cert: Path | None, ca_key: Path
 @context_option
 @output_option
 def show(context: Path, output: str) -> None:
-    """Show every certificate, and what is wrong with it; exit code 1 if anything is.
+    """Show every certificate, and what is wrong with it; exit code 1 if anything is unfit or expires soon.
 
     \b
     Examples:
@@ -85,11 +85,11 @@ def show(context: Path, output: str) -> None:
     else:
         rows = [_row(e, now) for e in entries]
         print_table(("NAME", "COMMON NAME", "STATE", "EXPIRES", "DAYS", "HOSTS"), rows)
-    for entry in entries:
-        if entry.problem:
-            click.echo(f"{click.style('problem:', fg='red', bold=True)} {entry.problem}", err=True)
-    if any(e.problem for e in entries):
-        raise SystemExit(1)
+    faults = [(fault, _remedy(entry, cluster)) for entry in entries if (fault := _fault(entry))]
+    for fault, remedy in faults:
+        click.echo(f"{click.style('problem:', fg='red', bold=True)} {fault}: {remedy}", err=True)
+    if faults:
+        raise SystemExit(FAILED)
 
 
 @command.command()
@@ -175,6 +175,22 @@ def _state(entry: Entry) -> str:
     if entry.problem:
         return "unfit"
     return "renewal due" if entry.due else "good"
+
+
+def _fault(entry: Entry) -> str:
+    """In words; "" where there is none."""
+    if entry.due and entry.facts is not None and not entry.problem:
+        return f"{entry.name}: expires on {entry.facts.not_after:%F}"
+    return entry.problem
+
+
+def _remedy(entry: Entry, cluster: Context) -> str:
+    if entry.name == "ca" and (entry.facts is None or not cluster.key("ca").exists()):
+        return (
+            f"put ca.crt and ca.key back from a copy; without one remove both from {cluster.certs}, then "
+            f"`clustermesh certs init --context {cluster.path}`, `certs renew --all`, and connect every peer again"
+        )
+    return f"run `clustermesh certs renew {entry.name} --context {cluster.path}`"
 
 
 def _row(entry: Entry, now: datetime) -> tuple[str, ...]:

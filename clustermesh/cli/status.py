@@ -83,9 +83,9 @@ def _wait_until_ok(cluster: Context, duration: float) -> dict[str, Any]:
 def _print(overview: dict[str, Any]) -> None:
     cluster, nodes = overview["cluster"], overview["nodes"]
     click.secho(f"Cluster {cluster['name']} (id {cluster['id']})", bold=True)
-    _line(
-        overview["api_server"], "API server has published" if overview["api_server"] else "API server has not published"
-    )
+    beat = overview["last_beat"]
+    said = "has not published" if beat is None else f"has published, last beat {beat} s ago"
+    _line(overview["api_server"], f"API server {said}")
     _line(nodes["ready"] == nodes["total"], f"{nodes['ready']}/{nodes['total']} nodes ready")
     if not overview["clusters"]:
         click.echo("🔌 No cluster connected")

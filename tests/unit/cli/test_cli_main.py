@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import click
@@ -114,6 +117,37 @@ def test_without_the_lab_its_commands_say_what_to_install(command: str, monkeypa
     assert result.exit_code == 1
     assert "not installed here: no module lab.plan: `pip install 'clustermesh[lab]'`" in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("file", ["ca.crt", "local.crt"])
+def test_what_grpc_says_of_a_broken_handshake_is_one_line_of_ours(file: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        threading.Thread(target=_speak_no_tls, args=(other,), daemon=True).start()
+        where = f"https://127.0.0.1:{other.getsockname()[1]}"
+        arguments = ["init", str(tmp_path / "a"), "--name", "alpha", "--id", "1", "--endpoint", where]
+        assert CliRunner().invoke(cli.main, arguments).exit_code == 0
+        command = [sys.executable, "-m", "clustermesh.cli", "status", "--context", str(tmp_path / "a")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
+        assert "TLS handshake failed" in done.stderr
+        assert "something else listens there" in done.stderr
+        (tmp_path / "a" / "certs" / file).write_text("garbage")
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+        assert f"`clustermesh certs show --context {tmp_path / 'a'}`" in done.stderr
+
+
+def _speak_no_tls(listening: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            client, _ = listening.accept()
+            client.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            client.close()
+
+
+def test_the_exit_codes_are_in_the_help() -> None:
+    said = " ".join(CliRunner().invoke(cli.main, ["--help"]).stdout.split())
+    assert "0 done, 1 failed or something is wrong, 2 wrong usage or input, 130 interrupted" in said
 
 
 def test_colour_only_on_a_terminal() -> None:
