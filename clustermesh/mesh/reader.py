@@ -19,29 +19,10 @@ from typing import Any, Final, Protocol
 from msgspec.structs import replace
 
 from clustermesh.errors import ClusterMeshError, Invalid, first_of
+from clustermesh.mesh import messages
 from clustermesh.mesh.authority import Limits
 from clustermesh.mesh.brain import Phase, ReaderBrain
-from clustermesh.mesh.messages import (
-    Accept,
-    Again,
-    Ask,
-    Broken,
-    Command,
-    Configured,
-    Connected,
-    Drain,
-    Event,
-    Follow,
-    Heard,
-    Put,
-    Refuse,
-    Remove,
-    Removed,
-    Restored,
-    Terms,
-    Tick,
-    Unread,
-)
+from clustermesh.mesh.messages import Command, Event, Terms
 from clustermesh.mesh.pace import Pace
 from clustermesh.mesh.session import Session
 from clustermesh.mesh.state import KINDS
@@ -109,11 +90,11 @@ class ClusterReader:
 
     def restored(self, config: ClusterConfig) -> None:
         """The sink was filled from the last good state on disk."""
-        self._hear(Restored(config))
+        self._hear(messages.Restored(config))
 
     def removed(self) -> None:
         """The operator took the cluster out; `run` was cancelled."""
-        self._hear(Removed())
+        self._hear(messages.Removed())
 
     async def run(self) -> None:
         while True:
@@ -134,19 +115,21 @@ class ClusterReader:
         except* Exception as group:  # a bug of ours that this cluster has found must not end the others' readers
             _log.exception("cluster %s: reading it failed", self.name)
             error = f"internal error, see the log: {first_of(group)!r}"[:_SHOWN]
-        return next((each.after for each in self._hear(Broken(error)) if isinstance(each, Again)), 0.0)
+        return next(
+            (each.after for each in self._hear(messages.Broken(error)) if isinstance(each, messages.Again)), 0.0
+        )
 
     async def _read(self, client: EtcdClient, following: _Following) -> float:
-        commands, listed = self._hear(Connected()), None
+        commands, listed = self._hear(messages.Connected()), None
         try:
             while True:
                 for command in commands:
                     match command:
-                        case Again(after):
+                        case messages.Again(after):
                             return after
-                        case Ask():
+                        case messages.Ask():
                             following.start(None, self._ask(client))
-                        case Follow(prefix, live):
+                        case messages.Follow(prefix, live):
                             listed = listed or await self._pace.begin()
                             following.follow(prefix, live)
                 event = await following.next(self.brain.due())
@@ -176,21 +159,21 @@ class ClusterReader:
         """Whether `command` was for the sink."""
         name, sink = self.name, self._sink
         match command:
-            case Put():
+            case messages.Put():
                 self._put(command)
-            case Remove(kind, entry, revision):
+            case messages.Remove(kind, entry, revision):
                 sink.remove(name, kind, entry, revision)
-            case Refuse(what, why):
+            case messages.Refuse(what, why):
                 sink.refuse(name, what, why)
-            case Accept(what):
+            case messages.Accept(what):
                 sink.accept(name, what)
-            case Drain():
+            case messages.Drain():
                 sink.drain(name)
             case _:
                 return False
         return True
 
-    def _put(self, put: Put) -> None:
+    def _put(self, put: messages.Put) -> None:
         try:
             self._sink.put(self.name, put.kind, put.name, put.value, put.revision)
         except Exception as e:  # one entry that nobody thought of is that entry's problem
@@ -202,7 +185,7 @@ class ClusterReader:
             entry = await client.get(keys.cluster_config_key(self.name))
             config = None if entry is None else cluster_config.decode(entry.value)
         except ClusterMeshError as e:
-            yield Unread(str(e))
+            yield messages.Unread(str(e))
             return
         objection = ""
         try:
@@ -211,7 +194,7 @@ class ClusterReader:
                 self._admit(self.name, config)
         except Invalid as e:
             objection = str(e)
-        yield Configured(config, objection)
+        yield messages.Configured(config, objection)
 
     def _hear(self, event: Event) -> Sequence[Command]:
         before = self.session
@@ -253,7 +236,7 @@ class _Following:
                 break
             if self._current[prefix] is token:
                 return event
-        return Tick()
+        return messages.Tick()
 
     def stop(self) -> None:
         for task in self._running.values():
@@ -270,7 +253,7 @@ class _Following:
         async with aclosing(follow(self._client, prefix, follower=follower, quiet=quiet, most_bytes=most)) as items:
             async for item in items:
                 for part in _parts(item):
-                    yield Heard(prefix, part)
+                    yield messages.Heard(prefix, part)
 
 
 @asynccontextmanager

@@ -8,22 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sim_cluster import KINDS, SYNCED, SimCluster, SimStream
 
+from clustermesh.mesh import messages
 from clustermesh.mesh.brain import Phase, ReaderBrain
-from clustermesh.mesh.messages import (
-    Again,
-    Ask,
-    Configured,
-    Connected,
-    Drain,
-    Event,
-    Follow,
-    Heard,
-    Put,
-    Remove,
-    Restored,
-    Tick,
-    Unread,
-)
 from clustermesh.mesh.session import State
 from clustermesh.mesh.tables import Table
 from clustermesh.model import ClusterConfig
@@ -58,7 +44,7 @@ class World:
         held = {**self.held, "refused": {}}
         self.brain = ReaderBrain("beta", lambda _n, _c: TABLES, lambda kind: held[kind].keys())
         self.streams, self.asked = {}, False
-        self.hear(Restored(ClusterConfig(id=2)))
+        self.hear(messages.Restored(ClusterConfig(id=2)))
 
     # -- what may happen -----------------------------------------------------------------------------------------------
 
@@ -92,11 +78,11 @@ class World:
     def tell(self) -> None:
         """One step of the shell: an attempt begins, an answer comes, or a stream tells what is next."""
         if self.brain.phase is Phase.IDLE:
-            self.hear(Connected())
+            self.hear(messages.Connected())
         elif self.asked and self.rng.random() < 0.5:
             self.asked = False
             lost = self.cluster.revoked or self.rng.random() < 0.1
-            self.hear(Unread("no") if lost else Configured(self.cluster.config))
+            self.hear(messages.Unread("no") if lost else messages.Configured(self.cluster.config))
         elif self.streams:
             self.tell_of(self.rng.choice(sorted(self.streams)))
 
@@ -106,7 +92,7 @@ class World:
         parts = stream.next()
         for part in parts:
             if self.streams.get(prefix) is stream:
-                self.hear(Heard(prefix, part), (stream.era, stream.position), part)
+                self.hear(messages.Heard(prefix, part), (stream.era, stream.position), part)
         return bool(parts)
 
     def wait(self, seconds: float) -> None:
@@ -116,7 +102,7 @@ class World:
             self.now = min(end, self.now + 5.0)
             self.cluster.pass_time(self.now)
             if (due := self.brain.due()) is not None and due <= self.now:
-                self.hear(Tick())
+                self.hear(messages.Tick())
             for prefix in self.rng.sample(sorted(self.streams), len(self.streams)):
                 while prefix in self.streams and not self.cluster.revoked and self.tell_of(prefix):
                     pass
@@ -145,24 +131,27 @@ class World:
     # -- what is done --------------------------------------------------------------------------------------------------
 
     def hear(
-        self, event: Event, moment: tuple[int, int] = (0, 0), item: Listed | Changed | Interrupted | None = None
+        self,
+        event: messages.Event,
+        moment: tuple[int, int] = (0, 0),
+        item: Listed | Changed | Interrupted | None = None,
     ) -> None:
         for command in self.brain.hear(event, self.now):
             match command:
-                case Put(kind, name, value, _):
+                case messages.Put(kind, name, value, _):
                     self.held[kind][name] = value
-                case Remove(kind, name, _):
+                case messages.Remove(kind, name, _):
                     assert item is not None
                     assert name not in self.cluster.held_at[moment], f"{name!r} was still the cluster's at {moment}"
                     self.held[kind].pop(name, None)
-                case Follow(prefix, live):
+                case messages.Follow(prefix, live):
                     self.streams[prefix] = SimStream(self.cluster, prefix, live)
-                case Ask():
+                case messages.Ask():
                     self.asked = True
-                case Again():
+                case messages.Again():
                     self.streams, self.asked = {}, False
                     break
-                case Drain():
+                case messages.Drain():
                     raise AssertionError("nobody has a reason to")
 
     def settle(self) -> None:
