@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from agent import last_good_v1
+from agent.api import alone
 from agent.bpf import layout_v1
 from agent.bpf.bpffs import cgroup2_root
 from agent.bpf.exchange import LATE
@@ -75,18 +76,20 @@ _ONE_BY_ONE: Final[Mapping[str, tuple[str, Translation]]] = {
 }
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """`clustermesh node prepare-downgrade`. Exit codes: 0 done, 1 failed."""
     parser = ArgumentParser(prog="clustermesh node prepare-downgrade", description=__doc__.splitlines()[0])
     parser.add_argument("--bpffs", type=Path, default=Path("/sys/fs/bpf"), metavar="DIR")
     parser.add_argument("--state-dir", type=Path, default=Path("/var/lib/clustermesh"), metavar="DIR")
+    parser.add_argument("--run-dir", type=Path, default=Path("/run/clustermesh"), metavar="DIR")
     parser.add_argument("--device", default=NAME)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     pin_dir = options.bpffs / "clustermesh"
     try:
-        prepare(pin_dir)
-        last_good_v1.rewrite(options.state_dir / "clusters")
-        asyncio.run(_narrow_peers(options.device, options.state_dir))
+        with alone(options.run_dir / "agent.sock"):
+            prepare(pin_dir)
+            last_good_v1.rewrite(options.state_dir / "clusters")
+            asyncio.run(_narrow_peers(options.device, options.state_dir))
     except (ClusterMeshError, OSError) as e:
         print(f"clustermesh node prepare-downgrade: {e}", file=sys.stderr)
         sys.exit(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence, Set
 from typing import Any
 
@@ -11,10 +10,9 @@ from clustermesh.mesh.state import KINDS, MeshState
 
 
 class AgentSink:
-    """A `clustermesh.mesh.reader.Sink`. `changed` is set when there is something to plan again."""
+    """A `clustermesh.mesh.reader.Sink`."""
 
     def __init__(self, state: MeshState, propagation: Propagation) -> None:
-        self.changed = asyncio.Event()
         self.unsaved: set[str] = set()  # clusters whose last good state on disk is old
         self.unsavable: dict[str, str] = {}  # those that could not be saved, and why
         self._state, self.propagation = state, propagation
@@ -44,7 +42,6 @@ class AgentSink:
         self._state.drain(cluster, kinds)
         self.propagation.forget(cluster)
         self.unsaved.add(cluster)
-        self.changed.set()
 
     def names(self, cluster: str, kind: str) -> Set[Any]:
         return set() if kind == "stamps" else self._state.names(cluster, kind)
@@ -53,4 +50,3 @@ class AgentSink:
         if revision and kind == "services":
             self.propagation.seen((cluster, name), revision)
         self.unsaved.add(cluster)
-        self.changed.set()

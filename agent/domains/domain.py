@@ -77,8 +77,8 @@ class Domain(Generic[K]):
 
     @property
     def settled(self) -> bool:
-        """True when the kernel holds all that is planned, and nothing waits for being planned."""
-        return not self._woken.is_set() and all(reconciler.settled for reconciler in self.reconcilers)
+        """True when the kernel holds all that is planned, and nothing waits for being planned or is."""
+        return self.idle.is_set() and all(reconciler.settled for reconciler in self.reconcilers)
 
     @property
     def next_due(self) -> float | None:

@@ -17,6 +17,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, Final
 
 from agent.bpf.bpffs import cgroup2_root
@@ -31,13 +32,14 @@ from agent.options import Options
 from agent.plan.attached import AttachedPods
 from agent.propagation import Propagation
 from clustermesh.address import Address, text
+from clustermesh.errors import Refused
 from clustermesh.mesh.peers import Peers
 from clustermesh.mesh.reader import ClusterReader
 from clustermesh.mesh.state import MeshState
 from clustermesh.reconcile import Tracker
 
 SYNC_TIMEOUT: Final = 60.0  # seconds (clustermesh-sync-timeout)
-_LOOK: Final = 0.005  # seconds between looks at the readers' sessions, until the first lists are in
+_LOOK: Final = 1.0  # seconds between looks at how long a silent peer has held things up
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +70,7 @@ class Domains:
         self._peers: Peers | None = None
         self._clock, self._started = clock, clock()
         self._complete = False  # every first list is in
-        self._progress = asyncio.Event()
+        self._progress = asyncio.Event()  # a step has ended, or a cluster's first list
         state.on_dirty.append(self.wake)
         for domain in self.all:
             domain.on_step = self._progress.set
@@ -100,6 +102,7 @@ class Domains:
     def greet(self, own: ClusterReader, peers: Peers) -> None:
         """These are the readers of all clusters."""
         self._own, self._peers = own, peers
+        own.on_complete = peers.on_complete = self._progress.set
 
     async def run(self, own: ClusterReader, peers: Peers) -> None:
         """Never returns."""
@@ -111,22 +114,28 @@ class Domains:
             tasks.create_task(self._begin(own))
 
     async def _begin(self, own: ClusterReader) -> None:
-        await _until(lambda: own.session.complete)
+        await self._until(lambda: own.session.complete)
         self._state.admit_peers()
         self.tunnels.look_after()  # to say that this node is unknown, also where there is nothing to do
         if self.node.datapath.has_predecessor:
-            await _until(self.may_prune)
+            await self._until(self.may_prune)
         await self.services.whole_step()
-        if (cgroup := cgroup2_root()) is not None:
-            self.node.datapath.attach_sockets(cgroup)
-        await _until(self.may_prune)
+        if (cgroup := cgroup2_root()) is None:
+            raise Refused("no cgroup2 is mounted, where services are translated: mount -t cgroup2 none /sys/fs/cgroup")
+        self.node.datapath.attach_sockets(cgroup)
+        await self._until(self.may_prune)
         self.allow_deletes()
         async with asyncio.TaskGroup() as tasks:
             for domain in self.all:
                 tasks.create_task(domain.whole_step())
-        while not self.note_ready():
+        await self._until(self.note_ready)
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
             self._progress.clear()
-            await self._progress.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK):
+                    await self._progress.wait()
 
     def may_prune(self) -> bool:
         """Whether what the kernel holds and nobody wants may go."""
@@ -154,11 +163,6 @@ class Domains:
         refusal = self._state.refusals(self._state.own).of("nodes").get(self._name)
         why = f"is refused: {refusal.why}" if refusal else f"is not in cluster {self._state.own}"
         return f"Node {self._name} {why}"
-
-
-async def _until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110  # see below
-        await asyncio.sleep(_LOOK)  # sessions tell nobody, and soon there is nothing more to ask
 
 
 def _shown(item: object) -> str:

@@ -237,8 +237,11 @@ def map_diff(ctx: click.Context, socket: Path, output: str) -> None:
     show_default=True,
     metavar="DIR",
 )
+@click.option(
+    "--run-dir", type=click.Path(path_type=Path), default=Path("/run/clustermesh"), show_default=True, metavar="DIR"
+)
 @click.option("--device", default="cm-wg0", show_default=True, help="The WireGuard device.")
-def prepare_downgrade(bpffs: Path, state_dir: Path, device: str) -> None:
+def prepare_downgrade(bpffs: Path, state_dir: Path, run_dir: Path, device: str) -> None:
     """Fill the maps of the layout before this one and write down what is known as it was done then, for an older
     agent to be started next. This one must be stopped.
 
@@ -246,7 +249,7 @@ def prepare_downgrade(bpffs: Path, state_dir: Path, device: str) -> None:
     Example:
       systemctl stop clustermesh-agent && clustermesh node prepare-downgrade
     """
-    given = ["--bpffs", str(bpffs), "--state-dir", str(state_dir), "--device", device]
+    given = ["--bpffs", str(bpffs), "--state-dir", str(state_dir), "--run-dir", str(run_dir), "--device", device]
     os.execv(sys.executable, [sys.executable, "-P", "-m", "agent.downgrade", *given])
 
 

@@ -72,6 +72,8 @@ class ClusterReader:
         self.name = name
         epoch = time.time() - time.monotonic()
         self.brain = ReaderBrain(name, tables, partial(sink.names, name), terms or Terms(), epoch=epoch)
+        self.on_complete: Callable[[], None] = lambda: None  # called once: the session is, and all of it is taken in
+        self._told = False
         self._sink, self._connect, self._admit = sink, connect, admit
         self._pace = pace or Pace()
 
@@ -91,10 +93,12 @@ class ClusterReader:
     def restored(self, config: ClusterConfig) -> None:
         """The sink was filled from the last good state on disk."""
         self._hear(messages.Restored(config))
+        self._tell()
 
     def removed(self) -> None:
         """The operator took the cluster out; `run` was cancelled."""
         self._hear(messages.Removed())
+        self._tell()
 
     async def run(self) -> None:
         while True:
@@ -153,7 +157,13 @@ class ClusterReader:
                 began = time.perf_counter()
         if len(commands) >= _PART // 2:
             await asyncio.sleep(0)
+        self._tell()
         return rest
+
+    def _tell(self) -> None:
+        if self.session.complete and not self._told:
+            self._told = True
+            self.on_complete()
 
     def _apply(self, command: Command) -> bool:
         """Whether `command` was for the sink."""

@@ -16,7 +16,7 @@ from agent.domains.addresses import INIT
 from agent.plan.attached import AttachedPod
 from agent.plan.routes import RouteKey
 from clustermesh.address import parse, parse_prefix, prefix_text
-from clustermesh.errors import Unavailable
+from clustermesh.errors import Refused, Unavailable
 from clustermesh.mesh.session import Session, State
 from clustermesh.model import Endpoint, NodeAddress, Stamp
 
@@ -122,6 +122,30 @@ async def test_a_restart_in_the_middle_changes_nothing_that_is_still_wanted(bed:
     await bed.step()
     assert bed.journal == []
     assert {name: dict(table.held) for name, table in bed.tables.items()} == held
+
+
+async def test_an_agent_that_cannot_attach_to_sockets_ends_and_says_what_to_do(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(domains, "cgroup2_root", lambda: None)
+    with pytest.RaisesGroup(pytest.RaisesExc(Refused, match="mount -t cgroup2")):
+        async with asyncio.timeout(20):
+            await (await bed.running())
+    assert bed.domains.ready_at is None
+
+
+async def test_a_cluster_that_is_listed_is_heard_of_at_once(bed: Bed) -> None:
+    """No look at it by the clock: what waits is told."""
+    beta = bed.connect("beta", State.SYNCING)
+    running = await bed.running()
+    await until(lambda: bed.attached)
+    beta.brain.session = Session(state=State.FRESH)
+    bed.peers.on_complete()
+    for _ in range(200):
+        await asyncio.sleep(0)
+    assert bed.domains.ready_at is not None
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
 
 
 # -- the underlay -----------------------------------------------------------------------------------------------------
