@@ -250,7 +250,7 @@ def prepare_downgrade(bpffs: Path, state_dir: Path, run_dir: Path, device: str) 
       systemctl stop clustermesh-agent && clustermesh node prepare-downgrade
     """
     given = ["--bpffs", str(bpffs), "--state-dir", str(state_dir), "--run-dir", str(run_dir), "--device", device]
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "agent.downgrade", *given])
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "agent.older.downgrade", *given])
 
 
 def _ago(moment: float) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from bpf_node import EchoServer, Node
 
-from agent.bpf import layout_v1, probe
+from agent.bpf import probe
 from agent.bpf.hooks import SOCKET_PROGRAMS
 from agent.bpf.layouts import (
     AddressKey,
@@ -36,6 +36,7 @@ from agent.bpf.layouts import (
 from agent.bpf.links import Mechanism, Outcome
 from agent.bpf.loader import Datapath
 from agent.bpf.syscalls import NO_PREALLOC, MapType, map_create, map_update, object_pin
+from agent.older import layout_v1
 from agent.targets import maps
 from clustermesh.address import from_int, parse, parse_prefix
 from clustermesh.errors import Invalid, Refused

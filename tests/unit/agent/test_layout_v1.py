@@ -8,8 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent import downgrade
-from agent.bpf import layout_v1
 from agent.bpf.layouts import (
     AddressKey,
     BackendKey,
@@ -29,6 +27,7 @@ from agent.bpf.layouts import (
     SlotsValue,
 )
 from agent.bpf.pins import Translation
+from agent.older import downgrade, layout_v1
 from clustermesh.address import Address, masked, parse
 
 ports = st.integers(0, 65535)

@@ -2,8 +2,7 @@
 and back. It knew IPv4 only, and a service's slots in one map.
 
 An upgrade takes over who is behind an address, for strict mode, and which service a socket meant; services are planned
-anew. A downgrade (agent.bpf.export_v1) writes everything, since the agent of that version attaches its programs before
-it knows anything.
+anew. A downgrade writes everything, since the agent of that version attaches its programs before it knows anything.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 That agent attaches its programs before it knows anything, so they must find their maps filled. What was asked through
 our programs and is answered later is shown by our readers, left beside its own until an agent of this version comes
 again (or `rm /sys/fs/bpf/clustermesh/links/late_*`). What it knew of the mesh and its peers are left to it as it would
-have left them (agent.last_good_v1, agent.wireguard.narrow). It knows no IPv6: services and tunnels for it end here.
+have left them (agent.older.last_good_v1, agent.older.narrow). It knows no IPv6: services and tunnels for it end here.
 
     systemctl stop clustermesh-agent && clustermesh node prepare-downgrade
 """
@@ -19,9 +19,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final
 
-from agent import last_good_v1
 from agent.api import alone
-from agent.bpf import layout_v1
 from agent.bpf.bpffs import cgroup2_root
 from agent.bpf.exchange import LATE
 from agent.bpf.hooks import SOCKET_PROGRAMS, Program
@@ -52,9 +50,10 @@ from agent.bpf.loader import find_object
 from agent.bpf.pins import Translation
 from agent.bpf.programs import link_info, program_of_id
 from agent.bpf.syscalls import MapType, map_create, map_update_batch, object_get, object_pin
+from agent.older import last_good_v1, layout_v1
+from agent.older.narrow import keep_ipv4_only
 from agent.targets.maps import MapTarget
 from agent.wireguard.device import NAME, open_device
-from agent.wireguard.narrow import keep_ipv4_only
 from clustermesh.errors import ClusterMeshError, Refused, Unavailable
 
 Entries = dict[bytes, bytes]
