@@ -39,6 +39,7 @@ AGENTS: Final = OWN + b"agents/"
 STAMPS: Final = OWN + b"stamps/services/"
 STATUSES: Final = OWN + b"status/"
 API_SERVER: Final = OWN + b"apiserver"
+REVOKED: Final = OWN + b"revoked/"  # and a user's name: removed, its connections not cut yet
 
 _SEGMENT: Final = r"([^/]+)"
 _NODE: Final = re.compile(rf"cilium/(?:state|cache)/nodes/v1/{_SEGMENT}/{_SEGMENT}")
