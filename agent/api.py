@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import inspect
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ _log = logging.getLogger(__name__)
 _LIMIT = 1 << 20  # bytes of one request
 _IDLE = 30.0  # seconds a client may keep quiet
 
-Method = Callable[[dict[str, Any]], Awaitable[Any]]
+Method = Callable[[dict[str, Any]], Any]
+"""The result, or something to await for it."""
 
 
 class Request(Struct, frozen=True):
@@ -107,7 +109,8 @@ async def answer(line: bytes, methods: Mapping[str, Method]) -> dict[str, Any]:
     if method is None:
         return _error(f"no method {request.method!r}", f"methods: {', '.join(sorted(methods))}")
     try:
-        return {"result": await method(request.params)}
+        result = method(request.params)
+        return {"result": await result if inspect.isawaitable(result) else result}
     except Unavailable as e:
         return _error(str(e), "try again in a moment")
     except ClusterMeshError as e:

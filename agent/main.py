@@ -26,7 +26,6 @@ from agent.cni.methods import Pods
 from agent.domains.domains import Domains
 from agent.domains.targets import ThisNode, open_targets
 from agent.memory import be_frugal, keep_what_is_there
-from agent.methods import methods
 from agent.metrics import StatusCollector
 from agent.options import Options, parse
 from agent.propagation import Propagation
@@ -153,9 +152,9 @@ async def _work(options: Options, context: Context, etcd: EtcdClient, node: This
         tasks.create_task(peers.run())
         tasks.create_task(domains.run(own, peers))
         tasks.create_task(pods.run())
-        tasks.create_task(api.serve(options.socket, methods(status, pods)))
+        tasks.create_task(api.serve(options.socket, status.methods()))
         tasks.create_task(report.keep_registered(etcd, record, status.nodes))
-        tasks.create_task(report.keep_reported(etcd, options.node, status.said))
+        tasks.create_task(report.keep_reported(etcd, options.node, status.report))
         tasks.create_task(keep_saved(options.last_good, sink, state, own, peers))
         tasks.create_task(serve_health(options.metrics, REGISTRY, status.readiness))
 

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
 
-from agent.reporter import FEW_NODES, Reporter, Said
+from agent.reporter import FEW_NODES, Reporter
 from clustermesh.errors import ClusterMeshError
 from clustermesh.model import AgentRecord
 from clustermesh.store.backoff import Backoff
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.follow import Interrupted, follow
 from clustermesh.wire import keys, local
+from clustermesh.wire.agent_report import AgentReport
 
 _log = logging.getLogger(__name__)
 _STATUS_TTL = 60  # seconds, of few nodes
@@ -67,7 +68,7 @@ def _turn(nodes: int) -> float:
     return random.random() * nodes / _WRITES_PER_SECOND if nodes > FEW_NODES else 0.0
 
 
-async def keep_reported(client: EtcdClient, node: str, status: Callable[[], tuple[Said, int]]) -> None:
+async def keep_reported(client: EtcdClient, node: str, status: Callable[[], tuple[AgentReport, int]]) -> None:
     """Keep this node's report in etcd, on a lease that ends with the agent. Never returns.
 
     `status` gives it, and the number of nodes of the cluster.
@@ -82,7 +83,9 @@ async def keep_reported(client: EtcdClient, node: str, status: Callable[[], tupl
         await asyncio.sleep(backoff.next(time.monotonic() - began))
 
 
-async def _report(client: EtcdClient, key: bytes, reporter: Reporter, status: Callable[[], tuple[Said, int]]) -> None:
+async def _report(
+    client: EtcdClient, key: bytes, reporter: Reporter, status: Callable[[], tuple[AgentReport, int]]
+) -> None:
     """Until etcd fails. Begins with the lease of the report that is there, so that a restart is no write."""
     lease, ttl, renewed = await _adopt(client, key, reporter), _STATUS_TTL, time.monotonic()
     while True:

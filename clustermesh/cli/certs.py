@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +11,7 @@ import click
 
 from certs.names import Leaf, cluster_leaves, unique
 from clustermesh.cli import FAILED, context_option, output_option
-from clustermesh.cli.table import print_table
+from clustermesh.cli.table import print_json, print_table
 from clustermesh.errors import Invalid
 from clustermesh.standalone.context import Context, load, locked
 
@@ -81,10 +80,9 @@ def show(context: Path, output: str) -> None:
     cluster, now = load(context), datetime.now(UTC)
     entries = inspect(cluster.certs, now, _leaves(cluster))
     if output == "json":
-        click.echo(json.dumps([_as_json(e, now) for e in entries], indent=2))
+        print_json([_as_json(e, now) for e in entries])
     else:
-        rows = [_row(e, now) for e in entries]
-        print_table(("NAME", "COMMON NAME", "STATE", "EXPIRES", "DAYS", "HOSTS"), rows)
+        print_table(("NAME", "COMMON NAME", "STATE", "EXPIRES", "DAYS", "HOSTS"), [_row(e, now) for e in entries])
     faults = [(fault, _remedy(entry, cluster)) for entry in entries if (fault := _fault(entry))]
     for fault, remedy in faults:
         click.echo(f"{click.style('problem:', fg='red', bold=True)} {fault}: {remedy}", err=True)
@@ -193,12 +191,18 @@ def _remedy(entry: Entry, cluster: Context) -> str:
     return f"run `clustermesh certs renew {entry.name} --context {cluster.path}`"
 
 
-def _row(entry: Entry, now: datetime) -> tuple[str, ...]:
+def _row(entry: Entry, now: datetime) -> tuple[object, ...]:
     said = entry.facts
     if said is None:
-        return (entry.name, "-", _state(entry), "-", "-", "-")
-    days = str((said.not_after - now).days)
-    return (entry.name, said.common_name, _state(entry), f"{said.not_after:%F}", days, ", ".join(said.hosts) or "-")
+        return (entry.name, None, _state(entry), None, None, None)
+    return (
+        entry.name,
+        said.common_name,
+        _state(entry),
+        f"{said.not_after:%F}",
+        (said.not_after - now).days,
+        said.hosts,
+    )
 
 
 def _as_json(entry: Entry, now: datetime) -> dict[str, object]:
