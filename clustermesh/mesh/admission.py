@@ -13,9 +13,9 @@ from collections import Counter, deque
 from collections.abc import Hashable, Iterable, Mapping, Set
 from typing import Final, NamedTuple
 
-from clustermesh.address import Address, Prefix, masked, prefix_text, single, text
+from clustermesh.address import Address, Prefix, masked, nobodys, prefix_text, single, text
 from clustermesh.mesh.address_index import AddressBook
-from clustermesh.mesh.authority import Authority, Ground, judge_address, judge_prefix, nobodys
+from clustermesh.mesh.authority import Authority, Ground, judge_address, judge_prefix
 from clustermesh.mesh.claims import Claim, Claims, Holder
 from clustermesh.mesh.refusals import Reason, Refusal
 from clustermesh.model import Node
