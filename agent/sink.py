@@ -38,6 +38,12 @@ class AgentSink:
     def accept(self, cluster: str, what: str) -> None:
         self._state.accept(cluster, what)
 
+    def count_unnamed(self, cluster: str, kind: str, number: int) -> None:
+        self._state.count_unnamed(cluster, kind, number)
+
+    def listed(self, cluster: str, kind: str) -> None:
+        self._state.listed(cluster, kind)
+
     def drain(self, cluster: str, kinds: Sequence[str] = KINDS) -> None:
         self._state.drain(cluster, kinds)
         self.propagation.forget(cluster)

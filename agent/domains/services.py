@@ -48,6 +48,7 @@ class Services(Domain[tuple[str, str]]):
         return self._state.take_services()
 
     def plan(self, item: tuple[str, str]) -> None:
+        self._state.rule(item)
         local = self._state.views[self._state.own].local_services.get(item)
         entries = [] if local is None else resolve(local, self._state.remote_services(item))
         taken = {e.frontend.address: why for e in entries if (why := self._state.lives_at(e.frontend.address))}

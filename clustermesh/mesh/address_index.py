@@ -60,6 +60,9 @@ class AddressBook(Generic[T]):
         self._things: dict[Address, T | dict[T, None]] = {}
         self._index = AddressIndex(self._things)
 
+    def __contains__(self, address: Address) -> bool:
+        return address in self._things
+
     def add(self, address: Address, thing: T) -> None:
         there = self._things.get(address)
         if there is None:

@@ -80,7 +80,7 @@ class Admission:
         self.ground = Ground()
         self.standing: dict[Holder, Wanted] = {}
         self.restoring = False
-        self._own, self._own_is_known = own, False
+        self.own, self._own_is_known = own, False
         self._authorities: dict[str, Authority] = {}
         self._keys: dict[str, Holder] = {}
         self._prefixes: Counter[str] = Counter()  # how many stand, by cluster
@@ -119,19 +119,16 @@ class Admission:
         asked = {holder: wanted for holder, wanted in known.items() if holder.cluster == authority.name}
         return self._decide(asked, anew=True)
 
-    def stand_on(self, ground: Ground) -> tuple[list[Verdict], set[Holder]]:
-        """Decide on those the old ground refused. Those that stand keep what they have; the second result are the
-        standing whose routes may have to go, or may come back."""
-        moved = {place.prefix for place in ground.places ^ self.ground.places if place.lifeline}
+    def stand_on(self, ground: Ground) -> list[Verdict]:
+        """Decide on those the old ground refused. Those that stand keep what they have."""
         self.ground = ground
-        verdicts = self._retry([_GROUND])
-        return verdicts, {holder for each in moved if (holder := self.claims.owner(each.address)) is not None}
+        return self._retry([_GROUND])
 
     def lives_at(self, address: Address) -> str:
         """What is at `address` that this machine has to reach itself, whatever service is said to be there; or ""."""
         alone = single(address)
         for place in self.ground.is_at(address):
-            if place.lifeline and place.cluster in ("", self._own):  # another's etcd is where that cluster says it is
+            if place.lifeline and place.cluster in ("", self.own):  # another's etcd is where that cluster says it is
                 return place.what
         if clash := nobodys(alone):
             return f"an address in {prefix_text(clash)}, which is no cluster's"
@@ -143,6 +140,10 @@ class Admission:
     def services_in(self, prefix: Prefix) -> list[tuple[str, str]]:
         """The own services whose cluster IPs lie in `prefix`."""
         return [service for _, service in self._services.inside(prefix)]
+
+    def serves(self, address: Address) -> bool:
+        """Whether an own service has `address` for its cluster IP."""
+        return address in self._services
 
     def serve(self, address: Address, service: tuple[str, str]) -> None:
         """An own service is at the cluster IP `address`: a node that comes later may not take it."""
@@ -211,7 +212,7 @@ class Admission:
     def _dismiss(self, holder: Holder) -> tuple[Wanted, tuple[Address, ...]]:
         """What it had, and where it was though it was refused."""
         wanted, blocker = self._refused.pop(holder, (_NOTHING, None))
-        place = blocker, holder.cluster == self._own
+        place = blocker, holder.cluster == self.own
         if (blocked := self._blocked.get(place)) is not None:
             del blocked[holder]
             if not blocked:
@@ -223,12 +224,12 @@ class Admission:
             self.claims.withdraw(holder, prefix)
         self._prefixes[holder.cluster] -= len(had.prefixes)
         self._keys.pop(had.key, None)
-        return had, wanted.addresses if holder.cluster == self._own else ()
+        return had, wanted.addresses if holder.cluster == self.own else ()
 
     def _refuse(self, holder: Holder, wanted: Wanted, blocker: Hashable) -> None:
         self._refused[holder] = wanted, blocker
-        self._blocked.setdefault((blocker, holder.cluster == self._own), {})[holder] = None
-        for address in wanted.addresses if holder.cluster == self._own else ():
+        self._blocked.setdefault((blocker, holder.cluster == self.own), {})[holder] = None
+        for address in wanted.addresses if holder.cluster == self.own else ():
             self._homeless.add(address, holder)
 
     def _enter(self, holder: Holder, wanted: Wanted) -> None:
@@ -242,7 +243,7 @@ class Admission:
             self._keys[wanted.key] = holder
 
     def _object(self, holder: Holder, wanted: Wanted, kept: Wanted) -> _Objection | None:
-        authority = None if holder.cluster == self._own else self.authority(holder.cluster)
+        authority = None if holder.cluster == self.own else self.authority(holder.cluster)
         if authority is not None and (found := self._object_to_coming(holder, authority, wanted)):
             return found
         if found := _object_to_itself(wanted):

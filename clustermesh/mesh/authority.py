@@ -55,6 +55,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     listing_bytes: int = 512 << 20
     value_bytes: int = 2 << 20  # etcd takes 1.5 MiB at most, unless it is told otherwise
     service_backends: int = 20_000
+    backends: int = 100_000  # of all its services together; the kernel's map has room for 131,072
     node_prefixes: int = 64  # pod CIDRs and addresses of one node
     prefixes: int = 12_000  # pod CIDRs of all its nodes; the kernel's map has room for 16,384
 

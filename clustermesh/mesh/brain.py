@@ -20,7 +20,9 @@ The rules:
 8. A table that is cut off, refused (our access was revoked) or too large is behind; nothing of it is given up.
 9. A value above the limit is not even decoded. It, and what cannot be decoded, is refused with the reason, and what
    was good before stays; it is accepted once it is right, or gone.
-10. Once the cluster was removed, nothing that is still heard matters.
+10. Of a table that is too large for its limits the rest is dropped. Once there is room it is listed again, but every
+    RELIST seconds at most.
+11. Once the cluster was removed, nothing that is still heard matters.
 
 `_TABLE` at the end says who takes which event; a pair that is not in it is a bug and raises.
 """
@@ -44,6 +46,7 @@ from clustermesh.store.follower import Changed, Deleted, Interrupted, Listed
 from clustermesh.wire import keys
 
 RECHECK: Final = 30.0
+RELIST: Final = 300.0  # seconds: a cluster at its limit that comes and goes costs a list of a table so often
 ASLEEP: Final = 60.0  # seconds that a Tick is late
 _FIRST_DELAY: Final = 0.2
 _LAST_DELAY: Final = 15.0
@@ -60,7 +63,8 @@ class Phase(Enum):
 class ReaderBrain:
     """What one cluster's reader knows of its cluster's state, and what it makes of what it hears.
 
-    `held(kind)` are the names of the entries that are held of the cluster, `held("refused")` of those that are refused.
+    `held(kind)` are the names of the entries that are held of the cluster, `held("refused")` of those that are refused,
+    `held("unnamed")` the kinds of which more are, and `held("short")` those that miss what there is room for.
     `epoch` is added to `now` for what is shown as Unix time.
     """
 
@@ -86,6 +90,7 @@ class ReaderBrain:
         self._beat: float | None = None
         self._beat_revision = self._lease = 0
         self._delay = _FIRST_DELAY
+        self._made_up = -RELIST
 
     def hear(self, event: messages.Event, now: float) -> list[Command]:
         """What to do about `event` at `now`, in order."""
@@ -245,7 +250,15 @@ class ReaderBrain:
         if now < self._recheck:
             return ()
         self._recheck = now + RECHECK
-        return [Ask()]
+        return [Ask(), *self._make_up(now)]
+
+    def _make_up(self, now: float) -> Iterable[Command]:
+        """List again the tables of which something was dropped that there is room for now."""
+        short = [each for each in self._tables.values() if each.whole and each.table.kind in self._held("short")]
+        if not short or now < self._made_up + RELIST:
+            return ()
+        self._made_up = now
+        return [each.start() for each in short]
 
     def _believe(self, now: float) -> Iterable[Command]:
         """List again the tables of which something is kept that vanished, where there is proof by now."""

@@ -124,6 +124,19 @@ class Accept(Struct, frozen=True):
     what: str
 
 
+class Unnamed(Struct, frozen=True):
+    """So many keys of the table `kind` are refused beside those that were told one by one."""
+
+    kind: str
+    number: int
+
+
+class Whole(Struct, frozen=True):
+    """All that the cluster has of `kind` was put."""
+
+    kind: str
+
+
 class Drain(Struct, frozen=True):
     """Forget all that is known of the cluster."""
 
@@ -134,4 +147,4 @@ class Again(Struct, frozen=True):
     after: float
 
 
-Command: TypeAlias = Ask | Follow | Put | Remove | Refuse | Accept | Drain | Again
+Command: TypeAlias = Ask | Follow | Put | Remove | Refuse | Accept | Unnamed | Whole | Drain | Again

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping
 from enum import StrEnum
 from itertools import islice
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from clustermesh.address import Address, text
 
@@ -34,14 +34,15 @@ class Refusal(NamedTuple):
     why: str
 
 
-MOST_NAMED: Final = 10_000  # garbage is named by its key: a peer full of it must not fill this node's memory
-
-
 class Refusals:
-    """The refusals of one cluster, by kind ("nodes") and name: never more than it has entries, and named garbage."""
+    """The refusals of one cluster, by kind ("nodes") and name: never more than it has entries, and named garbage.
+
+    `unnamed` says how many keys of a table are garbage beside those that are named.
+    """
 
     def __init__(self) -> None:
         self.counts: Counter[Reason] = Counter()
+        self.unnamed: dict[str, int] = {}
         self._of: dict[str, dict[Hashable, Refusal]] = {}
         self._names: dict[tuple[Reason, str], dict[Hashable, None]] = {}  # by kind, so that nobody looks for the first
 
@@ -61,8 +62,14 @@ class Refusals:
         if before := table.get(name):
             self._uncount(kind, name, before)
         table[name] = refusal
-        self.counts[refusal.reason] += 1
+        self._add(refusal.reason, 1)
         self._names.setdefault((refusal.reason, kind), {})[name] = None
+
+    def count_unnamed(self, kind: str, number: int) -> None:
+        """So many keys of the table `kind` are garbage, and have no name here."""
+        self._add(Reason.GARBLED, number - self.unnamed.pop(kind, 0))
+        if number:
+            self.unnamed[kind] = number
 
     def __len__(self) -> int:
         return self.counts.total()
@@ -95,9 +102,12 @@ class Refusals:
         del names[name]
         if not names:
             del self._names[refusal.reason, kind]
-        self.counts[refusal.reason] -= 1
-        if not self.counts[refusal.reason]:
-            del self.counts[refusal.reason]
+        self._add(refusal.reason, -1)
+
+    def _add(self, reason: Reason, number: int) -> None:
+        self.counts[reason] += number
+        if not self.counts[reason]:
+            del self.counts[reason]
 
 
 def _spelled(kind: str, name: Hashable) -> str:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from clustermesh.address import Prefix, contains, family_length, parse, prefix_text, single
+from clustermesh.address import Prefix, contains, family_length, nobodys, parse, prefix_text, single
 from clustermesh.errors import ClusterMeshError, Invalid
-from clustermesh.mesh.authority import Authority, Ground, Place, judge_prefix, nobodys
+from clustermesh.mesh.authority import Authority, Ground, Place, judge_prefix
 from clustermesh.mesh.peer_files import PeerFile
 from clustermesh.standalone.context import Context, load
 from clustermesh.standalone.pod_cidrs import find_overlap, read_pod_cidrs

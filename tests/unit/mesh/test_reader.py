@@ -6,13 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
 from clustermesh.errors import Unavailable
 from clustermesh.mesh.messages import Configured, Connected, Event, Heard
 from clustermesh.mesh.reader import ClusterReader
-from clustermesh.mesh.refusals import MOST_NAMED
+from clustermesh.mesh.refusals import Reason
 from clustermesh.mesh.state import MeshState
 from clustermesh.mesh.tables import peer_tables
 from clustermesh.model import ClusterConfig, Service
@@ -73,12 +74,21 @@ async def test_a_refused_key_of_any_length_makes_a_short_line_and_two_of_them_tw
     assert len(sink.refusals("beta")) == 1
 
 
-def test_what_is_refused_of_one_cluster_has_an_end(sink: Sink) -> None:
-    for number in range(MOST_NAMED + 10):
-        sink.refuse("beta", f"cilium/{number}", "no")
-    sink.refuse("beta", "cilium/0", "for another reason")
-    assert len(sink.refusals("beta")) == MOST_NAMED
-    assert sink.refusals("beta").named(1)["cilium/0"] == "for another reason"
+async def test_all_that_is_refused_is_counted_and_some_of_it_is_named(
+    sink: Sink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clustermesh.mesh.reading.MOST_NAMED", 3)
+    bad, reader = [SERVICES + b"?%d" % number for number in range(10)], make_reader(sink)
+    await take_in(reader, *heard(*map(put, bad), put(bad[0]), put(bad[9])))
+    refusals = sink.refusals("beta")
+    assert (refusals.counts[Reason.GARBLED], len(refusals), len(list(refusals.listed()))) == (10, 10, 3)
+    await reader._take_in(reader._hear(Heard(SERVICES, Changed([Deleted(bad[0]), Deleted(bad[9])], 4))))
+    assert refusals.counts[Reason.GARBLED] == 8
+    anew = make_reader(sink)
+    await take_in(anew, *heard()[:-2], Heard(SERVICES, Listed(list(map(put, bad[:5])), 5)))
+    assert refusals.counts[Reason.GARBLED] == 5
+    await anew._take_in(anew._hear(Heard(SERVICES, Listed([put(bad[7])], 6))))
+    assert (refusals.counts, list(refusals.listed())) == ({Reason.GARBLED: 1}, [(Reason.GARBLED, bad[7].decode(), ANY)])
 
 
 async def test_an_entry_that_the_sink_cannot_take_is_refused_and_the_next_ones_are_taken(sink: Sink) -> None:

@@ -41,7 +41,7 @@ class World:
 
     def restart(self) -> None:
         """The agent is started anew, with what it had kept on disk."""
-        held = {**self.held, "refused": {}}
+        held = {**self.held, "refused": {}, "unnamed": {}, "short": {}}
         self.brain = ReaderBrain("beta", lambda _n, _c: TABLES, lambda kind: held[kind].keys())
         self.streams, self.asked = {}, False
         self.hear(messages.Restored(ClusterConfig(id=2)))

@@ -66,7 +66,14 @@ class Play:
 
     def __init__(self) -> None:
         self.now = 1000.0
-        self.held: dict[str, dict[Any, Any]] = {"nodes": {}, "services": {}, "stamps": {}, "refused": {}}
+        self.held: dict[str, dict[Any, Any]] = {
+            "nodes": {},
+            "services": {},
+            "stamps": {},
+            "refused": {},
+            "unnamed": {},
+            "short": {},
+        }
         tables = [make_table(kind) for kind in ("nodes", "services", "stamps")]
         terms = messages.Terms(limits=Limits(value_bytes=10))
         self.brain = ReaderBrain("beta", lambda _n, _c: tables, lambda kind: self.held[kind].keys(), terms)
@@ -77,6 +84,8 @@ class Play:
         commands: list[messages.Command] = []
         if verb == "sleep":
             self.now += float(words[0])
+        elif verb == "room":
+            self.held["short"][words[0]] = None
         elif verb == "wait":
             end = self.now + float(words[0])
             while (due := self.brain.due()) is not None and due <= end:
@@ -99,6 +108,8 @@ class Play:
                     self.held["refused"][what] = why
                 case messages.Accept(what):
                     self.held["refused"].pop(what, None)
+                case messages.Whole(kind):
+                    del self.held["short"][kind]
                 case messages.Drain():
                     for table in self.held.values():
                         table.clear()
@@ -197,7 +208,7 @@ def _word(command: messages.Command) -> str:  # noqa: PLR0911 one command each
             return f"-{name}"
         case messages.Refuse(what, why):
             return f"{what} {why}"
-        case messages.Accept(what):
+        case messages.Accept(what) | messages.Whole(what):
             return what
         case messages.Again(after):
             return f"{after:g}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -85,8 +87,15 @@ def taken_addresses(state: MeshState) -> set[Address]:
     return taken
 
 
+def taken_services(state: MeshState) -> set[tuple[str, str]]:
+    taken = state.take_services()
+    for name in taken:
+        state.rule(name)
+    return taken
+
+
 def backends(state: MeshState) -> set[Address]:
-    state.take_services()
+    taken_services(state)
     return {address for remote in state.remote_services(("n", "s")) for address in remote.backends}
 
 
@@ -288,6 +297,7 @@ class TestEndpoints:
         state.put("beta", "endpoints", parse("10.2.0.7"), pod("10.2.0.7", 70000))
         assert state.endpoint(parse("10.2.0.7")) is not None
         state.authorize(Authority.of(Cluster(name="beta", id=2)))
+        assert taken_addresses(state) == {parse("10.2.0.7")}
         assert state.endpoint(parse("10.2.0.7")) is None
 
     def test_a_node_that_moves_makes_only_what_is_at_its_addresses_dirty(self) -> None:
@@ -323,7 +333,7 @@ class TestBackends:
 
     def test_one_at_a_cluster_ip_of_ours_is_left_out_also_where_a_node_of_its_cluster_was_first(self) -> None:
         state = mesh(node("beta", "b1", "10.97.0.0/24", "172.20.2.11"))
-        state.put("alpha", "local_services", ("n", "s"), LocalService(service=service("alpha", frontend="10.97.0.10")))
+        state.put("own", "local_services", ("n", "s"), LocalService(service=service("own", frontend="10.97.0.10")))
         state.put("beta", "services", ("n", "s"), service("beta", "10.97.0.10", "10.97.0.20"))
         assert backends(state) == {parse("10.97.0.20")}
         assert reason(state, "beta", "services", ("n", "s")) is Reason.NOT_HELD
@@ -339,8 +349,19 @@ class TestBackends:
         state.put("beta", "services", ("n", "s"), service("beta", "10.2.0.1", "192.0.2.2"))
         assert backends(state) == set()
         state.put("beta", "nodes", "b1", node("beta", "b1", "10.2.0.0/24", "192.0.2.2"))
-        assert state.take_services() == {("n", "s")}
+        assert taken_services(state) == {("n", "s")}
         assert len(backends(state)) == 2
+
+    def test_services_whose_addresses_changed_hands_are_decided_on_one_by_one(self) -> None:
+        state, names = with_beta(), [("n", "a"), ("n", "b")]
+        for name in names:
+            state.put("beta", "services", name, replace(service("beta", "10.2.0.1"), name=name[1]))
+        state.remove("beta", "nodes", "b1")
+        assert state.take_services() == {*names}
+        state.rule(("n", "a"))
+        assert [len(state.remote_services(name)[0].backends) for name in names] == [0, 1]
+        state.rule(("n", "b"))
+        assert not state.remote_services(("n", "b"))[0].backends
 
     def test_those_of_a_node_stay_where_something_else_that_it_wants_is_refused(self) -> None:
         state = with_beta()
@@ -368,8 +389,92 @@ class TestBackends:
         assert backends(state) == set()
         assert why(state, "beta", "services", ("n", "s")) == "has 2 backends, and the limit is 1"
         state.authorize(Authority(name="beta", limits=Limits(service_backends=2)))
-        assert state.take_services() == {("n", "s")}
+        assert taken_services(state) == {("n", "s")}
         assert len(backends(state)) == 2
+
+
+class TestRoom:
+    """What a peer may have of each kind, and what happens to the rest."""
+
+    def test_a_peers_services_have_so_many_backends_together_and_what_goes_makes_room(self) -> None:
+        state, more = with_beta(), ("n", "more")
+        state.authorize(Authority(name="beta", limits=Limits(backends=3)))
+        state.put("beta", "services", ("n", "s"), service("beta", "10.2.0.1", "10.2.0.2"))
+        state.put("beta", "services", more, service("beta", "10.2.0.1", "10.2.0.3"))
+        assert list(state.views["beta"].services) == [("n", "s")]
+        assert "more than 3 backends in all its services" in why(state, "beta", "tables", "services")
+        assert not state.names("beta", "short"), "nothing has gone"
+        state.put("beta", "services", ("n", "s"), service("beta", "10.2.0.1"))
+        assert state.names("beta", "short") == {"services"}
+        state.put("beta", "services", more, service("beta", "10.2.0.1", "10.2.0.3"))
+        assert not state.refusals("beta").of("tables")
+        assert not state.names("beta", "short")
+        state.remove("beta", "services", more)
+        state.remove("beta", "services", ("n", "s"))
+        state.put("beta", "services", more, service("beta", "10.2.0.1", "10.2.0.2", "10.2.0.3"))
+        assert not state.refusals("beta"), "what is gone does not count"
+
+    def test_a_service_that_grows_beyond_the_limit_stays_as_it_was(self) -> None:
+        state = with_beta()
+        state.authorize(Authority(name="beta", limits=Limits(backends=2)))
+        for addresses in (["10.2.0.1"], ["10.2.0.1", "10.2.0.2", "10.2.0.3"]):
+            state.put("beta", "services", ("n", "s"), service("beta", *addresses))
+        assert backends(state) == {parse("10.2.0.1")}
+        assert reason(state, "beta", "tables", "services") is Reason.LIMIT
+
+    def test_the_own_clusters_services_have_as_many_as_they_have(self) -> None:
+        state = opened()
+        state.authorize(Authority(name="own", limits=Limits(keys={"endpoints": 0}, backends=0)))
+        state.put("own", "endpoints", parse("10.1.0.1"), pod("10.1.0.1"))
+        assert not state.refusals("own")
+
+    def test_no_peer_can_fill_a_map_alone(self) -> None:
+        layouts = (Path(__file__).parents[3] / "bpf" / "layouts.h").read_text()
+        sizes = {name: int(size) for name, size in re.findall(r"DECLARE_MAP\((\w+),.*?, (\d+),", layouts)}
+        limits = Limits()
+        assert limits.keys["endpoints"] < sizes["ipcache"]
+        assert limits.prefixes < sizes["ipcache_cidr"]
+        assert limits.backends < sizes["lb_backends"]
+        assert limits.keys["services"] < sizes["lb_services"]
+
+    @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 3)), max_size=40))
+    def test_what_was_dropped_comes_in_with_the_next_list_once_there_is_room(self, script: list[Any]) -> None:
+        state, truth = with_beta(), dict[tuple[str, str], Service]()
+        state.authorize(Authority(name="beta", limits=Limits(keys={"services": 4}, backends=6)))
+        for number, size in [*script, *((number, 0) for number in range(4, 10))]:
+            name = ("n", f"s{number}")
+            truth.pop(name, None)
+            if size:
+                truth[name] = service("beta", *(f"10.2.0.{each}" for each in range(size)))
+                state.put("beta", "services", name, truth[name])
+            else:
+                state.remove("beta", "services", name)
+            if state.names("beta", "short"):
+                for each, value in truth.items():
+                    state.put("beta", "services", each, value)
+                state.listed("beta", "services")
+            held = state.views["beta"].services
+            assert (held == truth) == (not state.refusals("beta").of("tables"))
+            assert sum(len(each.backends) for each in held.values()) <= 6
+        assert len(truth) <= 4
+        assert state.views["beta"].services == truth or sum(len(each.backends) for each in truth.values()) > 6
+
+    def test_of_what_is_dropped_some_is_named_and_none_is_missed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("clustermesh.mesh.room.MOST_NAMED", 2)
+        state, addresses = opened(), [parse(f"10.2.0.{number}") for number in range(7)]
+        state.authorize(Authority(name="beta", limits=Limits(keys={"endpoints": 2})))
+        for address in addresses:
+            state.put("beta", "endpoints", address, Endpoint(ip=address, identity=131080))
+        for gone in addresses[:4]:
+            state.remove("beta", "endpoints", gone)
+        assert why(state, "beta", "tables", "endpoints")
+        assert state.names("beta", "short") == {"endpoints"}
+        for gone in addresses[:5]:
+            state.remove("beta", "endpoints", gone)
+        for address in addresses[5:]:
+            state.put("beta", "endpoints", address, Endpoint(ip=address, identity=131080))
+        state.listed("beta", "endpoints")
+        assert not state.refusals("beta").of("tables")
 
 
 def test_a_peer_fills_no_table_beyond_its_limit() -> None:
@@ -586,7 +691,7 @@ def test_whatever_happens_what_is_used_is_what_looking_at_everything_finds(scrip
             assert state.endpoint(address) == _endpoint(state, address)
             assert state.endpoint(address) == known[address] or address in dirty
             known[address] = state.endpoint(address)
-        services = state.take_services()
+        services = taken_services(state)
         assert state.remote_services(("n", "s")) == served or ("n", "s") in services
         served = state.remote_services(("n", "s"))
         assert all(_holder(state, address) == each.cluster for each in served for address in each.backends)
