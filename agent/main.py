@@ -36,7 +36,7 @@ from agent.surroundings import Surroundings
 from agent.underlay import UnderlaySetup
 from agent.wireguard import keys as wireguard_keys
 from agent.wireguard.device import open_device
-from clustermesh.errors import ClusterMeshError, Invalid, Refused, first_of
+from clustermesh.errors import ClusterMeshError, Invalid, Refused, first_of, sentence
 from clustermesh.health import serve_health
 from clustermesh.mesh import last_good
 from clustermesh.mesh.messages import Terms
@@ -62,12 +62,14 @@ def main() -> None:
     options = parse()
     gc.set_threshold(*GC_THRESHOLDS)
     be_frugal()
+    error: BaseException | None = None
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         asyncio.run(_until_stopped(options))
     except* (ClusterMeshError, OSError) as group:
         error = first_of(group)
-        print(f"error: {error}", file=sys.stderr)
+    if error is not None:
+        print(f"error: {sentence(error)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, Invalid) else 1)
 
 

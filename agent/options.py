@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from clustermesh.errors import Invalid
 from clustermesh.health import parse_address
+from clustermesh.wire import keys
 
 _EXAMPLES = """examples:
   clustermesh agent --context /etc/clustermesh
@@ -50,7 +51,12 @@ def parse(arguments: list[str] | None = None) -> Options:
     add = parser.add_argument
     context = os.environ.get("CLUSTERMESH_CONTEXT", "/etc/clustermesh")
     add("--context", type=Path, default=Path(context), metavar="DIR", help=f"the cluster's folder (default {context})")
-    add("--node", default=socket.gethostname(), help="this node's name in its cluster (default: the host name)")
+    add(
+        "--node",
+        type=_node,
+        default=socket.gethostname(),
+        help="this node's name in its cluster (default: the host name)",
+    )
     add("--state-dir", type=Path, default=Path("/var/lib/clustermesh"), metavar="DIR", help="kept over reboots")
     add("--run-dir", type=Path, default=Path("/run/clustermesh"), metavar="DIR", help="where agent.sock is made")
     add("--bpffs", type=Path, default=Path("/sys/fs/bpf"), metavar="DIR", help="a mounted bpf file system")
@@ -73,6 +79,13 @@ def _listener(text: str) -> str:
         except Invalid as e:
             raise argparse.ArgumentTypeError(e.rule) from e
     return text
+
+
+def _node(text: str) -> str:
+    try:
+        return keys.check_name(text, "node")
+    except Invalid as e:
+        raise argparse.ArgumentTypeError(e.rule) from e
 
 
 def _device(text: str) -> str:

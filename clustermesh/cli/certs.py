@@ -31,6 +31,11 @@ def command() -> None:
       local   the agents' to their own etcd
       remote  the cluster's to peers that share its authority
     Leaves live 1 year; renewal is due 30 days before.
+
+    \b
+    Examples:
+      clustermesh certs show --context /srv/alpha
+      clustermesh certs renew --context /srv/alpha
     """
 
 

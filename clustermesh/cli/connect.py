@@ -100,7 +100,12 @@ def disconnect(context: Path, folder: Path | None, peer: str | None, mode: str) 
 @context_option
 @output_option
 def peers(context: Path, output: str) -> None:
-    """List the clusters that this one reads, and those that read it."""
+    """List the clusters that this one reads, and those that read it.
+
+    \b
+    Example:
+      clustermesh peers --context /srv/alpha
+    """
     from clustermesh.standalone.connections import list_connections
 
     connections = list_connections(load(context), datetime.now(UTC))

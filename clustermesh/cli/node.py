@@ -40,13 +40,13 @@ def command() -> None:
 
 _COUNTS = ("nodes", "services", "endpoints", "identities", "refused")
 _GROUPS = {
-    name: command.group(name, help=text)(lambda: None)
-    for name, text in (
-        ("service", "Services and the backends behind them."),
-        ("backend", "The backend map."),
-        ("ipcache", "Who is behind each address."),
-        ("encrypt", "The tunnels to other nodes."),
-        ("map", "The kernel's tables."),
+    name: command.group(name, help=f"{text}\n\n\b\nExample:\n  clustermesh node {name} {only}")(lambda: None)
+    for name, only, text in (
+        ("service", "list", "Services and the backends behind them."),
+        ("backend", "list", "The backend map."),
+        ("ipcache", "list", "Who is behind each address."),
+        ("encrypt", "status", "The tunnels to other nodes."),
+        ("map", "diff", "The kernel's tables."),
     )
 }
 
@@ -56,7 +56,12 @@ _GROUPS = {
 @output_option
 @click.pass_context
 def status(ctx: click.Context, socket: Path, output: str) -> None:
-    """Show every cluster this node reads, every kernel table, and what is wrong. Exits with 1 when something is."""
+    """Show every cluster this node reads, every kernel table, and what is wrong. Exits with 1 when something is.
+
+    \b
+    Example:
+      clustermesh node status
+    """
     found = ask(socket, "status")
     if output == "json":
         print_json(found)
@@ -155,7 +160,12 @@ _list(
 @_socket
 @output_option
 def encrypt_status(socket: Path, output: str) -> None:
-    """Show the WireGuard device, its tunnels, and the nodes without one."""
+    """Show the WireGuard device, its tunnels, and the nodes without one.
+
+    \b
+    Example:
+      clustermesh node encrypt status
+    """
     found = ask(socket, "encrypt")
     if output == "json":
         print_json(found)
@@ -185,7 +195,12 @@ def encrypt_status(socket: Path, output: str) -> None:
 @output_option
 @click.pass_context
 def map_diff(ctx: click.Context, socket: Path, output: str) -> None:
-    """Compare what is wanted with what the kernel holds now. Prints nothing and exits with 0 when they are the same."""
+    """Compare what is wanted with what the kernel holds now. Prints nothing and exits with 0 when they are the same.
+
+    \b
+    Example:
+      clustermesh node map diff
+    """
     rows = ask(socket, "map_diff")
     if output == "json":
         print_json(rows)

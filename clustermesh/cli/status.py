@@ -26,7 +26,14 @@ _SHOWN = 10  # nodes of one cluster, and errors, that are printed; JSON has all
 @click.command()
 @context_option
 @click.option("--wait", is_flag=True, help="Wait until every node sees every connected cluster.")
-@click.option("--wait-duration", default=60.0, show_default=True, metavar="SECONDS", help="How long --wait waits.")
+@click.option(
+    "--wait-duration",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long --wait waits.",
+)
 @output_option
 @click.pass_context
 def command(ctx: click.Context, context: Path, wait: bool, wait_duration: float, output: str) -> None:

@@ -9,11 +9,12 @@ import pytest
 from fake_kernel import Bed
 
 from agent import api
+from agent import main as main_module
 from agent.options import parse
 from agent.saving import save as write_state
 from agent.wireguard import tun
 from agent.wireguard.userspace import UserspaceDevice
-from clustermesh.errors import Refused, Unavailable
+from clustermesh.errors import Invalid, Refused, Unavailable
 from clustermesh.mesh import last_good
 from clustermesh.mesh.session import State
 
@@ -34,6 +35,8 @@ def bed() -> Bed:
         ["--device", "sixteen-letters!"],
         ["--device", "a/b"],
         ["--device", ""],
+        ["--node", ""],
+        ["--node", "a/b"],
         ["--unknown"],
     ],
 )
@@ -42,6 +45,32 @@ def test_a_wrong_option_is_exit_2_and_one_line(arguments: list[str], capsys: pyt
         parse(arguments)
     assert stopped.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("clustermesh agent: error:")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (Refused("cannot listen on 127.0.0.1:9962"), 1),
+        (Invalid("id", 0, "must be more"), 2),
+        (ExceptionGroup("tasks", [ExceptionGroup("inner", [Refused("cannot listen on 127.0.0.1:9962")])]), 1),
+        (ExceptionGroup("tasks", [Invalid("id", 0, "must be more")]), 2),
+        (PermissionError(30, "Read-only file system", "/var/lib/clustermesh"), 1),
+    ],
+)
+def test_what_ends_the_agent_is_one_line_and_an_exit_code(
+    error: Exception, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def ends(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(main_module, "_until_stopped", ends)
+    monkeypatch.setattr("sys.argv", ["clustermesh-agent", "--node", "n1"])
+    with pytest.raises(SystemExit) as stopped:
+        main_module.main()
+    assert stopped.value.code == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert "Errno" not in line
 
 
 def test_options_have_defaults_and_name_their_places() -> None:

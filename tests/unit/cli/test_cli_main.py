@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import shlex
 import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -46,11 +49,39 @@ def test_help_imports_nothing_heavy_and_no_command() -> None:
     assert "disconnect" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["init", "certs", "etcd", "apiserver", "connect", "disconnect", "peers"])
-def test_every_command_has_help_with_the_options_all_share(name: str) -> None:
-    result = CliRunner().invoke(cli.main, [name, "--help"])
+def _commands(command: click.Command, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            found = command.get_command(context, name)
+            assert found is not None
+            yield from _commands(found, (*words, name))
+    if words and words != ("agent",):  # which has a command line of its own
+        yield words
+
+
+@pytest.mark.parametrize("words", list(_commands(cli.main)), ids=" ".join)
+def test_every_command_has_help_with_examples_that_are_right_when_pasted(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = CliRunner().invoke(cli.main, [*words, "--help"])
     assert result.exit_code == 0
-    assert "Usage: " in result.output
+    examples = re.findall(r"^ +(?:systemctl .* && )?(clustermesh .*)$", result.stdout, re.MULTILINE)
+    assert any(example.split()[1 : 1 + len(words)] == list(words) for example in examples)
+    monkeypatch.chdir(tmp_path)
+    for name in ("cilium-ca.crt", "cilium-ca.key"):
+        (tmp_path / name).touch()
+    for example in examples:
+        _parse(cli.main, shlex.split(example.partition(" | ")[0])[1:])
+
+
+def _parse(command: click.Command, arguments: list[str]) -> None:
+    """What click does before it calls the command; raises where the arguments are wrong."""
+    context = command.make_context(command.name, arguments)
+    if isinstance(command, click.Group):
+        _, inner, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        assert inner is not None
+        _parse(inner, rest)
 
 
 @pytest.mark.parametrize(
