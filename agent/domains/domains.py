@@ -30,6 +30,7 @@ from agent.domains.tunnels import Tunnels
 from agent.domains.welcome import Welcome
 from agent.options import Options
 from agent.plan.attached import AttachedPods
+from agent.plan.nodes import ThisEnd
 from agent.propagation import Propagation
 from clustermesh.address import Address, text
 from clustermesh.errors import Refused
@@ -62,7 +63,8 @@ class Domains:
         self.attached_pods = AttachedPods()
         self.welcome = Welcome(state, node.device, clock)
         self.tunnels = Tunnels(targets, node.device, node.underlay, self._missing)
-        self.network = Network(options, state, targets, self.tunnels, self.welcome.meet)
+        end = ThisEnd((state.own, options.node), node.public_key, options.device, options.port)
+        self.network = Network(end, state, targets, self.tunnels, self.welcome.meet)
         self.addresses = Addresses(state, targets, self.attached_pods)
         self.services = Services(state, targets, propagation, before=(self.network, self.tunnels))
         self._name, self._state = options.node, state

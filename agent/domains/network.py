@@ -8,8 +8,7 @@ from agent.bpf.layouts import CidrKey, IpcacheValue
 from agent.domains.domain import Domain
 from agent.domains.targets import Targets
 from agent.domains.tunnels import Tunnels
-from agent.options import Options
-from agent.plan.nodes import Name, NodePlanner
+from agent.plan.nodes import Name, NodePlanner, ThisEnd
 from agent.plan.routes import Route, RouteKey
 from clustermesh.mesh.state import MeshState
 from clustermesh.reconcile import Reconciler, Tracker
@@ -22,7 +21,7 @@ class Network(Domain[Name]):
 
     def __init__(
         self,
-        options: Options,
+        end: ThisEnd,
         state: MeshState,
         targets: Targets,
         tunnels: Tunnels,
@@ -33,15 +32,13 @@ class Network(Domain[Name]):
         # Each for itself: a route that cannot be written must not keep an entry of a removed node.
         super().__init__(Reconciler(self.cidrs), Reconciler(self.routes))
         self.planner = NodePlanner(
-            (state.own, options.node),
-            options.device,
-            options.port,
+            end,
             peers=tunnels,
             routes=self.routes,
             cidrs=self.cidrs,
             split=lambda cidrs: state.ground.split(cidrs, state.own),
         )
-        self._own_name = (state.own, options.node)
+        self._own_name = end.name
         self._state, self._tunnels, self._on_node = state, tunnels, on_node
         self._again: set[Name] = set()
         self._routes_lost = False
