@@ -141,9 +141,10 @@ class Admission:
         """The own services whose cluster IPs lie in `prefix`."""
         return [service for _, service in self._services.inside(prefix)]
 
-    def serves(self, address: Address) -> bool:
-        """Whether an own service has `address` for its cluster IP."""
-        return address in self._services
+    @property
+    def served(self) -> Set[Address]:
+        """The cluster IPs of all own services."""
+        return self._services.addresses
 
     def serve(self, address: Address, service: tuple[str, str]) -> None:
         """An own service is at the cluster IP `address`: a node that comes later may not take it."""

@@ -16,8 +16,6 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from functools import partial
 from typing import Any, Final, Protocol
 
-from msgspec.structs import replace
-
 from clustermesh.errors import ClusterMeshError, Invalid, first_of
 from clustermesh.mesh import messages
 from clustermesh.mesh.authority import Limits
@@ -29,12 +27,13 @@ from clustermesh.mesh.state import KINDS
 from clustermesh.mesh.tables import Table
 from clustermesh.model import ClusterConfig
 from clustermesh.store.client import EtcdClient
-from clustermesh.store.follow import QUIET, Changed, Follower, Interrupted, Listed, Newest, Nothing, follow
+from clustermesh.store.follow import QUIET, Changed, Follower, Interrupted, Listed, Newest, Nothing, Put, follow
 from clustermesh.wire import cluster_config, keys
 
 _log = logging.getLogger(__name__)
 
 _PART: Final = 64  # events taken in at once, some 2 ms
+_PART_BYTES: Final = 1 << 16  # of values; one may be larger
 _TURN: Final = 0.003  # seconds; after that others have a turn
 _QUIET: Final = 300.0  # seconds; the heartbeat's watch asks an etcd that says nothing more often, for all of them
 _SHOWN: Final = 200  # characters of an error of ours
@@ -78,6 +77,7 @@ class ClusterReader:
         self._told = False
         self._sink, self._connect, self._admit = sink, connect, admit
         self._pace = pace or Pace()
+        self._faults: dict[tuple[str, Any], str] = {}  # entries that the sink could not take, as they are shown
 
     @property
     def session(self) -> Session:
@@ -175,6 +175,7 @@ class ClusterReader:
                 self._put(command)
             case messages.Remove(kind, entry, revision):
                 sink.remove(name, kind, entry, revision)
+                self._mend(kind, entry)
             case messages.Refuse(what, why):
                 sink.refuse(name, what, why)
             case messages.Accept(what):
@@ -194,7 +195,14 @@ class ClusterReader:
             self._sink.put(self.name, put.kind, put.name, put.value, put.revision)
         except Exception as e:  # one entry that nobody thought of is that entry's problem
             _log.exception("cluster %s: %s %s cannot be taken in", self.name, put.kind, put.name)
-            self._sink.refuse(self.name, f"{put.kind}/{put.name}"[:_SHOWN], f"internal error: {e!r}"[:_SHOWN])
+            what = self._faults[put.kind, put.name] = f"{put.kind}/{put.name}"[:_SHOWN]
+            self._sink.refuse(self.name, what, f"internal error: {e!r}"[:_SHOWN])
+        else:
+            self._mend(put.kind, put.name)
+
+    def _mend(self, kind: str, name: Any) -> None:
+        if self._faults and (what := self._faults.pop((kind, name), None)) is not None:
+            self._sink.accept(self.name, what)
 
     async def _ask(self, client: EtcdClient) -> AsyncIterator[Event]:
         try:
@@ -229,7 +237,6 @@ class _Following:
     def __init__(self, client: EtcdClient, limits: Limits, tasks: asyncio.TaskGroup) -> None:
         self._client, self._limits, self._tasks = client, limits, tasks
         self._inbox: asyncio.Queue[tuple[object, bytes | None, Event]] = asyncio.Queue(1)
-        self._current: dict[bytes | None, object] = {}
         self._running: dict[bytes | None, asyncio.Task[None]] = {}
 
     def follow(self, prefix: bytes, live: bool) -> None:
@@ -239,18 +246,17 @@ class _Following:
         """Hear `events` from now on, instead of those that were started under the same prefix."""
         if (earlier := self._running.get(prefix)) is not None:
             earlier.cancel()
-        token = self._current[prefix] = object()
-        self._running[prefix] = self._tasks.create_task(self._forward(token, prefix, events))
+        self._running[prefix] = self._tasks.create_task(self._forward(prefix, events))
 
     async def next(self, due: float | None) -> Event:
         """What is heard next; Tick when it is `due`."""
         while due is None or due > time.monotonic():
             try:
                 async with asyncio.timeout_at(due):
-                    token, prefix, event = await self._inbox.get()
+                    teller, prefix, event = await self._inbox.get()
             except TimeoutError:
                 break
-            if self._current[prefix] is token:
+            if self._running[prefix] is teller:
                 return event
         return messages.Tick()
 
@@ -258,17 +264,17 @@ class _Following:
         for task in self._running.values():
             task.cancel()
 
-    async def _forward(self, token: object, prefix: bytes | None, events: AsyncIterator[Event]) -> None:
+    async def _forward(self, prefix: bytes | None, events: AsyncIterator[Event]) -> None:
         async with aclosing(events) as heard:  # type: ignore[type-var]
             async for event in heard:
-                await self._inbox.put((token, prefix, event))
+                await self._inbox.put((asyncio.current_task(), prefix, event))
 
     async def _heard(self, prefix: bytes, live: bool) -> AsyncIterator[Event]:
         follower = Follower(Nothing() if live else Newest())
         most, quiet = self._limits.listing_bytes, QUIET if live else _QUIET
         async with aclosing(follow(self._client, prefix, follower=follower, quiet=quiet, most_bytes=most)) as items:
             async for item in items:
-                for part in _parts(item):
+                for part in parts(item):
                     yield messages.Heard(prefix, part)
 
 
@@ -280,13 +286,20 @@ async def _following(client: EtcdClient, limits: Limits) -> AsyncIterator[_Follo
         following.stop()
 
 
-def _parts(item: Listed | Changed | Interrupted) -> Iterator[Listed | Changed | Interrupted]:
+def parts(item: Listed | Changed | Interrupted) -> Iterator[Listed | Changed | Interrupted]:
     """`item`, cut so that taking in a part holds nobody up."""
-    if isinstance(item, Interrupted) or len(item.events) <= _PART:
+    if isinstance(item, Interrupted) or not item.events:
         yield item
         return
-    for at in range(0, len(item.events), _PART):
-        part: dict[str, Any] = {"events": item.events[at : at + _PART]}
+    part, size, left = list[Any](), 0, len(item.events)
+    for event in item.events:
+        part.append(event)
+        size += len(event.kv.value) if isinstance(event, Put) else 0
+        left -= 1
+        if left and len(part) < _PART and size < _PART_BYTES:
+            continue
         if isinstance(item, Listed):
-            part["more"] = item.more or at + _PART < len(item.events)
-        yield replace(item, **part)
+            yield Listed(part, item.revision, more=item.more or left > 0)
+        else:
+            yield Changed(part, item.revision)
+        part, size = [], 0

@@ -46,13 +46,10 @@ def trim(admission: Admission, cluster: str, service: Service) -> tuple[Service,
     if len(backends) > limit:
         why = f"has {len(backends)} backends, and the limit is {limit}"
         return replace(service, backends={}), Refusal(Reason.LIMIT, why)
-    owner, serves = admission.claims.owner, admission.serves
-    foreign = [
-        address
-        for address in backends
-        if (holder := owner(address)) is None or holder.cluster != cluster or serves(address)
-    ]
-    kept = {address: backends[address] for address in backends.keys() - foreign} if foreign else backends
+    owner = admission.claims.owner
+    foreign = {address for address in backends if (holder := owner(address)) is None or holder.cluster != cluster}
+    foreign |= backends.keys() & admission.served
+    kept = {address: ports for address, ports in backends.items() if address not in foreign} if foreign else backends
     reachable = _without_port_zero(kept)
     if foreign:
         shown = ", ".join(text(address) for address in sorted(foreign)[:_SHOWN])

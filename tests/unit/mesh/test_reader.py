@@ -9,10 +9,12 @@ from typing import Any
 from unittest.mock import ANY
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from clustermesh.errors import Unavailable
 from clustermesh.mesh.messages import Configured, Connected, Event, Heard
-from clustermesh.mesh.reader import ClusterReader
+from clustermesh.mesh.reader import ClusterReader, parts
 from clustermesh.mesh.refusals import Reason
 from clustermesh.mesh.state import MeshState
 from clustermesh.mesh.tables import peer_tables
@@ -91,6 +93,17 @@ async def test_all_that_is_refused_is_counted_and_some_of_it_is_named(
     assert (refusals.counts, list(refusals.listed())) == ({Reason.GARBLED: 1}, [(Reason.GARBLED, bad[7].decode(), ANY)])
 
 
+@given(st.lists(st.sampled_from([0, 1, 1000, 40_000, 70_000]), max_size=200), st.booleans(), st.booleans())
+def test_what_is_heard_is_cut_into_parts_that_are_soon_taken_in(sizes: list[int], listed: bool, more: bool) -> None:
+    events = [put(b"%d" % number, b"x" * size) for number, size in enumerate(sizes)]
+    whole = list(parts(Listed(events, 7, more) if listed else Changed(events, 7)))
+    assert [event for part in whole for event in part.events] == events
+    assert all(len(part.events) <= 64 and sum(len(e.kv.value) for e in part.events[:-1]) < 1 << 16 for part in whole)
+    assert {part.revision for part in whole} == {7}
+    if listed:
+        assert [part.more for part in whole] == [True] * (len(whole) - 1) + [more]
+
+
 async def test_an_entry_that_the_sink_cannot_take_is_refused_and_the_next_ones_are_taken(sink: Sink) -> None:
     def put_unless_poison(cluster: str, kind: str, name: Any, value: Any, revision: int = 0) -> None:
         if name == ("n", "poison"):
@@ -105,9 +118,13 @@ async def test_an_entry_that_the_sink_cannot_take_is_refused_and_the_next_ones_a
         )
         for name in ("poison", "web")
     ]
-    await take_in(make_reader(sink), *heard(*entries))
+    reader = make_reader(sink)
+    await take_in(reader, *heard(*entries))
     assert list(sink.views["beta"].services) == [("n", "web")]
     assert "ZeroDivisionError" in str(sink.refusals("beta").named(9))
+    gone = Deleted(keys.service_key("beta", "n", "poison"), mod_revision=4)
+    await reader._take_in(reader._hear(Heard(SERVICES, Changed([gone], 4))))
+    assert not sink.refusals("beta"), "what is gone is refused no more"
 
 
 async def test_what_is_still_so_is_logged_and_counted_once(sink: Sink, caplog: pytest.LogCaptureFixture) -> None:
