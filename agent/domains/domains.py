@@ -23,11 +23,11 @@ from typing import Any, Final
 from agent.bpf.bpffs import cgroup2_root
 from agent.domains.addresses import Addresses
 from agent.domains.domain import Domain
+from agent.domains.gate import Gate
 from agent.domains.network import Network
 from agent.domains.services import Services
 from agent.domains.targets import Targets, ThisNode
 from agent.domains.tunnels import Tunnels
-from agent.domains.welcome import Welcome
 from agent.options import Options
 from agent.plan.attached import AttachedPods
 from agent.plan.nodes import ThisEnd
@@ -61,10 +61,10 @@ class Domains:
         self.node = node
         self.ready_at: float | None = None
         self.attached_pods = AttachedPods()
-        self.welcome = Welcome(state, node.device, clock)
+        self.gate = Gate(state, node.device, clock)
         self.tunnels = Tunnels(targets, node.device, node.underlay, self._missing)
         end = ThisEnd((state.own, options.node), node.public_key, options.device, options.port)
-        self.network = Network(end, state, targets, self.tunnels, self.welcome.meet)
+        self.network = Network(end, state, targets, self.tunnels, self.gate.meet)
         self.addresses = Addresses(state, targets, self.attached_pods)
         self.services = Services(state, targets, propagation, before=(self.network, self.tunnels))
         self._name, self._state = options.node, state
@@ -97,7 +97,7 @@ class Domains:
     def wake(self) -> None:
         """Something in the mesh state is to be planned."""
         if self._peers is not None and self._peers.newcomers:
-            self.welcome.hold(self._peers.newcomers)
+            self.gate.hold(self._peers.newcomers)
         for domain in (self.network, self.addresses, self.services):
             domain.wake()
 
@@ -112,7 +112,7 @@ class Domains:
         async with asyncio.TaskGroup() as tasks:
             for domain in self.all:
                 tasks.create_task(domain.run(), name=domain.name)
-            tasks.create_task(self.welcome.run())
+            tasks.create_task(self.gate.run())
             tasks.create_task(self._begin(own))
 
     async def _begin(self, own: ClusterReader) -> None:

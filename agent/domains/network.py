@@ -15,7 +15,7 @@ from clustermesh.reconcile import Reconciler, Tracker
 
 
 class Network(Domain[Name]):
-    """`on_node` is told of each node that was planned: its name, and its WireGuard key or None where it is gone."""
+    """`on_node` is told the cluster of each node that was planned."""
 
     name = "network"
 
@@ -25,7 +25,7 @@ class Network(Domain[Name]):
         state: MeshState,
         targets: Targets,
         tunnels: Tunnels,
-        on_node: Callable[[Name, str | None], None],
+        on_node: Callable[[str], None],
     ) -> None:
         self.cidrs = Tracker[CidrKey, IpcacheValue]("ipcache-cidrs", targets.cidrs)
         self.routes = Tracker[RouteKey, Route]("routes", targets.routes)
@@ -57,9 +57,7 @@ class Network(Domain[Name]):
         if everyone:
             self._again.update(self.planner.names)
             self.wake()
-        view = self._state.views.get(item[0])
-        known = node or (None if view is None else view.nodes.get(item[1]))  # refused: no reason to wait for it
-        self._on_node(item, None if known is None else known.wireguard_public_key if node else "")
+        self._on_node(item[0])
 
     async def prepare(self) -> None:
         """Routes go with their device without a word."""

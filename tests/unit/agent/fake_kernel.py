@@ -69,6 +69,8 @@ class MortalDevice(FakeDevice):
         self.dead = asyncio.Event()
         self.there = False
         self.fail: ClusterMeshError | None = None  # what looking after it raises, once
+        self.asked = 0  # times for its peers
+        self.on_question: Callable[[], object] = lambda: None
         self.hanging = 0  # calls that nothing will ever answer
         self._hangs = False
 
@@ -98,6 +100,8 @@ class MortalDevice(FakeDevice):
 
     async def peers(self) -> dict[str, PeerState]:
         await self._answer()
+        self.asked += 1
+        self.on_question()
         if not self.there:
             raise Unavailable("there is no device")
         return await super().peers()
@@ -192,6 +196,10 @@ class Bed:
             for domain in busy:
                 await domain.step()
         self.domains.note_ready()
+
+    def spend(self, seconds: float) -> None:
+        """It is that much later."""
+        self.now += seconds
 
     async def running(self) -> asyncio.Task[None]:
         """All of it as in an agent."""
