@@ -24,7 +24,7 @@ from agent.bpf.loader import Datapath
 from agent.bpf.probe import Feature, probe
 from agent.cni.methods import Pods
 from agent.domains.domains import Domains
-from agent.domains.targets import ThisNode, open_targets
+from agent.domains.tables import ThisNode, open_targets
 from agent.memory import be_frugal, keep_what_is_there
 from agent.metrics import StatusCollector
 from agent.options import Options, parse

@@ -12,15 +12,26 @@ from msgspec.structs import asdict
 
 from agent import problems
 from agent.api import Method
-from agent.bpf.layouts import NO_ADDRESS, PROTOCOL_NUMBERS, ServiceKey
+from agent.bpf.layouts import (
+    MAPS,
+    NO_ADDRESS,
+    PROTOCOL_NUMBERS,
+    BackendValue,
+    CidrKey,
+    IpcacheValue,
+    Number,
+    ServiceKey,
+    unpack,
+    unpack_each,
+)
 from agent.cni.methods import Pods
 from agent.domains.domains import Domains
-from agent.domains.targets import ThisNode
+from agent.domains.tables import ThisNode
 from agent.options import Options
 from agent.sink import AgentSink
 from agent.wireguard.peer import endpoint_text
 from clustermesh import __version__
-from clustermesh.address import Prefix, prefix_text, single, text
+from clustermesh.address import Address, Prefix, prefix_text, single, text
 from clustermesh.mesh.peers import Peers
 from clustermesh.mesh.reader import ClusterReader
 from clustermesh.mesh.state import MeshState, View
@@ -28,6 +39,7 @@ from clustermesh.reconcile import Tracker
 from clustermesh.wire.agent_report import AgentReport, SeenCluster
 
 _SHOWN = 20  # refused entries, and problems of one kind, that are named
+_MAP_OF = {"ipcache": "ipcache", "ipcache-cidrs": "ipcache_cidr"}  # by tracker; all others are lb_...
 _PROTOCOL_NAMES = {number: str(name) for name, number in PROTOCOL_NUMBERS.items()}
 
 
@@ -122,21 +134,21 @@ class Status:
     def services(self) -> list[dict[str, Any]]:
         """Every frontend with its backends, and whose they are."""
         planner, cluster = self._domains.services.planner, self._cluster_name()
-        named = {frontend: "/".join(name) for name, frontends in planner.frontends.items() for frontend in frontends}
         return [
-            {"service": named.get(frontend, ""), **_place(frontend), "protocol": str(frontend.protocol)}
+            {"service": "/".join(name), **_place(entry.frontend), "protocol": str(entry.frontend.protocol)}
             | {"backends": [_place(b) | {"cluster": cluster(g.cluster_id)} for g in entry.groups for b in g.backends]}
-            for frontend, entry in sorted(planner.programmed.items())
+            for name, entry in sorted(planner.served(), key=lambda served: served[1].frontend)
         ]
 
     def backends(self) -> list[dict[str, Any]]:
         """The backend map as it was last known to be, with how many frontends name each."""
         tables, cluster = self._domains.services.tables, self._cluster_name()
-        uses = Counter(number for value in tables.slots.actual.values() for number in set(value.backend_ids))
+        uses = Counter(number for value in tables.slots.actual.values() for number in set(unpack_each(Number, value)))
+        held = {unpack(Number, key): unpack(BackendValue, value) for key, value in tables.backends.actual.items()}
         return [
-            {"id": key.id, **_place(entry), "protocol": _PROTOCOL_NAMES.get(entry.protocol, str(entry.protocol))}
-            | {"cluster": cluster(entry.cluster_id), "frontends": uses[key.id]}
-            for key, entry in sorted(tables.backends.actual.items())
+            {"id": key.number, **_place(entry), "protocol": _PROTOCOL_NAMES.get(entry.protocol, str(entry.protocol))}
+            | {"cluster": cluster(entry.cluster_id), "frontends": uses[key]}
+            for key, entry in sorted(held.items())
         ]
 
     def ipcache(self) -> list[dict[str, Any]]:
@@ -147,9 +159,10 @@ class Status:
             for view in views
             for number, identity in view.identities.items()
         }
-        rows = [(single(key.address), value) for key, value in sorted(domains.addresses.ipcache.actual.items())]
-        cidrs = sorted(domains.network.cidrs.actual.items())
-        rows += [(Prefix(key.address, key.prefix_length), value) for key, value in cidrs]
+        cidrs = sorted((unpack(CidrKey, key), value) for key, value in domains.network.cidrs.actual.items())
+        held = [(single(Address(key)), value) for key, value in sorted(domains.addresses.ipcache.actual.items())]
+        held += [(Prefix(key.address, key.prefix_length), value) for key, value in cidrs]
+        rows = [(prefix, unpack(IpcacheValue, value)) for prefix, value in held]
         return [
             {
                 "prefix": prefix_text(prefix),
@@ -259,17 +272,28 @@ def _target(tracker: Tracker[Any, Any]) -> dict[str, Any]:
 
 
 def _differences(tracker: Tracker[Any, Any], actual: Mapping[Any, Any]) -> Iterator[dict[str, Any]]:
+    key_kind, value_kind = MAPS.get(_MAP_OF.get(tracker.name, f"lb_{tracker.name}"), (None, None))
     for key in {**tracker.desired, **actual}:
         desired, held = tracker.desired.get(key), actual.get(key)
         if desired != held:
-            yield {"target": tracker.name, "key": _show(key), "desired": _show(desired), "kernel": _show(held)}
+            values = {"desired": _show(desired, value_kind), "kernel": _show(held, value_kind)}
+            yield {"target": tracker.name, "key": _show(key, key_kind)} | values
 
 
 def _place(at: Any) -> dict[str, Any]:
     return {"address": text(at.address), "port": at.port}
 
 
-def _show(thing: object) -> str:
-    if isinstance(thing, ServiceKey):
-        return f"{text(thing.address)}:{thing.port}/{_PROTOCOL_NAMES.get(thing.protocol)}"
+def _show(thing: object, kind: type[Any] | None) -> str:
+    if kind is not None and isinstance(thing, bytes):
+        return ", ".join(map(_show_entry, unpack_each(kind, thing)))
     return "" if thing is None else str(thing)
+
+
+def _show_entry(entry: Any) -> str:
+    if isinstance(entry, ServiceKey):
+        return f"{text(entry.address)}:{entry.port}/{_PROTOCOL_NAMES.get(entry.protocol)}"
+    fields = {
+        name: text(Address(value)) if isinstance(value, bytes) else value for name, value in entry._asdict().items()
+    }
+    return " ".join(f"{name} {value}" for name, value in fields.items())

@@ -203,15 +203,6 @@ class Datapath:
         info = program_info(self._programs[name])
         return Hook(name, target, state.outcome, mechanism, state.link_id, info.id, info.tag)
 
-    def detach_strict(self, device: str) -> None:
-        """Let traffic on `device` pass again; nothing attached is success."""
-        with _doing(f"detach strict mode from {device}"):
-            for program in DEVICE_PROGRAMS:
-                detach_link(self._link_pin(program.name, device))
-                self.hooks.pop(pin_name(program.name, device), None)
-            with suppress(Invalid):  # the device is gone, and its filters with it
-                clsact.detach(_device_index(device))
-
     def counters(self) -> dict[Reason, int]:
         """What the programs have counted since the maps were made, summed over the CPUs."""
         size = per_cpu_size(8)

@@ -26,7 +26,7 @@ from agent.domains.domain import Domain
 from agent.domains.gate import Gate
 from agent.domains.network import Network
 from agent.domains.services import Services
-from agent.domains.targets import Targets, ThisNode
+from agent.domains.tables import Targets, ThisNode
 from agent.domains.tunnels import Tunnels
 from agent.options import Options
 from agent.plan.attached import AttachedPods
@@ -84,7 +84,7 @@ class Domains:
     @property
     def trackers(self) -> tuple[Tracker[Any, Any], ...]:
         network = (self.addresses.ipcache, self.network.cidrs, self.tunnels.peers, self.network.routes)
-        return (*network, *self.services.tables)
+        return (*network, *self.services.trackers)
 
     def problems(self) -> Iterator[str]:
         """What could not be planned, one sentence each."""

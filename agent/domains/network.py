@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from agent.bpf.layouts import CidrKey, IpcacheValue
 from agent.domains.domain import Domain
-from agent.domains.targets import Targets
+from agent.domains.tables import Targets
 from agent.domains.tunnels import Tunnels
 from agent.plan.nodes import Name, NodePlanner, ThisEnd
 from agent.plan.routes import Route, RouteKey
@@ -27,7 +26,7 @@ class Network(Domain[Name]):
         tunnels: Tunnels,
         on_node: Callable[[str], None],
     ) -> None:
-        self.cidrs = Tracker[CidrKey, IpcacheValue]("ipcache-cidrs", targets.cidrs)
+        self.cidrs = Tracker[bytes, bytes]("ipcache-cidrs", targets.cidrs)
         self.routes = Tracker[RouteKey, Route]("routes", targets.routes)
         # Each for itself: a route that cannot be written must not keep an entry of a removed node.
         super().__init__(Reconciler(self.cidrs), Reconciler(self.routes))

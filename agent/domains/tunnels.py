@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterable
 
 from agent.domains.domain import AUDIT, Domain
-from agent.domains.targets import Targets
+from agent.domains.tables import Targets
 from agent.targets.wireguard import PeerTracker
 from agent.underlay import UnderlaySetup
 from agent.wireguard.device import Device

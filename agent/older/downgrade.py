@@ -27,22 +27,16 @@ from agent.bpf.layouts import (
     GROUPS_PER_BLOCK,
     LAYOUT_VERSION,
     LB_FULL,
+    MAPS,
     SLOTS_PER_BLOCK,
-    AddressKey,
-    BackendKey,
-    BackendValue,
-    CidrKey,
-    ClustersKey,
-    ClustersValue,
     GroupsKey,
-    GroupsValue,
-    IpcacheValue,
-    ReverseKey,
+    Number,
     ReverseValue,
-    ServiceKey,
     ServiceValue,
     SlotsKey,
-    SlotsValue,
+    pack,
+    unpack,
+    unpack_each,
 )
 from agent.bpf.libbpf import Object
 from agent.bpf.links import Point, attach_beside, detach_link, pin_name, pinned_link, take_place
@@ -58,16 +52,6 @@ from clustermesh.errors import ClusterMeshError, Refused, Unavailable
 
 Entries = dict[bytes, bytes]
 
-_TABLES: Final[Mapping[str, tuple[Any, Any]]] = {
-    "lb_services": (ServiceKey, ServiceValue),
-    "lb_groups": (GroupsKey, GroupsValue),
-    "lb_slots": (SlotsKey, SlotsValue),
-    "lb_backends": (BackendKey, BackendValue),
-    "lb_clusters": (ClustersKey, ClustersValue),
-    "lb_reverse_sk": (ReverseKey, ReverseValue),
-    "ipcache": (AddressKey, IpcacheValue),
-    "ipcache_cidr": (CidrKey, IpcacheValue),
-}
 _ONE_BY_ONE: Final[Mapping[str, tuple[str, Translation]]] = {
     "lb4_reverse_sk": ("lb_reverse_sk", layout_v1.reverse_to_v1),
     "ipcache4": ("ipcache", layout_v1.address_to_v1),
@@ -118,27 +102,33 @@ async def _narrow_peers(name: str, state_dir: Path) -> None:
         await keep_ipv4_only(device)
 
 
-async def _read(folder: Path) -> dict[str, dict[Any, Any]]:
+async def _read(folder: Path) -> dict[str, dict[Any, list[Any]]]:
     tables = {}
-    for name, (key, value) in _TABLES.items():
+    for name in MAPS:
         try:
             fd = object_get(folder / name)
         except FileNotFoundError as e:
             raise Refused(f"there is no map {folder / name}: no agent of this version has run here") from e
         try:
-            tables[name] = await MapTarget(name, fd, key, value).dump()
+            tables[name] = unpacked(name, await MapTarget(name, fd).dump())
         finally:
             os.close(fd)
     return tables
 
 
+def unpacked(name: str, entries: Mapping[bytes, bytes]) -> dict[Any, list[Any]]:
+    """A map as it was dumped, by the tuples its keys are; values are the tuples that stand side by side."""
+    key_kind, value_kind = MAPS[name]
+    return {unpack(key_kind, key): unpack_each(value_kind, value) for key, value in entries.items()}
+
+
 def backends_of(tables: Mapping[str, Mapping[Any, Any]]) -> Entries:
     """lb4_backends."""
     return {
-        number.pack(): layout_v1.BACKEND.pack(
+        pack(number): layout_v1.BACKEND.pack(
             backend.address[12:], _port(backend.port), backend.protocol, backend.state, backend.cluster_id
         )
-        for number, backend in tables["lb_backends"].items()
+        for number, (backend,) in tables["lb_backends"].items()
         if layout_v1.is_ipv4(backend.address)
     }
 
@@ -146,7 +136,7 @@ def backends_of(tables: Mapping[str, Mapping[Any, Any]]) -> Entries:
 def services_of(tables: Mapping[str, Mapping[Any, Any]]) -> Entries:
     """lb4_services: slot 0 with the number of backends, then one slot for each. Clusters that are out are left out."""
     entries = {}
-    for key, head in tables["lb_services"].items():
+    for key, (head,) in tables["lb_services"].items():
         if not layout_v1.is_ipv4(key.address):
             continue
         where = key.address[12:], _port(key.port)
@@ -158,22 +148,22 @@ def services_of(tables: Mapping[str, Mapping[Any, Any]]) -> Entries:
 
 
 def _ids(tables: Mapping[str, Mapping[Any, Any]], head: ServiceValue) -> Iterator[int]:
-    reduced = tables["lb_clusters"][ClustersKey()].reduced
+    reduced = tables["lb_clusters"][Number(0)]
     for index in range(head.groups):
         block = tables["lb_groups"].get(GroupsKey(head.service_id, index // GROUPS_PER_BLOCK))
-        if block is None or reduced[(group := block.groups[index % GROUPS_PER_BLOCK]).cluster_id] == LB_FULL:
+        if block is None or reduced[(group := block[index % GROUPS_PER_BLOCK]).cluster_id].part == LB_FULL:
             continue
         for slot in range(group.slots):
             ids = tables["lb_slots"].get(SlotsKey(head.service_id, index, slot // SLOTS_PER_BLOCK))
             if ids is not None:
-                yield ids.backend_ids[slot % SLOTS_PER_BLOCK]
+                yield ids[slot % SLOTS_PER_BLOCK].number
 
 
 def _translated(table: Mapping[Any, Any], to_v1: Translation) -> Iterator[tuple[bytes, bytes]]:
-    for key, value in table.items():
+    for key, (value,) in table.items():
         mapped = layout_v1.is_ipv4(key.address) and getattr(key, "prefix_length", 128) >= 96
         if mapped and (not isinstance(value, ReverseValue) or layout_v1.is_ipv4(value.address)):
-            yield to_v1(key.pack(), value.pack())
+            yield to_v1(pack(key), pack(value))
 
 
 def _port(number: int) -> bytes:

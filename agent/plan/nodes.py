@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, Protocol
 
-from agent.bpf.layouts import NO_ADDRESS, CidrKey, IpcacheValue
+from agent.bpf.layouts import NO_ADDRESS, IpcacheValue, pack, pack_cidr
 from agent.plan.routes import BLACKHOLE_METRIC, Route, RouteKey, best_metric, blackhole_routes, tunnel_routes
 from agent.wireguard.peer import Peer, PeerKey, check_peer, sort_allowed_ips
 from clustermesh.address import BITS, Address, Prefix, is_ipv4, nth
@@ -61,7 +61,7 @@ class _Placed(NamedTuple):
 
     peers: Mapping[PeerKey, Peer] = {}
     routes: Mapping[RouteKey, Route] = {}
-    cidrs: Mapping[CidrKey, IpcacheValue] = {}
+    cidrs: Mapping[bytes, bytes] = {}
 
 
 class _Stance(NamedTuple):
@@ -121,7 +121,7 @@ class NodePlanner:
         return changed
 
     def _place_cidr(self, cidr: Prefix, placed: _Placed) -> None:
-        _place(self._cidrs, CidrKey.of(cidr), placed.cidrs)
+        _place(self._cidrs, pack_cidr(cidr), placed.cidrs)
         for metric in (BLACKHOLE_METRIC, best_metric(cidr)):
             _place(self._routes, RouteKey(cidr, metric), placed.routes)
 
@@ -201,17 +201,17 @@ def _tunnel_end(node: Node, families: Iterable[bool]) -> Address | None:
     return next((address for address in found if address), node.underlay)
 
 
-def plan_endpoint(endpoint: Endpoint) -> IpcacheValue:
+def plan_endpoint(endpoint: Endpoint) -> bytes:
     """The ipcache entry for one pod, or for all in a CIDR."""
     return _entry(endpoint.identity, endpoint.host_ip or NO_ADDRESS, endpoint.key)
 
 
 @lru_cache(4096)  # the pods of one kind on one node share theirs
-def _entry(identity: int, host: Address, key: int) -> IpcacheValue:
-    return IpcacheValue(identity, host, key)
+def _entry(identity: int, host: Address, key: int) -> bytes:
+    return pack(IpcacheValue(identity, host, key))
 
 
-def plan_cidrs(node: Node, cidrs: Iterable[Prefix]) -> dict[CidrKey, IpcacheValue]:
+def plan_cidrs(node: Node, cidrs: Iterable[Prefix]) -> dict[bytes, bytes]:
     """The ipcache entries for what is in a node's pod CIDRs and has no entry of its own."""
-    value = IpcacheValue(WORLD, node.underlay or NO_ADDRESS, node.encryption_key)
-    return {CidrKey.of(cidr): value for cidr in cidrs}
+    value = _entry(WORLD, node.underlay or NO_ADDRESS, node.encryption_key)
+    return {pack_cidr(cidr): value for cidr in cidrs}

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.bpf.layouts import NO_ADDRESS, CidrKey
+from agent.bpf.layouts import NO_ADDRESS, IpcacheValue, pack_cidr, unpack
 from agent.plan.nodes import Name, NodePlanner, PodPool, ThisEnd, plan_endpoint, pod_pools
 from agent.plan.routes import Route, RouteKey
 from agent.wireguard.peer import Peer, PeerKey
@@ -109,8 +109,10 @@ def test_every_other_node_is_a_peer_with_its_pod_cidr_a_route_and_a_blackhole_un
 
 def test_every_pod_cidr_is_in_the_ipcache_the_own_one_too() -> None:
     found = plan(node("beta", 3))
-    assert set(found.cidrs) == {CidrKey.of(parse_prefix("10.1.1.0/24")), CidrKey.of(parse_prefix("10.1.3.0/24"))}
-    assert found.cidrs[CidrKey.of(parse_prefix("10.1.3.0/24"))].tunnel_endpoint == parse("192.0.2.3")
+    assert set(found.cidrs) == {pack_cidr(parse_prefix("10.1.1.0/24")), pack_cidr(parse_prefix("10.1.3.0/24"))}
+    assert unpack(IpcacheValue, found.cidrs[pack_cidr(parse_prefix("10.1.3.0/24"))]).tunnel_endpoint == parse(
+        "192.0.2.3"
+    )
 
 
 def test_what_would_cut_this_node_off_is_left_out_everywhere_and_said_of_its_node() -> None:
@@ -118,7 +120,7 @@ def test_what_would_cut_this_node_off_is_left_out_everywhere_and_said_of_its_nod
     nodes = [node("alpha", 1), node("beta", 3), node("beta", 4)]
     found = plan_all(nodes, ground)
     assert {key.dst for key in found.routes} == {parse_prefix("10.1.4.0/24")}
-    assert CidrKey.of(parse_prefix("10.1.3.0/24")) not in found.cidrs, "strict mode would drop what is not encrypted"
+    assert pack_cidr(parse_prefix("10.1.3.0/24")) not in found.cidrs, "strict mode would drop what is not encrypted"
     assert {peer.endpoint: peer.allowed_ips for peer in found.peers.values()}[parse("192.0.2.3")] == ()
     assert "10.1.3.0/24 holds 10.1.3.9, the etcd of alpha" in found.problems["beta/n3"]
     assert "beta/n4" not in found.problems
@@ -130,7 +132,7 @@ def test_where_a_peer_says_that_its_etcd_is_takes_no_route_from_who_stands(stand
     found = plan_all([node("alpha", 1), stands], ground)
     assert RouteKey(parse_prefix("10.1.3.0/24"), 0) in found.routes
     assert RouteKey(parse_prefix("10.1.3.0/24"), 4096) in found.routes
-    assert CidrKey.of(parse_prefix("10.1.3.0/24")) in found.cidrs
+    assert pack_cidr(parse_prefix("10.1.3.0/24")) in found.cidrs
     assert "10.1.3.9, the etcd of evil, which cannot be reached there" in found.problems[f"{stands.cluster}/n3"]
 
 
@@ -231,10 +233,13 @@ def test_pods_get_addresses_of_the_cidr_allotted_first() -> None:
 
 
 def test_an_endpoint_is_known_by_identity_and_node() -> None:
-    value = plan_endpoint(Endpoint(ip=parse("10.1.3.9"), identity=131073, host_ip=parse("192.0.2.3"), key=255))
+    packed = plan_endpoint(Endpoint(ip=parse("10.1.3.9"), identity=131073, host_ip=parse("192.0.2.3"), key=255))
+    value = unpack(IpcacheValue, packed)
     assert (value.identity, value.tunnel_endpoint, value.key) == (131073, parse("192.0.2.3"), 255)
-    assert plan_endpoint(Endpoint(ip=parse("fd01::9"), identity=1)).tunnel_endpoint == NO_ADDRESS
-    assert plan_endpoint(Endpoint(ip=parse("10.1.3.9"), identity=1)).key == 0, "its cluster does not encrypt"
+    packed = plan_endpoint(Endpoint(ip=parse("fd01::9"), identity=1))
+    assert unpack(IpcacheValue, packed).tunnel_endpoint == NO_ADDRESS
+    packed = plan_endpoint(Endpoint(ip=parse("10.1.3.9"), identity=1))
+    assert unpack(IpcacheValue, packed).key == 0, "its cluster does not encrypt"
 
 
 # -- one node that changes --------------------------------------------------------------------------------------------
@@ -266,7 +271,7 @@ def test_a_cidr_that_moves_is_the_new_nodes_whichever_is_planned_first() -> None
             planned.tell(("beta", name), moved[name])
         assert (planned.peer("n3").allowed_ips, planned.peer("n4").allowed_ips) == ((), (BETA,))
         assert {route.dst for route in planned.routes} == {BETA}
-        assert CidrKey.of(BETA) in planned.cidrs
+        assert pack_cidr(BETA) in planned.cidrs
 
 
 def _some_node(draw: st.DrawFn) -> tuple[Name, Node | None]:

@@ -8,7 +8,6 @@ import pytest
 from fake_kernel import Bed, make_node
 from fake_wireguard import numbered_key
 
-from agent.bpf.layouts import AddressKey
 from agent.bpf.probe import Feature
 from agent.metrics import StatusCollector
 from agent.status import Status
@@ -123,7 +122,7 @@ async def test_the_map_diff_reads_the_kernel_itself(bed: Bed) -> None:
     bed.add_web("10.1.1.5")
     await bed.step()
     assert await status(bed).map_diff() == []
-    bed.tables["ipcache"].held[AddressKey(parse("10.9.9.9"))] = "foreign"
+    bed.tables["ipcache"].held[parse("10.9.9.9")] = "foreign"
     bed.tables["backends"].held.clear()
     assert [(row["target"], row["kernel"]) for row in await status(bed).map_diff()] == [
         ("ipcache", "foreign"),
