@@ -22,16 +22,21 @@ from clustermesh.model import Node
 
 
 class Wanted(NamedTuple):
-    """What a node takes for itself: its pod CIDRs, its addresses, its WireGuard key ("" for none)."""
+    """What `node` takes for itself: its pod CIDRs, its addresses, its WireGuard key ("" for none)."""
 
     prefixes: tuple[Prefix, ...]
     addresses: tuple[Address, ...]
     key: str
+    node: Node
 
     @property
     def claims(self) -> tuple[Prefix, ...]:
         """All of it that is addresses."""
         return self.prefixes + tuple(single(address) for address in self.addresses)
+
+    def is_as(self, other: Wanted | None) -> bool:
+        """Whether the two want the same, whatever else has changed."""
+        return other is not None and self[:3] == other[:3]
 
 
 class Verdict(NamedTuple):
@@ -56,7 +61,7 @@ class _Room(NamedTuple):
     cluster: str
 
 
-_NOTHING: Final = Wanted((), (), "")
+_NOTHING: Final = Wanted((), (), "", Node(cluster="", cluster_id=0, name=""))
 _NOBODY: Final = Holder("", "")
 _GROUND: Final = object()  # the ground, or what the operator allowed
 _OWN: Final = object()  # that the own cluster is not known yet
@@ -67,9 +72,8 @@ def wanted_by(node: Node) -> Wanted:
     """Pod CIDRs; internal addresses, where pods in the host's network are, and where its tunnels end; the key."""
     internal = [address.ip for address in node.addresses if address.type == "InternalIP"]
     ends = [] if node.underlay is None else [node.underlay]
-    return Wanted(
-        tuple(dict.fromkeys(node.pod_cidrs)), tuple(dict.fromkeys(internal + ends)), node.wireguard_public_key
-    )
+    addresses = tuple(dict.fromkeys(internal + ends))
+    return Wanted(tuple(dict.fromkeys(node.pod_cidrs)), addresses, node.wireguard_public_key, node)
 
 
 class Admission:
@@ -97,13 +101,16 @@ class Admission:
 
     def put(self, holder: Holder, node: Node | None) -> list[Verdict]:
         """`node` is what `holder` is now; None for gone."""
-        wanted = None if node is None else wanted_by(node)
-        if wanted is not None and wanted == self._latest(holder):
-            return []
-        return self._decide({holder: wanted})
-
-    def _latest(self, holder: Holder) -> Wanted | None:
-        return self._refused[holder][0] if holder in self._refused else self.standing.get(holder)
+        if node is None:
+            return self._decide({holder: None})
+        wanted, (refused, blocker) = wanted_by(node), self._refused.get(holder, (None, None))
+        if wanted.is_as(refused):
+            self._refused[holder] = wanted, blocker
+        elif refused is None and wanted.is_as(self.standing.get(holder)):
+            self.standing[holder] = wanted
+        else:
+            return self._decide({holder: wanted})
+        return []
 
     def admit_peers(self) -> list[Verdict]:
         """The own cluster is known. Calling it twice is calling it once."""

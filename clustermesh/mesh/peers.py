@@ -177,6 +177,8 @@ class Peers:
         """Once all that was kept is restored: what was refused, and so not kept, must not stand before what it was
         refused for."""
         await self.looked.wait()
+        async with self._pace.turn:  # one after the other: hundreds that begin in one step would hold up everybody
+            await asyncio.sleep(0)
         await reader.run()
 
     def _leave(self, name: str) -> None:

@@ -73,7 +73,8 @@ class Reading:
             return self._refuse(kv.key, str(e))
         except Exception as e:  # a bug of ours that this entry has found is this entry's problem
             return self._refuse(kv.key, f"internal error: {e!r}")
-        return (Put(self.table.kind, name, value, revision), *self._accept(kv.key))
+        taken = Put(self.table.kind, name, value, revision)
+        return (taken, *self._accept(kv.key)) if self._refused else (taken,)
 
     def _refuse(self, key: bytes, why: str) -> Iterable[Command]:
         what = _shown(key)
@@ -84,8 +85,6 @@ class Reading:
         return (Refuse(what, why[: 5 * _SHOWN]),)
 
     def _accept(self, key: bytes) -> Iterable[Command]:
-        if not self._refused:
-            return ()
         what = _shown(key)
         self._unnamed.discard(hash(what))
         if what not in self._refused:

@@ -38,9 +38,10 @@ class Room:
             return False
         freed = before is not None and (value is None or backends < self._backends)
         self._backends = backends
-        self._forget(kind, name)
-        if freed and kind in self._dropped:
-            self.short.add(kind)
+        if kind in self._dropped:
+            self._forget(kind, name)
+            if freed and kind in self._dropped:
+                self.short.add(kind)
         return True
 
     def listed(self, kind: str) -> None:
@@ -71,13 +72,12 @@ class Room:
         self._refusals.set("tables", kind, Refusal(Reason.LIMIT, why))
 
     def _forget(self, kind: str, name: Any) -> None:
-        dropped = self._dropped.get(kind, set())
-        if name in dropped:
-            dropped.discard(name)
-            if not dropped:
-                self.clear(kind)
-            elif dropped == {_MORE}:  # whether there are any left is what a list will say
-                self.short.add(kind)
+        dropped = self._dropped[kind]
+        dropped.discard(name)
+        if not dropped:
+            self.clear(kind)
+        elif dropped == {_MORE}:  # whether there are any left is what a list will say
+            self.short.add(kind)
 
 
 def _backends(value: Any) -> int:

@@ -55,7 +55,6 @@ class _Rulings:
     def __init__(self, view: View) -> None:
         self.refusals = Refusals()
         self.room = Room(self.refusals)
-        self.kept: dict[str, Node] = {}  # nodes that stand as they were, since what they are now is refused
         self.trimmed: dict[ServiceName, Service] = {}  # without the backends that are not its to name
         self.endpoints = AddressIndex(view.endpoints)
         self.backends: AddressBook[ServiceName] = AddressBook()
@@ -208,12 +207,11 @@ class MeshState:
 
     def good_view(self, cluster: str) -> View:
         """What is worth keeping on disk: a Node that is refused now must not stand first after a restart."""
-        view, refused = self.views[cluster], self.refusals(cluster).of("nodes")
-        kept = self._rulings[cluster].kept
+        view, refused, standing = self.views[cluster], self.refusals(cluster).of("nodes"), self._admission.standing
         good = {
-            name: kept.get(name, node)
+            name: node if known is None else known.node
             for name, node in view.nodes.items()
-            if name in kept or name not in refused or refused[name].reason is Reason.WAITING
+            if (known := standing.get(Holder(cluster, name))) is not None or refused[name].reason is Reason.WAITING
         }
         return replace(view, nodes=good)
 
@@ -246,16 +244,14 @@ class MeshState:
 
     def admitted_nodes(self) -> Iterator[Node]:
         """Every node that stands, own cluster first."""
-        for cluster in self._order:
-            for name, node in sorted(self.views[cluster].nodes.items()):
-                if Holder(cluster, name) in self._admission.standing:
-                    yield self._rulings[cluster].kept.get(name, node)
+        standing = self._admission.standing
+        for holder in sorted(standing, key=lambda holder: (holder.cluster != self.own, holder)):
+            yield standing[holder].node
 
     def node(self, cluster: str, name: str) -> Node | None:
-        """The node if it stands."""
-        if Holder(cluster, name) not in self._admission.standing:
-            return None
-        return self._rulings[cluster].kept.get(name) or self.views[cluster].nodes[name]
+        """The node if it stands: as it stands, where something it wants by now is refused."""
+        standing = self._admission.standing.get(Holder(cluster, name))
+        return None if standing is None else standing.node
 
     def endpoint(self, address: Address) -> Endpoint | None:
         """Who is at `address`, from the one cluster that may say so."""
@@ -299,18 +295,9 @@ class MeshState:
         for callback in self.on_dirty:
             callback()
 
-    def _node_changed(self, cluster: str, name: str, before: Node | None, node: Node | None) -> None:
+    def _node_changed(self, cluster: str, name: str, _before: Node | None, node: Node | None) -> None:
         self._dirty_nodes.add((cluster, name))
-        if before is not None:
-            self._rulings[cluster].kept.setdefault(name, before)
         self._settle(self._admission.put(Holder(cluster, name), node))
-        self._forget_kept(cluster, name)
-
-    def _forget_kept(self, cluster: str, name: str) -> None:
-        """What stood before a change counts only as long as the change is refused."""
-        rulings = self._rulings[cluster]
-        if Holder(cluster, name) not in self._admission.standing or name not in rulings.refusals.of("nodes"):
-            rulings.kept.pop(name, None)
 
     def _endpoint_changed(self, cluster: str, name: Address | Prefix, before: Any, value: Endpoint | None) -> None:
         if isinstance(name, Prefix):
@@ -355,7 +342,6 @@ class MeshState:
         for holder, refusal, moved in verdicts:
             if rulings := self._rulings.get(holder.cluster):
                 rulings.refusals.set("nodes", holder.node, refusal)
-                self._forget_kept(*holder)
             self._dirty_nodes.add((holder.cluster, holder.node))
             for callback in self.on_verdict:
                 callback(holder.cluster)
