@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +20,7 @@ from msgspec import Struct
 
 from agent.cni import veth
 from agent.cni.ipam import Ipam, PodAddress, Pools
+from agent.plan.attached import AttachedPod, AttachedPods
 from certs.files import remove_durably, write_atomically
 from clustermesh.address import family_length, is_ipv4, parse, single, text
 from clustermesh.errors import ClusterMeshError, DecodeError, Invalid, Refused, Unavailable
@@ -81,6 +82,16 @@ def _as_fields(addresses: Iterable[PodAddress]) -> dict[str, str]:
     return fields
 
 
+def _as_attached(record: EndpointRecord) -> AttachedPod:
+    return AttachedPod(
+        container_id=record.container_id,
+        ifname=record.ifname,
+        addresses=tuple(address.ip for address in record.addresses),
+        namespace=record.pod_namespace,
+        name=record.pod_name,
+    )
+
+
 def host_ifname(container_id: str, ifname: str) -> str:
     """The host's end of the pod's veth pair: 15 characters, the most a device name has."""
     return f"lxc{_digest(container_id, ifname).hex()[:12]}"
@@ -99,24 +110,20 @@ def _digest(container_id: str, ifname: str) -> bytes:
 class Endpoints:
     """The pods of this node. Call `restore` first; `add`, `delete` and `check` may run at the same time.
 
-    `problems` maps the name of a file that holds no endpoint to a sentence; its address cannot be protected.
+    `attached` is told who comes and goes. `problems`: the name of a file that holds no endpoint -> a sentence; its
+    address cannot be protected.
     """
 
-    def __init__(self, state_dir: Path, pools: Sequence[Ipam], *, mtu: int) -> None:
+    def __init__(self, state_dir: Path, pools: Sequence[Ipam], attached: AttachedPods, *, mtu: int) -> None:
         self._folder = state_dir / "endpoints"
         self._pools = Pools(pools)
-        self._mtu = mtu
-        self._records: dict[tuple[str, str], EndpointRecord] = {}
+        self._attached, self._mtu = attached, mtu
+        self.records: dict[tuple[str, str], EndpointRecord] = {}  # by (container id, ifname)
         self._turns: dict[tuple[str, str], tuple[asyncio.Lock, int]] = {}
         self.problems: dict[str, str] = {}
 
-    @property
-    def records(self) -> Mapping[tuple[str, str], EndpointRecord]:
-        """Every pod by (container id, ifname)."""
-        return self._records
-
-    async def restore(self) -> list[EndpointRecord]:
-        """Take in the files of an earlier run, and forget pods that a reboot took. Returns the pods there are.
+    async def restore(self) -> None:
+        """Take in the files of an earlier run, and forget pods that a reboot took.
 
         Addresses that the kernel routes to a pod stay taken even where the file is lost.
         """
@@ -126,11 +133,10 @@ class Endpoints:
                 await self._restore_one(path)
             except ClusterMeshError as e:
                 self.problems[path.name] = str(e)
-        known = {address.ip for record in self._records.values() for address in record.addresses}
+        known = {address.ip for record in self.records.values() for address in record.addresses}
         for ip in await veth.routed_addresses() - known:
             with suppress(Invalid):  # of an earlier pod CIDR of this node
                 self._pools.reserve(ip)
-        return list(self._records.values())
 
     async def _restore_one(self, path: Path) -> None:
         record = _decode(path)
@@ -139,7 +145,8 @@ class Endpoints:
             return
         for address in record.addresses:
             self._pools.reserve(address.ip)
-        self._records[record.container_id, record.ifname] = record
+        self.records[record.container_id, record.ifname] = record
+        self._attached.attached(_as_attached(record))
 
     async def add(self, request: EndpointRequest) -> EndpointRecord:
         """Attach the pod; for a pod attached already, its record. Raises Refused, Unavailable or Invalid.
@@ -149,11 +156,11 @@ class Endpoints:
         _check(request)
         key = (request.container_id, request.ifname)
         async with self._turn(key):
-            known = self._records.get(key)
+            known = self.records.get(key)
             if known is not None and known.netns == request.netns and not await veth.find_fault(known):
                 return known
             record = self._make_record(request, known)
-            self._records[key] = record
+            self.records[key] = record
             try:
                 await self._on_disk(key, lambda path: write_atomically(path, msgspec.json.encode(record)))
                 await veth.detach(record.host_ifname)
@@ -161,6 +168,7 @@ class Endpoints:
             except ClusterMeshError:
                 await self._forget(key, record.host_ifname)
                 raise
+            self._attached.attached(_as_attached(record))
             return record
 
     def _make_record(self, request: EndpointRequest, known: EndpointRecord | None) -> EndpointRecord:
@@ -185,9 +193,10 @@ class Endpoints:
     async def _forget(self, key: tuple[str, str], device: str) -> None:
         await veth.detach(device)  # first: while this fails the address stays taken
         await self._on_disk(key, remove_durably)
-        record = self._records.pop(key, None)
+        record = self.records.pop(key, None)
         if record is not None:
             self._pools.release(record.addresses)
+        self._attached.detached(*key)
 
     async def _on_disk(self, key: tuple[str, str], work: Callable[[Path], None]) -> None:
         path = self._folder / f"{key[0]}:{key[1]}.json"
@@ -198,13 +207,13 @@ class Endpoints:
 
     async def keep_only(self, valid: Collection[tuple[str, str]]) -> None:
         """Detach every pod that is not named by (container id, ifname) in `valid`."""
-        for container_id, ifname in self._records.keys() - set(valid):
+        for container_id, ifname in self.records.keys() - set(valid):
             await self.delete(EndpointRequest(container_id=container_id, ifname=ifname))
 
     async def check(self, request: EndpointRequest) -> EndpointRecord:
         """The pod's record, if kernel and record agree; else Refused, which says what is missing."""
         _check(request)
-        record = self._records.get((request.container_id, request.ifname))
+        record = self.records.get((request.container_id, request.ifname))
         if record is None:
             raise Refused(f"container {request.container_id} has no {request.ifname} here")
         fault = await veth.find_fault(record)

@@ -147,10 +147,10 @@ async def test_a_bug_outside_of_planning_ends_nothing(
 async def test_it_sleeps_until_it_is_woken() -> None:
     words = Words()
     running = asyncio.create_task(words.run())
-    await until(lambda: words.steps)
+    await until(lambda: words.ended)
     for _ in range(20):
         await asyncio.sleep(0)
-    assert words.steps == 1
+    assert words.ended == 1
     words.say("one")
     await until(lambda: words.table.held)
     running.cancel()
