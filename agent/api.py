@@ -38,17 +38,18 @@ _decoder = msgspec.json.Decoder(Request)
 
 
 @contextlib.contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Be the one agent of the socket at `path`, before anything is touched that another one works with. Refused."""
+def alone(run_dir: Path, state_dir: Path) -> Iterator[None]:
+    """Be the one agent of these folders, before anything is touched that another one works with. Refused."""
     with contextlib.ExitStack() as closing:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = closing.enter_context(path.with_suffix(".lock").open("w"))
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            raise Refused(f"another agent holds {path.with_suffix('.lock')}: stop it first") from e
-        except OSError as e:
-            raise Refused(f"cannot listen on {path}: {e.strerror or e}") from e
+        for folder, option in {state_dir: "--state-dir", run_dir: "--run-dir"}.items():
+            lock = folder / "agent.lock"
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                fcntl.flock(closing.enter_context(lock.open("w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as e:
+                raise Refused(f"another agent holds {lock}: stop it first") from e
+            except OSError as e:
+                raise Refused(f"{lock}: {e.strerror or e}; give another folder with {option}") from e
         yield
 
 

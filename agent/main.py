@@ -90,7 +90,7 @@ async def _until_stopped(options: Options) -> None:
 async def run(options: Options) -> None:
     """Run the agent until cancelled. Raises Refused or Unavailable where this node cannot run one at all."""
     context = contexts.load(options.context)
-    with api.alone(options.socket):
+    with api.alone(options.run_dir, options.state_dir):
         private_key = wireguard_keys.load_or_create(options.state_dir / "wireguard.key")
         async with asyncio.TaskGroup() as tasks:
             deriving = tasks.create_task(wireguard_keys.derive_public_key(private_key))  # meanwhile the rest starts
@@ -105,12 +105,18 @@ async def run(options: Options) -> None:
 
 
 def _check_features(options: Options) -> list[Feature]:
-    """What this kernel has, found out by trying. Refused, with what to do, where something is missing without which
-    there is no datapath."""
+    """What this kernel has, found out by trying."""
     ensure_bpffs(options.bpffs)
-    features = probe(options.bpffs)
-    if lacking := [f"{each.sentence} ({each.remedy})" for each in features if each.needed and not each.present]:
-        raise Refused("; ".join(lacking))
+    return check_needed(probe(options.bpffs))
+
+
+def check_needed(features: list[Feature]) -> list[Feature]:
+    """Refused, with what to do, where something is missing without which there is no datapath."""
+    lacking = [each for each in features if each.needed and not each.present]
+    if first := [each for each in lacking if each.name == "bpf"]:
+        lacking = first  # without it nothing else was tried
+    if lacking:
+        raise Refused("; ".join(f"{each.sentence} ({each.remedy})" for each in lacking))
     return features
 
 
@@ -156,6 +162,7 @@ async def _work(options: Options, context: Context, etcd: EtcdClient, node: This
         tasks.create_task(pods.run())
         tasks.create_task(api.serve(options.socket, status.methods()))
         tasks.create_task(report.keep_registered(etcd, record, status.nodes))
+        tasks.create_task(report.keep_logged(lambda: [status.not_ready(), *map(str, status.problems())]))
         tasks.create_task(report.keep_reported(etcd, options.node, status.report))
         tasks.create_task(keep_saved(options.last_good, sink, state, own, peers))
         tasks.create_task(serve_health(options.metrics, REGISTRY, status.readiness))

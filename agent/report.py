@@ -6,11 +6,11 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import aclosing
 from pathlib import Path
 
-from agent.reporter import FEW_NODES, Reporter
+from agent.reporter import FEW_NODES, NUMBER, Reporter
 from clustermesh.errors import ClusterMeshError
 from clustermesh.model import AgentRecord
 from clustermesh.store.backoff import Backoff
@@ -23,6 +23,7 @@ _log = logging.getLogger(__name__)
 _STATUS_TTL = 60  # seconds, of few nodes
 _RENEWALS_PER_SECOND = 100  # of all nodes together; each costs etcd no write
 _STATUS_PERIOD = 1.0
+_LOG_PERIOD = 5.0
 _WRITES_PER_SECOND = 20  # of all nodes together
 
 
@@ -32,6 +33,29 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
+
+
+class ProblemLog:
+    """Logs each problem once as it comes, and that it went. Numbers in it may change."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, str] = {}
+
+    def note(self, problems: Iterable[str]) -> None:
+        found = {NUMBER.sub("#", problem): problem for problem in problems if problem}
+        for problem in found.keys() - self._known.keys():
+            _log.warning("%s", found[problem])
+        if gone := len(self._known.keys() - found.keys()):
+            _log.info("%d problems are solved, %d left", gone, len(found))
+        self._known = found
+
+
+async def keep_logged(problems: Callable[[], Iterable[str]]) -> None:
+    """Never returns."""
+    log = ProblemLog()
+    while True:
+        await asyncio.sleep(_LOG_PERIOD)
+        log.note(problems())
 
 
 async def keep_registered(client: EtcdClient, record: AgentRecord, nodes: Callable[[], int]) -> None:

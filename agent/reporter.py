@@ -34,7 +34,7 @@ _UNKNOWN_SECONDS: Final = 5.0  # to wait for the number of nodes, before the fir
 _BYTES_PER_SECOND: Final = 22e6 / 3600
 _BYTES_SAVED: Final = 15e6
 _OVERHEAD: Final = 100  # bytes that etcd keeps beside each value
-_NUMBER: Final = re.compile(r"\d+")
+NUMBER: Final = re.compile(r"\d+")
 
 
 class News(Enum):
@@ -144,4 +144,4 @@ def _everywhere(report: AgentReport) -> tuple[object, ...]:
 
 
 def _numberless(sentences: Iterable[str]) -> list[str]:
-    return [_NUMBER.sub("#", sentence) for sentence in sentences]
+    return [NUMBER.sub("#", sentence) for sentence in sentences]

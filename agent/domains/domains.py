@@ -163,7 +163,11 @@ class Domains:
         if self._own is None or not self._own.session.complete:
             return ""
         refusal = self._state.refusals(self._state.own).of("nodes").get(self._name)
-        why = f"is refused: {refusal.why}" if refusal else f"is not in cluster {self._state.own}"
+        why = (
+            f"is refused: {refusal.why}"
+            if refusal
+            else f"is not in cluster {self._state.own}: make it one, or name another with --node"
+        )
         return f"Node {self._name} {why}"
 
 

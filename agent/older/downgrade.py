@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     pin_dir = options.bpffs / "clustermesh"
     try:
-        with alone(options.run_dir / "agent.sock"):
+        with alone(options.run_dir, options.state_dir):
             prepare(pin_dir)
             last_good_v1.rewrite(options.state_dir / "clusters")
             asyncio.run(_narrow_peers(options.device, options.state_dir))

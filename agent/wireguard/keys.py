@@ -80,7 +80,9 @@ def load_or_create(path: Path) -> bytes:
         path.chmod(0o600)
         key = path.read_bytes()
     except OSError as e:
-        raise Refused(f"private key {path}: {e.strerror or e}") from e
+        raise Refused(
+            f"private key {path}: {e.strerror or e}; mend that, or give another folder with --state-dir"
+        ) from e
     if len(key) != KEY_BYTES:
         raise Refused(f"private key {path} holds {len(key)} bytes, not {KEY_BYTES}: restore it, or remove it")
     return clamp(key)

@@ -93,8 +93,8 @@ class Failure(click.ClickException):
     exit_code = FAILED
 
     def __init__(self, errors: Sequence[BaseException]) -> None:
-        super().__init__("; ".join(map(sentence, errors)))
-        self.sentences = [sentence(e) for e in errors]
+        self.sentences = [_with_remedy(sentence(e)) for e in errors]
+        super().__init__("; ".join(self.sentences))
 
     def show(self, file: Any = None) -> None:
         """Print to stderr."""
@@ -107,6 +107,10 @@ class WrongInput(Failure):
     """All of it is the fault of what was given."""
 
     exit_code = USAGE
+
+
+def _with_remedy(said: str) -> str:
+    return f"{said}: run this as root" if said.endswith("Permission denied") and os.geteuid() else said
 
 
 def _failure(errors: Sequence[BaseException]) -> Failure:

@@ -17,7 +17,7 @@ from clustermesh.cli.table import print_json, print_table
 
 _socket = click.option(
     "--socket",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     envvar="CLUSTERMESH_SOCKET",
     default=DEFAULT_SOCKET,
     show_default=True,

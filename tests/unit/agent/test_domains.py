@@ -172,7 +172,7 @@ async def test_without_a_node_object_services_work_and_the_error_names_the_node(
     bed.add_web("10.1.1.5")
     await bed.step()
     assert bed.served() == ["5"]
-    assert bed.domains.tunnels.error == "Node n1 is not in cluster alpha"
+    assert bed.domains.tunnels.error == "Node n1 is not in cluster alpha: make it one, or name another with --node"
     bed.add_node("alpha", 1)
     await bed.step()
     assert bed.domains.tunnels.error == ""

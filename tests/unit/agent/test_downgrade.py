@@ -87,7 +87,7 @@ def test_a_state_that_cannot_be_read_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_it_is_refused_while_an_agent_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with api.alone(tmp_path / "agent.sock"), pytest.raises(SystemExit) as ended:
+    with api.alone(tmp_path, tmp_path), pytest.raises(SystemExit) as ended:
         downgrade.main(["--bpffs", str(tmp_path), "--state-dir", str(tmp_path), "--run-dir", str(tmp_path)])
     assert ended.value.code == 1
     assert "agent.lock: stop it first" in capsys.readouterr().err

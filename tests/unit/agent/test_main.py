@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from fake_kernel import Bed
 
-from agent import api
+from agent import api, report
 from agent import main as main_module
+from agent.bpf.probe import Feature
 from agent.options import parse
 from agent.saving import save as write_state
 from agent.wireguard import tun
@@ -71,6 +72,40 @@ def test_what_ends_the_agent_is_one_line_and_an_exit_code(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert "Errno" not in line
+
+
+def test_a_second_agent_is_refused_whichever_of_its_folders_the_first_one_has(tmp_path: Path) -> None:
+    run, state, other = (tmp_path / name for name in ("run", "state", "other"))
+    for second in ((run, other), (other, state), (run, state)):
+        with api.alone(run, state), pytest.raises(Refused, match="stop it first"), api.alone(*second):
+            pass
+        with api.alone(*second):
+            pass
+
+
+@pytest.mark.parametrize("option", ["run", "state"])
+def test_a_folder_that_cannot_be_made_is_named_with_its_option(option: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    folders = [tmp_path / "file" / "x" if name == option else tmp_path for name in ("run", "state")]
+    why = f"/file.*: Not a directory; give another folder with --{option}-dir"
+    with pytest.raises(Refused, match=why), api.alone(*folders):
+        pass
+
+
+def test_what_is_missing_for_want_of_rights_is_said_once() -> None:
+    remedy = "run as root"
+    without = [Feature(name, False, True, "cannot be tried without bpf", remedy) for name in ("tcx", "sockets")]
+    features = [Feature("bpf", False, True, "bpf(2) loads no program: Operation not permitted", remedy), *without]
+    with pytest.raises(Refused, match=r"^bpf\(2\) loads no program: Operation not permitted \(run as root\)$"):
+        main_module.check_needed(features)
+
+
+def test_problems_are_logged_as_they_come_and_go(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    log = report.ProblemLog()
+    for found in (["a: 1 left"], ["a: 2 left", "b"], ["a: 3 left"], []):
+        log.note(found)
+    assert caplog.messages == ["a: 1 left", "b", "1 problems are solved, 1 left", "1 problems are solved, 0 left"]
 
 
 def test_options_have_defaults_and_name_their_places() -> None:

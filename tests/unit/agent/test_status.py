@@ -68,7 +68,7 @@ async def test_a_node_without_its_device_is_not_ready_whatever_it_was_before(bed
 
 async def test_a_node_nobody_knows_is_not_ready_even_where_there_is_nothing_to_do(bed: Bed) -> None:
     await bed.step()
-    assert status(bed).not_ready() == "Node n1 is not in cluster alpha"
+    assert status(bed).not_ready() == "Node n1 is not in cluster alpha: make it one, or name another with --node"
 
 
 async def test_every_kind_of_problem_is_one_sentence(bed: Bed) -> None:
