@@ -204,15 +204,16 @@ class Admission:
     ) -> list[Hashable]:
         """Decide on one; returns what is free now."""
         before, left = self._dismiss(holder)
+        homeless: tuple[Address, ...] = ()
         kept = _NOTHING if anew else before
         objection = None if wanted is None else self._object(holder, wanted, kept)
         if wanted is None or objection is None:
             after = wanted or _NOTHING
         else:
-            self._refuse(holder, wanted, objection.blocker)
+            homeless = self._refuse(holder, wanted, objection.blocker)
             after = _NOTHING if anew and self._object(holder, before, _NOTHING) else before
         self._enter(holder, after)
-        moved = frozenset({*before.claims} ^ {*after.claims})
+        moved = frozenset({*before.claims, *map(single, left)} ^ {*after.claims, *map(single, homeless)})
         verdicts.append(Verdict(holder, objection and objection.refusal, moved))
         freed: list[Hashable] = [*({*before.claims, before.key, *left} - {*after.claims, after.key, ""})]
         return [*freed, _Room(holder.cluster)] if len(after.prefixes) < len(before.prefixes) else freed
@@ -234,11 +235,14 @@ class Admission:
         self._keys.pop(had.key, None)
         return had, wanted.addresses if holder.cluster == self.own else ()
 
-    def _refuse(self, holder: Holder, wanted: Wanted, blocker: Hashable) -> None:
+    def _refuse(self, holder: Holder, wanted: Wanted, blocker: Hashable) -> tuple[Address, ...]:
+        """Where it is all the same."""
         self._refused[holder] = wanted, blocker
         self._blocked.setdefault((blocker, holder.cluster == self.own), {})[holder] = None
-        for address in wanted.addresses if holder.cluster == self.own else ():
+        homeless = wanted.addresses if holder.cluster == self.own else ()
+        for address in homeless:
             self._homeless.add(address, holder)
+        return homeless
 
     def _enter(self, holder: Holder, wanted: Wanted) -> None:
         if wanted is _NOTHING:

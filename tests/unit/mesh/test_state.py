@@ -221,6 +221,21 @@ class TestGround:
         state.put("beta", "nodes", "b1", node("beta", "b1", "10.1.0.8/29", "192.0.2.3"))
         assert admitted(state) == [("own", "o1")]
 
+    @pytest.mark.parametrize("cidr", ["10.3.0.0/24", "10.1.0.0/24"])
+    def test_a_service_where_an_own_node_comes_or_goes_is_planned_again_whether_that_stands_or_not(
+        self, cidr: str
+    ) -> None:
+        state, place = mesh(node("beta", "b1", "10.1.0.0/16", "192.0.2.2")), parse("192.168.7.1")
+        mine = LocalService(service=service("own", frontend="192.168.7.1"))
+        state.put("own", "local_services", ("n", "s"), mine)
+        state.take_services()
+        state.put("own", "nodes", "o1", node("own", "o1", cidr, "192.168.7.1"))
+        assert state.lives_at(place)
+        assert state.take_services() == {("n", "s")}
+        state.remove("own", "nodes", "o1")
+        assert not state.lives_at(place)
+        assert state.take_services() == {("n", "s")}
+
     def test_no_peer_has_pods_where_an_own_service_is(self) -> None:
         state = opened()
         state.put("own", "local_services", ("n", "s"), LocalService(service=service("own", frontend="10.2.0.1")))
@@ -695,9 +710,10 @@ def test_whatever_happens_what_is_used_is_what_looking_at_everything_finds(scrip
         assert state.remote_services(("n", "s")) == served or ("n", "s") in services
         served = state.remote_services(("n", "s"))
         assert all(_holder(state, address) == each.cluster for each in served for address in each.backends)
+        ours = {a for local in state.views["own"].local_services.values() for a in local.service.frontends}
         for cluster, view in state.views.items():
             for name, taken in view.services.items():
-                wanted = {address for address in taken.backends if _holder(state, address) == cluster}
+                wanted = {a for a in taken.backends if _holder(state, a) == cluster and a not in ours}
                 if cluster != "own":
                     assert {a for each in served if each.cluster == cluster for a in each.backends} == wanted, name
 
