@@ -16,6 +16,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -64,14 +65,13 @@ class Surroundings:
 
     async def read(self) -> Ground:
         """The ground as it is now. What cannot be read is as it was, and that is logged."""
-        places = [
-            *await self._or_as_it_was("this machine's addresses", self._read_local),
-            *await self._or_as_it_was("the resolvers", _read_resolvers),
-            *await self._or_as_it_was("the own etcd", self._read_own_etcd),
-            *await self._or_as_it_was("the connected clusters", self._read_etcds_of_peers),
-            *api_server_places(os.environ),
-        ]
-        return Ground(places)
+        found = await asyncio.gather(
+            self._or_as_it_was("this machine's addresses", self._read_local),
+            self._or_as_it_was("the resolvers", _read_resolvers),
+            self._or_as_it_was("the own etcd", self._read_own_etcd),
+            self._or_as_it_was("the connected clusters", self._read_etcds_of_peers),
+        )
+        return Ground([*chain(*found), *api_server_places(os.environ)])
 
     async def keep(self, stand_on: Callable[[Ground], None], told: Ground) -> None:
         """Tell `stand_on` of every ground that differs from the last, `told`. Never returns."""

@@ -3,7 +3,7 @@
 That agent attaches its programs before it knows anything, so they must find their maps filled. What was asked through
 our programs and is answered later is shown by our readers, left beside its own until an agent of this version comes
 again (or `rm /sys/fs/bpf/clustermesh/links/late_*`). What it knew of the mesh and its peers are left to it as it would
-have left them (agent.older.last_good_v1, agent.older.narrow). It knows no IPv6: services and tunnels for it end here.
+have left them (agent.older.last_good_v1). It knows no IPv6: services and tunnels for it end here.
 
     systemctl stop clustermesh-agent && clustermesh node prepare-downgrade
 """
@@ -11,11 +11,13 @@ have left them (agent.older.last_good_v1, agent.older.narrow). It knows no IPv6:
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import sys
 from argparse import ArgumentParser
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
+from itertools import starmap
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,7 +33,6 @@ from agent.bpf.layouts import (
     SLOTS_PER_BLOCK,
     GroupsKey,
     Number,
-    ReverseValue,
     ServiceValue,
     SlotsKey,
     pack,
@@ -41,18 +42,19 @@ from agent.bpf.layouts import (
 from agent.bpf.libbpf import Object
 from agent.bpf.links import Point, attach_beside, detach_link, pin_name, pinned_link, take_place
 from agent.bpf.loader import find_object
-from agent.bpf.pins import Translation
 from agent.bpf.programs import link_info, program_of_id
 from agent.bpf.syscalls import MapType, map_create, map_update_batch, object_get, object_pin
 from agent.older import last_good_v1, layout_v1
-from agent.older.narrow import keep_ipv4_only
 from agent.targets.maps import MapTarget
-from agent.wireguard.device import NAME, open_device
+from agent.wireguard.device import NAME, Device, open_device
+from agent.wireguard.keys import generate
+from agent.wireguard.peer import Peer, sort_allowed_ips
+from clustermesh.address import is_ipv4
 from clustermesh.errors import ClusterMeshError, Refused, Unavailable
 
 Entries = dict[bytes, bytes]
 
-_ONE_BY_ONE: Final[Mapping[str, tuple[str, Translation]]] = {
+_ONE_BY_ONE: Final[Mapping[str, tuple[str, Callable[[bytes, bytes], tuple[bytes, bytes] | None]]]] = {
     "lb4_reverse_sk": ("lb_reverse_sk", layout_v1.reverse_to_v1),
     "ipcache4": ("ipcache", layout_v1.address_to_v1),
     "ipcache4_cidr": ("ipcache_cidr", layout_v1.cidr_to_v1),
@@ -81,13 +83,16 @@ def main(arguments: list[str] | None = None) -> None:
 
 def prepare(pin_dir: Path) -> None:
     """Write the maps of layout v1 from those pinned below `pin_dir`; the agent must be stopped. Refused, OSError."""
-    tables = asyncio.run(_read(pin_dir / LAYOUT_VERSION))
+    found = asyncio.run(_read(pin_dir / LAYOUT_VERSION))
+    tables = {name: unpacked(name, entries) for name, entries in found.items()}
     folder = pin_dir / layout_v1.VERSION
     folder.mkdir(exist_ok=True)
     written = {
         "lb4_backends": backends_of(tables),
         "lb4_services": services_of(tables),
-        **{name: dict(_translated(tables[ours], to_v1)) for name, (ours, to_v1) in _ONE_BY_ONE.items()},
+        **{
+            name: dict(filter(None, starmap(to_v1, found[ours].items()))) for name, (ours, to_v1) in _ONE_BY_ONE.items()
+        },
     }
     for name, entries in written.items():
         _make(folder / name, name, entries)
@@ -102,7 +107,20 @@ async def _narrow_peers(name: str, state_dir: Path) -> None:
         await keep_ipv4_only(device)
 
 
-async def _read(folder: Path) -> dict[str, dict[Any, list[Any]]]:
+async def keep_ipv4_only(device: Device) -> None:
+    """Take every IPv6 network from the peers of `device`: given to a peer made for that, they go with it.
+
+    The peers' own are otherwise replaced as a whole, and wireguard-go drops what arrives between the two steps.
+    """
+    held = [cidr for state in (await device.peers()).values() for cidr in state.allowed_ips]
+    taken = sort_allowed_ips(cidr for cidr in held if not is_ipv4(cidr.address))
+    if taken:
+        nobody = base64.b64encode(generate()).decode()
+        await device.set_peers({nobody: Peer(public_key=nobody, endpoint=None, port=0, allowed_ips=taken, keepalive=0)})
+        await device.remove_peers([nobody])
+
+
+async def _read(folder: Path) -> dict[str, Entries]:
     tables = {}
     for name in MAPS:
         try:
@@ -110,7 +128,7 @@ async def _read(folder: Path) -> dict[str, dict[Any, list[Any]]]:
         except FileNotFoundError as e:
             raise Refused(f"there is no map {folder / name}: no agent of this version has run here") from e
         try:
-            tables[name] = unpacked(name, await MapTarget(name, fd).dump())
+            tables[name] = await MapTarget(name, fd).dump()
         finally:
             os.close(fd)
     return tables
@@ -157,13 +175,6 @@ def _ids(tables: Mapping[str, Mapping[Any, Any]], head: ServiceValue) -> Iterato
             ids = tables["lb_slots"].get(SlotsKey(head.service_id, index, slot // SLOTS_PER_BLOCK))
             if ids is not None:
                 yield ids[slot % SLOTS_PER_BLOCK].number
-
-
-def _translated(table: Mapping[Any, Any], to_v1: Translation) -> Iterator[tuple[bytes, bytes]]:
-    for key, (value,) in table.items():
-        mapped = layout_v1.is_ipv4(key.address) and getattr(key, "prefix_length", 128) >= 96
-        if mapped and (not isinstance(value, ReverseValue) or layout_v1.is_ipv4(value.address)):
-            yield to_v1(pack(key), pack(value))
 
 
 def _port(number: int) -> bytes:

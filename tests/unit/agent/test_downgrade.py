@@ -12,7 +12,7 @@ from fake_wireguard import FakeDevice
 
 from agent import api
 from agent.older import downgrade, last_good_v1
-from agent.older.narrow import keep_ipv4_only
+from agent.older.downgrade import keep_ipv4_only
 from agent.wireguard.peer import Peer, sort_allowed_ips
 from clustermesh.address import parse, parse_prefix
 from clustermesh.mesh import last_good

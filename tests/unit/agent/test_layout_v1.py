@@ -56,12 +56,20 @@ KINDS: dict[str, tuple[Translation, Translation, Callable[[], st.SearchStrategy[
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_what_is_of_ipv6_stays_behind(kind: str) -> None:
+    address = parse("fd01::5")
+    there = {"reverse": pack(ReverseKey(7, address, 80)), "address": address, "cidr": pack(CidrKey(128, address))}
+    assert KINDS[kind][0](there[kind], pack(ReverseValue(address, 80))) is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
 def test_what_goes_back_a_layout_and_comes_again_is_the_same(kind: str, data: st.DataObject) -> None:
     to_v1, to_v2, entries = KINDS[kind]
     key, value = data.draw(entries())
     shape = {"reverse": "lb4_reverse_sk", "address": "ipcache4", "cidr": "ipcache4_cidr"}[kind]
     older = to_v1(key, value)
+    assert older is not None
     assert [len(part) for part in older] == [layout_v1.SHAPES[shape].key_size, layout_v1.SHAPES[shape].value_size]
     if kind == "reverse" or any(older[1][4:8]):  # a tunnel to 0.0.0.0 is none
         assert to_v2(*older) == (key, value)
