@@ -10,8 +10,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from agent.cni.endpoint import EndpointRequest
 from agent.cni.ipam import Ipam
-from agent.cni.local_pods import EndpointRequest, Endpoints
+from agent.cni.local_pods import Endpoints
 from agent.domains.tunnels import Tunnels
 from agent.options import Options
 from agent.plan.attached import AttachedPods

@@ -15,8 +15,9 @@ import msgspec
 from netns_node import TIMEOUT, NetnsNode
 
 from agent import netlink
+from agent.cni.endpoint import EndpointRequest
 from agent.cni.ipam import Ipam
-from agent.cni.local_pods import EndpointRequest, Endpoints
+from agent.cni.local_pods import Endpoints
 from agent.plan.attached import AttachedPods
 from agent.plan.routes import tunnel_routes
 from agent.targets.routes import RouteTarget

@@ -26,8 +26,9 @@ from netns_mesh import MTU, MeshNode
 
 from agent import netlink
 from agent.cni import veth
+from agent.cni.endpoint import EndpointRequest, host_ifname
 from agent.cni.ipam import Ipam
-from agent.cni.local_pods import EndpointRequest, Endpoints, host_ifname
+from agent.cni.local_pods import Endpoints
 from agent.plan.attached import AttachedPods
 from clustermesh.address import parse, parse_prefix
 from clustermesh.errors import Invalid, Refused, Unavailable

@@ -30,7 +30,14 @@ from clustermesh.address import Address, masked, parse
 ports = st.integers(0, 65535)
 ipv4s = st.binary(min_size=4, max_size=4).map(lambda last: Address(parse("0.0.0.0")[:12] + last))
 values = st.builds(lambda identity, tunnel: IpcacheValue(identity, tunnel, 255), st.integers(0, 1 << 24), ipv4s)
-KINDS: dict[str, tuple[Translation, Translation, Callable[[], st.SearchStrategy[tuple[bytes, bytes]]]]] = {
+KINDS: dict[
+    str,
+    tuple[
+        Callable[[bytes, bytes], tuple[bytes, bytes] | None],
+        Translation,
+        Callable[[], st.SearchStrategy[tuple[bytes, bytes]]],
+    ],
+] = {
     "reverse": (
         layout_v1.reverse_to_v1,
         layout_v1.reverse_to_v2,
