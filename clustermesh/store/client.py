@@ -110,10 +110,10 @@ class EtcdClient:
     async def pages(
         self, prefix: bytes, *, page: int = PAGE, most_bytes: int | None = None
     ) -> AsyncGenerator[tuple[Listing, bool], None]:
-        """As `range`, `page` keys at a time, fewer where they are large; and whether more follows."""
+        """As `range`, `page` keys at a time, fewer for as long as they are large; and whether more follows."""
         key, end = prefix or b"\0", prefix_end(prefix)
         revision = size = 0
-        more = True
+        more, most = True, page
         while more:
             request = pb.RangeRequest(key=key, range_end=end, limit=page, revision=revision)
             try:
@@ -131,6 +131,7 @@ class EtcdClient:
             if more:
                 key = _next_key(key, kvs)
             yield Listing(revision, kvs, response.header.cluster_id), more
+            page = min(2 * page, most)
 
     async def put(self, key: bytes, value: bytes, lease: int = 0) -> int:
         """Write one key; returns the revision it was written at."""

@@ -93,6 +93,17 @@ async def test_a_page_too_large_for_one_message_is_asked_for_in_parts(client: Et
     assert [kv.value[0] for kv in listing.kvs] == list(range(30))
 
 
+async def test_pages_are_as_large_as_before_once_the_large_values_are_past(client: EtcdClient) -> None:
+    await client.transact([Put(b"mixed/%04d" % i, b"") for i in range(20, 1200)])
+    for i in range(20):
+        await client.put(b"mixed/%04d" % i, bytes(1_000_000))
+    sizes = [len(part.kvs) async for part, _more in client.pages(b"mixed/", page=400)]
+    assert sum(sizes) == 1200
+    assert sizes[0] < 20  # they do not fit together
+    assert max(sizes) == 400
+    assert len(sizes) < 20
+
+
 async def test_a_value_too_large_is_refused_by_name(client: EtcdClient) -> None:
     with pytest.raises(Refused, match="request is too large"):
         await client.put(b"k", b"x" * 2_000_000)
