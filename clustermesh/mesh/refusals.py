@@ -41,7 +41,6 @@ class Refusals:
     """
 
     def __init__(self) -> None:
-        self.counts: Counter[Reason] = Counter()
         self.unnamed: dict[str, int] = {}
         self._of: dict[str, dict[Hashable, Refusal]] = {}
         self._names: dict[tuple[Reason, str], dict[Hashable, None]] = {}  # by kind, so that nobody looks for the first
@@ -52,24 +51,26 @@ class Refusals:
 
     def set(self, kind: str, name: Hashable, refusal: Refusal | None) -> None:
         """`name` is refused for this from now on, or not at all."""
-        table = self._of.get(kind)
-        if refusal is None:
-            if table and (before := table.pop(name, None)):
-                self._uncount(kind, name, before)
-            return
-        if table is None:
-            table = self._of.setdefault(kind, {})
-        if before := table.get(name):
-            self._uncount(kind, name, before)
-        table[name] = refusal
-        self._add(refusal.reason, 1)
-        self._names.setdefault((refusal.reason, kind), {})[name] = None
+        table = self._of.setdefault(kind, {})
+        if (before := table.pop(name, None)) is not None:
+            del self._names[before.reason, kind][name]
+        if refusal is not None:
+            table[name] = refusal
+            self._names.setdefault((refusal.reason, kind), {})[name] = None
 
     def count_unnamed(self, kind: str, number: int) -> None:
         """So many keys of the table `kind` are garbage, and have no name here."""
-        self._add(Reason.GARBLED, number - self.unnamed.pop(kind, 0))
+        self.unnamed.pop(kind, None)
         if number:
             self.unnamed[kind] = number
+
+    @property
+    def counts(self) -> Counter[Reason]:
+        """How many there are, of each reason there is."""
+        counts = Counter({Reason.GARBLED: sum(self.unnamed.values())})
+        for (reason, _), names in self._names.items():
+            counts[reason] += len(names)
+        return +counts
 
     def __len__(self) -> int:
         return self.counts.total()
@@ -88,6 +89,8 @@ class Refusals:
         """Up to `most` of each reason, name -> why; no longer a look than that takes."""
         found: dict[Reason, dict[str, str]] = {}
         for (reason, kind), names in self._names.items():
+            if not names:
+                continue
             named = found.setdefault(reason, {})
             for name in islice(names, most - len(named)):
                 named[_spelled(kind, name)] = self._of[kind][name].why
@@ -96,18 +99,6 @@ class Refusals:
     def named(self, most: int) -> dict[str, str]:
         """Up to `most` of them, "nodes/w1" -> why; garbage is called by its key."""
         return {_spelled(kind, name): refusal.why for kind, name, refusal in islice(self, most)}
-
-    def _uncount(self, kind: str, name: Hashable, refusal: Refusal) -> None:
-        names = self._names[refusal.reason, kind]
-        del names[name]
-        if not names:
-            del self._names[refusal.reason, kind]
-        self._add(refusal.reason, -1)
-
-    def _add(self, reason: Reason, number: int) -> None:
-        self.counts[reason] += number
-        if not self.counts[reason]:
-            del self.counts[reason]
 
 
 def _spelled(kind: str, name: Hashable) -> str:
