@@ -40,6 +40,7 @@ from clustermesh.mesh.messages import Again, Ask, Command, Drain, Follow, Heard,
 from clustermesh.mesh.reading import Reading
 from clustermesh.mesh.session import Session, State
 from clustermesh.mesh.tables import Table
+from clustermesh.mesh.writer import Writer
 from clustermesh.model import Cluster, ClusterConfig
 from clustermesh.store.faults import Compacted, Replaced
 from clustermesh.store.follower import Changed, Deleted, Interrupted, Listed
@@ -86,9 +87,8 @@ class ReaderBrain:
         self._epoch = epoch
         self._tables: dict[bytes, Reading] = {}
         self._canaries: dict[bytes, int | None] = {}  # the lease of each, None for one that is not there
-        self._began = self._recheck = self._alive_since = 0.0
-        self._beat: float | None = None
-        self._beat_revision = self._lease = 0
+        self._writer = Writer(terms, 0.0)
+        self._recheck = 0.0
         self._delay = _FIRST_DELAY
         self._made_up = -RELIST
 
@@ -105,7 +105,7 @@ class ReaderBrain:
             return None
         times = [self._recheck]
         if "heartbeat" not in self.behind:
-            times.append(self._last_sign() + self.terms.silence)
+            times.append(self._writer.silent_from)
         return min(times)
 
     # -- attempts ------------------------------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ class ReaderBrain:
         self._tables = {each.prefix: Reading(each, cluster, self.terms.limits, self._held) for each in tables}
         self._canaries = {each.canary: None for each in tables if each.canary is not None}
         self.behind = {each.kind: "waiting for its list" for each in tables if each.required}
-        self._began, self._recheck, self._beat = now, now + RECHECK, None
+        self._writer, self._recheck = Writer(self.terms, now), now + RECHECK
         yield Follow(keys.HEARTBEAT, live=True)
         for prefix in sorted({_parent(canary) for canary in self._canaries}):
             yield Follow(prefix)
@@ -203,12 +203,10 @@ class ReaderBrain:
             self._catch_up("etcd", now)
         for event in () if isinstance(item, Listed) else item.events:
             if isinstance(event, Deleted):
-                self._beat = None
-                continue
-            if not self._lives(now):
-                self._alive_since = now
-            self._beat, self._beat_revision, self._lease = now, event.kv.mod_revision, event.kv.lease
-            self._catch_up("heartbeat", now)
+                self._writer.stop()
+            else:
+                self._writer.beat(event.kv, now)
+                self._catch_up("heartbeat", now)
         return self._believe(now)
 
     def _hear_canaries(self, item: Listed | Changed, now: float) -> Iterable[Command]:
@@ -226,7 +224,7 @@ class ReaderBrain:
             if reading.table.required:
                 self._fall_behind(kind, str(item.error), now)
             return ()
-        commands = reading.take(item, self._beat_revision if self._is_proven(reading, now) else None)
+        commands = reading.take(item, self._proof(reading.table, now))
         if reading.whole:
             self._catch_up(kind, now)
         return [*commands, *self._believe(now)]
@@ -244,7 +242,7 @@ class ReaderBrain:
     def _tick(self, _event: messages.Tick, now: float) -> Iterable[Command]:
         if self._slept(now):
             return self._wake_up(now)
-        if "heartbeat" not in self.behind and now >= self._last_sign() + self.terms.silence:
+        if "heartbeat" not in self.behind and now >= self._writer.silent_from:
             why = f"no heartbeat for more than {self.terms.silence:g} s: its API server does not write"
             self._fall_behind("heartbeat", why, now)
         if now < self._recheck:
@@ -262,23 +260,18 @@ class ReaderBrain:
 
     def _believe(self, now: float) -> Iterable[Command]:
         """List again the tables of which something is kept that vanished, where there is proof by now."""
-        return [each.start() for each in self._tables.values() if each.doubted and self._is_proven(each, now)]
+        return [
+            each.start() for each in self._tables.values() if each.doubted and self._proof(each.table, now) is not None
+        ]
 
-    def _is_proven(self, reading: Reading, now: float) -> bool:
-        canary = reading.table.canary
-        if not self._lives(now) or not self._stands(reading.table):
-            return False
-        same = canary is not None and self._canaries[canary] == self._lease
-        return same or self._last_sign() >= self._alive_since + self.terms.settle
+    def _proof(self, table: Table, now: float) -> int | None:
+        """From which revision on it is believed what has gone from `table`; None where it is not."""
+        if not self._stands(table):
+            return None
+        return self._writer.proof(None if table.canary is None else self._canaries[table.canary], now)
 
     def _stands(self, table: Table) -> bool:
         return table.canary is None or self._canaries[table.canary] is not None
-
-    def _lives(self, now: float) -> bool:
-        return self._beat is not None and now < self._beat + self.terms.silence
-
-    def _last_sign(self) -> float:
-        return self._began if self._beat is None else self._beat
 
     # -- what is said of it --------------------------------------------------------------------------------------------
 
