@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 
 from msgspec import Struct
+from msgspec.structs import fields
 
 from clustermesh.errors import Invalid
 from clustermesh.health import parse_address
@@ -57,18 +58,17 @@ def parse(arguments: list[str] | None = None) -> Options:
         default=socket.gethostname(),
         help="this node's name in its cluster (default: the host name)",
     )
-    add("--state-dir", type=Path, default=Path("/var/lib/clustermesh"), metavar="DIR", help="kept over reboots")
-    add("--run-dir", type=Path, default=Path("/run/clustermesh"), metavar="DIR", help="where agent.sock is made")
-    add("--bpffs", type=Path, default=Path("/sys/fs/bpf"), metavar="DIR", help="a mounted bpf file system")
-    add(
-        "--metrics",
-        type=_listener,
-        default="127.0.0.1:9962",
-        metavar="HOST:PORT",
-        help='HTTP metrics and health; "" for none',
-    )
-    add("--device", type=_device, default="cm-wg0", help="name of the WireGuard device")
-    add("--port", type=_port, default=51871, help="UDP port of WireGuard, equal in the whole mesh")
+    for option, kind, metavar, text in (
+        ("state_dir", Path, "DIR", "kept over reboots"),
+        ("run_dir", Path, "DIR", "where agent.sock is made"),
+        ("bpffs", Path, "DIR", "a mounted bpf file system"),
+        ("metrics", _listener, "HOST:PORT", 'HTTP metrics and health; "" for none'),
+        ("device", _device, "NAME", "name of the WireGuard device"),
+        ("port", _port, "PORT", "UDP port of WireGuard, equal in the whole mesh"),
+    ):
+        usual = next(field.default for field in fields(Options) if field.name == option)
+        shown = f"{text} (default {usual})"
+        add(f"--{option.replace('_', '-')}", type=kind, default=usual, metavar=metavar, help=shown)
     return Options(**vars(parser.parse_args(arguments)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
@@ -15,7 +16,7 @@ from clustermesh.standalone.context import Context
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.tls import Tls
 from clustermesh.wire import RESOURCES, agent_report, api_server_report, keys
-from clustermesh.wire.agent_report import AgentReport, SeenCluster
+from clustermesh.wire.agent_report import AgentReport
 from clustermesh.wire.timestamp import parse_time
 
 T = TypeVar("T")
@@ -167,21 +168,19 @@ def summarise(
     """
     known = frozenset(nodes)
     clusters: dict[str, Any] = {peer: {"configured": 0, "connected": 0, "nodes": {}} for peer in sorted(peers)}
-    faults = _Faults()
+    faults = defaultdict[str, list[str]](list)
     for node in sorted(known - reports.keys()):
-        faults.add(node, "its agent does not report: start it there, its log says why it ended")
+        faults["its agent does not report: start it there, its log says why it ended"].append(node)
     for node, report in sorted(reports.items()):
-        _add_own_faults(faults, node, report)
+        for fault in _faults(report, {*clusters, name}):
+            faults[fault].append(node)
         for seen in report.clusters:
-            if seen.state != State.FRESH:
-                faults.add(node, _lost(seen))
             if (cluster := clusters.get(seen.name)) is not None:
                 cluster["nodes"][node] = seen
                 cluster["configured"] += node in known
                 cluster["connected"] += node in known and seen.state == State.FRESH
-        for missing in {*clusters, name} - {seen.name for seen in report.clusters}:
-            faults.add(node, f"does not know cluster {missing} yet: does it see the same peers folder?")
-    errors = [*control.faults(name), *faults.sentences()]
+    told = known & reports.keys()
+    errors = [*control.faults(name), *(line for fault, at in faults.items() for line in _told(at, fault))]
     return {
         "ok": not errors,
         "cluster": {"name": name, "id": cluster_id},
@@ -189,45 +188,30 @@ def summarise(
         "last_beat": control.last_beat,
         "nodes": {
             "total": len(known),
-            "reporting": len(known & reports.keys()),
-            "ready": sum(not reports[node].not_ready for node in known & reports.keys() if _readable(reports[node])),
+            "reporting": len(told),
+            "ready": sum(not reports[node].not_ready for node in told if reports[node] is not UNREADABLE),
         },
         "clusters": clusters,
         "errors": errors,
     }
 
 
-def _readable(report: AgentReport) -> bool:
-    return report is not UNREADABLE
-
-
-def _add_own_faults(faults: _Faults, node: str, report: AgentReport) -> None:
+def _faults(report: AgentReport, expected: Collection[str]) -> Iterator[str]:
+    """What one agent says is wrong; it should know the clusters `expected`."""
     if report.not_ready:
-        faults.add(node, f"not ready: {report.not_ready}: see `clustermesh node status` there")
-    for problem in report.problems:
-        faults.add(node, problem)
-
-
-def _lost(seen: SeenCluster) -> str:
-    why = f": {seen.error}" if seen.error else ""
-    remedy = _REMEDIES.get(seen.state, "")
-    return f"cluster {seen.name} is {seen.state}{why}{'; ' if remedy else ''}{remedy}"
-
-
-class _Faults:
-    """What is wrong with which nodes: one line each for a few, one for all where many have the same."""
-
-    def __init__(self) -> None:
-        self._nodes: dict[str, list[str]] = {}
-
-    def add(self, node: str, fault: str) -> None:
-        self._nodes.setdefault(fault, []).append(node)
-
-    def sentences(self) -> list[str]:
-        return [line for fault, nodes in self._nodes.items() for line in _told(nodes, fault)]
+        yield f"not ready: {report.not_ready}: see `clustermesh node status` there"
+    yield from report.problems
+    for seen in report.clusters:
+        if seen.state != State.FRESH:
+            why = f": {seen.error}" if seen.error else ""
+            remedy = _REMEDIES.get(seen.state, "")
+            yield f"cluster {seen.name} is {seen.state}{why}{'; ' if remedy else ''}{remedy}"
+    for missing in set(expected) - {seen.name for seen in report.clusters}:
+        yield f"does not know cluster {missing} yet: does it see the same peers folder?"
 
 
 def _told(nodes: Sequence[str], fault: str) -> Iterable[str]:
+    """One line each for a few nodes, one for all where many have the same."""
     if len(nodes) <= _EACH:
         return (f"node {node}: {fault}" for node in nodes)
     return (f"{len(nodes)} nodes ({', '.join(nodes[:_EACH])}, …): {fault}",)

@@ -306,6 +306,7 @@ def test_whatever_came_and_went_the_plan_is_that_of_the_nodes_that_stand(
             state.put(cluster, "nodes", name, each)
         dirty = sorted(state.take_nodes())
         shuffle.shuffle(dirty)
+        planned.nodes = {(node.cluster, node.name): node for node in state.admitted_nodes()}  # who is planned again
         for changed in dirty:
             planned.tell(changed, state.node(*changed))
     anew = plan_all(state.admitted_nodes())
