@@ -17,6 +17,8 @@ from clustermesh.wire import keys
 _EXAMPLES = """examples:
   clustermesh agent --context /etc/clustermesh
   clustermesh agent --context /etc/clustermesh --node worker-3 --metrics 0.0.0.0:9962
+
+exit codes: 0 stopped, 1 failed, 2 wrong usage or input
 """
 
 
