@@ -72,12 +72,12 @@ def load_or_create(path: Path) -> bytes:
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.parent.chmod(0o700)
+        _restrict(path.parent, 0o700)
         if empty := path.exists() and path.stat().st_size == 0:
             _log.warning("private key %s is empty: this node gets a new key", path)
         if empty or not path.exists():
             write_atomically(path, generate(), 0o600)
-        path.chmod(0o600)
+        _restrict(path, 0o600)
         key = path.read_bytes()
     except OSError as e:
         raise Refused(
@@ -86,6 +86,12 @@ def load_or_create(path: Path) -> bytes:
     if len(key) != KEY_BYTES:
         raise Refused(f"private key {path} holds {len(key)} bytes, not {KEY_BYTES}: restore it, or remove it")
     return clamp(key)
+
+
+def _restrict(path: Path, mode: int) -> None:
+    """What has `mode` is left alone: a disk that has become read-only keeps no agent from starting."""
+    if path.stat().st_mode & 0o7777 != mode:
+        path.chmod(mode)
 
 
 def _derive_for_parent() -> None:

@@ -118,6 +118,14 @@ async def save(bed: Bed, folder: Path, name: str) -> None:
     await write_state(folder, bed.sink, name, reader, bed.state)
 
 
+async def test_why_a_state_is_not_saved_is_one_sentence_for_all_clusters_and_at_each_try(bed: Bed) -> None:
+    bed.connect("beta")
+    bed.add_node("beta", 2)
+    for name in ("alpha", "beta", "beta"):
+        await save(bed, Path("/proc"), name)
+        assert bed.sink.unsavable[name] == "/proc: No such file or directory"  # nobody makes a file there
+
+
 async def test_only_a_whole_state_is_kept_and_a_partial_one_does_not_replace_it(bed: Bed, tmp_path: Path) -> None:
     bed.connect("beta")
     bed.add_node("beta", 2)

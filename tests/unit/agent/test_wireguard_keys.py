@@ -46,6 +46,15 @@ def test_key_survives_a_restart(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_key_that_is_as_it_should_be_is_only_read(tmp_path: Path) -> None:
+    """A disk that has become read-only keeps no agent from starting."""
+    path = tmp_path / "state" / "cm-wg0.key"
+    keys.load_or_create(path)
+    changed = [place.stat().st_ctime_ns for place in (path, path.parent)]
+    keys.load_or_create(path)
+    assert [place.stat().st_ctime_ns for place in (path, path.parent)] == changed
+
+
 def test_key_that_others_could_read_is_closed_to_them(tmp_path: Path) -> None:
     path = tmp_path / "cm-wg0.key"
     path.write_bytes(RFC_PRIVATE)
