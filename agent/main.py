@@ -9,7 +9,6 @@ Stopping, killed or asked, undoes nothing: programs, maps, routes and WireGuard 
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import signal
 import sys
@@ -52,16 +51,12 @@ from clustermesh.store.client import EtcdClient
 from clustermesh.store.tls import Tls
 
 _log = logging.getLogger(__name__)
-# Entries by the hundred thousand come at the start and stay: to walk over them again and again holds up everything else
-# for half a second each time.
-GC_THRESHOLDS = (5_000, 5, 10_000)
 
 
 def main() -> None:
     """`clustermesh agent` and `python -m agent`. Exit codes: 0 stopped, 1 failed, 2 wrong usage or input."""
-    options = parse()
-    gc.set_threshold(*GC_THRESHOLDS)
     be_frugal()
+    options = parse()
     error: BaseException | None = None
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:

@@ -22,7 +22,7 @@ from typing import Any, cast
 from agent.bpf.syscalls import NO_PREALLOC, MapType, map_create
 from agent.domains.addresses import Addresses
 from agent.domains.tables import Targets
-from agent.main import GC_THRESHOLDS
+from agent.memory import GC_THRESHOLDS
 from agent.plan.attached import AttachedPods
 from agent.propagation import Propagation
 from agent.sink import AgentSink

@@ -23,7 +23,7 @@ from pathlib import Path
 from agent.bpf.bpffs import cgroup2_root, ensure_bpffs
 from agent.bpf.loader import Datapath
 from agent.domains.tables import open_map
-from agent.main import GC_THRESHOLDS
+from agent.memory import GC_THRESHOLDS
 from agent.plan.services import ServicePlanner, ServiceTrackers
 from clustermesh.address import from_int, nth, parse, parse_prefix, text, to_int
 from clustermesh.mesh.resolve import Backend, Frontend, Group, ServiceEntry, resolve
