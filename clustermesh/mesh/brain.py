@@ -12,9 +12,11 @@ The rules:
    lives until `silence` seconds after its last beat, or until its heartbeat vanishes.
 5. The writer is proven while it lives, the canary stands, and the one that beats wrote it (their lease is one) or has
    been beating for `settle` seconds: one that comes back beats first and writes its entries after. What vanishes after
-   the last beat of a proven writer, by a deletion or from a list, is believed.
-6. What vanished otherwise (leases end, an etcd is being filled, a watch tells of old times) is kept. Once the writer is
-   proven its table is listed again, and that list is believed.
+   the last beat of a proven writer, by a deletion or from a list, is believed if heartbeat and canary did not vanish
+   before or with it (all leases were revoked, all keys deleted). That one reads in etcd: each watch has its own time.
+6. A heartbeat or a canary that vanishes makes the cluster stale. What vanished otherwise (leases end, an etcd is being
+   filled, a watch tells of old times) is kept. Once the writer is proven its table is listed again, and that list is
+   believed.
 7. A compaction or another history (an etcd that was emptied or restored) begins a new attempt: its tables wait for
    their canaries, and its first beat is yet to come. So does having slept: what waits to be heard is old.
 8. A table that is cut off, refused (our access was revoked) or too large is behind; nothing of it is given up.
@@ -49,6 +51,7 @@ from clustermesh.wire import keys
 RECHECK: Final = 30.0
 RELIST: Final = 300.0  # seconds: a cluster at its limit that comes and goes costs a list of a table so often
 ASLEEP: Final = 60.0  # seconds that a Tick is late
+_NO_CANARY: Final = "its canary was deleted"
 _FIRST_DELAY: Final = 0.2
 _LAST_DELAY: Final = 15.0
 _USUAL: Final = Terms()
@@ -88,6 +91,7 @@ class ReaderBrain:
         self._tables: dict[bytes, Reading] = {}
         self._canaries: dict[bytes, int | None] = {}  # the lease of each, None for one that is not there
         self._writer = Writer(terms, 0.0)
+        self._attesting = False
         self._recheck = 0.0
         self._delay = _FIRST_DELAY
         self._made_up = -RELIST
@@ -156,7 +160,7 @@ class ReaderBrain:
         self._tables = {each.prefix: Reading(each, cluster, self.terms.limits, self._held) for each in tables}
         self._canaries = {each.canary: None for each in tables if each.canary is not None}
         self.behind = {each.kind: "waiting for its list" for each in tables if each.required}
-        self._writer, self._recheck = Writer(self.terms, now), now + RECHECK
+        self._writer, self._recheck, self._attesting = Writer(self.terms, now), now + RECHECK, False
         yield Follow(keys.HEARTBEAT, live=True)
         for prefix in sorted({_parent(canary) for canary in self._canaries}):
             yield Follow(prefix)
@@ -204,6 +208,7 @@ class ReaderBrain:
         for event in () if isinstance(item, Listed) else item.events:
             if isinstance(event, Deleted):
                 self._writer.stop()
+                self._fall_behind("heartbeat", "its heartbeat was deleted", now)
             else:
                 self._writer.beat(event.kv, now)
                 self._catch_up("heartbeat", now)
@@ -214,8 +219,16 @@ class ReaderBrain:
             key = event.key if isinstance(event, Deleted) else event.kv.key
             if key in self._canaries:
                 self._canaries[key] = None if isinstance(event, Deleted) else event.kv.lease
+        self._miss_canaries(now)
         waiting = [each for each in self._tables.values() if not each.followed and self._stands(each.table)]
         return [*(each.start() for each in waiting), *self._believe(now)]
+
+    def _miss_canaries(self, now: float) -> None:
+        for reading in self._tables.values():
+            if reading.followed and reading.table.required and not self._stands(reading.table):
+                self._fall_behind(reading.table.kind, _NO_CANARY, now)
+            elif reading.whole and self.behind.get(reading.table.kind) == _NO_CANARY:
+                self._catch_up(reading.table.kind, now)
 
     def _hear_table(self, reading: Reading, item: Listed | Changed | Interrupted, now: float) -> Iterable[Command]:
         kind = reading.table.kind
@@ -225,9 +238,9 @@ class ReaderBrain:
                 self._fall_behind(kind, str(item.error), now)
             return ()
         commands = reading.take(item, self._proof(reading.table, now))
-        if reading.whole:
+        if reading.whole and self._stands(reading.table):
             self._catch_up(kind, now)
-        return [*commands, *self._believe(now)]
+        return [*commands, *self._believe(now), *self._attest()]
 
     # -- what is believed ----------------------------------------------------------------------------------------------
 
@@ -257,6 +270,26 @@ class ReaderBrain:
             return ()
         self._made_up = now
         return [each.start() for each in short]
+
+    def _attest(self) -> Iterable[Command]:
+        """Ask for the witnesses of what has vanished."""
+        witnesses = {key for each in self._tables.values() if each.gone for key in each.witnesses}
+        if self._attesting or not witnesses:
+            return ()
+        self._attesting = True
+        return [messages.Attest(tuple(sorted(witnesses)))]
+
+    def _hear_witnesses(self, event: messages.Attested, now: float) -> Iterable[Command]:
+        self._attesting = False
+        commands = list[Command]()
+        for reading in (each for each in self._tables.values() if each.gone):
+            if self._proof(reading.table, now) is None or not event.created.keys() >= set(reading.witnesses):
+                reading.doubt()  # that a witness is not there, its own watch is about to tell
+                continue
+            commands += reading.settle(event.created, event.revision)
+            if reading.doubted:
+                commands.append(reading.start())
+        return [*commands, *self._attest()]
 
     def _believe(self, now: float) -> Iterable[Command]:
         """List again the tables of which something is kept that vanished, where there is proof by now."""
@@ -307,6 +340,7 @@ _TABLE: Final[dict[tuple[Phase, type], Callable[[ReaderBrain, Any, float], Itera
     (Phase.ASKING, messages.Broken): ReaderBrain._fail,
     (Phase.ASKING, messages.Removed): ReaderBrain._remove,
     (Phase.READING, Heard): ReaderBrain._hear,
+    (Phase.READING, messages.Attested): ReaderBrain._hear_witnesses,
     (Phase.READING, messages.Tick): ReaderBrain._tick,
     (Phase.READING, messages.Configured): ReaderBrain._recheck_configuration,
     (Phase.READING, messages.Unread): ReaderBrain._ignore,  # whatever is wrong, what is followed says so

@@ -135,6 +135,8 @@ class ClusterReader:
                             return after
                         case messages.Ask():
                             following.start(None, self._ask(client))
+                        case messages.Attest(witnesses):
+                            following.start(b"", _attest(client, witnesses))
                         case messages.Follow(prefix, live):
                             listed = listed or await self._pace.begin()
                             following.follow(prefix, live)
@@ -276,6 +278,15 @@ class _Following:
             async for item in items:
                 for part in parts(item):
                     yield messages.Heard(prefix, part)
+
+
+async def _attest(client: EtcdClient, witnesses: Sequence[bytes]) -> AsyncIterator[Event]:
+    try:
+        revision, created = await client.created(witnesses)
+    except ClusterMeshError:
+        yield messages.Attested({})
+    else:
+        yield messages.Attested(created, revision)
 
 
 @asynccontextmanager

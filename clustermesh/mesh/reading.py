@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Set
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Mapping, Set
+from typing import Any, Final, NamedTuple
 from zlib import crc32
 
 from clustermesh.errors import Invalid
@@ -14,19 +14,31 @@ from clustermesh.model import Cluster
 from clustermesh.store.follower import Changed, Deleted, Listed
 from clustermesh.store.follower import Put as Written
 from clustermesh.store.operations import KeyValue
+from clustermesh.wire import keys
 
 MOST_NAMED: Final = 2_000  # of a table: a peer full of garbage must not fill this node's memory
 _SHOWN: Final = 200  # characters of a refused key: it may have a million, and goes into status
 
 
+class _Vanished(NamedTuple):
+    at: int  # the revision of the deletion, or of the list that did not have it
+    told: int = 0  # that of the deletion
+
+
 class Reading:
     """Whether the table is `followed`, was listed `whole` since, and whether something is kept of it that vanished
-    without proof (`doubted`). What is refused is named up to a limit, and counted beyond it."""
+    without proof (`doubted`). What is refused is named up to a limit, and counted beyond it.
+
+    `gone` is what has vanished by the word of a writer that is proven, and waits for one thing more: that its
+    `witnesses`, the heartbeat and the canary, did not vanish with it.
+    """
 
     def __init__(self, table: Table, cluster: Cluster, limits: Limits, held: Callable[[str], Set[Any]]) -> None:
         self.table = table
         self.followed = self.whole = self.doubted = False
         self._cluster, self._limits, self._held = cluster, limits, held
+        self.gone: dict[Any, _Vanished] = {}
+        self.witnesses = (keys.HEARTBEAT,) if table.canary is None else (keys.HEARTBEAT, table.canary)
         self._listing = False
         self._names: set[Any] = set()  # what the list under way has, good or not: what is refused has not vanished
         self._refused: set[str] = set()  # since the list began
@@ -35,6 +47,7 @@ class Reading:
 
     def start(self) -> Follow:
         self.followed, self.whole, self.doubted = True, False, False
+        self.gone = {}
         self.forget_list()
         return Follow(self.table.prefix)
 
@@ -43,16 +56,14 @@ class Reading:
         self._listing, self._names = False, set()
 
     def take(self, item: Listed | Changed, proof: int | None) -> list[Command]:
-        """What to do about `item`. That something has gone is believed where it is not older than the revision `proof`
-        of a writer that is proven; where there is none (None) nothing of the kind is."""
+        """What to do about `item`. That something has gone waits for its witnesses where it is not older than the
+        revision `proof` of a writer that is proven; where there is none (None) it is doubted."""
         commands = list[Command]()
         if isinstance(item, Changed):
             self.forget_list()
             for event in item.events:
                 if isinstance(event, Deleted):
-                    commands += self._delete(
-                        event.key, item.revision, proof is not None and event.mod_revision >= proof
-                    )
+                    commands += self._delete(event, proof is not None and event.mod_revision >= proof)
                 else:
                     commands += self._put(event.kv, item.revision and event.kv.mod_revision)
             return commands + self._count()
@@ -61,12 +72,31 @@ class Reading:
         for event in item.events:
             if isinstance(event, Written):
                 commands += self._put(event.kv, 0)
-        return commands if item.more else commands + self._end_list(proof is not None and item.revision >= proof)
+        return commands if item.more else commands + self._end_list(item.revision, proof)
+
+    def settle(self, created: Mapping[bytes, int], revision: int) -> list[Command]:
+        """What vanished until `revision` is believed where all witnesses, which are there, were `created` before."""
+        commands = list[Command]()
+        for name, vanished in list(self.gone.items()):
+            if vanished.at > revision:
+                continue
+            del self.gone[name]
+            if all(created[witness] <= vanished.at for witness in self.witnesses):
+                commands.append(Remove(self.table.kind, name, vanished.told))
+            else:
+                self.doubted = True
+        return commands
+
+    def doubt(self) -> None:
+        """What vanished is kept, until there is proof again."""
+        self.doubted, self.gone = True, {}
 
     def _put(self, kv: KeyValue, revision: int) -> Iterable[Command]:
         try:
             name = self.table.name_of(kv.key)
             self._names.add(name)
+            if self.gone:
+                self.gone.pop(name, None)
             self._check_size(len(kv.value))
             value = self.table.decode(kv.key, kv.value, self._cluster)
         except Invalid as e:
@@ -96,27 +126,29 @@ class Reading:
         if size > self._limits.value_bytes:
             raise Invalid("value", f"{size} bytes", f"must be at most {self._limits.value_bytes}")
 
-    def _delete(self, key: bytes, revision: int, believed: bool) -> Iterable[Command]:
+    def _delete(self, event: Deleted, proven: bool) -> Iterable[Command]:
         try:
-            name = self.table.name_of(key)
+            name = self.table.name_of(event.key)
         except Invalid:
-            return self._accept(key)
-        if believed:
-            return (Remove(self.table.kind, name, revision), *self._accept(key))
-        self.doubted = self.doubted or name in self._held(self.table.kind)
-        return ()
+            return self._accept(event.key)
+        if not proven:
+            self.doubted = self.doubted or name in self._names or name in self._held(self.table.kind)
+            return ()
+        self.gone[name] = _Vanished(event.mod_revision, event.mod_revision)
+        return self._accept(event.key)
 
-    def _end_list(self, believed: bool) -> list[Command]:
-        """The list is the whole table: what is held beside it is gone, if that is `believed`."""
+    def _end_list(self, revision: int, proof: int | None) -> list[Command]:
+        """The list is the whole table: what is held beside it has vanished."""
         kind, prefix = self.table.kind, self.table.prefix.decode()
         gone = self._held(kind) - self._names
         stale = [what for what in self._held("refused") - self._refused if what.startswith(prefix)]
         commands: list[Command] = [Accept(what) for what in stale]
         if kind in self._held("short"):
             commands.append(Whole(kind))
-        if believed:
-            commands += [Remove(kind, name, 0) for name in gone]
-        self.doubted = self.doubted or bool(gone and not believed)
+        if proof is not None and revision >= proof:
+            self.gone = dict.fromkeys(gone, _Vanished(revision))
+        else:
+            self.doubted = self.doubted or bool(gone)
         self.whole = True
         self.forget_list()
         return commands + self._count()

@@ -95,6 +95,13 @@ class EtcdClient:
         response = await self.call(methods.RANGE, pb.RangeRequest(key=key, revision=revision))
         return next(_key_values(response.kvs), None)
 
+    async def created(self, keys: Iterable[bytes]) -> tuple[int, dict[bytes, int]]:
+        """Those of `keys` that are there, each with the revision since which it is, as of a revision or a later one."""
+        requests = [pb.RangeRequest(key=key, keys_only=True) for key in keys]
+        answers = await asyncio.gather(*(self.call(methods.RANGE, request) for request in requests))
+        found = {kv.key: kv.create_revision for answer in answers for kv in answer.kvs}
+        return min(answer.header.revision for answer in answers), found
+
     async def range(self, prefix: bytes, *, page: int = 1000, most_bytes: int | None = None) -> Listing:
         """Every key under `prefix` (b"": all) at one revision.
 

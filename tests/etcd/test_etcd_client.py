@@ -35,6 +35,17 @@ async def test_a_key_is_read_as_of_an_earlier_revision(client: EtcdClient) -> No
         await client.get(b"k", revision=old)
 
 
+async def test_since_when_keys_are_there_is_told_for_those_that_are(client: EtcdClient) -> None:
+    first = await client.put(b"k", b"1")
+    await client.put(b"k", b"2")
+    await client.delete(b"gone")
+    last = await client.put(b"gone", b"1")
+    assert await client.created([b"k", b"gone"]) == (last, {b"k": first, b"gone": last})
+    await client.delete(b"gone")
+    again = await client.put(b"k", b"3")
+    assert await client.created([b"k", b"gone"]) == (again, {b"k": first})
+
+
 async def test_swap_writes_only_what_nobody_else_wrote_meanwhile(client: EtcdClient) -> None:
     assert await client.swap(b"k", 0, b"first")
     assert not await client.swap(b"k", 0, b"second")

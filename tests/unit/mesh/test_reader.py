@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clustermesh.errors import Unavailable
-from clustermesh.mesh.messages import Configured, Connected, Event, Heard
+from clustermesh.mesh.messages import Attested, Configured, Connected, Event, Heard
 from clustermesh.mesh.reader import ClusterReader, parts
 from clustermesh.mesh.refusals import Reason
 from clustermesh.mesh.state import MeshState
@@ -124,6 +124,7 @@ async def test_an_entry_that_the_sink_cannot_take_is_refused_and_the_next_ones_a
     assert "ZeroDivisionError" in str(sink.refusals("beta").named(9))
     gone = Deleted(keys.service_key("beta", "n", "poison"), mod_revision=4)
     await reader._take_in(reader._hear(Heard(SERVICES, Changed([gone], 4))))
+    await reader._take_in(reader._hear(Attested({keys.HEARTBEAT: 1, keys.canary_key("beta", "services"): 1}, 4)))
     assert not sink.refusals("beta"), "what is gone is refused no more"
 
 

@@ -128,6 +128,11 @@ class Play:
             case "restored", [cluster_id, *pairs]:
                 self.held["services"] = dict(pair.split("=") for pair in pairs)
                 return messages.Restored(_config([cluster_id]))
+            case "witnesses", ["unread"]:
+                return messages.Attested({})
+            case "witnesses", [revision, *pairs]:
+                created = dict(pair.split("=") for pair in pairs)
+                return messages.Attested({_place(key): int(at) for key, at in created.items()}, int(revision))
             case "config", ["unread", *why]:
                 return messages.Unread(" ".join(why))
             case "config", ["none"]:
@@ -160,6 +165,10 @@ class Play:
     def state(self) -> str:
         behind = f" behind {' '.join(sorted(self.brain.behind))}" if self.brain.behind else ""
         return f"{self.brain.session.state}{behind}"
+
+
+def _place(witness: str) -> bytes:
+    return keys.HEARTBEAT if witness == "heartbeat" else SYNCED + witness.encode()
 
 
 def _config(options: list[str]) -> ClusterConfig:
@@ -212,6 +221,8 @@ def _word(command: messages.Command) -> str:  # noqa: PLR0911 one command each
             return what
         case messages.Again(after):
             return f"{after:g}"
+        case messages.Attest(witnesses):
+            return " ".join(witness.removeprefix(SYNCED).decode().rpartition(".")[2] for witness in witnesses)
         case messages.Follow(prefix, _):
             return {keys.HEARTBEAT: "heartbeat", SYNCED: "canaries"}.get(prefix, prefix.decode().strip("/"))
     return ""
