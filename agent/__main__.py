@@ -1,5 +1,9 @@
 """`python -m agent` is the node agent."""
 
-from agent.main import main
+from agent.memory import be_frugal
+
+be_frugal()
+
+from agent.main import main  # noqa: E402  # what is imported is made, and kept, as everything after it
 
 main()

@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import inspect
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ _log = logging.getLogger(__name__)
 _LIMIT = 1 << 20  # bytes of one request
 _IDLE = 30.0  # seconds a client may keep quiet
 
-Method = Callable[[dict[str, Any]], Awaitable[Any]]
+Method = Callable[[dict[str, Any]], Any]
+"""The result, or something to await for it."""
 
 
 class Request(Struct, frozen=True):
@@ -36,17 +38,18 @@ _decoder = msgspec.json.Decoder(Request)
 
 
 @contextlib.contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Be the one agent of the socket at `path`, before anything is touched that another one works with. Refused."""
+def alone(run_dir: Path, state_dir: Path) -> Iterator[None]:
+    """Be the one agent of these folders, before anything is touched that another one works with. Refused."""
     with contextlib.ExitStack() as closing:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = closing.enter_context(path.with_suffix(".lock").open("w"))
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            raise Refused(f"another agent holds {path.with_suffix('.lock')}: stop it first") from e
-        except OSError as e:
-            raise Refused(f"cannot listen on {path}: {e.strerror or e}") from e
+        for folder, option in {state_dir: "--state-dir", run_dir: "--run-dir"}.items():
+            lock = folder / "agent.lock"
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                fcntl.flock(closing.enter_context(lock.open("w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as e:
+                raise Refused(f"another agent holds {lock}: stop it first") from e
+            except OSError as e:
+                raise Refused(f"{lock}: {e.strerror or e}; give another folder with {option}") from e
         yield
 
 
@@ -107,7 +110,8 @@ async def answer(line: bytes, methods: Mapping[str, Method]) -> dict[str, Any]:
     if method is None:
         return _error(f"no method {request.method!r}", f"methods: {', '.join(sorted(methods))}")
     try:
-        return {"result": await method(request.params)}
+        result = method(request.params)
+        return {"result": await result if inspect.isawaitable(result) else result}
     except Unavailable as e:
         return _error(str(e), "try again in a moment")
     except ClusterMeshError as e:

@@ -9,7 +9,6 @@ Stopping, killed or asked, undoes nothing: programs, maps, routes and WireGuard 
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import signal
 import sys
@@ -24,9 +23,8 @@ from agent.bpf.loader import Datapath
 from agent.bpf.probe import Feature, probe
 from agent.cni.methods import Pods
 from agent.domains.domains import Domains
-from agent.domains.targets import ThisNode, open_targets
+from agent.domains.tables import ThisNode, open_targets
 from agent.memory import be_frugal, keep_what_is_there
-from agent.methods import methods
 from agent.metrics import StatusCollector
 from agent.options import Options, parse
 from agent.propagation import Propagation
@@ -37,7 +35,7 @@ from agent.surroundings import Surroundings
 from agent.underlay import UnderlaySetup
 from agent.wireguard import keys as wireguard_keys
 from agent.wireguard.device import open_device
-from clustermesh.errors import ClusterMeshError, Refused, first_of
+from clustermesh.errors import ClusterMeshError, Invalid, Refused, first_of, sentence
 from clustermesh.health import serve_health
 from clustermesh.mesh import last_good
 from clustermesh.mesh.messages import Terms
@@ -53,22 +51,21 @@ from clustermesh.store.client import EtcdClient
 from clustermesh.store.tls import Tls
 
 _log = logging.getLogger(__name__)
-# Entries by the hundred thousand come at the start and stay: to walk over them again and again holds up everything else
-# for half a second each time.
-GC_THRESHOLDS = (5_000, 5, 10_000)
 
 
 def main() -> None:
-    """`clustermesh agent` and `python -m agent`. Exit codes: 0 stopped, 1 failed, 2 usage."""
-    options = parse()
-    gc.set_threshold(*GC_THRESHOLDS)
+    """`clustermesh agent` and `python -m agent`. Exit codes: 0 stopped, 1 failed, 2 wrong usage or input."""
     be_frugal()
+    options = parse()
+    error: BaseException | None = None
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         asyncio.run(_until_stopped(options))
     except* (ClusterMeshError, OSError) as group:
-        print(f"clustermesh agent: {first_of(group)}", file=sys.stderr)
-        sys.exit(1)
+        error = first_of(group)
+    if error is not None:
+        print(f"error: {sentence(error)}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, Invalid) else 1)
 
 
 async def _until_stopped(options: Options) -> None:
@@ -88,7 +85,7 @@ async def _until_stopped(options: Options) -> None:
 async def run(options: Options) -> None:
     """Run the agent until cancelled. Raises Refused or Unavailable where this node cannot run one at all."""
     context = contexts.load(options.context)
-    with api.alone(options.socket):
+    with api.alone(options.run_dir, options.state_dir):
         private_key = wireguard_keys.load_or_create(options.state_dir / "wireguard.key")
         async with asyncio.TaskGroup() as tasks:
             deriving = tasks.create_task(wireguard_keys.derive_public_key(private_key))  # meanwhile the rest starts
@@ -103,12 +100,18 @@ async def run(options: Options) -> None:
 
 
 def _check_features(options: Options) -> list[Feature]:
-    """What this kernel has, found out by trying. Refused, with what to do, where something is missing without which
-    there is no datapath."""
+    """What this kernel has, found out by trying."""
     ensure_bpffs(options.bpffs)
-    features = probe(options.bpffs)
-    if lacking := [f"{each.sentence} ({each.remedy})" for each in features if each.needed and not each.present]:
-        raise Refused("; ".join(lacking))
+    return check_needed(probe(options.bpffs))
+
+
+def check_needed(features: list[Feature]) -> list[Feature]:
+    """Refused, with what to do, where something is missing without which there is no datapath."""
+    lacking = [each for each in features if each.needed and not each.present]
+    if first := [each for each in lacking if each.name == "bpf"]:
+        lacking = first  # without it nothing else was tried
+    if lacking:
+        raise Refused("; ".join(f"{each.sentence} ({each.remedy})" for each in lacking))
     return features
 
 
@@ -137,6 +140,7 @@ async def _work(options: Options, context: Context, etcd: EtcdClient, node: This
     record = AgentRecord(node=options.node, wireguard_public_key=node.public_key, boot_id=report.boot_id())
     ground = await around.read()
     state.stand_on(ground.without_peers(context.name))
+    state.restoring = True
     if (kept := last_good.load(options.last_good, context.name)) is not None:
         await restore(sink, context.name, kept)
         own.restored(kept.config)
@@ -147,21 +151,22 @@ async def _work(options: Options, context: Context, etcd: EtcdClient, node: This
     domains.on_ready = keep_what_is_there
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(around.keep(state.stand_on, ground))
-        tasks.create_task(_read_own(own, peers))
+        tasks.create_task(_read_own(own, peers, state))
         tasks.create_task(peers.run())
         tasks.create_task(domains.run(own, peers))
         tasks.create_task(pods.run())
-        tasks.create_task(api.serve(options.socket, methods(status, pods)))
+        tasks.create_task(api.serve(options.socket, status.methods()))
         tasks.create_task(report.keep_registered(etcd, record, status.nodes))
-        tasks.create_task(report.keep_reported(etcd, options.node, status.said))
+        tasks.create_task(report.keep_logged(lambda: [status.not_ready(), *map(str, status.problems())]))
+        tasks.create_task(report.keep_reported(etcd, options.node, status.report))
         tasks.create_task(keep_saved(options.last_good, sink, state, own, peers))
         tasks.create_task(serve_health(options.metrics, REGISTRY, status.readiness))
 
 
-async def _read_own(own: ClusterReader, peers: Peers) -> None:
-    """Once all that was kept on disk is restored: a Node of the own cluster that was refused, and so not kept, must not
-    stand before those that it was refused for."""
+async def _read_own(own: ClusterReader, peers: Peers, state: MeshState) -> None:
+    """As the peers are read: once all that was kept is restored. Nothing that is read can be in before this went on."""
     await peers.looked.wait()
+    state.restoring = False
     await own.run()
 
 

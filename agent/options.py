@@ -8,13 +8,17 @@ import socket
 from pathlib import Path
 
 from msgspec import Struct
+from msgspec.structs import fields
 
 from clustermesh.errors import Invalid
 from clustermesh.health import parse_address
+from clustermesh.wire import keys
 
 _EXAMPLES = """examples:
   clustermesh agent --context /etc/clustermesh
   clustermesh agent --context /etc/clustermesh --node worker-3 --metrics 0.0.0.0:9962
+
+exit codes: 0 stopped, 1 failed, 2 wrong usage or input
 """
 
 
@@ -50,19 +54,23 @@ def parse(arguments: list[str] | None = None) -> Options:
     add = parser.add_argument
     context = os.environ.get("CLUSTERMESH_CONTEXT", "/etc/clustermesh")
     add("--context", type=Path, default=Path(context), metavar="DIR", help=f"the cluster's folder (default {context})")
-    add("--node", default=socket.gethostname(), help="this node's name in its cluster (default: the host name)")
-    add("--state-dir", type=Path, default=Path("/var/lib/clustermesh"), metavar="DIR", help="kept over reboots")
-    add("--run-dir", type=Path, default=Path("/run/clustermesh"), metavar="DIR", help="where agent.sock is made")
-    add("--bpffs", type=Path, default=Path("/sys/fs/bpf"), metavar="DIR", help="a mounted bpf file system")
     add(
-        "--metrics",
-        type=_listener,
-        default="127.0.0.1:9962",
-        metavar="HOST:PORT",
-        help='HTTP metrics and health; "" for none',
+        "--node",
+        type=_node,
+        default=socket.gethostname(),
+        help="this node's name in its cluster (default: the host name)",
     )
-    add("--device", type=_device, default="cm-wg0", help="name of the WireGuard device")
-    add("--port", type=_port, default=51871, help="UDP port of WireGuard, equal in the whole mesh")
+    for option, kind, metavar, text in (
+        ("state_dir", Path, "DIR", "kept over reboots"),
+        ("run_dir", Path, "DIR", "where agent.sock is made"),
+        ("bpffs", Path, "DIR", "a mounted bpf file system"),
+        ("metrics", _listener, "HOST:PORT", 'HTTP metrics and health; "" for none'),
+        ("device", _device, "NAME", "name of the WireGuard device"),
+        ("port", _port, "PORT", "UDP port of WireGuard, equal in the whole mesh"),
+    ):
+        usual = next(field.default for field in fields(Options) if field.name == option)
+        shown = f"{text} (default {usual})"
+        add(f"--{option.replace('_', '-')}", type=kind, default=usual, metavar=metavar, help=shown)
     return Options(**vars(parser.parse_args(arguments)))
 
 
@@ -73,6 +81,13 @@ def _listener(text: str) -> str:
         except Invalid as e:
             raise argparse.ArgumentTypeError(e.rule) from e
     return text
+
+
+def _node(text: str) -> str:
+    try:
+        return keys.check_name(text, "node")
+    except Invalid as e:
+        raise argparse.ArgumentTypeError(e.rule) from e
 
 
 def _device(text: str) -> str:

@@ -1,4 +1,4 @@
-"""A helper process (wireguard-go): started so that it outlives the agent, adopted by the next one, watched, ended.
+"""A helper process (wireguard-go): started so that it outlives the agent, adopted by the next one, watched.
 
 What a helper serves goes on while no agent runs. The one thing that two agents have in common is the unix socket it
 listens on: whoever listens there is the helper, and the kernel says which process that is. A helper that hangs listens
@@ -71,28 +71,16 @@ class HelperProcess:
             if pid == _SOMEBODY:
                 await asyncio.sleep(_LOOK_SECONDS)
             else:
-                await self._ended(pid, None)
+                await self._ended(pid)
 
-    async def stop(self, seconds: float = 5.0) -> None:
-        """End it: SIGTERM, and SIGKILL where it still runs after `seconds`. Absent is success."""
-        for number, patience in ((signal.SIGTERM, seconds), (signal.SIGKILL, None)):
-            pid = find_listener(self._socket)
-            if pid is None or pid == _SOMEBODY or await self._ended(pid, patience, number):
-                return
-
-    async def _ended(self, pid: int, seconds: float | None, number: signal.Signals | None = None) -> bool:
-        """Wait for its end, after sending it `number`. False where it still runs after `seconds`."""
+    async def _ended(self, pid: int) -> None:
         try:
             process = os.pidfd_open(pid)
         except ProcessLookupError:
-            return True
+            return
         try:
-            if find_listener(self._socket) not in (pid, _SOMEBODY):  # it ended, and its number may be another's by now
-                return True
-            if number is not None:
-                with suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(process, number)
-            return await _readable(process, seconds)
+            if find_listener(self._socket) in (pid, _SOMEBODY):  # or it ended, and its number may be another's by now
+                await _readable(process)
         finally:
             os.close(process)
 
@@ -142,14 +130,10 @@ def runs(pid: int) -> bool:
     return state not in ("Z", "X")
 
 
-async def _readable(descriptor: int, seconds: float | None) -> bool:
+async def _readable(descriptor: int) -> None:
     loop, ready = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(descriptor, ready.set)
     try:
-        async with asyncio.timeout(seconds):
-            await ready.wait()
-    except TimeoutError:
-        return False
+        await ready.wait()
     finally:
         loop.remove_reader(descriptor)
-    return True

@@ -6,22 +6,24 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import aclosing
 from pathlib import Path
 
-from agent.reporter import FEW_NODES, Reporter, Said
+from agent.reporter import FEW_NODES, NUMBER, Reporter
 from clustermesh.errors import ClusterMeshError
 from clustermesh.model import AgentRecord
 from clustermesh.store.backoff import Backoff
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.follow import Interrupted, follow
 from clustermesh.wire import keys, local
+from clustermesh.wire.agent_report import AgentReport
 
 _log = logging.getLogger(__name__)
 _STATUS_TTL = 60  # seconds, of few nodes
 _RENEWALS_PER_SECOND = 100  # of all nodes together; each costs etcd no write
 _STATUS_PERIOD = 1.0
+_LOG_PERIOD = 5.0
 _WRITES_PER_SECOND = 20  # of all nodes together
 
 
@@ -31,6 +33,29 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
+
+
+class ProblemLog:
+    """Logs each problem once as it comes, and that it went. Numbers in it may change."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, str] = {}
+
+    def note(self, problems: Iterable[str]) -> None:
+        found = {NUMBER.sub("#", problem): problem for problem in problems if problem}
+        for problem in found.keys() - self._known.keys():
+            _log.warning("%s", found[problem])
+        if gone := len(self._known.keys() - found.keys()):
+            _log.info("%d problems are solved, %d left", gone, len(found))
+        self._known = found
+
+
+async def keep_logged(problems: Callable[[], Iterable[str]]) -> None:
+    """Never returns."""
+    log = ProblemLog()
+    while True:
+        await asyncio.sleep(_LOG_PERIOD)
+        log.note(problems())
 
 
 async def keep_registered(client: EtcdClient, record: AgentRecord, nodes: Callable[[], int]) -> None:
@@ -67,7 +92,7 @@ def _turn(nodes: int) -> float:
     return random.random() * nodes / _WRITES_PER_SECOND if nodes > FEW_NODES else 0.0
 
 
-async def keep_reported(client: EtcdClient, node: str, status: Callable[[], tuple[Said, int]]) -> None:
+async def keep_reported(client: EtcdClient, node: str, status: Callable[[], tuple[AgentReport, int]]) -> None:
     """Keep this node's report in etcd, on a lease that ends with the agent. Never returns.
 
     `status` gives it, and the number of nodes of the cluster.
@@ -82,7 +107,9 @@ async def keep_reported(client: EtcdClient, node: str, status: Callable[[], tupl
         await asyncio.sleep(backoff.next(time.monotonic() - began))
 
 
-async def _report(client: EtcdClient, key: bytes, reporter: Reporter, status: Callable[[], tuple[Said, int]]) -> None:
+async def _report(
+    client: EtcdClient, key: bytes, reporter: Reporter, status: Callable[[], tuple[AgentReport, int]]
+) -> None:
     """Until etcd fails. Begins with the lease of the report that is there, so that a restart is no write."""
     lease, ttl, renewed = await _adopt(client, key, reporter), _STATUS_TTL, time.monotonic()
     while True:

@@ -22,8 +22,6 @@ from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from typing import Final
 
-from msgspec import Struct
-
 from clustermesh.errors import DecodeError
 from clustermesh.wire import agent_report
 from clustermesh.wire.agent_report import AgentReport
@@ -36,19 +34,7 @@ _UNKNOWN_SECONDS: Final = 5.0  # to wait for the number of nodes, before the fir
 _BYTES_PER_SECOND: Final = 22e6 / 3600
 _BYTES_SAVED: Final = 15e6
 _OVERHEAD: Final = 100  # bytes that etcd keeps beside each value
-_NUMBER: Final = re.compile(r"\d+")
-
-
-class Said(Struct, frozen=True):
-    """A report, with those of its problems that every node may have at the same moment."""
-
-    report: AgentReport
-    shared: tuple[str, ...] = ()
-
-    def whole(self) -> AgentReport:
-        """What is written."""
-        told = self.report
-        return AgentReport(told.version, told.not_ready, (*told.problems, *self.shared), told.clusters)
+NUMBER: Final = re.compile(r"\d+")
 
 
 class News(Enum):
@@ -66,7 +52,7 @@ class Reporter:
     def __init__(self, draw: Callable[[], float]) -> None:
         self._draw = draw
         self._written = b""
-        self._said: Said | None = None
+        self._said: AgentReport | None = None
         self._noticed: dict[News, tuple[float, float]] = {}  # when, and the number drawn for it
         self._credit: float | None = None
         self._heard_at = self._wrote_at = -math.inf
@@ -79,9 +65,9 @@ class Reporter:
         """Whether `value` is what was written last."""
         return value == self._written
 
-    def hear(self, said: Said, now: float, nodes: int) -> bytes | None:
+    def hear(self, said: AgentReport, now: float, nodes: int) -> bytes | None:
         """The value to write at `now` (seconds, any clock that only goes on), None where there is nothing to do yet."""
-        value = agent_report.encode(said.whole())
+        value = agent_report.encode(said)
         news = set(self._news(said, value))
         self._noticed = {each: self._noticed.get(each) or (now, self._draw()) for each in news}
         self._earn(now, max(nodes, 1))
@@ -92,14 +78,14 @@ class Reporter:
         waits = (self._turn(each, nodes, *noticed) for each, noticed in self._noticed.items())
         return max(min(waits, default=math.inf), self._payable(max(nodes, 1)))
 
-    def wrote(self, said: Said, value: bytes) -> None:
+    def wrote(self, said: AgentReport, value: bytes) -> None:
         """`value`, what `hear` gave for `said`, is in etcd."""
         self._written, self._said = value, said
         self._noticed.clear()
         self._wrote_at = self._heard_at
         self._credit = (self._credit or 0.0) - len(value) - _OVERHEAD
 
-    def _news(self, said: Said, value: bytes) -> Iterator[News]:
+    def _news(self, said: AgentReport, value: bytes) -> Iterator[News]:
         if value == self._written:
             return
         if not self._written:
@@ -107,10 +93,10 @@ class Reporter:
             return
         yield News.COUNTS
         if self._said is None:  # another agent wrote it, and did not say which problems are whose
-            if _state(value) != _state(self._written):
+            if _facts(value) != _facts(self._written):
                 yield News.SHARED
             return
-        if _sentences(said.report) != _sentences(self._said.report):
+        if _own(said) != _own(self._said):
             yield News.OWN
         if _everywhere(said) != _everywhere(self._said):
             yield News.SHARED
@@ -139,26 +125,23 @@ class Reporter:
         return self._heard_at + max(0.0, -(self._credit or 0.0)) * nodes / _BYTES_PER_SECOND
 
 
-def _state(value: bytes) -> tuple[object, ...] | None:
-    """What is no count in a report, None where it is none."""
+def _facts(value: bytes) -> tuple[object, ...]:
+    """What is no count in a report, () where it is none."""
     try:
         report = agent_report.decode(value)
     except DecodeError:
-        return None
-    return _sentences(report), _clusters(report)
+        return ()
+    return _own(report), _everywhere(report)
 
 
-def _everywhere(said: Said) -> tuple[object, ...]:
-    return _numberless(said.shared), _clusters(said.report)
-
-
-def _sentences(report: AgentReport) -> list[str]:
+def _own(report: AgentReport) -> list[str]:
     return _numberless((report.not_ready, *report.problems))
 
 
+def _everywhere(report: AgentReport) -> tuple[object, ...]:
+    clusters = {each.name: (each.state, int(each.since), each.refused > 0) for each in report.clusters}
+    return _numberless(report.shared), clusters
+
+
 def _numberless(sentences: Iterable[str]) -> list[str]:
-    return [_NUMBER.sub("#", sentence) for sentence in sentences]
-
-
-def _clusters(report: AgentReport) -> dict[str, tuple[object, ...]]:
-    return {each.name: (each.state, int(each.since), each.refused > 0) for each in report.clusters}
+    return [NUMBER.sub("#", sentence) for sentence in sentences]

@@ -45,5 +45,5 @@ async def save(folder: Path, sink: AgentSink, name: str, reader: ClusterReader |
             sink.unsavable.pop(name, None)
         except OSError as e:
             _log.error("last good state of %s is not saved: %s", name, e)
-            sink.unsavable[name] = str(e)
+            sink.unsavable[name] = f"{folder}: {e.strerror or e}"  # the file has another name each time
             sink.unsaved.add(name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence, Set
 from typing import Any
 
@@ -11,10 +10,9 @@ from clustermesh.mesh.state import KINDS, MeshState
 
 
 class AgentSink:
-    """A `clustermesh.mesh.reader.Sink`. `changed` is set when there is something to plan again."""
+    """A `clustermesh.mesh.reader.Sink`."""
 
     def __init__(self, state: MeshState, propagation: Propagation) -> None:
-        self.changed = asyncio.Event()
         self.unsaved: set[str] = set()  # clusters whose last good state on disk is old
         self.unsavable: dict[str, str] = {}  # those that could not be saved, and why
         self._state, self.propagation = state, propagation
@@ -40,11 +38,16 @@ class AgentSink:
     def accept(self, cluster: str, what: str) -> None:
         self._state.accept(cluster, what)
 
+    def count_unnamed(self, cluster: str, kind: str, number: int) -> None:
+        self._state.count_unnamed(cluster, kind, number)
+
+    def listed(self, cluster: str, kind: str) -> None:
+        self._state.listed(cluster, kind)
+
     def drain(self, cluster: str, kinds: Sequence[str] = KINDS) -> None:
         self._state.drain(cluster, kinds)
         self.propagation.forget(cluster)
         self.unsaved.add(cluster)
-        self.changed.set()
 
     def names(self, cluster: str, kind: str) -> Set[Any]:
         return set() if kind == "stamps" else self._state.names(cluster, kind)
@@ -53,4 +56,3 @@ class AgentSink:
         if revision and kind == "services":
             self.propagation.seen((cluster, name), revision)
         self.unsaved.add(cluster)
-        self.changed.set()

@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
+from msgspec.structs import asdict
+
 from agent import problems
-from agent.bpf.layouts import NO_ADDRESS, PROTOCOL_NUMBERS, ServiceKey
+from agent.api import Method
+from agent.bpf.layouts import (
+    MAPS,
+    NO_ADDRESS,
+    PROTOCOL_NUMBERS,
+    BackendValue,
+    CidrKey,
+    IpcacheValue,
+    Number,
+    ServiceKey,
+    unpack,
+    unpack_each,
+)
 from agent.cni.methods import Pods
 from agent.domains.domains import Domains
-from agent.domains.targets import ThisNode
+from agent.domains.tables import ThisNode
 from agent.options import Options
-from agent.reporter import Said
 from agent.sink import AgentSink
 from agent.wireguard.peer import endpoint_text
 from clustermesh import __version__
-from clustermesh.address import Prefix, prefix_text, single, text
+from clustermesh.address import Address, Prefix, prefix_text, single, text
 from clustermesh.mesh.peers import Peers
 from clustermesh.mesh.reader import ClusterReader
 from clustermesh.mesh.state import MeshState, View
@@ -25,11 +39,12 @@ from clustermesh.reconcile import Tracker
 from clustermesh.wire.agent_report import AgentReport, SeenCluster
 
 _SHOWN = 20  # refused entries, and problems of one kind, that are named
+_MAP_OF = {"ipcache": "ipcache", "ipcache-cidrs": "ipcache_cidr"}  # by tracker; all others are lb_...
 _PROTOCOL_NAMES = {number: str(name) for name, number in PROTOCOL_NUMBERS.items()}
 
 
 class Status:
-    """Answers the read-only methods of the socket."""
+    """Everything read-only. What is read anew at every question is told in plain dicts, for JSON."""
 
     def __init__(
         self,
@@ -44,6 +59,18 @@ class Status:
         self._options, self._state, self._domains, self._pods = options, state, domains, pods
         self._own, self._peers, self._sink = own, peers, sink
 
+    def methods(self) -> dict[str, Method]:
+        """What the socket answers, those of the CNI plugin included."""
+        reads = self.status, self.services, self.backends, self.ipcache, self.refused, self.encrypt, self.map_diff
+        pods = self._pods
+        return {read.__name__: lambda _params, read=read: read() for read in reads} | {
+            "cni_add": pods.add,
+            "cni_del": pods.delete,
+            "cni_check": pods.check,
+            "cni_status": pods.status,
+            "cni_gc": pods.collect_garbage,
+        }
+
     def summary(self) -> dict[str, Any]:
         """The whole status but the samples."""
         domains = self._domains
@@ -52,7 +79,7 @@ class Status:
             "node": self._options.node,
             "cluster": {"name": self._state.own, "id": None if self._own.config is None else self._own.config.id},
             "ready": not self.not_ready(),
-            "problems": self.problems(),
+            "problems": list(map(str, self.problems())),
             "clusters": [self._cluster(reader) for reader in self._readers()],
             "targets": [_target(tracker) for tracker in domains.trackers],
             "datapath": _datapath(self._domains.node),
@@ -81,17 +108,16 @@ class Status:
         why = self.not_ready()
         return not why, why or "ok"
 
-    def problems(self) -> list[str]:
-        """What a person should look at, one sentence each."""
-        own = problems.own(self._domains, self._pods, self._sink.unsavable)
-        return own + problems.shared(self._domains, self._peers, self._state)
+    def problems(self) -> list[problems.Problem]:
+        """What a person should look at."""
+        return list(problems.find(self._domains, self._pods, self._sink.unsavable, self._peers, self._state))
 
-    def said(self) -> tuple[Said, int]:
+    def report(self) -> tuple[AgentReport, int]:
         """What is put into etcd, and how many nodes the cluster has that do so."""
-        own = tuple(problems.own(self._domains, self._pods, self._sink.unsavable))
-        shared = tuple(problems.shared(self._domains, self._peers, self._state))
-        report = AgentReport(__version__, self.not_ready(), own, tuple(map(self._seen, self._readers())))
-        return Said(report, shared), self.nodes()
+        found = self.problems()
+        own, shared = (tuple(str(each) for each in found if each.shared is which) for which in (False, True))
+        seen = tuple(map(self._seen, self._readers()))
+        return AgentReport(__version__, self.not_ready(), own, seen, shared), self.nodes()
 
     def nodes(self) -> int:
         """How many nodes this cluster is known to have."""
@@ -107,59 +133,36 @@ class Status:
 
     def services(self) -> list[dict[str, Any]]:
         """Every frontend with its backends, and whose they are."""
-        named = {
-            frontend: "/".join(name)
-            for name, frontends in self._domains.services.planner.frontends.items()
-            for frontend in frontends
-        }
-        clusters = self._cluster_names()
+        planner, cluster = self._domains.services.planner, self._cluster_name()
         return [
-            {
-                "service": named.get(frontend, ""),
-                "address": text(frontend.address),
-                "port": frontend.port,
-                "protocol": str(frontend.protocol),
-                "backends": [
-                    {
-                        "address": text(backend.address),
-                        "port": backend.port,
-                        "cluster": clusters.get(group.cluster_id, str(group.cluster_id)),
-                    }
-                    for group in entry.groups
-                    for backend in group.backends
-                ],
-            }
-            for frontend, entry in sorted(self._domains.services.planner.programmed.items())
+            {"service": "/".join(name), **_place(entry.frontend), "protocol": str(entry.frontend.protocol)}
+            | {"backends": [_place(b) | {"cluster": cluster(g.cluster_id)} for g in entry.groups for b in g.backends]}
+            for name, entry in sorted(planner.served(), key=lambda served: served[1].frontend)
         ]
 
     def backends(self) -> list[dict[str, Any]]:
         """The backend map as it was last known to be, with how many frontends name each."""
-        clusters = self._cluster_names()
-        tables = self._domains.services.tables
-        uses = Counter(number for value in tables.slots.actual.values() for number in set(value.backend_ids))
+        tables, cluster = self._domains.services.tables, self._cluster_name()
+        uses = Counter(number for value in tables.slots.actual.values() for number in set(unpack_each(Number, value)))
+        held = {unpack(Number, key): unpack(BackendValue, value) for key, value in tables.backends.actual.items()}
         return [
-            {
-                "id": key.id,
-                "address": text(entry.address),
-                "port": entry.port,
-                "protocol": _PROTOCOL_NAMES.get(entry.protocol, str(entry.protocol)),
-                "cluster": clusters.get(entry.cluster_id, str(entry.cluster_id)),
-                "frontends": uses[key.id],
-            }
-            for key, entry in sorted(tables.backends.actual.items())
+            {"id": key.number, **_place(entry), "protocol": _PROTOCOL_NAMES.get(entry.protocol, str(entry.protocol))}
+            | {"cluster": cluster(entry.cluster_id), "frontends": uses[key]}
+            for key, entry in sorted(held.items())
         ]
 
     def ipcache(self) -> list[dict[str, Any]]:
         """Who is behind each address or CIDR, with the labels of the identity where they are known."""
-        domains = self._domains
+        domains, views = self._domains, self._state.views.values()
         labels = {
             number: [f"{label.source}:{label.key}={label.value}" for label in identity.labels]
-            for view in self._state.views.values()
+            for view in views
             for number, identity in view.identities.items()
         }
-        network = sorted(domains.network.cidrs.actual.items())
-        rows = [(single(key.address), value) for key, value in sorted(domains.addresses.ipcache.actual.items())]
-        rows += [(Prefix(key.address, key.prefix_length), value) for key, value in network]
+        cidrs = sorted((unpack(CidrKey, key), value) for key, value in domains.network.cidrs.actual.items())
+        held = [(single(Address(key)), value) for key, value in sorted(domains.addresses.ipcache.actual.items())]
+        held += [(Prefix(key.address, key.prefix_length), value) for key, value in cidrs]
+        rows = [(prefix, unpack(IpcacheValue, value)) for prefix, value in held]
         return [
             {
                 "prefix": prefix_text(prefix),
@@ -173,67 +176,60 @@ class Status:
 
     async def encrypt(self) -> dict[str, Any]:
         """The tunnels: each peer with its node, last handshake and bytes."""
-        device = self._domains.node.device
-        states = await device.peers() if self._domains.tunnels.underlay.current else {}
-        nodes = {node.wireguard_public_key: node for node in self._state.admitted_nodes()}
-        peers = []
-        for key, state in sorted(states.items()):
-            node = nodes.get(key)
-            peers.append(
-                {
-                    "node": f"{node.cluster}/{node.name}" if node else "",
-                    "public_key": key,
-                    "endpoint": "" if state.endpoint is None else endpoint_text(*state.endpoint),
-                    "allowed_ips": list(map(prefix_text, state.allowed_ips)),
-                    "last_handshake": state.last_handshake,
-                    "received": state.rx,
-                    "sent": state.tx,
-                }
-            )
-        return self._encryption(len(self._domains.network.planner.problems)) | {"tunnels": peers}
+        states = await self._domains.node.device.peers() if self._domains.tunnels.underlay.current else {}
+        nodes = {node.wireguard_public_key: f"{node.cluster}/{node.name}" for node in self._state.admitted_nodes()}
+        tunnels = [
+            {
+                "node": nodes.get(key, ""),
+                "public_key": key,
+                "endpoint": "" if state.endpoint is None else endpoint_text(*state.endpoint),
+                "allowed_ips": list(map(prefix_text, state.allowed_ips)),
+                "last_handshake": state.last_handshake,
+                "received": state.rx,
+                "sent": state.tx,
+            }
+            for key, state in sorted(states.items())
+        ]
+        return self._encryption(len(self._domains.network.planner.problems)) | {"tunnels": tunnels}
 
     async def map_diff(self) -> list[dict[str, Any]]:
         """Desired against kernel, read now: empty when healthy."""
-        rows = []
-        for tracker in self._domains.trackers:
-            actual = await tracker.target.dump()
-            rows += _differences(tracker, actual)
-        return rows
+        return [row for tracker in self._domains.trackers for row in _differences(tracker, await tracker.target.dump())]
 
     def _readers(self) -> list[ClusterReader]:
         return [self._own, *(self._peers.readers[name] for name in sorted(self._peers.readers))]
 
-    def _cluster_names(self) -> dict[int, str]:
-        return {reader.config.id: reader.name for reader in self._readers() if reader.config is not None}
+    def _cluster_name(self) -> Callable[[int], str]:
+        """The name by the id, the id itself where that is not known."""
+        names = {reader.config.id: reader.name for reader in self._readers() if reader.config is not None}
+        return lambda number: names.get(number, str(number))
+
+    def _seen(self, reader: ClusterReader) -> SeenCluster:
+        """A cluster, as far as others need it. Its error is what it waits for where it has none."""
+        view, session = self._state.views.get(reader.name, View()), reader.session
+        return SeenCluster(
+            reader.name,
+            str(session.state),
+            None if reader.config is None else reader.config.id,
+            session.since,
+            session.error or "; ".join(f"{what}: {why}" for what, why in reader.behind.items()),
+            len(view.nodes),
+            len(view.local_services if reader.name == self._state.own else view.services),
+            len(view.endpoints),
+            len(view.identities),
+            len(self._state.refusals(reader.name)),
+        )
 
     def _cluster(self, reader: ClusterReader) -> dict[str, Any]:
-        view, refusals = self._state.views.get(reader.name, View()), self._state.refusals(reader.name)
-        session = reader.session
-        return {
-            "name": reader.name,
-            "id": None if reader.config is None else reader.config.id,
+        refusals = self._state.refusals(reader.name)
+        return asdict(self._seen(reader)) | {
             "own": reader.name == self._state.own,
-            "state": str(session.state),
-            "since": session.since,
-            "error": session.error,
             "behind": dict(reader.behind),
-            "failures": session.failures,
-            "last_failure": session.last_failure,
-            "nodes": len(view.nodes),
-            "services": len(view.local_services if reader.name == self._state.own else view.services),
-            "endpoints": len(view.endpoints),
-            "identities": len(view.identities),
-            "refused": len(refusals),
+            "failures": reader.session.failures,
+            "last_failure": reader.session.last_failure,
             "refused_by_reason": {str(reason): count for reason, count in sorted(refusals.counts.items())},
             "refused_entries": refusals.named(_SHOWN),
         }
-
-    def _seen(self, reader: ClusterReader) -> SeenCluster:
-        """`_cluster`, as far as others need it."""
-        row = self._cluster(reader)
-        waits = "; ".join(f"{what}: {why}" for what, why in row["behind"].items())
-        told = {name: row[name] for name in SeenCluster.__struct_fields__}
-        return SeenCluster(**told | {"error": row["error"] or waits})
 
     def _encryption(self, shown: int) -> dict[str, Any]:
         without = self._domains.network.planner.problems
@@ -275,16 +271,29 @@ def _target(tracker: Tracker[Any, Any]) -> dict[str, Any]:
     }
 
 
-def _differences(tracker: Tracker[Any, Any], actual: Any) -> list[dict[str, Any]]:
-    rows = []
-    for key in [*tracker.desired, *(key for key in actual if key not in tracker.desired)]:
+def _differences(tracker: Tracker[Any, Any], actual: Mapping[Any, Any]) -> Iterator[dict[str, Any]]:
+    key_kind, value_kind = MAPS.get(_MAP_OF.get(tracker.name, f"lb_{tracker.name}"), (None, None))
+    for key in {**tracker.desired, **actual}:
         desired, held = tracker.desired.get(key), actual.get(key)
         if desired != held:
-            rows.append({"target": tracker.name, "key": _show(key), "desired": _show(desired), "kernel": _show(held)})
-    return rows
+            values = {"desired": _show(desired, value_kind), "kernel": _show(held, value_kind)}
+            yield {"target": tracker.name, "key": _show(key, key_kind)} | values
 
 
-def _show(thing: object) -> str:
-    if isinstance(thing, ServiceKey):
-        return f"{text(thing.address)}:{thing.port}/{_PROTOCOL_NAMES.get(thing.protocol)}"
+def _place(at: Any) -> dict[str, Any]:
+    return {"address": text(at.address), "port": at.port}
+
+
+def _show(thing: object, kind: type[Any] | None) -> str:
+    if kind is not None and isinstance(thing, bytes):
+        return ", ".join(map(_show_entry, unpack_each(kind, thing)))
     return "" if thing is None else str(thing)
+
+
+def _show_entry(entry: Any) -> str:
+    if isinstance(entry, ServiceKey):
+        return f"{text(entry.address)}:{entry.port}/{_PROTOCOL_NAMES.get(entry.protocol)}"
+    fields = {
+        name: text(Address(value)) if isinstance(value, bytes) else value for name, value in entry._asdict().items()
+    }
+    return " ".join(f"{name} {value}" for name, value in fields.items())

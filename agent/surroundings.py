@@ -16,11 +16,12 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from agent import netlink
-from clustermesh.address import Address, Prefix, contains, is_ipv4, masked, parse, parse_prefix, single
+from clustermesh.address import LINK_LOCAL, Address, Prefix, contains, is_ipv4, masked, parse, single
 from clustermesh.errors import Invalid
 from clustermesh.mesh.authority import Ground, Place
 from clustermesh.mesh.peer_files import PeerFile
@@ -32,7 +33,6 @@ _PAUSE: Final = 1.0  # between looks where much is heard: this agent's own route
 _RESOLVING: Final = 2.0  # the start of an agent waits for it
 _RESOLVERS: Final = 8  # threads: a name server that is dead holds each of them for many seconds
 _GROUPS: Final = 0x10 | 0x40 | 0x100 | 0x400  # RTMGRP_{IPV4,IPV6}_{IFADDR,ROUTE}, linux/rtnetlink.h
-_LINK_LOCAL: Final = (parse_prefix("169.254.0.0/16"), parse_prefix("fe80::/10"))
 
 
 class Gateway(NamedTuple):
@@ -65,14 +65,13 @@ class Surroundings:
 
     async def read(self) -> Ground:
         """The ground as it is now. What cannot be read is as it was, and that is logged."""
-        places = [
-            *await self._or_as_it_was("this machine's addresses", self._read_local),
-            *await self._or_as_it_was("the resolvers", _read_resolvers),
-            *await self._or_as_it_was("the own etcd", self._read_own_etcd),
-            *await self._or_as_it_was("the connected clusters", self._read_etcds_of_peers),
-            *api_server_places(os.environ),
-        ]
-        return Ground(places)
+        found = await asyncio.gather(
+            self._or_as_it_was("this machine's addresses", self._read_local),
+            self._or_as_it_was("the resolvers", _read_resolvers),
+            self._or_as_it_was("the own etcd", self._read_own_etcd),
+            self._or_as_it_was("the connected clusters", self._read_etcds_of_peers),
+        )
+        return Ground([*chain(*found), *api_server_places(os.environ)])
 
     async def keep(self, stand_on: Callable[[Ground], None], told: Ground) -> None:
         """Tell `stand_on` of every ground that differs from the last, `told`. Never returns."""
@@ -218,7 +217,7 @@ def _network(message: Any, names: Mapping[int, str]) -> Network | None:
 
 
 def _is_link_local(address: Address) -> bool:
-    return any(contains(each, address) for each in _LINK_LOCAL)
+    return any(contains(each, address) for each in LINK_LOCAL)
 
 
 def _parsed(spelled: Iterable[str]) -> Iterator[Address]:

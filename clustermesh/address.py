@@ -125,6 +125,21 @@ def overlaps(first: Prefix, second: Prefix) -> bool:
     return masked(first.address, length) == masked(second.address, length)
 
 
+LINK_LOCAL: Final = (parse_prefix("169.254.0.0/16"), parse_prefix("fe80::/10"))
+NOBODYS: Final = (
+    *LINK_LOCAL,
+    *(parse_prefix(each) for each in ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3")),
+    *(parse_prefix(each) for each in ("::/8", "ff00::/8")),
+)
+"""What is never another machine's: this network, loopback, link-local, multicast and reserved. IPv4 is not in ::/8."""
+
+
+def nobodys(prefix: Prefix) -> Prefix | None:
+    """What of NOBODYS has an address in common with `prefix`, or None."""
+    ipv4 = is_ipv4(prefix.address)
+    return next((each for each in NOBODYS if is_ipv4(each.address) is ipv4 and overlaps(each, prefix)), None)
+
+
 def nth(prefix: Prefix, number: int) -> Address:
     """The address `number` places after the first; Invalid where the prefix ends before."""
     if number >> (BITS - prefix.length):

@@ -52,3 +52,17 @@ def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
     while isinstance(first, BaseExceptionGroup):
         first = first.exceptions[0]
     return first
+
+
+def sentence(error: BaseException) -> str:
+    """`error` as one line for a terminal."""
+    if isinstance(error, OSError) and error.strerror:
+        said = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    else:
+        said = " ".join(str(error).split()) or type(error).__name__
+    return printable(said)
+
+
+def printable(text: str) -> str:
+    """`text` with what a terminal would take as commands spelled out: it may come from a file, or from a peer."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -44,7 +44,10 @@ class HealthServer:
         try:
             self._server = _Server(parse_address(self._address), _handler(lambda path: _ask(loop, self._render(path))))
         except (OSError, UnicodeError) as e:
-            raise Refused(f"cannot listen on {self._address} for metrics and health: {e}") from e
+            why = (isinstance(e, OSError) and e.strerror) or e
+            raise Refused(
+                f"cannot listen on {self._address} for metrics and health: {why}; give another address"
+            ) from e
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="health", daemon=True)
         self._thread.start()
         _log.info("metrics and health on http://%s", self._address)

@@ -32,10 +32,11 @@ class Line:
         task.add_done_callback(_look_at)
         try:
             done, _ = await asyncio.wait({task}, timeout=limit)
-        finally:
-            if not task.done():
-                self._leave(task)
+        except BaseException:
+            self._leave(task)
+            raise
         if not done:
+            self._leave(task)
             await asyncio.wait({task}, timeout=_GRACE)
             raise Unavailable(f"does not answer: no end of a call within {limit:g} s")
         return task.result()

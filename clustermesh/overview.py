@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from msgspec import Struct
 
-from clustermesh.errors import DecodeError, Unavailable
+from clustermesh.errors import DecodeError, Invalid, Refused, Unavailable
 from clustermesh.mesh.session import State
 from clustermesh.standalone.context import Context
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.tls import Tls
 from clustermesh.wire import RESOURCES, agent_report, api_server_report, keys
-from clustermesh.wire.agent_report import AgentReport, SeenCluster
+from clustermesh.wire.agent_report import AgentReport
+from clustermesh.wire.timestamp import parse_time
 
 T = TypeVar("T")
 _FIRST_ANSWER: Final = 1.25  # seconds; the client takes as long again to find out why there was none
 _LATER_ANSWERS: Final = 3.0  # from an etcd that has answered
 _TCP_SECONDS: Final = 1.0
+_SILENCE: Final = 75  # seconds; an API server beats every 60
 _EACH: Final = 3  # nodes with the same fault, up to which each has a line
 UNREADABLE: Final = AgentReport(problems=("its report in etcd cannot be read: run the same release everywhere",))
 
@@ -32,16 +36,29 @@ _REMEDIES: Final[Mapping[str, str]] = {
 
 
 class ControlPlane(Struct, frozen=True, kw_only=True):
-    """What is known of etcd and API server: `alarms` are etcd's, `unacted` is what the API server does not act on."""
+    """What is known of etcd and API server: `alarms` are etcd's, `unacted` is what the API server does not act on.
 
-    api_server: bool = True
+    `published` is whether it ever wrote, `last_beat` how many seconds ago it said last that it lives, None if unknown.
+    """
+
+    published: bool = True
+    last_beat: int | None = None
     alarms: tuple[str, ...] = ()
     unacted: tuple[str, ...] = ()
 
+    @property
+    def silent(self) -> bool:
+        return self.last_beat is not None and self.last_beat > _SILENCE
+
     def faults(self, name: str) -> Iterator[str]:
         """One sentence each, for the cluster `name`."""
-        if not self.api_server:
+        if not self.published:
             yield f"the API server of {name} has not published: run `clustermesh apiserver`"
+        elif self.silent:
+            yield (
+                f"the API server of {name} has not written for {self.last_beat} s: is `clustermesh apiserver` running, "
+                "and do the clocks of its machine and this one agree?"
+            )
         for alarm in self.alarms:
             yield f"etcd has raised an alarm: {alarm}: see docs/failures.md, corrupt etcd"
         for problem in self.unacted:
@@ -59,6 +76,11 @@ async def read(context: Context, peers: Collection[str]) -> dict[str, Any]:
         return await _read(context, tls, peers)
     except Unavailable as e:
         raise Unavailable(f"{e}: {_REACHED[await reachable]}") from e
+    except Refused as e:
+        raise Refused(
+            f"{e}: `clustermesh certs show --context {context.path}` judges the certificates; the API server of a new "
+            "cluster must have run once"
+        ) from e
     finally:
         reachable.cancel()
 
@@ -70,7 +92,7 @@ async def _read(context: Context, tls: Tls, peers: Collection[str]) -> dict[str,
         nodes = (await client.range(RESOURCES["nodes"].prefix(context.name))).kvs
         reports = (await client.range(keys.STATUSES)).kvs
         published = await client.get(keys.cluster_config_key(context.name)) is not None
-        heartbeat = await client.get(keys.HEARTBEAT) is not None
+        beat = await client.get(keys.HEARTBEAT)
         unacted = await client.get(keys.API_SERVER)
     return summarise(
         context.name,
@@ -79,7 +101,8 @@ async def _read(context: Context, tls: Tls, peers: Collection[str]) -> dict[str,
         {node: decode_report(kv.value) for kv in reports if (node := _parsed(keys.parse_status, kv.key))},
         peers,
         ControlPlane(
-            api_server=published and heartbeat,
+            published=published and beat is not None,
+            last_beat=None if beat is None else age_of_beat(beat.value, time.time()),
             alarms=etcd.errors,
             unacted=() if unacted is None else tuple(decode_unacted(unacted.value)),
         ),
@@ -87,7 +110,8 @@ async def _read(context: Context, tls: Tls, peers: Collection[str]) -> dict[str,
 
 
 _REACHED: Final[Mapping[bool | None, str]] = {
-    True: "it takes connections and does not answer: it is stopped (`kill -CONT`), or its disk hangs",
+    True: "it takes connections and does not answer: it is stopped (`kill -CONT`), its disk hangs, or "
+    "something else listens there",
     False: "does `clustermesh etcd` run there? What it printed last says why not (docs/failures.md: corrupt etcd)",
     None: "nothing comes back from there: is that machine up, and is the network between?",
 }
@@ -104,6 +128,14 @@ async def _listens(host: str, port: int) -> bool | None:
         return False
     writer.close()
     return True
+
+
+def age_of_beat(value: bytes, now: float) -> int | None:
+    """Seconds, by the clock of whoever wrote it; None where it holds no time."""
+    try:
+        return max(0, int(now) - parse_time(value.decode("ascii", "replace")))
+    except Invalid:
+        return None
 
 
 def decode_report(value: bytes) -> AgentReport:
@@ -136,66 +168,50 @@ def summarise(
     """
     known = frozenset(nodes)
     clusters: dict[str, Any] = {peer: {"configured": 0, "connected": 0, "nodes": {}} for peer in sorted(peers)}
-    faults = _Faults()
+    faults = defaultdict[str, list[str]](list)
     for node in sorted(known - reports.keys()):
-        faults.add(node, "its agent does not report: start it there, its log says why it ended")
+        faults["its agent does not report: start it there, its log says why it ended"].append(node)
     for node, report in sorted(reports.items()):
-        _add_own_faults(faults, node, report)
+        for fault in _faults(report, {*clusters, name}):
+            faults[fault].append(node)
         for seen in report.clusters:
-            if seen.state != State.FRESH:
-                faults.add(node, _lost(seen))
             if (cluster := clusters.get(seen.name)) is not None:
                 cluster["nodes"][node] = seen
                 cluster["configured"] += node in known
                 cluster["connected"] += node in known and seen.state == State.FRESH
-        for missing in {*clusters, name} - {seen.name for seen in report.clusters}:
-            faults.add(node, f"does not know cluster {missing} yet: does it see the same peers folder?")
-    errors = [*control.faults(name), *faults.sentences()]
+    told = known & reports.keys()
+    errors = [*control.faults(name), *(line for fault, at in faults.items() for line in _told(at, fault))]
     return {
         "ok": not errors,
         "cluster": {"name": name, "id": cluster_id},
-        "api_server": control.api_server,
+        "api_server": control.published and not control.silent,
+        "last_beat": control.last_beat,
         "nodes": {
             "total": len(known),
-            "reporting": len(known & reports.keys()),
-            "ready": sum(not reports[node].not_ready for node in known & reports.keys() if _readable(reports[node])),
+            "reporting": len(told),
+            "ready": sum(not reports[node].not_ready for node in told if reports[node] is not UNREADABLE),
         },
         "clusters": clusters,
         "errors": errors,
     }
 
 
-def _readable(report: AgentReport) -> bool:
-    return report is not UNREADABLE
-
-
-def _add_own_faults(faults: _Faults, node: str, report: AgentReport) -> None:
+def _faults(report: AgentReport, expected: Collection[str]) -> Iterator[str]:
+    """What one agent says is wrong; it should know the clusters `expected`."""
     if report.not_ready:
-        faults.add(node, f"not ready: {report.not_ready}: see `clustermesh node status` there")
-    for problem in report.problems:
-        faults.add(node, problem)
-
-
-def _lost(seen: SeenCluster) -> str:
-    why = f": {seen.error}" if seen.error else ""
-    remedy = _REMEDIES.get(seen.state, "")
-    return f"cluster {seen.name} is {seen.state}{why}{'; ' if remedy else ''}{remedy}"
-
-
-class _Faults:
-    """What is wrong with which nodes: one line each for a few, one for all where many have the same."""
-
-    def __init__(self) -> None:
-        self._nodes: dict[str, list[str]] = {}
-
-    def add(self, node: str, fault: str) -> None:
-        self._nodes.setdefault(fault, []).append(node)
-
-    def sentences(self) -> list[str]:
-        return [line for fault, nodes in self._nodes.items() for line in _told(nodes, fault)]
+        yield f"not ready: {report.not_ready}: see `clustermesh node status` there"
+    yield from report.problems
+    for seen in report.clusters:
+        if seen.state != State.FRESH:
+            why = f": {seen.error}" if seen.error else ""
+            remedy = _REMEDIES.get(seen.state, "")
+            yield f"cluster {seen.name} is {seen.state}{why}{'; ' if remedy else ''}{remedy}"
+    for missing in set(expected) - {seen.name for seen in report.clusters}:
+        yield f"does not know cluster {missing} yet: does it see the same peers folder?"
 
 
 def _told(nodes: Sequence[str], fault: str) -> Iterable[str]:
+    """One line each for a few nodes, one for all where many have the same."""
     if len(nodes) <= _EACH:
         return (f"node {node}: {fault}" for node in nodes)
     return (f"{len(nodes)} nodes ({', '.join(nodes[:_EACH])}, …): {fault}",)

@@ -45,6 +45,7 @@ V = TypeVar("V")
 T = TypeVar("T")
 
 PAGE: Final = 1024  # entries compared between two turns of the event loop, a few ms
+SLICE: Final = 4096  # entries that a target is asked to take at once: what is done for them before and after is as much
 
 _log = logging.getLogger(__name__)
 
@@ -129,7 +130,7 @@ class Tracker(Generic[K, V]):
     def set(self, key: K, value: V) -> None:
         held = self.actual.get(key)
         self.desired[key] = held if held is not None and held == value else value  # equal values are one object
-        if held is None and key not in self._dirty and not self.problems:
+        if held is None and key not in self._dirty and not self._retries.problems:
             self._dirty[key] = None  # what is new, at a third of the cost
         else:
             self._mark(key)
@@ -264,14 +265,16 @@ class Tracker(Generic[K, V]):
         """Write what changed and what is due again."""
         for key in self._retries.take_due(self._clock()):
             self._dirty.setdefault(key)
-        entries = self._split(self._dirty).upserts
-        if entries:
-            self._settle(entries, await self._attempt(self.target.upsert(entries), entries))
+        for keys in _chunks(list(self._dirty), SLICE):
+            entries = {key: self.desired[key] for key in keys if key in self.desired}
+            if entries:
+                self._settle(entries, await self._attempt(self.target.upsert(entries), entries))
 
     async def delete_pending(self) -> None:
-        keys = self._split(self._dirty).deletes
-        if keys:
-            self._settle(dict.fromkeys(keys), await self._attempt(self.target.delete(keys), keys))
+        for some in _chunks(list(self._dirty), SLICE):
+            keys = [key for key in some if key not in self.desired]
+            if keys:
+                self._settle(dict.fromkeys(keys), await self._attempt(self.target.delete(keys), keys))
 
     def _settle(self, entries: Mapping[K, V | None], failed: Mapping[K, str]) -> None:
         now = self._clock()
@@ -297,7 +300,8 @@ class Tracker(Generic[K, V]):
                 self.actual.pop(key, None)
             else:
                 self.actual[key] = value
-            if self.desired.get(key) == value:
+            wanted = self.desired.get(key)
+            if wanted is value or wanted == value:
                 self._dirty.pop(key, None)
             else:  # wanted otherwise since the call began
                 self._dirty[key] = None
@@ -333,9 +337,9 @@ async def _next_page(pages: AsyncIterator[T]) -> T | None:
     return await anext(pages, None)
 
 
-def _chunks(items: Iterable[T]) -> Iterator[list[T]]:
+def _chunks(items: Iterable[T], size: int = PAGE) -> Iterator[list[T]]:
     each = iter(items)
-    while chunk := list(islice(each, PAGE)):
+    while chunk := list(islice(each, size)):
         yield chunk
 
 

@@ -17,7 +17,7 @@ settings.register_profile(
     derandomize=False,
     deadline=None,
     database=None,
-    max_examples=300,
+    max_examples=int(os.environ.get("SOAK_EXAMPLES", "300")),
     print_blob=True,
     suppress_health_check=_SLOW,
     phases=[Phase.generate, Phase.shrink],

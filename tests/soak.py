@@ -2,7 +2,10 @@
 
     SOAK_SECONDS=3600 make soak ARGS="tests/unit/store"      where and for how long (tests/unit, 300 s)
 
-Every round says its seed. A round that fails ends the soak with the command that repeats it.
+Every round says its seed, runs the tests in an order of its own and draws more examples than the one before. When the
+time is over the test that runs is the last one. A failure ends the soak with the command that repeats it.
+
+This file is also the pytest plugin that does so inside of a round.
 """
 
 from __future__ import annotations
@@ -14,53 +17,67 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 _SECONDS = 300.0
-_FAILED = 1  # what pytest exits with when tests failed
-_NOTHING = 5  # no test was selected
+_PATIENCE = 20.0  # seconds for the last test, before it is cut off
+_EXAMPLES = (25, 100, 300)  # of each test, in the first rounds and in all later ones
+_FAILED, _NOTHING = 1, 5  # what pytest exits with when tests failed, and when none was selected
 
 
 def main() -> int:
     """Exit code 0 when no round failed."""
-    where = sys.argv[1:] or ["tests/unit"]
-    end = time.monotonic() + float(os.environ.get("SOAK_SECONDS", _SECONDS))
-    rounds = 0
-    while (left := end - time.monotonic()) > 0:
-        seed = random.SystemRandom().randrange(1 << 32)
-        code = _round(where, seed, left)
-        if code is None:
-            break
+    where, began = sys.argv[1:] or ["tests/unit"], time.monotonic()
+    end = time.time() + float(os.environ.get("SOAK_SECONDS", _SECONDS))
+    seeds: list[int] = []
+    while end > time.time():
+        seed, examples = random.SystemRandom().randrange(1 << 32), _EXAMPLES[min(len(seeds), len(_EXAMPLES) - 1)]
+        print(f"round {len(seeds) + 1}: seed {seed}, {examples} examples", flush=True)
+        code = _round(where, seed, {"SOAK_EXAMPLES": str(examples), "SOAK_END": str(end)}, end)
         if code:
-            return _explain(where, seed, code)
-        rounds += 1
-    print(f"{rounds} rounds, and a last one that the time ended: nothing failed")
+            return _explain(where, seed, examples, code)
+        seeds.append(seed)
+    print(f"nothing failed in {time.monotonic() - began:.0f} s; {len(seeds)} rounds, seeds {' '.join(map(str, seeds))}")
     return 0
 
 
-def _round(where: list[str], seed: int, seconds: float) -> int | None:
-    """pytest's exit code, None where the time was over first."""
-    print(f"seed {seed}", flush=True)
+def _round(where: list[str], seed: int, told: dict[str, str], end: float) -> int:
+    """pytest's exit code, 0 where the last test was cut off."""
+    environment = {**os.environ, "HYPOTHESIS_PROFILE": "soak", **told}
     try:
-        return subprocess.run(_command(where, seed), env=_environment(), timeout=seconds, check=False).returncode
+        patience = end - time.time() + _PATIENCE
+        return subprocess.run(_command(where, seed), env=environment, timeout=patience, check=False).returncode
     except subprocess.TimeoutExpired:
-        return None
+        print("\nthe last test was cut off")
+        return 0
 
 
 def _command(where: list[str], seed: int) -> list[str]:
     once = ["-m", "hypothesis", "-x", "-q", "--no-header", "-p", "no:cacheprovider", "-o", "timeout=0"]
-    return [sys.executable, "-m", "pytest", *where, *once, f"--hypothesis-seed={seed}"]
+    return [sys.executable, "-m", "pytest", *where, *once, "-p", "tests.soak", f"--hypothesis-seed={seed}"]
 
 
-def _environment() -> dict[str, str]:
-    return {**os.environ, "HYPOTHESIS_PROFILE": "soak"}
-
-
-def _explain(where: list[str], seed: int, code: int) -> int:
+def _explain(where: list[str], seed: int, examples: int, code: int) -> int:
     if code == _NOTHING:
         print(f"no property test in {' '.join(where)}", file=sys.stderr)
     elif code == _FAILED:
-        again = shlex.join(["HYPOTHESIS_PROFILE=soak", *_command(where, seed)])
-        print(f"failed with seed {seed}; again: {again}", file=sys.stderr)
+        profile = ["HYPOTHESIS_PROFILE=soak", f"SOAK_EXAMPLES={examples}"]
+        print(f"failed with seed {seed}; again: {shlex.join([*profile, *_command(where, seed)])}", file=sys.stderr)
     return code
+
+
+# -- the plugin -------------------------------------------------------------------------------------------------------
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In an order that the seed says: whatever the time, every test gets its turn."""
+    random.Random(config.getoption("--hypothesis-seed")).shuffle(items)
+
+
+def pytest_runtest_setup() -> None:
+    """Nothing begins once the time is over."""
+    if time.time() > float(os.environ.get("SOAK_END", "inf")):
+        pytest.skip("the time is over")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Self
 
-from agent.bpf import clsact, layout_v1, probe
+from agent.bpf import clsact, probe
 from agent.bpf.bpffs import is_bpffs
 from agent.bpf.exchange import exchange, remove_late
 from agent.bpf.hooks import DEVICE_PROGRAMS, PROGRAMS, Program
@@ -40,6 +40,7 @@ from agent.bpf.links import (
 from agent.bpf.pins import PinnedMap, check_fits, copy_entries, copy_missing, per_cpu_size, pin_in_place, pinned_map
 from agent.bpf.programs import map_info, program_info
 from agent.bpf.syscalls import BEFORE, MapType, map_lookup
+from agent.older import layout_v1
 from clustermesh.errors import Invalid, Refused, Unavailable
 
 OBJECT_VARIABLE: Final = "CLUSTERMESH_BPF_OBJECT"
@@ -201,15 +202,6 @@ class Datapath:
     def _hook(self, name: str, target: str, mechanism: Mechanism, state: LinkState) -> Hook:
         info = program_info(self._programs[name])
         return Hook(name, target, state.outcome, mechanism, state.link_id, info.id, info.tag)
-
-    def detach_strict(self, device: str) -> None:
-        """Let traffic on `device` pass again; nothing attached is success."""
-        with _doing(f"detach strict mode from {device}"):
-            for program in DEVICE_PROGRAMS:
-                detach_link(self._link_pin(program.name, device))
-                self.hooks.pop(pin_name(program.name, device), None)
-            with suppress(Invalid):  # the device is gone, and its filters with it
-                clsact.detach(_device_index(device))
 
     def counters(self) -> dict[Reason, int]:
         """What the programs have counted since the maps were made, summed over the CPUs."""

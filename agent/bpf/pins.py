@@ -82,9 +82,9 @@ def copy_missing(source: PinnedMap, target: int, name: str, translation: Transla
     """Copy the entries whose keys the target does not have: what it has is newer. A `translation` turns a key and a
     value of the source into the target's."""
     shape = shape_of(target)
-    known = {key for page in _pages(target, shape) for key, _ in _entries(page, shape)}
+    known = {key for page in _pages(target, shape) for key, _ in page.entries((shape.key_size, shape.value_size))}
     for page in _pages(source.fd, source.shape):
-        entries = _entries(page, source.shape)
+        entries = page.entries((source.shape.key_size, source.shape.value_size))
         translated = entries if translation is None else (translation(*entry) for entry in entries)
         missing = [(key, value) for key, value in translated if key not in known]
         keys, values = b"".join(key for key, _ in missing), b"".join(value for _, value in missing)
@@ -102,12 +102,6 @@ def _pages(fd: int, shape: MapShape) -> Iterator[Page]:
         if page.error == errno.ENOENT:
             return
         cursor = page.cursor
-
-
-def _entries(page: Page, shape: MapShape) -> Iterator[tuple[bytes, bytes]]:
-    for index in range(page.size):
-        key = page.keys[index * shape.key_size : (index + 1) * shape.key_size]
-        yield key, page.values[index * shape.value_size : (index + 1) * shape.value_size]
 
 
 def _write(target: int, keys: bytes, values: bytes, count: int, name: str) -> None:

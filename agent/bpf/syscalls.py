@@ -11,6 +11,7 @@ import errno
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from enum import IntEnum
 from pathlib import Path
 from struct import Struct
@@ -160,6 +161,12 @@ class Page(NamedTuple):
     size: int
     cursor: bytes
     error: int
+
+    def entries(self, sizes: tuple[int, int]) -> Iterator[tuple[bytes, bytes]]:
+        """Key by key with its value; `sizes` are those of both."""
+        keys, values = (Struct(f"{size}s") for size in sizes)
+        for (key,), (value,) in zip(keys.iter_unpack(self.keys), values.iter_unpack(self.values), strict=True):
+            yield key, value
 
 
 def map_update_batch(fd: int, keys: bytes, values: bytes, count: int, flags: int = ANY) -> Batch:

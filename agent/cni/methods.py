@@ -10,11 +10,12 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from agent.cni.endpoint import EndpointRequest
 from agent.cni.ipam import Ipam
-from agent.cni.local_pods import EndpointRecord, EndpointRequest, Endpoints
+from agent.cni.local_pods import Endpoints
 from agent.domains.tunnels import Tunnels
 from agent.options import Options
-from agent.plan.attached import AttachedPod, AttachedPods
+from agent.plan.attached import AttachedPods
 from agent.plan.nodes import PodPool, pod_pools
 from clustermesh.address import prefix_text, text
 from clustermesh.errors import ClusterMeshError, DecodeError, Unavailable
@@ -71,7 +72,6 @@ class Pods:
             self._endpoints = await self._take_over()
         if self._endpoints is not None:
             done = await self._endpoints.drain(self._options.run_dir / DELETIONS)
-            self._compare(self._endpoints)
             if done:
                 _log.info("%d pods deleted while no agent listened", done)
 
@@ -81,21 +81,16 @@ class Pods:
         if own is None or underlay is None or not (pools := pod_pools(own)):
             return None
         ipams = [Ipam(pool.cidr, pool.router) for pool in pools]
-        endpoints = Endpoints(self._options.state_dir, ipams, mtu=underlay.mtu)
+        endpoints = Endpoints(self._options.state_dir, ipams, self._attached, mtu=underlay.mtu)
         await endpoints.restore()
-        self._compare(endpoints)
         self._pools = pools
         return endpoints
 
     async def add(self, params: dict[str, Any]) -> dict[str, Any]:
-        record = await self._ready().add(_request(params))
-        self._attached.attached(_as_attached(record))
-        return record.result()
+        return (await self._ready().add(_request(params))).result()
 
     async def delete(self, params: dict[str, Any]) -> dict[str, Any]:
-        request = _request(params)
-        await self._ready().delete(request)
-        self._attached.detached(request.container_id, request.ifname)
+        await self._ready().delete(_request(params))
         return {}
 
     async def check(self, params: dict[str, Any]) -> dict[str, Any]:
@@ -111,33 +106,14 @@ class Pods:
             valid = msgspec.convert(params, _Valid).valid
         except msgspec.ValidationError as e:
             raise DecodeError("params", params, str(e)) from e
-        endpoints = self._ready()
-        await endpoints.keep_only({(one.container_id, one.ifname) for one in valid})
-        self._compare(endpoints)
+        await self._ready().keep_only({(one.container_id, one.ifname) for one in valid})
         return {}
-
-    def _compare(self, endpoints: Endpoints) -> None:
-        """Bring the table of attached pods in line with the files, after more than one pod may have changed."""
-        for key in self._attached.pods.keys() - endpoints.records.keys():
-            self._attached.detached(*key)
-        for key in endpoints.records.keys() - self._attached.pods.keys():
-            self._attached.attached(_as_attached(endpoints.records[key]))
 
     def _ready(self) -> Endpoints:
         if self._endpoints is None:
             why = self._tunnels.error or self._error or "the agent is starting"
             raise Unavailable(f"this node cannot attach pods yet: {why}")
         return self._endpoints
-
-
-def _as_attached(record: EndpointRecord) -> AttachedPod:
-    return AttachedPod(
-        container_id=record.container_id,
-        ifname=record.ifname,
-        addresses=tuple(address.ip for address in record.addresses),
-        namespace=record.pod_namespace,
-        name=record.pod_name,
-    )
 
 
 def _shown(pools: Sequence[PodPool]) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from pyroute2 import AsyncIPRoute, NetlinkError
 
 from agent import netlink
+from agent.cni.endpoint import EndpointRecord
 from agent.cni.ipam import PodAddress
 from clustermesh.address import Address, family_length, is_ipv4, parse, prefix_text, single, text
 from clustermesh.errors import ClusterMeshError, Unavailable
@@ -23,26 +23,7 @@ _NO_WAY: Final = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL, errno.EAC
 _NODAD: Final = 2  # IFA_F_NODAD, linux/if_addr.h: the address is ours alone, and usable at once
 
 
-class Pod(Protocol):
-    """What attaching needs to know of a pod."""
-
-    @property
-    def ifname(self) -> str: ...
-    @property
-    def netns(self) -> str: ...
-    @property
-    def addresses(self) -> Sequence[PodAddress]: ...
-    @property
-    def mac(self) -> str: ...
-    @property
-    def host_ifname(self) -> str: ...
-    @property
-    def host_mac(self) -> str: ...
-    @property
-    def mtu(self) -> int: ...
-
-
-async def attach(pod: Pod) -> None:
+async def attach(pod: EndpointRecord) -> None:
     """Make the pair and route the pod's addresses to it. Raises Unavailable or Refused; the caller then detaches."""
     what = f"attach {', '.join(text(address.ip) for address in pod.addresses)} as {pod.ifname} of {pod.netns}"
     async with netlink.connect(what) as ip:
@@ -59,11 +40,11 @@ async def attach(pod: Pod) -> None:
             await ip.route("replace", dst=dst, oif=link.ifindex, scope=_SCOPE_LINK, proto=POD_PROTOCOL)
 
 
-def _has_ipv6(pod: Pod) -> bool:
+def _has_ipv6(pod: EndpointRecord) -> bool:
     return any(not is_ipv4(address.ip) for address in pod.addresses)
 
 
-async def _make_pair(ip: AsyncIPRoute, pod: Pod) -> None:
+async def _make_pair(ip: AsyncIPRoute, pod: EndpointRecord) -> None:
     netns = os.open(pod.netns, os.O_RDONLY | os.O_CLOEXEC)
     try:
         peer = {"ifname": pod.ifname, "net_ns_fd": netns, "address": pod.mac, "mtu": pod.mtu}
@@ -72,7 +53,7 @@ async def _make_pair(ip: AsyncIPRoute, pod: Pod) -> None:
         os.close(netns)
 
 
-async def _set_up_pod(what: str, pod: Pod) -> None:
+async def _set_up_pod(what: str, pod: EndpointRecord) -> None:
     netns = Path(pod.netns)
     if _has_ipv6(pod):
         netlink.in_netns(netns, lambda: _enable_ipv6(pod.ifname))
@@ -117,7 +98,7 @@ async def is_attached(host_ifname: str) -> bool:
     return await netlink.find_link(host_ifname) is not None
 
 
-async def find_fault(pod: Pod) -> str:
+async def find_fault(pod: EndpointRecord) -> str:
     """What is not as `attach` left it, in a sentence, or ""."""
     try:
         return await _find_host_fault(pod) or await _find_pod_fault(pod)
@@ -125,7 +106,7 @@ async def find_fault(pod: Pod) -> str:
         return str(e)
 
 
-async def _find_host_fault(pod: Pod) -> str:
+async def _find_host_fault(pod: EndpointRecord) -> str:
     async with netlink.connect(f"look at {pod.host_ifname}") as ip:
         link = await netlink.lookup(ip, pod.host_ifname)
         if link is None:
@@ -146,7 +127,7 @@ async def _leads_to(ip: AsyncIPRoute, address: Address, ifindex: int) -> bool:
         return False
 
 
-async def _find_pod_fault(pod: Pod) -> str:
+async def _find_pod_fault(pod: EndpointRecord) -> str:
     async with netlink.connect(f"look at {pod.netns}", Path(pod.netns)) as ip:
         link = await netlink.lookup(ip, pod.ifname)
         if link is None or not link.up:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from agent.bpf.layouts import AddressKey, IpcacheValue
+from agent.bpf.layouts import IpcacheValue, pack
 from agent.domains.domain import Domain
-from agent.domains.targets import Targets
+from agent.domains.tables import Targets
 from agent.plan.attached import AttachedPod, AttachedPods
 from agent.plan.nodes import plan_endpoint
 from clustermesh.address import Address
@@ -23,7 +23,7 @@ class Addresses(Domain[Address]):
     name = "addresses"
 
     def __init__(self, state: MeshState, targets: Targets, attached: AttachedPods) -> None:
-        self.ipcache = Tracker[AddressKey, IpcacheValue]("ipcache", targets.ipcache)
+        self.ipcache = Tracker[bytes, bytes]("ipcache", targets.ipcache)
         super().__init__(Reconciler(self.ipcache))
         self._state, self._attached = state, attached
         attached.on_change = self.wake
@@ -33,22 +33,21 @@ class Addresses(Domain[Address]):
 
     def plan(self, item: Address) -> None:
         self._state.rule(item)
-        key = AddressKey(item)
         value = choose_entry(self._state.endpoint(item), self._attached.at(item))
         if value is None:
-            self.ipcache.remove(key)
+            self.ipcache.remove(item)
         else:
-            self.ipcache.set(key, value)
+            self.ipcache.set(item, value)
 
 
-def choose_entry(endpoint: Endpoint | None, pod: AttachedPod | None) -> IpcacheValue | None:
+def choose_entry(endpoint: Endpoint | None, pod: AttachedPod | None) -> bytes | None:
     """The entry of an address that etcd says is `endpoint`'s and CNI gave to `pod`, where they say something.
 
     What etcd says of another pod is of before: that one's address is this one's now.
     """
     if endpoint is not None and (pod is None or _is_of(endpoint, pod)):
         return plan_endpoint(endpoint)
-    return None if pod is None else IpcacheValue(INIT)
+    return None if pod is None else pack(IpcacheValue(INIT))
 
 
 def _is_of(endpoint: Endpoint, pod: AttachedPod) -> bool:

@@ -45,7 +45,7 @@ class Domain(Generic[K]):
         self._clock = clock
         self._retries = Retries[K]()
         self._woken, self._stepped = asyncio.Event(), asyncio.Event()
-        self._begun = self._ended = 0  # steps, by number
+        self.begun = self.ended = 0  # steps, by number
 
     # -- what a subclass is ------------------------------------------------------------------------------------------
 
@@ -77,24 +77,14 @@ class Domain(Generic[K]):
 
     @property
     def settled(self) -> bool:
-        """True when the kernel holds all that is planned, and nothing waits for being planned."""
-        return not self._woken.is_set() and all(reconciler.settled for reconciler in self.reconcilers)
+        """True when the kernel holds all that is planned, and nothing waits for being planned or is."""
+        return self.idle.is_set() and all(reconciler.settled for reconciler in self.reconcilers)
 
     @property
     def next_due(self) -> float | None:
         """When there is something to do even if nobody wakes it."""
         waits = [self._retries.next_due, *(reconciler.next_due for reconciler in self.reconcilers)]
         return min((due for due in waits if due is not None), default=None)
-
-    @property
-    def begun(self) -> int:
-        """How many steps have begun."""
-        return self._begun
-
-    @property
-    def steps(self) -> int:
-        """How many came to their end."""
-        return self._ended
 
     def wake(self) -> None:
         """There is something to take."""
@@ -103,9 +93,9 @@ class Domain(Generic[K]):
 
     async def whole_step(self) -> None:
         """Return when a step has ended that began after this call: what was known by then is planned and applied."""
-        wanted = self._begun + 1
+        wanted = self.begun + 1
         self.wake()
-        while self._ended < wanted:
+        while self.ended < wanted:
             await self._stepped.wait()
 
     def allow_deletes(self) -> None:
@@ -134,13 +124,13 @@ class Domain(Generic[K]):
         """Plan what is dirty and apply what is pending and due."""
         self._woken.clear()
         self.idle.clear()
-        self._begun = begun = self._begun + 1
+        self.begun = begun = self.begun + 1
         await self._plan_each([*self._retries.take_due(self._clock()), *self.take()])
         await self.prepare()
         for reconciler in self.reconcilers:
             await reconciler.flush()
         self.applied()
-        self._ended = begun
+        self.ended = begun
         self._stepped.set()
         self._stepped.clear()
         if not self._woken.is_set():

@@ -17,27 +17,30 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, Final
 
 from agent.bpf.bpffs import cgroup2_root
 from agent.domains.addresses import Addresses
 from agent.domains.domain import Domain
+from agent.domains.gate import Gate
 from agent.domains.network import Network
 from agent.domains.services import Services
-from agent.domains.targets import Targets, ThisNode
+from agent.domains.tables import Targets, ThisNode
 from agent.domains.tunnels import Tunnels
-from agent.domains.welcome import Welcome
 from agent.options import Options
 from agent.plan.attached import AttachedPods
+from agent.plan.nodes import ThisEnd
 from agent.propagation import Propagation
 from clustermesh.address import Address, text
+from clustermesh.errors import Refused
 from clustermesh.mesh.peers import Peers
 from clustermesh.mesh.reader import ClusterReader
 from clustermesh.mesh.state import MeshState
 from clustermesh.reconcile import Tracker
 
 SYNC_TIMEOUT: Final = 60.0  # seconds (clustermesh-sync-timeout)
-_LOOK: Final = 0.005  # seconds between looks at the readers' sessions, until the first lists are in
+_LOOK: Final = 1.0  # seconds between looks at how long a silent peer has held things up
 
 _log = logging.getLogger(__name__)
 
@@ -58,9 +61,10 @@ class Domains:
         self.node = node
         self.ready_at: float | None = None
         self.attached_pods = AttachedPods()
-        self.welcome = Welcome(state, node.device, clock)
+        self.gate = Gate(state, node.device, clock)
         self.tunnels = Tunnels(targets, node.device, node.underlay, self._missing)
-        self.network = Network(options, state, targets, self.tunnels, self.welcome.meet)
+        end = ThisEnd((state.own, options.node), node.public_key, options.device, options.port)
+        self.network = Network(end, state, targets, self.tunnels, self.gate.meet)
         self.addresses = Addresses(state, targets, self.attached_pods)
         self.services = Services(state, targets, propagation, before=(self.network, self.tunnels))
         self._name, self._state = options.node, state
@@ -68,7 +72,7 @@ class Domains:
         self._peers: Peers | None = None
         self._clock, self._started = clock, clock()
         self._complete = False  # every first list is in
-        self._progress = asyncio.Event()
+        self._progress = asyncio.Event()  # a step has ended, or a cluster's first list
         state.on_dirty.append(self.wake)
         for domain in self.all:
             domain.on_step = self._progress.set
@@ -80,7 +84,7 @@ class Domains:
     @property
     def trackers(self) -> tuple[Tracker[Any, Any], ...]:
         network = (self.addresses.ipcache, self.network.cidrs, self.tunnels.peers, self.network.routes)
-        return (*network, *self.services.tables)
+        return (*network, *self.services.trackers)
 
     def problems(self) -> Iterator[str]:
         """What could not be planned, one sentence each."""
@@ -93,13 +97,14 @@ class Domains:
     def wake(self) -> None:
         """Something in the mesh state is to be planned."""
         if self._peers is not None and self._peers.newcomers:
-            self.welcome.hold(self._peers.newcomers)
+            self.gate.hold(self._peers.newcomers)
         for domain in (self.network, self.addresses, self.services):
             domain.wake()
 
     def greet(self, own: ClusterReader, peers: Peers) -> None:
         """These are the readers of all clusters."""
         self._own, self._peers = own, peers
+        own.on_complete = peers.on_complete = self._progress.set
 
     async def run(self, own: ClusterReader, peers: Peers) -> None:
         """Never returns."""
@@ -107,26 +112,32 @@ class Domains:
         async with asyncio.TaskGroup() as tasks:
             for domain in self.all:
                 tasks.create_task(domain.run(), name=domain.name)
-            tasks.create_task(self.welcome.run())
+            tasks.create_task(self.gate.run())
             tasks.create_task(self._begin(own))
 
     async def _begin(self, own: ClusterReader) -> None:
-        await _until(lambda: own.session.complete)
+        await self._until(lambda: own.session.complete)
         self._state.admit_peers()
         self.tunnels.look_after()  # to say that this node is unknown, also where there is nothing to do
         if self.node.datapath.has_predecessor:
-            await _until(self.may_prune)
+            await self._until(self.may_prune)
         await self.services.whole_step()
-        if (cgroup := cgroup2_root()) is not None:
-            self.node.datapath.attach_sockets(cgroup)
-        await _until(self.may_prune)
+        if (cgroup := cgroup2_root()) is None:
+            raise Refused("no cgroup2 is mounted, where services are translated: mount -t cgroup2 none /sys/fs/cgroup")
+        self.node.datapath.attach_sockets(cgroup)
+        await self._until(self.may_prune)
         self.allow_deletes()
         async with asyncio.TaskGroup() as tasks:
             for domain in self.all:
                 tasks.create_task(domain.whole_step())
-        while not self.note_ready():
+        await self._until(self.note_ready)
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
             self._progress.clear()
-            await self._progress.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK):
+                    await self._progress.wait()
 
     def may_prune(self) -> bool:
         """Whether what the kernel holds and nobody wants may go."""
@@ -152,13 +163,12 @@ class Domains:
         if self._own is None or not self._own.session.complete:
             return ""
         refusal = self._state.refusals(self._state.own).of("nodes").get(self._name)
-        why = f"is refused: {refusal.why}" if refusal else f"is not in cluster {self._state.own}"
+        why = (
+            f"is refused: {refusal.why}"
+            if refusal
+            else f"is not in cluster {self._state.own}: make it one, or name another with --node"
+        )
         return f"Node {self._name} {why}"
-
-
-async def _until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110  # see below
-        await asyncio.sleep(_LOOK)  # sessions tell nobody, and soon there is nothing more to ask
 
 
 def _shown(item: object) -> str:

@@ -1,102 +1,105 @@
-"""Clusters heard of for the first time: nothing is sent there before their tunnels carry something. Pure.
+"""Clusters heard of for the first time: nothing is sent there before their tunnels carry something.
 
 Each node of two clusters that are being connected learns of the other cluster at its own moment, and until both ends
 know each other's key a tunnel drops what it is given. So the services of a new cluster wait at this gate.
 
 Rules
-- A cluster is let in when WireGuard has shaken hands with each of its nodes that has a key, or `WELCOME` seconds after
-  its first node was known: by then waiting helps nobody.
-- The kernel tells nobody of a handshake, so the device is looked at: one look for all who wait, soon after a node came
-  and then less and less often, and never for more than `SHARE` of the time, however much a look costs.
+- A cluster is let in when WireGuard has shaken hands with each of its nodes that stands and has a key, or `WELCOME`
+  seconds after its first node was known: by then waiting helps nobody.
+- The kernel tells nobody of a handshake, so the device is asked: once for all who wait, soon after a node came and then
+  less and less often, and never for more than `SHARE` of the time, however much an answer costs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Set
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Collection, MutableSet
+from contextlib import suppress
 from typing import Final
 
-from msgspec import Struct, field
+from agent.wireguard.device import Device
+from clustermesh.errors import ClusterMeshError
+from clustermesh.line import Line
+from clustermesh.mesh.state import MeshState
 
 WELCOME: Final = 10.0  # seconds: two tries of WireGuard's handshake, 5 s apart
 SHARE: Final = 0.05
 _FIRST: Final = 0.05  # seconds until the first look ...
-_LAST: Final = 1.0  # ... and between two at most, where looks are cheap
+_LAST: Final = 1.0  # ... and between two at most
 _GROWTH: Final = 1.25
+_LIMIT: Final = 1.0  # seconds: who waits too long is let in also while the device does not answer
 
-
-class _Newcomer(Struct):
-    keys: dict[str, str] = field(default_factory=dict)  # of its nodes, "" for one without
-    overdue: float | None = None  # when it is let in anyway; None before a node of it is known
+_log = logging.getLogger(__name__)
 
 
 class Gate:
-    """Who waits. Times are seconds of any clock that goes on by itself; what lets clusters in returns their names."""
+    """`hold` what is new before its services are read; `run` lets it in. Nothing here polls while nobody waits."""
 
-    def __init__(self) -> None:
-        self._waiting: dict[str, _Newcomer] = {}
+    def __init__(self, state: MeshState, device: Device, clock: Callable[[], float] = time.monotonic) -> None:
+        self.waiting: dict[str, float | None] = {}  # when each is let in anyway, None before a node of it is known
+        self._state, self._device, self._clock = state, device, clock
+        self._line = Line(_LIMIT)
         self._period = _FIRST
-        self._next_look = 0.0
-        self._not_before = 0.0  # looks would take more than their share
+        self._next_question = 0.0  # one before that would take more than its share
+        self._met = asyncio.Event()
 
-    @property
-    def waiting(self) -> Set[str]:
-        return self._waiting.keys()
+    def hold(self, newcomers: MutableSet[str]) -> None:
+        """Use no service of these clusters from now on; empties `newcomers`."""
+        while newcomers:
+            cluster = newcomers.pop()
+            self.waiting[cluster] = None
+            self._state.withheld.add(cluster)
 
-    @property
-    def next_look(self) -> float | None:
-        """When to look at the device; None where that would let nobody in."""
-        return self._next_look if any(self._keys(newcomer) for newcomer in self._waiting.values()) else None
+    def meet(self, cluster: str) -> None:
+        """A node of `cluster` was planned."""
+        if cluster in self.waiting:
+            self.waiting[cluster] = self.waiting[cluster] or self._clock() + WELCOME
+            self._period = _FIRST
+            self._met.set()
 
-    @property
-    def next_overdue(self) -> float | None:
-        return min((each.overdue for each in self._waiting.values() if each.overdue is not None), default=None)
+    async def run(self) -> None:
+        """Never returns."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._period if self.waiting else None):
+                    await self._met.wait()
+                    self._met.clear()
+                    await asyncio.sleep(_FIRST)
+            await self.look()
 
-    def hold(self, cluster: str) -> None:
-        """`cluster` is new."""
-        self._waiting.setdefault(cluster, _Newcomer())
-
-    def leave(self, cluster: str) -> None:
-        """`cluster` is disconnected."""
-        self._waiting.pop(cluster, None)
-
-    def meet(self, cluster: str, node: str, key: str | None, now: float) -> None:
-        """A node has this WireGuard key, "" for none; None: the node is gone. Of clusters that wait only."""
-        newcomer = self._waiting.get(cluster)
-        if newcomer is None or newcomer.keys.get(node) == key:
-            return
-        if key is None:
-            del newcomer.keys[node]
-            return
-        newcomer.keys[node] = key
-        newcomer.overdue = newcomer.overdue or now + WELCOME
-        self._period = _FIRST
-        self._next_look = max(
-            min(self._next_look, now + _FIRST) if self._next_look > now else now + _FIRST, self._not_before
-        )
-
-    def looked(self, shaken: Container[str], now: float, cost: float) -> list[str]:
-        """A look that took `cost` seconds found that the peers with the keys `shaken` have shaken hands."""
-        self._not_before = now + cost * (1 / SHARE - 1)
+    async def look(self) -> None:
+        """Let in whoever can be reached, or has been waited for long enough."""
         self._period = min(self._period * _GROWTH, _LAST)
-        self._next_look = max(now + self._period, self._not_before)
-        return self._open(
-            [
-                name
-                for name, newcomer in self._waiting.items()
-                if (keys := self._keys(newcomer)) and all(key in shaken for key in keys)
-            ]
-        )
+        for cluster in self.waiting.keys() - self._state.withheld:  # disconnected meanwhile
+            del self.waiting[cluster]
+        keys = {cluster: self._keys(cluster) for cluster in self.waiting}
+        shaken = await self._find_shaken() if any(keys.values()) else ()
+        for cluster, wanted in keys.items():
+            due = self.waiting[cluster]
+            if (wanted and wanted.issubset(shaken)) or (due is not None and due <= self._clock()):
+                self._let_in(cluster)
 
-    def open_overdue(self, now: float) -> list[str]:
-        return self._open(
-            [name for name, each in self._waiting.items() if each.overdue is not None and each.overdue <= now]
-        )
+    def _keys(self, cluster: str) -> set[str]:
+        """The WireGuard keys of the nodes there are tunnels to."""
+        view = self._state.views.get(cluster)
+        nodes = [self._state.node(cluster, name) for name in (view.nodes if view else ())]
+        return {node.wireguard_public_key for node in nodes if node is not None} - {""}
 
-    def _open(self, clusters: list[str]) -> list[str]:
-        for cluster in clusters:
-            del self._waiting[cluster]
-        return clusters
+    async def _find_shaken(self) -> Collection[str]:
+        if (began := self._clock()) < self._next_question:
+            return ()
+        try:
+            states = await self._line.call(self._device.peers())
+        except ClusterMeshError:
+            return ()
+        finally:
+            ended = self._clock()
+            self._next_question = ended + (ended - began) * (1 / SHARE - 1)
+        return {key for key, state in states.items() if state.last_handshake}
 
-    @staticmethod
-    def _keys(newcomer: _Newcomer) -> set[str]:
-        return set(newcomer.keys.values()) - {""}
+    def _let_in(self, cluster: str) -> None:
+        _log.info("cluster %s: its services are used from now on", cluster)
+        del self.waiting[cluster]
+        self._state.release(cluster)

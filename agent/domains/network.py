@@ -4,44 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from agent.bpf.layouts import CidrKey, IpcacheValue
 from agent.domains.domain import Domain
-from agent.domains.targets import Targets
+from agent.domains.tables import Targets
 from agent.domains.tunnels import Tunnels
-from agent.options import Options
-from agent.plan.nodes import Name, NodePlanner
+from agent.plan.nodes import Name, NodePlanner, ThisEnd
 from agent.plan.routes import Route, RouteKey
 from clustermesh.mesh.state import MeshState
 from clustermesh.reconcile import Reconciler, Tracker
 
 
 class Network(Domain[Name]):
-    """`on_node` is told of each node that was planned: its name, and its WireGuard key or None where it is gone."""
+    """`on_node` is told the cluster of each node that was planned."""
 
     name = "network"
 
     def __init__(
         self,
-        options: Options,
+        end: ThisEnd,
         state: MeshState,
         targets: Targets,
         tunnels: Tunnels,
-        on_node: Callable[[Name, str | None], None],
+        on_node: Callable[[str], None],
     ) -> None:
-        self.cidrs = Tracker[CidrKey, IpcacheValue]("ipcache-cidrs", targets.cidrs)
+        self.cidrs = Tracker[bytes, bytes]("ipcache-cidrs", targets.cidrs)
         self.routes = Tracker[RouteKey, Route]("routes", targets.routes)
         # Each for itself: a route that cannot be written must not keep an entry of a removed node.
         super().__init__(Reconciler(self.cidrs), Reconciler(self.routes))
         self.planner = NodePlanner(
-            (state.own, options.node),
-            options.device,
-            options.port,
+            end,
             peers=tunnels,
             routes=self.routes,
             cidrs=self.cidrs,
             split=lambda cidrs: state.ground.split(cidrs, state.own),
         )
-        self._own_name = (state.own, options.node)
+        self._own_name = end.name
         self._state, self._tunnels, self._on_node = state, tunnels, on_node
         self._again: set[Name] = set()
         self._routes_lost = False
@@ -60,9 +56,7 @@ class Network(Domain[Name]):
         if everyone:
             self._again.update(self.planner.names)
             self.wake()
-        view = self._state.views.get(item[0])
-        known = node or (None if view is None else view.nodes.get(item[1]))  # refused: no reason to wait for it
-        self._on_node(item, None if known is None else known.wireguard_public_key if node else "")
+        self._on_node(item[0])
 
     async def prepare(self) -> None:
         """Routes go with their device without a word."""

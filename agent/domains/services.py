@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
+from agent.bpf.layouts import Number, pack, pack_factors
 from agent.domains.domain import Domain
-from agent.domains.targets import Targets
+from agent.domains.tables import Targets
 from agent.plan.services import ServicePlanner, ServiceTrackers
 from agent.propagation import Propagation
 from clustermesh.address import text
@@ -32,12 +33,20 @@ class Services(Domain[tuple[str, str]]):
             Tracker("groups", targets.groups),
             Tracker("services", targets.services),
         )
-        super().__init__(Reconciler(*self.tables))
+        self.factors = Tracker("clusters", targets.clusters)
+        super().__init__(Reconciler(*self.tables), Reconciler(self.factors))
         self.planner = ServicePlanner(self.tables)
         self._state, self._propagation, self._before = state, propagation, before
         self._changes: dict[Any, int] = {}
         self._in_vain: dict[str, int] = {}
+        self.set_factors({})
         self.left_out: dict[tuple[str, str], str] = {}  # services at addresses this node lives by, and why
+
+    def set_factors(self, factors: Mapping[int, float]) -> None:
+        """Give each cluster, by its id, this part (0 to 1) of its share in every service; those not named have all of
+        it. One write: a cluster at 0 is out with it."""
+        self.factors.set(pack(Number(0)), pack_factors(factors))
+        self.wake()
 
     async def adopt(self) -> None:
         await super().adopt()
@@ -48,6 +57,7 @@ class Services(Domain[tuple[str, str]]):
         return self._state.take_services()
 
     def plan(self, item: tuple[str, str]) -> None:
+        self._state.rule(item)
         local = self._state.views[self._state.own].local_services.get(item)
         entries = [] if local is None else resolve(local, self._state.remote_services(item))
         taken = {e.frontend.address: why for e in entries if (why := self._state.lives_at(e.frontend.address))}

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterable
 
 from agent.domains.domain import AUDIT, Domain
-from agent.domains.targets import Targets
+from agent.domains.tables import Targets
 from agent.targets.wireguard import PeerTracker
 from agent.underlay import UnderlaySetup
 from agent.wireguard.device import Device
@@ -19,12 +19,10 @@ from clustermesh.errors import ClusterMeshError
 from clustermesh.line import Line
 from clustermesh.model import Node
 from clustermesh.reconcile import Reconciler
-from clustermesh.retries import Retries
 
 _BREATH = 1.0  # seconds before the device is looked after again
 
 _log = logging.getLogger(__name__)
-_SET_UP = "set-up"
 
 
 class Tunnels(Domain[str]):
@@ -46,7 +44,6 @@ class Tunnels(Domain[str]):
         self._greet = targets.peers.greet_forever
         self._missing = missing
         self._line = Line()
-        self._set_up = Retries[str]()
         self._set_up_due = 0.0  # 0: at once
 
     def set(self, key: PeerKey, peer: Peer) -> None:
@@ -87,17 +84,17 @@ class Tunnels(Domain[str]):
         """Make device, forwarding and strict mode; a failure is shown in status and tried again."""
         if self._clock() < self._set_up_due:
             return
-        if self.own is None:
+        self._set_up_due = self._clock() + _BREATH
+        if (own := self.own) is None:
             self.error = self._missing()
-            self._set_up_due = self._clock() + _BREATH
             return
-        own = self.own
         try:
             new = await self._line.call(self.underlay.apply(own))
         except ClusterMeshError as e:
-            self._note_failure(str(e))
+            if str(e) != self.error:
+                _log.error("node set-up: %s", e)
+            self.error = str(e)
             return
-        self._set_up.forget(_SET_UP)
         self._set_up_due = self._clock() + AUDIT if own is self.own else 0.0
         self.error = ""
         self.prepared.set()
@@ -105,14 +102,6 @@ class Tunnels(Domain[str]):
             await self.peers.adopt()
             self.peers.hurry()
             self.on_new_device()
-
-    def _note_failure(self, why: str) -> None:
-        if why != self.error:
-            _log.error("node set-up: %s", why)
-        self.error = why
-        now = self._clock()
-        self._set_up.fail(_SET_UP, why, now)
-        self._set_up_due = self._set_up.problems[_SET_UP].due
 
     async def _watch(self) -> None:
         """A WireGuard process that ends takes its device with it: make it again at once."""

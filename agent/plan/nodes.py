@@ -7,8 +7,8 @@ elsewhere leaves encrypted or not at all.
 Rules
 - One node that changes costs one node, however many there are. Only where this node itself changes in what the others'
   plans depend on (its router addresses, the families it has) all of them are planned again.
-- A key or a CIDR that several nodes have is the first one's: this node's, then its cluster's, then by name. Clusters
-  cannot meet in one, the mesh state sees to that; two Nodes of one cluster can.
+- A key or a CIDR is one node's: the mesh state sees to that (clustermesh.mesh.admission). One that moves from a node to
+  another may be planned with either first: what is wanted for it goes with the node that had it last.
 - A CIDR that holds what this node must reach outside of the mesh is left out: no route, no blackhole, no entry. Where
   another cluster says that it has its etcd, that is that cluster's problem.
 """
@@ -19,13 +19,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, Protocol
 
-from msgspec import Struct
-
-from agent.bpf.layouts import NO_ADDRESS, CidrKey, IpcacheValue
-from agent.plan.routes import Route, RouteKey, blackhole_routes, tunnel_routes
-from agent.plan.shares import Shares
+from agent.bpf.layouts import NO_ADDRESS, IpcacheValue, pack, pack_cidr
+from agent.plan.routes import BLACKHOLE_METRIC, Route, RouteKey, best_metric, blackhole_routes, tunnel_routes
 from agent.wireguard.peer import Peer, PeerKey, check_peer, sort_allowed_ips
-from clustermesh.address import BITS, Address, Prefix, is_ipv4, nth, prefix_text
+from clustermesh.address import BITS, Address, Prefix, is_ipv4, nth
 from clustermesh.errors import Invalid
 from clustermesh.model import Endpoint, Node
 
@@ -34,7 +31,6 @@ _UNDERLAY: Final = ("InternalIP", "ExternalIP")
 _NO_KEY: Final = "has no WireGuard key yet: its agent has not registered, or its cluster does not encrypt"
 
 Name = tuple[str, str]  # (cluster, node)
-_Who = tuple[bool, bool, str, str]  # a Name, in the order in which nodes come first
 
 
 class PodPool(NamedTuple):
@@ -44,19 +40,28 @@ class PodPool(NamedTuple):
     router: Address
 
 
+class ThisEnd(NamedTuple):
+    """This node's end of all its tunnels."""
+
+    name: Name
+    public_key: str
+    device: str
+    port: int
+
+
 class Wanted(Protocol):
-    """Where plans go: a tracker."""
+    """Where plans go: a tracker. What is not there is removed already."""
 
     def set(self, key: Any, value: Any) -> None: ...
     def remove(self, key: Any) -> None: ...
 
 
-class _Placed(Struct, frozen=True):
+class _Placed(NamedTuple):
     """What is wanted because of one node."""
 
     peers: Mapping[PeerKey, Peer] = {}
     routes: Mapping[RouteKey, Route] = {}
-    cidrs: Mapping[CidrKey, IpcacheValue] = {}
+    cidrs: Mapping[bytes, bytes] = {}
 
 
 class _Stance(NamedTuple):
@@ -75,9 +80,7 @@ class NodePlanner:
 
     def __init__(
         self,
-        own: Name,
-        device: str,
-        port: int,
+        end: ThisEnd,
         *,
         peers: Wanted,
         routes: Wanted,
@@ -86,32 +89,30 @@ class NodePlanner:
     ) -> None:
         self.own: Node | None = None
         self.problems: dict[str, str] = {}
-        self._own_name, self._device, self._port, self._split = own, device, port, split
-        self._wanted = (peers, routes, cidrs)
+        self._end, self._split = end, split
+        self._peers, self._routes, self._cidrs = peers, routes, cidrs
         self._stance = _Stance()
-        self._nodes: dict[Name, Node] = {}
-        self._placed: dict[Name, _Placed] = {}
-        self._cidrs, self._keys = Shares[_Who, Prefix](), Shares[_Who, str]()
+        self._had: dict[Name, tuple[Prefix, ...]] = {}  # the pod CIDRs of each node, as it was planned
+        self._holders: dict[Prefix, Name] = {}  # and the one of whom each was planned last
 
     @property
     def names(self) -> Collection[Name]:
-        return self._nodes.keys()
+        return self._had.keys()
 
     def update(self, name: Name, node: Node | None) -> bool:
         """Make `node` what is known of `name` (None: nothing). True where every node is to be planned again."""
-        everyone = name == self._own_name and self._take_own(node)
-        before, who = self._nodes.get(name), self._who(name)
-        (had_cidrs, had_keys), (cidrs, keys) = _wants(before), _wants(node)
-        touched = {name} | self._holders(had_cidrs | cidrs, had_keys | keys)
-        self._cidrs.leave(who, had_cidrs - cidrs)
-        self._cidrs.want(who, cidrs - had_cidrs)
-        self._keys.leave(who, had_keys - keys)
-        self._keys.want(who, keys - had_keys)
-        if node is None:
-            self._nodes.pop(name, None)
-        else:
-            self._nodes[name] = node
-        self._place(touched | self._holders(had_cidrs | cidrs, had_keys | keys))
+        everyone = name == self._end.name and self._take_own(node)
+        had, has = self._had.pop(name, ()), () if node is None else node.pod_cidrs
+        if node is not None:
+            self._had[name] = has
+        self._holders |= dict.fromkeys(has, name)
+        placed, problem = (_Placed(), "") if node is None else self._plan(name, node)
+        self._note_problem("/".join(name), problem)
+        _place(self._peers, PeerKey(*name), placed.peers)
+        for cidr in (cidr for cidr in {*had, *has} if self._holders.get(cidr) == name):
+            self._place_cidr(cidr, placed)
+            if cidr not in has:
+                del self._holders[cidr]
         return everyone
 
     def _take_own(self, node: Node | None) -> bool:
@@ -119,97 +120,58 @@ class NodePlanner:
         changed, self._stance = stance != self._stance, stance
         return changed
 
-    def _who(self, name: Name) -> _Who:
-        return name != self._own_name, name[0] != self._own_name[0], *name
+    def _place_cidr(self, cidr: Prefix, placed: _Placed) -> None:
+        _place(self._cidrs, pack_cidr(cidr), placed.cidrs)
+        for metric in (BLACKHOLE_METRIC, best_metric(cidr)):
+            _place(self._routes, RouteKey(cidr, metric), placed.routes)
 
-    def _holders(self, cidrs: Iterable[Prefix], keys: Iterable[str]) -> set[Name]:
-        found = [*map(self._cidrs.holder, cidrs), *map(self._keys.holder, keys)]
-        return {who[2:] for who in found if who is not None}
-
-    def _place(self, names: Collection[Name]) -> None:
-        """Bring what is wanted because of these nodes up to date: what goes first, since another may have it now."""
-        before = {name: self._placed.get(name, _Placed()) for name in names}
-        for name in names:
-            node = self._nodes.get(name)
-            if node is None:
-                self._placed.pop(name, None)
-                self.problems.pop("/".join(name), None)
-            else:
-                self._placed[name] = self._plan(name, node)
-        for name in names:
-            after = self._placed.get(name, _Placed())
-            for table, had, has in zip(self._wanted, _tables(before[name]), _tables(after), strict=True):
-                for key in had.keys() - has.keys():
-                    table.remove(key)
-        for name in names:
-            after = self._placed.get(name, _Placed())
-            for table, had, has in zip(self._wanted, _tables(before[name]), _tables(after), strict=True):
-                for key, value in has.items():
-                    if had.get(key) != value:
-                        table.set(key, value)
-
-    def _plan(self, name: Name, node: Node) -> _Placed:
-        who = self._who(name)
-        held = [cidr for cidr in dict.fromkeys(node.pod_cidrs) if self._cidrs.holder(cidr) == who]
-        free, cut = self._split(held)
+    def _plan(self, name: Name, node: Node) -> tuple[_Placed, str]:
+        """What is wanted because of a node, and what is wrong with it."""
+        free, cut = self._split(dict.fromkeys(node.pod_cidrs))
         entries = plan_cidrs(node, free)
-        if name == self._own_name:
-            return _Placed(cidrs=entries)
+        if name == self._end.name:
+            return _Placed(cidrs=entries), ""
         cidrs = [cidr for cidr in free if is_ipv4(cidr.address) in self._stance.pods]
         peer = self._peer(node, cidrs)
-        fault = self._find_fault(who, node, peer)
-        self._note_problem(name, fault or cut or _shortened(node, held))
-        if fault:
-            return _Placed(routes=blackhole_routes(cidrs), cidrs=entries)
-        routes = tunnel_routes(cidrs, self._device, self._stance.routers)
-        return _Placed(peers={PeerKey(*name): peer}, routes=routes, cidrs=entries)
+        if fault := self._find_fault(peer):
+            return _Placed(routes=blackhole_routes(cidrs), cidrs=entries), fault
+        routes = tunnel_routes(cidrs, self._end.device, self._stance.routers)
+        return _Placed({PeerKey(*name): peer}, routes, entries), cut
 
     def _peer(self, node: Node, cidrs: Iterable[Prefix]) -> Peer:
         return Peer(
             public_key=node.wireguard_public_key,
             endpoint=_tunnel_end(node, self._stance.underlay),
-            port=self._port,
+            port=self._end.port,
             allowed_ips=sort_allowed_ips(cidrs),
         )
 
-    def _find_fault(self, who: _Who, node: Node, peer: Peer) -> str:
-        """Why there can be no tunnel to `node`, or "". What the device would refuse is found before it is asked."""
-        key = node.wireguard_public_key
-        if not key:
+    def _find_fault(self, peer: Peer) -> str:
+        """Why there can be no tunnel, or "". What the device would refuse, or ignore, is found before it is asked."""
+        if not peer.public_key:
             return _NO_KEY
-        if (holder := self._keys.holder(key)) != who:
-            whose = "this node's own WireGuard key" if holder == self._who(self._own_name) else "another node's key"
-            return f"has {whose} and is left out"
+        if peer.public_key == self._end.public_key:
+            return "has this node's own WireGuard key and is left out"
         if peer.endpoint is None:
             return "has no InternalIP or ExternalIP"
         try:
-            check_peer(key, peer)
+            check_peer(peer.public_key, peer)
         except Invalid as e:
             return str(e)
         return ""
 
-    def _note_problem(self, name: Name, problem: str) -> None:
+    def _note_problem(self, name: str, problem: str) -> None:
         if problem:
-            self.problems["/".join(name)] = problem
+            self.problems[name] = problem
         else:
-            self.problems.pop("/".join(name), None)
+            self.problems.pop(name, None)
 
 
-def _wants(node: Node | None) -> tuple[set[Prefix], set[str]]:
-    """The CIDRs and keys that are a node's alone."""
-    if node is None:
-        return set(), set()
-    return set(node.pod_cidrs), {node.wireguard_public_key} - {""}
-
-
-def _tables(placed: _Placed) -> tuple[Mapping[Any, Any], Mapping[Any, Any], Mapping[Any, Any]]:
-    return placed.peers, placed.routes, placed.cidrs
-
-
-def _shortened(node: Node, held: Collection[Prefix]) -> str:
-    """What is wrong with a node whose tunnel works for some of its CIDRs only."""
-    lost = [cidr for cidr in node.pod_cidrs if cidr not in held]
-    return f"pod CIDR {prefix_text(lost[0])} is another node's, too, and goes there" if lost else ""
+def _place(table: Wanted, key: Any, placed: Mapping[Any, Any]) -> None:
+    if (value := placed.get(key)) is None:
+        table.remove(key)
+    else:
+        table.set(key, value)
 
 
 def _stance(own: Node | None) -> _Stance:
@@ -239,17 +201,17 @@ def _tunnel_end(node: Node, families: Iterable[bool]) -> Address | None:
     return next((address for address in found if address), node.underlay)
 
 
-def plan_endpoint(endpoint: Endpoint) -> IpcacheValue:
+def plan_endpoint(endpoint: Endpoint) -> bytes:
     """The ipcache entry for one pod, or for all in a CIDR."""
     return _entry(endpoint.identity, endpoint.host_ip or NO_ADDRESS, endpoint.key)
 
 
 @lru_cache(4096)  # the pods of one kind on one node share theirs
-def _entry(identity: int, host: Address, key: int) -> IpcacheValue:
-    return IpcacheValue(identity, host, key)
+def _entry(identity: int, host: Address, key: int) -> bytes:
+    return pack(IpcacheValue(identity, host, key))
 
 
-def plan_cidrs(node: Node, cidrs: Iterable[Prefix]) -> dict[CidrKey, IpcacheValue]:
+def plan_cidrs(node: Node, cidrs: Iterable[Prefix]) -> dict[bytes, bytes]:
     """The ipcache entries for what is in a node's pod CIDRs and has no entry of its own."""
-    value = IpcacheValue(WORLD, node.underlay or NO_ADDRESS, node.encryption_key)
-    return {CidrKey.of(cidr): value for cidr in cidrs}
+    value = _entry(WORLD, node.underlay or NO_ADDRESS, node.encryption_key)
+    return {pack_cidr(cidr): value for cidr in cidrs}

@@ -11,8 +11,7 @@ from typing import Final, Literal, NamedTuple
 
 from msgspec import Struct
 
-from clustermesh.address import Address, Prefix, is_ipv4, masked, prefix_text
-from clustermesh.errors import Invalid
+from clustermesh.address import Address, Prefix, is_ipv4
 
 BLACKHOLE_METRIC: Final = 4096
 
@@ -55,16 +54,3 @@ def tunnel_routes(cidrs: Iterable[Prefix], device: str, sources: Collection[Addr
 def blackhole_routes(cidrs: Iterable[Prefix]) -> dict[RouteKey, Route]:
     """What drops packets for `cidrs` where nothing carries them."""
     return {RouteKey(cidr, BLACKHOLE_METRIC): Route("blackhole") for cidr in cidrs}
-
-
-def check_route(key: RouteKey, route: Route) -> None:
-    """Raise Invalid for a route the kernel would refuse, or take in another form than given."""
-    shown = f"{prefix_text(key.dst)} metric {key.metric}"
-    if masked(key.dst.address, key.dst.length) != key.dst.address:
-        raise Invalid("route", shown, "must have a network for its destination")
-    if not best_metric(key.dst) <= key.metric < 1 << 32:
-        raise Invalid("route", shown, f"must have a metric from {best_metric(key.dst)} to {(1 << 32) - 1}")
-    if (route.kind == "blackhole") == bool(route.device):
-        raise Invalid("route", shown, "a unicast route needs a device, a blackhole has none")
-    if route.prefsrc is not None and is_ipv4(route.prefsrc) != is_ipv4(key.dst.address):
-        raise Invalid("route", shown, "must have a source of the family of its destination")

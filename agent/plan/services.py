@@ -11,46 +11,43 @@ before, and goes after, what names it, so that no lookup meets a gap.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple, TypeVar
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
 
 from agent.bpf.layouts import (
     GROUPS_PER_BLOCK,
     PROTOCOL_NUMBERS,
     SLOTS_PER_BLOCK,
-    BackendKey,
-    BackendValue,
     GroupsKey,
-    GroupsValue,
     LbGroup,
+    Number,
     ServiceKey,
     ServiceValue,
     SlotsKey,
-    SlotsValue,
+    pack,
+    pack_backends,
+    pack_slots,
+    packer,
+    unpack,
 )
-from clustermesh.address import Address
-from clustermesh.mesh.resolve import Backend, BackendState, Frontend, Group, ServiceEntry
+from clustermesh.mesh.resolve import Frontend, ServiceEntry
 from clustermesh.reconcile import Tracker
 
-K = TypeVar("K", bound=Hashable)
-T = TypeVar("T")
 Name = tuple[str, str]
 _MOST: Final = 0xFFFFFFFF
-_ACTIVE: Final = BackendState.ACTIVE
+_NUMBER, _SLOTS_KEY, _GROUPS_KEY, _GROUP, _SERVICE = map(packer, (Number, SlotsKey, GroupsKey, LbGroup, ServiceValue))
+
+_Backends = Sequence[Sequence[bytes]]
+"""The active backends of a service, group by group, as values of the map."""
 
 
 class ServiceTrackers(NamedTuple):
     """In the order in which they are applied."""
 
-    backends: Tracker[BackendKey, BackendValue]
-    slots: Tracker[SlotsKey, SlotsValue]
-    groups: Tracker[GroupsKey, GroupsValue]
-    services: Tracker[ServiceKey, ServiceValue]
-
-
-_Where = tuple[Address, int, int, int]
-"""What tells one backend from another in the map: address, port, protocol and the cluster's id, since of two clusters
-with one address each has its own. There are many, and a plain tuple is a fifth of the cost of a named one."""
+    backends: Tracker[bytes, bytes]
+    slots: Tracker[bytes, bytes]
+    groups: Tracker[bytes, bytes]
+    services: Tracker[bytes, bytes]
 
 
 class ServicePlanner:
@@ -58,185 +55,165 @@ class ServicePlanner:
 
     def __init__(self, trackers: ServiceTrackers) -> None:
         self._trackers = trackers
-        self._numbers: dict[_Where, int] = {}
-        self._users: dict[_Where, int] = {}  # how many slots name it
+        # By value: of two clusters with a backend at one address each has its own.
+        self._numbers: dict[bytes, bytes] = {}
+        self._more_users: dict[bytes, int] = {}  # how many slots name it beyond the first
         self._next_backend = self._next_service = 1
-        self._ids: dict[ServiceKey, int] = {}
-        self._claims: dict[Frontend, dict[Name, ServiceEntry]] = {}
-        self._frontends: dict[Name, set[Frontend]] = {}
-        self._programmed: dict[Frontend, ServiceEntry] = {}
+        # By the key of the map.
+        self._ids: dict[bytes, int] = {}
+        self._claims: dict[bytes, dict[Name, ServiceEntry]] = {}
+        self._programmed: dict[bytes, ServiceEntry] = {}
+        self._keys: dict[Name, Collection[bytes]] = {}
 
     def adopt(self) -> None:
         """Take over the numbers the kernel holds (the trackers must have been audited)."""
         held = self._trackers
-        for number, entry in held.backends.actual.items():
-            self._numbers[entry.address, entry.port, entry.protocol, entry.cluster_id] = number.id
-        self._ids = {key: value.service_id for key, value in held.services.actual.items()}
-        used = {*self._ids.values(), *(key.service_id for key in held.slots.actual)}
-        self._next_backend = max(self._numbers.values(), default=0) % _MOST + 1
+        self._numbers = {value: key for key, value in held.backends.actual.items()}
+        self._ids = {key: unpack(ServiceValue, value).service_id for key, value in held.services.actual.items()}
+        used = {*self._ids.values(), *(unpack(SlotsKey, key).service_id for key in held.slots.actual)}
+        self._next_backend = max((unpack(Number, key).number for key in held.backends.actual), default=0) % _MOST + 1
         self._next_service = max(used, default=0) % _MOST + 1
 
-    def update(self, name: Name, entries: Collection[ServiceEntry]) -> None:
+    def update(self, name: Name, entries: Iterable[ServiceEntry]) -> None:
         """Make `entries` the whole of what service `name` has. None removes the service."""
-        wanted = {entry.frontend: entry for entry in entries}
-        for frontend in self._frontends.get(name, set()) - wanted.keys():
-            del self._claims[frontend][name]
-            self._program(frontend)
-        for frontend, entry in wanted.items():
-            self._claims.setdefault(frontend, {})[name] = entry
-            self._program(frontend)
+        wanted = {_key(entry.frontend): entry for entry in entries}
+        for key in self._keys.get(name, ()):
+            if key not in wanted:
+                del self._claims[key][name]
+                self._program(key)
+        for key, entry in wanted.items():
+            self._claims.setdefault(key, {})[name] = entry
+            self._program(key)
         if wanted:
-            self._frontends[name] = set(wanted)
+            self._keys[name] = tuple(wanted)
         else:
-            self._frontends.pop(name, None)
+            self._keys.pop(name, None)
 
     def conflicts(self) -> dict[Frontend, list[Name]]:
         """Frontends that more than one service claims; the first name in order is served."""
-        return {frontend: sorted(names) for frontend, names in self._claims.items() if len(names) > 1}
+        return {self._programmed[key].frontend: sorted(names) for key, names in self._claims.items() if len(names) > 1}
 
-    @property
-    def frontends(self) -> Mapping[Name, set[Frontend]]:
-        """The frontends each service claims."""
-        return self._frontends
+    def served(self) -> Iterator[tuple[Name, ServiceEntry]]:
+        """Each frontend with what it is wanted to have, and the service whose it is."""
+        for key, entry in self._programmed.items():
+            yield min(self._claims[key]), entry
 
-    @property
-    def programmed(self) -> Mapping[Frontend, ServiceEntry]:
-        """What each frontend is wanted to have."""
-        return self._programmed
-
-    def _program(self, frontend: Frontend) -> None:
-        names = self._claims[frontend]
+    def _program(self, key: bytes) -> None:
+        names = self._claims[key]
         wanted = names[min(names)] if names else None
         if not names:
-            del self._claims[frontend]
-        held = self._programmed.get(frontend)
+            del self._claims[key]
+        held = self._programmed.get(key)
         if wanted == held:
             return
         if wanted is None:
-            del self._programmed[frontend]
+            del self._programmed[key]
         else:
-            self._programmed[frontend] = wanted
-        self._write(frontend, wanted, held)
-        for wheres in () if held is None else _wheres(held):
-            for where in wheres:
-                self._release(where)
+            self._programmed[key] = wanted
+        before, after = _backends(held), _backends(wanted)
+        self._write(key, wanted, before, after)
+        for group in before:
+            self._release(group)
 
-    def _write(self, frontend: Frontend, wanted: ServiceEntry | None, held: ServiceEntry | None) -> None:
-        _, slots, groups, services = self._trackers
-        key = ServiceKey(frontend.address, frontend.port, PROTOCOL_NUMBERS[frontend.protocol], frontend.scope)
-        number = self._service_id(key)
-        kept_slots = self._set_slots(number, wanted) if wanted is not None else set()
-        kept_groups = self._set_groups(number, wanted) if wanted is not None else set()
+    def _write(self, key: bytes, wanted: ServiceEntry | None, before: _Backends, after: _Backends) -> None:
+        services, number = self._trackers.services, self._service_id(key)
         if wanted is None:
             services.remove(key)
             del self._ids[key]
         else:
-            services.set(key, _head(number, wanted))
-        for groups_key in _groups_keys(number, held):
-            if groups_key not in kept_groups:
-                groups.remove(groups_key)
-        for slots_key in _slots_keys(number, held):
-            if slots_key not in kept_slots:
-                slots.remove(slots_key)
+            self._set_slots(number, after)
+            weight = self._set_groups(number, wanted, after)
+            services.set(key, _head(number, wanted, weight))
+        self._drop_rest(number, before, after)
 
-    def _set_slots(self, number: int, wanted: ServiceEntry) -> set[SlotsKey]:
-        kept = set()
-        for index, wheres in enumerate(_wheres(wanted)):
-            ids = [self._acquire(where) for where in wheres]
-            for block, some in enumerate(_blocks(ids, SLOTS_PER_BLOCK)):
-                key = SlotsKey(number, index, block)
-                # Filled up with one of its own: no gap where the group is still counted as larger than it is.
-                self._trackers.slots.set(key, SlotsValue(_filled(some, SLOTS_PER_BLOCK, some[0])))
-                kept.add(key)
-        return kept
+    def _set_slots(self, number: int, backends: _Backends) -> None:
+        for index, values in enumerate(backends):
+            ids = self._acquire(values)
+            for block in range(_count(values, SLOTS_PER_BLOCK)):
+                some = ids[block * SLOTS_PER_BLOCK : (block + 1) * SLOTS_PER_BLOCK]
+                self._trackers.slots.set(_SLOTS_KEY(number, index, block), pack_slots(some))
 
-    def _set_groups(self, number: int, wanted: ServiceEntry) -> set[GroupsKey]:
-        kept, groups, weight = set(), [], 0
-        for group in wanted.groups:
-            active = len(_active(group))
-            weight += group.weight if active else 0
-            groups.append(LbGroup(weight, group.cluster_id, active))
-        for block, some in enumerate(_blocks(groups, GROUPS_PER_BLOCK)):
-            key = GroupsKey(number, block)
-            self._trackers.groups.set(key, GroupsValue(_filled(some, GROUPS_PER_BLOCK, LbGroup(weight))))
-            kept.add(key)
-        return kept
+    def _set_groups(self, number: int, wanted: ServiceEntry, backends: _Backends) -> int:
+        """Returns the weight of all together."""
+        groups, weight = [], 0
+        for group, values in zip(wanted.groups, backends, strict=True):
+            weight += group.weight if values else 0
+            groups.append(_GROUP(weight, group.cluster_id, len(values), 0))
+        for block in range(_count(groups, GROUPS_PER_BLOCK)):
+            some = groups[block * GROUPS_PER_BLOCK : (block + 1) * GROUPS_PER_BLOCK]
+            rest = _GROUP(weight, 0, 0, 0) * (GROUPS_PER_BLOCK - len(some))
+            self._trackers.groups.set(_GROUPS_KEY(number, block), b"".join(some) + rest)
+        return weight
 
-    def _service_id(self, key: ServiceKey) -> int:
+    def _drop_rest(self, number: int, before: _Backends, after: _Backends) -> None:
+        """What a service had beyond what it has."""
+        for block in range(_count(after, GROUPS_PER_BLOCK), _count(before, GROUPS_PER_BLOCK)):
+            self._trackers.groups.remove(_GROUPS_KEY(number, block))
+        for index, values in enumerate(before):
+            kept = after[index] if index < len(after) else ()
+            for block in range(_count(kept, SLOTS_PER_BLOCK), _count(values, SLOTS_PER_BLOCK)):
+                self._trackers.slots.remove(_SLOTS_KEY(number, index, block))
+
+    def _service_id(self, key: bytes) -> int:
         number = self._ids.get(key)
         if number is None:
-            number = self._ids[key] = _unused(self._next_service, GroupsKey, self._trackers.groups).service_id
-            self._next_service = number % _MOST + 1
+            number = self._next_service
+            while _GROUPS_KEY(number, 0) in self._trackers.groups.desired:
+                number = number % _MOST + 1
+            self._ids[key], self._next_service = number, number % _MOST + 1
         return number
 
-    def _acquire(self, where: _Where) -> int:
-        users = self._users.get(where, 0)
-        self._users[where] = users + 1
-        number = self._numbers.get(where)
-        if users:
-            assert number is not None
-            return number
-        backends = self._trackers.backends
-        key = _unused(self._next_backend, BackendKey, backends) if number is None else BackendKey(number)
-        if number is None:
-            self._numbers[where] = key.id
-            self._next_backend = key.id % _MOST + 1
-        address, port, protocol, cluster_id = where
-        backends.set(key, BackendValue(address, port, protocol, 0, cluster_id))
-        return key.id
+    def _acquire(self, values: Iterable[bytes]) -> list[bytes]:
+        """The keys of these backends, each of which has one more user."""
+        numbers, backends = self._numbers, self._trackers.backends
+        keys = []
+        for value in values:
+            key = numbers.get(value)
+            if key is None:
+                key = numbers[value] = self._unused_backend()
+                backends.set(key, value)
+            elif key in backends.desired:
+                self._more_users[value] = self._more_users.get(value, 0) + 1
+            else:
+                backends.set(key, value)
+            keys.append(key)
+        return keys
 
-    def _release(self, where: _Where) -> None:
-        self._users[where] -= 1
-        if not self._users[where]:
-            del self._users[where]
-            self._trackers.backends.remove(BackendKey(self._numbers.pop(where)))
+    def _unused_backend(self) -> bytes:
+        """What else the kernel holds there goes, or is overwritten."""
+        number = self._next_backend
+        while (key := _NUMBER(number)) in self._trackers.backends.desired:
+            number = number % _MOST + 1
+        self._next_backend = number % _MOST + 1
+        return key
+
+    def _release(self, values: Iterable[bytes]) -> None:
+        for value in values:
+            more = self._more_users.pop(value, 0)
+            if more > 1:
+                self._more_users[value] = more - 1
+            elif not more:
+                self._trackers.backends.remove(self._numbers.pop(value))
 
 
-def _unused(number: int, key: Callable[[int], K], tracker: Tracker[K, Any]) -> K:
-    """The first key from `number` on that is not in use; what else the kernel holds there goes, or is overwritten."""
-    while (found := key(number)) in tracker.desired:
-        number = number % _MOST + 1
-    return found
+def _key(frontend: Frontend) -> bytes:
+    address, port, protocol, scope = frontend
+    return pack(ServiceKey(address, port, PROTOCOL_NUMBERS[protocol], scope))
 
 
-def _active(group: Group) -> Sequence[Backend]:
-    return [backend for backend in group.backends if backend.state is _ACTIVE]
-
-
-def _wheres(entry: ServiceEntry) -> Iterator[list[_Where]]:
-    """The backends of each group that new connections may be given."""
+def _backends(entry: ServiceEntry | None) -> _Backends:
+    """Those that new connections may be given."""
+    if entry is None:
+        return ()
     protocol = PROTOCOL_NUMBERS[entry.frontend.protocol]
-    for group in entry.groups:
-        cluster = group.cluster_id
-        yield [(address, port, protocol, cluster) for address, port, state, _ in group.backends if state is _ACTIVE]
+    return [pack_backends(group.backends, protocol, group.cluster_id) for group in entry.groups]
 
 
-def _head(number: int, entry: ServiceEntry) -> ServiceValue:
-    return ServiceValue(
-        number,
-        sum(group.weight for group in entry.groups if _active(group)),
-        entry.affinity_seconds,
-        len(entry.groups),
-        entry.flags,
-        entry.kind,
-        entry.algorithm,
-    )
+def _head(number: int, entry: ServiceEntry, weight: int) -> bytes:
+    affinity, kind = entry.affinity_seconds, entry.kind
+    return _SERVICE(number, weight, affinity, len(entry.groups), entry.flags, kind, entry.algorithm, 0)
 
 
-def _groups_keys(number: int, entry: ServiceEntry | None) -> Iterator[GroupsKey]:
-    groups = 0 if entry is None else len(entry.groups)
-    return (GroupsKey(number, block) for block in range(-(-groups // GROUPS_PER_BLOCK)))
-
-
-def _slots_keys(number: int, entry: ServiceEntry | None) -> Iterator[SlotsKey]:
-    for index, group in enumerate(() if entry is None else entry.groups):
-        for block in range(-(-len(_active(group)) // SLOTS_PER_BLOCK)):
-            yield SlotsKey(number, index, block)
-
-
-def _blocks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
-
-
-def _filled(items: Sequence[T], size: int, rest: T) -> tuple[T, ...]:
-    return (*items, *[rest] * (size - len(items)))
+def _count(items: Sequence[Any], size: int) -> int:
+    """How many blocks these fill."""
+    return -(-len(items) // size)

@@ -1,4 +1,4 @@
-"""eBPF maps as targets of the reconciler, written and read in batches.
+"""eBPF maps as targets of the reconciler, written and read in batches; keys and values are bytes (agent.bpf.layouts).
 
 The verbs are `async` as the port wants them, but run in place: a batch takes milliseconds, and between two batches the
 event loop gets its turn.
@@ -9,75 +9,41 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import struct
-from collections.abc import AsyncIterator, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Final, Generic, Protocol, Self, TypeVar
+from typing import Final, TypeVar
 
-from agent.bpf.layouts import (
-    LB_CLUSTERS,
-    LB_FULL,
-    AddressKey,
-    BackendKey,
-    BackendValue,
-    CidrKey,
-    ClustersKey,
-    ClustersValue,
-    GroupsKey,
-    GroupsValue,
-    IpcacheValue,
-    ReverseKey,
-    ReverseValue,
-    ServiceKey,
-    ServiceValue,
-    SlotsKey,
-    SlotsValue,
-)
-from agent.bpf.loader import Datapath
 from agent.bpf.programs import map_info
 from agent.bpf.syscalls import Batch, Page, map_delete_batch, map_lookup_batch, map_update_batch
 from clustermesh.errors import ApplyError, Unavailable
 
 CHUNK: Final = 1024
 """Entries per turn of the event loop: 2 ms when all is well, 10 ms when the kernel refuses each of them."""
-_PAGE: Final = 512  # entries read at once, which takes longer: 4 ms at most
 
-
-class Packed(Hashable, Protocol):
-    """A key or value of a map: see agent.bpf.layouts."""
-
-    def pack(self) -> bytes: ...
-    @classmethod
-    def unpack(cls, data: bytes) -> Self: ...
-
-
-K = TypeVar("K", bound=Packed)
-V = TypeVar("V", bound=Packed)
 T = TypeVar("T")
 
 
-class MapTarget(Generic[K, V]):
-    """The hash, LRU or LPM map behind `fd`, which stays its owner's and open, with keys and values of these types."""
+class MapTarget:
+    """The array, hash, LRU or LPM map behind `fd`, which stays its owner's and open."""
 
-    def __init__(self, name: str, fd: int, key: type[K], value: type[V]) -> None:
+    def __init__(self, name: str, fd: int) -> None:
         self.name = name
         self.fd = fd
-        self._key, self._value = key, value
         info = map_info(fd)
         self.max_entries = info.max_entries
-        self.page_size = min(_PAGE, info.max_entries)
-        self.chunk = CHUNK
+        self.page_size, self.chunk = min(CHUNK, info.max_entries), CHUNK
         self._sizes = (info.key_size, info.value_size)
+        self._lengths = ({info.key_size}, {info.value_size})
 
-    async def dump(self) -> dict[K, V]:
+    async def dump(self) -> dict[bytes, bytes]:
         """Every entry. One written or deleted meanwhile may or may not be seen; every other is. Unavailable."""
-        found: dict[K, V] = {}
+        found: dict[bytes, bytes] = {}
         async for page in self.pages():
             found |= page
             await asyncio.sleep(0)
         return found
 
-    async def pages(self) -> AsyncIterator[dict[K, V]]:
+    async def pages(self) -> AsyncIterator[dict[bytes, bytes]]:
         """As `dump`, some entries at a time: a few ms each."""
         cursor, chunk, seen = b"", self.page_size, 0
         while True:
@@ -85,7 +51,7 @@ class MapTarget(Generic[K, V]):
             if page.error == errno.ENOSPC:
                 chunk *= 2  # a bucket with more entries than asked for
                 continue
-            yield dict(self._entries(page))
+            yield dict(page.entries(self._sizes))
             seen += page.size
             if page.error == errno.ENOENT:
                 return
@@ -100,44 +66,36 @@ class MapTarget(Generic[K, V]):
         except OSError as e:
             raise Unavailable(f"cannot read the map {self.name}: {e}") from e
 
-    def _entries(self, page: Page) -> Iterator[tuple[K, V]]:
-        keys, values = self._sizes
-        for index in range(page.size):
-            key = self._key.unpack(page.keys[index * keys : (index + 1) * keys])
-            yield key, self._value.unpack(page.values[index * values : (index + 1) * values])
-
-    async def upsert(self, entries: Mapping[K, V]) -> None:
+    async def upsert(self, entries: Mapping[bytes, bytes]) -> None:
         """Write `entries`; ApplyError says which were not written and why, all others are."""
         failed: dict[Hashable, str] = {}
-        for chunk in _chunks(entries.items(), self.chunk):
-            try:
-                self._update(chunk, failed)
-            except (struct.error, OverflowError):
-                self._update([entry for entry in chunk if self._fits(*entry, failed)], failed)
+        for chunk in _chunks(entries, self.chunk):
+            values = [entries[key] for key in chunk]
+            if ({*map(len, chunk)}, {*map(len, values)}) == self._lengths:
+                self._update(chunk, values, failed)
+            else:  # the kernel would take the end of what is too long for the beginning of the next
+                sound = [pair for pair in zip(chunk, values, strict=True) if self._fits(*pair, failed)]
+                self._update([key for key, _ in sound], [value for _, value in sound], failed)
             await asyncio.sleep(0)
         _raise_failed(failed)
 
-    def _fits(self, key: K, value: V, failed: dict[Hashable, str]) -> bool:
-        try:
-            key.pack(), value.pack()
-        except (struct.error, OverflowError) as e:
-            failed[key] = f"does not fit the map {self.name}: {e}"
+    def _fits(self, key: bytes, value: bytes, failed: dict[Hashable, str]) -> bool:
+        if (len(key), len(value)) != self._sizes:
+            failed[key] = f"is not of the size that the map {self.name} has"
         return key not in failed
 
-    def _update(self, entries: Sequence[tuple[K, V]], failed: dict[Hashable, str]) -> None:
-        """struct.error or OverflowError, before anything is written, where one of them does not fit."""
-        key_size, value_size = self._sizes
-        keys, values = b"".join([key.pack() for key, _ in entries]), b"".join([value.pack() for _, value in entries])
-        done = 0
-        while done < len(entries):
-            rest = keys[done * key_size :], values[done * value_size :]
-            batch = map_update_batch(self.fd, *rest, len(entries) - done)
+    def _update(self, keys: Sequence[bytes], values: Sequence[bytes], failed: dict[Hashable, str]) -> None:
+        (key_size, value_size), done = self._sizes, 0
+        all_keys, all_values = b"".join(keys), b"".join(values)
+        while done < len(keys):
+            rest = all_keys[done * key_size :], all_values[done * value_size :]
+            batch = map_update_batch(self.fd, *rest, len(keys) - done)
             done += batch.done
             if batch.error:
-                failed[entries[done][0]] = self._sentence(batch)
+                failed[keys[done]] = self._sentence(batch)
                 done += 1
 
-    async def delete(self, keys: Collection[K]) -> None:
+    async def delete(self, keys: Collection[bytes]) -> None:
         """Remove `keys`; absent is success. ApplyError says which are still there and why."""
         failed: dict[Hashable, str] = {}
         for chunk in _chunks(keys, self.chunk):
@@ -145,8 +103,8 @@ class MapTarget(Generic[K, V]):
             await asyncio.sleep(0)
         _raise_failed(failed)
 
-    def _delete(self, keys: Sequence[K], failed: dict[Hashable, str]) -> None:
-        packed, done = b"".join(key.pack() for key in keys), 0
+    def _delete(self, keys: Sequence[bytes], failed: dict[Hashable, str]) -> None:
+        packed, done = b"".join(keys), 0
         while done < len(keys):
             batch = map_delete_batch(self.fd, packed[done * self._sizes[0] :], len(keys) - done)
             done += batch.done
@@ -161,7 +119,7 @@ class MapTarget(Generic[K, V]):
         return f"the map {self.name} does not take it: {os.strerror(batch.error)}"
 
 
-def _chunks(items: Collection[T], size: int) -> Iterator[list[T]]:
+def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
     each = iter(items)
     while chunk := list(islice(each, size)):
         yield chunk
@@ -170,44 +128,3 @@ def _chunks(items: Collection[T], size: int) -> Iterator[list[T]]:
 def _raise_failed(failed: Mapping[Hashable, str]) -> None:
     if failed:
         raise ApplyError(failed)
-
-
-def services(datapath: Datapath) -> MapTarget[ServiceKey, ServiceValue]:
-    return MapTarget("lb_services", datapath.maps["lb_services"], ServiceKey, ServiceValue)
-
-
-def groups(datapath: Datapath) -> MapTarget[GroupsKey, GroupsValue]:
-    return MapTarget("lb_groups", datapath.maps["lb_groups"], GroupsKey, GroupsValue)
-
-
-def slots(datapath: Datapath) -> MapTarget[SlotsKey, SlotsValue]:
-    return MapTarget("lb_slots", datapath.maps["lb_slots"], SlotsKey, SlotsValue)
-
-
-def backends(datapath: Datapath) -> MapTarget[BackendKey, BackendValue]:
-    return MapTarget("lb_backends", datapath.maps["lb_backends"], BackendKey, BackendValue)
-
-
-def clusters(datapath: Datapath) -> MapTarget[ClustersKey, ClustersValue]:
-    return MapTarget("lb_clusters", datapath.maps["lb_clusters"], ClustersKey, ClustersValue)
-
-
-def reverse_sockets(datapath: Datapath) -> MapTarget[ReverseKey, ReverseValue]:
-    return MapTarget("lb_reverse_sk", datapath.maps["lb_reverse_sk"], ReverseKey, ReverseValue)
-
-
-def addresses(datapath: Datapath) -> MapTarget[AddressKey, IpcacheValue]:
-    return MapTarget("ipcache", datapath.maps["ipcache"], AddressKey, IpcacheValue)
-
-
-def cidrs(datapath: Datapath) -> MapTarget[CidrKey, IpcacheValue]:
-    return MapTarget("ipcache_cidr", datapath.maps["ipcache_cidr"], CidrKey, IpcacheValue)
-
-
-async def set_factors(datapath: Datapath, factors: Mapping[int, float]) -> None:
-    """Give each cluster, by its id, this part (0 to 1) of the share its backends have in every service; those not named
-    have all of it. One write: a cluster at 0 is out with it, for new connections and datagrams."""
-    reduced = [0] * LB_CLUSTERS
-    for cluster_id, factor in factors.items():
-        reduced[cluster_id] = LB_FULL - round(factor * LB_FULL)
-    await clusters(datapath).upsert({ClustersKey(): ClustersValue(tuple(reduced))})

@@ -13,7 +13,7 @@ from typing import Any, Final
 from pyroute2 import AsyncIPRoute, NetlinkError
 
 from agent import netlink
-from agent.plan.routes import Kind, Route, RouteKey, check_route
+from agent.plan.routes import Kind, Route, RouteKey
 from clustermesh.address import V4, Address, Prefix, is_ipv4, parse, prefix_text, text
 from clustermesh.errors import ApplyError, Invalid
 
@@ -48,7 +48,6 @@ class RouteTarget:
             # Blackholes first: there is no moment in which a CIDR has a tunnel and no safety net.
             for key, route in sorted(entries.items(), key=lambda entry: -entry[0].metric):
                 try:
-                    check_route(key, route)
                     await batch.write(key, route)
                     self._kinds[key] = route.kind
                 except Invalid as e:

@@ -3,25 +3,23 @@
 A device knows its peers by their public keys alone. So this target remembers who has which; a peer that nobody of this
 process named (of the agent before this one) is a `stranger`, until `recognise` gives it its name.
 
-Who owns a public key or an allowed IP is decided where the peers are planned. An allowed IP lives on exactly one peer
-of a device: giving it to a second takes it from the first without a word. Every peer is written whole, so peers whose
-wanted allowed IPs are disjoint end as wanted in whatever order they are written; should two of one batch want the same
-all the same, the first keeps it and the second is refused.
+Whose a public key or an allowed IP is, is decided before peers are planned. An allowed IP lives on exactly one peer of
+a device: giving it to a second takes it from the first without a word. Every peer is written whole, so peers whose
+wanted allowed IPs are disjoint end as wanted in whatever order they are written.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Final
 
 from msgspec.structs import replace
 
 from agent.wireguard.device import Device
-from agent.wireguard.peer import REJECT_AFTER, Peer, PeerKey, PeerState, check_peer, stranger
-from clustermesh.address import Prefix, prefix_text
+from agent.wireguard.peer import REJECT_AFTER, Peer, PeerKey, PeerState, stranger
 from clustermesh.errors import ApplyError, ClusterMeshError, Invalid, Refused
 from clustermesh.reconcile import Tracker
 
@@ -96,23 +94,20 @@ class WireGuardTarget:
 
     async def upsert(self, entries: Mapping[PeerKey, Peer]) -> None:
         """Write each peer whole. Raises ApplyError with those the device does not hold afterwards as wanted."""
-        good, failed = sort_out(entries, self._own_key)
-        peers = {peer.public_key: peer for peer in good.values()}
+        peers = {peer.public_key: peer for peer in entries.values()}
         silent = {key: replace(peer, keepalive=0) for key, peer in peers.items() if self._waits_for(key)}
         refused: dict[str, str] = {}
-        if peers:
-            try:
-                await self._device.set_peers(peers | silent)
-            except Refused as e:
-                refused = await self._write_singly(peers | silent, e)
-        written = {owner: peer for owner, peer in good.items() if peer.public_key not in refused}
+        try:
+            await self._device.set_peers(peers | silent)
+        except (Refused, Invalid) as e:
+            refused = await self._write_singly(peers | silent, e)
+        written = {owner: peer for owner, peer in entries.items() if peer.public_key not in refused}
         self._silent |= dict.fromkeys(silent.keys() - refused.keys(), self._timer() + GREETING_DELAY)
         if self._silent:
             self._met.set()
         await self._forget(self._note(written))
-        failed |= {owner: refused[peer.public_key] for owner, peer in good.items() if peer.public_key in refused}
-        if failed:
-            raise ApplyError(failed)
+        if refused:
+            raise ApplyError({owner: refused[entries[owner].public_key] for owner in entries.keys() - written.keys()})
 
     def _note(self, written: Mapping[PeerKey, Peer]) -> list[str]:
         """Remember who has which key; returns the keys they had before, and nobody has now."""
@@ -144,7 +139,7 @@ class WireGuardTarget:
         """Whether a peer is new, or was new a moment ago, and the other side is to shake hands first."""
         return self._own_key > key and (key not in self._given or self._is_silent(key))
 
-    async def _write_singly(self, peers: Mapping[str, Peer], error: Refused) -> dict[str, str]:
+    async def _write_singly(self, peers: Mapping[str, Peer], error: ClusterMeshError) -> dict[str, str]:
         """After a refusal some of a batch is applied: read what is there and write the rest one by one."""
         held = await self._device.peers()
         failed: dict[str, str] = {}
@@ -154,7 +149,7 @@ class WireGuardTarget:
                 continue
             try:
                 await self._device.set_peers({key: peer})
-            except Refused as e:
+            except (Refused, Invalid) as e:
                 failed[key] = f"{e} (first seen in a batch: {error})"
         return failed
 
@@ -186,38 +181,3 @@ def as_wanted(key: str, state: PeerState, given: Peer | None, now: float) -> Pee
     if given is not None and alive:
         endpoint, port = given.endpoint, given.port
     return Peer(public_key=key, endpoint=endpoint, port=port, allowed_ips=state.allowed_ips, keepalive=state.keepalive)
-
-
-def sort_out(entries: Mapping[PeerKey, Peer], own_key: str = "") -> tuple[dict[PeerKey, Peer], dict[Hashable, str]]:
-    """Split a batch into peers that can be written together and those that cannot, each with a sentence.
-
-    A device ignores a peer with its own key (`own_key`) without a word.
-    """
-    keys: dict[str, PeerKey] = {}
-    cidrs: dict[Prefix, PeerKey] = {}
-    good: dict[PeerKey, Peer] = {}
-    failed: dict[Hashable, str] = {}
-    for owner, peer in entries.items():
-        try:
-            check_peer(peer.public_key, peer)
-            if peer.public_key == own_key:
-                raise Invalid("WireGuard key", peer.public_key, "is this node's own")
-        except Invalid as e:
-            failed[owner] = str(e)
-            continue
-        taken = list(_taken(peer, keys, cidrs))
-        if taken:
-            failed[owner] = taken[0]
-            continue
-        good[owner] = peer
-        keys[peer.public_key] = owner
-        cidrs |= dict.fromkeys(peer.allowed_ips, owner)
-    return good, failed
-
-
-def _taken(peer: Peer, keys: Mapping[str, PeerKey], cidrs: Mapping[Prefix, PeerKey]) -> Iterable[str]:
-    if (owner := keys.get(peer.public_key)) is not None:
-        yield f"its public key belongs to {owner.cluster}/{owner.node}"
-    for cidr in peer.allowed_ips:
-        if (owner := cidrs.get(cidr)) is not None:
-            yield f"allowed IP {prefix_text(cidr)} belongs to {owner.cluster}/{owner.node}"

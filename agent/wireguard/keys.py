@@ -1,13 +1,14 @@
 """The node's WireGuard key: X25519, one file of 32 raw bytes that survives restarts.
 
-A node that comes back with another key is unreachable until every other node has learnt it, so an existing file is
-never overwritten, not even a broken one.
+A node that comes back with another key is unreachable until every other node has learnt it, so a key is never
+overwritten, not even a broken one; an empty file, as a crash may leave one, holds none.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 import os
 import sys
 from contextlib import suppress
@@ -18,6 +19,8 @@ from certs.files import write_atomically
 from clustermesh.errors import Invalid, Refused
 
 KEY_BYTES: Final = 32
+
+_log = logging.getLogger(__name__)
 
 
 def clamp(key: bytes) -> bytes:
@@ -69,16 +72,26 @@ def load_or_create(path: Path) -> bytes:
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.parent.chmod(0o700)
-        if not path.exists():
+        _restrict(path.parent, 0o700)
+        if empty := path.exists() and path.stat().st_size == 0:
+            _log.warning("private key %s is empty: this node gets a new key", path)
+        if empty or not path.exists():
             write_atomically(path, generate(), 0o600)
-        path.chmod(0o600)
+        _restrict(path, 0o600)
         key = path.read_bytes()
     except OSError as e:
-        raise Refused(f"private key {path}: {e.strerror or e}") from e
+        raise Refused(
+            f"private key {path}: {e.strerror or e}; mend that, or give another folder with --state-dir"
+        ) from e
     if len(key) != KEY_BYTES:
         raise Refused(f"private key {path} holds {len(key)} bytes, not {KEY_BYTES}: restore it, or remove it")
     return clamp(key)
+
+
+def _restrict(path: Path, mode: int) -> None:
+    """What has `mode` is left alone: a disk that has become read-only keeps no agent from starting."""
+    if path.stat().st_mode & 0o7777 != mode:
+        path.chmod(mode)
 
 
 def _derive_for_parent() -> None:

@@ -103,11 +103,3 @@ def _check_endpoint(endpoint: Address, port: int) -> None:
         raise Invalid("endpoint", text(endpoint), "must be the address of one machine")
     if not 1 <= port <= 65535:
         raise Invalid("endpoint port", port, "must be 1 to 65535")
-
-
-def is_down(before: PeerState, now: PeerState, time: float) -> bool:
-    """True when nothing comes back from a peer: WireGuard itself reports no error for a dead one.
-
-    `before` is the same peer some time ago, `time` Unix time. Down: no session any more; more was sent, none received.
-    """
-    return time - now.last_handshake > REJECT_AFTER and now.tx > before.tx and now.rx == before.rx

@@ -3,7 +3,7 @@
 A user is the CN of a client certificate. Roles and ranges are Cilium's (clustermesh-apiserver's etcd init), with this
 project's own prefix beside them. Users that nobody listed are removed, once users.yaml was read without a fault. What a
 removed user has open ends too: etcd asks nobody again who watches already, so every connection to it but ours is cut,
-and whoever still may comes back and hears on where it was.
+and whoever still may comes back and hears on where it was. Who is to be cut off stands in etcd until that was tried.
 """
 
 from __future__ import annotations
@@ -128,15 +128,23 @@ class Users:
         await self._ensure(peers or {}, present)
         if peers is not None:
             await self._revoke(present - wanted.keys())
-        if self._revoked:
-            await asyncio.to_thread(self._cut_off)
+        await self._end_connections()
 
     async def _revoke(self, names: set[str]) -> None:
         for name in sorted(names):
             _LOG.info("user %s is removed from etcd", name)
-            self._revoked.add(name)  # before: perhaps it is done, and we do not hear of it
+            await self.client.put(_revoked(name), b"")  # before: perhaps it is done, and we do not live to hear of it
             self._left = None
             await auth.remove_user(self.client, name)
+
+    async def _end_connections(self) -> None:
+        """Of who was removed: now, or by an API server that ended before it came to this."""
+        noted = {kv.key[len(keys.REVOKED) :].decode() for kv in (await self.client.range(keys.REVOKED)).kvs}
+        self._revoked |= noted
+        if self._revoked:
+            await asyncio.to_thread(self._cut_off)
+        for name in noted:
+            await self.client.delete(_revoked(name))
 
     def _cut_off(self) -> None:
         """End every connection that a removed user may have from before; a later one etcd itself has refused."""
@@ -178,6 +186,10 @@ class Users:
                 async with asyncio.timeout(min(POLL, wait)):
                     await self._again.wait()
         self._again.clear()
+
+
+def _revoked(user: str) -> bytes:
+    return keys.REVOKED + user.encode()
 
 
 def _stamp(file: Path | None) -> tuple[int, int, int] | None:

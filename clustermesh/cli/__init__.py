@@ -15,7 +15,8 @@ from typing import Any, Final
 import click
 
 from certs.errors import CertsError
-from clustermesh.errors import ClusterMeshError, Invalid
+from clustermesh.errors import ClusterMeshError, Invalid, sentence
+from clustermesh.errors import printable as printable
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 _FORESEEN: Final = (ClusterMeshError, CertsError, OSError)
@@ -92,20 +93,24 @@ class Failure(click.ClickException):
     exit_code = FAILED
 
     def __init__(self, errors: Sequence[BaseException]) -> None:
-        super().__init__("; ".join(map(_sentence, errors)))
-        self.sentences = [_sentence(e) for e in errors]
+        self.sentences = [_with_remedy(sentence(e)) for e in errors]
+        super().__init__("; ".join(self.sentences))
 
     def show(self, file: Any = None) -> None:
         """Print to stderr."""
         colour = False if os.environ.get("NO_COLOR") else None  # None: where stderr is a terminal
-        for sentence in self.sentences:
-            click.echo(f"{click.style('error:', fg='red', bold=True)} {sentence}", file=file, err=True, color=colour)
+        for line in self.sentences:
+            click.echo(f"{click.style('error:', fg='red', bold=True)} {line}", file=file, err=True, color=colour)
 
 
 class WrongInput(Failure):
     """All of it is the fault of what was given."""
 
     exit_code = USAGE
+
+
+def _with_remedy(said: str) -> str:
+    return f"{said}: run this as root" if said.endswith("Permission denied") and os.geteuid() else said
 
 
 def _failure(errors: Sequence[BaseException]) -> Failure:
@@ -118,19 +123,6 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]
             yield from _leaves(error)
         else:
             yield error
-
-
-def _sentence(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        sentence = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    else:
-        sentence = " ".join(str(error).split()) or type(error).__name__
-    return printable(sentence)
-
-
-def printable(text: str) -> str:
-    """`text` with what a terminal would take as commands spelled out: it may come from a file, or from a peer."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def context_option(function: Any) -> Any:
@@ -165,6 +157,8 @@ def main(ctx: click.Context) -> None:
       clustermesh etcd --context /srv/alpha
       clustermesh apiserver --context /srv/alpha
       clustermesh connect --context /srv/alpha --destination-context /srv/beta
+
+    Exit codes: 0 done, 1 failed or something is wrong, 2 wrong usage or input, 130 interrupted.
     """
     if os.environ.get("NO_COLOR"):
         ctx.color = False

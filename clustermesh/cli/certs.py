@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from certs.names import Leaf, cluster_leaves, unique
-from clustermesh.cli import context_option, output_option
-from clustermesh.cli.table import print_table
+from clustermesh.cli import FAILED, context_option, output_option
+from clustermesh.cli.table import print_json, print_table
 from clustermesh.errors import Invalid
 from clustermesh.standalone.context import Context, load, locked
 
@@ -32,6 +31,11 @@ def command() -> None:
       local   the agents' to their own etcd
       remote  the cluster's to peers that share its authority
     Leaves live 1 year; renewal is due 30 days before.
+
+    \b
+    Examples:
+      clustermesh certs show --context /srv/alpha
+      clustermesh certs renew --context /srv/alpha
     """
 
 
@@ -69,7 +73,7 @@ def init(context: Path, san: tuple[str, ...], ca_cert: Path | None, ca_key: Path
 @context_option
 @output_option
 def show(context: Path, output: str) -> None:
-    """Show every certificate, and what is wrong with it; exit code 1 if anything is.
+    """Show every certificate, and what is wrong with it; exit code 1 if anything is unfit or expires soon.
 
     \b
     Examples:
@@ -81,15 +85,14 @@ def show(context: Path, output: str) -> None:
     cluster, now = load(context), datetime.now(UTC)
     entries = inspect(cluster.certs, now, _leaves(cluster))
     if output == "json":
-        click.echo(json.dumps([_as_json(e, now) for e in entries], indent=2))
+        print_json([_as_json(e, now) for e in entries])
     else:
-        rows = [_row(e, now) for e in entries]
-        print_table(("NAME", "COMMON NAME", "STATE", "EXPIRES", "DAYS", "HOSTS"), rows)
-    for entry in entries:
-        if entry.problem:
-            click.echo(f"{click.style('problem:', fg='red', bold=True)} {entry.problem}", err=True)
-    if any(e.problem for e in entries):
-        raise SystemExit(1)
+        print_table(("NAME", "COMMON NAME", "STATE", "EXPIRES", "DAYS", "HOSTS"), [_row(e, now) for e in entries])
+    faults = [(fault, _remedy(entry, cluster)) for entry in entries if (fault := _fault(entry))]
+    for fault, remedy in faults:
+        click.echo(f"{click.style('problem:', fg='red', bold=True)} {fault}: {remedy}", err=True)
+    if faults:
+        raise SystemExit(FAILED)
 
 
 @command.command()
@@ -177,12 +180,34 @@ def _state(entry: Entry) -> str:
     return "renewal due" if entry.due else "good"
 
 
-def _row(entry: Entry, now: datetime) -> tuple[str, ...]:
+def _fault(entry: Entry) -> str:
+    """In words; "" where there is none."""
+    if entry.due and entry.facts is not None and not entry.problem:
+        return f"{entry.name}: expires on {entry.facts.not_after:%F}"
+    return entry.problem
+
+
+def _remedy(entry: Entry, cluster: Context) -> str:
+    if entry.name == "ca" and (entry.facts is None or not cluster.key("ca").exists()):
+        return (
+            f"put ca.crt and ca.key back from a copy; without one remove both from {cluster.certs}, then "
+            f"`clustermesh certs init --context {cluster.path}`, `certs renew --all`, and connect every peer again"
+        )
+    return f"run `clustermesh certs renew {entry.name} --context {cluster.path}`"
+
+
+def _row(entry: Entry, now: datetime) -> tuple[object, ...]:
     said = entry.facts
     if said is None:
-        return (entry.name, "-", _state(entry), "-", "-", "-")
-    days = str((said.not_after - now).days)
-    return (entry.name, said.common_name, _state(entry), f"{said.not_after:%F}", days, ", ".join(said.hosts) or "-")
+        return (entry.name, None, _state(entry), None, None, None)
+    return (
+        entry.name,
+        said.common_name,
+        _state(entry),
+        f"{said.not_after:%F}",
+        (said.not_after - now).days,
+        said.hosts,
+    )
 
 
 def _as_json(entry: Entry, now: datetime) -> dict[str, object]:

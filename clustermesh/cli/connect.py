@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +11,7 @@ from msgspec.structs import replace
 
 from clustermesh.address import parse_prefix
 from clustermesh.cli import context_option, output_option
-from clustermesh.cli.table import print_table
+from clustermesh.cli.table import print_json, print_table
 from clustermesh.errors import Invalid
 from clustermesh.model import check_cluster_name
 from clustermesh.standalone.context import Context, load, parse_address
@@ -102,43 +100,38 @@ def disconnect(context: Path, folder: Path | None, peer: str | None, mode: str) 
 @context_option
 @output_option
 def peers(context: Path, output: str) -> None:
-    """List the clusters that this one reads, and those that read it."""
+    """List the clusters that this one reads, and those that read it.
+
+    \b
+    Example:
+      clustermesh peers --context /srv/alpha
+    """
     from clustermesh.standalone.connections import list_connections
 
     connections = list_connections(load(context), datetime.now(UTC))
     if output == "json":
-        click.echo(json.dumps([_as_json(c) for c in connections], indent=2))
-        return
-    if not connections:
+        print_json([_as_json(each) for each in connections])
+    elif connections:
+        head = ("CLUSTER", "ID", "READS IT", "READ BY IT", "CREDENTIALS", "ENDPOINTS", "PROBLEM")
+        print_table(head, [_row(each) for each in connections])
+    else:
         click.echo("no connected clusters")
-        return
-    print_table(("CLUSTER", "ID", "READS IT", "READ BY IT", "CREDENTIALS", "ENDPOINTS", "PROBLEM"), _rows(connections))
 
 
-def _rows(connections: Iterable[Connection]) -> list[tuple[str, ...]]:
-    return [
-        (
-            c.name,
-            "-" if c.cluster_id is None else str(c.cluster_id),
-            "yes" if c.reads else "no",
-            "yes" if c.read_by else "no",
-            "-" if c.expires is None else f"until {c.expires:%F}",
-            ", ".join(c.endpoints) or "-",
-            c.problem or "-",
-        )
-        for c in connections
-    ]
+def _row(of: Connection) -> tuple[object, ...]:
+    until = of.expires and f"until {of.expires:%F}"
+    return of.name, of.cluster_id, of.reads, of.read_by, until, of.endpoints, of.problem
 
 
-def _as_json(connection: Connection) -> dict[str, object]:
+def _as_json(of: Connection) -> dict[str, object]:
     return {
-        "name": connection.name,
-        "id": connection.cluster_id,
-        "reads": connection.reads,
-        "readBy": connection.read_by,
-        "endpoints": list(connection.endpoints),
-        "credentialsExpire": None if connection.expires is None else connection.expires.isoformat(),
-        "problem": connection.problem,
+        "name": of.name,
+        "id": of.cluster_id,
+        "reads": of.reads,
+        "readBy": of.read_by,
+        "endpoints": of.endpoints,
+        "credentialsExpire": of.expires and of.expires.isoformat(),
+        "problem": of.problem,
     }
 
 

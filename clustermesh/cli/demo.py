@@ -16,7 +16,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from clustermesh.cli.lab import families_option, folder_option
+from clustermesh.cli.lab import size_options
 from lab.demo import Demo
 from lab.plan import make_plan
 from lab.streams import Capture, Load
@@ -102,11 +102,7 @@ def _traffic(load: Load) -> Table:
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object; progress goes to stderr.")
-@click.option("--clusters", type=int, default=2, show_default=True, help="How many clusters, 2 to 8.")
-@click.option("--nodes", type=int, default=2, show_default=True, help="Nodes per cluster, 1 to 8.")
-@click.option("--pods", type=int, default=2, show_default=True, help="Pods of the service `web` per cluster.")
-@families_option
-@folder_option
+@size_options
 def command(as_json: bool, clusters: int, nodes: int, pods: int, families: list[str], folder: Path) -> None:
     """Show the mesh working: two clusters joined, a service failing over between them, nothing in clear on the wire.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clustermesh.cli import output_option
-from clustermesh.cli.table import print_table
+from clustermesh.cli.table import print_json, print_table
 
 if TYPE_CHECKING:
     from lab.lab import LabStatus
@@ -44,6 +44,17 @@ def families_option(function: Any) -> Any:
     )(function)
 
 
+def size_options(function: Any) -> Any:
+    """The options that say how large a lab is: `clusters`, `nodes`, `pods`, `families` and `folder`."""
+    for name, text in (
+        ("pods", "Pods of the service `web` per cluster."),
+        ("nodes", "Nodes per cluster, 1 to 8."),
+        ("clusters", "How many clusters, up to 8."),
+    ):
+        function = click.option(f"--{name}", type=int, default=2, show_default=True, help=text)(function)
+    return folder_option(families_option(function))
+
+
 @click.group()
 def command() -> None:
     """A whole mesh on this machine: clusters, nodes, pods, made of the processes that run in production.
@@ -62,12 +73,8 @@ def command() -> None:
 
 
 @command.command()
-@click.option("--clusters", type=int, default=2, show_default=True, help="How many clusters, 1 to 8.")
-@click.option("--nodes", type=int, default=2, show_default=True, help="Nodes per cluster, 1 to 8.")
-@click.option("--pods", type=int, default=2, show_default=True, help="Pods of the service `web` per cluster.")
+@size_options
 @click.option("--connect/--no-connect", default=True, show_default=True, help="Join the clusters.")
-@families_option
-@folder_option
 @output_option
 def up(clusters: int, nodes: int, pods: int, connect: bool, families: list[str], folder: Path, output: str) -> None:
     """Make the lab, or finish one whose making was interrupted. One that is up stays as it is.
@@ -99,15 +106,13 @@ def down(folder: Path, output: str) -> None:
     Example:
       clustermesh lab down
     """
-    import json
-
     from lab import preconditions, state, teardown
 
     preconditions.check_root()
     with state.only_one(folder.resolve()):
         left = teardown.down(folder.resolve())
     if output == "json":
-        click.echo(json.dumps({"left_behind": left}))
+        print_json({"left_behind": left})
     else:
         for line in left:
             click.echo(f"left behind: {line}")
@@ -163,27 +168,16 @@ def _print_status(found: LabStatus, output: str) -> None:
 
         click.echo(msgspec.json.encode(found).decode())
         return
-    print_table(
-        ("MACHINE", "ADDRESS", "STATE", "PROCESSES"),
-        [
-            (one.name, " ".join(one.addresses) or "-", "up" if one.lives else "dead", _processes(one.services))
-            for one in found.machines
-        ],
-    )
+    rows = [
+        (m.name, " ".join(m.addresses), "up" if m.lives else "dead", _processes(m.services)) for m in found.machines
+    ]
+    print_table(("MACHINE", "ADDRESS", "STATE", "PROCESSES"), rows)
     click.echo()
-    print_table(
-        ("POD", "NODE", "ADDRESS", "READY"),
-        [
-            (f"{pod.cluster}/{pod.name}", pod.node, " ".join(pod.addresses) or "-", "yes" if pod.ready else "no")
-            for pod in found.pods
-        ],
-    )
+    pods = [(f"{pod.cluster}/{pod.name}", pod.node, " ".join(pod.addresses), pod.ready) for pod in found.pods]
+    print_table(("POD", "NODE", "ADDRESS", "READY"), pods)
 
 
 def _processes(services: Any) -> str:
     """Names, with what is not as it should be: down, or started again."""
-    shown = []
-    for service in services:
-        again = f" (started {service.starts} times)" if service.starts > 1 else ""
-        shown.append(service.name + (again if service.pid else " (down)"))
-    return ", ".join(shown) or "-"
+    again = (f" (started {each.starts} times)" if each.starts > 1 else "" for each in services)
+    return ", ".join(each.name + (more if each.pid else " (down)") for each, more in zip(services, again, strict=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -14,11 +13,11 @@ import click
 
 from clustermesh.agent_socket import DEFAULT_SOCKET, ask
 from clustermesh.cli import FAILED, output_option, printable
-from clustermesh.cli.table import print_table
+from clustermesh.cli.table import print_json, print_table
 
 _socket = click.option(
     "--socket",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     envvar="CLUSTERMESH_SOCKET",
     default=DEFAULT_SOCKET,
     show_default=True,
@@ -39,29 +38,17 @@ def command() -> None:
     """
 
 
-@command.group()
-def service() -> None:
-    """Services and the backends behind them."""
-
-
-@command.group()
-def backend() -> None:
-    """The backend map."""
-
-
-@command.group()
-def ipcache() -> None:
-    """Who is behind each address."""
-
-
-@command.group()
-def encrypt() -> None:
-    """The tunnels to other nodes."""
-
-
-@command.group("map")
-def map_() -> None:
-    """The kernel's tables."""
+_COUNTS = ("nodes", "services", "endpoints", "identities", "refused")
+_GROUPS = {
+    name: command.group(name, help=f"{text}\n\n\b\nExample:\n  clustermesh node {name} {only}")(lambda: None)
+    for name, only, text in (
+        ("service", "list", "Services and the backends behind them."),
+        ("backend", "list", "The backend map."),
+        ("ipcache", "list", "Who is behind each address."),
+        ("encrypt", "status", "The tunnels to other nodes."),
+        ("map", "diff", "The kernel's tables."),
+    )
+}
 
 
 @command.command("status")
@@ -69,10 +56,15 @@ def map_() -> None:
 @output_option
 @click.pass_context
 def status(ctx: click.Context, socket: Path, output: str) -> None:
-    """Show every cluster this node reads, every kernel table, and what is wrong. Exits with 1 when something is."""
+    """Show every cluster this node reads, every kernel table, and what is wrong. Exits with 1 when something is.
+
+    \b
+    Example:
+      clustermesh node status
+    """
     found = ask(socket, "status")
     if output == "json":
-        click.echo(json.dumps(found, indent=2))
+        print_json(found)
     else:
         _print_status(found)
     if not found["ready"] or found["problems"] or any(c["state"] != "fresh" for c in found["clusters"]):
@@ -82,115 +74,101 @@ def status(ctx: click.Context, socket: Path, output: str) -> None:
 def _print_status(found: dict[str, Any]) -> None:
     ready = click.style("ready", fg="green") if found["ready"] else click.style("not ready", fg="red")
     click.echo(f"Node {found['cluster']['name']}/{found['node']}: {ready} (clustermesh {found['version']})")
-    encryption = found["encryption"]
+    encryption, datapath = found["encryption"], found["datapath"]
     click.echo(
         f"Encryption: {encryption['provider']} WireGuard on {encryption['device']} ({encryption['why']}), "
         f"{encryption['peers']} peers, strict mode by {encryption['strict'] or 'nothing yet'}"
     )
-    datapath = found["datapath"]
     hooks = sorted({f"{hook['mechanism']} ({hook['outcome']})" for hook in datapath["hooks"]})
     click.echo(f"Datapath: loaded by {datapath['loader']}, attached by {', '.join(hooks) or 'nothing yet'}")
     for sentence in datapath["degraded"]:
         click.secho(f"  degraded: {printable(sentence)}", fg="yellow")
     click.echo()
-    head = ("CLUSTER", "ID", "STATE", "SINCE", "NODES", "SERVICES", "ENDPOINTS", "IDENTITIES", "REFUSED", "LAST ERROR")
-    print_table(head, [_cluster_row(cluster) for cluster in found["clusters"]])
+    head = ("CLUSTER", "ID", "STATE", "SINCE", *map(str.upper, _COUNTS), "LAST ERROR")
+    print_table(head, map(_cluster_row, found["clusters"]))
     click.echo()
-    keys = ("desired", "actual", "pending", "failed", "drift")
-    rows = [[target["name"], *(str(target[key]) for key in keys)] for target in found["targets"]]
-    print_table(("TABLE", *(key.upper() for key in keys)), rows)
+    keys = ("name", "desired", "actual", "pending", "failed", "drift")
+    rows = [[target[key] for key in keys] for target in found["targets"]]
+    print_table(("TABLE", *map(str.upper, keys[1:])), rows)
     for problem in found["problems"]:
         click.secho(f"❌ {printable(problem)}", fg="red")
 
 
-def _cluster_row(cluster: dict[str, Any]) -> list[str]:
-    counts = [str(cluster[key]) for key in ("nodes", "services", "endpoints", "identities", "refused")]
+def _cluster_row(cluster: dict[str, Any]) -> list[object]:
     name = f"{cluster['name']} (own)" if cluster["own"] else cluster["name"]
-    why = cluster["error"] or "; ".join(f"{what}: {why}" for what, why in cluster["behind"].items())
-    return [name, str(cluster["id"] or "?"), cluster["state"], _ago(cluster["since"]), *counts, why or "-"]
+    counts = (cluster[key] for key in _COUNTS)
+    return [name, cluster["id"] or "?", cluster["state"], _ago(cluster["since"]), *counts, cluster["error"]]
 
 
-def _lister(
-    group: click.Group,
-    name: str,
-    method: str,
-    head: Sequence[str],
-    row: Callable[[dict[str, Any]], list[str]],
-    text: str,
-) -> None:
-    """Register `clustermesh node GROUP NAME`: one table of what `method` answers."""
+def _service_row(row: dict[str, Any]) -> tuple[object, ...]:
+    backends = [f"{b['address']}:{b['port']} ({b['cluster']})" for b in row["backends"]]
+    return row["service"], _place(row), backends or "none"
 
-    @group.command(name, help=text)
-    @_socket
+
+def _place(row: dict[str, Any]) -> str:
+    return f"{row['address']}:{row['port']}/{row['protocol']}"
+
+
+def _list(words: str, method: str, head: str, row: Callable[[dict[str, Any]], Sequence[object]], text: str) -> None:
+    """Register `clustermesh node WORDS`: one table of what `method` answers."""
+
     @output_option
+    @_socket
     def lister(socket: Path, output: str) -> None:
         found = ask(socket, method)
         if output == "json":
-            click.echo(json.dumps(found, indent=2))
+            print_json(found)
         else:
-            print_table(head, [row(each) for each in found])
+            print_table(head.split(","), map(row, found))
+
+    *group, name = words.split()
+    where = _GROUPS[group[0]] if group else command
+    where.command(name, help=f"{text}\n\n\b\nExample:\n  clustermesh node {words}")(lister)
 
 
-def _service_row(row: dict[str, Any]) -> list[str]:
-    backends = ", ".join(f"{b['address']}:{b['port']} ({b['cluster']})" for b in row["backends"])
-    return [row["service"], f"{row['address']}:{row['port']}/{row['protocol']}", backends or "none"]
-
-
-_lister(
-    service,
-    "list",
+_list(
+    "service list",
     "services",
-    ("SERVICE", "FRONTEND", "BACKENDS"),
+    "SERVICE,FRONTEND,BACKENDS",
     _service_row,
     "List every frontend with its backends and the clusters they are in.",
 )
-_lister(
-    backend,
-    "list",
+_list(
+    "backend list",
     "backends",
-    ("ID", "BACKEND", "CLUSTER", "FRONTENDS"),
-    lambda row: [
-        str(row["id"]),
-        f"{row['address']}:{row['port']}/{row['protocol']}",
-        row["cluster"],
-        str(row["frontends"]),
-    ],
+    "ID,BACKEND,CLUSTER,FRONTENDS",
+    lambda row: (row["id"], _place(row), row["cluster"], row["frontends"]),
     "List the backends by their number in the kernel.",
 )
-_lister(
-    ipcache,
-    "list",
+_list(
+    "ipcache list",
     "ipcache",
-    ("PREFIX", "IDENTITY", "NODE", "ENCRYPTED", "LABELS"),
-    lambda row: [
-        row["prefix"],
-        str(row["identity"]),
-        row["node"] or "-",
-        "yes" if row["encrypted"] else "no",
-        ";".join(row["labels"]),
-    ],
+    "PREFIX,IDENTITY,NODE,ENCRYPTED,LABELS",
+    lambda row: (row["prefix"], row["identity"], row["node"], row["encrypted"], ";".join(row["labels"])),
     "List who is behind each address and CIDR.",
 )
-
-
-_lister(
-    command,
+_list(
     "refused",
     "refused",
-    ("CLUSTER", "ENTRY", "REASON", "WHY"),
-    lambda row: [printable(row[key]) for key in ("cluster", "entry", "reason", "why")],
+    "CLUSTER,ENTRY,REASON,WHY",
+    lambda row: (row["cluster"], row["entry"], row["reason"], row["why"]),
     "List what is not used of what each cluster says, with the reason.",
 )
 
 
-@encrypt.command("status")
+@_GROUPS["encrypt"].command("status")
 @_socket
 @output_option
 def encrypt_status(socket: Path, output: str) -> None:
-    """Show the WireGuard device, its tunnels, and the nodes without one."""
+    """Show the WireGuard device, its tunnels, and the nodes without one.
+
+    \b
+    Example:
+      clustermesh node encrypt status
+    """
     found = ask(socket, "encrypt")
     if output == "json":
-        click.echo(json.dumps(found, indent=2))
+        print_json(found)
         return
     click.echo(
         f"Device {found['device']}: {found['provider']} ({found['why']}), MTU {found['mtu']} over {found['interface']}"
@@ -200,10 +178,10 @@ def encrypt_status(socket: Path, output: str) -> None:
         [
             tunnel["node"] or tunnel["public_key"],
             tunnel["endpoint"],
-            ", ".join(tunnel["allowed_ips"]),
+            tunnel["allowed_ips"],
             _ago(tunnel["last_handshake"]) if tunnel["last_handshake"] else "never",
-            str(tunnel["received"]),
-            str(tunnel["sent"]),
+            tunnel["received"],
+            tunnel["sent"],
         ]
         for tunnel in found["tunnels"]
     ]
@@ -212,15 +190,20 @@ def encrypt_status(socket: Path, output: str) -> None:
         click.secho(f"⚠️  {printable(f'{node}: {why}')}", fg="yellow")
 
 
-@map_.command("diff")
+@_GROUPS["map"].command("diff")
 @_socket
 @output_option
 @click.pass_context
 def map_diff(ctx: click.Context, socket: Path, output: str) -> None:
-    """Compare what is wanted with what the kernel holds now. Prints nothing and exits with 0 when they are the same."""
+    """Compare what is wanted with what the kernel holds now. Prints nothing and exits with 0 when they are the same.
+
+    \b
+    Example:
+      clustermesh node map diff
+    """
     rows = ask(socket, "map_diff")
     if output == "json":
-        click.echo(json.dumps(rows, indent=2))
+        print_json(rows)
     elif rows:
         keys = ("target", "key", "desired", "kernel")
         print_table([key.upper() for key in keys], [[row[key] or "absent" for key in keys] for row in rows])
@@ -237,8 +220,11 @@ def map_diff(ctx: click.Context, socket: Path, output: str) -> None:
     show_default=True,
     metavar="DIR",
 )
+@click.option(
+    "--run-dir", type=click.Path(path_type=Path), default=Path("/run/clustermesh"), show_default=True, metavar="DIR"
+)
 @click.option("--device", default="cm-wg0", show_default=True, help="The WireGuard device.")
-def prepare_downgrade(bpffs: Path, state_dir: Path, device: str) -> None:
+def prepare_downgrade(bpffs: Path, state_dir: Path, run_dir: Path, device: str) -> None:
     """Fill the maps of the layout before this one and write down what is known as it was done then, for an older
     agent to be started next. This one must be stopped.
 
@@ -246,8 +232,8 @@ def prepare_downgrade(bpffs: Path, state_dir: Path, device: str) -> None:
     Example:
       systemctl stop clustermesh-agent && clustermesh node prepare-downgrade
     """
-    given = ["--bpffs", str(bpffs), "--state-dir", str(state_dir), "--device", device]
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "agent.downgrade", *given])
+    given = ["--bpffs", str(bpffs), "--state-dir", str(state_dir), "--run-dir", str(run_dir), "--device", device]
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "agent.older.downgrade", *given])
 
 
 def _ago(moment: float) -> str:

@@ -26,7 +26,14 @@ _SHOWN = 10  # nodes of one cluster, and errors, that are printed; JSON has all
 @click.command()
 @context_option
 @click.option("--wait", is_flag=True, help="Wait until every node sees every connected cluster.")
-@click.option("--wait-duration", default=60.0, show_default=True, metavar="SECONDS", help="How long --wait waits.")
+@click.option(
+    "--wait-duration",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long --wait waits.",
+)
 @output_option
 @click.pass_context
 def command(ctx: click.Context, context: Path, wait: bool, wait_duration: float, output: str) -> None:
@@ -83,9 +90,9 @@ def _wait_until_ok(cluster: Context, duration: float) -> dict[str, Any]:
 def _print(overview: dict[str, Any]) -> None:
     cluster, nodes = overview["cluster"], overview["nodes"]
     click.secho(f"Cluster {cluster['name']} (id {cluster['id']})", bold=True)
-    _line(
-        overview["api_server"], "API server has published" if overview["api_server"] else "API server has not published"
-    )
+    beat = overview["last_beat"]
+    said = "has not published" if beat is None else f"has published, last beat {beat} s ago"
+    _line(overview["api_server"], f"API server {said}")
     _line(nodes["ready"] == nodes["total"], f"{nodes['ready']}/{nodes['total']} nodes ready")
     if not overview["clusters"]:
         click.echo("🔌 No cluster connected")

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 
 import click
 
 from clustermesh.cli import printable
 
+_WORDS = {True: "yes", False: "no", None: "-", "": "-"}
 
-def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print `rows` below `head`, left-aligned; the head is bold on a terminal."""
-    rows = [[printable(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+
+def print_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print `rows` below `head`, left-aligned; the head is bold on a terminal. What is missing or empty is a "-"."""
+    cells = [[_cell(each) for each in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
     click.secho(_line(head, widths), bold=True)
-    for row in rows:
+    for row in cells:
         click.echo(_line(row, widths))
+
+
+def print_json(found: object) -> None:
+    click.echo(json.dumps(found, indent=2))
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, list | tuple):
+        value = ", ".join(map(str, value))
+    return printable(str(_WORDS.get(value, value) if isinstance(value, bool | str | None) else value))
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:

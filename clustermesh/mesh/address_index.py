@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Set
 from typing import Final, Generic, TypeVar
 
 from clustermesh.address import BITS, Address, Prefix, from_int, to_int
@@ -59,6 +59,11 @@ class AddressBook(Generic[T]):
         # One thing stands by itself, several in a dict: most addresses have one, some have ten thousand.
         self._things: dict[Address, T | dict[T, None]] = {}
         self._index = AddressIndex(self._things)
+
+    @property
+    def addresses(self) -> Set[Address]:
+        """Those where something is."""
+        return self._things.keys()
 
     def add(self, address: Address, thing: T) -> None:
         there = self._things.get(address)

@@ -3,7 +3,8 @@
 A Node is admitted with all it wants or refused with one reason. Whoever stands keeps what it has, against everyone and
 against the own cluster too, and also where it wants something else that it cannot have. A refused Node is remembered
 beside what stood in its way, and decided on again when that is gone; so one change costs what it touches, not all there
-is. No peer's node stands before the own cluster is known: the first word about our prefixes is not a peer's.
+is. No peer's node stands before the own cluster is known: the first word about our prefixes is not a peer's. What an
+agent before this one has kept stood beside its services: while that is restored no service is in a Node's way.
 """
 
 from __future__ import annotations
@@ -12,25 +13,30 @@ from collections import Counter, deque
 from collections.abc import Hashable, Iterable, Mapping, Set
 from typing import Final, NamedTuple
 
-from clustermesh.address import Address, Prefix, masked, prefix_text, single, text
+from clustermesh.address import Address, Prefix, masked, nobodys, prefix_text, single, text
 from clustermesh.mesh.address_index import AddressBook
-from clustermesh.mesh.authority import Authority, Ground, judge_address, judge_prefix, nobodys
+from clustermesh.mesh.authority import Authority, Ground, judge_address, judge_prefix
 from clustermesh.mesh.claims import Claim, Claims, Holder
 from clustermesh.mesh.refusals import Reason, Refusal
 from clustermesh.model import Node
 
 
 class Wanted(NamedTuple):
-    """What a node takes for itself: its pod CIDRs, its addresses, its WireGuard key ("" for none)."""
+    """What `node` takes for itself: its pod CIDRs, its addresses, its WireGuard key ("" for none)."""
 
     prefixes: tuple[Prefix, ...]
     addresses: tuple[Address, ...]
     key: str
+    node: Node
 
     @property
     def claims(self) -> tuple[Prefix, ...]:
         """All of it that is addresses."""
         return self.prefixes + tuple(single(address) for address in self.addresses)
+
+    def is_as(self, other: Wanted | None) -> bool:
+        """Whether the two want the same, whatever else has changed."""
+        return other is not None and self[:3] == other[:3]
 
 
 class Verdict(NamedTuple):
@@ -55,7 +61,7 @@ class _Room(NamedTuple):
     cluster: str
 
 
-_NOTHING: Final = Wanted((), (), "")
+_NOTHING: Final = Wanted((), (), "", Node(cluster="", cluster_id=0, name=""))
 _NOBODY: Final = Holder("", "")
 _GROUND: Final = object()  # the ground, or what the operator allowed
 _OWN: Final = object()  # that the own cluster is not known yet
@@ -66,9 +72,8 @@ def wanted_by(node: Node) -> Wanted:
     """Pod CIDRs; internal addresses, where pods in the host's network are, and where its tunnels end; the key."""
     internal = [address.ip for address in node.addresses if address.type == "InternalIP"]
     ends = [] if node.underlay is None else [node.underlay]
-    return Wanted(
-        tuple(dict.fromkeys(node.pod_cidrs)), tuple(dict.fromkeys(internal + ends)), node.wireguard_public_key
-    )
+    addresses = tuple(dict.fromkeys(internal + ends))
+    return Wanted(tuple(dict.fromkeys(node.pod_cidrs)), addresses, node.wireguard_public_key, node)
 
 
 class Admission:
@@ -78,7 +83,8 @@ class Admission:
         self.claims = Claims()
         self.ground = Ground()
         self.standing: dict[Holder, Wanted] = {}
-        self._own, self._own_is_known = own, False
+        self.restoring = False
+        self.own, self._own_is_known = own, False
         self._authorities: dict[str, Authority] = {}
         self._keys: dict[str, Holder] = {}
         self._prefixes: Counter[str] = Counter()  # how many stand, by cluster
@@ -95,13 +101,16 @@ class Admission:
 
     def put(self, holder: Holder, node: Node | None) -> list[Verdict]:
         """`node` is what `holder` is now; None for gone."""
-        wanted = None if node is None else wanted_by(node)
-        if wanted is not None and wanted == self._latest(holder):
-            return []
-        return self._decide({holder: wanted})
-
-    def _latest(self, holder: Holder) -> Wanted | None:
-        return self._refused[holder][0] if holder in self._refused else self.standing.get(holder)
+        if node is None:
+            return self._decide({holder: None})
+        wanted, (refused, blocker) = wanted_by(node), self._refused.get(holder, (None, None))
+        if wanted.is_as(refused):
+            self._refused[holder] = wanted, blocker
+        elif refused is None and wanted.is_as(self.standing.get(holder)):
+            self.standing[holder] = wanted
+        else:
+            return self._decide({holder: wanted})
+        return []
 
     def admit_peers(self) -> list[Verdict]:
         """The own cluster is known. Calling it twice is calling it once."""
@@ -117,19 +126,16 @@ class Admission:
         asked = {holder: wanted for holder, wanted in known.items() if holder.cluster == authority.name}
         return self._decide(asked, anew=True)
 
-    def stand_on(self, ground: Ground) -> tuple[list[Verdict], set[Holder]]:
-        """Decide on those the old ground refused. Those that stand keep what they have; the second result are the
-        standing whose routes may have to go, or may come back."""
-        moved = {place.prefix for place in ground.places ^ self.ground.places if place.lifeline}
+    def stand_on(self, ground: Ground) -> list[Verdict]:
+        """Decide on those the old ground refused. Those that stand keep what they have."""
         self.ground = ground
-        verdicts = self._retry([_GROUND])
-        return verdicts, {holder for each in moved if (holder := self.claims.owner(each.address)) is not None}
+        return self._retry([_GROUND])
 
     def lives_at(self, address: Address) -> str:
         """What is at `address` that this machine has to reach itself, whatever service is said to be there; or ""."""
         alone = single(address)
         for place in self.ground.is_at(address):
-            if place.lifeline and place.cluster in ("", self._own):  # another's etcd is where that cluster says it is
+            if place.lifeline and place.cluster in ("", self.own):  # another's etcd is where that cluster says it is
                 return place.what
         if clash := nobodys(alone):
             return f"an address in {prefix_text(clash)}, which is no cluster's"
@@ -141,6 +147,11 @@ class Admission:
     def services_in(self, prefix: Prefix) -> list[tuple[str, str]]:
         """The own services whose cluster IPs lie in `prefix`."""
         return [service for _, service in self._services.inside(prefix)]
+
+    @property
+    def served(self) -> Set[Address]:
+        """The cluster IPs of all own services."""
+        return self._services.addresses
 
     def serve(self, address: Address, service: tuple[str, str]) -> None:
         """An own service is at the cluster IP `address`: a node that comes later may not take it."""
@@ -193,15 +204,16 @@ class Admission:
     ) -> list[Hashable]:
         """Decide on one; returns what is free now."""
         before, left = self._dismiss(holder)
+        homeless: tuple[Address, ...] = ()
         kept = _NOTHING if anew else before
         objection = None if wanted is None else self._object(holder, wanted, kept)
         if wanted is None or objection is None:
             after = wanted or _NOTHING
         else:
-            self._refuse(holder, wanted, objection.blocker)
+            homeless = self._refuse(holder, wanted, objection.blocker)
             after = _NOTHING if anew and self._object(holder, before, _NOTHING) else before
         self._enter(holder, after)
-        moved = frozenset({*before.claims} ^ {*after.claims})
+        moved = frozenset({*before.claims, *map(single, left)} ^ {*after.claims, *map(single, homeless)})
         verdicts.append(Verdict(holder, objection and objection.refusal, moved))
         freed: list[Hashable] = [*({*before.claims, before.key, *left} - {*after.claims, after.key, ""})]
         return [*freed, _Room(holder.cluster)] if len(after.prefixes) < len(before.prefixes) else freed
@@ -209,7 +221,7 @@ class Admission:
     def _dismiss(self, holder: Holder) -> tuple[Wanted, tuple[Address, ...]]:
         """What it had, and where it was though it was refused."""
         wanted, blocker = self._refused.pop(holder, (_NOTHING, None))
-        place = blocker, holder.cluster == self._own
+        place = blocker, holder.cluster == self.own
         if (blocked := self._blocked.get(place)) is not None:
             del blocked[holder]
             if not blocked:
@@ -221,13 +233,16 @@ class Admission:
             self.claims.withdraw(holder, prefix)
         self._prefixes[holder.cluster] -= len(had.prefixes)
         self._keys.pop(had.key, None)
-        return had, wanted.addresses if holder.cluster == self._own else ()
+        return had, wanted.addresses if holder.cluster == self.own else ()
 
-    def _refuse(self, holder: Holder, wanted: Wanted, blocker: Hashable) -> None:
+    def _refuse(self, holder: Holder, wanted: Wanted, blocker: Hashable) -> tuple[Address, ...]:
+        """Where it is all the same."""
         self._refused[holder] = wanted, blocker
-        self._blocked.setdefault((blocker, holder.cluster == self._own), {})[holder] = None
-        for address in wanted.addresses if holder.cluster == self._own else ():
+        self._blocked.setdefault((blocker, holder.cluster == self.own), {})[holder] = None
+        homeless = wanted.addresses if holder.cluster == self.own else ()
+        for address in homeless:
             self._homeless.add(address, holder)
+        return homeless
 
     def _enter(self, holder: Holder, wanted: Wanted) -> None:
         if wanted is _NOTHING:
@@ -240,7 +255,7 @@ class Admission:
             self._keys[wanted.key] = holder
 
     def _object(self, holder: Holder, wanted: Wanted, kept: Wanted) -> _Objection | None:
-        authority = None if holder.cluster == self._own else self.authority(holder.cluster)
+        authority = None if holder.cluster == self.own else self.authority(holder.cluster)
         if authority is not None and (found := self._object_to_coming(holder, authority, wanted)):
             return found
         if found := _object_to_itself(wanted):
@@ -294,7 +309,7 @@ class Admission:
         return None
 
     def _object_to_service(self, shown: str, prefix: Prefix) -> _Objection | None:
-        for address, service in self._services.inside(prefix):
+        for address, service in () if self.restoring else self._services.inside(prefix):
             why = f"{shown} {_is_at(prefix, address)} the service {'/'.join(service)} of this cluster is"
             return _Objection(Refusal(Reason.LOCAL, why), address)
         return None

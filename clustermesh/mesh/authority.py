@@ -23,8 +23,8 @@ from clustermesh.address import (
     Address,
     Prefix,
     family_length,
-    from_int,
     is_ipv4,
+    nobodys,
     overlaps,
     parse_prefix,
     prefix_text,
@@ -42,15 +42,6 @@ PRIVATE: Final = tuple(
 WIDEST: Final = {True: 12, False: 40}
 """Bits, by is_ipv4: whoever claims more than that wants other people's addresses."""
 
-_AROUND_IPV4: Final = tuple(Prefix(from_int(((1 << i) - 1) << (48 - i)), 81 + i) for i in range(16))
-NOBODYS: Final = (
-    *(parse_prefix(each) for each in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")),
-    *(parse_prefix(each) for each in ("fe80::/10", "ff00::/8")),
-    *_AROUND_IPV4,  # ::/80 but for IPv4 itself: ::, ::1, and every IPv6 prefix that would hold all of IPv4
-)
-"""Addresses that are never another machine's: this network, loopback, link-local, multicast and above."""
-
-
 _KEYS: Final[Mapping[str, int]] = MappingProxyType(
     {"nodes": 25_000, "identities": 65_536, "endpoints": 256_000, "services": 50_000}
 )
@@ -64,6 +55,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     listing_bytes: int = 512 << 20
     value_bytes: int = 2 << 20  # etcd takes 1.5 MiB at most, unless it is told otherwise
     service_backends: int = 20_000
+    backends: int = 100_000  # of all its services together; the kernel's map has room for 131,072
     node_prefixes: int = 64  # pod CIDRs and addresses of one node
     prefixes: int = 12_000  # pod CIDRs of all its nodes; the kernel's map has room for 16,384
 
@@ -157,11 +149,6 @@ class Ground:
 
 def _said(prefix: Prefix, place: Place) -> str:
     return f"{prefix_text(prefix)} holds {text(place.prefix.address)}, {place.what}"
-
-
-def nobodys(prefix: Prefix) -> Prefix | None:
-    """What of NOBODYS has an address in common with `prefix`, or None."""
-    return next((each for each in NOBODYS if overlaps(each, prefix)), None)
 
 
 def judge_prefix(authority: Authority | None, prefix: Prefix, ground: Ground) -> Refusal | None:

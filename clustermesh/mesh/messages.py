@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final, TypeAlias
 
 from msgspec import Struct
@@ -60,6 +61,14 @@ class Heard(Struct, frozen=True):
     item: Listed | Changed | Interrupted
 
 
+class Attested(Struct, frozen=True):
+    """Those of the keys asked for that are there, at `revision` or later, and when each was `created`, a revision, too.
+    None where that cannot be read."""
+
+    created: Mapping[bytes, int]
+    revision: int = 0
+
+
 class Tick(Struct, frozen=True):
     """Time has passed; wanted when `due` says."""
 
@@ -74,7 +83,7 @@ class Removed(Struct, frozen=True):
     """The operator took the cluster out."""
 
 
-Event: TypeAlias = Restored | Connected | Configured | Unread | Heard | Tick | Broken | Removed
+Event: TypeAlias = Restored | Connected | Configured | Unread | Heard | Attested | Tick | Broken | Removed
 
 
 # -- what is to be done -----------------------------------------------------------------------------------------------
@@ -92,6 +101,12 @@ class Follow(Struct, frozen=True):
 
     prefix: bytes
     live: bool = False
+
+
+class Attest(Struct, frozen=True):
+    """Read since when `keys` are there; Attested is the answer."""
+
+    keys: tuple[bytes, ...]
 
 
 class Put(Struct, frozen=True, gc=False):
@@ -124,6 +139,19 @@ class Accept(Struct, frozen=True):
     what: str
 
 
+class Unnamed(Struct, frozen=True):
+    """So many keys of the table `kind` are refused beside those that were told one by one."""
+
+    kind: str
+    number: int
+
+
+class Whole(Struct, frozen=True):
+    """All that the cluster has of `kind` was put."""
+
+    kind: str
+
+
 class Drain(Struct, frozen=True):
     """Forget all that is known of the cluster."""
 
@@ -134,4 +162,4 @@ class Again(Struct, frozen=True):
     after: float
 
 
-Command: TypeAlias = Ask | Follow | Put | Remove | Refuse | Accept | Drain | Again
+Command: TypeAlias = Ask | Follow | Attest | Put | Remove | Refuse | Accept | Unnamed | Whole | Drain | Again

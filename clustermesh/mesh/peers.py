@@ -61,6 +61,7 @@ class Peers:
         self._pace, self._marks = Pace(), FileMarks()
         self.files: dict[str, PeerFile] = {}  # as they were read last
         self.on_files: Callable[[], None] = lambda: None  # called when they are others
+        self.on_complete: Callable[[], None] = lambda: None  # when one of the clusters is, or which they are is known
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._leaving: dict[str, float] = {}  # disconnected clusters, and when they are to be forgotten
 
@@ -110,6 +111,7 @@ class Peers:
             if name not in self.files or file.digest != self.files[name].digest:
                 await self._start(tasks, file)
         self.synced_once = True
+        self.on_complete()
         if self.files != before:
             self.on_files()
 
@@ -157,6 +159,7 @@ class Peers:
             Terms(max_clusters=self._own.max_clusters, limits=file.limits),
             pace=self._pace,
         )
+        reader.on_complete = lambda: self.on_complete()  # noqa: PLW0108  # whoever that is by then
         if previous is not None and previous.config is not None:
             self._grant(file, previous.config)
             reader.restored(previous.config)  # new credentials: what was learned stays
@@ -168,7 +171,15 @@ class Peers:
             self.newcomers.add(file.name)
         self.files[file.name] = file
         self.readers[file.name] = reader
-        self._tasks[file.name] = tasks.create_task(reader.run(), name=f"cluster {file.name}")
+        self._tasks[file.name] = tasks.create_task(self._read(reader), name=f"cluster {file.name}")
+
+    async def _read(self, reader: ClusterReader) -> None:
+        """Once all that was kept is restored: what was refused, and so not kept, must not stand before what it was
+        refused for."""
+        await self.looked.wait()
+        async with self._pace.turn:  # one after the other: hundreds that begin in one step would hold up everybody
+            await asyncio.sleep(0)
+        await reader.run()
 
     def _leave(self, name: str) -> None:
         """Begin to take a cluster out: no new connection goes there, those under way still find their way."""

@@ -16,44 +16,24 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from functools import partial
 from typing import Any, Final, Protocol
 
-from msgspec.structs import replace
-
 from clustermesh.errors import ClusterMeshError, Invalid, first_of
+from clustermesh.mesh import messages
 from clustermesh.mesh.authority import Limits
 from clustermesh.mesh.brain import Phase, ReaderBrain
-from clustermesh.mesh.messages import (
-    Accept,
-    Again,
-    Ask,
-    Broken,
-    Command,
-    Configured,
-    Connected,
-    Drain,
-    Event,
-    Follow,
-    Heard,
-    Put,
-    Refuse,
-    Remove,
-    Removed,
-    Restored,
-    Terms,
-    Tick,
-    Unread,
-)
+from clustermesh.mesh.messages import Command, Event, Terms
 from clustermesh.mesh.pace import Pace
 from clustermesh.mesh.session import Session
 from clustermesh.mesh.state import KINDS
 from clustermesh.mesh.tables import Table
 from clustermesh.model import ClusterConfig
 from clustermesh.store.client import EtcdClient
-from clustermesh.store.follow import QUIET, Changed, Follower, Interrupted, Listed, Newest, Nothing, follow
+from clustermesh.store.follow import QUIET, Changed, Follower, Interrupted, Listed, Newest, Nothing, Put, follow
 from clustermesh.wire import cluster_config, keys
 
 _log = logging.getLogger(__name__)
 
 _PART: Final = 64  # events taken in at once, some 2 ms
+_PART_BYTES: Final = 1 << 16  # of values; one may be larger
 _TURN: Final = 0.003  # seconds; after that others have a turn
 _QUIET: Final = 300.0  # seconds; the heartbeat's watch asks an etcd that says nothing more often, for all of them
 _SHOWN: Final = 200  # characters of an error of ours
@@ -66,6 +46,8 @@ class Sink(Protocol):
     def remove(self, cluster: str, kind: str, name: Any, revision: int) -> None: ...
     def refuse(self, cluster: str, what: str, why: str) -> None: ...
     def accept(self, cluster: str, what: str) -> None: ...
+    def count_unnamed(self, cluster: str, kind: str, number: int) -> None: ...
+    def listed(self, cluster: str, kind: str) -> None: ...
     def drain(self, cluster: str, kinds: Sequence[str] = KINDS) -> None: ...
     def names(self, cluster: str, kind: str) -> Set[Any]: ...
 
@@ -91,8 +73,11 @@ class ClusterReader:
         self.name = name
         epoch = time.time() - time.monotonic()
         self.brain = ReaderBrain(name, tables, partial(sink.names, name), terms or Terms(), epoch=epoch)
+        self.on_complete: Callable[[], None] = lambda: None  # called once: the session is, and all of it is taken in
+        self._told = False
         self._sink, self._connect, self._admit = sink, connect, admit
         self._pace = pace or Pace()
+        self._faults: dict[tuple[str, Any], str] = {}  # entries that the sink could not take, as they are shown
 
     @property
     def session(self) -> Session:
@@ -109,11 +94,13 @@ class ClusterReader:
 
     def restored(self, config: ClusterConfig) -> None:
         """The sink was filled from the last good state on disk."""
-        self._hear(Restored(config))
+        self._hear(messages.Restored(config))
+        self._tell()
 
     def removed(self) -> None:
         """The operator took the cluster out; `run` was cancelled."""
-        self._hear(Removed())
+        self._hear(messages.Removed())
+        self._tell()
 
     async def run(self) -> None:
         while True:
@@ -134,19 +121,23 @@ class ClusterReader:
         except* Exception as group:  # a bug of ours that this cluster has found must not end the others' readers
             _log.exception("cluster %s: reading it failed", self.name)
             error = f"internal error, see the log: {first_of(group)!r}"[:_SHOWN]
-        return next((each.after for each in self._hear(Broken(error)) if isinstance(each, Again)), 0.0)
+        return next(
+            (each.after for each in self._hear(messages.Broken(error)) if isinstance(each, messages.Again)), 0.0
+        )
 
     async def _read(self, client: EtcdClient, following: _Following) -> float:
-        commands, listed = self._hear(Connected()), None
+        commands, listed = self._hear(messages.Connected()), None
         try:
             while True:
                 for command in commands:
                     match command:
-                        case Again(after):
+                        case messages.Again(after):
                             return after
-                        case Ask():
+                        case messages.Ask():
                             following.start(None, self._ask(client))
-                        case Follow(prefix, live):
+                        case messages.Attest(witnesses):
+                            following.start(b"", _attest(client, witnesses))
+                        case messages.Follow(prefix, live):
                             listed = listed or await self._pace.begin()
                             following.follow(prefix, live)
                 event = await following.next(self.brain.due())
@@ -170,39 +161,57 @@ class ClusterReader:
                 began = time.perf_counter()
         if len(commands) >= _PART // 2:
             await asyncio.sleep(0)
+        self._tell()
         return rest
+
+    def _tell(self) -> None:
+        if self.session.complete and not self._told:
+            self._told = True
+            self.on_complete()
 
     def _apply(self, command: Command) -> bool:
         """Whether `command` was for the sink."""
         name, sink = self.name, self._sink
         match command:
-            case Put():
+            case messages.Put():
                 self._put(command)
-            case Remove(kind, entry, revision):
+            case messages.Remove(kind, entry, revision):
                 sink.remove(name, kind, entry, revision)
-            case Refuse(what, why):
+                self._mend(kind, entry)
+            case messages.Refuse(what, why):
                 sink.refuse(name, what, why)
-            case Accept(what):
+            case messages.Accept(what):
                 sink.accept(name, what)
-            case Drain():
+            case messages.Unnamed(kind, number):
+                sink.count_unnamed(name, kind, number)
+            case messages.Whole(kind):
+                sink.listed(name, kind)
+            case messages.Drain():
                 sink.drain(name)
             case _:
                 return False
         return True
 
-    def _put(self, put: Put) -> None:
+    def _put(self, put: messages.Put) -> None:
         try:
             self._sink.put(self.name, put.kind, put.name, put.value, put.revision)
         except Exception as e:  # one entry that nobody thought of is that entry's problem
             _log.exception("cluster %s: %s %s cannot be taken in", self.name, put.kind, put.name)
-            self._sink.refuse(self.name, f"{put.kind}/{put.name}"[:_SHOWN], f"internal error: {e!r}"[:_SHOWN])
+            what = self._faults[put.kind, put.name] = f"{put.kind}/{put.name}"[:_SHOWN]
+            self._sink.refuse(self.name, what, f"internal error: {e!r}"[:_SHOWN])
+        else:
+            self._mend(put.kind, put.name)
+
+    def _mend(self, kind: str, name: Any) -> None:
+        if self._faults and (what := self._faults.pop((kind, name), None)) is not None:
+            self._sink.accept(self.name, what)
 
     async def _ask(self, client: EtcdClient) -> AsyncIterator[Event]:
         try:
             entry = await client.get(keys.cluster_config_key(self.name))
             config = None if entry is None else cluster_config.decode(entry.value)
         except ClusterMeshError as e:
-            yield Unread(str(e))
+            yield messages.Unread(str(e))
             return
         objection = ""
         try:
@@ -211,7 +220,7 @@ class ClusterReader:
                 self._admit(self.name, config)
         except Invalid as e:
             objection = str(e)
-        yield Configured(config, objection)
+        yield messages.Configured(config, objection)
 
     def _hear(self, event: Event) -> Sequence[Command]:
         before = self.session
@@ -230,7 +239,6 @@ class _Following:
     def __init__(self, client: EtcdClient, limits: Limits, tasks: asyncio.TaskGroup) -> None:
         self._client, self._limits, self._tasks = client, limits, tasks
         self._inbox: asyncio.Queue[tuple[object, bytes | None, Event]] = asyncio.Queue(1)
-        self._current: dict[bytes | None, object] = {}
         self._running: dict[bytes | None, asyncio.Task[None]] = {}
 
     def follow(self, prefix: bytes, live: bool) -> None:
@@ -240,37 +248,45 @@ class _Following:
         """Hear `events` from now on, instead of those that were started under the same prefix."""
         if (earlier := self._running.get(prefix)) is not None:
             earlier.cancel()
-        token = self._current[prefix] = object()
-        self._running[prefix] = self._tasks.create_task(self._forward(token, prefix, events))
+        self._running[prefix] = self._tasks.create_task(self._forward(prefix, events))
 
     async def next(self, due: float | None) -> Event:
         """What is heard next; Tick when it is `due`."""
         while due is None or due > time.monotonic():
             try:
                 async with asyncio.timeout_at(due):
-                    token, prefix, event = await self._inbox.get()
+                    teller, prefix, event = await self._inbox.get()
             except TimeoutError:
                 break
-            if self._current[prefix] is token:
+            if self._running[prefix] is teller:
                 return event
-        return Tick()
+        return messages.Tick()
 
     def stop(self) -> None:
         for task in self._running.values():
             task.cancel()
 
-    async def _forward(self, token: object, prefix: bytes | None, events: AsyncIterator[Event]) -> None:
+    async def _forward(self, prefix: bytes | None, events: AsyncIterator[Event]) -> None:
         async with aclosing(events) as heard:  # type: ignore[type-var]
             async for event in heard:
-                await self._inbox.put((token, prefix, event))
+                await self._inbox.put((asyncio.current_task(), prefix, event))
 
     async def _heard(self, prefix: bytes, live: bool) -> AsyncIterator[Event]:
         follower = Follower(Nothing() if live else Newest())
         most, quiet = self._limits.listing_bytes, QUIET if live else _QUIET
         async with aclosing(follow(self._client, prefix, follower=follower, quiet=quiet, most_bytes=most)) as items:
             async for item in items:
-                for part in _parts(item):
-                    yield Heard(prefix, part)
+                for part in parts(item):
+                    yield messages.Heard(prefix, part)
+
+
+async def _attest(client: EtcdClient, witnesses: Sequence[bytes]) -> AsyncIterator[Event]:
+    try:
+        revision, created = await client.created(witnesses)
+    except ClusterMeshError:
+        yield messages.Attested({})
+    else:
+        yield messages.Attested(created, revision)
 
 
 @asynccontextmanager
@@ -281,13 +297,20 @@ async def _following(client: EtcdClient, limits: Limits) -> AsyncIterator[_Follo
         following.stop()
 
 
-def _parts(item: Listed | Changed | Interrupted) -> Iterator[Listed | Changed | Interrupted]:
+def parts(item: Listed | Changed | Interrupted) -> Iterator[Listed | Changed | Interrupted]:
     """`item`, cut so that taking in a part holds nobody up."""
-    if isinstance(item, Interrupted) or len(item.events) <= _PART:
+    if isinstance(item, Interrupted) or not item.events:
         yield item
         return
-    for at in range(0, len(item.events), _PART):
-        part: dict[str, Any] = {"events": item.events[at : at + _PART]}
+    part, size, left = list[Any](), 0, len(item.events)
+    for event in item.events:
+        part.append(event)
+        size += len(event.kv.value) if isinstance(event, Put) else 0
+        left -= 1
+        if left and len(part) < _PART and size < _PART_BYTES:
+            continue
         if isinstance(item, Listed):
-            part["more"] = item.more or at + _PART < len(item.events)
-        yield replace(item, **part)
+            yield Listed(part, item.revision, more=item.more or left > 0)
+        else:
+            yield Changed(part, item.revision)
+        part, size = [], 0

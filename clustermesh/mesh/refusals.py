@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping
 from enum import StrEnum
 from itertools import islice
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from clustermesh.address import Address, text
 
@@ -34,14 +34,14 @@ class Refusal(NamedTuple):
     why: str
 
 
-MOST_NAMED: Final = 10_000  # garbage is named by its key: a peer full of it must not fill this node's memory
-
-
 class Refusals:
-    """The refusals of one cluster, by kind ("nodes") and name: never more than it has entries, and named garbage."""
+    """The refusals of one cluster, by kind ("nodes") and name: never more than it has entries, and named garbage.
+
+    `unnamed` says how many keys of a table are garbage beside those that are named.
+    """
 
     def __init__(self) -> None:
-        self.counts: Counter[Reason] = Counter()
+        self.unnamed: dict[str, int] = {}
         self._of: dict[str, dict[Hashable, Refusal]] = {}
         self._names: dict[tuple[Reason, str], dict[Hashable, None]] = {}  # by kind, so that nobody looks for the first
 
@@ -51,18 +51,26 @@ class Refusals:
 
     def set(self, kind: str, name: Hashable, refusal: Refusal | None) -> None:
         """`name` is refused for this from now on, or not at all."""
-        table = self._of.get(kind)
-        if refusal is None:
-            if table and (before := table.pop(name, None)):
-                self._uncount(kind, name, before)
-            return
-        if table is None:
-            table = self._of.setdefault(kind, {})
-        if before := table.get(name):
-            self._uncount(kind, name, before)
-        table[name] = refusal
-        self.counts[refusal.reason] += 1
-        self._names.setdefault((refusal.reason, kind), {})[name] = None
+        table = self._of.setdefault(kind, {})
+        if (before := table.pop(name, None)) is not None:
+            del self._names[before.reason, kind][name]
+        if refusal is not None:
+            table[name] = refusal
+            self._names.setdefault((refusal.reason, kind), {})[name] = None
+
+    def count_unnamed(self, kind: str, number: int) -> None:
+        """So many keys of the table `kind` are garbage, and have no name here."""
+        self.unnamed.pop(kind, None)
+        if number:
+            self.unnamed[kind] = number
+
+    @property
+    def counts(self) -> Counter[Reason]:
+        """How many there are, of each reason there is."""
+        counts = Counter({Reason.GARBLED: sum(self.unnamed.values())})
+        for (reason, _), names in self._names.items():
+            counts[reason] += len(names)
+        return +counts
 
     def __len__(self) -> int:
         return self.counts.total()
@@ -81,6 +89,8 @@ class Refusals:
         """Up to `most` of each reason, name -> why; no longer a look than that takes."""
         found: dict[Reason, dict[str, str]] = {}
         for (reason, kind), names in self._names.items():
+            if not names:
+                continue
             named = found.setdefault(reason, {})
             for name in islice(names, most - len(named)):
                 named[_spelled(kind, name)] = self._of[kind][name].why
@@ -89,15 +99,6 @@ class Refusals:
     def named(self, most: int) -> dict[str, str]:
         """Up to `most` of them, "nodes/w1" -> why; garbage is called by its key."""
         return {_spelled(kind, name): refusal.why for kind, name, refusal in islice(self, most)}
-
-    def _uncount(self, kind: str, name: Hashable, refusal: Refusal) -> None:
-        names = self._names[refusal.reason, kind]
-        del names[name]
-        if not names:
-            del self._names[refusal.reason, kind]
-        self.counts[refusal.reason] -= 1
-        if not self.counts[refusal.reason]:
-            del self.counts[refusal.reason]
 
 
 def _spelled(kind: str, name: Hashable) -> str:

@@ -1,13 +1,4 @@
-"""The state machine of one remote cluster, as a table. Pure: time is an argument.
-
-Rules:
-- A cluster is `connecting` until it answered, `syncing` until every resource was listed once, then `fresh`.
-- What was learned is kept when the connection is lost: the cluster is `stale` since that moment, and `fresh` again once
-  everything was listed anew. A cluster restored from the last good state on disk starts as `stale`.
-- `evicted` means refused for a stated reason (its id is taken, its configuration is invalid): its data is withdrawn
-  until the reason is gone. `removed` means the operator disconnected it; nothing leads out of it.
-- A pair that is not in the table is a bug and raises.
-"""
+"""Where one remote cluster stands, as everybody is shown it; `brain` says when that changes."""
 
 from __future__ import annotations
 
@@ -17,49 +8,16 @@ from msgspec import Struct
 
 
 class State(StrEnum):
-    CONNECTING = "connecting"
-    SYNCING = "syncing"
-    FRESH = "fresh"
-    STALE = "stale"
-    EVICTED = "evicted"
-    REMOVED = "removed"
-
-
-class Event(StrEnum):
-    RESTORED = "restored"  # the last good state was read from disk
-    CONFIGURED = "configured"  # it answered, and its configuration is valid
-    LISTED = "listed"  # every resource is listed and followed
-    LOST = "lost"  # some resource is not followed any more
-    REFUSED = "refused"  # its configuration may not be used here
+    CONNECTING = "connecting"  # it has not answered yet
+    SYNCING = "syncing"  # it has, and not every table was listed once
+    FRESH = "fresh"  # every table is listed and followed
+    STALE = "stale"  # what was learned is kept, and may be old: the connection is lost, or it was read from disk
+    EVICTED = "evicted"  # refused for a stated reason: what it said is withdrawn until the reason is gone
     REMOVED = "removed"  # the operator took it out
 
 
-_TABLE: dict[tuple[State, Event], State] = {
-    (State.CONNECTING, Event.RESTORED): State.STALE,
-    (State.CONNECTING, Event.CONFIGURED): State.SYNCING,
-    (State.CONNECTING, Event.LOST): State.CONNECTING,
-    (State.CONNECTING, Event.REFUSED): State.EVICTED,
-    (State.SYNCING, Event.CONFIGURED): State.SYNCING,
-    (State.SYNCING, Event.LISTED): State.FRESH,
-    (State.SYNCING, Event.LOST): State.SYNCING,
-    (State.SYNCING, Event.REFUSED): State.EVICTED,
-    (State.FRESH, Event.CONFIGURED): State.FRESH,
-    (State.FRESH, Event.LISTED): State.FRESH,
-    (State.FRESH, Event.LOST): State.STALE,
-    (State.FRESH, Event.REFUSED): State.EVICTED,
-    (State.STALE, Event.CONFIGURED): State.STALE,
-    (State.STALE, Event.LISTED): State.FRESH,
-    (State.STALE, Event.LOST): State.STALE,
-    (State.STALE, Event.REFUSED): State.EVICTED,
-    (State.EVICTED, Event.CONFIGURED): State.SYNCING,
-    (State.EVICTED, Event.LOST): State.EVICTED,
-    (State.EVICTED, Event.REFUSED): State.EVICTED,
-    **{(state, Event.REMOVED): State.REMOVED for state in State},
-}
-
-
 class Session(Struct, frozen=True, kw_only=True):
-    """Where one remote cluster stands. `since` is Unix seconds; `error` is the last one, "" when all is well."""
+    """`since` is Unix seconds; `error` is the last one, "" when all is well."""
 
     state: State = State.CONNECTING
     since: float = 0.0
@@ -72,15 +30,12 @@ class Session(Struct, frozen=True, kw_only=True):
         """True when what is held of this cluster is whole, if perhaps old: what is absent from it may be pruned."""
         return self.state is not State.CONNECTING and self.state is not State.SYNCING
 
-
-def advance(session: Session, event: Event, now: float, error: str = "") -> Session:
-    """The session after `event` at `now` (Unix seconds). Raises KeyError for a pair that cannot happen."""
-    state = _TABLE[session.state, event]
-    failed = event in (Event.LOST, Event.REFUSED)
-    return Session(
-        state=state,
-        since=now if state is not session.state else session.since,
-        error=error if failed else ("" if event is Event.LISTED else session.error),
-        failures=session.failures + failed,
-        last_failure=now if failed else session.last_failure,
-    )
+    def enter(self, state: State, now: float, error: str | None = None) -> Session:
+        """The session in `state` at `now`; an `error` is one more failure, "" says that all is well again."""
+        return Session(
+            state=state,
+            since=self.since if state is self.state else now,
+            error=self.error if error is None else error,
+            failures=self.failures + bool(error),
+            last_failure=now if error else self.last_failure,
+        )

@@ -8,22 +8,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping
-from typing import Final
 
-from clustermesh.address import BITS, Address, Prefix, is_ipv4, overlaps, parse_prefix, prefix_text, text, to_int
-
-_NOBODYS: Final = tuple(
-    (parse_prefix(cidr), what)
-    for cidr, what in (
-        ("0.0.0.0/8", "this network"),
-        ("127.0.0.0/8", "loopback"),
-        ("169.254.0.0/16", "link-local"),
-        ("224.0.0.0/3", "multicast and reserved"),
-        ("::/8", "reserved and loopback"),
-        ("fe80::/10", "link-local"),
-        ("ff00::/8", "multicast"),
-    )
-)
+from clustermesh.address import BITS, Address, Prefix, nobodys, prefix_text, text, to_int
 
 
 class PodCidrs:
@@ -58,7 +44,5 @@ class PodCidrs:
 
 
 def _nobodys(cidr: Prefix) -> str:
-    for block, what in _NOBODYS:
-        if is_ipv4(block.address) is is_ipv4(cidr.address) and overlaps(block, cidr):
-            return f"must not overlap {prefix_text(block)} ({what}), which is no node's to hand out"
-    return ""
+    clash = nobodys(cidr)
+    return "" if clash is None else f"must not overlap {prefix_text(clash)}, which is no node's to hand out"

@@ -6,14 +6,13 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from clustermesh.address import Address, Prefix, contains, parse, parse_prefix
+from clustermesh.address import LINK_LOCAL, Address, Prefix, nobodys, parse, parse_prefix, single
 from clustermesh.errors import Invalid
 from clustermesh.model import Protocol
 
 _DNS_LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _DNS_SUBDOMAIN: Final = re.compile(rf"{_DNS_LABEL.pattern}(\.{_DNS_LABEL.pattern})*")
 _QUALIFIED: Final = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
-_NOBODY: Final = tuple(map(parse_prefix, ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4", "::/127", "ff00::/8")))
 _PROTOCOLS: Final = {"TCP": Protocol.TCP, "UDP": Protocol.UDP, "SCTP": Protocol.SCTP}
 
 
@@ -45,7 +44,7 @@ def check_labels(field: str, labels: Mapping[str, str]) -> Mapping[str, str]:
 def parse_ip(field: str, text: str) -> Address:
     """The address of one machine or pod."""
     ip = parse(text, field)
-    if any(contains(prefix, ip) for prefix in _NOBODY):
+    if nobodys(single(ip)) not in (None, *LINK_LOCAL):
         raise Invalid(field, text, "must be the address of one machine or pod, not unspecified, loopback or multicast")
     return ip
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from clustermesh.address import Prefix, parse, prefix_text, single
+from clustermesh.address import Prefix, contains, family_length, nobodys, parse, prefix_text, single
 from clustermesh.errors import ClusterMeshError, Invalid
 from clustermesh.mesh.authority import Authority, Ground, Place, judge_prefix
 from clustermesh.mesh.peer_files import PeerFile
@@ -63,6 +63,23 @@ def check_newcomer(home: Context, newcomer: Context, connected: list[Known]) -> 
             raise Invalid(f"cluster id of {newcomer.name}", newcomer.id, rule)
         if other.context is not None:
             _check_cidrs(other.context, newcomer, f", which is connected to {home.name}")
+
+
+def check_allowed(source: Context, allowed: Sequence[Prefix], both: bool) -> None:
+    """Raises Invalid for what never holds pods of a cluster that `source` reads, or that reads it where `both` do."""
+    instead = "name the prefixes that the other cluster's pods are in"
+    for prefix in allowed:
+        spelled = prefix_text(prefix)
+        if not family_length(prefix):
+            raise Invalid("allow-prefix", spelled, f"holds every address; {instead}")
+        if clash := nobodys(prefix):
+            raise Invalid(
+                "allow-prefix", spelled, f"overlaps {prefix_text(clash)}, where no cluster has pods; {instead}"
+            )
+        needed = both and judge_prefix(Authority(name=source.name), prefix, Ground()) is not None
+        for own in read_pod_cidrs(source.manifests, source.name) if not needed else ():
+            if contains(own.prefix, prefix.address) and own.prefix.length <= prefix.length:
+                raise Invalid("allow-prefix", spelled, f"is {source.name}'s own: {own}; {instead}")
 
 
 def check_authority(

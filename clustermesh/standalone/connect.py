@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 
@@ -31,7 +31,8 @@ from clustermesh.address import Prefix
 from clustermesh.errors import ClusterMeshError, Refused, Unavailable
 from clustermesh.mesh.authority import Limits
 from clustermesh.mesh.peer_files import PeerFile, encode_peer, read_peers
-from clustermesh.standalone.compatible import check_authority, check_newcomer, check_pair, known_clusters
+from clustermesh.standalone.compatible import check_allowed, check_authority, check_newcomer, check_pair, known_clusters
+from clustermesh.standalone.connections import list_connections
 from clustermesh.standalone.context import Context, load, locked
 from clustermesh.standalone.users_file import add_user, remote_user, remove_user
 
@@ -70,6 +71,7 @@ def connect(
     """
     with locked(source, destination):
         check_pair(source, destination)
+        check_allowed(source, allowed, mode is Mode.BIDIRECTIONAL)
         wanted = [(source, destination)]
         if mode is Mode.BIDIRECTIONAL:
             wanted.append((destination, source))
@@ -92,7 +94,8 @@ def disconnect(source: Context, peer: str, destination: Context | None, mode: Mo
     """Take `source` and the cluster named `peer` apart, on the side of `source` first.
 
     With `destination` None, its folder being gone, only that side is done. What fails there is a warning, for it must
-    not keep anyone from leaving a dead cluster. Raises Unavailable, Invalid for what fails on the side of `source`.
+    not keep anyone from leaving a dead cluster. Raises Unavailable, Invalid for what fails on the side of `source`,
+    Refused where nothing is left of a connection and no folder tells that the name is right.
     """
     outcome = Outcome([], [])
     both = mode is Mode.BIDIRECTIONAL
@@ -102,6 +105,9 @@ def disconnect(source: Context, peer: str, destination: Context | None, mode: Mo
         if both:
             _expel(source, peer, outcome.done)
     if destination is None:
+        if not outcome.done:
+            names = ", ".join(each.name for each in list_connections(source, datetime.now(UTC))) or "no cluster"
+            raise Refused(f"{source.name} is not connected to {peer}; it is connected to: {names}")
         outcome.warnings.append(
             f"nothing was changed in {peer}: there, remove the user {remote_user(source.name)}"
             + (f" and disconnect {source.name}" if both else "")
@@ -200,8 +206,11 @@ def _forget(reader: Context, peer: str, done: list[str]) -> None:
         file.unlink()
         sync_folder(reader.peers)
         done.append(f"{reader.name} no longer reads {peer}")
-    _authority_file(reader, peer).unlink(missing_ok=True)
-    remove_pair(reader.peers, credential_name(peer))
+    name = credential_name(peer)
+    if list(reader.peers.glob(f"{name}[-.]*")):
+        _authority_file(reader, peer).unlink(missing_ok=True)
+        remove_pair(reader.peers, name)
+        done.append(f"{reader.name} has removed its credentials for {peer}")
 
 
 def _expel(owner: Context, peer: str, done: list[str]) -> None:

@@ -98,10 +98,12 @@ class Context(Struct, frozen=True, kw_only=True):
 
 
 def load(path: Path) -> Context:
-    """The cluster described at `path`. Raises Unavailable when there is none, Invalid when it breaks a rule."""
+    """The cluster described at `path`. Raises Invalid when there is none or it breaks a rule, Unavailable."""
     file = path / CLUSTER_FILE
     if not file.exists():
-        raise Unavailable(f"{path}: no cluster here (no {CLUSTER_FILE}); `clustermesh init {path}` makes one")
+        new = f"`clustermesh init {path} --name NAME --id NUMBER --endpoint https://HOST:2379` makes one"
+        instead = "give the folder that it is in" if path.is_file() else f"give another folder, or {new}"
+        raise Invalid("context", str(path), f"no cluster here (no {CLUSTER_FILE}); {instead}")
     document = mapping(parse_yaml(read_bytes(file), str(file)), str(file))
     for key in document:
         if key not in _KEYS:

@@ -112,6 +112,13 @@ class EtcdClient:
         response = await self.call(methods.RANGE, pb.RangeRequest(key=key, revision=revision))
         return next(_key_values(response.kvs), None)
 
+    async def created(self, keys: Iterable[bytes]) -> tuple[int, dict[bytes, int]]:
+        """Those of `keys` that are there, each with the revision since which it is, as of a revision or a later one."""
+        requests = [pb.RangeRequest(key=key, keys_only=True) for key in keys]
+        answers = await asyncio.gather(*(self.call(methods.RANGE, request) for request in requests))
+        found = {kv.key: kv.create_revision for answer in answers for kv in answer.kvs}
+        return min(answer.header.revision for answer in answers), found
+
     async def range(self, prefix: bytes, *, page: int = 1000, most_bytes: int | None = None) -> Listing:
         """Every key under `prefix` (b"": all) at one revision.
 
@@ -127,10 +134,10 @@ class EtcdClient:
     async def pages(
         self, prefix: bytes, *, page: int = PAGE, most_bytes: int | None = None
     ) -> AsyncGenerator[tuple[Listing, bool], None]:
-        """As `range`, `page` keys at a time, fewer where they are large; and whether more follows."""
+        """As `range`, `page` keys at a time, fewer for as long as they are large; and whether more follows."""
         key, end = prefix or b"\0", prefix_end(prefix)
         revision = size = 0
-        more = True
+        more, most = True, page
         while more:
             request = pb.RangeRequest(key=key, range_end=end, limit=page, revision=revision)
             try:
@@ -148,6 +155,7 @@ class EtcdClient:
             if more:
                 key = _next_key(key, kvs)
             yield Listing(revision, kvs, response.header.cluster_id), more
+            page = min(2 * page, most)
 
     async def put(self, key: bytes, value: bytes, lease: int = 0) -> int:
         """Write one key; returns the revision it was written at."""

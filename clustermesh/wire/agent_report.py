@@ -49,12 +49,16 @@ class SeenCluster(Struct, frozen=True, gc=False):
 
 
 class AgentReport(Struct, frozen=True, gc=False):
-    """`not_ready` says why, "" where it is ready; `problems` are one sentence each."""
+    """`not_ready` says why, "" where it is ready; `problems` are one sentence each.
+
+    `shared` are those that all nodes may have at the same moment; etcd holds them as the last of the problems.
+    """
 
     version: str = ""
     not_ready: str = ""
     problems: tuple[str, ...] = ()
     clusters: tuple[SeenCluster, ...] = ()
+    shared: tuple[str, ...] = ()
 
 
 class _Compact(Struct, frozen=True, omit_defaults=True, gc=False):
@@ -101,7 +105,7 @@ def encode(report: AgentReport) -> bytes:
         version=report.version,
         since=since,
         not_ready=_short(report.not_ready),
-        problems=_first(report.problems),
+        problems=_first((*report.problems, *report.shared)),
         clusters=clusters,
         errors=dict(islice(errors, _MOST_ERRORS)),
     )

@@ -40,6 +40,7 @@ STAMPS: Final = OWN + b"stamps/services/"
 STATUSES: Final = OWN + b"status/"
 API_SERVER: Final = OWN + b"apiserver"
 API_SERVER_LEADERS: Final = OWN + b"leaders/apiserver/"
+REVOKED: Final = OWN + b"revoked/"  # and a user's name: removed, its connections not cut yet
 
 _SEGMENT: Final = r"([^/]+)"
 _NODE: Final = re.compile(rf"cilium/(?:state|cache)/nodes/v1/{_SEGMENT}/{_SEGMENT}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -107,13 +107,15 @@ def decode(data: bytes) -> Node:
 
 
 def check_wireguard_key(key: str) -> str:
-    """`key`, or Invalid unless it is the base64 of 32 bytes."""
+    """`key`, or Invalid unless it is the base64 of 32 bytes, in the one way to spell it."""
     try:
-        size = len(b64decode(key, validate=True))
+        raw = b64decode(key, validate=True)
     except ValueError as e:
         raise Invalid("WireGuard key", key, "must be base64") from e
-    if size != 32:
-        raise Invalid("WireGuard key", key, f"must be 32 bytes, not {size}")
+    if len(raw) != 32:
+        raise Invalid("WireGuard key", key, f"must be 32 bytes, not {len(raw)}")
+    if b64encode(raw).decode() != key:
+        raise Invalid("WireGuard key", key, "must have no bits set beyond its 32 bytes")
     return key
 
 

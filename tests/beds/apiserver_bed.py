@@ -104,13 +104,15 @@ class Bed:
     async def child(self) -> AsyncIterator[asyncio.subprocess.Process]:
         """An API server in a process of its own, killed at the end if it still runs."""
         argv = (sys.executable, "-c", _CHILD, str(self.context.path), self.http)
-        process = await asyncio.create_subprocess_exec(*argv, cwd=_ROOT)
+        self._child = process = await asyncio.create_subprocess_exec(*argv, cwd=_ROOT)
         try:
             yield process
         finally:
-            if process.returncode is None:
-                process.kill()
-            await process.wait()
+            await _kill(process)
+
+    async def kill_child(self) -> None:
+        """The API server that `child` started last."""
+        await _kill(self._child)
 
     async def all(self) -> dict[bytes, KeyValue]:
         """All but who leads."""
@@ -171,6 +173,12 @@ class Bed:
             yield gone
             await until_revision(await self.client.put(b"marker", b""))
             task.cancel()
+
+
+async def _kill(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.kill()
+    await process.wait()
 
 
 async def page(bed: Bed, path: str) -> tuple[int, str]:

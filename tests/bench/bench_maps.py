@@ -13,16 +13,6 @@ import time
 from contextlib import closing
 from typing import Any
 
-from agent.bpf.layouts import (
-    BackendKey,
-    BackendValue,
-    GroupsKey,
-    GroupsValue,
-    ServiceKey,
-    ServiceValue,
-    SlotsKey,
-    SlotsValue,
-)
 from agent.bpf.syscalls import NO_PREALLOC, MapType, map_create
 from agent.plan.services import ServicePlanner, ServiceTrackers
 from agent.targets.maps import MapTarget
@@ -69,17 +59,8 @@ class _Maps:
 
     def __init__(self) -> None:
         kinds = {"backends": (4, 28), "slots": (8, 64), "groups": (8, 96), "services": (20, 20)}
-        types = (
-            (BackendKey, BackendValue),
-            (SlotsKey, SlotsValue),
-            (GroupsKey, GroupsValue),
-            (ServiceKey, ServiceValue),
-        )
         self._fds = [map_create(MapType.HASH, *sizes, 131072, NO_PREALLOC) for sizes in kinds.values()]
-        targets: list[Any] = [
-            MapTarget(name, fd, *pair)  # type: ignore[type-var]
-            for name, fd, pair in zip(kinds, self._fds, types, strict=True)
-        ]
+        targets = [MapTarget(name, fd) for name, fd in zip(kinds, self._fds, strict=True)]
         self.trackers = ServiceTrackers(*(Tracker(target.name, target) for target in targets))
 
     def close(self) -> None:

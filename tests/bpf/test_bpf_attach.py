@@ -17,16 +17,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from bpf_maps import delete, write
 from bpf_node import TIMEOUT, Node
 from bpf_packets import ipv4, ipv6
 
 from agent.bpf import probe
-from agent.bpf.layouts import CidrKey, IpcacheValue, Reason
+from agent.bpf.layouts import IpcacheValue, Reason, pack_cidr
 from agent.bpf.links import Mechanism, Outcome
 from agent.bpf.loader import Datapath
 from agent.bpf.programs import EXIT, program_load, set_result
 from agent.bpf.syscalls import AttachType, ProgramType, link_create, object_pin
-from agent.targets import maps
 from clustermesh.address import parse_prefix
 from clustermesh.errors import Invalid
 
@@ -95,8 +95,8 @@ def tun(network: Node) -> Iterator[Tun]:
 
 @pytest.fixture
 def mesh(datapath: Datapath) -> Datapath:
-    cidrs = {CidrKey.of(parse_prefix(cidr)): IpcacheValue(70000) for cidr in POD_CIDRS}
-    asyncio.run(maps.cidrs(datapath).upsert(cidrs))
+    cidrs = {pack_cidr(parse_prefix(cidr)): IpcacheValue(70000) for cidr in POD_CIDRS}
+    asyncio.run(write(datapath, "ipcache_cidr", cidrs))
     return datapath
 
 
@@ -125,19 +125,18 @@ def _assert_protected(node: Node, tun: Tun, mesh: Datapath) -> None:
 
 
 @by_each_mechanism
-def test_strict_protects_a_device_in_both_directions_until_it_is_detached(
+def test_strict_protects_a_device_in_both_directions_until_it_is_removed(
     network: Node, tun: Tun, mesh: Datapath, mechanism: Mechanism
 ) -> None:
     hooks = network.call(lambda: mesh.attach_strict(tun.name, mechanism))
     assert [(hook.mechanism, hook.outcome) for hook in hooks] == [(mechanism, Outcome.ATTACHED)] * 2
     _assert_protected(network, tun, mesh)
-    network.call(lambda: mesh.detach_strict(tun.name))
-    network.call(lambda: mesh.detach_strict(tun.name))
+    network.call(lambda: Datapath.remove(mesh.pin_dir))
+    network.call(lambda: Datapath.remove(mesh.pin_dir))
     _send(network, PEER, b"in clear")
     assert tun.read().endswith(b"in clear")
     assert "clsact" not in network.run("tc", "qdisc", "show", "dev", tun.name)
-    assert list((mesh.pin_dir / "links").iterdir()) == []
-    assert mesh.hooks == {}
+    assert not mesh.pin_dir.exists()
 
 
 @by_each_mechanism
@@ -169,7 +168,7 @@ def test_attaching_again_adopts_and_new_maps_replace_in_place(
         assert [hook.outcome for hook in replaced] == [Outcome.REPLACED] * 2
         assert [hook.link_id for hook in replaced] == [hook.link_id for hook in first]
         _assert_protected(network, tun, grown)
-        asyncio.run(maps.cidrs(grown).delete([CidrKey.of(parse_prefix("10.2.0.0/24"))]))
+        asyncio.run(delete(grown, "ipcache_cidr", [pack_cidr(parse_prefix("10.2.0.0/24"))]))
         _send(network, PEER, b"no longer a pod")
         assert tun.read().endswith(b"no longer a pod")
     finally:
@@ -238,7 +237,7 @@ def test_a_filter_of_somebody_else_decides_next_and_stays(network: Node, tun: Tu
     finally:
         pin.unlink()
     _send(network, WORLD, b"dropped by the other filter")
-    network.call(lambda: mesh.detach_strict(tun.name))
+    network.call(lambda: Datapath.remove(mesh.pin_dir))
     assert "somebody_else" in network.run("tc", "filter", "show", "dev", tun.name, "egress")
     network.run("tc", "filter", "del", *place)
     _send(network, WORLD, b"public")

@@ -14,15 +14,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from bpf_maps import set_factors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent.bpf.layouts import Reason, ServiceKey
+from agent.bpf.layouts import Reason, ServiceKey, pack
 from agent.bpf.libbpf import Object
 from agent.bpf.loader import Datapath
 from agent.bpf.programs import program_test_run
+from agent.domains.tables import open_map
 from agent.plan.services import ServicePlanner, ServiceTrackers
-from agent.targets import maps
+from agent.targets.maps import MapTarget
 from clustermesh.address import Address, from_int, parse, to_int
 from clustermesh.mesh.resolve import Backend, Frontend, Group, ServiceEntry
 from clustermesh.model import Protocol
@@ -41,12 +43,8 @@ class Chooser:
 
     def __init__(self, datapath: Datapath, program: int) -> None:
         self.datapath, self._program = datapath, program
-        self.trackers = ServiceTrackers(
-            Tracker("backends", maps.backends(datapath)),
-            Tracker("slots", maps.slots(datapath)),
-            Tracker("groups", maps.groups(datapath)),
-            Tracker("services", maps.services(datapath)),
-        )
+        names = ServiceTrackers._fields
+        self.trackers = ServiceTrackers(*(Tracker(name, open_map(datapath, f"lb_{name}")) for name in names))
         self.planner = ServicePlanner(self.trackers)
         self.reconciler = Reconciler(*self.trackers)
         self.reconciler.may_delete = True
@@ -57,7 +55,7 @@ class Chooser:
 
     def choose(self, seed: int, vip: Address = VIP) -> tuple[int, Address, int]:
         """The verdict, and where it leads."""
-        packet = bytes(14) + ServiceKey(vip, 80, 6).pack() + struct.pack("=I", seed) + bytes(30)
+        packet = bytes(14) + pack(ServiceKey(vip, 80, 6)) + struct.pack("=I", seed) + bytes(30)
         result = program_test_run(self._program, packet)
         address, port = struct.unpack_from("!16sH", result.data, 14)
         return result.verdict, Address(address), port
@@ -151,7 +149,7 @@ async def test_clusters_have_the_shares_their_weights_and_factors_give_them(
 ) -> None:
     weights = {1: 6, 2: 3, 3: 1}
     await chooser.serve(*(group(cluster, weight) for cluster, weight in weights.items()))
-    await maps.set_factors(chooser.datapath, factors)
+    await set_factors(chooser.datapath, factors)
     assert_near(chooser.shares(), expected(weights, factors))
 
 
@@ -165,12 +163,10 @@ async def test_a_service_of_every_cluster_there_can_be(chooser: Chooser) -> None
     weights = {each.cluster_id: each.weight for each in groups}
     await chooser.serve(*groups)
     assert len(chooser.shares()) > 500
-    await maps.set_factors(
-        chooser.datapath, {cluster: 0.0 for cluster in range(1, 512) if cluster not in (3, 300, 511)}
-    )
+    await set_factors(chooser.datapath, {cluster: 0.0 for cluster in range(1, 512) if cluster not in (3, 300, 511)})
     left = {cluster: weights[cluster] for cluster in (3, 300, 511)}
     assert_near(chooser.shares(), expected(left, {}))
-    await maps.set_factors(chooser.datapath, {cluster: 0.0 if cluster % 2 else 0.25 for cluster in range(1, 512)})
+    await set_factors(chooser.datapath, {cluster: 0.0 if cluster % 2 else 0.25 for cluster in range(1, 512)})
     found = chooser.shares()
     assert all(cluster % 2 == 0 for cluster in found)
     low, high = (sum(share for cluster, share in found.items() if (cluster < 256) is part) for part in (True, False))
@@ -179,9 +175,9 @@ async def test_a_service_of_every_cluster_there_can_be(chooser: Chooser) -> None
 
 async def test_clusters_that_are_all_out_leave_nobody(chooser: Chooser) -> None:
     await chooser.serve(group(1, 3), group(2, 3))
-    await maps.set_factors(chooser.datapath, {1: 0.0, 2: 0.0})
+    await set_factors(chooser.datapath, {1: 0.0, 2: 0.0})
     assert {chooser.choose(seed)[0] for seed in range(200)} == {REJECT}
-    await maps.set_factors(chooser.datapath, {1: 0.0, 2: 0.0001})
+    await set_factors(chooser.datapath, {1: 0.0, 2: 0.0001})
     assert {chooser.choose(seed)[0] for seed in range(200)} == {TRANSLATED}
 
 
@@ -189,7 +185,7 @@ async def test_a_cluster_that_is_reduced_moves_only_what_it_loses(chooser: Choos
     """Datagrams of a socket stay where they are unless their cluster gives them up."""
     await chooser.serve(group(1, 5), group(2, 5))
     before = {seed: chooser.choose(seed)[1] for seed in range(500)}
-    await maps.set_factors(chooser.datapath, {1: 0.5})
+    await set_factors(chooser.datapath, {1: 0.5})
     after = {seed: chooser.choose(seed)[1] for seed in range(500)}
     moved = {seed for seed in before if before[seed] != after[seed]}
     assert 50 < len(moved) < 250
@@ -206,7 +202,7 @@ async def test_no_lookup_meets_a_gap_while_the_kernels_maps_change(
 ) -> None:
     """The maps are written entry by entry, and between any two of them everybody is answered who was before."""
     for target in (tracker.target for tracker in chooser.trackers):
-        assert isinstance(target, maps.MapTarget)
+        assert isinstance(target, MapTarget)
         target.chunk = 1
     await chooser.serve()
     known: Mapping[int, int] = {}

@@ -14,29 +14,29 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from bpf_maps import write
 from bpf_node import EchoServer, Node
 
-from agent.bpf import layout_v1, probe
+from agent.bpf import probe
 from agent.bpf.hooks import SOCKET_PROGRAMS
 from agent.bpf.layouts import (
-    AddressKey,
-    BackendKey,
     BackendValue,
-    CidrKey,
     GroupsKey,
-    GroupsValue,
     IpcacheValue,
     LbGroup,
+    Number,
     Reason,
     ServiceKey,
     ServiceValue,
     SlotsKey,
-    SlotsValue,
+    pack,
+    pack_cidr,
 )
 from agent.bpf.links import Mechanism, Outcome
 from agent.bpf.loader import Datapath
 from agent.bpf.syscalls import NO_PREALLOC, MapType, map_create, map_update, object_pin
-from agent.targets import maps
+from agent.domains.tables import open_map
+from agent.older import layout_v1
 from clustermesh.address import from_int, parse, parse_prefix
 from clustermesh.errors import Invalid, Refused
 
@@ -68,11 +68,11 @@ def _fill(datapath: Datapath, server: EchoServer, protocol: int = 6) -> None:
     backend = BackendValue(parse(server.address[0]), server.port, protocol)
 
     async def fill() -> None:
-        await maps.backends(datapath).upsert({BackendKey(1): backend})
-        await maps.slots(datapath).upsert({SlotsKey(1): SlotsValue((1,) * 16)})
-        await maps.groups(datapath).upsert({GroupsKey(1): GroupsValue((LbGroup(1, 1, 1), *[LbGroup(1)] * 7))})
-        await maps.services(datapath).upsert({_key(protocol): ServiceValue(1, 1, groups=1)})
-        await maps.addresses(datapath).upsert({AddressKey(from_int(n)): IpcacheValue(n) for n in range(100)})
+        await write(datapath, "lb_backends", {Number(1): backend})
+        await write(datapath, "lb_slots", {SlotsKey(1): [Number(1)] * 16})
+        await write(datapath, "lb_groups", {GroupsKey(1): [LbGroup(1, 1, 1), *[LbGroup(1)] * 7]})
+        await write(datapath, "lb_services", {_key(protocol): ServiceValue(1, 1, groups=1)})
+        await write(datapath, "ipcache", {from_int(n): IpcacheValue(n) for n in range(100)})
 
     asyncio.run(fill())
 
@@ -82,8 +82,8 @@ def _key(protocol: int) -> ServiceKey:
 
 
 def _content(datapath: Datapath) -> list[object]:
-    targets = (maps.services, maps.groups, maps.slots, maps.backends, maps.addresses, maps.reverse_sockets)
-    return [asyncio.run(target(datapath).dump()) for target in targets]
+    names = ("lb_services", "lb_groups", "lb_slots", "lb_backends", "ipcache", "lb_reverse_sk")
+    return [asyncio.run(open_map(datapath, name).dump()) for name in names]
 
 
 def _outcomes(datapath: Datapath) -> set[Outcome]:
@@ -165,7 +165,7 @@ def test_no_connect_fails_while_programs_are_exchanged_and_maps_resized(
                 assert _content(again)[:5] == content[:5]
     assert wrong == []
     with _opened(bpf_object, pin_dir, cgroup, lb_services=size) as last:
-        asyncio.run(maps.services(last).upsert({_key(6): ServiceValue(1)}))
+        asyncio.run(write(last, "lb_services", {_key(6): ServiceValue(1)}))
         with pytest.raises(ConnectionRefusedError):  # the new programs read the new maps
             node.socket(socket.AF_INET, socket.SOCK_STREAM).connect(VIP)
 
@@ -198,7 +198,7 @@ def test_counters_survive_a_restart(node: Node, cgroup: Path, bpf_object: Path, 
 
 def test_a_map_cannot_shrink_below_what_it_holds(bpf_object: Path, pin_dir: Path) -> None:
     with _opened(bpf_object, pin_dir, None) as first:
-        asyncio.run(maps.addresses(first).upsert({AddressKey(from_int(n)): IpcacheValue(n) for n in range(100)}))
+        asyncio.run(write(first, "ipcache", {from_int(n): IpcacheValue(n) for n in range(100)}))
         ids, content = first.map_ids, _content(first)
     with pytest.raises(Refused, match="ipcache holds more entries"):
         Datapath.open(bpf_object, pin_dir, {"ipcache": 99})
@@ -263,7 +263,7 @@ def test_removing_leaves_sockets_without_services_and_no_pin(
 ) -> None:
     with _opened(bpf_object, pin_dir, cgroup) as datapath:
         node.call(lambda: datapath.attach_strict("lo", Mechanism.TCX))
-        asyncio.run(maps.services(datapath).upsert({_key(17): ServiceValue(1)}))
+        asyncio.run(write(datapath, "lb_services", {_key(17): ServiceValue(1)}))
         node.run("ip", "route", "add", "default", "dev", "lo")
         with pytest.raises(ConnectionRefusedError):
             node.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(VIP)
@@ -306,7 +306,7 @@ def test_a_kernel_that_cannot_name_the_error_refuses_with_eperm(
 ) -> None:
     monkeypatch.setattr(probe, "has_set_retval", lambda: False)
     with _opened(bpf_object, pin_dir, cgroup) as datapath:
-        asyncio.run(maps.services(datapath).upsert({_key(6): ServiceValue(1)}))
+        asyncio.run(write(datapath, "lb_services", {_key(6): ServiceValue(1)}))
         with pytest.raises(PermissionError):
             node.socket(socket.AF_INET, socket.SOCK_STREAM).connect(VIP)
 
@@ -353,9 +353,11 @@ def test_what_the_layout_before_knew_is_there_before_the_new_programs_run(
         os.close(fd)
     with _opened(bpf_object, pin_dir, None) as datapath:
         assert datapath.has_predecessor
-        address, cidr = AddressKey(parse("10.1.0.5")), CidrKey.of(parse_prefix("10.1.0.0/24"))
-        assert asyncio.run(maps.addresses(datapath).dump()) == {address: IpcacheValue(70000, parse("192.0.2.1"), 255)}
-        assert asyncio.run(maps.cidrs(datapath).dump()) == {cidr: IpcacheValue(2, key=255)}
+        address, cidr = parse("10.1.0.5"), pack_cidr(parse_prefix("10.1.0.0/24"))
+        assert asyncio.run(open_map(datapath, "ipcache").dump()) == {
+            address: pack(IpcacheValue(70000, parse("192.0.2.1"), 255))
+        }
+        assert asyncio.run(open_map(datapath, "ipcache_cidr").dump()) == {cidr: pack(IpcacheValue(2, key=255))}
         datapath.attach_sockets(cgroup)
         assert not datapath.has_predecessor
         assert client.getpeername() == VIP

@@ -12,22 +12,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from bpf_maps import delete, set_factors, write
 from bpf_node import EchoServer, Node
 
-from agent.bpf.layouts import (
-    BackendKey,
-    BackendValue,
-    GroupsKey,
-    GroupsValue,
-    LbGroup,
-    Reason,
-    ServiceKey,
-    ServiceValue,
-    SlotsKey,
-    SlotsValue,
-)
+from agent.bpf.layouts import BackendValue, GroupsKey, LbGroup, Number, Reason, ServiceKey, ServiceValue, SlotsKey
 from agent.bpf.loader import Datapath
-from agent.targets import maps
+from agent.domains.tables import open_map
 from clustermesh.address import parse
 from clustermesh.mesh.resolve import BackendState
 
@@ -56,21 +46,21 @@ class Services:
         blocks = {
             block: (*slots[block * 16 : block * 16 + 16], *[0] * 16)[:16] for block in range(-(-len(slots) // 16))
         }
-        entries = {SlotsKey(number, 0, block): SlotsValue(ids) for block, ids in blocks.items() if any(ids)}
-        asyncio.run(maps.slots(self.datapath).upsert(entries))
+        entries = {SlotsKey(number, 0, block): [*map(Number, ids)] for block, ids in blocks.items() if any(ids)}
+        asyncio.run(write(self.datapath, "lb_slots", entries))
         group = LbGroup(len(slots), 2, len(slots))
-        groups = GroupsValue((group, *[LbGroup(len(slots))] * 7))
-        asyncio.run(maps.groups(self.datapath).upsert({GroupsKey(number): groups}))
+        groups = [group, *[LbGroup(len(slots))] * 7]
+        asyncio.run(write(self.datapath, "lb_groups", {GroupsKey(number): groups}))
         head = ServiceValue(number, len(slots), groups=min(len(slots), 1))
         key = ServiceKey(parse(vip[0]), vip[1], PROTOCOL[kind])
-        asyncio.run(maps.services(self.datapath).upsert({key: head}))
+        asyncio.run(write(self.datapath, "lb_services", {key: head}))
 
     def set_backend(self, number: int, server: EchoServer, state: int = BackendState.ACTIVE) -> None:
         backend = BackendValue(parse(server.address[0]), server.port, 0, state, 2)
-        asyncio.run(maps.backends(self.datapath).upsert({BackendKey(number): backend}))
+        asyncio.run(write(self.datapath, "lb_backends", {Number(number): backend}))
 
     def remove_backend(self, number: int) -> None:
-        asyncio.run(maps.backends(self.datapath).delete([BackendKey(number)]))
+        asyncio.run(delete(self.datapath, "lb_backends", [Number(number)]))
 
     def counted(self, reason: Reason) -> int:
         return self.datapath.counters()[reason]
@@ -141,7 +131,7 @@ def test_an_unconnected_datagram_is_answered_by_the_service(node: Node, services
         data, peer = client.recvfrom(100)
         assert (data, peer[:2]) == (b"%d:hello" % server.port, VIPS[family])
     assert services.counted(Reason.DATAGRAM) == services.counted(Reason.REPLY) == 3
-    assert len(asyncio.run(maps.reverse_sockets(services.datapath).dump())) == 1
+    assert len(asyncio.run(open_map(services.datapath, "lb_reverse_sk").dump())) == 1
 
 
 def test_one_ipv6_socket_asks_services_of_both_families(node: Node, services: Services) -> None:
@@ -306,10 +296,10 @@ def test_unconnected_datagrams_are_spread_by_socket_and_stay_with_their_backend(
 
 def test_a_cluster_that_is_out_refuses_and_one_that_is_back_answers(node: Node, services: Services) -> None:
     (server,) = _serve(node, services, TCP, 1)
-    asyncio.run(maps.set_factors(services.datapath, {2: 0}))
+    asyncio.run(set_factors(services.datapath, {2: 0}))
     with pytest.raises(ConnectionRefusedError):
         _ask(node, TCP)
-    asyncio.run(maps.set_factors(services.datapath, {2: 1}))
+    asyncio.run(set_factors(services.datapath, {2: 1}))
     assert _ask(node, TCP) == server.port
 
 
@@ -344,7 +334,7 @@ def test_an_answer_that_comes_too_late_is_shown_to_the_next_socket_of_the_port_a
     slow = node.socket(socket.AF_INET, UDP)
     slow.bind(("127.0.0.1", 0))
     late = BackendValue(parse("127.0.0.1"), slow.getsockname()[1], 0, BackendState.ACTIVE, 2)
-    asyncio.run(maps.backends(services.datapath).upsert({BackendKey(2): late}))
+    asyncio.run(write(services.datapath, "lb_backends", {Number(2): late}))
     services.set_slots(UDP, [2])
     first = node.socket(socket.AF_INET, UDP)
     first.sendto(b"hello", VIP)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from bpf_maps import write
 from bpf_packets import ETH_ARP, ETH_IPV4, ETH_IPV6, frame, ipv4, ipv4_frame, ipv6, ipv6_frame
 
-from agent.bpf.layouts import AddressKey, CidrKey, IpcacheValue, NodeIdentity, Reason
+from agent.bpf.layouts import IpcacheValue, NodeIdentity, Reason, pack_cidr
 from agent.bpf.loader import Datapath
 from agent.bpf.programs import program_test_run
-from agent.targets import maps
 from clustermesh.address import parse, parse_prefix
 
 pytestmark = pytest.mark.root
@@ -97,11 +97,11 @@ PACKETS = {
 @pytest.fixture
 def known(datapath: Datapath) -> Datapath:
     """The datapath with everybody of the table above in its ipcache."""
-    addresses = {AddressKey(parse(ip)): IpcacheValue(identity) for ip, identity in ADDRESSES.items()}
-    addresses |= {AddressKey(parse(ip)): IpcacheValue(n, parse(ip)) for ip, n in HOST_NETWORK.items()}
-    cidrs = {CidrKey.of(parse_prefix(cidr)): IpcacheValue(identity) for cidr, identity in CIDRS.items()}
-    asyncio.run(maps.addresses(datapath).upsert(addresses))
-    asyncio.run(maps.cidrs(datapath).upsert(cidrs))
+    addresses = {parse(ip): IpcacheValue(identity) for ip, identity in ADDRESSES.items()}
+    addresses |= {parse(ip): IpcacheValue(n, parse(ip)) for ip, n in HOST_NETWORK.items()}
+    cidrs = {pack_cidr(parse_prefix(cidr)): IpcacheValue(identity) for cidr, identity in CIDRS.items()}
+    asyncio.run(write(datapath, "ipcache", addresses))
+    asyncio.run(write(datapath, "ipcache_cidr", cidrs))
     return datapath
 
 

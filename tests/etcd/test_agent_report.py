@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import asynccontextmanager
 
 from agent import report
-from agent.reporter import Said
 from clustermesh.model import AgentRecord
 from clustermesh.store.client import EtcdClient
 from clustermesh.wire import agent_report, keys, local
@@ -16,12 +15,12 @@ from clustermesh.wire.agent_report import AgentReport, SeenCluster
 NODE = "n1"
 
 
-def said(state: str = "fresh", *problems: str) -> Said:
-    return Said(AgentReport("0.1.0", "", problems, (SeenCluster("beta", state, 2, 5.0),)))
+def said(state: str = "fresh", *problems: str) -> AgentReport:
+    return AgentReport("0.1.0", "", problems, (SeenCluster("beta", state, 2, 5.0),))
 
 
 @asynccontextmanager
-async def reporting(client: EtcdClient, now: Callable[[], Said]):
+async def reporting(client: EtcdClient, now: Callable[[], AgentReport]):
     """An agent that reports what `now` gives."""
     task = asyncio.create_task(report.keep_reported(client, NODE, lambda: (now(), 2)))
     try:
@@ -30,12 +29,12 @@ async def reporting(client: EtcdClient, now: Callable[[], Said]):
         task.cancel()
 
 
-async def reported(client: EtcdClient, wanted: Said) -> object:
+async def reported(client: EtcdClient, wanted: AgentReport) -> object:
     """The key, once it says that."""
     async with asyncio.timeout(20):
         while True:
             held = await client.get(keys.status_key(NODE))
-            if held is not None and agent_report.decode(held.value) == wanted.whole():
+            if held is not None and agent_report.decode(held.value) == wanted:
                 return held
             await asyncio.sleep(0.05)
 

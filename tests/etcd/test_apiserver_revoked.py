@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
 
 import pytest
-from apiserver_bed import PATIENCE, Bed, manifests, page
+from apiserver_bed import PATIENCE, Bed, manifests, page, values
 from msgspec.structs import replace
 
 from clustermesh.apiserver.settings import of_folder
@@ -105,6 +105,28 @@ async def test_the_api_server_stays_ready_while_it_cuts_the_others(bed: Bed) -> 
             answers.append(await page(bed, "/readyz"))
         answers += [await page(bed, "/readyz") for _ in range(20)]
     assert {status for status, _ in answers} == {200}
+
+
+class Died(Exception):
+    """As by SIGKILL."""
+
+
+class DiesBeforeItCuts(Users):
+    def _cut_off(self) -> None:
+        raise Died
+
+
+async def test_an_api_server_that_dies_before_it_cuts_leaves_that_to_the_next_one(bed: Bed) -> None:
+    async with listening(bed, ("beta", "remote-beta")) as (revoked,):
+        await bed.kill_child()
+        remove_user(bed.context.users_file, "remote-beta")
+        with pytest.raises(Died):
+            await DiesBeforeItCuts(bed.client, bed.context.cluster, bed.context.users_file, 1, lambda: None).run()
+        await bed.until_users(*OWN, "remote-gamma")
+        assert not revoked.refused
+        async with bed.child():
+            await revoked.until_refused()
+            await bed.until(lambda found: not values(found, keys.REVOKED))
 
 
 async def test_where_nothing_can_be_cut_a_person_is_told_to(tmp_path: Path) -> None:

@@ -35,6 +35,17 @@ async def test_a_key_is_read_as_of_an_earlier_revision(client: EtcdClient) -> No
         await client.get(b"k", revision=old)
 
 
+async def test_since_when_keys_are_there_is_told_for_those_that_are(client: EtcdClient) -> None:
+    first = await client.put(b"k", b"1")
+    await client.put(b"k", b"2")
+    await client.delete(b"gone")
+    last = await client.put(b"gone", b"1")
+    assert await client.created([b"k", b"gone"]) == (last, {b"k": first, b"gone": last})
+    await client.delete(b"gone")
+    again = await client.put(b"k", b"3")
+    assert await client.created([b"k", b"gone"]) == (again, {b"k": first})
+
+
 async def test_swap_writes_only_what_nobody_else_wrote_meanwhile(client: EtcdClient) -> None:
     assert await client.swap(b"k", 0, b"first")
     assert not await client.swap(b"k", 0, b"second")
@@ -91,6 +102,17 @@ async def test_a_page_too_large_for_one_message_is_asked_for_in_parts(client: Et
         await client.put(b"big/%02d" % i, bytes([i]) * 1_000_000)
     listing = await client.range(b"big/")
     assert [kv.value[0] for kv in listing.kvs] == list(range(30))
+
+
+async def test_pages_are_as_large_as_before_once_the_large_values_are_past(client: EtcdClient) -> None:
+    await client.transact([Put(b"mixed/%04d" % i, b"") for i in range(20, 1200)])
+    for i in range(20):
+        await client.put(b"mixed/%04d" % i, bytes(1_000_000))
+    sizes = [len(part.kvs) async for part, _more in client.pages(b"mixed/", page=400)]
+    assert sum(sizes) == 1200
+    assert sizes[0] < 20  # they do not fit together
+    assert max(sizes) == 400
+    assert len(sizes) < 20
 
 
 async def test_a_value_too_large_is_refused_by_name(client: EtcdClient) -> None:

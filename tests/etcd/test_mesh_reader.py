@@ -57,6 +57,12 @@ class StateSink:
     def refuse(self, cluster: str, what: str, why: str) -> None:
         self.state.refuse(cluster, what, why)
 
+    def count_unnamed(self, cluster: str, kind: str, number: int) -> None:
+        self.state.count_unnamed(cluster, kind, number)
+
+    def listed(self, cluster: str, kind: str) -> None:
+        self.state.listed(cluster, kind)
+
     def accept(self, cluster: str, what: str) -> None:
         self.state.accept(cluster, what)
 

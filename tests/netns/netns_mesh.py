@@ -15,8 +15,10 @@ import msgspec
 from netns_node import TIMEOUT, NetnsNode
 
 from agent import netlink
+from agent.cni.endpoint import EndpointRequest
 from agent.cni.ipam import Ipam
-from agent.cni.local_pods import EndpointRequest, Endpoints
+from agent.cni.local_pods import Endpoints
+from agent.plan.attached import AttachedPods
 from agent.plan.routes import tunnel_routes
 from agent.targets.routes import RouteTarget
 from agent.targets.wireguard import PeerTracker, WireGuardTarget
@@ -63,7 +65,7 @@ class MeshNode(NetnsNode):
 
     async def _start_pods(self) -> None:
         pools = [Ipam(cidr, router) for cidr, router in zip(self.cidrs, self.routers, strict=True)]
-        self.endpoints = Endpoints(self.state, pools, mtu=MTU)
+        self.endpoints = Endpoints(self.state, pools, AttachedPods(), mtu=MTU)
         await self.endpoints.restore()
         AGENT_SOCKET.parent.mkdir(exist_ok=True)
         self._server = await asyncio.start_unix_server(self._answer, AGENT_SOCKET)

@@ -26,8 +26,10 @@ from netns_mesh import MTU, MeshNode
 
 from agent import netlink
 from agent.cni import veth
+from agent.cni.endpoint import EndpointRequest, host_ifname
 from agent.cni.ipam import Ipam
-from agent.cni.local_pods import EndpointRequest, Endpoints, host_ifname
+from agent.cni.local_pods import Endpoints
+from agent.plan.attached import AttachedPods
 from clustermesh.address import parse, parse_prefix
 from clustermesh.errors import Invalid, Refused, Unavailable
 
@@ -322,7 +324,7 @@ def test_deletion_that_cannot_be_read_stays_and_is_shown(attached: MeshNode) -> 
 
 def test_full_pod_cidr_is_a_clear_error(node: MeshNode, tmp_path: Path) -> None:
     pools = [Ipam(parse_prefix("fd00:10:1::/64")), Ipam(parse_prefix("10.1.0.0/29"))]
-    endpoints = Endpoints(tmp_path, pools, mtu=MTU)
+    endpoints = Endpoints(tmp_path, pools, AttachedPods(), mtu=MTU)
     node.do(endpoints.restore())
     node.run("ip netns add a")
     for number in range(5):
@@ -337,7 +339,7 @@ def test_full_pod_cidr_is_a_clear_error(node: MeshNode, tmp_path: Path) -> None:
 
 def test_pod_is_not_attached_when_it_cannot_be_remembered(node: MeshNode, tmp_path: Path) -> None:
     """A full disk: an address that a restarted agent does not know of would be given to a second pod."""
-    endpoints = Endpoints(tmp_path, [Ipam(parse_prefix("10.1.0.0/24"))], mtu=MTU)
+    endpoints = Endpoints(tmp_path, [Ipam(parse_prefix("10.1.0.0/24"))], AttachedPods(), mtu=MTU)
     node.do(endpoints.restore())
     node.run("ip netns add a")
     node.run(f"mount -t tmpfs -o size=4k,nr_inodes=1 tmpfs {tmp_path}/endpoints")
@@ -349,7 +351,7 @@ def test_pod_is_not_attached_when_it_cannot_be_remembered(node: MeshNode, tmp_pa
 
 @pytest.mark.parametrize("container", ["", "../x", "a/b", ".hidden", "x" * 201, "a\nb"])
 def test_name_that_would_leave_the_folder_is_invalid(node: MeshNode, tmp_path: Path, container: str) -> None:
-    endpoints = Endpoints(tmp_path, [Ipam(parse_prefix("10.1.0.0/24"))], mtu=MTU)
+    endpoints = Endpoints(tmp_path, [Ipam(parse_prefix("10.1.0.0/24"))], AttachedPods(), mtu=MTU)
     bad = EndpointRequest(container_id=container, ifname="eth0", netns="/run/netns/a")
     for verb in (endpoints.add, endpoints.delete, endpoints.check):
         with pytest.raises(Invalid):

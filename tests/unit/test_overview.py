@@ -19,7 +19,7 @@ from certs.folder import initialise
 from certs.names import cluster_leaves
 from clustermesh import overview as overview_module
 from clustermesh.errors import Unavailable
-from clustermesh.overview import ControlPlane, decode_report, decode_unacted, summarise
+from clustermesh.overview import ControlPlane, age_of_beat, decode_report, decode_unacted, summarise
 from clustermesh.standalone import context as contexts
 from clustermesh.standalone.context import Context
 from clustermesh.wire import api_server_report
@@ -67,11 +67,32 @@ def test_a_fault_that_many_nodes_have_is_one_line() -> None:
 
 
 def test_a_node_that_does_not_report_and_an_api_server_that_does_not_publish_are_errors() -> None:
-    errors = overview({"n1": report()}, {"n1", "n2"}, api_server=False)["errors"]
+    errors = overview({"n1": report()}, {"n1", "n2"}, published=False)["errors"]
     assert errors == [
         "the API server of alpha has not published: run `clustermesh apiserver`",
         "node n2: its agent does not report: start it there, its log says why it ended",
     ]
+
+
+@pytest.mark.parametrize(("since", "silent"), [(0, False), (75, False), (76, True), (None, False)])
+def test_an_api_server_that_stopped_beating_is_an_error_with_the_age_of_its_last_beat(
+    since: int | None, silent: bool
+) -> None:
+    found = overview({"n1": report()}, last_beat=since)
+    assert (found["last_beat"], found["api_server"], found["ok"]) == (since, not silent, not silent)
+    if silent:
+        assert found["errors"] == [
+            "the API server of alpha has not written for 76 s: is `clustermesh apiserver` running, and do the clocks "
+            "of its machine and this one agree?"
+        ]
+
+
+@pytest.mark.parametrize(
+    ("value", "age"),
+    [(b"2026-01-31T23:59:59Z", 61), (b"2026-02-01T00:02:00Z", 0), (b"now", None), (b"\xff", None)],
+)
+def test_the_age_of_a_beat_is_what_its_writer_says(value: bytes, age: int | None) -> None:
+    assert age_of_beat(value, datetime(2026, 2, 1, 0, 1, tzinfo=UTC).timestamp()) == age
 
 
 def test_an_alarm_of_etcd_is_an_error() -> None:

@@ -19,11 +19,10 @@ from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any, cast
 
-from agent.bpf.layouts import AddressKey, IpcacheValue
 from agent.bpf.syscalls import NO_PREALLOC, MapType, map_create
 from agent.domains.addresses import Addresses
-from agent.domains.targets import Targets
-from agent.main import GC_THRESHOLDS
+from agent.domains.tables import Targets
+from agent.memory import GC_THRESHOLDS
 from agent.plan.attached import AttachedPods
 from agent.propagation import Propagation
 from agent.sink import AgentSink
@@ -47,15 +46,15 @@ class _Dict:
     def __init__(self) -> None:
         self.held: dict[bytes, bytes] = {}
 
-    async def dump(self) -> dict[AddressKey, IpcacheValue]:
-        return {AddressKey.unpack(key): IpcacheValue.unpack(value) for key, value in self.held.items()}
+    async def dump(self) -> dict[bytes, bytes]:
+        return dict(self.held)
 
-    async def upsert(self, entries: Mapping[AddressKey, IpcacheValue]) -> None:
-        self.held.update((key.pack(), value.pack()) for key, value in entries.items())
+    async def upsert(self, entries: Mapping[bytes, bytes]) -> None:
+        self.held |= entries
 
-    async def delete(self, keys: Collection[AddressKey]) -> None:
+    async def delete(self, keys: Collection[bytes]) -> None:
         for key in keys:
-            self.held.pop(key.pack(), None)
+            self.held.pop(key, None)
 
 
 class Reading:
@@ -85,11 +84,9 @@ class Reading:
         return sum(reader.session.state is State.FRESH for reader in self.peers.readers.values())
 
 
-def _target() -> Target[AddressKey, IpcacheValue]:
-    key, value = AddressKey(b"\0" * 16), IpcacheValue(0)  # type: ignore[arg-type]
+def _target() -> Target[bytes, bytes]:
     with suppress(OSError):
-        fd = map_create(MapType.HASH, len(key.pack()), len(value.pack()), 512_000, NO_PREALLOC)
-        return MapTarget("ipcache", fd, AddressKey, IpcacheValue)
+        return MapTarget("ipcache", map_create(MapType.HASH, 16, 24, 512_000, NO_PREALLOC))
     return _Dict()
 
 

@@ -19,9 +19,10 @@ from typing import Any
 from msgspec.structs import replace
 
 from agent.bpf.bpffs import ensure_bpffs
+from agent.bpf.layouts import BackendValue, unpack
 from agent.bpf.loader import Datapath
 from agent.domains.domains import Domains
-from agent.domains.targets import Targets, ThisNode, open_targets
+from agent.domains.tables import Targets, ThisNode, open_targets
 from agent.options import Options
 from agent.propagation import Propagation
 from agent.sink import AgentSink
@@ -213,7 +214,7 @@ async def _round(bench: _Bench, round_: int, before: Callable[[int], None]) -> f
         bench.domains.services.on_step = done.set
         began = time.perf_counter()
         bench.take(key, value)
-        while not any(entry.address == wanted for entry in _last(table.actual)):
+        while not any(unpack(BackendValue, entry).address == wanted for entry in _last(table.actual)):
             done.clear()
             await done.wait()
         took.append((time.perf_counter() - began) * 1000)

@@ -22,9 +22,9 @@ from pathlib import Path
 
 from agent.bpf.bpffs import cgroup2_root, ensure_bpffs
 from agent.bpf.loader import Datapath
-from agent.main import GC_THRESHOLDS
+from agent.domains.tables import open_map
+from agent.memory import GC_THRESHOLDS
 from agent.plan.services import ServicePlanner, ServiceTrackers
-from agent.targets import maps
 from clustermesh.address import from_int, nth, parse, parse_prefix, text, to_int
 from clustermesh.mesh.resolve import Backend, Frontend, Group, ServiceEntry, resolve
 from clustermesh.model import LocalService, Port, Protocol, Service
@@ -53,12 +53,7 @@ def _datapath() -> Iterator[Datapath]:
 
 
 def _trackers(datapath: Datapath) -> ServiceTrackers:
-    return ServiceTrackers(
-        Tracker("backends", maps.backends(datapath)),
-        Tracker("slots", maps.slots(datapath)),
-        Tracker("groups", maps.groups(datapath)),
-        Tracker("services", maps.services(datapath)),
-    )
+    return ServiceTrackers(*(Tracker(name, open_map(datapath, f"lb_{name}")) for name in ServiceTrackers._fields))
 
 
 # -- programming ------------------------------------------------------------------------------------------------------

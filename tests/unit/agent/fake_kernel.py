@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from fake_wireguard import FakeDevice, numbered_key
 
-from agent.bpf.layouts import BackendKey, ServiceKey, SlotsKey
+from agent.bpf.layouts import BackendValue, Number, ServiceKey, ServiceValue, SlotsKey, pack, unpack, unpack_each
 from agent.domains.domains import Domains
-from agent.domains.targets import Targets, ThisNode
+from agent.domains.tables import Targets, ThisNode
 from agent.options import Options
 from agent.propagation import Propagation
 from agent.sink import AgentSink
@@ -69,6 +69,8 @@ class MortalDevice(FakeDevice):
         self.dead = asyncio.Event()
         self.there = False
         self.fail: ClusterMeshError | None = None  # what looking after it raises, once
+        self.asked = 0  # times for its peers
+        self.on_question: Callable[[], object] = lambda: None
         self.hanging = 0  # calls that nothing will ever answer
         self._hangs = False
 
@@ -98,6 +100,8 @@ class MortalDevice(FakeDevice):
 
     async def peers(self) -> dict[str, PeerState]:
         await self._answer()
+        self.asked += 1
+        self.on_question()
         if not self.there:
             raise Unavailable("there is no device")
         return await super().peers()
@@ -135,7 +139,7 @@ class Bed:
     def __init__(self) -> None:
         self.journal: list[str] = []
         self.now = 1000.0
-        names = ("ipcache", "cidrs", "routes", "backends", "slots", "groups", "services")
+        names = ("ipcache", "cidrs", "routes", "backends", "slots", "groups", "services", "clusters")
         self.tables = {name: FakeTable(name, self.journal) for name in names}
         self.options = Options(context=Path("/nowhere"), node=NODE)
         self.state, self.propagation = MeshState("alpha"), Propagation()
@@ -193,6 +197,10 @@ class Bed:
                 await domain.step()
         self.domains.note_ready()
 
+    def spend(self, seconds: float) -> None:
+        """It is that much later."""
+        self.now += seconds
+
     async def running(self) -> asyncio.Task[None]:
         """All of it as in an agent."""
         return asyncio.create_task(self.domains.run(self.own, self.peers))  # type: ignore[arg-type]
@@ -230,11 +238,13 @@ class Bed:
     def served(self) -> list[str]:
         """The backends that a lookup of VIP in the fake kernel ends at."""
         services, slots, backends = (self.tables[name].held for name in ("services", "slots", "backends"))
-        head = services.get(ServiceKey(VIP, 80, 6))
-        if head is None:
+        held = services.get(pack(ServiceKey(VIP, 80, 6)))
+        if held is None:
             return []
-        blocks = [slots[SlotsKey(head.service_id, group)].backend_ids for group in range(head.groups)]
-        return sorted({str(backends[BackendKey(number)].address[-1]) for block in blocks for number in block})
+        head = unpack(ServiceValue, held)
+        blocks = [slots[pack(SlotsKey(head.service_id, group))] for group in range(head.groups)]
+        ids = {each for block in blocks for each in unpack_each(Number, block)}
+        return sorted(str(unpack(BackendValue, backends[pack(each)]).address[-1]) for each in ids)
 
 
 def make_node(cluster: str, number: int, **changes: Any) -> Node:

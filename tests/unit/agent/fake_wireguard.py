@@ -13,7 +13,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from agent.wireguard.peer import Peer, PeerState, sort_allowed_ips
+from agent.wireguard.peer import Peer, PeerState, check_peer, sort_allowed_ips
 from agent.wireguard.uapi import UapiError
 from clustermesh.address import Prefix
 
@@ -39,6 +39,8 @@ class FakeDevice:
         return dict(self.states)
 
     async def set_peers(self, peers: Mapping[str, Peer]) -> None:
+        for key, peer in peers.items():
+            check_peer(key, peer)
         self.writes.append(list(peers))
         for key, peer in peers.items():
             if key in self.refuse:

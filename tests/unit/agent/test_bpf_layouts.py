@@ -18,27 +18,33 @@ from hypothesis import strategies as st
 
 from agent.bpf import layouts
 from agent.bpf.layouts import (
+    LB_CLUSTERS,
+    LB_FULL,
     AddressKey,
-    BackendKey,
     BackendValue,
     CidrKey,
-    ClustersKey,
-    ClustersValue,
     GroupsKey,
-    GroupsValue,
     IpcacheValue,
     LbGroup,
     NodeIdentity,
+    Number,
     Reason,
+    Reduced,
     ReverseKey,
     ReverseValue,
     ServiceKey,
     ServiceValue,
     SlotsKey,
-    SlotsValue,
+    pack,
+    pack_backends,
+    pack_cidr,
+    pack_factors,
+    pack_slots,
+    unpack,
+    unpack_each,
 )
-from clustermesh.address import Address, from_int, masked, parse, parse_prefix
-from clustermesh.mesh.resolve import Algorithm, BackendState, Kind, Scope
+from clustermesh.address import Address, Prefix, from_int, parse, parse_prefix
+from clustermesh.mesh.resolve import Algorithm, Backend, BackendState, Kind, Scope
 
 HEADER = Path(__file__).parents[3] / "bpf" / "layouts.h"
 STRUCTS: Mapping[str, type[Any]] = {
@@ -46,15 +52,17 @@ STRUCTS: Mapping[str, type[Any]] = {
     "lb_service": ServiceValue,
     "lb_groups_key": GroupsKey,
     "lb_group": LbGroup,
-    "lb_groups": GroupsValue,
     "lb_slots_key": SlotsKey,
-    "lb_slots": SlotsValue,
     "lb_backend": BackendValue,
-    "lb_clusters": ClustersValue,
     "lb_reverse_key": ReverseKey,
     "lb_reverse": ReverseValue,
     "ipcache_cidr_key": CidrKey,
     "ipcache_entry": IpcacheValue,
+}
+ARRAYS: Mapping[str, tuple[type[Any], int]] = {  # of what, and how many
+    "lb_groups": (LbGroup, 8),
+    "lb_slots": (Number, 16),
+    "lb_clusters": (Reduced, 512),
 }
 ENUMS: Mapping[str, tuple[type[IntEnum], str]] = {
     "service_kind": (Kind, "KIND_"),
@@ -65,7 +73,6 @@ ENUMS: Mapping[str, tuple[type[IntEnum], str]] = {
     "reason": (Reason, "REASON_"),
 }
 CONSTANTS = ("LB_FULL", "LB_CLUSTERS", "GROUPS_PER_BLOCK", "SLOTS_PER_BLOCK")
-_UNSIGNED = {"__u8": 1, "__u16": 2, "__be16": 2, "__u32": 4, "__be32": 4, "__u64": 8, "address": 16, "lb_group": 12}
 
 
 class Field(NamedTuple):
@@ -125,51 +132,36 @@ def _run(folder: Path, structs: Mapping[str, Any], enums: Mapping[str, Any]) -> 
 
 def _of(kind: str, number: int) -> Any:
     """`number` as a field of this type has it."""
-    if kind == "address":
-        return from_int(number)
-    return LbGroup.unpack(number.to_bytes(12, "big")) if kind == "lb_group" else number
-
-
-def _zero(name: str, fields: list[Field]) -> Any:
-    kinds = {field.name: field for field in fields}
-    values = []
-    for field in STRUCTS[name]._fields:
-        one, places = _of(kinds[field].kind, 0), kinds[field].size // _UNSIGNED[kinds[field].kind]
-        values.append(one if places == 1 else (one,) * places)
-    return STRUCTS[name](*values)
+    return from_int(number) if kind == "address" else number
 
 
 def test_every_struct_of_the_header_has_its_tuple(compiled: Compiled) -> None:
-    assert set(compiled.fields) == set(STRUCTS)
-    for name, fields in compiled.fields.items():
-        assert tuple(field.name for field in fields if field.name != "pad") == STRUCTS[name]._fields, name
+    assert set(compiled.fields) == {*STRUCTS, *ARRAYS}
+    for name, kind in STRUCTS.items():
+        assert tuple(field.name for field in compiled.fields[name] if field.name != "pad") == kind._fields, name
 
 
 @pytest.mark.parametrize("name", STRUCTS)
 def test_every_field_is_where_the_compiler_has_it(compiled: Compiled, name: str) -> None:
     """One field is set at a time: its bytes are at its offset in its order, and all others are zero."""
-    zero = _zero(name, compiled.fields[name])
-    assert zero.pack() == bytes(compiled.sizes[name])
-    for field in compiled.fields[name]:
-        size = _UNSIGNED[field.kind]
-        for place in range(0 if field.name == "pad" else field.size // size):
-            pattern = bytes(range(1, size + 1))
-            if STRUCTS[name] is CidrKey and field.name == "prefix_length":
-                pattern = (128).to_bytes(4, "big")  # no prefix beyond
-            if field.kind == "lb_group":
-                pattern = LbGroup.unpack(pattern).pack()  # its padding is zero
-            value: Any = _of(field.kind, int.from_bytes(pattern, "big"))
-            if field.size > size:
-                value = tuple(value if n == place else old for n, old in enumerate(getattr(zero, field.name)))
-            changed = {field.name: value}
-            if STRUCTS[name] is CidrKey and field.name == "address":  # no address without a prefix that covers it
-                changed["prefix_length"] = 128
-            packed = zero._replace(**changed).pack()
-            at = field.offset + place * size
-            in_order = field.kind.startswith("__be") or field.kind in ("address", "lb_group")
-            assert packed[at : at + size] == (pattern if in_order or sys.byteorder == "big" else pattern[::-1]), field
-            others = packed[:at] + packed[at + size :]
-            assert not any(others) or "prefix_length" in changed, field
+    fields = [field for field in compiled.fields[name] if field.name != "pad"]
+    zero = STRUCTS[name](*(_of(field.kind, 0) for field in fields))
+    assert pack(zero) == bytes(compiled.sizes[name])
+    for field in fields:
+        pattern = bytes(range(1, field.size + 1))
+        packed = pack(zero._replace(**{field.name: _of(field.kind, int.from_bytes(pattern, "big"))}))
+        end = field.offset + field.size
+        in_order = field.kind.startswith("__be") or field.kind == "address" or sys.byteorder == "big"
+        assert packed[field.offset : end] == (pattern if in_order else pattern[::-1]), field
+        assert not any(packed[: field.offset] + packed[end:]), field
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_every_array_is_its_elements_side_by_side(compiled: Compiled, name: str) -> None:
+    kind, count = ARRAYS[name]
+    (field,) = compiled.fields[name]
+    assert (field.offset, field.size) == (0, compiled.sizes[name])
+    assert field.size == count * len(pack(kind(*[0] * len(kind._fields))))
 
 
 @pytest.mark.parametrize("name", ENUMS)
@@ -188,9 +180,8 @@ def test_every_constant_is_what_it_is_in_c(compiled: Compiled) -> None:
 
 
 def test_single_numbers_as_keys_are_four_bytes_and_addresses_are_themselves() -> None:
-    for kind in (BackendKey, ClustersKey):
-        assert kind(0x01020304).pack() == (0x01020304).to_bytes(4, sys.byteorder)
-    assert AddressKey(parse("fd00::1")).pack() == parse("fd00::1")
+    assert pack(Number(0x01020304)) == (0x01020304).to_bytes(4, sys.byteorder)
+    assert pack(AddressKey(parse("fd00::1"))) == parse("fd00::1")
 
 
 _U8, _U16 = st.integers(0, 0xFF), st.integers(0, 0xFFFF)
@@ -200,24 +191,22 @@ _ANY = st.one_of(
     st.builds(ServiceKey, _ADDRESS, _U16, _U8, _U8),
     st.builds(ServiceValue, _U32, _U32, _U32, _U16, _U16, _U8, _U8, _U8),
     st.builds(GroupsKey, _U32, _U16),
-    st.builds(GroupsValue, st.tuples(*[st.builds(LbGroup, _U32, _U16, _U16, _U8)] * 8)),
+    st.builds(LbGroup, _U32, _U16, _U16, _U8),
     st.builds(SlotsKey, _U32, _U16, _U16),
-    st.builds(SlotsValue, st.tuples(*[_U32] * 16)),
-    st.builds(BackendKey, _U32),
+    st.builds(Number, _U32),
     st.builds(BackendValue, _ADDRESS, _U16, _U8, _U8, _U16, _U16, _U16),
-    st.builds(ClustersKey, _U32),
-    st.builds(ClustersValue, st.tuples(_U16, _U16).map(lambda ends: (*ends, *[0] * 510))),
+    st.builds(Reduced, _U16),
     st.builds(ReverseKey, _U64, _ADDRESS, _U16),
     st.builds(ReverseValue, _ADDRESS, _U16),
     st.builds(AddressKey, _ADDRESS),
-    st.builds(lambda length, address: CidrKey(length, masked(address, length)), st.integers(0, 128), _ADDRESS),
+    st.builds(CidrKey, st.integers(0, 128), _ADDRESS),
     st.builds(IpcacheValue, _U32, _ADDRESS, _U8, _U8),
 )
 
 
 @given(_ANY)
 def test_what_is_packed_is_unpacked_again(value: Any) -> None:
-    assert type(value).unpack(value.pack()) == value
+    assert unpack(type(value), pack(value)) == value
 
 
 ONE, SHORT = parse("10.0.0.1"), Address(bytes(4))
@@ -231,32 +220,39 @@ ONE, SHORT = parse("10.0.0.1"), Address(bytes(4))
         ServiceKey(ONE, 0, 256, 0),
         ServiceKey(ONE, 0, 0, 256),
         ServiceValue(1, groups=65536),
-        GroupsValue((LbGroup(0),) * 7),
-        SlotsValue((0,) * 15),
-        ClustersValue((0,) * 511),
         BackendValue(ONE, -1, 0),
         BackendValue(SHORT, 0, 0),
-        BackendKey(1 << 32),
+        Number(1 << 32),
         ReverseKey(0, SHORT, 0),
         AddressKey(SHORT),
         IpcacheValue(0, SHORT),
-        CidrKey(129, ONE),
-        CidrKey(-1, ONE),
-        CidrKey(120, ONE),
     ],
 )
 def test_what_does_not_fit_is_never_cut(value: Any) -> None:
     with pytest.raises((OverflowError, struct.error)):
-        value.pack()
+        pack(value)
 
 
 def test_a_cidr_is_a_prefix_as_the_kernel_orders_it() -> None:
-    assert CidrKey.of(parse_prefix("10.1.0.0/16")) == CidrKey(112, parse("10.1.0.0"))
+    assert unpack(CidrKey, pack_cidr(parse_prefix("10.1.0.0/16"))) == CidrKey(112, parse("10.1.0.0"))
 
 
-def test_drops_are_told_from_other_counters() -> None:
-    assert {reason for reason in Reason if reason.is_drop} == {
-        Reason.DROP_NO_BACKEND,
-        Reason.DROP_CLEAR_INGRESS,
-        Reason.DROP_CLEAR_EGRESS,
-    }
+def test_a_cidr_with_host_bits_is_refused() -> None:
+    with pytest.raises(OverflowError, match="beyond its length"):
+        pack_cidr(Prefix(ONE, 120))
+
+
+def test_only_active_backends_are_packed() -> None:
+    backends = [Backend(ONE, 80), Backend(ONE, 81, BackendState.TERMINATING), Backend(ONE, 82)]
+    assert pack_backends(backends, 6, 3) == [pack(BackendValue(ONE, port, 6, cluster_id=3)) for port in (80, 82)]
+
+
+@given(st.lists(st.builds(Number, _U32), min_size=1, max_size=16))
+def test_a_block_is_filled_up_with_its_first_backend(ids: list[Number]) -> None:
+    assert unpack_each(Number, pack_slots([*map(pack, ids)])) == [*ids, *[ids[0]] * (16 - len(ids))]
+
+
+def test_clusters_that_are_not_named_have_their_whole_share() -> None:
+    reduced = unpack_each(Reduced, pack_factors({1: 0, 2: 0.5, 511: 1}))
+    assert len(reduced) == LB_CLUSTERS
+    assert {number: part for number, (part,) in enumerate(reduced) if part} == {1: LB_FULL, 2: LB_FULL - 32768}

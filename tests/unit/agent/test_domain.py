@@ -88,6 +88,17 @@ async def test_what_is_dirty_is_planned_and_applied_once() -> None:
     assert words.settled
 
 
+async def test_it_is_not_settled_while_what_was_taken_is_not_planned() -> None:
+    words = Words()
+    settled: list[bool] = []
+    plan = words.plan
+    words.plan = lambda item: (settled.append(words.settled), plan(item))[-1]  # type: ignore[method-assign]
+    words.say("one", "three")
+    await words.step()
+    assert settled == [False, False]
+    assert words.settled
+
+
 async def test_an_item_that_cannot_be_planned_is_its_own_problem(caplog: pytest.LogCaptureFixture) -> None:
     words = Words()
     words.say("aaa-thirteen-letters", "one")
@@ -136,10 +147,10 @@ async def test_a_bug_outside_of_planning_ends_nothing(
 async def test_it_sleeps_until_it_is_woken() -> None:
     words = Words()
     running = asyncio.create_task(words.run())
-    await until(lambda: words.steps)
+    await until(lambda: words.ended)
     for _ in range(20):
         await asyncio.sleep(0)
-    assert words.steps == 1
+    assert words.ended == 1
     words.say("one")
     await until(lambda: words.table.held)
     running.cancel()

@@ -10,13 +10,13 @@ from fake_kernel import Bed
 from fake_wireguard import numbered_key
 from msgspec.structs import replace
 
-from agent.bpf.layouts import AddressKey, IpcacheValue
+from agent.bpf.layouts import IpcacheValue, Number, pack, pack_factors
 from agent.domains import domains, tunnels
 from agent.domains.addresses import INIT
 from agent.plan.attached import AttachedPod
 from agent.plan.routes import RouteKey
 from clustermesh.address import parse, parse_prefix, prefix_text
-from clustermesh.errors import Unavailable
+from clustermesh.errors import Refused, Unavailable
 from clustermesh.mesh.session import Session, State
 from clustermesh.model import Endpoint, NodeAddress, Stamp
 
@@ -62,7 +62,7 @@ async def test_backends_are_there_before_and_gone_after_what_names_them(bed: Bed
 
 
 async def test_nothing_is_deleted_before_the_own_clusters_first_whole_list(bed: Bed) -> None:
-    bed.tables["ipcache"].held[AddressKey(parse("10.1.1.9"))] = object()
+    bed.tables["ipcache"].held[parse("10.1.1.9")] = object()
     await bed.adopt()
     for state in (State.CONNECTING, State.SYNCING):
         bed.own = bed.reader("alpha", state)
@@ -74,7 +74,7 @@ async def test_nothing_is_deleted_before_the_own_clusters_first_whole_list(bed: 
 
 
 async def test_nothing_is_deleted_before_the_peers_folder_was_read_and_every_peer_listed(bed: Bed) -> None:
-    bed.tables["ipcache"].held[AddressKey(parse("10.2.1.9"))] = object()
+    bed.tables["ipcache"].held[parse("10.2.1.9")] = object()
     await bed.adopt()
     bed.peers.synced_once = False
     await bed.step()
@@ -92,7 +92,7 @@ async def test_nothing_is_deleted_before_the_peers_folder_was_read_and_every_pee
 async def test_a_silent_peer_holds_up_pruning_for_so_long_only_and_the_own_cluster_for_ever(
     bed: Bed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bed.tables["ipcache"].held[AddressKey(parse("10.2.1.9"))] = object()
+    bed.tables["ipcache"].held[parse("10.2.1.9")] = object()
     await bed.adopt()
     bed.now += domains.SYNC_TIMEOUT + 1.0
     bed.connect("beta", State.CONNECTING)
@@ -124,6 +124,30 @@ async def test_a_restart_in_the_middle_changes_nothing_that_is_still_wanted(bed:
     assert {name: dict(table.held) for name, table in bed.tables.items()} == held
 
 
+async def test_an_agent_that_cannot_attach_to_sockets_ends_and_says_what_to_do(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(domains, "cgroup2_root", lambda: None)
+    with pytest.RaisesGroup(pytest.RaisesExc(Refused, match="mount -t cgroup2")):
+        async with asyncio.timeout(20):
+            await (await bed.running())
+    assert bed.domains.ready_at is None
+
+
+async def test_a_cluster_that_is_listed_is_heard_of_at_once(bed: Bed) -> None:
+    """No look at it by the clock: what waits is told."""
+    beta = bed.connect("beta", State.SYNCING)
+    running = await bed.running()
+    await until(lambda: bed.attached)
+    beta.brain.session = Session(state=State.FRESH)
+    bed.peers.on_complete()
+    for _ in range(200):
+        await asyncio.sleep(0)
+    assert bed.domains.ready_at is not None
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
 # -- the underlay -----------------------------------------------------------------------------------------------------
 
 
@@ -148,7 +172,7 @@ async def test_without_a_node_object_services_work_and_the_error_names_the_node(
     bed.add_web("10.1.1.5")
     await bed.step()
     assert bed.served() == ["5"]
-    assert bed.domains.tunnels.error == "Node n1 is not in cluster alpha"
+    assert bed.domains.tunnels.error == "Node n1 is not in cluster alpha: make it one, or name another with --node"
     bed.add_node("alpha", 1)
     await bed.step()
     assert bed.domains.tunnels.error == ""
@@ -204,7 +228,7 @@ async def test_an_endpoint_that_is_no_single_address_is_passed_over(bed: Bed, ad
     bed.say("beta", "endpoints", prefix, Endpoint(ip=prefix.address, prefix_length=prefix.length, identity=2))
     bed.say("beta", "endpoints", parse("10.2.2.9"), Endpoint(ip=parse("10.2.2.9"), identity=131073))
     await bed.step()
-    assert list(bed.tables["ipcache"].held) == [AddressKey(parse("10.2.2.9"))]
+    assert list(bed.tables["ipcache"].held) == [parse("10.2.2.9")]
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "224.0.0.1", "255.255.255.255", "127.0.0.1"])
@@ -409,13 +433,13 @@ async def test_a_pod_is_known_from_its_add_on_until_its_delete(bed: Bed) -> None
     bed.add_node("alpha", 1)
     bed.domains.attached_pods.attached(pod)
     await bed.step()
-    assert list(entries.values()) == [IpcacheValue(INIT)]
+    assert list(entries.values()) == [pack(IpcacheValue(INIT))]
     bed.say("alpha", "endpoints", ip, Endpoint(ip=ip, identity=70000, namespace="n", pod_name="p"))
     await bed.step()
-    assert list(entries.values()) == [IpcacheValue(70000)]
+    assert list(entries.values()) == [pack(IpcacheValue(70000))]
     bed.sink.remove("alpha", "endpoints", ip, 0)
     await bed.step()
-    assert list(entries.values()) == [IpcacheValue(INIT)]
+    assert list(entries.values()) == [pack(IpcacheValue(INIT))]
     bed.domains.attached_pods.detached("c", "eth0")
     await bed.step()
     assert not entries
@@ -428,7 +452,7 @@ async def test_what_etcd_says_of_the_pod_before_is_not_believed_of_the_one_that_
     pod = AttachedPod(container_id="c", ifname="eth0", addresses=(ip,), namespace="n", name="new")
     bed.domains.attached_pods.attached(pod)
     await bed.step()
-    assert list(bed.tables["ipcache"].held.values()) == [IpcacheValue(INIT)]
+    assert list(bed.tables["ipcache"].held.values()) == [pack(IpcacheValue(INIT))]
 
 
 async def test_a_service_waits_for_the_way_to_its_backends_and_for_one_that_hangs_only_once(bed: Bed) -> None:
@@ -454,3 +478,16 @@ async def test_a_service_waits_for_the_way_to_its_backends_and_for_one_that_hang
     assert waits == 1
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_clusters_factor_is_one_entry_and_repaired_as_any_other(bed: Bed) -> None:
+    await bed.adopt()
+    await bed.step()
+    assert bed.tables["clusters"].held == {pack(Number(0)): pack_factors({})}
+    bed.domains.services.set_factors({2: 0.25})
+    await bed.step()
+    assert bed.tables["clusters"].held == {pack(Number(0)): pack_factors({2: 0.25})}
+    bed.tables["clusters"].held.clear()
+    await bed.domains.services.audit()
+    await bed.step()
+    assert bed.tables["clusters"].held == {pack(Number(0)): pack_factors({2: 0.25})}

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from fake_wireguard import FakeDevice
 
-from agent import last_good_v1
-from agent.wireguard.narrow import keep_ipv4_only
+from agent import api
+from agent.older import downgrade, last_good_v1
+from agent.older.downgrade import keep_ipv4_only
 from agent.wireguard.peer import Peer, sort_allowed_ips
 from clustermesh.address import parse, parse_prefix
 from clustermesh.mesh import last_good
@@ -82,6 +84,13 @@ def test_a_state_that_cannot_be_read_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "beta.state").write_bytes(b"garbage")
     assert last_good_v1.rewrite(tmp_path) == []
     assert (tmp_path / "beta.state").read_bytes() == b"garbage"
+
+
+def test_it_is_refused_while_an_agent_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with api.alone(tmp_path, tmp_path), pytest.raises(SystemExit) as ended:
+        downgrade.main(["--bpffs", str(tmp_path), "--state-dir", str(tmp_path), "--run-dir", str(tmp_path)])
+    assert ended.value.code == 1
+    assert "agent.lock: stop it first" in capsys.readouterr().err
 
 
 def test_peers_lose_their_ipv6_networks_and_nobody_is_written_twice() -> None:

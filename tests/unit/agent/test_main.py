@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 from fake_kernel import Bed
 
-from agent import api
+from agent import api, report
+from agent import main as main_module
+from agent.bpf.probe import Feature
 from agent.options import parse
 from agent.saving import save as write_state
 from agent.wireguard import tun
 from agent.wireguard.userspace import UserspaceDevice
-from clustermesh.errors import Refused, Unavailable
+from clustermesh.errors import Invalid, Refused, Unavailable
 from clustermesh.mesh import last_good
 from clustermesh.mesh.session import State
 
@@ -34,6 +36,8 @@ def bed() -> Bed:
         ["--device", "sixteen-letters!"],
         ["--device", "a/b"],
         ["--device", ""],
+        ["--node", ""],
+        ["--node", "a/b"],
         ["--unknown"],
     ],
 )
@@ -44,6 +48,66 @@ def test_a_wrong_option_is_exit_2_and_one_line(arguments: list[str], capsys: pyt
     assert capsys.readouterr().err.splitlines()[-1].startswith("clustermesh agent: error:")
 
 
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (Refused("cannot listen on 127.0.0.1:9962"), 1),
+        (Invalid("id", 0, "must be more"), 2),
+        (ExceptionGroup("tasks", [ExceptionGroup("inner", [Refused("cannot listen on 127.0.0.1:9962")])]), 1),
+        (ExceptionGroup("tasks", [Invalid("id", 0, "must be more")]), 2),
+        (PermissionError(30, "Read-only file system", "/var/lib/clustermesh"), 1),
+    ],
+)
+def test_what_ends_the_agent_is_one_line_and_an_exit_code(
+    error: Exception, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def ends(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(main_module, "_until_stopped", ends)
+    monkeypatch.setattr("sys.argv", ["clustermesh-agent", "--node", "n1"])
+    with pytest.raises(SystemExit) as stopped:
+        main_module.main()
+    assert stopped.value.code == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert "Errno" not in line
+
+
+def test_a_second_agent_is_refused_whichever_of_its_folders_the_first_one_has(tmp_path: Path) -> None:
+    run, state, other = (tmp_path / name for name in ("run", "state", "other"))
+    for second in ((run, other), (other, state), (run, state)):
+        with api.alone(run, state), pytest.raises(Refused, match="stop it first"), api.alone(*second):
+            pass
+        with api.alone(*second):
+            pass
+
+
+@pytest.mark.parametrize("option", ["run", "state"])
+def test_a_folder_that_cannot_be_made_is_named_with_its_option(option: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    folders = [tmp_path / "file" / "x" if name == option else tmp_path for name in ("run", "state")]
+    why = f"/file.*: Not a directory; give another folder with --{option}-dir"
+    with pytest.raises(Refused, match=why), api.alone(*folders):
+        pass
+
+
+def test_what_is_missing_for_want_of_rights_is_said_once() -> None:
+    remedy = "run as root"
+    without = [Feature(name, False, True, "cannot be tried without bpf", remedy) for name in ("tcx", "sockets")]
+    features = [Feature("bpf", False, True, "bpf(2) loads no program: Operation not permitted", remedy), *without]
+    with pytest.raises(Refused, match=r"^bpf\(2\) loads no program: Operation not permitted \(run as root\)$"):
+        main_module.check_needed(features)
+
+
+def test_problems_are_logged_as_they_come_and_go(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    log = report.ProblemLog()
+    for found in (["a: 1 left"], ["a: 2 left", "b"], ["a: 3 left"], []):
+        log.note(found)
+    assert caplog.messages == ["a: 1 left", "b", "1 problems are solved, 1 left", "1 problems are solved, 0 left"]
+
+
 def test_options_have_defaults_and_name_their_places() -> None:
     options = parse(["--node", "n1", "--metrics", "", "--run-dir", "/r", "--state-dir", "/s"])
     assert (options.metrics, options.socket, options.last_good) == ("", Path("/r/agent.sock"), Path("/s/clusters"))
@@ -52,6 +116,14 @@ def test_options_have_defaults_and_name_their_places() -> None:
 async def save(bed: Bed, folder: Path, name: str) -> None:
     reader = bed.own if name == "alpha" else bed.peers.readers.get(name)
     await write_state(folder, bed.sink, name, reader, bed.state)
+
+
+async def test_why_a_state_is_not_saved_is_one_sentence_for_all_clusters_and_at_each_try(bed: Bed) -> None:
+    bed.connect("beta")
+    bed.add_node("beta", 2)
+    for name in ("alpha", "beta", "beta"):
+        await save(bed, Path("/proc"), name)
+        assert bed.sink.unsavable[name] == "/proc: No such file or directory"  # nobody makes a file there
 
 
 async def test_only_a_whole_state_is_kept_and_a_partial_one_does_not_replace_it(bed: Bed, tmp_path: Path) -> None:

@@ -8,7 +8,18 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.bpf.layouts import BackendKey, GroupsKey, ServiceKey, SlotsKey
+from agent.bpf.layouts import (
+    BackendValue,
+    GroupsKey,
+    LbGroup,
+    Number,
+    ServiceKey,
+    ServiceValue,
+    SlotsKey,
+    pack,
+    unpack,
+    unpack_each,
+)
 from agent.plan.services import ServicePlanner, ServiceTrackers
 from clustermesh.address import parse, text
 from clustermesh.mesh.resolve import Backend, BackendState, Frontend, Group, ServiceEntry
@@ -67,17 +78,21 @@ class Node:
     def answers(self, frontend: Frontend) -> dict[tuple[int, str], int] | None:
         """Every cluster and address a connection to `frontend` can reach now, with its chance among the service's
         weight; None where there is no such service. A lookup that meets a gap raises KeyError."""
-        head = self.maps["services"].held.get(ServiceKey(frontend.address, frontend.port, 6))
-        if head is None:
+        held = self.maps["services"].held.get(pack(ServiceKey(frontend.address, frontend.port, 6)))
+        if held is None:
             return None
+        head = unpack(ServiceValue, held)
         found: dict[tuple[int, str], int] = {}
         before = 0
         for index in range(head.groups):
-            group = self.maps["groups"].held[GroupsKey(head.service_id, index // 8)].groups[index % 8]
+            group = unpack_each(LbGroup, self.maps["groups"].held[pack(GroupsKey(head.service_id, index // 8))])[
+                index % 8
+            ]
             weight, before = min(group.weight_end, head.weight) - before, group.weight_end
             for slot in range(group.slots if weight > 0 else 0):
-                block = self.maps["slots"].held[SlotsKey(head.service_id, index, slot // 16)]
-                entry = self.maps["backends"].held[BackendKey(block.backend_ids[slot % 16])]
+                block = self.maps["slots"].held[pack(SlotsKey(head.service_id, index, slot // 16))]
+                number = unpack_each(Number, block)[slot % 16]
+                entry = unpack(BackendValue, self.maps["backends"].held[pack(number)])
                 found[(entry.cluster_id, f"{text(entry.address)}:{entry.port}")] = weight
         return found
 
@@ -138,10 +153,12 @@ async def test_lookups_agree_with_the_resolved_services_and_never_meet_a_gap(
         for number in (1, 2, 3):
             claimants = [wanted[n][number] for n in sorted(wanted) if number in wanted[n]]
             assert node.answers(frontend(number)) == (expected(claimants[0]) if claimants else None)
-    used = {(g.cluster_id, b) for held in node.planner.programmed.values() for g in held.groups for b in g.backends}
+    used = {(g.cluster_id, b) for _, held in node.planner.served() for g in held.groups for b in g.backends}
     assert len(node.maps["backends"].held) == len(used), "no backend is left behind"
-    ids = {head.service_id for head in node.maps["services"].held.values()}
-    assert {key.service_id for name in ("slots", "groups") for key in node.maps[name].held} <= ids, "nor a slot"
+    ids = {unpack(ServiceValue, head).service_id for head in node.maps["services"].held.values()}
+    kinds = {"slots": SlotsKey, "groups": GroupsKey}
+    named = {unpack(kind, key).service_id for name, kind in kinds.items() for key in node.maps[name].held}
+    assert named <= ids, "nor a slot"
 
 
 async def test_a_restart_changes_no_entry() -> None:
@@ -178,7 +195,7 @@ async def test_numbers_are_not_used_again_at_once() -> None:
     await node.flush()
     (second,), (second_head,) = node.maps["backends"].held, node.maps["services"].held.values()
     assert backend != second
-    assert head.service_id != second_head.service_id
+    assert unpack(ServiceValue, head).service_id != unpack(ServiceValue, second_head).service_id
 
 
 async def test_two_services_with_one_frontend_are_a_conflict_and_the_first_is_served() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from agent.reporter import Reporter, Said
+from agent.reporter import Reporter
 from clustermesh.wire import agent_report
 from clustermesh.wire.agent_report import AgentReport, SeenCluster
 
@@ -22,7 +22,7 @@ LARGE = 5000
 @functools.cache
 def said(
     *own: str, shared: tuple[str, ...] = (), beta: str = "fresh", endpoints: int = 0, clusters: int = 2, since: int = 0
-) -> Said:
+) -> AgentReport:
     names = ["alpha", "beta", *(f"cluster-{number}" for number in range(2, clusters))]
     seen = [
         SeenCluster(name, "fresh", number, 1.7e9 + number, nodes=100, services=40, endpoints=2000, identities=300)
@@ -30,7 +30,7 @@ def said(
     ]
     changes = {"state": beta, "since": 1.7e9 + since, "endpoints": endpoints, "error": "no answer" * (beta != "fresh")}
     seen[1] = msgspec.structs.replace(seen[1], **changes)
-    return Said(AgentReport("0.1.0", "", own, tuple(seen)), shared)
+    return AgentReport("0.1.0", "", own, tuple(seen), shared)
 
 
 class Agent:
@@ -39,14 +39,14 @@ class Agent:
     def __init__(self, draw: Callable[[], float] = lambda: 0.5, nodes: int = LARGE) -> None:
         self.reporter, self.nodes, self.at = Reporter(draw), nodes, 0
 
-    def hear(self, words: Said, now: int) -> bool:
+    def hear(self, words: AgentReport, now: int) -> bool:
         self.at = now
         value = self.reporter.hear(words, now, self.nodes)
         if value is not None:
             self.reporter.wrote(words, value)
         return value is not None
 
-    def until_it_writes(self, words: Said, limit: int = 100_000) -> int:
+    def until_it_writes(self, words: AgentReport, limit: int = 100_000) -> int:
         """After how many seconds of the same."""
         began = self.at
         return next(now - began for now in range(began, began + limit) if self.hear(words, now))
@@ -91,7 +91,7 @@ def test_few_nodes_write_every_change_of_state_at_once() -> None:
 
 def test_a_report_that_an_earlier_agent_wrote_is_not_written_again() -> None:
     agent = Agent()
-    agent.reporter.found(agent_report.encode(said().whole()))
+    agent.reporter.found(agent_report.encode(said()))
     assert not any(agent.hear(said(), now) for now in range(100_000))
     assert agent.until_it_writes(said(beta="stale")) == LARGE // 14 + 1
 
@@ -115,7 +115,7 @@ def test_nodes_that_flap_write_no_more_than_their_share() -> None:
     for now in range(4 * 3600):
         words = said(*(["it flaps"] * (now % 2)), clusters=50)
         if agent.hear(words, now):
-            sizes.append((now, len(agent_report.encode(words.whole()))))
+            sizes.append((now, len(agent_report.encode(words))))
     for hour in range(0, 4 * 3600, 600):
         assert sum(size for now, size in sizes if hour <= now < hour + 3600) * LARGE <= 50e6
     assert len(sizes) >= 4
@@ -165,7 +165,7 @@ class World:
             elif reporter.due(LARGE) < math.inf:
                 heapq.heappush(self.asked, (reporter.due(LARGE) + 1e-6, number))
 
-    def words(self, own: int) -> Said:
+    def words(self, own: int) -> AgentReport:
         fault = ["its own fault"] * own
         return said(*fault, shared=self.shared, beta=self.beta, endpoints=self.endpoints, since=self.since, clusters=50)
 

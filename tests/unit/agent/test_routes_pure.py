@@ -1,12 +1,9 @@
-"""Routes, as far as they need no kernel: what is wanted for remote pod CIDRs, and what is refused."""
+"""Routes, as far as they need no kernel: what is wanted for remote pod CIDRs."""
 
 from __future__ import annotations
 
-import pytest
-
-from agent.plan.routes import Route, RouteKey, check_route, tunnel_routes
-from clustermesh.address import Prefix, parse, parse_prefix
-from clustermesh.errors import Invalid
+from agent.plan.routes import Route, RouteKey, tunnel_routes
+from clustermesh.address import parse, parse_prefix
 
 V4, OTHER, V6 = map(parse_prefix, ("10.2.0.0/24", "10.3.0.0/24", "fd00:10:2:1::/64"))
 ROUTERS = (parse("10.1.0.1"), parse("fd00:10:1:1::1"))
@@ -20,8 +17,7 @@ def test_every_tunnel_route_has_a_blackhole_of_worse_metric_beside_it() -> None:
         assert routes[hole] == Route("blackhole")
         assert tunnel.metric < hole.metric
     assert len(routes) == 6
-    for key, route in routes.items():
-        check_route(key, route)
+    assert all(key.metric for key in routes if key.dst == V6), "the kernel would make it 1024, drift for ever"
 
 
 def test_routes_of_ipv4_are_those_of_the_version_before_so_that_an_upgrade_adopts_them() -> None:
@@ -30,20 +26,3 @@ def test_routes_of_ipv4_are_those_of_the_version_before_so_that_an_upgrade_adopt
 
 def test_node_without_a_router_address_of_the_family_leaves_the_source_to_the_kernel() -> None:
     assert tunnel_routes([V6], "cm-wg0", ROUTERS[:1])[RouteKey(V6, 1)] == Route("unicast", "cm-wg0")
-
-
-@pytest.mark.parametrize(
-    ("key", "route"),
-    [
-        (RouteKey(Prefix(parse("10.2.0.1"), 120), 0), Route("unicast", "cm-wg0")),
-        (RouteKey(V4, -1), Route("unicast", "cm-wg0")),
-        (RouteKey(V6, 0), Route("unicast", "cm-wg0")),  # the kernel would make it 1024, and it would be drift for ever
-        (RouteKey(V4, 1 << 32), Route("unicast", "cm-wg0")),
-        (RouteKey(V4, 0), Route("unicast")),
-        (RouteKey(V4, 0), Route("blackhole", "cm-wg0")),
-        (RouteKey(V4, 0), Route("unicast", "cm-wg0", ROUTERS[1])),
-    ],
-)
-def test_route_the_kernel_would_refuse_is_invalid(key: RouteKey, route: Route) -> None:
-    with pytest.raises(Invalid):
-        check_route(key, route)

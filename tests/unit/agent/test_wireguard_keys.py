@@ -46,6 +46,15 @@ def test_key_survives_a_restart(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_key_that_is_as_it_should_be_is_only_read(tmp_path: Path) -> None:
+    """A disk that has become read-only keeps no agent from starting."""
+    path = tmp_path / "state" / "cm-wg0.key"
+    keys.load_or_create(path)
+    changed = [place.stat().st_ctime_ns for place in (path, path.parent)]
+    keys.load_or_create(path)
+    assert [place.stat().st_ctime_ns for place in (path, path.parent)] == changed
+
+
 def test_key_that_others_could_read_is_closed_to_them(tmp_path: Path) -> None:
     path = tmp_path / "cm-wg0.key"
     path.write_bytes(RFC_PRIVATE)
@@ -54,11 +63,19 @@ def test_key_that_others_could_read_is_closed_to_them(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("content", [b"", b"x" * 31, base64.b64encode(RFC_PRIVATE)])
+def test_an_empty_file_left_by_a_crash_is_filled_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "cm-wg0.key"
+    path.touch()
+    assert keys.load_or_create(path) == path.read_bytes()
+    assert len(path.read_bytes()) == 32
+    assert f"{path} is empty" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"x", b"x" * 31, base64.b64encode(RFC_PRIVATE)])
 def test_broken_key_file_is_refused_and_left_as_it_is(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "cm-wg0.key"
     path.write_bytes(content)
-    with pytest.raises(Refused, match=f"{len(content)} bytes"):
+    with pytest.raises(Refused, match=rf"cm-wg0.key holds {len(content)} bytes.*restore it, or remove it"):
         keys.load_or_create(path)
     assert path.read_bytes() == content
 

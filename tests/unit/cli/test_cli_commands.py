@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
+from typing import cast
 
 import pytest
 from click.testing import CliRunner, Result
 
 from certs.check import facts
 from certs.pair import load_pair
+from clustermesh.cli import certs as certs_command
 from clustermesh.cli import main, run
 from clustermesh.standalone.context import create
 
@@ -63,6 +67,60 @@ def test_connect_list_disconnect(alpha: Path, beta: Path) -> None:
     assert json.loads(_good("peers", "--context", beta, "-o", "json")) == []
 
 
+def test_an_unknown_peer_is_an_error_that_names_the_known_ones(alpha: Path, beta: Path) -> None:
+    result = _do("disconnect", "--context", alpha, "--peer", "nosuch")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "error: alpha is not connected to nosuch; it is connected to: no cluster\n"
+    _good("connect", "--context", alpha, "--destination-context", beta)
+    assert "it is connected to: beta\n" in _do("disconnect", "--context", alpha, "--peer", "nosuch").stderr
+    assert "no longer reads" in _good("disconnect", "--context", alpha, "--peer", "beta")
+    assert _do("disconnect", "--context", alpha, "--peer", "beta").exit_code == 1
+
+
+@pytest.mark.parametrize("left", ["beta.etcd-client.crt", "beta.etcd-client-ca.crt"])
+def test_what_an_interrupted_disconnect_left_is_removed_by_the_same_command(alpha: Path, left: str) -> None:
+    (alpha / "peers" / left).write_text("left")
+    assert "removed" in _do("disconnect", "--context", alpha, "--peer", "beta").stdout
+    assert os.listdir(alpha / "peers") == []
+
+
+@pytest.mark.parametrize(
+    ("prefix", "rule"),
+    [
+        ("0.0.0.0/0", "holds every address; name the prefixes that the other cluster's pods are in"),
+        ("::/0", "holds every address; name the prefixes that the other cluster's pods are in"),
+        ("127.0.0.0/8", "overlaps 127.0.0.0/8, where no cluster has pods; "),
+        ("0.0.0.0/1", "overlaps 0.0.0.0/8, where no cluster has pods; "),
+        ("fe80::/10", "overlaps fe80::/10, where no cluster has pods; "),
+        ("224.0.0.0/4", "overlaps 224.0.0.0/3, where no cluster has pods; "),
+        ("ff02::/16", "overlaps ff00::/8, where no cluster has pods; "),
+        ("10.1.0.0/24", "is alpha's own: 10.1.0.0/16 of node alpha-1 in alpha; "),
+        ("10.1.0.5/24", "must be a network"),
+    ],
+)
+def test_a_prefix_that_never_holds_another_clusters_pods_is_refused(
+    alpha: Path, beta: Path, prefix: str, rule: str
+) -> None:
+    node = "kind: Node\nmetadata: {name: alpha-1}\nspec: {podCIDR: 10.1.0.0/16}\n"
+    (alpha / "manifests/nodes.yaml").write_text(node)
+    result = _do("connect", "--context", alpha, "--destination-context", beta, "--allow-prefix", prefix)
+    assert (result.exit_code, result.stdout, len(result.stderr.splitlines())) == (2, "", 1)
+    assert result.stderr.startswith(f"error: allow-prefix: '{prefix}': {rule}")
+    assert os.listdir(alpha / "peers") == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("certs", "show"), ("certs", "renew"), ("etcd",), ("apiserver",), ("peers",), ("status",), ("agent",)],
+)
+def test_a_folder_without_a_cluster_is_wrong_input(command: tuple[str, ...], tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", "clustermesh.cli", *command, "--context", str(tmp_path / "nowhere")]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert "no cluster here" in done.stderr
+    assert "clustermesh init" in done.stderr
+
+
 def test_dead_cluster_is_left_with_a_warning_and_success(alpha: Path, beta: Path) -> None:
     _good("connect", "--context", alpha, "--destination-context", beta)
     beta.rename(beta.with_name("gone"))
@@ -97,7 +155,33 @@ def test_show_names_what_is_wrong_and_fails(alpha: Path) -> None:
     result = _do("certs", "show", "--context", alpha)
     assert result.exit_code == 1
     assert "admin.key: No such file" in result.stderr
+    assert f"`clustermesh certs renew admin --context {alpha}`" in result.stderr
     assert "unfit" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("days", "names", "remedy"),
+    [
+        (340, {"admin", "local", "remote", "server"}, "expires on "),
+        (400, {"admin", "local", "remote", "server"}, "expired on "),
+        (3640, {"ca", "admin", "local", "remote", "server"}, "certs renew ca "),
+    ],
+)
+def test_what_has_expired_or_soon_will_is_shown_with_what_renews_it(
+    alpha: Path, days: int, names: set[str], remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Later:
+            return cast("Later", datetime.now(tz) + timedelta(days=days))
+
+    monkeypatch.setattr(certs_command, "datetime", Later)
+    result = _do("certs", "show", "--context", alpha)
+    assert result.exit_code == 1
+    assert {line.split("certs renew ")[1].split()[0] for line in result.stderr.splitlines()} == names
+    assert remedy in result.stderr
+    _good("certs", "renew", "--context", alpha)
+    assert _do("certs", "show", "--context", alpha).exit_code == 0
 
 
 def test_renew_without_names_repairs_what_is_unfit(alpha: Path) -> None:

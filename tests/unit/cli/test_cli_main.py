@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import shlex
+import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -43,11 +49,39 @@ def test_help_imports_nothing_heavy_and_no_command() -> None:
     assert "disconnect" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["init", "certs", "etcd", "apiserver", "connect", "disconnect", "peers"])
-def test_every_command_has_help_with_the_options_all_share(name: str) -> None:
-    result = CliRunner().invoke(cli.main, [name, "--help"])
+def _commands(command: click.Command, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            found = command.get_command(context, name)
+            assert found is not None
+            yield from _commands(found, (*words, name))
+    if words and words != ("agent",):  # which has a command line of its own
+        yield words
+
+
+@pytest.mark.parametrize("words", list(_commands(cli.main)), ids=" ".join)
+def test_every_command_has_help_with_examples_that_are_right_when_pasted(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = CliRunner().invoke(cli.main, [*words, "--help"])
     assert result.exit_code == 0
-    assert "Usage: " in result.output
+    examples = re.findall(r"^ +(?:systemctl .* && )?(clustermesh .*)$", result.stdout, re.MULTILINE)
+    assert any(example.split()[1 : 1 + len(words)] == list(words) for example in examples)
+    monkeypatch.chdir(tmp_path)
+    for name in ("cilium-ca.crt", "cilium-ca.key"):
+        (tmp_path / name).touch()
+    for example in examples:
+        _parse(cli.main, shlex.split(example.partition(" | ")[0])[1:])
+
+
+def _parse(command: click.Command, arguments: list[str]) -> None:
+    """What click does before it calls the command; raises where the arguments are wrong."""
+    context = command.make_context(command.name, arguments)
+    if isinstance(command, click.Group):
+        _, inner, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        assert inner is not None
+        _parse(inner, rest)
 
 
 @pytest.mark.parametrize(
@@ -114,6 +148,37 @@ def test_without_the_lab_its_commands_say_what_to_install(command: str, monkeypa
     assert result.exit_code == 1
     assert "not installed here: no module lab.plan: `pip install 'clustermesh[lab]'`" in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("file", ["ca.crt", "local.crt"])
+def test_what_grpc_says_of_a_broken_handshake_is_one_line_of_ours(file: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        threading.Thread(target=_speak_no_tls, args=(other,), daemon=True).start()
+        where = f"https://127.0.0.1:{other.getsockname()[1]}"
+        arguments = ["init", str(tmp_path / "a"), "--name", "alpha", "--id", "1", "--endpoint", where]
+        assert CliRunner().invoke(cli.main, arguments).exit_code == 0
+        command = [sys.executable, "-m", "clustermesh.cli", "status", "--context", str(tmp_path / "a")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
+        assert "TLS handshake failed" in done.stderr
+        assert "something else listens there" in done.stderr
+        (tmp_path / "a" / "certs" / file).write_text("garbage")
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+        assert f"`clustermesh certs show --context {tmp_path / 'a'}`" in done.stderr
+
+
+def _speak_no_tls(listening: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            client, _ = listening.accept()
+            client.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            client.close()
+
+
+def test_the_exit_codes_are_in_the_help() -> None:
+    said = " ".join(CliRunner().invoke(cli.main, ["--help"]).stdout.split())
+    assert "0 done, 1 failed or something is wrong, 2 wrong usage or input, 130 interrupted" in said
 
 
 def test_colour_only_on_a_terminal() -> None:

@@ -111,7 +111,7 @@ def test_status_shows_clusters_and_tables(agent: Callable[..., Path]) -> None:
         ({"ready": False}, "not ready"),
         ({"problems": ["backends: the map is full"]}, "the map is full"),
         ({"beta": {"state": "stale", "error": "connection refused"}}, "connection refused"),
-        ({"beta": {"state": "syncing", "id": None, "behind": {"nodes": "waiting for its canary"}}}, "its canary"),
+        ({"beta": {"state": "syncing", "id": None, "error": "nodes: waiting for its canary"}}, "its canary"),
     ],
 )
 def test_status_exits_with_1_and_the_reason_when_something_is_wrong(

@@ -30,6 +30,7 @@ class SimCluster:
         self.rng = rng
         self.era, self.revision, self.compacted = 0, 0, 0
         self.store: dict[bytes, KeyValue] = {}
+        self.created: dict[bytes, int] = {}  # since when each key is there
         self.history: list[tuple[int, Written | Deleted]] = []
         self.truth: Table = {}
         self.held_at: dict[tuple[int, int], set[bytes]] = {}
@@ -103,11 +104,18 @@ class SimCluster:
     def empty(self, now: float) -> None:
         """etcd is started anew without its data; a writer that lives fills it under new leases."""
         self.era, self.revision, self.compacted = self.era + 1, self.rng.randrange(3), 0
-        self.store, self.history = {}, []
+        self.store, self.created, self.history = {}, {}, []
         self._note()
         if self.alive:
             self._returned = now
             self._leases = [next(self._numbers)]
+            self._write_all({})
+
+    def wipe(self) -> None:
+        """Somebody deletes every key; a writer that lives puts them back, under the same leases."""
+        if self.store:
+            self._apply(dict.fromkeys(self.store), 0)
+        if self.alive:
             self._write_all({})
 
     def compact(self) -> None:
@@ -128,9 +136,10 @@ class SimCluster:
         self.revision += 1
         for key, value in changes.items():
             if value is None:
-                del self.store[key]
+                del self.store[key], self.created[key]
                 self.history.append((self.revision, Deleted(key, self.revision)))
             else:
+                self.created.setdefault(key, self.revision)
                 self.store[key] = KeyValue(key, value, self.revision, lease)
                 self.history.append((self.revision, Written(self.store[key])))
         self._note()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -210,3 +213,52 @@ def test_what_this_machine_lives_by_is_no_services_to_take(address: str, what: s
     said = admission.lives_at(parse(address))
     assert what in said
     assert bool(said) == bool(what)
+
+
+_prefixes = st.sampled_from(["10.1.0.0/16", "10.1.1.0/24", "10.1.1.7/32", "10.2.0.0/24", "203.0.113.0/24"])
+_places = st.sampled_from(["10.1.1.7", "10.1.2.7", "192.0.2.1", "192.0.2.2", "203.0.113.9"])
+_holders = st.builds(Holder, st.sampled_from(["own", "beta", "gamma"]), st.sampled_from(["n1", "n2", "n3"]))
+_some_node = st.builds(
+    lambda cidrs, ips, key: node(" ".join(cidrs), *ips, key=key),
+    st.lists(_prefixes, max_size=3),
+    st.lists(_places, max_size=2),
+    st.sampled_from(["", "A", "B"]),
+)
+_moves = st.one_of(
+    st.tuples(st.just("put"), _holders, st.none() | _some_node),
+    st.tuples(st.just("allow"), _holders, st.lists(_prefixes, max_size=2)),
+    st.tuples(st.just("ground"), st.none(), st.lists(_places, max_size=2)),
+    st.tuples(st.sampled_from(["serve", "unserve"]), st.none(), _places),
+    st.tuples(st.just("restoring"), st.none(), st.booleans()),
+)
+
+
+def _do(admission: Admission, verb: str, holder: Holder, value: Any) -> None:
+    match verb:
+        case "put":
+            admission.put(holder, value)
+        case "allow":
+            allowed = tuple(map(parse_prefix, value))
+            admission.authorize(Authority(name=holder.cluster, allowed=allowed))
+        case "ground":
+            admission.stand_on(Ground(Place(single(parse(ip)), "a gateway", lifeline=True) for ip in value))
+        case "serve":
+            admission.serve(parse(value), ("n", "s"))
+        case "unserve":
+            admission.unserve(parse(value), ("n", "s"))
+        case "restoring":
+            admission.restoring = value
+
+
+@given(st.lists(_moves, max_size=40))
+def test_whatever_happens_a_key_an_address_and_a_prefix_are_one_nodes(script: list[Any]) -> None:
+    """Of one cluster's nodes, too: whoever makes peers and routes of those that stand need not look for others."""
+    admission = opened()
+    for move in script:
+        _do(admission, *move)
+        for (one, had), (other, has) in combinations(admission.standing.items(), 2):
+            assert not had.key or had.key != has.key, (one, other)
+            assert not any(overlaps(a, b) for a in had.claims for b in has.claims), (one, other)
+        for holder, had in admission.standing.items():
+            assert all(admission.claims.owner(prefix.address) == holder for prefix in had.claims)
+            assert len(set(had.claims)) == len(had.claims)

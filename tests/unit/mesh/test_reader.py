@@ -6,13 +6,16 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from clustermesh.errors import Unavailable
-from clustermesh.mesh.messages import Configured, Connected, Event, Heard
-from clustermesh.mesh.reader import ClusterReader
-from clustermesh.mesh.refusals import MOST_NAMED
+from clustermesh.mesh.messages import Attested, Configured, Connected, Event, Heard
+from clustermesh.mesh.reader import ClusterReader, parts
+from clustermesh.mesh.refusals import Reason
 from clustermesh.mesh.state import MeshState
 from clustermesh.mesh.tables import peer_tables
 from clustermesh.model import ClusterConfig, Service
@@ -73,12 +76,32 @@ async def test_a_refused_key_of_any_length_makes_a_short_line_and_two_of_them_tw
     assert len(sink.refusals("beta")) == 1
 
 
-def test_what_is_refused_of_one_cluster_has_an_end(sink: Sink) -> None:
-    for number in range(MOST_NAMED + 10):
-        sink.refuse("beta", f"cilium/{number}", "no")
-    sink.refuse("beta", "cilium/0", "for another reason")
-    assert len(sink.refusals("beta")) == MOST_NAMED
-    assert sink.refusals("beta").named(1)["cilium/0"] == "for another reason"
+async def test_all_that_is_refused_is_counted_and_some_of_it_is_named(
+    sink: Sink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clustermesh.mesh.reading.MOST_NAMED", 3)
+    bad, reader = [SERVICES + b"?%d" % number for number in range(10)], make_reader(sink)
+    await take_in(reader, *heard(*map(put, bad), put(bad[0]), put(bad[9])))
+    refusals = sink.refusals("beta")
+    assert (refusals.counts[Reason.GARBLED], len(refusals), len(list(refusals.listed()))) == (10, 10, 3)
+    await reader._take_in(reader._hear(Heard(SERVICES, Changed([Deleted(bad[0]), Deleted(bad[9])], 4))))
+    assert refusals.counts[Reason.GARBLED] == 8
+    anew = make_reader(sink)
+    await take_in(anew, *heard()[:-2], Heard(SERVICES, Listed(list(map(put, bad[:5])), 5)))
+    assert refusals.counts[Reason.GARBLED] == 5
+    await anew._take_in(anew._hear(Heard(SERVICES, Listed([put(bad[7])], 6))))
+    assert (refusals.counts, list(refusals.listed())) == ({Reason.GARBLED: 1}, [(Reason.GARBLED, bad[7].decode(), ANY)])
+
+
+@given(st.lists(st.sampled_from([0, 1, 1000, 40_000, 70_000]), max_size=200), st.booleans(), st.booleans())
+def test_what_is_heard_is_cut_into_parts_that_are_soon_taken_in(sizes: list[int], listed: bool, more: bool) -> None:
+    events = [put(b"%d" % number, b"x" * size) for number, size in enumerate(sizes)]
+    whole = list(parts(Listed(events, 7, more) if listed else Changed(events, 7)))
+    assert [event for part in whole for event in part.events] == events
+    assert all(len(part.events) <= 64 and sum(len(e.kv.value) for e in part.events[:-1]) < 1 << 16 for part in whole)
+    assert {part.revision for part in whole} == {7}
+    if listed:
+        assert [part.more for part in whole] == [True] * (len(whole) - 1) + [more]
 
 
 async def test_an_entry_that_the_sink_cannot_take_is_refused_and_the_next_ones_are_taken(sink: Sink) -> None:
@@ -95,9 +118,14 @@ async def test_an_entry_that_the_sink_cannot_take_is_refused_and_the_next_ones_a
         )
         for name in ("poison", "web")
     ]
-    await take_in(make_reader(sink), *heard(*entries))
+    reader = make_reader(sink)
+    await take_in(reader, *heard(*entries))
     assert list(sink.views["beta"].services) == [("n", "web")]
     assert "ZeroDivisionError" in str(sink.refusals("beta").named(9))
+    gone = Deleted(keys.service_key("beta", "n", "poison"), mod_revision=4)
+    await reader._take_in(reader._hear(Heard(SERVICES, Changed([gone], 4))))
+    await reader._take_in(reader._hear(Attested({keys.HEARTBEAT: 1, keys.canary_key("beta", "services"): 1}, 4)))
+    assert not sink.refusals("beta"), "what is gone is refused no more"
 
 
 async def test_what_is_still_so_is_logged_and_counted_once(sink: Sink, caplog: pytest.LogCaptureFixture) -> None:

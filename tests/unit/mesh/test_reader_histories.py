@@ -8,26 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sim_cluster import KINDS, SYNCED, SimCluster, SimStream
 
+from clustermesh.mesh import messages
 from clustermesh.mesh.brain import Phase, ReaderBrain
-from clustermesh.mesh.messages import (
-    Again,
-    Ask,
-    Configured,
-    Connected,
-    Drain,
-    Event,
-    Follow,
-    Heard,
-    Put,
-    Remove,
-    Restored,
-    Tick,
-    Unread,
-)
 from clustermesh.mesh.session import State
 from clustermesh.mesh.tables import Table
 from clustermesh.model import ClusterConfig
-from clustermesh.store.follower import Changed, Interrupted, Listed
+from clustermesh.store.follower import Changed, Deleted, Interrupted, Listed
 
 TABLES = [
     Table(
@@ -51,18 +37,20 @@ class World:
         self.held: dict[str, dict[bytes, bytes]] = {kind: {} for kind in KINDS}
         self.streams: dict[bytes, SimStream] = {}
         self.asked = False
+        self.attesting: tuple[bytes, ...] = ()
+        self.vanished: dict[bytes, tuple[int, int]] = {}  # when each name was last told, or seen in a list, to be gone
         self.restart()
 
     def restart(self) -> None:
         """The agent is started anew, with what it had kept on disk."""
-        held = {**self.held, "refused": {}}
+        held = {**self.held, "refused": {}, "unnamed": {}, "short": {}}
         self.brain = ReaderBrain("beta", lambda _n, _c: TABLES, lambda kind: held[kind].keys())
-        self.streams, self.asked = {}, False
-        self.hear(Restored(ClusterConfig(id=2)))
+        self.streams, self.asked, self.attesting = {}, False, ()
+        self.hear(messages.Restored(ClusterConfig(id=2)))
 
     # -- what may happen -----------------------------------------------------------------------------------------------
 
-    def act(self, verb: str) -> None:
+    def act(self, verb: str) -> None:  # noqa: PLR0912 one line each
         cluster = self.cluster
         match verb:
             case "change" | "work" | "compact":
@@ -88,17 +76,29 @@ class World:
                 self.sleep()
             case "decline":
                 self.decline()
+            case "wipe":
+                self.wipe()
 
     def tell(self) -> None:
         """One step of the shell: an attempt begins, an answer comes, or a stream tells what is next."""
         if self.brain.phase is Phase.IDLE:
-            self.hear(Connected())
+            self.hear(messages.Connected())
         elif self.asked and self.rng.random() < 0.5:
             self.asked = False
             lost = self.cluster.revoked or self.rng.random() < 0.1
-            self.hear(Unread("no") if lost else Configured(self.cluster.config))
+            self.hear(messages.Unread("no") if lost else messages.Configured(self.cluster.config))
+        elif self.attesting and self.rng.random() < 0.5:
+            self.attest()
         elif self.streams:
             self.tell_of(self.rng.choice(sorted(self.streams)))
+
+    def attest(self) -> None:
+        witnesses, self.attesting = self.attesting, ()
+        if self.cluster.revoked or self.rng.random() < 0.1:
+            self.hear(messages.Attested({}))
+            return
+        created = {key: self.cluster.created[key] for key in witnesses if key in self.cluster.created}
+        self.hear(messages.Attested(created, self.cluster.revision))
 
     def tell_of(self, prefix: bytes) -> bool:
         """Whether there was something to tell."""
@@ -106,8 +106,16 @@ class World:
         parts = stream.next()
         for part in parts:
             if self.streams.get(prefix) is stream:
-                self.hear(Heard(prefix, part), (stream.era, stream.position), part)
+                self.note(prefix, part, (stream.era, stream.position))
+                self.hear(messages.Heard(prefix, part))
         return bool(parts)
+
+    def note(self, prefix: bytes, part: Listed | Changed | Interrupted, moment: tuple[int, int]) -> None:
+        if isinstance(part, Changed):
+            self.vanished.update((event.key, moment) for event in part.events if isinstance(event, Deleted))
+        elif isinstance(part, Listed):
+            held = [name for table in self.held.values() for name in table if name.startswith(prefix)]
+            self.vanished.update((name, moment) for name in held if name not in self.cluster.store)
 
     def wait(self, seconds: float) -> None:
         """Time passes, and nothing is late by more than a few seconds."""
@@ -116,7 +124,9 @@ class World:
             self.now = min(end, self.now + 5.0)
             self.cluster.pass_time(self.now)
             if (due := self.brain.due()) is not None and due <= self.now:
-                self.hear(Tick())
+                self.hear(messages.Tick())
+            if self.attesting:
+                self.attest()
             for prefix in self.rng.sample(sorted(self.streams), len(self.streams)):
                 while prefix in self.streams and not self.cluster.revoked and self.tell_of(prefix):
                     pass
@@ -142,27 +152,38 @@ class World:
         for _ in range(8):
             self.tell()
 
+    def wipe(self) -> None:
+        """All keys go at once, soon after a beat was heard."""
+        self.wait(10.0)
+        self.cluster.beat(self.now)
+        for _ in range(8):
+            self.tell()
+        self.cluster.wipe()
+        for _ in range(8):
+            self.tell()
+            self.cluster.work()
+
     # -- what is done --------------------------------------------------------------------------------------------------
 
-    def hear(
-        self, event: Event, moment: tuple[int, int] = (0, 0), item: Listed | Changed | Interrupted | None = None
-    ) -> None:
+    def hear(self, event: messages.Event) -> None:
         for command in self.brain.hear(event, self.now):
             match command:
-                case Put(kind, name, value, _):
+                case messages.Put(kind, name, value, _):
                     self.held[kind][name] = value
-                case Remove(kind, name, _):
-                    assert item is not None
+                case messages.Remove(kind, name, _):
+                    moment = self.vanished[name]
                     assert name not in self.cluster.held_at[moment], f"{name!r} was still the cluster's at {moment}"
                     self.held[kind].pop(name, None)
-                case Follow(prefix, live):
+                case messages.Follow(prefix, live):
                     self.streams[prefix] = SimStream(self.cluster, prefix, live)
-                case Ask():
+                case messages.Attest(witnesses):
+                    self.attesting = witnesses
+                case messages.Ask():
                     self.asked = True
-                case Again():
-                    self.streams, self.asked = {}, False
+                case messages.Again():
+                    self.streams, self.asked, self.attesting = {}, False, ()
                     break
-                case Drain():
+                case messages.Drain():
                     raise AssertionError("nobody has a reason to")
 
     def settle(self) -> None:
@@ -182,7 +203,7 @@ ACTIONS = [
     *("tell",) * 8,
     *("work", "wait", "change", "end_lease") * 3,
     *("die", "come_back", "beat", "cut", "restart") * 2,
-    *("compact", "empty", "configure", "revoke", "sleep", "decline"),
+    *("compact", "empty", "wipe", "configure", "revoke", "sleep", "decline"),
 ]
 
 

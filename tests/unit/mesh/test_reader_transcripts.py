@@ -10,29 +10,9 @@ from typing import Any
 import pytest
 
 from clustermesh.errors import Invalid, Refused, Unavailable
+from clustermesh.mesh import messages
 from clustermesh.mesh.authority import Limits
 from clustermesh.mesh.brain import Phase, ReaderBrain
-from clustermesh.mesh.messages import (
-    Accept,
-    Again,
-    Ask,
-    Broken,
-    Command,
-    Configured,
-    Connected,
-    Drain,
-    Event,
-    Follow,
-    Heard,
-    Put,
-    Refuse,
-    Remove,
-    Removed,
-    Restored,
-    Terms,
-    Tick,
-    Unread,
-)
 from clustermesh.mesh.tables import Table
 from clustermesh.model import Cluster, ClusterConfig
 from clustermesh.store.faults import Compacted, Oversized, Replaced
@@ -86,89 +66,109 @@ class Play:
 
     def __init__(self) -> None:
         self.now = 1000.0
-        self.held: dict[str, dict[Any, Any]] = {"nodes": {}, "services": {}, "stamps": {}, "refused": {}}
+        self.held: dict[str, dict[Any, Any]] = {
+            "nodes": {},
+            "services": {},
+            "stamps": {},
+            "refused": {},
+            "unnamed": {},
+            "short": {},
+        }
         tables = [make_table(kind) for kind in ("nodes", "services", "stamps")]
-        terms = Terms(limits=Limits(value_bytes=10))
+        terms = messages.Terms(limits=Limits(value_bytes=10))
         self.brain = ReaderBrain("beta", lambda _n, _c: tables, lambda kind: self.held[kind].keys(), terms)
 
     def say(self, text: str) -> list[str]:
         """Let `text` be heard; what the brain wants done, and what it wanted while time passed."""
         verb, *words = text.split()
-        commands: list[Command] = []
+        commands: list[messages.Command] = []
         if verb == "sleep":
             self.now += float(words[0])
+        elif verb == "room":
+            self.held["short"][words[0]] = None
         elif verb == "wait":
             end = self.now + float(words[0])
             while (due := self.brain.due()) is not None and due <= end:
                 self.now = max(self.now, due)
-                commands += self._do(Tick())
+                commands += self._do(messages.Tick())
             self.now = end
         else:
             commands += self._do(self._event(verb, words))
         return _shown(commands)
 
-    def _do(self, event: Event) -> Sequence[Command]:
+    def _do(self, event: messages.Event) -> Sequence[messages.Command]:
         commands = self.brain.hear(event, self.now)
         for command in commands:
             match command:
-                case Put(kind, name, value, _):
+                case messages.Put(kind, name, value, _):
                     self.held[kind][name] = value
-                case Remove(kind, name, _):
+                case messages.Remove(kind, name, _):
                     self.held[kind].pop(name, None)
-                case Refuse(what, why):
+                case messages.Refuse(what, why):
                     self.held["refused"][what] = why
-                case Accept(what):
+                case messages.Accept(what):
                     self.held["refused"].pop(what, None)
-                case Drain():
+                case messages.Whole(kind):
+                    del self.held["short"][kind]
+                case messages.Drain():
                     for table in self.held.values():
                         table.clear()
                 case _:
                     pass
         return commands
 
-    def _event(self, verb: str, words: list[str]) -> Event:  # noqa: PLR0911, PLR0912 one line of the grammar each
+    def _event(self, verb: str, words: list[str]) -> messages.Event:  # noqa: PLR0911, PLR0912 one line of the grammar each
         match verb, words:
             case "connect", []:
-                return Connected()
+                return messages.Connected()
             case "removed", []:
-                return Removed()
+                return messages.Removed()
             case "broken", why:
-                return Broken(" ".join(why))
+                return messages.Broken(" ".join(why))
             case "restored", [cluster_id, *pairs]:
                 self.held["services"] = dict(pair.split("=") for pair in pairs)
-                return Restored(_config([cluster_id]))
+                return messages.Restored(_config([cluster_id]))
+            case "witnesses", ["unread"]:
+                return messages.Attested({})
+            case "witnesses", [revision, *pairs]:
+                created = dict(pair.split("=") for pair in pairs)
+                return messages.Attested({_place(key): int(at) for key, at in created.items()}, int(revision))
             case "config", ["unread", *why]:
-                return Unread(" ".join(why))
+                return messages.Unread(" ".join(why))
             case "config", ["none"]:
-                return Configured(None)
+                return messages.Configured(None)
             case "config", ["objection", *why]:
-                return Configured(_config([]), " ".join(why))
+                return messages.Configured(_config([]), " ".join(why))
             case "config", options:
-                return Configured(_config(options))
+                return messages.Configured(_config(options))
             case "heartbeat", ["gone"]:
-                return Heard(keys.HEARTBEAT, Changed([Deleted(keys.HEARTBEAT)], 9))
+                return messages.Heard(keys.HEARTBEAT, Changed([Deleted(keys.HEARTBEAT)], 9))
             case "heartbeat", [lease] if lease.isdigit():
-                return Heard(keys.HEARTBEAT, Listed([_written(keys.HEARTBEAT, b"", lease)], 9))
+                return messages.Heard(keys.HEARTBEAT, Listed([_written(keys.HEARTBEAT, b"", lease)], 9))
             case "beat", [lease]:
-                return Heard(keys.HEARTBEAT, Changed([_written(keys.HEARTBEAT, b"", lease)], 9))
+                return messages.Heard(keys.HEARTBEAT, Changed([_written(keys.HEARTBEAT, b"", lease)], 9))
             case "canary", [kind, "gone"]:
-                return Heard(SYNCED, Changed([Deleted(SYNCED + kind.encode())], 9))
+                return messages.Heard(SYNCED, Changed([Deleted(SYNCED + kind.encode())], 9))
             case "canary", [kind, lease]:
-                return Heard(SYNCED, Listed([_written(SYNCED + kind.encode(), b"", lease)], 9))
+                return messages.Heard(SYNCED, Listed([_written(SYNCED + kind.encode(), b"", lease)], 9))
             case place, [failure] if failure in FAILURES:
                 prefix = keys.HEARTBEAT if place == "heartbeat" else f"{place}/".encode()
-                return Heard(prefix, Interrupted(FAILURES[failure]))
+                return messages.Heard(prefix, Interrupted(FAILURES[failure]))
             case kind, ["listed", *pairs]:
                 more = pairs[-1:] == ["more"]
                 events = [_event(kind, f"+{pair}") for pair in (pairs[:-1] if more else pairs)]
-                return Heard(f"{kind}/".encode(), Listed(events, 9, more))
+                return messages.Heard(f"{kind}/".encode(), Listed(events, 9, more))
             case kind, ["changed", *changes]:
-                return Heard(f"{kind}/".encode(), Changed([_event(kind, change) for change in changes], 9))
+                return messages.Heard(f"{kind}/".encode(), Changed([_event(kind, change) for change in changes], 9))
         raise AssertionError(f"no such line: {verb} {words}")
 
     def state(self) -> str:
         behind = f" behind {' '.join(sorted(self.brain.behind))}" if self.brain.behind else ""
         return f"{self.brain.session.state}{behind}"
+
+
+def _place(witness: str) -> bytes:
+    return keys.HEARTBEAT if witness == "heartbeat" else SYNCED + witness.encode()
 
 
 def _config(options: list[str]) -> ClusterConfig:
@@ -194,7 +194,7 @@ def _event(kind: str, text: str) -> Written | Deleted:
     return _written(key, b"x" * 11 if value == ":huge" else value.encode())
 
 
-def _shown(commands: Sequence[Command]) -> list[str]:
+def _shown(commands: Sequence[messages.Command]) -> list[str]:
     """One line for each run of commands of one kind, about one table."""
     lines = []
     for head, run in groupby(commands, _head):
@@ -203,26 +203,27 @@ def _shown(commands: Sequence[Command]) -> list[str]:
     return lines
 
 
-def _head(command: Command) -> str:
-    if isinstance(command, Put | Remove):
+def _head(command: messages.Command) -> str:
+    if isinstance(command, messages.Put | messages.Remove):
         return command.kind
-    names = {Again: "again in", Ask: "ask", Follow: "follow", Drain: "drain", Refuse: "refuse", Accept: "accept"}
-    return names[type(command)]
+    return {messages.Again: "again in"}.get(type(command), type(command).__name__.lower())
 
 
-def _word(command: Command) -> str:  # noqa: PLR0911 one command each
+def _word(command: messages.Command) -> str:  # noqa: PLR0911 one command each
     match command:
-        case Put(_, name, value, _):
+        case messages.Put(_, name, value, _):
             return f"+{name}={value}"
-        case Remove(_, name, _):
+        case messages.Remove(_, name, _):
             return f"-{name}"
-        case Refuse(what, why):
+        case messages.Refuse(what, why):
             return f"{what} {why}"
-        case Accept(what):
+        case messages.Accept(what) | messages.Whole(what):
             return what
-        case Again(after):
+        case messages.Again(after):
             return f"{after:g}"
-        case Follow(prefix, _):
+        case messages.Attest(witnesses):
+            return " ".join(witness.removeprefix(SYNCED).decode().rpartition(".")[2] for witness in witnesses)
+        case messages.Follow(prefix, _):
             return {keys.HEARTBEAT: "heartbeat", SYNCED: "canaries"}.get(prefix, prefix.decode().strip("/"))
     return ""
 
@@ -254,8 +255,8 @@ def _lines(path: Path) -> Iterator[tuple[str, str, str]]:
 def test_what_cannot_happen_raises() -> None:
     play = Play()
     with pytest.raises(RuntimeError, match="Tick while idle"):
-        play.brain.hear(Tick(), 0.0)
+        play.brain.hear(messages.Tick(), 0.0)
     play.say("connect")
     with pytest.raises(RuntimeError, match="Connected while asking"):
-        play.brain.hear(Connected(), 0.0)
+        play.brain.hear(messages.Connected(), 0.0)
     assert play.brain.phase is Phase.ASKING

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from clustermesh.address import Address, Prefix, contains, overlaps, parse, pars
 from clustermesh.mesh.admission import wanted_by
 from clustermesh.mesh.authority import Authority, Ground, Limits, Place
 from clustermesh.mesh.refusals import Reason, Refusal, Refusals
-from clustermesh.mesh.state import MeshState
+from clustermesh.mesh.state import MeshState, View
 from clustermesh.model import Cluster, Endpoint, LocalService, Node, NodeAddress, Port, Protocol, Service
 from clustermesh.wire.numbering import REMOTE_NODE
 
@@ -85,8 +87,15 @@ def taken_addresses(state: MeshState) -> set[Address]:
     return taken
 
 
+def taken_services(state: MeshState) -> set[tuple[str, str]]:
+    taken = state.take_services()
+    for name in taken:
+        state.rule(name)
+    return taken
+
+
 def backends(state: MeshState) -> set[Address]:
-    state.take_services()
+    taken_services(state)
     return {address for remote in state.remote_services(("n", "s")) for address in remote.backends}
 
 
@@ -212,6 +221,21 @@ class TestGround:
         state.put("beta", "nodes", "b1", node("beta", "b1", "10.1.0.8/29", "192.0.2.3"))
         assert admitted(state) == [("own", "o1")]
 
+    @pytest.mark.parametrize("cidr", ["10.3.0.0/24", "10.1.0.0/24"])
+    def test_a_service_where_an_own_node_comes_or_goes_is_planned_again_whether_that_stands_or_not(
+        self, cidr: str
+    ) -> None:
+        state, place = mesh(node("beta", "b1", "10.1.0.0/16", "192.0.2.2")), parse("192.168.7.1")
+        mine = LocalService(service=service("own", frontend="192.168.7.1"))
+        state.put("own", "local_services", ("n", "s"), mine)
+        state.take_services()
+        state.put("own", "nodes", "o1", node("own", "o1", cidr, "192.168.7.1"))
+        assert state.lives_at(place)
+        assert state.take_services() == {("n", "s")}
+        state.remove("own", "nodes", "o1")
+        assert not state.lives_at(place)
+        assert state.take_services() == {("n", "s")}
+
     def test_no_peer_has_pods_where_an_own_service_is(self) -> None:
         state = opened()
         state.put("own", "local_services", ("n", "s"), LocalService(service=service("own", frontend="10.2.0.1")))
@@ -288,6 +312,7 @@ class TestEndpoints:
         state.put("beta", "endpoints", parse("10.2.0.7"), pod("10.2.0.7", 70000))
         assert state.endpoint(parse("10.2.0.7")) is not None
         state.authorize(Authority.of(Cluster(name="beta", id=2)))
+        assert taken_addresses(state) == {parse("10.2.0.7")}
         assert state.endpoint(parse("10.2.0.7")) is None
 
     def test_a_node_that_moves_makes_only_what_is_at_its_addresses_dirty(self) -> None:
@@ -323,7 +348,7 @@ class TestBackends:
 
     def test_one_at_a_cluster_ip_of_ours_is_left_out_also_where_a_node_of_its_cluster_was_first(self) -> None:
         state = mesh(node("beta", "b1", "10.97.0.0/24", "172.20.2.11"))
-        state.put("alpha", "local_services", ("n", "s"), LocalService(service=service("alpha", frontend="10.97.0.10")))
+        state.put("own", "local_services", ("n", "s"), LocalService(service=service("own", frontend="10.97.0.10")))
         state.put("beta", "services", ("n", "s"), service("beta", "10.97.0.10", "10.97.0.20"))
         assert backends(state) == {parse("10.97.0.20")}
         assert reason(state, "beta", "services", ("n", "s")) is Reason.NOT_HELD
@@ -339,8 +364,19 @@ class TestBackends:
         state.put("beta", "services", ("n", "s"), service("beta", "10.2.0.1", "192.0.2.2"))
         assert backends(state) == set()
         state.put("beta", "nodes", "b1", node("beta", "b1", "10.2.0.0/24", "192.0.2.2"))
-        assert state.take_services() == {("n", "s")}
+        assert taken_services(state) == {("n", "s")}
         assert len(backends(state)) == 2
+
+    def test_services_whose_addresses_changed_hands_are_decided_on_one_by_one(self) -> None:
+        state, names = with_beta(), [("n", "a"), ("n", "b")]
+        for name in names:
+            state.put("beta", "services", name, replace(service("beta", "10.2.0.1"), name=name[1]))
+        state.remove("beta", "nodes", "b1")
+        assert state.take_services() == {*names}
+        state.rule(("n", "a"))
+        assert [len(state.remote_services(name)[0].backends) for name in names] == [0, 1]
+        state.rule(("n", "b"))
+        assert not state.remote_services(("n", "b"))[0].backends
 
     def test_those_of_a_node_stay_where_something_else_that_it_wants_is_refused(self) -> None:
         state = with_beta()
@@ -368,8 +404,92 @@ class TestBackends:
         assert backends(state) == set()
         assert why(state, "beta", "services", ("n", "s")) == "has 2 backends, and the limit is 1"
         state.authorize(Authority(name="beta", limits=Limits(service_backends=2)))
-        assert state.take_services() == {("n", "s")}
+        assert taken_services(state) == {("n", "s")}
         assert len(backends(state)) == 2
+
+
+class TestRoom:
+    """What a peer may have of each kind, and what happens to the rest."""
+
+    def test_a_peers_services_have_so_many_backends_together_and_what_goes_makes_room(self) -> None:
+        state, more = with_beta(), ("n", "more")
+        state.authorize(Authority(name="beta", limits=Limits(backends=3)))
+        state.put("beta", "services", ("n", "s"), service("beta", "10.2.0.1", "10.2.0.2"))
+        state.put("beta", "services", more, service("beta", "10.2.0.1", "10.2.0.3"))
+        assert list(state.views["beta"].services) == [("n", "s")]
+        assert "more than 3 backends in all its services" in why(state, "beta", "tables", "services")
+        assert not state.names("beta", "short"), "nothing has gone"
+        state.put("beta", "services", ("n", "s"), service("beta", "10.2.0.1"))
+        assert state.names("beta", "short") == {"services"}
+        state.put("beta", "services", more, service("beta", "10.2.0.1", "10.2.0.3"))
+        assert not state.refusals("beta").of("tables")
+        assert not state.names("beta", "short")
+        state.remove("beta", "services", more)
+        state.remove("beta", "services", ("n", "s"))
+        state.put("beta", "services", more, service("beta", "10.2.0.1", "10.2.0.2", "10.2.0.3"))
+        assert not state.refusals("beta"), "what is gone does not count"
+
+    def test_a_service_that_grows_beyond_the_limit_stays_as_it_was(self) -> None:
+        state = with_beta()
+        state.authorize(Authority(name="beta", limits=Limits(backends=2)))
+        for addresses in (["10.2.0.1"], ["10.2.0.1", "10.2.0.2", "10.2.0.3"]):
+            state.put("beta", "services", ("n", "s"), service("beta", *addresses))
+        assert backends(state) == {parse("10.2.0.1")}
+        assert reason(state, "beta", "tables", "services") is Reason.LIMIT
+
+    def test_the_own_clusters_services_have_as_many_as_they_have(self) -> None:
+        state = opened()
+        state.authorize(Authority(name="own", limits=Limits(keys={"endpoints": 0}, backends=0)))
+        state.put("own", "endpoints", parse("10.1.0.1"), pod("10.1.0.1"))
+        assert not state.refusals("own")
+
+    def test_no_peer_can_fill_a_map_alone(self) -> None:
+        layouts = (Path(__file__).parents[3] / "bpf" / "layouts.h").read_text()
+        sizes = {name: int(size) for name, size in re.findall(r"DECLARE_MAP\((\w+),.*?, (\d+),", layouts)}
+        limits = Limits()
+        assert limits.keys["endpoints"] < sizes["ipcache"]
+        assert limits.prefixes < sizes["ipcache_cidr"]
+        assert limits.backends < sizes["lb_backends"]
+        assert limits.keys["services"] < sizes["lb_services"]
+
+    @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 3)), max_size=40))
+    def test_what_was_dropped_comes_in_with_the_next_list_once_there_is_room(self, script: list[Any]) -> None:
+        state, truth = with_beta(), dict[tuple[str, str], Service]()
+        state.authorize(Authority(name="beta", limits=Limits(keys={"services": 4}, backends=6)))
+        for number, size in [*script, *((number, 0) for number in range(4, 10))]:
+            name = ("n", f"s{number}")
+            truth.pop(name, None)
+            if size:
+                truth[name] = service("beta", *(f"10.2.0.{each}" for each in range(size)))
+                state.put("beta", "services", name, truth[name])
+            else:
+                state.remove("beta", "services", name)
+            if state.names("beta", "short"):
+                for each, value in truth.items():
+                    state.put("beta", "services", each, value)
+                state.listed("beta", "services")
+            held = state.views["beta"].services
+            assert (held == truth) == (not state.refusals("beta").of("tables"))
+            assert sum(len(each.backends) for each in held.values()) <= 6
+        assert len(truth) <= 4
+        assert state.views["beta"].services == truth or sum(len(each.backends) for each in truth.values()) > 6
+
+    def test_of_what_is_dropped_some_is_named_and_none_is_missed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("clustermesh.mesh.room.MOST_NAMED", 2)
+        state, addresses = opened(), [parse(f"10.2.0.{number}") for number in range(7)]
+        state.authorize(Authority(name="beta", limits=Limits(keys={"endpoints": 2})))
+        for address in addresses:
+            state.put("beta", "endpoints", address, Endpoint(ip=address, identity=131080))
+        for gone in addresses[:4]:
+            state.remove("beta", "endpoints", gone)
+        assert why(state, "beta", "tables", "endpoints")
+        assert state.names("beta", "short") == {"endpoints"}
+        for gone in addresses[:5]:
+            state.remove("beta", "endpoints", gone)
+        for address in addresses[5:]:
+            state.put("beta", "endpoints", address, Endpoint(ip=address, identity=131080))
+        state.listed("beta", "endpoints")
+        assert not state.refusals("beta").of("tables")
 
 
 def test_a_peer_fills_no_table_beyond_its_limit() -> None:
@@ -515,7 +635,8 @@ def test_a_node_that_is_refused_is_not_kept_for_the_next_start() -> None:
 # Few names and addresses, so that most steps have something to do with each other.
 _clusters = st.sampled_from(["own", "beta", "gamma"])
 _cidrs = st.sampled_from(["10.1.0.0/16", "10.1.1.0/24", "10.1.1.7/32", "10.2.0.0/24", "fd00:1::/64", "8.8.8.0/24"])
-_ips = st.sampled_from(["10.1.1.7", "10.1.2.7", "10.2.0.7", "192.0.2.1", "192.0.2.2", "fd00:1::7", "8.8.8.8"])
+_IPS = ("10.1.1.7", "10.1.2.7", "10.2.0.7", "192.0.2.1", "192.0.2.2", "fd00:1::7", "8.8.8.8")
+_ips = st.sampled_from(_IPS)
 _nodes = st.builds(
     lambda cidrs, ip, key: node("", "", " ".join(cidrs), ip, key),
     st.lists(_cidrs, max_size=3),
@@ -523,11 +644,12 @@ _nodes = st.builds(
     st.sampled_from(["", "A", "B"]),
 )
 _node_steps = st.tuples(_clusters, st.just("nodes"), st.sampled_from(["n1", "n2"]), st.none() | _nodes)
+_service_steps = st.tuples(_clusters, st.just("local_services"), st.just(("n", "s")), st.none() | _ips)
 _steps = st.one_of(
     _node_steps,
+    _service_steps,
     st.tuples(_clusters, st.just("endpoints"), _ips.map(parse), st.none() | st.integers(131072, 131080)),
     st.tuples(_clusters, st.just("services"), st.just(("n", "s")), st.none() | st.lists(_ips, max_size=4)),
-    st.tuples(_clusters, st.just("local_services"), st.just(("n", "s")), st.none() | _ips),
     st.tuples(_clusters, st.just("ground"), st.none(), st.lists(_ips, max_size=2)),
     st.tuples(_clusters, st.just("allowed"), st.none(), st.lists(_cidrs, max_size=2)),
     st.tuples(_clusters, st.just("drain"), st.none(), st.none()),
@@ -584,13 +706,14 @@ def test_whatever_happens_what_is_used_is_what_looking_at_everything_finds(scrip
             assert state.endpoint(address) == _endpoint(state, address)
             assert state.endpoint(address) == known[address] or address in dirty
             known[address] = state.endpoint(address)
-        services = state.take_services()
+        services = taken_services(state)
         assert state.remote_services(("n", "s")) == served or ("n", "s") in services
         served = state.remote_services(("n", "s"))
         assert all(_holder(state, address) == each.cluster for each in served for address in each.backends)
+        ours = {a for local in state.views["own"].local_services.values() for a in local.service.frontends}
         for cluster, view in state.views.items():
             for name, taken in view.services.items():
-                wanted = {address for address in taken.backends if _holder(state, address) == cluster}
+                wanted = {a for a in taken.backends if _holder(state, a) == cluster and a not in ours}
                 if cluster != "own":
                     assert {a for each in served if each.cluster == cluster for a in each.backends} == wanted, name
 
@@ -633,18 +756,26 @@ def test_a_refused_node_would_be_refused_if_it_came_now(script: list[Any]) -> No
             assert name in state.refusals(cluster).of("nodes")
 
 
-@given(st.lists(_node_steps, max_size=25))
+@given(st.lists(st.one_of(_node_steps, _service_steps), max_size=25))
 def test_who_stands_stands_after_a_restart_though_the_own_cluster_is_restored_first(script: list[Any]) -> None:
+    """Where a service was there first as well as where a peer's node was."""
     before, after = opened(), opened()
     for step in script:
         _do(before, *step)
-    for state in (before.good_view(cluster) for cluster in ("own", *sorted(before.views.keys() - {"own"}))):
-        for each in state.nodes.values():
-            after.put(each.cluster, "nodes", each.name, each)
+    after.restoring = True
+    for cluster in ("own", *sorted(before.views.keys() - {"own"})):
+        _put_all(after, cluster, before.good_view(cluster))
+    after.restoring = False
     for cluster, view in before.views.items():
-        for name, again in view.nodes.items():
-            after.put(cluster, "nodes", name, again)
+        _put_all(after, cluster, view)
     assert admitted(after) == admitted(before)
+    assert [after.lives_at(parse(ip)) for ip in _IPS] == [before.lives_at(parse(ip)) for ip in _IPS]
+
+
+def _put_all(state: MeshState, cluster: str, view: View) -> None:
+    for kind in ("nodes", "local_services"):
+        for name, value in view.table(kind).items():
+            state.put(cluster, kind, name, value)
 
 
 @given(st.lists(_steps, max_size=25))

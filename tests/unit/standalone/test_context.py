@@ -127,7 +127,7 @@ def test_scheme_and_port_may_be_left_out(given_as: str, host: str, port: int) ->
 
 
 def test_absent_cluster_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(Unavailable, match=r"no cluster here .* `clustermesh init"):
+    with pytest.raises(Invalid, match=r"no cluster here .* `clustermesh init"):
         load(tmp_path / "none")
 
 

@@ -151,7 +151,9 @@ def test_pod_cidr_that_is_none_refuses_the_node(cidr: str) -> None:
         node.decode(N1.replace(b'{"IP":"10.1.0.0","Mask":"////AA=="}', cidr.encode()))
 
 
-@pytest.mark.parametrize("key", [b"x", b"AAAA", b"aGVsbG9oZWxsb2hlbGxvaGVsbG9oZWxsb2hlbGxvMTI", b"A" * 88])
+@pytest.mark.parametrize(
+    "key", [b"x", b"AAAA", b"aGVsbG9oZWxsb2hlbGxvaGVsbG9oZWxsb2hlbGxvMTI", b"A" * 88, b"A" * 42 + b"B="]
+)
 def test_wireguard_key_that_is_none_refuses_the_node(key: bytes) -> None:
     value = b'{"Name":"w1","Cluster":"west","ClusterID":2,"WireguardPubKey":"%s"}'
     assert node.decode(value % b"").wireguard_public_key == ""

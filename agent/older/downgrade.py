@@ -3,7 +3,7 @@
 That agent attaches its programs before it knows anything, so they must find their maps filled. What was asked through
 our programs and is answered later is shown by our readers, left beside its own until an agent of this version comes
 again (or `rm /sys/fs/bpf/clustermesh/links/late_*`). What it knew of the mesh and its peers are left to it as it would
-have left them (agent.last_good_v1, agent.wireguard.narrow). It knows no IPv6: services and tunnels for it end here.
+have left them (agent.older.last_good_v1). It knows no IPv6: services and tunnels for it end here.
 
     systemctl stop clustermesh-agent && clustermesh node prepare-downgrade
 """
@@ -11,16 +11,17 @@ have left them (agent.last_good_v1, agent.wireguard.narrow). It knows no IPv6: s
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import sys
 from argparse import ArgumentParser
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
+from itertools import starmap
 from pathlib import Path
 from typing import Any, Final
 
-from agent import last_good_v1
-from agent.bpf import layout_v1
+from agent.api import alone
 from agent.bpf.bpffs import cgroup2_root
 from agent.bpf.exchange import LATE
 from agent.bpf.hooks import SOCKET_PROGRAMS, Program
@@ -28,65 +29,52 @@ from agent.bpf.layouts import (
     GROUPS_PER_BLOCK,
     LAYOUT_VERSION,
     LB_FULL,
+    MAPS,
     SLOTS_PER_BLOCK,
-    AddressKey,
-    BackendKey,
-    BackendValue,
-    CidrKey,
-    ClustersKey,
-    ClustersValue,
     GroupsKey,
-    GroupsValue,
-    IpcacheValue,
-    ReverseKey,
-    ReverseValue,
-    ServiceKey,
+    Number,
     ServiceValue,
     SlotsKey,
-    SlotsValue,
+    pack,
+    unpack,
+    unpack_each,
 )
 from agent.bpf.libbpf import Object
 from agent.bpf.links import Point, attach_beside, detach_link, pin_name, pinned_link, take_place
 from agent.bpf.loader import find_object
-from agent.bpf.pins import Translation
 from agent.bpf.programs import link_info, program_of_id
 from agent.bpf.syscalls import MapType, map_create, map_update_batch, object_get, object_pin
+from agent.older import last_good_v1, layout_v1
 from agent.targets.maps import MapTarget
-from agent.wireguard.device import NAME, open_device
-from agent.wireguard.narrow import keep_ipv4_only
+from agent.wireguard.device import NAME, Device, open_device
+from agent.wireguard.keys import generate
+from agent.wireguard.peer import Peer, sort_allowed_ips
+from clustermesh.address import is_ipv4
 from clustermesh.errors import ClusterMeshError, Refused, Unavailable
 
 Entries = dict[bytes, bytes]
 
-_TABLES: Final[Mapping[str, tuple[Any, Any]]] = {
-    "lb_services": (ServiceKey, ServiceValue),
-    "lb_groups": (GroupsKey, GroupsValue),
-    "lb_slots": (SlotsKey, SlotsValue),
-    "lb_backends": (BackendKey, BackendValue),
-    "lb_clusters": (ClustersKey, ClustersValue),
-    "lb_reverse_sk": (ReverseKey, ReverseValue),
-    "ipcache": (AddressKey, IpcacheValue),
-    "ipcache_cidr": (CidrKey, IpcacheValue),
-}
-_ONE_BY_ONE: Final[Mapping[str, tuple[str, Translation]]] = {
+_ONE_BY_ONE: Final[Mapping[str, tuple[str, Callable[[bytes, bytes], tuple[bytes, bytes] | None]]]] = {
     "lb4_reverse_sk": ("lb_reverse_sk", layout_v1.reverse_to_v1),
     "ipcache4": ("ipcache", layout_v1.address_to_v1),
     "ipcache4_cidr": ("ipcache_cidr", layout_v1.cidr_to_v1),
 }
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """`clustermesh node prepare-downgrade`. Exit codes: 0 done, 1 failed."""
     parser = ArgumentParser(prog="clustermesh node prepare-downgrade", description=__doc__.splitlines()[0])
     parser.add_argument("--bpffs", type=Path, default=Path("/sys/fs/bpf"), metavar="DIR")
     parser.add_argument("--state-dir", type=Path, default=Path("/var/lib/clustermesh"), metavar="DIR")
+    parser.add_argument("--run-dir", type=Path, default=Path("/run/clustermesh"), metavar="DIR")
     parser.add_argument("--device", default=NAME)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     pin_dir = options.bpffs / "clustermesh"
     try:
-        prepare(pin_dir)
-        last_good_v1.rewrite(options.state_dir / "clusters")
-        asyncio.run(_narrow_peers(options.device, options.state_dir))
+        with alone(options.run_dir, options.state_dir):
+            prepare(pin_dir)
+            last_good_v1.rewrite(options.state_dir / "clusters")
+            asyncio.run(_narrow_peers(options.device, options.state_dir))
     except (ClusterMeshError, OSError) as e:
         print(f"clustermesh node prepare-downgrade: {e}", file=sys.stderr)
         sys.exit(1)
@@ -95,13 +83,16 @@ def main() -> None:
 
 def prepare(pin_dir: Path) -> None:
     """Write the maps of layout v1 from those pinned below `pin_dir`; the agent must be stopped. Refused, OSError."""
-    tables = asyncio.run(_read(pin_dir / LAYOUT_VERSION))
+    found = asyncio.run(_read(pin_dir / LAYOUT_VERSION))
+    tables = {name: unpacked(name, entries) for name, entries in found.items()}
     folder = pin_dir / layout_v1.VERSION
     folder.mkdir(exist_ok=True)
     written = {
         "lb4_backends": backends_of(tables),
         "lb4_services": services_of(tables),
-        **{name: dict(_translated(tables[ours], to_v1)) for name, (ours, to_v1) in _ONE_BY_ONE.items()},
+        **{
+            name: dict(filter(None, starmap(to_v1, found[ours].items()))) for name, (ours, to_v1) in _ONE_BY_ONE.items()
+        },
     }
     for name, entries in written.items():
         _make(folder / name, name, entries)
@@ -116,27 +107,46 @@ async def _narrow_peers(name: str, state_dir: Path) -> None:
         await keep_ipv4_only(device)
 
 
-async def _read(folder: Path) -> dict[str, dict[Any, Any]]:
+async def keep_ipv4_only(device: Device) -> None:
+    """Take every IPv6 network from the peers of `device`: given to a peer made for that, they go with it.
+
+    The peers' own are otherwise replaced as a whole, and wireguard-go drops what arrives between the two steps.
+    """
+    held = [cidr for state in (await device.peers()).values() for cidr in state.allowed_ips]
+    taken = sort_allowed_ips(cidr for cidr in held if not is_ipv4(cidr.address))
+    if taken:
+        nobody = base64.b64encode(generate()).decode()
+        await device.set_peers({nobody: Peer(public_key=nobody, endpoint=None, port=0, allowed_ips=taken, keepalive=0)})
+        await device.remove_peers([nobody])
+
+
+async def _read(folder: Path) -> dict[str, Entries]:
     tables = {}
-    for name, (key, value) in _TABLES.items():
+    for name in MAPS:
         try:
             fd = object_get(folder / name)
         except FileNotFoundError as e:
             raise Refused(f"there is no map {folder / name}: no agent of this version has run here") from e
         try:
-            tables[name] = await MapTarget(name, fd, key, value).dump()
+            tables[name] = await MapTarget(name, fd).dump()
         finally:
             os.close(fd)
     return tables
 
 
+def unpacked(name: str, entries: Mapping[bytes, bytes]) -> dict[Any, list[Any]]:
+    """A map as it was dumped, by the tuples its keys are; values are the tuples that stand side by side."""
+    key_kind, value_kind = MAPS[name]
+    return {unpack(key_kind, key): unpack_each(value_kind, value) for key, value in entries.items()}
+
+
 def backends_of(tables: Mapping[str, Mapping[Any, Any]]) -> Entries:
     """lb4_backends."""
     return {
-        number.pack(): layout_v1.BACKEND.pack(
+        pack(number): layout_v1.BACKEND.pack(
             backend.address[12:], _port(backend.port), backend.protocol, backend.state, backend.cluster_id
         )
-        for number, backend in tables["lb_backends"].items()
+        for number, (backend,) in tables["lb_backends"].items()
         if layout_v1.is_ipv4(backend.address)
     }
 
@@ -144,7 +154,7 @@ def backends_of(tables: Mapping[str, Mapping[Any, Any]]) -> Entries:
 def services_of(tables: Mapping[str, Mapping[Any, Any]]) -> Entries:
     """lb4_services: slot 0 with the number of backends, then one slot for each. Clusters that are out are left out."""
     entries = {}
-    for key, head in tables["lb_services"].items():
+    for key, (head,) in tables["lb_services"].items():
         if not layout_v1.is_ipv4(key.address):
             continue
         where = key.address[12:], _port(key.port)
@@ -156,22 +166,15 @@ def services_of(tables: Mapping[str, Mapping[Any, Any]]) -> Entries:
 
 
 def _ids(tables: Mapping[str, Mapping[Any, Any]], head: ServiceValue) -> Iterator[int]:
-    reduced = tables["lb_clusters"][ClustersKey()].reduced
+    reduced = tables["lb_clusters"][Number(0)]
     for index in range(head.groups):
         block = tables["lb_groups"].get(GroupsKey(head.service_id, index // GROUPS_PER_BLOCK))
-        if block is None or reduced[(group := block.groups[index % GROUPS_PER_BLOCK]).cluster_id] == LB_FULL:
+        if block is None or reduced[(group := block[index % GROUPS_PER_BLOCK]).cluster_id].part == LB_FULL:
             continue
         for slot in range(group.slots):
             ids = tables["lb_slots"].get(SlotsKey(head.service_id, index, slot // SLOTS_PER_BLOCK))
             if ids is not None:
-                yield ids.backend_ids[slot % SLOTS_PER_BLOCK]
-
-
-def _translated(table: Mapping[Any, Any], to_v1: Translation) -> Iterator[tuple[bytes, bytes]]:
-    for key, value in table.items():
-        mapped = layout_v1.is_ipv4(key.address) and getattr(key, "prefix_length", 128) >= 96
-        if mapped and (not isinstance(value, ReverseValue) or layout_v1.is_ipv4(value.address)):
-            yield to_v1(key.pack(), value.pack())
+                yield ids[slot % SLOTS_PER_BLOCK].number
 
 
 def _port(number: int) -> bytes:

@@ -2,8 +2,7 @@
 and back. It knew IPv4 only, and a service's slots in one map.
 
 An upgrade takes over who is behind an address, for strict mode, and which service a socket meant; services are planned
-anew. A downgrade (agent.bpf.export_v1) writes everything, since the agent of that version attaches its programs before
-it knows anything.
+anew. A downgrade writes everything, since the agent of that version attaches its programs before it knows anything.
 """
 
 from __future__ import annotations
@@ -49,7 +48,10 @@ def reverse_to_v2(key: bytes, value: bytes) -> Entry:
     return key[:8] + _MAPPED + key[8:14] + bytes(6), _MAPPED + value
 
 
-def reverse_to_v1(key: bytes, value: bytes) -> Entry:
+def reverse_to_v1(key: bytes, value: bytes) -> Entry | None:
+    """None, as below, for what that layout did not know."""
+    if not (is_ipv4(key[8:]) and is_ipv4(value)):
+        return None
     return key[:8] + key[20:26] + bytes(2), value[12:]
 
 
@@ -57,8 +59,8 @@ def address_to_v2(key: bytes, value: bytes) -> Entry:
     return _MAPPED + key, _entry_to_v2(value)
 
 
-def address_to_v1(key: bytes, value: bytes) -> Entry:
-    return key[12:], _entry_to_v1(value)
+def address_to_v1(key: bytes, value: bytes) -> Entry | None:
+    return (key[12:], _entry_to_v1(value)) if is_ipv4(key) else None
 
 
 def cidr_to_v2(key: bytes, value: bytes) -> Entry:
@@ -66,8 +68,10 @@ def cidr_to_v2(key: bytes, value: bytes) -> Entry:
     return _LENGTH.pack(length + _V4_BITS) + _MAPPED + key[4:], _entry_to_v2(value)
 
 
-def cidr_to_v1(key: bytes, value: bytes) -> Entry:
+def cidr_to_v1(key: bytes, value: bytes) -> Entry | None:
     (length,) = _LENGTH.unpack_from(key)
+    if length < _V4_BITS or not is_ipv4(key[4:]):
+        return None
     return _LENGTH.pack(length - _V4_BITS) + key[16:], _entry_to_v1(value)
 
 

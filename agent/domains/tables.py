@@ -5,23 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from agent.bpf.layouts import (
-    AddressKey,
-    BackendKey,
-    BackendValue,
-    CidrKey,
-    GroupsKey,
-    GroupsValue,
-    IpcacheValue,
-    ServiceKey,
-    ServiceValue,
-    SlotsKey,
-    SlotsValue,
-)
 from agent.bpf.loader import Datapath
 from agent.bpf.probe import Feature
 from agent.plan.routes import Route, RouteKey
-from agent.targets import maps
+from agent.targets.maps import MapTarget
 from agent.targets.routes import RouteTarget
 from agent.targets.wireguard import WireGuardTarget
 from agent.underlay import UnderlaySetup
@@ -42,25 +29,27 @@ class ThisNode(NamedTuple):
 class Targets(NamedTuple):
     """One for each table."""
 
-    ipcache: Target[AddressKey, IpcacheValue]
-    cidrs: Target[CidrKey, IpcacheValue]
+    ipcache: Target[bytes, bytes]
+    cidrs: Target[bytes, bytes]
     peers: WireGuardTarget
     routes: Target[RouteKey, Route]
-    backends: Target[BackendKey, BackendValue]
-    slots: Target[SlotsKey, SlotsValue]
-    groups: Target[GroupsKey, GroupsValue]
-    services: Target[ServiceKey, ServiceValue]
+    backends: Target[bytes, bytes]
+    slots: Target[bytes, bytes]
+    groups: Target[bytes, bytes]
+    services: Target[bytes, bytes]
+    clusters: Target[bytes, bytes]
 
 
 def open_targets(datapath: Datapath, device: Device, public_key: str) -> Targets:
     """Those of this machine; the descriptors stay the datapath's."""
     return Targets(
-        ipcache=maps.addresses(datapath),
-        cidrs=maps.cidrs(datapath),
+        ipcache=open_map(datapath, "ipcache"),
+        cidrs=open_map(datapath, "ipcache_cidr"),
         peers=WireGuardTarget(device, public_key),
         routes=RouteTarget(),
-        backends=maps.backends(datapath),
-        slots=maps.slots(datapath),
-        groups=maps.groups(datapath),
-        services=maps.services(datapath),
+        **{name: open_map(datapath, f"lb_{name}") for name in ("backends", "slots", "groups", "services", "clusters")},
     )
+
+
+def open_map(datapath: Datapath, name: str) -> MapTarget:
+    return MapTarget(name, datapath.maps[name])

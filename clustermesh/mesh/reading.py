@@ -1,0 +1,167 @@
+"""One table of a cluster as its reader hears it: what is taken in, what is refused, and what has vanished. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Set
+from typing import Any, Final, NamedTuple
+from zlib import crc32
+
+from clustermesh.errors import Invalid
+from clustermesh.mesh.authority import Limits
+from clustermesh.mesh.messages import Accept, Command, Follow, Put, Refuse, Remove, Unnamed, Whole
+from clustermesh.mesh.tables import Table
+from clustermesh.model import Cluster
+from clustermesh.store.follower import Changed, Deleted, Listed
+from clustermesh.store.follower import Put as Written
+from clustermesh.store.operations import KeyValue
+from clustermesh.wire import keys
+
+MOST_NAMED: Final = 2_000  # of a table: a peer full of garbage must not fill this node's memory
+_SHOWN: Final = 200  # characters of a refused key: it may have a million, and goes into status
+
+
+class _Vanished(NamedTuple):
+    at: int  # the revision of the deletion, or of the list that did not have it
+    told: int = 0  # that of the deletion
+
+
+class Reading:
+    """Whether the table is `followed`, was listed `whole` since, and whether something is kept of it that vanished
+    without proof (`doubted`). What is refused is named up to a limit, and counted beyond it.
+
+    `gone` is what has vanished by the word of a writer that is proven, and waits for one thing more: that its
+    `witnesses`, the heartbeat and the canary, did not vanish with it.
+    """
+
+    def __init__(self, table: Table, cluster: Cluster, limits: Limits, held: Callable[[str], Set[Any]]) -> None:
+        self.table = table
+        self.followed = self.whole = self.doubted = False
+        self._cluster, self._limits, self._held = cluster, limits, held
+        self.gone: dict[Any, _Vanished] = {}
+        self.witnesses = (keys.HEARTBEAT,) if table.canary is None else (keys.HEARTBEAT, table.canary)
+        self._listing = False
+        self._names: set[Any] = set()  # what the list under way has, good or not: what is refused has not vanished
+        self._refused: set[str] = set()  # since the list began
+        self._unnamed: set[int] = set()  # hashes of those beyond the limit
+        self._counted = 0  # of them
+
+    def start(self) -> Follow:
+        self.followed, self.whole, self.doubted = True, False, False
+        self.gone = {}
+        self.forget_list()
+        return Follow(self.table.prefix)
+
+    def forget_list(self) -> None:
+        """The list under way has come to an end, or to none."""
+        self._listing, self._names = False, set()
+
+    def take(self, item: Listed | Changed, proof: int | None) -> list[Command]:
+        """What to do about `item`. That something has gone waits for its witnesses where it is not older than the
+        revision `proof` of a writer that is proven; where there is none (None) it is doubted."""
+        commands = list[Command]()
+        if isinstance(item, Changed):
+            self.forget_list()
+            for event in item.events:
+                if isinstance(event, Deleted):
+                    commands += self._delete(event, proof is not None and event.mod_revision >= proof)
+                else:
+                    commands += self._put(event.kv, item.revision and event.kv.mod_revision)
+            return commands + self._count()
+        if not self._listing:
+            self._listing, self._refused, self._unnamed = True, set(), set()
+        for event in item.events:
+            if isinstance(event, Written):
+                commands += self._put(event.kv, 0)
+        return commands if item.more else commands + self._end_list(item.revision, proof)
+
+    def settle(self, created: Mapping[bytes, int], revision: int) -> list[Command]:
+        """What vanished until `revision` is believed where all witnesses, which are there, were `created` before."""
+        commands = list[Command]()
+        for name, vanished in list(self.gone.items()):
+            if vanished.at > revision:
+                continue
+            del self.gone[name]
+            if all(created[witness] <= vanished.at for witness in self.witnesses):
+                commands.append(Remove(self.table.kind, name, vanished.told))
+            else:
+                self.doubted = True
+        return commands
+
+    def doubt(self) -> None:
+        """What vanished is kept, until there is proof again."""
+        self.doubted, self.gone = True, {}
+
+    def _put(self, kv: KeyValue, revision: int) -> Iterable[Command]:
+        try:
+            name = self.table.name_of(kv.key)
+            self._names.add(name)
+            if self.gone:
+                self.gone.pop(name, None)
+            self._check_size(len(kv.value))
+            value = self.table.decode(kv.key, kv.value, self._cluster)
+        except Invalid as e:
+            return self._refuse(kv.key, str(e))
+        except Exception as e:  # a bug of ours that this entry has found is this entry's problem
+            return self._refuse(kv.key, f"internal error: {e!r}")
+        taken = Put(self.table.kind, name, value, revision)
+        return (taken, *self._accept(kv.key)) if self._refused else (taken,)
+
+    def _refuse(self, key: bytes, why: str) -> Iterable[Command]:
+        what = _shown(key)
+        if what not in self._refused and len(self._refused) >= MOST_NAMED:
+            self._unnamed.add(hash(what))
+            return ()
+        self._refused.add(what)
+        return (Refuse(what, why[: 5 * _SHOWN]),)
+
+    def _accept(self, key: bytes) -> Iterable[Command]:
+        what = _shown(key)
+        self._unnamed.discard(hash(what))
+        if what not in self._refused:
+            return ()
+        self._refused.discard(what)
+        return (Accept(what),)
+
+    def _check_size(self, size: int) -> None:
+        if size > self._limits.value_bytes:
+            raise Invalid("value", f"{size} bytes", f"must be at most {self._limits.value_bytes}")
+
+    def _delete(self, event: Deleted, proven: bool) -> Iterable[Command]:
+        try:
+            name = self.table.name_of(event.key)
+        except Invalid:
+            return self._accept(event.key)
+        if not proven:
+            self.doubted = self.doubted or name in self._names or name in self._held(self.table.kind)
+            return ()
+        self.gone[name] = _Vanished(event.mod_revision, event.mod_revision)
+        return self._accept(event.key)
+
+    def _end_list(self, revision: int, proof: int | None) -> list[Command]:
+        """The list is the whole table: what is held beside it has vanished."""
+        kind, prefix = self.table.kind, self.table.prefix.decode()
+        gone = self._held(kind) - self._names
+        stale = [what for what in self._held("refused") - self._refused if what.startswith(prefix)]
+        commands: list[Command] = [Accept(what) for what in stale]
+        if kind in self._held("short"):
+            commands.append(Whole(kind))
+        if proof is not None and revision >= proof:
+            self.gone = dict.fromkeys(gone, _Vanished(revision))
+        else:
+            self.doubted = self.doubted or bool(gone)
+        self.whole = True
+        self.forget_list()
+        return commands + self._count()
+
+    def _count(self) -> list[Command]:
+        kind, number = self.table.kind, len(self._unnamed)
+        if number == self._counted and (number or kind not in self._held("unnamed")):
+            return []
+        self._counted = number
+        return [Unnamed(kind, number)]
+
+
+def _shown(key: bytes) -> str:
+    """How a refused key is called in status."""
+    text = key.decode(errors="replace")
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({crc32(key):08x})"
