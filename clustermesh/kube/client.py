@@ -84,7 +84,7 @@ class KubeClient:
         try:
             async with asyncio.timeout(self.patience.read):
                 answer = await self._ask(grant, path, params)
-            async with answer:
+            async with answer, _dropped_unless_read(answer):
                 if answer.status != HTTPStatus.OK:
                     async with asyncio.timeout(self.patience.read):
                         body = await answer.content.read(_MAX_ERROR)
@@ -94,6 +94,8 @@ class KubeClient:
             raise Refused(f"{what}: the API server's certificate is not accepted: {_verdict(e)}") from e
         except TimeoutError as e:
             raise Unavailable(f"{what}: the API server gave no answer in time") from e
+        except aiohttp.ClientConnectorError as e:
+            raise Unavailable(f"{what}: cannot connect to {e.host}:{e.port}: {e.strerror or e.os_error}") from e
         except (aiohttp.ClientError, OSError) as e:
             raise Unavailable(f"{what}: {str(e) or type(e).__name__}") from e
 
@@ -107,6 +109,16 @@ class KubeClient:
             proxy=grant.proxy or None,
             allow_redirects=False,
         )
+
+
+@asynccontextmanager
+async def _dropped_unless_read(answer: aiohttp.ClientResponse) -> AsyncIterator[None]:
+    """Nobody who has stopped reading waits for the other side's goodbye, least of all for that of one who is silent."""
+    try:
+        yield
+    finally:
+        if answer.connection is not None and answer.connection.transport is not None:
+            answer.connection.transport.abort()
 
 
 async def _next(answer: aiohttp.ClientResponse, seconds: float) -> bytes:

@@ -54,8 +54,9 @@ class KubeBed:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._idle: queue.SimpleQueue[http.client.HTTPSConnection] = queue.SimpleQueue()
         self._askers = ThreadPoolExecutor(8)
-        self._tls = ssl.create_default_context(cafile=str(self.authority.ca))
-        self._tls.load_cert_chain(self._admin.cert, self._admin.key)
+        self.tls = ssl.create_default_context(cafile=str(self.authority.ca))
+        self._admin_tls = ssl.create_default_context(cafile=str(self.authority.ca))
+        self._admin_tls.load_cert_chain(self._admin.cert, self._admin.key)
 
     def __enter__(self) -> Self:
         asyncio.run(self.etcd.start())
@@ -71,6 +72,16 @@ class KubeBed:
 
     def start(self) -> None:
         """The API server, once it is ready."""
+        self._spawn_server()
+        self._until_ready()
+
+    async def restart(self) -> None:
+        """Kill it and start it again. Not in a thread: the kernel ends what a thread started with the thread."""
+        self.kill()
+        self._spawn_server()
+        await asyncio.to_thread(self._until_ready)
+
+    def _spawn_server(self) -> None:
         self._forget_connections()
         folder, pair = self.folder, self._server_pair
         self._spawn(
@@ -93,7 +104,6 @@ class KubeBed:
             "--watch-cache=true",
             "--min-request-timeout=600",
         )
-        self._until_ready()
 
     def start_controllers(self, controllers: str = _CONTROLLERS) -> None:
         """The controller manager, which makes EndpointSlices of Services and Pods."""
@@ -144,12 +154,13 @@ class KubeBed:
         return path
 
     def token(self, namespace: str, name: str, seconds: float) -> str:
-        """A token of the service account, good for `seconds` (less than the API would give out itself)."""
+        """A token of the service account, good for `seconds`, and up to 70 more: the API server allows a clock to be a
+        minute late, and remembers for ten seconds that a token was good."""
         account = self.ask("GET", f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}")
         now = int(time.time())
         about = {"namespace": namespace, "serviceaccount": {"name": name, "uid": account["metadata"]["uid"]}}
         claims = {"iss": ISSUER, "aud": [ISSUER], "sub": f"system:serviceaccount:{namespace}:{name}"}
-        times = {"iat": now - 60, "nbf": now - 60, "exp": int(now + seconds)}
+        times = {"iat": now - 600, "nbf": now - 600, "exp": int(now + seconds)}
         said = f"{_part({'alg': 'RS256', 'typ': 'JWT'})}.{_part({**claims, **times, 'kubernetes.io': about})}"
         return f"{said}.{_b64(self._signer.sign(said.encode(), padding.PKCS1v15(), hashes.SHA256()))}"
 
@@ -232,7 +243,7 @@ class KubeBed:
         """One that nobody uses now."""
         with suppress(queue.Empty):
             return self._idle.get_nowait()
-        return http.client.HTTPSConnection("127.0.0.1", self.port, context=self._tls, timeout=PATIENCE)
+        return http.client.HTTPSConnection("127.0.0.1", self.port, context=self._admin_tls, timeout=PATIENCE)
 
     def _forget_connections(self) -> None:
         while not self._idle.empty():

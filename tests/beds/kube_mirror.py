@@ -81,6 +81,12 @@ class Mirror:
         await self.until(lambda: any(isinstance(item, kind) for item in self.told[seen:]))
         return next(item for item in self.told[seen:] if isinstance(item, kind))
 
+    async def until_following(self) -> None:
+        """Until the server has taken the watch, of which nothing is told where nothing was wrong."""
+        async with asyncio.timeout(PATIENCE):
+            while self.brain.view().state != "following":
+                await asyncio.sleep(0.01)
+
     def interruptions(self) -> list[str]:
         return [str(item.error) for item in self.told if isinstance(item, Interrupted)]
 
