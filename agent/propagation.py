@@ -1,7 +1,7 @@
 """How long a change took from its source (a line of YAML in one cluster) to this node's kernel maps.
 
-An API server writes a service and its stamp in one transaction, so both carry the same etcd revision: that joins what
-was observed there with what was applied here. Only changes seen live count; a full list says nothing about delay. The
+An API server writes services and their stamps in one transaction, so all carry one etcd revision: that joins what was
+observed there with what was applied here. Only changes seen live count; a full list says nothing about delay. The
 clocks of two machines are compared, so between machines the figure is as good as their time synchronisation.
 """
 

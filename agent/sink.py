@@ -20,8 +20,8 @@ class AgentSink:
 
     def put(self, cluster: str, kind: str, name: Any, value: Any, revision: int) -> None:
         if kind == "stamps":
-            if revision:
-                self.propagation.stamped((cluster, name), revision, value)
+            for service, stamp in value.items() if revision else ():
+                self.propagation.stamped((cluster, service), revision, stamp)
             return
         self._state.put(cluster, kind, name, value)
         self._touched(cluster, kind, name, revision)

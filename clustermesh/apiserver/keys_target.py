@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from clustermesh.apiserver.stamps import Stamps
 from clustermesh.errors import ApplyError, ClusterMeshError
 from clustermesh.store.client import Delete, EtcdClient, LeaseLost, Op, Put
 from clustermesh.store.lease import LeaseKeeper
 from clustermesh.store.operations import KeyValue, batches
+from clustermesh.wire import keys
 
 
 class Held(NamedTuple):
@@ -21,18 +24,14 @@ class Held(NamedTuple):
 class KeysTarget:
     """The keys of `places`: those under it where a place ends in "/", else that one key.
 
-    Keys that `group` maps to one name are written in one transaction. `written` holds the revision at which a key was
-    last written by us, for whoever hears of it by a watch.
+    `stamps`, where given, are written in the transactions of the keys they are of. `written` holds the revision at
+    which a key was last written by us, for whoever hears of it by a watch.
     """
 
     def __init__(
-        self,
-        client: EtcdClient,
-        keeper: LeaseKeeper,
-        places: Sequence[bytes],
-        group: Callable[[bytes], bytes] = lambda key: key,
+        self, client: EtcdClient, keeper: LeaseKeeper, places: Sequence[bytes], stamps: Stamps | None = None
     ) -> None:
-        self.client, self.keeper, self.group = client, keeper, group
+        self.client, self.keeper, self._stamps = client, keeper, stamps
         self.prefixes = tuple(place for place in places if place.endswith(b"/"))
         self.keys = tuple(place for place in places if not place.endswith(b"/"))
         self.written: dict[bytes, int] = {}
@@ -47,28 +46,32 @@ class KeysTarget:
 
     async def upsert(self, entries: Mapping[bytes, Held]) -> None:
         """Write `entries`; ApplyError where some were not written, Unavailable or Refused where none was."""
-        groups: dict[bytes, list[Op]] = {}
-        for key, (value, _) in entries.items():
-            groups.setdefault(self.group(key), []).append(Put(key, value, await self.keeper.lease_for(key)))
-        await self._write(groups.values())
+        await self._write([Put(key, value, await self.keeper.lease_for(key)) for key, (value, _) in entries.items()])
 
-    async def delete(self, keys: Collection[bytes]) -> None:
-        await self._write([Delete(key)] for key in keys)
-        for key in keys:
+    async def delete(self, gone: Collection[bytes]) -> None:
+        await self._write(map(Delete, gone))
+        for key in gone:
             self.keeper.release(key)
 
-    async def _write(self, groups: Iterable[Sequence[Op]]) -> None:
+    async def _write(self, ops: Iterable[Op]) -> None:
         """Write batch by batch. The first failure ends it: what etcd refuses now it will refuse again at once."""
-        waiting = list(batches(groups))
+        waiting = deque(batches(ops))
         try:
             while waiting:
-                revision = await self.client.transact([waiting[0]])
-                self.written.update((op.key, revision) for op in waiting.pop(0))
+                revision = await self.client.transact([self._with_stamps(waiting[0])])
+                self.written.update((op.key, revision) for op in waiting[0])
+                if self._stamps is not None:
+                    self._stamps.written(waiting[0])
+                waiting.popleft()
         except LeaseLost as e:
             self.keeper.check()
             raise _not_written(waiting, e) from e
         except ClusterMeshError as e:
             raise _not_written(waiting, e) from e
+
+    def _with_stamps(self, ops: Sequence[Op]) -> Sequence[Op]:
+        value = None if self._stamps is None else self._stamps.of(ops)
+        return ops if value is None else [*ops, Put(keys.CHANGED_SERVICES, value)]
 
 
 def _not_written(waiting: Iterable[Iterable[Op]], error: ClusterMeshError) -> ApplyError:

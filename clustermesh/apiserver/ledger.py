@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager
 
 from clustermesh.apiserver.keys_target import Held, KeysTarget
 from clustermesh.apiserver.publish import Updates
+from clustermesh.apiserver.stamps import Stamps
 from clustermesh.reconcile import Tracker
 from clustermesh.store.follow import Changed, Listed, Put
 from clustermesh.store.operations import KeyValue
@@ -123,7 +124,8 @@ class Section:
 class Ledger:
     """Several sections. `take` what a watch tells, `want` what a Publisher says."""
 
-    def __init__(self, sections: Sequence[Section]) -> None:
+    def __init__(self, sections: Sequence[Section], stamps: Stamps) -> None:
+        self._stamps = stamps
         self.sections = {section.name: section for section in sections}
         self._by_key = {key: section for section in sections for key in section.target.keys}
         self._by_prefix = [(prefix, section) for section in sections for prefix in section.target.prefixes]
@@ -147,6 +149,8 @@ class Ledger:
         return section.last_good(key) if section else None
 
     def want(self, updates: Updates) -> None:
+        for key, observed in updates.observed.items():
+            self._stamps.note(key, observed)
         for name, entries in updates.items():
             for key, value in entries.items():
                 self.sections[name].want(key, value)

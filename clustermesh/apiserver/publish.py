@@ -14,8 +14,8 @@ from msgspec.structs import replace
 from clustermesh.address import Address
 from clustermesh.apiserver.identities import Allocator, Labels
 from clustermesh.apiserver.labels import identity_labels
-from clustermesh.errors import DecodeError, Invalid, Refused
-from clustermesh.model import AgentRecord, Cluster, Endpoint, Identity, LocalService, Node, Stamp
+from clustermesh.errors import Invalid, Refused
+from clustermesh.model import AgentRecord, Cluster, Endpoint, Identity, LocalService, Node
 from clustermesh.sources.nodes import ENCRYPTED, WIREGUARD_KEY
 from clustermesh.sources.pods import PodEndpoint
 from clustermesh.sources.snapshot import Change, Name, Snapshot
@@ -36,7 +36,11 @@ Entries = dict[bytes, bytes | None]
 
 
 class Updates(dict[str, Entries]):
-    """Entries by kind."""
+    """Entries by kind; `observed` says of services that are written anew when the cause was seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observed: dict[bytes, int] = {}
 
     def add(self, kind: str, key: bytes, value: bytes | None) -> None:
         self.setdefault(kind, {})[key] = value
@@ -45,22 +49,22 @@ class Updates(dict[str, Entries]):
 class Publisher:
     """Turns what a cluster has into keys and values, remembering what it needs to do so for changes only.
 
-    `held` answers what etcd holds at a key: a service that is there already keeps the stamp it has. `inherited` answers
-    whether a key is from before this process and not written by it yet: such a service does not lose all its backends
-    until `believe` is called, because the manifest that has them may be one that cannot be read just now.
-    `last_good` answers what is to be at a key so far: what cannot be written now does not take away what was there.
+    `inherited` answers whether a key is from before this process and not written by it yet: such a service does not
+    lose all its backends until `believe` is called, because the manifest that has them may be one that cannot be read
+    just now. `last_good` answers what is to be at a key so far: what cannot be written now does not take away what was
+    there. Without own agents `of_agents` is False, and nothing is published for them alone.
     """
 
     def __init__(
         self,
         cluster: Cluster,
         allocator: Allocator,
-        held: Callable[[bytes], bytes | None],
         inherited: Callable[[bytes], bool] = lambda _key: False,
         last_good: Callable[[bytes], bytes | None] = lambda _key: None,
     ) -> None:
         self.problems: dict[bytes, str] = {}
-        self._cluster, self._allocator, self._held, self._inherited = cluster, allocator, held, inherited
+        self.of_agents = True
+        self._cluster, self._allocator, self._inherited = cluster, allocator, inherited
         self._last_good = last_good
         self._doubted: dict[Name, int] = {}
         self._records: dict[str, AgentRecord] = {}
@@ -80,17 +84,20 @@ class Publisher:
         for name, observed in change.services.items():
             service = snapshot.services.get(name)
             self._doubted.pop(name, None)
-            if service and not service.service.backends and self._inherited(keys.local_service_key(*name)):
+            if service and not service.service.backends and self._is_inherited(name):
                 self._doubted[name] = observed
             else:
-                self._put_service(name, service, Stamp(observed=observed, published=now), updates)
+                self._put_service(name, service, observed, updates)
         return updates
 
-    def believe(self, snapshot: Snapshot, now: int) -> Updates:
+    def _is_inherited(self, name: Name) -> bool:
+        return any(map(self._inherited, (keys.local_service_key(*name), keys.service_key(self._cluster.name, *name))))
+
+    def believe(self, snapshot: Snapshot) -> Updates:
         """The source is known in whole: services without backends have none."""
         updates = Updates()
         for name, observed in self._doubted.items():
-            self._put_service(name, snapshot.services.get(name), Stamp(observed=observed, published=now), updates)
+            self._put_service(name, snapshot.services.get(name), observed, updates)
         self._doubted.clear()
         return updates
 
@@ -213,26 +220,18 @@ class Publisher:
             pod_name=found.pod_name,
         )
 
-    def _put_service(self, name: Name, service: LocalService | None, stamp: Stamp, updates: Updates) -> None:
-        self._add(updates, LOCAL_SERVICES, keys.local_service_key(*name), local.encode_service, service)
+    def _put_service(self, name: Name, service: LocalService | None, observed: int, updates: Updates) -> None:
+        if self.of_agents:
+            self._add(updates, LOCAL_SERVICES, keys.local_service_key(*name), local.encode_service, service)
         shared = None
         if service is not None and service.is_global and service.service.shared:
             # No zones: Cilium 1.18 writes none, and older readers know none. Our own nodes get them above.
-            shared = replace(service.service, zones={})
+            shared = replace(service.service, zones={}) if service.service.zones else service.service
         key = keys.service_key(self._cluster.name, *name)
+        before = self._last_good(key)
         value = self._add(updates, SERVICES, key, wire_service.encode, shared)
-        stamp_key = keys.stamp_key(*name)
-        updates.add(SERVICES, stamp_key, None if value is None else self._stamp(key, value, stamp_key, stamp))
-
-    def _stamp(self, key: bytes, value: bytes, stamp_key: bytes, stamp: Stamp) -> bytes:
-        """The stamp that stands beside this very value, or a new one."""
-        held = self._held(stamp_key)
-        if held is not None and self._held(key) == value:
-            try:
-                return local.encode_stamp(local.decode_stamp(held))
-            except DecodeError:
-                pass  # somebody's scribble: it is overwritten
-        return local.encode_stamp(stamp)
+        if value is not None and value != before:
+            updates.observed[key] = observed
 
     def _add(
         self, updates: Updates, kind: str, key: bytes, encode: Callable[[T], bytes], entry: T | None
@@ -261,7 +260,7 @@ def publish(
     cluster: Cluster, snapshot: Snapshot, allocator: Allocator, records: Mapping[str, AgentRecord], now: int
 ) -> Updates:
     """All of `snapshot` at once, as for an empty etcd."""
-    publisher = Publisher(cluster, allocator, held=lambda _key: None)
+    publisher = Publisher(cluster, allocator)
     everything = Change(
         services=dict.fromkeys(snapshot.services, 0),
         nodes=frozenset(snapshot.nodes),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Final
 
 from clustermesh.apiserver.keys_target import KeysTarget
 from clustermesh.apiserver.ledger import Ledger, Section
+from clustermesh.apiserver.stamps import Stamps
 from clustermesh.model import Cluster, ClusterConfig
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.lease import LeaseKeeper
@@ -23,13 +23,13 @@ DATA: Final = tuple(resource.name for resource in RESOURCES.values() if resource
 def make_ledger(cluster: Cluster, client: EtcdClient, keeper: LeaseKeeper) -> Ledger:
     """The sections of `cluster`. One etcd describes one cluster: whatever stands there under another name is stale."""
     target = partial(KeysTarget, client, keeper)
-    return Ledger(
-        [
-            Section(ABOUT, target([keys.cluster_config_key(cluster.name), keys.HEARTBEAT])),
-            *(Section(kind, target(*_places(RESOURCES[kind]))) for kind in DATA),
-            Section(CANARIES, target([keys.canary_prefix(cluster.name), keys.LOCAL_SERVICES_SYNCED])),
-        ]
-    )
+    stamps = Stamps(RESOURCES[SERVICES].prefix(cluster.name))
+    sections = [
+        Section(ABOUT, target([keys.cluster_config_key(cluster.name), keys.HEARTBEAT])),
+        *(Section(kind, target(_places(RESOURCES[kind]), stamps if kind == SERVICES else None)) for kind in DATA),
+        Section(CANARIES, target([keys.canary_prefix(cluster.name), keys.LOCAL_SERVICES_SYNCED])),
+    ]
+    return Ledger(sections, stamps)
 
 
 def watched_places(cluster: Cluster) -> list[bytes]:
@@ -41,7 +41,7 @@ def watched_places(cluster: Cluster) -> list[bytes]:
         keys.canary_prefix(cluster.name),
         keys.LOCAL_SERVICES,
         keys.LOCAL_SERVICES_SYNCED,
-        keys.STAMPS,
+        keys.OLD_STAMPS,
     ]
 
 
@@ -62,15 +62,6 @@ def config_value(cluster: Cluster) -> bytes:
     return cluster_config.encode(config)
 
 
-def _places(resource: Resource) -> tuple[list[bytes], Callable[[bytes], bytes]]:
-    """Where the keys of a section are, and which of them are written together: a service with its stamp."""
-    if resource.name == SERVICES:
-        return [resource.place, keys.STAMPS], partial(_service_of, resource.place)
-    return [resource.place], lambda key: key
-
-
-def _service_of(services: bytes, key: bytes) -> bytes:
-    """The "<namespace>/<name>" that a service and its stamp share."""
-    if key.startswith(keys.STAMPS):
-        return key[len(keys.STAMPS) :]
-    return key[len(services) :].partition(b"/")[2]
+def _places(resource: Resource) -> list[bytes]:
+    """Where the keys of a section are."""
+    return [resource.place, keys.OLD_STAMPS] if resource.name == SERVICES else [resource.place]

@@ -149,7 +149,7 @@ class ApiServer:
         self.ledger: Ledger = make_ledger(self.cluster, client, self.keeper)
         self.allocator = Allocator(self.cluster, timing.grace)
         ledger = self.ledger
-        self.publisher = Publisher(self.cluster, self.allocator, ledger.held, ledger.is_inherited, ledger.last_good)
+        self.publisher = Publisher(self.cluster, self.allocator, ledger.is_inherited, ledger.last_good)
         self.writer = Writer(self.ledger, self._want_canaries, settle, timing.audit)
         self.users = Users(client, settings, self._note_problems)
         self.agents = AgentRecords(client, lambda node: node in self.source.snapshot.nodes)
@@ -206,6 +206,7 @@ class ApiServer:
             self.agents.expect(self.timing.records, self.writer.wake)
         adopt_identities(self.allocator, self.ledger[IDENTITIES].found(), self.cluster, time.time_ns())
         adopt_keys(self.publisher, self.ledger[NODES].found(), self.cluster)
+        self.publisher.of_agents = self.source.has_agents
         self._in_charge.set()
         change, self._unpublished = self._unpublished or Change(), None
         self._apply(change)
@@ -267,7 +268,7 @@ class ApiServer:
     def _apply(self, change: Change) -> None:
         self._want(self.publisher.apply(self.source.snapshot, change, time.time_ns()))
         if not self._pruned and self.source.complete:
-            self._want(self.publisher.believe(self.source.snapshot, time.time_ns()))
+            self._want(self.publisher.believe(self.source.snapshot))
             self.ledger.prune()
             self.writer.open_audit()
             self._pruned = True

@@ -45,7 +45,7 @@ def roles(cluster: Cluster) -> dict[str, list[Grant]]:
             Grant(prefix=keys.STATE),
             Grant(key=keys.cluster_config_key(cluster.name)),
             Grant(prefix=keys.canary_prefix(cluster.name)),
-            Grant(prefix=keys.STAMPS),
+            Grant(prefix=keys.CHANGES),
         ],
     }
 

@@ -56,6 +56,10 @@ class FolderSource:
         return f"folder {self.root}"
 
     @property
+    def has_agents(self) -> bool:
+        return True
+
+    @property
     def snapshot(self) -> Snapshot:
         return self._translator.snapshot
 

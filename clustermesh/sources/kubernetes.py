@@ -80,6 +80,10 @@ class KubernetesSource:
         return f"Kubernetes API, {'native' if 'Pod' in self._offered else 'cilium'} mode"
 
     @property
+    def has_agents(self) -> bool:
+        return "Pod" in self._offered
+
+    @property
     def snapshot(self) -> Snapshot:
         return self._translator.snapshot
 

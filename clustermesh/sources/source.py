@@ -17,6 +17,10 @@ class Source(Protocol):
         """Where the objects come from, and in which mode, in a few words."""
 
     @property
+    def has_agents(self) -> bool:
+        """False where the nodes run Cilium's agents, which know their own cluster from the Kubernetes API."""
+
+    @property
     def snapshot(self) -> Snapshot:
         """What the cluster has, as far as is known."""
 

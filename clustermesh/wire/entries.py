@@ -151,8 +151,8 @@ class Resource(Struct, frozen=True, kw_only=True):
         return keys.canary_key(cluster, self.directory, cached) if self.directory else self.private_canary
 
 
-def _decode_stamp(_key: bytes, value: bytes, _cluster: Cluster) -> Stamp:
-    return local.decode_stamp(value)
+def _decode_stamps(_key: bytes, value: bytes, _cluster: Cluster) -> Mapping[tuple[str, str], Stamp]:
+    return local.decode_stamps(value)
 
 
 _TABLE: Final = (
@@ -216,9 +216,9 @@ _TABLE: Final = (
     ),
     Resource(
         name=kinds.STAMPS,
-        private=keys.STAMPS,
-        name_of=keys.parse_stamp,
-        decode=_decode_stamp,
+        private=keys.CHANGES,
+        name_of=keys.parse_changes,
+        decode=_decode_stamps,
         of_peers=True,
         optional=True,
     ),

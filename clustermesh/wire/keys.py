@@ -36,7 +36,9 @@ OWN: Final = b"clustermesh/v1/"
 LOCAL_SERVICES: Final = OWN + b"services/"
 LOCAL_SERVICES_SYNCED: Final = OWN + b"synced/services"
 AGENTS: Final = OWN + b"agents/"
-STAMPS: Final = OWN + b"stamps/services/"
+CHANGES: Final = OWN + b"changes/"
+CHANGED_SERVICES: Final = CHANGES + b"services"
+OLD_STAMPS: Final = OWN + b"stamps/services/"  # one for each service, by API servers before this; to be removed
 STATUSES: Final = OWN + b"status/"
 API_SERVER: Final = OWN + b"apiserver"
 API_SERVER_LEADERS: Final = OWN + b"leaders/apiserver/"
@@ -181,10 +183,6 @@ def agent_key(node: str) -> bytes:
     return AGENTS + _name(node, "node name")
 
 
-def stamp_key(namespace: str, name: str) -> bytes:
-    return STAMPS + _namespaced(namespace, name)
-
-
 def status_key(node: str) -> bytes:
     return STATUSES + _name(node, "node name")
 
@@ -287,9 +285,9 @@ def parse_agent(key: bytes) -> str:
 
 
 @decodes("key")
-def parse_stamp(key: bytes) -> tuple[str, str]:
-    """The namespace and the name of the service."""
-    return _namespaced_tail(key, STAMPS)
+def parse_changes(key: bytes) -> str:
+    """The kind of what changed."""
+    return _tail(key, CHANGES)
 
 
 @decodes("key")

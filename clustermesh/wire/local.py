@@ -1,7 +1,8 @@
-"""This project's own values, under clustermesh/v1/: the own cluster's services, its agents' keys, a change's times."""
+"""This project's own values, under clustermesh/v1/: the own cluster's services, its agents' keys, times of changes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Final
 
 import msgspec
@@ -29,14 +30,14 @@ class _AgentRecord(Struct, frozen=True, gc=False):
     boot_id: str = field(name="bootID", default="")
 
 
-class _Stamp(Struct, frozen=True, gc=False):
-    observed: _Nanoseconds
+class _Stamps(Struct, frozen=True, gc=False):
     published: _Nanoseconds
+    observed: dict[str, _Nanoseconds]
 
 
 _SERVICES: Final = msgspec.json.Decoder(_LocalService)
 _AGENTS: Final = msgspec.json.Decoder(_AgentRecord)
-_STAMPS: Final = msgspec.json.Decoder(_Stamp)
+_STAMPS: Final = msgspec.json.Decoder(_Stamps)
 
 
 def encode_service(local: LocalService) -> bytes:
@@ -66,19 +67,27 @@ def decode_agent(data: bytes) -> AgentRecord:
     return record
 
 
-def encode_stamp(stamp: Stamp) -> bytes:
-    """JSON; Invalid for a time before 1970 or after 2262."""
-    for where, moment in (("observed", stamp.observed), ("published", stamp.published)):
+def encode_stamps(observed: Mapping[tuple[str, str], int], published: int) -> bytes:
+    """JSON: when the services written in one transaction were observed, and when they were written.
+
+    Invalid for a time before 1970 or after 2262.
+    """
+    for where, moment in (("published", published), *(("observed", at) for at in observed.values())):
         if not 0 <= moment < 2**63:
             raise Invalid(where, moment, "must be Unix time in nanoseconds")
-    return go_json.encode(_Stamp(stamp.observed, stamp.published))
+    return go_json.encode(_Stamps(published, {f"{space}/{name}": at for (space, name), at in observed.items()}))
 
 
-@decodes("stamp")
-def decode_stamp(data: bytes) -> Stamp:
-    """Raises DecodeError."""
+@decodes("stamps")
+def decode_stamps(data: bytes) -> dict[tuple[str, str], Stamp]:
+    """By namespace and name of the service. Raises DecodeError."""
     wire = _STAMPS.decode(data)
-    return Stamp(observed=wire.observed, published=wire.published)
+    stamps = {}
+    for named, observed in wire.observed.items():
+        namespace, _, name = named.partition("/")
+        where = (check_name(namespace, "namespace"), check_name(name, "name"))
+        stamps[where] = Stamp(observed=observed, published=wire.published)
+    return stamps
 
 
 def _check_agent(record: AgentRecord) -> None:

@@ -121,7 +121,7 @@ class Bed:
 
     async def data(self) -> dict[bytes, bytes]:
         """Everything but the texts that hold a time."""
-        timed = (keys.HEARTBEAT, keys.SYNCED, keys.LOCAL_SERVICES_SYNCED, keys.STAMPS)
+        timed = (keys.HEARTBEAT, keys.SYNCED, keys.LOCAL_SERVICES_SYNCED, keys.CHANGES)
         return {key: kv.value for key, kv in (await self.all()).items() if not key.startswith(timed)}
 
     async def until(self, holds: Callable[[dict[bytes, KeyValue]], object]) -> dict[bytes, KeyValue]:

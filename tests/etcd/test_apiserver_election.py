@@ -57,7 +57,7 @@ async def test_who_stands_by_writes_nothing(pair: Pair) -> None:
         pair.bed.write("shop.yaml", manifests("10.1.0.5", "10.1.0.6"))
         await pair.bed.until(lambda found: b"10.1.0.6" in found[CART].value)
         await asyncio.sleep(0.5)
-    assert set(told) == {CART, keys.local_service_key("shop", "cart"), keys.stamp_key("shop", "cart")}
+    assert set(told) == {CART, keys.local_service_key("shop", "cart"), keys.CHANGED_SERVICES}
     assert len(told) == 3
     assert "leader_election_master_status 0.0" in (await page(pair.bed, "/metrics"))[1]
 

@@ -113,7 +113,7 @@ async def test_a_restart_writes_what_is_missing_and_what_is_wrong_and_nothing_el
         async with heard(bed) as told, bed.running():
             await bed.until(lambda found: found.keys() == before.keys() and found[wrong].value == before[wrong].value)
             await until_beat(bed, before)
-        assert set(told) == {missing, wrong, keys.stamp_key("shop", "s7")}
+        assert set(told) == {missing, wrong, keys.CHANGED_SERVICES}
 
 
 async def test_a_canary_and_the_beat_hang_on_one_lease_however_many_keys_there_are(bed: Bed) -> None:

@@ -55,7 +55,7 @@ async def test_a_peer_reads_what_is_shared_and_writes_nothing(bed: Bed) -> None:
     add_user(bed.context.users_file, "remote-beta")
     async with bed.client_as("beta", "remote-beta") as peer:
         await until_let_in(peer, inside=True)
-        for prefix in (keys.HEARTBEAT, keys.STATE, keys.canary_prefix("alpha"), keys.STAMPS):
+        for prefix in (keys.HEARTBEAT, keys.STATE, keys.canary_prefix("alpha"), keys.CHANGES):
             assert (await peer.range(prefix)).kvs
         assert await peer.get(keys.cluster_config_key("alpha"))
         for key in (CART, keys.HEARTBEAT, keys.AGENTS + b"n1", keys.CACHE + b"x", b"else"):

@@ -278,7 +278,7 @@ async def test_a_pod_cidr_with_hardly_an_address_ends_nothing(bed: Bed, cidr: st
 
 
 def stamp(bed: Bed, revision: int) -> None:
-    bed.sink.put("beta", "stamps", ("n", "web"), Stamp(observed=1, published=2), revision)
+    bed.sink.put("beta", "stamps", "services", {("n", "web"): Stamp(observed=1, published=2)}, revision)
 
 
 async def test_a_change_counts_once_it_is_in_the_maps(bed: Bed) -> None:

@@ -67,7 +67,7 @@ class FakeEtcd:
         return Changed([event for _, event in told], told[-1][0]) if told else None
 
     def _apply(self, ops: Sequence[Op]) -> None:
-        assert len({op.key for op in ops}) == len(ops) <= 100
+        assert len({op.key for op in ops}) == len(ops) <= 128
         if any(isinstance(op, Put) and op.lease and op.lease not in self.leases for op in ops):
             raise LeaseLost("requested lease not found")
         self.revision += 1

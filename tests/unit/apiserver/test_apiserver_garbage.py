@@ -107,8 +107,6 @@ def _read(key: bytes, value: bytes) -> None:
     """As a peer, or a node of our own, would. Raises DecodeError."""
     if key.startswith(keys.STATE):
         decode_entry(key, value, ALPHA)
-    elif key.startswith(keys.STAMPS):
-        local.decode_stamp(value)
     else:
         assert keys.parse_local_service(key)
         local.decode_service(value)

@@ -21,7 +21,7 @@ from clustermesh.sources.objects import KINDS, Object, Ref, Service
 from clustermesh.sources.table import ObjectTable, read_manifest
 from clustermesh.sources.translate import translate
 from clustermesh.wire import identity, keys, local
-from clustermesh.wire.kinds import LOCAL_SERVICES, SERVICES
+from clustermesh.wire.kinds import LOCAL_SERVICES
 
 ALPHA = Cluster(name="alpha", id=1)
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "cilium-1.18.4.json").read_text())["state"]
@@ -83,10 +83,8 @@ def test_the_config_and_the_canaries_are_the_recorded_ones() -> None:
     assert canaries == {key for key in GOLDEN if key.startswith("cilium/synced/")}
 
 
-def test_beside_them_stand_the_stamps_and_the_local_services_with_their_zones() -> None:
+def test_beside_them_stand_the_local_services_with_their_zones() -> None:
     found = published(in_plain_kubernetes())
-    stamp = found[SERVICES][keys.stamp_key("default", "cart")]
-    assert stamp == b'{"observed":0,"published":5}'
     value = found[LOCAL_SERVICES][keys.local_service_key("default", "cart")]
     assert value is not None
     assert local.decode_service(value).service.zones[parse("10.1.0.5")].zone == "z1"

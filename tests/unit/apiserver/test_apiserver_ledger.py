@@ -18,7 +18,8 @@ from clustermesh.store.client import EtcdClient
 from clustermesh.store.follow import Listed
 from clustermesh.store.follow import Put as Told
 from clustermesh.store.lease import LeaseKeeper
-from clustermesh.wire import keys
+from clustermesh.store.operations import Put
+from clustermesh.wire import keys, local
 from clustermesh.wire.kinds import SERVICES
 
 ALPHA = Cluster(name="alpha", id=1)
@@ -48,7 +49,8 @@ class Rig:
     def want(self, name: str, value: bytes | None) -> None:
         updates = Updates()
         updates.add(SERVICES, value_key(name), value)
-        updates.add(SERVICES, keys.stamp_key("shop", name), value)
+        if value is not None:
+            updates.observed[value_key(name)] = 7
         self.ledger.want(updates)
 
     def listed(self) -> None:
@@ -143,9 +145,9 @@ async def _play(steps: list[tuple[Any, ...]]) -> None:
                 bed.want(name, value)
     bed.ledger.prune()
     await bed.settle()
+    bed.etcd.keys.pop(keys.CHANGED_SERVICES, None)
     held = {key: kv.value for key, kv in bed.etcd.keys.items()}
-    expected = {value_key(n): v for n, v in wanted.items()} | {keys.stamp_key("shop", n): v for n, v in wanted.items()}
-    assert held == expected | {keys.canary_key("alpha", "services"): b"now"}
+    assert held == {value_key(n): v for n, v in wanted.items()} | {keys.canary_key("alpha", "services"): b"now"}
     assert all(kv.lease in bed.etcd.leases & bed.keeper.leases for kv in bed.etcd.keys.values())
 
 
@@ -162,13 +164,37 @@ async def test_what_was_found_stays_until_the_source_is_known_in_whole() -> None
     assert value_key("b") not in bed.etcd.keys
 
 
-async def test_a_service_and_its_stamp_are_written_in_one_transaction() -> None:
+async def test_services_and_their_stamps_are_written_in_one_transaction() -> None:
     bed = await rig()
     for number in range(130):
         bed.want(f"s{number}", b"1")
     await bed.settle()
-    of = {key: place for place, transaction in enumerate(bed.etcd.log) for key in transaction}
-    assert {of[value_key(f"s{n}")] - of[keys.stamp_key("shop", f"s{n}")] for n in range(130)} == {0}
+    services = [[key for key in each if key.startswith(keys.STATE)] for each in bed.etcd.log]
+    assert [keys.CHANGED_SERVICES in each for each in bed.etcd.log] == [bool(some) for some in services]
+    stamps = local.decode_stamps(bed.etcd.keys[keys.CHANGED_SERVICES].value)
+    assert stamps.keys() == {("shop", key.rpartition(b"/")[2].decode()) for key in services[-2] or services[-1]}
+    assert {stamp.observed for stamp in stamps.values()} == {7}
+
+
+async def test_what_is_written_again_without_a_change_has_no_stamp() -> None:
+    bed = await rig()
+    bed.want("a", b"1")
+    await bed.settle()
+    before = len(bed.etcd.log)
+    bed.ledger.lose_leases(frozenset([value_key("a")]))
+    await bed.settle()
+    assert bed.etcd.log[before:]
+    assert all(keys.CHANGED_SERVICES not in each for each in bed.etcd.log[before:])
+
+
+async def test_the_stamps_of_older_api_servers_go_when_the_source_is_known() -> None:
+    bed = await rig()
+    old = keys.OLD_STAMPS + b"shop/a"
+    await bed.etcd.transact([[Put(old, b"{}")]])
+    bed.listed()
+    bed.ledger.prune()
+    await bed.settle()
+    assert old not in bed.etcd.keys
 
 
 async def test_canaries_wait_until_every_entry_is_acknowledged() -> None:

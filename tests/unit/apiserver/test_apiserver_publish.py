@@ -78,7 +78,7 @@ class Etcd(dict[bytes, bytes]):
 
 
 def publisher(etcd: Etcd, grace: int = 100) -> Publisher:
-    return Publisher(ALPHA, Allocator(ALPHA, grace), etcd.get, last_good=etcd.get)
+    return Publisher(ALPHA, Allocator(ALPHA, grace), last_good=etcd.get)
 
 
 def test_a_service_is_shared_only_if_global_and_shared_but_local_always() -> None:
@@ -89,11 +89,11 @@ def test_a_service_is_shared_only_if_global_and_shared_but_local_always() -> Non
     ):
         etcd = Etcd()
         etcd.take(publisher(etcd).apply(Snapshot(services={CART: each}), Change(services={CART: 7}), now=9))
-        assert (keys.service_key("alpha", *CART) in etcd, keys.stamp_key(*CART) in etcd) == (is_published,) * 2
+        assert (keys.service_key("alpha", *CART) in etcd) == is_published
         assert local.decode_service(etcd[keys.local_service_key(*CART)]) == each
 
 
-def test_unsharing_a_service_removes_it_and_its_stamp() -> None:
+def test_unsharing_a_service_removes_it() -> None:
     etcd, snapshot = Etcd(), Snapshot(services={CART: service("10.1.0.5")})
     publishing = publisher(etcd)
     etcd.take(publishing.apply(snapshot, Change(services={CART: 1}), now=2))
@@ -102,21 +102,28 @@ def test_unsharing_a_service_removes_it_and_its_stamp() -> None:
     assert set(etcd) == {keys.local_service_key(*CART)}
 
 
-def test_a_stamp_stays_with_the_value_it_was_made_for() -> None:
-    etcd, change = Etcd(), Change(services={CART: 7})
+def test_only_a_service_that_is_written_anew_is_stamped() -> None:
+    etcd, key = Etcd(), keys.service_key("alpha", *CART)
     snapshot = Snapshot(services={CART: service("10.1.0.5")})
-    etcd.take(publisher(etcd).apply(snapshot, change, now=9))
-    stamp = etcd[keys.stamp_key(*CART)]
-    assert stamp == b'{"observed":7,"published":9}'
+
+    def observed(publishing: Publisher, at: int) -> dict[bytes, int]:
+        return etcd.take(publishing.apply(snapshot, Change(services={CART: at}), now=at)).observed
+
+    assert observed(publisher(etcd), 7) == {key: 7}
     restarted = publisher(etcd)
-    etcd.take(restarted.apply(snapshot, Change(services={CART: 8}), now=20))
-    assert etcd[keys.stamp_key(*CART)] == stamp
+    assert observed(restarted, 8) == {}
     snapshot.services[CART] = service("10.1.0.6")
-    etcd.take(restarted.apply(snapshot, Change(services={CART: 30}), now=31))
-    assert etcd[keys.stamp_key(*CART)] == b'{"observed":30,"published":31}'
-    etcd[keys.stamp_key(*CART)] = b"scribble"
-    etcd.take(restarted.apply(snapshot, Change(services={CART: 40}), now=41))
-    assert etcd[keys.stamp_key(*CART)] == b'{"observed":40,"published":41}'
+    assert observed(restarted, 30) == {key: 30}
+    snapshot.services[CART] = service("10.1.0.6", shared=False)
+    assert observed(restarted, 40) == {}
+
+
+def test_without_own_agents_nothing_is_published_for_them() -> None:
+    etcd, snapshot = Etcd(), Snapshot(services={CART: service("10.1.0.5"), ("shop", "db"): service(is_global=False)})
+    publishing = publisher(etcd)
+    publishing.of_agents = False
+    etcd.take(publishing.apply(snapshot, Change(services=dict.fromkeys(snapshot.services, 1)), now=2))
+    assert set(etcd) == {keys.service_key("alpha", *CART)}
 
 
 def test_an_agents_record_is_merged_into_its_node_and_turns_encryption_on_for_its_pods() -> None:
@@ -196,7 +203,7 @@ def test_what_cannot_be_written_any_more_is_kept_as_it_was_and_is_a_problem() ->
     before = dict(etcd)
     snapshot.services[CART] = MANY
     etcd.take(publishing.apply(snapshot, Change(services={CART: 3}), now=4))
-    assert etcd == before, "the stamp too: it is of what stands there"
+    assert etcd == before
     assert sorted(publishing.problems) == [keys.service_key("alpha", *CART), keys.local_service_key(*CART)]
     assert publishing.problems[keys.local_service_key(*CART)].endswith("; kept as it was")
     del snapshot.services[CART]
@@ -211,7 +218,6 @@ def test_a_value_larger_than_etcd_takes_is_a_problem_and_the_rest_goes_on() -> N
     etcd.take(publishing.apply(snapshot, Change(services={CART: 1, other: 1}), now=2))
     assert sorted(publishing.problems) == [keys.service_key("alpha", *CART), keys.local_service_key(*CART)]
     assert f"at most {module.MAX_VALUE} bytes" in publishing.problems[keys.local_service_key(*CART)]
-    assert keys.stamp_key(*CART) not in etcd
     snapshot.services[CART] = service("10.1.0.5")
     etcd.take(publishing.apply(snapshot, Change(services={CART: 3}), now=4))
     assert publishing.problems == {}
@@ -259,7 +265,7 @@ def _differing(before: Mapping, after: Mapping) -> list:
 
 
 def _plain(etcd: Etcd) -> dict[bytes, object]:
-    """Without what may differ with the order of events: times in stamps, and which number stands for which labels."""
+    """Without what may differ with the order of events: which number stands for which labels."""
     numbers = {}
     for key, value in etcd.items():
         if key.startswith(keys.state_prefix("identities", "alpha")):
@@ -270,8 +276,6 @@ def _plain(etcd: Etcd) -> dict[bytes, object]:
         if key.startswith(keys.state_prefix("ip", "alpha")):
             found = endpoint.decode(value)
             plain[key] = (numbers[found.identity], found.host_ip, found.key)
-        elif key.startswith(keys.STAMPS):
-            plain[key] = "stamp"
         elif not key.startswith(keys.state_prefix("identities", "alpha")):
             plain[key] = value
     return {**plain, b"labels": sorted(map(str, numbers.values()))}

@@ -18,7 +18,7 @@ def test_a_remote_reads_the_ranges_that_cilium_asks_for_and_writes_none() -> Non
         (b"cilium/state/", b"cilium/state0"),
         (b"cilium/cluster-config/alpha", b""),
         (b"cilium/synced/alpha/", b"cilium/synced/alpha0"),
-        (b"clustermesh/v1/stamps/services/", b"clustermesh/v1/stamps/services0"),
+        (b"clustermesh/v1/changes/", b"clustermesh/v1/changes0"),
     }
 
 

@@ -35,7 +35,7 @@ TABLE = [
     (keys.local_service_key("shop", "cart"), "clustermesh/v1/services/shop/cart"),
     (keys.LOCAL_SERVICES_SYNCED, "clustermesh/v1/synced/services"),
     (keys.agent_key("w1"), "clustermesh/v1/agents/w1"),
-    (keys.stamp_key("shop", "cart"), "clustermesh/v1/stamps/services/shop/cart"),
+    (keys.CHANGED_SERVICES, "clustermesh/v1/changes/services"),
     (keys.status_key("w1"), "clustermesh/v1/status/w1"),
 ]
 
@@ -81,7 +81,6 @@ def test_parsing_a_built_key_gives_its_names_back(cluster: str, namespace: str, 
     assert keys.parse_endpoint_slice(keys.endpoint_slice_key(cluster, namespace, name)) == (cluster, namespace, name)
     assert keys.parse_cluster_config(keys.cluster_config_key(cluster)) == cluster
     assert keys.parse_local_service(keys.local_service_key(namespace, name)) == (namespace, name)
-    assert keys.parse_stamp(keys.stamp_key(namespace, name)) == (namespace, name)
     assert keys.parse_agent(keys.agent_key(name)) == name
     assert keys.parse_status(keys.status_key(name)) == name
 

@@ -28,7 +28,6 @@ from clustermesh.model import (
     ServiceExport,
     SliceEndpoint,
     SlicePort,
-    Stamp,
 )
 from clustermesh.wire import cluster_config, endpoint, endpoint_slice, identity, local, node, service, service_export
 from clustermesh.wire.timestamp import format_time
@@ -180,7 +179,7 @@ REFUSED = [
     (endpoint_slice.encode, replace(SLICE, ports=(SlicePort(port=1 << 40),))),
     (local.encode_agent, AgentRecord(node="", wireguard_public_key="A" * 43 + "=")),
     (local.encode_agent, AgentRecord(node="n1", wireguard_public_key="")),
-    (local.encode_stamp, Stamp(observed=-1, published=0)),
+    (lambda at: local.encode_stamps({("shop", "cart"): at}, 0), -1),
     (format_time, 1 << 60),
 ]
 

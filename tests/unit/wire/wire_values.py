@@ -209,7 +209,18 @@ def _slices_of(family: str) -> st.SearchStrategy[EndpointSlice]:
 endpoint_slices = _slices_of("IPv4") | _slices_of("IPv6")
 local_services = st.builds(LocalService, service=services, is_global=st.booleans(), affinity=st.sampled_from(Affinity))
 agents = st.builds(AgentRecord, node=names, wireguard_public_key=wireguard_keys, boot_id=texts)
-stamps = st.builds(Stamp, observed=st.integers(0, 2**63 - 1), published=st.integers(0, 2**63 - 1))
+_moments = st.integers(0, 2**63 - 1)
+stamps = st.builds(
+    lambda observed, published: {name: Stamp(observed=at, published=published) for name, at in observed.items()},
+    st.dictionaries(st.tuples(names, names), _moments, min_size=1, max_size=3),
+    _moments,
+)
+
+
+def encode_stamps(found: dict[tuple[str, str], Stamp]) -> bytes:
+    published = next(iter(found.values())).published
+    return local.encode_stamps({name: stamp.observed for name, stamp in found.items()}, published)
+
 
 CODECS: dict[str, tuple[Any, Any, Any]] = {
     "cluster_config": (configs, cluster_config.encode, cluster_config.decode),
@@ -220,7 +231,7 @@ CODECS: dict[str, tuple[Any, Any, Any]] = {
     "endpoint_slice": (endpoint_slices, slices.encode, slices.decode),
     "local_service": (local_services, local.encode_service, local.decode_service),
     "agent": (agents, local.encode_agent, local.decode_agent),
-    "stamp": (stamps, local.encode_stamp, local.decode_stamp),
+    "stamps": (stamps, encode_stamps, local.decode_stamps),
 }
 """By noun: generator, encoder, decoder. An identity needs its number too and stands alone."""
 
