@@ -14,11 +14,14 @@ from msgspec import Struct, field
 
 from clustermesh.sources.decoding import decode_json
 from clustermesh.sources.metadata import Metadata
-from clustermesh.sources.objects import KINDS, Condition, Pod, PodIP, PodSpec, PodStatus, Ref
+from clustermesh.sources.objects import KINDS, Condition, Container, Pod, PodIP, PodSpec, PodStatus, Ref
 
 _SHARED: Final = 1 << 16
-_NONE: Final[list[PodIP]] = []
-_UNSAID: Final[list[Condition]] = []
+# One of each is enough for all: nobody changes an object.
+_NO_IPS: Final[list[PodIP]] = []
+_NO_CONDITIONS: Final[list[Condition]] = []
+_NO_CONTAINERS: Final[list[Container]] = []
+_NO_ANNOTATIONS: Final[dict[str, str]] = {}
 
 
 class _Metadata(Struct, frozen=True, gc=False, rename="camel"):
@@ -66,17 +69,17 @@ def decode_pod(data: msgspec.Raw) -> tuple[Ref, Pod]:
             metadata.name,
             namespace,
             _labels(tuple(metadata.labels.items())),
-            {},
-            metadata.creation_timestamp,
+            _NO_ANNOTATIONS,
+            intern(metadata.creation_timestamp),
             metadata.deletion_timestamp,
         ),
-        _spec(spec.node_name, spec.host_network, spec.service_account_name),
+        PodSpec(intern(spec.node_name), spec.host_network, intern(spec.service_account_name), "", "", _NO_CONTAINERS),
         PodStatus(
             intern(status.phase),
             status.pod_ip,
-            status.pod_ips if len(status.pod_ips) > 1 else _NONE,
+            status.pod_ips if len(status.pod_ips) > 1 else _NO_IPS,
             intern(status.host_ip),
-            _UNSAID,
+            _NO_CONDITIONS,
         ),
     )
     return Ref("Pod", namespace, metadata.name), lean
@@ -85,8 +88,3 @@ def decode_pod(data: msgspec.Raw) -> tuple[Ref, Pod]:
 @lru_cache(_SHARED)
 def _labels(items: tuple[tuple[str, str], ...]) -> dict[str, str]:
     return {intern(key): intern(value) for key, value in items}
-
-
-@lru_cache(_SHARED)
-def _spec(node: str, host_network: bool, service_account: str) -> PodSpec:
-    return PodSpec(node, host_network, service_account)
