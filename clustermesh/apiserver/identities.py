@@ -51,13 +51,22 @@ class Allocator:
         self._idle_since[labels] = now
         return True
 
-    def acquire(self, labels: Labels) -> int:
-        """The number of `labels`, used once more. Refused when every number of the range is taken."""
-        if labels not in self._number:
-            self._take(self._free_number(labels), labels)
+    def acquire(self, labels: Labels) -> Identity:
+        """What stands for `labels`, used once more. Refused when every number of the range is taken.
+
+        Its labels are one object for all who use them.
+        """
+        number = self._number.get(labels)
+        if number is None:
+            number = self._free_number(labels)
+            self._take(number, labels)
         self._uses[labels] = self._uses.get(labels, 0) + 1
         self._idle_since.pop(labels, None)
-        return self._number[labels]
+        return Identity(id=number, labels=self._labels[number])
+
+    def uses(self, labels: Labels) -> int:
+        """How often `labels` are in use."""
+        return self._uses.get(labels, 0)
 
     def release(self, labels: Labels, now: int) -> None:
         """Used once less."""

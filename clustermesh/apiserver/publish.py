@@ -6,7 +6,7 @@ everything, it gives everything, and a test holds the two equal.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, TypeVar
 
 from msgspec.structs import replace
@@ -15,7 +15,7 @@ from clustermesh.address import Address
 from clustermesh.apiserver.identities import Allocator, Labels
 from clustermesh.apiserver.labels import identity_labels
 from clustermesh.errors import Invalid, Refused
-from clustermesh.model import AgentRecord, Cluster, Endpoint, Identity, LocalService, Node
+from clustermesh.model import AgentRecord, Cluster, Endpoint, LocalService, Node
 from clustermesh.sources.nodes import ENCRYPTED, WIREGUARD_KEY
 from clustermesh.sources.pods import PodEndpoint
 from clustermesh.sources.snapshot import Change, Name, Snapshot
@@ -30,6 +30,8 @@ T = TypeVar("T")
 
 MAX_VALUE: Final = 900_000
 """Bytes. etcd takes requests of 1.5 MiB, and a service travels with its stamp."""
+
+_KNOWN_LABELS: Final = 4096
 
 Entries = dict[bytes, bytes | None]
 """Values by key; None where there is to be nothing."""
@@ -72,7 +74,10 @@ class Publisher:
         self._unsaid: set[str] = set()  # nodes whose record is not in etcd any more
         self._encrypted: dict[str, bool] = {}
         self._labels: dict[Address, Labels] = {}
+        self._on_node: dict[str, set[Address]] = {}
+        self._node_of: dict[Address, str] = {}
         self._unnumbered: set[Address] = set()
+        self._known_labels: dict[tuple[int, int, str, str], tuple[object, Labels]] = {}  # with what has the ids
 
     def apply(self, snapshot: Snapshot, change: Change, now: int) -> Updates:
         """What etcd should hold for the entries of `snapshot` that `change` names."""
@@ -144,10 +149,7 @@ class Publisher:
             if encrypted != self._encrypted.get(name, False):
                 flipped.add(name)
             self._encrypted[name] = encrypted
-        return sorted(self._on_nodes(snapshot, flipped)) if flipped else []
-
-    def _on_nodes(self, snapshot: Snapshot, names: Collection[str]) -> Iterator[Address]:
-        return (ip for ip, e in snapshot.endpoints.items() if isinstance(e, PodEndpoint) and e.node in names)
+        return sorted(ip for name in flipped for ip in self._on_node.get(name, ()))
 
     def _put_identities(self, snapshot: Snapshot, numbers: Sequence[int], updates: Updates) -> None:
         """Those that are allotted elsewhere."""
@@ -182,6 +184,7 @@ class Publisher:
         for ip in ips:
             found = snapshot.endpoints.get(ip)
             pod = found if isinstance(found, PodEndpoint) else None
+            self._place(ip, pod.node if pod else None)
             number = self._renumber(ip, pod, updates, now)
             endpoint = found if isinstance(found, Endpoint) else None
             if pod is not None and number is not None:
@@ -190,24 +193,46 @@ class Publisher:
             if pod is not None and number is None:
                 self.problems[keys.endpoint_key(ip)] = f"{pod.namespace}/{pod.pod_name}: it gets no identity"
 
+    def _place(self, ip: Address, node: str | None) -> None:
+        """`ip` is on `node` now."""
+        before = self._node_of.get(ip)
+        if before == node:
+            return
+        if before is not None:
+            self._on_node[before].discard(ip)
+            if not self._on_node[before]:
+                del self._on_node[before]
+            del self._node_of[ip]
+        if node is not None:
+            self._node_of[ip] = node
+            self._on_node.setdefault(node, set()).add(ip)
+
     def _renumber(self, ip: Address, endpoint: PodEndpoint | None, updates: Updates, now: int) -> int | None:
         """The identity number of `endpoint` at `ip`; the new one is taken before the old one is given back."""
-        before, after = self._labels.pop(ip, None), None
-        number = None
+        before, number = self._labels.pop(ip, None), None
         self._unnumbered.discard(ip)
         if endpoint is not None:
-            after = identity_labels(self._cluster.name, endpoint)
             try:
-                number = self._allocator.acquire(after)
+                identity = self._allocator.acquire(self._identity_labels(endpoint))
             except Refused:
                 self._unnumbered.add(ip)
             else:
-                self._labels[ip] = after
-                identity = Identity(id=number, labels=after)
-                self._add(updates, IDENTITIES, keys.identity_key(number), wire_identity.encode, identity)
+                number, self._labels[ip] = identity.id, identity.labels
+                if self._allocator.uses(identity.labels) == 1:  # for the others it is published already
+                    self._add(updates, IDENTITIES, keys.identity_key(number), wire_identity.encode, identity)
         if before is not None:
             self._allocator.release(before, now)
         return number
+
+    def _identity_labels(self, endpoint: PodEndpoint) -> Labels:
+        """Pods of one kind share their labels, as objects, where the source has seen to that."""
+        shared = endpoint.labels, endpoint.namespace_labels
+        name = (id(shared[0]), id(shared[1]), endpoint.namespace, endpoint.service_account)
+        if name not in self._known_labels:
+            if len(self._known_labels) >= _KNOWN_LABELS:
+                self._known_labels.clear()
+            self._known_labels[name] = (shared, identity_labels(self._cluster.name, endpoint))
+        return self._known_labels[name][1]
 
     def _endpoint(self, found: PodEndpoint, number: int) -> Endpoint:
         """Without service account and named ports, which Cilium's own API server leaves out too."""

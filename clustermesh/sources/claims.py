@@ -23,14 +23,15 @@ class Claims:
         self._endpoints, self._rank = endpoints, rank
         self._owner: dict[Address, Ref] = {}
         self._rivals: dict[Address, dict[Ref, Claim]] = {}
-        self._addresses: dict[Ref, tuple[Address, ...]] = {}
+        self._addresses: dict[Ref, tuple[Address, ...] | Address] = {}  # most have one
 
     def put(self, ref: Ref, found: Mapping[Address, Claim]) -> Iterator[Address]:
         """`ref` claims `found` now, and nothing else; the addresses that say something else by that."""
         before = self._addresses.pop(ref, ())
+        addresses = tuple(found)
         if found:
-            self._addresses[ref] = tuple(found)
-        for ip in dict.fromkeys([*before, *found]):
+            self._addresses[ref] = addresses[0] if len(addresses) == 1 else addresses
+        for ip in dict.fromkeys((*(before if isinstance(before, tuple) else (before,)), *addresses)):
             if self._settle(ip, ref, found.get(ip)):
                 yield ip
 

@@ -27,7 +27,7 @@ from clustermesh.kube.rbac import Rule
 from clustermesh.kube.resource import Resource
 from clustermesh.model import Cluster
 from clustermesh.sources.decoding import decode_json, ref_of
-from clustermesh.sources.lean import decode_pod
+from clustermesh.sources.lean import decode_pod, decode_service, decode_slice
 from clustermesh.sources.objects import KINDS, Kind, Object, Ref
 from clustermesh.sources.snapshot import Change, Snapshot
 from clustermesh.sources.table import Problem
@@ -46,6 +46,11 @@ RULES: Final = tuple(
 _FIELDS: Final = {"Pod": "spec.nodeName!=,status.phase!=Succeeded,status.phase!=Failed"}
 T = TypeVar("T")
 
+_LEAN: Final[Mapping[str, Callable[[Raw], tuple[Ref, Object]]]] = {
+    "Pod": decode_pod,
+    "Service": decode_service,
+    "EndpointSlice": decode_slice,
+}
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -203,7 +208,7 @@ def _resource(kind: Kind, version: str) -> Resource[Ref, Object]:
         group=kind.group,
         version=version,
         plural=kind.plural,
-        decode=decode_pod if kind.name == "Pod" else _decoder(kind),
+        decode=_LEAN.get(kind.name) or _decoder(kind),
         key=lambda namespace, name: Ref(kind.name, namespace if namespaced else "", name),
         fields=_FIELDS.get(kind.name, ""),
     )

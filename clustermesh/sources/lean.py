@@ -1,6 +1,7 @@
-"""Pods as a mesh needs them where a controller matches selectors: without what only that needs, and sharing the rest.
+"""Objects of the API without what no mesh asks for, and sharing the rest: a hundred thousand of them are held.
 
-A hundred thousand are held. Labels, nodes and service accounts are those of a few hundred Deployments.
+Pods are without what only the matching of selectors needs, which is the controllers' there. Labels, nodes and service
+accounts are those of a few hundred Deployments. What tools note on an object may be larger than the object itself.
 """
 
 from __future__ import annotations
@@ -13,10 +14,27 @@ import msgspec
 from msgspec import Struct, field
 
 from clustermesh.sources.decoding import decode_json
+from clustermesh.sources.index import SERVICE_NAME
 from clustermesh.sources.metadata import Metadata
-from clustermesh.sources.objects import KINDS, Condition, Container, Pod, PodIP, PodSpec, PodStatus, Ref
+from clustermesh.sources.objects import (
+    KINDS,
+    Condition,
+    Conditions,
+    Container,
+    EndpointPort,
+    EndpointSlice,
+    Pod,
+    PodIP,
+    PodSpec,
+    PodStatus,
+    Ref,
+    Service,
+    SliceEndpoint,
+)
+from clustermesh.sources.services import AFFINITY, GLOBAL, SHARED
 
 _SHARED: Final = 1 << 16
+_ANNOTATIONS: Final = frozenset((*GLOBAL, *SHARED, *AFFINITY))
 # One of each is enough for all: nobody changes an object.
 _NO_IPS: Final[list[PodIP]] = []
 _NO_CONDITIONS: Final[list[Condition]] = []
@@ -83,6 +101,46 @@ def decode_pod(data: msgspec.Raw) -> tuple[Ref, Pod]:
         ),
     )
     return Ref("Pod", namespace, metadata.name), lean
+
+
+def decode_service(data: msgspec.Raw) -> tuple[Ref, Service]:
+    """A Service as the API writes it. Raises DecodeError."""
+    found = decode_json(KINDS["Service"], data)
+    assert isinstance(found, Service)
+    metadata = found.metadata
+    annotations = tuple((key, value) for key, value in metadata.annotations.items() if key in _ANNOTATIONS)
+    namespace = intern(metadata.namespace)
+    lean = Metadata(metadata.name, namespace, metadata.labels, _labels(annotations))
+    return Ref("Service", namespace, metadata.name), Service(lean, found.spec)
+
+
+def decode_slice(data: msgspec.Raw) -> tuple[Ref, EndpointSlice]:
+    """An EndpointSlice as the API writes it. Raises DecodeError."""
+    found = decode_json(KINDS["EndpointSlice"], data)
+    assert isinstance(found, EndpointSlice)
+    metadata, namespace = found.metadata, intern(found.metadata.namespace)
+    owner = {SERVICE_NAME: name} if (name := metadata.labels.get(SERVICE_NAME)) else {}
+    lean = Metadata(metadata.name, namespace, owner, _NO_ANNOTATIONS)
+    endpoints = [_endpoint(each) for each in found.endpoints]
+    ports = _ports(tuple((port.name, port.port, port.protocol) for port in found.ports))
+    return Ref("EndpointSlice", namespace, metadata.name), EndpointSlice(
+        lean, intern(found.address_type), endpoints, ports
+    )
+
+
+def _endpoint(found: SliceEndpoint) -> SliceEndpoint:
+    conditions = _conditions(found.conditions.ready, found.conditions.serving)
+    return SliceEndpoint(found.addresses, conditions, found.hostname, intern(found.zone), found.hints)
+
+
+@lru_cache(_SHARED)
+def _ports(ports: tuple[tuple[str | None, int | None, str | None], ...]) -> list[EndpointPort]:
+    return [EndpointPort(*port) for port in ports]
+
+
+@lru_cache
+def _conditions(ready: bool | None, serving: bool | None) -> Conditions:
+    return Conditions(ready, serving)
 
 
 @lru_cache(_SHARED)

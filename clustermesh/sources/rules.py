@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from clustermesh.address import LINK_LOCAL, Address, Prefix, nobodys, parse, parse_prefix, single
+from clustermesh.address import LINK_LOCAL, Address, Prefix, is_ipv4, nobodys, parse, parse_prefix, single
 from clustermesh.errors import Invalid
 from clustermesh.model import Protocol
 
@@ -44,9 +44,14 @@ def check_labels(field: str, labels: Mapping[str, str]) -> Mapping[str, str]:
 def parse_ip(field: str, text: str) -> Address:
     """The address of one machine or pod."""
     ip = parse(text, field)
-    if nobodys(single(ip)) not in (None, *LINK_LOCAL):
+    if not _is_usual(ip) and nobodys(single(ip)) not in (None, *LINK_LOCAL):
         raise Invalid(field, text, "must be the address of one machine or pod, not unspecified, loopback or multicast")
     return ip
+
+
+def _is_usual(ip: Address) -> bool:
+    """True where the first byte alone says that it is some machine's: nearly always."""
+    return 0x80 <= ip[12] < 0xE0 or 0 < ip[12] < 0x7F if is_ipv4(ip) else 0x20 <= ip[0] < 0xFF
 
 
 def parse_cidr(field: str, text: str) -> Prefix:
