@@ -117,6 +117,7 @@ def check_needed(features: list[Feature]) -> list[Feature]:
 
 async def _work(options: Options, context: Context, etcd: EtcdClient, node: ThisNode) -> None:
     state, propagation = MeshState(context.name), Propagation()
+    folder = options.clustermesh_config or context.peers
     sink = AgentSink(state, propagation)
     own = ClusterReader(
         context.name,
@@ -129,10 +130,10 @@ async def _work(options: Options, context: Context, etcd: EtcdClient, node: This
     around = Surroundings(
         context.name,
         context.endpoint,
-        lambda: dict(peers.files) if peers.synced_once else read_peers(context.peers, context.name).peers,
+        lambda: dict(peers.files) if peers.synced_once else read_peers(folder, context.name).peers,
         options.device,
     )
-    peers = Peers(context.peers, context.cluster, sink, _connect_peer, peer_tables, options.last_good, state.authorize)
+    peers = Peers(folder, context.cluster, sink, _connect_peer, peer_tables, options.last_good, state.authorize)
     peers.on_files = around.look_again  # the etcds they name are lifelines, too
     domains = Domains(options, state, propagation, node, open_targets(node.datapath, node.device, node.public_key))
     pods = Pods(options, domains.tunnels, domains.attached_pods)

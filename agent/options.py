@@ -23,7 +23,10 @@ exit codes: 0 stopped, 1 failed, 2 wrong usage or input
 
 
 class Options(Struct, frozen=True, kw_only=True):
-    """Where things are on this node. `metrics` is HOST:PORT for /metrics, /readyz and /livez, or "" for none."""
+    """Where things are on this node. `metrics` is HOST:PORT for /metrics, /readyz and /livez, or "" for none.
+
+    `clustermesh_config` is a folder of connected clusters to read instead of the one in `context`: the mirror's.
+    """
 
     context: Path
     node: str
@@ -33,6 +36,7 @@ class Options(Struct, frozen=True, kw_only=True):
     metrics: str = "127.0.0.1:9962"
     device: str = "cm-wg0"
     port: int = 51871
+    clustermesh_config: Path | None = None
 
     @property
     def socket(self) -> Path:
@@ -54,6 +58,12 @@ def parse(arguments: list[str] | None = None) -> Options:
     add = parser.add_argument
     context = os.environ.get("CLUSTERMESH_CONTEXT", "/etc/clustermesh")
     add("--context", type=Path, default=Path(context), metavar="DIR", help=f"the cluster's folder (default {context})")
+    add(
+        "--clustermesh-config",
+        type=Path,
+        metavar="DIR",
+        help="the connected clusters, one file each (default: DIR/peers of --context)",
+    )
     add(
         "--node",
         type=_node,

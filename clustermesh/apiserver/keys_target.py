@@ -22,16 +22,23 @@ class Held(NamedTuple):
 
 
 class KeysTarget:
-    """The keys of `places`: those under it where a place ends in "/", else that one key.
+    """The keys of `places`: those under it where a place ends in "/", else that one key. `but` are
+    places in them that are another's.
 
     `stamps`, where given, are written in the transactions of the keys they are of. `written` holds the revision at
     which a key was last written by us, for whoever hears of it by a watch.
     """
 
     def __init__(
-        self, client: EtcdClient, keeper: LeaseKeeper, places: Sequence[bytes], stamps: Stamps | None = None
+        self,
+        client: EtcdClient,
+        keeper: LeaseKeeper,
+        places: Sequence[bytes],
+        stamps: Stamps | None = None,
+        but: tuple[bytes, ...] = (),
     ) -> None:
         self.client, self.keeper, self._stamps = client, keeper, stamps
+        self._not_under, self._not = tuple(p for p in but if p.endswith(b"/")), frozenset(but)
         self.prefixes = tuple(place for place in places if place.endswith(b"/"))
         self.keys = tuple(place for place in places if not place.endswith(b"/"))
         self.written: dict[bytes, int] = {}
@@ -39,8 +46,12 @@ class KeysTarget:
     def held(self, kv: KeyValue) -> Held:
         return Held(kv.value, self.keeper.claim(kv.key, kv.lease))
 
+    def covers(self, key: bytes) -> bool:
+        """Whether `key` is one of these, under a prefix."""
+        return key.startswith(self.prefixes) and not key.startswith(self._not_under) and key not in self._not
+
     async def dump(self) -> Mapping[bytes, Held]:
-        found = [kv for prefix in self.prefixes for kv in (await self.client.range(prefix)).kvs]
+        found = [kv for prefix in self.prefixes for kv in (await self.client.range(prefix)).kvs if self.covers(kv.key)]
         found += [kv for key in self.keys if (kv := await self.client.get(key)) is not None]
         return {kv.key: self.held(kv) for kv in found}
 

@@ -124,11 +124,10 @@ class Section:
 class Ledger:
     """Several sections. `take` what a watch tells, `want` what a Publisher says."""
 
-    def __init__(self, sections: Sequence[Section], stamps: Stamps) -> None:
+    def __init__(self, sections: Sequence[Section], stamps: Stamps | None = None) -> None:
         self._stamps = stamps
         self.sections = {section.name: section for section in sections}
         self._by_key = {key: section for section in sections for key in section.target.keys}
-        self._by_prefix = [(prefix, section) for section in sections for prefix in section.target.prefixes]
 
     def __getitem__(self, name: str) -> Section:
         return self.sections[name]
@@ -149,8 +148,9 @@ class Ledger:
         return section.last_good(key) if section else None
 
     def want(self, updates: Updates) -> None:
-        for key, observed in updates.observed.items():
-            self._stamps.note(key, observed)
+        if self._stamps is not None:
+            for key, observed in updates.observed.items():
+                self._stamps.note(key, observed)
         for name, entries in updates.items():
             for key, value in entries.items():
                 self.sections[name].want(key, value)
@@ -187,4 +187,4 @@ class Ledger:
     def _of(self, key: bytes) -> Section | None:
         if key in self._by_key:
             return self._by_key[key]
-        return next((section for prefix, section in self._by_prefix if key.startswith(prefix)), None)
+        return next((section for section in self.sections.values() if section.target.covers(key)), None)

@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import signal
-import socket
 import time
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import ExitStack, aclosing, suppress
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import ExitStack, aclosing, contextmanager, suppress
 from typing import Any, Final
 
 from msgspec import Struct
@@ -30,22 +27,20 @@ from clustermesh.apiserver.publish import Publisher, Updates
 from clustermesh.apiserver.report import keep_reported
 from clustermesh.apiserver.resources import ABOUT, CANARIES, canary_keys, config_value, make_ledger, watched_places
 from clustermesh.apiserver.settings import Settings, of_folder
+from clustermesh.apiserver.terms import own_name, serve_terms, time_text
 from clustermesh.apiserver.users import Users
 from clustermesh.apiserver.writer import Writer
-from clustermesh.errors import ClusterMeshError
 from clustermesh.sources.folder import FolderSource
 from clustermesh.sources.snapshot import Change, Snapshot
 from clustermesh.sources.source import Source
 from clustermesh.standalone.context import Context
 from clustermesh.store import election
-from clustermesh.store.backoff import Backoff
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.election import Election
 from clustermesh.store.follow import Changed, Interrupted, Listed, follow
 from clustermesh.store.lease import DEFAULT_TTL, LeaseKeeper
 from clustermesh.wire import keys
 from clustermesh.wire.kinds import IDENTITIES, NODES
-from clustermesh.wire.timestamp import format_time
 
 _LOG: Final = logging.getLogger(__name__)
 _SOON: Final = 2.0  # seconds between two beats at least
@@ -82,52 +77,22 @@ async def run(
 
     Invalid or Refused for an address that cannot be listened on. All else that is missing is waited for.
     """
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    try:
+    at, tls = settings.endpoints, settings.tls
+    async with EtcdClient(at, tls) as client, EtcdClient(at, tls, timeout=timing.election) as voting:
         with few_collections() as settle:
-            await _serve(stop, settings, make_source, http, timing, settle)
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
+            await serve_terms(
+                lambda: ApiServer(settings, make_source(), client, voting, timing, settle),
+                lambda current: _serve_health(http, lambda: current().health()),
+            )
     _LOG.info("stopped; keys stay until their leases end")
 
 
-async def _serve(
-    stop: asyncio.Event,
-    settings: Settings,
-    make_source: Callable[[], Source],
-    http: Sequence[str],
-    timing: Timing,
-    settle: Callable[[], None],
-) -> None:
-    """One API server after the other: who was deposed begins again with nothing in mind."""
-    at, tls = settings.endpoints, settings.tls
-    async with EtcdClient(at, tls) as client, EtcdClient(at, tls, timeout=timing.election) as voting:
-        server = ApiServer(settings, make_source(), client, voting, timing, settle)
-
-        def health() -> Health:
-            return server.health()
-
-        with ExitStack() as stack:
-            for address in http:
-                stack.enter_context(health_server(address, health))
-            while not stop.is_set():
-                await _run_until(stop, server.election.deposed, server.tasks())
-                server = ApiServer(settings, make_source(), client, voting, timing, settle)
-
-
-async def _run_until(stop: asyncio.Event, deposed: asyncio.Event, work: list[Coroutine[Any, Any, None]]) -> None:
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(coroutine) for coroutine in work]
-        ends = [asyncio.create_task(event.wait()) for event in (stop, deposed)]
-        try:
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in [*tasks, *ends]:
-                task.cancel()
+@contextmanager
+def _serve_health(addresses: Sequence[str], health: Callable[[], Health]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for address in addresses:
+            stack.enter_context(health_server(address, health))
+        yield
 
 
 class ApiServer:
@@ -154,7 +119,7 @@ class ApiServer:
         self.users = Users(client, settings, self._note_problems)
         self.agents = AgentRecords(client, lambda node: node in self.source.snapshot.nodes)
         self.keeper.on_lost = self._lose_leases
-        self.election = Election(voting, client, keys.API_SERVER_LEADERS, _own_name(), timing.election)
+        self.election = Election(voting, client, keys.API_SERVER_LEADERS, own_name(), timing.election)
         self.election.on_lead = self.writer.hurry
         self._places = [*watched_places(self.cluster), keys.AGENTS]
         self._unlisted = set(self._places)
@@ -194,8 +159,8 @@ class ApiServer:
             await self.users.enabled.wait()
             self._may_list.set()
             await self._listed.wait()
-            await _persist(lambda: self.keeper.adopt(self.ledger.leases()))
-            await _persist(lambda: self.keeper.part(keys.HEARTBEAT))  # whose lease it has tells who wrote the canaries
+            await self.keeper.adopt(self.ledger.leases())
+            await self.keeper.part(keys.HEARTBEAT)  # whose lease it has tells who wrote the canaries
             self._may_beat.set()
             await self._heard.wait()
             self._take_charge()
@@ -292,7 +257,7 @@ class ApiServer:
         self.ledger[ABOUT].want(keys.cluster_config_key(self.cluster.name), config_value(self.cluster))
         while True:
             self._deleting.clear()
-            self.ledger[ABOUT].want(keys.HEARTBEAT, _now())
+            self.ledger[ABOUT].want(keys.HEARTBEAT, time_text())
             self.writer.wake()
             await asyncio.sleep(soon := min(_SOON, self.timing.heartbeat))
             with suppress(TimeoutError):
@@ -318,7 +283,7 @@ class ApiServer:
         missing = {key for key in canary_keys(self.cluster) if key not in canaries.tracker.desired}
         waiting = {nodes} & missing if self._keyless() else set()
         for key in missing - waiting:
-            canaries.want(key, canaries.held(key) or _now())
+            canaries.want(key, canaries.held(key) or time_text())
             self._join_beat(key)
         return not waiting
 
@@ -387,22 +352,3 @@ class ApiServer:
             leases=len(self.keeper.leases),
             source=self.source.about,
         )
-
-
-async def _persist(attempt: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Until it succeeds."""
-    backoff = Backoff(last=5.0)
-    while True:
-        try:
-            return await attempt()
-        except ClusterMeshError as e:
-            _LOG.debug("tried again: %s", e)
-            await asyncio.sleep(backoff.next())
-
-
-def _own_name() -> str:
-    return f"{socket.gethostname()} (process {os.getpid()})"
-
-
-def _now() -> bytes:
-    return format_time(int(time.time())).encode()

@@ -1,6 +1,8 @@
 """Writes what the ledger wants, in the order a reader relies on, for as long as the process lives.
 
 First the cluster config and the heartbeat; then the data; canaries last, and only while every entry is acknowledged.
+One that stood and is gone is written again only after a look at the entries themselves: of two things that were lost
+together, the watches may tell in any order.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ class Writer:
         self._canaries = Reconciler(ledger[CANARIES].tracker)
         self._data.may_delete = self._canaries.may_delete = True  # what was found is guarded by the ledger itself
         self._data_open = self._may_audit = False
+        self._stood = frozenset[bytes]()  # canaries, after the last pass
         self._wake = asyncio.Event()
 
     def wake(self) -> None:
@@ -94,8 +97,17 @@ class Writer:
         await self._data.flush()
         if all(self.ledger[name].complete for name in DATA):
             said = self._say_complete()
-            await self._canaries.flush()
-            self._note_synced(said)
+            if await self._is_still_complete():
+                await self._canaries.flush()
+                self._stood = frozenset(self.ledger[CANARIES].tracker.actual)
+                self._note_synced(said)
+
+    async def _is_still_complete(self) -> bool:
+        if self._stood.isdisjoint(self.ledger[CANARIES].tracker.pending().upserts):
+            return True
+        await self._data.adopt()
+        await self._data.flush()
+        return all(self.ledger[name].complete for name in DATA)
 
     def _note_synced(self, said: bool) -> None:
         if said and not self.synced and self.ledger[CANARIES].complete:

@@ -27,6 +27,7 @@ _COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "certs": ("clustermesh.cli.certs", "command", "Make, show, renew and issue certificates."),
     "etcd": ("clustermesh.cli.run", "etcd", "Run the cluster's etcd in the foreground."),
     "apiserver": ("clustermesh.cli.apiserver", "apiserver", "Publish the cluster to its peers."),
+    "kvstoremesh": ("clustermesh.cli.kvstoremesh", "command", "Mirror peers into the cluster's etcd."),
     "agent": ("clustermesh.cli.run", "agent", "Run the agent of one node."),
     "connect": ("clustermesh.cli.connect", "connect", "Let two clusters see each other."),
     "disconnect": ("clustermesh.cli.connect", "disconnect", "Take two clusters apart, also when one is gone."),

@@ -225,10 +225,14 @@ class MeshState:
         taken, self._dirty_addresses = self._dirty_addresses, set()
         return taken
 
-    def rule(self, name: Address | ServiceName) -> None:
+    def rule(self, name: Address | ServiceName) -> Sequence[str]:
         """Decide on the endpoints at an address, or the services of a name, some of whose addresses changed hands.
-        One node may have a hundred thousand of them, so whoever takes what is dirty has it decided on in turns."""
-        for cluster in self._unruled.pop(name, ()):
+        One node may have a hundred thousand of them, so whoever takes what is dirty has it decided on in turns.
+
+        The clusters whose entries were decided on.
+        """
+        clusters = self._unruled.pop(name, ())
+        for cluster in clusters:
             if (view := self.views.get(cluster)) is None:
                 continue
             if isinstance(name, tuple):
@@ -236,6 +240,7 @@ class MeshState:
                     self._rule_service(cluster, name, view.services[name])
             elif name in view.endpoints:
                 self._rule_endpoint(cluster, name, view.endpoints[name])
+        return clusters
 
     def take_services(self) -> set[ServiceName]:
         """The services that may have other frontends or backends since the last call. `rule` as addresses."""
@@ -266,10 +271,14 @@ class MeshState:
         """What is at `address` that no service may take this machine's own way to, or ""."""
         return self._admission.lives_at(address)
 
+    def service(self, cluster: str, name: ServiceName) -> Service:
+        """The service `name` that `cluster` has, without backends that are not its to name."""
+        return self._rulings[cluster].trimmed.get(name) or self.views[cluster].services[name]
+
     def remote_services(self, name: ServiceName) -> list[Service]:
         """The service `name` as every other cluster in use has it, without backends that are not theirs to name."""
         return [
-            self._rulings[cluster].trimmed.get(name) or self.views[cluster].services[name]
+            self.service(cluster, name)
             for cluster in self._order
             if cluster != self.own and cluster not in self.withheld and name in self.views[cluster].services
         ]

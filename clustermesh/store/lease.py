@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Coroutine
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from clustermesh.errors import ClusterMeshError
 from clustermesh.store.backoff import Backoff
 from clustermesh.store.client import EtcdClient
+
+T = TypeVar("T")
 
 DEFAULT_TTL: Final = 900
 DEFAULT_PER_LEASE: Final = 1000
@@ -52,8 +54,8 @@ class LeaseKeeper:
             return self._lease_of.get(key) or self._place(key)
 
     async def part(self, key: bytes) -> None:
-        """Give `key` a new lease that only what joins it shares. Raises ClusterMeshError."""
-        lease = await self.client.grant(self.ttl)
+        """Give `key` a new lease that only what joins it shares, once etcd grants one."""
+        lease = await _persist(lambda: self.client.grant(self.ttl))
         self.release(key)
         self._keys[lease] = set()
         self._put(key, lease)
@@ -71,8 +73,9 @@ class LeaseKeeper:
         return True
 
     async def adopt(self, leases: Collection[int]) -> None:
-        """Keep alive what others granted, where it lives and lasts as long as ours. Raises ClusterMeshError."""
-        left = await self.client.keep_alive(sorted(set(leases) - self._keys.keys() - {0}))
+        """Keep alive what others granted, where it lives and lasts as long as ours, once etcd says which that are."""
+        asked = sorted(set(leases) - self._keys.keys() - {0})
+        left = await _persist(lambda: self.client.keep_alive(asked))
         for lease, ttl in left.items():
             if ttl >= self.ttl and lease not in self._keys:
                 self._open(lease)
@@ -141,3 +144,13 @@ class LeaseKeeper:
         for key in keys:
             del self._lease_of[key]
         return keys
+
+
+async def _persist(attempt: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """What it returns once it succeeds."""
+    backoff = Backoff(last=5.0)
+    while True:
+        try:
+            return await attempt()
+        except ClusterMeshError:
+            await asyncio.sleep(backoff.next())

@@ -94,7 +94,8 @@ async def test_a_removed_user_hears_nothing_more_over_a_watch_from_before(bed: B
         await agent.until_hears(b"10.1.0.77")
         assert not revoked.hears(b"10.1.0.77")
         assert (other.lists, agent.lists) == (1, 1), "they went on where they were"
-    assert await page(bed, "/readyz") == (200, "ok\n")
+    status, text = await page(bed, "/readyz")
+    assert (status, text.splitlines()[0]) == (200, "ok")
 
 
 async def test_the_api_server_stays_ready_while_it_cuts_the_others(bed: Bed) -> None:
@@ -121,7 +122,7 @@ async def test_an_api_server_that_dies_before_it_cuts_leaves_that_to_the_next_on
         await bed.kill_child()
         remove_user(bed.context.users_file, "remote-beta")
         with pytest.raises(Died):
-            await DiesBeforeItCuts(bed.client, bed.context.cluster, bed.context.users_file, 1, lambda: None).run()
+            await DiesBeforeItCuts(bed.client, of_folder(bed.context), lambda: None).run()
         await bed.until_users(*OWN, "remote-gamma")
         assert not revoked.refused
         async with bed.child():

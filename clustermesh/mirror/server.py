@@ -1,0 +1,312 @@
+"""The mirror's wiring: a reader for each peer, the own etcd, and what stands between them.
+
+Of all mirrors of one etcd one leads (store/election.py); another one has listed the cache, and begins to read peers
+when it leads. Stopping revokes nothing but the lead: the copies live on until their leases end, and whoever comes next
+takes them over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from msgspec import Struct
+
+from clustermesh.apiserver.collector import few_collections
+from clustermesh.apiserver.settings import Settings
+from clustermesh.apiserver.terms import own_name, serve_terms, time_text
+from clustermesh.errors import ClusterMeshError
+from clustermesh.mesh.peer_files import PeerFile
+from clustermesh.mesh.peers import Peers
+from clustermesh.mesh.reader import ClusterReader, parts
+from clustermesh.mesh.session import State
+from clustermesh.mesh.tables import Table, own_tables
+from clustermesh.mirror.agent_files import AgentAccess, keep_agent_files
+from clustermesh.mirror.cache import PLACES, CacheWriter, adopt, in_turns, make_ledger
+from clustermesh.mirror.copies import KINDS, copied_tables
+from clustermesh.mirror.departures import WAIT, Departures
+from clustermesh.mirror.health import CopyHealth, MirrorHealth, health_server
+from clustermesh.mirror.readiness import Progress, Readiness
+from clustermesh.mirror.sink import CANARIES, MirrorSink
+from clustermesh.model import ClusterConfig
+from clustermesh.store import election
+from clustermesh.store.client import EtcdClient
+from clustermesh.store.election import Election
+from clustermesh.store.follow import Interrupted, Listed, follow
+from clustermesh.store.lease import DEFAULT_TTL, LeaseKeeper
+from clustermesh.store.tls import Tls
+from clustermesh.wire import keys
+from clustermesh.wire.kinds import NODES
+
+_LOG: Final = logging.getLogger(__name__)
+BEAT: Final = 60.0
+"""Seconds between two beats."""
+_LOOK: Final = 1.0  # seconds between two looks at which clusters are connected
+_SAID: Final = 10  # refusals of a cluster that are named for each reason
+_NOWHERE: Final = Path("/proc/nothing")  # what was known of a cluster is in the cache
+
+
+class Timing(Struct, frozen=True, kw_only=True):
+    """Seconds. `own` is how long the own cluster's nodes are waited for, `wait` how long copies of a cluster stay that
+    was disconnected. `heartbeat` is how often to beat, where no API server does; 0 for never."""
+
+    lease_ttl: int = DEFAULT_TTL
+    audit: float = 300.0
+    own: float = 30.0
+    wait: float = WAIT
+    election: int = election.TTL
+    heartbeat: float = 0.0
+
+
+_DEFAULT_TIMING: Final = Timing()
+
+
+async def run(
+    settings: Settings,
+    folder: Path,
+    http: str,
+    timing: Timing = _DEFAULT_TIMING,
+    access: AgentAccess | None = None,
+) -> None:
+    """Copy the clusters of `folder` until SIGTERM or SIGINT, or until cancelled. `http` is where health is served.
+
+    Agents find their files where `access` says, if it is given.
+    """
+    at, tls = settings.endpoints, settings.tls
+    async with EtcdClient(at, tls) as client, EtcdClient(at, tls, timeout=timing.election) as voting:
+        with few_collections() as settle:
+            await serve_terms(
+                lambda: Mirror(settings, folder, client, voting, timing, access, settle),
+                lambda current: health_server(http, lambda: current().health()),
+            )
+    _LOG.info("stopped; the copies stay until their leases end")
+
+
+class Mirror:
+    """What the tasks of one mirror share. `voting` is a client of the same etcd for the election alone."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        folder: Path,
+        client: EtcdClient,
+        voting: EtcdClient,
+        timing: Timing,
+        access: AgentAccess | None,
+        settle: Callable[[], None],
+    ) -> None:
+        self._access, self._settle = access, settle
+        self.settings, self.client, self.timing, self._folder = settings, client, timing, folder
+        own = settings.cluster.name
+        self.keeper = LeaseKeeper(client, timing.lease_ttl)
+        self.brief = LeaseKeeper(client, timing.lease_ttl * 2 // 3)
+        self.ledger = make_ledger(own, client, self.keeper, self.brief)
+        self.sink = MirrorSink(own, self._want)
+        self.writer = CacheWriter(self.ledger, self.sink, time_text, timing.audit)
+        self.peers = Peers(
+            folder, settings.cluster, self.sink, _connect, self._tables, _NOWHERE, self.sink.state.authorize
+        )
+        self.peers.on_files = self._keep_agent_files
+        self.sink.is_connected, self.sink.config_of = self._is_connected, self._config_of
+        self.sink.state.on_dirty.append(self.writer.wake)
+        for keeper in (self.keeper, self.brief):
+            keeper.on_lost = self._lose_leases
+        self.election = Election(voting, client, keys.KVSTOREMESH_LOCK + b"/", own_name(), timing.election)
+        self.election.on_lead = self.writer.hurry
+        self._unlisted, self._listed = set(PLACES), asyncio.Event()
+        self._interrupted: dict[bytes, str] = {}
+        self._departures, self._readiness = Departures(timing.wait), Readiness()
+        self._began = time.monotonic()
+        self._problems: tuple[str, ...] = ()
+
+    def tasks(self) -> list[Coroutine[Any, Any, None]]:
+        """Everything that has to run."""
+        return [self.election.run(), self._lead(), *(self._follow(place) for place in PLACES)]
+
+    async def _lead(self) -> None:
+        """All that writes, and what it is about."""
+        await self.election.leading.wait()
+        await self._listed.wait()
+        await self._adopt_leases()
+        await in_turns(adopt(self.sink, self.ledger))
+        async with asyncio.TaskGroup() as tasks:
+            for each in (self.keeper, self.brief, self.writer, self.peers):
+                tasks.create_task(each.run())
+            for work in (self._read_own(), self._look(), self._beat()):
+                tasks.create_task(work)
+
+    async def _adopt_leases(self) -> None:
+        found = {name: section.leases() for name, section in self.ledger.sections.items()}
+        await self.brief.adopt(found.pop(CANARIES))
+        await self.keeper.adopt(set[int]().union(*found.values()))
+
+    # -- the own etcd --------------------------------------------------------------------------------------------------
+
+    async def _follow(self, place: bytes) -> None:
+        async with aclosing(follow(self.client, place)) as items:
+            async for item in items:
+                if isinstance(item, Interrupted):
+                    self._interrupted[place] = str(item.error)
+                    continue
+                if self._interrupted.pop(place, None) is not None:
+                    self.writer.hurry()
+                for part in parts(item):
+                    self.ledger.take(part)  # type: ignore[arg-type]  # a part is what the whole is
+                    await asyncio.sleep(0)
+                if isinstance(item, Listed):
+                    self._note_listed(place)
+                self.writer.wake()
+
+    def _note_listed(self, place: bytes) -> None:
+        self._unlisted.discard(place)
+        if not self._unlisted:
+            self._listed.set()
+
+    def _want(self, section: str, key: bytes, value: bytes | None) -> None:
+        self.ledger[section].want(key, value)
+        self.writer.wake()
+
+    def _lose_leases(self, lost: frozenset[bytes]) -> None:
+        _LOG.warning("a lease was lost: %d keys are written again", len(lost))
+        self.ledger.lose_leases(lost)
+        self.writer.wake()
+
+    async def _read_own(self) -> None:
+        """No peer gets what one of our own nodes has. Whoever waits for them waits for a while only."""
+        reader = ClusterReader(self.settings.cluster.name, self.sink, self._own_client, _own_nodes, _admit_anyone)
+        reader.on_complete = self._know_own
+        asyncio.get_running_loop().call_later(self.timing.own, self._know_own)
+        await reader.run()
+
+    @asynccontextmanager
+    async def _own_client(self) -> AsyncIterator[EtcdClient]:
+        yield self.client
+
+    def _know_own(self) -> None:
+        self.sink.know_own()
+        self.writer.wake()
+
+    async def _beat(self) -> None:
+        """In place of an API server, where there is none."""
+        while self.timing.heartbeat:
+            try:
+                await self.client.put(keys.HEARTBEAT, time_text(), await self.keeper.lease_for(keys.HEARTBEAT))
+            except ClusterMeshError as e:
+                _LOG.debug("heartbeat: %s", e)
+            await asyncio.sleep(self.timing.heartbeat)
+
+    # -- peers ---------------------------------------------------------------------------------------------------------
+
+    def _tables(self, cluster: str, config: ClusterConfig) -> Sequence[Table]:
+        """Asked for when an attempt begins: the cluster may be read."""
+        self.sink.configure(cluster, config)
+        return copied_tables(cluster, config)
+
+    def _keep_agent_files(self) -> None:
+        if self._access is not None:
+            keep_agent_files(self.peers.files.values(), self._access)
+
+    def _is_connected(self, cluster: str) -> bool:
+        return cluster in self.peers.files
+
+    def _config_of(self, cluster: str) -> ClusterConfig | None:
+        return self.peers.readers[cluster].config
+
+    async def _look(self) -> None:
+        """Take back what was copied of clusters that are not connected any more."""
+        await self.peers.looked.wait()
+        while True:
+            held = self.sink.clusters
+            connected = {name for name in held if self._is_connected(name) or (self._folder / name).exists()}
+            leaving = self._departures.look(held, connected, time.monotonic())
+            for cluster in leaving.retract:
+                _LOG.info("cluster %s: disconnected, its copies go in %g s", cluster, self.timing.wait)
+                self.sink.retract(cluster)
+            for cluster in leaving.forget:
+                _LOG.info("cluster %s: its copies go", cluster)
+                self.sink.forget(cluster)
+            self._note_problems()
+            if not self._list_waiting():
+                self._settle()
+            await asyncio.sleep(_LOOK)
+
+    # -- what there is to say ------------------------------------------------------------------------------------------
+
+    def _note_problems(self) -> None:
+        """Log each problem once as it comes."""
+        before, self._problems = self._problems, tuple(self._list_problems())
+        for problem in self._problems:
+            if problem not in before:
+                _LOG.warning("%s", problem)
+
+    def _list_problems(self) -> list[str]:
+        found = [f"peers folder: {problem}" for problem in self.peers.problems]
+        for name, reader in sorted(self.peers.readers.items()):
+            if reader.session.state in (State.STALE, State.EVICTED) and reader.session.error:
+                found.append(f"cluster {name}: {reader.session.error}")
+            for refused in self.sink.state.refusals(name).first(_SAID).values():
+                found += [f"cluster {name}: {what} is not copied: {why}" for what, why in refused.items()]
+        return found
+
+    def _list_waiting(self) -> list[str]:
+        waiting = sorted({f"etcd: {reason}" for reason in self._interrupted.values()})
+        if not self._listed.is_set():
+            return [*waiting, f"etcd at {', '.join(self.settings.endpoints)} has not been read yet"]
+        if not self.election.leading.is_set():
+            return waiting if self.election.following.is_set() else [*waiting, "who leads is not known yet"]
+        peers = self._progress() if self.peers.synced_once else None
+        return waiting + self._readiness.waiting(peers, time.monotonic() - self._began)
+
+    def _progress(self) -> dict[str, Progress]:
+        return {
+            name: Progress(
+                answered=bool(self.sink.complete(name)) or reader.session.state is State.SYNCING,
+                missing=tuple(kind for kind in KINDS if not self.writer.written(name, kind)),
+            )
+            for name, reader in self.peers.readers.items()
+            if name in self.peers.files
+        }
+
+    def health(self) -> MirrorHealth:
+        """Now; for the HTTP server, which asks for it in the event loop."""
+        trackers = {name: section.tracker for name, section in self.ledger.sections.items()}
+        return MirrorHealth(
+            cluster=self.settings.cluster.name,
+            leading=self.election.leading.is_set(),
+            waiting=tuple(self._list_waiting()),
+            problems=self._problems,
+            clusters={name: self._copy_health(name, reader) for name, reader in self.peers.readers.items()},
+            pending={name: sum(map(len, tracker.pending())) for name, tracker in trackers.items()},
+            drift={name: tracker.drift for name, tracker in trackers.items()},
+            errors=sum(tracker.failures for tracker in trackers.values()),
+            leases=len(self.keeper.leases | self.brief.leases),
+        )
+
+    def _copy_health(self, name: str, reader: ClusterReader) -> CopyHealth:
+        session = reader.session
+        return CopyHealth(
+            ready=session.state is State.FRESH and all(self.writer.written(name, kind) for kind in KINDS),
+            failures=session.failures,
+            last_failure=session.last_failure,
+            entries=self.sink.counts(name),
+            refused={reason.value: number for reason, number in self.sink.state.refusals(name).counts.items()},
+        )
+
+
+def _own_nodes(cluster: str, config: ClusterConfig) -> list[Table]:
+    return [table for table in own_tables(cluster, config) if table.kind == NODES]
+
+
+def _admit_anyone(_name: str, _config: ClusterConfig) -> None:
+    pass
+
+
+def _connect(file: PeerFile) -> EtcdClient:
+    tls = None if file.ca is None or file.cert is None or file.key is None else Tls(file.ca, file.cert, file.key)
+    aliases = {host: addresses[0] for host, addresses in file.host_aliases.items()}
+    return EtcdClient(file.endpoints, tls, aliases=aliases)

@@ -1,0 +1,200 @@
+"""After any history, what is wanted in the cache is what a look at everything would want."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clustermesh.address import parse, parse_prefix, text
+from clustermesh.mesh.authority import Authority
+from clustermesh.mesh.state import MeshState
+from clustermesh.mirror.copies import KINDS, Copy, cache_key, canary_key, cluster_of, copied_config, copied_kinds
+from clustermesh.mirror.sink import CANARIES, CONFIGS, MirrorSink
+from clustermesh.model import Cluster, ClusterConfig, Endpoint, Identity, Node, NodeAddress, Port, Protocol, Service
+from clustermesh.wire import RESOURCES, keys, service
+from clustermesh.wire.kinds import ENDPOINTS, IDENTITIES, NODES, SERVICES
+
+CONFIG = {name: ClusterConfig(id=number, synced_canaries=True) for name, number in (("beta", 2), ("gamma", 3))}
+
+
+class Cache(dict[tuple[str, bytes], bytes]):
+    """What is wanted."""
+
+    def want(self, section: str, key: bytes, value: bytes | None) -> None:
+        self.pop((section, key), None)
+        if value is not None:
+            self[section, key] = value
+
+
+def a_sink(cache: Cache, *, known: bool = True) -> MirrorSink:
+    sink = MirrorSink("alpha", cache.want)
+    for name, config in CONFIG.items():
+        sink.state.authorize(Authority.of(Cluster(name=name, id=config.id), ()))
+        sink.configure(name, config)
+    if known:
+        sink.know_own()
+    return sink
+
+
+def a_node(cluster: str, name: str, cidr: str) -> Node:
+    third = {"n1": 1, "n2": 2}[name]
+    return Node(
+        cluster=cluster,
+        cluster_id=CONFIG[cluster].id,
+        name=name,
+        addresses=(NodeAddress(type="InternalIP", ip=parse(f"192.0.{CONFIG[cluster].id}.{third}")),),
+        pod_cidrs=(parse_prefix(cidr),),
+    )
+
+
+def an_entry(cluster: str, kind: str, name: Any, what: str) -> Any:
+    number = CONFIG[cluster].id
+    if kind == NODES:
+        return a_node(cluster, name, what)
+    if kind == IDENTITIES:
+        return Identity(id=name, labels=())
+    if kind == ENDPOINTS:
+        return Endpoint(ip=name, identity=number << 16)
+    backends = {parse(what.replace("0/24", "7")): {"http": Port(protocol=Protocol.TCP, port=80)}}
+    return Service(cluster=cluster, cluster_id=number, namespace=name[0], name=name[1], backends=backends)
+
+
+_CIDRS = st.sampled_from(["10.2.1.0/24", "10.3.1.0/24", "10.9.1.0/24"])
+_NAMES: dict[str, list[Any]] = {
+    NODES: ["n1", "n2"],
+    IDENTITIES: [5],
+    ENDPOINTS: [parse("10.2.1.7"), parse("10.3.1.7"), parse("10.9.1.7")],
+    SERVICES: [("shop", "web")],
+}
+_ENTRY = st.sampled_from([(kind, name) for kind, names in _NAMES.items() for name in names])
+_CLUSTER = st.sampled_from(["beta", "gamma"])
+_STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("put"), _CLUSTER, _ENTRY, _CIDRS),
+        st.tuples(st.just("remove"), _CLUSTER, _ENTRY),
+        st.tuples(st.just("listed"), _CLUSTER),
+        st.tuples(st.just("evict"), _CLUSTER),
+        st.tuples(st.just("settle")),
+    ),
+    max_size=25,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(_STEPS)
+def test_after_any_history_the_cache_is_to_hold_what_stands(steps: list[tuple[Any, ...]]) -> None:
+    cache, said = Cache(), dict[tuple[str, str, Any], Copy]()
+    sink = a_sink(cache)
+    for verb, *rest in steps:
+        if verb == "put":
+            cluster, (kind, name), what = rest
+            said[cluster, kind, name] = copy = Copy(an_entry(cluster, kind, name, what), f"{name}{what}".encode())
+            sink.put(cluster, kind, name, copy, 0)
+        elif verb == "remove":
+            cluster, (kind, name) = rest
+            said.pop((cluster, kind, name), None)
+            sink.remove(cluster, kind, name, 0)
+        elif verb == "listed":
+            sink.listed(rest[0], NODES)
+        elif verb == "evict":
+            said = {key: copy for key, copy in said.items() if key[0] != rest[0]}
+            sink.config_of = CONFIG.get
+            sink.drain(rest[0])
+        else:
+            list(sink.settle())
+    for cluster in CONFIG:
+        sink.listed(cluster, NODES)
+    list(sink.settle())
+    held = {key: value for (section, key), value in cache.items() if section in KINDS}
+    kept = {key for key in held if key.startswith(b"cilium/cache/nodes/")}  # one may stand as it was
+    expected = {cache_key(*at): value for at, value in expect(sink.state, said)}
+    assert {k: v for k, v in held.items() if k not in kept} == {k: v for k, v in expected.items() if k not in kept}
+    assert kept == {key for key in expected if key.startswith(b"cilium/cache/nodes/")}
+    assert {key for section, key in cache if section == CONFIGS} == {keys.cluster_config_key(c) for c in CONFIG}
+
+
+def expect(state: MeshState, said: dict[tuple[str, str, Any], Copy]) -> Any:
+    """Everything, decided on by what the state itself uses."""
+    for (cluster, kind, name), copy in said.items():
+        value: bytes | None = copy.value
+        refused = kind == ENDPOINTS and name in state.refusals(cluster).of(ENDPOINTS)
+        if refused or (kind == NODES and state.node(cluster, name) is None):
+            value = None
+        elif kind == SERVICES:
+            used = next(each for each in state.remote_services(name) if each.cluster == cluster)
+            value = copy.value if used == copy.entry else service.encode(used)
+        if value is not None:
+            yield (cluster, kind, name), value
+
+
+def test_what_was_found_stands_until_its_cluster_is_listed_and_nothing_flaps() -> None:
+    cache, history = Cache(), list[tuple[str, bytes, bytes | None]]()
+
+    def want(section: str, key: bytes, value: bytes | None) -> None:
+        history.append((section, key, value))
+        cache.want(section, key, value)
+
+    sink = MirrorSink("alpha", want)
+    address, node = parse("10.2.1.7"), a_node("beta", "n1", "10.2.1.0/24")
+    sink.found_config("beta", copied_config(CONFIG["beta"]))
+    sink.found("beta", ENDPOINTS, address, b"endpoint")
+    sink.found("beta", NODES, "n1", b"node")
+    sink.found("beta", NODES, "gone", b"gone")
+    history.clear()
+    sink.state.authorize(Authority.of(Cluster(name="beta", id=2), ()))
+    sink.configure("beta", CONFIG["beta"])
+    sink.put("beta", ENDPOINTS, address, Copy(an_entry("beta", ENDPOINTS, address, ""), b"endpoint"), 0)
+    assert "gone" in sink.names("beta", NODES), "its reader knows of it, and says whether it is gone"
+    sink.put("beta", NODES, "n1", Copy(node, b"node"), 0)
+    sink.listed("beta", NODES)
+    list(sink.settle())
+    assert ENDPOINTS not in sink.complete("beta"), "the own cluster is not known"
+    sink.know_own()
+    list(sink.settle())
+    sink.remove("beta", NODES, "gone", 0)
+    assert {(key, value) for section, key, value in history if section in KINDS and value is None} == {
+        (cache_key("beta", NODES, "gone"), None)
+    }
+    assert sink.complete("beta") >= {NODES}
+
+
+def test_canaries_go_before_what_they_speak_of_where_a_cluster_is_evicted() -> None:
+    order = list[str]()
+    sink = MirrorSink("alpha", lambda section, _key, value: order.append(section) if value is None else None)
+    sink.configure("beta", CONFIG["beta"])
+    sink.found("beta", IDENTITIES, 131072, b"x")
+    sink.drain("beta")
+    assert order[0] == CONFIGS
+    assert order.index(CANARIES) < order.index(IDENTITIES)
+    assert not sink.clusters
+
+
+def test_a_cluster_that_was_disconnected_keeps_its_copies_when_its_reader_goes() -> None:
+    cache = Cache()
+    sink = a_sink(cache)
+    sink.put("beta", IDENTITIES, 131072, Copy(Identity(id=131072, labels=()), b"x"), 0)
+    sink.is_connected = lambda _cluster: False
+    sink.drain("beta", [SERVICES])
+    sink.drain("beta")
+    list(sink.settle())
+    assert (IDENTITIES, cache_key("beta", IDENTITIES, 131072)) in cache
+    sink.forget("beta")
+    assert not any(cluster_of(key) == "beta" for _, key in cache)
+
+
+def test_keys_are_kvstoremeshs() -> None:
+    names: dict[str, Any] = {NODES: "w1", IDENTITIES: 131072, ENDPOINTS: parse("fd00::1"), SERVICES: ("shop", "web")}
+    for kind, name in names.items():
+        key = cache_key("beta", kind, name)
+        assert cluster_of(key) == "beta"
+        assert RESOURCES[kind].name_of(key) == name
+        assert keys.cache_key(keys.state_key(key, "beta"), "beta") == key
+    assert (
+        cache_key("beta", ENDPOINTS, parse("fd00::1")) == b"cilium/cache/ip/v1/beta/" + text(parse("fd00::1")).encode()
+    )
+    assert canary_key("beta", IDENTITIES) == b"cilium/synced/beta/cilium/cache/identities/v1"
+    assert copied_kinds(CONFIG["beta"]) == (NODES, IDENTITIES, ENDPOINTS, SERVICES)
+    with_all = ClusterConfig(id=2, service_exports_enabled=True, endpoint_slices_export_mode="endpointslices-only")
+    assert copied_kinds(with_all) == KINDS
