@@ -18,6 +18,17 @@ if TYPE_CHECKING:
     from clustermesh.apiserver.settings import Settings
 
 
+def _show_role(command: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if not wanted or command.resilient_parsing:
+        return
+    from clustermesh.kube.rbac import cluster_role
+    from clustermesh.sources.kubernetes import RULES
+    from clustermesh.yaml_file import dump_yaml
+
+    click.echo(dump_yaml(cluster_role("clustermesh-apiserver", RULES)).decode(), nl=False)
+    command.exit()
+
+
 @click.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 @click.pass_context
 @context_option
@@ -37,6 +48,14 @@ if TYPE_CHECKING:
     "--kvstore-opt", multiple=True, metavar="KEY=VALUE", help="etcd.config=FILE says where the own etcd is; repeatable."
 )
 @click.option("--cluster-users-config-path", type=click.Path(path_type=Path), metavar="FILE", help="users.yaml.")
+@click.option(
+    "--show-role",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_role,
+    help="Print the ClusterRole that --source kubernetes needs, and end.",
+)
 @click.option("--health-port", type=int, metavar="PORT", help="As --http, on every address.")
 @click.option("--prometheus-serve-addr", default="", metavar="[HOST]:PORT", help="Where to serve metrics, too.")
 def apiserver(command: click.Context, context: Path, source: str | None, http: str | None, **flags: Any) -> None:
@@ -52,7 +71,9 @@ def apiserver(command: click.Context, context: Path, source: str | None, http: s
     import logging
 
     from clustermesh.apiserver import run, run_folder
+    from clustermesh.apiserver.collector import one_heap
 
+    one_heap()
     if command.args and flags["cluster_name"] is None:
         raise click.NoSuchOption(command.args[0], ctx=command)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

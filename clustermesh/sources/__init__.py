@@ -1,5 +1,6 @@
-"""Where a cluster's objects come from: a folder of Kubernetes-shaped YAML, as `clustermesh.model` says it.
+"""Where a cluster's objects come from: a folder of Kubernetes-shaped YAML or the Kubernetes API, as a `Source`.
 
-bytes -> documents -> objects -> table (files folded, duplicates settled) -> translate -> Snapshot. Only `scan` and
-`folder` do I/O.
+A folder: bytes -> documents -> objects -> table (files folded, duplicates settled) -> translate -> Snapshot.
+The API: JSON -> objects, the large ones lean -> translate -> Snapshot.
+Only `scan`, `folder` and `kubernetes` do I/O.
 """

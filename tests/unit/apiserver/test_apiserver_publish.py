@@ -15,6 +15,9 @@ from clustermesh.apiserver.publish import publish as publish_all
 from clustermesh.model import (
     AgentRecord,
     Cluster,
+    Endpoint,
+    Identity,
+    Label,
     LocalService,
     Node,
     NodeAddress,
@@ -258,6 +261,20 @@ def test_any_history_ends_as_if_everything_had_been_published_at_once(states: li
     records = {} if kept is None else {"n1": kept}
     twin.take(publish_all(ALPHA, seen, Allocator(ALPHA), records, 0))
     assert _plain(etcd) == _plain(twin)
+
+
+def test_what_cilium_has_allotted_is_published_as_it_is_and_goes_with_it() -> None:
+    etcd = Etcd()
+    publishing = publisher(etcd)
+    allotted = Identity(id=65999, labels=(Label(source="k8s", key="app", value="cart"),))
+    behind = Endpoint(ip=parse("10.1.0.5"), identity=65999, key=255, namespace="shop", pod_name="cart-0")
+    snapshot = Snapshot(endpoints={behind.ip: behind}, identities={65999: allotted})
+    change = Change(endpoints=frozenset([behind.ip]), identities=frozenset([65999]))
+    etcd.take(publishing.apply(snapshot, change, now=1))
+    assert identity.decode(etcd[keys.identity_key(65999)], 65999) == allotted
+    assert endpoint.decode(etcd[keys.endpoint_key(behind.ip)]) == behind
+    etcd.take(publishing.apply(Snapshot(), change, now=2))
+    assert etcd == {}
 
 
 def _differing(before: Mapping, after: Mapping) -> list:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
+from click.testing import CliRunner
 
 from clustermesh.apiserver.settings import of_flags
+from clustermesh.cli import main
 from clustermesh.cli.apiserver import _listen
 from clustermesh.errors import ClusterMeshError, Invalid
 from clustermesh.model import Cluster
+from clustermesh.sources.kubernetes import RULES
 from clustermesh.store.tls import Tls
 
 CONFIG = """\
@@ -56,6 +60,14 @@ def test_an_etcd_without_tls_has_no_credentials(config: Path) -> None:
 def test_a_bad_flag_is_refused(name: str, cluster_id: int, options: list[str], most: int, config: Path) -> None:
     with pytest.raises(ClusterMeshError):
         of_flags(name, cluster_id, [option.replace("FILE", str(config)) for option in options], most=most)
+
+
+def test_the_role_that_is_needed_is_printed() -> None:
+    shown = CliRunner().invoke(main, ["apiserver", "--show-role"])
+    role = yaml.safe_load(shown.stdout)
+    assert (shown.exit_code, role["kind"]) == (0, "ClusterRole")
+    assert {verb for rule in role["rules"] for verb in rule["verbs"]} == {"list", "watch"}
+    assert len(role["rules"]) == len(RULES)
 
 
 def test_health_and_metrics_are_served_where_ciliums_flags_say() -> None:
