@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Final
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, NamedTuple
 
 import msgspec
 from msgspec import Raw, Struct, field
@@ -67,14 +67,32 @@ class Lines:
         return [line for line in whole if line]
 
 
-def decode_page(resource: Resource[K, V], body: bytes) -> Page[K, V]:
-    """One page of a list."""
+class Outline(NamedTuple):
+    """One page of a list, its objects not read yet."""
+
+    items: Sequence[Raw]
+    version: str
+    next: str
+
+
+def outline(resource: Resource[K, V], body: bytes) -> Outline:
+    """What a page says of itself; reading it costs a small part of reading its objects."""
     try:
         found = _LIST.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as e:
         raise Unavailable(f"list {resource.title}: no list came back: {e}") from e
-    entries = [_put(resource, item) for item in found.items or ()]
-    return Page(entries, found.metadata.version, found.metadata.next)
+    return Outline(found.items or (), found.metadata.version, found.metadata.next)
+
+
+def decode_items(resource: Resource[K, V], items: Iterable[Raw]) -> list[Entry[K, V]]:
+    """The objects of a page."""
+    return [_put(resource, item) for item in items]
+
+
+def decode_page(resource: Resource[K, V], body: bytes) -> Page[K, V]:
+    """One page of a list."""
+    items, version, token = outline(resource, body)
+    return Page(decode_items(resource, items), version, token)
 
 
 def decode_events(resource: Resource[K, V], lines: Iterable[bytes]) -> Iterator[Received[K, V] | Failed]:

@@ -20,7 +20,7 @@ from typing import Any, Final
 from clustermesh.errors import ClusterMeshError
 from clustermesh.kube.brain import Brain
 from clustermesh.kube.client import KubeClient
-from clustermesh.kube.decoding import Lines, decode_events, decode_page
+from clustermesh.kube.decoding import Lines, decode_events, decode_items, decode_page, outline
 from clustermesh.kube.hearing import (
     Changed,
     Ended,
@@ -31,6 +31,7 @@ from clustermesh.kube.hearing import (
     List,
     Listed,
     Opened,
+    Page,
     Probed,
     Started,
     Tell,
@@ -43,6 +44,8 @@ __all__ = ["Changed", "Interrupted", "Item", "Listed", "follow"]
 
 WATCH_SECONDS: Final = (300, 600)
 """How long the server is asked to keep a watch, at random between these, so that they do not all end together."""
+_AT_ONCE: Final = 100
+"""Objects read before others have their turn."""
 
 
 async def follow(
@@ -82,21 +85,28 @@ async def _perform(
     client: KubeClient, resource: Resource[K, V], request: List | Watch
 ) -> AsyncGenerator[Event[K, V], None]:
     """What comes of `request`; the last of it is a Page, Ended or Failed."""
-    events = _list(client, resource, request) if isinstance(request, List) else _watch(client, resource, request)
     try:
-        async with aclosing(events):
-            async for event in events:
-                yield event
+        if isinstance(request, List):
+            yield await _list(client, resource, request)
+        else:
+            async with aclosing(_watch(client, resource, request)) as events:
+                async for event in events:
+                    yield event
     except ClusterMeshError as error:
         yield Failed(error)
 
 
-async def _list(client: KubeClient, resource: Resource[K, V], request: List) -> AsyncGenerator[Event[K, V], None]:
+async def _list(client: KubeClient, resource: Resource[K, V], request: List) -> Page[K, V]:
     params = {"limit": str(request.limit), **_selector(resource)}
     if request.next:
         params["continue"] = request.next
     body = await client.get(resource.path, f"list {resource.title}", params, fresh=request.fresh)
-    yield decode_page(resource, body)
+    items, version, token = outline(resource, body)
+    entries = []
+    for begin in range(0, len(items), _AT_ONCE):
+        entries += decode_items(resource, items[begin : begin + _AT_ONCE])
+        await asyncio.sleep(0)
+    return Page(entries, version, token)
 
 
 async def _watch(client: KubeClient, resource: Resource[K, V], request: Watch) -> AsyncGenerator[Event[K, V], None]:
