@@ -83,6 +83,12 @@ def test_a_second_agent_is_refused_whichever_of_its_folders_the_first_one_has(tm
             pass
 
 
+def test_nothing_is_written_for_it_where_the_state_is(tmp_path: Path) -> None:
+    (state := tmp_path / "state").mkdir()
+    with api.alone(tmp_path / "run", state):
+        assert list(state.iterdir()) == []
+
+
 @pytest.mark.parametrize("option", ["run", "state"])
 def test_a_folder_that_cannot_be_made_is_named_with_its_option(option: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
