@@ -110,10 +110,16 @@ class Domains:
         """Never returns."""
         self.greet(own, peers)
         async with asyncio.TaskGroup() as tasks:
-            for domain in self.all:
+            for domain in (self.network, self.tunnels, self.addresses):
                 tasks.create_task(domain.run(), name=domain.name)
+            tasks.create_task(self._run_services(peers), name=self.services.name)
             tasks.create_task(self.gate.run())
             tasks.create_task(self._begin(own))
+
+    async def _run_services(self, peers: Peers) -> None:
+        """Once all that was kept of the peers is restored: until then a service would lose its backends there."""
+        await peers.looked.wait()
+        await self.services.run()
 
     async def _begin(self, own: ClusterReader) -> None:
         await self._until(lambda: own.session.complete)

@@ -115,6 +115,8 @@ class _Peers:
     def __init__(self) -> None:
         self.readers: dict[str, Any] = {}
         self.synced_once, self.newcomers = True, set[str]()
+        self.looked = asyncio.Event()
+        self.looked.set()
 
 
 class _Bench:

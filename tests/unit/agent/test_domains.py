@@ -124,6 +124,29 @@ async def test_a_restart_in_the_middle_changes_nothing_that_is_still_wanted(bed:
     assert {name: dict(table.held) for name, table in bed.tables.items()} == held
 
 
+async def test_a_service_keeps_its_backends_elsewhere_while_their_cluster_is_still_to_be_restored(bed: Bed) -> None:
+    bed.add_node("alpha", 1)
+    bed.add_node("beta", 2)
+    bed.add_web()
+    bed.add_remote_web("beta", "10.2.2.6")
+    await bed.step()
+    kept = bed.state.views["beta"].services[("n", "web")]
+    bed.state.drain("beta")
+    bed.restart()
+    bed.peers.looked.clear()
+    running = await bed.running()
+    await until(lambda: bed.domains.network.ended)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert bed.served() == ["6"]
+    bed.add_node("beta", 2)
+    bed.say("beta", "services", ("n", "web"), kept)
+    bed.peers.looked.set()
+    await until(lambda: bed.domains.services.ended)
+    assert bed.served() == ["6"]
+    running.cancel()
+
+
 async def test_an_agent_that_cannot_attach_to_sockets_ends_and_says_what_to_do(
     bed: Bed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
