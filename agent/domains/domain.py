@@ -43,6 +43,8 @@ class Domain(Generic[K]):
         self.idle = asyncio.Event()  # nothing waits and no step is under way
         self.on_step: Callable[[], None] = lambda: None  # called after each
         self._clock = clock
+        for tracker in self.trackers:
+            tracker.keep_unclaimed()
         self._retries = Retries[K]()
         self._woken, self._stepped = asyncio.Event(), asyncio.Event()
         self.begun = self.ended = 0  # steps, by number
@@ -99,9 +101,15 @@ class Domain(Generic[K]):
             await self._stepped.wait()
 
     def allow_deletes(self) -> None:
-        """The first complete state is in: what it does not name may go."""
+        """The first complete state is known: what was wanted since this process began, and is no more, may go."""
         for reconciler in self.reconcilers:
             reconciler.may_delete = True
+        self.wake()
+
+    def allow_pruning(self) -> None:
+        """It was heard: what this process found and nobody has wanted since may go, too."""
+        for tracker in self.trackers:
+            tracker.release_unclaimed()
         self.wake()
 
     async def run(self) -> None:

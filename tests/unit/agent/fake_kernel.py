@@ -166,6 +166,7 @@ class Bed:
         self.node = ThisNode(self.datapath, self.device, self.underlay, numbered_key(1))  # type: ignore[arg-type]
         targets = Targets(peers=WireGuardTarget(self.device, numbered_key(1)), **self.tables)
         self.domains = Domains(self.options, self.state, self.propagation, self.node, targets, lambda: self.now)
+        self._pruning = False
 
     async def adopt(self) -> None:
         for domain in self.domains.all:
@@ -189,7 +190,7 @@ class Bed:
         if self.domains.tunnels.error or self.domains.tunnels.own is None:
             self.domains.tunnels.look_after()
         self.domains.wake()
-        if self.own.session.complete and self.domains.may_prune():
+        if self.own.session.complete and self.domains.knows_all():
             self.domains.allow_deletes()
         for domain in self.domains.all:
             await domain.step()
@@ -197,6 +198,11 @@ class Bed:
             for domain in busy:
                 await domain.step()
         self.domains.note_ready()
+        if not self._pruning and self.domains.may_prune():
+            self._pruning = True
+            for domain in self.domains.all:
+                domain.allow_pruning()
+            await self.step()
 
     def spend(self, seconds: float) -> None:
         """It is that much later."""

@@ -84,9 +84,46 @@ async def test_nothing_is_deleted_before_the_peers_folder_was_read_and_every_pee
     await bed.step()
     assert bed.tables["ipcache"].held
     assert bed.domains.ready_at is None
-    bed.connect("beta", State.STALE)  # restored from disk
+    bed.connect("beta", State.FRESH)
     await bed.step()
     assert not bed.tables["ipcache"].held
+
+
+async def test_what_came_after_the_last_save_outlives_a_restart_until_its_cluster_was_heard(bed: Bed) -> None:
+    newer = parse("10.2.1.9")
+    bed.tables["ipcache"].held[newer] = object()
+    await bed.adopt()
+    beta = bed.connect("beta", State.STALE)  # restored from disk
+    await bed.step()
+    assert bed.tables["ipcache"].held
+    assert bed.domains.ready_at is not None, "nobody waits for that"
+    beta.brain.session = beta.session.enter(State.FRESH, 1.0).enter(State.STALE, 2.0, "cut")
+    await bed.step()
+    assert not bed.tables["ipcache"].held
+
+
+async def test_what_came_after_the_last_save_outlives_a_restart_until_a_silent_peer_was_waited_for(bed: Bed) -> None:
+    bed.tables["ipcache"].held[parse("10.2.1.9")] = object()
+    await bed.adopt()
+    bed.connect("beta", State.STALE)
+    await bed.step()
+    bed.now += domains.SYNC_TIMEOUT + 1.0
+    bed.own = bed.reader("alpha", State.STALE)
+    await bed.step()
+    assert bed.tables["ipcache"].held, "its own cluster knows of it first"
+    bed.own = bed.reader("alpha")
+    await bed.step()
+    assert not bed.tables["ipcache"].held
+
+
+async def test_what_is_taken_back_goes_at_once_also_while_a_peer_is_silent(bed: Bed) -> None:
+    bed.connect("beta", State.STALE)
+    bed.add_web("10.1.1.5")
+    await bed.step()
+    assert bed.served() == ["5"]
+    bed.sink.remove("alpha", "local_services", ("n", "web"), 0)
+    await bed.step()
+    assert not bed.tables["services"].held
 
 
 async def test_a_silent_peer_holds_up_pruning_for_so_long_only_and_the_own_cluster_for_ever(
