@@ -28,6 +28,7 @@ from agent.memory import be_frugal, keep_what_is_there
 from agent.metrics import StatusCollector
 from agent.options import Options, parse
 from agent.propagation import Propagation
+from agent.registration import Registration
 from agent.saving import keep_saved
 from agent.sink import AgentSink
 from agent.status import Status
@@ -136,8 +137,10 @@ async def _work(options: Options, context: Context, etcd: EtcdClient, node: This
     peers.on_files = around.look_again  # the etcds they name are lifelines, too
     domains = Domains(options, state, propagation, node, open_targets(node.datapath, node.device, node.public_key))
     pods = Pods(options, domains.tunnels, domains.attached_pods)
-    status = Status(options, state, domains, own, peers, sink, pods)
     record = AgentRecord(node=options.node, wireguard_public_key=node.public_key, boot_id=report.boot_id())
+    registration = Registration(record)
+    status = Status(options, state, domains, own, peers, sink, pods)
+    status.rival = registration.rival
     ground = await around.read()
     state.stand_on(ground.without_peers(context.name))
     state.restoring = True
@@ -156,7 +159,7 @@ async def _work(options: Options, context: Context, etcd: EtcdClient, node: This
         tasks.create_task(domains.run(own, peers))
         tasks.create_task(pods.run())
         tasks.create_task(api.serve(options.socket, status.methods()))
-        tasks.create_task(report.keep_registered(etcd, record, status.nodes))
+        tasks.create_task(registration.keep(etcd, domains.tunnels.prepared, status.nodes))
         tasks.create_task(report.keep_logged(lambda: [status.not_ready(), *map(str, status.problems())]))
         tasks.create_task(report.keep_reported(etcd, options.node, status.report))
         tasks.create_task(keep_saved(options.last_good, sink, state, own, peers))

@@ -33,9 +33,13 @@ class Problem(NamedTuple):
 
 
 def find(
-    domains: Domains, pods: Pods, unsavable: Mapping[str, str], peers: Peers, state: MeshState
+    domains: Domains, pods: Pods, unsavable: Mapping[str, str], peers: Peers, state: MeshState, rival: str = ""
 ) -> Iterator[Problem]:
-    """All of them; `unsavable` says why the last good state of a cluster is not on disk."""
+    """All of them; `unsavable` says why the last good state of a cluster is not on disk, `rival` who else claims to be
+    this node.
+    """
+    if rival:
+        yield Problem("node", rival, "stop one of them, or give it the --node that it is", shared=False)
     for what, remedy in _of_the_node(domains, unsavable):
         yield Problem("node", what, remedy, shared=False)
     for name, problem in islice(pods.problems.items(), _SHOWN):

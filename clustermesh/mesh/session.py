@@ -17,7 +17,7 @@ class State(StrEnum):
 
 
 class Session(Struct, frozen=True, kw_only=True):
-    """`since` is Unix seconds; `error` is the last one, "" when all is well; `was_heard`: in a state before this one."""
+    """`since` is Unix seconds; `error` is the last one, "" when all is well; `was_heard`: `heard` before this state."""
 
     state: State = State.CONNECTING
     since: float = 0.0

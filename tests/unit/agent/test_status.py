@@ -23,10 +23,14 @@ def bed() -> Bed:
     return Bed()
 
 
-def status(bed: Bed, pod_problems: dict[str, str] | None = None, unsavable: dict[str, str] | None = None) -> Status:
+def status(
+    bed: Bed, pod_problems: dict[str, str] | None = None, unsavable: dict[str, str] | None = None, rival: str = ""
+) -> Status:
     pods = SimpleNamespace(problems=pod_problems or {})
     sink = SimpleNamespace(propagation=bed.propagation, unsavable=unsavable or {})
-    return Status(bed.options, bed.state, bed.domains, bed.own, bed.peers, sink, pods)  # type: ignore[arg-type]
+    made = Status(bed.options, bed.state, bed.domains, bed.own, bed.peers, sink, pods)  # type: ignore[arg-type]
+    made.rival = lambda: rival
+    return made
 
 
 def problems(
@@ -214,6 +218,13 @@ async def test_what_is_refused_is_told_by_reason_with_the_first_names_and_listed
     assert len(status(bed).refused()) == 170
     row = {"cluster": "beta", "entry": "cilium/state/x0", "reason": "garbled", "why": "is no key of Cilium's"}
     assert status(bed).refused()[0] == row
+
+
+async def test_another_agent_of_this_nodes_name_is_a_problem_with_what_to_do(bed: Bed) -> None:
+    rival = "another agent says that it is Node n1"
+    (problem,) = status(bed, rival=rival).problems()
+    assert str(problem) == f"{rival}; stop one of them, or give it the --node that it is"
+    assert not problem.shared
 
 
 async def test_a_state_that_cannot_be_saved_is_a_problem(bed: Bed) -> None:
