@@ -40,7 +40,7 @@ def find(
     """
     if rival:
         yield Problem("node", rival, "stop one of them, or give it the --node that it is", shared=False)
-    for what, remedy in _of_the_node(domains, unsavable):
+    for what, remedy in _of_the_node(domains, pods, unsavable):
         yield Problem("node", what, remedy, shared=False)
     for name, problem in islice(pods.problems.items(), _SHOWN):
         yield Problem("pods", f"pods: {name}: {problem}", "delete the pod, and it is made anew", shared=False)
@@ -67,7 +67,7 @@ def find(
         )
 
 
-def _of_the_node(domains: Domains, unsavable: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def _of_the_node(domains: Domains, pods: Pods, unsavable: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     if domains.tunnels.error:
         yield f"node set-up: {domains.tunnels.error}", "mend that, it is tried again"
     device = domains.node.device
@@ -78,6 +78,10 @@ def _of_the_node(domains: Domains, unsavable: Mapping[str, str]) -> Iterator[tup
             f"WireGuard device {device.name} does not answer since {clock} UTC",
             f"{stopped}; killed, it is started again",
         )
+    if device.unlogged:
+        yield f"the wireguard-go of {device.name} has no log: {device.unlogged}", "make it writable, or make room there"
+    if pods.unwritable:
+        yield f"no pod can start or end on this node: {pods.unwritable}", "make it writable, or make room there"
     for why, clusters in _by_reason(unsavable).items():
         old = "or an agent that starts without etcd begins with an old one"
         yield f"the last good state of {_few(clusters)} is not saved: {why}", f"make room there, {old}"

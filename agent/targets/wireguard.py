@@ -5,7 +5,8 @@ process named (of the agent before this one) is a `stranger`, until `recognise` 
 
 Whose a public key or an allowed IP is, is decided before peers are planned. An allowed IP lives on exactly one peer of
 a device: giving it to a second takes it from the first without a word. Every peer is written whole, so peers whose
-wanted allowed IPs are disjoint end as wanted in whatever order they are written.
+wanted allowed IPs are disjoint end as wanted in whatever order they are written. Whoever is given an allowed IP that
+another one gives up is written first: the device moves it, and at no time it is nobody's.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from msgspec.structs import replace
 
 from agent.wireguard.device import Device
 from agent.wireguard.peer import REJECT_AFTER, Peer, PeerKey, PeerState, stranger
+from clustermesh.address import Prefix
 from clustermesh.errors import ApplyError, ClusterMeshError, Invalid, Refused
 from clustermesh.reconcile import Tracker
 
@@ -94,7 +96,7 @@ class WireGuardTarget:
 
     async def upsert(self, entries: Mapping[PeerKey, Peer]) -> None:
         """Write each peer whole. Raises ApplyError with those the device does not hold afterwards as wanted."""
-        peers = {peer.public_key: peer for peer in entries.values()}
+        peers = self._takers_first({peer.public_key: peer for peer in entries.values()})
         silent = {key: replace(peer, keepalive=0) for key, peer in peers.items() if self._waits_for(key)}
         refused: dict[str, str] = {}
         try:
@@ -108,6 +110,14 @@ class WireGuardTarget:
         await self._forget(self._note(written))
         if refused:
             raise ApplyError({owner: refused[entries[owner].public_key] for owner in entries.keys() - written.keys()})
+
+    def _takers_first(self, peers: Mapping[str, Peer]) -> dict[str, Peer]:
+        given_up: set[Prefix] = set()
+        for key, peer in peers.items():
+            if (before := self._given.get(key)) is not None:
+                given_up.update(set(before.allowed_ips).difference(peer.allowed_ips))
+        takers = [key for key, peer in peers.items() if given_up and not given_up.isdisjoint(peer.allowed_ips)]
+        return {key: peers[key] for key in takers} | dict(peers)
 
     def _note(self, written: Mapping[PeerKey, Peer]) -> list[str]:
         """Remember who has which key; returns the keys they had before, and nobody has now."""

@@ -27,6 +27,9 @@ class Device(Protocol):
     @property
     def silent_since(self) -> float | None: ...  # Unix time of the first question of late that got no answer in time
 
+    @property
+    def unlogged(self) -> str: ...  # why what serves it has no log, "" where it has or needs none
+
     async def ensure(self, private_key: bytes, listen_port: int, fwmark: int, mtu: int) -> bool:
         """Make it be there, be set and be up; True if it is new, so that its peers have to be set again."""
         ...

@@ -116,6 +116,7 @@ class KernelDevice:
 
     kind = "kernel"
     silent_since = None  # the kernel answers
+    unlogged = ""
 
     def __init__(self, name: str, why: str) -> None:
         self.name, self.why = name, why

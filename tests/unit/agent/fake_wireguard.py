@@ -25,6 +25,7 @@ class FakeDevice:
 
     def __init__(self) -> None:
         self.silent_since: float | None = None
+        self.unlogged = ""
         self.states: dict[str, PeerState] = {}
         self.refuse: set[str] = set()
         self.writes: list[list[str]] = []

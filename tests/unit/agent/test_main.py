@@ -187,10 +187,9 @@ async def test_a_wireguard_process_that_cannot_be_started_is_tried_again_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tun, "make_persistent", lambda _name: None)
-    (tmp_path / "log").write_text("a file where the log's folder should be")
-    device = UserspaceDevice(
-        "wg9", "no kernel WireGuard", log=tmp_path / "log" / "wg.log", sockets=tmp_path / "sockets", binary="sh"
-    )
+    (tmp_path / "run").write_text("a file where the folder of the sockets' folder should be")
+    sockets = tmp_path / "run" / "sockets"
+    device = UserspaceDevice("wg9", "no kernel WireGuard", log=tmp_path / "wg.log", sockets=sockets, binary="sh")
     with pytest.raises(Unavailable, match="sh cannot be started"):
         await device.ensure(b"", 1, 0, 1420)
 

@@ -24,9 +24,13 @@ def bed() -> Bed:
 
 
 def status(
-    bed: Bed, pod_problems: dict[str, str] | None = None, unsavable: dict[str, str] | None = None, rival: str = ""
+    bed: Bed,
+    pod_problems: dict[str, str] | None = None,
+    unsavable: dict[str, str] | None = None,
+    rival: str = "",
+    unwritable: str = "",
 ) -> Status:
-    pods = SimpleNamespace(problems=pod_problems or {})
+    pods = SimpleNamespace(problems=pod_problems or {}, unwritable=unwritable)
     sink = SimpleNamespace(propagation=bed.propagation, unsavable=unsavable or {})
     made = Status(bed.options, bed.state, bed.domains, bed.own, bed.peers, sink, pods)  # type: ignore[arg-type]
     made.rival = lambda: rival
@@ -225,6 +229,14 @@ async def test_another_agent_of_this_nodes_name_is_a_problem_with_what_to_do(bed
     (problem,) = status(bed, rival=rival).problems()
     assert str(problem) == f"{rival}; stop one of them, or give it the --node that it is"
     assert not problem.shared
+
+
+async def test_a_disk_that_takes_no_logs_and_no_pods_is_a_problem(bed: Bed) -> None:
+    bed.device.unlogged = "/var/lib/clustermesh/wireguard-go.log: Read-only file system"
+    log, pods = status(bed, unwritable="/var/lib/clustermesh/endpoints: Read-only file system").problems()
+    assert str(log).startswith("the wireguard-go of fake0 has no log: /var/lib/clustermesh/wireguard-go.log: Read-only")
+    assert str(pods).startswith("no pod can start or end on this node: /var/lib/clustermesh/endpoints: Read-only")
+    assert "make it writable" in str(pods)
 
 
 async def test_a_state_that_cannot_be_saved_is_a_problem(bed: Bed) -> None:

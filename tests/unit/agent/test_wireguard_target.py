@@ -63,6 +63,15 @@ async def test_two_peers_swap_their_allowed_ips() -> None:
     assert await target.dump() == {a: peer(A, Y), b: peer(B, X)}
 
 
+async def test_whoever_is_given_what_another_gives_up_is_written_first() -> None:
+    """So the device moves it: given up first, it would be nobody's until the next part."""
+    device = FakeDevice()
+    target = WireGuardTarget(device)
+    await target.upsert({a: peer(A, X), b: peer(B, Y)})
+    await target.upsert({a: peer(A), c: peer(C, Z), b: peer(B, X, Y)})
+    assert device.writes[-1] == [B, A, C]
+
+
 odd = PeerKey("beta", "odd")
 
 
