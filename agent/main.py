@@ -92,7 +92,8 @@ async def run(options: Options) -> None:
             deriving = tasks.create_task(wireguard_keys.derive_public_key(private_key))  # meanwhile the rest starts
             device = await open_device(options.device, log=options.state_dir / "wireguard-go.log")
             features = _check_features(options)
-            with closing(Datapath.open(None, options.bpffs / "clustermesh")) as datapath:
+            pins = options.bpffs / "clustermesh"
+            with api.alone_over(pins), closing(Datapath.open(None, pins)) as datapath:
                 tls = Tls(context.ca, context.certificate("local"), context.key("local"))
                 async with EtcdClient([context.endpoint], tls) as etcd:
                     underlay = UnderlaySetup(datapath, device, private_key, options.port)

@@ -83,6 +83,14 @@ def test_a_second_agent_is_refused_whichever_of_its_folders_the_first_one_has(tm
             pass
 
 
+def test_a_second_agent_over_the_same_maps_is_refused_with_folders_of_its_own(tmp_path: Path) -> None:
+    pins = tmp_path / "pins"
+    with api.alone_over(pins), pytest.raises(Refused, match="stop it first"), api.alone_over(pins):
+        pass
+    with api.alone_over(pins):
+        assert list(pins.iterdir()) == []
+
+
 def test_nothing_is_written_for_it_where_the_state_is(tmp_path: Path) -> None:
     (state := tmp_path / "state").mkdir()
     with api.alone(tmp_path / "run", state):
