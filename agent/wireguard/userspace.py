@@ -78,12 +78,13 @@ class UserspaceDevice:
     async def peers(self) -> dict[str, PeerState]:
         return dict((await self._client.get()).peers)
 
-    async def set_peers(self, peers: Mapping[str, Peer]) -> None:
-        """Add or change peers, in their order, each whole. Nothing is sent if one of them is Invalid.
+    async def set_peers(self, peers: Mapping[str, Peer], extended: Collection[str] = ()) -> None:
+        """Add or change peers, in their order. Nothing is sent if one of them is Invalid.
 
         A UapiError leaves some of them applied.
         """
-        await self._set_in_parts([uapi.encode_set(peers=dict(part)) for part in _parts(peers.items())])
+        parts = _parts(peers.items())
+        await self._set_in_parts([uapi.encode_set(peers=dict(part), extended=extended) for part in parts])
 
     async def set_keepalives(self, seconds: Mapping[str, int]) -> None:
         """Change only the keepalive of peers. A peer that is absent stays absent."""

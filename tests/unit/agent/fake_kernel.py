@@ -94,9 +94,9 @@ class MortalDevice(FakeDevice):
         self.dead.clear()
         return new
 
-    async def set_peers(self, peers: Mapping[str, Peer]) -> None:
+    async def set_peers(self, peers: Mapping[str, Peer], extended: Collection[str] = ()) -> None:
         await self._answer()
-        await super().set_peers(peers)
+        await super().set_peers(peers, extended)
 
     async def peers(self) -> dict[str, PeerState]:
         await self._answer()
