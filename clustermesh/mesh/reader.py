@@ -285,7 +285,7 @@ async def _attest(client: EtcdClient, witnesses: Sequence[bytes]) -> AsyncIterat
     try:
         revision, created = await client.created(witnesses)
     except ClusterMeshError:
-        yield messages.Attested({})
+        yield messages.Attested(None)
     else:
         yield messages.Attested(created, revision)
 
