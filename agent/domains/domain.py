@@ -51,6 +51,9 @@ class Domain(Generic[K]):
 
     # -- what a subclass is ------------------------------------------------------------------------------------------
 
+    async def decide(self) -> None:
+        """What has to be decided on, in turns, before it is known what is dirty."""
+
     def take(self) -> Iterable[K]:
         """What may have to be planned again since the last time."""
         raise NotImplementedError
@@ -133,6 +136,7 @@ class Domain(Generic[K]):
         self._woken.clear()
         self.idle.clear()
         self.begun = begun = self.begun + 1
+        await self.decide()
         await self._plan_each([*self._retries.take_due(self._clock()), *self.take()])
         await self.prepare()
         for reconciler in self.reconcilers:
@@ -195,3 +199,11 @@ class Domain(Generic[K]):
         with suppress(TimeoutError):
             async with asyncio.timeout(max(until - self._clock(), 0.0)):
                 await self._woken.wait()
+
+
+async def in_turns(go_on: Callable[[], bool]) -> None:
+    """Until `go_on` says that there is no more."""
+    left = go_on()
+    while left:
+        await asyncio.sleep(0)
+        left = go_on()

@@ -57,7 +57,9 @@ class Limits(Struct, frozen=True, kw_only=True):
     service_backends: int = 20_000
     backends: int = 100_000  # of all its services together; the kernel's map has room for 131,072
     node_prefixes: int = 64  # pod CIDRs and addresses of one node
-    prefixes: int = 12_000  # pod CIDRs of all its nodes; the kernel's map has room for 16,384
+    prefixes: int = (
+        12_000  # pod CIDRs of all its nodes, those that are refused included; the kernel's map has room for 16,384
+    )
 
 
 class Authority(Struct, frozen=True, kw_only=True):

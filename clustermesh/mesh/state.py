@@ -4,6 +4,7 @@ A writer (the reader of one cluster) puts objects in and takes them out. Whether
 decided again where a fact it rests on changes; reading asks nothing and changes nothing.
 
     take_nodes, take_addresses, take_services   what to plan again; `on_dirty` is called when there is something
+    judge                                             decides on nodes that had to wait, one turn's worth
     rule                                              decides on one address or service, as whoever has taken it does
     admitted_nodes, node, endpoint, remote_services   what is used
     refusals                                          what is not, and why
@@ -146,6 +147,8 @@ class MeshState:
 
     @restoring.setter
     def restoring(self, restoring: bool) -> None:
+        while self.judge():  # what was put in before is decided on as it was then
+            pass
         self._admission.restoring = restoring
 
     @property
@@ -162,6 +165,14 @@ class MeshState:
                 self._dirty_nodes.add(holder)
             self._dirty_services.update(self._admission.services_in(prefix))
         self._wake()
+
+    def judge(self) -> bool:
+        """Decide on some of the nodes that are left to decide on; whether there are more. Until then each is what it
+        was. Whoever takes what is dirty has this done before, in turns."""
+        if self._admission.is_behind:
+            self._settle(self._admission.go_on())
+            self._wake()
+        return self._admission.is_behind
 
     def refuse(self, cluster: str, what: str, why: str) -> None:
         """A key of `cluster` that holds nothing usable."""

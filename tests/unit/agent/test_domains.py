@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 from fake_kernel import Bed
@@ -17,8 +18,9 @@ from agent.plan.attached import AttachedPod
 from agent.plan.routes import RouteKey
 from clustermesh.address import parse, parse_prefix, prefix_text
 from clustermesh.errors import Refused, Unavailable
+from clustermesh.mesh.authority import Ground, Place
 from clustermesh.mesh.session import Session, State
-from clustermesh.model import Endpoint, NodeAddress, Stamp
+from clustermesh.model import Endpoint, Node, NodeAddress, Stamp
 
 
 @pytest.fixture
@@ -551,3 +553,28 @@ async def test_a_clusters_factor_is_one_entry_and_repaired_as_any_other(bed: Bed
     await bed.domains.services.audit()
     await bed.step()
     assert bed.tables["clusters"].held == {pack(Number(0)): pack_factors({2: 0.25})}
+
+
+@pytest.mark.parametrize("name", ["network", "addresses", "services"])
+async def test_nodes_that_wait_are_decided_on_in_turns_before_a_step_takes_what_is_dirty(bed: Bed, name: str) -> None:
+    bed.state.stand_on(Ground([Place(parse_prefix("10.64.0.0/10"), "the network on docker0")]))
+    for n in range(500):
+        cidrs = (parse_prefix(f"10.{64 + n // 250}.{n % 250}.0/24"),)
+        bed.state.put("beta", "nodes", f"n{n}", Node(cluster="beta", cluster_id=2, name=f"n{n}", pod_cidrs=cidrs))
+    await bed.step()
+    bed.state.stand_on(Ground())
+    standing = [sum(1 for _ in bed.state.admitted_nodes())]
+
+    async def watch() -> None:
+        while True:
+            standing.append(sum(1 for _ in bed.state.admitted_nodes()))
+            await asyncio.sleep(0)
+
+    watching = asyncio.create_task(watch())
+    domain = next(each for each in bed.domains.all if each.name == name)
+    await domain.step()
+    watching.cancel()
+    standing.append(sum(1 for _ in bed.state.admitted_nodes()))
+    assert standing[0] > 0
+    assert standing[-1] == 500
+    assert max(after - before for before, after in pairwise(standing)) < 100
