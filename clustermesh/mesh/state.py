@@ -239,7 +239,7 @@ class MeshState:
     def rule(self, name: Address | ServiceName) -> None:
         """Decide on the endpoints at an address, or the services of a name, some of whose addresses changed hands.
         One node may have a hundred thousand of them, so whoever takes what is dirty has it decided on in turns."""
-        for cluster in self._unruled.pop(name, ()):
+        for cluster in self._unruled.get(name, ()):
             if (view := self.views.get(cluster)) is None:
                 continue
             if isinstance(name, tuple):
@@ -247,6 +247,7 @@ class MeshState:
                     self._rule_service(cluster, name, view.services[name])
             elif name in view.endpoints:
                 self._rule_endpoint(cluster, name, view.endpoints[name])
+        self._unruled.pop(name, None)  # last: what raises is decided on when it is asked again
 
     def take_services(self) -> set[ServiceName]:
         """The services that may have other frontends or backends since the last call. `rule` as addresses."""

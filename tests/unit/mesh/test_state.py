@@ -16,6 +16,7 @@ from clustermesh.address import Address, Prefix, contains, overlaps, parse, pars
 from clustermesh.mesh.admission import wanted_by
 from clustermesh.mesh.authority import Authority, Ground, Limits, Place
 from clustermesh.mesh.refusals import Reason, Refusal, Refusals
+from clustermesh.mesh.rulings import judge_endpoint
 from clustermesh.mesh.state import MeshState, View
 from clustermesh.model import Cluster, Endpoint, LocalService, Node, NodeAddress, Port, Protocol, Service
 from clustermesh.wire.numbering import REMOTE_NODE
@@ -490,6 +491,26 @@ class TestRoom:
             state.put("beta", "endpoints", address, Endpoint(ip=address, identity=131080))
         state.listed("beta", "endpoints")
         assert not state.refusals("beta").of("tables")
+
+
+def test_what_cannot_be_decided_on_cannot_be_at_the_next_try_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = with_beta()
+    state.put("beta", "endpoints", parse("10.2.0.5"), pod("10.2.0.5"))
+    state.remove("beta", "nodes", "b1")
+    raises = True
+
+    def judge(*asked: Any) -> Refusal | None:
+        if raises:
+            raise ValueError("no verdict")
+        return judge_endpoint(*asked)
+
+    monkeypatch.setattr("clustermesh.mesh.state.judge_endpoint", judge)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no verdict"):
+            state.rule(parse("10.2.0.5"))
+    raises = False
+    state.rule(parse("10.2.0.5"))
+    assert reason(state, "beta", "endpoints", parse("10.2.0.5")) is Reason.NOT_HELD
 
 
 def test_a_peer_fills_no_table_beyond_its_limit() -> None:
