@@ -14,7 +14,6 @@ from clustermesh.mesh.refusals import Reason, Refusal, Refusals
 from clustermesh.model import Service
 
 MOST_NAMED: Final = 10_000  # a peer full of what is dropped must not fill this node's memory
-_MORE: Final = object()  # dropped without a name: there are too many
 
 
 class Room:
@@ -24,11 +23,12 @@ class Room:
         self.short: set[str] = set()  # kinds of which something was dropped, and something has gone since
         self._refusals = refusals
         self._dropped: dict[str, set[Any]] = {}
+        self._more: set[str] = set()  # kinds of which some were dropped without a name: there are too many
         self._backends = 0  # of all its services together
 
     def dropped(self, kind: str) -> Set[Any]:
         """The names of what was dropped of `kind`, or of the first of them."""
-        return self._dropped.get(kind, set()) - {_MORE}
+        return self._dropped.get(kind, frozenset())
 
     def take(self, kind: str, name: Any, before: Any, value: Any, held: int, limits: Limits) -> bool:
         """Whether there is room for `value` in the place of `before`, where `held` entries of `kind` are held."""
@@ -52,6 +52,7 @@ class Room:
     def clear(self, kind: str) -> None:
         """Nothing of `kind` is dropped."""
         self._dropped.pop(kind, None)
+        self._more.discard(kind)
         self.short.discard(kind)
         self._refusals.set("tables", kind, None)
 
@@ -67,17 +68,22 @@ class Room:
 
     def _drop(self, kind: str, name: Any, why: str) -> None:
         dropped = self._dropped.setdefault(kind, set())
-        dropped.add(name if len(dropped) < MOST_NAMED else _MORE)
+        if len(dropped) < MOST_NAMED:
+            dropped.add(name)
+        elif name not in dropped:
+            self._more.add(kind)
         self.short.discard(kind)
         self._refusals.set("tables", kind, Refusal(Reason.LIMIT, why))
 
     def _forget(self, kind: str, name: Any) -> None:
         dropped = self._dropped[kind]
         dropped.discard(name)
-        if not dropped:
-            self.clear(kind)
-        elif dropped == {_MORE}:  # whether there are any left is what a list will say
+        if dropped:
+            return
+        if kind in self._more:  # whether there are any left is what a list will say
             self.short.add(kind)
+        else:
+            self.clear(kind)
 
 
 def _backends(value: Any) -> int:

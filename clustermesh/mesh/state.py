@@ -61,6 +61,27 @@ class _Rulings:
         self.backends: AddressBook[ServiceName] = AddressBook()
 
 
+class _Either(Set[Any]):
+    """What is in one or the other: asked for each event, so it is not made anew each time."""
+
+    def __init__(self, one: Set[Any], other: Set[Any]) -> None:
+        self._one, self._other = one, other
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._one or name in self._other
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self._one
+        yield from (name for name in self._other if name not in self._one)
+
+    def __len__(self) -> int:
+        return len(self._one) + sum(name not in self._one for name in self._other)
+
+    @classmethod
+    def _from_iterable(cls, names: Iterable[Any]) -> set[Any]:
+        return set(names)
+
+
 class MeshState:
     """Every cluster's view, the own one included under its own name."""
 
@@ -103,6 +124,8 @@ class MeshState:
         """Forget everything of `cluster` (disconnected or evicted), or only what is of `kinds`."""
         if kinds == KINDS:
             self.withheld.discard(cluster)
+        if cluster != self.own and kinds == KINDS:
+            self._drop_all_but_nodes(cluster)
         view = self.views.get(cluster)
         if view is None:
             return
@@ -118,6 +141,16 @@ class MeshState:
             self._order.remove(cluster)
             self._view(self.own)
 
+    def _drop_all_but_nodes(self, cluster: str) -> None:
+        """Nothing is decided on for each of hundreds of thousands that go with all they could rest on."""
+        if (view := self.views.get(cluster)) is None:
+            return
+        self._dirty_addresses.update(name for name in view.endpoints if not isinstance(name, Prefix))
+        self._dirty_services.update(view.services)
+        self.views[cluster] = View(nodes=view.nodes)
+        self._rulings[cluster] = _Rulings(self.views[cluster])
+        self._wake()
+
     def release(self, cluster: str) -> None:
         """Use the services of a cluster that was withheld."""
         self.withheld.discard(cluster)
@@ -132,7 +165,10 @@ class MeshState:
         self._settle(self._admission.authorize(authority))
         if (view := self.views.get(cluster)) is not None and before != authority:
             self._rulings[cluster].room.change_limits()
-            self._doubt(cluster, [name for name in view.endpoints if not isinstance(name, Prefix)], view.services)
+            if before.identities != authority.identities:
+                self._doubt(cluster, [name for name in view.endpoints if not isinstance(name, Prefix)], ())
+            if before.limits.service_backends != authority.limits.service_backends:
+                self._doubt(cluster, (), view.services)
         self._wake()
 
     def admit_peers(self) -> None:
@@ -214,7 +250,7 @@ class MeshState:
             case "short":
                 return rulings.room.short
         dropped, held = rulings.room.dropped(kind), view.table(kind).keys()
-        return held | dropped if dropped else held
+        return _Either(held, dropped) if dropped else held
 
     def good_view(self, cluster: str) -> View:
         """What is worth keeping on disk: a Node that is refused now must not stand first after a restart."""
