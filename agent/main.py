@@ -12,8 +12,9 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import closing, nullcontext, suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, nullcontext, suppress
+from typing import Final
 
 from prometheus_client import REGISTRY
 
@@ -50,6 +51,8 @@ from clustermesh.standalone import context as contexts
 from clustermesh.standalone.context import Context
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.tls import Tls
+
+_PINS: Final = "clustermesh"  # the folder of the bpf filesystem
 
 _log = logging.getLogger(__name__)
 
@@ -88,17 +91,12 @@ async def run(options: Options) -> None:
     context = contexts.load(options.context)
     with api.alone(options.run_dir, options.state_dir):
         private_key = wireguard_keys.load_or_create(options.state_dir / "wireguard.key")
-        async with asyncio.TaskGroup() as tasks:
-            deriving = tasks.create_task(wireguard_keys.derive_public_key(private_key))  # meanwhile the rest starts
-            device = await open_device(options.device, log=options.state_dir / "wireguard-go.log")
-            features = _check_features(options)
-            pins = options.bpffs / "clustermesh"
-            with api.alone_over(pins), closing(Datapath.open(None, pins)) as datapath:
+        features = _check_features(options)
+        with api.alone_over(options.bpffs / _PINS):
+            async with _this_node(options, private_key, features) as making:
                 tls = Tls(context.ca, context.certificate("local"), context.key("local"))
                 async with EtcdClient([context.endpoint], tls) as etcd:
-                    underlay = UnderlaySetup(datapath, device, private_key, options.port)
-                    node = ThisNode(datapath, device, underlay, await deriving, features)
-                    await _work(options, context, etcd, node)
+                    await _work(options, context, etcd, making)
 
 
 def _check_features(options: Options) -> list[Feature]:
@@ -117,7 +115,28 @@ def check_needed(features: list[Feature]) -> list[Feature]:
     return features
 
 
-async def _work(options: Options, context: Context, etcd: EtcdClient, node: ThisNode) -> None:
+@asynccontextmanager
+async def _this_node(
+    options: Options, private_key: bytes, features: Sequence[Feature]
+) -> AsyncIterator[asyncio.Task[ThisNode]]:
+    """Being made: while the kernel verifies the programs, what was kept is restored. Let go of after the block."""
+    making = asyncio.create_task(_make_node(options, private_key, features))
+    try:
+        yield making
+    finally:
+        with suppress(Exception):  # it failed: the block knows, or ended before that mattered
+            (await making).datapath.close()
+
+
+async def _make_node(options: Options, private_key: bytes, features: Sequence[Feature]) -> ThisNode:
+    device = await open_device(options.device, log=options.state_dir / "wireguard-go.log")
+    public_key = wireguard_keys.public_key(private_key)
+    datapath = await asyncio.to_thread(Datapath.open, None, options.bpffs / _PINS)
+    underlay = UnderlaySetup(datapath, device, private_key, options.port)
+    return ThisNode(datapath, device, underlay, public_key, features)
+
+
+async def _work(options: Options, context: Context, etcd: EtcdClient, making: asyncio.Task[ThisNode]) -> None:
     state, propagation = MeshState(context.name), Propagation()
     sink = AgentSink(state, propagation)
     own = ClusterReader(
@@ -136,21 +155,20 @@ async def _work(options: Options, context: Context, etcd: EtcdClient, node: This
     )
     peers = Peers(context.peers, context.cluster, sink, _connect_peer, peer_tables, options.last_good, state.authorize)
     peers.on_files = around.look_again  # the etcds they name are lifelines, too
-    domains = Domains(options, state, propagation, node, open_targets(node.datapath, node.device, node.public_key))
-    pods = Pods(options, domains.tunnels, domains.attached_pods)
-    record = AgentRecord(node=options.node, wireguard_public_key=node.public_key, boot_id=report.boot_id())
-    registration = Registration(record)
-    status = Status(options, state, domains, own, peers, sink, pods)
-    status.rival = registration.rival
     ground = await around.read()
     state.stand_on(ground.without_peers(context.name))
     state.restoring = True
     if (kept := last_good.load(options.last_good, context.name)) is not None:
         await restore(sink, context.name, kept)
         own.restored(kept.config)
-    state.stand_on(
-        ground
-    )  # what stood before stands: a peer whose etcd's name leads elsewhere now takes nothing from it
+    state.stand_on(ground)  # what stood before stands: a peer's etcd that is elsewhere now takes nothing from it
+    node = await asyncio.shield(making)  # cancelled, it would leave a thread that nobody waits for
+    domains = Domains(options, state, propagation, node, open_targets(node.datapath, node.device, node.public_key))
+    pods = Pods(options, domains.tunnels, domains.attached_pods)
+    record = AgentRecord(node=options.node, wireguard_public_key=node.public_key, boot_id=report.boot_id())
+    registration = Registration(record)
+    status = Status(options, state, domains, own, peers, sink, pods)
+    status.rival = registration.rival
     REGISTRY.register(StatusCollector(status))
     domains.on_ready = keep_what_is_there
     async with asyncio.TaskGroup() as tasks:
