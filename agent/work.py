@@ -12,6 +12,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 
 from prometheus_client import REGISTRY
 
@@ -23,6 +24,7 @@ from agent.domains.domains import Domains
 from agent.domains.tables import ThisNode, open_targets
 from agent.memory import keep_what_is_there
 from agent.metrics import StatusCollector
+from agent.older import last_good_v1
 from agent.options import Options
 from agent.propagation import Propagation
 from agent.registration import Registration
@@ -96,6 +98,7 @@ async def _work(
     )
     peers = Peers(context.peers, context.cluster, sink, _connect_peer, peer_tables, options.last_good, state.authorize)
     peers.on_files = around.look_again  # the etcds they name are lifelines, too
+    await _take_over(options.last_good)
     ground = await around.read()
     state.stand_on(ground.without_peers(context.name))
     state.restoring = True
@@ -124,6 +127,17 @@ async def _work(
         tasks.create_task(report.keep_reported(etcd, options.node, status.report))
         tasks.create_task(keep_saved(options.last_good, sink, state, own, peers))
         tasks.create_task(serve_health(options.metrics, REGISTRY, status.readiness))
+
+
+async def _take_over(folder: Path) -> None:
+    """What an agent before this one has kept in its own form."""
+    try:
+        taken = await asyncio.to_thread(last_good_v1.take_over, folder)
+    except OSError as e:  # on a disk that cannot be written each cluster is read anew
+        _log.warning("what an older version of the agent has kept in %s cannot be taken over: %s", folder, e)
+    else:
+        if taken:
+            _log.info("taken over from an older version of the agent: what it kept of %s", ", ".join(taken))
 
 
 async def _read_own(own: ClusterReader, peers: Peers, state: MeshState) -> None:
