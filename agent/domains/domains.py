@@ -167,7 +167,10 @@ class Domains:
 
     def may_prune(self) -> bool:
         """Whether what the kernel held before this agent, and nobody has wanted since, may go."""
-        return self._own is not None and self._own.session.heard and self._each_peer(lambda session: session.heard)
+        if self._own is None or self._peers is None or not self._own.session.heard:
+            return False
+        lost = [reader for name, reader in self._peers.readers.items() if name in self._peers.lost]
+        return all(reader.session.heard for reader in lost) and self._each_peer(lambda session: session.heard)
 
     def _each_peer(self, fulfils: Callable[[Session], bool]) -> bool:
         if self._peers is None or not self._peers.synced_once:

@@ -156,7 +156,9 @@ class Bed:
             has_predecessor=False,
         )
         self.own = self.reader("alpha")
-        self.peers = SimpleNamespace(readers={}, synced_once=True, problems=[], newcomers=set(), looked=asyncio.Event())
+        self.peers = SimpleNamespace(
+            readers={}, synced_once=True, problems=[], newcomers=set(), lost=set(), looked=asyncio.Event()
+        )
         self.peers.looked.set()
         self.restart()
 

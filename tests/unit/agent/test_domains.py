@@ -118,6 +118,20 @@ async def test_what_came_after_the_last_save_outlives_a_restart_until_a_silent_p
     assert not bed.tables["ipcache"].held
 
 
+async def test_a_cluster_whose_memory_cannot_be_read_keeps_what_the_kernel_holds_until_it_is_heard_of(bed: Bed) -> None:
+    bed.tables["ipcache"].held[parse("10.2.1.9")] = object()
+    await bed.adopt()
+    bed.peers.lost.add("beta")
+    bed.connect("beta", State.CONNECTING)
+    bed.now += domains.SYNC_TIMEOUT + 1.0
+    await bed.step()
+    assert bed.domains.ready_at is not None, "nobody waits for that"
+    assert bed.tables["ipcache"].held
+    bed.connect("beta")
+    await bed.step()
+    assert not bed.tables["ipcache"].held
+
+
 async def test_what_is_taken_back_goes_at_once_also_while_a_peer_is_silent(bed: Bed) -> None:
     bed.connect("beta", State.STALE)
     bed.add_web("10.1.1.5")
