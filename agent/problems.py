@@ -88,9 +88,18 @@ def _of_the_node(domains: Domains, pods: Pods, unsavable: Mapping[str, str]) -> 
 
 
 def _refused(cluster: str, refusals: Refusals, is_own: bool) -> Iterable[tuple[str, str]]:
-    """One for each reason, with the first names and the first sentence."""
-    for reason, named in sorted(refusals.first(_NAMED).items()):
-        count = refusals.counts[reason]
+    """One for each table that is full, and for each reason, with the first names and the first sentence."""
+    full = refusals.of("tables")
+    for refusal in full.values():
+        yield (
+            f"{cluster} {refusal.why} ({refusal.reason})",
+            "raise clustermesh-limits in its peer file, or have it say less",
+        )
+    for reason, found in sorted(refusals.first(_NAMED + len(full)).items()):
+        named = {name: why for name, why in found.items() if not name.startswith("tables/")}
+        count = refusals.counts[reason] - sum(each.entries for each in full.values() if each.reason is reason)
+        if not named:
+            continue
         names = _few([*named, *[""] * (count - len(named))])
         entries = f"{count} entries of {cluster} are" if count > 1 else f"1 entry of {cluster} is"
         remedy = "correct them" if is_own else f"have them corrected in {cluster}"

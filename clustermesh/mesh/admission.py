@@ -69,6 +69,7 @@ _NEVER: Final = object()  # in the way until the node itself, or what its cluste
 _TOO_LONG: Final = object()  # as that, and nothing of the node was looked at
 _OWN: Final = object()  # that the own cluster is not known yet
 _TURN: Final = 128  # prefixes and addresses that are looked at in one turn, or one node's
+_NAMEABLE: Final = frozenset({Reason.NOT_ALLOWED, Reason.LOCAL})  # what an operator may allow all the same
 _NOT_YET: Final = Refusal(Reason.WAITING, "waits until this cluster's own nodes are known")
 
 
@@ -337,10 +338,14 @@ class Admission:
 
     def _object_to_prefix(self, holder: Holder, authority: Authority | None, prefix: Prefix) -> _Objection | None:
         shown = f"pod CIDR {prefix_text(prefix)}"
-        if refusal := judge_prefix(authority, prefix, self.ground):
-            return _Objection(refusal, self._place_in(prefix, refusal.reason) or _NEVER)
-        if found := _taken(shown, prefix, self.claims.conflict(holder, prefix)):
+        refusal = judge_prefix(authority, prefix, self.ground)
+        objection = refusal and _Objection(refusal, self._place_in(prefix, refusal.reason) or _NEVER)
+        if objection and refusal and refusal.reason not in _NAMEABLE:
+            return objection
+        if found := _taken(shown, prefix, self.claims.conflict(holder, prefix)):  # then naming it would be no remedy
             return found
+        if objection:
+            return objection
         if authority is None:
             return None
         if found := self._object_to_homeless(shown, prefix):

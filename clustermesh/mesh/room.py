@@ -24,6 +24,7 @@ class Room:
         self._refusals = refusals
         self._dropped: dict[str, set[Any]] = {}
         self._more: set[str] = set()  # kinds of which some were dropped without a name: there are too many
+        self._why: dict[str, str] = {}
         self._backends = 0  # of all its services together
 
     def dropped(self, kind: str) -> Set[Any]:
@@ -34,7 +35,7 @@ class Room:
         """Whether there is room for `value` in the place of `before`, where `held` entries of `kind` are held."""
         backends = self._backends + _backends(value) - _backends(before)
         if value is not None and (why := self._objection(kind, before, held, backends, limits)):
-            self._drop(kind, name, f"has more than {why}, which is the limit: those beyond are not used")
+            self._drop(kind, name, f"has more than {why}, which is the limit")
             return False
         freed = before is not None and (value is None or backends < self._backends)
         self._backends = backends
@@ -73,17 +74,24 @@ class Room:
         elif name not in dropped:
             self._more.add(kind)
         self.short.discard(kind)
-        self._refusals.set("tables", kind, Refusal(Reason.LIMIT, why))
+        self._tell(kind, why)
+
+    def _tell(self, kind: str, why: str) -> None:
+        dropped = self._dropped[kind]
+        number = f"{MOST_NAMED} or more" if kind in self._more else len(dropped)
+        self._why[kind] = why
+        said = f"{why}: {number} {kind} are not used"
+        self._refusals.set("tables", kind, Refusal(Reason.LIMIT, said, max(len(dropped), 1)))
 
     def _forget(self, kind: str, name: Any) -> None:
         dropped = self._dropped[kind]
         dropped.discard(name)
-        if dropped:
-            return
-        if kind in self._more:  # whether there are any left is what a list will say
-            self.short.add(kind)
-        else:
+        if not dropped and kind not in self._more:
             self.clear(kind)
+            return
+        self._tell(kind, self._why[kind])
+        if not dropped:  # whether there are any left is what a list will say
+            self.short.add(kind)
 
 
 def _backends(value: Any) -> int:

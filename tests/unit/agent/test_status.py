@@ -13,6 +13,7 @@ from agent.metrics import StatusCollector
 from agent.status import Status
 from clustermesh.address import parse
 from clustermesh.errors import Unavailable
+from clustermesh.mesh.authority import Authority, Limits
 from clustermesh.mesh.session import Session, State
 from clustermesh.model import Endpoint, Identity, Label
 from clustermesh.wire import agent_report
@@ -237,6 +238,23 @@ async def test_a_disk_that_takes_no_logs_and_no_pods_is_a_problem(bed: Bed) -> N
     assert str(log).startswith("the wireguard-go of fake0 has no log: /var/lib/clustermesh/wireguard-go.log: Read-only")
     assert str(pods).startswith("no pod can start or end on this node: /var/lib/clustermesh/endpoints: Read-only")
     assert "make it writable" in str(pods)
+
+
+async def test_a_table_that_is_full_is_told_with_how_many_had_no_room_apart_from_what_else_is_refused(bed: Bed) -> None:
+    bed.add_node("alpha", 1)
+    bed.connect("beta")
+    bed.state.authorize(Authority(name="beta", limits=Limits(keys={"identities": 2})))
+    for number in range(44):
+        bed.state.put("beta", "identities", 131072 + number, Identity(id=131072 + number, labels=()))
+    bed.state.refuse("beta", "cilium/state/x", "is no key of Cilium's")
+    await bed.step()
+    full, garbled = problems(bed)
+    assert full.startswith("beta has more than 2 identities, which is the limit: 42 identities are not used (limit); ")
+    assert garbled.startswith("1 entry of beta is refused and not used (garbled): cilium/state/x: ")
+    assert bed.state.refusals("beta").counts == {"garbled": 1, "limit": 42}
+    for number in range(2):
+        bed.state.remove("beta", "identities", 131072 + 2 + number)
+    assert bed.state.refusals("beta").counts["limit"] == 40
 
 
 async def test_a_state_that_cannot_be_saved_is_a_problem(bed: Bed) -> None:

@@ -136,6 +136,19 @@ class TestTheOwnClusterFirst:
         admission.unserve(parse("10.97.0.1"), ("n", "s"))
         assert admission.standing.keys() == {PEER}
 
+    @pytest.mark.parametrize("taken", ["10.2.0.0/24", "203.0.113.0/24"])
+    def test_what_is_another_nodes_is_said_to_be_rather_than_to_be_allowed(self, taken: str) -> None:
+        admission = opened()
+        admission.stand_on(Ground([Place(single(parse("10.2.0.1")), "this machine's address on lo")]))
+        admission.put(OWN, node(taken, "192.0.2.1"))
+        (verdict,) = admission.put(PEER, node(taken, "192.0.2.2"))
+        assert verdict.refusal is not None
+        assert verdict.refusal.why == f"pod CIDR {taken} is {OWN}'s"
+        admission.put(OWN, None)
+        (verdict,) = admission.put(PEER, node(taken, "192.0.2.3"))
+        assert verdict.refusal is not None
+        assert f"--allow-prefix {taken}" in verdict.refusal.why
+
 
 class TestWhoStands:
     def test_a_node_that_wants_something_bad_besides_keeps_what_it_has(self) -> None:
