@@ -39,17 +39,33 @@ _decoder = msgspec.json.Decoder(Request)
 
 @contextlib.contextmanager
 def alone(run_dir: Path, state_dir: Path) -> Iterator[None]:
-    """Be the one agent of these folders, before anything is touched that another one works with. Refused."""
+    """Be the one agent of these folders, before anything is touched that another one works with. Refused.
+
+    Of `state_dir` the folder itself is locked: its disk may have become read-only.
+    """
+    with _locked(run_dir, run_dir / "agent.lock", "--run-dir"), _locked(state_dir, state_dir, "--state-dir"):
+        yield
+
+
+@contextlib.contextmanager
+def alone_over(pins: Path) -> Iterator[None]:
+    """Be the one agent of the maps that are pinned in `pins`, whatever other folders another one has. Refused."""
+    with _locked(pins, pins, "--bpffs"):
+        yield
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, lock: Path, option: str) -> Iterator[None]:
     with contextlib.ExitStack() as closing:
-        for folder, option in {state_dir: "--state-dir", run_dir: "--run-dir"}.items():
-            lock = folder / "agent.lock"
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                fcntl.flock(closing.enter_context(lock.open("w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as e:
-                raise Refused(f"another agent holds {lock}: stop it first") from e
-            except OSError as e:
-                raise Refused(f"{lock}: {e.strerror or e}; give another folder with {option}") from e
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(lock, os.O_RDONLY | (os.O_CREAT if lock != folder else 0), 0o600)
+            closing.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise Refused(f"another agent holds {lock}: stop it first") from e
+        except OSError as e:
+            raise Refused(f"{lock}: {e.strerror or e}; give another folder with {option}") from e
         yield
 
 

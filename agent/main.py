@@ -1,10 +1,4 @@
-"""The agent's wiring: what is made, in which order, and which loops run until it is told to stop.
-
-    own etcd ─┐ ClusterReader ─> AgentSink ─> MeshState ─> Domains: plan ─> trackers ─> targets ─> kernel
-    peers    ─┘ (one each)                                    ^ CNI
-
-Stopping, killed or asked, undoes nothing: programs, maps, routes and WireGuard go on, and the next agent adopts them.
-"""
+"""An agent's process: its options, its locks, what this kernel has, and the datapath, opened beside all imports."""
 
 from __future__ import annotations
 
@@ -12,45 +6,22 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import closing, nullcontext, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Final
 
-from prometheus_client import REGISTRY
-
-from agent import api, report
+from agent import api
 from agent.bpf.bpffs import ensure_bpffs
 from agent.bpf.loader import Datapath
 from agent.bpf.probe import Feature, probe
-from agent.cni.methods import Pods
-from agent.domains.domains import Domains
-from agent.domains.tables import ThisNode, open_targets
-from agent.memory import be_frugal, keep_what_is_there
-from agent.metrics import StatusCollector
+from agent.memory import be_frugal
 from agent.options import Options, parse
-from agent.propagation import Propagation
-from agent.saving import keep_saved
-from agent.sink import AgentSink
-from agent.status import Status
-from agent.surroundings import Surroundings
-from agent.underlay import UnderlaySetup
 from agent.wireguard import keys as wireguard_keys
-from agent.wireguard.device import open_device
 from clustermesh.errors import ClusterMeshError, Invalid, Refused, first_of, sentence
-from clustermesh.health import serve_health
-from clustermesh.mesh import last_good
-from clustermesh.mesh.messages import Terms
-from clustermesh.mesh.peer_files import PeerFile, read_peers
-from clustermesh.mesh.peers import Peers, restore
-from clustermesh.mesh.reader import ClusterReader
-from clustermesh.mesh.state import MeshState
-from clustermesh.mesh.tables import own_tables, peer_tables
-from clustermesh.model import AgentRecord, ClusterConfig
 from clustermesh.standalone import context as contexts
-from clustermesh.standalone.context import Context
-from clustermesh.store.client import EtcdClient
-from clustermesh.store.tls import Tls
 
-_log = logging.getLogger(__name__)
+_PINS: Final = "clustermesh"  # the folder of the bpf filesystem
 
 
 def main() -> None:
@@ -87,16 +58,12 @@ async def run(options: Options) -> None:
     context = contexts.load(options.context)
     with api.alone(options.run_dir, options.state_dir):
         private_key = wireguard_keys.load_or_create(options.state_dir / "wireguard.key")
-        async with asyncio.TaskGroup() as tasks:
-            deriving = tasks.create_task(wireguard_keys.derive_public_key(private_key))  # meanwhile the rest starts
-            device = await open_device(options.device, log=options.state_dir / "wireguard-go.log")
-            features = _check_features(options)
-            with closing(Datapath.open(None, options.bpffs / "clustermesh")) as datapath:
-                tls = Tls(context.ca, context.certificate("local"), context.key("local"))
-                async with EtcdClient([context.endpoint], tls) as etcd:
-                    underlay = UnderlaySetup(datapath, device, private_key, options.port)
-                    node = ThisNode(datapath, device, underlay, await deriving, features)
-                    await _work(options, context, etcd, node)
+        features = _check_features(options)
+        with api.alone_over(options.bpffs / _PINS):
+            async with _opened(options.bpffs / _PINS) as opening:
+                from agent.work import work
+
+                await work(options, context, private_key, features, opening)
 
 
 def _check_features(options: Options) -> list[Feature]:
@@ -115,71 +82,17 @@ def check_needed(features: list[Feature]) -> list[Feature]:
     return features
 
 
-async def _work(options: Options, context: Context, etcd: EtcdClient, node: ThisNode) -> None:
-    state, propagation = MeshState(context.name), Propagation()
-    folder = options.clustermesh_config or context.peers
-    sink = AgentSink(state, propagation)
-    own = ClusterReader(
-        context.name,
-        sink,
-        lambda: nullcontext(etcd),
-        own_tables,
-        _expect(context),
-        Terms(max_clusters=context.cluster.max_clusters),
-    )
-    around = Surroundings(
-        context.name,
-        context.endpoint,
-        lambda: dict(peers.files) if peers.synced_once else read_peers(folder, context.name).peers,
-        options.device,
-    )
-    peers = Peers(folder, context.cluster, sink, _connect_peer, peer_tables, options.last_good, state.authorize)
-    peers.on_files = around.look_again  # the etcds they name are lifelines, too
-    domains = Domains(options, state, propagation, node, open_targets(node.datapath, node.device, node.public_key))
-    pods = Pods(options, domains.tunnels, domains.attached_pods)
-    status = Status(options, state, domains, own, peers, sink, pods)
-    record = AgentRecord(node=options.node, wireguard_public_key=node.public_key, boot_id=report.boot_id())
-    ground = await around.read()
-    state.stand_on(ground.without_peers(context.name))
-    state.restoring = True
-    if (kept := last_good.load(options.last_good, context.name)) is not None:
-        await restore(sink, context.name, kept)
-        own.restored(kept.config)
-    state.stand_on(
-        ground
-    )  # what stood before stands: a peer whose etcd's name leads elsewhere now takes nothing from it
-    REGISTRY.register(StatusCollector(status))
-    domains.on_ready = keep_what_is_there
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(around.keep(state.stand_on, ground))
-        tasks.create_task(_read_own(own, peers, state))
-        tasks.create_task(peers.run())
-        tasks.create_task(domains.run(own, peers))
-        tasks.create_task(pods.run())
-        tasks.create_task(api.serve(options.socket, status.methods()))
-        tasks.create_task(report.keep_registered(etcd, record, status.nodes))
-        tasks.create_task(report.keep_logged(lambda: [status.not_ready(), *map(str, status.problems())]))
-        tasks.create_task(report.keep_reported(etcd, options.node, status.report))
-        tasks.create_task(keep_saved(options.last_good, sink, state, own, peers))
-        tasks.create_task(serve_health(options.metrics, REGISTRY, status.readiness))
+@asynccontextmanager
+async def _opened(pins: Path) -> AsyncIterator[asyncio.Task[Datapath]]:
+    """Being opened in a thread, and let go of after the block.
 
-
-async def _read_own(own: ClusterReader, peers: Peers, state: MeshState) -> None:
-    """As the peers are read: once all that was kept is restored. Nothing that is read can be in before this went on."""
-    await peers.looked.wait()
-    state.restoring = False
-    await own.run()
-
-
-def _connect_peer(file: PeerFile) -> EtcdClient:
-    tls = None if file.ca is None or file.cert is None or file.key is None else Tls(file.ca, file.cert, file.key)
-    aliases = {host: addresses[0] for host, addresses in file.host_aliases.items() if addresses}
-    return EtcdClient(file.endpoints, tls, aliases=aliases)
-
-
-def _expect(context: Context) -> Callable[[str, ClusterConfig], None]:
-    def admit(name: str, config: ClusterConfig) -> None:
-        if config.id != context.id:
-            _log.warning("cluster %s has id %d in etcd and %d in %s", name, config.id, context.id, context.path)
-
-    return admit
+    The kernel verifies the programs, and nobody holds the interpreter's lock: meanwhile the rest of the agent is
+    imported, and what was kept is restored.
+    """
+    opening = asyncio.create_task(asyncio.to_thread(Datapath.open, None, pins))
+    await asyncio.sleep(0)  # the thread begins
+    try:
+        yield opening
+    finally:
+        with suppress(Exception):  # it failed: the block knows, or ended before that mattered
+            (await opening).close()

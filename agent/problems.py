@@ -33,10 +33,14 @@ class Problem(NamedTuple):
 
 
 def find(
-    domains: Domains, pods: Pods, unsavable: Mapping[str, str], peers: Peers, state: MeshState
+    domains: Domains, pods: Pods, unsavable: Mapping[str, str], peers: Peers, state: MeshState, rival: str = ""
 ) -> Iterator[Problem]:
-    """All of them; `unsavable` says why the last good state of a cluster is not on disk."""
-    for what, remedy in _of_the_node(domains, unsavable):
+    """All of them; `unsavable` says why the last good state of a cluster is not on disk, `rival` who else claims to be
+    this node.
+    """
+    if rival:
+        yield Problem("node", rival, "stop one of them, or give it the --node that it is", shared=False)
+    for what, remedy in _of_the_node(domains, pods, unsavable):
         yield Problem("node", what, remedy, shared=False)
     for name, problem in islice(pods.problems.items(), _SHOWN):
         yield Problem("pods", f"pods: {name}: {problem}", "delete the pod, and it is made anew", shared=False)
@@ -63,7 +67,7 @@ def find(
         )
 
 
-def _of_the_node(domains: Domains, unsavable: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def _of_the_node(domains: Domains, pods: Pods, unsavable: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     if domains.tunnels.error:
         yield f"node set-up: {domains.tunnels.error}", "mend that, it is tried again"
     device = domains.node.device
@@ -74,15 +78,28 @@ def _of_the_node(domains: Domains, unsavable: Mapping[str, str]) -> Iterator[tup
             f"WireGuard device {device.name} does not answer since {clock} UTC",
             f"{stopped}; killed, it is started again",
         )
+    if device.unlogged:
+        yield f"the wireguard-go of {device.name} has no log: {device.unlogged}", "make it writable, or make room there"
+    if pods.unwritable:
+        yield f"no pod can start or end on this node: {pods.unwritable}", "make it writable, or make room there"
     for why, clusters in _by_reason(unsavable).items():
         old = "or an agent that starts without etcd begins with an old one"
         yield f"the last good state of {_few(clusters)} is not saved: {why}", f"make room there, {old}"
 
 
 def _refused(cluster: str, refusals: Refusals, is_own: bool) -> Iterable[tuple[str, str]]:
-    """One for each reason, with the first names and the first sentence."""
-    for reason, named in sorted(refusals.first(_NAMED).items()):
-        count = refusals.counts[reason]
+    """One for each table that is full, and for each reason, with the first names and the first sentence."""
+    full = refusals.of("tables")
+    for refusal in full.values():
+        yield (
+            f"{cluster} {refusal.why} ({refusal.reason})",
+            "raise clustermesh-limits in its peer file, or have it say less",
+        )
+    for reason, found in sorted(refusals.first(_NAMED + len(full)).items()):
+        named = {name: why for name, why in found.items() if not name.startswith("tables/")}
+        count = refusals.counts[reason] - sum(each.entries for each in full.values() if each.reason is reason)
+        if not named:
+            continue
         names = _few([*named, *[""] * (count - len(named))])
         entries = f"{count} entries of {cluster} are" if count > 1 else f"1 entry of {cluster} is"
         remedy = "correct them" if is_own else f"have them corrected in {cluster}"

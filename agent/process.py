@@ -15,7 +15,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from clustermesh.errors import Unavailable
 
@@ -37,6 +37,14 @@ class HelperProcess:
         self, argv: Sequence[str], *, socket: Path, log: Path, environment: Mapping[str, str] | None = None
     ) -> None:
         self._argv, self._socket, self._log, self._environment = argv, socket, log, environment or {}
+        self._unlogged = ""
+
+    @property
+    def unlogged(self) -> str:
+        """Why the one that was started here has no log, "" where it has, or the next one could have."""
+        if self._unlogged and os.access(self._log.parent, os.W_OK | os.X_OK):
+            self._unlogged = ""
+        return self._unlogged
 
     async def adopt(self) -> bool:
         """Whether one runs already. The socket of a dead one is removed: it would stop the next."""
@@ -53,7 +61,7 @@ class HelperProcess:
         """Start one and wait until it listens. Unavailable, with its last words, where it does not in time."""
         try:
             pid = await asyncio.to_thread(self._launch)
-        except (OSError, subprocess.SubprocessError) as e:  # no room for its log, no memory for a process ...
+        except (OSError, subprocess.SubprocessError) as e:  # no memory for a process ...
             raise Unavailable(f"{self._argv[0]} cannot be started: {e}") from e
         deadline = asyncio.get_running_loop().time() + seconds
         while find_listener(self._socket) is None:
@@ -86,9 +94,8 @@ class HelperProcess:
 
     def _launch(self) -> int:
         """In a session of its own, with no file of ours open but its log; returns its process id."""
-        self._log.parent.mkdir(parents=True, exist_ok=True)
         self._socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with self._log.open("ab") as log:
+        with self._open_log() as log:
             shell = subprocess.run(
                 ["/bin/sh", "-c", _LAUNCHER, "sh", *self._argv],
                 stdin=subprocess.DEVNULL,
@@ -102,7 +109,20 @@ class HelperProcess:
             )
         return int(shell.stdout)
 
+    def _open_log(self) -> BinaryIO:
+        """Its log; nowhere, where it cannot have one: a full or read-only disk is no reason to be without a helper."""
+        try:
+            self._log.parent.mkdir(parents=True, exist_ok=True)
+            log = self._log.open("ab")
+        except OSError as e:
+            self._unlogged = f"{self._log}: {e.strerror or e}"
+            return open(os.devnull, "ab")
+        self._unlogged = ""
+        return log
+
     def _last_words(self) -> str:
+        if self._unlogged:
+            return f"it has no log ({self._unlogged})"
         lines = self._log.read_text(errors="replace").strip().splitlines()
         return lines[-1] if lines else f"nothing in {self._log}"
 

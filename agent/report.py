@@ -1,4 +1,4 @@
-"""What the agent tells its own cluster through etcd: its WireGuard key, for ever, and its status, while it lives."""
+"""What the agent tells its own cluster of itself while it lives: its status, through etcd and in its log."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterable
-from contextlib import aclosing
 from pathlib import Path
 
-from agent.reporter import FEW_NODES, NUMBER, Reporter
+from agent.reporter import NUMBER, Reporter
 from clustermesh.errors import ClusterMeshError
-from clustermesh.model import AgentRecord
 from clustermesh.store.backoff import Backoff
 from clustermesh.store.client import EtcdClient
-from clustermesh.store.follow import Interrupted, follow
-from clustermesh.wire import keys, local
+from clustermesh.wire import keys
 from clustermesh.wire.agent_report import AgentReport
 
 _log = logging.getLogger(__name__)
@@ -24,7 +21,6 @@ _STATUS_TTL = 60  # seconds, of few nodes
 _RENEWALS_PER_SECOND = 100  # of all nodes together; each costs etcd no write
 _STATUS_PERIOD = 1.0
 _LOG_PERIOD = 5.0
-_WRITES_PER_SECOND = 20  # of all nodes together
 
 
 def boot_id() -> str:
@@ -56,40 +52,6 @@ async def keep_logged(problems: Callable[[], Iterable[str]]) -> None:
     while True:
         await asyncio.sleep(_LOG_PERIOD)
         log.note(problems())
-
-
-async def keep_registered(client: EtcdClient, record: AgentRecord, nodes: Callable[[], int]) -> None:
-    """Keep `record` under this node's key, whoever changes or deletes it. Never returns.
-
-    The key has no lease: the tunnels of a node whose agent is down still work, and its peers must not forget its key.
-    A node that begins is heard at once; keys that vanish later do so for all of them, which write them one by one.
-    """
-    key, value = keys.agent_key(record.node), local.encode_agent(record)
-    backoff, registered = Backoff(first=1.0), False
-    while True:
-        began = time.monotonic()
-        try:
-            async with aclosing(follow(client, key)) as items:
-                async for item in items:
-                    if isinstance(item, Interrupted) or await _holds(client, key, value):
-                        continue
-                    if registered:
-                        await asyncio.sleep(_turn(nodes()))
-                    await client.put(key, value)
-                    registered = True
-        except ClusterMeshError as e:
-            _log.warning("this node's WireGuard key is not in etcd: %s", e)
-        await asyncio.sleep(backoff.next(time.monotonic() - began))
-
-
-async def _holds(client: EtcdClient, key: bytes, value: bytes) -> bool:
-    held = await client.get(key)
-    return held is not None and held.value == value
-
-
-def _turn(nodes: int) -> float:
-    """Seconds after which it is this node's turn, where all of `nodes` have to write."""
-    return random.random() * nodes / _WRITES_PER_SECOND if nodes > FEW_NODES else 0.0
 
 
 async def keep_reported(client: EtcdClient, node: str, status: Callable[[], tuple[AgentReport, int]]) -> None:

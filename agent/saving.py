@@ -20,13 +20,27 @@ _log = logging.getLogger(__name__)
 
 
 async def keep_saved(folder: Path, sink: AgentSink, state: MeshState, own: ClusterReader, peers: Peers) -> None:
-    """Write the last good state of every cluster that changed; only a whole one is worth keeping."""
-    while True:
-        began = time.monotonic()
+    """Write the last good state of every cluster that changed; only a whole one is worth keeping.
+
+    One that is stopped writes what it has not written yet: the next agent may be of an older version, which takes what
+    the kernel holds for its own only where it finds here what that is for.
+    """
+
+    async def save_all() -> None:
         for name in list(sink.unsaved):
             await save(folder, sink, name, own if name == state.own else peers.readers.get(name), state)
-        # A large mesh that changes all the time must not be written all the time.
-        await asyncio.sleep(max(_PERIOD, 20 * (time.monotonic() - began)))
+
+    saving = asyncio.create_task(save_all())
+    try:
+        while True:
+            began = time.monotonic()
+            await asyncio.shield(saving)
+            # A large mesh that changes all the time must not be written all the time.
+            await asyncio.sleep(max(_PERIOD, 20 * (time.monotonic() - began)))
+            saving = asyncio.create_task(save_all())
+    finally:
+        await asyncio.wait({saving})  # or its older state might be the last to be written
+        await save_all()
 
 
 async def save(folder: Path, sink: AgentSink, name: str, reader: ClusterReader | None, state: MeshState) -> None:

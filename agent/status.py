@@ -58,6 +58,7 @@ class Status:
     ) -> None:
         self._options, self._state, self._domains, self._pods = options, state, domains, pods
         self._own, self._peers, self._sink = own, peers, sink
+        self.rival: Callable[[], str] = lambda: ""  # who else claims to be this node
 
     def methods(self) -> dict[str, Method]:
         """What the socket answers, those of the CNI plugin included."""
@@ -110,7 +111,8 @@ class Status:
 
     def problems(self) -> list[problems.Problem]:
         """What a person should look at."""
-        return list(problems.find(self._domains, self._pods, self._sink.unsavable, self._peers, self._state))
+        unsavable, rival = self._sink.unsavable, self.rival()
+        return list(problems.find(self._domains, self._pods, unsavable, self._peers, self._state, rival))
 
     def report(self) -> tuple[AgentReport, int]:
         """What is put into etcd, and how many nodes the cluster has that do so."""

@@ -28,7 +28,7 @@ from clustermesh.mesh.peer_files import PeerFile
 from clustermesh.store import endpoint as etcd_endpoint
 
 _log = logging.getLogger(__name__)
-_PERIOD: Final = 30.0  # seconds between looks where nothing was heard
+_PERIOD: Final = 30.0  # seconds between looks at everything; names are asked for only then
 _PAUSE: Final = 1.0  # between looks where much is heard: this agent's own routes are heard, too
 _RESOLVING: Final = 2.0  # the start of an agent waits for it
 _RESOLVERS: Final = 8  # threads: a name server that is dead holds each of them for many seconds
@@ -58,32 +58,35 @@ class Surroundings:
 
     def __init__(self, own: str, endpoint: str, peers: Callable[[], Mapping[str, PeerFile]], device: str) -> None:
         self._own, self._endpoint, self._peers, self._device = own, endpoint, peers, device
-        self._again = asyncio.Event()
+        self._again, self._everything = asyncio.Event(), False
         self._known: dict[str, Sequence[Place]] = {}  # what was read last, for when it cannot be read
         self._threads = ThreadPoolExecutor(_RESOLVERS, "resolver")  # of their own: nobody else's work waits behind them
         self._resolved: dict[str, frozenset[Address]] = {}
 
-    async def read(self) -> Ground:
-        """The ground as it is now. What cannot be read is as it was, and that is logged."""
-        found = await asyncio.gather(
-            self._or_as_it_was("this machine's addresses", self._read_local),
-            self._or_as_it_was("the resolvers", _read_resolvers),
-            self._or_as_it_was("the own etcd", self._read_own_etcd),
-            self._or_as_it_was("the connected clusters", self._read_etcds_of_peers),
-        )
-        return Ground([*chain(*found), *api_server_places(os.environ)])
+    async def read(self, *, everything: bool = True) -> Ground:
+        """The ground as it is now; the etcds as they were, if not `everything` is looked at. What cannot be read is as
+        it was, and that is logged."""
+        local = {"this machine's addresses": self._read_local, "the resolvers": _read_resolvers}
+        etcds = {"the own etcd": self._read_own_etcd, "the connected clusters": self._read_etcds_of_peers}
+        read = local | etcds if everything else local
+        await asyncio.gather(*(self._read_or_keep(what, how) for what, how in read.items()))
+        return Ground([*chain(*self._known.values()), *api_server_places(os.environ)])
 
     async def keep(self, stand_on: Callable[[Ground], None], told: Ground) -> None:
         """Tell `stand_on` of every ground that differs from the last, `told`. Never returns."""
         with closing(_listen()) as heard:
             loop = asyncio.get_running_loop()
             loop.add_reader(heard, self._hear, heard)
+            due = loop.time() + _PERIOD
             try:
                 while True:
                     with suppress(TimeoutError):
-                        await asyncio.wait_for(self._again.wait(), _PERIOD)
+                        async with asyncio.timeout_at(due):
+                            await self._again.wait()
                     self._again.clear()
-                    ground = await self.read()
+                    if everything := self._everything or loop.time() >= due:
+                        self._everything, due = False, loop.time() + _PERIOD
+                    ground = await self.read(everything=everything)
                     if ground.places != told.places:
                         stand_on(ground)
                         told = ground
@@ -93,6 +96,7 @@ class Surroundings:
 
     def look_again(self) -> None:
         """Something is not as it was: a cluster has come, or is elsewhere."""
+        self._everything = True
         self._again.set()
 
     def _hear(self, heard: socket.socket) -> None:
@@ -101,12 +105,11 @@ class Surroundings:
             while heard.recv(65536):
                 pass
 
-    async def _or_as_it_was(self, what: str, read: Callable[[], Awaitable[Sequence[Place]]]) -> Sequence[Place]:
+    async def _read_or_keep(self, what: str, read: Callable[[], Awaitable[Sequence[Place]]]) -> None:
         try:
             self._known[what] = await read()
         except Exception as e:  # whatever a peer's file or the kernel brings: the rest of the ground stands
             _log.warning("%s cannot be read: %r", what, e)
-        return self._known.get(what, ())
 
     async def _read_local(self) -> list[Place]:
         gateways = await asyncio.to_thread(_read_gateways)

@@ -41,8 +41,9 @@ def rename_durably(source: Path, target: Path) -> None:
 
 
 def remove_durably(path: Path) -> None:
-    """Make `path` absent, on disk before this returns; absent already is success. Raises OSError."""
-    path.unlink(missing_ok=True)
+    """Make `path` absent, on disk before this returns; absent already is success, read-only or not. Raises OSError."""
+    if os.path.lexists(path):
+        path.unlink(missing_ok=True)
     if path.parent.is_dir():
         sync_folder(path.parent)
 

@@ -12,6 +12,8 @@ Rules
 - An entry whose fate is unknown (its call failed or was left behind as a whole) is written or deleted again, whatever
   is wanted by then.
 - Nothing is deleted that an entry which could not be changed, and exists, may still refer to.
+- What was found in the target and was never wanted since can be kept back from deletion: whoever knows that it is to
+  go may not have spoken yet.
 - A comparison goes page by page; what is written in between is left out of it.
 """
 
@@ -97,6 +99,7 @@ class Tracker(Generic[K, V]):
         self._retries = Retries[K]()  # what failed is here and, until it is due, not in `_dirty`
         self._unsure: set[K] = set()  # entries whose fate is unknown
         self._touched: set[K] | None = None  # what was written since a comparison began
+        self._withdrawn: set[K] | None = None  # wanted once, and no more: while it is set, all else is kept
 
     @property
     def problems(self) -> Mapping[K, Problem]:
@@ -115,8 +118,8 @@ class Tracker(Generic[K, V]):
 
     @property
     def settled(self) -> bool:
-        """True when the target is known to hold exactly what is wanted."""
-        return not self._dirty and not self.problems
+        """True when the target is known to hold exactly what is wanted, and what is kept."""
+        return not self.problems and all(map(self._is_kept, self._dirty))
 
     @property
     def next_due(self) -> float | None:
@@ -137,6 +140,8 @@ class Tracker(Generic[K, V]):
 
     def remove(self, key: K) -> None:
         if self.desired.pop(key, None) is not None:
+            if self._withdrawn is not None:
+                self._withdrawn.add(key)
             self._mark(key)
 
     def replace(self, desired: Mapping[K, V]) -> None:
@@ -146,6 +151,17 @@ class Tracker(Generic[K, V]):
             self.set(key, value)
         for key in delta.deletes:
             self.remove(key)
+
+    def keep_unclaimed(self) -> None:
+        """From now on delete only what was wanted after this call."""
+        self._withdrawn = set()
+
+    def release_unclaimed(self) -> None:
+        """What was kept and is not wanted may go."""
+        self._withdrawn = None
+
+    def _is_kept(self, key: K) -> bool:
+        return self._withdrawn is not None and key not in self.desired and key not in self._withdrawn
 
     def observe(self, key: K, value: V | None) -> None:
         """Take in that the target now holds `value` at `key` (None: nothing), whoever wrote it."""
@@ -272,7 +288,7 @@ class Tracker(Generic[K, V]):
 
     async def delete_pending(self) -> None:
         for some in _chunks(list(self._dirty), SLICE):
-            keys = [key for key in some if key not in self.desired]
+            keys = [key for key in some if key not in self.desired and not self._is_kept(key)]
             if keys:
                 self._settle(dict.fromkeys(keys), await self._attempt(self.target.delete(keys), keys))
 

@@ -117,7 +117,18 @@ class PodFolder:
         self._seen: dict[Path, tuple[tuple[int, int, int], list[Pod]]] = {}
 
     def read(self) -> dict[tuple[str, str], tuple[Path, Pod]]:
-        """By namespace and name: the file a Pod is in, and the Pod."""
+        """By namespace and name: the file a Pod is in, and the Pod. As before while there is no folder."""
+        if (seen := self._look()) is not None:
+            self._seen = seen
+        return {
+            pod.key: (path, pod)
+            for path, (_, pods) in self._seen.items()
+            for pod in pods
+            if pod.spec.node_name == self._node
+        }
+
+    def _look(self) -> dict[Path, tuple[tuple[int, int, int], list[Pod]]] | None:
+        """None where there was no folder to look into, also where it went meanwhile: it says nothing of the Pods."""
         seen: dict[Path, tuple[tuple[int, int, int], list[Pod]]] = {}
         for path in self._folder.rglob("*"):
             if path.suffix not in {".yaml", ".yml", ".json"} or path.name.startswith("."):
@@ -131,10 +142,7 @@ class PodFolder:
             if known is None or known[0] != version:
                 known = version, [pod for _, pod in _pods(_documents(path))]
             seen[path] = known
-        self._seen = seen
-        return {
-            pod.key: (path, pod) for path, (_, pods) in seen.items() for pod in pods if pod.spec.node_name == self._node
-        }
+        return seen if self._folder.is_dir() else None
 
 
 def report(path: Path, key: tuple[str, str], uid: str, status: dict[str, Any]) -> bool:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, NamedTuple, TypeVar
-
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from agent.bpf.programs import program_info
 from agent.bpf.syscalls import AttachType
+
+if TYPE_CHECKING:
+    from pyroute2 import IPRoute
 
 T = TypeVar("T")
 
@@ -38,6 +38,8 @@ class Filter(NamedTuple):
 
 
 def _in_thread(work: Callable[[IPRoute], T]) -> T:
+    from pyroute2 import IPRoute, NetlinkError  # a third of what an agent imports, and not needed to open its maps
+
     def run() -> T:
         with IPRoute() as route:
             try:

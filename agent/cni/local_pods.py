@@ -35,7 +35,7 @@ class Endpoints:
     """The pods of this node. Call `restore` first; `add`, `delete` and `check` may run at the same time.
 
     `attached` is told who comes and goes. `problems`: the name of a file that holds no endpoint -> a sentence; its
-    address cannot be protected.
+    address cannot be protected. `unwritable` says why nothing can be written there, "" where it can.
     """
 
     def __init__(self, state_dir: Path, pools: Sequence[Ipam], attached: AttachedPods, *, mtu: int) -> None:
@@ -45,6 +45,7 @@ class Endpoints:
         self.records: dict[tuple[str, str], EndpointRecord] = {}  # by (container id, ifname)
         self._turns: dict[tuple[str, str], tuple[asyncio.Lock, int]] = {}
         self.problems: dict[str, str] = {}
+        self.unwritable = ""
 
     async def restore(self) -> None:
         """Take in the files of an earlier run, and forget pods that a reboot took.
@@ -55,7 +56,7 @@ class Endpoints:
         for path in _entries(self._folder):
             try:
                 await self._restore_one(path)
-            except ClusterMeshError as e:
+            except (ClusterMeshError, OSError) as e:
                 self.problems[path.name] = str(e)
         known = {address.ip for record in self.records.values() for address in record.addresses}
         for ip in await veth.routed_addresses() - known:
@@ -116,7 +117,15 @@ class Endpoints:
         try:
             await asyncio.to_thread(work, path)
         except OSError as e:
+            self.unwritable = f"{self._folder}: {e.strerror or e}"
             raise Unavailable(f"endpoint file {path}: {e.strerror or e}") from e
+
+    async def look_at_disk(self) -> None:
+        """Where something could not be written: whether it can by now."""
+        if self.unwritable:
+            with suppress(OSError):
+                await asyncio.to_thread(_try_to_write, self._folder / ".trial")
+                self.unwritable = ""
 
     async def keep_only(self, valid: Collection[tuple[str, str]]) -> None:
         """Detach every pod that is not named by (container id, ifname) in `valid`."""
@@ -168,3 +177,9 @@ class Endpoints:
 def _entries(folder: Path) -> list[Path]:
     """Files of `folder`, without those that were never finished."""
     return sorted(folder.glob("[!.]*.json"))
+
+
+def _try_to_write(path: Path) -> None:
+    """Raises OSError."""
+    write_atomically(path, b"trial")
+    remove_durably(path)

@@ -54,6 +54,11 @@ class Pods:
             )
         return found
 
+    @property
+    def unwritable(self) -> str:
+        """Why the pods of this node cannot be written down, "" where they can."""
+        return "" if self._endpoints is None else self._endpoints.unwritable
+
     async def run(self) -> None:
         """Take over the pods of the agent before this one, then carry out deletions that were left. Never returns."""
         await self._tunnels.prepared.wait()
@@ -71,6 +76,7 @@ class Pods:
         if self._endpoints is None:
             self._endpoints = await self._take_over()
         if self._endpoints is not None:
+            await self._endpoints.look_at_disk()
             done = await self._endpoints.drain(self._options.run_dir / DELETIONS)
             if done:
                 _log.info("%d pods deleted while no agent listened", done)

@@ -43,11 +43,16 @@ class Domain(Generic[K]):
         self.idle = asyncio.Event()  # nothing waits and no step is under way
         self.on_step: Callable[[], None] = lambda: None  # called after each
         self._clock = clock
+        for tracker in self.trackers:
+            tracker.keep_unclaimed()
         self._retries = Retries[K]()
         self._woken, self._stepped = asyncio.Event(), asyncio.Event()
         self.begun = self.ended = 0  # steps, by number
 
     # -- what a subclass is ------------------------------------------------------------------------------------------
+
+    async def decide(self) -> None:
+        """What has to be decided on, in turns, before it is known what is dirty."""
 
     def take(self) -> Iterable[K]:
         """What may have to be planned again since the last time."""
@@ -99,9 +104,15 @@ class Domain(Generic[K]):
             await self._stepped.wait()
 
     def allow_deletes(self) -> None:
-        """The first complete state is in: what it does not name may go."""
+        """The first complete state is known: what was wanted since this process began, and is no more, may go."""
         for reconciler in self.reconcilers:
             reconciler.may_delete = True
+        self.wake()
+
+    def allow_pruning(self) -> None:
+        """It was heard: what this process found and nobody has wanted since may go, too."""
+        for tracker in self.trackers:
+            tracker.release_unclaimed()
         self.wake()
 
     async def run(self) -> None:
@@ -125,6 +136,7 @@ class Domain(Generic[K]):
         self._woken.clear()
         self.idle.clear()
         self.begun = begun = self.begun + 1
+        await self.decide()
         await self._plan_each([*self._retries.take_due(self._clock()), *self.take()])
         await self.prepare()
         for reconciler in self.reconcilers:
@@ -187,3 +199,11 @@ class Domain(Generic[K]):
         with suppress(TimeoutError):
             async with asyncio.timeout(max(until - self._clock(), 0.0)):
                 await self._woken.wait()
+
+
+async def in_turns(go_on: Callable[[], bool]) -> None:
+    """Until `go_on` says that there is no more."""
+    left = go_on()
+    while left:
+        await asyncio.sleep(0)
+        left = go_on()

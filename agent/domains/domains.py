@@ -6,7 +6,10 @@
 
 Rules
 - Nothing is deleted until every cluster's first list is in, or was restored; a silent peer may hold that up for
-  `SYNC_TIMEOUT`, the own cluster for ever.
+  `SYNC_TIMEOUT`, the own cluster for ever. Then all is known, and the agent is ready once the kernel holds it.
+- What was restored may be older than the kernel. So what the kernel held before and nobody has wanted since is deleted
+  later: once every cluster was heard of by this agent, for which a silent peer and the own cluster are waited for as
+  above. Readiness and sockets do not wait for that.
 - New programs are attached to sockets when the maps hold all that is known of the own cluster's services; until then
   those of the agent before go on. Where these have maps of another layout, all clusters must be known first.
 """
@@ -36,6 +39,7 @@ from clustermesh.address import Address, text
 from clustermesh.errors import Refused
 from clustermesh.mesh.peers import Peers
 from clustermesh.mesh.reader import ClusterReader
+from clustermesh.mesh.session import Session
 from clustermesh.mesh.state import MeshState
 from clustermesh.reconcile import Tracker
 
@@ -110,27 +114,45 @@ class Domains:
         """Never returns."""
         self.greet(own, peers)
         async with asyncio.TaskGroup() as tasks:
-            for domain in self.all:
+            for domain in (self.network, self.tunnels, self.addresses):
                 tasks.create_task(domain.run(), name=domain.name)
+            tasks.create_task(self._run_services(peers), name=self.services.name)
             tasks.create_task(self.gate.run())
             tasks.create_task(self._begin(own))
+
+    async def _run_services(self, peers: Peers) -> None:
+        """Once all that was kept of the peers is restored: until then a service would lose its backends there."""
+        await peers.looked.wait()
+        await self.services.run()
 
     async def _begin(self, own: ClusterReader) -> None:
         await self._until(lambda: own.session.complete)
         self._state.admit_peers()
         self.tunnels.look_after()  # to say that this node is unknown, also where there is nothing to do
         if self.node.datapath.has_predecessor:
-            await self._until(self.may_prune)
+            await self._until(self.knows_all)
         await self.services.whole_step()
         if (cgroup := cgroup2_root()) is None:
             raise Refused("no cgroup2 is mounted, where services are translated: mount -t cgroup2 none /sys/fs/cgroup")
         self.node.datapath.attach_sockets(cgroup)
-        await self._until(self.may_prune)
+        await self._until(self.knows_all)
         self.allow_deletes()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._become_ready())
+            for domain in self.all:
+                tasks.create_task(self._prune(domain))
+
+    async def _become_ready(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             for domain in self.all:
                 tasks.create_task(domain.whole_step())
         await self._until(self.note_ready)
+
+    async def _prune(self, domain: Domain[Any]) -> None:
+        """What was heard last is to be planned before anything goes for not being wanted."""
+        await self._until(self.may_prune)
+        await domain.whole_step()
+        domain.allow_pruning()
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():
@@ -139,12 +161,22 @@ class Domains:
                 async with asyncio.timeout(_LOOK):
                     await self._progress.wait()
 
+    def knows_all(self) -> bool:
+        """Whether every cluster's state is known, if perhaps an old one, or was waited for long enough."""
+        return self._each_peer(lambda session: session.complete)
+
     def may_prune(self) -> bool:
-        """Whether what the kernel holds and nobody wants may go."""
+        """Whether what the kernel held before this agent, and nobody has wanted since, may go."""
+        if self._own is None or self._peers is None or not self._own.session.heard:
+            return False
+        lost = [reader for name, reader in self._peers.readers.items() if name in self._peers.lost]
+        return all(reader.session.heard for reader in lost) and self._each_peer(lambda session: session.heard)
+
+    def _each_peer(self, fulfils: Callable[[Session], bool]) -> bool:
         if self._peers is None or not self._peers.synced_once:
             return False
         waited = self._clock() - self._started > SYNC_TIMEOUT
-        return waited or all(reader.session.complete for reader in self._peers.readers.values())
+        return waited or all(fulfils(reader.session) for reader in self._peers.readers.values())
 
     def allow_deletes(self) -> None:
         self._complete = True

@@ -1,25 +1,33 @@
-"""The last good states as the agent of layout v1 reads them: addresses in them are text.
+"""The last good states as the agent of layout v1 reads and writes them: addresses in them are text.
 
 That agent begins to delete once every cluster's lists are in, also those of a cluster that came in while it was busy
 and that it has not planned yet; the routes and peers of such a cluster are gone for a moment. What it restored from its
-disk it has planned before it hears anything, so a downgrade leaves it that.
+disk it has planned before it hears anything, so a downgrade leaves it that. And the agent after it takes over what it
+has kept: of a cluster whose etcd cannot be reached nothing is lost by an upgrade.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import msgspec
+from msgspec import Struct
 from msgspec.structs import asdict
 
-from clustermesh.address import Address, Prefix, family_length, is_ipv4, prefix_text, text
+from clustermesh.address import Address, Prefix, family_length, is_ipv4, parse, parse_prefix, prefix_text, text
+from clustermesh.errors import Invalid
 from clustermesh.mesh import last_good
-from clustermesh.mesh.state import View
-from clustermesh.model import ClusterConfig, Endpoint, LocalService, Node, Service
+from clustermesh.mesh.state import ServiceName, View
+from clustermesh.model import ClusterConfig, Endpoint, Identity, LocalService, Node, Service
 
 FORMAT: Final = 1
+_HEAD: Final = b"\x83\xa6format" + bytes([FORMAT])  # of every state: a map of three, its format first
+K = TypeVar("K")
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -30,6 +38,57 @@ def rewrite(folder: Path) -> list[str]:
     for cluster, each in found.items():
         last_good.save(folder, cluster, encode(each.config, each.view))
     return list(found)
+
+
+class _View(Struct, kw_only=True):
+    nodes: dict[str, dict[str, Any]] = {}
+    identities: dict[int, Identity] = {}
+    endpoints: dict[str, dict[str, Any]] = {}
+    services: dict[ServiceName, dict[str, Any]] = {}
+    local_services: dict[ServiceName, dict[str, Any]] = {}
+
+
+class _State(Struct, kw_only=True):
+    format: int
+    config: ClusterConfig
+    view: _View
+
+
+def take_over(folder: Path) -> list[str]:
+    """Write what the agent of v1 kept in `folder` as this one does; returns the clusters. What is neither stays as it
+    is. OSError."""
+    taken = []
+    for path in sorted(folder.glob("*.state")):
+        if _is_older(path) and (found := decode(path.read_bytes())) is not None:
+            last_good.save(folder, path.stem, last_good.encode(*found))
+            taken.append(path.stem)
+    return taken
+
+
+def _is_older(path: Path) -> bool:
+    """Without reading all of it: every start looks."""
+    with path.open("rb") as file:
+        return file.read(len(_HEAD)) == _HEAD
+
+
+def decode(encoded: bytes) -> tuple[ClusterConfig, View] | None:
+    """The inverse of `encode`, without entries that are none; or None for a state of any other format."""
+    try:
+        state = msgspec.msgpack.decode(encoded, type=_State)
+    except (msgspec.MsgspecError, RecursionError, ValueError):
+        return None
+    if state.format != FORMAT:
+        return None
+    kept = state.view
+    places = _read(dict(zip(kept.endpoints, kept.endpoints, strict=True)), _read_place)
+    endpoints = _read({name: kept.endpoints[name] for name in places}, _read_endpoint)
+    return state.config, View(
+        nodes=_read(kept.nodes, _read_node),
+        identities=kept.identities,
+        endpoints={places[name]: each for name, each in endpoints.items()},
+        services=_read(kept.services, _read_service),
+        local_services=_read(kept.local_services, _read_local_service),
+    )
 
 
 def encode(config: ClusterConfig, view: View) -> bytes:
@@ -88,3 +147,50 @@ def _by_text(table: Mapping[Address, T]) -> dict[str, T]:
 
 def _local_service(local: LocalService) -> dict[str, Any]:
     return asdict(local) | {"service": _service(local.service)}
+
+
+def _read(table: Mapping[K, S], read: Callable[[S], T]) -> dict[K, T]:
+    found = {}
+    for name, each in table.items():
+        with suppress(Invalid, msgspec.ValidationError, KeyError):
+            found[name] = read(each)
+    return found
+
+
+def _read_place(name: str) -> Address | Prefix:
+    return parse_prefix(name) if "/" in name else parse(name)
+
+
+def _read_node(known: dict[str, Any]) -> Node:
+    families = ("ipv4", "ipv6")
+    cidrs = [[known.pop(f"{f}_alloc_cidr"), *known.pop(f"{f}_secondary_alloc_cidrs")] for f in families]
+    known["pod_cidrs"] = [parse_prefix(each) for each in chain(*cidrs) if each]
+    for kind in ("health", "ingress"):
+        known[f"{kind}_ips"] = [parse(each) for f in families if (each := known.pop(f"{f}_{kind}_ip"))]
+    known["addresses"] = [each | {"ip": parse(each["ip"])} for each in known["addresses"]]
+    return msgspec.convert(known, Node)
+
+
+def _read_endpoint(known: dict[str, Any]) -> Endpoint:
+    ip, host, length = parse(known["ip"]), known["host_ip"], known["prefix_length"]
+    prefix = None if length is None else parse_prefix(f"{known['ip']}/{length}")
+    return msgspec.convert(
+        known
+        | {
+            "ip": ip,
+            "host_ip": parse(host) if host else None,
+            "prefix_length": None if prefix is None else prefix.length,
+        },
+        Endpoint,
+    )
+
+
+def _read_service(known: dict[str, Any]) -> Service:
+    tables = ("frontends", "backends", "hostnames", "zones")
+    return msgspec.convert(
+        known | {name: {parse(ip): value for ip, value in known[name].items()} for name in tables}, Service
+    )
+
+
+def _read_local_service(known: dict[str, Any]) -> LocalService:
+    return msgspec.convert(known | {"service": _read_service(known["service"])}, LocalService)

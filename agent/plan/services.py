@@ -77,73 +77,82 @@ class ServicePlanner:
     def update(self, name: Name, entries: Iterable[ServiceEntry]) -> None:
         """Make `entries` the whole of what service `name` has. None removes the service."""
         wanted = {_key(entry.frontend): entry for entry in entries}
-        for key in self._keys.get(name, ()):
-            if key not in wanted:
-                del self._claims[key][name]
-                self._program(key)
+        gone = [key for key in self._keys.get(name, ()) if key not in wanted]
+        self._keys[name] = (*gone, *wanted)  # where something raises all of it is gone over again
+        for key in gone:
+            self._claims.get(key, {}).pop(name, None)
         for key, entry in wanted.items():
             self._claims.setdefault(key, {})[name] = entry
+        for key in self._keys[name]:
             self._program(key)
         if wanted:
             self._keys[name] = tuple(wanted)
         else:
-            self._keys.pop(name, None)
+            self._keys.pop(name)
 
     def conflicts(self) -> dict[Frontend, list[Name]]:
         """Frontends that more than one service claims; the first name in order is served."""
-        return {self._programmed[key].frontend: sorted(names) for key, names in self._claims.items() if len(names) > 1}
+        claims = self._claims.values()
+        return {next(iter(names.values())).frontend: sorted(names) for names in claims if len(names) > 1}
 
     def served(self) -> Iterator[tuple[Name, ServiceEntry]]:
         """Each frontend with what it is wanted to have, and the service whose it is."""
         for key, entry in self._programmed.items():
-            yield min(self._claims[key]), entry
+            if names := self._claims.get(key):
+                yield min(names), entry
 
     def _program(self, key: bytes) -> None:
-        names = self._claims[key]
+        """What raises has changed nothing: who asks again is told again, and not that all is as wanted."""
+        names = self._claims.get(key)
         wanted = names[min(names)] if names else None
         if not names:
-            del self._claims[key]
+            self._claims.pop(key, None)
         held = self._programmed.get(key)
         if wanted == held:
             return
-        if wanted is None:
-            del self._programmed[key]
-        else:
-            self._programmed[key] = wanted
         before, after = _backends(held), _backends(wanted)
-        self._write(key, wanted, before, after)
+        if wanted is None:
+            self._remove(key, before)
+        else:
+            self._write(key, wanted, before, after)
         for group in before:
             self._release(group)
 
-    def _write(self, key: bytes, wanted: ServiceEntry | None, before: _Backends, after: _Backends) -> None:
-        services, number = self._trackers.services, self._service_id(key)
-        if wanted is None:
-            services.remove(key)
-            del self._ids[key]
-        else:
-            self._set_slots(number, after)
-            weight = self._set_groups(number, wanted, after)
-            services.set(key, _head(number, wanted, weight))
+    def _remove(self, key: bytes, before: _Backends) -> None:
+        self._trackers.services.remove(key)
+        self._drop_rest(self._ids.pop(key), before, ())
+        del self._programmed[key]
+
+    def _write(self, key: bytes, wanted: ServiceEntry, before: _Backends, after: _Backends) -> None:
+        """All is packed before anything is set."""
+        number = self._service_id(key)
+        weight, groups = _pack_groups(number, wanted, after)
+        head = _head(number, wanted, weight)
+        for slot, value in self._pack_slots(number, after).items():
+            self._trackers.slots.set(slot, value)
+        for block, value in groups.items():
+            self._trackers.groups.set(block, value)
+        self._trackers.services.set(key, head)
+        if key not in self._ids:
+            self._ids[key], self._next_service = number, number % _MOST + 1
         self._drop_rest(number, before, after)
+        self._programmed[key] = wanted
 
-    def _set_slots(self, number: int, backends: _Backends) -> None:
-        for index, values in enumerate(backends):
-            ids = self._acquire(values)
-            for block in range(_count(values, SLOTS_PER_BLOCK)):
-                some = ids[block * SLOTS_PER_BLOCK : (block + 1) * SLOTS_PER_BLOCK]
-                self._trackers.slots.set(_SLOTS_KEY(number, index, block), pack_slots(some))
-
-    def _set_groups(self, number: int, wanted: ServiceEntry, backends: _Backends) -> int:
-        """Returns the weight of all together."""
-        groups, weight = [], 0
-        for group, values in zip(wanted.groups, backends, strict=True):
-            weight += group.weight if values else 0
-            groups.append(_GROUP(weight, group.cluster_id, len(values), 0))
-        for block in range(_count(groups, GROUPS_PER_BLOCK)):
-            some = groups[block * GROUPS_PER_BLOCK : (block + 1) * GROUPS_PER_BLOCK]
-            rest = _GROUP(weight, 0, 0, 0) * (GROUPS_PER_BLOCK - len(some))
-            self._trackers.groups.set(_GROUPS_KEY(number, block), b"".join(some) + rest)
-        return weight
+    def _pack_slots(self, number: int, backends: _Backends) -> dict[bytes, bytes]:
+        """The slots of all groups; each backend has one more user by that."""
+        slots = {}
+        acquired = list[bytes]()
+        try:
+            for index, values in enumerate(backends):
+                ids = self._acquire(values)
+                acquired += values
+                for block in range(_count(values, SLOTS_PER_BLOCK)):
+                    some = ids[block * SLOTS_PER_BLOCK : (block + 1) * SLOTS_PER_BLOCK]
+                    slots[_SLOTS_KEY(number, index, block)] = pack_slots(some)
+        except Exception:
+            self._release(acquired)
+            raise
+        return slots
 
     def _drop_rest(self, number: int, before: _Backends, after: _Backends) -> None:
         """What a service had beyond what it has."""
@@ -155,12 +164,12 @@ class ServicePlanner:
                 self._trackers.slots.remove(_SLOTS_KEY(number, index, block))
 
     def _service_id(self, key: bytes) -> int:
-        number = self._ids.get(key)
-        if number is None:
-            number = self._next_service
-            while _GROUPS_KEY(number, 0) in self._trackers.groups.desired:
-                number = number % _MOST + 1
-            self._ids[key], self._next_service = number, number % _MOST + 1
+        """Its number, or one that is free."""
+        if (number := self._ids.get(key)) is not None:
+            return number
+        number = self._next_service
+        while _GROUPS_KEY(number, 0) in self._trackers.groups.desired:
+            number = number % _MOST + 1
         return number
 
     def _acquire(self, values: Iterable[bytes]) -> list[bytes]:
@@ -207,6 +216,20 @@ def _backends(entry: ServiceEntry | None) -> _Backends:
         return ()
     protocol = PROTOCOL_NUMBERS[entry.frontend.protocol]
     return [pack_backends(group.backends, protocol, group.cluster_id) for group in entry.groups]
+
+
+def _pack_groups(number: int, wanted: ServiceEntry, backends: _Backends) -> tuple[int, dict[bytes, bytes]]:
+    """The weight of all groups together, and their blocks."""
+    groups, weight = [], 0
+    for group, values in zip(wanted.groups, backends, strict=True):
+        weight += group.weight if values else 0
+        groups.append(_GROUP(weight, group.cluster_id, len(values), 0))
+    blocks = {}
+    for block in range(_count(groups, GROUPS_PER_BLOCK)):
+        some = groups[block * GROUPS_PER_BLOCK : (block + 1) * GROUPS_PER_BLOCK]
+        rest = _GROUP(weight, 0, 0, 0) * (GROUPS_PER_BLOCK - len(some))
+        blocks[_GROUPS_KEY(number, block)] = b"".join(some) + rest
+    return weight, blocks
 
 
 def _head(number: int, entry: ServiceEntry, weight: int) -> bytes:

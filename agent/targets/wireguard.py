@@ -5,7 +5,9 @@ process named (of the agent before this one) is a `stranger`, until `recognise` 
 
 Whose a public key or an allowed IP is, is decided before peers are planned. An allowed IP lives on exactly one peer of
 a device: giving it to a second takes it from the first without a word. Every peer is written whole, so peers whose
-wanted allowed IPs are disjoint end as wanted in whatever order they are written.
+wanted allowed IPs are disjoint end as wanted in whatever order they are written. Whoever is given an allowed IP that
+another one gives up is written first: the device moves it, and at no time it is nobody's. Who gets more of them keeps
+those it has meanwhile: a device that replaces them drops what arrives before the new ones are there.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from msgspec.structs import replace
 
 from agent.wireguard.device import Device
 from agent.wireguard.peer import REJECT_AFTER, Peer, PeerKey, PeerState, stranger
+from clustermesh.address import Prefix
 from clustermesh.errors import ApplyError, ClusterMeshError, Invalid, Refused
 from clustermesh.reconcile import Tracker
 
@@ -47,13 +50,16 @@ class WireGuardTarget:
         self._owners: dict[str, PeerKey] = {}  # public key -> whose it is
         self._keys: dict[PeerKey, str] = {}  # and the public key that each has on the device
         self._given: dict[str, Peer] = {}  # by public key
+        self._held: dict[str, tuple[Prefix, ...]] = {}  # allowed IPs by public key, as last read or written
         self._silent: dict[str, float] = {}  # new peers without their keepalive yet, and when it is due
         self._met = asyncio.Event()
 
     async def dump(self) -> dict[PeerKey, Peer]:
         """Every peer of the device. An endpoint that a live peer moved to by itself (roaming, NAT) is no difference."""
         # In a thread: thousands of peers must not hold up whatever else this agent does.
-        return await asyncio.to_thread(self._as_known, await self._device.peers(), self._clock())
+        states = await self._device.peers()
+        self._held = {key: state.allowed_ips for key, state in states.items()}
+        return await asyncio.to_thread(self._as_known, states, self._clock())
 
     def _as_known(self, states: Mapping[str, PeerState], now: float) -> dict[PeerKey, Peer]:
         found = {key: as_wanted(key, state, self._given.get(key), now) for key, state in states.items()}
@@ -94,11 +100,12 @@ class WireGuardTarget:
 
     async def upsert(self, entries: Mapping[PeerKey, Peer]) -> None:
         """Write each peer whole. Raises ApplyError with those the device does not hold afterwards as wanted."""
-        peers = {peer.public_key: peer for peer in entries.values()}
+        peers = self._takers_first({peer.public_key: peer for peer in entries.values()})
         silent = {key: replace(peer, keepalive=0) for key, peer in peers.items() if self._waits_for(key)}
         refused: dict[str, str] = {}
+        extended = self._take_extended(peers)
         try:
-            await self._device.set_peers(peers | silent)
+            await self._device.set_peers(peers | silent, extended)
         except (Refused, Invalid) as e:
             refused = await self._write_singly(peers | silent, e)
         written = {owner: peer for owner, peer in entries.items() if peer.public_key not in refused}
@@ -109,11 +116,25 @@ class WireGuardTarget:
         if refused:
             raise ApplyError({owner: refused[entries[owner].public_key] for owner in entries.keys() - written.keys()})
 
+    def _takers_first(self, peers: Mapping[str, Peer]) -> dict[str, Peer]:
+        given_up: set[Prefix] = set()
+        for key, peer in peers.items():
+            if (before := self._given.get(key)) is not None:
+                given_up.update(set(before.allowed_ips).difference(peer.allowed_ips))
+        takers = [key for key, peer in peers.items() if given_up and not given_up.isdisjoint(peer.allowed_ips)]
+        return {key: peers[key] for key in takers} | dict(peers)
+
+    def _take_extended(self, peers: Mapping[str, Peer]) -> set[str]:
+        """Those that lose none of the allowed IPs they have, which are not known again before `peers` are written."""
+        held = {key: set(self._held.pop(key)) for key in peers.keys() & self._held.keys()}
+        return {key for key, networks in held.items() if networks <= set(peers[key].allowed_ips)}
+
     def _note(self, written: Mapping[PeerKey, Peer]) -> list[str]:
         """Remember who has which key; returns the keys they had before, and nobody has now."""
         before = {owner: self._keys.get(owner) for owner in written}
         for owner, peer in written.items():
             self._given[peer.public_key] = peer
+            self._held[peer.public_key] = peer.allowed_ips
             self._owners[peer.public_key] = owner
             self._keys[owner] = peer.public_key
         return [key for owner, key in before.items() if key is not None and self._is_left(owner, key)]
@@ -132,7 +153,7 @@ class WireGuardTarget:
         if keys:
             await self._device.remove_peers(keys)
         for key in keys:
-            for memory in (self._given, self._silent, self._owners):
+            for memory in (self._given, self._held, self._silent, self._owners):
                 memory.pop(key, None)
 
     def _waits_for(self, key: str) -> bool:

@@ -27,12 +27,19 @@ class Device(Protocol):
     @property
     def silent_since(self) -> float | None: ...  # Unix time of the first question of late that got no answer in time
 
+    @property
+    def unlogged(self) -> str: ...  # why what serves it has no log, "" where it has or needs none
+
     async def ensure(self, private_key: bytes, listen_port: int, fwmark: int, mtu: int) -> bool:
         """Make it be there, be set and be up; True if it is new, so that its peers have to be set again."""
         ...
 
     async def peers(self) -> dict[str, PeerState]: ...
-    async def set_peers(self, peers: Mapping[str, Peer]) -> None: ...
+    async def set_peers(self, peers: Mapping[str, Peer], extended: Collection[str] = ()) -> None:
+        """Add or change peers. The `extended` keep the allowed IPs they have, which are among the wanted ones: all
+        others' are replaced as a whole, and for a moment their packets are dropped."""
+        ...
+
     async def set_keepalives(self, seconds: Mapping[str, int]) -> None: ...  # of peers that are there; none is made
     async def remove_peers(self, keys: Collection[str]) -> None: ...  # absent is success
     async def died(self) -> None: ...  # returns when `ensure` is due again

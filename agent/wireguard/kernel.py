@@ -64,13 +64,13 @@ async def _find_link_lack() -> str | None:
     return None
 
 
-def peer_request(key: str, peer: Peer) -> dict[str, Any]:
-    """A peer in pyroute2's words. Raises Invalid."""
+def peer_request(key: str, peer: Peer, *, extends: bool = False) -> dict[str, Any]:
+    """A peer in pyroute2's words; one that `extends` keeps its allowed IPs. Raises Invalid."""
     check_peer(key, peer)
     request: dict[str, Any] = {
         "public_key": key,
         "persistent_keepalive": peer.keepalive,
-        "replace_allowed_ips": True,
+        "replace_allowed_ips": not extends,
         "allowed_ips": [prefix_text(cidr) for cidr in peer.allowed_ips],
     }
     if peer.endpoint is not None:
@@ -116,6 +116,7 @@ class KernelDevice:
 
     kind = "kernel"
     silent_since = None  # the kernel answers
+    unlogged = ""
 
     def __init__(self, name: str, why: str) -> None:
         self.name, self.why = name, why
@@ -144,9 +145,9 @@ class KernelDevice:
     async def peers(self) -> dict[str, PeerState]:
         return dict((await self._read()).peers)
 
-    async def set_peers(self, peers: Mapping[str, Peer]) -> None:
+    async def set_peers(self, peers: Mapping[str, Peer], extended: Collection[str] = ()) -> None:
         """Add or change peers; nothing is sent if one of them is Invalid."""
-        await self._apply([peer_request(key, peer) for key, peer in peers.items()])
+        await self._apply([peer_request(key, peer, extends=key in extended) for key, peer in peers.items()])
 
     async def set_keepalives(self, seconds: Mapping[str, int]) -> None:
         """Change only the keepalive of peers. A peer that is absent stays absent."""

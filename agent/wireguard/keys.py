@@ -6,12 +6,10 @@ overwritten, not even a broken one; an empty file, as a crash may leave one, hol
 
 from __future__ import annotations
 
-import asyncio
 import base64
+import ctypes
 import logging
 import os
-import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +17,8 @@ from certs.files import write_atomically
 from clustermesh.errors import Invalid, Refused
 
 KEY_BYTES: Final = 32
+_OPENSSL: Final = "libcrypto.so.3"
+_X25519: Final = 1034  # EVP_PKEY_X25519, openssl/obj_mac.h
 
 _log = logging.getLogger(__name__)
 
@@ -37,21 +37,35 @@ def generate() -> bytes:
 
 def public_key(private_key: bytes) -> str:
     """Base64 of the 32 byte public key, as peers and etcd name it."""
-    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-
-    raw = X25519PrivateKey.from_private_bytes(clamp(private_key)).public_key().public_bytes_raw()
+    clamped = clamp(private_key)
+    raw = derive_by_openssl(clamped) or derive_by_cryptography(clamped)
     return base64.b64encode(raw).decode()
 
 
-async def derive_public_key(private_key: bytes) -> str:
-    """As `public_key`, in a process of its own: the agent needs the library once, and its 6 MB never again."""
-    child = await asyncio.create_subprocess_exec(
-        sys.executable, "-P", "-m", __name__, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
-    )
-    output, _ = await child.communicate(private_key)
-    if child.returncode != 0:
-        raise Refused(f"the public key cannot be derived: {sys.executable} ended with {child.returncode}")
-    return output.decode()
+def derive_by_openssl(private_key: bytes) -> bytes | None:
+    """The public key by the OpenSSL that Python's own TLS has loaded; None where there is no such library.
+
+    The agent needs this once: another library for it would cost a tenth of a second, and 6 MB for ever.
+    """
+    try:
+        openssl = ctypes.CDLL(_OPENSSL)
+    except OSError:
+        return None
+    openssl.EVP_PKEY_new_raw_private_key.restype = ctypes.c_void_p
+    pair = ctypes.c_void_p(openssl.EVP_PKEY_new_raw_private_key(_X25519, None, private_key, ctypes.c_size_t(KEY_BYTES)))
+    raw, length = ctypes.create_string_buffer(KEY_BYTES), ctypes.c_size_t(KEY_BYTES)
+    try:
+        done = pair.value and openssl.EVP_PKEY_get_raw_public_key(pair, raw, ctypes.byref(length)) == 1
+    finally:
+        openssl.EVP_PKEY_free(pair)
+    return raw.raw if done else None
+
+
+def derive_by_cryptography(private_key: bytes) -> bytes:
+    """The same by the library that the certificates are made with."""
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+    return X25519PrivateKey.from_private_bytes(private_key).public_key().public_bytes_raw()
 
 
 def decode_public_key(text: str) -> bytes:
@@ -92,15 +106,3 @@ def _restrict(path: Path, mode: int) -> None:
     """What has `mode` is left alone: a disk that has become read-only keeps no agent from starting."""
     if path.stat().st_mode & 0o7777 != mode:
         path.chmod(mode)
-
-
-def _derive_for_parent() -> None:
-    """The other end of `derive_public_key`. An agent that was killed meanwhile sends no key, or hears no answer."""
-    private_key = sys.stdin.buffer.read()
-    if private_key:
-        with suppress(BrokenPipeError):
-            os.write(sys.stdout.fileno(), public_key(private_key).encode())
-
-
-if __name__ == "__main__":
-    _derive_for_parent()

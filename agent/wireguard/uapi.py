@@ -34,9 +34,13 @@ class UapiError(Refused):
 
 
 def encode_set(
-    settings: Settings | None = None, peers: Mapping[str, Peer] | None = None, removals: Collection[str] = ()
+    settings: Settings | None = None,
+    peers: Mapping[str, Peer] | None = None,
+    removals: Collection[str] = (),
+    extended: Collection[str] = (),
 ) -> bytes:
-    """A `set` request. Each peer given has its allowed IPs replaced; other peers are left alone. Raises Invalid."""
+    """A `set` request. Each peer given has its allowed IPs replaced, those `extended` have more of them; other peers
+    are left alone. Raises Invalid."""
     lines = ["set=1"]
     if settings is not None:
         lines += _settings_lines(settings)
@@ -44,7 +48,7 @@ def encode_set(
         lines += [f"public_key={decode_public_key(key).hex()}", "remove=true"]
     for key, peer in (peers or {}).items():
         check_peer(key, peer)
-        lines += _peer_lines(decode_public_key(key), peer)
+        lines += _peer_lines(decode_public_key(key), peer, extends=key in extended)
     return ("\n".join(lines) + "\n\n").encode()
 
 
@@ -65,11 +69,12 @@ def _settings_lines(settings: Settings) -> list[str]:
     ]
 
 
-def _peer_lines(key: bytes, peer: Peer) -> Iterable[str]:
+def _peer_lines(key: bytes, peer: Peer, *, extends: bool) -> Iterable[str]:
     yield f"public_key={key.hex()}"
     if peer.endpoint is not None:
         yield f"endpoint={endpoint_text(peer.endpoint, peer.port)}"
-    yield "replace_allowed_ips=true"
+    if not extends:
+        yield "replace_allowed_ips=true"
     yield from (f"allowed_ip={prefix_text(cidr)}" for cidr in peer.allowed_ips)
     # After the allowed IPs: setting it sends a keepalive, whose answer may already carry traffic from those addresses.
     yield f"persistent_keepalive_interval={peer.keepalive}"

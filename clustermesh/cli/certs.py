@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -83,6 +85,8 @@ def show(context: Path, output: str) -> None:
     from certs.folder import inspect
 
     cluster, now = load(context), datetime.now(UTC)
+    if not os.access(cluster.certs, os.R_OK | os.X_OK):  # who may not look must not be told to make them anew
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(cluster.certs))
     entries = inspect(cluster.certs, now, _leaves(cluster))
     if output == "json":
         print_json([_as_json(e, now) for e in entries])

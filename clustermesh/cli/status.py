@@ -93,11 +93,11 @@ def _print(overview: dict[str, Any]) -> None:
     beat = overview["last_beat"]
     said = "has not published" if beat is None else f"has published, last beat {beat} s ago"
     _line(overview["api_server"], f"API server {said}")
-    _line(nodes["ready"] == nodes["total"], f"{nodes['ready']}/{nodes['total']} nodes ready")
+    _line(nodes["ready"] == nodes["total"] > 0, f"{nodes['ready']}/{nodes['total']} nodes ready")
     if not overview["clusters"]:
         click.echo("🔌 No cluster connected")
     for name, seen in overview["clusters"].items():
-        good = seen["connected"] == nodes["total"]
+        good = seen["connected"] == nodes["total"] > 0
         _line(
             good,
             f"{name}: {seen['configured']}/{nodes['total']} configured, {seen['connected']}/{nodes['total']} fresh",

@@ -3,19 +3,21 @@
 A Node is admitted with all it wants or refused with one reason. Whoever stands keeps what it has, against everyone and
 against the own cluster too, and also where it wants something else that it cannot have. A refused Node is remembered
 beside what stood in its way, and decided on again when that is gone; so one change costs what it touches, not all there
-is. No peer's node stands before the own cluster is known: the first word about our prefixes is not a peer's. What an
-agent before this one has kept stood beside its services: while that is restored no service is in a Node's way.
+is. Thousands may wait for one thing: a change decides on as many as a turn has room for, and `go_on` on the others;
+until then each is what it was. The own cluster's nodes wait for no turn. No peer's node stands before the own cluster
+is known: the first word about our prefixes is not a peer's. What an agent before this one has kept stood beside its
+services: while that is restored no service is in a Node's way.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Hashable, Iterable, Mapping, Set
+from collections.abc import Hashable, Iterable, Set
 from typing import Final, NamedTuple
 
 from clustermesh.address import Address, Prefix, masked, nobodys, prefix_text, single, text
 from clustermesh.mesh.address_index import AddressBook
-from clustermesh.mesh.authority import Authority, Ground, judge_address, judge_prefix
+from clustermesh.mesh.authority import Authority, Ground, Place, judge_address, judge_prefix
 from clustermesh.mesh.claims import Claim, Claims, Holder
 from clustermesh.mesh.refusals import Reason, Refusal
 from clustermesh.model import Node
@@ -63,8 +65,11 @@ class _Room(NamedTuple):
 
 _NOTHING: Final = Wanted((), (), "", Node(cluster="", cluster_id=0, name=""))
 _NOBODY: Final = Holder("", "")
-_GROUND: Final = object()  # the ground, or what the operator allowed
+_NEVER: Final = object()  # in the way until the node itself, or what its cluster may say, is another
+_TOO_LONG: Final = object()  # as that, and nothing of the node was looked at
 _OWN: Final = object()  # that the own cluster is not known yet
+_TURN: Final = 128  # prefixes and addresses that are looked at in one turn, or one node's
+_NAMEABLE: Final = frozenset({Reason.NOT_ALLOWED, Reason.LOCAL})  # what an operator may allow all the same
 _NOT_YET: Final = Refusal(Reason.WAITING, "waits until this cluster's own nodes are known")
 
 
@@ -79,17 +84,20 @@ def wanted_by(node: Node) -> Wanted:
 class Admission:
     """The nodes of all clusters. Every change returns the verdicts it led to, those of other nodes included."""
 
-    def __init__(self, own: str) -> None:
+    def __init__(self, own: str, turn: int = _TURN) -> None:
         self.claims = Claims()
         self.ground = Ground()
         self.standing: dict[Holder, Wanted] = {}
         self.restoring = False
         self.own, self._own_is_known = own, False
+        self._turn = turn
         self._authorities: dict[str, Authority] = {}
         self._keys: dict[str, Holder] = {}
-        self._prefixes: Counter[str] = Counter()  # how many stand, by cluster
+        self._prefixes: Counter[str] = Counter()  # how many stand or are refused after a look at them, by cluster
         self._refused: dict[Holder, tuple[Wanted, Hashable]] = {}  # and by what
         self._blocked: dict[tuple[Hashable, bool], dict[Holder, None]] = {}  # by what stands in the way, and if own
+        self._freed: dict[Hashable, set[Holder]] = {}  # what is offered to those who wait for it, and who was asked
+        self._anew: dict[Holder, None] = {}  # to be judged by what their cluster may say now
         self._services: AddressBook[tuple[str, str]] = AddressBook()  # cluster IPs of the own cluster
         self._homeless: AddressBook[Holder] = (
             AddressBook()
@@ -102,14 +110,14 @@ class Admission:
     def put(self, holder: Holder, node: Node | None) -> list[Verdict]:
         """`node` is what `holder` is now; None for gone."""
         if node is None:
-            return self._decide({holder: None})
+            return self._decide(holder, None)
         wanted, (refused, blocker) = wanted_by(node), self._refused.get(holder, (None, None))
         if wanted.is_as(refused):
             self._refused[holder] = wanted, blocker
         elif refused is None and wanted.is_as(self.standing.get(holder)):
             self.standing[holder] = wanted
         else:
-            return self._decide({holder: wanted})
+            return self._decide(holder, wanted)
         return []
 
     def admit_peers(self) -> list[Verdict]:
@@ -122,14 +130,28 @@ class Admission:
         if self._authorities.get(authority.name) == authority:
             return []
         self._authorities[authority.name] = authority
-        known = {**self.standing, **{holder: wanted for holder, (wanted, _) in self._refused.items()}}
-        asked = {holder: wanted for holder, wanted in known.items() if holder.cluster == authority.name}
-        return self._decide(asked, anew=True)
+        known = {**self.standing, **self._refused}
+        behind = self.is_behind
+        self._anew |= {holder: None for holder in known if holder.cluster == authority.name}
+        return [] if behind else self.go_on()
 
     def stand_on(self, ground: Ground) -> list[Verdict]:
-        """Decide on those the old ground refused. Those that stand keep what they have."""
+        """Decide on those that were refused for a place that is no more. Those that stand keep what they have."""
+        gone = self.ground.places - ground.places
         self.ground = ground
-        return self._retry([_GROUND])
+        return self._retry(sorted(gone))
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether nodes are left to decide on."""
+        return bool(self._anew or self._freed)
+
+    def go_on(self) -> list[Verdict]:
+        """One turn of what is left to decide."""
+        verdicts, left = list[Verdict](), self._turn
+        while left > 0 and self.is_behind:
+            left -= self._judge_anew(verdicts) if self._anew else self._offer(verdicts)
+        return verdicts
 
     def lives_at(self, address: Address) -> str:
         """What is at `address` that this machine has to reach itself, whatever service is said to be there; or ""."""
@@ -162,39 +184,59 @@ class Admission:
         self._services.discard(address, service)
         return self._retry([address])
 
-    def _retry(self, blockers: Iterable[Hashable]) -> list[Verdict]:
+    def _decide(self, holder: Holder, wanted: Wanted | None) -> list[Verdict]:
+        """What a node has is not judged again."""
         verdicts = list[Verdict]()
-        self._give_out(deque(blockers), verdicts)
-        return verdicts
+        return verdicts + self._retry(self._settle(holder, wanted, verdicts))
 
-    def _decide(self, asked: Mapping[Holder, Wanted | None], *, anew: bool = False) -> list[Verdict]:
-        """What a node has is not judged again, unless all is judged `anew`."""
-        verdicts, freed = list[Verdict](), deque[Hashable]()
-        for holder, wanted in asked.items():
-            freed.extend(self._settle(holder, wanted, verdicts, anew=anew))
-        self._give_out(freed, verdicts)
-        return verdicts
+    def _retry(self, blockers: Iterable[Hashable]) -> list[Verdict]:
+        """Small matters at once."""
+        verdicts, behind = list[Verdict](), self.is_behind
+        self._free(blockers, verdicts)
+        return verdicts if behind else verdicts + self.go_on()
 
-    def _give_out(self, freed: deque[Hashable], verdicts: list[Verdict]) -> None:
-        """What is free is offered to who waits for it, one after the other until somebody has it."""
+    def _free(self, blockers: Iterable[Hashable], verdicts: list[Verdict]) -> None:
+        """The own cluster is asked at once: nobody comes between."""
+        freed = deque(blockers)
         while freed:
             blocker, tried = freed.popleft(), set[Holder]()
-            while not self._is_taken(blocker) and (holder := self._next_waiting(blocker, tried)) is not None:
+            while (holder := self._next_waiting(blocker, True, tried)) is not None:
                 tried.add(holder)
                 freed.extend(self._settle(holder, self._refused[holder][0], verdicts))
+            if (blocker, False) in self._blocked:
+                self._freed[blocker] = set()
 
-    def _next_waiting(self, blocker: Hashable, tried: Set[Holder]) -> Holder | None:
-        """The own cluster first, then in the order in which they were refused. Who is refused again is last."""
-        for is_own in (True, False):
-            first = next(iter(self._blocked.get((blocker, is_own), ())), None)
-            if first is not None and first not in tried:
-                return first
-        return None
+    def _offer(self, verdicts: list[Verdict]) -> int:
+        """What was freed first to the next who waits for it, until somebody has it; returns what that cost."""
+        blocker, tried = next(iter(self._freed.items()))
+        if (holder := self._next_waiting(blocker, False, tried)) is None:
+            del self._freed[blocker]
+            return 1
+        tried.add(holder)
+        wanted, _ = self._refused[holder]
+        self._free(self._settle(holder, wanted, verdicts), verdicts)
+        return 1 + len(wanted.claims)
+
+    def _judge_anew(self, verdicts: list[Verdict]) -> int:
+        holder = next(iter(self._anew))
+        del self._anew[holder]
+        wanted, _ = self._refused.get(holder) or (self.standing.get(holder), None)
+        if wanted is None:
+            return 1  # it has gone
+        self._free(self._settle(holder, wanted, verdicts, anew=True), verdicts)
+        return 1 + len(wanted.claims)
+
+    def _next_waiting(self, blocker: Hashable, is_own: bool, tried: Set[Holder]) -> Holder | None:
+        """In the order in which they were refused: who is refused again is last. None where the blocker is there."""
+        first = next(iter(self._blocked.get((blocker, is_own), ())), None)
+        return None if first is None or first in tried or self._is_taken(blocker) else first
 
     def _is_taken(self, blocker: Hashable) -> bool:
         if isinstance(blocker, Prefix):
             clash = self.claims.conflict(_NOBODY, blocker)
             return clash is not None and clash.prefix == blocker
+        if isinstance(blocker, Place):
+            return blocker in self.ground.places
         if isinstance(blocker, _Room):
             return self._prefixes[blocker.cluster] >= self.authority(blocker.cluster).limits.prefixes
         return blocker in self._keys
@@ -203,6 +245,7 @@ class Admission:
         self, holder: Holder, wanted: Wanted | None, verdicts: list[Verdict], *, anew: bool = False
     ) -> list[Hashable]:
         """Decide on one; returns what is free now."""
+        counted = self._prefixes[holder.cluster]
         before, left = self._dismiss(holder)
         homeless: tuple[Address, ...] = ()
         kept = _NOTHING if anew else before
@@ -216,7 +259,7 @@ class Admission:
         moved = frozenset({*before.claims, *map(single, left)} ^ {*after.claims, *map(single, homeless)})
         verdicts.append(Verdict(holder, objection and objection.refusal, moved))
         freed: list[Hashable] = [*({*before.claims, before.key, *left} - {*after.claims, after.key, ""})]
-        return [*freed, _Room(holder.cluster)] if len(after.prefixes) < len(before.prefixes) else freed
+        return [*freed, _Room(holder.cluster)] if self._prefixes[holder.cluster] < counted else freed
 
     def _dismiss(self, holder: Holder) -> tuple[Wanted, tuple[Address, ...]]:
         """What it had, and where it was though it was refused."""
@@ -231,7 +274,7 @@ class Admission:
         had = self.standing.pop(holder, _NOTHING)
         for prefix in had.claims:
             self.claims.withdraw(holder, prefix)
-        self._prefixes[holder.cluster] -= len(had.prefixes)
+        self._prefixes[holder.cluster] -= len(had.prefixes) + _count(wanted, blocker)
         self._keys.pop(had.key, None)
         return had, wanted.addresses if holder.cluster == self.own else ()
 
@@ -239,6 +282,7 @@ class Admission:
         """Where it is all the same."""
         self._refused[holder] = wanted, blocker
         self._blocked.setdefault((blocker, holder.cluster == self.own), {})[holder] = None
+        self._prefixes[holder.cluster] += _count(wanted, blocker)
         homeless = wanted.addresses if holder.cluster == self.own else ()
         for address in homeless:
             self._homeless.add(address, holder)
@@ -275,7 +319,7 @@ class Admission:
         limits = authority.limits
         if len(wanted.claims) > limits.node_prefixes:
             why = f"has {len(wanted.claims)} pod CIDRs and addresses, and the limit is {limits.node_prefixes}"
-            return _Objection(Refusal(Reason.LIMIT, why), _GROUND)
+            return _Objection(Refusal(Reason.LIMIT, why), _TOO_LONG)
         if self._prefixes[holder.cluster] + len(wanted.prefixes) > limits.prefixes:
             why = f"is one too many: the pod CIDRs of its cluster would be more than {limits.prefixes}"
             return _Objection(Refusal(Reason.LIMIT, why), _Room(holder.cluster))
@@ -284,7 +328,8 @@ class Admission:
     def _object_to_address(self, holder: Holder, authority: Authority | None, address: Address) -> _Objection | None:
         shown = f"node address {text(address)}"
         if refusal := judge_address(authority, address, self.ground):
-            return _Objection(refusal, _GROUND)
+            places = (place for place in self.ground.is_at(address) if place.cluster != holder.cluster)
+            return _Objection(refusal, next(places, _NEVER) if refusal.reason is Reason.LOCAL else _NEVER)
         if found := _taken(shown, single(address), self.claims.conflict(holder, single(address))):
             return found
         if authority is None:
@@ -293,15 +338,25 @@ class Admission:
 
     def _object_to_prefix(self, holder: Holder, authority: Authority | None, prefix: Prefix) -> _Objection | None:
         shown = f"pod CIDR {prefix_text(prefix)}"
-        if refusal := judge_prefix(authority, prefix, self.ground):
-            return _Objection(refusal, _GROUND)
-        if found := _taken(shown, prefix, self.claims.conflict(holder, prefix)):
+        refusal = judge_prefix(authority, prefix, self.ground)
+        objection = refusal and _Objection(refusal, self._place_in(prefix, refusal.reason) or _NEVER)
+        if objection and refusal and refusal.reason not in _NAMEABLE:
+            return objection
+        if found := _taken(shown, prefix, self.claims.conflict(holder, prefix)):  # then naming it would be no remedy
             return found
+        if objection:
+            return objection
         if authority is None:
             return None
         if found := self._object_to_homeless(shown, prefix):
             return found
         return None if authority.allows(prefix) else self._object_to_service(shown, prefix)
+
+    def _place_in(self, prefix: Prefix, reason: Reason) -> Place | None:
+        """The place that `prefix` was refused for."""
+        if reason is Reason.CUTS_OFF:
+            return self.ground.cut_off_by(prefix)
+        return self.ground.at(prefix) if reason is Reason.LOCAL else None
 
     def _object_to_homeless(self, shown: str, prefix: Prefix) -> _Objection | None:
         for address, holder in self._homeless.inside(prefix):
@@ -319,6 +374,11 @@ class Admission:
         if key not in self._keys:
             return None
         return _Objection(Refusal(Reason.TAKEN, f"WireGuard key {key} is {self._keys[key]}'s"), key)
+
+
+def _count(wanted: Wanted, blocker: Hashable) -> int:
+    """How many pod CIDRs of a refused node take room: where that was refused for its size, they do not."""
+    return 0 if blocker in (_OWN, _TOO_LONG) or isinstance(blocker, _Room) else len(wanted.prefixes)
 
 
 def _taken(shown: str, prefix: Prefix, clash: Claim | None) -> _Objection | None:
@@ -340,5 +400,5 @@ def _object_to_itself(wanted: Wanted) -> _Objection | None:
         for address in wanted.addresses:
             if (prefix := Prefix(masked(address, length), length)) in prefixes:
                 shown = f"pod CIDR {prefix_text(prefix)} holds its own node address {text(address)}"
-                return _Objection(Refusal(Reason.CUTS_OFF, f"{shown}, which nobody could reach any more"), _GROUND)
+                return _Objection(Refusal(Reason.CUTS_OFF, f"{shown}, which nobody could reach any more"), _NEVER)
     return None

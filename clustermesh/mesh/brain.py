@@ -10,15 +10,16 @@ The rules:
 3. A table is listed once its canary is there. What is listed or changed is taken in as it comes.
 4. A beat is a change of the heartbeat that was heard as it happened; to find the key there proves nothing. The writer
    lives until `silence` seconds after its last beat, or until its heartbeat vanishes.
-5. The writer is proven while it lives, the canary stands, and the one that beats wrote it (their lease is one) or has
-   been beating for `settle` seconds: one that comes back beats first and writes its entries after. What vanishes after
-   the last beat of a proven writer, by a deletion or from a list, is believed if heartbeat and canary did not vanish
-   before or with it (all leases were revoked, all keys deleted). That one reads in etcd: each watch has its own time.
+5. The writer is proven while it lives, the canary stands, and the one that beats wrote it (their lease is one, and the
+   heartbeat has not vanished since) or has been beating for `settle` seconds: one that comes back beats first and
+   writes its entries after. What vanishes since then, by a deletion or from a list, is believed if heartbeat and canary
+   did not vanish before or with it (somebody deleted all keys). That one reads in etcd: each watch has its own time.
 6. A heartbeat or a canary that vanishes makes the cluster stale. What vanished otherwise (leases end, an etcd is being
    filled, a watch tells of old times) is kept. Once the writer is proven its table is listed again, and that list is
    believed.
 7. A compaction or another history (an etcd that was emptied or restored) begins a new attempt: its tables wait for
-   their canaries, and its first beat is yet to come. So does having slept: what waits to be heard is old.
+   their canaries, and its first beat is yet to come. So does having slept: what waits to be heard is old. Attempts
+   that end soon begin again later and later.
 8. A table that is cut off, refused (our access was revoked) or too large is behind; nothing of it is given up.
 9. A value above the limit is not even decoded. It, and what cannot be decoded, is refused with the reason, and what
    was good before stays; it is accepted once it is right, or gone.
@@ -42,7 +43,7 @@ from clustermesh.mesh.messages import Again, Ask, Command, Drain, Follow, Heard,
 from clustermesh.mesh.reading import Reading
 from clustermesh.mesh.session import Session, State
 from clustermesh.mesh.tables import Table
-from clustermesh.mesh.writer import Writer
+from clustermesh.mesh.writer import Canary, Writer
 from clustermesh.model import Cluster, ClusterConfig
 from clustermesh.store.faults import Compacted, Replaced
 from clustermesh.store.follower import Changed, Deleted, Interrupted, Listed
@@ -89,10 +90,10 @@ class ReaderBrain:
         self._name, self._make_tables, self._held = name, tables, held
         self._epoch = epoch
         self._tables: dict[bytes, Reading] = {}
-        self._canaries: dict[bytes, int | None] = {}  # the lease of each, None for one that is not there
+        self._canaries: dict[bytes, Canary | None] = {}  # None for one that is not there
         self._writer = Writer(terms, 0.0)
         self._attesting = False
-        self._recheck = 0.0
+        self._attempted = self._recheck = 0.0
         self._delay = _FIRST_DELAY
         self._made_up = -RELIST
 
@@ -119,17 +120,19 @@ class ReaderBrain:
         self._enter(State.STALE, now)
         return ()
 
-    def _ask(self, _event: messages.Connected, _now: float) -> Iterable[Command]:
-        self.phase = Phase.ASKING
+    def _ask(self, _event: messages.Connected, now: float) -> Iterable[Command]:
+        self.phase, self._attempted = Phase.ASKING, now
         return [Ask()]
 
     def _fail(self, event: messages.Unread | messages.Broken, now: float) -> Iterable[Command]:
         self._lose(event.error, now)
-        return self._again()
+        return self._again(now)
 
-    def _again(self, at_once: bool = False) -> Iterable[Command]:
+    def _again(self, now: float) -> Iterable[Command]:
+        """Another attempt, the later the more often they have ended soon: a list of everything is dear to both."""
         self.phase = Phase.IDLE
-        self._delay = _FIRST_DELAY if at_once else self._delay
+        if now >= self._attempted + RECHECK:
+            self._delay = _FIRST_DELAY
         after, self._delay = self._delay, min(self._delay * 2, _LAST_DELAY)
         return [Again(after)]
 
@@ -145,7 +148,7 @@ class ReaderBrain:
         if event.objection:
             self.config = None
             self._enter(State.EVICTED, now, event.objection)
-            return [Drain(), *self._again()]
+            return [Drain(), *self._again(now)]
         self.config = event.config
         if self.session.state in (State.CONNECTING, State.EVICTED):
             self._enter(State.SYNCING, now)
@@ -174,7 +177,7 @@ class ReaderBrain:
         if event.config is None or (event.config == self.config and not event.objection):
             return ()
         self._lose("its configuration changed: everything is read again", now)
-        return self._again(at_once=True)
+        return self._again(now)
 
     def _remove(self, _event: messages.Removed, now: float) -> Iterable[Command]:
         self.behind = {}
@@ -193,7 +196,7 @@ class ReaderBrain:
             return self._wake_up(now)
         if isinstance(item, Interrupted) and isinstance(item.error, Compacted | Replaced):
             self._lose(str(item.error), now)
-            return self._again(at_once=True)
+            return self._again(now)
         if (reading := self._tables.get(event.prefix)) is not None:
             return self._hear_table(reading, item, now)
         if isinstance(item, Interrupted):
@@ -207,18 +210,19 @@ class ReaderBrain:
             self._catch_up("etcd", now)
         for event in () if isinstance(item, Listed) else item.events:
             if isinstance(event, Deleted):
-                self._writer.stop()
-                self._fall_behind("heartbeat", "its heartbeat was deleted", now)
+                self._lose_heartbeat(now)
             else:
                 self._writer.beat(event.kv, now)
                 self._catch_up("heartbeat", now)
-        return self._believe(now)
+        return [*self._believe(now), *self._attest()]
 
     def _hear_canaries(self, item: Listed | Changed, now: float) -> Iterable[Command]:
         for event in item.events:
             key = event.key if isinstance(event, Deleted) else event.kv.key
             if key in self._canaries:
-                self._canaries[key] = None if isinstance(event, Deleted) else event.kv.lease
+                self._canaries[key] = (
+                    None if isinstance(event, Deleted) else Canary(event.kv.lease, event.kv.mod_revision)
+                )
         self._miss_canaries(now)
         waiting = [each for each in self._tables.values() if not each.followed and self._stands(each.table)]
         return [*(each.start() for each in waiting), *self._believe(now)]
@@ -240,6 +244,8 @@ class ReaderBrain:
         commands = reading.take(item, self._proof(reading.table, now))
         if reading.whole and self._stands(reading.table):
             self._catch_up(kind, now)
+        elif reading.whole and reading.table.required:
+            self._fall_behind(kind, _NO_CANARY, now)  # it is followed again, whatever kept it from that
         return [*commands, *self._believe(now), *self._attest()]
 
     # -- what is believed ----------------------------------------------------------------------------------------------
@@ -250,7 +256,7 @@ class ReaderBrain:
 
     def _wake_up(self, now: float) -> Iterable[Command]:
         self._lose(f"this reader slept for more than {ASLEEP:g} s: everything is read again", now)
-        return self._again(at_once=True)
+        return self._again(now)
 
     def _tick(self, _event: messages.Tick, now: float) -> Iterable[Command]:
         if self._slept(now):
@@ -261,7 +267,7 @@ class ReaderBrain:
         if now < self._recheck:
             return ()
         self._recheck = now + RECHECK
-        return [Ask(), *self._make_up(now)]
+        return [Ask(), *self._make_up(now), *self._attest()]
 
     def _make_up(self, now: float) -> Iterable[Command]:
         """List again the tables of which something was dropped that there is room for now."""
@@ -271,25 +277,36 @@ class ReaderBrain:
         self._made_up = now
         return [each.start() for each in short]
 
+    def _lose_heartbeat(self, now: float) -> None:
+        """It has vanished, or had for a while: a canary from before proves nothing of what is written after."""
+        self._writer.stop()
+        self._canaries = {key: canary and canary._replace(lease=None) for key, canary in self._canaries.items()}
+        self._fall_behind("heartbeat", "its heartbeat was deleted", now)
+
     def _attest(self) -> Iterable[Command]:
         """Ask for the witnesses of what has vanished."""
-        witnesses = {key for each in self._tables.values() if each.gone for key in each.witnesses}
-        if self._attesting or not witnesses:
+        if self._attesting or not any(each.gone for each in self._tables.values()):
             return ()
         self._attesting = True
-        return [messages.Attest(tuple(sorted(witnesses)))]
+        return [messages.Attest((keys.HEARTBEAT, *self._canaries))]
 
     def _hear_witnesses(self, event: messages.Attested, now: float) -> Iterable[Command]:
         self._attesting = False
+        if event.created is None:
+            return ()  # it is asked for again with whatever is heard next
         commands = list[Command]()
         for reading in (each for each in self._tables.values() if each.gone):
-            if self._proof(reading.table, now) is None or not event.created.keys() >= set(reading.witnesses):
+            canary = reading.table.canary
+            if self._proof(reading.table, now) is None or not event.created.keys() >= {
+                keys.HEARTBEAT,
+                canary or keys.HEARTBEAT,
+            }:
                 reading.doubt()  # that a witness is not there, its own watch is about to tell
-                continue
-            commands += reading.settle(event.created, event.revision)
-            if reading.doubted:
-                commands.append(reading.start())
-        return [*commands, *self._attest()]
+            else:
+                commands += reading.settle(event.created, event.revision)
+                if reading.doubted:
+                    self._lose_heartbeat(now)
+        return [*commands, *(self._attest() if commands else ())]
 
     def _believe(self, now: float) -> Iterable[Command]:
         """List again the tables of which something is kept that vanished, where there is proof by now."""
@@ -316,10 +333,8 @@ class ReaderBrain:
 
     def _catch_up(self, table: str, now: float) -> None:
         self.behind.pop(table, None)
-        if not self.behind:
-            self._delay = _FIRST_DELAY
-            if self.session.state is not State.FRESH:
-                self._enter(State.FRESH, now, "")
+        if not self.behind and self.session.state is not State.FRESH:
+            self._enter(State.FRESH, now, "")
 
     def _lose(self, error: str, now: float) -> None:
         """What was whole is old from now on; what never was stays what it is."""

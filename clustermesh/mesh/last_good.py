@@ -60,6 +60,14 @@ def load(folder: Path, cluster: str) -> LastGood | None:
     return kept
 
 
+def is_lost(folder: Path, cluster: str) -> bool:
+    """Whether something is kept of `cluster` that cannot be read: it was known, and nobody knows as what."""
+    try:
+        return (folder / f"{cluster}.state").exists() and load(folder, cluster) is None
+    except OSError:
+        return True
+
+
 def _share_ports(view: View) -> None:
     """Thousands of backends have the same few ports: equal ones are one object, as where they are read from etcd."""
     seen: dict[tuple[tuple[str, Port], ...], Mapping[str, Port]] = {}

@@ -63,9 +63,9 @@ class Heard(Struct, frozen=True):
 
 class Attested(Struct, frozen=True):
     """Those of the keys asked for that are there, at `revision` or later, and when each was `created`, a revision, too.
-    None where that cannot be read."""
+    None of them where that cannot be read."""
 
-    created: Mapping[bytes, int]
+    created: Mapping[bytes, int] | None
     revision: int = 0
 
 

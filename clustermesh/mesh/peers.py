@@ -55,6 +55,7 @@ class Peers:
         self.problems: list[str] = []
         self.synced_once = False  # the folder was read at least once
         self.looked = asyncio.Event()  # and what was kept of its clusters is restored, or cannot be
+        self.lost: set[str] = set()  # clusters that were known, by a file that cannot be read
         self.newcomers: set[str] = set()  # clusters of which nothing was known when their reader was started
         self._folder, self._own, self._sink, self._keep = folder, own, sink, keep
         self._clients, self._tables, self._authorize = SharedClients(connect), tables, authorize
@@ -167,6 +168,8 @@ class Peers:
             self._grant(file, kept.config)
             await restore(self._sink, file.name, kept)
             reader.restored(kept.config)
+        elif previous is None and await asyncio.to_thread(last_good.is_lost, self._keep, file.name):
+            self.lost.add(file.name)
         else:
             self.newcomers.add(file.name)
         self.files[file.name] = file

@@ -73,8 +73,8 @@ class ClusterReader:
         self.name = name
         epoch = time.time() - time.monotonic()
         self.brain = ReaderBrain(name, tables, partial(sink.names, name), terms or Terms(), epoch=epoch)
-        self.on_complete: Callable[[], None] = lambda: None  # called once: the session is, and all of it is taken in
-        self._told = False
+        self.on_complete: Callable[[], None] = lambda: None  # the session is, or is heard, and all of it is taken in
+        self._told = 0
         self._sink, self._connect, self._admit = sink, connect, admit
         self._pace = pace or Pace()
         self._faults: dict[tuple[str, Any], str] = {}  # entries that the sink could not take, as they are shown
@@ -165,8 +165,9 @@ class ClusterReader:
         return rest
 
     def _tell(self) -> None:
-        if self.session.complete and not self._told:
-            self._told = True
+        known = self.session.complete + self.session.heard
+        if known > self._told:
+            self._told = known
             self.on_complete()
 
     def _apply(self, command: Command) -> bool:
@@ -284,7 +285,7 @@ async def _attest(client: EtcdClient, witnesses: Sequence[bytes]) -> AsyncIterat
     try:
         revision, created = await client.created(witnesses)
     except ClusterMeshError:
-        yield messages.Attested({})
+        yield messages.Attested(None)
     else:
         yield messages.Attested(created, revision)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Set
+from itertools import islice
 from typing import Any, Final, NamedTuple
 from zlib import crc32
 
@@ -17,11 +18,13 @@ from clustermesh.store.operations import KeyValue
 from clustermesh.wire import keys
 
 MOST_NAMED: Final = 2_000  # of a table: a peer full of garbage must not fill this node's memory
+MOST_SETTLED: Final = 2_000  # of what vanished: some 3 ms
 _SHOWN: Final = 200  # characters of a refused key: it may have a million, and goes into status
 
 
 class _Vanished(NamedTuple):
     at: int  # the revision of the deletion, or of the list that did not have it
+    since: int  # the last one at which it was there
     told: int = 0  # that of the deletion
 
 
@@ -38,7 +41,7 @@ class Reading:
         self.followed = self.whole = self.doubted = False
         self._cluster, self._limits, self._held = cluster, limits, held
         self.gone: dict[Any, _Vanished] = {}
-        self.witnesses = (keys.HEARTBEAT,) if table.canary is None else (keys.HEARTBEAT, table.canary)
+        self._known = 0  # the last revision heard of
         self._listing = False
         self._names: set[Any] = set()  # what the list under way has, good or not: what is refused has not vanished
         self._refused: set[str] = set()  # since the list began
@@ -66,6 +69,7 @@ class Reading:
                     commands += self._delete(event, proof is not None and event.mod_revision >= proof)
                 else:
                     commands += self._put(event.kv, item.revision and event.kv.mod_revision)
+            self._known = item.revision
             return commands + self._count()
         if not self._listing:
             self._listing, self._refused, self._unnamed = True, set(), set()
@@ -75,13 +79,15 @@ class Reading:
         return commands if item.more else commands + self._end_list(item.revision, proof)
 
     def settle(self, created: Mapping[bytes, int], revision: int) -> list[Command]:
-        """What vanished until `revision` is believed where all witnesses, which are there, were `created` before."""
+        """What vanished until `revision` is believed where heartbeat and canary, which are there, had been `created`
+        before. MOST_SETTLED at once."""
+        canary = 0 if self.table.canary is None else created[self.table.canary]
         commands = list[Command]()
-        for name, vanished in list(self.gone.items()):
+        for name, vanished in list(islice(self.gone.items(), MOST_SETTLED)):
             if vanished.at > revision:
                 continue
             del self.gone[name]
-            if all(created[witness] <= vanished.at for witness in self.witnesses):
+            if created[keys.HEARTBEAT] <= vanished.since and canary <= vanished.at:
                 commands.append(Remove(self.table.kind, name, vanished.told))
             else:
                 self.doubted = True
@@ -131,10 +137,13 @@ class Reading:
             name = self.table.name_of(event.key)
         except Invalid:
             return self._accept(event.key)
+        held = name in self._names or name in self._held(self.table.kind)
         if not proven:
-            self.doubted = self.doubted or name in self._names or name in self._held(self.table.kind)
+            self.doubted = self.doubted or held
             return ()
-        self.gone[name] = _Vanished(event.mod_revision, event.mod_revision)
+        if not held:
+            return (Remove(self.table.kind, name, event.mod_revision), *self._accept(event.key))
+        self.gone[name] = _Vanished(event.mod_revision, event.mod_revision, event.mod_revision)
         return self._accept(event.key)
 
     def _end_list(self, revision: int, proof: int | None) -> list[Command]:
@@ -146,10 +155,10 @@ class Reading:
         if kind in self._held("short"):
             commands.append(Whole(kind))
         if proof is not None and revision >= proof:
-            self.gone = dict.fromkeys(gone, _Vanished(revision))
+            self.gone = dict.fromkeys(gone, _Vanished(revision, self._known or revision))
         else:
             self.doubted = self.doubted or bool(gone)
-        self.whole = True
+        self.whole, self._known = True, revision
         self.forget_list()
         return commands + self._count()
 

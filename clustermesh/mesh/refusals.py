@@ -28,10 +28,12 @@ class Reason(StrEnum):
 
 
 class Refusal(NamedTuple):
-    """`why` is a sentence that begins with what it is about, in words of the person who made it."""
+    """`why` is a sentence that begins with what it is about, in words of the person who made it. It stands for so many
+    `entries`."""
 
     reason: Reason
     why: str
+    entries: int = 1
 
 
 class Refusals:
@@ -43,6 +45,7 @@ class Refusals:
     def __init__(self) -> None:
         self.unnamed: dict[str, int] = {}
         self._of: dict[str, dict[Hashable, Refusal]] = {}
+        self._more: Counter[Reason] = Counter()  # entries that one refusal stands for beside the first
         self._names: dict[tuple[Reason, str], dict[Hashable, None]] = {}  # by kind, so that nobody looks for the first
 
     def of(self, kind: str) -> Mapping[Hashable, Refusal]:
@@ -54,8 +57,10 @@ class Refusals:
         table = self._of.setdefault(kind, {})
         if (before := table.pop(name, None)) is not None:
             del self._names[before.reason, kind][name]
+            self._more[before.reason] -= before.entries - 1
         if refusal is not None:
             table[name] = refusal
+            self._more[refusal.reason] += refusal.entries - 1
             self._names.setdefault((refusal.reason, kind), {})[name] = None
 
     def count_unnamed(self, kind: str, number: int) -> None:
@@ -70,6 +75,7 @@ class Refusals:
         counts = Counter({Reason.GARBLED: sum(self.unnamed.values())})
         for (reason, _), names in self._names.items():
             counts[reason] += len(names)
+        counts.update(self._more)
         return +counts
 
     def __len__(self) -> int:

@@ -14,7 +14,6 @@ from clustermesh.mesh.refusals import Reason, Refusal, Refusals
 from clustermesh.model import Service
 
 MOST_NAMED: Final = 10_000  # a peer full of what is dropped must not fill this node's memory
-_MORE: Final = object()  # dropped without a name: there are too many
 
 
 class Room:
@@ -24,17 +23,19 @@ class Room:
         self.short: set[str] = set()  # kinds of which something was dropped, and something has gone since
         self._refusals = refusals
         self._dropped: dict[str, set[Any]] = {}
+        self._more: set[str] = set()  # kinds of which some were dropped without a name: there are too many
+        self._why: dict[str, str] = {}
         self._backends = 0  # of all its services together
 
     def dropped(self, kind: str) -> Set[Any]:
         """The names of what was dropped of `kind`, or of the first of them."""
-        return self._dropped.get(kind, set()) - {_MORE}
+        return self._dropped.get(kind, frozenset())
 
     def take(self, kind: str, name: Any, before: Any, value: Any, held: int, limits: Limits) -> bool:
         """Whether there is room for `value` in the place of `before`, where `held` entries of `kind` are held."""
         backends = self._backends + _backends(value) - _backends(before)
         if value is not None and (why := self._objection(kind, before, held, backends, limits)):
-            self._drop(kind, name, f"has more than {why}, which is the limit: those beyond are not used")
+            self._drop(kind, name, f"has more than {why}, which is the limit")
             return False
         freed = before is not None and (value is None or backends < self._backends)
         self._backends = backends
@@ -52,6 +53,7 @@ class Room:
     def clear(self, kind: str) -> None:
         """Nothing of `kind` is dropped."""
         self._dropped.pop(kind, None)
+        self._more.discard(kind)
         self.short.discard(kind)
         self._refusals.set("tables", kind, None)
 
@@ -67,16 +69,28 @@ class Room:
 
     def _drop(self, kind: str, name: Any, why: str) -> None:
         dropped = self._dropped.setdefault(kind, set())
-        dropped.add(name if len(dropped) < MOST_NAMED else _MORE)
+        if len(dropped) < MOST_NAMED:
+            dropped.add(name)
+        elif name not in dropped:
+            self._more.add(kind)
         self.short.discard(kind)
-        self._refusals.set("tables", kind, Refusal(Reason.LIMIT, why))
+        self._tell(kind, why)
+
+    def _tell(self, kind: str, why: str) -> None:
+        dropped = self._dropped[kind]
+        number = f"{MOST_NAMED} or more" if kind in self._more else len(dropped)
+        self._why[kind] = why
+        said = f"{why}: {number} {kind} are not used"
+        self._refusals.set("tables", kind, Refusal(Reason.LIMIT, said, max(len(dropped), 1)))
 
     def _forget(self, kind: str, name: Any) -> None:
         dropped = self._dropped[kind]
         dropped.discard(name)
-        if not dropped:
+        if not dropped and kind not in self._more:
             self.clear(kind)
-        elif dropped == {_MORE}:  # whether there are any left is what a list will say
+            return
+        self._tell(kind, self._why[kind])
+        if not dropped:  # whether there are any left is what a list will say
             self.short.add(kind)
 
 

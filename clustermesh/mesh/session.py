@@ -17,17 +17,26 @@ class State(StrEnum):
 
 
 class Session(Struct, frozen=True, kw_only=True):
-    """`since` is Unix seconds; `error` is the last one, "" when all is well."""
+    """`since` is Unix seconds; `error` is the last one, "" when all is well; `was_heard`: `heard` before this state."""
 
     state: State = State.CONNECTING
     since: float = 0.0
     error: str = ""
     failures: int = 0
     last_failure: float = 0.0
+    was_heard: bool = False
+
+    @property
+    def heard(self) -> bool:
+        """True once this process has heard all that the cluster says, or that nothing of it is wanted.
+
+        What was restored from disk is older than that: what is absent there may have come since.
+        """
+        return self.was_heard or self.state in (State.FRESH, State.EVICTED, State.REMOVED)
 
     @property
     def complete(self) -> bool:
-        """True when what is held of this cluster is whole, if perhaps old: what is absent from it may be pruned."""
+        """True when what is held of this cluster is whole, if perhaps old."""
         return self.state is not State.CONNECTING and self.state is not State.SYNCING
 
     def enter(self, state: State, now: float, error: str | None = None) -> Session:
@@ -38,4 +47,5 @@ class Session(Struct, frozen=True, kw_only=True):
             error=self.error if error is None else error,
             failures=self.failures + bool(error),
             last_failure=now if error else self.last_failure,
+            was_heard=self.heard,
         )

@@ -4,6 +4,7 @@ A writer (the reader of one cluster) puts objects in and takes them out. Whether
 decided again where a fact it rests on changes; reading asks nothing and changes nothing.
 
     take_nodes, take_addresses, take_services   what to plan again; `on_dirty` is called when there is something
+    judge                                             decides on nodes that had to wait, one turn's worth
     rule                                              decides on one address or service, as whoever has taken it does
     admitted_nodes, node, endpoint, remote_services   what is used
     refusals                                          what is not, and why
@@ -60,6 +61,27 @@ class _Rulings:
         self.backends: AddressBook[ServiceName] = AddressBook()
 
 
+class _Either(Set[Any]):
+    """What is in one or the other: asked for each event, so it is not made anew each time."""
+
+    def __init__(self, one: Set[Any], other: Set[Any]) -> None:
+        self._one, self._other = one, other
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._one or name in self._other
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self._one
+        yield from (name for name in self._other if name not in self._one)
+
+    def __len__(self) -> int:
+        return len(self._one) + sum(name not in self._one for name in self._other)
+
+    @classmethod
+    def _from_iterable(cls, names: Iterable[Any]) -> set[Any]:
+        return set(names)
+
+
 class MeshState:
     """Every cluster's view, the own one included under its own name."""
 
@@ -102,6 +124,8 @@ class MeshState:
         """Forget everything of `cluster` (disconnected or evicted), or only what is of `kinds`."""
         if kinds == KINDS:
             self.withheld.discard(cluster)
+        if cluster != self.own and kinds == KINDS:
+            self._drop_all_but_nodes(cluster)
         view = self.views.get(cluster)
         if view is None:
             return
@@ -117,6 +141,16 @@ class MeshState:
             self._order.remove(cluster)
             self._view(self.own)
 
+    def _drop_all_but_nodes(self, cluster: str) -> None:
+        """Nothing is decided on for each of hundreds of thousands that go with all they could rest on."""
+        if (view := self.views.get(cluster)) is None:
+            return
+        self._dirty_addresses.update(name for name in view.endpoints if not isinstance(name, Prefix))
+        self._dirty_services.update(view.services)
+        self.views[cluster] = View(nodes=view.nodes)
+        self._rulings[cluster] = _Rulings(self.views[cluster])
+        self._wake()
+
     def release(self, cluster: str) -> None:
         """Use the services of a cluster that was withheld."""
         self.withheld.discard(cluster)
@@ -131,7 +165,10 @@ class MeshState:
         self._settle(self._admission.authorize(authority))
         if (view := self.views.get(cluster)) is not None and before != authority:
             self._rulings[cluster].room.change_limits()
-            self._doubt(cluster, [name for name in view.endpoints if not isinstance(name, Prefix)], view.services)
+            if before.identities != authority.identities:
+                self._doubt(cluster, [name for name in view.endpoints if not isinstance(name, Prefix)], ())
+            if before.limits.service_backends != authority.limits.service_backends:
+                self._doubt(cluster, (), view.services)
         self._wake()
 
     def admit_peers(self) -> None:
@@ -146,6 +183,8 @@ class MeshState:
 
     @restoring.setter
     def restoring(self, restoring: bool) -> None:
+        while self.judge():  # what was put in before is decided on as it was then
+            pass
         self._admission.restoring = restoring
 
     @property
@@ -162,6 +201,14 @@ class MeshState:
                 self._dirty_nodes.add(holder)
             self._dirty_services.update(self._admission.services_in(prefix))
         self._wake()
+
+    def judge(self) -> bool:
+        """Decide on some of the nodes that are left to decide on; whether there are more. Until then each is what it
+        was. Whoever takes what is dirty has this done before, in turns."""
+        if self._admission.is_behind:
+            self._settle(self._admission.go_on())
+            self._wake()
+        return self._admission.is_behind
 
     def refuse(self, cluster: str, what: str, why: str) -> None:
         """A key of `cluster` that holds nothing usable."""
@@ -203,7 +250,7 @@ class MeshState:
             case "short":
                 return rulings.room.short
         dropped, held = rulings.room.dropped(kind), view.table(kind).keys()
-        return held | dropped if dropped else held
+        return _Either(held, dropped) if dropped else held
 
     def good_view(self, cluster: str) -> View:
         """What is worth keeping on disk: a Node that is refused now must not stand first after a restart."""
@@ -227,11 +274,12 @@ class MeshState:
 
     def rule(self, name: Address | ServiceName) -> Sequence[str]:
         """Decide on the endpoints at an address, or the services of a name, some of whose addresses changed hands.
+
         One node may have a hundred thousand of them, so whoever takes what is dirty has it decided on in turns.
 
         The clusters whose entries were decided on.
         """
-        clusters = self._unruled.pop(name, ())
+        clusters = self._unruled.get(name, ())
         for cluster in clusters:
             if (view := self.views.get(cluster)) is None:
                 continue
@@ -240,6 +288,7 @@ class MeshState:
                     self._rule_service(cluster, name, view.services[name])
             elif name in view.endpoints:
                 self._rule_endpoint(cluster, name, view.endpoints[name])
+        self._unruled.pop(name, None)  # last: what raises is decided on when it is asked again
         return clusters
 
     def take_services(self) -> set[ServiceName]:

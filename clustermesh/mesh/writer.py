@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from clustermesh.mesh.messages import Terms
 from clustermesh.store.operations import KeyValue
+
+
+class Canary(NamedTuple):
+    """A canary that stands. Its lease is None where the heartbeat has vanished since: it may be of the time before."""
+
+    lease: int | None
+    revision: int
 
 
 class Writer:
@@ -13,16 +22,19 @@ class Writer:
         self._terms, self._began = terms, began
         self._beat: float | None = None
         self._alive_since = 0.0
-        self._revision = self._lease = 0
+        self._alive = self._settled = 0  # revisions of the beats since which it lives without a gap, and long enough
+        self._lease = 0
 
     def beat(self, heartbeat: KeyValue, now: float) -> None:
         """The heartbeat was heard to change."""
         if not self._lives(now):
-            self._alive_since = now
-        self._beat, self._revision, self._lease = now, heartbeat.mod_revision, heartbeat.lease
+            self._alive_since, self._alive, self._settled = now, heartbeat.mod_revision, 0
+        if not self._settled and now >= self._alive_since + self._terms.settle:
+            self._settled = heartbeat.mod_revision
+        self._beat, self._lease = now, heartbeat.lease
 
     def stop(self) -> None:
-        """The heartbeat is gone."""
+        """The heartbeat is gone, or was."""
         self._beat = None
 
     @property
@@ -30,13 +42,17 @@ class Writer:
         """When it is to be taken for dead if nothing more is heard of it."""
         return (self._began if self._beat is None else self._beat) + self._terms.silence
 
-    def proof(self, lease: int | None, now: float) -> int | None:
-        """From which revision on it is believed about a table whose canary has `lease` (None: there is no canary), and
-        None where it is not: it has written all it has if it wrote the canary, or has been beating for a while."""
-        if self._beat is None or not self._lives(now):
+    def proof(self, canary: Canary | None, now: float) -> int | None:
+        """From which revision on it is believed about a table that has this `canary`, or none; None where it is not.
+
+        It has written all it has once it wrote the canary, or has been beating for a while.
+        """
+        if not self._lives(now):
             return None
-        settled = self._beat >= self._alive_since + self._terms.settle
-        return self._revision if settled or lease == self._lease else None
+        proofs = [self._settled] if self._settled else []
+        if canary is not None and canary.lease == self._lease:
+            proofs.append(max(self._alive, canary.revision))
+        return min(proofs, default=None)
 
     def _lives(self, now: float) -> bool:
         return self._beat is not None and now < self.silent_from

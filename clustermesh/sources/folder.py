@@ -20,7 +20,7 @@ from watchfiles._rust_notify import RustNotify  # documented as the way to start
 
 from clustermesh.model import Cluster
 from clustermesh.sources.objects import Ref
-from clustermesh.sources.scan import Reading, Scan, is_manifest, scan_files, scan_folder
+from clustermesh.sources.scan import SETTLED, Reading, Scan, is_manifest, scan_files, scan_folder
 from clustermesh.sources.snapshot import Change, Snapshot
 from clustermesh.sources.table import ObjectTable, Problem
 from clustermesh.sources.translate import Translator
@@ -48,6 +48,7 @@ class FolderSource:
         self._table = ObjectTable()
         self._translator = Translator(cluster, self._table.objects)
         self._known: dict[str, Reading] = {}
+        self._held: set[str] = set()  # files that may just be being written
         self._error = ""
         self._seen_whole = False
 
@@ -102,14 +103,15 @@ class FolderSource:
         if watch is None:
             await asyncio.sleep(self.rescan)
             return None
+        patience = min(self.rescan, SETTLED / 1e9) if self._held else self.rescan
         try:
-            events = await asyncio.to_thread(watch.watch, _DEBOUNCE, _STEP, int(self.rescan * 1000), stop)
+            events = await asyncio.to_thread(watch.watch, _DEBOUNCE, _STEP, int(patience * 1000), stop)
         except (OSError, RuntimeError) as e:  # an overflowed queue, or what else inotify comes up with
             _LOG.warning("%s: the watch failed and is made again: %s", self.root, e)
             await asyncio.sleep(self.rescan)
             raise _Unwatched from e
         if isinstance(events, str):  # "timeout", or "stop" when nobody listens any more
-            return None
+            return sorted(self._held) or None
         prefix = f"{self.root}/"
         paths = {path.removeprefix(prefix) for _, path in events}
         if any(_concerns_folder(path) for path in paths):
@@ -117,7 +119,7 @@ class FolderSource:
         found = sorted(path for path in paths if is_manifest(path))
         if any(not _exists(self.root / path) for path in found):
             await asyncio.sleep(_REPLACED)
-        return found
+        return sorted({*found, *self._held})
 
     async def _look(self, paths: list[str] | None) -> Change | None:
         """Read what changed and fold it in; None when nothing did."""
@@ -135,9 +137,11 @@ class FolderSource:
         observed: dict[Ref, int] = {}
         for path, reading in scan.read.items():
             self._known[path] = reading
+            (self._held.add if reading.held else self._held.discard)(path)
             observed.update(dict.fromkeys(self._table.put(path, reading.manifest), reading.written))
         for path in sorted(scan.removed):
             del self._known[path]
+            self._held.discard(path)
             observed.update(dict.fromkeys(self._table.remove(path), time.time_ns()))
         return observed
 

@@ -113,11 +113,11 @@ class EtcdClient:
         return next(_key_values(response.kvs), None)
 
     async def created(self, keys: Iterable[bytes]) -> tuple[int, dict[bytes, int]]:
-        """Those of `keys` that are there, each with the revision since which it is, as of a revision or a later one."""
-        requests = [pb.RangeRequest(key=key, keys_only=True) for key in keys]
-        answers = await asyncio.gather(*(self.call(methods.RANGE, request) for request in requests))
-        found = {kv.key: kv.create_revision for answer in answers for kv in answer.kvs}
-        return min(answer.header.revision for answer in answers), found
+        """Those of `keys` that are there, each with the revision since which it is, and the revision of that."""
+        reads = [pb.RequestOp(request_range=pb.RangeRequest(key=key, keys_only=True)) for key in keys]
+        answer = await self.call(methods.TXN, pb.TxnRequest(success=reads))
+        found = {kv.key: kv.create_revision for each in answer.responses for kv in each.response_range.kvs}
+        return answer.header.revision, found
 
     async def range(self, prefix: bytes, *, page: int = 1000, most_bytes: int | None = None) -> Listing:
         """Every key under `prefix` (b"": all) at one revision.

@@ -210,6 +210,7 @@ class Follower:
         return Changed((), self.revision)
 
     def _hold(self, message: WatchMessage) -> Changed | None:
+        self._check(message)
         held = self._held + list(message.events)
         last = held[-1][0] if held else 0
         self._held = [entry for entry in held if entry[0] == last]
@@ -218,8 +219,13 @@ class Follower:
         return self._tell([entry for entry in held if entry[0] != last])
 
     def _release(self, message: WatchMessage) -> Changed | None:
+        self._check(message)
         held, self._held = self._held, []
         return self._tell(held + list(message.events) if held else message.events)
+
+    def _check(self, message: WatchMessage) -> None:
+        if any(revision > message.revision for revision, _ in message.events):
+            raise Unavailable(f"etcd told of a change after revision {message.revision}, at which it is")
 
     def _tell(self, entries: Sequence[tuple[int, Event]]) -> Changed | None:
         if not entries:

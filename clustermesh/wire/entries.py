@@ -29,6 +29,9 @@ from clustermesh.model import (
 from clustermesh.wire import endpoint, identity, keys, kinds, local, node, numbering, service, service_export
 from clustermesh.wire.decoding import decodes
 
+MOST_BACKENDS: Final = 10_000
+"""Of one service. To read more of them would hold up everything else for more than 10 ms."""
+
 Entry: TypeAlias = Node | Service | Identity | Endpoint | ServiceExport | EndpointSlice
 Name: TypeAlias = str | int | tuple[str, str] | Address | Prefix
 
@@ -45,7 +48,7 @@ def decode_node(key: bytes, value: bytes, cluster: Cluster) -> Node:
 @decodes("service")
 def decode_service(key: bytes, value: bytes, cluster: Cluster) -> Service:
     """The names, the cluster and the cluster id are the key's and the owner's. Not `shared` is as good as absent."""
-    found = service.decode(value)
+    found = service.decode(value, MOST_BACKENDS)
     _check_same("key", keys.parse_service(key), (cluster.name, found.namespace, found.name))
     _check_owner(found.cluster, found.cluster_id, cluster)
     return found

@@ -6,6 +6,7 @@ Go escapes <, >, & and the line separators U+2028 and U+2029 inside strings; msg
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Final
 
 import msgspec
@@ -21,7 +22,7 @@ _ENCODER: Final = msgspec.json.Encoder(order="deterministic")
 _ESCAPES: Final = tuple((char.encode(), f"\\u{ord(char):04x}".encode()) for char in "<>&\u2028\u2029")
 
 
-def encode(value: msgspec.Struct) -> bytes:
+def encode(value: msgspec.Struct | Mapping[str, msgspec.Struct]) -> bytes:
     """`value` as JSON; Invalid where a text cannot be written as UTF-8 (a lone surrogate)."""
     try:
         data = _ENCODER.encode(value)

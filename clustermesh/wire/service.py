@@ -18,7 +18,8 @@ from clustermesh.wire.keys import check_name
 from clustermesh.wire.ports import WirePort, read_ports, write_ports
 
 _LARGEST_ID: Final = 511
-_PortsByIP = dict[str, dict[str, WirePort] | None]
+_PortsByIP = dict[str, msgspec.Raw]
+"""The ports as they are spelled: thousands of backends spell theirs alike, and each spelling is read once."""
 
 
 class _ForZone(Struct, frozen=True, gc=False):
@@ -48,6 +49,7 @@ class WireService(Struct, frozen=True, gc=False):
 
 
 _DECODER: Final = msgspec.json.Decoder(WireService)
+_PORTS: Final = msgspec.json.Decoder(dict[str, WirePort] | None)
 
 
 def encode(service: Service) -> bytes:
@@ -56,9 +58,15 @@ def encode(service: Service) -> bytes:
 
 
 @decodes("service")
-def decode(data: bytes) -> Service:
-    """Raises DecodeError. An entry with `shared` false is to be treated as absent: this decodes it all the same."""
-    return from_wire(_DECODER.decode(data))
+def decode(data: bytes, most: int | None = None) -> Service:
+    """Raises DecodeError, before it reads any of them where there are more than `most` addresses of one sort. An entry
+    with `shared` false is to be treated as absent: this decodes it all the same."""
+    wire = _DECODER.decode(data)
+    for where in ("frontends", "backends", "hostnames", "zones"):
+        number = len(getattr(wire, where) or ())
+        if most is not None and number > most:
+            raise Invalid(where, f"{number} addresses", f"must be at most {most}")
+    return from_wire(wire)
 
 
 def to_wire(service: Service) -> WireService:
@@ -105,11 +113,22 @@ def _check_names(cluster: str, namespace: str, name: str, cluster_id: int) -> No
 
 
 def _write_addresses(addresses: Mapping[Address, Mapping[str, Port]]) -> _PortsByIP:
-    return {text(ip): write_ports(ports) for ip, ports in addresses.items()}
+    spelled = dict[tuple[tuple[str, Port], ...], msgspec.Raw]()
+    written = dict[str, msgspec.Raw]()
+    for ip, ports in addresses.items():
+        if (raw := spelled.get(key := tuple(ports.items()))) is None:
+            raw = spelled[key] = msgspec.Raw(go_json.encode(write_ports(ports)))
+        written[text(ip)] = raw
+    return written
 
 
 def _read_addresses(wire: _PortsByIP | None, where: str) -> dict[Address, Mapping[str, Port]]:
-    read = {parse(ip, where): read_ports(ports) for ip, ports in (wire or {}).items()}
+    spelled = dict[bytes, Mapping[str, Port]]()
+    read = dict[Address, Mapping[str, Port]]()
+    for ip, raw in (wire or {}).items():
+        if (ports := spelled.get(spelling := bytes(raw))) is None:
+            ports = spelled[spelling] = read_ports(_PORTS.decode(raw))
+        read[parse(ip, where)] = ports
     if wire and len(read) != len(wire):
         raise Invalid(where, next(iter(wire)), "must not be named twice")
     return read

@@ -7,12 +7,15 @@ from collections.abc import Callable
 from contextlib import asynccontextmanager
 
 from agent import report
+from agent.registration import Registration
 from clustermesh.model import AgentRecord
 from clustermesh.store.client import EtcdClient
 from clustermesh.wire import agent_report, keys, local
 from clustermesh.wire.agent_report import AgentReport, SeenCluster
 
 NODE = "n1"
+PREPARED = asyncio.Event()
+PREPARED.set()
 
 
 def said(state: str = "fresh", *problems: str) -> AgentReport:
@@ -61,7 +64,7 @@ async def test_a_report_that_vanished_with_its_lease_is_written_again(client: Et
 
 async def test_a_node_s_key_comes_back_whoever_takes_it_away(client: EtcdClient) -> None:
     record = AgentRecord(node=NODE, wireguard_public_key="A" * 43 + "=", boot_id="")
-    task = asyncio.create_task(report.keep_registered(client, record, lambda: 3))
+    task = asyncio.create_task(Registration(record).keep(client, PREPARED, lambda: 3))
     try:
         for take in (lambda: client.delete(keys.agent_key(NODE)), lambda: client.put(keys.agent_key(NODE), b"{}")):
             await take()
@@ -71,3 +74,44 @@ async def test_a_node_s_key_comes_back_whoever_takes_it_away(client: EtcdClient)
             assert local.decode_agent(held.value) == record
     finally:
         task.cancel()
+
+
+def record_of(letter: str) -> AgentRecord:
+    return AgentRecord(node=NODE, wireguard_public_key=letter * 42 + "A=", boot_id=letter)
+
+
+async def test_an_agent_that_is_not_where_its_node_is_registers_nothing(client: EtcdClient) -> None:
+    prepared = asyncio.Event()
+    task = asyncio.create_task(Registration(record_of("A")).keep(client, prepared, lambda: 3))
+    await client.put(keys.agent_key(NODE), local.encode_agent(record_of("B")))
+    for _ in range(5):
+        held = await client.get(keys.agent_key(NODE))
+        assert held is not None
+        assert local.decode_agent(held.value) == record_of("B")
+    prepared.set()
+    async with asyncio.timeout(20):
+        while (held := await client.get(keys.agent_key(NODE))) and local.decode_agent(held.value) != record_of("A"):
+            await asyncio.sleep(0.05)
+    task.cancel()
+
+
+async def test_two_agents_of_one_name_write_less_and_less_often_and_say_so(client: EtcdClient) -> None:
+    waits: dict[str, list[float]] = {"A": [], "B": []}
+
+    def agent(letter: str) -> Registration:
+        async def sleep(seconds: float) -> None:
+            waits[letter].append(seconds)
+            await asyncio.sleep(0)
+
+        return Registration(record_of(letter), lambda: 0.0, sleep)
+
+    agents = [agent(letter) for letter in waits]
+    tasks = [asyncio.create_task(each.keep(client, PREPARED, lambda: 3)) for each in agents]
+    async with asyncio.timeout(30):
+        while min(map(len, waits.values())) < 8:
+            await asyncio.sleep(0.01)
+    for task in tasks:
+        task.cancel()
+    assert waits["A"][:8] == waits["B"][:8] == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert "boot id B" in agents[0].rival()
+    assert "boot id A" in agents[1].rival()

@@ -45,8 +45,8 @@ async def test_no_request_fails_on_the_way_back_to_the_version_before_and_up_aga
         await older_version.downgrade(pair, "alpha-1", older)
     async with older_version.under_load(pair) as found_up:
         await older_version.upgrade(pair, "alpha-1")
-    for traffic in (*found, *found_up):
+    for way, traffic in (("back", *found), ("up", *found_up)):
         assert traffic.requests >= older_version.LEAST
-        assert traffic.failed == 0, traffic
+        assert traffic.failed == 0, (way, traffic)
     links = (await pair.run("alpha-1", "ls", "/sys/fs/bpf/clustermesh/links")).split()
     assert not [name for name in links if name.startswith("late")]

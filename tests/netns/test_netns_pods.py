@@ -349,6 +349,28 @@ def test_pod_is_not_attached_when_it_cannot_be_remembered(node: MeshNode, tmp_pa
     assert endpoints.records == {}
 
 
+def test_a_read_only_folder_takes_no_address_and_says_so_until_it_can_be_written(
+    node: MeshNode, tmp_path: Path
+) -> None:
+    endpoints = Endpoints(tmp_path, [Ipam(parse_prefix("10.1.0.0/29"))], AttachedPods(), mtu=MTU)
+    node.do(endpoints.restore())
+    node.run(f"mount -t tmpfs tmpfs {tmp_path}/endpoints")
+    node.run(f"mount -o remount,ro {tmp_path}/endpoints")
+    for number in range(6):  # more than there are addresses
+        node.run(f"ip netns add a{number}")
+        with pytest.raises(Unavailable, match="Read-only file system"):
+            node.do(endpoints.add(request(f"a{number}")))
+        node.do(endpoints.delete(request(f"a{number}")))
+    assert devices(node) == set()
+    assert endpoints.records == {}
+    node.do(endpoints.look_at_disk())
+    assert endpoints.unwritable == f"{tmp_path}/endpoints: Read-only file system"
+    node.run(f"mount -o remount,rw {tmp_path}/endpoints")
+    node.do(endpoints.look_at_disk())
+    assert endpoints.unwritable == ""
+    assert node.do(endpoints.add(request("a0"))).ip
+
+
 @pytest.mark.parametrize("container", ["", "../x", "a/b", ".hidden", "x" * 201, "a\nb"])
 def test_name_that_would_leave_the_folder_is_invalid(node: MeshNode, tmp_path: Path, container: str) -> None:
     endpoints = Endpoints(tmp_path, [Ipam(parse_prefix("10.1.0.0/24"))], AttachedPods(), mtu=MTU)

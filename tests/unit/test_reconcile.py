@@ -528,3 +528,23 @@ async def test_what_is_wanted_while_a_call_runs_is_applied_by_the_next() -> None
         await reconciler.flush()
     assert target.held == {2: 20, 3: 30}
     assert tracker.settled
+
+
+async def test_what_was_found_is_kept_until_it_is_released_and_what_was_wanted_goes() -> None:
+    target = FakeTarget()
+    target.held = {1: 1, 2: 2}
+    tracker = Tracker("fake", target)
+    tracker.keep_unclaimed()
+    await tracker.adopt()
+    tracker.set(2, 2)
+    tracker.set(3, 3)
+    await tracker.upsert_pending()
+    tracker.remove(2)
+    assert not tracker.settled
+    await tracker.delete_pending()
+    assert target.held == {1: 1, 3: 3}
+    assert tracker.settled
+    tracker.release_unclaimed()
+    assert not tracker.settled
+    await tracker.delete_pending()
+    assert target.held == {3: 3}

@@ -60,7 +60,7 @@ class _Device:
     async def peers(self) -> dict[str, PeerState]:
         return await self._answer(dict(self.held))
 
-    async def set_peers(self, peers: Mapping[str, Peer]) -> None:
+    async def set_peers(self, peers: Mapping[str, Peer], extended: Collection[str] = ()) -> None:
         await self._answer(None)
         for key, peer in peers.items():
             self.held[key] = PeerState(
@@ -115,6 +115,8 @@ class _Peers:
     def __init__(self) -> None:
         self.readers: dict[str, Any] = {}
         self.synced_once, self.newcomers = True, set[str]()
+        self.looked = asyncio.Event()
+        self.looked.set()
 
 
 class _Bench:

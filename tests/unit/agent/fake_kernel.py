@@ -94,9 +94,9 @@ class MortalDevice(FakeDevice):
         self.dead.clear()
         return new
 
-    async def set_peers(self, peers: Mapping[str, Peer]) -> None:
+    async def set_peers(self, peers: Mapping[str, Peer], extended: Collection[str] = ()) -> None:
         await self._answer()
-        await super().set_peers(peers)
+        await super().set_peers(peers, extended)
 
     async def peers(self) -> dict[str, PeerState]:
         await self._answer()
@@ -156,7 +156,10 @@ class Bed:
             has_predecessor=False,
         )
         self.own = self.reader("alpha")
-        self.peers = SimpleNamespace(readers={}, synced_once=True, problems=[], newcomers=set())
+        self.peers = SimpleNamespace(
+            readers={}, synced_once=True, problems=[], newcomers=set(), lost=set(), looked=asyncio.Event()
+        )
+        self.peers.looked.set()
         self.restart()
 
     def restart(self) -> None:
@@ -165,6 +168,7 @@ class Bed:
         self.node = ThisNode(self.datapath, self.device, self.underlay, numbered_key(1))  # type: ignore[arg-type]
         targets = Targets(peers=WireGuardTarget(self.device, numbered_key(1)), **self.tables)
         self.domains = Domains(self.options, self.state, self.propagation, self.node, targets, lambda: self.now)
+        self._pruning = False
 
     async def adopt(self) -> None:
         for domain in self.domains.all:
@@ -188,7 +192,7 @@ class Bed:
         if self.domains.tunnels.error or self.domains.tunnels.own is None:
             self.domains.tunnels.look_after()
         self.domains.wake()
-        if self.own.session.complete and self.domains.may_prune():
+        if self.own.session.complete and self.domains.knows_all():
             self.domains.allow_deletes()
         for domain in self.domains.all:
             await domain.step()
@@ -196,6 +200,11 @@ class Bed:
             for domain in busy:
                 await domain.step()
         self.domains.note_ready()
+        if not self._pruning and self.domains.may_prune():
+            self._pruning = True
+            for domain in self.domains.all:
+                domain.allow_pruning()
+            await self.step()
 
     def spend(self, seconds: float) -> None:
         """It is that much later."""

@@ -25,9 +25,11 @@ class FakeDevice:
 
     def __init__(self) -> None:
         self.silent_since: float | None = None
+        self.unlogged = ""
         self.states: dict[str, PeerState] = {}
         self.refuse: set[str] = set()
         self.writes: list[list[str]] = []
+        self.emptied: list[str] = []  # keys of peers that for a moment had none of their allowed IPs
 
     async def ensure(self, private_key: bytes, listen_port: int, fwmark: int, mtu: int) -> bool:
         return False
@@ -38,7 +40,7 @@ class FakeDevice:
     async def peers(self) -> dict[str, PeerState]:
         return dict(self.states)
 
-    async def set_peers(self, peers: Mapping[str, Peer]) -> None:
+    async def set_peers(self, peers: Mapping[str, Peer], extended: Collection[str] = ()) -> None:
         for key, peer in peers.items():
             check_peer(key, peer)
         self.writes.append(list(peers))
@@ -48,9 +50,10 @@ class FakeDevice:
             self._take_from_others(key, peer.allowed_ips)
             before = self.states.get(key, PeerState())
             endpoint = (peer.endpoint, peer.port) if peer.endpoint is not None else before.endpoint
-            self.states[key] = replace(
-                before, endpoint=endpoint, allowed_ips=peer.allowed_ips, keepalive=peer.keepalive
-            )
+            kept = before.allowed_ips if key in extended else ()
+            self.emptied += [key] if before.allowed_ips != kept else []
+            networks = sort_allowed_ips({*kept, *peer.allowed_ips})
+            self.states[key] = replace(before, endpoint=endpoint, allowed_ips=networks, keepalive=peer.keepalive)
 
     def _take_from_others(self, key: str, cidrs: tuple[Prefix, ...]) -> None:
         for other, state in self.states.items():

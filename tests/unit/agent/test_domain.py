@@ -197,6 +197,7 @@ async def test_an_audit_counts_what_others_changed_and_the_next_step_repairs_it(
     words.say("one", "two", "three")
     await words.step()
     words.allow_deletes()
+    words.allow_pruning()
     words.table.held = {"one": 1, "two": 3, "four": 4}
     await words.audit()
     assert words.tracker.drift == 3

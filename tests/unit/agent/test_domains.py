@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 from fake_kernel import Bed
@@ -17,8 +18,9 @@ from agent.plan.attached import AttachedPod
 from agent.plan.routes import RouteKey
 from clustermesh.address import parse, parse_prefix, prefix_text
 from clustermesh.errors import Refused, Unavailable
+from clustermesh.mesh.authority import Ground, Place
 from clustermesh.mesh.session import Session, State
-from clustermesh.model import Endpoint, NodeAddress, Stamp
+from clustermesh.model import Endpoint, Node, NodeAddress, Stamp
 
 
 @pytest.fixture
@@ -84,9 +86,60 @@ async def test_nothing_is_deleted_before_the_peers_folder_was_read_and_every_pee
     await bed.step()
     assert bed.tables["ipcache"].held
     assert bed.domains.ready_at is None
-    bed.connect("beta", State.STALE)  # restored from disk
+    bed.connect("beta", State.FRESH)
     await bed.step()
     assert not bed.tables["ipcache"].held
+
+
+async def test_what_came_after_the_last_save_outlives_a_restart_until_its_cluster_was_heard(bed: Bed) -> None:
+    newer = parse("10.2.1.9")
+    bed.tables["ipcache"].held[newer] = object()
+    await bed.adopt()
+    beta = bed.connect("beta", State.STALE)  # restored from disk
+    await bed.step()
+    assert bed.tables["ipcache"].held
+    assert bed.domains.ready_at is not None, "nobody waits for that"
+    beta.brain.session = beta.session.enter(State.FRESH, 1.0).enter(State.STALE, 2.0, "cut")
+    await bed.step()
+    assert not bed.tables["ipcache"].held
+
+
+async def test_what_came_after_the_last_save_outlives_a_restart_until_a_silent_peer_was_waited_for(bed: Bed) -> None:
+    bed.tables["ipcache"].held[parse("10.2.1.9")] = object()
+    await bed.adopt()
+    bed.connect("beta", State.STALE)
+    await bed.step()
+    bed.now += domains.SYNC_TIMEOUT + 1.0
+    bed.own = bed.reader("alpha", State.STALE)
+    await bed.step()
+    assert bed.tables["ipcache"].held, "its own cluster knows of it first"
+    bed.own = bed.reader("alpha")
+    await bed.step()
+    assert not bed.tables["ipcache"].held
+
+
+async def test_a_cluster_whose_memory_cannot_be_read_keeps_what_the_kernel_holds_until_it_is_heard_of(bed: Bed) -> None:
+    bed.tables["ipcache"].held[parse("10.2.1.9")] = object()
+    await bed.adopt()
+    bed.peers.lost.add("beta")
+    bed.connect("beta", State.CONNECTING)
+    bed.now += domains.SYNC_TIMEOUT + 1.0
+    await bed.step()
+    assert bed.domains.ready_at is not None, "nobody waits for that"
+    assert bed.tables["ipcache"].held
+    bed.connect("beta")
+    await bed.step()
+    assert not bed.tables["ipcache"].held
+
+
+async def test_what_is_taken_back_goes_at_once_also_while_a_peer_is_silent(bed: Bed) -> None:
+    bed.connect("beta", State.STALE)
+    bed.add_web("10.1.1.5")
+    await bed.step()
+    assert bed.served() == ["5"]
+    bed.sink.remove("alpha", "local_services", ("n", "web"), 0)
+    await bed.step()
+    assert not bed.tables["services"].held
 
 
 async def test_a_silent_peer_holds_up_pruning_for_so_long_only_and_the_own_cluster_for_ever(
@@ -122,6 +175,29 @@ async def test_a_restart_in_the_middle_changes_nothing_that_is_still_wanted(bed:
     await bed.step()
     assert bed.journal == []
     assert {name: dict(table.held) for name, table in bed.tables.items()} == held
+
+
+async def test_a_service_keeps_its_backends_elsewhere_while_their_cluster_is_still_to_be_restored(bed: Bed) -> None:
+    bed.add_node("alpha", 1)
+    bed.add_node("beta", 2)
+    bed.add_web()
+    bed.add_remote_web("beta", "10.2.2.6")
+    await bed.step()
+    kept = bed.state.views["beta"].services[("n", "web")]
+    bed.state.drain("beta")
+    bed.restart()
+    bed.peers.looked.clear()
+    running = await bed.running()
+    await until(lambda: bed.domains.network.ended)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert bed.served() == ["6"]
+    bed.add_node("beta", 2)
+    bed.say("beta", "services", ("n", "web"), kept)
+    bed.peers.looked.set()
+    await until(lambda: bed.domains.services.ended)
+    assert bed.served() == ["6"]
+    running.cancel()
 
 
 async def test_an_agent_that_cannot_attach_to_sockets_ends_and_says_what_to_do(
@@ -491,3 +567,28 @@ async def test_a_clusters_factor_is_one_entry_and_repaired_as_any_other(bed: Bed
     await bed.domains.services.audit()
     await bed.step()
     assert bed.tables["clusters"].held == {pack(Number(0)): pack_factors({2: 0.25})}
+
+
+@pytest.mark.parametrize("name", ["network", "addresses", "services"])
+async def test_nodes_that_wait_are_decided_on_in_turns_before_a_step_takes_what_is_dirty(bed: Bed, name: str) -> None:
+    bed.state.stand_on(Ground([Place(parse_prefix("10.64.0.0/10"), "the network on docker0")]))
+    for n in range(500):
+        cidrs = (parse_prefix(f"10.{64 + n // 250}.{n % 250}.0/24"),)
+        bed.state.put("beta", "nodes", f"n{n}", Node(cluster="beta", cluster_id=2, name=f"n{n}", pod_cidrs=cidrs))
+    await bed.step()
+    bed.state.stand_on(Ground())
+    standing = [sum(1 for _ in bed.state.admitted_nodes())]
+
+    async def watch() -> None:
+        while True:
+            standing.append(sum(1 for _ in bed.state.admitted_nodes()))
+            await asyncio.sleep(0)
+
+    watching = asyncio.create_task(watch())
+    domain = next(each for each in bed.domains.all if each.name == name)
+    await domain.step()
+    watching.cancel()
+    standing.append(sum(1 for _ in bed.state.admitted_nodes()))
+    assert standing[0] > 0
+    assert standing[-1] == 500
+    assert max(after - before for before, after in pairwise(standing)) < 100

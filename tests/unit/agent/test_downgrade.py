@@ -49,6 +49,31 @@ _VIEW = View(
 )
 
 
+def test_what_the_older_agent_kept_is_taken_over_and_nothing_else_is_touched(tmp_path: Path) -> None:
+    config = ClusterConfig(id=2, synced_canaries=True)
+    last_good.save(tmp_path, "beta", last_good_v1.encode(config, _VIEW))
+    last_good.save(tmp_path, "gamma", last_good.encode(ClusterConfig(id=3), _VIEW))
+    last_good.save(tmp_path, "delta", b"garbage")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert last_good_v1.take_over(tmp_path) == ["beta"]
+    found = last_good.load(tmp_path, "beta")
+    assert found is not None
+    assert (found.config, found.view) == (config, _VIEW)
+    assert all((tmp_path / name).read_bytes() == before[name] for name in ("gamma.state", "delta.state"))
+    assert last_good_v1.take_over(tmp_path) == []
+    assert last_good_v1.take_over(tmp_path / "nowhere") == []
+
+
+def test_an_entry_that_is_none_costs_the_older_agents_state_nothing_else() -> None:
+    state = msgspec.msgpack.decode(last_good_v1.encode(ClusterConfig(id=2), View(nodes={"b1": _NODE})))
+    bad = dict(state["view"]["nodes"]["b1"])
+    state["view"]["nodes"]["b2"] = bad | {"ipv4_alloc_cidr": "nowhere"}
+    state["view"]["nodes"]["b3"] = bad | {"encryption_key": "many"}
+    state["view"]["endpoints"] = {"nowhere": {"ip": "nowhere"}}
+    found = last_good_v1.decode(msgspec.msgpack.encode(state))
+    assert found == (ClusterConfig(id=2), View(nodes={"b1": _NODE}))
+
+
 Tables = dict[str, msgspec.Raw]
 
 

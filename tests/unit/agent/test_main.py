@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from agent import api, report
 from agent import main as main_module
 from agent.bpf.probe import Feature
 from agent.options import parse
+from agent.saving import keep_saved
 from agent.saving import save as write_state
 from agent.wireguard import tun
 from agent.wireguard.userspace import UserspaceDevice
@@ -83,6 +85,20 @@ def test_a_second_agent_is_refused_whichever_of_its_folders_the_first_one_has(tm
             pass
 
 
+def test_a_second_agent_over_the_same_maps_is_refused_with_folders_of_its_own(tmp_path: Path) -> None:
+    pins = tmp_path / "pins"
+    with api.alone_over(pins), pytest.raises(Refused, match="stop it first"), api.alone_over(pins):
+        pass
+    with api.alone_over(pins):
+        assert list(pins.iterdir()) == []
+
+
+def test_nothing_is_written_for_it_where_the_state_is(tmp_path: Path) -> None:
+    (state := tmp_path / "state").mkdir()
+    with api.alone(tmp_path / "run", state):
+        assert list(state.iterdir()) == []
+
+
 @pytest.mark.parametrize("option", ["run", "state"])
 def test_a_folder_that_cannot_be_made_is_named_with_its_option(option: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
@@ -124,6 +140,39 @@ async def test_why_a_state_is_not_saved_is_one_sentence_for_all_clusters_and_at_
     for name in ("alpha", "beta", "beta"):
         await save(bed, Path("/proc"), name)
         assert bed.sink.unsavable[name] == "/proc: No such file or directory"  # nobody makes a file there
+
+
+async def test_what_an_agent_heard_just_before_it_was_stopped_is_kept(bed: Bed, tmp_path: Path) -> None:
+    keeping = asyncio.create_task(keep_saved(tmp_path, bed.sink, bed.state, bed.own, bed.peers))  # type: ignore[arg-type]
+    bed.add_node("alpha", 1)
+    while last_good.load(tmp_path, "alpha") is None:  # a file is no asyncio.Event
+        await asyncio.sleep(0.001)
+    bed.connect("beta")
+    bed.add_node("beta", 2)
+    await stop(keeping)
+    kept = last_good.load(tmp_path, "beta")
+    assert kept is not None
+    assert kept.view.nodes == bed.state.views["beta"].nodes
+
+
+async def test_what_is_heard_while_the_state_is_written_is_kept_by_an_agent_that_is_stopped_then(
+    bed: Bed, tmp_path: Path
+) -> None:
+    bed.add_node("alpha", 1)
+    keeping = asyncio.create_task(keep_saved(tmp_path, bed.sink, bed.state, bed.own, bed.peers))  # type: ignore[arg-type]
+    while bed.sink.unsaved:  # until it is encoded, to be written by a thread
+        await asyncio.sleep(0)
+    bed.add_node("alpha", 2)
+    await stop(keeping)
+    kept = last_good.load(tmp_path, "alpha")
+    assert kept is not None
+    assert len(kept.view.nodes) == 2
+
+
+async def stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
 
 
 async def test_only_a_whole_state_is_kept_and_a_partial_one_does_not_replace_it(bed: Bed, tmp_path: Path) -> None:
@@ -181,10 +230,9 @@ async def test_a_wireguard_process_that_cannot_be_started_is_tried_again_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tun, "make_persistent", lambda _name: None)
-    (tmp_path / "log").write_text("a file where the log's folder should be")
-    device = UserspaceDevice(
-        "wg9", "no kernel WireGuard", log=tmp_path / "log" / "wg.log", sockets=tmp_path / "sockets", binary="sh"
-    )
+    (tmp_path / "run").write_text("a file where the folder of the sockets' folder should be")
+    sockets = tmp_path / "run" / "sockets"
+    device = UserspaceDevice("wg9", "no kernel WireGuard", log=tmp_path / "wg.log", sockets=sockets, binary="sh")
     with pytest.raises(Unavailable, match="sh cannot be started"):
         await device.ensure(b"", 1, 0, 1420)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,7 +23,7 @@ from agent.bpf.layouts import (
     unpack_each,
 )
 from agent.plan.services import ServicePlanner, ServiceTrackers
-from clustermesh.address import parse, text
+from clustermesh.address import from_int, parse, text, to_int
 from clustermesh.mesh.resolve import Backend, BackendState, Frontend, Group, ServiceEntry
 from clustermesh.model import Protocol
 from clustermesh.reconcile import Reconciler, Tracker
@@ -235,3 +237,43 @@ async def test_backends_that_are_not_active_get_no_slot_and_no_weight() -> None:
     node.planner.update(("n", "s"), [ServiceEntry(frontend(1), groups)])
     await node.flush()
     assert node.answers(frontend(1)) == {(2, "10.2.0.1:8080"): 1}
+
+
+_UNPACKABLE = (
+    (Group(1, 1, (Backend(parse("10.1.0.9"), 99_999),)),),
+    (Group(1, 70_000, tuple(Backend(from_int(to_int(parse("10.0.0.0")) + n), 80) for n in range(70_000))),),
+    (Group(1, 1, (Backend(parse("10.1.0.9"), 80),)), Group(1 << 40, 1, (Backend(parse("10.1.0.8"), 80),))),
+)
+
+
+@pytest.mark.parametrize("groups", _UNPACKABLE, ids=["port", "backends", "cluster"])
+@pytest.mark.parametrize("stood", [True, False])
+async def test_what_cannot_be_planned_is_refused_each_time_and_changes_nothing(
+    groups: tuple[Group, ...], stood: bool
+) -> None:
+    node = Node()
+    good = entry(1, {(1, 1), (2, 2)})
+    if stood:
+        node.planner.update(("n", "s"), [good])
+    before = [dict(each.desired) for each in node.trackers]
+    for _ in range(3):
+        with pytest.raises((struct.error, OverflowError, ValueError)):
+            node.planner.update(("n", "s"), [ServiceEntry(frontend(1), groups)])
+        assert [dict(each.desired) for each in node.trackers] == before
+        assert [each for _, each in node.planner.served()] == ([good] if stood else [])
+    node.planner.update(("n", "s"), [entry(1, {(1, 3)})])
+    await node.flush()
+    assert node.answers(frontend(1)) == {(1, "10.1.0.3:8080"): 1}
+    node.planner.update(("n", "s"), [])
+    assert not any(each.desired for each in node.trackers)
+
+
+async def test_a_frontend_that_goes_while_another_cannot_be_planned_is_gone() -> None:
+    node = Node()
+    node.planner.update(("n", "s"), [entry(1, {(1, 1)}), entry(2, {(1, 1)})])
+    for _ in range(2):
+        with pytest.raises((struct.error, OverflowError, ValueError)):
+            node.planner.update(("n", "s"), [ServiceEntry(frontend(2), _UNPACKABLE[0])])
+    assert [each.frontend for _, each in node.planner.served()] == [frontend(2)], "as it was"
+    node.planner.update(("n", "s"), [])
+    assert not any(each.desired for each in node.trackers)

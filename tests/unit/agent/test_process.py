@@ -141,7 +141,19 @@ async def test_helper_that_never_listens_is_ended(path: Path) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_helper_that_cannot_have_a_log_is_unavailable(path: Path, tmp_path: Path) -> None:
+async def test_helper_that_cannot_have_a_log_runs_without_one_and_says_why(path: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(Unavailable, match="cannot be started"):
-        await HelperProcess(["true"], socket=path, log=tmp_path / "file" / "helper.log").start()
+    argv = [sys.executable, "-ISc", LISTEN, str(path)]
+    process = HelperProcess(argv, socket=path, log=tmp_path / "file" / "helper.log")
+    await process.start()
+    assert find_listener(path)
+    assert process.unlogged == f"{tmp_path}/file/helper.log: File exists"
+    (tmp_path / "file").unlink()
+    (tmp_path / "file").mkdir()
+    assert process.unlogged == "", "the next one can have one"
+
+
+async def test_helper_without_a_log_that_ends_at_once_says_so(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Unavailable, match=r"ended at once: it has no log \("):
+        await HelperProcess(["false", "x"], socket=path, log=tmp_path / "file" / "helper.log").start()

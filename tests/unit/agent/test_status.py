@@ -13,6 +13,7 @@ from agent.metrics import StatusCollector
 from agent.status import Status
 from clustermesh.address import parse
 from clustermesh.errors import Unavailable
+from clustermesh.mesh.authority import Authority, Limits
 from clustermesh.mesh.session import Session, State
 from clustermesh.model import Endpoint, Identity, Label
 from clustermesh.wire import agent_report
@@ -23,10 +24,18 @@ def bed() -> Bed:
     return Bed()
 
 
-def status(bed: Bed, pod_problems: dict[str, str] | None = None, unsavable: dict[str, str] | None = None) -> Status:
-    pods = SimpleNamespace(problems=pod_problems or {})
+def status(
+    bed: Bed,
+    pod_problems: dict[str, str] | None = None,
+    unsavable: dict[str, str] | None = None,
+    rival: str = "",
+    unwritable: str = "",
+) -> Status:
+    pods = SimpleNamespace(problems=pod_problems or {}, unwritable=unwritable)
     sink = SimpleNamespace(propagation=bed.propagation, unsavable=unsavable or {})
-    return Status(bed.options, bed.state, bed.domains, bed.own, bed.peers, sink, pods)  # type: ignore[arg-type]
+    made = Status(bed.options, bed.state, bed.domains, bed.own, bed.peers, sink, pods)  # type: ignore[arg-type]
+    made.rival = lambda: rival
+    return made
 
 
 def problems(
@@ -214,6 +223,38 @@ async def test_what_is_refused_is_told_by_reason_with_the_first_names_and_listed
     assert len(status(bed).refused()) == 170
     row = {"cluster": "beta", "entry": "cilium/state/x0", "reason": "garbled", "why": "is no key of Cilium's"}
     assert status(bed).refused()[0] == row
+
+
+async def test_another_agent_of_this_nodes_name_is_a_problem_with_what_to_do(bed: Bed) -> None:
+    rival = "another agent says that it is Node n1"
+    (problem,) = status(bed, rival=rival).problems()
+    assert str(problem) == f"{rival}; stop one of them, or give it the --node that it is"
+    assert not problem.shared
+
+
+async def test_a_disk_that_takes_no_logs_and_no_pods_is_a_problem(bed: Bed) -> None:
+    bed.device.unlogged = "/var/lib/clustermesh/wireguard-go.log: Read-only file system"
+    log, pods = status(bed, unwritable="/var/lib/clustermesh/endpoints: Read-only file system").problems()
+    assert str(log).startswith("the wireguard-go of fake0 has no log: /var/lib/clustermesh/wireguard-go.log: Read-only")
+    assert str(pods).startswith("no pod can start or end on this node: /var/lib/clustermesh/endpoints: Read-only")
+    assert "make it writable" in str(pods)
+
+
+async def test_a_table_that_is_full_is_told_with_how_many_had_no_room_apart_from_what_else_is_refused(bed: Bed) -> None:
+    bed.add_node("alpha", 1)
+    bed.connect("beta")
+    bed.state.authorize(Authority(name="beta", limits=Limits(keys={"identities": 2})))
+    for number in range(44):
+        bed.state.put("beta", "identities", 131072 + number, Identity(id=131072 + number, labels=()))
+    bed.state.refuse("beta", "cilium/state/x", "is no key of Cilium's")
+    await bed.step()
+    full, garbled = problems(bed)
+    assert full.startswith("beta has more than 2 identities, which is the limit: 42 identities are not used (limit); ")
+    assert garbled.startswith("1 entry of beta is refused and not used (garbled): cilium/state/x: ")
+    assert bed.state.refusals("beta").counts == {"garbled": 1, "limit": 42}
+    for number in range(2):
+        bed.state.remove("beta", "identities", 131072 + 2 + number)
+    assert bed.state.refusals("beta").counts["limit"] == 40
 
 
 async def test_a_state_that_cannot_be_saved_is_a_problem(bed: Bed) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import pytest
 
@@ -137,3 +138,42 @@ async def test_a_cluster_that_comes_is_told_of_at_once_and_what_stays_is_not_tol
         watching.cancel()
     assert {place.cluster for place in told[0].places} == {"", "alpha", "beta"}
     assert len(told) == 1
+
+
+async def test_a_route_that_moves_asks_for_no_name_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This agent's own routes are heard, too, and each of hundreds of clusters has a name."""
+    asked, gateways, told = list[str](), list[Gateway](), asyncio.Queue[Ground]()
+
+    def look_up(host: str) -> list[object]:
+        asked.append(host)
+        return [(0, 0, 0, "", ("192.0.2.9", 0))]
+
+    kernel, heard = socket.socketpair()
+    heard.setblocking(False)
+    for name, value in {
+        "_look_up": look_up,
+        "_read_gateways": lambda: gateways,
+        "_listen": lambda: heard,
+        "_PAUSE": 0,
+    }.items():
+        monkeypatch.setattr(surroundings, name, value)
+    file = PeerFile(name="beta", endpoints=("https://etcd.beta.test:2379",))
+    around = Surroundings("alpha", "https://etcd.alpha.test:2379", lambda: {"beta": file}, "cm-wg0")
+    watching = asyncio.create_task(around.keep(told.put_nowait, await around.read()))
+    try:
+        everyone = ["etcd.alpha.test", "etcd.beta.test"]
+        assert sorted(asked) == everyone
+        for number in range(3):
+            gateways.append(Gateway(parse(f"192.0.2.{number}"), "eth9"))
+            kernel.send(b"a route")
+            ground = await told.get()
+            assert ground.is_at(parse(f"192.0.2.{number}"))
+            assert {place.cluster for place in ground.is_at(parse("192.0.2.9"))} == {"alpha", "beta"}
+        assert sorted(asked) == everyone
+        gateways.clear()
+        around.look_again()
+        await told.get()
+        assert sorted(asked) == sorted(everyone * 2)
+    finally:
+        watching.cancel()
+        kernel.close()

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
-import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,6 +19,18 @@ RFC_PUBLIC = bytes.fromhex("8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4
 
 
 def test_public_key_is_the_one_of_rfc_7748() -> None:
+    assert base64.b64decode(keys.public_key(RFC_PRIVATE)) == RFC_PUBLIC
+
+
+@given(st.binary(min_size=32, max_size=32))
+def test_both_ways_to_derive_a_public_key_agree(raw: bytes) -> None:
+    private_key = keys.clamp(raw)
+    assert keys.derive_by_openssl(private_key) in (keys.derive_by_cryptography(private_key), None)
+
+
+def test_public_key_is_derived_where_there_is_no_openssl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keys, "_OPENSSL", "libcrypto.so.none")
+    assert keys.derive_by_openssl(RFC_PRIVATE) is None
     assert base64.b64decode(keys.public_key(RFC_PRIVATE)) == RFC_PUBLIC
 
 
@@ -99,16 +108,3 @@ def test_what_is_no_public_key_is_invalid(text: str) -> None:
 def test_any_text_is_a_key_or_invalid(text: str) -> None:
     with suppress(Invalid):
         assert len(keys.decode_public_key(text)) == 32
-
-
-@pytest.mark.parametrize("sent", [RFC_PRIVATE, b""])
-def test_agent_killed_while_its_public_key_is_derived_leaves_no_traceback(sent: bytes) -> None:
-    """Killed before it sent the key, or before it read the answer."""
-    reading, writing = os.pipe()
-    os.close(reading)
-    command = [sys.executable, "-P", "-m", "agent.wireguard.keys"]
-    try:
-        done = subprocess.run(command, input=sent, stdout=writing, stderr=subprocess.PIPE, timeout=60, check=False)
-    finally:
-        os.close(writing)
-    assert done.stderr == b""

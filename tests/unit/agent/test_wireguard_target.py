@@ -56,11 +56,44 @@ def test_reconciled_device_holds_what_is_wanted_after_any_moves(stages: list[dic
     asyncio.run(follow())
 
 
+async def test_a_peer_that_gets_more_networks_keeps_its_own_meanwhile_also_one_of_the_agent_before() -> None:
+    device = FakeDevice()
+    await WireGuardTarget(device).upsert({a: peer(A, X)})
+    target = WireGuardTarget(device)
+    await target.dump()
+    for networks in ((X, Z), (X, Y, Z)):
+        await target.upsert({a: peer(A, *networks)})
+        assert await target.dump() == {a: peer(A, *networks)}
+    assert device.emptied == []
+    await target.upsert({a: peer(A, X)})
+    assert device.emptied == [A]
+
+
+async def test_after_a_write_of_unknown_outcome_networks_are_replaced_as_a_whole() -> None:
+    device = FakeDevice()
+    target = WireGuardTarget(device)
+    await target.upsert({a: peer(A, X)})
+    device.refuse = {B}
+    with pytest.raises(ApplyError):
+        await target.upsert({a: peer(A, X, Y), b: peer(B, Z)})
+    await target.upsert({a: peer(A, X)})
+    assert await target.dump() == {a: peer(A, X)}
+
+
 async def test_two_peers_swap_their_allowed_ips() -> None:
     target = WireGuardTarget(FakeDevice())
     await target.upsert({a: peer(A, X), b: peer(B, Y)})
     await target.upsert({a: peer(A, Y), b: peer(B, X)})
     assert await target.dump() == {a: peer(A, Y), b: peer(B, X)}
+
+
+async def test_whoever_is_given_what_another_gives_up_is_written_first() -> None:
+    """So the device moves it: given up first, it would be nobody's until the next part."""
+    device = FakeDevice()
+    target = WireGuardTarget(device)
+    await target.upsert({a: peer(A, X), b: peer(B, Y)})
+    await target.upsert({a: peer(A), c: peer(C, Z), b: peer(B, X, Y)})
+    assert device.writes[-1] == [B, A, C]
 
 
 odd = PeerKey("beta", "odd")

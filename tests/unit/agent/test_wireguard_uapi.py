@@ -80,6 +80,11 @@ def test_request_is_as_the_protocol_page_shows_it() -> None:
     ]
 
 
+def test_an_extended_peer_has_its_allowed_ips_added() -> None:
+    whole, added = (uapi.encode_set(peers={KEY: PEER}, extended=keys) for keys in ((), (KEY,)))
+    assert added == whole.replace(b"replace_allowed_ips=true\n", b"") != whole
+
+
 def test_keepalive_is_changed_without_making_a_peer() -> None:
     assert uapi.encode_keepalives({KEY: 25}).decode().split("\n") == [
         "set=1",

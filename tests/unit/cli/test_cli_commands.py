@@ -184,6 +184,16 @@ def test_what_has_expired_or_soon_will_is_shown_with_what_renews_it(
     assert _do("certs", "show", "--context", alpha).exit_code == 0
 
 
+def test_who_may_not_look_at_certificates_is_not_told_to_make_them_anew(
+    alpha: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, _: path != alpha / "certs")  # the tests run as root
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    result = _do("certs", "show", "--context", alpha)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == f"error: {alpha}/certs: Permission denied: run this as root\n"
+
+
 def test_renew_without_names_repairs_what_is_unfit(alpha: Path) -> None:
     assert _good("certs", "renew", "--context", alpha) == "nothing is due\n"
     (alpha / "certs" / "admin.key").unlink()

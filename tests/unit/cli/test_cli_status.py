@@ -127,3 +127,10 @@ def test_a_folder_that_is_no_cluster_is_one_line(tmp_path: Path) -> None:
     result = status(tmp_path / "nowhere")
     assert result.exit_code in (1, 2)
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_where_no_node_is_known_nothing_is_called_good(context: Path, etcd: Callable[[Seen], None]) -> None:
+    etcd([summary(nodes=0)])
+    told = status(context).stdout
+    assert "⚠️  0/0 nodes ready" in told
+    assert "⚠️  beta: 0/0 configured, 0/0 fresh" in told

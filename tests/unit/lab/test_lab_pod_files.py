@@ -44,6 +44,19 @@ def test_a_changed_file_is_read_again_and_a_removed_one_forgotten(tmp_path: Path
     assert folder.read() == {}
 
 
+def test_a_folder_that_is_not_there_for_a_moment_is_not_one_without_pods(tmp_path: Path) -> None:
+    root = tmp_path / "manifests"
+    root.mkdir()
+    folder, _ = PodFolder(root, "one"), write(root / "a.yaml", pod())
+    before = folder.read()
+    root.rename(tmp_path / "elsewhere")
+    assert folder.read() == before
+    root.symlink_to("elsewhere")
+    assert folder.read() == before
+    (root / "a.yaml").unlink()
+    assert folder.read() == {}
+
+
 @pytest.mark.parametrize("text", ["a: [", "kind: Pod", "- 1", "null", "kind: Pod\nmetadata: 7\nspec: {}"])
 def test_what_is_no_pod_is_passed_over(tmp_path: Path, text: str) -> None:
     (tmp_path / "bad.yaml").write_text(text)

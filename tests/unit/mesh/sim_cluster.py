@@ -111,12 +111,16 @@ class SimCluster:
             self._leases = [next(self._numbers)]
             self._write_all({})
 
-    def wipe(self) -> None:
-        """Somebody deletes every key; a writer that lives puts them back, under the same leases."""
-        if self.store:
-            self._apply(dict.fromkeys(self.store), 0)
+    def wipe(self, now: float) -> None:
+        """Somebody deletes every key, or all but the canaries; a writer that lives beats and puts back what is gone."""
+        whole = self.rng.random() < 0.5
+        if gone := [key for key in self.store if whole or not key.startswith(SYNCED)]:
+            self._apply(dict.fromkeys(gone), 0)
         if self.alive:
+            self._returned = now
+            self.beat(now)
             self._write_all({})
+        self.todo = {key: value for key, value in self.todo.items() if key not in self.store}
 
     def compact(self) -> None:
         self.compacted = self.revision

@@ -136,6 +136,19 @@ class TestTheOwnClusterFirst:
         admission.unserve(parse("10.97.0.1"), ("n", "s"))
         assert admission.standing.keys() == {PEER}
 
+    @pytest.mark.parametrize("taken", ["10.2.0.0/24", "203.0.113.0/24"])
+    def test_what_is_another_nodes_is_said_to_be_rather_than_to_be_allowed(self, taken: str) -> None:
+        admission = opened()
+        admission.stand_on(Ground([Place(single(parse("10.2.0.1")), "this machine's address on lo")]))
+        admission.put(OWN, node(taken, "192.0.2.1"))
+        (verdict,) = admission.put(PEER, node(taken, "192.0.2.2"))
+        assert verdict.refusal is not None
+        assert verdict.refusal.why == f"pod CIDR {taken} is {OWN}'s"
+        admission.put(OWN, None)
+        (verdict,) = admission.put(PEER, node(taken, "192.0.2.3"))
+        assert verdict.refusal is not None
+        assert f"--allow-prefix {taken}" in verdict.refusal.why
+
 
 class TestWhoStands:
     def test_a_node_that_wants_something_bad_besides_keeps_what_it_has(self) -> None:
@@ -170,6 +183,88 @@ class TestWhoStands:
         assert prefixes(admission, PEER) == {parse_prefix("203.0.113.0/24")}
         assert reasons(admission.authorize(Authority(name="beta"))) == [Reason.NOT_ALLOWED]
         assert admission.standing == {}
+
+
+class TestTurns:
+    """Thousands of a peer's nodes wait for one thing: what a change or a turn looks at has a limit."""
+
+    most = 64  # one CIDR and the judgement itself are two
+    here = Place(parse_prefix("10.0.0.0/9"), "the network on docker0")
+    gateway = Place(single(parse("192.0.2.1")), "a gateway of this machine", lifeline=True)
+    number = 1000
+
+    def _crowd(self, admission: Admission) -> set[Holder]:
+        holders = [Holder("beta", f"n{number}") for number in range(self.number)]
+        for number, holder in enumerate(holders):
+            admission.put(holder, node(f"10.{number // 250 + 1}.{number % 250}.0/24"))
+        return set(holders)
+
+    def _end(self, admission: Admission, verdicts: list[Verdict]) -> set[Holder]:
+        """Go on to the end; who was decided on in all."""
+        decided = {verdict.holder for verdict in verdicts}
+        assert len(verdicts) <= self.most
+        while admission.is_behind:
+            turn = admission.go_on()
+            assert len(turn) <= self.most
+            decided |= {verdict.holder for verdict in turn}
+        assert admission.go_on() == []
+        return decided
+
+    def test_a_place_that_moves_is_looked_at_in_turns_by_those_it_was_in_the_way_of(self) -> None:
+        admission = opened()
+        admission.stand_on(Ground([self.here, self.gateway]))
+        crowd = self._crowd(admission)
+        admission.put(PEER, node("10.200.0.0/24", "192.0.2.1"))
+        assert not admission.standing
+        verdicts = admission.stand_on(Ground([self.gateway]))
+        assert 0 < len(admission.standing) < self.number, "who was not asked yet is what it was"
+        assert self._end(admission, verdicts) == crowd == admission.standing.keys()
+
+    def test_another_place_that_moves_asks_nobody(self) -> None:
+        admission = opened()
+        admission.stand_on(Ground([self.here, self.gateway]))
+        self._crowd(admission)
+        admission.put(PEER, node("8.8.8.0/24"))
+        assert admission.stand_on(Ground([self.here])) == []
+        assert not admission.is_behind
+
+    def test_peers_are_admitted_in_turns(self) -> None:
+        admission = Admission("own")
+        crowd = self._crowd(admission)
+        assert self._end(admission, admission.admit_peers()) == crowd == admission.standing.keys()
+
+    def test_who_loses_its_authority_stands_until_its_turn(self) -> None:
+        admission = opened()
+        crowd = self._crowd(admission)
+        verdicts = admission.authorize(Authority(name="beta", limits=Limits(prefixes=0)))
+        assert 0 < len(admission.standing) < self.number
+        admission.put(Holder("beta", "n999"), None)
+        assert self._end(admission, verdicts) == crowd - {Holder("beta", "n999")}
+        assert not admission.standing
+
+    def test_thousands_that_wait_for_an_own_nodes_address_are_asked_in_turns_and_own_nodes_at_once(self) -> None:
+        admission = opened()
+        admission.put(OWN, node("10.200.0.0/24", "10.9.9.9", key=KEY))
+        crowd = {Holder("beta", f"n{number}") for number in range(self.number)}
+        for holder in crowd:
+            admission.put(holder, node("8.8.8.0/24", "10.9.9.9"))
+        for number in range(3):
+            admission.put(Holder("own", f"w{number}"), node("10.200.0.0/24", f"192.0.2.{number}"))
+        verdicts = admission.put(OWN, None)
+        assert admission.standing.keys() == {Holder("own", "w0")}
+        admission.put(Holder("own", "w0"), None)
+        assert admission.is_behind
+        assert admission.standing.keys() == {Holder("own", "w1")}, "while others wait for their turn, too"
+        assert self._end(admission, verdicts) > set()
+        assert admission.standing.keys() == {Holder("own", "w1")}
+
+    def test_refused_nodes_take_room_and_give_it_back(self) -> None:
+        admission = opened()
+        admission.authorize(Authority(name="beta", limits=Limits(prefixes=3)))
+        verdicts = [admission.put(Holder("beta", f"n{n}"), node(f"8.8.{n}.0/24"))[0] for n in range(5)]
+        assert reasons(verdicts) == [Reason.NOT_ALLOWED] * 3 + [Reason.LIMIT] * 2
+        assert reasons(admission.put(Holder("beta", "n0"), None)) == [None, Reason.NOT_ALLOWED]
+        assert reasons(admission.put(PEER, node("10.2.0.0/24"))) == [Reason.LIMIT]
 
 
 def test_what_is_free_goes_to_the_first_who_waits_and_the_others_are_not_even_asked() -> None:
@@ -248,12 +343,27 @@ def _do(admission: Admission, verb: str, holder: Holder, value: Any) -> None:
             admission.unserve(parse(value), ("n", "s"))
         case "restoring":
             admission.restoring = value
+        case "turn":
+            admission.go_on()
 
 
 @given(st.lists(_moves, max_size=40))
+def test_in_turns_of_one_node_each_it_ends_as_in_one_go(script: list[Any]) -> None:
+    at_once, slow = Admission("own", turn=10**6), Admission("own", turn=1)
+    for admission in (at_once, slow):
+        admission.admit_peers()
+        for move in script:
+            _do(admission, *move)
+            while admission.is_behind:
+                admission.go_on()
+    assert slow.standing == at_once.standing
+
+
+@given(st.lists(st.one_of(_moves, _moves, st.just(("turn", None, None))), max_size=40))
 def test_whatever_happens_a_key_an_address_and_a_prefix_are_one_nodes(script: list[Any]) -> None:
     """Of one cluster's nodes, too: whoever makes peers and routes of those that stand need not look for others."""
-    admission = opened()
+    admission = Admission("own", turn=1)
+    admission.admit_peers()
     for move in script:
         _do(admission, *move)
         for (one, had), (other, has) in combinations(admission.standing.items(), 2):

@@ -94,3 +94,20 @@ async def test_a_cluster_that_is_heard_for_the_first_time_is_authorized_by_its_c
         for task in peers._tasks.values():
             task.cancel()
     assert granted == [Authority.of(Cluster(name="beta", id=2), (parse_prefix("203.0.113.0/24"),))]
+
+
+@pytest.mark.parametrize(("kept", "lost", "newcomers"), [(None, set(), {"beta"}), (b"garbage", {"beta"}, set())])
+async def test_a_cluster_of_which_something_is_kept_that_cannot_be_read_is_no_newcomer(
+    folder: Path, kept: bytes | None, lost: set[str], newcomers: set[str]
+) -> None:
+    keep = folder.parent / "kept"
+    last_good.forget(keep, "beta")
+    if kept is not None:
+        last_good.save(keep, "beta", kept)
+    write(folder)
+    peers = Peers(folder, Cluster(name="alpha", id=1), Sink("alpha"), lambda _file: NoEtcd(), peer_tables, keep)  # type: ignore[arg-type,return-value]
+    async with asyncio.TaskGroup() as tasks:
+        await peers.sync(tasks)
+        for task in peers._tasks.values():
+            task.cancel()
+    assert (peers.lost, peers.newcomers) == (lost, newcomers)

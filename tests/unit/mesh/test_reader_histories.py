@@ -95,7 +95,7 @@ class World:
     def attest(self) -> None:
         witnesses, self.attesting = self.attesting, ()
         if self.cluster.revoked or self.rng.random() < 0.1:
-            self.hear(messages.Attested({}))
+            self.hear(messages.Attested(None))
             return
         created = {key: self.cluster.created[key] for key in witnesses if key in self.cluster.created}
         self.hear(messages.Attested(created, self.cluster.revision))
@@ -158,10 +158,13 @@ class World:
         self.cluster.beat(self.now)
         for _ in range(8):
             self.tell()
-        self.cluster.wipe()
-        for _ in range(8):
+        if self.rng.random() < 0.3:
+            self.act("cut")
+        self.cluster.wipe(self.now)
+        for _ in range(30):
             self.tell()
-            self.cluster.work()
+            if self.rng.random() < 0.3:
+                self.cluster.work()
 
     # -- what is done --------------------------------------------------------------------------------------------------
 

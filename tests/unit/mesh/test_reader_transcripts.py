@@ -129,7 +129,7 @@ class Play:
                 self.held["services"] = dict(pair.split("=") for pair in pairs)
                 return messages.Restored(_config([cluster_id]))
             case "witnesses", ["unread"]:
-                return messages.Attested({})
+                return messages.Attested(None)
             case "witnesses", [revision, *pairs]:
                 created = dict(pair.split("=") for pair in pairs)
                 return messages.Attested({_place(key): int(at) for key, at in created.items()}, int(revision))
@@ -145,8 +145,10 @@ class Play:
                 return messages.Heard(keys.HEARTBEAT, Changed([Deleted(keys.HEARTBEAT)], 9))
             case "heartbeat", [lease] if lease.isdigit():
                 return messages.Heard(keys.HEARTBEAT, Listed([_written(keys.HEARTBEAT, b"", lease)], 9))
-            case "beat", [lease]:
-                return messages.Heard(keys.HEARTBEAT, Changed([_written(keys.HEARTBEAT, b"", lease)], 9))
+            case "beat", [beat]:
+                lease, _, revision = beat.partition("@")
+                event = _written(keys.HEARTBEAT, b"", lease, int(revision or 9))
+                return messages.Heard(keys.HEARTBEAT, Changed([event], event.kv.mod_revision))
             case "canary", [kind, "gone"]:
                 return messages.Heard(SYNCED, Changed([Deleted(SYNCED + kind.encode())], 9))
             case "canary", [kind, lease]:
@@ -181,8 +183,8 @@ def _config(options: list[str]) -> ClusterConfig:
     )
 
 
-def _written(key: bytes, value: bytes, lease: str = "0") -> Written:
-    return Written(KeyValue(key, value, 9, int(lease)))
+def _written(key: bytes, value: bytes, lease: str = "0", revision: int = 9) -> Written:
+    return Written(KeyValue(key, value, revision, int(lease)))
 
 
 def _event(kind: str, text: str) -> Written | Deleted:
@@ -221,8 +223,6 @@ def _word(command: messages.Command) -> str:  # noqa: PLR0911 one command each
             return what
         case messages.Again(after):
             return f"{after:g}"
-        case messages.Attest(witnesses):
-            return " ".join(witness.removeprefix(SYNCED).decode().rpartition(".")[2] for witness in witnesses)
         case messages.Follow(prefix, _):
             return {keys.HEARTBEAT: "heartbeat", SYNCED: "canaries"}.get(prefix, prefix.decode().strip("/"))
     return ""

@@ -21,6 +21,14 @@ def test_the_last_error_is_told_until_all_is_well() -> None:
     assert lost.enter(State.SYNCING, 2.0).failures == 1
 
 
+def test_a_cluster_is_heard_once_all_of_it_was_listed_or_nothing_of_it_is_wanted() -> None:
+    restored = Session().enter(State.STALE, 1.0)
+    assert not restored.heard
+    assert not restored.enter(State.SYNCING, 2.0).heard
+    assert restored.enter(State.EVICTED, 2.0).heard
+    assert restored.enter(State.FRESH, 2.0).enter(State.STALE, 3.0).heard
+
+
 @pytest.mark.parametrize("state", State)
 def test_a_cluster_is_complete_once_it_was_listed_or_restored(state: State) -> None:
     assert Session(state=state).complete == (state not in {State.CONNECTING, State.SYNCING})

@@ -16,6 +16,7 @@ from clustermesh.address import Address, Prefix, contains, overlaps, parse, pars
 from clustermesh.mesh.admission import wanted_by
 from clustermesh.mesh.authority import Authority, Ground, Limits, Place
 from clustermesh.mesh.refusals import Reason, Refusal, Refusals
+from clustermesh.mesh.rulings import judge_endpoint
 from clustermesh.mesh.state import MeshState, View
 from clustermesh.model import Cluster, Endpoint, LocalService, Node, NodeAddress, Port, Protocol, Service
 from clustermesh.wire.numbering import REMOTE_NODE
@@ -492,6 +493,26 @@ class TestRoom:
         assert not state.refusals("beta").of("tables")
 
 
+def test_what_cannot_be_decided_on_cannot_be_at_the_next_try_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = with_beta()
+    state.put("beta", "endpoints", parse("10.2.0.5"), pod("10.2.0.5"))
+    state.remove("beta", "nodes", "b1")
+    raises = True
+
+    def judge(*asked: Any) -> Refusal | None:
+        if raises:
+            raise ValueError("no verdict")
+        return judge_endpoint(*asked)
+
+    monkeypatch.setattr("clustermesh.mesh.state.judge_endpoint", judge)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no verdict"):
+            state.rule(parse("10.2.0.5"))
+    raises = False
+    state.rule(parse("10.2.0.5"))
+    assert reason(state, "beta", "endpoints", parse("10.2.0.5")) is Reason.NOT_HELD
+
+
 def test_a_peer_fills_no_table_beyond_its_limit() -> None:
     state = opened()
     state.authorize(Authority(name="beta", limits=Limits(keys={"endpoints": 2})))
@@ -622,6 +643,55 @@ def test_a_drained_cluster_leaves_nothing() -> None:
     assert state.remote_services(("n", "s")) == []
     assert state.endpoint(parse("10.2.0.1")) is None
     assert admitted(state) == [("own", "o1")]
+
+
+def test_a_cluster_that_goes_is_not_decided_on_entry_by_entry() -> None:
+    state = with_beta()
+    addresses = {parse(f"10.2.0.{n}") for n in range(1, 200)}
+    for address in addresses:
+        state.put("beta", "endpoints", address, Endpoint(ip=address, identity=131080))
+    state.put("beta", "services", ("n", "s"), service("beta", "10.2.0.5"))
+    state.take_addresses(), state.take_services()
+    woken: list[int] = []
+    state.on_dirty.append(lambda: woken.append(1))
+    state.drain("beta")
+    assert 0 < len(woken) < 10
+    assert taken_addresses(state) == addresses
+    assert taken_services(state) == {("n", "s")}
+    assert state.endpoint(parse("10.2.0.5")) is None
+    assert state.remote_services(("n", "s")) == []
+
+
+def test_what_the_operator_allows_puts_in_doubt_only_what_rests_on_it() -> None:
+    state = with_beta()
+    beta = Authority.of(Cluster(name="beta", id=2, max_clusters=255))
+    state.authorize(beta)
+    state.put("beta", "endpoints", parse("10.2.0.5"), pod("10.2.0.5"))
+    state.put("beta", "services", ("n", "s"), service("beta", "10.2.0.5"))
+    state.take_addresses(), state.take_services()
+    state.authorize(replace(beta, allowed=(parse_prefix("203.0.113.0/24"),)))
+    assert not state.take_addresses()
+    assert not state.take_services()
+    state.authorize(replace(beta, identities=range(1, 2)))
+    assert taken_addresses(state) == {parse("10.2.0.5")}
+    state.authorize(replace(beta, limits=Limits(service_backends=0)))
+    assert taken_services(state) == {("n", "s")}
+    assert backends(state) == set()
+
+
+def test_the_names_of_a_table_that_dropped_some_are_looked_up_and_not_copied() -> None:
+    state = with_beta()
+    state.authorize(Authority(name="beta", limits=Limits(keys={"services": 2})))
+    for n in range(5):
+        state.put("beta", "services", ("n", f"s{n}"), service("beta"))
+    names = state.names("beta", "services")
+    assert ("n", "s4") in names
+    assert ("n", "s5") not in names
+    assert set(names) == {("n", f"s{n}") for n in range(5)}
+    assert len(names) == 5
+    assert names - {("n", "s0")} == {("n", f"s{n}") for n in range(1, 5)}
+    state.remove("beta", "services", ("n", "s4"))
+    assert ("n", "s4") not in names, "it is what is there, not what was"
 
 
 def test_a_node_that_is_refused_is_not_kept_for_the_next_start() -> None:

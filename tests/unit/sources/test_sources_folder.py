@@ -14,7 +14,7 @@ import kube
 import pytest
 
 from clustermesh.sources.folder import FolderSource
-from clustermesh.sources.scan import Scan, scan_files, scan_folder
+from clustermesh.sources.scan import SETTLED, Scan, scan_files, scan_folder
 from clustermesh.sources.snapshot import Change
 
 PATIENCE = 20.0
@@ -213,6 +213,49 @@ async def test_a_file_found_empty_counts_as_empty_only_when_it_stays_so(root: Pa
         assert "perhaps just being written" in str(follower.source.problems()[0])
         await follower.until()
         assert follower.source.problems() == []
+
+
+async def test_a_file_that_became_shorter_in_place_counts_without_another_word_about_it(root: Path) -> None:
+    (root / "a.yaml").write_text(cart("a") + "# a comment\n")
+    async with followed(root) as follower:
+        (root / "a.yaml").write_text(cart("b"))
+        await follower.until("b")
+        assert follower.source.problems() == []
+
+
+def test_a_file_that_became_shorter_in_place_counts_once_it_rested(root: Path) -> None:
+    path = root / "a.yaml"
+    path.write_text(cart("a") + "# a comment\n")
+    known = dict(scan_folder(root, {}, time.time_ns()).read)
+    for written in (cart("b")[:40], cart("b"), cart("b") + "# a longer comment than before\n"):
+        path.write_text(written)
+        now = path.stat().st_mtime_ns + SETTLED - 1
+        held = scan_files(root, ["a.yaml"], known, now).read["a.yaml"]
+        assert (held.manifest.objects, held.manifest.broken) == ({}, True)
+        known["a.yaml"] = held
+    taken = scan_files(root, ["a.yaml"], known, now + 1).read["a.yaml"]
+    assert [ref.name for ref in taken.manifest.objects] == ["b"]
+    path.write_text(cart("c"))
+    after = scan_files(root, ["a.yaml"], {"a.yaml": taken}, path.stat().st_mtime_ns).read["a.yaml"]
+    assert after.held, "it is shorter again"
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_shorter_file_put_in_place_by_renaming_and_a_longer_one_written_in_place_count_at_once(
+    root: Path, held: bool
+) -> None:
+    path = root / "a.yaml"
+    path.write_text(cart("a") + "# a comment\n")
+    known = dict(scan_folder(root, {}, time.time_ns()).read)
+    if held:
+        path.write_text(cart("a")[:40])
+        known |= scan_files(root, ["a.yaml"], known, path.stat().st_mtime_ns).read
+    swap_in(path, cart("b"))
+    known |= scan_files(root, ["a.yaml"], known, path.stat().st_mtime_ns).read
+    assert [ref.name for ref in known["a.yaml"].manifest.objects] == ["b"]
+    path.write_text(cart("c") + "# a comment\n")
+    longer = scan_files(root, ["a.yaml"], known, path.stat().st_mtime_ns).read["a.yaml"]
+    assert [ref.name for ref in longer.manifest.objects] == ["c"]
 
 
 async def test_a_folder_that_is_not_there_is_waited_for_and_one_that_goes_keeps_its_objects(root: Path) -> None:

@@ -92,6 +92,22 @@ def test_address_in_two_spellings_refuses_the_service() -> None:
         service.decode(MINIMAL % b'{"FD00:0:0::8":{},"fd00::8":{}}')
 
 
+@pytest.mark.parametrize("table", ["frontends", "backends", "hostnames", "zones"])
+def test_a_service_of_too_many_addresses_is_refused_before_any_of_them_is_read(table: str) -> None:
+    inner = {"hostnames": '"x"', "zones": "{}"}.get(table, "{}")
+    two = f'{{"cluster":"west","namespace":"shop","name":"cart","clusterID":2,"{table}":{{"x":{inner},"y":{inner}}}}}'
+    with pytest.raises(DecodeError, match=r"2 addresses.*at most 1"):
+        service.decode(two.encode(), 1)
+    with pytest.raises(DecodeError, match="must be an IPv4 or IPv6 address"):
+        service.decode(two.encode(), 2)
+
+
+def test_ports_that_are_spelled_in_two_ways_are_the_same() -> None:
+    ports = [b'{"http":{"Protocol":"TCP","Port":8080}}', b'{ "http": {"Port":8080, "Protocol":"tcp"} }', b"null", b"{}"]
+    value = MINIMAL % b"{%s}" % b",".join(b'"10.0.0.%d":%s' % each for each in enumerate(ports))
+    assert list(service.decode(value).backends.values()) == [{"http": HTTP}, {"http": HTTP}, {}, {}]
+
+
 @pytest.mark.parametrize("missing", ["cluster", "namespace", "name", "clusterID"])
 def test_service_without_a_name_or_owner_is_refused(missing: str) -> None:
     key = f'"{missing}":'.encode()

@@ -1,0 +1,121 @@
+"""What the agent tells its own cluster of itself for ever: its node's WireGuard key, under the node's name.
+
+Two agents may go by one name (a machine that was cloned, a unit file that was copied). Each would put back its own key
+for ever, and every node of every cluster would change that node's tunnel each time. So an agent registers only where
+its Node's address is, and whoever finds another's record in the place of its own leaves it there for a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from typing import Final
+
+from agent.reporter import FEW_NODES
+from clustermesh.errors import ClusterMeshError, DecodeError
+from clustermesh.model import AgentRecord
+from clustermesh.store.backoff import Backoff
+from clustermesh.store.client import EtcdClient
+from clustermesh.store.follow import Interrupted, follow
+from clustermesh.wire import keys, local
+
+_log = logging.getLogger(__name__)
+_WRITES_PER_SECOND: Final = 20  # of all nodes together
+FIRST: Final = 1.0  # seconds that another agent's record stands the first time ...
+LAST: Final = 60.0  # ... and at most
+
+
+class Contest:
+    """Another agent writes this node's record as well: how long to let it stand, and what to say. Pure."""
+
+    def __init__(self, record: AgentRecord) -> None:
+        self._record = record
+        self._other: AgentRecord | None = None
+        self._met_at = self._wait = 0.0
+
+    def meet(self, value: bytes, now: float) -> float:
+        """Seconds to let `value` stand, 0 where no other agent wrote it. Anew after a long peace."""
+        other = self._as_another(value)
+        if other is None:
+            return 0.0
+        if self.problem(now) == "":
+            self._wait = 0.0
+        self._other, self._met_at, self._wait = other, now, min(max(self._wait * 2, FIRST), LAST)
+        return self._wait
+
+    def _as_another(self, value: bytes) -> AgentRecord | None:
+        try:
+            other = local.decode_agent(value)
+        except DecodeError:
+            return None
+        return None if other == self._record else other
+
+    def problem(self, now: float) -> str:
+        """What a person should know, "" once none was met for so long that there is none."""
+        if (other := self._other) is None or now - self._met_at > 2 * LAST:
+            return ""
+        same = other.boot_id and other.boot_id == self._record.boot_id
+        where = "this machine" if same else f"another machine (boot id {other.boot_id or 'unknown'})"
+        key = other.wireguard_public_key
+        return f"another agent says that it is Node {other.node}, on {where} with WireGuard key {key}"
+
+
+class Registration:
+    """`record` under this node's key, whoever changes or deletes it; `rival` says who else claims the name."""
+
+    def __init__(
+        self,
+        record: AgentRecord,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._key, self._value = keys.agent_key(record.node), local.encode_agent(record)
+        self._contest = Contest(record)
+        self._clock, self._sleep = clock, sleep
+        self._registered = False
+
+    def rival(self) -> str:
+        """A sentence, "" where there is none."""
+        return self._contest.problem(self._clock())
+
+    async def keep(self, client: EtcdClient, prepared: asyncio.Event, nodes: Callable[[], int]) -> None:
+        """Once `prepared`, which an agent under another node's name never is. Never returns.
+
+        The key has no lease: the tunnels of a node whose agent is down still work, and its peers must not forget its
+        key. A node that begins is heard at once; keys that vanish later do so for all of `nodes`, which write them one
+        by one.
+        """
+        await prepared.wait()
+        backoff = Backoff(first=1.0)
+        while True:
+            began = time.monotonic()
+            try:
+                await self._follow(client, nodes)
+            except ClusterMeshError as e:
+                _log.warning("this node's WireGuard key is not in etcd: %s", e)
+            await asyncio.sleep(backoff.next(time.monotonic() - began))
+
+    async def _follow(self, client: EtcdClient, nodes: Callable[[], int]) -> None:
+        async with aclosing(follow(client, self._key)) as items:
+            async for item in items:
+                held = None if isinstance(item, Interrupted) else await client.get(self._key)
+                if isinstance(item, Interrupted) or (held is not None and held.value == self._value):
+                    continue
+                if self._registered:
+                    await self._give_way(b"" if held is None else held.value, nodes())
+                await client.put(self._key, self._value)
+                self._registered = True
+
+    async def _give_way(self, value: bytes, nodes: int) -> None:
+        if wait := self._contest.meet(value, self._clock()):
+            _log.warning("%s: its record stands for %g s", self.rival(), wait)
+        await self._sleep(wait or _turn(nodes))
+
+
+def _turn(nodes: int) -> float:
+    """Seconds after which it is this node's turn, where all of `nodes` have to write."""
+    return random.random() * nodes / _WRITES_PER_SECOND if nodes > FEW_NODES else 0.0

@@ -1,0 +1,162 @@
+"""The agent's wiring: what is made, in which order, and which loops run until it is told to stop.
+
+    own etcd ─┐ ClusterReader ─> AgentSink ─> MeshState ─> Domains: plan ─> trackers ─> targets ─> kernel
+    peers    ─┘ (one each)                                    ^ CNI
+
+Stopping, killed or asked, undoes nothing: programs, maps, routes and WireGuard go on, and the next agent adopts them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+from prometheus_client import REGISTRY
+
+from agent import api, report
+from agent.bpf.loader import Datapath
+from agent.bpf.probe import Feature
+from agent.cni.methods import Pods
+from agent.domains.domains import Domains
+from agent.domains.tables import ThisNode, open_targets
+from agent.memory import keep_what_is_there
+from agent.metrics import StatusCollector
+from agent.older import last_good_v1
+from agent.options import Options
+from agent.propagation import Propagation
+from agent.registration import Registration
+from agent.saving import keep_saved
+from agent.sink import AgentSink
+from agent.status import Status
+from agent.surroundings import Surroundings
+from agent.underlay import UnderlaySetup
+from agent.wireguard import keys as wireguard_keys
+from agent.wireguard.device import Device, open_device
+from clustermesh.health import serve_health
+from clustermesh.mesh import last_good
+from clustermesh.mesh.messages import Terms
+from clustermesh.mesh.peer_files import PeerFile, read_peers
+from clustermesh.mesh.peers import Peers, restore
+from clustermesh.mesh.reader import ClusterReader
+from clustermesh.mesh.state import MeshState
+from clustermesh.mesh.tables import own_tables, peer_tables
+from clustermesh.model import AgentRecord, ClusterConfig
+from clustermesh.standalone.context import Context
+from clustermesh.store.client import EtcdClient
+from clustermesh.store.tls import Tls
+
+_log = logging.getLogger(__name__)
+
+
+async def work(
+    options: Options,
+    context: Context,
+    private_key: bytes,
+    features: Sequence[Feature],
+    opening: asyncio.Task[Datapath],
+) -> None:
+    """Keep this node's kernel in step with the mesh, over the datapath that is being opened. Never returns."""
+    tls = Tls(context.ca, context.certificate("local"), context.key("local"))
+    device = await open_device(options.device, log=options.state_dir / "wireguard-go.log")
+    async with EtcdClient([context.endpoint], tls) as etcd:
+        await _work(options, context, etcd, lambda: _make_node(options, private_key, features, device, opening))
+
+
+async def _make_node(
+    options: Options,
+    private_key: bytes,
+    features: Sequence[Feature],
+    device: Device,
+    opening: asyncio.Task[Datapath],
+) -> ThisNode:
+    datapath = await asyncio.shield(opening)  # cancelled, it would leave a thread that nobody waits for
+    underlay = UnderlaySetup(datapath, device, private_key, options.port)
+    return ThisNode(datapath, device, underlay, wireguard_keys.public_key(private_key), features)
+
+
+async def _work(
+    options: Options, context: Context, etcd: EtcdClient, make_node: Callable[[], Awaitable[ThisNode]]
+) -> None:
+    state, propagation = MeshState(context.name), Propagation()
+    folder = options.clustermesh_config or context.peers
+    sink = AgentSink(state, propagation)
+    own = ClusterReader(
+        context.name,
+        sink,
+        lambda: nullcontext(etcd),
+        own_tables,
+        _expect(context),
+        Terms(max_clusters=context.cluster.max_clusters),
+    )
+    around = Surroundings(
+        context.name,
+        context.endpoint,
+        lambda: dict(peers.files) if peers.synced_once else read_peers(folder, context.name).peers,
+        options.device,
+    )
+    peers = Peers(folder, context.cluster, sink, _connect_peer, peer_tables, options.last_good, state.authorize)
+    peers.on_files = around.look_again  # the etcds they name are lifelines, too
+    await _take_over(options.last_good)
+    ground = await around.read()
+    state.stand_on(ground.without_peers(context.name))
+    state.restoring = True
+    if (kept := last_good.load(options.last_good, context.name)) is not None:
+        await restore(sink, context.name, kept)
+        own.restored(kept.config)
+    state.stand_on(ground)  # what stood before stands: a peer's etcd that is elsewhere now takes nothing from it
+    node = await make_node()
+    domains = Domains(options, state, propagation, node, open_targets(node.datapath, node.device, node.public_key))
+    pods = Pods(options, domains.tunnels, domains.attached_pods)
+    record = AgentRecord(node=options.node, wireguard_public_key=node.public_key, boot_id=report.boot_id())
+    registration = Registration(record)
+    status = Status(options, state, domains, own, peers, sink, pods)
+    status.rival = registration.rival
+    REGISTRY.register(StatusCollector(status))
+    domains.on_ready = keep_what_is_there
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(around.keep(state.stand_on, ground))
+        tasks.create_task(_read_own(own, peers, state))
+        tasks.create_task(peers.run())
+        tasks.create_task(domains.run(own, peers))
+        tasks.create_task(pods.run())
+        tasks.create_task(api.serve(options.socket, status.methods()))
+        tasks.create_task(registration.keep(etcd, domains.tunnels.prepared, status.nodes))
+        tasks.create_task(report.keep_logged(lambda: [status.not_ready(), *map(str, status.problems())]))
+        tasks.create_task(report.keep_reported(etcd, options.node, status.report))
+        tasks.create_task(keep_saved(options.last_good, sink, state, own, peers))
+        tasks.create_task(serve_health(options.metrics, REGISTRY, status.readiness))
+
+
+async def _take_over(folder: Path) -> None:
+    """What an agent before this one has kept in its own form."""
+    try:
+        taken = await asyncio.to_thread(last_good_v1.take_over, folder)
+    except OSError as e:  # on a disk that cannot be written each cluster is read anew
+        _log.warning("what an older version of the agent has kept in %s cannot be taken over: %s", folder, e)
+    else:
+        if taken:
+            _log.info("taken over from an older version of the agent: what it kept of %s", ", ".join(taken))
+
+
+async def _read_own(own: ClusterReader, peers: Peers, state: MeshState) -> None:
+    """As the peers are read: once all that was kept is restored. Nothing that is read can be in before this went on."""
+    await peers.looked.wait()
+    state.restoring = False
+    await own.run()
+
+
+def _connect_peer(file: PeerFile) -> EtcdClient:
+    tls = None if file.ca is None or file.cert is None or file.key is None else Tls(file.ca, file.cert, file.key)
+    aliases = {host: addresses[0] for host, addresses in file.host_aliases.items() if addresses}
+    return EtcdClient(file.endpoints, tls, aliases=aliases)
+
+
+def _expect(context: Context) -> Callable[[str, ClusterConfig], None]:
+    def admit(name: str, config: ClusterConfig) -> None:
+        if config.id != context.id:
+            _log.warning("cluster %s has id %d in etcd and %d in %s", name, config.id, context.id, context.path)
+
+    return admit
