@@ -131,6 +131,11 @@ class EtcdClient:
                 return Listing(part.revision, kvs, part.cluster_id)
         raise AssertionError("a list has a last page")
 
+    async def count(self, prefix: bytes) -> int:
+        """How many keys there are under `prefix` (b"": all)."""
+        request = pb.RangeRequest(key=prefix or b"\0", range_end=prefix_end(prefix), count_only=True)
+        return int((await self.call(methods.RANGE, request)).count)
+
     async def pages(
         self, prefix: bytes, *, page: int = PAGE, most_bytes: int | None = None
     ) -> AsyncGenerator[tuple[Listing, bool], None]:

@@ -1,0 +1,249 @@
+"""Finds out the facts: every peer at the same time, up to _AT_ONCE, and no step of any without a time limit."""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import ipaddress
+import os
+import socket
+import ssl
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from cryptography import x509
+from msgspec.structs import replace
+
+from certs.check import facts as facts_of
+from certs.check import read_certificates
+from certs.errors import CertsError
+from clustermesh.errors import ClusterMeshError, Invalid, Refused, sentence
+from clustermesh.mesh.peer_files import PeerFile, PeersFolder
+from clustermesh.store import tls as tls_files
+from clustermesh.store.client import EtcdClient, Tls
+from clustermesh.store.endpoint import Endpoint, parse
+from clustermesh.troubleshoot.checks import COUNTED
+from clustermesh.troubleshoot.facts import CertificateFacts, EndpointFacts, EtcdFacts, Facts
+from clustermesh.wire import cluster_config, keys
+from clustermesh.yaml_file import read_bytes
+
+T = TypeVar("T")
+_AT_ONCE: Final = 64  # peers
+_STEPS: Final = 6  # times the patience that all that one peer's etcd is asked may take
+_ASK: Final = b"GET /version HTTP/1.1\r\nHost: etcd\r\nConnection: close\r\n\r\n"
+_HEAD: Final = 8192  # bytes of an answer
+
+
+async def gather(folder: PeersFolder, names: Iterable[str], patience: float) -> list[Facts]:
+    """The facts of each of `names`; `patience` is how many seconds each step may take. Raises nothing foreseen."""
+    places = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(name: str) -> Facts:
+        async with places:
+            problems = tuple(str(each.error) for each in folder.problems if each.name == name)
+            known = Facts(name=name, now=time.time(), file=folder.peers.get(name), problems=problems)
+            return known if known.file is None else await _look(known, known.file, patience)
+
+    return await asyncio.gather(*map(one, names))
+
+
+async def cached_counts(client: EtcdClient, names: Iterable[str]) -> dict[str, dict[str, int]]:
+    """How many keys a mirror holds of each of `names`; empty where there is no mirror. Raises Unavailable, Refused."""
+    if not await client.count(keys.CACHE):
+        return {}
+    return {name: await _count(client, name, cached=True) for name in names}
+
+
+async def _look(known: Facts, file: PeerFile, patience: float) -> Facts:
+    tls = None if file.ca is None or file.cert is None or file.key is None else Tls(file.ca, file.cert, file.key)
+    own, own_error = _certificate(file.cert)
+    found = await asyncio.gather(*(_probe(parse(url), file, tls, patience) for url in file.endpoints))
+    known = replace(
+        known, endpoints=tuple(found), own=own, own_error=own_error, trusted=_authorities(file.ca), now=time.time()
+    )
+    works = [each for each in found if not (each.dns_error or each.tcp_error or each.tls_error)]
+    if not works:
+        return known
+    return replace(known, etcd=await _ask_etcd(file.name, works, tls, patience))
+
+
+async def _probe(endpoint: Endpoint, file: PeerFile, tls: Tls | None, patience: float) -> EndpointFacts:
+    known = EndpointFacts(url=str(endpoint), host=endpoint.host)
+    try:
+        addresses = file.host_aliases.get(endpoint.host) or await _resolve(endpoint.host, patience)
+    except (OSError, UnicodeError) as e:
+        return replace(known, dns_error=f"{endpoint.host} has no address: {_reason(e, patience)}")
+    known = replace(known, addresses=tuple(addresses))
+    address = addresses[0]
+    try:
+        async with asyncio.timeout(patience):
+            _, writer = await asyncio.open_connection(address, endpoint.port)
+    except OSError as e:
+        return replace(known, tcp_error=f"{endpoint}: {_reason(e, patience)}")
+    writer.close()
+    return await _secured(known, endpoint, address, tls if endpoint.secure else None, patience)
+
+
+async def _secured(
+    known: EndpointFacts, endpoint: Endpoint, address: str, tls: Tls | None, patience: float
+) -> EndpointFacts:
+    try:
+        error = await tls_files.explain(endpoint, address, tls, patience)
+    except ClusterMeshError as e:  # our own files
+        return replace(known, tls_error=sentence(e))
+    shown, ahead = None, None
+    with suppress(OSError, ClusterMeshError, CertsError, ValueError):
+        async with asyncio.timeout(patience):
+            shown, ahead = await _greet(endpoint, address, tls)
+    return replace(known, tls_error=sentence(error) if error else "", shown=shown, ahead=ahead)
+
+
+async def _greet(endpoint: Endpoint, address: str, tls: Tls | None) -> tuple[CertificateFacts | None, float | None]:
+    """The certificate that the other side shows, whoever it is, and how far its clock is ahead."""
+    context = None if tls is None else _credulous(tls)
+    reader, writer = await asyncio.open_connection(
+        address, endpoint.port, ssl=context, server_hostname=None if context is None else endpoint.host
+    )
+    try:
+        shown = _from_der(writer.get_extra_info("ssl_object"))
+        with suppress(OSError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            writer.write(_ASK)
+            head = await reader.readuntil(b"\r\n\r\n")
+            return shown, _ahead(head[:_HEAD], time.time())
+        return shown, None
+    finally:
+        writer.transport.abort()
+
+
+def _credulous(tls: Tls) -> ssl.SSLContext:
+    """Takes any certificate, as it is only looked at: nothing is sent but a question that anyone may ask."""
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    made.check_hostname, made.verify_mode = False, ssl.CERT_NONE
+    made.load_cert_chain(str(tls.cert), str(tls.key))
+    return made
+
+
+def _from_der(secured: Any) -> CertificateFacts | None:
+    der = None if secured is None else secured.getpeercert(binary_form=True)
+    return None if der is None else _told(x509.load_der_x509_certificate(der))
+
+
+def _told(certificate: x509.Certificate) -> CertificateFacts:
+    found = facts_of(certificate)
+    return CertificateFacts(found.common_name, found.issuer, found.not_after.timestamp(), found.hosts)
+
+
+def _ahead(head: bytes, now: float) -> float | None:
+    for line in head.decode("latin-1").split("\r\n"):
+        name, _, value = line.partition(":")
+        if name.lower() == "date":
+            return email.utils.parsedate_to_datetime(value.strip()).timestamp() + 0.5 - now
+    return None
+
+
+async def _resolve(host: str, patience: float) -> tuple[str, ...]:
+    with suppress(ValueError):
+        return (str(ipaddress.ip_address(host)),)
+    async with asyncio.timeout(patience):
+        found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return tuple(dict.fromkeys(str(each[4][0]) for each in found))
+
+
+def _reason(error: Exception, patience: float) -> str:
+    if isinstance(error, TimeoutError) and error.errno is None:
+        return f"no answer within {patience:g} s"
+    if isinstance(error, OSError) and error.errno and error.errno > 0:
+        return os.strerror(error.errno)  # asyncio's own sentence says only that a call failed
+    return str((isinstance(error, OSError) and error.strerror) or error)
+
+
+def _certificate(path: Path | None) -> tuple[CertificateFacts | None, str]:
+    if path is None:
+        return None, ""
+    try:
+        return _told(read_certificates(read_bytes(path), str(path))[0]), ""
+    except (CertsError, ClusterMeshError) as e:
+        return None, sentence(e)
+
+
+def _authorities(path: Path | None) -> tuple[str, ...]:
+    try:
+        found = () if path is None else read_certificates(read_bytes(path), str(path))
+        return tuple(facts_of(each).common_name for each in found)
+    except (CertsError, ClusterMeshError):
+        return ()
+
+
+async def _ask_etcd(name: str, works: Iterable[EndpointFacts], tls: Tls | None, patience: float) -> EtcdFacts:
+    reached = list(works)
+    aliases = {each.host: each.addresses[0] for each in reached}
+    try:
+        async with (
+            asyncio.timeout(patience * _STEPS),
+            EtcdClient([each.url for each in reached], tls, timeout=patience, aliases=aliases) as client,
+        ):
+            return await _Questions(client, name).ask()
+    except TimeoutError:
+        return EtcdFacts(error=f"etcd at {reached[0].url} answers too slowly")
+    except ClusterMeshError as e:
+        return EtcdFacts(error=sentence(e))
+
+
+class _Questions:
+    """What a reader of the cluster `name` asks its etcd; a refusal is noted, any other error ends it."""
+
+    def __init__(self, client: EtcdClient, name: str) -> None:
+        self._client, self._name = client, name
+        self._refused: list[str] = []
+        self._asked = 0
+
+    async def ask(self) -> EtcdFacts:
+        client, name = self._client, self._name
+        status = await client.status()
+        key, canaries = keys.cluster_config_key(name), keys.canary_prefix(name)
+        config = await self._may(key, client.get)
+        beats = await self._may(keys.HEARTBEAT, client.range)
+        stand = await self._may(canaries, client.range)
+        counts = await self._counts(config.value if config else b"")
+        return EtcdFacts(
+            version=status.version,
+            leader=status.leader,
+            alarms=status.errors,
+            asked=self._asked,
+            refused=tuple(self._refused),
+            config=config.value if config else None,
+            heartbeat=next((kv.value for kv in beats.kvs if kv.key == keys.HEARTBEAT), None) if beats else None,
+            canaries=frozenset(kv.key for kv in stand.kvs) if stand else frozenset(),
+            counts=counts,
+        )
+
+    async def _counts(self, config: bytes) -> Mapping[str, int]:
+        try:
+            cached = cluster_config.decode(config).cached
+        except Invalid:
+            cached = False
+        counts = {}
+        for kind, prefix in _places(self._name, cached).items():
+            if (count := await self._may(prefix, self._client.count)) is not None:
+                counts[kind] = count
+        return counts
+
+    async def _may(self, place: bytes, ask: Callable[[bytes], Awaitable[T]]) -> T | None:
+        self._asked += 1
+        try:
+            return await ask(place)
+        except Refused:
+            self._refused.append(place.decode())
+            return None
+
+
+async def _count(client: EtcdClient, name: str, cached: bool) -> dict[str, int]:
+    return {kind: await client.count(prefix) for kind, prefix in _places(name, cached).items()}
+
+
+def _places(name: str, cached: bool) -> dict[str, bytes]:
+    place = keys.cache_prefix if cached else keys.state_prefix
+    return {kind: place(folder, name) for kind, folder in COUNTED.items()}

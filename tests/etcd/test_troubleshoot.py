@@ -1,0 +1,166 @@
+"""What is found out about a peer's real etcd, with mutual TLS and users, and about places where none answers."""
+
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pki import Authority
+from ports import free_port
+
+from clustermesh.mesh.peer_files import PeerFile, PeersFolder
+from clustermesh.model import ClusterConfig
+from clustermesh.store import auth
+from clustermesh.store.auth import Grant
+from clustermesh.store.client import EtcdClient, Put
+from clustermesh.store.local import LocalEtcd
+from clustermesh.store.tls import Tls
+from clustermesh.troubleshoot.checks import COUNTED, Row, check
+from clustermesh.troubleshoot.gather import cached_counts, gather
+from clustermesh.wire import cluster_config, keys
+from clustermesh.wire.timestamp import format_time
+
+PATIENCE = 2.0
+CANARIES = [Put(keys.canary_key("beta", folder), b"now") for folder in COUNTED.values()]
+ENTRIES = [Put(keys.node_key("beta", "n1"), b"{}"), Put(keys.service_key("beta", "default", "web"), b"{}")]
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path / "pki")
+
+
+@pytest.fixture
+async def beta(authority: Authority, make_etcd: Callable[..., LocalEtcd]) -> LocalEtcd:
+    """The peer's etcd, as its API server leaves it, but nobody is asked for rights."""
+    server = make_etcd(tls=authority.issue("server", "127.0.0.1", "beta.mesh"))
+    await server.start()
+    async with EtcdClient(server.endpoints, authority.issue("admin")) as admin:
+        config = cluster_config.encode(ClusterConfig(id=2, synced_canaries=True, max_connected_clusters=511))
+        beat = format_time(int(time.time())).encode()
+        first = [Put(keys.cluster_config_key("beta"), config), Put(keys.HEARTBEAT, beat)]
+        await admin.transact([*first, *CANARIES, *ENTRIES])
+    return server
+
+
+def peer(server: LocalEtcd | str, tls: Tls | None, **more: object) -> PeerFile:
+    endpoints = (server,) if isinstance(server, str) else tuple(server.endpoints)
+    files = {} if tls is None else {"ca": tls.ca, "cert": tls.cert, "key": tls.key}
+    return PeerFile(name="beta", endpoints=endpoints, **files, **more)  # type: ignore[arg-type]
+
+
+async def rows(file: PeerFile, patience: float = PATIENCE) -> dict[str, Row]:
+    (facts,) = await gather(PeersFolder({"beta": file}, []), ["beta"], patience)
+    return {each.check: each for each in check(facts)}
+
+
+def bad(found: dict[str, Row]) -> dict[str, str]:
+    """Without what is true of every certificate here: it lasts a day."""
+    return {
+        name: each.state
+        for name, each in found.items()
+        if each.state != "ok" and not ("soon" in each.says and each.state == "warn")
+    }
+
+
+async def test_all_is_well(beta: LocalEtcd, authority: Authority) -> None:
+    found = await rows(peer(beta, authority.issue("remote-alpha")))
+    assert bad(found) == {}
+    assert "server, signed by ca" in found["tls"].says
+    assert "remote-alpha, signed by ca" in found["certificate"].says
+    assert found["keys"].says == "1 nodes, 1 services, 0 identities, 0 endpoints"
+    assert found["clock"].state == "ok"
+
+
+async def test_an_alias_is_dialled_and_the_name_in_the_certificate_held_against_the_host(
+    beta: LocalEtcd, authority: Authority
+) -> None:
+    port, tls = beta.endpoints[0].rpartition(":")[2], authority.issue("remote-alpha")
+    aliases = {"beta.mesh": ("127.0.0.1",), "gamma.mesh": ("127.0.0.1",)}
+    assert bad(await rows(peer(f"https://beta.mesh:{port}", tls, host_aliases=aliases))) == {}
+    found = await rows(peer(f"https://gamma.mesh:{port}", tls, host_aliases=aliases))
+    assert bad(found) == {"tls": "fail"}
+    assert "gamma.mesh" in found["tls"].remedy
+    assert "beta.mesh" in found["tls"].remedy
+
+
+async def test_a_certificate_of_another_ca_is_named_with_who_signed_it(
+    beta: LocalEtcd, authority: Authority, tmp_path: Path
+) -> None:
+    tls = authority.issue("remote-alpha")
+    found = await rows(peer(beta, Tls(Authority(tmp_path / "other", "other").ca, tls.cert, tls.key)))
+    assert bad(found) == {"tls": "fail"}
+    assert "ca signed it, and the file trusts other" in found["tls"].remedy
+
+
+async def test_an_expired_certificate_of_the_peer(beta: LocalEtcd, authority: Authority) -> None:
+    authority.issue("server", "127.0.0.1", expired=True)  # into the same files, which etcd reads anew
+    found = await rows(peer(beta, authority.issue("remote-alpha")))
+    assert bad(found) == {"tls": "fail"}
+    assert "renew the server certificate" in found["tls"].remedy
+
+
+async def test_an_expired_certificate_of_ours(beta: LocalEtcd, authority: Authority) -> None:
+    found = await rows(peer(beta, authority.issue("remote-alpha", expired=True)))
+    assert bad(found) == {"tls": "fail", "certificate": "fail"}
+    assert "does not accept our certificate" in found["tls"].says
+
+
+async def test_a_user_that_is_refused(beta: LocalEtcd, authority: Authority) -> None:
+    async with EtcdClient(beta.endpoints, authority.issue("admin")) as admin:
+        await auth.ensure_role(admin, "root", [])
+        await auth.ensure_user(admin, "admin", "root")
+        await auth.ensure_role(admin, "remote", [Grant(prefix=keys.HEARTBEAT)])
+        await auth.ensure_user(admin, "remote-gamma", "remote")
+        await auth.enable(admin)
+    found = await rows(peer(beta, authority.issue("remote-alpha")))
+    assert bad(found) == {"rights": "fail"}
+    assert "users.yaml" in found["rights"].remedy
+    found = await rows(peer(beta, authority.issue("remote-gamma")))
+    assert bad(found) == {"rights": "fail"}
+    assert "cilium/cluster-config/beta" in found["rights"].says
+
+
+async def test_a_closed_port(authority: Authority) -> None:
+    found = await rows(peer(f"https://127.0.0.1:{free_port()}", authority.issue("remote-alpha")))
+    assert bad(found) == {"tcp": "fail"}
+    assert "nothing listens there" in found["tcp"].remedy
+
+
+async def test_a_port_that_takes_connections_and_says_nothing(authority: Authority) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        file = peer(f"https://127.0.0.1:{silent.getsockname()[1]}", authority.issue("remote-alpha"))
+        found = await rows(file, 0.2)
+    assert bad(found) == {"tls": "fail"}
+    assert "no connection within 0.2 s" in found["tls"].says
+
+
+async def test_a_name_that_nobody_knows(authority: Authority) -> None:
+    found = await rows(peer("https://beta.invalid:2379", authority.issue("remote-alpha")), 5.0)
+    assert bad(found) == {"dns": "fail"}
+
+
+async def test_no_heartbeat_and_no_canaries(beta: LocalEtcd, authority: Authority) -> None:
+    async with EtcdClient(beta.endpoints, authority.issue("admin")) as admin:
+        await admin.delete(keys.HEARTBEAT)
+        await admin.delete(keys.canary_key("beta", "nodes"))
+    found = await rows(peer(beta, authority.issue("remote-alpha")))
+    assert bad(found) == {"heartbeat": "fail", "canaries": "fail"}
+    assert "nodes" in found["canaries"].says
+
+
+async def test_more_peers_than_are_asked_at_once_are_all_told_of(authority: Authority) -> None:
+    tls, url = authority.issue("remote-alpha"), f"https://127.0.0.1:{free_port()}"
+    files = {f"c{i}": peer(url, tls) for i in range(150)}
+    found = await gather(PeersFolder(files, []), files, PATIENCE)
+    assert [each.name for each in found] == list(files)
+    assert all(each.endpoints[0].tcp_error for each in found)
+
+
+async def test_what_a_mirror_keeps_is_counted(client: EtcdClient) -> None:
+    assert await cached_counts(client, ["beta"]) == {}
+    await client.transact([Put(keys.cache_key(entry.key, "beta"), b"{}") for entry in ENTRIES])
+    assert await cached_counts(client, ["beta"]) == {
+        "beta": {"nodes": 1, "services": 1, "identities": 0, "endpoints": 0}
+    }
