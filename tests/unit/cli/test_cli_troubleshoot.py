@@ -1,0 +1,90 @@
+"""`clustermesh troubleshoot`: which folder it takes, what it prints, and how it exits."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from ports import free_port
+
+from clustermesh.cli import main
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of connected clusters as Cilium has it: at beta nobody listens, gamma's file is none."""
+    peers = tmp_path / "peers"
+    peers.mkdir()
+    (peers / "beta").write_text(f"endpoints: [http://127.0.0.1:{free_port()}]\n")
+    (peers / "gamma").write_text("endpoints: 7\n")
+    return peers
+
+
+def troubleshoot(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, ["troubleshoot", *map(str, arguments)])
+
+
+def test_a_folder_alone_is_enough_and_what_fails_exits_with_1(folder: Path) -> None:
+    result = troubleshoot("--context", folder, "--clustermesh-config", folder)
+    assert result.exit_code == 1
+    assert "❌ tcp: http://127.0.0.1" in result.stdout
+    assert "nothing listens there" in result.stdout
+    assert "❌ file: endpoints: 7" in result.stdout
+    assert "\x1b" not in result.stdout
+
+
+def test_one_peer_as_json(folder: Path) -> None:
+    told = json.loads(troubleshoot("gamma", "--clustermesh-config", folder, "-o", "json").stdout)
+    assert list(told) == ["gamma"]
+    assert told["gamma"][0]["check"] == "file"
+    assert told["gamma"][0]["state"] == "fail"
+    assert "connect" in told["gamma"][0]["remedy"]
+
+
+def test_nobody_connected_is_well(tmp_path: Path) -> None:
+    result = troubleshoot("--clustermesh-config", tmp_path)
+    assert result.exit_code == 0
+    assert "no connected clusters" in result.stdout
+
+
+def test_a_peer_that_is_not_connected_is_wrong_usage(folder: Path) -> None:
+    result = troubleshoot("delta", "--clustermesh-config", folder)
+    assert result.exit_code == 2
+    assert "connected are: beta, gamma" in result.stderr
+
+
+def test_without_any_folder_one_is_asked_for(tmp_path: Path) -> None:
+    result = troubleshoot("--context", tmp_path)
+    assert result.exit_code == 2
+    assert "no cluster here" in result.stderr
+
+
+def test_what_the_agent_sees_is_a_row(folder: Path, tmp_path: Path) -> None:
+    seen = {"name": "beta", "state": "stale", "error": "gone", "refused": 0}
+    seen |= dict.fromkeys(("nodes", "services", "identities", "endpoints"), 1)
+    answer = json.dumps({"result": {"clusters": [seen]}}).encode() + b"\n"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "agent.sock"))
+        listener.listen()
+
+        def serve() -> None:
+            with listener.accept()[0] as connection:
+                connection.recv(4096)
+                connection.sendall(answer)
+
+        agent = threading.Thread(target=serve)
+        agent.start()
+        result = troubleshoot("beta", "--clustermesh-config", folder, "--socket", tmp_path / "agent.sock")
+        agent.join()
+    assert result.exit_code == 1
+    assert "❌ agent: the agent has it as stale: gone" in result.stdout
+
+
+def test_an_agent_that_was_named_and_is_not_there_is_an_error(folder: Path, tmp_path: Path) -> None:
+    result = troubleshoot("--clustermesh-config", folder, "--socket", tmp_path / "none.sock")
+    assert result.exit_code == 1
+    assert "no agent answers" in result.stderr
