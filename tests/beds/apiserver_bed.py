@@ -22,6 +22,7 @@ from certs.names import Leaf, cluster_leaves
 from certs.pair import write_pair
 from clustermesh.apiserver.server import Timing, run_folder
 from clustermesh.errors import ClusterMeshError
+from clustermesh.model import MAX_CLUSTERS
 from clustermesh.standalone.context import Context, create
 from clustermesh.store.auth import list_users
 from clustermesh.store.client import EtcdClient
@@ -45,11 +46,11 @@ asyncio.run(run_folder(load(pathlib.Path(sys.argv[1])), sys.argv[2], Timing(reco
 
 
 class Bed:
-    """Cluster alpha. `async with` it; everything it started has ended afterwards."""
+    """A cluster, alpha if not said otherwise. `async with` it; everything it started has ended afterwards."""
 
-    def __init__(self, folder: Path) -> None:
-        self.context: Context = create(folder, "alpha", 1, f"https://127.0.0.1:{free_port()}")
-        initialise(self.context.certs, cluster_leaves("alpha", ["127.0.0.1"]), datetime.now(UTC))
+    def __init__(self, folder: Path, name: str = "alpha", number: int = 1, most: int = MAX_CLUSTERS) -> None:
+        self.context: Context = create(folder, name, number, f"https://127.0.0.1:{free_port()}", most)
+        initialise(self.context.certs, cluster_leaves(name, ["127.0.0.1"]), datetime.now(UTC))
         self.http = f"127.0.0.1:{free_port()}"
         self.etcd = self.make_etcd("etcd")
         self._stack = AsyncExitStack()

@@ -40,12 +40,13 @@ _CONTROLLERS: Final = "endpointslice-controller,namespace-controller,serviceacco
 class KubeBed:
     """One cluster's API. `start` it; `stop` ends everything; in between it can be killed, frozen and started again."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *etcd_flags: str) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
         self.url = f"https://127.0.0.1:{self.port}"
-        self.etcd = LocalEtcd(folder / "etcd", [f"http://127.0.0.1:{free_port()}"], flags=["--unsafe-no-fsync"])
+        flags = ["--unsafe-no-fsync", *etcd_flags]
+        self.etcd = LocalEtcd(folder / "etcd", [f"http://127.0.0.1:{free_port()}"], flags=flags)
         self.authority = Authority(folder / "pki")
         self._server_pair = self.authority.issue("kube-apiserver", "127.0.0.1", "localhost")
         self._admin = self.authority.issue("admin", organisation="system:masters")

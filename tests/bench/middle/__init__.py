@@ -1,6 +1,6 @@
 """Figures of the agent and of the mesh's core, each beside what it must reach: `make bench-middle`.
 
-A file here is a topic and exports
+In the frame of tests/bench/frame.py: a file here is a topic and exports
 
     FIGURES = {"event_to_map_ms": event_to_map}
 

@@ -35,6 +35,7 @@ from clustermesh.mesh.tables import peer_tables
 from clustermesh.model import Cluster
 from clustermesh.reconcile import Target
 from clustermesh.store.client import EtcdClient
+from clustermesh.store.tls import Tls
 
 _PATIENCE = 300.0
 _SETTLE, _WINDOW = 10.0, 60.0  # seconds
@@ -91,7 +92,8 @@ def _target() -> Target[bytes, bytes]:
 
 
 def _connect(file: PeerFile) -> EtcdClient:
-    return EtcdClient(file.endpoints)
+    tls = Tls(file.ca, file.cert, file.key) if file.ca and file.cert and file.key else None
+    return EtcdClient(file.endpoints, tls)
 
 
 async def endpoints(reading: Reading, wanted: int) -> dict[str, Any]:

@@ -30,7 +30,7 @@ _RUNS = 3
 async def endpoints_250000() -> dict[str, list[float]]:
     """From an empty process to the last of 250,000 addresses in the ipcache: time, work, memory, longest step."""
     async with _etcd(_CLUSTERS, _ENDPOINTS) as folder:
-        runs = [await _measure("endpoints", folder, _CLUSTERS * _ENDPOINTS) for _ in range(_RUNS)]
+        runs = [await measure("endpoints", folder, _CLUSTERS * _ENDPOINTS) for _ in range(_RUNS)]
     return {
         "endpoints_250000_s": [run["seconds"] for run in runs],
         "endpoints_250000_cpu_s": [run["cpu"] for run in runs],
@@ -42,7 +42,7 @@ async def endpoints_250000() -> dict[str, list[float]]:
 async def peers_511_idle() -> dict[str, list[float]]:
     """The share of a core that it takes to hear of a minute in which nothing changes but heartbeats."""
     async with _etcd(_PEERS, 2) as folder:
-        run = await _measure("idle", folder, _PEERS)
+        run = await measure("idle", folder, _PEERS)
     return {"peers_511_idle_cpu_percent": [run["percent"]], "peers_511_idle_rss_mb": [run["rss_mb"]]}
 
 
@@ -101,7 +101,8 @@ def _entries(number: int, endpoints: int, lease: int) -> Iterator[Op]:
             yield Put(canary, b"now", lease)
 
 
-async def _measure(mode: str, folder: Path, wanted: int) -> dict[str, Any]:
+async def measure(mode: str, folder: Path, wanted: int) -> dict[str, Any]:
+    """What one process found out that reads the clusters of `folder`."""
     argv = (sys.executable, "-m", "tests.bench.middle._mesh_reading", mode, str(folder), str(wanted))
     process = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE)
     out, _ = await process.communicate()

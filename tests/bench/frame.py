@@ -1,0 +1,118 @@
+"""The frame of a bench: runs its figures, prints a table, writes {name: {median, min, max, n, unit}} to a file.
+
+ARGS: names of figures or of topics, or the beginnings of names (default: all). A figure that was not run this time
+keeps what the file has of it; one that fails is said and makes the exit code 1, the others are run all the same.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import pkgutil
+import statistics
+import sys
+import traceback
+from asyncio import run
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_UNITS = {
+    "ms": "ms",
+    "s": "s",
+    "mb": "MB",
+    "percent": "%",
+    "relative": "x",
+    "failed": "requests",
+    "written": "keys",
+}
+
+Samples = Sequence[float]
+Measure = Callable[[], Any]
+
+
+def topics(package: str) -> dict[str, Mapping[str, Measure]]:
+    """The figures of every file of the package, by the file's name."""
+    folder = importlib.import_module(package).__path__
+    names = sorted(each.name for each in pkgutil.iter_modules(folder) if not each.name.startswith("_"))
+    return {name: importlib.import_module(f"{package}.{name}").FIGURES for name in names}
+
+
+def chosen(found: Mapping[str, Mapping[str, Measure]], wanted: Sequence[str]) -> dict[str, Measure]:
+    """The figures asked for, all where nothing was. ValueError for a name that stands for none."""
+    everything = {name: measure for figures in found.values() for name, measure in figures.items()}
+    if not wanted:
+        return everything
+    picked: dict[str, Measure] = {}
+    for word in wanted:
+        some = found.get(word) or {name: f for name, f in everything.items() if _stand_for(word, name)}
+        if not some:
+            raise ValueError(f"no figure {word}; there are {', '.join(everything)}")
+        picked |= some
+    return picked
+
+
+def _stand_for(word: str, name: str) -> bool:
+    return name.startswith(word) or word.startswith(name + "_")
+
+
+def measured(name: str, measure: Measure) -> dict[str, Samples]:
+    """Its samples by the name of the figure."""
+    found = run(measure()) if inspect.iscoroutinefunction(measure) else measure()
+    return dict(found) if isinstance(found, Mapping) else {name: found}
+
+
+def figure(name: str, samples: Samples) -> dict[str, Any]:
+    """What is kept of a figure."""
+    return {
+        "median": statistics.median(samples),
+        "min": min(samples),
+        "max": max(samples),
+        "n": len(samples),
+        "unit": _UNITS.get(name.rsplit("_", 1)[-1], ""),
+    }
+
+
+def table(figures: Mapping[str, Mapping[str, Any]], aims: Mapping[str, float]) -> Iterator[str]:
+    """Lines to print."""
+    yield f"{'FIGURE':<28} {'MEDIAN':>10} {'MIN':>10} {'MAX':>10} {'N':>4}  {'UNIT':<8} AIM"
+    for name, kept in figures.items():
+        values = " ".join(f"{kept[key]:>10.4g}" for key in ("median", "min", "max"))
+        aim = aims.get(name)
+        verdict = "" if aim is None else f"{aim:g} {'reached' if kept['median'] <= aim else 'MISSED'}"
+        yield f"{name:<28} {values} {kept['n']:>4}  {kept['unit']:<8} {verdict}"
+
+
+def _keep(file: Path, fresh: Mapping[str, Mapping[str, Any]]) -> None:
+    """Written after each figure: a long run that is ended has not been for nothing."""
+    before = json.loads(file.read_text()) if file.exists() else {}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(before | dict(fresh), indent=1, sort_keys=True) + "\n")
+
+
+def main(name: str, package: str, aims: Mapping[str, float]) -> int:
+    """Run what the command line asks for of the bench `name`. The file is build/bench/NAME.json.
+
+    Exit code 1 where a figure could not be measured: reaching an aim or not is for the reader of the table.
+    """
+    file = Path(f"build/bench/{name}.json")
+    try:
+        wanted = chosen(topics(package), sys.argv[1:])
+    except ValueError as e:
+        print(f"bench-{name}: {e}", file=sys.stderr)
+        return 2
+    figures: dict[str, dict[str, Any]] = {}
+    failed = []
+    for key, measure in wanted.items():
+        print(f"measuring {key}", file=sys.stderr, flush=True)
+        try:
+            figures |= {each: figure(each, samples) for each, samples in measured(key, measure).items()}
+        except Exception:
+            traceback.print_exc()
+            failed.append(key)
+        _keep(file, figures)
+    print("\n".join(table(figures, aims)))
+    if failed:
+        print(f"not measured: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
