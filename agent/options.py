@@ -11,7 +11,7 @@ from msgspec import Struct
 from msgspec.structs import fields
 
 from clustermesh.errors import Invalid
-from clustermesh.health import parse_address
+from clustermesh.listen import parse_address
 from clustermesh.wire import keys
 
 _EXAMPLES = """examples:

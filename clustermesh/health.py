@@ -19,7 +19,8 @@ from typing import Any, Self
 
 from prometheus_client import CollectorRegistry, generate_latest
 
-from clustermesh.errors import Invalid, Refused
+from clustermesh.errors import Refused
+from clustermesh.listen import parse_address
 
 _log = logging.getLogger(__name__)
 _PATIENCE = 5.0  # seconds the event loop may take to answer
@@ -88,14 +89,6 @@ async def serve_health(address: str, registry: CollectorRegistry, readiness: Rea
     if address:
         with HealthServer(address, registry, readiness):
             await asyncio.Event().wait()
-
-
-def parse_address(address: str) -> tuple[str, int]:
-    """("127.0.0.1", 9962) from "127.0.0.1:9962"; IPv6 in brackets, ":9962" is every address. Raises Invalid."""
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise Invalid("address", address, "must be HOST:PORT, as 127.0.0.1:9962")
-    return host.strip("[]"), int(port)
 
 
 def _ask(loop: asyncio.AbstractEventLoop, rendering: Coroutine[Any, Any, Answer]) -> Answer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from agent.bpf.layouts import IpcacheValue, pack
-from agent.domains.domain import Domain, in_turns
+from agent.domains.domain import Domain
 from agent.domains.tables import Targets
 from agent.plan.attached import AttachedPod, AttachedPods
 from agent.plan.nodes import plan_endpoint
@@ -27,9 +27,6 @@ class Addresses(Domain[Address]):
         super().__init__(Reconciler(self.ipcache))
         self._state, self._attached = state, attached
         attached.on_change = self.wake
-
-    async def decide(self) -> None:
-        await in_turns(self._state.judge)
 
     def take(self) -> Collection[Address]:
         return self._state.take_addresses() | self._attached.take()

@@ -51,9 +51,6 @@ class Domain(Generic[K]):
 
     # -- what a subclass is ------------------------------------------------------------------------------------------
 
-    async def decide(self) -> None:
-        """What has to be decided on, in turns, before it is known what is dirty."""
-
     def take(self) -> Iterable[K]:
         """What may have to be planned again since the last time."""
         raise NotImplementedError
@@ -136,7 +133,6 @@ class Domain(Generic[K]):
         self._woken.clear()
         self.idle.clear()
         self.begun = begun = self.begun + 1
-        await self.decide()
         await self._plan_each([*self._retries.take_due(self._clock()), *self.take()])
         await self.prepare()
         for reconciler in self.reconcilers:
@@ -201,9 +197,10 @@ class Domain(Generic[K]):
                 await self._woken.wait()
 
 
-async def in_turns(go_on: Callable[[], bool]) -> None:
-    """Until `go_on` says that there is no more."""
-    left = go_on()
-    while left:
-        await asyncio.sleep(0)
-        left = go_on()
+async def in_turns(go_on: Callable[[], bool], clock: Callable[[], float] = time.monotonic) -> None:
+    """Until `go_on` says that there is no more. Others have as much time as it takes."""
+    while True:
+        began = clock()
+        if not go_on():
+            return
+        await asyncio.sleep(clock() - began)

@@ -25,7 +25,7 @@ from typing import Any, Final
 
 from agent.bpf.bpffs import cgroup2_root
 from agent.domains.addresses import Addresses
-from agent.domains.domain import Domain
+from agent.domains.domain import Domain, in_turns
 from agent.domains.gate import Gate
 from agent.domains.network import Network
 from agent.domains.services import Services
@@ -45,6 +45,7 @@ from clustermesh.reconcile import Tracker
 
 SYNC_TIMEOUT: Final = 60.0  # seconds (clustermesh-sync-timeout)
 _LOOK: Final = 1.0  # seconds between looks at how long a silent peer has held things up
+_JUDGING: Final = 10.0  # seconds that nodes which wait to be decided on are waited for
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ class Domains:
         self._clock, self._started = clock, clock()
         self._complete = False  # every first list is in
         self._progress = asyncio.Event()  # a step has ended, or a cluster's first list
+        self._unjudged = asyncio.Event()
         state.on_dirty.append(self.wake)
         for domain in self.all:
             domain.on_step = self._progress.set
@@ -102,6 +104,8 @@ class Domains:
         """Something in the mesh state is to be planned."""
         if self._peers is not None and self._peers.newcomers:
             self.gate.hold(self._peers.newcomers)
+        if self._state.is_behind:
+            self._unjudged.set()
         for domain in (self.network, self.addresses, self.services):
             domain.wake()
 
@@ -118,6 +122,7 @@ class Domains:
                 tasks.create_task(domain.run(), name=domain.name)
             tasks.create_task(self._run_services(peers), name=self.services.name)
             tasks.create_task(self.gate.run())
+            tasks.create_task(self._judge())
             tasks.create_task(self._begin(own))
 
     async def _run_services(self, peers: Peers) -> None:
@@ -125,9 +130,24 @@ class Domains:
         await peers.looked.wait()
         await self.services.run()
 
+    async def _judge(self) -> None:
+        """Nodes that wait to be decided on, in a task of its own: each is what it was until then, and a peer that moves
+        what thousands of its Nodes wait for keeps nothing else from being planned."""
+        while True:
+            await self._unjudged.wait()
+            self._unjudged.clear()
+            await in_turns(self._state.judge)
+
+    async def _judge_some(self) -> None:
+        """All of them, if that comes to an end."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_JUDGING):
+                await in_turns(self._state.judge)
+
     async def _begin(self, own: ClusterReader) -> None:
         await self._until(lambda: own.session.complete)
         self._state.admit_peers()
+        await self._judge_some()
         self.tunnels.look_after()  # to say that this node is unknown, also where there is nothing to do
         if self.node.datapath.has_predecessor:
             await self._until(self.knows_all)
@@ -151,6 +171,7 @@ class Domains:
     async def _prune(self, domain: Domain[Any]) -> None:
         """What was heard last is to be planned before anything goes for not being wanted."""
         await self._until(self.may_prune)
+        await self._judge_some()
         await domain.whole_step()
         domain.allow_pruning()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from agent.domains.domain import Domain, in_turns
+from agent.domains.domain import Domain
 from agent.domains.tables import Targets
 from agent.domains.tunnels import Tunnels
 from agent.plan.nodes import Name, NodePlanner, ThisEnd
@@ -42,9 +42,6 @@ class Network(Domain[Name]):
         self._again: set[Name] = set()
         self._routes_lost = False
         tunnels.on_new_device = self.lose_routes
-
-    async def decide(self) -> None:
-        await in_turns(self._state.judge)
 
     def take(self) -> Collection[Name]:
         """This node first: what the others' plans take from it is there before any is applied."""

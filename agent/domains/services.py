@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from agent.bpf.layouts import Number, pack, pack_factors
-from agent.domains.domain import Domain, in_turns
+from agent.domains.domain import Domain
 from agent.domains.tables import Targets
 from agent.plan.services import ServicePlanner, ServiceTrackers
 from agent.propagation import Propagation
@@ -51,9 +51,6 @@ class Services(Domain[tuple[str, str]]):
     async def adopt(self) -> None:
         await super().adopt()
         self.planner.adopt()
-
-    async def decide(self) -> None:
-        await in_turns(self._state.judge)
 
     def take(self) -> Collection[tuple[str, str]]:
         self._changes |= self._propagation.take_seen()  # of this moment, as what is dirty

@@ -19,7 +19,6 @@ from msgspec import Struct
 from msgspec.structs import asdict
 
 from clustermesh.address import Address, Prefix, family_length, is_ipv4, parse, parse_prefix, prefix_text, text
-from clustermesh.errors import Invalid
 from clustermesh.mesh import last_good
 from clustermesh.mesh.state import ServiceName, View
 from clustermesh.model import ClusterConfig, Endpoint, Identity, LocalService, Node, Service
@@ -152,7 +151,7 @@ def _local_service(local: LocalService) -> dict[str, Any]:
 def _read(table: Mapping[K, S], read: Callable[[S], T]) -> dict[K, T]:
     found = {}
     for name, each in table.items():
-        with suppress(Invalid, msgspec.ValidationError, KeyError):
+        with suppress(Exception):  # whatever a former agent has kept must not end this one
             found[name] = read(each)
     return found
 

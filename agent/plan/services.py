@@ -21,11 +21,10 @@ from agent.bpf.layouts import (
     GroupsKey,
     LbGroup,
     Number,
-    ServiceKey,
     ServiceValue,
     SlotsKey,
-    pack,
     pack_backends,
+    pack_service_key,
     pack_slots,
     packer,
     unpack,
@@ -156,6 +155,8 @@ class ServicePlanner:
 
     def _drop_rest(self, number: int, before: _Backends, after: _Backends) -> None:
         """What a service had beyond what it has."""
+        if not before:
+            return
         for block in range(_count(after, GROUPS_PER_BLOCK), _count(before, GROUPS_PER_BLOCK)):
             self._trackers.groups.remove(_GROUPS_KEY(number, block))
         for index, values in enumerate(before):
@@ -207,7 +208,7 @@ class ServicePlanner:
 
 def _key(frontend: Frontend) -> bytes:
     address, port, protocol, scope = frontend
-    return pack(ServiceKey(address, port, PROTOCOL_NUMBERS[protocol], scope))
+    return pack_service_key(address, port, PROTOCOL_NUMBERS[protocol], scope)
 
 
 def _backends(entry: ServiceEntry | None) -> _Backends:

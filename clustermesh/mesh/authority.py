@@ -54,7 +54,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     keys: Mapping[str, int] = _KEYS
     listing_bytes: int = 512 << 20
     value_bytes: int = 2 << 20  # etcd takes 1.5 MiB at most, unless it is told otherwise
-    service_backends: int = 5_000  # beyond some 10,000 a value is not even read: see entries.MOST_BACKENDS
+    service_backends: int = 10_000  # beyond that a value is not even read: see entries.MOST_BACKENDS
     backends: int = 100_000  # of all its services together; the kernel's map has room for 131,072
     node_prefixes: int = 64  # pod CIDRs and addresses of one node
     prefixes: int = (

@@ -133,6 +133,7 @@ class ReaderBrain:
         self.phase = Phase.IDLE
         if now >= self._attempted + RECHECK:
             self._delay = _FIRST_DELAY
+        self._attempted = now
         after, self._delay = self._delay, min(self._delay * 2, _LAST_DELAY)
         return [Again(after)]
 

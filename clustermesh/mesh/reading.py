@@ -24,7 +24,7 @@ _SHOWN: Final = 200  # characters of a refused key: it may have a million, and g
 
 class _Vanished(NamedTuple):
     at: int  # the revision of the deletion, or of the list that did not have it
-    since: int  # the last one at which it was there
+    since: int  # the last one at which it was there; 0 where that was before this attempt
     told: int = 0  # that of the deletion
 
 
@@ -80,14 +80,15 @@ class Reading:
 
     def settle(self, created: Mapping[bytes, int], revision: int) -> list[Command]:
         """What vanished until `revision` is believed where heartbeat and canary, which are there, had been `created`
-        before. MOST_SETTLED at once."""
+        before, or the canary after the heartbeat, by a writer that had all there. MOST_SETTLED at once."""
+        heartbeat = created[keys.HEARTBEAT]
         canary = 0 if self.table.canary is None else created[self.table.canary]
         commands = list[Command]()
         for name, vanished in list(islice(self.gone.items(), MOST_SETTLED)):
             if vanished.at > revision:
                 continue
             del self.gone[name]
-            if created[keys.HEARTBEAT] <= vanished.since and canary <= vanished.at:
+            if (heartbeat <= vanished.since or heartbeat < canary) and canary <= vanished.at:
                 commands.append(Remove(self.table.kind, name, vanished.told))
             else:
                 self.doubted = True
@@ -155,7 +156,7 @@ class Reading:
         if kind in self._held("short"):
             commands.append(Whole(kind))
         if proof is not None and revision >= proof:
-            self.gone = dict.fromkeys(gone, _Vanished(revision, self._known or revision))
+            self.gone = dict.fromkeys(gone, _Vanished(revision, self._known))
         else:
             self.doubted = self.doubted or bool(gone)
         self.whole, self._known = True, revision

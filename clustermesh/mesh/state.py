@@ -204,10 +204,15 @@ class MeshState:
 
     def judge(self) -> bool:
         """Decide on some of the nodes that are left to decide on; whether there are more. Until then each is what it
-        was. Whoever takes what is dirty has this done before, in turns."""
-        if self._admission.is_behind:
+        was."""
+        if self.is_behind:
             self._settle(self._admission.go_on())
             self._wake()
+        return self.is_behind
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether there is something to `judge`."""
         return self._admission.is_behind
 
     def refuse(self, cluster: str, what: str, why: str) -> None:

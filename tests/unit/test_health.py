@@ -14,8 +14,9 @@ import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
 from clustermesh import health
-from clustermesh.errors import Invalid, Refused
-from clustermesh.health import HealthServer, Readiness, parse_address, serve_health
+from clustermesh.errors import Refused
+from clustermesh.health import HealthServer, Readiness, serve_health
+from clustermesh.listen import parse_address
 
 
 def free_port(family: socket.AddressFamily = socket.AF_INET, host: str = "127.0.0.1") -> int:
@@ -120,19 +121,6 @@ async def test_a_taken_address_is_refused_with_a_sentence() -> None:
 async def test_a_host_that_is_none_is_refused_with_a_sentence(host: str) -> None:
     with pytest.raises(Refused, match="cannot listen on"):
         await serve_health(f"{host}:1", CollectorRegistry(), lambda: (True, "ok"))
-
-
-@pytest.mark.parametrize("address", ["9962", "", "host:", "host:x", "host:65536", "host:-1", "host:٣"])
-def test_an_address_is_a_host_and_a_port(address: str) -> None:
-    with pytest.raises(Invalid, match="must be HOST:PORT"):
-        parse_address(address)
-
-
-@pytest.mark.parametrize(
-    ("text", "parsed"), [("127.0.0.1:9880", ("127.0.0.1", 9880)), ("[::1]:0", ("::1", 0)), (":80", ("", 80))]
-)
-def test_addresses(text: str, parsed: tuple[str, int]) -> None:
-    assert parse_address(text) == parsed
 
 
 async def test_port_0_is_any_free_port() -> None:

@@ -39,6 +39,7 @@ from agent.bpf.layouts import (
     pack_backends,
     pack_cidr,
     pack_factors,
+    pack_service_key,
     pack_slots,
     unpack,
     unpack_each,
@@ -231,6 +232,16 @@ ONE, SHORT = parse("10.0.0.1"), Address(bytes(4))
 def test_what_does_not_fit_is_never_cut(value: Any) -> None:
     with pytest.raises((OverflowError, struct.error)):
         pack(value)
+
+
+@given(_ADDRESS, _U16, _U8, _U8)
+def test_a_services_key_is_packed_as_any_tuple(address: Address, port: int, protocol: int, scope: int) -> None:
+    assert pack_service_key(address, port, protocol, scope) == pack(ServiceKey(address, port, protocol, scope))
+
+
+def test_a_services_key_with_a_short_address_is_refused() -> None:
+    with pytest.raises(OverflowError, match="no address"):
+        pack_service_key(SHORT, 80, 6, 0)
 
 
 def test_a_cidr_is_a_prefix_as_the_kernel_orders_it() -> None:

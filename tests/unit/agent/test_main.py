@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,6 +27,13 @@ from clustermesh.mesh.session import State
 @pytest.fixture
 def bed() -> Bed:
     return Bed()
+
+
+def test_what_the_datapath_does_not_need_is_not_imported_before_it_is_being_opened() -> None:
+    program = "import sys, agent.main; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    beside_it = {"agent.work", "cryptography", "grpc", "http.server", "prometheus_client", "pyroute2"}
+    assert not beside_it & set(found.stdout.split())
 
 
 @pytest.mark.parametrize(

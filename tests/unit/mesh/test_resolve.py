@@ -124,7 +124,10 @@ port_names = st.sampled_from(["", "http"])
 ports = st.builds(
     lambda protocol, port: Port(protocol=protocol, port=port), st.sampled_from(Protocol), st.integers(1, 2)
 )
-backend_tables = st.dictionaries(addresses.map(parse), st.dictionaries(port_names, ports, max_size=2), max_size=4)
+named_ports = st.dictionaries(port_names, ports, max_size=2)
+backend_tables = st.dictionaries(addresses.map(parse), named_ports, max_size=4) | st.builds(
+    dict.fromkeys, st.sets(addresses.map(parse)), named_ports
+)  # each with ports of its own, or all with the same
 frontends = st.sampled_from(["10.96.0.1", "10.96.0.2", "fd96::1"]).map(parse)
 
 
