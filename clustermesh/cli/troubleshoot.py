@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+from click.core import ParameterSource
 from msgspec.structs import replace
 
 from clustermesh.agent_socket import DEFAULT_SOCKET, ask
@@ -36,7 +37,7 @@ _MARKS: Final = {"ok": ("✅", None), "warn": ("⚠️ ", "yellow"), "fail": ("�
     "--socket",
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help=f"The agent's socket.  [default: {DEFAULT_SOCKET}, where there is one]",
+    help=f"The agent's socket, which also tells its folder.  [default: {DEFAULT_SOCKET}, where there is one]",
 )
 @click.option(
     "--timeout",
@@ -70,9 +71,12 @@ def command(
     """
     from clustermesh.troubleshoot.checks import check
 
+    status = _ask_agent(socket)
+    if ctx.get_parameter_source("context") is ParameterSource.DEFAULT and not (context / CLUSTER_FILE).exists():
+        context = Path(status.get("context", context))
     cluster = None if clustermesh_config and not (context / CLUSTER_FILE).exists() else load(context)
     found = asyncio.run(_find(cluster, clustermesh_config, peer, timeout))
-    agent = _agent(socket)
+    agent = _seen(status)
     told = {facts.name: check(replace(facts, agent=agent.get(facts.name))) for facts in found}
     if output == "json":
         click.echo(json.dumps({name: [row._asdict() for row in rows] for name, rows in told.items()}, indent=2))
@@ -116,18 +120,30 @@ async def _cached(cluster: Context | None, names: Iterable[str], patience: float
         return {}, sentence(e)
 
 
-def _agent(path: Path | None) -> Mapping[str, AgentFacts]:
-    """What the agent of this node sees; nothing where none was asked for and none is there."""
+def _ask_agent(path: Path | None) -> dict[str, Any]:
+    """Its status; nothing where none was asked for and none is there, or may be asked."""
+    if path is None and not DEFAULT_SOCKET.exists():
+        return {}
+    try:
+        status = ask(path or DEFAULT_SOCKET, "status")
+    except ClusterMeshError as e:
+        if path is not None:
+            raise
+        click.echo(f"{click.style('warning:', fg='yellow', bold=True)} {sentence(e)}", err=True)
+        return {}
+    return status if isinstance(status, dict) else {}
+
+
+def _seen(status: Mapping[str, Any]) -> Mapping[str, AgentFacts]:
+    """Each cluster as the agent of this node has it."""
     from clustermesh.troubleshoot.checks import COUNTED
     from clustermesh.troubleshoot.facts import AgentFacts
 
-    if path is None and not DEFAULT_SOCKET.exists():
-        return {}
     return {
         seen["name"]: AgentFacts(
             seen["state"], seen["error"], seen["refused"], {kind: int(seen[kind]) for kind in COUNTED}
         )
-        for seen in ask(path or DEFAULT_SOCKET, "status")["clusters"]
+        for seen in status.get("clusters", ())
     }
 
 

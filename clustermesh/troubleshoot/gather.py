@@ -35,6 +35,7 @@ _AT_ONCE: Final = 64  # peers
 _STEPS: Final = 6  # times the patience that all that one peer's etcd is asked may take
 _ASK: Final = b"GET /version HTTP/1.1\r\nHost: etcd\r\nConnection: close\r\n\r\n"
 _HEAD: Final = 8192  # bytes of an answer
+_ADDRESSES: Final = 8  # of one host that are tried, all at once
 
 
 async def gather(folder: PeersFolder, names: Iterable[str], patience: float) -> list[Facts]:
@@ -76,15 +77,25 @@ async def _probe(endpoint: Endpoint, file: PeerFile, tls: Tls | None, patience: 
         addresses = file.host_aliases.get(endpoint.host) or await _resolve(endpoint.host, patience)
     except (OSError, UnicodeError) as e:
         return replace(known, dns_error=f"{endpoint.host} has no address: {_reason(e, patience)}")
-    known = replace(known, addresses=tuple(addresses))
-    address = addresses[0]
+    # An agent dials the first of the aliases, and whichever works of what DNS tells.
+    tried = [addresses[0]] if endpoint.host in file.host_aliases else list(addresses[:_ADDRESSES])
+    outcomes = await asyncio.gather(*(_connects(address, endpoint.port, patience) for address in tried))
+    working = [address for address, error in zip(tried, outcomes, strict=True) if not error]
+    if not working:
+        return replace(known, addresses=tuple(tried), tcp_error=f"{endpoint}: {outcomes[0]}")
+    known = replace(known, addresses=tuple(dict.fromkeys([*working, *tried])))
+    return await _secured(known, endpoint, working[0], tls if endpoint.secure else None, patience)
+
+
+async def _connects(address: str, port: int, patience: float) -> str:
+    """Why nothing takes a connection there, "" where something does."""
     try:
         async with asyncio.timeout(patience):
-            _, writer = await asyncio.open_connection(address, endpoint.port)
+            _, writer = await asyncio.open_connection(address, port)
     except OSError as e:
-        return replace(known, tcp_error=f"{endpoint}: {_reason(e, patience)}")
+        return _reason(e, patience)
     writer.close()
-    return await _secured(known, endpoint, address, tls if endpoint.secure else None, patience)
+    return ""
 
 
 async def _secured(
@@ -95,7 +106,7 @@ async def _secured(
     except ClusterMeshError as e:  # our own files
         return replace(known, tls_error=sentence(e))
     shown, ahead = None, None
-    with suppress(OSError, ClusterMeshError, CertsError, ValueError):
+    with suppress(OSError, ClusterMeshError, CertsError, ValueError, OverflowError):
         async with asyncio.timeout(patience):
             shown, ahead = await _greet(endpoint, address, tls)
     return replace(known, tls_error=sentence(error) if error else "", shown=shown, ahead=ahead)
@@ -205,8 +216,8 @@ class _Questions:
         status = await client.status()
         key, canaries = keys.cluster_config_key(name), keys.canary_prefix(name)
         config = await self._may(key, client.get)
-        beats = await self._may(keys.HEARTBEAT, client.range)
-        stand = await self._may(canaries, client.range)
+        beat = await self._may(keys.HEARTBEAT, client.get) if await self._may(keys.HEARTBEAT, client.count) else None
+        stand = await self._may(canaries, self._canaries)
         counts = await self._counts(config.value if config else b"")
         return EtcdFacts(
             version=status.version,
@@ -215,10 +226,16 @@ class _Questions:
             asked=self._asked,
             refused=tuple(self._refused),
             config=config.value if config else None,
-            heartbeat=next((kv.value for kv in beats.kvs if kv.key == keys.HEARTBEAT), None) if beats else None,
-            canaries=frozenset(kv.key for kv in stand.kvs) if stand else frozenset(),
+            heartbeat=beat.value if beat else None,
+            canaries=stand or frozenset(),
             counts=counts,
         )
+
+    async def _canaries(self, prefix: bytes) -> frozenset[bytes]:
+        """Those that this project knows, however many there are; the right to the prefix is what a reader needs."""
+        await self._client.count(prefix)
+        known = [keys.canary_key(self._name, folder, cached) for folder in COUNTED.values() for cached in (True, False)]
+        return frozenset((await self._client.created(known))[1])
 
     async def _counts(self, config: bytes) -> Mapping[str, int]:
         try:

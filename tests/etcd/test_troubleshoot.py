@@ -1,5 +1,7 @@
 """What is found out about a peer's real etcd, with mutual TLS and users, and about places where none answers."""
 
+import os
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -34,7 +36,7 @@ def authority(tmp_path: Path) -> Authority:
 @pytest.fixture
 async def beta(authority: Authority, make_etcd: Callable[..., LocalEtcd]) -> LocalEtcd:
     """The peer's etcd, as its API server leaves it, but nobody is asked for rights."""
-    server = make_etcd(tls=authority.issue("server", "127.0.0.1", "beta.mesh"))
+    server = make_etcd(tls=authority.issue("server", "127.0.0.1", "localhost", "beta.mesh"))
     await server.start()
     async with EtcdClient(server.endpoints, authority.issue("admin")) as admin:
         config = cluster_config.encode(ClusterConfig(id=2, synced_canaries=True, max_connected_clusters=511))
@@ -83,6 +85,29 @@ async def test_an_alias_is_dialled_and_the_name_in_the_certificate_held_against_
     assert bad(found) == {"tls": "fail"}
     assert "gamma.mesh" in found["tls"].remedy
     assert "beta.mesh" in found["tls"].remedy
+
+
+async def test_of_several_addresses_one_that_works_is_enough(beta: LocalEtcd, authority: Authority) -> None:
+    """The host may be ::1 as well, where nobody listens."""
+    port = beta.endpoints[0].rpartition(":")[2]
+    assert bad(await rows(peer(f"https://localhost:{port}", authority.issue("remote-alpha")))) == {}
+
+
+async def test_without_tls_there_is_no_certificate_to_tell_of(etcd: LocalEtcd) -> None:
+    found = await rows(peer(etcd, None))
+    assert found["tls"].says.endswith("is not encrypted")
+    assert "certificate" not in found
+    assert bad(found) == {"config": "fail", "heartbeat": "fail"}
+
+
+async def test_a_stopped_etcd_fails_in_time(beta: LocalEtcd, authority: Authority) -> None:
+    assert beta.pid is not None
+    os.kill(beta.pid, signal.SIGSTOP)
+    try:
+        found = await rows(peer(beta, authority.issue("remote-alpha")), 0.3)
+    finally:
+        os.kill(beta.pid, signal.SIGCONT)
+    assert bad(found) == {"tls": "fail"}
 
 
 async def test_a_certificate_of_another_ca_is_named_with_who_signed_it(

@@ -44,6 +44,10 @@ def problems(
     return list(map(str, status(bed, pod_problems, unsavable).problems()))
 
 
+async def test_the_folder_of_the_cluster_is_told_for_those_who_ask_only_the_agent(bed: Bed) -> None:
+    assert status(bed).summary()["context"] == "/nowhere"
+
+
 async def test_ready_once_the_kernel_holds_the_whole_state(bed: Bed) -> None:
     bed.add_node("alpha", 1)
     assert not status(bed).summary()["ready"]

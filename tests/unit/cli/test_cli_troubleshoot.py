@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -63,25 +66,44 @@ def test_without_any_folder_one_is_asked_for(tmp_path: Path) -> None:
     assert "no cluster here" in result.stderr
 
 
-def test_what_the_agent_sees_is_a_row(folder: Path, tmp_path: Path) -> None:
-    seen = {"name": "beta", "state": "stale", "error": "gone", "refused": 0}
-    seen |= dict.fromkeys(("nodes", "services", "identities", "endpoints"), 1)
-    answer = json.dumps({"result": {"clusters": [seen]}}).encode() + b"\n"
+@contextmanager
+def agent(path: Path, status: dict[str, Any]) -> Iterator[None]:
+    """Answers one question on the socket `path`."""
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(tmp_path / "agent.sock"))
+        listener.bind(str(path))
         listener.listen()
 
         def serve() -> None:
             with listener.accept()[0] as connection:
                 connection.recv(4096)
-                connection.sendall(answer)
+                connection.sendall(json.dumps({"result": status}).encode() + b"\n")
 
-        agent = threading.Thread(target=serve)
-        agent.start()
-        result = troubleshoot("beta", "--clustermesh-config", folder, "--socket", tmp_path / "agent.sock")
-        agent.join()
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield
+        thread.join()
+
+
+def test_what_the_agent_sees_is_a_row(folder: Path, tmp_path: Path) -> None:
+    seen = {"name": "beta", "state": "stale", "error": "gone", "refused": 0}
+    seen |= dict.fromkeys(("nodes", "services", "identities", "endpoints"), 1)
+    with agent(path := tmp_path / "agent.sock", {"clusters": [seen]}):
+        result = troubleshoot("beta", "--clustermesh-config", folder, "--socket", path)
     assert result.exit_code == 1
     assert "❌ agent: the agent has it as stale: gone" in result.stdout
+
+
+def test_the_agent_alone_tells_the_folder(tmp_path: Path) -> None:
+    alpha = tmp_path / "alpha"
+    url = f"https://127.0.0.1:{free_port()}"
+    made = CliRunner().invoke(main, ["init", str(alpha), "--name", "alpha", "--id", "1", "--endpoint", url])
+    assert made.exit_code == 0
+    (alpha / "peers" / "beta").write_text(f"endpoints: [http://127.0.0.1:{free_port()}]\n")
+    with agent(path := tmp_path / "agent.sock", {"clusters": [], "context": str(alpha)}):
+        result = troubleshoot("--socket", path, "--timeout", 0.5)
+    assert result.exit_code == 1
+    assert "❌ tcp" in result.stdout
+    assert "⚠️  mirror: the own etcd cannot be read" in result.stdout
 
 
 def test_an_agent_that_was_named_and_is_not_there_is_an_error(folder: Path, tmp_path: Path) -> None:
