@@ -99,14 +99,23 @@ def _tls_remedy(each: EndpointFacts, facts: Facts) -> str:
         )
     if "certificate file" in each.tls_error:
         return "restore that file, or `clustermesh connect` again"
+    if "no connection within" in each.tls_error:
+        return "it takes connections and says nothing: is etcd stopped (`kill -CONT`), or does its disk hang?"
     if each.shown is None:
         return "does etcd listen there with TLS, and not something else?"
-    if each.shown.until <= facts.now:
+    return _remedy_of_theirs(each, each.shown, facts)
+
+
+def _remedy_of_theirs(each: EndpointFacts, shown: CertificateFacts, facts: Facts) -> str:
+    if shown.until <= facts.now:
         return "renew the server certificate of the peer's etcd: `clustermesh certs renew --all` there"
-    if not covers(each.shown.hosts, each.host):
-        return f"give the peer's etcd a certificate for {each.host}, or dial one of: {', '.join(each.shown.hosts)}"
+    if not covers(shown.hosts, each.host):
+        return f"give the peer's etcd a certificate for {each.host}, or dial one of: {', '.join(shown.hosts)}"
+    trusted = ", ".join(facts.trusted) or "nobody"
+    if shown.issuer in facts.trusted:  # most authorities are called the same
+        trusted = f"another authority that is called {shown.issuer} too"
     return (
-        f"{each.shown.issuer} signed it, and the file trusts {', '.join(facts.trusted) or 'nobody'}: take the peer's "
+        f"{shown.issuer} signed it, and the file trusts {trusted}: take the peer's "
         "present CA as `trusted-ca-file`, with `clustermesh connect` or by hand"
     )
 

@@ -31,7 +31,8 @@ from clustermesh.wire import cluster_config, keys
 from clustermesh.yaml_file import read_bytes
 
 T = TypeVar("T")
-_AT_ONCE: Final = 64  # peers
+_Seen = tuple[CertificateFacts | None, float | None]
+_AT_ONCE: Final = 128  # peers
 _STEPS: Final = 6  # times the patience that all that one peer's etcd is asked may take
 _ASK: Final = b"GET /version HTTP/1.1\r\nHost: etcd\r\nConnection: close\r\n\r\n"
 _HEAD: Final = 8192  # bytes of an answer
@@ -101,18 +102,29 @@ async def _connects(address: str, port: int, patience: float) -> str:
 async def _secured(
     known: EndpointFacts, endpoint: Endpoint, address: str, tls: Tls | None, patience: float
 ) -> EndpointFacts:
+    error, (shown, ahead) = await asyncio.gather(
+        _explained(endpoint, address, tls, patience), _look_at(endpoint, address, tls, patience)
+    )
+    return replace(known, tls_error=error, shown=shown, ahead=ahead)
+
+
+async def _explained(endpoint: Endpoint, address: str, tls: Tls | None, patience: float) -> str:
+    """Why no connection can be made, our own files included, or ""."""
     try:
         error = await tls_files.explain(endpoint, address, tls, patience)
-    except ClusterMeshError as e:  # our own files
-        return replace(known, tls_error=sentence(e))
-    shown, ahead = None, None
+    except ClusterMeshError as e:
+        error = e
+    return sentence(error) if error else ""
+
+
+async def _look_at(endpoint: Endpoint, address: str, tls: Tls | None, patience: float) -> _Seen:
     with suppress(OSError, ClusterMeshError, CertsError, ValueError, OverflowError):
         async with asyncio.timeout(patience):
-            shown, ahead = await _greet(endpoint, address, tls)
-    return replace(known, tls_error=sentence(error) if error else "", shown=shown, ahead=ahead)
+            return await _greet(endpoint, address, tls)
+    return None, None
 
 
-async def _greet(endpoint: Endpoint, address: str, tls: Tls | None) -> tuple[CertificateFacts | None, float | None]:
+async def _greet(endpoint: Endpoint, address: str, tls: Tls | None) -> _Seen:
     """The certificate that the other side shows, whoever it is, and how far its clock is ahead."""
     context = None if tls is None else _credulous(tls)
     reader, writer = await asyncio.open_connection(

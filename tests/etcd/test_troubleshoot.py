@@ -1,5 +1,6 @@
 """What is found out about a peer's real etcd, with mutual TLS and users, and about places where none answers."""
 
+import asyncio
 import os
 import signal
 import socket
@@ -11,8 +12,9 @@ import pytest
 from pki import Authority
 from ports import free_port
 
+from clustermesh.apiserver.users import REMOTE_ROLE, roles
 from clustermesh.mesh.peer_files import PeerFile, PeersFolder
-from clustermesh.model import ClusterConfig
+from clustermesh.model import Cluster, ClusterConfig
 from clustermesh.store import auth
 from clustermesh.store.auth import Grant
 from clustermesh.store.client import EtcdClient, Put
@@ -145,6 +147,41 @@ async def test_a_user_that_is_refused(beta: LocalEtcd, authority: Authority) -> 
     found = await rows(peer(beta, authority.issue("remote-gamma")))
     assert bad(found) == {"rights": "fail"}
     assert "cilium/cluster-config/beta" in found["rights"].says
+
+
+async def test_the_role_that_an_api_server_gives_its_peers_is_enough(beta: LocalEtcd, authority: Authority) -> None:
+    async with EtcdClient(beta.endpoints, authority.issue("admin")) as admin:
+        await auth.ensure_role(admin, "root", [])
+        await auth.ensure_user(admin, "admin", "root")
+        await auth.ensure_role(admin, REMOTE_ROLE, roles(Cluster(name="beta", id=2, max_clusters=511))[REMOTE_ROLE])
+        await auth.ensure_user(admin, "remote-alpha", REMOTE_ROLE)
+        await auth.enable(admin)
+    assert bad(await rows(peer(beta, authority.issue("remote-alpha")))) == {}
+
+
+async def test_something_else_that_listens_there(authority: Authority) -> None:
+    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"SSH-2.0-OpenSSH_9.2\r\nDate: never\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(greet, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        secure = await rows(peer(f"https://127.0.0.1:{port}", authority.issue("remote-alpha")))
+        plain = await rows(peer(f"http://127.0.0.1:{port}", None))
+    assert bad(secure) == {"tls": "fail"}
+    assert "not something else" in secure["tls"].remedy
+    assert bad(plain) == {"etcd": "fail"}
+
+
+async def test_what_a_mirror_serves_is_judged_by_the_copies(etcd: LocalEtcd, client: EtcdClient) -> None:
+    config = cluster_config.encode(ClusterConfig(id=2, synced_canaries=True, cached=True, max_connected_clusters=511))
+    beat = format_time(int(time.time())).encode()
+    copies = [Put(keys.cache_key(each.key, "beta"), each.value) for each in [*CANARIES, *ENTRIES]]
+    await client.transact([Put(keys.cluster_config_key("beta"), config), Put(keys.HEARTBEAT, beat), *copies])
+    found = await rows(peer(etcd, None))
+    assert bad(found) == {}
+    assert found["keys"].says == "1 nodes, 1 services, 0 identities, 0 endpoints"
 
 
 async def test_a_closed_port(authority: Authority) -> None:

@@ -70,6 +70,12 @@ BAD = {
         "signed by beta-ca",
         "trusts other-ca",
     ),
+    "wrong CA of the same name": (
+        endpoint(tls_error="unable to get local issuer certificate"),
+        "fail",
+        "signed by beta-ca",
+        "another authority that is called beta-ca too",
+    ),
     "expired there": (
         endpoint(tls_error="certificate has expired", shown=replace(SERVER, until=NOW - DAY)),
         "fail",
@@ -90,6 +96,7 @@ BAD = {
     ),
     "our file": (endpoint(tls_error="certificate file x.crt: No such file"), "fail", "No such", "restore"),
     "no TLS": (endpoint(tls_error="handshake failed: wrong version number", shown=None), "fail", "wrong", "with TLS"),
+    "silent": (endpoint(tls_error="no connection within 3 s", shown=None), "fail", "within 3 s", "kill -CONT"),
     "ends soon there": (endpoint(shown=replace(SERVER, until=NOW + DAY)), "warn", "ends soon", "renew"),
     "own expired": (
         replace(WELL, own=CertificateFacts("remote-alpha", "beta-ca", NOW - DAY)),
