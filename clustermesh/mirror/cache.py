@@ -26,7 +26,7 @@ from clustermesh.wire import RESOURCES, keys
 
 _LOG: Final = logging.getLogger(__name__)
 _TURN: Final = 500  # entries decided on between two turns of the event loop
-_GATHER: Final = 0.01  # seconds in which changes are gathered: a change alone waits no longer, many go at once
+_GATHER: Final = 0.01  # seconds between two passes: a change alone waits for nothing, many go at once
 
 
 class _PagedTarget(KeysTarget):
@@ -110,6 +110,7 @@ class CacheWriter:
         audited = clock()
         while True:
             self._wake.clear()
+            began = clock()
             await self.write()
             if clock() - audited > self._audit_every:
                 await self._audit()
@@ -117,7 +118,7 @@ class CacheWriter:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._seconds_to_wait(clock())):
                     await self._wake.wait()
-            await asyncio.sleep(_GATHER)
+            await asyncio.sleep(began + _GATHER - clock())
 
     def _seconds_to_wait(self, now: float) -> float:
         due = [due for each in (self._configs, self._data, self._canaries) if (due := each.next_due) is not None]
