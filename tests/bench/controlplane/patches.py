@@ -37,6 +37,7 @@ from tests.bench.controlplane._programs import (
 _RUNS: Final = 3
 _PATCHES: Final = 300
 _PAUSE: Final = 0.02  # between two patches
+_SETTLED: Final = 3.0  # seconds after the start, at the end of which both look once over all the memory they keep
 _TURN: Final = 0.01  # between two writes of the many
 
 
@@ -181,6 +182,7 @@ async def _mesh(home: Path, objects: Objects) -> AsyncIterator[Mesh]:
         async with api_server(alpha, api) as serving, mirror(beta) as mirroring:
             await until_ready(serving, alpha)
             await until_mirrored(mirroring, beta, ["alpha"])
+            await asyncio.sleep(_SETTLED)
             yield Mesh(objects, api, alpha, beta)
 
 
