@@ -115,7 +115,7 @@ async def _cached(cluster: Context | None, names: Iterable[str], patience: float
     tls = Tls(cluster.ca, cluster.certificate("local"), cluster.key("local"))
     try:
         async with EtcdClient([cluster.endpoint], tls, timeout=patience) as client:
-            return await cached_counts(client, names), ""
+            return await cached_counts(client, cluster.name, names), ""
     except ClusterMeshError as e:
         return {}, sentence(e)
 

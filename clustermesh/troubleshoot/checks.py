@@ -206,7 +206,8 @@ def _canaries(facts: Facts) -> Verdict | None:
         if keys.canary_key(facts.name, folder, config.cached) not in facts.etcd.canaries
     ]
     if missing:
-        remedy = "its API server has not listed them yet: wait, then see what it says (`/readyz` on port 9880)"
+        who = "`clustermesh kvstoremesh`" if config.cached else "the peer's API server"
+        remedy = f"{who} has not written them all yet: wait, then see what its /readyz says"
         return FAIL, f"not complete yet: {', '.join(missing)}", remedy
     return OK, "all lists are complete", ""
 

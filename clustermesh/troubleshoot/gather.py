@@ -36,6 +36,7 @@ _AT_ONCE: Final = 128  # peers
 _STEPS: Final = 6  # times the patience that all that one peer's etcd is asked may take
 _ASK: Final = b"GET /version HTTP/1.1\r\nHost: etcd\r\nConnection: close\r\n\r\n"
 _HEAD: Final = 8192  # bytes of an answer
+_CONFIGS: Final = 1 << 20  # bytes of the configurations of 511 clusters, at the very most
 _ADDRESSES: Final = 8  # of one host that are tried, all at once
 
 
@@ -52,9 +53,13 @@ async def gather(folder: PeersFolder, names: Iterable[str], patience: float) -> 
     return await asyncio.gather(*map(one, names))
 
 
-async def cached_counts(client: EtcdClient, names: Iterable[str]) -> dict[str, dict[str, int]]:
-    """How many keys a mirror holds of each of `names`; empty where there is no mirror. Raises Unavailable, Refused."""
-    if not await client.count(keys.CACHE):
+async def cached_counts(client: EtcdClient, own: str, names: Iterable[str]) -> dict[str, dict[str, int]]:
+    """How many keys a mirror holds of each of `names` in the etcd of `own`; empty where there is no mirror.
+
+    Raises Unavailable, Refused.
+    """
+    configs = await client.range(keys.CLUSTER_CONFIGS, most_bytes=_CONFIGS)
+    if all(kv.key == keys.cluster_config_key(own) for kv in configs.kvs):
         return {}
     return {name: await _count(client, name, cached=True) for name in names}
 

@@ -221,8 +221,10 @@ async def test_more_peers_than_are_asked_at_once_are_all_told_of(authority: Auth
 
 
 async def test_what_a_mirror_keeps_is_counted(client: EtcdClient) -> None:
-    assert await cached_counts(client, ["beta"]) == {}
+    await client.put(keys.cluster_config_key("alpha"), b"{}")
+    assert await cached_counts(client, "alpha", ["beta"]) == {}
+    await client.put(keys.cluster_config_key("gamma"), b"{}")
+    none = {"nodes": 0, "services": 0, "identities": 0, "endpoints": 0}
+    assert await cached_counts(client, "alpha", ["beta"]) == {"beta": none}
     await client.transact([Put(keys.cache_key(entry.key, "beta"), b"{}") for entry in ENTRIES])
-    assert await cached_counts(client, ["beta"]) == {
-        "beta": {"nodes": 1, "services": 1, "identities": 0, "endpoints": 0}
-    }
+    assert await cached_counts(client, "alpha", ["beta"]) == {"beta": {**none, "nodes": 1, "services": 1}}
