@@ -10,7 +10,9 @@ import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -43,14 +45,18 @@ _ADDRESSES: Final = 8  # of one host that are tried, all at once
 async def gather(folder: PeersFolder, names: Iterable[str], patience: float) -> list[Facts]:
     """The facts of each of `names`; `patience` is how many seconds each step may take. Raises nothing foreseen."""
     places = asyncio.Semaphore(_AT_ONCE)
+    resolvers = ThreadPoolExecutor(_AT_ONCE, "dns")  # asyncio's own are so few that names would wait for each other
 
     async def one(name: str) -> Facts:
         async with places:
             problems = tuple(str(each.error) for each in folder.problems if each.name == name)
             known = Facts(name=name, now=time.time(), file=folder.peers.get(name), problems=problems)
-            return known if known.file is None else await _look(known, known.file, patience)
+            return known if known.file is None else await _look(known, known.file, resolvers, patience)
 
-    return await asyncio.gather(*map(one, names))
+    try:
+        return await asyncio.gather(*map(one, names))
+    finally:
+        resolvers.shutdown(wait=False)  # a name server that says nothing holds up nobody's answer
 
 
 async def cached_counts(client: EtcdClient, own: str, names: Iterable[str]) -> dict[str, dict[str, int]]:
@@ -64,10 +70,10 @@ async def cached_counts(client: EtcdClient, own: str, names: Iterable[str]) -> d
     return {name: await _count(client, name, cached=True) for name in names}
 
 
-async def _look(known: Facts, file: PeerFile, patience: float) -> Facts:
+async def _look(known: Facts, file: PeerFile, resolvers: Executor, patience: float) -> Facts:
     tls = None if file.ca is None or file.cert is None or file.key is None else Tls(file.ca, file.cert, file.key)
     own, own_error = _certificate(file.cert)
-    found = await asyncio.gather(*(_probe(parse(url), file, tls, patience) for url in file.endpoints))
+    found = await asyncio.gather(*(_probe(parse(url), file, tls, resolvers, patience) for url in file.endpoints))
     known = replace(
         known, endpoints=tuple(found), own=own, own_error=own_error, trusted=_authorities(file.ca), now=time.time()
     )
@@ -77,10 +83,12 @@ async def _look(known: Facts, file: PeerFile, patience: float) -> Facts:
     return replace(known, etcd=await _ask_etcd(file.name, works, tls, patience))
 
 
-async def _probe(endpoint: Endpoint, file: PeerFile, tls: Tls | None, patience: float) -> EndpointFacts:
+async def _probe(
+    endpoint: Endpoint, file: PeerFile, tls: Tls | None, resolvers: Executor, patience: float
+) -> EndpointFacts:
     known = EndpointFacts(url=str(endpoint), host=endpoint.host)
     try:
-        addresses = file.host_aliases.get(endpoint.host) or await _resolve(endpoint.host, patience)
+        addresses = file.host_aliases.get(endpoint.host) or await _resolve(endpoint.host, resolvers, patience)
     except (OSError, UnicodeError) as e:
         return replace(known, dns_error=f"{endpoint.host} has no address: {_reason(e, patience)}")
     # An agent dials the first of the aliases, and whichever works of what DNS tells.
@@ -172,11 +180,12 @@ def _ahead(head: bytes, now: float) -> float | None:
     return None
 
 
-async def _resolve(host: str, patience: float) -> tuple[str, ...]:
+async def _resolve(host: str, resolvers: Executor, patience: float) -> tuple[str, ...]:
     with suppress(ValueError):
         return (str(ipaddress.ip_address(host)),)
     async with asyncio.timeout(patience):
-        found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        ask = partial(socket.getaddrinfo, host, None, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().run_in_executor(resolvers, ask)
     return tuple(dict.fromkeys(str(each[4][0]) for each in found))
 
 
