@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from clustermesh.errors import ClusterMeshError, DecodeError
+from clustermesh.errors import ClusterMeshError, DecodeError, Unavailable
 from clustermesh.model import AgentRecord
 from clustermesh.store.backoff import Backoff
 from clustermesh.store.client import EtcdClient
@@ -86,4 +86,6 @@ class AgentRecords:
                 del self._values[key]
             elif await self._client.swap(key, 0, self._values[key]):
                 _LOG.info("%s was lost and is put back", key.decode())
+            elif await self._client.get(key) is None:  # the fence is of before etcd was emptied
+                raise Unavailable(f"{key.decode()} cannot be put back yet")
             self._lost.discard(key)
