@@ -1,8 +1,9 @@
 """What the agent tells its own cluster of itself for ever: its node's WireGuard key, under the node's name.
 
 Two agents may go by one name (a machine that was cloned, a unit file that was copied). Each would put back its own key
-for ever, and every node of every cluster would change that node's tunnel each time. So an agent registers only where
-its Node's address is, and whoever finds another's record in the place of its own leaves it there for a while.
+for ever, and every node of every cluster would change that node's tunnel each time. So an agent takes a name that
+nobody goes by, and another's only where its Node's address is; and whoever finds another's record in the place of its
+own leaves it there for a while.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Final
 
 from agent.reporter import FEW_NODES
@@ -25,6 +26,7 @@ from clustermesh.wire import keys, local
 
 _log = logging.getLogger(__name__)
 _WRITES_PER_SECOND: Final = 20  # of all nodes together
+_LOOK: Final = 1.0  # seconds between two looks whether the name is free
 FIRST: Final = 1.0  # seconds that another agent's record stands the first time ...
 LAST: Final = 60.0  # ... and at most
 
@@ -83,13 +85,14 @@ class Registration:
         return self._contest.problem(self._clock())
 
     async def keep(self, client: EtcdClient, prepared: asyncio.Event, nodes: Callable[[], int]) -> None:
-        """Once `prepared`, which an agent under another node's name never is. Never returns.
+        """Where another's record stands, once `prepared`, which an agent under another node's name never is. Never
+        returns.
 
         The key has no lease: the tunnels of a node whose agent is down still work, and its peers must not forget its
         key. A node that begins is heard at once; keys that vanish later do so for all of `nodes`, which write them one
         by one.
         """
-        await prepared.wait()
+        await self._take_if_free(client, prepared)
         backoff = Backoff(first=1.0)
         while True:
             began = time.monotonic()
@@ -98,6 +101,15 @@ class Registration:
             except ClusterMeshError as e:
                 _log.warning("this node's WireGuard key is not in etcd: %s", e)
             await asyncio.sleep(backoff.next(time.monotonic() - began))
+
+    async def _take_if_free(self, client: EtcdClient, prepared: asyncio.Event) -> None:
+        """Until `prepared`. In a cluster that begins, what this waits for waits for every node's key."""
+        while not prepared.is_set():
+            with suppress(ClusterMeshError):
+                await client.swap(self._key, 0, self._value)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK):
+                    await prepared.wait()
 
     async def _follow(self, client: EtcdClient, nodes: Callable[[], int]) -> None:
         async with aclosing(follow(client, self._key)) as items:

@@ -80,10 +80,10 @@ def record_of(letter: str) -> AgentRecord:
     return AgentRecord(node=NODE, wireguard_public_key=letter * 42 + "A=", boot_id=letter)
 
 
-async def test_an_agent_that_is_not_where_its_node_is_registers_nothing(client: EtcdClient) -> None:
+async def test_an_agent_that_is_not_where_its_node_is_takes_nobodys_name(client: EtcdClient) -> None:
     prepared = asyncio.Event()
-    task = asyncio.create_task(Registration(record_of("A")).keep(client, prepared, lambda: 3))
     await client.put(keys.agent_key(NODE), local.encode_agent(record_of("B")))
+    task = asyncio.create_task(Registration(record_of("A")).keep(client, prepared, lambda: 3))
     for _ in range(5):
         held = await client.get(keys.agent_key(NODE))
         assert held is not None
@@ -92,6 +92,16 @@ async def test_an_agent_that_is_not_where_its_node_is_registers_nothing(client: 
     async with asyncio.timeout(20):
         while (held := await client.get(keys.agent_key(NODE))) and local.decode_agent(held.value) != record_of("A"):
             await asyncio.sleep(0.05)
+    task.cancel()
+
+
+async def test_a_name_that_nobody_goes_by_is_taken_before_this_node_is_known(client: EtcdClient) -> None:
+    """The own cluster says that all its Nodes are there once each has a key."""
+    task = asyncio.create_task(Registration(record_of("A")).keep(client, asyncio.Event(), lambda: 3))
+    async with asyncio.timeout(20):
+        while (held := await client.get(keys.agent_key(NODE))) is None:
+            await asyncio.sleep(0.05)
+    assert local.decode_agent(held.value) == record_of("A")
     task.cancel()
 
 
