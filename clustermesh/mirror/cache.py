@@ -25,7 +25,7 @@ from clustermesh.store.lease import LeaseKeeper
 from clustermesh.wire import RESOURCES, keys
 
 _LOG: Final = logging.getLogger(__name__)
-_TURN: Final = 500  # entries decided on between two turns of the event loop
+_TURN: Final = 0.005  # seconds of deciding between two turns of the event loop
 _GATHER: Final = 0.01  # seconds between two passes: a change alone waits for nothing, many go at once
 
 
@@ -77,9 +77,12 @@ def adopt(sink: MirrorSink, ledger: Ledger) -> Iterator[None]:
 
 async def in_turns(steps: Iterable[None]) -> None:
     """Take `steps`, and let others have their turn in between."""
-    for number, _ in enumerate(steps):
-        if number % _TURN == _TURN - 1:
+    clock = asyncio.get_running_loop().time
+    began = clock()
+    for _ in steps:
+        if clock() - began > _TURN:
             await asyncio.sleep(0)
+            began = clock()
 
 
 class CacheWriter:

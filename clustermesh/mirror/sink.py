@@ -147,7 +147,7 @@ class MirrorSink:
     def complete(self, cluster: str) -> Set[str]:
         """The kinds of which all is wanted that the cluster has, known since this process began."""
         listed = self._listed.get(cluster, set())
-        decided = self._may_decide(cluster) and cluster not in self._undecided
+        decided = self._may_decide(cluster) and cluster not in self._undecided and not self.state.is_behind
         return listed if decided else listed - _AT_ADDRESSES
 
     def counts(self, cluster: str) -> dict[str, int]:
@@ -159,6 +159,8 @@ class MirrorSink:
     def settle(self) -> Iterator[None]:
         """Decide on what waited to be, and again on what rests on a node that came, went or moved: one in a turn."""
         state = self.state
+        while state.judge():  # nodes, one turn's worth
+            yield
         for cluster, name in state.take_nodes():
             self._judge_again(cluster, NODES, name)
             yield

@@ -160,6 +160,22 @@ def test_what_was_found_stands_until_its_cluster_is_listed_and_nothing_flaps() -
     assert sink.complete("beta") >= {NODES}
 
 
+def test_a_thousand_nodes_that_waited_for_the_own_cluster_are_all_wanted() -> None:
+    """More of them than are decided on in one turn."""
+    cache = Cache()
+    sink = a_sink(cache, known=False)
+    for number in range(1000):
+        cidr = parse_prefix(f"10.2{number // 250}.{number % 250}.0/24")
+        node = Node(cluster="beta", cluster_id=2, name=f"n{number}", pod_cidrs=(cidr,))
+        sink.put("beta", NODES, node.name, Copy(node, b"value"), 1)
+    sink.listed("beta", NODES)
+    sink.know_own()
+    assert NODES not in sink.complete("beta")
+    list(sink.settle())
+    assert NODES in sink.complete("beta")
+    assert sum(section == NODES for section, _ in cache) == 1000
+
+
 def test_canaries_go_before_what_they_speak_of_where_a_cluster_is_evicted() -> None:
     order = list[str]()
     sink = MirrorSink("alpha", lambda section, _key, value: order.append(section) if value is None else None)
