@@ -297,11 +297,7 @@ class ReaderBrain:
             return ()  # it is asked for again with whatever is heard next
         commands = list[Command]()
         for reading in (each for each in self._tables.values() if each.gone):
-            canary = reading.table.canary
-            if self._proof(reading.table, now) is None or not event.created.keys() >= {
-                keys.HEARTBEAT,
-                canary or keys.HEARTBEAT,
-            }:
+            if self._proof(reading.table, now) is None or not event.created.keys() >= reading.witnesses:
                 reading.doubt()  # that a witness is not there, its own watch is about to tell
             else:
                 commands += reading.settle(event.created, event.revision)

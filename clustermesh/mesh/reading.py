@@ -41,6 +41,7 @@ class Reading:
         self.followed = self.whole = self.doubted = False
         self._cluster, self._limits, self._held = cluster, limits, held
         self.gone: dict[Any, _Vanished] = {}
+        self.witnesses = {keys.HEARTBEAT, table.canary or keys.HEARTBEAT}
         self._known = 0  # the last revision heard of
         self._listing = False
         self._names: set[Any] = set()  # what the list under way has, good or not: what is refused has not vanished
