@@ -5,8 +5,8 @@ The rules:
 1. An attempt asks for the cluster's configuration (ASKING), then follows its heartbeat, its canaries and its tables
    (READING). Whatever fails, what is known is kept; the cluster is stale, and says why.
 2. A configuration that may not be used here evicts the cluster; under another id than before, what was known is not
-   this cluster's any more. It is asked for again every RECHECK seconds: a change begins a new attempt, that it cannot
-   be read just then means nothing.
+   this cluster's any more. It is asked for again every RECHECK seconds, and when a canary is written (by a writer that
+   has just begun): a change begins a new attempt, that it cannot be read just then means nothing.
 3. A table is listed once its canary is there. What is listed or changed is taken in as it comes.
 4. A beat is a change of the heartbeat that was heard as it happened; to find the key there proves nothing. The writer
    lives until `silence` seconds after its last beat, or until its heartbeat vanishes.
@@ -218,15 +218,16 @@ class ReaderBrain:
         return [*self._believe(now), *self._attest()]
 
     def _hear_canaries(self, item: Listed | Changed, now: float) -> Iterable[Command]:
+        written = False
         for event in item.events:
             key = event.key if isinstance(event, Deleted) else event.kv.key
-            if key in self._canaries:
-                self._canaries[key] = (
-                    None if isinstance(event, Deleted) else Canary(event.kv.lease, event.kv.mod_revision)
-                )
+            if key not in self._canaries:
+                continue
+            self._canaries[key] = None if isinstance(event, Deleted) else Canary(event.kv.lease, event.kv.mod_revision)
+            written = written or (isinstance(item, Changed) and self._canaries[key] is not None)
         self._miss_canaries(now)
         waiting = [each for each in self._tables.values() if not each.followed and self._stands(each.table)]
-        return [*(each.start() for each in waiting), *self._believe(now)]
+        return [*([Ask()] if written else []), *(each.start() for each in waiting), *self._believe(now)]
 
     def _miss_canaries(self, now: float) -> None:
         for reading in self._tables.values():

@@ -113,6 +113,7 @@ class Mirror:
         )
         self.peers.on_files = self._keep_agent_files
         self.sink.is_connected, self.sink.config_of = self._is_connected, self._config_of
+        self.sink.on_listed = self.writer.wake
         self.sink.state.on_dirty.append(self.writer.wake)
         for keeper in (self.keeper, self.brief):
             keeper.on_lost = self._lose_leases

@@ -43,6 +43,7 @@ class MirrorSink:
     def __init__(self, own: str, want: Want) -> None:
         self.state = MeshState(own)
         self.configs: dict[str, bytes] = {}
+        self.on_listed: Callable[[], None] = lambda: None  # more may be complete than before
         self.is_connected: Callable[[str], bool] = lambda _cluster: True
         self.config_of: Callable[[str], ClusterConfig | None] = lambda _cluster: None  # with which it is read now
         self._own, self._want = own, want
@@ -85,6 +86,7 @@ class MirrorSink:
     def listed(self, cluster: str, kind: str) -> None:
         self.state.listed(cluster, kind)
         self._listed.setdefault(cluster, set()).add(kind)
+        self.on_listed()
 
     def drain(self, cluster: str, kinds: Sequence[str] = JUDGED) -> None:
         """The cluster is evicted; or it was disconnected, and its copies stay for a while."""

@@ -151,6 +151,8 @@ class Play:
                 return messages.Heard(keys.HEARTBEAT, Changed([event], event.kv.mod_revision))
             case "canary", [kind, "gone"]:
                 return messages.Heard(SYNCED, Changed([Deleted(SYNCED + kind.encode())], 9))
+            case "canary", [kind, "written", lease]:
+                return messages.Heard(SYNCED, Changed([_written(SYNCED + kind.encode(), b"", lease)], 9))
             case "canary", [kind, lease]:
                 return messages.Heard(SYNCED, Listed([_written(SYNCED + kind.encode(), b"", lease)], 9))
             case place, [failure] if failure in FAILURES:

@@ -160,6 +160,15 @@ def test_what_was_found_stands_until_its_cluster_is_listed_and_nothing_flaps() -
     assert sink.complete("beta") >= {NODES}
 
 
+def test_the_end_of_a_list_is_news_also_where_it_is_empty() -> None:
+    told = list[str]()
+    sink = a_sink(Cache())
+    sink.on_listed = lambda: told.append("listed")
+    sink.listed("beta", IDENTITIES)
+    assert told == ["listed"]
+    assert IDENTITIES in sink.complete("beta")
+
+
 def test_a_thousand_nodes_that_waited_for_the_own_cluster_are_all_wanted() -> None:
     """More of them than are decided on in one turn."""
     cache = Cache()
