@@ -6,7 +6,8 @@ from collections.abc import Sequence, Set
 from typing import Any
 
 from agent.propagation import Propagation
-from clustermesh.mesh.state import KINDS, MeshState
+from clustermesh.mesh.state import MeshState
+from clustermesh.mesh.view import KINDS
 
 
 class AgentSink:

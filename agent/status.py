@@ -34,7 +34,8 @@ from clustermesh import __version__
 from clustermesh.address import Address, Prefix, prefix_text, single, text
 from clustermesh.mesh.peers import Peers
 from clustermesh.mesh.reader import ClusterReader
-from clustermesh.mesh.state import MeshState, View
+from clustermesh.mesh.state import MeshState
+from clustermesh.mesh.view import View
 from clustermesh.reconcile import Tracker
 from clustermesh.wire.agent_report import AgentReport, SeenCluster
 

@@ -102,7 +102,7 @@ async def _work(
     await _take_over(options.last_good)
     ground = await around.read()
     state.stand_on(ground.without_peers(context.name))
-    state.restoring = True
+    state.set_restoring(True)
     if (kept := last_good.load(options.last_good, context.name)) is not None:
         await restore(sink, context.name, kept)
         own.restored(kept.config)
@@ -144,7 +144,7 @@ async def _take_over(folder: Path) -> None:
 async def _read_own(own: ClusterReader, peers: Peers, state: MeshState) -> None:
     """As the peers are read: once all that was kept is restored. Nothing that is read can be in before this went on."""
     await peers.looked.wait()
-    state.restoring = False
+    state.set_restoring(False)
     await own.run()
 
 

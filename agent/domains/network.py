@@ -35,7 +35,7 @@ class Network(Domain[Name]):
             peers=tunnels,
             routes=self.routes,
             cidrs=self.cidrs,
-            split=lambda cidrs: state.ground.split(cidrs, state.own),
+            split=lambda cidrs: state.holdings.ground.split(cidrs, state.own),
         )
         self._own_name = end.name
         self._state, self._tunnels, self._on_node = state, tunnels, on_node

@@ -60,7 +60,7 @@ class Services(Domain[tuple[str, str]]):
         self._state.rule(item)
         local = self._state.views[self._state.own].local_services.get(item)
         entries = [] if local is None else resolve(local, self._state.remote_services(item))
-        taken = {e.frontend.address: why for e in entries if (why := self._state.lives_at(e.frontend.address))}
+        taken = {e.frontend.address: why for e in entries if (why := self._state.holdings.lives_at(e.frontend.address))}
         self.planner.update(item, [each for each in entries if each.frontend.address not in taken])
         self.left_out.pop(item, None)
         if taken:

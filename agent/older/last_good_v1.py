@@ -20,7 +20,7 @@ from msgspec.structs import asdict
 
 from clustermesh.address import Address, Prefix, family_length, is_ipv4, parse, parse_prefix, prefix_text, text
 from clustermesh.mesh import last_good
-from clustermesh.mesh.state import ServiceName, View
+from clustermesh.mesh.view import ServiceName, View
 from clustermesh.model import ClusterConfig, Endpoint, Identity, LocalService, Node, Service
 
 FORMAT: Final = 1

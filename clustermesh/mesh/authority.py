@@ -57,9 +57,9 @@ class Limits(Struct, frozen=True, kw_only=True):
     service_backends: int = 10_000  # beyond that a value is not even read: see entries.MOST_BACKENDS
     backends: int = 100_000  # of all its services together; the kernel's map has room for 131,072
     node_prefixes: int = 64  # pod CIDRs and addresses of one node
-    prefixes: int = (
-        12_000  # pod CIDRs of all its nodes, those that are refused included; the kernel's map has room for 16,384
-    )
+    # Of all its nodes, those that are refused included: pod CIDRs (the kernel's map has room for 16,384); addresses.
+    prefixes: int = 12_000
+    addresses: int = 100_000
 
 
 class Authority(Struct, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from certs.files import write_atomically
-from clustermesh.mesh.state import View
+from clustermesh.mesh.view import View
 from clustermesh.model import ClusterConfig, Port
 
 _log = logging.getLogger(__name__)

@@ -24,8 +24,8 @@ from clustermesh.mesh.pace import Pace
 from clustermesh.mesh.peer_files import PeerFile, PeerProblem, read_peers
 from clustermesh.mesh.reader import ClusterReader, Sink
 from clustermesh.mesh.shared_clients import SharedClients
-from clustermesh.mesh.state import KINDS
 from clustermesh.mesh.tables import Table
+from clustermesh.mesh.view import KINDS
 from clustermesh.model import MAX_CLUSTERS, Cluster, ClusterConfig, check_cluster_id
 from clustermesh.store.client import EtcdClient
 

@@ -23,8 +23,8 @@ from clustermesh.mesh.brain import Phase, ReaderBrain
 from clustermesh.mesh.messages import Command, Event, Terms
 from clustermesh.mesh.pace import Pace
 from clustermesh.mesh.session import Session
-from clustermesh.mesh.state import KINDS
 from clustermesh.mesh.tables import Table
+from clustermesh.mesh.view import KINDS
 from clustermesh.model import ClusterConfig
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.follow import QUIET, Changed, Follower, Interrupted, Listed, Newest, Nothing, Put, follow

@@ -6,7 +6,6 @@ there is room, the table is `short`, and whoever reads it lists it anew.
 
 from __future__ import annotations
 
-from collections.abc import Set
 from typing import Any, Final
 
 from clustermesh.mesh.authority import Limits
@@ -22,14 +21,14 @@ class Room:
     def __init__(self, refusals: Refusals) -> None:
         self.short: set[str] = set()  # kinds of which something was dropped, and something has gone since
         self._refusals = refusals
-        self._dropped: dict[str, set[Any]] = {}
+        self._dropped: dict[str, dict[Any, None]] = {}
         self._more: set[str] = set()  # kinds of which some were dropped without a name: there are too many
         self._why: dict[str, str] = {}
         self._backends = 0  # of all its services together
 
-    def dropped(self, kind: str) -> Set[Any]:
+    def dropped(self, kind: str) -> dict[Any, None]:
         """The names of what was dropped of `kind`, or of the first of them."""
-        return self._dropped.get(kind, frozenset())
+        return self._dropped.get(kind, {})
 
     def take(self, kind: str, name: Any, before: Any, value: Any, held: int, limits: Limits) -> bool:
         """Whether there is room for `value` in the place of `before`, where `held` entries of `kind` are held."""
@@ -68,9 +67,9 @@ class Room:
         return f"{limits.backends} backends in all its services" if self._backends < backends > limits.backends else ""
 
     def _drop(self, kind: str, name: Any, why: str) -> None:
-        dropped = self._dropped.setdefault(kind, set())
+        dropped = self._dropped.setdefault(kind, {})
         if len(dropped) < MOST_NAMED:
-            dropped.add(name)
+            dropped[name] = None
         elif name not in dropped:
             self._more.add(kind)
         self.short.discard(kind)
@@ -85,7 +84,7 @@ class Room:
 
     def _forget(self, kind: str, name: Any) -> None:
         dropped = self._dropped[kind]
-        dropped.discard(name)
+        dropped.pop(name, None)
         if not dropped and kind not in self._more:
             self.clear(kind)
             return

@@ -12,74 +12,20 @@ decided again where a fact it rests on changes; reading asks nothing and changes
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, Final
 
-from msgspec import Struct, field
 from msgspec.structs import replace
 
 from clustermesh.address import BITS, Address, Prefix, single
-from clustermesh.mesh.address_index import AddressBook, AddressIndex
 from clustermesh.mesh.admission import Admission, Verdict
 from clustermesh.mesh.authority import Authority, Ground
 from clustermesh.mesh.claims import Holder
 from clustermesh.mesh.refusals import Reason, Refusal, Refusals
-from clustermesh.mesh.room import Room
-from clustermesh.mesh.rulings import judge_endpoint, trim
-from clustermesh.model import Endpoint, Identity, LocalService, Node, Service
-from clustermesh.wire import RESOURCES
-
-ServiceName = tuple[str, str]
-
-
-class View(Struct, kw_only=True):
-    """One cluster as last heard of. Tables are keyed as etcd's keys end: node name, (namespace, name), id, address."""
-
-    nodes: dict[str, Node] = field(default_factory=dict)
-    identities: dict[int, Identity] = field(default_factory=dict)
-    endpoints: dict[Address | Prefix, Endpoint] = field(default_factory=dict)
-    services: dict[ServiceName, Service] = field(default_factory=dict)
-    local_services: dict[ServiceName, LocalService] = field(default_factory=dict)
-
-    def table(self, kind: str) -> dict[Any, Any]:
-        """The table named `kind`: nodes, identities, endpoints, services or local_services."""
-        table: dict[Any, Any] = getattr(self, kind)
-        return table
-
-
-KINDS = tuple(each.name for each in RESOURCES.values() if (each.of_peers or each.of_own) and not each.optional)
-
-
-class _Rulings:
-    """What was decided about one cluster's entries, and what finds those that a moved prefix concerns."""
-
-    def __init__(self, view: View) -> None:
-        self.refusals = Refusals()
-        self.room = Room(self.refusals)
-        self.trimmed: dict[ServiceName, Service] = {}  # without the backends that are not its to name
-        self.endpoints = AddressIndex(view.endpoints)
-        self.backends: AddressBook[ServiceName] = AddressBook()
-
-
-class _Either(Set[Any]):
-    """What is in one or the other: asked for each event, so it is not made anew each time."""
-
-    def __init__(self, one: Set[Any], other: Set[Any]) -> None:
-        self._one, self._other = one, other
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._one or name in self._other
-
-    def __iter__(self) -> Iterator[Any]:
-        yield from self._one
-        yield from (name for name in self._other if name not in self._one)
-
-    def __len__(self) -> int:
-        return len(self._one) + sum(name not in self._one for name in self._other)
-
-    @classmethod
-    def _from_iterable(cls, names: Iterable[Any]) -> set[Any]:
-        return set(names)
+from clustermesh.mesh.rulings import Rulings
+from clustermesh.mesh.view import KINDS, ServiceName, View
+from clustermesh.model import Endpoint, LocalService, Node, Service
 
 
 class MeshState:
@@ -91,9 +37,10 @@ class MeshState:
         self.withheld: set[str] = set()  # clusters whose services are known and not used yet
         self.on_dirty: list[Callable[[], None]] = []
         self.on_verdict: list[Callable[[str], None]] = []  # told of each cluster of whose nodes something was decided
-        self._rulings: dict[str, _Rulings] = {}
+        self._rulings: dict[str, Rulings] = {}
         self._order: list[str] = []  # the own cluster first
         self._admission = Admission(own)
+        self.holdings = self._admission.holdings
         # Whose entries at an address, or of a name, are to be decided on again: addresses of theirs changed hands.
         self._unruled: dict[Address | ServiceName, tuple[str, ...]] = {}
         self._dirty_nodes: set[tuple[str, str]] = set()
@@ -121,34 +68,32 @@ class MeshState:
             self._changed(cluster, kind, name, before, None)
 
     def drain(self, cluster: str, kinds: Sequence[str] = KINDS) -> None:
-        """Forget everything of `cluster` (disconnected or evicted), or only what is of `kinds`."""
-        if kinds == KINDS:
+        """Forget everything of `cluster` (disconnected or evicted), its nodes in turns; or only what is of `kinds`."""
+        if cluster not in self.views:
             self.withheld.discard(cluster)
-        if cluster != self.own and kinds == KINDS:
-            self._drop_all_but_nodes(cluster)
-        view = self.views.get(cluster)
-        if view is None:
-            return
-        for kind in reversed(kinds):  # nodes last: what rests on them need not be decided on once more
-            names = list(view.table(kind))
-            if kind == "nodes":  # the refused first: none of them is to stand for a moment
-                names.sort(key=lambda name: Holder(cluster, name) in self._admission.standing)
-            for name in names:
-                self.remove(cluster, kind, name)
-            self._rulings[cluster].room.clear(kind)
-        if kinds == KINDS:
-            del self.views[cluster], self._rulings[cluster]
-            self._order.remove(cluster)
-            self._view(self.own)
+        elif kinds == KINDS:
+            self._drop(cluster)
+        else:
+            for kind in kinds:
+                for name in list(self.views[cluster].table(kind)):
+                    self.remove(cluster, kind, name)
+                self._rulings[cluster].room.clear(kind)
 
-    def _drop_all_but_nodes(self, cluster: str) -> None:
+    def _drop(self, cluster: str) -> None:
         """Nothing is decided on for each of hundreds of thousands that go with all they could rest on."""
-        if (view := self.views.get(cluster)) is None:
-            return
+        view = self.views.pop(cluster)
+        del self._rulings[cluster]
+        self._order.remove(cluster)
+        self.withheld.discard(cluster)
         self._dirty_addresses.update(name for name in view.endpoints if not isinstance(name, Prefix))
         self._dirty_services.update(view.services)
-        self.views[cluster] = View(nodes=view.nodes)
-        self._rulings[cluster] = _Rulings(self.views[cluster])
+        for name, local in view.local_services.items():
+            self._local_service_changed(cluster, name, local, None)
+        self._settle(self._admission.drop(cluster))
+        if cluster == self.own:
+            self._view(cluster)
+            while self.judge():  # the own cluster waits for no turn
+                pass
         self._wake()
 
     def release(self, cluster: str) -> None:
@@ -161,7 +106,7 @@ class MeshState:
     def authorize(self, authority: Authority) -> None:
         """What a peer may say from now on, drained or not; all it said is judged by it."""
         cluster = authority.name
-        before = self._admission.authority(cluster)
+        before = self.holdings.authority(cluster)
         self._settle(self._admission.authorize(authority))
         if (view := self.views.get(cluster)) is not None and before != authority:
             self._rulings[cluster].room.change_limits()
@@ -176,30 +121,20 @@ class MeshState:
         self._settle(self._admission.admit_peers())
         self._wake()
 
-    @property
-    def restoring(self) -> bool:
-        """What is put in now was kept by an agent before this one: what stood stands, in whatever order it comes."""
-        return self._admission.restoring
-
-    @restoring.setter
-    def restoring(self, restoring: bool) -> None:
+    def set_restoring(self, restoring: bool) -> None:
+        """Whether what is put in from now on was kept by an agent before this one: what stood stands, in any order."""
         while self.judge():  # what was put in before is decided on as it was then
             pass
-        self._admission.restoring = restoring
-
-    @property
-    def ground(self) -> Ground:
-        """The places that no route may cover and no peer may take."""
-        return self._admission.ground
+        self.holdings.restoring = restoring
 
     def stand_on(self, ground: Ground) -> None:
         """The places of `ground` are what this machine lives by from now on."""
-        moved = {place.prefix for place in ground.places ^ self.ground.places if place.lifeline}
+        moved = {place.prefix for place in ground.places ^ self.holdings.ground.places if place.lifeline}
         self._settle(self._admission.stand_on(ground))
         for prefix in moved:  # who stands there keeps what it has, but not its routes, or gets them back
-            if (holder := self._admission.claims.owner(prefix.address)) is not None:
+            if (holder := self.holdings.claims.owner(prefix.address)) is not None:
                 self._dirty_nodes.add(holder)
-            self._dirty_services.update(self._admission.services_in(prefix))
+            self._dirty_services.update(self.holdings.services_in(prefix))
         self._wake()
 
     def judge(self) -> bool:
@@ -254,12 +189,12 @@ class MeshState:
                 return rulings.refusals.unnamed.keys()
             case "short":
                 return rulings.room.short
-        dropped, held = rulings.room.dropped(kind), view.table(kind).keys()
-        return _Either(held, dropped) if dropped else held
+        held, dropped = view.table(kind), rulings.room.dropped(kind)
+        return ChainMap(held, dropped).keys() if dropped else held.keys()  # asked at each event: nothing is copied
 
     def good_view(self, cluster: str) -> View:
         """What is worth keeping on disk: a Node that is refused now must not stand first after a restart."""
-        view, refused, standing = self.views[cluster], self.refusals(cluster).of("nodes"), self._admission.standing
+        view, refused, standing = self.views[cluster], self.refusals(cluster).of("nodes"), self.holdings.standing
         good = {
             name: node if known is None else known.node
             for name, node in view.nodes.items()
@@ -286,13 +221,8 @@ class MeshState:
         """
         clusters = self._unruled.get(name, ())
         for cluster in clusters:
-            if (view := self.views.get(cluster)) is None:
-                continue
-            if isinstance(name, tuple):
-                if name in view.services:
-                    self._rule_service(cluster, name, view.services[name])
-            elif name in view.endpoints:
-                self._rule_endpoint(cluster, name, view.endpoints[name])
+            if (rulings := self._rulings.get(cluster)) is not None:
+                rulings.rule(name)
         self._unruled.pop(name, None)  # last: what raises is decided on when it is asked again
         return clusters
 
@@ -303,31 +233,24 @@ class MeshState:
 
     def admitted_nodes(self) -> Iterator[Node]:
         """Every node that stands, own cluster first."""
-        standing = self._admission.standing
+        standing = self.holdings.standing
         for holder in sorted(standing, key=lambda holder: (holder.cluster != self.own, holder)):
             yield standing[holder].node
 
     def node(self, cluster: str, name: str) -> Node | None:
         """The node if it stands: as it stands, where something it wants by now is refused."""
-        standing = self._admission.standing.get(Holder(cluster, name))
+        standing = self.holdings.standing.get(Holder(cluster, name))
         return None if standing is None else standing.node
 
     def endpoint(self, address: Address) -> Endpoint | None:
         """Who is at `address`, from the one cluster that may say so."""
-        holder = self._admission.claims.owner(address)
-        cluster = self.own if holder is None else holder.cluster
-        view = self.views.get(cluster)
-        if view is None or address in self._rulings[cluster].refusals.of("endpoints"):
-            return None
-        return view.endpoints.get(address)
-
-    def lives_at(self, address: Address) -> str:
-        """What is at `address` that no service may take this machine's own way to, or ""."""
-        return self._admission.lives_at(address)
+        holder = self.holdings.claims.owner(address)
+        rulings = self._rulings.get(self.own if holder is None else holder.cluster)
+        return None if rulings is None else rulings.endpoint(address)
 
     def service(self, cluster: str, name: ServiceName) -> Service:
         """The service `name` that `cluster` has, without backends that are not its to name."""
-        return self._rulings[cluster].trimmed.get(name) or self.views[cluster].services[name]
+        return self._rulings[cluster].service(name)
 
     def remote_services(self, name: ServiceName) -> list[Service]:
         """The service `name` as every other cluster in use has it, without backends that are not theirs to name."""
@@ -341,12 +264,12 @@ class MeshState:
         view = self.views.get(cluster)
         if view is None:
             view = self.views[cluster] = View()
-            self._rulings[cluster] = _Rulings(view)
+            self._rulings[cluster] = Rulings(cluster, view, self.holdings)
             self._order = [self.own, *sorted(name for name in self.views if name != self.own)]
         return view
 
     def _has_room(self, cluster: str, kind: str, name: Any, before: Any, value: Any) -> bool:
-        held, limits = len(self.views[cluster].table(kind)), self._admission.authority(cluster).limits
+        held, limits = len(self.views[cluster].table(kind)), self.holdings.authority(cluster).limits
         return cluster == self.own or self._rulings[cluster].room.take(kind, name, before, value, held, limits)
 
     def _changed(self, cluster: str, kind: str, name: Any, before: Any, value: Any) -> None:
@@ -363,29 +286,13 @@ class MeshState:
         self._settle(self._admission.put(Holder(cluster, name), node))
 
     def _endpoint_changed(self, cluster: str, name: Address | Prefix, before: Any, value: Endpoint | None) -> None:
-        if isinstance(name, Prefix):
-            return  # CIDRs come with their nodes
-        if before is None or value is None:
-            self._rulings[cluster].endpoints.touch(name)
-        if value is None:
-            self._rulings[cluster].refusals.set("endpoints", name, None)
-        else:
-            self._rule_endpoint(cluster, name, value)
-        self._dirty_addresses.add(name)
+        if not isinstance(name, Prefix):  # CIDRs come with their nodes
+            self._rulings[cluster].take_endpoint(name, before, value)
+            self._dirty_addresses.add(name)
 
     def _service_changed(self, cluster: str, name: ServiceName, before: Service | None, value: Service | None) -> None:
-        rulings = self._rulings[cluster]
-        had, has = (set() if each is None else each.backends.keys() for each in (before, value))
-        for address in had - has:
-            rulings.backends.discard(address, name)
-        for address in has - had:
-            rulings.backends.add(address, name)
+        self._rulings[cluster].take_service(name, before, value)
         self._dirty_services.add(name)
-        if value is not None:
-            self._rule_service(cluster, name, value)
-        else:
-            rulings.trimmed.pop(name, None)
-            rulings.refusals.set("services", name, None)
 
     def _local_service_changed(
         self, cluster: str, name: ServiceName, before: LocalService | None, value: LocalService | None
@@ -394,9 +301,9 @@ class MeshState:
         for address in had - has:
             self._settle(self._admission.unserve(address, name))
         for address in has - had:
-            self._admission.serve(address, name)
+            self.holdings.serve(address, name)
         for address in had ^ has:  # no peer's backend is where a service of ours is
-            if (holder := self._admission.claims.owner(address)) is not None and holder.cluster != self.own:
+            if (holder := self.holdings.claims.owner(address)) is not None and holder.cluster != self.own:
                 self._moved(holder.cluster, single(address))
         self._dirty_services.add(name)
 
@@ -410,7 +317,7 @@ class MeshState:
                 callback(holder.cluster)
             for prefix in moved:
                 if prefix.length == BITS:  # a node is there now, or was
-                    self._dirty_services.update(self._admission.services_in(prefix))
+                    self._dirty_services.update(self.holdings.services_in(prefix))
                 for cluster in {holder.cluster, self.own}:
                     self._moved(cluster, prefix)
 
@@ -418,8 +325,7 @@ class MeshState:
         """`prefix` is another's now: what `cluster` has there is decided on again."""
         if (rulings := self._rulings.get(cluster)) is None:
             return
-        services = () if cluster == self.own else [name for _, name in rulings.backends.inside(prefix)]
-        self._doubt(cluster, rulings.endpoints.inside(prefix), services)
+        self._doubt(cluster, *rulings.concerned(prefix))
 
     def _doubt(self, cluster: str, addresses: Collection[Address], services: Collection[ServiceName]) -> None:
         """What `cluster` has there is to be decided on again, when its turn comes."""
@@ -430,22 +336,6 @@ class MeshState:
             waiting = self._unruled.get(name, ())
             if cluster not in waiting:
                 self._unruled[name] = (*waiting, cluster)
-
-    def _rule_endpoint(self, cluster: str, address: Address, endpoint: Endpoint) -> None:
-        refusal = judge_endpoint(self._admission, cluster, address, endpoint)
-        self._rulings[cluster].refusals.set("endpoints", address, refusal)
-
-    def _rule_service(self, cluster: str, name: ServiceName, service: Service) -> None:
-        """Decide which backends of a peer's service are used."""
-        if cluster == self.own:
-            return
-        rulings = self._rulings[cluster]
-        used, refusal = trim(self._admission, cluster, service)
-        rulings.refusals.set("services", name, refusal)
-        if used is service:
-            rulings.trimmed.pop(name, None)
-        else:
-            rulings.trimmed[name] = used
 
 
 _ON_CHANGE: Final[Mapping[str, Callable[[MeshState, str, Any, Any, Any], None]]] = {

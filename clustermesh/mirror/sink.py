@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any, Final
 
 from clustermesh.address import Prefix
-from clustermesh.mesh.state import KINDS as JUDGED
 from clustermesh.mesh.state import MeshState
+from clustermesh.mesh.view import KINDS as JUDGED
 from clustermesh.mirror.copies import KINDS, cache_key, canary_key, copied_config, copied_kinds
 from clustermesh.model import ClusterConfig
 from clustermesh.wire import keys

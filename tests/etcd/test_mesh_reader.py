@@ -17,8 +17,9 @@ from clustermesh.mesh.messages import Terms
 from clustermesh.mesh.peers import Peers
 from clustermesh.mesh.reader import ClusterReader
 from clustermesh.mesh.session import State
-from clustermesh.mesh.state import KINDS, MeshState, View
+from clustermesh.mesh.state import MeshState
 from clustermesh.mesh.tables import peer_tables
+from clustermesh.mesh.view import KINDS, View
 from clustermesh.model import (
     Cluster,
     ClusterConfig,

@@ -16,7 +16,7 @@ from agent.older.downgrade import keep_ipv4_only
 from agent.wireguard.peer import Peer, sort_allowed_ips
 from clustermesh.address import parse, parse_prefix
 from clustermesh.mesh import last_good
-from clustermesh.mesh.state import View
+from clustermesh.mesh.view import View
 from clustermesh.model import ClusterConfig, Endpoint, LocalService, Node, NodeAddress, Port, Protocol, Service
 
 _PORTS = {"": Port(protocol=Protocol.UDP, port=53)}

@@ -38,7 +38,7 @@ def opened() -> Admission:
 
 
 def prefixes(admission: Admission, holder: Holder) -> set[Prefix]:
-    return set(admission.standing[holder].prefixes) if holder in admission.standing else set()
+    return set(admission.holdings.standing[holder].prefixes) if holder in admission.holdings.standing else set()
 
 
 def reasons(verdicts: list[Verdict]) -> list[Reason | None]:
@@ -77,16 +77,17 @@ class TestSize:
         inside = any(contains(cidr, ip) for cidr in cidrs for ip in addresses)
         assert reasons(Admission("own").put(OWN, wanted)) == [Reason.CUTS_OFF if inside else None]
 
-    def test_a_cluster_has_so_many_pod_cidrs_and_another_node_once_there_is_room(self) -> None:
+    @pytest.mark.parametrize("kind", ["prefixes", "addresses"])
+    def test_a_cluster_has_so_many_pod_cidrs_and_addresses_and_another_node_once_there_is_room(self, kind: str) -> None:
         admission = opened()
-        admission.authorize(Authority(name="beta", limits=Limits(prefixes=3)))
+        admission.authorize(Authority(name="beta", limits=Limits(**{kind: 3})))
         holders = [Holder("beta", f"b{n}") for n in range(4)]
         for n, holder in enumerate(holders):
             admission.put(holder, node(f"10.{n}.0.0/24", f"192.0.2.{n}"))
-        assert admission.standing.keys() == {*holders[:3]}
+        assert admission.holdings.standing.keys() == {*holders[:3]}
         assert reasons(admission.put(EVIL, node("10.9.0.0/24", "192.0.2.9"))) == [None]
         admission.put(holders[0], None)
-        assert admission.standing.keys() == {*holders[1:], EVIL}
+        assert admission.holdings.standing.keys() == {*holders[1:], EVIL}
 
     def test_a_cluster_at_its_limit_may_still_change_what_it_has(self) -> None:
         admission = opened()
@@ -102,7 +103,7 @@ class TestTheOwnClusterFirst:
         assert reasons(admission.put(PEER, node("10.2.0.0/24", "192.0.2.2"))) == [Reason.WAITING]
         assert reasons(admission.put(OWN, node("10.1.0.0/24", "192.0.2.1"))) == [None]
         admission.admit_peers()
-        assert admission.standing.keys() == {OWN, PEER}
+        assert admission.holdings.standing.keys() == {OWN, PEER}
         assert admission.admit_peers() == []
 
     @pytest.mark.parametrize("cidr", ["192.168.7.0/24", "192.168.7.1/32"])
@@ -114,9 +115,9 @@ class TestTheOwnClusterFirst:
         assert reasons(admission.put(EVIL, node(cidr, "192.0.2.9"))) == [Reason.CUTS_OFF]
         assert reasons(admission.put(EVIL, node("10.9.0.0/24", "192.168.7.1"))) == [Reason.CUTS_OFF]
         admission.put(PEER, None)
-        assert admission.standing.keys() == {OWN}, "now it stands, and has its address as before"
+        assert admission.holdings.standing.keys() == {OWN}, "now it stands, and has its address as before"
         admission.put(OWN, None)
-        assert admission.standing.keys() == {EVIL}
+        assert admission.holdings.standing.keys() == {EVIL}
 
     def test_a_refused_own_node_that_is_gone_is_nowhere(self) -> None:
         admission = opened()
@@ -124,17 +125,17 @@ class TestTheOwnClusterFirst:
         admission.put(OWN, node("10.1.0.0/24", "192.168.7.1"))
         admission.put(EVIL, node("192.168.7.0/24", "192.0.2.9"))
         admission.put(OWN, None)
-        assert admission.standing.keys() == {PEER, EVIL}
+        assert admission.holdings.standing.keys() == {PEER, EVIL}
 
     def test_no_peers_node_is_at_the_cluster_ip_of_an_own_service(self) -> None:
         admission = opened()
-        admission.serve(parse("10.97.0.1"), ("n", "s"))
+        admission.holdings.serve(parse("10.97.0.1"), ("n", "s"))
         verdicts = admission.put(PEER, node("10.2.0.0/24", "10.97.0.1"))
         assert reasons(verdicts) == [Reason.LOCAL]
         assert verdicts[0].refusal is not None
         assert "the service n/s of this cluster" in verdicts[0].refusal.why
         admission.unserve(parse("10.97.0.1"), ("n", "s"))
-        assert admission.standing.keys() == {PEER}
+        assert admission.holdings.standing.keys() == {PEER}
 
     @pytest.mark.parametrize("taken", ["10.2.0.0/24", "203.0.113.0/24"])
     def test_what_is_another_nodes_is_said_to_be_rather_than_to_be_allowed(self, taken: str) -> None:
@@ -182,7 +183,7 @@ class TestWhoStands:
         admission.put(PEER, node("203.0.113.0/24 8.8.8.0/24", "192.0.2.2"))
         assert prefixes(admission, PEER) == {parse_prefix("203.0.113.0/24")}
         assert reasons(admission.authorize(Authority(name="beta"))) == [Reason.NOT_ALLOWED]
-        assert admission.standing == {}
+        assert admission.holdings.standing == {}
 
 
 class TestTurns:
@@ -215,10 +216,10 @@ class TestTurns:
         admission.stand_on(Ground([self.here, self.gateway]))
         crowd = self._crowd(admission)
         admission.put(PEER, node("10.200.0.0/24", "192.0.2.1"))
-        assert not admission.standing
+        assert not admission.holdings.standing
         verdicts = admission.stand_on(Ground([self.gateway]))
-        assert 0 < len(admission.standing) < self.number, "who was not asked yet is what it was"
-        assert self._end(admission, verdicts) == crowd == admission.standing.keys()
+        assert 0 < len(admission.holdings.standing) < self.number, "who was not asked yet is what it was"
+        assert self._end(admission, verdicts) == crowd == admission.holdings.standing.keys()
 
     def test_another_place_that_moves_asks_nobody(self) -> None:
         admission = opened()
@@ -231,16 +232,38 @@ class TestTurns:
     def test_peers_are_admitted_in_turns(self) -> None:
         admission = Admission("own")
         crowd = self._crowd(admission)
-        assert self._end(admission, admission.admit_peers()) == crowd == admission.standing.keys()
+        assert self._end(admission, admission.admit_peers()) == crowd == admission.holdings.standing.keys()
 
     def test_who_loses_its_authority_stands_until_its_turn(self) -> None:
         admission = opened()
         crowd = self._crowd(admission)
         verdicts = admission.authorize(Authority(name="beta", limits=Limits(prefixes=0)))
-        assert 0 < len(admission.standing) < self.number
+        assert 0 < len(admission.holdings.standing) < self.number
         admission.put(Holder("beta", "n999"), None)
         assert self._end(admission, verdicts) == crowd - {Holder("beta", "n999")}
-        assert not admission.standing
+        assert not admission.holdings.standing
+
+    def test_a_clusters_nodes_go_in_turns_and_none_that_was_refused_stands(self) -> None:
+        admission = opened()
+        crowd = self._crowd(admission)
+        late = Holder("beta", "a0")
+        admission.put(late, node("10.1.0.0/24"))
+        admission.put(EVIL, node("10.1.0.0/24"))
+        verdicts = admission.drop("beta")
+        assert 0 < len(admission.holdings.standing) < self.number
+        assert self._end(admission, verdicts) == {*crowd, late, EVIL}
+        assert admission.holdings.standing.keys() == {EVIL}, "though the other one was there before it"
+
+    def test_a_node_that_comes_again_before_its_turn_to_go_stands(self) -> None:
+        admission = opened()
+        self._crowd(admission)
+        again = Holder("beta", "n999")
+        verdicts = admission.drop("beta")
+        assert again in {verdict.holder for verdict in admission.put(again, node("10.200.0.0/24"))}
+        admission.authorize(Authority(name="beta", allowed=(parse_prefix("10.0.0.0/8"),)))
+        self._end(admission, verdicts)
+        assert admission.holdings.standing.keys() == {again}
+        assert prefixes(admission, again) == {parse_prefix("10.200.0.0/24")}
 
     def test_thousands_that_wait_for_an_own_nodes_address_are_asked_in_turns_and_own_nodes_at_once(self) -> None:
         admission = opened()
@@ -251,12 +274,12 @@ class TestTurns:
         for number in range(3):
             admission.put(Holder("own", f"w{number}"), node("10.200.0.0/24", f"192.0.2.{number}"))
         verdicts = admission.put(OWN, None)
-        assert admission.standing.keys() == {Holder("own", "w0")}
+        assert admission.holdings.standing.keys() == {Holder("own", "w0")}
         admission.put(Holder("own", "w0"), None)
         assert admission.is_behind
-        assert admission.standing.keys() == {Holder("own", "w1")}, "while others wait for their turn, too"
+        assert admission.holdings.standing.keys() == {Holder("own", "w1")}, "while others wait for their turn, too"
         assert self._end(admission, verdicts) > set()
-        assert admission.standing.keys() == {Holder("own", "w1")}
+        assert admission.holdings.standing.keys() == {Holder("own", "w1")}
 
     def test_refused_nodes_take_room_and_give_it_back(self) -> None:
         admission = opened()
@@ -274,10 +297,10 @@ def test_what_is_free_goes_to_the_first_who_waits_and_the_others_are_not_even_as
         admission.put(holder, node(f"10.{number // 250 + 1}.{number % 250}.0/24", key=KEY))
     decided = 0
     for holder in holders:
-        assert holder in admission.standing
+        assert holder in admission.holdings.standing
         decided += len(admission.put(holder, None))
     assert decided == 2 * len(holders) - 1
-    assert not admission.standing
+    assert not admission.holdings.standing
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3), st.booleans()), max_size=30))
@@ -290,8 +313,8 @@ def test_nobody_waits_for_what_is_free(moves: list[tuple[int, int, bool]]) -> No
         admission.put(holder, found if comes else None)
         if comes:
             wanted[holder] = found
-    for holder in wanted.keys() - admission.standing.keys():
-        taken = [each for other in admission.standing for each in prefixes(admission, other)]
+    for holder in wanted.keys() - admission.holdings.standing.keys():
+        taken = [each for other in admission.holdings.standing for each in prefixes(admission, other)]
         assert any(overlaps(each, wanted[holder].pod_cidrs[0]) for each in taken)
 
 
@@ -305,7 +328,7 @@ def test_what_this_machine_lives_by_is_no_services_to_take(address: str, what: s
     mine = Place(single(parse("172.20.1.1")), "the etcd of own", lifeline=True, cluster="own")
     theirs = Place(single(parse("10.97.0.1")), "the etcd of evil", lifeline=True, cluster="evil")
     admission.stand_on(Ground([mine, theirs]))
-    said = admission.lives_at(parse(address))
+    said = admission.holdings.lives_at(parse(address))
     assert what in said
     assert bool(said) == bool(what)
 
@@ -322,6 +345,7 @@ _some_node = st.builds(
 _moves = st.one_of(
     st.tuples(st.just("put"), _holders, st.none() | _some_node),
     st.tuples(st.just("allow"), _holders, st.lists(_prefixes, max_size=2)),
+    st.tuples(st.just("drop"), _holders, st.none()),
     st.tuples(st.just("ground"), st.none(), st.lists(_places, max_size=2)),
     st.tuples(st.sampled_from(["serve", "unserve"]), st.none(), _places),
     st.tuples(st.just("restoring"), st.none(), st.booleans()),
@@ -335,14 +359,16 @@ def _do(admission: Admission, verb: str, holder: Holder, value: Any) -> None:
         case "allow":
             allowed = tuple(map(parse_prefix, value))
             admission.authorize(Authority(name=holder.cluster, allowed=allowed))
+        case "drop" if holder.cluster != admission.holdings.own:
+            admission.drop(holder.cluster)
         case "ground":
             admission.stand_on(Ground(Place(single(parse(ip)), "a gateway", lifeline=True) for ip in value))
         case "serve":
-            admission.serve(parse(value), ("n", "s"))
+            admission.holdings.serve(parse(value), ("n", "s"))
         case "unserve":
             admission.unserve(parse(value), ("n", "s"))
         case "restoring":
-            admission.restoring = value
+            admission.holdings.restoring = value
         case "turn":
             admission.go_on()
 
@@ -356,7 +382,7 @@ def test_in_turns_of_one_node_each_it_ends_as_in_one_go(script: list[Any]) -> No
             _do(admission, *move)
             while admission.is_behind:
                 admission.go_on()
-    assert slow.standing == at_once.standing
+    assert slow.holdings.standing == at_once.holdings.standing
 
 
 @given(st.lists(st.one_of(_moves, _moves, st.just(("turn", None, None))), max_size=40))
@@ -366,9 +392,9 @@ def test_whatever_happens_a_key_an_address_and_a_prefix_are_one_nodes(script: li
     admission.admit_peers()
     for move in script:
         _do(admission, *move)
-        for (one, had), (other, has) in combinations(admission.standing.items(), 2):
+        for (one, had), (other, has) in combinations(admission.holdings.standing.items(), 2):
             assert not had.key or had.key != has.key, (one, other)
             assert not any(overlaps(a, b) for a in had.claims for b in has.claims), (one, other)
-        for holder, had in admission.standing.items():
-            assert all(admission.claims.owner(prefix.address) == holder for prefix in had.claims)
+        for holder, had in admission.holdings.standing.items():
+            assert all(admission.holdings.claims.owner(prefix.address) == holder for prefix in had.claims)
             assert len(set(had.claims)) == len(had.claims)

@@ -13,7 +13,7 @@ from clustermesh.address import parse, parse_prefix
 from clustermesh.mesh import last_good
 from clustermesh.mesh.peers import restore
 from clustermesh.mesh.reader import Sink
-from clustermesh.mesh.state import View
+from clustermesh.mesh.view import View
 from clustermesh.model import ClusterConfig, Endpoint, Identity, Label, Port, Protocol, Service, Zone
 
 

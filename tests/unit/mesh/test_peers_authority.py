@@ -15,8 +15,9 @@ from clustermesh.mesh import last_good
 from clustermesh.mesh.authority import Authority
 from clustermesh.mesh.peer_files import PeerFile, encode_peer
 from clustermesh.mesh.peers import Peers
-from clustermesh.mesh.state import MeshState, View
+from clustermesh.mesh.state import MeshState
 from clustermesh.mesh.tables import peer_tables
+from clustermesh.mesh.view import View
 from clustermesh.model import Cluster, ClusterConfig, Endpoint, Node, NodeAddress
 
 CONFIG = ClusterConfig(id=2, max_connected_clusters=255)

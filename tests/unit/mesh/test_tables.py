@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from clustermesh.apiserver.resources import DATA, canary_keys
-from clustermesh.mesh.state import KINDS, View
 from clustermesh.mesh.tables import own_tables, peer_tables
+from clustermesh.mesh.view import KINDS, View
 from clustermesh.model import Cluster, ClusterConfig
 from clustermesh.wire import RESOURCES
 
