@@ -54,6 +54,6 @@ class AgentSink:
         return set() if kind == "stamps" else self._state.names(cluster, kind)
 
     def _touched(self, cluster: str, kind: str, name: Any, revision: int) -> None:
-        if revision and kind == "services":
+        if revision and kind == "services" and cluster != self._state.own:  # whose changes nobody stamps for us
             self.propagation.seen((cluster, name), revision)
         self.unsaved.add(cluster)

@@ -218,7 +218,7 @@ class Status:
             session.since,
             session.error or "; ".join(f"{what}: {why}" for what, why in reader.behind.items()),
             len(view.nodes),
-            len(view.local_services if reader.name == self._state.own else view.services),
+            len(view.own_names() if reader.name == self._state.own else view.services),
             len(view.endpoints),
             len(view.identities),
             len(self._state.refusals(reader.name)),

@@ -110,7 +110,9 @@ async def _work(
     node = await make_node()
     domains = Domains(options, state, propagation, node, open_targets(node.datapath, node.device, node.public_key))
     pods = Pods(options, domains.tunnels, domains.attached_pods)
-    record = AgentRecord(node=options.node, wireguard_public_key=node.public_key, boot_id=report.boot_id())
+    record = AgentRecord(
+        node=options.node, wireguard_public_key=node.public_key, boot_id=report.boot_id(), reads_shared=True
+    )
     registration = Registration(record)
     status = Status(options, state, domains, own, peers, sink, pods)
     status.rival = registration.rival

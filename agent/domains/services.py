@@ -58,7 +58,7 @@ class Services(Domain[tuple[str, str]]):
 
     def plan(self, item: tuple[str, str]) -> None:
         self._state.rule(item)
-        local = self._state.views[self._state.own].local_services.get(item)
+        local = self._state.own_service(item)
         entries = [] if local is None else resolve(local, self._state.remote_services(item))
         taken = {e.frontend.address: why for e in entries if (why := self._state.holdings.lives_at(e.frontend.address))}
         self.planner.update(item, [each for each in entries if each.frontend.address not in taken])

@@ -3,7 +3,8 @@
 That agent attaches its programs before it knows anything, so they must find their maps filled. What was asked through
 our programs and is answered later is shown by our readers, left beside its own until an agent of this version comes
 again (or `rm /sys/fs/bpf/clustermesh/links/late_*`). What it knew of the mesh and its peers are left to it as it would
-have left them (agent.older.last_good_v1). It knows no IPv6: services and tunnels for it end here.
+have left them (agent.older.last_good_v1), and the services of its own cluster where it looks for them
+(agent.older.own_services). It knows no IPv6: services and tunnels for it end here.
 
     systemctl stop clustermesh-agent && clustermesh node prepare-downgrade
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import socket
 import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Mapping
@@ -44,13 +46,16 @@ from agent.bpf.links import Point, attach_beside, detach_link, pin_name, pinned_
 from agent.bpf.loader import find_object
 from agent.bpf.programs import link_info, program_of_id
 from agent.bpf.syscalls import MapType, map_create, map_update_batch, object_get, object_pin
-from agent.older import last_good_v1, layout_v1
+from agent.older import last_good_v1, layout_v1, own_services
 from agent.targets.maps import MapTarget
 from agent.wireguard.device import NAME, Device, open_device
 from agent.wireguard.keys import generate
 from agent.wireguard.peer import Peer, sort_allowed_ips
 from clustermesh.address import is_ipv4
 from clustermesh.errors import ClusterMeshError, Refused, Unavailable
+from clustermesh.standalone.context import Context, load
+from clustermesh.store.client import EtcdClient
+from clustermesh.store.tls import Tls
 
 Entries = dict[bytes, bytes]
 
@@ -64,6 +69,8 @@ _ONE_BY_ONE: Final[Mapping[str, tuple[str, Callable[[bytes, bytes], tuple[bytes,
 def main(arguments: list[str] | None = None) -> None:
     """`clustermesh node prepare-downgrade`. Exit codes: 0 done, 1 failed."""
     parser = ArgumentParser(prog="clustermesh node prepare-downgrade", description=__doc__.splitlines()[0])
+    parser.add_argument("--context", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--node", default=socket.gethostname())
     parser.add_argument("--bpffs", type=Path, default=Path("/sys/fs/bpf"), metavar="DIR")
     parser.add_argument("--state-dir", type=Path, default=Path("/var/lib/clustermesh"), metavar="DIR")
     parser.add_argument("--run-dir", type=Path, default=Path("/run/clustermesh"), metavar="DIR")
@@ -72,13 +79,21 @@ def main(arguments: list[str] | None = None) -> None:
     pin_dir = options.bpffs / "clustermesh"
     try:
         with alone(options.run_dir, options.state_dir):
+            context = load(options.context)
+            asyncio.run(_ask_for_own_services(context, options.node))
             prepare(pin_dir)
-            last_good_v1.rewrite(options.state_dir / "clusters")
+            last_good_v1.rewrite(options.state_dir / "clusters", context.name)
             asyncio.run(_narrow_peers(options.device, options.state_dir))
     except (ClusterMeshError, OSError) as e:
         print(f"clustermesh node prepare-downgrade: {e}", file=sys.stderr)
         sys.exit(1)
     print(f"{pin_dir / layout_v1.VERSION} is filled: start the older agent now")
+
+
+async def _ask_for_own_services(context: Context, node: str) -> None:
+    tls = Tls(context.ca, context.certificate("local"), context.key("local"))
+    async with EtcdClient([context.endpoint], tls) as client:
+        await own_services.ask_for(client, context.name, node)
 
 
 def prepare(pin_dir: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 from msgspec import Struct
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
 from clustermesh.address import Address, Prefix, family_length, is_ipv4, parse, parse_prefix, prefix_text, text
 from clustermesh.mesh import last_good
@@ -30,13 +30,22 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 
-def rewrite(folder: Path) -> list[str]:
-    """Write the states kept in `folder` anew; returns the clusters. One that cannot be read stays. OSError."""
+def rewrite(folder: Path, own: str) -> list[str]:
+    """Write the states kept in `folder` anew; returns the clusters. One that cannot be read stays. OSError.
+
+    That agent knows of services of its `own` cluster only what is said to agents alone.
+    """
     kept = {path.stem: last_good.load(folder, path.stem) for path in sorted(folder.glob("*.state"))}
     found = {cluster: each for cluster, each in kept.items() if each is not None}
     for cluster, each in found.items():
-        last_good.save(folder, cluster, encode(each.config, each.view))
+        view = _with_own_services(each.view) if cluster == own else each.view
+        last_good.save(folder, cluster, encode(each.config, view))
     return list(found)
+
+
+def _with_own_services(view: View) -> View:
+    known = {name: each for name in view.own_names() if (each := view.own_service(name)) is not None}
+    return replace(view, services={}, local_services=known)
 
 
 class _View(Struct, kw_only=True):

@@ -54,7 +54,8 @@ class Publisher:
     `inherited` answers whether a key is from before this process and not written by it yet: such a service does not
     lose all its backends until `believe` is called, because the manifest that has them may be one that cannot be read
     just now. `last_good` answers what is to be at a key so far: what cannot be written now does not take away what was
-    there. Without own agents `of_agents` is False, and nothing is published for them alone.
+    there. Without own agents `of_agents` is False, and nothing is published for them alone. With them a service has a
+    key of its own for them where Cilium's does not say all, or a Node's agent has said that it reads no other.
     """
 
     def __init__(
@@ -72,6 +73,8 @@ class Publisher:
         self._records: dict[str, AgentRecord] = {}
         self._adopted: dict[str, AgentRecord] = {}
         self._unsaid: set[str] = set()  # nodes whose record is not in etcd any more
+        self._older: set[str] = set()  # nodes whose agent reads no services but those that are for agents alone
+        self._serves_older = False
         self._encrypted: dict[str, bool] = {}
         self._labels: dict[Address, Labels] = {}
         self._on_node: dict[str, set[Address]] = {}
@@ -82,11 +85,15 @@ class Publisher:
     def apply(self, snapshot: Snapshot, change: Change, now: int) -> Updates:
         """What etcd should hold for the entries of `snapshot` that `change` names."""
         updates = Updates()
+        services = change.services
+        if self._serves_older == snapshot.nodes.keys().isdisjoint(self._older):
+            self._serves_older = not self._serves_older
+            services = {**dict.fromkeys(snapshot.services, now), **services}
         self._put_identities(snapshot, sorted(change.identities), updates)
         ips = dict.fromkeys(sorted(change.endpoints))
         ips |= dict.fromkeys(self._put_nodes(snapshot, sorted(change.nodes), updates))
         self._put_endpoints(snapshot, ips, updates, now)
-        for name, observed in change.services.items():
+        for name, observed in services.items():
             service = snapshot.services.get(name)
             self._doubted.pop(name, None)
             if service and not service.service.backends and self._is_inherited(name):
@@ -118,6 +125,7 @@ class Publisher:
             self._forget_records({node} - snapshot.nodes.keys())
             return Updates()
         self._records[node] = record
+        (self._older.discard if record.reads_shared else self._older.add)(node)
         self._unsaid.discard(node)
         return self.apply(snapshot, Change(nodes=frozenset([node])), now) if known else Updates()
 
@@ -162,6 +170,7 @@ class Publisher:
             del self._adopted[name]
         for name in gone & self._unsaid:
             self._unsaid.discard(name)
+            self._older.discard(name)
             self._records.pop(name, None)
 
     def _merge_record(self, node: Node | None) -> Node | None:
@@ -246,17 +255,19 @@ class Publisher:
         )
 
     def _put_service(self, name: Name, service: LocalService | None, observed: int, updates: Updates) -> None:
-        if self.of_agents:
-            self._add(updates, LOCAL_SERVICES, keys.local_service_key(*name), local.encode_service, service)
-        shared = None
-        if service is not None and service.is_global and service.service.shared:
-            # No zones: Cilium 1.18 writes none, and older readers know none. Our own nodes get them above.
-            shared = replace(service.service, zones={}) if service.service.zones else service.service
+        if service is not None and service.service.zones:
+            # Cilium 1.18 writes none, older readers know none, and nobody here acts on them.
+            service = replace(service, service=replace(service.service, zones={}))
         key = keys.service_key(self._cluster.name, *name)
         before = self._last_good(key)
-        value = self._add(updates, SERVICES, key, wire_service.encode, shared)
+        told = None if service is None else local.shared(service)
+        value = self._add(updates, SERVICES, key, wire_service.encode, told)
         if value is not None and value != before:
             updates.observed[key] = observed
+        if self.of_agents:
+            suffices = service is not None and local.is_told(service) and key not in self.problems
+            more = None if suffices and not self._serves_older else service
+            self._add(updates, LOCAL_SERVICES, keys.local_service_key(*name), local.encode_service, more)
 
     def _add(
         self, updates: Updates, kind: str, key: bytes, encode: Callable[[T], bytes], entry: T | None

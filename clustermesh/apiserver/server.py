@@ -167,7 +167,7 @@ class ApiServer:
 
     def _take_charge(self) -> None:
         """Go on where another one left off, with what the source has told so far."""
-        if not self.ledger[NODES].found():
+        if self.source.has_agents and not self.ledger[NODES].found():
             self.agents.expect(self.timing.records, self.writer.wake)
         adopt_identities(self.allocator, self.ledger[IDENTITIES].found(), self.cluster, time.time_ns())
         adopt_keys(self.publisher, self.ledger[NODES].found(), self.cluster)
@@ -278,10 +278,14 @@ class ApiServer:
         return [name for name in sorted(nodes) if not self.publisher.encrypts(name)]
 
     def _want_canaries(self) -> bool:
-        """Each once per process; after that the same text is put back wherever it gets lost. True for all of them."""
-        canaries, nodes = self.ledger[CANARIES], keys.canary_key(self.cluster.name, "nodes")
+        """Each once per process; after that the same text is put back wherever it gets lost. True for all of them.
+
+        What agents say changes nodes, and services for agents alone: those wait for what agents are expected to say.
+        """
+        canaries = self.ledger[CANARIES]
         missing = {key for key in canary_keys(self.cluster) if key not in canaries.tracker.desired}
-        waiting = {nodes} & missing if self._keyless() else set()
+        unsaid = {keys.canary_key(self.cluster.name, "nodes"), keys.LOCAL_SERVICES_SYNCED}
+        waiting = unsaid & missing if self._keyless() else set()
         for key in missing - waiting:
             canaries.want(key, canaries.held(key) or time_text())
             self._join_beat(key)

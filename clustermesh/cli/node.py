@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import click
 
 from clustermesh.agent_socket import DEFAULT_SOCKET, ask
-from clustermesh.cli import FAILED, output_option, printable
+from clustermesh.cli import FAILED, context_option, output_option, printable
 from clustermesh.cli.table import print_json, print_table
 
 _socket = click.option(
@@ -212,6 +213,8 @@ def map_diff(ctx: click.Context, socket: Path, output: str) -> None:
 
 
 @command.command("prepare-downgrade")
+@context_option
+@click.option("--node", default=socket.gethostname, help="This node's name in its cluster (default: the host name).")
 @click.option("--bpffs", type=click.Path(path_type=Path), default=Path("/sys/fs/bpf"), show_default=True, metavar="DIR")
 @click.option(
     "--state-dir",
@@ -224,15 +227,17 @@ def map_diff(ctx: click.Context, socket: Path, output: str) -> None:
     "--run-dir", type=click.Path(path_type=Path), default=Path("/run/clustermesh"), show_default=True, metavar="DIR"
 )
 @click.option("--device", default="cm-wg0", show_default=True, help="The WireGuard device.")
-def prepare_downgrade(bpffs: Path, state_dir: Path, run_dir: Path, device: str) -> None:
-    """Fill the maps of the layout before this one and write down what is known as it was done then, for an older
-    agent to be started next. This one must be stopped.
+def prepare_downgrade(context: Path, node: str, bpffs: Path, state_dir: Path, run_dir: Path, device: str) -> None:
+    """Fill the maps of the layout before this one, write down what is known as it was done then, and have the API
+    server write the own services where it was done then, for an older agent to be started next. This one must be
+    stopped.
 
     \b
     Example:
       systemctl stop clustermesh-agent && clustermesh node prepare-downgrade
     """
-    given = ["--bpffs", str(bpffs), "--state-dir", str(state_dir), "--run-dir", str(run_dir), "--device", device]
+    given = ["--context", str(context), "--node", node, "--bpffs", str(bpffs), "--state-dir", str(state_dir)]
+    given += ["--run-dir", str(run_dir), "--device", device]
     os.execv(sys.executable, [sys.executable, "-P", "-m", "agent.older.downgrade", *given])
 
 

@@ -14,6 +14,7 @@ The rules:
    heartbeat has not vanished since) or has been beating for `settle` seconds: one that comes back beats first and
    writes its entries after. What vanishes since then, by a deletion or from a list, is believed if heartbeat and canary
    did not vanish before or with it (somebody deleted all keys). That one reads in etcd: each watch has its own time.
+   So it does whether an entry has moved to the twin of its table.
 6. A heartbeat or a canary that vanishes makes the cluster stale. What vanished otherwise (leases end, an etcd is being
    filled, a watch tells of old times) is kept. Once the writer is proven its table is listed again, and that list is
    believed.
@@ -93,6 +94,7 @@ class ReaderBrain:
         self._canaries: dict[bytes, Canary | None] = {}  # None for one that is not there
         self._writer = Writer(terms, 0.0)
         self._attesting = False
+        self._sought = frozenset[bytes]()  # in twins of tables, by the question under way
         self._attempted = self._recheck = 0.0
         self._delay = _FIRST_DELAY
         self._made_up = -RELIST
@@ -290,7 +292,8 @@ class ReaderBrain:
         if self._attesting or not any(each.gone for each in self._tables.values()):
             return ()
         self._attesting = True
-        return [messages.Attest((keys.HEARTBEAT, *self._canaries))]
+        self._sought = self._seek()
+        return [messages.Attest((keys.HEARTBEAT, *self._canaries, *sorted(self._sought)))]
 
     def _hear_witnesses(self, event: messages.Attested, now: float) -> Iterable[Command]:
         self._attesting = False
@@ -300,11 +303,15 @@ class ReaderBrain:
         for reading in (each for each in self._tables.values() if each.gone):
             if self._proof(reading.table, now) is None or not event.created.keys() >= reading.witnesses:
                 reading.doubt()  # that a witness is not there, its own watch is about to tell
-            else:
-                commands += reading.settle(event.created, event.revision)
+            elif reading.table.twin is None or not commands:  # else what its twin holds may be about to go
+                commands += reading.settle(event.created, event.revision, self._sought)
                 if reading.doubted:
                     self._lose_heartbeat(now)
-        return [*commands, *(self._attest() if commands else ())]
+        return [*commands, *(self._attest() if commands or self._seek() - self._sought else ())]
+
+    def _seek(self) -> frozenset[bytes]:
+        """Where in twins of tables what has vanished may be."""
+        return frozenset(key for each in self._tables.values() for key in each.sought())
 
     def _believe(self, now: float) -> Iterable[Command]:
         """List again the tables of which something is kept that vanished, where there is proof by now."""

@@ -19,6 +19,7 @@ from clustermesh.wire import keys
 
 MOST_NAMED: Final = 2_000  # of a table: a peer full of garbage must not fill this node's memory
 MOST_SETTLED: Final = 2_000  # of what vanished: some 3 ms
+MOST_SOUGHT: Final = 20  # of what may be in a twin; etcd answers for a hundred keys or so at once
 _SHOWN: Final = 200  # characters of a refused key: it may have a million, and goes into status
 
 
@@ -79,14 +80,29 @@ class Reading:
                 commands += self._put(event.kv, 0)
         return commands if item.more else commands + self._end_list(item.revision, proof)
 
-    def settle(self, created: Mapping[bytes, int], revision: int) -> list[Command]:
+    def sought(self) -> list[bytes]:
+        """Where what has vanished may stand by now, here or in the twin: of MOST_SOUGHT at once."""
+        if (twin := self.table.twin) is None:
+            return []
+        held = self._held(twin.kind)
+        return [key for name in islice(self.gone, MOST_SOUGHT) if name not in held for key in twin.keys_of(name)]
+
+    def _has_moved(self, name: Any, created: Mapping[bytes, int], sought: Set[bytes]) -> bool:
+        """Whether `name` is, or may be, somewhere, and nothing was heard of it there."""
+        twin = self.table.twin
+        if twin is None or name in self._held(twin.kind):
+            return False
+        return any(key in created or key not in sought for key in twin.keys_of(name))
+
+    def settle(self, created: Mapping[bytes, int], revision: int, sought: Set[bytes] = frozenset()) -> list[Command]:
         """What vanished until `revision` is believed where heartbeat and canary, which are there, had been `created`
-        before, or the canary after the heartbeat, by a writer that had all there. MOST_SETTLED at once."""
+        before, or the canary after the heartbeat, by a writer that had all there. MOST_SETTLED at once. What is in the
+        twin, for which the keys `sought` were asked, has not vanished."""
         heartbeat = created[keys.HEARTBEAT]
         canary = 0 if self.table.canary is None else created[self.table.canary]
         commands = list[Command]()
         for name, vanished in list(islice(self.gone.items(), MOST_SETTLED)):
-            if vanished.at > revision:
+            if vanished.at > revision or self._has_moved(name, created, sought):
                 continue
             del self.gone[name]
             if (heartbeat <= vanished.since or heartbeat < canary) and canary <= vanished.at:

@@ -26,6 +26,7 @@ from clustermesh.mesh.refusals import Reason, Refusal, Refusals
 from clustermesh.mesh.rulings import Rulings
 from clustermesh.mesh.view import KINDS, ServiceName, View
 from clustermesh.model import Endpoint, LocalService, Node, Service
+from clustermesh.wire.local import from_shared
 
 
 class MeshState:
@@ -87,8 +88,8 @@ class MeshState:
         self.withheld.discard(cluster)
         self._dirty_addresses.update(name for name in view.endpoints if not isinstance(name, Prefix))
         self._dirty_services.update(view.services)
-        for name, local in view.local_services.items():
-            self._local_service_changed(cluster, name, local, None)
+        for name in view.own_names() if cluster == self.own else ():
+            self._own_service_changed(name, view.own_service(name), None)
         self._settle(self._admission.drop(cluster))
         if cluster == self.own:
             self._view(cluster)
@@ -252,6 +253,10 @@ class MeshState:
         """The service `name` that `cluster` has, without backends that are not its to name."""
         return self._rulings[cluster].service(name)
 
+    def own_service(self, name: ServiceName) -> LocalService | None:
+        """The service `name` of the own cluster."""
+        return self.views[self.own].own_service(name)
+
     def remote_services(self, name: ServiceName) -> list[Service]:
         """The service `name` as every other cluster in use has it, without backends that are not theirs to name."""
         return [
@@ -291,12 +296,20 @@ class MeshState:
             self._dirty_addresses.add(name)
 
     def _service_changed(self, cluster: str, name: ServiceName, before: Service | None, value: Service | None) -> None:
+        if cluster == self.own:
+            if name not in self.views[cluster].local_services:
+                self._own_service_changed(name, from_shared(before), from_shared(value))
+            return
         self._rulings[cluster].take_service(name, before, value)
         self._dirty_services.add(name)
 
     def _local_service_changed(
         self, cluster: str, name: ServiceName, before: LocalService | None, value: LocalService | None
     ) -> None:
+        told = from_shared(self._view(cluster).services.get(name))
+        self._own_service_changed(name, before or told, value or told)
+
+    def _own_service_changed(self, name: ServiceName, before: LocalService | None, value: LocalService | None) -> None:
         had, has = (set() if each is None else each.service.frontends.keys() for each in (before, value))
         for address in had - has:
             self._settle(self._admission.unserve(address, name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Any
 
 from msgspec import Struct, field
@@ -9,6 +10,7 @@ from msgspec import Struct, field
 from clustermesh.address import Address, Prefix
 from clustermesh.model import Endpoint, Identity, LocalService, Node, Service
 from clustermesh.wire import RESOURCES
+from clustermesh.wire.local import from_shared
 
 ServiceName = tuple[str, str]
 
@@ -28,3 +30,11 @@ class View(Struct, kw_only=True):
         """The table named `kind`: nodes, identities, endpoints, services or local_services."""
         table: dict[Any, Any] = getattr(self, kind)
         return table
+
+    def own_names(self) -> Set[ServiceName]:
+        """The services of the own cluster: those told to all, and those told to its agents alone."""
+        return self.services.keys() | self.local_services.keys()
+
+    def own_service(self, name: ServiceName) -> LocalService | None:
+        """One of them: as agents alone are told, else as all are."""
+        return self.local_services.get(name) or from_shared(self.services.get(name))

@@ -194,6 +194,7 @@ _TABLE: Final = (
         decode=decode_service,
         published=True,
         of_peers=True,
+        of_own=True,
     ),
     Resource(
         name=kinds.SERVICE_EXPORTS,

@@ -1,4 +1,8 @@
-"""This project's own values, under clustermesh/v1/: the own cluster's services, its agents' keys, times of changes."""
+"""This project's own values, under clustermesh/v1/: the own cluster's services, its agents' keys, times of changes.
+
+An own service that Cilium's key describes in full has no key here: `shared` is what stands there, `from_shared` what an
+agent makes of it, and `is_told` whether the two are one another's inverse.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from clustermesh.errors import Invalid
-from clustermesh.model import Affinity, AgentRecord, LocalService, Stamp
+from clustermesh.model import Affinity, AgentRecord, LocalService, Service, Stamp
 from clustermesh.wire import go_json, service
 from clustermesh.wire.decoding import decodes
 from clustermesh.wire.keys import check_name
@@ -28,6 +32,7 @@ class _AgentRecord(Struct, frozen=True, gc=False):
     node: str
     wireguard_public_key: str = field(name="wireguardPublicKey")
     boot_id: str = field(name="bootID", default="")
+    reads_shared: bool = field(name="readsShared", default=False)
 
 
 class _Stamps(Struct, frozen=True, gc=False):
@@ -52,17 +57,37 @@ def decode_service(data: bytes) -> LocalService:
     return LocalService(service=service.from_wire(wire.service), is_global=wire.is_global, affinity=wire.affinity)
 
 
+def shared(local: LocalService) -> Service | None:
+    """What other clusters are told of `local`; None where they are told nothing."""
+    return local.service if local.is_global and local.service.shared else None
+
+
+def from_shared(service: Service | None) -> LocalService | None:
+    """The own service that Cilium's key says `service` of; one that is not shared is as good as absent."""
+    return LocalService(service=service, is_global=True) if service is not None and service.shared else None
+
+
+def is_told(local: LocalService) -> bool:
+    """Whether `shared` says all there is to say of `local`, and `from_shared` gives it back."""
+    return shared(local) is not None and local.affinity is Affinity.NONE
+
+
 def encode_agent(record: AgentRecord) -> bytes:
     """JSON; Invalid unless node and key are what they must be."""
     _check_agent(record)
-    return go_json.encode(_AgentRecord(record.node, record.wireguard_public_key, record.boot_id))
+    return go_json.encode(_AgentRecord(record.node, record.wireguard_public_key, record.boot_id, record.reads_shared))
 
 
 @decodes("agent record")
 def decode_agent(data: bytes) -> AgentRecord:
     """Raises DecodeError."""
     wire = _AGENTS.decode(data)
-    record = AgentRecord(node=wire.node, wireguard_public_key=wire.wireguard_public_key, boot_id=wire.boot_id)
+    record = AgentRecord(
+        node=wire.node,
+        wireguard_public_key=wire.wireguard_public_key,
+        boot_id=wire.boot_id,
+        reads_shared=wire.reads_shared,
+    )
     _check_agent(record)
     return record
 

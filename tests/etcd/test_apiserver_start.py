@@ -39,7 +39,7 @@ async def test_config_and_heartbeat_come_first_and_canaries_last(bed: Bed) -> No
         data = found.keys() - about - canaries
         assert {key for key, kv in found.items() if kv.lease == 0} == {keys.CHANGED_SERVICES}
         assert len(canaries) == 6
-        assert len(data) == 3 + 1 + 20 + 20
+        assert len(data) == 2 + 1 + 20 + 20
         assert max(found[key].mod_revision for key in about) < min(found[key].mod_revision for key in data)
         assert max(found[key].mod_revision for key in data) < min(found[key].mod_revision for key in canaries)
         assert found[CART].mod_revision == found[keys.CHANGED_SERVICES].mod_revision, "one transaction"

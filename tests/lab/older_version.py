@@ -45,7 +45,8 @@ async def downgrade(lab: Lab, node: str, older: Path) -> None:
     await _stop(lab, node)
     kept = (await lab.run(node, "ls", "/var/lib/clustermesh/clusters")).split()
     assert {f"{cluster.name}.state" for cluster in lab.plan.clusters} <= set(kept)
-    await lab.run(node, str(machine.bin_folder() / "clustermesh"), "node", "prepare-downgrade")
+    given = "--context", str(lab.plan.context(node.partition("-")[0])), "--node", node
+    await lab.run(node, str(machine.bin_folder() / "clustermesh"), "node", "prepare-downgrade", *given)
     command = ["env", f"PYTHONPATH={older}", sys.executable, "-P", "-m", "agent"]
     await _start(lab, node, command, "v1")
 

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 from fake_wireguard import FakeDevice
+from msgspec.structs import replace
 
 from agent import api
 from agent.older import downgrade, last_good_v1
@@ -17,7 +18,17 @@ from agent.wireguard.peer import Peer, sort_allowed_ips
 from clustermesh.address import parse, parse_prefix
 from clustermesh.mesh import last_good
 from clustermesh.mesh.view import View
-from clustermesh.model import ClusterConfig, Endpoint, LocalService, Node, NodeAddress, Port, Protocol, Service
+from clustermesh.model import (
+    Affinity,
+    ClusterConfig,
+    Endpoint,
+    LocalService,
+    Node,
+    NodeAddress,
+    Port,
+    Protocol,
+    Service,
+)
 
 _PORTS = {"": Port(protocol=Protocol.UDP, port=53)}
 _SERVICE = Service(
@@ -80,7 +91,7 @@ Tables = dict[str, msgspec.Raw]
 def rewritten(folder: Path, table: str, keys: type = str) -> Any:
     """A table of the state as it is on disk after the downgrade was prepared."""
     last_good.save(folder, "beta", last_good.encode(ClusterConfig(id=2), _VIEW))
-    assert last_good_v1.rewrite(folder) == ["beta"]
+    assert last_good_v1.rewrite(folder, "alpha") == ["beta"]
     kept = msgspec.msgpack.decode((folder / "beta.state").read_bytes(), type=Tables)
     assert msgspec.msgpack.decode(kept["format"]) == last_good_v1.FORMAT
     return msgspec.msgpack.decode(msgspec.msgpack.decode(kept["view"], type=Tables)[table], type=dict[keys, Any])  # type: ignore[valid-type]
@@ -105,15 +116,32 @@ def test_services_and_endpoints_are_written_by_the_text_of_their_addresses(tmp_p
     assert endpoints["10.3.0.0/24"]["prefix_length"] == 24
 
 
+def test_own_services_are_all_among_those_for_agents_alone(tmp_path: Path) -> None:
+    private = LocalService(service=replace(_SERVICE, name="private"), affinity=Affinity.LOCAL)
+    unshared = replace(_SERVICE, name="unshared", shared=False)
+    told = {("n", "s"): _SERVICE, ("n", "private"): _SERVICE, ("n", "unshared"): unshared}
+    view = View(services=told, local_services={("n", "private"): private})
+    last_good.save(tmp_path, "beta", last_good.encode(ClusterConfig(id=2), view))
+    assert last_good_v1.rewrite(tmp_path, "beta") == ["beta"]
+    found = last_good_v1.decode((tmp_path / "beta.state").read_bytes())
+    assert found is not None
+    assert found[1].services == {}
+    assert found[1].local_services == {
+        ("n", "s"): LocalService(service=_SERVICE, is_global=True),
+        ("n", "private"): private,
+    }
+
+
 def test_a_state_that_cannot_be_read_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "beta.state").write_bytes(b"garbage")
-    assert last_good_v1.rewrite(tmp_path) == []
+    assert last_good_v1.rewrite(tmp_path, "beta") == []
     assert (tmp_path / "beta.state").read_bytes() == b"garbage"
 
 
 def test_it_is_refused_while_an_agent_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = ["--context", "--bpffs", "--state-dir", "--run-dir"]
     with api.alone(tmp_path, tmp_path), pytest.raises(SystemExit) as ended:
-        downgrade.main(["--bpffs", str(tmp_path), "--state-dir", str(tmp_path), "--run-dir", str(tmp_path)])
+        downgrade.main([each for option in folders for each in (option, str(tmp_path))])
     assert ended.value.code == 1
     assert "agent.lock: stop it first" in capsys.readouterr().err
 

@@ -11,11 +11,10 @@ import pytest
 import yaml
 from msgspec.structs import replace
 
-from clustermesh.address import parse
 from clustermesh.apiserver.identities import Allocator
 from clustermesh.apiserver.publish import publish
 from clustermesh.apiserver.resources import canary_keys, config_value
-from clustermesh.model import AgentRecord, Cluster
+from clustermesh.model import Affinity, AgentRecord, Cluster
 from clustermesh.sources.decoding import decode_json, ref_of
 from clustermesh.sources.objects import KINDS, Object, Ref, Service
 from clustermesh.sources.table import ObjectTable, read_manifest
@@ -44,7 +43,7 @@ def published(objects: Mapping[Ref, Object]) -> dict[str, dict[bytes, bytes | No
     assert faults == []
     allocator = Allocator(ALPHA)
     allocator.adopt(identity.decode(GOLDEN["cilium/state/identities/v1/id/65999"].encode(), 65999), now=0)
-    record = AgentRecord(node="n1", wireguard_public_key=KEY)
+    record = AgentRecord(node="n1", wireguard_public_key=KEY, reads_shared=True)
     return publish(ALPHA, snapshot, allocator, {"n1": record}, now=5)
 
 
@@ -83,8 +82,11 @@ def test_the_config_and_the_canaries_are_the_recorded_ones() -> None:
     assert canaries == {key for key in GOLDEN if key.startswith("cilium/synced/")}
 
 
-def test_beside_them_stand_the_local_services_with_their_zones() -> None:
-    found = published(in_plain_kubernetes())
-    value = found[LOCAL_SERVICES][keys.local_service_key("default", "cart")]
-    assert value is not None
-    assert local.decode_service(value).service.zones[parse("10.1.0.5")].zone == "z1"
+def test_beside_them_stands_nothing_for_own_agents_but_what_no_recorded_key_says() -> None:
+    entries = published(in_plain_kubernetes())[LOCAL_SERVICES]
+    own = {key: local.decode_service(value) for key, value in entries.items() if value is not None}
+    assert own.keys() <= entries.keys()
+    for key, found in own.items():
+        name = keys.parse_local_service(key)
+        recorded = GOLDEN.get(keys.service_key("alpha", *name).decode())
+        assert recorded is None or found.affinity is not Affinity.NONE, name

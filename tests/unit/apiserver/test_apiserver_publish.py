@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from clustermesh.address import parse
 from clustermesh.apiserver import publish as module
 from clustermesh.apiserver.identities import Allocator
 from clustermesh.apiserver.publish import Publisher, Updates
 from clustermesh.apiserver.publish import publish as publish_all
+from clustermesh.mesh.state import MeshState
+from clustermesh.mesh.tables import own_tables
 from clustermesh.model import (
+    Affinity,
     AgentRecord,
     Cluster,
+    ClusterConfig,
     Endpoint,
     Identity,
     Label,
@@ -24,6 +30,7 @@ from clustermesh.model import (
     Port,
     Protocol,
     Service,
+    Zone,
 )
 from clustermesh.sources.pods import PodEndpoint
 from clustermesh.sources.snapshot import Change, Snapshot
@@ -84,16 +91,85 @@ def publisher(etcd: Etcd, grace: int = 100) -> Publisher:
     return Publisher(ALPHA, Allocator(ALPHA, grace), last_good=etcd.get)
 
 
-def test_a_service_is_shared_only_if_global_and_shared_but_local_always() -> None:
-    for each, is_published in (
-        (service("10.1.0.5"), True),
-        (service("10.1.0.5", shared=False), False),
-        (service("10.1.0.5", is_global=False), False),
-    ):
-        etcd = Etcd()
-        etcd.take(publisher(etcd).apply(Snapshot(services={CART: each}), Change(services={CART: 7}), now=9))
-        assert (keys.service_key("alpha", *CART) in etcd) == is_published
-        assert local.decode_service(etcd[keys.local_service_key(*CART)]) == each
+_ZONES = {parse("10.1.0.5"): Zone(zone="z1")}
+
+
+@pytest.mark.parametrize(
+    ("each", "is_shared", "is_own"),
+    [
+        (service("10.1.0.5"), True, False),
+        (replace(service(), service=replace(service("10.1.0.5").service, zones=_ZONES)), True, False),
+        (service("10.1.0.5", shared=False), False, True),
+        (service("10.1.0.5", is_global=False), False, True),
+        (replace(service("10.1.0.5"), affinity=Affinity.LOCAL), True, True),
+    ],
+)
+def test_what_peers_are_told_of_a_service_is_told_to_own_agents_only_where_there_is_more(
+    each: LocalService, is_shared: bool, is_own: bool
+) -> None:
+    etcd = Etcd()
+    etcd.take(publisher(etcd).apply(Snapshot(services={CART: each}), Change(services={CART: 7}), now=9))
+    assert (keys.service_key("alpha", *CART) in etcd, keys.local_service_key(*CART) in etcd) == (is_shared, is_own)
+
+
+_LOCAL = st.builds(
+    lambda ips, zoned, shared, is_global, affinity: LocalService(
+        service=replace(service(*ips, shared=shared).service, zones=_ZONES if zoned else {}),
+        is_global=is_global,
+        affinity=affinity,
+    ),
+    st.lists(st.sampled_from(["10.1.0.5", "10.1.0.6", "fd00::7"]), unique=True),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(Affinity),
+)
+
+
+@given(_LOCAL)
+def test_an_agent_reads_from_both_places_what_it_would_read_if_each_service_had_a_key_of_its_own(
+    each: LocalService,
+) -> None:
+    def read(record: AgentRecord) -> LocalService | None:
+        etcd, snapshot = Etcd(), Snapshot(nodes={"n1": machine()}, services={CART: each})
+        publishing = publisher(etcd)
+        etcd.take(publishing.take_record(snapshot, "n1", record, now=1))
+        etcd.take(publishing.apply(snapshot, Change(services={CART: 1}), now=2))
+        state = MeshState("alpha")
+        for table in own_tables("alpha", ClusterConfig(id=1)):
+            for key, value in etcd.items():
+                if key.startswith(table.prefix) and (table.kind == "local_services" or record.reads_shared):
+                    state.put("alpha", table.kind, table.name_of(key), table.decode(key, value, ALPHA))
+        return state.own_service(CART)
+
+    assert read(replace(RECORD, reads_shared=True)) == read(RECORD) is not None
+
+
+def test_while_a_node_has_an_older_agent_every_service_has_a_key_for_it() -> None:
+    etcd, snapshot = (
+        Etcd(),
+        Snapshot(services={CART: service("10.1.0.5")}, nodes={"n1": machine(), "n2": machine("n2")}),
+    )
+    publishing, own = publisher(etcd), keys.local_service_key(*CART)
+    newer, older = (replace(RECORD, node="n2", reads_shared=each) for each in (True, False))
+    etcd.take(publishing.apply(snapshot, Change(services={CART: 1}, nodes=frozenset(snapshot.nodes)), now=1))
+    etcd.take(publishing.take_record(snapshot, "n1", replace(RECORD, reads_shared=True), now=2))
+    assert own not in etcd
+    etcd.take(publishing.take_record(snapshot, "n2", older, now=3))
+    assert local.decode_service(etcd[own]) == snapshot.services[CART]
+    etcd.take(publishing.take_record(snapshot, "n2", newer, now=4))
+    assert own not in etcd
+    etcd.take(publishing.take_record(snapshot, "n2", older, now=5))
+    etcd.take(publishing.take_record(snapshot, "n2", None, now=6))
+    assert own in etcd, "its record is lost, its agent is there"
+    del snapshot.nodes["n2"]
+    etcd.take(publishing.apply(snapshot, Change(nodes=frozenset(["n2"])), now=7))
+    assert own not in etcd
+    snapshot.nodes["n3"] = machine("n3")
+    etcd.take(publishing.take_record(Snapshot(), "n3", replace(older, node="n3"), now=8))
+    assert own not in etcd
+    etcd.take(publishing.apply(snapshot, Change(nodes=frozenset(["n3"])), now=9))
+    assert own in etcd
 
 
 def test_unsharing_a_service_removes_it() -> None:
@@ -208,7 +284,7 @@ def test_what_cannot_be_written_any_more_is_kept_as_it_was_and_is_a_problem() ->
     etcd.take(publishing.apply(snapshot, Change(services={CART: 3}), now=4))
     assert etcd == before
     assert sorted(publishing.problems) == [keys.service_key("alpha", *CART), keys.local_service_key(*CART)]
-    assert publishing.problems[keys.local_service_key(*CART)].endswith("; kept as it was")
+    assert publishing.problems[keys.service_key("alpha", *CART)].endswith("; kept as it was")
     del snapshot.services[CART]
     etcd.take(publishing.apply(snapshot, Change(services={CART: 5}), now=6))
     assert (etcd, publishing.problems) == ({}, {})

@@ -246,6 +246,35 @@ class TestGround:
         state.remove("own", "local_services", ("n", "s"))
         assert admitted(state) == [("beta", "b1")]
 
+    def test_an_own_service_is_what_agents_alone_are_told_else_what_all_are(self) -> None:
+        state, name = opened(), ("n", "s")
+        told, more = service("own", frontend="10.2.0.1"), LocalService(service=service("own", frontend="10.2.0.2"))
+        state.put("own", "services", name, told)
+        assert state.own_service(name) == LocalService(service=told, is_global=True)
+        assert state.remote_services(name) == []
+        state.put("own", "local_services", name, more)
+        assert state.own_service(name) == more
+        state.remove("own", "services", name)
+        assert state.own_service(name) == more
+        state.put("own", "services", name, told)
+        state.take_services()
+        state.remove("own", "local_services", name)
+        assert (state.own_service(name), state.take_services()) == (LocalService(service=told, is_global=True), {name})
+        state.put("own", "services", name, replace(told, shared=False))
+        assert (state.own_service(name), state.take_services()) == (None, {name})
+
+    @pytest.mark.parametrize("kinds", [["services"], ["local_services"], ["services", "local_services"]])
+    def test_where_an_own_service_is_told_no_peer_has_pods_until_it_is_told_nowhere(self, kinds: list[str]) -> None:
+        state, name, told = opened(), ("n", "s"), service("own", frontend="10.2.0.1")
+        values = {"services": told, "local_services": LocalService(service=told)}
+        for kind in kinds:
+            state.put("own", kind, name, values[kind])
+        state.put("beta", "nodes", "b1", node("beta", "b1", "10.2.0.0/24", "192.0.2.2"))
+        for kind in kinds:
+            assert admitted(state) == []
+            state.remove("own", kind, name)
+        assert admitted(state) == [("beta", "b1")]
+
 
 class TestEndpoints:
     def test_one_in_a_pod_cidr_or_at_a_node_address_of_its_cluster_is_used(self) -> None:
@@ -739,7 +768,8 @@ def _do(state: MeshState, cluster: str, kind: str, name: Any, value: Any) -> Non
     elif kind == "endpoints":
         state.put(cluster, kind, name, Endpoint(ip=name, identity=value))
     elif kind == "services":
-        state.put(cluster, kind, name, service(cluster, *value))
+        frontend = value[0] if cluster == "own" and value else "10.97.0.1"
+        state.put(cluster, kind, name, service(cluster, *value, frontend=frontend))
     elif cluster == "own":
         state.put(cluster, kind, name, LocalService(service=service(cluster, frontend=value)))
 
@@ -767,6 +797,7 @@ def test_whatever_happens_what_is_used_is_what_looking_at_everything_finds(scrip
     addresses = [parse(ip) for ip in ("10.1.1.7", "10.1.2.7", "10.2.0.7", "192.0.2.1", "fd00:1::7", "8.8.8.8")]
     known: dict[Address, Endpoint | None] = dict.fromkeys(addresses)
     served: list[Service] = []
+    own: LocalService | None = None
     for step in script:
         _do(state, *step)
         dirty = taken_addresses(state)
@@ -778,7 +809,10 @@ def test_whatever_happens_what_is_used_is_what_looking_at_everything_finds(scrip
         assert state.remote_services(("n", "s")) == served or ("n", "s") in services
         served = state.remote_services(("n", "s"))
         assert all(_holder(state, address) == each.cluster for each in served for address in each.backends)
-        ours = {a for local in state.views["own"].local_services.values() for a in local.service.frontends}
+        mine = state.own_service(("n", "s"))
+        assert mine == own or ("n", "s") in services
+        own = mine
+        ours = set() if own is None else own.service.frontends.keys()
         for cluster, view in state.views.items():
             for name, taken in view.services.items():
                 wanted = {a for a in taken.backends if _holder(state, a) == cluster and a not in ours}

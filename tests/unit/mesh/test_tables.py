@@ -23,8 +23,15 @@ def test_of_a_peer_its_shared_data_is_read_and_behind_kvstoremesh_nothing_of_thi
     assert all(table.prefix.startswith(b"cilium/cache/") for table in peer_tables("beta", CACHED))
 
 
-def test_of_the_own_cluster_services_are_read_in_full() -> None:
-    assert [table.kind for table in own_tables("alpha", OWN)] == ["nodes", "identities", "endpoints", "local_services"]
+def test_of_the_own_cluster_services_are_read_where_peers_read_them_and_where_agents_alone_do() -> None:
+    tables = {table.kind: table for table in own_tables("alpha", OWN)}
+    assert list(tables) == ["nodes", "identities", "endpoints", "services", "local_services"]
+    for kind, other in (("services", "local_services"), ("local_services", "services")):
+        twin = tables[kind].twin
+        assert twin is not None
+        assert twin.kind == other
+        assert {key.startswith(tables[other].prefix) for key in twin.keys_of(("shop", "cart"))} == {True, False}
+    assert not any(table.twin for table in [*peer_tables("beta", OWN), tables["nodes"], tables["endpoints"]])
 
 
 def test_whatever_is_published_has_a_canary_and_whatever_is_read_is_published() -> None:

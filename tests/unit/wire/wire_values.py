@@ -208,7 +208,9 @@ def _slices_of(family: str) -> st.SearchStrategy[EndpointSlice]:
 
 endpoint_slices = _slices_of("IPv4") | _slices_of("IPv6")
 local_services = st.builds(LocalService, service=services, is_global=st.booleans(), affinity=st.sampled_from(Affinity))
-agents = st.builds(AgentRecord, node=names, wireguard_public_key=wireguard_keys, boot_id=texts)
+agents = st.builds(
+    AgentRecord, node=names, wireguard_public_key=wireguard_keys, boot_id=texts, reads_shared=st.booleans()
+)
 _moments = st.integers(0, 2**63 - 1)
 stamps = st.builds(
     lambda observed, published: {name: Stamp(observed=at, published=published) for name, at in observed.items()},
