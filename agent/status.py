@@ -231,6 +231,8 @@ class Status:
             "behind": dict(reader.behind),
             "failures": reader.session.failures,
             "last_failure": reader.session.last_failure,
+            "audited": reader.audited,
+            "drift": dict(reader.drift),
             "refused_by_reason": {str(reason): count for reason, count in sorted(refusals.counts.items())},
             "refused_entries": refusals.named(_SHOWN),
         }

@@ -26,13 +26,17 @@ The rules:
    was good before stays; it is accepted once it is right, or gone.
 10. Of a table that is too large for its limits the rest is dropped. Once there is room it is listed again, but every
     RELIST seconds at most.
-11. Once the cluster was removed, nothing that is still heard matters.
+11. Every `audit` seconds, or a little sooner, etcd is asked for a digest of each table. Where that is not what was
+    heard, the table is listed again, and how much differed is counted. Where a canary is waited for, it is looked for.
+12. Once the cluster was removed, nothing that is still heard matters.
 
 `_TABLE` at the end says who takes which event; a pair that is not in it is a bug and raises.
 """
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence, Set
 from enum import Enum, auto
 from typing import Any, Final, get_args
@@ -71,7 +75,8 @@ class ReaderBrain:
 
     `held(kind)` are the names of the entries that are held of the cluster, `held("refused")` of those that are refused,
     `held("unnamed")` the kinds of which more are, and `held("short")` those that miss what there is room for.
-    `epoch` is added to `now` for what is shown as Unix time.
+    `epoch` is added to `now` for what is shown as Unix time. `drift` is how many entries of each kind were found not to
+    be as they were heard to be, `audited` the Unix time at which the last tables were compared.
     """
 
     def __init__(
@@ -82,20 +87,23 @@ class ReaderBrain:
         terms: Terms = _USUAL,
         *,
         epoch: float = 0.0,
+        rng: random.Random | None = None,
     ) -> None:
         self.phase = Phase.IDLE
         self.session = Session(since=epoch)
         self.config: ClusterConfig | None = None
         self.behind: dict[str, str] = {}  # table -> why it is not followed now
+        self.drift = Counter[str]()
+        self.audited = 0.0
         self.terms = terms
         self._name, self._make_tables, self._held = name, tables, held
-        self._epoch = epoch
+        self._epoch, self._rng = epoch, rng or random.Random()
         self._tables: dict[bytes, Reading] = {}
         self._canaries: dict[bytes, Canary | None] = {}  # None for one that is not there
         self._writer = Writer(terms, 0.0)
         self._attesting = False
         self._sought = frozenset[bytes]()  # in twins of tables, by the question under way
-        self._attempted = self._recheck = 0.0
+        self._attempted = self._recheck = self._audit = 0.0
         self._delay = _FIRST_DELAY
         self._made_up = -RELIST
 
@@ -167,14 +175,17 @@ class ReaderBrain:
         self._canaries = {each.canary: None for each in tables if each.canary is not None}
         self.behind = {each.kind: "waiting for its list" for each in tables if each.required}
         self._writer, self._recheck, self._attesting = Writer(self.terms, now), now + RECHECK, False
+        self._audit = self._next_audit(now)
         yield Follow(keys.HEARTBEAT, live=True)
-        for prefix in sorted({_parent(canary) for canary in self._canaries}):
-            yield Follow(prefix)
+        yield from map(Follow, self._canary_places())
         for table in tables:
             if table.canary is None:
                 yield self._tables[table.prefix].start()
             elif table.required:
                 self.behind[table.kind] = f"waiting for its canary {table.canary.decode()}"
+
+    def _canary_places(self) -> list[bytes]:
+        return sorted({_parent(canary) for canary in self._canaries})
 
     def _recheck_configuration(self, event: messages.Configured, now: float) -> Iterable[Command]:
         if event.config is None or (event.config == self.config and not event.objection):
@@ -227,29 +238,31 @@ class ReaderBrain:
                 continue
             self._canaries[key] = None if isinstance(event, Deleted) else Canary(event.kv.lease, event.kv.mod_revision)
             written = written or (isinstance(item, Changed) and self._canaries[key] is not None)
-        self._miss_canaries(now)
+        for reading in self._tables.values():
+            behind = self.behind.get(reading.table.kind)
+            if not self._lacks_canary(reading, now) and reading.whole and behind == _NO_CANARY:
+                self._catch_up(reading.table.kind, now)
         waiting = [each for each in self._tables.values() if not each.followed and self._stands(each.table)]
         return [*([Ask()] if written else []), *(each.start() for each in waiting), *self._believe(now)]
 
-    def _miss_canaries(self, now: float) -> None:
-        for reading in self._tables.values():
-            if reading.followed and reading.table.required and not self._stands(reading.table):
-                self._fall_behind(reading.table.kind, _NO_CANARY, now)
-            elif reading.whole and self.behind.get(reading.table.kind) == _NO_CANARY:
-                self._catch_up(reading.table.kind, now)
+    def _lacks_canary(self, reading: Reading, now: float) -> bool:
+        """Whether the canary of a table that is followed is gone: it is behind then, whatever else is heard of it."""
+        lacks = reading.followed and reading.table.required and not self._stands(reading.table)
+        if lacks:
+            self._fall_behind(reading.table.kind, _NO_CANARY, now)
+        return lacks
 
     def _hear_table(self, reading: Reading, item: Listed | Changed | Interrupted, now: float) -> Iterable[Command]:
         kind = reading.table.kind
         if isinstance(item, Interrupted):
             reading.forget_list()
+            reading.tally.interrupt()
             if reading.table.required:
                 self._fall_behind(kind, str(item.error), now)
             return ()
         commands = reading.take(item, self._proof(reading.table, now))
-        if reading.whole and self._stands(reading.table):
+        if not self._lacks_canary(reading, now) and reading.whole:
             self._catch_up(kind, now)
-        elif reading.whole and reading.table.required:
-            self._fall_behind(kind, _NO_CANARY, now)  # it is followed again, whatever kept it from that
         return [*commands, *self._believe(now), *self._attest()]
 
     # -- what is believed ----------------------------------------------------------------------------------------------
@@ -271,7 +284,7 @@ class ReaderBrain:
         if now < self._recheck:
             return ()
         self._recheck = now + RECHECK
-        return [Ask(), *self._make_up(now), *self._attest()]
+        return [Ask(), *self._make_up(now), *self._attest(), *self._compare(now)]
 
     def _make_up(self, now: float) -> Iterable[Command]:
         """List again the tables of which something was dropped that there is room for now."""
@@ -280,6 +293,34 @@ class ReaderBrain:
             return ()
         self._made_up = now
         return [each.start() for each in short]
+
+    def _next_audit(self, now: float) -> float:
+        return now + self.terms.audit * self._rng.uniform(0.5, 1.0)
+
+    def _compare(self, now: float) -> Iterable[Command]:
+        """Ask for what tells, in few bytes, whether all that was heard is what etcd has."""
+        tables = [each for each in self._tables.values() if each.table.required]
+        whole = [each for each in tables if each.whole and each.table.kind not in self.behind]
+        if now < self._audit:
+            whole = [each for each in whole if each.tally.is_unclear]
+        else:
+            self._audit = self._next_audit(now)
+            if any(not each.followed for each in tables):
+                yield from map(Follow, self._canary_places())
+        yield from (each.start() for each in whole if each.tally.is_full)
+        questions = [each.tally.ask() for each in whole if not each.tally.is_full]
+        if wanted := tuple(each for each in questions if each is not None):
+            yield messages.Audit(wanted)
+
+    def _hear_digests(self, event: messages.Audited, now: float) -> Iterable[Command]:
+        if event.digests is None:
+            return
+        self.audited = now + self._epoch
+        for prefix, digest in event.digests.items():
+            reading = self._tables[prefix]
+            if wrong := reading.tally.compare(digest):
+                self.drift[reading.table.kind] += wrong
+                yield reading.start()
 
     def _lose_heartbeat(self, now: float) -> None:
         """It has vanished, or had for a while: a canary from before proves nothing of what is written after."""
@@ -361,6 +402,7 @@ _TABLE: Final[dict[tuple[Phase, type], Callable[[ReaderBrain, Any, float], Itera
     (Phase.ASKING, messages.Removed): ReaderBrain._remove,
     (Phase.READING, Heard): ReaderBrain._hear,
     (Phase.READING, messages.Attested): ReaderBrain._hear_witnesses,
+    (Phase.READING, messages.Audited): ReaderBrain._hear_digests,
     (Phase.READING, messages.Tick): ReaderBrain._tick,
     (Phase.READING, messages.Configured): ReaderBrain._recheck_configuration,
     (Phase.READING, messages.Unread): ReaderBrain._ignore,  # whatever is wrong, what is followed says so

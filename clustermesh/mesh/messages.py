@@ -10,22 +10,26 @@ from msgspec import Struct
 from clustermesh.mesh.authority import Limits
 from clustermesh.model import MAX_CLUSTERS, ClusterConfig
 from clustermesh.store.follower import Changed, Interrupted, Listed
+from clustermesh.store.operations import Digest, DigestOf
 
 SILENCE: Final = 120.0  # seconds; a writer beats every 60 (wire format of the heartbeat key)
 SETTLE: Final = 30.0
+AUDIT: Final = 600.0
 
 
 class Terms(Struct, frozen=True, kw_only=True):
     """How a cluster is read. `max_clusters` is ours: a cluster's identities are numbered as we number them.
 
     Its writer is taken for dead after `silence` seconds without a beat, and to have written what it has once it has
-    been beating for `settle` seconds.
+    been beating for `settle` seconds. What was heard of it is compared with what it has every `audit` seconds, or a
+    little sooner.
     """
 
     max_clusters: int = MAX_CLUSTERS
     limits: Limits = Limits()
     silence: float = SILENCE
     settle: float = SETTLE
+    audit: float = AUDIT
 
 
 # -- what is heard ----------------------------------------------------------------------------------------------------
@@ -69,6 +73,12 @@ class Attested(Struct, frozen=True):
     revision: int = 0
 
 
+class Audited(Struct, frozen=True):
+    """The digest that was wanted of each prefix; None where that cannot be read."""
+
+    digests: Mapping[bytes, Digest] | None
+
+
 class Tick(Struct, frozen=True):
     """Time has passed; wanted when `due` says."""
 
@@ -83,7 +93,7 @@ class Removed(Struct, frozen=True):
     """The operator took the cluster out."""
 
 
-Event: TypeAlias = Restored | Connected | Configured | Unread | Heard | Attested | Tick | Broken | Removed
+Event: TypeAlias = Restored | Connected | Configured | Unread | Heard | Attested | Audited | Tick | Broken | Removed
 
 
 # -- what is to be done -----------------------------------------------------------------------------------------------
@@ -107,6 +117,12 @@ class Attest(Struct, frozen=True):
     """Read since when `keys` are there; Attested is the answer."""
 
     keys: tuple[bytes, ...]
+
+
+class Audit(Struct, frozen=True):
+    """Read these digests; Audited is the answer."""
+
+    wanted: tuple[DigestOf, ...]
 
 
 class Put(Struct, frozen=True, gc=False):
@@ -162,4 +178,4 @@ class Again(Struct, frozen=True):
     after: float
 
 
-Command: TypeAlias = Ask | Follow | Attest | Put | Remove | Refuse | Accept | Unnamed | Whole | Drain | Again
+Command: TypeAlias = Ask | Follow | Attest | Audit | Put | Remove | Refuse | Accept | Unnamed | Whole | Drain | Again

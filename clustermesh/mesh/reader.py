@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence, Set
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from functools import partial
 from typing import Any, Final, Protocol
@@ -27,7 +27,9 @@ from clustermesh.mesh.tables import Table
 from clustermesh.mesh.view import KINDS
 from clustermesh.model import ClusterConfig
 from clustermesh.store.client import EtcdClient
+from clustermesh.store.digest import read_digests
 from clustermesh.store.follow import QUIET, Changed, Follower, Interrupted, Listed, Newest, Nothing, Put, follow
+from clustermesh.store.operations import DigestOf
 from clustermesh.wire import cluster_config, keys
 
 _log = logging.getLogger(__name__)
@@ -92,6 +94,16 @@ class ClusterReader:
         """Table -> why it is not followed now."""
         return self.brain.behind
 
+    @property
+    def drift(self) -> Mapping[str, int]:
+        """Kind -> how many entries were found not to be as its watch had told, since this process began."""
+        return self.brain.drift
+
+    @property
+    def audited(self) -> float:
+        """Unix seconds of the last comparison with etcd, 0 for none."""
+        return self.brain.audited
+
     def restored(self, config: ClusterConfig) -> None:
         """The sink was filled from the last good state on disk."""
         self._hear(messages.Restored(config))
@@ -134,9 +146,11 @@ class ClusterReader:
                         case messages.Again(after):
                             return after
                         case messages.Ask():
-                            following.start(None, self._ask(client))
+                            following.start(messages.Ask, self._ask(client))
                         case messages.Attest(witnesses):
-                            following.start(b"", _attest(client, witnesses))
+                            following.start(messages.Attest, _attest(client, witnesses))
+                        case messages.Audit(wanted):
+                            following.start(messages.Audit, _audit(client, wanted))
                         case messages.Follow(prefix, live):
                             listed = listed or await self._pace.begin()
                             following.follow(prefix, live)
@@ -224,9 +238,11 @@ class ClusterReader:
         yield messages.Configured(config, objection)
 
     def _hear(self, event: Event) -> Sequence[Command]:
-        before = self.session
+        before, drift = self.session, self.brain.drift.total()
         commands = self.brain.hear(event, time.monotonic())
         after = self.session
+        if self.brain.drift.total() != drift:
+            _log.warning("cluster %s: not all was as its watches had told (%s)", self.name, dict(self.brain.drift))
         if after.state is not before.state:
             _log.info("cluster %s: %s -> %s %s", self.name, before.state, after.state, after.error)
         if after.failures != before.failures:
@@ -239,27 +255,27 @@ class _Following:
 
     def __init__(self, client: EtcdClient, limits: Limits, tasks: asyncio.TaskGroup) -> None:
         self._client, self._limits, self._tasks = client, limits, tasks
-        self._inbox: asyncio.Queue[tuple[object, bytes | None, Event]] = asyncio.Queue(1)
-        self._running: dict[bytes | None, asyncio.Task[None]] = {}
+        self._inbox: asyncio.Queue[tuple[object, Hashable, Event]] = asyncio.Queue(1)
+        self._running: dict[Hashable, asyncio.Task[None]] = {}
 
     def follow(self, prefix: bytes, live: bool) -> None:
         self.start(prefix, self._heard(prefix, live))
 
-    def start(self, prefix: bytes | None, events: AsyncIterator[Event]) -> None:
-        """Hear `events` from now on, instead of those that were started under the same prefix."""
-        if (earlier := self._running.get(prefix)) is not None:
+    def start(self, about: Hashable, events: AsyncIterator[Event]) -> None:
+        """Hear `events` from now on, instead of those that were started about the same: a prefix, or a question."""
+        if (earlier := self._running.get(about)) is not None:
             earlier.cancel()
-        self._running[prefix] = self._tasks.create_task(self._forward(prefix, events))
+        self._running[about] = self._tasks.create_task(self._forward(about, events))
 
     async def next(self, due: float | None) -> Event:
         """What is heard next; Tick when it is `due`."""
         while due is None or due > time.monotonic():
             try:
                 async with asyncio.timeout_at(due):
-                    teller, prefix, event = await self._inbox.get()
+                    teller, about, event = await self._inbox.get()
             except TimeoutError:
                 break
-            if self._running[prefix] is teller:
+            if self._running[about] is teller:
                 return event
         return messages.Tick()
 
@@ -267,10 +283,10 @@ class _Following:
         for task in self._running.values():
             task.cancel()
 
-    async def _forward(self, prefix: bytes | None, events: AsyncIterator[Event]) -> None:
+    async def _forward(self, about: Hashable, events: AsyncIterator[Event]) -> None:
         async with aclosing(events) as heard:  # type: ignore[type-var]
             async for event in heard:
-                await self._inbox.put((asyncio.current_task(), prefix, event))
+                await self._inbox.put((asyncio.current_task(), about, event))
 
     async def _heard(self, prefix: bytes, live: bool) -> AsyncIterator[Event]:
         follower = Follower(Nothing() if live else Newest())
@@ -288,6 +304,15 @@ async def _attest(client: EtcdClient, witnesses: Sequence[bytes]) -> AsyncIterat
         yield messages.Attested(None)
     else:
         yield messages.Attested(created, revision)
+
+
+async def _audit(client: EtcdClient, wanted: Sequence[DigestOf]) -> AsyncIterator[Event]:
+    try:
+        digests = await read_digests(client, wanted)
+    except ClusterMeshError:
+        yield messages.Audited(None)
+    else:
+        yield messages.Audited({each.prefix: digest for each, digest in zip(wanted, digests, strict=True)})
 
 
 @asynccontextmanager
@@ -313,5 +338,5 @@ def parts(item: Listed | Changed | Interrupted) -> Iterator[Listed | Changed | I
         if isinstance(item, Listed):
             yield Listed(part, item.revision, more=item.more or left > 0)
         else:
-            yield Changed(part, item.revision)
+            yield Changed(part, item.revision, more=left > 0)
         part, size = [], 0

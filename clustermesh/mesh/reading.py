@@ -11,6 +11,7 @@ from clustermesh.errors import Invalid
 from clustermesh.mesh.authority import Limits
 from clustermesh.mesh.messages import Accept, Command, Follow, Put, Refuse, Remove, Unnamed, Whole
 from clustermesh.mesh.tables import Table
+from clustermesh.mesh.tally import Tally
 from clustermesh.model import Cluster
 from clustermesh.store.follower import Changed, Deleted, Listed
 from clustermesh.store.follower import Put as Written
@@ -38,7 +39,7 @@ class Reading:
     """
 
     def __init__(self, table: Table, cluster: Cluster, limits: Limits, held: Callable[[str], Set[Any]]) -> None:
-        self.table = table
+        self.table, self.tally = table, Tally(table.prefix)
         self.followed = self.whole = self.doubted = False
         self._cluster, self._limits, self._held = cluster, limits, held
         self.gone: dict[Any, _Vanished] = {}
@@ -66,6 +67,7 @@ class Reading:
         commands = list[Command]()
         if isinstance(item, Changed):
             self.forget_list()
+            self.tally.change(item.events, item.revision, more=item.more)
             for event in item.events:
                 if isinstance(event, Deleted):
                     commands += self._delete(event, proof is not None and event.mod_revision >= proof)
@@ -73,6 +75,7 @@ class Reading:
                     commands += self._put(event.kv, item.revision and event.kv.mod_revision)
             self._known = item.revision
             return commands + self._count()
+        self.tally.list(len(item.events), item.revision, first=not self._listing, more=item.more)
         if not self._listing:
             self._listing, self._refused, self._unnamed = True, set(), set()
         for event in item.events:
@@ -146,6 +149,10 @@ class Reading:
         self._refused.discard(what)
         return (Accept(what),)
 
+    def _is_refused(self, key: bytes) -> bool:
+        what = _shown(key)
+        return what in self._refused or hash(what) in self._unnamed
+
     def _check_size(self, size: int) -> None:
         if size > self._limits.value_bytes:
             raise Invalid("value", f"{size} bytes", f"must be at most {self._limits.value_bytes}")
@@ -156,6 +163,8 @@ class Reading:
         except Invalid:
             return self._accept(event.key)
         held = name in self._names or name in self._held(self.table.kind)
+        if not held and not self._is_refused(event.key):
+            self.tally.miss()
         if not proven:
             self.doubted = self.doubted or held
             return ()

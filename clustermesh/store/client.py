@@ -257,7 +257,7 @@ class EtcdClient:
 
 def key_value(kv: Any) -> KeyValue:
     """etcd's message as ours."""
-    return KeyValue(kv.key, kv.value, kv.mod_revision, kv.lease)
+    return KeyValue(kv.key, kv.value, kv.mod_revision, kv.lease, kv.version)
 
 
 def _key_values(kvs: Any) -> Iterator[KeyValue]:

@@ -65,10 +65,14 @@ class Listed(Struct, frozen=True):
 
 
 class Changed(Struct, frozen=True):
-    """Changes, in order. Without events: the watch is up again after an interruption, and nothing was missed."""
+    """Changes, in order. Without events: the watch is up again after an interruption, and nothing was missed.
+
+    Where it was cut in parts, `more` of it follows but for the last one.
+    """
 
     events: Sequence[Event]
     revision: int
+    more: bool = False
 
 
 class Interrupted(Struct, frozen=True):

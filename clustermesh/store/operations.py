@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, TypeAlias
 
 from msgspec import Struct
@@ -13,12 +13,14 @@ _OVERHEAD: Final = 32  # bytes around a key and a value in a transaction, rounde
 
 
 class KeyValue(Struct, frozen=True, gc=False):
-    """A key as etcd holds it. `mod_revision` is when it was last written, `lease` is 0 for none."""
+    """A key as etcd holds it. `mod_revision` is when it was last written, `lease` is 0 for none, `version` is 1 for one
+    that was not there before, and one more each time it was written since."""
 
     key: bytes
     value: bytes
     mod_revision: int = 0
     lease: int = 0
+    version: int = 0
 
 
 class Listing(Struct, frozen=True, gc=False):
@@ -27,6 +29,24 @@ class Listing(Struct, frozen=True, gc=False):
     revision: int
     kvs: list[KeyValue]
     cluster_id: int = 0
+
+
+class Digest(Struct, frozen=True):
+    """Of what is under a prefix as of `revision`: the `number` of keys, and of each that was `written` after another
+    revision when that was."""
+
+    revision: int
+    number: int
+    written: Mapping[bytes, int]
+
+
+class DigestOf(Struct, frozen=True):
+    """Wanted is a digest of `prefix` as of `revision` (0: now), with up to `most` of the keys written after `since`."""
+
+    prefix: bytes
+    revision: int
+    since: int
+    most: int
 
 
 class Put(Struct, frozen=True, gc=False):

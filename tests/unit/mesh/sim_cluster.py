@@ -14,7 +14,7 @@ from clustermesh.model import ClusterConfig
 from clustermesh.store.faults import Compacted, Replaced
 from clustermesh.store.follower import Changed, Deleted, Interrupted, Listed
 from clustermesh.store.follower import Put as Written
-from clustermesh.store.operations import KeyValue
+from clustermesh.store.operations import Digest, DigestOf, KeyValue
 from clustermesh.wire import keys
 
 KINDS = ("nodes", "services")
@@ -125,6 +125,20 @@ class SimCluster:
     def compact(self) -> None:
         self.compacted = self.revision
 
+    def digest(self, question: DigestOf) -> Digest | None:
+        """As etcd reads it: as of a revision that is still known, or as of now; not as of one that is yet to come."""
+        asked = question.revision
+        revision = asked if asked and asked >= self.compacted else self.revision
+        if revision > self.revision:
+            return None
+        there = {}
+        for at, event in self.history:
+            if at <= revision and _key(event).startswith(question.prefix):
+                there.pop(_key(event), None)
+                if isinstance(event, Written):
+                    there[event.kv.key] = at
+        return Digest(revision, len(there), {key: at for key, at in there.items() if at > question.since})
+
     def pass_time(self, now: float) -> None:
         """What a living writer does not put off."""
         if self.alive and now > self._returned + 25:
@@ -144,7 +158,8 @@ class SimCluster:
                 self.history.append((self.revision, Deleted(key, self.revision)))
             else:
                 self.created.setdefault(key, self.revision)
-                self.store[key] = KeyValue(key, value, self.revision, lease)
+                version = self.store[key].version + 1 if key in self.store else 1
+                self.store[key] = KeyValue(key, value, self.revision, lease, version)
                 self.history.append((self.revision, Written(self.store[key])))
         self._note()
 
@@ -159,12 +174,16 @@ class SimStream:
     def __init__(self, cluster: SimCluster, prefix: bytes, live: bool) -> None:
         self.prefix = prefix
         self._cluster, self._live = cluster, live
-        self._listed = self._cut = False
+        self._listed = self._cut = self._missing = False
         self._knows = False
         self.era = self.position = 0
 
     def cut(self) -> None:
         self._cut = True
+
+    def miss(self) -> None:
+        """The next revision is not told."""
+        self._missing = True
 
     def next(self) -> list[Listed | Changed | Interrupted]:
         """The next thing to be told, in parts; nothing where there is nothing new."""
@@ -210,7 +229,13 @@ class SimStream:
             return []
         self._knows = self._knows or not self._live
         self.position = later[0][0]
-        return [Changed([event for at, event in later if at == self.position], self.position)]
+        if self._missing:
+            self._missing = False
+            return []
+        events = [event for at, event in later if at == self.position]
+        if len(events) < 2 or self._cluster.rng.random() < 0.5:
+            return [Changed(events, self.position)]
+        return [Changed(events[:1], self.position, more=True), Changed(events[1:], self.position)]
 
 
 def _key(event: Written | Deleted) -> bytes:

@@ -14,6 +14,8 @@ from clustermesh.mesh.session import State
 from clustermesh.mesh.tables import Table
 from clustermesh.model import ClusterConfig
 from clustermesh.store.follower import Changed, Deleted, Interrupted, Listed
+from clustermesh.store.operations import DigestOf
+from clustermesh.wire import keys
 
 TABLES = [
     Table(
@@ -38,14 +40,16 @@ class World:
         self.streams: dict[bytes, SimStream] = {}
         self.asked = False
         self.attesting: tuple[bytes, ...] = ()
+        self.auditing: tuple[DigestOf, ...] = ()
         self.vanished: dict[bytes, tuple[int, int]] = {}  # when each name was last told, or seen in a list, to be gone
         self.restart()
 
     def restart(self) -> None:
         """The agent is started anew, with what it had kept on disk."""
         held = {**self.held, "refused": {}, "unnamed": {}, "short": {}}
-        self.brain = ReaderBrain("beta", lambda _n, _c: TABLES, lambda kind: held[kind].keys())
-        self.streams, self.asked, self.attesting = {}, False, ()
+        terms = messages.Terms(audit=100.0)
+        self.brain = ReaderBrain("beta", lambda _n, _c: TABLES, lambda kind: held[kind].keys(), terms, rng=self.rng)
+        self.streams, self.asked, self.attesting, self.auditing = {}, False, (), ()
         self.hear(messages.Restored(ClusterConfig(id=2)))
 
     # -- what may happen -----------------------------------------------------------------------------------------------
@@ -68,6 +72,8 @@ class World:
                         stream.cut()
             case "restart":
                 self.restart()
+            case "keep_silent":
+                self.keep_silent()
             case "tell":
                 self.tell()
             case "wait":
@@ -89,6 +95,8 @@ class World:
             self.hear(messages.Unread("no") if lost else messages.Configured(self.cluster.config))
         elif self.attesting and self.rng.random() < 0.5:
             self.attest()
+        elif self.auditing and self.rng.random() < 0.5:
+            self.answer()
         elif self.streams:
             self.tell_of(self.rng.choice(sorted(self.streams)))
 
@@ -99,6 +107,13 @@ class World:
             return
         created = {key: self.cluster.created[key] for key in witnesses if key in self.cluster.created}
         self.hear(messages.Attested(created, self.cluster.revision))
+
+    def answer(self) -> None:
+        questions, self.auditing = self.auditing, ()
+        lost = self.cluster.revoked or self.rng.random() < 0.1
+        digests = {each.prefix: self.cluster.digest(each) for each in questions}
+        readable = {prefix: digest for prefix, digest in digests.items() if digest is not None}
+        self.hear(messages.Audited(None if lost or len(readable) < len(digests) else readable))
 
     def tell_of(self, prefix: bytes) -> bool:
         """Whether there was something to tell."""
@@ -127,6 +142,8 @@ class World:
                 self.hear(messages.Tick())
             if self.attesting:
                 self.attest()
+            if self.auditing:
+                self.answer()
             for prefix in self.rng.sample(sorted(self.streams), len(self.streams)):
                 while prefix in self.streams and not self.cluster.revoked and self.tell_of(prefix):
                     pass
@@ -152,6 +169,17 @@ class World:
         for _ in range(8):
             self.tell()
 
+    def keep_silent(self) -> None:
+        """What changes next in the tables is not told."""
+        self.wait(self.rng.choice([0.0, 10.0, 60.0]))
+        for stream in self.streams.values():
+            if not stream.prefix.startswith((SYNCED, keys.HEARTBEAT)):
+                stream.miss()
+        self.cluster.change()
+        self.cluster.finish()
+        for _ in range(self.rng.randrange(10)):
+            self.tell()
+
     def wipe(self) -> None:
         """All keys go at once, soon after a beat was heard."""
         self.wait(10.0)
@@ -175,16 +203,21 @@ class World:
                     self.held[kind][name] = value
                 case messages.Remove(kind, name, _):
                     moment = self.vanished[name]
-                    assert name not in self.cluster.held_at[moment], f"{name!r} was still the cluster's at {moment}"
+                    held = name in self.held[kind]  # what was never heard of may be told to be gone
+                    assert not held or name not in self.cluster.held_at[moment], (
+                        f"{name!r} was still the cluster's at {moment}"
+                    )
                     self.held[kind].pop(name, None)
                 case messages.Follow(prefix, live):
                     self.streams[prefix] = SimStream(self.cluster, prefix, live)
                 case messages.Attest(witnesses):
                     self.attesting = witnesses
+                case messages.Audit(questions):
+                    self.auditing = questions
                 case messages.Ask():
                     self.asked = True
                 case messages.Again():
-                    self.streams, self.asked, self.attesting = {}, False, ()
+                    self.streams, self.asked, self.attesting, self.auditing = {}, False, (), ()
                     break
                 case messages.Drain():
                     raise AssertionError("nobody has a reason to")
@@ -193,7 +226,7 @@ class World:
         """All is well at last, and quiet."""
         self.cluster.revoked = False
         self.cluster.come_back(self.now)
-        for _ in range(40):
+        for _ in range(50):
             for _ in range(10):
                 self.tell()
             self.wait(10.0)
@@ -207,6 +240,7 @@ ACTIONS = [
     *("work", "wait", "change", "end_lease") * 3,
     *("die", "come_back", "beat", "cut", "restart") * 2,
     *("compact", "empty", "wipe", "configure", "revoke", "sleep", "decline"),
+    *("keep_silent",) * 2,
 ]
 
 

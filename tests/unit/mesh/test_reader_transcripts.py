@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from clustermesh.errors import Invalid, Refused, Unavailable
 from clustermesh.mesh import messages
@@ -18,7 +20,7 @@ from clustermesh.model import Cluster, ClusterConfig
 from clustermesh.store.faults import Compacted, Oversized, Replaced
 from clustermesh.store.follower import Changed, Deleted, Interrupted, Listed
 from clustermesh.store.follower import Put as Written
-from clustermesh.store.operations import KeyValue
+from clustermesh.store.operations import Digest, KeyValue
 from clustermesh.wire import keys
 
 TRANSCRIPTS = sorted((Path(__file__).parent / "transcripts").glob("*.txt"))
@@ -61,6 +63,11 @@ def _decode(_key: bytes, value: bytes, cluster: Cluster) -> str:
     return value.decode()
 
 
+class NoJitter(random.Random):
+    def uniform(self, a: float, _b: float) -> float:
+        return a
+
+
 class Play:
     """A brain, its clock, and what a sink holds that does what it is told."""
 
@@ -75,8 +82,10 @@ class Play:
             "short": {},
         }
         tables = [make_table(kind) for kind in ("nodes", "services", "stamps")]
-        terms = messages.Terms(limits=Limits(value_bytes=10))
-        self.brain = ReaderBrain("beta", lambda _n, _c: tables, lambda kind: self.held[kind].keys(), terms)
+        terms = messages.Terms(limits=Limits(value_bytes=10), audit=1e9)
+        self.brain = ReaderBrain(
+            "beta", lambda _n, _c: tables, lambda kind: self.held[kind].keys(), terms, rng=NoJitter()
+        )
 
     def say(self, text: str) -> list[str]:
         """Let `text` be heard; what the brain wants done, and what it wanted while time passed."""
@@ -84,6 +93,10 @@ class Play:
         commands: list[messages.Command] = []
         if verb == "sleep":
             self.now += float(words[0])
+        elif verb == "terms":
+            self.brain.terms = replace(
+                self.brain.terms, **{each.partition("=")[0]: float(each.partition("=")[2]) for each in words}
+            )
         elif verb == "room":
             self.held["short"][words[0]] = None
         elif verb == "wait":
@@ -133,6 +146,12 @@ class Play:
             case "witnesses", [revision, *pairs]:
                 created = dict(pair.split("=") for pair in pairs)
                 return messages.Attested({_place(key): int(at) for key, at in created.items()}, int(revision))
+            case "digests", ["unread"]:
+                return messages.Audited(None)
+            case "digests", [kind, revision, number, *written]:
+                names = dict(each.split("@") for each in written)
+                when = {f"{kind}/{name}".encode(): int(at) for name, at in names.items()}
+                return messages.Audited({f"{kind}/".encode(): Digest(int(revision), int(number), when)})
             case "config", ["unread", *why]:
                 return messages.Unread(" ".join(why))
             case "config", ["none"]:
@@ -163,7 +182,10 @@ class Play:
                 events = [_event(kind, f"+{pair}") for pair in (pairs[:-1] if more else pairs)]
                 return messages.Heard(f"{kind}/".encode(), Listed(events, 9, more))
             case kind, ["changed", *changes]:
-                return messages.Heard(f"{kind}/".encode(), Changed([_event(kind, change) for change in changes], 9))
+                events = [
+                    _event(kind, change, change[1:].partition("=")[0] not in self.held[kind]) for change in changes
+                ]
+                return messages.Heard(f"{kind}/".encode(), Changed(events, 9))
         raise AssertionError(f"no such line: {verb} {words}")
 
     def state(self) -> str:
@@ -185,17 +207,17 @@ def _config(options: list[str]) -> ClusterConfig:
     )
 
 
-def _written(key: bytes, value: bytes, lease: str = "0", revision: int = 9) -> Written:
-    return Written(KeyValue(key, value, revision, int(lease)))
+def _written(key: bytes, value: bytes, lease: str = "0", revision: int = 9, new: bool = False) -> Written:
+    return Written(KeyValue(key, value, revision, int(lease), 1 if new else 2))
 
 
-def _event(kind: str, text: str) -> Written | Deleted:
+def _event(kind: str, text: str, new: bool = False) -> Written | Deleted:
     name, _, value = text[1:].partition("=")
     key = f"{kind}/{name}".encode()
     if text[0] == "-":
         name, _, revision = text[1:].partition("@")
         return Deleted(f"{kind}/{name}".encode(), int(revision or 10))
-    return _written(key, b"x" * 11 if value == ":huge" else value.encode())
+    return _written(key, b"x" * 11 if value == ":huge" else value.encode(), new=new)
 
 
 def _shown(commands: Sequence[messages.Command]) -> list[str]:
@@ -225,6 +247,8 @@ def _word(command: messages.Command) -> str:  # noqa: PLR0911 one command each
             return what
         case messages.Again(after):
             return f"{after:g}"
+        case messages.Audit(wanted):
+            return " ".join(each.prefix.decode().strip("/") for each in wanted)
         case messages.Follow(prefix, _):
             return {keys.HEARTBEAT: "heartbeat", SYNCED: "canaries"}.get(prefix, prefix.decode().strip("/"))
     return ""
