@@ -1,4 +1,7 @@
-"""How long a change took from its source (a line of YAML in one cluster) to this node's kernel maps.
+"""How long a change took from its source (a line of YAML in one cluster) to this node's kernel maps, hop by hop.
+
+    observed ─ publish ─> published ─ read ─> heard ─ apply ─> applied
+    source                own etcd            this agent       the maps
 
 An API server writes services and their stamps in one transaction, so all carry one etcd revision: that joins what was
 observed there with what was applied here. Only changes seen live count; a full list says nothing about delay. The
@@ -11,31 +14,72 @@ import time
 from collections import deque
 from typing import Any, TypeVar
 
+from msgspec import Struct
 from prometheus_client import Histogram
 
 from clustermesh.model import Stamp
+from clustermesh.wire.kinds import LOCAL_SERVICES, SERVICES
 
+_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10)
 SECONDS = Histogram(
     "clustermesh_propagation_seconds",
     "From a change in its source to the write of this node's maps",
     ["source_cluster"],
-    buckets=(0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10),
+    buckets=_BUCKETS,
+)
+HOP_SECONDS = Histogram(
+    "clustermesh_propagation_hop_seconds",
+    "One hop of it: publish (source to own etcd), read (etcd to this agent), apply (agent to maps)",
+    ["source_cluster", "hop"],
+    buckets=_BUCKETS,
 )
 _KEEP = 1000
+_MOST_TIMED = 4096  # changes whose times are kept to be asked for, some 300 bytes each
 _MOST_WAITING = 20_000  # changes whose stamp, or whose application, is still to come; many have none (a real Cilium's)
 
+K = TypeVar("K")
 T = TypeVar("T")
 _Change = tuple[str, Any]  # (cluster, (namespace, name))
 
 
+class Times(Struct, gc=False):
+    """When each hop saw a change, Unix nanoseconds; 0 where that is not known, or is still to come."""
+
+    revision: int
+    heard: int
+    applied: int = 0
+    observed: int = 0
+    published: int = 0
+    stamped: bool = True
+
+
 class Propagation:
-    """Joins stamps with applied changes. `recent` holds the last thousand delays in milliseconds, oldest first."""
+    """Joins stamps with applied changes. `recent` holds the last thousand delays in milliseconds, oldest first.
+
+    `times` has the last changes of any kind, as far as they were heard as they happened.
+    """
 
     def __init__(self) -> None:
         self.recent: deque[float] = deque(maxlen=_KEEP)
         self._stamps: dict[_Change, tuple[int, Stamp]] = {}
         self._seen: dict[_Change, int] = {}
         self._applied: dict[_Change, tuple[int, int]] = {}
+        self._times: dict[tuple[str, str, Any], Times] = {}  # by cluster, kind and name
+
+    def heard(self, cluster: str, kind: str, name: Any, revision: int, *, stamped: bool = True) -> None:
+        """A change came in at `revision` and is not applied yet; whether its stamp is to be expected."""
+        times = Times(revision, time.time_ns(), stamped=stamped)
+        _put_newest(self._times, (cluster, kind, name), times, _MOST_TIMED)
+        if kind in (SERVICES, LOCAL_SERVICES):
+            self.seen((cluster, name), revision)
+
+    def times(self, cluster: str, kind: str, name: Any) -> Times | None:
+        """Of the last change, None where it came with a list, or long ago."""
+        return self._times.get((cluster, kind, name))
+
+    def gone(self, cluster: str, kind: str, name: Any) -> None:
+        """There is nothing any more whose times could be asked for."""
+        self._times.pop((cluster, kind, name), None)
 
     def stamped(self, change: _Change, revision: int, stamp: Stamp) -> None:
         _put_newest(self._stamps, change, (revision, stamp))
@@ -54,14 +98,24 @@ class Propagation:
         """`changes`, as taken before the flush, are in the maps now."""
         now = time.time_ns()
         for change, revision in changes.items():
-            _put_newest(self._applied, change, (revision, now))
-            self._join(change)
+            if (times := self._of(change, revision)) is not None:
+                times.applied = now
+            if times is None or times.stamped:
+                _put_newest(self._applied, change, (revision, now))
+                self._join(change)
 
     def forget(self, cluster: str) -> None:
         """The cluster is gone, and its revisions mean nothing any more."""
         for waiting in (self._stamps, self._seen, self._applied):
             for change in [change for change in waiting if change[0] == cluster]:
                 del waiting[change]
+        for timed in [timed for timed in self._times if timed[0] == cluster]:
+            del self._times[timed]
+
+    def _of(self, change: _Change, revision: int) -> Times | None:
+        cluster, name = change
+        found = self._times.get((cluster, SERVICES, name)) or self._times.get((cluster, LOCAL_SERVICES, name))
+        return found if found is not None and found.revision == revision else None
 
     def _join(self, change: _Change) -> None:
         """Count the delay where stamp and application are of one revision; the older of the two has no partner left."""
@@ -76,11 +130,21 @@ class Propagation:
             delay = max(now - stamp.observed, 0) / 1e9
             self.recent.append(round(delay * 1000, 3))
             SECONDS.labels(change[0]).observe(delay)
+            if (times := self._of(change, revision)) is not None:
+                times.observed, times.published, times.applied = stamp.observed, stamp.published, now
+                _observe_hops(change[0], times)
 
 
-def _put_newest(waiting: dict[_Change, T], change: _Change, value: T) -> None:
+def _observe_hops(cluster: str, times: Times) -> None:
+    """Two clocks may be apart: no hop takes less than no time."""
+    moments = {"publish": times.observed, "read": times.published, "apply": times.heard, "": times.applied}
+    for (hop, began), ended in zip(moments.items(), [*moments.values()][1:], strict=False):
+        HOP_SECONDS.labels(cluster, hop).observe(max(ended - began, 0) / 1e9)
+
+
+def _put_newest(waiting: dict[K, T], change: K, value: T, most: int | None = None) -> None:
     """Newest last; the oldest go when there are too many."""
     waiting.pop(change, None)
     waiting[change] = value
-    while len(waiting) > _MOST_WAITING:
+    while len(waiting) > (most or _MOST_WAITING):
         del waiting[next(iter(waiting))]

@@ -25,13 +25,17 @@ class AgentSink:
                 self.propagation.stamped((cluster, service), revision, stamp)
             return
         self._state.put(cluster, kind, name, value)
-        self._touched(cluster, kind, name, revision)
+        if revision:
+            own = cluster == self._state.own  # whose changes nobody stamps for us
+            self.propagation.heard(cluster, kind, name, revision, stamped=not own)
+        self.unsaved.add(cluster)
 
     def remove(self, cluster: str, kind: str, name: Any, revision: int) -> None:
         if kind == "stamps":
             return
         self._state.remove(cluster, kind, name)
-        self._touched(cluster, kind, name, 0)  # nothing is stamped that is gone
+        self.propagation.gone(cluster, kind, name)
+        self.unsaved.add(cluster)
 
     def refuse(self, cluster: str, what: str, why: str) -> None:
         self._state.refuse(cluster, what, why)
@@ -52,8 +56,3 @@ class AgentSink:
 
     def names(self, cluster: str, kind: str) -> Set[Any]:
         return set() if kind == "stamps" else self._state.names(cluster, kind)
-
-    def _touched(self, cluster: str, kind: str, name: Any, revision: int) -> None:
-        if revision and kind == "services" and cluster != self._state.own:  # whose changes nobody stamps for us
-            self.propagation.seen((cluster, name), revision)
-        self.unsaved.add(cluster)

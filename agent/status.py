@@ -29,6 +29,7 @@ from agent.domains.domains import Domains
 from agent.domains.tables import ThisNode
 from agent.options import Options
 from agent.sink import AgentSink
+from agent.why import Looker
 from agent.wireguard.peer import endpoint_text
 from clustermesh import __version__
 from clustermesh.address import Address, Prefix, prefix_text, single, text
@@ -37,6 +38,8 @@ from clustermesh.mesh.reader import ClusterReader
 from clustermesh.mesh.state import MeshState
 from clustermesh.mesh.view import View
 from clustermesh.reconcile import Tracker
+from clustermesh.why.facts import Facts
+from clustermesh.why.subject import parse_subject
 from clustermesh.wire.agent_report import AgentReport, SeenCluster
 
 _SHOWN = 20  # refused entries, and problems of one kind, that are named
@@ -60,12 +63,14 @@ class Status:
         self._options, self._state, self._domains, self._pods = options, state, domains, pods
         self._own, self._peers, self._sink = own, peers, sink
         self.rival: Callable[[], str] = lambda: ""  # who else claims to be this node
+        self._looker = Looker(options.node, state, domains, sink.propagation)
 
     def methods(self) -> dict[str, Method]:
         """What the socket answers, those of the CNI plugin included."""
         reads = self.status, self.services, self.backends, self.ipcache, self.refused, self.encrypt, self.map_diff
         pods = self._pods
         return {read.__name__: lambda _params, read=read: read() for read in reads} | {
+            "why": lambda params: self.why(str(params.get("subject", ""))),
             "cni_add": pods.add,
             "cni_del": pods.delete,
             "cni_check": pods.check,
@@ -199,6 +204,10 @@ class Status:
     async def map_diff(self) -> list[dict[str, Any]]:
         """Desired against kernel, read now: empty when healthy."""
         return [row for tracker in self._domains.trackers for row in _differences(tracker, await tracker.target.dump())]
+
+    async def why(self, subject: str) -> Facts:
+        """All that is known of a service, an address or an identity. Raises Invalid for what is none."""
+        return await self._looker.look(parse_subject(subject), self._readers(), self.not_ready())
 
     def _readers(self) -> list[ClusterReader]:
         return [self._own, *(self._peers.readers[name] for name in sorted(self._peers.readers))]

@@ -34,6 +34,7 @@ _COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "peers": ("clustermesh.cli.connect", "peers", "List the connected clusters."),
     "status": ("clustermesh.cli.status", "command", "Show how the mesh is, and what is wrong with it."),
     "troubleshoot": ("clustermesh.cli.troubleshoot", "command", "Find out why a connected cluster is not seen."),
+    "why": ("clustermesh.cli.why", "command", "Tell why a service, an address or an identity is used or not."),
     "node": ("clustermesh.cli.node", "command", "Ask the agent of this node."),
     "lab": ("clustermesh.cli.lab", "command", "A whole mesh on this machine."),
     "demo": ("clustermesh.cli.demo", "command", "Show a service failing over between clusters."),

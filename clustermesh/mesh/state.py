@@ -249,6 +249,12 @@ class MeshState:
         rulings = self._rulings.get(self.own if holder is None else holder.cluster)
         return None if rulings is None else rulings.endpoint(address)
 
+    def services_at(self, address: Address) -> set[ServiceName]:
+        """The own services that are called at `address`, and all that a peer has a backend of there."""
+        place = single(address)
+        of_peers = (name for rulings in self._rulings.values() for name in rulings.concerned(place)[1])
+        return {*self.holdings.services_in(place), *of_peers}
+
     def service(self, cluster: str, name: ServiceName) -> Service:
         """The service `name` that `cluster` has, without backends that are not its to name."""
         return self._rulings[cluster].service(name)

@@ -8,6 +8,7 @@ import pytest
 from fake_kernel import Bed, make_node
 from fake_wireguard import numbered_key
 
+from agent.api import answer
 from agent.bpf.probe import Feature
 from agent.metrics import StatusCollector
 from agent.status import Status
@@ -15,7 +16,9 @@ from clustermesh.address import parse
 from clustermesh.errors import Unavailable
 from clustermesh.mesh.authority import Authority, Limits
 from clustermesh.mesh.session import Session, State
-from clustermesh.model import Endpoint, Identity, Label
+from clustermesh.model import Endpoint, Identity, Label, Stamp
+from clustermesh.why.explain import explain
+from clustermesh.why.subject import parse_subject
 from clustermesh.wire import agent_report
 
 
@@ -31,7 +34,8 @@ def status(
     rival: str = "",
     unwritable: str = "",
 ) -> Status:
-    pods = SimpleNamespace(problems=pod_problems or {}, unwritable=unwritable)
+    verbs = dict.fromkeys(("add", "delete", "check", "status", "collect_garbage"))
+    pods = SimpleNamespace(problems=pod_problems or {}, unwritable=unwritable, **verbs)
     sink = SimpleNamespace(propagation=bed.propagation, unsavable=unsavable or {})
     made = Status(bed.options, bed.state, bed.domains, bed.own, bed.peers, sink, pods)  # type: ignore[arg-type]
     made.rival = lambda: rival
@@ -275,3 +279,42 @@ async def test_a_node_that_no_tunnel_leads_to_is_a_problem(bed: Bed) -> None:
     (problem,) = problems(bed)
     assert problem.startswith("Node beta/n3 has no WireGuard key")
     assert "clustermesh node encrypt status" in problem
+
+
+async def test_why_a_backend_is_in_the_kernel_and_when_each_hop_saw_it(bed: Bed) -> None:
+    bed.connect("beta")
+    bed.add_node("alpha", 1)
+    bed.add_node("beta", 2)
+    bed.add_web("10.1.1.5")
+    bed.add_remote_web("beta", "10.2.2.6", revision=7)
+    bed.propagation.stamped(("beta", ("n", "web")), 7, Stamp(observed=1_000_000_000, published=2_000_000_000))
+    await bed.step()
+    facts = await status(bed).why("n/web")
+    assert facts.services[0].frontends[0].kernel == ("10.1.1.5:80 alpha", "10.2.2.6:80 beta")
+    told = explain(parse_subject("n/web"), facts)
+    assert told.used
+    seen = {(hop.hop, hop.cluster): hop.seen.at for hop in told.hops}
+    assert seen["source", "beta"] == 1.0
+    assert 1.0 < (seen["agent", "beta"] or 0) <= (seen["kernel", "alpha"] or 0)
+
+
+async def test_why_a_node_without_a_key_keeps_its_backends_from_being_reached(bed: Bed) -> None:
+    bed.connect("beta")
+    bed.add_node("alpha", 1)
+    bed.add_node("beta", 2, wireguard_public_key="")
+    bed.add_web()
+    bed.add_remote_web("beta", "10.2.2.6")
+    await bed.step()
+    told = explain(parse_subject("10.2.2.6"), await status(bed).why("10.2.2.6"))
+    assert not told.used
+    assert any("has no WireGuard key yet" in each.why for each in told.findings)
+
+
+async def test_why_is_answered_on_the_socket_and_refuses_what_is_no_subject(bed: Bed) -> None:
+    bed.add_node("alpha", 1)
+    await bed.step()
+    methods = status(bed).methods()
+    reply = await answer(b'{"method": "why", "params": {"subject": "10.1.1.5"}}', methods)
+    assert reply["result"].address.around[0].name == "n1"
+    refused = await answer(b'{"method": "why", "params": {"subject": "web"}}', methods)
+    assert "did you mean default/web?" in refused["error"]["message"]

@@ -1,0 +1,174 @@
+"""`clustermesh why`: where a service, an address or an identity came from, and why it is used or not."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from clustermesh.agent_socket import DEFAULT_SOCKET, ask
+from clustermesh.cli import FAILED, context_option, output_option, printable
+from clustermesh.cli.table import print_json, print_table
+from clustermesh.errors import ClusterMeshError, Refused, Unavailable, sentence
+from clustermesh.standalone.context import CLUSTER_FILE, Context, load
+
+if TYPE_CHECKING:
+    from clustermesh.why.explain import Answer
+    from clustermesh.why.facts import Facts, Seen
+    from clustermesh.why.subject import Subject
+
+
+@click.command()
+@click.argument("subject")
+@context_option
+@click.option(
+    "--clustermesh-config",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The connected clusters, one file each.  [default: CONTEXT/peers]",
+)
+@click.option(
+    "--socket",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help=f"The agent's socket, which also tells its folder.  [default: {DEFAULT_SOCKET}, where there is one]",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0.1, max=60),
+    default=3.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long an etcd may take to answer.",
+)
+@output_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    subject: str,
+    context: Path,
+    clustermesh_config: Path | None,
+    socket: Path | None,
+    timeout: float,
+    output: str,
+) -> None:
+    """Tell where SUBJECT came from, when each hop saw it, and why it is used or not.
+
+    SUBJECT is a service (NAMESPACE/NAME), an address (of a pod, a backend, a node, a frontend), the number of an
+    identity, or its labels. The agent of this node is asked, its kernel included, and the etcds that the folder gives
+    access to. Without an agent the etcds tell what one would do. Exits with 0 when it is used, 1 when it is not, or
+    nobody knows it, 2 for wrong usage.
+
+    \b
+    Examples:
+      clustermesh why demo/web
+      clustermesh why 10.2.0.5 --context /srv/alpha
+      clustermesh why 131074
+      clustermesh why app=web,k8s:io.kubernetes.pod.namespace=demo -o json
+    """
+    from clustermesh.why.explain import explain
+    from clustermesh.why.subject import parse_subject
+
+    wanted = parse_subject(subject)
+    facts = _ask_agent(socket, subject)
+    given = ctx.get_parameter_source("context") is not ParameterSource.DEFAULT
+    cluster = _load(context, _folder_of(socket) if facts and not given else None, needed=given or facts is None)
+    facts = asyncio.run(_look(wanted, facts, cluster, clustermesh_config, timeout))
+    answer = explain(wanted, facts)
+    if output == "json":
+        print_json(_plain(answer))
+    else:
+        _print(answer)
+    if not answer.used:
+        ctx.exit(FAILED)
+
+
+def _ask_agent(path: Path | None, subject: str) -> Facts | None:
+    """What it knows; None where none was asked for and none is there, or may be asked."""
+    import msgspec
+
+    from clustermesh.why.facts import Facts
+
+    if path is None and not DEFAULT_SOCKET.exists():
+        return None
+    try:
+        return msgspec.convert(ask(path or DEFAULT_SOCKET, "why", {"subject": subject}), Facts)
+    except msgspec.ValidationError as e:
+        raise Refused(f"the agent is of another release: {e}; run the same release everywhere") from e
+    except (Refused, Unavailable) as e:
+        if path is not None:
+            raise
+        click.echo(f"{click.style('warning:', fg='yellow', bold=True)} {sentence(e)}", err=True)
+        return None
+
+
+def _folder_of(path: Path | None) -> Path:
+    return Path(str(ask(path or DEFAULT_SOCKET, "status").get("context", "")))
+
+
+def _load(context: Path, told: Path | None, *, needed: bool) -> Context | None:
+    """The cluster's folder, which is not `needed` where an agent has answered."""
+    if not needed and not ((told or context) / CLUSTER_FILE).exists():
+        return None
+    return load(told or context)
+
+
+async def _look(
+    subject: Subject, facts: Facts | None, cluster: Context | None, directory: Path | None, patience: float
+) -> Facts:
+    from msgspec.structs import replace
+
+    from clustermesh.mesh.peer_files import read_peers
+    from clustermesh.why.etcd import Etcds
+
+    if cluster is None:
+        assert facts is not None
+        return facts
+    try:
+        etcds = Etcds(cluster, read_peers(directory or cluster.peers, cluster.name), patience)
+        facts = facts or await etcds.stand_in(subject)
+        return replace(facts, hops=await etcds.hops(facts))
+    except (ClusterMeshError, OSError):
+        if facts is None or not facts.node:
+            raise
+        return facts
+
+
+def _plain(answer: Answer) -> dict[str, Any]:
+    import msgspec
+
+    return {
+        "subject": answer.subject,
+        "used": answer.used,
+        "says": answer.says,
+        "hops": msgspec.to_builtins(answer.hops),
+        "findings": [each._asdict() for each in answer.findings],
+    }
+
+
+def _print(answer: Answer) -> None:
+    mark = "✅" if answer.used else "❌"
+    click.secho(f"{mark} {printable(answer.says)}", bold=True)
+    if answer.hops:
+        click.echo()
+        rows = [
+            (hop.hop, hop.cluster, _moment(hop.seen), hop.what, hop.error or (hop.says if hop.present else "not there"))
+            for hop in answer.hops
+        ]
+        print_table(("HOP", "CLUSTER", "SEEN (UTC)", "WHAT", "SAYS"), rows)
+        click.echo()
+    for finding in answer.findings:
+        click.secho(f"{'✅' if finding.used else '❌'} {printable(finding.of)}: {printable(finding.why)}")
+        if finding.remedy:
+            click.echo(f"     {printable(finding.remedy)}")
+
+
+def _moment(seen: Seen) -> str:
+    if seen.at is not None:
+        return f"{datetime.fromtimestamp(seen.at, UTC):%Y-%m-%d %H:%M:%S.%f}"[:-3]
+    word, moment = ("after", seen.after) if seen.after is not None else ("by", seen.by)
+    return "" if moment is None else f"{word} {datetime.fromtimestamp(moment, UTC):%Y-%m-%d %H:%M:%S}"
