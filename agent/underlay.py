@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from msgspec import Struct
 
@@ -28,10 +28,13 @@ class Underlay(Struct, frozen=True, kw_only=True):
 
 
 class UnderlaySetup:
-    """Makes the underlay as `own` wants it; repeating it repairs and changes nothing else."""
+    """Makes the underlay as `own` wants it; repeating it repairs and changes nothing else.
+
+    `on_found` is called when this machine has turned out to be the Node's."""
 
     def __init__(self, datapath: Datapath, device: Device, private_key: bytes, port: int) -> None:
         self.current: Underlay | None = None
+        self.on_found: Callable[[], None] = lambda: None
         self._datapath, self._device, self._private_key, self._port = datapath, device, private_key, port
 
     async def apply(self, own: Node) -> bool:
@@ -41,6 +44,7 @@ class UnderlaySetup:
         """
         pools = _check_pools(own)
         link = await _find_link(own)
+        self.on_found()
         ingress, _ = self._datapath.attach_strict(link.name)
         mtu = tunnel_mtu(link.mtu)
         routers = tuple(pool.router for pool in pools)

@@ -171,6 +171,8 @@ class Domains:
     async def _prune(self, domain: Domain[Any]) -> None:
         """What was heard last is to be planned before anything goes for not being wanted."""
         await self._until(self.may_prune)
+        if domain in (self.network, self.tunnels):
+            await self.network.here.wait()
         await self._judge_some()
         await domain.whole_step()
         domain.allow_pruning()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection
 
 from agent.domains.domain import Domain
@@ -14,7 +15,11 @@ from clustermesh.reconcile import Reconciler, Tracker
 
 
 class Network(Domain[Name]):
-    """`on_node` is told the cluster of each node that was planned."""
+    """`on_node` is told the cluster of each node that was planned.
+
+    `here` is set once the own Node has turned out to be this machine: with another's name, what leads to that one's
+    pods from here would be wanted nowhere. Until then no other node is planned, and what is in the kernel stays.
+    """
 
     name = "network"
 
@@ -41,12 +46,16 @@ class Network(Domain[Name]):
         self._state, self._tunnels, self._on_node = state, tunnels, on_node
         self._again: set[Name] = set()
         self._routes_lost = False
+        self.here = asyncio.Event()
+        tunnels.underlay.on_found = self.take_part
         tunnels.on_new_device = self.lose_routes
 
     def take(self) -> Collection[Name]:
         """This node first: what the others' plans take from it is there before any is applied."""
-        again, self._again = self._again, set()
-        return sorted(again | self._state.take_nodes(), key=lambda name: name != self._own_name)
+        self._again |= self._state.take_nodes()
+        taken = self._again if self.here.is_set() else self._again & {self._own_name}
+        self._again = self._again - taken
+        return sorted(taken, key=lambda name: name != self._own_name)
 
     def plan(self, item: Name) -> None:
         node = self._state.node(*item)
@@ -63,6 +72,16 @@ class Network(Domain[Name]):
         if self._routes_lost:
             self._routes_lost = False
             await self.routes.adopt()
+
+    @property
+    def settled(self) -> bool:
+        return self.here.is_set() and super().settled
+
+    def take_part(self) -> None:
+        """This machine is the own Node."""
+        if not self.here.is_set():
+            self.here.set()
+            self.wake()
 
     def lose_routes(self) -> None:
         """The device is new: look what is left of the routes through it."""

@@ -103,6 +103,9 @@ class _Routes:
 class _Underlay:
     current = Underlay(interface="bench0", mtu=1420, strict="")
 
+    def __init__(self) -> None:
+        self.on_found: Callable[[], None] = lambda: None
+
     async def apply(self, _own: Node) -> bool:
         return False
 
@@ -131,6 +134,7 @@ class _Bench:
         targets: Targets = real._replace(routes=_Routes())
         options = Options(context=Path("/nowhere"), node="n0")
         self.domains = Domains(options, self.state, Propagation(), node, targets)
+        self.domains.network.take_part()
 
     async def run(self) -> None:
         await self.domains.run(_Reader(), _Peers())  # type: ignore[arg-type]

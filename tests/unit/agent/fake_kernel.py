@@ -114,10 +114,13 @@ class MortalDevice(FakeDevice):
 
 
 class FakeUnderlay:
-    """Stands for agent.underlay.UnderlaySetup. `fault` is raised while it is set; `during` runs inside `apply`."""
+    """Stands for agent.underlay.UnderlaySetup. `elsewhere` is raised while it is set, since this machine is not the
+    Node's, and `fault` where that is found; `during` runs inside `apply`."""
 
     def __init__(self, device: MortalDevice) -> None:
         self.current: Underlay | None = None
+        self.on_found: Callable[[], None] = lambda: None
+        self.elsewhere: ClusterMeshError | None = None
         self.fault: ClusterMeshError | None = None
         self.during: Callable[[], object] = lambda: None
         self.applied: list[Node] = []
@@ -126,6 +129,9 @@ class FakeUnderlay:
     async def apply(self, own: Node) -> bool:
         self.applied.append(own)
         self.during()
+        if self.elsewhere is not None:
+            raise self.elsewhere
+        self.on_found()
         if self.fault is not None:
             raise self.fault
         new = await self._device.ensure(b"", 0, 0, 0)
@@ -168,6 +174,8 @@ class Bed:
         self.node = ThisNode(self.datapath, self.device, self.underlay, numbered_key(1))  # type: ignore[arg-type]
         targets = Targets(peers=WireGuardTarget(self.device, numbered_key(1)), **self.tables)
         self.domains = Domains(self.options, self.state, self.propagation, self.node, targets, lambda: self.now)
+        if self.underlay.elsewhere is None:
+            self.domains.network.take_part()
         self._pruning = False
 
     async def adopt(self) -> None:

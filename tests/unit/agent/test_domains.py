@@ -243,6 +243,33 @@ async def test_services_go_on_while_the_underlay_cannot_be_made(bed: Bed) -> Non
     assert list(bed.device.states) == [numbered_key(2)]
 
 
+async def test_an_agent_under_another_machines_name_makes_no_way_to_any_node_and_takes_none_away(bed: Bed) -> None:
+    bed.add_node("alpha", 1)
+    bed.add_node("beta", 2)
+    await bed.step()
+    routes = bed.tables["routes"].held
+    before = dict(routes)
+    again = Bed()
+    again.tables, again.device, again.underlay = bed.tables, bed.device, bed.underlay
+    again.underlay.elsewhere = Unavailable("no interface has this node's address 192.0.2.1")
+    again.tables["ipcache"].held[parse("10.2.1.9")] = object()
+    again.restart()
+    again.add_node("alpha", 1)
+    again.add_node("beta", 3)
+    running = await again.running()
+    await until(lambda: not again.tables["ipcache"].held and "192.0.2.1" in again.domains.tunnels.error)
+    assert (routes, list(again.device.states)) == (before, [numbered_key(2)])
+    assert before
+    assert not again.domains.note_ready()
+    again.underlay.elsewhere = None
+    again.domains.tunnels.look_after()
+    await until(lambda: not routes.keys() & before.keys())
+    await until(lambda: routes and list(again.device.states) == [numbered_key(3)])
+    await until(again.domains.note_ready)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
 async def test_without_a_node_object_services_work_and_the_error_names_the_node(bed: Bed) -> None:
     bed.add_node("beta", 2)
     bed.add_web("10.1.1.5")
