@@ -99,10 +99,10 @@ def _has_clsact(route: Any, device: int) -> bool:
     )
 
 
-def detach(device: int | None = None) -> int:
-    """Remove our filters from `device` or every device, and clsact where it is then empty; says how many. OSError."""
+def detach(device: int | None = None) -> None:
+    """Remove our filters from `device` or every device, and clsact where it is then empty. OSError."""
 
-    def work(route: Any) -> int:
+    def work(route: Any) -> None:
         ours = _filters(route, device)
         for each in ours:
             route.tc(
@@ -117,6 +117,5 @@ def detach(device: int | None = None) -> int:
         for index in {each.device for each in ours}:
             if not any(list(route.get_filters(index=index, parent=parent)) for parent in (INGRESS, EGRESS)):
                 route.tc("del", "clsact", index)
-        return len(ours)
 
-    return _in_thread(work)
+    _in_thread(work)

@@ -35,8 +35,6 @@ class Hook(NamedTuple):
     outcome: Outcome
     mechanism: Mechanism
     link_id: int
-    program_id: int
-    program_tag: str
 
 
 class Point(NamedTuple):
@@ -127,14 +125,12 @@ def take_place(pin: Path, link: int) -> int:
     return link_info(link).id
 
 
-def detach_link(pin: Path) -> bool:
-    """Detach and unpin; True where there was a link."""
+def detach_link(pin: Path) -> None:
+    """Detach and unpin; absent is success."""
     with pinned_link(pin) as link:
-        if link is None:
-            return False
-        _detach(link)
-        pin.unlink()
-        return True
+        if link is not None:
+            _detach(link)
+            pin.unlink()
 
 
 def _detach(link: int) -> None:

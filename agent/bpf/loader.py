@@ -28,7 +28,6 @@ from agent.bpf.layouts import LAYOUT_VERSION, Reason
 from agent.bpf.libbpf import Object
 from agent.bpf.links import (
     Hook,
-    LinkState,
     Mechanism,
     Outcome,
     Point,
@@ -38,7 +37,7 @@ from agent.bpf.links import (
     pin_name,
 )
 from agent.bpf.pins import PinnedMap, check_fits, copy_entries, copy_missing, per_cpu_size, pin_in_place, pinned_map
-from agent.bpf.programs import map_info, program_info
+from agent.bpf.programs import map_info
 from agent.bpf.syscalls import BEFORE, MapType, map_lookup
 from agent.older import layout_v1
 from clustermesh.errors import Invalid, Refused, Unavailable
@@ -154,7 +153,7 @@ class Datapath:
             links = self.pin_dir / _LINKS
             states = exchange(cgroup, links, self._programs, frozenset(self.map_ids.values()), carry)
             for name, state in states.items():
-                self.hooks[name] = self._hook(name, str(cgroup), Mechanism.CGROUP, state)
+                self.hooks[name] = Hook(name, str(cgroup), state.outcome, Mechanism.CGROUP, state.link_id)
             remove_late(links)
             for folder in list(_other_versions(self.pin_dir)):
                 _remove_folder(folder)
@@ -187,7 +186,7 @@ class Datapath:
         # First of the chain: a program before it could end the chain, and with it the protection.
         point = Point(index, index, program.attach_type, BEFORE)
         state = attach_link(pin, self._programs[name], point, frozenset(self.map_ids.values()))
-        return self._hook(name, device, Mechanism.TCX, state)
+        return Hook(name, device, state.outcome, Mechanism.TCX, state.link_id)
 
     def _attach_clsact(self, program: Program, device: str, index: int) -> Hook:
         name, parent = program.name, clsact.PARENTS[program.attach_type]
@@ -197,11 +196,7 @@ class Datapath:
         else:
             clsact.attach(index, parent, self._programs[name])
             outcome = Outcome.REPLACED if running else Outcome.ATTACHED
-        return self._hook(name, device, Mechanism.CLSACT, LinkState(outcome, 0))
-
-    def _hook(self, name: str, target: str, mechanism: Mechanism, state: LinkState) -> Hook:
-        info = program_info(self._programs[name])
-        return Hook(name, target, state.outcome, mechanism, state.link_id, info.id, info.tag)
+        return Hook(name, device, outcome, Mechanism.CLSACT, 0)
 
     def counters(self) -> dict[Reason, int]:
         """What the programs have counted since the maps were made, summed over the CPUs."""

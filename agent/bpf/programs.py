@@ -1,4 +1,4 @@
-"""bpf(2) by ctypes, second part: loading and running programs, and what the kernel says of its objects.
+"""bpf(2) by ctypes, second part: loading programs, and what the kernel says of its objects.
 
 Errors are OSError.
 """
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from struct import Struct
 from typing import Final, NamedTuple
 
-from agent.bpf.syscalls import Command, ProgramType, attr_of, buffer_of, call, call_attr
+from agent.bpf.syscalls import Command, ProgramType, buffer_of, call
 
 _LOG_SIZE: Final = 1 << 16
 _INFO_SIZE: Final = 256
@@ -65,24 +65,6 @@ def program_load(kind: ProgramType, instructions: Sequence[Instruction], attach_
         raise OSError(e.errno, f"{e.strerror}: {log.value.decode(errors='replace')[-1000:].strip()}") from e
 
 
-class RunResult(NamedTuple):
-    """`verdict` is what the program returned (as a signed int), `data` the packet after it, `nanoseconds` the mean."""
-
-    verdict: int
-    data: bytes
-    nanoseconds: int
-
-
-def program_test_run(program: int, packet: bytes, repeat: int = 1) -> RunResult:
-    """Run a tc program over `packet`, an Ethernet frame. Programs of sockets cannot be run like this."""
-    given, result = buffer_of(packet), ctypes.create_string_buffer(len(packet) + 256)
-    addresses = (ctypes.addressof(given), ctypes.addressof(result))
-    attr = attr_of(struct.pack("=IIIIQQII", program, 0, len(packet), len(result), *addresses, repeat, 0))
-    call_attr(Command.PROG_TEST_RUN, attr)
-    verdict, _, size, _, _, _, duration = struct.unpack_from("=iIIQQII", attr.raw, 4)
-    return RunResult(verdict, result.raw[:size], duration)
-
-
 class MapInfo(NamedTuple):
     type: int
     id: int
@@ -90,23 +72,19 @@ class MapInfo(NamedTuple):
     value_size: int
     max_entries: int
     flags: int
-    name: str
 
 
 class ProgramInfo(NamedTuple):
     """`tag` is a digest of the instructions, `map_ids` the maps they use."""
 
-    type: int
     id: int
     tag: str
-    name: str
     map_ids: frozenset[int]
 
 
 class LinkInfo(NamedTuple):
     """`target` is a cgroup id or a device index: 0 when what the link was attached to is gone, or of another kind."""
 
-    type: int
     id: int
     program_id: int
     target: int
@@ -114,17 +92,15 @@ class LinkInfo(NamedTuple):
 
 
 def map_info(fd: int) -> MapInfo:
-    kind, number, key_size, value_size, max_entries, flags, name = struct.unpack_from("=6I16s", _info(fd))
-    return MapInfo(kind, number, key_size, value_size, max_entries, flags, _text(name))
+    return MapInfo(*struct.unpack_from("=6I", _info(fd)))
 
 
 def program_info(fd: int) -> ProgramInfo:
     ids = (ctypes.c_uint32 * _MOST_MAPS)()
-    given = struct.pack("=52xIQ", _MOST_MAPS, ctypes.addressof(ids))
-    info = _info(fd, given)
-    kind, number, tag = struct.unpack_from("=II8s", info)
-    count, _, name = struct.unpack_from("=IQ16s", info, _PROGRAM_MAPS_AT)
-    return ProgramInfo(kind, number, tag.hex(), _text(name), frozenset(ids[: min(count, _MOST_MAPS)]))
+    info = _info(fd, struct.pack("=52xIQ", _MOST_MAPS, ctypes.addressof(ids)))
+    number, tag = struct.unpack_from("=4xI8s", info)
+    (count,) = struct.unpack_from("=I", info, _PROGRAM_MAPS_AT)
+    return ProgramInfo(number, tag.hex(), frozenset(ids[: min(count, _MOST_MAPS)]))
 
 
 def link_info(fd: int) -> LinkInfo:
@@ -135,17 +111,13 @@ def link_info(fd: int) -> LinkInfo:
         target, attach_type = struct.unpack_from("=QI", info, 16)
     elif kind == _LINK_TCX:
         target, attach_type = struct.unpack_from("=II", info, 16)
-    return LinkInfo(kind, number, program, target, attach_type)
+    return LinkInfo(number, program, target, attach_type)
 
 
 def _info(fd: int, given: bytes = b"") -> bytes:
     info = ctypes.create_string_buffer(given, _INFO_SIZE)
     call(Command.OBJ_GET_INFO_BY_FD, struct.pack("=IIQ", fd, _INFO_SIZE, ctypes.addressof(info)))
     return info.raw
-
-
-def _text(name: bytes) -> str:
-    return name.partition(b"\0")[0].decode(errors="replace")
 
 
 def program_of_id(number: int) -> int:

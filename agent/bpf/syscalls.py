@@ -60,7 +60,6 @@ class MapType(IntEnum):
     """enum bpf_map_type, as far as it is used."""
 
     HASH = 1
-    ARRAY = 2
     PERCPU_ARRAY = 6
     LRU_HASH = 9
     LPM_TRIE = 11
@@ -89,7 +88,6 @@ class AttachType(IntEnum):
 
 
 NO_PREALLOC: Final = 1  # BPF_F_NO_PREALLOC, a map flag
-ANY: Final = 0  # BPF_ANY, an update flag
 BEFORE: Final = 1 << 3  # BPF_F_BEFORE, a link flag: first in its chain
 
 
@@ -139,10 +137,9 @@ def map_lookup(fd: int, key: bytes, value_size: int) -> bytes | None:
     return value.raw
 
 
-def map_update(fd: int, key: bytes, value: bytes, flags: int = ANY) -> None:
+def map_update(fd: int, key: bytes, value: bytes) -> None:
     key_buffer, value_buffer = buffer_of(key), buffer_of(value)
-    attr = _ELEMENT.pack(fd, ctypes.addressof(key_buffer), ctypes.addressof(value_buffer), flags)
-    call(Command.MAP_UPDATE, attr)
+    call(Command.MAP_UPDATE, _ELEMENT.pack(fd, ctypes.addressof(key_buffer), ctypes.addressof(value_buffer), 0))
 
 
 class Batch(NamedTuple):
@@ -169,20 +166,19 @@ class Page(NamedTuple):
             yield key, value
 
 
-def map_update_batch(fd: int, keys: bytes, values: bytes, count: int, flags: int = ANY) -> Batch:
-    return _batch(Command.MAP_UPDATE_BATCH, fd, (keys, values), count, flags)
+def map_update_batch(fd: int, keys: bytes, values: bytes, count: int) -> Batch:
+    return _batch(Command.MAP_UPDATE_BATCH, fd, (keys, values), count)
 
 
 def map_delete_batch(fd: int, keys: bytes, count: int) -> Batch:
     """Stops at the first absent key, with ENOENT."""
-    return _batch(Command.MAP_DELETE_BATCH, fd, (keys, b""), count, 0)
+    return _batch(Command.MAP_DELETE_BATCH, fd, (keys, b""), count)
 
 
-def _batch(command: Command, fd: int, data: tuple[bytes, bytes], count: int, flags: int) -> Batch:
-    keys, values = (
-        ctypes.cast(ctypes.c_char_p(each), ctypes.c_void_p).value for each in data
-    )  # the kernel only reads them
-    attr = attr_of(_BATCH.pack(0, 0, keys, values, count, fd, flags, 0))
+def _batch(command: Command, fd: int, data: tuple[bytes, bytes], count: int) -> Batch:
+    # The kernel only reads them.
+    keys, values = (ctypes.cast(ctypes.c_char_p(each), ctypes.c_void_p).value for each in data)
+    attr = attr_of(_BATCH.pack(0, 0, keys, values, count, fd, 0, 0))
     try:
         call_attr(command, attr)
     except OSError as e:

@@ -13,6 +13,7 @@ from msgspec import Struct
 from agent.cni.endpoint import EndpointRequest
 from agent.cni.ipam import Ipam
 from agent.cni.local_pods import Endpoints
+from agent.cni.plugin import QUEUE
 from agent.domains.tunnels import Tunnels
 from agent.options import Options
 from agent.plan.attached import AttachedPods
@@ -21,7 +22,6 @@ from clustermesh.address import prefix_text, text
 from clustermesh.errors import ClusterMeshError, DecodeError, Unavailable
 
 _log = logging.getLogger(__name__)
-DELETIONS = "deleted-endpoints"  # the folder below run-dir where the plugin leaves what it could not tell an agent
 _DRAIN_PERIOD = 5.0
 
 
@@ -77,7 +77,7 @@ class Pods:
             self._endpoints = await self._take_over()
         if self._endpoints is not None:
             await self._endpoints.look_at_disk()
-            done = await self._endpoints.drain(self._options.run_dir / DELETIONS)
+            done = await self._endpoints.drain(self._options.run_dir / QUEUE)
             if done:
                 _log.info("%d pods deleted while no agent listened", done)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from msgspec import Struct
 
@@ -24,14 +24,9 @@ class AttachedPods:
 
     def __init__(self, on_change: Callable[[], None] = lambda: None) -> None:
         self.on_change = on_change
-        self._pods: dict[tuple[str, str], AttachedPod] = {}
+        self._pods: dict[tuple[str, str], AttachedPod] = {}  # by container id and name of the interface
         self._by_address: dict[Address, AttachedPod] = {}
         self._dirty: set[Address] = set()
-
-    @property
-    def pods(self) -> Mapping[tuple[str, str], AttachedPod]:
-        """By container id and name of the interface."""
-        return self._pods
 
     def attached(self, pod: AttachedPod) -> None:
         """`pod` has its addresses now; what its interface had before it has no more."""

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 from bpf_maps import set_factors
+from bpf_run import program_test_run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent.bpf.layouts import Reason, ServiceKey, pack
 from agent.bpf.libbpf import Object
 from agent.bpf.loader import Datapath
-from agent.bpf.programs import program_test_run
 from agent.domains.tables import open_map
 from agent.plan.services import ServicePlanner, ServiceTrackers
 from agent.targets.maps import MapTarget

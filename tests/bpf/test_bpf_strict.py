@@ -7,10 +7,10 @@ import asyncio
 import pytest
 from bpf_maps import write
 from bpf_packets import ETH_ARP, ETH_IPV4, ETH_IPV6, frame, ipv4, ipv4_frame, ipv6, ipv6_frame
+from bpf_run import program_test_run
 
 from agent.bpf.layouts import IpcacheValue, NodeIdentity, Reason, pack_cidr
 from agent.bpf.loader import Datapath
-from agent.bpf.programs import program_test_run
 from clustermesh.address import parse, parse_prefix
 
 pytestmark = pytest.mark.root
