@@ -7,19 +7,18 @@ import logging
 import time
 from pathlib import Path
 
-from agent.sink import AgentSink
+from agent.state import AgentState
 from clustermesh.mesh import last_good
 from clustermesh.mesh.peers import Peers
 from clustermesh.mesh.reader import ClusterReader
 from clustermesh.mesh.session import State
-from clustermesh.mesh.state import MeshState
 
 _PERIOD = 2.0  # seconds
 
 _log = logging.getLogger(__name__)
 
 
-async def keep_saved(folder: Path, sink: AgentSink, state: MeshState, own: ClusterReader, peers: Peers) -> None:
+async def keep_saved(folder: Path, state: AgentState, own: ClusterReader, peers: Peers) -> None:
     """Write the last good state of every cluster that changed; only a whole one is worth keeping.
 
     One that is stopped writes what it has not written yet: the next agent may be of an older version, which takes what
@@ -27,8 +26,8 @@ async def keep_saved(folder: Path, sink: AgentSink, state: MeshState, own: Clust
     """
 
     async def save_all() -> None:
-        for name in list(sink.unsaved):
-            await save(folder, sink, name, own if name == state.own else peers.readers.get(name), state)
+        for name in list(state.unsaved):
+            await save(folder, state, name, own if name == state.own else peers.readers.get(name))
 
     saving = asyncio.create_task(save_all())
     try:
@@ -43,21 +42,21 @@ async def keep_saved(folder: Path, sink: AgentSink, state: MeshState, own: Clust
         await save_all()
 
 
-async def save(folder: Path, sink: AgentSink, name: str, reader: ClusterReader | None, state: MeshState) -> None:
+async def save(folder: Path, state: AgentState, name: str, reader: ClusterReader | None) -> None:
     if reader is None or reader.session.state in (State.REMOVED, State.EVICTED):  # nothing of it is to be kept
-        sink.unsaved.discard(name)
-        sink.unsavable.pop(name, None)
+        state.unsaved.discard(name)
+        state.unsavable.pop(name, None)
     if reader is None or reader.session.state is State.REMOVED:
         return
     if reader.session.state is State.EVICTED:
         await asyncio.to_thread(last_good.forget, folder, name)  # or the next agent would begin with it
     elif reader.session.complete and reader.config is not None and name in state.views:
-        sink.unsaved.discard(name)
+        state.unsaved.discard(name)
         encoded = last_good.encode(reader.config, state.good_view(name))
         try:
             await asyncio.to_thread(last_good.save, folder, name, encoded)
-            sink.unsavable.pop(name, None)
+            state.unsavable.pop(name, None)
         except OSError as e:
             _log.error("last good state of %s is not saved: %s", name, e)
-            sink.unsavable[name] = f"{folder}: {e.strerror or e}"  # the file has another name each time
-            sink.unsaved.add(name)
+            state.unsavable[name] = f"{folder}: {e.strerror or e}"  # the file has another name each time
+            state.unsaved.add(name)

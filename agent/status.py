@@ -28,14 +28,13 @@ from agent.cni.methods import Pods
 from agent.domains.domains import Domains
 from agent.domains.tables import ThisNode
 from agent.options import Options
-from agent.sink import AgentSink
+from agent.state import AgentState
 from agent.why import Looker
 from agent.wireguard.peer import endpoint_text
 from clustermesh import __version__
 from clustermesh.address import Address, Prefix, prefix_text, single, text
 from clustermesh.mesh.peers import Peers
 from clustermesh.mesh.reader import ClusterReader
-from clustermesh.mesh.state import MeshState
 from clustermesh.mesh.view import View
 from clustermesh.reconcile import Tracker
 from clustermesh.why.facts import Facts
@@ -53,17 +52,16 @@ class Status:
     def __init__(
         self,
         options: Options,
-        state: MeshState,
+        state: AgentState,
         domains: Domains,
         own: ClusterReader,
         peers: Peers,
-        sink: AgentSink,
         pods: Pods,
     ) -> None:
         self._options, self._state, self._domains, self._pods = options, state, domains, pods
-        self._own, self._peers, self._sink = own, peers, sink
+        self._own, self._peers = own, peers
         self.rival: Callable[[], str] = lambda: ""  # who else claims to be this node
-        self._looker = Looker(options.node, state, domains, sink.propagation)
+        self._looker = Looker(options.node, state, domains, state.propagation)
 
     def methods(self) -> dict[str, Method]:
         """What the socket answers, those of the CNI plugin included."""
@@ -99,7 +97,7 @@ class Status:
         return self.summary() | {
             "time": time.time(),
             "counters": {str(reason.name).lower(): n for reason, n in self._domains.node.datapath.counters().items()},
-            "propagation_ms": list(self._sink.propagation.recent),
+            "propagation_ms": list(self._state.propagation.recent),
         }
 
     def not_ready(self) -> str:
@@ -118,7 +116,7 @@ class Status:
 
     def problems(self) -> list[problems.Problem]:
         """What a person should look at."""
-        unsavable, rival = self._sink.unsavable, self.rival()
+        unsavable, rival = self._state.unsavable, self.rival()
         return list(problems.find(self._domains, self._pods, unsavable, self._peers, self._state, rival))
 
     def report(self) -> tuple[AgentReport, int]:

@@ -1,7 +1,7 @@
 """The agent's wiring: what is made, in which order, and which loops run until it is told to stop.
 
-    own etcd ─┐ ClusterReader ─> AgentSink ─> MeshState ─> Domains: plan ─> trackers ─> targets ─> kernel
-    peers    ─┘ (one each)                                    ^ CNI
+    own etcd ─┐ ClusterReader ─> AgentState ─> Domains: plan ─> trackers ─> targets ─> kernel
+    peers    ─┘ (one each)                         ^ CNI
 
 Stopping, killed or asked, undoes nothing: programs, maps, routes and WireGuard go on, and the next agent adopts them.
 """
@@ -29,7 +29,7 @@ from agent.options import Options
 from agent.propagation import Propagation
 from agent.registration import Registration
 from agent.saving import keep_saved
-from agent.sink import AgentSink
+from agent.state import AgentState
 from agent.status import Status
 from agent.surroundings import Surroundings
 from agent.underlay import UnderlaySetup
@@ -41,7 +41,6 @@ from clustermesh.mesh.messages import Terms
 from clustermesh.mesh.peer_files import PeerFile, read_peers
 from clustermesh.mesh.peers import Peers, restore
 from clustermesh.mesh.reader import ClusterReader
-from clustermesh.mesh.state import MeshState
 from clustermesh.mesh.tables import own_tables, peer_tables
 from clustermesh.model import AgentRecord, ClusterConfig
 from clustermesh.standalone.context import Context
@@ -80,12 +79,11 @@ async def _make_node(
 async def _work(
     options: Options, context: Context, etcd: EtcdClient, make_node: Callable[[], Awaitable[ThisNode]]
 ) -> None:
-    state, propagation = MeshState(context.name), Propagation()
+    state = AgentState(context.name, Propagation())
     folder = options.clustermesh_config or context.peers
-    sink = AgentSink(state, propagation)
     own = ClusterReader(
         context.name,
-        sink,
+        state,
         lambda: nullcontext(etcd),
         own_tables,
         _expect(context),
@@ -97,24 +95,24 @@ async def _work(
         lambda: dict(peers.files) if peers.synced_once else read_peers(folder, context.name).peers,
         options.device,
     )
-    peers = Peers(folder, context.cluster, sink, _connect_peer, peer_tables, options.last_good, state.authorize)
+    peers = Peers(folder, context.cluster, state, _connect_peer, peer_tables, options.last_good, state.authorize)
     peers.on_files = around.look_again  # the etcds they name are lifelines, too
     await _take_over(options.last_good)
     ground = await around.read()
     state.stand_on(ground.without_peers(context.name))
     state.set_restoring(True)
     if (kept := last_good.load(options.last_good, context.name)) is not None:
-        await restore(sink, context.name, kept)
+        await restore(state, context.name, kept)
         own.restored(kept.config)
     state.stand_on(ground)  # what stood before stands: a peer's etcd that is elsewhere now takes nothing from it
     node = await make_node()
-    domains = Domains(options, state, propagation, node, open_targets(node.datapath, node.device, node.public_key))
+    domains = Domains(options, state, node, open_targets(node.datapath, node.device, node.public_key))
     pods = Pods(options, domains.tunnels, domains.attached_pods)
     record = AgentRecord(
         node=options.node, wireguard_public_key=node.public_key, boot_id=report.boot_id(), reads_shared=True
     )
     registration = Registration(record)
-    status = Status(options, state, domains, own, peers, sink, pods)
+    status = Status(options, state, domains, own, peers, pods)
     status.rival = registration.rival
     REGISTRY.register(StatusCollector(status))
     domains.on_ready = keep_what_is_there
@@ -128,7 +126,7 @@ async def _work(
         tasks.create_task(registration.keep(etcd, domains.tunnels.prepared, status.nodes))
         tasks.create_task(report.keep_logged(lambda: [status.not_ready(), *map(str, status.problems())]))
         tasks.create_task(report.keep_reported(etcd, options.node, status.report))
-        tasks.create_task(keep_saved(options.last_good, sink, state, own, peers))
+        tasks.create_task(keep_saved(options.last_good, state, own, peers))
         tasks.create_task(serve_health(options.metrics, REGISTRY, status.readiness))
 
 
@@ -143,7 +141,7 @@ async def _take_over(folder: Path) -> None:
             _log.info("taken over from an older version of the agent: what it kept of %s", ", ".join(taken))
 
 
-async def _read_own(own: ClusterReader, peers: Peers, state: MeshState) -> None:
+async def _read_own(own: ClusterReader, peers: Peers, state: AgentState) -> None:
     """As the peers are read: once all that was kept is restored. Nothing that is read can be in before this went on."""
     await peers.looked.wait()
     state.set_restoring(False)

@@ -34,13 +34,12 @@ from agent.domains.tunnels import Tunnels
 from agent.options import Options
 from agent.plan.attached import AttachedPods
 from agent.plan.nodes import ThisEnd
-from agent.propagation import Propagation
+from agent.state import AgentState
 from clustermesh.address import Address, text
 from clustermesh.errors import Refused
 from clustermesh.mesh.peers import Peers
 from clustermesh.mesh.reader import ClusterReader
 from clustermesh.mesh.session import Session
-from clustermesh.mesh.state import MeshState
 from clustermesh.reconcile import Tracker
 
 SYNC_TIMEOUT: Final = 60.0  # seconds (clustermesh-sync-timeout)
@@ -56,8 +55,7 @@ class Domains:
     def __init__(
         self,
         options: Options,
-        state: MeshState,
-        propagation: Propagation,
+        state: AgentState,
         node: ThisNode,
         targets: Targets,
         clock: Callable[[], float] = time.monotonic,
@@ -71,7 +69,7 @@ class Domains:
         end = ThisEnd((state.own, options.node), node.public_key, options.device, options.port)
         self.network = Network(end, state, targets, self.tunnels, self.gate.meet)
         self.addresses = Addresses(state, targets, self.attached_pods)
-        self.services = Services(state, targets, propagation, before=(self.network, self.tunnels))
+        self.services = Services(state, targets, before=(self.network, self.tunnels))
         self._name, self._state = options.node, state
         self._own: ClusterReader | None = None
         self._peers: Peers | None = None

@@ -10,10 +10,9 @@ from agent.bpf.layouts import Number, pack, pack_factors
 from agent.domains.domain import Domain
 from agent.domains.tables import Targets
 from agent.plan.services import ServicePlanner, ServiceTrackers
-from agent.propagation import Propagation
+from agent.state import AgentState
 from clustermesh.address import text
 from clustermesh.mesh.resolve import resolve
-from clustermesh.mesh.state import MeshState
 from clustermesh.reconcile import Reconciler, Tracker
 
 _COURTESY: Final = 0.02  # seconds: the way to a new backend is made first, unless that takes longer
@@ -24,9 +23,7 @@ class Services(Domain[tuple[str, str]]):
 
     name = "services"
 
-    def __init__(
-        self, state: MeshState, targets: Targets, propagation: Propagation, before: Collection[Domain[Any]]
-    ) -> None:
+    def __init__(self, state: AgentState, targets: Targets, before: Collection[Domain[Any]]) -> None:
         self.tables = ServiceTrackers(
             Tracker("backends", targets.backends),
             Tracker("slots", targets.slots),
@@ -36,7 +33,7 @@ class Services(Domain[tuple[str, str]]):
         self.factors = Tracker("clusters", targets.clusters)
         super().__init__(Reconciler(*self.tables), Reconciler(self.factors))
         self.planner = ServicePlanner(self.tables)
-        self._state, self._propagation, self._before = state, propagation, before
+        self._state, self._propagation, self._before = state, state.propagation, before
         self._changes: dict[Any, int] = {}
         self._in_vain: dict[str, int] = {}
         self.set_factors({})

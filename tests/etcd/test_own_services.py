@@ -12,7 +12,7 @@ from apiserver_bed import PATIENCE, Bed, manifests, pods
 
 from agent.older import own_services
 from agent.propagation import Propagation
-from agent.sink import AgentSink
+from agent.state import AgentState
 from clustermesh.apiserver.server import Timing
 from clustermesh.mesh.reader import ClusterReader
 from clustermesh.mesh.state import MeshState
@@ -45,11 +45,9 @@ async def bed(tmp_path: Path) -> AsyncIterator[Bed]:
 @asynccontextmanager
 async def reading(bed: Bed) -> AsyncIterator[MeshState]:
     """What an agent of the cluster knows."""
-    state = MeshState("alpha")
+    state = AgentState("alpha", Propagation())
     async with bed.client_as("local") as client:
-        reader = ClusterReader(
-            "alpha", AgentSink(state, Propagation()), lambda: nullcontext(client), own_tables, lambda _n, _c: None
-        )
+        reader = ClusterReader("alpha", state, lambda: nullcontext(client), own_tables, lambda _n, _c: None)
         task = asyncio.create_task(reader.run())
         try:
             async with asyncio.timeout(PATIENCE):

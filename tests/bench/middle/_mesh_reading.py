@@ -25,12 +25,11 @@ from agent.domains.tables import Targets
 from agent.memory import GC_THRESHOLDS
 from agent.plan.attached import AttachedPods
 from agent.propagation import Propagation
-from agent.sink import AgentSink
+from agent.state import AgentState
 from agent.targets.maps import MapTarget
 from clustermesh.mesh.peer_files import PeerFile
 from clustermesh.mesh.peers import Peers
 from clustermesh.mesh.session import State
-from clustermesh.mesh.state import MeshState
 from clustermesh.mesh.tables import peer_tables
 from clustermesh.model import Cluster
 from clustermesh.reconcile import Target
@@ -62,10 +61,9 @@ class Reading:
     """The peers of a folder, read as an agent reads them."""
 
     def __init__(self, folder: Path, keep: Path, own: Cluster) -> None:
-        self.state = MeshState(own.name)
+        self.state = AgentState(own.name, Propagation())
         self.state.admit_peers()
-        sink = AgentSink(self.state, Propagation())
-        self.peers = Peers(folder, own, sink, _connect, peer_tables, keep, self.state.authorize)
+        self.peers = Peers(folder, own, self.state, _connect, peer_tables, keep, self.state.authorize)
         self.addresses = Addresses(self.state, cast(Targets, SimpleNamespace(ipcache=_target())), AttachedPods())
         self.state.on_dirty.append(self.addresses.wake)
         self.longest = 0.0  # seconds of work without a turn for others; of work, because a busy machine is not ours

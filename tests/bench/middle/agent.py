@@ -25,12 +25,11 @@ from agent.domains.domains import Domains
 from agent.domains.tables import Targets, ThisNode, open_targets
 from agent.options import Options
 from agent.propagation import Propagation
-from agent.sink import AgentSink
+from agent.state import AgentState
 from agent.underlay import Underlay
 from agent.wireguard.peer import Peer, PeerState
 from clustermesh.address import Address, from_int, nth, parse, parse_prefix, to_int
 from clustermesh.mesh.session import Session, State
-from clustermesh.mesh.state import MeshState
 from clustermesh.model import Cluster, LocalService, Node, NodeAddress, Port, Protocol, Service
 from clustermesh.wire import entries, keys, local
 from lab import bring_up, teardown
@@ -126,14 +125,13 @@ class _Bench:
     """An agent's inside on maps of its own, attached to nothing."""
 
     def __init__(self, datapath: Datapath) -> None:
-        self.state, self.device = MeshState("alpha"), _Device()
+        self.state, self.device = AgentState("alpha", Propagation()), _Device()
         self.state.admit_peers()
-        self.sink = AgentSink(self.state, Propagation())
         node: Any = ThisNode(_Detached(datapath), self.device, _Underlay(), _key(0))  # type: ignore[arg-type]
         real = open_targets(datapath, self.device, _key(0))  # type: ignore[arg-type]
         targets: Targets = real._replace(routes=_Routes())
         options = Options(context=Path("/nowhere"), node="n0")
-        self.domains = Domains(options, self.state, Propagation(), node, targets)
+        self.domains = Domains(options, self.state, node, targets)
         self.domains.network.take_part()
 
     async def run(self) -> None:
@@ -146,7 +144,7 @@ class _Bench:
     def take(self, key: bytes, value: bytes) -> None:
         """As the reader of the own cluster does."""
         name = keys.parse_local_service(key)
-        self.sink.put("alpha", "local_services", name, entries.decode_local_service(key, value, _ALPHA), 1)
+        self.state.put("alpha", "local_services", name, entries.decode_local_service(key, value, _ALPHA), 1)
 
     def add_node(self, number: int, generation: int = 0) -> None:
         node = Node(
@@ -157,7 +155,7 @@ class _Bench:
             pod_cidrs=(parse_prefix(f"10.{64 + number // 256}.{number % 256}.0/24"),),
             wireguard_public_key=_key(number + 10_000 * generation),
         )
-        self.sink.put(node.cluster, "nodes", node.name, node, 1)
+        self.state.put(node.cluster, "nodes", node.name, node, 1)
 
 
 class _Detached:

@@ -16,7 +16,7 @@ from agent.domains.domains import Domains
 from agent.domains.tables import Targets, ThisNode
 from agent.options import Options
 from agent.propagation import Propagation
-from agent.sink import AgentSink
+from agent.state import AgentState
 from agent.targets.wireguard import WireGuardTarget
 from agent.underlay import Underlay
 from agent.wireguard.peer import Peer, PeerState
@@ -24,7 +24,6 @@ from clustermesh.address import parse, parse_prefix
 from clustermesh.errors import ApplyError, ClusterMeshError, Unavailable
 from clustermesh.mesh.reader import ClusterReader
 from clustermesh.mesh.session import Session, State
-from clustermesh.mesh.state import MeshState
 from clustermesh.model import ClusterConfig, LocalService, Node, NodeAddress, Port, Protocol, Service
 
 NODE = "n1"
@@ -148,9 +147,9 @@ class Bed:
         names = ("ipcache", "cidrs", "routes", "backends", "slots", "groups", "services", "clusters")
         self.tables = {name: FakeTable(name, self.journal) for name in names}
         self.options = Options(context=Path("/nowhere"), node=NODE)
-        self.state, self.propagation = MeshState("alpha"), Propagation()
+        self.propagation = Propagation()
+        self.state = self.sink = AgentState("alpha", self.propagation)
         self.state.admit_peers()
-        self.sink = AgentSink(self.state, self.propagation)
         self.device = MortalDevice()
         self.underlay = FakeUnderlay(self.device)
         self.attached: list[Path] = []  # the cgroups whose sockets have the programs
@@ -173,7 +172,7 @@ class Bed:
         self.state.on_dirty.clear()
         self.node = ThisNode(self.datapath, self.device, self.underlay, numbered_key(1))  # type: ignore[arg-type]
         targets = Targets(peers=WireGuardTarget(self.device, numbered_key(1)), **self.tables)
-        self.domains = Domains(self.options, self.state, self.propagation, self.node, targets, lambda: self.now)
+        self.domains = Domains(self.options, self.state, self.node, targets, lambda: self.now)
         if self.underlay.elsewhere is None:
             self.domains.network.take_part()
         self._pruning = False

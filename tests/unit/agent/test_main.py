@@ -140,7 +140,7 @@ def test_options_have_defaults_and_name_their_places() -> None:
 
 async def save(bed: Bed, folder: Path, name: str) -> None:
     reader = bed.own if name == "alpha" else bed.peers.readers.get(name)
-    await write_state(folder, bed.sink, name, reader, bed.state)
+    await write_state(folder, bed.state, name, reader)
 
 
 async def test_why_a_state_is_not_saved_is_one_sentence_for_all_clusters_and_at_each_try(bed: Bed) -> None:
@@ -152,7 +152,7 @@ async def test_why_a_state_is_not_saved_is_one_sentence_for_all_clusters_and_at_
 
 
 async def test_what_an_agent_heard_just_before_it_was_stopped_is_kept(bed: Bed, tmp_path: Path) -> None:
-    keeping = asyncio.create_task(keep_saved(tmp_path, bed.sink, bed.state, bed.own, bed.peers))  # type: ignore[arg-type]
+    keeping = asyncio.create_task(keep_saved(tmp_path, bed.state, bed.own, bed.peers))  # type: ignore[arg-type]
     bed.add_node("alpha", 1)
     while last_good.load(tmp_path, "alpha") is None:  # a file is no asyncio.Event
         await asyncio.sleep(0.001)
@@ -168,7 +168,7 @@ async def test_what_is_heard_while_the_state_is_written_is_kept_by_an_agent_that
     bed: Bed, tmp_path: Path
 ) -> None:
     bed.add_node("alpha", 1)
-    keeping = asyncio.create_task(keep_saved(tmp_path, bed.sink, bed.state, bed.own, bed.peers))  # type: ignore[arg-type]
+    keeping = asyncio.create_task(keep_saved(tmp_path, bed.state, bed.own, bed.peers))  # type: ignore[arg-type]
     while bed.sink.unsaved:  # until it is encoded, to be written by a thread
         await asyncio.sleep(0)
     bed.add_node("alpha", 2)

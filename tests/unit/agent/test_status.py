@@ -36,8 +36,8 @@ def status(
 ) -> Status:
     verbs = dict.fromkeys(("add", "delete", "check", "status", "collect_garbage"))
     pods = SimpleNamespace(problems=pod_problems or {}, unwritable=unwritable, **verbs)
-    sink = SimpleNamespace(propagation=bed.propagation, unsavable=unsavable or {})
-    made = Status(bed.options, bed.state, bed.domains, bed.own, bed.peers, sink, pods)  # type: ignore[arg-type]
+    bed.state.unsavable = unsavable or {}
+    made = Status(bed.options, bed.state, bed.domains, bed.own, bed.peers, pods)  # type: ignore[arg-type]
     made.rival = lambda: rival
     return made
 
