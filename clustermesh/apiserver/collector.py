@@ -1,23 +1,10 @@
-"""When Python looks for garbage: seldom while the start makes what stays, as ever afterwards. And where memory is."""
+"""When Python looks for garbage: seldom while the start makes what stays, as ever afterwards."""
 
 from __future__ import annotations
 
-import ctypes
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
-
-_MMAP_THRESHOLD, _ARENA_MAX = -3, -8  # malloc.h
-_LARGE: Final = 64 << 10  # bytes
-
-
-def one_heap() -> None:
-    """Before any thread: one heap for all of them, and large blocks, as pages of a list are, go back when freed."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # glibc
-        libc.mallopt(_ARENA_MAX, 1)
-        libc.mallopt(_MMAP_THRESHOLD, _LARGE)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ It also takes the flags of Cilium's clustermesh-apiserver, so that it can stand 
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,24 +71,37 @@ def apiserver(command: click.Context, context: Path, source: str | None, http: s
     import asyncio
     import logging
 
-    from clustermesh.apiserver import run, run_folder
-    from clustermesh.apiserver.collector import one_heap
+    from clustermesh.heap import one_heap
 
-    one_heap()
     if command.args and flags["cluster_name"] is None:
         raise click.NoSuchOption(command.args[0], ctx=command)
+    one_heap()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if source == "folder" or (source is None and flags["cluster_name"] is None):
+        from clustermesh.apiserver import run_folder
+
         asyncio.run(run_folder(load(context), http or "127.0.0.1:9880"))
         return
-    from clustermesh.kube.config import find_access
-    from clustermesh.sources.kubernetes import KubernetesSource
-
     for argument in command.args:  # a chart for another release must not keep the cluster from being published
         logging.warning("%s: is no flag of this program, and ignored", argument)
-    settings, listen = _settings(context, flags), _listen(http, flags["health_port"], flags["prometheus_serve_addr"])
+    asyncio.run(_publish_kubernetes(context, http, flags))
+
+
+async def _publish_kubernetes(context: Path, http: str | None, flags: dict[str, Any]) -> None:
+    """Credentials are another process's to read, and perhaps to ask for: that is under way while the rest is loaded."""
+    import asyncio
+
+    from clustermesh.kube.config import find_access
+
     access = find_access(flags["kubeconfig"], flags["kube_context"])
-    asyncio.run(run(settings, lambda: KubernetesSource(access, settings.cluster), listen))
+    asking = asyncio.create_task(access.prefetch())
+    await asyncio.to_thread(importlib.import_module, "clustermesh.sources.kubernetes")
+    from clustermesh.apiserver import run
+    from clustermesh.sources.kubernetes import KubernetesSource
+
+    settings, listen = _settings(context, flags), _listen(http, flags["health_port"], flags["prometheus_serve_addr"])
+    await run(settings, lambda: KubernetesSource(access, settings.cluster), listen)
+    await asking
 
 
 def _settings(context: Path, flags: dict[str, Any]) -> Settings:

@@ -13,7 +13,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from clustermesh.errors import Refused
+from clustermesh.errors import ClusterMeshError, Refused
 
 _EARLY: Final = 30.0
 """Seconds before they expire that credentials are asked for again."""
@@ -50,6 +50,11 @@ class Access:
                 self._grant = await self._read()
                 self._marks = _marks(self._grant.files)
             return self._grant
+
+    async def prefetch(self) -> None:
+        """Read them now: whoever asks first then waits less. What goes wrong, who asks is told."""
+        with suppress(ClusterMeshError):
+            await self.grant()
 
     def _is_stale(self, grant: Grant) -> bool:
         expired = grant.expires and self._clock() > grant.expires - _EARLY
