@@ -35,7 +35,7 @@ from collections.abc import (
     MutableSet,
 )
 from contextlib import aclosing
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from clustermesh.errors import ApplyError, ClusterMeshError, Unavailable
@@ -176,6 +176,16 @@ class Tracker(Generic[K, V]):
         else:
             self.actual[key] = value
         self._mark(key)
+
+    @property
+    def pending_size(self) -> int:
+        """How many entries are still to be applied: the length of `pending` at a small part of its cost."""
+        return len(self._dirty) + sum(key not in self._dirty for key in self.problems)
+
+    @property
+    def has_all(self) -> bool:
+        """True when the target is known to hold everything that is wanted; more than that may be there."""
+        return not any(key in self.desired for key in chain(self._dirty, self.problems))
 
     def pending(self) -> Delta[K, V]:
         """What is still to be applied, entries that failed before included."""

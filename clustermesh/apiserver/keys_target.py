@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from clustermesh.apiserver.stamps import Stamps
 from clustermesh.errors import ApplyError, ClusterMeshError
@@ -12,6 +13,9 @@ from clustermesh.store.client import Delete, EtcdClient, LeaseLost, Op, Put
 from clustermesh.store.lease import LeaseKeeper
 from clustermesh.store.operations import KeyValue, batches
 from clustermesh.wire import keys
+
+AT_ONCE: Final = 4
+"""Transactions under way at a time: while etcd is at work on one, the next is put together."""
 
 
 class Held(NamedTuple):
@@ -65,20 +69,34 @@ class KeysTarget:
             self.keeper.release(key)
 
     async def _write(self, ops: Iterable[Op]) -> None:
-        """Write batch by batch. The first failure ends it: what etcd refuses now it will refuse again at once."""
+        """Write batch by batch, a few at once. The first failure ends it: what etcd refuses now it will refuse again.
+
+        No key is in two of them, so their order means nothing.
+        """
         waiting = deque(batches(ops))
-        try:
-            while waiting:
-                revision = await self.client.transact([self._with_stamps(waiting[0])])
-                self.written.update((op.key, revision) for op in waiting[0])
-                if self._stamps is not None:
-                    self._stamps.written(waiting[0])
-                waiting.popleft()
-        except LeaseLost as e:
-            self.keeper.check()
-            raise _not_written(waiting, e) from e
-        except ClusterMeshError as e:
-            raise _not_written(waiting, e) from e
+        errors: list[ClusterMeshError] = []
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(min(AT_ONCE, len(waiting)) - 1):
+                tasks.create_task(self._work_off(waiting, errors))
+            await self._work_off(waiting, errors)
+        if errors:
+            raise _not_written(waiting, errors[0]) from errors[0]
+
+    async def _work_off(self, waiting: deque[list[Op]], errors: list[ClusterMeshError]) -> None:
+        """What fails is `waiting` again, and its error among `errors`."""
+        while waiting and not errors:
+            batch = waiting.popleft()
+            try:
+                revision = await self.client.transact([self._with_stamps(batch)])
+            except ClusterMeshError as e:
+                waiting.append(batch)
+                errors.append(e)
+                if isinstance(e, LeaseLost):
+                    self.keeper.check()
+                return
+            self.written.update((op.key, revision) for op in batch)
+            if self._stamps is not None:
+                self._stamps.written(batch)
 
     def _with_stamps(self, ops: Sequence[Op]) -> Sequence[Op]:
         value = None if self._stamps is None else self._stamps.of(ops)

@@ -36,7 +36,7 @@ class Section:
     @property
     def complete(self) -> bool:
         """True when etcd holds everything that is wanted; more than that may be there."""
-        return not self.tracker.pending().upserts
+        return self.tracker.has_all
 
     def is_kept(self, key: bytes) -> bool:
         """True where what etcd holds at `key` hangs on a lease that we keep."""

@@ -31,7 +31,7 @@ from clustermesh.apiserver.terms import own_name, serve_terms, time_text
 from clustermesh.apiserver.users import Users
 from clustermesh.apiserver.writer import Writer
 from clustermesh.sources.folder import FolderSource
-from clustermesh.sources.snapshot import Change, Snapshot
+from clustermesh.sources.snapshot import Backlog, Change, Snapshot
 from clustermesh.sources.source import Source
 from clustermesh.standalone.context import Context
 from clustermesh.store import election
@@ -44,6 +44,8 @@ from clustermesh.wire.kinds import IDENTITIES, NODES
 
 _LOG: Final = logging.getLogger(__name__)
 _SOON: Final = 2.0  # seconds between two beats at least
+_AFTER: Final = 0.5  # seconds from being ready to the collector's look
+_AT_ONCE: Final = 250  # services, and as many endpoints, that are encoded before others have their turn: some 10 ms
 
 
 class Timing(Struct, frozen=True, kw_only=True):
@@ -115,7 +117,7 @@ class ApiServer:
         self.allocator = Allocator(self.cluster, timing.grace)
         ledger = self.ledger
         self.publisher = Publisher(self.cluster, self.allocator, ledger.is_inherited, ledger.last_good)
-        self.writer = Writer(self.ledger, self._want_canaries, settle, timing.audit)
+        self.writer = Writer(self.ledger, self._want_canaries, self._settle_soon, timing.audit)
         self.users = Users(client, settings, self._note_problems)
         self.agents = AgentRecords(client, lambda node: node in self.source.snapshot.nodes)
         self.keeper.on_lost = self._lose_leases
@@ -124,7 +126,7 @@ class ApiServer:
         self._places = [*watched_places(self.cluster), keys.AGENTS]
         self._unlisted = set(self._places)
         self._may_list, self._listed = asyncio.Event(), asyncio.Event()
-        self._unpublished: Change | None = None  # what the source told while somebody else led
+        self._backlog, self._news = Backlog(), asyncio.Event()  # what the source told, and that it did
         self._heard = asyncio.Event()
         self._may_beat, self._deleting, self._in_charge = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._interrupted: dict[bytes, str] = {}
@@ -139,7 +141,7 @@ class ApiServer:
             self.election.run(),
             self._stand_by(),
             self._lead(),
-            self._publish(),
+            self._hear(),
             *(self._follow(place, take_record if place == keys.AGENTS else self.ledger.take) for place in self._places),
         ]
 
@@ -164,17 +166,16 @@ class ApiServer:
             self._may_beat.set()
             await self._heard.wait()
             self._take_charge()
+            await self._publish()
 
     def _take_charge(self) -> None:
-        """Go on where another one left off, with what the source has told so far."""
+        """Go on where another one left off."""
         if self.source.has_agents and not self.ledger[NODES].found():
             self.agents.expect(self.timing.records, self.writer.wake)
         adopt_identities(self.allocator, self.ledger[IDENTITIES].found(), self.cluster, time.time_ns())
         adopt_keys(self.publisher, self.ledger[NODES].found(), self.cluster)
         self.publisher.of_agents = self.source.has_agents
         self._in_charge.set()
-        change, self._unpublished = self._unpublished or Change(), None
-        self._apply(change)
 
     # -- etcd -> ledger ------------------------------------------------------------------------------------------------
 
@@ -214,6 +215,10 @@ class ApiServer:
             self._want(self.publisher.take_record(snapshot, node, record, time.time_ns()))
         self._note_problems()
 
+    def _settle_soon(self) -> None:
+        """It looks at all there is, once: whoever waits for this to be ready does not wait for that."""
+        asyncio.get_running_loop().call_later(_AFTER, self._settle)
+
     def _lose_leases(self, lost: frozenset[bytes]) -> None:
         _LOG.warning("a lease was lost: %d keys are written again", len(lost))
         self.ledger.lose_leases(lost)
@@ -221,27 +226,40 @@ class ApiServer:
 
     # -- source -> ledger ----------------------------------------------------------------------------------------------
 
-    async def _publish(self) -> None:
+    async def _hear(self) -> None:
         async with aclosing(self.source.updates()) as changes:
             async for change in changes:
-                if self._in_charge.is_set():
-                    self._apply(change)
-                else:
-                    self._unpublished = change if self._unpublished is None else self._unpublished | change
-                    self._heard.set()
+                self._backlog.add(change)
+                self._heard.set()
+                self._news.set()
+
+    async def _publish(self) -> None:
+        """What the source has told so far, and whatever it tells. For ever."""
+        while True:
+            await self._news.wait()
+            change = self._backlog.take(_AT_ONCE)
+            if not self._backlog:
+                self._news.clear()
+            self._apply(change)
+            await asyncio.sleep(0)
 
     def _apply(self, change: Change) -> None:
         self._want(self.publisher.apply(self.source.snapshot, change, time.time_ns()))
+        self.writer.open_data()
+        if not change.more:
+            self._note_whole()
+        self.writer.wake()
+
+    def _note_whole(self) -> None:
+        """All that the source has told is wanted now."""
         if not self._pruned and self.source.complete:
             self._want(self.publisher.believe(self.source.snapshot))
             self.ledger.prune()
             self.writer.open_audit()
             self._pruned = True
-        if not self._published:
-            self._published = True
-            self.writer.open_data()
+        self._published = True
+        self.writer.open_canaries()
         self._note_problems()
-        self.writer.wake()
 
     def _want(self, updates: Updates) -> None:
         """Deletions go with a sign of life: a reader that has heard none yet takes them for a lease that ended."""
@@ -347,8 +365,7 @@ class ApiServer:
             waiting=tuple(self._list_waiting()),
             problems=self._problems,
             scopes={
-                name: Scope(keys=len(t.actual), pending=sum(map(len, t.pending())), drift=t.drift)
-                for name, t in trackers.items()
+                name: Scope(keys=len(t.actual), pending=t.pending_size, drift=t.drift) for name, t in trackers.items()
             },
             synced=self.writer.synced,
             errors=self.writer.errors,

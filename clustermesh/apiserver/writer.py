@@ -21,7 +21,7 @@ _LOG: Final = logging.getLogger(__name__)
 
 
 class Writer:
-    """Call `wake` after changing the ledger, `open_data` once it holds the source's first complete list.
+    """Call `wake` after changing the ledger, `open_data` once some of a source is wanted, `open_canaries` once all is.
 
     `canaries` is called each time all data is written, to want the canaries, all of them where it says so; `done`
     once, when they are written too.
@@ -36,7 +36,7 @@ class Writer:
         self._data = Reconciler(*(ledger[name].tracker for name in DATA))
         self._canaries = Reconciler(ledger[CANARIES].tracker)
         self._data.may_delete = self._canaries.may_delete = True  # what was found is guarded by the ledger itself
-        self._data_open = self._may_audit = False
+        self._data_open = self._canaries_open = self._may_audit = False
         self._stood = frozenset[bytes]()  # canaries, after the last pass
         self._wake = asyncio.Event()
 
@@ -52,7 +52,10 @@ class Writer:
     def open_data(self) -> None:
         """From now on data is written; before, only the cluster config and the heartbeat are."""
         self._data_open = True
-        self.wake()
+
+    def open_canaries(self) -> None:
+        """From now on the canaries are written, too: what is wanted is the source's first complete list, at least."""
+        self._canaries_open = True
 
     def open_audit(self) -> None:
         """From now on, what nobody wants is removed wherever it is found."""
@@ -95,7 +98,7 @@ class Writer:
         if not self._data_open or not self.ledger[ABOUT].complete:
             return
         await self._data.flush()
-        if all(self.ledger[name].complete for name in DATA):
+        if self._canaries_open and all(self.ledger[name].complete for name in DATA):
             said = self._say_complete()
             if await self._is_still_complete():
                 await self._canaries.flush()

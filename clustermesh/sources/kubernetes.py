@@ -44,6 +44,8 @@ RULES: Final = tuple(
 """All that this source may have to do at the API."""
 
 _FIELDS: Final = {"Pod": "spec.nodeName!=,status.phase!=Succeeded,status.phase!=Failed"}
+_AT_ONCE: Final = 250
+"""Objects of each kind that are translated before others have their turn: some 10 ms."""
 T = TypeVar("T")
 
 _LEAN: Final[Mapping[str, Callable[[Raw], tuple[Ref, Object]]]] = {
@@ -125,7 +127,9 @@ class KubernetesSource:
                             task.result()  # none ends but by a fault of ours
                     if all(brain.complete for brain in self._brains.values()):
                         changed, self._changed = self._changed, {}
-                        yield self._translator.apply(changed)
+                        for change in self._translator.portions(changed, _AT_ONCE):
+                            yield change
+                            await asyncio.sleep(0)
             finally:
                 for task in tasks:
                     task.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 
 from msgspec import Struct
@@ -29,18 +30,44 @@ class Snapshot(Struct):
 
 
 class Change(Struct, frozen=True):
-    """Which entries of a Snapshot came, went or changed; services with the time their newest cause was observed."""
+    """Which entries of a Snapshot came, went or changed; services with the time their newest cause was observed.
+
+    A large one is told in portions: `more` of it follows, but for the last.
+    """
 
     services: Mapping[Name, int] = {}
     nodes: frozenset[str] = frozenset()
     endpoints: frozenset[Address] = frozenset()
     identities: frozenset[int] = frozenset()
+    more: bool = False
 
-    def __or__(self, later: Change) -> Change:
-        """Both, as one."""
+
+class Backlog:
+    """What was told and is not acted on yet; however long nobody acts, an entry is in it once."""
+
+    def __init__(self) -> None:
+        self._services = OrderedDict[Name, int]()
+        self._nodes: set[str] = set()
+        self._endpoints: set[Address] = set()
+        self._identities: set[int] = set()
+        self._more = False
+
+    def __bool__(self) -> bool:
+        return bool(self._services or self._nodes or self._endpoints or self._identities)
+
+    def add(self, change: Change) -> None:
+        self._services.update(change.services)
+        self._nodes |= change.nodes
+        self._endpoints |= change.endpoints
+        self._identities |= change.identities
+        self._more = change.more
+
+    def take(self, most: int) -> Change:
+        """The next portion: all nodes, and of everything else `most`."""
+        services = [self._services.popitem(last=False) for _ in range(min(most, len(self._services)))]
+        nodes, self._nodes = self._nodes, set()
+        endpoints = [self._endpoints.pop() for _ in range(min(most, len(self._endpoints)))]
+        identities = [self._identities.pop() for _ in range(min(most, len(self._identities)))]
         return Change(
-            {**self.services, **later.services},
-            self.nodes | later.nodes,
-            self.endpoints | later.endpoints,
-            self.identities | later.identities,
+            dict(services), frozenset(nodes), frozenset(endpoints), frozenset(identities), bool(self) or self._more
         )

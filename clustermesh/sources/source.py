@@ -32,4 +32,7 @@ class Source(Protocol):
         """Everything in the source that is not acted on."""
 
     def updates(self) -> AsyncGenerator[Change, None]:
-        """First everything there is, then each change; without entries where only `problems` changed. For ever."""
+        """First everything there is, then each change; without entries where only `problems` changed. For ever.
+
+        What is large comes in portions, and is told when one comes that no `more` of it follows.
+        """

@@ -6,6 +6,7 @@ the two equal after any history.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol, cast
 
@@ -70,19 +71,36 @@ class Translator:
 
         `changed` holds when each change was observed, Unix time in nanoseconds.
         """
+        (whole,) = self.portions(changed, sys.maxsize)
+        return whole
+
+    def portions(self, changed: Mapping[Ref, int], most: int) -> Iterator[Change]:
+        """As `apply`, with `most` of each kind at a time, for whoever has other things to do in between."""
         dirty = _Dirty()
-        for ref, observed in changed.items():
-            before, after = self._seen.get(ref), self._objects.get(ref)
-            if before != after:
-                self._touch(ref, before, after, observed, dirty)
-                self._take(ref, before, after)
-                self._touch(ref, after, before, observed, dirty)
+        for number, (ref, observed) in enumerate(changed.items(), start=1):
+            self._take_in(ref, observed, dirty)
+            if not number % most:
+                yield Change(more=True)
         nodes = self._redo_nodes(dirty)
-        services = {(r.namespace, r.name): seen for r, seen in dirty.services.items() if self._redo_service(r)}
-        identities = frozenset(int(ref.name) for ref in dirty.identities if self._redo_identity(ref))
-        gone_first = sorted(dirty.endpoints, key=self._seen.__contains__)
-        endpoints = frozenset(ip for ref in gone_first for ip in self._redo_endpoints(ref))
-        return Change(services, nodes, endpoints, identities)
+        services, identities = list(dirty.services), list(dirty.identities)
+        endpoints = sorted(dirty.endpoints, key=self._seen.__contains__)  # those that are gone first
+        number = max(1, *map(len, (services, identities, endpoints)))
+        for begin in range(0, number, most):
+            some = slice(begin, begin + most)
+            yield Change(
+                {(r.namespace, r.name): dirty.services[r] for r in services[some] if self._redo_service(r)},
+                frozenset() if begin else nodes,
+                frozenset(ip for ref in endpoints[some] for ip in self._redo_endpoints(ref)),
+                frozenset(int(ref.name) for ref in identities[some] if self._redo_identity(ref)),
+                begin + most < number,
+            )
+
+    def _take_in(self, ref: Ref, observed: int, dirty: _Dirty) -> None:
+        before, after = self._seen.get(ref), self._objects.get(ref)
+        if before != after:
+            self._touch(ref, before, after, observed, dirty)
+            self._take(ref, before, after)
+            self._touch(ref, after, before, observed, dirty)
 
     def faults(self) -> Iterator[Fault]:
         """What is left out of the snapshot, and why, by the object it is about."""

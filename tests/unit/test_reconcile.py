@@ -132,6 +132,8 @@ async def test_whatever_fails_or_hangs_on_the_way_an_audit_and_a_flush_end_at_wh
     for step in script:
         await bed.play(*step)
         assert bed.tracker.desired == bed.wanted
+        pending = bed.tracker.pending()
+        assert (bed.tracker.pending_size, bed.tracker.has_all) == (sum(map(len, pending)), not pending.upserts)
     bed.target.broken, bed.target.down = set(), False
     await bed.reconciler.audit()
     bed.tracker.hurry()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 from fake_etcd import FakeEtcd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clustermesh.apiserver.keys_target import AT_ONCE
 from clustermesh.apiserver.ledger import Ledger
 from clustermesh.apiserver.publish import Updates
 from clustermesh.apiserver.resources import CANARIES, DATA, make_ledger
@@ -18,7 +20,7 @@ from clustermesh.store.client import EtcdClient
 from clustermesh.store.follow import Listed
 from clustermesh.store.follow import Put as Told
 from clustermesh.store.lease import LeaseKeeper
-from clustermesh.store.operations import Put
+from clustermesh.store.operations import Op, Put
 from clustermesh.wire import keys, local
 from clustermesh.wire.kinds import SERVICES
 
@@ -86,6 +88,7 @@ async def rig(**found: bytes) -> Rig:
         etcd.write(value_key(name), value)
     made = Rig(etcd)
     made.listed()
+    made.writer.open_canaries()
     return made
 
 
@@ -141,6 +144,7 @@ async def _play(steps: list[tuple[Any, ...]]) -> None:
         elif verb == "restart":
             bed = Rig(bed.etcd)
             bed.listed()
+            bed.writer.open_canaries()
             for name, value in wanted.items():
                 bed.want(name, value)
     bed.ledger.prune()
@@ -209,6 +213,52 @@ async def test_canaries_wait_until_every_entry_is_acknowledged() -> None:
     await bed.write()
     assert canary in bed.etcd.keys
     assert bed.writer.synced
+
+
+async def test_canaries_wait_until_all_of_the_source_is_wanted() -> None:
+    bed = Rig(FakeEtcd())
+    bed.listed()
+    bed.want("a", b"1")
+    await bed.write()
+    assert value_key("a") in bed.etcd.keys
+    assert not bed.writer.synced
+    bed.want("b", b"1")
+    bed.writer.open_canaries()
+    await bed.write()
+    assert value_key("b") in bed.etcd.keys
+    assert bed.writer.synced
+
+
+class SlowEtcd(FakeEtcd):
+    """Takes its time for a transaction; `most` is how many it has had before it at once."""
+
+    most = _now = 0
+
+    async def transact(self, groups: Iterable[Sequence[Op]]) -> int:
+        self._now += 1
+        self.most = max(self.most, self._now)
+        await asyncio.sleep(0)
+        self._now -= 1
+        return await super().transact(groups)
+
+
+async def test_a_few_transactions_are_under_way_at_once_and_one_that_fails_costs_its_own_keys() -> None:
+    etcd = SlowEtcd()
+    bed = Rig(etcd)
+    bed.keeper.per_lease = 1000
+    bed.listed()
+    names = [f"s{number}" for number in range(1000)]
+    for name in names:
+        bed.want(name, b"1")
+    etcd.faults = ["", "", "refuse"]
+    assert not await bed.write()
+    assert etcd.most == AT_ONCE
+    assert set(bed.ledger[SERVICES].tracker.problems) == {value_key(name) for name in names} - etcd.keys.keys()
+    assert 0 < len(bed.ledger[SERVICES].tracker.problems) < 1000
+    assert await bed.write()
+    assert etcd.keys.keys() >= {value_key(name) for name in names}
+    written = [key for each in etcd.log for key in each if key != keys.CHANGED_SERVICES]
+    assert len(written) == len(set(written)), "none twice"
 
 
 async def test_an_echo_of_an_older_write_is_no_drift_and_no_news() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from clustermesh.sources.index import Index
 from clustermesh.sources.objects import Object, Pod, Ref
-from clustermesh.sources.snapshot import Change, Snapshot
+from clustermesh.sources.snapshot import Backlog, Change, Snapshot
 from clustermesh.sources.translate import Translator, translate
 
 _LABELS = st.dictionaries(st.sampled_from("ab"), st.sampled_from("xy"), max_size=2)
@@ -75,9 +75,9 @@ def _fold(seen: Snapshot, change: Change, now: Snapshot) -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(_STEPS)
+@given(_STEPS, st.integers(1, 3))
 def test_any_history_ends_as_if_everything_had_been_translated_at_once(
-    steps: list[list[tuple[dict[str, Any], bool]]],
+    steps: list[list[tuple[dict[str, Any], bool]]], most: int
 ) -> None:
     objects: dict[Ref, Object] = {}
     translator, seen = Translator(kube.ALPHA, objects), Snapshot(services={}, nodes={}, endpoints={}, identities={})
@@ -89,7 +89,17 @@ def test_any_history_ends_as_if_everything_had_been_translated_at_once(
             if present:
                 objects[ref] = value
             changed[ref] = 1
-        _fold(seen, translator.apply(changed), translator.snapshot)
+        backlog, following = Backlog(), True
+        for change in translator.portions(changed, most):
+            assert following, "the last portion says that it is"
+            following = change.more
+            backlog.add(change)
+        assert not following
+        following = True
+        while following:
+            change = backlog.take(most)
+            following = change.more
+            _fold(seen, change, translator.snapshot)
         twin, faults = translate(kube.ALPHA, objects)
         assert translator.snapshot == twin
         assert seen == twin, "a Change names everything that changed"
@@ -125,3 +135,34 @@ def test_a_change_carries_the_time_of_its_newest_cause() -> None:
     change = translator.apply({cart: 5, cart_slice: 9, db: 3})
     assert change.services == {("shop", "cart"): 9, ("shop", "db"): 3}
     assert translator.apply({cart: 20}) == Change(), "an object told again that did not change is no change"
+
+
+_CHANGES = st.builds(
+    Change,
+    services=st.dictionaries(st.tuples(_SPACES, _NAMES), st.integers(1, 9)),
+    nodes=st.frozensets(_NAMES),
+    endpoints=st.frozensets(st.sampled_from([b"1", b"2", b"3"])),
+    identities=st.frozensets(_NUMBERS),
+    more=st.booleans(),
+)
+
+
+@given(st.lists(_CHANGES | st.integers(1, 3)))
+def test_what_was_told_is_taken_from_a_backlog_once_and_whole(steps: list[Change | int]) -> None:
+    backlog, waiting, more = Backlog(), dict[object, int](), False
+    for step in [*steps, *[1] * 10]:
+        if isinstance(step, Change):
+            backlog.add(step)
+            waiting |= _named(step)
+            more = step.more
+            continue
+        taken = backlog.take(step)
+        assert max(map(len, (taken.services, taken.endpoints, taken.identities))) <= step
+        assert {name: waiting.pop(name) for name in _named(taken)} == _named(taken)
+        assert bool(backlog) == bool(waiting)
+        assert taken.more == (more or bool(waiting))
+    assert not waiting
+
+
+def _named(change: Change) -> dict[object, int]:
+    return {**change.services, **dict.fromkeys([*change.nodes, *change.endpoints, *change.identities], 0)}
