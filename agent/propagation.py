@@ -15,24 +15,14 @@ from collections import deque
 from typing import Any, TypeVar
 
 from msgspec import Struct
-from prometheus_client import Histogram
+from prometheus_client import REGISTRY
 
+from clustermesh.metrics import AGENT
 from clustermesh.model import Stamp
 from clustermesh.wire.kinds import LOCAL_SERVICES, SERVICES
 
-_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10)
-SECONDS = Histogram(
-    "clustermesh_propagation_seconds",
-    "From a change in its source to the write of this node's maps",
-    ["source_cluster"],
-    buckets=_BUCKETS,
-)
-HOP_SECONDS = Histogram(
-    "clustermesh_propagation_hop_seconds",
-    "One hop of it: publish (source to own etcd), read (etcd to this agent), apply (agent to maps)",
-    ["source_cluster", "hop"],
-    buckets=_BUCKETS,
-)
+SECONDS = AGENT["clustermesh_propagation_seconds"].histogram(REGISTRY)
+HOP_SECONDS = AGENT["clustermesh_propagation_hop_seconds"].histogram(REGISTRY)
 _KEEP = 1000
 _MOST_TIMED = 4096  # changes whose times are kept to be asked for, some 300 bytes each
 _MOST_WAITING = 20_000  # changes whose stamp, or whose application, is still to come; many have none (a real Cilium's)

@@ -65,7 +65,8 @@ class Status:
 
     def methods(self) -> dict[str, Method]:
         """What the socket answers, those of the CNI plugin included."""
-        reads = self.status, self.services, self.backends, self.ipcache, self.refused, self.encrypt, self.map_diff
+        tables = self.services, self.backends, self.ipcache, self.refused, self.limits
+        reads = *tables, self.status, self.encrypt, self.map_diff
         pods = self._pods
         return {read.__name__: lambda _params, read=read: read() for read in reads} | {
             "why": lambda params: self.why(str(params.get("subject", ""))),
@@ -129,6 +130,19 @@ class Status:
     def nodes(self) -> int:
         """How many nodes this cluster is known to have."""
         return len(self._state.views.get(self._state.own, View()).nodes)
+
+    def global_services(self) -> int:
+        """How many services other clusters share, by different names."""
+        shared = (view.services for cluster, view in self._state.views.items() if cluster != self._state.own)
+        return len(set[tuple[str, str]]().union(*shared))
+
+    def limits(self) -> list[dict[str, Any]]:
+        """How much each peer may make this node remember, and how much of it it does."""
+        return [
+            {"cluster": reader.name, "limit": name, "used": used, "most": most}
+            for reader in self._readers()[1:]
+            for name, (used, most) in self._state.limits_used(reader.name).items()
+        ]
 
     def refused(self) -> list[dict[str, str]]:
         """Every entry that is not used, with its reason."""
@@ -240,6 +254,7 @@ class Status:
             "last_failure": reader.session.last_failure,
             "audited": reader.audited,
             "drift": dict(reader.drift),
+            "limits": {} if reader.name == self._state.own else self._state.limits_used(reader.name),
             "refused_by_reason": {str(reason): count for reason, count in sorted(refusals.counts.items())},
             "refused_entries": refusals.named(_SHOWN),
         }
@@ -281,6 +296,7 @@ def _target(tracker: Tracker[Any, Any]) -> dict[str, Any]:
         "failed": len(tracker.failed),
         "drift": tracker.drift,
         "error": tracker.error or "",
+        "capacity": getattr(tracker.target, "max_entries", 0),
     }
 
 

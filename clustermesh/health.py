@@ -38,7 +38,7 @@ class HealthServer:
     """
 
     def __init__(self, address: str, registry: CollectorRegistry, readiness: Readiness) -> None:
-        self._address, self._registry, self._readiness = address, registry, readiness
+        self._address, self.registry, self._readiness = address, registry, readiness
 
     def __enter__(self) -> Self:
         loop = asyncio.get_running_loop()
@@ -80,7 +80,7 @@ class HealthServer:
             ready, text = self._readiness()
             return (HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE), _TEXT, f"{text}\n".encode()
         if path == "/metrics":
-            return HTTPStatus.OK, _PROMETHEUS, generate_latest(self._registry)
+            return HTTPStatus.OK, _PROMETHEUS, generate_latest(self.registry)
         return HTTPStatus.NOT_FOUND, _TEXT, b"/livez, /readyz and /metrics are here\n"
 
 

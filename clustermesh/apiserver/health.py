@@ -1,32 +1,39 @@
 """What this API server says of itself: one `Health`, rendered by /readyz and /metrics.
 
-Metrics that Cilium's clustermesh-apiserver has too have the names and labels they have there.
+The names of metrics are in clustermesh/metrics.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
 
 from msgspec import Struct
-from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+from clustermesh.apiserver.stamps import SECONDS
 from clustermesh.health import HealthServer
+from clustermesh.metrics import API_SERVER, make_registry, scope_of
+
+_CILIUMS: Final = "cilium_clustermesh_apiserver"
+_OURS: Final = "clustermesh_apiserver"
 
 
 class Scope(Struct, frozen=True, kw_only=True):
-    """One resource: keys that etcd holds, keys still to be written or removed, keys found changed by others."""
+    """One resource: keys that etcd holds, keys still to be written or removed, keys found changed by others, and writes
+    that failed."""
 
     keys: int
     pending: int
     drift: int
+    errors: int = 0
 
 
 class Health(Struct, frozen=True, kw_only=True):
     """What there is to say. `waiting` is what readiness waits for, in sentences; `problems` what is not acted on.
 
-    One that does not lead stands by, and is ready once it could take over.
+    One that does not lead stands by, and is ready once it could take over. `objects` are what the source has, by kind.
     """
 
     cluster: str
@@ -35,7 +42,7 @@ class Health(Struct, frozen=True, kw_only=True):
     problems: tuple[str, ...]
     scopes: Mapping[str, Scope]
     synced: bool
-    errors: int
+    objects: Mapping[str, int]
     identities: int
     leases: int
     source: str
@@ -43,8 +50,7 @@ class Health(Struct, frozen=True, kw_only=True):
 
 def health_server(address: str, health: Callable[[], Health]) -> HealthServer:
     """Serves `health()`, which is called on the event loop whose state it reads."""
-    registry = CollectorRegistry()
-    registry.register(_Metrics(health))
+    registry = make_registry(_Metrics(health), SECONDS)
 
     def readiness() -> tuple[bool, str]:
         now = health()
@@ -64,28 +70,30 @@ class _Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         health = self._health()
-        prefix = "clustermesh_apiserver"
-        labels = ["scope", "source_cluster"]
-        queue = GaugeMetricFamily(f"{prefix}_kvstore_sync_queue_size", "Keys to be written or removed", labels=labels)
-        keys = GaugeMetricFamily(f"{prefix}_keys", "Keys that etcd holds", labels=labels)
-        drift = CounterMetricFamily(f"{prefix}_drift", "Keys found changed by others", labels=labels)
-        synced = GaugeMetricFamily(
-            f"{prefix}_kvstore_initial_sync_completed",
-            "1 when everything there was at the start is in etcd",
-            labels=[*labels, "action"],
-        )
-        for name, scope in health.scopes.items():
-            queue.add_metric([name, health.cluster], scope.pending)
-            keys.add_metric([name, health.cluster], scope.keys)
-            drift.add_metric([name, health.cluster], scope.drift)
-            synced.add_metric([name, health.cluster, "write"], float(health.synced))
-        yield from (queue, keys, drift, synced)
-        yield CounterMetricFamily(f"{prefix}_kvstore_sync_errors", "Writes that failed", health.errors)
-        yield GaugeMetricFamily(f"{prefix}_problems", "Parts of the source that are not acted on", len(health.problems))
-        source = GaugeMetricFamily(f"{prefix}_source", "Where the objects come from", labels=["source"])
-        source.add_metric([health.source], 1.0)
-        yield source
-        yield GaugeMetricFamily(f"{prefix}_ready", "1 when everything is published", float(not health.waiting))
-        yield GaugeMetricFamily(f"{prefix}_leader_election_master_status", "1 for who writes", float(health.leading))
-        yield GaugeMetricFamily(f"{prefix}_identities", "Identities allotted", health.identities)
-        yield GaugeMetricFamily(f"{prefix}_leases", "Leases kept alive", health.leases)
+        for name, values in {**_of_scopes(health), **_of_itself(health)}.items():
+            yield API_SERVER[name].family(values)
+
+
+def _of_scopes(health: Health) -> Mapping[str, Mapping[Any, float]]:
+    ciliums, own = (
+        {(named(kind), health.cluster): scope for kind, scope in health.scopes.items()} for named in (scope_of, str)
+    )
+    return {
+        f"{_CILIUMS}_kvstore_sync_queue_size": {name: scope.pending for name, scope in ciliums.items()},
+        f"{_CILIUMS}_kvstore_sync_errors_total": {name: scope.errors for name, scope in ciliums.items()},
+        f"{_CILIUMS}_kvstore_initial_sync_completed": {(*name, "write"): health.synced for name in ciliums},
+        f"{_OURS}_keys": {name: scope.keys for name, scope in own.items()},
+        f"{_OURS}_drift_total": {name: scope.drift for name, scope in own.items()},
+    }
+
+
+def _of_itself(health: Health) -> Mapping[str, Mapping[Any, float]]:
+    return {
+        f"{_OURS}_ready": {(): not health.waiting},
+        f"{_OURS}_leader_election_master_status": {(): health.leading},
+        f"{_OURS}_source": {(health.source,): 1},
+        f"{_OURS}_source_objects": {(kind,): number for kind, number in health.objects.items()},
+        f"{_OURS}_problems": {(): len(health.problems)},
+        f"{_OURS}_identities": {(): health.identities},
+        f"{_OURS}_leases": {(): health.leases},
+    }

@@ -356,6 +356,12 @@ class ApiServer:
             waiting.append("not everything is published yet")
         return waiting
 
+    def _count_objects(self) -> dict[str, int]:
+        found = self.source.snapshot
+        shared = sum(local.is_global for local in found.services.values())
+        counts = {"nodes": len(found.nodes), "endpoints": len(found.endpoints), "identities": len(found.identities)}
+        return counts | {"services": len(found.services), "global_services": shared}
+
     def health(self) -> Health:
         """Now; for the HTTP server, which asks for it in the event loop."""
         trackers = {name: section.tracker for name, section in self.ledger.sections.items()}
@@ -365,10 +371,11 @@ class ApiServer:
             waiting=tuple(self._list_waiting()),
             problems=self._problems,
             scopes={
-                name: Scope(keys=len(t.actual), pending=t.pending_size, drift=t.drift) for name, t in trackers.items()
+                name: Scope(keys=len(t.actual), pending=t.pending_size, drift=t.drift, errors=t.failures)
+                for name, t in trackers.items()
             },
             synced=self.writer.synced,
-            errors=self.writer.errors,
+            objects=self._count_objects(),
             identities=len(self.allocator),
             leases=len(self.keeper.leases),
             source=self.source.about,

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Final
 
+from clustermesh.metrics import API_SERVER
 from clustermesh.store.operations import Op
 from clustermesh.wire import local
+
+SECONDS: Final = API_SERVER["clustermesh_apiserver_propagation_seconds"].histogram()
 
 
 class Stamps:
@@ -31,8 +35,10 @@ class Stamps:
 
     def written(self, ops: Sequence[Op]) -> None:
         """`ops` are in etcd, and so are their times."""
+        now = self._clock()
         for op in ops:
-            self._observed.pop(op.key, None)
+            if (observed := self._observed.pop(op.key, None)) is not None:
+                SECONDS.observe(max(now - observed, 0) / 1e9)
 
     def _name(self, key: bytes) -> tuple[str, str]:
         namespace, _, name = key.removeprefix(self._prefix).decode().partition("/")

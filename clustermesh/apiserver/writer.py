@@ -88,11 +88,6 @@ class Writer:
             await self._pass()
         return not any(section.tracker.problems for section in self.ledger.sections.values())
 
-    @property
-    def errors(self) -> int:
-        """How often a key could not be written."""
-        return sum(section.tracker.failures for section in self.ledger.sections.values())
-
     async def _pass(self) -> None:
         await self._about.flush()
         if not self._data_open or not self.ledger[ABOUT].complete:

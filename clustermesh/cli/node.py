@@ -155,6 +155,13 @@ _list(
     lambda row: (row["cluster"], row["entry"], row["reason"], row["why"]),
     "List what is not used of what each cluster says, with the reason.",
 )
+_list(
+    "limits",
+    "limits",
+    "CLUSTER,LIMIT,USED,MOST",
+    lambda row: (row["cluster"], row["limit"], row["used"], row["most"]),
+    "List how much each peer may make this node remember, and how much of it is used.",
+)
 
 
 @_GROUPS["encrypt"].command("status")

@@ -24,7 +24,7 @@ class Room:
         self._dropped: dict[str, dict[Any, None]] = {}
         self._more: set[str] = set()  # kinds of which some were dropped without a name: there are too many
         self._why: dict[str, str] = {}
-        self._backends = 0  # of all its services together
+        self.backends = 0  # of all its services together
 
     def dropped(self, kind: str) -> dict[Any, None]:
         """The names of what was dropped of `kind`, or of the first of them."""
@@ -32,12 +32,12 @@ class Room:
 
     def take(self, kind: str, name: Any, before: Any, value: Any, held: int, limits: Limits) -> bool:
         """Whether there is room for `value` in the place of `before`, where `held` entries of `kind` are held."""
-        backends = self._backends + _backends(value) - _backends(before)
+        backends = self.backends + _backends(value) - _backends(before)
         if value is not None and (why := self._objection(kind, before, held, backends, limits)):
             self._drop(kind, name, f"has more than {why}, which is the limit")
             return False
-        freed = before is not None and (value is None or backends < self._backends)
-        self._backends = backends
+        freed = before is not None and (value is None or backends < self.backends)
+        self.backends = backends
         if kind in self._dropped:
             self._forget(kind, name)
             if freed and kind in self._dropped:
@@ -64,7 +64,7 @@ class Room:
         limit = limits.keys.get(kind)
         if before is None and limit is not None and held >= limit:
             return f"{limit} {kind}"
-        return f"{limits.backends} backends in all its services" if self._backends < backends > limits.backends else ""
+        return f"{limits.backends} backends in all its services" if self.backends < backends > limits.backends else ""
 
     def _drop(self, kind: str, name: Any, why: str) -> None:
         dropped = self._dropped.setdefault(kind, {})

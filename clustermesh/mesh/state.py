@@ -176,6 +176,15 @@ class MeshState:
         rulings = self._rulings.get(cluster)
         return Refusals() if rulings is None else rulings.refusals
 
+    def limits_used(self, cluster: str) -> dict[str, tuple[int, int]]:
+        """What `cluster` may fill here: how much of each limit it uses, and the limit."""
+        limits, view = self.holdings.authority(cluster).limits, self.views.get(cluster, View())
+        used: dict[str, tuple[int, int]] = {kind: (len(view.table(kind)), most) for kind, most in limits.keys.items()}
+        rulings = self._rulings.get(cluster)
+        used["backends"] = (0 if rulings is None else rulings.room.backends, limits.backends)
+        shares = self.holdings.shares(cluster)
+        return used | {kind: (shares.get(kind, 0), getattr(limits, kind)) for kind in ("prefixes", "addresses")}
+
     def names(self, cluster: str, kind: str) -> Set[Any]:
         """The names in a table of `cluster`. Of the kind "refused" those that `refuse` was told of, "unnamed" the
         tables of which more is, "short" those that miss what there is room for by now."""

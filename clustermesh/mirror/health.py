@@ -1,15 +1,18 @@
-"""What a mirror says of itself: one `MirrorHealth`, rendered by /readyz and /metrics, under Cilium's names."""
+"""What a mirror says of itself: one `MirrorHealth`, rendered by /readyz and /metrics (clustermesh/metrics.py)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
 
 from msgspec import Struct
-from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from clustermesh.health import HealthServer
+from clustermesh.metrics import KVSTOREMESH, make_registry, scope_of
+
+_OURS: Final = "clustermesh_kvstoremesh"
 
 
 class CopyHealth(Struct, frozen=True, kw_only=True):
@@ -35,14 +38,13 @@ class MirrorHealth(Struct, frozen=True, kw_only=True):
     clusters: Mapping[str, CopyHealth]
     pending: Mapping[str, int]
     drift: Mapping[str, int]
-    errors: int
+    errors: Mapping[str, int]
     leases: int
 
 
 def health_server(address: str, health: Callable[[], MirrorHealth]) -> HealthServer:
     """Serves `health()`, which is called on the event loop whose state it reads."""
-    registry = CollectorRegistry()
-    registry.register(_Metrics(health))
+    registry = make_registry(_Metrics(health))
 
     def readiness() -> tuple[bool, str]:
         now = health()
@@ -60,36 +62,35 @@ class _Metrics(Collector):
         return []
 
     def collect(self) -> Iterator[Metric]:
-        health, prefix = self._health(), "cilium_kvstoremesh"
-        yield GaugeMetricFamily(f"{prefix}_remote_clusters", "Connected clusters", len(health.clusters))
-        yield GaugeMetricFamily(f"{prefix}_leader_election_master_status", "1 for who copies", float(health.leading))
-        yield from self._of_clusters(prefix, health)
-        queue = GaugeMetricFamily(
-            f"{prefix}_kvstore_sync_queue_size", "Keys to be written or removed", labels=["scope", "source_cluster"]
-        )
-        drift = CounterMetricFamily(f"{prefix}_drift", "Keys found changed by others", labels=["scope"])
-        for scope, number in health.pending.items():
-            queue.add_metric([scope, health.cluster], number)
-            drift.add_metric([scope], health.drift[scope])
-        yield from (queue, drift)
-        yield CounterMetricFamily(f"{prefix}_kvstore_sync_errors", "Writes that failed", health.errors)
-        yield GaugeMetricFamily(f"{prefix}_leases", "Leases kept alive", health.leases)
+        health = self._health()
+        for name, values in {**_of_clusters(health), **_of_itself(health)}.items():
+            yield KVSTOREMESH[name].family(values)
 
-    def _of_clusters(self, prefix: str, health: MirrorHealth) -> Iterator[Metric]:
-        labels = ["target_cluster"]
-        ready = GaugeMetricFamily(f"{prefix}_remote_cluster_readiness_status", "1 when all is copied", labels=labels)
-        failures = GaugeMetricFamily(f"{prefix}_remote_cluster_failures", "How often it was lost", labels=labels)
-        last = GaugeMetricFamily(f"{prefix}_remote_cluster_last_failure_ts", "When, in Unix seconds", labels=labels)
-        held = GaugeMetricFamily(f"{prefix}_remote_cluster_entries", "What it has", labels=[*labels, "kind"])
-        refused = GaugeMetricFamily(
-            f"{prefix}_remote_cluster_refused", "What is not copied", labels=[*labels, "reason"]
-        )
-        for name, cluster in health.clusters.items():
-            ready.add_metric([name], float(cluster.ready))
-            failures.add_metric([name], cluster.failures)
-            last.add_metric([name], cluster.last_failure)
-            for kind, number in cluster.entries.items():
-                held.add_metric([name, kind], number)
-            for reason, number in cluster.refused.items():
-                refused.add_metric([name, reason], number)
-        yield from (ready, failures, last, held, refused)
+
+def _of_clusters(health: MirrorHealth) -> Mapping[str, Mapping[Any, float]]:
+    clusters = health.clusters.items()
+    remote = "cilium_kvstoremesh_remote_cluster"
+    return {
+        f"{remote}s": {(): len(clusters)},
+        f"{remote}_readiness_status": {(name,): cluster.ready for name, cluster in clusters},
+        f"{remote}_failures": {(name,): cluster.failures for name, cluster in clusters},
+        f"{remote}_last_failure_ts": {(name,): cluster.last_failure for name, cluster in clusters},
+        f"{_OURS}_entries": {(name, kind): n for name, cluster in clusters for kind, n in cluster.entries.items()},
+        f"{_OURS}_refused_entries": {
+            (name, why): n for name, cluster in clusters for why, n in (cluster.refused or {"": 0}).items()
+        },
+    }
+
+
+def _of_itself(health: MirrorHealth) -> Mapping[str, Mapping[Any, float]]:
+    ciliums = "cilium_kvstoremesh"
+    scopes = {(scope_of(kind), health.cluster): kind for kind in health.pending}
+    return {
+        f"{ciliums}_leader_election_master_status": {("kvstoremesh",): health.leading},
+        f"{ciliums}_kvstore_sync_queue_size": {name: health.pending[kind] for name, kind in scopes.items()},
+        f"{ciliums}_kvstore_sync_errors_total": {name: health.errors[kind] for name, kind in scopes.items()},
+        f"{_OURS}_ready": {(): not health.waiting},
+        f"{_OURS}_problems": {(): len(health.problems)},
+        f"{_OURS}_drift_total": {(kind,): number for kind, number in health.drift.items()},
+        f"{_OURS}_leases": {(): health.leases},
+    }

@@ -284,7 +284,7 @@ class Mirror:
             clusters={name: self._copy_health(name, reader) for name, reader in self.peers.readers.items()},
             pending={name: sum(map(len, tracker.pending())) for name, tracker in trackers.items()},
             drift={name: tracker.drift for name, tracker in trackers.items()},
-            errors=sum(tracker.failures for tracker in trackers.values()),
+            errors={name: tracker.failures for name, tracker in trackers.items()},
             leases=len(self.keeper.leases | self.brief.leases),
         )
 

@@ -87,9 +87,13 @@ async def test_metrics_name_what_cilium_names_and_count_drift(bed: Bed) -> None:
         bed, "/metrics", 'clustermesh_apiserver_drift_total{scope="services",source_cluster="alpha"} 1.0'
     )
     for line in (
-        'kvstore_sync_queue_size{scope="nodes",source_cluster="alpha"} 0.0',
-        'kvstore_initial_sync_completed{action="write",scope="services",source_cluster="alpha"} 1.0',
-        "kvstore_sync_errors_total 0.0",
+        'kvstore_sync_queue_size{scope="nodes/v1",source_cluster="alpha"} 0.0',
+        'kvstore_initial_sync_completed{action="write",scope="services/v1",source_cluster="alpha"} 1.0',
+        'kvstore_sync_errors_total{scope="services/v1",source_cluster="alpha"} 0.0',
+    ):
+        assert f"\ncilium_clustermesh_apiserver_{line}\n" in text
+    for line in (
+        'source_objects{kind="nodes"} 1.0',
         'keys{scope="endpoints",source_cluster="alpha"} 1.0',
         "identities 1.0",
         "ready 1.0",

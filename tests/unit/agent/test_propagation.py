@@ -81,3 +81,45 @@ def test_a_cluster_that_comes_back_does_not_meet_its_old_revisions() -> None:
     propagation.stamped(("beta", ("n", "s")), 7, Stamp(observed=1, published=2))
     assert not propagation.recent
     assert not propagation.take_seen()
+
+
+def hops(cluster: str) -> dict[str, float]:
+    """The seconds counted for each hop of `cluster`'s changes."""
+    samples = (sample for metric in propagation_module.HOP_SECONDS.collect() for sample in metric.samples)
+    counted = (each for each in samples if each.name.endswith("_sum") and each.labels["source_cluster"] == cluster)
+    return {each.labels["hop"]: each.value for each in counted}
+
+
+@pytest.mark.parametrize("stamp_first", [True, False])
+def test_each_hop_of_a_change_is_counted_and_can_be_asked_for(
+    stamp_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = f"hops-{stamp_first}"
+    moments = iter([13_000_000_000, 17_000_000_000])
+    monkeypatch.setattr(propagation_module.time, "time_ns", lambda: next(moments))
+    propagation = Propagation()
+    if stamp_first:
+        propagation.stamped((cluster, ("n", "s")), 7, Stamp(observed=10_000_000_000, published=11_000_000_000))
+    propagation.heard(cluster, "services", ("n", "s"), 7)
+    propagation.applied(propagation.take_seen())
+    if not stamp_first:
+        propagation.stamped((cluster, ("n", "s")), 7, Stamp(observed=10_000_000_000, published=11_000_000_000))
+    assert hops(cluster) == {"publish": 1.0, "read": 2.0, "apply": 4.0}
+    times = propagation.times(cluster, "services", ("n", "s"))
+    assert times is not None
+    assert (times.observed, times.heard, times.applied) == (10_000_000_000, 13_000_000_000, 17_000_000_000)
+    propagation.gone(cluster, "services", ("n", "s"))
+    assert propagation.times(cluster, "services", ("n", "s")) is None
+
+
+def test_own_changes_wait_for_no_stamp_and_the_times_that_are_kept_have_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(propagation_module, "_MOST_TIMED", 10)
+    propagation = Propagation()
+    for number in range(100):
+        propagation.heard("alpha", "services", ("n", f"s{number}"), number + 1, stamped=False)
+    propagation.applied(propagation.take_seen())
+    assert len(propagation._times) == 10
+    assert not [change for change in propagation._applied if change[1] == ("n", "s99")]
+    times = propagation.times("alpha", "services", ("n", "s99"))
+    assert times is not None
+    assert times.applied

@@ -19,7 +19,7 @@ def fetch(port: int, path: str) -> tuple[int, str]:
 
 
 def a_health(*waiting: str) -> Health:
-    scopes = {"services": Scope(keys=3, pending=2, drift=1)}
+    scopes = {"services": Scope(keys=3, pending=2, drift=1, errors=4)}
     return Health(
         cluster="alpha",
         leading=True,
@@ -27,7 +27,7 @@ def a_health(*waiting: str) -> Health:
         problems=("a.yaml: broken",),
         scopes=scopes,
         synced=True,
-        errors=4,
+        objects={"services": 7},
         identities=5,
         leases=6,
         source="folder /srv",
@@ -52,16 +52,19 @@ async def test_metrics_are_the_same_health() -> None:
     with health_server("127.0.0.1:0", a_health) as server:
         status, text = await asyncio.to_thread(fetch, server.port, "/metrics")
     assert status == 200
-    samples = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
-    prefix, labels = "clustermesh_apiserver_", '{scope="services",source_cluster="alpha"}'
-    assert {name.removeprefix(prefix): float(value) for name, value in samples.items()} == {
-        f"kvstore_sync_queue_size{labels}": 2,
+    samples = dict(line.rsplit(" ", 1) for line in text.splitlines() if "apiserver" in line and line[0] != "#")
+    labels = '{scope="services",source_cluster="alpha"}'
+    scope = '{scope="services/v1",source_cluster="alpha"}'
+    found = {name.split("apiserver_")[-1]: float(value) for name, value in samples.items() if "propagation" not in name}
+    assert found == {
+        f"kvstore_sync_queue_size{scope}": 2,
+        f"kvstore_sync_errors_total{scope}": 4,
+        'kvstore_initial_sync_completed{action="write",scope="services/v1",source_cluster="alpha"}': 1,
         f"keys{labels}": 3,
         f"drift_total{labels}": 1,
-        'kvstore_initial_sync_completed{action="write",scope="services",source_cluster="alpha"}': 1,
-        "kvstore_sync_errors_total": 4,
         "problems": 1,
         'source{source="folder /srv"}': 1,
+        'source_objects{kind="services"}': 7,
         "ready": 1,
         "leader_election_master_status": 1,
         "identities": 5,

@@ -891,3 +891,19 @@ def test_a_drained_mesh_holds_nothing(script: list[Any]) -> None:
     state.put("zeta", "nodes", "z", node("zeta", "z", "10.0.0.0/12 fd00::/40", "192.0.2.1", "A"))
     assert admitted(state) == [("zeta", "z")]
     assert not any(state.refusals(cluster) for cluster in state.views)
+
+
+def test_limits_are_told_with_their_use() -> None:
+    state = MeshState("alpha")
+    state.authorize(Authority.of(Cluster(name="beta", id=2), limits=Limits(keys={"nodes": 3}, backends=9, prefixes=7)))
+    state.admit_peers()
+    assert state.limits_used("beta") == {
+        "nodes": (0, 3),
+        "backends": (0, 9),
+        "prefixes": (0, 7),
+        "addresses": (0, Limits().addresses),
+    }
+    state.put("beta", "nodes", "n1", node("beta", "n1", "10.2.0.0/24", "192.0.2.9"))
+    state.put("beta", "services", ("n", "s"), service("beta", "10.2.0.5", "10.2.0.6"))
+    used = state.limits_used("beta")
+    assert (used["nodes"], used["backends"], used["prefixes"]) == ((1, 3), (2, 9), (1, 7))

@@ -1,0 +1,120 @@
+"""What each program exposes is what the table has, no more and no less, and the document is made of the table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import Metric as Exposed
+
+from agent.metrics import StatusCollector
+from agent.propagation import HOP_SECONDS, SECONDS
+from clustermesh.apiserver.health import Health, Scope
+from clustermesh.apiserver.health import health_server as apiserver_health
+from clustermesh.health import HealthServer
+from clustermesh.metrics import AGENT, API_SERVER, KVSTOREMESH, PROGRAMS, Metric, document, make_registry
+from clustermesh.mirror.health import CopyHealth, MirrorHealth
+from clustermesh.mirror.health import health_server as mirror_health
+
+_OF_THE_PROCESS = ("process_", "python_")
+
+
+class _Status:
+    """As `agent.status.Status` tells it, with one own cluster and one other."""
+
+    def summary(self) -> dict[str, object]:
+        row = dict.fromkeys(("failures", "last_failure", "nodes", "services", "endpoints", "identities"), 1)
+        more = {"state": "fresh", "refused_by_reason": {"taken": 2}, "drift": {"nodes": 3}, "limits": {"nodes": (4, 5)}}
+        clusters = [{"name": name, "own": name == "alpha"} | row | more for name in ("alpha", "beta")]
+        target = {"name": "backends", "desired": 1, "pending": 0, "failed": 0, "drift": 2, "capacity": 9}
+        return {"ready": True, "clusters": clusters, "targets": [target]}
+
+    def problems(self) -> list[object]:
+        return []
+
+    def global_services(self) -> int:
+        return 6
+
+
+def of_agent() -> list[Exposed]:
+    registry = CollectorRegistry()
+    registry.register(StatusCollector(_Status()))  # type: ignore[arg-type]
+    SECONDS.labels("beta")
+    HOP_SECONDS.labels("beta", "read")
+    return [*registry.collect(), *SECONDS.collect(), *HOP_SECONDS.collect()]
+
+
+def of_api_server() -> list[Exposed]:
+    health = Health(
+        cluster="alpha",
+        leading=True,
+        waiting=(),
+        problems=(),
+        scopes={"services": Scope(keys=1, pending=0, drift=0)},
+        synced=True,
+        objects={"nodes": 1},
+        identities=1,
+        leases=1,
+        source="folder",
+    )
+    return exposed(apiserver_health("127.0.0.1:0", lambda: health))
+
+
+def of_mirror() -> list[Exposed]:
+    copy = CopyHealth(ready=True, failures=0, last_failure=0.0, entries={"nodes": 1}, refused={})
+    health = MirrorHealth(
+        cluster="alpha",
+        leading=True,
+        waiting=(),
+        problems=(),
+        clusters={"beta": copy},
+        pending={"nodes": 0},
+        drift={"nodes": 0},
+        errors={"nodes": 0},
+        leases=1,
+    )
+    return exposed(mirror_health("127.0.0.1:0", lambda: health))
+
+
+def exposed(server: HealthServer) -> list[Exposed]:
+    return [each for each in server.registry.collect() if not each.name.startswith(_OF_THE_PROCESS)]
+
+
+FOUND = {"agent": of_agent, "apiserver": of_api_server, "kvstoremesh": of_mirror}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_what_is_exposed_is_what_the_table_has(program: str) -> None:
+    table, found = PROGRAMS[program], FOUND[program]()
+    assert sorted(name_of(each) for each in found) == sorted(table)
+    for each in found:
+        wanted = table[name_of(each)]
+        assert each.type == wanted.kind
+        assert each.documentation == wanted.says
+        assert each.samples, each.name
+        for sample in each.samples:
+            assert set(sample.labels) - {"le"} == set(wanted.labels)
+
+
+def name_of(found: Exposed) -> str:
+    return f"{found.name}_total" if found.type == "counter" else found.name
+
+
+def test_names_are_ciliums_or_begin_with_our_own() -> None:
+    for table in (AGENT, API_SERVER, KVSTOREMESH):
+        assert all(name.startswith(("cilium_", "clustermesh_")) for name in table)
+
+
+def test_the_document_is_made_of_the_table() -> None:
+    assert (Path(__file__).parents[2] / "docs" / "metrics.md").read_text() == document() + "\n"
+
+
+def test_a_sample_has_the_labels_of_its_metric_in_their_order() -> None:
+    metric = Metric("clustermesh_x_total", "X", ("a", "b"))
+    (sample,) = metric.family({("1", 2): 3}).samples
+    assert (sample.name, sample.labels, sample.value) == ("clustermesh_x_total", {"a": "1", "b": "2"}, 3.0)
+
+
+def test_a_registry_says_what_the_process_uses() -> None:
+    assert "process_resident_memory_bytes" in {each.name for each in make_registry().collect()}
