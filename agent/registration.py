@@ -1,4 +1,5 @@
-"""What the agent tells its own cluster of itself for ever: its node's WireGuard key, under the node's name.
+"""What the agent tells its own cluster of itself for ever: its node's WireGuard key, under the node's name, and which
+numbers of its pods' identities nobody could work out who has lost them.
 
 Two agents may go by one name (a machine that was cloned, a unit file that was copied). Each would put back its own key
 for ever, and every node of every cluster would change that node's tunnel each time. So an agent takes a name that
@@ -16,9 +17,11 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
 from typing import Final
 
+from msgspec.structs import replace
+
 from agent.reporter import FEW_NODES
 from clustermesh.errors import ClusterMeshError, DecodeError
-from clustermesh.model import AgentRecord
+from clustermesh.model import AgentRecord, Identity
 from clustermesh.store.backoff import Backoff
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.follow import Interrupted, follow
@@ -54,7 +57,8 @@ class Contest:
             other = local.decode_agent(value)
         except DecodeError:
             return None
-        return None if other == self._record else other
+        same = (other.wireguard_public_key, other.boot_id) == (self._record.wireguard_public_key, self._record.boot_id)
+        return None if same else other
 
     def problem(self, now: float) -> str:
         """What a person should know, "" once none was met for so long that there is none."""
@@ -79,6 +83,14 @@ class Registration:
         self._contest = Contest(record)
         self._clock, self._sleep = clock, sleep
         self._registered = False
+        self._record, self._news = record, asyncio.Event()
+
+    def remember(self, identities: tuple[Identity, ...]) -> None:
+        """Say from now on that pods of this node have these, which do not follow from their labels."""
+        if identities != self._record.identities:
+            self._record = replace(self._record, identities=identities)
+            self._value = local.encode_agent(self._record)
+            self._news.set()
 
     def rival(self) -> str:
         """A sentence, "" where there is none."""
@@ -93,6 +105,25 @@ class Registration:
         by one.
         """
         await self._take_if_free(client, prepared)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._keep_written(client, nodes))
+            tasks.create_task(self._write_news(client))
+
+    async def _write_news(self, client: EtcdClient) -> None:
+        """Until this node is registered there are none."""
+        backoff = Backoff(first=1.0)
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            try:
+                if self._registered:
+                    await client.put(self._key, self._value)
+            except ClusterMeshError as e:
+                _log.debug("what this node remembers of identities is not in etcd: %s", e)
+                self._news.set()
+                await asyncio.sleep(backoff.next())
+
+    async def _keep_written(self, client: EtcdClient, nodes: Callable[[], int]) -> None:
         backoff = Backoff(first=1.0)
         while True:
             began = time.monotonic()
@@ -115,7 +146,10 @@ class Registration:
         async with aclosing(follow(client, self._key)) as items:
             async for item in items:
                 held = None if isinstance(item, Interrupted) else await client.get(self._key)
-                if isinstance(item, Interrupted) or (held is not None and held.value == self._value):
+                if isinstance(item, Interrupted):
+                    continue
+                if held is not None and held.value == self._value:
+                    self._registered = True
                     continue
                 if self._registered:
                     await self._give_way(b"" if held is None else held.value, nodes())

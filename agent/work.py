@@ -22,6 +22,7 @@ from agent.bpf.probe import Feature
 from agent.cni.methods import Pods
 from agent.domains.domains import Domains
 from agent.domains.tables import ThisNode, open_targets
+from agent.identities import Unusual
 from agent.memory import keep_what_is_there
 from agent.metrics import StatusCollector
 from agent.older import last_good_v1
@@ -108,8 +109,13 @@ async def _work(
     node = await make_node()
     domains = Domains(options, state, node, open_targets(node.datapath, node.device, node.public_key))
     pods = Pods(options, domains.tunnels, domains.attached_pods)
+    unusual = Unusual(state, context.cluster, options.node, domains.attached_pods)
     record = AgentRecord(
-        node=options.node, wireguard_public_key=node.public_key, boot_id=report.boot_id(), reads_shared=True
+        node=options.node,
+        wireguard_public_key=node.public_key,
+        boot_id=report.boot_id(),
+        reads_shared=True,
+        identities=unusual(),
     )
     registration = Registration(record)
     status = Status(options, state, domains, own, peers, pods)
@@ -124,6 +130,7 @@ async def _work(
         tasks.create_task(pods.run())
         tasks.create_task(api.serve(options.socket, status.methods()))
         tasks.create_task(registration.keep(etcd, domains.tunnels.prepared, status.nodes))
+        tasks.create_task(unusual.keep(registration.remember))
         tasks.create_task(report.keep_logged(lambda: [status.not_ready(), *map(str, status.problems())]))
         tasks.create_task(report.keep_reported(etcd, options.node, status.report))
         tasks.create_task(keep_saved(options.last_good, state, own, peers))

@@ -256,12 +256,16 @@ class EndpointSlice(Struct, frozen=True, gc=False, kw_only=True):
 
 class AgentRecord(Struct, frozen=True, gc=False, kw_only=True):
     """What the agent of a node tells its own API server, under this project's own prefix: its WireGuard key, and
-    whether it `reads_shared` services of its own cluster where Cilium's peers do, or only where this project's are."""
+    whether it `reads_shared` services of its own cluster where Cilium's peers do, or only where this project's are.
+
+    `identities` are those of pods on the node whose number does not follow from their labels.
+    """
 
     node: str
     wireguard_public_key: str
     boot_id: str = ""
     reads_shared: bool = False
+    identities: tuple[Identity, ...] = ()
 
 
 class Stamp(Struct, frozen=True, gc=False, kw_only=True):

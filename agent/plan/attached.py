@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from msgspec import Struct
 
@@ -48,6 +48,10 @@ class AttachedPods:
 
     def at(self, address: Address) -> AttachedPod | None:
         return self._by_address.get(address)
+
+    def addresses(self) -> Collection[Address]:
+        """At which somebody is attached."""
+        return self._by_address.keys()
 
     def take(self) -> set[Address]:
         """The addresses at which somebody came or went since the last call."""

@@ -3,20 +3,20 @@
 Rules
 - One label set has one number and one number one label set, for as long as both are known.
 - What etcd held when this process began is adopted, so a restart renumbers nothing.
-- A new number is looked for from a place that the labels themselves determine: a cluster that lost etcd and process
-  together numbers (nearly) everything as before, and its peers' caches stay right.
+- A new number is looked for from the place that the labels themselves determine (`usual_number`), and those that have
+  another are remembered by the agents of the nodes where they are in use: a cluster that lost etcd and process together
+  numbers everything as before (`renumber`), and its peers' caches stay right.
 - A number nobody uses is kept for a grace before it may mean something else: peers may still have it in a packet.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from hashlib import blake2b
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from clustermesh.errors import Refused
 from clustermesh.model import Cluster, Identity, Label
-from clustermesh.wire.numbering import identity_range
+from clustermesh.wire.numbering import identity_range, usual_number
 
 GRACE: Final = 15 * 60 * 1_000_000_000
 """Nanoseconds that a number is kept after its last use: the lease of a key, after which no peer holds on to it."""
@@ -50,6 +50,16 @@ class Allocator:
         self._take(number, labels)
         self._idle_since[labels] = now
         return True
+
+    def renumber(self, told: Mapping[Labels, int]) -> dict[Labels, int]:
+        """Number all labels anew, in an order that they alone determine, those that are `told` as they were; what has
+        another number now, with the one it had. For when nobody has heard of any number yet."""
+        before, self._number, self._labels = self._number, {}, {}
+        for labels in sorted(before, key=lambda labels: (labels not in told, _order(labels))):
+            number = told.get(labels, -1)
+            free = number in self._range and number not in self._labels
+            self._take(number if free else self._free_number(labels), labels)
+        return {labels: number for labels, number in before.items() if self._number[labels] != number}
 
     def acquire(self, labels: Labels) -> Identity:
         """What stands for `labels`, used once more. Refused when every number of the range is taken.
@@ -97,10 +107,9 @@ class Allocator:
                 f"all {size} identities of cluster {self._cluster.name} are taken: a pod with labels that no other pod "
                 "has gets none until one is free"
             )
-        first = _digest(labels) % size
+        first = usual_number(labels, self._cluster) - self._range[0]
         return next(n for step in range(size) if (n := self._range[(first + step) % size]) not in self._labels)
 
 
-def _digest(labels: Labels) -> int:
-    text = "".join(f"{label.source}:{label.key}={label.value};" for label in labels)
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
+def _order(labels: Labels) -> tuple[tuple[str, str, str], ...]:
+    return tuple((label.key, label.value, label.source) for label in labels)

@@ -137,6 +137,24 @@ class Publisher:
         """Whether `node` is published with a WireGuard key."""
         return self._encrypted.get(node, False)
 
+    def recall(self, snapshot: Snapshot, now: int) -> Updates:
+        """Number everything as it was before etcd was lost, as far as agents have said by now. No agent is believed but
+        of labels of pods on its own node."""
+        told = dict[Labels, int]()
+        for node in sorted(self._records.keys() & snapshot.nodes.keys()):
+            if remembered := self._records[node].identities:
+                used = {self._labels.get(ip) for ip in self._on_node.get(node, ())}
+                told |= {each.labels: each.id for each in remembered if each.labels in used and each.labels not in told}
+        before, updates = self._allocator.renumber(told), Updates()
+        for number in before.values():
+            updates.add(IDENTITIES, keys.identity_key(number), None)
+        for identity in self._allocator if before else ():
+            if identity.labels in before:
+                self._add(updates, IDENTITIES, keys.identity_key(identity.id), wire_identity.encode, identity)
+        changed = [ip for ip, labels in self._labels.items() if labels in before] if before else []
+        self._put_endpoints(snapshot, changed, updates, now)
+        return updates
+
     def tick(self, snapshot: Snapshot, now: int) -> Updates:
         """Give up identities that have been out of use for long enough, to whoever got none so far."""
         updates = Updates()

@@ -131,6 +131,7 @@ class ApiServer:
         self._may_beat, self._deleting, self._in_charge = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._interrupted: dict[bytes, str] = {}
         self._published = False
+        self._recalled = False  # which numbers identities had
         self._pruned = False
         self._problems: tuple[str, ...] = ()
 
@@ -172,6 +173,7 @@ class ApiServer:
         """Go on where another one left off."""
         if self.source.has_agents and not self.ledger[NODES].found():
             self.agents.expect(self.timing.records, self.writer.wake)
+        self._recalled = bool(self.ledger[IDENTITIES].found())
         adopt_identities(self.allocator, self.ledger[IDENTITIES].found(), self.cluster, time.time_ns())
         adopt_keys(self.publisher, self.ledger[NODES].found(), self.cluster)
         self.publisher.of_agents = self.source.has_agents
@@ -298,16 +300,29 @@ class ApiServer:
     def _want_canaries(self) -> bool:
         """Each once per process; after that the same text is put back wherever it gets lost. True for all of them.
 
-        What agents say changes nodes, and services for agents alone: those wait for what agents are expected to say.
+        What agents say changes nodes, services for agents alone, and the numbers of identities where those were lost:
+        they wait for what agents are expected to say.
         """
         canaries = self.ledger[CANARIES]
         missing = {key for key in canary_keys(self.cluster) if key not in canaries.tracker.desired}
         unsaid = {keys.canary_key(self.cluster.name, "nodes"), keys.LOCAL_SERVICES_SYNCED}
-        waiting = unsaid & missing if self._keyless() else set()
+        if not self._recalled:
+            unsaid |= {keys.canary_key(self.cluster.name, directory) for directory in ("identities", "ip")}
+        waiting = unsaid & missing if self._keyless() or self._recall() else set()
         for key in missing - waiting:
             canaries.want(key, canaries.held(key) or time_text())
             self._join_beat(key)
         return not waiting
+
+    def _recall(self) -> bool:
+        """Once, before anybody was told of any number; whether something is to be written for that."""
+        if self._recalled:
+            return False
+        self._recalled = True
+        updates = self.publisher.recall(self.source.snapshot, time.time_ns())
+        self._want(updates)
+        self.writer.wake()
+        return bool(updates)
 
     def _join_beat(self, canary: bytes) -> None:
         """One lease for the canaries and the beat says that who beats has written what is there."""

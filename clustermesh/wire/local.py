@@ -14,7 +14,7 @@ from msgspec import Meta, Struct, field
 
 from clustermesh.errors import Invalid
 from clustermesh.model import Affinity, AgentRecord, LocalService, Service, Stamp
-from clustermesh.wire import go_json, service
+from clustermesh.wire import go_json, identity, service
 from clustermesh.wire.decoding import decodes
 from clustermesh.wire.keys import check_name
 from clustermesh.wire.node import check_wireguard_key
@@ -28,11 +28,17 @@ class _LocalService(Struct, frozen=True, gc=False):
     affinity: Affinity = Affinity.NONE
 
 
+class _Identity(Struct, frozen=True, gc=False):
+    id: go_json.UInt32
+    labels: str
+
+
 class _AgentRecord(Struct, frozen=True, gc=False):
     node: str
     wireguard_public_key: str = field(name="wireguardPublicKey")
     boot_id: str = field(name="bootID", default="")
     reads_shared: bool = field(name="readsShared", default=False)
+    identities: tuple[_Identity, ...] = ()
 
 
 class _Stamps(Struct, frozen=True, gc=False):
@@ -75,7 +81,10 @@ def is_told(local: LocalService) -> bool:
 def encode_agent(record: AgentRecord) -> bytes:
     """JSON; Invalid unless node and key are what they must be."""
     _check_agent(record)
-    return go_json.encode(_AgentRecord(record.node, record.wireguard_public_key, record.boot_id, record.reads_shared))
+    identities = tuple(_Identity(each.id, identity.encode(each).decode()) for each in record.identities)
+    return go_json.encode(
+        _AgentRecord(record.node, record.wireguard_public_key, record.boot_id, record.reads_shared, identities)
+    )
 
 
 @decodes("agent record")
@@ -87,6 +96,7 @@ def decode_agent(data: bytes) -> AgentRecord:
         wireguard_public_key=wire.wireguard_public_key,
         boot_id=wire.boot_id,
         reads_shared=wire.reads_shared,
+        identities=tuple(identity.decode(each.labels.encode(), each.id) for each in wire.identities),
     )
     _check_agent(record)
     return record

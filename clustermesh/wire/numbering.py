@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from hashlib import blake2b
 from types import MappingProxyType
 from typing import Final
 
@@ -54,6 +55,14 @@ def identity_range(cluster_id: int, max_clusters: int = MAX_CLUSTERS) -> range:
     if cluster_id:
         check_cluster_id(cluster_id, max_clusters)
     return range(max(cluster_id << shift, MIN_ALLOCATED), (cluster_id + 1) << shift)
+
+
+def usual_number(labels: tuple[Label, ...], cluster: Cluster) -> int:
+    """The number that `labels`, sorted by key, have in `cluster` where no others of the same usual number had it first:
+    here this project's choice; Cilium's own allocators draw theirs."""
+    text = "".join(f"{label.source}:{label.key}={label.value};" for label in labels)
+    owned = identity_range(cluster.id, cluster.max_clusters)
+    return owned[int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") % len(owned)]
 
 
 def cluster_of(identity: int, max_clusters: int = MAX_CLUSTERS) -> int:

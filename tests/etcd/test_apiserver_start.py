@@ -55,8 +55,8 @@ async def test_an_empty_etcd_counts_as_complete_once_every_node_has_its_key(bed:
     canary, n1 = keys.canary_key("alpha", "nodes"), keys.node_key("alpha", "n1")
     await bed.etcd.start()
     async with bed, bed.running(Timing(records=1000.0)):
-        found = await bed.until(lambda found: n1 in found and keys.canary_key("alpha", "ip") in found)
-        assert canary not in found
+        found = await bed.until(lambda found: n1 in found and keys.canary_key("alpha", "services") in found)
+        assert found.keys().isdisjoint([canary, keys.canary_key("alpha", "identities"), keys.canary_key("alpha", "ip")])
         assert "the agents of n1 have not said their keys yet" in await until_page(bed, "/readyz", "agents")
         record = AgentRecord(node="n1", wireguard_public_key=KEY)
         await bed.client.put(keys.agent_key("n1"), local.encode_agent(record))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -104,11 +106,62 @@ def test_a_restart_that_adopts_what_etcd_holds_renumbers_nothing(sets: list[int]
     assert {number: after.acquire(labels(number)) for number in sets} == numbers
 
 
-def test_a_cluster_that_lost_everything_numbers_nearly_everything_as_before() -> None:
-    first, second = Allocator(ALPHA), Allocator(ALPHA)
-    one = {n: first.acquire(labels(n)) for n in range(1000)}
-    two = {n: second.acquire(labels(n)) for n in reversed(range(1000))}
-    assert sum(one[n] == two[n] for n in one) > 950
+class _Narrow(Allocator):
+    """So few numbers that many label sets are in each other's way."""
+
+    def __init__(self) -> None:
+        super().__init__(ALPHA, GRACE)
+        self._range = range(65536, 65536 + 64)
+
+
+def _usual(each: Identity) -> int:
+    return _Narrow().acquire(each.labels).id
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 45)), max_size=120), st.randoms(use_true_random=False))
+def test_who_lost_everything_numbers_as_before_once_it_is_told_what_does_not_follow_from_labels(
+    history: list[tuple[bool, int]], order: random.Random
+) -> None:
+    before, used = _Narrow(), set[int]()
+    for now, (comes, number) in enumerate(history):
+        if comes and number not in used:
+            used.add(number)
+            before.acquire(labels(number))
+        elif not comes and number in used:
+            used.remove(number)
+            before.release(labels(number), now * GRACE)
+        before.expire(now * GRACE)
+    held = {each.labels: each.id for each in before if before.uses(each.labels)}
+    anew, coming = _Narrow(), list(held)
+    order.shuffle(coming)
+    numbers = {each: anew.acquire(each).id for each in coming}
+    told = {each.labels: each.id for each in before if each.labels in held and _usual(each) != each.id}
+    changed = anew.renumber(told)
+    assert {each.labels: each.id for each in anew} == held
+    assert changed == {each: number for each, number in numbers.items() if number != held[each]}
+    assert all(anew.uses(each) == 1 for each in held)
+
+
+@given(st.sets(st.integers(0, 60)), st.randoms(use_true_random=False))
+def test_without_anybody_to_tell_it_the_numbers_follow_from_all_labels_whoever_came_first(
+    sets: set[int], order: random.Random
+) -> None:
+    def numbered() -> dict[Labels, int]:
+        allocator, coming = _Narrow(), sorted(sets)
+        order.shuffle(coming)
+        for number in coming:
+            allocator.acquire(labels(number))
+        allocator.renumber({})
+        return {each.labels: each.id for each in allocator}
+
+    assert numbered() == numbered()
+
+
+def test_what_is_told_of_others_labels_or_of_numbers_that_are_not_ours_changes_nothing() -> None:
+    allocator = Allocator(ALPHA)
+    number = allocator.acquire(labels(1)).id
+    other = allocator.acquire(labels(2)).id
+    assert allocator.renumber({labels(3): number, labels(1): 131072, labels(2): other}) == {}
 
 
 @pytest.mark.parametrize(("cluster", "limit"), [(1, 255), (255, 255), (1, 511), (511, 511)])

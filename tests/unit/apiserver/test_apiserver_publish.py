@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from clustermesh.address import parse
+from clustermesh.address import Address, parse
 from clustermesh.apiserver import publish as module
 from clustermesh.apiserver.identities import Allocator
+from clustermesh.apiserver.labels import identity_labels
 from clustermesh.apiserver.publish import Publisher, Updates
 from clustermesh.apiserver.publish import publish as publish_all
 from clustermesh.mesh.state import MeshState
@@ -270,6 +271,37 @@ def test_a_pod_without_number_is_a_problem_and_gets_one_as_soon_as_one_is_free()
     etcd.take(publishing.tick(snapshot, now=200))
     assert endpoint.decode(etcd[keys.endpoint_key(parse("10.1.0.6"))]).identity == 65536
     assert publishing.problems == {}
+
+
+def numbers_in(etcd: Etcd) -> dict[Address, int]:
+    """Of endpoints."""
+    found = [endpoint.decode(value) for key, value in etcd.items() if key.startswith(keys.state_prefix("ip", "alpha"))]
+    return {each.ip: each.identity for each in found}
+
+
+def test_numbers_that_agents_remember_are_recalled_of_pods_on_their_nodes_only() -> None:
+    etcd, ip, other = Etcd(), parse("10.1.0.5"), parse("10.1.0.6")
+    snapshot = Snapshot(nodes={"n1": machine()}, endpoints={ip: pod("10.1.0.5"), other: pod("10.1.0.6", "other")})
+    publishing = publisher(etcd)
+    etcd.take(publishing.apply(snapshot, Change(endpoints=frozenset(snapshot.endpoints)), now=1))
+    before = numbers_in(etcd)
+    labels = identity_labels("alpha", pod("10.1.0.5"))
+    elsewhere = Identity(id=65540, labels=identity_labels("alpha", pod("10.1.0.5", "elsewhere")))
+
+    def told(node: str, *identities: Identity) -> None:
+        etcd.take(publishing.take_record(snapshot, node, replace(RECORD, node=node, identities=identities), now=2))
+        etcd.take(publishing.recall(snapshot, now=3))
+
+    told("n2", Identity(id=65539, labels=labels))
+    told("n1", elsewhere)
+    assert numbers_in(etcd) == before
+    told("n1", elsewhere, Identity(id=65538, labels=labels))
+    assert numbers_in(etcd) == before | {ip: 65538}
+    published = {
+        keys.parse_identity(key).id for key in etcd if key.startswith(keys.state_prefix("identities", "alpha"))
+    }
+    assert published == set(numbers_in(etcd).values())
+    assert identity.decode(etcd[keys.identity_key(65538)], 65538).labels == labels
 
 
 MANY = service(*(f"10.{a}.{b}.{c}" for a in (1, 2) for b in range(60) for c in range(1, 200)))

@@ -209,7 +209,12 @@ def _slices_of(family: str) -> st.SearchStrategy[EndpointSlice]:
 endpoint_slices = _slices_of("IPv4") | _slices_of("IPv6")
 local_services = st.builds(LocalService, service=services, is_global=st.booleans(), affinity=st.sampled_from(Affinity))
 agents = st.builds(
-    AgentRecord, node=names, wireguard_public_key=wireguard_keys, boot_id=texts, reads_shared=st.booleans()
+    AgentRecord,
+    node=names,
+    wireguard_public_key=wireguard_keys,
+    boot_id=texts,
+    reads_shared=st.booleans(),
+    identities=st.lists(identities, max_size=2, unique_by=lambda each: each.id).map(tuple),
 )
 _moments = st.integers(0, 2**63 - 1)
 stamps = st.builds(
