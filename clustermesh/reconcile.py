@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -35,7 +36,8 @@ from collections.abc import (
     MutableSet,
 )
 from contextlib import aclosing
-from itertools import chain, islice
+from itertools import chain, islice, repeat
+from operator import is_
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from clustermesh.errors import ApplyError, ClusterMeshError, Unavailable
@@ -97,13 +99,10 @@ class Tracker(Generic[K, V]):
         self._unreadable: str | None = None
         self._dirty: dict[K, None] = {}  # an ordered set: what was asked for first is applied first
         self._retries = Retries[K]()  # what failed is here and, until it is due, not in `_dirty`
+        self.problems: Mapping[K, Problem] = self._retries.problems
         self._unsure: set[K] = set()  # entries whose fate is unknown
         self._touched: set[K] | None = None  # what was written since a comparison began
         self._withdrawn: set[K] | None = None  # wanted once, and no more: while it is set, all else is kept
-
-    @property
-    def problems(self) -> Mapping[K, Problem]:
-        return self._retries.problems
 
     @property
     def failed(self) -> dict[K, str]:
@@ -132,10 +131,11 @@ class Tracker(Generic[K, V]):
 
     def set(self, key: K, value: V) -> None:
         held = self.actual.get(key)
-        self.desired[key] = held if held is not None and held == value else value  # equal values are one object
-        if held is None and key not in self._dirty and not self._retries.problems:
+        if held is None and key not in self._dirty and not self.problems:
+            self.desired[key] = value
             self._dirty[key] = None  # what is new, at a third of the cost
         else:
+            self.desired[key] = held if held is not None and held == value else value  # equal values are one object
             self._mark(key)
 
     def remove(self, key: K) -> None:
@@ -203,12 +203,10 @@ class Tracker(Generic[K, V]):
 
     def _mark(self, key: K) -> None:
         self._dirty.pop(key, None)  # what was marked last is applied last
-        wanted, held = key in self.desired, key in self.actual
-        same = wanted == held and (not wanted or self.desired[key] == self.actual[key])
-        if same and key not in self._unsure:
-            self._retries.forget(key)
-        else:
+        if self.desired.get(key) != self.actual.get(key) or key in self._unsure:
             self._dirty[key] = None
+        else:
+            self._retries.forget(key)
         self._note_blocking(key)
 
     def _note_blocking(self, key: K) -> None:
@@ -251,22 +249,26 @@ class Tracker(Generic[K, V]):
         finally:
             self._touched = None
 
-    async def _pages(self) -> AsyncGenerator[list[tuple[K, V]], None]:
+    async def _pages(self) -> AsyncGenerator[Mapping[K, V], None]:
         """Raises ClusterMeshError."""
         if not isinstance(self.target, Paged):
             whole = await self._ask(self.target.dump())
             for part in _chunks(whole.items()):
-                yield part
+                yield dict(part)
                 await asyncio.sleep(0)
             return
         pages = aiter(self.target.pages())
         while (page := await self._ask(_next_page(pages))) is not None:
-            yield list(page.items())
+            yield page
             await asyncio.sleep(0)
 
-    def _compare_page(self, page: Iterable[tuple[K, V]], unseen: MutableSet[K]) -> int:
+    def _compare_page(self, page: Mapping[K, V], unseen: MutableSet[K]) -> int:
         found = 0
-        for key, value in page:
+        if not (self.desired or self.problems or self._unsure or self._touched) and self.actual.keys().isdisjoint(page):
+            self.actual.update(page)  # as at a start
+            self._dirty.update(dict.fromkeys(page))
+            return len(page)
+        for key, value in page.items():
             unseen.discard(key)
             known = self.actual.get(key)
             if (known is None or known != value or key in self._unsure) and not self._is_touched(key):
@@ -292,7 +294,7 @@ class Tracker(Generic[K, V]):
         for key in self._retries.take_due(self._clock()):
             self._dirty.setdefault(key)
         for keys in _chunks(list(self._dirty), SLICE):
-            entries = {key: self.desired[key] for key in keys if key in self.desired}
+            entries = {key: value for key in keys if (value := self.desired.get(key)) is not None}
             if entries:
                 self._settle(entries, await self._attempt(self.target.upsert(entries), entries))
 
@@ -320,17 +322,16 @@ class Tracker(Generic[K, V]):
         self._retries.hurry(2 * (len(entries) - len(failed)), now)
 
     def _settle_all(self, entries: Mapping[K, V | None]) -> None:
-        """Where all is well: what `observe` would do for each."""
-        for key, value in entries.items():
-            if value is None:
-                self.actual.pop(key, None)
-            else:
-                self.actual[key] = value
-            wanted = self.desired.get(key)
-            if wanted is value or wanted == value:
-                self._dirty.pop(key, None)
-            else:  # wanted otherwise since the call began
-                self._dirty[key] = None
+        """Where all is well: what `observe` would do for each. All were written or all deleted."""
+        if None in islice(entries.values(), 1):
+            _drop(self.actual, entries)
+        else:
+            self.actual.update(entries)  # type: ignore[arg-type]
+        if all(map(is_, map(self.desired.get, entries), entries.values())):
+            _drop(self._dirty, entries)
+        else:  # some are wanted otherwise since the call began
+            for key in entries:
+                self._mark(key)
 
     def _is_what_was_tried(self, key: K, value: V | None) -> bool:
         return self.desired.get(key) == value
@@ -361,6 +362,10 @@ class Tracker(Generic[K, V]):
 
 async def _next_page(pages: AsyncIterator[T]) -> T | None:
     return await anext(pages, None)
+
+
+def _drop(table: dict[Any, Any], keys: Iterable[Any]) -> None:
+    deque(map(table.pop, keys, repeat(None)), maxlen=0)
 
 
 def _chunks(items: Iterable[T], size: int = PAGE) -> Iterator[list[T]]:

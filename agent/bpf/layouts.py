@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import IntEnum
+from functools import lru_cache
 from socket import htons
 from struct import Struct
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeVar
 
 from clustermesh.address import Address, Prefix, masked
-from clustermesh.mesh.resolve import Backend, BackendState
+from clustermesh.mesh.resolve import Backends, BackendState
 from clustermesh.model import Protocol
 
 T = TypeVar("T")
@@ -244,6 +245,11 @@ def unpack_each(kind: type[T], data: bytes) -> list[T]:
     return found
 
 
+def unpack_numbers(keys: Iterable[bytes]) -> Sequence[int]:
+    """What each Number is, at a twentieth of the cost."""
+    return memoryview(b"".join(keys)).cast("I")
+
+
 def packer(kind: type[Any]) -> Callable[..., bytes]:
     """`pack` at a fifth of its cost, of all the fields in their order; for tuples without addresses and ports."""
     layout = _LAYOUTS[kind]
@@ -263,14 +269,20 @@ def pack_service_key(address: Address, port: int, protocol: int, scope: int) -> 
     return _SERVICE_KEY.pack(_whole(address), htons(port), protocol, scope)
 
 
-def pack_backends(backends: Iterable[Backend], protocol: int, cluster_id: int) -> list[bytes]:
-    """Values of lb_backends: those of the active ones. There are many, so that a tuple for each would cost too much."""
-    form, active, number = _BACKEND.pack, BackendState.ACTIVE, int(BackendState.ACTIVE)
-    return [
-        form(address, htons(port), protocol, number, cluster_id, 0, 0)
-        for address, port, state, _ in backends
-        if state is active
-    ]
+def pack_backends(backends: Iterable[Backends], protocol: int, cluster_id: int) -> list[bytes]:
+    """Values of lb_backends: those of the active ones. There are many, so that to pack each would cost too much."""
+    packed = []
+    for addresses, port, state, _ in backends:
+        if state is BackendState.ACTIVE:
+            rest = _after_address(port, protocol, cluster_id)
+            packed += [address + rest for address in addresses]
+    return packed
+
+
+@lru_cache(1024)
+def _after_address(port: int, protocol: int, cluster_id: int) -> bytes:
+    """All of an active backend's value but what it begins with."""
+    return pack(BackendValue(NO_ADDRESS, port, protocol, BackendState.ACTIVE, cluster_id))[len(NO_ADDRESS) :]
 
 
 def pack_slots(ids: Sequence[bytes]) -> bytes:

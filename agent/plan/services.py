@@ -12,7 +12,8 @@ before, and goes after, what names it, so that no lookup meets a gap.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from itertools import chain
+from typing import Any, Final, NamedTuple, TypeVar
 
 from agent.bpf.layouts import (
     GROUPS_PER_BLOCK,
@@ -28,11 +29,14 @@ from agent.bpf.layouts import (
     pack_slots,
     packer,
     unpack,
+    unpack_each,
+    unpack_numbers,
 )
 from clustermesh.mesh.resolve import Frontend, ServiceEntry
 from clustermesh.reconcile import Tracker
 
 Name = tuple[str, str]
+T = TypeVar("T")
 _MOST: Final = 0xFFFFFFFF
 _NUMBER, _SLOTS_KEY, _GROUPS_KEY, _GROUP, _SERVICE = map(packer, (Number, SlotsKey, GroupsKey, LbGroup, ServiceValue))
 
@@ -69,25 +73,25 @@ class ServicePlanner:
         held = self._trackers
         self._numbers = {value: key for key, value in held.backends.actual.items()}
         self._ids = {key: unpack(ServiceValue, value).service_id for key, value in held.services.actual.items()}
-        used = {*self._ids.values(), *(unpack(SlotsKey, key).service_id for key in held.slots.actual)}
-        self._next_backend = max((unpack(Number, key).number for key in held.backends.actual), default=0) % _MOST + 1
-        self._next_service = max(used, default=0) % _MOST + 1
+        used = (key.service_id for key in unpack_each(SlotsKey, b"".join(held.slots.actual)))
+        self._next_service = max(chain(used, self._ids.values()), default=0) % _MOST + 1
+        self._next_backend = max(unpack_numbers(held.backends.actual), default=0) % _MOST + 1
 
     def update(self, name: Name, entries: Iterable[ServiceEntry]) -> None:
         """Make `entries` the whole of what service `name` has. None removes the service."""
         wanted = {_key(entry.frontend): entry for entry in entries}
         gone = [key for key in self._keys.get(name, ()) if key not in wanted]
-        self._keys[name] = (*gone, *wanted)  # where something raises all of it is gone over again
+        self._keys[name] = keys = (*gone, *wanted)  # where something raises all of it is gone over again
         for key in gone:
             self._claims.get(key, {}).pop(name, None)
         for key, entry in wanted.items():
             self._claims.setdefault(key, {})[name] = entry
-        for key in self._keys[name]:
+        for key in keys:
             self._program(key)
-        if wanted:
-            self._keys[name] = tuple(wanted)
-        else:
+        if not wanted:
             self._keys.pop(name)
+        elif gone:
+            self._keys[name] = tuple(wanted)
 
     def conflicts(self) -> dict[Frontend, list[Name]]:
         """Frontends that more than one service claims; the first name in order is served."""
@@ -145,8 +149,7 @@ class ServicePlanner:
             for index, values in enumerate(backends):
                 ids = self._acquire(values)
                 acquired += values
-                for block in range(_count(values, SLOTS_PER_BLOCK)):
-                    some = ids[block * SLOTS_PER_BLOCK : (block + 1) * SLOTS_PER_BLOCK]
+                for block, some in enumerate(_blocks(ids, SLOTS_PER_BLOCK)):
                     slots[_SLOTS_KEY(number, index, block)] = pack_slots(some)
         except Exception:
             self._release(acquired)
@@ -173,26 +176,26 @@ class ServicePlanner:
             number = number % _MOST + 1
         return number
 
-    def _acquire(self, values: Iterable[bytes]) -> list[bytes]:
+    def _acquire(self, values: Sequence[bytes]) -> list[bytes]:
         """The keys of these backends, each of which has one more user."""
-        numbers, backends = self._numbers, self._trackers.backends
+        numbers, add, used = self._numbers, self._trackers.backends.set, self._trackers.backends.desired
         keys = []
         for value in values:
             key = numbers.get(value)
             if key is None:
                 key = numbers[value] = self._unused_backend()
-                backends.set(key, value)
-            elif key in backends.desired:
+                add(key, value)
+            elif key in used:
                 self._more_users[value] = self._more_users.get(value, 0) + 1
             else:
-                backends.set(key, value)
+                add(key, value)
             keys.append(key)
         return keys
 
     def _unused_backend(self) -> bytes:
         """What else the kernel holds there goes, or is overwritten."""
-        number = self._next_backend
-        while (key := _NUMBER(number)) in self._trackers.backends.desired:
+        number, used = self._next_backend, self._trackers.backends.desired
+        while (key := _NUMBER(number)) in used:
             number = number % _MOST + 1
         self._next_backend = number % _MOST + 1
         return key
@@ -216,7 +219,7 @@ def _backends(entry: ServiceEntry | None) -> _Backends:
     if entry is None:
         return ()
     protocol = PROTOCOL_NUMBERS[entry.frontend.protocol]
-    return [pack_backends(group.backends, protocol, group.cluster_id) for group in entry.groups]
+    return [pack_backends(group.alike, protocol, group.cluster_id) for group in entry.groups]
 
 
 def _pack_groups(number: int, wanted: ServiceEntry, backends: _Backends) -> tuple[int, dict[bytes, bytes]]:
@@ -226,8 +229,7 @@ def _pack_groups(number: int, wanted: ServiceEntry, backends: _Backends) -> tupl
         weight += group.weight if values else 0
         groups.append(_GROUP(weight, group.cluster_id, len(values), 0))
     blocks = {}
-    for block in range(_count(groups, GROUPS_PER_BLOCK)):
-        some = groups[block * GROUPS_PER_BLOCK : (block + 1) * GROUPS_PER_BLOCK]
+    for block, some in enumerate(_blocks(groups, GROUPS_PER_BLOCK)):
         rest = _GROUP(weight, 0, 0, 0) * (GROUPS_PER_BLOCK - len(some))
         blocks[_GROUPS_KEY(number, block)] = b"".join(some) + rest
     return weight, blocks
@@ -236,6 +238,10 @@ def _pack_groups(number: int, wanted: ServiceEntry, backends: _Backends) -> tupl
 def _head(number: int, entry: ServiceEntry, weight: int) -> bytes:
     affinity, kind = entry.affinity_seconds, entry.kind
     return _SERVICE(number, weight, affinity, len(entry.groups), entry.flags, kind, entry.algorithm, 0)
+
+
+def _blocks(items: list[T], size: int) -> list[list[T]]:
+    return [items] if 0 < len(items) <= size else [items[at : at + size] for at in range(0, len(items), size)]
 
 
 def _count(items: Sequence[Any], size: int) -> int:

@@ -70,7 +70,7 @@ class MapTarget:
         """Write `entries`; ApplyError says which were not written and why, all others are."""
         failed: dict[Hashable, str] = {}
         for chunk in _chunks(entries, self.chunk):
-            values = [entries[key] for key in chunk]
+            values = [*map(entries.__getitem__, chunk)]
             if ({*map(len, chunk)}, {*map(len, values)}) == self._lengths:
                 self._update(chunk, values, failed)
             else:  # the kernel would take the end of what is too long for the beginning of the next

@@ -63,21 +63,34 @@ class Frontend(NamedTuple):
 
 
 class Backend(NamedTuple):
-    """Who answers, over its frontend's protocol. A `weight` of 0 is as all others of its group."""
+    """Who answers, over its frontend's protocol."""
 
     address: Address
+    port: int
+
+
+class Backends(NamedTuple):
+    """Those of a group that have all but their addresses, which are in order, in common. A `weight` of 0 is as all
+    others of the group."""
+
+    addresses: tuple[Address, ...]
     port: int
     state: BackendState = BackendState.ACTIVE
     weight: int = 0
 
 
 class Group(NamedTuple):
-    """The backends of one cluster, ordered by address. `weight` is its part among the groups: as many as it has active
-    backends, so that each of the service's backends has an equal part."""
+    """The backends of one cluster, nearly always at one port: there are too many of them for an object each. `weight`
+    is its part among the groups: as many as it has active backends, so that each of the service's backends has an
+    equal part."""
 
     cluster_id: int
     weight: int
-    backends: tuple[Backend, ...]
+    alike: tuple[Backends, ...]
+
+    @property
+    def backends(self) -> list[Backend]:
+        return [Backend(address, alike.port) for alike in self.alike for address in alike.addresses]
 
 
 class ServiceEntry(NamedTuple):
@@ -92,7 +105,6 @@ class ServiceEntry(NamedTuple):
 
 
 _V4: Final = V4.address[: V4.length // 8]
-_ACTIVE: Final = BackendState.ACTIVE
 _PORTS: Final = frozenset({Protocol.TCP, Protocol.UDP, Protocol.SCTP})  # what a frontend can be called over
 
 
@@ -117,11 +129,11 @@ def _groups(
     local: LocalService, shared: Sequence[Service], name: str, protocol: Protocol, ipv4: bool
 ) -> tuple[Group, ...]:
     def answering(services: Iterable[Service]) -> list[Group]:
-        found: dict[int, list[Backend]] = {}
-        for service in services:
-            if backends := _backends(service.backends, name, protocol, ipv4):
-                found.setdefault(service.cluster_id, []).extend(backends)
-        return [Group(cluster, len(backends), tuple(sorted(backends))) for cluster, backends in found.items()]
+        return [
+            Group(service.cluster_id, sum(map(len, found.values())), _alike(found))
+            for service in services
+            if (found := _by_port(service.backends, name, protocol, ipv4))
+        ]
 
     if not shared:
         return tuple(answering([local.service]))
@@ -133,19 +145,21 @@ def _groups(
     return tuple(sorted(own + others))
 
 
-def _backends(
+def _by_port(
     backends: Mapping[Address, Mapping[str, Port]], name: str, protocol: Protocol, ipv4: bool
-) -> list[Backend]:
-    new = tuple.__new__  # a third of the cost of calling the class, and there are many
+) -> Mapping[int, list[Address]]:
+    """Those of one family that answer at the port of this name, by its number."""
     first: Mapping[str, Port] = next(iter(backends.values()), {})
     if all(map(is_, backends.values(), repeat(first))):  # as peers' are that spell them alike: looked up once
         port = first.get(name)
-        if port is None or port.protocol is not protocol:
-            return []
-        number = port.port
-        return [new(Backend, (address, number, _ACTIVE, 0)) for address in backends if address.startswith(_V4) is ipv4]
-    return [
-        new(Backend, (address, port.port, _ACTIVE, 0))
-        for address, ports in backends.items()
-        if (port := ports.get(name)) is not None and port.protocol is protocol and address.startswith(_V4) is ipv4
-    ]
+        wanted = [address for address in backends if address.startswith(_V4) is ipv4]
+        return {port.port: wanted} if wanted and port is not None and port.protocol is protocol else {}
+    found: dict[int, list[Address]] = {}
+    for address, ports in backends.items():
+        if (port := ports.get(name)) is not None and port.protocol is protocol and address.startswith(_V4) is ipv4:
+            found.setdefault(port.port, []).append(address)
+    return found
+
+
+def _alike(by_port: Mapping[int, list[Address]]) -> tuple[Backends, ...]:
+    return tuple([Backends(tuple(sorted(addresses)), port) for port, addresses in sorted(by_port.items())])

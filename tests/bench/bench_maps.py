@@ -17,7 +17,7 @@ from agent.bpf.syscalls import NO_PREALLOC, MapType, map_create
 from agent.plan.services import ServicePlanner, ServiceTrackers
 from agent.targets.maps import MapTarget
 from clustermesh.address import from_int, parse, to_int
-from clustermesh.mesh.resolve import Backend, Frontend, Group, ServiceEntry
+from clustermesh.mesh.resolve import Backends, Frontend, Group, ServiceEntry
 from clustermesh.model import Protocol
 from clustermesh.reconcile import Reconciler, Tracker
 from lab.lab import Lab
@@ -47,7 +47,7 @@ async def _program_maps() -> float:
         planner = ServicePlanner(kernel.trackers)
         for number in range(_SERVICES):
             addresses = [from_int(to_int(parse("10.60.0.1")) + number * _BACKENDS + n) for n in range(_BACKENDS)]
-            group = Group(1, _BACKENDS, tuple(Backend(address, 8080) for address in addresses))
+            group = Group(1, _BACKENDS, (Backends(tuple(addresses), 8080),))
             frontend = Frontend(from_int(to_int(parse("10.111.0.1")) + number), 80, Protocol.TCP)
             planner.update(("default", str(number)), [ServiceEntry(frontend, (group,))])
         await Reconciler(*kernel.trackers).flush()

@@ -26,7 +26,7 @@ from agent.domains.tables import open_map
 from agent.plan.services import ServicePlanner, ServiceTrackers
 from agent.targets.maps import MapTarget
 from clustermesh.address import Address, from_int, parse, to_int
-from clustermesh.mesh.resolve import Backend, Frontend, Group, ServiceEntry
+from clustermesh.mesh.resolve import Backends, Frontend, Group, ServiceEntry
 from clustermesh.model import Protocol
 from clustermesh.reconcile import Reconciler, Tracker
 
@@ -95,8 +95,8 @@ def chooser(datapath: Datapath, choose_object: Path) -> Iterator[Chooser]:
 def group(cluster: int, backends: int, weight: int | None = None) -> Group:
     """The backends have the cluster's id in the first two bytes of their IPv4 addresses."""
     first = to_int(parse("0.0.0.0")) + (cluster << 16)
-    made = tuple(Backend(from_int(first + n), 8080) for n in range(backends))
-    return Group(cluster, backends if weight is None else weight, made)
+    made = tuple(from_int(first + n) for n in range(backends))
+    return Group(cluster, backends if weight is None else weight, (Backends(made, 8080),))
 
 
 def expected(weights: Mapping[int, int], factors: Mapping[int, float]) -> Shares:
@@ -119,7 +119,7 @@ async def test_what_is_no_service_goes_on_and_one_without_backends_is_refused(ch
 
 async def test_both_families_are_chosen_from_in_one_map(chooser: Chooser) -> None:
     await chooser.serve(group(1, 1))
-    await chooser.serve(Group(2, 1, (Backend(parse("fd02::5"), 8080),)), vip=VIP6)
+    await chooser.serve(Group(2, 1, (Backends((parse("fd02::5"),), 8080),)), vip=VIP6)
     assert chooser.choose(7) == (TRANSLATED, parse("0.1.0.0"), 8080)
     assert chooser.choose(7, VIP6) == (TRANSLATED, parse("fd02::5"), 8080)
 

@@ -26,7 +26,7 @@ from agent.domains.tables import open_map
 from agent.memory import GC_THRESHOLDS
 from agent.plan.services import ServicePlanner, ServiceTrackers
 from clustermesh.address import from_int, nth, parse, parse_prefix, text, to_int
-from clustermesh.mesh.resolve import Backend, Frontend, Group, ServiceEntry, resolve
+from clustermesh.mesh.resolve import Backends, Frontend, Group, ServiceEntry, resolve
 from clustermesh.model import LocalService, Port, Protocol, Service
 from clustermesh.reconcile import Reconciler, Tracker
 from lab import bring_up, teardown
@@ -109,7 +109,7 @@ async def _relative(family: int, network: tuple[str, str, str], vip: str) -> lis
         listener.listen(4096)
         port = listener.getsockname()[1]
         addresses = [nth(parse_prefix(network[0]), number) for number in range(1, 101)]
-        group = Group(1, 100, tuple(Backend(address, port) for address in addresses))
+        group = Group(1, 100, (Backends(tuple(addresses), port),))
         trackers = _trackers(datapath)
         frontend = Frontend(parse(vip), 80, Protocol.TCP)
         ServicePlanner(trackers).update(("n", "s"), [ServiceEntry(frontend, (group,))])

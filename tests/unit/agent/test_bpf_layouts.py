@@ -45,7 +45,7 @@ from agent.bpf.layouts import (
     unpack_each,
 )
 from clustermesh.address import Address, Prefix, from_int, parse, parse_prefix
-from clustermesh.mesh.resolve import Algorithm, Backend, BackendState, Kind, Scope
+from clustermesh.mesh.resolve import Algorithm, Backends, BackendState, Kind, Scope
 
 HEADER = Path(__file__).parents[3] / "bpf" / "layouts.h"
 STRUCTS: Mapping[str, type[Any]] = {
@@ -254,7 +254,7 @@ def test_a_cidr_with_host_bits_is_refused() -> None:
 
 
 def test_only_active_backends_are_packed() -> None:
-    backends = [Backend(ONE, 80), Backend(ONE, 81, BackendState.TERMINATING), Backend(ONE, 82)]
+    backends = [Backends((ONE,), 80), Backends((ONE,), 81, BackendState.TERMINATING), Backends((ONE,), 82)]
     assert pack_backends(backends, 6, 3) == [pack(BackendValue(ONE, port, 6, cluster_id=3)) for port in (80, 82)]
 
 

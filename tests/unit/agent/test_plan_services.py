@@ -24,7 +24,7 @@ from agent.bpf.layouts import (
 )
 from agent.plan.services import ServicePlanner, ServiceTrackers
 from clustermesh.address import from_int, parse, text, to_int
-from clustermesh.mesh.resolve import Backend, BackendState, Frontend, Group, ServiceEntry
+from clustermesh.mesh.resolve import Backends, BackendState, Frontend, Group, ServiceEntry
 from clustermesh.model import Protocol
 from clustermesh.reconcile import Reconciler, Tracker
 
@@ -107,8 +107,8 @@ def entry(number: int, backends: Collection[tuple[int, int]]) -> ServiceEntry:
     """A service at frontend(number); a backend is its cluster and a number."""
     groups = []
     for cluster in sorted({cluster for cluster, _ in backends}):
-        own = tuple(Backend(parse(f"10.{cluster}.0.{n}"), 8080) for c, n in sorted(backends) if c == cluster)
-        groups.append(Group(cluster, len(own), own))
+        own = tuple(parse(f"10.{cluster}.0.{n}") for c, n in sorted(backends) if c == cluster)
+        groups.append(Group(cluster, len(own), (Backends(own, 8080),)))
     return ServiceEntry(frontend(number), tuple(groups))
 
 
@@ -223,7 +223,7 @@ async def test_a_service_without_backends_is_there_and_empty() -> None:
 async def test_one_address_in_two_clusters_is_two_backends() -> None:
     """Each goes with its own cluster when that is taken out."""
     node = Node()
-    same = Backend(parse("10.9.0.1"), 8080)
+    same = Backends((parse("10.9.0.1"),), 8080)
     node.planner.update(("n", "s"), [ServiceEntry(frontend(1), (Group(1, 1, (same,)), Group(2, 1, (same,))))])
     await node.flush()
     assert node.answers(frontend(1)) == {(1, "10.9.0.1:8080"): 1, (2, "10.9.0.1:8080"): 1}
@@ -231,8 +231,8 @@ async def test_one_address_in_two_clusters_is_two_backends() -> None:
 
 async def test_backends_that_are_not_active_get_no_slot_and_no_weight() -> None:
     node = Node()
-    leaving = Backend(parse("10.1.0.1"), 8080, BackendState.TERMINATING)
-    serving = Backend(parse("10.2.0.1"), 8080)
+    leaving = Backends((parse("10.1.0.1"),), 8080, BackendState.TERMINATING)
+    serving = Backends((parse("10.2.0.1"),), 8080)
     groups = (Group(1, 3, (leaving,)), Group(2, 1, (leaving, serving)))
     node.planner.update(("n", "s"), [ServiceEntry(frontend(1), groups)])
     await node.flush()
@@ -240,9 +240,9 @@ async def test_backends_that_are_not_active_get_no_slot_and_no_weight() -> None:
 
 
 _UNPACKABLE = (
-    (Group(1, 1, (Backend(parse("10.1.0.9"), 99_999),)),),
-    (Group(1, 70_000, tuple(Backend(from_int(to_int(parse("10.0.0.0")) + n), 80) for n in range(70_000))),),
-    (Group(1, 1, (Backend(parse("10.1.0.9"), 80),)), Group(1 << 40, 1, (Backend(parse("10.1.0.8"), 80),))),
+    (Group(1, 1, (Backends((parse("10.1.0.9"),), 99_999),)),),
+    (Group(1, 70_000, (Backends(tuple(from_int(to_int(parse("10.0.0.0")) + n) for n in range(70_000)), 80),)),),
+    (Group(1, 1, (Backends((parse("10.1.0.9"),), 80),)), Group(1 << 40, 1, (Backends((parse("10.1.0.8"),), 80),))),
 )
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clustermesh.address import is_ipv4, parse, text
-from clustermesh.mesh.resolve import Backend, Frontend, Group, ServiceEntry, resolve
+from clustermesh.mesh.resolve import Backend, Backends, Frontend, Group, ServiceEntry, resolve
 from clustermesh.model import Affinity, LocalService, Port, Protocol, Service
 
 TCP, UDP = Protocol.TCP, Protocol.UDP
@@ -84,7 +84,7 @@ def test_affinity_in_one_family_leaves_the_other_its_only_backend(
 def test_ports_meet_by_name_and_keep_the_backends_number() -> None:
     resolved = resolve(LocalService(service=service(1), is_global=True), [service(2, "10.2.0.1", port=9999)])
     frontend = Frontend(parse("10.96.1.1"), 80, TCP)
-    assert resolved == [ServiceEntry(frontend, (Group(2, 1, (Backend(parse("10.2.0.1"), 9999),)),))]
+    assert resolved == [ServiceEntry(frontend, (Group(2, 1, (Backends((parse("10.2.0.1"),), 9999),)),))]
 
 
 def test_another_name_or_protocol_is_another_port() -> None:
@@ -114,7 +114,7 @@ def test_each_clusters_part_is_as_many_as_it_has_backends() -> None:
     local = service(1, "10.1.0.2", "10.1.0.1")
     (entry,) = resolve(LocalService(service=local, is_global=True), [service(3, "10.3.0.1"), service(2, "10.2.0.1")])
     assert [(group.cluster_id, group.weight) for group in entry.groups] == [(1, 2), (2, 1), (3, 1)]
-    assert entry.groups[0].backends == tuple(sorted(entry.groups[0].backends))
+    assert entry.groups[0].backends == [Backend(parse("10.1.0.1"), 8080), Backend(parse("10.1.0.2"), 8080)]
 
 
 # -- the stupid twin --------------------------------------------------------------------------------------------------
