@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -45,6 +46,7 @@ async def serve_terms(
         with showing(who):
             while not stop.is_set():
                 await _run_until(stop, current.election.deposed, current.tasks())
+                gc.unfreeze()  # what held the term together is garbage now
                 current = make()
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -48,9 +48,11 @@ def command(
     import logging
 
     from clustermesh.apiserver.settings import of_folder
+    from clustermesh.heap import one_heap
     from clustermesh.mirror.agent_files import AgentAccess
     from clustermesh.mirror.server import BEAT, Timing, run
 
+    one_heap()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     cluster = load(context)
     access = AgentAccess(

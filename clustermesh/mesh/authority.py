@@ -56,6 +56,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     value_bytes: int = 2 << 20  # etcd takes 1.5 MiB at most, unless it is told otherwise
     service_backends: int = 10_000  # beyond that a value is not even read: see entries.MOST_BACKENDS
     backends: int = 100_000  # of all its services together; the kernel's map has room for 131,072
+    copied_bytes: int = 512 << 20  # of all its entries together, in a mirror, with some 500 for each key
     node_prefixes: int = 64  # pod CIDRs and addresses of one node
     # Of all its nodes, those that are refused included: pod CIDRs (the kernel's map has room for 16,384); addresses.
     prefixes: int = 12_000

@@ -13,7 +13,8 @@ credential files, so that renewed ones count as a change. Keys that Cilium does 
 this project remembers of a peer stands in the same file: clustermesh-id, clustermesh-context, in
 clustermesh-allow-prefixes where its pods may be beside the private ranges, and in clustermesh-limits how much it may
 make this cluster remember, where that differs from the usual (nodes, identities, endpoints, services, listing-bytes,
-value-bytes, service-backends, node-prefixes, and of all services and nodes together backends, prefixes).
+value-bytes, service-backends, node-prefixes, and of all services, nodes or a mirror's copies together backends,
+prefixes, copied-bytes).
 """
 
 from __future__ import annotations

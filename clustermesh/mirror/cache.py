@@ -10,69 +10,66 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Set
-from contextlib import AsyncExitStack, aclosing, suppress
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator, Set
+from contextlib import AsyncExitStack, suppress
+from typing import Any, Final
 
-from clustermesh.apiserver.keys_target import Held, KeysTarget
-from clustermesh.apiserver.ledger import Ledger, Section
 from clustermesh.errors import DecodeError
 from clustermesh.mirror.copies import KINDS, cache_place, canary_key, cluster_of
+from clustermesh.mirror.sections import Cache, CopiesTarget, Section
 from clustermesh.mirror.sink import CANARIES, CONFIGS, MirrorSink
 from clustermesh.reconcile import Reconciler
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.lease import LeaseKeeper
 from clustermesh.wire import RESOURCES, keys
+from clustermesh.wire.kinds import NODES
 
 _LOG: Final = logging.getLogger(__name__)
 _TURN: Final = 0.005  # seconds of deciding between two turns of the event loop
+_SOON: Final = 1.0  # seconds until etcd is read again where it could not be
 _GATHER: Final = 0.01  # seconds between two passes: a change alone waits for nothing, many go at once
 
 
-class _PagedTarget(KeysTarget):
-    """Too many keys to be read in one go."""
-
-    async def pages(self) -> AsyncIterator[Mapping[bytes, Held]]:
-        for prefix in self.prefixes:
-            pages: AsyncGenerator = self.client.pages(prefix)  # type: ignore[type-arg]
-            async with aclosing(pages) as listings:
-                async for listing, _ in listings:
-                    yield {kv.key: self.held(kv) for kv in listing.kvs if self.covers(kv.key)}
-
-
-def make_ledger(own: str, client: EtcdClient, keeper: LeaseKeeper, brief: LeaseKeeper) -> Ledger:
+def make_cache(own: str, client: EtcdClient, keeper: LeaseKeeper, brief: LeaseKeeper) -> Cache:
     """Everything of the cache; the own cluster's keys beside it are its API server's. `brief` has shorter leases."""
-    configs = _PagedTarget(client, keeper, [keys.CLUSTER_CONFIGS], but=(keys.cluster_config_key(own),))
-    canaries = _PagedTarget(client, brief, [keys.SYNCED], but=(keys.canary_prefix(own),))
-    return Ledger(
+    configs = CopiesTarget(client, keeper, keys.CLUSTER_CONFIGS, (keys.cluster_config_key(own),))
+    canaries = CopiesTarget(client, brief, keys.SYNCED, (keys.canary_prefix(own),))
+    return Cache(
         [
             Section(CONFIGS, configs),
-            *(Section(kind, _PagedTarget(client, keeper, [cache_place(kind)])) for kind in KINDS),
+            *(Section(kind, CopiesTarget(client, keeper, cache_place(kind))) for kind in KINDS),
             Section(CANARIES, canaries),
         ]
     )
 
 
 PLACES: Final = (keys.CACHE, keys.CLUSTER_CONFIGS, keys.SYNCED)
-"""The prefixes that show everything of `make_ledger`."""
+"""The prefixes that show everything of `make_cache`."""
 
 
-def adopt(sink: MirrorSink, ledger: Ledger) -> Iterator[None]:
-    """What was found is what stands, until its peer says otherwise; what nobody could have written goes. In turns."""
-    for key, value in ledger[CONFIGS].found().items():
+def adopt(sink: MirrorSink, cache: Cache, connected: Set[str]) -> Iterator[None]:
+    """What is there and nobody here asked for stands, until its peer says otherwise; what nobody could have written
+    goes. Of what the nodes of `connected` clusters want, those have it that stand there. In turns."""
+    for key, value in cache[CONFIGS].unclaimed():
         with suppress(DecodeError):
             sink.found_config(keys.parse_cluster_config(key), value)
+    named = [(cluster_of(key), key, value) for key, value in cache[NODES].differing()]
+    sink.seat([(cluster, _name(NODES, key), value) for cluster, key, value in named if cluster in connected])
+    yield
     for kind in KINDS:
-        for key, value in ledger[kind].found().items():
+        for key, value in cache[kind].unclaimed():
             with suppress(DecodeError):
-                sink.found(cluster_of(key), kind, RESOURCES[kind].name_of(key), value)
+                sink.found(cluster_of(key), kind, _name(kind, key), value)
             yield
     held = sink.clusters
-    for key, value in ledger[CANARIES].found().items():
+    for key, value in cache[CANARIES].unclaimed():
         with suppress(DecodeError):
             if (canary := keys.parse_canary(key)).cached and canary.cluster in held:
                 sink.found_canary(canary.cluster, key, value)
-    ledger.prune()
+
+
+def _name(kind: str, key: bytes) -> Any:
+    return RESOURCES[kind].name_of(key)
 
 
 async def in_turns(steps: Iterable[None]) -> None:
@@ -86,24 +83,36 @@ async def in_turns(steps: Iterable[None]) -> None:
 
 
 class CacheWriter:
-    """Call `wake` after the sink heard something. `now` makes the text of a canary."""
+    """Call `wake` after the sink heard something. `now` makes the text of a canary.
 
-    def __init__(self, ledger: Ledger, sink: MirrorSink, now: Callable[[], bytes], audit_every: float) -> None:
-        self.ledger, self._sink, self._now, self._audit_every = ledger, sink, now, audit_every
-        self._configs = Reconciler(ledger[CONFIGS].tracker)
-        self._data = Reconciler(*(ledger[kind].tracker for kind in KINDS))
-        self._canaries = Reconciler(ledger[CANARIES].tracker)
+    Until it is to `lead` it writes nothing: what stands is decided on, so that the difference is known.
+    """
+
+    def __init__(self, cache: Cache, sink: MirrorSink, now: Callable[[], bytes], audit_every: float) -> None:
+        self.cache, self._sink, self._now, self._audit_every = cache, sink, now, audit_every
+        self._configs = Reconciler(cache[CONFIGS].tracker)
+        self._data = Reconciler(*(cache[kind].tracker for kind in KINDS))
+        self._canaries = Reconciler(cache[CANARIES].tracker)
         for each in (self._configs, self._data, self._canaries):
             each.may_delete = True  # what was found is guarded by the sink
+        self._leads = False
         self._stood = frozenset[bytes]()  # canaries, after the last pass
+        self._held_back: dict[bytes, bytes] = {}  # canaries that were lost, and wait for their entries
+        self._doubtful = False  # etcd could not be read when that was to be found out
         self._wake = asyncio.Event()
+
+    def lead(self) -> None:
+        """From now on write."""
+        self._leads = True
+        self._stood = frozenset(self.cache[CANARIES].tracker.actual)
+        self.hurry()
 
     def wake(self) -> None:
         self._wake.set()
 
     def hurry(self) -> None:
         """etcd is there again: write now what could not be written."""
-        for section in self.ledger.sections.values():
+        for section in self.cache.sections.values():
             section.tracker.hurry()
         self.wake()
 
@@ -114,8 +123,10 @@ class CacheWriter:
         while True:
             self._wake.clear()
             began = clock()
-            await self.write()
-            if clock() - audited > self._audit_every:
+            await in_turns(self._sink.settle())
+            if self._leads:
+                await self.write()
+            if self._leads and clock() - audited > self._audit_every:
                 await self._audit()
                 audited = clock()
             with suppress(TimeoutError):
@@ -125,55 +136,72 @@ class CacheWriter:
 
     def _seconds_to_wait(self, now: float) -> float:
         due = [due for each in (self._configs, self._data, self._canaries) if (due := each.next_due) is not None]
-        return max(min([*due, now + self._audit_every]) - now, 0.0)
+        again = _SOON if self._doubtful else self._audit_every
+        return max(min([*due, now + again]) - now, 0.0)
 
     async def write(self) -> None:
         """One pass over what changed and what is due again."""
-        await in_turns(self._sink.settle())
         complete = [(cluster, kind) for cluster in self._sink.clusters for kind in self._sink.complete(cluster)]
         async with AsyncExitStack() as stack:
-            for section in self.ledger.sections.values():
+            for section in self.cache.sections.values():
                 await stack.enter_async_context(section.busy())
             await self._canaries.delete()  # before what they speak of
             await self._configs.flush()
-            await self._data.flush()
-            self._want_canaries(complete)
-            await self._write_canaries()
+            if not self.cache[CONFIGS].tracker.pending().upserts:  # what it is due for is due for the others, too
+                await self._data.flush()
+                await self._write_canaries(complete)
 
-    async def _write_canaries(self) -> None:
-        tracker = self.ledger[CANARIES].tracker
-        pending = tracker.pending().upserts
-        if not self._stood.isdisjoint(pending):
-            await self._configs.adopt()
-            await self._data.adopt()
-            await self._configs.flush()
-            await self._data.flush()
-        if pending:
-            await self._canaries.upsert()
-            self._stood = frozenset(tracker.actual)
-
-    def _want_canaries(self, complete: Iterable[tuple[str, str]]) -> None:
-        """Where all that was wanted when it was complete is written. It stands from then on."""
-        canaries = self.ledger[CANARIES]
-        missing = [each for each in complete if canary_key(*each) not in canaries.tracker.desired]
-        if not missing:
+    async def _write_canaries(self, complete: Iterable[tuple[str, str]]) -> None:
+        """Those of which all entries are written."""
+        canaries = self.cache[CANARIES]
+        if not self._stood.isdisjoint(canaries.tracker.pending().upserts) and not await self._look_again():
+            self._doubtful = True
             return
-        waiting = {kind: self._waiting(kind) for kind in KINDS}
-        for cluster, kind in missing:
-            if cluster not in waiting[kind]:
-                canaries.want(canary_key(cluster, kind), self._now())
+        self._doubtful = False
+        missing = [each for each in complete if canary_key(*each) not in canaries.tracker.desired]
+        pending = canaries.tracker.pending().upserts
+        if missing or pending or self._held_back:
+            waiting = {kind: self._waiting(kind) for kind in KINDS}
+            for cluster, kind in missing:
+                if cluster not in waiting[kind]:
+                    canaries.want(canary_key(cluster, kind), self._now())
+            self._hold_back(canaries, {canary_key(each, kind) for kind in KINDS for each in waiting[kind]})
+            await self._canaries.upsert()
+            self._stood = frozenset(canaries.tracker.actual)
+
+    def _hold_back(self, canaries: Section, waiting: Set[bytes]) -> None:
+        """One that was lost is wanted again once its entries are written, the lost ones among them."""
+        for key, value in canaries.tracker.pending().upserts.items():
+            if key in waiting:
+                self._held_back[key] = value
+                canaries.want(key, None)
+        for key in self._held_back.keys() - waiting:
+            value = self._held_back.pop(key)
+            if keys.parse_canary(key).cluster in self._sink.clusters and key not in canaries.tracker.desired:
+                canaries.want(key, value)
+
+    async def _look_again(self) -> bool:
+        """Write what has gone from etcd, as canaries did; whether that is known."""
+        trackers = [*self._configs.trackers, *self._data.trackers]
+        for tracker in trackers:
+            await tracker.adopt()
+        await self._configs.flush()
+        if self.cache[CONFIGS].tracker.pending().upserts:
+            return False
+        await self._data.flush()
+        return all(tracker.error is None or tracker.problems for tracker in trackers)
 
     def _waiting(self, kind: str) -> Set[str]:
         """The clusters of which something is not written yet."""
-        return {cluster_of(key) for key in self.ledger[kind].tracker.pending().upserts}
+        return {cluster_of(key) for key in self.cache[kind].tracker.pending().upserts}
 
     def written(self, cluster: str, kind: str) -> bool:
         """Whether the canary stands."""
-        return canary_key(cluster, kind) in self.ledger[CANARIES].tracker.actual
+        return canary_key(cluster, kind) in self.cache[CANARIES].tracker.actual
 
     async def _audit(self) -> None:
         """Compare with etcd itself, in case a watch has kept something from us."""
-        for section in self.ledger.sections.values():
+        for section in self.cache.sections.values():
             async with section.busy():
                 drift = await section.tracker.audit()
             if drift:

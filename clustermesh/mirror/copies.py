@@ -10,11 +10,13 @@ from functools import lru_cache
 from typing import Any, Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from clustermesh.address import Prefix, prefix_text, text
+from clustermesh.address import Address, Prefix, prefix_text, text
 from clustermesh.mesh.tables import Table
-from clustermesh.model import Cluster, ClusterConfig
-from clustermesh.wire import RESOURCES, Resource, cluster_config, keys
+from clustermesh.model import Cluster, ClusterConfig, Endpoint, Identity, Service
+from clustermesh.wire import RESOURCES, Resource, cluster_config, keys, service
+from clustermesh.wire.entries import MOST_BACKENDS
 from clustermesh.wire.kinds import (
     ENDPOINT_SLICES,
     ENDPOINTS,
@@ -26,6 +28,10 @@ from clustermesh.wire.kinds import (
 
 KINDS: Final = (NODES, IDENTITIES, ENDPOINTS, SERVICES, SERVICE_EXPORTS, ENDPOINT_SLICES)
 """Everything there is a canary for, in the order in which it is written."""
+
+
+_ANYBODY: Final = Identity(id=0, labels=())
+_NOWHERE: Final = Address(bytes(16))
 
 
 class Copy(Struct, frozen=True, gc=False):
@@ -86,6 +92,33 @@ def cluster_of(key: bytes) -> str:
     """Whose copy is at `key`, any key under the cache; "" where it is nobody's."""
     parts = key.split(b"/", 5)
     return parts[4].decode(errors="replace") if len(parts) > 5 else ""
+
+
+def outline(kind: str, entry: Any) -> Any:
+    """What judging takes of a decoded entry; whoever needs more decodes it again."""
+    if kind == IDENTITIES:
+        return _ANYBODY
+    if kind == ENDPOINTS:
+        return _who(entry.identity, entry.host_ip)
+    if kind == SERVICES:
+        return Service(
+            cluster=entry.cluster,
+            cluster_id=entry.cluster_id,
+            namespace=entry.namespace,
+            name=entry.name,
+            backends=entry.backends,
+        )
+    return entry
+
+
+def with_backends(value: bytes, used: Service) -> bytes:
+    """The service in `value` with the backends of `used`."""
+    return service.encode(replace(service.decode(value, MOST_BACKENDS), backends=used.backends))
+
+
+@lru_cache(1 << 16)  # most endpoints of a node have one of a few identities
+def _who(identity: int, host: Address | None) -> Endpoint:
+    return Endpoint(ip=_NOWHERE, identity=identity, host_ip=host)
 
 
 def _table(resource: Resource, cluster: str, cached: bool) -> Table:

@@ -1,8 +1,8 @@
 """The mirror's wiring: a reader for each peer, the own etcd, and what stands between them.
 
-Of all mirrors of one etcd one leads (store/election.py); another one has listed the cache, and begins to read peers
-when it leads. Stopping revokes nothing but the lead: the copies live on until their leases end, and whoever comes next
-takes them over.
+Of all mirrors of one etcd one leads (store/election.py) and writes. Another one does all else: it reads the peers,
+decides, and follows what the leader writes, so that it has next to nothing to write when it takes over. Stopping
+revokes nothing but the lead: the copies live on until their leases end, and whoever comes next takes them over.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,27 +20,28 @@ from msgspec import Struct
 from clustermesh.apiserver.collector import few_collections
 from clustermesh.apiserver.settings import Settings
 from clustermesh.apiserver.terms import own_name, serve_terms, time_text
-from clustermesh.errors import ClusterMeshError
-from clustermesh.mesh.peer_files import PeerFile
+from clustermesh.errors import ClusterMeshError, Invalid, Unavailable
+from clustermesh.mesh.authority import Authority, Limits
+from clustermesh.mesh.peer_files import PeerFile, read_peers
 from clustermesh.mesh.peers import Peers
 from clustermesh.mesh.reader import ClusterReader, parts
 from clustermesh.mesh.session import State
 from clustermesh.mesh.tables import Table, own_tables
 from clustermesh.mirror.agent_files import AgentAccess, keep_agent_files
-from clustermesh.mirror.cache import PLACES, CacheWriter, adopt, in_turns, make_ledger
+from clustermesh.mirror.cache import PLACES, CacheWriter, adopt, in_turns, make_cache
 from clustermesh.mirror.copies import KINDS, copied_tables
 from clustermesh.mirror.departures import WAIT, Departures
 from clustermesh.mirror.health import CopyHealth, MirrorHealth, health_server
 from clustermesh.mirror.readiness import Progress, Readiness
-from clustermesh.mirror.sink import CANARIES, MirrorSink
-from clustermesh.model import ClusterConfig
+from clustermesh.mirror.sink import CONFIGS, MirrorSink
+from clustermesh.model import Cluster, ClusterConfig, check_cluster_id
 from clustermesh.store import election
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.election import Election
-from clustermesh.store.follow import Interrupted, Listed, follow
+from clustermesh.store.follow import Follower, Interrupted, Listed, Newest, follow
 from clustermesh.store.lease import DEFAULT_TTL, LeaseKeeper
 from clustermesh.store.tls import Tls
-from clustermesh.wire import keys
+from clustermesh.wire import cluster_config, keys
 from clustermesh.wire.kinds import NODES
 
 _LOG: Final = logging.getLogger(__name__)
@@ -81,21 +82,25 @@ async def run(
     async with EtcdClient(at, tls) as client, EtcdClient(at, tls, timeout=timing.election) as voting:
         with few_collections() as settle:
             await serve_terms(
-                lambda: Mirror(settings, folder, client, voting, timing, access, settle),
+                lambda: Mirror(settings, folder, client, _stand(client, voting, timing), timing, access, settle),
                 lambda current: health_server(http, lambda: current().health()),
             )
     _LOG.info("stopped; the copies stay until their leases end")
 
 
+def _stand(client: EtcdClient, voting: EtcdClient, timing: Timing) -> Election:
+    return Election(voting, client, keys.KVSTOREMESH_LOCK + b"/", own_name(), timing.election)
+
+
 class Mirror:
-    """What the tasks of one mirror share. `voting` is a client of the same etcd for the election alone."""
+    """What the tasks of one mirror share. `election` is that of `client`; somebody runs it."""
 
     def __init__(
         self,
         settings: Settings,
         folder: Path,
         client: EtcdClient,
-        voting: EtcdClient,
+        election: Election,
         timing: Timing,
         access: AgentAccess | None,
         settle: Callable[[], None],
@@ -105,21 +110,22 @@ class Mirror:
         own = settings.cluster.name
         self.keeper = LeaseKeeper(client, timing.lease_ttl)
         self.brief = LeaseKeeper(client, timing.lease_ttl * 2 // 3)
-        self.ledger = make_ledger(own, client, self.keeper, self.brief)
+        self.cache = make_cache(own, client, self.keeper, self.brief)
         self.sink = MirrorSink(own, self._want)
-        self.writer = CacheWriter(self.ledger, self.sink, time_text, timing.audit)
+        self.writer = CacheWriter(self.cache, self.sink, time_text, timing.audit)
         self.peers = Peers(
             folder, settings.cluster, self.sink, _connect, self._tables, _NOWHERE, self.sink.state.authorize
         )
         self.peers.on_files = self._keep_agent_files
         self.sink.is_connected, self.sink.config_of = self._is_connected, self._config_of
+        self.sink.limits_of = self._limits_of
         self.sink.on_listed = self.writer.wake
         self.sink.state.on_dirty.append(self.writer.wake)
         for keeper in (self.keeper, self.brief):
             keeper.on_lost = self._lose_leases
-        self.election = Election(voting, client, keys.KVSTOREMESH_LOCK + b"/", own_name(), timing.election)
-        self.election.on_lead = self.writer.hurry
-        self._unlisted, self._listed = set(PLACES), asyncio.Event()
+        self.election, self._before_us = election, election.on_lead
+        election.on_lead = self._on_lead
+        self._unlisted, self._listed, self._adopted = set(PLACES), asyncio.Event(), asyncio.Event()
         self._interrupted: dict[bytes, str] = {}
         self._departures, self._readiness = Departures(timing.wait), Readiness()
         self._began = time.monotonic()
@@ -127,39 +133,75 @@ class Mirror:
 
     def tasks(self) -> list[Coroutine[Any, Any, None]]:
         """Everything that has to run."""
-        return [self.election.run(), self._lead(), *(self._follow(place) for place in PLACES)]
+        return [self.election.run(), *self.work()]
 
-    async def _lead(self) -> None:
-        """All that writes, and what it is about."""
-        await self.election.leading.wait()
+    def work(self) -> list[Coroutine[Any, Any, None]]:
+        """All of it but the election."""
+        return [self._read(), self._lead(), *(self._follow(place) for place in PLACES)]
+
+    async def _read(self) -> None:
+        """All that decides what stands, in office or not."""
         await self._listed.wait()
-        await self._adopt_leases()
-        await in_turns(adopt(self.sink, self.ledger))
+        await self._adopt(authorize=True)
+        self._adopted.set()
         async with asyncio.TaskGroup() as tasks:
-            for each in (self.keeper, self.brief, self.writer, self.peers):
+            for each in (self.writer, self.peers):
                 tasks.create_task(each.run())
-            for work in (self._read_own(), self._look(), self._beat()):
+            for work in (self._read_own(), self._look()):
                 tasks.create_task(work)
 
-    async def _adopt_leases(self) -> None:
-        found = {name: section.leases() for name, section in self.ledger.sections.items()}
-        await self.brief.adopt(found.pop(CANARIES))
-        await self.keeper.adopt(set[int]().union(*found.values()))
+    async def _lead(self) -> None:
+        """All that writes."""
+        await self.election.leading.wait()
+        await self._adopted.wait()
+        self.cache.lead()
+        for keeper in (self.brief, self.keeper):
+            await keeper.take_over()
+        await self._adopt()
+        self.writer.lead()
+        async with asyncio.TaskGroup() as tasks:
+            for work in (self.keeper.run(), self.brief.run(), self._beat()):
+                tasks.create_task(work)
+
+    def _on_lead(self) -> None:
+        self._before_us()
+        self.writer.hurry()
+
+    async def _adopt(self, *, authorize: bool = False) -> None:
+        """Take what is in the cache for what stands."""
+        try:
+            files, _ = await asyncio.to_thread(read_peers, self._folder, self.settings.cluster.name)
+        except Unavailable:  # which is said by who reads the peers
+            files = {}
+        if authorize:
+            for file in files.values():
+                self._authorize(file)
+        await in_turns(adopt(self.sink, self.cache, files.keys()))
+
+    def _authorize(self, file: PeerFile) -> None:
+        """What the nodes of a cluster may want is known before they are heard of."""
+        held = self.cache[CONFIGS].held(keys.cluster_config_key(file.name))
+        with suppress(Invalid):
+            if held is not None:
+                number, most = cluster_config.decode(held).id, self.settings.cluster.max_clusters
+                owner = Cluster(name=file.name, id=check_cluster_id(number, most), max_clusters=most)
+                self.sink.state.authorize(Authority.of(owner, file.allowed, file.limits))
 
     # -- the own etcd --------------------------------------------------------------------------------------------------
 
     async def _follow(self, place: bytes) -> None:
-        async with aclosing(follow(self.client, place)) as items:
+        async with aclosing(follow(self.client, place, follower=Follower(Newest()))) as items:
             async for item in items:
                 if isinstance(item, Interrupted):
                     self._interrupted[place] = str(item.error)
+                    self.cache.interrupt(place)
                     continue
                 if self._interrupted.pop(place, None) is not None:
                     self.writer.hurry()
                 for part in parts(item):
-                    self.ledger.take(part)  # type: ignore[arg-type]  # a part is what the whole is
+                    self.cache.take(place, part)  # type: ignore[arg-type]  # a part is what the whole is
                     await asyncio.sleep(0)
-                if isinstance(item, Listed):
+                if isinstance(item, Listed) and not item.more:
                     self._note_listed(place)
                 self.writer.wake()
 
@@ -169,12 +211,12 @@ class Mirror:
             self._listed.set()
 
     def _want(self, section: str, key: bytes, value: bytes | None) -> None:
-        self.ledger[section].want(key, value)
+        self.cache[section].want(key, value)
         self.writer.wake()
 
     def _lose_leases(self, lost: frozenset[bytes]) -> None:
         _LOG.warning("a lease was lost: %d keys are written again", len(lost))
-        self.ledger.lose_leases(lost)
+        self.cache.lose_leases(lost)
         self.writer.wake()
 
     async def _read_own(self) -> None:
@@ -214,6 +256,10 @@ class Mirror:
 
     def _is_connected(self, cluster: str) -> bool:
         return cluster in self.peers.files
+
+    def _limits_of(self, cluster: str) -> Limits:
+        file = self.peers.files.get(cluster)
+        return Limits() if file is None else file.limits
 
     def _config_of(self, cluster: str) -> ClusterConfig | None:
         return self.peers.readers[cluster].config
@@ -258,8 +304,8 @@ class Mirror:
         waiting = sorted({f"etcd: {reason}" for reason in self._interrupted.values()})
         if not self._listed.is_set():
             return [*waiting, f"etcd at {', '.join(self.settings.endpoints)} has not been read yet"]
-        if not self.election.leading.is_set():
-            return waiting if self.election.following.is_set() else [*waiting, "who leads is not known yet"]
+        if not (self.election.leading.is_set() or self.election.following.is_set()):
+            return [*waiting, "who leads is not known yet"]
         peers = self._progress() if self.peers.synced_once else None
         return waiting + self._readiness.waiting(peers, time.monotonic() - self._began)
 
@@ -267,15 +313,20 @@ class Mirror:
         return {
             name: Progress(
                 answered=bool(self.sink.complete(name)) or reader.session.state is State.SYNCING,
-                missing=tuple(kind for kind in KINDS if not self.writer.written(name, kind)),
+                missing=tuple(kind for kind in KINDS if not self._is_copied(name, kind)),
             )
             for name, reader in self.peers.readers.items()
             if name in self.peers.files
         }
 
+    def _is_copied(self, cluster: str, kind: str) -> bool:
+        """Who stands by has to know what it would copy."""
+        known = self.election.leading.is_set() or kind in self.sink.complete(cluster)
+        return known and self.writer.written(cluster, kind)
+
     def health(self) -> MirrorHealth:
         """Now; for the HTTP server, which asks for it in the event loop."""
-        trackers = {name: section.tracker for name, section in self.ledger.sections.items()}
+        trackers = {name: section.tracker for name, section in self.cache.sections.items()}
         return MirrorHealth(
             cluster=self.settings.cluster.name,
             leading=self.election.leading.is_set(),
@@ -291,7 +342,7 @@ class Mirror:
     def _copy_health(self, name: str, reader: ClusterReader) -> CopyHealth:
         session = reader.session
         return CopyHealth(
-            ready=session.state is State.FRESH and all(self.writer.written(name, kind) for kind in KINDS),
+            ready=session.state is State.FRESH and all(self._is_copied(name, kind) for kind in KINDS),
             failures=session.failures,
             last_failure=session.last_failure,
             entries=self.sink.counts(name),

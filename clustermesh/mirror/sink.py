@@ -5,6 +5,9 @@ Rules
   a service without the backends that are not its cluster's (then encoded anew). Agents decide again for themselves.
 - What was found in the cache at the start stands until its peer was listed: what it no longer has goes then, on the
   proof that agents ask for too, and what is refused by then.
+- Of two nodes that want the same the one that stands in the cache stood first: who reads the cache anew, or takes it
+  over from another mirror, decides as was decided before.
+- Of what is judged the bytes are held, and of its meaning what judging takes.
 - Nothing is decided before it can be: who holds an address is known once the own nodes are, and the peer's are listed.
 - A cluster that is evicted (its id changed, its configuration is none that may be used) loses its canaries, its entries
   and its configuration; one that is merely away keeps everything.
@@ -12,16 +15,19 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from contextlib import suppress
 from typing import Any, Final
 
 from clustermesh.address import Prefix
+from clustermesh.errors import Invalid
+from clustermesh.mesh.authority import Limits
 from clustermesh.mesh.state import MeshState
 from clustermesh.mesh.view import KINDS as JUDGED
-from clustermesh.mirror.copies import KINDS, cache_key, canary_key, copied_config, copied_kinds
-from clustermesh.model import ClusterConfig
-from clustermesh.wire import keys
-from clustermesh.wire import service as wire_service
+from clustermesh.mirror.copies import KINDS, cache_key, canary_key, copied_config, copied_kinds, outline, with_backends
+from clustermesh.mirror.weight import Weight
+from clustermesh.model import Cluster, ClusterConfig
+from clustermesh.wire import RESOURCES, cluster_config, keys
 from clustermesh.wire.kinds import ENDPOINTS, NODES, SERVICES
 
 CONFIGS: Final = "cluster-config"
@@ -29,9 +35,12 @@ CANARIES: Final = "canaries"
 
 _AT_ADDRESSES: Final = frozenset({NODES, ENDPOINTS, SERVICES})
 _AS_IT_WAS: Final = object()
+_USUAL: Final = Limits()
 
 Want = Callable[[str, bytes, bytes | None], None]
 """Section, key, and the value it is to have or None."""
+Seat = tuple[str, str, bytes | None]
+"""Cluster, name of a node, and the value that the cache has of it, or None."""
 
 
 class MirrorSink:
@@ -46,9 +55,12 @@ class MirrorSink:
         self.on_listed: Callable[[], None] = lambda: None  # more may be complete than before
         self.is_connected: Callable[[str], bool] = lambda _cluster: True
         self.config_of: Callable[[str], ClusterConfig | None] = lambda _cluster: None  # with which it is read now
+        self.limits_of: Callable[[str], Limits] = lambda _cluster: _USUAL
         self._own, self._want = own, want
         self._values: dict[str, dict[str, dict[Any, bytes]]] = {}  # by cluster, kind and name
         self._listed: dict[str, set[str]] = {}
+        self._doubted: dict[str, set[str]] = {}  # kinds to be listed anew, for what was found after they were
+        self._weights: dict[str, Weight] = {}
         self._undecided: dict[str, dict[tuple[str, Any], None]] = {}
         self._own_is_known = False
 
@@ -63,9 +75,13 @@ class MirrorSink:
         if cluster == self._own:
             self.state.put(cluster, kind, name, value)
             return
-        self._table(cluster, kind)[name] = value.value
-        if kind in JUDGED:
-            self.state.put(cluster, kind, name, value.entry)
+        table = self._table(cluster, kind)
+        if not self._weigh(cluster, kind, name, table.get(name), value.value):
+            return
+        if kind in JUDGED and not self._put_outline(cluster, kind, name, value.entry):
+            self._weigh(cluster, kind, name, value.value, table.get(name))
+            return
+        table[name] = value.value
         self._judge(cluster, kind, name)
 
     def remove(self, cluster: str, kind: str, name: Any, _revision: int) -> None:
@@ -85,6 +101,9 @@ class MirrorSink:
 
     def listed(self, cluster: str, kind: str) -> None:
         self.state.listed(cluster, kind)
+        if cluster != self._own:
+            self._weight(cluster).listed(kind)
+        self._doubted.get(cluster, set()).discard(kind)
         self._listed.setdefault(cluster, set()).add(kind)
         self.on_listed()
 
@@ -100,7 +119,8 @@ class MirrorSink:
 
     def names(self, cluster: str, kind: str) -> Set[Any]:
         if kind == "short":  # its reader says when it has listed these
-            return self.state.names(cluster, kind) | (set(KINDS) - self._listed.get(cluster, set()))
+            listed, doubted = self._listed.get(cluster, set()), self._doubted.get(cluster, set())
+            return self.state.names(cluster, kind) | self._short(cluster) | doubted | (set(KINDS) - listed)
         if kind in KINDS and cluster != self._own:
             return self._values.get(cluster, {}).get(kind, {}).keys()
         return self.state.names(cluster, kind)
@@ -108,9 +128,24 @@ class MirrorSink:
     # -- what is known of clusters otherwise ---------------------------------------------------------------------------
 
     def found(self, cluster: str, kind: str, name: Any, value: bytes) -> None:
-        """The cache has had this since before this process."""
-        self._table(cluster, kind)[name] = value
+        """The cache has this, from somebody before us: it stands, and its cluster is asked whether it has it."""
+        table = self._table(cluster, kind)
+        if name in table:  # it is known, and stands or not
+            return
+        self._weigh(cluster, kind, name, None, value)
+        table[name] = value
+        self._doubted.setdefault(cluster, set()).add(kind)
         self._want(kind, cache_key(cluster, kind, name), value)
+
+    def seat(self, nodes: Iterable[Seat]) -> None:
+        """Nodes of which the cache has something else than is wanted: what stands there comes first."""
+        nodes = list(nodes)
+        for cluster, name, _ in nodes:
+            self.state.remove(cluster, NODES, name)
+        for cluster, name, value in nodes:
+            self._put_node(cluster, name, value)
+        for cluster, name, _ in nodes:
+            self._put_node(cluster, name, self._values.get(cluster, {}).get(NODES, {}).get(name))
 
     def know_own(self) -> None:
         """The own cluster's nodes are known, or are waited for no longer."""
@@ -128,7 +163,11 @@ class MirrorSink:
     def configure(self, cluster: str, config: ClusterConfig) -> None:
         """An attempt begins to read `cluster`, which may be read with `config`."""
         self.found_config(cluster, copied_config(config))
-        self._listed.setdefault(cluster, set()).update(set(KINDS) - set(copied_kinds(config)))
+        absent = set(KINDS) - set(copied_kinds(config))
+        self._listed.setdefault(cluster, set()).update(absent)
+        for kind in absent:
+            for name in list(self._values.get(cluster, {}).get(kind, ())):
+                self._drop(cluster, kind, name)
 
     def retract(self, cluster: str) -> None:
         """The cluster was disconnected: its agents learn that first."""
@@ -138,8 +177,8 @@ class MirrorSink:
     def forget(self, cluster: str) -> None:
         """Nothing of the cluster stands any more: what says that it is complete goes first."""
         self.retract(cluster)
-        self._listed.pop(cluster, None)
-        self._undecided.pop(cluster, None)
+        for each in (self._listed, self._undecided, self._doubted, self._weights):
+            each.pop(cluster, None)
         for kind in KINDS:
             self._want(CANARIES, canary_key(cluster, kind), None)
         for kind, table in self._values.pop(cluster, {}).items():
@@ -204,12 +243,41 @@ class MirrorSink:
             node = state.node(cluster, name)
             return None if node is None else value if node is held else _AS_IT_WAS
         if kind == SERVICES and name in refused:
-            return wire_service.encode(state.service(cluster, name))
+            return with_backends(value, state.service(cluster, name))
         return None if name in refused or isinstance(name, Prefix) else value  # CIDRs come with their nodes
 
     def _drop(self, cluster: str, kind: str, name: Any) -> None:
-        if self._values.get(cluster, {}).get(kind, {}).pop(name, None) is not None:
+        value = self._values.get(cluster, {}).get(kind, {}).pop(name, None)
+        if cluster in self._weights:
+            self._weigh(cluster, kind, name, value, None)
+        if value is not None:
             self._want(kind, cache_key(cluster, kind, name), None)
 
     def _table(self, cluster: str, kind: str) -> dict[Any, bytes]:
         return self._values.setdefault(cluster, {}).setdefault(kind, {})
+
+    def _put_outline(self, cluster: str, kind: str, name: Any, entry: Any) -> bool:
+        """Whether there is room for it."""
+        sketch = outline(kind, entry)
+        self.state.put(cluster, kind, name, sketch)
+        return bool(self.state.views[cluster].table(kind).get(name) == sketch)
+
+    def _put_node(self, cluster: str, name: str, value: bytes | None) -> None:
+        if value is None or (config := self.configs.get(cluster)) is None:
+            return
+        with suppress(Invalid):  # what its cluster says now counts
+            owner = Cluster(name=cluster, id=cluster_config.decode(config).id)
+            node = RESOURCES[NODES].decode(cache_key(cluster, NODES, name), value, owner)
+            self.state.put(cluster, NODES, name, node)
+
+    def _weight(self, cluster: str) -> Weight:
+        if cluster not in self._weights:
+            self.state.count_unnamed(cluster, "", 0)  # it is known from now on: there is where to say what is refused
+            self._weights[cluster] = Weight(lambda: self.state.refusals(cluster))
+        return self._weights[cluster]
+
+    def _short(self, cluster: str) -> Set[str]:
+        return self._weights[cluster].short if cluster in self._weights else frozenset()
+
+    def _weigh(self, cluster: str, kind: str, name: Any, before: bytes | None, value: bytes | None) -> bool:
+        return self._weight(cluster).take(kind, name, before, value, self.limits_of(cluster).copied_bytes)

@@ -26,7 +26,8 @@ class LeaseKeeper:
 
     When a lease turns out to be gone, etcd has deleted its keys: `on_lost` is called with them, and each needs a new
     `lease_for` and a new write. Stopping `run` revokes nothing, so keys outlive a restart by up to `ttl`: whoever comes
-    next may `adopt` their leases, and then `claim` the keys.
+    next may `adopt` their leases, and then `claim` the keys. Who stands by meanwhile may `note` each key as it is heard
+    of, and `take_over` all of them at once.
     """
 
     def __init__(self, client: EtcdClient, ttl: int = DEFAULT_TTL, per_lease: int = DEFAULT_PER_LEASE) -> None:
@@ -87,6 +88,25 @@ class LeaseKeeper:
         if key not in self._lease_of:
             self._put(key, lease)
         return self._lease_of[key] == lease
+
+    def note(self, key: bytes, lease: int) -> bool:
+        """Somebody else has `key` on `lease`, until this process may `take_over`; False where it is on none."""
+        if self._lease_of.get(key) != lease:
+            self.release(key)
+            if lease:
+                self._keys.setdefault(lease, set())
+                self._put(key, lease)
+        return bool(lease)
+
+    async def take_over(self) -> None:
+        """Answer for all that was noted, where etcd says that its lease lives and lasts as long as ours; the rest is
+        lost."""
+        noted = sorted(self._keys)
+        left = await _persist(lambda: self.client.keep_alive(noted))
+        lost = frozenset[bytes]().union(*(self._forget(lease) for lease in noted if left.get(lease, 0) < self.ttl))
+        self._roomy = {lease: None for lease, keys in self._keys.items() if len(keys) < self.per_lease}
+        if lost:
+            self.on_lost(lost)
 
     def release(self, key: bytes) -> None:
         """Forget `key`, which its owner deleted. A lease without keys is kept for the next ones."""

@@ -148,10 +148,12 @@ class MirrorBed:
             self.connect(peer)
         return peer
 
-    def connect(self, peer: Peer) -> None:
-        temporary = self.folder / f".{peer.name}"
-        temporary.write_text(f"endpoints:\n- {peer.etcd.endpoints[0]}\n")
-        temporary.rename(self.folder / peer.name)
+    def connect(self, peer: Peer, folder: Path | None = None, at: str = "") -> None:
+        """In the `folder` of another mirror, where that is given; `at` another place than where it is."""
+        folder = folder or self.folder
+        temporary = folder / f".{peer.name}"
+        temporary.write_text(f"endpoints:\n- {at or peer.etcd.endpoints[0]}\n")
+        temporary.rename(folder / peer.name)
 
     def disconnect(self, peer: Peer) -> None:
         (self.folder / peer.name).unlink()
@@ -169,8 +171,8 @@ class MirrorBed:
             await task
 
     @asynccontextmanager
-    async def child(self) -> AsyncIterator[asyncio.subprocess.Process]:
-        argv = (sys.executable, "-c", _CHILD, self.settings.endpoints[0], str(self.folder), self.http)
+    async def child(self, folder: Path | None = None) -> AsyncIterator[asyncio.subprocess.Process]:
+        argv = (sys.executable, "-c", _CHILD, self.settings.endpoints[0], str(folder or self.folder), self.http)
         process = await asyncio.create_subprocess_exec(*argv, cwd=_ROOT)
         try:
             yield process

@@ -156,3 +156,20 @@ async def test_keys_that_are_joined_end_together(client: EtcdClient) -> None:
     assert await keeper.lease_for(b"canary") == await keeper.lease_for(b"beat") != other
     assert not keeper.join(b"canary", b"beat"), "they are"
     assert not keeper.join(b"canary", b"nobody")
+
+
+async def test_what_another_answered_for_is_taken_over_where_its_lease_lives_and_lasts(client: EtcdClient) -> None:
+    lasting, brief, gone = [await client.grant(seconds) for seconds in (60, 20, 60)]
+    await client.revoke(gone)
+    keeper = LeaseKeeper(client, ttl=30)
+    owner = Owner(keeper)
+    for key, lease in ((b"a", gone), (b"a", lasting), (b"b", brief), (b"c", gone), (b"d", lasting)):
+        assert keeper.note(key, lease)
+    assert not keeper.note(b"e", 0)
+    keeper.release(b"d")
+    await keeper.take_over()
+    assert owner.lost == [frozenset({b"b", b"c"})]
+    assert keeper.leases == {lasting}
+    assert keeper.claim(b"a", lasting)
+    assert not keeper.claim(b"b", brief)
+    assert await keeper.lease_for(b"b") == lasting, "there is room on it"

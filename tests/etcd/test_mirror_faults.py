@@ -50,6 +50,7 @@ async def heard(bed: MirrorBed) -> AsyncIterator[list[bytes]]:
     told[:] = [key for key in told if not key.startswith((keys.KVSTOREMESH_LOCK, b"cilium/marker"))]
 
 
+LEADS = "leader_election_master_status 1.0"
 FRESH = 'remote_cluster_readiness_status{target_cluster="beta"} 1.0'
 
 
@@ -74,18 +75,85 @@ async def test_what_went_while_no_mirror_ran_goes_and_what_came_comes(bed: Mirro
         await bed.until_cached(beta)
 
 
-async def test_the_second_takes_over_and_rewrites_nothing(bed: MirrorBed, beta: Peer) -> None:
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
+async def test_a_warm_stand_by_takes_over_with_nothing_to_delete_or_write(
+    bed: MirrorBed, beta: Peer, end: signal.Signals
+) -> None:
     async with bed.child() as first:
         await bed.until_cached(beta)
         bed.http = f"127.0.0.1:{free_port()}"
         async with bed.child():
             await bed.until_page("/readyz", "ok, standing by")
+            await bed.until_page("/metrics", FRESH)
+            await beta.put_service("more", "10.2.1.5")  # which the leader copies, and both know
+            await bed.until_cached(beta)
+            async with heard(bed) as told:
+                first.send_signal(end)
+                await bed.until_page("/metrics", LEADS)
+                await beta.put_service("db", "10.2.1.5")
+                await bed.until_cached(beta)
+            assert told == [beta.cached(beta.service_key("db"))]
+
+
+async def test_what_came_and_went_while_nobody_led_comes_and_goes(bed: MirrorBed, beta: Peer) -> None:
+    async with bed.child() as first:
+        await bed.until_cached(beta)
+        bed.http = f"127.0.0.1:{free_port()}"
+        async with bed.child():
+            await bed.until_page("/metrics", FRESH)
             async with heard(bed) as told:
                 first.kill()
-                await bed.until_page("/metrics", FRESH)
-            assert told == []
-            await beta.put_service("db", "10.2.1.5")
+                await first.wait()
+                await beta.put_service("db", "10.2.1.5")
+                await beta.client.delete(beta.service_key("web"))
+                await bed.until_cached(beta)
+            assert sorted(told) == [beta.cached(beta.service_key(name)) for name in ("db", "web")]
+
+
+async def test_who_has_a_prefix_keeps_it_over_a_restart_whoever_is_heard_of_first(bed: MirrorBed, beta: Peer) -> None:
+    gamma = await bed.peer("gamma", 3, connected=False)
+    await gamma.put_node("thief", "192.0.2.77", "10.2.1.0/24")
+    async with beating(gamma):
+        async with bed.running():
             await bed.until_cached(beta)
+            bed.connect(gamma)
+            await bed.until_page("/readyz", "nodes/thief is not copied")
+            before = await bed.until(lambda found: keys.canary_key("gamma", "services", cached=True) in found)
+        beta.etcd.kill()
+        async with bed.running():
+            await bed.until_page("/metrics", FRESH.replace("beta", "gamma"))
+            await bed.until_page("/readyz", "nodes/thief is not copied")
+            assert (await bed.all()).keys() == before.keys()
+
+
+async def test_who_has_a_prefix_keeps_it_where_the_stand_by_had_decided_otherwise(
+    bed: MirrorBed, beta: Peer, tmp_path: Path
+) -> None:
+    """It did not hear of beta, and so gamma was the first."""
+    gamma, deaf = await bed.peer("gamma", 3), tmp_path / "deaf"
+    deaf.mkdir()
+    bed.connect(gamma, deaf)
+    bed.connect(beta, deaf, f"http://127.0.0.1:{free_port()}")
+    async with beating(gamma), bed.child() as first:
+        await bed.until_cached(beta)
+        await bed.until_cached(gamma)
+        leader, bed.http = bed.http, f"127.0.0.1:{free_port()}"
+        async with bed.child(deaf):
+            await bed.until_page("/metrics", FRESH.replace("beta", "gamma"))
+            await beta.put_node("beta2", "192.0.2.66", "10.9.1.0/24")
+            await bed.until_cached(beta)
+            await gamma.put_node("late", "192.0.2.77", "10.9.1.0/24")
+            await bed.until_page("/metrics", 'entries{kind="nodes",target_cluster="gamma"} 2.0')
+            stand_by, bed.http = bed.http, leader
+            await bed.until_page("/readyz", "nodes/late is not copied")
+            bed.http = stand_by
+            async with heard(bed) as told:
+                first.kill()
+                await bed.until_page("/readyz", "nodes/late is not copied")
+                await bed.until_page("/metrics", LEADS)
+                await gamma.put_service("db", "10.3.1.5")
+                await bed.until(lambda found: gamma.cached(gamma.service_key("db")) in found)
+            assert told == [gamma.cached(gamma.service_key("db"))]
 
 
 async def test_a_mirror_that_hung_writes_no_more_and_stands_by(bed: MirrorBed, beta: Peer) -> None:
@@ -118,8 +186,11 @@ async def test_an_own_etcd_that_comes_back_empty_is_filled_again(bed: MirrorBed,
             path.rmdir() if path.is_dir() else path.unlink()
         await bed.etcd.start()
         found = await bed.until_cached(beta)
-        last = max(kv.mod_revision for key, kv in found.items() if key.startswith(keys.CACHE))
-        assert last < min(kv.mod_revision for key, kv in found.items() if key.startswith(keys.SYNCED))
+    config = found[keys.cluster_config_key("beta")].mod_revision
+    for kind in ("nodes", "services", "ip", "identities"):
+        place, canary = f"cilium/cache/{kind}/".encode(), keys.canary_key("beta", kind, cached=True)
+        written = {kv.mod_revision for key, kv in found.items() if key.startswith(place)}
+        assert config < min(written) <= max(written) < found[canary].mod_revision
 
 
 async def test_an_own_etcd_that_is_restarted_loses_nothing(bed: MirrorBed, beta: Peer) -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from clustermesh.address import parse, parse_prefix, text
-from clustermesh.mesh.authority import Authority
+from clustermesh.mesh.authority import Authority, Limits
 from clustermesh.mesh.state import MeshState
 from clustermesh.mirror.copies import KINDS, Copy, cache_key, canary_key, cluster_of, copied_config, copied_kinds
 from clustermesh.mirror.sink import CANARIES, CONFIGS, MirrorSink
 from clustermesh.model import Cluster, ClusterConfig, Endpoint, Identity, Node, NodeAddress, Port, Protocol, Service
-from clustermesh.wire import RESOURCES, keys, service
-from clustermesh.wire.kinds import ENDPOINTS, IDENTITIES, NODES, SERVICES
+from clustermesh.wire import RESOURCES, keys, node, service
+from clustermesh.wire.kinds import ENDPOINTS, IDENTITIES, NODES, SERVICE_EXPORTS, SERVICES
 
 CONFIG = {name: ClusterConfig(id=number, synced_canaries=True) for name, number in (("beta", 2), ("gamma", 3))}
 
@@ -90,7 +92,9 @@ def test_after_any_history_the_cache_is_to_hold_what_stands(steps: list[tuple[An
     for verb, *rest in steps:
         if verb == "put":
             cluster, (kind, name), what = rest
-            said[cluster, kind, name] = copy = Copy(an_entry(cluster, kind, name, what), f"{name}{what}".encode())
+            entry = an_entry(cluster, kind, name, what)
+            value = service.encode(entry) if kind == SERVICES else f"{name}{what}".encode()
+            said[cluster, kind, name] = copy = Copy(entry, value)
             sink.put(cluster, kind, name, copy, 0)
         elif verb == "remove":
             cluster, (kind, name) = rest
@@ -137,7 +141,7 @@ def test_what_was_found_stands_until_its_cluster_is_listed_and_nothing_flaps() -
         cache.want(section, key, value)
 
     sink = MirrorSink("alpha", want)
-    address, node = parse("10.2.1.7"), a_node("beta", "n1", "10.2.1.0/24")
+    address, made = parse("10.2.1.7"), a_node("beta", "n1", "10.2.1.0/24")
     sink.found_config("beta", copied_config(CONFIG["beta"]))
     sink.found("beta", ENDPOINTS, address, b"endpoint")
     sink.found("beta", NODES, "n1", b"node")
@@ -147,7 +151,7 @@ def test_what_was_found_stands_until_its_cluster_is_listed_and_nothing_flaps() -
     sink.configure("beta", CONFIG["beta"])
     sink.put("beta", ENDPOINTS, address, Copy(an_entry("beta", ENDPOINTS, address, ""), b"endpoint"), 0)
     assert "gone" in sink.names("beta", NODES), "its reader knows of it, and says whether it is gone"
-    sink.put("beta", NODES, "n1", Copy(node, b"node"), 0)
+    sink.put("beta", NODES, "n1", Copy(made, b"node"), 0)
     sink.listed("beta", NODES)
     list(sink.settle())
     assert ENDPOINTS not in sink.complete("beta"), "the own cluster is not known"
@@ -175,8 +179,8 @@ def test_a_thousand_nodes_that_waited_for_the_own_cluster_are_all_wanted() -> No
     sink = a_sink(cache, known=False)
     for number in range(1000):
         cidr = parse_prefix(f"10.2{number // 250}.{number % 250}.0/24")
-        node = Node(cluster="beta", cluster_id=2, name=f"n{number}", pod_cidrs=(cidr,))
-        sink.put("beta", NODES, node.name, Copy(node, b"value"), 1)
+        made = Node(cluster="beta", cluster_id=2, name=f"n{number}", pod_cidrs=(cidr,))
+        sink.put("beta", NODES, made.name, Copy(made, b"value"), 1)
     sink.listed("beta", NODES)
     sink.know_own()
     assert NODES not in sink.complete("beta")
@@ -207,6 +211,98 @@ def test_a_cluster_that_was_disconnected_keeps_its_copies_when_its_reader_goes()
     assert (IDENTITIES, cache_key("beta", IDENTITIES, 131072)) in cache
     sink.forget("beta")
     assert not any(cluster_of(key) == "beta" for _, key in cache)
+
+
+def claimant(cluster: str) -> tuple[str, Copy]:
+    """A node of `cluster` that wants what the other's wants too."""
+    made = a_node(cluster, "n1", "10.9.1.0/24")
+    return cluster, Copy(made, node.encode(made))
+
+
+@pytest.mark.parametrize(("first", "second"), [("beta", "gamma"), ("gamma", "beta")])
+def test_of_two_that_want_the_same_whoever_stands_in_the_cache_stood_first(first: str, second: str) -> None:
+    """Also where this mirror has heard of the other one first, and stood by while it was decided otherwise."""
+    cache = Cache()
+    sink = a_sink(cache)
+    for cluster, copy in map(claimant, (second, first)):
+        sink.put(cluster, NODES, "n1", copy, 0)
+        sink.listed(cluster, NODES)
+    list(sink.settle())
+    keys_of = {cluster: (NODES, cache_key(cluster, NODES, "n1")) for cluster in (first, second)}
+    assert keys_of[second] in cache
+    sink.seat([(second, "n1", None), (first, "n1", claimant(first)[1].value)])
+    list(sink.settle())
+    assert keys_of[first] in cache
+    assert keys_of[second] not in cache
+
+
+def test_a_node_found_in_the_cache_keeps_its_place_whoever_is_heard_of_first() -> None:
+    cache = Cache()
+    sink = a_sink(cache)
+    (beta, its), (gamma, other) = map(claimant, ("beta", "gamma"))
+    sink.seat([(beta, "n1", its.value)])
+    sink.found(beta, NODES, "n1", its.value)
+    for cluster, copy in ((gamma, other), (beta, its)):
+        sink.put(cluster, NODES, "n1", copy, 0)
+        sink.listed(cluster, NODES)
+    list(sink.settle())
+    assert [key for section, key in cache if section == NODES] == [cache_key(beta, NODES, "n1")]
+
+
+def test_what_is_found_after_its_kind_was_listed_is_asked_for_again_and_holds_nothing_up() -> None:
+    sink = a_sink(Cache())
+    for kind in KINDS:
+        sink.listed("beta", kind)
+    assert not sink.names("beta", "short")
+    sink.found("beta", ENDPOINTS, parse("10.2.1.7"), b"x")
+    assert sink.names("beta", "short") == {ENDPOINTS}
+    assert sink.complete("beta") == set(KINDS)
+    sink.listed("beta", ENDPOINTS)
+    assert not sink.names("beta", "short")
+
+
+def test_a_peer_has_no_more_copied_than_it_may_and_what_was_left_out_comes_once_there_is_room() -> None:
+    cache = Cache()
+    sink = a_sink(cache)
+    sink.limits_of = lambda _cluster: Limits(copied_bytes=3000)
+    entries = {number: Copy(Identity(id=number, labels=()), bytes(1000)) for number in (131072, 131073)}
+    for number, copy in entries.items():
+        sink.put("beta", IDENTITIES, number, copy, 0)
+    sink.listed("beta", IDENTITIES)
+    assert [key for section, key in cache if section == IDENTITIES] == [cache_key("beta", IDENTITIES, 131072)]
+    assert sink.names("beta", IDENTITIES) == {131072}, "nothing is held of what is left out"
+    assert "1 identities are not copied" in sink.state.refusals("beta").named(1)[f"copies/{IDENTITIES}"]
+    sink.put("gamma", IDENTITIES, 196608, Copy(Identity(id=196608, labels=()), b"x"), 0)
+    assert (IDENTITIES, cache_key("gamma", IDENTITIES, 196608)) in cache, "each has its own"
+    sink.remove("beta", IDENTITIES, 131072, 0)
+    assert IDENTITIES in sink.names("beta", "short"), "its reader lists it again"
+    sink.put("beta", IDENTITIES, 131073, entries[131073], 0)
+    sink.listed("beta", IDENTITIES)
+    assert (IDENTITIES, cache_key("beta", IDENTITIES, 131073)) in cache
+    assert not len(sink.state.refusals("beta"))
+
+
+def test_a_service_that_has_no_room_stays_as_it_was() -> None:
+    cache = Cache()
+    sink = a_sink(cache)
+    sink.state.authorize(Authority.of(Cluster(name="beta", id=2), (), Limits(backends=1)))
+    made = an_entry("beta", SERVICES, ("shop", "web"), "10.2.1.0/24")
+    before = Copy(made, service.encode(made))
+    sink.put("beta", SERVICES, ("shop", "web"), before, 0)
+    grown = replace(made, backends={**made.backends, parse("10.2.1.8"): {}})
+    sink.put("beta", SERVICES, ("shop", "web"), Copy(grown, service.encode(grown)), 0)
+    sink.put("beta", NODES, "n1", Copy(a_node("beta", "n1", "10.2.1.0/24"), b"node"), 0)
+    sink.listed("beta", NODES)
+    list(sink.settle())
+    assert cache[SERVICES, cache_key("beta", SERVICES, ("shop", "web"))] == before.value
+
+
+def test_what_a_cluster_no_longer_exports_goes() -> None:
+    cache = Cache()
+    sink = a_sink(cache)
+    sink.found("beta", SERVICE_EXPORTS, ("shop", "web"), b"x")
+    sink.configure("beta", CONFIG["beta"])
+    assert not [key for section, key in cache if section == SERVICE_EXPORTS]
 
 
 def test_keys_are_kvstoremeshs() -> None:

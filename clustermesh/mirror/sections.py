@@ -1,0 +1,224 @@
+"""The keys of the cache by kind: what is wanted there, and what etcd holds, whoever wrote it.
+
+Rules
+- Whatever differs from what is wanted is put right by who leads: changed back, written again, or removed.
+- Who stands by takes in what the leader writes and on which leases, and wants what its own readers say: where it takes
+  over, the difference between the two is all there is to write.
+- What a watch tells while keys are being written is taken in before the next are, and what it tells of a key from
+  before our last write of that key is no news.
+- A key that hangs on no lease of ours holds, whatever it is, not what is wanted: it would not last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from typing import Final
+
+from clustermesh.apiserver.keys_target import Held, KeysTarget
+from clustermesh.reconcile import Tracker
+from clustermesh.store.client import EtcdClient
+from clustermesh.store.follow import Changed, Listed, Put
+from clustermesh.store.lease import LeaseKeeper
+from clustermesh.store.operations import KeyValue
+from clustermesh.wire import keys
+
+_LOOSE: Final = b"\0"  # before what a key holds that hangs on no lease of ours; no value begins with it
+
+
+class CopiesTarget:
+    """The keys under `place` but for those at `but`, as a target of the reconciler.
+
+    While it does not `lead`, whoever does answers for the leases: they are noted.
+    """
+
+    def __init__(self, client: EtcdClient, keeper: LeaseKeeper, place: bytes, but: tuple[bytes, ...] = ()) -> None:
+        self.place, self.keeper, self.leads = place, keeper, False
+        self.on_write: Callable[[], None] = lambda: None  # called before keys are written
+        self._client, self._keys = client, KeysTarget(client, keeper, [place], but=but)
+        self.covers, self.written = self._keys.covers, self._keys.written
+
+    def value(self, kv: KeyValue) -> bytes:
+        kept = self.keeper.claim(kv.key, kv.lease) if self.leads else self.keeper.note(kv.key, kv.lease)
+        return kv.value if kept else _LOOSE + kv.value
+
+    async def pages(self) -> AsyncIterator[Mapping[bytes, bytes]]:
+        pages: AsyncGenerator = self._client.pages(self.place)  # type: ignore[type-arg]
+        async with aclosing(pages) as listings:
+            async for listing, _ in listings:
+                yield {kv.key: self.value(kv) for kv in listing.kvs if self.covers(kv.key)}
+
+    async def dump(self) -> Mapping[bytes, bytes]:
+        return {key: value async for page in self.pages() for key, value in page.items()}
+
+    async def upsert(self, entries: Mapping[bytes, bytes]) -> None:
+        self.on_write()
+        await self._keys.upsert({key: Held(value, kept=True) for key, value in entries.items()})
+
+    async def delete(self, gone: Collection[bytes]) -> None:
+        self.on_write()
+        await self._keys.delete(gone)
+
+
+class Section:
+    """One kind of entry: a tracker over its keys, and the order of what is told of them."""
+
+    def __init__(self, name: str, target: CopiesTarget) -> None:
+        self.name, self.target = name, target
+        self.tracker: Tracker[bytes, bytes] = Tracker(name, target)
+        self._withdrawn = set[bytes]()  # what its cluster no longer has, and who leads has not removed yet
+        self._busy = False
+        self._deferred: list[tuple[bytes, KeyValue | None, int]] = []
+        target.on_write = self._catch_up
+
+    def want(self, key: bytes, value: bytes | None) -> None:
+        """From now on `key` should hold `value`, or nothing."""
+        if value is not None:
+            self._withdrawn.discard(key)
+            self.tracker.set(key, value)
+            return
+        if key in self.tracker.desired and key in self.tracker.actual and not self.target.leads:
+            self._withdrawn.add(key)
+        self.tracker.remove(key)
+        self._release_absent(key)
+
+    def held(self, key: bytes) -> bytes | None:
+        """What etcd holds at `key`, as far as is known."""
+        held = self.tracker.actual.get(key)
+        return None if held is None else _plain(held)
+
+    def differing(self) -> list[tuple[bytes, bytes | None]]:
+        """The keys that do not hold what is wanted, and what they hold."""
+        desired, actual = self.tracker.desired, self.tracker.actual
+        found = [(key, _plain(value)) for key, value in actual.items() if desired.get(key) != value]
+        return [*found, *((key, None) for key in desired if key not in actual)]
+
+    def unclaimed(self) -> list[tuple[bytes, bytes]]:
+        """The keys that hold something of which nothing was ever heard here, and what."""
+        actual, known = self.tracker.actual, self.tracker.desired.keys() | self._withdrawn
+        return [(key, _plain(value)) for key, value in actual.items() if key not in known]
+
+    def observe(self, key: bytes, kv: KeyValue | None, revision: int) -> None:
+        """Take in what etcd held at `key` at `revision`."""
+        if self._busy:
+            self._deferred.append((key, kv, revision))
+        elif revision >= self.target.written.get(key, 0):
+            self.target.written.pop(key, None)
+            self._take(key, kv)
+
+    def lose_lease(self, key: bytes) -> None:
+        """Take in that `key`'s lease is gone, whether or not etcd has deleted the key by now."""
+        held = self.tracker.actual.get(key)
+        if held is not None:
+            self.tracker.observe(key, _LOOSE + _plain(held))
+
+    def start_over(self) -> None:
+        """A complete list is about to be told, perhaps of another etcd whose revisions begin anew."""
+        self.target.written.clear()
+
+    @asynccontextmanager
+    async def busy(self) -> AsyncIterator[None]:
+        """While keys are written or dumped."""
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        """What was written by now is settled: what was told meanwhile can be compared with it."""
+        busy, self._busy = self._busy, False
+        deferred, self._deferred = self._deferred, []
+        for entry in deferred:
+            self.observe(*entry)
+        self._busy = busy
+
+    def _take(self, key: bytes, kv: KeyValue | None) -> None:
+        held = None if kv is None else self.target.value(kv)
+        wanted = self.tracker.desired.get(key)
+        if self.target.leads:
+            self.tracker.drift += held != self.tracker.actual.get(key)
+        self._withdrawn.discard(key)
+        self.tracker.observe(key, wanted if wanted == held else held)  # equal values are one object
+        if held is None:
+            self._release_absent(key)
+
+    def _release_absent(self, key: bytes) -> None:
+        if key not in self.tracker.actual and key not in self.tracker.desired:
+            self.target.keeper.release(key)
+
+
+class Cache:
+    """All sections. `take` what a watch of one of `PLACES` tells."""
+
+    def __init__(self, sections: Sequence[Section]) -> None:
+        self.sections = {section.name: section for section in sections}
+        self._by_place = {section.target.place: section for section in sections}
+        self._unseen: dict[bytes, set[bytes]] = {}  # what a list under way has not told of yet, by its place
+
+    def __getitem__(self, name: str) -> Section:
+        return self.sections[name]
+
+    def take(self, place: bytes, item: Listed | Changed) -> None:
+        """Lists are told whole: what is not in one is not there."""
+        if isinstance(item, Listed):
+            self._take_part(place, item)
+            return
+        for event in item.events:
+            if isinstance(event, Put):
+                self._observe(event.kv.key, event.kv, event.kv.mod_revision)
+            else:
+                self._observe(event.key, None, item.revision)
+
+    def interrupt(self, place: bytes) -> None:
+        """A list under way has come to no end."""
+        self._unseen.pop(place, None)
+
+    def lose_leases(self, lost: frozenset[bytes]) -> None:
+        for key in lost:
+            if (section := self._of(key)) is not None:
+                section.lose_lease(key)
+
+    def lead(self) -> None:
+        """From now on what is not right is ours to put right."""
+        for section in self.sections.values():
+            section.target.leads = True
+
+    def _take_part(self, place: bytes, part: Listed) -> None:
+        if place not in self._unseen:
+            under = list(self._under(place))
+            self._unseen[place] = {key for section in under for key in section.tracker.actual}
+            for section in under:
+                section.start_over()
+        unseen = self._unseen[place]
+        for event in part.events:
+            if isinstance(event, Put):
+                unseen.discard(event.kv.key)
+                self._observe(event.kv.key, event.kv, event.kv.mod_revision)
+        if not part.more:
+            del self._unseen[place]
+            for key in unseen:
+                self._observe(key, None, part.revision)
+
+    def _observe(self, key: bytes, kv: KeyValue | None, revision: int) -> None:
+        """What is in no section is nobody's business here."""
+        if (section := self._of(key)) is not None:
+            section.observe(key, kv, revision)
+
+    def _under(self, place: bytes) -> Iterator[Section]:
+        return (section for at, section in self._by_place.items() if at.startswith(place))
+
+    def _of(self, key: bytes) -> Section | None:
+        section = self._by_place.get(_place_of(key))
+        return section if section is not None and section.target.covers(key) else None
+
+
+def _place_of(key: bytes) -> bytes:
+    parts = key.split(b"/", 4)
+    depth = 4 if key.startswith(keys.CACHE) else 2
+    return b"/".join(parts[:depth]) + b"/"
+
+
+def _plain(value: bytes) -> bytes:
+    return value.removeprefix(_LOOSE)
