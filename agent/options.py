@@ -22,10 +22,15 @@ exit codes: 0 stopped, 1 failed, 2 wrong usage or input
 """
 
 
+_UNITS = {"s": 1, "m": 60, "h": 3600}
+_SHORTEST = 90  # seconds: a healthy etcd is asked for something twice a minute
+
+
 class Options(Struct, frozen=True, kw_only=True):
     """Where things are on this node. `metrics` is HOST:PORT for /metrics, /readyz and /livez, or "" for none.
 
-    `clustermesh_config` is a folder of connected clusters to read instead of the one in `context`: the mirror's.
+    `clustermesh_config` is a folder of connected clusters to read instead of the one in `context`: the mirror's. After
+    `clustermesh_cache_ttl` seconds without an answer of a peer's etcd, 0 for never, its services are withdrawn.
     """
 
     context: Path
@@ -37,6 +42,7 @@ class Options(Struct, frozen=True, kw_only=True):
     device: str = "cm-wg0"
     port: int = 51871
     clustermesh_config: Path | None = None
+    clustermesh_cache_ttl: float = 0.0
 
     @property
     def socket(self) -> Path:
@@ -65,6 +71,13 @@ def parse(arguments: list[str] | None = None) -> Options:
         help="the connected clusters, one file each (default: DIR/peers of --context)",
     )
     add(
+        "--clustermesh-cache-ttl",
+        type=_duration,
+        default=0.0,
+        metavar="DURATION",
+        help="withdraw a cluster's services once its etcd has not answered for so long, like 10m (default 0: never)",
+    )
+    add(
         "--node",
         type=_node,
         default=socket.gethostname(),
@@ -91,6 +104,13 @@ def _listener(text: str) -> str:
         except Invalid as e:
             raise argparse.ArgumentTypeError(e.rule) from e
     return text
+
+
+def _duration(text: str) -> float:
+    number, unit = (text[:-1], text[-1]) if text[-1:] in _UNITS else (text, "s")
+    if not (number.isascii() and number.isdigit()) or 0 < int(number) * _UNITS[unit] < _SHORTEST:
+        raise argparse.ArgumentTypeError(f"must be 0, or a duration of {_SHORTEST}s or more, like 90s, 10m or 1h")
+    return float(int(number) * _UNITS[unit])
 
 
 def _node(text: str) -> str:

@@ -254,6 +254,7 @@ class Status:
             "last_failure": reader.session.last_failure,
             "audited": reader.audited,
             "drift": dict(reader.drift),
+            "withdrawn": reader.withdrawn,
             "limits": {} if reader.name == self._state.own else self._state.limits_used(reader.name),
             "refused_by_reason": {str(reason): count for reason, count in sorted(refusals.counts.items())},
             "refused_entries": refusals.named(_SHOWN),

@@ -97,6 +97,7 @@ async def _work(
         options.device,
     )
     peers = Peers(folder, context.cluster, state, _connect_peer, peer_tables, options.last_good, state.authorize)
+    peers.cache_ttl = options.clustermesh_cache_ttl
     peers.on_files = around.look_again  # the etcds they name are lifelines, too
     await _take_over(options.last_good)
     ground = await around.read()

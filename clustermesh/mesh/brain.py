@@ -28,7 +28,11 @@ The rules:
     RELIST seconds at most.
 11. Every `audit` seconds, or a little sooner, etcd is asked for a digest of each table. Where that is not what was
     heard, the table is listed again, and how much differed is counted. Where a canary is waited for, it is looked for.
-12. Once the cluster was removed, nothing that is still heard matters.
+12. What all readers of an etcd hear in one instant, none acts on then: a list that a beat or a new canary asks for
+    begins within SPREAD seconds.
+13. Where etcd has answered nothing for `cache_ttl` seconds, if that is not 0, the cluster's services are withdrawn;
+    they are listed again once it answers. All else of it stays.
+14. Once the cluster was removed, nothing that is still heard matters.
 
 `_TABLE` at the end says who takes which event; a pair that is not in it is a bug and raises.
 """
@@ -50,9 +54,11 @@ from clustermesh.mesh.session import Session, State
 from clustermesh.mesh.tables import Table
 from clustermesh.mesh.writer import Canary, Writer
 from clustermesh.model import Cluster, ClusterConfig
+from clustermesh.store.backoff import SPREAD
 from clustermesh.store.faults import Compacted, Replaced
 from clustermesh.store.follower import Changed, Deleted, Interrupted, Listed
 from clustermesh.wire import keys
+from clustermesh.wire.kinds import SERVICES
 
 RECHECK: Final = 30.0
 RELIST: Final = 300.0  # seconds: a cluster at its limit that comes and goes costs a list of a table so often
@@ -76,7 +82,8 @@ class ReaderBrain:
     `held(kind)` are the names of the entries that are held of the cluster, `held("refused")` of those that are refused,
     `held("unnamed")` the kinds of which more are, and `held("short")` those that miss what there is room for.
     `epoch` is added to `now` for what is shown as Unix time. `drift` is how many entries of each kind were found not to
-    be as they were heard to be, `audited` the Unix time at which the last tables were compared.
+    be as they were heard to be, `audited` the Unix time at which the last tables were compared. `withdrawn` says that
+    its services are, for etcd does not answer.
     """
 
     def __init__(
@@ -95,13 +102,17 @@ class ReaderBrain:
         self.behind: dict[str, str] = {}  # table -> why it is not followed now
         self.drift = Counter[str]()
         self.audited = 0.0
+        self.withdrawn = False
         self.terms = terms
         self._name, self._make_tables, self._held = name, tables, held
         self._epoch, self._rng = epoch, rng or random.Random()
         self._tables: dict[bytes, Reading] = {}
+        self._starts: dict[bytes, float] = {}  # tables that are to be listed soon, and when
         self._canaries: dict[bytes, Canary | None] = {}  # None for one that is not there
         self._writer = Writer(terms, 0.0)
-        self._attesting = False
+        self._attesting = self._canaries_known = False
+        self._heard_at: float | None = None
+        self._answered_at = 0.0
         self._sought = frozenset[bytes]()  # in twins of tables, by the question under way
         self._attempted = self._recheck = self._audit = 0.0
         self._delay = _FIRST_DELAY
@@ -112,13 +123,14 @@ class ReaderBrain:
         take = _TABLE.get((self.phase, type(event)))
         if take is None:
             raise RuntimeError(f"reader of {self._name}: {type(event).__name__} while {self.phase.name.lower()}")
-        return list(take(self, event, now))
+        commands = list(take(self, event, now))
+        return [*commands, *self._start_due(now), *self._mind_silence(event, now)]
 
     def due(self) -> float | None:
         """When a Tick is wanted."""
         if self.phase is not Phase.READING:
             return None
-        times = [self._recheck]
+        times = [self._recheck, *self._starts.values()]
         if "heartbeat" not in self.behind:
             times.append(self._writer.silent_from)
         return min(times)
@@ -174,7 +186,8 @@ class ReaderBrain:
         self._tables = {each.prefix: Reading(each, cluster, self.terms.limits, self._held) for each in tables}
         self._canaries = {each.canary: None for each in tables if each.canary is not None}
         self.behind = {each.kind: "waiting for its list" for each in tables if each.required}
-        self._writer, self._recheck, self._attesting = Writer(self.terms, now), now + RECHECK, False
+        self._writer, self._attesting, self._canaries_known = Writer(self.terms, now), False, False
+        self._recheck, self._starts = now + RECHECK, {}
         self._audit = self._next_audit(now)
         yield Follow(keys.HEARTBEAT, live=True)
         yield from map(Follow, self._canary_places())
@@ -228,7 +241,8 @@ class ReaderBrain:
             else:
                 self._writer.beat(event.kv, now)
                 self._catch_up("heartbeat", now)
-        return [*self._believe(now), *self._attest()]
+        self._believe(now)
+        return self._attest()
 
     def _hear_canaries(self, item: Listed | Changed, now: float) -> Iterable[Command]:
         written = False
@@ -243,7 +257,30 @@ class ReaderBrain:
             if not self._lacks_canary(reading, now) and reading.whole and behind == _NO_CANARY:
                 self._catch_up(reading.table.kind, now)
         waiting = [each for each in self._tables.values() if not each.followed and self._stands(each.table)]
-        return [*([Ask()] if written else []), *(each.start() for each in waiting), *self._believe(now)]
+        self._start_soon(waiting, now, SPREAD if isinstance(item, Changed) else 0.0)
+        self._canaries_known = True
+        self._believe(now)
+        return [Ask()] if written else []
+
+    def _start_soon(self, readings: Iterable[Reading], now: float, spread: float = SPREAD) -> None:
+        for each in readings:
+            self._starts.setdefault(each.table.prefix, now + self._rng.uniform(0.0, spread))
+
+    def _start_due(self, now: float) -> Iterable[Command]:
+        """List what still is to be."""
+        for prefix in [prefix for prefix, at in self._starts.items() if at <= now]:
+            del self._starts[prefix]
+            reading = self._tables[prefix]
+            if self._stands(reading.table) and (reading.doubted or not reading.followed):
+                yield reading.start()
+
+    @property
+    def is_listing(self) -> bool:
+        """Whether lists are being read, or are about to be."""
+        tables = self._tables.values()
+        return (
+            not self._canaries_known or bool(self._starts) or any(each.followed and not each.whole for each in tables)
+        )
 
     def _lacks_canary(self, reading: Reading, now: float) -> bool:
         """Whether the canary of a table that is followed is gone: it is behind then, whatever else is heard of it."""
@@ -263,7 +300,8 @@ class ReaderBrain:
         commands = reading.take(item, self._proof(reading.table, now))
         if not self._lacks_canary(reading, now) and reading.whole:
             self._catch_up(kind, now)
-        return [*commands, *self._believe(now), *self._attest()]
+        self._believe(now)
+        return [*commands, *self._attest()]
 
     # -- what is believed ----------------------------------------------------------------------------------------------
 
@@ -294,6 +332,21 @@ class ReaderBrain:
         self._made_up = now
         return [each.start() for each in short]
 
+    def _mind_silence(self, event: messages.Event, now: float) -> Iterable[Command]:
+        """Withdraw the services of a cluster that does not answer for too long. Who slept has not listened."""
+        slept = self._heard_at is None or now > self._heard_at + RECHECK + ASLEEP
+        self._heard_at = now
+        if slept or _is_answer(event):
+            self._answered_at = now
+        if self.withdrawn and _is_answer(event):
+            self.withdrawn = False
+            return [each.start() for each in self._tables.values() if each.table.kind == SERVICES and each.followed]
+        silent = self.terms.cache_ttl and now >= self._answered_at + self.terms.cache_ttl
+        if not silent or self.withdrawn or self.phase is Phase.GONE or self.config is None:
+            return []
+        self.withdrawn = True
+        return [messages.Withdraw(SERVICES)]
+
     def _next_audit(self, now: float) -> float:
         return now + self.terms.audit * self._rng.uniform(0.5, 1.0)
 
@@ -307,8 +360,8 @@ class ReaderBrain:
             self._audit = self._next_audit(now)
             if any(not each.followed for each in tables):
                 yield from map(Follow, self._canary_places())
-        yield from (each.start() for each in whole if each.tally.is_full)
-        questions = [each.tally.ask() for each in whole if not each.tally.is_full]
+        yield from (each.start() for each in whole if each.tally.is_lost)
+        questions = [each.tally.ask() for each in whole if not each.tally.is_lost]
         if wanted := tuple(each for each in questions if each is not None):
             yield messages.Audit(wanted)
 
@@ -354,11 +407,10 @@ class ReaderBrain:
         """Where in twins of tables what has vanished may be."""
         return frozenset(key for each in self._tables.values() for key in each.sought())
 
-    def _believe(self, now: float) -> Iterable[Command]:
+    def _believe(self, now: float) -> None:
         """List again the tables of which something is kept that vanished, where there is proof by now."""
-        return [
-            each.start() for each in self._tables.values() if each.doubted and self._proof(each.table, now) is not None
-        ]
+        doubted = (each for each in self._tables.values() if each.doubted)
+        self._start_soon([each for each in doubted if self._proof(each.table, now) is not None], now)
 
     def _proof(self, table: Table, now: float) -> int | None:
         """From which revision on it is believed what has gone from `table`; None where it is not."""
@@ -410,6 +462,18 @@ _TABLE: Final[dict[tuple[Phase, type], Callable[[ReaderBrain, Any, float], Itera
     (Phase.READING, messages.Removed): ReaderBrain._remove,
     **{(Phase.GONE, event): ReaderBrain._ignore for event in get_args(messages.Event)},
 }
+
+
+def _is_answer(event: messages.Event) -> bool:
+    """Whether it comes from etcd."""
+    match event:
+        case Heard(_, item):
+            return not isinstance(item, Interrupted)
+        case messages.Attested(created, _):
+            return created is not None
+        case messages.Audited(digests):
+            return digests is not None
+    return isinstance(event, messages.Configured)
 
 
 def _parent(canary: bytes) -> bytes:

@@ -22,7 +22,8 @@ class Terms(Struct, frozen=True, kw_only=True):
 
     Its writer is taken for dead after `silence` seconds without a beat, and to have written what it has once it has
     been beating for `settle` seconds. What was heard of it is compared with what it has every `audit` seconds, or a
-    little sooner.
+    little sooner. Its services are withdrawn after `cache_ttl` seconds without an answer of its etcd, 0 for never
+    (Cilium's option clustermesh-cache-ttl).
     """
 
     max_clusters: int = MAX_CLUSTERS
@@ -30,6 +31,7 @@ class Terms(Struct, frozen=True, kw_only=True):
     silence: float = SILENCE
     settle: float = SETTLE
     audit: float = AUDIT
+    cache_ttl: float = 0.0
 
 
 # -- what is heard ----------------------------------------------------------------------------------------------------
@@ -172,10 +174,18 @@ class Drain(Struct, frozen=True):
     """Forget all that is known of the cluster."""
 
 
+class Withdraw(Struct, frozen=True):
+    """Forget what is known of `kind`, for a while."""
+
+    kind: str
+
+
 class Again(Struct, frozen=True):
     """End this attempt and begin another after so many seconds, or a little less."""
 
     after: float
 
 
-Command: TypeAlias = Ask | Follow | Attest | Audit | Put | Remove | Refuse | Accept | Unnamed | Whole | Drain | Again
+Command: TypeAlias = (
+    Ask | Follow | Attest | Audit | Put | Remove | Refuse | Accept | Unnamed | Whole | Drain | Withdraw | Again
+)

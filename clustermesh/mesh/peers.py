@@ -60,6 +60,7 @@ class Peers:
         self._folder, self._own, self._sink, self._keep = folder, own, sink, keep
         self._clients, self._tables, self._authorize = SharedClients(connect), tables, authorize
         self._pace, self._marks = Pace(), FileMarks()
+        self.cache_ttl = 0.0  # seconds; see Terms
         self.files: dict[str, PeerFile] = {}  # as they were read last
         self.on_files: Callable[[], None] = lambda: None  # called when they are others
         self.on_complete: Callable[[], None] = lambda: None  # when one of the clusters is, or which they are is known
@@ -157,7 +158,7 @@ class Peers:
             lambda: self._clients.client(file),
             self._tables,
             self.admit,
-            Terms(max_clusters=self._own.max_clusters, limits=file.limits),
+            Terms(max_clusters=self._own.max_clusters, limits=file.limits, cache_ttl=self.cache_ttl),
             pace=self._pace,
         )
         reader.on_complete = lambda: self.on_complete()  # noqa: PLW0108  # whoever that is by then

@@ -26,6 +26,7 @@ from clustermesh.mesh.session import Session
 from clustermesh.mesh.tables import Table
 from clustermesh.mesh.view import KINDS
 from clustermesh.model import ClusterConfig
+from clustermesh.store.backoff import Reconnect
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.digest import read_digests
 from clustermesh.store.follow import QUIET, Changed, Follower, Interrupted, Listed, Newest, Nothing, Put, follow
@@ -104,6 +105,11 @@ class ClusterReader:
         """Unix seconds of the last comparison with etcd, 0 for none."""
         return self.brain.audited
 
+    @property
+    def withdrawn(self) -> bool:
+        """Whether its services are, for its etcd does not answer."""
+        return self.brain.withdrawn
+
     def restored(self, config: ClusterConfig) -> None:
         """The sink was filled from the last good state on disk."""
         self._hear(messages.Restored(config))
@@ -133,12 +139,11 @@ class ClusterReader:
         except* Exception as group:  # a bug of ours that this cluster has found must not end the others' readers
             _log.exception("cluster %s: reading it failed", self.name)
             error = f"internal error, see the log: {first_of(group)!r}"[:_SHOWN]
-        return next(
-            (each.after for each in self._hear(messages.Broken(error)) if isinstance(each, messages.Again)), 0.0
-        )
+        rest = await self._take_in(self._hear(messages.Broken(error)))
+        return next((each.after for each in rest if isinstance(each, messages.Again)), 0.0)
 
     async def _read(self, client: EtcdClient, following: _Following) -> float:
-        commands, listed = self._hear(messages.Connected()), None
+        commands, listed = await self._take_in(self._hear(messages.Connected())), None
         try:
             while True:
                 for command in commands:
@@ -157,8 +162,9 @@ class ClusterReader:
                 event = await following.next(self.brain.due())
                 async with self._pace.turn:
                     commands = await self._take_in(self._hear(event))
-                if listed and not self.behind:
+                if listed and not self.brain.is_listing:
                     listed()
+                    listed = None
         finally:
             if listed:
                 listed()
@@ -203,6 +209,9 @@ class ClusterReader:
                 sink.listed(name, kind)
             case messages.Drain():
                 sink.drain(name)
+            case messages.Withdraw(kind):
+                _log.warning("cluster %s: its etcd does not answer, and its %s are withdrawn", name, kind)
+                sink.drain(name, [kind])
             case _:
                 return False
         return True
@@ -255,6 +264,7 @@ class _Following:
 
     def __init__(self, client: EtcdClient, limits: Limits, tasks: asyncio.TaskGroup) -> None:
         self._client, self._limits, self._tasks = client, limits, tasks
+        self._reconnect = Reconnect()
         self._inbox: asyncio.Queue[tuple[object, Hashable, Event]] = asyncio.Queue(1)
         self._running: dict[Hashable, asyncio.Task[None]] = {}
 
@@ -290,8 +300,15 @@ class _Following:
 
     async def _heard(self, prefix: bytes, live: bool) -> AsyncIterator[Event]:
         follower = Follower(Nothing() if live else Newest())
-        most, quiet = self._limits.listing_bytes, QUIET if live else _QUIET
-        async with aclosing(follow(self._client, prefix, follower=follower, quiet=quiet, most_bytes=most)) as items:
+        items = follow(
+            self._client,
+            prefix,
+            follower=follower,
+            quiet=(QUIET if live else _QUIET) * random.uniform(0.8, 1.0),  # else all probe it at once after a beat
+            most_bytes=self._limits.listing_bytes,
+            reconnect=self._reconnect,
+        )
+        async with aclosing(items):
             async for item in items:
                 for part in parts(item):
                     yield messages.Heard(prefix, part)

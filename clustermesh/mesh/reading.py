@@ -164,7 +164,7 @@ class Reading:
             return self._accept(event.key)
         held = name in self._names or name in self._held(self.table.kind)
         if not held and not self._is_refused(event.key):
-            self.tally.miss()
+            self.tally.lose()
         if not proven:
             self.doubted = self.doubted or held
             return ()

@@ -1,8 +1,8 @@
 """What was heard of a table's keys, in so few words that etcd can be asked whether it is so. Pure.
 
 How many keys there are, and which were written since etcd was last found to have the same: where both are right now,
-and all was right then, all is right now. A deletion of a key that was never heard of tells by itself that something was
-missed, and would make up in number for a deletion that was.
+and all was right then, all is right now. A deletion of a key that was never heard of would make up in number for one
+that was missed: after that the number says nothing.
 
 etcd answers as of now, and where that differs it may be of a change yet to be heard. Some time later it is asked as of
 the last revision that was heard, if that is not before the answer; otherwise as of now again, and where nothing was
@@ -25,7 +25,6 @@ class _Heard(NamedTuple):
     revision: int
     number: int
     written: dict[bytes, int]
-    missed: int
 
 
 class _Unclear(NamedTuple):
@@ -38,16 +37,17 @@ class Tally:
 
     def __init__(self, prefix: bytes) -> None:
         self._prefix = prefix
-        self._revision = self._since = self._number = self._missed = 0
+        self._revision = self._since = self._number = 0
         self._written: dict[bytes, int] = {}  # _ABSENT for a key that has gone
         self._partial = True  # in the middle of something
+        self._lost = False
         self._asked: _Heard | None = None
         self._unclear: _Unclear | None = None
 
     @property
-    def is_full(self) -> bool:
-        """Whether more was heard than is kept: the table is better listed again."""
-        return len(self._written) > MOST_WRITTEN
+    def is_lost(self) -> bool:
+        """Whether nothing can be said any more, or not without more than a new list costs."""
+        return self._lost or len(self._written) > MOST_WRITTEN
 
     @property
     def is_unclear(self) -> bool:
@@ -57,13 +57,13 @@ class Tally:
     def list(self, number: int, revision: int, *, first: bool, more: bool) -> None:
         """A list, or a part of it, has so many keys."""
         if first:
-            self._number, self._missed, self._written, self._asked, self._unclear = 0, 0, {}, None, None
+            self._number, self._written, self._asked, self._unclear, self._lost = 0, {}, None, None, False
         self._number += number
         self._partial, self._revision, self._since = more, revision, revision
 
     def change(self, events: Iterable[Event], revision: int, *, more: bool) -> None:
         """What the watch tells, or a part of it."""
-        written, room = self._written, not self.is_full
+        written, room = self._written, not self.is_lost
         for event in events:
             if isinstance(event, Deleted):
                 self._number -= 1
@@ -77,17 +77,16 @@ class Tally:
         if not more:
             self._revision = revision
 
-    def miss(self) -> None:
-        """A change must have been missed."""
-        self._missed += 1
+    def lose(self) -> None:
+        """What was heard cannot be all."""
+        self._lost = True
 
     def ask(self) -> DigestOf | None:
         """What to ask etcd for; None where that cannot be said now."""
         if self._partial:
             return None
         self._take_back()
-        self._asked = _Heard(self._revision, self._number, self._written, self._missed)
-        self._written, self._missed = {}, 0
+        self._asked, self._written = _Heard(self._revision, self._number, self._written), {}
         past = self._unclear is not None and self._unclear.told <= self._revision
         most = len(self._asked.written) + MOST_WRITTEN
         return DigestOf(self._prefix, self._revision if past else 0, self._since, most)
@@ -114,12 +113,11 @@ class Tally:
 
     def _take_back(self) -> None:
         """What was asked for was not answered: it is asked for again, with what was heard since."""
-        if self._asked is not None:
-            self._written, self._missed = self._asked.written | self._written, self._asked.missed + self._missed
-            self._asked = None
+        if (asked := self._asked) is not None:
+            self._asked, self._written = None, asked.written | self._written
 
 
 def _differences(heard: _Heard, digest: Digest) -> int:
     there = {key: at for key, at in heard.written.items() if at != _ABSENT}
     written = sum(there.get(key) != digest.written.get(key) for key in there.keys() | digest.written.keys())
-    return max(written, abs(heard.number - digest.number), heard.missed)
+    return max(written, abs(heard.number - digest.number))

@@ -1,4 +1,8 @@
-"""How long to wait before the next attempt: doubling, with jitter, anew after a success that lasted. Pure."""
+"""How long to wait before the next attempt: doubling, with jitter, anew after a success that lasted. Pure.
+
+`Backoff` is for one of a few: it is back soon. `Reconnect` is for one of thousands that lose one etcd in the same
+instant: its first wait is longer, and drawn from the whole of it, so that etcd meets them one after the other.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from typing import Final
 FIRST: Final = 0.05
 LAST: Final = 30.0
 SHORT: Final = 1.0
+SPREAD: Final = 1.0
 
 
 class Backoff:
@@ -28,3 +33,20 @@ class Backoff:
         doubled = self._first if lasted > self._delay else max(self._first, self._delay * 2)
         self._delay = max(min(doubled, SHORT if lasted else self._last), at_least)
         return self._delay * self._rng.uniform(0.5, 1.0)
+
+
+class Reconnect:
+    """When those who share one connection try it again: all at the same time, anything up to `SPREAD` seconds after it
+    went well, and later and later while it does not."""
+
+    def __init__(self, rng: random.Random | None = None) -> None:
+        self._rng = rng or random.Random()
+        self._delay = 0.0
+        self._at = 0.0
+
+    def wait(self, now: float, went_well: bool) -> float:
+        """Seconds to wait from `now` on for one of them, for whom it `went_well` before it failed, or did not."""
+        if now >= self._at:
+            self._delay = SPREAD if went_well else min(max(self._delay * 2, SPREAD), LAST)
+            self._at = now + self._delay * self._rng.uniform(0.0 if went_well else 0.5, 1.0)
+        return self._at - now

@@ -18,7 +18,7 @@ from contextlib import aclosing
 from typing import Final
 
 from clustermesh.errors import ClusterMeshError, Refused, Unavailable
-from clustermesh.store.backoff import Backoff
+from clustermesh.store.backoff import Backoff, Reconnect
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.follower import (
     Changed,
@@ -63,12 +63,14 @@ async def follow(
     follower: Follower | None = None,
     quiet: float = QUIET,
     most_bytes: int | None = None,
+    reconnect: Reconnect | None = None,
 ) -> AsyncGenerator[Item, None]:
     """Tell what is under `prefix` and every change of it. Never ends and raises nothing of ClusterMeshError.
 
     A `follower` from an earlier call keeps what it knows: the next list tells only the difference. A server that says
     nothing for `quiet` seconds and then does not answer within the client's timeout is taken for gone. A list of more
-    than `most_bytes` interrupts with Oversized, each time it is tried.
+    than `most_bytes` interrupts with Oversized, each time it is tried. `reconnect` is shared by all who follow by this
+    client, where thousands of others read the same etcd.
     """
     brain = Follower() if follower is None else follower
     if brain.state is not State.UNLISTED:
@@ -89,7 +91,10 @@ async def follow(
             error = e
         yield brain.interrupted(error)
         lasted = 0.0 if began is None else clock() - began
-        await asyncio.sleep(backoff.next(lasted, _REFUSED_WAIT if isinstance(error, Refused) else 0.0))
+        if reconnect is not None and isinstance(error, Unavailable):
+            await asyncio.sleep(reconnect.wait(clock(), began is not None))
+        else:
+            await asyncio.sleep(backoff.next(lasted, _REFUSED_WAIT if isinstance(error, Refused) else 0.0))
 
 
 async def _attempt(

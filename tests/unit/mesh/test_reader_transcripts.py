@@ -123,6 +123,8 @@ class Play:
                     self.held["refused"].pop(what, None)
                 case messages.Whole(kind):
                     del self.held["short"][kind]
+                case messages.Withdraw(kind):
+                    self.held[kind].clear()
                 case messages.Drain():
                     for table in self.held.values():
                         table.clear()
@@ -243,7 +245,7 @@ def _word(command: messages.Command) -> str:  # noqa: PLR0911 one command each
             return f"-{name}"
         case messages.Refuse(what, why):
             return f"{what} {why}"
-        case messages.Accept(what) | messages.Whole(what):
+        case messages.Accept(what) | messages.Whole(what) | messages.Withdraw(what):
             return what
         case messages.Again(after):
             return f"{after:g}"

@@ -79,13 +79,15 @@ class World:
             key, at = (event.key, 0) if isinstance(event, Deleted) else (event.kv.key, event.kv.mod_revision)
             self.heard.change([event], at or event.mod_revision, more=False)  # type: ignore[union-attr]
             if self.known.pop(key, None) is None and not at:
-                self.heard.miss()
+                self.heard.lose()
             if at:
                 self.known[key] = at
 
     def audit(self, before: list[Change], meanwhile: list[Change]) -> int:
         """What is found out where some happens before etcd is asked, and some before it answers."""
         self.hear(self.happen(before))
+        if self.heard.is_lost:
+            return 1  # it is listed again
         question, late = self.heard.ask(), self.happen(meanwhile)
         assert question is not None
         digest = self.etcd.digest(question)
@@ -192,6 +194,6 @@ def test_what_is_remembered_is_bounded() -> None:
     heard.list(0, 5, first=True, more=False)
     for number in range(tally.MOST_WRITTEN + 2):
         heard.change([Put(KeyValue(b"t/%d" % number, b"", number, 0, 1))], number, more=False)
-    assert heard.is_full
+    assert heard.is_lost
     heard.list(0, 50_000, first=True, more=False)
-    assert not heard.is_full
+    assert not heard.is_lost

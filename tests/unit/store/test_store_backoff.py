@@ -1,8 +1,11 @@
 """How long to wait before the next attempt."""
 
 import random
+from bisect import bisect_left
 
-from clustermesh.store.backoff import FIRST, LAST, SHORT, Backoff
+import pytest
+
+from clustermesh.store.backoff import FIRST, LAST, SHORT, SPREAD, Backoff, Reconnect
 
 
 class NoJitter(random.Random):
@@ -40,3 +43,49 @@ def test_jitter_takes_away_up_to_half() -> None:
     waits = [Backoff(first=1, rng=random.Random(seed)).next() for seed in range(200)]
     assert 0.5 <= min(waits) < 0.6
     assert 0.9 < max(waits) <= 1.0
+
+
+READERS = 500
+
+
+def busiest(moments: list[float], window: float = 0.1) -> int:
+    """How many there are in the window that has most."""
+    ordered = sorted(moments)
+    return max(bisect_left(ordered, at + window) - number for number, at in enumerate(ordered))
+
+
+def come_back(outage: float, seed: int) -> tuple[list[float], list[float]]:
+    """READERS that lose their etcd at 0, which answers after `outage` seconds: when each tried, and was back."""
+    rng = random.Random(seed)
+    tries, back = list[float](), list[float]()
+    for reconnect in [Reconnect(random.Random(rng.random())) for _ in range(READERS)]:
+        now = reconnect.wait(0.0, went_well=True)
+        while now < outage:
+            tries.append(now)
+            now += reconnect.wait(now, went_well=False)
+        back.append(now)
+    return tries, back
+
+
+@pytest.mark.parametrize("outage", [0.0, 0.5, 3.0, 30.0, 600.0])
+def test_many_that_lose_one_etcd_come_back_one_after_the_other(outage: float) -> None:
+    for seed in range(5):
+        tries, back = come_back(outage, seed)
+        assert busiest(back) <= READERS // 5
+        assert busiest(tries or [0.0]) <= READERS // 5
+        assert max(back) <= outage + min(2 * outage + 2 * SPREAD, LAST)
+
+
+def test_who_share_a_connection_try_it_at_the_same_time() -> None:
+    reconnect = Reconnect(random.Random(1))
+    first = reconnect.wait(100.0, went_well=True)
+    assert reconnect.wait(100.001, went_well=True) == pytest.approx(first - 0.001)
+    assert reconnect.wait(100.002, went_well=False) == pytest.approx(first - 0.002), "once for all"
+
+
+def test_once_it_went_well_a_reconnect_waits_little_again() -> None:
+    reconnect, now = Reconnect(random.Random(1)), 0.0
+    for _ in range(10):
+        now += reconnect.wait(now, went_well=False)
+    assert max(Reconnect(random.Random(seed)).wait(now, went_well=True) for seed in range(50)) <= SPREAD
+    assert reconnect.wait(now, went_well=True) <= SPREAD
