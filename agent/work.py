@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+from msgspec.structs import replace
 from prometheus_client import REGISTRY
 
 from agent import api, report
@@ -39,9 +40,10 @@ from agent.wireguard.device import Device, open_device
 from clustermesh.health import serve_health
 from clustermesh.mesh import last_good
 from clustermesh.mesh.messages import Terms
-from clustermesh.mesh.peer_files import PeerFile, read_peers
+from clustermesh.mesh.peer_files import read_peers
 from clustermesh.mesh.peers import Peers, restore
 from clustermesh.mesh.reader import ClusterReader
+from clustermesh.mesh.shared_clients import client_of
 from clustermesh.mesh.tables import own_tables, peer_tables
 from clustermesh.model import AgentRecord, ClusterConfig
 from clustermesh.standalone.context import Context
@@ -96,8 +98,8 @@ async def _work(
         lambda: dict(peers.files) if peers.synced_once else read_peers(folder, context.name).peers,
         options.device,
     )
-    peers = Peers(folder, context.cluster, state, _connect_peer, peer_tables, options.last_good, state.authorize)
-    peers.cache_ttl = options.clustermesh_cache_ttl
+    peers = Peers(folder, context.cluster, state, client_of, peer_tables, options.last_good, state.authorize)
+    peers.terms = replace(peers.terms, cache_ttl=options.clustermesh_cache_ttl)
     peers.on_files = around.look_again  # the etcds they name are lifelines, too
     await _take_over(options.last_good)
     ground = await around.read()
@@ -154,12 +156,6 @@ async def _read_own(own: ClusterReader, peers: Peers, state: AgentState) -> None
     await peers.looked.wait()
     state.set_restoring(False)
     await own.run()
-
-
-def _connect_peer(file: PeerFile) -> EtcdClient:
-    tls = None if file.ca is None or file.cert is None or file.key is None else Tls(file.ca, file.cert, file.key)
-    aliases = {host: addresses[0] for host, addresses in file.host_aliases.items() if addresses}
-    return EtcdClient(file.endpoints, tls, aliases=aliases)
 
 
 def _expect(context: Context) -> Callable[[str, ClusterConfig], None]:

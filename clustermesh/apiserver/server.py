@@ -79,8 +79,7 @@ async def run(
 
     Invalid or Refused for an address that cannot be listened on. All else that is missing is waited for.
     """
-    at, tls = settings.endpoints, settings.tls
-    async with EtcdClient(at, tls) as client, EtcdClient(at, tls, timeout=timing.election) as voting:
+    async with settings.client() as client, settings.client(timing.election) as voting:
         with few_collections() as settle:
             await serve_terms(
                 lambda: ApiServer(settings, make_source(), client, voting, timing, settle),
@@ -174,7 +173,7 @@ class ApiServer:
         if self.source.has_agents and not self.ledger[NODES].found():
             self.agents.expect(self.timing.records, self.writer.wake)
         self._recalled = bool(self.ledger[IDENTITIES].found())
-        adopt_identities(self.allocator, self.ledger[IDENTITIES].found(), self.cluster, time.time_ns())
+        adopt_identities(self.allocator, self.ledger[IDENTITIES].found(), self.cluster, time.monotonic_ns())
         adopt_keys(self.publisher, self.ledger[NODES].found(), self.cluster)
         self.publisher.of_agents = self.source.has_agents
         self._in_charge.set()
@@ -214,7 +213,7 @@ class ApiServer:
     def _take_records(self, item: Listed | Changed) -> None:
         snapshot = self.source.snapshot if self._in_charge.is_set() else Snapshot()  # until then it is noted only
         for node, record in self.agents.take(item):
-            self._want(self.publisher.take_record(snapshot, node, record, time.time_ns()))
+            self._want(self.publisher.take_record(snapshot, node, record, time.monotonic_ns()))
         self._note_problems()
 
     def _settle_soon(self) -> None:
@@ -246,7 +245,7 @@ class ApiServer:
             await asyncio.sleep(0)
 
     def _apply(self, change: Change) -> None:
-        self._want(self.publisher.apply(self.source.snapshot, change, time.time_ns()))
+        self._want(self.publisher.apply(self.source.snapshot, change, time.monotonic_ns()))
         self.writer.open_data()
         if not change.more:
             self._note_whole()
@@ -288,7 +287,7 @@ class ApiServer:
         while True:
             await asyncio.sleep(self.timing.tick)
             if self._published:
-                self._want(self.publisher.tick(self.source.snapshot, time.time_ns()))
+                self._want(self.publisher.tick(self.source.snapshot, time.monotonic_ns()))
                 self.writer.wake()
             self._note_problems()
 
@@ -319,7 +318,7 @@ class ApiServer:
         if self._recalled:
             return False
         self._recalled = True
-        updates = self.publisher.recall(self.source.snapshot, time.time_ns())
+        updates = self.publisher.recall(self.source.snapshot, time.monotonic_ns())
         self._want(updates)
         self.writer.wake()
         return bool(updates)

@@ -12,6 +12,8 @@ from clustermesh.errors import Invalid
 from clustermesh.mesh.peer_files import parse_peer
 from clustermesh.model import MAX_CLUSTERS, Cluster, check_cluster_id, check_cluster_name
 from clustermesh.standalone.context import Context
+from clustermesh.store.client import EtcdClient
+from clustermesh.store.login import Login
 from clustermesh.store.tls import Tls
 from clustermesh.wire.numbering import cluster_shift
 from clustermesh.yaml_file import read_bytes
@@ -24,14 +26,23 @@ _TUNING: Final = frozenset({"etcd.qps", "etcd.bootstrapQps", "etcd.maxInflight",
 class Settings(Struct, frozen=True, kw_only=True):
     """The cluster, and its own etcd.
 
-    Without `tls` the etcd is one that asks nobody who he is: roles and users are left alone. `users_file` says which
-    peers may read; where there is none, users that are there stay.
+    `users_file` says which peers may read. Where there is none, or who we are says a `login` or nobody, the etcd is
+    somebody else's to look after: its roles and users are left alone.
     """
 
     cluster: Cluster
     endpoints: tuple[str, ...]
     tls: Tls | None = None
+    login: Login | None = None
     users_file: Path | None = None
+
+    @property
+    def manages_users(self) -> bool:
+        return self.tls is not None and self.login is None and self.users_file is not None
+
+    def client(self, timeout: float = 5.0) -> EtcdClient:
+        """A client of the own etcd."""
+        return EtcdClient(self.endpoints, self.tls, timeout=timeout, login=self.login)
 
 
 def of_folder(context: Context) -> Settings:
@@ -49,17 +60,14 @@ def of_flags(
 ) -> Settings:
     """Those that Cilium's clustermesh-apiserver takes as flags; `options` are its --kvstore-opt, each "key=value".
 
-    etcd.config names a file of etcd's client: endpoints, trusted-ca-file, cert-file, key-file. Raises Invalid, and
-    Unavailable where that file cannot be read.
+    etcd.config names a file of etcd's client: endpoints, trusted-ca-file, cert-file, key-file, username, password.
+    Raises Invalid, and Unavailable where that file cannot be read.
     """
     cluster_shift(most)
     cluster = Cluster(name=check_cluster_name(name), id=check_cluster_id(cluster_id, most), max_clusters=most)
     config = _etcd_config(options)
     etcd = parse_peer(name, read_bytes(config), config.parent)
-    tls = None
-    if etcd.ca and etcd.cert and etcd.key:
-        tls = Tls(etcd.ca, etcd.cert, etcd.key)
-    return Settings(cluster=cluster, endpoints=etcd.endpoints, tls=tls, users_file=users_file)
+    return Settings(cluster=cluster, endpoints=etcd.endpoints, tls=etcd.tls, login=etcd.login, users_file=users_file)
 
 
 def _etcd_config(options: Iterable[str]) -> Path:

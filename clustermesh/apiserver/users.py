@@ -82,8 +82,8 @@ class Users:
 
     def __init__(self, client: EtcdClient, settings: Settings, changed: Callable[[], None]) -> None:
         self.client, self.cluster, self.file, self._changed = client, settings.cluster, settings.users_file, changed
-        self._open_to_all = settings.tls is None
-        self._port = endpoint.parse(settings.endpoints[0]).port
+        self._managed = settings.manages_users
+        self._ports = {endpoint.parse(each).port for each in settings.endpoints}
         self.problems: list[str] = []
         self.open = ""
         self._revoked: set[str] = set()
@@ -98,7 +98,7 @@ class Users:
 
     async def run(self) -> None:
         """Until cancelled."""
-        if self._open_to_all:
+        if not self._managed:
             self.enabled.set()
             return
         backoff = Backoff(last=5.0)
@@ -149,7 +149,7 @@ class Users:
     def _cut_off(self) -> None:
         """End every connection that a removed user may have from before; a later one etcd itself has refused."""
         try:
-            now = find_connections(self._port)
+            now = frozenset[Connection]().union(*map(find_connections, self._ports))
             self._left = now if self._left is None else self._left & now
             cut(self._left)
         except Refused as e:

@@ -6,6 +6,8 @@
     key-file: /etc/clustermesh/peers/beta.etcd-client.key
     cert-file: /etc/clustermesh/peers/beta.etcd-client.crt
     cilium-host-aliases: {beta.mesh.cilium.io: {ips: [192.0.2.7]}}
+    username: remote-alpha                          where etcd knows us by these; the certificate may be left out then
+    password: secret
 
 Cilium's rules (pkg/clustermesh/common/config.go): a file counts as a cluster iff its bytes contain "endpoints:"; the
 file's name is the cluster's; the own name is ignored; SHA-256 decides what changed. The digest here also covers the
@@ -35,10 +37,13 @@ from clustermesh.errors import ClusterMeshError, Invalid, Unavailable
 from clustermesh.mesh.authority import Limits
 from clustermesh.model import check_cluster_id, check_cluster_name
 from clustermesh.store import endpoint as etcd_endpoint
+from clustermesh.store.login import Login
+from clustermesh.store.tls import Tls
 from clustermesh.yaml_file import dump_yaml, mapping, number, parse_yaml, read_bytes, shown, text
 
 MARK: Final = b"endpoints:"
 _CREDENTIALS: Final = ("trusted-ca-file", "cert-file", "key-file")
+_USER, _PASSWORD = "username", "password"
 _ALIASES: Final = "cilium-host-aliases"
 _ID: Final = "clustermesh-id"
 _CONTEXT: Final = "clustermesh-context"
@@ -49,9 +54,10 @@ _LIMITS: Final = "clustermesh-limits"
 class PeerFile(Struct, frozen=True, kw_only=True):
     """One connected cluster: where its etcd is, and what to show there.
 
-    `ca`, `cert`, `key` are None only where every endpoint is http://. `host_aliases` maps a host name to its addresses.
-    `digest` changes when the file or one of the credentials does. `cluster_id` and `context` are what `connect` noted,
-    `allowed` are prefixes that the operator named for its pods, `limits` what an operator may have changed.
+    `ca` is None only where every endpoint is http://, `cert` and `key` only there or with a `login`. `host_aliases`
+    maps a host name to its addresses. `digest` changes when the file or one of the credentials does. `cluster_id` and
+    `context` are what `connect` noted, `allowed` are prefixes that the operator named for its pods, `limits` what an
+    operator may have changed.
     """
 
     name: str
@@ -59,12 +65,18 @@ class PeerFile(Struct, frozen=True, kw_only=True):
     ca: Path | None = None
     cert: Path | None = None
     key: Path | None = None
+    login: Login | None = None
     digest: str = ""
     host_aliases: Mapping[str, tuple[str, ...]] = {}
     cluster_id: int | None = None
     context: Path | None = None
     allowed: tuple[Prefix, ...] = ()
     limits: Limits = Limits()
+
+    @property
+    def tls(self) -> Tls | None:
+        """What is shown to the peer's etcd, and asked of it."""
+        return None if self.ca is None else Tls(self.ca, self.cert, self.key)
 
     @property
     def credentials(self) -> tuple[Path, ...]:
@@ -135,18 +147,22 @@ def parse_peer(name: str, data: bytes, directory: Path) -> PeerFile:
     check_cluster_name(name)
     document = mapping(parse_yaml(data, name), name)
     endpoints = _endpoints(document.get("endpoints"))
-    given = [document.get(key) for key in _CREDENTIALS]
+    login = _login(document.get(_USER), document.get(_PASSWORD))
+    given = {key: document.get(key) for key in _CREDENTIALS}
     secure = any(endpoint.startswith("https:") for endpoint in endpoints)
-    paths: list[Path | None] = [None, None, None]
-    if secure or any(given):
-        paths = [_path(directory, value, key) for key, value in zip(_CREDENTIALS, given, strict=True)]
+    paths = dict[str, Path]()
+    if secure or any(given.values()):
+        shown_none = login is not None and not any(list(given.values())[1:])
+        wanted = _CREDENTIALS[:1] if shown_none else _CREDENTIALS
+        paths = {key: _path(directory, given[key], key) for key in wanted}
     cluster_id, context = document.get(_ID), document.get(_CONTEXT)
     return PeerFile(
         name=name,
         endpoints=endpoints,
-        ca=paths[0],
-        cert=paths[1],
-        key=paths[2],
+        ca=paths.get("trusted-ca-file"),
+        cert=paths.get("cert-file"),
+        key=paths.get("key-file"),
+        login=login,
         host_aliases=_aliases(document.get(_ALIASES)),
         cluster_id=None if cluster_id is None else check_cluster_id(number(cluster_id, _ID), 511),
         context=None if context is None else Path(text(context, _CONTEXT)),
@@ -161,6 +177,8 @@ def encode_peer(peer: PeerFile) -> bytes:
     for key, path in (("trusted-ca-file", peer.ca), ("key-file", peer.key), ("cert-file", peer.cert)):
         if path is not None:
             document[key] = str(path)
+    if peer.login is not None:
+        document |= {_USER: peer.login.name, _PASSWORD: peer.login.password}
     if peer.host_aliases:
         document[_ALIASES] = {host: {"ips": list(ips)} for host, ips in peer.host_aliases.items()}
     if peer.cluster_id is not None:
@@ -205,9 +223,22 @@ def _endpoints(value: object) -> tuple[str, ...]:
     return tuple(str(etcd_endpoint.parse(text(item, f"endpoints[{i}]"))) for i, item in enumerate(value))
 
 
+def _login(user: object, password: object) -> Login | None:
+    if user is None and password is None:
+        return None
+    for key, value in ((_USER, user), (_PASSWORD, password)):
+        if not isinstance(value, str) or not value:
+            raise Invalid(
+                key, "hidden" if value else value, "must be a text, given with the other of username, password"
+            )
+    return Login(str(user), str(password))
+
+
 def _path(directory: Path, value: object, key: str) -> Path:
     if value is None:
-        raise Invalid(key, None, "must be given: an https:// endpoint takes a CA, a certificate and a key")
+        raise Invalid(
+            key, None, "must be given: an https:// endpoint takes a CA, a certificate and a key, or a CA and a username"
+        )
     path = text(value, key)
     if not path or "\0" in path:
         raise Invalid(key, path, "must be the path of a file")

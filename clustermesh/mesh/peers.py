@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from clustermesh.errors import Invalid, Unavailable
 from clustermesh.mesh import last_good
 from clustermesh.mesh.authority import Authority
@@ -60,7 +62,7 @@ class Peers:
         self._folder, self._own, self._sink, self._keep = folder, own, sink, keep
         self._clients, self._tables, self._authorize = SharedClients(connect), tables, authorize
         self._pace, self._marks = Pace(), FileMarks()
-        self.cache_ttl = 0.0  # seconds; see Terms
+        self.terms = Terms(max_clusters=own.max_clusters)  # of every reader, but for the limits of its file
         self.files: dict[str, PeerFile] = {}  # as they were read last
         self.on_files: Callable[[], None] = lambda: None  # called when they are others
         self.on_complete: Callable[[], None] = lambda: None  # when one of the clusters is, or which they are is known
@@ -158,7 +160,7 @@ class Peers:
             lambda: self._clients.client(file),
             self._tables,
             self.admit,
-            Terms(max_clusters=self._own.max_clusters, limits=file.limits, cache_ttl=self.cache_ttl),
+            replace(self.terms, limits=file.limits),
             pace=self._pace,
         )
         reader.on_complete = lambda: self.on_complete()  # noqa: PLW0108  # whoever that is by then

@@ -10,6 +10,12 @@ from clustermesh.mesh.peer_files import PeerFile
 from clustermesh.store.client import EtcdClient
 
 
+def client_of(file: PeerFile) -> EtcdClient:
+    """A client of the etcd of `file`, which is dialled where its aliases say."""
+    aliases = {host: addresses[0] for host, addresses in file.host_aliases.items() if addresses}
+    return EtcdClient(file.endpoints, file.tls, aliases=aliases, login=file.login)
+
+
 class SharedClients:
     """`connect` makes a client; it lives as long as somebody uses it."""
 
@@ -39,6 +45,7 @@ class SharedClients:
 def _place(file: PeerFile) -> Hashable:
     return (
         file.endpoints,
+        file.login,
         tuple((path, mark_of(str(path))) for path in file.credentials),
         tuple(sorted(file.host_aliases.items())),
     )

@@ -34,7 +34,14 @@ class AgentAccess(Struct, frozen=True, kw_only=True):
 def agent_file(peer: PeerFile, access: AgentAccess) -> PeerFile:
     """`peer` as agents are to read it."""
     return replace(
-        peer, endpoints=access.endpoints, ca=access.ca, cert=access.cert, key=access.key, host_aliases={}, digest=""
+        peer,
+        endpoints=access.endpoints,
+        ca=access.ca,
+        cert=access.cert,
+        key=access.key,
+        login=None,
+        host_aliases={},
+        digest="",
     )
 
 

@@ -16,16 +16,19 @@ from pathlib import Path
 from typing import Any, Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from clustermesh.apiserver.collector import few_collections
 from clustermesh.apiserver.settings import Settings
 from clustermesh.apiserver.terms import own_name, serve_terms, time_text
 from clustermesh.errors import ClusterMeshError, Invalid, Unavailable
 from clustermesh.mesh.authority import Authority, Limits
+from clustermesh.mesh.messages import SETTLE
 from clustermesh.mesh.peer_files import PeerFile, read_peers
 from clustermesh.mesh.peers import Peers
 from clustermesh.mesh.reader import ClusterReader, parts
 from clustermesh.mesh.session import State
+from clustermesh.mesh.shared_clients import client_of
 from clustermesh.mesh.tables import Table, own_tables
 from clustermesh.mirror.agent_files import AgentAccess, keep_agent_files
 from clustermesh.mirror.cache import PLACES, CacheWriter, adopt, in_turns, make_cache
@@ -40,7 +43,6 @@ from clustermesh.store.client import EtcdClient
 from clustermesh.store.election import Election
 from clustermesh.store.follow import Follower, Interrupted, Listed, Newest, follow
 from clustermesh.store.lease import DEFAULT_TTL, LeaseKeeper
-from clustermesh.store.tls import Tls
 from clustermesh.wire import cluster_config, keys
 from clustermesh.wire.kinds import NODES
 
@@ -54,7 +56,8 @@ _NOWHERE: Final = Path("/proc/nothing")  # what was known of a cluster is in the
 
 class Timing(Struct, frozen=True, kw_only=True):
     """Seconds. `own` is how long the own cluster's nodes are waited for, `wait` how long copies of a cluster stay that
-    was disconnected. `heartbeat` is how often to beat, where no API server does; 0 for never."""
+    was disconnected. `heartbeat` is how often to beat, where no API server does; 0 for never. `settle` is as in
+    the readers' Terms."""
 
     lease_ttl: int = DEFAULT_TTL
     audit: float = 300.0
@@ -62,6 +65,7 @@ class Timing(Struct, frozen=True, kw_only=True):
     wait: float = WAIT
     election: int = election.TTL
     heartbeat: float = 0.0
+    settle: float = SETTLE
 
 
 _DEFAULT_TIMING: Final = Timing()
@@ -78,8 +82,7 @@ async def run(
 
     Agents find their files where `access` says, if it is given.
     """
-    at, tls = settings.endpoints, settings.tls
-    async with EtcdClient(at, tls) as client, EtcdClient(at, tls, timeout=timing.election) as voting:
+    async with settings.client() as client, settings.client(timing.election) as voting:
         with few_collections() as settle:
             await serve_terms(
                 lambda: Mirror(settings, folder, client, _stand(client, voting, timing), timing, access, settle),
@@ -114,8 +117,9 @@ class Mirror:
         self.sink = MirrorSink(own, self._want)
         self.writer = CacheWriter(self.cache, self.sink, time_text, timing.audit)
         self.peers = Peers(
-            folder, settings.cluster, self.sink, _connect, self._tables, _NOWHERE, self.sink.state.authorize
+            folder, settings.cluster, self.sink, client_of, self._tables, _NOWHERE, self.sink.state.authorize
         )
+        self.peers.terms = replace(self.peers.terms, settle=timing.settle)
         self.peers.on_files = self._keep_agent_files
         self.sink.is_connected, self.sink.config_of = self._is_connected, self._config_of
         self.sink.limits_of = self._limits_of
@@ -356,9 +360,3 @@ def _own_nodes(cluster: str, config: ClusterConfig) -> list[Table]:
 
 def _admit_anyone(_name: str, _config: ClusterConfig) -> None:
     pass
-
-
-def _connect(file: PeerFile) -> EtcdClient:
-    tls = None if file.ca is None or file.cert is None or file.key is None else Tls(file.ca, file.cert, file.key)
-    aliases = {host: addresses[0] for host, addresses in file.host_aliases.items()}
-    return EtcdClient(file.endpoints, tls, aliases=aliases)

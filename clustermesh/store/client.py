@@ -26,8 +26,10 @@ from clustermesh.store.faults import (
     LeaseLost,
     Oversized,
     Replaced,
+    TokenEnded,
     TooLarge,
 )
+from clustermesh.store.login import Login
 from clustermesh.store.methods import Method
 from clustermesh.store.operations import Delete, Fence, KeyValue, Listing, Op, Put, batches, prefix_end
 from clustermesh.store.stream import Stream
@@ -56,7 +58,11 @@ _PAGE_PATIENCE: Final = 4  # a page is much more to send than a key: so many tim
 _KEY_COST: Final = 256  # bytes that a key costs whoever remembers it, however short it and its value are
 _AT_ONCE: Final = 64  # leases renewed before the first answer is waited for
 _FENCED: Final = "another process writes here, or is about to: this one does not"
-_AUTH_PAUSES: Final = (0.01, 0.05, 0.2)  # seconds before a call that met a change of users is made again
+_AUTH_PAUSES: Final = (
+    0.01,
+    0.05,
+    0.2,
+)  # seconds before a call is made again that met a change of users or a token's end
 
 
 class Status(Struct, frozen=True):
@@ -73,7 +79,8 @@ class Status(Struct, frozen=True):
 class EtcdClient:
     """Connects at the first call. `timeout` in seconds bounds each; `aliases` maps a host to the address to dial.
 
-    Where `fence` is set, every write of a key is one transaction with it: Fenced where it does not hold.
+    `login` is who we are where no certificate says so. Where `fence` is set, every write of a key is one transaction
+    with it: Fenced where it does not hold.
     """
 
     def __init__(
@@ -83,10 +90,11 @@ class EtcdClient:
         *,
         timeout: float = 5.0,
         aliases: Mapping[str, str] | None = None,
+        login: Login | None = None,
     ) -> None:
         self.timeout = timeout
         self.fence: Fence | None = None
-        self._dialer = Dialer(endpoints, tls, aliases or {}, timeout)
+        self._dialer = Dialer(endpoints, tls, aliases or {}, timeout, login)
 
     async def __aenter__(self) -> Self:
         return self
@@ -99,7 +107,7 @@ class EtcdClient:
         for pause in _AUTH_PAUSES:
             try:
                 return await self._dialer.unary(method, request, self.timeout * patience)
-            except AuthChanged:
+            except (AuthChanged, TokenEnded):
                 await asyncio.sleep(pause)
         return await self._dialer.unary(method, request, self.timeout * patience)
 

@@ -1,7 +1,7 @@
 """gRPC connections to etcd: one at a time, replaced when it fails, always to the same etcd cluster.
 
 A connection that failed is retired: no new call uses it, those under way end by themselves, the last one closes it. The
-next call dials the next endpoint, with the certificate files as they are then.
+next call dials the next endpoint, with the certificate files as they are then. Who logs in does so on each connection.
 """
 
 from __future__ import annotations
@@ -11,23 +11,26 @@ import random
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import grpc
 import grpc.aio
 
-from clustermesh.errors import ClusterMeshError, Invalid, Unavailable
+from clustermesh.errors import ClusterMeshError, Invalid, Refused, Unavailable
+from clustermesh.store import methods
 from clustermesh.store import tls as tls_files
 from clustermesh.store.endpoint import Endpoint, parse
-from clustermesh.store.faults import ClusterIdChanged, fault, is_severing
+from clustermesh.store.faults import AuthChanged, AuthDisabled, ClusterIdChanged, TokenEnded, fault, is_severing
+from clustermesh.store.login import Login
 from clustermesh.store.methods import Method
 from clustermesh.store.stream import Stream, is_cancelled
 from clustermesh.store.tls import Tls
 
 MAX_MESSAGE: Final = 16 << 20
+Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
 # A member cut off from its majority answers with an error instead of stale data and silence.
-_REQUIRE_LEADER: Final = (("hasleader", "true"),)
+_REQUIRE_LEADER: Final[Metadata] = (("hasleader", "true"),)
 _OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_MESSAGE),
     ("grpc.max_send_message_length", MAX_MESSAGE),
@@ -49,6 +52,8 @@ class Connection:
         self.proven = False
         self.retired = False
         self.users = 0
+        self.metadata: Metadata | None = None  # of every call, once it is known
+        self.logging_in = asyncio.Lock()
         self._calls: dict[str, Any] = {}
         self._channel = _open_channel(endpoint, address, tls)
 
@@ -88,11 +93,18 @@ class Dialer:
     `aliases` maps a host to the address to dial for it; its certificate must still be the host's.
     """
 
-    def __init__(self, urls: Sequence[str], tls: Tls | None, aliases: Mapping[str, str], timeout: float) -> None:
+    def __init__(
+        self,
+        urls: Sequence[str],
+        tls: Tls | None,
+        aliases: Mapping[str, str],
+        timeout: float,
+        login: Login | None = None,
+    ) -> None:
         self._endpoints = [_checked(parse(url), tls) for url in urls]
         if not self._endpoints:
             raise Invalid("endpoints", list(urls), "must name at least one")
-        self._tls, self._aliases, self._timeout = tls, aliases, timeout
+        self._tls, self._aliases, self._timeout, self._login = tls, aliases, timeout, login
         self._turn = random.randrange(len(self._endpoints))
         self._current: Connection | None = None
         self._open: set[Connection] = set()
@@ -132,22 +144,45 @@ class Dialer:
     async def unary(self, method: Method, request: Any, patience: float) -> Any:
         """One call, one answer. Raises ClusterMeshError."""
         async with self._connection() as connection:
-            try:
-                response = await connection.unary(method)(request, timeout=patience, metadata=_REQUIRE_LEADER)
-            except grpc.aio.AioRpcError as e:
-                raise await self.failure(connection, e.code(), e.details()) from e
-            except asyncio.CancelledError as e:
-                if is_cancelled():
-                    raise
-                raise Unavailable("the connection to etcd was closed") from e
-            self.observe(connection, response.header)
-            return response
+            return await self._call(connection, method, request, patience, await self._metadata(connection))
+
+    async def _call(
+        self, connection: Connection, method: Method, request: Any, patience: float, metadata: Metadata
+    ) -> Any:
+        try:
+            response = await connection.unary(method)(request, timeout=patience, metadata=metadata)
+        except grpc.aio.AioRpcError as e:
+            raise await self.failure(connection, e.code(), e.details()) from e
+        except asyncio.CancelledError as e:
+            if is_cancelled():
+                raise
+            raise Unavailable("the connection to etcd was closed") from e
+        self.observe(connection, response.header)
+        return response
+
+    async def _metadata(self, connection: Connection) -> Metadata:
+        if self._login is None:
+            return _REQUIRE_LEADER
+        async with connection.logging_in:
+            if connection.metadata is None:
+                connection.metadata = await self._log_in(connection, self._login)
+            return connection.metadata
+
+    async def _log_in(self, connection: Connection, login: Login) -> Metadata:
+        request = methods.AUTHENTICATE.request(name=login.name, password=login.password)
+        try:
+            response = await self._call(connection, methods.AUTHENTICATE, request, self._timeout, _REQUIRE_LEADER)
+        except AuthDisabled:
+            return _REQUIRE_LEADER
+        except Refused as e:
+            raise Refused(f"user {login.name!r}: {e}") from e
+        return (*_REQUIRE_LEADER, ("token", response.token))
 
     @asynccontextmanager
     async def stream(self, method: Method) -> AsyncIterator[Stream]:
         """A call that goes on: write requests, read responses. Ended when the block is left."""
         async with self._connection() as connection:
-            call = connection.stream(method)(metadata=_REQUIRE_LEADER)
+            call = connection.stream(method)(metadata=await self._metadata(connection))
             stream = Stream(call, partial(self.observe, connection), partial(self.failure, connection))
             try:
                 yield stream
@@ -175,7 +210,10 @@ class Dialer:
             self.retire(connection)
             if not connection.proven:
                 reason = await tls_files.explain(connection.endpoint, connection.address, connection.tls, self._timeout)
-        return reason or fault(code, details, str(connection.endpoint))
+        error = reason or fault(code, details, str(connection.endpoint))
+        if self._login is not None and isinstance(error, TokenEnded | AuthChanged):
+            self.retire(connection)  # the next one has a token of its own
+        return error
 
     async def close(self) -> None:
         self._closed = True

@@ -34,6 +34,14 @@ class AuthChanged(Unavailable):
     """Users or roles changed while etcd looked at the call, which it therefore did not carry out: ask again."""
 
 
+class TokenEnded(Unavailable):
+    """The token of our login is not, or no longer, known, so the call was not carried out: log in anew, ask again."""
+
+
+class AuthDisabled(Refused):
+    """etcd asks nobody who he is, and gives no tokens."""
+
+
 class TooLarge(Unavailable):
     """An answer is larger than one message may be: ask for less at a time."""
 
@@ -51,7 +59,9 @@ _BY_SENTENCE: Final[tuple[tuple[re.Pattern[str], type[ClusterMeshError]], ...]] 
         (r"requested lease not found", LeaseLost),
         (r"Received message larger than max", TooLarge),
         (r"revision of auth store is old", AuthChanged),
-        (r"permission denied|user name is empty|invalid auth token", Refused),
+        (r"invalid auth token", TokenEnded),
+        (r"authentication is not enabled", AuthDisabled),
+        (r"permission denied|user name is empty", Refused),
     )
 )
 _BY_CODE: Final[dict[grpc.StatusCode, type[ClusterMeshError]]] = {

@@ -23,18 +23,22 @@ _HTTP2_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0
 
 
 class Tls(Struct, frozen=True):
-    """PEM files: the CA that the other side's certificate must come from, our certificate (with its chain), our key."""
+    """PEM files: the CA that the other side's certificate must come from, our certificate (with its chain), our key.
+
+    Who shows no certificate has neither of the last two.
+    """
 
     ca: Path
-    cert: Path
-    key: Path
+    cert: Path | None = None
+    key: Path | None = None
 
 
 def credentials(tls: Tls) -> Any:
     """What gRPC takes for `tls`, from the files as they are now. Refused, naming the file, where they are no good."""
     context(tls)  # gRPC itself would only log a bad file and fail to connect
     try:
-        return grpc.ssl_channel_credentials(tls.ca.read_bytes(), tls.key.read_bytes(), tls.cert.read_bytes())
+        key, cert = (None if path is None else path.read_bytes() for path in (tls.key, tls.cert))
+        return grpc.ssl_channel_credentials(tls.ca.read_bytes(), key, cert)
     except OSError as e:
         raise Refused(f"certificate file {e.filename}: {e.strerror}") from e
 
@@ -44,11 +48,14 @@ def context(tls: Tls) -> ssl.SSLContext:
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # verifies, by our CA alone; to read the system's takes 30 ms
     made.set_alpn_protocols(["h2"])
     for path in (tls.ca, tls.cert, tls.key):
-        _check_readable(path)
+        if path is not None:
+            _check_readable(path)
     try:
         made.load_verify_locations(cafile=str(tls.ca))
     except ssl.SSLError as e:
         raise Refused(f"certificate file {tls.ca}: holds no CA certificate in PEM form") from e
+    if tls.cert is None:
+        return made
     try:
         made.load_cert_chain(str(tls.cert), str(tls.key))
     except ssl.SSLError as e:

@@ -71,7 +71,7 @@ async def cached_counts(client: EtcdClient, own: str, names: Iterable[str]) -> d
 
 
 async def _look(known: Facts, file: PeerFile, resolvers: Executor, patience: float) -> Facts:
-    tls = None if file.ca is None or file.cert is None or file.key is None else Tls(file.ca, file.cert, file.key)
+    tls = file.tls
     own, own_error = _certificate(file.cert)
     found = await asyncio.gather(*(_probe(parse(url), file, tls, resolvers, patience) for url in file.endpoints))
     known = replace(
@@ -80,7 +80,7 @@ async def _look(known: Facts, file: PeerFile, resolvers: Executor, patience: flo
     works = [each for each in found if not (each.dns_error or each.tcp_error or each.tls_error)]
     if not works:
         return known
-    return replace(known, etcd=await _ask_etcd(file.name, works, tls, patience))
+    return replace(known, etcd=await _ask_etcd(file, works, patience))
 
 
 async def _probe(
@@ -158,7 +158,8 @@ def _credulous(tls: Tls) -> ssl.SSLContext:
     """Takes any certificate, as it is only looked at: nothing is sent but a question that anyone may ask."""
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     made.check_hostname, made.verify_mode = False, ssl.CERT_NONE
-    made.load_cert_chain(str(tls.cert), str(tls.key))
+    if tls.cert is not None:
+        made.load_cert_chain(str(tls.cert), str(tls.key))
     return made
 
 
@@ -214,15 +215,17 @@ def _authorities(path: Path | None) -> tuple[str, ...]:
         return ()
 
 
-async def _ask_etcd(name: str, works: Iterable[EndpointFacts], tls: Tls | None, patience: float) -> EtcdFacts:
+async def _ask_etcd(file: PeerFile, works: Iterable[EndpointFacts], patience: float) -> EtcdFacts:
     reached = list(works)
     aliases = {each.host: each.addresses[0] for each in reached}
     try:
         async with (
             asyncio.timeout(patience * _STEPS),
-            EtcdClient([each.url for each in reached], tls, timeout=patience, aliases=aliases) as client,
+            EtcdClient(
+                [each.url for each in reached], file.tls, timeout=patience, aliases=aliases, login=file.login
+            ) as client,
         ):
-            return await _Questions(client, name).ask()
+            return await _Questions(client, file.name).ask()
     except TimeoutError:
         return EtcdFacts(error=f"etcd at {reached[0].url} answers too slowly")
     except ClusterMeshError as e:

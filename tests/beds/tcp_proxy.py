@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from contextlib import suppress
 from typing import Self
 
@@ -24,6 +25,7 @@ class TcpProxy:
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._refusing = False
+        self._ration = 0
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
 
@@ -64,8 +66,14 @@ class TcpProxy:
         self._flowing = asyncio.Event()
         self._flowing.set()
 
+    async def ration(self, size: int) -> None:
+        """Let every connection from now on carry so many bytes from the server, and drop it there."""
+        self._ration = size
+        await self.cut()
+
     def heal(self) -> None:
         self._refusing = False
+        self._ration = 0
         self._flowing.set()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -84,19 +92,26 @@ class TcpProxy:
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target_port)
-        flowing = self._flowing
+        flowing, left = self._flowing, self._ration or sys.maxsize
         try:
             async with asyncio.TaskGroup() as both_ways:
                 both_ways.create_task(self._pump(reader, far_writer, flowing))
-                both_ways.create_task(self._pump(far_reader, writer, flowing))
+                both_ways.create_task(self._pump(far_reader, writer, flowing, left))
         except* (OSError, EOFError):
             pass  # one direction ended, and with it the other
         finally:
             far_writer.transport.abort()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flowing: asyncio.Event) -> None:
-        while data := await reader.read(1 << 16):
+    async def _pump(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        flowing: asyncio.Event,
+        left: int = sys.maxsize,
+    ) -> None:
+        while left and (data := await reader.read(min(left, 1 << 16))):
             await flowing.wait()
+            left -= len(data)
             writer.write(data)
             with suppress(ConnectionResetError):
                 await writer.drain()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from state_sink import StateSink
 
 from clustermesh.address import parse, parse_prefix
 from clustermesh.errors import Invalid
@@ -19,7 +20,6 @@ from clustermesh.mesh.reader import ClusterReader
 from clustermesh.mesh.session import State
 from clustermesh.mesh.state import MeshState
 from clustermesh.mesh.tables import peer_tables
-from clustermesh.mesh.view import KINDS, View
 from clustermesh.model import (
     Cluster,
     ClusterConfig,
@@ -39,45 +39,6 @@ from clustermesh.wire import RESOURCES, cluster_config, endpoint, identity, keys
 BETA = "beta"
 CONFIG = ClusterConfig(id=2, synced_canaries=True, max_connected_clusters=255, service_exports_enabled=False)
 TABLES = ("nodes", "identities", "endpoints", "services")
-
-
-class StateSink:
-    """The mesh state itself as a sink."""
-
-    def __init__(self) -> None:
-        self.state = MeshState("alpha")
-        self.state.admit_peers()
-
-    def put(self, cluster: str, kind: str, name: Any, value: Any, revision: int) -> None:
-        if kind != "stamps":
-            self.state.put(cluster, kind, name, value)
-
-    def remove(self, cluster: str, kind: str, name: Any, revision: int) -> None:
-        self.state.remove(cluster, kind, name)
-
-    def refuse(self, cluster: str, what: str, why: str) -> None:
-        self.state.refuse(cluster, what, why)
-
-    def count_unnamed(self, cluster: str, kind: str, number: int) -> None:
-        self.state.count_unnamed(cluster, kind, number)
-
-    def listed(self, cluster: str, kind: str) -> None:
-        self.state.listed(cluster, kind)
-
-    def accept(self, cluster: str, what: str) -> None:
-        self.state.accept(cluster, what)
-
-    def drain(self, cluster: str, kinds: Sequence[str] = KINDS) -> None:
-        self.state.drain(cluster, kinds)
-
-    def names(self, cluster: str, kind: str) -> set[Any]:
-        return set() if kind == "stamps" else set(self.state.names(cluster, kind))
-
-    def refused(self, cluster: str = BETA) -> dict[str, str]:
-        return self.state.refusals(cluster).named(1000)
-
-    def view(self, cluster: str = BETA) -> View:
-        return self.state.views.get(cluster, View())
 
 
 def web(*addresses: str) -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from mirror_bed import QUICK, MirrorBed, beating
-from test_mesh_reader import StateSink
+from state_sink import StateSink
 
 from clustermesh.address import parse
 from clustermesh.mesh.peers import Peers

@@ -11,9 +11,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from clustermesh.address import parse_prefix
-from clustermesh.errors import Unavailable
+from clustermesh.errors import Invalid, Unavailable
 from clustermesh.mesh.authority import Limits
 from clustermesh.mesh.peer_files import MARK, PeerFile, encode_peer, parse_peer, read_peers
+from clustermesh.store.login import Login
+from clustermesh.store.tls import Tls
 
 # What Cilium's chart writes, with the paths of its container.
 CILIUM = """endpoints:
@@ -313,3 +315,28 @@ def test_right_keys_with_wrong_values_are_problems(folder: Path, document: dict[
     peers, problems = read_peers(folder, "own")
     assert "east" in peers
     assert {p.name for p in problems} | peers.keys() == {"east", "west"}
+
+
+def test_who_has_a_password_may_leave_the_certificate_out(tmp_path: Path) -> None:
+    login = Login("remote-alpha", "secret")
+    peer = PeerFile(name="east", endpoints=("https://192.0.2.1:2379",), ca=tmp_path / "ca.crt", login=login)
+    assert parse_peer("east", encode_peer(peer), tmp_path) == peer
+    assert peer.tls == Tls(tmp_path / "ca.crt")
+    assert "secret" not in repr(peer)
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("username: a", "password: None: must be a text, given with the other of username, password"),
+        ("password: pass", "username: None: must be a text"),
+        ("username: a\npassword: 12345", "password: 'hidden': must be a text"),
+        ("username: ''\npassword: pass", "username: '': must be a text"),
+        ("username: a\npassword: pass\ncert-file: c", "trusted-ca-file: None: must be given"),
+    ],
+)
+def test_a_login_that_is_none_is_said_without_the_password(written: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(Invalid) as refused:
+        parse_peer("east", f"endpoints: ['https://192.0.2.1:2379']\n{written}\n".encode(), tmp_path)
+    assert said in str(refused.value)
+    assert "12345" not in str(refused.value)

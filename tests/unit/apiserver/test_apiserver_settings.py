@@ -14,6 +14,7 @@ from clustermesh.cli.apiserver import _listen
 from clustermesh.errors import ClusterMeshError, Invalid
 from clustermesh.model import Cluster
 from clustermesh.sources.kubernetes import RULES
+from clustermesh.store.login import Login
 from clustermesh.store.tls import Tls
 
 CONFIG = """\
@@ -76,3 +77,18 @@ def test_health_and_metrics_are_served_where_ciliums_flags_say() -> None:
     assert _listen(None, 9880, ":9962") == ["0.0.0.0:9880", "0.0.0.0:9962"]
     with pytest.raises(Invalid):
         _listen("127.0.0.1:80", 9880, "")
+
+
+def test_an_etcd_that_asks_for_a_password_is_somebody_elses_to_look_after(config: Path) -> None:
+    """And who shows no certificate needs none."""
+    users = Path("/users.yaml")
+    config.write_text(
+        "endpoints: [https://a:2379, https://b:2379]\ntrusted-ca-file: ca.crt\nusername: a\npassword: b\n"
+    )
+    found = of_flags("alpha", 1, [f"etcd.config={config}"], users)
+    assert (found.endpoints, found.tls) == (("https://a:2379", "https://b:2379"), Tls(config.parent / "ca.crt"))
+    assert found.login == Login("a", "b")
+    assert not found.manages_users
+    config.write_text(CONFIG)
+    assert of_flags("alpha", 1, [f"etcd.config={config}"], users).manages_users
+    assert not of_flags("alpha", 1, [f"etcd.config={config}"]).manages_users

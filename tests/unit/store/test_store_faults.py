@@ -4,7 +4,18 @@ import grpc
 import pytest
 
 from clustermesh.errors import Refused, Unavailable
-from clustermesh.store.faults import AuthChanged, Compacted, LeaseLost, Replaced, TooLarge, fault, is_severing, refusal
+from clustermesh.store.faults import (
+    AuthChanged,
+    AuthDisabled,
+    Compacted,
+    LeaseLost,
+    Replaced,
+    TokenEnded,
+    TooLarge,
+    fault,
+    is_severing,
+    refusal,
+)
 
 Code = grpc.StatusCode
 TABLE = [
@@ -15,7 +26,8 @@ TABLE = [
     (Code.OUT_OF_RANGE, "etcdserver: mvcc: required revision is a future revision", Replaced),
     (Code.NOT_FOUND, "etcdserver: requested lease not found", LeaseLost),
     (Code.PERMISSION_DENIED, "etcdserver: permission denied", Refused),
-    (Code.UNAUTHENTICATED, "etcdserver: invalid auth token", Refused),
+    (Code.UNAUTHENTICATED, "etcdserver: invalid auth token", TokenEnded),
+    (Code.FAILED_PRECONDITION, "etcdserver: authentication is not enabled", AuthDisabled),
     (Code.INVALID_ARGUMENT, "etcdserver: user name is empty", Refused),
     (Code.INVALID_ARGUMENT, "etcdserver: request is too large", Refused),
     (Code.INVALID_ARGUMENT, "etcdserver: revision of auth store is old", AuthChanged),

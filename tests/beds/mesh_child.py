@@ -1,0 +1,46 @@
+"""An API server or a mirror of the mesh bed, in a process of its own: `python mesh_child.py apiserver|mirror JSON`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from clustermesh.apiserver import server
+from clustermesh.apiserver.settings import Settings, of_folder
+from clustermesh.mirror import server as mirror
+from clustermesh.model import Cluster
+from clustermesh.sources.folder import FolderSource
+from clustermesh.standalone.context import load
+
+SETTLE = 0.5
+"""Seconds after which readers believe a writer that came back: nobody here takes longer to write what it has."""
+
+
+async def _publish(folder: str, http: str, timing: dict[str, Any], endpoints: Sequence[str] = ()) -> None:
+    context = load(Path(folder))
+    settings = of_folder(context)
+    if endpoints:
+        settings = replace(settings, endpoints=tuple(endpoints))
+    source = lambda: FolderSource(context.manifests, context.cluster)  # noqa: E731
+    await server.run(settings, source, [http], server.Timing(**timing))
+
+
+async def _mirror(folder: str, http: str, endpoints: list[str]) -> None:
+    settings = Settings(cluster=Cluster(name="beta", id=2), endpoints=tuple(endpoints))
+    await mirror.run(settings, Path(folder), http, mirror.Timing(own=0.0, wait=0.5, heartbeat=0.5, settle=SETTLE))
+
+
+def _main(role: str, told: dict[str, Any]) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    asyncio.run({"apiserver": _publish, "mirror": _mirror}[role](**told))
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1], json.loads(sys.argv[2]))

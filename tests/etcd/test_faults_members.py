@@ -1,0 +1,79 @@
+"""An etcd of three members behind the API server and its readers, each of whom knows them all."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from mesh_bed import MeshBed, frozen
+
+from clustermesh.errors import ClusterMeshError
+from clustermesh.mesh.session import State
+from clustermesh.standalone.users_file import remove_user
+from clustermesh.store import methods
+from clustermesh.store import rpc_pb2 as pb
+from clustermesh.store.client import EtcdClient
+from clustermesh.store.local import LocalEtcd
+
+
+@pytest.fixture
+async def bed(tmp_path: Path) -> AsyncIterator[MeshBed]:
+    async with MeshBed(tmp_path, members=3) as made:
+        yield made
+
+
+async def leader(bed: MeshBed) -> LocalEtcd:
+    """Who leads, as one of them says that leads."""
+    while True:
+        for member in bed.members:
+            async with EtcdClient(member.endpoints, bed.alpha.tls("admin")) as client:
+                try:
+                    status = await client.call(methods.STATUS, pb.StatusRequest())
+                except ClusterMeshError:
+                    continue
+            if status.leader == status.header.member_id:
+                return member
+
+
+async def test_each_member_is_killed_in_turn(bed: MeshBed) -> None:
+    rng = random.Random(1)
+    for member in bed.members:
+        member.kill()
+        bed.change(rng)
+        await bed.until_true()
+        await member.start()
+    await bed.until_true()
+    bed.check_heard()
+
+
+async def test_the_leader_is_killed_and_another_one_leads(bed: MeshBed) -> None:
+    rng, first = random.Random(2), await leader(bed)
+    first.kill()
+    bed.change(rng)
+    await bed.until_true()
+    assert await leader(bed) is not first
+    await first.start()
+    bed.change(rng)
+    await bed.until_true()
+    bed.check_heard()
+
+
+async def test_the_leader_is_cut_off_and_comes_back_behind_the_others(bed: MeshBed) -> None:
+    rng, first = random.Random(3), await leader(bed)
+    async with frozen(first.pid):
+        bed.change(rng)
+        await bed.until_true()
+    bed.change(rng)
+    await bed.until_true()
+    bed.check_heard()
+
+
+async def test_a_user_that_is_removed_hears_nothing_more_over_any_member(bed: MeshBed) -> None:
+    remove_user(bed.alpha.context.users_file, "remote-beta")
+    await bed.until(lambda: bed.session("near").state is State.STALE, bed.difference)
+    known = bed.readers["near"].comparable()
+    bed.change(random.Random(5))
+    await bed.until_published()
+    assert bed.readers["near"].comparable() == known
