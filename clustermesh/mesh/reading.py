@@ -47,6 +47,7 @@ class Reading:
         self._known = 0  # the last revision heard of
         self._listing = False
         self._names: set[Any] = set()  # what the list under way has, good or not: what is refused has not vanished
+        self._before = self._again = 0  # how many names were held when it began, and of these it has so many
         self._refused: set[str] = set()  # since the list began
         self._unnamed: set[int] = set()  # hashes of those beyond the limit
         self._counted = 0  # of them
@@ -76,11 +77,13 @@ class Reading:
             self._known = item.revision
             return commands + self._count()
         self.tally.list(len(item.events), item.revision, first=not self._listing, more=item.more)
+        held = self._held(self.table.kind)
         if not self._listing:
             self._listing, self._refused, self._unnamed = True, set(), set()
+            self._before, self._again = len(held), 0
         for event in item.events:
             if isinstance(event, Written):
-                commands += self._put(event.kv, 0)
+                commands += self._put(event.kv, 0, held)
         return commands if item.more else commands + self._end_list(item.revision, proof)
 
     def sought(self) -> list[bytes]:
@@ -118,10 +121,11 @@ class Reading:
         """What vanished is kept, until there is proof again."""
         self.doubted, self.gone = True, {}
 
-    def _put(self, kv: KeyValue, revision: int) -> Iterable[Command]:
+    def _put(self, kv: KeyValue, revision: int, held: Set[Any] = frozenset()) -> Iterable[Command]:
         try:
             name = self.table.name_of(kv.key)
             self._names.add(name)
+            self._again += name in held
             if self.gone:
                 self.gone.pop(name, None)
             self._check_size(len(kv.value))
@@ -176,7 +180,8 @@ class Reading:
     def _end_list(self, revision: int, proof: int | None) -> list[Command]:
         """The list is the whole table: what is held beside it has vanished."""
         kind, prefix = self.table.kind, self.table.prefix.decode()
-        gone = self._held(kind) - self._names
+        missing = (name for name in self._held(kind) if name not in self._names)
+        gone = set(islice(missing, max(0, self._before - self._again)))  # mostly 0, and looking at all takes its time
         stale = [what for what in self._held("refused") - self._refused if what.startswith(prefix)]
         commands: list[Command] = [Accept(what) for what in stale]
         if kind in self._held("short"):
