@@ -42,6 +42,7 @@ from clustermesh.why.subject import parse_subject
 from clustermesh.wire.agent_report import AgentReport, SeenCluster
 
 _SHOWN = 20  # refused entries, and problems of one kind, that are named
+_FIRST_STATE = "waiting for the first whole state"
 _MAP_OF = {"ipcache": "ipcache", "ipcache-cidrs": "ipcache_cidr"}  # by tracker; all others are lb_...
 _PROTOCOL_NAMES = {number: str(name) for name, number in PROTOCOL_NUMBERS.items()}
 
@@ -108,12 +109,27 @@ class Status:
         if self._domains.ready_at is not None:
             return ""
         problem = "" if self._peers.synced_once else next(iter(self._peers.problems), "")
-        return self._own.session.error or problem or "waiting for the first whole state"
+        return self._own.session.error or problem or _FIRST_STATE
+
+    def waiting(self) -> list[str]:
+        """All that readiness waits for, one sentence each."""
+        if not (why := self.not_ready()) or self._domains.tunnels.error:
+            return [why] if why else []
+        missing = [reader for reader in self._readers() if not reader.session.complete]
+        clusters = [
+            f"cluster {each.name} is {each.session.state}{f': {each.session.error}' if each.session.error else ''}"
+            for each in missing[:_SHOWN]
+        ]
+        more = [f"{len(missing) - _SHOWN} more clusters"] if len(missing) > _SHOWN else []
+        busy = [f"{each.name} are not all in the kernel" for each in self._domains.all if not each.settled]
+        first = "the first whole state" if why == _FIRST_STATE else why
+        return list(dict.fromkeys([first, *clusters, *more, *busy]))
 
     def readiness(self) -> tuple[bool, str]:
         """What /readyz says."""
-        why = self.not_ready()
-        return not why, why or "ok"
+        waiting, found = self.waiting(), self.problems()[:_SHOWN]
+        lines = [f"waiting: {each}" for each in waiting] + [f"problem: {each}" for each in found]
+        return not waiting, "\n".join(lines or ["ok"])
 
     def problems(self) -> list[problems.Problem]:
         """What a person should look at."""

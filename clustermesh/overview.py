@@ -11,12 +11,15 @@ from typing import Any, Final, TypeVar
 from msgspec import Struct
 
 from clustermesh.errors import DecodeError, Invalid, Refused, Unavailable
+from clustermesh.mesh.authority import Limits
+from clustermesh.mesh.peer_files import spell_limits
 from clustermesh.mesh.session import State
 from clustermesh.standalone.context import Context
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.tls import Tls
 from clustermesh.wire import RESOURCES, agent_report, api_server_report, keys
-from clustermesh.wire.agent_report import AgentReport
+from clustermesh.wire.agent_report import AgentReport, SeenCluster
+from clustermesh.wire.api_server_report import ApiServerReport
 from clustermesh.wire.timestamp import parse_time
 
 T = TypeVar("T")
@@ -36,7 +39,8 @@ _REMEDIES: Final[Mapping[str, str]] = {
 
 
 class ControlPlane(Struct, frozen=True, kw_only=True):
-    """What is known of etcd and API server: `alarms` are etcd's, `unacted` is what the API server does not act on.
+    """What is known of etcd and API server: `alarms` are etcd's, `unacted` is what the API server does not act on, and
+    `source` where its objects come from, in which mode.
 
     `published` is whether it ever wrote, `last_beat` how many seconds ago it said last that it lives, None if unknown.
     """
@@ -45,6 +49,7 @@ class ControlPlane(Struct, frozen=True, kw_only=True):
     last_beat: int | None = None
     alarms: tuple[str, ...] = ()
     unacted: tuple[str, ...] = ()
+    source: str = ""
 
     @property
     def silent(self) -> bool:
@@ -93,7 +98,8 @@ async def _read(context: Context, tls: Tls, peers: Collection[str]) -> dict[str,
         reports = (await client.range(keys.STATUSES)).kvs
         published = await client.get(keys.cluster_config_key(context.name)) is not None
         beat = await client.get(keys.HEARTBEAT)
-        unacted = await client.get(keys.API_SERVER)
+        said = await client.get(keys.API_SERVER)
+    told = ApiServerReport() if said is None else decode_api_server(said.value)
     return summarise(
         context.name,
         context.id,
@@ -104,7 +110,8 @@ async def _read(context: Context, tls: Tls, peers: Collection[str]) -> dict[str,
             published=published and beat is not None,
             last_beat=None if beat is None else age_of_beat(beat.value, time.time()),
             alarms=etcd.errors,
-            unacted=() if unacted is None else tuple(decode_unacted(unacted.value)),
+            unacted=told.problems,
+            source=told.source,
         ),
     )
 
@@ -146,12 +153,24 @@ def decode_report(value: bytes) -> AgentReport:
         return UNREADABLE
 
 
-def decode_unacted(value: bytes) -> list[str]:
-    """What the API server says that it does not act on, or what is wrong with saying it."""
+def decode_api_server(value: bytes) -> ApiServerReport:
+    """What the API server says of itself, or what is wrong with saying it."""
     try:
         return api_server_report.decode(value)
     except DecodeError:
-        return ["its report in etcd cannot be read: run the same release everywhere"]
+        return ApiServerReport(("its report in etcd cannot be read: run the same release everywhere",))
+
+
+def limits_used(seen: Iterable[SeenCluster], limits: Limits) -> dict[str, dict[str, int | None]]:
+    """What a cluster may fill on each node: the most that any of them has of it, None where they do not say."""
+    rows = list(seen)
+    return {
+        name: {
+            "used": max((getattr(row, name) for row in rows), default=0) if name in limits.keys else None,
+            "most": most,
+        }
+        for name, most in spell_limits(limits).items()
+    }
 
 
 def summarise(
@@ -186,6 +205,7 @@ def summarise(
         "cluster": {"name": name, "id": cluster_id},
         "api_server": control.published and not control.silent,
         "last_beat": control.last_beat,
+        "source": control.source,
         "nodes": {
             "total": len(known),
             "reporting": len(told),

@@ -1,34 +1,29 @@
-"""What the API server says of itself in etcd, for `clustermesh status`: what it does not act on, and why."""
+"""What the API server says of itself in etcd, for `clustermesh status`: its source, and what it does not act on."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 from clustermesh.errors import ClusterMeshError
 from clustermesh.store.client import EtcdClient
 from clustermesh.wire import api_server_report, keys
+from clustermesh.wire.api_server_report import ApiServerReport
 
 _LOG = logging.getLogger(__name__)
 _PERIOD: Final = 2.0  # seconds between looks
 
 
-async def keep_reported(client: EtcdClient, problems: Callable[[], Sequence[str]]) -> None:
-    """Keep `problems()` in etcd, whoever changes or empties it; no key where there are none. Never returns."""
+async def keep_reported(client: EtcdClient, report: Callable[[], ApiServerReport]) -> None:
+    """Keep `report()` in etcd, whoever changes or empties it. Never returns."""
     while True:
-        found = problems()
+        value = api_server_report.encode(report())
         try:
-            await _keep(client, api_server_report.encode(found) if found else None)
+            held = await client.get(keys.API_SERVER)
+            if held is None or held.value != value:
+                await client.put(keys.API_SERVER, value)
         except ClusterMeshError as e:
             _LOG.debug("report: %s", e)
         await asyncio.sleep(_PERIOD)
-
-
-async def _keep(client: EtcdClient, value: bytes | None) -> None:
-    held = await client.get(keys.API_SERVER)
-    if value is None and held is not None:
-        await client.delete(keys.API_SERVER)
-    elif value is not None and (held is None or held.value != value):
-        await client.put(keys.API_SERVER, value)

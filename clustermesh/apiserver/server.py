@@ -40,6 +40,7 @@ from clustermesh.store.election import Election
 from clustermesh.store.follow import Changed, Interrupted, Listed, follow
 from clustermesh.store.lease import DEFAULT_TTL, LeaseKeeper
 from clustermesh.wire import keys
+from clustermesh.wire.api_server_report import ApiServerReport
 from clustermesh.wire.kinds import IDENTITIES, NODES
 
 _LOG: Final = logging.getLogger(__name__)
@@ -345,7 +346,7 @@ class ApiServer:
 
     async def _report(self) -> None:
         await self.users.enabled.wait()
-        await keep_reported(self.client, lambda: self._problems)
+        await keep_reported(self.client, lambda: ApiServerReport(self._problems, self.source.about))
 
     def _list_problems(self) -> list[str]:
         found = [str(problem) for problem in self.source.problems()]

@@ -34,9 +34,10 @@ _SHOWN = 10  # nodes of one cluster, and errors, that are printed; JSON has all
     metavar="SECONDS",
     help="How long --wait waits.",
 )
+@click.option("-v", "--verbose", is_flag=True, help="Show what each cluster may fill here, and how much it does.")
 @output_option
 @click.pass_context
-def command(ctx: click.Context, context: Path, wait: bool, wait_duration: float, output: str) -> None:
+def command(ctx: click.Context, context: Path, wait: bool, wait_duration: float, verbose: bool, output: str) -> None:
     """Show, for each connected cluster, its state on every node, since when, its counts and the last error.
 
     Exits with 1 when something is wrong.
@@ -45,6 +46,7 @@ def command(ctx: click.Context, context: Path, wait: bool, wait_duration: float,
     Examples:
       clustermesh status --context /srv/alpha
       clustermesh status --context /srv/alpha --wait --wait-duration 30
+      clustermesh status --context /srv/alpha --verbose
       clustermesh status --context /srv/alpha -o json
     """
     cluster = load(context)
@@ -54,17 +56,19 @@ def command(ctx: click.Context, context: Path, wait: bool, wait_duration: float,
 
         click.echo(msgspec.json.format(msgspec.json.encode(overview)))
     else:
-        _print(overview)
+        _print(overview, verbose)
     if not overview["ok"]:
         ctx.exit(FAILED)
 
 
 async def _read(cluster: Context) -> dict[str, Any]:
     from clustermesh.mesh.peer_files import read_peers
-    from clustermesh.overview import read
+    from clustermesh.overview import limits_used, read
 
     folder = read_peers(cluster.peers, cluster.name)
     overview = await read(cluster, folder.peers)
+    for name, seen in overview["clusters"].items():
+        seen["limits"] = limits_used(seen["nodes"].values(), folder.peers[name].limits) if name in folder.peers else {}
     overview["errors"] += [f"peers folder: {problem}: correct it, or disconnect" for problem in folder.problems]
     return overview | {"ok": not overview["errors"]}
 
@@ -87,12 +91,13 @@ def _wait_until_ok(cluster: Context, duration: float) -> dict[str, Any]:
             time.sleep(_POLL)
 
 
-def _print(overview: dict[str, Any]) -> None:
+def _print(overview: dict[str, Any], verbose: bool) -> None:
     cluster, nodes = overview["cluster"], overview["nodes"]
     click.secho(f"Cluster {cluster['name']} (id {cluster['id']})", bold=True)
     beat = overview["last_beat"]
     said = "has not published" if beat is None else f"has published, last beat {beat} s ago"
-    _line(overview["api_server"], f"API server {said}")
+    source = f" ({printable(overview['source'])})" if overview["source"] else ""
+    _line(overview["api_server"], f"API server {said}{source}")
     _line(nodes["ready"] == nodes["total"] > 0, f"{nodes['ready']}/{nodes['total']} nodes ready")
     if not overview["clusters"]:
         click.echo("🔌 No cluster connected")
@@ -104,12 +109,26 @@ def _print(overview: dict[str, Any]) -> None:
         )
         for line in _rows(seen["nodes"]):
             click.echo(line)
+        for line in _limits(seen["limits"]) if verbose else ():
+            click.echo(line)
     if overview["errors"]:
         click.secho(f"❌ {len(overview['errors'])} errors:", fg="red")
         for error in overview["errors"][: 2 * _SHOWN]:
             click.secho(f"   {printable(error)}", fg="red")
         if (more := len(overview["errors"]) - 2 * _SHOWN) > 0:
             click.echo(f"   and {more} more: all are in `clustermesh status -o json`")
+
+
+def _limits(limits: Mapping[str, Mapping[str, int | None]]) -> Iterator[str]:
+    """Those that nodes report the use of, then the others."""
+    for known in (True, False):
+        told = [
+            f"{each['used']}/{each['most']} {name}" if known else f"{name} {each['most']}"
+            for name, each in limits.items()
+            if (each["used"] is not None) is known
+        ]
+        if told:
+            yield f"     {'limits, used by the fullest node' if known else 'more limits'}: {', '.join(told)}"
 
 
 def _rows(nodes: Mapping[str, SeenCluster]) -> Iterator[str]:

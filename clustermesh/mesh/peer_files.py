@@ -187,14 +187,16 @@ def encode_peer(peer: PeerFile) -> bytes:
         document[_CONTEXT] = str(peer.context)
     if peer.allowed:
         document[_ALLOWED] = [prefix_text(prefix) for prefix in peer.allowed]
-    if changed := {name: most for name, most in _spelled(peer.limits).items() if most != _spelled(Limits())[name]}:
+    if changed := {
+        name: most for name, most in spell_limits(peer.limits).items() if most != spell_limits(Limits())[name]
+    }:
         document[_LIMITS] = changed
     return dump_yaml(document)
 
 
 def _limits(value: object) -> Limits:
     """Those that are named; the others are the usual ones."""
-    named, usual = {} if value is None else mapping(value, _LIMITS), _spelled(Limits())
+    named, usual = {} if value is None else mapping(value, _LIMITS), spell_limits(Limits())
     for name, most in named.items():
         if name not in usual or number(most, f"{_LIMITS}.{shown(name)}") < 1:
             raise Invalid(f"{_LIMITS}.{shown(name)}", shown(most), f"must be one or more of {', '.join(usual)}")
@@ -203,7 +205,7 @@ def _limits(value: object) -> Limits:
     return Limits(keys={kind: kept[kind] for kind in Limits().keys}, **rest)
 
 
-def _spelled(limits: Limits) -> dict[str, Any]:
+def spell_limits(limits: Limits) -> dict[str, Any]:
     """As the file has them."""
     fields = asdict(limits)
     return {**fields.pop("keys"), **{name.replace("_", "-"): most for name, most in fields.items()}}

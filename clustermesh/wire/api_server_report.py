@@ -1,11 +1,11 @@
 """What an API server says of itself in its own cluster's etcd, under clustermesh/v1/apiserver.
 
-{"v": 1, "problems": ["web.yaml: line 3: ..."], "more": 12}     the first ones, and how many others there are
+{"v": 1, "problems": ["web.yaml: line 3: ..."], "more": 12,     the first ones, and how many others there are
+ "source": "Kubernetes API, native mode"}                        where the objects come from
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -18,23 +18,33 @@ _MOST: Final = 20
 _SENTENCE: Final = 500  # characters
 
 
-class _Report(Struct, frozen=True):
-    v: int = 1
+class ApiServerReport(Struct, frozen=True):
+    """`problems` are what is not acted on; `source` is where the objects come from, and in which mode."""
+
+    problems: tuple[str, ...] = ()
+    source: str = ""
+
+
+class _Report(Struct, frozen=True, omit_defaults=True):
+    v: int = 0
     problems: tuple[str, ...] = ()
     more: int = 0
+    source: str = ""
 
 
 _REPORT: Final = msgspec.json.Decoder(_Report)
 
 
-def encode(problems: Sequence[str]) -> bytes:
+def encode(report: ApiServerReport) -> bytes:
     """JSON of some 10 kB at most."""
-    told = tuple(problem[:_SENTENCE].encode(errors="replace").decode() for problem in problems[:_MOST])
-    return go_json.encode(_Report(1, told, len(problems) - len(told)))
+    told = tuple(problem[:_SENTENCE].encode(errors="replace").decode() for problem in report.problems[:_MOST])
+    source = report.source[:_SENTENCE].encode(errors="replace").decode()
+    return go_json.encode(_Report(1, told, len(report.problems) - len(told), source))
 
 
 @decodes("API server report")
-def decode(value: bytes) -> list[str]:
-    """The problems. Raises DecodeError."""
+def decode(value: bytes) -> ApiServerReport:
+    """With a sentence for the problems that were left out. Raises DecodeError."""
     found = _REPORT.decode(value)
-    return [*found.problems, *([f"and {found.more} more: see its /readyz"] if found.more else [])]
+    more = (f"and {found.more} more: see its /readyz",) if found.more else ()
+    return ApiServerReport(found.problems + more, found.source)

@@ -116,9 +116,9 @@ class Bed:
         await _kill(self._child)
 
     async def all(self) -> dict[bytes, KeyValue]:
-        """All but who leads."""
+        """All but who leads, and what that one says of itself."""
         found = {kv.key: kv for kv in (await self.client.range(b"")).kvs}
-        return {key: kv for key, kv in found.items() if not key.startswith(keys.API_SERVER_LEADERS)}
+        return {key: kv for key, kv in found.items() if not key.startswith((keys.API_SERVER_LEADERS, keys.API_SERVER))}
 
     async def data(self) -> dict[bytes, bytes]:
         """Everything but the texts that hold a time."""

@@ -13,6 +13,7 @@ from clustermesh.errors import ClusterMeshError, Refused
 from clustermesh.standalone.users_file import add_user, remove_user
 from clustermesh.store.client import EtcdClient
 from clustermesh.wire import api_server_report, keys
+from clustermesh.wire.api_server_report import ApiServerReport
 
 OWN = ("root", "admin-alpha", "local-alpha", "remote")
 CART = keys.service_key("alpha", "shop", "cart")
@@ -99,17 +100,20 @@ async def test_a_user_nobody_listed_is_removed_but_not_while_the_file_is_broken(
     await bed.until_users(*OWN, "remote-gamma")
 
 
-async def test_what_is_not_acted_on_is_in_etcd_for_whoever_asks_for_the_status(bed: Bed) -> None:
-    async def told(found: bool) -> str:
+async def test_what_is_not_acted_on_and_the_source_are_in_etcd_for_whoever_asks_for_the_status(bed: Bed) -> None:
+    async def told(about_users: bool) -> ApiServerReport:
         async with asyncio.timeout(PATIENCE):
-            while ((held := await bed.client.get(keys.API_SERVER)) is not None) is not found:
+            while True:
+                held = await bed.client.get(keys.API_SERVER)
+                report = ApiServerReport() if held is None else api_server_report.decode(held.value)
+                if held is not None and ("users.yaml" in "; ".join(report.problems)) is about_users:
+                    return report
                 await asyncio.sleep(0.1)
-        return "" if held is None else "; ".join(api_server_report.decode(held.value))
 
     add_user(bed.context.users_file, "remote-evil", "root")
-    assert "users.yaml" in await told(True)
+    assert (await told(about_users=True)).source == f"folder {bed.context.manifests}"
     remove_user(bed.context.users_file, "remote-evil")
-    await told(False)
+    assert (await told(about_users=False)).problems == ()
 
 
 async def test_the_file_makes_nobody_more_than_a_reader(bed: Bed) -> None:

@@ -19,11 +19,13 @@ from certs.folder import initialise
 from certs.names import cluster_leaves
 from clustermesh import overview as overview_module
 from clustermesh.errors import Unavailable
-from clustermesh.overview import ControlPlane, age_of_beat, decode_report, decode_unacted, summarise
+from clustermesh.mesh.authority import Limits
+from clustermesh.overview import ControlPlane, age_of_beat, decode_api_server, decode_report, summarise
 from clustermesh.standalone import context as contexts
 from clustermesh.standalone.context import Context
 from clustermesh.wire import api_server_report
 from clustermesh.wire.agent_report import AgentReport, SeenCluster
+from clustermesh.wire.api_server_report import ApiServerReport
 
 
 def report(own: str = "fresh", beta: str | None = "fresh", **changes: Any) -> AgentReport:
@@ -104,8 +106,12 @@ def test_an_alarm_of_etcd_is_an_error() -> None:
 def test_what_the_api_server_does_not_act_on_is_an_error() -> None:
     (error,) = overview({"n1": report()}, unacted=("users.yaml: users[0].role: must be remote",))["errors"]
     assert error.startswith("API server: users.yaml: users[0].role: must be remote; correct it")
-    assert decode_unacted(api_server_report.encode([f"problem {n}" for n in range(23)]))[-1].startswith("and 3 more")
-    assert len(decode_unacted(b"[")) == 1
+    many = ApiServerReport(tuple(f"problem {n}" for n in range(23)), "folder /srv")
+    told = decode_api_server(api_server_report.encode(many))
+    assert told.problems[-1].startswith("and 3 more")
+    assert told.source == "folder /srv"
+    assert len(decode_api_server(b"[").problems) == 1
+    assert decode_api_server(b'{"v":1,"problems":["x"]}') == ApiServerReport(("x",)), "of a release before"
 
 
 def test_an_agent_whose_node_is_gone_is_not_counted_among_the_nodes() -> None:
@@ -166,3 +172,12 @@ async def test_an_etcd_that_does_not_answer_is_told_with_what_to_do(
             frozen.close()
         with pytest.raises(Unavailable, match=re.escape(remedy)):
             await overview_module.read(where, [])
+
+
+def test_limits_are_told_with_the_most_that_any_node_uses() -> None:
+    seen = [SeenCluster("beta", "fresh", nodes=3), SeenCluster("beta", "fresh", nodes=5, services=2)]
+    found = overview_module.limits_used(seen, Limits(keys={"nodes": 10, "services": 20}))
+    assert found["nodes"] == {"used": 5, "most": 10}
+    assert found["services"] == {"used": 2, "most": 20}
+    assert found["node-prefixes"] == {"used": None, "most": Limits().node_prefixes}
+    assert overview_module.limits_used([], Limits())["nodes"]["used"] == 0

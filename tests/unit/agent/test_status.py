@@ -318,3 +318,19 @@ async def test_why_is_answered_on_the_socket_and_refuses_what_is_no_subject(bed:
     assert reply["result"].address.around[0].name == "n1"
     refused = await answer(b'{"method": "why", "params": {"subject": "web"}}', methods)
     assert "did you mean default/web?" in refused["error"]["message"]
+
+
+async def test_readiness_says_all_that_it_waits_for_and_what_is_wrong(bed: Bed) -> None:
+    bed.connect("beta", State.CONNECTING)
+    bed.peers.readers["beta"].brain.session = Session(error="connection refused")
+    bed.add_node("alpha", 1)
+    bed.peers.problems = ["gamma: no file"]
+    ready, text = status(bed).readiness()
+    assert not ready
+    assert "waiting: the first whole state\n" in text
+    assert "waiting: cluster beta is connecting: connection refused\n" in text
+    assert "problem: peers folder: gamma: no file" in text
+    bed.peers.problems = []
+    bed.connect("beta")
+    await bed.step()
+    assert status(bed).readiness() == (True, "ok")

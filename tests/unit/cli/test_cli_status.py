@@ -134,3 +134,20 @@ def test_where_no_node_is_known_nothing_is_called_good(context: Path, etcd: Call
     told = status(context).stdout
     assert "⚠️  0/0 nodes ready" in told
     assert "⚠️  beta: 0/0 configured, 0/0 fresh" in told
+
+
+def test_verbose_shows_the_limits_of_each_cluster_and_the_mode_of_the_api_server(
+    context: Path, etcd: Callable[[Seen], None]
+) -> None:
+    (context / "peers" / "beta").write_text("endpoints: [http://127.0.0.1:1]\nclustermesh-limits: {nodes: 7}\n")
+    found = summary() | {"source": "Kubernetes API, native mode"}
+    etcd([found])
+    result = status(context, "--verbose")
+    assert "(Kubernetes API, native mode)" in result.stdout
+    assert "limits, used by the fullest node: 1/7 nodes, " in result.stdout
+    assert "more limits: listing-bytes " in result.stdout
+    etcd([found])
+    assert "1/7 nodes" not in status(context).stdout
+    etcd([found])
+    told = json.loads(status(context, "-o", "json").stdout)
+    assert told["clusters"]["beta"]["limits"]["nodes"] == {"used": 1, "most": 7}
