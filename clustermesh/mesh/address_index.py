@@ -34,6 +34,8 @@ class AddressIndex:
     def inside(self, prefix: Prefix) -> list[Address]:
         """The addresses of the table that lie in `prefix`, in order."""
         order = self._ordered()
+        if not order:
+            return []
         last = from_int(to_int(prefix.address) + (1 << (BITS - prefix.length)) - 1)
         begin, end = bisect_left(order, prefix.address), bisect_left(order, last)
         return order[begin : end + (end < len(order) and order[end] == last)]

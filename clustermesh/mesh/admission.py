@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 from clustermesh.address import Address, Prefix, single
 from clustermesh.mesh.authority import Authority, Ground
 from clustermesh.mesh.claims import Holder
-from clustermesh.mesh.holdings import NOTHING, OWN, Holdings, Share, Wanted, wanted_by
+from clustermesh.mesh.holdings import NOTHING, OWN, SHARED, Holdings, Share, Wanted, wanted_by
 from clustermesh.mesh.refusals import Refusal
 from clustermesh.model import Node
 
@@ -176,8 +176,8 @@ class Admission:
         moved = frozenset({*before.claims, *map(single, left)} ^ {*after.claims, *map(single, homeless)})
         verdicts.append(Verdict(holder, objection and objection.refusal, moved))
         freed: list[Hashable] = [*({*before.claims, before.key, *left} - {*after.claims, after.key, ""})]
-        now = holdings.shares(holder.cluster)
-        return freed + [Share(holder.cluster, kind) for kind, number in shares.items() if now[kind] < number]
+        now = zip(SHARED, shares, holdings.shares(holder.cluster), strict=True)
+        return freed + [Share(holder.cluster, kind) for kind, had, has in now if has < had]
 
     def _refuse(self, holder: Holder, wanted: Wanted, blocker: Hashable) -> tuple[Address, ...]:
         """Where it is all the same."""

@@ -56,7 +56,7 @@ NEVER: Final = object()  # in the way until the node itself, or what its cluster
 TOO_LONG: Final = object()  # as that, and nothing of the node was looked at
 OWN: Final = object()  # that the own cluster is not known yet
 _NOBODY: Final = Holder("", "")
-_SHARED: Final = {"prefixes": "pod CIDRs", "addresses": "addresses"}
+SHARED: Final = {"prefixes": "pod CIDRs", "addresses": "addresses"}
 _NAMEABLE: Final = frozenset({Reason.NOT_ALLOWED, Reason.LOCAL})  # what an operator may allow all the same
 _NOT_YET: Final = Refusal(Reason.WAITING, "waits until this cluster's own nodes are known")
 
@@ -106,10 +106,11 @@ class Holdings:
     def leave(self, holder: Holder) -> Wanted:
         """Undo `enter`; returns what it stood with."""
         had = self.standing.pop(holder, NOTHING)
-        self._share(holder.cluster, had, -1)
-        for prefix in had.claims:
-            self.claims.withdraw(holder, prefix)
-        self._keys.pop(had.key, None)
+        if had is not NOTHING:
+            self._share(holder.cluster, had, -1)
+            for prefix in had.claims:
+                self.claims.withdraw(holder, prefix)
+            self._keys.pop(had.key, None)
         return had
 
     def refuse(self, holder: Holder, wanted: Wanted, blocker: Hashable) -> tuple[Address, ...]:
@@ -167,9 +168,10 @@ class Holdings:
             return str(claim.holder)
         return next((str(holder) for _, holder in self._homeless.inside(alone)), "")
 
-    def shares(self, cluster: str) -> dict[str, int]:
-        """How much a cluster has of each kind that there is a limit for."""
-        return dict(self._shares[cluster])
+    def shares(self, cluster: str) -> tuple[int, int]:
+        """How many pod CIDRs and addresses the nodes of a cluster have, for which there is a limit."""
+        shares = self._shares[cluster]
+        return shares["prefixes"], shares["addresses"]
 
     def is_taken(self, blocker: Hashable) -> bool:
         """Whether `blocker` is in the way still."""
@@ -179,7 +181,8 @@ class Holdings:
         if isinstance(blocker, Place):
             return blocker in self.ground.places
         if isinstance(blocker, Share):
-            return self._shares[blocker.cluster][blocker.kind] >= self._most(blocker)
+            most: int = getattr(self.authority(blocker.cluster).limits, blocker.kind)
+            return self._shares[blocker.cluster][blocker.kind] >= most
         return blocker in self._keys
 
     def object(self, holder: Holder, wanted: Wanted, kept: Wanted) -> Objection | None:
@@ -201,19 +204,15 @@ class Holdings:
         """Before anything is compared: whether it is time for a peer's node, and whether there is room for it."""
         if not self.own_is_known:
             return Objection(_NOT_YET, OWN)
-        if len(wanted.claims) > (most := authority.limits.node_prefixes):
-            why = f"has {len(wanted.claims)} pod CIDRs and addresses, and the limit is {most}"
+        limits, shares = authority.limits, self._shares[authority.name]
+        if (number := len(wanted.prefixes) + len(wanted.addresses)) > limits.node_prefixes:
+            why = f"has {number} pod CIDRs and addresses, and the limit is {limits.node_prefixes}"
             return Objection(Refusal(Reason.LIMIT, why), TOO_LONG)
-        for kind, called in _SHARED.items():
-            share = Share(authority.name, kind)
-            if self._shares[authority.name][kind] + len(getattr(wanted, kind)) > (most := self._most(share)):
+        for kind, called in SHARED.items():
+            if shares[kind] + len(getattr(wanted, kind)) > (most := getattr(limits, kind)):
                 why = f"is one too many: the {called} of its cluster would be more than {most}"
-                return Objection(Refusal(Reason.LIMIT, why), share)
+                return Objection(Refusal(Reason.LIMIT, why), Share(authority.name, kind))
         return None
-
-    def _most(self, share: Share) -> int:
-        limit: int = getattr(self.authority(share.cluster).limits, share.kind)
-        return limit
 
     def _object_to_address(self, holder: Holder, authority: Authority | None, address: Address) -> Objection | None:
         shown = f"node address {text(address)}"

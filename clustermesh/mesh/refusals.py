@@ -81,15 +81,11 @@ class Refusals:
     def __len__(self) -> int:
         return self.counts.total()
 
-    def __iter__(self) -> Iterator[tuple[str, Hashable, Refusal]]:
-        """Kind, name and refusal of each."""
-        for kind, table in self._of.items():
-            for name, refusal in table.items():
-                yield kind, name, refusal
-
     def listed(self) -> Iterator[tuple[Reason, str, str]]:
         """Reason, name as in `named`, and sentence of each."""
-        return ((refusal.reason, _spelled(kind, name), refusal.why) for kind, name, refusal in self)
+        for kind, table in self._of.items():
+            for name, refusal in table.items():
+                yield refusal.reason, _spelled(kind, name), refusal.why
 
     def first(self, most: int) -> dict[Reason, dict[str, str]]:
         """Up to `most` of each reason, name -> why; no longer a look than that takes."""
@@ -104,7 +100,7 @@ class Refusals:
 
     def named(self, most: int) -> dict[str, str]:
         """Up to `most` of them, "nodes/w1" -> why; garbage is called by its key."""
-        return {_spelled(kind, name): refusal.why for kind, name, refusal in islice(self, most)}
+        return {name: why for _, name, why in islice(self.listed(), most)}
 
 
 def _spelled(kind: str, name: Hashable) -> str:

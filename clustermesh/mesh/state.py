@@ -22,6 +22,7 @@ from clustermesh.address import BITS, Address, Prefix, single
 from clustermesh.mesh.admission import Admission, Verdict
 from clustermesh.mesh.authority import Authority, Ground
 from clustermesh.mesh.claims import Holder
+from clustermesh.mesh.holdings import SHARED
 from clustermesh.mesh.refusals import Reason, Refusal, Refusals
 from clustermesh.mesh.rulings import Rulings
 from clustermesh.mesh.view import KINDS, ServiceName, View
@@ -53,7 +54,7 @@ class MeshState:
         """Take in that `cluster` has `value` at `name`. What it replaces is forgotten; equal values change nothing."""
         table = self._view(cluster).table(kind)
         before = table.get(name)
-        if not self._has_room(cluster, kind, name, before, value) or before == value:
+        if not self._has_room(cluster, kind, name, before, value, len(table)) or before == value:
             return
         table[name] = value
         self._changed(cluster, kind, name, before, value)
@@ -63,8 +64,9 @@ class MeshState:
         view = self.views.get(cluster)
         if view is None:
             return
-        before = view.table(kind).pop(name, None)
-        self._has_room(cluster, kind, name, before, None)
+        table = view.table(kind)
+        before = table.pop(name, None)
+        self._has_room(cluster, kind, name, before, None, len(table))
         if before is not None:
             self._changed(cluster, kind, name, before, None)
 
@@ -182,8 +184,8 @@ class MeshState:
         used: dict[str, tuple[int, int]] = {kind: (len(view.table(kind)), most) for kind, most in limits.keys.items()}
         rulings = self._rulings.get(cluster)
         used["backends"] = (0 if rulings is None else rulings.room.backends, limits.backends)
-        shares = self.holdings.shares(cluster)
-        return used | {kind: (shares.get(kind, 0), getattr(limits, kind)) for kind in ("prefixes", "addresses")}
+        shares = zip(SHARED, self.holdings.shares(cluster), strict=True)
+        return used | {kind: (number, getattr(limits, kind)) for kind, number in shares}
 
     def names(self, cluster: str, kind: str) -> Set[Any]:
         """The names in a table of `cluster`. Of the kind "refused" those that `refuse` was told of, "unnamed" the
@@ -288,9 +290,11 @@ class MeshState:
             self._order = [self.own, *sorted(name for name in self.views if name != self.own)]
         return view
 
-    def _has_room(self, cluster: str, kind: str, name: Any, before: Any, value: Any) -> bool:
-        held, limits = len(self.views[cluster].table(kind)), self.holdings.authority(cluster).limits
-        return cluster == self.own or self._rulings[cluster].room.take(kind, name, before, value, held, limits)
+    def _has_room(self, cluster: str, kind: str, name: Any, before: Any, value: Any, held: int) -> bool:
+        if cluster == self.own:
+            return True
+        limits = self.holdings.authority(cluster).limits
+        return self._rulings[cluster].room.take(kind, name, before, value, held, limits)
 
     def _changed(self, cluster: str, kind: str, name: Any, before: Any, value: Any) -> None:
         if kind in _ON_CHANGE:
