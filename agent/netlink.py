@@ -22,7 +22,8 @@ from clustermesh.errors import ClusterMeshError, Refused, Unavailable
 
 T = TypeVar("T")
 MAIN_TABLE: Final = 254
-_NODAD: Final = 2  # IFA_F_NODAD, linux/if_addr.h
+SCOPE_LINK: Final = 253
+_NODAD: Final = 2  # IFA_F_NODAD, linux/if_addr.h: the address is ours alone, and usable at once
 _NO_LINK_LOCAL: Final = 1  # addr_gen_mode
 _IPV6: Final = Path("/proc/sys/net/ipv6/conf")
 _CLONE_NEWNET: Final = 0x40000000
@@ -114,12 +115,18 @@ async def find_link(name: str, netns: Path | None = None) -> Link | None:
 async def lookup(ip: AsyncIPRoute, name: str) -> Link | None:
     """As `find_link`, over a socket that is open already."""
     try:
-        for message in await ip.link("get", ifname=name):
-            return _link(message)
+        return await get_link(ip, name)
     except NetlinkError as e:
         if not is_gone(e):
             raise
     return None
+
+
+async def get_link(ip: AsyncIPRoute, name: str) -> Link:
+    """As `lookup`; a NetlinkError where there is none."""
+    for message in await ip.link("get", ifname=name):
+        return _link(message)
+    raise NetlinkError(errno.ENODEV)
 
 
 def _link(message: Any) -> Link:
@@ -163,15 +170,13 @@ async def main_routes(ip: AsyncIPRoute) -> list[Any]:
     return found
 
 
-async def set_link(name: str, *, mtu: int | None = None, up: bool = True) -> None:
+async def set_up(name: str, mtu: int | None = None) -> None:
     """Give the device `name` an MTU (bytes) and take it up. Raises Unavailable when it is not there."""
     async with connect(f"set up device {name}") as ip:
-        link = await lookup(ip, name)
-        if link is None:
-            raise Unavailable(f"set up device {name}: there is no such device")
+        link = await get_link(ip, name)
         if mtu is not None and link.mtu != mtu:
             await ip.link("set", index=link.ifindex, mtu=mtu)
-        if up and not link.up:
+        if not link.up:
             await ip.link("set", index=link.ifindex, state="up")
 
 
@@ -195,12 +200,14 @@ async def ignore_gone(request: Any) -> None:
 async def add_address(name: str, address: Address) -> None:
     """Give the device `name` an address of its own (/32, /128). A router address is on "lo": it outlives the tunnel."""
     async with connect(f"add {text(address)} to {name}") as ip:
-        link = await lookup(ip, name)
-        if link is None:
-            raise Unavailable(f"add {text(address)} to {name}: there is no such device")
-        flags = {} if is_ipv4(address) else {"flags": _NODAD}
-        length = family_length(single(address))
-        await ip.addr("replace", index=link.ifindex, address=text(address), prefixlen=length, **flags)
+        await put_address(ip, (await get_link(ip, name)).ifindex, address)
+
+
+async def put_address(ip: AsyncIPRoute, ifindex: int, address: Address) -> None:
+    """As `add_address`, over a socket that is open already."""
+    flags = {} if is_ipv4(address) else {"flags": _NODAD}
+    length = family_length(single(address))
+    await ip.addr("replace", index=ifindex, address=text(address), prefixlen=length, **flags)
 
 
 def has_ipv6(device: str = "all") -> bool:
@@ -243,7 +250,7 @@ def prepare_device(device: str) -> None:
 async def prepare_node(routers: Collection[Address]) -> None:
     """What a node needs before its first pod or peer: forwarding of each family that it has a router address of, no
     reverse path filter, its router addresses on lo."""
-    await set_link("lo")
+    await set_up("lo")
     if any(map(is_ipv4, routers)):
         write_sysctl("net.ipv4.ip_forward", 1)
         for device in ("all", "default"):

@@ -12,15 +12,13 @@ from pyroute2 import AsyncIPRoute, NetlinkError
 from agent import netlink
 from agent.cni.endpoint import EndpointRecord
 from agent.cni.ipam import PodAddress
-from clustermesh.address import Address, family_length, is_ipv4, parse, prefix_text, single, text
-from clustermesh.errors import ClusterMeshError, Unavailable
+from clustermesh.address import Address, is_ipv4, parse, prefix_text, single, text
+from clustermesh.errors import ClusterMeshError
 
 POD_PROTOCOL: Final = 178  # of the routes to local pods; apart from the tunnel's, which are pruned as a whole
-_SCOPE_LINK: Final = 253
 _PERMANENT: Final = 0x80  # NUD_PERMANENT, linux/neighbour.h
 _ONLINK: Final = 4  # RTNH_F_ONLINK, linux/rtnetlink.h
 _NO_WAY: Final = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL, errno.EACCES}  # no route, or one that refuses
-_NODAD: Final = 2  # IFA_F_NODAD, linux/if_addr.h: the address is ours alone, and usable at once
 
 
 async def attach(pod: EndpointRecord) -> None:
@@ -28,16 +26,14 @@ async def attach(pod: EndpointRecord) -> None:
     what = f"attach {', '.join(text(address.ip) for address in pod.addresses)} as {pod.ifname} of {pod.netns}"
     async with netlink.connect(what) as ip:
         await _make_pair(ip, pod)
-        link = await netlink.lookup(ip, pod.host_ifname)
-        if link is None:
-            raise Unavailable(f"{what}: the device {pod.host_ifname} is gone again")
+        link = await netlink.get_link(ip, pod.host_ifname)
         netlink.prepare_device(pod.host_ifname)
         await _set_up_pod(what, pod)
         await ip.link("set", index=link.ifindex, state="up")
         for address in pod.addresses:
             await _set_neighbour(ip, link.ifindex, address.ip, pod.mac)
             dst = prefix_text(single(address.ip))
-            await ip.route("replace", dst=dst, oif=link.ifindex, scope=_SCOPE_LINK, proto=POD_PROTOCOL)
+            await ip.route("replace", dst=dst, oif=link.ifindex, scope=netlink.SCOPE_LINK, proto=POD_PROTOCOL)
 
 
 def _has_ipv6(pod: EndpointRecord) -> bool:
@@ -59,9 +55,7 @@ async def _set_up_pod(what: str, pod: EndpointRecord) -> None:
         netlink.in_netns(netns, lambda: _enable_ipv6(pod.ifname))
     async with netlink.connect(what, netns) as ip:
         await ip.link("set", index=1, state="up")  # lo, the first device of every network namespace
-        link = await netlink.lookup(ip, pod.ifname)
-        if link is None:
-            raise Unavailable(f"{what}: the pod has no {pod.ifname}")
+        link = await netlink.get_link(ip, pod.ifname)
         await ip.link("set", index=link.ifindex, state="up")
         for address in pod.addresses:
             await _set_up_address(ip, link.ifindex, address, pod.host_mac)
@@ -75,13 +69,11 @@ def _enable_ipv6(ifname: str) -> None:
 
 
 async def _set_up_address(ip: AsyncIPRoute, ifindex: int, address: PodAddress, host_mac: str) -> None:
-    own, gateway = single(address.ip), text(address.gateway)
-    flags = {} if is_ipv4(address.ip) else {"flags": _NODAD}
-    await ip.addr("replace", index=ifindex, address=text(address.ip), prefixlen=family_length(own), **flags)
+    await netlink.put_address(ip, ifindex, address.ip)
     await _set_neighbour(ip, ifindex, address.gateway, host_mac)
-    await ip.route("replace", dst=prefix_text(single(address.gateway)), oif=ifindex, scope=_SCOPE_LINK)
+    await ip.route("replace", dst=prefix_text(single(address.gateway)), oif=ifindex, scope=netlink.SCOPE_LINK)
     default = "0.0.0.0/0" if is_ipv4(address.ip) else "::/0"
-    await ip.route("replace", dst=default, gateway=gateway, oif=ifindex, flags=_ONLINK)
+    await ip.route("replace", dst=default, gateway=text(address.gateway), oif=ifindex, flags=_ONLINK)
 
 
 async def _set_neighbour(ip: AsyncIPRoute, ifindex: int, address: Address, mac: str) -> None:

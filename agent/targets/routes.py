@@ -18,7 +18,6 @@ from clustermesh.address import V4, Address, Prefix, is_ipv4, parse, prefix_text
 from clustermesh.errors import ApplyError, Invalid
 
 PROTOCOL: Final = 177  # /etc/iproute2/rt_protos: taken by nobody there
-_SCOPE_LINK: Final = 253
 _SCOPE_ANY: Final = 255  # RT_SCOPE_NOWHERE, which a delete takes for a wildcard
 _KINDS: Final[Mapping[int, Kind]] = {1: "unicast", 6: "blackhole"}  # rtm_type, linux/rtnetlink.h
 _EVERYWHERE: Final = {2: V4, 10: Prefix(Address(bytes(16)), 0)}  # a default route names no destination; by AF_*
@@ -87,7 +86,7 @@ class _Batch:
         """Raises Invalid where a route of another origin has the place: the kernel would replace that one, too."""
         request = _request(key, self._protocol, route.kind)
         if route.device:
-            request |= {"oif": await self._index(route.device), "scope": _SCOPE_LINK}
+            request |= {"oif": await self._index(route.device), "scope": netlink.SCOPE_LINK}
         if route.prefsrc is not None:
             request["prefsrc"] = text(route.prefsrc)
         try:
@@ -102,10 +101,7 @@ class _Batch:
 
     async def _index(self, device: str) -> int:
         if device not in self._devices:
-            link = await netlink.lookup(self._ip, device)
-            if link is None:
-                raise NetlinkError(errno.ENODEV)
-            self._devices[device] = link.ifindex
+            self._devices[device] = (await netlink.get_link(self._ip, device)).ifindex
         return self._devices[device]
 
     async def _holder(self, key: RouteKey) -> int | None:

@@ -139,7 +139,7 @@ class KernelDevice:
                 await family.setup_endpoint()
                 await family.set(self.name, private_key=key, listen_port=listen_port, fwmark=fwmark)
         netlink.prepare_device(self.name)
-        await netlink.set_link(self.name, mtu=mtu, up=True)
+        await netlink.set_up(self.name, mtu)
         return made
 
     async def peers(self) -> dict[str, PeerState]:

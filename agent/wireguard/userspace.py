@@ -64,7 +64,7 @@ class UserspaceDevice:
             if (await self._client.get()).settings != wanted:
                 await self._client.set(uapi.encode_set(wanted))
             netlink.prepare_device(self.name)
-            await netlink.set_link(self.name, mtu=mtu, up=True)
+            await netlink.set_up(self.name, mtu)
         return started
 
     @property
