@@ -187,8 +187,9 @@ class Looker:
     def _service_hops(self, case: ServiceCase) -> Iterator[Hop]:
         applied = 0
         for said in case.said:
-            kind = LOCAL_SERVICES if said.cluster == self._state.own else SERVICES
-            times = self._propagation.times(said.cluster, kind, (case.namespace, case.name))
+            kinds = [LOCAL_SERVICES, SERVICES] if said.cluster == self._state.own else [SERVICES]
+            known = (self._propagation.times(said.cluster, kind, (case.namespace, case.name)) for kind in kinds)
+            times = next(filter(None, known), None)
             says = f"{len(said.backends)} backends{f', {said.refused}' if said.refused else ''}"
             if times is not None and times.observed:
                 yield Hop(hop="source", cluster=said.cluster, what=case.shown, seen=Seen(at=times.observed / 1e9))

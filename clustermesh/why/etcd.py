@@ -213,6 +213,8 @@ async def _sightings(place: _Place, hop: str, wanted: Iterable[tuple[bytes, str]
 async def _sight(place: _Place, hop: str, key: bytes, kind: str) -> list[Hop]:
     cluster, what = place.cluster.name, key.decode()
     if (kv := await place.client.get(key)) is None:
+        if kind == LOCAL_SERVICES:  # as usual: what peers are told says it all
+            return []
         return [Hop(hop=hop, cluster=cluster, what=what, present=False)]
     observed, seen = None, None
     if kind in (SERVICES, LOCAL_SERVICES) and hop != "cache":
