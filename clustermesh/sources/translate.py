@@ -219,10 +219,12 @@ class Translator:
 
     def _rank(self, ref: Ref) -> Any:
         """Cilium knows better than a Pod's status; who is on its way out gives way; an address that is used again is
-        the newer one's. Of two without a time, as in a folder, the first by name has it."""
-        value = self._seen[ref]
+        the newer one's. Of two without a time, as in a folder, the first by name has it. What goes in the same
+        change is not in question."""
+        if (value := self._seen.get(ref)) is None:
+            return True, False, False, 0, ref
         created = "".join(filter(str.isdigit, value.metadata.creation_timestamp))
-        return isinstance(value, Pod), bool(value.metadata.deletion_timestamp), -int(created or 0), ref
+        return False, isinstance(value, Pod), bool(value.metadata.deletion_timestamp), -int(created or 0), ref
 
     def _namespace(self, name: str) -> Namespace | None:
         return cast(Namespace | None, self._seen.get(Ref("Namespace", "", name)))

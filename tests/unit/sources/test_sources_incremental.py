@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import kube
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -104,6 +105,21 @@ def test_any_history_ends_as_if_everything_had_been_translated_at_once(
         assert translator.snapshot == twin
         assert seen == twin, "a Change names everything that changed"
         assert sorted(translator.faults()) == sorted(faults)
+
+
+@pytest.mark.parametrize("names", [["a", "b", "c"], ["a", "b"], ["b", "c"]])
+@pytest.mark.parametrize("most", [1, 10])
+def test_of_several_at_one_address_any_may_go_at_once(names: list[str], most: int) -> None:
+    objects = kube.decode(*(kube.cilium_endpoint(f"shop/{name}", 65999, "10.1.0.5") for name in "abc"))
+    translator = Translator(kube.ALPHA, objects)
+    translator.apply(dict.fromkeys(objects, 1))
+    gone = [ref for ref in objects if ref.name in names]
+    for ref in gone:
+        del objects[ref]
+    for change in translator.portions(dict.fromkeys(gone, 2), most):
+        left = {endpoint.pod_name for endpoint in translator.snapshot.endpoints.values()}
+        assert left <= {"a", "b", "c"} - set(names) or change.more
+    assert {endpoint.pod_name for endpoint in translator.snapshot.endpoints.values()} == {"a", "b", "c"} - set(names)
 
 
 @given(st.lists(st.tuples(_LABELS, st.booleans()), max_size=12), _LABELS)
