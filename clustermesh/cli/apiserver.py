@@ -50,6 +50,16 @@ def _show_role(command: click.Context, _option: click.Parameter, wanted: bool) -
 )
 @click.option("--cluster-users-config-path", type=click.Path(path_type=Path), metavar="FILE", help="users.yaml.")
 @click.option(
+    "--clustermesh-default-global-namespace",
+    "in_mesh",
+    type=bool,
+    default=True,
+    is_flag=False,
+    flag_value=True,
+    show_default=True,
+    help="Whether a namespace of the API without the annotation clustermesh.cilium.io/global is in the mesh.",
+)
+@click.option(
     "--show-role",
     is_flag=True,
     is_eager=True,
@@ -100,7 +110,7 @@ async def _publish_kubernetes(context: Path, http: str | None, flags: dict[str, 
     from clustermesh.sources.kubernetes import KubernetesSource
 
     settings, listen = _settings(context, flags), _listen(http, flags["health_port"], flags["prometheus_serve_addr"])
-    await run(settings, lambda: KubernetesSource(access, settings.cluster), listen)
+    await run(settings, lambda: KubernetesSource(access, settings.cluster, in_mesh=flags["in_mesh"]), listen)
     await asking
 
 

@@ -69,13 +69,15 @@ class _SomeList(Struct):
 
 
 class KubernetesSource:
-    """The objects of one cluster's API. Iterate `updates` once, and read the rest between two of them."""
+    """The objects of one cluster's API. Iterate `updates` once, and read the rest between two of them. Namespaces are
+    `in_mesh` or not where they do not say.
+    """
 
-    def __init__(self, access: Access, cluster: Cluster) -> None:
+    def __init__(self, access: Access, cluster: Cluster, *, in_mesh: bool = True) -> None:
         self._access = access
         self._offered: Mapping[str, str] = {}
         self._brains: dict[str, Brain[Ref, Object]] = {}
-        self._translator = Translator(cluster, self, selects=False)
+        self._translator = Translator(cluster, self, selects=False, in_mesh=in_mesh)
         self._changed: dict[Ref, int] = {}
         self._wake = asyncio.Event()
         self._errors: dict[str, str] = {}

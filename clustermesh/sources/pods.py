@@ -11,7 +11,6 @@ from clustermesh.errors import Invalid
 from clustermesh.sources.faults import Faults
 from clustermesh.sources.objects import Namespace, Pod, Ref
 from clustermesh.sources.rules import check_dns_subdomain, parse_ip
-from clustermesh.sources.services import namespace_is_global
 
 
 class PodEndpoint(Struct, frozen=True, gc=False, kw_only=True):
@@ -30,12 +29,12 @@ class PodEndpoint(Struct, frozen=True, gc=False, kw_only=True):
 def translate_pod(
     ref: Ref, pod: Pod, namespace: Namespace | None, host_ip: Address | None, faults: Faults
 ) -> Iterator[PodEndpoint]:
-    """The pod's addresses; none for a pod on the host's network, that has ended, or whose namespace stays at home.
+    """The pod's addresses; none for a pod on the host's network, or that has ended.
 
     `host_ip` is None where the pod's node is not known; the pod's own status is asked then.
     """
     spec, status = pod.spec, pod.status
-    if spec.host_network or status.phase in ("Succeeded", "Failed") or not namespace_is_global(namespace):
+    if spec.host_network or status.phase in ("Succeeded", "Failed"):
         return
     if not faults.check(ref, check_dns_subdomain, "spec.serviceAccountName", spec.service_account_name):
         return

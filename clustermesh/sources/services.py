@@ -16,25 +16,26 @@ from clustermesh.address import Address, is_ipv4
 from clustermesh.errors import Invalid
 from clustermesh.model import Affinity, Cluster, LocalService, Port, Protocol, Zone
 from clustermesh.sources.faults import Faults
-from clustermesh.sources.objects import EndpointSlice, Namespace, Pod, Ref, Service, ServicePort, SliceEndpoint
+from clustermesh.sources.objects import EndpointSlice, Pod, Ref, Service, ServicePort, SliceEndpoint
 from clustermesh.sources.rules import check_dns_label, check_port, parse_ip, parse_protocol
 
 GLOBAL: Final = ("service.cilium.io/global", "io.cilium/global-service")
 SHARED: Final = ("service.cilium.io/shared", "io.cilium/shared-service")
 AFFINITY: Final = ("service.cilium.io/affinity", "io.cilium/service-affinity")
-NAMESPACE_GLOBAL: Final = "clustermesh.cilium.io/global"
 
 _Ports = dict[Address, dict[str, Port]]
 
 
 class ServiceParts(Struct, frozen=True, gc=False, kw_only=True):
-    """Everything one LocalService is made of. `pods` are those its selector holds for; `slices` win over them."""
+    """Everything one LocalService is made of. `pods` are those its selector holds for; `slices` win over them. Its
+    namespace is in the mesh, or not.
+    """
 
     ref: Ref
     service: Service
     slices: Mapping[Ref, EndpointSlice] = {}
     pods: Mapping[Ref, Pod] = {}
-    namespace: Namespace | None = None
+    in_mesh: bool = True
 
 
 def translate_service(cluster: Cluster, parts: ServiceParts, faults: Faults) -> LocalService | None:
@@ -45,7 +46,7 @@ def translate_service(cluster: Cluster, parts: ServiceParts, faults: Faults) -> 
     accepted = _accepted_ports(parts, faults)
     ports = {p.name: Port(protocol=Protocol(p.protocol), port=p.port) for p in accepted}
     frontends = {ip: dict(ports) for ip in _cluster_ips(parts, faults)} if ports else {}
-    is_global = _is_true(_annotation(metadata.annotations, GLOBAL)) and namespace_is_global(parts.namespace)
+    is_global = _is_true(_annotation(metadata.annotations, GLOBAL)) and parts.in_mesh
     found = _from_slices(parts.slices, faults) if parts.slices else _from_pods(parts, accepted, list(frontends), faults)
     return LocalService(
         service=model.Service(
@@ -65,11 +66,6 @@ def translate_service(cluster: Cluster, parts: ServiceParts, faults: Faults) -> 
         is_global=is_global,
         affinity=_affinity(parts, faults) if is_global else Affinity.NONE,
     )
-
-
-def namespace_is_global(namespace: Namespace | None) -> bool:
-    """Namespaces take part in the mesh unless they say no."""
-    return namespace is None or _is_true(namespace.metadata.annotations.get(NAMESPACE_GLOBAL, "true"))
 
 
 def _annotation(annotations: Mapping[str, str], names: tuple[str, str], default: str = "") -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 from clustermesh.address import Address, text
 from clustermesh.model import Cluster
@@ -20,8 +20,10 @@ from clustermesh.sources.index import SERVICE_NAME, Index
 from clustermesh.sources.node_table import NodeTable
 from clustermesh.sources.objects import EndpointSlice, Namespace, Node, Object, Pod, Ref, Service
 from clustermesh.sources.pods import translate_pod
-from clustermesh.sources.services import ServiceParts, namespace_is_global, translate_service
+from clustermesh.sources.services import ServiceParts, translate_service
 from clustermesh.sources.snapshot import Change, Snapshot
+
+NAMESPACE_GLOBAL: Final = "clustermesh.cilium.io/global"
 
 
 class Objects(Protocol):
@@ -43,9 +45,9 @@ class _Dirty:
             self.services[ref] = max(observed, self.services.get(ref, 0))
 
 
-def translate(cluster: Cluster, objects: Mapping[Ref, Object]) -> tuple[Snapshot, list[Fault]]:
+def translate(cluster: Cluster, objects: Mapping[Ref, Object], *, in_mesh: bool = True) -> tuple[Snapshot, list[Fault]]:
     """The whole of `objects` at once."""
-    translator = Translator(cluster, objects)
+    translator = Translator(cluster, objects, in_mesh=in_mesh)
     translator.apply(dict.fromkeys(objects, 0))
     return translator.snapshot, list(translator.faults())
 
@@ -54,12 +56,13 @@ class Translator:
     """Follows a table of objects: `apply` what changed in it, then read `snapshot`.
 
     A service without EndpointSlices has the pods that its selector holds for as backends, where `selects`: in a
-    folder. Where a controller makes slices, what has none has no backends.
+    folder. Where a controller makes slices, what has none has no backends. A namespace that does not say whether it is
+    in the mesh is where `in_mesh` says so; of one that is not, no service is global and no pod is told of.
     """
 
-    def __init__(self, cluster: Cluster, objects: Objects, *, selects: bool = True) -> None:
+    def __init__(self, cluster: Cluster, objects: Objects, *, selects: bool = True, in_mesh: bool = True) -> None:
         self.snapshot = Snapshot(services={}, nodes={}, endpoints={}, identities={})
-        self._cluster, self._objects = cluster, objects
+        self._cluster, self._objects, self._in_mesh = cluster, objects, in_mesh
         self._seen: dict[Ref, Object] = {}
         self._index = Index(selects=selects)
         self._nodes = NodeTable(cluster)
@@ -143,7 +146,7 @@ class Translator:
         self, ref: Ref, value: Namespace, other: Namespace | None, observed: int, dirty: _Dirty
     ) -> None:
         """Whether it takes part concerns all in it, its labels the identities of its pods."""
-        switched = namespace_is_global(value) != namespace_is_global(other)
+        switched = self._takes_part(value) != self._takes_part(other)
         if switched:
             dirty.add_services(self._index.services_in(ref.name), observed)
             dirty.identities.update(self._index.identities_in(ref.name))
@@ -182,12 +185,12 @@ class Translator:
             service=service,
             slices={r: cast(EndpointSlice, self._seen[r]) for r in slices},
             pods={r: cast(Pod, self._seen[r]) for r in pods},
-            namespace=self._namespace(ref.namespace),
+            in_mesh=self._takes_part(self._namespace(ref.namespace)),
         )
 
     def _redo_identity(self, ref: Ref) -> bool:
         faults, found, after = Faults(), self._seen.get(ref), None
-        if isinstance(found, CiliumIdentity) and namespace_is_global(self._namespace(identity_namespace(found))):
+        if isinstance(found, CiliumIdentity) and self._takes_part(self._namespace(identity_namespace(found))):
             after = translate_identity(self._cluster, ref, found, faults)
         self._keep_faults(ref, faults)
         if not ref.name.isdigit():
@@ -205,15 +208,16 @@ class Translator:
         self._keep_faults(ref, faults)
 
     def _claimed(self, ref: Ref, value: Object | None, faults: Faults) -> Mapping[Address, Claim]:
+        namespace = self._namespace(value.namespace if isinstance(value, CiliumEndpointSlice) else ref.namespace)
+        if not self._takes_part(namespace):
+            return {}
         if isinstance(value, Pod):
             node = self.snapshot.nodes.get(value.spec.node_name)
-            endpoints = translate_pod(
-                ref, value, self._namespace(ref.namespace), node.underlay if node else None, faults
-            )
+            endpoints = translate_pod(ref, value, namespace, node.underlay if node else None, faults)
             return {endpoint.ip: endpoint for endpoint in endpoints}
-        if isinstance(value, CiliumEndpoint) and namespace_is_global(self._namespace(ref.namespace)):
+        if isinstance(value, CiliumEndpoint):
             return translate_endpoint(self._cluster, ref, value, faults)
-        if isinstance(value, CiliumEndpointSlice) and namespace_is_global(self._namespace(value.namespace)):
+        if isinstance(value, CiliumEndpointSlice):
             return translate_slice(self._cluster, ref, value, faults)
         return {}
 
@@ -225,6 +229,10 @@ class Translator:
             return True, False, False, 0, ref
         created = "".join(filter(str.isdigit, value.metadata.creation_timestamp))
         return False, isinstance(value, Pod), bool(value.metadata.deletion_timestamp), -int(created or 0), ref
+
+    def _takes_part(self, namespace: Namespace | None) -> bool:
+        said = None if namespace is None else namespace.metadata.annotations.get(NAMESPACE_GLOBAL)
+        return self._in_mesh if said is None else said.lower() == "true"
 
     def _namespace(self, name: str) -> Namespace | None:
         return cast(Namespace | None, self._seen.get(Ref("Namespace", "", name)))

@@ -76,12 +76,13 @@ def _fold(seen: Snapshot, change: Change, now: Snapshot) -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(_STEPS, st.integers(1, 3))
+@given(_STEPS, st.integers(1, 3), st.booleans())
 def test_any_history_ends_as_if_everything_had_been_translated_at_once(
-    steps: list[list[tuple[dict[str, Any], bool]]], most: int
+    steps: list[list[tuple[dict[str, Any], bool]]], most: int, in_mesh: bool
 ) -> None:
     objects: dict[Ref, Object] = {}
-    translator, seen = Translator(kube.ALPHA, objects), Snapshot(services={}, nodes={}, endpoints={}, identities={})
+    translator = Translator(kube.ALPHA, objects, in_mesh=in_mesh)
+    seen = Snapshot(services={}, nodes={}, endpoints={}, identities={})
     for step in steps:
         changed = {}
         for manifest, present in step:
@@ -101,7 +102,7 @@ def test_any_history_ends_as_if_everything_had_been_translated_at_once(
             change = backlog.take(most)
             following = change.more
             _fold(seen, change, translator.snapshot)
-        twin, faults = translate(kube.ALPHA, objects)
+        twin, faults = translate(kube.ALPHA, objects, in_mesh=in_mesh)
         assert translator.snapshot == twin
         assert seen == twin, "a Change names everything that changed"
         assert sorted(translator.faults()) == sorted(faults)

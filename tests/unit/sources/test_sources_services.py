@@ -75,6 +75,19 @@ def test_a_namespace_may_keep_its_services_at_home(text: str | None, is_global: 
     assert (found.is_global, found.service.shared) == (is_global, is_global)
 
 
+@pytest.mark.parametrize(
+    ("namespaces", "is_global"),
+    [([], False), ([kube.namespace("shop")], False), ([kube.namespace("shop", global_="True")], True)],
+)
+def test_where_namespaces_stay_at_home_one_takes_part_that_says_so(
+    namespaces: list[dict[str, Any]], is_global: bool
+) -> None:
+    objects = kube.decode(kube.service("cart"), kube.pod("a", "10.1.0.5", {}), *namespaces)
+    snapshot, _ = translate(kube.ALPHA, objects, in_mesh=False)
+    found = snapshot.services["shop", "cart"]
+    assert (found.is_global, found.service.shared, len(snapshot.endpoints)) == (is_global, is_global, int(is_global))
+
+
 def test_frontends_are_the_cluster_ips_with_all_ports_by_name() -> None:
     ports = [
         {"name": "http", "port": 80, "targetPort": 8080},
