@@ -131,12 +131,17 @@ class Tracker(Generic[K, V]):
 
     def set(self, key: K, value: V) -> None:
         held = self.actual.get(key)
-        if held is None and key not in self._dirty and not self.problems:
-            self.desired[key] = value
-            self._dirty[key] = None  # what is new, at a third of the cost
+        if held is not None and held == value:
+            self.desired[key] = held  # equal values are one object
+            if not self.problems and not self._unsure:
+                self._dirty.pop(key, None)  # what was there, and ...
+                return
         else:
-            self.desired[key] = held if held is not None and held == value else value  # equal values are one object
-            self._mark(key)
+            self.desired[key] = value
+            if key not in self._dirty and not self.problems:
+                self._dirty[key] = None  # ... what is new, at a third of the cost
+                return
+        self._mark(key)
 
     def remove(self, key: K) -> None:
         if self.desired.pop(key, None) is not None:
