@@ -15,7 +15,7 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any, Final
+from typing import Any, Final, Generic
 
 from clustermesh.errors import ClusterMeshError
 from clustermesh.kube.brain import Brain
@@ -57,7 +57,7 @@ async def follow(
     """
     brain = Brain() if brain is None else brain
     clock = asyncio.get_running_loop().time
-    source = _nothing()
+    source, pages = _nothing(), _Pages(client, resource)
     commands = brain.hear(Started(), clock())
     try:
         while True:
@@ -70,10 +70,11 @@ async def follow(
                         await asyncio.sleep(seconds)
                     case request:
                         await source.aclose()
-                        source = _perform(client, resource, request)
+                        source = _perform(client, resource, request, pages)
             commands = brain.hear(await anext(source), clock())
     finally:
         await source.aclose()
+        await pages.drop()
 
 
 async def _nothing() -> AsyncGenerator[Any, None]:
@@ -82,12 +83,12 @@ async def _nothing() -> AsyncGenerator[Any, None]:
 
 
 async def _perform(
-    client: KubeClient, resource: Resource[K, V], request: List | Watch
+    client: KubeClient, resource: Resource[K, V], request: List | Watch, pages: _Pages[K, V]
 ) -> AsyncGenerator[Event[K, V], None]:
     """What comes of `request`; the last of it is a Page, Ended or Failed."""
     try:
         if isinstance(request, List):
-            yield await _list(client, resource, request)
+            yield await _list(resource, request, pages)
         else:
             async with aclosing(_watch(client, resource, request)) as events:
                 async for event in events:
@@ -96,12 +97,57 @@ async def _perform(
         yield Failed(error)
 
 
-async def _list(client: KubeClient, resource: Resource[K, V], request: List) -> Page[K, V]:
-    params = {"limit": str(request.limit), **_selector(resource)}
-    if request.next:
-        params["continue"] = request.next
-    body = await client.get(resource.path, f"list {resource.title}", params, fresh=request.fresh)
-    items, version, token = outline(resource, body)
+class _Pages(Generic[K, V]):
+    """Asks for pages of lists, and for the one that follows before anybody does: one, while that before it is read."""
+
+    def __init__(self, client: KubeClient, resource: Resource[K, V]) -> None:
+        self._client, self._resource = client, resource
+        self._ahead: tuple[List, asyncio.Task[bytes]] | None = None
+
+    async def get(self, request: List) -> bytes:
+        """Raises ClusterMeshError."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] == request:
+            return await ahead[1]
+        await _end(ahead)
+        return await self._ask(request)
+
+    def ask_ahead(self, request: List) -> None:
+        task = asyncio.create_task(self._ask(request))
+        task.add_done_callback(_look_at)
+        self._ahead = request, task
+
+    async def drop(self) -> None:
+        """Nobody will ask for what was asked for ahead."""
+        ahead, self._ahead = self._ahead, None
+        await _end(ahead)
+
+    async def _ask(self, request: List) -> bytes:
+        params = {"limit": str(request.limit), **_selector(self._resource)}
+        if request.next:
+            params["continue"] = request.next
+        if request.cached:  # resourceVersion 0 would do as well, but has the limit ignored
+            params |= {"resourceVersion": "1", "resourceVersionMatch": "NotOlderThan"}
+        what = f"list {self._resource.title}"
+        return await self._client.get(self._resource.path, what, params, fresh=request.fresh)
+
+
+async def _end(ahead: tuple[List, asyncio.Task[bytes]] | None) -> None:
+    if ahead is not None:
+        ahead[1].cancel()
+        await asyncio.wait([ahead[1]])
+
+
+def _look_at(ended: asyncio.Task[bytes]) -> None:
+    """Where nobody comes for it, how it ended is nobody's concern, and asyncio would complain."""
+    if not ended.cancelled():
+        ended.exception()
+
+
+async def _list(resource: Resource[K, V], request: List, pages: _Pages[K, V]) -> Page[K, V]:
+    items, version, token = outline(resource, await pages.get(request))
+    if token:
+        pages.ask_ahead(List(request.limit, token))
     entries = []
     for begin in range(0, len(items), _AT_ONCE):
         entries += decode_items(resource, items[begin : begin + _AT_ONCE])

@@ -73,11 +73,15 @@ Event: TypeAlias = Started | Page[K, V] | Opened | Received[K, V] | Probed | End
 
 
 class List(NamedTuple):
-    """Ask for at most `limit` objects, from `next` on; with newer credentials where `fresh`."""
+    """Ask for at most `limit` objects, from `next` on; with newer credentials where `fresh`.
+
+    Where `cached`, what the server remembers will do, though there may be something newer.
+    """
 
     limit: int
     next: str = ""
     fresh: bool = False
+    cached: bool = False
 
 
 class Watch(NamedTuple):

@@ -41,7 +41,7 @@ class KubeBed:
     """One cluster's API. `start` it; `stop` ends everything; in between it can be killed, frozen and started again."""
 
     def __init__(self, folder: Path, *etcd_flags: str) -> None:
-        self.folder = folder
+        self.folder, self.patience = folder, PATIENCE
         folder.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
         self.url = f"https://127.0.0.1:{self.port}"
@@ -211,7 +211,7 @@ class KubeBed:
             )
 
     def _until_ready(self) -> None:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + self.patience
         while True:
             process = self._processes["apiserver"]
             if process.poll() is not None:

@@ -38,6 +38,7 @@ def folder() -> Iterator[Path]:
 async def kubernetes(home: Path, objects: Objects) -> AsyncIterator[KubeBed]:
     """An API that has the objects: they are written where it keeps them, which takes seconds and not minutes."""
     bed = KubeBed(home / "kube", _QUOTA)
+    bed.patience = PATIENCE  # it reads a hundred thousand Pods before it is ready
     try:
         await bed.etcd.start()
         async with EtcdClient(bed.etcd.endpoints) as client:

@@ -63,8 +63,10 @@ class Server:
         self._history = []
         self._snapshots = {version: dict(self.objects)}
 
-    def page(self, limit: int, token: str) -> Page[str, str] | Failed:
-        version, _, after = token.partition("/") if token else (str(self.version), "", "")
+    def page(self, limit: int, token: str, cached: bool) -> Page[str, str] | Failed:
+        """What is asked of its cache is as old as can be."""
+        newest = min(v for v in self._snapshots if v >= self.compacted) if cached else self.version
+        version, _, after = token.partition("/") if token else (str(newest), "", "")
         if int(version) < self.compacted or int(version) not in self._snapshots:
             return Failed(Expired("compacted"))
         snapshot = self._snapshots[int(version)]
@@ -118,8 +120,8 @@ class Shell:
     def step(self) -> None:
         """The server does what was asked, or tells what the watch has not told."""
         match self.request:
-            case List(limit, token):
-                self.hear(self.server.page(limit, token))
+            case List(limit, token, _, cached):
+                self.hear(self.server.page(limit, token, cached))
             case Watch(version) if not self.watching:
                 self.watching, self.at = True, int(version)
                 self.hear(Opened())

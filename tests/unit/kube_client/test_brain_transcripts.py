@@ -105,8 +105,9 @@ def _entry(word: str) -> Entry[str, str]:
 
 def _shown(command: Command[str, str]) -> str:
     match command:
-        case List(limit, token, fresh):
-            return " ".join(["list", str(limit), *(["from", token] if token else []), *(["fresh"] if fresh else [])])
+        case List(limit, token, fresh, cached):
+            marks = [name for name, given in (("fresh", fresh), ("cached", cached)) if given]
+            return " ".join(["list", str(limit), *(["from", token] if token else []), *marks])
         case Watch(version, fresh):
             return f"watch {version} fresh" if fresh else f"watch {version}"
         case Wait(seconds):
