@@ -179,7 +179,8 @@ class Tracker(Generic[K, V]):
         if value is None:
             self.actual.pop(key, None)
         else:
-            self.actual[key] = value
+            wanted = self.desired.get(key)
+            self.actual[key] = value if wanted is None or wanted != value else wanted  # equal values are one object
         self._mark(key)
 
     @property

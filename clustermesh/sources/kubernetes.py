@@ -128,8 +128,7 @@ class KubernetesSource:
                         if task.done():
                             task.result()  # none ends but by a fault of ours
                     if all(brain.complete for brain in self._brains.values()):
-                        changed, self._changed = self._changed, {}
-                        for change in self._translator.portions(changed, _AT_ONCE):
+                        for change in self._translator.portions(self._take_changed(), _AT_ONCE):
                             yield change
                             await asyncio.sleep(0)
             finally:
@@ -156,6 +155,10 @@ class KubernetesSource:
                 _LOG.info("%s: %d objects listed", kind, len(self._brains[kind].known))
             self._changed.update(dict.fromkeys(item.changes, time.time_ns()))
         self._wake.set()
+
+    def _take_changed(self) -> dict[Ref, int]:
+        changed, self._changed = self._changed, {}
+        return changed
 
     async def _choose(self, client: KubeClient) -> Mapping[str, str]:
         """The kinds to follow, each with its version, once the API says what it serves."""

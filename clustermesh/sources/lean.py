@@ -91,7 +91,7 @@ def decode_pod(data: msgspec.Raw) -> tuple[Ref, Pod]:
             intern(metadata.creation_timestamp),
             metadata.deletion_timestamp,
         ),
-        PodSpec(intern(spec.node_name), spec.host_network, intern(spec.service_account_name), "", "", _NO_CONTAINERS),
+        _spec(spec.node_name, spec.host_network, spec.service_account_name),
         PodStatus(
             intern(status.phase),
             status.pod_ip,
@@ -131,6 +131,11 @@ def decode_slice(data: msgspec.Raw) -> tuple[Ref, EndpointSlice]:
 def _endpoint(found: SliceEndpoint) -> SliceEndpoint:
     conditions = _conditions(found.conditions.ready, found.conditions.serving)
     return SliceEndpoint(found.addresses, conditions, found.hostname, intern(found.zone), found.hints)
+
+
+@lru_cache(_SHARED)
+def _spec(node_name: str, host_network: bool, service_account_name: str) -> PodSpec:
+    return PodSpec(intern(node_name), host_network, intern(service_account_name), "", "", _NO_CONTAINERS)
 
 
 @lru_cache(_SHARED)

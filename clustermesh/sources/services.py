@@ -7,6 +7,7 @@ discovery/v1. A part that breaks a rule (one address, one port) is left out with
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Final
 
 from msgspec import Struct
@@ -23,7 +24,7 @@ GLOBAL: Final = ("service.cilium.io/global", "io.cilium/global-service")
 SHARED: Final = ("service.cilium.io/shared", "io.cilium/shared-service")
 AFFINITY: Final = ("service.cilium.io/affinity", "io.cilium/service-affinity")
 
-_Ports = dict[Address, dict[str, Port]]
+_Ports = dict[Address, Mapping[str, Port]]
 
 
 class ServiceParts(Struct, frozen=True, gc=False, kw_only=True):
@@ -127,7 +128,8 @@ class _Found:
 
     def add(self, ip: Address, ports: Mapping[str, Port], hostname: str, zone: Zone) -> None:
         """Several slices may hold one address, each with other ports; where they disagree the first one counts."""
-        self.backends[ip] = {**ports, **self.backends.get(ip, {})}
+        known = self.backends.get(ip)
+        self.backends[ip] = {**ports, **known} if known else ports  # nearly all of a slice have those of the slice
         if hostname:
             self.hostnames.setdefault(ip, hostname)
         if zone.zone or zone.for_zones:
@@ -143,12 +145,17 @@ def _from_slices(slices: Mapping[Ref, EndpointSlice], faults: Faults) -> _Found:
         for number, endpoint in enumerate(endpoint_slice.endpoints):
             if not _answers(endpoint):
                 continue
-            zone = Zone(zone=endpoint.zone, for_zones=tuple(hint.name for hint in endpoint.hints.for_zones))
+            zone = _zone(endpoint.zone, tuple(hint.name for hint in endpoint.hints.for_zones))
             for text in endpoint.addresses:
                 ip = faults.check(ref, parse_ip, f"endpoints[{number}].addresses", text)
                 if ip and ports:
                     found.add(ip, ports, endpoint.hostname, zone)
     return found
+
+
+@lru_cache(1024)
+def _zone(name: str, hints: tuple[str, ...]) -> Zone:
+    return Zone(zone=name, for_zones=hints)
 
 
 def _answers(endpoint: SliceEndpoint) -> bool:
