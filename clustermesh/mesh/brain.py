@@ -15,6 +15,7 @@ The rules:
    writes its entries after. What vanishes since then, by a deletion or from a list, is believed if heartbeat and canary
    did not vanish before or with it (somebody deleted all keys). That one reads in etcd: each watch has its own time.
    So it does whether an entry has moved to the twin of its table.
+   What died with a lease that is not the heartbeat's is kept until a beat `settle` seconds later; then it is listed.
 6. A heartbeat or a canary that vanishes makes the cluster stale. What vanished otherwise (leases end, an etcd is being
    filled, a watch tells of old times) is kept. Once the writer is proven its table is listed again, and that list is
    believed.
@@ -113,6 +114,7 @@ class ReaderBrain:
         self._attesting = self._canaries_known = False
         self._heard_at: float | None = None
         self._answered_at = 0.0
+        self._asked = frozenset[int]()  # about these deletions
         self._sought = frozenset[bytes]()  # in twins of tables, by the question under way
         self._attempted = self._recheck = self._audit = 0.0
         self._delay = _FIRST_DELAY
@@ -386,8 +388,13 @@ class ReaderBrain:
         if self._attesting or not any(each.gone for each in self._tables.values()):
             return ()
         self._attesting = True
-        self._sought = self._seek()
-        return [messages.Attest((keys.HEARTBEAT, *self._canaries, *sorted(self._sought)))]
+        self._sought, deletions = self._seek(), self._deletions()
+        self._asked = frozenset(deletions)
+        witnesses = (keys.HEARTBEAT, *self._canaries, *sorted(self._sought))
+        return [messages.Attest(witnesses, deletions, self._writer.lease)]
+
+    def _deletions(self) -> dict[int, bytes]:
+        return {revision: key for each in self._tables.values() for revision, key in each.deletions().items()}
 
     def _hear_witnesses(self, event: messages.Attested, now: float) -> Iterable[Command]:
         self._attesting = False
@@ -398,10 +405,13 @@ class ReaderBrain:
             if self._proof(reading.table, now) is None or not event.created.keys() >= reading.witnesses:
                 reading.doubt()  # that a witness is not there, its own watch is about to tell
             elif reading.table.twin is None or not commands:  # else what its twin holds may be about to go
-                commands += reading.settle(event.created, event.revision, self._sought)
-                if reading.doubted:
+                commands += reading.settle(event, self._sought, self._asked)
+                if reading.lost_a_lease:  # who wrote it lives: it is soon there again, or it is not
+                    reading.believed_from = now + self.terms.settle
+                elif reading.doubted:
                     self._lose_heartbeat(now)
-        return [*commands, *(self._attest() if commands or self._seek() - self._sought else ())]
+        more = commands or self._seek() - self._sought or self._deletions().keys() - self._asked
+        return [*commands, *(self._attest() if more else ())]
 
     def _seek(self) -> frozenset[bytes]:
         """Where in twins of tables what has vanished may be."""
@@ -409,7 +419,9 @@ class ReaderBrain:
 
     def _believe(self, now: float) -> None:
         """List again the tables of which something is kept that vanished, where there is proof by now."""
-        doubted = (each for each in self._tables.values() if each.doubted)
+        doubted = (
+            each for each in self._tables.values() if each.doubted and self._writer.has_beaten(each.believed_from)
+        )
         self._start_soon([each for each in doubted if self._proof(each.table, now) is not None], now)
 
     def _proof(self, table: Table, now: float) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any, Final, TypeAlias
 
 from msgspec import Struct
@@ -69,10 +69,11 @@ class Heard(Struct, frozen=True):
 
 class Attested(Struct, frozen=True):
     """Those of the keys asked for that are there, at `revision` or later, and when each was `created`, a revision, too.
-    None of them where that cannot be read."""
+    None of them where that cannot be read. At those of the deletions that are `ends`, a lease may have ended."""
 
     created: Mapping[bytes, int] | None
     revision: int = 0
+    ends: Set[int] = frozenset()
 
 
 class Audited(Struct, frozen=True):
@@ -116,9 +117,12 @@ class Follow(Struct, frozen=True):
 
 
 class Attest(Struct, frozen=True):
-    """Read since when `keys` are there; Attested is the answer."""
+    """Read since when `keys` are there, and at which of the `deletions`, revisions with one key each, a lease may have
+    ended that is not `living`; Attested is the answer."""
 
     keys: tuple[bytes, ...]
+    deletions: Mapping[int, bytes] = {}
+    living: int = 0
 
 
 class Audit(Struct, frozen=True):

@@ -30,6 +30,7 @@ from clustermesh.store.backoff import Reconnect
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.digest import read_digests
 from clustermesh.store.follow import QUIET, Changed, Follower, Interrupted, Listed, Newest, Nothing, Put, follow
+from clustermesh.store.lease_ends import find_lease_ends
 from clustermesh.store.operations import DigestOf
 from clustermesh.wire import cluster_config, keys
 
@@ -152,8 +153,8 @@ class ClusterReader:
                             return after
                         case messages.Ask():
                             following.start(messages.Ask, self._ask(client))
-                        case messages.Attest(witnesses):
-                            following.start(messages.Attest, _attest(client, witnesses))
+                        case messages.Attest():
+                            following.start(messages.Attest, _attest(client, command))
                         case messages.Audit(wanted):
                             following.start(messages.Audit, _audit(client, wanted))
                         case messages.Follow(prefix, live):
@@ -314,13 +315,16 @@ class _Following:
                     yield messages.Heard(prefix, part)
 
 
-async def _attest(client: EtcdClient, witnesses: Sequence[bytes]) -> AsyncIterator[Event]:
+async def _attest(client: EtcdClient, wanted: messages.Attest) -> AsyncIterator[Event]:
+    ends = frozenset[int]()
     try:
-        revision, created = await client.created(witnesses)
+        if wanted.deletions:
+            ends = await find_lease_ends(client, wanted.deletions, wanted.living)
+        revision, created = await client.created(wanted.keys)
     except ClusterMeshError:
         yield messages.Attested(None)
     else:
-        yield messages.Attested(created, revision)
+        yield messages.Attested(created, revision, ends)
 
 
 async def _audit(client: EtcdClient, wanted: Sequence[DigestOf]) -> AsyncIterator[Event]:

@@ -9,7 +9,7 @@ from zlib import crc32
 
 from clustermesh.errors import Invalid
 from clustermesh.mesh.authority import Limits
-from clustermesh.mesh.messages import Accept, Command, Follow, Put, Refuse, Remove, Unnamed, Whole
+from clustermesh.mesh.messages import Accept, Attested, Command, Follow, Put, Refuse, Remove, Unnamed, Whole
 from clustermesh.mesh.tables import Table
 from clustermesh.mesh.tally import Tally
 from clustermesh.model import Cluster
@@ -20,6 +20,7 @@ from clustermesh.wire import keys
 
 MOST_NAMED: Final = 2_000  # of a table: a peer full of garbage must not fill this node's memory
 MOST_SETTLED: Final = 2_000  # of what vanished: some 3 ms
+MOST_ENDS: Final = 20  # revisions of deletions that are asked about at once
 MOST_SOUGHT: Final = 20  # of what may be in a twin; etcd answers for a hundred keys or so at once
 _SHOWN: Final = 200  # characters of a refused key: it may have a million, and goes into status
 
@@ -28,6 +29,7 @@ class _Vanished(NamedTuple):
     at: int  # the revision of the deletion, or of the list that did not have it
     since: int  # the last one at which it was there; 0 where that was before this attempt
     told: int = 0  # that of the deletion
+    key: bytes = b""  # of which it was told
 
 
 class Reading:
@@ -40,7 +42,8 @@ class Reading:
 
     def __init__(self, table: Table, cluster: Cluster, limits: Limits, held: Callable[[str], Set[Any]]) -> None:
         self.table, self.tally = table, Tally(table.prefix)
-        self.followed = self.whole = self.doubted = False
+        self.followed = self.whole = self.doubted = self.lost_a_lease = False
+        self.believed_from = 0.0  # no beat before that says that what is doubted is gone
         self._cluster, self._limits, self._held = cluster, limits, held
         self.gone: dict[Any, _Vanished] = {}
         self.witnesses = {keys.HEARTBEAT, table.canary or keys.HEARTBEAT}
@@ -53,7 +56,7 @@ class Reading:
         self._counted = 0  # of them
 
     def start(self) -> Follow:
-        self.followed, self.whole, self.doubted = True, False, False
+        self.followed, self.whole, self.doubted, self.lost_a_lease = True, False, False, False
         self.gone = {}
         self.forget_list()
         return Follow(self.table.prefix)
@@ -86,6 +89,14 @@ class Reading:
                 commands += self._put(event.kv, 0, held)
         return commands if item.more else commands + self._end_list(item.revision, proof)
 
+    def deletions(self) -> dict[int, bytes]:
+        """When something was deleted that is gone, and one key of those: MOST_ENDS of them. A lease ends at once."""
+        found = dict[int, bytes]()
+        for vanished in self.gone.values():
+            if vanished.told and len(found) < MOST_ENDS:
+                found.setdefault(vanished.told, vanished.key)
+        return found
+
     def sought(self) -> list[bytes]:
         """Where what has vanished may stand by now, here or in the twin: of MOST_SOUGHT at once."""
         if (twin := self.table.twin) is None:
@@ -100,18 +111,23 @@ class Reading:
             return False
         return any(key in created or key not in sought for key in twin.keys_of(name))
 
-    def settle(self, created: Mapping[bytes, int], revision: int, sought: Set[bytes] = frozenset()) -> list[Command]:
-        """What vanished until `revision` is believed where heartbeat and canary, which are there, had been `created`
-        before, or the canary after the heartbeat, by a writer that had all there. MOST_SETTLED at once. What is in the
-        twin, for which the keys `sought` were asked, has not vanished."""
+    def settle(self, event: Attested, sought: Set[bytes] = frozenset(), asked: Set[int] = frozenset()) -> list[Command]:
+        """What vanished until the revision of `event` is believed where heartbeat and canary, which are there, had been
+        created before, or the canary after the heartbeat, by a writer that had all there. MOST_SETTLED at once. What is
+        in the twin, for which the keys `sought` were asked, has not vanished; what was deleted at a revision that was
+        not `asked` about waits; what may have died with a lease is doubted."""
+        created, revision = event.created or {}, event.revision
         heartbeat = created[keys.HEARTBEAT]
         canary = 0 if self.table.canary is None else created[self.table.canary]
         commands = list[Command]()
         for name, vanished in list(islice(self.gone.items(), MOST_SETTLED)):
-            if vanished.at > revision or self._has_moved(name, created, sought):
+            unasked = vanished.told and vanished.told not in asked
+            if vanished.at > revision or unasked or self._has_moved(name, created, sought):
                 continue
             del self.gone[name]
-            if (heartbeat <= vanished.since or heartbeat < canary) and canary <= vanished.at:
+            if vanished.told in event.ends:
+                self.doubted = self.lost_a_lease = True
+            elif (heartbeat <= vanished.since or heartbeat < canary) and canary <= vanished.at:
                 commands.append(Remove(self.table.kind, name, vanished.told))
             else:
                 self.doubted = True
@@ -174,7 +190,7 @@ class Reading:
             return ()
         if not held:
             return (Remove(self.table.kind, name, event.mod_revision), *self._accept(event.key))
-        self.gone[name] = _Vanished(event.mod_revision, event.mod_revision, event.mod_revision)
+        self.gone[name] = _Vanished(event.mod_revision, event.mod_revision, event.mod_revision, event.key)
         return self._accept(event.key)
 
     def _end_list(self, revision: int, proof: int | None) -> list[Command]:

@@ -23,7 +23,7 @@ class Writer:
         self._beat: float | None = None
         self._alive_since = 0.0
         self._alive = self._settled = 0  # revisions of the beats since which it lives without a gap, and long enough
-        self._lease = 0
+        self.lease = 0  # of its heartbeat
 
     def beat(self, heartbeat: KeyValue, now: float) -> None:
         """The heartbeat was heard to change."""
@@ -31,11 +31,15 @@ class Writer:
             self._alive_since, self._alive, self._settled = now, heartbeat.mod_revision, 0
         if not self._settled and now >= self._alive_since + self._terms.settle:
             self._settled = heartbeat.mod_revision
-        self._beat, self._lease = now, heartbeat.lease
+        self._beat, self.lease = now, heartbeat.lease
 
     def stop(self) -> None:
         """The heartbeat is gone, or was."""
         self._beat = None
+
+    def has_beaten(self, since: float) -> bool:
+        """Whether it has at `since` or later."""
+        return self._beat is not None and self._beat >= since
 
     @property
     def silent_from(self) -> float:
@@ -50,7 +54,7 @@ class Writer:
         if not self._lives(now):
             return None
         proofs = [self._settled] if self._settled else []
-        if canary is not None and canary.lease == self._lease:
+        if canary is not None and canary.lease == self.lease:
             proofs.append(max(self._alive, canary.revision))
         return min(proofs, default=None)
 

@@ -410,3 +410,29 @@ async def test_a_peer_file_starts_a_reader_and_its_removal_drains_the_cluster(
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_what_hung_on_one_of_its_writers_leases_is_kept_until_the_writer_has_written_it_again(  # type: ignore[no-untyped-def]
+    client: EtcdClient, sink: StateSink, reading
+) -> None:
+    """More than a thousand keys hang on several; somebody ends one by hand."""
+    await publish(client)
+    other = await client.grant(600)
+    await client.put(WEB, web("10.2.1.5"), other)
+    async with reading(terms=Terms(settle=1.0)) as reader:
+        await until(lambda: reader.session.state is State.FRESH)
+        await beat(client)
+        await until(lambda: reader.brain._writer._beat is not None)
+        take_all(sink.state)
+        await client.revoke(other)
+        services = reader.brain._tables[keys.state_prefix("services", BETA)]
+        await until(lambda: services.lost_a_lease)
+        assert sink.view().services
+        await client.put(WEB, web("10.2.1.5"), await client.grant(600))
+        async with asyncio.timeout(20):
+            while services.doubted:
+                await beat(client)
+                await asyncio.sleep(0.1)
+        assert not take_all(sink.state), "nobody has noticed"
+        await client.delete(WEB)
+        await until(lambda: not sink.view().services)

@@ -7,6 +7,7 @@ canaries last; leases end minutes after their writer (900 s and a heartbeat of 6
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from itertools import count
 
 from clustermesh.errors import Refused, Unavailable
@@ -100,6 +101,33 @@ class SimCluster:
             del self._ending[lease]
             if gone := [key for key, kv in self.store.items() if kv.lease == lease]:
                 self._apply(dict.fromkeys(gone), 0)
+
+    def revoke_lease(self, now: float) -> None:
+        """Somebody ends one of those that a living writer keeps; it puts back what is gone, under another."""
+        if self.alive and not self.todo:
+            lease = self.rng.choice(self._leases)
+            self._leases = [next(self._numbers), *(each for each in self._leases if each != lease)]
+            self._returned = now
+            gone = [key for key, kv in self.store.items() if kv.lease == lease]
+            if gone:
+                self._apply(dict.fromkeys(gone), 0)
+            if keys.HEARTBEAT in gone:
+                self.beat(now)
+            self._write_all({})
+            self.todo = {key: value for key, value in self.todo.items() if key in gone}
+
+    def lease_ends(self, deletions: Mapping[int, bytes], living: int) -> frozenset[int]:
+        """Those at which a key has gone whose lease is no more."""
+        lives = {0, living, *self._leases, *self._ending}
+        before = {
+            revision: [
+                event.kv.lease
+                for at, event in self.history
+                if at < revision and isinstance(event, Written) and event.kv.key == key
+            ]
+            for revision, key in deletions.items()
+        }
+        return frozenset(revision for revision, leases in before.items() if leases and leases[-1] not in lives)
 
     def empty(self, now: float) -> None:
         """etcd is started anew without its data; a writer that lives fills it under new leases."""

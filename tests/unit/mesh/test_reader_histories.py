@@ -39,7 +39,7 @@ class World:
         self.held: dict[str, dict[bytes, bytes]] = {kind: {} for kind in KINDS}
         self.streams: dict[bytes, SimStream] = {}
         self.asked = False
-        self.attesting: tuple[bytes, ...] = ()
+        self.attesting: messages.Attest | None = None
         self.auditing: tuple[DigestOf, ...] = ()
         self.vanished: dict[bytes, tuple[int, int]] = {}  # when each name was last told, or seen in a list, to be gone
         self.restart()
@@ -49,7 +49,7 @@ class World:
         held = {**self.held, "refused": {}, "unnamed": {}, "short": {}}
         terms = messages.Terms(audit=100.0)
         self.brain = ReaderBrain("beta", lambda _n, _c: TABLES, lambda kind: held[kind].keys(), terms, rng=self.rng)
-        self.streams, self.asked, self.attesting, self.auditing = {}, False, (), ()
+        self.streams, self.asked, self.attesting, self.auditing = {}, False, None, ()
         self.hear(messages.Restored(ClusterConfig(id=2)))
 
     # -- what may happen -----------------------------------------------------------------------------------------------
@@ -72,6 +72,11 @@ class World:
                         stream.cut()
             case "restart":
                 self.restart()
+            case "revoke_lease":
+                if self.brain.session.state is State.FRESH:
+                    self.wait(1.0)
+                    self.cluster.revoke_lease(self.now)
+                    self.wait(40.0)
             case "keep_silent":
                 self.keep_silent()
             case "tell":
@@ -101,12 +106,14 @@ class World:
             self.tell_of(self.rng.choice(sorted(self.streams)))
 
     def attest(self) -> None:
-        witnesses, self.attesting = self.attesting, ()
+        wanted, self.attesting = self.attesting, None
+        assert wanted is not None
         if self.cluster.revoked or self.rng.random() < 0.1:
             self.hear(messages.Attested(None))
             return
-        created = {key: self.cluster.created[key] for key in witnesses if key in self.cluster.created}
-        self.hear(messages.Attested(created, self.cluster.revision))
+        created = {key: self.cluster.created[key] for key in wanted.keys if key in self.cluster.created}
+        ends = self.cluster.lease_ends(wanted.deletions, wanted.living)
+        self.hear(messages.Attested(created, self.cluster.revision, ends))
 
     def answer(self) -> None:
         questions, self.auditing = self.auditing, ()
@@ -210,14 +217,14 @@ class World:
                     self.held[kind].pop(name, None)
                 case messages.Follow(prefix, live):
                     self.streams[prefix] = SimStream(self.cluster, prefix, live)
-                case messages.Attest(witnesses):
-                    self.attesting = witnesses
+                case messages.Attest():
+                    self.attesting = command
                 case messages.Audit(questions):
                     self.auditing = questions
                 case messages.Ask():
                     self.asked = True
                 case messages.Again():
-                    self.streams, self.asked, self.attesting, self.auditing = {}, False, (), ()
+                    self.streams, self.asked, self.attesting, self.auditing = {}, False, None, ()
                     break
                 case messages.Drain():
                     raise AssertionError("nobody has a reason to")
@@ -240,7 +247,7 @@ ACTIONS = [
     *("work", "wait", "change", "end_lease") * 3,
     *("die", "come_back", "beat", "cut", "restart") * 2,
     *("compact", "empty", "wipe", "configure", "revoke", "sleep", "decline"),
-    *("keep_silent",) * 2,
+    *("keep_silent", "revoke_lease") * 2,
 ]
 
 

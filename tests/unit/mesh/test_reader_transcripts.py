@@ -147,7 +147,8 @@ class Play:
                 return messages.Attested(None)
             case "witnesses", [revision, *pairs]:
                 created = dict(pair.split("=") for pair in pairs)
-                return messages.Attested({_place(key): int(at) for key, at in created.items()}, int(revision))
+                ends = frozenset(map(int, created.pop("ends", "").split(",") if "ends" in created else ()))
+                return messages.Attested({_place(key): int(at) for key, at in created.items()}, int(revision), ends)
             case "digests", ["unread"]:
                 return messages.Audited(None)
             case "digests", [kind, revision, number, *written]:

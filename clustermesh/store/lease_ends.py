@@ -1,0 +1,43 @@
+"""Whether keys were deleted, or have died with their leases: etcd tells of both in the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from clustermesh.errors import Refused
+from clustermesh.store import methods
+from clustermesh.store import rpc_pb2 as pb
+from clustermesh.store.client import EtcdClient
+from clustermesh.store.faults import Compacted
+
+
+async def find_lease_ends(client: EtcdClient, deletions: Mapping[int, bytes], living: int) -> frozenset[int]:
+    """Those of `deletions`, revisions with one key each that was deleted then, at which a lease may have ended.
+
+    Whose lease lives still, like the one that is known to be `living`, was deleted. Of what etcd has forgotten nothing
+    is known. Raises ClusterMeshError.
+    """
+    try:
+        leases = await _leases_before(client, deletions)
+    except Compacted:
+        return frozenset()
+    ended = [lease for lease in set(leases.values()) - {0, living} if not await _lives(client, lease)]
+    return frozenset(revision for revision, lease in leases.items() if lease in ended)
+
+
+async def _leases_before(client: EtcdClient, deletions: Mapping[int, bytes]) -> Mapping[int, int]:
+    """The lease that each key had, 0 for none."""
+    reads = [
+        pb.RequestOp(request_range=pb.RangeRequest(key=key, revision=revision - 1, keys_only=True, serializable=True))
+        for revision, key in deletions.items()
+    ]
+    answer = await client.call(methods.TXN, pb.TxnRequest(success=reads))
+    found = (next(iter(each.response_range.kvs), None) for each in answer.responses)
+    return {revision: 0 if kv is None else kv.lease for revision, kv in zip(deletions, found, strict=True)}
+
+
+async def _lives(client: EtcdClient, lease: int) -> bool:
+    try:
+        return bool((await client.call(methods.LEASE_TIME_TO_LIVE, pb.LeaseTimeToLiveRequest(ID=lease))).TTL > 0)
+    except Refused:  # newer etcds: keys hang on it that are none of our business
+        return True

@@ -1,0 +1,22 @@
+"""Keys that were deleted are told from those that died with their lease, as far as etcd remembers."""
+
+from __future__ import annotations
+
+from clustermesh.store.client import EtcdClient
+from clustermesh.store.lease_ends import find_lease_ends
+
+
+async def test_a_deletion_is_told_from_the_end_of_a_lease(client: EtcdClient) -> None:
+    heartbeat, living, ending = [await client.grant(600) for _ in range(3)]
+    for key, lease in ((b"a", 0), (b"b", living), (b"c", ending), (b"d", ending), (b"e", heartbeat)):
+        await client.put(key, b"", lease)
+    deleted = {await client.delete(key): key for key in (b"a", b"b", b"c", b"e")}
+    assert await find_lease_ends(client, deleted, heartbeat) == frozenset()
+    await client.revoke(ending)
+    *_, fourth = deleted
+    ended = fourth + 1
+    third = next(revision for revision, key in deleted.items() if key == b"c")
+    assert await find_lease_ends(client, {**deleted, ended: b"d"}, heartbeat) == {third, ended}, "c may have died, too"
+    assert await find_lease_ends(client, {ended: b"nobody's"}, heartbeat) == frozenset()
+    await client.compact(await client.put(b"f", b""))
+    assert await find_lease_ends(client, {ended: b"d"}, heartbeat) == frozenset()
