@@ -128,6 +128,8 @@ KVSTOREMESH: Final = _table(
     Metric("clustermesh_kvstoremesh_problems", "What is not copied, and peers that are lost"),
     Metric("clustermesh_kvstoremesh_entries", "Entries of a cluster that are held, copied or not", (*_PEER, "kind")),
     Metric("clustermesh_kvstoremesh_refused_entries", "Entries that are not copied", (*_PEER, "reason")),
+    Metric("clustermesh_kvstoremesh_limit", "How much a cluster may have copied", (*_PEER, "limit")),
+    Metric("clustermesh_kvstoremesh_limit_used", "How much of it is used", (*_PEER, "limit")),
     Metric("clustermesh_kvstoremesh_drift_total", "Keys found changed by others", ("scope",)),
     Metric("clustermesh_kvstoremesh_leases", "Leases kept alive"),
 )

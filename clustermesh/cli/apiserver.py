@@ -12,11 +12,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clustermesh.cli import context_option
-from clustermesh.errors import Invalid
+from clustermesh.cli.own_cluster import (
+    listen_at,
+    mirrored,
+    mirrored_options,
+    own_cluster_options,
+    settings_of,
+    take_others,
+)
 from clustermesh.standalone.context import load
 
 if TYPE_CHECKING:
-    from clustermesh.apiserver.settings import Settings
+    from collections.abc import Callable
+
+    from clustermesh.sources.source import Source
 
 
 def _show_role(command: click.Context, _option: click.Parameter, wanted: bool) -> None:
@@ -42,12 +51,7 @@ def _show_role(command: click.Context, _option: click.Parameter, wanted: bool) -
 @click.option("--http", metavar="HOST:PORT", help="Where to serve health and metrics. [default: 127.0.0.1:9880]")
 @click.option("--kubeconfig", "--k8s-kubeconfig-path", default="", metavar="FILE", help="How to reach the API.")
 @click.option("--kube-context", default="", metavar="NAME", help="The context in the kubeconfig.")
-@click.option("--cluster-name", metavar="NAME", help="The cluster, where no folder describes it.")
-@click.option("--cluster-id", type=int, default=0, metavar="ID", help="Its number.")
-@click.option("--max-connected-clusters", type=int, default=255, metavar="255|511", help="As in all of the mesh.")
-@click.option(
-    "--kvstore-opt", multiple=True, metavar="KEY=VALUE", help="etcd.config=FILE says where the own etcd is; repeatable."
-)
+@own_cluster_options
 @click.option("--cluster-users-config-path", type=click.Path(path_type=Path), metavar="FILE", help="users.yaml.")
 @click.option(
     "--clustermesh-default-global-namespace",
@@ -67,8 +71,11 @@ def _show_role(command: click.Context, _option: click.Parameter, wanted: bool) -
     callback=_show_role,
     help="Print the ClusterRole that --source kubernetes needs, and end.",
 )
-@click.option("--health-port", type=int, metavar="PORT", help="As --http, on every address.")
-@click.option("--prometheus-serve-addr", default="", metavar="[HOST]:PORT", help="Where to serve metrics, too.")
+@click.option(
+    "--mirror", is_flag=True, help="Mirror the connected clusters as well, instead of `clustermesh kvstoremesh`."
+)
+@mirrored_options
+@click.option("--mirror-http", metavar="HOST:PORT", help="Where to serve the mirror's. [default: 127.0.0.1:9881]")
 def apiserver(command: click.Context, context: Path, source: str | None, http: str | None, **flags: Any) -> None:
     """Publish the cluster's services, nodes, identities and endpoints into its own etcd, for its peers to read.
 
@@ -76,6 +83,7 @@ def apiserver(command: click.Context, context: Path, source: str | None, http: s
     Examples:
       clustermesh apiserver --context /srv/alpha --http 127.0.0.1:9880
       clustermesh apiserver --context /srv/alpha --source kubernetes --kubeconfig ~/.kube/config
+      clustermesh apiserver --context /srv/alpha --mirror
       clustermesh apiserver --cluster-name alpha --cluster-id 1 --kvstore-opt etcd.config=/etc/etcd-config.yaml
     """
     import asyncio
@@ -83,18 +91,36 @@ def apiserver(command: click.Context, context: Path, source: str | None, http: s
 
     from clustermesh.heap import one_heap
 
-    if command.args and flags["cluster_name"] is None:
-        raise click.NoSuchOption(command.args[0], ctx=command)
+    others = take_others(command, flags["cluster_name"])
     one_heap()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for warning in others:  # a chart for another release must not keep the cluster from being published
+        logging.warning("%s", warning)
     if source == "folder" or (source is None and flags["cluster_name"] is None):
-        from clustermesh.apiserver import run_folder
+        asyncio.run(_publish_folder(context, http, flags))
+    else:
+        asyncio.run(_publish_kubernetes(context, http, flags))
 
-        asyncio.run(run_folder(load(context), http or "127.0.0.1:9880"))
-        return
-    for argument in command.args:  # a chart for another release must not keep the cluster from being published
-        logging.warning("%s: is no flag of this program, and ignored", argument)
-    asyncio.run(_publish_kubernetes(context, http, flags))
+
+async def _publish_folder(context: Path, http: str | None, flags: dict[str, Any]) -> None:
+    from clustermesh.sources.folder import FolderSource
+
+    cluster = load(context)
+    await _serve(lambda: FolderSource(cluster.manifests, cluster.cluster), context, http, flags)
+
+
+async def _serve(make_source: Callable[[], Source], context: Path, http: str | None, flags: dict[str, Any]) -> None:
+    settings, listen = settings_of(context, flags), listen_at(http, flags, "127.0.0.1:9880")
+    if flags["mirror"]:
+        from clustermesh.mirror.together import Mirrored, run_both
+
+        peers, access = mirrored(context, flags)
+        at = [flags["mirror_http"] or "127.0.0.1:9881"]
+        await run_both(settings, make_source, listen, Mirrored(peers, at, access))
+    else:
+        from clustermesh.apiserver import run
+
+        await run(settings, make_source, listen)
 
 
 async def _publish_kubernetes(context: Path, http: str | None, flags: dict[str, Any]) -> None:
@@ -106,28 +132,8 @@ async def _publish_kubernetes(context: Path, http: str | None, flags: dict[str, 
     access = find_access(flags["kubeconfig"], flags["kube_context"])
     asking = asyncio.create_task(access.prefetch())
     await asyncio.to_thread(importlib.import_module, "clustermesh.sources.kubernetes")
-    from clustermesh.apiserver import run
     from clustermesh.sources.kubernetes import KubernetesSource
 
-    settings, listen = _settings(context, flags), _listen(http, flags["health_port"], flags["prometheus_serve_addr"])
-    await run(settings, lambda: KubernetesSource(access, settings.cluster, in_mesh=flags["in_mesh"]), listen)
+    cluster, in_mesh = settings_of(context, flags).cluster, flags["in_mesh"]
+    await _serve(lambda: KubernetesSource(access, cluster, in_mesh=in_mesh), context, http, flags)
     await asking
-
-
-def _settings(context: Path, flags: dict[str, Any]) -> Settings:
-    from clustermesh.apiserver.settings import of_flags, of_folder
-
-    if flags["cluster_name"] is None:
-        return of_folder(load(context))
-    users, most = flags["cluster_users_config_path"], flags["max_connected_clusters"]
-    return of_flags(flags["cluster_name"], flags["cluster_id"], flags["kvstore_opt"], users, most)
-
-
-def _listen(http: str | None, health_port: int | None, metrics: str) -> list[str]:
-    """Everywhere that health and metrics are served."""
-    if http and health_port:
-        raise Invalid("--health-port", health_port, "must not be given beside --http, which says the same")
-    listen = [f"0.0.0.0:{health_port}" if health_port else http or "127.0.0.1:9880"]
-    if metrics:
-        listen.append(f"0.0.0.0{metrics}" if metrics.startswith(":") else metrics)
-    return listen

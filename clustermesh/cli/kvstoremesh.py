@@ -1,66 +1,79 @@
-"""`clustermesh kvstoremesh`: peers, mirrored into the own etcd."""
+"""`clustermesh kvstoremesh`: peers, mirrored into the own etcd.
+
+It also takes the flags of Cilium's kvstoremesh, so that it can stand in its place.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from clustermesh.cli import context_option
-from clustermesh.standalone.context import load
+from clustermesh.cli.own_cluster import (
+    Duration,
+    listen_at,
+    mirrored,
+    mirrored_options,
+    own_cluster_options,
+    settings_of,
+    take_others,
+)
 
 
-@click.command()
+@click.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@click.pass_context
 @context_option
-@click.option(
-    "--clustermesh-config",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="The connected clusters, one file each.  [default: CONTEXT/peers]",
-)
-@click.option(
-    "--agents-config",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Where to keep the files for `clustermesh agent --clustermesh-config`.  [default: CONTEXT/cached-peers]",
-)
-@click.option(
-    "--http",
-    default="127.0.0.1:9881",
-    show_default=True,
-    metavar="HOST:PORT",
-    help="Where to serve health and metrics.",
-)
+@mirrored_options
+@click.option("--http", metavar="HOST:PORT", help="Where to serve health and metrics. [default: 127.0.0.1:9881]")
 @click.option("--enable-heartbeat", is_flag=True, help="Beat in the own etcd, where no API server does.")
-def command(
-    context: Path, clustermesh_config: Path | None, agents_config: Path | None, http: str, enable_heartbeat: bool
-) -> None:
+@own_cluster_options
+@click.option(
+    "--global-ready-timeout",
+    type=Duration(),
+    default="10m",
+    show_default=True,
+    help="How long /readyz waits for what connected clusters have to be copied.",
+)
+@click.option(
+    "--per-cluster-ready-timeout",
+    type=Duration(),
+    default="15s",
+    show_default=True,
+    help="How long it waits for one that does not answer.",
+)
+@click.option(
+    "--kvstore-lease-ttl", type=Duration(), default="15m", show_default=True, help="How long copies outlive us."
+)
+def command(command: click.Context, context: Path, http: str | None, enable_heartbeat: bool, **flags: Any) -> None:
     """Mirror every connected cluster into the own etcd, for the agents of this cluster to read there.
 
     Of several, one works and the others stand by. Agents read the mirror when they are given its folder.
 
     \b
-    Example:
+    Examples:
       clustermesh kvstoremesh --context /srv/alpha
       clustermesh agent --context /srv/alpha --clustermesh-config /srv/alpha/cached-peers
+      clustermesh kvstoremesh --cluster-name alpha --cluster-id 1 --kvstore-opt etcd.config=/etc/etcd-config.yaml
     """
     import asyncio
     import logging
 
-    from clustermesh.apiserver.settings import of_folder
     from clustermesh.heap import one_heap
-    from clustermesh.mirror.agent_files import AgentAccess
     from clustermesh.mirror.server import BEAT, Timing, run
 
+    others = take_others(command, flags["cluster_name"])
     one_heap()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    cluster = load(context)
-    access = AgentAccess(
-        folder=agents_config or cluster.path / "cached-peers",
-        endpoints=(cluster.endpoint,),
-        ca=cluster.ca,
-        cert=cluster.certificate("local"),
-        key=cluster.key("local"),
+    for warning in others:
+        logging.warning("%s", warning)
+    listen = listen_at(http, flags, "127.0.0.1:9881")
+    peers, access = mirrored(context, flags)
+    timing = Timing(
+        heartbeat=BEAT if enable_heartbeat else 0.0,
+        lease_ttl=max(int(flags["kvstore_lease_ttl"]), 1),
+        ready=flags["global_ready_timeout"],
+        answered=flags["per_cluster_ready_timeout"],
     )
-    timing = Timing(heartbeat=BEAT if enable_heartbeat else 0.0)
-    asyncio.run(run(of_folder(cluster), clustermesh_config or cluster.peers, http, timing, access))
+    asyncio.run(run(settings_of(context, flags), peers, listen, timing, access))

@@ -13,10 +13,12 @@ UNCONNECTED: Final = 15.0
 
 
 class Progress(Struct, frozen=True):
-    """How far the copy of one cluster is: whether it `answered` since this process began, and what is `missing`."""
+    """How far the copy of one cluster is: whether it `answered` since this process began, what is `missing` and what
+    that waits for, and the last `error`."""
 
     answered: bool
-    missing: tuple[str, ...]
+    missing: Mapping[str, str]
+    error: str = ""
 
 
 class Readiness:
@@ -35,8 +37,13 @@ class Readiness:
         found = []
         for name, peer in sorted(peers.items()):
             if not peer.answered and age <= self._unconnected:
-                found.append(f"cluster {name} has not answered yet")
+                found.append(f"cluster {name} has not answered yet{peer.error and f': {peer.error}'}")
             elif peer.answered and peer.missing:
-                found.append(f"cluster {name}: not copied yet: {', '.join(peer.missing)}")
+                found.append(f"cluster {name}: not copied yet: {', '.join(map(_shown, peer.missing.items()))}")
         self._ready = not found
         return found
+
+
+def _shown(missing: tuple[str, str]) -> str:
+    kind, why = missing
+    return f"{kind} ({why})" if why else kind

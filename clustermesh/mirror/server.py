@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,7 +35,7 @@ from clustermesh.mirror.cache import PLACES, CacheWriter, adopt, in_turns, make_
 from clustermesh.mirror.copies import KINDS, copied_tables
 from clustermesh.mirror.departures import WAIT, Departures
 from clustermesh.mirror.health import CopyHealth, MirrorHealth, health_server
-from clustermesh.mirror.readiness import Progress, Readiness
+from clustermesh.mirror.readiness import OVERALL, UNCONNECTED, Progress, Readiness
 from clustermesh.mirror.sink import CONFIGS, MirrorSink
 from clustermesh.model import Cluster, ClusterConfig, check_cluster_id
 from clustermesh.store import election
@@ -57,7 +57,7 @@ _NOWHERE: Final = Path("/proc/nothing")  # what was known of a cluster is in the
 class Timing(Struct, frozen=True, kw_only=True):
     """Seconds. `own` is how long the own cluster's nodes are waited for, `wait` how long copies of a cluster stay that
     was disconnected. `heartbeat` is how often to beat, where no API server does; 0 for never. `settle` is as in
-    the readers' Terms."""
+    the readers' Terms. /readyz waits for `ready` at most, and `answered` for a cluster that does not answer."""
 
     lease_ttl: int = DEFAULT_TTL
     audit: float = 300.0
@@ -66,6 +66,8 @@ class Timing(Struct, frozen=True, kw_only=True):
     election: int = election.TTL
     heartbeat: float = 0.0
     settle: float = SETTLE
+    ready: float = OVERALL
+    answered: float = UNCONNECTED
 
 
 _DEFAULT_TIMING: Final = Timing()
@@ -74,24 +76,33 @@ _DEFAULT_TIMING: Final = Timing()
 async def run(
     settings: Settings,
     folder: Path,
-    http: str,
+    http: Sequence[str],
     timing: Timing = _DEFAULT_TIMING,
     access: AgentAccess | None = None,
 ) -> None:
-    """Copy the clusters of `folder` until SIGTERM or SIGINT, or until cancelled. `http` is where health is served.
+    """Copy the clusters of `folder` until SIGTERM or SIGINT, or until cancelled. Health is served everywhere in `http`.
 
     Agents find their files where `access` says, if it is given.
     """
     async with settings.client() as client, settings.client(timing.election) as voting:
         with few_collections() as settle:
             await serve_terms(
-                lambda: Mirror(settings, folder, client, _stand(client, voting, timing), timing, access, settle),
-                lambda current: health_server(http, lambda: current().health()),
+                lambda: Mirror(settings, folder, client, stand(client, voting, timing), timing, access, settle),
+                lambda current: _show(http, lambda: current().health()),
             )
     _LOG.info("stopped; the copies stay until their leases end")
 
 
-def _stand(client: EtcdClient, voting: EtcdClient, timing: Timing) -> Election:
+@contextmanager
+def _show(addresses: Sequence[str], health: Callable[[], MirrorHealth]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for address in addresses:
+            stack.enter_context(health_server(address, health))
+        yield
+
+
+def stand(client: EtcdClient, voting: EtcdClient, timing: Timing) -> Election:
+    """For the one place of mirrors: `client` may write once that is ours. `voting` is for the election alone."""
     return Election(voting, client, keys.KVSTOREMESH_LOCK + b"/", own_name(), timing.election)
 
 
@@ -131,7 +142,7 @@ class Mirror:
         election.on_lead = self._on_lead
         self._unlisted, self._listed, self._adopted = set(PLACES), asyncio.Event(), asyncio.Event()
         self._interrupted: dict[bytes, str] = {}
-        self._departures, self._readiness = Departures(timing.wait), Readiness()
+        self._departures, self._readiness = Departures(timing.wait), Readiness(timing.ready, timing.answered)
         self._began = time.monotonic()
         self._problems: tuple[str, ...] = ()
 
@@ -317,7 +328,8 @@ class Mirror:
         return {
             name: Progress(
                 answered=bool(self.sink.complete(name)) or reader.session.state is State.SYNCING,
-                missing=tuple(kind for kind in KINDS if not self._is_copied(name, kind)),
+                missing={kind: reader.behind.get(kind, "") for kind in KINDS if not self._is_copied(name, kind)},
+                error=reader.session.error,
             )
             for name, reader in self.peers.readers.items()
             if name in self.peers.files
@@ -350,6 +362,8 @@ class Mirror:
             failures=session.failures,
             last_failure=session.last_failure,
             entries=self.sink.counts(name),
+            bytes=self.sink.weight(name),
+            most_bytes=self._limits_of(name).copied_bytes,
             refused={reason.value: number for reason, number in self.sink.state.refusals(name).counts.items()},
         )
 

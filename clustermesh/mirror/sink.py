@@ -195,6 +195,10 @@ class MirrorSink:
         """How many entries of each kind the cluster has, used or not."""
         return {kind: len(table) for kind, table in self._values.get(cluster, {}).items()}
 
+    def weight(self, cluster: str) -> int:
+        """What all that takes, of what it may."""
+        return self._weights[cluster].bytes if cluster in self._weights else 0
+
     # -- what stands ---------------------------------------------------------------------------------------------------
 
     def settle(self) -> Iterator[None]:

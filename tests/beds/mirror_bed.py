@@ -48,7 +48,7 @@ from clustermesh.apiserver.settings import Settings
 from clustermesh.mirror.server import Timing, run
 from clustermesh.model import Cluster
 settings = Settings(cluster=Cluster(name="alpha", id=1), endpoints=(sys.argv[1],))
-asyncio.run(run(settings, pathlib.Path(sys.argv[2]), sys.argv[3], Timing(own=0.0, wait=0.5)))
+asyncio.run(run(settings, pathlib.Path(sys.argv[2]), [sys.argv[3]], Timing(own=0.0, wait=0.5)))
 """
 
 
@@ -161,7 +161,7 @@ class MirrorBed:
     @asynccontextmanager
     async def running(self, timing: Timing = QUICK, access: AgentAccess | None = None) -> AsyncIterator[None]:
         """A mirror in this process, stopped as by SIGTERM."""
-        task = asyncio.create_task(run(self.settings, self.folder, self.http, timing, access))
+        task = asyncio.create_task(run(self.settings, self.folder, [self.http], timing, access))
         await asyncio.sleep(0)
         try:
             yield

@@ -50,7 +50,7 @@ async def heard(bed: MirrorBed) -> AsyncIterator[list[bytes]]:
     told[:] = [key for key in told if not key.startswith((keys.KVSTOREMESH_LOCK, b"cilium/marker"))]
 
 
-LEADS = "leader_election_master_status 1.0"
+LEADS = 'leader_election_master_status{name="kvstoremesh"} 1.0'
 FRESH = 'remote_cluster_readiness_status{target_cluster="beta"} 1.0'
 
 

@@ -62,7 +62,7 @@ def of_api_server() -> list[Exposed]:
 
 
 def of_mirror() -> list[Exposed]:
-    copy = CopyHealth(ready=True, failures=0, last_failure=0.0, entries={"nodes": 1}, refused={})
+    copy = CopyHealth(ready=True, failures=0, last_failure=0.0, entries={"nodes": 1}, bytes=1, most_bytes=2, refused={})
     health = MirrorHealth(
         cluster="alpha",
         leading=True,

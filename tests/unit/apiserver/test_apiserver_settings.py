@@ -10,8 +10,7 @@ from click.testing import CliRunner
 
 from clustermesh.apiserver.settings import of_flags
 from clustermesh.cli import main
-from clustermesh.cli.apiserver import _listen
-from clustermesh.errors import ClusterMeshError, Invalid
+from clustermesh.errors import ClusterMeshError
 from clustermesh.model import Cluster
 from clustermesh.sources.kubernetes import RULES
 from clustermesh.store.login import Login
@@ -69,14 +68,6 @@ def test_the_role_that_is_needed_is_printed() -> None:
     assert (shown.exit_code, role["kind"]) == (0, "ClusterRole")
     assert {verb for rule in role["rules"] for verb in rule["verbs"]} == {"list", "watch"}
     assert len(role["rules"]) == len(RULES)
-
-
-def test_health_and_metrics_are_served_where_ciliums_flags_say() -> None:
-    assert _listen(None, None, "") == ["127.0.0.1:9880"]
-    assert _listen("[::1]:80", None, "") == ["[::1]:80"]
-    assert _listen(None, 9880, ":9962") == ["0.0.0.0:9880", "0.0.0.0:9962"]
-    with pytest.raises(Invalid):
-        _listen("127.0.0.1:80", 9880, "")
 
 
 def test_an_etcd_that_asks_for_a_password_is_somebody_elses_to_look_after(config: Path) -> None:

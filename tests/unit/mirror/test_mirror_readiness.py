@@ -2,7 +2,8 @@
 
 from clustermesh.mirror.readiness import Progress, Readiness
 
-COPIED, HALF, SILENT = Progress(True, ()), Progress(True, ("services",)), Progress(False, ("nodes", "services"))
+COPIED, HALF = Progress(True, {}), Progress(True, {"services": ""})
+SILENT = Progress(False, {"nodes": "", "services": ""})
 
 
 def test_whoever_answers_is_waited_for_until_all_is_copied() -> None:
@@ -27,3 +28,13 @@ def test_once_ready_always_ready() -> None:
     readiness = Readiness()
     assert readiness.waiting({"a": COPIED}, 1) == []
     assert readiness.waiting({"a": COPIED, "late": SILENT}, 2) == []
+
+
+def test_what_is_waited_for_is_said() -> None:
+    readiness = Readiness()
+    refused = Progress(False, {"nodes": ""}, "connection refused")
+    late = Progress(True, {"nodes": "waiting for its canary", "services": ""})
+    assert readiness.waiting({"a": refused, "b": late}, 1) == [
+        "cluster a has not answered yet: connection refused",
+        "cluster b: not copied yet: nodes (waiting for its canary), services",
+    ]

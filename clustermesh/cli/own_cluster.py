@@ -1,0 +1,132 @@
+"""What servers are told of their own cluster on the command line, as Cilium's take it, and where they answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from clustermesh.errors import Invalid
+from clustermesh.standalone.context import load
+
+if TYPE_CHECKING:
+    from clustermesh.apiserver.settings import Settings
+    from clustermesh.mirror.agent_files import AgentAccess
+
+PEERS: Final = Path("/var/lib/cilium/clustermesh")
+"""Where Cilium's chart puts the connected clusters, for a server without a folder of its own."""
+
+_UNITS: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+
+
+class Duration(click.ParamType[float]):
+    """Seconds, written as Go writes a time: 15s, 10m0s, 1h30m."""
+
+    name = "DURATION"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        parts = re.findall(r"([0-9.]+)(ms|h|m|s)", str(value))
+        try:
+            if "".join(map("".join, parts)) != value or not parts:
+                raise ValueError
+            return sum(float(number) * _UNITS[unit] for number, unit in parts)
+        except ValueError:
+            self.fail(f"{value!r} must be a time like 15s, 10m or 1h30m", param, ctx)
+
+
+_OPTIONS: Final = (
+    click.option("--cluster-name", metavar="NAME", help="The cluster, where no folder describes it."),
+    click.option("--cluster-id", type=int, default=0, metavar="ID", help="Its number."),
+    click.option("--max-connected-clusters", type=int, default=255, metavar="255|511", help="As in all of the mesh."),
+    click.option(
+        "--kvstore-opt",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="etcd.config=FILE says where the own etcd is; repeatable.",
+    ),
+    click.option("--health-port", type=int, metavar="PORT", help="As --http, on every address."),
+    click.option("--prometheus-serve-addr", default="", metavar="[HOST]:PORT", help="Where to serve metrics, too."),
+)
+
+
+def own_cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Those that every server has."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def take_others(command: click.Context, cluster_name: str | None) -> list[str]:
+    """Flags that only another release of Cilium's has: a chart may give them, a person has mistyped."""
+    if command.args and cluster_name is None:
+        raise click.NoSuchOption(command.args[0], ctx=command)
+    return [f"{argument}: is no flag of this program, and ignored" for argument in command.args]
+
+
+def settings_of(context: Path, flags: dict[str, Any]) -> Settings:
+    """Of the cluster that the flags name, else of the folder `context`."""
+    from clustermesh.apiserver.settings import of_flags, of_folder
+
+    if flags["cluster_name"] is None:
+        return of_folder(load(context))
+    users, most = flags.get("cluster_users_config_path"), flags["max_connected_clusters"]
+    return of_flags(flags["cluster_name"], flags["cluster_id"], flags["kvstore_opt"], users, most)
+
+
+def listen_at(http: str | None, flags: dict[str, Any], default: str) -> list[str]:
+    """Everywhere that health and metrics are served."""
+    port, metrics = flags["health_port"], flags["prometheus_serve_addr"]
+    if http and port:
+        raise Invalid("--health-port", port, "must not be given beside --http, which says the same")
+    listen = [f"0.0.0.0:{port}" if port else http or default]
+    if metrics:
+        listen.append(f"0.0.0.0{metrics}" if metrics.startswith(":") else metrics)
+    return listen
+
+
+def mirrored(context: Path, flags: dict[str, Any]) -> tuple[Path, AgentAccess | None]:
+    """The connected clusters, and where agents find their copies: of a cluster that is a folder, below it."""
+    from clustermesh.mirror.agent_files import AgentAccess
+
+    peers, agents = flags["clustermesh_config"], flags["agents_config"]
+    if flags["cluster_name"] is not None:
+        if agents is not None:
+            raise Invalid("--agents-config", str(agents), "must be left out beside --cluster-name: a chart makes it")
+        return peers or PEERS, None
+    cluster = load(context)
+    access = AgentAccess(
+        folder=agents or cluster.path / "cached-peers",
+        endpoints=(cluster.endpoint,),
+        ca=cluster.ca,
+        cert=cluster.certificate("local"),
+        key=cluster.key("local"),
+    )
+    return peers or cluster.peers, access
+
+
+_MIRRORED: Final = (
+    click.option(
+        "--clustermesh-config",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="The connected clusters, one file each.  [default: CONTEXT/peers]",
+    ),
+    click.option(
+        "--agents-config",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Where to keep the files for `clustermesh agent --clustermesh-config`.  [default: CONTEXT/cached-peers]",
+    ),
+)
+
+
+def mirrored_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Those of whoever mirrors."""
+    for option in reversed(_MIRRORED):
+        command = option(command)
+    return command

@@ -1,0 +1,127 @@
+"""The programs that mirror, as they are started: by Cilium's flags, and as one with the API server."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from apiserver_bed import Bed
+from mirror_bed import PATIENCE, Peer, beating
+from ports import free_port
+
+from clustermesh.model import ClusterConfig
+from clustermesh.store.client import EtcdClient
+from clustermesh.store.local import LocalEtcd
+from clustermesh.wire import cluster_config, keys
+
+_ROOT = Path(__file__).parents[2]
+LEADS = 'kvstoremesh_leader_election_master_status{name="kvstoremesh"} 1.0'
+
+
+@pytest.fixture
+async def beta(make_etcd: Callable[..., LocalEtcd], make_client: Callable[..., EtcdClient]) -> AsyncIterator[Peer]:
+    etcd = make_etcd("beta")
+    await etcd.start()
+    peer = Peer("beta", 2, etcd, make_client(etcd))
+    await peer.publish()
+    async with beating(peer):
+        yield peer
+
+
+@asynccontextmanager
+async def program(*argv: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "clustermesh.cli", *argv, cwd=_ROOT)
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def until_page(at: str, path: str, text: str) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while text not in await asyncio.to_thread(_page, f"http://{at}{path}"):
+            await asyncio.sleep(0.02)
+
+
+def _page(url: str) -> str:
+    try:
+        with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
+            return str(answer.read().decode())
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.read().decode()
+    except OSError:
+        return ""
+
+
+async def until_held(client: EtcdClient, *wanted: bytes) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not {*wanted} <= {kv.key for kv in (await client.range(b"cilium/")).kvs}:
+            await asyncio.sleep(0.02)
+
+
+def copies(peer: Peer) -> list[bytes]:
+    return [peer.cached(peer.service_key("web")), keys.canary_key("beta", "services", cached=True)]
+
+
+async def test_ciliums_flags_are_taken_and_those_of_another_release_ignored(
+    beta: Peer, tmp_path: Path, make_etcd: Callable[..., LocalEtcd], make_client: Callable[..., EtcdClient]
+) -> None:
+    own = make_etcd("own")
+    await own.start()
+    peers, config = tmp_path / "clustermesh", tmp_path / "etcd.config"
+    peers.mkdir()
+    for path, etcd in ((config, own), (peers / "beta", beta.etcd)):
+        path.write_text(f"endpoints:\n- {etcd.endpoints[0]}\n")
+    health, metrics = free_port(), free_port()
+    flags = (
+        "kvstoremesh --cluster-name=alpha --cluster-id=1 --max-connected-clusters=255 --enable-heartbeat "
+        f"--kvstore-opt=etcd.config={config} --kvstore-opt=etcd.qps=100 --clustermesh-config={peers} "
+        f"--health-port={health} --prometheus-serve-addr=:{metrics} --global-ready-timeout=10m0s "
+        "--per-cluster-ready-timeout=15s --kvstore-lease-ttl=15m0s --api-serve-addr=localhost:9889 --enable-gops=false"
+    )
+    async with make_client(own) as client, program(*flags.split()):
+        await client.put(keys.cluster_config_key("alpha"), cluster_config.encode(ClusterConfig(id=1)))
+        await until_held(client, *copies(beta), keys.HEARTBEAT)
+        await until_page(f"127.0.0.1:{health}", "/readyz", "ok")
+        await until_page(f"127.0.0.1:{metrics}", "/metrics", LEADS)
+
+
+async def test_one_process_publishes_and_mirrors_and_another_takes_over_both(beta: Peer, tmp_path: Path) -> None:
+    async with Bed(tmp_path / "alpha") as bed:
+        await bed.etcd.start()
+        (bed.context.peers / "beta").write_text(f"endpoints:\n- {beta.etcd.endpoints[0]}\n")
+        wanted = [*copies(beta), keys.canary_key("alpha", "services")]
+        at = [[f"127.0.0.1:{free_port()}" for _ in range(2)] for _ in range(3)]
+
+        def both(http: str, mirror_http: str) -> tuple[str, ...]:
+            flags = ("--mirror", "--mirror-http", mirror_http)
+            return ("apiserver", "--context", str(bed.context.path), "--http", http, *flags)
+
+        async with program(*both(*at[0])) as first:
+            await until_held(bed.client, *wanted)
+            assert (bed.context.path / "cached-peers" / "beta").exists()
+            alone = ("kvstoremesh", "--context", str(bed.context.path), "--http", at[2][1])
+            async with program(*alone):
+                await until_page(at[2][1], "/readyz", "ok, standing by")
+            async with program(*both(*at[1])):
+                for address in at[1]:
+                    await until_page(address, "/readyz", "ok, standing by")
+                before = {key: kv.mod_revision for key, kv in (await bed.all()).items()}
+                async with bed.deletions() as gone:
+                    first.kill()
+                    await until_page(at[1][1], "/metrics", LEADS)
+                    await beta.put_service("db", "10.2.1.5")
+                    await until_held(bed.client, beta.cached(beta.service_key("db")))
+                assert [key for key in gone if not key.startswith(keys.KVSTOREMESH_LOCK)] == []
+                after = {key: kv.mod_revision for key, kv in (await bed.all()).items()}
+                same = {key for key in before if key.startswith((keys.CACHE, keys.STATE, keys.SYNCED))}
+                assert {key: after[key] for key in same} == {key: before[key] for key in same}
