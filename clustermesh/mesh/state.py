@@ -52,7 +52,7 @@ class MeshState:
 
     def put(self, cluster: str, kind: str, name: Any, value: Any) -> None:
         """Take in that `cluster` has `value` at `name`. What it replaces is forgotten; equal values change nothing."""
-        table = self._view(cluster).table(kind)
+        table = (self.views.get(cluster) or self._view(cluster)).table(kind)
         before = table.get(name)
         if not self._has_room(cluster, kind, name, before, value, len(table)) or before == value:
             return
@@ -297,8 +297,8 @@ class MeshState:
         return self._rulings[cluster].room.take(kind, name, before, value, held, limits)
 
     def _changed(self, cluster: str, kind: str, name: Any, before: Any, value: Any) -> None:
-        if kind in _ON_CHANGE:
-            _ON_CHANGE[kind](self, cluster, name, before, value)
+        if (on_change := _ON_CHANGE.get(kind)) is not None:
+            on_change(self, cluster, name, before, value)
         self._wake()
 
     def _wake(self) -> None:
