@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -18,6 +17,7 @@ from agent.bpf.probe import Feature, probe
 from agent.memory import be_frugal
 from agent.options import Options, parse
 from agent.wireguard import keys as wireguard_keys
+from clustermesh import logs
 from clustermesh.errors import ClusterMeshError, Invalid, Refused, first_of, sentence
 from clustermesh.standalone import context as contexts
 
@@ -29,7 +29,7 @@ def main() -> None:
     be_frugal()
     options = parse()
     error: BaseException | None = None
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.set_up(options.log_format, "agent")
     try:
         asyncio.run(_until_stopped(options))
     except* (ClusterMeshError, OSError) as group:

@@ -12,6 +12,7 @@ from msgspec.structs import fields
 
 from clustermesh.errors import Invalid
 from clustermesh.listen import parse_address
+from clustermesh.logs import FORMATS
 from clustermesh.wire import keys
 
 _EXAMPLES = """examples:
@@ -42,6 +43,7 @@ class Options(Struct, frozen=True, kw_only=True):
     device: str = "cm-wg0"
     port: int = 51871
     clustermesh_config: Path | None = None
+    log_format: str = "text"
     clustermesh_cache_ttl: float = 0.0
 
     @property
@@ -83,6 +85,7 @@ def parse(arguments: list[str] | None = None) -> Options:
         default=socket.gethostname(),
         help="this node's name in its cluster (default: the host name)",
     )
+    add("--log-format", choices=FORMATS, default="text", help="how to log on stderr (default: text)")
     for option, kind, metavar, text in (
         ("state_dir", Path, "DIR", "kept over reboots"),
         ("run_dir", Path, "DIR", "where agent.sock is made"),

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from agent.state import AgentState
+from clustermesh.logs import about
 from clustermesh.mesh import last_good
 from clustermesh.mesh.peers import Peers
 from clustermesh.mesh.reader import ClusterReader
@@ -57,6 +58,6 @@ async def save(folder: Path, state: AgentState, name: str, reader: ClusterReader
             await asyncio.to_thread(last_good.save, folder, name, encoded)
             state.unsavable.pop(name, None)
         except OSError as e:
-            _log.error("last good state of %s is not saved: %s", name, e)
+            _log.error("last good state of %s is not saved: %s", name, e, extra=about(name))
             state.unsavable[name] = f"{folder}: {e.strerror or e}"  # the file has another name each time
             state.unsaved.add(name)

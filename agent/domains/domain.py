@@ -20,6 +20,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import aclosing, suppress
 from typing import Any, Final, Generic, TypeVar
 
+from clustermesh.logs import about
 from clustermesh.reconcile import Reconciler, Tracker
 from clustermesh.retries import Problem, Retries
 
@@ -184,7 +185,7 @@ class Domain(Generic[K]):
             self.plan(item)
         except Exception as e:
             if item not in self.problems:
-                _log.exception("%s: %s cannot be planned", self.name, item)
+                _log.exception("%s: %s cannot be planned", self.name, item, extra=about(kind=self.name, key=item))
             self._retries.fail(item, f"cannot be planned, see the log: {e!r}", self._clock())
         else:
             self._retries.forget(item)

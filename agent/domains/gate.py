@@ -22,6 +22,7 @@ from typing import Final
 from agent.wireguard.device import Device
 from clustermesh.errors import ClusterMeshError
 from clustermesh.line import Line
+from clustermesh.logs import about
 from clustermesh.mesh.state import MeshState
 
 WELCOME: Final = 10.0  # seconds: two tries of WireGuard's handshake, 5 s apart
@@ -100,6 +101,6 @@ class Gate:
         return {key for key, state in states.items() if state.last_handshake}
 
     def _let_in(self, cluster: str) -> None:
-        _log.info("cluster %s: its services are used from now on", cluster)
+        _log.info("cluster %s: its services are used from now on", cluster, extra=about(cluster))
         del self.waiting[cluster]
         self._state.release(cluster)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from clustermesh.errors import ClusterMeshError, DecodeError, Unavailable
+from clustermesh.logs import about
 from clustermesh.model import AgentRecord
 from clustermesh.store.backoff import Backoff
 from clustermesh.store.client import EtcdClient
@@ -85,7 +86,7 @@ class AgentRecords:
             if not self._is_node(keys.parse_agent(key)):
                 del self._values[key]
             elif await self._client.swap(key, 0, self._values[key]):
-                _LOG.info("%s was lost and is put back", key.decode())
+                _LOG.info("%s was lost and is put back", key.decode(), extra=about(key=key.decode()))
             elif await self._client.get(key) is None:  # the fence is of before etcd was emptied
                 raise Unavailable(f"{key.decode()} cannot be put back yet")
             self._lost.discard(key)

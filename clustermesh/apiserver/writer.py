@@ -15,6 +15,7 @@ from typing import Final
 
 from clustermesh.apiserver.ledger import Ledger
 from clustermesh.apiserver.resources import ABOUT, CANARIES, DATA
+from clustermesh.logs import about
 from clustermesh.reconcile import Reconciler
 
 _LOG: Final = logging.getLogger(__name__)
@@ -119,5 +120,6 @@ class Writer:
             async with section.busy():
                 drift = await section.tracker.audit()
             if drift:
-                _LOG.warning("%s: %d keys were not as the watch had told", section.name, drift)
+                fields = about(kind=section.name)
+                _LOG.warning("%s: %d keys were not as the watch had told", section.name, drift, extra=fields)
                 self.wake()

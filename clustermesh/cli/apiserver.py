@@ -89,11 +89,12 @@ def apiserver(command: click.Context, context: Path, source: str | None, http: s
     import asyncio
     import logging
 
+    from clustermesh import logs
     from clustermesh.heap import one_heap
 
     others = take_others(command, flags["cluster_name"])
     one_heap()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.set_up(flags["log_format"], "apiserver")
     for warning in others:  # a chart for another release must not keep the cluster from being published
         logging.warning("%s", warning)
     if source == "folder" or (source is None and flags["cluster_name"] is None):

@@ -60,12 +60,13 @@ def command(command: click.Context, context: Path, http: str | None, enable_hear
     import asyncio
     import logging
 
+    from clustermesh import logs
     from clustermesh.heap import one_heap
     from clustermesh.mirror.server import BEAT, Timing, run
 
     others = take_others(command, flags["cluster_name"])
     one_heap()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.set_up(flags["log_format"], "kvstoremesh")
     for warning in others:
         logging.warning("%s", warning)
     listen = listen_at(http, flags, "127.0.0.1:9881")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from clustermesh.errors import Invalid
+from clustermesh.logs import FORMATS
 from clustermesh.standalone.context import load
 
 if TYPE_CHECKING:
@@ -51,6 +52,9 @@ _OPTIONS: Final = (
     ),
     click.option("--health-port", type=int, metavar="PORT", help="As --http, on every address."),
     click.option("--prometheus-serve-addr", default="", metavar="[HOST]:PORT", help="Where to serve metrics, too."),
+    click.option(
+        "--log-format", type=click.Choice(FORMATS), default="text", show_default=True, help="How to log on stderr."
+    ),
 )
 
 

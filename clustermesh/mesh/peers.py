@@ -18,6 +18,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from clustermesh.errors import Invalid, Unavailable
+from clustermesh.logs import about
 from clustermesh.mesh import last_good
 from clustermesh.mesh.authority import Authority
 from clustermesh.mesh.file_marks import FileMarks
@@ -193,13 +194,13 @@ class Peers:
         self.readers[name].removed()
         self._sink.drain(name, ["services"])
         self._leaving[name] = time.monotonic() + DRAIN_SECONDS
-        _log.info("cluster %s: disconnected, draining for %g s", name, DRAIN_SECONDS)
+        _log.info("cluster %s: disconnected, draining for %g s", name, DRAIN_SECONDS, extra=about(name))
 
     def _forget(self, name: str) -> None:
         del self._leaving[name], self.readers[name]
         self._sink.drain(name)
         last_good.forget(self._keep, name)
-        _log.info("cluster %s: drained", name)
+        _log.info("cluster %s: drained", name, extra=about(name))
 
     def _stop(self, name: str) -> None:
         self._tasks.pop(name).cancel()
@@ -222,7 +223,10 @@ async def restore(sink: Sink, cluster: str, kept: last_good.LastGood) -> int:
                 sink.put(cluster, kind, name, value, 0)
             except Exception:  # whatever a former agent has kept must not end this one
                 dropped += 1
-                _log.exception("cluster %s: %s %s of the last good state is left out", cluster, kind, name)
+                fields = about(cluster, kind, name)
+                _log.exception(
+                    "cluster %s: %s %s of the last good state is left out", cluster, kind, name, extra=fields
+                )
             if number % _TURN == _TURN - 1:
                 await asyncio.sleep(0)
     return dropped

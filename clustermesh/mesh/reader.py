@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from clustermesh.errors import ClusterMeshError, Invalid, first_of
+from clustermesh.logs import about
 from clustermesh.mesh import messages
 from clustermesh.mesh.authority import Limits
 from clustermesh.mesh.brain import Phase, ReaderBrain
@@ -138,7 +139,7 @@ class ClusterReader:
         except* ClusterMeshError as group:
             error = str(first_of(group))
         except* Exception as group:  # a bug of ours that this cluster has found must not end the others' readers
-            _log.exception("cluster %s: reading it failed", self.name)
+            _log.exception("cluster %s: reading it failed", self.name, extra=about(self.name))
             error = f"internal error, see the log: {first_of(group)!r}"[:_SHOWN]
         rest = await self._take_in(self._hear(messages.Broken(error)))
         return next((each.after for each in rest if isinstance(each, messages.Again)), 0.0)
@@ -221,7 +222,8 @@ class ClusterReader:
         try:
             self._sink.put(self.name, put.kind, put.name, put.value, put.revision)
         except Exception as e:  # one entry that nobody thought of is that entry's problem
-            _log.exception("cluster %s: %s %s cannot be taken in", self.name, put.kind, put.name)
+            fields = about(self.name, put.kind, put.name)
+            _log.exception("cluster %s: %s %s cannot be taken in", self.name, put.kind, put.name, extra=fields)
             what = self._faults[put.kind, put.name] = f"{put.kind}/{put.name}"[:_SHOWN]
             self._sink.refuse(self.name, what, f"internal error: {e!r}"[:_SHOWN])
         else:
@@ -248,15 +250,16 @@ class ClusterReader:
         yield messages.Configured(config, objection)
 
     def _hear(self, event: Event) -> Sequence[Command]:
-        before, drift = self.session, self.brain.drift.total()
+        before, drift, fields = self.session, self.brain.drift.total(), about(self.name)
         commands = self.brain.hear(event, time.monotonic())
         after = self.session
         if self.brain.drift.total() != drift:
-            _log.warning("cluster %s: not all was as its watches had told (%s)", self.name, dict(self.brain.drift))
+            what = dict(self.brain.drift)
+            _log.warning("cluster %s: not all was as its watches had told (%s)", self.name, what, extra=fields)
         if after.state is not before.state:
-            _log.info("cluster %s: %s -> %s %s", self.name, before.state, after.state, after.error)
+            _log.info("cluster %s: %s -> %s %s", self.name, before.state, after.state, after.error, extra=fields)
         if after.failures != before.failures:
-            _log.warning("cluster %s: %s", self.name, after.error)
+            _log.warning("cluster %s: %s", self.name, after.error, extra=fields)
         return commands
 
 

@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack, suppress
 from typing import Any, Final
 
 from clustermesh.errors import DecodeError
+from clustermesh.logs import about
 from clustermesh.mirror.copies import KINDS, cache_place, canary_key, cluster_of
 from clustermesh.mirror.sections import Cache, CopiesTarget, Section
 from clustermesh.mirror.sink import CANARIES, CONFIGS, MirrorSink
@@ -205,5 +206,6 @@ class CacheWriter:
             async with section.busy():
                 drift = await section.tracker.audit()
             if drift:
-                _LOG.warning("%s: %d keys were not as the watch had told", section.name, drift)
+                fields = about(kind=section.name)
+                _LOG.warning("%s: %d keys were not as the watch had told", section.name, drift, extra=fields)
                 self.wake()

@@ -22,6 +22,7 @@ from clustermesh.apiserver.collector import few_collections
 from clustermesh.apiserver.settings import Settings
 from clustermesh.apiserver.terms import own_name, serve_terms, time_text
 from clustermesh.errors import ClusterMeshError, Invalid, Unavailable
+from clustermesh.logs import about
 from clustermesh.mesh.authority import Authority, Limits
 from clustermesh.mesh.messages import SETTLE
 from clustermesh.mesh.peer_files import PeerFile, read_peers
@@ -287,10 +288,12 @@ class Mirror:
             connected = {name for name in held if self._is_connected(name) or (self._folder / name).exists()}
             leaving = self._departures.look(held, connected, time.monotonic())
             for cluster in leaving.retract:
-                _LOG.info("cluster %s: disconnected, its copies go in %g s", cluster, self.timing.wait)
+                _LOG.info(
+                    "cluster %s: disconnected, its copies go in %g s", cluster, self.timing.wait, extra=about(cluster)
+                )
                 self.sink.retract(cluster)
             for cluster in leaving.forget:
-                _LOG.info("cluster %s: its copies go", cluster)
+                _LOG.info("cluster %s: its copies go", cluster, extra=about(cluster))
                 self.sink.forget(cluster)
             self._note_problems()
             if not self._list_waiting():

@@ -25,6 +25,7 @@ from clustermesh.kube.faults import NotServed
 from clustermesh.kube.follow import Interrupted, Listed, follow
 from clustermesh.kube.rbac import Rule
 from clustermesh.kube.resource import Resource
+from clustermesh.logs import about
 from clustermesh.model import Cluster
 from clustermesh.sources.decoding import decode_json, ref_of
 from clustermesh.sources.lean import decode_pod, decode_service, decode_slice
@@ -152,7 +153,7 @@ class KubernetesSource:
         else:
             self._errors.pop(kind, None)
             if isinstance(item, Listed):
-                _LOG.info("%s: %d objects listed", kind, len(self._brains[kind].known))
+                _LOG.info("%s: %d objects listed", kind, len(self._brains[kind].known), extra=about(kind=kind))
             self._changed.update(dict.fromkeys(item.changes, time.time_ns()))
         self._wake.set()
 
