@@ -142,7 +142,7 @@ class CacheWriter:
 
     async def write(self) -> None:
         """One pass over what changed and what is due again."""
-        complete = [(cluster, kind) for cluster in self._sink.clusters for kind in self._sink.complete(cluster)]
+        complete = self._list_complete()
         async with AsyncExitStack() as stack:
             for section in self.cache.sections.values():
                 await stack.enter_async_context(section.busy())
@@ -151,6 +151,13 @@ class CacheWriter:
             if not self.cache[CONFIGS].tracker.pending().upserts:  # what it is due for is due for the others, too
                 await self._data.flush()
                 await self._write_canaries(complete)
+
+    def _list_complete(self) -> list[tuple[str, str]]:
+        """What may have a canary, unless all have: hundreds of clusters are not looked at for each change."""
+        clusters = self._sink.clusters
+        if len(self.cache[CANARIES].tracker.desired) == len(clusters) * len(KINDS):
+            return []
+        return [(cluster, kind) for cluster in clusters for kind in self._sink.complete(cluster)]
 
     async def _write_canaries(self, complete: Iterable[tuple[str, str]]) -> None:
         """Those of which all entries are written."""
