@@ -33,7 +33,7 @@ def api(tmp_path: Path) -> Iterator[KubeBed]:
 
 
 @asynccontextmanager
-async def published(bed: Bed, api: KubeBed) -> AsyncIterator[asyncio.subprocess.Process]:
+async def published(bed: Bed, api: KubeBed, **more: str) -> AsyncIterator[asyncio.subprocess.Process]:
     """An API server with Cilium's flags, in a process of its own; synced."""
     config = bed.context.path / "etcd-config.yaml"
     tls = bed.tls("admin")
@@ -49,7 +49,13 @@ async def published(bed: Bed, api: KubeBed) -> AsyncIterator[asyncio.subprocess.
         "health-port": bed.http.rpartition(":")[2],
         "prometheus-serve-addr": f":{free_port()}",
     }
-    argv = ["-m", "clustermesh.cli", "apiserver", "--debug", *(f"--{name}={value}" for name, value in flags.items())]
+    argv = [
+        "-m",
+        "clustermesh.cli",
+        "apiserver",
+        "--debug",
+        *(f"--{name}={value}" for name, value in (flags | more).items()),
+    ]
     process = await asyncio.create_subprocess_exec(sys.executable, *argv)
     try:
         yield process
@@ -117,3 +123,15 @@ async def test_a_pod_that_is_ready_reaches_the_own_etcd(tmp_path: Path, api: Kub
             await bed.until(lambda found: b"10.1.0.5" in found[CART].value)
             api.merge(service("shop/cart"), {"metadata": {"annotations": {"service.cilium.io/global": None}}})
             await bed.until(lambda found: CART not in found)
+
+
+async def test_where_namespaces_stay_at_home_one_that_says_so_takes_part(tmp_path: Path, api: KubeBed) -> None:
+    own = keys.local_service_key("shop", "cart")
+    api.create(namespace("shop"), service("shop/cart"))
+    async with Bed(tmp_path / "alpha") as bed:
+        await bed.etcd.start()
+        async with published(bed, api, **{"clustermesh-default-global-namespace": "false"}):
+            found = await bed.until(lambda found: own in found)
+            assert CART not in found
+            api.merge(namespace("shop"), {"metadata": {"annotations": {"clustermesh.cilium.io/global": "true"}}})
+            await bed.until(lambda found: CART in found and own not in found)
