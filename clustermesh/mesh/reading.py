@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Set
 from itertools import islice
 from typing import Any, Final, NamedTuple
 from zlib import crc32
@@ -99,19 +99,16 @@ class Reading:
 
     def sought(self) -> list[bytes]:
         """Where what has vanished may stand by now, here or in the twin: of MOST_SOUGHT at once."""
-        if (twin := self.table.twin) is None:
-            return []
-        held = self._held(twin.kind)
-        return [key for name in islice(self.gone, MOST_SOUGHT) if name not in held for key in twin.keys_of(name)]
+        return [key for name in islice(self.gone, MOST_SOUGHT) for key in self._places(name)]
 
-    def _has_moved(self, name: Any, created: Mapping[bytes, int], sought: Set[bytes]) -> bool:
-        """Whether `name` is, or may be, somewhere, and nothing was heard of it there."""
+    def _places(self, name: Any) -> tuple[bytes, ...]:
+        """Where `name` may stand without having been heard of there."""
         twin = self.table.twin
-        if twin is None or name in self._held(twin.kind):
-            return False
-        return any(key in created or key not in sought for key in twin.keys_of(name))
+        return () if twin is None or name in self._held(twin.kind) else twin.keys_of(name)
 
-    def settle(self, event: Attested, sought: Set[bytes] = frozenset(), asked: Set[int] = frozenset()) -> list[Command]:
+    def settle(
+        self, event: Attested, sought: frozenset[bytes] = frozenset(), asked: Set[int] = frozenset()
+    ) -> list[Command]:
         """What vanished until the revision of `event` is believed where heartbeat and canary, which are there, had been
         created before, or the canary after the heartbeat, by a writer that had all there. MOST_SETTLED at once. What is
         in the twin, for which the keys `sought` were asked, has not vanished; what was deleted at a revision that was
@@ -121,8 +118,10 @@ class Reading:
         canary = 0 if self.table.canary is None else created[self.table.canary]
         commands = list[Command]()
         for name, vanished in list(islice(self.gone.items(), MOST_SETTLED)):
+            if not sought.issuperset(places := self._places(name)):
+                break  # it and those behind it are asked for next
             unasked = vanished.told and vanished.told not in asked
-            if vanished.at > revision or unasked or self._has_moved(name, created, sought):
+            if vanished.at > revision or unasked or any(key in created for key in places):
                 continue
             del self.gone[name]
             if vanished.told in event.ends:
