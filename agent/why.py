@@ -185,7 +185,7 @@ class Looker:
     # -- when ----------------------------------------------------------------------------------------------------------
 
     def _service_hops(self, case: ServiceCase) -> Iterator[Hop]:
-        applied = 0
+        applied = list[int]()
         for said in case.said:
             kinds = [LOCAL_SERVICES, SERVICES] if said.cluster == self._state.own else [SERVICES]
             known = (self._propagation.times(said.cluster, kind, (case.namespace, case.name)) for kind in kinds)
@@ -194,7 +194,7 @@ class Looker:
             if times is not None and times.observed:
                 yield Hop(hop="source", cluster=said.cluster, what=case.shown, seen=Seen(at=times.observed / 1e9))
             yield self._hop(said.cluster, case.shown, says, times)
-            applied = max(applied, times.applied if times else 0)
+            applied.append(times.applied if times else 0)
         for at in case.frontends:
             says = ", ".join(at.kernel or ()) or "nothing"
             yield Hop(
@@ -203,7 +203,7 @@ class Looker:
                 what=f"lb_services {at.at}",
                 says=says,
                 present=bool(at.kernel),
-                seen=Seen(at=applied / 1e9) if applied else Seen(),
+                seen=Seen(at=max(applied) / 1e9) if all(applied) else Seen(),  # else the last may be one not known
             )
 
     def _address_hops(self, case: AddressCase, address: Address) -> Iterator[Hop]:

@@ -286,6 +286,8 @@ async def test_why_a_backend_is_in_the_kernel_and_when_each_hop_saw_it(bed: Bed)
     bed.add_node("alpha", 1)
     bed.add_node("beta", 2)
     bed.add_web("10.1.1.5")
+    local = bed.state.views["alpha"].local_services["n", "web"]
+    bed.say("alpha", "local_services", ("n", "web"), local, 5)
     bed.add_remote_web("beta", "10.2.2.6", revision=7)
     bed.propagation.stamped(("beta", ("n", "web")), 7, Stamp(observed=1_000_000_000, published=2_000_000_000))
     await bed.step()
@@ -334,3 +336,20 @@ async def test_readiness_says_all_that_it_waits_for_and_what_is_wrong(bed: Bed) 
     bed.connect("beta")
     await bed.step()
     assert status(bed).readiness() == (True, "ok")
+
+
+async def test_no_moment_is_told_for_the_kernel_where_one_of_the_clusters_came_with_a_list(bed: Bed) -> None:
+    bed.connect("beta")
+    bed.add_node("alpha", 1)
+    bed.add_node("beta", 2)
+    bed.add_web("10.1.1.5")
+    local = bed.state.views["alpha"].local_services["n", "web"]
+    bed.say("alpha", "local_services", ("n", "web"), local, 5)
+    await bed.step()
+    (kernel,) = [hop for hop in (await status(bed).why("n/web")).hops if hop.hop == "kernel"]
+    assert kernel.seen.at
+    bed.add_remote_web("beta", "10.2.2.6")
+    await bed.step()
+    (kernel,) = [hop for hop in (await status(bed).why("n/web")).hops if hop.hop == "kernel"]
+    assert kernel.says == "10.1.1.5:80 alpha, 10.2.2.6:80 beta"
+    assert kernel.seen.at is None

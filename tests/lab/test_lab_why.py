@@ -1,0 +1,68 @@
+"""`clustermesh why` on a node of a real mesh: its agent, its kernel's maps, its own etcd and the peer's."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab import teardown
+from lab.machine import bin_folder
+
+PROGRAM = str(bin_folder() / "clustermesh")
+SECONDS = 100.0
+SMALL = ["--clusters", "2", "--nodes", "1", "--pods", "1"]
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    path = Path(f"/run/clustermesh-lab-why-{os.getpid()}")
+    try:
+        assert run("lab", "up", "--folder", str(path), *SMALL).returncode == 0
+        yield path
+    finally:
+        assert teardown.down(path) == []
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([PROGRAM, *words], capture_output=True, text=True, timeout=SECONDS, check=False)
+
+
+def why(folder: Path, subject: str, used: bool = True) -> dict[str, Any]:
+    done = run("lab", "exec", "--folder", str(folder), "alpha-1", "--", PROGRAM, "why", subject, "-o", "json")
+    assert done.returncode == (0 if used else 1), done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert found["used"] is used
+    return found
+
+
+def test_a_service_is_followed_from_its_source_to_the_kernels_maps(folder: Path) -> None:
+    found = why(folder, "default/web")
+    assert {("source", "beta"), ("peer", "beta"), ("etcd", "alpha"), ("agent", "beta")} < {
+        (hop["hop"], hop["cluster"]) for hop in found["hops"]
+    }
+    seen = [
+        hop["seen"]["at"] for hop in found["hops"] if hop["cluster"] == "alpha" and hop["hop"] in ("source", "etcd")
+    ]
+    assert seen == sorted(seen)
+    kernel = [hop["says"] for hop in found["hops"] if hop["hop"] == "kernel"]
+    assert kernel
+    assert all("alpha" in says and "beta" in says for says in kernel), "backends of both clusters, read from the maps"
+    assert all(each["used"] for each in found["findings"])
+
+
+def test_a_pod_its_node_and_its_identity_are_known_to_the_kernel(folder: Path) -> None:
+    pods = json.loads(run("lab", "status", "--folder", str(folder), "-o", "json").stdout)["pods"]
+    address = next(pod["address"] for pod in pods if pod["cluster"] == "beta" and pod["name"] == "web-1")
+    found = why(folder, address)
+    entry = next(hop for hop in found["hops"] if hop["hop"] == "kernel")
+    number = entry["says"].split()[1]
+    assert entry["what"] == f"ipcache {address}"
+    assert found["findings"][0]["of"] == f"pod default/web-1 at {address} of beta"
+    assert why(folder, number)["findings"][0]["of"] == f"identity {number}"
+    why(folder, "203.0.113.9", used=False)
