@@ -335,3 +335,20 @@ def test_a_garbled_identity(mesh: Mesh) -> None:
 
 def endpoint(address: str) -> Endpoint:
     return Endpoint(ip=parse(address), identity=131074, host_ip=parse("192.0.2.2"), namespace="demo", pod_name="db-0")
+
+
+def test_backends_of_a_service_that_is_nowhere_to_be_called(mesh: Mesh) -> None:
+    mesh.web("beta", "10.2.0.5")
+    assert mesh.backend("10.2.0.5").why == "cluster alpha has no Service demo/web"
+
+
+def test_a_service_that_its_cluster_does_not_share(mesh: Mesh) -> None:
+    mesh.own_web()
+    mesh.web("beta", "10.2.0.5", shared=False)
+    assert mesh.backend("10.2.0.5").why == "beta does not share it"
+
+
+def test_a_backend_at_port_zero(mesh: Mesh) -> None:
+    mesh.own_web()
+    mesh.web("beta", backends={parse("10.2.0.5"): {"http": Port(protocol=Protocol.TCP, port=0)}})
+    assert "all of its ports are 0" in mesh.backend("10.2.0.5").why
