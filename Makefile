@@ -10,7 +10,7 @@ help:
 	@echo "make demo    two clusters, one service: watch the mesh work (ARGS=--json for one JSON object)"
 	@echo "make test    everything that is checked: style, types, unit tests, real etcd, Kubernetes and kernel, the lab"
 	@echo "make check   style, types and unit tests only (under a minute, needs no root)"
-	@echo "make soak    property tests with new seeds for SOAK_SECONDS (300), each printed (ARGS: which tests)"
+	@echo "make soak    property tests and faults with new seeds for SOAK_SECONDS (300), each printed (ARGS: which tests, or faults)"
 	@echo "make bench   timings, as ratios where there is a peer to compare with"
 	@echo "make bench-middle  the figures of the agent and the mesh's core beside their aims (ARGS: their names)"
 	@echo "make bench-controlplane  the figures of API server and mirror beside a real Kubernetes API (ARGS: their names)"

@@ -1,6 +1,8 @@
-"""`make soak`: the property tests with seeds nobody has tried, round after round, until the time is over.
+"""`make soak`: what nobody has tried yet, until the time is over: half of it property tests with new seeds, round after
+round, half of it faults on a real bed (soak_faults.py).
 
-    SOAK_SECONDS=3600 make soak ARGS="tests/unit/store"      where and for how long (tests/unit, 300 s)
+    SOAK_SECONDS=3600 make soak ARGS="tests/unit/store"      property tests alone, where and for how long (300 s)
+    SOAK_SECONDS=3600 make soak ARGS=faults                  faults alone
 
 Every round says its seed, runs the tests in an order of its own and draws more examples than the one before. When the
 time is over the test that runs is the last one. A failure ends the soak with the command that repeats it.
@@ -27,9 +29,18 @@ _FAILED, _NOTHING = 1, 5  # what pytest exits with when tests failed, and when n
 
 def main() -> int:
     """Exit code 0 when no round failed."""
-    where, began = sys.argv[1:] or ["tests/unit"], time.monotonic()
-    end = time.time() + float(os.environ.get("SOAK_SECONDS", _SECONDS))
-    seeds: list[int] = []
+    where, seconds = sys.argv[1:], float(os.environ.get("SOAK_SECONDS", _SECONDS))
+    from tests.soak_faults import soak as soak_faults  # not for pytest, whose plugin this is too
+
+    if where == ["faults"]:
+        return soak_faults(time.time() + seconds)
+    if where:
+        return _soak_properties(where, time.time() + seconds)
+    return _soak_properties(["tests/unit"], time.time() + seconds / 2) or soak_faults(time.time() + seconds / 2)
+
+
+def _soak_properties(where: list[str], end: float) -> int:
+    seeds, began = list[int](), time.monotonic()
     while end > time.time():
         seed, examples = random.SystemRandom().randrange(1 << 32), _EXAMPLES[min(len(seeds), len(_EXAMPLES) - 1)]
         print(f"round {len(seeds) + 1}: seed {seed}, {examples} examples", flush=True)

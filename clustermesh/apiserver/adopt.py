@@ -16,15 +16,20 @@ from clustermesh.wire.entries import decode_identity, decode_node
 _LOG: Final = logging.getLogger(__name__)
 
 
-def adopt_identities(allocator: Allocator, found: Mapping[bytes, bytes], cluster: Cluster, now: int) -> None:
-    """A restart renumbers nothing."""
+def adopt_identities(
+    allocator: Allocator, found: Mapping[bytes, bytes], cluster: Cluster, now: int
+) -> dict[bytes, bytes | None]:
+    """A restart renumbers nothing. What is to stand, for the grace where nobody uses it."""
+    adopted = dict[bytes, bytes | None]()
     for key in sorted(found):
         try:
-            allocator.adopt(decode_identity(key, found[key], cluster), now)
+            if allocator.adopt(decode_identity(key, found[key], cluster), now):
+                adopted[key] = found[key]
         except DecodeError as e:
             _LOG.warning("an identity found in etcd is not taken over: %s", e)
     if found:
         _LOG.info("%d identities taken over from etcd", len(allocator))
+    return adopted
 
 
 def adopt_keys(publisher: Publisher, found: Mapping[bytes, bytes], cluster: Cluster) -> None:

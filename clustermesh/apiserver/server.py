@@ -174,7 +174,9 @@ class ApiServer:
         if self.source.has_agents and not self.ledger[NODES].found():
             self.agents.expect(self.timing.records, self.writer.wake)
         self._recalled = bool(self.ledger[IDENTITIES].found())
-        adopt_identities(self.allocator, self.ledger[IDENTITIES].found(), self.cluster, time.monotonic_ns())
+        found, now = self.ledger[IDENTITIES].found(), time.monotonic_ns()
+        for key, value in adopt_identities(self.allocator, found, self.cluster, now).items():
+            self.ledger[IDENTITIES].want(key, value)
         adopt_keys(self.publisher, self.ledger[NODES].found(), self.cluster)
         self.publisher.of_agents = self.source.has_agents
         self._in_charge.set()

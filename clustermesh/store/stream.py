@@ -38,7 +38,13 @@ class Stream:
     async def write(self, request: Any, patience: float) -> None:
         """Send `request`. Unavailable where the transport takes it not within `patience` seconds."""
         self._patience, self._probe = patience, None
-        await self._watched(self._call.write(request))
+        try:
+            async with asyncio.timeout(patience):  # gRPC wakes nobody who writes on a call that never began
+                await self._watched(self._call.write(request))
+        except TimeoutError as e:
+            self._silent = True
+            self._call.cancel()
+            raise await self._failure() from e
 
     async def read(self, patience: float, probe: Any = None, grace: float = 0.0) -> Any:
         """The next response.

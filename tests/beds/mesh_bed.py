@@ -22,14 +22,18 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from apiserver_bed import Bed, manifests
-from mesh_child import SETTLE
+from clock import Clock
+from mesh_child import BEAT, SETTLE
 from mirror_bed import Peer
 from msgspec.structs import replace
 from ports import free_port
 from state_sink import StateSink
 from tcp_proxy import TcpProxy
 
-from certs.folder import initialise
+from certs.folder import initialise, load_authority
+from certs.issue import Pair, issue
+from certs.names import Leaf
+from certs.pair import write_pair
 from clustermesh.address import parse
 from clustermesh.errors import ClusterMeshError
 from clustermesh.mesh.peers import Peers
@@ -164,13 +168,13 @@ class MeshBed:
         folder: Path,
         *,
         flags: Sequence[str] = (),
-        environment: Mapping[str, str] | None = None,
+        clock: Clock | None = None,
         apiserver: Mapping[str, Any] | None = None,
         members: int = 1,
         disks: Mapping[str, Path] | None = None,
     ) -> None:
-        self.folder, self.flags, self.environment = folder, [*QUICK, *flags], environment or {}
-        self.timing = {"records": 0.0, **(apiserver or {})}  # no agents
+        self.folder, self.flags, self.clock = folder, [*QUICK, *flags], clock
+        self.timing = {"records": 0.0, "heartbeat": BEAT, **(apiserver or {})}  # there are no agents
         initialise(folder / "alpha" / "certs", {}, BORN)
         self.alpha = Bed(folder / "alpha")
         self.truth = Truth()
@@ -181,6 +185,7 @@ class MeshBed:
         for whose, place in (disks or {}).items():
             etcd = self.etcd_of(whose)[0]
             etcd.data_dir = place / "etcd"
+            etcd.log.parent.mkdir(parents=True, exist_ok=True)
         self.processes: dict[str, asyncio.subprocess.Process] = {}
         self.readers: dict[str, Recorder] = {}
         self.peers: dict[str, Peers] = {}
@@ -258,6 +263,11 @@ class MeshBed:
             else:
                 self.run_pod(name, f"10.1.0.{10 + number}")
 
+    def certify(self, name: str, leaf: Leaf, when: datetime, authority: Pair | None = None) -> None:
+        """Give `name` another certificate of alpha's authority, made at `when`."""
+        certs = self.alpha.context.certs
+        write_pair(certs, name, issue(authority or load_authority(certs, when), leaf, when))
+
     # -- processes and readers -----------------------------------------------------------------------------------------
 
     async def start(self, role: str) -> None:
@@ -268,7 +278,11 @@ class MeshBed:
         told["endpoints"] = [each for etcd in etcds for each in etcd.endpoints]
         told |= {"timing": self.timing} if role == "apiserver" else {}
         argv = ["setpriv", "--pdeathsig", "KILL", "--", sys.executable, str(_CHILD), role, json.dumps(told)]
-        environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **self.environment}
+        environment = {
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+            "PYTHONPATH": str(_ROOT),
+            **(self.clock.environment if self.clock else {}),
+        }
         with (self.folder / f"{role}.log").open("ab") as log:
             self.processes[role] = await asyncio.create_subprocess_exec(
                 *argv, cwd=_ROOT, env=environment, stdout=log, stderr=log
@@ -391,7 +405,10 @@ class MeshBed:
         return datetime.fromisoformat(found.value.decode()).timestamp()
 
     async def _published(self) -> tuple[dict[Any, frozenset[bytes]], set[Any]]:
-        found = (await self.alpha.client.range(keys.STATE)).kvs
+        try:
+            found = (await self.alpha.client.range(keys.STATE)).kvs
+        except ClusterMeshError:
+            return {}, set()
         services = [service.decode(kv.value) for kv in found if kv.key.startswith(_SERVICES)]
         pods = {keys.parse_endpoint(kv.key).place for kv in found if kv.key.startswith(_ENDPOINTS)}
         return {(each.namespace, each.name): frozenset(each.backends) for each in services}, pods

@@ -19,6 +19,8 @@ from clustermesh.model import Cluster
 from clustermesh.sources.folder import FolderSource
 from clustermesh.standalone.context import load
 
+BEAT = 0.5
+"""Seconds between two beats: what went while nobody heard of it goes with a beat."""
 SETTLE = 0.5
 """Seconds after which readers believe a writer that came back: nobody here takes longer to write what it has."""
 
@@ -34,7 +36,7 @@ async def _publish(folder: str, http: str, timing: dict[str, Any], endpoints: Se
 
 async def _mirror(folder: str, http: str, endpoints: list[str]) -> None:
     settings = Settings(cluster=Cluster(name="beta", id=2), endpoints=tuple(endpoints))
-    await mirror.run(settings, Path(folder), http, mirror.Timing(own=0.0, wait=0.5, heartbeat=0.5, settle=SETTLE))
+    await mirror.run(settings, Path(folder), [http], mirror.Timing(own=0.0, wait=0.5, heartbeat=BEAT, settle=SETTLE))
 
 
 def _main(role: str, told: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Reading and writing, on a real etcd."""
 
 import asyncio
+import socket
 from contextlib import suppress
 
 import pytest
@@ -173,3 +174,13 @@ async def test_a_cancelled_call_is_cancelled(etcd: LocalEtcd, make_client) -> No
                 await client.put(b"k", b"w")
         proxy.heal()
         assert await client.put(b"k", b"x") > 0
+
+
+async def test_a_stream_on_a_connection_that_never_begins_ends_in_time(make_client) -> None:
+    """As to an etcd that is stopped: the kernel takes the connection, and nobody says anything."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = make_client(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout=0.5)
+        for _ in range(3):
+            async with asyncio.timeout(10):
+                with pytest.raises(Unavailable):
+                    await client.keep_alive([1])

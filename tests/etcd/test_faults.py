@@ -38,7 +38,7 @@ async def test_an_etcd_that_comes_back_empty_under_its_id_is_no_other(whose: str
 async def test_a_clock_that_jumps_ends_nothing(seconds: int, tmp_path: Path) -> None:
     """Neither a lease, nor a beat, nor the time for which the identity of a pod that ended is kept."""
     rng, clock = random.Random(2), Clock(tmp_path)
-    async with MeshBed(tmp_path, environment=clock.environment, apiserver={"tick": 0.2}) as bed:
+    async with MeshBed(tmp_path, clock=clock, apiserver={"tick": 0.2}) as bed:
         bed.run_pod("p1", "10.1.0.11")
         await bed.until_true()
         bed.end_pod("p1")

@@ -70,6 +70,19 @@ async def test_the_leader_is_cut_off_and_comes_back_behind_the_others(bed: MeshB
     bed.check_heard()
 
 
+async def test_the_majority_is_gone_for_a_while(bed: MeshBed) -> None:
+    """Nothing can be written, nothing is believed of whoever is left, and nothing goes."""
+    rng = random.Random(4)
+    async with frozen(bed.members[0].pid), frozen(bed.members[1].pid):
+        bed.change(rng)
+        await bed.until(lambda: bed.session("near").error, bed.difference)
+        known = bed.readers["near"].comparable()
+    assert known["pods"]
+    bed.change(rng)
+    await bed.until_true()
+    bed.check_heard()
+
+
 async def test_a_user_that_is_removed_hears_nothing_more_over_any_member(bed: MeshBed) -> None:
     remove_user(bed.alpha.context.users_file, "remote-beta")
     await bed.until(lambda: bed.session("near").state is State.STALE, bed.difference)

@@ -12,7 +12,7 @@ from mesh_bed import BORN, MeshBed
 from mirror_bed import beating
 
 from certs.folder import load_authority
-from certs.issue import Pair, create_authority, issue
+from certs.issue import Pair, create_authority
 from certs.names import Leaf, remote, server
 from certs.pair import write_pair
 from clustermesh.mesh.session import State
@@ -30,11 +30,6 @@ async def bed(tmp_path: Path) -> AsyncIterator[MeshBed]:
         yield made
 
 
-def issue_again(bed: MeshBed, name: str, when: datetime, authority: Pair | None = None) -> None:
-    certs = bed.alpha.context.certs
-    write_pair(certs, name, issue(authority or load_authority(certs, when), LEAVES[name], when))
-
-
 async def cut_all(bed: MeshBed) -> None:
     """Whoever is connected to alpha's etcd has to show a certificate again."""
     cut(find_connections(bed.alpha.context.address.port))
@@ -44,13 +39,13 @@ async def cut_all(bed: MeshBed) -> None:
 @pytest.mark.parametrize("name", LEAVES)
 async def test_a_certificate_expires_and_is_renewed(bed: MeshBed, name: str) -> None:
     rng = random.Random(name)
-    issue_again(bed, name, EXPIRED)
+    bed.certify(name, LEAVES[name], EXPIRED)
     await cut_all(bed)
     if name != "admin":
         await bed.until(lambda: "certificate" in bed.session("near").error, bed.difference)
         assert bed.session("near").state is State.STALE
     bed.change(rng)
-    issue_again(bed, name, datetime.now(UTC))
+    bed.certify(name, LEAVES[name], datetime.now(UTC))
     await cut_all(bed)
     await bed.until_true()
     bed.check_heard()
@@ -66,8 +61,8 @@ async def test_the_authority_is_exchanged_while_both_are_trusted(bed: MeshBed) -
             bed.alpha.etcd.kill()  # it reads whom it trusts when it starts
             await bed.alpha.etcd.start()
         if signer is not None:
-            for name in LEAVES:
-                issue_again(bed, name, now, signer)
+            for name, leaf in LEAVES.items():
+                bed.certify(name, leaf, now, signer)
             await cut_all(bed)
         bed.change(rng)
         await bed.until_true()
