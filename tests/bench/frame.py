@@ -12,6 +12,7 @@ import json
 import pkgutil
 import statistics
 import sys
+import time
 import traceback
 from asyncio import run
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -91,6 +92,11 @@ def _keep(file: Path, fresh: Mapping[str, Mapping[str, Any]]) -> None:
     file.write_text(json.dumps(before | dict(fresh), indent=1, sort_keys=True) + "\n")
 
 
+def _say(*lines: str) -> None:
+    """Beside the table, as it goes."""
+    print(*lines, sep="\n", file=sys.stderr, flush=True)
+
+
 def main(name: str, package: str, aims: Mapping[str, float]) -> int:
     """Run what the command line asks for of the bench `name`. The file is build/bench/NAME.json.
 
@@ -104,10 +110,14 @@ def main(name: str, package: str, aims: Mapping[str, float]) -> int:
         return 2
     figures: dict[str, dict[str, Any]] = {}
     failed = []
-    for key, measure in wanted.items():
-        print(f"measuring {key}", file=sys.stderr, flush=True)
+    began = time.monotonic()
+    for number, (key, measure) in enumerate(wanted.items(), start=1):
+        minutes, seconds = divmod(int(time.monotonic() - began), 60)
+        _say(f"{minutes}:{seconds:02} measuring {key} ({number} of {len(wanted)})")
         try:
-            figures |= {each: figure(each, samples) for each, samples in measured(key, measure).items()}
+            fresh = {each: figure(each, samples) for each, samples in measured(key, measure).items()}
+            figures |= fresh
+            _say(*(f"     {line}" for line in list(table(fresh, aims))[1:]))
         except Exception:
             traceback.print_exc()
             failed.append(key)

@@ -38,11 +38,20 @@ async def restart_10000() -> dict[str, list[float]]:
     }
 
 
+async def growth() -> dict[str, list[float]]:
+    """How the start grows with the services: once for each number, since the largest takes half a minute to set up."""
+    found: dict[str, list[float]] = {}
+    for services in (1000, 10_000, 100_000):
+        found |= _named(f"growth_{services}", await starts(Objects(services), runs=1))
+    return found
+
+
 FIGURES = {
     "start_2000": start_2000,
     "start_10000": start_10000,
     "restart_10000": restart_10000,
     "pods_100000": pods_100000,
+    "growth": growth,
 }
 
 
