@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +22,8 @@ FAILED, USAGE, INTERRUPTED = 1, 2, 130
 _FORESEEN: Final = (ClusterMeshError, CertsError, OSError)
 
 # name: (module, attribute, what `clustermesh --help` says)
-_COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
+Commands = Mapping[str, tuple[str, str, str]]
+_COMMANDS: Final[Commands] = {
     "init": ("clustermesh.cli.init", "command", "Describe a cluster in a folder and make its certificates."),
     "certs": ("clustermesh.cli.certs", "command", "Make, show, renew and issue certificates."),
     "etcd": ("clustermesh.cli.run", "etcd", "Run the cluster's etcd in the foreground."),
@@ -45,15 +46,17 @@ _OF_THE_LAB: Final = frozenset({"lab", "demo"})
 class CommandLine(click.Group):
     """A group whose commands are found in a table and imported when used."""
 
+    table = _COMMANDS
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Every name, in the order in which one needs them."""
-        return list(_COMMANDS)
+        return list(self.table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command itself; imports its module."""
-        if cmd_name not in _COMMANDS:
+        if cmd_name not in self.table:
             return None
-        module, attribute, _ = _COMMANDS[cmd_name]
+        module, attribute, _ = self.table[cmd_name]
         try:
             if cmd_name in _OF_THE_LAB:
                 importlib.import_module("lab.plan")  # the package that an image of a control plane leaves out
@@ -68,7 +71,7 @@ class CommandLine(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list in `--help`, from the table alone."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, says) for name, (_, _, says) in _COMMANDS.items()])
+            formatter.write_dl([(name, says) for name, (_, _, says) in self.table.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command, and turn whatever can be foreseen into one line and an exit code."""

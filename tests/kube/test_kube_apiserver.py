@@ -34,7 +34,7 @@ def api(tmp_path: Path) -> Iterator[KubeBed]:
 
 @asynccontextmanager
 async def published(bed: Bed, api: KubeBed, **more: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """An API server with Cilium's flags, in a process of its own; synced."""
+    """An API server as Cilium's chart starts its own, in a process of its own; synced."""
     config = bed.context.path / "etcd-config.yaml"
     tls = bed.tls("admin")
     files = {"trusted-ca-file": str(tls.ca), "cert-file": str(tls.cert), "key-file": str(tls.key)}
@@ -48,15 +48,13 @@ async def published(bed: Bed, api: KubeBed, **more: str) -> AsyncIterator[asynci
         "cluster-users-config-path": bed.context.users_file,
         "health-port": bed.http.rpartition(":")[2],
         "prometheus-serve-addr": f":{free_port()}",
+        "controller-group-metrics": "all",
     }
-    argv = [
-        "-m",
-        "clustermesh.cli",
-        "apiserver",
-        "--debug",
-        *(f"--{name}={value}" for name, value in (flags | more).items()),
-    ]
-    process = await asyncio.create_subprocess_exec(sys.executable, *argv)
+    slower = ("--kvstore-opt=etcd.qps=20", "--kvstore-opt=etcd.bootstrapQps=10000")  # as the chart has it
+    argv = ["clustermesh", "--debug", *slower, "--cluster-users-enabled", "--enable-external-workloads=false"]
+    argv += [f"--{name}={value}" for name, value in (flags | more).items()]
+    program = Path(sys.executable).with_name("clustermesh-apiserver")
+    process = await asyncio.create_subprocess_exec(program, *argv)
     try:
         yield process
     finally:
