@@ -7,8 +7,9 @@ is for whoever holds the keys himself: it keeps a few, and a list is told whole,
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from heapq import nlargest
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, TypeAlias
 
 from msgspec import Struct
 
@@ -33,12 +34,16 @@ class Deleted(Struct, frozen=True, gc=False):
 Event: TypeAlias = Put | Deleted
 
 
-class _Print(NamedTuple):
+class _Print(Struct, frozen=True, gc=False):
     """What tells a key from one of the same name in another history; the newest is the greatest."""
 
     mod_revision: int
     lease: int
     value_hash: int
+
+    @property
+    def age(self) -> tuple[int, int]:
+        return self.mod_revision, self.lease
 
 
 class Everything:
@@ -67,7 +72,7 @@ class Everything:
 
     def anchor(self) -> bytes:
         """The newest key that is kept, b"" for none."""
-        return max(self._prints, key=lambda key: self._prints[key][:2], default=b"")
+        return max(self._prints, key=lambda key: self._prints[key].age, default=b"")
 
     def proves(self, kv: KeyValue) -> bool:
         """Whether `kv` is just as it was told."""
@@ -115,4 +120,10 @@ class Nothing(Newest):
 
 
 def _print(kv: KeyValue) -> _Print:
-    return _Print(kv.mod_revision, kv.lease, hash(kv.value))
+    return _Print(kv.mod_revision, _one(kv.lease), hash(kv.value))
+
+
+@lru_cache(1024)
+def _one(lease: int) -> int:
+    """One number for all keys of a lease: thousands of them have few."""
+    return lease
