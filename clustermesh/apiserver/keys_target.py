@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final
+
+from msgspec import Struct
 
 from clustermesh.apiserver.stamps import Stamps
 from clustermesh.errors import ApplyError, ClusterMeshError
+from clustermesh.pace import Load, Pace
 from clustermesh.store.client import Delete, EtcdClient, LeaseLost, Op, Put
 from clustermesh.store.lease import LeaseKeeper
 from clustermesh.store.operations import KeyValue, batches
 from clustermesh.wire import keys
 
-AT_ONCE: Final = 4
-"""Transactions under way at a time: while etcd is at work on one, the next is put together."""
+WRITES: Final = Load(at_once=4, per_second=5000)
+"""Transactions. While etcd is at work on some, the next is put together."""
 
 
-class Held(NamedTuple):
+class Held(Struct, frozen=True, gc=False):
     """What a key holds, and whether it hangs on a lease that this process keeps alive: only then will it last."""
 
     value: bytes
@@ -30,7 +33,7 @@ class KeysTarget:
     places in them that are another's.
 
     `stamps`, where given, are written in the transactions of the keys they are of. `written` holds the revision at
-    which a key was last written by us, for whoever hears of it by a watch.
+    which a key was last written by us, for whoever hears of it by a watch. All that share a `pace` keep it together.
     """
 
     def __init__(
@@ -40,7 +43,9 @@ class KeysTarget:
         places: Sequence[bytes],
         stamps: Stamps | None = None,
         but: tuple[bytes, ...] = (),
+        pace: Pace | None = None,
     ) -> None:
+        self._pace = pace or Pace(WRITES)
         self.client, self.keeper, self._stamps = client, keeper, stamps
         self._not_under, self._not = tuple(p for p in but if p.endswith(b"/")), frozenset(but)
         self.prefixes = tuple(place for place in places if place.endswith(b"/"))
@@ -61,7 +66,7 @@ class KeysTarget:
 
     async def upsert(self, entries: Mapping[bytes, Held]) -> None:
         """Write `entries`; ApplyError where some were not written, Unavailable or Refused where none was."""
-        await self._write([Put(key, value, await self.keeper.lease_for(key)) for key, (value, _) in entries.items()])
+        await self._write([Put(key, held.value, await self.keeper.lease_for(key)) for key, held in entries.items()])
 
     async def delete(self, gone: Collection[bytes]) -> None:
         await self._write(map(Delete, gone))
@@ -76,7 +81,7 @@ class KeysTarget:
         waiting = deque(batches(ops))
         errors: list[ClusterMeshError] = []
         async with asyncio.TaskGroup() as tasks:
-            for _ in range(min(AT_ONCE, len(waiting)) - 1):
+            for _ in range(min(self._pace.load.at_once, len(waiting)) - 1):
                 tasks.create_task(self._work_off(waiting, errors))
             await self._work_off(waiting, errors)
         if errors:
@@ -87,7 +92,8 @@ class KeysTarget:
         while waiting and not errors:
             batch = waiting.popleft()
             try:
-                revision = await self.client.transact([self._with_stamps(batch)])
+                async with self._pace:
+                    revision = await self.client.transact([self._with_stamps(batch)])
             except ClusterMeshError as e:
                 waiting.append(batch)
                 errors.append(e)

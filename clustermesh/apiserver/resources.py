@@ -5,10 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Final
 
-from clustermesh.apiserver.keys_target import KeysTarget
+from clustermesh.apiserver.keys_target import WRITES, KeysTarget
 from clustermesh.apiserver.ledger import Ledger, Section
 from clustermesh.apiserver.stamps import Stamps
 from clustermesh.model import Cluster, ClusterConfig
+from clustermesh.pace import Load, Pace
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.lease import LeaseKeeper
 from clustermesh.wire import RESOURCES, Resource, cluster_config, keys
@@ -20,9 +21,9 @@ DATA: Final = tuple(resource.name for resource in RESOURCES.values() if resource
 """In the order in which they are written."""
 
 
-def make_ledger(cluster: Cluster, client: EtcdClient, keeper: LeaseKeeper) -> Ledger:
+def make_ledger(cluster: Cluster, client: EtcdClient, keeper: LeaseKeeper, writes: Load = WRITES) -> Ledger:
     """The sections of `cluster`. One etcd describes one cluster: whatever stands there under another name is stale."""
-    target = partial(KeysTarget, client, keeper)
+    target = partial(KeysTarget, client, keeper, pace=Pace(writes))
     stamps = Stamps(RESOURCES[SERVICES].prefix(cluster.name))
     sections = [
         Section(ABOUT, target([keys.cluster_config_key(cluster.name), keys.HEARTBEAT])),

@@ -22,6 +22,7 @@ from clustermesh.apiserver.agents import AgentRecords
 from clustermesh.apiserver.collector import few_collections
 from clustermesh.apiserver.health import Health, Scope, health_server
 from clustermesh.apiserver.identities import GRACE, Allocator
+from clustermesh.apiserver.keys_target import WRITES
 from clustermesh.apiserver.ledger import Ledger
 from clustermesh.apiserver.publish import Publisher, Updates
 from clustermesh.apiserver.report import keep_reported
@@ -30,6 +31,7 @@ from clustermesh.apiserver.settings import Settings, of_folder
 from clustermesh.apiserver.terms import own_name, serve_terms, time_text
 from clustermesh.apiserver.users import Users
 from clustermesh.apiserver.writer import Writer
+from clustermesh.pace import Load
 from clustermesh.sources.folder import FolderSource
 from clustermesh.sources.snapshot import Backlog, Change, Snapshot
 from clustermesh.sources.source import Source
@@ -45,6 +47,7 @@ from clustermesh.wire.kinds import IDENTITIES, NODES
 
 _LOG: Final = logging.getLogger(__name__)
 _SOON: Final = 2.0  # seconds between two beats at least
+_UNHEARD: Final = 10.0  # seconds after which it is said that the source is not heard
 _AFTER: Final = 0.5  # seconds from being ready to the collector's look
 _AT_ONCE: Final = 250  # services, and as many endpoints, that are encoded before others have their turn: some 10 ms
 
@@ -53,7 +56,8 @@ class Timing(Struct, frozen=True, kw_only=True):
     """Seconds, but for `grace`: nanoseconds that an identity is kept after its last use.
 
     `records` is how long agents have to say their keys again to an etcd that was found empty, before Nodes without one
-    count as complete. `election` is how long a leader that dies or hangs leads on.
+    count as complete. `election` is how long a leader that dies or hangs leads on, `writes` how
+    many transactions etcd has before it at once, and is asked for in a second.
     """
 
     lease_ttl: int = DEFAULT_TTL
@@ -63,6 +67,7 @@ class Timing(Struct, frozen=True, kw_only=True):
     grace: int = GRACE
     records: float = 30.0
     election: int = election.TTL
+    writes: Load = WRITES
 
 
 _DEFAULT_TIMING: Final = Timing()
@@ -113,7 +118,7 @@ class ApiServer:
         self.settings, self.source, self.client, self.timing = settings, source, client, timing
         self.cluster = settings.cluster
         self.keeper = LeaseKeeper(client, timing.lease_ttl)
-        self.ledger: Ledger = make_ledger(self.cluster, client, self.keeper)
+        self.ledger: Ledger = make_ledger(self.cluster, client, self.keeper, timing.writes)
         self.allocator = Allocator(self.cluster, timing.grace)
         ledger = self.ledger
         self.publisher = Publisher(self.cluster, self.allocator, ledger.is_inherited, ledger.last_good)
@@ -347,7 +352,11 @@ class ApiServer:
             _LOG.info("%d problems are solved, %d are left", gone, len(self._problems))
 
     async def _report(self) -> None:
+        """Not before there is something to say: after a restart it is what stands there."""
         await self.users.enabled.wait()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_UNHEARD):
+                await self._heard.wait()
         await keep_reported(self.client, lambda: ApiServerReport(self._problems, self.source.about))
 
     def _list_problems(self) -> list[str]:

@@ -6,8 +6,9 @@ It also takes the flags of Cilium's clustermesh-apiserver, so that it can stand 
 from __future__ import annotations
 
 import importlib
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -25,7 +26,10 @@ from clustermesh.standalone.context import load
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from clustermesh.apiserver.server import Timing
     from clustermesh.sources.source import Source
+
+_RATE: Final = click.FloatRange(0, min_open=True)
 
 
 def _show_role(command: click.Context, _option: click.Parameter, wanted: bool) -> None:
@@ -72,6 +76,18 @@ def _show_role(command: click.Context, _option: click.Parameter, wanted: bool) -
     help="Print the ClusterRole that --source kubernetes needs, and end.",
 )
 @click.option(
+    "--etcd-max-inflight", type=click.IntRange(1), default=4, show_default=True, help="Transactions etcd has at once."
+)
+@click.option("--etcd-qps", type=_RATE, default=5000.0, show_default=True, help="Transactions a second.")
+@click.option(
+    "--k8s-client-max-inflight",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    help="Requests the API has at once, but for watches.",
+)
+@click.option("--k8s-client-qps", type=_RATE, default=500.0, show_default=True, help="Requests a second.")
+@click.option(
     "--mirror", is_flag=True, help="Mirror the connected clusters as well, instead of `clustermesh kvstoremesh`."
 )
 @mirrored_options
@@ -117,11 +133,18 @@ async def _serve(make_source: Callable[[], Source], context: Path, http: str | N
 
         peers, access = mirrored(context, flags)
         at = [flags["mirror_http"] or "127.0.0.1:9881"]
-        await run_both(settings, make_source, listen, Mirrored(peers, at, access))
+        await run_both(settings, make_source, listen, Mirrored(peers, at, access), _timing(flags))
     else:
         from clustermesh.apiserver import run
 
-        await run(settings, make_source, listen)
+        await run(settings, make_source, listen, _timing(flags))
+
+
+def _timing(flags: dict[str, Any]) -> Timing:
+    from clustermesh.apiserver.server import Timing
+    from clustermesh.pace import Load
+
+    return Timing(writes=Load(at_once=flags["etcd_max_inflight"], per_second=flags["etcd_qps"]))
 
 
 async def _publish_kubernetes(context: Path, http: str | None, flags: dict[str, Any]) -> None:
@@ -133,8 +156,11 @@ async def _publish_kubernetes(context: Path, http: str | None, flags: dict[str, 
     access = find_access(flags["kubeconfig"], flags["kube_context"])
     asking = asyncio.create_task(access.prefetch())
     await asyncio.to_thread(importlib.import_module, "clustermesh.sources.kubernetes")
+    from clustermesh.pace import Load
     from clustermesh.sources.kubernetes import KubernetesSource
 
     cluster, in_mesh = settings_of(context, flags).cluster, flags["in_mesh"]
-    await _serve(lambda: KubernetesSource(access, cluster, in_mesh=in_mesh), context, http, flags)
+    reads = Load(at_once=flags["k8s_client_max_inflight"], per_second=flags["k8s_client_qps"])
+    make_source = partial(KubernetesSource, access, cluster, in_mesh=in_mesh, reads=reads)
+    await _serve(make_source, context, http, flags)
     await asking

@@ -15,7 +15,10 @@ from msgspec import Struct
 from clustermesh.errors import Refused, Unavailable
 from clustermesh.kube.access import Access, Grant
 from clustermesh.kube.faults import Oversized, fault, read_status
+from clustermesh.pace import Load, Pace
 
+READS: Final = Load(at_once=16, per_second=500)
+"""Requests, but for watches: of those there is one for each kind."""
 _PIECE: Final = 1 << 18
 _MAX_ERROR: Final = 1 << 16
 
@@ -35,8 +38,8 @@ class Patience(Struct, frozen=True, kw_only=True):
 class KubeClient:
     """`async with` it. One pool of connections for every kind."""
 
-    def __init__(self, access: Access, patience: Patience | None = None) -> None:
-        self.patience = patience or Patience()
+    def __init__(self, access: Access, patience: Patience | None = None, load: Load = READS) -> None:
+        self.patience, self._pace = patience or Patience(), Pace(load)
         self._access = access
         self._shown: Grant | None = None
 
@@ -59,7 +62,7 @@ class KubeClient:
     async def get(self, path: str, what: str, params: Mapping[str, str], *, fresh: bool = False) -> bytes:
         """The whole answer; `what` is what was tried, as "list pods". Raises ClusterMeshError."""
         pieces, size = [], 0
-        async with self._answer(path, what, params, fresh) as answer:
+        async with self._pace, self._answer(path, what, params, fresh) as answer:
             while piece := await _next(answer, self.patience.read):
                 size += len(piece)
                 if size > self.patience.most_bytes:

@@ -20,13 +20,14 @@ from msgspec import Raw, Struct
 from clustermesh.errors import ClusterMeshError, Unavailable
 from clustermesh.kube.access import Access
 from clustermesh.kube.brain import Brain
-from clustermesh.kube.client import KubeClient
+from clustermesh.kube.client import READS, KubeClient
 from clustermesh.kube.faults import NotServed
 from clustermesh.kube.follow import Interrupted, Listed, follow
 from clustermesh.kube.rbac import Rule
 from clustermesh.kube.resource import Resource
 from clustermesh.logs import about
 from clustermesh.model import Cluster
+from clustermesh.pace import Load
 from clustermesh.sources.decoding import decode_json, ref_of
 from clustermesh.sources.lean import decode_pod, decode_service, decode_slice
 from clustermesh.sources.objects import KINDS, Kind, Object, Ref
@@ -71,11 +72,11 @@ class _SomeList(Struct):
 
 class KubernetesSource:
     """The objects of one cluster's API. Iterate `updates` once, and read the rest between two of them. Namespaces are
-    `in_mesh` or not where they do not say.
+    `in_mesh` or not where they do not say. `reads` bounds what the API is asked for.
     """
 
-    def __init__(self, access: Access, cluster: Cluster, *, in_mesh: bool = True) -> None:
-        self._access = access
+    def __init__(self, access: Access, cluster: Cluster, *, in_mesh: bool = True, reads: Load = READS) -> None:
+        self._access, self._reads = access, reads
         self._offered: Mapping[str, str] = {}
         self._brains: dict[str, Brain[Ref, Object]] = {}
         self._translator = Translator(cluster, self, selects=False, in_mesh=in_mesh)
@@ -116,7 +117,7 @@ class KubernetesSource:
 
     async def updates(self) -> AsyncGenerator[Change, None]:
         """Everything there is once all of it is listed, then each change. Close it (aclosing) to end all requests."""
-        async with KubeClient(self._access) as client:
+        async with KubeClient(self._access, load=self._reads) as client:
             self._offered = await self._choose(client)
             _LOG.info("source: %s", self.about)
             self._brains = {name: Brain() for name in self._offered}

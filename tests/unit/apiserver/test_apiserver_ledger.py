@@ -10,7 +10,7 @@ from fake_etcd import FakeEtcd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clustermesh.apiserver.keys_target import AT_ONCE
+from clustermesh.apiserver.keys_target import WRITES
 from clustermesh.apiserver.ledger import Ledger
 from clustermesh.apiserver.publish import Updates
 from clustermesh.apiserver.resources import CANARIES, DATA, make_ledger
@@ -252,7 +252,7 @@ async def test_a_few_transactions_are_under_way_at_once_and_one_that_fails_costs
         bed.want(name, b"1")
     etcd.faults = ["", "", "refuse"]
     assert not await bed.write()
-    assert etcd.most == AT_ONCE
+    assert etcd.most == WRITES.at_once
     assert set(bed.ledger[SERVICES].tracker.problems) == {value_key(name) for name in names} - etcd.keys.keys()
     assert 0 < len(bed.ledger[SERVICES].tracker.problems) < 1000
     assert await bed.write()
