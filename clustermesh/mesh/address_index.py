@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection, Iterator, Set
+from collections.abc import Collection, Iterable, Iterator, Set
 from typing import Final, Generic, TypeVar
 
-from clustermesh.address import BITS, Address, Prefix, from_int, to_int
+from clustermesh.address import BITS, Address, Prefix, contains, from_int, to_int
 
 T = TypeVar("T")
-_FEW: Final = 64
+_FEW: Final = 128
+
+
+def outermost(prefixes: Iterable[Prefix]) -> list[Prefix]:
+    """Those of `prefixes` that lie in no other: together they hold the same addresses, and each only once."""
+    found = list[Prefix]()
+    for prefix in sorted(prefixes):  # one that holds others comes right before them
+        if not found or not contains(found[-1], prefix.address):
+            found.append(prefix)
+    return found
 
 
 class AddressIndex:
@@ -43,15 +52,23 @@ class AddressIndex:
     def _ordered(self) -> list[Address]:
         if self._order is None:
             self._order = sorted(Address(each) for each in self._table if isinstance(each, bytes))
-        for address in self._touched:
-            place = bisect_left(self._order, address)
-            held = place < len(self._order) and self._order[place] == address
-            if held and address not in self._table:
-                del self._order[place]
-            elif not held and address in self._table:
-                self._order.insert(place, address)
+        if len(self._touched) <= _FEW:
+            self._place_each(self._order)
+        else:  # each alone would move all that lie behind it
+            self._order = [address for address in self._order if address not in self._touched]
+            self._order += [address for address in self._touched if address in self._table]
+            self._order.sort()
         self._touched.clear()
         return self._order
+
+    def _place_each(self, order: list[Address]) -> None:
+        for address in self._touched:
+            place = bisect_left(order, address)
+            held = place < len(order) and order[place] == address
+            if held and address not in self._table:
+                del order[place]
+            elif not held and address in self._table:
+                order.insert(place, address)
 
 
 class AddressBook(Generic[T]):

@@ -19,6 +19,7 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from clustermesh.address import BITS, Address, Prefix, single
+from clustermesh.mesh.address_index import outermost
 from clustermesh.mesh.admission import Admission, Verdict
 from clustermesh.mesh.authority import Authority, Ground
 from clustermesh.mesh.claims import Holder
@@ -350,6 +351,7 @@ class MeshState:
             for prefix in moved:
                 if prefix.length == BITS:  # a node is there now, or was
                     self._dirty_services.update(self.holdings.services_in(prefix))
+            for prefix in outermost(moved):
                 for cluster in {holder.cluster, self.own}:
                     self._moved(cluster, prefix)
 

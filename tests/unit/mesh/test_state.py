@@ -661,6 +661,26 @@ def test_a_node_that_only_has_another_label_makes_no_service_and_no_address_dirt
     assert (state.take_services(), state.take_addresses()) == (set(), set())
 
 
+def test_what_lies_in_many_prefixes_of_one_node_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = opened()
+    for number in range(50):
+        state.put("beta", "endpoints", parse(f"10.2.0.{number}"), pod(f"10.2.0.{number}"))
+    nested = " ".join(f"10.2.0.0/{length}" for length in range(16, 25))
+    looked_at, concerned = list[Address](), Rulings.concerned
+
+    def count(rulings: Rulings, prefix: Prefix) -> Any:
+        found = concerned(rulings, prefix)
+        looked_at.extend(found[0])
+        return found
+
+    monkeypatch.setattr(Rulings, "concerned", count)
+    state.put("beta", "nodes", "b1", node("beta", "b1", nested, "192.0.2.2"))
+    assert len(looked_at) == len(taken_addresses(state)) == 50
+    state.remove("beta", "nodes", "b1")
+    assert len(looked_at) == 100
+    assert len(taken_addresses(state)) == 50
+
+
 def test_a_drained_cluster_leaves_nothing() -> None:
     state = with_beta()
     state.put("beta", "services", ("n", "s"), service("beta", "10.2.0.1"))
