@@ -42,6 +42,13 @@ class StateSink:
     def names(self, cluster: str, kind: str) -> set[Any]:
         return set() if kind == "stamps" else set(self.state.names(cluster, kind))
 
+    def decide(self) -> None:
+        """What an agent's domains do in turns: decide on what is dirty."""
+        while self.state.judge():
+            pass
+        for item in (*self.state.take_addresses(), *self.state.take_services()):
+            self.state.rule(item)
+
     def refused(self, cluster: str = "") -> dict[str, str]:
         return self.state.refusals(cluster or self.peer).named(1000)
 

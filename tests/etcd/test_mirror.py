@@ -82,8 +82,9 @@ async def test_agents_that_are_given_the_mirrors_files_know_what_they_would_know
             )
             task = asyncio.create_task(peers.run())
             async with asyncio.timeout(30):
-                while not sink.view().services or not sink.view().endpoints or not sink.view().identities:
+                while sink.refused() or not (view := sink.view()).services or not view.endpoints or not view.identities:
                     await asyncio.sleep(0.02)
+                    sink.decide()
             task.cancel()
             await asyncio.wait([task])
             views.append((sink.view(), sink.refused()))
