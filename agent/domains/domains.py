@@ -172,6 +172,8 @@ class Domains:
         if domain in (self.network, self.tunnels):
             await self.network.here.wait()
         await self._judge_some()
+        if domain is self.tunnels:  # whose peers the network plans
+            await self.network.whole_step()
         await domain.whole_step()
         domain.allow_pruning()
 

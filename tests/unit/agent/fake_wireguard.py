@@ -29,6 +29,7 @@ class FakeDevice:
         self.states: dict[str, PeerState] = {}
         self.refuse: set[str] = set()
         self.writes: list[list[str]] = []
+        self.removed: list[str] = []
         self.emptied: list[str] = []  # keys of peers that for a moment had none of their allowed IPs
 
     async def ensure(self, private_key: bytes, listen_port: int, fwmark: int, mtu: int) -> bool:
@@ -66,6 +67,7 @@ class FakeDevice:
             self.states[key] = replace(self.states[key], keepalive=seconds[key])
 
     async def remove_peers(self, keys: Collection[str]) -> None:
+        self.removed += keys
         for key in keys:
             self.states.pop(key, None)
 

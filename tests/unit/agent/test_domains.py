@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 
 import pytest
@@ -16,6 +16,7 @@ from agent.domains import domains, tunnels
 from agent.domains.addresses import INIT
 from agent.plan.attached import AttachedPod
 from agent.plan.routes import RouteKey
+from agent.wireguard.peer import PeerState
 from clustermesh.address import parse, parse_prefix, prefix_text
 from clustermesh.errors import Refused, Unavailable
 from clustermesh.mesh.authority import Ground, Place
@@ -130,6 +131,40 @@ async def test_a_cluster_whose_memory_cannot_be_read_keeps_what_the_kernel_holds
     bed.connect("beta")
     await bed.step()
     assert not bed.tables["ipcache"].held
+
+
+async def test_a_peer_found_on_the_device_stays_while_its_node_is_still_to_be_planned(bed: Bed) -> None:
+    released, cidrs = asyncio.Event(), bed.tables["cidrs"]
+    write = cidrs.upsert
+    held: list[object] = []
+
+    async def hold(entries: Mapping[object, object]) -> None:
+        held.append(entries)
+        await released.wait()
+        await write(entries)
+
+    bed.device.there = True
+    bed.device.states = {numbered_key(2): PeerState(), numbered_key(9): PeerState()}
+    bed.tables["ipcache"].held[parse("10.2.1.9")] = object()
+    bed.add_node("alpha", 1)
+    beta = bed.connect("beta", State.SYNCING)
+    running = await bed.running()
+    await until(lambda: bed.attached)
+    cidrs.upsert = hold
+    bed.add_node("beta", 3)
+    await until(lambda: held)
+    bed.add_node("beta", 2)
+    beta.brain.session = Session(state=State.FRESH)
+    bed.peers.on_complete()
+    await until(lambda: not bed.tables["ipcache"].held)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert not bed.device.removed
+    released.set()
+    await until(lambda: bed.device.removed)
+    assert bed.device.removed == [numbered_key(9)], "nobody's"
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
 
 
 async def test_what_is_taken_back_goes_at_once_also_while_a_peer_is_silent(bed: Bed) -> None:
