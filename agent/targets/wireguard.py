@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 from msgspec.structs import replace
 
@@ -176,19 +176,33 @@ class WireGuardTarget:
 
 
 class PeerTracker(Tracker[PeerKey, Peer]):
-    """The peers of one device. A stranger that turns out to be wanted is taken over, and not written again."""
+    """The peers of one device. A stranger that turns out to be wanted is taken over, and not written again.
+
+    One that is being removed, or perhaps was, cannot be taken over: whose it is, is written again.
+    """
 
     def __init__(self, name: str, target: WireGuardTarget) -> None:
         super().__init__(name, target)
         self._peers = target
+        self._under_way: Collection[PeerKey] = ()  # of strangers: those that are being removed
 
     def set(self, key: PeerKey, value: Peer) -> None:
-        if (held := self.actual.get(stranger(value.public_key))) is not None:
+        if (held := self._stands(stranger(value.public_key))) is not None:
             self._peers.recognise(key, value.public_key)
             self.observe(stranger(value.public_key), None)
             if key not in self.actual:
                 self.observe(key, held)
         super().set(key, value)
+
+    def _stands(self, key: PeerKey) -> Peer | None:
+        return None if key in self._unsure or key in self._under_way else self.actual.get(key)
+
+    async def _attempt(self, call: Coroutine[Any, Any, None], keys: Collection[PeerKey]) -> Mapping[PeerKey, str]:
+        self._under_way = set(keys)
+        try:
+            return await super()._attempt(call, keys)
+        finally:
+            self._under_way = ()
 
 
 def as_wanted(key: str, state: PeerState, given: Peer | None, now: float) -> Peer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from itertools import pairwise
 
 import pytest
@@ -165,6 +165,37 @@ async def test_a_peer_found_on_the_device_stays_while_its_node_is_still_to_be_pl
     assert bed.device.removed == [numbered_key(9)], "nobody's"
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+@pytest.mark.parametrize("fault", [None, Unavailable("no buffer space")])
+async def test_a_node_that_comes_while_its_peer_is_being_removed_has_one_again(
+    bed: Bed, fault: Unavailable | None
+) -> None:
+    remove = bed.device.remove_peers
+
+    async def remove_late(keys: Collection[str]) -> None:
+        bed.device.remove_peers = remove
+        if fault is None:
+            bed.add_node("beta", 2)
+            await bed.domains.network.step()
+        await remove(keys)
+        if fault is not None:
+            raise fault
+
+    bed.add_node("alpha", 1)
+    bed.add_node("beta", 2)
+    await bed.step()
+    bed.sink.drain("beta")
+    bed.restart()
+    bed.add_node("alpha", 1, pod_cidrs=(parse_prefix("10.1.77.0/24"),))
+    bed.device.remove_peers = remove_late
+    await bed.adopt()
+    await bed.step()
+    bed.add_node("beta", 2)
+    await bed.step()
+    assert bed.device.removed == [numbered_key(2)]
+    assert list(bed.device.states) == [numbered_key(2)]
+    assert bed.domains.tunnels.settled
 
 
 async def test_what_is_taken_back_goes_at_once_also_while_a_peer_is_silent(bed: Bed) -> None:
