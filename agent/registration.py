@@ -29,7 +29,7 @@ from clustermesh.wire import keys, local
 
 _log = logging.getLogger(__name__)
 _WRITES_PER_SECOND: Final = 20  # of all nodes together
-_LOOK: Final = 1.0  # seconds between two looks whether the name is free
+_LOOK: Final = 1.0  # seconds until an etcd that did not answer is asked again whether the name is free
 FIRST: Final = 1.0  # seconds that another agent's record stands the first time ...
 LAST: Final = 60.0  # ... and at most
 
@@ -57,8 +57,18 @@ class Contest:
             other = local.decode_agent(value)
         except DecodeError:
             return None
-        same = (other.wireguard_public_key, other.boot_id) == (self._record.wireguard_public_key, self._record.boot_id)
-        return None if same else other
+        return None if self._is_same(other) else other
+
+    def is_ours(self, value: bytes) -> bool:
+        """Whether this agent wrote it, whatever it knew then."""
+        try:
+            return self._is_same(local.decode_agent(value))
+        except DecodeError:
+            return False
+
+    def _is_same(self, other: AgentRecord) -> bool:
+        ours = self._record
+        return (other.wireguard_public_key, other.boot_id) == (ours.wireguard_public_key, ours.boot_id)
 
     def problem(self, now: float) -> str:
         """What a person should know, "" once none was met for so long that there is none."""
@@ -97,8 +107,8 @@ class Registration:
         return self._contest.problem(self._clock())
 
     async def keep(self, client: EtcdClient, prepared: asyncio.Event, nodes: Callable[[], int]) -> None:
-        """Where another's record stands, once `prepared`, which an agent under another node's name never is. Never
-        returns.
+        """Never returns. From `prepared` on, which an agent under another node's name never is; before, only a name
+        that nobody goes by is taken, once.
 
         The key has no lease: the tunnels of a node whose agent is down still work, and its peers must not forget its
         key. A node that begins is heard at once; keys that vanish later do so for all of `nodes`, which write them one
@@ -110,18 +120,24 @@ class Registration:
             tasks.create_task(self._write_news(client))
 
     async def _write_news(self, client: EtcdClient) -> None:
-        """Until this node is registered there are none."""
         backoff = Backoff(first=1.0)
         while True:
             await self._news.wait()
             self._news.clear()
             try:
-                if self._registered:
-                    await client.put(self._key, self._value)
+                await self._renew(client)
             except ClusterMeshError as e:
                 _log.debug("what this node remembers of identities is not in etcd: %s", e)
                 self._news.set()
                 await asyncio.sleep(backoff.next())
+
+    async def _renew(self, client: EtcdClient) -> None:
+        """In the place of this node's own record only: one that is missing, or another's, has its turn."""
+        held = await client.get(self._key)
+        if held is None or not self._contest.is_ours(held.value):
+            return
+        if not await client.swap(self._key, held.mod_revision, self._value):
+            self._news.set()
 
     async def _keep_written(self, client: EtcdClient, nodes: Callable[[], int]) -> None:
         backoff = Backoff(first=1.0)
@@ -134,12 +150,18 @@ class Registration:
             await asyncio.sleep(backoff.next(time.monotonic() - began))
 
     async def _take_if_free(self, client: EtcdClient, prepared: asyncio.Event) -> None:
-        """Until `prepared`. In a cluster that begins, what this waits for waits for every node's key."""
+        """Until `prepared`. In a cluster that begins, what this waits for waits for every node's key.
+
+        Once: a name that is free later is so in an etcd that was emptied, and the node's own agent waits its turn.
+        """
+        answered = False
         while not prepared.is_set():
             with suppress(ClusterMeshError):
-                await client.swap(self._key, 0, self._value)
+                if not answered:
+                    await client.swap(self._key, 0, self._value)
+                    answered = True
             with suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK):
+                async with asyncio.timeout(None if answered else _LOOK):
                     await prepared.wait()
 
     async def _follow(self, client: EtcdClient, nodes: Callable[[], int]) -> None:
