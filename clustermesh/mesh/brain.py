@@ -405,10 +405,11 @@ class ReaderBrain:
             if self._proof(reading.table, now) is None or not event.created.keys() >= reading.witnesses:
                 reading.doubt()  # that a witness is not there, its own watch is about to tell
             elif reading.table.twin is None or not commands:  # else what its twin holds may be about to go
-                commands += reading.settle(event, self._sought, self._asked)
-                if reading.lost_a_lease:  # who wrote it lives: it is soon there again, or it is not
+                settled = reading.settle(event, self._sought, self._asked)
+                commands += settled.commands
+                if settled.lost_a_lease:  # who wrote it lives: it is soon there again, or it is not
                     reading.believed_from = now + self.terms.settle
-                elif reading.doubted:
+                elif settled.lost_a_witness:
                     self._lose_heartbeat(now)
         more = commands or self._seek() - self._sought or self._deletions().keys() - self._asked
         return [*commands, *(self._attest() if more else ())]

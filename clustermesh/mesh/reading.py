@@ -32,6 +32,14 @@ class _Vanished(NamedTuple):
     key: bytes = b""  # of which it was told
 
 
+class Settled(NamedTuple):
+    """What the witnesses have said of what had vanished. What was doubted before has no part in it."""
+
+    commands: list[Command]
+    lost_a_lease: bool  # some of it may have died with one
+    lost_a_witness: bool  # some of it was not there before the witnesses, or not with them
+
+
 class Reading:
     """Whether the table is `followed`, was listed `whole` since, and whether something is kept of it that vanished
     without proof (`doubted`). What is refused is named up to a limit, and counted beyond it.
@@ -42,7 +50,7 @@ class Reading:
 
     def __init__(self, table: Table, cluster: Cluster, limits: Limits, held: Callable[[str], Set[Any]]) -> None:
         self.table, self.tally = table, Tally(table.prefix)
-        self.followed = self.whole = self.doubted = self.lost_a_lease = False
+        self.followed = self.whole = self.doubted = False
         self.believed_from = 0.0  # no beat before that says that what is doubted is gone
         self._cluster, self._limits, self._held = cluster, limits, held
         self.gone: dict[Any, _Vanished] = {}
@@ -56,7 +64,7 @@ class Reading:
         self._counted = 0  # of them
 
     def start(self) -> Follow:
-        self.followed, self.whole, self.doubted, self.lost_a_lease = True, False, False, False
+        self.followed, self.whole, self.doubted = True, False, False
         self.gone = {}
         self.forget_list()
         return Follow(self.table.prefix)
@@ -106,9 +114,7 @@ class Reading:
         twin = self.table.twin
         return () if twin is None or name in self._held(twin.kind) else twin.keys_of(name)
 
-    def settle(
-        self, event: Attested, sought: frozenset[bytes] = frozenset(), asked: Set[int] = frozenset()
-    ) -> list[Command]:
+    def settle(self, event: Attested, sought: frozenset[bytes] = frozenset(), asked: Set[int] = frozenset()) -> Settled:
         """What vanished until the revision of `event` is believed where heartbeat and canary, which are there, had been
         created before, or the canary after the heartbeat, by a writer that had all there. MOST_SETTLED at once. What is
         in the twin, for which the keys `sought` were asked, has not vanished; what was deleted at a revision that was
@@ -116,7 +122,7 @@ class Reading:
         created, revision = event.created or {}, event.revision
         heartbeat = created[keys.HEARTBEAT]
         canary = 0 if self.table.canary is None else created[self.table.canary]
-        commands = list[Command]()
+        commands, lost_a_lease, lost_a_witness = list[Command](), False, False
         for name, vanished in list(islice(self.gone.items(), MOST_SETTLED)):
             if not sought.issuperset(places := self._places(name)):
                 break  # it and those behind it are asked for next
@@ -125,12 +131,13 @@ class Reading:
                 continue
             del self.gone[name]
             if vanished.told in event.ends:
-                self.doubted = self.lost_a_lease = True
+                lost_a_lease = True
             elif (heartbeat <= vanished.since or heartbeat < canary) and canary <= vanished.at:
                 commands.append(Remove(self.table.kind, name, vanished.told))
             else:
-                self.doubted = True
-        return commands
+                lost_a_witness = True
+        self.doubted = self.doubted or lost_a_lease or lost_a_witness
+        return Settled(commands, lost_a_lease, lost_a_witness)
 
     def doubt(self) -> None:
         """What vanished is kept, until there is proof again."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sim_cluster import KINDS, SYNCED, SimCluster, SimStream
@@ -258,3 +259,36 @@ def test_nothing_is_taken_away_that_was_still_there_and_the_end_is_the_truth(see
     for verb in actions:
         world.act(verb)
     world.settle()
+
+
+CHANGES = 4  # about one deletion among them
+
+
+def make_busy(world: World, rate: int, seconds: int) -> None:
+    """So many deletions a second."""
+    for _ in range(seconds * rate):
+        for _ in range(CHANGES):
+            world.cluster.change()
+        world.wait(1 / rate)
+
+
+def follow_from_the_start(seed: int) -> World:
+    world = World(seed)
+    for _ in range(60):
+        world.tell()
+    return world
+
+
+def assert_fresh_and_true(world: World) -> None:
+    assert world.brain.session.state is State.FRESH, world.brain.session.error
+    world.cluster.finish()
+    world.wait(35.0)  # an answer that was lost is asked for again
+    assert {key: value for table in world.held.values() for key, value in table.items()} == world.cluster.truth
+
+
+@pytest.mark.parametrize("rate", [1, 3, 10])
+@pytest.mark.parametrize("seed", range(5))
+def test_tables_that_never_rest_are_believed_as_any(rate: int, seed: int) -> None:
+    world = follow_from_the_start(seed)
+    make_busy(world, rate, 200)
+    assert_fresh_and_true(world)
