@@ -14,7 +14,7 @@ Rules
 - Nothing is deleted that an entry which could not be changed, and exists, may still refer to.
 - What was found in the target and was never wanted since can be kept back from deletion: whoever knows that it is to
   go may not have spoken yet.
-- A comparison goes page by page; what is written in between is left out of it.
+- A comparison goes page by page; what is written in between is left out of it, and another one in between ends it.
 """
 
 from __future__ import annotations
@@ -237,8 +237,22 @@ class Tracker(Generic[K, V]):
         return drift
 
     async def compare(self) -> AsyncGenerator[int, None]:
-        """As `adopt`, in steps of a few milliseconds: yields what each has found. Between two, others may flush."""
-        self._touched = set()
+        """As `adopt`, in steps of a few milliseconds: yields what each has found. Between two, others may flush.
+
+        Where they compare, too, this ends: what it has read is older than what they found.
+        """
+        mine = self._touched = set[K]()
+        try:
+            async with aclosing(self._compare_all()) as steps:
+                async for found in steps:
+                    yield found
+                    if self._touched is not mine:
+                        return
+        finally:
+            if self._touched is mine:
+                self._touched = None
+
+    async def _compare_all(self) -> AsyncGenerator[int, None]:
         unseen: set[K] = set()
         try:
             for known in _chunks(list(self.actual)):
@@ -252,8 +266,6 @@ class Tracker(Generic[K, V]):
             self._unreadable = None
         except ClusterMeshError as e:
             self._unreadable = str(e)
-        finally:
-            self._touched = None
 
     async def _pages(self) -> AsyncGenerator[Mapping[K, V], None]:
         """Raises ClusterMeshError."""

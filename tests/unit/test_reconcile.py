@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -498,6 +499,44 @@ async def test_what_is_written_while_pages_are_read_is_no_drift(
     await reconciler.flush()
     assert target.held == tracker.desired
     assert await tracker.audit() == 0
+
+
+@pytest.mark.parametrize("step", range(8))
+async def test_a_comparison_ends_where_another_began_meanwhile(step: int) -> None:
+    """What the first one has read is older than what the second one found."""
+    target, wanted = FakeTarget(), dict.fromkeys(range(3000), 1)
+    tracker = make_tracker(target)
+    reconciler = Reconciler(tracker)
+    tracker.replace(wanted)
+    await reconciler.flush()
+    found = 0
+    async with aclosing(tracker.compare()) as steps:
+        for _ in range(step):
+            found += await anext(steps, 0)
+        target.held.clear()
+        target.broken = set(wanted)
+        assert await tracker.adopt() == 3000
+        await reconciler.flush()
+        found += sum([each async for each in steps])
+    assert found == 0
+    target.broken = set()
+    tracker.hurry()
+    await reconciler.flush()
+    assert target.held == wanted
+
+
+async def test_that_a_target_cannot_be_read_is_not_forgotten_by_a_comparison_that_began_before() -> None:
+    target = FakeTarget()
+    tracker = make_tracker(target)
+    tracker.set(1, 1)
+    await tracker.upsert_pending()
+    async with aclosing(tracker.compare()) as steps:
+        await anext(steps)
+        target.down = True
+        await tracker.adopt()
+        target.down = False
+        assert [each async for each in steps] == []
+    assert tracker.error
 
 
 class Meanwhile(FakeTarget):

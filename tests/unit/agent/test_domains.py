@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from itertools import pairwise
 
 import pytest
@@ -498,6 +498,31 @@ async def test_what_somebody_else_changed_is_counted_and_repaired(bed: Bed) -> N
     await bed.step()
     assert bed.served() == ["5"]
     assert bed.domains.services.tables.backends.drift == 1
+
+
+async def test_routes_that_go_with_their_device_during_an_audit_come_back(bed: Bed) -> None:
+    routes = bed.tables["routes"]
+
+    async def pages() -> AsyncIterator[Mapping[object, object]]:
+        """What was read is handed out one by one. After the first the device is new, and its routes are gone."""
+        for number, (key, value) in enumerate(list(routes.held.items())):
+            yield {key: value}
+            if number == 0:
+                routes.refuse = set(routes.held)
+                routes.held.clear()
+                bed.domains.network.lose_routes()
+
+    for cluster, number in (("alpha", 1), ("beta", 2), ("beta", 3)):
+        bed.add_node(cluster, number)
+    await bed.step()
+    before = dict(routes.held)
+    routes.pages = pages
+    await bed.domains.network.audit()
+    routes.refuse.clear()
+    await bed.step()
+    assert len(before) > 2
+    assert routes.held == before
+    assert bed.domains.network.routes.drift == 0
 
 
 # -- what hangs, and what cannot be planned ---------------------------------------------------------------------------
