@@ -106,6 +106,8 @@ class AddressBook(Generic[T]):
     def inside(self, prefix: Prefix) -> Iterator[tuple[Address, T]]:
         """Everything at the addresses in `prefix`, in order of address."""
         for address in self._index.inside(prefix):
-            there = self._things[address]
-            for thing in there if isinstance(there, dict) else (there,):
-                yield address, thing
+            there = self._things.get(address)  # whoever goes through them in turns may come when it has gone
+            if isinstance(there, dict):
+                yield from [(address, thing) for thing in there]
+            elif there is not None:
+                yield address, there

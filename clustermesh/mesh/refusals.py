@@ -63,6 +63,13 @@ class Refusals:
             self._more[refusal.reason] += refusal.entries - 1
             self._names.setdefault((refusal.reason, kind), {})[name] = None
 
+    def clear(self, kind: str) -> None:
+        """Nothing of `kind` is refused."""
+        for refusal in self._of.pop(kind, {}).values():
+            self._more[refusal.reason] -= refusal.entries - 1
+        for reason in Reason:
+            self._names.pop((reason, kind), None)
+
     def count_unnamed(self, kind: str, number: int) -> None:
         """So many keys of the table `kind` are garbage, and have no name here."""
         self.unnamed.pop(kind, None)

@@ -3,7 +3,7 @@ decided again when somebody says that an address changed hands. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from msgspec.structs import replace
@@ -58,10 +58,27 @@ class Rulings:
         elif (endpoint := self._view.endpoints.get(name)) is not None:
             self.refusals.set("endpoints", name, self._judge_endpoint(name, endpoint))
 
-    def concerned(self, prefix: Prefix) -> tuple[Collection[Address], Collection[ServiceName]]:
-        """The endpoints in `prefix`, and the services that name a backend there."""
-        services = () if self._is_own else [name for _, name in self._backends.inside(prefix)]
-        return self._endpoints.inside(prefix), services
+    def forget(self, kind: str) -> None:
+        """The view has another, empty table of `kind`."""
+        self.refusals.clear(kind)
+        self.room.clear(kind)
+        if kind == "endpoints":
+            self._endpoints = AddressIndex(self._view.endpoints)
+        elif kind == "services":
+            self._trimmed, self._backends, self.room.backends = {}, AddressBook(), 0
+
+    def all_of(self, kind: str) -> Iterator[Address | ServiceName]:
+        """The names of all that is judged of `kind`."""
+        yield from [name for name in self._view.table(kind) if not isinstance(name, Prefix)]
+
+    def concerned(self, prefix: Prefix) -> Iterator[Address | ServiceName]:
+        """The endpoints in `prefix`, and the services that name a backend there, one for each."""
+        yield from self._endpoints.inside(prefix)
+        yield from self.services_in(prefix)
+
+    def services_in(self, prefix: Prefix) -> Iterator[ServiceName]:
+        """The services of a peer that name a backend in `prefix`."""
+        return (name for _, name in (() if self._is_own else self._backends.inside(prefix)))
 
     def endpoint(self, address: Address) -> Endpoint | None:
         """The one that is used."""

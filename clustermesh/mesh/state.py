@@ -4,7 +4,7 @@ A writer (the reader of one cluster) puts objects in and takes them out. Whether
 decided again where a fact it rests on changes; reading asks nothing and changes nothing.
 
     take_nodes, take_addresses, take_services   what to plan again; `on_dirty` is called when there is something
-    judge                                             decides on nodes that had to wait, one turn's worth
+    judge                                             one turn of what had to wait: nodes, and what rests on them
     rule                                              decides on one address or service, as whoever has taken it does
     admitted_nodes, node, endpoint, remote_services   what is used
     refusals                                          what is not, and why
@@ -13,7 +13,7 @@ decided again where a fact it rests on changes; reading asks nothing and changes
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -23,6 +23,7 @@ from clustermesh.mesh.address_index import outermost
 from clustermesh.mesh.admission import Admission, Verdict
 from clustermesh.mesh.authority import Authority, Ground
 from clustermesh.mesh.claims import Holder
+from clustermesh.mesh.doubts import TURN, Doubts
 from clustermesh.mesh.holdings import SHARED
 from clustermesh.mesh.refusals import Reason, Refusal, Refusals
 from clustermesh.mesh.rulings import Rulings
@@ -34,7 +35,7 @@ from clustermesh.wire.local import from_shared
 class MeshState:
     """Every cluster's view, the own one included under its own name."""
 
-    def __init__(self, own: str) -> None:
+    def __init__(self, own: str, turn: int = TURN) -> None:
         self.own = own
         self.views: dict[str, View] = {}
         self.withheld: set[str] = set()  # clusters whose services are known and not used yet
@@ -44,6 +45,7 @@ class MeshState:
         self._order: list[str] = []  # the own cluster first
         self._admission = Admission(own)
         self.holdings = self._admission.holdings
+        self._doubts = Doubts(turn)
         # Whose entries at an address, or of a name, are to be decided on again: addresses of theirs changed hands.
         self._unruled: dict[Address | ServiceName, tuple[str, ...]] = {}
         self._dirty_nodes: set[tuple[str, str]] = set()
@@ -72,16 +74,28 @@ class MeshState:
             self._changed(cluster, kind, name, before, None)
 
     def drain(self, cluster: str, kinds: Sequence[str] = KINDS) -> None:
-        """Forget everything of `cluster` (disconnected or evicted), its nodes in turns; or only what is of `kinds`."""
+        """Forget everything of `cluster` (disconnected or evicted), or only what is of `kinds`. What that leads to
+        follows in turns."""
         if cluster not in self.views:
             self.withheld.discard(cluster)
         elif kinds == KINDS:
             self._drop(cluster)
         else:
             for kind in kinds:
-                for name in list(self.views[cluster].table(kind)):
-                    self.remove(cluster, kind, name)
-                self._rulings[cluster].room.clear(kind)
+                self._drop_table(cluster, kind)
+            self._wake()
+
+    def _drop_table(self, cluster: str, kind: str) -> None:
+        view, rulings = self.views[cluster], self._rulings[cluster]
+        if cluster != self.own and kind in {"endpoints", "services"}:
+            table = view.table(kind)
+            setattr(view, kind, {})
+            rulings.forget(kind)
+            self._doubt([(object(), "", _emptied(table))])
+            return
+        for name in list(view.table(kind)):
+            self.remove(cluster, kind, name)
+        rulings.room.clear(kind)
 
     def _drop(self, cluster: str) -> None:
         """Nothing is decided on for each of hundreds of thousands that go with all they could rest on."""
@@ -89,10 +103,9 @@ class MeshState:
         del self._rulings[cluster]
         self._order.remove(cluster)
         self.withheld.discard(cluster)
-        self._dirty_addresses.update(name for name in view.endpoints if not isinstance(name, Prefix))
-        self._dirty_services.update(view.services)
         for name in view.own_names() if cluster == self.own else ():
             self._own_service_changed(name, view.own_service(name), None)
+        self._doubt((object(), "", _emptied(table)) for table in (view.endpoints, view.services))
         self._settle(self._admission.drop(cluster))
         if cluster == self.own:
             self._view(cluster)
@@ -112,12 +125,12 @@ class MeshState:
         cluster = authority.name
         before = self.holdings.authority(cluster)
         self._settle(self._admission.authorize(authority))
-        if (view := self.views.get(cluster)) is not None and before != authority:
-            self._rulings[cluster].room.change_limits()
+        if (rulings := self._rulings.get(cluster)) is not None and before != authority:
+            rulings.room.change_limits()
             if before.identities != authority.identities:
-                self._doubt(cluster, [name for name in view.endpoints if not isinstance(name, Prefix)], ())
+                self._doubt([((rulings, "endpoints"), cluster, rulings.all_of("endpoints"))])
             if before.limits.service_backends != authority.limits.service_backends:
-                self._doubt(cluster, (), view.services)
+                self._doubt([((rulings, "services"), cluster, rulings.all_of("services"))])
         self._wake()
 
     def admit_peers(self) -> None:
@@ -127,8 +140,8 @@ class MeshState:
 
     def set_restoring(self, restoring: bool) -> None:
         """Whether what is put in from now on was kept by an agent before this one: what stood stands, in any order."""
-        while self.judge():  # what was put in before is decided on as it was then
-            pass
+        while self._admission.is_behind:  # what was put in before is decided on as it was then
+            self.judge()
         self.holdings.restoring = restoring
 
     def stand_on(self, ground: Ground) -> None:
@@ -142,9 +155,10 @@ class MeshState:
         self._wake()
 
     def judge(self) -> bool:
-        """Decide on some of the nodes that are left to decide on; whether there are more. Until then each is what it
-        was."""
+        """Decide on some of the nodes that are left to decide on, and find out some of what rests on those that were;
+        whether there is more. Until then each is what it was."""
         if self.is_behind:
+            self._doubt_some()
             self._settle(self._admission.go_on())
             self._wake()
         return self.is_behind
@@ -152,7 +166,7 @@ class MeshState:
     @property
     def is_behind(self) -> bool:
         """Whether there is something to `judge`."""
-        return self._admission.is_behind
+        return self._admission.is_behind or bool(self._doubts)
 
     def refuse(self, cluster: str, what: str, why: str) -> None:
         """A key of `cluster` that holds nothing usable."""
@@ -264,7 +278,7 @@ class MeshState:
     def services_at(self, address: Address) -> set[ServiceName]:
         """The own services that are called at `address`, and all that a peer has a backend of there."""
         place = single(address)
-        of_peers = (name for rulings in self._rulings.values() for name in rulings.concerned(place)[1])
+        of_peers = (name for rulings in self._rulings.values() for name in rulings.services_in(place))
         return {*self.holdings.services_in(place), *of_peers}
 
     def service(self, cluster: str, name: ServiceName) -> Service:
@@ -337,39 +351,59 @@ class MeshState:
             self.holdings.serve(address, name)
         for address in had ^ has:  # no peer's backend is where a service of ours is
             if (holder := self.holdings.claims.owner(address)) is not None and holder.cluster != self.own:
-                self._moved(holder.cluster, single(address))
+                self._moved(holder.cluster, [single(address)])
         self._dirty_services.add(name)
 
     def _settle(self, verdicts: Iterable[Verdict]) -> None:
         """What was decided about nodes reaches everything that rests on them."""
-        for holder, refusal, moved in verdicts:
-            if rulings := self._rulings.get(holder.cluster):
-                rulings.refusals.set("nodes", holder.node, refusal)
-            self._dirty_nodes.add((holder.cluster, holder.node))
-            for callback in self.on_verdict:
-                callback(holder.cluster)
-            for prefix in moved:
-                if prefix.length == BITS:  # a node is there now, or was
-                    self._dirty_services.update(self.holdings.services_in(prefix))
-            for prefix in outermost(moved):
-                for cluster in {holder.cluster, self.own}:
-                    self._moved(cluster, prefix)
+        moved = dict[str, set[Prefix]]()
+        for verdict in verdicts:
+            self._tell(verdict)
+            for cluster in {verdict.holder.cluster, self.own}:
+                moved.setdefault(cluster, set()).update(verdict.moved)
+        for cluster, prefixes in moved.items():
+            self._moved(cluster, prefixes)
 
-    def _moved(self, cluster: str, prefix: Prefix) -> None:
-        """`prefix` is another's now: what `cluster` has there is decided on again."""
-        if (rulings := self._rulings.get(cluster)) is None:
-            return
-        self._doubt(cluster, *rulings.concerned(prefix))
+    def _tell(self, verdict: Verdict) -> None:
+        holder, refusal, moved = verdict
+        if rulings := self._rulings.get(holder.cluster):
+            rulings.refusals.set("nodes", holder.node, refusal)
+        self._dirty_nodes.add((holder.cluster, holder.node))
+        for callback in self.on_verdict:
+            callback(holder.cluster)
+        for prefix in moved:
+            if prefix.length == BITS:  # a node is there now, or was
+                self._dirty_services.update(self.holdings.services_in(prefix))
 
-    def _doubt(self, cluster: str, addresses: Collection[Address], services: Collection[ServiceName]) -> None:
-        """What `cluster` has there is to be decided on again, when its turn comes."""
-        self._dirty_addresses.update(addresses)
-        self._dirty_services.update(services)
-        names: list[Address | ServiceName] = [*addresses, *services]
-        for name in names:
-            waiting = self._unruled.get(name, ())
-            if cluster not in waiting:
-                self._unruled[name] = (*waiting, cluster)
+    def _moved(self, cluster: str, prefixes: Iterable[Prefix]) -> None:
+        """They are another's now: what `cluster` has there is decided on again."""
+        if (rulings := self._rulings.get(cluster)) is not None:
+            places = outermost(prefixes)
+            self._doubt(((rulings, prefix), cluster, rulings.concerned(prefix)) for prefix in places)
+
+    def _doubt(self, doubts: Iterable[tuple[Hashable, str, Iterator[Address | ServiceName]]]) -> None:
+        """What a cluster has somewhere is to be planned, and decided on again. Small matters at once."""
+        behind = bool(self._doubts)
+        for place, cluster, names in doubts:
+            self._doubts.add(place, cluster, names)
+        if not behind:
+            self._doubt_some()
+
+    def _doubt_some(self) -> None:
+        for cluster, names in self._doubts.go_on():
+            for name in names:
+                dirty: set[Any] = self._dirty_services if isinstance(name, tuple) else self._dirty_addresses
+                dirty.add(name)
+                if cluster and cluster not in (waiting := self._unruled.get(name, ())):
+                    self._unruled[name] = (*waiting, cluster)
+
+
+def _emptied(table: dict[Any, Any]) -> Iterator[Address | ServiceName]:
+    """The names in a table that nobody uses any more, each with what it was: freed at once, they would be a hold."""
+    while table:
+        name, _ = table.popitem()
+        if not isinstance(name, Prefix):
+            yield name
 
 
 _ON_CHANGE: Final[Mapping[str, Callable[[MeshState, str, Any, Any, Any], None]]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from clustermesh.mesh.holdings import wanted_by
 from clustermesh.mesh.refusals import Reason, Refusal, Refusals
 from clustermesh.mesh.rulings import Rulings
 from clustermesh.mesh.state import MeshState
-from clustermesh.mesh.view import View
+from clustermesh.mesh.view import KINDS, View
 from clustermesh.model import Cluster, Endpoint, LocalService, Node, NodeAddress, Port, Protocol, Service
 from clustermesh.wire.numbering import REMOTE_NODE
 
@@ -666,12 +667,12 @@ def test_what_lies_in_many_prefixes_of_one_node_is_looked_at_once(monkeypatch: p
     for number in range(50):
         state.put("beta", "endpoints", parse(f"10.2.0.{number}"), pod(f"10.2.0.{number}"))
     nested = " ".join(f"10.2.0.0/{length}" for length in range(16, 25))
-    looked_at, concerned = list[Address](), Rulings.concerned
+    looked_at, concerned = list[Any](), Rulings.concerned
 
-    def count(rulings: Rulings, prefix: Prefix) -> Any:
-        found = concerned(rulings, prefix)
-        looked_at.extend(found[0])
-        return found
+    def count(rulings: Rulings, prefix: Prefix) -> Iterator[Any]:
+        for name in concerned(rulings, prefix):
+            looked_at.append(name)
+            yield name
 
     monkeypatch.setattr(Rulings, "concerned", count)
     state.put("beta", "nodes", "b1", node("beta", "b1", nested, "192.0.2.2"))
@@ -679,6 +680,83 @@ def test_what_lies_in_many_prefixes_of_one_node_is_looked_at_once(monkeypatch: p
     state.remove("beta", "nodes", "b1")
     assert len(looked_at) == 100
     assert len(taken_addresses(state)) == 50
+
+
+class TestTurns:
+    """A thousandfold of what is here would hold up everybody else."""
+
+    @staticmethod
+    def filled(turn: int) -> MeshState:
+        state = MeshState("own", turn)
+        state.admit_peers()
+        state.put("beta", "nodes", "b1", node("beta", "b1", "10.2.0.0/24", "192.0.2.2"))
+        for number in range(100):
+            address = parse(f"10.2.0.{number}")
+            state.put("beta", "endpoints", address, pod(f"10.2.0.{number}"))
+            state.put("beta", "services", ("n", f"s{number}"), service("beta", f"10.2.0.{number}"))
+        state.take_addresses(), state.take_services()
+        return state
+
+    @pytest.mark.parametrize(
+        ("what", "found"),
+        [
+            (lambda state: state.remove("beta", "nodes", "b1"), (100, 100)),
+            (lambda state: state.authorize(Authority(name="beta", identities=range(1, 2))), (100, 0)),
+            (lambda state: state.authorize(Authority(name="beta", limits=Limits(service_backends=0))), (0, 100)),
+            (lambda state: state.drain("beta"), (100, 100)),
+            (lambda state: state.drain("beta", ["endpoints"]), (100, 0)),
+            (lambda state: state.drain("beta", ["services"]), (0, 100)),
+        ],
+    )
+    def test_what_one_event_concerns_is_found_out_in_turns(
+        self, what: Callable[[MeshState], None], found: tuple[int, int]
+    ) -> None:
+        state = self.filled(turn=10)
+        what(state)
+        addresses, services = set[Address](), set[tuple[str, str]]()
+        for _ in range(100):
+            taken = taken_addresses(state), taken_services(state)
+            assert len(taken[0]) + len(taken[1]) <= 10
+            addresses |= taken[0]
+            services |= taken[1]
+            if not state.judge():
+                break
+        assert (len(addresses | taken_addresses(state)), len(services | taken_services(state))) == found
+        assert not any(state.endpoint(address) for address in addresses)
+        assert not any(each.backends for name in services for each in state.remote_services(name))
+
+    def test_a_cluster_that_goes_and_comes_back_meanwhile_is_decided_on_as_it_is_by_then(self) -> None:
+        state = self.filled(turn=10)
+        state.put("beta", "nodes", "b2", node("beta", "b2", "10.3.0.0/24", "192.0.2.3"))
+        state.remove("beta", "nodes", "b1")
+        state.remove("beta", "nodes", "b2")
+        state.drain("beta")
+        state.put("beta", "endpoints", parse("10.3.0.7"), pod("10.3.0.7"))
+        state.put("beta", "nodes", "b2", node("beta", "b2", "10.3.0.0/24", "192.0.2.3"))
+        while state.judge():
+            pass
+        assert parse("10.3.0.7") in taken_addresses(state)
+        assert state.endpoint(parse("10.3.0.7")) is not None
+
+    def test_a_table_that_is_withdrawn_leaves_nothing_and_may_be_filled_again(self) -> None:
+        state = self.filled(turn=10)
+        state.put("beta", "endpoints", parse("10.9.0.1"), pod("10.9.0.1"))
+        state.put("beta", "services", ("n", "foreign"), service("beta", "10.9.0.1"))
+        assert len(state.refusals("beta")) == 2
+        state.drain("beta", ["endpoints", "services"])
+        assert not state.refusals("beta")
+        assert not state.names("beta", "endpoints")
+        assert state.limits_used("beta")["backends"][0] == 0
+        state.put("beta", "services", ("n", "s"), service("beta", "10.2.0.1"))
+        state.put("beta", "endpoints", parse("10.2.0.1"), pod("10.2.0.1"))
+        while state.judge():
+            pass
+        assert backends(state) == {parse("10.2.0.1")}
+        state.remove("beta", "nodes", "b1")
+        while state.judge():
+            pass
+        assert taken_addresses(state) >= {parse("10.2.0.1")}
+        assert (state.endpoint(parse("10.2.0.1")), backends(state)) == (None, set())
 
 
 def test_a_drained_cluster_leaves_nothing() -> None:
@@ -769,14 +847,14 @@ _steps = st.one_of(
     st.tuples(_clusters, st.just("services"), st.just(("n", "s")), st.none() | st.lists(_ips, max_size=4)),
     st.tuples(_clusters, st.just("ground"), st.none(), st.lists(_ips, max_size=2)),
     st.tuples(_clusters, st.just("allowed"), st.none(), st.lists(_cidrs, max_size=2)),
-    st.tuples(_clusters, st.just("drain"), st.none(), st.none()),
+    st.tuples(_clusters, st.just("drain"), st.none(), st.sampled_from([KINDS, ("endpoints",), ("services",)])),
 )
 _mostly_nodes = st.one_of(_node_steps, _node_steps, _node_steps, _steps)
 
 
 def _do(state: MeshState, cluster: str, kind: str, name: Any, value: Any) -> None:
     if kind == "drain":
-        state.drain(cluster)
+        state.drain(cluster, value)
     elif kind == "ground":
         state.stand_on(Ground(Place(single(parse(ip)), "the gateway", lifeline=True) for ip in value))
     elif kind == "allowed":
@@ -838,6 +916,27 @@ def test_whatever_happens_what_is_used_is_what_looking_at_everything_finds(scrip
                 wanted = {a for a in taken.backends if _holder(state, a) == cluster and a not in ours}
                 if cluster != "own":
                     assert {a for each in served if each.cluster == cluster for a in each.backends} == wanted, name
+
+
+@given(st.lists(st.tuples(_steps, st.booleans()), max_size=25))
+def test_in_turns_of_one_name_each_it_ends_as_at_once(script: list[tuple[Any, bool]]) -> None:
+    state, twin = MeshState("own", turn=1), opened()
+    state.admit_peers()
+    for step, judged in script:
+        _do(state, *step)
+        _do(twin, *step)
+        while judged and state.judge():
+            pass
+        taken_addresses(state), taken_services(state)
+        taken_addresses(twin), taken_services(twin)
+    while state.judge():
+        pass
+    taken_addresses(state), taken_services(state)
+    assert [state.endpoint(parse(ip)) for ip in _IPS] == [twin.endpoint(parse(ip)) for ip in _IPS]
+    assert state.remote_services(("n", "s")) == twin.remote_services(("n", "s"))
+    for cluster in twin.views:
+        assert set(state.refusals(cluster).listed()) == set(twin.refusals(cluster).listed())
+        assert state.refusals(cluster).counts == twin.refusals(cluster).counts
 
 
 @given(st.lists(_mostly_nodes, max_size=25))
