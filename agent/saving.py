@@ -53,9 +53,12 @@ async def save(folder: Path, state: AgentState, name: str, reader: ClusterReader
         await asyncio.to_thread(last_good.forget, folder, name)  # or the next agent would begin with it
     elif reader.session.complete and reader.config is not None and name in state.views:
         state.unsaved.discard(name)
-        encoded = last_good.encode(reader.config, state.good_view(name))
+        pieces = list[bytes]()
+        for piece in last_good.encode_in_pieces(reader.config, state.good_view(name)):
+            pieces.append(piece)
+            await asyncio.sleep(0)
         try:
-            await asyncio.to_thread(last_good.save, folder, name, encoded)
+            await asyncio.to_thread(lambda: last_good.save(folder, name, b"".join(pieces)))
             state.unsavable.pop(name, None)
         except OSError as e:
             _log.error("last good state of %s is not saved: %s", name, e, extra=about(name))

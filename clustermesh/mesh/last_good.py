@@ -7,8 +7,10 @@ the cluster is then read anew and nothing is pruned before it is.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -19,6 +21,7 @@ from clustermesh.model import ClusterConfig, Port
 
 _log = logging.getLogger(__name__)
 _FORMAT = 3
+_PIECE = 4096  # entries that are encoded in one go
 
 
 class LastGood(Struct, frozen=True, kw_only=True):
@@ -34,8 +37,36 @@ _decoder = msgspec.msgpack.Decoder(LastGood)
 
 
 def encode(config: ClusterConfig, view: View) -> bytes:
-    """What `save` writes: taken at one moment, while `view` may change later."""
-    return _encoder.encode(LastGood(format=_FORMAT, config=config, view=view))
+    """What `save` writes."""
+    return b"".join(encode_in_pieces(config, view))
+
+
+def encode_in_pieces(config: ClusterConfig, view: View) -> Iterator[bytes]:
+    """The same, some entries at a time: as `view` is now, while it may change before the last of them."""
+    return _pieces(config, {kind: getattr(view, kind).copy() for kind in View.__struct_fields__})
+
+
+def _pieces(config: ClusterConfig, tables: Mapping[str, Mapping[Any, Any]]) -> Iterator[bytes]:
+    """A LastGood, written out: tables of hundreds of thousands cannot be encoded without holding up everybody."""
+    before = {"format": _FORMAT, "config": config}
+    yield _map_head(len(before) + 1) + _entries(before) + _encoder.encode("view") + _map_head(len(tables))
+    for kind, table in tables.items():
+        yield _encoder.encode(kind) + _map_head(len(table))
+        left = iter(table.items())
+        while some := dict(islice(left, _PIECE)):
+            yield _entries(some)
+
+
+def _entries(table: Mapping[Any, Any]) -> bytes:
+    """`table` in msgpack without what says that it is a map of so many."""
+    return _encoder.encode(table)[len(_map_head(len(table))) :]
+
+
+def _map_head(number: int) -> bytes:
+    """What begins a map of so many entries in msgpack."""
+    if number < 1 << 4:
+        return bytes([0x80 | number])
+    return b"\xde" + number.to_bytes(2) if number < 1 << 16 else b"\xdf" + number.to_bytes(4)
 
 
 def save(folder: Path, cluster: str, encoded: bytes) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
+import msgspec
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -44,6 +46,19 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert kept.view == full_view()
     assert kept.config == ClusterConfig(id=2)
     assert (tmp_path / "new" / "beta.state").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("number", [0, 15, 16, 4095, 4096, 4097, 70_000])
+def test_what_is_encoded_in_pieces_is_what_is_encoded_at_once(number: int) -> None:
+    view = full_view()
+    view.identities |= {each: Identity(id=each, labels=()) for each in range(number)}
+    config, before = ClusterConfig(id=2), View(identities=view.identities.copy())
+    at_once = msgspec.msgpack.encode(last_good.LastGood(format=3, config=config, view=before))
+    pieces = last_good.encode_in_pieces(config, before)
+    before.identities.clear()
+    encoded = list(pieces)
+    assert b"".join(encoded) == at_once
+    assert max(map(len, encoded)) < 4096 * 30, "no more than some thousand entries in one go"
 
 
 def test_a_missing_file_is_no_state(tmp_path: Path) -> None:
