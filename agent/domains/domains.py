@@ -10,6 +10,7 @@ Rules
 - What was restored may be older than the kernel. So what the kernel held before and nobody has wanted since is deleted
   later: once every cluster was heard of by this agent, for which a silent peer and the own cluster are waited for as
   above. Readiness and sockets do not wait for that.
+- What the kernel holds of a peer that is not known yet, or waits at the gate, stays behind the services as long.
 - New programs are attached to sockets when the maps hold all that is known of the own cluster's services; until then
   those of the agent before go on. Where these have maps of another layout, all clusters must be known first.
 """
@@ -19,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import suppress
 from typing import Any, Final
 
@@ -39,7 +40,7 @@ from clustermesh.address import Address, text
 from clustermesh.errors import Refused
 from clustermesh.mesh.peers import Peers
 from clustermesh.mesh.reader import ClusterReader
-from clustermesh.mesh.session import Session
+from clustermesh.mesh.session import Session, State
 from clustermesh.reconcile import Tracker
 
 SYNC_TIMEOUT: Final = 60.0  # seconds (clustermesh-sync-timeout)
@@ -70,6 +71,7 @@ class Domains:
         self.network = Network(end, state, targets, self.tunnels, self.gate.meet)
         self.addresses = Addresses(state, targets, self.attached_pods)
         self.services = Services(state, targets, before=(self.network, self.tunnels))
+        self.services.known = self._known_clusters
         self._name, self._state = options.node, state
         self._own: ClusterReader | None = None
         self._peers: Peers | None = None
@@ -110,7 +112,11 @@ class Domains:
     def greet(self, own: ClusterReader, peers: Peers) -> None:
         """These are the readers of all clusters."""
         self._own, self._peers = own, peers
-        own.on_complete = peers.on_complete = self._progress.set
+        own.on_complete = peers.on_complete = self._note_complete
+
+    def _note_complete(self) -> None:
+        self._progress.set()
+        self.services.wake()
 
     async def run(self, own: ClusterReader, peers: Peers) -> None:
         """Never returns."""
@@ -195,11 +201,30 @@ class Domains:
         lost = [reader for name, reader in self._peers.readers.items() if name in self._peers.lost]
         return all(reader.session.heard for reader in lost) and self._each_peer(lambda session: session.heard)
 
+    def _known_clusters(self) -> Set[int] | None:
+        """The ids of those whose services are known and used, None where no other cluster is waited for."""
+        if self._own is None or self._peers is None:
+            return frozenset()
+        peers, readers = self._peers, self._peers.readers
+        waited_for = {name for name, reader in readers.items() if self._is_waited_for(name, peers, reader.session)}
+        if not waited_for and peers.synced_once and self._own.session.complete:
+            return None
+        return {reader.config.id for name, reader in readers.items() if name not in waited_for and reader.config}
+
+    def _is_waited_for(self, name: str, peers: Peers, session: Session) -> bool:
+        """Until its services are known and used. One without nodes has nothing that the gate could let in."""
+        if session.complete:
+            view = self._state.views.get(name)
+            return session.state is not State.REMOVED and name in self._state.withheld and bool(view and view.nodes)
+        return name in peers.lost or not self._has_waited()
+
+    def _has_waited(self) -> bool:
+        return self._clock() - self._started > SYNC_TIMEOUT
+
     def _each_peer(self, fulfils: Callable[[Session], bool]) -> bool:
         if self._peers is None or not self._peers.synced_once:
             return False
-        waited = self._clock() - self._started > SYNC_TIMEOUT
-        return waited or all(fulfils(reader.session) for reader in self._peers.readers.values())
+        return self._has_waited() or all(fulfils(reader.session) for reader in self._peers.readers.values())
 
     def allow_deletes(self) -> None:
         self._complete = True

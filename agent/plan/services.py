@@ -77,6 +77,10 @@ class ServicePlanner:
         self._next_service = max(chain(used, self._ids.values()), default=0) % _MOST + 1
         self._next_backend = max(unpack_numbers(held.backends.actual), default=0) % _MOST + 1
 
+    def plans(self, name: Name) -> bool:
+        """Whether service `name` has anything of what was planned so far."""
+        return name in self._keys
+
     def update(self, name: Name, entries: Iterable[ServiceEntry]) -> None:
         """Make `entries` the whole of what service `name` has. None removes the service."""
         wanted = {_key(entry.frontend): entry for entry in entries}

@@ -12,7 +12,7 @@ from fake_wireguard import numbered_key
 from msgspec.structs import replace
 
 from agent.bpf.layouts import IpcacheValue, Number, pack, pack_factors
-from agent.domains import domains, tunnels
+from agent.domains import domains, gate, tunnels
 from agent.domains.addresses import INIT
 from agent.plan.attached import AttachedPod
 from agent.plan.routes import RouteKey
@@ -21,7 +21,7 @@ from clustermesh.address import parse, parse_prefix, prefix_text
 from clustermesh.errors import Refused, Unavailable
 from clustermesh.mesh.authority import Ground, Place
 from clustermesh.mesh.session import Session, State
-from clustermesh.model import Endpoint, Node, NodeAddress, Stamp
+from clustermesh.model import ClusterConfig, Endpoint, Node, NodeAddress, Stamp
 
 
 @pytest.fixture
@@ -196,6 +196,109 @@ async def test_a_node_that_comes_while_its_peer_is_being_removed_has_one_again(
     assert bed.device.removed == [numbered_key(2)]
     assert list(bed.device.states) == [numbered_key(2)]
     assert bed.domains.tunnels.settled
+
+
+async def test_backends_of_a_cluster_that_is_not_known_yet_stay_behind_the_services(bed: Bed) -> None:
+    served_by_both(bed)
+    await bed.step()
+    begin_without_beta(bed)
+    bed.peers.lost.add("beta")
+    bed.connect("beta", State.CONNECTING)
+    await bed.adopt()
+    bed.add_web("10.1.1.5", "10.1.1.6")
+    await bed.step()
+    assert bed.served() == ["5", "6", "7"], "the own ones wait for nobody"
+    bed.add_web("10.1.1.6")
+    bed.now += domains.SYNC_TIMEOUT + 1.0
+    await bed.step()
+    assert bed.served() == ["6", "7"]
+    bed.add_node("beta", 2)
+    bed.add_remote_web("beta", "10.2.2.8")
+    await bed.step()
+    assert bed.served() == ["6", "7"], "nobody has said yet that it is gone"
+    bed.connect("beta")
+    await bed.step()
+    assert bed.served() == ["6", "8"]
+
+
+async def test_backends_of_a_peer_that_stays_silent_go_from_the_services_when_it_was_waited_for(bed: Bed) -> None:
+    served_by_both(bed)
+    await bed.step()
+    begin_without_beta(bed)
+    bed.connect("beta", State.CONNECTING)
+    await bed.adopt()
+    bed.add_web("10.1.1.5")
+    await bed.step()
+    assert bed.served() == ["5", "7"]
+    bed.now += domains.SYNC_TIMEOUT + 1.0
+    await bed.step()
+    assert bed.served() == ["5"]
+    assert len(bed.tables["backends"].held) == 1
+
+
+async def test_backends_of_a_cluster_that_waits_for_its_tunnels_stay_behind_the_services(bed: Bed) -> None:
+    served_by_both(bed)
+    await bed.step()
+    begin_without_beta(bed)
+    bed.peers.newcomers.add("beta")
+    bed.domains.greet(bed.own, bed.peers)  # type: ignore[arg-type]
+    await bed.adopt()
+    bed.add_web()
+    bed.add_node("beta", 2)
+    bed.add_remote_web("beta", "10.2.2.7", "10.2.2.8")
+    await bed.step()
+    assert bed.domains.gate.waiting
+    assert bed.served() == ["7"]
+    bed.now += gate.WELCOME + 1.0
+    await bed.domains.gate.look()
+    await bed.step()
+    assert bed.served() == ["7", "8"]
+
+
+@pytest.mark.parametrize(("nodes", "state"), [(0, State.FRESH), (1, State.REMOVED)])
+async def test_backends_of_a_cluster_that_has_no_node_or_was_disconnected_wait_at_no_gate(
+    bed: Bed, nodes: int, state: State
+) -> None:
+    served_by_both(bed)
+    await bed.step()
+    begin_without_beta(bed)
+    beta = bed.connect("beta")
+    bed.peers.newcomers.add("beta")
+    bed.domains.greet(bed.own, bed.peers)  # type: ignore[arg-type]
+    await bed.adopt()
+    bed.add_web("10.1.1.5")
+    for number in range(nodes):
+        bed.add_node("beta", 2 + number)
+    beta.brain.session = Session(state=state)
+    await bed.step()
+    assert bed.domains.gate.waiting
+    assert bed.served() == ["5"]
+
+
+async def test_backends_go_with_a_service_that_is_known_to_have_none_in_another_cluster(bed: Bed) -> None:
+    """While another peer is waited for: of its own cluster nobody is."""
+    served_by_both(bed)
+    await bed.step()
+    begin_without_beta(bed)
+    bed.connect("gamma", State.CONNECTING).brain.config = ClusterConfig(id=3)
+    await bed.adopt()
+    bed.add_web("10.1.1.5")
+    await bed.step()
+    assert bed.served() == ["5"]
+
+
+def served_by_both(bed: Bed) -> None:
+    bed.connect("beta")
+    bed.add_node("alpha", 1)
+    bed.add_node("beta", 2)
+    bed.add_web("10.1.1.5")
+    bed.add_remote_web("beta", "10.2.2.7")
+
+
+def begin_without_beta(bed: Bed) -> None:
+    """The next agent, with nothing of what the one before had kept of beta."""
+    bed.state.drain("beta")
+    bed.restart()
 
 
 async def test_what_is_taken_back_goes_at_once_also_while_a_peer_is_silent(bed: Bed) -> None:
