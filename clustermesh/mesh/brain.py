@@ -393,8 +393,9 @@ class ReaderBrain:
         witnesses = (keys.HEARTBEAT, *self._canaries, *sorted(self._sought))
         return [messages.Attest(witnesses, deletions, self._writer.lease)]
 
-    def _deletions(self) -> dict[int, bytes]:
-        return {revision: key for each in self._tables.values() for revision, key in each.deletions().items()}
+    def _deletions(self, *, moved: bool = True) -> dict[int, bytes]:
+        found = [each.deletions(moved=moved) for each in self._tables.values()]
+        return {revision: key for each in found for revision, key in each.items()}
 
     def _hear_witnesses(self, event: messages.Attested, now: float) -> Iterable[Command]:
         self._attesting = False
@@ -411,12 +412,13 @@ class ReaderBrain:
                     reading.believed_from = now + self.terms.settle
                 elif settled.lost_a_witness:
                     self._lose_heartbeat(now)
-        more = commands or self._seek() - self._sought or self._deletions().keys() - self._asked
+        unsought = self._seek(moved=False) - self._sought  # what has moved is sought again with what is heard next
+        more = commands or unsought or self._deletions(moved=False).keys() - self._asked
         return [*commands, *(self._attest() if more else ())]
 
-    def _seek(self) -> frozenset[bytes]:
+    def _seek(self, *, moved: bool = True) -> frozenset[bytes]:
         """Where in twins of tables what has vanished may be."""
-        return frozenset(key for each in self._tables.values() for key in each.sought())
+        return frozenset(key for each in self._tables.values() for key in each.sought(moved=moved))
 
     def _believe(self, now: float) -> None:
         """List again the tables of which something is kept that vanished, where there is proof by now."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from itertools import islice
 from typing import Any, Final, NamedTuple
 from zlib import crc32
@@ -30,6 +30,7 @@ class _Vanished(NamedTuple):
     since: int  # the last one at which it was there; 0 where that was before this attempt
     told: int = 0  # that of the deletion
     key: bytes = b""  # of which it was told
+    moved: bool = False  # found to stand in the twin, which has yet to tell of it, or cannot
 
 
 class Settled(NamedTuple):
@@ -97,17 +98,25 @@ class Reading:
                 commands += self._put(event.kv, 0, held)
         return commands if item.more else commands + self._end_list(item.revision, proof)
 
-    def deletions(self) -> dict[int, bytes]:
+    def deletions(self, *, moved: bool) -> dict[int, bytes]:
         """When something was deleted that is gone, and one key of those: MOST_ENDS of them. A lease ends at once."""
         found = dict[int, bytes]()
-        for vanished in self.gone.values():
+        for _, vanished in self._waiting(moved=moved):
             if vanished.told and len(found) < MOST_ENDS:
                 found.setdefault(vanished.told, vanished.key)
         return found
 
-    def sought(self) -> list[bytes]:
+    def sought(self, *, moved: bool) -> list[bytes]:
         """Where what has vanished may stand by now, here or in the twin: of MOST_SOUGHT at once."""
-        return [key for name in islice(self.gone, MOST_SOUGHT) for key in self._places(name)]
+        waiting = islice(self._waiting(moved=moved), MOST_SOUGHT)
+        return [key for name, _ in waiting for key in self._places(name)]
+
+    def _waiting(self, *, moved: bool = True) -> Iterator[tuple[Any, _Vanished]]:
+        """What has vanished, in the order in which it is looked for. What was found to have moved holds up nothing: it
+        comes last, and least recently found first."""
+        yield from (each for each in self.gone.items() if not each[1].moved)
+        if moved:
+            yield from (each for each in self.gone.items() if each[1].moved)
 
     def _places(self, name: Any) -> tuple[bytes, ...]:
         """Where `name` may stand without having been heard of there."""
@@ -123,13 +132,16 @@ class Reading:
         heartbeat = created[keys.HEARTBEAT]
         canary = 0 if self.table.canary is None else created[self.table.canary]
         commands, lost_a_lease, lost_a_witness = list[Command](), False, False
-        for name, vanished in list(islice(self.gone.items(), MOST_SETTLED)):
+        for name, vanished in list(islice(self._waiting(), MOST_SETTLED)):
             if not sought.issuperset(places := self._places(name)):
-                break  # it and those behind it are asked for next
+                continue  # it is asked for next
             unasked = vanished.told and vanished.told not in asked
-            if vanished.at > revision or unasked or any(key in created for key in places):
+            if vanished.at > revision or unasked:
                 continue
             del self.gone[name]
+            if any(key in created for key in places):
+                self.gone[name] = vanished._replace(moved=True)
+                continue
             if vanished.told in event.ends:
                 lost_a_lease = True
             elif (heartbeat <= vanished.since or heartbeat < canary) and canary <= vanished.at:

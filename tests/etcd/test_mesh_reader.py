@@ -426,7 +426,7 @@ async def test_what_hung_on_one_of_its_writers_leases_is_kept_until_the_writer_h
         take_all(sink.state)
         await client.revoke(other)
         services = reader.brain._tables[keys.state_prefix("services", BETA)]
-        await until(lambda: services.lost_a_lease)
+        await until(lambda: services.believed_from > 0)
         assert sink.view().services
         await client.put(WEB, web("10.2.1.5"), await client.grant(600))
         async with asyncio.timeout(20):

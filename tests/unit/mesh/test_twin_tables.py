@@ -6,11 +6,12 @@ import random
 
 import pytest
 
+from clustermesh.errors import Invalid
 from clustermesh.mesh import messages
 from clustermesh.mesh.brain import ReaderBrain
 from clustermesh.mesh.reading import MOST_SOUGHT
 from clustermesh.mesh.tables import Table, Twin
-from clustermesh.model import ClusterConfig
+from clustermesh.model import Cluster, ClusterConfig
 from clustermesh.store.follower import Changed, Deleted, Interrupted, Listed
 from clustermesh.store.follower import Put as Written
 from clustermesh.store.operations import KeyValue
@@ -25,13 +26,19 @@ def key_of(kind: str, name: str) -> bytes:
     return f"{kind}/{name}".encode()
 
 
+def _decode(key: bytes, value: bytes, _cluster: Cluster) -> bytes:
+    if key.startswith(b"own/unreadable"):
+        raise Invalid("value", value, "must be of a version that is known here")
+    return value
+
+
 TABLES = [
     Table(
         kind=kind,
         prefix=f"{kind}/".encode(),
         canary=SYNCED + kind.encode(),
         name_of=lambda key: key.decode().partition("/")[2],
-        decode=lambda _key, value, _cluster: value,
+        decode=_decode,
         twin=Twin(OTHER[kind], lambda name: (key_of("told", name), key_of("own", name))),
     )
     for kind in KINDS
@@ -166,6 +173,37 @@ def test_more_go_and_move_than_are_sought_at_once(world: World) -> None:
     world.list("told")
     world.settle()
     assert (set(world.held["told"]), set(world.held["own"])) == ({"web"}, set(moving))
+
+
+@pytest.mark.parametrize("count", [1, MOST_SOUGHT, 3 * MOST_SOUGHT + 1])
+def test_what_moved_to_a_value_that_cannot_be_read_is_kept_and_holds_up_nothing(world: World, count: int) -> None:
+    unreadable = [f"unreadable{number}" for number in range(count)]
+    world.write(**dict.fromkeys(unreadable, "told"))
+    world.settle()
+    world.write(**dict.fromkeys(unreadable, "own"))
+    world.settle()
+    assert world.held == {"told": dict.fromkeys(["web", *unreadable], b""), "own": {}}
+    world.write(web=None)
+    world.settle()
+    assert world.held == {"told": dict.fromkeys(unreadable, b""), "own": {}}
+    world.write(**dict.fromkeys(unreadable))
+    world.settle()
+    assert world.held == {"told": {}, "own": {}}
+
+
+@pytest.mark.parametrize("count", [1, MOST_SOUGHT, 3 * MOST_SOUGHT + 1])
+def test_all_that_moved_and_cannot_be_read_is_looked_for_in_turn(world: World, count: int) -> None:
+    unreadable = [f"unreadable{number}" for number in range(count)]
+    world.write(**dict.fromkeys(unreadable, "told"))
+    world.settle()
+    world.write(**dict.fromkeys(unreadable, "own"))
+    world.settle()
+    world.write(**{unreadable[-1]: None})
+    for number in range(4):
+        world.write(**{f"other{number}": "told"})  # with whatever is heard some are looked for
+        world.settle()
+    assert unreadable[-1] not in world.held["told"]
+    assert world.held["told"].keys() >= set(unreadable[:-1])
 
 
 @pytest.mark.parametrize("seed", range(50))
