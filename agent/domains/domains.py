@@ -77,6 +77,7 @@ class Domains:
         self._peers: Peers | None = None
         self._clock, self._started = clock, clock()
         self._complete = False  # every first list is in
+        self._admitting = False  # whether the peers' nodes are being let in
         self._progress = asyncio.Event()  # a step has ended, or a cluster's first list
         self._unjudged = asyncio.Event()
         state.on_dirty.append(self.wake)
@@ -150,8 +151,11 @@ class Domains:
 
     async def _begin(self, own: ClusterReader) -> None:
         await self._until(lambda: own.session.complete)
+        self._admitting = True
         self._state.admit_peers()
         await self._judge_some()
+        self._admitting = False
+        self.services.wake()
         self.tunnels.look_after()  # to say that this node is unknown, also where there is nothing to do
         if self.node.datapath.has_predecessor:
             await self._until(self.knows_all)
@@ -203,7 +207,7 @@ class Domains:
 
     def _known_clusters(self) -> Set[int] | None:
         """The ids of those whose services are known and used, None where no other cluster is waited for."""
-        if self._own is None or self._peers is None:
+        if self._own is None or self._peers is None or self._admitting or not self._state.holdings.own_is_known:
             return frozenset()
         peers, readers = self._peers, self._peers.readers
         waited_for = {name for name, reader in readers.items() if self._is_waited_for(name, peers, reader.session)}

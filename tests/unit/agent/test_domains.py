@@ -16,6 +16,7 @@ from agent.domains import domains, gate, tunnels
 from agent.domains.addresses import INIT
 from agent.plan.attached import AttachedPod
 from agent.plan.routes import RouteKey
+from agent.state import AgentState
 from agent.wireguard.peer import PeerState
 from clustermesh.address import parse, parse_prefix, prefix_text
 from clustermesh.errors import Refused, Unavailable
@@ -273,6 +274,30 @@ async def test_backends_of_a_cluster_that_has_no_node_or_was_disconnected_wait_a
     await bed.step()
     assert bed.domains.gate.waiting
     assert bed.served() == ["5"]
+
+
+async def test_backends_of_a_restored_cluster_stay_while_the_own_one_is_not_known(bed: Bed) -> None:
+    """Until it is, no peer's node stands, and so none of its backends."""
+    served_by_both(bed)
+    await bed.step()
+    bed.state = bed.sink = AgentState("alpha", bed.propagation)
+    bed.restart()
+    bed.own = bed.reader("alpha", State.SYNCING)
+    bed.connect("beta", State.STALE)
+    bed.domains.greet(bed.own, bed.peers)  # type: ignore[arg-type]
+    bed.add_node("beta", 2)
+    bed.add_remote_web("beta", "10.2.2.7")
+    bed.add_web("10.1.1.5", "10.1.1.6")
+    await bed.adopt()
+    await bed.step()
+    assert bed.served() == ["5", "6", "7"]
+    bed.add_node("alpha", 1)
+    bed.state.admit_peers()
+    await bed.step()
+    assert bed.served() == ["5", "6", "7"]
+    bed.add_remote_web("beta", "10.2.2.8")
+    await bed.step()
+    assert bed.served() == ["5", "6", "8"]
 
 
 async def test_backends_go_with_a_service_that_is_known_to_have_none_in_another_cluster(bed: Bed) -> None:
