@@ -28,7 +28,7 @@ def space(bed: KubeBed, request: pytest.FixtureRequest) -> str:
     """The name of a namespace that is to be made."""
     with suppress(RuntimeError):  # there is one node for all
         bed.create(node("n1", "192.0.2.1"))
-    return str(request.node.name).replace("_", "-").removeprefix("test-")[:40].strip("-")
+    return "faults-" + str(request.node.name).replace("_", "-").removeprefix("test-")[:40].strip("-")
 
 
 class Shop:
