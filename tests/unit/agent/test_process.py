@@ -49,6 +49,14 @@ def process_of(path: Path) -> int:
     return pid
 
 
+async def freeze(pid: int) -> None:
+    """Until it stands: for a moment after the signal it may go on."""
+    os.kill(pid, signal.SIGSTOP)
+    async with asyncio.timeout(SECONDS):
+        while Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0] != "T":
+            await asyncio.sleep(0.001)
+
+
 async def test_helper_listens_once_it_is_started_and_is_adopted_by_the_next(path: Path) -> None:
     assert await helper(path).adopt() is False
     await helper(path).start()
@@ -101,7 +109,7 @@ async def test_where_nobody_listens_it_is_dead_already(path: Path) -> None:
 async def test_hanging_helper_lives_and_is_adopted(path: Path) -> None:
     await helper(path).start()
     pid = process_of(path)
-    os.kill(pid, signal.SIGSTOP)
+    await freeze(pid)
     assert await helper(path).adopt() is True
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(helper(path).died(), 0.05)
@@ -111,7 +119,7 @@ async def test_hanging_helper_lives_and_is_adopted(path: Path) -> None:
 async def test_hanging_helper_whose_backlog_is_full_is_not_taken_for_dead(path: Path) -> None:
     await helper(path).start()
     pid = process_of(path)
-    os.kill(pid, signal.SIGSTOP)
+    await freeze(pid)
     waiting = [socket.socket(socket.AF_UNIX) for _ in range(10)]
     for one in waiting:
         one.setblocking(False)
