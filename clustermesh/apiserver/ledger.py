@@ -12,9 +12,9 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 
+from clustermesh.apiserver.in_order import InOrder
 from clustermesh.apiserver.keys_target import Held, KeysTarget
 from clustermesh.apiserver.publish import Updates
 from clustermesh.apiserver.stamps import Stamps
@@ -23,15 +23,14 @@ from clustermesh.store.follow import Changed, Listed, Put
 from clustermesh.store.operations import KeyValue
 
 
-class Section:
+class Section(InOrder):
     """One kind of entry: a tracker over its keys, and the order of what is told of them."""
 
     def __init__(self, name: str, target: KeysTarget) -> None:
+        super().__init__(target.written)
         self.name, self.target = name, target
         self.tracker: Tracker[bytes, Held] = Tracker(name, target)
         self._found: dict[bytes, KeyValue] | None = {}
-        self._busy = False
-        self._deferred: list[tuple[bytes, KeyValue | None, int]] = []
 
     @property
     def complete(self) -> bool:
@@ -80,35 +79,11 @@ class Section:
         for key, kv in found.items():
             self.tracker.observe(key, self.target.held(kv))
 
-    def observe(self, key: bytes, kv: KeyValue | None, revision: int) -> None:
-        """Take in what etcd held at `key` at `revision`."""
-        if self._busy:
-            self._deferred.append((key, kv, revision))
-        elif revision >= self.target.written.get(key, 0):
-            self.target.written.pop(key, None)
-            self._take(key, kv)
-
     def lose_lease(self, key: bytes) -> None:
         """Take in that `key`'s lease is gone, whether or not etcd has deleted the key by now."""
         held = self.tracker.actual.get(key)
         if held is not None:
             self.tracker.observe(key, Held(held.value, kept=False))
-
-    def start_over(self) -> None:
-        """A complete list is about to be told, perhaps of another etcd whose revisions begin anew."""
-        self.target.written.clear()
-
-    @asynccontextmanager
-    async def busy(self) -> AsyncIterator[None]:
-        """While keys are written or dumped."""
-        self._busy = True
-        try:
-            yield
-        finally:
-            self._busy = False
-            deferred, self._deferred = self._deferred, []
-            for entry in deferred:
-                self.observe(*entry)
 
     def _take(self, key: bytes, kv: KeyValue | None) -> None:
         if self._found is not None and key not in self.tracker.desired and key not in self.tracker.actual:

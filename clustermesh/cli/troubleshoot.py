@@ -12,8 +12,8 @@ import click
 from click.core import ParameterSource
 from msgspec.structs import replace
 
-from clustermesh.agent_socket import DEFAULT_SOCKET, ask
 from clustermesh.cli import FAILED, context_option, output_option, printable
+from clustermesh.cli.looking import ask_agent, peers_option, socket_option, timeout_option
 from clustermesh.errors import ClusterMeshError, Invalid, sentence
 from clustermesh.standalone.context import CLUSTER_FILE, Context, load
 
@@ -27,26 +27,9 @@ _MARKS: Final = {"ok": ("✅", None), "warn": ("⚠️ ", "yellow"), "fail": ("�
 @click.command()
 @click.argument("peer", required=False)
 @context_option
-@click.option(
-    "--clustermesh-config",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="The connected clusters, one file each.  [default: CONTEXT/peers]",
-)
-@click.option(
-    "--socket",
-    type=click.Path(path_type=Path),
-    metavar="PATH",
-    help=f"The agent's socket, which also tells its folder.  [default: {DEFAULT_SOCKET}, where there is one]",
-)
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=0.1, max=60),
-    default=3.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long each step may take.",
-)
+@peers_option
+@socket_option
+@timeout_option("How long each step may take.")
 @output_option
 @click.pass_context
 def command(
@@ -71,7 +54,8 @@ def command(
     """
     from clustermesh.troubleshoot.checks import check
 
-    status = _ask_agent(socket)
+    told_by_agent = ask_agent(socket, "status")
+    status = told_by_agent if isinstance(told_by_agent, dict) else {}
     if ctx.get_parameter_source("context") is ParameterSource.DEFAULT and not (context / CLUSTER_FILE).exists():
         context = Path(status.get("context", context))
     cluster = None if clustermesh_config and not (context / CLUSTER_FILE).exists() else load(context)
@@ -118,20 +102,6 @@ async def _cached(cluster: Context | None, names: Iterable[str], patience: float
             return await cached_counts(client, cluster.name, names), ""
     except ClusterMeshError as e:
         return {}, sentence(e)
-
-
-def _ask_agent(path: Path | None) -> dict[str, Any]:
-    """Its status; nothing where none was asked for and none is there, or may be asked."""
-    if path is None and not DEFAULT_SOCKET.exists():
-        return {}
-    try:
-        status = ask(path or DEFAULT_SOCKET, "status")
-    except ClusterMeshError as e:
-        if path is not None:
-            raise
-        click.echo(f"{click.style('warning:', fg='yellow', bold=True)} {sentence(e)}", err=True)
-        return {}
-    return status if isinstance(status, dict) else {}
 
 
 def _seen(status: Mapping[str, Any]) -> Mapping[str, AgentFacts]:

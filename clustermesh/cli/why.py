@@ -12,8 +12,9 @@ from click.core import ParameterSource
 
 from clustermesh.agent_socket import DEFAULT_SOCKET, ask
 from clustermesh.cli import FAILED, context_option, output_option, printable
+from clustermesh.cli.looking import ask_agent, peers_option, socket_option, timeout_option
 from clustermesh.cli.table import print_json, print_table
-from clustermesh.errors import ClusterMeshError, Refused, Unavailable, sentence
+from clustermesh.errors import ClusterMeshError, Refused
 from clustermesh.standalone.context import CLUSTER_FILE, Context, load
 
 if TYPE_CHECKING:
@@ -25,26 +26,9 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("subject")
 @context_option
-@click.option(
-    "--clustermesh-config",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="The connected clusters, one file each.  [default: CONTEXT/peers]",
-)
-@click.option(
-    "--socket",
-    type=click.Path(path_type=Path),
-    metavar="PATH",
-    help=f"The agent's socket, which also tells its folder.  [default: {DEFAULT_SOCKET}, where there is one]",
-)
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=0.1, max=60),
-    default=3.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long an etcd may take to answer.",
-)
+@peers_option
+@socket_option
+@timeout_option("How long an etcd may take to answer.")
 @output_option
 @click.pass_context
 def command(
@@ -93,17 +77,11 @@ def _ask_agent(path: Path | None, subject: str) -> Facts | None:
 
     from clustermesh.why.facts import Facts
 
-    if path is None and not DEFAULT_SOCKET.exists():
-        return None
+    told = ask_agent(path, "why", {"subject": subject})
     try:
-        return msgspec.convert(ask(path or DEFAULT_SOCKET, "why", {"subject": subject}), Facts)
+        return None if told is None else msgspec.convert(told, Facts)
     except msgspec.ValidationError as e:
         raise Refused(f"the agent is of another release: {e}; run the same release everywhere") from e
-    except (Refused, Unavailable) as e:
-        if path is not None:
-            raise
-        click.echo(f"{click.style('warning:', fg='yellow', bold=True)} {sentence(e)}", err=True)
-        return None
 
 
 def _folder_of(path: Path | None) -> Path:

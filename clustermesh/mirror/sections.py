@@ -12,9 +12,10 @@ Rules
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from typing import Final
 
+from clustermesh.apiserver.in_order import InOrder
 from clustermesh.apiserver.keys_target import Held, KeysTarget
 from clustermesh.reconcile import Tracker
 from clustermesh.store.client import EtcdClient
@@ -60,15 +61,14 @@ class CopiesTarget:
         await self._keys.delete(gone)
 
 
-class Section:
+class Section(InOrder):
     """One kind of entry: a tracker over its keys, and the order of what is told of them."""
 
     def __init__(self, name: str, target: CopiesTarget) -> None:
+        super().__init__(target.written)
         self.name, self.target = name, target
         self.tracker: Tracker[bytes, bytes] = Tracker(name, target)
         self._withdrawn = set[bytes]()  # what its cluster no longer has, and who leads has not removed yet
-        self._busy = False
-        self._deferred: list[tuple[bytes, KeyValue | None, int]] = []
         target.on_write = self._catch_up
 
     def want(self, key: bytes, value: bytes | None) -> None:
@@ -98,41 +98,11 @@ class Section:
         actual, known = self.tracker.actual, self.tracker.desired.keys() | self._withdrawn
         return [(key, _plain(value)) for key, value in actual.items() if key not in known]
 
-    def observe(self, key: bytes, kv: KeyValue | None, revision: int) -> None:
-        """Take in what etcd held at `key` at `revision`."""
-        if self._busy:
-            self._deferred.append((key, kv, revision))
-        elif revision >= self.target.written.get(key, 0):
-            self.target.written.pop(key, None)
-            self._take(key, kv)
-
     def lose_lease(self, key: bytes) -> None:
         """Take in that `key`'s lease is gone, whether or not etcd has deleted the key by now."""
         held = self.tracker.actual.get(key)
         if held is not None:
             self.tracker.observe(key, _LOOSE + _plain(held))
-
-    def start_over(self) -> None:
-        """A complete list is about to be told, perhaps of another etcd whose revisions begin anew."""
-        self.target.written.clear()
-
-    @asynccontextmanager
-    async def busy(self) -> AsyncIterator[None]:
-        """While keys are written or dumped."""
-        self._busy = True
-        try:
-            yield
-        finally:
-            self._busy = False
-            self._catch_up()
-
-    def _catch_up(self) -> None:
-        """What was written by now is settled: what was told meanwhile can be compared with it."""
-        busy, self._busy = self._busy, False
-        deferred, self._deferred = self._deferred, []
-        for entry in deferred:
-            self.observe(*entry)
-        self._busy = busy
 
     def _take(self, key: bytes, kv: KeyValue | None) -> None:
         held = None if kv is None else self.target.value(kv)
