@@ -1,18 +1,37 @@
 """Ports of servers that are started later, or again.
 
 They lie below those that the kernel gives to clients: else a connection, even one to that very port, could take it
-while its server is down. No port is given out twice in one run.
+while its server is down. Nor does another run on this machine get them meanwhile: each process claims its ports in
+blocks, by an abstract socket's name that the kernel frees when the process ends. No port is given out twice in one run.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-from itertools import chain
+from collections.abc import Iterator
 
-_FIRST, _LAST = 10_000, 32_000
-_BEGIN = _FIRST + os.getpid() * 101 % (_LAST - _FIRST)  # runs beside each other begin apart
-_candidates = chain(range(_BEGIN, _LAST), range(_FIRST, _BEGIN))
+_FIRST, _LAST, _BLOCK = 10_000, 32_000, 100
+_STARTS = range(_FIRST, _LAST, _BLOCK)
+_claims = list[socket.socket]()
+
+
+def _claimed() -> Iterator[int]:
+    """The ports of the blocks that nobody else has. We begin at one that depends on who we are: who still calls at a
+    port of a run that has ended must not meet us."""
+    begin = os.getpid() % len(_STARTS)
+    for start in (*_STARTS[begin:], *_STARTS[:begin]):
+        claim = socket.socket(socket.AF_UNIX)
+        try:
+            claim.bind(f"\0clustermesh-tests/ports/{start}")
+        except OSError:
+            claim.close()
+            continue
+        _claims.append(claim)
+        yield from range(start, start + _BLOCK)
+
+
+_candidates = _claimed()
 
 
 def free_port() -> int:
