@@ -104,6 +104,7 @@ API_SERVER: Final = _table(
     Metric("clustermesh_apiserver_leader_election_master_status", "1 for who writes"),
     Metric("clustermesh_apiserver_source", "Where the objects come from, and in which mode: always 1", ("source",)),
     Metric("clustermesh_apiserver_source_objects", "Objects in the source that concern the mesh", ("kind",)),
+    Metric("clustermesh_apiserver_source_drift_total", "Objects found not as the source had told", ("kind",)),
     Metric("clustermesh_apiserver_problems", "Parts of the source that are not acted on"),
     Metric("clustermesh_apiserver_keys", "Keys that etcd holds", _SCOPE),
     Metric("clustermesh_apiserver_drift_total", "Keys found changed by others", _SCOPE),

@@ -33,7 +33,8 @@ class Scope(Struct, frozen=True, kw_only=True):
 class Health(Struct, frozen=True, kw_only=True):
     """What there is to say. `waiting` is what readiness waits for, in sentences; `problems` what is not acted on.
 
-    One that does not lead stands by, and is ready once it could take over. `objects` are what the source has, by kind.
+    One that does not lead stands by, and is ready once it could take over. `objects` are what the source has, by kind;
+    `drift` those that it had not told of as they are.
     """
 
     cluster: str
@@ -43,6 +44,7 @@ class Health(Struct, frozen=True, kw_only=True):
     scopes: Mapping[str, Scope]
     synced: bool
     objects: Mapping[str, int]
+    drift: Mapping[str, int]
     identities: int
     leases: int
     source: str
@@ -93,6 +95,7 @@ def _of_itself(health: Health) -> Mapping[str, Mapping[Any, float]]:
         f"{_OURS}_leader_election_master_status": {(): health.leading},
         f"{_OURS}_source": {(health.source,): 1},
         f"{_OURS}_source_objects": {(kind,): number for kind, number in health.objects.items()},
+        f"{_OURS}_source_drift_total": {(kind,): number for kind, number in health.drift.items()},
         f"{_OURS}_problems": {(): len(health.problems)},
         f"{_OURS}_identities": {(): health.identities},
         f"{_OURS}_leases": {(): health.leases},

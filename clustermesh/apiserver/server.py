@@ -402,6 +402,7 @@ class ApiServer:
             },
             synced=self.writer.synced,
             objects=self._count_objects(),
+            drift=self.source.drift,
             identities=len(self.allocator),
             leases=len(self.keeper.leases),
             source=self.source.about,

@@ -16,6 +16,8 @@ The rules:
 7. The first list may be what the API server remembers, which takes a quarter of its work and none of its etcd's: the
    watch from there tells what is newer. A list after that is of now, since what was told must not go back.
 8. An object that cannot be read is kept as it was known and said in `refused`; nothing beside it waits.
+9. From time to time what is known is compared with a list of now, beside the watch (comparison.py). What was kept from
+   us is counted in `drift` and told; where the watch does not get past that list, it is given up.
 
 `_TABLE` below is the whole of it; an event that a state has no row for is the shell's fault.
 """
@@ -30,12 +32,16 @@ from typing import Any, Final, Generic
 from msgspec import Struct
 
 from clustermesh.errors import ClusterMeshError, Refused, Unavailable
+from clustermesh.kube.comparison import Comparison
 from clustermesh.kube.decoding import version_number
 from clustermesh.kube.faults import Busy, Expired, Oversized, Replaced, Unauthorized
 from clustermesh.kube.hearing import (
+    Abandoned,
     Bad,
     Changed,
     Command,
+    Compared,
+    Due,
     Ended,
     Entry,
     Event,
@@ -65,6 +71,7 @@ MAX_REFUSED: Final = 100
 """Objects that cannot be read and are shown; more are only counted."""
 _REFUSED_WAIT: Final = 1.0  # a person must act first: ask seldom
 _SHORT: Final = 1.0  # seconds; a watch that ends sooner is no watch
+_BEHIND: Final = 150.0  # seconds; a bookmark comes every minute
 
 
 class State(Enum):
@@ -93,6 +100,8 @@ class Brain(Generic[K, V]):
         self.known: dict[K, V] = {}
         self.refused: dict[K, str] = {}
         self.complete = False
+        self.drift = 0  # objects that were not as the watch had told
+        self._comparison: Comparison[K, V] | None = None
         self._state, self._since = State.IDLE, 0.0
         self._version = ""
         self._limit, self._next = limit, ""
@@ -171,7 +180,7 @@ class Brain(Generic[K, V]):
         changes: dict[K, V | None] = {key: value for key, value in after.items() if before.get(key) is not value}
         changes.update((key, None) for key in before if key not in after)
         self.known, self.refused, self._version = after, self._bad, version
-        self._fresh, self._bad = {}, {}
+        self._fresh, self._bad, self._comparison = {}, {}, None
         self.complete, self._problem = True, ""
         self._lists += 1
         return Listed(changes)
@@ -186,7 +195,7 @@ class Brain(Generic[K, V]):
 
     def _probe(self, event: Probed, now: float) -> list[Command[K, V]]:
         if not _goes_back(self._version, event.version):
-            return []
+            return self._doubt(now)
         sentence = f"the API server is at resourceVersion {event.version}, it was at {self._version} before"
         return self._fail(Replaced(sentence), now)
 
@@ -198,6 +207,9 @@ class Brain(Generic[K, V]):
             self._take(entry, before)
         self._version = event.version or self._version
         changes = {key: self.known.get(key) for key, value in before.items() if self.known.get(key) != value}
+        if self._comparison is not None:
+            self._comparison.told(event.entries)
+            changes |= self._repair()
         return [Tell(Changed(changes))] if changes else []
 
     def _take(self, entry: Entry[K, V], before: dict[K, V | None]) -> None:
@@ -219,6 +231,50 @@ class Brain(Generic[K, V]):
         if lasted < _SHORT:
             return self._fail(Unavailable("the API server ended the watch at once"), now)
         return [self._watch(now)]
+
+    def _begin_comparison(self, _event: Due, _now: float) -> list[Command[K, V]]:
+        self._comparison = Comparison(self.known)
+        return [List(self._limit)]
+
+    def _compare(self, event: Compared[K, V], now: float) -> list[Command[K, V]]:
+        if (comparison := self._comparison) is None:  # all was listed meanwhile
+            return []
+        comparison.page(self.known, event.entries)
+        if event.next:
+            return [List(self._limit, event.next)]
+        comparison.end(event.version, now)
+        changes = self._repair()
+        return [Tell(Changed(changes))] if changes else []
+
+    def _abandon(self, _event: Abandoned | Due, _now: float) -> list[Command[K, V]]:
+        self._comparison = None
+        return []
+
+    def _repair(self) -> dict[K, V | None]:
+        """What a comparison has found, once that is certain."""
+        comparison = self._comparison
+        if comparison is None or not comparison.version:
+            return {}
+        if comparison.differing and not _is_past(self._version, comparison.version):
+            return {}
+        self._comparison, changes = None, comparison.differing
+        self.drift += len(changes)
+        for key, value in changes.items():
+            self.refused.pop(key, None)
+            if value is None:
+                self.known.pop(key, None)
+            else:
+                self.known[key] = value
+        return changes
+
+    def _doubt(self, now: float) -> list[Command[K, V]]:
+        """The watch is silent: has it anything left to tell?"""
+        comparison = self._comparison
+        if comparison is None or not comparison.version or now - comparison.since < _BEHIND:
+            return []
+        self.drift += len(comparison.differing)
+        error = Replaced(f"the watch stays behind: {len(comparison.differing)} objects are not as it had told")
+        return self._fail(error, now)
 
     def _fail(self, error: ClusterMeshError, now: float) -> list[Command[K, V]]:
         lasted = now - self._since if self._state is State.FOLLOWING else 0.0
@@ -255,6 +311,11 @@ def _goes_back(before: str, now: str) -> bool:
     return old is not None and new is not None and new < old
 
 
+def _is_past(now: str, version: str) -> bool:
+    reached, wanted = version_number(now), version_number(version)
+    return reached is not None and wanted is not None and reached >= wanted
+
+
 _TABLE: Final[Mapping[tuple[State, type[Any]], Callable[..., list[Any]]]] = {
     (State.IDLE, Started): Brain._start,
     (State.LISTING, Started): Brain._start,
@@ -265,4 +326,8 @@ _TABLE: Final[Mapping[tuple[State, type[Any]], Callable[..., list[Any]]]] = {
     (State.FOLLOWING, Received): Brain._receive,
     (State.FOLLOWING, Probed): Brain._probe,
     (State.FOLLOWING, Ended): Brain._end,
+    (State.FOLLOWING, Due): Brain._begin_comparison,
+    **{(state, Due): Brain._abandon for state in State if state is not State.FOLLOWING},
+    **{(state, Compared): Brain._compare for state in State},
+    **{(state, Abandoned): Brain._abandon for state in State},
 }

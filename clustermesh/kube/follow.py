@@ -7,11 +7,14 @@ async with KubeClient(access) as client:
                 case Listed(changes): ...       # a complete list; changes is what differs from what was known
                 case Changed(changes): ...      # no changes: up again after an interruption
                 case Interrupted(error): ...    # keep the last state, call it stale
+
+`compare` beside it from time to time tells what the watch has kept from us.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -22,7 +25,10 @@ from clustermesh.kube.brain import Brain
 from clustermesh.kube.client import KubeClient
 from clustermesh.kube.decoding import Lines, decode_events, decode_items, decode_page, outline
 from clustermesh.kube.hearing import (
+    Abandoned,
     Changed,
+    Compared,
+    Due,
     Ended,
     Event,
     Failed,
@@ -40,12 +46,16 @@ from clustermesh.kube.hearing import (
 )
 from clustermesh.kube.resource import K, Resource, V
 
-__all__ = ["Changed", "Interrupted", "Item", "Listed", "follow"]
+__all__ = ["Changed", "Interrupted", "Item", "Listed", "compare", "follow"]
 
 WATCH_SECONDS: Final = (300, 600)
 """How long the server is asked to keep a watch, at random between these, so that they do not all end together."""
 _AT_ONCE: Final = 100
 """Objects read before others have their turn."""
+_REST: Final = 0.1
+"""Seconds between two pages that nobody waits for: all of 100,000 objects are compared in less than half a minute."""
+
+_LOG: Final = logging.getLogger(__name__)
 
 
 async def follow(
@@ -74,6 +84,34 @@ async def follow(
             commands = brain.hear(await anext(source), clock())
     finally:
         await source.aclose()
+        await pages.drop()
+
+
+async def compare(
+    client: KubeClient, resource: Resource[K, V], brain: Brain[K, V], rest: float = _REST
+) -> AsyncGenerator[Item[K, V], None]:
+    """Compare what `brain` knows, which somebody follows, with a list, once. What is certain only later the follower
+    tells. Raises nothing of ClusterMeshError."""
+    clock, pages = asyncio.get_running_loop().time, _Pages(client, resource)
+    event: Event[K, V] = Due()
+    try:
+        while True:
+            request = None
+            for command in brain.hear(event, clock()):
+                match command:
+                    case Tell(item):
+                        yield item
+                    case List():
+                        request = command
+            if request is None:
+                return
+            found = await _list(resource, request, pages)
+            event = Compared(found.entries, found.version, found.next)
+            await asyncio.sleep(rest)
+    except ClusterMeshError as error:
+        _LOG.debug("what is known is not compared now: %s", error)
+        brain.hear(Abandoned(), clock())
+    finally:
         await pages.drop()
 
 

@@ -69,7 +69,25 @@ class Failed(Struct, frozen=True):
     error: ClusterMeshError
 
 
-Event: TypeAlias = Started | Page[K, V] | Opened | Received[K, V] | Probed | Ended | Failed
+class Due(Struct, frozen=True):
+    """It is time to compare what is known with a list."""
+
+
+class Compared(Struct, Generic[K, V], frozen=True):
+    """A part of that list, as a Page is one of the list that a watch begins with."""
+
+    entries: Sequence[Entry[K, V]]
+    version: str
+    next: str = ""
+
+
+class Abandoned(Struct, frozen=True):
+    """That list has come to no end."""
+
+
+Event: TypeAlias = (
+    Started | Page[K, V] | Opened | Received[K, V] | Probed | Ended | Failed | Due | Compared[K, V] | Abandoned
+)
 
 
 class List(NamedTuple):

@@ -69,6 +69,10 @@ class FolderSource:
         """False while a file or the folder could never be read since this process began: nobody knows what it holds."""
         return self._table.complete and not (self._error and not self._seen_whole)
 
+    @property
+    def drift(self) -> dict[str, int]:
+        return {}
+
     def problems(self) -> list[Problem]:
         """Everything in the folder that is not acted on."""
         whole = [Problem(str(self.root), 0, self._error)] if self._error else []

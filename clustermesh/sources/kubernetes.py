@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
@@ -22,7 +23,7 @@ from clustermesh.kube.access import Access
 from clustermesh.kube.brain import Brain
 from clustermesh.kube.client import READS, KubeClient
 from clustermesh.kube.faults import NotServed
-from clustermesh.kube.follow import Interrupted, Listed, follow
+from clustermesh.kube.follow import Interrupted, Listed, compare, follow
 from clustermesh.kube.rbac import Rule
 from clustermesh.kube.resource import Resource
 from clustermesh.logs import about
@@ -48,6 +49,8 @@ RULES: Final = tuple(
 _FIELDS: Final = {"Pod": "spec.nodeName!=,status.phase!=Succeeded,status.phase!=Failed"}
 _AT_ONCE: Final = 250
 """Objects of each kind that are translated before others have their turn: some 10 ms."""
+AUDIT: Final = (300.0, 600.0)
+"""Seconds, at random between these, in which every kind is compared with a list, one after the other."""
 T = TypeVar("T")
 
 _LEAN: Final[Mapping[str, Callable[[Raw], tuple[Ref, Object]]]] = {
@@ -75,14 +78,23 @@ class KubernetesSource:
     `in_mesh` or not where they do not say. `reads` bounds what the API is asked for.
     """
 
-    def __init__(self, access: Access, cluster: Cluster, *, in_mesh: bool = True, reads: Load = READS) -> None:
-        self._access, self._reads = access, reads
+    def __init__(
+        self,
+        access: Access,
+        cluster: Cluster,
+        *,
+        in_mesh: bool = True,
+        reads: Load = READS,
+        audit: tuple[float, float] = AUDIT,
+    ) -> None:
+        self._access, self._reads, self._audit_every = access, reads, audit
         self._offered: Mapping[str, str] = {}
         self._brains: dict[str, Brain[Ref, Object]] = {}
         self._translator = Translator(cluster, self, selects=False, in_mesh=in_mesh)
         self._changed: dict[Ref, int] = {}
         self._wake = asyncio.Event()
         self._errors: dict[str, str] = {}
+        self._drift: dict[str, int] = {}  # as far as it was said
 
     @property
     def about(self) -> str:
@@ -107,6 +119,10 @@ class KubernetesSource:
         """The object as it is known now."""
         return self._brains[ref.kind].known.get(ref)
 
+    @property
+    def drift(self) -> Mapping[str, int]:
+        return {kind: brain.drift for kind, brain in self._brains.items()}
+
     def problems(self) -> list[Problem]:
         """Everything at the API that is not acted on, and why the API is not heard."""
         place = "Kubernetes API"
@@ -122,6 +138,7 @@ class KubernetesSource:
             _LOG.info("source: %s", self.about)
             self._brains = {name: Brain() for name in self._offered}
             tasks = [asyncio.create_task(self._follow(client, *each)) for each in self._offered.items()]
+            tasks.append(asyncio.create_task(self._audit(client)))
             try:
                 while True:
                     await self._wake.wait()
@@ -146,6 +163,19 @@ class KubernetesSource:
         finally:
             self._wake.set()
 
+    async def _audit(self, client: KubeClient) -> None:
+        """In case a watch keeps something from us."""
+        try:
+            while True:
+                for name, version in self._offered.items():
+                    await asyncio.sleep(random.uniform(*self._audit_every) / len(self._offered))
+                    resource, brain = _resource(KINDS[name], version), self._brains[name]
+                    async with aclosing(compare(client, resource, brain)) as items:
+                        async for item in items:
+                            self._take(name, item)
+        finally:
+            self._wake.set()
+
     def _take(self, kind: str, item: Any) -> None:
         if isinstance(item, Interrupted):
             if kind not in self._errors:
@@ -153,10 +183,16 @@ class KubernetesSource:
             self._errors[kind] = str(item.error)
         else:
             self._errors.pop(kind, None)
+            self._note_drift(kind)
             if isinstance(item, Listed):
                 _LOG.info("%s: %d objects listed", kind, len(self._brains[kind].known), extra=about(kind=kind))
             self._changed.update(dict.fromkeys(item.changes, time.time_ns()))
         self._wake.set()
+
+    def _note_drift(self, kind: str) -> None:
+        if more := self._brains[kind].drift - self._drift.get(kind, 0):
+            _LOG.warning("%s: %d objects were not as the watch had told", kind, more, extra=about(kind=kind))
+            self._drift[kind] = self._brains[kind].drift
 
     def _take_changed(self) -> dict[Ref, int]:
         changed, self._changed = self._changed, {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Protocol
 
 from clustermesh.sources.snapshot import Change, Snapshot
@@ -27,6 +27,10 @@ class Source(Protocol):
     @property
     def complete(self) -> bool:
         """False while something could never be read since this process began: nobody knows what it holds."""
+
+    @property
+    def drift(self) -> Mapping[str, int]:
+        """Objects that a comparison has found not as had been told, by kind. None where all is read again and again."""
 
     def problems(self) -> Sequence[Problem]:
         """Everything in the source that is not acted on."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -11,10 +11,13 @@ import pytest
 from kube_bed import PATIENCE, KubeBed
 
 from clustermesh.address import parse
+from clustermesh.kube import follow as kube_follow
 from clustermesh.kube.config import from_kubeconfig
+from clustermesh.kube.hearing import Received
 from clustermesh.kube.rbac import cluster_role
+from clustermesh.kube.resource import Resource
 from clustermesh.model import Cluster
-from clustermesh.sources.kubernetes import RULES, KubernetesSource
+from clustermesh.sources.kubernetes import AUDIT, RULES, KubernetesSource
 
 ALPHA = Cluster(name="alpha", id=1)
 GLOBAL = {"service.cilium.io/global": "true"}
@@ -97,9 +100,11 @@ def cilium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeBed]:
 
 
 @asynccontextmanager
-async def followed(bed: KubeBed, user: str = "admin") -> AsyncIterator[tuple[KubernetesSource, Any]]:
+async def followed(
+    bed: KubeBed, user: str = "admin", audit: tuple[float, float] = AUDIT
+) -> AsyncIterator[tuple[KubernetesSource, Any]]:
     """A source that is followed, and `until(holds)`, which waits for it."""
-    source = KubernetesSource(from_kubeconfig(str(bed.write_kubeconfig(user, cert=user))), ALPHA)
+    source = KubernetesSource(from_kubeconfig(str(bed.write_kubeconfig(user, cert=user))), ALPHA, audit=audit)
     heard = asyncio.Event()
 
     async def follow() -> None:
@@ -174,6 +179,30 @@ async def test_a_killed_api_server_changes_nothing_and_what_came_meanwhile_is_to
         native.create(node("n2", "192.0.2.2"))
         await until(lambda found: "n2" in found.snapshot.nodes)
         await until(lambda found: found.problems() == [])
+
+
+async def test_what_a_watch_has_kept_from_us_is_found_and_counted(
+    native: KubeBed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    native.create(node("n7", "192.0.2.7"), node("n8", "192.0.2.8"))
+    whole = kube_follow.decode_events
+
+    def lossy(resource: Resource[Any, Any], lines: Iterable[bytes]) -> Iterator[Any]:
+        """Of n7, n8 and n9 no watch tells; what each line moves it to, it does."""
+        for line in lines:
+            for event in whole(resource, [line]):
+                yield Received([], event.version) if b'"name":"n' in line[:200] else event
+
+    monkeypatch.setattr(kube_follow, "decode_events", lossy)
+    async with followed(native, audit=(0.5, 1.0)) as (source, until):
+        assert not any(source.drift.values())
+        native.merge(node("n7", ""), {"metadata": {"labels": {"zone": "z1"}}})
+        native.delete(node("n8", ""))
+        native.create(node("n9", "192.0.2.9"))
+        await until(lambda found: {"n7", "n8", "n9"} & found.snapshot.nodes.keys() == {"n7", "n9"})
+        await until(lambda found: found.snapshot.nodes["n7"].labels["zone"] == "z1")
+        assert source.drift["Node"] >= 3  # a Node made with an address is written twice
+        assert source.problems() == []
 
 
 async def test_where_cilium_is_its_own_resources_are_published(cilium: KubeBed) -> None:

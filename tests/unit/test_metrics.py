@@ -54,6 +54,7 @@ def of_api_server() -> list[Exposed]:
         scopes={"services": Scope(keys=1, pending=0, drift=0)},
         synced=True,
         objects={"nodes": 1},
+        drift={"Node": 0},
         identities=1,
         leases=1,
         source="folder",

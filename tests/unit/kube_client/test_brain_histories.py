@@ -11,7 +11,10 @@ from clustermesh.errors import Unavailable
 from clustermesh.kube.brain import Brain
 from clustermesh.kube.faults import Expired, Unauthorized
 from clustermesh.kube.hearing import (
+    Abandoned,
     Command,
+    Compared,
+    Due,
     Ended,
     Entry,
     Event,
@@ -53,6 +56,10 @@ class Server:
             self._history.append((self.version, Put(key, value)))
         self._snapshots[self.version] = dict(self.objects)
 
+    def lose(self) -> None:
+        """The last event is told to nobody who has not heard it yet."""
+        del self._history[-1:]
+
     def compact(self) -> None:
         self.compacted = self.version
 
@@ -92,12 +99,15 @@ class Shell:
         self.request: Command[str, str] | None = None
         self.at = 0  # how far the open watch has told
         self.watching = False
+        self.comparing: List | None = None
         self.hear(Started())
 
     def hear(self, event: Event[str, str]) -> None:
         self.now += 1.5
         for command in self.brain.hear(event, self.now):
             match command:
+                case List() if isinstance(event, Due | Compared):
+                    self.comparing = command
                 case Wait(seconds):
                     assert seconds > 0
                 case Tell(Interrupted()):
@@ -131,6 +141,22 @@ class Shell:
                     self.at = int(news.version) if isinstance(news, Received) else self.at
                     self.hear(news)
 
+    def compare(self) -> None:
+        """Begin a comparison, or go on with it."""
+        before, self.comparing = self.comparing, None
+        if before is None:
+            self.hear(Due())
+        elif isinstance(page := self.server.page(before.limit, before.next, cached=False), Failed):
+            self.hear(Abandoned())
+        else:
+            self.hear(Compared(page.entries, page.version, page.next))
+
+    def bookmark(self) -> None:
+        """The watch has nothing left to tell."""
+        if self.watching and self.server.since(self.at) is None:
+            self.at = self.server.version
+            self.hear(Received([], str(self.server.version)))
+
     def probe(self) -> None:
         """Before anything is written to what was restored; later nobody could tell, as Kubernetes' manual says."""
         if isinstance(self.request, Watch):
@@ -142,6 +168,7 @@ class Shell:
 ACTIONS = st.one_of(
     st.tuples(st.just("change"), st.sampled_from(KEYS), st.one_of(st.none(), st.sampled_from("123"))),
     st.tuples(st.sampled_from(["step", "step", "compact", "cut", "unauthorized", "ended"])),
+    st.tuples(st.sampled_from(["compare", "bookmark"])),
     st.tuples(st.just("restore"), st.integers(1, 3)),
 )
 
@@ -150,6 +177,33 @@ ACTIONS = st.one_of(
 def test_what_was_told_ends_as_what_there_is(actions: list[tuple[str, ...]]) -> None:
     server = Server()
     shell = Shell(server)
+    play(shell, server, actions)
+    server.change("z", "end")
+    for _ in range(20):
+        shell.step()
+    assert shell.state == server.objects == shell.brain.known
+    if not any(action[0] == "restore" for action in actions):
+        assert not shell.brain.drift, "nothing was lost"
+
+
+@given(st.lists(ACTIONS.filter(lambda action: action[0] != "restore"), max_size=30), st.integers(1, 3))
+def test_what_the_watch_has_lost_is_found(actions: list[tuple[str, ...]], lost: int) -> None:
+    server = Server()
+    shell = Shell(server)
+    play(shell, server, actions)
+    for _ in range(20):
+        shell.step()
+    for number in range(lost):
+        server.change(KEYS[number], None if KEYS[number] in server.objects else "lost")
+        server.lose()
+    for _ in range(20):
+        shell.compare()
+        shell.bookmark()
+    assert shell.state == server.objects == shell.brain.known
+    assert shell.brain.drift == lost
+
+
+def play(shell: Shell, server: Server, actions: list[tuple[str, ...]]) -> None:
     for action in actions:
         match action:
             case ("change", key, value):
@@ -165,9 +219,9 @@ def test_what_was_told_ends_as_what_there_is(actions: list[tuple[str, ...]]) -> 
                 shell.hear(Failed(Unauthorized("expired")))
             case ("ended",) if shell.watching:
                 shell.hear(Ended())
+            case ("compare",):
+                shell.compare()
+            case ("bookmark",):
+                shell.bookmark()
             case _:
                 shell.step()
-    server.change("z", "end")
-    for _ in range(20):
-        shell.step()
-    assert shell.state == server.objects == shell.brain.known

@@ -12,9 +12,12 @@ from clustermesh.errors import ClusterMeshError, DecodeError, Refused, Unavailab
 from clustermesh.kube import faults
 from clustermesh.kube.brain import Brain
 from clustermesh.kube.hearing import (
+    Abandoned,
     Bad,
     Changed,
     Command,
+    Compared,
+    Due,
     Ended,
     Entry,
     Event,
@@ -36,7 +39,13 @@ from clustermesh.kube.hearing import (
 
 TRANSCRIPTS = sorted((Path(__file__).parent / "transcripts").glob("*.txt"))
 _ERRORS: Mapping[str, type[ClusterMeshError]] = {"Unavailable": Unavailable, "Refused": Refused}
-_BARE: Mapping[str, Event[str, str]] = {"start": Started(), "opened": Opened(), "ended": Ended()}
+_BARE: Mapping[str, Event[str, str]] = {
+    "start": Started(),
+    "opened": Opened(),
+    "ended": Ended(),
+    "due": Due(),
+    "abandoned": Abandoned(),
+}
 _BAD = DecodeError("spec", "?", "must be readable")
 
 
@@ -64,6 +73,8 @@ def test_transcript(path: Path) -> None:
             case "<<":
                 assert said[:1] == [text], f"line {number}"
                 said.pop(0)
+            case "==" if text.startswith("drift"):
+                assert brain.drift == int(text.split()[1]), f"line {number}"
             case "==":
                 assert sorted(brain.refused) == text.split()[1:]
     assert not said
@@ -82,8 +93,8 @@ def _event(verb: str, words: list[str]) -> Event[str, str]:
         return Failed(_error(*words))
     token = next((word[5:] for word in words if word.startswith("next=")), "")
     entries = [_entry(word) for word in words[1:] if not word.startswith("next=")]
-    if verb == "page":
-        return Page(entries, words[0], token)
+    if verb in ("page", "compared"):
+        return (Page if verb == "page" else Compared)(entries, words[0], token)
     assert verb == "events", f"no such line: {verb}"
     return Received(entries, words[0])
 
