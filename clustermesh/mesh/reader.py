@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping, Sequence, Set
@@ -30,7 +31,7 @@ from clustermesh.model import ClusterConfig
 from clustermesh.store.backoff import Reconnect
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.digest import read_digests
-from clustermesh.store.follow import QUIET, Changed, Follower, Interrupted, Listed, Newest, Nothing, Put, follow
+from clustermesh.store.follow import ALONE, QUIET, Changed, Follower, Interrupted, Listed, Newest, Nothing, Put, follow
 from clustermesh.store.lease_ends import find_lease_ends
 from clustermesh.store.operations import DigestOf
 from clustermesh.wire import cluster_config, keys
@@ -40,7 +41,7 @@ _log = logging.getLogger(__name__)
 _PART: Final = 64  # events taken in at once, some 2 ms
 _PART_BYTES: Final = 1 << 16  # of values; one may be larger
 _TURN: Final = 0.003  # seconds; after that others have a turn
-_QUIET: Final = 300.0  # seconds; the heartbeat's watch asks an etcd that says nothing more often, for all of them
+_ALONE: Final = 900.0  # seconds; an idle watch is told every ten minutes by etcd that there is nothing to tell
 _SHOWN: Final = 200  # characters of an error of ours
 
 
@@ -308,7 +309,8 @@ class _Following:
             self._client,
             prefix,
             follower=follower,
-            quiet=(QUIET if live else _QUIET) * random.uniform(0.8, 1.0),  # else all probe it at once after a beat
+            quiet=QUIET if live else math.inf,  # one that asks is enough
+            alone=ALONE if live else _ALONE * random.uniform(0.8, 1.0),  # else all ask at once
             most_bytes=self._limits.listing_bytes,
             reconnect=self._reconnect,
         )

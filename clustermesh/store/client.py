@@ -32,6 +32,7 @@ from clustermesh.store.faults import (
 from clustermesh.store.login import Login
 from clustermesh.store.methods import Method
 from clustermesh.store.operations import Delete, Fence, KeyValue, Listing, Op, Put, batches, prefix_end
+from clustermesh.store.silence import Silence
 from clustermesh.store.stream import Stream
 from clustermesh.store.tls import Tls
 
@@ -246,7 +247,7 @@ class EtcdClient:
                 for lease in asked:
                     await stream.write(pb.LeaseKeepAliveRequest(ID=lease), self.timeout)
                 for _ in asked:
-                    response = await stream.read(self.timeout)
+                    response = await stream.read(Silence(self.timeout))
                     left[response.ID] = max(0, response.TTL)
         return left
 

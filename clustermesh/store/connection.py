@@ -23,6 +23,7 @@ from clustermesh.store.endpoint import Endpoint, parse
 from clustermesh.store.faults import AuthChanged, AuthDisabled, ClusterIdChanged, TokenEnded, fault, is_severing
 from clustermesh.store.login import Login
 from clustermesh.store.methods import Method
+from clustermesh.store.silence import Pulse
 from clustermesh.store.stream import Stream, is_cancelled
 from clustermesh.store.tls import Tls
 
@@ -52,6 +53,7 @@ class Connection:
         self.proven = False
         self.retired = False
         self.users = 0
+        self.pulse = Pulse()
         self.metadata: Metadata | None = None  # of every call, once it is known
         self.logging_in = asyncio.Lock()
         self._calls: dict[str, Any] = {}
@@ -183,7 +185,9 @@ class Dialer:
         """A call that goes on: write requests, read responses. Ended when the block is left."""
         async with self._connection() as connection:
             call = connection.stream(method)(metadata=await self._metadata(connection))
-            stream = Stream(call, partial(self.observe, connection), partial(self.failure, connection))
+            stream = Stream(
+                call, connection.pulse, partial(self.observe, connection), partial(self.failure, connection)
+            )
             try:
                 yield stream
             finally:

@@ -36,6 +36,7 @@ from clustermesh.store.follower import (
     State,
     WatchFrom,
 )
+from clustermesh.store.silence import Silence
 from clustermesh.store.watch import open_watch
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
 ]
 
 QUIET: Final = 10.0
+ALONE: Final = 90.0  # longer than a writer is silent between two beats
 _REFUSED_WAIT: Final = 1.0  # a person must act first: ask seldom
 
 
@@ -62,26 +64,27 @@ async def follow(
     *,
     follower: Follower | None = None,
     quiet: float = QUIET,
+    alone: float = ALONE,
     most_bytes: int | None = None,
     reconnect: Reconnect | None = None,
 ) -> AsyncGenerator[Item, None]:
     """Tell what is under `prefix` and every change of it. Never ends and raises nothing of ClusterMeshError.
 
     A `follower` from an earlier call keeps what it knows: the next list tells only the difference. A server that says
-    nothing for `quiet` seconds and then does not answer within the client's timeout is taken for gone. A list of more
-    than `most_bytes` interrupts with Oversized, each time it is tried. `reconnect` is shared by all who follow by this
-    client, where thousands of others read the same etcd.
+    nothing for `quiet` seconds on the whole connection, or for `alone` seconds here, and then does not answer within
+    the client's timeout is taken for gone. A list of more than `most_bytes` interrupts with Oversized, each time it is
+    tried. `reconnect` is shared by all who follow by this client, where thousands of others read the same etcd.
     """
     brain = Follower() if follower is None else follower
     if brain.state is not State.UNLISTED:
         brain.interrupted(Unavailable("followed again"))
     clock = asyncio.get_running_loop().time
-    backoff = Backoff()
+    backoff, silence = Backoff(), Silence(client.timeout, quiet, alone)
     while True:
         began: float | None = None
         error: ClusterMeshError
         try:
-            async with aclosing(_attempt(client, prefix, brain, quiet, most_bytes)) as items:
+            async with aclosing(_attempt(client, prefix, brain, silence, most_bytes)) as items:
                 async for item in items:
                     if began is None and brain.state is State.FOLLOWING:
                         began = clock()
@@ -98,7 +101,7 @@ async def follow(
 
 
 async def _attempt(
-    client: EtcdClient, prefix: bytes, brain: Follower, quiet: float, most_bytes: int | None
+    client: EtcdClient, prefix: bytes, brain: Follower, silence: Silence, most_bytes: int | None
 ) -> AsyncGenerator[Item | None, None]:
     """Do what the brain asks for until something fails, the only way out; None where there is nothing to tell."""
     while True:
@@ -112,6 +115,6 @@ async def _attempt(
             case Prove(key, revision):
                 brain.proved(await client.get(key, revision=revision))
             case WatchFrom(revision):
-                async with open_watch(client, prefix, revision, quiet) as watch:
+                async with open_watch(client, prefix, revision, silence) as watch:
                     while True:
                         yield brain.received(await watch.read())

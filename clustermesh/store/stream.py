@@ -14,6 +14,7 @@ import grpc
 import grpc.aio
 
 from clustermesh.errors import ClusterMeshError
+from clustermesh.store.silence import Pulse, Silence, Step, Wait
 
 Heard: TypeAlias = Callable[[Any], None]
 Failed: TypeAlias = Callable[[grpc.StatusCode, str | None], Awaitable[ClusterMeshError]]
@@ -25,36 +26,38 @@ class Stream:
     `heard` is shown the header of each response and may raise; `failed` makes the error for the call's last status.
     """
 
-    def __init__(self, call: Any, heard: Heard, failed: Failed) -> None:
-        self._call, self._heard, self._failed = call, heard, failed
+    def __init__(self, call: Any, pulse: Pulse, heard: Heard, failed: Failed) -> None:
+        self._call, self._pulse, self._heard, self._failed = call, pulse, heard, failed
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self._waiting_since: float | None = None
-        self._patience = self._grace = 0.0
-        self._probe: Any = None
+        self._wait: Wait | None = None  # for what is under way
+        self._question: Any = None
         self._probes: set[asyncio.Task[None]] = set()
         self._silent = False
 
     async def write(self, request: Any, patience: float) -> None:
         """Send `request`. Unavailable where the transport takes it not within `patience` seconds."""
-        self._patience, self._probe = patience, None
         try:
             async with asyncio.timeout(patience):  # gRPC wakes nobody who writes on a call that never began
-                await self._watched(self._call.write(request))
+                await self._translated(self._call.write(request))
         except TimeoutError as e:
             self._silent = True
             self._call.cancel()
             raise await self._failure() from e
 
-    async def read(self, patience: float, probe: Any = None, grace: float = 0.0) -> Any:
-        """The next response.
-
-        After `patience` seconds of silence `probe` is sent, if any; Unavailable after `grace` more.
-        """
-        self._patience, self._probe, self._grace = patience, probe, grace
-        response = await self._watched(self._call.read())
+    async def read(self, silence: Silence, question: Any = None) -> Any:
+        """The next response, for which `question` is sent when it does not come by itself. Unavailable where there is
+        none for as long as `silence` is borne: for its `grace`, where nothing is to be asked."""
+        now = self._loop.time()
+        self._wait, self._question = Wait(self._pulse, silence, now, is_asked=question is None), question
+        self._arm(self._wait.due)
+        try:
+            response = await self._translated(self._call.read())
+        finally:
+            self._wait = None
         if response is grpc.aio.EOF:
             raise await self._failure()
+        self._pulse.heard = self._loop.time()
         self._heard(response.header)
         return response
 
@@ -68,9 +71,7 @@ class Stream:
         if self._probes:
             await asyncio.wait(self._probes)
 
-    async def _watched(self, operation: Awaitable[Any]) -> Any:
-        self._waiting_since = self._loop.time()
-        self._arm(self._waiting_since + self._patience)
+    async def _translated(self, operation: Awaitable[Any]) -> Any:
         try:
             return await operation
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as e:
@@ -79,8 +80,6 @@ class Stream:
             if is_cancelled():
                 raise
             raise await self._failure() from e
-        finally:
-            self._waiting_since = None
 
     def _arm(self, when: float) -> None:
         if self._timer is not None:
@@ -92,22 +91,19 @@ class Stream:
     def _look(self) -> None:
         """Has the one wait that is under way taken too long?"""
         self._timer = None
-        if self._waiting_since is None:
+        if self._wait is None:
             return
-        now, due = self._loop.time(), self._waiting_since + self._patience
-        if now >= due and self._probe is None:
-            self._silent = True
-            self._call.cancel()
-            return
-        if now >= due:
-            self._send_probe()
-            due = now + self._grace
-            self._patience = due - self._waiting_since
-        self._arm(due)
+        match self._wait.step(self._loop.time()):
+            case Step.GIVE_UP:
+                self._silent = True
+                self._call.cancel()
+                return
+            case Step.ASK:
+                self._ask()
+        self._arm(self._wait.due)
 
-    def _send_probe(self) -> None:
-        probe = self._loop.create_task(self._call.write(self._probe))
-        self._probe = None
+    def _ask(self) -> None:
+        probe = self._loop.create_task(self._call.write(self._question))
         self._probes.add(probe)
         probe.add_done_callback(self._settle)
 

@@ -11,6 +11,7 @@ from clustermesh.store import rpc_pb2 as pb
 from clustermesh.store.client import EtcdClient, key_value
 from clustermesh.store.follower import Deleted, Event, Put, WatchMessage
 from clustermesh.store.operations import prefix_end
+from clustermesh.store.silence import Silence
 from clustermesh.store.stream import Stream
 
 # Answered at once, for the whole stream (etcd 3.4 and newer). The revision in that answer may be ahead of events still
@@ -20,24 +21,24 @@ _DELETE: Final = pb.Event.DELETE
 
 
 class Watch:
-    """An open watch. `quiet` seconds of silence are broken by a probe, which etcd has `timeout` seconds to answer."""
+    """An open watch, whose silence is borne for as long as `silence` says."""
 
-    def __init__(self, stream: Stream, quiet: float, timeout: float) -> None:
-        self._stream, self._quiet, self._timeout = stream, quiet, timeout
+    def __init__(self, stream: Stream, silence: Silence) -> None:
+        self._stream, self._silence = stream, silence
         self._id: int | None = None
 
     async def read(self) -> WatchMessage:
         """The next response. Raises ClusterMeshError when the stream is over or etcd silent."""
         if self._id is None:
-            response = await self._stream.read(self._timeout)
+            response = await self._stream.read(self._silence)
             self._id = response.watch_id
         else:
-            response = await self._stream.read(self._quiet, _PROBE, self._timeout)
+            response = await self._stream.read(self._silence, _PROBE)
         return _message(response, response.watch_id == self._id)
 
 
 @asynccontextmanager
-async def open_watch(client: EtcdClient, prefix: bytes, revision: int, quiet: float) -> AsyncIterator[Watch]:
+async def open_watch(client: EtcdClient, prefix: bytes, revision: int, silence: Silence) -> AsyncIterator[Watch]:
     """Watch every key under `prefix` from `revision` on, until the block is left."""
     create = pb.WatchCreateRequest(
         key=prefix or b"\0",
@@ -48,7 +49,7 @@ async def open_watch(client: EtcdClient, prefix: bytes, revision: int, quiet: fl
     )
     async with client.stream(methods.WATCH) as stream:
         await stream.write(pb.WatchRequest(create_request=create), client.timeout)
-        yield Watch(stream, quiet, client.timeout)
+        yield Watch(stream, silence)
 
 
 def _message(response: Any, own: bool) -> WatchMessage:

@@ -9,6 +9,7 @@ from clustermesh.store.client import Compacted, EtcdClient, Put
 from clustermesh.store.follow import Changed, Listed
 from clustermesh.store.follower import Follower
 from clustermesh.store.local import LocalEtcd
+from clustermesh.store.silence import Silence
 from clustermesh.store.watch import open_watch
 
 
@@ -118,7 +119,7 @@ async def test_many_large_revisions_at_once_are_told_as_they_come(client: EtcdCl
         await client.put(b"p/%02d" % i, bytes([i]) * 1_000_000)
     follower = Follower()
     told = []
-    async with open_watch(client, b"p/", 2, 10.0) as watch:
+    async with open_watch(client, b"p/", 2, Silence(10.0)) as watch:
         follower.listed(await _empty_listing(client))
         while sum(told) < 12:
             changed = follower.received(await watch.read())
@@ -162,7 +163,7 @@ async def _in_one_revision(client: EtcdClient, values: dict[bytes, bytes]) -> in
 async def _count_messages(client: EtcdClient, prefix: bytes, revision: int) -> int:
     """In how many messages etcd sends `revision`."""
     pieces = 0
-    async with open_watch(client, prefix, revision, 10.0) as watch:
+    async with open_watch(client, prefix, revision, Silence(10.0)) as watch:
         while True:
             message = await watch.read()
             pieces += bool(message.events)

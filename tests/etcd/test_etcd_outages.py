@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from contextlib import AsyncExitStack
 
 import pytest
 from mirror import Mirror, answering
@@ -146,6 +147,26 @@ async def test_a_silent_way_is_noticed_and_a_quiet_etcd_is_not_suspected(
         await client.put(b"p/a", b"1")
         proxy.heal()
         await mirror.until_table({b"p/a": b"1"})
+
+
+@pytest.mark.usefixtures("no_keepalive")
+async def test_of_many_watches_on_one_connection_one_asks_and_all_notice_a_silent_way(
+    etcd: LocalEtcd, client: EtcdClient, make_client
+) -> None:
+    async with TcpProxy(port_of(etcd)) as proxy, AsyncExitStack() as stack:
+        shared = make_client(proxy.url, timeout=1.0)
+        mirrors = [await stack.enter_async_context(Mirror(shared, b"p/", quiet=0.1)) for _ in range(20)]
+        for mirror in mirrors:
+            await mirror.until_listed()
+        await asyncio.sleep(1.5)
+        assert [mirror.errors for mirror in mirrors] == [[]] * 20
+        proxy.freeze()
+        for mirror in mirrors:
+            await mirror.until_error(Unavailable)
+        await client.put(b"p/a", b"1")
+        proxy.heal()
+        for mirror in mirrors:
+            await mirror.until_table({b"p/a": b"1"})
 
 
 @pytest.mark.usefixtures("no_keepalive")

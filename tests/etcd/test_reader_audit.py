@@ -21,6 +21,7 @@ from clustermesh.store.digest import read_digests
 from clustermesh.store.local import LocalEtcd
 from clustermesh.store.methods import WATCH, Method
 from clustermesh.store.operations import Digest, DigestOf
+from clustermesh.store.silence import Silence
 from clustermesh.store.stream import Stream
 from clustermesh.wire import keys, service
 
@@ -44,9 +45,9 @@ class DeafStream:
         self._client, self._stream = client, stream
         self.write = stream.write
 
-    async def read(self, patience: float, probe: Any = None, grace: float = 0.0) -> Any:
+    async def read(self, silence: Silence, question: Any = None) -> Any:
         while True:
-            response = await self._stream.read(patience, probe, grace)
+            response = await self._stream.read(silence, question)
             if not (self._client.deaf and any(b"/services/" in event.kv.key for event in response.events)):
                 return response
 
