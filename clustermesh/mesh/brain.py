@@ -15,7 +15,8 @@ The rules:
    writes its entries after. What vanishes since then, by a deletion or from a list, is believed if heartbeat and canary
    did not vanish before or with it (somebody deleted all keys). That one reads in etcd: each watch has its own time.
    So it does whether an entry has moved to the twin of its table.
-   What died with a lease that is not the heartbeat's is kept until a beat `settle` seconds later; then it is listed.
+   What died with a lease that is not the heartbeat's is kept until a beat `settle` seconds later; then it is listed,
+   and of no list before is it believed that it is gone.
 6. A heartbeat or a canary that vanishes makes the cluster stale. What vanished otherwise (leases end, an etcd is being
    filled, a watch tells of old times) is kept. Once the writer is proven its table is listed again, and that list is
    believed.
@@ -299,7 +300,7 @@ class ReaderBrain:
             if reading.table.required:
                 self._fall_behind(kind, str(item.error), now)
             return ()
-        commands = reading.take(item, self._proof(reading.table, now))
+        commands = reading.take(item, self._proof(reading.table, now), self._writer.last_beat)
         if not self._lacks_canary(reading, now) and reading.whole:
             self._catch_up(kind, now)
         self._believe(now)
@@ -406,11 +407,9 @@ class ReaderBrain:
             if self._proof(reading.table, now) is None or not event.created.keys() >= reading.witnesses:
                 reading.doubt()  # that a witness is not there, its own watch is about to tell
             elif reading.table.twin is None or not commands:  # else what its twin holds may be about to go
-                settled = reading.settle(event, self._sought, self._asked)
+                settled = reading.settle(event, now + self.terms.settle, self._sought, self._asked)
                 commands += settled.commands
-                if settled.lost_a_lease:  # who wrote it lives: it is soon there again, or it is not
-                    reading.believed_from = now + self.terms.settle
-                elif settled.lost_a_witness:
+                if settled.lost_a_witness:
                     self._lose_heartbeat(now)
         unsought = self._seek(moved=False) - self._sought  # what has moved is sought again with what is heard next
         more = commands or unsought or self._deletions(moved=False).keys() - self._asked
@@ -423,7 +422,7 @@ class ReaderBrain:
     def _believe(self, now: float) -> None:
         """List again the tables of which something is kept that vanished, where there is proof by now."""
         doubted = (
-            each for each in self._tables.values() if each.doubted and self._writer.has_beaten(each.believed_from)
+            each for each in self._tables.values() if each.doubted and self._writer.last_beat >= each.believed_from
         )
         self._start_soon([each for each in doubted if self._proof(each.table, now) is not None], now)
 

@@ -37,7 +37,6 @@ class Settled(NamedTuple):
     """What the witnesses have said of what had vanished. What was doubted before has no part in it."""
 
     commands: list[Command]
-    lost_a_lease: bool  # some of it may have died with one
     lost_a_witness: bool  # some of it was not there before the witnesses, or not with them
 
 
@@ -52,10 +51,10 @@ class Reading:
     def __init__(self, table: Table, cluster: Cluster, limits: Limits, held: Callable[[str], Set[Any]]) -> None:
         self.table, self.tally = table, Tally(table.prefix)
         self.followed = self.whole = self.doubted = False
-        self.believed_from = 0.0  # no beat before that says that what is doubted is gone
         self._cluster, self._limits, self._held = cluster, limits, held
         self.gone: dict[Any, _Vanished] = {}
         self.witnesses = {keys.HEARTBEAT, table.canary or keys.HEARTBEAT}
+        self._dying: dict[Any, float] = {}  # died with a lease, and no beat before that time says that it is gone
         self._known = 0  # the last revision heard of
         self._listing = False
         self._names: set[Any] = set()  # what the list under way has, good or not: what is refused has not vanished
@@ -63,6 +62,11 @@ class Reading:
         self._refused: set[str] = set()  # since the list began
         self._unnamed: set[int] = set()  # hashes of those beyond the limit
         self._counted = 0  # of them
+
+    @property
+    def believed_from(self) -> float:
+        """No beat before that says that what is doubted is gone."""
+        return next(iter(self._dying.values()), 0.0)
 
     def start(self) -> Follow:
         self.followed, self.whole, self.doubted = True, False, False
@@ -74,7 +78,7 @@ class Reading:
         """The list under way has come to an end, or to none."""
         self._listing, self._names = False, set()
 
-    def take(self, item: Listed | Changed, proof: int | None) -> list[Command]:
+    def take(self, item: Listed | Changed, proof: int | None, last_beat: float) -> list[Command]:
         """What to do about `item`. That something has gone waits for its witnesses where it is not older than the
         revision `proof` of a writer that is proven; where there is none (None) it is doubted."""
         commands = list[Command]()
@@ -96,7 +100,7 @@ class Reading:
         for event in item.events:
             if isinstance(event, Written):
                 commands += self._put(event.kv, 0, held)
-        return commands if item.more else commands + self._end_list(item.revision, proof)
+        return commands if item.more else commands + self._end_list(item.revision, proof, last_beat)
 
     def deletions(self, *, moved: bool) -> dict[int, bytes]:
         """When something was deleted that is gone, and one key of those: MOST_ENDS of them. A lease ends at once."""
@@ -123,15 +127,21 @@ class Reading:
         twin = self.table.twin
         return () if twin is None or name in self._held(twin.kind) else twin.keys_of(name)
 
-    def settle(self, event: Attested, sought: frozenset[bytes] = frozenset(), asked: Set[int] = frozenset()) -> Settled:
+    def settle(
+        self,
+        event: Attested,
+        believed_from: float,
+        sought: frozenset[bytes] = frozenset(),
+        asked: Set[int] = frozenset(),
+    ) -> Settled:
         """What vanished until the revision of `event` is believed where heartbeat and canary, which are there, had been
         created before, or the canary after the heartbeat, by a writer that had all there. MOST_SETTLED at once. What is
         in the twin, for which the keys `sought` were asked, has not vanished; what was deleted at a revision that was
-        not `asked` about waits; what may have died with a lease is doubted."""
+        not `asked` about waits; what may have died with a lease is doubted, until a beat at `believed_from`."""
         created, revision = event.created or {}, event.revision
         heartbeat = created[keys.HEARTBEAT]
         canary = 0 if self.table.canary is None else created[self.table.canary]
-        commands, lost_a_lease, lost_a_witness = list[Command](), False, False
+        commands, lost_a_witness = list[Command](), False
         for name, vanished in list(islice(self._waiting(), MOST_SETTLED)):
             if not sought.issuperset(places := self._places(name)):
                 continue  # it is asked for next
@@ -143,13 +153,13 @@ class Reading:
                 self.gone[name] = vanished._replace(moved=True)
                 continue
             if vanished.told in event.ends:
-                lost_a_lease = True
+                self._dying[name] = believed_from
             elif (heartbeat <= vanished.since or heartbeat < canary) and canary <= vanished.at:
                 commands.append(Remove(self.table.kind, name, vanished.told))
             else:
                 lost_a_witness = True
-        self.doubted = self.doubted or lost_a_lease or lost_a_witness
-        return Settled(commands, lost_a_lease, lost_a_witness)
+        self.doubted = self.doubted or bool(self._dying) or lost_a_witness
+        return Settled(commands, lost_a_witness)
 
     def doubt(self) -> None:
         """What vanished is kept, until there is proof again."""
@@ -160,8 +170,9 @@ class Reading:
             name = self.table.name_of(kv.key)
             self._names.add(name)
             self._again += name in held
-            if self.gone:
+            if self.gone or self._dying:
                 self.gone.pop(name, None)
+                self._dying.pop(name, None)
             self._check_size(len(kv.value))
             value = self.table.decode(kv.key, kv.value, self._cluster)
         except Invalid as e:
@@ -211,7 +222,7 @@ class Reading:
         self.gone[name] = _Vanished(event.mod_revision, event.mod_revision, event.mod_revision, event.key)
         return self._accept(event.key)
 
-    def _end_list(self, revision: int, proof: int | None) -> list[Command]:
+    def _end_list(self, revision: int, proof: int | None, last_beat: float) -> list[Command]:
         """The list is the whole table: what is held beside it has vanished."""
         kind, prefix = self.table.kind, self.table.prefix.decode()
         missing = (name for name in self._held(kind) if name not in self._names)
@@ -221,7 +232,9 @@ class Reading:
         if kind in self._held("short"):
             commands.append(Whole(kind))
         if proof is not None and revision >= proof:
-            self.gone = dict.fromkeys(gone, _Vanished(revision, self._known))
+            self._dying = {name: since for name, since in self._dying.items() if since > last_beat}
+            self.doubted = self.doubted or bool(self._dying)
+            self.gone = dict.fromkeys(gone - self._dying.keys(), _Vanished(revision, self._known))
         else:
             self.doubted = self.doubted or bool(gone)
         self.whole, self._known = True, revision

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from clustermesh.mesh.messages import Terms
@@ -20,7 +21,7 @@ class Writer:
 
     def __init__(self, terms: Terms, began: float) -> None:
         self._terms, self._began = terms, began
-        self._beat: float | None = None
+        self.last_beat = -math.inf
         self._alive_since = 0.0
         self._alive = self._settled = 0  # revisions of the beats since which it lives without a gap, and long enough
         self.lease = 0  # of its heartbeat
@@ -31,20 +32,16 @@ class Writer:
             self._alive_since, self._alive, self._settled = now, heartbeat.mod_revision, 0
         if not self._settled and now >= self._alive_since + self._terms.settle:
             self._settled = heartbeat.mod_revision
-        self._beat, self.lease = now, heartbeat.lease
+        self.last_beat, self.lease = now, heartbeat.lease
 
     def stop(self) -> None:
         """The heartbeat is gone, or was."""
-        self._beat = None
-
-    def has_beaten(self, since: float) -> bool:
-        """Whether it has at `since` or later."""
-        return self._beat is not None and self._beat >= since
+        self.last_beat = -math.inf
 
     @property
     def silent_from(self) -> float:
         """When it is to be taken for dead if nothing more is heard of it."""
-        return (self._began if self._beat is None else self._beat) + self._terms.silence
+        return max(self._began, self.last_beat) + self._terms.silence
 
     def proof(self, canary: Canary | None, now: float) -> int | None:
         """From which revision on it is believed about a table that has this `canary`, or none; None where it is not.
@@ -59,4 +56,4 @@ class Writer:
         return min(proofs, default=None)
 
     def _lives(self, now: float) -> bool:
-        return self._beat is not None and now < self.silent_from
+        return self.last_beat >= self._began and now < self.silent_from

@@ -422,7 +422,7 @@ async def test_what_hung_on_one_of_its_writers_leases_is_kept_until_the_writer_h
     async with reading(terms=Terms(settle=1.0)) as reader:
         await until(lambda: reader.session.state is State.FRESH)
         await beat(client)
-        await until(lambda: reader.brain._writer._beat is not None)
+        await until(lambda: reader.brain._writer.last_beat > 0)
         take_all(sink.state)
         await client.revoke(other)
         services = reader.brain._tables[keys.state_prefix("services", BETA)]
