@@ -15,6 +15,7 @@ from clustermesh.store.operations import Digest, DigestOf
 SILENCE: Final = 120.0  # seconds; a writer beats every 60 (wire format of the heartbeat key)
 SETTLE: Final = 30.0
 AUDIT: Final = 600.0
+AUDIT_SHARE: Final = 20.0  # seconds of the audit's that each cluster takes, where many are read from one etcd
 
 
 class Terms(Struct, frozen=True, kw_only=True):

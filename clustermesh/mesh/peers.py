@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +23,7 @@ from clustermesh.logs import about
 from clustermesh.mesh import last_good
 from clustermesh.mesh.authority import Authority
 from clustermesh.mesh.file_marks import FileMarks
-from clustermesh.mesh.messages import Terms
+from clustermesh.mesh.messages import AUDIT_SHARE, Terms
 from clustermesh.mesh.pace import Pace
 from clustermesh.mesh.peer_files import PeerFile, PeerProblem, read_peers
 from clustermesh.mesh.reader import ClusterReader, Sink
@@ -115,10 +116,18 @@ class Peers:
         for name, file in sorted(files.items()):
             if name not in self.files or file.digest != self.files[name].digest:
                 await self._start(tasks, file)
+        self._space_audits()
         self.synced_once = True
         self.on_complete()
         if self.files != before:
             self.on_files()
+
+    def _space_audits(self) -> None:
+        """However many clusters one etcd has, as behind kvstoremesh: thousands of agents ask it for their digests."""
+        together = Counter(file.endpoints for file in self.files.values())
+        for name, file in self.files.items():
+            brain = self.readers[name].brain
+            brain.terms = replace(brain.terms, audit=max(self.terms.audit, AUDIT_SHARE * together[file.endpoints]))
 
     def _forget_drained(self) -> None:
         for name in [name for name, due in self._leaving.items() if time.monotonic() >= due]:
