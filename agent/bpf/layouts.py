@@ -272,10 +272,10 @@ def pack_service_key(address: Address, port: int, protocol: int, scope: int) -> 
 def pack_backends(backends: Iterable[Backends], protocol: int, cluster_id: int) -> list[bytes]:
     """Values of lb_backends: those of the active ones. There are many, so that to pack each would cost too much."""
     packed = []
-    for addresses, port, state, _ in backends:
-        if state is BackendState.ACTIVE:
-            rest = _after_address(port, protocol, cluster_id)
-            packed += [address + rest for address in addresses]
+    for some in backends:
+        if some.state is BackendState.ACTIVE:
+            rest = _after_address(some.port, protocol, cluster_id)
+            packed += [address + rest for address in some.addresses]
     return packed
 
 

@@ -11,7 +11,7 @@ before, and goes after, what names it, so that no lookup meets a gap.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -61,7 +61,8 @@ class ServicePlanner:
         # By value: of two clusters with a backend at one address each has its own.
         self._numbers: dict[bytes, bytes] = {}
         self._more_users: dict[bytes, int] = {}  # how many slots name it beyond the first
-        self._next_backend = self._next_service = 1
+        self._unused = _unused(trackers.backends.desired, 1)
+        self._next_service = 1
         # By the key of the map.
         self._ids: dict[bytes, int] = {}
         self._claims: dict[bytes, dict[Name, ServiceEntry]] = {}
@@ -75,7 +76,7 @@ class ServicePlanner:
         self._ids = {key: unpack(ServiceValue, value).service_id for key, value in held.services.actual.items()}
         used = (key.service_id for key in unpack_each(SlotsKey, b"".join(held.slots.actual)))
         self._next_service = max(chain(used, self._ids.values()), default=0) % _MOST + 1
-        self._next_backend = max(unpack_numbers(held.backends.actual), default=0) % _MOST + 1
+        self._unused = _unused(held.backends.desired, max(unpack_numbers(held.backends.actual), default=0) % _MOST + 1)
 
     def plans(self, name: Name) -> bool:
         """Whether service `name` has anything of what was planned so far."""
@@ -135,8 +136,10 @@ class ServicePlanner:
         number = self._service_id(key)
         weight, groups = _pack_groups(number, wanted, after)
         head = _head(number, wanted, weight)
-        for slot, value in self._pack_slots(number, after).items():
-            self._trackers.slots.set(slot, value)
+        slots = _slots(number, after)
+        self._acquire(chain.from_iterable(after))
+        for slot, values in slots.items():
+            self._trackers.slots.set(slot, pack_slots([*map(self._numbers.__getitem__, values)]))
         for block, value in groups.items():
             self._trackers.groups.set(block, value)
         self._trackers.services.set(key, head)
@@ -144,21 +147,6 @@ class ServicePlanner:
             self._ids[key], self._next_service = number, number % _MOST + 1
         self._drop_rest(number, before, after)
         self._programmed[key] = wanted
-
-    def _pack_slots(self, number: int, backends: _Backends) -> dict[bytes, bytes]:
-        """The slots of all groups; each backend has one more user by that."""
-        slots = {}
-        acquired = list[bytes]()
-        try:
-            for index, values in enumerate(backends):
-                ids = self._acquire(values)
-                acquired += values
-                for block, some in enumerate(_blocks(ids, SLOTS_PER_BLOCK)):
-                    slots[_SLOTS_KEY(number, index, block)] = pack_slots(some)
-        except Exception:
-            self._release(acquired)
-            raise
-        return slots
 
     def _drop_rest(self, number: int, before: _Backends, after: _Backends) -> None:
         """What a service had beyond what it has."""
@@ -180,29 +168,16 @@ class ServicePlanner:
             number = number % _MOST + 1
         return number
 
-    def _acquire(self, values: Sequence[bytes]) -> list[bytes]:
-        """The keys of these backends, each of which has one more user."""
+    def _acquire(self, values: Iterable[bytes]) -> None:
+        """Each of these backends has a number, and one more user."""
         numbers, add, used = self._numbers, self._trackers.backends.set, self._trackers.backends.desired
-        keys = []
         for value in values:
-            key = numbers.get(value)
-            if key is None:
-                key = numbers[value] = self._unused_backend()
-                add(key, value)
+            if (key := numbers.get(value)) is None:
+                key = numbers[value] = next(self._unused)
             elif key in used:
                 self._more_users[value] = self._more_users.get(value, 0) + 1
-            else:
-                add(key, value)
-            keys.append(key)
-        return keys
-
-    def _unused_backend(self) -> bytes:
-        """What else the kernel holds there goes, or is overwritten."""
-        number, used = self._next_backend, self._trackers.backends.desired
-        while (key := _NUMBER(number)) in used:
-            number = number % _MOST + 1
-        self._next_backend = number % _MOST + 1
-        return key
+                continue
+            add(key, value)
 
     def _release(self, values: Iterable[bytes]) -> None:
         for value in values:
@@ -214,8 +189,7 @@ class ServicePlanner:
 
 
 def _key(frontend: Frontend) -> bytes:
-    address, port, protocol, scope = frontend
-    return pack_service_key(address, port, PROTOCOL_NUMBERS[protocol], scope)
+    return pack_service_key(frontend.address, frontend.port, PROTOCOL_NUMBERS[frontend.protocol], frontend.scope)
 
 
 def _backends(entry: ServiceEntry | None) -> _Backends:
@@ -224,6 +198,23 @@ def _backends(entry: ServiceEntry | None) -> _Backends:
         return ()
     protocol = PROTOCOL_NUMBERS[entry.frontend.protocol]
     return [pack_backends(group.alike, protocol, group.cluster_id) for group in entry.groups]
+
+
+def _unused(used: Container[bytes], number: int) -> Iterator[bytes]:
+    """Keys of backends from `number` on. What else the kernel holds there goes, or is overwritten."""
+    while True:
+        if (key := _NUMBER(number)) not in used:
+            yield key
+        number = number % _MOST + 1
+
+
+def _slots(number: int, backends: _Backends) -> dict[bytes, Sequence[bytes]]:
+    """The backends that each slot block is to name."""
+    return {
+        _SLOTS_KEY(number, index, block): some
+        for index, values in enumerate(backends)
+        for block, some in enumerate(_blocks(values, SLOTS_PER_BLOCK))
+    }
 
 
 def _pack_groups(number: int, wanted: ServiceEntry, backends: _Backends) -> tuple[int, dict[bytes, bytes]]:
@@ -244,7 +235,7 @@ def _head(number: int, entry: ServiceEntry, weight: int) -> bytes:
     return _SERVICE(number, weight, affinity, len(entry.groups), entry.flags, kind, entry.algorithm, 0)
 
 
-def _blocks(items: list[T], size: int) -> list[list[T]]:
+def _blocks(items: Sequence[T], size: int) -> list[Sequence[T]]:
     return [items] if 0 < len(items) <= size else [items[at : at + size] for at in range(0, len(items), size)]
 
 

@@ -69,12 +69,13 @@ class MapTarget:
     async def upsert(self, entries: Mapping[bytes, bytes]) -> None:
         """Write `entries`; ApplyError says which were not written and why, all others are."""
         failed: dict[Hashable, str] = {}
-        for chunk in _chunks(entries, self.chunk):
-            values = [*map(entries.__getitem__, chunk)]
-            if ({*map(len, chunk)}, {*map(len, values)}) == self._lengths:
-                self._update(chunk, values, failed)
+        all_keys, all_values = [*entries], [*entries.values()]
+        for at in range(0, len(entries), self.chunk):
+            keys, values = all_keys[at : at + self.chunk], all_values[at : at + self.chunk]
+            if ({*map(len, keys)}, {*map(len, values)}) == self._lengths:
+                self._update(keys, values, failed)
             else:  # the kernel would take the end of what is too long for the beginning of the next
-                sound = [pair for pair in zip(chunk, values, strict=True) if self._fits(*pair, failed)]
+                sound = [pair for pair in zip(keys, values, strict=True) if self._fits(*pair, failed)]
                 self._update([key for key, _ in sound], [value for _, value in sound], failed)
             await asyncio.sleep(0)
         _raise_failed(failed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import shutil
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +13,6 @@ import click
 
 from clustermesh.cli import context_option
 from clustermesh.errors import Refused
-from clustermesh.standalone.context import Context, load
 
 
 @click.command()
@@ -30,9 +28,12 @@ def etcd(context: Path, listen: tuple[str, ...], flags: tuple[str, ...]) -> None
     Example:
       clustermesh etcd --context /srv/alpha
     """
+    import shutil
+
     from certs.check import check_leaf
     from certs.folder import trusted
     from certs.pair import load_pair
+    from clustermesh.standalone.context import load
     from clustermesh.store.local import command
     from clustermesh.store.tls import Tls
 
@@ -45,7 +46,8 @@ def etcd(context: Path, listen: tuple[str, ...], flags: tuple[str, ...]) -> None
         raise Refused("there is no etcd program: install etcd 3.4 or newer (Debian: apt-get install etcd-server)")
     cluster.etcd.mkdir(mode=0o700, exist_ok=True)
     tls = Tls(cluster.ca, cluster.certificate("server"), cluster.key("server"))
-    _become(command(cluster.etcd, list(listen) or _listen_urls(cluster), tls, binary=binary, flags=flags))
+    urls = list(listen) or _listen_urls(cluster.address.host, cluster.address.port)
+    _become(command(cluster.etcd, urls, tls, binary=binary, flags=flags))
 
 
 @click.command(
@@ -58,15 +60,14 @@ def agent(arguments: tuple[str, ...]) -> None:
     _become([sys.executable, "-P", "-m", "agent", *arguments])
 
 
-def _listen_urls(cluster: Context) -> list[str]:
+def _listen_urls(host: str, port: int) -> list[str]:
     """etcd binds to addresses only: with a name as endpoint it listens everywhere."""
-    address = cluster.address
     try:
-        wanted = ipaddress.ip_address(address.host)
+        wanted = ipaddress.ip_address(host)
     except ValueError:
-        return [f"https://0.0.0.0:{address.port}"]
+        return [f"https://0.0.0.0:{port}"]
     host = f"[{wanted}]" if wanted.version == 6 else str(wanted)
-    return list(dict.fromkeys([f"https://{host}:{address.port}", f"https://127.0.0.1:{address.port}"]))
+    return list(dict.fromkeys([f"https://{host}:{port}", f"https://127.0.0.1:{port}"]))
 
 
 def _become(argv: list[str]) -> NoReturn:

@@ -12,8 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 from itertools import repeat
-from operator import is_
-from typing import Final, NamedTuple
+from operator import attrgetter, is_
+from typing import Final
+
+from msgspec import Struct
 
 from clustermesh.address import V4, Address, is_ipv4
 from clustermesh.model import Affinity, LocalService, Port, Protocol, Service
@@ -53,7 +55,7 @@ class BackendState(IntEnum):
     MAINTENANCE = 3
 
 
-class Frontend(NamedTuple):
+class Frontend(Struct, frozen=True, order=True, gc=False):
     """Where a service is called: TCP, UDP or SCTP."""
 
     address: Address
@@ -62,14 +64,14 @@ class Frontend(NamedTuple):
     scope: Scope = Scope.ANY
 
 
-class Backend(NamedTuple):
+class Backend(Struct, frozen=True, gc=False):
     """Who answers, over its frontend's protocol."""
 
     address: Address
     port: int
 
 
-class Backends(NamedTuple):
+class Backends(Struct, frozen=True, gc=False):
     """Those of a group that have all but their addresses, which are in order, in common. A `weight` of 0 is as all
     others of the group."""
 
@@ -79,7 +81,7 @@ class Backends(NamedTuple):
     weight: int = 0
 
 
-class Group(NamedTuple):
+class Group(Struct, frozen=True, gc=False):
     """The backends of one cluster, nearly always at one port: there are too many of them for an object each. `weight`
     is its part among the groups: as many as it has active backends, so that each of the service's backends has an
     equal part."""
@@ -93,7 +95,7 @@ class Group(NamedTuple):
         return [Backend(address, alike.port) for alike in self.alike for address in alike.addresses]
 
 
-class ServiceEntry(NamedTuple):
+class ServiceEntry(Struct, frozen=True, gc=False):
     """One frontend and who answers there. Groups are ordered by cluster, so that equal services are equal entries."""
 
     frontend: Frontend
@@ -104,6 +106,7 @@ class ServiceEntry(NamedTuple):
     algorithm: Algorithm = Algorithm.RANDOM
 
 
+_CLUSTER_ID: Final = attrgetter("cluster_id")
 _V4: Final = V4.address[: V4.length // 8]
 _PORTS: Final = frozenset({Protocol.TCP, Protocol.UDP, Protocol.SCTP})  # what a frontend can be called over
 
@@ -135,14 +138,15 @@ def _groups(
             if (found := _by_port(service.backends, name, protocol, ipv4))
         ]
 
+    own = answering([local.service])
     if not shared:
-        return tuple(answering([local.service]))
-    own, others = answering([local.service]), answering(shared)
+        return tuple(own)
+    others = answering(shared)
     if local.affinity is Affinity.LOCAL:
-        return tuple(sorted(own or others))
-    if local.affinity is Affinity.REMOTE:
-        return tuple(sorted(others or own))
-    return tuple(sorted(own + others))
+        found = own or others
+    else:
+        found = others or own if local.affinity is Affinity.REMOTE else own + others
+    return tuple(sorted(found, key=_CLUSTER_ID))
 
 
 def _by_port(

@@ -248,7 +248,7 @@ def test_agent_gets_its_arguments_untouched(became: list[list[str]]) -> None:
 def test_etcd_listens_on_its_endpoint_and_the_loopback_and_asks_for_certificates(
     alpha: Path, became: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run.shutil, "which", lambda _: "/usr/bin/etcd")
+    monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/etcd")
     _do("etcd", "--context", alpha, "--", "--snapshot-count=5")
     (argv,) = became
     assert argv[0] == "/usr/bin/etcd"
@@ -267,7 +267,8 @@ def test_etcd_listens_on_its_endpoint_and_the_loopback_and_asks_for_certificates
     ],
 )
 def test_etcd_binds_to_addresses_only(tmp_path: Path, endpoint: str, urls: list[str]) -> None:
-    assert run._listen_urls(create(tmp_path, "alpha", 1, endpoint)) == urls
+    address = create(tmp_path, "alpha", 1, endpoint).address
+    assert run._listen_urls(address.host, address.port) == urls
 
 
 def test_etcd_is_not_started_with_certificates_it_would_choke_on(alpha: Path, became: list[list[str]]) -> None:
@@ -279,7 +280,7 @@ def test_etcd_is_not_started_with_certificates_it_would_choke_on(alpha: Path, be
 
 
 def test_etcd_that_is_not_installed_is_named(alpha: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run.shutil, "which", lambda _: None)
+    monkeypatch.setattr("shutil.which", lambda _: None)
     result = _do("etcd", "--context", alpha)
     assert result.exit_code == 1
     assert "install etcd" in result.stderr
