@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from clustermesh.agent_socket import DEFAULT_SOCKET, ask
 from clustermesh.errors import Refused, Unavailable, sentence
+from clustermesh.standalone.context import CLUSTER_FILE, Context, load
 
 
 def peers_option(function: Any) -> Any:
@@ -55,3 +57,15 @@ def ask_agent(path: Path | None, method: str, params: dict[str, Any] | None = No
             raise
         click.echo(f"{click.style('warning:', fg='yellow', bold=True)} {sentence(e)}", err=True)
         return None
+
+
+def find_cluster(context: Path, status: object, *, needed: bool) -> Context | None:
+    """The cluster to look into: of the folder that was given as --context, else of the one that the agent says is its
+    own in its `status` (None where none answered), else of the usual one; None where it is neither given nor `needed`
+    nor there."""
+    given = click.get_current_context().get_parameter_source("context") is not ParameterSource.DEFAULT
+    told = status.get("context") if isinstance(status, dict) and not given else None
+    folder = Path(told) if isinstance(told, str) and told else context
+    if not (given or needed or (folder / CLUSTER_FILE).exists()):
+        return None
+    return load(folder)

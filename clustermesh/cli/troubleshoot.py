@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
-from click.core import ParameterSource
 from msgspec.structs import replace
 
 from clustermesh.cli import FAILED, context_option, output_option, printable
-from clustermesh.cli.looking import ask_agent, peers_option, socket_option, timeout_option
+from clustermesh.cli.looking import ask_agent, find_cluster, peers_option, socket_option, timeout_option
 from clustermesh.errors import ClusterMeshError, Invalid, sentence
-from clustermesh.standalone.context import CLUSTER_FILE, Context, load
 
 if TYPE_CHECKING:
+    from clustermesh.standalone.context import Context
     from clustermesh.troubleshoot.checks import Row
     from clustermesh.troubleshoot.facts import AgentFacts, Facts
 
@@ -56,9 +55,7 @@ def command(
 
     told_by_agent = ask_agent(socket, "status")
     status = told_by_agent if isinstance(told_by_agent, dict) else {}
-    if ctx.get_parameter_source("context") is ParameterSource.DEFAULT and not (context / CLUSTER_FILE).exists():
-        context = Path(status.get("context", context))
-    cluster = None if clustermesh_config and not (context / CLUSTER_FILE).exists() else load(context)
+    cluster = find_cluster(context, status, needed=clustermesh_config is None)
     found = asyncio.run(_find(cluster, clustermesh_config, peer, timeout))
     agent = _seen(status)
     told = {facts.name: check(replace(facts, agent=agent.get(facts.name))) for facts in found}

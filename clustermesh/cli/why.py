@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
-from clustermesh.agent_socket import DEFAULT_SOCKET, ask
 from clustermesh.cli import FAILED, context_option, output_option, printable
-from clustermesh.cli.looking import ask_agent, peers_option, socket_option, timeout_option
+from clustermesh.cli.looking import ask_agent, find_cluster, peers_option, socket_option, timeout_option
 from clustermesh.cli.table import print_json, print_table
 from clustermesh.errors import ClusterMeshError, Refused
-from clustermesh.standalone.context import CLUSTER_FILE, Context, load
 
 if TYPE_CHECKING:
+    from clustermesh.standalone.context import Context
     from clustermesh.why.explain import Answer
     from clustermesh.why.facts import Facts, Seen
     from clustermesh.why.subject import Subject
@@ -59,8 +57,8 @@ def command(
 
     wanted = parse_subject(subject)
     facts = _ask_agent(socket, subject)
-    given = ctx.get_parameter_source("context") is not ParameterSource.DEFAULT
-    cluster = _load(context, _folder_of(socket) if facts and not given else None, needed=given or facts is None)
+    status = None if facts is None else ask_agent(socket, "status")
+    cluster = find_cluster(context, status, needed=facts is None)
     facts = asyncio.run(_look(wanted, facts, cluster, clustermesh_config, timeout))
     answer = explain(wanted, facts)
     if output == "json":
@@ -82,17 +80,6 @@ def _ask_agent(path: Path | None, subject: str) -> Facts | None:
         return None if told is None else msgspec.convert(told, Facts)
     except msgspec.ValidationError as e:
         raise Refused(f"the agent is of another release: {e}; run the same release everywhere") from e
-
-
-def _folder_of(path: Path | None) -> Path:
-    return Path(str(ask(path or DEFAULT_SOCKET, "status").get("context", "")))
-
-
-def _load(context: Path, told: Path | None, *, needed: bool) -> Context | None:
-    """The cluster's folder, which is not `needed` where an agent has answered."""
-    if not needed and not ((told or context) / CLUSTER_FILE).exists():
-        return None
-    return load(told or context)
 
 
 async def _look(

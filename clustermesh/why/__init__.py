@@ -1,1 +1,1 @@
-"""Why something is used or not: `held` and `etcd` look, `explain` judges (pure), `facts` is what was found."""
+"""Why something is used or not: `facts` is what `held` and `etcd` found, `explain` and `backends` judge it (pure)."""

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from fake_agent import agent
 from ports import free_port
 
 from clustermesh.cli import main
@@ -32,7 +28,7 @@ def troubleshoot(*arguments: str | Path) -> Result:
 
 
 def test_a_folder_alone_is_enough_and_what_fails_exits_with_1(folder: Path) -> None:
-    result = troubleshoot("--context", folder, "--clustermesh-config", folder)
+    result = troubleshoot("--clustermesh-config", folder)
     assert result.exit_code == 1
     assert "❌ tcp: http://127.0.0.1" in result.stdout
     assert "nothing listens there" in result.stdout
@@ -66,28 +62,10 @@ def test_without_any_folder_one_is_asked_for(tmp_path: Path) -> None:
     assert "no cluster here" in result.stderr
 
 
-@contextmanager
-def agent(path: Path, status: dict[str, Any]) -> Iterator[None]:
-    """Answers one question on the socket `path`."""
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
-
-        def serve() -> None:
-            with listener.accept()[0] as connection:
-                connection.recv(4096)
-                connection.sendall(json.dumps({"result": status}).encode() + b"\n")
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        yield
-        thread.join()
-
-
 def test_what_the_agent_sees_is_a_row(folder: Path, tmp_path: Path) -> None:
     seen = {"name": "beta", "state": "stale", "error": "gone", "refused": 0}
     seen |= dict.fromkeys(("nodes", "services", "identities", "endpoints"), 1)
-    with agent(path := tmp_path / "agent.sock", {"clusters": [seen]}):
+    with agent(tmp_path / "agent.sock", {"status": {"clusters": [seen]}}) as path:
         result = troubleshoot("beta", "--clustermesh-config", folder, "--socket", path)
     assert result.exit_code == 1
     assert "❌ agent: the agent has it as stale: gone" in result.stdout
@@ -99,7 +77,7 @@ def test_the_agent_alone_tells_the_folder(tmp_path: Path) -> None:
     made = CliRunner().invoke(main, ["init", str(alpha), "--name", "alpha", "--id", "1", "--endpoint", url])
     assert made.exit_code == 0
     (alpha / "peers" / "beta").write_text(f"endpoints: [http://127.0.0.1:{free_port()}]\n")
-    with agent(path := tmp_path / "agent.sock", {"clusters": [], "context": str(alpha)}):
+    with agent(tmp_path / "agent.sock", {"status": {"clusters": [], "context": str(alpha)}}) as path:
         result = troubleshoot("--socket", path, "--timeout", 0.5)
     assert result.exit_code == 1
     assert "❌ tcp" in result.stdout

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from click.testing import CliRunner, Result
+from fake_agent import agent
 
 from clustermesh.cli import main
 
@@ -20,39 +16,13 @@ HOP = {"hop": "agent", "cluster": "alpha", "what": "demo/web", "seen": {"at": 17
 FACTS = {"own": "alpha", "node": "n1", "services": [SERVICE], "hops": [HOP]}
 
 
-@contextmanager
-def agent(path: Path, results: dict[str, Any]) -> Iterator[Path]:
-    """Answers each method with what `results` has for it, until the block is left."""
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(str(path))
-        listening.listen()
-
-        def serve() -> None:
-            while True:
-                try:
-                    connection, _ = listening.accept()
-                except OSError:
-                    return
-                with connection, connection.makefile("rwb") as stream:
-                    method = json.loads(stream.readline())["method"]
-                    stream.write(json.dumps(results[method]).encode() + b"\n")
-
-        serving = threading.Thread(target=serve)
-        serving.start()
-        try:
-            yield path
-        finally:
-            listening.shutdown(socket.SHUT_RDWR)
-            serving.join()
-
-
 def why(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main, ["why", *map(str, arguments)])
 
 
 def test_an_agent_alone_is_enough(tmp_path: Path) -> None:
-    status = {"result": {"context": str(tmp_path / "nowhere")}}
-    with agent(tmp_path / "agent.sock", {"why": {"result": FACTS}, "status": status}) as path:
+    status = {"context": str(tmp_path / "nowhere")}
+    with agent(tmp_path / "agent.sock", {"why": FACTS, "status": status}) as path:
         result = why("demo/web", "--socket", path)
         told = json.loads(why("demo/web", "--socket", path, "-o", "json").stdout)
     assert result.exit_code == 0, result.output
@@ -64,8 +34,8 @@ def test_an_agent_alone_is_enough(tmp_path: Path) -> None:
 
 def test_what_is_not_used_exits_with_1_and_says_what_to_do(tmp_path: Path) -> None:
     facts = {"own": "alpha", "node": "n1", "services": [{"namespace": "demo", "name": "web"}]}
-    status = {"result": {"context": str(tmp_path / "nowhere")}}
-    with agent(tmp_path / "agent.sock", {"why": {"result": facts}, "status": status}) as path:
+    status = {"context": str(tmp_path / "nowhere")}
+    with agent(tmp_path / "agent.sock", {"why": facts, "status": status}) as path:
         result = why("demo/web", "--socket", path)
     assert result.exit_code == 1
     assert "❌ Service demo/web: no cluster has it" in result.stdout
@@ -80,7 +50,7 @@ def test_what_is_no_subject_and_no_folder_are_wrong_usage(tmp_path: Path) -> Non
 
 
 def test_an_agent_of_another_release_is_said_to_be_one(tmp_path: Path) -> None:
-    with agent(tmp_path / "agent.sock", {"why": {"result": {"own": 7}}}) as path:
+    with agent(tmp_path / "agent.sock", {"why": {"own": 7}}) as path:
         result = why("demo/web", "--socket", path)
     assert result.exit_code == 1
     assert "run the same release everywhere" in result.stderr

@@ -23,8 +23,9 @@ from clustermesh.model import (
     Protocol,
     Service,
 )
-from clustermesh.why.explain import Answer, Finding, explain
+from clustermesh.why.explain import Answer, explain
 from clustermesh.why.facts import ClusterFacts, Facts, FrontendFacts, ServiceCase
+from clustermesh.why.findings import Finding
 from clustermesh.why.held import Held
 from clustermesh.why.subject import OfAddress, OfIdentity, OfLabels, OfService, Subject
 
