@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
+import processes
 from ports import free_port
+from processes import PATIENCE
 
 from certs.folder import initialise, load_authority
 from certs.issue import issue
@@ -32,10 +30,8 @@ from clustermesh.store.operations import KeyValue
 from clustermesh.store.tls import Tls
 from clustermesh.wire import keys
 
-PATIENCE = 30.0
 NO_AGENTS = Timing(records=0.0)
 """Nobody to wait for."""
-_ROOT = Path(__file__).parents[2]
 _CHILD = """
 import asyncio, pathlib, sys
 from clustermesh.apiserver import run_folder
@@ -92,28 +88,19 @@ class Bed:
     @asynccontextmanager
     async def running(self, timing: Timing | None = None) -> AsyncIterator[None]:
         """An API server in this process, stopped as by SIGTERM."""
-        task = asyncio.create_task(run_folder(self.context, self.http, timing or NO_AGENTS))
-        await asyncio.sleep(0)  # until it listens for the signal that is to end it, and not all of us
-        try:
+        async with processes.serving(run_folder(self.context, self.http, timing or NO_AGENTS)):
             yield
-        finally:
-            if not task.done():
-                os.kill(os.getpid(), signal.SIGTERM)
-            await task
 
     @asynccontextmanager
     async def child(self) -> AsyncIterator[asyncio.subprocess.Process]:
         """An API server in a process of its own, killed at the end if it still runs."""
-        argv = (sys.executable, "-c", _CHILD, str(self.context.path), self.http)
-        self._child = process = await asyncio.create_subprocess_exec(*argv, cwd=_ROOT)
-        try:
-            yield process
-        finally:
-            await _kill(process)
+        argv = (sys.executable, "-c", _CHILD, self.context.path, self.http)
+        async with processes.child(*argv) as self._child:
+            yield self._child
 
     async def kill_child(self) -> None:
         """The API server that `child` started last."""
-        await _kill(self._child)
+        await processes.kill(self._child)
 
     async def all(self) -> dict[bytes, KeyValue]:
         """All but who leads, and what that one says of itself."""
@@ -176,31 +163,12 @@ class Bed:
             task.cancel()
 
 
-async def _kill(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
-        process.kill()
-    await process.wait()
-
-
 async def page(bed: Bed, path: str) -> tuple[int, str]:
-    def get() -> tuple[int, str]:
-        try:
-            with urllib.request.urlopen(f"http://{bed.http}{path}", timeout=PATIENCE) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read().decode()
-        except urllib.error.URLError:  # it does not listen yet
-            return 0, ""
-
-    return await asyncio.to_thread(get)
+    return await processes.page(bed.http, path)
 
 
 async def until_page(bed: Bed, path: str, text: str) -> str:
-    async with asyncio.timeout(PATIENCE):
-        while text not in (body := (await page(bed, path))[1]):
-            await asyncio.sleep(0.02)
-    return body
+    return await processes.until_page(bed.http, path, text)
 
 
 def values(found: Mapping[bytes, KeyValue], prefix: bytes) -> dict[bytes, bytes]:

@@ -21,6 +21,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Self
 
+import processes
 from apiserver_bed import Bed, manifests
 from clock import Clock
 from mesh_child import BEAT, SETTLE
@@ -289,10 +290,7 @@ class MeshBed:
             )
 
     async def kill(self, role: str) -> None:
-        process = self.processes.pop(role)
-        with suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
+        await processes.kill(self.processes.pop(role))
 
     def signal(self, role: str, number: signal.Signals) -> None:
         self.processes[role].send_signal(number)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import signal
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import processes
 from ports import free_port
+from processes import PATIENCE
 
 from clustermesh.address import parse, parse_prefix
 from clustermesh.apiserver.settings import Settings
@@ -38,10 +36,8 @@ from clustermesh.store.local import LocalEtcd
 from clustermesh.store.operations import KeyValue
 from clustermesh.wire import RESOURCES, cluster_config, endpoint, identity, keys, node, service
 
-PATIENCE = 30.0
 QUICK = Timing(own=0.0, wait=0.5)
 TABLES = ("nodes", "identities", "endpoints", "services")
-_ROOT = Path(__file__).parents[2]
 _CHILD = """
 import asyncio, pathlib, sys
 from clustermesh.apiserver.settings import Settings
@@ -161,25 +157,14 @@ class MirrorBed:
     @asynccontextmanager
     async def running(self, timing: Timing = QUICK, access: AgentAccess | None = None) -> AsyncIterator[None]:
         """A mirror in this process, stopped as by SIGTERM."""
-        task = asyncio.create_task(run(self.settings, self.folder, [self.http], timing, access))
-        await asyncio.sleep(0)
-        try:
+        async with processes.serving(run(self.settings, self.folder, [self.http], timing, access)):
             yield
-        finally:
-            if not task.done():
-                os.kill(os.getpid(), signal.SIGTERM)
-            await task
 
     @asynccontextmanager
     async def child(self, folder: Path | None = None) -> AsyncIterator[asyncio.subprocess.Process]:
-        argv = (sys.executable, "-c", _CHILD, self.settings.endpoints[0], str(folder or self.folder), self.http)
-        process = await asyncio.create_subprocess_exec(*argv, cwd=_ROOT)
-        try:
+        argv = (sys.executable, "-c", _CHILD, self.settings.endpoints[0], folder or self.folder, self.http)
+        async with processes.child(*argv) as process:
             yield process
-        finally:
-            if process.returncode is None:
-                process.kill()
-            await process.wait()
 
     async def all(self) -> dict[bytes, KeyValue]:
         """All but who leads."""
@@ -206,20 +191,7 @@ class MirrorBed:
                 await asyncio.sleep(0.02)
 
     async def until_page(self, path: str, text: str) -> str:
-        async with asyncio.timeout(PATIENCE):
-            while text not in (body := await asyncio.to_thread(self._page, path)):
-                await asyncio.sleep(0.02)
-        return body
-
-    def _page(self, path: str) -> str:
-        try:
-            with urllib.request.urlopen(f"http://{self.http}{path}", timeout=PATIENCE) as answer:
-                return str(answer.read().decode())
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.read().decode()
-        except urllib.error.URLError:  # it does not listen yet
-            return ""
+        return await processes.until_page(self.http, path, text)
 
 
 @asynccontextmanager

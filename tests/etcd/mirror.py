@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, Self
 
 from clustermesh.errors import ClusterMeshError, Unavailable
@@ -81,6 +81,24 @@ class Mirror:
                 self.table[event.kv.key] = event.kv.value
             else:
                 del self.table[event.key]
+
+
+@asynccontextmanager
+async def heard(client: EtcdClient, prefix: bytes, *but: bytes) -> AsyncIterator[list[bytes]]:
+    """The keys under `prefix` of which a reader is told while the block lasts, but for those that begin as `but`."""
+    told: list[bytes] = []
+    marker = prefix + b"marker"
+    async with Mirror(client, prefix) as mirror:
+        await mirror.until_listed()
+        before = len(mirror.items)
+        yield told
+        await client.put(marker, b"")
+        await mirror.until(lambda: marker in mirror.table)
+        for item in mirror.items[before:]:
+            events = () if isinstance(item, Interrupted) else item.events
+            told += [each.kv.key if isinstance(each, Put) else each.key for each in events]
+    await client.delete(marker)
+    told[:] = [key for key in told if not key.startswith((*but, marker))]
 
 
 async def content(client: EtcdClient, prefix: bytes) -> dict[bytes, bytes]:

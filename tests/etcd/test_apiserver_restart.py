@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
+import mirror
 import pytest
 from apiserver_bed import PATIENCE, Bed, manifests, page, pods, until_page
-from mirror import Mirror
 
 from clustermesh.apiserver.server import Timing
 from clustermesh.store.operations import KeyValue
@@ -31,20 +30,9 @@ def bed(tmp_path: Path) -> Bed:
     return bed
 
 
-@asynccontextmanager
-async def heard(bed: Bed) -> AsyncIterator[list[bytes]]:
+def heard(bed: Bed) -> AbstractAsyncContextManager[list[bytes]]:
     """The keys of which a reader of everything is told while the block lasts, but for who leads and the beat."""
-    told: list[bytes] = []
-    async with Mirror(bed.client, b"") as reader:
-        await reader.until_listed()
-        before = len(reader.items)
-        yield told
-        await bed.client.put(b"marker", b"")
-        await reader.until(lambda: b"marker" in reader.table)
-        for item in reader.items[before:]:
-            events = getattr(item, "events", ())
-            told += [each.kv.key if hasattr(each, "kv") else each.key for each in events]
-    told[:] = [key for key in told if not key.startswith((*CALM, b"marker"))]
+    return mirror.heard(bed.client, b"", *CALM)
 
 
 async def until_beat(bed: Bed, before: dict[bytes, KeyValue]) -> None:

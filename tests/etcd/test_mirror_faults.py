@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
+import mirror
 import pytest
-from mirror import Mirror as Reader
 from mirror_bed import MirrorBed, Peer, Timing, beating
 from ports import free_port
 
@@ -33,21 +33,9 @@ async def beta(bed: MirrorBed) -> AsyncIterator[Peer]:
         yield peer
 
 
-@asynccontextmanager
-async def heard(bed: MirrorBed) -> AsyncIterator[list[bytes]]:
+def heard(bed: MirrorBed) -> AbstractAsyncContextManager[list[bytes]]:
     """The keys of which an agent is told while the block lasts."""
-    told: list[bytes] = []
-    async with Reader(bed.client, b"cilium/") as reader:
-        await reader.until_listed()
-        before = len(reader.items)
-        yield told
-        await bed.client.put(b"cilium/marker", b"")
-        await reader.until(lambda: b"cilium/marker" in reader.table)
-        for item in reader.items[before:]:
-            events = getattr(item, "events", ())
-            told += [each.kv.key if hasattr(each, "kv") else each.key for each in events]
-    await bed.client.delete(b"cilium/marker")
-    told[:] = [key for key in told if not key.startswith((keys.KVSTOREMESH_LOCK, b"cilium/marker"))]
+    return mirror.heard(bed.client, b"cilium/", keys.KVSTOREMESH_LOCK)
 
 
 LEADS = 'leader_election_master_status{name="kvstoremesh"} 1.0'

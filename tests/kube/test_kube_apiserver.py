@@ -15,6 +15,7 @@ import yaml
 from apiserver_bed import Bed
 from kube_bed import PATIENCE, KubeBed
 from ports import free_port
+from processes import child
 from test_kube_source import DEFINITIONS, namespace, node, pod, service, until_served
 
 from clustermesh.store.operations import KeyValue
@@ -54,13 +55,8 @@ async def published(bed: Bed, api: KubeBed, **more: str) -> AsyncIterator[asynci
     argv = ["clustermesh", "--debug", *slower, "--cluster-users-enabled", "--enable-external-workloads=false"]
     argv += [f"--{name}={value}" for name, value in (flags | more).items()]
     program = Path(sys.executable).with_name("clustermesh-apiserver")
-    process = await asyncio.create_subprocess_exec(program, *argv)
-    try:
+    async with child(program, *argv) as process:
         yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
 
 
 def state(found: Mapping[bytes, KeyValue]) -> dict[str, str]:
