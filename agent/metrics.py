@@ -15,6 +15,7 @@ from clustermesh.metrics import AGENT
 _OF_CLUSTERS: Final = {
     "failures": "failures",
     "last_failure_ts": "last_failure",
+    "cache_revocations": "withdrawals",
     "nodes": "nodes",
     "services": "services",
     "endpoints": "endpoints",

@@ -10,6 +10,7 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import fields
 
+from clustermesh.duration import parse_cache_ttl
 from clustermesh.errors import Invalid
 from clustermesh.listen import parse_address
 from clustermesh.logs import FORMATS
@@ -21,10 +22,6 @@ _EXAMPLES = """examples:
 
 exit codes: 0 stopped, 1 failed, 2 wrong usage or input
 """
-
-
-_UNITS = {"s": 1, "m": 60, "h": 3600}
-_SHORTEST = 90  # seconds: a healthy etcd is asked for something twice a minute
 
 
 class Options(Struct, frozen=True, kw_only=True):
@@ -74,7 +71,7 @@ def parse(arguments: list[str] | None = None) -> Options:
     )
     add(
         "--clustermesh-cache-ttl",
-        type=_duration,
+        type=_cache_ttl,
         default=0.0,
         metavar="DURATION",
         help="withdraw a cluster's services once its etcd has not answered for so long, like 10m (default 0: never)",
@@ -109,11 +106,11 @@ def _listener(text: str) -> str:
     return text
 
 
-def _duration(text: str) -> float:
-    number, unit = (text[:-1], text[-1]) if text[-1:] in _UNITS else (text, "s")
-    if not (number.isascii() and number.isdigit()) or 0 < int(number) * _UNITS[unit] < _SHORTEST:
-        raise argparse.ArgumentTypeError(f"must be 0, or a duration of {_SHORTEST}s or more, like 90s, 10m or 1h")
-    return float(int(number) * _UNITS[unit])
+def _cache_ttl(text: str) -> float:
+    try:
+        return parse_cache_ttl(text, "--clustermesh-cache-ttl")
+    except Invalid as e:
+        raise argparse.ArgumentTypeError(e.rule) from e
 
 
 def _node(text: str) -> str:

@@ -271,6 +271,7 @@ class Status:
             "audited": reader.audited,
             "drift": dict(reader.drift),
             "withdrawn": reader.withdrawn,
+            "withdrawals": reader.withdrawals,
             "limits": {} if reader.name == self._state.own else self._state.limits_used(reader.name),
             "refused_by_reason": {str(reason): count for reason, count in sorted(refusals.counts.items())},
             "refused_entries": refusals.named(_SHOWN),

@@ -61,6 +61,11 @@ AGENT: Final = _table(
     Metric("cilium_clustermesh_remote_cluster_readiness_status", "1 when all of it is followed", _PEER),
     Metric("cilium_clustermesh_remote_cluster_failures", "Times the cluster was lost", _PEER),
     Metric("cilium_clustermesh_remote_cluster_last_failure_ts", "When last, in Unix seconds; 0 for never", _PEER),
+    Metric(
+        "cilium_clustermesh_remote_cluster_cache_revocations",
+        "Times its services were withdrawn, for its etcd did not answer",
+        _PEER,
+    ),
     Metric("cilium_clustermesh_remote_cluster_nodes", "Nodes known", _PEER),
     Metric("cilium_clustermesh_remote_cluster_services", "Global services known", _PEER),
     Metric("cilium_clustermesh_remote_cluster_endpoints", "Endpoints known", _PEER),
@@ -122,6 +127,11 @@ KVSTOREMESH: Final = _table(
     Metric("cilium_kvstoremesh_remote_cluster_readiness_status", "1 when all of it is copied and followed", _PEER),
     Metric("cilium_kvstoremesh_remote_cluster_failures", "Times the cluster was lost", _PEER),
     Metric("cilium_kvstoremesh_remote_cluster_last_failure_ts", "When last, in Unix seconds; 0 for never", _PEER),
+    Metric(
+        "cilium_kvstoremesh_remote_cluster_cache_revocations",
+        "Times copies of its services were withdrawn, for its etcd did not answer",
+        _PEER,
+    ),
     Metric("cilium_kvstoremesh_leader_election_master_status", "1 for who copies", ("name",)),
     Metric("cilium_kvstoremesh_kvstore_sync_queue_size", "Keys to be written or removed", _SCOPE),
     Metric("cilium_kvstoremesh_kvstore_sync_errors_total", "Writes that failed", _SCOPE),

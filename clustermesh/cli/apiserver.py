@@ -129,11 +129,13 @@ async def _publish_folder(context: Path, http: str | None, flags: dict[str, Any]
 async def _serve(make_source: Callable[[], Source], context: Path, http: str | None, flags: dict[str, Any]) -> None:
     settings, listen = settings_of(context, flags), listen_at(http, flags, "127.0.0.1:9880")
     if flags["mirror"]:
+        from clustermesh.mirror import server as mirrors
         from clustermesh.mirror.together import Mirrored, run_both
 
+        mirroring = mirrors.Timing(cache_ttl=flags["clustermesh_cache_ttl"])
         peers, access = mirrored(context, flags)
         at = [flags["mirror_http"] or "127.0.0.1:9881"]
-        await run_both(settings, make_source, listen, Mirrored(peers, at, access), _timing(flags))
+        await run_both(settings, make_source, listen, Mirrored(peers, at, access), _timing(flags), mirroring)
     else:
         from clustermesh.apiserver import run
 

@@ -76,5 +76,6 @@ def command(command: click.Context, context: Path, http: str | None, enable_hear
         lease_ttl=max(int(flags["kvstore_lease_ttl"]), 1),
         ready=flags["global_ready_timeout"],
         answered=flags["per_cluster_ready_timeout"],
+        cache_ttl=flags["clustermesh_cache_ttl"],
     )
     asyncio.run(run(settings_of(context, flags), peers, listen, timing, access))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from clustermesh.duration import parse_cache_ttl, parse_duration
 from clustermesh.errors import Invalid
 from clustermesh.logs import FORMATS
 from clustermesh.standalone.context import load
@@ -20,24 +20,22 @@ if TYPE_CHECKING:
 PEERS: Final = Path("/var/lib/cilium/clustermesh")
 """Where Cilium's chart puts the connected clusters, for a server without a folder of its own."""
 
-_UNITS: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
-
 
 class Duration(click.ParamType[float]):
-    """Seconds, written as Go writes a time: 15s, 10m0s, 1h30m."""
+    """Seconds, written as Go writes a time; `parse` raises Invalid."""
 
     name = "DURATION"
+
+    def __init__(self, parse: Callable[[str, str], float] = parse_duration) -> None:
+        self._parse = parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         if isinstance(value, float):
             return value
-        parts = re.findall(r"([0-9.]+)(ms|h|m|s)", str(value))
         try:
-            if "".join(map("".join, parts)) != value or not parts:
-                raise ValueError
-            return sum(float(number) * _UNITS[unit] for number, unit in parts)
-        except ValueError:
-            self.fail(f"{value!r} must be a time like 15s, 10m or 1h30m", param, ctx)
+            return self._parse(str(value), self.name)
+        except Invalid as e:
+            self.fail(f"{value!r} {e.rule}", param, ctx)
 
 
 _OPTIONS: Final = (
@@ -125,6 +123,13 @@ _MIRRORED: Final = (
         type=click.Path(path_type=Path),
         metavar="DIR",
         help="Where to keep the files for `clustermesh agent --clustermesh-config`.  [default: CONTEXT/cached-peers]",
+    ),
+    click.option(
+        "--clustermesh-cache-ttl",
+        type=Duration(parse_cache_ttl),
+        default="0s",
+        show_default="0s: never",
+        help="Withdraw a cluster's services once its etcd has not answered for so long.",
     ),
 )
 

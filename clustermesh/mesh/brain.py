@@ -32,8 +32,8 @@ The rules:
     heard, the table is listed again, and how much differed is counted. Where a canary is waited for, it is looked for.
 12. What all readers of an etcd hear in one instant, none acts on then: a list that a beat or a new canary asks for
     begins within SPREAD seconds.
-13. Where etcd has answered nothing for `cache_ttl` seconds, if that is not 0, the cluster's services are withdrawn;
-    they are listed again once it answers. All else of it stays.
+13. Where etcd has answered nothing for `cache_ttl` seconds, if that is not 0, the cluster's services are withdrawn,
+    and what belongs to them; that is listed again once it answers. All else of it stays.
 14. Once the cluster was removed, nothing that is still heard matters.
 
 `_TABLE` at the end says who takes which event; a pair that is not in it is a bug and raises.
@@ -60,11 +60,13 @@ from clustermesh.store.backoff import SPREAD
 from clustermesh.store.faults import Compacted, Replaced
 from clustermesh.store.follower import Changed, Deleted, Interrupted, Listed
 from clustermesh.wire import keys
-from clustermesh.wire.kinds import SERVICES
+from clustermesh.wire.kinds import ENDPOINT_SLICES, SERVICE_EXPORTS, SERVICES
 
 RECHECK: Final = 30.0
 RELIST: Final = 300.0  # seconds: a cluster at its limit that comes and goes costs a list of a table so often
 ASLEEP: Final = 60.0  # seconds that a Tick is late
+OF_SERVICES: Final = (SERVICES, SERVICE_EXPORTS, ENDPOINT_SLICES)
+"""What goes with the services of a cluster that does not answer, where it is read."""
 _NO_CANARY: Final = "its canary was deleted"
 _FIRST_DELAY: Final = 0.2
 _LAST_DELAY: Final = 15.0
@@ -85,7 +87,7 @@ class ReaderBrain:
     `held("unnamed")` the kinds of which more are, and `held("short")` those that miss what there is room for.
     `epoch` is added to `now` for what is shown as Unix time. `drift` is how many entries of each kind were found not to
     be as they were heard to be, `audited` the Unix time at which the last tables were compared. `withdrawn` says that
-    its services are, for etcd does not answer.
+    its services are, for etcd does not answer, `withdrawals` how often they were.
     """
 
     def __init__(
@@ -104,7 +106,7 @@ class ReaderBrain:
         self.behind: dict[str, str] = {}  # table -> why it is not followed now
         self.drift = Counter[str]()
         self.audited = 0.0
-        self.withdrawn = False
+        self.withdrawn, self.withdrawals = False, 0
         self.terms = terms
         self._name, self._make_tables, self._held = name, tables, held
         self._epoch, self._rng = epoch, rng or random.Random()
@@ -343,11 +345,13 @@ class ReaderBrain:
             self._answered_at = now
         if self.withdrawn and _is_answer(event):
             self.withdrawn = False
-            return [each.start() for each in self._tables.values() if each.table.kind == SERVICES and each.followed]
+            return [each.start() for each in self._tables.values() if each.table.kind in OF_SERVICES and each.followed]
         silent = self.terms.cache_ttl and now >= self._answered_at + self.terms.cache_ttl
-        if not silent or self.withdrawn or self.phase is Phase.GONE or self.config is None:
+        if not silent or self.withdrawn or self.phase is Phase.GONE:
             return []
-        self.withdrawn = True
+        if self.config is None and not self._held(SERVICES):  # a mirror may have found what it never read
+            return []
+        self.withdrawn, self.withdrawals = True, self.withdrawals + 1
         return [messages.Withdraw(SERVICES)]
 
     def _next_audit(self, now: float) -> float:

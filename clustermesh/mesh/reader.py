@@ -113,6 +113,11 @@ class ClusterReader:
         """Whether its services are, for its etcd does not answer."""
         return self.brain.withdrawn
 
+    @property
+    def withdrawals(self) -> int:
+        """How often they were, since this process began."""
+        return self.brain.withdrawals
+
     def restored(self, config: ClusterConfig) -> None:
         """The sink was filled from the last good state on disk."""
         self._hear(messages.Restored(config))

@@ -11,7 +11,8 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,22 +28,22 @@ from clustermesh.mesh.authority import Authority, Limits
 from clustermesh.mesh.messages import SETTLE
 from clustermesh.mesh.peer_files import PeerFile, read_peers
 from clustermesh.mesh.peers import Peers
-from clustermesh.mesh.reader import ClusterReader, parts
-from clustermesh.mesh.session import State
+from clustermesh.mesh.reader import ClusterReader
 from clustermesh.mesh.shared_clients import client_of
 from clustermesh.mesh.tables import Table, own_tables
 from clustermesh.mirror.agent_files import AgentAccess, keep_agent_files
-from clustermesh.mirror.cache import PLACES, CacheWriter, adopt, in_turns, make_cache
-from clustermesh.mirror.copies import KINDS, copied_tables
+from clustermesh.mirror.cache import CacheWriter, adopt, in_turns, make_cache
+from clustermesh.mirror.copies import copied_tables
 from clustermesh.mirror.departures import WAIT, Departures
-from clustermesh.mirror.health import CopyHealth, MirrorHealth, health_server
-from clustermesh.mirror.readiness import OVERALL, UNCONNECTED, Progress, Readiness
+from clustermesh.mirror.following import Following
+from clustermesh.mirror.health import MirrorHealth, health_server
+from clustermesh.mirror.readiness import OVERALL, UNCONNECTED, Readiness
+from clustermesh.mirror.report import Report
 from clustermesh.mirror.sink import CONFIGS, MirrorSink
 from clustermesh.model import Cluster, ClusterConfig, check_cluster_id
 from clustermesh.store import election
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.election import Election
-from clustermesh.store.follow import Follower, Interrupted, Listed, Newest, follow
 from clustermesh.store.lease import DEFAULT_TTL, LeaseKeeper
 from clustermesh.wire import cluster_config, keys
 from clustermesh.wire.kinds import NODES
@@ -51,14 +52,14 @@ _LOG: Final = logging.getLogger(__name__)
 BEAT: Final = 60.0
 """Seconds between two beats."""
 _LOOK: Final = 1.0  # seconds between two looks at which clusters are connected
-_SAID: Final = 10  # refusals of a cluster that are named for each reason
 _NOWHERE: Final = Path("/proc/nothing")  # what was known of a cluster is in the cache
 
 
 class Timing(Struct, frozen=True, kw_only=True):
     """Seconds. `own` is how long the own cluster's nodes are waited for, `wait` how long copies of a cluster stay that
     was disconnected. `heartbeat` is how often to beat, where no API server does; 0 for never. `settle` is as in
-    the readers' Terms. /readyz waits for `ready` at most, and `answered` for a cluster that does not answer."""
+    the readers' Terms, and so is `cache_ttl`. /readyz waits for `ready` at most, and `answered` for a cluster that does
+    not answer."""
 
     lease_ttl: int = DEFAULT_TTL
     audit: float = 300.0
@@ -67,6 +68,7 @@ class Timing(Struct, frozen=True, kw_only=True):
     election: int = election.TTL
     heartbeat: float = 0.0
     settle: float = SETTLE
+    cache_ttl: float = 0.0
     ready: float = OVERALL
     answered: float = UNCONNECTED
 
@@ -89,13 +91,16 @@ async def run(
         with few_collections() as settle:
             await serve_terms(
                 lambda: Mirror(settings, folder, client, stand(client, voting, timing), timing, access, settle),
-                lambda current: _show(http, lambda: current().health()),
+                partial(_show, http),
             )
     _LOG.info("stopped; the copies stay until their leases end")
 
 
 @contextmanager
-def _show(addresses: Sequence[str], health: Callable[[], MirrorHealth]) -> Iterator[None]:
+def _show(addresses: Sequence[str], current: Callable[[], Mirror]) -> Iterator[None]:
+    def health() -> MirrorHealth:
+        return current().report.health()  # of whoever is current by then
+
     with ExitStack() as stack:
         for address in addresses:
             stack.enter_context(health_server(address, health))
@@ -131,7 +136,7 @@ class Mirror:
         self.peers = Peers(
             folder, settings.cluster, self.sink, client_of, self._tables, _NOWHERE, self.sink.state.authorize
         )
-        self.peers.terms = replace(self.peers.terms, settle=timing.settle)
+        self.peers.terms = replace(self.peers.terms, settle=timing.settle, cache_ttl=timing.cache_ttl)
         self.peers.on_files = self._keep_agent_files
         self.sink.is_connected, self.sink.config_of = self._is_connected, self._config_of
         self.sink.limits_of = self._limits_of
@@ -141,11 +146,11 @@ class Mirror:
             keeper.on_lost = self._lose_leases
         self.election, self._before_us = election, election.on_lead
         election.on_lead = self._on_lead
-        self._unlisted, self._listed, self._adopted = set(PLACES), asyncio.Event(), asyncio.Event()
-        self._interrupted: dict[bytes, str] = {}
-        self._departures, self._readiness = Departures(timing.wait), Readiness(timing.ready, timing.answered)
-        self._began = time.monotonic()
-        self._problems: tuple[str, ...] = ()
+        self._adopted, self._departures = asyncio.Event(), Departures(timing.wait)
+        self._following = Following(client, self.cache)
+        self._following.on_news, self._following.on_resumed = self.writer.wake, self.writer.hurry
+        readiness = Readiness(timing.ready, timing.answered)
+        self.report = Report(settings, election, self.peers, self.sink, self.writer, self._following, readiness)
 
     def tasks(self) -> list[Coroutine[Any, Any, None]]:
         """Everything that has to run."""
@@ -153,11 +158,11 @@ class Mirror:
 
     def work(self) -> list[Coroutine[Any, Any, None]]:
         """All of it but the election."""
-        return [self._read(), self._lead(), *(self._follow(place) for place in PLACES)]
+        return [self._read(), self._lead(), *self._following.tasks()]
 
     async def _read(self) -> None:
         """All that decides what stands, in office or not."""
-        await self._listed.wait()
+        await self._following.listed.wait()
         await self._adopt(authorize=True)
         self._adopted.set()
         async with asyncio.TaskGroup() as tasks:
@@ -204,27 +209,6 @@ class Mirror:
                 self.sink.state.authorize(Authority.of(owner, file.allowed, file.limits))
 
     # -- the own etcd --------------------------------------------------------------------------------------------------
-
-    async def _follow(self, place: bytes) -> None:
-        async with aclosing(follow(self.client, place, follower=Follower(Newest()))) as items:
-            async for item in items:
-                if isinstance(item, Interrupted):
-                    self._interrupted[place] = str(item.error)
-                    self.cache.interrupt(place)
-                    continue
-                if self._interrupted.pop(place, None) is not None:
-                    self.writer.hurry()
-                for part in parts(item):
-                    self.cache.take(place, part)  # type: ignore[arg-type]  # a part is what the whole is
-                    await asyncio.sleep(0)
-                if isinstance(item, Listed) and not item.more:
-                    self._note_listed(place)
-                self.writer.wake()
-
-    def _note_listed(self, place: bytes) -> None:
-        self._unlisted.discard(place)
-        if not self._unlisted:
-            self._listed.set()
 
     def _want(self, section: str, key: bytes, value: bytes | None) -> None:
         self.cache[section].want(key, value)
@@ -295,80 +279,10 @@ class Mirror:
             for cluster in leaving.forget:
                 _LOG.info("cluster %s: its copies go", cluster, extra=about(cluster))
                 self.sink.forget(cluster)
-            self._note_problems()
-            if not self._list_waiting():
+            self.report.note_problems()
+            if not self.report.waiting():
                 self._settle()
             await asyncio.sleep(_LOOK)
-
-    # -- what there is to say ------------------------------------------------------------------------------------------
-
-    def _note_problems(self) -> None:
-        """Log each problem once as it comes."""
-        before, self._problems = self._problems, tuple(self._list_problems())
-        for problem in self._problems:
-            if problem not in before:
-                _LOG.warning("%s", problem)
-
-    def _list_problems(self) -> list[str]:
-        found = [f"peers folder: {problem}" for problem in self.peers.problems]
-        for name, reader in sorted(self.peers.readers.items()):
-            if reader.session.state in (State.STALE, State.EVICTED) and reader.session.error:
-                found.append(f"cluster {name}: {reader.session.error}")
-            for refused in self.sink.state.refusals(name).first(_SAID).values():
-                found += [f"cluster {name}: {what} is not copied: {why}" for what, why in refused.items()]
-        return found
-
-    def _list_waiting(self) -> list[str]:
-        waiting = sorted({f"etcd: {reason}" for reason in self._interrupted.values()})
-        if not self._listed.is_set():
-            return [*waiting, f"etcd at {', '.join(self.settings.endpoints)} has not been read yet"]
-        if not (self.election.leading.is_set() or self.election.following.is_set()):
-            return [*waiting, "who leads is not known yet"]
-        peers = self._progress() if self.peers.synced_once else None
-        return waiting + self._readiness.waiting(peers, time.monotonic() - self._began)
-
-    def _progress(self) -> dict[str, Progress]:
-        return {
-            name: Progress(
-                answered=bool(self.sink.complete(name)) or reader.session.state is State.SYNCING,
-                missing={kind: reader.behind.get(kind, "") for kind in KINDS if not self._is_copied(name, kind)},
-                error=reader.session.error,
-            )
-            for name, reader in self.peers.readers.items()
-            if name in self.peers.files
-        }
-
-    def _is_copied(self, cluster: str, kind: str) -> bool:
-        """Who stands by has to know what it would copy."""
-        known = self.election.leading.is_set() or kind in self.sink.complete(cluster)
-        return known and self.writer.written(cluster, kind)
-
-    def health(self) -> MirrorHealth:
-        """Now; for the HTTP server, which asks for it in the event loop."""
-        trackers = {name: section.tracker for name, section in self.cache.sections.items()}
-        return MirrorHealth(
-            cluster=self.settings.cluster.name,
-            leading=self.election.leading.is_set(),
-            waiting=tuple(self._list_waiting()),
-            problems=self._problems,
-            clusters={name: self._copy_health(name, reader) for name, reader in self.peers.readers.items()},
-            pending={name: sum(map(len, tracker.pending())) for name, tracker in trackers.items()},
-            drift={name: tracker.drift for name, tracker in trackers.items()},
-            errors={name: tracker.failures for name, tracker in trackers.items()},
-            leases=len(self.keeper.leases | self.brief.leases),
-        )
-
-    def _copy_health(self, name: str, reader: ClusterReader) -> CopyHealth:
-        session = reader.session
-        return CopyHealth(
-            ready=session.state is State.FRESH and all(self._is_copied(name, kind) for kind in KINDS),
-            failures=session.failures,
-            last_failure=session.last_failure,
-            entries=self.sink.counts(name),
-            bytes=self.sink.weight(name),
-            most_bytes=self._limits_of(name).copied_bytes,
-            refused={reason.value: number for reason, number in self.sink.state.refusals(name).counts.items()},
-        )
 
 
 def _own_nodes(cluster: str, config: ClusterConfig) -> list[Table]:

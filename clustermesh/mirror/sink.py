@@ -10,7 +10,8 @@ Rules
 - Of what is judged the bytes are held, and of its meaning what judging takes.
 - Nothing is decided before it can be: who holds an address is known once the own nodes are, and the peer's are listed.
 - A cluster that is evicted (its id changed, its configuration is none that may be used) loses its canaries, its entries
-  and its configuration; one that is merely away keeps everything.
+  and its configuration; one that is merely away keeps everything, or where that is wished for all but its services and
+  what belongs to them: agents still believe what they hear of it, for its canaries stand.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any, Final
 from clustermesh.address import Prefix
 from clustermesh.errors import Invalid
 from clustermesh.mesh.authority import Limits
+from clustermesh.mesh.brain import OF_SERVICES
 from clustermesh.mesh.state import MeshState
 from clustermesh.mesh.view import KINDS as JUDGED
 from clustermesh.mirror.copies import KINDS, cache_key, canary_key, copied_config, copied_kinds, outline, with_backends
@@ -108,10 +110,14 @@ class MirrorSink:
         self.on_listed()
 
     def drain(self, cluster: str, kinds: Sequence[str] = JUDGED) -> None:
-        """The cluster is evicted; or it was disconnected, and its copies stay for a while."""
-        if kinds == JUDGED:
-            self.state.drain(cluster)
-            self._listed.pop(cluster, None)
+        """The cluster is evicted, or its services (`kinds`) are withdrawn; or it was disconnected, and its copies stay
+        for a while."""
+        if kinds != JUDGED:
+            if self.is_connected(cluster):
+                self._withdraw_services(cluster)
+            return
+        self.state.drain(cluster)
+        self._listed.pop(cluster, None)
         if self.is_connected(cluster):
             self.forget(cluster)
             if (config := self.config_of(cluster)) is not None:  # another id, with which it is read from now on
@@ -249,6 +255,11 @@ class MirrorSink:
         if kind == SERVICES and name in refused:
             return with_backends(value, state.service(cluster, name))
         return None if name in refused or isinstance(name, Prefix) else value  # CIDRs come with their nodes
+
+    def _withdraw_services(self, cluster: str) -> None:
+        for kind in OF_SERVICES:
+            for name in list(self._values.get(cluster, {}).get(kind, ())):
+                self.remove(cluster, kind, name, 0)
 
     def _drop(self, cluster: str, kind: str, name: Any) -> None:
         value = self._values.get(cluster, {}).get(kind, {}).pop(name, None)

@@ -77,9 +77,15 @@ class _Both:
 
 @contextmanager
 def _show(current: Callable[[], _Both], http: Sequence[str], mirror_http: Sequence[str]) -> Iterator[None]:
-    with ExitStack() as stack:  # of whoever is current by then
+    def of_server() -> server_health.Health:
+        return current().server.health()  # of whoever is current by then
+
+    def of_mirror() -> mirror_health.MirrorHealth:
+        return current().mirror.report.health()
+
+    with ExitStack() as stack:
         for address in http:
-            stack.enter_context(server_health.health_server(address, lambda: current().server.health()))  # noqa: PLW0108
+            stack.enter_context(server_health.health_server(address, of_server))
         for address in mirror_http:
-            stack.enter_context(mirror_health.health_server(address, lambda: current().mirror.health()))  # noqa: PLW0108
+            stack.enter_context(mirror_health.health_server(address, of_mirror))
         yield

@@ -24,7 +24,9 @@ class _Status:
     """As `agent.status.Status` tells it, with one own cluster and one other."""
 
     def summary(self) -> dict[str, object]:
-        row = dict.fromkeys(("failures", "last_failure", "nodes", "services", "endpoints", "identities"), 1)
+        row = dict.fromkeys(
+            ("failures", "last_failure", "withdrawals", "nodes", "services", "endpoints", "identities"), 1
+        )
         more = {"state": "fresh", "refused_by_reason": {"taken": 2}, "drift": {"nodes": 3}, "limits": {"nodes": (4, 5)}}
         clusters = [{"name": name, "own": name == "alpha"} | row | more for name in ("alpha", "beta")]
         target = {"name": "backends", "desired": 1, "pending": 0, "failed": 0, "drift": 2, "capacity": 9}
@@ -63,7 +65,9 @@ def of_api_server() -> list[Exposed]:
 
 
 def of_mirror() -> list[Exposed]:
-    copy = CopyHealth(ready=True, failures=0, last_failure=0.0, entries={"nodes": 1}, bytes=1, most_bytes=2, refused={})
+    copy = CopyHealth(
+        ready=True, failures=0, last_failure=0.0, withdrawals=0, entries={"nodes": 1}, bytes=1, most_bytes=2, refused={}
+    )
     health = MirrorHealth(
         cluster="alpha",
         leading=True,

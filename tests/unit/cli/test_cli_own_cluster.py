@@ -12,17 +12,10 @@ from clustermesh.cli.own_cluster import PEERS, Duration, listen_at, mirrored
 from clustermesh.errors import Invalid
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("15s", 15), ("10m0s", 600), ("1h30m", 5400), ("1.5s", 1.5), ("250ms", 0.25), ("0s", 0)]
-)
-def test_durations_are_gos(text: str, seconds: float) -> None:
-    assert Duration().convert(text, None, None) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "15", "s", "1d", "-1s", "1s ", "1..5s", "10m and more"])
-def test_what_is_no_duration_is_said(text: str) -> None:
-    with pytest.raises(click.BadParameter, match="must be a time like 15s"):
-        Duration().convert(text, None, None)
+def test_what_is_no_duration_is_wrong_usage() -> None:
+    assert Duration().convert("1m30s", None, None) == 90
+    with pytest.raises(click.BadParameter, match=r"'15' must be a time like 15s"):
+        Duration().convert("15", None, None)
 
 
 def test_health_is_served_where_any_of_the_flags_says() -> None:

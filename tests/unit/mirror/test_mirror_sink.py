@@ -213,6 +213,28 @@ def test_a_cluster_that_was_disconnected_keeps_its_copies_when_its_reader_goes()
     assert not any(cluster_of(key) == "beta" for _, key in cache)
 
 
+def test_a_cluster_whose_services_are_withdrawn_keeps_all_else_and_its_canaries() -> None:
+    """Those that were read, and those that were only found."""
+    cache, canary = Cache(), canary_key("beta", SERVICES)
+    sink = a_sink(cache)
+    sink.put("beta", IDENTITIES, 131072, Copy(Identity(id=131072, labels=()), b"x"), 0)
+    sink.put("beta", SERVICE_EXPORTS, ("shop", "web"), Copy(None, b"x"), 0)
+    sink.found("beta", SERVICES, ("shop", "found"), b"x")
+    sink.found_canary("beta", canary, b"now")
+    kept = {at: value for at, value in cache.items() if at[0] not in (SERVICES, SERVICE_EXPORTS)}
+    entry = an_entry("beta", SERVICES, ("shop", "web"), "10.2.1.0/24")
+    web = Copy(entry, service.encode(entry))
+    for kind in (NODES, SERVICES):
+        sink.listed("beta", kind)
+    sink.put("beta", SERVICES, ("shop", "web"), web, 0)
+    list(sink.settle())
+    sink.drain("beta", [SERVICES])
+    list(sink.settle())
+    assert cache == kept
+    sink.put("beta", SERVICES, ("shop", "web"), web, 0)
+    assert (SERVICES, cache_key("beta", SERVICES, ("shop", "web"))) in cache
+
+
 def claimant(cluster: str) -> tuple[str, Copy]:
     """A node of `cluster` that wants what the other's wants too."""
     made = a_node(cluster, "n1", "10.9.1.0/24")
