@@ -143,6 +143,18 @@ KVSTOREMESH: Final = _table(
     Metric("clustermesh_kvstoremesh_limit_used", "How much of it is used", (*_PEER, "limit")),
     Metric("clustermesh_kvstoremesh_drift_total", "Keys found changed by others", ("scope",)),
     Metric("clustermesh_kvstoremesh_leases", "Leases kept alive"),
+    Metric(
+        "clustermesh_kvstoremesh_propagation_seconds",
+        "From a service's change in its source to its acknowledged copy in the own etcd",
+        ("source_cluster",),
+        is_histogram=True,
+    ),
+    Metric(
+        "clustermesh_kvstoremesh_propagation_hop_seconds",
+        "One hop of it: publish (source to its etcd), read (its etcd to this mirror), copy (mirror to own etcd)",
+        ("source_cluster", "hop"),
+        is_histogram=True,
+    ),
 )
 
 PROGRAMS: Final = {"agent": AGENT, "apiserver": API_SERVER, "kvstoremesh": KVSTOREMESH}

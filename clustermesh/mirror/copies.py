@@ -13,7 +13,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from clustermesh.address import Address, Prefix, prefix_text, text
-from clustermesh.mesh.tables import Table
+from clustermesh.mesh.tables import Table, peer_tables
 from clustermesh.model import Cluster, ClusterConfig, Endpoint, Identity, Service
 from clustermesh.wire import RESOURCES, Resource, cluster_config, keys, service
 from clustermesh.wire.entries import MOST_BACKENDS
@@ -24,6 +24,7 @@ from clustermesh.wire.kinds import (
     NODES,
     SERVICE_EXPORTS,
     SERVICES,
+    STAMPS,
 )
 
 KINDS: Final = (NODES, IDENTITIES, ENDPOINTS, SERVICES, SERVICE_EXPORTS, ENDPOINT_SLICES)
@@ -49,8 +50,10 @@ def copied_kinds(config: ClusterConfig) -> tuple[str, ...]:
 
 
 def copied_tables(cluster: str, config: ClusterConfig) -> list[Table]:
-    """What is read of `cluster`; from its own cache where it says so. Values are decoded to Copies."""
-    return [_table(RESOURCES[kind], cluster, config.cached) for kind in copied_kinds(config)]
+    """What is read of `cluster`; from its own cache where it says so. Values are decoded to Copies, but not times of
+    changes, which are not copied."""
+    tables = [_table(RESOURCES[kind], cluster, config.cached) for kind in copied_kinds(config)]
+    return [*tables, *(table for table in peer_tables(cluster, config) if table.kind == STAMPS)]
 
 
 def copied_config(config: ClusterConfig) -> bytes:

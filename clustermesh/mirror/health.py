@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from clustermesh.health import HealthServer
 from clustermesh.metrics import KVSTOREMESH, make_registry, scope_of
+from clustermesh.mirror.propagation import HOP_SECONDS, SECONDS
 
 _OURS: Final = "clustermesh_kvstoremesh"
 
@@ -48,7 +49,7 @@ class MirrorHealth(Struct, frozen=True, kw_only=True):
 
 def health_server(address: str, health: Callable[[], MirrorHealth]) -> HealthServer:
     """Serves `health()`, which is called on the event loop whose state it reads."""
-    registry = make_registry(_Metrics(health))
+    registry = make_registry(_Metrics(health), SECONDS, HOP_SECONDS)
 
     def readiness() -> tuple[bool, str]:
         now = health()

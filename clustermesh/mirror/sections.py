@@ -11,7 +11,7 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Final
 
@@ -36,6 +36,7 @@ class CopiesTarget:
     def __init__(self, client: EtcdClient, keeper: LeaseKeeper, place: bytes, but: tuple[bytes, ...] = ()) -> None:
         self.place, self.keeper, self.leads = place, keeper, False
         self.on_write: Callable[[], None] = lambda: None  # called before keys are written
+        self.on_written: Callable[[Iterable[bytes]], None] = lambda _keys: None  # and after
         self._client, self._keys = client, KeysTarget(client, keeper, [place], but=but)
         self.covers, self.written = self._keys.covers, self._keys.written
 
@@ -55,6 +56,7 @@ class CopiesTarget:
     async def upsert(self, entries: Mapping[bytes, bytes]) -> None:
         self.on_write()
         await self._keys.upsert({key: Held(value, kept=True) for key, value in entries.items()})
+        self.on_written(entries)
 
     async def delete(self, gone: Collection[bytes]) -> None:
         self.on_write()

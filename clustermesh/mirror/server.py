@@ -37,6 +37,7 @@ from clustermesh.mirror.copies import copied_tables
 from clustermesh.mirror.departures import WAIT, Departures
 from clustermesh.mirror.following import Following
 from clustermesh.mirror.health import MirrorHealth, health_server
+from clustermesh.mirror.propagation import Propagation
 from clustermesh.mirror.readiness import OVERALL, UNCONNECTED, Readiness
 from clustermesh.mirror.report import Report
 from clustermesh.mirror.sink import CONFIGS, MirrorSink
@@ -46,7 +47,7 @@ from clustermesh.store.client import EtcdClient
 from clustermesh.store.election import Election
 from clustermesh.store.lease import DEFAULT_TTL, LeaseKeeper
 from clustermesh.wire import cluster_config, keys
-from clustermesh.wire.kinds import NODES
+from clustermesh.wire.kinds import NODES, SERVICES
 
 _LOG: Final = logging.getLogger(__name__)
 BEAT: Final = 60.0
@@ -141,6 +142,9 @@ class Mirror:
         self.sink.is_connected, self.sink.config_of = self._is_connected, self._config_of
         self.sink.limits_of = self._limits_of
         self.sink.on_listed = self.writer.wake
+        propagation = Propagation()
+        self.sink.on_change, self.sink.on_stamps = propagation.heard, propagation.stamped
+        self.cache[SERVICES].target.on_written = propagation.copied
         self.sink.state.on_dirty.append(self.writer.wake)
         for keeper in (self.keeper, self.brief):
             keeper.on_lost = self._lose_leases

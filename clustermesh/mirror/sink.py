@@ -28,9 +28,9 @@ from clustermesh.mesh.state import MeshState
 from clustermesh.mesh.view import KINDS as JUDGED
 from clustermesh.mirror.copies import KINDS, cache_key, canary_key, copied_config, copied_kinds, outline, with_backends
 from clustermesh.mirror.weight import Weight
-from clustermesh.model import Cluster, ClusterConfig
+from clustermesh.model import Cluster, ClusterConfig, Stamp
 from clustermesh.wire import RESOURCES, cluster_config, keys
-from clustermesh.wire.kinds import ENDPOINTS, NODES, SERVICES
+from clustermesh.wire.kinds import ENDPOINTS, NODES, SERVICES, STAMPS
 
 CONFIGS: Final = "cluster-config"
 CANARIES: Final = "canaries"
@@ -58,6 +58,8 @@ class MirrorSink:
         self.is_connected: Callable[[str], bool] = lambda _cluster: True
         self.config_of: Callable[[str], ClusterConfig | None] = lambda _cluster: None  # with which it is read now
         self.limits_of: Callable[[str], Limits] = lambda _cluster: _USUAL
+        self.on_change: Callable[[str, bytes, int], None] = lambda *_: None  # a service's, at a revision of its etcd
+        self.on_stamps: Callable[[dict[bytes, Stamp], int], None] = lambda *_: None  # and when such were made
         self._own, self._want = own, want
         self._values: dict[str, dict[str, dict[Any, bytes]]] = {}  # by cluster, kind and name
         self._listed: dict[str, set[str]] = {}
@@ -73,9 +75,13 @@ class MirrorSink:
 
     # -- what a reader tells -------------------------------------------------------------------------------------------
 
-    def put(self, cluster: str, kind: str, name: Any, value: Any, _revision: int) -> None:
+    def put(self, cluster: str, kind: str, name: Any, value: Any, revision: int) -> None:
         if cluster == self._own:
             self.state.put(cluster, kind, name, value)
+            return
+        if revision and kind in (SERVICES, STAMPS):
+            self._note_times(cluster, kind, name, value, revision)
+        if kind == STAMPS:
             return
         table = self._table(cluster, kind)
         if not self._weigh(cluster, kind, name, table.get(name), value.value):
@@ -86,7 +92,15 @@ class MirrorSink:
         table[name] = value.value
         self._judge(cluster, kind, name)
 
+    def _note_times(self, cluster: str, kind: str, name: Any, value: Any, revision: int) -> None:
+        if kind == SERVICES:
+            self.on_change(cluster, cache_key(cluster, SERVICES, name), revision)
+        else:
+            self.on_stamps({cache_key(cluster, SERVICES, of): stamp for of, stamp in value.items()}, revision)
+
     def remove(self, cluster: str, kind: str, name: Any, _revision: int) -> None:
+        if kind == STAMPS:
+            return
         if kind in JUDGED:
             self.state.remove(cluster, kind, name)
         if cluster != self._own:
@@ -102,6 +116,8 @@ class MirrorSink:
         self.state.count_unnamed(cluster, kind, number)
 
     def listed(self, cluster: str, kind: str) -> None:
+        if kind == STAMPS:
+            return
         self.state.listed(cluster, kind)
         if cluster != self._own:
             self._weight(cluster).listed(kind)
@@ -127,6 +143,8 @@ class MirrorSink:
         if kind == "short":  # its reader says when it has listed these
             listed, doubted = self._listed.get(cluster, set()), self._doubted.get(cluster, set())
             return self.state.names(cluster, kind) | self._short(cluster) | doubted | (set(KINDS) - listed)
+        if kind == STAMPS:
+            return frozenset()
         if kind in KINDS and cluster != self._own:
             return self._values.get(cluster, {}).get(kind, {}).keys()
         return self.state.names(cluster, kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,9 +16,9 @@ from clustermesh.mesh.peers import Peers
 from clustermesh.mesh.tables import peer_tables
 from clustermesh.mirror.agent_files import AgentAccess
 from clustermesh.model import ClusterConfig
-from clustermesh.store.client import EtcdClient
+from clustermesh.store.client import EtcdClient, Put
 from clustermesh.store.local import LocalEtcd
-from clustermesh.wire import cluster_config, keys
+from clustermesh.wire import cluster_config, keys, local
 from clustermesh.wire import service as wire_service
 
 
@@ -102,6 +103,23 @@ async def test_changes_follow_and_what_goes_goes(bed: MirrorBed) -> None:
         await beta.client.delete(beta.service_key("web"))
         await beta.client.delete(keys.endpoint_key(parse("10.2.1.5")))
         await bed.until_cached(beta)
+
+
+async def test_how_long_a_change_took_is_counted_hop_by_hop(bed: MirrorBed) -> None:
+    timed = await bed.peer("timed", 7)
+    async with bed.running(), beating(timed):
+        before = await bed.until_cached(timed)
+        key = timed.service_key("web")
+        now = time.time_ns()
+        stamps = local.encode_stamps({("shop", "web"): now - 2_000_000_000}, now - 1_000_000_000)
+        changed = Put(key, before[timed.cached(key)].value + b" ")
+        await timed.client.transact([changed, Put(keys.CHANGED_SERVICES, stamps)])
+        await bed.until_cached(timed)
+        whole = 'clustermesh_kvstoremesh_propagation_seconds_{}{{source_cluster="timed"}} {}'
+        page = await bed.until_page("/metrics", whole.format("count", "1.0"))
+        for hop in ("publish", "read", "copy"):
+            assert f'hop_seconds_count{{hop="{hop}",source_cluster="timed"}} 1.0' in page
+        assert 'hop_seconds_sum{hop="publish",source_cluster="timed"} 1.0' in page
 
 
 async def test_what_the_authority_refuses_is_not_copied_and_is_said(bed: MirrorBed) -> None:

@@ -16,6 +16,8 @@ from clustermesh.health import HealthServer
 from clustermesh.metrics import AGENT, API_SERVER, KVSTOREMESH, PROGRAMS, Metric, document, make_registry
 from clustermesh.mirror.health import CopyHealth, MirrorHealth
 from clustermesh.mirror.health import health_server as mirror_health
+from clustermesh.mirror.propagation import HOP_SECONDS as MIRROR_HOP_SECONDS
+from clustermesh.mirror.propagation import SECONDS as MIRROR_SECONDS
 
 _OF_THE_PROCESS = ("process_", "python_")
 
@@ -79,6 +81,8 @@ def of_mirror() -> list[Exposed]:
         errors={"nodes": 0},
         leases=1,
     )
+    MIRROR_SECONDS.labels("beta")
+    MIRROR_HOP_SECONDS.labels("beta", "copy")
     return exposed(mirror_health("127.0.0.1:0", lambda: health))
 
 
