@@ -27,7 +27,14 @@ from clustermesh.cli.own_cluster import (
 @context_option
 @mirrored_options
 @click.option("--http", metavar="HOST:PORT", help="Where to serve health and metrics. [default: 127.0.0.1:9881]")
-@click.option("--enable-heartbeat", is_flag=True, help="Beat in the own etcd, where no API server does.")
+@click.option(
+    "--enable-heartbeat",
+    type=bool,
+    default=False,
+    is_flag=False,
+    flag_value=True,
+    help="Beat in the own etcd, where no API server does.",
+)
 @own_cluster_options
 @click.option(
     "--global-ready-timeout",
