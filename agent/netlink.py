@@ -15,8 +15,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
-from pyroute2 import AsyncIPRoute, NetlinkError
-
+from agent.pyroute import AsyncIPRoute, NetlinkError
 from clustermesh.address import Address, family_length, is_ipv4, parse, single, text
 from clustermesh.errors import ClusterMeshError, Refused, Unavailable
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Final
 
 from msgspec.structs import replace
 from prometheus_client import REGISTRY
@@ -49,6 +50,8 @@ from clustermesh.model import AgentRecord, ClusterConfig
 from clustermesh.standalone.context import Context
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.tls import Tls
+
+_KEPT_FIRST: Final = 1.0  # seconds that the own cluster is not read for, at most
 
 _log = logging.getLogger(__name__)
 
@@ -127,7 +130,7 @@ async def _work(
     domains.on_ready = keep_what_is_there
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(around.keep(state.stand_on, ground))
-        tasks.create_task(_read_own(own, peers, state))
+        tasks.create_task(_read_own(own, peers, state, domains.attached))
         tasks.create_task(peers.run())
         tasks.create_task(domains.run(own, peers))
         tasks.create_task(pods.run())
@@ -151,10 +154,17 @@ async def _take_over(folder: Path) -> None:
             _log.info("taken over from an older version of the agent: what it kept of %s", ", ".join(taken))
 
 
-async def _read_own(own: ClusterReader, peers: Peers, state: AgentState) -> None:
-    """As the peers are read: once all that was kept is restored. Nothing that is read can be in before this went on."""
+async def _read_own(own: ClusterReader, peers: Peers, state: AgentState, attached: asyncio.Event) -> None:
+    """As the peers are read: once all that was kept is restored. Nothing that is read can be in before this went on.
+
+    What was kept of the own cluster is programmed first: to hear all of it again takes as long as that.
+    """
     await peers.looked.wait()
     state.set_restoring(False)
+    if own.session.complete:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_KEPT_FIRST):
+                await attached.wait()
     await own.run()
 
 

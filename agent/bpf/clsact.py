@@ -14,7 +14,7 @@ from agent.bpf.programs import program_info
 from agent.bpf.syscalls import AttachType
 
 if TYPE_CHECKING:
-    from pyroute2 import IPRoute
+    from agent.pyroute import IPRoute
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ class Filter(NamedTuple):
 
 
 def _in_thread(work: Callable[[IPRoute], T]) -> T:
-    from pyroute2 import IPRoute, NetlinkError  # a third of what an agent imports, and not needed to open its maps
+    from agent.pyroute import IPRoute, NetlinkError  # much of what an agent imports, and not needed to open its maps
 
     def run() -> T:
         with IPRoute() as route:

@@ -7,11 +7,10 @@ import os
 from pathlib import Path
 from typing import Final
 
-from pyroute2 import AsyncIPRoute, NetlinkError
-
 from agent import netlink
 from agent.cni.endpoint import EndpointRecord
 from agent.cni.ipam import PodAddress
+from agent.pyroute import AsyncIPRoute, NetlinkError
 from clustermesh.address import Address, is_ipv4, parse, prefix_text, single, text
 from clustermesh.errors import ClusterMeshError
 

@@ -64,6 +64,7 @@ class Domains:
         self.on_ready: Callable[[], None] = lambda: None
         self.node = node
         self.ready_at: float | None = None
+        self.attached = asyncio.Event()  # to the sockets, over what was known of the own cluster by then
         self.attached_pods = AttachedPods()
         self.gate = Gate(state, node.device, clock)
         self.tunnels = Tunnels(targets, node.device, node.underlay, self._missing)
@@ -163,6 +164,7 @@ class Domains:
         if (cgroup := cgroup2_root()) is None:
             raise Refused("no cgroup2 is mounted, where services are translated: mount -t cgroup2 none /sys/fs/cgroup")
         self.node.datapath.attach_sockets(cgroup)
+        self.attached.set()
         await self._until(self.knows_all)
         self.allow_deletes()
         async with asyncio.TaskGroup() as tasks:

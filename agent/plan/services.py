@@ -28,8 +28,6 @@ from agent.bpf.layouts import (
     pack_service_key,
     pack_slots,
     packer,
-    unpack,
-    unpack_each,
     unpack_numbers,
 )
 from clustermesh.mesh.resolve import Frontend, ServiceEntry
@@ -38,6 +36,7 @@ from clustermesh.reconcile import Tracker
 Name = tuple[str, str]
 T = TypeVar("T")
 _MOST: Final = 0xFFFFFFFF
+_ID_SIZE: Final = 4
 _NUMBER, _SLOTS_KEY, _GROUPS_KEY, _GROUP, _SERVICE = map(packer, (Number, SlotsKey, GroupsKey, LbGroup, ServiceValue))
 
 _Backends = Sequence[Sequence[bytes]]
@@ -73,9 +72,9 @@ class ServicePlanner:
         """Take over the numbers the kernel holds (the trackers must have been audited)."""
         held = self._trackers
         self._numbers = {value: key for key, value in held.backends.actual.items()}
-        self._ids = {key: unpack(ServiceValue, value).service_id for key, value in held.services.actual.items()}
-        used = (key.service_id for key in unpack_each(SlotsKey, b"".join(held.slots.actual)))
-        self._next_service = max(chain(used, self._ids.values()), default=0) % _MOST + 1
+        self._ids = dict(zip(held.services.actual, _service_ids(held.services.actual.values()), strict=True))
+        used = chain(_service_ids(held.slots.actual), self._ids.values())
+        self._next_service = max(used, default=0) % _MOST + 1
         self._unused = _unused(held.backends.desired, max(unpack_numbers(held.backends.actual), default=0) % _MOST + 1)
 
     def plans(self, name: Name) -> bool:
@@ -198,6 +197,11 @@ def _backends(entry: ServiceEntry | None) -> _Backends:
         return ()
     protocol = PROTOCOL_NUMBERS[entry.frontend.protocol]
     return [pack_backends(group.alike, protocol, group.cluster_id) for group in entry.groups]
+
+
+def _service_ids(entries: Iterable[bytes]) -> Sequence[int]:
+    """Of values of lb_services, or keys of lb_slots: both begin with one."""
+    return unpack_numbers(each[:_ID_SIZE] for each in entries)
 
 
 def _unused(used: Container[bytes], number: int) -> Iterator[bytes]:

@@ -10,10 +10,9 @@ import errno
 from collections.abc import Collection, Hashable, Mapping
 from typing import Any, Final
 
-from pyroute2 import AsyncIPRoute, NetlinkError
-
 from agent import netlink
 from agent.plan.routes import Kind, Route, RouteKey
+from agent.pyroute import AsyncIPRoute, NetlinkError
 from clustermesh.address import V4, Address, Prefix, is_ipv4, parse, prefix_text, text
 from clustermesh.errors import ApplyError, Invalid
 

@@ -13,9 +13,8 @@ from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from pyroute2 import AsyncIPRoute, AsyncWireGuard, NetlinkError
-
 from agent import netlink
+from agent.pyroute import AsyncIPRoute, AsyncWireGuard, NetlinkError
 from agent.wireguard.keys import clamp, decode_public_key
 from agent.wireguard.peer import DeviceState, Peer, PeerState, Settings, check_peer, sort_allowed_ips
 from clustermesh.address import parse, parse_prefix, prefix_text, text

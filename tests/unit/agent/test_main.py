@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from fake_kernel import Bed
 
-from agent import api, report
+from agent import api, report, work
 from agent import main as main_module
 from agent.bpf.probe import Feature
 from agent.options import parse
@@ -21,7 +21,7 @@ from agent.wireguard import tun
 from agent.wireguard.userspace import UserspaceDevice
 from clustermesh.errors import Invalid, Refused, Unavailable
 from clustermesh.mesh import last_good
-from clustermesh.mesh.session import State
+from clustermesh.mesh.session import Session, State
 
 
 @pytest.fixture
@@ -34,6 +34,55 @@ def test_what_the_datapath_does_not_need_is_not_imported_before_it_is_being_open
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     beside_it = {"agent.work", "cryptography", "grpc", "http.server", "prometheus_client", "pyroute2"}
     assert not beside_it & set(found.stdout.split())
+
+
+def test_of_pyroute2_only_what_a_node_needs_is_imported() -> None:
+    program = "import sys, agent.work; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    others = {f"pyroute2.{name}" for name in ("conntrack", "ipset", "netlink.nfnetlink", "netlink.nl80211")}
+    assert not others & set(found.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("state", "attached", "read"),
+    [(State.STALE, False, False), (State.STALE, True, True), (State.CONNECTING, False, True)],
+    ids=["kept", "programmed", "nothing kept"],
+)
+async def test_what_was_kept_of_the_own_cluster_is_programmed_before_it_is_read_again(
+    state: State, attached: bool, read: bool, bed: Bed
+) -> None:
+    bed.own.brain.session = Session(state=state)
+    bed.peers.looked.set()
+    if attached:
+        bed.domains.attached.set()
+    began: list[bool] = []
+
+    async def run() -> None:
+        began.append(True)
+
+    bed.own.run = run  # type: ignore[method-assign]
+    reading = asyncio.create_task(work._read_own(bed.own, bed.peers, bed.state, bed.domains.attached))
+    await asyncio.sleep(0.01)
+    assert began == [True] * read
+    bed.domains.attached.set()
+    await reading
+    assert began == [True]
+
+
+async def test_the_own_cluster_is_read_also_where_nothing_can_be_programmed(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "_KEPT_FIRST", 0.01)
+    bed.own.brain.session = Session(state=State.STALE)
+    began = asyncio.Event()
+
+    async def run() -> None:
+        began.set()
+
+    bed.own.run = run  # type: ignore[method-assign]
+    bed.peers.looked.set()
+    await work._read_own(bed.own, bed.peers, bed.state, bed.domains.attached)
+    assert began.is_set()
 
 
 @pytest.mark.parametrize(
