@@ -74,6 +74,16 @@ def peers_allowed(cluster: Cluster, listed: Sequence[User]) -> tuple[dict[str, s
     return allowed, problems
 
 
+async def set_up(client: EtcdClient, cluster: Cluster) -> set[str]:
+    """Roles, the cluster's own users, and that etcd asks who is there; the users that it had before."""
+    for role, grants in roles(cluster).items():
+        await auth.ensure_role(client, role, grants)
+    present = set(await auth.list_users(client))
+    await _ensure(client, own_users(cluster), present)  # ourselves among them, or we should lock ourselves out
+    await auth.enable(client)
+    return present
+
+
 class Users:
     """Keeps etcd's users as they should be. `problems` says what in users.yaml is not acted on.
 
@@ -119,13 +129,9 @@ class Users:
 
     async def _apply(self) -> None:
         peers = self._peers()
-        for role, grants in roles(self.cluster).items():
-            await auth.ensure_role(self.client, role, grants)
-        present = set(await auth.list_users(self.client))
-        await self._ensure(own_users(self.cluster), present)  # ourselves among them, or we should lock ourselves out
-        await auth.enable(self.client)
+        present = await set_up(self.client, self.cluster)
         wanted = {**(peers or {}), **own_users(self.cluster)}
-        await self._ensure(peers or {}, present)
+        await _ensure(self.client, peers or {}, present)
         if peers is not None:
             await self._revoke(present - wanted.keys())
         await self._end_connections()
@@ -160,12 +166,6 @@ class Users:
         self.open, self._left = "", None
         self._revoked.clear()
 
-    async def _ensure(self, wanted: Mapping[str, str], present: set[str]) -> None:
-        for name, role in wanted.items():
-            if name not in present:
-                _LOG.info("user %s is added to etcd with role %s", name, role)
-            await auth.ensure_user(self.client, name, role)
-
     def _peers(self) -> dict[str, str] | None:
         """Role by user of users.yaml; None where it cannot be read, so that nobody is locked out by a typing error."""
         if self.file is None:
@@ -186,6 +186,13 @@ class Users:
                 async with asyncio.timeout(min(POLL, wait)):
                     await self._again.wait()
         self._again.clear()
+
+
+async def _ensure(client: EtcdClient, wanted: Mapping[str, str], present: set[str]) -> None:
+    for name, role in wanted.items():
+        if name not in present:
+            _LOG.info("user %s is added to etcd with role %s", name, role)
+        await auth.ensure_user(client, name, role)
 
 
 def _revoked(user: str) -> bytes:

@@ -1,7 +1,8 @@
 """`clustermesh-apiserver`: this project under the name, and with the commands, of the program in Cilium's chart.
 
 A container of that chart runs it as `clustermesh-apiserver clustermesh --cluster-name=...`, the one beside it as
-`clustermesh-apiserver kvstoremesh ...`; both take Cilium's flags as they are.
+`clustermesh-apiserver kvstoremesh ...`, the one before them as `clustermesh-apiserver etcdinit ...`; all take Cilium's
+flags as they are.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import click
 from clustermesh.cli import CommandLine, Commands
 
 _COMMANDS: Final[Commands] = {
+    "etcdinit": ("clustermesh.cli.etcdinit", "command", "Make the data of an etcd that knows the cluster's users."),
     "clustermesh": ("clustermesh.cli.apiserver", "apiserver", "Publish the cluster: `clustermesh apiserver`."),
     "kvstoremesh": ("clustermesh.cli.kvstoremesh", "command", "Mirror its peers: `clustermesh kvstoremesh`."),
     "troubleshoot": ("clustermesh.cli.troubleshoot", "command", "Find out why a connected cluster is not seen."),
@@ -30,6 +32,7 @@ def main() -> None:
 
     \b
     Examples:
+      clustermesh-apiserver etcdinit --cluster-name=alpha --etcd-data-dir=/var/run/etcd
       clustermesh-apiserver clustermesh --cluster-name=alpha --cluster-id=1 --health-port=9880 \\
         --kvstore-opt=etcd.config=/var/lib/cilium/etcd-config.yaml
       clustermesh-apiserver kvstoremesh --cluster-name=alpha --cluster-id=1 --health-port=9881 \\

@@ -60,10 +60,10 @@ def command(
 
 
 class LocalEtcd:
-    """An etcd child process; its standard error goes to DATA_DIR.log. The kernel kills it when our thread ends.
+    """An etcd child process; its standard error goes to `log`. The kernel kills it when our thread ends.
 
     `client_tls` is who asks for its health (default: the server's own certificate, which then must be good for clients
-    too). `endpoints` are its URLs as a client on this machine dials them.
+    too). `endpoints` are its URLs as a client on this machine dials them. `log` is DATA_DIR.log unless it is named.
     """
 
     def __init__(
@@ -74,9 +74,10 @@ class LocalEtcd:
         *,
         client_tls: Tls | None = None,
         flags: Sequence[str] = (),
+        log: Path | None = None,
     ) -> None:
         self.data_dir, self.tls, self.client_tls = data_dir, tls, client_tls or tls
-        self.log = data_dir.with_name(data_dir.name + ".log")
+        self.log = log or data_dir.with_name(data_dir.name + ".log")
         self._listen = [parse(url) for url in ([listen_urls] if isinstance(listen_urls, str) else listen_urls)]
         self.flags = flags
         self._process: subprocess.Popen[bytes] | None = None
