@@ -36,8 +36,8 @@ _OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_MESSAGE),
     ("grpc.max_send_message_length", MAX_MESSAGE),
     ("grpc.keepalive_time_ms", 10_000),  # etcd ends connections that ping more often than every 5 s
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.ping_timeout_ms", 10_000),  # in grpcio 1.85 this one counts, and is 60 s by default
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),  # in grpcio 1.85 this one counts, and is 60 s by default
     ("grpc.http2.max_pings_without_data", 0),  # by default two pings, then none: an idle watch would die unnoticed
     ("grpc.use_local_subchannel_pool", 1),  # else a new channel shares the broken connection of the old one
     ("grpc.enable_http_proxy", 0),
@@ -196,7 +196,7 @@ class Dialer:
     def observe(self, connection: Connection, header: Any) -> None:
         """Check that an answer comes from the cluster all earlier ones came from."""
         found, known = header.cluster_id, self._cluster_id
-        connection.proven = True
+        connection.proven, connection.pulse.heard = True, asyncio.get_running_loop().time()
         if found and found == known:
             return
         if not found:

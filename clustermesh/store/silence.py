@@ -1,8 +1,8 @@
 """How long silence is borne on a connection to etcd, and when it is broken by a question. Pure.
 
-Hundreds of calls may share one connection, and one that is heard of tells that etcd is there. So where nothing is heard
-on the whole connection one of them asks, for all; only where nobody hears an answer does each ask for itself. Beside
-that each does so seldom: a call can be forgotten on the way while others of its connection go on.
+Hundreds of calls may share one connection, and whatever is heard on it tells that etcd is there. So where nothing is,
+one of them asks, for all; only where nobody hears an answer does each ask for itself. Beside that each does so seldom:
+a call can be forgotten on the way while others of its connection go on.
 """
 
 from __future__ import annotations

@@ -57,7 +57,6 @@ class Stream:
             self._wait = None
         if response is grpc.aio.EOF:
             raise await self._failure()
-        self._pulse.heard = self._loop.time()
         self._heard(response.header)
         return response
 

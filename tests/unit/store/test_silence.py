@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 
+from clustermesh.store import rpc_pb2 as pb
+from clustermesh.store.connection import Connection, Dialer
+from clustermesh.store.endpoint import parse
 from clustermesh.store.silence import Pulse, Silence, Step, Wait
 
 SILENCE = Silence(grace=5.0, quiet=10.0, alone=90.0)
@@ -115,6 +119,13 @@ def test_nobody_gives_up_unheard_and_nobody_waits_for_ever(seed: int) -> None:
     assert line.gave_up.keys() == dead
     assert dead <= {call for _, call in line.asked}
     assert max(line.gave_up.values(), default=0.0) <= 90.0 + 5.0
+
+
+async def test_every_answer_of_etcd_is_a_word_on_its_connection() -> None:
+    connection = Connection(parse("http://127.0.0.1:1"), "127.0.0.1", None)
+    Dialer(["http://127.0.0.1:1"], None, {}, 1.0).observe(connection, pb.ResponseHeader(cluster_id=1))
+    await connection.close()
+    assert 0 < connection.pulse.heard <= asyncio.get_running_loop().time()
 
 
 def test_connections_ask_at_different_times() -> None:
