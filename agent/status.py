@@ -305,13 +305,12 @@ def _datapath(node: ThisNode) -> dict[str, Any]:
 
 
 def _target(tracker: Tracker[Any, Any]) -> dict[str, Any]:
-    pending = tracker.pending()
     return {
         "name": tracker.name,
         "desired": len(tracker.desired),
         "actual": len(tracker.actual),
-        "pending": len(pending.upserts) + len(pending.deletes),
-        "failed": len(tracker.failed),
+        "pending": tracker.pending_size,
+        "failed": len(tracker.problems),
         "drift": tracker.drift,
         "error": tracker.error or "",
         "capacity": getattr(tracker.target, "max_entries", 0),

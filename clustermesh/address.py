@@ -121,8 +121,8 @@ def contains(prefix: Prefix, address: Address) -> bool:
 
 def overlaps(first: Prefix, second: Prefix) -> bool:
     """True where one of the two holds the other."""
-    length = min(first.length, second.length)
-    return masked(first.address, length) == masked(second.address, length)
+    beyond = BITS - min(first.length, second.length)
+    return to_int(first.address) >> beyond == to_int(second.address) >> beyond
 
 
 LINK_LOCAL: Final = (parse_prefix("169.254.0.0/16"), parse_prefix("fe80::/10"))
@@ -132,12 +132,12 @@ NOBODYS: Final = (
     *(parse_prefix(each) for each in ("::/8", "ff00::/8")),
 )
 """What is never another machine's: this network, loopback, link-local, multicast and reserved. IPv4 is not in ::/8."""
+_NOBODYS_OF: Final = {ipv4: [each for each in NOBODYS if is_ipv4(each.address) is ipv4] for ipv4 in (False, True)}
 
 
 def nobodys(prefix: Prefix) -> Prefix | None:
     """What of NOBODYS has an address in common with `prefix`, or None."""
-    ipv4 = is_ipv4(prefix.address)
-    return next((each for each in NOBODYS if is_ipv4(each.address) is ipv4 and overlaps(each, prefix)), None)
+    return next((each for each in _NOBODYS_OF[is_ipv4(prefix.address)] if overlaps(each, prefix)), None)
 
 
 def nth(prefix: Prefix, number: int) -> Address:
