@@ -51,7 +51,7 @@ from msgspec.structs import replace
 
 from clustermesh.mesh import messages
 from clustermesh.mesh.messages import Again, Ask, Command, Drain, Follow, Heard, Terms
-from clustermesh.mesh.reading import Reading
+from clustermesh.mesh.reading import MOST_ENDS, Reading
 from clustermesh.mesh.session import Session, State
 from clustermesh.mesh.tables import Table
 from clustermesh.mesh.writer import Canary, Writer
@@ -399,7 +399,8 @@ class ReaderBrain:
         return [messages.Attest(witnesses, deletions, self._writer.lease)]
 
     def _deletions(self, *, moved: bool = True) -> dict[int, bytes]:
-        found = [each.deletions(moved=moved) for each in self._tables.values()]
+        waiting = [each for each in self._tables.values() if each.gone]
+        found = [each.deletions(MOST_ENDS // len(waiting), moved=moved) for each in waiting]
         return {revision: key for each in found for revision, key in each.items()}
 
     def _hear_witnesses(self, event: messages.Attested, now: float) -> Iterable[Command]:

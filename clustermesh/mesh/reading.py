@@ -20,7 +20,7 @@ from clustermesh.wire import keys
 
 MOST_NAMED: Final = 2_000  # of a table: a peer full of garbage must not fill this node's memory
 MOST_SETTLED: Final = 2_000  # of what vanished: some 3 ms
-MOST_ENDS: Final = 20  # revisions of deletions that are asked about at once
+MOST_ENDS: Final = 100  # revisions of deletions that are asked about at once, of all tables: etcd takes 128
 MOST_SOUGHT: Final = 20  # of what may be in a twin; etcd answers for a hundred keys or so at once
 _SHOWN: Final = 200  # characters of a refused key: it may have a million, and goes into status
 
@@ -102,12 +102,14 @@ class Reading:
                 commands += self._put(event.kv, 0, held)
         return commands if item.more else commands + self._end_list(item.revision, proof, last_beat)
 
-    def deletions(self, *, moved: bool) -> dict[int, bytes]:
-        """When something was deleted that is gone, and one key of those: MOST_ENDS of them. A lease ends at once."""
+    def deletions(self, most: int, *, moved: bool) -> dict[int, bytes]:
+        """When something was deleted that is gone, and one key of those: `most` of them. A lease ends at once."""
         found = dict[int, bytes]()
-        for _, vanished in self._waiting(moved=moved):
-            if vanished.told and len(found) < MOST_ENDS:
+        for _, vanished in islice(self._waiting(moved=moved), MOST_SETTLED):  # no more is settled by the answer
+            if vanished.told:
                 found.setdefault(vanished.told, vanished.key)
+                if len(found) == most:
+                    break
         return found
 
     def sought(self, *, moved: bool) -> list[bytes]:
