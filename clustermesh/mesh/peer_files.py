@@ -10,8 +10,9 @@
     password: secret
 
 Cilium's rules (pkg/clustermesh/common/config.go): a file counts as a cluster iff its bytes contain "endpoints:"; the
-file's name is the cluster's; the own name is ignored; SHA-256 decides what changed. The digest here also covers the
-credential files, so that renewed ones count as a change. Keys that Cilium does not know are ignored by it, so what
+file's name is the cluster's; the own name is ignored; SHA-256 decides what changed. Here one that is called like a
+cluster and is none is a problem, and no cluster that was disconnected: it may be half written. The digest also covers
+the credential files, so that renewed ones count as a change. Keys that Cilium does not know are ignored by it, so what
 this project remembers of a peer stands in the same file: clustermesh-id, clustermesh-context, in
 clustermesh-allow-prefixes where its pods may be beside the private ranges, and in clustermesh-limits how much it may
 make this cluster remember, where that differs from the usual (nodes, identities, endpoints, services, listing-bytes,
@@ -128,6 +129,7 @@ def _read_one(directory: Path, name: str, found: PeersFolder) -> None:
     try:
         data = read_bytes(directory / name)
         if MARK not in data:
+            _check_means_no_cluster(name)
             return
         peer = parse_peer(name, data, directory)
         digest, unreadable = _digest(data, peer)
@@ -136,6 +138,15 @@ def _read_one(directory: Path, name: str, found: PeersFolder) -> None:
         return
     found.problems.extend(PeerProblem(name, error) for error in unreadable)
     found.peers[name] = replace(peer, digest=digest)
+
+
+def _check_means_no_cluster(name: str) -> None:
+    """Raises Invalid for what is called like a cluster: that it is empty means nothing, somebody may be writing it."""
+    try:
+        check_cluster_name(name)
+    except Invalid:
+        return  # credentials, whose names have dots, and whatever else is there
+    raise Invalid("endpoints", None, "must be there: remove the file to disconnect the cluster")
 
 
 @lru_cache(1024)  # the folder is read every second, and hardly ever changes

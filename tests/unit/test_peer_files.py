@@ -87,13 +87,21 @@ def test_a_limit_that_is_none_is_said(folder: Path, written: str) -> None:
 
 
 def test_only_files_that_contain_the_mark_count(folder: Path) -> None:
-    (folder / "notes").write_text("endpoint: https://x:1")
+    (folder / "notes.txt").write_text("endpoint: https://x:1")
     (folder / "sub").mkdir()
     (folder / "sub" / "west").write_text(CILIUM)
     (folder / "..data").write_text(CILIUM)
     (folder / ".west.clustermesh-tmp").write_text(CILIUM)
     assert list(read_peers(folder, "own").peers) == ["east"]
     assert read_peers(folder, "own").problems == []
+
+
+@pytest.mark.parametrize("written", ["", "\n", "trusted-ca-file: x\n", "endpoint"])
+def test_a_file_that_is_called_like_a_cluster_and_says_nothing_is_a_problem(folder: Path, written: str) -> None:
+    (folder / "east").write_text(written)
+    found = read_peers(folder, "own")
+    assert (found.peers, [problem.name for problem in found.problems]) == ({}, ["east"])
+    assert "remove the file to disconnect the cluster" in _only_problem(folder)
 
 
 def test_own_name_is_ignored_whatever_its_file_holds(folder: Path) -> None:
