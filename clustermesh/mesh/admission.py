@@ -10,6 +10,7 @@ before the own cluster is known: the first word about our prefixes is not a peer
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Hashable, Iterable, Set
 from typing import Final, NamedTuple
@@ -17,9 +18,11 @@ from typing import Final, NamedTuple
 from clustermesh.address import Address, Prefix, single
 from clustermesh.mesh.authority import Authority, Ground
 from clustermesh.mesh.claims import Holder
-from clustermesh.mesh.holdings import NOTHING, OWN, SHARED, Holdings, Share, Wanted, wanted_by
-from clustermesh.mesh.refusals import Refusal
+from clustermesh.mesh.holdings import NEVER, NOTHING, OWN, SHARED, Holdings, Objection, Share, Wanted, wanted_by
+from clustermesh.mesh.refusals import Reason, Refusal
 from clustermesh.model import Node
+
+_log = logging.getLogger(__name__)
 
 _TURN: Final = 128  # prefixes and addresses that are looked at in one turn, or one node's
 
@@ -166,18 +169,26 @@ class Admission:
         before = holdings.leave(holder)
         homeless: tuple[Address, ...] = ()
         kept = NOTHING if anew else before
-        objection = None if wanted is None else holdings.object(holder, wanted, kept)
+        objection = None if wanted is None else self._object(holder, wanted, kept)
         if wanted is None or objection is None:
             after = wanted or NOTHING
         else:
             homeless = self._refuse(holder, wanted, objection.blocker)
-            after = NOTHING if anew and holdings.object(holder, before, NOTHING) else before
+            after = NOTHING if anew and self._object(holder, before, NOTHING) else before
         holdings.enter(holder, after)
         moved = frozenset({*before.claims, *map(single, left)} ^ {*after.claims, *map(single, homeless)})
         verdicts.append(Verdict(holder, objection and objection.refusal, moved))
         freed: list[Hashable] = [*({*before.claims, before.key, *left} - {*after.claims, after.key, ""})]
         now = zip(SHARED, shares, holdings.shares(holder.cluster), strict=True)
         return freed + [Share(holder.cluster, kind) for kind, had, has in now if has < had]
+
+    def _object(self, holder: Holder, wanted: Wanted, kept: Wanted) -> Objection | None:
+        """A bug of ours that a node has found is that node's problem: it may be asked for in anybody's turn."""
+        try:
+            return self.holdings.object(holder, wanted, kept)
+        except Exception as e:
+            _log.exception("%s cannot be decided on", holder)
+            return Objection(Refusal(Reason.GARBLED, f"cannot be decided on, see the log: {e!r}"), NEVER)
 
     def _refuse(self, holder: Holder, wanted: Wanted, blocker: Hashable) -> tuple[Address, ...]:
         """Where it is all the same."""

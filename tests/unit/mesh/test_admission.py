@@ -13,6 +13,7 @@ from clustermesh.address import Prefix, contains, masked, nth, overlaps, parse, 
 from clustermesh.mesh.admission import Admission, Verdict
 from clustermesh.mesh.authority import Authority, Ground, Limits, Place
 from clustermesh.mesh.claims import Holder
+from clustermesh.mesh.holdings import Holdings, Wanted
 from clustermesh.mesh.refusals import Reason
 from clustermesh.model import Node, NodeAddress
 
@@ -398,3 +399,23 @@ def test_whatever_happens_a_key_an_address_and_a_prefix_are_one_nodes(script: li
         for holder, had in admission.holdings.standing.items():
             assert all(admission.holdings.claims.owner(prefix.address) == holder for prefix in had.claims)
             assert len(set(had.claims)) == len(had.claims)
+
+
+def test_a_node_that_cannot_be_decided_on_is_refused_and_the_others_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = Holdings.object
+
+    def judge_unless_poison(self: Holdings, holder: Holder, wanted: Wanted, kept: Wanted) -> Any:
+        if holder.node == "poison" and self.own_is_known:
+            raise ZeroDivisionError("a bug of ours")
+        return judge(self, holder, wanted, kept)
+
+    monkeypatch.setattr(Holdings, "object", judge_unless_poison)
+    admission = Admission("own")
+    for number, name in enumerate(("b1", "poison", "b2")):
+        assert reasons(admission.put(Holder("beta", name), node(f"10.{number}.0.0/24"))) == [Reason.WAITING]
+    assert reasons(admission.admit_peers()) == [None, Reason.GARBLED, None]
+    assert not admission.is_behind
+    assert {holder.node for holder in admission.holdings.standing} == {"b1", "b2"}
+    admission.authorize(Authority(name="beta", id=2))
+    assert {holder.node for holder in admission.holdings.standing} == {"b1", "b2"}
+    assert reasons(admission.put(Holder("beta", "poison"), None)) == [None]
