@@ -102,7 +102,8 @@ class Tracker(Generic[K, V]):
         self.problems: Mapping[K, Problem] = self._retries.problems
         self._unsure: set[K] = set()  # entries whose fate is unknown
         self._touched: set[K] | None = None  # what was written since a comparison began
-        self._withdrawn: set[K] | None = None  # wanted once, and no more: while it is set, all else is kept
+        self._withdrawn: set[K] | None = None  # wanted once, and no more: while it is set, all else is kept, ...
+        self._kept: dict[K, None] = {}  # ... apart from `_dirty`: a change must not cost all that is kept
 
     @property
     def failed(self) -> dict[K, str]:
@@ -118,7 +119,7 @@ class Tracker(Generic[K, V]):
     @property
     def settled(self) -> bool:
         """True when the target is known to hold exactly what is wanted, and what is kept."""
-        return not self.problems and all(map(self._is_kept, self._dirty))
+        return not self.problems and not self._dirty
 
     @property
     def next_due(self) -> float | None:
@@ -131,6 +132,7 @@ class Tracker(Generic[K, V]):
 
     def set(self, key: K, value: V) -> None:
         held = self.actual.get(key)
+        self._kept.pop(key, None)
         if held is not None and held == value:
             self.desired[key] = held  # equal values are one object
             if not self.problems and not self._unsure:
@@ -158,12 +160,14 @@ class Tracker(Generic[K, V]):
             self.remove(key)
 
     def keep_unclaimed(self) -> None:
-        """From now on delete only what was wanted after this call."""
+        """From now on delete only what was wanted after this call, which comes before any other."""
         self._withdrawn = set()
 
     def release_unclaimed(self) -> None:
         """What was kept and is not wanted may go."""
         self._withdrawn = None
+        self._dirty |= self._kept
+        self._kept = {}
 
     def _is_kept(self, key: K) -> bool:
         return self._withdrawn is not None and key not in self.desired and key not in self._withdrawn
@@ -209,8 +213,9 @@ class Tracker(Generic[K, V]):
 
     def _mark(self, key: K) -> None:
         self._dirty.pop(key, None)  # what was marked last is applied last
+        self._kept.pop(key, None)
         if self.desired.get(key) != self.actual.get(key) or key in self._unsure:
-            self._dirty[key] = None
+            (self._kept if self._is_kept(key) else self._dirty)[key] = None
         else:
             self._retries.forget(key)
         self._note_blocking(key)
@@ -284,7 +289,7 @@ class Tracker(Generic[K, V]):
         found = 0
         if not (self.desired or self.problems or self._unsure or self._touched) and self.actual.keys().isdisjoint(page):
             self.actual.update(page)  # as at a start
-            self._dirty.update(dict.fromkeys(page))
+            (self._dirty if self._withdrawn is None else self._kept).update(dict.fromkeys(page))
             return len(page)
         for key, value in page.items():
             unseen.discard(key)
@@ -318,7 +323,7 @@ class Tracker(Generic[K, V]):
 
     async def delete_pending(self) -> None:
         for some in _chunks(list(self._dirty), SLICE):
-            keys = [key for key in some if key not in self.desired and not self._is_kept(key)]
+            keys = [key for key in some if key not in self.desired]
             if keys:
                 self._settle(dict.fromkeys(keys), await self._attempt(self.target.delete(keys), keys))
 

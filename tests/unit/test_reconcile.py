@@ -589,3 +589,51 @@ async def test_what_was_found_is_kept_until_it_is_released_and_what_was_wanted_g
     assert not tracker.settled
     await tracker.delete_pending()
     assert target.held == {3: 3}
+
+
+async def test_a_change_does_not_cost_what_is_kept() -> None:
+    target = FakeTarget()
+    target.held = dict.fromkeys(range(1000), 1)
+    tracker = Tracker("fake", target)
+    tracker.keep_unclaimed()
+    await tracker.adopt()
+    assert tracker.settled
+    assert not any(tracker.pending())
+    tracker.set(7, 7)
+    tracker.set(1000, 1)
+    assert tracker.pending_size == 2
+    target.journal.clear()
+    await Reconciler(tracker).flush()
+    assert target.journal == ["fake + [7, 1000]"]
+    tracker.release_unclaimed()
+    assert tracker.pending_size == 999, "all but the one that is wanted"
+
+
+async def test_what_is_kept_goes_with_its_target_and_comes_back_with_it() -> None:
+    target = FakeTarget()
+    target.held = {1: 1, 2: 2}
+    tracker = Tracker("fake", target)
+    tracker.keep_unclaimed()
+    await tracker.adopt()
+    target.held = {2: 3, 4: 4}
+    assert await tracker.audit() == 3
+    assert tracker.settled
+    tracker.release_unclaimed()
+    assert tracker.pending().deletes == [2, 4]
+
+
+async def test_a_comparison_lets_others_have_a_turn_after_some_thousand_entries() -> None:
+    target = FakeTarget()
+    target.held = dict.fromkeys(range(10_000), 1)
+    tracker, turns = Tracker("fake", target), 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    await tracker.audit()
+    counting.cancel()
+    assert turns >= 10
