@@ -68,6 +68,7 @@ class Peers:
         self.files: dict[str, PeerFile] = {}  # as they were read last
         self.on_files: Callable[[], None] = lambda: None  # called when they are others
         self.on_complete: Callable[[], None] = lambda: None  # when one of the clusters is, or which they are is known
+        self._ids: dict[str, int] = {}  # as admitted: what two readers ask at once, both hear of a moment later
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._leaving: dict[str, float] = {}  # disconnected clusters, and when they are to be forgotten
 
@@ -135,11 +136,12 @@ class Peers:
 
     def admit(self, name: str, config: ClusterConfig) -> None:
         """Whether cluster `name` may join with `config`. Raises Invalid with the reason."""
+        self._ids.pop(name, None)
         check_cluster_id(config.id, self._own.max_clusters)
         if config.id == self._own.id:
             raise Invalid(f"cluster id of {name}", config.id, f"is this cluster's own id ({self._own.name})")
         for other in self.readers.values():
-            if other.name != name and other.config is not None and other.config.id == config.id:
+            if other.name != name and config.id in (other.config and other.config.id, self._ids.get(other.name)):
                 raise Invalid(f"cluster id of {name}", config.id, f"is already used by cluster {other.name}")
         for file in self.files.values():  # one that was not heard of yet keeps the id it was connected with
             if file.name != name and file.cluster_id == config.id and self.readers[file.name].config is None:
@@ -151,6 +153,7 @@ class Peers:
                 f"maxConnectedClusters of {name}", theirs, f"must be {self._own.max_clusters} as in this cluster"
             )
         if name in self.files:
+            self._ids[name] = config.id
             self._grant(self.files[name], config)
 
     def _grant(self, file: PeerFile, config: ClusterConfig) -> None:
@@ -207,6 +210,7 @@ class Peers:
 
     def _forget(self, name: str) -> None:
         del self._leaving[name], self.readers[name]
+        self._ids.pop(name, None)
         self._sink.drain(name)
         last_good.forget(self._keep, name)
         _log.info("cluster %s: drained", name, extra=about(name))

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from clustermesh.address import parse, parse_prefix
-from clustermesh.errors import Unavailable
+from clustermesh.errors import Invalid, Unavailable
 from clustermesh.mesh import last_good
 from clustermesh.mesh.authority import Authority
 from clustermesh.mesh.peer_files import PeerFile, encode_peer
 from clustermesh.mesh.peers import Peers
+from clustermesh.mesh.session import State
 from clustermesh.mesh.state import MeshState
 from clustermesh.mesh.tables import peer_tables
 from clustermesh.mesh.view import View
@@ -112,3 +114,56 @@ async def test_a_cluster_of_which_something_is_kept_that_cannot_be_read_is_no_ne
         for task in peers._tasks.values():
             task.cancel()
     assert (peers.lost, peers.newcomers) == (lost, newcomers)
+
+
+async def test_a_cluster_whose_file_is_empty_for_a_while_stays_connected(folder: Path) -> None:
+    state = Sink("alpha")
+    state.admit_peers()
+    own, keep = Cluster(name="alpha", id=1), folder.parent / "kept"
+    write(folder, "203.0.113.0/24")
+    peers = Peers(folder, own, state, lambda _file: NoEtcd(), peer_tables, keep, state.authorize)  # type: ignore[arg-type,return-value]
+    async with asyncio.TaskGroup() as tasks:
+        await peers.sync(tasks)
+        reader = peers.readers["beta"]
+        (folder / "beta").write_bytes(b"")
+        await peers.sync(tasks)
+        assert [problem.split(":")[0] for problem in peers.problems] == ["'beta'"]
+        write(folder, "203.0.113.0/24")
+        await peers.sync(tasks)
+        assert (peers.problems, peers.readers) == ([], {"beta": reader})
+        assert reader.session.state is State.STALE
+        assert [node.name for node in state.admitted_nodes()] == ["b1"]
+        for task in peers._tasks.values():
+            task.cancel()
+
+
+async def test_of_two_clusters_that_come_with_one_id_at_once_one_is_admitted(tmp_path: Path) -> None:
+    for name in ("beta", "gamma"):
+        (tmp_path / name).write_bytes(encode_peer(PeerFile(name=name, endpoints=("http://192.0.2.9",))))
+    granted = list[Authority]()
+    own = Cluster(name="alpha", id=1)
+    peers = Peers(
+        tmp_path,
+        own,
+        Sink("alpha"),
+        lambda _file: NoEtcd(),  # type: ignore[arg-type,return-value]
+        peer_tables,
+        tmp_path / "kept",
+        granted.append,
+    )
+    async with asyncio.TaskGroup() as tasks:
+        await peers.sync(tasks)
+        peers.admit("beta", CONFIG)  # its reader hears of it a moment later
+        with pytest.raises(Invalid, match="already used by cluster beta"):
+            peers.admit("gamma", CONFIG)
+        peers.admit("beta", CONFIG)
+        peers.admit("beta", replace(CONFIG, id=3))
+        peers.admit("gamma", CONFIG)
+        (tmp_path / "beta").unlink()
+        await peers.sync(tasks)
+        peers._leaving["beta"] = 0.0
+        peers._forget_drained()
+        peers.admit("gamma", replace(CONFIG, id=3))
+        for task in peers._tasks.values():
+            task.cancel()
+    assert [(each.name, each.id) for each in granted][2:] == [("beta", 3), ("gamma", 2), ("gamma", 3)]
