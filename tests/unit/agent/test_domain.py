@@ -203,3 +203,25 @@ async def test_an_audit_counts_what_others_changed_and_the_next_step_repairs_it(
     assert words.tracker.drift == 3
     await words.step()
     assert words.table.held == {"one": 3, "two": 3, "three": 5}
+
+
+async def test_others_have_a_turn_while_much_is_planned() -> None:
+    words, turns = Words(), 0
+    plan = words.plan
+
+    def plan_in_a_millisecond(item: str) -> None:
+        words.now += 0.001
+        plan(item)
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    words.plan = plan_in_a_millisecond  # type: ignore[method-assign]
+    words.say(*(f"w{number}" for number in range(1000)))
+    counting = asyncio.create_task(count())
+    await words.step()
+    counting.cancel()
+    assert turns >= 100, "ten milliseconds of planning, and somebody else has had a turn"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import selectors
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from itertools import pairwise
 
@@ -21,6 +22,8 @@ from agent.wireguard.peer import PeerState
 from clustermesh.address import parse, parse_prefix, prefix_text
 from clustermesh.errors import Refused, Unavailable
 from clustermesh.mesh.authority import Ground, Place
+from clustermesh.mesh.claims import Holder
+from clustermesh.mesh.holdings import Holdings, Objection, Wanted
 from clustermesh.mesh.session import Session, State
 from clustermesh.model import ClusterConfig, Endpoint, Node, NodeAddress, Stamp
 
@@ -706,6 +709,34 @@ async def test_what_kills_the_planning_of_one_service_kills_neither_this_agent_n
         await bed.adopt()
 
 
+async def test_what_kills_the_decision_on_one_node_kills_neither_this_agent_nor_what_it_serves(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = Holdings.object
+
+    def judge_unless_poison(self: Holdings, holder: Holder, wanted: Wanted, kept: Wanted) -> Objection | None:
+        if holder.node == "n66" and self.own_is_known:
+            raise ZeroDivisionError("a bug of ours")
+        return judge(self, holder, wanted, kept)
+
+    monkeypatch.setattr(Holdings, "object", judge_unless_poison)
+    bed.state = bed.sink = AgentState("alpha", bed.propagation)
+    bed.restart()
+    bed.connect("beta")
+    bed.add_node("alpha", 1)
+    bed.add_web("10.1.1.5")
+    for number in (2, 3, 66, 4):
+        bed.add_node("beta", number)
+    running = await bed.running()
+    await until(lambda: running.done() or bed.domains.ready_at)
+    assert not running.done()
+    assert bed.served() == ["5"]
+    assert {node.name for node in bed.state.admitted_nodes()} == {"n1", "n2", "n3", "n4"}
+    assert set(bed.state.refusals("beta").named(9)) == {"nodes/n66"}
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
 # -- the two phases of the start --------------------------------------------------------------------------------------
 
 
@@ -800,6 +831,34 @@ async def test_a_service_waits_for_the_way_to_its_backends_and_for_one_that_hang
     assert waits == 1
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+class Skipping(selectors.DefaultSelector):
+    """Whoever waits for a time has waited: what it would have been is `slept`."""
+
+    slept = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        self.slept += timeout or 0.0
+        return super().select(0 if timeout else timeout)
+
+
+def test_a_device_that_hangs_delays_a_service_by_50_ms_at_most() -> None:
+    selector = Skipping()
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
+        loop = runner.get_loop()
+        loop.time = lambda: selector.slept  # type: ignore[method-assign]
+
+        async def wait() -> float:
+            bed = Bed()
+            bed.domains.tunnels.wake()
+            bed.add_web("10.1.1.5")
+            began = loop.time()
+            bed.domains.services.factors.set(b"", b"")
+            await bed.domains.services.prepare()
+            return loop.time() - began
+
+        assert 0 < runner.run(wait()) <= 0.05
 
 
 async def test_a_clusters_factor_is_one_entry_and_repaired_as_any_other(bed: Bed) -> None:

@@ -72,7 +72,7 @@ class Peer:
         """All witnesses stand, and no lease has ended."""
         assert self.question is not None
         asked, self.question = self.question, None
-        standing = {key: 1 for key in (keys.HEARTBEAT, *map(canary, KINDS))}
+        standing = dict.fromkeys((keys.HEARTBEAT, *map(canary, KINDS)), 1)
         self.hear(Attested(standing, self.revision, frozenset()))
         return asked
 
