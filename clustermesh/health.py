@@ -103,8 +103,14 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
-        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        both = not address[0] and socket.has_dualstack_ipv6()
+        self.address_family = socket.AF_INET6 if both or ":" in address[0] else socket.AF_INET
         super().__init__(address, handler)
+
+    def server_bind(self) -> None:
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, bool(self.server_address[0]))
+        super().server_bind()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away in the middle is nobody's fault."""

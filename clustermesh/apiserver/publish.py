@@ -192,8 +192,8 @@ class Publisher:
             self._records.pop(name, None)
 
     def _merge_record(self, node: Node | None) -> Node | None:
-        if node is None:
-            return None
+        if node is None or not self.of_agents:
+            return node
         record = self._records.get(node.name)
         if record is None and not node.wireguard_public_key:
             record = self._adopted.get(node.name)

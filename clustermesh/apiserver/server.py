@@ -24,6 +24,7 @@ from clustermesh.apiserver.health import Health, Scope, health_server
 from clustermesh.apiserver.identities import GRACE, Allocator
 from clustermesh.apiserver.keys_target import WRITES
 from clustermesh.apiserver.ledger import Ledger
+from clustermesh.apiserver.problems import ProblemLog
 from clustermesh.apiserver.publish import Publisher, Updates
 from clustermesh.apiserver.report import keep_reported
 from clustermesh.apiserver.resources import ABOUT, CANARIES, canary_keys, config_value, make_ledger, watched_places
@@ -123,7 +124,8 @@ class ApiServer:
         ledger = self.ledger
         self.publisher = Publisher(self.cluster, self.allocator, ledger.is_inherited, ledger.last_good)
         self.writer = Writer(self.ledger, self._want_canaries, self._settle_soon, timing.audit)
-        self.users = Users(client, settings, self._note_problems)
+        self.problems = ProblemLog(self._list_problems, _LOG)
+        self.users = Users(client, settings, self.problems.wake)
         self.agents = AgentRecords(client, lambda node: node in self.source.snapshot.nodes)
         self.keeper.on_lost = self._lose_leases
         self.election = Election(voting, client, keys.API_SERVER_LEADERS, own_name(), timing.election)
@@ -138,7 +140,6 @@ class ApiServer:
         self._published = False
         self._recalled = False  # which numbers identities had
         self._pruned = False
-        self._problems: tuple[str, ...] = ()
 
     def tasks(self) -> list[Coroutine[Any, Any, None]]:
         """Everything that has to run."""
@@ -148,6 +149,7 @@ class ApiServer:
             self._stand_by(),
             self._lead(),
             self._hear(),
+            self.problems.run(),
             *(self._follow(place, take_record if place == keys.AGENTS else self.ledger.take) for place in self._places),
         ]
 
@@ -179,11 +181,12 @@ class ApiServer:
         if self.source.has_agents and not self.ledger[NODES].found():
             self.agents.expect(self.timing.records, self.writer.wake)
         self._recalled = bool(self.ledger[IDENTITIES].found())
-        found, now = self.ledger[IDENTITIES].found(), time.monotonic_ns()
-        for key, value in adopt_identities(self.allocator, found, self.cluster, now).items():
-            self.ledger[IDENTITIES].want(key, value)
-        adopt_keys(self.publisher, self.ledger[NODES].found(), self.cluster)
         self.publisher.of_agents = self.source.has_agents
+        if self.source.has_agents:  # else numbers are allotted, and keys made, elsewhere: the source knows them all
+            found, now = self.ledger[IDENTITIES].found(), time.monotonic_ns()
+            for key, value in adopt_identities(self.allocator, found, self.cluster, now).items():
+                self.ledger[IDENTITIES].want(key, value)
+            adopt_keys(self.publisher, self.ledger[NODES].found(), self.cluster)
         self._in_charge.set()
 
     # -- etcd -> ledger ------------------------------------------------------------------------------------------------
@@ -222,7 +225,7 @@ class ApiServer:
         snapshot = self.source.snapshot if self._in_charge.is_set() else Snapshot()  # until then it is noted only
         for node, record in self.agents.take(item):
             self._want(self.publisher.take_record(snapshot, node, record, time.monotonic_ns()))
-        self._note_problems()
+        self.problems.wake()
 
     def _settle_soon(self) -> None:
         """It looks at all there is, once: whoever waits for this to be ready does not wait for that."""
@@ -268,7 +271,7 @@ class ApiServer:
             self._pruned = True
         self._published = True
         self.writer.open_canaries()
-        self._note_problems()
+        self.problems.wake()
 
     def _want(self, updates: Updates) -> None:
         """Deletions go with a sign of life: a reader that has heard none yet takes them for a lease that ended."""
@@ -297,7 +300,7 @@ class ApiServer:
             if self._published:
                 self._want(self.publisher.tick(self.source.snapshot, time.monotonic_ns()))
                 self.writer.wake()
-            self._note_problems()
+            self.problems.wake()
 
     def _keyless(self) -> list[str]:
         """The Nodes whose keys are waited for."""
@@ -341,23 +344,13 @@ class ApiServer:
 
     # -- what there is to say ------------------------------------------------------------------------------------------
 
-    def _note_problems(self) -> None:
-        """Log each problem once as it comes, and that it went."""
-        before, self._problems = self._problems, tuple(self._list_problems())
-        for problem in dict.fromkeys(self._problems):
-            if problem not in before:
-                _LOG.warning("%s", problem)
-        gone = len(set(before) - set(self._problems))
-        if gone:
-            _LOG.info("%d problems are solved, %d are left", gone, len(self._problems))
-
     async def _report(self) -> None:
         """Not before there is something to say: after a restart it is what stands there."""
         await self.users.enabled.wait()
         with suppress(TimeoutError):
             async with asyncio.timeout(_UNHEARD):
                 await self._heard.wait()
-        await keep_reported(self.client, lambda: ApiServerReport(self._problems, self.source.about))
+        await keep_reported(self.client, lambda: ApiServerReport(self.problems.found, self.source.about))
 
     def _list_problems(self) -> list[str]:
         found = [str(problem) for problem in self.source.problems()]
@@ -395,7 +388,7 @@ class ApiServer:
             cluster=self.cluster.name,
             leading=self.election.leading.is_set(),
             waiting=tuple(self._list_waiting()),
-            problems=self._problems,
+            problems=self.problems.found,
             scopes={
                 name: Scope(keys=len(t.actual), pending=t.pending_size, drift=t.drift, errors=t.failures)
                 for name, t in trackers.items()

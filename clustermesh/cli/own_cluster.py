@@ -85,9 +85,9 @@ def listen_at(http: str | None, flags: dict[str, Any], default: str) -> list[str
     port, metrics = flags["health_port"], flags["prometheus_serve_addr"]
     if http and port:
         raise Invalid("--health-port", port, "must not be given beside --http, which says the same")
-    listen = [f"0.0.0.0:{port}" if port else http or default]
+    listen = [f":{port}" if port else http or default]
     if metrics:
-        listen.append(f"0.0.0.0{metrics}" if metrics.startswith(":") else metrics)
+        listen.append(metrics)
     return listen
 
 
@@ -101,6 +101,8 @@ def mirrored(context: Path, flags: dict[str, Any]) -> tuple[Path, AgentAccess | 
             raise Invalid("--agents-config", str(agents), "must be left out beside --cluster-name: a chart makes it")
         return peers or PEERS, None
     cluster = load(context)
+    if agents is not None and agents.resolve() == (peers or cluster.peers).resolve():
+        raise Invalid("--agents-config", str(agents), "must not be the folder of the connected clusters")
     access = AgentAccess(
         folder=agents or cluster.path / "cached-peers",
         endpoints=(cluster.endpoint,),

@@ -41,7 +41,7 @@ class KubeClient:
     def __init__(self, access: Access, patience: Patience | None = None, load: Load = READS) -> None:
         self.patience, self._pace = patience or Patience(), Pace(load)
         self._access = access
-        self._shown: Grant | None = None
+        self._shown: dict[str, Grant] = {}  # by path: two that are refused at once ask once
 
     async def __aenter__(self) -> Self:
         # Compressed answers cost both sides more CPU than a local network's bytes.
@@ -82,8 +82,8 @@ class KubeClient:
     async def _answer(
         self, path: str, what: str, params: Mapping[str, str], fresh: bool
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        grant = await self._access.grant(self._shown if fresh else None)
-        self._shown = grant
+        grant = await self._access.grant(self._shown.get(path) if fresh else None)
+        self._shown[path] = grant
         try:
             async with asyncio.timeout(self.patience.read):
                 answer = await self._ask(grant, path, params)
@@ -99,6 +99,8 @@ class KubeClient:
             raise Unavailable(f"{what}: the API server gave no answer in time") from e
         except aiohttp.ClientConnectorError as e:
             raise Unavailable(f"{what}: cannot connect to {e.host}:{e.port}: {e.strerror or e.os_error}") from e
+        except aiohttp.ClientResponseError as e:  # its text has the URL, which may be a proxy's, with a password
+            raise Unavailable(f"{what}: {e.status} {e.message}") from e
         except (aiohttp.ClientError, OSError) as e:
             raise Unavailable(f"{what}: {str(e) or type(e).__name__}") from e
 

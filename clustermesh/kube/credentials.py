@@ -90,9 +90,17 @@ def _credentials(configuration: Any) -> Credentials:
         key=_text(configuration.key_file),
         verify=configuration.verify_ssl,
         server_name=configuration.tls_server_name or "",
-        proxy=configuration.proxy or "",
+        proxy=_proxy(configuration),
         header=configuration.api_key.get("BearerToken", ""),
     )
+
+
+def _proxy(configuration: Any) -> str:
+    """None ("") where NO_PROXY has the server."""
+    from kubernetes.client.rest import should_bypass_proxies
+
+    around = should_bypass_proxies(configuration.host, no_proxy=configuration.no_proxy or "")
+    return "" if around else configuration.proxy or ""
 
 
 def _text(path: str | None) -> str:

@@ -76,7 +76,7 @@ def read_status(body: bytes | msgspec.Raw) -> Status:
     """The Status in `body`; of garbage, one that quotes it."""
     try:
         return _STATUS.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Status(message=bytes(body)[:200].decode(errors="replace").strip())
 
 

@@ -218,4 +218,5 @@ async def _probe(client: KubeClient, resource: Resource[K, V]) -> Probed:
 
 
 def _selector(resource: Resource[K, V]) -> dict[str, str]:
-    return {"fieldSelector": resource.fields} if resource.fields else {}
+    named = {"fieldSelector": resource.fields, "labelSelector": resource.labels}
+    return {name: text for name, text in named.items() if text}

@@ -24,6 +24,7 @@ class Resource(Struct, Generic[K, V], frozen=True, kw_only=True):
     decode: Callable[[Raw], tuple[K, V]]
     key: Callable[[str, str], K]
     fields: str = ""
+    labels: str = ""
 
     @property
     def path(self) -> str:

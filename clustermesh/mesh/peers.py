@@ -66,6 +66,7 @@ class Peers:
         self._pace, self._marks = Pace(), FileMarks()
         self.terms = Terms(max_clusters=own.max_clusters)  # of every reader, but for the limits of its file
         self.files: dict[str, PeerFile] = {}  # as they were read last
+        self.id_of: Callable[[PeerFile], int | None] = lambda file: file.cluster_id  # where nothing was heard of it yet
         self.on_files: Callable[[], None] = lambda: None  # called when they are others
         self.on_complete: Callable[[], None] = lambda: None  # when one of the clusters is, or which they are is known
         self._ids: dict[str, int] = {}  # as admitted: what two readers ask at once, both hear of a moment later
@@ -144,7 +145,7 @@ class Peers:
             if other.name != name and config.id in (other.config and other.config.id, self._ids.get(other.name)):
                 raise Invalid(f"cluster id of {name}", config.id, f"is already used by cluster {other.name}")
         for file in self.files.values():  # one that was not heard of yet keeps the id it was connected with
-            if file.name != name and file.cluster_id == config.id and self.readers[file.name].config is None:
+            if file.name != name and self.id_of(file) == config.id and self.readers[file.name].config is None:
                 raise Invalid(f"cluster id of {name}", config.id, f"is that of cluster {file.name}")
         # Cilium's own rule lets the side with 511 refuse; here both do: each numbers identities in its own way, and
         # what one of them takes for its own is another's to the other.

@@ -10,10 +10,9 @@ from clustermesh.mesh.peer_files import PeerFile
 from clustermesh.store.client import EtcdClient
 
 
-def client_of(file: PeerFile) -> EtcdClient:
+def client_of(file: PeerFile, timeout: float = 5.0) -> EtcdClient:
     """A client of the etcd of `file`, which is dialled where its aliases say."""
-    aliases = {host: addresses[0] for host, addresses in file.host_aliases.items() if addresses}
-    return EtcdClient(file.endpoints, file.tls, aliases=aliases, login=file.login)
+    return EtcdClient(file.endpoints, file.tls, timeout=timeout, aliases=file.host_aliases, login=file.login)
 
 
 class SharedClients:

@@ -16,7 +16,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from certs.files import private_folder, write_atomically
-from clustermesh.mesh.peer_files import PeerFile, encode_peer
+from clustermesh.mesh.peer_files import MARK, PeerFile, encode_peer
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -51,7 +51,9 @@ def keep_agent_files(peers: Iterable[PeerFile], access: AgentAccess) -> None:
     try:
         private_folder(access.folder)
         for name in sorted(set(os.listdir(access.folder)) - wanted.keys()):
-            (access.folder / name).unlink()
+            path = access.folder / name
+            if path.is_file() and MARK in path.read_bytes():  # all else is somebody else's
+                path.unlink()
         for name, data in wanted.items():
             path = access.folder / name
             if not path.exists() or path.read_bytes() != data:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
+from clustermesh.apiserver.problems import ProblemLog
 from clustermesh.apiserver.settings import Settings
 from clustermesh.mesh.peers import Peers
 from clustermesh.mesh.reader import ClusterReader
@@ -39,14 +40,7 @@ class Report:
         self._settings, self._election, self._peers, self._sink = settings, election, peers, sink
         self._writer, self._following, self._readiness = writer, following, readiness
         self._began = time.monotonic()
-        self._problems: tuple[str, ...] = ()
-
-    def note_problems(self) -> None:
-        """Log each problem once as it comes."""
-        before, self._problems = self._problems, tuple(self._list_problems())
-        for problem in self._problems:
-            if problem not in before:
-                _LOG.warning("%s", problem)
+        self.problems = ProblemLog(self._list_problems, _LOG)
 
     def _list_problems(self) -> Iterator[str]:
         yield from (f"peers folder: {problem}" for problem in self._peers.problems)
@@ -94,7 +88,7 @@ class Report:
             cluster=self._settings.cluster.name,
             leading=self._election.leading.is_set(),
             waiting=tuple(self.waiting()),
-            problems=self._problems,
+            problems=self.problems.found,
             clusters={name: self._copy_health(name, reader) for name, reader in self._peers.readers.items()},
             pending={name: section.tracker.pending_size for name, section in sections.items()},
             drift={name: section.tracker.drift for name, section in sections.items()},

@@ -139,6 +139,7 @@ class Mirror:
         )
         self.peers.terms = replace(self.peers.terms, settle=timing.settle, cache_ttl=timing.cache_ttl)
         self.peers.on_files = self._keep_agent_files
+        self.peers.id_of = lambda file: file.cluster_id or self._copied_id(file.name)
         self.sink.is_connected, self.sink.config_of = self._is_connected, self._config_of
         self.sink.limits_of = self._limits_of
         self.sink.on_listed = self.writer.wake
@@ -265,6 +266,13 @@ class Mirror:
         file = self.peers.files.get(cluster)
         return Limits() if file is None else file.limits
 
+    def _copied_id(self, cluster: str) -> int | None:
+        """The id under which what is in the cache was copied."""
+        with suppress(Invalid):
+            if (value := self.sink.configs.get(cluster)) is not None:
+                return cluster_config.decode(value).id
+        return None
+
     def _config_of(self, cluster: str) -> ClusterConfig | None:
         return self.peers.readers[cluster].config
 
@@ -272,7 +280,8 @@ class Mirror:
         """Take back what was copied of clusters that are not connected any more."""
         await self.peers.looked.wait()
         while True:
-            held = self.sink.clusters
+            # While the folder could not be read nobody knows who is connected.
+            held = self.sink.clusters if self.peers.synced_once else frozenset[str]()
             connected = {name for name in held if self._is_connected(name) or (self._folder / name).exists()}
             leaving = self._departures.look(held, connected, time.monotonic())
             for cluster in leaving.retract:
@@ -283,7 +292,7 @@ class Mirror:
             for cluster in leaving.forget:
                 _LOG.info("cluster %s: its copies go", cluster, extra=about(cluster))
                 self.sink.forget(cluster)
-            self.report.note_problems()
+            self.report.problems.look()
             if not self.report.waiting():
                 self._settle()
             await asyncio.sleep(_LOOK)

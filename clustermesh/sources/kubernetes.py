@@ -47,6 +47,10 @@ RULES: Final = tuple(
 """All that this source may have to do at the API."""
 
 _FIELDS: Final = {"Pod": "spec.nodeName!=,status.phase!=Succeeded,status.phase!=Failed"}
+_LABELS: Final = {
+    "Service": "!service.kubernetes.io/service-proxy-name",  # somebody else's to proxy
+    "EndpointSlice": "endpointslice.kubernetes.io/managed-by!=endpointslice-mesh-controller.cilium.io",  # not of here
+}
 _AT_ONCE: Final = 250
 """Objects of each kind that are translated before others have their turn: some 10 ms."""
 AUDIT: Final = (300.0, 600.0)
@@ -258,6 +262,7 @@ def _resource(kind: Kind, version: str) -> Resource[Ref, Object]:
         decode=_LEAN.get(kind.name) or _decoder(kind),
         key=lambda namespace, name: Ref(kind.name, namespace if namespaced else "", name),
         fields=_FIELDS.get(kind.name, ""),
+        labels=_LABELS.get(kind.name, ""),
     )
 
 

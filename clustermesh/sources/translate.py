@@ -193,8 +193,8 @@ class Translator:
         if isinstance(found, CiliumIdentity) and self._takes_part(self._namespace(identity_namespace(found))):
             after = translate_identity(self._cluster, ref, found, faults)
         self._keep_faults(ref, faults)
-        if not ref.name.isdigit():
-            return False
+        if not (ref.name.isascii() and ref.name.isdigit() and str(int(ref.name)) == ref.name):
+            return False  # no number at all, or another object's, spelled in another way
         before = self.snapshot.identities.pop(int(ref.name), None)
         if after is not None:
             self.snapshot.identities[after.id] = after

@@ -90,7 +90,7 @@ class EtcdClient:
         tls: Tls | None = None,
         *,
         timeout: float = 5.0,
-        aliases: Mapping[str, str] | None = None,
+        aliases: Mapping[str, Sequence[str]] | None = None,
         login: Login | None = None,
     ) -> None:
         self.timeout = timeout

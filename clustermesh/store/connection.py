@@ -99,14 +99,18 @@ class Dialer:
         self,
         urls: Sequence[str],
         tls: Tls | None,
-        aliases: Mapping[str, str],
+        aliases: Mapping[str, Sequence[str]],
         timeout: float,
         login: Login | None = None,
     ) -> None:
-        self._endpoints = [_checked(parse(url), tls) for url in urls]
+        self._endpoints = [
+            (checked, address)
+            for checked in (_checked(parse(url), tls) for url in urls)
+            for address in aliases.get(checked.host) or (checked.host,)
+        ]
         if not self._endpoints:
             raise Invalid("endpoints", list(urls), "must name at least one")
-        self._tls, self._aliases, self._timeout, self._login = tls, aliases, timeout, login
+        self._tls, self._timeout, self._login = tls, timeout, login
         self._turn = random.randrange(len(self._endpoints))
         self._current: Connection | None = None
         self._open: set[Connection] = set()
@@ -130,9 +134,9 @@ class Dialer:
                 await connection.close()
 
     def _dial(self) -> Connection:
-        endpoint = self._endpoints[self._turn % len(self._endpoints)]
+        endpoint, address = self._endpoints[self._turn % len(self._endpoints)]
         tls = self._tls if endpoint.secure else None
-        connection = Connection(endpoint, self._aliases.get(endpoint.host, endpoint.host), tls)
+        connection = Connection(endpoint, address, tls)
         self._open.add(connection)
         return connection
 

@@ -217,7 +217,7 @@ def _authorities(path: Path | None) -> tuple[str, ...]:
 
 async def _ask_etcd(file: PeerFile, works: Iterable[EndpointFacts], patience: float) -> EtcdFacts:
     reached = list(works)
-    aliases = {each.host: each.addresses[0] for each in reached}
+    aliases = {each.host: each.addresses for each in reached}
     try:
         async with (
             asyncio.timeout(patience * _STEPS),

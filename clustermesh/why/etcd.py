@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from clustermesh.errors import ClusterMeshError, DecodeError, Invalid, Unavailable, sentence
 from clustermesh.mesh.authority import Authority
 from clustermesh.mesh.peer_files import PeerFile, PeersFolder
+from clustermesh.mesh.shared_clients import client_of
 from clustermesh.mesh.state import MeshState
 from clustermesh.model import Cluster, ClusterConfig, Endpoint, Identity, LocalService, Service
 from clustermesh.standalone.context import Context
@@ -116,9 +117,7 @@ class Etcds:
 
     @asynccontextmanager
     async def _etcd_of(self, file: PeerFile) -> AsyncIterator[_Place]:
-        tls = None if file.ca is None or file.cert is None or file.key is None else Tls(file.ca, file.cert, file.key)
-        aliases = {host: addresses[0] for host, addresses in file.host_aliases.items() if addresses}
-        async with EtcdClient(file.endpoints, tls, timeout=self._patience, aliases=aliases) as client:
+        async with client_of(file, self._patience) as client:
             if (found := await client.get(keys.cluster_config_key(file.name))) is None:
                 raise Unavailable(
                     f"there is no {keys.cluster_config_key(file.name).decode()}: its API server has not run"

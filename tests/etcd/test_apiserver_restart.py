@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
@@ -11,7 +12,11 @@ import mirror
 import pytest
 from apiserver_bed import PATIENCE, Bed, manifests, page, pods, until_page
 
-from clustermesh.apiserver.server import Timing
+from clustermesh.apiserver.server import Timing, run
+from clustermesh.apiserver.settings import of_folder
+from clustermesh.model import Identity, Label
+from clustermesh.sources.snapshot import Change, Snapshot
+from clustermesh.sources.table import Problem
 from clustermesh.store.operations import KeyValue
 from clustermesh.wire import keys
 
@@ -112,3 +117,35 @@ async def test_a_canary_and_the_beat_hang_on_one_lease_however_many_keys_there_a
             canaries = {kv.lease for key, kv in found.items() if key.startswith(keys.SYNCED)}
             assert canaries == {found[keys.HEARTBEAT].lease}
             assert (await page(bed, "/readyz"))[0] == 200
+
+
+class OtherNumbers:
+    """A source in Cilium's mode: identities are numbered elsewhere, and nobody touches this one."""
+
+    about, has_agents, complete = "Kubernetes API, cilium mode", False, True
+    drift: Mapping[str, int] = {}
+
+    def __init__(self) -> None:
+        labels = (Label(source="k8s", key="io.cilium.k8s.policy.cluster", value="alpha"),)
+        self.snapshot = Snapshot(identities={65999: Identity(id=65999, labels=labels)})
+
+    def problems(self) -> list[Problem]:
+        return []
+
+    async def updates(self) -> AsyncGenerator[Change, None]:
+        yield Change(identities=frozenset([65999]))
+        await asyncio.Event().wait()
+
+
+async def test_identities_that_are_numbered_elsewhere_outlive_the_grace_after_a_restart(tmp_path: Path) -> None:
+    timing = Timing(grace=1, tick=0.05, records=0.0)
+    async with Bed(tmp_path) as bed:
+        await bed.etcd.start()
+        for _ in range(2):
+            running = run(of_folder(bed.context), OtherNumbers, [bed.http], timing)
+            async with asyncio.TaskGroup() as tasks, bed.deletions() as gone:
+                task = tasks.create_task(running)
+                await bed.until(lambda found: keys.canary_key("alpha", "identities") in found)
+                await asyncio.sleep(20 * timing.tick)
+                task.cancel()
+            assert gone == []

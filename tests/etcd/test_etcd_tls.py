@@ -1,13 +1,14 @@
 """Mutual TLS with a real etcd: who is let in, and what one reads when not."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from mirror import Mirror
 from pki import Authority
 
-from clustermesh.errors import Invalid, Refused
+from clustermesh.errors import Invalid, Refused, Unavailable
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.local import LocalEtcd
 from clustermesh.store.tls import Tls
@@ -35,13 +36,26 @@ async def test_a_name_is_dialled_at_its_alias_and_its_certificate_checked(
     secure: LocalEtcd, authority: Authority, stack
 ) -> None:
     port = secure.endpoints[0].rpartition(":")[2]
-    aliases = {"alpha.mesh.cilium.io": "127.0.0.1", "beta.mesh.cilium.io": "127.0.0.1"}
+    aliases = {"alpha.mesh.cilium.io": ["127.0.0.1"], "beta.mesh.cilium.io": ["127.0.0.1"]}
     tls = authority.issue("somebody")
     right = await stack.enter_async_context(EtcdClient([f"https://alpha.mesh.cilium.io:{port}"], tls, aliases=aliases))
     assert await right.put(b"k", b"v") > 0
     wrong = await stack.enter_async_context(EtcdClient([f"https://beta.mesh.cilium.io:{port}"], tls, aliases=aliases))
     with pytest.raises(Refused, match=r"certificate is not accepted: Hostname mismatch"):
         await wrong.put(b"k", b"v")
+
+
+async def test_of_several_addresses_of_a_name_each_is_dialled_in_turn(
+    secure: LocalEtcd, authority: Authority, stack
+) -> None:
+    port = secure.endpoints[0].rpartition(":")[2]
+    aliases = {"alpha.mesh.cilium.io": ["127.0.0.2", "127.0.0.3", "127.0.0.1"]}
+    url, tls = f"https://alpha.mesh.cilium.io:{port}", authority.issue("somebody")
+    client = await stack.enter_async_context(EtcdClient([url], tls, aliases=aliases))
+    for _ in range(2):
+        with suppress(Unavailable):
+            await client.get(b"k")
+    assert await client.put(b"k", b"v") > 0
 
 
 async def test_a_server_of_another_ca_is_refused_by_us(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mirror import Mirror as Reader
 from mirror_bed import QUICK, MirrorBed, beating
 from state_sink import StateSink
 
@@ -216,6 +217,34 @@ async def test_what_was_copied_of_a_cluster_disconnected_meanwhile_goes(bed: Mir
         bed.disconnect(beta)
         async with bed.running():
             await bed.until(lambda found: not found)
+
+
+async def test_a_restart_without_the_peers_folder_takes_nothing_away(bed: MirrorBed) -> None:
+    beta = await bed.peer()
+    async with beating(beta):
+        async with bed.running():
+            before = await bed.until_cached(beta)
+        bed.folder.rename(bed.folder.with_name("away"))
+        async with bed.running():
+            await bed.until_page("/readyz", "peers folder")
+            await asyncio.sleep(4 * QUICK.wait)
+            assert (await bed.all()).keys() == before.keys()
+
+
+async def test_nobody_takes_the_id_of_a_cluster_that_is_copied_over_a_restart(bed: MirrorBed) -> None:
+    alef, beta = await bed.peer("alef", 3), await bed.peer("beta", 2)
+    async with beating(alef, beta):
+        async with bed.running():
+            await bed.until_cached(alef)
+            before = await bed.until_cached(beta)
+        await beta.etcd.stop()
+        await alef.write_config(alef.config(beta.id))
+        async with bed.running(), Reader(bed.client, b"cilium/cache") as reader:
+            await bed.until_page("/readyz", "cluster alef: cluster id of alef: 2: is that of cluster beta")
+            await beta.etcd.start()
+            await bed.until_page("/metrics", 'remote_cluster_readiness_status{target_cluster="beta"} 1.0')
+            assert not [key for key in reader.deletions if b"/v1/beta/" in key]
+            assert before.keys() <= (await bed.all()).keys() | {key for key in before if b"alef" in key}
 
 
 async def test_whatever_somebody_changes_or_deletes_is_put_back(bed: MirrorBed) -> None:

@@ -243,3 +243,22 @@ def endpoint_slice(name: str, ip: str) -> dict[str, Any]:
     found = {"name": "cart-0", "id": 65999, "networking": {"addressing": [{"ipv4": ip}], "node": "192.0.2.1"}}
     kind = {"apiVersion": "cilium.io/v2alpha1", "kind": "CiliumEndpointSlice", "metadata": {"name": name}}
     return {**kind, "namespace": "shop", "endpoints": [found]}
+
+
+async def test_slices_of_other_clusters_are_nobodys_backends(native: KubeBed) -> None:
+    labels = {
+        "kubernetes.io/service-name": "far",
+        "endpointslice.kubernetes.io/managed-by": "endpointslice-mesh-controller.cilium.io",
+    }
+    foreign = {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {"namespace": "shop", "name": "far-beta", "labels": labels},
+        "addressType": "IPv4",
+        "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
+        "endpoints": [{"addresses": ["10.2.0.9"], "conditions": {"ready": True}}],
+    }
+    native.create(service("shop/far"), foreign, pod("shop/far-0", "10.1.0.77", app="far"))
+    async with followed(native) as (source, until):
+        await until(lambda found: parse("10.1.0.77") in backends(found, ("shop", "far")))
+        assert backends(source, ("shop", "far")) == {parse("10.1.0.77")}

@@ -39,10 +39,11 @@ async def serving(address: str, readiness: Readiness = lambda: (True, "ok")) -> 
     registry = CollectorRegistry()
     Gauge("answer", "of everything", registry=registry).set(42)
     task = asyncio.create_task(serve_health(address, registry, readiness))
+    host, port = parse_address(address)
     async with asyncio.timeout(20):
         while not task.done():
             try:
-                (await asyncio.open_connection(*parse_address(address)))[1].close()
+                (await asyncio.open_connection(host or "127.0.0.1", port))[1].close()
             except OSError:
                 await asyncio.sleep(0.01)
             else:
@@ -54,6 +55,13 @@ async def serving(address: str, readiness: Readiness = lambda: (True, "ok")) -> 
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_without_a_host_both_families_are_answered() -> None:
+    port = free_port()
+    async with serving(f":{port}"):
+        for host in ("127.0.0.1", "[::1]") if socket.has_dualstack_ipv6() else ("127.0.0.1",):
+            assert await asyncio.to_thread(get, f"http://{host}:{port}/livez") == (200, "ok\n")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from clustermesh.address import Address, parse
 from clustermesh.apiserver import publish as module
+from clustermesh.apiserver.adopt import adopt_keys
 from clustermesh.apiserver.identities import Allocator
 from clustermesh.apiserver.labels import identity_labels
 from clustermesh.apiserver.publish import Publisher, Updates
@@ -90,6 +91,20 @@ class Etcd(dict[bytes, bytes]):
 
 def publisher(etcd: Etcd, grace: int = 100) -> Publisher:
     return Publisher(ALPHA, Allocator(ALPHA, grace), last_good=etcd.get)
+
+
+@pytest.mark.parametrize("found", [True, False], ids=["found in etcd", "told by an agent"])
+def test_where_ciliums_agents_run_a_node_has_the_key_that_its_object_has(found: bool) -> None:
+    """Encryption was switched off meanwhile: a key that nobody has any more makes its node unreachable."""
+    etcd, source = Etcd(), Snapshot(nodes={"n1": machine()})
+    made = publisher(etcd)
+    made.of_agents = False
+    if found:
+        adopt_keys(made, {keys.node_key("alpha", "n1"): node.encode(machine(key=KEY))}, ALPHA)
+    else:
+        made.take_record(Snapshot(), "n1", RECORD, 0)
+    etcd.take(made.apply(source, Change(nodes=frozenset(["n1"])), 0))
+    assert node.decode(etcd[keys.node_key("alpha", "n1")]).wireguard_public_key == ""
 
 
 _ZONES = {parse("10.1.0.5"): Zone(zone="z1")}

@@ -24,7 +24,7 @@ def test_health_is_served_where_any_of_the_flags_says() -> None:
 
     assert listen_at(None, flags(), "127.0.0.1:9881") == ["127.0.0.1:9881"]
     assert listen_at("[::1]:1", flags(), "127.0.0.1:9881") == ["[::1]:1"]
-    assert listen_at(None, flags(9881, ":9964"), "127.0.0.1:9881") == ["0.0.0.0:9881", "0.0.0.0:9964"]
+    assert listen_at(None, flags(9881, ":9964"), "127.0.0.1:9881") == [":9881", ":9964"]
     assert listen_at(None, flags(9881, "127.0.0.1:9964"), "")[1] == "127.0.0.1:9964"
     with pytest.raises(Invalid, match="--health-port"):
         listen_at("127.0.0.1:1", flags(9881), "")

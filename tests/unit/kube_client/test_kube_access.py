@@ -17,7 +17,8 @@ from pki import Authority
 
 from clustermesh.errors import Refused, Unavailable
 from clustermesh.kube import credentials
-from clustermesh.kube.access import Access, Grant
+from clustermesh.kube.access import Access, Grant, tls_context
+from clustermesh.kube.client import KubeClient
 from clustermesh.kube.config import find_access, from_kubeconfig, in_cluster
 from clustermesh.kube.credentials import read
 
@@ -178,3 +179,30 @@ async def test_what_cannot_be_read_now_is_asked_for_again() -> None:
     with pytest.raises(Unavailable):
         await access.grant()
     assert (await access.grant()).server == SERVER
+
+
+@pytest.mark.parametrize(("around", "proxy"), [("192.0.2.0/24,other", ""), ("other", "http://u:secret@proxy:3128")])
+def test_the_proxy_of_the_environment_is_left_out_where_no_proxy_has_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, around: str, proxy: str
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://u:secret@proxy:3128")
+    monkeypatch.setenv("NO_PROXY", around)
+    assert read(kubeconfig(tmp_path / "k", {"token": "t"}), "").proxy == proxy
+
+
+async def test_what_a_proxy_answers_is_told_without_its_password() -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+
+        async def grant() -> Grant:
+            return Grant(server=SERVER, tls=tls_context("", verify=False), proxy=f"http://u:secret@127.0.0.1:{port}")
+
+        async with KubeClient(Access(grant)) as client:
+            with pytest.raises(Unavailable, match="407 Proxy Authentication Required") as refused:
+                await client.get("/api/v1/pods", "list pods", {})
+    assert "secret" not in str(refused.value)

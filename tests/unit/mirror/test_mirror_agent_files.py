@@ -39,6 +39,15 @@ def test_the_folder_names_exactly_the_connected_clusters(tmp_path: Path) -> None
     assert (access.folder / "beta").stat().st_ino == before, "what is right is left alone"
 
 
+def test_what_is_no_peers_file_stays(tmp_path: Path) -> None:
+    for name in ("cluster.yaml", "users.yaml"):
+        (tmp_path / name).write_text("precious")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "gone").write_text("endpoints:\n- http://own:2379\n")
+    keep_agent_files([], AgentAccess(folder=tmp_path, endpoints=("http://own:2379",)))
+    assert {path.name for path in tmp_path.iterdir()} == {"cluster.yaml", "users.yaml", "folder"}
+
+
 def test_a_folder_that_cannot_be_written_ends_nothing() -> None:
     keep_agent_files(
         [PeerFile(name="beta", endpoints=("http://b:2379",))], AgentAccess(folder=Path("/proc/x"), endpoints=())

@@ -10,7 +10,7 @@ import pytest
 from clustermesh.address import parse, parse_prefix
 from clustermesh.model import NodeAddress
 from clustermesh.sources.snapshot import Snapshot
-from clustermesh.sources.translate import translate
+from clustermesh.sources.translate import Translator, translate
 
 POD = "10.1.0.5"
 
@@ -115,6 +115,18 @@ def test_a_namespace_that_stays_at_home_keeps_its_identities_and_endpoints() -> 
 def test_what_no_reader_would_take_is_left_out_with_a_sentence(manifest: dict[str, Any], begin: str) -> None:
     (sentence,) = faults(manifest)
     assert sentence.startswith(begin + ": must")
+
+
+@pytest.mark.parametrize("name", ["065999", "65999x"])
+def test_another_objects_name_takes_no_number_away(name: str) -> None:
+    objects = kube.decode(kube.cilium_identity(65999, app="a"))
+    translator = Translator(kube.ALPHA, objects, selects=False)
+    translator.apply(dict.fromkeys(objects, 0))
+    assert list(translator.snapshot.identities) == [65999]
+    other = kube.decode(kube.cilium_identity(65999, app="b") | {"metadata": {"name": name}})
+    objects |= other
+    translator.apply(dict.fromkeys(other, 0))
+    assert list(translator.snapshot.identities) == [65999]
 
 
 def test_labels_are_sorted_by_key_alone() -> None:
