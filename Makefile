@@ -35,6 +35,7 @@ test: check
 	@$(BIN)/pytest tests --ignore=tests/unit --ignore=tests/bench $(ARGS)
 
 soak: setup
+	@tools/setup-kube
 	@$(BIN)/python -m tests.soak $(ARGS)
 
 bench: setup

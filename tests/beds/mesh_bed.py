@@ -1,9 +1,9 @@
 """Two clusters on the loopback with real etcds and processes, and two readers that write down what they hear.
 
-    alpha: manifests ─> API server ─> etcd <── way (a proxy) ──┬── near: as an agent of beta reads alpha
+    alpha: its source ─> API server ─> etcd <── way (a proxy) ──┬── near: as an agent of beta reads alpha
                                                               └── mirror ─> beta's etcd <── far: as one reads the cache
 
-`truth` is what the manifests say, kept apart from everything that is tested. `until_true` waits until both readers know
+`truth` is what the source says, kept apart from everything that is tested. `until_true` waits until both readers know
 that and nothing else, and then no reader may ever have been told of the end of anything that did not end.
 """
 
@@ -16,7 +16,7 @@ import random
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Self
@@ -25,10 +25,11 @@ import processes
 from apiserver_bed import Bed, manifests
 from clock import Clock
 from mesh_child import BEAT, SETTLE
+from mesh_sources import Folder, Source
+from mesh_truth import Raw, Recorder, Truth, key_of
 from mirror_bed import Peer
 from msgspec.structs import replace
 from ports import free_port
-from state_sink import StateSink
 from tcp_proxy import TcpProxy
 
 from certs.folder import initialise, load_authority
@@ -41,13 +42,10 @@ from clustermesh.mesh.peers import Peers
 from clustermesh.mesh.session import Session, State
 from clustermesh.mesh.shared_clients import client_of
 from clustermesh.mesh.tables import peer_tables
-from clustermesh.mesh.view import KINDS
 from clustermesh.model import Cluster
 from clustermesh.standalone.users_file import add_user
 from clustermesh.store import endpoint
 from clustermesh.store.client import EtcdClient
-from clustermesh.store.faults import Replaced
-from clustermesh.store.follow import Deleted, Interrupted, follow
 from clustermesh.store.local import LocalEtcd
 from clustermesh.store.tls import Tls
 from clustermesh.wire import keys, service
@@ -72,93 +70,9 @@ _POD: Final = """\
 apiVersion: v1
 kind: Pod
 metadata: {{name: {name}, namespace: shop, labels: {{app: {name}}}}}
-spec: {{nodeName: n1}}
+spec: {{nodeName: n1, containers: [{{name: main, image: none}}]}}
 status: {{phase: Running, podIP: {ip}, conditions: [{{type: Ready, status: "True"}}]}}
 """
-Told = tuple[str, Any]
-"""A kind, and the name of an entry of it."""
-
-
-class Truth:
-    """What alpha has. `gone` is whatever it had and took away."""
-
-    def __init__(self) -> None:
-        self.services: dict[str, frozenset[str]] = {}
-        self.pods: dict[str, str] = {}
-        self.gone: set[Told] = set()
-
-    def view(self) -> dict[str, Any]:
-        """As `Recorder.view`."""
-        return {
-            "nodes": {"n1"},
-            "services": {("shop", name): frozenset(map(parse, ips)) for name, ips in self.services.items()},
-            "pods": {parse(ip): name for name, ip in self.pods.items()},
-        }
-
-
-class Recorder(StateSink):
-    """A reader's state, and everything that was ever taken out of it."""
-
-    def __init__(self) -> None:
-        super().__init__("beta", "alpha")
-        self.taken: list[Told] = []
-
-    def remove(self, cluster: str, kind: str, name: Any, revision: int) -> None:
-        if name in self.names(cluster, kind):
-            self.taken.append((kind, name))
-        super().remove(cluster, kind, name, revision)
-
-    def drain(self, cluster: str, kinds: Sequence[str] = KINDS) -> None:
-        self.taken += [(kind, name) for kind in kinds for name in self.names(cluster, kind)]
-        super().drain(cluster, kinds)
-
-    def comparable(self) -> dict[str, Any]:
-        """What is used of the peer, as `Truth.view` has it: a pod by the label of its identity."""
-        self._settle()
-        found, state = self.view(), self.state
-        services = {name: state.service("alpha", name) for name in found.services}
-        used = {ip: each for ip in found.endpoints if (each := state.endpoint(ip)) is not None}  # type: ignore[arg-type]
-        return {
-            "nodes": {name for name in found.nodes if state.node("alpha", name) is not None},
-            "services": {name: frozenset(each.backends) for name, each in services.items()},
-            "pods": {ip: _app(found.identities.get(each.identity)) for ip, each in used.items()},
-        }
-
-    def _settle(self) -> None:
-        """Decide on what waits to be decided on, as whoever plans with it does."""
-        while self.state.judge():
-            pass
-        self.state.take_nodes()
-        for entry in (*self.state.take_addresses(), *self.state.take_services()):
-            self.state.rule(entry)
-
-
-def _key_of(kind: str, name: Any) -> bytes:
-    return keys.service_key("alpha", *name) if kind == "services" else keys.endpoint_key(name)
-
-
-def _app(identity: Any) -> str:
-    labels = () if identity is None else identity.labels
-    return next((label.value for label in labels if label.key == "app"), "?")
-
-
-class Raw:
-    """What a plain watcher of `prefix`, a Cilium of an older day, hears go: but for what an emptied etcd has not."""
-
-    def __init__(self, client: EtcdClient, prefix: bytes) -> None:
-        self.gone: list[bytes] = []
-        self._client, self._prefix = client, prefix
-
-    async def run(self) -> None:
-        emptied = False
-        async with aclosing(follow(self._client, self._prefix)) as items:
-            async for item in items:
-                if isinstance(item, Interrupted):
-                    emptied = emptied or isinstance(item.error, Replaced)
-                elif emptied:
-                    emptied = False
-                else:
-                    self.gone += [event.key for event in item.events if isinstance(event, Deleted)]
 
 
 class MeshBed:
@@ -173,11 +87,13 @@ class MeshBed:
         apiserver: Mapping[str, Any] | None = None,
         members: int = 1,
         disks: Mapping[str, Path] | None = None,
+        source: Source | None = None,
     ) -> None:
         self.folder, self.flags, self.clock = folder, [*QUICK, *flags], clock
         self.timing = {"records": 0.0, "heartbeat": BEAT, **(apiserver or {})}  # there are no agents
         initialise(folder / "alpha" / "certs", {}, BORN)
         self.alpha = Bed(folder / "alpha")
+        self.source: Source = source or Folder(self.alpha)
         self.truth = Truth()
         self.own = LocalEtcd(folder / "beta" / "etcd", [f"http://127.0.0.1:{free_port()}"], flags=self.flags)
         self.beta = EtcdClient(self.own.endpoints, timeout=2.0)
@@ -215,7 +131,7 @@ class MeshBed:
         self.ways = [await self._stack.enter_async_context(TcpProxy(port)) for port in ports]
         add_user(self.alpha.context.users_file, "remote-beta")
         self.alpha.client_as("beta", "remote-beta")  # issues the certificate
-        self.alpha.write("node.yaml", _NODE)
+        self.source.apply("node", _NODE)
         self.publish("always", "10.1.0.250")
         self.run_pod("always", "10.1.0.250")
         self._write_peer("near", [f"https://127.0.0.1:{way.port}" for way in self.ways], self.alpha.tls("beta"))
@@ -226,6 +142,10 @@ class MeshBed:
         for name in ("near", "far"):
             await self.read(name)
         await self.until_true()
+        await self.listen()
+
+    async def listen(self) -> None:
+        """Begin to hear as plain watchers do."""
         self.raw = [Raw(self.alpha.client, keys.STATE), Raw(self.beta, keys.CACHE)]
         for number, raw in enumerate(self.raw):
             await self._run(f"raw {number}", raw.run())
@@ -234,25 +154,25 @@ class MeshBed:
 
     def publish(self, name: str, *ips: str) -> None:
         """A global service of alpha."""
-        self.alpha.write(f"service-{name}.yaml", manifests(*ips, name=name))
+        self.source.apply(f"service-{name}", manifests(*ips, name=name))
         self.truth.services[name] = frozenset(ips)
 
     def withdraw(self, name: str) -> None:
-        (self.alpha.context.manifests / f"service-{name}.yaml").unlink()
+        self.source.remove(f"service-{name}")
         del self.truth.services[name]
         self.truth.gone.add(("services", ("shop", name)))
 
     def run_pod(self, name: str, ip: str) -> None:
-        self.alpha.write(f"pod-{name}.yaml", _POD.format(name=name, ip=ip))
+        self.source.apply(f"pod-{name}", _POD.format(name=name, ip=ip))
         self.truth.pods[name] = ip
 
     def end_pod(self, name: str) -> None:
-        (self.alpha.context.manifests / f"pod-{name}.yaml").unlink()
+        self.source.remove(f"pod-{name}")
         self.truth.gone.add(("endpoints", parse(self.truth.pods.pop(name))))
 
     def change(self, rng: random.Random, times: int = 5) -> None:
-        """At random, but for what is always there."""
-        for _ in range(times):
+        """At random, but for what is always there; nothing while the source takes no change."""
+        for _ in range(times if self.source.is_up else 0):
             number = rng.randrange(12)
             name = f"s{number}" if rng.random() < 0.5 else f"p{number}"
             if name in self.truth.services and rng.random() < 0.4:
@@ -277,7 +197,7 @@ class MeshBed:
         told: dict[str, Any] = {"folder": str(folder), "http": f"127.0.0.1:{free_port()}"}
         etcds = self.members if role == "apiserver" else [self.own]
         told["endpoints"] = [each for etcd in etcds for each in etcd.endpoints]
-        told |= {"timing": self.timing} if role == "apiserver" else {}
+        told |= {"timing": self.timing, **self.source.told()} if role == "apiserver" else {}
         argv = ["setpriv", "--pdeathsig", "KILL", "--", sys.executable, str(_CHILD), role, json.dumps(told)]
         environment = {
             "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
@@ -357,6 +277,9 @@ class MeshBed:
         """ "peers" for alpha's, "own" for beta's, each with a client that may do everything."""
         return {"peers": (self.alpha.etcd, self.alpha.client), "own": (self.own, self.beta)}[whose]
 
+    def members_of(self, whose: str) -> list[LocalEtcd]:
+        return self.members if whose == "peers" else [self.own]
+
     async def until_true(self) -> None:
         """Both readers know what is true, the copies are what they copy, and nothing was taken that was not gone."""
         await self.until_known()
@@ -384,7 +307,7 @@ class MeshBed:
 
     def check_heard(self) -> None:
         """As `check_taken`, for who believes every deletion."""
-        gone = {_key_of(*each) for each in self.truth.gone}
+        gone = {key_of(*each) for each in self.truth.gone}
         gone |= {keys.cache_key(key, "alpha") for key in gone}
         for raw in self.raw:
             assert [key for key in raw.gone if key not in gone] == []
@@ -445,7 +368,7 @@ class MeshBed:
 
     async def another(self, name: str, number: int) -> Peer:
         """One more peer, whose API server the test plays; read by the mirror and by `near`."""
-        etcd = LocalEtcd(self.folder / name / "etcd", [f"http://127.0.0.1:{free_port()}"], flags=self.flags)
+        etcd = LocalEtcd(self.folder / name / "etcd", [f"http://127.0.0.1:{free_port()}"], flags=QUICK)
         self._stack.callback(etcd.kill)
         await etcd.start()
         client = await self._stack.enter_async_context(EtcdClient(etcd.endpoints))

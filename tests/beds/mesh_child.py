@@ -14,9 +14,12 @@ from msgspec.structs import replace
 
 from clustermesh.apiserver import server
 from clustermesh.apiserver.settings import Settings, of_folder
+from clustermesh.kube.config import from_kubeconfig
 from clustermesh.mirror import server as mirror
 from clustermesh.model import Cluster
 from clustermesh.sources.folder import FolderSource
+from clustermesh.sources.kubernetes import KubernetesSource
+from clustermesh.sources.source import Source
 from clustermesh.standalone.context import load
 
 BEAT = 0.5
@@ -25,12 +28,19 @@ SETTLE = 0.5
 """Seconds after which readers believe a writer that came back: nobody here takes longer to write what it has."""
 
 
-async def _publish(folder: str, http: str, timing: dict[str, Any], endpoints: Sequence[str] = ()) -> None:
+async def _publish(
+    folder: str, http: str, timing: dict[str, Any], endpoints: Sequence[str] = (), kubeconfig: str = ""
+) -> None:
     context = load(Path(folder))
     settings = of_folder(context)
     if endpoints:
         settings = replace(settings, endpoints=tuple(endpoints))
-    source = lambda: FolderSource(context.manifests, context.cluster)  # noqa: E731
+
+    def source() -> Source:
+        if kubeconfig:
+            return KubernetesSource(from_kubeconfig(kubeconfig), context.cluster)
+        return FolderSource(context.manifests, context.cluster)
+
     await server.run(settings, source, [http], server.Timing(**timing))
 
 

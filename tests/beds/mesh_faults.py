@@ -1,4 +1,4 @@
-"""What can happen to the mesh bed: each fault lasts while its block does, and is over, or being mended, after it."""
+"""What can happen to any mesh bed: each fault lasts while its block does, and is over, or being mended, after it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import asyncio
 import random
 import shutil
 import signal
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Set
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 from mesh_bed import BORN, MeshBed, frozen
 
@@ -18,13 +18,32 @@ from certs.names import remote
 from clustermesh.standalone.users_file import add_user, remove_user
 from clustermesh.wire import keys
 
-Fault = Callable[[MeshBed, random.Random], AbstractAsyncContextManager[None]]
+Block = Callable[[MeshBed, random.Random], AbstractAsyncContextManager[None]]
+LONG: Final = 30.0
+"""Seconds that something may stand still."""
+
+
+class Fault(NamedTuple):
+    """A block, and what it needs for itself: "source", "peers_server", "peers_etcd", "way", "own_etcd", "own_server"
+    and the like. `deletes`: keys go by it, and what a plain watcher hears go is theirs."""
+
+    block: Block
+    needs: Set[str]
+    deletes: bool = False
+
+    def __call__(self, bed: MeshBed, rng: random.Random) -> AbstractAsyncContextManager[None]:
+        return self.block(bed, rng)
+
+
+def pause(rng: random.Random) -> float:
+    """Seconds to stand still: mostly for less time than anybody waits, seldom for more."""
+    return rng.choice([rng.uniform(0.1, 4.0)] * 9 + [LONG])
 
 
 @asynccontextmanager
 async def etcd_killed(bed: MeshBed, rng: random.Random, whose: str) -> AsyncIterator[None]:
     """As by a power cut; it comes back with its data."""
-    etcd, _ = bed.etcd_of(whose)
+    etcd = rng.choice(bed.members_of(whose))
     etcd.kill()
     yield
     await etcd.start()
@@ -33,58 +52,66 @@ async def etcd_killed(bed: MeshBed, rng: random.Random, whose: str) -> AsyncIter
 @asynccontextmanager
 async def etcd_emptied(bed: MeshBed, rng: random.Random, whose: str) -> AsyncIterator[None]:
     """It comes back without its data: as another cluster, unless the bed's flags name a token."""
-    etcd, _ = bed.etcd_of(whose)
-    etcd.kill()
-    shutil.rmtree(etcd.data_dir)
+    members = bed.members_of(whose)
+    for etcd in members:
+        etcd.kill()
+        shutil.rmtree(etcd.data_dir)
     yield
-    await etcd.start()
+    await asyncio.gather(*(etcd.start() for etcd in members))
 
 
 @asynccontextmanager
 async def etcd_frozen(bed: MeshBed, rng: random.Random, whose: str) -> AsyncIterator[None]:
     """SIGSTOP: it holds its connections, and says nothing."""
-    async with frozen(bed.etcd_of(whose)[0].pid):
-        await asyncio.sleep(rng.uniform(0.1, 4.0))
+    async with frozen(rng.choice(bed.members_of(whose)).pid):
+        await asyncio.sleep(pause(rng))
         yield
 
 
 @asynccontextmanager
 async def etcd_compacted(bed: MeshBed, rng: random.Random) -> AsyncIterator[None]:
     """The way is cut, and what happens meanwhile is compacted away."""
-    await bed.way.refuse()
+    for way in bed.ways:
+        await way.refuse()
     yield
     await bed.until_published()
     for client in (bed.alpha.client, bed.beta):
         await client.compact((await client.range(keys.OWN)).revision)
-    bed.way.heal()
+    for way in bed.ways:
+        way.heal()
 
 
 @asynccontextmanager
 async def way_cut(bed: MeshBed, rng: random.Random) -> AsyncIterator[None]:
     """Again and again, in the middle of whatever is said."""
-    await bed.way.ration(rng.randrange(2_000, 60_000))
+    for way in bed.ways:
+        await way.ration(rng.randrange(2_000, 60_000))
     yield
     await asyncio.sleep(rng.uniform(0.5, 2.0))
-    bed.way.heal()
+    for way in bed.ways:
+        way.heal()
 
 
 @asynccontextmanager
 async def way_silent(bed: MeshBed, rng: random.Random) -> AsyncIterator[None]:
     """Connections carry nothing, for a while or, those of before, for ever."""
     if rng.random() < 0.5:
-        bed.way.strand()
+        for way in bed.ways:
+            way.strand()
         yield
         return
-    bed.way.freeze()
+    for way in bed.ways:
+        way.freeze()
     yield
     await asyncio.sleep(rng.uniform(0.1, 3.0))
-    bed.way.heal()
+    for way in bed.ways:
+        way.heal()
 
 
 @asynccontextmanager
 async def server_killed(bed: MeshBed, rng: random.Random, whose: str) -> AsyncIterator[None]:
     """The API server or the mirror."""
-    role = {"peers": "apiserver", "own": "mirror"}[whose]
+    role = _ROLES[whose]
     await bed.kill(role)
     yield
     await bed.start(role)
@@ -93,10 +120,10 @@ async def server_killed(bed: MeshBed, rng: random.Random, whose: str) -> AsyncIt
 @asynccontextmanager
 async def server_frozen(bed: MeshBed, rng: random.Random, whose: str) -> AsyncIterator[None]:
     """For longer than it leads without being heard of."""
-    role = {"peers": "apiserver", "own": "mirror"}[whose]
+    role = _ROLES[whose]
     bed.signal(role, signal.SIGSTOP)
     yield
-    await asyncio.sleep(rng.uniform(0.1, 4.0))
+    await asyncio.sleep(pause(rng))
     bed.signal(role, signal.SIGCONT)
 
 
@@ -142,46 +169,56 @@ async def user_revoked(bed: MeshBed, rng: random.Random) -> AsyncIterator[None]:
 async def certificate_expired(bed: MeshBed, rng: random.Random) -> AsyncIterator[None]:
     """That of whoever reads alpha; connections are cut, so that it is asked for."""
     bed.certify("beta", remote("beta"), BORN + timedelta(days=1))
-    await bed.way.cut()
+    for way in bed.ways:
+        await way.cut()
     yield
     bed.certify("beta", remote("beta"), datetime.now(UTC))
 
 
-_OF_ONE: Final = (etcd_killed, etcd_emptied, etcd_frozen, server_killed, server_frozen, lease_lost)
-_OF_BOTH: Final = (etcd_compacted, way_cut, way_silent, reader_restarted)
-_OF_TRUST: Final = (user_revoked, certificate_expired, clock_jumped)
+_ROLES: Final = {"peers": "apiserver", "own": "mirror"}
+
+
+def _of(whose: str) -> dict[str, Fault]:
+    """Those of one cluster's servers. The server of the own cluster is its mirror."""
+    etcd, server = {f"{whose}_etcd"}, {f"{whose}_server"}
+    made = {
+        "etcd_killed": Fault(partial(etcd_killed, whose=whose), etcd),
+        "etcd_emptied": Fault(partial(etcd_emptied, whose=whose), etcd, deletes=True),
+        "etcd_frozen": Fault(partial(etcd_frozen, whose=whose), etcd),
+        "server_killed": Fault(partial(server_killed, whose=whose), server),
+        "server_frozen": Fault(partial(server_frozen, whose=whose), server),
+        "lease_lost": Fault(partial(lease_lost, whose=whose), etcd, deletes=True),
+    }
+    return {f"{whose}_{name}": fault for name, fault in made.items()}
+
+
 FAULTS: Final[Mapping[str, Fault]] = {
-    **{f"{whose}_{each.__name__}": partial(each, whose=whose) for each in _OF_ONE for whose in ("peers", "own")},
-    **{each.__name__: each for each in _OF_BOTH},
+    **_of("peers"),
+    **_of("own"),
+    "etcd_compacted": Fault(etcd_compacted, {"way", "source", "peers_etcd", "own_etcd", "peers_server"}),
+    "way_cut": Fault(way_cut, {"way"}),
+    "way_silent": Fault(way_silent, {"way"}),
+    "reader_restarted": Fault(reader_restarted, {"reader"}),
 }
-"""Those that may come at any time, one in the other. The server of the own cluster is its mirror."""
-DELETING: Final = frozenset(name for name in FAULTS if name.endswith(("etcd_emptied", "lease_lost")))
-"""Those by which keys go: what a plain watcher hears go is theirs."""
-_TAKEN: Final = {
-    "peers_etcd": {"peers_etcd"},
-    "own_etcd": {"own_etcd"},
-    "peers_server": {"peers_server"},
-    "own_server": {"own_server"},
-    "peers_lease": {"peers_etcd"},
-    "own_lease": {"own_etcd"},
-    "etcd_compacted": {"way", "peers_etcd", "own_etcd", "peers_server"},
-    "way": {"way"},
-    "reader": {"reader"},
-    "user": {"user", "peers_etcd"},
-    "certificate": {"way"},
-    "clock": {"clock"},
+"""Those that may come at any time, one in the other."""
+OF_TRUST: Final[Mapping[str, Fault]] = {
+    "user_revoked": Fault(user_revoked, {"user", "peers_etcd"}),
+    "certificate_expired": Fault(certificate_expired, {"way"}),
+    "clock_jumped": Fault(clock_jumped, {"clock"}),
 }
-"""What a fault, by how its name begins, needs for itself."""
+"""The last one needs a bed with a clock."""
 
 
-def draw(rng: random.Random) -> dict[str, Fault]:
-    """Up to four faults that do not stand in each other's way, in the order in which they are to come."""
-    every = {**FAULTS, **{each.__name__: each for each in _OF_TRUST}}
-    names, taken, drawn = rng.sample(sorted(every), len(every)), set[str](), dict[str, Fault]()
-    most = rng.choice([1, 1, 2, 2, 3, 4])
-    for name in names:
-        needed = next(needed for begin, needed in _TAKEN.items() if name.startswith(begin))
-        if taken.isdisjoint(needed) and len(drawn) < most:
+def draw(rng: random.Random, faults: Mapping[str, Fault], special: Mapping[str, Fault]) -> dict[str, Fault]:
+    """Up to four that do not stand in each other's way, in the order in which they are to come; half the time one that
+    is `special` is among them."""
+    every = {**faults, **special}
+    names = rng.sample(sorted(every), len(every))
+    if special and rng.random() < 0.5:
+        names.insert(0, rng.choice(sorted(special)))
+    taken, drawn = set[str](), dict[str, Fault]()
+    for name in names[: rng.choice([1, 1, 2, 2, 3, 4])]:
+        if taken.isdisjoint(every[name].needs):
             drawn[name] = every[name]
-            taken |= needed
+            taken |= every[name].needs
     return drawn

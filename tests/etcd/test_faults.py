@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 from clock import Clock
-from mesh_bed import MeshBed
-from mesh_faults import DELETING, FAULTS
+from mesh_bed import MeshBed, frozen
+from mesh_faults import FAULTS, LONG
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -20,7 +22,7 @@ async def test_the_end_is_the_truth_and_nothing_goes_on_the_way(name: str, tmp_p
             bed.change(rng)
         bed.change(rng)
         await bed.until_true()
-        if name not in DELETING:
+        if not FAULTS[name].deletes:
             bed.check_heard()
 
 
@@ -32,6 +34,21 @@ async def test_an_etcd_that_comes_back_empty_under_its_id_is_no_other(whose: str
         async with FAULTS[f"{whose}_etcd_emptied"](bed, rng):
             bed.change(rng)
         await bed.until_true()
+
+
+async def test_all_that_stand_still_for_half_a_minute_go_on_where_they_were(tmp_path: Path) -> None:
+    """Both etcds, API server and mirror, while the readers wait."""
+    rng = random.Random(3)
+    async with MeshBed(tmp_path) as bed:
+        pids = [etcd.pid for etcd in (bed.alpha.etcd, bed.own)] + [each.pid for each in bed.processes.values()]
+        async with AsyncExitStack() as stack:
+            for pid in pids:
+                await stack.enter_async_context(frozen(pid))
+            bed.change(rng)
+            await asyncio.sleep(LONG)
+        bed.change(rng)
+        await bed.until_true()
+        bed.check_heard()
 
 
 @pytest.mark.parametrize("seconds", [3600, -3600])

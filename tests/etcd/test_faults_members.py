@@ -7,34 +7,17 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from etcd_maintenance import find_leader
 from mesh_bed import MeshBed, frozen
 
-from clustermesh.errors import ClusterMeshError
 from clustermesh.mesh.session import State
 from clustermesh.standalone.users_file import remove_user
-from clustermesh.store import methods
-from clustermesh.store import rpc_pb2 as pb
-from clustermesh.store.client import EtcdClient
-from clustermesh.store.local import LocalEtcd
 
 
 @pytest.fixture
 async def bed(tmp_path: Path) -> AsyncIterator[MeshBed]:
     async with MeshBed(tmp_path, members=3) as made:
         yield made
-
-
-async def leader(bed: MeshBed) -> LocalEtcd:
-    """Who leads, as one of them says that leads."""
-    while True:
-        for member in bed.members:
-            async with EtcdClient(member.endpoints, bed.alpha.tls("admin")) as client:
-                try:
-                    status = await client.call(methods.STATUS, pb.StatusRequest())
-                except ClusterMeshError:
-                    continue
-            if status.leader == status.header.member_id:
-                return member
 
 
 async def test_each_member_is_killed_in_turn(bed: MeshBed) -> None:
@@ -49,11 +32,11 @@ async def test_each_member_is_killed_in_turn(bed: MeshBed) -> None:
 
 
 async def test_the_leader_is_killed_and_another_one_leads(bed: MeshBed) -> None:
-    rng, first = random.Random(2), await leader(bed)
+    rng, first = random.Random(2), await find_leader(bed.members)
     first.kill()
     bed.change(rng)
     await bed.until_true()
-    assert await leader(bed) is not first
+    assert await find_leader(bed.members) is not first
     await first.start()
     bed.change(rng)
     await bed.until_true()
@@ -61,7 +44,7 @@ async def test_the_leader_is_killed_and_another_one_leads(bed: MeshBed) -> None:
 
 
 async def test_the_leader_is_cut_off_and_comes_back_behind_the_others(bed: MeshBed) -> None:
-    rng, first = random.Random(3), await leader(bed)
+    rng, first = random.Random(3), await find_leader(bed.members)
     async with frozen(first.pid):
         bed.change(rng)
         await bed.until_true()
