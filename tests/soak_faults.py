@@ -110,11 +110,11 @@ async def _bed(rng: random.Random, folder: Path, end: float) -> int:
     async with AsyncExitStack() as stack:
         bed, more = await stack.enter_async_context(_BEDS[kind](folder, rng.choice(_FLAGS)))
         neighbour = await stack.enter_async_context(neighbour_of(bed))
-        special = {**more, **of_neighbour(neighbour)}
+        faults = {**FAULTS, **OF_TRUST, **of_neighbour(neighbour)}
         for number in range(_ROUNDS):
             if time.time() > end:
                 return number
-            await _round(bed, rng, draw(rng, {**FAULTS, **OF_TRUST}, special), neighbour)
+            await _round(bed, rng, draw(rng, faults, more), neighbour)
     return _ROUNDS
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from http import HTTPStatus
 from types import TracebackType
 from typing import Final, Self
@@ -35,6 +35,17 @@ class Patience(Struct, frozen=True, kw_only=True):
     most_bytes: int = 64 << 20
 
 
+class _Answer(aiohttp.ClientResponse):
+    """One that is not read to its end, or never began, ends its connection: nobody who has stopped reading waits
+    for the other side's goodbye, least of all for that of one who is silent.
+    """
+
+    def close(self) -> None:
+        if self.connection is not None and self.connection.transport is not None:
+            self.connection.transport.abort()
+        super().close()
+
+
 class KubeClient:
     """`async with` it. One pool of connections for every kind."""
 
@@ -51,6 +62,7 @@ class KubeClient:
             headers=headers,
             read_bufsize=_PIECE,
             connector=aiohttp.TCPConnector(limit=0),
+            response_class=_Answer,
         )
         return self
 
@@ -87,7 +99,7 @@ class KubeClient:
         try:
             async with asyncio.timeout(self.patience.read):
                 answer = await self._ask(grant, path, params)
-            async with answer, _dropped_unless_read(answer):
+            with closing(answer):
                 if answer.status != HTTPStatus.OK:
                     async with asyncio.timeout(self.patience.read):
                         body = await answer.content.read(_MAX_ERROR)
@@ -114,16 +126,6 @@ class KubeClient:
             proxy=grant.proxy or None,
             allow_redirects=False,
         )
-
-
-@asynccontextmanager
-async def _dropped_unless_read(answer: aiohttp.ClientResponse) -> AsyncIterator[None]:
-    """Nobody who has stopped reading waits for the other side's goodbye, least of all for that of one who is silent."""
-    try:
-        yield
-    finally:
-        if answer.connection is not None and answer.connection.transport is not None:
-            answer.connection.transport.abort()
 
 
 async def _next(answer: aiohttp.ClientResponse, seconds: float) -> bytes:
