@@ -226,29 +226,38 @@ class KubeBed:
             time.sleep(0.05)
 
     def _ask(self, method: str, path: str, body: Any, kind: str) -> Any:
-        connection = self._connection()
-        data = None if body is None else json.dumps(body).encode()
-        try:
-            connection.request(method, quote(path, safe="/?=&"), data, {"Content-Type": kind})
-            answer = connection.getresponse()
-            text = answer.read()
-        except (OSError, http.client.HTTPException):
-            connection.close()
-            raise
+        while True:  # the server ends a connection that nobody used for a while, and the next who takes it finds out
+            connection, is_new = self._connection()
+            try:
+                status, text = _exchange(connection, method, path, body, kind)
+                break
+            except (OSError, http.client.HTTPException) as e:
+                connection.close()
+                if is_new or isinstance(e, TimeoutError):
+                    raise
         self._idle.put(connection)
-        if answer.status >= 300:
-            raise RuntimeError(f"{method} {path}: {answer.status} {text[:500]!r}")
+        if status >= 300:
+            raise RuntimeError(f"{method} {path}: {status} {text[:500]!r}")
         return json.loads(text) if text[:1] in (b"{", b"[") else text.decode()
 
-    def _connection(self) -> http.client.HTTPSConnection:
-        """One that nobody uses now."""
+    def _connection(self) -> tuple[http.client.HTTPSConnection, bool]:
+        """One that nobody uses now, and whether it is new."""
         with suppress(queue.Empty):
-            return self._idle.get_nowait()
-        return http.client.HTTPSConnection("127.0.0.1", self.port, context=self._admin_tls, timeout=PATIENCE)
+            return self._idle.get_nowait(), False
+        return http.client.HTTPSConnection("127.0.0.1", self.port, context=self._admin_tls, timeout=PATIENCE), True
 
     def _forget_connections(self) -> None:
         while not self._idle.empty():
             self._idle.get_nowait().close()
+
+
+def _exchange(
+    connection: http.client.HTTPSConnection, method: str, path: str, body: Any, kind: str
+) -> tuple[int, bytes]:
+    data = None if body is None else json.dumps(body).encode()
+    connection.request(method, quote(path, safe="/?=&"), data, {"Content-Type": kind})
+    answer = connection.getresponse()
+    return answer.status, answer.read()
 
 
 def path_of(manifest: Mapping[str, Any]) -> str:

@@ -114,7 +114,14 @@ async def test_no_pod_changes_its_identity_where_etcd_and_api_server_are_lost_to
 
 
 async def _until_known(agent: Agent, bed: Bed, number: int) -> dict[Address, int]:
+    """Its tables are told of one by one: the node of the pods, and what their numbers stand for, are known, too."""
+    view = agent.state.views["alpha"]
+
+    def known() -> bool:
+        held = {each.identity for each in view.endpoints.values()}
+        return len(view.endpoints) >= number and "n1" in view.nodes and held <= view.identities.keys()
+
     async with asyncio.timeout(PATIENCE):
-        while len(agent.state.views["alpha"].endpoints) < number:
+        while not known():
             await asyncio.sleep(0.02)
     return numbers(await bed.data())
