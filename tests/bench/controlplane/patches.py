@@ -1,26 +1,28 @@
 """A change of an EndpointSlice on its way: to the own etcd, and through a mirror to the cache of a peer.
 
-A change gives its slice an address that was nowhere before; it has arrived where a watcher of this process hears of a
-value with that address. The time is taken before the change is asked for.
+A change gives its slice an address that was nowhere before; it has arrived where a watcher hears of a value with that
+address. The time runs from the moment at which the change is asked for to that at which the watcher has the message.
+Who asks and who watches are processes of their own, so that none waits for another one's Python; nothing is subtracted.
 """
 
 from __future__ import annotations
 
 import asyncio
 import statistics
-import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from apiserver_bed import Bed
-from kube_bed import KubeBed
+from kube_bed import KubeBed, path_of
 
-from clustermesh.store.client import EtcdClient, Put
-from clustermesh.store.follow import Changed, Interrupted, Listed, follow
-from clustermesh.store.follow import Put as Written
+from clustermesh.store import rpc_pb2 as pb
+from clustermesh.store.endpoint import parse
 from clustermesh.wire import keys
+from tests.bench.controlplane import _asking
+from tests.bench.controlplane._arrivals import Expected, Listener, listening, milliseconds
+from tests.bench.controlplane._asking import elsewhere
 from tests.bench.controlplane._clusters import connect, own_cluster, until_mirrored
 from tests.bench.controlplane._objects import Objects, service_name
 from tests.bench.controlplane._programs import (
@@ -36,9 +38,12 @@ from tests.bench.controlplane._programs import (
 
 _RUNS: Final = 3
 _PATCHES: Final = 300
-_PAUSE: Final = 0.02  # between two patches
+_PAUSE: Final = 0.03  # seconds between an answer and the next patch
 _SETTLED: Final = 3.0  # seconds after the start, at the end of which both look once over all the memory they keep
-_TURN: Final = 0.01  # between two writes of the many
+_TURNS: Final = 100  # transactions a second, of the many
+_OFTEN: Final = 1.0  # seconds between two looks at whether all is there
+_OWN: Final = keys.state_prefix("services", "alpha")
+_CACHED: Final = keys.cache_prefix("services", "alpha")
 
 
 class Mesh(NamedTuple):
@@ -48,49 +53,6 @@ class Mesh(NamedTuple):
     api: KubeBed
     alpha: Bed
     beta: Bed
-
-
-class Arrivals:
-    """What has arrived under a prefix of an etcd, and how long that took."""
-
-    def __init__(self, prefix: bytes) -> None:
-        self.prefix, self.milliseconds = prefix, list[float]()
-        self.listed, self._moved = asyncio.Event(), asyncio.Condition()
-        self._awaited: dict[bytes, list[tuple[bytes, float]]] = {}
-
-    def expect(self, service: int, address: str) -> None:
-        """From now on."""
-        key = self.prefix + "/".join(service_name(service)).encode()
-        self._awaited.setdefault(key, []).append((b'"%s"' % address.encode(), time.monotonic()))
-
-    async def follow(self, client: EtcdClient) -> None:
-        async with aclosing(follow(client, self.prefix)) as items:
-            async for item in items:
-                if isinstance(item, Interrupted):
-                    raise item.error
-                if isinstance(item, Listed):
-                    self.listed.set()
-                await self._hear(item)
-
-    async def _hear(self, item: Listed | Changed) -> None:
-        now = time.monotonic()
-        for event in item.events:
-            if isinstance(event, Written):
-                self._note(event.kv.key, event.kv.value, now)
-        async with self._moved:
-            self._moved.notify_all()
-
-    def _note(self, key: bytes, value: bytes, now: float) -> None:
-        """A change that a later one of the same service has overtaken has arrived with it."""
-        waiting = self._awaited.get(key, [])
-        found = next((at for at in reversed(range(len(waiting))) if waiting[at][0] in value), -1)
-        self.milliseconds += [(now - began) * 1000 for _, began in waiting[: found + 1]]
-        del waiting[: found + 1]
-
-    async def until_all(self) -> None:
-        """TimeoutError where something was lost."""
-        async with asyncio.timeout(PATIENCE), self._moved:
-            await self._moved.wait_for(lambda: not any(self._awaited.values()))
 
 
 async def patch() -> dict[str, list[float]]:
@@ -117,60 +79,92 @@ FIGURES = {"patch": patch, "rate_1000": rate_1000}
 
 async def patches(mesh: Mesh, number: int, first: int = 0) -> dict[str, float]:
     """Both percentiles, for both places."""
-    async with _watched(mesh) as (own, cached):
-        for each in range(first, first + number):
-            await _patch(mesh, each, own, cached)
-            await asyncio.sleep(_PAUSE)
+    which = range(first, first + number)
+    found = await _measure(mesh, which, _patch(mesh, which))
     return {
-        f"patch_to_{place}_p{percent}_ms": _percentile(arrivals.milliseconds, percent)
-        for place, arrivals in (("etcd", own), ("cache", cached))
+        f"patch_to_{place}_p{percent}_ms": _percentile(samples, percent)
+        for place, samples in found.items()
         for percent in (50, 99)
     }
 
 
-async def _patch(mesh: Mesh, number: int, own: Arrivals, cached: Arrivals) -> None:
-    service, address = number % mesh.objects.services, mesh.objects.spare(number)
-    made = mesh.objects.slice(service, address)
-    for arrivals in (own, cached):
-        arrivals.expect(service, address)
-    await asyncio.to_thread(mesh.api.merge, made, {"endpoints": made["endpoints"]})
-    await own.until_all()
-    await cached.until_all()
-
-
 async def changes(mesh: Mesh, seconds: float, rate: int = 1000) -> list[float]:
-    """Milliseconds of each on its way to the peer's cache. TimeoutError where one never arrives."""
-    async with _watched(mesh) as (_, cached), EtcdClient(mesh.api.etcd.endpoints) as client:
-        began, number, done = time.monotonic(), 0, set[asyncio.Task[int]]()
-        while number < seconds * rate:
-            due = int((time.monotonic() - began) * rate)
-            some = range(number, min(due, int(seconds * rate)))
-            if some:
-                done.add(asyncio.create_task(client.transact(_changes(mesh.objects, some, cached))))
-                number = some.stop
-            await asyncio.sleep(_TURN)
-        await asyncio.gather(*done)
-    return cached.milliseconds
+    """Milliseconds of each on its way to the peer's cache."""
+    which = range(int(seconds * rate))
+    return (await _measure(mesh, which, _write(mesh, which, rate)))["cache"]
 
 
-def _changes(objects: Objects, numbers: range, cached: Arrivals) -> Iterator[Put]:
-    for number in numbers:
-        service, address = number % objects.services, objects.spare(number)
-        cached.expect(service, address)
-        yield registered(objects.slice_key(service), objects.slice(service, address))
+async def _measure(mesh: Mesh, which: range, ask: Awaitable[list[int]]) -> dict[str, list[float]]:
+    """Milliseconds of each of the changes that `ask` makes, by where they arrive. RuntimeError where one is lost."""
+    async with _listening(mesh.alpha, _OWN) as own, _listening(mesh.beta, _CACHED) as cached:
+        asked = await ask
+        for bed, prefix in ((mesh.alpha, _OWN), (mesh.beta, _CACHED)):
+            await _until_there(bed, prefix, mesh.objects, which)
+        heard = {"etcd": await own.end(), "cache": await cached.end()}
+    return {
+        place: milliseconds(_expected(mesh.objects, which, asked, prefix), heard[place])
+        for place, prefix in (("etcd", _OWN), ("cache", _CACHED))
+    }
 
 
-@asynccontextmanager
-async def _watched(mesh: Mesh) -> AsyncIterator[tuple[Arrivals, Arrivals]]:
-    """What arrives in alpha's etcd and in beta's cache; in the end everything has."""
-    own, cached = Arrivals(keys.state_prefix("services", "alpha")), Arrivals(keys.cache_prefix("services", "alpha"))
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(own.follow(mesh.alpha.client)), group.create_task(cached.follow(mesh.beta.client))]
-        await asyncio.gather(own.listed.wait(), cached.listed.wait())
-        yield own, cached
-        await asyncio.gather(own.until_all(), cached.until_all())
-        for task in tasks:
-            task.cancel()
+def _listening(bed: Bed, prefix: bytes) -> AbstractAsyncContextManager[Listener]:
+    return listening(bed.context.endpoint, bed.tls("admin"), prefix)
+
+
+async def _patch(mesh: Mesh, which: range) -> list[int]:
+    """Asked of the API, one after the other."""
+    wanted = [mesh.objects.slice(*_change(mesh.objects, number)) for number in which]
+    requests = [(f"{path_of(each)}/{each['metadata']['name']}", {"endpoints": each["endpoints"]}) for each in wanted]
+    admin = mesh.api.authority.issue("asker", organisation="system:masters")
+    return await elsewhere(_asking.patch, mesh.api.port, admin, requests, _PAUSE)
+
+
+async def _write(mesh: Mesh, which: range, rate: int) -> list[int]:
+    """`rate` a second, written where the API keeps them: its own writing would take both cores."""
+    each = rate // _TURNS
+    transactions = [_transaction(mesh.objects, which[at : at + each]) for at in range(0, len(which), each)]
+    target = parse(mesh.api.etcd.endpoints[0]).target
+    times = await elsewhere(_asking.write, target, transactions, 1 / _TURNS)
+    return [times[number // each] for number in range(len(which))]
+
+
+def _transaction(objects: Objects, numbers: Iterable[int]) -> bytes:
+    made = (_change(objects, number) for number in numbers)
+    puts = (registered(objects.slice_key(service), objects.slice(service, address)) for service, address in made)
+    ops = [pb.RequestOp(request_put=pb.PutRequest(key=put.key, value=put.value)) for put in puts]
+    return pb.TxnRequest(success=ops).SerializeToString()
+
+
+def _change(objects: Objects, number: int) -> tuple[int, str]:
+    """Which service it is of, and the address that comes."""
+    return number % objects.services, objects.spare(number)
+
+
+def _expected(objects: Objects, which: range, asked: Sequence[int], prefix: bytes) -> list[Expected]:
+    found = []
+    for number, at in zip(which, asked, strict=True):
+        service, address = _change(objects, number)
+        found.append(Expected(_key(prefix, service), _spelled(address), at))
+    return found
+
+
+def _key(prefix: bytes, service: int) -> bytes:
+    return prefix + "/".join(service_name(service)).encode()
+
+
+def _spelled(address: str) -> bytes:
+    return b'"%s"' % address.encode()
+
+
+async def _until_there(bed: Bed, prefix: bytes, objects: Objects, which: range) -> None:
+    """Until each service has the address that it got last. TimeoutError where one is lost."""
+    last = {_key(prefix, service): _spelled(address) for service, address in (_change(objects, each) for each in which)}
+    async with asyncio.timeout(PATIENCE):
+        while last:
+            await asyncio.sleep(_OFTEN)
+            for kv in (await bed.client.range(prefix)).kvs:
+                if kv.key in last and last[kv.key] in kv.value:
+                    del last[kv.key]
 
 
 @asynccontextmanager
