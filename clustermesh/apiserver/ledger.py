@@ -12,14 +12,14 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 
-from clustermesh.apiserver.in_order import InOrder
+from clustermesh.apiserver.in_order import InOrder, Sections
 from clustermesh.apiserver.keys_target import Held, KeysTarget
 from clustermesh.apiserver.publish import Updates
 from clustermesh.apiserver.stamps import Stamps
 from clustermesh.reconcile import Tracker
-from clustermesh.store.follow import Changed, Listed, Put
 from clustermesh.store.operations import KeyValue
 
 
@@ -80,10 +80,12 @@ class Section(InOrder):
             self.tracker.observe(key, self.target.held(kv))
 
     def lose_lease(self, key: bytes) -> None:
-        """Take in that `key`'s lease is gone, whether or not etcd has deleted the key by now."""
         held = self.tracker.actual.get(key)
         if held is not None:
             self.tracker.observe(key, Held(held.value, kept=False))
+
+    def _known(self) -> Iterable[bytes]:
+        return chain(self.tracker.actual, self._found or ())
 
     def _take(self, key: bytes, kv: KeyValue | None) -> None:
         if self._found is not None and key not in self.tracker.desired and key not in self.tracker.actual:
@@ -96,16 +98,13 @@ class Section(InOrder):
             self.tracker.observe(key, held)
 
 
-class Ledger:
+class Ledger(Sections[Section]):
     """Several sections. `take` what a watch tells, `want` what a Publisher says."""
 
     def __init__(self, sections: Sequence[Section], stamps: Stamps | None = None) -> None:
+        super().__init__((section.name, section) for section in sections)
         self._stamps = stamps
-        self.sections = {section.name: section for section in sections}
         self._by_key = {key: section for section in sections for key in section.target.keys}
-
-    def __getitem__(self, name: str) -> Section:
-        return self.sections[name]
 
     def held(self, key: bytes) -> bytes | None:
         """The value etcd holds at `key`, as far as is known."""
@@ -137,27 +136,6 @@ class Ledger:
     def leases(self) -> set[int]:
         """What everything that was there at the start, and that nobody has asked for since, hangs on."""
         return set[int]().union(*(section.leases() for section in self.sections.values()))
-
-    def take(self, item: Listed | Changed) -> None:
-        """Take in one item of a watch; keys that are in no section are nobody's business here."""
-        last = {event.kv.key if isinstance(event, Put) else event.key: event for event in item.events}
-        if isinstance(item, Listed):
-            for listed in {each.name: each for key in last if (each := self._of(key))}.values():
-                listed.start_over()
-        for key, event in last.items():
-            section = self._of(key)
-            if section is None:
-                continue
-            if isinstance(event, Put):
-                section.observe(key, event.kv, event.kv.mod_revision)
-            else:
-                section.observe(key, None, item.revision)
-
-    def lose_leases(self, keys: frozenset[bytes]) -> None:
-        for key in keys:
-            section = self._of(key)
-            if section is not None:
-                section.lose_lease(key)
 
     def _of(self, key: bytes) -> Section | None:
         if key in self._by_key:

@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, aclosing, contextmanager, suppress
+from functools import partial
 from typing import Any, Final
 
 from msgspec import Struct
@@ -40,7 +41,7 @@ from clustermesh.standalone.context import Context
 from clustermesh.store import election
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.election import Election
-from clustermesh.store.follow import Changed, Interrupted, Listed, follow
+from clustermesh.store.follow import Changed, Follower, Interrupted, Listed, Newest, follow
 from clustermesh.store.lease import DEFAULT_TTL, LeaseKeeper
 from clustermesh.wire import keys
 from clustermesh.wire.api_server_report import ApiServerReport
@@ -130,8 +131,8 @@ class ApiServer:
         self.keeper.on_lost = self._lose_leases
         self.election = Election(voting, client, keys.API_SERVER_LEADERS, own_name(), timing.election)
         self.election.on_lead = self.writer.hurry
-        self._places = [*watched_places(self.cluster), keys.AGENTS]
-        self._unlisted = set(self._places)
+        self._watched = watched_places(self.cluster)
+        self._unlisted = {*self._watched, keys.AGENTS}
         self._may_list, self._listed = asyncio.Event(), asyncio.Event()
         self._backlog, self._news = Backlog(), asyncio.Event()  # what the source told, and that it did
         self._heard = asyncio.Event()
@@ -143,14 +144,14 @@ class ApiServer:
 
     def tasks(self) -> list[Coroutine[Any, Any, None]]:
         """Everything that has to run."""
-        take_record = self._take_records
         return [
             self.election.run(),
             self._stand_by(),
             self._lead(),
             self._hear(),
             self.problems.run(),
-            *(self._follow(place, take_record if place == keys.AGENTS else self.ledger.take) for place in self._places),
+            self._follow(keys.AGENTS, Follower(), self._take_records),
+            *(self._follow(place, Follower(Newest()), partial(self.ledger.take, place)) for place in self._watched),
         ]
 
     async def _stand_by(self) -> None:
@@ -191,9 +192,9 @@ class ApiServer:
 
     # -- etcd -> ledger ------------------------------------------------------------------------------------------------
 
-    async def _follow(self, place: bytes, take: Callable[[Listed | Changed], None]) -> None:
+    async def _follow(self, place: bytes, follower: Follower, take: Callable[[Listed | Changed], None]) -> None:
         await self._may_list.wait()
-        async with aclosing(follow(self.client, place)) as items:
+        async with aclosing(follow(self.client, place, follower=follower)) as items:
             async for item in items:
                 if isinstance(item, Interrupted):
                     self._interrupt(place, str(item.error))
@@ -201,7 +202,7 @@ class ApiServer:
                 if self._interrupted.pop(place, None) is not None:
                     self.writer.hurry()
                 take(item)
-                if isinstance(item, Listed):
+                if isinstance(item, Listed) and not item.more:
                     self._note_listed(place)
                 self.writer.wake()
 
@@ -210,6 +211,7 @@ class ApiServer:
             _LOG.warning("etcd at %s: %s; nothing is lost, waiting for it", self._etcd, reason)
             self._settle()  # the start may take long now
         self._interrupted[place] = reason
+        self.ledger.interrupt(place)
 
     def _note_listed(self, place: bytes) -> None:
         self._unlisted.discard(place)

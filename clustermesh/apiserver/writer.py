@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import ExitStack, suppress
 from typing import Final
 
 from clustermesh.apiserver.ledger import Ledger
@@ -19,6 +19,7 @@ from clustermesh.logs import about
 from clustermesh.reconcile import Reconciler
 
 _LOG: Final = logging.getLogger(__name__)
+_GATHER: Final = 0.01  # seconds between two passes: a change alone waits for nothing, many go at once
 
 
 class Writer:
@@ -67,15 +68,16 @@ class Writer:
         clock = asyncio.get_running_loop().time
         audited = clock()
         while True:
+            self._wake.clear()
+            began = clock()
             await self.write()
-            wait = self._seconds_to_wait(clock())
             if clock() - audited > self._audit_every and self._may_audit:
                 await self._audit()
                 audited = clock()
             with suppress(TimeoutError):
-                async with asyncio.timeout(wait):
+                async with asyncio.timeout(self._seconds_to_wait(clock())):
                     await self._wake.wait()
-            self._wake.clear()
+            await asyncio.sleep(began + _GATHER - clock())
 
     def _seconds_to_wait(self, now: float) -> float:
         due = [due for each in (self._about, self._data, self._canaries) if (due := each.next_due) is not None]
@@ -83,9 +85,9 @@ class Writer:
 
     async def write(self) -> bool:
         """One pass over what changed and what is due again; True when nothing is left that failed."""
-        async with AsyncExitStack() as stack:
+        with ExitStack() as stack:
             for section in self.ledger.sections.values():
-                await stack.enter_async_context(section.busy())
+                stack.enter_context(section.busy())
             await self._pass()
         return not any(section.tracker.problems for section in self.ledger.sections.values())
 
@@ -117,7 +119,7 @@ class Writer:
     async def _audit(self) -> None:
         """Compare with etcd itself, in case a watch has kept something from us."""
         for section in self.ledger.sections.values():
-            async with section.busy():
+            with section.busy():
                 drift = await section.tracker.audit()
             if drift:
                 fields = about(kind=section.name)

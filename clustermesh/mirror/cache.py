@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator, Set
-from contextlib import AsyncExitStack, suppress
+from contextlib import ExitStack, suppress
 from typing import Any, Final
 
 from clustermesh.errors import DecodeError
@@ -143,9 +143,9 @@ class CacheWriter:
     async def write(self) -> None:
         """One pass over what changed and what is due again."""
         complete = self._list_complete()
-        async with AsyncExitStack() as stack:
+        with ExitStack() as stack:
             for section in self.cache.sections.values():
-                await stack.enter_async_context(section.busy())
+                stack.enter_context(section.busy())
             await self._canaries.delete()  # before what they speak of
             await self._configs.flush()
             if not self.cache[CONFIGS].tracker.pending().upserts:  # what it is due for is due for the others, too
@@ -210,7 +210,7 @@ class CacheWriter:
     async def _audit(self) -> None:
         """Compare with etcd itself, in case a watch has kept something from us."""
         for section in self.cache.sections.values():
-            async with section.busy():
+            with section.busy():
                 drift = await section.tracker.audit()
             if drift:
                 fields = about(kind=section.name)

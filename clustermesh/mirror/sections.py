@@ -11,15 +11,14 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Final
 
-from clustermesh.apiserver.in_order import InOrder
+from clustermesh.apiserver.in_order import InOrder, Sections
 from clustermesh.apiserver.keys_target import Held, KeysTarget
 from clustermesh.reconcile import Tracker
 from clustermesh.store.client import EtcdClient
-from clustermesh.store.follow import Changed, Listed, Put
 from clustermesh.store.lease import LeaseKeeper
 from clustermesh.store.operations import KeyValue
 from clustermesh.wire import keys
@@ -101,10 +100,12 @@ class Section(InOrder):
         return [(key, _plain(value)) for key, value in actual.items() if key not in known]
 
     def lose_lease(self, key: bytes) -> None:
-        """Take in that `key`'s lease is gone, whether or not etcd has deleted the key by now."""
         held = self.tracker.actual.get(key)
         if held is not None:
             self.tracker.observe(key, _LOOSE + _plain(held))
+
+    def _known(self) -> Iterable[bytes]:
+        return self.tracker.actual
 
     def _take(self, key: bytes, kv: KeyValue | None) -> None:
         held = None if kv is None else self.target.value(kv)
@@ -121,65 +122,17 @@ class Section(InOrder):
             self.target.keeper.release(key)
 
 
-class Cache:
+class Cache(Sections[Section]):
     """All sections. `take` what a watch of one of `PLACES` tells."""
 
     def __init__(self, sections: Sequence[Section]) -> None:
-        self.sections = {section.name: section for section in sections}
+        super().__init__((section.name, section) for section in sections)
         self._by_place = {section.target.place: section for section in sections}
-        self._unseen: dict[bytes, set[bytes]] = {}  # what a list under way has not told of yet, by its place
-
-    def __getitem__(self, name: str) -> Section:
-        return self.sections[name]
-
-    def take(self, place: bytes, item: Listed | Changed) -> None:
-        """Lists are told whole: what is not in one is not there."""
-        if isinstance(item, Listed):
-            self._take_part(place, item)
-            return
-        for event in item.events:
-            if isinstance(event, Put):
-                self._observe(event.kv.key, event.kv, event.kv.mod_revision)
-            else:
-                self._observe(event.key, None, item.revision)
-
-    def interrupt(self, place: bytes) -> None:
-        """A list under way has come to no end."""
-        self._unseen.pop(place, None)
-
-    def lose_leases(self, lost: frozenset[bytes]) -> None:
-        for key in lost:
-            if (section := self._of(key)) is not None:
-                section.lose_lease(key)
 
     def lead(self) -> None:
         """From now on what is not right is ours to put right."""
         for section in self.sections.values():
             section.target.leads = True
-
-    def _take_part(self, place: bytes, part: Listed) -> None:
-        if place not in self._unseen:
-            under = list(self._under(place))
-            self._unseen[place] = {key for section in under for key in section.tracker.actual}
-            for section in under:
-                section.start_over()
-        unseen = self._unseen[place]
-        for event in part.events:
-            if isinstance(event, Put):
-                unseen.discard(event.kv.key)
-                self._observe(event.kv.key, event.kv, event.kv.mod_revision)
-        if not part.more:
-            del self._unseen[place]
-            for key in unseen:
-                self._observe(key, None, part.revision)
-
-    def _observe(self, key: bytes, kv: KeyValue | None, revision: int) -> None:
-        """What is in no section is nobody's business here."""
-        if (section := self._of(key)) is not None:
-            section.observe(key, kv, revision)
-
-    def _under(self, place: bytes) -> Iterator[Section]:
-        return (section for at, section in self._by_place.items() if at.startswith(place))
 
     def _of(self, key: bytes) -> Section | None:
         section = self._by_place.get(_place_of(key))

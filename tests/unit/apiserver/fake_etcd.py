@@ -54,10 +54,9 @@ class FakeEtcd:
 
     def start_empty(self) -> Listed:
         """Another etcd, its revisions beginning anew; what a watch's next list says of it."""
-        gone = [Deleted(key) for key in self.keys]
         self.keys, self.untold, self.revision = {}, [], 1
         self.leases.clear()
-        return Listed(gone, 1)
+        return Listed([], 1)
 
     def tell(self, number: int) -> Changed | None:
         """The next `number` of untold events, cut as a watch cuts them: never within a revision."""

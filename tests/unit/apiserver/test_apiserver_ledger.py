@@ -57,11 +57,11 @@ class Rig:
 
     def listed(self) -> None:
         self.etcd.untold.clear()
-        self.ledger.take(Listed([Told(kv) for kv in self.etcd.keys.values()], self.etcd.revision))
+        self.ledger.take(b"", Listed([Told(kv) for kv in self.etcd.keys.values()], self.etcd.revision))
 
     def tell(self, number: int) -> None:
         if item := self.etcd.tell(number):
-            self.ledger.take(item)
+            self.ledger.take(b"", item)
 
     def renew(self) -> None:
         """What the keeper's next round of keep-alives finds."""
@@ -138,7 +138,7 @@ async def _play(steps: list[tuple[Any, ...]]) -> None:
         elif verb == "renew":
             bed.renew()
         elif verb == "start empty":
-            bed.ledger.take(bed.etcd.start_empty())
+            bed.ledger.take(b"", bed.etcd.start_empty())
         elif verb == "prune":
             bed.ledger.prune()
         elif verb == "restart":
@@ -295,10 +295,25 @@ async def test_an_etcd_started_empty_is_news_although_its_revisions_begin_anew()
     bed = await rig()
     bed.want("a", b"1")
     await bed.write()  # and the watch has not told of it yet
-    bed.ledger.take(bed.etcd.start_empty())
+    bed.ledger.take(b"", bed.etcd.start_empty())
     assert not bed.ledger[SERVICES].complete
     assert not await bed.write(), "the lease is gone as well"
     assert bed.keeper._due.is_set(), "and its keeper is asked to look at once, not in some minutes"
     bed.renew()
     assert await bed.write()
     assert bed.etcd.keys[value_key("a")].value == b"1"
+
+
+async def test_a_list_comes_in_parts_and_what_is_in_none_of_them_is_written_again() -> None:
+    bed = await rig()
+    for name in NAMES:
+        bed.want(name, b"1")
+    await bed.settle()
+    first, second, third = (bed.etcd.keys[value_key(name)] for name in NAMES)
+    bed.ledger.take(keys.STATE, Listed([Told(third)], bed.etcd.revision, more=True))
+    bed.ledger.interrupt(keys.STATE)
+    assert bed.ledger[SERVICES].complete, "of a list that was cut nothing is known"
+    bed.ledger.take(keys.STATE, Listed([Told(first)], bed.etcd.revision, more=True))
+    bed.ledger.take(keys.STATE, Listed([Told(second)], bed.etcd.revision))
+    assert list(bed.ledger[SERVICES].tracker.pending().upserts) == [third.key]
+    assert bed.ledger[CANARIES].complete, "a list of one place says nothing of another"

@@ -120,7 +120,7 @@ async def test_what_is_told_while_keys_are_written_is_compared_with_what_was_wri
     section, cache, etcd = a_section()
     cache.lead()
     section.want(A, b"a")
-    async with section.busy():
+    with section.busy():
         await section.tracker.upsert_pending()
         cache.take(keys.CACHE, Changed([put(A, b"old", etcd.revision - 1)], etcd.revision - 1))
         cache.take(keys.CACHE, Changed([put(A, b"a", etcd.revision)], etcd.revision))
@@ -167,7 +167,7 @@ async def _play(steps: list[tuple[Any, ...]]) -> None:
         elif verb == "lead":
             cache.lead()
         elif section.target.leads:
-            async with section.busy():
+            with section.busy():
                 await section.tracker.upsert_pending()
                 await section.tracker.delete_pending()
     assert etcd.held == wanted
