@@ -87,13 +87,16 @@ def batches(ops: Iterable[Op | Sequence[Op]]) -> Iterator[list[Op]]:
     batch: dict[bytes, Op] = {}
     size = 0
     for item in ops:
-        group = {op.key: op for op in ((item,) if isinstance(item, Put | Delete) else item)}
-        group_size = sum(map(_size, group.values()))
+        if isinstance(item, Put | Delete):  # most are, and there are hundreds of thousands
+            group, group_size, repeats = {item.key: item}, _size(item), item.key in batch
+        else:
+            group = {op.key: op for op in item}
+            group_size, repeats = sum(map(_size, group.values())), not batch.keys().isdisjoint(group)
         full = len(batch) + len(group) > MAX_OPS or size + group_size > MAX_BYTES
-        if batch and (full or not batch.keys().isdisjoint(group)):
+        if batch and (full or repeats):
             yield list(batch.values())
             batch, size = {}, 0
-        batch |= group
+        batch.update(group)
         size += group_size
     if batch:
         yield list(batch.values())

@@ -27,6 +27,7 @@ class Etcd:
     def __init__(self) -> None:
         self.revision = 100
         self.held: dict[bytes, bytes] = {}
+        self.echoes: list[Put | Deleted] = []  # of our own writes, that no watch has told of yet
 
     async def grant(self, _ttl: int) -> int:
         return 7
@@ -36,8 +37,10 @@ class Etcd:
         for op in batches[0]:
             if hasattr(op, "value"):
                 self.held[op.key] = op.value
+                self.echoes.append(put(op.key, op.value, self.revision))
             else:
                 self.held.pop(op.key, None)
+                self.echoes.append(Deleted(op.key, self.revision))
         return self.revision
 
 
@@ -138,6 +141,7 @@ _STEP = st.one_of(
     st.tuples(st.just("flush")),
     st.tuples(st.just("lead")),
     st.tuples(st.just("list")),
+    st.tuples(st.just("echo")),
 )
 
 
@@ -145,6 +149,14 @@ _STEP = st.one_of(
 @given(st.lists(_STEP, max_size=20))
 def test_whatever_happens_etcd_holds_what_is_wanted_in_the_end(steps: list[tuple[Any, ...]]) -> None:
     asyncio.run(_play(steps))
+
+
+def _echo(cache: Cache, etcd: Etcd) -> None:
+    """The watch tells of our own writes."""
+    for event in etcd.echoes:
+        revision = event.kv.mod_revision if isinstance(event, Put) else event.mod_revision
+        cache.take(keys.CACHE, Changed([event], revision))
+    etcd.echoes.clear()
 
 
 async def _play(steps: list[tuple[Any, ...]]) -> None:
@@ -156,12 +168,16 @@ async def _play(steps: list[tuple[Any, ...]]) -> None:
             _set(wanted, key, value)
             section.want(key, value)
         elif verb == "theirs":
+            _echo(cache, etcd)  # a watch tells in order
             key, value = rest
             etcd.revision += 1
             _set(etcd.held, key, value)
             event = Deleted(key, etcd.revision) if value is None else put(key, value, etcd.revision)
             cache.take(keys.CACHE, Changed([event], etcd.revision))
+        elif verb == "echo":
+            _echo(cache, etcd)
         elif verb == "list":
+            etcd.echoes.clear()
             listed = [put(key, value, etcd.revision) for key, value in etcd.held.items()]
             cache.take(keys.CACHE, Listed(listed, etcd.revision))
         elif verb == "lead":
