@@ -15,8 +15,8 @@ The rules:
    writes its entries after. What vanishes since then, by a deletion or from a list, is believed if heartbeat and canary
    did not vanish before or with it (somebody deleted all keys). That one reads in etcd: each watch has its own time.
    So it does whether an entry has moved to the twin of its table.
-   What died with a lease that is not the heartbeat's is kept until a beat `settle` seconds later; then it is listed,
-   and of no list before is it believed that it is gone.
+   What died with a lease that is not the heartbeat's, or may have, for etcd has forgotten it, is kept until a beat
+   `settle` seconds later; then it is listed, and of no list before is it believed that it is gone.
 6. A heartbeat or a canary that vanishes makes the cluster stale. What vanished otherwise (leases end, an etcd is being
    filled, a watch tells of old times) is kept. Once the writer is proven its table is listed again, and that list is
    believed.

@@ -14,13 +14,13 @@ from clustermesh.store.faults import Compacted
 async def find_lease_ends(client: EtcdClient, deletions: Mapping[int, bytes], living: int) -> frozenset[int]:
     """Those of `deletions`, revisions with one key each that was deleted then, at which a lease may have ended.
 
-    Whose lease lives still, like the one that is known to be `living`, was deleted. Of what etcd has forgotten nothing
-    is known. Raises ClusterMeshError.
+    Whose lease lives still, like the one that is known to be `living`, was deleted. What etcd has forgotten may have
+    died with its lease: that no evidence is left is none. Raises ClusterMeshError.
     """
     try:
         leases = await _leases_before(client, deletions)
     except Compacted:
-        return frozenset()
+        return frozenset(deletions)
     ended = [lease for lease in set(leases.values()) - {0, living} if not await _lives(client, lease)]
     return frozenset(revision for revision, lease in leases.items() if lease in ended)
 
