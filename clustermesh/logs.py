@@ -18,12 +18,16 @@ from clustermesh.errors import printable
 
 FORMATS: Final = ("text", "json")
 _HIDDEN: Final = "[hidden]"
-_SECRETS: Final = (
-    re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|$)", re.DOTALL),
-    re.compile(r"(?<=[Bb]earer )[A-Za-z0-9._~+/=-]+"),
-    re.compile(r"\beyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*"),  # a JSON web token, wherever it stands
-    re.compile(r"(?i)(?<=password[=:])\s*[^\s,;&]+"),
-    re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"),  # user and password in a URL
+_SECRETS: Final = (  # what the first group holds stays, to say what was hidden
+    re.compile(r"()-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)", re.DOTALL),
+    re.compile(r"(?i)(\bauthorization\W{0,2}[:=]\W{0,2}(?:[a-z]+\s+)?)[^\s\"',;]+"),
+    re.compile(r"(?i)(\bbearer\s+)[a-z0-9._~+/=-]+"),
+    re.compile(r"()\beyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*"),  # a JSON web token, wherever it stands
+    re.compile(
+        r"(?i)((?:password|passwd|token|secret|client-key-data|private[-_]?key)\\?[\"']?\s?[=:]\s*)"
+        r"""(?:\"(?:[^\"\\]|\\.)*\"|'[^']*'|[^\s,;&}]+)"""
+    ),
+    re.compile(r"(://)[^\s\"'<>]{1,512}(?=@)"),  # user and password in a URL
 )
 
 
@@ -50,7 +54,7 @@ def spelled(key: object) -> str:
 def hide(line: str) -> str:
     """`line` without what nobody may read who reads a log."""
     for secret in _SECRETS:
-        line = secret.sub(_HIDDEN, line)
+        line = secret.sub(rf"\g<1>{_HIDDEN}", line)
     return line
 
 
@@ -62,7 +66,7 @@ class Text(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
         """What a peer says must not look like lines of ours."""
-        return hide(printable(super().formatMessage(record)))
+        return printable(hide(super().formatMessage(record)))
 
     def formatException(self, ei: Any) -> str:  # noqa: N802  # logging's name
         return hide(super().formatException(ei))

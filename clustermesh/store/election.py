@@ -4,21 +4,23 @@ Rules (those of etcd's own concurrency package)
 - Who stands has one key there, on a lease of its own that it renews: it goes when its owner dies or hangs for `ttl`.
 - The key that was made first leads. Its create revision is the fence: a write that compares it fails from the moment
   the key is gone, whatever its owner believes.
-- Who led and finds another leading is deposed, and does not stand again. Who lost its key to nobody makes another one.
+- Who led and finds another leading is deposed, and does not stand again. So is who was cut off and finds its key gone:
+  another one may have led meanwhile, and have ended. Who saw its key go and nobody come, or an etcd that began anew,
+  makes another key and leads on.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import aclosing, suppress
 from typing import Final
 
 from clustermesh.errors import ClusterMeshError
 from clustermesh.store.backoff import Backoff
 from clustermesh.store.client import EtcdClient
-from clustermesh.store.follow import Changed, Follower, Listed, Nothing, Put, follow
+from clustermesh.store.follow import Changed, Event, Follower, Listed, Nothing, Put, follow
 from clustermesh.store.operations import Fence
 
 TTL: Final = 2
@@ -30,8 +32,8 @@ _LOG: Final = logging.getLogger(__name__)
 class Election:
     """Stands at `place` (a prefix) under `name` while `run` runs. `client` has no fence; `fenced` gets ours.
 
-    `leading` is set once this process leads, `following` once another one does, `deposed` where both happened in that
-    order: end then, and stand anew with nothing in mind.
+    `leading` is set once this process leads, `following` once another one does, `deposed` where that one did, or may
+    have, after this one: end then, and stand anew with nothing in mind.
     """
 
     def __init__(self, client: EtcdClient, fenced: EtcdClient, place: bytes, name: str, ttl: int = TTL) -> None:
@@ -90,7 +92,16 @@ class Election:
     def _take(self, item: Listed | Changed) -> None:
         if isinstance(item, Listed):  # one page holds all that ever stand
             self._standing = {}
-        for event in item.events:
+            self._note(item.events)
+            fence = self._fenced.fence
+            if fence is not None and 0 < fence.create_revision <= item.revision and fence.key not in self._standing:
+                self._depose("was cut off, and another one may have led meanwhile")
+        else:
+            for event in item.events:  # one by one: who came and went led in between
+                self._note([event])
+
+    def _note(self, events: Sequence[Event]) -> None:
+        for event in events:
             if isinstance(event, Put):
                 made, _ = self._standing.get(event.kv.key, (event.kv.mod_revision, b""))
                 self._standing[event.kv.key] = made, event.kv.value
@@ -105,14 +116,18 @@ class Election:
         if first == self._key:
             self._lead(Fence(first, made))
         elif self.leading.is_set():
-            _LOG.warning("%s no longer leads, %s does", self._name, self.leader)
-            self._fenced.fence = Fence(self._place, 0)
-            self.deposed.set()
+            self._depose(f"no longer leads, {self.leader} does")
         else:
             self.following.set()
 
+    def _depose(self, why: str) -> None:
+        if not self.deposed.is_set():
+            _LOG.warning("%s %s", self._name, why)
+        self._fenced.fence = Fence(self._place, 0)
+        self.deposed.set()
+
     def _lead(self, fence: Fence) -> None:
-        if fence == self._fenced.fence:
+        if self.deposed.is_set() or fence == self._fenced.fence:
             return
         self._fenced.fence = fence
         if not self.leading.is_set():

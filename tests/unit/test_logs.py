@@ -25,8 +25,17 @@ SECRETS = (
     "token eyJhbGciOi.eyJzdWIiOi.c2lnbmF0dXJl",
     "password=hunter2, user=root",
     "https://root:hunter2@10.0.0.1:2379",
+    "https://root:hun/ter2@10.0.0.1:2379, then http://:hun@ter2@proxy",
+    '{"password": "hunter2", "user": "root"}',
+    "user: root\\npassword: 'hunter2 and more'",
+    r"{\"password\": \"hunter2\"}",
+    "token: hunter2",
+    "Authorization: Basic aHVudGVyMg==",
+    '"authorization": "hunter2"',
+    "Bearer\thunter2",
+    "client-key-data: aHVudGVyMg==",
 )
-TELLTALE = ("MHcCAQEE", "abc.def", "c2lnbmF0dXJl", "hunter2")
+TELLTALE = ("MHcCAQEE", "abc.def", "c2lnbmF0dXJl", "hunter2", "ter2", "aHVudGVyMg")
 
 
 def record(message: str, *arguments: object, **more: object) -> logging.LogRecord:
@@ -133,3 +142,12 @@ def test_an_agent_takes_the_form_too() -> None:
     assert parse_options(["--log-format", "json"]).log_format == "json"
     with pytest.raises(SystemExit):
         parse_options(["--log-format", "xml"])
+
+
+def test_sentences_that_only_speak_of_secrets_stay_as_they_are() -> None:
+    for line in (
+        "user admin has no password, and a token was refused",
+        "etcd at https://10.0.0.1:2379: cannot connect",
+        "authorization is not enabled in etcd",
+    ):
+        assert hide(line) == line

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from pki import Authority
 
-from clustermesh.errors import Refused, Unavailable
+from clustermesh.errors import ClusterMeshError, Refused, Unavailable
 from clustermesh.kube import credentials
 from clustermesh.kube.access import Access, Grant, tls_context
 from clustermesh.kube.client import KubeClient
@@ -206,3 +206,31 @@ async def test_what_a_proxy_answers_is_told_without_its_password() -> None:
             with pytest.raises(Unavailable, match="407 Proxy Authentication Required") as refused:
                 await client.get("/api/v1/pods", "list pods", {})
     assert "secret" not in str(refused.value)
+
+
+async def test_kinds_that_are_refused_at_once_share_what_is_read_anew() -> None:
+    reads = 0
+
+    async def read() -> Grant:
+        nonlocal reads
+        reads += 1
+        return Grant(server=f"http://127.0.0.1:{port}", header="Bearer old" if reads == 1 else "Bearer new")
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 %s\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}" % verdict(head))
+        writer.close()
+
+    def verdict(head: bytes) -> bytes:
+        return b"401 Unauthorized" if b"Bearer old" in head else b"200 OK"
+
+    kinds = [f"/{number}" for number in range(5)]
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with KubeClient(Access(read)) as client:
+            for kind in kinds:
+                with pytest.raises(ClusterMeshError):
+                    await client.get(kind, "list", {})
+            for kind in kinds:
+                assert await client.get(kind, "list", {}, fresh=True) == b"{}"
+    assert reads == 2

@@ -1,0 +1,73 @@
+"""Who leads, as the keys at the place tell: events in, whether this process leads out."""
+
+from __future__ import annotations
+
+import pytest
+
+from clustermesh.store.client import EtcdClient
+from clustermesh.store.election import Election
+from clustermesh.store.follow import Changed, Listed, Put
+from clustermesh.store.follower import Deleted
+from clustermesh.store.operations import Fence, KeyValue
+
+PLACE = b"leaders/"
+OURS, ANEW, THEIRS = PLACE + b"a", PLACE + b"b", PLACE + b"c"
+
+
+def a_key(key: bytes, made: int) -> Put:
+    return Put(KeyValue(key, b"us" if key != THEIRS else b"them", made))
+
+
+@pytest.fixture
+def election() -> Election:
+    """It leads, since revision 5."""
+    client, fenced = EtcdClient(["http://127.0.0.1:1"]), EtcdClient(["http://127.0.0.1:1"])
+    made = Election(client, fenced, PLACE, "us")
+    made._key = OURS
+    made._take(Listed([a_key(OURS, 5)], 5))
+    assert made.leading.is_set()
+    assert fenced.fence == Fence(OURS, 5)
+    return made
+
+
+def stand_anew(election: Election, made: int) -> None:
+    election._key = ANEW
+    election._take(Changed([a_key(ANEW, made)], made))
+
+
+def test_who_led_and_finds_another_leading_is_deposed(election: Election) -> None:
+    election._take(Changed([Deleted(OURS), a_key(THEIRS, 9)], 9))
+    assert election.deposed.is_set()
+    assert election._fenced.fence == Fence(PLACE, 0)
+
+
+def test_who_led_is_deposed_by_one_that_came_and_went_before_it_looked(election: Election) -> None:
+    election._take(Changed([Deleted(OURS), a_key(THEIRS, 9), Deleted(THEIRS)], 40))
+    assert election.deposed.is_set()
+
+
+def test_who_hung_and_finds_its_key_gone_is_deposed_for_another_may_have_led(election: Election) -> None:
+    election._take(Listed([], 40))
+    assert election.deposed.is_set()
+    stand_anew(election, 41)
+    assert election._fenced.fence == Fence(PLACE, 0)
+
+
+def test_who_was_cut_off_and_finds_its_key_leads_on(election: Election) -> None:
+    election._take(Listed([a_key(OURS, 5), a_key(THEIRS, 9)], 40))
+    assert not election.deposed.is_set()
+    assert election._fenced.fence == Fence(OURS, 5)
+
+
+def test_who_sees_its_key_go_and_nobody_come_leads_on_with_another(election: Election) -> None:
+    election._take(Changed([Deleted(OURS)], 9))
+    stand_anew(election, 10)
+    assert not election.deposed.is_set()
+    assert election._fenced.fence == Fence(ANEW, 10)
+
+
+def test_who_finds_an_etcd_that_began_anew_leads_on(election: Election) -> None:
+    election._take(Listed([], 2))
+    stand_anew(election, 3)
+    assert not election.deposed.is_set()
+    assert election._fenced.fence == Fence(ANEW, 3)
