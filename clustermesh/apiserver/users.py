@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Final
 
 from clustermesh.apiserver.settings import Settings
 from clustermesh.errors import ClusterMeshError, Invalid, Refused, Unavailable
 from clustermesh.model import Cluster
-from clustermesh.standalone.users_file import REMOTE_ROLE, User, read_users
+from clustermesh.settling import SETTLED
+from clustermesh.standalone.users_file import REMOTE_ROLE, FollowedUsers, User
 from clustermesh.store import auth, endpoint
 from clustermesh.store.auth import Access, Grant
 from clustermesh.store.backoff import Backoff
@@ -91,7 +92,8 @@ class Users:
     """
 
     def __init__(self, client: EtcdClient, settings: Settings, changed: Callable[[], None]) -> None:
-        self.client, self.cluster, self.file, self._changed = client, settings.cluster, settings.users_file, changed
+        self.client, self.cluster, self._changed = client, settings.cluster, changed
+        self._file = FollowedUsers(settings.users_file) if settings.users_file else None
         self._managed = settings.manages_users
         self._ports = {endpoint.parse(each).port for each in settings.endpoints}
         self.problems: list[str] = []
@@ -113,10 +115,10 @@ class Users:
             return
         backoff = Backoff(last=5.0)
         while True:
-            seen = _stamp(self.file)
+            seen = self._stamp()
             try:
                 await self._apply()
-                self.error, wait = None, REPEAT
+                self.error, wait = None, SETTLED / 1e9 if self._file and self._file.held else REPEAT
                 backoff = Backoff(last=5.0)
                 self.enabled.set()
             except ClusterMeshError as e:
@@ -168,20 +170,29 @@ class Users:
 
     def _peers(self) -> dict[str, str] | None:
         """Role by user of users.yaml; None where it cannot be read, so that nobody is locked out by a typing error."""
-        if self.file is None:
+        if self._file is None:
             return None
         try:
-            peers, self.problems = peers_allowed(self.cluster, read_users(self.file))
+            peers, self.problems = peers_allowed(self.cluster, self._file.read(time.time_ns()))
             return peers
         except (Invalid, Unavailable) as e:
             self.problems = [f"{e}; users stay as they are"]
             return None
 
+    def _stamp(self) -> tuple[int, int, int] | None:
+        if self._file is None:
+            return None
+        try:
+            status = self._file.path.stat()
+        except OSError:
+            return None
+        return status.st_mtime_ns, status.st_size, status.st_ino
+
     async def _wait_for_news(self, seen: object, wait: float) -> None:
         """Until users.yaml is no longer as it was `seen`, `check` is called, or `wait` seconds are over."""
         clock = asyncio.get_running_loop().time
         until = clock() + wait
-        while clock() < until and not self._again.is_set() and _stamp(self.file) == seen:
+        while clock() < until and not self._again.is_set() and self._stamp() == seen:
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(POLL, wait)):
                     await self._again.wait()
@@ -197,13 +208,3 @@ async def _ensure(client: EtcdClient, wanted: Mapping[str, str], present: set[st
 
 def _revoked(user: str) -> bytes:
     return keys.REVOKED + user.encode()
-
-
-def _stamp(file: Path | None) -> tuple[int, int, int] | None:
-    if file is None:
-        return None
-    try:
-        status = file.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino

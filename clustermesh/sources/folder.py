@@ -19,8 +19,9 @@ from typing import Final
 from watchfiles._rust_notify import RustNotify  # documented as the way to start watching before the first look
 
 from clustermesh.model import Cluster
+from clustermesh.settling import SETTLED
 from clustermesh.sources.objects import Ref
-from clustermesh.sources.scan import SETTLED, Reading, Scan, is_manifest, scan_files, scan_folder
+from clustermesh.sources.scan import Reading, Scan, is_manifest, scan_files, scan_folder
 from clustermesh.sources.snapshot import Change, Snapshot
 from clustermesh.sources.table import ObjectTable, Problem
 from clustermesh.sources.translate import Translator

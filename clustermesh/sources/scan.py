@@ -10,13 +10,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from clustermesh.settling import is_being_written
 from clustermesh.sources.table import EMPTY, MAX_BYTES, Manifest, read_manifest, unreadable
 
 SUFFIXES: Final = (".yaml", ".yml", ".json")
 _RACY: Final = 50_000_000
 """Nanoseconds. A file read this soon after it was written may be written again within one tick of the file clock."""
-SETTLED: Final = 1_000_000_000
-"""Nanoseconds. A file that became empty or shorter in place is taken as still being written until it rested so long."""
 
 Stamp = tuple[int, int, int]
 """Modification time in nanoseconds, size and inode of a file; () stands for "read it again whatever it looks like"."""
@@ -91,21 +90,13 @@ def _read(root: Path, path: str, before: Reading | None, now: int) -> Reading:
         status, data = _load(root / path)
     except OSError as e:
         return Reading(unreadable(path, f"{e.strerror}; kept as it was"), now, ())
-    if before is not None and _is_being_written(before, status, data, now):
+    if before is not None and is_being_written(before, data, status.st_ino, status.st_mtime_ns, now):
         why = f"is {'cut short' if data.strip() else 'empty'}, perhaps just being written; kept as it was"
         return Reading(unreadable(path, why), now, (), before.size, status.st_ino, held=True)
     stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
     settled = time.time_ns() - status.st_mtime_ns > _RACY
     manifest = read_manifest(path, data, before.manifest if before else EMPTY)
     return Reading(manifest, status.st_mtime_ns, stamp if settled else (), status.st_size, status.st_ino)
-
-
-def _is_being_written(before: Reading, status: os.stat_result, data: bytes, now: int) -> bool:
-    """The first half of a document is often a valid one. What was replaced by renaming is another file, and whole."""
-    if not 0 <= now - status.st_mtime_ns < SETTLED:
-        return False
-    same = status.st_ino == before.inode
-    return not data.strip() or (same and (before.held or status.st_size < before.size))
 
 
 def _load(path: Path) -> tuple[os.stat_result, bytes]:

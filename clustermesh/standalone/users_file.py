@@ -7,6 +7,7 @@ users:
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from msgspec import Struct
 
 from certs.files import write_atomically
 from clustermesh.errors import Invalid, Unavailable
+from clustermesh.settling import is_being_written
 from clustermesh.yaml_file import dump_yaml, mapping, parse_yaml, read_bytes, shown, text
 
 REMOTE_ROLE: Final = "remote"
@@ -34,7 +36,26 @@ def remote_user(cluster: str) -> str:
 
 def read_users(path: Path) -> tuple[User, ...]:
     """The users in `path`. Raises Invalid for a file that breaks a rule, Unavailable for one that cannot be read."""
-    return tuple(_user(entry, i) for i, entry in enumerate(_entries(_document(path), path)))
+    return _users(_document(path), path)
+
+
+class FollowedUsers:
+    """users.yaml as who follows it reads it. `held` while it may just be being written: look again once it rested."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.size, self.inode, self.held = path, 0, 0, False
+
+    def read(self, now: int) -> tuple[User, ...]:
+        """As `read_users` at `now`, Unix nanoseconds. Unavailable also for a file that was cut short in place."""
+        data = read_bytes(self.path)
+        status = _status(self.path)  # after what was read: what was cut short by then was written just now
+        self.held = is_being_written(self, data, status.st_ino, status.st_mtime_ns, now)
+        if self.held:
+            self.inode = status.st_ino
+            raise Unavailable(f"{self.path}: is {'cut short' if data.strip() else 'empty'}, perhaps just being written")
+        users = _users(parse_yaml(data, str(self.path)), self.path)
+        self.size, self.inode = len(data), status.st_ino
+        return users
 
 
 def add_user(path: Path, name: str, role: str = REMOTE_ROLE) -> bool:
@@ -63,6 +84,17 @@ def remove_user(path: Path, name: str) -> bool:
         return False
     _write(path, {**document, "users": kept})
     return True
+
+
+def _users(document: object, path: Path) -> tuple[User, ...]:
+    return tuple(_user(entry, i) for i, entry in enumerate(_entries(mapping(document, str(path)), path)))
+
+
+def _status(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as e:
+        raise Unavailable(f"{path}: {e.strerror}") from e
 
 
 def _document(path: Path) -> dict[str, Any]:

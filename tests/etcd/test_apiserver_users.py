@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from apiserver_bed import PATIENCE, Bed, manifests
+from apiserver_bed import PATIENCE, Bed, manifests, page
 
 from clustermesh.errors import ClusterMeshError, Refused
 from clustermesh.standalone.users_file import add_user, remove_user
@@ -127,3 +127,16 @@ async def test_the_file_makes_nobody_more_than_a_reader(bed: Bed) -> None:
 async def test_without_a_certificate_of_a_user_nobody_gets_in(bed: Bed) -> None:
     async with bed.client_as("stranger", "stranger") as stranger:
         assert await refuses(stranger.get(CART))
+
+
+async def test_a_users_file_that_is_being_written_in_place_locks_nobody_out(bed: Bed) -> None:
+    add_user(bed.context.users_file, "remote-beta")
+    text = bed.context.users_file.read_text()
+    async with bed.client_as("beta", "remote-beta") as peer:
+        await until_let_in(peer, inside=True)
+        with bed.context.users_file.open("w") as file:  # it is empty now
+            while "just being written" not in str((await page(bed, "/readyz"))[1]):
+                await peer.get(CART)
+            file.write(text)
+        await asyncio.sleep(0.5)
+        await peer.get(CART)

@@ -13,8 +13,9 @@ from pathlib import Path
 import kube
 import pytest
 
+from clustermesh.settling import SETTLED
 from clustermesh.sources.folder import FolderSource
-from clustermesh.sources.scan import SETTLED, Scan, scan_files, scan_folder
+from clustermesh.sources.scan import Scan, scan_files, scan_folder
 from clustermesh.sources.snapshot import Change
 
 PATIENCE = 20.0

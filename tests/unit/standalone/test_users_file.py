@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clustermesh.errors import ClusterMeshError, Invalid, Unavailable
-from clustermesh.standalone.users_file import User, add_user, read_users, remote_user, remove_user
+from clustermesh.settling import SETTLED
+from clustermesh.standalone.users_file import FollowedUsers, User, add_user, read_users, remote_user, remove_user
 
 BETA = User(name="remote-beta", role="remote")
 NAMES = st.sampled_from(["remote-a", "remote-b", "remote-c", "yes", "12", "x: y"])
@@ -96,3 +97,37 @@ def test_garbage_raises_only_the_projects_own_errors(path: Path, data: bytes) ->
         assert path.read_bytes() == data
     else:
         assert BETA in read_users(path)
+
+
+def write_in_place(path: Path, text: str) -> int:
+    """When it was written."""
+    with path.open("r+") as file:
+        file.truncate()
+        file.write(text)
+    return path.stat().st_mtime_ns
+
+
+def test_a_file_that_was_cut_short_in_place_is_not_believed_until_it_rested(path: Path) -> None:
+    whole = "users:\n- name: remote-beta\n  role: remote\n"
+    path.write_text(whole)
+    followed = FollowedUsers(path)
+    assert followed.read(path.stat().st_mtime_ns) == (BETA,)
+    for part in ("", "users:\n", whole[:-1] + "e"):
+        now = write_in_place(path, part)
+        with pytest.raises(Unavailable, match="perhaps just being written"):
+            followed.read(now)
+        assert followed.held
+    assert followed.read(write_in_place(path, whole) + SETTLED) == (BETA,)
+    now = write_in_place(path, "users: []\n")
+    with pytest.raises(Unavailable):
+        followed.read(now)
+    assert followed.read(now + SETTLED) == ()
+    assert not followed.held
+
+
+def test_a_file_that_was_put_in_place_whole_is_believed_at_once(path: Path) -> None:
+    add_user(path, "remote-beta")
+    followed = FollowedUsers(path)
+    assert followed.read(path.stat().st_mtime_ns) == (BETA,)
+    remove_user(path, "remote-beta")
+    assert followed.read(path.stat().st_mtime_ns) == ()
