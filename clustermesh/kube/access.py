@@ -13,7 +13,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from clustermesh.errors import ClusterMeshError, Refused
+from clustermesh.errors import ClusterMeshError, Refused, Unavailable
 
 _EARLY: Final = 30.0
 """Seconds before they expire that credentials are asked for again."""
@@ -44,10 +44,14 @@ class Access:
         self._lock = asyncio.Lock()
 
     async def grant(self, refused: Grant | None = None) -> Grant:
-        """The newest; one that the server `refused` is read again, once for all who hold it. Raises as `read` does."""
+        """The newest; one that the server `refused` is read again, once for all who hold it. Raises as `read` does,
+        and Unavailable for its OSError."""
         async with self._lock:
             if self._grant is None or self._grant is refused or self._is_stale(self._grant):
-                self._grant = await self._read()
+                try:
+                    self._grant = await self._read()
+                except OSError as e:  # no process can be started, or no file opened
+                    raise Unavailable(f"credentials of the Kubernetes API: {e.strerror or e}") from e
                 self._marks = _marks(self._grant.files)
             return self._grant
 

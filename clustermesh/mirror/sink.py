@@ -156,7 +156,7 @@ class MirrorSink:
         table = self._table(cluster, kind)
         if name in table:  # it is known, and stands or not
             return
-        self._weigh(cluster, kind, name, None, value)
+        self._weight(cluster).found(value)
         table[name] = value
         self._doubted.setdefault(cluster, set()).add(kind)
         self._want(kind, cache_key(cluster, kind, name), value)

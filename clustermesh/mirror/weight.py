@@ -39,6 +39,10 @@ class Weight:
                 self.short |= self._dropped.keys()
         return True
 
+    def found(self, value: bytes) -> None:
+        """`value` stands already: it counts, whether or not there would be room for it."""
+        self.bytes += _cost(value)
+
     def listed(self, kind: str) -> None:
         """All of `kind` was said anew: it had room, or was left out again."""
         if kind in self.short:

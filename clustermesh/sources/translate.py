@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, Protocol, cast
 
 from clustermesh.address import Address, text
+from clustermesh.errors import Invalid
 from clustermesh.model import Cluster
 from clustermesh.sources.cilium import identity_namespace, translate_endpoint, translate_identity, translate_slice
 from clustermesh.sources.cilium_objects import CiliumEndpoint, CiliumEndpointSlice, CiliumIdentity, CiliumNode
@@ -22,7 +23,12 @@ from clustermesh.sources.objects import EndpointSlice, Namespace, Node, Object, 
 from clustermesh.sources.pods import translate_pod
 from clustermesh.sources.services import ServiceParts, translate_service
 from clustermesh.sources.snapshot import Change, Snapshot
+from clustermesh.wire.keys import check_name
 
+_MANAGED_BY: Final = "endpointslice.kubernetes.io/managed-by"
+_OF_REMOTE_BACKENDS: Final = "endpointslice-mesh-controller.cilium.io"
+_PROXY: Final = "service.kubernetes.io/service-proxy-name"
+_DIGITS: Final = 14  # of a time to the second
 NAMESPACE_GLOBAL: Final = "clustermesh.cilium.io/global"
 
 
@@ -68,6 +74,7 @@ class Translator:
         self._nodes = NodeTable(cluster)
         self._claims = Claims(self.snapshot.endpoints, self._rank)
         self._faults: dict[Ref, Faults] = {}
+        self._unnamed: dict[Ref, Fault] = {}
 
     def apply(self, changed: Mapping[Ref, int]) -> Change:
         """Take in that the objects named by `changed` are now as the table says, or gone from it.
@@ -99,16 +106,30 @@ class Translator:
             )
 
     def _take_in(self, ref: Ref, observed: int, dirty: _Dirty) -> None:
-        before, after = self._seen.get(ref), self._objects.get(ref)
+        before, after = self._seen.get(ref), self._heeded(ref)
         if before != after:
             self._touch(ref, before, after, observed, dirty)
             self._take(ref, before, after)
             self._touch(ref, after, before, observed, dirty)
 
+    def _heeded(self, ref: Ref) -> Object | None:
+        """The object, unless it is another's to act on, or has a name that none of ours could have."""
+        self._unnamed.pop(ref, None)
+        if (value := self._objects.get(ref)) is None or _is_anothers(value):
+            return None
+        try:
+            for name in filter(None, (ref.namespace, ref.name)):
+                check_name(name, "metadata.name")
+        except Invalid as e:
+            self._unnamed[ref] = Fault(ref, str(e))
+            return None
+        return value
+
     def faults(self) -> Iterator[Fault]:
         """What is left out of the snapshot, and why, by the object it is about."""
         for ref in sorted(self._faults):
             yield from self._faults[ref]
+        yield from self._unnamed.values()
         yield from self._nodes.faults()
         for ip, owner, others in self._claims.contested():
             sentence = f"status.podIP: {text(ip)!r}: must not be the address of {owner} too"
@@ -227,7 +248,7 @@ class Translator:
         change is not in question."""
         if (value := self._seen.get(ref)) is None:
             return True, False, False, 0, ref
-        created = "".join(filter(str.isdigit, value.metadata.creation_timestamp))
+        created = "".join(filter(str.isdecimal, value.metadata.creation_timestamp))[:_DIGITS]
         return False, isinstance(value, Pod), bool(value.metadata.deletion_timestamp), -int(created or 0), ref
 
     def _takes_part(self, namespace: Namespace | None) -> bool:
@@ -241,3 +262,10 @@ class Translator:
         self._faults.pop(ref, None)
         if faults:
             self._faults[ref] = faults
+
+
+def _is_anothers(value: Object) -> bool:
+    """Slices that Cilium makes of other clusters' backends, and Services that another proxy serves."""
+    if isinstance(value, EndpointSlice):
+        return value.metadata.labels.get(_MANAGED_BY) == _OF_REMOTE_BACKENDS
+    return isinstance(value, Service) and _PROXY in value.metadata.labels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import stat
 import sys
@@ -234,3 +235,11 @@ async def test_kinds_that_are_refused_at_once_share_what_is_read_anew() -> None:
             for kind in kinds:
                 assert await client.get(kind, "list", {}, fresh=True) == b"{}"
     assert reads == 2
+
+
+async def test_credentials_that_no_process_can_be_started_for_are_unavailable() -> None:
+    async def read() -> Grant:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    with pytest.raises(Unavailable, match="Resource temporarily unavailable"):
+        await Access(read).grant()

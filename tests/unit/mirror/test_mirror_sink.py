@@ -341,3 +341,14 @@ def test_keys_are_kvstoremeshs() -> None:
     assert copied_kinds(CONFIG["beta"]) == (NODES, IDENTITIES, ENDPOINTS, SERVICES)
     with_all = ClusterConfig(id=2, service_exports_enabled=True, endpoint_slices_export_mode="endpointslices-only")
     assert copied_kinds(with_all) == KINDS
+
+
+def test_what_was_found_counts_though_it_is_more_than_the_limit_and_is_given_back_when_it_goes() -> None:
+    sink = a_sink(Cache())
+    sink.limits_of = lambda _cluster: Limits(copied_bytes=1000)
+    for number in range(3):
+        sink.found("beta", IDENTITIES, 131072 + number, b"x" * 500)
+    assert sink.weight("beta") > 3 * 500
+    for number in range(3):
+        sink.remove("beta", IDENTITIES, 131072 + number, 0)
+    assert sink.weight("beta") == 0

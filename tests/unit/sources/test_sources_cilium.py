@@ -134,3 +134,45 @@ def test_labels_are_sorted_by_key_alone() -> None:
     keys = [label.key for label in identity.labels]
     assert keys == sorted(keys)
     assert {label.source for label in identity.labels} == {"k8s"}
+
+
+def test_slices_that_cilium_makes_of_other_clusters_backends_are_none_of_this_one() -> None:
+    cart = kube.service("cart")
+    theirs = kube.endpoint_slice("cart-1", "cart", ["10.2.0.5"])
+    theirs["metadata"]["labels"]["endpointslice.kubernetes.io/managed-by"] = "endpointslice-mesh-controller.cilium.io"
+    assert snapshot(cart, theirs).services == snapshot(cart).services
+
+
+def test_a_service_of_another_proxy_is_not_told_of() -> None:
+    cart = kube.service("cart")
+    cart["metadata"]["labels"] = {"service.kubernetes.io/service-proxy-name": "other"}
+    assert snapshot(cart, kube.endpoint_slice("cart-1", "cart", [POD])).services == {}
+
+
+@pytest.mark.parametrize("kind", ["CiliumNode", "CiliumEndpoint", "Service"])
+def test_an_object_with_a_name_that_no_key_can_hold_is_left_out_with_a_sentence(kind: str) -> None:
+    good = kube.decode(kube.cilium_node("n1", "192.0.2.1"), kube.cilium_endpoint("a", 65999, POD), kube.service("cart"))
+    bad = {ref._replace(name="a/b"): value for ref, value in good.items() if ref.kind == kind}
+    found, sentences = translate(kube.ALPHA, bad)
+    assert found == Snapshot()
+    assert [(ref.name, "must be 1 to 253 printable" in sentence) for ref, sentence in sentences] == [("a/b", True)]
+    assert translate(kube.ALPHA, good | bad)[0] == translate(kube.ALPHA, good)[0]
+
+
+@pytest.mark.parametrize("moment", ["²", "9" * 5000, "soon"])
+def test_a_time_that_is_none_of_the_apis_ends_nothing(moment: str) -> None:
+    odd = kube.aged(kube.cilium_endpoint("odd", 65999, POD), moment)
+    found, _ = translate(kube.ALPHA, kube.decode(odd, kube.cilium_endpoint("other", 66000, POD)))
+    assert set(found.endpoints) == {parse(POD)}
+
+
+def test_a_namespace_that_leaves_the_mesh_takes_its_identities_along_and_brings_them_back() -> None:
+    objects = kube.decode(kube.cilium_identity(65999, "shop"))
+    translator = Translator(kube.ALPHA, objects)
+    translator.apply(dict.fromkeys(objects, 0))
+    assert set(translator.snapshot.identities) == {65999}
+    for is_global, left in (("false", set()), ("true", {65999})):
+        (changed,) = outside = kube.decode(kube.namespace("shop", global_=is_global))
+        objects |= outside
+        assert translator.apply({changed: 0}).identities == {65999}
+        assert set(translator.snapshot.identities) == left
