@@ -129,9 +129,9 @@ class Ledger(Sections[Section]):
             for key, value in entries.items():
                 self.sections[name].want(key, value)
 
-    def prune(self) -> None:
-        for section in self.sections.values():
-            section.prune()
+    def prune(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.sections[name].prune()
 
     def leases(self) -> set[int]:
         """What everything that was there at the start, and that nobody has asked for since, hangs on."""

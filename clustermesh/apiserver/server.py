@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence, Set
 from contextlib import ExitStack, aclosing, contextmanager, suppress
 from functools import partial
 from typing import Any, Final
@@ -28,7 +28,15 @@ from clustermesh.apiserver.ledger import Ledger
 from clustermesh.apiserver.problems import ProblemLog
 from clustermesh.apiserver.publish import Publisher, Updates
 from clustermesh.apiserver.report import keep_reported
-from clustermesh.apiserver.resources import ABOUT, CANARIES, canary_keys, config_value, make_ledger, watched_places
+from clustermesh.apiserver.resources import (
+    ABOUT,
+    CANARIES,
+    DATA,
+    canary_keys,
+    config_value,
+    make_ledger,
+    watched_places,
+)
 from clustermesh.apiserver.settings import Settings, of_folder
 from clustermesh.apiserver.terms import own_name, serve_terms, time_text
 from clustermesh.apiserver.users import Users
@@ -45,7 +53,7 @@ from clustermesh.store.follow import Changed, Follower, Interrupted, Listed, New
 from clustermesh.store.lease import DEFAULT_TTL, LeaseKeeper
 from clustermesh.wire import keys
 from clustermesh.wire.api_server_report import ApiServerReport
-from clustermesh.wire.kinds import IDENTITIES, NODES
+from clustermesh.wire.kinds import IDENTITIES, LOCAL_SERVICES, NODES, SERVICES
 
 _LOG: Final = logging.getLogger(__name__)
 _SOON: Final = 2.0  # seconds between two beats at least
@@ -266,14 +274,20 @@ class ApiServer:
 
     def _note_whole(self) -> None:
         """All that the source has told is wanted now."""
-        if not self._pruned and self.source.complete:
-            self._want(self.publisher.believe(self.source.snapshot))
-            self.ledger.prune()
-            self.writer.open_audit()
-            self._pruned = True
+        if not self._pruned:
+            self._prune(self.source.doubted)
         self._published = True
         self.writer.open_canaries()
         self.problems.wake()
+
+    def _prune(self, doubted: Set[str]) -> None:
+        """What was found and nothing speaks for goes, but for what something unread may speak for."""
+        if not {SERVICES, LOCAL_SERVICES} & doubted:
+            self._want(self.publisher.believe(self.source.snapshot))
+        self.ledger.prune(set(DATA if doubted else self.ledger.sections) - doubted)
+        if not doubted:
+            self.writer.open_audit()
+            self._pruned = True
 
     def _want(self, updates: Updates) -> None:
         """Deletions go with a sign of life: a reader that has heard none yet takes them for a lease that ended."""
@@ -356,6 +370,9 @@ class ApiServer:
 
     def _list_problems(self) -> list[str]:
         found = [str(problem) for problem in self.source.problems()]
+        if self._published and not self._pruned:
+            kept = ", ".join(sorted(self.source.doubted))
+            found.append(f"{kept}: what was published before and is not there any more stays until all can be read")
         found += [f"{key.decode()}: {sentence}" for key, sentence in sorted(self.publisher.problems.items())]
         found += [f"agent record: {sentence}" for _, sentence in sorted(self.agents.problems.items())]
         found += [f"users of etcd: {self.users.open}"] if self.users.open else []

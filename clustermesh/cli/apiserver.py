@@ -55,6 +55,14 @@ def _show_role(command: click.Context, _option: click.Parameter, wanted: bool) -
 @click.option("--http", metavar="HOST:PORT", help="Where to serve health and metrics. [default: 127.0.0.1:9880]")
 @click.option("--kubeconfig", "--k8s-kubeconfig-path", default="", metavar="FILE", help="How to reach the API.")
 @click.option("--kube-context", default="", metavar="NAME", help="The context in the kubeconfig.")
+@click.option(
+    "--mode",
+    type=click.Choice(["auto", "native", "cilium"]),
+    default="auto",
+    show_default=True,
+    help="Whose the API's nodes are: Cilium's, which allots identities there, or ours. auto: by whether there is a "
+    "CiliumNode.",
+)
 @own_cluster_options
 @click.option("--cluster-users-config-path", type=click.Path(path_type=Path), metavar="FILE", help="users.yaml.")
 @click.option(
@@ -163,6 +171,6 @@ async def _publish_kubernetes(context: Path, http: str | None, flags: dict[str, 
 
     cluster, in_mesh = settings_of(context, flags).cluster, flags["in_mesh"]
     reads = Load(at_once=flags["k8s_client_max_inflight"], per_second=flags["k8s_client_qps"])
-    make_source = partial(KubernetesSource, access, cluster, in_mesh=in_mesh, reads=reads)
+    make_source = partial(KubernetesSource, access, cluster, in_mesh=in_mesh, mode=flags["mode"], reads=reads)
     await _serve(make_source, context, http, flags)
     await asking

@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Set
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -23,6 +23,7 @@ from clustermesh.settling import SETTLED
 from clustermesh.sources.objects import Ref
 from clustermesh.sources.scan import Reading, Scan, is_manifest, scan_files, scan_folder
 from clustermesh.sources.snapshot import Change, Snapshot
+from clustermesh.sources.source import EVERYTHING
 from clustermesh.sources.table import ObjectTable, Problem
 from clustermesh.sources.translate import Translator
 
@@ -66,9 +67,9 @@ class FolderSource:
         return self._translator.snapshot
 
     @property
-    def complete(self) -> bool:
-        """False while a file or the folder could never be read since this process began: nobody knows what it holds."""
-        return self._table.complete and not (self._error and not self._seen_whole)
+    def doubted(self) -> Set[str]:
+        """Nobody knows what a file holds that was never read, or a folder that was never seen."""
+        return EVERYTHING if not self._table.complete or (self._error and not self._seen_whole) else frozenset()
 
     @property
     def drift(self) -> dict[str, int]:

@@ -1,8 +1,10 @@
 """The Kubernetes API as a source that is followed: the shell around `clustermesh.kube` and `translate`.
 
-Two modes, chosen once by what the API serves. Native: identities are allotted by us, from Pods and Namespaces. Cilium:
-CiliumNodes, CiliumIdentities and CiliumEndpoints (or slices of these, where there are any) are published as they are.
-Services, EndpointSlices and Namespaces are followed in both.
+Two modes, chosen once, as `mode` says or by what the API has. Native: identities are allotted by us, from Pods and
+Namespaces. Cilium: CiliumNodes, CiliumIdentities and CiliumEndpoints (or slices of these, where there are any) are
+published as they are. Services, EndpointSlices and Namespaces are followed in both. Cilium's resources without any
+CiliumNode choose neither: they outlive Cilium, whose empty lists would take all away that is published, and they come
+before its first agent, beside which nobody else may allot identities.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Set
 from contextlib import aclosing
 from typing import Any, Final, TypeVar
 
@@ -33,9 +35,19 @@ from clustermesh.sources.decoding import decode_json, ref_of
 from clustermesh.sources.lean import decode_pod, decode_service, decode_slice
 from clustermesh.sources.objects import KINDS, Kind, Object, Ref
 from clustermesh.sources.snapshot import Change, Snapshot
+from clustermesh.sources.source import EVERYTHING
 from clustermesh.sources.table import Problem
 from clustermesh.sources.translate import Translator
 from clustermesh.store.backoff import Backoff
+from clustermesh.wire.kinds import (
+    ENDPOINT_SLICES,
+    ENDPOINTS,
+    IDENTITIES,
+    LOCAL_SERVICES,
+    NODES,
+    SERVICE_EXPORTS,
+    SERVICES,
+)
 
 BOTH: Final = ("Namespace", "Service", "EndpointSlice")
 NATIVE: Final = (*BOTH, "Node", "Pod")
@@ -46,6 +58,19 @@ RULES: Final = tuple(
 )
 """All that this source may have to do at the API."""
 
+MODES: Final = ("auto", "native", "cilium")
+_OF_SERVICES: Final = frozenset({SERVICES, LOCAL_SERVICES, SERVICE_EXPORTS, ENDPOINT_SLICES})
+_OF_PODS: Final = frozenset({ENDPOINTS, IDENTITIES})
+_SPEAKS_FOR: Final[Mapping[str, Set[str]]] = {
+    "Service": _OF_SERVICES,
+    "EndpointSlice": _OF_SERVICES,
+    "Node": {NODES, ENDPOINTS},
+    "Pod": _OF_PODS,
+    "CiliumNode": {NODES},
+    "CiliumIdentity": {IDENTITIES},
+    "CiliumEndpoint": {ENDPOINTS},
+    "CiliumEndpointSlice": {ENDPOINTS},
+}
 _FIELDS: Final = {"Pod": "spec.nodeName!=,status.phase!=Succeeded,status.phase!=Failed"}
 _LABELS: Final = {
     "Service": "!service.kubernetes.io/service-proxy-name",  # somebody else's to proxy
@@ -79,7 +104,7 @@ class _SomeList(Struct):
 
 class KubernetesSource:
     """The objects of one cluster's API. Iterate `updates` once, and read the rest between two of them. Namespaces are
-    `in_mesh` or not where they do not say. `reads` bounds what the API is asked for.
+    `in_mesh` or not where they do not say. `mode` is one of MODES. `reads` bounds what the API is asked for.
     """
 
     def __init__(
@@ -88,10 +113,11 @@ class KubernetesSource:
         cluster: Cluster,
         *,
         in_mesh: bool = True,
+        mode: str = "auto",
         reads: Load = READS,
         audit: tuple[float, float] = AUDIT,
     ) -> None:
-        self._access, self._reads, self._audit_every = access, reads, audit
+        self._access, self._mode, self._reads, self._audit_every = access, mode, reads, audit
         self._offered: Mapping[str, str] = {}
         self._brains: dict[str, Brain[Ref, Object]] = {}
         self._translator = Translator(cluster, self, selects=False, in_mesh=in_mesh)
@@ -104,7 +130,8 @@ class KubernetesSource:
     def about(self) -> str:
         if not self._offered:
             return "Kubernetes API, mode not known yet"
-        return f"Kubernetes API, {'native' if 'Pod' in self._offered else 'cilium'} mode"
+        chosen = "" if self._mode == "auto" else " as --mode says"
+        return f"Kubernetes API, {'native' if 'Pod' in self._offered else 'cilium'} mode{chosen}"
 
     @property
     def has_agents(self) -> bool:
@@ -115,9 +142,10 @@ class KubernetesSource:
         return self._translator.snapshot
 
     @property
-    def complete(self) -> bool:
-        """False while a kind was never listed, or an object of one never read."""
-        return bool(self._brains) and all(b.complete and not b.refused for b in self._brains.values())
+    def doubted(self) -> Set[str]:
+        """What an object may speak for that cannot be read, or a kind that was never listed."""
+        unread = [kind for kind, brain in self._brains.items() if brain.view().refused or not brain.complete]
+        return EVERYTHING if not self._brains else frozenset[str]().union(*map(_speaks_for, unread))
 
     def get(self, ref: Ref) -> Object | None:
         """The object as it is known now."""
@@ -207,7 +235,7 @@ class KubernetesSource:
         backoff = Backoff(last=5.0)
         while True:
             try:
-                offered = await _offered(client)
+                offered = await _offered(client, self._mode)
                 self._errors.pop("", None)
                 return offered
             except ClusterMeshError as e:
@@ -217,14 +245,24 @@ class KubernetesSource:
             await asyncio.sleep(backoff.next())
 
 
-async def _offered(client: KubeClient) -> dict[str, str]:
-    served = {version: await _served(client, version) for version in ("v2", "v2alpha1")}
-    if not {"ciliumnodes", "ciliumidentities", "ciliumendpoints"} <= served["v2"]:
+async def _offered(client: KubeClient, mode: str) -> dict[str, str]:
+    served = {version: await _served(client, version) for version in ("v2", "v2alpha1") if mode != "native"}
+    if mode == "native" or (mode == "auto" and not await _has_cilium(client, served["v2"])):
         return _first_versions(NATIVE)
     for version, names in served.items():
-        if "ciliumendpointslices" in names and await _any(client, version):
+        if "ciliumendpointslices" in names and await _any(client, version, "ciliumendpointslices"):
             return {**_first_versions(CILIUM_SLICES), "CiliumEndpointSlice": version}
     return _first_versions(CILIUM)
+
+
+async def _has_cilium(client: KubeClient, served: Set[str]) -> bool:
+    """Unavailable where that cannot be told: its resources outlive Cilium, and are there before its first agent is."""
+    if not {"ciliumnodes", "ciliumidentities", "ciliumendpoints"} <= served:
+        return False
+    if not await _any(client, "v2", "ciliumnodes"):
+        why = "Cilium's resources are served, but no node is a CiliumNode: Cilium is not there yet, or not any more"
+        raise Unavailable(f"{why}; waiting for one (--mode native or --mode cilium decides)")
+    return True
 
 
 def _first_versions(kinds: Iterable[str]) -> dict[str, str]:
@@ -240,9 +278,8 @@ async def _served(client: KubeClient, version: str) -> frozenset[str]:
     return frozenset(each.name for each in _decode(body, _ApiResources).resources or ())
 
 
-async def _any(client: KubeClient, version: str) -> bool:
-    path = f"/apis/cilium.io/{version}/ciliumendpointslices"
-    body = await client.get(path, "list ciliumendpointslices.cilium.io", {"limit": "1"})
+async def _any(client: KubeClient, version: str, plural: str) -> bool:
+    body = await client.get(f"/apis/cilium.io/{version}/{plural}", f"list {plural}.cilium.io", {"limit": "1"})
     return bool(_decode(body, _SomeList).items)
 
 
@@ -272,3 +309,7 @@ def _decoder(kind: Kind) -> Callable[[Raw], tuple[Ref, Object]]:
         return ref_of(kind, found), found
 
     return decode
+
+
+def _speaks_for(kind: str) -> Set[str]:
+    return _SPEAKS_FOR.get(kind, EVERYTHING)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Protocol
+from collections.abc import AsyncGenerator, Mapping, Sequence, Set
+from typing import Final, Protocol
 
 from clustermesh.sources.snapshot import Change, Snapshot
 from clustermesh.sources.table import Problem
+from clustermesh.wire import RESOURCES
+
+EVERYTHING: Final = frozenset(kind for kind, resource in RESOURCES.items() if resource.published)
 
 
 class Source(Protocol):
@@ -25,8 +28,9 @@ class Source(Protocol):
         """What the cluster has, as far as is known."""
 
     @property
-    def complete(self) -> bool:
-        """False while something could never be read since this process began: nobody knows what it holds."""
+    def doubted(self) -> Set[str]:
+        """The kinds of entries that something may speak for which could never be read since this process began: what
+        was published of these, by another process, may be right."""
 
     @property
     def drift(self) -> Mapping[str, int]:

@@ -6,16 +6,21 @@ import asyncio
 import signal
 from pathlib import Path
 
+import processes
 import pytest
-from apiserver_bed import PATIENCE, Bed, manifests, pods, until_page, values
+from apiserver_bed import NO_AGENTS, PATIENCE, Bed, manifests, pods, until_page, values
 
 from clustermesh.address import parse
-from clustermesh.apiserver.server import Timing
+from clustermesh.apiserver.server import Timing, run
+from clustermesh.apiserver.settings import of_folder
 from clustermesh.model import AgentRecord
+from clustermesh.sources.folder import FolderSource
 from clustermesh.sources.nodes import WIREGUARD_KEY
 from clustermesh.wire import keys, local, service
+from clustermesh.wire.kinds import ENDPOINTS
 
 IDENTITIES = keys.state_prefix("identities", "alpha")
+ADDRESSES = keys.state_prefix("ip", "alpha")
 CART = keys.service_key("alpha", "shop", "cart")
 KEY = "aGVsbG9oZWxsb2hlbGxvaGVsbG9oZWxsb2hlbGxvMTI="
 OTHER = "b3RoZXJvdGhlcm90aGVyb3RoZXJvdGhlcm90aGVyMTI="
@@ -140,3 +145,28 @@ async def test_a_start_with_a_broken_file_takes_nothing_away(bed: Bed) -> None:
             await bed.until(lambda found: not service.decode(found[CART].value).backends)
             (bed.context.manifests / "shop.yaml").unlink()
             await bed.until(lambda found: CART not in found)
+
+
+class Doubting(FolderSource):
+    """It could never read some object that may speak for endpoints."""
+
+    @property
+    def doubted(self) -> frozenset[str]:
+        return frozenset({ENDPOINTS})
+
+
+async def test_what_something_unread_may_speak_for_stays_and_all_else_that_is_gone_goes(bed: Bed) -> None:
+    def make_source() -> FolderSource:
+        return Doubting(bed.context.manifests, bed.context.cluster)
+
+    async with bed:
+        await bed.etcd.start()
+        async with bed.running():
+            before = await bed.until_synced()
+        for name in ("shop.yaml", "pods.yaml"):
+            (bed.context.manifests / name).unlink()
+        async with processes.serving(run(of_folder(bed.context), make_source, [bed.http], NO_AGENTS)):
+            found = await bed.until(lambda found: CART not in found)
+            await until_page(bed, "/metrics", "clustermesh_apiserver_ready 1.0")
+            await until_page(bed, "/readyz", "endpoints: what was published before")
+        assert len(values(before, ADDRESSES)) == len(values(found, ADDRESSES)) == 20

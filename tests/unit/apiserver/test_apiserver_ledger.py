@@ -140,14 +140,14 @@ async def _play(steps: list[tuple[Any, ...]]) -> None:
         elif verb == "start empty":
             bed.ledger.take(b"", bed.etcd.start_empty())
         elif verb == "prune":
-            bed.ledger.prune()
+            bed.ledger.prune(bed.ledger.sections)
         elif verb == "restart":
             bed = Rig(bed.etcd)
             bed.listed()
             bed.writer.open_canaries()
             for name, value in wanted.items():
                 bed.want(name, value)
-    bed.ledger.prune()
+    bed.ledger.prune(bed.ledger.sections)
     await bed.settle()
     bed.etcd.keys.pop(keys.CHANGED_SERVICES, None)
     held = {key: kv.value for key, kv in bed.etcd.keys.items()}
@@ -163,7 +163,7 @@ async def test_what_was_found_stays_until_the_source_is_known_in_whole() -> None
     assert bed.etcd.keys[value_key("a")].value == b"9"
     assert value_key("b") in bed.etcd.keys, "nobody has said anything of it"
     assert value_key("c") not in bed.etcd.keys, "somebody knows that it is not to be"
-    bed.ledger.prune()
+    bed.ledger.prune(bed.ledger.sections)
     await bed.settle()
     assert value_key("b") not in bed.etcd.keys
 
@@ -196,7 +196,7 @@ async def test_the_stamps_of_older_api_servers_go_when_the_source_is_known() -> 
     old = keys.OLD_STAMPS + b"shop/a"
     await bed.etcd.transact([[Put(old, b"{}")]])
     bed.listed()
-    bed.ledger.prune()
+    bed.ledger.prune(bed.ledger.sections)
     await bed.settle()
     assert old not in bed.etcd.keys
 

@@ -93,7 +93,7 @@ async def test_files_below_the_folder_are_read_and_others_are_not(root: Path) ->
     async with followed(root) as follower:
         assert follower.services() == ["a", "b"]
         assert follower.source.problems() == []
-        assert follower.source.complete
+        assert not follower.source.doubted
 
 
 async def test_a_manifest_that_is_no_file_is_a_problem_and_everything_else_counts(root: Path) -> None:
@@ -113,7 +113,7 @@ async def test_a_manifest_that_is_no_file_is_a_problem_and_everything_else_count
             "null.json": "Is not a regular file; kept as it was",
             "pipe.yaml": "Is not a regular file; kept as it was",
         }
-        assert not follower.source.complete, "nobody knows what there was in their place"
+        assert follower.source.doubted, "nobody knows what there was in their place"
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink(path.name, path)])
@@ -262,12 +262,12 @@ def test_a_shorter_file_put_in_place_by_renaming_and_a_longer_one_written_in_pla
 async def test_a_folder_that_is_not_there_is_waited_for_and_one_that_goes_keeps_its_objects(root: Path) -> None:
     root.rmdir()
     async with followed(root, rescan=0.1) as follower:
-        assert not follower.source.complete
+        assert follower.source.doubted
         assert "No such file" in str(follower.source.problems()[0])
         root.mkdir()
         (root / "a.yaml").write_text(cart("a"))
         await follower.until("a")
-        assert follower.source.complete
+        assert not follower.source.doubted
         shutil.move(root, root.with_name("elsewhere"))
         await follower.until_true(follower.source.problems)
         assert follower.services() == ["a"]

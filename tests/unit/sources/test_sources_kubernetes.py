@@ -1,0 +1,94 @@
+"""What is followed at a Kubernetes API, and what may be believed of it; the API is a dict of answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from clustermesh.errors import Unavailable
+from clustermesh.kube.brain import Brain
+from clustermesh.kube.client import KubeClient
+from clustermesh.kube.config import from_kubeconfig
+from clustermesh.kube.decoding import decode_page
+from clustermesh.kube.faults import NotServed
+from clustermesh.kube.hearing import Started
+from clustermesh.kube.rbac import Rule
+from clustermesh.model import Cluster
+from clustermesh.sources.kubernetes import CILIUM, NATIVE, RULES, KubernetesSource, _offered, _resource
+from clustermesh.sources.objects import KINDS, Object, Ref
+from clustermesh.sources.source import EVERYTHING
+from clustermesh.wire.kinds import ENDPOINTS, IDENTITIES, NODES
+
+ALPHA = Cluster(name="alpha", id=1)
+NODES_PATH = "/apis/cilium.io/v2/ciliumnodes"
+SERVED = {"/apis/cilium.io/v2": {"resources": [{"name": f"cilium{n}"} for n in ("nodes", "identities", "endpoints")]}}
+
+
+class Api:
+    """All that it does not have it does not serve."""
+
+    def __init__(self, answers: Mapping[str, Any]) -> None:
+        self.answers = answers
+
+    async def get(self, path: str, what: str, _params: Mapping[str, str]) -> bytes:
+        if path not in self.answers:
+            raise NotServed(what)
+        return json.dumps(self.answers[path]).encode()
+
+
+async def offered(mode: str, **lists: list[Any]) -> tuple[str, ...]:
+    """The kinds that are followed where Cilium's resources are served, with `lists` of these."""
+    answers = {**SERVED, NODES_PATH: {"items": []}} | {
+        f"/apis/cilium.io/v2/{k}": {"items": v} for k, v in lists.items()
+    }
+    return tuple(await _offered(cast(KubeClient, Api(answers)), mode))
+
+
+async def test_the_mode_is_ciliums_where_there_is_a_cilium_node() -> None:
+    assert await offered("auto", ciliumnodes=[{}]) == CILIUM
+    assert tuple(await _offered(cast(KubeClient, Api({})), "auto")) == NATIVE
+
+
+async def test_ciliums_resources_without_cilium_choose_neither_mode_and_a_flag_does() -> None:
+    with pytest.raises(Unavailable, match=r"no node is a CiliumNode.*--mode native"):
+        await offered("auto")
+    assert await offered("native") == NATIVE
+    assert await offered("cilium") == CILIUM
+
+
+def test_the_role_holds_what_is_followed_and_nothing_else() -> None:
+    cilium = ("ciliumnodes", "ciliumidentities", "ciliumendpoints", "ciliumendpointslices")
+    assert set(RULES) == {
+        *(Rule("", plural) for plural in ("namespaces", "nodes", "pods", "services")),
+        Rule("discovery.k8s.io", "endpointslices"),
+        *(Rule("cilium.io", plural) for plural in cilium),
+    }
+    assert {rule.verbs for rule in RULES} == {("list", "watch")}
+
+
+def listed(kind: str, *items: Any) -> Brain[Ref, Object]:
+    brain: Brain[Ref, Object] = Brain()
+    brain.hear(Started(), 0.0)
+    body = json.dumps({"metadata": {"resourceVersion": "5"}, "items": items}).encode()
+    brain.hear(decode_page(_resource(KINDS[kind], KINDS[kind].versions[0]), body), 0.0)
+    assert brain.complete
+    return brain
+
+
+@pytest.mark.parametrize(
+    ("kind", "doubted"), [("CiliumNode", {NODES}), ("Pod", {ENDPOINTS, IDENTITIES}), ("Namespace", EVERYTHING)]
+)
+def test_an_object_that_cannot_be_read_puts_in_doubt_what_it_may_speak_for(
+    tmp_path: Path, kind: str, doubted: set[str]
+) -> None:
+    source = KubernetesSource(from_kubeconfig(str(tmp_path / "none")), ALPHA)
+    assert source.doubted == EVERYTHING
+    source._brains = {"Service": listed("Service"), kind: listed(kind)}
+    assert not source.doubted
+    for bad in ({"metadata": {"name": "n1", "labels": 7}}, {"metadata": 7}):
+        source._brains[kind] = listed(kind, bad)
+        assert source.doubted == doubted
