@@ -106,16 +106,17 @@ class Translator:
             )
 
     def _take_in(self, ref: Ref, observed: int, dirty: _Dirty) -> None:
-        before, after = self._seen.get(ref), self._heeded(ref)
+        self._unnamed.pop(ref, None)
+        before, after = self._seen.get(ref), self._objects.get(ref)
         if before != after:
+            after = self._heeded(ref, after)
             self._touch(ref, before, after, observed, dirty)
             self._take(ref, before, after)
             self._touch(ref, after, before, observed, dirty)
 
-    def _heeded(self, ref: Ref) -> Object | None:
-        """The object, unless it is another's to act on, or has a name that none of ours could have."""
-        self._unnamed.pop(ref, None)
-        if (value := self._objects.get(ref)) is None or _is_anothers(value):
+    def _heeded(self, ref: Ref, value: Object | None) -> Object | None:
+        """`value`, unless it is another's to act on, or has a name that none of ours could have."""
+        if value is None or _is_anothers(value):
             return None
         try:
             for name in filter(None, (ref.namespace, ref.name)):
