@@ -33,8 +33,9 @@ class Scope(Struct, frozen=True, kw_only=True):
 class Health(Struct, frozen=True, kw_only=True):
     """What there is to say. `waiting` is what readiness waits for, in sentences; `problems` what is not acted on.
 
-    One that does not lead stands by, and is ready once it could take over. `objects` are what the source has, by kind;
-    `drift` those that it had not told of as they are.
+    One that does not lead stands by, and is ready once it could take over. `objects` counts what the source has, by
+    kind, which a look at all services takes: /readyz is asked every few seconds, and does without. `drift` are those
+    that it had not told of as they are.
     """
 
     cluster: str
@@ -43,7 +44,7 @@ class Health(Struct, frozen=True, kw_only=True):
     problems: tuple[str, ...]
     scopes: Mapping[str, Scope]
     synced: bool
-    objects: Mapping[str, int]
+    objects: Callable[[], Mapping[str, int]]
     drift: Mapping[str, int]
     identities: int
     leases: int
@@ -94,7 +95,7 @@ def _of_itself(health: Health) -> Mapping[str, Mapping[Any, float]]:
         f"{_OURS}_ready": {(): not health.waiting},
         f"{_OURS}_leader_election_master_status": {(): health.leading},
         f"{_OURS}_source": {(health.source,): 1},
-        f"{_OURS}_source_objects": {(kind,): number for kind, number in health.objects.items()},
+        f"{_OURS}_source_objects": {(kind,): number for kind, number in health.objects().items()},
         f"{_OURS}_source_drift_total": {(kind,): number for kind, number in health.drift.items()},
         f"{_OURS}_problems": {(): len(health.problems)},
         f"{_OURS}_identities": {(): health.identities},

@@ -20,12 +20,12 @@ class InOrder:
     def __init__(self, written: dict[bytes, int]) -> None:
         self._written = written
         self._busy = False
-        self._deferred: list[tuple[bytes, KeyValue | None, int]] = []
+        self._deferred: dict[bytes, tuple[KeyValue | None, int]] = {}
 
     def observe(self, key: bytes, kv: KeyValue | None, revision: int) -> None:
         """Take in what etcd held at `key` at `revision`."""
         if self._busy:
-            self._deferred.append((key, kv, revision))
+            self._deferred[key] = kv, revision
         elif (written := self._written.get(key, 0)) <= revision:
             self._written.pop(key, None)
             if written != revision:  # else it is the echo of what we wrote
@@ -55,9 +55,9 @@ class InOrder:
     def _catch_up(self) -> None:
         """What was written by now is settled: what was told meanwhile can be compared with it."""
         busy, self._busy = self._busy, False
-        deferred, self._deferred = self._deferred, []
-        for entry in deferred:
-            self.observe(*entry)
+        deferred, self._deferred = self._deferred, {}
+        for key, (kv, revision) in deferred.items():
+            self.observe(key, kv, revision)
         self._busy = busy
 
     def _known(self) -> Iterable[bytes]:

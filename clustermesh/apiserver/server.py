@@ -413,7 +413,7 @@ class ApiServer:
                 for name, t in trackers.items()
             },
             synced=self.writer.synced,
-            objects=self._count_objects(),
+            objects=self._count_objects,
             drift=self.source.drift,
             identities=len(self.allocator),
             leases=len(self.keeper.leases),

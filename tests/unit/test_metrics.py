@@ -57,7 +57,7 @@ def of_api_server() -> list[Exposed]:
         problems=(),
         scopes={"services": Scope(keys=1, pending=0, drift=0)},
         synced=True,
-        objects={"nodes": 1},
+        objects=lambda: {"nodes": 1},
         drift={"Node": 0},
         identities=1,
         leases=1,
