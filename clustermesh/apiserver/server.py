@@ -366,6 +366,7 @@ class ApiServer:
         with suppress(TimeoutError):
             async with asyncio.timeout(_UNHEARD):
                 await self._heard.wait()
+        self.problems.wake()  # why it was not heard, perhaps
         await keep_reported(self.client, lambda: ApiServerReport(self.problems.found, self.source.about))
 
     def _list_problems(self) -> list[str]:
@@ -386,8 +387,11 @@ class ApiServer:
             waiting.append("who leads is not known yet")
         elif not self._listed.is_set():
             waiting.append(f"etcd at {self._etcd} has not been read yet")
+        elif not self._heard.is_set():
+            why = [problem.sentence for problem in self.source.problems()]
+            waiting.append(": ".join(["the source has not been read yet", *why[:1]]))
         elif not self.election.leading.is_set():
-            waiting += [] if self._heard.is_set() else ["the source has not been read yet"]
+            pass  # standing by
         elif not self.writer.synced and (keyless := self._keyless()):
             waiting.append(f"etcd was found empty: the agents of {', '.join(keyless[:5])} have not said their keys yet")
         elif not self.writer.synced:

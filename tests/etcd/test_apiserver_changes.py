@@ -58,7 +58,7 @@ async def test_a_deletion_goes_with_a_sign_of_life(bed: Bed) -> None:
 async def test_a_broken_document_is_shown_and_everything_beside_it_goes_on(bed: Bed) -> None:
     bed.write("bad.yaml", "kind: [}\n---\n" + manifests("10.1.0.9", name="db"))
     await bed.until(lambda found: keys.service_key("alpha", "shop", "db") in found)
-    assert "problem: bad.yaml, document 1: line 1: 'kind: [}'" in (await page(bed, "/readyz"))[1]
+    await until_page(bed, "/readyz", "problem: bad.yaml, document 1: line 1: 'kind: [}'")
     assert (await page(bed, "/readyz"))[0] == 200
     assert "clustermesh_apiserver_problems 1.0" in (await page(bed, "/metrics"))[1]
     bed.write("bad.yaml", manifests("10.1.0.9", name="db"))

@@ -13,8 +13,10 @@ from apiserver_bed import NO_AGENTS, PATIENCE, Bed, manifests, pods, until_page,
 from clustermesh.address import parse
 from clustermesh.apiserver.server import Timing, run
 from clustermesh.apiserver.settings import of_folder
+from clustermesh.kube.config import from_kubeconfig
 from clustermesh.model import AgentRecord
 from clustermesh.sources.folder import FolderSource
+from clustermesh.sources.kubernetes import KubernetesSource
 from clustermesh.sources.nodes import WIREGUARD_KEY
 from clustermesh.wire import keys, local, service
 from clustermesh.wire.kinds import ENDPOINTS
@@ -53,6 +55,21 @@ async def test_config_and_heartbeat_come_first_and_canaries_last(bed: Bed) -> No
             for name in ("ip", "identities")
         )
         assert max(ids) < min(ips), "an address refers to an identity that is there"
+
+
+async def test_what_keeps_the_source_from_being_read_is_said(bed: Bed) -> None:
+    def nowhere() -> KubernetesSource:
+        return KubernetesSource(from_kubeconfig("/nowhere"), bed.context.cluster)
+
+    await bed.etcd.start()
+    async with bed:
+        serving = asyncio.create_task(run(of_folder(bed.context), nowhere, [bed.http], NO_AGENTS))
+        await asyncio.sleep(0)  # until it listens
+        await until_page(
+            bed, "/readyz", "waiting: the source has not been read yet: kubeconfig: no kubeconfig at /nowhere"
+        )
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
 
 
 async def test_an_empty_etcd_counts_as_complete_once_every_node_has_its_key(bed: Bed) -> None:
