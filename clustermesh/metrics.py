@@ -135,6 +135,11 @@ KVSTOREMESH: Final = _table(
     Metric("cilium_kvstoremesh_leader_election_master_status", "1 for who copies", ("name",)),
     Metric("cilium_kvstoremesh_kvstore_sync_queue_size", "Keys to be written or removed", _SCOPE),
     Metric("cilium_kvstoremesh_kvstore_sync_errors_total", "Writes that failed", _SCOPE),
+    Metric(
+        "cilium_kvstoremesh_kvstore_initial_sync_completed",
+        "1 when all that a cluster had is copied",
+        (*_SCOPE, "action"),
+    ),
     Metric("clustermesh_kvstoremesh_ready", "1 when /readyz is 200"),
     Metric("clustermesh_kvstoremesh_problems", "What is not copied, and peers that are lost"),
     Metric("clustermesh_kvstoremesh_entries", "Entries of a cluster that are held, copied or not", (*_PEER, "kind")),

@@ -17,10 +17,11 @@ _OURS: Final = "clustermesh_kvstoremesh"
 
 
 class CopyHealth(Struct, frozen=True, kw_only=True):
-    """Of one cluster: whether all of it was copied and is followed, how often it was lost and its services withdrawn,
-    what of it is held by kind, how many bytes that is of those it may be, and what is refused."""
+    """Of one cluster: whether all of it was copied and is followed, which kinds are copied, how often it was lost and
+    its services withdrawn, what of it is held by kind, how many bytes that is of those it may be, what is refused."""
 
     ready: bool
+    copied: Mapping[str, bool]
     failures: int
     last_failure: float
     withdrawals: int
@@ -81,6 +82,9 @@ def _of_clusters(health: MirrorHealth) -> Mapping[str, Mapping[Any, float]]:
         f"{remote}_failures": {(name,): cluster.failures for name, cluster in clusters},
         f"{remote}_last_failure_ts": {(name,): cluster.last_failure for name, cluster in clusters},
         f"{remote}_cache_revocations": {(name,): cluster.withdrawals for name, cluster in clusters},
+        "cilium_kvstoremesh_kvstore_initial_sync_completed": {
+            (scope_of(kind), name, "write"): done for name, cluster in clusters for kind, done in cluster.copied.items()
+        },
         f"{_OURS}_entries": {(name, kind): n for name, cluster in clusters for kind, n in cluster.entries.items()},
         f"{_OURS}_limit": {(name, "copied_bytes"): cluster.most_bytes for name, cluster in clusters},
         f"{_OURS}_limit_used": {(name, "copied_bytes"): cluster.bytes for name, cluster in clusters},

@@ -97,9 +97,10 @@ class Report:
         )
 
     def _copy_health(self, name: str, reader: ClusterReader) -> CopyHealth:
-        session = reader.session
+        session, copied = reader.session, {kind: self._is_copied(name, kind) for kind in KINDS}
         return CopyHealth(
-            ready=session.state is State.FRESH and all(self._is_copied(name, kind) for kind in KINDS),
+            ready=session.state is State.FRESH and all(copied.values()),
+            copied=copied,
             failures=session.failures,
             last_failure=session.last_failure,
             withdrawals=reader.withdrawals,

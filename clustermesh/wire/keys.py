@@ -23,12 +23,7 @@ CACHE: Final = b"cilium/cache/"
 CLUSTER_CONFIGS: Final = b"cilium/cluster-config/"
 SYNCED: Final = b"cilium/synced/"
 HEARTBEAT: Final = b"cilium/.heartbeat"  # granted and watched as a prefix, without a slash
-HAS_CLUSTER_CONFIG: Final = b"cilium/.has-cluster-config"  # "true", written by old releases only
-INIT_LOCKS: Final = b"cilium/.initlock/"
 KVSTOREMESH_LOCK: Final = b"cilium/kvstoremesh-lock"
-IDENTITY_VALUES: Final = b"cilium/state/identities/v1/value/"  # a reader of the mesh ignores these two
-IDENTITY_LOCKS: Final = b"cilium/state/identities/v1/locks/"
-NODE_REGISTRATIONS: Final = b"cilium/state/noderegister/v1/"
 
 DIRECTORIES: Final = ("nodes", "services", "identities", "ip", "serviceexports", "endpointslices")
 
@@ -156,23 +151,10 @@ def identity_key(identity: int) -> bytes:
     return b"cilium/state/identities/v1/id/%d" % identity
 
 
-def identity_value_key(labels: str, node: str) -> bytes:
-    """What the allocator of a cluster in kvstore mode writes beside the identity, one for each node that uses it."""
-    return IDENTITY_VALUES + labels.encode() + b"/" + _name(node, "node name")
-
-
 def endpoint_key(place: Address | Prefix) -> bytes:
     """Not scoped by cluster: one etcd describes one cluster."""
     named = address.prefix_text(place) if isinstance(place, Prefix) else address.text(place)
     return b"cilium/state/ip/v1/default/" + named.encode()
-
-
-def node_registration_key(node: str) -> bytes:
-    return NODE_REGISTRATIONS + _name(node, "node name")
-
-
-def init_lock_key(nonce: str, lease: int) -> bytes:
-    return INIT_LOCKS + _name(nonce, "nonce") + f"/{lease:x}".encode()
 
 
 def local_service_key(namespace: str, name: str) -> bytes:

@@ -68,7 +68,15 @@ def of_api_server() -> list[Exposed]:
 
 def of_mirror() -> list[Exposed]:
     copy = CopyHealth(
-        ready=True, failures=0, last_failure=0.0, withdrawals=0, entries={"nodes": 1}, bytes=1, most_bytes=2, refused={}
+        copied={"services": True, "nodes": False},
+        ready=True,
+        failures=0,
+        last_failure=0.0,
+        withdrawals=0,
+        entries={"nodes": 1},
+        bytes=1,
+        most_bytes=2,
+        refused={},
     )
     health = MirrorHealth(
         cluster="alpha",

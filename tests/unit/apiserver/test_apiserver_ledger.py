@@ -17,7 +17,7 @@ from clustermesh.apiserver.resources import CANARIES, DATA, make_ledger
 from clustermesh.apiserver.writer import Writer
 from clustermesh.model import Cluster
 from clustermesh.store.client import EtcdClient
-from clustermesh.store.follow import Listed
+from clustermesh.store.follow import Changed, Deleted, Listed
 from clustermesh.store.follow import Put as Told
 from clustermesh.store.lease import LeaseKeeper
 from clustermesh.store.operations import Op, Put
@@ -317,3 +317,19 @@ async def test_a_list_comes_in_parts_and_what_is_in_none_of_them_is_written_agai
     bed.ledger.take(keys.STATE, Listed([Told(second)], bed.etcd.revision))
     assert list(bed.ledger[SERVICES].tracker.pending().upserts) == [third.key]
     assert bed.ledger[CANARIES].complete, "a list of one place says nothing of another"
+
+
+async def test_a_canary_that_is_lost_with_an_entry_is_written_after_it_though_it_was_told_of_alone() -> None:
+    rig, canary = Rig(FakeEtcd()), keys.canary_key("alpha", "services")
+    rig.listed()
+    rig.want("a", b"1")
+    rig.writer.open_canaries()
+    assert await rig.writer.write()
+    rig.listed()
+    rig.etcd.write(value_key("a"), None)
+    rig.etcd.write(canary, None)
+    rig.ledger.take(b"", Changed([Deleted(canary)], rig.etcd.revision))
+    rig.etcd.log.clear()
+    assert await rig.writer.write()
+    written = [key for batch in rig.etcd.log for key in batch]
+    assert [key for key in written if key in (canary, value_key("a"))] == [value_key("a"), canary]

@@ -23,15 +23,12 @@ TABLE = [
     (keys.canary_key("west", "ip", cached=True), "cilium/synced/west/cilium/cache/ip/v1"),
     (keys.node_key("west", "w1"), "cilium/state/nodes/v1/west/w1"),
     (keys.identity_key(131500), "cilium/state/identities/v1/id/131500"),
-    (keys.identity_value_key("k8s:a=b/c;", "w1"), "cilium/state/identities/v1/value/k8s:a=b/c;/w1"),
     (keys.endpoint_key(parse("10.0.1.5")), "cilium/state/ip/v1/default/10.0.1.5"),
     (keys.endpoint_key(parse("fd00::1")), "cilium/state/ip/v1/default/fd00::1"),
     (keys.endpoint_key(parse_prefix("10.0.1.0/24")), "cilium/state/ip/v1/default/10.0.1.0/24"),
     (keys.service_key("west", "shop", "cart"), "cilium/state/services/v1/west/shop/cart"),
     (keys.service_export_key("west", "shop", "cart"), "cilium/state/serviceexports/v1/west/shop/cart"),
     (keys.endpoint_slice_key("west", "shop", "cart-1"), "cilium/state/endpointslices/v1/west/shop/cart-1"),
-    (keys.node_registration_key("w1"), "cilium/state/noderegister/v1/w1"),
-    (keys.init_lock_key("0af3", 0x694D), "cilium/.initlock/0af3/694d"),
     (keys.local_service_key("shop", "cart"), "clustermesh/v1/services/shop/cart"),
     (keys.LOCAL_SERVICES_SYNCED, "clustermesh/v1/synced/services"),
     (keys.agent_key("w1"), "clustermesh/v1/agents/w1"),
@@ -42,9 +39,9 @@ TABLE = [
 UNREAD = {
     keys.HEARTBEAT,
     keys.canary_prefix("west"),
-    keys.identity_value_key("k8s:a=b/c;", "w1"),
-    keys.node_registration_key("w1"),
-    keys.init_lock_key("0af3", 0x694D),
+    b"cilium/state/identities/v1/value/k8s:a=b/c;/w1",
+    b"cilium/state/noderegister/v1/w1",
+    b"cilium/.initlock/0af3/694d",
     keys.LOCAL_SERVICES_SYNCED,
 }
 
