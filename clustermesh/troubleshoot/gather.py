@@ -24,6 +24,7 @@ from certs.check import read_certificates
 from certs.errors import CertsError
 from clustermesh.errors import ClusterMeshError, Invalid, Refused, sentence
 from clustermesh.mesh.peer_files import PeerFile, PeersFolder
+from clustermesh.mesh.shared_clients import client_of
 from clustermesh.store import tls as tls_files
 from clustermesh.store.client import EtcdClient, Tls
 from clustermesh.store.endpoint import Endpoint, parse
@@ -218,13 +219,9 @@ def _authorities(path: Path | None) -> tuple[str, ...]:
 async def _ask_etcd(file: PeerFile, works: Iterable[EndpointFacts], patience: float) -> EtcdFacts:
     reached = list(works)
     aliases = {each.host: each.addresses for each in reached}
+    file = replace(file, endpoints=tuple(each.url for each in reached), host_aliases=aliases)
     try:
-        async with (
-            asyncio.timeout(patience * _STEPS),
-            EtcdClient(
-                [each.url for each in reached], file.tls, timeout=patience, aliases=aliases, login=file.login
-            ) as client,
-        ):
+        async with asyncio.timeout(patience * _STEPS), client_of(file, patience) as client:
             return await _Questions(client, file.name).ask()
     except TimeoutError:
         return EtcdFacts(error=f"etcd at {reached[0].url} answers too slowly")
