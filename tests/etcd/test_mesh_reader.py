@@ -361,6 +361,7 @@ async def test_the_id_a_cluster_was_connected_with_is_kept_for_it_until_it_is_he
             peers.admit("gamma", ClusterConfig(id=2))
         peers.admit("beta", ClusterConfig(id=2))
         peers.admit("beta", ClusterConfig(id=7))  # it has another one by now
+        peers.readers["beta"].brain.config = ClusterConfig(id=7)
         peers.admit("gamma", ClusterConfig(id=2))
         for task in peers._tasks.values():
             task.cancel()
