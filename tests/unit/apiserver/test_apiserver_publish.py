@@ -296,7 +296,8 @@ def numbers_in(etcd: Etcd) -> dict[Address, int]:
 
 def test_numbers_that_agents_remember_are_recalled_of_pods_on_their_nodes_only() -> None:
     etcd, ip, other = Etcd(), parse("10.1.0.5"), parse("10.1.0.6")
-    snapshot = Snapshot(nodes={"n1": machine()}, endpoints={ip: pod("10.1.0.5"), other: pod("10.1.0.6", "other")})
+    nodes = {name: machine(name) for name in ("n1", "n2")}
+    snapshot = Snapshot(nodes=nodes, endpoints={ip: pod("10.1.0.5"), other: pod("10.1.0.6", "other")})
     publishing = publisher(etcd)
     etcd.take(publishing.apply(snapshot, Change(endpoints=frozenset(snapshot.endpoints)), now=1))
     before = numbers_in(etcd)
