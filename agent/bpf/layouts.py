@@ -214,7 +214,6 @@ MAPS: Final[Mapping[str, tuple[type[Any], type[Any]]]] = {
 }
 """What keys are, and what values are or have side by side."""
 
-_BACKEND: Final = _LAYOUTS[BackendValue].struct
 _SERVICE_KEY: Final = _LAYOUTS[ServiceKey].struct
 
 

@@ -87,8 +87,8 @@ class Holdings:
         self._homeless: AddressBook[Holder] = AddressBook()
 
     def authority(self, cluster: str) -> Authority:
-        """What `cluster` may say; the least where nobody said."""
-        return self.authorities.get(cluster) or Authority(name=cluster)
+        """What `cluster` may say; where nobody said, it has no identities to give."""
+        return self.authorities.get(cluster) or Authority(name=cluster, identities=range(0))
 
     # -- what is told --------------------------------------------------------------------------------------------------
 

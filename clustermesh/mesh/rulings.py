@@ -108,8 +108,8 @@ class Rulings:
         allotted = holdings.authority(cluster).identities
         if endpoint.identity in allotted:
             return None
-        why = f"identity {endpoint.identity} is not from {allotted[0]} to {allotted[-1]}, the range of {cluster}"
-        return Refusal(Reason.IDENTITY, why)
+        whose = f"from {allotted[0]} to {allotted[-1]}, the range of" if allotted else "known to be of"
+        return Refusal(Reason.IDENTITY, f"identity {endpoint.identity} is not {whose} {cluster}")
 
     def _rule_service(self, name: ServiceName, service: Service | None) -> None:
         """Decide which backends of a peer's service are used."""

@@ -22,6 +22,7 @@ from agent.underlay import Underlay
 from agent.wireguard.peer import Peer, PeerState
 from clustermesh.address import parse, parse_prefix
 from clustermesh.errors import ApplyError, ClusterMeshError, Unavailable
+from clustermesh.mesh.authority import Authority
 from clustermesh.mesh.reader import ClusterReader
 from clustermesh.mesh.session import Session, State
 from clustermesh.model import ClusterConfig, LocalService, Node, NodeAddress, Port, Protocol, Service
@@ -150,6 +151,7 @@ class Bed:
         self.propagation = Propagation()
         self.state = self.sink = AgentState("alpha", self.propagation)
         self.state.admit_peers()
+        self.state.authorize(Authority(name="beta"))
         self.device = MortalDevice()
         self.underlay = FakeUnderlay(self.device)
         self.attached: list[Path] = []  # the cgroups whose sockets have the programs

@@ -55,6 +55,8 @@ def opened() -> MeshState:
     """Nothing is known of the own cluster, and that is all there is to know of it."""
     state = MeshState("own")
     state.admit_peers()
+    for peer in ("beta", "gamma"):
+        state.authorize(Authority(name=peer))
     return state
 
 
@@ -440,6 +442,17 @@ class TestBackends:
         assert len(backends(state)) == 2
 
 
+def test_a_cluster_of_which_nobody_said_what_it_may_say_has_no_identity_to_give() -> None:
+    state, address = opened(), parse("10.4.0.5")
+    state.put("delta", "nodes", "d1", node("delta", "d1", "10.4.0.0/24", "192.0.2.4"))
+    state.put("delta", "endpoints", address, pod("10.4.0.5"))
+    assert why(state, "delta", "endpoints", address) == "identity 131080 is not known to be of delta"
+    assert state.endpoint(address) is None
+    state.authorize(Authority.of(Cluster(name="delta", id=2)))
+    state.rule(address)
+    assert state.endpoint(address) is not None
+
+
 class TestRoom:
     """What a peer may have of each kind, and what happens to the rest."""
 
@@ -689,6 +702,7 @@ class TestTurns:
     def filled(turn: int) -> MeshState:
         state = MeshState("own", turn)
         state.admit_peers()
+        state.authorize(Authority(name="beta"))
         state.put("beta", "nodes", "b1", node("beta", "b1", "10.2.0.0/24", "192.0.2.2"))
         for number in range(100):
             address = parse(f"10.2.0.{number}")
