@@ -1,4 +1,4 @@
-"""The ClusterRole made of the list of rules is enough, and nothing in it is too much."""
+"""The ClusterRole made of the source's list of rules is enough, and there is no verb in it that is not needed."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from clustermesh.kube.config import from_kubeconfig
 from clustermesh.kube.faults import Forbidden
 from clustermesh.kube.follow import Interrupted
 from clustermesh.kube.rbac import FOLLOW, Rule, cluster_role
+from clustermesh.sources.kubernetes import RULES as ALL
 from clustermesh.sources.objects import KINDS, Kind
 
 SERVED = [kind for kind in KINDS.values() if kind.group != "cilium.io"]  # no CustomResourceDefinitions here
-RULES = [Rule(kind.group, kind.plural) for kind in SERVED]
+RULES = [rule for rule in ALL if rule.group != "cilium.io"]
 
 
 def allowed(bed: KubeBed, user: str, rules: Sequence[Rule]) -> str:
