@@ -122,7 +122,7 @@ async def test_a_canary_and_the_beat_hang_on_one_lease_however_many_keys_there_a
 class OtherNumbers:
     """A source in Cilium's mode: identities are numbered elsewhere, and nobody touches this one."""
 
-    about, has_agents, complete = "Kubernetes API, cilium mode", False, True
+    about, has_agents, doubted = "Kubernetes API, cilium mode", False, frozenset[str]()
     drift: Mapping[str, int] = {}
 
     def __init__(self) -> None:
