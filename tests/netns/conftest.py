@@ -41,7 +41,13 @@ def node(machine: None, tmp_path: Path) -> Iterator[MeshNode]:
 
 
 @pytest.fixture
-def mesh(wireguard_go: None, tmp_path: Path) -> Iterator[tuple[MeshNode, MeshNode]]:
+def outside() -> int:
+    """The family of the packets between nodes; a test that wants both is parametrised with it."""
+    return 4
+
+
+@pytest.fixture
+def mesh(wireguard_go: None, tmp_path: Path, outside: int) -> Iterator[tuple[MeshNode, MeshNode]]:
     """Two nodes that are each other's peers."""
     with ExitStack() as stack:
         one, two = (MeshNode(number, tmp_path / f"node{number}") for number in (1, 2))
@@ -50,8 +56,8 @@ def mesh(wireguard_go: None, tmp_path: Path) -> Iterator[tuple[MeshNode, MeshNod
         join(one, two)
         for node in (one, two):
             node.start_agent()
-        one.connect(two)
-        two.connect(one)
+        one.connect(two, two.address6 if outside == 6 else two.address)
+        two.connect(one, one.address6 if outside == 6 else one.address)
         yield one, two
         for node in (one, two):
             node.stop_agent()
