@@ -11,6 +11,7 @@ from clustermesh.apiserver.identities import Allocator
 from clustermesh.apiserver.publish import Publisher
 from clustermesh.errors import DecodeError, Invalid
 from clustermesh.model import AgentRecord, Cluster
+from clustermesh.wire import cluster_config
 from clustermesh.wire.entries import decode_identity, decode_node
 
 _LOG: Final = logging.getLogger(__name__)
@@ -30,6 +31,13 @@ def adopt_identities(
     if found:
         _LOG.info("%d identities taken over from etcd", len(allocator))
     return adopted
+
+
+def exported(config: bytes | None) -> bool:
+    """Whether a cluster config says that services are exported; one that cannot be read says nothing."""
+    with suppress(Invalid):
+        return config is not None and bool(cluster_config.decode(config).service_exports_enabled)
+    return False
 
 
 def adopt_keys(publisher: Publisher, found: Mapping[bytes, bytes], cluster: Cluster) -> None:

@@ -24,7 +24,8 @@ from clustermesh.wire import identity as wire_identity
 from clustermesh.wire import keys, local
 from clustermesh.wire import node as wire_node
 from clustermesh.wire import service as wire_service
-from clustermesh.wire.kinds import ENDPOINTS, IDENTITIES, LOCAL_SERVICES, NODES, SERVICES
+from clustermesh.wire import service_export as wire_export
+from clustermesh.wire.kinds import ENDPOINTS, IDENTITIES, LOCAL_SERVICES, NODES, SERVICE_EXPORTS, SERVICES
 
 T = TypeVar("T")
 
@@ -90,6 +91,7 @@ class Publisher:
             self._serves_older = not self._serves_older
             services = {**dict.fromkeys(snapshot.services, now), **services}
         self._put_identities(snapshot, sorted(change.identities), updates)
+        self._put_exports(snapshot, sorted(change.exports), updates)
         ips = dict.fromkeys(sorted(change.endpoints))
         ips |= dict.fromkeys(self._put_nodes(snapshot, sorted(change.nodes), updates))
         self._put_endpoints(snapshot, ips, updates, now)
@@ -182,6 +184,11 @@ class Publisher:
         for number in numbers:
             key = keys.identity_key(number)
             self._add(updates, IDENTITIES, key, wire_identity.encode, snapshot.identities.get(number))
+
+    def _put_exports(self, snapshot: Snapshot, names: Sequence[Name], updates: Updates) -> None:
+        for name in names:
+            key = keys.service_export_key(self._cluster.name, *name)
+            self._add(updates, SERVICE_EXPORTS, key, wire_export.encode, snapshot.exports.get(name))
 
     def _forget_records(self, gone: set[str]) -> None:
         for name in gone & self._adopted.keys():
@@ -320,6 +327,7 @@ def publish(
         nodes=frozenset(snapshot.nodes),
         endpoints=frozenset(snapshot.endpoints),
         identities=frozenset(snapshot.identities),
+        exports=frozenset(snapshot.exports),
     )
     updates = publisher.apply(snapshot, everything, now)
     for node, record in records.items():

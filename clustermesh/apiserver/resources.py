@@ -47,18 +47,18 @@ def watched_places(cluster: Cluster) -> list[bytes]:
 
 
 def canary_keys(cluster: Cluster) -> list[bytes]:
-    """Service exports are none, but a reader may wait to be told so."""
+    """Also of service exports where there are none: a reader may wait to be told so."""
     canaries = (RESOURCES[kind].canary(cluster.name) for kind in DATA)
     return [canary for canary in canaries if canary is not None]
 
 
-def config_value(cluster: Cluster) -> bytes:
-    """`service_exports_enabled` False says that the MCS API is known and not in use, as Cilium's default is."""
+def config_value(cluster: Cluster, exports: bool) -> bytes:
+    """Without `exports` it says that the MCS API is known and not in use, as Cilium's default is."""
     config = ClusterConfig(
         id=cluster.id,
         synced_canaries=True,
         max_connected_clusters=cluster.max_clusters,
-        service_exports_enabled=False,
+        service_exports_enabled=exports,
     )
     return cluster_config.encode(config)
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from clustermesh.apiserver.adopt import adopt_identities, adopt_keys
+from clustermesh.apiserver.adopt import adopt_identities, adopt_keys, exported
 from clustermesh.apiserver.agents import AgentRecords
 from clustermesh.apiserver.collector import few_collections
 from clustermesh.apiserver.health import Health, Scope, health_server
@@ -146,6 +146,7 @@ class ApiServer:
         self._heard = asyncio.Event()
         self._may_beat, self._deleting, self._in_charge = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._interrupted: dict[bytes, str] = {}
+        self._exports: bool | None = None  # as the cluster config is to say
         self._published = False
         self._recalled = False  # which numbers identities had
         self._pruned = False
@@ -277,6 +278,7 @@ class ApiServer:
         if not self._pruned:
             self._prune(self.source.doubted)
         self._published = True
+        self._want_config()
         self.writer.open_canaries()
         self.problems.wake()
 
@@ -300,7 +302,7 @@ class ApiServer:
 
     async def _beat(self) -> None:
         await self._may_beat.wait()
-        self.ledger[ABOUT].want(keys.cluster_config_key(self.cluster.name), config_value(self.cluster))
+        self._want_config()
         while True:
             self._deleting.clear()
             self.ledger[ABOUT].want(keys.HEARTBEAT, time_text())
@@ -309,6 +311,16 @@ class ApiServer:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self.timing.heartbeat - soon):
                     await self._deleting.wait()
+
+    def _want_config(self) -> None:
+        """While the source does not know yet whether services are exported, it is as before."""
+        key = keys.cluster_config_key(self.cluster.name)
+        exports = self.source.exports
+        if exports is None:
+            exports = self._exports or exported(self.ledger.held(key))
+        if exports != self._exports:
+            self._exports = exports
+            self.ledger[ABOUT].want(key, config_value(self.cluster, exports))
 
     async def _tick(self) -> None:
         while True:
@@ -402,7 +414,7 @@ class ApiServer:
         found = self.source.snapshot
         shared = sum(local.is_global for local in found.services.values())
         counts = {"nodes": len(found.nodes), "endpoints": len(found.endpoints), "identities": len(found.identities)}
-        return counts | {"services": len(found.services), "global_services": shared}
+        return counts | {"services": len(found.services), "global_services": shared, "exports": len(found.exports)}
 
     def health(self) -> Health:
         """Now; for the HTTP server, which asks for it in the event loop."""

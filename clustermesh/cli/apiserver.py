@@ -36,7 +36,7 @@ def _show_role(command: click.Context, _option: click.Parameter, wanted: bool) -
     if not wanted or command.resilient_parsing:
         return
     from clustermesh.kube.rbac import cluster_role
-    from clustermesh.sources.kubernetes import RULES
+    from clustermesh.sources.served import RULES
     from clustermesh.yaml_file import dump_yaml
 
     click.echo(dump_yaml(cluster_role("clustermesh-apiserver", RULES)).decode(), nl=False)
@@ -74,6 +74,16 @@ def _show_role(command: click.Context, _option: click.Parameter, wanted: bool) -
     flag_value=True,
     show_default=True,
     help="Whether a namespace of the API without the annotation clustermesh.cilium.io/global is in the mesh.",
+)
+@click.option(
+    "--clustermesh-enable-mcs-api",
+    "mcs",
+    type=bool,
+    default=True,
+    is_flag=False,
+    flag_value=True,
+    show_default=True,
+    help="Publish ServiceExports where the API serves them.",
 )
 @click.option(
     "--show-role",
@@ -171,6 +181,7 @@ async def _publish_kubernetes(context: Path, http: str | None, flags: dict[str, 
 
     cluster, in_mesh = settings_of(context, flags).cluster, flags["in_mesh"]
     reads = Load(at_once=flags["k8s_client_max_inflight"], per_second=flags["k8s_client_qps"])
-    make_source = partial(KubernetesSource, access, cluster, in_mesh=in_mesh, mode=flags["mode"], reads=reads)
+    modes = {"in_mesh": in_mesh, "mode": flags["mode"], "mcs": flags["mcs"]}
+    make_source = partial(KubernetesSource, access, cluster, reads=reads, **modes)
     await _serve(make_source, context, http, flags)
     await asking

@@ -19,7 +19,9 @@ from clustermesh.sources.documents import parse_json
 from clustermesh.sources.objects import KINDS, Kind, Namespace, Object, Ref, Service
 from clustermesh.sources.rules import check_dns_label, check_dns_subdomain, check_labels
 
-_TEXT_MAPS: Final = frozenset(["labels", "annotations", "selector", "security-labels"])
+_TEXT_MAPS: Final = frozenset(
+    ["labels", "annotations", "selector", "security-labels", "exportedLabels", "exportedAnnotations"]
+)
 _PATH: Final = re.compile(r" - at `(?:key in )?\$?\.?(.*)`$")
 _STEP: Final = re.compile(r"([^.\[\]]+)|\[(\d+|\.\.\.)\]")
 

@@ -72,6 +72,10 @@ class FolderSource:
         return EVERYTHING if not self._table.complete or (self._error and not self._seen_whole) else frozenset()
 
     @property
+    def exports(self) -> bool | None:
+        return bool(self.snapshot.exports) if self._seen_whole and not self.doubted else None
+
+    @property
     def drift(self) -> dict[str, int]:
         return {}
 

@@ -11,7 +11,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from clustermesh.sources.cilium import identity_namespace
 from clustermesh.sources.cilium_objects import CiliumEndpoint, CiliumEndpointSlice, CiliumIdentity
-from clustermesh.sources.objects import EndpointSlice, Object, Pod, Ref, Service
+from clustermesh.sources.objects import EndpointSlice, Object, Pod, Ref, Service, ServiceExport
 
 SERVICE_NAME: Final = "kubernetes.io/service-name"
 
@@ -50,6 +50,7 @@ class Index:
         self._selectors: _Groups[tuple[str, str, str]] = _Groups()
         self._endpoints: _Groups[str] = _Groups()
         self._identities: _Groups[str] = _Groups()
+        self._exports: _Groups[str] = _Groups()
         self._pods_by_node: _Groups[str] = _Groups()
         self._pods_by_label: _Groups[tuple[str, str, str]] = _Groups()
         self._selector_of: dict[Ref, Mapping[str, str]] = {}
@@ -81,6 +82,8 @@ class Index:
             case Pod():
                 places += [(self._endpoints, ref.namespace), (self._pods_by_node, value.spec.node_name)]
                 places += self._label_places(ref, value)
+            case ServiceExport():
+                places.append((self._exports, ref.namespace))
             case CiliumEndpoint():
                 places.append((self._endpoints, ref.namespace))
             case CiliumEndpointSlice():
@@ -112,6 +115,9 @@ class Index:
 
     def identities_in(self, namespace: str) -> Iterable[Ref]:
         return self._identities.get(namespace)
+
+    def exports_in(self, namespace: str) -> Iterable[Ref]:
+        return self._exports.get(namespace)
 
     def pods_on(self, node: str) -> Iterable[Ref]:
         return self._pods_by_node.get(node)

@@ -4,7 +4,8 @@ Two modes, chosen once, as `mode` says or by what the API has. Native: identitie
 Namespaces. Cilium: CiliumNodes, CiliumIdentities and CiliumEndpoints (or slices of these, where there are any) are
 published as they are. Services, EndpointSlices and Namespaces are followed in both. Cilium's resources without any
 CiliumNode choose neither: they outlive Cilium, whose empty lists would take all away that is published, and they come
-before its first agent, beside which nobody else may allot identities.
+before its first agent, beside which nobody else may allot identities. ServiceExports of the MCS API are followed in
+both, for as long as the API serves them: their definition may come and go, and nothing waits for them.
 """
 
 from __future__ import annotations
@@ -13,31 +14,30 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Set
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Set
 from contextlib import aclosing
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-import msgspec
 from msgspec import Raw, Struct
 
-from clustermesh.errors import ClusterMeshError, Unavailable
+from clustermesh.errors import ClusterMeshError
 from clustermesh.kube.access import Access
 from clustermesh.kube.brain import Brain
 from clustermesh.kube.client import READS, KubeClient
 from clustermesh.kube.faults import NotServed
 from clustermesh.kube.follow import Interrupted, Listed, compare, follow
-from clustermesh.kube.rbac import Rule
 from clustermesh.kube.resource import Resource
 from clustermesh.logs import about
 from clustermesh.model import Cluster
 from clustermesh.pace import Load
+from clustermesh.sources import served
 from clustermesh.sources.decoding import decode_json, ref_of
 from clustermesh.sources.lean import decode_pod, decode_service, decode_slice
 from clustermesh.sources.objects import KINDS, Kind, Object, Ref
 from clustermesh.sources.snapshot import Change, Snapshot
 from clustermesh.sources.source import EVERYTHING
 from clustermesh.sources.table import Problem
-from clustermesh.sources.translate import Translator
+from clustermesh.sources.translate import EXPORT, Translator
 from clustermesh.store.backoff import Backoff
 from clustermesh.wire.kinds import (
     ENDPOINT_SLICES,
@@ -49,21 +49,13 @@ from clustermesh.wire.kinds import (
     SERVICES,
 )
 
-BOTH: Final = ("Namespace", "Service", "EndpointSlice")
-NATIVE: Final = (*BOTH, "Node", "Pod")
-CILIUM: Final = (*BOTH, "CiliumNode", "CiliumIdentity", "CiliumEndpoint")
-CILIUM_SLICES: Final = (*BOTH, "CiliumNode", "CiliumIdentity", "CiliumEndpointSlice")
-RULES: Final = tuple(
-    Rule(kind.group, kind.plural) for name, kind in KINDS.items() if name in {*NATIVE, *CILIUM, *CILIUM_SLICES}
-)
-"""All that this source may have to do at the API."""
-
 MODES: Final = ("auto", "native", "cilium")
 _OF_SERVICES: Final = frozenset({SERVICES, LOCAL_SERVICES, SERVICE_EXPORTS, ENDPOINT_SLICES})
 _OF_PODS: Final = frozenset({ENDPOINTS, IDENTITIES})
 _SPEAKS_FOR: Final[Mapping[str, Set[str]]] = {
     "Service": _OF_SERVICES,
     "EndpointSlice": _OF_SERVICES,
+    "ServiceExport": {SERVICE_EXPORTS},
     "Node": {NODES, ENDPOINTS},
     "Pod": _OF_PODS,
     "CiliumNode": {NODES},
@@ -78,10 +70,6 @@ _LABELS: Final = {
 }
 _AT_ONCE: Final = 250
 """Objects of each kind that are translated before others have their turn: some 10 ms."""
-AUDIT: Final = (300.0, 600.0)
-"""Seconds, at random between these, in which every kind is compared with a list, one after the other."""
-T = TypeVar("T")
-
 _LEAN: Final[Mapping[str, Callable[[Raw], tuple[Ref, Object]]]] = {
     "Pod": decode_pod,
     "Service": decode_service,
@@ -90,21 +78,21 @@ _LEAN: Final[Mapping[str, Callable[[Raw], tuple[Ref, Object]]]] = {
 _LOG: Final = logging.getLogger(__name__)
 
 
-class _ApiResource(Struct):
-    name: str
+class Periods(Struct, frozen=True, kw_only=True):
+    """Seconds, at random between two: in which every kind is compared with a list, one after the other, and between two
+    looks at whether ServiceExports are served."""
+
+    audit: tuple[float, float] = (300.0, 600.0)
+    look: tuple[float, float] = (5.0, 10.0)
 
 
-class _ApiResources(Struct):
-    resources: list[_ApiResource] | None = None
-
-
-class _SomeList(Struct):
-    items: list[Raw] | None = None
+_USUAL: Final = Periods()
 
 
 class KubernetesSource:
     """The objects of one cluster's API. Iterate `updates` once, and read the rest between two of them. Namespaces are
-    `in_mesh` or not where they do not say. `mode` is one of MODES. `reads` bounds what the API is asked for.
+    `in_mesh` or not where they do not say. `mode` is one of MODES. `reads` bounds what the API is asked for. Without
+    `mcs` no ServiceExport is looked for.
     """
 
     def __init__(
@@ -115,9 +103,10 @@ class KubernetesSource:
         in_mesh: bool = True,
         mode: str = "auto",
         reads: Load = READS,
-        audit: tuple[float, float] = AUDIT,
+        mcs: bool = True,
+        periods: Periods = _USUAL,
     ) -> None:
-        self._access, self._mode, self._reads, self._audit_every = access, mode, reads, audit
+        self._access, self._mode, self._reads, self._mcs, self._periods = access, mode, reads, mcs, periods
         self._offered: Mapping[str, str] = {}
         self._brains: dict[str, Brain[Ref, Object]] = {}
         self._translator = Translator(cluster, self, selects=False, in_mesh=in_mesh)
@@ -147,9 +136,16 @@ class KubernetesSource:
         unread = [kind for kind, brain in self._brains.items() if brain.view().refused or not brain.complete]
         return EVERYTHING if not self._brains else frozenset[str]().union(*map(_speaks_for, unread))
 
+    @property
+    def exports(self) -> bool | None:
+        if (brain := self._brains.get(EXPORT)) is None:
+            return False if self._brains else None
+        return True if brain.complete else None
+
     def get(self, ref: Ref) -> Object | None:
         """The object as it is known now."""
-        return self._brains[ref.kind].known.get(ref)
+        brain = self._brains.get(ref.kind)
+        return None if brain is None else brain.known.get(ref)
 
     @property
     def drift(self) -> Mapping[str, int]:
@@ -169,8 +165,9 @@ class KubernetesSource:
             self._offered = await self._choose(client)
             _LOG.info("source: %s", self.about)
             self._brains = {name: Brain() for name in self._offered}
-            tasks = [asyncio.create_task(self._follow(client, *each)) for each in self._offered.items()]
-            tasks.append(asyncio.create_task(self._audit(client)))
+            work = [self._follow(client, *each) for each in self._offered.items() if each[0] != EXPORT]
+            work += [self._audit(client)] + ([self._follow_exports(client)] if self._mcs else [])
+            tasks = [asyncio.create_task(self._ended(each)) for each in work]
             try:
                 while True:
                     await self._wake.wait()
@@ -178,7 +175,7 @@ class KubernetesSource:
                     for task in tasks:
                         if task.done():
                             task.result()  # none ends but by a fault of ours
-                    if all(brain.complete for brain in self._brains.values()):
+                    if self._is_listed():
                         for change in self._translator.portions(self._take_changed(), _AT_ONCE):
                             yield change
                             await asyncio.sleep(0)
@@ -187,26 +184,56 @@ class KubernetesSource:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _follow(self, client: KubeClient, name: str, version: str) -> None:
+    def _is_listed(self) -> bool:
+        return bool(self._brains) and all(b.complete for name, b in self._brains.items() if name != EXPORT)
+
+    async def _ended(self, work: Coroutine[Any, Any, None]) -> None:
         try:
-            async with aclosing(follow(client, _resource(KINDS[name], version), self._brains[name])) as items:
-                async for item in items:
-                    self._take(name, item)
+            await work
         finally:
+            self._wake.set()
+
+    async def _follow(self, client: KubeClient, name: str, version: str) -> None:
+        async with aclosing(follow(client, _resource(KINDS[name], version), self._brains[name])) as items:
+            async for item in items:
+                self._take(name, item)
+                if name == EXPORT and isinstance(item, Interrupted) and isinstance(item.error, NotServed):
+                    return
+
+    async def _follow_exports(self, client: KubeClient) -> None:
+        """What is not served at two looks is gone."""
+        while True:
+            if version := self._offered.get(EXPORT):
+                await self._follow(client, EXPORT, version)
+            await asyncio.sleep(random.uniform(*self._periods.look))
+            try:
+                self._offer_exports(await served.exports(client))
+            except ClusterMeshError as e:
+                _LOG.debug("whether ServiceExports are served is not known now: %s", e)
+
+    def _offer_exports(self, version: str) -> None:
+        others = {name: other for name, other in self._offered.items() if name != EXPORT}
+        if version:
+            self._offered = {**others, EXPORT: version}
+            self._brains.setdefault(EXPORT, Brain())
+        elif (brain := self._brains.pop(EXPORT, None)) is not None:
+            _LOG.info("ServiceExports are not served any more: none is left of %d", len(brain.known))
+            self._offered = others
+            self._errors.pop(EXPORT, None)
+            self._changed.update(dict.fromkeys(brain.known, time.time_ns()))
             self._wake.set()
 
     async def _audit(self, client: KubeClient) -> None:
         """In case a watch keeps something from us."""
-        try:
-            while True:
-                for name, version in self._offered.items():
-                    await asyncio.sleep(random.uniform(*self._audit_every) / len(self._offered))
-                    resource, brain = _resource(KINDS[name], version), self._brains[name]
-                    async with aclosing(compare(client, resource, brain)) as items:
-                        async for item in items:
+        while True:
+            for name, version in list(self._offered.items()):
+                await asyncio.sleep(random.uniform(*self._periods.audit) / len(self._offered))
+                if (brain := self._brains.get(name)) is None:
+                    continue
+                async with aclosing(compare(client, _resource(KINDS[name], version), brain)) as items:
+                    async for item in items:
+                        if name in self._brains:
                             self._take(name, item)
-        finally:
-            self._wake.set()
 
     def _take(self, kind: str, item: Any) -> None:
         if isinstance(item, Interrupted):
@@ -235,59 +262,16 @@ class KubernetesSource:
         backoff = Backoff(last=5.0)
         while True:
             try:
-                offered = await _offered(client, self._mode)
+                found = await served.offered(client, self._mode)
+                if self._mcs and (version := await served.exports(client)):
+                    found[EXPORT] = version
                 self._errors.pop("", None)
-                return offered
+                return found
             except ClusterMeshError as e:
                 if str(e) != self._errors.get(""):
                     _LOG.warning("%s", e)
                 self._errors[""] = str(e)
             await asyncio.sleep(backoff.next())
-
-
-async def _offered(client: KubeClient, mode: str) -> dict[str, str]:
-    served = {version: await _served(client, version) for version in ("v2", "v2alpha1") if mode != "native"}
-    if mode == "native" or (mode == "auto" and not await _has_cilium(client, served["v2"])):
-        return _first_versions(NATIVE)
-    for version, names in served.items():
-        if "ciliumendpointslices" in names and await _any(client, version, "ciliumendpointslices"):
-            return {**_first_versions(CILIUM_SLICES), "CiliumEndpointSlice": version}
-    return _first_versions(CILIUM)
-
-
-async def _has_cilium(client: KubeClient, served: Set[str]) -> bool:
-    """Unavailable where that cannot be told: its resources outlive Cilium, and are there before its first agent is."""
-    if not {"ciliumnodes", "ciliumidentities", "ciliumendpoints"} <= served:
-        return False
-    if not await _any(client, "v2", "ciliumnodes"):
-        why = "Cilium's resources are served, but no node is a CiliumNode: Cilium is not there yet, or not any more"
-        raise Unavailable(f"{why}; waiting for one (--mode native or --mode cilium decides)")
-    return True
-
-
-def _first_versions(kinds: Iterable[str]) -> dict[str, str]:
-    return {name: KINDS[name].versions[0] for name in kinds}
-
-
-async def _served(client: KubeClient, version: str) -> frozenset[str]:
-    """What the API has of Cilium's resources."""
-    try:
-        body = await client.get(f"/apis/cilium.io/{version}", "ask for Cilium's resources", {})
-    except NotServed:
-        return frozenset()
-    return frozenset(each.name for each in _decode(body, _ApiResources).resources or ())
-
-
-async def _any(client: KubeClient, version: str, plural: str) -> bool:
-    body = await client.get(f"/apis/cilium.io/{version}/{plural}", f"list {plural}.cilium.io", {"limit": "1"})
-    return bool(_decode(body, _SomeList).items)
-
-
-def _decode(body: bytes, kind: type[T]) -> T:
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as e:
-        raise Unavailable(f"the Kubernetes API answers in a way that cannot be read: {e}") from e
 
 
 def _resource(kind: Kind, version: str) -> Resource[Ref, Object]:

@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from clustermesh.sources.decoding import decode_json
 from clustermesh.sources.index import SERVICE_NAME
@@ -109,9 +110,16 @@ def decode_service(data: msgspec.Raw) -> tuple[Ref, Service]:
     assert isinstance(found, Service)
     metadata = found.metadata
     annotations = tuple((key, value) for key, value in metadata.annotations.items() if key in _ANNOTATIONS)
-    namespace = intern(metadata.namespace)
+    namespace, spec = intern(metadata.namespace), found.spec
     lean = Metadata(metadata.name, namespace, metadata.labels, _labels(annotations))
-    return Ref("Service", namespace, metadata.name), Service(lean, found.spec)
+    shared = replace(
+        spec,
+        session_affinity=intern(spec.session_affinity),
+        ip_families=_families(tuple(spec.ip_families)),
+        internal_traffic_policy=intern(spec.internal_traffic_policy),
+        traffic_distribution=intern(spec.traffic_distribution),
+    )
+    return Ref("Service", namespace, metadata.name), Service(lean, shared)
 
 
 def decode_slice(data: msgspec.Raw) -> tuple[Ref, EndpointSlice]:
@@ -141,6 +149,11 @@ def _spec(node_name: str, host_network: bool, service_account_name: str) -> PodS
 @lru_cache(_SHARED)
 def _ports(ports: tuple[tuple[str | None, int | None, str | None], ...]) -> list[EndpointPort]:
     return [EndpointPort(*port) for port in ports]
+
+
+@lru_cache
+def _families(families: tuple[str, ...]) -> list[str]:
+    return list(families)
 
 
 @lru_cache

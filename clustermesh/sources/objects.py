@@ -92,6 +92,15 @@ class ServicePort(Struct, frozen=True, gc=False, rename="camel"):
     name: str = ""
     protocol: str = "TCP"
     target_port: int | str | None = None
+    app_protocol: str = ""
+
+
+class ClientIPAffinity(Struct, frozen=True, gc=False, rename="camel"):
+    timeout_seconds: int | None = None
+
+
+class SessionAffinityConfig(Struct, frozen=True, gc=False):
+    client_ip: ClientIPAffinity | None = field(name="clientIP", default=None)
 
 
 class ServiceSpec(Struct, frozen=True, gc=False):
@@ -101,11 +110,28 @@ class ServiceSpec(Struct, frozen=True, gc=False):
     ports: list[ServicePort] = []
     selector: dict[str, str] = {}
     publish_not_ready: bool = field(default=False, name="publishNotReadyAddresses")
+    session_affinity: str = field(default="", name="sessionAffinity")
+    session_affinity_config: SessionAffinityConfig | None = field(default=None, name="sessionAffinityConfig")
+    ip_families: list[str] = field(default_factory=list, name="ipFamilies")
+    internal_traffic_policy: str = field(default="", name="internalTrafficPolicy")
+    traffic_distribution: str = field(default="", name="trafficDistribution")
 
 
 class Service(Struct, frozen=True, gc=False):
     metadata: Metadata
     spec: ServiceSpec = ServiceSpec()
+
+
+class ServiceExportSpec(Struct, frozen=True, gc=False, rename="camel"):
+    exported_labels: dict[str, str] = {}
+    exported_annotations: dict[str, str] = {}
+
+
+class ServiceExport(Struct, frozen=True, gc=False):
+    """Of the MCS API: the Service of this name is for all clusters."""
+
+    metadata: Metadata
+    spec: ServiceExportSpec = ServiceExportSpec()
 
 
 class EndpointPort(Struct, frozen=True, gc=False):
@@ -144,7 +170,7 @@ class EndpointSlice(Struct, frozen=True, gc=False, rename="camel"):
 
 
 CiliumObject: TypeAlias = CiliumNode | CiliumIdentity | CiliumEndpoint | CiliumEndpointSlice
-Object: TypeAlias = Namespace | Node | Pod | Service | EndpointSlice | CiliumObject
+Object: TypeAlias = Namespace | Node | Pod | Service | EndpointSlice | ServiceExport | CiliumObject
 
 
 class Ref(NamedTuple):
@@ -179,6 +205,7 @@ KINDS: Final[Mapping[str, Kind]] = MappingProxyType(
             Kind("Pod", "", ("v1",), "pods", Pod),
             Kind("Service", "", ("v1",), "services", Service),
             Kind("EndpointSlice", "discovery.k8s.io", ("v1",), "endpointslices", EndpointSlice),
+            Kind("ServiceExport", "multicluster.x-k8s.io", ("v1beta1", "v1alpha1"), "serviceexports", ServiceExport),
             Kind("CiliumNode", "cilium.io", ("v2",), "ciliumnodes", CiliumNode, namespaced=False),
             Kind("CiliumIdentity", "cilium.io", ("v2",), "ciliumidentities", CiliumIdentity, namespaced=False),
             Kind("CiliumEndpoint", "cilium.io", ("v2",), "ciliumendpoints", CiliumEndpoint),

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from typing import TypeVar
 
 from msgspec import Struct
 
 from clustermesh import model
 from clustermesh.address import Address
-from clustermesh.model import Identity, LocalService
+from clustermesh.model import Identity, LocalService, ServiceExport
 from clustermesh.sources.pods import PodEndpoint
+
+T = TypeVar("T")
 
 Name = tuple[str, str]
 """Namespace and name of a service."""
 
 
 class Snapshot(Struct):
-    """What a cluster has: services by (namespace, name), nodes by name, endpoints by address, identities by number.
+    """What a cluster has: services by (namespace, name), nodes by name, endpoints by address, identities by number, and
+    what it exports by the MCS API by (namespace, name).
 
     A PodEndpoint has labels, for which the API server allots a number; a model.Endpoint has one of `identities`, which
     Cilium's own operator has allotted.
@@ -27,6 +31,7 @@ class Snapshot(Struct):
     nodes: dict[str, model.Node] = {}
     endpoints: dict[Address, PodEndpoint | model.Endpoint] = {}
     identities: dict[int, Identity] = {}
+    exports: dict[Name, ServiceExport] = {}
 
 
 class Change(Struct, frozen=True):
@@ -39,6 +44,7 @@ class Change(Struct, frozen=True):
     nodes: frozenset[str] = frozenset()
     endpoints: frozenset[Address] = frozenset()
     identities: frozenset[int] = frozenset()
+    exports: frozenset[Name] = frozenset()
     more: bool = False
 
 
@@ -50,24 +56,28 @@ class Backlog:
         self._nodes: set[str] = set()
         self._endpoints: set[Address] = set()
         self._identities: set[int] = set()
+        self._exports: set[Name] = set()
         self._more = False
 
     def __bool__(self) -> bool:
-        return bool(self._services or self._nodes or self._endpoints or self._identities)
+        return bool(self._services or self._nodes or self._endpoints or self._identities or self._exports)
 
     def add(self, change: Change) -> None:
         self._services.update(change.services)
         self._nodes |= change.nodes
         self._endpoints |= change.endpoints
         self._identities |= change.identities
+        self._exports |= change.exports
         self._more = change.more
 
     def take(self, most: int) -> Change:
         """The next portion: all nodes, and of everything else `most`."""
         services = [self._services.popitem(last=False) for _ in range(min(most, len(self._services)))]
         nodes, self._nodes = self._nodes, set()
-        endpoints = [self._endpoints.pop() for _ in range(min(most, len(self._endpoints)))]
-        identities = [self._identities.pop() for _ in range(min(most, len(self._identities)))]
-        return Change(
-            dict(services), frozenset(nodes), frozenset(endpoints), frozenset(identities), bool(self) or self._more
-        )
+        endpoints, identities = _some(self._endpoints, most), _some(self._identities, most)
+        exports = _some(self._exports, most)
+        return Change(dict(services), frozenset(nodes), endpoints, identities, exports, bool(self) or self._more)
+
+
+def _some(waiting: set[T], most: int) -> frozenset[T]:
+    return frozenset(waiting.pop() for _ in range(min(most, len(waiting))))

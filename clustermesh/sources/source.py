@@ -33,6 +33,10 @@ class Source(Protocol):
         was published of these, by another process, may be right."""
 
     @property
+    def exports(self) -> bool | None:
+        """Whether it exports services by the MCS API, be they none; None while that is not known."""
+
+    @property
     def drift(self) -> Mapping[str, int]:
         """Objects that a comparison has found not as had been told, by kind. None where all is read again and again."""
 

@@ -16,10 +16,11 @@ from clustermesh.model import Cluster
 from clustermesh.sources.cilium import identity_namespace, translate_endpoint, translate_identity, translate_slice
 from clustermesh.sources.cilium_objects import CiliumEndpoint, CiliumEndpointSlice, CiliumIdentity, CiliumNode
 from clustermesh.sources.claims import Claim, Claims
+from clustermesh.sources.exports import translate_export
 from clustermesh.sources.faults import Fault, Faults
 from clustermesh.sources.index import SERVICE_NAME, Index
 from clustermesh.sources.node_table import NodeTable
-from clustermesh.sources.objects import EndpointSlice, Namespace, Node, Object, Pod, Ref, Service
+from clustermesh.sources.objects import EndpointSlice, Namespace, Node, Object, Pod, Ref, Service, ServiceExport
 from clustermesh.sources.pods import translate_pod
 from clustermesh.sources.services import ServiceParts, translate_service
 from clustermesh.sources.snapshot import Change, Snapshot
@@ -30,6 +31,7 @@ _OF_REMOTE_BACKENDS: Final = "endpointslice-mesh-controller.cilium.io"
 _PROXY: Final = "service.kubernetes.io/service-proxy-name"
 _DIGITS: Final = 14  # of a time to the second
 NAMESPACE_GLOBAL: Final = "clustermesh.cilium.io/global"
+EXPORT: Final = "ServiceExport"
 
 
 class Objects(Protocol):
@@ -45,6 +47,7 @@ class _Dirty:
         self.services: dict[Ref, int] = {}
         self.endpoints: set[Ref] = set()
         self.identities: set[Ref] = set()
+        self.exports: set[Ref] = set()
 
     def add_services(self, refs: Iterable[Ref], observed: int) -> None:
         for ref in refs:
@@ -67,7 +70,7 @@ class Translator:
     """
 
     def __init__(self, cluster: Cluster, objects: Objects, *, selects: bool = True, in_mesh: bool = True) -> None:
-        self.snapshot = Snapshot(services={}, nodes={}, endpoints={}, identities={})
+        self.snapshot = Snapshot(services={}, nodes={}, endpoints={}, identities={}, exports={})
         self._cluster, self._objects, self._in_mesh = cluster, objects, in_mesh
         self._seen: dict[Ref, Object] = {}
         self._index = Index(selects=selects)
@@ -92,9 +95,9 @@ class Translator:
             if not number % most:
                 yield Change(more=True)
         nodes = self._redo_nodes(dirty)
-        services, identities = list(dirty.services), list(dirty.identities)
+        services, identities, exports = list(dirty.services), list(dirty.identities), list(dirty.exports)
         endpoints = sorted(dirty.endpoints, key=self._seen.__contains__)  # those that are gone first
-        number = max(1, *map(len, (services, identities, endpoints)))
+        number = max(1, *map(len, (services, identities, endpoints, exports)))
         for begin in range(0, number, most):
             some = slice(begin, begin + most)
             yield Change(
@@ -102,6 +105,7 @@ class Translator:
                 frozenset() if begin else nodes,
                 frozenset(ip for ref in endpoints[some] for ip in self._redo_endpoints(ref)),
                 frozenset(int(ref.name) for ref in identities[some] if self._redo_identity(ref)),
+                frozenset((r.namespace, r.name) for r in exports[some] if self._redo_export(r)),
                 begin + most < number,
             )
 
@@ -151,6 +155,10 @@ class Translator:
         the change."""
         if isinstance(value, Service):
             dirty.add_services([ref], observed)
+            if (export := ref._replace(kind=EXPORT)) in self._seen:
+                dirty.exports.add(export)
+        elif isinstance(value, ServiceExport):
+            dirty.exports.add(ref)
         elif isinstance(value, EndpointSlice):
             service = Ref("Service", ref.namespace, value.metadata.labels.get(SERVICE_NAME, ""))
             dirty.add_services([service], observed)
@@ -172,6 +180,7 @@ class Translator:
         if switched:
             dirty.add_services(self._index.services_in(ref.name), observed)
             dirty.identities.update(self._index.identities_in(ref.name))
+            dirty.exports.update(self._index.exports_in(ref.name))
         if switched or value.metadata.labels != (other.metadata.labels if other else {}):
             dirty.endpoints.update(self._index.endpoints_in(ref.name))
 
@@ -220,6 +229,18 @@ class Translator:
         before = self.snapshot.identities.pop(int(ref.name), None)
         if after is not None:
             self.snapshot.identities[after.id] = after
+        return before != after
+
+    def _redo_export(self, ref: Ref) -> bool:
+        name, faults, after = (ref.namespace, ref.name), Faults(), None
+        export, service = self._seen.get(ref), self._seen.get(ref._replace(kind="Service"))
+        takes_part = self._takes_part(self._namespace(ref.namespace))
+        if isinstance(export, ServiceExport) and isinstance(service, Service) and takes_part:
+            after = translate_export(self._cluster, ref, export, service, faults)
+        before = self.snapshot.exports.pop(name, None)
+        if after is not None:
+            self.snapshot.exports[name] = after
+        self._keep_faults(ref, faults)
         return before != after
 
     def _redo_endpoints(self, ref: Ref) -> Iterator[Address]:

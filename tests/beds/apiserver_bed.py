@@ -193,6 +193,15 @@ endpoints:{endpoints}
 """
 
 
+def export(name: str = "cart", created: str = "2026-01-01T00:00:00Z") -> str:
+    """The service `name` is for every cluster by the MCS API."""
+    return f"""\
+apiVersion: multicluster.x-k8s.io/v1beta1
+kind: ServiceExport
+metadata: {{name: {name}, namespace: shop, creationTimestamp: "{created}"}}
+"""
+
+
 def pods(*names: str) -> str:
     """The node n1 and pods on it, each with labels of its own."""
     node = """\

@@ -13,7 +13,7 @@ from kube_bed import KubeBed
 from tcp_proxy import TcpProxy
 
 from clustermesh.kube.rbac import cluster_role
-from clustermesh.sources.kubernetes import RULES
+from clustermesh.sources.served import RULES
 
 ACCOUNT: Final = "mesh"
 _SPACE: Final = "shop"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import pytest
-from apiserver_bed import Bed, manifests, page, pods, until_page
+from apiserver_bed import Bed, export, manifests, page, pods, until_page
 
 from clustermesh.address import parse
 from clustermesh.model import AgentRecord
-from clustermesh.wire import endpoint, keys, local, node, service
+from clustermesh.store.operations import KeyValue
+from clustermesh.wire import cluster_config, endpoint, keys, local, node, service, service_export
 
 CART = keys.service_key("alpha", "shop", "cart")
 NODE = keys.node_key("alpha", "n1")
@@ -46,6 +47,23 @@ async def test_a_file_that_goes_takes_its_keys_along(bed: Bed) -> None:
     (bed.context.manifests / "shop.yaml").unlink()
     found = await bed.until(lambda found: CART not in found)
     assert NODE in found
+
+
+async def test_what_is_exported_is_published_and_the_cluster_config_says_whether_anything_is(bed: Bed) -> None:
+    key, config = keys.service_export_key("alpha", "shop", "cart"), keys.cluster_config_key("alpha")
+
+    def enabled(found: Mapping[bytes, KeyValue]) -> bool | None:
+        return cluster_config.decode(found[config].value).service_exports_enabled
+
+    assert enabled(await bed.all()) is False
+    bed.write("export.yaml", export())
+    found = await bed.until(lambda found: key in found)
+    assert enabled(found) is True
+    assert found[config].mod_revision < found[key].mod_revision
+    assert service_export.decode(found[key].value).created == 1767225600
+    (bed.context.manifests / "export.yaml").unlink()
+    found = await bed.until(lambda found: key not in found and enabled(found) is False)
+    assert keys.canary_key("alpha", "serviceexports") in found
 
 
 async def test_a_deletion_goes_with_a_sign_of_life(bed: Bed) -> None:

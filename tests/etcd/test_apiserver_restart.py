@@ -10,7 +10,7 @@ from pathlib import Path
 
 import mirror
 import pytest
-from apiserver_bed import PATIENCE, Bed, manifests, page, pods, until_page
+from apiserver_bed import PATIENCE, Bed, export, manifests, page, pods, until_page
 
 from clustermesh.apiserver.server import Timing, run
 from clustermesh.apiserver.settings import of_folder
@@ -30,6 +30,7 @@ def bed(tmp_path: Path) -> Bed:
     """More keys than a lease has room for."""
     bed = Bed(tmp_path)
     bed.write("shop.yaml", manifests("10.1.0.5"))
+    bed.write("export.yaml", export())
     bed.write("many.yaml", "---\n".join(manifests("10.1.0.6", name=f"s{number}") for number in range(400)))
     bed.write("pods.yaml", pods(*(f"pod-{number}" for number in range(20))))
     return bed
@@ -124,6 +125,7 @@ class OtherNumbers:
 
     about, has_agents, doubted = "Kubernetes API, cilium mode", False, frozenset[str]()
     drift: Mapping[str, int] = {}
+    exports = False
 
     def __init__(self) -> None:
         labels = (Label(source="k8s", key="io.cilium.k8s.policy.cluster", value="alpha"),)

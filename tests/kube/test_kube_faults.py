@@ -18,7 +18,7 @@ from test_kube_source import namespace, node, pod, service
 
 from clustermesh.address import parse
 from clustermesh.kube.rbac import cluster_role
-from clustermesh.sources.kubernetes import RULES
+from clustermesh.sources.served import RULES
 from clustermesh.wire import keys
 from clustermesh.wire import service as wire_service
 

@@ -17,8 +17,9 @@ from clustermesh.kube.rbac import FOLLOW, Rule, cluster_role
 from clustermesh.sources.kubernetes import RULES as ALL
 from clustermesh.sources.objects import KINDS, Kind
 
-SERVED = [kind for kind in KINDS.values() if kind.group != "cilium.io"]  # no CustomResourceDefinitions here
-RULES = [rule for rule in ALL if rule.group != "cilium.io"]
+CORE = ("", "discovery.k8s.io")  # there are no CustomResourceDefinitions here
+SERVED = [kind for kind in KINDS.values() if kind.group in CORE]
+RULES = [rule for rule in ALL if rule.group in CORE]
 
 
 def allowed(bed: KubeBed, user: str, rules: Sequence[Rule]) -> str:

@@ -17,7 +17,8 @@ from clustermesh.kube.hearing import Received
 from clustermesh.kube.rbac import cluster_role
 from clustermesh.kube.resource import Resource
 from clustermesh.model import Cluster
-from clustermesh.sources.kubernetes import AUDIT, RULES, KubernetesSource
+from clustermesh.sources.kubernetes import KubernetesSource, Periods
+from clustermesh.sources.served import RULES
 
 ALPHA = Cluster(name="alpha", id=1)
 GLOBAL = {"service.cilium.io/global": "true"}
@@ -57,15 +58,17 @@ def pod(name: str, ip: str, *, ready: bool = True, app: str = "cart") -> dict[st
     }
 
 
-def definition(plural: str, kind: str, *, version: str = "v2", namespaced: bool = False) -> dict[str, Any]:
+def definition(
+    plural: str, kind: str, *, version: str = "v2", namespaced: bool = False, group: str = "cilium.io"
+) -> dict[str, Any]:
     """A CustomResourceDefinition that takes everything."""
     schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{plural}.cilium.io"},
+        "metadata": {"name": f"{plural}.{group}"},
         "spec": {
-            "group": "cilium.io",
+            "group": group,
             "scope": "Namespaced" if namespaced else "Cluster",
             "names": {"plural": plural, "kind": kind, "singular": kind.lower(), "listKind": f"{kind}List"},
             "versions": [{"name": version, "served": True, "storage": True, "schema": schema}],
@@ -101,10 +104,11 @@ def cilium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeBed]:
 
 @asynccontextmanager
 async def followed(
-    bed: KubeBed, user: str = "admin", audit: tuple[float, float] = AUDIT
+    bed: KubeBed, user: str = "admin", **periods: tuple[float, float]
 ) -> AsyncIterator[tuple[KubernetesSource, Any]]:
     """A source that is followed, and `until(holds)`, which waits for it."""
-    source = KubernetesSource(from_kubeconfig(str(bed.write_kubeconfig(user, cert=user))), ALPHA, audit=audit)
+    access = from_kubeconfig(str(bed.write_kubeconfig(user, cert=user)))
+    source = KubernetesSource(access, ALPHA, periods=Periods(**periods))
     heard = asyncio.Event()
 
     async def follow() -> None:
@@ -203,6 +207,46 @@ async def test_what_a_watch_has_kept_from_us_is_found_and_counted(
         await until(lambda found: found.snapshot.nodes["n7"].labels["zone"] == "z1")
         assert source.drift["Node"] >= 3  # a Node made with an address is written twice
         assert source.problems() == []
+
+
+EXPORTS = definition(
+    "serviceexports", "ServiceExport", version="v1alpha1", namespaced=True, group="multicluster.x-k8s.io"
+)
+
+
+async def test_exports_are_told_for_as_long_as_the_api_serves_them(native: KubeBed) -> None:
+    native.create(service("shop/till"))
+    at = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+    export = {"apiVersion": "multicluster.x-k8s.io/v1alpha1", "kind": "ServiceExport", "metadata": {"name": "till"}}
+    async with followed(native, look=(0.1, 0.2)) as (source, until):
+        assert source.exports is False
+        native.ask("POST", at, EXPORTS)
+        await until(lambda found: found.exports)
+        assert source.snapshot.exports == {}
+        native.ask("POST", "/apis/multicluster.x-k8s.io/v1alpha1/namespaces/shop/serviceexports", export)
+        await until(lambda found: ("shop", "till") in found.snapshot.exports)
+        assert source.snapshot.exports["shop", "till"].ip_families == ("IPv4",)
+        async with followed(native) as (other, and_until):  # they were served when it began
+            await and_until(lambda found: found.exports and found.snapshot.exports)
+            assert other.problems() == []
+        native.ask("DELETE", f"{at}/serviceexports.multicluster.x-k8s.io")
+        await until(lambda found: found.exports is False)
+        assert source.snapshot.exports == {}
+        assert source.problems() == []
+        assert not source.doubted
+
+
+async def test_exports_that_may_not_be_read_are_said_and_hold_up_nothing(native: KubeBed) -> None:
+    native.ask("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", EXPORTS)
+    native.allow("no-exports", cluster_role("no-exports", [r for r in RULES if r.resource != "serviceexports"]))
+    async with followed(native, "no-exports", look=(0.1, 0.2)) as (source, until):
+        await until(lambda found: found.problems() or found.exports is False)
+        while source.exports is False:  # it is not served yet
+            await asyncio.sleep(0.05)
+        await until(lambda found: found.problems())
+        assert "may not list serviceexports" in source.problems()[0].sentence
+        assert source.exports is None
+        assert source.doubted == {"service_exports"}
 
 
 async def test_where_cilium_is_its_own_resources_are_published(cilium: KubeBed) -> None:

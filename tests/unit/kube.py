@@ -32,6 +32,16 @@ def endpoint_slice(name: str, owner: str, addresses: list[str], **more: Any) -> 
     }
 
 
+def service_export(name: str, **spec: Any) -> dict[str, Any]:
+    metadata = _metadata(name)
+    return {
+        "apiVersion": "multicluster.x-k8s.io/v1beta1",
+        "kind": "ServiceExport",
+        "metadata": metadata,
+        "spec": spec,
+    }
+
+
 def pod(name: str, ip: str, labels: Mapping[str, str], *, ready: bool = True, **spec: Any) -> dict[str, Any]:
     ports = [{"name": "web", "containerPort": 8080}]
     return {

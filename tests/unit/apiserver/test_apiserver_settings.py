@@ -12,7 +12,7 @@ from clustermesh.apiserver.settings import of_flags
 from clustermesh.cli import main
 from clustermesh.errors import ClusterMeshError
 from clustermesh.model import Cluster
-from clustermesh.sources.kubernetes import RULES
+from clustermesh.sources.served import RULES
 from clustermesh.store.login import Login
 from clustermesh.store.tls import Tls
 

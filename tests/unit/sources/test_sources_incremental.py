@@ -24,7 +24,7 @@ _CIDRS = st.sampled_from(["10.1.0.0/24", "10.1.0.0/16", "10.1.0.1/32", "10.2.0.0
 
 _NUMBERS = st.sampled_from([65536, 65999, 70000])
 _TIMES = st.sampled_from(["", "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"])
-_KINDS = ("Service", "EndpointSlice", "Pod", "Pod", "Node", "Namespace")
+_KINDS = ("Service", "EndpointSlice", "Pod", "Pod", "Node", "Namespace", "ServiceExport")
 _CILIUM = ("CiliumNode", "CiliumIdentity", "CiliumEndpoint", "CiliumEndpointSlice")
 
 
@@ -34,8 +34,8 @@ def _manifests(draw: st.DrawFn, kinds: tuple[str, ...] = _KINDS + _CILIUM) -> di
     name = f"{draw(_SPACES)}/{draw(_NAMES)}"
     if kind.startswith("Cilium"):
         return kube.aged(draw(_of_cilium(kind, name)), draw(_TIMES))
-    if kind == "Service":
-        return kube.service(name, global_=draw(st.booleans()), selector=draw(_LABELS))
+    if kind.startswith("Service"):
+        return kube.aged(draw(_of_a_service(kind, name)), draw(_TIMES))
     if kind == "EndpointSlice":
         return kube.endpoint_slice(name, draw(_NAMES), draw(st.lists(_IPS, max_size=2)))
     if kind == "Pod":
@@ -44,6 +44,13 @@ def _manifests(draw: st.DrawFn, kinds: tuple[str, ...] = _KINDS + _CILIUM) -> di
     if kind == "Node":
         return kube.node(draw(_NAMES), draw(_NODE_IPS), *draw(st.lists(_CIDRS, max_size=2)))
     return kube.namespace(draw(_SPACES), global_=draw(st.sampled_from([None, "true", "false"])), team=draw(_NAMES))
+
+
+@st.composite
+def _of_a_service(draw: st.DrawFn, kind: str, name: str) -> dict[str, Any]:
+    if kind == "ServiceExport":
+        return kube.service_export(name, exportedLabels=draw(_LABELS))
+    return kube.service(name, global_=draw(st.booleans()), selector=draw(_LABELS))
 
 
 @st.composite
@@ -68,6 +75,7 @@ def _fold(seen: Snapshot, change: Change, now: Snapshot) -> None:
         (seen.nodes, now.nodes, change.nodes),
         (seen.endpoints, now.endpoints, change.endpoints),
         (seen.identities, now.identities, change.identities),
+        (seen.exports, now.exports, change.exports),
     ):
         for name in names:
             mine.pop(name, None)  # type: ignore[call-overload]
@@ -82,7 +90,7 @@ def test_any_history_ends_as_if_everything_had_been_translated_at_once(
 ) -> None:
     objects: dict[Ref, Object] = {}
     translator = Translator(kube.ALPHA, objects, in_mesh=in_mesh)
-    seen = Snapshot(services={}, nodes={}, endpoints={}, identities={})
+    seen = Snapshot(services={}, nodes={}, endpoints={}, identities={}, exports={})
     for step in steps:
         changed = {}
         for manifest, present in step:

@@ -18,8 +18,10 @@ from clustermesh.kube.faults import NotServed
 from clustermesh.kube.hearing import Started
 from clustermesh.kube.rbac import Rule
 from clustermesh.model import Cluster
-from clustermesh.sources.kubernetes import CILIUM, NATIVE, RULES, KubernetesSource, _offered, _resource
+from clustermesh.sources.kubernetes import KubernetesSource, _resource
 from clustermesh.sources.objects import KINDS, Object, Ref
+from clustermesh.sources.served import CILIUM, NATIVE, RULES
+from clustermesh.sources.served import offered as _offered
 from clustermesh.sources.source import EVERYTHING
 from clustermesh.wire.kinds import ENDPOINTS, IDENTITIES, NODES
 
@@ -65,6 +67,7 @@ def test_the_role_holds_what_is_followed_and_nothing_else() -> None:
     assert set(RULES) == {
         *(Rule("", plural) for plural in ("namespaces", "nodes", "pods", "services")),
         Rule("discovery.k8s.io", "endpointslices"),
+        Rule("multicluster.x-k8s.io", "serviceexports"),
         *(Rule("cilium.io", plural) for plural in cilium),
     }
     assert {rule.verbs for rule in RULES} == {("list", "watch")}

@@ -38,10 +38,12 @@ def test_the_lean_form_says_what_the_whole_one_does() -> None:
     slice_["endpoints"][1]["conditions"] = {"ready": False, "serving": True, "terminating": True}
     service = kube.annotated(kube.service("cart", selector={"app": "cart"}), affinity="local", shared="true")
     service["metadata"]["labels"] = {"app": "cart"}
+    service["spec"] |= {"sessionAffinity": "ClientIP", "ipFamilies": ["IPv4"], "internalTrafficPolicy": "Cluster"}
+    export = kube.aged(kube.service_export("cart"), "2026-01-01T00:00:00Z")
     service["metadata"]["annotations"]["kubectl.kubernetes.io/last-applied-configuration"] = "{}" * 100
     pod = kube.pod("cart-0", "10.1.0.5", {"app": "cart"}, serviceAccountName="robot")
     pod["status"]["podIPs"] = [{"ip": "10.1.0.5"}, {"ip": "fd00:1::5"}]
-    manifests = [service, slice_, pod, kube.node("n1", "192.0.2.1"), kube.namespace("shop", team="red")]
+    manifests = [service, export, slice_, pod, kube.node("n1", "192.0.2.1"), kube.namespace("shop", team="red")]
     assert translate(kube.ALPHA, lean(*manifests)) == translate(kube.ALPHA, kube.decode(*manifests))
 
 

@@ -1,0 +1,95 @@
+"""ServiceExport and its Service, as other clusters are told of them by the MCS API."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import kube
+import pytest
+
+from clustermesh.model import ExportPort, Protocol, ServiceExport
+from clustermesh.sources.translate import translate
+from clustermesh.wire import service_export
+
+CREATED = "2026-01-01T00:00:00Z"
+CART = ("shop", "cart")
+
+
+def export(name: str = "cart", **spec: Any) -> dict[str, Any]:
+    return kube.aged(kube.service_export(name, **spec), CREATED)
+
+
+def exported(*manifests: dict[str, Any], in_mesh: bool = True) -> ServiceExport | None:
+    snapshot, faults = translate(kube.ALPHA, kube.decode(*manifests), in_mesh=in_mesh)
+    assert faults == []
+    return snapshot.exports.get(CART)
+
+
+def test_an_export_says_what_its_service_is_and_what_it_says_itself() -> None:
+    service = kube.service(
+        "cart",
+        global_=False,
+        ports=[{"name": "http", "port": 80, "appProtocol": "h2c"}, {"name": "dns", "port": 53, "protocol": "UDP"}],
+        sessionAffinity="ClientIP",
+        sessionAffinityConfig={"clientIP": {"timeoutSeconds": 42}},
+        ipFamilies=["IPv4", "IPv6"],
+        internalTrafficPolicy="Local",
+        trafficDistribution="PreferClose",
+    )
+    assert exported(service, export(exportedLabels={"tier": "x"}, exportedAnnotations={"a": "b"})) == ServiceExport(
+        cluster="alpha",
+        namespace="shop",
+        name="cart",
+        created=1767225600,
+        ports=(
+            ExportPort(port=80, name="http", app_protocol="h2c"),
+            ExportPort(port=53, name="dns", protocol=Protocol.UDP),
+        ),
+        session_affinity="ClientIP",
+        session_affinity_timeout=42,
+        ip_families=("IPv4", "IPv6"),
+        internal_traffic_policy="Local",
+        traffic_distribution="PreferClose",
+        annotations={"a": "b"},
+        labels={"tier": "x"},
+    )
+
+
+def test_a_service_without_an_address_is_exported_as_headless() -> None:
+    found = exported(kube.service("cart", clusterIP="None"), export())
+    assert found is not None
+    assert found.type == "Headless"
+    assert b'"sessionAffinity":"None"' in service_export.encode(found), "readers refuse an empty one"
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        [],
+        [kube.service("db")],
+        [kube.service("cart", type="ExternalName", clusterIP="", ports=[])],
+        [kube.service("cart"), kube.namespace("shop", global_="false")],
+    ],
+    ids=["no service", "another service", "an alias", "a namespace that stays at home"],
+)
+def test_nothing_is_exported_without_a_service_that_may_be(others: list[dict[str, Any]]) -> None:
+    assert exported(export(), *others) is None
+
+
+def test_where_namespaces_stay_at_home_one_that_says_so_exports() -> None:
+    assert exported(kube.service("cart"), export(), in_mesh=False) is None
+    assert exported(kube.service("cart"), export(), kube.namespace("shop", global_="true"), in_mesh=False) is not None
+
+
+def test_without_the_time_of_its_creation_nobody_can_tell_the_oldest() -> None:
+    snapshot, faults = translate(kube.ALPHA, kube.decode(kube.service("cart"), kube.service_export("cart")))
+    assert snapshot.exports == {}
+    assert [str(fault.ref) for fault in faults] == ["ServiceExport shop/cart"]
+    assert faults[0].sentence.startswith("metadata.creationTimestamp: ''")
+
+
+def test_a_port_that_is_none_is_left_out_as_from_the_service() -> None:
+    service = kube.service("cart", ports=[{"name": "http", "port": 80}, {"name": "bad", "port": 99999}])
+    snapshot, faults = translate(kube.ALPHA, kube.decode(service, export()))
+    assert [port.name for port in snapshot.exports[CART].ports] == ["http"]
+    assert len(faults) == 1
