@@ -14,8 +14,8 @@ from clustermesh.kube.config import from_kubeconfig
 from clustermesh.kube.faults import Forbidden
 from clustermesh.kube.follow import Interrupted
 from clustermesh.kube.rbac import FOLLOW, Rule, cluster_role
-from clustermesh.sources.kubernetes import RULES as ALL
 from clustermesh.sources.objects import KINDS, Kind
+from clustermesh.sources.served import RULES as ALL
 
 CORE = ("", "discovery.k8s.io")  # there are no CustomResourceDefinitions here
 SERVED = [kind for kind in KINDS.values() if kind.group in CORE]
