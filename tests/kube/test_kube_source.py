@@ -124,7 +124,7 @@ async def followed(
 
     task = asyncio.create_task(follow())
     try:
-        await until(lambda found: not found.doubted)
+        await until(lambda found: found.doubted <= {"service_exports"})  # for which nothing waits
         yield source, until
     finally:
         task.cancel()
