@@ -111,7 +111,7 @@ class Pools:
             raise Invalid("pod address", text(address), "is of a family of which this node has no pod CIDR")
         of_family[0].reserve(address)
 
-    def release(self, addresses: Iterable[PodAddress]) -> None:
+    def release(self, addresses: Iterable[Address]) -> None:
         for address in addresses:
             for pool in self._pools:
-                pool.release(address.ip)
+                pool.release(address)

@@ -28,6 +28,7 @@ from agent.cni.endpoint import (
 from agent.cni.ipam import Ipam, Pools
 from agent.plan.attached import AttachedPods
 from certs.files import remove_durably, write_atomically
+from clustermesh.address import Address
 from clustermesh.errors import ClusterMeshError, Invalid, Refused, Unavailable
 
 
@@ -35,7 +36,8 @@ class Endpoints:
     """The pods of this node. Call `restore` first; `add`, `delete` and `check` may run at the same time.
 
     `attached` is told who comes and goes. `problems`: the name of a file that holds no endpoint -> a sentence; its
-    address cannot be protected. `unwritable` says why nothing can be written there, "" where it can.
+    address cannot be protected. `unwritable` says why nothing can be written there, "" where it can. `ownerless` are
+    addresses that are routed to a pod here and in no file.
     """
 
     def __init__(self, state_dir: Path, pools: Sequence[Ipam], attached: AttachedPods, *, mtu: int) -> None:
@@ -46,6 +48,7 @@ class Endpoints:
         self._turns: dict[tuple[str, str], tuple[asyncio.Lock, int]] = {}
         self.problems: dict[str, str] = {}
         self.unwritable = ""
+        self.ownerless: set[Address] = set()
 
     async def restore(self) -> None:
         """Take in the files of an earlier run, and forget pods that a reboot took.
@@ -59,9 +62,11 @@ class Endpoints:
             except (ClusterMeshError, OSError) as e:
                 self.problems[path.name] = str(e)
         known = {address.ip for record in self.records.values() for address in record.addresses}
-        for ip in await veth.routed_addresses() - known:
+        self.ownerless = await veth.routed_addresses() - known
+        for ip in self.ownerless:
             with suppress(Invalid):  # of an earlier pod CIDR of this node
                 self._pools.reserve(ip)
+        await self.look_at_disk()
 
     async def _restore_one(self, path: Path) -> None:
         record = decode(path)
@@ -109,7 +114,7 @@ class Endpoints:
         await self._on_disk(key, remove_durably)
         record = self.records.pop(key, None)
         if record is not None:
-            self._pools.release(record.addresses)
+            self._pools.release(address.ip for address in record.addresses)
         self._attached.detached(*key)
 
     async def _on_disk(self, key: tuple[str, str], work: Callable[[Path], None]) -> None:
@@ -121,11 +126,19 @@ class Endpoints:
             raise Unavailable(f"endpoint file {path}: {e.strerror or e}") from e
 
     async def look_at_disk(self) -> None:
-        """Where something could not be written: whether it can by now."""
-        if self.unwritable:
-            with suppress(OSError):
-                await asyncio.to_thread(_try_to_write, self._folder / ".trial")
-                self.unwritable = ""
+        """Whether pods can be written down: before the first one cannot."""
+        try:
+            await asyncio.to_thread(_try_to_write, self._folder / ".trial")
+        except OSError as e:
+            self.unwritable = f"{self._folder}: {e.strerror or e}"
+        else:
+            self.unwritable = ""
+
+    async def release_ownerless(self) -> None:
+        """The addresses of those that are gone by now: no file tells when."""
+        if self.ownerless and (gone := self.ownerless - await veth.routed_addresses()):
+            self.ownerless -= gone
+            self._pools.release(gone)
 
     async def keep_only(self, valid: Collection[tuple[str, str]]) -> None:
         """Detach every pod that is not named by (container id, ifname) in `valid`."""

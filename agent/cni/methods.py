@@ -44,6 +44,8 @@ class Pods:
     def problems(self) -> dict[str, str]:
         """What a person should look at: by file, or by what it is about."""
         found = {} if self._endpoints is None else dict(self._endpoints.problems)
+        for ip in () if self._endpoints is None else sorted(self._endpoints.ownerless):
+            found[text(ip)] = "is routed to a pod of this node that no endpoint file tells of"
         if self._error:
             found["set-up"] = self._error
         own = self._tunnels.own
@@ -77,6 +79,7 @@ class Pods:
             self._endpoints = await self._take_over()
         if self._endpoints is not None:
             await self._endpoints.look_at_disk()
+            await self._endpoints.release_ownerless()
             done = await self._endpoints.drain(self._options.run_dir / QUEUE)
             if done:
                 _log.info("%d pods deleted while no agent listened", done)

@@ -363,7 +363,8 @@ def test_a_read_only_folder_takes_no_address_and_says_so_until_it_can_be_written
         node.do(endpoints.delete(request(f"a{number}")))
     assert devices(node) == set()
     assert endpoints.records == {}
-    node.do(endpoints.look_at_disk())
+    endpoints = Endpoints(tmp_path, [Ipam(parse_prefix("10.1.0.0/29"))], AttachedPods(), mtu=MTU)
+    node.do(endpoints.restore())
     assert endpoints.unwritable == f"{tmp_path}/endpoints: Read-only file system"
     node.run(f"mount -o remount,rw {tmp_path}/endpoints")
     node.do(endpoints.look_at_disk())

@@ -15,7 +15,7 @@ from agent.cni import veth
 from agent.cni.methods import Pods
 from agent.options import Options
 from agent.underlay import UnderlaySetup
-from clustermesh.address import parse, parse_prefix
+from clustermesh.address import Address, parse, parse_prefix
 from clustermesh.errors import ClusterMeshError, DecodeError, Unavailable
 from clustermesh.model import NodeAddress
 
@@ -102,6 +102,35 @@ async def test_a_state_folder_that_cannot_be_used_is_a_problem_until_it_can(bed:
         async with asyncio.timeout(20):
             while pods.problems:
                 await asyncio.sleep(0.01)
+
+
+async def test_a_disk_that_takes_no_pod_is_told_before_one_comes(bed: Bed, options: Options) -> None:
+    pods = Pods(options, bed.domains.tunnels, bed.domains.attached_pods)
+    (options.state_dir / "endpoints" / ".trial").mkdir(parents=True)  # no file can be written there, as on a full disk
+    async with running(pods):
+        bed.add_node("alpha", 1)
+        await bed.step()
+        await is_taking(pods)
+        assert pods.unwritable.startswith(f"{options.state_dir}/endpoints: ")
+
+
+async def test_an_address_that_is_routed_here_and_in_no_file_is_a_problem_until_its_route_is_gone(
+    bed: Bed, options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    routed = {parse("10.1.1.9")}
+
+    async def addresses() -> set[Address]:
+        return set(routed)
+
+    monkeypatch.setattr(veth, "routed_addresses", addresses)
+    pods = Pods(options, bed.domains.tunnels, bed.domains.attached_pods)
+    bed.add_node("alpha", 1)
+    await bed.step()
+    await pods._tend()
+    assert pods.problems == {"10.1.1.9": "is routed to a pod of this node that no endpoint file tells of"}
+    routed.clear()
+    await pods._tend()
+    assert pods.problems == {}
 
 
 async def test_a_pod_cidr_that_changes_under_its_pods_is_a_problem(bed: Bed, options: Options) -> None:
