@@ -40,7 +40,7 @@ def find(
     """
     if rival:
         yield Problem("node", rival, "stop one of them, or give it the --node that it is", shared=False)
-    for what, remedy in _of_the_node(domains, pods, unsavable):
+    for what, remedy in _of_the_node(domains, pods, unsavable, peers):
         yield Problem("node", what, remedy, shared=False)
     for name, problem in islice(pods.problems.items(), _SHOWN):
         yield Problem("pods", f"pods: {name}: {problem}", "delete the pod, and it is made anew", shared=False)
@@ -67,7 +67,7 @@ def find(
         )
 
 
-def _of_the_node(domains: Domains, pods: Pods, unsavable: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def _of_the_node(domains: Domains, pods: Pods, unsavable: Mapping[str, str], peers: Peers) -> Iterator[tuple[str, str]]:
     if domains.tunnels.error:
         yield f"node set-up: {domains.tunnels.error}", "mend that, it is tried again"
     device = domains.node.device
@@ -82,6 +82,9 @@ def _of_the_node(domains: Domains, pods: Pods, unsavable: Mapping[str, str]) -> 
         yield f"the wireguard-go of {device.name} has no log: {device.unlogged}", "make it writable, or make room there"
     if pods.unwritable:
         yield f"no pod can start or end on this node: {pods.unwritable}", "make it writable, or make room there"
+    for path in peers.lost_files:
+        said = f"what was kept of cluster {path.stem} cannot be read: {path}"
+        yield said, "it is written anew once that cluster was read"
     for why, clusters in _by_reason(unsavable).items():
         old = "or an agent that starts without etcd begins with an old one"
         yield f"the last good state of {_few(clusters)} is not saved: {why}", f"make room there, {old}"

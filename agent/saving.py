@@ -28,7 +28,8 @@ async def keep_saved(folder: Path, state: AgentState, own: ClusterReader, peers:
 
     async def save_all() -> None:
         for name in list(state.unsaved):
-            await save(folder, state, name, own if name == state.own else peers.readers.get(name))
+            if await save(folder, state, name, own if name == state.own else peers.readers.get(name)):
+                peers.lost.discard(name)
 
     saving = asyncio.create_task(save_all())
     try:
@@ -43,15 +44,17 @@ async def keep_saved(folder: Path, state: AgentState, own: ClusterReader, peers:
         await save_all()
 
 
-async def save(folder: Path, state: AgentState, name: str, reader: ClusterReader | None) -> None:
+async def save(folder: Path, state: AgentState, name: str, reader: ClusterReader | None) -> bool:
+    """Whether what is on disk by now is what is to be kept."""
     if reader is None or reader.session.state in (State.REMOVED, State.EVICTED):  # nothing of it is to be kept
         state.unsaved.discard(name)
         state.unsavable.pop(name, None)
     if reader is None or reader.session.state is State.REMOVED:
-        return
+        return True
     if reader.session.state is State.EVICTED:
         await asyncio.to_thread(last_good.forget, folder, name)  # or the next agent would begin with it
-    elif reader.session.complete and reader.config is not None and name in state.views:
+        return True
+    if reader.session.complete and reader.config is not None and name in state.views:
         state.unsaved.discard(name)
         pieces = list[bytes]()
         for piece in last_good.encode_in_pieces(reader.config, state.good_view(name)):
@@ -60,7 +63,9 @@ async def save(folder: Path, state: AgentState, name: str, reader: ClusterReader
         try:
             await asyncio.to_thread(lambda: last_good.save(folder, name, b"".join(pieces)))
             state.unsavable.pop(name, None)
+            return True
         except OSError as e:
             _log.error("last good state of %s is not saved: %s", name, e, extra=about(name))
             state.unsavable[name] = f"{folder}: {e.strerror or e}"  # the file has another name each time
             state.unsaved.add(name)
+    return False

@@ -111,6 +111,8 @@ async def _work(
     if (kept := last_good.load(options.last_good, context.name)) is not None:
         await restore(state, context.name, kept)
         own.restored(kept.config)
+    elif last_good.is_lost(options.last_good, context.name):
+        peers.lost.add(context.name)
     state.stand_on(ground)  # what stood before stands: a peer's etcd that is elsewhere now takes nothing from it
     node = await make_node()
     domains = Domains(options, state, node, open_targets(node.datapath, node.device, node.public_key))

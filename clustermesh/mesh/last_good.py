@@ -72,12 +72,12 @@ def _map_head(number: int) -> bytes:
 def save(folder: Path, cluster: str, encoded: bytes) -> None:
     """Write `folder`/`cluster`.state, readable by this user only. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    write_atomically(folder / f"{cluster}.state", encoded)
+    write_atomically(path_of(folder, cluster), encoded)
 
 
 def load(folder: Path, cluster: str) -> LastGood | None:
     """What `save` wrote for `cluster`, or None where there is nothing usable."""
-    path = folder / f"{cluster}.state"
+    path = path_of(folder, cluster)
     try:
         kept = _decoder.decode(path.read_bytes())
     except FileNotFoundError:
@@ -91,10 +91,14 @@ def load(folder: Path, cluster: str) -> LastGood | None:
     return kept
 
 
+def path_of(folder: Path, cluster: str) -> Path:
+    return folder / f"{cluster}.state"
+
+
 def is_lost(folder: Path, cluster: str) -> bool:
     """Whether something is kept of `cluster` that cannot be read: it was known, and nobody knows as what."""
     try:
-        return (folder / f"{cluster}.state").exists() and load(folder, cluster) is None
+        return path_of(folder, cluster).exists() and load(folder, cluster) is None
     except OSError:
         return True
 
@@ -117,7 +121,7 @@ def forget_others(folder: Path, clusters: Set[str]) -> None:
 
 def forget(folder: Path, cluster: str) -> None:
     """The cluster was disconnected: what was kept of it goes too. On a disk that cannot be written it stays."""
-    path = folder / f"{cluster}.state"
+    path = path_of(folder, cluster)
     try:
         path.unlink(missing_ok=True)
     except OSError as e:

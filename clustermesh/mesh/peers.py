@@ -73,6 +73,10 @@ class Peers:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._leaving: dict[str, float] = {}  # disconnected clusters, and when they are to be forgotten
 
+    @property
+    def lost_files(self) -> list[Path]:
+        return [last_good.path_of(self._keep, name) for name in sorted(self.lost)]
+
     async def run(self) -> None:
         """Never returns; cancel it to stop. Stopping drains nothing."""
         async with asyncio.TaskGroup() as tasks:

@@ -164,7 +164,13 @@ class Bed:
         )
         self.own = self.reader("alpha")
         self.peers = SimpleNamespace(
-            readers={}, synced_once=True, problems=[], newcomers=set(), lost=set(), looked=asyncio.Event()
+            readers={},
+            synced_once=True,
+            problems=[],
+            newcomers=set(),
+            lost=set(),
+            lost_files=[],
+            looked=asyncio.Event(),
         )
         self.peers.looked.set()
         self.restart()

@@ -213,6 +213,23 @@ async def test_what_an_agent_heard_just_before_it_was_stopped_is_kept(bed: Bed, 
     assert kept.view.nodes == bed.state.views["beta"].nodes
 
 
+async def test_a_memory_that_cannot_be_read_is_lost_until_another_is_written(bed: Bed, tmp_path: Path) -> None:
+    bed.add_node("alpha", 1)
+    bed.peers.lost.add("alpha")
+    bed.own.brain.session = Session(state=State.SYNCING)
+    await stop_soon(bed, tmp_path)
+    assert bed.peers.lost
+    bed.own.brain.session = Session(state=State.FRESH)
+    await stop_soon(bed, tmp_path)
+    assert not bed.peers.lost
+
+
+async def stop_soon(bed: Bed, folder: Path) -> None:
+    keeping = asyncio.create_task(keep_saved(folder, bed.state, bed.own, bed.peers))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    await stop(keeping)
+
+
 async def test_what_is_heard_while_the_state_is_written_is_kept_by_an_agent_that_is_stopped_then(
     bed: Bed, tmp_path: Path
 ) -> None:

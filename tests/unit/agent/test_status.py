@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -270,6 +271,12 @@ async def test_a_state_that_cannot_be_saved_is_a_problem(bed: Bed) -> None:
     (problem,) = problems(bed, unsavable={"beta": full, "alpha": full})
     assert problem.startswith("the last good state of alpha, beta is not saved: [Errno 28] No space left on device")
     assert "make room there" in problem
+
+
+async def test_what_was_kept_and_cannot_be_read_is_a_problem(bed: Bed) -> None:
+    bed.peers.lost_files = [Path("/s/clusters/beta.state")]
+    (problem,) = problems(bed)
+    assert problem.startswith("what was kept of cluster beta cannot be read: /s/clusters/beta.state; ")
 
 
 async def test_a_node_that_no_tunnel_leads_to_is_a_problem(bed: Bed) -> None:
