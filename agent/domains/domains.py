@@ -10,7 +10,8 @@ Rules
 - What was restored may be older than the kernel. So what the kernel held before and nobody has wanted since is deleted
   later: once every cluster was heard of by this agent, for which a silent peer and the own cluster are waited for as
   above. Readiness and sockets do not wait for that.
-- What the kernel holds of a peer that is not known yet, or waits at the gate, stays behind the services as long.
+- What the kernel holds of a peer that is not known yet, or waits at the gate, stays behind the services as long; what
+  it holds of any cluster that was restored and is in doubt with it stays until that cluster was heard of.
 - New programs are attached to sockets when the maps hold all that is known of the own cluster's services; until then
   those of the agent before go on. Where these have maps of another layout, all clusters must be known first.
 """
@@ -72,7 +73,7 @@ class Domains:
         self.network = Network(end, state, targets, self.tunnels, self.gate.meet)
         self.addresses = Addresses(state, targets, self.attached_pods)
         self.services = Services(state, targets, before=(self.network, self.tunnels))
-        self.services.known = self._known_clusters
+        self.services.known, self.services.unheard = self._known_clusters, self._unheard_clusters
         self._name, self._state = options.node, state
         self._own: ClusterReader | None = None
         self._peers: Peers | None = None
@@ -216,6 +217,12 @@ class Domains:
         if not waited_for and peers.synced_once and self._own.session.complete:
             return None
         return {reader.config.id for name, reader in readers.items() if name not in waited_for and reader.config}
+
+    def _unheard_clusters(self) -> Set[int]:
+        """The ids of those that are known only as they were kept."""
+        readers = [] if self._own is None or self._peers is None else [self._own, *self._peers.readers.values()]
+        kept = (each for each in readers if each.session.complete and not each.session.heard)
+        return {reader.config.id for reader in kept if reader.config}
 
     def _is_waited_for(self, name: str, peers: Peers, session: Session) -> bool:
         """Until its services are known and used. One without nodes has nothing that the gate could let in."""

@@ -1,23 +1,27 @@
 """The services domain: the services of all clusters, merged, as entries of the load-balancing maps.
 
 What the kernel holds of a cluster when the agent begins stays behind the services until that cluster is known: with the
-own backends as they are by now, so that these wait for nobody.
+own backends as they are by now, so that these wait for nobody. Where a cluster is known only as it was kept on disk,
+and the kernel has something else behind a service, the kernel is believed until the cluster is heard of: it was told
+later.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from typing import Any, Final
+
+from msgspec.structs import replace
 
 from agent.bpf.layouts import Number, pack, pack_factors
 from agent.domains.domain import Domain
 from agent.domains.tables import Targets
 from agent.plan.services import ServicePlanner, ServiceTrackers
-from agent.plan.unheard import services_found
+from agent.plan.unheard import as_found, doubtful, has_any, services_found
 from agent.state import AgentState
 from clustermesh.address import text
-from clustermesh.mesh.resolve import resolve
+from clustermesh.mesh.resolve import ServiceEntry, resolve
 from clustermesh.model import LocalService, Service
 from clustermesh.reconcile import Reconciler, Tracker
 
@@ -27,7 +31,8 @@ _COURTESY: Final = 0.02  # seconds: the way to a new backend is made first, unle
 class Services(Domain[tuple[str, str]]):
     """`before` are the domains that make the way to backends: what they are busy with is waited for, for a moment.
 
-    `known` says which clusters' services are known and used, by id, or None where no other is waited for.
+    `known` says which clusters' services are known and used, by id, or None where no other is waited for; `unheard`
+    which are known only as they were kept.
     """
 
     name = "services"
@@ -44,8 +49,10 @@ class Services(Domain[tuple[str, str]]):
         self.planner = ServicePlanner(self.tables)
         self._state, self._propagation, self._before = state, state.propagation, before
         self.known: Callable[[], Set[int] | None] = lambda: None
-        self._known: Set[int] | None = None  # as of the last step
-        self._found: dict[tuple[str, str], list[Service]] = {}  # in the kernel, of clusters that are not known yet
+        self.unheard: Callable[[], Set[int]] = frozenset
+        self._known: tuple[Set[int] | None, Set[int]] = (None, frozenset())  # both as of the last step
+        # In the kernel, of clusters that are not known yet, or otherwise than it is.
+        self._found: dict[tuple[str, str], dict[int, Service]] = {}
         self._changes: dict[Any, int] = {}
         self._in_vain: dict[str, int] = {}
         self.set_factors({})
@@ -63,13 +70,13 @@ class Services(Domain[tuple[str, str]]):
 
     def take(self) -> Collection[tuple[str, str]]:
         self._changes |= self._propagation.take_seen()  # of this moment, as what is dirty
-        before, self._known = self._known, self.known()
+        before, self._known = self._known, (self.known(), self.unheard())
         return self._state.take_services() | (self._found.keys() if self._known != before else set())
 
     def plan(self, item: tuple[str, str]) -> None:
         self._state.rule(item)
         local = self._state.own_service(item)
-        entries = [] if local is None else resolve(local, self._remotes(item, local))
+        entries = [] if local is None else self._resolve(item, local)
         taken = {e.frontend.address: why for e in entries if (why := self._state.holdings.lives_at(e.frontend.address))}
         self.planner.update(item, [each for each in entries if each.frontend.address not in taken])
         self.left_out.pop(item, None)
@@ -77,22 +84,40 @@ class Services(Domain[tuple[str, str]]):
             said = ", ".join(f"{text(address)} is {why}" for address, why in taken.items())
             self.left_out[item] = f"{said}, and has to be reached itself: give the service another address"
 
-    def _remotes(self, item: tuple[str, str], local: LocalService) -> list[Service]:
-        """As the clusters say it, or, of one that is not known yet, as the kernel has it."""
-        found = {service.cluster_id: service for service in self._still_found(item, local)}
-        said = [service for service in self._state.remote_services(item) if service.cluster_id not in found]
-        return [*said, *found.values()]
+    def _resolve(self, item: tuple[str, str], local: LocalService) -> list[ServiceEntry]:
+        """As the clusters say it, or, of one that is not known or was not heard of yet, as the kernel has it."""
+        said = self._state.remote_services(item)
+        entries = resolve(local, said)
+        found = self._still_found(item, local, entries)
+        if not found:
+            return entries
+        others = [service for service in said if service.cluster_id not in found]
+        own = found.pop(local.service.cluster_id, None)
+        if own is not None:
+            local = replace(local, service=replace(local.service, backends=own.backends))
+        return resolve(local, [*others, *found.values()])
 
-    def _still_found(self, item: tuple[str, str], local: LocalService) -> list[Service]:
-        """What is known once is never looked for in the kernel again."""
-        known, found = self._known, self._found.pop(item, [])
-        if known is None:
-            return []
-        if not self.planner.plans(item):
-            found = services_found(self.tables, local)
-        if found := [service for service in found if service.cluster_id not in known]:
+    def _still_found(
+        self, item: tuple[str, str], local: LocalService, said: Sequence[ServiceEntry]
+    ) -> dict[int, Service]:
+        """By the ids of their clusters. What is known once is never looked for in the kernel again."""
+        (known, unheard), own = self._known, local.service.cluster_id
+        found = self._found.pop(item, None)
+        if (known is None and not unheard) or (found is None and not self._was_there(item, local)):
+            return {}
+        unknown = set[int]() if known is None else unheard - known - {own}
+        doubted = doubtful(self.tables, said, unheard - unknown)
+        if found is None:
+            found = services_found(self.tables, local) if doubted or known is not None else {}
+        found = {each: found[each] for each in found if each in doubted or not (known is None or each in {*known, own})}
+        found |= {each: as_found(local.service, each, {}) for each in doubted - found.keys()}
+        if found or (unknown and local.is_global):
             self._found[item] = found
-        return found
+        return dict(found)
+
+    def _was_there(self, item: tuple[str, str], local: LocalService) -> bool:
+        """In the kernel, before this agent planned it."""
+        return not self.planner.plans(item) and has_any(self.tables, local)
 
     def is_to_wait_for(self) -> list[Domain[Any]]:
         """Whoever was waited for in vain is not waited for again before it has begun something else."""

@@ -1,11 +1,12 @@
 """What the kernel holds of clusters that have said nothing yet, as the services they would say. Pure.
 
-An agent that begins without what was kept of a cluster would else take its backends out of every service it plans.
+An agent that begins without what was kept of a cluster would else take its backends out of every service it plans, and
+one that begins with what is older than the kernel would put back backends that are gone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Set
 
 from agent.bpf.layouts import (
     GROUPS_PER_BLOCK,
@@ -17,20 +18,21 @@ from agent.bpf.layouts import (
     ServiceValue,
     SlotsKey,
     pack,
+    pack_backends,
     pack_service_key,
     unpack,
     unpack_each,
 )
 from agent.plan.services import ServiceTrackers
 from clustermesh.address import Address
-from clustermesh.mesh.resolve import Scope
+from clustermesh.mesh.resolve import Scope, ServiceEntry
 from clustermesh.model import LocalService, Port, Service
 
 _NUMBER_SIZE = 4
 
 
-def services_found(kernel: ServiceTrackers, local: LocalService) -> list[Service]:
-    """One for each other cluster that has backends behind the frontends of `local`."""
+def services_found(kernel: ServiceTrackers, local: LocalService) -> dict[int, Service]:
+    """One for each cluster that has backends behind the frontends of `local`, by its id."""
     own = local.service
     found: dict[int, dict[Address, dict[str, Port]]] = {}
     for address, ports in own.frontends.items():
@@ -40,30 +42,60 @@ def services_found(kernel: ServiceTrackers, local: LocalService) -> list[Service
             for each in _behind(kernel, pack_service_key(address, port.port, number, Scope.ANY)):
                 at = found.setdefault(each.cluster_id, {}).setdefault(each.address, {})
                 at[name] = Port(protocol=port.protocol, port=each.port)
-    found.pop(own.cluster_id, None)
-    return [
-        Service(cluster="", cluster_id=cluster_id, namespace=own.namespace, name=own.name, backends=backends)
-        for cluster_id, backends in found.items()
-    ]
+    return {cluster_id: as_found(own, cluster_id, backends) for cluster_id, backends in found.items()}
+
+
+def as_found(own: Service, cluster_id: int, backends: Mapping[Address, Mapping[str, Port]]) -> Service:
+    """The service that the own cluster knows as `own`, as another one has it in the kernel."""
+    return Service(cluster="", cluster_id=cluster_id, namespace=own.namespace, name=own.name, backends=backends)
+
+
+def has_any(kernel: ServiceTrackers, local: LocalService) -> bool:
+    """Whether the kernel has a frontend of `local`."""
+    return any(
+        pack_service_key(address, port.port, PROTOCOL_NUMBERS[port.protocol], Scope.ANY) in kernel.services.actual
+        for address, ports in local.service.frontends.items()
+        for port in ports.values()
+        if port.protocol in PROTOCOL_NUMBERS
+    )
+
+
+def doubtful(kernel: ServiceTrackers, entries: Iterable[ServiceEntry], clusters: Set[int]) -> set[int]:
+    """Those of `clusters` that have other backends in `entries` than the kernel has, where it has the frontend."""
+    found = set[int]()
+    for entry in entries:
+        at, number = entry.frontend, PROTOCOL_NUMBERS[entry.frontend.protocol]
+        key = pack_service_key(at.address, at.port, number, at.scope)
+        if key in kernel.services.actual:
+            said = [value for each in entry.groups for value in pack_backends(each.alike, number, each.cluster_id)]
+            if said != (held := _values(kernel, key)):  # the order is one and the same, as long as they are
+                found.update(unpack(BackendValue, value).cluster_id for value in {*said} ^ {*held})
+    return found & clusters
 
 
 def _behind(kernel: ServiceTrackers, key: bytes) -> Iterator[BackendValue]:
     """The backends of one frontend."""
+    for value in _values(kernel, key):
+        yield unpack(BackendValue, value)
+
+
+def _values(kernel: ServiceTrackers, key: bytes) -> list[bytes]:
+    """As they are in the map. A list at a time: all of a large mesh are gone over at the start."""
     if (head := kernel.services.actual.get(key)) is None:
-        return
-    service = unpack(ServiceValue, head)
+        return []
+    service, values = unpack(ServiceValue, head), list[bytes]()
     for index in range(service.groups):
-        for number in _numbers(kernel, service.service_id, index):
-            if (value := kernel.backends.actual.get(number)) is not None:
-                yield unpack(BackendValue, value)
+        values += filter(None, map(kernel.backends.actual.get, _numbers(kernel, service.service_id, index)))
+    return values
 
 
-def _numbers(kernel: ServiceTrackers, service_id: int, index: int) -> Iterator[bytes]:
+def _numbers(kernel: ServiceTrackers, service_id: int, index: int) -> list[bytes]:
     """Those of one group, as the keys of its backends. The last block may be filled up with one of them."""
     groups = kernel.groups.actual.get(pack(GroupsKey(service_id, index // GROUPS_PER_BLOCK)))
     slots = unpack_each(LbGroup, groups)[index % GROUPS_PER_BLOCK].slots if groups else 0
+    numbers = list[bytes]()
     for block in range(-(-slots // SLOTS_PER_BLOCK)):
         ids = kernel.slots.actual.get(pack(SlotsKey(service_id, index, block)), b"")
         count = min(slots - block * SLOTS_PER_BLOCK, SLOTS_PER_BLOCK)
-        for at in range(0, count * _NUMBER_SIZE, _NUMBER_SIZE):
-            yield ids[at : at + _NUMBER_SIZE]
+        numbers += [ids[at : at + _NUMBER_SIZE] for at in range(0, count * _NUMBER_SIZE, _NUMBER_SIZE)]
+    return numbers

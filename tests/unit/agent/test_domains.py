@@ -21,7 +21,7 @@ from agent.state import AgentState
 from agent.wireguard.peer import PeerState
 from clustermesh.address import parse, parse_prefix, prefix_text
 from clustermesh.errors import Refused, Unavailable
-from clustermesh.mesh.authority import Ground, Place
+from clustermesh.mesh.authority import Authority, Ground, Place
 from clustermesh.mesh.claims import Holder
 from clustermesh.mesh.holdings import Holdings, Objection, Wanted
 from clustermesh.mesh.session import Session, State
@@ -301,6 +301,97 @@ async def test_backends_of_a_restored_cluster_stay_while_the_own_one_is_not_know
     bed.add_remote_web("beta", "10.2.2.8")
     await bed.step()
     assert bed.served() == ["5", "6", "8"]
+
+
+@pytest.mark.parametrize("cluster", ["alpha", "beta"])
+async def test_an_older_memory_than_the_kernel_adds_and_takes_no_backend_until_its_cluster_is_heard_of(
+    bed: Bed, cluster: str
+) -> None:
+    served_by_both(bed)
+    await bed.step()
+    begin_from_memory(bed)
+    remember = {"alpha": [[], ["10.2.2.7"]], "beta": [["10.1.1.5"], []]}[cluster]
+    bed.add_web(*remember[0], *(["10.1.1.9"] if cluster == "alpha" else []))
+    bed.add_remote_web("beta", *remember[1], *(["10.2.2.9"] if cluster == "beta" else []))
+    await bed.adopt()
+    bed.journal.clear()
+    await bed.step()
+    assert bed.served() == ["5", "7"]
+    assert not [line for line in bed.journal if line.split()[0] in ("backends", "slots", "groups", "services")]
+    bed.now += domains.SYNC_TIMEOUT + 1.0
+    await bed.step()
+    assert bed.served() == ["5", "7"]
+    hear(bed, cluster)
+    await bed.step()
+    assert bed.served() == {"alpha": ["7", "9"], "beta": ["5", "9"]}[cluster]
+
+
+@pytest.mark.parametrize("admitted", [True, False])
+async def test_a_cluster_that_has_none_behind_a_service_in_the_kernel_gets_none_from_an_older_memory(
+    bed: Bed, admitted: bool
+) -> None:
+    served_by_both(bed)
+    bed.add_remote_web("beta")
+    await bed.step()
+    begin_from_memory(bed)
+    bed.add_web("10.1.1.5")
+    bed.domains._admitting = not admitted
+    if not admitted:
+        bed.state.withheld.add("beta")
+    bed.add_remote_web("beta", "10.2.2.9")
+    await bed.adopt()
+    await bed.step()
+    bed.domains._admitting = False
+    bed.state.release("beta")
+    await bed.step()
+    assert bed.served() == ["5"]
+    hear(bed, "beta")
+    await bed.step()
+    assert bed.served() == ["5", "9"]
+
+
+async def test_a_service_that_the_kernel_does_not_have_is_programmed_as_it_is_remembered(bed: Bed) -> None:
+    served_by_both(bed)
+    await bed.step()
+    begin_from_memory(bed)
+    for table in bed.tables.values():
+        table.held.clear()
+    bed.add_web("10.1.1.5")
+    bed.add_remote_web("beta", "10.2.2.7")
+    await bed.adopt()
+    await bed.step()
+    assert bed.served() == ["5", "7"]
+
+
+async def test_an_agent_that_remembers_what_the_kernel_has_looks_at_no_service_twice(bed: Bed) -> None:
+    served_by_both(bed)
+    await bed.step()
+    begin_from_memory(bed)
+    bed.add_web("10.1.1.5")
+    bed.add_remote_web("beta", "10.2.2.7")
+    await bed.adopt()
+    await bed.step()
+    hear(bed, "alpha")
+    hear(bed, "beta")
+    assert not bed.domains.services.take()
+
+
+def begin_from_memory(bed: Bed) -> None:
+    """The next agent, before it heard of anybody."""
+    bed.state = bed.sink = AgentState("alpha", bed.propagation)
+    bed.state.admit_peers()
+    bed.state.authorize(Authority(name="beta"))
+    bed.restart()
+    bed.own = bed.reader("alpha", State.STALE)
+    bed.connect("beta", State.STALE)
+    bed.domains.greet(bed.own, bed.peers)  # type: ignore[arg-type]
+    bed.add_node("alpha", 1)
+    bed.add_node("beta", 2)
+
+
+def hear(bed: Bed, cluster: str) -> None:
+    reader = bed.own if cluster == "alpha" else bed.peers.readers[cluster]
+    reader.brain.session = reader.session.enter(State.FRESH, 1.0)
 
 
 async def test_backends_go_with_a_service_that_is_known_to_have_none_in_another_cluster(bed: Bed) -> None:
