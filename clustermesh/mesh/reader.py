@@ -32,6 +32,7 @@ from clustermesh.store.backoff import Reconnect
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.digest import read_digests
 from clustermesh.store.follow import ALONE, QUIET, Changed, Follower, Interrupted, Listed, Newest, Nothing, Put, follow
+from clustermesh.store.follower import MAX_HELD
 from clustermesh.store.lease_ends import find_lease_ends
 from clustermesh.store.operations import DigestOf
 from clustermesh.wire import cluster_config, keys
@@ -309,14 +310,15 @@ class _Following:
                 await self._inbox.put((asyncio.current_task(), about, event))
 
     async def _heard(self, prefix: bytes, live: bool) -> AsyncIterator[Event]:
-        follower = Follower(Nothing() if live else Newest())
+        most = self._limits.listing_bytes
+        follower = Follower(Nothing() if live else Newest(), min(MAX_HELD, most))
         items = follow(
             self._client,
             prefix,
             follower=follower,
             quiet=QUIET if live else math.inf,  # one that asks is enough
             alone=ALONE if live else _ALONE * random.uniform(0.8, 1.0),  # else all ask at once
-            most_bytes=self._limits.listing_bytes,
+            most_bytes=most,
             reconnect=self._reconnect,
         )
         async with aclosing(items):

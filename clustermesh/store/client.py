@@ -31,7 +31,7 @@ from clustermesh.store.faults import (
 )
 from clustermesh.store.login import Login
 from clustermesh.store.methods import Method
-from clustermesh.store.operations import Delete, Fence, KeyValue, Listing, Op, Put, batches, prefix_end
+from clustermesh.store.operations import KEY_COST, Delete, Fence, KeyValue, Listing, Op, Put, batches, prefix_end
 from clustermesh.store.silence import Silence
 from clustermesh.store.stream import Stream
 from clustermesh.store.tls import Tls
@@ -56,7 +56,6 @@ __all__ = [
 
 PAGE: Final = 400  # keys of a list that is taken in while it comes: some 3 ms of work, and not much to hold
 _PAGE_PATIENCE: Final = 4  # a page is much more to send than a key: so many times the timeout
-_KEY_COST: Final = 256  # bytes that a key costs whoever remembers it, however short it and its value are
 _AT_ONCE: Final = 64  # leases renewed before the first answer is waited for
 _FENCED: Final = "another process writes here, or is about to: this one does not"
 _AUTH_PAUSES: Final = (
@@ -131,7 +130,7 @@ class EtcdClient:
     async def range(self, prefix: bytes, *, page: int = 1000, most_bytes: int | None = None) -> Listing:
         """Every key under `prefix` (b"": all) at one revision.
 
-        Oversized where they are more than `most_bytes`, with _KEY_COST for each.
+        Oversized where they are more than `most_bytes`, with KEY_COST for each.
         """
         kvs: list[KeyValue] = []
         async for part, more in self.pages(prefix, page=page, most_bytes=most_bytes):
@@ -163,7 +162,7 @@ class EtcdClient:
                 continue
             revision, more = revision or response.header.revision, response.more
             kvs = list(_key_values(response.kvs))
-            size += sum(_KEY_COST + len(kv.key) + len(kv.value) for kv in kvs)
+            size += sum(KEY_COST + len(kv.key) + len(kv.value) for kv in kvs)
             if most_bytes is not None and size > most_bytes:
                 raise Oversized(f"the list under {prefix.decode()} has more than {most_bytes} bytes")
             if more:

@@ -10,7 +10,8 @@ The rules:
    already past our revision. It is proved by the newest key we know being, at our revision, exactly as we know it,
    its lease included, whose number no two etcds share (DOUBTED -> LISTED); then the watch resumes where it was. Where
    it is not proved, and after a compaction, all is listed again.
-4. Events of one revision are told together: fragments are held back until their revision is complete.
+4. Events of one revision are told together: fragments are held back until their revision is complete. Where that
+   takes more than there is room for all is listed again.
 5. Only an event, a list, or a progress notification of our own watch moves our revision. The header of an answer does
    not: in a watch that is catching up it is ahead of the events.
 
@@ -26,9 +27,9 @@ from typing import Final, NamedTuple, TypeAlias
 from msgspec import Struct
 
 from clustermesh.errors import ClusterMeshError, Unavailable
-from clustermesh.store.faults import ClusterIdChanged, Compacted, Replaced, refusal
+from clustermesh.store.faults import ClusterIdChanged, Compacted, Oversized, Replaced, refusal
 from clustermesh.store.known import Deleted, Event, Everything, Newest, Nothing, Put
-from clustermesh.store.operations import KeyValue, Listing
+from clustermesh.store.operations import KEY_COST, KeyValue, Listing
 
 __all__ = [
     "Changed",
@@ -50,7 +51,8 @@ __all__ = [
     "WatchMessage",
 ]
 
-MAX_HELD: Final = 256 << 20  # bytes of one revision; more is no store we want to follow
+MAX_HELD: Final = 64 << 20  # bytes of one revision, with KEY_COST for each change; the end of a lease has the most
+_MOST_REVISION: Final = 1 << 62  # no etcd gets there, and what is asked for after it still has a number
 
 
 class Listed(Struct, frozen=True):
@@ -140,13 +142,14 @@ class _Input(Enum):
 class Follower:
     """What is known of one prefix, and how to learn the rest. Feed it what its steps bring; it may outlive `follow`."""
 
-    def __init__(self, known: Everything | None = None) -> None:
+    def __init__(self, known: Everything | None = None, most_held: int = MAX_HELD) -> None:
         self.state = State.UNLISTED
         self.revision = 0
         self._cluster_id = 0
         self._known = Everything() if known is None else known
         self._first = True  # the next page begins a list
-        self._held: list[tuple[int, Event]] = []
+        self._held: list[tuple[int, Event]] = []  # all of one revision
+        self._held_bytes, self._most_held = 0, most_held
         self._interrupted = False
         self._anchor = b""
 
@@ -168,6 +171,7 @@ class Follower:
 
     def listed(self, listing: Listing, more: bool = False) -> Listed:
         """Take in a complete list, or the next page of one."""
+        _check_revision(listing.revision)
         self._move(_Input.PAGE if more else _Input.LISTING)
         events = self._known.listed(listing.kvs, self._first)
         self.revision, self._cluster_id, self._first = listing.revision, listing.cluster_id, not more
@@ -188,9 +192,9 @@ class Follower:
 
     def interrupted(self, error: ClusterMeshError) -> Interrupted:
         """Take in that a step failed or the watch ended."""
-        self._held.clear()
+        self._held, self._held_bytes = [], 0
         self._interrupted = self._first = True
-        if isinstance(error, Compacted | Replaced) or not self._known:  # nothing known proves nothing
+        if isinstance(error, Compacted | Replaced | Oversized) or not self._known:  # nothing known proves nothing
             self.state = State.UNLISTED
         elif self.state is not State.UNLISTED:
             self.state = State.DOUBTED
@@ -215,21 +219,33 @@ class Follower:
 
     def _hold(self, message: WatchMessage) -> Changed | None:
         self._check(message)
-        held = self._held + list(message.events)
-        last = held[-1][0] if held else 0
-        self._held = [entry for entry in held if entry[0] == last]
-        if sum(map(_size, self._held)) > MAX_HELD:
-            raise Unavailable(f"revision {last} holds more than {MAX_HELD >> 20} MiB")
-        return self._tell([entry for entry in held if entry[0] != last])
+        if not message.events:
+            return None
+        last, complete = message.events[-1][0], list[tuple[int, Event]]()
+        if self._held and self._held[-1][0] != last:
+            complete = self._take_held()
+        complete += [entry for entry in message.events if entry[0] != last]
+        fresh = [entry for entry in message.events if entry[0] == last]
+        self._held += fresh
+        self._held_bytes += sum(map(_size, fresh))
+        if self._held_bytes > self._most_held:
+            raise Oversized(f"revision {last} holds more than {self._most_held} bytes")
+        return self._tell(complete)
 
     def _release(self, message: WatchMessage) -> Changed | None:
         self._check(message)
-        held, self._held = self._held, []
+        held = self._take_held()
         return self._tell(held + list(message.events) if held else message.events)
 
+    def _take_held(self) -> list[tuple[int, Event]]:
+        held, self._held, self._held_bytes = self._held, [], 0
+        return held
+
     def _check(self, message: WatchMessage) -> None:
-        if any(revision > message.revision for revision, _ in message.events):
-            raise Unavailable(f"etcd told of a change after revision {message.revision}, at which it is")
+        _check_revision(message.revision)
+        for revision, _ in message.events:
+            if not 0 < revision <= message.revision:
+                raise Unavailable(f"etcd told of a change at revision {revision}, and is at {message.revision}")
 
     def _tell(self, entries: Sequence[tuple[int, Event]]) -> Changed | None:
         if not entries:
@@ -240,6 +256,7 @@ class Follower:
         return Changed(events, self.revision)
 
     def _progress(self, message: WatchMessage) -> Changed | None:
+        _check_revision(message.revision)
         self.revision = max(self.revision, message.revision)
         return None
 
@@ -287,4 +304,10 @@ def _kind(message: WatchMessage) -> _Input:
 
 
 def _size(entry: tuple[int, Event]) -> int:
-    return len(entry[1].kv.value) if isinstance(entry[1], Put) else 0
+    event = entry[1]
+    return KEY_COST + (len(event.kv.key) + len(event.kv.value) if isinstance(event, Put) else len(event.key))
+
+
+def _check_revision(revision: int) -> None:
+    if not 0 < revision <= _MOST_REVISION:
+        raise Unavailable(f"etcd says that it is at revision {revision}, which no etcd is")

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 MAX_OPS: Final = 100  # etcd's default --max-txn-ops is 128
 MAX_BYTES: Final = 1 << 20  # of keys and values; etcd's default --max-request-bytes is 1.5 MiB
+KEY_COST: Final = 256  # bytes that a key costs whoever remembers it, however short it and its value are
 _OVERHEAD: Final = 32  # bytes around a key and a value in a transaction, rounded up
 
 

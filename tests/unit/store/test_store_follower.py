@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from sim_etcd import SimEtcd
 
 from clustermesh.errors import ClusterMeshError, Unavailable
+from clustermesh.store.faults import Oversized
 from clustermesh.store.follower import (
     Changed,
+    Deleted,
     Event,
     Everything,
     Follower,
@@ -25,7 +27,7 @@ from clustermesh.store.follower import (
     WatchFrom,
     WatchMessage,
 )
-from clustermesh.store.operations import Listing
+from clustermesh.store.operations import KeyValue, Listing
 
 KEYS = st.sampled_from([b"a", b"b", b"c", b"d"])
 CHANGES = st.dictionaries(KEYS, st.one_of(st.none(), st.sampled_from([b"1", b"2"])), min_size=1)
@@ -223,3 +225,71 @@ def test_no_message_whatsoever_raises_anything_but_our_own(messages) -> None:
             follower.interrupted(error)
             if follower.state is State.UNLISTED:
                 follower.listed(SimEtcd(1, 1).listing())
+
+
+def follow_an_empty_etcd(most_held: int) -> Follower:
+    etcd, follower = SimEtcd(1, 1), Follower(Newest(), most_held)
+    etcd.write({b"a": b"1"})
+    follower.listed(etcd.listing())
+    follower.received(etcd.open_watch(follower.revision + 1))
+    return follower
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        Put(KeyValue(key=b"k" * 1000, value=b"")),
+        Put(KeyValue(key=b"k", value=b"v" * 1000)),
+        Deleted(b"k" * 1000),
+        Deleted(b""),
+    ],
+)
+def test_fragments_of_one_revision_that_never_end_are_held_to_a_limit_and_then_all_is_listed_again(event) -> None:
+    follower = follow_an_empty_etcd(most_held=10_000)
+    with pytest.raises(Oversized) as told:
+        list(map(follower.received, [WatchMessage(9, 1, fragment=True, events=[(9, event)])] * 1000))
+    follower.interrupted(told.value)
+    assert follower.step() == ListAll()
+
+
+def test_only_what_is_held_at_once_counts_for_the_limit() -> None:
+    follower, event = follow_an_empty_etcd(most_held=10_000), Put(KeyValue(key=b"k", value=b"v" * 4000))
+    for revision in range(9, 100, 2):
+        assert follower.received(WatchMessage(revision, 1, fragment=True, events=[(revision, event)])) in (
+            None,
+            Changed([event], revision - 1),
+        )
+        rest = [(revision, event), (revision + 1, event)]
+        assert follower.received(WatchMessage(revision + 1, 1, fragment=True, events=rest)) == Changed(
+            [event, event], revision
+        )
+
+
+BEYOND = [(1 << 63) - 1, (1 << 62) + 1, 0, -1]
+
+
+@pytest.mark.parametrize("revision", BEYOND)
+def test_a_list_at_a_revision_that_no_etcd_has_is_not_believed(revision: int) -> None:
+    follower = Follower()
+    with pytest.raises(Unavailable, match=str(revision)) as told:
+        follower.listed(Listing(revision, []))
+    follower.interrupted(told.value)
+    assert follower.step() == ListAll()
+
+
+@pytest.mark.parametrize("revision", BEYOND[:2])
+def test_a_watch_at_a_revision_that_no_etcd_has_is_not_believed(revision: int) -> None:
+    event = Put(KeyValue(key=b"k", value=b""))
+    for message in (WatchMessage(revision, 1), WatchMessage(revision, 1, events=[(revision, event)])):
+        follower = follow_an_empty_etcd(most_held=10_000)
+        before = follower.revision
+        with pytest.raises(Unavailable, match=str(revision)):
+            follower.received(message)
+        assert follower.revision == before
+
+
+@pytest.mark.parametrize("revision", [0, -(1 << 63)])
+def test_a_change_at_a_revision_that_no_etcd_has_is_not_believed(revision: int) -> None:
+    follower = follow_an_empty_etcd(most_held=10_000)
+    with pytest.raises(Unavailable, match=str(revision)):
+        follower.received(WatchMessage(9, 1, events=[(revision, Deleted(b"k", revision))]))
