@@ -19,6 +19,7 @@ from clustermesh.store.operations import KeyValue
 from clustermesh.wire import keys
 
 MOST_NAMED: Final = 2_000  # of a table: a peer full of garbage must not fill this node's memory
+MOST_COUNTED: Final = 50_000  # of a table beside these: some 4 MB
 MOST_SETTLED: Final = 2_000  # of what vanished: some 3 ms
 MOST_ENDS: Final = 100  # revisions of deletions that are asked about at once, of all tables: etcd takes 128
 MOST_SOUGHT: Final = 20  # of what may be in a twin; etcd answers for a hundred keys or so at once
@@ -42,7 +43,7 @@ class Settled(NamedTuple):
 
 class Reading:
     """Whether the table is `followed`, was listed `whole` since, and whether something is kept of it that vanished
-    without proof (`doubted`). What is refused is named up to a limit, and counted beyond it.
+    without proof (`doubted`). What is refused is named up to a limit, and counted up to another.
 
     `gone` is what has vanished by the word of a writer that is proven, and waits for one thing more: that its
     `witnesses`, the heartbeat and the canary, did not vanish with it.
@@ -60,7 +61,7 @@ class Reading:
         self._names: set[Any] = set()  # what the list under way has, good or not: what is refused has not vanished
         self._before = self._again = 0  # how many names were held when it began, and of these it has so many
         self._refused: set[str] = set()  # since the list began
-        self._unnamed: set[int] = set()  # hashes of those beyond the limit
+        self._unnamed: set[int] = set()  # hashes of those beyond the limit, up to MOST_COUNTED
         self._counted = 0  # of them
 
     @property
@@ -187,7 +188,8 @@ class Reading:
     def _refuse(self, key: bytes, why: str) -> Iterable[Command]:
         what = _shown(key)
         if what not in self._refused and len(self._refused) >= MOST_NAMED:
-            self._unnamed.add(hash(what))
+            if len(self._unnamed) < MOST_COUNTED:
+                self._unnamed.add(hash(what))
             return ()
         self._refused.add(what)
         return (Refuse(what, why[: 5 * _SHOWN]),)
@@ -201,8 +203,9 @@ class Reading:
         return (Accept(what),)
 
     def _is_refused(self, key: bytes) -> bool:
+        """Or may be, where there are more than are counted."""
         what = _shown(key)
-        return what in self._refused or hash(what) in self._unnamed
+        return what in self._refused or hash(what) in self._unnamed or len(self._unnamed) >= MOST_COUNTED
 
     def _check_size(self, size: int) -> None:
         if size > self._limits.value_bytes:

@@ -93,6 +93,17 @@ async def test_all_that_is_refused_is_counted_and_some_of_it_is_named(
     assert (refusals.counts, list(refusals.listed())) == ({Reason.GARBLED: 1}, [(Reason.GARBLED, bad[7].decode(), ANY)])
 
 
+async def test_no_number_of_refused_keys_fills_the_memory(sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clustermesh.mesh.reading.MOST_NAMED", 3)
+    monkeypatch.setattr("clustermesh.mesh.reading.MOST_COUNTED", 4)
+    reader = make_reader(sink)
+    await take_in(reader, *heard(*(put(SERVICES + b"?%d" % number) for number in range(100))))
+    assert sink.refusals("beta").counts[Reason.GARBLED] == 7
+    reading = reader.brain._tables[SERVICES]
+    await reader._take_in(reader._hear(Heard(SERVICES, Changed([Deleted(SERVICES + b"?99")], 4))))
+    assert not reading.tally.is_lost, "it may well have been heard of"
+
+
 @given(st.lists(st.sampled_from([0, 1, 1000, 40_000, 70_000]), max_size=200), st.booleans(), st.booleans())
 def test_what_is_heard_is_cut_into_parts_that_are_soon_taken_in(sizes: list[int], listed: bool, more: bool) -> None:
     events = [put(b"%d" % number, b"x" * size) for number, size in enumerate(sizes)]
