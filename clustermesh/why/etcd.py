@@ -43,11 +43,15 @@ _JUDGED_BY: Final[Mapping[type, Sequence[str]]] = {
 
 
 class _Place(NamedTuple):
-    """The etcd where `cluster` is read; `config` is what it says there, `cached` whether the etcd holds copies."""
+    """The etcd where `cluster` is read; `config` is what it says there, `cached` whether the etcd holds copies.
+
+    A list there is read up to `most_bytes`.
+    """
 
     client: EtcdClient
     cluster: Cluster
     config: ClusterConfig
+    most_bytes: int | None = None
 
 
 class Etcds:
@@ -123,7 +127,8 @@ class Etcds:
                     f"there is no {keys.cluster_config_key(file.name).decode()}: its API server has not run"
                 )
             config = cluster_config.decode(found.value)
-            yield _Place(client, Cluster(name=file.name, id=config.id, max_clusters=self._own.max_clusters), config)
+            cluster = Cluster(name=file.name, id=config.id, max_clusters=self._own.max_clusters)
+            yield _Place(client, cluster, config, file.limits.listing_bytes)
 
 
 def in_order(hops: Collection[Hop], own: str) -> tuple[Hop, ...]:
@@ -176,7 +181,7 @@ def _narrowed(resource: Resource, place: _Place, subject: Subject, own: bool) ->
 
 async def _fill_table(state: MeshState, place: _Place, resource: Resource, prefix: bytes) -> None:
     cluster = place.cluster
-    async with aclosing(place.client.pages(prefix)) as pages:
+    async with aclosing(place.client.pages(prefix, most_bytes=place.most_bytes)) as pages:
         async for page, _ in pages:
             for kv in page.kvs:
                 try:

@@ -99,3 +99,10 @@ async def test_an_etcd_that_is_not_there_is_said_for_a_peer_and_an_error_for_the
     assert any(each["of"] == "cluster beta" and "endpoints: 7" in each["why"] for each in found["findings"])
     alpha.etcd.kill()
     assert (await why(alpha, "shop/cart", "--timeout", "1")).exit_code == 1
+
+
+async def test_a_list_of_a_peer_is_read_up_to_its_limit_and_the_cluster_is_named(alpha: Bed) -> None:
+    file = alpha.context.peers / "beta"
+    file.write_text(file.read_text() + "clustermesh-limits: {listing-bytes: 100}\n")
+    found = await told(alpha, "10.1.0.10", used=True)
+    assert any(each["of"] == "cluster beta" and "more than 100 bytes" in each["why"] for each in found["findings"])
