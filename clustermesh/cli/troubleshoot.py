@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from clustermesh.cli import FAILED, context_option, output_option, printable
 from clustermesh.cli.looking import ask_agent, find_cluster, peers_option, socket_option, timeout_option
-from clustermesh.errors import ClusterMeshError, Invalid, sentence
+from clustermesh.errors import ClusterMeshError, Invalid, Refused, sentence
 
 if TYPE_CHECKING:
     from clustermesh.standalone.context import Context
@@ -74,6 +74,8 @@ async def _find(cluster: Context | None, directory: Path | None, peer: str | Non
     own = cluster.name if cluster else ""
     folder = read_peers(directory or _folder(cluster), own)
     known = sorted(folder.peers.keys() | {problem.name for problem in folder.problems})
+    if directory is not None and not known:
+        raise Refused(f"{directory}: no file there names a connected cluster; give the folder that has one for each")
     if peer is not None and peer not in known:
         raise Invalid("peer", peer, f"is not connected; connected are: {', '.join(known) or 'none'}")
     names = known if peer is None else [peer]

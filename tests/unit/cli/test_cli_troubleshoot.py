@@ -45,9 +45,19 @@ def test_one_peer_as_json(folder: Path) -> None:
 
 
 def test_nobody_connected_is_well(tmp_path: Path) -> None:
-    result = troubleshoot("--clustermesh-config", tmp_path)
+    alpha = tmp_path / "alpha"
+    CliRunner().invoke(main, ["init", str(alpha), "--name", "alpha", "--id", "1", "--endpoint", "https://127.0.0.1:1"])
+    result = troubleshoot("--context", alpha)
     assert result.exit_code == 0
     assert "no connected clusters" in result.stdout
+
+
+def test_a_folder_that_was_named_and_names_no_cluster_is_hardly_the_right_one(tmp_path: Path) -> None:
+    (tmp_path / "beta.crt").write_text("PEM")
+    result = troubleshoot("--clustermesh-config", tmp_path)
+    assert result.exit_code == 1
+    assert str(tmp_path) in result.stderr
+    assert "no file" in result.stderr
 
 
 def test_a_peer_that_is_not_connected_is_wrong_usage(folder: Path) -> None:
