@@ -78,7 +78,11 @@ class HealthServer:
             return HTTPStatus.OK, _TEXT, b"ok\n"
         if path == "/readyz":
             ready, text = self._readiness()
-            return (HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE), _TEXT, f"{text}\n".encode()
+            return (
+                (HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE),
+                _TEXT,
+                f"{text}\n".encode(errors="backslashreplace"),
+            )
         if path == "/metrics":
             return HTTPStatus.OK, _PROMETHEUS, generate_latest(self.registry)
         return HTTPStatus.NOT_FOUND, _TEXT, b"/livez, /readyz and /metrics are here\n"

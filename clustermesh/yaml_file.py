@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import yaml
 
-from clustermesh.errors import Invalid, Unavailable
+from clustermesh.errors import Invalid, Unavailable, printable
 
 MAX_BYTES: Final = 1 << 20
 MAX_DEPTH: Final = 50
@@ -25,12 +25,12 @@ def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise Invalid(str(path), "not a regular file", "must be a regular file")
+                raise Invalid(printable(str(path)), "not a regular file", "must be a regular file")
             data = file.read(limit + 1)
     except OSError as e:
-        raise Unavailable(f"{path}: {e.strerror}") from e
+        raise Unavailable(f"{printable(str(path))}: {e.strerror}") from e
     if len(data) > limit:
-        raise Invalid(str(path), f"more than {limit} bytes", f"must be at most {limit} bytes")
+        raise Invalid(printable(str(path)), f"more than {limit} bytes", f"must be at most {limit} bytes")
     return data
 
 

@@ -120,7 +120,7 @@ def read_peers(directory: Path, own_name: str) -> PeersFolder:
     found = PeersFolder({}, [])
     for name in names:
         # Dot files are those of a Secret volume's swap, and of writers that were killed.
-        if name != own_name and not name.startswith(".") and not (directory / name).is_dir():
+        if name != own_name and not name.startswith(".") and not os.path.isdir(directory / name):
             _read_one(directory, name, found)
     return found
 
@@ -232,7 +232,10 @@ def _prefixes(value: object) -> tuple[Prefix, ...]:
 
 def _endpoints(value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or not value:
-        raise Invalid("endpoints", shown(value), "must be a list of at least one URL")
+        said = etcd_endpoint.without_login(value) if isinstance(value, str) else value
+        raise Invalid(
+            "endpoints", "a mapping" if isinstance(value, dict) else said, "must be a list of at least one URL"
+        )
     return tuple(str(etcd_endpoint.parse(text(item, f"endpoints[{i}]"))) for i, item in enumerate(value))
 
 

@@ -1,8 +1,10 @@
-"""When the copies of a cluster that was disconnected go: after a wait in which it may come back. Pure."""
+"""When the copies of a cluster that was disconnected go: after a wait in which it may come back."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Set
+from pathlib import Path
 from typing import Final, NamedTuple
 
 WAIT: Final = 180.0
@@ -29,3 +31,14 @@ class Departures:
         fresh = sorted(held - connected - self.due.keys())
         self.due |= dict.fromkeys(fresh, now + self._wait)
         return Leaving(fresh, sorted(cluster for cluster, due in self.due.items() if now >= due))
+
+
+def is_gone(file: Path) -> bool:
+    """Whether there is no such file. One that cannot be looked at now may be there."""
+    try:
+        os.stat(file)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        pass
+    return False

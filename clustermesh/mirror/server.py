@@ -34,7 +34,7 @@ from clustermesh.mesh.tables import Table, own_tables
 from clustermesh.mirror.agent_files import AgentAccess, keep_agent_files
 from clustermesh.mirror.cache import CacheWriter, adopt, in_turns, make_cache
 from clustermesh.mirror.copies import copied_tables
-from clustermesh.mirror.departures import WAIT, Departures
+from clustermesh.mirror.departures import WAIT, Departures, is_gone
 from clustermesh.mirror.following import Following
 from clustermesh.mirror.health import MirrorHealth, health_server
 from clustermesh.mirror.propagation import Propagation
@@ -282,7 +282,7 @@ class Mirror:
         while True:
             # While the folder could not be read nobody knows who is connected.
             held = self.sink.clusters if self.peers.synced_once else frozenset[str]()
-            connected = {name for name in held if self._is_connected(name) or (self._folder / name).exists()}
+            connected = {name for name in held if self._is_connected(name) or not is_gone(self._folder / name)}
             leaving = self._departures.look(held, connected, time.monotonic())
             for cluster in leaving.retract:
                 _LOG.info(

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 from msgspec import Struct
 from msgspec.structs import replace
 
-from clustermesh.errors import DecodeError, Invalid
+from clustermesh.errors import DecodeError, Invalid, printable
 from clustermesh.sources.decoding import decode_objects
 from clustermesh.sources.documents import parse_json, parse_yaml, split_documents
 from clustermesh.sources.objects import Object, Ref
@@ -35,7 +35,7 @@ class Problem(NamedTuple):
 
     def __str__(self) -> str:
         where = f"{self.file}, document {self.document}" if self.document else self.file
-        return f"{where}: {self.sentence}"
+        return printable(f"{where}: {self.sentence}")
 
 
 class Entry(NamedTuple):

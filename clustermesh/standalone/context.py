@@ -175,9 +175,9 @@ def parse_address(value: str, field: str = "endpoint") -> Endpoint:
     try:
         parsed = etcd_endpoint.parse(value if "://" in value else f"https://{value}")
     except Invalid as e:
-        raise Invalid(field, value, rule) from e
+        raise Invalid(field, etcd_endpoint.without_login(value), rule) from e
     if not parsed.secure or not _HOST.fullmatch(parsed.host):
-        raise Invalid(field, value, rule)
+        raise Invalid(field, etcd_endpoint.without_login(value), rule)
     return parsed
 
 

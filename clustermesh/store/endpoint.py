@@ -11,6 +11,7 @@ from clustermesh.errors import Invalid
 
 DEFAULT_PORT: Final = 2379
 _RULE: Final = "must be http://host:port or https://host:port"
+_LOGIN: Final = f"{_RULE}; who logs in stands beside it, as username and password"
 
 
 class Endpoint(Struct, frozen=True):
@@ -35,9 +36,20 @@ def parse(url: str) -> Endpoint:
         parts = urlsplit(url)
         port = parts.port
         (parts.hostname or "").encode("idna")  # what no resolver is asked for: empty labels, labels of over 63 bytes
-    except ValueError as e:
-        raise Invalid("endpoint", url, _RULE) from e
+    except ValueError:
+        raise _invalid(url) from None  # what was found wrong may be part of a password
     beyond = (parts.username, parts.query, parts.fragment, parts.path.rstrip("/"))
     if parts.scheme not in {"http", "https"} or not parts.hostname or any(beyond) or port == 0:
-        raise Invalid("endpoint", url, _RULE)
+        raise _invalid(url)
     return Endpoint(parts.hostname, DEFAULT_PORT if port is None else port, parts.scheme == "https")
+
+
+def without_login(text: str) -> str:
+    """`text`, which may be or hold a URL, without what stands before a host in one: that may be a password."""
+    before, at, rest = text.rpartition("@")
+    scheme, slashes, _ = before.partition("//")
+    return f"{scheme if slashes else ''}{slashes}...@{rest}" if at else text
+
+
+def _invalid(url: str) -> Invalid:
+    return Invalid("endpoint", without_login(url), _LOGIN if "@" in url else _RULE)

@@ -134,3 +134,10 @@ async def test_a_host_that_is_none_is_refused_with_a_sentence(host: str) -> None
 async def test_port_0_is_any_free_port() -> None:
     with HealthServer("127.0.0.1:0", CollectorRegistry(), lambda: (True, "ok")) as server:
         assert await asyncio.to_thread(get, f"http://127.0.0.1:{server.port}/livez") == (200, "ok\n")
+
+
+async def test_a_name_that_is_no_utf8_is_spelled_out() -> None:
+    port = free_port()
+    async with serving(f"127.0.0.1:{port}", lambda: (False, "bad\udcff.yaml: is odd")):
+        answer = await asyncio.to_thread(get, f"http://127.0.0.1:{port}/readyz")
+    assert answer == (503, "bad\\udcff.yaml: is odd\n")

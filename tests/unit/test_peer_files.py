@@ -348,3 +348,31 @@ def test_a_login_that_is_none_is_said_without_the_password(written: str, said: s
         parse_peer("east", f"endpoints: ['https://192.0.2.1:2379']\n{written}\n".encode(), tmp_path)
     assert said in str(refused.value)
     assert "12345" not in str(refused.value)
+
+
+def test_a_file_that_cannot_even_be_looked_at_is_a_problem_of_that_file_alone(folder: Path) -> None:
+    (folder / "west").symlink_to("x" * 300)  # as on a file system that answers with an error, whoever asks
+    peers, problems = read_peers(folder, "own")
+    assert list(peers) == ["east"]
+    assert [problem.name for problem in problems] == ["west"]
+
+
+def test_a_file_whose_name_is_no_utf8_is_a_problem_that_can_be_written(folder: Path) -> None:
+    Path(os.fsdecode(os.fsencode(folder) + b"/we\xffst")).symlink_to("x" * 300)
+    assert "we\\udcffst" in _only_problem(folder).encode().decode()
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "[https://u:SECRET@127.0.0.1:1]",
+        "[https://u:pa/SECRET@127.0.0.1:1]",
+        "https://u:SECRET@127.0.0.1:1",
+        "{a: https://u:SECRET@127.0.0.1:1}",
+    ],
+)
+def test_a_password_in_an_endpoint_is_not_told(folder: Path, written: str) -> None:
+    (folder / "east").write_text(f"endpoints: {written}\n")
+    said = _only_problem(folder)
+    assert "endpoint" in said
+    assert "SECRET" not in said

@@ -1,6 +1,8 @@
 """Copies of a disconnected cluster go after a wait, in which it may come back."""
 
-from clustermesh.mirror.departures import Departures, Leaving
+from pathlib import Path
+
+from clustermesh.mirror.departures import Departures, Leaving, is_gone
 
 
 def test_its_configuration_goes_at_once_and_its_copies_after_the_wait() -> None:
@@ -24,3 +26,10 @@ def test_one_of_which_nothing_is_left_is_forgotten() -> None:
     departures.look({"b"}, set(), 0)
     assert departures.look(set(), set(), 200) == Leaving([], [])
     assert not departures.due
+
+
+def test_only_a_file_that_is_known_not_to_be_there_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "b").write_text("")
+    (tmp_path / "c").symlink_to("nowhere")
+    (tmp_path / "d").symlink_to("x" * 300)  # as on a file system that answers with an error, whoever asks
+    assert [is_gone(tmp_path / name) for name in "abcd"] == [True, False, True, False]

@@ -160,3 +160,13 @@ def test_any_history_ends_as_if_only_its_last_files_had_been_read(steps: list[tu
             twin.setdefault(ref, entry.value)
     assert table.objects == twin
     assert seen == twin, "put and remove tell every change"
+
+
+def test_a_file_name_that_is_no_utf8_can_be_told() -> None:
+    table = ObjectTable()
+    table.put("bad\udcff.yaml", unreadable("bad\udcff.yaml", "cannot be read"))
+    table.put("a\udcff.yaml", manifest(kube.dump(kube.service("cart")), "a\udcff.yaml"))
+    table.put("b\udcff.yaml", manifest(kube.dump(kube.service("cart")), "b\udcff.yaml"))
+    said = "\n".join(map(str, table.problems())).encode().decode()
+    assert "bad\\udcff.yaml: cannot be read" in said
+    assert "is given in a\\udcff.yaml already" in said

@@ -1,6 +1,7 @@
 """Addresses of etcd servers."""
 
 import contextlib
+import traceback
 
 import pytest
 from hypothesis import given
@@ -56,3 +57,14 @@ def test_garbage_raises_only_invalid(url) -> None:
     for text in (url, "https://" + url):
         with contextlib.suppress(Invalid):
             assert parse(str(parse(text))) == parse(text)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://u:SECRET@a:1", "https://u:pa/SECRET@a:1", "https://u:SECRET@b@a:1", "u:SECRET@a", "https://u:SECRET@[a"],
+)
+def test_who_logs_in_is_not_part_of_it_and_what_he_is_known_by_is_not_told(url: str) -> None:
+    with pytest.raises(Invalid, match="username and password") as told:
+        parse(url)
+    assert "SECRET" not in str(told.value)
+    assert "SECRET" not in "".join(traceback.format_exception(told.value))
