@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from agent.state import AgentState
@@ -15,6 +16,7 @@ from clustermesh.mesh.reader import ClusterReader
 from clustermesh.mesh.session import State
 
 _PERIOD = 2.0  # seconds
+_SOON = 0.1  # seconds, where something is gone
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +39,11 @@ async def keep_saved(folder: Path, state: AgentState, own: ClusterReader, peers:
             began = time.monotonic()
             await asyncio.shield(saving)
             # A large mesh that changes all the time must not be written all the time.
-            await asyncio.sleep(max(_PERIOD, 20 * (time.monotonic() - began)))
+            await asyncio.sleep(max(_SOON, 20 * (time.monotonic() - began)))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(began + _PERIOD - time.monotonic(), 0.0)):
+                    await state.shrunk.wait()
+            state.shrunk.clear()
             saving = asyncio.create_task(save_all())
     finally:
         await asyncio.wait({saving})  # or its older state might be the last to be written

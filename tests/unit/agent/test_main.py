@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from fake_kernel import Bed
 
-from agent import api, report, work
+from agent import api, report, saving, work
 from agent import main as main_module
 from agent.bpf.probe import Feature
 from agent.options import parse
@@ -227,6 +227,25 @@ async def test_a_memory_that_cannot_be_read_is_lost_until_another_is_written(bed
 async def stop_soon(bed: Bed, folder: Path) -> None:
     keeping = asyncio.create_task(keep_saved(folder, bed.state, bed.own, bed.peers))  # type: ignore[arg-type]
     await asyncio.sleep(0)
+    await stop(keeping)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+async def test_what_is_gone_is_gone_from_disk_without_waiting_for_the_next_period(
+    bed: Bed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    monkeypatch.setattr(saving, "_PERIOD", 3600.0)
+    keeping = asyncio.create_task(keep_saved(tmp_path, bed.state, bed.own, bed.peers))  # type: ignore[arg-type]
+    bed.add_web("10.1.1.5", "10.1.1.6")
+    while (before := last_good.load(tmp_path, "alpha")) is None:
+        await asyncio.sleep(0.001)
+    if whole:
+        bed.sink.remove("alpha", "local_services", ("n", "web"), 0)
+    else:
+        bed.add_web("10.1.1.5")
+    async with asyncio.timeout(20):
+        while last_good.load(tmp_path, "alpha") == before:
+            await asyncio.sleep(0.01)
     await stop(keeping)
 
 
