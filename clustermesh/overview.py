@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from clustermesh.errors import DecodeError, Invalid, Refused, Unavailable
 from clustermesh.mesh.authority import Limits
+from clustermesh.mesh.ownership import evidence, objection
 from clustermesh.mesh.peer_files import spell_limits
 from clustermesh.mesh.session import State
 from clustermesh.standalone.context import Context
@@ -39,14 +40,15 @@ _REMEDIES: Final[Mapping[str, str]] = {
 
 
 class ControlPlane(Struct, frozen=True, kw_only=True):
-    """What is known of etcd and API server: `alarms` are etcd's, `unacted` is what the API server does not act on, and
-    `source` where its objects come from, in which mode.
+    """What is known of etcd and API server: `objection` where it is another cluster's, `alarms` are etcd's, `unacted`
+    is what the API server does not act on, and `source` where its objects come from, in which mode.
 
     `published` is whether it ever wrote, `last_beat` how many seconds ago it said last that it lives, None if unknown.
     """
 
     published: bool = True
     last_beat: int | None = None
+    objection: str = ""
     alarms: tuple[str, ...] = ()
     unacted: tuple[str, ...] = ()
     source: str = ""
@@ -57,7 +59,9 @@ class ControlPlane(Struct, frozen=True, kw_only=True):
 
     def faults(self, name: str) -> Iterator[str]:
         """One sentence each, for the cluster `name`."""
-        if not self.published:
+        if self.objection:
+            yield self.objection
+        elif not self.published:
             yield f"the API server of {name} has not published: run `clustermesh apiserver`"
         elif self.silent:
             yield (
@@ -99,6 +103,7 @@ async def _read(context: Context, tls: Tls, peers: Collection[str]) -> dict[str,
         published = await client.get(keys.cluster_config_key(context.name)) is not None
         beat = await client.get(keys.HEARTBEAT)
         said = await client.get(keys.API_SERVER)
+        found = await evidence(client)
     told = ApiServerReport() if said is None else decode_api_server(said.value)
     return summarise(
         context.name,
@@ -109,6 +114,7 @@ async def _read(context: Context, tls: Tls, peers: Collection[str]) -> dict[str,
         ControlPlane(
             published=published and beat is not None,
             last_beat=None if beat is None else age_of_beat(beat.value, time.time()),
+            objection=objection(context.endpoint, context.name, found),
             alarms=etcd.errors,
             unacted=told.problems,
             source=told.source,

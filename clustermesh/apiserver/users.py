@@ -26,6 +26,7 @@ from clustermesh.store.backoff import Backoff
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.sever import Connection, cut, find_connections
 from clustermesh.wire import keys
+from clustermesh.yaml_file import read_bytes
 
 LOCAL_ROLE: Final = "local"
 POLL: Final = 0.25
@@ -95,6 +96,7 @@ class Users:
         self.client, self.cluster, self._changed = client, settings.cluster, changed
         self._file = FollowedUsers(settings.users_file) if settings.users_file else None
         self._managed = settings.manages_users
+        self._certificate = settings.tls.cert if settings.tls else None
         self._ports = {endpoint.parse(each).port for each in settings.endpoints}
         self.problems: list[str] = []
         self.open = ""
@@ -135,8 +137,22 @@ class Users:
         wanted = {**(peers or {}), **own_users(self.cluster)}
         await _ensure(self.client, peers or {}, present)
         if peers is not None:
-            await self._revoke(present - wanted.keys())
+            gone = present - wanted.keys()
+            await self._revoke(gone - self._ourselves() if gone else gone)
         await self._end_connections()
+
+    def _ourselves(self) -> set[str]:
+        """The user that etcd takes us for: without it nobody could put anything right any more."""
+        certificate = self._certificate
+        if certificate is None:
+            return set()
+        from certs.check import facts, read_certificates  # much to load for what seldom happens
+        from certs.errors import CertsError
+
+        try:
+            return {facts(read_certificates(read_bytes(certificate), str(certificate))[0]).common_name}
+        except CertsError as e:
+            raise Refused(str(e)) from e
 
     async def _revoke(self, names: set[str]) -> None:
         for name in sorted(names):

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from clustermesh.errors import DecodeError
 from clustermesh.logs import about
+from clustermesh.mesh.ownership import is_copy
 from clustermesh.mirror.copies import KINDS, cache_place, canary_key, cluster_of
 from clustermesh.mirror.sections import Cache, CopiesTarget, Section
 from clustermesh.mirror.sink import CANARIES, CONFIGS, MirrorSink
@@ -33,8 +34,8 @@ _GATHER: Final = 0.01  # seconds between two passes: a change alone waits for no
 
 def make_cache(own: str, client: EtcdClient, keeper: LeaseKeeper, brief: LeaseKeeper) -> Cache:
     """Everything of the cache; the own cluster's keys beside it are its API server's. `brief` has shorter leases."""
-    configs = CopiesTarget(client, keeper, keys.CLUSTER_CONFIGS, (keys.cluster_config_key(own),))
-    canaries = CopiesTarget(client, brief, keys.SYNCED, (keys.canary_prefix(own),))
+    configs = CopiesTarget(client, keeper, keys.CLUSTER_CONFIGS, (keys.cluster_config_key(own),), is_copy)
+    canaries = CopiesTarget(client, brief, keys.SYNCED, (keys.canary_prefix(own),), is_copy)
     return Cache(
         [
             Section(CONFIGS, configs),

@@ -27,15 +27,24 @@ _LOOSE: Final = b"\0"  # before what a key holds that hangs on no lease of ours;
 
 
 class CopiesTarget:
-    """The keys under `place` but for those at `but`, as a target of the reconciler.
+    """The keys under `place` but for those at `but`, as a target of the reconciler. What is no copy by `is_copy`, the
+    key and the value asked, is nobody's business here: as if it were not there.
 
     While it does not `lead`, whoever does answers for the leases: they are noted.
     """
 
-    def __init__(self, client: EtcdClient, keeper: LeaseKeeper, place: bytes, but: tuple[bytes, ...] = ()) -> None:
+    def __init__(
+        self,
+        client: EtcdClient,
+        keeper: LeaseKeeper,
+        place: bytes,
+        but: tuple[bytes, ...] = (),
+        is_copy: Callable[[bytes, bytes], bool] = lambda _key, _value: True,
+    ) -> None:
         self.place, self.keeper, self.leads = place, keeper, False
         self.on_write: Callable[[], None] = lambda: None  # called before keys are written
         self.on_written: Callable[[Iterable[bytes]], None] = lambda _keys: None  # and after
+        self.is_copy = is_copy
         self._client, self._keys = client, KeysTarget(client, keeper, [place], but=but)
         self.covers, self.written = self._keys.covers, self._keys.written
 
@@ -47,7 +56,8 @@ class CopiesTarget:
         pages: AsyncGenerator = self._client.pages(self.place)  # type: ignore[type-arg]
         async with aclosing(pages) as listings:
             async for listing, _ in listings:
-                yield {kv.key: self.value(kv) for kv in listing.kvs if self.covers(kv.key)}
+                copies = (kv for kv in listing.kvs if self.covers(kv.key) and self.is_copy(kv.key, kv.value))
+                yield {kv.key: self.value(kv) for kv in copies}
 
     async def dump(self) -> Mapping[bytes, bytes]:
         return {key: value async for page in self.pages() for key, value in page.items()}
@@ -108,7 +118,8 @@ class Section(InOrder):
         return self.tracker.actual
 
     def _take(self, key: bytes, kv: KeyValue | None) -> None:
-        held = None if kv is None else self.target.value(kv)
+        is_copy = kv is not None and self.target.is_copy(key, kv.value)
+        held = self.target.value(kv) if kv is not None and is_copy else None
         wanted = self.tracker.desired.get(key)
         if self.target.leads:
             self.tracker.drift += held != self.tracker.actual.get(key)

@@ -26,6 +26,7 @@ from clustermesh.errors import ClusterMeshError, Invalid, Unavailable
 from clustermesh.logs import about
 from clustermesh.mesh.authority import Authority, Limits
 from clustermesh.mesh.messages import SETTLE
+from clustermesh.mesh.ownership import Ownership
 from clustermesh.mesh.peer_files import PeerFile, read_peers
 from clustermesh.mesh.peers import Peers
 from clustermesh.mesh.reader import ClusterReader
@@ -155,11 +156,18 @@ class Mirror:
         self._following = Following(client, self.cache)
         self._following.on_news, self._following.on_resumed = self.writer.wake, self.writer.hurry
         readiness = Readiness(timing.ready, timing.answered)
+        self.ownership = Ownership(client, settings.cluster, ", ".join(settings.endpoints))
         self.report = Report(settings, election, self.peers, self.sink, self.writer, self._following, readiness)
+        self.report.ownership = lambda: self.ownership.waiting
 
     def tasks(self) -> list[Coroutine[Any, Any, None]]:
         """Everything that has to run."""
-        return [self.election.run(), *self.work()]
+        return [self._stand(), *self.work()]
+
+    async def _stand(self) -> None:
+        """Nothing is written to another cluster's etcd."""
+        await self.ownership.wait()
+        await self.election.run()
 
     def work(self) -> list[Coroutine[Any, Any, None]]:
         """All of it but the election."""
@@ -180,6 +188,9 @@ class Mirror:
         """All that writes."""
         await self.election.leading.wait()
         await self._adopted.wait()
+        if not await self.ownership.look():  # it was nobody's when we stood
+            self.election.deposed.set()
+            return
         self.cache.lead()
         for keeper in (self.brief, self.keeper):
             await keeper.take_over()

@@ -57,6 +57,7 @@ async def run_both(
 class _Both:
     def __init__(self, server: api.ApiServer, mirror: mirrors.Mirror) -> None:
         self.server, self.mirror, self.election = server, mirror, server.election
+        mirror.ownership = server.ownership
 
     def tasks(self) -> list[Coroutine[Any, Any, None]]:
         return [*self.server.tasks(), *self.mirror.work(), self._take_place(), self._stand_by(), self._step_down()]

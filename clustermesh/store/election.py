@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing, suppress
 from typing import Final
 
-from clustermesh.errors import ClusterMeshError
+from clustermesh.errors import ClusterMeshError, Refused
 from clustermesh.store.backoff import Backoff
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.follow import Changed, Event, Follower, Listed, Nothing, Put, follow
@@ -40,6 +40,7 @@ class Election:
         self.leading, self.following, self.deposed = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.on_lead: Callable[[], None] = lambda: None  # called whenever there is a new fence
         self.leader = ""  # the name under which the leader stands
+        self.error = ""  # why etcd does not let us stand
         self._client, self._fenced, self._place, self._name, self._ttl = client, fenced, place, name, ttl
         self._standing: dict[bytes, tuple[int, bytes]] = {}  # key -> when it was made, and by whom
         self._key = b""
@@ -57,13 +58,19 @@ class Election:
             while True:
                 try:
                     lease = await self._renew(lease)
+                    self.error = ""
                     backoff, wait = Backoff(last=self._ttl / 2), self._ttl / 4
                 except ClusterMeshError as e:
-                    _LOG.debug("election at %s: %s", self._place.decode(), e)
+                    self._note_error(e)
                     wait = backoff.next()
                 await asyncio.sleep(wait)
         finally:
             await self._give_way(lease)
+
+    def _note_error(self, error: ClusterMeshError) -> None:
+        told = isinstance(error, Refused) and str(error) != self.error  # an etcd that is away, others tell of
+        _LOG.log(logging.WARNING if told else logging.DEBUG, "election at %s: %s", self._place.decode(), error)
+        self.error = str(error)
 
     async def _renew(self, lease: int) -> int:
         """Renew `lease`, or get another one where it is gone; our key on it is made where there is none."""
