@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from clustermesh.mesh.tables import Table
 from clustermesh.mesh.view import KINDS
 from clustermesh.model import MAX_CLUSTERS, Cluster, ClusterConfig, check_cluster_id
 from clustermesh.store.client import EtcdClient
+from clustermesh.store.operations import KeyValue
 
 _log = logging.getLogger(__name__)
 _POLL = 1.0
@@ -67,6 +68,7 @@ class Peers:
         self.terms = Terms(max_clusters=own.max_clusters)  # of every reader, but for the limits of its file
         self.files: dict[str, PeerFile] = {}  # as they were read last
         self.id_of: Callable[[PeerFile], int | None] = lambda file: file.cluster_id  # where nothing was heard of it yet
+        self.check_entry: Callable[[KeyValue], Awaitable[None]] | None = None  # as in the readers
         self.on_files: Callable[[], None] = lambda: None  # called when they are others
         self.on_complete: Callable[[], None] = lambda: None  # when one of the clusters is, or which they are is known
         self._ids: dict[str, int] = {}  # as admitted: what two readers ask at once, both hear of a moment later
@@ -181,6 +183,7 @@ class Peers:
             replace(self.terms, limits=file.limits),
             pace=self._pace,
         )
+        reader.check_entry = self.check_entry or reader.check_entry
         reader.on_complete = lambda: self.on_complete()  # noqa: PLW0108  # whoever that is by then
         if previous is not None and previous.config is not None:
             self._grant(file, previous.config)

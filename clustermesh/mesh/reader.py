@@ -12,7 +12,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from functools import partial
 from typing import Any, Final, Protocol
@@ -34,7 +34,7 @@ from clustermesh.store.digest import read_digests
 from clustermesh.store.follow import ALONE, QUIET, Changed, Follower, Interrupted, Listed, Newest, Nothing, Put, follow
 from clustermesh.store.follower import MAX_HELD
 from clustermesh.store.lease_ends import find_lease_ends
-from clustermesh.store.operations import DigestOf
+from clustermesh.store.operations import DigestOf, KeyValue
 from clustermesh.wire import cluster_config, keys
 
 _log = logging.getLogger(__name__)
@@ -81,6 +81,7 @@ class ClusterReader:
         epoch = time.time() - time.monotonic()
         self.brain = ReaderBrain(name, tables, partial(sink.names, name), terms or Terms(), epoch=epoch)
         self.on_complete: Callable[[], None] = lambda: None  # the session is, or is heard, and all of it is taken in
+        self.check_entry: Callable[[KeyValue], Awaitable[None]] = _take_any  # raises where not to be read
         self._told = 0
         self._sink, self._connect, self._admit = sink, connect, admit
         self._pace = pace or Pace()
@@ -249,11 +250,16 @@ class ClusterReader:
             return
         objection = ""
         try:
+            if entry is not None:
+                await self.check_entry(entry)
             accepted = self.brain.phase is Phase.READING and config == self.config  # in this attempt
             if config is not None and not accepted:
                 self._admit(self.name, config)
         except Invalid as e:
             objection = str(e)
+        except ClusterMeshError as e:
+            yield messages.Unread(str(e))
+            return
         yield messages.Configured(config, objection)
 
     def _hear(self, event: Event) -> Sequence[Command]:
@@ -268,6 +274,10 @@ class ClusterReader:
         if after.failures != before.failures:
             _log.warning("cluster %s: %s", self.name, after.error, extra=fields)
         return commands
+
+
+async def _take_any(_entry: KeyValue) -> None:
+    pass
 
 
 class _Following:

@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from clustermesh.apiserver.collector import few_collections
 from clustermesh.apiserver.settings import Settings
 from clustermesh.apiserver.terms import own_name, serve_terms, time_text
-from clustermesh.errors import ClusterMeshError, Invalid, Unavailable
+from clustermesh.errors import ClusterMeshError, Invalid, Refused, Unavailable
 from clustermesh.logs import about
 from clustermesh.mesh.authority import Authority, Limits
 from clustermesh.mesh.messages import SETTLE
@@ -47,6 +47,7 @@ from clustermesh.store import election
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.election import Election
 from clustermesh.store.lease import DEFAULT_TTL, LeaseKeeper
+from clustermesh.store.operations import KeyValue
 from clustermesh.wire import cluster_config, keys
 from clustermesh.wire.kinds import NODES, SERVICES
 
@@ -139,6 +140,7 @@ class Mirror:
             folder, settings.cluster, self.sink, client_of, self._tables, _NOWHERE, self.sink.state.authorize
         )
         self.peers.terms = replace(self.peers.terms, settle=timing.settle, cache_ttl=timing.cache_ttl)
+        self.peers.check_entry = self._refuse_own
         self.peers.on_files = self._keep_agent_files
         self.peers.id_of = lambda file: file.cluster_id or self._copied_id(file.name)
         self.sink.is_connected, self.sink.config_of = self._is_connected, self._config_of
@@ -265,6 +267,12 @@ class Mirror:
         """Asked for when an attempt begins: the cluster may be read."""
         self.sink.configure(cluster, config)
         return copied_tables(cluster, config)
+
+    async def _refuse_own(self, entry: KeyValue) -> None:
+        """Else what was copied would be its own source. A lease is numbered at random: no two etcds have it there."""
+        if entry.lease and await self.client.get(entry.key) == entry:
+            where = ", ".join(self.settings.endpoints)
+            raise Refused(f"its file's endpoints lead to this cluster's own etcd ({where}): name its own ones there")
 
     def _keep_agent_files(self) -> None:
         if self._access is not None:

@@ -272,3 +272,12 @@ async def test_a_cluster_that_is_copied_itself_is_read_from_its_copies(bed: Mirr
         found = await bed.until(lambda found: keys.canary_key("beta", "services", cached=True) in found)
     held = {key: kv.value for key, kv in found.items() if key.startswith(keys.CACHE)}
     assert held == {kv.key: kv.value for kv in (await beta.client.range(keys.CACHE)).kvs} != {}
+
+
+async def test_a_peers_file_that_leads_to_the_own_etcd_is_refused(bed: MirrorBed) -> None:
+    beta = await bed.peer()
+    async with bed.running(), beating(beta):
+        await bed.until_cached(beta)
+        bed.connect(beta, at=bed.etcd.endpoints[0])
+        await bed.until_page("/readyz", "lead to this cluster's own etcd")
+        await bed.until_cached(beta)
