@@ -96,6 +96,7 @@ async def test_a_peers_control_plane_that_dies_is_stale_and_nothing_is_lost(pair
 
 async def test_an_agent_restarted_while_its_peer_is_unreachable_keeps_the_peers_backends(pair: Lab) -> None:
     before = await web_backends(pair, "alpha-1")
+    await until(lambda: _keeps(pair, "alpha-1", "beta"), "what is known of beta is on disk")
     async with no_request_fails(pair):
         async with without(pair, "beta-control", "etcd", "apiserver"):
             await _kill_agent(pair)
@@ -312,6 +313,10 @@ async def _host(lab: Lab, *arguments: str) -> str:
 async def _kill_agent(lab: Lab) -> None:
     old = await lab.kill("alpha-1", "agent")
     await until(lambda: _runs(lab, "alpha-1", "agent") and lab.service_pid("alpha-1", "agent") != old, "a new agent")
+
+
+async def _keeps(lab: Lab, node: str, cluster: str) -> bool:
+    return f"{cluster}.state" in (await lab.run(node, "ls", "/var/lib/clustermesh/clusters")).split()
 
 
 async def _is_settled(lab: Lab, node: str) -> bool:
