@@ -14,6 +14,7 @@ import click
 
 from clustermesh.cli import context_option
 from clustermesh.cli.own_cluster import (
+    go_switch,
     listen_at,
     mirrored,
     mirrored_options,
@@ -65,23 +66,17 @@ def _show_role(command: click.Context, _option: click.Parameter, wanted: bool) -
 )
 @own_cluster_options
 @click.option("--cluster-users-config-path", type=click.Path(path_type=Path), metavar="FILE", help="users.yaml.")
-@click.option(
+@go_switch(
     "--clustermesh-default-global-namespace",
     "in_mesh",
-    type=bool,
     default=True,
-    is_flag=False,
-    flag_value=True,
     show_default=True,
     help="Whether a namespace of the API without the annotation clustermesh.cilium.io/global is in the mesh.",
 )
-@click.option(
+@go_switch(
     "--clustermesh-enable-mcs-api",
     "mcs",
-    type=bool,
     default=True,
-    is_flag=False,
-    flag_value=True,
     show_default=True,
     help="Publish ServiceExports where the API serves them.",
 )

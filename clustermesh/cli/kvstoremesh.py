@@ -13,6 +13,7 @@ import click
 from clustermesh.cli import context_option
 from clustermesh.cli.own_cluster import (
     Duration,
+    go_switch,
     listen_at,
     mirrored,
     mirrored_options,
@@ -27,12 +28,9 @@ from clustermesh.cli.own_cluster import (
 @context_option
 @mirrored_options
 @click.option("--http", metavar="HOST:PORT", help="Where to serve health and metrics. [default: 127.0.0.1:9881]")
-@click.option(
+@go_switch(
     "--enable-heartbeat",
-    type=bool,
     default=False,
-    is_flag=False,
-    flag_value=True,
     help="Beat in the own etcd, where no API server does.",
 )
 @own_cluster_options

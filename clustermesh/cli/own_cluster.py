@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from clustermesh.cli.looking import peers_option
 from clustermesh.duration import parse_cache_ttl, parse_duration
 from clustermesh.errors import Invalid
 from clustermesh.logs import FORMATS
@@ -113,13 +114,13 @@ def mirrored(context: Path, flags: dict[str, Any]) -> tuple[Path, AgentAccess | 
     return peers or cluster.peers, access
 
 
+def go_switch(*declarations: str, **options: Any) -> Callable[[Any], Any]:
+    """A click.option that is given as Go's programs take booleans: --name, --name=true, --name=false."""
+    return click.option(*declarations, type=bool, is_flag=False, flag_value=True, **options)
+
+
 _MIRRORED: Final = (
-    click.option(
-        "--clustermesh-config",
-        type=click.Path(path_type=Path),
-        metavar="DIR",
-        help="The connected clusters, one file each.  [default: CONTEXT/peers]",
-    ),
+    peers_option,
     click.option(
         "--agents-config",
         type=click.Path(path_type=Path),
