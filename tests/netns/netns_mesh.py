@@ -164,6 +164,8 @@ class MeshNode(NetnsNode):
     def tcp_server(self, pod: str) -> socket.socket:
         """Of both families; IPv4 callers are seen as ::ffff:10.1.0.2."""
         server = self.pod_socket(pod, socket.AF_INET6, socket.SOCK_STREAM)
+        # the last connection to this port may still wait for the ACK of its FIN
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         server.bind(("::", 8080))
         server.listen(8)
