@@ -8,7 +8,6 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Final
 
 from agent import api
 from agent.bpf.bpffs import ensure_bpffs
@@ -20,8 +19,6 @@ from agent.wireguard import keys as wireguard_keys
 from clustermesh import logs
 from clustermesh.errors import ClusterMeshError, Invalid, Refused, first_of, sentence
 from clustermesh.standalone import context as contexts
-
-_PINS: Final = "clustermesh"  # the folder of the bpf filesystem
 
 
 def main() -> None:
@@ -59,8 +56,8 @@ async def run(options: Options) -> None:
     with api.alone(options.run_dir, options.state_dir):
         private_key = wireguard_keys.load_or_create(options.state_dir / "wireguard.key")
         features = _check_features(options)
-        with api.alone_over(options.bpffs / _PINS):
-            async with _opened(options.bpffs / _PINS) as opening:
+        with api.alone_over(options.pins):
+            async with _opened(options.pins) as opening:
                 from agent.work import work
 
                 await work(options, context, private_key, features, opening)

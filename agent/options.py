@@ -48,6 +48,10 @@ class Options(Struct, frozen=True, kw_only=True):
         return self.run_dir / "agent.sock"
 
     @property
+    def pins(self) -> Path:
+        return self.bpffs / "clustermesh"
+
+    @property
     def last_good(self) -> Path:
         return self.state_dir / "clusters"
 

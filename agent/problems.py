@@ -83,7 +83,7 @@ def _of_the_node(domains: Domains, pods: Pods, unsavable: Mapping[str, str], pee
     if pods.unwritable:
         yield f"no pod can start or end on this node: {pods.unwritable}", "make it writable, or make room there"
     for path in peers.lost_files:
-        said = f"what was kept of cluster {path.stem} cannot be read: {path}"
+        said = f"what was kept of cluster {path.stem} cannot be read, or is older than the kernel's tables: {path}"
         yield said, "it is written anew once that cluster was read"
     for why, clusters in _by_reason(unsavable).items():
         old = "or an agent that starts without etcd begins with an old one"

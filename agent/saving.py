@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from agent.outdated import Outdated
 from agent.state import AgentState
 from clustermesh.logs import about
 from clustermesh.mesh import last_good
@@ -21,7 +22,7 @@ _SOON = 0.1  # seconds, where something is gone
 _log = logging.getLogger(__name__)
 
 
-async def keep_saved(folder: Path, state: AgentState, own: ClusterReader, peers: Peers) -> None:
+async def keep_saved(folder: Path, state: AgentState, own: ClusterReader, peers: Peers, outdated: Outdated) -> None:
     """Write the last good state of every cluster that changed; only a whole one is worth keeping.
 
     One that is stopped writes what it has not written yet: the next agent may be of an older version, which takes what
@@ -30,8 +31,10 @@ async def keep_saved(folder: Path, state: AgentState, own: ClusterReader, peers:
 
     async def save_all() -> None:
         for name in list(state.unsaved):
-            if await save(folder, state, name, own if name == state.own else peers.readers.get(name)):
+            reader = own if name == state.own else peers.readers.get(name)
+            if await save(folder, state, name, reader, outdated):
                 peers.lost.discard(name)
+                outdated.discard(name)
 
     saving = asyncio.create_task(save_all())
     try:
@@ -50,8 +53,8 @@ async def keep_saved(folder: Path, state: AgentState, own: ClusterReader, peers:
         await save_all()
 
 
-async def save(folder: Path, state: AgentState, name: str, reader: ClusterReader | None) -> bool:
-    """Whether what is on disk by now is what is to be kept."""
+async def save(folder: Path, state: AgentState, name: str, reader: ClusterReader | None, outdated: Outdated) -> bool:
+    """Whether what is on disk by now is what is to be kept. What was heard and cannot be kept makes that old."""
     if reader is None or reader.session.state in (State.REMOVED, State.EVICTED):  # nothing of it is to be kept
         state.unsaved.discard(name)
         state.unsavable.pop(name, None)
@@ -62,7 +65,7 @@ async def save(folder: Path, state: AgentState, name: str, reader: ClusterReader
         return True
     if reader.session.complete and reader.config is not None and name in state.views:
         state.unsaved.discard(name)
-        pieces = list[bytes]()
+        pieces, heard = list[bytes](), reader.session.heard
         for piece in last_good.encode_in_pieces(reader.config, state.good_view(name)):
             pieces.append(piece)
             await asyncio.sleep(0)
@@ -74,4 +77,6 @@ async def save(folder: Path, state: AgentState, name: str, reader: ClusterReader
             _log.error("last good state of %s is not saved: %s", name, e, extra=about(name))
             state.unsavable[name] = f"{folder}: {e.strerror or e}"  # the file has another name each time
             state.unsaved.add(name)
+            if heard and not await asyncio.to_thread(lambda: last_good.holds(folder, name, b"".join(pieces))):
+                outdated.add(name)
     return False

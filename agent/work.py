@@ -29,6 +29,7 @@ from agent.memory import keep_what_is_there
 from agent.metrics import StatusCollector
 from agent.older import last_good_v1
 from agent.options import Options
+from agent.outdated import Outdated
 from agent.propagation import Propagation
 from agent.registration import Registration
 from agent.saving import keep_saved
@@ -39,7 +40,6 @@ from agent.underlay import UnderlaySetup
 from agent.wireguard import keys as wireguard_keys
 from agent.wireguard.device import Device, open_device
 from clustermesh.health import serve_health
-from clustermesh.mesh import last_good
 from clustermesh.mesh.messages import Terms
 from clustermesh.mesh.peer_files import read_peers
 from clustermesh.mesh.peers import Peers, restore
@@ -104,15 +104,15 @@ async def _work(
     peers = Peers(folder, context.cluster, state, client_of, peer_tables, options.last_good, state.authorize)
     peers.terms = replace(peers.terms, cache_ttl=options.clustermesh_cache_ttl)
     peers.on_files = around.look_again  # the etcds they name are lifelines, too
+    outdated = Outdated(options.pins / "outdated")
+    peers.lost |= outdated.clusters()
     await _take_over(options.last_good)
     ground = await around.read()
     state.stand_on(ground.without_peers(context.name))
     state.set_restoring(True)
-    if (kept := last_good.load(options.last_good, context.name)) is not None:
+    if (kept := await peers.kept_of(context.name)) is not None:
         await restore(state, context.name, kept)
         own.restored(kept.config)
-    elif last_good.is_lost(options.last_good, context.name):
-        peers.lost.add(context.name)
     state.stand_on(ground)  # what stood before stands: a peer's etcd that is elsewhere now takes nothing from it
     node = await make_node()
     domains = Domains(options, state, node, open_targets(node.datapath, node.device, node.public_key))
@@ -141,7 +141,7 @@ async def _work(
         tasks.create_task(unusual.keep(registration.remember))
         tasks.create_task(report.keep_logged(lambda: [status.not_ready(), *map(str, status.problems())]))
         tasks.create_task(report.keep_reported(etcd, options.node, status.report))
-        tasks.create_task(keep_saved(options.last_good, state, own, peers))
+        tasks.create_task(keep_saved(options.last_good, state, own, peers, outdated))
         tasks.create_task(serve_health(options.metrics, REGISTRY, status.readiness))
 
 

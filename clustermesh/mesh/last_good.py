@@ -91,6 +91,14 @@ def load(folder: Path, cluster: str) -> LastGood | None:
     return kept
 
 
+def holds(folder: Path, cluster: str, encoded: bytes) -> bool:
+    """Whether these very bytes are there already: on a disk that cannot be written the state may be as it was."""
+    try:
+        return path_of(folder, cluster).read_bytes() == encoded
+    except OSError:
+        return False
+
+
 def path_of(folder: Path, cluster: str) -> Path:
     return folder / f"{cluster}.state"
 

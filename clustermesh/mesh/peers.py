@@ -60,7 +60,7 @@ class Peers:
         self.problems: list[str] = []
         self.synced_once = False  # the folder was read at least once
         self.looked = asyncio.Event()  # and what was kept of its clusters is restored, or cannot be
-        self.lost: set[str] = set()  # clusters that were known, by a file that cannot be read
+        self.lost: set[str] = set()  # clusters that were known, by a file that cannot be read or is not to be
         self.newcomers: set[str] = set()  # clusters of which nothing was known when their reader was started
         self._folder, self._own, self._sink, self._keep = folder, own, sink, keep
         self._clients, self._tables, self._authorize = SharedClients(connect), tables, authorize
@@ -77,7 +77,8 @@ class Peers:
 
     @property
     def lost_files(self) -> list[Path]:
-        return [last_good.path_of(self._keep, name) for name in sorted(self.lost)]
+        known = {self._own.name, *self.readers}
+        return [last_good.path_of(self._keep, name) for name in sorted(self.lost & known)]
 
     async def run(self) -> None:
         """Never returns; cancel it to stop. Stopping drains nothing."""
@@ -188,17 +189,24 @@ class Peers:
         if previous is not None and previous.config is not None:
             self._grant(file, previous.config)
             reader.restored(previous.config)  # new credentials: what was learned stays
-        elif previous is None and (kept := await asyncio.to_thread(last_good.load, self._keep, file.name)) is not None:
+        elif previous is None and (kept := await self.kept_of(file.name)) is not None:
             self._grant(file, kept.config)
             await restore(self._sink, file.name, kept)
             reader.restored(kept.config)
-        elif previous is None and await asyncio.to_thread(last_good.is_lost, self._keep, file.name):
-            self.lost.add(file.name)
-        else:
+        elif file.name not in self.lost:
             self.newcomers.add(file.name)
         self.files[file.name] = file
         self.readers[file.name] = reader
         self._tasks[file.name] = tasks.create_task(self._read(reader), name=f"cluster {file.name}")
+
+    async def kept_of(self, name: str) -> last_good.LastGood | None:
+        """What is to be restored of a cluster; one that something is kept of which cannot be is `lost`."""
+        if name in self.lost:
+            return None
+        kept = await asyncio.to_thread(last_good.load, self._keep, name)
+        if kept is None and await asyncio.to_thread(last_good.is_lost, self._keep, name):
+            self.lost.add(name)
+        return kept
 
     async def _read(self, reader: ClusterReader) -> None:
         """Once all that was kept is restored: what was refused, and so not kept, must not stand before what it was

@@ -37,6 +37,7 @@ from agent.bpf.loader import Datapath
 from agent.bpf.syscalls import NO_PREALLOC, MapType, map_create, map_update, object_pin
 from agent.domains.tables import open_map
 from agent.older import layout_v1
+from agent.outdated import Outdated
 from clustermesh.address import from_int, parse, parse_prefix
 from clustermesh.errors import Invalid, Refused
 
@@ -393,3 +394,16 @@ def test_readers_of_two_generations_side_by_side_show_what_either_has_written_do
         done.set()
         asking.join(30)
     assert wrong == []
+
+
+def test_that_a_state_is_old_is_noted_beside_the_maps_and_goes_with_them(bpf_object: Path, pin_dir: Path) -> None:
+    outdated = Outdated(pin_dir / "outdated")
+    for _ in range(2):
+        with _opened(bpf_object, pin_dir, None):
+            outdated.add("beta")
+            outdated.add("gamma")
+            outdated.discard("gamma")
+            outdated.discard("gamma")
+        assert outdated.clusters() == {"beta"}
+    Datapath.remove(pin_dir)
+    assert outdated.clusters() == set()

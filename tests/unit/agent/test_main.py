@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from collections.abc import Coroutine
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from agent import api, report, saving, work
 from agent import main as main_module
 from agent.bpf.probe import Feature
 from agent.options import parse
+from agent.outdated import Outdated
 from agent.saving import keep_saved
 from agent.saving import save as write_state
 from agent.wireguard import tun
@@ -189,7 +191,40 @@ def test_options_have_defaults_and_name_their_places() -> None:
 
 async def save(bed: Bed, folder: Path, name: str) -> None:
     reader = bed.own if name == "alpha" else bed.peers.readers.get(name)
-    await write_state(folder, bed.state, name, reader)
+    await write_state(folder, bed.state, name, reader, Outdated(folder / "outdated"))
+
+
+def saves(bed: Bed, folder: Path) -> Coroutine[None, None, None]:
+    outdated = Outdated(folder.parent / "outdated")
+    return keep_saved(folder, bed.state, bed.own, bed.peers, outdated)  # type: ignore[arg-type]
+
+
+async def test_a_state_that_is_older_than_what_was_heard_and_cannot_be_saved_is_known_to_the_next_agent_as_old(
+    bed: Bed, tmp_path: Path
+) -> None:
+    disk, folder, outdated = tmp_path / "disk", tmp_path / "clusters", Outdated(tmp_path / "outdated")
+    disk.mkdir()
+
+    async def save_to(place: Path) -> set[str]:
+        folder.unlink(missing_ok=True)
+        folder.symlink_to(place)
+        await stop_soon(bed, folder)
+        return outdated.clusters()
+
+    bed.add_web("10.1.1.5", "10.1.1.6")
+    assert await save_to(disk) == set()
+    kept = last_good.path_of(disk, "alpha").read_bytes()
+    (full := tmp_path / "full").symlink_to("/proc")  # where nobody makes a file
+    bed.state.unsaved.add("alpha")
+    assert await save_to(full) == {"alpha"}  # whatever is there, it is not this state
+    assert await save_to(disk) == set()
+    bed.add_web("10.1.1.5")
+    bed.own.brain.session = Session(state=State.STALE)  # as a next agent has it, from that disk, and nothing is heard
+    assert await save_to(full) == set()
+    bed.own.brain.session = Session(state=State.FRESH)
+    assert await save_to(full) == {"alpha"}
+    assert bed.state.unsavable
+    assert last_good.path_of(disk, "alpha").read_bytes() == kept
 
 
 async def test_why_a_state_is_not_saved_is_one_sentence_for_all_clusters_and_at_each_try(bed: Bed) -> None:
@@ -201,7 +236,7 @@ async def test_why_a_state_is_not_saved_is_one_sentence_for_all_clusters_and_at_
 
 
 async def test_what_an_agent_heard_just_before_it_was_stopped_is_kept(bed: Bed, tmp_path: Path) -> None:
-    keeping = asyncio.create_task(keep_saved(tmp_path, bed.state, bed.own, bed.peers))  # type: ignore[arg-type]
+    keeping = asyncio.create_task(saves(bed, tmp_path))
     bed.add_node("alpha", 1)
     while last_good.load(tmp_path, "alpha") is None:  # a file is no asyncio.Event
         await asyncio.sleep(0.001)
@@ -225,7 +260,7 @@ async def test_a_memory_that_cannot_be_read_is_lost_until_another_is_written(bed
 
 
 async def stop_soon(bed: Bed, folder: Path) -> None:
-    keeping = asyncio.create_task(keep_saved(folder, bed.state, bed.own, bed.peers))  # type: ignore[arg-type]
+    keeping = asyncio.create_task(saves(bed, folder))
     await asyncio.sleep(0)
     await stop(keeping)
 
@@ -235,7 +270,7 @@ async def test_what_is_gone_is_gone_from_disk_without_waiting_for_the_next_perio
     bed: Bed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
 ) -> None:
     monkeypatch.setattr(saving, "_PERIOD", 3600.0)
-    keeping = asyncio.create_task(keep_saved(tmp_path, bed.state, bed.own, bed.peers))  # type: ignore[arg-type]
+    keeping = asyncio.create_task(saves(bed, tmp_path))
     bed.add_web("10.1.1.5", "10.1.1.6")
     while (before := last_good.load(tmp_path, "alpha")) is None:
         await asyncio.sleep(0.001)
@@ -253,7 +288,7 @@ async def test_what_is_heard_while_the_state_is_written_is_kept_by_an_agent_that
     bed: Bed, tmp_path: Path
 ) -> None:
     bed.add_node("alpha", 1)
-    keeping = asyncio.create_task(keep_saved(tmp_path, bed.state, bed.own, bed.peers))  # type: ignore[arg-type]
+    keeping = asyncio.create_task(saves(bed, tmp_path))
     while bed.sink.unsaved:  # until it is encoded, to be written by a thread
         await asyncio.sleep(0)
     bed.add_node("alpha", 2)

@@ -61,6 +61,13 @@ def test_what_is_encoded_in_pieces_is_what_is_encoded_at_once(number: int) -> No
     assert max(map(len, encoded)) < 4096 * 30, "no more than some thousand entries in one go"
 
 
+def test_what_is_there_already_is_known_by_its_bytes(tmp_path: Path) -> None:
+    assert not last_good.holds(tmp_path, "beta", b"1")
+    last_good.save(tmp_path, "beta", b"1")
+    assert last_good.holds(tmp_path, "beta", b"1")
+    assert not last_good.holds(tmp_path, "beta", b"2")
+
+
 def test_a_missing_file_is_no_state(tmp_path: Path) -> None:
     assert last_good.load(tmp_path, "beta") is None
 

@@ -116,6 +116,22 @@ async def test_a_cluster_of_which_something_is_kept_that_cannot_be_read_is_no_ne
     assert (peers.lost, peers.newcomers) == (lost, newcomers)
 
 
+async def test_a_cluster_that_is_known_to_be_kept_otherwise_than_the_kernel_has_it_is_not_restored(
+    folder: Path,
+) -> None:
+    write(folder, "203.0.113.0/24")
+    state, keep = Sink("alpha"), folder.parent / "kept"
+    own = Cluster(name="alpha", id=1)
+    peers = Peers(folder, own, state, lambda _file: NoEtcd(), peer_tables, keep, state.authorize)  # type: ignore[arg-type,return-value]
+    peers.lost = {"beta", "disconnected-since"}
+    async with asyncio.TaskGroup() as tasks:
+        await peers.sync(tasks)
+        for task in peers._tasks.values():
+            task.cancel()
+    assert ("beta" in state.views, peers.newcomers) == (False, set())
+    assert peers.lost_files == [keep / "beta.state"]
+
+
 async def test_a_cluster_whose_file_is_empty_for_a_while_stays_connected(folder: Path) -> None:
     state = Sink("alpha")
     state.admit_peers()
