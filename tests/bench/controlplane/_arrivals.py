@@ -1,4 +1,5 @@
-"""When what arrives in an etcd: one process for each, which does nothing but take the time when a message is there.
+"""When what arrives in an etcd, or at a watcher of the Kubernetes API: one process for each, which does nothing but
+take the time when a message is there.
 
 What the messages are is looked at in the end.
 """
@@ -7,12 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import http.client
+import json
 import multiprocessing
 import queue
+import socket
+import ssl
 import threading
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
@@ -53,12 +58,22 @@ class Listener:
         return [Heard(*each) for each in await asyncio.to_thread(self._pipe.recv)]
 
 
+def listening(url: str, tls: Tls, prefix: bytes) -> AbstractAsyncContextManager[Listener]:
+    """To everything that is written under `prefix` of an etcd from now on."""
+    return _elsewhere(_listen, url, tls, prefix)
+
+
+def watching(port: int, tls: Tls, path: str) -> AbstractAsyncContextManager[Listener]:
+    """What the Kubernetes API at `port` tells of the EndpointSlices at `path`, by the names of their Services: for
+    whoever does nothing with it."""
+    return _elsewhere(_watch, port, tls, path)
+
+
 @asynccontextmanager
-async def listening(url: str, tls: Tls, prefix: bytes) -> AsyncIterator[Listener]:
-    """To everything that is written under `prefix` from now on."""
+async def _elsewhere(listen: Callable[..., None], *args: object) -> AsyncIterator[Listener]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_listen, args=(theirs, url, tls, prefix))
+    process = context.Process(target=listen, args=(theirs, *args))
     process.start()
     theirs.close()  # where that process ends, so does the waiting for it
     try:
@@ -80,7 +95,7 @@ def _listen(pipe: Connection, url: str, tls: Tls, prefix: bytes) -> None:
         call = channel.stream_stream(methods.WATCH.path)(iter(requests.get, None))
         next(call)  # the watch is created
         pipe.send(None)
-        threading.Thread(target=_end_on_demand, args=(pipe, call)).start()
+        threading.Thread(target=_end_on_demand, args=(pipe, call.cancel)).start()
         with suppress(grpc.RpcError):
             for message in call:
                 messages.append((time.monotonic_ns(), message))
@@ -88,14 +103,45 @@ def _listen(pipe: Connection, url: str, tls: Tls, prefix: bytes) -> None:
     pipe.send([each for at, message in messages for each in _puts(at, message)])
 
 
-def _end_on_demand(pipe: Connection, call: grpc.Call) -> None:
+def _end_on_demand(pipe: Connection, end: Callable[[], object]) -> None:
     pipe.recv()
-    call.cancel()
+    end()
 
 
 def _puts(at: int, message: bytes) -> list[tuple[bytes, bytes, int]]:
     events = pb.WatchResponse.FromString(message).events
     return [(event.kv.key, event.kv.value, at) for event in events if event.type == pb.Event.PUT]
+
+
+def _watch(pipe: Connection, port: int, tls: Tls, path: str) -> None:
+    gc.disable()
+    pieces = list[tuple[int, bytes]]()
+    context = ssl.create_default_context(cafile=tls.ca)
+    context.load_cert_chain(str(tls.cert), str(tls.key))
+    asking = http.client.HTTPSConnection("127.0.0.1", port, context=context)
+    asking.request("GET", f"{path}?limit=1")
+    version = json.loads(asking.getresponse().read())["metadata"]["resourceVersion"]
+    asking.request("GET", f"{path}?watch=1&resourceVersion={version}")
+    plain, answer = asking.sock, asking.getresponse()
+    pipe.send(None)
+    threading.Thread(target=_end_on_demand, args=(pipe, lambda: plain.shutdown(socket.SHUT_RDWR))).start()
+    with suppress(OSError, http.client.HTTPException):
+        while piece := answer.read1(1 << 18):
+            pieces.append((time.monotonic_ns(), piece))
+    pipe.send([(_service_of(line), line, at) for at, line in _lines(pieces)])
+
+
+def _lines(pieces: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    """Each is there when its end is."""
+    rest = b""
+    for at, piece in pieces:
+        *whole, rest = (rest + piece).split(b"\n")
+        yield from ((at, line) for line in whole)
+
+
+def _service_of(line: bytes) -> bytes:
+    metadata = json.loads(line)["object"]["metadata"]
+    return f"{metadata['namespace']}/{metadata['labels']['kubernetes.io/service-name']}".encode()
 
 
 def milliseconds(expected: Iterable[Expected], heard: Sequence[Heard]) -> list[float]:

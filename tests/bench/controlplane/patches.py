@@ -1,5 +1,7 @@
 """A change of an EndpointSlice on its way: to the own etcd, and through a mirror to the cache of a peer.
 
+Beside them, to a bare watcher of the Kubernetes API: sooner than that nobody hears of it.
+
 A change gives its slice an address that was nowhere before; it has arrived where a watcher hears of a value with that
 address. The time runs from the moment at which the change is asked for to that at which the watcher has the message.
 Who asks and who watches are processes of their own, so that none waits for another one's Python; nothing is subtracted.
@@ -19,9 +21,10 @@ from kube_bed import KubeBed, path_of
 
 from clustermesh.store import rpc_pb2 as pb
 from clustermesh.store.endpoint import parse
+from clustermesh.store.tls import Tls
 from clustermesh.wire import keys
 from tests.bench.controlplane import _asking
-from tests.bench.controlplane._arrivals import Expected, Listener, listening, milliseconds
+from tests.bench.controlplane._arrivals import Expected, Listener, listening, milliseconds, watching
 from tests.bench.controlplane._asking import elsewhere
 from tests.bench.controlplane._clusters import connect, own_cluster, until_mirrored
 from tests.bench.controlplane._objects import Objects, service_name
@@ -42,6 +45,7 @@ _PAUSE: Final = 0.03  # seconds between an answer and the next patch
 _SETTLED: Final = 3.0  # seconds after the start, at the end of which both look once over all the memory they keep
 _TURNS: Final = 100  # transactions a second, of the many
 _OFTEN: Final = 1.0  # seconds between two looks at whether all is there
+_SLICES: Final = "/apis/discovery.k8s.io/v1/endpointslices"
 _OWN: Final = keys.state_prefix("services", "alpha")
 _CACHED: Final = keys.cache_prefix("services", "alpha")
 
@@ -80,7 +84,9 @@ FIGURES = {"patch": patch, "rate_1000": rate_1000}
 async def patches(mesh: Mesh, number: int, first: int = 0) -> dict[str, float]:
     """Both percentiles, for both places."""
     which = range(first, first + number)
-    found = await _measure(mesh, which, _patch(mesh, which))
+    async with watching(mesh.api.port, _asker(mesh), _SLICES) as watcher:
+        asked, found = await _measure(mesh, which, _patch(mesh, which))
+        found["watch"] = milliseconds(_expected(mesh.objects, which, asked, b""), await watcher.end())
     return {
         f"patch_to_{place}_p{percent}_ms": _percentile(samples, percent)
         for place, samples in found.items()
@@ -91,17 +97,19 @@ async def patches(mesh: Mesh, number: int, first: int = 0) -> dict[str, float]:
 async def changes(mesh: Mesh, seconds: float, rate: int = 1000) -> list[float]:
     """Milliseconds of each on its way to the peer's cache."""
     which = range(int(seconds * rate))
-    return (await _measure(mesh, which, _write(mesh, which, rate)))["cache"]
+    _, found = await _measure(mesh, which, _write(mesh, which, rate))
+    return found["cache"]
 
 
-async def _measure(mesh: Mesh, which: range, ask: Awaitable[list[int]]) -> dict[str, list[float]]:
-    """Milliseconds of each of the changes that `ask` makes, by where they arrive. RuntimeError where one is lost."""
+async def _measure(mesh: Mesh, which: range, ask: Awaitable[list[int]]) -> tuple[Sequence[int], dict[str, list[float]]]:
+    """When each of the changes was asked for that `ask` makes, and its milliseconds by where it arrives. RuntimeError
+    where one is lost."""
     async with _listening(mesh.alpha, _OWN) as own, _listening(mesh.beta, _CACHED) as cached:
         asked = await ask
         for bed, prefix in ((mesh.alpha, _OWN), (mesh.beta, _CACHED)):
             await _until_there(bed, prefix, mesh.objects, which)
         heard = {"etcd": await own.end(), "cache": await cached.end()}
-    return {
+    return asked, {
         place: milliseconds(_expected(mesh.objects, which, asked, prefix), heard[place])
         for place, prefix in (("etcd", _OWN), ("cache", _CACHED))
     }
@@ -115,8 +123,11 @@ async def _patch(mesh: Mesh, which: range) -> list[int]:
     """Asked of the API, one after the other."""
     wanted = [mesh.objects.slice(*_change(mesh.objects, number)) for number in which]
     requests = [(f"{path_of(each)}/{each['metadata']['name']}", {"endpoints": each["endpoints"]}) for each in wanted]
-    admin = mesh.api.authority.issue("asker", organisation="system:masters")
-    return await elsewhere(_asking.patch, mesh.api.port, admin, requests, _PAUSE)
+    return await elsewhere(_asking.patch, mesh.api.port, _asker(mesh), requests, _PAUSE)
+
+
+def _asker(mesh: Mesh) -> Tls:
+    return mesh.api.authority.issue("asker", organisation="system:masters")
 
 
 async def _write(mesh: Mesh, which: range, rate: int) -> list[int]:
