@@ -65,6 +65,7 @@ class ServicePlanner:
         # By the key of the map.
         self._ids: dict[bytes, int] = {}
         self._claims: dict[bytes, dict[Name, ServiceEntry]] = {}
+        self._contested: dict[bytes, None] = {}  # those that several services claim
         self._programmed: dict[bytes, ServiceEntry] = {}
         self._keys: dict[Name, Collection[bytes]] = {}
 
@@ -99,7 +100,7 @@ class ServicePlanner:
 
     def conflicts(self) -> dict[Frontend, list[Name]]:
         """Frontends that more than one service claims; the first name in order is served."""
-        claims = self._claims.values()
+        claims = [self._claims.get(key, {}) for key in self._contested]
         return {next(iter(names.values())).frontend: sorted(names) for names in claims if len(names) > 1}
 
     def served(self) -> Iterator[tuple[Name, ServiceEntry]]:
@@ -112,6 +113,10 @@ class ServicePlanner:
         """What raises has changed nothing: who asks again is told again, and not that all is as wanted."""
         names = self._claims.get(key)
         wanted = names[min(names)] if names else None
+        if names and len(names) > 1:
+            self._contested[key] = None
+        else:
+            self._contested.pop(key, None)
         if not names:
             self._claims.pop(key, None)
         held = self._programmed.get(key)

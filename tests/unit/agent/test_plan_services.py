@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from instructions import count_instructions
 
 from agent.bpf.layouts import (
     BackendValue,
@@ -211,6 +212,29 @@ async def test_two_services_with_one_frontend_are_a_conflict_and_the_first_is_se
     await node.flush()
     assert node.answers(frontend(1)) == {(1, "10.1.0.2:8080"): 1}
     assert node.planner.conflicts() == {}
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sets(st.integers(1, 4))), max_size=20))
+def test_conflicts_are_the_frontends_that_several_services_claim(updates: list[tuple[str, set[int]]]) -> None:
+    node, claims = Node(), dict[Name, set[int]]()
+    for name, numbers in updates:
+        claims["n", name] = numbers
+        node.planner.update(("n", name), [entry(each, {(1, each)}) for each in numbers])
+    claimants = {each: sorted(name for name, numbers in claims.items() if each in numbers) for each in range(5)}
+    wanted = {frontend(each): names for each, names in claimants.items() if len(names) > 1}
+    assert node.planner.conflicts() == wanted
+
+
+def test_conflicts_are_told_at_the_same_cost_among_few_services_and_among_many() -> None:
+    def cost(services: int) -> int:
+        node = Node()
+        for number in range(services):
+            node.planner.update(("n", f"s{number}"), [entry(number, {(1, number % 200)})])
+        node.planner.update(("n", "other"), [entry(7, {(1, 1)})])
+        assert len(node.planner.conflicts()) == 1
+        return count_instructions(node.planner.conflicts)
+
+    assert cost(200) == cost(20)
 
 
 async def test_a_service_without_backends_is_there_and_empty() -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 import kube
 import pytest
+from instructions import count_instructions
 
 from clustermesh.sources.objects import Object, Ref
 from clustermesh.sources.translate import Translator
@@ -28,7 +26,7 @@ class Cluster:
         """What it takes to take in changed manifests."""
         changed = kube.decode(*manifests)
         self.objects |= changed
-        return _count(lambda: self.translator.apply(dict.fromkeys(changed, 1)))
+        return count_instructions(lambda: self.translator.apply(dict.fromkeys(changed, 1)))
 
 
 def _node(number: int, **labels: str) -> list[dict[str, Any]]:
@@ -45,25 +43,6 @@ def _pod(number: int, each: int, **labels: str) -> dict[str, Any]:
     high, low = divmod(number, 250)
     labels = {"app": f"a{number}", **labels}
     return kube.pod(f"p{number}-{each}", f"10.{high}.{low}.{each + 5}", labels, nodeName=f"n{number}")
-
-
-def _count(work: Callable[[], object]) -> int:
-    """Instructions of Python code: a loop over everything counts everything."""
-    count = 0
-
-    def trace(frame: FrameType, event: str, _argument: object) -> Callable[..., Any]:
-        nonlocal count
-        frame.f_trace_opcodes = True
-        count += event == "opcode"
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        work()
-    finally:
-        sys.settrace(before)
-    return count
 
 
 CHANGES: dict[str, list[dict[str, Any]]] = {
