@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
@@ -45,7 +46,7 @@ class UnderlaySetup:
         pools = _check_pools(own)
         link = await _find_link(own)
         self.on_found()
-        ingress, _ = self._datapath.attach_strict(link.name)
+        ingress, _ = await asyncio.to_thread(self._datapath.attach_strict, link.name)
         mtu = tunnel_mtu(link.mtu)
         routers = tuple(pool.router for pool in pools)
         _check_mtu(link, mtu, routers)

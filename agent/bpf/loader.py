@@ -14,9 +14,10 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from threading import Lock
 from types import MappingProxyType
 from typing import Final, Self
 
@@ -82,6 +83,7 @@ class Datapath:
         self.sizes = MappingProxyType({name: map_info(fd).max_entries for name, fd in maps.items()})
         self.hooks: dict[str, Hook] = {}
         self._programs = dict(programs)
+        self._attaching = Lock()  # devices are attached to in a thread, which nobody may be waiting for any more
         self._outgrown: list[tuple[PinnedMap, int]] = []
         self.map_ids = MappingProxyType({name: map_info(fd).id for name, fd in maps.items()})
 
@@ -165,21 +167,31 @@ class Datapath:
         """Drop pod to pod traffic in clear on `device`, coming in and going out; returns both hooks.
 
         By tcx links where the kernel has them, else by clsact filters; `mechanism` forces one. Whichever is chosen, the
-        other is removed afterwards, so that a kernel upgrade leaves no double.
+        other is removed afterwards, once, so that a kernel upgrade leaves no double. Netlink may take a while: not for
+        an event loop's thread.
         """
         chosen = mechanism or (Mechanism.TCX if probe.has_tcx() else Mechanism.CLSACT)
-        with _doing(f"attach strict mode to {device}"):
+        with self._attaching, _doing(f"attach strict mode to {device}"):
             index = _device_index(device)
             attach = self._attach_tcx if chosen is Mechanism.TCX else self._attach_clsact
             ingress, egress = (attach(program, device, index) for program in DEVICE_PROGRAMS)
             hooks = ingress, egress
-            if chosen is Mechanism.TCX:
-                clsact.detach(index)
-            else:
-                for hook in hooks:
-                    detach_link(self._link_pin(hook.name, device))
+            if any(hook.mechanism is not self._mechanism_of(hook.name, device) for hook in hooks):
+                self._detach_other(chosen, hooks, index)
         self.hooks.update({pin_name(hook.name, device): hook for hook in hooks})
         return hooks
+
+    def _mechanism_of(self, name: str, device: str) -> Mechanism | None:
+        """By which this process has attached it already, and the other one is gone."""
+        hook = self.hooks.get(pin_name(name, device))
+        return None if hook is None else hook.mechanism
+
+    def _detach_other(self, chosen: Mechanism, hooks: Iterable[Hook], index: int) -> None:
+        if chosen is Mechanism.TCX:
+            clsact.detach(index)
+        else:
+            for hook in hooks:
+                detach_link(self._link_pin(hook.name, hook.target))
 
     def _attach_tcx(self, program: Program, device: str, index: int) -> Hook:
         name, pin = program.name, self._link_pin(program.name, device)
@@ -214,10 +226,11 @@ class Datapath:
 
     def close(self) -> None:
         """Let go of every descriptor. What is pinned goes on working."""
-        for fd in [*self.maps.values(), *self._programs.values(), *(old.fd for old, _ in self._outgrown)]:
-            with suppress(OSError):
-                os.close(fd)
-        self._programs, self._outgrown = {}, []
+        with self._attaching:
+            for fd in [*self.maps.values(), *self._programs.values(), *(old.fd for old, _ in self._outgrown)]:
+                with suppress(OSError):
+                    os.close(fd)
+            self._programs, self._outgrown = {}, []
 
     @staticmethod
     def remove(pin_dir: Path) -> None:

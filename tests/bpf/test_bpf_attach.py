@@ -13,6 +13,7 @@ import select
 import socket
 import struct
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from bpf_maps import delete, write
 from bpf_node import TIMEOUT, Node
 from bpf_packets import ipv4, ipv6
 
-from agent.bpf import probe
+from agent.bpf import clsact, probe
 from agent.bpf.layouts import IpcacheValue, Reason, pack_cidr
 from agent.bpf.links import Mechanism, Outcome
 from agent.bpf.loader import Datapath
@@ -193,6 +194,22 @@ def test_changing_the_mechanism_leaves_no_double(network: Node, tun: Tun, mesh: 
         has_links = bool(list((mesh.pin_dir / "links").iterdir()))
         assert (has_clsact, has_links) == (mechanism is Mechanism.CLSACT, mechanism is Mechanism.TCX)
         _assert_protected(network, tun, mesh)
+
+
+def test_only_the_first_attaching_looks_for_filters_of_a_kernel_without_tcx(
+    network: Node, tun: Tun, mesh: Datapath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = list[str]()
+
+    class Counting(ThreadPoolExecutor):
+        def __init__(self, **given: int) -> None:
+            looked.append(tun.name)
+            super().__init__(**given)
+
+    monkeypatch.setattr(clsact, "ThreadPoolExecutor", Counting)
+    for _ in range(3):
+        network.call(lambda: mesh.attach_strict(tun.name, Mechanism.TCX))
+    assert looked == [tun.name]
 
 
 def test_the_kernel_chooses_tcx_where_it_has_it(network: Node, tun: Tun, mesh: Datapath) -> None:

@@ -10,10 +10,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -108,10 +110,15 @@ def test_router_addresses_are_put_back_where_lo_lost_them(node: MeshNode) -> Non
     assert shown.items() >= {"10.1.0.1": 32, "fd00:10:1::1": 128}.items()
 
 
-def underlay(node: MeshNode) -> UnderlaySetup:
+def underlay(node: MeshNode, attaching: Callable[[], object] = lambda: None) -> UnderlaySetup:
     """Without programs."""
     strict = SimpleNamespace(mechanism="tcx link")
-    datapath = SimpleNamespace(attach_strict=lambda _link: (strict, strict))
+
+    def attach(_link: str) -> tuple[SimpleNamespace, SimpleNamespace]:
+        attaching()
+        return strict, strict
+
+    datapath = SimpleNamespace(attach_strict=attach)
     device = UserspaceDevice("cm-wg0", "the kernel has none", log=node.state / "wireguard-go.log")
     return UnderlaySetup(datapath, device, node.private_key, LISTEN_PORT)  # type: ignore[arg-type]
 
@@ -132,6 +139,22 @@ def test_underlay_is_the_device_with_the_nodes_address_of_either_family(
     assert setup.current is not None
     assert (setup.current.interface, setup.current.mtu) == ("eth0", 1420)
     assert node.do(setup.apply(own(node, *families))) is False
+
+
+@pytest.mark.usefixtures("wireguard_go")
+def test_attaching_programs_to_the_underlay_does_not_hold_the_event_loop(routed: tuple[MeshNode, NetnsNode]) -> None:
+    node, _ = routed
+    loops, turned = list[asyncio.AbstractEventLoop](), threading.Event()
+
+    def attaching() -> None:
+        loops[0].call_soon_threadsafe(turned.set)
+        assert turned.wait(5), "nobody else had a turn"
+
+    async def apply() -> None:
+        loops.append(asyncio.get_running_loop())
+        await underlay(node, attaching).apply(own(node, "192.0.2.1"))
+
+    node.do(apply())
 
 
 def test_underlay_that_is_not_this_machines_is_named(routed: tuple[MeshNode, NetnsNode]) -> None:
