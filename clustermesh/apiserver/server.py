@@ -41,7 +41,6 @@ from clustermesh.apiserver.settings import Settings, of_folder
 from clustermesh.apiserver.terms import own_name, serve_terms, time_text
 from clustermesh.apiserver.users import Users
 from clustermesh.apiserver.writer import Writer
-from clustermesh.mesh.ownership import Ownership
 from clustermesh.pace import Load
 from clustermesh.sources.folder import FolderSource
 from clustermesh.sources.snapshot import Backlog, Change, Snapshot
@@ -138,9 +137,10 @@ class ApiServer:
         self.users = Users(client, settings, self.problems.wake)
         self.agents = AgentRecords(client, lambda node: node in self.source.snapshot.nodes)
         self.keeper.on_lost = self._lose_leases
-        self.election = Election(voting, client, keys.API_SERVER_LEADERS, own_name(), timing.election)
+        self.ownership = settings.ownership(client)
+        place = keys.API_SERVER_LEADERS
+        self.election = Election(voting, client, self.ownership, place, own_name(), timing.election)
         self.election.on_lead = self.writer.hurry
-        self.ownership = Ownership(client, self.cluster, self._etcd)
         self._watched = watched_places(self.cluster)
         self._unlisted = {*self._watched, keys.AGENTS}
         self._may_list, self._listed = asyncio.Event(), asyncio.Event()
@@ -156,7 +156,7 @@ class ApiServer:
     def tasks(self) -> list[Coroutine[Any, Any, None]]:
         """Everything that has to run."""
         return [
-            self._stand(),
+            self.election.run(),
             self._stand_by(),
             self._lead(),
             self._hear(),
@@ -164,11 +164,6 @@ class ApiServer:
             self._follow(keys.AGENTS, Follower(), self._take_records),
             *(self._follow(place, Follower(Newest()), partial(self.ledger.take, place)) for place in self._watched),
         ]
-
-    async def _stand(self) -> None:
-        """Nothing is written to another cluster's etcd, nor is it waited there for a place to become free."""
-        await self.ownership.wait()
-        await self.election.run()
 
     async def _stand_by(self) -> None:
         """An etcd with a leader has its users."""
@@ -179,9 +174,6 @@ class ApiServer:
     async def _lead(self) -> None:
         """All that writes."""
         await self.election.leading.wait()
-        if not await self.ownership.look():  # it was nobody's when we stood
-            self.election.deposed.set()
-            return
         async with asyncio.TaskGroup() as tasks:
             work = (self.keeper, self.users, self.agents, self.writer)
             for coroutine in (*(each.run() for each in work), self._report(), self._beat(), self._tick()):
@@ -405,10 +397,8 @@ class ApiServer:
     def _list_waiting(self) -> list[str]:
         waiting = [] if self.users.error is None else [f"users of etcd: {self.users.error}"]
         waiting += sorted({f"etcd: {reason}" for reason in self._interrupted.values()})
-        if self.ownership.waiting:
-            waiting.append(self.ownership.waiting)
-        elif not (self.election.leading.is_set() or self.election.following.is_set()):
-            waiting.append(": ".join(["who leads is not known yet", *filter(None, [self.election.error])]))
+        if self.election.waiting:
+            waiting.append(self.election.waiting)
         elif not self._listed.is_set():
             waiting.append(f"etcd at {self._etcd} has not been read yet")
         elif not self._heard.is_set():

@@ -9,6 +9,7 @@ from typing import Final
 from msgspec import Struct
 
 from clustermesh.errors import Invalid
+from clustermesh.mesh.ownership import Ownership
 from clustermesh.mesh.peer_files import parse_peer
 from clustermesh.model import MAX_CLUSTERS, Cluster, check_cluster_id, check_cluster_name
 from clustermesh.standalone.context import Context
@@ -43,6 +44,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     def client(self, timeout: float = 5.0) -> EtcdClient:
         """A client of the own etcd."""
         return EtcdClient(self.endpoints, self.tls, timeout=timeout, login=self.login)
+
+    def ownership(self, client: EtcdClient) -> Ownership:
+        """Whose the own etcd is, as `client` finds it."""
+        return Ownership(client, self.cluster, ", ".join(self.endpoints))
 
 
 def of_folder(context: Context) -> Settings:

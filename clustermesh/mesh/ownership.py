@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Final
 
@@ -66,12 +66,11 @@ async def evidence(client: EtcdClient) -> list[KeyValue]:
 
 
 class Ownership:
-    """Of the etcd that `client` leads to. `waiting` says what is waited for, if anything is; `changed` that it is
-    another sentence."""
+    """Of the etcd that `client` leads to: a clustermesh.store.election.Owner."""
 
     def __init__(self, client: EtcdClient, cluster: Cluster, etcd: str, again: float = AGAIN) -> None:
         self.waiting = "whose etcd it is is not known yet"
-        self.changed: Callable[[], None] = lambda: None
+        self._other_id = cluster.id  # what was said of it
         self._client, self._cluster, self._etcd, self._again = client, cluster, etcd, again
 
     async def wait(self) -> None:
@@ -101,13 +100,13 @@ class Ownership:
         if sentence:
             _LOG.log(logging.INFO if quietly else logging.ERROR, "%s", sentence)
         self.waiting = sentence
-        self.changed()
 
     def _compare_ids(self, found: Iterable[KeyValue]) -> None:
         key = keys.cluster_config_key(self._cluster.name)
         with suppress(DecodeError):
             for before in (cluster_config.decode(kv.value).id for kv in found if kv.key == key):
-                if before != self._cluster.id:
+                if before not in (self._cluster.id, self._other_id):
+                    self._other_id = before
                     _LOG.warning(
                         "etcd at %s: cluster %s had the id %d, and has %d now: identities are numbered anew; where that"
                         " is not wished, correct the id",

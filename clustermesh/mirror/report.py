@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 from clustermesh.apiserver.problems import ProblemLog
@@ -40,7 +40,6 @@ class Report:
         self._settings, self._election, self._peers, self._sink = settings, election, peers, sink
         self._writer, self._following, self._readiness = writer, following, readiness
         self._began = time.monotonic()
-        self.ownership: Callable[[], str] = lambda: ""  # why the own etcd may not be ours
         self.problems = ProblemLog(self._list_problems, _LOG)
 
     def _list_problems(self) -> Iterator[str]:
@@ -61,10 +60,8 @@ class Report:
         waiting = sorted({f"etcd: {reason}" for reason in self._following.interrupted.values()})
         if not self._following.listed.is_set():
             return [*waiting, f"etcd at {', '.join(self._settings.endpoints)} has not been read yet"]
-        if why := self.ownership():
+        if why := self._election.waiting:
             return [*waiting, why]
-        if not (self._election.leading.is_set() or self._election.following.is_set()):
-            return [*waiting, ": ".join(["who leads is not known yet", *filter(None, [self._election.error])])]
         peers = self._progress() if self._peers.synced_once else None
         return waiting + self._readiness.waiting(peers, time.monotonic() - self._began)
 

@@ -26,7 +26,6 @@ from clustermesh.errors import ClusterMeshError, Invalid, Refused, Unavailable
 from clustermesh.logs import about
 from clustermesh.mesh.authority import Authority, Limits
 from clustermesh.mesh.messages import SETTLE
-from clustermesh.mesh.ownership import Ownership
 from clustermesh.mesh.peer_files import PeerFile, read_peers
 from clustermesh.mesh.peers import Peers
 from clustermesh.mesh.reader import ClusterReader
@@ -45,7 +44,7 @@ from clustermesh.mirror.sink import CONFIGS, MirrorSink
 from clustermesh.model import Cluster, ClusterConfig, check_cluster_id
 from clustermesh.store import election
 from clustermesh.store.client import EtcdClient
-from clustermesh.store.election import Election
+from clustermesh.store.election import Election, Owner
 from clustermesh.store.lease import DEFAULT_TTL, LeaseKeeper
 from clustermesh.store.operations import KeyValue
 from clustermesh.wire import cluster_config, keys
@@ -92,10 +91,12 @@ async def run(
     """
     async with settings.client() as client, settings.client(timing.election) as voting:
         with few_collections() as settle:
-            await serve_terms(
-                lambda: Mirror(settings, folder, client, stand(client, voting, timing), timing, access, settle),
-                partial(_show, http),
-            )
+
+            def make() -> Mirror:
+                election = stand(client, voting, settings.ownership(client), timing)
+                return Mirror(settings, folder, client, election, timing, access, settle)
+
+            await serve_terms(make, partial(_show, http))
     _LOG.info("stopped; the copies stay until their leases end")
 
 
@@ -110,9 +111,9 @@ def _show(addresses: Sequence[str], current: Callable[[], Mirror]) -> Iterator[N
         yield
 
 
-def stand(client: EtcdClient, voting: EtcdClient, timing: Timing) -> Election:
+def stand(client: EtcdClient, voting: EtcdClient, owner: Owner, timing: Timing) -> Election:
     """For the one place of mirrors: `client` may write once that is ours. `voting` is for the election alone."""
-    return Election(voting, client, keys.KVSTOREMESH_LOCK + b"/", own_name(), timing.election)
+    return Election(voting, client, owner, keys.KVSTOREMESH_LOCK + b"/", own_name(), timing.election)
 
 
 class Mirror:
@@ -158,18 +159,11 @@ class Mirror:
         self._following = Following(client, self.cache)
         self._following.on_news, self._following.on_resumed = self.writer.wake, self.writer.hurry
         readiness = Readiness(timing.ready, timing.answered)
-        self.ownership = Ownership(client, settings.cluster, ", ".join(settings.endpoints))
         self.report = Report(settings, election, self.peers, self.sink, self.writer, self._following, readiness)
-        self.report.ownership = lambda: self.ownership.waiting
 
     def tasks(self) -> list[Coroutine[Any, Any, None]]:
         """Everything that has to run."""
-        return [self._stand(), *self.work()]
-
-    async def _stand(self) -> None:
-        """Nothing is written to another cluster's etcd."""
-        await self.ownership.wait()
-        await self.election.run()
+        return [self.election.run(), *self.work()]
 
     def work(self) -> list[Coroutine[Any, Any, None]]:
         """All of it but the election."""
@@ -190,9 +184,6 @@ class Mirror:
         """All that writes."""
         await self.election.leading.wait()
         await self._adopted.wait()
-        if not await self.ownership.look():  # it was nobody's when we stood
-            self.election.deposed.set()
-            return
         self.cache.lead()
         for keeper in (self.brief, self.keeper):
             await keeper.take_over()

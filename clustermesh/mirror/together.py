@@ -46,7 +46,7 @@ async def run_both(
 
         def stand() -> _Both:
             server = api.ApiServer(settings, make_source(), client, voting, timing, settle)
-            place = mirrors.stand(copying, voting, mirroring)
+            place = mirrors.stand(copying, voting, server.ownership, mirroring)
             folder, _, access = mirrored
             return _Both(server, mirrors.Mirror(settings, folder, copying, place, mirroring, access, settle))
 
@@ -57,7 +57,6 @@ async def run_both(
 class _Both:
     def __init__(self, server: api.ApiServer, mirror: mirrors.Mirror) -> None:
         self.server, self.mirror, self.election = server, mirror, server.election
-        mirror.ownership = server.ownership
 
     def tasks(self) -> list[Coroutine[Any, Any, None]]:
         return [*self.server.tasks(), *self.mirror.work(), self._take_place(), self._stand_by(), self._step_down()]

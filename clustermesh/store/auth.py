@@ -1,6 +1,7 @@
 """etcd's users and roles, each call idempotent. Users have no password: etcd takes a certificate's CN for the user.
 
-Every change makes etcd re-check the calls under way, so nothing is written that is already so.
+Every change makes etcd re-check the calls under way, so nothing is written that is already so. None can be part of a
+transaction: where the client has a fence, that is looked at right before.
 """
 
 from __future__ import annotations
@@ -49,14 +50,16 @@ async def ensure_role(client: EtcdClient, name: str, grants: Iterable[Grant]) ->
     wanted = {grant.span: grant.access.value for grant in grants}
     role = await _find(client, methods.ROLE_GET, pb.AuthRoleGetRequest(role=name))
     if role is None:
-        await client.call(methods.ROLE_ADD, pb.AuthRoleAddRequest(name=name))
+        await _change(client, methods.ROLE_ADD, pb.AuthRoleAddRequest(name=name))
     held = {} if role is None else {(perm.key, perm.range_end): perm.permType for perm in role.perm}
     for (key, end), access in wanted.items():
         if held.get((key, end)) != access:
             perm = pb.Permission(permType=access, key=key, range_end=end)
-            await client.call(methods.ROLE_GRANT, pb.AuthRoleGrantPermissionRequest(name=name, perm=perm))
+            await _change(client, methods.ROLE_GRANT, pb.AuthRoleGrantPermissionRequest(name=name, perm=perm))
     for key, end in held.keys() - wanted.keys():
-        await client.call(methods.ROLE_REVOKE, pb.AuthRoleRevokePermissionRequest(role=name, key=key, range_end=end))
+        await _change(
+            client, methods.ROLE_REVOKE, pb.AuthRoleRevokePermissionRequest(role=name, key=key, range_end=end)
+        )
 
 
 async def ensure_user(client: EtcdClient, name: str, role: str) -> None:
@@ -64,16 +67,17 @@ async def ensure_user(client: EtcdClient, name: str, role: str) -> None:
     user = await _find(client, methods.USER_GET, pb.AuthUserGetRequest(name=name))
     if user is None:
         options = pb.UserAddOptions(no_password=True)
-        await client.call(methods.USER_ADD, pb.AuthUserAddRequest(name=name, options=options))
+        await _change(client, methods.USER_ADD, pb.AuthUserAddRequest(name=name, options=options))
     held = set() if user is None else set(user.roles)
     if role not in held:
-        await client.call(methods.USER_GRANT_ROLE, pb.AuthUserGrantRoleRequest(user=name, role=role))
+        await _change(client, methods.USER_GRANT_ROLE, pb.AuthUserGrantRoleRequest(user=name, role=role))
     for other in held - {role}:
-        await client.call(methods.USER_REVOKE_ROLE, pb.AuthUserRevokeRoleRequest(name=name, role=other))
+        await _change(client, methods.USER_REVOKE_ROLE, pb.AuthUserRevokeRoleRequest(name=name, role=other))
 
 
 async def remove_user(client: EtcdClient, name: str) -> None:
     """Make user `name` be unknown."""
+    await client.check_fence()
     await _find(client, methods.USER_DELETE, pb.AuthUserDeleteRequest(name=name))
 
 
@@ -88,9 +92,14 @@ async def enable(client: EtcdClient) -> None:
     `client` needs a certificate of a user with the role `root`, made before, to do anything afterwards.
     """
     if await _find(client, methods.ROLE_GET, pb.AuthRoleGetRequest(role=ROOT)) is None:
-        await client.call(methods.ROLE_ADD, pb.AuthRoleAddRequest(name=ROOT))
+        await _change(client, methods.ROLE_ADD, pb.AuthRoleAddRequest(name=ROOT))
     await ensure_user(client, ROOT, ROOT)
-    await client.call(methods.AUTH_ENABLE, pb.AuthEnableRequest())
+    await _change(client, methods.AUTH_ENABLE, pb.AuthEnableRequest())
+
+
+async def _change(client: EtcdClient, method: methods.Method, request: Any) -> None:
+    await client.check_fence()
+    await client.call(method, request)
 
 
 async def _find(client: EtcdClient, method: methods.Method, request: Any) -> Any:

@@ -184,11 +184,6 @@ class EtcdClient:
         response = await self.call(methods.DELETE_RANGE, pb.DeleteRangeRequest(key=key))
         return int(response.header.revision)
 
-    async def delete_prefix(self, prefix: bytes) -> int:
-        """Delete every key under `prefix` at once; returns how many there were."""
-        request = pb.DeleteRangeRequest(key=prefix or b"\0", range_end=prefix_end(prefix))
-        return int((await self.call(methods.DELETE_RANGE, request)).deleted)
-
     async def transact(self, ops: Iterable[Op | Sequence[Op]]) -> int:
         """Write `ops` in order; returns the revision of the last transaction, 0 for no ops.
 
@@ -215,6 +210,11 @@ class EtcdClient:
         )
         write = _request_op(Put(key, value, lease))
         return bool((await self._write([unchanged], [write])).succeeded)
+
+    async def check_fence(self) -> None:
+        """Fenced where the fence does not hold now: asked right before what no transaction can do."""
+        if self.fence is not None and not (await self._write([], [])).succeeded:
+            raise Fenced(_FENCED)
 
     async def _write(self, conditions: Sequence[Any], operations: Iterable[Any]) -> Any:
         """One transaction: etcd's response."""

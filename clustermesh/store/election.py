@@ -7,6 +7,8 @@ Rules (those of etcd's own concurrency package)
 - Who led and finds another leading is deposed, and does not stand again. So is who was cut off and finds its key gone:
   another one may have led meanwhile, and have ended. Who saw its key go and nobody come, or an etcd that began anew,
   makes another key and leads on.
+- Nobody stands, and nobody leads after having stood by, where the owner says that it is not for us: another etcd may be
+  there by now, also under who led.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import aclosing, suppress
-from typing import Final
+from typing import Final, Protocol
 
 from clustermesh.errors import ClusterMeshError, Refused
 from clustermesh.store.backoff import Backoff
@@ -29,6 +31,20 @@ TTL: Final = 2
 _LOG: Final = logging.getLogger(__name__)
 
 
+class Owner(Protocol):
+    """Says whether we may write in an etcd at all."""
+
+    @property
+    def waiting(self) -> str:
+        """Why not, or what is waited for to know; "" where we may."""
+
+    async def wait(self) -> None:
+        """Until we may."""
+
+    async def look(self) -> bool:
+        """Whether we may now."""
+
+
 class Election:
     """Stands at `place` (a prefix) under `name` while `run` runs. `client` has no fence; `fenced` gets ours.
 
@@ -36,15 +52,25 @@ class Election:
     have, after this one: end then, and stand anew with nothing in mind.
     """
 
-    def __init__(self, client: EtcdClient, fenced: EtcdClient, place: bytes, name: str, ttl: int = TTL) -> None:
+    def __init__(
+        self, client: EtcdClient, fenced: EtcdClient, owner: Owner, place: bytes, name: str, ttl: int = TTL
+    ) -> None:
         self.leading, self.following, self.deposed = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.on_lead: Callable[[], None] = lambda: None  # called whenever there is a new fence
         self.leader = ""  # the name under which the leader stands
         self.error = ""  # why etcd does not let us stand
-        self._client, self._fenced, self._place, self._name, self._ttl = client, fenced, place, name, ttl
+        self._client, self._fenced, self._owner = client, fenced, owner
+        self._place, self._name, self._ttl = place, name, ttl
         self._standing: dict[bytes, tuple[int, bytes]] = {}  # key -> when it was made, and by whom
         self._key = b""
-        fenced.fence = Fence(place, 0)
+        self._first = fenced.fence = Fence(place, 0)
+
+    @property
+    def waiting(self) -> str:
+        """What is waited for before it is known who leads, or before who does may write; "" for nothing."""
+        if self._owner.waiting or self.leading.is_set() or self.following.is_set():
+            return self._owner.waiting
+        return ": ".join(["who leads is not known yet", *filter(None, [self.error])])
 
     async def run(self) -> None:
         """Until cancelled, which gives way to the next at once."""
@@ -75,6 +101,7 @@ class Election:
     async def _renew(self, lease: int) -> int:
         """Renew `lease`, or get another one where it is gone; our key on it is made where there is none."""
         if not lease or not (await self._client.keep_alive([lease])).get(lease):
+            await self._owner.wait()
             lease, self._key = await self._client.grant(self._ttl), b""
         key = self._place + b"%x" % lease
         if key not in self._standing:
@@ -95,6 +122,7 @@ class Election:
             async for item in items:
                 if isinstance(item, Listed | Changed):
                     self._take(item)
+                    await self._lead()
 
     def _take(self, item: Listed | Changed) -> None:
         if isinstance(item, Listed):  # one page holds all that ever stand
@@ -120,9 +148,10 @@ class Election:
     def _follow(self, first: bytes) -> None:
         made, name = self._standing[first]
         self.leader = name.decode(errors="replace")
+        self._first = Fence(first, made)
         if first == self._key:
-            self._lead(Fence(first, made))
-        elif self.leading.is_set():
+            return
+        if self.leading.is_set():
             self._depose(f"no longer leads, {self.leader} does")
         else:
             self.following.set()
@@ -133,8 +162,13 @@ class Election:
         self._fenced.fence = Fence(self._place, 0)
         self.deposed.set()
 
-    def _lead(self, fence: Fence) -> None:
-        if self.deposed.is_set() or fence == self._fenced.fence:
+    async def _lead(self) -> None:
+        """Where our key is the first."""
+        fence = self._first
+        if fence.key != self._key or self.deposed.is_set() or fence == self._fenced.fence:
+            return
+        if self.following.is_set() and not self.leading.is_set() and not await self._owner.look():
+            self._depose("does not lead: what it was told is its etcd is not")
             return
         self._fenced.fence = fence
         if not self.leading.is_set():

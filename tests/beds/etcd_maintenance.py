@@ -1,4 +1,4 @@
-"""What etcdctl does by hand: defragment, take an alarm back, let another member lead."""
+"""What etcdctl does by hand: defragment, take an alarm back, let another member lead, delete whatever there is."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from clustermesh.store import endpoint, methods
 from clustermesh.store import rpc_pb2 as pb
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.local import LocalEtcd
+from clustermesh.store.operations import prefix_end
 
 _PATIENCE = 30.0
 
@@ -22,6 +23,12 @@ async def make_room(etcd: LocalEtcd) -> None:
     member = (await _status(etcd)).header.member_id
     await _ask(etcd, "Defragment", b"")
     await _ask(etcd, "Alarm", b"\x08\x02\x10" + _varint(member) + b"\x18\x01")
+
+
+async def delete_prefix(client: EtcdClient, prefix: bytes) -> int:
+    """Delete every key under `prefix` at once; returns how many there were."""
+    request = pb.DeleteRangeRequest(key=prefix, range_end=prefix_end(prefix))
+    return int((await client.call(methods.DELETE_RANGE, request)).deleted)
 
 
 async def find_leader(members: Sequence[LocalEtcd]) -> LocalEtcd:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from etcd_maintenance import delete_prefix
+
 from clustermesh.errors import ClusterMeshError
 from clustermesh.store.client import EtcdClient
 
@@ -59,5 +61,5 @@ async def write_until_refused(client: EtcdClient) -> None:
 
 async def throw_away(client: EtcdClient) -> None:
     """What `write_until_refused` wrote, and its history."""
-    await client.delete_prefix(BALLAST)
+    await delete_prefix(client, BALLAST)
     await client.compact((await client.range(b"cilium/")).revision)

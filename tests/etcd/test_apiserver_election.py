@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 from apiserver_bed import PATIENCE, Bed, manifests, page, pods, until_page
+from etcd_maintenance import delete_prefix
 from ports import free_port
 from test_apiserver_restart import heard
 
+from clustermesh.store import auth
 from clustermesh.store.client import EtcdClient, Fence, Fenced
 from clustermesh.store.operations import KeyValue
 from clustermesh.wire import keys
@@ -117,12 +119,12 @@ async def test_a_leader_whose_key_somebody_removes_leads_on(tmp_path: Path) -> N
         await bed.etcd.start()
         async with bed.running():
             await bed.until_synced()
-            assert await bed.client.delete_prefix(keys.API_SERVER_LEADERS)
+            assert await delete_prefix(bed.client, keys.API_SERVER_LEADERS)
             bed.write("shop.yaml", manifests("10.1.0.6"))
             await bed.until(lambda found: b"10.1.0.6" in found[CART].value)
 
 
-async def test_a_fence_guards_every_write(client: EtcdClient) -> None:
+async def test_a_fence_guards_every_write_and_change_of_users(client: EtcdClient) -> None:
     await client.put(b"leader", b"")
     made = (await client.range(b"leader")).revision
     client.fence = Fence(b"leader", made)
@@ -136,7 +138,10 @@ async def test_a_fence_guards_every_write(client: EtcdClient) -> None:
                 continue
             with pytest.raises(Fenced):
                 await attempt
+        with pytest.raises(Fenced):
+            await auth.enable(client)
     client.fence = Fence(b"nobody", made)
     assert not await client.swap(b"c", 0, b"1")
     client.fence = None
+    assert not await auth.list_users(client)
     assert {kv.key: kv.value for kv in (await client.range(b"")).kvs} == {b"a": b"1", b"b": b"1", b"leader": b""}

@@ -5,6 +5,7 @@ import socket
 from contextlib import suppress
 
 import pytest
+from etcd_maintenance import delete_prefix
 from tcp_proxy import TcpProxy, port_of
 
 from clustermesh.errors import Refused, Unavailable
@@ -73,7 +74,7 @@ async def test_a_prefix_takes_in_neither_its_neighbours_nor_less_than_everything
     assert [kv.key for kv in (await client.range(b"a/", page=2)).kvs] == [b"a/", b"a/1", b"a/\xff", b"a/\xff\xff"]
     assert [kv.key for kv in (await client.range(b"\xff", page=1)).kvs] == [b"\xff", b"\xff\xff"]
     assert [kv.key for kv in (await client.range(b"", page=2)).kvs] == sorted(keys)
-    assert await client.delete_prefix(b"a/") == 4
+    assert await delete_prefix(client, b"a/") == 4
 
 
 async def test_pages_are_of_one_revision_though_others_write_meanwhile(client: EtcdClient) -> None:

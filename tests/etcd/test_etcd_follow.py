@@ -1,5 +1,6 @@
 """List and watch: what is told, in what pieces, and across compactions."""
 
+from etcd_maintenance import delete_prefix
 from mirror import Mirror, answering, content
 from tcp_proxy import TcpProxy, port_of
 
@@ -86,7 +87,7 @@ async def test_twelve_megabytes_deleted_in_one_revision_arrive_in_fragments_and_
     async with Mirror(client, b"p/") as mirror:
         await mirror.until_listed()
         assert len(mirror.table) == 1200
-        assert await client.delete_prefix(b"p/") == 1200
+        assert await delete_prefix(client, b"p/") == 1200
         await mirror.until_table({})
         assert await _count_messages(client, b"p/", mirror.items[-1].revision) > 1
     assert [len(item.events) for item in mirror.items] == [1200, 1200]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from etcd_maintenance import delete_prefix
 from mirror import Mirror
 from tcp_proxy import TcpProxy, port_of
 
@@ -22,7 +23,7 @@ async def test_what_is_cut_in_a_fragment_is_told_whole_or_not_at_all(
     async with TcpProxy(port_of(etcd)) as proxy, Mirror(make_client(proxy.url), b"p/") as mirror:
         await mirror.until_table(KEYS)
         await proxy.ration(size)
-        assert await client.delete_prefix(b"p/") == len(KEYS)
+        assert await delete_prefix(client, b"p/") == len(KEYS)
         accepted = proxy.accepted
         await mirror.until(lambda: bool(mirror.errors) and (proxy.accepted > accepted + 1 or not mirror.table))
         assert mirror.table in (KEYS, {})

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from etcd_maintenance import delete_prefix
 from mirror import Mirror as Reader
 from mirror_bed import QUICK, MirrorBed, beating
 from state_sink import StateSink
@@ -171,7 +172,7 @@ async def test_a_changed_id_begins_anew(bed: MirrorBed) -> None:
     beta = await bed.peer()
     async with bed.running(), beating(beta):
         await bed.until_cached(beta)
-        await beta.client.delete_prefix(keys.STATE)
+        await delete_prefix(beta.client, keys.STATE)
         beta.id = 4
         await beta.publish()
         found = await bed.until_cached(beta)
@@ -264,7 +265,7 @@ async def test_a_cluster_that_is_copied_itself_is_read_from_its_copies(bed: Mirr
     beta = await bed.peer()
     for key, value in (await beta.copy()).items():
         await beta.client.put(key, value)
-    await beta.client.delete_prefix(keys.STATE)
+    await delete_prefix(beta.client, keys.STATE)
     for kind in ("nodes", "identities", "ip", "services"):
         await beta.client.put(keys.canary_key("beta", kind, cached=True), b"now")
     await beta.write_config(ClusterConfig(id=2, synced_canaries=True, cached=True, max_connected_clusters=255))

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import processes
 import pytest
-from apiserver_bed import NO_AGENTS, PATIENCE, Bed, manifests, pods
+from apiserver_bed import NO_AGENTS, PATIENCE, Bed, manifests, pods, until_page
 from mirror_bed import QUICK
 from ports import free_port
 
 from clustermesh.apiserver.server import run
 from clustermesh.apiserver.settings import Settings, of_folder
+from clustermesh.errors import Unavailable
 from clustermesh.mirror.server import run as run_mirror
 from clustermesh.model import Cluster
 from clustermesh.sources.folder import FolderSource
 from clustermesh.store.auth import list_users
+from clustermesh.store.local import LocalEtcd
 from clustermesh.wire import keys
 
 ALPAH = Cluster(name="alpah", id=9)
@@ -151,3 +154,80 @@ async def test_a_mirror_leaves_alone_what_no_mirror_writes(bed: Bed, tmp_path: P
         await bed.until(lambda found: not found.keys() & copies.keys())
         await asyncio.sleep(1.0)
         assert {key: kv.value for key, kv in (await bed.all()).items() if key in foreign} == foreign
+
+
+COUNT = b"count"
+BETAS = {
+    keys.cluster_config_key("beta"): CONFIG.replace(b":1,", b":2,", 1),
+    keys.canary_key("beta", "services"): b"now",
+    keys.service_key("beta", "shop", "cart"): b"{}",
+    keys.AGENTS + b"n1": b"{}",
+}
+
+
+@pytest.fixture
+async def betas(bed: Bed) -> AsyncIterator[LocalEtcd]:
+    """An etcd where alpha's is, with what beta has there, and nobody's users; it does not run."""
+    await bed.etcd.stop()
+    made = bed.make_etcd("betas")
+    await made.start()
+    for key, value in BETAS.items():
+        await bed.client.put(key, value)
+    await made.stop()
+    yield made
+    made.kill()
+
+
+@pytest.mark.parametrize("own", [100, 0], ids=["younger", "older"])
+async def test_an_etcd_that_is_exchanged_for_another_clusters_under_a_leader_is_left_alone(
+    bed: Bed, betas: LocalEtcd, own: int
+) -> None:
+    """Also where its revisions are lower than those of the own one, as in one that began anew."""
+    await bed.etcd.start()
+    await count(bed, own)
+    async with bed.running():
+        await bed.until_synced()
+        before, users = await bed.data(), await list_users(bed.client)
+        await bed.etcd.stop()
+        await betas.start()
+        await count(bed, 101 - own)
+        await until_page(bed, "/readyz", "is that of cluster beta, and this is alpha")
+        bed.write("more.yaml", manifests("10.1.0.9", name="more"))
+        await asyncio.sleep(2.0)
+        found = await bed.all()
+        assert {key: kv.value for key, kv in found.items() if key != COUNT} == BETAS
+        assert not await list_users(bed.client)
+        await betas.stop()
+        await bed.etcd.start()
+        await bed.until(lambda found: keys.service_key("alpha", "shop", "more") in found)
+        await until_page(bed, "/readyz", "ok")
+        after = await bed.data()
+        assert {key: after.get(key) for key in before} == before
+        assert await list_users(bed.client) == users
+
+
+async def test_a_mirror_leaves_an_etcd_alone_that_is_exchanged_for_another_clusters(
+    bed: Bed, betas: LocalEtcd, tmp_path: Path
+) -> None:
+    http, copy = f"127.0.0.1:{free_port()}", keys.cluster_config_key("gone")
+    (tmp_path / "none").mkdir()
+    await bed.etcd.start()
+    async with processes.serving(run_mirror(of_folder(bed.context), tmp_path / "none", [http], QUICK)):
+        await processes.until_page(http, "/readyz", "ok")
+        await count(bed, 50)
+        await bed.etcd.stop()
+        await betas.start()
+        await count(bed, 1)
+        await bed.client.put(copy, CONFIG.replace(b'":true', b'":true,"cached":true', 1))
+        await processes.until_page(http, "/readyz", "is that of cluster beta, and this is alpha")
+        await asyncio.sleep(2.0)
+        assert set(await bed.all()) == {*BETAS, copy, COUNT}
+
+
+async def count(bed: Bed, number: int) -> None:
+    """Make etcd's revision so much higher, whichever etcd that is by now."""
+    async with asyncio.timeout(PATIENCE):
+        while number:
+            with suppress(Unavailable):
+                await bed.client.put(COUNT, b"")
+                number -= 1
