@@ -17,6 +17,7 @@ from clustermesh.mesh.state import MeshState
 
 _SHOWN = 20  # problems of one kind
 _NAMED = 3  # things with one and the same problem
+_MAKE_ROOM = "have some clusters say less, or disconnect one: `clustermesh node limits` tells who has how much"
 _MAP_DIFF = "it is tried again by itself; what is missing is in `clustermesh node map diff`"
 
 
@@ -94,10 +95,10 @@ def _refused(cluster: str, refusals: Refusals, is_own: bool) -> Iterable[tuple[s
     """One for each table that is full, and for each reason, with the first names and the first sentence."""
     full = refusals.of("tables")
     for refusal in full.values():
-        yield (
-            f"{cluster} {refusal.why} ({refusal.reason})",
-            "raise clustermesh-limits in its peer file, or have it say less",
-        )
+        remedy = "raise clustermesh-limits in its peer file, or have it say less"
+        if refusal.reason is Reason.FULL:
+            remedy = _MAKE_ROOM
+        yield f"{cluster} {refusal.why} ({refusal.reason})", remedy
     for reason, found in sorted(refusals.first(_NAMED + len(full)).items()):
         named = {name: why for name, why in found.items() if not name.startswith("tables/")}
         count = refusals.counts[reason] - sum(each.entries for each in full.values() if each.reason is reason)
@@ -108,6 +109,8 @@ def _refused(cluster: str, refusals: Refusals, is_own: bool) -> Iterable[tuple[s
         remedy = "correct them" if is_own else f"have them corrected in {cluster}"
         if reason is Reason.WAITING:
             remedy = "they are used once it is"
+        if reason is Reason.FULL:
+            remedy = _MAKE_ROOM
         yield (
             f"{entries} refused and not used ({reason}): {names}: {next(iter(named.values()))}",
             f"{remedy}, all are in `clustermesh node refused`",

@@ -153,11 +153,12 @@ class Status:
         return len(set[tuple[str, str]]().union(*shared))
 
     def limits(self) -> list[dict[str, Any]]:
-        """How much each peer may make this node remember, and how much of it it does."""
+        """How much each peer, and all of them together, may make this node remember, and how much of it they do."""
+        limits = {reader.name: self._state.limits_used(reader.name) for reader in self._readers()[1:]}
         return [
-            {"cluster": reader.name, "limit": name, "used": used, "most": most}
-            for reader in self._readers()[1:]
-            for name, (used, most) in self._state.limits_used(reader.name).items()
+            {"cluster": name, "limit": limit, "used": used, "most": most}
+            for name, each in (limits | {"(all)": self._state.limits_used_together()}).items()
+            for limit, (used, most) in each.items()
         ]
 
     def refused(self) -> list[dict[str, str]]:

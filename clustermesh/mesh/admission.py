@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Hashable, Iterable, Set
+from collections.abc import Hashable, Iterable, Mapping, Set
 from typing import Final, NamedTuple
 
 from clustermesh.address import Address, Prefix, single
-from clustermesh.mesh.authority import Authority, Ground
+from clustermesh.mesh.authority import TOGETHER, Authority, Ground
 from clustermesh.mesh.claims import Holder
-from clustermesh.mesh.holdings import NEVER, NOTHING, OWN, SHARED, Holdings, Objection, Share, Wanted, wanted_by
+from clustermesh.mesh.holdings import NEVER, NOTHING, OWN, Holdings, Objection, Wanted, wanted_by
 from clustermesh.mesh.refusals import Reason, Refusal
 from clustermesh.model import Node
 
@@ -39,8 +39,8 @@ class Verdict(NamedTuple):
 class Admission:
     """The nodes of all clusters. Every change returns the verdicts it led to, those of other nodes included."""
 
-    def __init__(self, own: str, turn: int = _TURN) -> None:
-        self.holdings = Holdings(own)
+    def __init__(self, own: str, turn: int = _TURN, together: Mapping[str, int] = TOGETHER) -> None:
+        self.holdings = Holdings(own, together)
         self._turn = turn
         self._refused: dict[Holder, tuple[Wanted, Hashable]] = {}  # and by what
         self._blocked: dict[tuple[Hashable, bool], dict[Holder, None]] = {}  # by what stands in the way, and if own
@@ -179,8 +179,8 @@ class Admission:
         moved = frozenset({*before.claims, *map(single, left)} ^ {*after.claims, *map(single, homeless)})
         verdicts.append(Verdict(holder, objection and objection.refusal, moved))
         freed: list[Hashable] = [*({*before.claims, before.key, *left} - {*after.claims, after.key, ""})]
-        now = zip(SHARED, shares, holdings.shares(holder.cluster), strict=True)
-        return freed + [Share(holder.cluster, kind) for kind, had, has in now if has < had]
+        has = holdings.shares(holder.cluster)
+        return freed + [share for share, had in shares.items() if has[share] < had]
 
     def _object(self, holder: Holder, wanted: Wanted, kept: Wanted) -> Objection | None:
         """A bug of ours that a node has found is that node's problem: it may be asked for in anybody's turn."""

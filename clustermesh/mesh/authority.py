@@ -47,6 +47,10 @@ _KEYS: Final[Mapping[str, int]] = MappingProxyType(
 )
 """Of endpoints half of what the kernel's map has room for: one cluster never takes it all from the others."""
 
+TOGETHER: Final[Mapping[str, int]] = MappingProxyType({"endpoints": 384_000, "backends": 98_304, "prefixes": 12_288})
+"""What all peers together may have of what the kernel has maps for (ipcache, lb_backends, ipcache_cidr): three quarters
+of each. The rest is the own cluster's, whose new pods and services find room whatever peers say."""
+
 
 class Limits(Struct, frozen=True, kw_only=True):
     """How much another cluster may make this one remember; beyond that its entries are refused. `keys` is by kind."""
@@ -55,7 +59,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     listing_bytes: int = 512 << 20
     value_bytes: int = 2 << 20  # etcd takes 1.5 MiB at most, unless it is told otherwise
     service_backends: int = 10_000  # beyond that a value is not even read: see entries.MOST_BACKENDS
-    backends: int = 100_000  # of all its services together; the kernel's map has room for 131,072
+    backends: int = TOGETHER["backends"]  # addresses and ports, of all its services together
     copied_bytes: int = 512 << 20  # of all its entries together, in a mirror, with some 500 for each key
     node_prefixes: int = 64  # pod CIDRs and addresses of one node
     # Of all its nodes, those that are refused included: pod CIDRs (the kernel's map has room for 16,384); addresses.

@@ -8,14 +8,15 @@ before this one has kept stood beside its services: while that is restored no se
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Set
+from collections.abc import Hashable, Mapping, Set
 from typing import Final, NamedTuple
 
 from clustermesh.address import Address, Prefix, masked, nobodys, prefix_text, single, text
 from clustermesh.mesh.address_index import AddressBook
-from clustermesh.mesh.authority import Authority, Ground, Place, judge_address, judge_prefix
+from clustermesh.mesh.authority import TOGETHER, Authority, Ground, Place, judge_address, judge_prefix
 from clustermesh.mesh.claims import Claim, Claims, Holder
 from clustermesh.mesh.refusals import Reason, Refusal
+from clustermesh.mesh.room import SharedRoom
 from clustermesh.model import Node
 
 
@@ -45,7 +46,7 @@ class Objection(NamedTuple):
 
 
 class Share(NamedTuple):
-    """What all nodes of a cluster have of one kind, as it is called in Wanted and in Limits."""
+    """What all nodes of a cluster ("": of all peers) have of one kind, as it is called in Wanted and in Limits."""
 
     cluster: str
     kind: str
@@ -57,6 +58,7 @@ TOO_LONG: Final = object()  # as that, and nothing of the node was looked at
 OWN: Final = object()  # that the own cluster is not known yet
 _NOBODY: Final = Holder("", "")
 SHARED: Final = {"prefixes": "pod CIDRs", "addresses": "addresses"}
+OF_ALL: Final = Share("", "prefixes")
 _NAMEABLE: Final = frozenset({Reason.NOT_ALLOWED, Reason.LOCAL})  # what an operator may allow all the same
 _NOT_YET: Final = Refusal(Reason.WAITING, "waits until this cluster's own nodes are known")
 
@@ -72,8 +74,9 @@ def wanted_by(node: Node) -> Wanted:
 class Holdings:
     """Who holds what. `standing` are the nodes that stand, with what they do."""
 
-    def __init__(self, own: str) -> None:
+    def __init__(self, own: str, together: Mapping[str, int] = TOGETHER) -> None:
         self.own, self.own_is_known = own, False
+        self.together = SharedRoom(together)
         self.restoring = False
         self.ground = Ground()
         self.claims = Claims()
@@ -98,6 +101,7 @@ class Holdings:
             return
         self.standing[holder] = wanted
         self._share(holder.cluster, wanted, 1)
+        self._fill(holder, wanted, 1)
         for prefix in wanted.claims:
             self.claims.claim(holder, prefix)
         if wanted.key:
@@ -108,6 +112,7 @@ class Holdings:
         had = self.standing.pop(holder, NOTHING)
         if had is not NOTHING:
             self._share(holder.cluster, had, -1)
+            self._fill(holder, had, -1)
             for prefix in had.claims:
                 self.claims.withdraw(holder, prefix)
             self._keys.pop(had.key, None)
@@ -144,6 +149,11 @@ class Holdings:
         shares["prefixes"] += sign * len(wanted.prefixes)
         shares["addresses"] += sign * len(wanted.addresses)
 
+    def _fill(self, holder: Holder, wanted: Wanted, sign: int) -> None:
+        """What stands of peers is in the kernel's map."""
+        if holder.cluster != self.own:
+            self.together.use(OF_ALL.kind, sign * len(wanted.prefixes))
+
     # -- what is asked -------------------------------------------------------------------------------------------------
 
     @property
@@ -168,10 +178,12 @@ class Holdings:
             return str(claim.holder)
         return next((str(holder) for _, holder in self._homeless.inside(alone)), "")
 
-    def shares(self, cluster: str) -> tuple[int, int]:
-        """How many pod CIDRs and addresses the nodes of a cluster have, for which there is a limit."""
+    def shares(self, cluster: str) -> dict[Share, int]:
+        """How many pod CIDRs and addresses the nodes of a cluster have, and those of all peers: there are limits."""
         shares = self._shares[cluster]
-        return shares["prefixes"], shares["addresses"]
+        return {Share(cluster, kind): shares[kind] for kind in SHARED} | {
+            OF_ALL: self.together.used.get(OF_ALL.kind, 0)
+        }
 
     def is_taken(self, blocker: Hashable) -> bool:
         """Whether `blocker` is in the way still."""
@@ -180,6 +192,8 @@ class Holdings:
             return clash is not None and clash.prefix == blocker
         if isinstance(blocker, Place):
             return blocker in self.ground.places
+        if blocker == OF_ALL:
+            return not self.together.has_room(OF_ALL.kind, 1)
         if isinstance(blocker, Share):
             most: int = getattr(self.authority(blocker.cluster).limits, blocker.kind)
             return self._shares[blocker.cluster][blocker.kind] >= most
@@ -212,6 +226,9 @@ class Holdings:
             if shares[kind] + len(getattr(wanted, kind)) > (most := getattr(limits, kind)):
                 why = f"is one too many: the {called} of its cluster would be more than {most}"
                 return Objection(Refusal(Reason.LIMIT, why), Share(authority.name, kind))
+        if not self.together.has_room(OF_ALL.kind, len(wanted.prefixes)):
+            why = f"is one too many: the {SHARED[OF_ALL.kind]} of all peers would be more than"
+            return Objection(Refusal(Reason.FULL, f"{why} {self.together.most[OF_ALL.kind]}"), OF_ALL)
         return None
 
     def _object_to_address(self, holder: Holder, authority: Authority | None, address: Address) -> Objection | None:

@@ -23,7 +23,8 @@ class Reason(StrEnum):
     NOT_HELD = "not-held"  # the cluster has no node with that address or with a pod CIDR around it
     IDENTITY = "identity"  # a number that is not the cluster's to give
     PORT = "port"  # nobody answers at port 0
-    LIMIT = "limit"  # there are too many
+    LIMIT = "limit"  # its cluster has too many
+    FULL = "full"  # all peers together have
     WAITING = "waiting"  # the own cluster is not known yet
 
 

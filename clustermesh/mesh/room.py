@@ -1,4 +1,4 @@
-"""How much of what one peer says is taken in, and what there was no room for. Pure.
+"""How much of what peers say is taken in, of each alone and of all together, and what there was no room for. Pure.
 
 What is dropped is forgotten but for its name, so its cluster has to say it again: once something has gone, and with it
 there is room, the table is `short`, and whoever reads it lists it anew.
@@ -6,48 +6,95 @@ there is room, the table is `short`, and whoever reads it lists it anew.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any, Final
 
-from clustermesh.mesh.authority import Limits
+from clustermesh.mesh.authority import TOGETHER, Limits
 from clustermesh.mesh.refusals import Reason, Refusal, Refusals
 from clustermesh.model import Service
+from clustermesh.wire.kinds import SERVICES
 
 MOST_NAMED: Final = 10_000  # a peer full of what is dropped must not fill this node's memory
+_BACKENDS: Final = "backends"
+
+
+class SharedRoom:
+    """What all peers have together of what the kernel's maps bound, and who waits for room there."""
+
+    def __init__(self, most: Mapping[str, int] = TOGETHER) -> None:
+        self.most, self.used = most, dict.fromkeys(most, 0)
+        self._waiting: dict[str, dict[Room, None]] = {}
+
+    def has_room(self, what: str, more: int) -> bool:
+        return what not in self.used or self.used[what] + more <= self.most[what]
+
+    def wait(self, what: str, room: Room) -> None:
+        """`room` is told once there is less of `what`."""
+        self._waiting.setdefault(what, {})[room] = None
+
+    def use(self, what: str, more: int) -> None:
+        """So many more, or fewer."""
+        if what in self.used:
+            self.used[what] += more
+        if more < 0 and self._waiting:
+            for room in self._waiting.pop(what, ()):
+                room.may_have_more(SERVICES if what == _BACKENDS else what)
 
 
 class Room:
-    """Of one peer, by kind. What is not used is said in `refusals`."""
+    """Of one peer, by kind, in `shared`. What is not used is said in `refusals`."""
 
-    def __init__(self, refusals: Refusals) -> None:
+    def __init__(self, refusals: Refusals, shared: SharedRoom) -> None:
         self.short: set[str] = set()  # kinds of which something was dropped, and something has gone since
-        self._refusals = refusals
+        self._refusals, self._shared = refusals, shared
+        self._used = Counter[str]()  # by kind, and the backends of all its services together
         self._dropped: dict[str, dict[Any, None]] = {}
         self._more: set[str] = set()  # kinds of which some were dropped without a name: there are too many
-        self._why: dict[str, str] = {}
-        self.backends = 0  # of all its services together
+        self._objections: dict[str, Refusal] = {}
+
+    @property
+    def backends(self) -> int:
+        """Addresses and ports, of all its services together."""
+        return self._used[_BACKENDS]
 
     def dropped(self, kind: str) -> dict[Any, None]:
         """The names of what was dropped of `kind`, or of the first of them."""
         return self._dropped.get(kind, {})
 
-    def take(self, kind: str, name: Any, before: Any, value: Any, held: int, limits: Limits) -> bool:
-        """Whether there is room for `value` in the place of `before`, where `held` entries of `kind` are held."""
-        backends = self.backends + _backends(value) - _backends(before)
-        if value is not None and (why := self._objection(kind, before, held, backends, limits)):
-            self._drop(kind, name, f"has more than {why}, which is the limit")
+    def take(self, kind: str, name: Any, before: Any, value: Any, limits: Limits) -> bool:
+        """Whether there is room for `value` in the place of `before`."""
+        entries = (value is not None) - (before is not None)
+        backends = _backends(value) - _backends(before) if kind == SERVICES else 0
+        if (entries > 0 or backends > 0) and (objection := self._object(kind, entries, backends, limits)):
+            self._drop(kind, name, objection)
             return False
-        freed = before is not None and (value is None or backends < self.backends)
-        self.backends = backends
+        if entries:
+            self._use(kind, entries)
+        if backends:
+            self._use(_BACKENDS, backends)
         if kind in self._dropped:
             self._forget(kind, name)
-            if freed and kind in self._dropped:
-                self.short.add(kind)
+            if entries < 0 or backends < 0:
+                self.may_have_more(kind)
         return True
 
     def listed(self, kind: str) -> None:
         """All of `kind` was said anew: it had room, or it was dropped again."""
         if kind in self.short:
             self.clear(kind)
+
+    def empty(self, kind: str) -> None:
+        """Nothing of `kind` is held any more."""
+        self._use(kind, -self._used[kind])
+        if kind == SERVICES:
+            self._use(_BACKENDS, -self.backends)
+        self.clear(kind)
+
+    def leave(self) -> None:
+        """Nothing at all is."""
+        for kind in list(self._used):
+            self.empty(kind)
 
     def clear(self, kind: str) -> None:
         """Nothing of `kind` is dropped."""
@@ -60,27 +107,46 @@ class Room:
         """They are others now: whatever was dropped may have room."""
         self.short.update(self._dropped)
 
-    def _objection(self, kind: str, before: Any, held: int, backends: int, limits: Limits) -> str:
-        limit = limits.keys.get(kind)
-        if before is None and limit is not None and held >= limit:
-            return f"{limit} {kind}"
-        return f"{limits.backends} backends in all its services" if self.backends < backends > limits.backends else ""
+    def may_have_more(self, kind: str) -> None:
+        """Something has gone, here or of another peer's."""
+        if kind in self._dropped:
+            self.short.add(kind)
 
-    def _drop(self, kind: str, name: Any, why: str) -> None:
+    def _use(self, what: str, more: int) -> None:
+        self._used[what] += more
+        self._shared.use(what, more)
+
+    def _object(self, kind: str, entries: int, backends: int, limits: Limits) -> Refusal | None:
+        limit = limits.keys.get(kind)
+        if entries > 0 and limit is not None and self._used[kind] >= limit:
+            return Refusal(Reason.LIMIT, f"has more than {limit} {kind}, which is the limit")
+        if backends > 0 and self.backends + backends > limits.backends:
+            why = f"has more than {limits.backends} backends in all its services, which is the limit"
+            return Refusal(Reason.LIMIT, why)
+        if entries > 0 and not self._shared.has_room(kind, entries):
+            return self._wait(kind)
+        return self._wait(_BACKENDS) if backends > 0 and not self._shared.has_room(_BACKENDS, backends) else None
+
+    def _wait(self, what: str) -> Refusal:
+        self._shared.wait(what, self)
+        why = f"finds no room, for all peers together have {self._shared.most[what]} {what} at most"
+        return Refusal(Reason.FULL, why)
+
+    def _drop(self, kind: str, name: Any, objection: Refusal) -> None:
         dropped = self._dropped.setdefault(kind, {})
         if len(dropped) < MOST_NAMED:
             dropped[name] = None
         elif name not in dropped:
             self._more.add(kind)
         self.short.discard(kind)
-        self._tell(kind, why)
+        self._objections[kind] = objection
+        self._tell(kind)
 
-    def _tell(self, kind: str, why: str) -> None:
-        dropped = self._dropped[kind]
+    def _tell(self, kind: str) -> None:
+        (reason, why, _), dropped = self._objections[kind], self._dropped[kind]
         number = f"{MOST_NAMED} or more" if kind in self._more else len(dropped)
-        self._why[kind] = why
-        said = f"{why}: {number} {kind} are not used"
-        self._refusals.set("tables", kind, Refusal(Reason.LIMIT, said, max(len(dropped), 1)))
+        refusal = Refusal(reason, f"{why}: {number} {kind} are not used", max(len(dropped), 1))
+        self._refusals.set("tables", kind, refusal)
 
     def _forget(self, kind: str, name: Any) -> None:
         dropped = self._dropped[kind]
@@ -88,10 +154,11 @@ class Room:
         if not dropped and kind not in self._more:
             self.clear(kind)
             return
-        self._tell(kind, self._why[kind])
+        self._tell(kind)
         if not dropped:  # whether there are any left is what a list will say
             self.short.add(kind)
 
 
-def _backends(value: Any) -> int:
-    return len(value.backends) if isinstance(value, Service) else 0
+def _backends(service: Service | None) -> int:
+    """As many as the kernel's map may have of it."""
+    return 0 if service is None else sum(len(ports) or 1 for ports in service.backends.values())

@@ -29,7 +29,7 @@ class Rulings:
 
     def __init__(self, cluster: str, view: View, holdings: Holdings) -> None:
         self.refusals = Refusals()
-        self.room = Room(self.refusals)
+        self.room = Room(self.refusals, holdings.together)
         self._cluster, self._view, self._holdings = cluster, view, holdings
         self._trimmed: dict[ServiceName, Service] = {}  # without the backends that are not its to name
         self._endpoints = AddressIndex(view.endpoints)
@@ -61,11 +61,11 @@ class Rulings:
     def forget(self, kind: str) -> None:
         """The view has another, empty table of `kind`."""
         self.refusals.clear(kind)
-        self.room.clear(kind)
+        self.room.empty(kind)
         if kind == "endpoints":
             self._endpoints = AddressIndex(self._view.endpoints)
         elif kind == "services":
-            self._trimmed, self._backends, self.room.backends = {}, AddressBook(), 0
+            self._trimmed, self._backends = {}, AddressBook()
 
     def all_of(self, kind: str) -> Iterator[Address | ServiceName]:
         """The names of all that is judged of `kind`."""

@@ -21,10 +21,10 @@ from msgspec.structs import replace
 from clustermesh.address import BITS, Address, Prefix, single
 from clustermesh.mesh.address_index import outermost
 from clustermesh.mesh.admission import Admission, Verdict
-from clustermesh.mesh.authority import Authority, Ground
+from clustermesh.mesh.authority import TOGETHER, Authority, Ground
 from clustermesh.mesh.claims import Holder
 from clustermesh.mesh.doubts import TURN, Doubts
-from clustermesh.mesh.holdings import SHARED
+from clustermesh.mesh.holdings import SHARED, Share
 from clustermesh.mesh.refusals import Reason, Refusal, Refusals
 from clustermesh.mesh.rulings import Rulings
 from clustermesh.mesh.view import KINDS, ServiceName, View
@@ -35,7 +35,7 @@ from clustermesh.wire.local import from_shared
 class MeshState:
     """Every cluster's view, the own one included under its own name."""
 
-    def __init__(self, own: str, turn: int = TURN) -> None:
+    def __init__(self, own: str, turn: int = TURN, together: Mapping[str, int] = TOGETHER) -> None:
         self.own = own
         self.views: dict[str, View] = {}
         self.withheld: set[str] = set()  # clusters whose services are known and not used yet
@@ -43,7 +43,7 @@ class MeshState:
         self.on_verdict: list[Callable[[str], None]] = []  # told of each cluster of whose nodes something was decided
         self._rulings: dict[str, Rulings] = {}
         self._order: list[str] = []  # the own cluster first
-        self._admission = Admission(own)
+        self._admission = Admission(own, together=together)
         self.holdings = self._admission.holdings
         self._doubts = Doubts(turn)
         # Whose entries at an address, or of a name, are to be decided on again: addresses of theirs changed hands.
@@ -57,7 +57,7 @@ class MeshState:
         """Take in that `cluster` has `value` at `name`. What it replaces is forgotten; equal values change nothing."""
         table = (self.views.get(cluster) or self._view(cluster)).table(kind)
         before = table.get(name)
-        if not self._has_room(cluster, kind, name, before, value, len(table)) or before == value:
+        if not self._has_room(cluster, kind, name, before, value) or before == value:
             return
         table[name] = value
         self._changed(cluster, kind, name, before, value)
@@ -67,9 +67,8 @@ class MeshState:
         view = self.views.get(cluster)
         if view is None:
             return
-        table = view.table(kind)
-        before = table.pop(name, None)
-        self._has_room(cluster, kind, name, before, None, len(table))
+        before = view.table(kind).pop(name, None)
+        self._has_room(cluster, kind, name, before, None)
         if before is not None:
             self._changed(cluster, kind, name, before, None)
 
@@ -100,7 +99,7 @@ class MeshState:
     def _drop(self, cluster: str) -> None:
         """Nothing is decided on for each of hundreds of thousands that go with all they could rest on."""
         view = self.views.pop(cluster)
-        del self._rulings[cluster]
+        self._rulings.pop(cluster).room.leave()
         self._order.remove(cluster)
         self.withheld.discard(cluster)
         for name in view.own_names() if cluster == self.own else ():
@@ -199,8 +198,13 @@ class MeshState:
         used: dict[str, tuple[int, int]] = {kind: (len(view.table(kind)), most) for kind, most in limits.keys.items()}
         rulings = self._rulings.get(cluster)
         used["backends"] = (0 if rulings is None else rulings.room.backends, limits.backends)
-        shares = zip(SHARED, self.holdings.shares(cluster), strict=True)
-        return used | {kind: (number, getattr(limits, kind)) for kind, number in shares}
+        shares = self.holdings.shares(cluster)
+        return used | {kind: (shares[Share(cluster, kind)], getattr(limits, kind)) for kind in SHARED}
+
+    def limits_used_together(self) -> dict[str, tuple[int, int]]:
+        """What all peers may fill here, as `limits_used`: the rest is the own cluster's."""
+        together = self.holdings.together
+        return {what: (together.used[what], most) for what, most in together.most.items()}
 
     def names(self, cluster: str, kind: str) -> Set[Any]:
         """The names in a table of `cluster`. Of the kind "refused" those that `refuse` was told of, "unnamed" the
@@ -305,11 +309,11 @@ class MeshState:
             self._order = [self.own, *sorted(name for name in self.views if name != self.own)]
         return view
 
-    def _has_room(self, cluster: str, kind: str, name: Any, before: Any, value: Any, held: int) -> bool:
+    def _has_room(self, cluster: str, kind: str, name: Any, before: Any, value: Any) -> bool:
         if cluster == self.own:
             return True
         limits = self.holdings.authority(cluster).limits
-        return self._rulings[cluster].room.take(kind, name, before, value, held, limits)
+        return self._rulings[cluster].room.take(kind, name, before, value, limits)
 
     def _changed(self, cluster: str, kind: str, name: Any, before: Any, value: Any) -> None:
         if (on_change := _ON_CHANGE.get(kind)) is not None:

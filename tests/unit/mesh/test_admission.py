@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from clustermesh.address import Prefix, contains, masked, nth, overlaps, parse, parse_prefix, single
 from clustermesh.mesh.admission import Admission, Verdict
-from clustermesh.mesh.authority import Authority, Ground, Limits, Place
+from clustermesh.mesh.authority import TOGETHER, Authority, Ground, Limits, Place
 from clustermesh.mesh.claims import Holder
 from clustermesh.mesh.holdings import Holdings, Wanted
 from clustermesh.mesh.refusals import Reason
@@ -32,8 +33,8 @@ def node(cidrs: str, *ips: str, key: str = "") -> Node:
     )
 
 
-def opened() -> Admission:
-    admission = Admission("own")
+def opened(together: Mapping[str, int] = TOGETHER) -> Admission:
+    admission = Admission("own", together=together)
     admission.admit_peers()
     return admission
 
@@ -89,6 +90,16 @@ class TestSize:
         assert reasons(admission.put(EVIL, node("10.9.0.0/24", "192.0.2.9"))) == [None]
         admission.put(holders[0], None)
         assert admission.holdings.standing.keys() == {*holders[1:], EVIL}
+
+    def test_all_peers_have_so_many_pod_cidrs_together_and_another_node_once_there_is_room(self) -> None:
+        admission = opened({"prefixes": 2})
+        admission.put(PEER, node("10.1.0.0/24", "192.0.2.1"))
+        (verdict,) = admission.put(EVIL, node("10.2.0.0/24 10.3.0.0/24", "192.0.2.2"))
+        assert verdict.refusal == (Reason.FULL, "is one too many: the pod CIDRs of all peers would be more than 2", 1)
+        assert reasons(admission.put(PEER, node("10.4.0.0/24", "192.0.2.1"))) == [None]
+        assert reasons(admission.put(OWN, node("10.5.0.0/24 10.6.0.0/24 10.7.0.0/24", "192.0.2.3"))) == [None]
+        assert reasons(admission.put(PEER, None)) == [None, None]
+        assert admission.holdings.standing.keys() == {OWN, EVIL}
 
     def test_a_cluster_at_its_limit_may_still_change_what_it_has(self) -> None:
         admission = opened()

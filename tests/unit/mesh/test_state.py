@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from clustermesh.address import Address, Prefix, contains, overlaps, parse, parse_prefix, single
-from clustermesh.mesh.authority import Authority, Ground, Limits, Place
+from clustermesh.mesh.authority import TOGETHER, Authority, Ground, Limits, Place
 from clustermesh.mesh.holdings import wanted_by
 from clustermesh.mesh.refusals import Reason, Refusal, Refusals
 from clustermesh.mesh.rulings import Rulings
@@ -51,9 +51,9 @@ def pod(ip: str, identity: int = 131080) -> Endpoint:
     return Endpoint(ip=parse(ip), identity=identity)
 
 
-def opened() -> MeshState:
+def opened(together: Mapping[str, int] = TOGETHER) -> MeshState:
     """Nothing is known of the own cluster, and that is all there is to know of it."""
-    state = MeshState("own")
+    state = MeshState("own", together=together)
     state.admit_peers()
     for peer in ("beta", "gamma"):
         state.authorize(Authority(name=peer))
@@ -496,6 +496,68 @@ class TestRoom:
         assert limits.prefixes < sizes["ipcache_cidr"]
         assert limits.backends < sizes["lb_backends"]
         assert limits.keys["services"] < sizes["lb_services"]
+
+    def test_all_peers_together_leave_a_quarter_of_each_map_to_the_own_cluster(self) -> None:
+        layouts = (Path(__file__).parents[3] / "bpf" / "layouts.h").read_text()
+        sizes = {name: int(size) for name, size in re.findall(r"DECLARE_MAP\((\w+),.*?, (\d+),", layouts)}
+        of = {"endpoints": "ipcache", "backends": "lb_backends", "prefixes": "ipcache_cidr"}
+        assert {what: most / sizes[of[what]] for what, most in TOGETHER.items()} == dict.fromkeys(of, 0.75)
+
+    def test_peers_that_are_each_below_their_limits_leave_room_together(self) -> None:
+        state, addresses = opened({"endpoints": 3}), [parse(f"10.9.0.{number}") for number in range(5)]
+        for cluster, address in zip(("beta", "beta", "gamma", "gamma", "own"), addresses, strict=True):
+            state.put(cluster, "endpoints", address, Endpoint(ip=address, identity=131080))
+        assert list(state.views["gamma"].endpoints) == [addresses[2]]
+        assert list(state.views["own"].endpoints) == [addresses[4]], "the own cluster asks nobody"
+        assert reason(state, "gamma", "tables", "endpoints") is Reason.FULL
+        assert why(state, "gamma", "tables", "endpoints") == (
+            "finds no room, for all peers together have 3 endpoints at most: 1 endpoints are not used"
+        )
+        assert state.limits_used_together() == {"endpoints": (3, 3)}
+        state.remove("beta", "endpoints", addresses[0])
+        assert state.names("gamma", "short") == {"endpoints"}, "what another peer gave up is there for it"
+        state.put("gamma", "endpoints", addresses[3], pod("10.9.0.3"))
+        assert not state.refusals("gamma").of("tables")
+
+    def test_a_backend_takes_as_much_room_as_it_has_ports(self) -> None:
+        ports = {name: Port(protocol=Protocol.TCP, port=80) for name in ("http", "metrics")}
+        state = opened({"backends": 3})
+        two = replace(service("beta"), backends=dict.fromkeys([parse("10.2.0.1"), parse("10.2.0.2")], ports))
+        state.put("beta", "services", ("n", "s"), two)
+        assert reason(state, "beta", "tables", "services") is Reason.FULL
+        state.put("beta", "services", ("n", "s"), replace(two, backends={parse("10.2.0.1"): ports}))
+        assert state.limits_used_together() == {"backends": (2, 3)}
+
+    @given(
+        st.lists(
+            st.tuples(
+                st.sampled_from(["beta", "gamma", "own"]),
+                st.sampled_from(["endpoints", "services", "nodes", "drain"]),
+                st.integers(0, 4),
+                st.integers(0, 3),
+            ),
+            max_size=40,
+        )
+    )
+    def test_whatever_they_say_peers_leave_room_and_keep_what_they_have(self, script: list[Any]) -> None:
+        most = {"endpoints": 4, "backends": 5, "prefixes": 3}
+        state = opened(most)
+        for cluster, kind, number, size in script:
+            before = _held(state)
+            if kind == "drain":
+                state.drain(cluster, [KINDS, ("endpoints",), ("services",), ("nodes",)][size])
+            else:
+                _say(state, cluster, kind, number, size)
+            used = dict.fromkeys(most, 0) | Counter(what for what, who, _ in _held(state) if who != "own")
+            assert state.limits_used_together() == {what: (used[what], most[what]) for what in most}
+            assert all(used[what] <= most[what] for what in most)
+            for what, who, name in before - _held(state):
+                assert who == cluster, f"{what} {name} of {who} stands"
+            if kind == "drain" or not size:
+                for peer in ("beta", "gamma"):
+                    dropped = bool(state.refusals(peer).of("tables").get("endpoints"))
+                    short = "endpoints" in state.names(peer, "short")
+                    assert not dropped or short or used["endpoints"] == most["endpoints"], "who waits is told of room"
 
     @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 3)), max_size=40))
     def test_what_was_dropped_comes_in_with_the_next_list_once_there_is_room(self, script: list[Any]) -> None:
@@ -1011,6 +1073,37 @@ def _put_all(state: MeshState, cluster: str, view: View) -> None:
     for kind in ("nodes", "local_services"):
         for name, value in view.table(kind).items():
             state.put(cluster, kind, name, value)
+
+
+def _say(state: MeshState, cluster: str, kind: str, number: int, size: int) -> None:
+    if not size:
+        state.remove(cluster, kind, _name_of(cluster, kind, number))
+    elif kind == "endpoints":
+        address = _name_of(cluster, kind, number)
+        state.put(cluster, kind, address, Endpoint(ip=address, identity=131080 + size))
+    elif kind == "services":
+        addresses = [f"10.9.{number}.{each}" for each in range(size)]
+        state.put(cluster, kind, ("n", f"s{number}"), service(cluster, *addresses, frontend="8.8.8.8"))
+    else:
+        cidrs = " ".join(f"10.{100 + 5 * len(cluster) + number}.{each}.0/24" for each in range(size))
+        state.put(cluster, kind, f"n{number}", node(cluster, f"n{number}", cidrs, f"192.0.{len(cluster)}.{number}"))
+
+
+def _name_of(cluster: str, kind: str, number: int) -> Any:
+    return {
+        "endpoints": parse(f"10.9.{len(cluster)}.{number}"),
+        "services": ("n", f"s{number}"),
+        "nodes": f"n{number}",
+    }[kind]
+
+
+def _held(state: MeshState) -> set[tuple[str, str, Any]]:
+    """What takes room, by what it is, whose, and its name."""
+    held = set[tuple[str, str, Any]]()
+    for cluster, view in state.views.items():
+        held |= {("endpoints", cluster, name) for name in view.endpoints}
+        held |= {("backends", cluster, (name, at)) for name, each in view.services.items() for at in each.backends}
+    return held | {("prefixes", node.cluster, cidr) for node in state.admitted_nodes() for cidr in node.pod_cidrs}
 
 
 @given(st.lists(_steps, max_size=25))
