@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from msgspec import Struct
 
 from agent import netlink
+from agent.bpf.hooks import UNDERLAY_PROGRAMS
 from agent.bpf.loader import Datapath
 from agent.cni.ipam import Ipam
 from agent.plan.nodes import PodPool, pod_pools
@@ -46,13 +47,13 @@ class UnderlaySetup:
         pools = _check_pools(own)
         link = await _find_link(own)
         self.on_found()
-        ingress, _ = await asyncio.to_thread(self._datapath.attach_strict, link.name)
+        hooks = await asyncio.to_thread(self._datapath.attach, link.name, UNDERLAY_PROGRAMS)
         mtu = tunnel_mtu(link.mtu)
         routers = tuple(pool.router for pool in pools)
         _check_mtu(link, mtu, routers)
         await netlink.prepare_node(routers)
         new = await self._device.ensure(self._private_key, self._port, FWMARK, mtu) or self.current is None
-        self.current = Underlay(interface=link.name, mtu=mtu, strict=str(ingress.mechanism))
+        self.current = Underlay(interface=link.name, mtu=mtu, strict=str(hooks[0].mechanism))
         return new
 
 

@@ -24,16 +24,18 @@ EGRESS: Final = 0xFFFFFFF3
 PARENTS: Final = {AttachType.TCX_INGRESS: INGRESS, AttachType.TCX_EGRESS: EGRESS}
 _CLSACT_PARENT: Final = 0xFFFFFFF1
 _HANDLE: Final = 0x636D  # "cm": tells our filter from one somebody else has at the same priority
-_PRIORITY: Final = 1
+_FIRST: Final = 1  # of the priorities
 _OWNER: Final = "clustermesh"  # a filter's name is this and its program's id, which pyroute2 does not read otherwise
 _ALL_PROTOCOLS: Final = 3  # ETH_P_ALL; pyroute2 swaps the bytes itself, 0x0300 would attach and never run
 
 
 class Filter(NamedTuple):
-    """One of our filters. `parent` is INGRESS or EGRESS."""
+    """One of our filters. `parent` is INGRESS or EGRESS; of those of one parent the first `place`, from 0 on, runs
+    first."""
 
     device: int
     parent: int
+    place: int
     program_id: int
 
 
@@ -66,12 +68,12 @@ def _filters(route: Any, device: int | None) -> list[Filter]:
                 if message["handle"] == _HANDLE and message.get_attr("TCA_KIND") == "bpf" and options is not None:
                     prefix, _, number = (options.get_attr("TCA_BPF_NAME") or "").partition(":")
                     if prefix == _OWNER and number.isdecimal():
-                        found.append(Filter(index, parent, int(number)))
+                        found.append(Filter(index, parent, (message["info"] >> 16) - _FIRST, int(number)))
     return found
 
 
-def attach(device: int, parent: int, program: int) -> None:
-    """Make `program` the filter on `device`: added, or exchanged in place without a packet passing by. OSError."""
+def attach(device: int, parent: int, place: int, program: int) -> None:
+    """Make `program` our filter in this place on `device`: added, or exchanged without a packet passing by. OSError."""
 
     def work(route: Any) -> None:
         if not _has_clsact(route, device):
@@ -84,7 +86,7 @@ def attach(device: int, parent: int, program: int) -> None:
             fd=program,
             name=f"{_OWNER}:{program_info(program).id}",
             parent=parent,
-            prio=_PRIORITY,
+            prio=_FIRST + place,
             protocol=_ALL_PROTOCOLS,
             direct_action=True,
         )
@@ -111,7 +113,7 @@ def detach(device: int | None = None) -> None:
                 each.device,
                 handle=_HANDLE,
                 parent=each.parent,
-                prio=_PRIORITY,
+                prio=_FIRST + each.place,
                 protocol=_ALL_PROTOCOLS,
             )
         for index in {each.device for each in ours}:

@@ -1,4 +1,7 @@
-"""The programs of the object as a table: what each is called, where it can be attached, and how."""
+"""The programs of the object as a table: what each is called, what it is attached to, and on which of its hooks.
+
+Of several programs on one hook of a device the first in the table runs first.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ class Kind(Enum):
     """What a program is attached to."""
 
     SOCKETS = "a cgroup: the sockets of its processes"
-    DEVICE = "a network device: its packets"
+    UNDERLAY = "the device that leads to the other nodes: its packets"
 
 
 class Program(NamedTuple):
@@ -34,9 +37,9 @@ PROGRAMS: Final = (
     Program("recvmsg6", Kind.SOCKETS, AttachType.CGROUP_UDP6_RECVMSG, reads_back=True),
     Program("getpeername4", Kind.SOCKETS, AttachType.CGROUP_INET4_GETPEERNAME, reads_back=True),
     Program("getpeername6", Kind.SOCKETS, AttachType.CGROUP_INET6_GETPEERNAME, reads_back=True),
-    Program("strict_ingress", Kind.DEVICE, AttachType.TCX_INGRESS),
-    Program("strict_egress", Kind.DEVICE, AttachType.TCX_EGRESS),
+    Program("strict_ingress", Kind.UNDERLAY, AttachType.TCX_INGRESS),
+    Program("strict_egress", Kind.UNDERLAY, AttachType.TCX_EGRESS),
 )
 
 SOCKET_PROGRAMS: Final = tuple(program for program in PROGRAMS if program.kind is Kind.SOCKETS)
-DEVICE_PROGRAMS: Final = tuple(program for program in PROGRAMS if program.kind is Kind.DEVICE)
+UNDERLAY_PROGRAMS: Final = tuple(program for program in PROGRAMS if program.kind is Kind.UNDERLAY)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from struct import Struct
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
@@ -16,6 +18,10 @@ from clustermesh.errors import Refused
 
 _LOG_SIZE: Final = 1 << 18
 _LOG_SHOWN: Final = 4000
+_CONSTANTS: Final = ".rodata"
+_DATASEC: Final = 15  # BTF_KIND_DATASEC
+_BTF_TYPE: Final = Struct("=III")  # name, kind and number of what follows, size
+_BTF_PLACE: Final = Struct("=III")  # of a variable: its id, offset and size
 _DEBUG: Final = 2  # enum libbpf_print_level
 _PRINT: Final = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 _P, _S, _U, _I, _B = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint, ctypes.c_int, ctypes.c_bool
@@ -37,7 +43,11 @@ _FUNCTIONS: Final = {
     "bpf_map__map_flags": (_U, [_P]),
     "bpf_map__set_max_entries": (_I, [_P, _U]),
     "bpf_map__reuse_fd": (_I, [_P, _I]),
-    "bpf_map__set_initial_value": (_I, [_P, _P, ctypes.c_size_t]),
+    "bpf_map__initial_value": (_P, [_P, _P]),
+    "bpf_object__btf": (_P, [_P]),
+    "btf__find_by_name_kind": (_I, [_P, _S, _U]),
+    "btf__name_by_offset": (_S, [_P, _U]),
+    "btf__type_by_id": (_P, [_P, _U]),
 }
 
 
@@ -141,10 +151,34 @@ class Object:
         """Before `load`: use this existing map. The descriptor is duplicated."""
         self._check(self._so.bpf_map__reuse_fd(self._maps[name], fd), f"reuse {name}")
 
-    def set_constants(self, value: bytes) -> None:
-        """Before `load`: the whole content of the object's constants (const volatile), as laid out by the compiler."""
-        name = next(name for name in self._maps if name.endswith(".rodata"))
-        self._check(self._so.bpf_map__set_initial_value(self._maps[name], value, len(value)), f"set {name}")
+    def set_constants(self, values: Mapping[str, int]) -> None:
+        """Before `load`: what the object's constants (const volatile) are, each by its name. Refused where the object
+        has others."""
+        name = next(name for name in self._maps if name.endswith(_CONSTANTS))
+        size = ctypes.c_size_t()
+        content = self._so.bpf_map__initial_value(self._maps[name], ctypes.byref(size))
+        places = self._constants()
+        if places.keys() != values.keys():
+            has, given = (", ".join(sorted(each)) or "none" for each in (places, values))
+            raise Refused(f"{self.path} has the constants {has}, not {given}: it was built from other sources")
+        for each, value in values.items():
+            offset, length = places[each]
+            ctypes.memmove(content + offset, int(value).to_bytes(length, sys.byteorder), length)
+
+    def _constants(self) -> dict[str, tuple[int, int]]:
+        """Offset and size of each, as the object's BTF says (struct btf_type and btf_var_secinfo of linux/btf.h)."""
+        btf = self._so.bpf_object__btf(self._object)
+        section = self._so.btf__find_by_name_kind(btf, _CONSTANTS.encode(), _DATASEC)
+        self._check(section, f"find the constants of {self.path.name}")
+        head = self._so.btf__type_by_id(btf, section)
+        _, info, _ = _BTF_TYPE.unpack(ctypes.string_at(head, _BTF_TYPE.size))
+        found = {}
+        for variable, offset, size in _BTF_PLACE.iter_unpack(
+            ctypes.string_at(head + _BTF_TYPE.size, (info & 0xFFFF) * _BTF_PLACE.size)
+        ):
+            name, _, _ = _BTF_TYPE.unpack(ctypes.string_at(self._so.btf__type_by_id(btf, variable), _BTF_TYPE.size))
+            found[self._so.btf__name_by_offset(btf, name).decode()] = offset, size
+        return found
 
     def load(self) -> None:
         """Refused, with the verifier's log, where the kernel will not have it."""

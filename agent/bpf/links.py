@@ -39,12 +39,13 @@ class Hook(NamedTuple):
 
 class Point(NamedTuple):
     """Where to attach: `target` is what BPF_LINK_CREATE wants (a cgroup's descriptor, a device's index), `target_id`
-    what the link then says of itself (the cgroup's id, the device's index)."""
+    what the link then says of itself (the cgroup's id, the device's index), `after` the link before it, by its id."""
 
     target: int
     target_id: int
     attach_type: AttachType
     flags: int = 0
+    after: int = 0
 
 
 class LinkState(NamedTuple):
@@ -111,7 +112,7 @@ def attach_link(pin: Path, program: int, point: Point, shared_maps: frozenset[in
 
 def attach_beside(program: int, point: Point) -> int:
     """Make `program` run at `point` after whatever runs there; it goes with the descriptor that is returned."""
-    return link_create(program, point.target, point.attach_type, point.flags)
+    return link_create(program, point.target, point.attach_type, point.flags, point.after)
 
 
 def take_place(pin: Path, link: int) -> int:

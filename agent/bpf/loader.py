@@ -14,7 +14,7 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from threading import Lock
@@ -24,7 +24,7 @@ from typing import Final, Self
 from agent.bpf import clsact, probe
 from agent.bpf.bpffs import is_bpffs
 from agent.bpf.exchange import exchange, remove_late
-from agent.bpf.hooks import DEVICE_PROGRAMS, PROGRAMS, Program
+from agent.bpf.hooks import PROGRAMS, Program
 from agent.bpf.layouts import LAYOUT_VERSION, Reason
 from agent.bpf.libbpf import Object
 from agent.bpf.links import (
@@ -39,7 +39,7 @@ from agent.bpf.links import (
 )
 from agent.bpf.pins import PinnedMap, check_fits, copy_entries, copy_missing, per_cpu_size, pin_in_place, pinned_map
 from agent.bpf.programs import map_info
-from agent.bpf.syscalls import BEFORE, MapType, map_lookup
+from agent.bpf.syscalls import AFTER_LINK, BEFORE, MapType, map_lookup
 from agent.older import layout_v1
 from clustermesh.errors import Invalid, Refused, Unavailable
 
@@ -103,7 +103,7 @@ class Datapath:
             Object(object_path or find_object()) as elf,
         ):
             outgrown = _choose_maps(elf, pin_dir / LAYOUT_VERSION, dict(max_entries or {}), undo)
-            elf.set_constants(bytes([probe.has_set_retval()]))
+            elf.set_constants({"has_set_retval": probe.has_set_retval()})
             elf.load()
             datapath = cls(
                 pin_dir,
@@ -163,19 +163,23 @@ class Datapath:
             os.close(old.fd)
         self._outgrown = []
 
-    def attach_strict(self, device: str, mechanism: Mechanism | None = None) -> tuple[Hook, Hook]:
-        """Drop pod to pod traffic in clear on `device`, coming in and going out; returns both hooks.
+    def attach(self, device: str, programs: Sequence[Program], mechanism: Mechanism | None = None) -> list[Hook]:
+        """Have `programs` see the packets of `device`, those of one hook one after the other; returns their hooks.
 
         By tcx links where the kernel has them, else by clsact filters; `mechanism` forces one. Whichever is chosen, the
         other is removed afterwards, once, so that a kernel upgrade leaves no double. Netlink may take a while: not for
         an event loop's thread.
         """
         chosen = mechanism or (Mechanism.TCX if probe.has_tcx() else Mechanism.CLSACT)
-        with self._attaching, _doing(f"attach strict mode to {device}"):
-            index = _device_index(device)
-            attach = self._attach_tcx if chosen is Mechanism.TCX else self._attach_clsact
-            ingress, egress = (attach(program, device, index) for program in DEVICE_PROGRAMS)
-            hooks = ingress, egress
+        attach = self._attach_tcx if chosen is Mechanism.TCX else self._attach_clsact
+        names = ", ".join(program.name for program in programs)
+        with self._attaching, _doing(f"attach {names} to {device}"):
+            index, hooks = _device_index(device), list[Hook]()
+            for program in programs:
+                earlier = [
+                    h for h, each in zip(hooks, programs, strict=False) if each.attach_type is program.attach_type
+                ]
+                hooks.append(attach(program, device, index, earlier))
             if any(hook.mechanism is not self._mechanism_of(hook.name, device) for hook in hooks):
                 self._detach_other(chosen, hooks, index)
         self.hooks.update({pin_name(hook.name, device): hook for hook in hooks})
@@ -193,20 +197,21 @@ class Datapath:
             for hook in hooks:
                 detach_link(self._link_pin(hook.name, hook.target))
 
-    def _attach_tcx(self, program: Program, device: str, index: int) -> Hook:
+    def _attach_tcx(self, program: Program, device: str, index: int, earlier: Sequence[Hook]) -> Hook:
         name, pin = program.name, self._link_pin(program.name, device)
-        # First of the chain: a program before it could end the chain, and with it the protection.
-        point = Point(index, index, program.attach_type, BEFORE)
+        # First of the chain: a program before ours could end the chain, and with it the protection.
+        flags, after = (AFTER_LINK, earlier[-1].link_id) if earlier else (BEFORE, 0)
+        point = Point(index, index, program.attach_type, flags, after)
         state = attach_link(pin, self._programs[name], point, frozenset(self.map_ids.values()))
         return Hook(name, device, state.outcome, Mechanism.TCX, state.link_id)
 
-    def _attach_clsact(self, program: Program, device: str, index: int) -> Hook:
-        name, parent = program.name, clsact.PARENTS[program.attach_type]
-        running = [each.program_id for each in clsact.filters(index) if each.parent == parent]
+    def _attach_clsact(self, program: Program, device: str, index: int, earlier: Sequence[Hook]) -> Hook:
+        name, parent, place = program.name, clsact.PARENTS[program.attach_type], len(earlier)
+        running = [each.program_id for each in clsact.filters(index) if (each.parent, each.place) == (parent, place)]
         if running and is_same_program(running[0], self._programs[name], frozenset(self.map_ids.values())):
             outcome = Outcome.ADOPTED
         else:
-            clsact.attach(index, parent, self._programs[name])
+            clsact.attach(index, parent, place, self._programs[name])
             outcome = Outcome.REPLACED if running else Outcome.ATTACHED
         return Hook(name, device, outcome, Mechanism.CLSACT, 0)
 

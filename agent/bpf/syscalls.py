@@ -89,6 +89,7 @@ class AttachType(IntEnum):
 
 NO_PREALLOC: Final = 1  # BPF_F_NO_PREALLOC, a map flag
 BEFORE: Final = 1 << 3  # BPF_F_BEFORE, a link flag: first in its chain
+AFTER_LINK: Final = 1 << 4 | 1 << 5 | 1 << 13  # BPF_F_AFTER | BPF_F_ID | BPF_F_LINK: right after the link of an id
 
 
 Buffer = ctypes.Array[ctypes.c_char]
@@ -232,9 +233,10 @@ def object_get(path: Path) -> int:
     return call(Command.OBJ_GET, Struct("=QII").pack(ctypes.addressof(name), 0, 0))
 
 
-def link_create(program: int, target: int, attach_type: AttachType, flags: int = 0) -> int:
-    """Attach to a cgroup (`target` is its descriptor) or a device (`target` is its index)."""
-    return call(Command.LINK_CREATE, Struct("=4I").pack(program, target, attach_type, flags))
+def link_create(program: int, target: int, attach_type: AttachType, flags: int = 0, after: int = 0) -> int:
+    """Attach to a cgroup (`target` is its descriptor) or a device (`target` is its index). `after` is the link's id
+    where `flags` are AFTER_LINK."""
+    return call(Command.LINK_CREATE, Struct("=5I").pack(program, target, attach_type, flags, after))
 
 
 def link_update(link: int, program: int) -> None:

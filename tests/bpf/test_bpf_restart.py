@@ -18,7 +18,7 @@ from bpf_maps import write
 from bpf_node import EchoServer, Node
 
 from agent.bpf import probe
-from agent.bpf.hooks import SOCKET_PROGRAMS
+from agent.bpf.hooks import SOCKET_PROGRAMS, UNDERLAY_PROGRAMS
 from agent.bpf.layouts import (
     BackendValue,
     GroupsKey,
@@ -263,7 +263,7 @@ def test_removing_leaves_sockets_without_services_and_no_pin(
     node: Node, cgroup: Path, bpf_object: Path, pin_dir: Path
 ) -> None:
     with _opened(bpf_object, pin_dir, cgroup) as datapath:
-        node.call(lambda: datapath.attach_strict("lo", Mechanism.TCX))
+        node.call(lambda: datapath.attach("lo", UNDERLAY_PROGRAMS, Mechanism.TCX))
         asyncio.run(write(datapath, "lb_services", {_key(17): ServiceValue(1)}))
         node.run("ip", "route", "add", "default", "dev", "lo")
         with pytest.raises(ConnectionRefusedError):

@@ -15,7 +15,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +25,7 @@ from netns_mesh import MeshNode
 from netns_node import TIMEOUT, NetnsNode, join
 
 from agent import netlink
+from agent.bpf.hooks import Program
 from agent.underlay import UnderlaySetup
 from agent.wireguard.device import LISTEN_PORT
 from agent.wireguard.userspace import UserspaceDevice
@@ -114,11 +115,11 @@ def underlay(node: MeshNode, attaching: Callable[[], object] = lambda: None) -> 
     """Without programs."""
     strict = SimpleNamespace(mechanism="tcx link")
 
-    def attach(_link: str) -> tuple[SimpleNamespace, SimpleNamespace]:
+    def attach(_link: str, programs: Sequence[Program]) -> list[SimpleNamespace]:
         attaching()
-        return strict, strict
+        return [strict] * len(programs)
 
-    datapath = SimpleNamespace(attach_strict=attach)
+    datapath = SimpleNamespace(attach=attach)
     device = UserspaceDevice("cm-wg0", "the kernel has none", log=node.state / "wireguard-go.log")
     return UnderlaySetup(datapath, device, node.private_key, LISTEN_PORT)  # type: ignore[arg-type]
 
