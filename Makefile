@@ -30,9 +30,12 @@ check: setup
 	@$(BIN)/lint-imports
 	@$(BIN)/pytest tests/unit -q -n auto $(ARGS)
 
+# Tests with an etcd or a Kubernetes API share nothing but the machine; the others share its kernel, and go one by one.
+APART := tests/etcd tests/kube
 test: check
 	@tools/setup-kube
-	@$(BIN)/pytest tests --ignore=tests/unit --ignore=tests/bench $(ARGS)
+	@$(BIN)/pytest $(APART) -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/pytest tests --ignore=tests/unit --ignore=tests/bench $(APART:%=--ignore=%) $(ARGS)
 
 soak: setup
 	@tools/setup-kube

@@ -26,7 +26,7 @@ from lab.processes import Process, identify
 from lab.state import LabState
 from lab.waiting import until
 
-READY_SECONDS: Final = 60.0
+READY_SECONDS: Final = 120.0
 _POLL_SECONDS: Final = 0.05
 _CRASHES: Final = 5  # a service started this often within bring-up will not get better
 

@@ -148,7 +148,7 @@ def main() -> None:
     options.add_argument("port", type=int)
     options.add_argument("--rate", type=float, default=250.0, help="requests a second (default 250)")
     options.add_argument("--seconds", type=float, default=60.0, help="for how long at most (default 60)")
-    options.add_argument("--wait", type=float, default=2.0, help="a request without an answer by then has failed")
+    options.add_argument("--wait", type=float, default=10.0, help="a request without an answer by then has failed")
     options.add_argument("--marker", default="marker", help="what each request begins with, and its answer must hold")
     options.add_argument("--kinds", default="tcp", help=f"in turn, of {','.join(KINDS)}, or all (default tcp)")
     asyncio.run(generate(options.parse_args()))

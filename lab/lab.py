@@ -19,7 +19,7 @@ from lab.processes import Process, lives
 from lab.state import LabState
 
 AGENT_SOCKET: Final = "/run/clustermesh/agent.sock"
-_SOCKET_SECONDS: Final = 5.0
+_SOCKET_SECONDS: Final = 30.0
 _MOST_ANSWER: Final = 64 << 20
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 

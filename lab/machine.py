@@ -18,7 +18,7 @@ from lab import node_spec
 from lab.node_spec import NodeSpec, Service
 from lab.processes import Process, identify
 
-_START_SECONDS: Final = 20.0
+_START_SECONDS: Final = 60.0
 _NAMESPACES: Final = ("mnt", "net", "pid", "cgroup", "uts")
 
 

@@ -19,9 +19,10 @@ from clustermesh.errors import Unavailable
 from lab.lab import Lab
 from lab.plan import INTERNET
 from lab.records import Record, Traffic, summarize
+from lab.waiting import until
 
 _HERE: Final = Path(__file__).parent
-_STOP_SECONDS: Final = 10.0
+_STOP_SECONDS: Final = 30.0  # longer than a request waits for its answer
 _LINE: Final = 4 << 20
 
 
@@ -146,7 +147,8 @@ class Capture(_Lines):
 
 
 async def run_for(load: Load, seconds: float) -> Traffic:
-    """Let it run that long; its figures."""
+    """Let it run that long from its first answer on; its figures."""
     async with load.running():
+        await until(lambda: bool(load.records), "a first answer")
         await asyncio.sleep(seconds)
     return load.traffic

@@ -14,7 +14,7 @@ _POLL_SECONDS = 0.02
 async def until(
     condition: Callable[[], bool | Awaitable[bool]],
     what: str,
-    seconds: float = 15.0,
+    seconds: float = 60.0,
     why: Callable[[], str] = lambda: "",
 ) -> float:
     """The seconds it took. Unavailable after `seconds`: says `what` did not happen, and what `why` knows of it."""

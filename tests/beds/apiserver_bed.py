@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Self
 
 import processes
+from etcd_flags import QUICK
 from ports import free_port
 from processes import PATIENCE
 
@@ -64,9 +65,8 @@ class Bed:
 
     def make_etcd(self, name: str) -> LocalEtcd:
         """An etcd at the cluster's endpoint with its data in the folder `name`; not started."""
-        return LocalEtcd(
-            self.context.path / name, [self.context.endpoint], self.tls("server"), client_tls=self.tls("admin")
-        )
+        place, url = self.context.path / name, self.context.endpoint
+        return LocalEtcd(place, [url], self.tls("server"), client_tls=self.tls("admin"), flags=QUICK)
 
     def tls(self, name: str) -> Tls:
         return Tls(self.context.ca, self.context.certificate(name), self.context.key(name))

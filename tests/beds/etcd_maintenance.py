@@ -15,7 +15,7 @@ from clustermesh.store.client import EtcdClient
 from clustermesh.store.local import LocalEtcd
 from clustermesh.store.operations import prefix_end
 
-_PATIENCE = 30.0
+_PATIENCE = 60.0
 
 
 async def make_room(etcd: LocalEtcd) -> None:

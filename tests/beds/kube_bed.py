@@ -25,6 +25,7 @@ from urllib.parse import quote
 import yaml
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from etcd_flags import QUICK
 from pki import Authority
 from ports import free_port
 
@@ -45,7 +46,7 @@ class KubeBed:
         folder.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
         self.url = f"https://127.0.0.1:{self.port}"
-        flags = ["--unsafe-no-fsync", *etcd_flags]
+        flags = [*QUICK, *etcd_flags]
         self.etcd = LocalEtcd(folder / "etcd", [f"http://127.0.0.1:{free_port()}"], flags=flags)
         self.authority = Authority(folder / "pki")
         self._server_pair = self.authority.issue("kube-apiserver", "127.0.0.1", "localhost")

@@ -24,6 +24,7 @@ from typing import Any, Final, Self
 import processes
 from apiserver_bed import Bed, manifests
 from clock import Clock
+from etcd_flags import QUICK, QUICK_MEMBER
 from mesh_child import BEAT, SETTLE
 from mesh_sources import Folder, Source
 from mesh_truth import Raw, Recorder, Truth, key_of
@@ -51,7 +52,6 @@ from clustermesh.store.tls import Tls
 from clustermesh.wire import keys, service
 
 PATIENCE: Final = 60.0
-QUICK: Final = ("--heartbeat-interval=10", "--election-timeout=100", "--unsafe-no-fsync")
 BORN: Final = datetime.now(UTC) - timedelta(days=2 * 365)
 """When the authority of alpha was made: long enough ago for a leaf of then to be good no more."""
 BETA: Final = Cluster(name="beta", id=2)
@@ -257,7 +257,7 @@ class MeshBed:
         for name, url in peers.items():
             here = f"https://127.0.0.1:{free_port()}" if made else self.alpha.context.endpoint
             own = [f"--name={name}", f"--listen-peer-urls={url}", f"--initial-advertise-peer-urls={url}"]
-            flags = ["--heartbeat-interval=50", "--election-timeout=500", "--unsafe-no-fsync", *own]
+            flags = [*QUICK_MEMBER, *own]
             flags += [f"--initial-cluster={together}", "--initial-cluster-token=members"]
             tls = self.alpha.tls
             made.append(LocalEtcd(self.folder / name, [here], tls("server"), client_tls=tls("admin"), flags=flags))

@@ -24,7 +24,7 @@ from clustermesh.standalone.context import load
 
 BEAT = 0.5
 """Seconds between two beats: what went while nobody heard of it goes with a beat."""
-SETTLE = 0.5
+SETTLE = 2.0
 """Seconds after which readers believe a writer that came back: nobody here takes longer to write what it has."""
 
 

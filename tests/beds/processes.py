@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 30.0  # seconds that any one thing may take before a test gives up
+PATIENCE = 60.0  # seconds that any one thing may take before a test gives up
 _ROOT = Path(__file__).parents[2]
 
 
@@ -40,7 +40,7 @@ async def serving(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        if not task.done():
+        if not task.done() and signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:  # else it is ending by itself
             os.kill(os.getpid(), signal.SIGTERM)
         await task
 

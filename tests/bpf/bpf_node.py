@@ -19,7 +19,7 @@ from typing import Self, TypeVar
 T = TypeVar("T")
 _CLONE_NEWNET = 0x40000000
 _LIBC = ctypes.CDLL(None, use_errno=True)
-TIMEOUT = 10.0
+TIMEOUT = 60.0  # seconds for any one step
 
 
 def _leave() -> None:
@@ -43,7 +43,7 @@ class Node:
         self._thread.shutdown()
 
     def call(self, work: Callable[[], T]) -> T:
-        return self._thread.submit(work).result(timeout=60)
+        return self._thread.submit(work).result(timeout=TIMEOUT)
 
     def run(self, *command: str) -> str:
         done = self.call(lambda: subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False))

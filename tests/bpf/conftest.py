@@ -48,7 +48,7 @@ def bpffs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             pytest.skip(f"missing: {', '.join(lacking)}")
         yield path
     finally:
-        subprocess.run(["umount", str(path)], check=True, timeout=10)
+        subprocess.run(["umount", str(path)], check=True, timeout=60)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 import struct
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from bpf_maps import write
-from bpf_node import EchoServer, Node
+from bpf_node import TIMEOUT, EchoServer, Node
 
 from agent.bpf import probe
 from agent.bpf.hooks import SOCKET_PROGRAMS, UNDERLAY_PROGRAMS
@@ -117,13 +118,13 @@ def _traffic(node: Node) -> Iterator[list[str]]:
     thread = threading.Thread(target=connect)
     thread.start()
     try:
-        assert served.acquire(timeout=10)
+        assert served.acquire(timeout=TIMEOUT)
         yield wrong
         for _ in range(3):
-            assert served.acquire(timeout=10)
+            assert served.acquire(timeout=TIMEOUT)
     finally:
         done.set()
-        thread.join(30)
+        thread.join(TIMEOUT)
 
 
 def test_a_killed_loader_leaves_everything_and_the_next_one_adopts_it(
@@ -276,6 +277,7 @@ def test_removing_leaves_sockets_without_services_and_no_pin(
 
 def test_a_cgroup_that_is_not_there_is_refused_and_no_descriptor_stays_open(bpf_object: Path, pin_dir: Path) -> None:
     Datapath.open(bpf_object, pin_dir).close()
+    gc.collect()  # what others left open may be closed at any moment
     before = os.listdir("/proc/self/fd")
     for sizes in ({}, {"ipcache": 100}):
         with pytest.raises(Refused, match="nosuch"), _opened(bpf_object, pin_dir, Path("/nosuch"), **sizes):
@@ -321,7 +323,7 @@ def test_a_program_the_kernel_rejects_carries_the_verifier_s_reason(pin_dir: Pat
     """The same programs with one read too many: strict mode looks at a field behind the packet's header."""
     sources = Path(__file__).parents[2] / "bpf"
     copy = tmp_path / "bpf"
-    subprocess.run(["cp", "-r", str(sources), str(copy)], check=True, timeout=10)
+    subprocess.run(["cp", "-r", str(sources), str(copy)], check=True, timeout=60)
     text = (copy / "strict.h").read_text()
     broken = text.replace("struct iphdr ip;", "struct iphdr ip; if (*(__u8 *)(long)skb->data == 1) return NEXT;")
     assert broken != text
@@ -389,10 +391,10 @@ def test_readers_of_two_generations_side_by_side_show_what_either_has_written_do
     try:
         for number in range(1, 9):
             with _opened(bpf_object, pin_dir, cgroup, lb_reverse_sk=size + 64 * number):
-                assert answered.acquire(timeout=10)
+                assert answered.acquire(timeout=TIMEOUT)
     finally:
         done.set()
-        asking.join(30)
+        asking.join(TIMEOUT)
     assert wrong == []
 
 

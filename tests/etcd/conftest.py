@@ -8,14 +8,12 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from etcd_flags import QUICK
 from ports import free_port
 
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.local import LocalEtcd
 from clustermesh.store.tls import Tls
-
-# An etcd alone elects itself; with the usual timings it takes up to a second to do so.
-QUICK = ["--heartbeat-interval=10", "--election-timeout=100"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,7 +11,7 @@ from clustermesh.errors import ClusterMeshError, Unavailable
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.follow import Changed, Deleted, Interrupted, Item, Listed, Put, follow
 
-PATIENCE = 40.0  # seconds that any one thing may take before a test gives up
+PATIENCE = 60.0  # seconds that any one thing may take before a test gives up
 
 
 class Mirror:
@@ -108,7 +108,7 @@ async def content(client: EtcdClient, prefix: bytes) -> dict[bytes, bytes]:
 
 async def answering(client: EtcdClient) -> None:
     """Wait until `client` gets an answer again."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         while True:
             try:
                 await client.get(b"any")

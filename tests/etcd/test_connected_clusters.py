@@ -22,7 +22,7 @@ from clustermesh.store.client import EtcdClient
 from clustermesh.store.tls import Tls
 from clustermesh.wire import keys
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 _PROGRAM = (sys.executable, "-m", "clustermesh.cli")
 
 

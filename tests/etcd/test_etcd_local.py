@@ -117,7 +117,7 @@ async def test_an_etcd_that_will_not_start_is_quoted(make_etcd) -> None:
 async def test_a_cancelled_start_leaves_no_process(make_etcd) -> None:
     etcd = make_etcd()
     starting = asyncio.create_task(etcd.start())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while etcd.pid is None:
             await asyncio.sleep(0.001)
     pid = etcd.pid
@@ -144,7 +144,7 @@ async def test_it_dies_with_its_parent(tmp_path: Path) -> None:
         "import asyncio, sys; from pathlib import Path; from clustermesh.store.local import LocalEtcd\n"
         "async def main():\n"
         "    etcd = LocalEtcd(Path(sys.argv[1]), [sys.argv[2]])\n"
-        "    await etcd.start(); print(etcd.pid, flush=True); await asyncio.sleep(60)\n"
+        "    await etcd.start(); print(etcd.pid, flush=True); await asyncio.sleep(600)\n"
         "asyncio.run(main())\n"
     )
     url = f"http://127.0.0.1:{free_port()}"
@@ -152,7 +152,7 @@ async def test_it_dies_with_its_parent(tmp_path: Path) -> None:
         sys.executable, "-c", script, str(tmp_path / "etcd"), url, stdout=asyncio.subprocess.PIPE
     )
     assert parent.stdout is not None
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         pid = int(await parent.stdout.readline())
         parent.kill()
         await parent.wait()

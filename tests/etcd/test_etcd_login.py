@@ -95,7 +95,7 @@ async def test_a_restart_that_forgets_all_tokens_costs_no_event(etcd: LocalEtcd,
         await mirror.until_listed()
         etcd.kill()
         await etcd.start()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not await _put(client, b"p/b"):
                 await asyncio.sleep(0.05)
         await mirror.until_table(await content(root, b"p/"))
@@ -164,7 +164,7 @@ async def test_an_api_server_and_a_reader_that_log_in_come_through_all_that(
 
     async def until_published(name: str) -> None:
         (tmp_path / "manifests" / f"{name}.yaml").write_text(manifests(name=name))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while ("shop", name) not in sink.view().services:
                 await asyncio.sleep(0.02)
 

@@ -137,7 +137,7 @@ async def test_a_silent_way_is_noticed_and_a_quiet_etcd_is_not_suspected(
 ) -> None:
     async with (
         TcpProxy(port_of(etcd)) as proxy,
-        Mirror(make_client(proxy.url, timeout=1.0), b"p/", quiet=0.1) as mirror,
+        Mirror(make_client(proxy.url, timeout=4.0), b"p/", quiet=0.1) as mirror,
     ):
         await mirror.until_listed()
         await asyncio.sleep(1.5)
@@ -154,7 +154,7 @@ async def test_of_many_watches_on_one_connection_one_asks_and_all_notice_a_silen
     etcd: LocalEtcd, client: EtcdClient, make_client
 ) -> None:
     async with TcpProxy(port_of(etcd)) as proxy, AsyncExitStack() as stack:
-        shared = make_client(proxy.url, timeout=1.0)
+        shared = make_client(proxy.url, timeout=4.0)
         mirrors = [await stack.enter_async_context(Mirror(shared, b"p/", quiet=0.1)) for _ in range(20)]
         for mirror in mirrors:
             await mirror.until_listed()
@@ -187,7 +187,7 @@ async def test_the_transport_alone_notices_a_silent_server(
     etcd: LocalEtcd, client: EtcdClient, make_client, monkeypatch
 ) -> None:
     """gRPC's own keepalive, without our probes: an idle watch is pinged for ever, and etcd does not mind."""
-    sooner = {"grpc.keepalive_time_ms": 5_200, "grpc.http2.ping_timeout_ms": 500}  # etcd's lower limit is 5 s
+    sooner = {"grpc.keepalive_time_ms": 5_200, "grpc.http2.ping_timeout_ms": 4_000}  # etcd's lower limit is 5 s
     assert all(value < dict(connection._OPTIONS)[option] <= 10_000 for option, value in sooner.items())
     monkeypatch.setattr(connection, "_OPTIONS", tuple((dict(connection._OPTIONS) | sooner).items()))
     async with TcpProxy(port_of(etcd)) as proxy, Mirror(make_client(proxy.url), b"p/", quiet=3600.0) as mirror:

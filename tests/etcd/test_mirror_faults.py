@@ -156,7 +156,7 @@ async def test_a_mirror_that_hung_writes_no_more_and_stands_by(bed: MirrorBed, b
             await bed.until_cached(beta)
             async with heard(bed) as told:
                 first.send_signal(signal.SIGCONT)
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(60):
                     while len((await bed.client.range(keys.KVSTOREMESH_LOCK + b"/")).kvs) < 2:
                         await asyncio.sleep(0.02)
                 await asyncio.sleep(1)

@@ -18,7 +18,7 @@ from clustermesh.store.local import LocalEtcd
 from clustermesh.store.operations import KeyValue
 from clustermesh.wire import keys
 
-IMPATIENT = Timing(own=0.0, wait=0.5, heartbeat=0.2, cache_ttl=2.0)
+IMPATIENT = Timing(own=0.0, wait=0.5, heartbeat=0.2, cache_ttl=4.0)
 SAID = "cluster beta: its etcd does not answer, and its services are withdrawn"
 
 

@@ -16,7 +16,7 @@ from clustermesh.mesh.reader import ClusterReader
 from clustermesh.mesh.session import State
 from clustermesh.mesh.tables import peer_tables
 from clustermesh.model import Service
-from clustermesh.store.client import EtcdClient
+from clustermesh.store.client import Delete, EtcdClient, Put
 from clustermesh.store.digest import read_digests
 from clustermesh.store.local import LocalEtcd
 from clustermesh.store.methods import WATCH, Method
@@ -85,9 +85,8 @@ async def test_what_no_watch_told_of_is_found_and_repaired(
     await until(lambda: it.audited)
     assert not it.drift
     hearing.deaf = True
-    await client.delete(named("old")[0])
-    await client.put(*named("new"))
-    await client.put(keys.service_key(BETA, "shop", "web"), web("10.2.1.9"))
+    new = Put(*named("new"))
+    await client.transact([[Delete(named("old")[0]), new, Put(keys.service_key(BETA, "shop", "web"), web("10.2.1.9"))]])
     await until(lambda: it.drift)
     await until(lambda: set(sink.view().services) == {("shop", "web"), ("shop", "new")})
     assert list(sink.view().services[("shop", "web")].backends) == [parse("10.2.1.9")]

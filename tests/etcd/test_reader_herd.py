@@ -78,7 +78,7 @@ async def many_readers(etcd: LocalEtcd) -> AsyncIterator[list[tuple[ClusterReade
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_hundreds_come_back_to_an_etcd_that_was_killed_or_stopped_and_know_the_truth(
     etcd: LocalEtcd, client: EtcdClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

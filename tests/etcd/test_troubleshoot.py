@@ -25,7 +25,7 @@ from clustermesh.troubleshoot.gather import cached_counts, gather
 from clustermesh.wire import cluster_config, keys
 from clustermesh.wire.timestamp import format_time
 
-PATIENCE = 2.0
+PATIENCE = 20.0
 CANARIES = [Put(keys.canary_key("beta", folder), b"now") for folder in COUNTED.values()]
 ENTRIES = [Put(keys.node_key("beta", "n1"), b"{}"), Put(keys.service_key("beta", "default", "web"), b"{}")]
 

@@ -31,7 +31,7 @@ status: {addresses: [{type: InternalIP, address: 192.0.2.2}]}
 
 
 async def why(bed: Bed, *arguments: str) -> Result:
-    command = ["why", "--context", str(bed.context.path), *arguments]
+    command = ["why", "--context", str(bed.context.path), "--timeout", "10", *arguments]
     return await asyncio.to_thread(CliRunner().invoke, main, command)
 
 

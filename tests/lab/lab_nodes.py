@@ -42,7 +42,7 @@ class TestNode:
         return await machine.run(machine.enter(self.process, str(self.cgroup), ["sh", "-c", script], pod))
 
 
-async def eventually(condition: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
+async def eventually(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
     """Until it is so; the bound is for a machine that is busy with everything else."""
     for _ in range(int(seconds / 0.02)):
         if condition():

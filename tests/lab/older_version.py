@@ -58,7 +58,7 @@ async def upgrade(lab: Lab, node: str) -> None:
 
 async def _stop(lab: Lab, node: str) -> None:
     machine.stop(lab.plan.home(node), "agent")
-    await until(lambda: not _runs(lab, node), f"the agent of {node} stopped", seconds=20)
+    await until(lambda: not _runs(lab, node), f"the agent of {node} stopped")
 
 
 def _runs(lab: Lab, node: str) -> bool:
@@ -80,7 +80,7 @@ async def _start(lab: Lab, node: str, command: list[str], layout: str) -> None:
             return False
         return bool(status["ready"]) and await _layouts(lab, node) == [layout]
 
-    await until(is_ready, f"the agent of {node} is ready, its maps alone", seconds=60)
+    await until(is_ready, f"the agent of {node} is ready, its maps alone")
 
 
 async def _layouts(lab: Lab, node: str) -> list[str]:
@@ -97,8 +97,8 @@ async def under_load(lab: Lab) -> AsyncIterator[list[Traffic]]:
     ips = tuple(ip for ip in lab.plan.cluster("alpha").web_ips if ":" not in ip)
     load = Load(lab, "alpha/client", ips, WEB_PORT, marker=promises.MARKER, kinds=_KINDS)
     async with load.running():
-        await until(lambda: len(load.traffic.clusters) == 2, "answers from both clusters", seconds=20)
+        await until(lambda: len(load.traffic.clusters) == 2, "answers from both clusters")
         yield found
         after = load.traffic.requests
-        await until(lambda: load.traffic.requests > max(LEAST, after + 500), "enough requests", seconds=60)
+        await until(lambda: load.traffic.requests > max(LEAST, after + 500), "enough requests")
     found.append(load.traffic)

@@ -118,7 +118,7 @@ def test_a_machine_that_was_killed_is_noticed_and_repaired_by_up(lab_folder: Pat
     assert run(lab_folder, "lab", "up", *SMALL).returncode == 0
     pids = cgroups.processes(cgroups.lab_cgroup(lab_folder) / "alpha-1")
     os.kill(min(pids), signal.SIGKILL)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + SECONDS
     while cgroups.processes(cgroups.lab_cgroup(lab_folder) / "alpha-1") and time.monotonic() < deadline:
         time.sleep(0.05)
     assert "incomplete" in run(lab_folder, "lab", "status").stderr
@@ -158,7 +158,7 @@ def test_a_killed_demo_leaves_no_process_and_the_next_removes_the_rest(lab_folde
     code, _ = killed_after(lab_folder, ["demo", "--json"], "of 6 pods", signal.SIGKILL)
     assert code == -signal.SIGKILL
     cgroup = cgroups.lab_cgroup(lab_folder)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + SECONDS
     while cgroups.processes(cgroup) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert cgroups.processes(cgroup) == []

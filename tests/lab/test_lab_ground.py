@@ -62,7 +62,7 @@ async def test_a_node_that_would_take_what_others_live_by_is_refused_and_nothing
         try:
             stray.write_text(manifest)
             for each in red:
-                await until(lambda each=each: _complains(pair, each, cidr), f"{each} complains of {cidr}", seconds=20)
+                await until(lambda each=each: _complains(pair, each, cidr), f"{each} complains of {cidr}")
             await asyncio.sleep(3)  # as long as an agent's route would take to cut its etcd off
             for node in ("alpha-1", "beta-1"):
                 assert [await cluster_state(pair, node, each) for each in ("alpha", "beta")] == ["fresh", "fresh"]
@@ -70,7 +70,7 @@ async def test_a_node_that_would_take_what_others_live_by_is_refused_and_nothing
         finally:
             stray.unlink()
         for each in red:
-            await until(lambda each=each: _is_well(pair, each), f"{each} is well again", seconds=20)
+            await until(lambda each=each: _is_well(pair, each), f"{each} is well again")
 
 
 async def test_a_peers_backends_where_nobody_of_it_is_are_not_used(pair: Lab) -> None:
@@ -110,13 +110,13 @@ async def test_a_service_at_an_address_that_this_node_lives_by_is_left_out_and_t
                 "apiVersion: v1\nkind: Service\nmetadata: {name: stray, namespace: default}\n"
                 f"spec: {{clusterIP: {address}, ports: [{{port: {port}, protocol: {protocol}}}]}}\n"
             )
-            await until(lambda: _complains(pair, "alpha", "stray"), "alpha complains of it", seconds=20)
+            await until(lambda: _complains(pair, "alpha", "stray"), "alpha complains of it")
             await pair.kill("alpha-1", "agent")  # the next one has to connect
-            await until(lambda: _is_fresh(pair, "alpha-1", "alpha"), "the next agent reads its etcd", seconds=30)
-            await until(lambda: _complains(pair, "alpha", "stray"), "the next agent complains, too", seconds=20)
+            await until(lambda: _is_fresh(pair, "alpha-1", "alpha"), "the next agent reads its etcd")
+            await until(lambda: _complains(pair, "alpha", "stray"), "the next agent complains, too")
         finally:
             stray.unlink()
-        await until(lambda: _is_well(pair, "alpha"), "alpha is well again", seconds=20)
+        await until(lambda: _is_well(pair, "alpha"), "alpha is well again")
 
 
 async def _is_fresh(lab: Lab, node: str, cluster: str) -> bool:

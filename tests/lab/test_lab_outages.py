@@ -89,9 +89,9 @@ async def web_backends(lab: Lab, node: str) -> list[dict[str, Any]]:
 async def test_a_peers_control_plane_that_dies_is_stale_and_nothing_is_lost(pair: Lab) -> None:
     async with no_request_fails(pair):
         async with without(pair, "beta-control", "etcd", "apiserver"):
-            await until(lambda: is_in_state(pair, "alpha-1", "beta", "stale"), "beta is stale", seconds=40)
+            await until(lambda: is_in_state(pair, "alpha-1", "beta", "stale"), "beta is stale")
             assert len(await web_backends(pair, "alpha-1")) == 2
-        await until(lambda: is_in_state(pair, "alpha-1", "beta", "fresh"), "beta is fresh", seconds=60)
+        await until(lambda: is_in_state(pair, "alpha-1", "beta", "fresh"), "beta is fresh")
 
 
 async def test_an_agent_restarted_while_its_peer_is_unreachable_keeps_the_peers_backends(pair: Lab) -> None:
@@ -100,10 +100,10 @@ async def test_an_agent_restarted_while_its_peer_is_unreachable_keeps_the_peers_
     async with no_request_fails(pair):
         async with without(pair, "beta-control", "etcd", "apiserver"):
             await _kill_agent(pair)
-            await until(lambda: _is_settled(pair, "alpha-1"), "the agent is ready without its peer", seconds=40)
+            await until(lambda: _is_settled(pair, "alpha-1"), "the agent is ready without its peer")
             assert await cluster_state(pair, "alpha-1", "beta") == "stale"
             assert await web_backends(pair, "alpha-1") == before
-        await until(lambda: is_in_state(pair, "alpha-1", "beta", "fresh"), "beta is fresh", seconds=60)
+        await until(lambda: is_in_state(pair, "alpha-1", "beta", "fresh"), "beta is fresh")
 
 
 async def test_an_agent_restarted_without_its_own_control_plane_goes_on_with_the_last_state(pair: Lab) -> None:
@@ -111,17 +111,17 @@ async def test_an_agent_restarted_without_its_own_control_plane_goes_on_with_the
     async with no_request_fails(pair):
         async with without(pair, "alpha-control", "etcd", "apiserver"):
             await _kill_agent(pair)
-            await until(lambda: _is_settled(pair, "alpha-1"), "the agent is ready without its etcd", seconds=40)
+            await until(lambda: _is_settled(pair, "alpha-1"), "the agent is ready without its etcd")
             assert await web_backends(pair, "alpha-1") == before
-        await until(lambda: is_in_state(pair, "alpha-1", "alpha", "fresh"), "alpha is fresh", seconds=60)
+        await until(lambda: is_in_state(pair, "alpha-1", "alpha", "fresh"), "alpha is fresh")
 
 
 async def test_an_etcd_that_comes_back_empty_is_filled_again_without_a_gap(pair: Lab) -> None:
     async with no_request_fails(pair):
         async with without(pair, "beta-control", "etcd"):
             await pair.run("beta-control", "sh", "-c", f"rm -rf {pair.plan.context('beta')}/etcd/*")
-        await until(lambda: _etcd_has(pair, "beta"), "beta's API server has published again", seconds=60)
-        await until(lambda: is_in_state(pair, "alpha-1", "beta", "fresh"), "beta is fresh", seconds=60)
+        await until(lambda: _etcd_has(pair, "beta"), "beta's API server has published again")
+        await until(lambda: is_in_state(pair, "alpha-1", "beta", "fresh"), "beta is fresh")
         assert len(await web_backends(pair, "alpha-1")) == 2
 
 
@@ -132,14 +132,14 @@ async def test_a_corrupt_etcd_is_told_with_what_to_do_and_that_mends_it_without_
     async with no_request_fails(pair):
         async with without(pair, "beta-control", "etcd"):
             await pair.run("beta-control", "sh", "-c", garble)
-        await until(lambda: _status_says(pair, "beta-1", "docs/failures.md"), "the status says what to do", seconds=40)
-        await until(lambda: is_in_state(pair, "alpha-1", "beta", "stale"), "beta is stale", seconds=40)
+        await until(lambda: _status_says(pair, "beta-1", "docs/failures.md"), "the status says what to do")
+        await until(lambda: is_in_state(pair, "alpha-1", "beta", "stale"), "beta is stale")
         async with without(pair, "beta-control", "etcd"):
             await pair.run("beta-control", "mv", member, f"{member}.corrupt")
-        await until(lambda: _etcd_has(pair, "beta"), "beta's API server has published again", seconds=60)
-        await until(lambda: is_in_state(pair, "alpha-1", "beta", "fresh"), "beta is fresh", seconds=60)
-        await until(lambda: is_in_state(pair, "beta-1", "beta", "fresh"), "beta is fresh at home", seconds=60)
-    await until(lambda: _status_says(pair, "beta-1", "1/1 nodes ready"), "beta's agent reports again", seconds=60)
+        await until(lambda: _etcd_has(pair, "beta"), "beta's API server has published again")
+        await until(lambda: is_in_state(pair, "alpha-1", "beta", "fresh"), "beta is fresh")
+        await until(lambda: is_in_state(pair, "beta-1", "beta", "fresh"), "beta is fresh at home")
+    await until(lambda: _status_says(pair, "beta-1", "1/1 nodes ready"), "beta's agent reports again")
 
 
 async def test_an_etcd_that_is_stopped_is_told_from_one_that_does_not_run(pair: Lab) -> None:
@@ -151,7 +151,7 @@ async def test_an_etcd_that_is_stopped_is_told_from_one_that_does_not_run(pair: 
         await pair.run("beta-control", "sh", "-c", f"kill -CONT {pid}")
     async with without(pair, "beta-control", "etcd"):
         assert "does `clustermesh etcd` run there?" in await _status(pair, "beta-1")
-    await until(lambda: is_in_state(pair, "alpha-1", "beta", "fresh"), "beta is fresh", seconds=60)
+    await until(lambda: is_in_state(pair, "alpha-1", "beta", "fresh"), "beta is fresh")
 
 
 async def test_a_wireguard_device_that_hangs_is_red_wherever_one_asks(pair: Lab) -> None:
@@ -166,7 +166,7 @@ async def test_a_wireguard_device_that_hangs_is_red_wherever_one_asks(pair: Lab)
             await pair.run("alpha-1", "clustermesh", "status")
     finally:
         await pair.run("alpha-1", "sh", "-c", signal_all.format("CONT"))
-    await until(lambda: _reaches(pair, "beta"), "beta answers again", seconds=40)
+    await until(lambda: _reaches(pair, "beta"), "beta answers again")
     await until(lambda: _is_green(pair, "alpha-control"), "status is green again", seconds=90)
 
 
@@ -178,10 +178,10 @@ async def test_a_state_that_cannot_be_saved_is_red_and_nothing_is_lost(pair: Lab
     try:
         async with no_request_fails(pair):
             pair.apply("alpha", files)
-            await until(lambda: _status_says(pair, "alpha-control", "is not saved"), "status is red", seconds=60)
+            await until(lambda: _status_says(pair, "alpha-control", "is not saved"), "status is red")
     finally:
         await pair.run("alpha-1", "umount", "-l", folder)
-    await until(lambda: _is_green(pair, "alpha-control"), "status is green again", seconds=60)
+    await until(lambda: _is_green(pair, "alpha-control"), "status is green again")
     pair.delete("alpha", *files)
 
 
@@ -205,7 +205,7 @@ async def test_a_node_that_overlaps_anothers_is_red_on_both_sides_and_the_first_
         pair.apply("alpha", {"greedy.yaml": node})
         try:
             for where in ("alpha-1", "beta-1"):
-                await until(lambda w=where: _status_says(pair, w, "nodes/greedy"), f"{where} says it", seconds=60)
+                await until(lambda w=where: _status_says(pair, w, "nodes/greedy"), f"{where} says it")
                 with pytest.raises(Refused):
                     await pair.run(where, "clustermesh", "status")
                 listed = await pair.run(where, "clustermesh", "node", "refused")
@@ -214,7 +214,7 @@ async def test_a_node_that_overlaps_anothers_is_red_on_both_sides_and_the_first_
         finally:
             pair.delete("alpha", "greedy.yaml")
         for where in ("alpha-1", "beta-1"):
-            await until(lambda w=where: _is_green(pair, w), f"{where} is green again", seconds=60)
+            await until(lambda w=where: _is_green(pair, w), f"{where} is green again")
 
 
 async def _is_green(lab: Lab, where: str) -> bool:
@@ -227,7 +227,7 @@ async def _is_green(lab: Lab, where: str) -> bool:
 
 async def test_wireguard_killed_comes_back_and_the_next_requests_reach_the_other_cluster(pair: Lab) -> None:
     await _signal_wireguard(pair, "KILL")
-    await until(lambda: _reaches(pair, "beta"), "beta answers through a new tunnel", seconds=40)
+    await until(lambda: _reaches(pair, "beta"), "beta answers through a new tunnel")
     assert await pair.ask_agent("alpha-1", "map_diff") == []
 
 
@@ -242,7 +242,7 @@ async def test_a_service_is_programmed_while_wireguard_is_stopped(pair: Lab) -> 
         await _signal_wireguard(pair, "CONT")
         pair.delete("alpha", "stopped.yaml")
     await until(lambda: _has_programmed(pair, before), "the service is gone again")
-    await until(lambda: _says_nothing(pair), "the device answers again", seconds=60)
+    await until(lambda: _says_nothing(pair), "the device answers again")
     assert await pair.ask_agent("alpha-1", "map_diff") == []
 
 

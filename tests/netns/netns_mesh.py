@@ -31,6 +31,8 @@ from clustermesh.reconcile import Reconciler, Tracker
 
 AGENT_SOCKET = Path("/run/clustermesh/agent.sock")
 MTU = tunnel_mtu(1500)
+SIZE = 100_000
+"""Bytes that `talk` sends."""
 
 
 class MeshNode(NetnsNode):
@@ -43,6 +45,7 @@ class MeshNode(NetnsNode):
         self.routers = tuple(Ipam(cidr).router for cidr in self.cidrs)
         self.private_key = keys.load_or_create(state / "wireguard" / "cm-wg0.key")
         self.public_key = keys.public_key(self.private_key)
+        self._server: asyncio.Server | None = None
 
     def start_agent(self) -> None:
         self.do(self._start_agent())
@@ -80,12 +83,18 @@ class MeshNode(NetnsNode):
         self.do(stop())
 
     def stop_pods(self) -> None:
-        async def stop() -> None:
+        self.do(self._stop_pods())
+
+    async def _stop_pods(self) -> None:
+        if self._server is not None:
             self._server.close()
             await self._server.wait_closed()
-            AGENT_SOCKET.unlink()
+            self._server = None
+            AGENT_SOCKET.unlink(missing_ok=True)
 
-        self.do(stop())
+    def close(self) -> None:
+        self.stop_pods()  # where a test that failed has not
+        super().close()
 
     def ensure(self) -> bool:
         return self.do(self._ensure())
@@ -171,7 +180,7 @@ class MeshNode(NetnsNode):
         server.listen(8)
         return server
 
-    def talk(self, pod: str, server: socket.socket, address: str, size: int = 100_000) -> str:
+    def talk(self, pod: str, server: socket.socket, address: str, size: int = SIZE) -> str:
         """Send `size` bytes by TCP from a pod to `server`, listening at `address`; returns the address it sees."""
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         with self.pod_socket(pod, family, socket.SOCK_STREAM) as client:

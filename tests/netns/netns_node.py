@@ -23,8 +23,9 @@ from agent import netlink
 from agent.wireguard.userspace import SOCKETS
 
 T = TypeVar("T")
-TIMEOUT = 20.0  # seconds for any one step
+TIMEOUT = 60.0  # seconds for any one step
 _CLONE_NEWNS, _CLONE_NEWNET = 0x00020000, 0x40000000
+_SO_RCVBUFFORCE, _SOL_PACKET, _PACKET_STATISTICS = 33, 263, 6
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -43,6 +44,7 @@ class NetnsNode:
     def __init__(self, number: int) -> None:
         self.address, self.pod_cidr = f"192.0.2.{number}", f"10.{number}.0.0/24"
         self.address6, self.pod_cidr6 = f"2001:db8::{number}", f"fd00:10:{number}::/64"
+        self._sockets = list[socket.socket]()
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._live, name=f"node{number}", daemon=True)
@@ -55,9 +57,17 @@ class NetnsNode:
             _leave()
             self._loop.call_soon(self._ready.set)
             self._loop.run_forever()
+            self._loop.run_until_complete(self._end_tasks())
         finally:
             self._ready.set()
             self._loop.close()
+
+    async def _end_tasks(self) -> None:
+        """Those that a test which failed left."""
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine inside the node."""
@@ -100,13 +110,20 @@ class NetnsNode:
 
     def pod_socket(self, pod: str, family: int, kind: int, protocol: int = 0) -> socket.socket:
         """A socket inside the namespace of a pod, to be used from anywhere."""
-        made = self.call(
+        return self.open_socket(
             lambda: netlink.in_netns(Path("/run/netns", pod), lambda: socket.socket(family, kind, protocol))
         )
+
+    def open_socket(self, make: Callable[[], socket.socket]) -> socket.socket:
+        """What `make` makes inside the node, closed with it at the latest."""
+        made = self.call(make)
+        self._sockets.append(made)
         made.settimeout(TIMEOUT)
         return made
 
     def close(self) -> None:
+        for each in self._sockets:
+            each.close()
         with suppress(OSError):
             self.kill_wireguard()
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -136,7 +153,10 @@ class Tap:
     """Every IP packet that crosses the underlay device of a node, both ways."""
 
     def __init__(self, node: NetnsNode) -> None:
-        self._socket = node.call(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0003)))
+        self._socket = node.open_socket(
+            lambda: socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0003))
+        )
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 64 << 20)  # all that a test says between two looks
         self._socket.bind(("eth0", 0x0003))
         self._socket.setblocking(False)
 
@@ -148,7 +168,13 @@ class Tap:
                 packet, source = self._socket.recvfrom(1 << 16)
                 if source[1] in (0x0800, 0x86DD):  # IPv4, IPv6
                     found.append(packet)
+        assert self._count_lost() == 0, "what is not seen may have been clear"
         return found
+
+    def _count_lost(self) -> int:
+        """Packets for which there was no room, since the last call."""
+        said = self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
+        return int(struct.unpack("=II", said)[1])
 
     def close(self) -> None:
         self._socket.close()

@@ -16,17 +16,18 @@ Each node's default gateway is the other node: a packet for a pod that is not en
 
 from __future__ import annotations
 
+import select
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from netns_mesh import MTU, MeshNode
+from netns_mesh import MTU, SIZE, MeshNode
 from netns_node import TIMEOUT, Tap, is_clear, is_wireguard
 
 from agent.plan.routes import RouteKey, best_metric
@@ -61,6 +62,15 @@ def leaves_in_clear(node: MeshNode, address: str, tap: Tap) -> bool:
     return bool(clear(tap.packets()))
 
 
+def received(server: socket.socket, send: Callable[[], object]) -> bytes:
+    """What comes of `send`, which is done again: a datagram may be lost where a session between two nodes begins."""
+    for _ in range(100):
+        send()
+        if select.select([server], [], [], TIMEOUT / 100)[0]:
+            return server.recv(1 << 16)
+    raise AssertionError("nothing arrives")
+
+
 def clear(packets: list[bytes]) -> list[bytes]:
     return [packet for packet in packets if is_clear(packet)]
 
@@ -79,7 +89,7 @@ def test_pods_talk_through_the_tunnel_and_only_through_it(mesh: Mesh, tap: Tap, 
             assert two.talk("b", server, a) == b
     packets = tap.packets()
     encrypted = [packet for packet in packets if is_wireguard(packet)]
-    assert len(encrypted) > 100
+    assert sum(map(len, encrypted)) > 4 * SIZE
     assert {packet[0] >> 4 for packet in encrypted} == {outside}
     assert clear(packets) == []
 
@@ -98,8 +108,7 @@ def test_packet_of_full_size_crosses_the_underlay_in_one_piece(
     ):
         server.bind(("", 9000))
         payload = bytes(MTU - headers)
-        client.sendto(payload, (b, 9000))
-        assert server.recv(1 << 16) == payload
+        assert received(server, lambda: client.sendto(payload, (b, 9000))) == payload
     packets = tap.packets()
     longest = max(len(packet) for packet in packets if is_wireguard(packet))
     # WireGuard pads to 16 bytes, but not beyond the MTU; OVERHEAD is for an outer IPv6, an outer IPv4 takes 20 less
@@ -129,9 +138,13 @@ def test_packet_from_outside_of_the_senders_allowed_ips_is_dropped(mesh: Mesh) -
         one.run("ip netns exec a ip addr add 10.77.0.1/32 dev lo")
         with one.pod_socket("a", socket.AF_INET, socket.SOCK_DGRAM) as liar:
             liar.bind(("10.77.0.1", 0))
-            liar.sendto(b"spoofed", (b, 9000))
-        client.sendto(b"honest", (b, 9000))
-        assert server.recv(100) == b"honest"
+
+            def send_both() -> None:
+                liar.sendto(b"spoofed", (b, 9000))
+                client.sendto(b"honest", (b, 9000))
+
+            for _ in range(3):
+                assert received(server, send_both) == b"honest"
 
 
 def test_allowed_ips_moved_to_another_peer_and_back(mesh: Mesh) -> None:
