@@ -128,8 +128,8 @@ class Election:
         if isinstance(item, Listed):  # one page holds all that ever stand
             self._standing = {}
             self._note(item.events)
-            fence = self._fenced.fence
-            if fence is not None and 0 < fence.create_revision <= item.revision and fence.key not in self._standing:
+            fence, gone = self._fenced.fence, self._first.key not in self._standing
+            if gone and fence is not None and 0 < fence.create_revision <= item.revision:
                 self._depose("was cut off, and another one may have led meanwhile")
         else:
             for event in item.events:  # one by one: who came and went led in between

@@ -102,3 +102,11 @@ async def test_who_finds_an_etcd_that_began_anew_leads_on(election: Election) ->
     await stand_anew(election, 3)
     assert not election.deposed.is_set()
     assert election._fenced.fence == Fence(ANEW, 3)
+
+
+async def test_who_stands_anew_in_an_etcd_that_began_anew_before_that_is_listed_leads_on(election: Election) -> None:
+    election._key = ANEW
+    election._take(Listed([a_key(ANEW, 5)], 5))
+    await election._lead()
+    assert not election.deposed.is_set()
+    assert election._fenced.fence == Fence(ANEW, 5)
