@@ -46,6 +46,22 @@ def test_of_pyroute2_only_what_a_node_needs_is_imported() -> None:
 
 
 @pytest.mark.parametrize(
+    "imports",
+    [
+        "from pyroute2 import IPRoute, IPSet; assert IPRoute is agent.pyroute.IPRoute",
+        "import pyroute2; assert pyroute2.IPRoute is agent.pyroute.IPRoute; assert pyroute2.netns.listnetns",
+        "from pyroute2 import netns; assert netns.listnetns; assert 'pyroute2.ipset' not in sys.modules",
+        "import pyroute2; assert not hasattr(pyroute2, 'nosuch'); assert 'pyroute2.ipset' in sys.modules",
+        "from pyroute2.ipset import IPSet; assert IPSet",
+    ],
+)
+def test_whoever_else_in_an_agents_process_wants_pyroute2_has_all_of_it(imports: str) -> None:
+    program = f"import sys, agent.pyroute; assert 'pyroute2.ipset' not in sys.modules; {imports}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
     ("state", "attached", "read"),
     [(State.STALE, False, False), (State.STALE, True, True), (State.CONNECTING, False, True)],
     ids=["kept", "programmed", "nothing kept"],

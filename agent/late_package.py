@@ -1,0 +1,26 @@
+"""A package whose modules can be imported before its `__init__` runs, which is when somebody asks for what is there."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from importlib.util import find_spec, module_from_spec
+from types import ModuleType
+from typing import Any
+
+
+class _Package(ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        if find_spec(f"{self.__name__}.{name}") is not None:
+            return importlib.import_module(f"{self.__name__}.{name}")
+        self.__class__ = ModuleType  # type: ignore[assignment]  # from now on what is not there is not there
+        self.__spec__.loader.exec_module(self)  # type: ignore[union-attr]
+        return getattr(self, name)
+
+
+def defer(name: str) -> None:
+    """Have package `name` be one of these, unless it is imported already or not installed."""
+    if name in sys.modules or (spec := find_spec(name)) is None:
+        return
+    sys.modules[name] = package = module_from_spec(spec)
+    package.__class__ = _Package
