@@ -1,4 +1,4 @@
-"""`python -m agent` is the node agent."""
+"""`clustermesh-agent` and `python -m agent`: the node agent."""
 
 from agent.memory import be_frugal
 
@@ -6,4 +6,5 @@ be_frugal()
 
 from agent.main import main  # noqa: E402  # what is imported is made, and kept, as everything after it
 
-main()
+if __name__ == "__main__":
+    main()

@@ -13,7 +13,7 @@ from agent import api
 from agent.bpf.bpffs import ensure_bpffs
 from agent.bpf.loader import Datapath
 from agent.bpf.probe import Feature, probe
-from agent.memory import be_frugal
+from agent.memory import keep_what_is_there
 from agent.options import Options, parse
 from agent.wireguard import keys as wireguard_keys
 from clustermesh import logs
@@ -22,8 +22,7 @@ from clustermesh.standalone import context as contexts
 
 
 def main() -> None:
-    """`clustermesh agent` and `python -m agent`. Exit codes: 0 stopped, 1 failed, 2 wrong usage or input."""
-    be_frugal()
+    """Until it is told to stop. Exit codes: 0 stopped, 1 failed, 2 wrong usage or input."""
     options = parse()
     error: BaseException | None = None
     logs.set_up(options.log_format, "agent")
@@ -60,6 +59,7 @@ async def run(options: Options) -> None:
             async with _opened(options.pins) as opening:
                 from agent.work import work
 
+                keep_what_is_there()
                 await work(options, context, private_key, features, opening)
 
 

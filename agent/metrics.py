@@ -6,9 +6,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from prometheus_client import REGISTRY
 from prometheus_client.core import Metric
 
+from agent import histograms  # noqa: F401  # which are in the registry, too
 from agent.status import Status
+from clustermesh.health import serve_health
 from clustermesh.mesh.session import State
 from clustermesh.metrics import AGENT
 
@@ -26,6 +29,12 @@ _OF_TARGETS: Final = {
     "failed": "failed",
     "drift_total": "drift",
 }
+
+
+async def serve(address: str, status: Status) -> None:
+    """Metrics, readiness and liveness over HTTP at `address`, HOST:PORT or "" for none. Never returns."""
+    REGISTRY.register(StatusCollector(status))
+    await serve_health(address, REGISTRY, status.readiness)
 
 
 class StatusCollector:

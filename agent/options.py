@@ -17,8 +17,8 @@ from clustermesh.logs import FORMATS
 from clustermesh.wire import keys
 
 _EXAMPLES = """examples:
-  clustermesh agent --context /etc/clustermesh
-  clustermesh agent --context /etc/clustermesh --node worker-3 --metrics 0.0.0.0:9962
+  clustermesh-agent --context /etc/clustermesh
+  clustermesh-agent --context /etc/clustermesh --node worker-3 --metrics 0.0.0.0:9962
 
 exit codes: 0 stopped, 1 failed, 2 wrong usage or input
 """
@@ -59,12 +59,12 @@ class Options(Struct, frozen=True, kw_only=True):
 def parse(arguments: list[str] | None = None) -> Options:
     """Options from the command line; exits with 2 and one line on a wrong one."""
     parser = argparse.ArgumentParser(
-        prog="clustermesh agent",
+        prog="clustermesh-agent",
         description="Keeps this node's kernel in step with the mesh: service maps, ipcache, WireGuard, routes.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = parser.add_argument
+    add, defaults = parser.add_argument, {field.name: field.default for field in fields(Options)}
     context = os.environ.get("CLUSTERMESH_CONTEXT", "/etc/clustermesh")
     add("--context", type=Path, default=Path(context), metavar="DIR", help=f"the cluster's folder (default {context})")
     add(
@@ -95,7 +95,7 @@ def parse(arguments: list[str] | None = None) -> Options:
         ("device", _device, "NAME", "name of the WireGuard device"),
         ("port", _port, "PORT", "UDP port of WireGuard, equal in the whole mesh"),
     ):
-        usual = next(field.default for field in fields(Options) if field.name == option)
+        usual = defaults[option]
         shown = f"{text} (default {usual})"
         add(f"--{option.replace('_', '-')}", type=kind, default=usual, metavar=metavar, help=shown)
     return Options(**vars(parser.parse_args(arguments)))

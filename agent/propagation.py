@@ -15,14 +15,10 @@ from collections import deque
 from typing import Any, TypeVar
 
 from msgspec import Struct
-from prometheus_client import REGISTRY
 
-from clustermesh.metrics import AGENT
 from clustermesh.model import Stamp
 from clustermesh.wire.kinds import LOCAL_SERVICES, SERVICES
 
-SECONDS = AGENT["clustermesh_propagation_seconds"].histogram(REGISTRY)
-HOP_SECONDS = AGENT["clustermesh_propagation_hop_seconds"].histogram(REGISTRY)
 _KEEP = 1000
 _MOST_TIMED = 4096  # changes whose times are kept to be asked for, some 300 bytes each
 _MOST_WAITING = 20_000  # changes whose stamp, or whose application, is still to come; many have none (a real Cilium's)
@@ -119,14 +115,22 @@ class Propagation:
         if stamped == revision:
             delay = max(now - stamp.observed, 0) / 1e9
             self.recent.append(round(delay * 1000, 3))
-            SECONDS.labels(change[0]).observe(delay)
+            _observe(change[0], delay)
             if (times := self._of(change, revision)) is not None:
                 times.observed, times.published, times.applied = stamp.observed, stamp.published, now
                 _observe_hops(change[0], times)
 
 
+def _observe(cluster: str, delay: float) -> None:
+    from agent.histograms import SECONDS
+
+    SECONDS.labels(cluster).observe(delay)
+
+
 def _observe_hops(cluster: str, times: Times) -> None:
     """Two clocks may be apart: no hop takes less than no time."""
+    from agent.histograms import HOP_SECONDS
+
     moments = {"publish": times.observed, "read": times.published, "apply": times.heard, "": times.applied}
     for (hop, began), ended in zip(moments.items(), [*moments.values()][1:], strict=False):
         HOP_SECONDS.labels(cluster, hop).observe(max(ended - began, 0) / 1e9)

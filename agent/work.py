@@ -12,11 +12,11 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Final
 
 from msgspec.structs import replace
-from prometheus_client import REGISTRY
 
 from agent import api, report
 from agent.bpf.loader import Datapath
@@ -26,7 +26,6 @@ from agent.domains.domains import Domains
 from agent.domains.tables import ThisNode, open_targets
 from agent.identities import Unusual
 from agent.memory import keep_what_is_there
-from agent.metrics import StatusCollector
 from agent.older import last_good_v1
 from agent.options import Options
 from agent.outdated import Outdated
@@ -39,7 +38,6 @@ from agent.surroundings import Surroundings
 from agent.underlay import UnderlaySetup
 from agent.wireguard import keys as wireguard_keys
 from agent.wireguard.device import Device, open_device
-from clustermesh.health import serve_health
 from clustermesh.mesh.messages import Terms
 from clustermesh.mesh.peer_files import read_peers
 from clustermesh.mesh.peers import Peers, restore
@@ -52,6 +50,7 @@ from clustermesh.store.client import EtcdClient
 from clustermesh.store.tls import Tls
 
 _KEPT_FIRST: Final = 1.0  # seconds that the own cluster is not read for, at most
+_KERNEL_FIRST: Final = 1.0  # seconds without an answer over HTTP, at most
 
 _log = logging.getLogger(__name__)
 
@@ -128,8 +127,13 @@ async def _work(
     registration = Registration(record)
     status = Status(options, state, domains, own, peers, pods)
     status.rival = registration.rival
-    REGISTRY.register(StatusCollector(status))
-    domains.on_ready = keep_what_is_there
+    ready = asyncio.Event()
+
+    def note_ready() -> None:
+        keep_what_is_there()
+        ready.set()
+
+    domains.on_ready = note_ready
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(around.keep(state.stand_on, ground))
         tasks.create_task(_read_own(own, peers, state, domains.attached))
@@ -142,7 +146,7 @@ async def _work(
         tasks.create_task(report.keep_logged(lambda: [status.not_ready(), *map(str, status.problems())]))
         tasks.create_task(report.keep_reported(etcd, options.node, status.report))
         tasks.create_task(keep_saved(options.last_good, state, own, peers, outdated))
-        tasks.create_task(serve_health(options.metrics, REGISTRY, status.readiness))
+        tasks.create_task(_serve_metrics(options.metrics, status, ready))
 
 
 async def _take_over(folder: Path) -> None:
@@ -168,6 +172,17 @@ async def _read_own(own: ClusterReader, peers: Peers, state: AgentState, attache
             async with asyncio.timeout(_KEPT_FIRST):
                 await attached.wait()
     await own.run()
+
+
+async def _serve_metrics(address: str, status: Status, ready: asyncio.Event) -> None:
+    """Once all is in the kernel, unless that takes long: the libraries for it are a tenth of what an agent imports."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_KERNEL_FIRST):
+            await ready.wait()
+    await asyncio.to_thread(import_module, "agent.metrics")  # the loop goes on
+    from agent import metrics
+
+    await metrics.serve(address, status)
 
 
 def _expect(context: Context) -> Callable[[str, ClusterConfig], None]:

@@ -27,7 +27,7 @@ def ask(path: Path, method: str, params: dict[str, Any] | None = None) -> Any:
         raise Refused(f"{path}: {e.strerror}: run this as root") from e
     except OSError as e:
         raise Unavailable(
-            f"no agent answers on {path} ({e.strerror or e}): start `clustermesh agent`, or give --socket"
+            f"no agent answers on {path} ({e.strerror or e}): start `clustermesh-agent`, or give --socket"
         ) from e
     if not line.endswith(b"\n"):
         raise Unavailable(f"the agent on {path} closed the connection without an answer")

@@ -146,11 +146,11 @@ def _spec(plan: LabPlan, planned: NodePlan) -> NodeSpec:
 
 def _start_services(lab: Lab, cluster: ClusterPlan) -> None:
     folder = str(lab.plan.context(cluster.name))
-    clustermesh = str(machine.bin_folder() / "clustermesh")
+    clustermesh, agent = (str(machine.bin_folder() / name) for name in ("clustermesh", "clustermesh-agent"))
     lab.keep(cluster.control.name, "etcd", [clustermesh, "etcd", "--context", folder])
     lab.keep(cluster.control.name, "apiserver", [clustermesh, "apiserver", "--context", folder])
     for planned in cluster.nodes:
-        lab.keep(planned.name, "agent", [clustermesh, "agent", "--context", folder, "--node", planned.name])
+        lab.keep(planned.name, "agent", [agent, "--context", folder, "--node", planned.name])
         lab.keep(planned.name, "kubelet", _kubelet(lab.plan, planned))
 
 

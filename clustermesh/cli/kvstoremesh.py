@@ -59,7 +59,7 @@ def command(command: click.Context, context: Path, http: str | None, enable_hear
     \b
     Examples:
       clustermesh kvstoremesh --context /srv/alpha
-      clustermesh agent --context /srv/alpha --clustermesh-config /srv/alpha/cached-peers
+      clustermesh-agent --context /srv/alpha --clustermesh-config /srv/alpha/cached-peers
       clustermesh kvstoremesh --cluster-name alpha --cluster-id 1 --kvstore-opt etcd.config=/etc/etcd-config.yaml
     """
     import asyncio

@@ -125,7 +125,7 @@ _MIRRORED: Final = (
         "--agents-config",
         type=click.Path(path_type=Path),
         metavar="DIR",
-        help="Where to keep the files for `clustermesh agent --clustermesh-config`.  [default: CONTEXT/cached-peers]",
+        help="Where to keep the files for `clustermesh-agent --clustermesh-config`.  [default: CONTEXT/cached-peers]",
     ),
     click.option(
         "--clustermesh-cache-ttl",

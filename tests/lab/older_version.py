@@ -53,7 +53,7 @@ async def downgrade(lab: Lab, node: str, older: Path) -> None:
 
 async def upgrade(lab: Lab, node: str) -> None:
     await _stop(lab, node)
-    await _start(lab, node, [str(machine.bin_folder() / "clustermesh"), "agent"], "v2")
+    await _start(lab, node, [str(machine.bin_folder() / "clustermesh-agent")], "v2")
 
 
 async def _stop(lab: Lab, node: str) -> None:

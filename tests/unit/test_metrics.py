@@ -8,8 +8,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric as Exposed
 
+from agent.histograms import HOP_SECONDS, SECONDS
 from agent.metrics import StatusCollector
-from agent.propagation import HOP_SECONDS, SECONDS
 from clustermesh.apiserver.health import Health, Scope
 from clustermesh.apiserver.health import health_server as apiserver_health
 from clustermesh.health import HealthServer

@@ -38,6 +38,12 @@ def test_what_the_datapath_does_not_need_is_not_imported_before_it_is_being_open
     assert not beside_it & set(found.stdout.split())
 
 
+def test_what_answers_over_http_is_not_imported_before_all_is_in_the_kernel() -> None:
+    program = "import sys, agent.work; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert not {"http.server", "prometheus_client"} & set(found.stdout.split())
+
+
 def test_of_pyroute2_only_what_a_node_needs_is_imported() -> None:
     program = "import sys, agent.work; print(*sys.modules)"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
@@ -123,7 +129,7 @@ def test_a_wrong_option_is_exit_2_and_one_line(arguments: list[str], capsys: pyt
     with pytest.raises(SystemExit) as stopped:
         parse(arguments)
     assert stopped.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith("clustermesh agent: error:")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("clustermesh-agent: error:")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from agent import propagation as propagation_module
+from agent.histograms import HOP_SECONDS
 from agent.propagation import Propagation
 from clustermesh.model import Stamp
 
@@ -85,7 +86,7 @@ def test_a_cluster_that_comes_back_does_not_meet_its_old_revisions() -> None:
 
 def hops(cluster: str) -> dict[str, float]:
     """The seconds counted for each hop of `cluster`'s changes."""
-    samples = (sample for metric in propagation_module.HOP_SECONDS.collect() for sample in metric.samples)
+    samples = (sample for metric in HOP_SECONDS.collect() for sample in metric.samples)
     counted = (each for each in samples if each.name.endswith("_sum") and each.labels["source_cluster"] == cluster)
     return {each.labels["hop"]: each.value for each in counted}
 

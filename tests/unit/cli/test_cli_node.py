@@ -219,7 +219,7 @@ def test_map_diff_is_silent_when_there_is_none_and_exits_with_1_when_there_is(ag
 def test_without_an_agent_one_line_says_what_to_do(tmp_path: Path) -> None:
     result = node(tmp_path / "none.sock", "status")
     assert result.exit_code == 1
-    assert "start `clustermesh agent`, or give --socket" in result.stderr
+    assert "start `clustermesh-agent`, or give --socket" in result.stderr
     assert result.stdout == ""
 
 
