@@ -1,6 +1,6 @@
 """Every error this project raises, sorted by what the caller does next: try again, give up on one input, or give up.
 
-Foreign errors (grpc, msgspec, OSError, netlink) are translated into these at the seam where the library is called.
+Foreign errors (msgspec, OSError, netlink) are translated into these at the seam where the library is called.
 """
 
 from __future__ import annotations

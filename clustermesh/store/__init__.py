@@ -9,7 +9,3 @@
 The pure parts decide (`follower`, `operations.batches`, `endpoint`), the shells await (`client`, `watch`, `follow`,
 `lease`, `auth`, `local`). Every foreign error is translated in `faults`.
 """
-
-import os
-
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before grpc is imported: what it prints has no place in our lines

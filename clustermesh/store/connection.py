@@ -1,4 +1,4 @@
-"""gRPC connections to etcd: one at a time, replaced when it fails, always to the same etcd cluster.
+"""Connections to etcd: one at a time, replaced when it fails, always to the same etcd cluster.
 
 A connection that failed is retired: no new call uses it, those under way end by themselves, the last one closes it. The
 next call dials the next endpoint, with the certificate files as they are then. Who logs in does so on each connection.
@@ -11,82 +11,35 @@ import random
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Final, TypeAlias
-
-import grpc
-import grpc.aio
+from typing import Any, Final
 
 from clustermesh.errors import ClusterMeshError, Invalid, Refused, Unavailable
 from clustermesh.store import methods
-from clustermesh.store import tls as tls_files
+from clustermesh.store.channel import Channel, Failed, Outcome
 from clustermesh.store.endpoint import Endpoint, parse
 from clustermesh.store.faults import AuthChanged, AuthDisabled, ClusterIdChanged, TokenEnded, fault, is_severing
+from clustermesh.store.frames import Metadata
 from clustermesh.store.login import Login
-from clustermesh.store.methods import Method
+from clustermesh.store.methods import Method, decode
 from clustermesh.store.silence import Pulse
-from clustermesh.store.stream import Stream, is_cancelled
+from clustermesh.store.stream import Stream
 from clustermesh.store.tls import Tls
-
-MAX_MESSAGE: Final = 16 << 20
-Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
 # A member cut off from its majority answers with an error instead of stale data and silence.
 _REQUIRE_LEADER: Final[Metadata] = (("hasleader", "true"),)
-_OPTIONS: Final = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE),
-    ("grpc.max_send_message_length", MAX_MESSAGE),
-    ("grpc.keepalive_time_ms", 10_000),  # etcd ends connections that ping more often than every 5 s
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.ping_timeout_ms", 5_000),  # in grpcio 1.85 this one counts, and is 60 s by default
-    ("grpc.http2.max_pings_without_data", 0),  # by default two pings, then none: an idle watch would die unnoticed
-    ("grpc.use_local_subchannel_pool", 1),  # else a new channel shares the broken connection of the old one
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.service_config_disable_resolution", 1),
-)
 
 
 class Connection:
-    """One gRPC channel. `proven` once etcd has answered on it."""
+    """One channel. Refused where the files of `tls` are no good."""
 
     def __init__(self, endpoint: Endpoint, address: str, tls: Tls | None) -> None:
-        self.endpoint, self.address, self.tls = endpoint, address, tls
-        self.proven = False
+        self.endpoint = endpoint
+        self.channel = Channel(endpoint, address, tls)
         self.retired = False
         self.users = 0
         self.pulse = Pulse()
         self.metadata: Metadata | None = None  # of every call, once it is known
         self.logging_in = asyncio.Lock()
-        self._calls: dict[str, Any] = {}
-        self._channel = _open_channel(endpoint, address, tls)
-
-    def unary(self, method: Method) -> Any:
-        if method.path not in self._calls:
-            self._calls[method.path] = self._channel.unary_unary(
-                method.path,
-                request_serializer=method.request.SerializeToString,
-                response_deserializer=method.response.FromString,
-            )
-        return self._calls[method.path]
-
-    def stream(self, method: Method) -> Any:
-        return self._channel.stream_stream(
-            method.path,
-            request_serializer=method.request.SerializeToString,
-            response_deserializer=method.response.FromString,
-        )
-
-    async def close(self) -> None:
-        await self._channel.close()
-
-
-def _open_channel(endpoint: Endpoint, address: str, tls: Tls | None) -> Any:
-    options: tuple[tuple[str, int | str], ...] = _OPTIONS
-    target = Endpoint(address, endpoint.port, endpoint.secure).target
-    if address != endpoint.host:
-        options += (("grpc.ssl_target_name_override", endpoint.host), ("grpc.default_authority", endpoint.target))
-    if tls is None:
-        return grpc.aio.insecure_channel(target, options=options)
-    return grpc.aio.secure_channel(target, tls_files.credentials(tls), options=options)
 
 
 class Dialer:
@@ -121,6 +74,10 @@ class Dialer:
     async def _connection(self) -> AsyncIterator[Connection]:
         if self._closed:
             raise Unavailable("this etcd client is closed")
+        if self._current is not None and not self._current.channel.usable:
+            over = self._current
+            self.retire(over)
+            await self._drop_unused(over)
         if self._current is None:
             self._current = self._dial()
         connection = self._current
@@ -129,9 +86,12 @@ class Dialer:
             yield connection
         finally:
             connection.users -= 1
-            if connection.retired and not connection.users:
-                self._open.discard(connection)
-                await connection.close()
+            await self._drop_unused(connection)
+
+    async def _drop_unused(self, connection: Connection) -> None:
+        if connection.retired and not connection.users:
+            self._open.discard(connection)
+            await connection.channel.close()
 
     def _dial(self) -> Connection:
         endpoint, address = self._endpoints[self._turn % len(self._endpoints)]
@@ -156,13 +116,10 @@ class Dialer:
         self, connection: Connection, method: Method, request: Any, patience: float, metadata: Metadata
     ) -> Any:
         try:
-            response = await connection.unary(method)(request, timeout=patience, metadata=metadata)
-        except grpc.aio.AioRpcError as e:
-            raise await self.failure(connection, e.code(), e.details()) from e
-        except asyncio.CancelledError as e:
-            if is_cancelled():
-                raise
-            raise Unavailable("the connection to etcd was closed") from e
+            data = await connection.channel.unary(method.path, request.SerializeToString(), patience, metadata)
+        except Failed as e:
+            raise self.failure(connection, e.outcome) from e
+        response = decode(method, data)
         self.observe(connection, response.header)
         return response
 
@@ -188,19 +145,22 @@ class Dialer:
     async def stream(self, method: Method) -> AsyncIterator[Stream]:
         """A call that goes on: write requests, read responses. Ended when the block is left."""
         async with self._connection() as connection:
-            call = connection.stream(method)(metadata=await self._metadata(connection))
-            stream = Stream(
-                call, connection.pulse, partial(self.observe, connection), partial(self.failure, connection)
-            )
+            metadata = await self._metadata(connection)
+            translate = partial(self.failure, connection)
+            try:
+                call = await connection.channel.stream(method.path, metadata, self._timeout)
+            except Failed as e:
+                raise translate(e.outcome) from e
+            stream = Stream(method, call, connection.pulse, partial(self.observe, connection), translate)
             try:
                 yield stream
             finally:
-                await stream.close()
+                stream.close()
 
     def observe(self, connection: Connection, header: Any) -> None:
         """Check that an answer comes from the cluster all earlier ones came from."""
         found, known = header.cluster_id, self._cluster_id
-        connection.proven, connection.pulse.heard = True, asyncio.get_running_loop().time()
+        connection.pulse.heard = asyncio.get_running_loop().time()
         if found and found == known:
             return
         if not found:
@@ -211,14 +171,11 @@ class Dialer:
             self.retire(connection)
             raise ClusterIdChanged(f"etcd at {connection.endpoint} is cluster {found:x}, not {known:x} as before")
 
-    async def failure(self, connection: Connection, code: grpc.StatusCode, details: str | None) -> ClusterMeshError:
-        """The error for a failed call, with the cause looked for where the connection never worked."""
-        reason = None
-        if is_severing(code):
+    def failure(self, connection: Connection, outcome: Outcome) -> ClusterMeshError:
+        """The error for a failed call."""
+        if is_severing(outcome.code):
             self.retire(connection)
-            if not connection.proven:
-                reason = await tls_files.explain(connection.endpoint, connection.address, connection.tls, self._timeout)
-        error = reason or fault(code, details, str(connection.endpoint))
+        error = outcome.reason or fault(outcome.code, outcome.details, str(connection.endpoint))
         if self._login is not None and isinstance(error, TokenEnded | AuthChanged):
             self.retire(connection)  # the next one has a token of its own
         return error
@@ -227,7 +184,7 @@ class Dialer:
         self._closed = True
         self._current = None
         while self._open:
-            await self._open.pop().close()
+            await self._open.pop().channel.close()
 
 
 def _checked(endpoint: Endpoint, tls: Tls | None) -> Endpoint:

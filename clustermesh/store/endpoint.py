@@ -23,7 +23,7 @@ class Endpoint(Struct, frozen=True):
 
     @property
     def target(self) -> str:
-        """host:port, as gRPC and certificates take it."""
+        """host:port, as HTTP and certificates take it."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def __str__(self) -> str:

@@ -1,13 +1,12 @@
-"""What can go wrong with etcd, and the one seam where gRPC's errors become ours."""
+"""What can go wrong with etcd, and the one seam where gRPC's statuses become our errors."""
 
 from __future__ import annotations
 
 import re
 from typing import Final
 
-import grpc
-
 from clustermesh.errors import ClusterMeshError, Refused, Unavailable
+from clustermesh.store.status import Code
 
 
 class Compacted(Unavailable):
@@ -64,40 +63,38 @@ _BY_SENTENCE: Final[tuple[tuple[re.Pattern[str], type[ClusterMeshError]], ...]] 
         (r"permission denied|user name is empty", Refused),
     )
 )
-_BY_CODE: Final[dict[grpc.StatusCode, type[ClusterMeshError]]] = {
-    grpc.StatusCode.PERMISSION_DENIED: Refused,
-    grpc.StatusCode.UNAUTHENTICATED: Refused,
-    grpc.StatusCode.INVALID_ARGUMENT: Refused,
-    grpc.StatusCode.FAILED_PRECONDITION: Refused,
-    grpc.StatusCode.UNIMPLEMENTED: Refused,
+_BY_CODE: Final[dict[Code, type[ClusterMeshError]]] = {
+    Code.PERMISSION_DENIED: Refused,
+    Code.UNAUTHENTICATED: Refused,
+    Code.INVALID_ARGUMENT: Refused,
+    Code.FAILED_PRECONDITION: Refused,
+    Code.UNIMPLEMENTED: Refused,
 }
 
 # After these the next call is better made on a new connection: the server is gone, silent, or no longer takes us for
 # whom it took us (a new handshake shows the certificate again, re-read from its file).
-_SEVERING: Final = frozenset(
-    {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAUTHENTICATED}
-)
+_SEVERING: Final = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.UNAUTHENTICATED})
 
 
-def fault(code: grpc.StatusCode, details: str | None, where: str) -> ClusterMeshError:
+def fault(code: Code, details: str | None, where: str) -> ClusterMeshError:
     """The error of ours for a gRPC status; `where` names the endpoint."""
     sentence = details or "no reason given"
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+    if code is Code.DEADLINE_EXCEEDED:
         return Unavailable(f"etcd at {where} gave no answer in time")
     return _kind(code, sentence)(f"etcd at {where}: {sentence.removeprefix('etcdserver: ')}")
 
 
 def refusal(reason: str, where: str) -> ClusterMeshError:
     """The error of ours for a watch that etcd cancelled with `reason`, which holds a gRPC status as text."""
-    return fault(grpc.StatusCode.UNKNOWN, reason, where)
+    return fault(Code.UNKNOWN, reason, where)
 
 
-def is_severing(code: grpc.StatusCode) -> bool:
+def is_severing(code: Code) -> bool:
     """True where the connection that brought this status should not be used again."""
     return code in _SEVERING
 
 
-def _kind(code: grpc.StatusCode, sentence: str) -> type[ClusterMeshError]:
+def _kind(code: Code, sentence: str) -> type[ClusterMeshError]:
     for pattern, kind in _BY_SENTENCE:
         if pattern.search(sentence):
             return kind

@@ -135,7 +135,7 @@ class LocalEtcd:
         if binary is None:
             raise Refused("there is no etcd program: install etcd 3.4 or newer (Debian: apt-get install etcd-server)")
         argv = command(self.data_dir, [str(at) for at in self._listen], self.tls, binary=binary, flags=self.flags)
-        argv = ["setpriv", "--pdeathsig", "KILL", "--", *argv]  # no preexec_fn: gRPC's threads and fork do not mix
+        argv = ["setpriv", "--pdeathsig", "KILL", "--", *argv]  # no preexec_fn: threads and fork do not mix
         self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._log_start = log.tell()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
+from google.protobuf.message import DecodeError
+
+from clustermesh.errors import Unavailable
 from clustermesh.store import rpc_pb2 as pb
 
 
@@ -13,6 +16,14 @@ class Method(NamedTuple):
     path: str
     request: Any
     response: Any
+
+
+def decode(method: Method, data: bytes) -> Any:
+    """The response of `method`. Raises Unavailable for what is none."""
+    try:
+        return method.response.FromString(data)
+    except DecodeError as e:
+        raise Unavailable(f"what came is no answer to {method.path}") from e
 
 
 RANGE: Final = Method("/etcdserverpb.KV/Range", pb.RangeRequest, pb.RangeResponse)

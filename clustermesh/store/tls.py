@@ -1,25 +1,19 @@
-"""Mutual TLS towards etcd: the files, read anew for every connection, and the reason when a handshake fails.
-
-gRPC says little of a failed handshake, and under TLS 1.3 nothing at all of a server that rejects our certificate: the
-connection just ends. So a connection that never worked is tried once more by `explain`, with Python's own TLS.
-"""
+"""Mutual TLS towards etcd: the files, read anew for every connection, and the reason when a connection ends."""
 
 from __future__ import annotations
 
-import asyncio
 import ssl
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import grpc
 from msgspec import Struct
 
 from clustermesh.errors import ClusterMeshError, Refused, Unavailable
 from clustermesh.store.endpoint import Endpoint
 
-# RFC 9113, 3.4: what a client says first, and an empty SETTINGS frame. A server that answers took our certificate.
-_HTTP2_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+_RECORD: Final = 1 << 14  # as much as one has
 
 
 class Tls(Struct, frozen=True):
@@ -31,16 +25,6 @@ class Tls(Struct, frozen=True):
     ca: Path
     cert: Path | None = None
     key: Path | None = None
-
-
-def credentials(tls: Tls) -> Any:
-    """What gRPC takes for `tls`, from the files as they are now. Refused, naming the file, where they are no good."""
-    context(tls)  # gRPC itself would only log a bad file and fail to connect
-    try:
-        key, cert = (None if path is None else path.read_bytes() for path in (tls.key, tls.cert))
-        return grpc.ssl_channel_credentials(tls.ca.read_bytes(), key, cert)
-    except OSError as e:
-        raise Refused(f"certificate file {e.filename}: {e.strerror}") from e
 
 
 def context(tls: Tls) -> ssl.SSLContext:
@@ -71,36 +55,57 @@ def _check_readable(path: Path) -> None:
         raise Refused(f"certificate file {path}: {e.strerror}") from e
 
 
-async def explain(endpoint: Endpoint, address: str, tls: Tls | None, patience: float) -> ClusterMeshError | None:
-    """Why no connection to `endpoint` (dialled at `address`) can be made, or None. Takes up to `patience` seconds."""
-    try:
-        async with asyncio.timeout(patience):
-            await _shake_hands(endpoint, address, tls)
-    except TimeoutError:
-        return Unavailable(f"etcd at {endpoint}: no connection within {patience:g} s")
-    except ssl.SSLCertVerificationError as e:
-        return Refused(f"etcd at {endpoint}: its certificate is not accepted: {e.verify_message}")
-    except ssl.SSLError as e:
-        if "ALERT" in (e.reason or ""):
-            return Refused(f"etcd at {endpoint} does not accept our certificate: {_reason(e)}")
-        return Unavailable(f"etcd at {endpoint}: TLS handshake failed: {_reason(e)}")
-    except OSError as e:
-        return Unavailable(f"etcd at {endpoint}: {e.strerror or e}")
-    return None
+def explain(endpoint: Endpoint, error: Exception) -> ClusterMeshError:
+    """What a connection to `endpoint` ended with, as ours."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return Refused(f"etcd at {endpoint}: its certificate is not accepted: {error.verify_message}")
+    if isinstance(error, ssl.SSLError):
+        if "ALERT" in (error.reason or ""):
+            return Refused(f"etcd at {endpoint} does not accept our certificate: {_reason(error)}")
+        return Unavailable(f"etcd at {endpoint}: TLS handshake failed: {_reason(error)}")
+    if isinstance(error, OSError):
+        return Unavailable(f"etcd at {endpoint}: {error.strerror or error}")
+    return Unavailable(f"etcd at {endpoint}: {error}")
 
 
-async def _shake_hands(endpoint: Endpoint, address: str, tls: Tls | None) -> None:
-    secured = None if tls is None else context(tls)
-    name = None if tls is None else endpoint.host
-    reader, writer = await asyncio.open_connection(address, endpoint.port, ssl=secured, server_hostname=name)
-    try:
-        writer.write(_HTTP2_PREFACE)
-        if not await reader.read(1):
-            raise ConnectionResetError(0, "connection closed by the server")
-    finally:
-        writer.close()
-        with suppress(OSError, TimeoutError):
-            await writer.wait_closed()
+class Tunnel:
+    """TLS over bytes that somebody else carries. asyncio's own keeps 256 KiB for each connection."""
+
+    def __init__(self, tls: Tls, host: str) -> None:
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._session = context(tls).wrap_bio(self._incoming, self._outgoing, server_hostname=host)
+        self.shaken = False
+
+    def begin(self) -> bytes:
+        """What to send first."""
+        self._shake_hands()
+        return self.take()
+
+    def receive(self, data: bytes) -> bytes:
+        """What `data` says. Raises ssl.SSLError."""
+        self._incoming.write(data)
+        if not self.shaken:
+            self._shake_hands()
+        said = []
+        with suppress(ssl.SSLWantReadError, ssl.SSLZeroReturnError):
+            while self.shaken and (piece := self._session.read(_RECORD)):
+                said.append(piece)
+        return b"".join(said)
+
+    def wrap(self, take: Callable[[], bytes]) -> bytes:
+        """What is to be sent now; once hands are shaken, what `take` gives is part of it. Raises ssl.SSLError."""
+        if self.shaken and (data := take()):
+            self._session.write(data)
+        return self.take()
+
+    def take(self) -> bytes:
+        """What is to be sent by now."""
+        return self._outgoing.read()
+
+    def _shake_hands(self) -> None:
+        with suppress(ssl.SSLWantReadError):
+            self._session.do_handshake()
+            self.shaken = True
 
 
 def _reason(error: ssl.SSLError) -> str:

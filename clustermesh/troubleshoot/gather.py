@@ -25,7 +25,7 @@ from certs.errors import CertsError
 from clustermesh.errors import ClusterMeshError, Invalid, Refused, sentence
 from clustermesh.mesh.peer_files import PeerFile, PeersFolder
 from clustermesh.mesh.shared_clients import client_of
-from clustermesh.store import tls as tls_files
+from clustermesh.store.channel import try_out
 from clustermesh.store.client import EtcdClient, Tls
 from clustermesh.store.endpoint import Endpoint, parse
 from clustermesh.troubleshoot.checks import COUNTED
@@ -123,9 +123,11 @@ async def _secured(
 
 
 async def _explained(endpoint: Endpoint, address: str, tls: Tls | None, patience: float) -> str:
-    """Why no connection can be made, our own files included, or ""."""
+    """Why no secure connection can be made, our own files included, or ""."""
+    if tls is None:
+        return ""
     try:
-        error = await tls_files.explain(endpoint, address, tls, patience)
+        error = await try_out(endpoint, address, tls, patience)
     except ClusterMeshError as e:
         error = e
     return sentence(error) if error else ""

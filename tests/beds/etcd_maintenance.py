@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-import grpc
-import grpc.aio
-
 from clustermesh.errors import ClusterMeshError
 from clustermesh.store import endpoint, methods
 from clustermesh.store import rpc_pb2 as pb
+from clustermesh.store.channel import Channel
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.local import LocalEtcd
 from clustermesh.store.operations import prefix_end
@@ -57,16 +55,12 @@ async def _status(etcd: LocalEtcd) -> pb.StatusResponse:
 
 
 async def _ask(etcd: LocalEtcd, name: str, request: bytes) -> None:
-    where, tls = endpoint.parse(etcd.endpoints[0]), etcd.client_tls
-    if tls is None:
-        channel = grpc.aio.insecure_channel(where.target)
-    else:
-        files = (tls.ca, tls.key, tls.cert)
-        channel = grpc.aio.secure_channel(
-            where.target, grpc.ssl_channel_credentials(*(file.read_bytes() for file in files))
-        )
-    async with channel:
-        await channel.unary_unary(f"/etcdserverpb.Maintenance/{name}")(request, timeout=_PATIENCE)
+    where = endpoint.parse(etcd.endpoints[0])
+    channel = Channel(where, where.host, etcd.client_tls)
+    try:
+        await channel.unary(f"/etcdserverpb.Maintenance/{name}", request, _PATIENCE, ())
+    finally:
+        await channel.close()
 
 
 def _varint(number: int) -> bytes:

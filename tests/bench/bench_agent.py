@@ -18,7 +18,7 @@ from lab.lab import Lab
 
 SERVICES, BACKENDS = 1000, 10
 _RUNS = 5
-_IMPORTS = "import asyncio, grpc.aio, msgspec, prometheus_client, pyroute2, yaml"
+_IMPORTS = "import asyncio, google.protobuf, hpack, msgspec, prometheus_client, pyroute2, yaml"
 
 
 async def run(lab: Lab) -> list[dict[str, Any]]:

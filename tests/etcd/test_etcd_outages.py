@@ -10,7 +10,7 @@ from mirror import Mirror, answering
 from tcp_proxy import TcpProxy, port_of
 
 from clustermesh.errors import Unavailable
-from clustermesh.store import connection
+from clustermesh.store import channel
 from clustermesh.store.client import EtcdClient, Put, Replaced
 from clustermesh.store.follow import Changed
 from clustermesh.store.follow import Put as Told
@@ -110,8 +110,7 @@ async def test_a_cut_is_resumed_at_the_next_revision(etcd: LocalEtcd, client: Et
 @pytest.fixture
 def no_keepalive(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave noticing silence to our probes."""
-    options = tuple((name, value) for name, value in connection._OPTIONS if "keepalive" not in name)
-    monkeypatch.setattr(connection, "_OPTIONS", options)
+    monkeypatch.setattr(channel, "PING_AFTER", 3600.0)
 
 
 @pytest.mark.usefixtures("no_keepalive")
@@ -186,15 +185,15 @@ async def test_a_connection_that_was_forgotten_on_the_way_is_replaced(etcd: Loca
 async def test_the_transport_alone_notices_a_silent_server(
     etcd: LocalEtcd, client: EtcdClient, make_client, monkeypatch
 ) -> None:
-    """gRPC's own keepalive, without our probes: an idle watch is pinged for ever, and etcd does not mind."""
-    sooner = {"grpc.keepalive_time_ms": 5_200, "grpc.http2.ping_timeout_ms": 4_000}  # etcd's lower limit is 5 s
-    assert all(value < dict(connection._OPTIONS)[option] <= 10_000 for option, value in sooner.items())
-    monkeypatch.setattr(connection, "_OPTIONS", tuple((dict(connection._OPTIONS) | sooner).items()))
+    """The connection's own pings, without our probes: an idle watch is pinged for ever, and etcd does not mind."""
+    for name, sooner in {"PING_AFTER": 5.2, "PING_PATIENCE": 4.0}.items():  # etcd's lower limit is 5 s
+        assert sooner < getattr(channel, name) <= 10
+        monkeypatch.setattr(channel, name, sooner)
     async with TcpProxy(port_of(etcd)) as proxy, Mirror(make_client(proxy.url), b"p/", quiet=3600.0) as mirror:
         await mirror.until_listed()
         await client.put(b"p/a", b"1")
         await mirror.until_table({b"p/a": b"1"})
-        await asyncio.sleep(18)  # three pings: by default gRPC would send two, then none
+        await asyncio.sleep(18)  # three pings
         assert mirror.errors == []
         proxy.freeze()
         await mirror.until_error(Unavailable)

@@ -11,23 +11,23 @@ import gc
 import http.client
 import json
 import multiprocessing
-import queue
 import socket
 import ssl
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import NamedTuple
-
-import grpc
 
 from clustermesh.store import methods
 from clustermesh.store import rpc_pb2 as pb
 from clustermesh.store.endpoint import parse
+from clustermesh.store.frames import request_headers
+from clustermesh.store.http2 import Http2, Message
 from clustermesh.store.operations import prefix_end
-from clustermesh.store.tls import Tls, credentials
+from clustermesh.store.tls import Tls, context
 
 
 class Expected(NamedTuple):
@@ -71,9 +71,9 @@ def watching(port: int, tls: Tls, path: str) -> AbstractAsyncContextManager[List
 
 @asynccontextmanager
 async def _elsewhere(listen: Callable[..., None], *args: object) -> AsyncIterator[Listener]:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=listen, args=(theirs, *args))
+    spawning = multiprocessing.get_context("spawn")
+    ours, theirs = spawning.Pipe()
+    process = spawning.Process(target=listen, args=(theirs, *args))
     process.start()
     theirs.close()  # where that process ends, so does the waiting for it
     try:
@@ -87,20 +87,31 @@ async def _elsewhere(listen: Callable[..., None], *args: object) -> AsyncIterato
 def _listen(pipe: Connection, url: str, tls: Tls, prefix: bytes) -> None:
     gc.disable()
     messages = list[tuple[int, bytes]]()
-    requests = queue.SimpleQueue[bytes | None]()
+    where, http2 = parse(url), Http2()
+    watch = http2.open(request_headers(True, where.target, methods.WATCH.path, (), None))
     create = pb.WatchCreateRequest(key=prefix, range_end=prefix_end(prefix))
-    requests.put(pb.WatchRequest(create_request=create).SerializeToString())
-    options = [("grpc.max_receive_message_length", -1)]
-    with grpc.secure_channel(parse(url).target, credentials(tls), options) as channel:
-        call = channel.stream_stream(methods.WATCH.path)(iter(requests.get, None))
-        next(call)  # the watch is created
-        pipe.send(None)
-        threading.Thread(target=_end_on_demand, args=(pipe, call.cancel)).start()
-        with suppress(grpc.RpcError):
-            for message in call:
-                messages.append((time.monotonic_ns(), message))
-        requests.put(None)
+    http2.send(watch, pb.WatchRequest(create_request=create).SerializeToString())
+    with socket.create_connection((where.host, where.port)) as plain, _wrapped(plain, where.host, tls) as secure:
+        secure.sendall(http2.take())
+        with suppress(OSError):
+            while heard := secure.recv(1 << 18):
+                at, first = time.monotonic_ns(), not messages
+                told = [each.data for each in http2.receive(heard) if isinstance(each, Message)]
+                messages += [(at, message) for message in told]
+                for message in told:
+                    http2.taken(watch, message)
+                secure.sendall(http2.take())
+                if first and told:  # the watch is created
+                    pipe.send(None)
+                    threading.Thread(
+                        target=_end_on_demand, args=(pipe, partial(secure.shutdown, socket.SHUT_RDWR))
+                    ).start()
     pipe.send([each for at, message in messages for each in _puts(at, message)])
+
+
+def _wrapped(plain: socket.socket, host: str, tls: Tls) -> ssl.SSLSocket:
+    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return context(tls).wrap_socket(plain, server_hostname=host)
 
 
 def _end_on_demand(pipe: Connection, end: Callable[[], object]) -> None:
@@ -116,15 +127,15 @@ def _puts(at: int, message: bytes) -> list[tuple[bytes, bytes, int]]:
 def _watch(pipe: Connection, port: int, tls: Tls, path: str) -> None:
     gc.disable()
     pieces = list[tuple[int, bytes]]()
-    context = ssl.create_default_context(cafile=tls.ca)
-    context.load_cert_chain(str(tls.cert), str(tls.key))
-    asking = http.client.HTTPSConnection("127.0.0.1", port, context=context)
+    trusting = ssl.create_default_context(cafile=tls.ca)
+    trusting.load_cert_chain(str(tls.cert), str(tls.key))
+    asking = http.client.HTTPSConnection("127.0.0.1", port, context=trusting)
     asking.request("GET", f"{path}?limit=1")
     version = json.loads(asking.getresponse().read())["metadata"]["resourceVersion"]
     asking.request("GET", f"{path}?watch=1&resourceVersion={version}")
     plain, answer = asking.sock, asking.getresponse()
     pipe.send(None)
-    threading.Thread(target=_end_on_demand, args=(pipe, lambda: plain.shutdown(socket.SHUT_RDWR))).start()
+    threading.Thread(target=_end_on_demand, args=(pipe, partial(plain.shutdown, socket.SHUT_RDWR))).start()
     with suppress(OSError, http.client.HTTPException):
         while piece := answer.read1(1 << 18):
             pieces.append((time.monotonic_ns(), piece))

@@ -22,7 +22,17 @@ from clustermesh import cli
 from clustermesh.errors import Invalid, Unavailable
 
 # Whoever types --help must not wait for any of these.
-HEAVY = ("cryptography", "grpc", "yaml", "msgspec.json", "rich", "asyncio", "pyroute2", "watchfiles")
+HEAVY = (
+    "cryptography",
+    "google.protobuf",
+    "hpack",
+    "yaml",
+    "msgspec.json",
+    "rich",
+    "asyncio",
+    "pyroute2",
+    "watchfiles",
+)
 
 
 def _failing(error: BaseException) -> click.Command:
@@ -151,7 +161,7 @@ def test_without_the_lab_its_commands_say_what_to_install(command: str, monkeypa
 
 
 @pytest.mark.parametrize("file", ["ca.crt", "local.crt"])
-def test_what_grpc_says_of_a_broken_handshake_is_one_line_of_ours(file: str, tmp_path: Path) -> None:
+def test_what_is_said_of_a_broken_handshake_is_one_line_of_ours(file: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         threading.Thread(target=_speak_no_tls, args=(other,), daemon=True).start()
         where = f"https://127.0.0.1:{other.getsockname()[1]}"

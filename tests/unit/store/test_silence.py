@@ -124,7 +124,7 @@ def test_nobody_gives_up_unheard_and_nobody_waits_for_ever(seed: int) -> None:
 async def test_every_answer_of_etcd_is_a_word_on_its_connection() -> None:
     connection = Connection(parse("http://127.0.0.1:1"), "127.0.0.1", None)
     Dialer(["http://127.0.0.1:1"], None, {}, 1.0).observe(connection, pb.ResponseHeader(cluster_id=1))
-    await connection.close()
+    await connection.channel.close()
     assert 0 < connection.pulse.heard <= asyncio.get_running_loop().time()
 
 

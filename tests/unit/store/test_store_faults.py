@@ -1,6 +1,5 @@
 """etcd's and gRPC's errors as ours: what a caller does next is in the type."""
 
-import grpc
 import pytest
 
 from clustermesh.errors import Refused, Unavailable
@@ -16,8 +15,8 @@ from clustermesh.store.faults import (
     is_severing,
     refusal,
 )
+from clustermesh.store.status import Code
 
-Code = grpc.StatusCode
 TABLE = [
     (Code.UNAVAILABLE, "failed to connect to all addresses", Unavailable),
     (Code.UNAVAILABLE, "etcdserver: no leader", Unavailable),

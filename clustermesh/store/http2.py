@@ -1,0 +1,342 @@
+"""A gRPC client's side of one HTTP/2 connection: bytes in, events out. Pure; the shell is `channel`.
+
+RFC 9113 and gRPC's PROTOCOL-HTTP2. Header blocks are read by the `hpack` package; what we send needs no table.
+
+The rules:
+
+1. Exchanges are opened in order, no more at a time than the server wants; the others wait.
+2. What the server may not send (frames too large, beyond a window, in the middle of a header block) breaks the
+   connection: Broken.
+3. Each exchange has a window of WINDOW bytes. What was read of it, or is part of a message that is not whole yet, is
+   given back; what nobody reads is not. So a reader who is slow holds that much, and one message.
+4. The window of the whole connection is given back as it is used: no exchange waits for another one's reader.
+5. After GOAWAY, and when the numbers of streams end, nothing new is opened (`usable`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final, NamedTuple, TypeAlias
+from urllib.parse import unquote
+
+from hpack import Decoder, HPACKError
+
+from clustermesh.store import frames
+from clustermesh.store.frames import Broken
+from clustermesh.store.status import Code, of_grpc, of_http, of_reset
+
+MAX_MESSAGE: Final = 16 << 20
+WINDOW: Final = 1 << 20
+_INDEXED: Final = 0x80  # a field begins so whose name and value are in the table (RFC 7541, 6.1)
+_MOST_MEANT: Final = 64
+_LAST: Final = 1 << 30  # no stream is opened after it: some days of a thousand calls a second
+_WHOLE_WINDOW: Final = 1 << 30
+
+
+Headers: TypeAlias = dict[bytes, bytes]
+
+
+class Exchange:
+    """One request and what answers it."""
+
+    __slots__ = ("block", "closing", "held", "id", "incoming", "outgoing", "used", "window")
+
+    def __init__(self, block: bytes) -> None:
+        self.block, self.id = block, 0  # 0 until it is opened
+        self.outgoing, self.closing = bytearray(), False
+        self.incoming, self.used, self.held = bytearray(), 0, 0  # bytes since the last credit; those not read yet
+        self.window = 0
+
+    @property
+    def is_sent(self) -> bool:
+        return self.id != 0 and not self.outgoing
+
+
+class Message(NamedTuple):
+    """One came, whole."""
+
+    exchange: Exchange
+    data: bytes
+
+
+class Ended(NamedTuple):
+    """Nothing more comes of this exchange."""
+
+    exchange: Exchange
+    code: Code
+    details: str
+
+
+Event: TypeAlias = Message | Ended
+
+
+class Http2:
+    """Feed it what comes (`receive`); after each call write what it wants to say (`take`)."""
+
+    def __init__(self) -> None:
+        settings = [(frames.ENABLE_PUSH, 0), (frames.INITIAL_WINDOW_SIZE, WINDOW)]
+        self._out = [
+            frames.PREFACE,
+            frames.frame(frames.SETTINGS, 0, 0, b"".join(frames.SETTING.pack(*each) for each in settings)),
+        ]
+        self._out.append(frames.frame(frames.WINDOW_UPDATE, 0, 0, frames.WORD.pack(_WHOLE_WINDOW)))
+        self._going_away = self.greeted = False
+        self._next = 1
+        self._most, self._initial, self._window = frames.MOST, 65_535, 65_535  # as the server says
+        self._open: dict[int, Exchange] = {}
+        self._waiting = deque[Exchange]()
+        self._rest = b""
+        self._used = 0
+        self._decoder, self._meant = Decoder(), dict[bytes, Headers]()
+        self._block: tuple[int, int, bytes] | None = None  # a header block under way: stream, flags, what there is
+
+    @property
+    def usable(self) -> bool:
+        """Whether something new can be asked."""
+        return not self._going_away and self._next < _LAST
+
+    @property
+    def busy(self) -> bool:
+        """Whether an answer is waited for."""
+        return bool(self._open or self._waiting)
+
+    def take(self) -> bytes:
+        """What is to be written now."""
+        out, self._out = self._out, []
+        return b"".join(out)
+
+    # -- asking --------------------------------------------------------------------------------------------------------
+
+    def open(self, block: bytes) -> Exchange:
+        exchange = Exchange(block)
+        self._waiting.append(exchange)
+        self._admit()
+        return exchange
+
+    def send(self, exchange: Exchange, message: bytes, *, last: bool = False) -> None:
+        exchange.outgoing += frames.PREFIX.pack(0, len(message)) + message
+        exchange.closing = last
+        self._pump(exchange)
+
+    def taken(self, exchange: Exchange, message: bytes) -> None:
+        """Somebody has read it."""
+        exchange.held -= len(message) + frames.PREFIX.size
+        self._credit(exchange)
+
+    def cancel(self, exchange: Exchange) -> None:
+        if exchange.id in self._open:
+            self._out.append(frames.frame(frames.RESET, 0, exchange.id, frames.WORD.pack(frames.CANCEL)))
+            self._close(exchange)
+        elif exchange in self._waiting:
+            self._waiting.remove(exchange)
+
+    def ping(self) -> None:
+        self._out.append(frames.frame(frames.PING, 0, 0, bytes(8)))
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._open) < self._most:
+            exchange = self._waiting.popleft()
+            exchange.id, exchange.window = self._next, self._initial
+            self._next += 2
+            self._open[exchange.id] = exchange
+            self._out.append(frames.frame(frames.HEADERS, frames.END_HEADERS, exchange.id, exchange.block))
+            self._pump(exchange)
+
+    def _pump(self, exchange: Exchange) -> None:
+        """Send of what waits as much as the windows let through."""
+        while exchange.id and exchange.outgoing and (room := min(exchange.window, self._window, frames.MAX_FRAME)) > 0:
+            part = bytes(exchange.outgoing[:room])
+            del exchange.outgoing[:room]
+            exchange.window -= len(part)
+            self._window -= len(part)
+            last = exchange.closing and not exchange.outgoing
+            self._out.append(frames.frame(frames.DATA, frames.END_STREAM if last else 0, exchange.id, part))
+
+    def _credit(self, exchange: Exchange) -> None:
+        if exchange.used - exchange.held >= WINDOW // 2 and exchange.id in self._open:
+            self._out.append(
+                frames.frame(frames.WINDOW_UPDATE, 0, exchange.id, frames.WORD.pack(exchange.used - exchange.held))
+            )
+            exchange.used = exchange.held
+
+    def _close(self, exchange: Exchange) -> None:
+        del self._open[exchange.id]
+        exchange.outgoing.clear()
+        self._admit()
+
+    # -- hearing -------------------------------------------------------------------------------------------------------
+
+    def receive(self, data: bytes) -> list[Event]:
+        """What `data` tells. Raises Broken."""
+        data, at, events = self._rest + data, 0, list[Event]()
+        while len(data) - at >= frames.HEAD.size:
+            high, low, kind, flags, stream = frames.HEAD.unpack_from(data, at)
+            end = at + frames.HEAD.size + (high << 8 | low)
+            self._check(kind, stream, end - at - frames.HEAD.size)
+            if end > len(data):
+                break
+            if (hear := _HEARD.get(kind)) is not None:
+                hear(self, flags, stream & frames.MOST, data[at + frames.HEAD.size : end], events)
+            at = end
+        self._rest = data[at:]
+        return events
+
+    def _check(self, kind: int, stream: int, size: int) -> None:
+        if size > frames.MAX_FRAME:
+            raise Broken("it does not speak HTTP/2" if not self.greeted else f"a frame of {size} bytes")
+        if not self.greeted and kind != frames.SETTINGS:
+            raise Broken("it does not speak HTTP/2")
+        if (kind == frames.CONTINUATION) != (self._block is not None):
+            raise Broken("a header block was cut")
+        if self._block is not None and self._block[0] != stream & frames.MOST:
+            raise Broken("a header block of two streams")
+
+    def _hear_data(self, flags: int, stream: int, payload: bytes, events: list[Event]) -> None:
+        self._used += len(payload)
+        if self._used >= _WHOLE_WINDOW // 2:
+            self._out.append(frames.frame(frames.WINDOW_UPDATE, 0, 0, frames.WORD.pack(self._used)))
+            self._used = 0
+        exchange = self._open.get(stream)
+        if exchange is None:
+            return
+        exchange.used += len(payload)
+        if exchange.used > WINDOW:
+            raise Broken("more was sent than there was room for")
+        exchange.incoming += frames.without_padding(flags, payload)
+        self._cut(exchange, events)
+        if exchange.id in self._open and flags & frames.END_STREAM:
+            self._end(exchange, Code.UNKNOWN, "it ended without a status", events)
+        self._credit(exchange)
+
+    def _cut(self, exchange: Exchange, events: list[Event]) -> None:
+        """Messages out of what there is."""
+        incoming = exchange.incoming
+        while len(incoming) >= frames.PREFIX.size:
+            compressed, size = frames.PREFIX.unpack_from(incoming)
+            if compressed or size > MAX_MESSAGE:
+                exchange.closing = False  # it is not done
+                why = "a compressed message" if compressed else f"Received message larger than max ({size} bytes)"
+                self._end(exchange, Code.INTERNAL if compressed else Code.RESOURCE_EXHAUSTED, why, events)
+                return
+            if len(incoming) < (end := frames.PREFIX.size + size):
+                return
+            events.append(Message(exchange, bytes(incoming[frames.PREFIX.size : end])))
+            del incoming[:end]
+            exchange.held += end
+
+    def _hear_headers(self, flags: int, stream: int, payload: bytes, events: list[Event]) -> None:
+        block = frames.without_padding(flags, payload)
+        self._continue(
+            flags, stream, block[5:] if flags & frames.PRIORITY else block, events, flags & frames.END_STREAM
+        )
+
+    def _hear_continuation(self, flags: int, stream: int, payload: bytes, events: list[Event]) -> None:
+        _, ending, begun = self._block or (0, 0, b"")
+        if not payload or len(begun) + len(payload) > frames.MAX_BLOCK:
+            raise Broken("a header block without an end")
+        self._continue(flags, stream, begun + payload, events, ending)
+
+    def _continue(self, flags: int, stream: int, block: bytes, events: list[Event], ending: int) -> None:
+        self._block = None if flags & frames.END_HEADERS else (stream, ending, block)
+        if self._block is not None:
+            return
+        headers = self._meant.get(block) or self._decode(block)
+        if (exchange := self._open.get(stream)) is not None:
+            self._take_headers(exchange, headers, bool(ending), events)
+
+    def _decode(self, block: bytes) -> Headers:
+        """What names entries of the table alone means the same until something changes that."""
+        try:
+            headers = {bytes(name): bytes(value) for name, value in self._decoder.decode(block, raw=True)}
+        except HPACKError as e:
+            raise Broken(f"a header block that nobody can read: {e}") from e
+        if min(block, default=0) < _INDEXED or len(self._meant) > _MOST_MEANT:
+            self._meant.clear()
+        else:
+            self._meant[block] = headers
+        return headers
+
+    def _take_headers(self, exchange: Exchange, headers: Headers, ending: bool, events: list[Event]) -> None:
+        status = headers.get(b":status", b"200")
+        if b"grpc-status" in headers:
+            details = unquote(headers.get(b"grpc-message", b"").decode("latin-1"))
+            self._end(exchange, of_grpc(headers[b"grpc-status"]), details, events)
+        elif status != b"200" and not status.startswith(b"1"):
+            self._end(exchange, of_http(status), f"HTTP {status.decode('latin-1')}", events)
+        elif ending:
+            self._end(exchange, Code.UNKNOWN, "it ended without a status", events)
+
+    def _end(self, exchange: Exchange, code: Code, details: str, events: list[Event]) -> None:
+        """Where one side was not done, the server is told that both are."""
+        if not exchange.closing or exchange.outgoing:
+            self._out.append(frames.frame(frames.RESET, 0, exchange.id, frames.WORD.pack(frames.CANCEL)))
+        self._close(exchange)
+        events.append(Ended(exchange, code, details))
+
+    def _hear_reset(self, _flags: int, stream: int, payload: bytes, events: list[Event]) -> None:
+        code = frames.word(payload)
+        if (exchange := self._open.get(stream)) is not None:
+            self._close(exchange)
+            events.append(Ended(exchange, of_reset(code), f"the stream was reset (HTTP/2 error {code})"))
+
+    def _hear_settings(self, flags: int, _stream: int, payload: bytes, _events: list[Event]) -> None:
+        if flags & frames.ACK:
+            return
+        if len(payload) % frames.SETTING.size:
+            raise Broken("settings that nobody can read")
+        for name, value in frames.SETTING.iter_unpack(payload):
+            if name == frames.MAX_CONCURRENT_STREAMS:
+                self._most = value
+            elif name == frames.INITIAL_WINDOW_SIZE:
+                self._resize(value)
+        self.greeted = True
+        self._out.append(frames.frame(frames.SETTINGS, frames.ACK, 0))
+        self._admit()
+
+    def _resize(self, initial: int) -> None:
+        if initial > frames.MOST:
+            raise Broken(f"a window of {initial} bytes")
+        change, self._initial = initial - self._initial, initial
+        for exchange in self._open.values():
+            exchange.window += change
+            self._pump(exchange)
+
+    def _hear_ping(self, flags: int, _stream: int, payload: bytes, _events: list[Event]) -> None:
+        if not flags & frames.ACK:
+            self._out.append(frames.frame(frames.PING, frames.ACK, 0, payload[:8]))
+
+    def _hear_go_away(self, _flags: int, _stream: int, payload: bytes, events: list[Event]) -> None:
+        self._going_away = True
+        last, why = frames.word(payload) & frames.MOST, payload[8:200].decode("latin-1")
+        gone = [each for number, each in self._open.items() if number > last]
+        for each in [*gone, *self._waiting]:
+            self._open.pop(each.id, None)
+            events.append(Ended(each, Code.UNAVAILABLE, f"the server takes no more calls: {why or 'it ends'}"))
+        self._waiting.clear()
+
+    def _hear_window(self, _flags: int, stream: int, payload: bytes, _events: list[Event]) -> None:
+        more = frames.word(payload) & frames.MOST
+        if not stream:
+            self._window = frames.grown(self._window, more)
+            for each in self._open.values():
+                self._pump(each)
+        elif (exchange := self._open.get(stream)) is not None:
+            exchange.window = frames.grown(exchange.window, more)
+            self._pump(exchange)
+
+    def _hear_push(self, _flags: int, _stream: int, _payload: bytes, _events: list[Event]) -> None:
+        raise Broken("a push that nobody asked for")
+
+
+_HEARD: Final[dict[int, Callable[[Http2, int, int, bytes, list[Event]], None]]] = {
+    frames.DATA: Http2._hear_data,
+    frames.HEADERS: Http2._hear_headers,
+    frames.RESET: Http2._hear_reset,
+    frames.SETTINGS: Http2._hear_settings,
+    frames.PUSH: Http2._hear_push,
+    frames.PING: Http2._hear_ping,
+    frames.GO_AWAY: Http2._hear_go_away,
+    frames.WINDOW_UPDATE: Http2._hear_window,
+    frames.CONTINUATION: Http2._hear_continuation,
+}
