@@ -14,6 +14,8 @@ The rules:
    heartbeat has not vanished since) or has been beating for `settle` seconds: one that comes back beats first and
    writes its entries after. What vanishes since then, by a deletion or from a list, is believed if heartbeat and canary
    did not vanish before or with it (somebody deleted all keys). That one reads in etcd: each watch has its own time.
+   For a list they are older than one that had it, and that nobody doubted, or than the beat of a writer that has been
+   beating for so long; or the canary is no older than the heartbeat.
    So it does whether an entry has moved to the twin of its table.
    What died with a lease that is not the heartbeat's, or may have, for etcd has forgotten it, is kept until a beat
    `settle` seconds later; then it is listed, and of no list before is it believed that it is gone.
@@ -54,7 +56,7 @@ from clustermesh.mesh.messages import Again, Ask, Command, Drain, Follow, Heard,
 from clustermesh.mesh.reading import MOST_ENDS, Reading
 from clustermesh.mesh.session import Session, State
 from clustermesh.mesh.tables import Table
-from clustermesh.mesh.writer import Canary, Writer
+from clustermesh.mesh.writer import Canary, Proof, Writer
 from clustermesh.model import Cluster, ClusterConfig
 from clustermesh.store.backoff import SPREAD
 from clustermesh.store.faults import Compacted, Replaced
@@ -431,8 +433,8 @@ class ReaderBrain:
         )
         self._start_soon([each for each in doubted if self._proof(each.table, now) is not None], now)
 
-    def _proof(self, table: Table, now: float) -> int | None:
-        """From which revision on it is believed what has gone from `table`; None where it is not."""
+    def _proof(self, table: Table, now: float) -> Proof | None:
+        """Whether it is believed what has gone from `table`; None where it is not."""
         if not self._stands(table):
             return None
         return self._writer.proof(None if table.canary is None else self._canaries[table.canary], now)

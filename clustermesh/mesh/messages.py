@@ -169,10 +169,11 @@ class Unnamed(Struct, frozen=True):
     number: int
 
 
-class Whole(Struct, frozen=True):
-    """All that the cluster has of `kind` was put."""
+class Listing(Struct, frozen=True):
+    """All that the cluster has of `kind` is about to be put, or, `whole`, was put. Of a table that is short."""
 
     kind: str
+    whole: bool
 
 
 class Drain(Struct, frozen=True):
@@ -192,5 +193,5 @@ class Again(Struct, frozen=True):
 
 
 Command: TypeAlias = (
-    Ask | Follow | Attest | Audit | Put | Remove | Refuse | Accept | Unnamed | Whole | Drain | Withdraw | Again
+    Ask | Follow | Attest | Audit | Put | Remove | Refuse | Accept | Unnamed | Listing | Drain | Withdraw | Again
 )

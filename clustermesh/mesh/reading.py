@@ -9,9 +9,10 @@ from zlib import crc32
 
 from clustermesh.errors import Invalid
 from clustermesh.mesh.authority import Limits
-from clustermesh.mesh.messages import Accept, Attested, Command, Follow, Put, Refuse, Remove, Unnamed, Whole
+from clustermesh.mesh.messages import Accept, Attested, Command, Follow, Listing, Put, Refuse, Remove, Unnamed
 from clustermesh.mesh.tables import Table
 from clustermesh.mesh.tally import Tally
+from clustermesh.mesh.writer import Proof
 from clustermesh.model import Cluster
 from clustermesh.store.follower import Changed, Deleted, Listed
 from clustermesh.store.follower import Put as Written
@@ -28,7 +29,7 @@ _SHOWN: Final = 200  # characters of a refused key: it may have a million, and g
 
 class _Vanished(NamedTuple):
     at: int  # the revision of the deletion, or of the list that did not have it
-    since: int  # the last one at which it was there; 0 where that was before this attempt
+    since: int  # one at which it was there, or whose writer had nothing more to write; 0 for none that is known
     told: int = 0  # that of the deletion
     key: bytes = b""  # of which it was told
     moved: bool = False  # found to stand in the twin, which has yet to tell of it, or cannot
@@ -55,8 +56,8 @@ class Reading:
         self._cluster, self._limits, self._held = cluster, limits, held
         self.gone: dict[Any, _Vanished] = {}
         self.witnesses = {keys.HEARTBEAT, table.canary or keys.HEARTBEAT}
+        self._known = 0  # the last revision heard of, where all that is held was there then
         self._dying: dict[Any, float] = {}  # died with a lease, and no beat before that time says that it is gone
-        self._known = 0  # the last revision heard of
         self._listing = False
         self._names: set[Any] = set()  # what the list under way has, good or not: what is refused has not vanished
         self._before = self._again = 0  # how many names were held when it began, and of these it has so many
@@ -79,25 +80,27 @@ class Reading:
         """The list under way has come to an end, or to none."""
         self._listing, self._names = False, set()
 
-    def take(self, item: Listed | Changed, proof: int | None, last_beat: float) -> list[Command]:
+    def take(self, item: Listed | Changed, proof: Proof | None, last_beat: float) -> list[Command]:
         """What to do about `item`. That something has gone waits for its witnesses where it is not older than the
-        revision `proof` of a writer that is proven; where there is none (None) it is doubted."""
+        `proof` of the writer; where there is none (None) it is doubted."""
         commands = list[Command]()
         if isinstance(item, Changed):
             self.forget_list()
             self.tally.change(item.events, item.revision, more=item.more)
             for event in item.events:
                 if isinstance(event, Deleted):
-                    commands += self._delete(event, proof is not None and event.mod_revision >= proof)
+                    commands += self._delete(event, proof is not None and event.mod_revision >= proof.since)
                 else:
                     commands += self._put(event.kv, item.revision and event.kv.mod_revision)
-            self._known = item.revision
+            self._known = 0 if self.doubted else item.revision
             return commands + self._count()
         self.tally.list(len(item.events), item.revision, first=not self._listing, more=item.more)
         held = self._held(self.table.kind)
         if not self._listing:
             self._listing, self._refused, self._unnamed = True, set(), set()
             self._before, self._again = len(held), 0
+            if self.table.kind in self._held("short"):
+                commands.append(Listing(self.table.kind, whole=False))
         for event in item.events:
             if isinstance(event, Written):
                 commands += self._put(event.kv, 0, held)
@@ -157,16 +160,17 @@ class Reading:
                 continue
             if vanished.told in event.ends:
                 self._dying[name] = believed_from
-            elif (heartbeat <= vanished.since or heartbeat < canary) and canary <= vanished.at:
+            elif heartbeat <= max(vanished.since, canary) and canary <= vanished.at:
                 commands.append(Remove(self.table.kind, name, vanished.told))
             else:
                 lost_a_witness = True
-        self.doubted = self.doubted or bool(self._dying) or lost_a_witness
+        if self._dying or lost_a_witness:
+            self.doubted, self._known = True, 0
         return Settled(commands, lost_a_witness)
 
     def doubt(self) -> None:
         """What vanished is kept, until there is proof again."""
-        self.doubted, self.gone = True, {}
+        self.doubted, self._known, self.gone = True, 0, {}
 
     def _put(self, kv: KeyValue, revision: int, held: Set[Any] = frozenset()) -> Iterable[Command]:
         try:
@@ -227,7 +231,7 @@ class Reading:
         self.gone[name] = _Vanished(event.mod_revision, event.mod_revision, event.mod_revision, event.key)
         return self._accept(event.key)
 
-    def _end_list(self, revision: int, proof: int | None, last_beat: float) -> list[Command]:
+    def _end_list(self, revision: int, proof: Proof | None, last_beat: float) -> list[Command]:
         """The list is the whole table: what is held beside it has vanished."""
         kind, prefix = self.table.kind, self.table.prefix.decode()
         missing = (name for name in self._held(kind) if name not in self._names)
@@ -235,14 +239,14 @@ class Reading:
         stale = [what for what in self._held("refused") - self._refused if what.startswith(prefix)]
         commands: list[Command] = [Accept(what) for what in stale]
         if kind in self._held("short"):
-            commands.append(Whole(kind))
-        if proof is not None and revision >= proof:
+            commands.append(Listing(kind, whole=True))
+        if proof is not None and revision >= proof.since:
             self._dying = {name: since for name, since in self._dying.items() if since > last_beat}
             self.doubted = self.doubted or bool(self._dying)
-            self.gone = dict.fromkeys(gone - self._dying.keys(), _Vanished(revision, self._known))
+            self.gone = dict.fromkeys(gone - self._dying.keys(), _Vanished(revision, max(self._known, proof.settled)))
         else:
             self.doubted = self.doubted or bool(gone)
-        self.whole, self._known = True, revision
+        self.whole, self._known = True, 0 if self.doubted else revision
         self.forget_list()
         return commands + self._count()
 

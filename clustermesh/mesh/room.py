@@ -79,9 +79,15 @@ class Room:
                 self.may_have_more(kind)
         return True
 
-    def listed(self, kind: str) -> None:
-        """All of `kind` was said anew: it had room, or it was dropped again."""
-        if kind in self.short:
+    def begin_list(self, kind: str) -> None:
+        """All of `kind` is about to be said anew: what has no name here has room, or is dropped again."""
+        if kind not in self._dropped:
+            return
+        self.short.discard(kind)
+        self._more.discard(kind)
+        if self._dropped[kind]:
+            self._tell(kind)
+        else:
             self.clear(kind)
 
     def empty(self, kind: str) -> None:

@@ -182,10 +182,10 @@ class MeshState:
         self._view(cluster)
         self._rulings[cluster].refusals.count_unnamed(kind, number)
 
-    def listed(self, cluster: str, kind: str) -> None:
-        """All of a table was put since it was `short`."""
-        if rulings := self._rulings.get(cluster):
-            rulings.room.listed(kind)
+    def listed(self, cluster: str, kind: str, *, whole: bool = True) -> None:
+        """All of a table that is `short` is about to be put, or was."""
+        if not whole and (rulings := self._rulings.get(cluster)):
+            rulings.room.begin_list(kind)
 
     def refusals(self, cluster: str) -> Refusals:
         """What of `cluster` is not used, and why."""

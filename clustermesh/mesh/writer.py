@@ -16,6 +16,13 @@ class Canary(NamedTuple):
     revision: int
 
 
+class Proof(NamedTuple):
+    """The writer is believed `since` this revision; it had been beating for long enough at `settled`, 0 for not yet."""
+
+    since: int
+    settled: int
+
+
 class Writer:
     """Of one attempt, that began to listen at `began`; times are seconds of one clock."""
 
@@ -43,8 +50,8 @@ class Writer:
         """When it is to be taken for dead if nothing more is heard of it."""
         return max(self._began, self.last_beat) + self._terms.silence
 
-    def proof(self, canary: Canary | None, now: float) -> int | None:
-        """From which revision on it is believed about a table that has this `canary`, or none; None where it is not.
+    def proof(self, canary: Canary | None, now: float) -> Proof | None:
+        """Whether it is believed about a table that has this `canary`, or none; None where it is not.
 
         It has written all it has once it wrote the canary, or has been beating for a while.
         """
@@ -53,7 +60,7 @@ class Writer:
         proofs = [self._settled] if self._settled else []
         if canary is not None and canary.lease == self.lease:
             proofs.append(max(self._alive, canary.revision))
-        return min(proofs, default=None)
+        return Proof(min(proofs), self._settled) if proofs else None
 
     def _lives(self, now: float) -> bool:
         return self.last_beat >= self._began and now < self.silent_from

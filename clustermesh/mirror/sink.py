@@ -115,12 +115,14 @@ class MirrorSink:
     def count_unnamed(self, cluster: str, kind: str, number: int) -> None:
         self.state.count_unnamed(cluster, kind, number)
 
-    def listed(self, cluster: str, kind: str) -> None:
+    def listed(self, cluster: str, kind: str, *, whole: bool = True) -> None:
         if kind == STAMPS:
             return
-        self.state.listed(cluster, kind)
-        if cluster != self._own:
-            self._weight(cluster).listed(kind)
+        if not whole:
+            self.state.listed(cluster, kind, whole=False)
+            if cluster != self._own:
+                self._weight(cluster).begin_list(kind)
+            return
         self._doubted.get(cluster, set()).discard(kind)
         self._listed.setdefault(cluster, set()).add(kind)
         self.on_listed()

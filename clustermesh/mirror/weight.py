@@ -43,11 +43,10 @@ class Weight:
         """`value` stands already: it counts, whether or not there would be room for it."""
         self.bytes += _cost(value)
 
-    def listed(self, kind: str) -> None:
-        """All of `kind` was said anew: it had room, or was left out again."""
-        if kind in self.short:
-            self.short.discard(kind)
-            self._tell(kind, set(), 0)
+    def begin_list(self, kind: str) -> None:
+        """All of `kind` is about to be said anew: it has room, or is left out again."""
+        self.short.discard(kind)
+        self._tell(kind, set(), 0)
 
     def _drop(self, kind: str, name: Any, most: int) -> None:
         dropped = self._dropped.get(kind, set())

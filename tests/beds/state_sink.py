@@ -30,8 +30,8 @@ class StateSink:
     def count_unnamed(self, cluster: str, kind: str, number: int) -> None:
         self.state.count_unnamed(cluster, kind, number)
 
-    def listed(self, cluster: str, kind: str) -> None:
-        self.state.listed(cluster, kind)
+    def listed(self, cluster: str, kind: str, *, whole: bool = True) -> None:
+        self.state.listed(cluster, kind, whole=whole)
 
     def accept(self, cluster: str, what: str) -> None:
         self.state.accept(cluster, what)

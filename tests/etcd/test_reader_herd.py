@@ -46,7 +46,7 @@ class Tables:
     def count_unnamed(self, cluster: str, kind: str, number: int) -> None:
         pass
 
-    def listed(self, cluster: str, kind: str) -> None:
+    def listed(self, cluster: str, kind: str, *, whole: bool = True) -> None:
         pass
 
     def drain(self, _cluster: str, kinds: Sequence[str] = KINDS) -> None:

@@ -121,8 +121,9 @@ class Play:
                     self.held["refused"][what] = why
                 case messages.Accept(what):
                     self.held["refused"].pop(what, None)
-                case messages.Whole(kind):
-                    del self.held["short"][kind]
+                case messages.Listing(kind, whole):
+                    if not whole:
+                        del self.held["short"][kind]
                 case messages.Withdraw(kind):
                     self.held[kind].clear()
                 case messages.Drain():
@@ -246,8 +247,10 @@ def _word(command: messages.Command) -> str:  # noqa: PLR0911 one command each
             return f"-{name}"
         case messages.Refuse(what, why):
             return f"{what} {why}"
-        case messages.Accept(what) | messages.Whole(what) | messages.Withdraw(what):
+        case messages.Accept(what) | messages.Withdraw(what):
             return what
+        case messages.Listing(kind, whole):
+            return f"{kind} {'whole' if whole else 'begins'}"
         case messages.Again(after):
             return f"{after:g}"
         case messages.Audit(wanted):

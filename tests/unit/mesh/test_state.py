@@ -572,14 +572,30 @@ class TestRoom:
             else:
                 state.remove("beta", "services", name)
             if state.names("beta", "short"):
+                state.listed("beta", "services", whole=False)
                 for each, value in truth.items():
                     state.put("beta", "services", each, value)
-                state.listed("beta", "services")
             held = state.views["beta"].services
             assert (held == truth) == (not state.refusals("beta").of("tables"))
             assert sum(len(each.backends) for each in held.values()) <= 6
         assert len(truth) <= 4
         assert state.views["beta"].services == truth or sum(len(each.backends) for each in truth.values()) > 6
+
+    def test_what_a_list_has_dropped_is_not_forgotten_at_its_end_for_room_that_came_meanwhile(self) -> None:
+        state, more, gone = with_beta(), ("n", "more"), ("n", "gone")
+        state.authorize(Authority(name="beta", limits=Limits(backends=3)))
+        two, one = service("beta", "10.2.0.1", "10.2.0.2"), service("beta", "10.2.0.1")
+        for name, value in ((("n", "s"), two), (gone, one), (more, two)):
+            state.put("beta", "services", name, value)
+        state.remove("beta", "services", gone)
+        assert state.names("beta", "short") == {"services"}
+        state.listed("beta", "services", whole=False)
+        state.put("beta", "services", more, two)
+        state.put("beta", "services", ("n", "s"), one)
+        state.listed("beta", "services")
+        assert more not in state.views["beta"].services
+        assert reason(state, "beta", "tables", "services") is Reason.LIMIT
+        assert state.names("beta", "short") == {"services"}
 
     def test_of_what_is_dropped_some_is_named_and_none_is_missed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("clustermesh.mesh.room.MOST_NAMED", 2)
@@ -593,9 +609,9 @@ class TestRoom:
         assert state.names("beta", "short") == {"endpoints"}
         for gone in addresses[:5]:
             state.remove("beta", "endpoints", gone)
+        state.listed("beta", "endpoints", whole=False)
         for address in addresses[5:]:
             state.put("beta", "endpoints", address, Endpoint(ip=address, identity=131080))
-        state.listed("beta", "endpoints")
         assert not state.refusals("beta").of("tables")
 
 
