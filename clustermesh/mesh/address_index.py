@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Collection, Iterable, Iterator, Set
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Set
 from typing import Final, Generic, TypeVar
 
 from clustermesh.address import BITS, Address, Prefix, contains, from_int, to_int
 
 T = TypeVar("T")
-_FEW: Final = 128
+MOST: Final = 1024  # addresses of a block
 
 
 def outermost(prefixes: Iterable[Prefix]) -> list[Prefix]:
@@ -22,53 +22,62 @@ def outermost(prefixes: Iterable[Prefix]) -> list[Prefix]:
 
 
 class AddressIndex:
-    """The addresses of `table` in order. Costs nothing until it is asked, and then what changed since it was asked.
+    """Addresses in order, in blocks: one that comes or goes moves those of its block, however many there are."""
 
-    `table` is the truth, looked at when asked; whoever changes it says where (`touch`). What is no address is left out.
-    """
+    def __init__(self) -> None:
+        self.blocks: list[list[Address]] = []  # none is empty, or has more than MOST
+        self._firsts: list[Address] = []
 
-    def __init__(self, table: Collection[object]) -> None:
-        self._table = table
-        self._order: list[Address] | None = None
-        self._touched: set[Address] = set()
-
-    def touch(self, address: Address) -> None:
-        """`address` came into the table, or left it."""
-        if self._order is None:
+    def add(self, address: Address) -> None:
+        """Adding twice is adding once."""
+        if not self.blocks:
+            self.blocks, self._firsts = [[address]], [address]
             return
-        self._touched.add(address)
-        if len(self._touched) > _FEW + len(self._order) // 8:  # sorting all of them is not dearer now
-            self._order, self._touched = None, set()
+        at, block, place = self._find(address)
+        if place < len(block) and block[place] == address:
+            return
+        block.insert(place, address)
+        if place == 0:
+            self._firsts[at] = address
+        if len(block) > MOST:
+            self._split(at, block)
+
+    def discard(self, address: Address) -> None:
+        """Absent is fine."""
+        if not self.blocks:
+            return
+        at, block, place = self._find(address)
+        if place == len(block) or block[place] != address:
+            return
+        del block[place]
+        if not block:
+            del self.blocks[at], self._firsts[at]
+        elif place == 0:
+            self._firsts[at] = block[0]
 
     def inside(self, prefix: Prefix) -> list[Address]:
-        """The addresses of the table that lie in `prefix`, in order."""
-        order = self._ordered()
-        if not order:
+        """Those that lie in `prefix`, in order."""
+        if not self.blocks:
             return []
         last = from_int(to_int(prefix.address) + (1 << (BITS - prefix.length)) - 1)
-        begin, end = bisect_left(order, prefix.address), bisect_left(order, last)
-        return order[begin : end + (end < len(order) and order[end] == last)]
+        begin, _, place = self._find(prefix.address)
+        found = list[Address]()
+        for block in self.blocks[begin : bisect_right(self._firsts, last)]:
+            found += block
+        del found[bisect_right(found, last) :], found[:place]
+        return found
 
-    def _ordered(self) -> list[Address]:
-        if self._order is None:
-            self._order = sorted(Address(each) for each in self._table if isinstance(each, bytes))
-        if len(self._touched) <= _FEW:
-            self._place_each(self._order)
-        else:  # each alone would move all that lie behind it
-            self._order = [address for address in self._order if address not in self._touched]
-            self._order += [address for address in self._touched if address in self._table]
-            self._order.sort()
-        self._touched.clear()
-        return self._order
+    def _find(self, address: Address) -> tuple[int, list[Address], int]:
+        """The block where it is, or would be, and the place there."""
+        at = max(0, bisect_right(self._firsts, address) - 1)
+        block = self.blocks[at]
+        return at, block, bisect_left(block, address)
 
-    def _place_each(self, order: list[Address]) -> None:
-        for address in self._touched:
-            place = bisect_left(order, address)
-            held = place < len(order) and order[place] == address
-            if held and address not in self._table:
-                del order[place]
-            elif not held and address in self._table:
-                order.insert(place, address)
+    def _split(self, at: int, block: list[Address]) -> None:
+        half = block[MOST // 2 :]
+        del block[MOST // 2 :]
+        self.blocks.insert(at + 1, half)
+        self._firsts.insert(at + 1, half[0])
 
 
 class AddressBook(Generic[T]):
@@ -77,7 +86,7 @@ class AddressBook(Generic[T]):
     def __init__(self) -> None:
         # One thing stands by itself, several in a dict: most addresses have one, some have ten thousand.
         self._things: dict[Address, T | dict[T, None]] = {}
-        self._index = AddressIndex(self._things)
+        self._index = AddressIndex()
 
     @property
     def addresses(self) -> Set[Address]:
@@ -88,7 +97,7 @@ class AddressBook(Generic[T]):
         there = self._things.get(address)
         if there is None:
             self._things[address] = thing
-            self._index.touch(address)
+            self._index.add(address)
         elif isinstance(there, dict):
             there[thing] = None
         elif there != thing:
@@ -101,7 +110,7 @@ class AddressBook(Generic[T]):
             there.pop(thing, None)
         if there in (thing, {}):
             del self._things[address]
-            self._index.touch(address)
+            self._index.discard(address)
 
     def inside(self, prefix: Prefix) -> Iterator[tuple[Address, T]]:
         """Everything at the addresses in `prefix`, in order of address."""

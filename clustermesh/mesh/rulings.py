@@ -32,13 +32,15 @@ class Rulings:
         self.room = Room(self.refusals, holdings.together)
         self._cluster, self._view, self._holdings = cluster, view, holdings
         self._trimmed: dict[ServiceName, Service] = {}  # without the backends that are not its to name
-        self._endpoints = AddressIndex(view.endpoints)
+        self._endpoints = AddressIndex()
         self._backends: AddressBook[ServiceName] = AddressBook()
 
     def take_endpoint(self, address: Address, before: Endpoint | None, endpoint: Endpoint | None) -> None:
         """The view has `endpoint` in the place of `before`."""
-        if before is None or endpoint is None:
-            self._endpoints.touch(address)
+        if before is None:
+            self._endpoints.add(address)
+        elif endpoint is None:
+            self._endpoints.discard(address)
         refusal = None if endpoint is None else self._judge_endpoint(address, endpoint)
         self.refusals.set("endpoints", address, refusal)
 
@@ -63,7 +65,7 @@ class Rulings:
         self.refusals.clear(kind)
         self.room.empty(kind)
         if kind == "endpoints":
-            self._endpoints = AddressIndex(self._view.endpoints)
+            self._endpoints = AddressIndex()
         elif kind == "services":
             self._trimmed, self._backends = {}, AddressBook()
 
