@@ -38,7 +38,7 @@ class Services(Domain[tuple[str, str]]):
     name = "services"
 
     def __init__(self, state: AgentState, targets: Targets, before: Collection[Domain[Any]]) -> None:
-        self.tables = ServiceTrackers(
+        self.tables = ServiceTrackers[Tracker[bytes, bytes]](
             Tracker("backends", targets.backends),
             Tracker("slots", targets.slots),
             Tracker("groups", targets.groups),

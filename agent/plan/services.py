@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from agent.bpf.layouts import (
     GROUPS_PER_BLOCK,
@@ -30,11 +30,12 @@ from agent.bpf.layouts import (
     packer,
     unpack_numbers,
 )
+from clustermesh.deltas import Deltas
 from clustermesh.mesh.resolve import Frontend, ServiceEntry
-from clustermesh.reconcile import Tracker
 
 Name = tuple[str, str]
 T = TypeVar("T")
+Table_co = TypeVar("Table_co", bound=Deltas[bytes, bytes], covariant=True)
 _MOST: Final = 0xFFFFFFFF
 _ID_SIZE: Final = 4
 _NUMBER, _SLOTS_KEY, _GROUPS_KEY, _GROUP, _SERVICE = map(packer, (Number, SlotsKey, GroupsKey, LbGroup, ServiceValue))
@@ -43,19 +44,19 @@ _Backends = Sequence[Sequence[bytes]]
 """The active backends of a service, group by group, as values of the map."""
 
 
-class ServiceTrackers(NamedTuple):
+class ServiceTrackers(NamedTuple, Generic[Table_co]):
     """In the order in which they are applied."""
 
-    backends: Tracker[bytes, bytes]
-    slots: Tracker[bytes, bytes]
-    groups: Tracker[bytes, bytes]
-    services: Tracker[bytes, bytes]
+    backends: Table_co
+    slots: Table_co
+    groups: Table_co
+    services: Table_co
 
 
 class ServicePlanner:
     """Keeps the desired entries of the load-balancing maps in step with the resolved services."""
 
-    def __init__(self, trackers: ServiceTrackers) -> None:
+    def __init__(self, trackers: ServiceTrackers[Deltas[bytes, bytes]]) -> None:
         self._trackers = trackers
         # By value: of two clusters with a backend at one address each has its own.
         self._numbers: dict[bytes, bytes] = {}

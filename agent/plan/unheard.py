@@ -25,13 +25,15 @@ from agent.bpf.layouts import (
 )
 from agent.plan.services import ServiceTrackers
 from clustermesh.address import Address
+from clustermesh.deltas import Deltas
 from clustermesh.mesh.resolve import Scope, ServiceEntry
 from clustermesh.model import LocalService, Port, Service
 
+Kernel = ServiceTrackers[Deltas[bytes, bytes]]
 _NUMBER_SIZE = 4
 
 
-def services_found(kernel: ServiceTrackers, local: LocalService) -> dict[int, Service]:
+def services_found(kernel: Kernel, local: LocalService) -> dict[int, Service]:
     """One for each cluster that has backends behind the frontends of `local`, by its id."""
     own = local.service
     found: dict[int, dict[Address, dict[str, Port]]] = {}
@@ -50,7 +52,7 @@ def as_found(own: Service, cluster_id: int, backends: Mapping[Address, Mapping[s
     return Service(cluster="", cluster_id=cluster_id, namespace=own.namespace, name=own.name, backends=backends)
 
 
-def has_any(kernel: ServiceTrackers, local: LocalService) -> bool:
+def has_any(kernel: Kernel, local: LocalService) -> bool:
     """Whether the kernel has a frontend of `local`."""
     return any(
         pack_service_key(address, port.port, PROTOCOL_NUMBERS[port.protocol], Scope.ANY) in kernel.services.actual
@@ -60,7 +62,7 @@ def has_any(kernel: ServiceTrackers, local: LocalService) -> bool:
     )
 
 
-def doubtful(kernel: ServiceTrackers, entries: Iterable[ServiceEntry], clusters: Set[int]) -> set[int]:
+def doubtful(kernel: Kernel, entries: Iterable[ServiceEntry], clusters: Set[int]) -> set[int]:
     """Those of `clusters` that have other backends in `entries` than the kernel has, where it has the frontend."""
     found = set[int]()
     for entry in entries:
@@ -73,13 +75,13 @@ def doubtful(kernel: ServiceTrackers, entries: Iterable[ServiceEntry], clusters:
     return found & clusters
 
 
-def _behind(kernel: ServiceTrackers, key: bytes) -> Iterator[BackendValue]:
+def _behind(kernel: Kernel, key: bytes) -> Iterator[BackendValue]:
     """The backends of one frontend."""
     for value in _values(kernel, key):
         yield unpack(BackendValue, value)
 
 
-def _values(kernel: ServiceTrackers, key: bytes) -> list[bytes]:
+def _values(kernel: Kernel, key: bytes) -> list[bytes]:
     """As they are in the map. A list at a time: all of a large mesh are gone over at the start."""
     if (head := kernel.services.actual.get(key)) is None:
         return []
@@ -89,7 +91,7 @@ def _values(kernel: ServiceTrackers, key: bytes) -> list[bytes]:
     return values
 
 
-def _numbers(kernel: ServiceTrackers, service_id: int, index: int) -> list[bytes]:
+def _numbers(kernel: Kernel, service_id: int, index: int) -> list[bytes]:
     """Those of one group, as the keys of its backends. The last block may be filled up with one of them."""
     groups = kernel.groups.actual.get(pack(GroupsKey(service_id, index // GROUPS_PER_BLOCK)))
     slots = unpack_each(LbGroup, groups)[index % GROUPS_PER_BLOCK].slots if groups else 0

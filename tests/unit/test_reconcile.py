@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clustermesh import line
+from clustermesh.deltas import diff
 from clustermesh.errors import ApplyError, Unavailable
-from clustermesh.reconcile import Reconciler, Tracker, diff
+from clustermesh.reconcile import Reconciler, Tracker
 
 tables = st.dictionaries(st.integers(0, 20), st.integers(0, 3))
 

@@ -52,7 +52,7 @@ def _datapath() -> Iterator[Datapath]:
         yield datapath
 
 
-def _trackers(datapath: Datapath) -> ServiceTrackers:
+def _trackers(datapath: Datapath) -> ServiceTrackers[Tracker[bytes, bytes]]:
     return ServiceTrackers(*(Tracker(name, open_map(datapath, f"lb_{name}")) for name in ServiceTrackers._fields))
 
 

@@ -18,7 +18,7 @@ PORTS = {"http": Port(protocol=Protocol.TCP, port=80), "dns": Port(protocol=Prot
 TARGETS = {"http": Port(protocol=Protocol.TCP, port=8080), "dns": Port(protocol=Protocol.UDP, port=5353)}
 
 
-def tables() -> ServiceTrackers:
+def tables() -> ServiceTrackers[Tracker[bytes, bytes]]:
     backends, slots, groups, services = (Tracker(name, FakeTable(name, [])) for name in ServiceTrackers._fields)
     return ServiceTrackers(backends, slots, groups, services)
 
@@ -40,7 +40,7 @@ def some(random: Random, cluster_id: int, most: int) -> list[Address]:
     return four + [parse(f"fd00:{cluster_id}::{number:x}") for number in range(random.randint(0, most))]
 
 
-async def planned(local: LocalService, remotes: list[Service]) -> ServiceTrackers:
+async def planned(local: LocalService, remotes: list[Service]) -> ServiceTrackers[Tracker[bytes, bytes]]:
     held = tables()
     ServicePlanner(held).update(("n", "web"), resolve(local, remotes))
     await Reconciler(*held).flush()
