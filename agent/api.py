@@ -12,6 +12,7 @@ import inspect
 import logging
 import os
 import socket
+import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,10 @@ from clustermesh.errors import ClusterMeshError, Refused, Unavailable
 _log = logging.getLogger(__name__)
 _LIMIT = 1 << 20  # bytes of one request
 _IDLE = 30.0  # seconds a client may keep quiet
+
+_NAME = "\0clustermesh-agent"
+_SHOWN = "@clustermesh-agent"  # as ss(8) and netstat(8) have it
+_PATIENCE = 1.0  # seconds for whoever holds it
 
 Method = Callable[[dict[str, Any]], Any]
 """The result, or something to await for it."""
@@ -52,6 +57,40 @@ def alone_over(pins: Path) -> Iterator[None]:
     """Be the one agent of the maps that are pinned in `pins`, whatever other folders another one has. Refused."""
     with _locked(pins, pins, "--bpffs"):
         yield
+
+
+@contextlib.contextmanager
+def alone_in_network() -> Iterator[None]:
+    """Be the one agent of this network namespace, whatever folders and devices another one has: each would give the
+    node's routes and its tunnels' key to itself. Refused.
+
+    By a name that belongs to the namespace, and goes with the process. Anybody may take that name, so it says nothing
+    where it is not held by who could run an agent.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as held:
+        try:
+            held.bind(_NAME)
+            held.listen()
+        except OSError as e:
+            if (holder := _holder()) is not None:
+                where = f"another agent (pid {holder}) runs in this network namespace"
+                raise Refused(f"{where}: stop it first, or give this one a node of its own") from e
+            _log.warning(
+                "somebody without an agent's rights holds the socket %s: nobody notices a second agent", _SHOWN
+            )
+        yield
+
+
+def _holder() -> int | None:
+    """The process that holds the name, 0 for one that is not seen from here; None where it is not this user's."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+            asking.settimeout(_PATIENCE)
+            asking.connect(_NAME)
+            pid, user, _ = struct.unpack("3i", asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    except OSError:
+        return None
+    return int(pid) if user == os.geteuid() else None
 
 
 @contextlib.contextmanager

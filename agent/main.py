@@ -52,7 +52,7 @@ async def _until_stopped(options: Options) -> None:
 async def run(options: Options) -> None:
     """Run the agent until cancelled. Raises Refused or Unavailable where this node cannot run one at all."""
     context = contexts.load(options.context)
-    with api.alone(options.run_dir, options.state_dir):
+    with api.alone(options.run_dir, options.state_dir), api.alone_in_network():
         private_key = wireguard_keys.load_or_create(options.state_dir / "wireguard.key")
         features = _check_features(options)
         with api.alone_over(options.pins):
