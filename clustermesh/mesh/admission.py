@@ -61,6 +61,7 @@ class Admission:
         elif refused is None and wanted.is_as(self.holdings.standing.get(holder)):
             self.holdings.standing[holder] = wanted
         else:
+            self.holdings.restored.discard(holder)
             return dropped + self._decide(holder, wanted)
         return []
 
@@ -89,6 +90,11 @@ class Admission:
         """The refused first: dropped, none of them is to stand for a moment."""
         return [holder for holder in {**self._refused, **self.holdings.standing} if holder.cluster == cluster]
 
+    def set_restoring(self, restoring: bool) -> None:
+        """What was put while it was so, and is left to decide on, is decided on as it would have been then."""
+        self.holdings.restoring = restoring
+        self.holdings.restored = {*self._refused, *self._anew} if self.is_behind and not restoring else set()
+
     def stand_on(self, ground: Ground) -> list[Verdict]:
         """Decide on those that were refused for a place that is no more. Those that stand keep what they have."""
         gone = self.holdings.ground.places - ground.places
@@ -110,6 +116,8 @@ class Admission:
         verdicts, left = list[Verdict](), self._turn
         while left > 0 and self.is_behind:
             left -= self._judge_anew(verdicts) if self._anew else self._offer(verdicts)
+        if not self.is_behind:
+            self.holdings.restored.clear()
         return verdicts
 
     def _decide(self, holder: Holder, wanted: Wanted | None) -> list[Verdict]:

@@ -78,6 +78,7 @@ class Holdings:
         self.own, self.own_is_known = own, False
         self.together = SharedRoom(together)
         self.restoring = False
+        self.restored: set[Holder] = set()  # those that were put while it was so, and are not decided on yet
         self.ground = Ground()
         self.claims = Claims()
         self.standing: dict[Holder, Wanted] = {}
@@ -240,7 +241,9 @@ class Holdings:
             return found
         if authority is None:
             return None
-        return self._object_to_homeless(shown, single(address)) or self._object_to_service(shown, single(address))
+        return self._object_to_homeless(shown, single(address)) or self._object_to_service(
+            holder, shown, single(address)
+        )
 
     def _object_to_prefix(self, holder: Holder, authority: Authority | None, prefix: Prefix) -> Objection | None:
         shown = f"pod CIDR {prefix_text(prefix)}"
@@ -254,7 +257,7 @@ class Holdings:
             return objection
         if found := self._object_to_homeless(shown, prefix):
             return found
-        return None if authority.allows(prefix) else self._object_to_service(shown, prefix)
+        return None if authority.allows(prefix) else self._object_to_service(holder, shown, prefix)
 
     def _place_in(self, prefix: Prefix, reason: Reason) -> Place | None:
         """The place that `prefix` was refused for."""
@@ -267,8 +270,10 @@ class Holdings:
             return Objection(Refusal(Reason.CUTS_OFF, f"{shown} {_is_at(prefix, address)} {holder} is"), address)
         return None
 
-    def _object_to_service(self, shown: str, prefix: Prefix) -> Objection | None:
-        for address, service in () if self.restoring else self._services.inside(prefix):
+    def _object_to_service(self, holder: Holder, shown: str, prefix: Prefix) -> Objection | None:
+        if self.restoring or holder in self.restored:
+            return None
+        for address, service in self._services.inside(prefix):
             why = f"{shown} {_is_at(prefix, address)} the service {'/'.join(service)} of this cluster is"
             return Objection(Refusal(Reason.LOCAL, why), address)
         return None

@@ -139,9 +139,7 @@ class MeshState:
 
     def set_restoring(self, restoring: bool) -> None:
         """Whether what is put in from now on was kept by an agent before this one: what stood stands, in any order."""
-        while self._admission.is_behind:  # what was put in before is decided on as it was then
-            self.judge()
-        self.holdings.restoring = restoring
+        self._admission.set_restoring(restoring)
 
     def stand_on(self, ground: Ground) -> None:
         """The places of `ground` are what this machine lives by from now on."""

@@ -1085,6 +1085,30 @@ def test_who_stands_stands_after_a_restart_though_the_own_cluster_is_restored_fi
     assert [after.holdings.lives_at(parse(ip)) for ip in _IPS] == [before.holdings.lives_at(parse(ip)) for ip in _IPS]
 
 
+def test_what_was_restored_and_waits_is_decided_on_in_turns_and_as_it_was_when_it_was_put() -> None:
+    state = MeshState("own")
+    state.authorize(Authority(name="beta"))
+    state.set_restoring(True)
+    for number, frontend in enumerate(["10.2.249.7", "10.3.0.7"]):
+        told = LocalService(service=service("own", frontend=frontend))
+        state.put("own", "local_services", ("n", f"s{number}"), told)
+    for number in range(250):
+        state.put("beta", "nodes", f"n{number}", node("beta", f"n{number}", f"10.2.{number}.0/24", f"192.0.2.{number}"))
+    state.put("beta", "nodes", "late", node("beta", "late", "10.3.0.0/24", "192.0.2.0"))
+    state.admit_peers()
+    state.set_restoring(False)
+    assert state.is_behind, "one call decides on no more than a turn's worth"
+    state.put("beta", "nodes", "n248", node("beta", "n248", "10.3.0.0/24", "192.0.2.248"))
+    assert reason(state, "beta", "nodes", "n248") is Reason.LOCAL, "it is another than was restored"
+    while state.judge():
+        pass
+    assert len(admitted(state)) == 249
+    assert not reason(state, "beta", "nodes", "n249"), "it stood beside that service"
+    assert reason(state, "beta", "nodes", "late") is Reason.TAKEN
+    state.remove("beta", "nodes", "n0")
+    assert reason(state, "beta", "nodes", "late") is Reason.LOCAL, "what comes later is judged as anybody's"
+
+
 def _put_all(state: MeshState, cluster: str, view: View) -> None:
     for kind in ("nodes", "local_services"):
         for name, value in view.table(kind).items():
