@@ -132,12 +132,18 @@ NOBODYS: Final = (
     *(parse_prefix(each) for each in ("::/8", "ff00::/8")),
 )
 """What is never another machine's: this network, loopback, link-local, multicast and reserved. IPv4 is not in ::/8."""
-_NOBODYS_OF: Final = {ipv4: [each for each in NOBODYS if is_ipv4(each.address) is ipv4] for ipv4 in (False, True)}
+_NOBODYS_OF: Final = {
+    ipv4: [(each, to_int(each.address)) for each in NOBODYS if is_ipv4(each.address) is ipv4] for ipv4 in (False, True)
+}
 
 
 def nobodys(prefix: Prefix) -> Prefix | None:
     """What of NOBODYS has an address in common with `prefix`, or None."""
-    return next((each for each in _NOBODYS_OF[is_ipv4(prefix.address)] if overlaps(each, prefix)), None)
+    first, length = to_int(prefix.address), prefix.length
+    for each, other in _NOBODYS_OF[is_ipv4(prefix.address)]:
+        if not (first ^ other) >> BITS - min(length, each.length):  # `overlaps`, each address of ours read once
+            return each
+    return None
 
 
 def nth(prefix: Prefix, number: int) -> Address:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import IntEnum
 from functools import lru_cache
+from itertools import starmap
 from socket import htons
 from struct import Struct
 from types import MappingProxyType
@@ -235,6 +236,8 @@ def unpack(kind: type[T], data: bytes) -> T:
 def unpack_each(kind: type[T], data: bytes) -> list[T]:
     """Tuples of this kind that stand side by side."""
     layout = _LAYOUTS[kind]
+    if not layout.ports:
+        return list(starmap(kind, layout.struct.iter_unpack(data)))
     found = []
     for each in layout.struct.iter_unpack(data):
         fields = list(each)

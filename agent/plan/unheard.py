@@ -15,13 +15,13 @@ from agent.bpf.layouts import (
     BackendValue,
     GroupsKey,
     LbGroup,
+    Number,
     ServiceValue,
     SlotsKey,
-    pack,
     pack_backends,
     pack_service_key,
+    packer,
     unpack,
-    unpack_each,
 )
 from agent.plan.services import ServiceTrackers
 from clustermesh.address import Address
@@ -30,7 +30,8 @@ from clustermesh.mesh.resolve import Scope, ServiceEntry
 from clustermesh.model import LocalService, Port, Service
 
 Kernel = ServiceTrackers[Deltas[bytes, bytes]]
-_NUMBER_SIZE = 4
+_NUMBER, _GROUP, _GROUPS_KEY, _SLOTS_KEY = map(packer, (Number, LbGroup, GroupsKey, SlotsKey))
+_NUMBER_SIZE, _GROUP_SIZE = len(_NUMBER(0)), len(_GROUP(0, 0, 0, 0))
 
 
 def services_found(kernel: Kernel, local: LocalService) -> dict[int, Service]:
@@ -93,11 +94,12 @@ def _values(kernel: Kernel, key: bytes) -> list[bytes]:
 
 def _numbers(kernel: Kernel, service_id: int, index: int) -> list[bytes]:
     """Those of one group, as the keys of its backends. The last block may be filled up with one of them."""
-    groups = kernel.groups.actual.get(pack(GroupsKey(service_id, index // GROUPS_PER_BLOCK)))
-    slots = unpack_each(LbGroup, groups)[index % GROUPS_PER_BLOCK].slots if groups else 0
+    groups = kernel.groups.actual.get(_GROUPS_KEY(service_id, index // GROUPS_PER_BLOCK))
+    at = index % GROUPS_PER_BLOCK * _GROUP_SIZE
+    slots = unpack(LbGroup, groups[at : at + _GROUP_SIZE]).slots if groups else 0
     numbers = list[bytes]()
     for block in range(-(-slots // SLOTS_PER_BLOCK)):
-        ids = kernel.slots.actual.get(pack(SlotsKey(service_id, index, block)), b"")
+        ids = kernel.slots.actual.get(_SLOTS_KEY(service_id, index, block), b"")
         count = min(slots - block * SLOTS_PER_BLOCK, SLOTS_PER_BLOCK)
         numbers += [ids[at : at + _NUMBER_SIZE] for at in range(0, count * _NUMBER_SIZE, _NUMBER_SIZE)]
     return numbers
