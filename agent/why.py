@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 from msgspec.structs import replace
 
 from agent.bpf.layouts import (
-    GROUPS_PER_BLOCK,
     NO_ADDRESS,
     PROTOCOL_NUMBERS,
-    SLOTS_PER_BLOCK,
     BackendValue,
-    GroupsKey,
     IpcacheValue,
-    LbGroup,
-    Number,
     ServiceKey,
-    ServiceValue,
-    SlotsKey,
     pack,
     pack_cidr,
     unpack,
-    unpack_each,
 )
 from agent.bpf.programs import map_info
 from agent.bpf.syscalls import map_lookup
+from agent.bpf.walk import groups_behind
 from agent.domains.domains import Domains
 from agent.propagation import Propagation, Times
 from agent.targets.maps import MapTarget
@@ -136,24 +130,10 @@ class Looker:
     def _answering(self, key: ServiceKey) -> Iterator[BackendValue]:
         """The backends that a look-up of `key` may end at."""
         tables = self._domains.services.tables
-        if (found := _lookup(tables.services, pack(key))) is None:
-            return
-        head = unpack(ServiceValue, found)
-        for index, group in enumerate(self._groups(tables.groups, head)):
-            ids = list[Number]()
-            for block in range(-(-group.slots // SLOTS_PER_BLOCK)):
-                slots = _lookup(tables.slots, pack(SlotsKey(head.service_id, index, block)))
-                ids += [] if slots is None else unpack_each(Number, slots)
-            for each in ids[: group.slots]:
-                if (backend := _lookup(tables.backends, pack(each))) is not None:
-                    yield unpack(BackendValue, backend)
-
-    def _groups(self, groups: Tracker[bytes, bytes], head: ServiceValue) -> list[LbGroup]:
-        found = list[LbGroup]()
-        for block in range(-(-head.groups // GROUPS_PER_BLOCK)):
-            value = _lookup(groups, pack(GroupsKey(head.service_id, block)))
-            found += [] if value is None else unpack_each(LbGroup, value)
-        return found[: head.groups]
+        groups, slots, backends = (partial(_lookup, each) for each in (tables.groups, tables.slots, tables.backends))
+        if (head := _lookup(tables.services, pack(key))) is not None:
+            for _, numbers in groups_behind(head, groups, slots):
+                yield from (unpack(BackendValue, found) for each in numbers if (found := backends(each)) is not None)
 
     def _address(self, case: AddressCase, address: Address, clusters: Mapping[int, str]) -> AddressCase:
         pod = self._domains.attached_pods.at(address)

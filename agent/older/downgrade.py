@@ -17,35 +17,35 @@ import os
 import socket
 import sys
 from argparse import ArgumentParser
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from itertools import starmap
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from agent.api import alone
 from agent.bpf.bpffs import cgroup2_root
 from agent.bpf.exchange import LATE
 from agent.bpf.hooks import SOCKET_PROGRAMS, Program
 from agent.bpf.layouts import (
-    GROUPS_PER_BLOCK,
     LAYOUT_VERSION,
     LB_FULL,
     MAPS,
-    SLOTS_PER_BLOCK,
-    GroupsKey,
+    BackendValue,
     Number,
-    ServiceValue,
-    SlotsKey,
+    Reduced,
+    ServiceKey,
     pack,
     unpack,
     unpack_each,
+    unpack_numbers,
 )
 from agent.bpf.libbpf import Object
 from agent.bpf.links import Point, attach_beside, detach_link, pin_name, pinned_link, take_place
 from agent.bpf.loader import find_object
 from agent.bpf.programs import link_info, program_of_id
 from agent.bpf.syscalls import MapType, map_create, map_update_batch, object_get, object_pin
+from agent.bpf.walk import groups_behind
 from agent.older import last_good_v1, layout_v1, own_services
 from agent.targets.maps import MapTarget
 from agent.wireguard.device import NAME, Device, open_device
@@ -99,12 +99,11 @@ async def _ask_for_own_services(context: Context, node: str) -> None:
 def prepare(pin_dir: Path) -> None:
     """Write the maps of layout v1 from those pinned below `pin_dir`; the agent must be stopped. Refused, OSError."""
     found = asyncio.run(_read(pin_dir / LAYOUT_VERSION))
-    tables = {name: unpacked(name, entries) for name, entries in found.items()}
     folder = pin_dir / layout_v1.VERSION
     folder.mkdir(exist_ok=True)
     written = {
-        "lb4_backends": backends_of(tables),
-        "lb4_services": services_of(tables),
+        "lb4_backends": backends_of(found["lb_backends"]),
+        "lb4_services": services_of(found),
         **{
             name: dict(filter(None, starmap(to_v1, found[ours].items()))) for name, (ours, to_v1) in _ONE_BY_ONE.items()
         },
@@ -149,47 +148,32 @@ async def _read(folder: Path) -> dict[str, Entries]:
     return tables
 
 
-def unpacked(name: str, entries: Mapping[bytes, bytes]) -> dict[Any, list[Any]]:
-    """A map as it was dumped, by the tuples its keys are; values are the tuples that stand side by side."""
-    key_kind, value_kind = MAPS[name]
-    return {unpack(key_kind, key): unpack_each(value_kind, value) for key, value in entries.items()}
-
-
-def backends_of(tables: Mapping[str, Mapping[Any, Any]]) -> Entries:
+def backends_of(entries: Entries) -> Entries:
     """lb4_backends."""
+    held = {number: unpack(BackendValue, value) for number, value in entries.items()}
     return {
-        pack(number): layout_v1.BACKEND.pack(
-            backend.address[12:], _port(backend.port), backend.protocol, backend.state, backend.cluster_id
-        )
-        for number, (backend,) in tables["lb_backends"].items()
-        if layout_v1.is_ipv4(backend.address)
+        number: layout_v1.BACKEND.pack(each.address[12:], _port(each.port), each.protocol, each.state, each.cluster_id)
+        for number, each in held.items()
+        if layout_v1.is_ipv4(each.address)
     }
 
 
-def services_of(tables: Mapping[str, Mapping[Any, Any]]) -> Entries:
+def services_of(maps: Mapping[str, Entries]) -> Entries:
     """lb4_services: slot 0 with the number of backends, then one slot for each. Clusters that are out are left out."""
+    reduced = unpack_each(Reduced, maps["lb_clusters"][pack(Number(0))])
+    out = {cluster for cluster, each in enumerate(reduced) if each.part == LB_FULL}
     entries = {}
-    for key, (head,) in tables["lb_services"].items():
-        if not layout_v1.is_ipv4(key.address):
+    for key, head in maps["lb_services"].items():
+        at = unpack(ServiceKey, key)
+        if not layout_v1.is_ipv4(at.address):
             continue
-        where = key.address[12:], _port(key.port)
-        ids = list(_ids(tables, head))
-        entries[layout_v1.SERVICE_KEY.pack(*where, 0, key.protocol)] = layout_v1.SERVICE.pack(0, len(ids), 0)
+        where = at.address[12:], _port(at.port)
+        groups = groups_behind(head, maps["lb_groups"].get, maps["lb_slots"].get)
+        ids = [number for group, ids in groups if group.cluster_id not in out for number in unpack_numbers(ids)]
+        entries[layout_v1.SERVICE_KEY.pack(*where, 0, at.protocol)] = layout_v1.SERVICE.pack(0, len(ids), 0)
         for slot, number in enumerate(ids, start=1):
-            entries[layout_v1.SERVICE_KEY.pack(*where, slot, key.protocol)] = layout_v1.SERVICE.pack(number, 0, 0)
+            entries[layout_v1.SERVICE_KEY.pack(*where, slot, at.protocol)] = layout_v1.SERVICE.pack(number, 0, 0)
     return entries
-
-
-def _ids(tables: Mapping[str, Mapping[Any, Any]], head: ServiceValue) -> Iterator[int]:
-    reduced = tables["lb_clusters"][Number(0)]
-    for index in range(head.groups):
-        block = tables["lb_groups"].get(GroupsKey(head.service_id, index // GROUPS_PER_BLOCK))
-        if block is None or reduced[(group := block[index % GROUPS_PER_BLOCK]).cluster_id].part == LB_FULL:
-            continue
-        for slot in range(group.slots):
-            ids = tables["lb_slots"].get(SlotsKey(head.service_id, index, slot // SLOTS_PER_BLOCK))
-            if ids is not None:
-                yield ids[slot % SLOTS_PER_BLOCK].number
 
 
 def _port(number: int) -> bytes:

@@ -8,21 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Set
 
-from agent.bpf.layouts import (
-    GROUPS_PER_BLOCK,
-    PROTOCOL_NUMBERS,
-    SLOTS_PER_BLOCK,
-    BackendValue,
-    GroupsKey,
-    LbGroup,
-    Number,
-    ServiceValue,
-    SlotsKey,
-    pack_backends,
-    pack_service_key,
-    packer,
-    unpack,
-)
+from agent.bpf.layouts import PROTOCOL_NUMBERS, BackendValue, pack_backends, pack_service_key, unpack
+from agent.bpf.walk import groups_behind
 from agent.plan.services import ServiceTrackers
 from clustermesh.address import Address
 from clustermesh.deltas import Deltas
@@ -30,8 +17,6 @@ from clustermesh.mesh.resolve import Scope, ServiceEntry
 from clustermesh.model import LocalService, Port, Service
 
 Kernel = ServiceTrackers[Deltas[bytes, bytes]]
-_NUMBER, _GROUP, _GROUPS_KEY, _SLOTS_KEY = map(packer, (Number, LbGroup, GroupsKey, SlotsKey))
-_NUMBER_SIZE, _GROUP_SIZE = len(_NUMBER(0)), len(_GROUP(0, 0, 0, 0))
 
 
 def services_found(kernel: Kernel, local: LocalService) -> dict[int, Service]:
@@ -86,20 +71,7 @@ def _values(kernel: Kernel, key: bytes) -> list[bytes]:
     """As they are in the map. A list at a time: all of a large mesh are gone over at the start."""
     if (head := kernel.services.actual.get(key)) is None:
         return []
-    service, values = unpack(ServiceValue, head), list[bytes]()
-    for index in range(service.groups):
-        values += filter(None, map(kernel.backends.actual.get, _numbers(kernel, service.service_id, index)))
+    values, backend = list[bytes](), kernel.backends.actual.get
+    for _, numbers in groups_behind(head, kernel.groups.actual.get, kernel.slots.actual.get):
+        values += filter(None, map(backend, numbers))
     return values
-
-
-def _numbers(kernel: Kernel, service_id: int, index: int) -> list[bytes]:
-    """Those of one group, as the keys of its backends. The last block may be filled up with one of them."""
-    groups = kernel.groups.actual.get(_GROUPS_KEY(service_id, index // GROUPS_PER_BLOCK))
-    at = index % GROUPS_PER_BLOCK * _GROUP_SIZE
-    slots = unpack(LbGroup, groups[at : at + _GROUP_SIZE]).slots if groups else 0
-    numbers = list[bytes]()
-    for block in range(-(-slots // SLOTS_PER_BLOCK)):
-        ids = kernel.slots.actual.get(_SLOTS_KEY(service_id, index, block), b"")
-        count = min(slots - block * SLOTS_PER_BLOCK, SLOTS_PER_BLOCK)
-        numbers += [ids[at : at + _NUMBER_SIZE] for at in range(0, count * _NUMBER_SIZE, _NUMBER_SIZE)]
-    return numbers
