@@ -114,6 +114,7 @@ class PodWorker:
             try:
                 code = await process.wait()
                 print(f"{self.pod.metadata.name}/{container.name} ended: {code}", flush=True)
+                self._tell(ready=False)  # the next probe may come when it runs again
             finally:
                 self._up.discard(container.name)
                 await self._end(process)
@@ -137,10 +138,13 @@ class PodWorker:
         while True:
             up = len(self._up) == len(self.pod.spec.containers)
             ready = up and all([await self._answers(probe) for probe in probes])
-            if ready != self._ready:
-                self._ready = ready
-                self.report()
+            self._tell(ready=ready)
             await asyncio.sleep(period if ready else _FIRST_PROBE_SECONDS)
+
+    def _tell(self, *, ready: bool) -> None:
+        if ready != self._ready:
+            self._ready = ready
+            self.report()
 
     async def _answers(self, probe: Probe) -> bool:
         """At every address: a real kubelet asks the first alone, which says nothing of the other family."""

@@ -13,7 +13,7 @@ from apiserver_bed import Bed
 from kube_bed import KubeBed
 from tcp_proxy import TcpProxy
 from test_kube_apiserver import published
-from test_kube_follow import compact, until_refused
+from test_kube_follow import compact, expire, until_refused
 from test_kube_source import namespace, node, pod, service
 
 from clustermesh.address import parse
@@ -132,10 +132,11 @@ async def test_a_token_expires_and_is_renewed(tmp_path: Path, bed: KubeBed, spac
     bed.create(account)
     bed.allow("system:serviceaccount:default:mesh", cluster_role(space, RULES))
     token = tmp_path / "token"
-    token.write_text(bed.token("default", "mesh", -50))  # nearly used up: the API server allows for a minute
+    token.write_text(bed.token("default", "mesh", 600))
     async with TcpProxy(bed.port) as proxy:
         config = through(bed, proxy, bed.write_kubeconfig("mesh", user={"tokenFile": str(token)}))
         async with shop(tmp_path, bed, config, space) as (mesh, made):
+            expire(bed, account)
             await until_refused(bed, f"Bearer {token.read_text()}")
             await proxy.cut()
             made.close("first")

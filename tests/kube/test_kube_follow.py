@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -148,13 +149,14 @@ async def test_a_token_that_expires_is_read_again(bed: KubeBed, namespace: str, 
     bed.create(account)
     bed.allow(f"system:serviceaccount:{namespace}:mesh", cluster_role(namespace, [Rule("", "services")]))
     token = tmp_path / "token"
-    token.write_text(bed.token(namespace, "mesh", -56))  # nearly used up
+    token.write_text(bed.token(namespace, "mesh", 600))
     path = bed.write_kubeconfig(namespace, user={"tokenFile": str(token)})
     async with TcpProxy(bed.port) as proxy:
         path.write_text(path.read_text().replace(str(bed.port), str(proxy.port)))
         access = from_kubeconfig(str(path))
         async with mirrored(access, SERVICES) as mirror:
             old = (await access.grant()).header
+            expire(bed, account)
             await until_refused(bed, old)
             token.write_text(bed.token(namespace, "mesh", 600))
             await proxy.cut()
@@ -215,6 +217,13 @@ async def compact(bed: KubeBed) -> None:
     """etcd below the API forgets all that was."""
     async with EtcdClient(bed.etcd.endpoints) as client:
         await client.compact((await client.range(b"nothing")).revision)
+
+
+def expire(bed: KubeBed, account: Mapping[str, Any]) -> None:
+    """What the server says of a token that has expired, it says of one whose account is another's now: 401. It is known
+    when, however long whoever has the token takes to start."""
+    bed.delete(account)
+    bed.create(account)
 
 
 async def until_refused(bed: KubeBed, header: str) -> None:
