@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
+import time
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from agent import netlink
 from agent.cni.endpoint import EndpointRecord
@@ -17,6 +19,8 @@ from clustermesh.errors import ClusterMeshError
 POD_PROTOCOL: Final = 178  # of the routes to local pods; apart from the tunnel's, which are pruned as a whole
 _PERMANENT: Final = 0x80  # NUD_PERMANENT, linux/neighbour.h
 _ONLINK: Final = 4  # RTNH_F_ONLINK, linux/rtnetlink.h
+_LOCAL: Final = 2  # RTN_LOCAL, linux/rtnetlink.h
+_PATIENCE: Final = 5.0  # seconds
 _NO_WAY: Final = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL, errno.EACCES}  # no route, or one that refuses
 
 
@@ -58,6 +62,8 @@ async def _set_up_pod(what: str, pod: EndpointRecord) -> None:
         await ip.link("set", index=link.ifindex, state="up")
         for address in pod.addresses:
             await _set_up_address(ip, link.ifindex, address, pod.host_mac)
+        for address in pod.addresses:
+            await _until_received(ip, address.ip)
 
 
 def _enable_ipv6(ifname: str) -> None:
@@ -73,6 +79,16 @@ async def _set_up_address(ip: AsyncIPRoute, ifindex: int, address: PodAddress, h
     await ip.route("replace", dst=prefix_text(single(address.gateway)), oif=ifindex, scope=netlink.SCOPE_LINK)
     default = "0.0.0.0/0" if is_ipv4(address.ip) else "::/0"
     await ip.route("replace", dst=default, gateway=text(address.gateway), oif=ifindex, flags=_ONLINK)
+
+
+async def _until_received(ip: AsyncIPRoute, address: Address) -> None:
+    """A kernel that was given an IPv6 address takes packets for it once a worker of it had its turn, which on a busy
+    machine is half a second later. Until then they are lost."""
+    ends = time.monotonic() + _PATIENCE
+    while time.monotonic() < ends:
+        if [each["type"] for each in await _ways_to(ip, address)] == [_LOCAL]:
+            return
+        await asyncio.sleep(0.001)
 
 
 async def _set_neighbour(ip: AsyncIPRoute, ifindex: int, address: Address, mac: str) -> None:
@@ -110,12 +126,17 @@ async def _find_host_fault(pod: EndpointRecord) -> str:
 
 async def _leads_to(ip: AsyncIPRoute, address: Address, ifindex: int) -> bool:
     """Whether the kernel would send there through that device; asked for one, since the table may have 20,000."""
+    return [message.get("oif") for message in await _ways_to(ip, address)] == [ifindex]
+
+
+async def _ways_to(ip: AsyncIPRoute, address: Address) -> list[Any]:
+    """The route that the kernel would take, if any."""
     try:
-        return [message.get("oif") for message in await ip.route("get", dst=text(address))] == [ifindex]
+        return list(await ip.route("get", dst=text(address)))
     except NetlinkError as e:
         if e.code not in _NO_WAY:
             raise
-        return False
+        return []
 
 
 async def _find_pod_fault(pod: EndpointRecord) -> str:

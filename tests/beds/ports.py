@@ -1,7 +1,7 @@
 """Ports of servers that are started later, or again.
 
-They lie below those that the kernel gives to clients: else a connection, even one to that very port, could take it
-while its server is down. Nor does another run on this machine get them meanwhile: each process claims its ports in
+None is of those that the kernel gives to clients: else a connection, even one to that very port, could take it while
+its server is down. Nor does another run on this machine get them meanwhile: each process claims its ports in
 blocks, by an abstract socket's name that the kernel frees when the process ends. No port is given out twice in one run.
 """
 
@@ -10,9 +10,18 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
-_FIRST, _LAST, _BLOCK = 10_000, 32_000, 100
-_STARTS = range(_FIRST, _LAST, _BLOCK)
+_FIRST, _LAST, _BLOCK = 10_000, 65_500, 100
+
+
+def _starts() -> list[int]:
+    """Of the blocks."""
+    low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    return [start for start in range(_FIRST, _LAST, _BLOCK) if start + _BLOCK <= low or start > high]
+
+
+_STARTS = _starts()
 _claims = list[socket.socket]()
 
 

@@ -14,6 +14,7 @@ from lab import promises
 from lab.lab import Lab
 from lab.promises import Joined
 from lab.streams import Capture
+from lab.waiting import until
 
 
 @pytest.fixture(scope="session")
@@ -77,11 +78,15 @@ async def test_a_change_of_yaml_is_measured_until_it_is_in_the_other_clusters_ma
     assert delay.held, delay
 
 
+async def holds_all(lab: Lab, node: str) -> bool:
+    return await lab.ask_agent(node, "map_diff") == []
+
+
 @pytest.mark.usefixtures("joined")
 async def test_every_node_holds_in_its_kernel_what_it_should(lab: Lab) -> None:
     for cluster in lab.plan.clusters:
         for node in cluster.nodes:
-            assert await lab.ask_agent(node.name, "map_diff") == []
+            await until(lambda name=node.name: holds_all(lab, name), f"{node.name} holds what it should")
 
 
 @pytest.mark.usefixtures("joined")

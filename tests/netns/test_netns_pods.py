@@ -89,6 +89,24 @@ def test_pod_has_one_address_of_each_family_and_asks_nobody_for_a_neighbour(atta
         assert (pod["dst"], pod["lladdr"]) == (own, link["address"])
 
 
+def test_pod_receives_at_each_of_its_addresses_as_soon_as_it_is_attached(node: MeshNode, tmp_path: Path) -> None:
+    """The kernel itself is later with those of IPv6, now and then."""
+    endpoints = Endpoints(tmp_path, [Ipam(cidr) for cidr in node.cidrs], AttachedPods(), mtu=MTU)
+    node.do(endpoints.restore())
+
+    async def ways(netns: Path, *addresses: str) -> list[int]:
+        async with netlink.connect("look", netns) as ip:
+            return [way["type"] for address in addresses for way in await ip.route("get", dst=address)]
+
+    async def attach(pod: str) -> list[int]:
+        added = await endpoints.add(request(pod))
+        return await ways(Path(added.netns), added.ip, added.ip6)
+
+    for number in range(60):
+        node.run(f"ip netns add p{number}")
+        assert node.do(attach(f"p{number}")) == [2, 2], "local"
+
+
 def test_pod_cannot_make_itself_a_router_nor_be_made_to_believe_in_one(attached: MeshNode) -> None:
     attached.make_pod("a")
     host = Path("/proc/sys/net/ipv6/conf", host_ifname("container-a", "eth0"))

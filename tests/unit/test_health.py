@@ -27,7 +27,7 @@ def free_port(family: socket.AddressFamily = socket.AF_INET, host: str = "127.0.
 
 def get(url: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as e:
         with e:
@@ -94,7 +94,7 @@ async def test_an_event_loop_that_is_stuck_is_not_alive(monkeypatch: pytest.Monk
         found: list[tuple[int, str]] = []
         asking = threading.Thread(target=lambda: found.append(get(f"http://127.0.0.1:{port}/livez")))
         asking.start()
-        asking.join(10)  # on the event loop: it cannot answer meanwhile
+        asking.join(60)  # on the event loop: it cannot answer meanwhile
         assert found[0][0] == 503
         assert "has not answered" in found[0][1]
 

@@ -55,7 +55,7 @@ def agent(path: Path, *answers: bytes) -> Iterator[list[Any]]:
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         yield seen
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive(), "the plugin asked less often than expected"
 
 

@@ -53,7 +53,7 @@ def agent(tmp_path: Path) -> Iterator[Callable[[Answers | bytes], Path]]:
     yield start
     listener.shutdown(socket.SHUT_RDWR)
     listener.close()
-    thread.join(10)
+    thread.join(60)
 
 
 def node(path: Path, *arguments: str) -> Result:
