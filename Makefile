@@ -9,7 +9,7 @@ ARGS ?=
 help:
 	@echo "make demo    two clusters, one service: watch the mesh work (ARGS=--json for one JSON object)"
 	@echo "make test    everything that is checked: style, types, unit tests, real etcd, Kubernetes and kernel, the lab"
-	@echo "make check   style, types and unit tests only (a minute and a half on two cores, needs no root)"
+	@echo "make check   style, types and unit tests but the longest (a minute on two cores, needs no root)"
 	@echo "make soak    property tests and faults with new seeds for SOAK_SECONDS (300), each printed (ARGS: which tests, or faults)"
 	@echo "make bench   timings, as ratios where there is a peer to compare with"
 	@echo "make bench-middle  the figures of the agent and the mesh's core beside their aims (ARGS: their names)"
@@ -28,12 +28,13 @@ check: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(BIN)/pytest tests/unit -q -n auto $(ARGS)
+	@$(BIN)/pytest tests/unit -q -n auto -m "not long" $(ARGS)
 
 # Tests with an etcd or a Kubernetes API share nothing but the machine; the others share its kernel, and go one by one.
 APART := tests/etcd tests/kube
 test: check
 	@tools/setup-kube
+	@$(BIN)/pytest tests/unit -q -n auto -m long $(ARGS)
 	@$(BIN)/pytest $(APART) -n 2 --dist loadfile $(ARGS)
 	@$(BIN)/pytest tests --ignore=tests/unit --ignore=tests/bench $(APART:%=--ignore=%) $(ARGS)
 

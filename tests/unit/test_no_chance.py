@@ -36,11 +36,13 @@ def drawn(suite: Path, *options: str, profile: str = "fixed") -> str:
     return (suite / "drawn").read_text()
 
 
+@pytest.mark.long
 def test_two_runs_draw_the_same_examples_and_keep_none(suite: Path) -> None:
     assert drawn(suite) == drawn(suite)
     assert not list(suite.glob(".hypothesis/examples/*"))
 
 
+@pytest.mark.long
 def test_a_soak_draws_others_with_every_seed_and_the_same_with_one(suite: Path) -> None:
     first, again, other = (drawn(suite, f"--hypothesis-seed={seed}", profile="soak") for seed in (1, 1, 2))
     assert first == again

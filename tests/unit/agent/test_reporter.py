@@ -170,6 +170,7 @@ class World:
         return said(*fault, shared=self.shared, beta=self.beta, endpoints=self.endpoints, since=self.since, clusters=50)
 
 
+@pytest.mark.long
 def test_5000_nodes_with_50_clusters_write_20_times_a_second_and_50_mb_an_hour_at_most() -> None:
     world, seconds = World(0), 4000
     world.asked = [(0, number) for number in range(LARGE)]

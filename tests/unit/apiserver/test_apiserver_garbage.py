@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import kube
+import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -89,6 +90,7 @@ def _spoilt(draw: st.DrawFn) -> str:
     return yaml.safe_dump_all(documents, allow_unicode=True)
 
 
+@pytest.mark.long
 @settings(max_examples=400, deadline=None)
 @given(_spoilt())
 def test_spoilt_manifests_raise_nothing_and_publish_nothing_that_a_reader_would_refuse(text: str) -> None:

@@ -286,6 +286,7 @@ def assert_fresh_and_true(world: World) -> None:
     assert {key: value for table in world.held.values() for key, value in table.items()} == world.cluster.truth
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rate", [1, 3, 10])
 @pytest.mark.parametrize("seed", range(5))
 def test_tables_that_never_rest_are_believed_as_any(rate: int, seed: int) -> None:

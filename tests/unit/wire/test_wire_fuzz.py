@@ -87,6 +87,7 @@ def test_damaged_values(noun: str, data: bytes) -> None:
     survives(DECODERS[noun], data)
 
 
+@pytest.mark.long
 @given(data=st.data())
 def test_damaged_slices(data: st.DataObject) -> None:
     """Past the checksum-less zstd frame as well as before it."""
@@ -94,6 +95,7 @@ def test_damaged_slices(data: st.DataObject) -> None:
     survives(endpoint_slice.decode, data.draw(mutations([value])))
 
 
+@pytest.mark.long
 @given(data=st.data())
 def test_damaged_exports(data: st.DataObject) -> None:
     survives(service_export.decode, data.draw(mutations([service_export.encode(data.draw(exports))])))
