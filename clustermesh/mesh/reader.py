@@ -32,7 +32,7 @@ from clustermesh.store.backoff import Reconnect
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.digest import read_digests
 from clustermesh.store.follow import ALONE, QUIET, Changed, Follower, Interrupted, Listed, Newest, Nothing, Put, follow
-from clustermesh.store.follower import MAX_HELD
+from clustermesh.store.follower import MAX_HELD, HoldLimit
 from clustermesh.store.lease_ends import find_lease_ends
 from clustermesh.store.operations import DigestOf, KeyValue
 from clustermesh.wire import cluster_config, keys
@@ -285,7 +285,7 @@ class _Following:
 
     def __init__(self, client: EtcdClient, limits: Limits, tasks: asyncio.TaskGroup) -> None:
         self._client, self._limits, self._tasks = client, limits, tasks
-        self._reconnect = Reconnect()
+        self._reconnect, self._hold_limit = Reconnect(), HoldLimit(min(MAX_HELD, limits.listing_bytes))
         self._inbox: asyncio.Queue[tuple[object, Hashable, Event]] = asyncio.Queue(1)
         self._running: dict[Hashable, asyncio.Task[None]] = {}
 
@@ -321,7 +321,7 @@ class _Following:
 
     async def _heard(self, prefix: bytes, live: bool) -> AsyncIterator[Event]:
         most = self._limits.listing_bytes
-        follower = Follower(Nothing() if live else Newest(), min(MAX_HELD, most))
+        follower = Follower(Nothing() if live else Newest(), self._hold_limit)
         items = follow(
             self._client,
             prefix,
@@ -331,10 +331,13 @@ class _Following:
             most_bytes=most,
             reconnect=self._reconnect,
         )
-        async with aclosing(items):
-            async for item in items:
-                for part in parts(item):
-                    yield messages.Heard(prefix, part)
+        try:
+            async with aclosing(items):
+                async for item in items:
+                    for part in parts(item):
+                        yield messages.Heard(prefix, part)
+        finally:
+            follower.drop_held()
 
 
 async def _attest(client: EtcdClient, wanted: messages.Attest) -> AsyncIterator[Event]:

@@ -120,6 +120,13 @@ class WatchFrom(NamedTuple):
 Step: TypeAlias = ListAll | Prove | WatchFrom
 
 
+class HoldLimit:
+    """How many bytes are held back by all who share it, and `most` may be."""
+
+    def __init__(self, most: int = MAX_HELD) -> None:
+        self.most, self.held = most, 0
+
+
 class State(Enum):
     UNLISTED = auto()
     LISTED = auto()
@@ -142,14 +149,14 @@ class _Input(Enum):
 class Follower:
     """What is known of one prefix, and how to learn the rest. Feed it what its steps bring; it may outlive `follow`."""
 
-    def __init__(self, known: Everything | None = None, most_held: int = MAX_HELD) -> None:
+    def __init__(self, known: Everything | None = None, limit: HoldLimit | None = None) -> None:
         self.state = State.UNLISTED
         self.revision = 0
         self._cluster_id = 0
         self._known = Everything() if known is None else known
         self._first = True  # the next page begins a list
         self._held: list[tuple[int, Event]] = []  # all of one revision
-        self._held_bytes, self._most_held = 0, most_held
+        self._held_bytes, self._limit = 0, limit or HoldLimit()
         self._interrupted = False
         self._anchor = b""
 
@@ -192,7 +199,7 @@ class Follower:
 
     def interrupted(self, error: ClusterMeshError) -> Interrupted:
         """Take in that a step failed or the watch ended."""
-        self._held, self._held_bytes = [], 0
+        self.drop_held()
         self._interrupted = self._first = True
         if isinstance(error, Compacted | Replaced | Oversized) or not self._known:  # nothing known proves nothing
             self.state = State.UNLISTED
@@ -227,9 +234,11 @@ class Follower:
         complete += [entry for entry in message.events if entry[0] != last]
         fresh = [entry for entry in message.events if entry[0] == last]
         self._held += fresh
-        self._held_bytes += sum(map(_size, fresh))
-        if self._held_bytes > self._most_held:
-            raise Oversized(f"revision {last} holds more than {self._most_held} bytes")
+        size = sum(map(_size, fresh))
+        self._held_bytes += size
+        self._limit.held += size
+        if self._limit.held > self._limit.most:
+            raise Oversized(f"revision {last} does not end, and more than {self._limit.most} bytes are held back")
         return self._tell(complete)
 
     def _release(self, message: WatchMessage) -> Changed | None:
@@ -238,8 +247,14 @@ class Follower:
         return self._tell(held + list(message.events) if held else message.events)
 
     def _take_held(self) -> list[tuple[int, Event]]:
-        held, self._held, self._held_bytes = self._held, [], 0
+        held = self._held
+        self.drop_held()
         return held
+
+    def drop_held(self) -> None:
+        """What is held back is not told any more."""
+        self._limit.held -= self._held_bytes
+        self._held, self._held_bytes = [], 0
 
     def _check(self, message: WatchMessage) -> None:
         _check_revision(message.revision)

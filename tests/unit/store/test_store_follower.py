@@ -17,6 +17,7 @@ from clustermesh.store.follower import (
     Event,
     Everything,
     Follower,
+    HoldLimit,
     Interrupted,
     ListAll,
     Listed,
@@ -227,8 +228,8 @@ def test_no_message_whatsoever_raises_anything_but_our_own(messages) -> None:
                 follower.listed(SimEtcd(1, 1).listing())
 
 
-def follow_an_empty_etcd(most_held: int) -> Follower:
-    etcd, follower = SimEtcd(1, 1), Follower(Newest(), most_held)
+def follow_an_empty_etcd(limit: HoldLimit | None = None) -> Follower:
+    etcd, follower = SimEtcd(1, 1), Follower(Newest(), limit or HoldLimit(10_000))
     etcd.write({b"a": b"1"})
     follower.listed(etcd.listing())
     follower.received(etcd.open_watch(follower.revision + 1))
@@ -245,7 +246,7 @@ def follow_an_empty_etcd(most_held: int) -> Follower:
     ],
 )
 def test_fragments_of_one_revision_that_never_end_are_held_to_a_limit_and_then_all_is_listed_again(event) -> None:
-    follower = follow_an_empty_etcd(most_held=10_000)
+    follower = follow_an_empty_etcd()
     with pytest.raises(Oversized) as told:
         list(map(follower.received, [WatchMessage(9, 1, fragment=True, events=[(9, event)])] * 1000))
     follower.interrupted(told.value)
@@ -253,7 +254,7 @@ def test_fragments_of_one_revision_that_never_end_are_held_to_a_limit_and_then_a
 
 
 def test_only_what_is_held_at_once_counts_for_the_limit() -> None:
-    follower, event = follow_an_empty_etcd(most_held=10_000), Put(KeyValue(key=b"k", value=b"v" * 4000))
+    follower, event = follow_an_empty_etcd(), Put(KeyValue(key=b"k", value=b"v" * 4000))
     for revision in range(9, 100, 2):
         assert follower.received(WatchMessage(revision, 1, fragment=True, events=[(revision, event)])) in (
             None,
@@ -263,6 +264,19 @@ def test_only_what_is_held_at_once_counts_for_the_limit() -> None:
         assert follower.received(WatchMessage(revision + 1, 1, fragment=True, events=rest)) == Changed(
             [event, event], revision
         )
+
+
+def test_all_who_share_a_limit_hold_no_more_than_that_together() -> None:
+    limit = HoldLimit(10_000)
+    one, other = follow_an_empty_etcd(limit), follow_an_empty_etcd(limit)
+    events = [(9, Put(KeyValue(key=b"k", value=b"v" * 6000)))]
+    one.received(WatchMessage(9, 1, fragment=True, events=events))
+    with pytest.raises(Oversized) as told:
+        other.received(WatchMessage(9, 1, fragment=True, events=events))
+    other.interrupted(told.value)
+    one.drop_held()
+    assert limit.held == 0
+    follow_an_empty_etcd(limit).received(WatchMessage(9, 1, fragment=True, events=events))
 
 
 BEYOND = [(1 << 63) - 1, (1 << 62) + 1, 0, -1]
@@ -281,7 +295,7 @@ def test_a_list_at_a_revision_that_no_etcd_has_is_not_believed(revision: int) ->
 def test_a_watch_at_a_revision_that_no_etcd_has_is_not_believed(revision: int) -> None:
     event = Put(KeyValue(key=b"k", value=b""))
     for message in (WatchMessage(revision, 1), WatchMessage(revision, 1, events=[(revision, event)])):
-        follower = follow_an_empty_etcd(most_held=10_000)
+        follower = follow_an_empty_etcd()
         before = follower.revision
         with pytest.raises(Unavailable, match=str(revision)):
             follower.received(message)
@@ -290,6 +304,6 @@ def test_a_watch_at_a_revision_that_no_etcd_has_is_not_believed(revision: int) -
 
 @pytest.mark.parametrize("revision", [0, -(1 << 63)])
 def test_a_change_at_a_revision_that_no_etcd_has_is_not_believed(revision: int) -> None:
-    follower = follow_an_empty_etcd(most_held=10_000)
+    follower = follow_an_empty_etcd()
     with pytest.raises(Unavailable, match=str(revision)):
         follower.received(WatchMessage(9, 1, events=[(revision, Deleted(b"k", revision))]))
