@@ -32,6 +32,8 @@ from clustermesh.wire.kinds import ENDPOINTS, IDENTITIES, LOCAL_SERVICES, NODES,
 from clustermesh.wire.timestamp import parse_time
 
 _AT_ONCE: Final = 16  # peers
+_TIMES: Final = 10  # the patience for one answer, for all that a peer has to say
+_MOST_BYTES: Final = 128 << 20  # of a list; 10,000 services are some 20 MB
 _ORDER: Final = ("source", "etcd", "peer", "cache", "agent", "kernel")
 _JUDGED_BY: Final[Mapping[type, Sequence[str]]] = {
     OfService: (NODES, LOCAL_SERVICES, SERVICES),
@@ -55,7 +57,8 @@ class _Place(NamedTuple):
 
 
 class Etcds:
-    """The own cluster's etcd and its peers'. No question takes longer than `patience` seconds."""
+    """The own cluster's etcd and its peers'. No question takes longer than `patience` seconds, and a peer's lists
+    together ten times as long."""
 
     def __init__(self, own: Context, folder: PeersFolder, patience: float) -> None:
         self._own, self._peers, self._problems, self._patience = own, folder.peers, folder.problems, patience
@@ -85,9 +88,12 @@ class Etcds:
 
     async def _read(self, state: MeshState, file: PeerFile, subject: Subject) -> ClusterFacts:
         try:
-            async with self._turn, self._etcd_of(file) as place:
+            async with self._turn, asyncio.timeout(self._patience * _TIMES), self._etcd_of(file) as place:
                 state.authorize(Authority.of(place.cluster, file.allowed, file.limits))
                 await _fill(state, place, subject, own=False)
+        except TimeoutError:
+            said = f"has not sent all of what it has in {self._patience * _TIMES:g} s: a larger --timeout waits longer"
+            return ClusterFacts(name=file.name, state="connecting", error=f"etcd at {file.endpoints[0]} {said}")
         except ClusterMeshError as e:
             return ClusterFacts(name=file.name, state="connecting", error=sentence(e))
         return ClusterFacts(name=file.name, state="fresh")
@@ -128,7 +134,7 @@ class Etcds:
                 )
             config = cluster_config.decode(found.value)
             cluster = Cluster(name=file.name, id=config.id, max_clusters=self._own.max_clusters)
-            yield _Place(client, cluster, config, file.limits.listing_bytes)
+            yield _Place(client, cluster, config, min(file.limits.listing_bytes, _MOST_BYTES))
 
 
 def in_order(hops: Collection[Hop], own: str) -> tuple[Hop, ...]:

@@ -16,10 +16,13 @@ from typing import Any
 import pytest
 from apiserver_bed import Bed, manifests, pods
 from click.testing import CliRunner, Result
+from endless_etcd import endless_etcd
 from ports import free_port
 
 from clustermesh.cli import main
+from clustermesh.model import ClusterConfig
 from clustermesh.standalone.connect import Mode, connect
+from clustermesh.wire import cluster_config, keys
 
 NODE = """\
 apiVersion: v1
@@ -106,3 +109,12 @@ async def test_a_list_of_a_peer_is_read_up_to_its_limit_and_the_cluster_is_named
     file.write_text(file.read_text() + "clustermesh-limits: {listing-bytes: 100}\n")
     found = await told(alpha, "10.1.0.10", used=True)
     assert any(each["of"] == "cluster beta" and "more than 100 bytes" in each["why"] for each in found["findings"])
+
+
+async def test_a_list_that_does_not_end_is_not_waited_for(alpha: Bed) -> None:
+    config = cluster_config.encode(ClusterConfig(id=3, synced_canaries=True, max_connected_clusters=255))
+    async with endless_etcd({keys.cluster_config_key("gamma"): config}) as url:
+        (alpha.context.peers / "gamma").write_text(f"endpoints: [{url}]\n")
+        found = json.loads((await why(alpha, "10.1.0.10", "--timeout", "0.3", "-o", "json")).stdout)
+        told = next(each["why"] for each in found["findings"] if each["of"] == "cluster gamma")
+        assert "has not sent all of what it has in 3 s" in told
