@@ -22,6 +22,7 @@ from clustermesh.apiserver.adopt import adopt_identities, adopt_keys, exported
 from clustermesh.apiserver.agents import AgentRecords
 from clustermesh.apiserver.collector import few_collections
 from clustermesh.apiserver.health import Health, Scope, health_server
+from clustermesh.apiserver.heard import HeardSource, heard
 from clustermesh.apiserver.identities import GRACE, Allocator
 from clustermesh.apiserver.keys_target import WRITES
 from clustermesh.apiserver.ledger import Ledger
@@ -43,7 +44,7 @@ from clustermesh.apiserver.users import Users
 from clustermesh.apiserver.writer import Writer
 from clustermesh.pace import Load
 from clustermesh.sources.folder import FolderSource
-from clustermesh.sources.snapshot import Backlog, Change, Snapshot
+from clustermesh.sources.snapshot import Change, Snapshot
 from clustermesh.sources.source import Source
 from clustermesh.standalone.context import Context
 from clustermesh.store import election
@@ -85,20 +86,18 @@ _DEFAULT_TIMING: Final = Timing()
 
 async def run_folder(context: Context, http: str, timing: Timing = _DEFAULT_TIMING) -> None:
     """`run` for a cluster that is a folder."""
-    await run(of_folder(context), lambda: FolderSource(context.manifests, context.cluster), [http], timing)
+    await run(of_folder(context), FolderSource(context.manifests, context.cluster), [http], timing)
 
 
-async def run(
-    settings: Settings, make_source: Callable[[], Source], http: Sequence[str], timing: Timing = _DEFAULT_TIMING
-) -> None:
-    """Publish what a source has until SIGTERM or SIGINT, or until cancelled. `http` is where health is served.
+async def run(settings: Settings, source: Source, http: Sequence[str], timing: Timing = _DEFAULT_TIMING) -> None:
+    """Publish what `source` has until SIGTERM or SIGINT, or until cancelled. `http` is where health is served.
 
     Invalid or Refused for an address that cannot be listened on. All else that is missing is waited for.
     """
-    async with settings.client() as client, settings.client(timing.election) as voting:
+    async with settings.client() as client, settings.client(timing.election) as voting, heard(source) as told:
         with few_collections() as settle:
             await serve_terms(
-                lambda: ApiServer(settings, make_source(), client, voting, timing, settle),
+                lambda: ApiServer(settings, told, client, voting, timing, settle),
                 lambda current: _serve_health(http, lambda: current().health()),
             )
     _LOG.info("stopped; keys stay until their leases end")
@@ -118,14 +117,16 @@ class ApiServer:
     def __init__(
         self,
         settings: Settings,
-        source: Source,
+        told: HeardSource,
         client: EtcdClient,
         voting: EtcdClient,
         timing: Timing,
         settle: Callable[[], None],
     ) -> None:
         self._settle, self._etcd = settle, ", ".join(settings.endpoints)
-        self.settings, self.source, self.client, self.timing = settings, source, client, timing
+        self.settings, self.source, self.client, self.timing = settings, told.source, client, timing
+        self._told = told
+        told.start_over()
         self.cluster = settings.cluster
         self.keeper = LeaseKeeper(client, timing.lease_ttl)
         self.ledger: Ledger = make_ledger(self.cluster, client, self.keeper, timing.writes)
@@ -144,8 +145,6 @@ class ApiServer:
         self._watched = watched_places(self.cluster)
         self._unlisted = {*self._watched, keys.AGENTS}
         self._may_list, self._listed = asyncio.Event(), asyncio.Event()
-        self._backlog, self._news = Backlog(), asyncio.Event()  # what the source told, and that it did
-        self._heard = asyncio.Event()
         self._may_beat, self._deleting, self._in_charge = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._interrupted: dict[bytes, str] = {}
         self._exports: bool | None = None  # as the cluster config is to say
@@ -159,7 +158,7 @@ class ApiServer:
             self.election.run(),
             self._stand_by(),
             self._lead(),
-            self._hear(),
+            self._told.run(),
             self.problems.run(),
             self._follow(keys.AGENTS, Follower(), self._take_records),
             *(self._follow(place, Follower(Newest()), partial(self.ledger.take, place)) for place in self._watched),
@@ -184,7 +183,7 @@ class ApiServer:
             await self.keeper.adopt(self.ledger.leases())
             await self.keeper.part(keys.HEARTBEAT)  # whose lease it has tells who wrote the canaries
             self._may_beat.set()
-            await self._heard.wait()
+            await self._told.begun.wait()
             self._take_charge()
             await self._publish()
 
@@ -251,21 +250,10 @@ class ApiServer:
 
     # -- source -> ledger ----------------------------------------------------------------------------------------------
 
-    async def _hear(self) -> None:
-        async with aclosing(self.source.updates()) as changes:
-            async for change in changes:
-                self._backlog.add(change)
-                self._heard.set()
-                self._news.set()
-
     async def _publish(self) -> None:
         """What the source has told so far, and whatever it tells. For ever."""
         while True:
-            await self._news.wait()
-            change = self._backlog.take(_AT_ONCE)
-            if not self._backlog:
-                self._news.clear()
-            self._apply(change)
+            self._apply(await self._told.take(_AT_ONCE))
             await asyncio.sleep(0)
 
     def _apply(self, change: Change) -> None:
@@ -379,7 +367,7 @@ class ApiServer:
         await self.users.enabled.wait()
         with suppress(TimeoutError):
             async with asyncio.timeout(_UNHEARD):
-                await self._heard.wait()
+                await self._told.begun.wait()
         self.problems.wake()  # why it was not heard, perhaps
         await keep_reported(self.client, lambda: ApiServerReport(self.problems.found, self.source.about))
 
@@ -401,7 +389,7 @@ class ApiServer:
             waiting.append(self.election.waiting)
         elif not self._listed.is_set():
             waiting.append(f"etcd at {self._etcd} has not been read yet")
-        elif not self._heard.is_set():
+        elif not self._told.begun.is_set():
             why = [problem.sentence for problem in self.source.problems()]
             waiting.append(": ".join(["the source has not been read yet", *why[:1]]))
         elif not self.election.leading.is_set():

@@ -71,7 +71,10 @@ def of_flags(
     cluster_shift(most)
     cluster = Cluster(name=check_cluster_name(name), id=check_cluster_id(cluster_id, most), max_clusters=most)
     config = _etcd_config(options)
-    etcd = parse_peer(name, read_bytes(config), config.parent)
+    try:
+        etcd = parse_peer(name, read_bytes(config), config.parent)
+    except Invalid as e:
+        raise Invalid(f"{config}: {e.field}", e.value, e.rule) from e
     return Settings(cluster=cluster, endpoints=etcd.endpoints, tls=etcd.tls, login=etcd.login, users_file=users_file)
 
 

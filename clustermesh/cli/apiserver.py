@@ -6,7 +6,6 @@ It also takes the flags of Cilium's clustermesh-apiserver, so that it can stand 
 from __future__ import annotations
 
 import importlib
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,6 +13,7 @@ import click
 
 from clustermesh.cli import context_option
 from clustermesh.cli.own_cluster import (
+    USERS,
     go_switch,
     listen_at,
     mirrored,
@@ -25,8 +25,6 @@ from clustermesh.cli.own_cluster import (
 from clustermesh.standalone.context import load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from clustermesh.apiserver.server import Timing
     from clustermesh.sources.source import Source
 
@@ -66,6 +64,15 @@ def _show_role(command: click.Context, _option: click.Parameter, wanted: bool) -
 )
 @own_cluster_options
 @click.option("--cluster-users-config-path", type=click.Path(path_type=Path), metavar="FILE", help="users.yaml.")
+@go_switch(
+    "--cluster-users-enabled",
+    help=f"Whether to look after etcd's users.  [default: where there is a users.yaml; {USERS} if none is named]",
+)
+@go_switch(
+    "--enable-cilium-endpoint-slice",
+    "slices",
+    help="Whether Cilium's agents write CiliumEndpointSlices.  [default: where there is one]",
+)
 @go_switch(
     "--clustermesh-default-global-namespace",
     "in_mesh",
@@ -136,10 +143,10 @@ async def _publish_folder(context: Path, http: str | None, flags: dict[str, Any]
     from clustermesh.sources.folder import FolderSource
 
     cluster = load(context)
-    await _serve(lambda: FolderSource(cluster.manifests, cluster.cluster), context, http, flags)
+    await _serve(FolderSource(cluster.manifests, cluster.cluster), context, http, flags)
 
 
-async def _serve(make_source: Callable[[], Source], context: Path, http: str | None, flags: dict[str, Any]) -> None:
+async def _serve(source: Source, context: Path, http: str | None, flags: dict[str, Any]) -> None:
     settings, listen = settings_of(context, flags), listen_at(http, flags, "127.0.0.1:9880")
     if flags["mirror"]:
         from clustermesh.mirror import server as mirrors
@@ -148,11 +155,11 @@ async def _serve(make_source: Callable[[], Source], context: Path, http: str | N
         mirroring = mirrors.Timing(cache_ttl=flags["clustermesh_cache_ttl"])
         peers, access = mirrored(context, flags)
         at = [flags["mirror_http"] or "127.0.0.1:9881"]
-        await run_both(settings, make_source, listen, Mirrored(peers, at, access), _timing(flags), mirroring)
+        await run_both(settings, source, listen, Mirrored(peers, at, access), _timing(flags), mirroring)
     else:
         from clustermesh.apiserver import run
 
-        await run(settings, make_source, listen, _timing(flags))
+        await run(settings, source, listen, _timing(flags))
 
 
 def _timing(flags: dict[str, Any]) -> Timing:
@@ -173,10 +180,10 @@ async def _publish_kubernetes(context: Path, http: str | None, flags: dict[str, 
     await asyncio.to_thread(importlib.import_module, "clustermesh.sources.kubernetes")
     from clustermesh.pace import Load
     from clustermesh.sources.kubernetes import KubernetesSource
+    from clustermesh.sources.served import Wanted
 
     cluster, in_mesh = settings_of(context, flags).cluster, flags["in_mesh"]
     reads = Load(at_once=flags["k8s_client_max_inflight"], per_second=flags["k8s_client_qps"])
-    modes = {"in_mesh": in_mesh, "mode": flags["mode"], "mcs": flags["mcs"]}
-    make_source = partial(KubernetesSource, access, cluster, reads=reads, **modes)
-    await _serve(make_source, context, http, flags)
+    wanted = Wanted(**{name: flags[name] for name in ("mode", "mcs", "slices")})
+    await _serve(KubernetesSource(access, cluster, in_mesh=in_mesh, wanted=wanted, reads=reads), context, http, flags)
     await asking

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 PEERS: Final = Path("/var/lib/cilium/clustermesh")
 """Where Cilium's chart puts the connected clusters, for a server without a folder of its own."""
+USERS: Final = Path("/var/lib/cilium/etcd-config/users.yaml")
+"""And who may read its etcd."""
+_OF_NO_MEANING: Final = frozenset({"--debug", "--controller-group-metrics"})
+"""What that chart gives besides."""
 
 
 class Duration(click.ParamType[float]):
@@ -39,16 +43,18 @@ class Duration(click.ParamType[float]):
             self.fail(f"{value!r} {e.rule}", param, ctx)
 
 
+name_option: Final = click.option("--cluster-name", metavar="NAME", help="The cluster, where no folder describes it.")
+kvstore_option: Final = click.option(
+    "--kvstore-opt",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="etcd.config=FILE says where the own etcd is; repeatable.",
+)
 _OPTIONS: Final = (
-    click.option("--cluster-name", metavar="NAME", help="The cluster, where no folder describes it."),
+    name_option,
     click.option("--cluster-id", type=int, default=0, metavar="ID", help="Its number."),
     click.option("--max-connected-clusters", type=int, default=255, metavar="255|511", help="As in all of the mesh."),
-    click.option(
-        "--kvstore-opt",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="etcd.config=FILE says where the own etcd is; repeatable.",
-    ),
+    kvstore_option,
     click.option("--health-port", type=int, metavar="PORT", help="As --http, on every address."),
     click.option("--prometheus-serve-addr", default="", metavar="[HOST]:PORT", help="Where to serve metrics, too."),
     click.option(
@@ -68,7 +74,8 @@ def take_others(command: click.Context, cluster_name: str | None) -> list[str]:
     """Flags that only another release of Cilium's has: a chart may give them, a person has mistyped."""
     if command.args and cluster_name is None:
         raise click.NoSuchOption(command.args[0], ctx=command)
-    return [f"{argument}: is no flag of this program, and ignored" for argument in command.args]
+    others = (each for each in command.args if each.partition("=")[0] not in _OF_NO_MEANING)
+    return [f"{argument}: is no flag of this program, and ignored" for argument in others]
 
 
 def settings_of(context: Path, flags: dict[str, Any]) -> Settings:
@@ -77,7 +84,9 @@ def settings_of(context: Path, flags: dict[str, Any]) -> Settings:
 
     if flags["cluster_name"] is None:
         return of_folder(load(context))
-    users, most = flags.get("cluster_users_config_path"), flags["max_connected_clusters"]
+    users, enabled = flags.get("cluster_users_config_path"), flags.get("cluster_users_enabled")
+    users = None if enabled is False else users or (USERS if enabled else None)
+    most = flags["max_connected_clusters"]
     return of_flags(flags["cluster_name"], flags["cluster_id"], flags["kvstore_opt"], users, most)
 
 

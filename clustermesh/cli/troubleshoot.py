@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 from msgspec.structs import replace
 
 from clustermesh.cli import FAILED, context_option, output_option, printable
 from clustermesh.cli.looking import ask_agent, find_cluster, peers_option, socket_option, timeout_option
+from clustermesh.cli.own_cluster import PEERS, kvstore_option, name_option
 from clustermesh.errors import ClusterMeshError, Invalid, Refused, sentence
 
 if TYPE_CHECKING:
     from clustermesh.standalone.context import Context
+    from clustermesh.store.client import EtcdClient
     from clustermesh.troubleshoot.checks import Row
     from clustermesh.troubleshoot.facts import AgentFacts, Facts
 
@@ -27,18 +29,21 @@ _MARKS: Final = {"ok": ("✅", None), "warn": ("⚠️ ", "yellow"), "fail": ("�
 @click.argument("peer", required=False)
 @context_option
 @peers_option
+@name_option
+@kvstore_option
 @socket_option
 @timeout_option("How long each step may take.")
 @output_option
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     peer: str | None,
     context: Path,
     clustermesh_config: Path | None,
     socket: Path | None,
-    timeout: float,
     output: str,
+    **flags: Any,
 ) -> None:
     """Go the way to PEER, or to every connected cluster: file, DNS, TCP, TLS, etcd, user, what its API server wrote.
 
@@ -50,13 +55,19 @@ def command(
       clustermesh troubleshoot --context /srv/alpha
       clustermesh troubleshoot beta --context /srv/alpha -o json
       clustermesh troubleshoot --clustermesh-config /var/lib/cilium/clustermesh
+      clustermesh troubleshoot --cluster-name alpha --kvstore-opt etcd.config=/var/lib/cilium/etcd-config.yaml
     """
     from clustermesh.troubleshoot.checks import check
 
     told_by_agent = ask_agent(socket, "status")
     status = told_by_agent if isinstance(told_by_agent, dict) else {}
-    cluster = find_cluster(context, status, needed=clustermesh_config is None)
-    found = asyncio.run(_find(cluster, clustermesh_config, peer, timeout))
+    if flags["kvstore_opt"] and flags["cluster_name"] is None:
+        raise Invalid("--kvstore-opt", flags["kvstore_opt"][0], "needs --cluster-name beside it")
+    if flags["cluster_name"] is None:
+        own = _of_folder(find_cluster(context, status, needed=clustermesh_config is None))
+    else:
+        own = _of_flags(flags["cluster_name"], flags["kvstore_opt"])
+    found = asyncio.run(_find(own, clustermesh_config or own.peers, peer, flags["timeout"]))
     agent = _seen(status)
     told = {facts.name: check(replace(facts, agent=agent.get(facts.name))) for facts in found}
     if output == "json":
@@ -67,38 +78,54 @@ def command(
         ctx.exit(FAILED)
 
 
-async def _find(cluster: Context | None, directory: Path | None, peer: str | None, patience: float) -> list[Facts]:
+class _Own(NamedTuple):
+    """The own cluster, its name "" where nobody says; `client` is of its etcd, with so much patience."""
+
+    name: str
+    peers: Path
+    client: Callable[[float], EtcdClient] | None
+
+
+def _of_folder(cluster: Context | None) -> _Own:
+    from clustermesh.store.client import EtcdClient, Tls
+
+    if cluster is None:
+        return _Own("", PEERS, None)
+    tls = Tls(cluster.ca, cluster.certificate("local"), cluster.key("local"))
+    return _Own(cluster.name, cluster.peers, lambda patience: EtcdClient([cluster.endpoint], tls, timeout=patience))
+
+
+def _of_flags(name: str, options: Iterable[str]) -> _Own:
+    """As the servers of Cilium's chart are told; the id is of no importance here."""
+    from clustermesh.apiserver.settings import of_flags
+
+    return _Own(name, PEERS, of_flags(name, 1, options).client)
+
+
+async def _find(own: _Own, directory: Path, peer: str | None, patience: float) -> list[Facts]:
     from clustermesh.mesh.peer_files import read_peers
     from clustermesh.troubleshoot.gather import gather
 
-    own = cluster.name if cluster else ""
-    folder = read_peers(directory or _folder(cluster), own)
+    folder = read_peers(directory, own.name)
     known = sorted(folder.peers.keys() | {problem.name for problem in folder.problems})
-    if directory is not None and not known:
+    if directory != own.peers and not known:
         raise Refused(f"{directory}: no file there names a connected cluster; give the folder that has one for each")
     if peer is not None and peer not in known:
         raise Invalid("peer", peer, f"is not connected; connected are: {', '.join(known) or 'none'}")
     names = known if peer is None else [peer]
-    found, (cached, error) = await asyncio.gather(gather(folder, names, patience), _cached(cluster, names, patience))
+    found, (cached, error) = await asyncio.gather(gather(folder, names, patience), _cached(own, names, patience))
     return [replace(facts, cached=cached.get(facts.name), cached_error=error) for facts in found]
 
 
-def _folder(cluster: Context | None) -> Path:
-    assert cluster is not None
-    return cluster.peers
-
-
-async def _cached(cluster: Context | None, names: Iterable[str], patience: float) -> tuple[dict[str, Any], str]:
+async def _cached(own: _Own, names: Iterable[str], patience: float) -> tuple[dict[str, Any], str]:
     """What a mirror keeps in the own etcd, and why that cannot be told."""
-    from clustermesh.store.client import EtcdClient, Tls
     from clustermesh.troubleshoot.gather import cached_counts
 
-    if cluster is None:
+    if own.client is None:
         return {}, ""
-    tls = Tls(cluster.ca, cluster.certificate("local"), cluster.key("local"))
     try:
-        async with EtcdClient([cluster.endpoint], tls, timeout=patience) as client:
-            return await cached_counts(client, cluster.name, names), ""
+        async with own.client(patience) as client:
+            return await cached_counts(client, own.name, names), ""
     except ClusterMeshError as e:
         return {}, sentence(e)
 

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 from clustermesh.apiserver import health as server_health
 from clustermesh.apiserver import server as api
 from clustermesh.apiserver.collector import few_collections
+from clustermesh.apiserver.heard import heard
 from clustermesh.apiserver.settings import Settings
 from clustermesh.apiserver.terms import serve_terms
 from clustermesh.mirror import health as mirror_health
@@ -35,17 +36,22 @@ class Mirrored(NamedTuple):
 
 async def run_both(
     settings: Settings,
-    make_source: Callable[[], Source],
+    source: Source,
     http: Sequence[str],
     mirrored: Mirrored,
     timing: api.Timing = _SERVER,
     mirroring: mirrors.Timing = _MIRROR,
 ) -> None:
     """`apiserver.run` and `mirror.run` at once; each has health at an address of its own."""
-    async with settings.client() as client, settings.client() as copying, settings.client(timing.election) as voting:
+    async with (
+        settings.client() as client,
+        settings.client() as copying,
+        settings.client(timing.election) as voting,
+        heard(source) as told,
+    ):
 
         def stand() -> _Both:
-            server = api.ApiServer(settings, make_source(), client, voting, timing, settle)
+            server = api.ApiServer(settings, told, client, voting, timing, settle)
             place = mirrors.stand(copying, voting, server.ownership, mirroring)
             folder, _, access = mirrored
             return _Both(server, mirrors.Mirror(settings, folder, copying, place, mirroring, access, settle))

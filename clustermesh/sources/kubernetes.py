@@ -34,6 +34,7 @@ from clustermesh.sources import served
 from clustermesh.sources.decoding import decode_json, ref_of
 from clustermesh.sources.lean import decode_pod, decode_service, decode_slice
 from clustermesh.sources.objects import KINDS, Kind, Object, Ref
+from clustermesh.sources.served import Wanted
 from clustermesh.sources.snapshot import Change, Snapshot
 from clustermesh.sources.source import EVERYTHING
 from clustermesh.sources.table import Problem
@@ -49,7 +50,6 @@ from clustermesh.wire.kinds import (
     SERVICES,
 )
 
-MODES: Final = ("auto", "native", "cilium")
 _OF_SERVICES: Final = frozenset({SERVICES, LOCAL_SERVICES, SERVICE_EXPORTS, ENDPOINT_SLICES})
 _OF_PODS: Final = frozenset({ENDPOINTS, IDENTITIES})
 _SPEAKS_FOR: Final[Mapping[str, Set[str]]] = {
@@ -87,12 +87,12 @@ class Periods(Struct, frozen=True, kw_only=True):
 
 
 _USUAL: Final = Periods()
+_AS_IT_IS: Final = Wanted()
 
 
 class KubernetesSource:
     """The objects of one cluster's API. Iterate `updates` once, and read the rest between two of them. Namespaces are
-    `in_mesh` or not where they do not say. `mode` is one of MODES. `reads` bounds what the API is asked for. Without
-    `mcs` no ServiceExport is looked for.
+    `in_mesh` or not where they do not say. `reads` bounds what the API is asked for.
     """
 
     def __init__(
@@ -101,12 +101,11 @@ class KubernetesSource:
         cluster: Cluster,
         *,
         in_mesh: bool = True,
-        mode: str = "auto",
+        wanted: Wanted = _AS_IT_IS,
         reads: Load = READS,
-        mcs: bool = True,
         periods: Periods = _USUAL,
     ) -> None:
-        self._access, self._mode, self._reads, self._mcs, self._periods = access, mode, reads, mcs, periods
+        self._access, self._wanted, self._reads, self._periods = access, wanted, reads, periods
         self._offered: Mapping[str, str] = {}
         self._brains: dict[str, Brain[Ref, Object]] = {}
         self._translator = Translator(cluster, self, selects=False, in_mesh=in_mesh)
@@ -119,7 +118,7 @@ class KubernetesSource:
     def about(self) -> str:
         if not self._offered:
             return "Kubernetes API, mode not known yet"
-        chosen = "" if self._mode == "auto" else " as --mode says"
+        chosen = "" if self._wanted.mode == "auto" else " as --mode says"
         return f"Kubernetes API, {'native' if 'Pod' in self._offered else 'cilium'} mode{chosen}"
 
     @property
@@ -166,7 +165,7 @@ class KubernetesSource:
             _LOG.info("source: %s", self.about)
             self._brains = {name: Brain() for name in self._offered}
             work = [self._follow(client, *each) for each in self._offered.items() if each[0] != EXPORT]
-            work += [self._audit(client)] + ([self._follow_exports(client)] if self._mcs else [])
+            work += [self._audit(client)] + ([self._follow_exports(client)] if self._wanted.mcs else [])
             tasks = [asyncio.create_task(self._ended(each)) for each in work]
             try:
                 while True:
@@ -262,8 +261,8 @@ class KubernetesSource:
         backoff = Backoff(last=5.0)
         while True:
             try:
-                found = await served.offered(client, self._mode)
-                if self._mcs and (version := await served.exports(client)):
+                found = await served.offered(client, self._wanted)
+                if self._wanted.mcs and (version := await served.exports(client)):
                     found[EXPORT] = version
                 self._errors.pop("", None)
                 return found

@@ -23,6 +23,7 @@ RULES: Final = tuple(
     Rule(kind.group, kind.plural) for name, kind in KINDS.items() if name in {*NATIVE, *CILIUM, *CILIUM_SLICES, EXPORT}
 )
 """All that this source may have to do at the API."""
+_SLICES: Final = "ciliumendpointslices"
 
 T = TypeVar("T")
 
@@ -47,14 +48,26 @@ class _SomeList(Struct):
     items: list[Raw] | None = None
 
 
-async def offered(client: KubeClient, mode: str) -> dict[str, str]:
+class Wanted(Struct, frozen=True, kw_only=True):
+    """What somebody says is to be followed: `mode` is auto, native or cilium; whether Cilium's agents write `slices` of
+    endpoints instead of endpoints, None to find that out; whether ServiceExports are looked for (`mcs`)."""
+
+    mode: str = "auto"
+    slices: bool | None = None
+    mcs: bool = True
+
+
+async def offered(client: KubeClient, wanted: Wanted) -> dict[str, str]:
     """The kinds to follow, each with its version, but for exports. Raises ClusterMeshError."""
+    mode, slices = wanted.mode, wanted.slices
     served = {version: await _served(client, version) for version in ("v2", "v2alpha1") if mode != "native"}
     if mode == "native" or (mode == "auto" and not await _has_cilium(client, served["v2"])):
         return _first_versions(NATIVE)
     for version, names in served.items():
-        if "ciliumendpointslices" in names and await _any(client, version, "ciliumendpointslices"):
+        if slices is not False and _SLICES in names and (slices or await _any(client, version, _SLICES)):
             return {**_first_versions(CILIUM_SLICES), "CiliumEndpointSlice": version}
+    if slices:
+        raise Unavailable(f"{_SLICES}.cilium.io are not served, which --enable-cilium-endpoint-slice says are in use")
     return _first_versions(CILIUM)
 
 

@@ -70,6 +70,15 @@ class Backlog:
         self._exports |= change.exports
         self._more = change.more
 
+    def add_all(self, snapshot: Snapshot, now: int) -> None:
+        """Everything there is is to be acted on anew; what came and went since it was told is so, too."""
+        for name in snapshot.services:
+            self._services.setdefault(name, now)
+        self._nodes.update(snapshot.nodes)
+        self._endpoints.update(snapshot.endpoints)
+        self._identities.update(snapshot.identities)
+        self._exports.update(snapshot.exports)
+
     def take(self, most: int) -> Change:
         """The next portion: all nodes, and of everything else `most`."""
         services = [self._services.popitem(last=False) for _ in range(min(most, len(self._services)))]

@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 
+import processes
 import pytest
-from apiserver_bed import PATIENCE, Bed, manifests, page, pods, until_page
+from apiserver_bed import NO_AGENTS, PATIENCE, Bed, manifests, page, pods, until_page
 from etcd_maintenance import delete_prefix
 from ports import free_port
 from test_apiserver_restart import heard
 
+from clustermesh.apiserver.server import run
+from clustermesh.apiserver.settings import of_folder
+from clustermesh.sources.folder import FolderSource
+from clustermesh.sources.snapshot import Change
 from clustermesh.store import auth
-from clustermesh.store.client import EtcdClient, Fence, Fenced
+from clustermesh.store.client import Delete, EtcdClient, Fence, Fenced, Put
 from clustermesh.store.operations import KeyValue
 from clustermesh.wire import keys
 
@@ -121,6 +126,38 @@ async def test_a_leader_whose_key_somebody_removes_leads_on(tmp_path: Path) -> N
             assert await delete_prefix(bed.client, keys.API_SERVER_LEADERS)
             bed.write("shop.yaml", manifests("10.1.0.6"))
             await bed.until(lambda found: b"10.1.0.6" in found[CART].value)
+
+
+class Counted(FolderSource):
+    heard = 0
+
+    def updates(self) -> AsyncGenerator[Change, None]:
+        self.heard += 1
+        return super().updates()
+
+
+async def test_who_is_deposed_begins_anew_with_what_its_source_has_told(tmp_path: Path) -> None:
+    bed, db, stock = Bed(tmp_path), *(keys.service_key("alpha", "shop", name) for name in ("db", "stock"))
+    for name in ("cart", "db"):
+        bed.write(f"{name}.yaml", manifests("10.1.0.5", name=name))
+    source = Counted(bed.context.manifests, bed.context.cluster)
+    async with bed:
+        await bed.etcd.start()
+        async with processes.serving(run(of_folder(bed.context), source, [bed.http], NO_AGENTS)):
+            before = await bed.until_synced()
+            other = keys.API_SERVER_LEADERS + b"other"
+            places = [kv.key for kv in (await bed.client.range(keys.API_SERVER_LEADERS)).kvs]
+            await bed.client.transact([[*map(Delete, places), Put(other, b"the other")]])
+            await until_page(bed, "/readyz", "ok, standing by")
+            (bed.context.manifests / "db.yaml").unlink()
+            bed.write("stock.yaml", manifests("10.1.0.6", name="stock"))
+            async with bed.deletions() as gone:
+                await bed.client.delete(other)
+                after = await bed.until(lambda found: stock in found and db not in found)
+                await until_page(bed, "/readyz", "ok")
+        assert set(gone) <= {db, other}
+        assert after[CART].mod_revision == before[CART].mod_revision
+        assert source.heard == 1
 
 
 async def test_a_fence_guards_every_write_and_change_of_users(client: EtcdClient) -> None:

@@ -144,7 +144,7 @@ async def test_identities_that_are_numbered_elsewhere_outlive_the_grace_after_a_
     async with Bed(tmp_path) as bed:
         await bed.etcd.start()
         for _ in range(2):
-            running = run(of_folder(bed.context), OtherNumbers, [bed.http], timing)
+            running = run(of_folder(bed.context), OtherNumbers(), [bed.http], timing)
             async with asyncio.TaskGroup() as tasks, bed.deletions() as gone:
                 task = tasks.create_task(running)
                 await bed.until(lambda found: keys.canary_key("alpha", "identities") in found)

@@ -58,9 +58,7 @@ async def test_config_and_heartbeat_come_first_and_canaries_last(bed: Bed) -> No
 
 
 async def test_what_keeps_the_source_from_being_read_is_said(bed: Bed) -> None:
-    def nowhere() -> KubernetesSource:
-        return KubernetesSource(from_kubeconfig("/nowhere"), bed.context.cluster)
-
+    nowhere = KubernetesSource(from_kubeconfig("/nowhere"), bed.context.cluster)
     await bed.etcd.start()
     async with bed:
         serving = asyncio.create_task(run(of_folder(bed.context), nowhere, [bed.http], NO_AGENTS))
@@ -173,16 +171,14 @@ class Doubting(FolderSource):
 
 
 async def test_what_something_unread_may_speak_for_stays_and_all_else_that_is_gone_goes(bed: Bed) -> None:
-    def make_source() -> FolderSource:
-        return Doubting(bed.context.manifests, bed.context.cluster)
-
     async with bed:
         await bed.etcd.start()
         async with bed.running():
             before = await bed.until_synced()
         for name in ("shop.yaml", "pods.yaml"):
             (bed.context.manifests / name).unlink()
-        async with processes.serving(run(of_folder(bed.context), make_source, [bed.http], NO_AGENTS)):
+        source = Doubting(bed.context.manifests, bed.context.cluster)
+        async with processes.serving(run(of_folder(bed.context), source, [bed.http], NO_AGENTS)):
             found = await bed.until(lambda found: CART not in found)
             await until_page(bed, "/metrics", "clustermesh_apiserver_ready 1.0")
             await until_page(bed, "/readyz", "endpoints: what was published before")

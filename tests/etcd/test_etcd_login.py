@@ -169,7 +169,7 @@ async def test_an_api_server_and_a_reader_that_log_in_come_through_all_that(
                 await asyncio.sleep(0.02)
 
     async with asyncio.TaskGroup() as tasks:
-        source = lambda: FolderSource(tmp_path / "manifests", alpha)  # noqa: E731
+        source = FolderSource(tmp_path / "manifests", alpha)
         work = (run(settings, source, [f"127.0.0.1:{free_port()}"], Timing(records=0.0)), peers.run())
         running = [tasks.create_task(each) for each in work]
         await until_published("first")

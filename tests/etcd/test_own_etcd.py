@@ -48,7 +48,7 @@ def mistyped(bed: Bed, cluster: Cluster = ALPAH, users: Path | None = None) -> S
 def serving(bed: Bed, settings: Settings, http: str, tmp_path: Path) -> Coroutine[Any, Any, None]:
     empty = tmp_path / "empty"
     empty.mkdir(exist_ok=True)
-    return run(settings, lambda: FolderSource(empty, settings.cluster), [http], NO_AGENTS)
+    return run(settings, FolderSource(empty, settings.cluster), [http], NO_AGENTS)
 
 
 async def test_an_api_server_under_another_name_touches_neither_keys_nor_users_until_the_other_cluster_is_gone(

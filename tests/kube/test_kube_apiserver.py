@@ -52,7 +52,7 @@ async def published(bed: Bed, api: KubeBed, **more: str) -> AsyncIterator[asynci
         "controller-group-metrics": "all",
     }
     slower = ("--kvstore-opt=etcd.qps=20", "--kvstore-opt=etcd.bootstrapQps=10000")  # as the chart has it
-    argv = ["clustermesh", "--debug", *slower, "--cluster-users-enabled", "--enable-external-workloads=false"]
+    argv = ["clustermesh", "--debug", *slower, "--cluster-users-enabled", "--clustermesh-enable-mcs-api"]
     argv += [f"--{name}={value}" for name, value in (flags | more).items()]
     program = Path(sys.executable).with_name("clustermesh-apiserver")
     async with child(program, *argv) as process:

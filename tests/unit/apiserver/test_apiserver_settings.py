@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from clustermesh.apiserver.settings import of_flags
 from clustermesh.cli import main
-from clustermesh.errors import ClusterMeshError
+from clustermesh.errors import ClusterMeshError, Invalid
 from clustermesh.model import Cluster
 from clustermesh.sources.served import RULES
 from clustermesh.store.login import Login
@@ -83,3 +83,9 @@ def test_an_etcd_that_asks_for_a_password_is_somebody_elses_to_look_after(config
     config.write_text(CONFIG)
     assert of_flags("alpha", 1, [f"etcd.config={config}"], users).manages_users
     assert not of_flags("alpha", 1, [f"etcd.config={config}"]).manages_users
+
+
+def test_what_is_wrong_in_the_file_of_etcds_client_is_said_with_its_name(config: Path) -> None:
+    config.write_text("endpoints: http://a:2379")
+    with pytest.raises(Invalid, match=f"{config}: endpoints"):
+        of_flags("alpha", 1, [f"etcd.config={config}"])

@@ -8,7 +8,7 @@ from typing import Any
 import click
 import pytest
 
-from clustermesh.cli.own_cluster import PEERS, Duration, listen_at, mirrored
+from clustermesh.cli.own_cluster import PEERS, USERS, Duration, listen_at, mirrored, settings_of, take_others
 from clustermesh.errors import Invalid
 
 
@@ -35,3 +35,31 @@ def test_the_agents_files_of_a_cluster_without_a_folder_are_made_by_others() -> 
     assert mirrored(Path("none"), flags) == (PEERS, None)
     with pytest.raises(Invalid, match="--agents-config"):
         mirrored(Path("none"), {**flags, "agents_config": Path("agents")})
+
+
+@pytest.mark.parametrize(
+    ("enabled", "named", "users"),
+    [
+        (None, None, None),
+        (None, Path("u.yaml"), Path("u.yaml")),
+        (True, None, USERS),
+        (True, Path("u.yaml"), Path("u.yaml")),
+        (False, Path("u.yaml"), None),
+    ],
+)
+def test_etcds_users_are_looked_after_where_the_flags_say_so(
+    tmp_path: Path, enabled: bool | None, named: Path | None, users: Path | None
+) -> None:
+    (tmp_path / "etcd.yaml").write_text("endpoints: [http://127.0.0.1:1]\n")
+    flags = {"cluster_name": "alpha", "cluster_id": 1, "max_connected_clusters": 255}
+    flags |= {"kvstore_opt": [f"etcd.config={tmp_path / 'etcd.yaml'}"]}
+    flags |= {"cluster_users_enabled": enabled, "cluster_users_config_path": named}
+    assert settings_of(Path("none"), flags).users_file == users
+
+
+def test_what_ciliums_chart_gives_besides_is_taken_without_a_word() -> None:
+    command = click.Context(click.Command("apiserver"))
+    command.args = ["--debug", "--controller-group-metrics=all", "--of-another-release=1"]
+    assert take_others(command, "alpha") == ["--of-another-release=1: is no flag of this program, and ignored"]
+    with pytest.raises(click.NoSuchOption):
+        take_others(command, None)

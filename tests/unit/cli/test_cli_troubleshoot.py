@@ -94,6 +94,16 @@ def test_the_agent_alone_tells_the_folder(tmp_path: Path) -> None:
     assert "⚠️  mirror: the own etcd cannot be read" in result.stdout
 
 
+def test_flags_say_where_the_own_etcd_is_as_ciliums_chart_gives_them(folder: Path, tmp_path: Path) -> None:
+    config = tmp_path / "etcd-config.yaml"
+    config.write_text(f"endpoints: [http://127.0.0.1:{free_port()}]\n")
+    flags = ("--cluster-name", "alpha", "--kvstore-opt", f"etcd.config={config}")
+    result = troubleshoot(*flags, "--clustermesh-config", folder, "--timeout", 0.5)
+    assert "⚠️  mirror: the own etcd cannot be read" in result.stdout
+    for half in (flags[:2], flags[2:]):
+        assert troubleshoot(*half, "--clustermesh-config", folder).exit_code == 2
+
+
 def test_an_agent_that_was_named_and_is_not_there_is_an_error(folder: Path, tmp_path: Path) -> None:
     result = troubleshoot("--clustermesh-config", folder, "--socket", tmp_path / "none.sock")
     assert result.exit_code == 1

@@ -189,5 +189,13 @@ def test_what_was_told_is_taken_from_a_backlog_once_and_whole(steps: list[Change
     assert not waiting
 
 
+def test_all_there_is_waits_anew_beside_what_was_told_and_not_taken() -> None:
+    backlog, told = Backlog(), Change(services={("a", "gone"): 1, ("a", "web"): 2}, more=True)
+    backlog.add(told)
+    service: Any = None
+    backlog.add_all(Snapshot(services={("a", "web"): service, ("a", "db"): service}), 9)
+    assert backlog.take(9) == Change(services={("a", "gone"): 1, ("a", "web"): 2, ("a", "db"): 9}, more=True)
+
+
 def _named(change: Change) -> dict[object, int]:
     return {**change.services, **dict.fromkeys([*change.nodes, *change.endpoints, *change.identities], 0)}

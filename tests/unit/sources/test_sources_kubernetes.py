@@ -20,7 +20,7 @@ from clustermesh.kube.rbac import Rule
 from clustermesh.model import Cluster
 from clustermesh.sources.kubernetes import KubernetesSource, _resource
 from clustermesh.sources.objects import KINDS, Object, Ref
-from clustermesh.sources.served import CILIUM, NATIVE, RULES
+from clustermesh.sources.served import CILIUM, CILIUM_SLICES, NATIVE, RULES, Wanted
 from clustermesh.sources.served import offered as _offered
 from clustermesh.sources.source import EVERYTHING
 from clustermesh.wire.kinds import ENDPOINTS, IDENTITIES, NODES
@@ -42,17 +42,20 @@ class Api:
         return json.dumps(self.answers[path]).encode()
 
 
-async def offered(mode: str, **lists: list[Any]) -> tuple[str, ...]:
+async def offered(mode: str, slices: bool | None = None, **lists: list[Any]) -> tuple[str, ...]:
     """The kinds that are followed where Cilium's resources are served, with `lists` of these."""
     answers = {**SERVED, NODES_PATH: {"items": []}} | {
         f"/apis/cilium.io/v2/{k}": {"items": v} for k, v in lists.items()
     }
-    return tuple(await _offered(cast(KubeClient, Api(answers)), mode))
+    if "ciliumendpointslices" in lists:
+        answers["/apis/cilium.io/v2alpha1"] = {"resources": [{"name": "ciliumendpointslices"}]}
+        answers["/apis/cilium.io/v2alpha1/ciliumendpointslices"] = {"items": lists["ciliumendpointslices"]}
+    return tuple(await _offered(cast(KubeClient, Api(answers)), Wanted(mode=mode, slices=slices)))
 
 
 async def test_the_mode_is_ciliums_where_there_is_a_cilium_node() -> None:
     assert await offered("auto", ciliumnodes=[{}]) == CILIUM
-    assert tuple(await _offered(cast(KubeClient, Api({})), "auto")) == NATIVE
+    assert tuple(await _offered(cast(KubeClient, Api({})), Wanted())) == NATIVE
 
 
 async def test_ciliums_resources_without_cilium_choose_neither_mode_and_a_flag_does() -> None:
@@ -60,6 +63,16 @@ async def test_ciliums_resources_without_cilium_choose_neither_mode_and_a_flag_d
         await offered("auto")
     assert await offered("native") == NATIVE
     assert await offered("cilium") == CILIUM
+
+
+async def test_slices_are_followed_where_there_is_one_or_as_a_flag_says() -> None:
+    """A cluster has none before its first pod, and some for a while after they were switched off."""
+    assert await offered("cilium", ciliumendpointslices=[]) == CILIUM
+    assert await offered("cilium", ciliumendpointslices=[{}]) == CILIUM_SLICES
+    assert await offered("cilium", slices=True, ciliumendpointslices=[]) == CILIUM_SLICES
+    assert await offered("cilium", slices=False, ciliumendpointslices=[{}]) == CILIUM
+    with pytest.raises(Unavailable, match="--enable-cilium-endpoint-slice"):
+        await offered("cilium", slices=True)
 
 
 def test_the_role_holds_what_is_followed_and_nothing_else() -> None:
