@@ -133,6 +133,10 @@ async def _work(
         keep_what_is_there()
         ready.set()
 
+    async def register() -> None:
+        await _kept_first(own, domains.attached)
+        await registration.keep(etcd, domains.tunnels.prepared, status.nodes)
+
     domains.on_ready = note_ready
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(around.keep(state.stand_on, ground))
@@ -141,7 +145,7 @@ async def _work(
         tasks.create_task(domains.run(own, peers))
         tasks.create_task(pods.run())
         tasks.create_task(api.serve(options.socket, status.methods()))
-        tasks.create_task(registration.keep(etcd, domains.tunnels.prepared, status.nodes))
+        tasks.create_task(register())
         tasks.create_task(unusual.keep(registration.remember))
         tasks.create_task(report.keep_logged(lambda: [status.not_ready(), *map(str, status.problems())]))
         tasks.create_task(report.keep_reported(etcd, options.node, status.report))
@@ -161,17 +165,20 @@ async def _take_over(folder: Path) -> None:
 
 
 async def _read_own(own: ClusterReader, peers: Peers, state: AgentState, attached: asyncio.Event) -> None:
-    """As the peers are read: once all that was kept is restored. Nothing that is read can be in before this went on.
-
-    What was kept of the own cluster is programmed first: to hear all of it again takes as long as that.
-    """
+    """As the peers are read: once all that was kept is restored. Nothing that is read can be in before this went on."""
     await peers.looked.wait()
     state.set_restoring(False)
+    await _kept_first(own, attached)
+    await own.run()
+
+
+async def _kept_first(own: ClusterReader, attached: asyncio.Event) -> None:
+    """What was kept of the own cluster is programmed before its etcd is spoken to: to connect and to hear all of it
+    again takes as long as that."""
     if own.session.complete:
         with suppress(TimeoutError):
             async with asyncio.timeout(_KEPT_FIRST):
                 await attached.wait()
-    await own.run()
 
 
 async def _serve_metrics(address: str, status: Status, ready: asyncio.Event) -> None:
