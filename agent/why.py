@@ -87,7 +87,7 @@ class Looker:
             own=reader.name == self._state.own,
             state=str(session.state),
             since=session.since,
-            error=session.error or "; ".join(f"{what}: {why}" for what, why in reader.behind.items()),
+            error=session.error or "; ".join(f"{what}: {why}" for what, why in reader.brain.behind.items()),
             withheld=reader.name in self._state.withheld,
         )
 

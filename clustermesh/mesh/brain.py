@@ -38,7 +38,7 @@ The rules:
     and what belongs to them; that is listed again once it answers. All else of it stays.
 14. Once the cluster was removed, nothing that is still heard matters.
 
-`_TABLE` at the end says who takes which event; a pair that is not in it is a bug and raises.
+`_table` says who takes which event in which phase; a pair that is not in it is a bug and raises.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence, Set
 from enum import Enum, auto
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 from msgspec.structs import replace
 
@@ -116,22 +116,43 @@ class ReaderBrain:
         self._starts: dict[bytes, float] = {}  # tables that are to be listed soon, and when
         self._canaries: dict[bytes, Canary | None] = {}  # None for one that is not there
         self._writer = Writer(terms, 0.0)
-        self._attesting = self._canaries_known = False
+        self._canaries_known = False
         self._heard_at: float | None = None
         self._answered_at = 0.0
-        self._asked = frozenset[int]()  # about these deletions
-        self._sought = frozenset[bytes]()  # in twins of tables, by the question under way
+        self._question: messages.Attest | None = None  # the one under way
         self._attempted = self._recheck = self._audit = 0.0
         self._delay = _FIRST_DELAY
         self._made_up = -RELIST
 
     def hear(self, event: messages.Event, now: float) -> list[Command]:
         """What to do about `event` at `now`, in order."""
-        take = _TABLE.get((self.phase, type(event)))
+        if self.phase is Phase.GONE:
+            return []
+        take = self._table().get((self.phase, type(event)))
         if take is None:
             raise RuntimeError(f"reader of {self._name}: {type(event).__name__} while {self.phase.name.lower()}")
-        commands = list(take(self, event, now))
+        commands = list(take(event, now))
         return [*commands, *self._start_due(now), *self._mind_silence(event, now)]
+
+    def _table(self) -> dict[tuple[Phase, type], Callable[[Any, float], Iterable[Command]]]:
+        return {
+            (Phase.IDLE, messages.Restored): self._restore,
+            (Phase.IDLE, messages.Connected): self._ask,
+            (Phase.IDLE, messages.Broken): self._fail,
+            (Phase.IDLE, messages.Removed): self._remove,
+            (Phase.ASKING, messages.Configured): self._configure,
+            (Phase.ASKING, messages.Unread): self._fail,
+            (Phase.ASKING, messages.Broken): self._fail,
+            (Phase.ASKING, messages.Removed): self._remove,
+            (Phase.READING, Heard): self._hear,
+            (Phase.READING, messages.Attested): self._hear_witnesses,
+            (Phase.READING, messages.Audited): self._hear_digests,
+            (Phase.READING, messages.Tick): self._tick,
+            (Phase.READING, messages.Configured): self._recheck_configuration,
+            (Phase.READING, messages.Unread): lambda *_: (),  # whatever is wrong, what is followed says so
+            (Phase.READING, messages.Broken): self._fail,
+            (Phase.READING, messages.Removed): self._remove,
+        }
 
     def due(self) -> float | None:
         """When a Tick is wanted."""
@@ -193,7 +214,7 @@ class ReaderBrain:
         self._tables = {each.prefix: Reading(each, cluster, self.terms.limits, self._held) for each in tables}
         self._canaries = {each.canary: None for each in tables if each.canary is not None}
         self.behind = {each.kind: "waiting for its list" for each in tables if each.required}
-        self._writer, self._attesting, self._canaries_known = Writer(self.terms, now), False, False
+        self._writer, self._question, self._canaries_known = Writer(self.terms, now), None, False
         self._recheck, self._starts = now + RECHECK, {}
         self._audit = self._next_audit(now)
         yield Follow(keys.HEARTBEAT, live=True)
@@ -217,9 +238,6 @@ class ReaderBrain:
         self.behind = {}
         self._enter(State.REMOVED, now)
         self.phase = Phase.GONE
-        return ()
-
-    def _ignore(self, _event: messages.Event, _now: float) -> Iterable[Command]:
         return ()
 
     # -- what is followed ----------------------------------------------------------------------------------------------
@@ -392,13 +410,11 @@ class ReaderBrain:
 
     def _attest(self) -> Iterable[Command]:
         """Ask for the witnesses of what has vanished."""
-        if self._attesting or not any(each.gone for each in self._tables.values()):
+        if self._question is not None or not any(each.gone for each in self._tables.values()):
             return ()
-        self._attesting = True
-        self._sought, deletions = self._seek(), self._deletions()
-        self._asked = frozenset(deletions)
-        witnesses = (keys.HEARTBEAT, *self._canaries, *sorted(self._sought))
-        return [messages.Attest(witnesses, deletions, self._writer.lease)]
+        witnesses = (keys.HEARTBEAT, *self._canaries, *sorted(self._seek()))
+        self._question = messages.Attest(witnesses, self._deletions(), self._writer.lease)
+        return [self._question]
 
     def _deletions(self, *, moved: bool = True) -> dict[int, bytes]:
         waiting = [each for each in self._tables.values() if each.gone]
@@ -406,20 +422,22 @@ class ReaderBrain:
         return {revision: key for each in found for revision, key in each.items()}
 
     def _hear_witnesses(self, event: messages.Attested, now: float) -> Iterable[Command]:
-        self._attesting = False
-        if event.created is None:
+        question, self._question = self._question, None
+        if question is None or event.created is None:
             return ()  # it is asked for again with whatever is heard next
         commands = list[Command]()
         for reading in (each for each in self._tables.values() if each.gone):
             if self._proof(reading.table, now) is None or not event.created.keys() >= reading.witnesses:
                 reading.doubt()  # that a witness is not there, its own watch is about to tell
             elif reading.table.twin is None or not commands:  # else what its twin holds may be about to go
-                settled = reading.settle(event, now + self.terms.settle, self._sought, self._asked)
+                settled = reading.settle(question, event, now + self.terms.settle)
                 commands += settled.commands
                 if settled.lost_a_witness:
                     self._lose_heartbeat(now)
-        unsought = self._seek(moved=False) - self._sought  # what has moved is sought again with what is heard next
-        more = commands or unsought or self._deletions(moved=False).keys() - self._asked
+        unsought = self._seek(moved=False).difference(
+            question.keys
+        )  # what has moved is sought again with what is heard next
+        more = commands or unsought or self._deletions(moved=False).keys() - question.deletions
         return [*commands, *(self._attest() if more else ())]
 
     def _seek(self, *, moved: bool = True) -> frozenset[bytes]:
@@ -462,27 +480,6 @@ class ReaderBrain:
 
     def _enter(self, state: State, now: float, error: str | None = None) -> None:
         self.session = self.session.enter(state, now + self._epoch, error)
-
-
-_TABLE: Final[dict[tuple[Phase, type], Callable[[ReaderBrain, Any, float], Iterable[Command]]]] = {
-    (Phase.IDLE, messages.Restored): ReaderBrain._restore,
-    (Phase.IDLE, messages.Connected): ReaderBrain._ask,
-    (Phase.IDLE, messages.Broken): ReaderBrain._fail,
-    (Phase.IDLE, messages.Removed): ReaderBrain._remove,
-    (Phase.ASKING, messages.Configured): ReaderBrain._configure,
-    (Phase.ASKING, messages.Unread): ReaderBrain._fail,
-    (Phase.ASKING, messages.Broken): ReaderBrain._fail,
-    (Phase.ASKING, messages.Removed): ReaderBrain._remove,
-    (Phase.READING, Heard): ReaderBrain._hear,
-    (Phase.READING, messages.Attested): ReaderBrain._hear_witnesses,
-    (Phase.READING, messages.Audited): ReaderBrain._hear_digests,
-    (Phase.READING, messages.Tick): ReaderBrain._tick,
-    (Phase.READING, messages.Configured): ReaderBrain._recheck_configuration,
-    (Phase.READING, messages.Unread): ReaderBrain._ignore,  # whatever is wrong, what is followed says so
-    (Phase.READING, messages.Broken): ReaderBrain._fail,
-    (Phase.READING, messages.Removed): ReaderBrain._remove,
-    **{(Phase.GONE, event): ReaderBrain._ignore for event in get_args(messages.Event)},
-}
 
 
 def _is_answer(event: messages.Event) -> bool:

@@ -169,7 +169,7 @@ class Unnamed(Struct, frozen=True):
     number: int
 
 
-class Listing(Struct, frozen=True):
+class Relisting(Struct, frozen=True):
     """All that the cluster has of `kind` is about to be put, or, `whole`, was put. Of a table that is short."""
 
     kind: str
@@ -193,5 +193,5 @@ class Again(Struct, frozen=True):
 
 
 Command: TypeAlias = (
-    Ask | Follow | Attest | Audit | Put | Remove | Refuse | Accept | Unnamed | Listing | Drain | Withdraw | Again
+    Ask | Follow | Attest | Audit | Put | Remove | Refuse | Accept | Unnamed | Relisting | Drain | Withdraw | Again
 )

@@ -184,7 +184,7 @@ class Peers:
             replace(self.terms, limits=file.limits),
             pace=self._pace,
         )
-        reader.check_entry = self.check_entry or reader.check_entry
+        reader.check_entry = self.check_entry
         reader.on_complete = lambda: self.on_complete()  # noqa: PLW0108  # whoever that is by then
         if previous is not None and previous.config is not None:
             self._grant(file, previous.config)

@@ -12,7 +12,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator, Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator, Sequence, Set
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from functools import partial
 from typing import Any, Final, Protocol
@@ -60,8 +60,7 @@ class Sink(Protocol):
 
 
 class ClusterReader:
-    """One cluster's reader and what is known of its session. `run` never returns; cancel it to stop.
-
+    """One cluster's reader; its `brain` knows what is known. `run` never returns; cancel it to stop.
     `pace` is shared by readers that begin together. Parts are taken in one after the other, so that whatever else there
     is to do waits for one part only.
     """
@@ -81,7 +80,7 @@ class ClusterReader:
         epoch = time.time() - time.monotonic()
         self.brain = ReaderBrain(name, tables, partial(sink.names, name), terms or Terms(), epoch=epoch)
         self.on_complete: Callable[[], None] = lambda: None  # the session is, or is heard, and all of it is taken in
-        self.check_entry: Callable[[KeyValue], Awaitable[None]] = _take_any  # raises where not to be read
+        self.check_entry: Callable[[KeyValue], Awaitable[None]] | None = None  # raises where not to be read
         self._told = 0
         self._sink, self._connect, self._admit = sink, connect, admit
         self._pace = pace or Pace()
@@ -94,31 +93,6 @@ class ClusterReader:
     @property
     def config(self) -> ClusterConfig | None:
         return self.brain.config
-
-    @property
-    def behind(self) -> dict[str, str]:
-        """Table -> why it is not followed now."""
-        return self.brain.behind
-
-    @property
-    def drift(self) -> Mapping[str, int]:
-        """Kind -> how many entries were found not to be as its watch had told, since this process began."""
-        return self.brain.drift
-
-    @property
-    def audited(self) -> float:
-        """Unix seconds of the last comparison with etcd, 0 for none."""
-        return self.brain.audited
-
-    @property
-    def withdrawn(self) -> bool:
-        """Whether its services are, for its etcd does not answer."""
-        return self.brain.withdrawn
-
-    @property
-    def withdrawals(self) -> int:
-        """How often they were, since this process began."""
-        return self.brain.withdrawals
 
     def restored(self, config: ClusterConfig) -> None:
         """The sink was filled from the last good state on disk."""
@@ -215,7 +189,7 @@ class ClusterReader:
                 sink.accept(name, what)
             case messages.Unnamed(kind, number):
                 sink.count_unnamed(name, kind, number)
-            case messages.Listing(kind, whole):
+            case messages.Relisting(kind, whole):
                 sink.listed(name, kind, whole=whole)
             case messages.Drain():
                 sink.drain(name)
@@ -250,7 +224,7 @@ class ClusterReader:
             return
         objection = ""
         try:
-            if entry is not None:
+            if entry is not None and self.check_entry is not None:
                 await self.check_entry(entry)
             accepted = self.brain.phase is Phase.READING and config == self.config  # in this attempt
             if config is not None and not accepted:
@@ -274,10 +248,6 @@ class ClusterReader:
         if after.failures != before.failures:
             _log.warning("cluster %s: %s", self.name, after.error, extra=fields)
         return commands
-
-
-async def _take_any(_entry: KeyValue) -> None:
-    pass
 
 
 class _Following:

@@ -9,7 +9,7 @@ from zlib import crc32
 
 from clustermesh.errors import Invalid
 from clustermesh.mesh.authority import Limits
-from clustermesh.mesh.messages import Accept, Attested, Command, Follow, Listing, Put, Refuse, Remove, Unnamed
+from clustermesh.mesh.messages import Accept, Attest, Attested, Command, Follow, Put, Refuse, Relisting, Remove, Unnamed
 from clustermesh.mesh.tables import Table
 from clustermesh.mesh.tally import Tally
 from clustermesh.mesh.writer import Proof
@@ -100,7 +100,7 @@ class Reading:
             self._listing, self._refused, self._unnamed = True, set(), set()
             self._before, self._again = len(held), 0
             if self.table.kind in self._held("short"):
-                commands.append(Listing(self.table.kind, whole=False))
+                commands.append(Relisting(self.table.kind, whole=False))
         for event in item.events:
             if isinstance(event, Written):
                 commands += self._put(event.kv, 0, held)
@@ -133,25 +133,19 @@ class Reading:
         twin = self.table.twin
         return () if twin is None or name in self._held(twin.kind) else twin.keys_of(name)
 
-    def settle(
-        self,
-        event: Attested,
-        believed_from: float,
-        sought: frozenset[bytes] = frozenset(),
-        asked: Set[int] = frozenset(),
-    ) -> Settled:
+    def settle(self, question: Attest, event: Attested, believed_from: float) -> Settled:
         """What vanished until the revision of `event` is believed where heartbeat and canary, which are there, had been
         created before, or the canary after the heartbeat, by a writer that had all there. MOST_SETTLED at once. What is
-        in the twin, for which the keys `sought` were asked, has not vanished; what was deleted at a revision that was
-        not `asked` about waits; what may have died with a lease is doubted, until a beat at `believed_from`."""
-        created, revision = event.created or {}, event.revision
+        in the twin, for whose key the `question` was, has not vanished; what was deleted at a revision that it was not
+        about waits; what may have died with a lease is doubted, until a beat at `believed_from`."""
+        created, revision, sought = event.created or {}, event.revision, frozenset(question.keys)
         heartbeat = created[keys.HEARTBEAT]
         canary = 0 if self.table.canary is None else created[self.table.canary]
         commands, lost_a_witness = list[Command](), False
         for name, vanished in list(islice(self._waiting(), MOST_SETTLED)):
             if not sought.issuperset(places := self._places(name)):
                 continue  # it is asked for next
-            unasked = vanished.told and vanished.told not in asked
+            unasked = vanished.told and vanished.told not in question.deletions
             if vanished.at > revision or unasked:
                 continue
             del self.gone[name]
@@ -239,7 +233,7 @@ class Reading:
         stale = [what for what in self._held("refused") - self._refused if what.startswith(prefix)]
         commands: list[Command] = [Accept(what) for what in stale]
         if kind in self._held("short"):
-            commands.append(Listing(kind, whole=True))
+            commands.append(Relisting(kind, whole=True))
         if proof is not None and revision >= proof.since:
             self._dying = {name: since for name, since in self._dying.items() if since > last_beat}
             self.doubted = self.doubted or bool(self._dying)

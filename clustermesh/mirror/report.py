@@ -50,7 +50,7 @@ class Report:
     def _problems_of(self, name: str, reader: ClusterReader) -> Iterator[str]:
         if reader.session.state in (State.STALE, State.EVICTED) and reader.session.error:
             yield reader.session.error
-        if reader.withdrawn:
+        if reader.brain.withdrawn:
             yield "its etcd does not answer, and its services are withdrawn"
         for refused in self._sink.state.refusals(name).first(_SAID).values():
             yield from (f"{what} is not copied: {why}" for what, why in refused.items())
@@ -69,7 +69,7 @@ class Report:
         return {
             name: Progress(
                 answered=bool(self._sink.complete(name)) or reader.session.state is State.SYNCING,
-                missing={kind: reader.behind.get(kind, "") for kind in KINDS if not self._is_copied(name, kind)},
+                missing={kind: reader.brain.behind.get(kind, "") for kind in KINDS if not self._is_copied(name, kind)},
                 error=reader.session.error,
             )
             for name, reader in self._peers.readers.items()
@@ -103,7 +103,7 @@ class Report:
             copied=copied,
             failures=session.failures,
             last_failure=session.last_failure,
-            withdrawals=reader.withdrawals,
+            withdrawals=reader.brain.withdrawals,
             entries=self._sink.counts(name),
             bytes=self._sink.weight(name),
             most_bytes=self._sink.limits_of(name).copied_bytes,

@@ -141,8 +141,8 @@ async def test_a_table_waits_for_its_canary_and_the_status_says_so(
 ) -> None:  # type: ignore[no-untyped-def]
     await publish(client, canaries=("nodes", "identities", "endpoints"))
     async with reading() as reader:
-        await until(lambda: set(reader.behind) == {"services"})
-        assert "canary" in reader.behind["services"]
+        await until(lambda: set(reader.brain.behind) == {"services"})
+        assert "canary" in reader.brain.behind["services"]
         assert reader.session.state is State.SYNCING
         assert not sink.view().services
         await client.put(RESOURCES["services"].canary(BETA), b"now")
@@ -226,7 +226,7 @@ async def test_an_etcd_started_empty_takes_nothing_away_while_it_is_filled_again
         await until(lambda: "cilium/cluster-config" in reader.session.error)
         assert reader.session.state is State.STALE
         await publish(filling, canaries=("nodes", "identities", "endpoints"))
-        await until(lambda: "canary" in reader.behind.get("services", ""))
+        await until(lambda: "canary" in reader.brain.behind.get("services", ""))
         assert set(sink.view().services) == {("shop", "web"), ("shop", "old")}
         assert reader.session.state is State.STALE
         assert not take_all(sink.state), "what was there and is there again has not moved"

@@ -82,15 +82,15 @@ async def test_what_no_watch_told_of_is_found_and_repaired(
     await client.put(*named("old"))
     await until(lambda: it.session.state is State.FRESH)
     await beat(client)
-    await until(lambda: it.audited)
-    assert not it.drift
+    await until(lambda: it.brain.audited)
+    assert not it.brain.drift
     hearing.deaf = True
     new = Put(*named("new"))
     await client.transact([[Delete(named("old")[0]), new, Put(keys.service_key(BETA, "shop", "web"), web("10.2.1.9"))]])
-    await until(lambda: it.drift)
+    await until(lambda: it.brain.drift)
     await until(lambda: set(sink.view().services) == {("shop", "web"), ("shop", "new")})
     assert list(sink.view().services[("shop", "web")].backends) == [parse("10.2.1.9")]
-    assert it.drift == {"services": 2}, "what was written after the last comparison is known one by one"
+    assert it.brain.drift == {"services": 2}, "what was written after the last comparison is known one by one"
     assert it.session.state is State.FRESH
 
 
@@ -107,14 +107,14 @@ async def test_changes_that_go_on_are_no_drift(
             await client.put(key, value)
         else:
             await client.delete(key)
-        audits.add(it.audited)
+        audits.add(it.brain.audited)
         if len(audits) > 5:
             break
     assert len(audits) > 5
     truth = {kv.key for kv in (await client.range(keys.state_prefix("services", BETA))).kvs}
     await beat(client)
     await until(lambda: {keys.service_key(BETA, *name) for name in sink.view().services} == truth)
-    assert not it.drift
+    assert not it.brain.drift
 
 
 async def test_a_digest_is_of_a_revision_and_of_now_where_that_is_compacted(client: EtcdClient) -> None:

@@ -47,7 +47,7 @@ async def test_services_of_an_etcd_that_is_dead_for_long_go_and_are_back_with_it
     await publish(client)
     await until(lambda: impatient.session.state is State.FRESH)
     etcd.kill()
-    await until(lambda: impatient.withdrawn)
+    await until(lambda: impatient.brain.withdrawn)
     view = sink.view()
     assert not view.services
     assert view.nodes
@@ -56,7 +56,7 @@ async def test_services_of_an_etcd_that_is_dead_for_long_go_and_are_back_with_it
     assert impatient.session.state is State.STALE
     await etcd.start()
     await until(lambda: sink.view().services and impatient.session.state is State.FRESH)
-    assert not impatient.withdrawn
+    assert not impatient.brain.withdrawn
 
 
 async def test_services_of_an_etcd_that_was_stopped_for_long_are_back_though_its_watch_goes_on(
@@ -67,7 +67,7 @@ async def test_services_of_an_etcd_that_was_stopped_for_long_are_back_though_its
     assert etcd.pid is not None
     os.kill(etcd.pid, signal.SIGSTOP)
     try:
-        await until(lambda: impatient.withdrawn)
+        await until(lambda: impatient.brain.withdrawn)
         assert not sink.view().services
     finally:
         os.kill(etcd.pid, signal.SIGCONT)

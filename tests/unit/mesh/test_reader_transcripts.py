@@ -121,7 +121,7 @@ class Play:
                     self.held["refused"][what] = why
                 case messages.Accept(what):
                     self.held["refused"].pop(what, None)
-                case messages.Listing(kind, whole):
+                case messages.Relisting(kind, whole):
                     if not whole:
                         del self.held["short"][kind]
                 case messages.Withdraw(kind):
@@ -249,7 +249,7 @@ def _word(command: messages.Command) -> str:  # noqa: PLR0911 one command each
             return f"{what} {why}"
         case messages.Accept(what) | messages.Withdraw(what):
             return what
-        case messages.Listing(kind, whole):
+        case messages.Relisting(kind, whole):
             return f"{kind} {'whole' if whole else 'begins'}"
         case messages.Again(after):
             return f"{after:g}"
