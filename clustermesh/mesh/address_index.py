@@ -9,6 +9,7 @@ from typing import Final, Generic, TypeVar
 from clustermesh.address import BITS, Address, Prefix, contains, from_int, to_int
 
 T = TypeVar("T")
+EVERYWHERE: Final = Prefix(from_int(0), 0)
 MOST: Final = 1024  # addresses of a block
 
 
@@ -55,17 +56,20 @@ class AddressIndex:
         elif place == 0:
             self._firsts[at] = block[0]
 
-    def inside(self, prefix: Prefix) -> list[Address]:
-        """Those that lie in `prefix`, in order."""
-        if not self.blocks:
-            return []
+    def inside(self, prefix: Prefix = EVERYWHERE) -> Iterator[Address]:
+        """Those that lie in `prefix`, in order, a block at a time: some may come and go meanwhile."""
         last = from_int(to_int(prefix.address) + (1 << (BITS - prefix.length)) - 1)
-        begin, _, place = self._find(prefix.address)
-        found = list[Address]()
-        for block in self.blocks[begin : bisect_right(self._firsts, last)]:
-            found += block
-        del found[bisect_right(found, last) :], found[:place]
-        return found
+        found = self._some(prefix.address, last)
+        while found:
+            yield from found
+            found = self._some(from_int(to_int(found[-1]) + 1), last) if found[-1] < last else []
+
+    def _some(self, first: Address, last: Address) -> list[Address]:
+        """Those of one block that lie between the two; none where there are none."""
+        at, block, place = self._find(first) if self.blocks else (0, [], 0)
+        if place == len(block) and at + 1 < len(self.blocks):
+            block, place = self.blocks[at + 1], 0
+        return block[place : bisect_right(block, last)]
 
     def _find(self, address: Address) -> tuple[int, list[Address], int]:
         """The block where it is, or would be, and the place there."""

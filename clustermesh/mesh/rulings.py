@@ -71,7 +71,7 @@ class Rulings:
 
     def all_of(self, kind: str) -> Iterator[Address | ServiceName]:
         """The names of all that is judged of `kind`."""
-        yield from [name for name in self._view.table(kind) if not isinstance(name, Prefix)]
+        yield from self._endpoints.inside() if kind == "endpoints" else list(self._view.services)
 
     def concerned(self, prefix: Prefix) -> Iterator[Address | ServiceName]:
         """The endpoints in `prefix`, and the services that name a backend there, one for each."""
