@@ -214,13 +214,18 @@ EXPORTS = definition(
 )
 
 
+DEFINED = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+
+
 async def test_exports_are_told_for_as_long_as_the_api_serves_them(native: KubeBed) -> None:
     native.create(service("shop/till"))
-    at = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
     export = {"apiVersion": "multicluster.x-k8s.io/v1alpha1", "kind": "ServiceExport", "metadata": {"name": "till"}}
     async with followed(native, look=(0.1, 0.2)) as (source, until):
+        async with asyncio.timeout(PATIENCE):
+            while source.exports is None:  # nobody has looked yet
+                await asyncio.sleep(0.02)
         assert source.exports is False
-        native.ask("POST", at, EXPORTS)
+        native.ask("POST", DEFINED, EXPORTS)
         await until(lambda found: found.exports)
         assert source.snapshot.exports == {}
         native.ask("POST", "/apis/multicluster.x-k8s.io/v1alpha1/namespaces/shop/serviceexports", export)
@@ -229,7 +234,7 @@ async def test_exports_are_told_for_as_long_as_the_api_serves_them(native: KubeB
         async with followed(native) as (other, and_until):  # they were served when it began
             await and_until(lambda found: found.exports and found.snapshot.exports)
             assert other.problems() == []
-        native.ask("DELETE", f"{at}/serviceexports.multicluster.x-k8s.io")
+        native.ask("DELETE", f"{DEFINED}/serviceexports.multicluster.x-k8s.io")
         await until(lambda found: found.exports is False)
         assert source.snapshot.exports == {}
         assert source.problems() == []
@@ -237,7 +242,7 @@ async def test_exports_are_told_for_as_long_as_the_api_serves_them(native: KubeB
 
 
 async def test_exports_that_may_not_be_read_are_said_and_hold_up_nothing(native: KubeBed) -> None:
-    native.ask("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", EXPORTS)
+    native.ask("POST", DEFINED, EXPORTS)
     native.allow("no-exports", cluster_role("no-exports", [r for r in RULES if r.resource != "serviceexports"]))
     async with followed(native, "no-exports", look=(0.1, 0.2)) as (source, until):
         await until(lambda found: found.problems() or found.exports is False)
@@ -247,6 +252,14 @@ async def test_exports_that_may_not_be_read_are_said_and_hold_up_nothing(native:
         assert "may not list serviceexports" in source.problems()[0].sentence
         assert source.exports is None
         assert source.doubted == {"service_exports"}
+    native.ask("DELETE", f"{DEFINED}/serviceexports.multicluster.x-k8s.io")
+    async with asyncio.timeout(PATIENCE):
+        while _serves_exports(native):  # for a while yet
+            await asyncio.sleep(0.05)
+
+
+def _serves_exports(bed: KubeBed) -> bool:
+    return any(group["name"] == "multicluster.x-k8s.io" for group in bed.ask("GET", "/apis")["groups"])
 
 
 async def test_where_cilium_is_its_own_resources_are_published(cilium: KubeBed) -> None:
@@ -266,6 +279,7 @@ async def test_where_there_are_slices_of_endpoints_they_are_published(cilium: Ku
     cilium.ask("POST", "/apis/cilium.io/v2alpha1/ciliumendpointslices", endpoint_slice("ces-1", "10.1.0.6"))
     async with followed(cilium) as (source, _):
         assert set(source.snapshot.endpoints) == {parse("10.1.0.6")}
+    cilium.ask("DELETE", "/apis/cilium.io/v2alpha1/ciliumendpointslices/ces-1")
 
 
 def a_cilium_node(bed: KubeBed) -> None:
