@@ -214,7 +214,7 @@ DECLARE_MAP(lb_reverse_sk, BPF_MAP_TYPE_LRU_HASH, struct lb_reverse_key, struct 
 DECLARE_MAP(ipcache, BPF_MAP_TYPE_HASH, struct address, struct ipcache_entry, 512000, BPF_F_NO_PREALLOC);
 
 /* Who has the longest prefix of this address, where nobody has exactly it? */
-DECLARE_MAP(ipcache_cidr, BPF_MAP_TYPE_LPM_TRIE, struct ipcache_cidr_key, struct ipcache_entry, 16384,
+DECLARE_MAP(ipcache_cidr, BPF_MAP_TYPE_LPM_TRIE, struct ipcache_cidr_key, struct ipcache_entry, 131072,
 	    BPF_F_NO_PREALLOC);
 
 /* How often did this happen? */

@@ -47,7 +47,7 @@ _KEYS: Final[Mapping[str, int]] = MappingProxyType(
 )
 """Of endpoints half of what the kernel's map has room for: one cluster never takes it all from the others."""
 
-TOGETHER: Final[Mapping[str, int]] = MappingProxyType({"endpoints": 384_000, "backends": 98_304, "prefixes": 12_288})
+TOGETHER: Final[Mapping[str, int]] = MappingProxyType({"endpoints": 384_000, "backends": 98_304, "prefixes": 98_304})
 """What all peers together may have of what the kernel has maps for (ipcache, lb_backends, ipcache_cidr): three quarters
 of each. The rest is the own cluster's, whose new pods and services find room whatever peers say."""
 
@@ -62,7 +62,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     backends: int = TOGETHER["backends"]  # addresses and ports, of all its services together
     copied_bytes: int = 512 << 20  # of all its entries together, in a mirror, with some 500 for each key
     node_prefixes: int = 64  # pod CIDRs and addresses of one node
-    # Of all its nodes, those that are refused included: pod CIDRs (the kernel's map has room for 16,384); addresses.
+    # Of all its nodes, those that are refused included: pod CIDRs (the kernel's map has room for 131,072); addresses.
     prefixes: int = 12_000
     addresses: int = 100_000
 
