@@ -36,11 +36,9 @@ async def _publish(
     if endpoints:
         settings = replace(settings, endpoints=tuple(endpoints))
 
-    def source() -> Source:
-        if kubeconfig:
-            return KubernetesSource(from_kubeconfig(kubeconfig), context.cluster)
-        return FolderSource(context.manifests, context.cluster)
-
+    source: Source = FolderSource(context.manifests, context.cluster)
+    if kubeconfig:
+        source = KubernetesSource(from_kubeconfig(kubeconfig), context.cluster)
     await server.run(settings, source, [http], server.Timing(**timing))
 
 
