@@ -19,6 +19,7 @@ from clustermesh.store.tls import Tls, Tunnel, explain
 
 PING_AFTER: Final = 10.0  # seconds of silence; etcd ends connections that ping more often than every 5 s
 PING_PATIENCE: Final = 5.0
+_CLOSED: Final = "connection closed by the server"
 
 
 class Outcome(NamedTuple):
@@ -226,6 +227,9 @@ class Channel(asyncio.Protocol):
                     self._calls[exchange].hear(message)
                 case Ended(exchange, code, details):
                     self._calls.pop(exchange).end(Outcome(code, details))
+        if self._tunnel is not None and self._tunnel.ended:
+            self._fail(ConnectionResetError(0, _CLOSED))
+            return
         self._flush()
         if self.writers:
             self._wake_writers()
@@ -250,7 +254,7 @@ class Channel(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._closed is not None:
             self._closed.set_result(None)
-        self._fail(exc or ConnectionResetError(0, "connection closed by the server"))
+        self._fail(exc or ConnectionResetError(0, _CLOSED))
 
     def _flush(self) -> None:
         if self._transport is None or self._broken is not None:

@@ -74,7 +74,7 @@ class Tunnel:
     def __init__(self, tls: Tls, host: str) -> None:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._session = context(tls).wrap_bio(self._incoming, self._outgoing, server_hostname=host)
-        self.shaken = False
+        self.shaken = self.ended = False
 
     def begin(self) -> bytes:
         """What to send first."""
@@ -82,13 +82,15 @@ class Tunnel:
         return self.take()
 
     def receive(self, data: bytes) -> bytes:
-        """What `data` says. Raises ssl.SSLError."""
+        """What `data` says. Raises ssl.SSLError. Once the server has `ended` it, nothing more is to be given."""
         self._incoming.write(data)
         if not self.shaken:
             self._shake_hands()
         said = []
-        with suppress(ssl.SSLWantReadError, ssl.SSLZeroReturnError):
-            while self.shaken and (piece := self._session.read(_RECORD)):
+        with suppress(ssl.SSLWantReadError):
+            while self.shaken and not self.ended:
+                piece = self._session.read(_RECORD)
+                self.ended = not piece  # nothing behind that is ever read
                 said.append(piece)
         return b"".join(said)
 
