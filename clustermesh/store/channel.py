@@ -19,6 +19,7 @@ from clustermesh.store.tls import Tls, Tunnel, explain
 
 PING_AFTER: Final = 10.0  # seconds of silence; etcd ends connections that ping more often than every 5 s
 PING_PATIENCE: Final = 5.0
+_NEXT_ADDRESS: Final = 0.25  # of a name that has several: seconds until the next one is tried beside it (RFC 8305)
 _CLOSED: Final = "connection closed by the server"
 
 
@@ -116,7 +117,8 @@ class Channel(asyncio.Protocol):
         self._broken: Outcome | None = None
         self._calls: dict[Exchange, Call] = {}
         self.writers: list[Call] = []  # who waits until what they have sent is on its way
-        self._heard, self._pinged = 0.0, False
+        self._heard = 0.0
+        self._pinged: float | None = None  # when, where nothing was heard since
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -198,8 +200,10 @@ class Channel(asyncio.Protocol):
         async with self._dialling:
             if self._transport is None and self._broken is None:
                 try:
-                    await self._loop.create_connection(lambda: self, self._address, self._endpoint.port)
-                except OSError as e:
+                    await self._loop.create_connection(
+                        lambda: self, self._address, self._endpoint.port, happy_eyeballs_delay=_NEXT_ADDRESS
+                    )
+                except (OSError, ValueError) as e:  # the latter for what is no name at all
                     self._fail(e)
             await asyncio.wait([self._ready])
 
@@ -215,7 +219,7 @@ class Channel(asyncio.Protocol):
             transport.write(self._tunnel.begin())
 
     def data_received(self, data: bytes) -> None:
-        self._heard, self._pinged = self._loop.time(), False
+        self._heard, self._pinged = self._loop.time(), None
         try:
             events = self._http2.receive(data if self._tunnel is None else self._tunnel.receive(data))
         except (Broken, ssl.SSLError) as e:
@@ -231,8 +235,6 @@ class Channel(asyncio.Protocol):
             self._fail(ConnectionResetError(0, _CLOSED))
             return
         self._flush()
-        if self.writers:
-            self._wake_writers()
         if not self._ready.done() and self._http2.greeted:  # only now it is known that it takes our certificate
             self._ready.set_result(None)
             self._timer = self._loop.call_at(self._heard + PING_AFTER, self._look)
@@ -266,17 +268,19 @@ class Channel(asyncio.Protocol):
             return
         if said:
             self._transport.write(said)
+            self._wake_writers()
 
     def _look(self) -> None:
         """Is the server still there?"""
-        due = self._heard + PING_AFTER + (PING_PATIENCE if self._pinged else 0)
-        if self._loop.time() >= due:
-            if self._pinged:
+        now = self._loop.time()
+        due = self._heard + PING_AFTER if self._pinged is None else self._pinged + PING_PATIENCE
+        if now >= due:
+            if self._pinged is not None:
                 self._fail(TimeoutError(0, "no answer to a ping"))
                 return
-            due = self._loop.time() + PING_AFTER
+            due = now + PING_AFTER
             if self._http2.busy:  # etcd wants no pings else
-                self._pinged, due = True, self._heard + PING_AFTER + PING_PATIENCE
+                self._pinged, due = now, now + PING_PATIENCE
                 self._http2.ping()
                 self._flush()
         self._timer = self._loop.call_at(due, self._look)

@@ -38,6 +38,8 @@ def parse(url: str) -> Endpoint:
         (parts.hostname or "").encode("idna")  # what no resolver is asked for: empty labels, labels of over 63 bytes
     except ValueError:
         raise _invalid(url) from None  # what was found wrong may be part of a password
+    if " " in url or not url.isprintable():  # some of these urlsplit leaves out, at others a resolver chokes
+        raise _invalid(url)
     beyond = (parts.username, parts.query, parts.fragment, parts.path.rstrip("/"))
     if parts.scheme not in {"http", "https"} or not parts.hostname or any(beyond) or port == 0:
         raise _invalid(url)

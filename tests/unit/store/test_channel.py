@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from struct import Struct
 
 import pytest
 from h2 import events
 from h2.config import H2Configuration
 from h2.connection import H2Connection
+from h2.settings import SettingCodes
 from ports import free_port
 
 from clustermesh.errors import Unavailable
 from clustermesh.store import rpc_pb2 as pb
+from clustermesh.store.channel import PING_AFTER, PING_PATIENCE, Channel, try_out
 from clustermesh.store.client import EtcdClient
+from clustermesh.store.endpoint import parse
 
 PREFIX = Struct(">BI")
 ANSWER = pb.RangeResponse(header=pb.ResponseHeader(cluster_id=1, revision=7), count=3).SerializeToString()
@@ -28,33 +32,38 @@ class Server(asyncio.Protocol):
 
     def __init__(self, all_of_them: list[Server]) -> None:
         self._h2 = H2Connection(H2Configuration(client_side=False))
-        self.asked = 0
+        self.asked, self.pinged = 0, False
         all_of_them.append(self)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
         self._h2.initiate_connection()
-        self._flush()
+        self.flush()
 
     def data_received(self, data: bytes) -> None:
         for event in self._h2.receive_data(data):
+            self.pinged |= isinstance(event, events.PingReceived)
             if isinstance(event, events.StreamEnded):
                 self.asked += 1
                 if not self.silent:
                     self.answer(event.stream_id)
-        self._flush()
+        self.flush()
 
     def answer(self, stream: int) -> None:
         self._h2.send_headers(stream, [(":status", "200"), ("content-type", "application/grpc")])
         self._h2.send_data(stream, PREFIX.pack(0, len(ANSWER)) + ANSWER)
         self._h2.send_headers(stream, [("grpc-status", "0")], end_stream=True)
 
+    def limit(self, calls: int) -> None:
+        self._h2.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: calls})
+        self.flush()
+
     def go_away(self) -> None:
         self._h2.close_connection(last_stream_id=(1 << 31) - 1)
-        self._flush()
+        self.flush()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         self.transport.write(self._h2.data_to_send())
 
 
@@ -133,6 +142,88 @@ async def test_where_nobody_listens_it_is_said_at_once() -> None:
     async with EtcdClient([f"http://127.0.0.1:{free_port()}"], timeout=60.0) as client:
         with pytest.raises(Unavailable, match=r"etcd at http://127.0.0.1:\d+: Connect call failed"):
             await client.count(b"")
+
+
+@asynccontextmanager
+async def call_under_way(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[asyncio.Task[int], Server, Channel]]:
+    """Nothing has been heard for longer than a ping and its answer take."""
+    async with serving() as (client, served):
+        monkeypatch.setattr(Server, "silent", True)
+        asking = asyncio.create_task(client.count(b""))
+        await until_asked(served)
+        channel = client._dialer._current.channel
+        channel._heard -= 2 * (PING_AFTER + PING_PATIENCE)
+        channel._look()
+        yield asking, served[0], channel
+
+
+async def test_an_answer_to_a_ping_is_waited_for_however_long_it_was_quiet_before(monkeypatch) -> None:
+    async with call_under_way(monkeypatch) as (asking, server, _):
+        while not server.pinged:
+            await asyncio.sleep(0)
+        server.answer(1)
+        server.flush()
+        assert await asking == 3
+
+
+async def test_a_ping_without_an_answer_is_the_end_of_the_connection(monkeypatch) -> None:
+    async with call_under_way(monkeypatch) as (asking, server, channel):
+        server.transport.pause_reading()
+        channel._pinged -= PING_PATIENCE
+        channel._look()
+        with pytest.raises(Unavailable, match="no answer to a ping"):
+            await asking
+
+
+async def test_who_waits_for_room_goes_on_when_another_call_is_given_up() -> None:
+    async with serving() as (client, served):
+        assert await client.count(b"") == 3
+        channel = client._dialer._current.channel
+        served[0].limit(1)
+        while channel._http2._most != 1:
+            await asyncio.sleep(0)
+        first, second = [await channel.stream("/x", (), 5.0) for _ in range(2)]
+        second.send(b"x")
+        waiting = asyncio.create_task(second.sent())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        served[0].transport.pause_reading()  # and says nothing
+        first.cancel()
+        await asyncio.wait_for(waiting, 5.0)
+
+
+@contextmanager
+def swallows_what_knocks(port: int) -> Iterator[str]:
+    """An address where nobody says yes or no: its queue is full."""
+    with ExitStack() as stack:
+        full = stack.enter_context(socket.socket())
+        full.bind(("127.0.0.2", port))
+        full.listen(0)
+        for _ in range(4):
+            knocks = stack.enter_context(socket.socket())
+            knocks.setblocking(False)
+            with suppress(BlockingIOError):
+                knocks.connect(("127.0.0.2", port))
+        yield "127.0.0.2"
+
+
+async def test_a_name_whose_first_address_swallows_all_is_reached_at_its_next(monkeypatch) -> None:
+    async with serving() as (client, _):
+        port = client._dialer._endpoints[0][0].port
+        with swallows_what_knocks(port) as silent:
+            found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port)) for host in (silent, "127.0.0.1")]
+
+            async def resolve(*_: object, **__: object) -> list[object]:
+                return found
+
+            monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
+            assert await try_out(parse(f"http://etcd.example:{port}"), "etcd.example", None, 5.0) is None
+
+
+@pytest.mark.parametrize("address", ["a\0b", "a" * 64, "a..b"])
+async def test_an_address_that_is_none_is_said(address: str) -> None:
+    error = await try_out(parse("http://etcd.example"), address, None, 60.0)
+    assert str(error).startswith("etcd at http://etcd.example:2379: ")
 
 
 async def test_a_call_that_is_cancelled_leaves_the_connection_to_the_others(monkeypatch) -> None:

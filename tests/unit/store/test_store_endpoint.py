@@ -45,6 +45,12 @@ def test_an_endpoint_is_read_and_dialled(url, endpoint, target) -> None:
         "https://[::1",
         "https://a..b:2379",
         f"https://{'a' * 64}.test:2379",
+        "http://a\0b:2379",
+        "http://a b:2379",
+        "http://a\tb:2379",
+        " http://a:2379",
+        "http://a\x7f:2379",
+        "http://a\u200b:2379",
     ],
 )
 def test_anything_else_is_invalid(url) -> None:
