@@ -2,7 +2,7 @@
 
 Lifetimes: an authority 10 years, a leaf 1 year and never beyond its authority. Both begin an hour in the past, so that
 a peer whose clock is a little slow takes them at once. Keys are ECDSA P-256, which every TLS stack in the mesh (etcd's
-Go, gRPC's BoringSSL, OpenSSL) takes and signs fast; an authority brought from elsewhere may have an RSA key too.
+Go, OpenSSL) takes and signs fast; an authority brought from elsewhere may have an RSA key too.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Pair:
 
     @property
     def key_pem(self) -> bytes:
-        """The key as unencrypted PKCS #8, which etcd, Go and gRPC read."""
+        """The key as unencrypted PKCS #8, which etcd, Go and OpenSSL read."""
         return self.key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )

@@ -12,7 +12,7 @@ def few_collections() -> Iterator[Callable[[], None]]:
     """Tens of thousands of values are made at the start and stay: walking over them all the time costs half a second.
 
     Call what is given once they are made; again is fine. They are not walked over any more, and what comes after them
-    is collected as ever: each lost connection leaves a few objects in a ring, with a megabyte outside Python's count.
+    is collected as ever: each lost connection leaves some objects in a ring.
     """
     before = gc.get_threshold()
     gc.set_threshold(50_000, 20, 100)
