@@ -96,6 +96,16 @@ class EtcdClient:
         self.fence: Fence | None = None
         self._dialer = Dialer(endpoints, tls, aliases or {}, timeout, login)
 
+    @property
+    def revision(self) -> int:
+        """At which etcd was, as its last answer to anything says; 0 before there is one."""
+        return self._dialer.revision
+
+    @property
+    def cluster_id(self) -> int:
+        """Of the etcd cluster that answers; 0 before one does."""
+        return self._dialer.cluster_id
+
     async def __aenter__(self) -> Self:
         return self
 

@@ -67,7 +67,8 @@ class Dialer:
         self._turn = random.randrange(len(self._endpoints))
         self._current: Connection | None = None
         self._open: set[Connection] = set()
-        self._cluster_id = 0
+        self.cluster_id = 0
+        self.revision = 0  # at which etcd was, as the last answer says
         self._closed = False
 
     @asynccontextmanager
@@ -159,14 +160,15 @@ class Dialer:
 
     def observe(self, connection: Connection, header: Any) -> None:
         """Check that an answer comes from the cluster all earlier ones came from."""
-        found, known = header.cluster_id, self._cluster_id
+        found, known = header.cluster_id, self.cluster_id
         connection.pulse.heard = asyncio.get_running_loop().time()
+        self.revision = header.revision
         if found and found == known:
             return
         if not found:
             self.retire(connection)
             raise Unavailable(f"etcd at {connection.endpoint} does not say which cluster it belongs to")
-        self._cluster_id = 0 if known else found
+        self.cluster_id = 0 if known else found
         if known:
             self.retire(connection)
             raise ClusterIdChanged(f"etcd at {connection.endpoint} is cluster {found:x}, not {known:x} as before")

@@ -6,7 +6,8 @@ Rules (those of etcd's own concurrency package)
   the key is gone, whatever its owner believes.
 - Who led and finds another leading is deposed, and does not stand again. So is who was cut off and finds its key gone:
   another one may have led meanwhile, and have ended. Who saw its key go and nobody come, or an etcd that began anew,
-  makes another key and leads on.
+  makes another key and leads on. An etcd began anew where its cluster has another id, or a list is older than
+  what had been heard before it was asked for.
 - Nobody stands, and nobody leads after having stood by, where the owner says that it is not for us: another etcd may be
   there by now, also under who led.
 """
@@ -22,7 +23,7 @@ from typing import Final, Protocol
 from clustermesh.errors import ClusterMeshError, Refused
 from clustermesh.store.backoff import Backoff
 from clustermesh.store.client import EtcdClient
-from clustermesh.store.follow import Changed, Event, Follower, Listed, Nothing, Put, follow
+from clustermesh.store.follow import Changed, Event, Follower, Interrupted, Item, Listed, Nothing, Put, follow
 from clustermesh.store.operations import Fence
 
 TTL: Final = 2
@@ -63,6 +64,9 @@ class Election:
         self._place, self._name, self._ttl = place, name, ttl
         self._standing: dict[bytes, tuple[int, bytes]] = {}  # key -> when it was made, and by whom
         self._key = b""
+        self._newest = 0  # revision that etcd has named
+        self._cut_off_at = 0  # the newest as of the last interruption
+        self._led_in = 0  # the id of the etcd cluster that our fence is in
         self._first = fenced.fence = Fence(place, 0)
 
     @property
@@ -103,6 +107,7 @@ class Election:
         if not lease or not (await self._client.keep_alive([lease])).get(lease):
             await self._owner.wait()
             lease, self._key = await self._client.grant(self._ttl), b""
+        self._hear()
         key = self._place + b"%x" % lease
         if key not in self._standing:
             self._key = key
@@ -120,20 +125,37 @@ class Election:
         # After every cut a whole list: a key may have been made anew with the value it had.
         async with aclosing(follow(self._client, self._place, follower=Follower(Nothing()))) as items:
             async for item in items:
-                if isinstance(item, Listed | Changed):
-                    self._take(item)
-                    await self._lead()
+                self._take(item)
+                await self._lead()
 
-    def _take(self, item: Listed | Changed) -> None:
-        if isinstance(item, Listed):  # one page holds all that ever stand
-            self._standing = {}
-            self._note(item.events)
-            fence, gone = self._fenced.fence, self._first.key not in self._standing
-            if gone and fence is not None and 0 < fence.create_revision <= item.revision:
-                self._depose("was cut off, and another one may have led meanwhile")
-        else:
-            for event in item.events:  # one by one: who came and went led in between
-                self._note([event])
+    def _hear(self) -> None:
+        self._newest = max(self._newest, self._client.revision, self._fenced.revision)
+
+    def _take(self, item: Item) -> None:
+        match item:
+            case Listed():
+                self._take_list(item)
+            case Changed():
+                for event in item.events:  # one by one: who came and went led in between
+                    self._note([event])
+            case Interrupted():
+                self._hear()
+                self._cut_off_at = self._newest
+
+    def _take_list(self, item: Listed) -> None:
+        """One page holds all that ever stand."""
+        self._standing = {}
+        self._note(item.events)
+        fence = self._fenced.fence
+        if self._client.cluster_id != self._led_in or item.revision < self._cut_off_at:
+            # Our key there is yet to be seen, and with the old one nothing is lost.
+            self._newest, self._fenced.fence = item.revision, Fence(self._place, 0)
+        elif fence is not None and fence.create_revision and not self._stands(fence):
+            self._depose("was cut off, and another one may have led meanwhile")
+
+    def _stands(self, fence: Fence) -> bool:
+        made, _ = self._standing.get(fence.key, (0, b""))
+        return made == fence.create_revision
 
     def _note(self, events: Sequence[Event]) -> None:
         for event in events:
@@ -170,7 +192,7 @@ class Election:
         if self.following.is_set() and not self.leading.is_set() and not await self._owner.look():
             self._depose("does not lead: what it was told is its etcd is not")
             return
-        self._fenced.fence = fence
+        self._fenced.fence, self._led_in = fence, self._client.cluster_id
         if not self.leading.is_set():
             _LOG.info("%s leads", self._name)
         self.leading.set()

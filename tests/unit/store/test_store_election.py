@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from clustermesh.errors import Unavailable
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.election import Election
-from clustermesh.store.follow import Changed, Listed, Put
+from clustermesh.store.follow import Changed, Interrupted, Listed, Put
 from clustermesh.store.follower import Deleted
 from clustermesh.store.operations import Fence, KeyValue
 
@@ -48,6 +49,12 @@ async def election() -> Election:
     return made
 
 
+def cut_off(election: Election, newest: int) -> None:
+    """At revision `newest`, as the last answer said."""
+    election._client._dialer.revision = newest
+    election._take(Interrupted(Unavailable("gone")))
+
+
 async def stand_anew(election: Election, made: int) -> None:
     election._key = ANEW
     election._take(Changed([a_key(ANEW, made)], made))
@@ -78,13 +85,35 @@ async def test_who_led_is_deposed_by_one_that_came_and_went_before_it_looked(ele
 
 
 async def test_who_hung_and_finds_its_key_gone_is_deposed_for_another_may_have_led(election: Election) -> None:
+    cut_off(election, 40)
     election._take(Listed([], 40))
     assert election.deposed.is_set()
     await stand_anew(election, 41)
     assert election._fenced.fence == Fence(PLACE, 0)
 
 
+@pytest.mark.parametrize("said_while_it_lists", [490, 501])
+async def test_who_was_cut_off_and_stood_anew_before_it_lists_is_deposed(
+    election: Election, said_while_it_lists: int
+) -> None:
+    cut_off(election, 90)
+    election._key, election._client._dialer.revision = ANEW, said_while_it_lists
+    election._take(Listed([a_key(ANEW, 490)], 500))
+    await election._lead()
+    assert election.deposed.is_set()
+    assert election._fenced.fence == Fence(PLACE, 0)
+
+
+async def test_who_was_cut_off_while_its_key_went_and_was_made_again_is_deposed(election: Election) -> None:
+    cut_off(election, 40)
+    election._take(Listed([a_key(OURS, 45)], 50))
+    await election._lead()
+    assert election.deposed.is_set()
+    assert election._fenced.fence == Fence(PLACE, 0)
+
+
 async def test_who_was_cut_off_and_finds_its_key_leads_on(election: Election) -> None:
+    cut_off(election, 40)
     election._take(Listed([a_key(OURS, 5), a_key(THEIRS, 9)], 40))
     assert not election.deposed.is_set()
     assert election._fenced.fence == Fence(OURS, 5)
@@ -98,15 +127,57 @@ async def test_who_sees_its_key_go_and_nobody_come_leads_on_with_another(electio
 
 
 async def test_who_finds_an_etcd_that_began_anew_leads_on(election: Election) -> None:
-    election._take(Listed([], 2))
-    await stand_anew(election, 3)
+    cut_off(election, 40)
+    election._take(Listed([], 7))
+    await stand_anew(election, 8)
     assert not election.deposed.is_set()
-    assert election._fenced.fence == Fence(ANEW, 3)
+    assert election._fenced.fence == Fence(ANEW, 8)
 
 
 async def test_who_stands_anew_in_an_etcd_that_began_anew_before_that_is_listed_leads_on(election: Election) -> None:
+    cut_off(election, 40)
+    cut_off(election, 4)
     election._key = ANEW
     election._take(Listed([a_key(ANEW, 5)], 5))
     await election._lead()
     assert not election.deposed.is_set()
     assert election._fenced.fence == Fence(ANEW, 5)
+
+
+async def test_who_finds_another_etcd_cluster_leads_on_however_far_that_is(election: Election) -> None:
+    cut_off(election, 6)
+    election._key, election._client._dialer.cluster_id = ANEW, 7
+    election._take(Listed([a_key(ANEW, 90)], 90))
+    await election._lead()
+    assert not election.deposed.is_set()
+    assert election._fenced.fence == Fence(ANEW, 90)
+    cut_off(election, 91)
+    election._take(Listed([], 92))
+    assert election.deposed.is_set()
+
+
+async def test_what_is_heard_of_the_writes_tells_an_etcd_that_began_anew(election: Election) -> None:
+    election._fenced._dialer.revision = 40
+    cut_off(election, 5)
+    election._take(Listed([], 7))
+    assert not election.deposed.is_set()
+
+
+async def test_who_is_cut_off_again_before_it_has_a_key_in_an_etcd_that_began_anew_leads_on(election: Election) -> None:
+    cut_off(election, 40)
+    election._take(Listed([], 7))
+    cut_off(election, 8)
+    election._key = ANEW
+    election._take(Listed([a_key(ANEW, 8)], 8))
+    await election._lead()
+    assert not election.deposed.is_set()
+    assert election._fenced.fence == Fence(ANEW, 8)
+
+
+async def test_what_an_etcd_said_before_it_began_anew_says_nothing_of_the_next_cut(election: Election) -> None:
+    cut_off(election, 40)
+    election._take(Listed([], 7))
+    await stand_anew(election, 8)
+    cut_off(election, 9)
+    election._take(Listed([], 20))
+    assert election.deposed.is_set()
