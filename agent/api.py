@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import struct
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ _IDLE = 30.0  # seconds a client may keep quiet
 
 _NAME = "\0clustermesh-agent"
 _SHOWN = "@clustermesh-agent"  # as ss(8) and netstat(8) have it
-_PATIENCE = 1.0  # seconds for whoever holds it
+_PATIENCE = 1  # seconds for whoever holds it
 
 Method = Callable[[dict[str, Any]], Any]
 """The result, or something to await for it."""
@@ -67,7 +68,8 @@ def alone_in_network() -> Iterator[None]:
     By a name that belongs to the namespace, and goes with the process. Anybody may take that name, so it says nothing
     where it is not held by who could run an agent.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as held:
+    with contextlib.ExitStack() as closing:
+        held = closing.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         try:
             held.bind(_NAME)
             held.listen()
@@ -78,14 +80,39 @@ def alone_in_network() -> Iterator[None]:
             _log.warning(
                 "somebody without an agent's rights holds the socket %s: nobody notices a second agent", _SHOWN
             )
+        else:
+            closing.enter_context(_taking_calls(held))
         yield
+
+
+@contextlib.contextmanager
+def _taking_calls(held: socket.socket) -> Iterator[None]:
+    """Whoever calls knows by that who we are. Nobody is left waiting, or those after them could not call."""
+    ended = threading.Event()
+
+    def take() -> None:
+        while not ended.is_set():
+            try:
+                held.accept()[0].close()
+            except OSError:  # the block is left, or there are too many open files
+                ended.wait(_PATIENCE)
+
+    taking = threading.Thread(target=take, name="alone", daemon=True)
+    taking.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        held.shutdown(socket.SHUT_RDWR)
+        taking.join()
 
 
 def _holder() -> int | None:
     """The process that holds the name, 0 for one that is not seen from here; None where it is not this user's."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
-            asking.settimeout(_PATIENCE)
+            # Of a socket that does not block, a queue that is full for a moment were an error at once.
+            asking.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _PATIENCE, 0))
             asking.connect(_NAME)
             pid, user, _ = struct.unpack("3i", asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     except OSError:

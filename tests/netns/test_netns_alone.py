@@ -23,14 +23,21 @@ held.listen()
 print(flush=True)
 input()
 """
+_RUN = r"""
+from agent import api
+with api.alone_in_network():
+    print(flush=True)
+    input()
+"""
 _NOBODY = 65534
+_TRIES = 300  # twice what the kernel lets wait for a process that takes nobody
 
 
-def _start(node: MeshNode, stack: ExitStack, user: int) -> subprocess.Popen[str]:
+def _start(node: MeshNode, stack: ExitStack, user: int, program: str = _HOLD) -> subprocess.Popen[str]:
     """A process of `user` that holds the name in the network namespace of `node`."""
     held = node.call(
         lambda: subprocess.Popen(
-            [sys.executable, "-I", "-c", _HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, user=user
+            [sys.executable, "-I", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, user=user
         )
     )
     stack.enter_context(held)
@@ -57,6 +64,17 @@ def test_a_second_agent_in_a_network_namespace_is_refused_until_the_first_has_en
         other.call(_be_alone)
         first.kill()
         first.wait()
+        node.call(_be_alone)
+
+
+def test_a_second_agent_is_refused_however_often_it_tries(node: MeshNode) -> None:
+    with ExitStack() as stack:
+        first = _start(node, stack, user=0, program=_RUN)
+        for _ in range(_TRIES):
+            with pytest.raises(Refused, match=rf"another agent \(pid {first.pid}\) runs"):
+                node.call(_be_alone)
+        first.communicate("\n")
+        assert first.returncode == 0
         node.call(_be_alone)
 
 
