@@ -20,6 +20,7 @@ from clustermesh.store.tls import Tls, Tunnel, explain
 PING_AFTER: Final = 10.0  # seconds of silence; etcd ends connections that ping more often than every 5 s
 PING_PATIENCE: Final = 5.0
 _NEXT_ADDRESS: Final = 0.25  # of a name that has several: seconds until the next one is tried beside it (RFC 8305)
+_AT_ONCE: Final = 1 << 15
 _CLOSED: Final = "connection closed by the server"
 
 
@@ -103,7 +104,7 @@ class Call:
             self._waiter = None
 
 
-class Channel(asyncio.Protocol):
+class Channel(asyncio.BufferedProtocol):
     """To `endpoint`, dialled at `address`. Refused where the files of `tls` are no good."""
 
     def __init__(self, endpoint: Endpoint, address: str, tls: Tls | None) -> None:
@@ -117,6 +118,7 @@ class Channel(asyncio.Protocol):
         self._broken: Outcome | None = None
         self._calls: dict[Exchange, Call] = {}
         self.writers: list[Call] = []  # who waits until what they have sent is on its way
+        self._buffer = bytearray()  # while one reads, only
         self._heard = 0.0
         self._pinged: float | None = None  # when, where nothing was heard since
         self._timer: asyncio.TimerHandle | None = None
@@ -218,7 +220,18 @@ class Channel(asyncio.Protocol):
         else:
             transport.write(self._tunnel.begin())
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, _sizehint: int) -> bytearray:
+        """As much is heard at once: others have their turn in between, whatever a server says."""
+        self._buffer = bytearray(_AT_ONCE)
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        with memoryview(self._buffer) as whole:
+            data = bytes(whole[:nbytes])
+        self._buffer = bytearray()
+        self._receive(data)
+
+    def _receive(self, data: bytes) -> None:
         self._heard, self._pinged = self._loop.time(), None
         try:
             events = self._http2.receive(data if self._tunnel is None else self._tunnel.receive(data))

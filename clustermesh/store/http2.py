@@ -10,7 +10,8 @@ The rules:
 3. Each exchange has a window of WINDOW bytes. What was read of it, or is part of a message that is not whole yet, is
    given back; what nobody reads is not. So a reader who is slow holds that much, and one message.
 4. The window of the whole connection is given back as it is used: no exchange waits for another one's reader.
-5. After GOAWAY, and when the numbers of streams end, nothing new is opened (`usable`).
+5. A server that says much and tells nothing (no message, no end of an exchange) is Broken, too: hearing it costs.
+6. After GOAWAY, and when the numbers of streams end, nothing new is opened (`usable`).
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ _INDEXED: Final = 0x80  # a field begins so whose name and value are in the tabl
 _MOST_MEANT: Final = 64
 _LAST: Final = 1 << 30  # no stream is opened after it: some days of a thousand calls a second
 _WHOLE_WINDOW: Final = 1 << 30
+_MOST_IDLE: Final = 10_000  # frames that tell nothing, between two that do; etcd sends a few for each message
+_LITTLE: Final = 64  # bytes: as much of what is no message counts as a frame of its own; so does a smaller part of one
+_MOST_SAID: Final = 200  # characters of what a server says of an error
 
 
 Headers: TypeAlias = dict[bytes, bytes]
@@ -87,7 +91,7 @@ class Http2:
         self._open: dict[int, Exchange] = {}
         self._waiting = deque[Exchange]()
         self._rest = b""
-        self._used = 0
+        self._used = self._idle = 0
         self._decoder, self._meant = Decoder(), dict[bytes, Headers]()
         self._block: tuple[int, int, bytes] | None = None  # a header block under way: stream, flags, what there is
 
@@ -132,6 +136,7 @@ class Http2:
             self._waiting.remove(exchange)
 
     def ping(self) -> None:
+        self._idle = 0  # it was quiet for long
         self._out.append(frames.frame(frames.PING, 0, 0, bytes(8)))
 
     def _admit(self) -> None:
@@ -176,8 +181,13 @@ class Http2:
             self._check(kind, stream, end - at - frames.HEAD.size)
             if end > len(data):
                 break
+            told = len(events)
             if (hear := _HEARD.get(kind)) is not None:
                 hear(self, flags, stream & frames.MOST, data[at + frames.HEAD.size : end], events)
+            if len(events) > told:
+                self._idle = 0
+            else:
+                self._count_idle(kind, end - at - frames.HEAD.size)
             at = end
         self._rest = data[at:]
         return events
@@ -191,6 +201,13 @@ class Http2:
             raise Broken("a header block was cut")
         if self._block is not None and self._block[0] != stream & frames.MOST:
             raise Broken("a header block of two streams")
+        if kind in _OF_STREAMS and (stream & frames.MOST >= self._next or not stream & 1):
+            raise Broken("a stream that nobody opened")
+
+    def _count_idle(self, kind: int, size: int) -> None:
+        self._idle += size < _LITTLE if kind == frames.DATA else 1 + size // _LITTLE
+        if self._idle > _MOST_IDLE:
+            raise Broken("it says much and tells nothing")
 
     def _hear_data(self, flags: int, stream: int, payload: bytes, events: list[Event]) -> None:
         self._used += len(payload)
@@ -221,7 +238,8 @@ class Http2:
                 return
             if len(incoming) < (end := frames.PREFIX.size + size):
                 return
-            events.append(Message(exchange, bytes(incoming[frames.PREFIX.size : end])))
+            with memoryview(incoming) as whole:
+                events.append(Message(exchange, bytes(whole[frames.PREFIX.size : end])))
             del incoming[:end]
             exchange.held += end
 
@@ -249,8 +267,8 @@ class Http2:
         """What names entries of the table alone means the same until something changes that."""
         try:
             headers = {bytes(name): bytes(value) for name, value in self._decoder.decode(block, raw=True)}
-        except HPACKError as e:
-            raise Broken(f"a header block that nobody can read: {e}") from e
+        except (HPACKError, ValueError, IndexError) as e:
+            raise Broken("a header block that nobody can read") from e
         if min(block, default=0) < _INDEXED or len(self._meant) > _MOST_MEANT:
             self._meant.clear()
         else:
@@ -260,7 +278,7 @@ class Http2:
     def _take_headers(self, exchange: Exchange, headers: Headers, ending: bool, events: list[Event]) -> None:
         status = headers.get(b":status", b"200")
         if b"grpc-status" in headers:
-            details = unquote(headers.get(b"grpc-message", b"").decode("latin-1"))
+            details = unquote(headers.get(b"grpc-message", b"").decode("latin-1"))[:_MOST_SAID]
             self._end(exchange, of_grpc(headers[b"grpc-status"]), details, events)
         elif status != b"200" and not status.startswith(b"1"):
             self._end(exchange, of_http(status), f"HTTP {status.decode('latin-1')}", events)
@@ -285,11 +303,9 @@ class Http2:
             return
         if len(payload) % frames.SETTING.size:
             raise Broken("settings that nobody can read")
-        for name, value in frames.SETTING.iter_unpack(payload):
-            if name == frames.MAX_CONCURRENT_STREAMS:
-                self._most = value
-            elif name == frames.INITIAL_WINDOW_SIZE:
-                self._resize(value)
+        settings = dict(frames.SETTING.iter_unpack(payload))  # the last one of a name holds
+        self._most = settings.get(frames.MAX_CONCURRENT_STREAMS, self._most)
+        self._resize(settings.get(frames.INITIAL_WINDOW_SIZE, self._initial))
         self.greeted = True
         self._out.append(frames.frame(frames.SETTINGS, frames.ACK, 0))
         self._admit()
@@ -298,6 +314,8 @@ class Http2:
         if initial > frames.MOST:
             raise Broken(f"a window of {initial} bytes")
         change, self._initial = initial - self._initial, initial
+        if not change:
+            return
         for exchange in self._open.values():
             exchange.window += change
             self._pump(exchange)
@@ -318,8 +336,8 @@ class Http2:
     def _hear_window(self, _flags: int, stream: int, payload: bytes, _events: list[Event]) -> None:
         more = frames.word(payload) & frames.MOST
         if not stream:
-            self._window = frames.grown(self._window, more)
-            for each in self._open.values():
+            was_full, self._window = self._window <= 0, frames.grown(self._window, more)
+            for each in self._open.values() if was_full else ():
                 self._pump(each)
         elif (exchange := self._open.get(stream)) is not None:
             exchange.window = frames.grown(exchange.window, more)
@@ -329,6 +347,7 @@ class Http2:
         raise Broken("a push that nobody asked for")
 
 
+_OF_STREAMS: Final = frozenset((frames.DATA, frames.HEADERS, frames.RESET, frames.CONTINUATION))
 _HEARD: Final[dict[int, Callable[[Http2, int, int, bytes, list[Event]], None]]] = {
     frames.DATA: Http2._hear_data,
     frames.HEADERS: Http2._hear_headers,

@@ -237,3 +237,7 @@ async def test_a_call_that_is_cancelled_leaves_the_connection_to_the_others(monk
         assert await client.count(b"") == 3
     assert asking.cancelled()
     assert len(served) == 1
+
+
+async def test_the_others_have_their_turn_however_much_a_server_says() -> None:
+    assert len(Channel(parse("http://a"), "a", None).get_buffer(1 << 18)) <= 1 << 15
