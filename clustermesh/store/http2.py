@@ -28,6 +28,7 @@ from clustermesh.store.frames import Broken
 from clustermesh.store.status import Code, of_grpc, of_http, of_reset
 
 MAX_MESSAGE: Final = 16 << 20
+MOST_PARTS: Final = 4 * MAX_MESSAGE  # of the large messages of all exchanges together, as long as they are not whole
 WINDOW: Final = 1 << 20
 _INDEXED: Final = 0x80  # a field begins so whose name and value are in the table (RFC 7541, 6.1)
 _MOST_MEANT: Final = 64
@@ -222,6 +223,7 @@ class Http2:
             raise Broken("more was sent than there was room for")
         exchange.incoming += frames.without_padding(flags, payload)
         self._cut(exchange, events)
+        self._bound(exchange, events)
         if exchange.id in self._open and flags & frames.END_STREAM:
             self._end(exchange, Code.UNKNOWN, "it ended without a status", events)
         self._credit(exchange)
@@ -242,6 +244,14 @@ class Http2:
                 events.append(Message(exchange, bytes(whole[frames.PREFIX.size : end])))
             del incoming[:end]
             exchange.held += end
+
+    def _bound(self, exchange: Exchange, events: list[Event]) -> None:
+        if len(exchange.incoming) <= WINDOW or exchange.id not in self._open:
+            return
+        if (size := sum(len(each.incoming) for each in self._open.values())) > MOST_PARTS:
+            exchange.closing = False  # it is not done
+            why = f"Received message larger than max ({size} bytes, with those of other calls)"
+            self._end(exchange, Code.RESOURCE_EXHAUSTED, why, events)
 
     def _hear_headers(self, flags: int, stream: int, payload: bytes, events: list[Event]) -> None:
         block = frames.without_padding(flags, payload)

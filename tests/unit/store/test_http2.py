@@ -184,6 +184,21 @@ def test_a_message_that_is_larger_than_may_be_ends_its_call_before_it_is_there()
     assert not client.busy
 
 
+def test_the_parts_of_large_messages_are_bounded_together() -> None:
+    client = greeted()
+    exchanges = [client.open(BLOCK) for _ in range(6)]
+    ended: list[Event] = []
+    for exchange in exchanges:
+        ended += client.receive(frame(0, 0, exchange.id, struct.pack(">BI", 0, MAX_MESSAGE)))
+        for _ in range(MAX_MESSAGE // (1 << 14) - 1):
+            ended += client.receive(frame(0, 0, exchange.id, bytes(1 << 14)))
+            client.take()
+    assert [(event.exchange, event.code) for event in ended if isinstance(event, Ended)] == [
+        (each, Code.RESOURCE_EXHAUSTED) for each in exchanges[4:]
+    ]
+    assert client.receive(frame(0, 0, exchanges[0].id, bytes(1 << 14))) == [Message(exchanges[0], bytes(MAX_MESSAGE))]
+
+
 def test_after_going_away_what_the_server_did_not_take_fails_and_the_rest_goes_on() -> None:
     client = greeted()
     first, second = client.open(BLOCK), client.open(BLOCK)
