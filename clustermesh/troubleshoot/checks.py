@@ -68,8 +68,11 @@ def _tcp(facts: Facts) -> Verdict | None:
             return "nothing listens there: start the peer's etcd, or correct the port under `endpoints`"
         return "nothing comes back: is that machine up, and do a firewall and the routes let this port through?"
 
+    def good(each: EndpointFacts) -> str:
+        return f"{each.url} takes connections" + (f", but not all of it: {each.dead}" if each.dead else "")
+
     reached = [each for each in facts.endpoints if not each.dns_error]
-    return _of_endpoints(reached, lambda each: each.tcp_error, lambda each: f"{each.url} takes connections", remedy)
+    return _of_endpoints(reached, lambda each: each.tcp_error, good, remedy)
 
 
 def _tls(facts: Facts) -> Verdict | None:

@@ -21,12 +21,15 @@ class CertificateFacts(Struct, frozen=True):
 class EndpointFacts(Struct, frozen=True, kw_only=True):
     """One etcd address of a peer. An error is "" where that step went well, or was not come to.
 
-    `addresses` are those that are dialled; `ahead` is how far the other side's clock is ahead of ours, in seconds.
+    `addresses` are those that are dialled, `answering` those of them that work, and `dead` says what is wrong with the
+    others; `ahead` is how far the other side's clock is ahead of ours, in seconds.
     """
 
     url: str
     host: str
     addresses: tuple[str, ...] = ()
+    answering: tuple[str, ...] = ()
+    dead: str = ""
     dns_error: str = ""
     tcp_error: str = ""
     tls_error: str = ""

@@ -9,7 +9,7 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -92,14 +92,29 @@ async def _probe(
         addresses = file.host_aliases.get(endpoint.host) or await _resolve(endpoint.host, resolvers, patience)
     except (OSError, UnicodeError) as e:
         return replace(known, dns_error=f"{endpoint.host} has no address: {_reason(e, patience)}")
-    # An agent dials the first of the aliases, and whichever works of what DNS tells.
-    tried = [addresses[0]] if endpoint.host in file.host_aliases else list(addresses[:_ADDRESSES])
-    outcomes = await asyncio.gather(*(_connects(address, endpoint.port, patience) for address in tried))
-    working = [address for address, error in zip(tried, outcomes, strict=True) if not error]
-    if not working:
-        return replace(known, addresses=tuple(tried), tcp_error=f"{endpoint}: {outcomes[0]}")
-    known = replace(known, addresses=tuple(dict.fromkeys([*working, *tried])))
-    return await _secured(known, endpoint, working[0], tls if endpoint.secure else None, patience)
+    # An agent takes the aliases in turn, and whichever works of what DNS tells.
+    tried = addresses if endpoint.host in file.host_aliases else addresses[:_ADDRESSES]
+    found = await asyncio.gather(*(_try(known, endpoint, each, tls, patience) for each in tried))
+    working = [each for each in found if not (each.tcp_error or each.tls_error)]
+    best = (working or [each for each in found if not each.tcp_error] or found)[0]
+    if best.tcp_error:
+        return replace(best, addresses=tuple(tried), tcp_error=f"{endpoint}: {_named(found)}")
+    answering = tuple(each.addresses[0] for each in working)
+    dead = _named([each for each in found if each.tcp_error or (each.tls_error and working)])
+    return replace(best, addresses=tuple(tried), answering=answering, dead=dead)
+
+
+async def _try(
+    known: EndpointFacts, endpoint: Endpoint, address: str, tls: Tls | None, patience: float
+) -> EndpointFacts:
+    known = replace(known, addresses=(address,))
+    if error := await _connects(address, endpoint.port, patience):
+        return replace(known, tcp_error=error)
+    return await _secured(known, endpoint, address, tls if endpoint.secure else None, patience)
+
+
+def _named(dead: Sequence[EndpointFacts]) -> str:
+    return ", ".join(f"{each.tcp_error or each.tls_error} ({each.addresses[0]})" for each in dead)
 
 
 async def _connects(address: str, port: int, patience: float) -> str:
@@ -220,7 +235,7 @@ def _authorities(path: Path | None) -> tuple[str, ...]:
 
 async def _ask_etcd(file: PeerFile, works: Iterable[EndpointFacts], patience: float) -> EtcdFacts:
     reached = list(works)
-    aliases = {each.host: each.addresses for each in reached}
+    aliases = {each.host: each.answering for each in reached}
     file = replace(file, endpoints=tuple(each.url for each in reached), host_aliases=aliases)
     try:
         async with asyncio.timeout(patience * _STEPS), client_of(file, patience) as client:

@@ -89,6 +89,26 @@ async def test_an_alias_is_dialled_and_the_name_in_the_certificate_held_against_
     assert "beta.mesh" in found["tls"].remedy
 
 
+@pytest.mark.parametrize("aliases", [("127.0.0.8", "127.0.0.1", "127.0.0.9"), ("127.0.0.1", "127.0.0.8")])
+async def test_of_several_aliases_one_that_works_is_enough_and_each_dead_one_is_named(
+    beta: LocalEtcd, authority: Authority, aliases: tuple[str, ...]
+) -> None:
+    port = beta.endpoints[0].rpartition(":")[2]
+    file = peer(f"https://beta.mesh:{port}", authority.issue("remote-alpha"), host_aliases={"beta.mesh": aliases})
+    found = await rows(file)
+    assert bad(found) == {}
+    for address in aliases:
+        assert (f"Connection refused ({address})" in found["tcp"].says) == (address != "127.0.0.1")
+
+
+async def test_where_no_alias_works_each_is_named(authority: Authority) -> None:
+    aliases = {"beta.mesh": ("127.0.0.8", "127.0.0.9")}
+    found = await rows(peer(f"https://beta.mesh:{free_port()}", authority.issue("remote-alpha"), host_aliases=aliases))
+    assert bad(found)["tcp"] == "fail"
+    for address in aliases["beta.mesh"]:
+        assert f"Connection refused ({address})" in found["tcp"].says
+
+
 async def test_of_several_addresses_one_that_works_is_enough(beta: LocalEtcd, authority: Authority) -> None:
     """The host may be ::1 as well, where nobody listens."""
     port = beta.endpoints[0].rpartition(":")[2]
