@@ -434,9 +434,7 @@ class ReaderBrain:
                 commands += settled.commands
                 if settled.lost_a_witness:
                     self._lose_heartbeat(now)
-        unsought = self._seek(moved=False).difference(
-            question.keys
-        )  # what has moved is sought again with what is heard next
+        unsought = self._seek(moved=False).difference(question.keys)  # what has moved is sought with what is heard next
         more = commands or unsought or self._deletions(moved=False).keys() - question.deletions
         return [*commands, *(self._attest() if more else ())]
 

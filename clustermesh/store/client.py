@@ -58,11 +58,7 @@ PAGE: Final = 400  # keys of a list that is taken in while it comes: some 3 ms o
 _PAGE_PATIENCE: Final = 4  # a page is much more to send than a key: so many times the timeout
 _AT_ONCE: Final = 64  # leases renewed before the first answer is waited for
 _FENCED: Final = "another process writes here, or is about to: this one does not"
-_AUTH_PAUSES: Final = (
-    0.01,
-    0.05,
-    0.2,
-)  # seconds before a call is made again that met a change of users or a token's end
+_AUTH_PAUSES: Final = (0.01, 0.05, 0.2)  # seconds before a call is made again: users changed, or a token ended
 
 
 class Status(Struct, frozen=True):

@@ -53,9 +53,7 @@ __all__ = [
     "follow",
 ]
 
-QUIET: Final = (
-    40.0  # the connection's own pings notice sooner that it is dead; a reader, asking every 30 s, hears enough
-)
+QUIET: Final = 40.0  # the connection's pings notice sooner that it is dead; who asks every 30 s hears enough
 ALONE: Final = 90.0  # longer than a writer is silent between two beats
 _REFUSED_WAIT: Final = 1.0  # a person must act first: ask seldom
 
