@@ -22,9 +22,13 @@ class Outdated:
         self._folder = folder
 
     def clusters(self) -> set[str]:
-        with suppress(FileNotFoundError):
+        try:
             return {each.name for each in self._folder.iterdir()}
-        return set()
+        except FileNotFoundError:
+            return set()
+        except OSError as e:
+            _log.error("which last good states are old cannot be read: %s", e)
+            return set()
 
     def add(self, cluster: str) -> None:
         try:
@@ -35,5 +39,7 @@ class Outdated:
             _log.error("that the last good state of %s is old cannot be noted: %s", cluster, e, extra=about(cluster))
 
     def discard(self, cluster: str) -> None:
-        with suppress(FileNotFoundError):
-            (self._folder / cluster).unlink()
+        try:
+            (self._folder / cluster).unlink(missing_ok=True)
+        except OSError as e:
+            _log.error("that the last good state of %s is new cannot be noted: %s", cluster, e, extra=about(cluster))

@@ -33,6 +33,11 @@ class SharedRoom:
         """`room` is told once there is less of `what`."""
         self._waiting.setdefault(what, {})[room] = None
 
+    def leave(self, room: Room) -> None:
+        """`room` waits for nothing any more."""
+        for waiting in self._waiting.values():
+            waiting.pop(room, None)
+
     def use(self, what: str, more: int) -> None:
         """So many more, or fewer."""
         if what in self.used:
@@ -101,6 +106,7 @@ class Room:
         """Nothing at all is."""
         for kind in list(self._used):
             self.empty(kind)
+        self._shared.leave(self)
 
     def clear(self, kind: str) -> None:
         """Nothing of `kind` is dropped."""
