@@ -65,13 +65,14 @@ async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
 
 
 async def test_who_stands_by_writes_nothing(pair: Pair) -> None:
+    """Each key is written once and one leads; not that it is still the first, which may be too busy to lead on."""
     async with heard(pair.bed) as told:
         pair.bed.write("shop.yaml", manifests("10.1.0.5", "10.1.0.6"))
         await pair.bed.until(lambda found: b"10.1.0.6" in found[CART].value)
         await asyncio.sleep(0.5)
     assert set(told) == {CART, keys.CHANGED_SERVICES}
     assert len(told) == 2
-    assert await pair.count_leaders() == 1, "whichever it is, where one was too busy to lead on"
+    assert await pair.count_leaders() == 1
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])

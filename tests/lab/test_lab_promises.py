@@ -84,6 +84,7 @@ async def holds_all(lab: Lab, node: str) -> bool:
 
 @pytest.mark.usefixtures("joined")
 async def test_every_node_holds_in_its_kernel_what_it_should(lab: Lab) -> None:
+    """Within the time that `until` gives it, not at each moment: what was said before may be under way."""
     for cluster in lab.plan.clusters:
         for node in cluster.nodes:
             await until(lambda name=node.name: holds_all(lab, name), f"{node.name} holds what it should")
