@@ -42,14 +42,16 @@ PRIVATE: Final = tuple(
 WIDEST: Final = {True: 12, False: 40}
 """Bits, by is_ipv4: whoever claims more than that wants other people's addresses."""
 
-_KEYS: Final[Mapping[str, int]] = MappingProxyType(
-    {"nodes": 25_000, "identities": 65_536, "endpoints": 256_000, "services": 50_000}
-)
-"""Of endpoints half of what the kernel's map has room for: one cluster never takes it all from the others."""
-
 TOGETHER: Final[Mapping[str, int]] = MappingProxyType({"endpoints": 384_000, "backends": 98_304, "prefixes": 98_304})
 """What all peers together may have of what the kernel has maps for (ipcache, lb_backends, ipcache_cidr): three quarters
 of each. The rest is the own cluster's, whose new pods and services find room whatever peers say."""
+
+_ALONE: Final = {what: most // 2 for what, most in TOGETHER.items()}
+"""What one peer may have of that, unless the operator says otherwise: it never takes it all from the others."""
+
+_KEYS: Final[Mapping[str, int]] = MappingProxyType(
+    {"nodes": 25_000, "identities": 65_536, "endpoints": _ALONE["endpoints"], "services": 50_000}
+)
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -59,7 +61,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     listing_bytes: int = 512 << 20
     value_bytes: int = 2 << 20  # etcd takes 1.5 MiB at most, unless it is told otherwise
     service_backends: int = 10_000  # beyond that a value is not even read: see entries.MOST_BACKENDS
-    backends: int = TOGETHER["backends"]  # addresses and ports, of all its services together
+    backends: int = _ALONE["backends"]  # addresses and ports, of all its services together
     copied_bytes: int = 512 << 20  # of all its entries together, in a mirror, with some 500 for each key
     node_prefixes: int = 64  # pod CIDRs and addresses of one node
     # Of all its nodes, those that are refused included: pod CIDRs (the kernel's map has room for 131,072); addresses.

@@ -1,14 +1,18 @@
 """How much of what peers say is taken in, of each alone and of all together, and what there was no room for. Pure.
 
 What is dropped is forgotten but for its name, so its cluster has to say it again: once something has gone, and with it
-there is room, the table is `short`, and whoever reads it lists it anew.
+there is room, the table is `short`, and whoever reads it lists it anew. A service that changes never stays as it was:
+its dead backends would be called. It is taken as far as it fits, and listed anew all the same.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
+
+from msgspec.structs import replace
 
 from clustermesh.mesh.authority import TOGETHER, Limits
 from clustermesh.mesh.refusals import Reason, Refusal, Refusals
@@ -27,7 +31,10 @@ class SharedRoom:
         self._waiting: dict[str, dict[Room, None]] = {}
 
     def has_room(self, what: str, more: int) -> bool:
-        return what not in self.used or self.used[what] + more <= self.most[what]
+        return more <= self.free(what)
+
+    def free(self, what: str) -> int:
+        return self.most[what] - self.used[what] if what in self.used else sys.maxsize
 
     def wait(self, what: str, room: Room) -> None:
         """`room` is told once there is less of `what`."""
@@ -67,22 +74,24 @@ class Room:
         """The names of what was dropped of `kind`, or of the first of them."""
         return self._dropped.get(kind, {})
 
-    def take(self, kind: str, name: Any, before: Any, value: Any, limits: Limits) -> bool:
-        """Whether there is room for `value` in the place of `before`."""
-        entries = (value is not None) - (before is not None)
-        backends = _backends(value) - _backends(before) if kind == SERVICES else 0
-        if (entries > 0 or backends > 0) and (objection := self._object(kind, entries, backends, limits)):
-            self._drop(kind, name, objection)
-            return False
+    def take(self, kind: str, name: Any, before: Any, value: Any, limits: Limits) -> Any:
+        """`value` as far as there is room for it in the place of `before`: None where it is not taken at all."""
+        entries, backends = _growth(kind, before, value)
+        objection = self._object(kind, entries, backends, limits) if entries > 0 or backends > 0 else None
+        if objection is not None:
+            value = None if before is None else _cut(value, _backends(before) + max(self._free(limits), 0))
+            entries, backends = _growth(kind, before, value)
         if entries:
             self._use(kind, entries)
         if backends:
             self._use(_BACKENDS, backends)
-        if kind in self._dropped:
+        if objection is not None:
+            self._drop(kind, name, objection)
+        elif kind in self._dropped:
             self._forget(kind, name)
-            if entries < 0 or backends < 0:
-                self.may_have_more(kind)
-        return True
+        if entries < 0 or backends < 0:
+            self.may_have_more(kind)
+        return value
 
     def begin_list(self, kind: str) -> None:
         """All of `kind` is about to be said anew: what has no name here has room, or is dropped again."""
@@ -132,12 +141,20 @@ class Room:
         limit = limits.keys.get(kind)
         if entries > 0 and limit is not None and self._used[kind] >= limit:
             return Refusal(Reason.LIMIT, f"has more than {limit} {kind}, which is the limit")
-        if backends > 0 and self.backends + backends > limits.backends:
+        if (
+            backends > 0
+            and backends > (left := limits.backends - self.backends)
+            and left <= self._shared.free(_BACKENDS)
+        ):
             why = f"has more than {limits.backends} backends in all its services, which is the limit"
             return Refusal(Reason.LIMIT, why)
         if entries > 0 and not self._shared.has_room(kind, entries):
             return self._wait(kind)
         return self._wait(_BACKENDS) if backends > 0 and not self._shared.has_room(_BACKENDS, backends) else None
+
+    def _free(self, limits: Limits) -> int:
+        """So many more backends could be taken."""
+        return min(limits.backends - self.backends, self._shared.free(_BACKENDS))
 
     def _wait(self, what: str) -> Refusal:
         self._shared.wait(what, self)
@@ -157,7 +174,8 @@ class Room:
     def _tell(self, kind: str) -> None:
         (reason, why, _), dropped = self._objections[kind], self._dropped[kind]
         number = f"{MOST_NAMED} or more" if kind in self._more else len(dropped)
-        refusal = Refusal(reason, f"{why}: {number} {kind} are not used", max(len(dropped), 1))
+        partly = ", or not with all their backends" if kind == SERVICES else ""
+        refusal = Refusal(reason, f"{why}: {number} {kind} are not used{partly}", max(len(dropped), 1))
         self._refusals.set("tables", kind, refusal)
 
     def _forget(self, kind: str, name: Any) -> None:
@@ -169,6 +187,24 @@ class Room:
         self._tell(kind)
         if not dropped:  # whether there are any left is what a list will say
             self.short.add(kind)
+
+
+def _growth(kind: str, before: Any, value: Any) -> tuple[int, int]:
+    """So many more entries, and backends, with `value` in the place of `before`."""
+    entries = (value is not None) - (before is not None)
+    return entries, _backends(value) - _backends(before) if kind == SERVICES else 0
+
+
+def _cut(service: Service, most: int) -> Service:
+    """`service` with its first backends, in the order of addresses: as many as take no more than `most`."""
+    kept = {}
+    for address in sorted(service.backends):
+        ports = service.backends[address]
+        most -= len(ports) or 1
+        if most < 0:
+            break
+        kept[address] = ports
+    return replace(service, backends=kept)
 
 
 def _backends(service: Service | None) -> int:

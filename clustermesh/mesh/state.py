@@ -54,13 +54,15 @@ class MeshState:
         self._view(own)
 
     def put(self, cluster: str, kind: str, name: Any, value: Any) -> None:
-        """Take in that `cluster` has `value` at `name`. What it replaces is forgotten; equal values change nothing."""
+        """Take in that `cluster` has `value` at `name`. What it replaces is forgotten, also where there is
+        no room for all of it; equal values change nothing."""
         table = (self.views.get(cluster) or self._view(cluster)).table(kind)
         before = table.get(name)
-        if not self._has_room(cluster, kind, name, before, value) or before == value:
+        taken = self._take(cluster, kind, name, before, value)
+        if taken is None or taken == before:
             return
-        table[name] = value
-        self._changed(cluster, kind, name, before, value)
+        table[name] = taken
+        self._changed(cluster, kind, name, before, taken)
 
     def remove(self, cluster: str, kind: str, name: Any) -> None:
         """Take in that `cluster` has nothing at `name`. Absent is fine."""
@@ -68,7 +70,7 @@ class MeshState:
         if view is None:
             return
         before = view.table(kind).pop(name, None)
-        self._has_room(cluster, kind, name, before, None)
+        self._take(cluster, kind, name, before, None)
         if before is not None:
             self._changed(cluster, kind, name, before, None)
 
@@ -307,9 +309,10 @@ class MeshState:
             self._order = [self.own, *sorted(name for name in self.views if name != self.own)]
         return view
 
-    def _has_room(self, cluster: str, kind: str, name: Any, before: Any, value: Any) -> bool:
+    def _take(self, cluster: str, kind: str, name: Any, before: Any, value: Any) -> Any:
+        """As much of `value` as there is room for, None for nothing."""
         if cluster == self.own:
-            return True
+            return value
         limits = self.holdings.authority(cluster).limits
         return self._rulings[cluster].room.take(kind, name, before, value, limits)
 

@@ -26,7 +26,16 @@ from clustermesh.mesh.authority import Limits
 from clustermesh.mesh.brain import OF_SERVICES
 from clustermesh.mesh.state import MeshState
 from clustermesh.mesh.view import KINDS as JUDGED
-from clustermesh.mirror.copies import KINDS, cache_key, canary_key, copied_config, copied_kinds, outline, with_backends
+from clustermesh.mirror.copies import (
+    KINDS,
+    Copy,
+    cache_key,
+    canary_key,
+    copied_config,
+    copied_kinds,
+    outline,
+    with_backends,
+)
 from clustermesh.mirror.weight import Weight
 from clustermesh.model import Cluster, ClusterConfig, Stamp
 from clustermesh.wire import RESOURCES, cluster_config, keys
@@ -85,12 +94,24 @@ class MirrorSink:
             return
         table = self._table(cluster, kind)
         if not self._weigh(cluster, kind, name, table.get(name), value.value):
+            self._leave_out(cluster, kind, name)
             return
-        if kind in JUDGED and not self._put_outline(cluster, kind, name, value.entry):
-            self._weigh(cluster, kind, name, value.value, table.get(name))
+        taken = self._put_outline(cluster, kind, name, value) if kind in JUDGED else value.value
+        if taken is not value.value:
+            self._weigh(cluster, kind, name, value.value, taken)
+        if taken is None:
+            self._leave_out(cluster, kind, name)
             return
-        table[name] = value.value
+        table[name] = taken
         self._judge(cluster, kind, name)
+
+    def _leave_out(self, cluster: str, kind: str, name: Any) -> None:
+        """There is no room for what it is now, and what it was is no more."""
+        view = self.state.views.get(cluster) if kind in JUDGED else None
+        if view is not None and name in view.table(kind):  # what it has dropped itself it is to remember
+            self.state.remove(cluster, kind, name)
+        if self._table(cluster, kind).pop(name, None) is not None:
+            self._want(kind, cache_key(cluster, kind, name), None)
 
     def _note_times(self, cluster: str, kind: str, name: Any, value: Any, revision: int) -> None:
         if kind == SERVICES:
@@ -291,11 +312,12 @@ class MirrorSink:
     def _table(self, cluster: str, kind: str) -> dict[Any, bytes]:
         return self._values.setdefault(cluster, {}).setdefault(kind, {})
 
-    def _put_outline(self, cluster: str, kind: str, name: Any, entry: Any) -> bool:
-        """Whether there is room for it."""
-        sketch = outline(kind, entry)
+    def _put_outline(self, cluster: str, kind: str, name: Any, value: Copy) -> bytes | None:
+        """As much of it as there is room for, None for nothing."""
+        sketch = outline(kind, value.entry)
         self.state.put(cluster, kind, name, sketch)
-        return bool(self.state.views[cluster].table(kind).get(name) == sketch)
+        held = self.state.views[cluster].table(kind).get(name)
+        return None if held is None else value.value if held == sketch else with_backends(value.value, held)
 
     def _put_node(self, cluster: str, name: str, value: bytes | None) -> None:
         if value is None or (config := self.configs.get(cluster)) is None:

@@ -1,7 +1,7 @@
 """How many bytes one peer may have copied, whatever they are. Pure.
 
-What there is no room for is forgotten but for its name. Its cluster has to say it again: once there is room, the kind
-is `short`, and whoever reads it lists it anew.
+What there is no room for is forgotten but for its name, with what it was to replace, which is no more. Its cluster has
+to say it again: once there is room, the kind is `short`, and whoever reads it lists it anew.
 """
 
 from __future__ import annotations
@@ -27,10 +27,14 @@ class Weight:
         self._dropped: dict[str, set[Any]] = {}
 
     def take(self, kind: str, name: Any, before: bytes | None, value: bytes | None, most: int) -> bool:
-        """Whether there is room for `value` in the place of `before` where the peer may have `most` bytes in all."""
+        """Whether there is room for `value` in the place of `before` where the peer may have `most` bytes in all. If
+        there is none, neither of them is copied."""
         grows = _cost(value) - _cost(before)
         if grows > 0 and self.bytes + grows > most:
+            self.bytes -= _cost(before)
             self._drop(kind, name, most)
+            if before is not None and self.bytes < most * _ROOM:
+                self.short |= self._dropped.keys()
             return False
         self.bytes += grows
         if self._dropped:

@@ -60,15 +60,16 @@ def opened(together: Mapping[str, int] = TOGETHER) -> MeshState:
     return state
 
 
-def mesh(*nodes: Node) -> MeshState:
-    state = opened()
+def mesh(*nodes: Node, together: Mapping[str, int] = TOGETHER) -> MeshState:
+    state = opened(together)
     for each in nodes:
         state.put(each.cluster, "nodes", each.name, each)
     return state
 
 
-def with_beta() -> MeshState:
-    return mesh(node("own", "o1", "10.1.0.0/24", "192.0.2.1"), node("beta", "b1", "10.2.0.0/24", "192.0.2.2"))
+def with_beta(together: Mapping[str, int] = TOGETHER) -> MeshState:
+    nodes = node("own", "o1", "10.1.0.0/24", "192.0.2.1"), node("beta", "b1", "10.2.0.0/24", "192.0.2.2")
+    return mesh(*nodes, together=together)
 
 
 def admitted(state: MeshState) -> list[tuple[str, str]]:
@@ -474,19 +475,52 @@ class TestRoom:
         state.put("beta", "services", more, service("beta", "10.2.0.1", "10.2.0.2", "10.2.0.3"))
         assert not state.refusals("beta"), "what is gone does not count"
 
-    def test_a_service_that_grows_beyond_the_limit_stays_as_it_was(self) -> None:
+    def test_a_service_that_grows_beyond_the_limit_has_its_first_backends(self) -> None:
         state = with_beta()
         state.authorize(Authority(name="beta", limits=Limits(backends=2)))
-        for addresses in (["10.2.0.1"], ["10.2.0.1", "10.2.0.2", "10.2.0.3"]):
+        for addresses in (["10.2.0.9"], ["10.2.0.3", "10.2.0.1", "10.2.0.2"]):
             state.put("beta", "services", ("n", "s"), service("beta", *addresses))
-        assert backends(state) == {parse("10.2.0.1")}
+        assert backends(state) == {parse("10.2.0.1"), parse("10.2.0.2")}
         assert reason(state, "beta", "tables", "services") is Reason.LIMIT
+
+    def test_a_service_that_changes_in_a_full_room_keeps_no_dead_backend(self) -> None:
+        """And has the rest of its new ones once another peer gives room."""
+        state, name = with_beta({"backends": 3}), ("n", "s")
+        rolled = service("beta", "10.2.0.11", "10.2.0.12", "10.2.0.13")
+        state.put("beta", "services", name, service("beta", "10.2.0.1", "10.2.0.2"))
+        state.put("gamma", "services", name, service("gamma", "10.3.0.1"))
+        for _ in range(2):  # said again it is the same
+            state.put("beta", "services", name, rolled)
+            assert backends(state) == {parse("10.2.0.11"), parse("10.2.0.12")}
+            assert state.limits_used_together()["backends"] == (3, 3)
+        assert reason(state, "beta", "tables", "services") is Reason.FULL
+        assert "1 services are not used, or not with all their backends" in why(state, "beta", "tables", "services")
+        state.remove("gamma", "services", name)
+        assert state.names("beta", "short") == {"services"}
+        state.put("beta", "services", name, rolled)
+        assert state.views["beta"].services[name] == rolled
+        assert not state.refusals("beta").of("tables")
+
+    def test_who_is_near_its_limit_in_a_fuller_room_waits_for_the_room(self) -> None:
+        state, name = with_beta({"backends": 3}), ("n", "s")
+        state.authorize(Authority(name="beta", limits=Limits(backends=3)))
+        state.put("gamma", "services", name, service("gamma", "10.3.0.1"))
+        state.put("beta", "services", name, service("beta", "10.2.0.1"))
+        state.put("beta", "services", name, service("beta", *(f"10.2.0.{number}" for number in range(5))))
+        assert len(state.views["beta"].services[name].backends) == 2
+        state.remove("gamma", "services", name)
+        assert state.names("beta", "short") == {"services"}
 
     def test_the_own_clusters_services_have_as_many_as_they_have(self) -> None:
         state = opened()
         state.authorize(Authority(name="own", limits=Limits(keys={"endpoints": 0}, backends=0)))
         state.put("own", "endpoints", parse("10.1.0.1"), pod("10.1.0.1"))
         assert not state.refusals("own")
+
+    def test_no_peer_takes_all_that_peers_have_together(self) -> None:
+        limits = Limits()
+        alone = {"endpoints": limits.keys["endpoints"], "backends": limits.backends, "prefixes": limits.prefixes}
+        assert all(2 * alone[what] <= most for what, most in TOGETHER.items())
 
     def test_no_peer_can_fill_a_map_alone(self) -> None:
         layouts = (Path(__file__).parents[3] / "bpf" / "layouts.h").read_text()
@@ -563,11 +597,11 @@ class TestRoom:
     def test_what_was_dropped_comes_in_with_the_next_list_once_there_is_room(self, script: list[Any]) -> None:
         state, truth = with_beta(), dict[tuple[str, str], Service]()
         state.authorize(Authority(name="beta", limits=Limits(keys={"services": 4}, backends=6)))
-        for number, size in [*script, *((number, 0) for number in range(4, 10))]:
+        for step, (number, size) in enumerate([*script, *((number, 0) for number in range(4, 10))]):
             name = ("n", f"s{number}")
             truth.pop(name, None)
             if size:
-                truth[name] = service("beta", *(f"10.2.0.{each}" for each in range(size)))
+                truth[name] = service("beta", *(f"10.2.{step}.{each}" for each in range(size)))
                 state.put("beta", "services", name, truth[name])
             else:
                 state.remove("beta", "services", name)
@@ -578,6 +612,9 @@ class TestRoom:
             held = state.views["beta"].services
             assert (held == truth) == (not state.refusals("beta").of("tables"))
             assert sum(len(each.backends) for each in held.values()) <= 6
+            assert all(each.backends.keys() <= truth[name].backends.keys() for name, each in held.items()), (
+                "none is dead"
+            )
         assert len(truth) <= 4
         assert state.views["beta"].services == truth or sum(len(each.backends) for each in truth.values()) > 6
 

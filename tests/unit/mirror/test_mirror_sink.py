@@ -14,6 +14,7 @@ from clustermesh.mesh.authority import Authority, Limits
 from clustermesh.mesh.state import MeshState
 from clustermesh.mirror.copies import KINDS, Copy, cache_key, canary_key, cluster_of, copied_config, copied_kinds
 from clustermesh.mirror.sink import CANARIES, CONFIGS, MirrorSink
+from clustermesh.mirror.weight import KEY_COST
 from clustermesh.model import Cluster, ClusterConfig, Endpoint, Identity, Node, NodeAddress, Port, Protocol, Service
 from clustermesh.wire import RESOURCES, keys, node, service
 from clustermesh.wire.kinds import ENDPOINTS, IDENTITIES, NODES, SERVICE_EXPORTS, SERVICES
@@ -304,19 +305,47 @@ def test_a_peer_has_no_more_copied_than_it_may_and_what_was_left_out_comes_once_
     assert not len(sink.state.refusals("beta"))
 
 
-def test_a_service_that_has_no_room_stays_as_it_was() -> None:
+def test_what_grows_beyond_what_a_peer_may_have_copied_does_not_stay_as_it_was() -> None:
+    cache = Cache()
+    sink = a_sink(cache)
+    sink.limits_of = lambda _cluster: Limits(copied_bytes=3000)
+    made = an_entry("beta", SERVICES, ("shop", "web"), "10.2.1.0/24")
+    for size in (1000, 3000):
+        sink.put("beta", SERVICES, ("shop", "web"), Copy(made, bytes(size)), 0)
+    sink.put("beta", NODES, "n1", Copy(a_node("beta", "n1", "10.2.1.0/24"), b"node"), 0)
+    sink.listed("beta", NODES)
+    list(sink.settle())
+    assert (SERVICES, cache_key("beta", SERVICES, ("shop", "web"))) not in cache
+    assert not sink.state.views["beta"].services
+    assert sink.weight("beta") == KEY_COST + len(b"node")
+    assert "1 services are not copied" in sink.state.refusals("beta").named(1)[f"copies/{SERVICES}"]
+
+
+def test_what_was_found_goes_where_there_is_no_room_for_what_it_is_now() -> None:
+    cache = Cache()
+    sink = a_sink(cache)
+    sink.state.authorize(Authority.of(Cluster(name="beta", id=2), (), Limits(keys={SERVICES: 0})))
+    sink.found("beta", SERVICES, ("shop", "web"), b"as it was")
+    made = an_entry("beta", SERVICES, ("shop", "web"), "10.2.1.0/24")
+    sink.put("beta", SERVICES, ("shop", "web"), Copy(made, service.encode(made)), 0)
+    assert (SERVICES, cache_key("beta", SERVICES, ("shop", "web"))) not in cache
+    assert sink.weight("beta") == 0
+
+
+def test_a_service_that_has_no_room_for_all_its_backends_has_the_first_of_them() -> None:
     cache = Cache()
     sink = a_sink(cache)
     sink.state.authorize(Authority.of(Cluster(name="beta", id=2), (), Limits(backends=1)))
     made = an_entry("beta", SERVICES, ("shop", "web"), "10.2.1.0/24")
-    before = Copy(made, service.encode(made))
-    sink.put("beta", SERVICES, ("shop", "web"), before, 0)
-    grown = replace(made, backends={**made.backends, parse("10.2.1.8"): {}})
-    sink.put("beta", SERVICES, ("shop", "web"), Copy(grown, service.encode(grown)), 0)
+    sink.put("beta", SERVICES, ("shop", "web"), Copy(made, service.encode(made)), 0)
+    rolled = replace(made, backends={parse("10.2.1.9"): {}, parse("10.2.1.8"): {}})
+    sink.put("beta", SERVICES, ("shop", "web"), Copy(rolled, service.encode(rolled)), 0)
     sink.put("beta", NODES, "n1", Copy(a_node("beta", "n1", "10.2.1.0/24"), b"node"), 0)
     sink.listed("beta", NODES)
     list(sink.settle())
-    assert cache[SERVICES, cache_key("beta", SERVICES, ("shop", "web"))] == before.value
+    first = service.encode(replace(rolled, backends={parse("10.2.1.8"): {}}))
+    assert cache[SERVICES, cache_key("beta", SERVICES, ("shop", "web"))] == first
+    assert sink.weight("beta") == 2 * KEY_COST + len(first) + len(b"node")
 
 
 def test_what_a_cluster_no_longer_exports_goes() -> None:
