@@ -43,7 +43,9 @@ def status(folder: Path) -> dict[str, object]:
 def killed_after(folder: Path, words: list[str], line: str, number: signal.Signals) -> tuple[int, str]:
     """Run a command until it says `line` on stderr, send it `number`; its exit code and standard output."""
     pipe = subprocess.PIPE
-    with subprocess.Popen(command(folder, *words), stdout=pipe, stderr=pipe, text=True) as child:
+    # who runs the tests in the background of a shell ignores SIGINT, and so would whatever they start
+    started = ["env", "--default-signal=INT", *command(folder, *words)]
+    with subprocess.Popen(started, stdout=pipe, stderr=pipe, text=True) as child:
         assert child.stderr is not None
         for said in child.stderr:
             if line in said:
