@@ -9,7 +9,7 @@ ARGS ?=
 help:
 	@echo "make demo    two clusters, one service: watch the mesh work (ARGS=--json for one JSON object)"
 	@echo "make test    everything that is checked: style, types, unit tests, real etcd, Kubernetes and kernel, the lab"
-	@echo "make check   style, types and unit tests but the longest (a minute on two cores, needs no root)"
+	@echo "make check   style, types and unit tests but the longest (70 s and the style on two cores, needs no root)"
 	@echo "make soak    property tests and faults with new seeds for SOAK_SECONDS (300), each printed (ARGS: which tests, or faults)"
 	@echo "make bench   timings, as ratios where there is a peer to compare with"
 	@echo "make bench-middle  the figures of the agent and the mesh's core beside their aims (ARGS: their names)"
