@@ -63,7 +63,8 @@ def _is_name(text: str) -> bool:
 
 
 texts = st.text(max_size=12)
-names = st.text(min_size=1, max_size=12).filter(_is_name)
+_printable = st.characters(exclude_categories=("C", "Z"), include_characters=" ", exclude_characters="/")
+names = st.text(_printable, min_size=1, max_size=12).filter(_is_name)
 ipv4s = st.integers(0, 2**32 - 1).map(lambda n: from_int(to_int(V4.address) + n))
 ipv6s = st.integers(0, 2**128 - 1).map(from_int).filter(lambda ip: not is_ipv4(ip))
 ips = ipv4s | ipv6s
