@@ -112,6 +112,7 @@ class ReaderBrain:
         self.terms = terms
         self._name, self._make_tables, self._held = name, tables, held
         self._epoch, self._rng = epoch, rng or random.Random()
+        self._takes = self._table()  # once: some event comes with every change
         self._tables: dict[bytes, Reading] = {}
         self._starts: dict[bytes, float] = {}  # tables that are to be listed soon, and when
         self._canaries: dict[bytes, Canary | None] = {}  # None for one that is not there
@@ -128,7 +129,7 @@ class ReaderBrain:
         """What to do about `event` at `now`, in order."""
         if self.phase is Phase.GONE:
             return []
-        take = self._table().get((self.phase, type(event)))
+        take = self._takes.get((self.phase, type(event)))
         if take is None:
             raise RuntimeError(f"reader of {self._name}: {type(event).__name__} while {self.phase.name.lower()}")
         commands = list(take(event, now))
