@@ -169,6 +169,8 @@ class Reading:
     def _put(self, kv: KeyValue, revision: int, held: Set[Any] = frozenset()) -> Iterable[Command]:
         try:
             name = self.table.name_of(kv.key)
+            if revision and kv.version > 1 and not self._knows(name, kv.key):
+                self.tally.lose()
             self._names.add(name)
             self._again += name in held
             if self.gone or self._dying:
@@ -200,8 +202,10 @@ class Reading:
         self._refused.discard(what)
         return (Accept(what),)
 
-    def _is_refused(self, key: bytes) -> bool:
-        """Or may be, where there are more than are counted."""
+    def _knows(self, name: Any, key: bytes) -> bool:
+        """Whether the key was heard of, or may have been, where more are refused than are counted."""
+        if name in self._names or name in self._held(self.table.kind):
+            return True
         what = _shown(key)
         return what in self._refused or hash(what) in self._unnamed or len(self._unnamed) >= MOST_COUNTED
 
@@ -214,9 +218,9 @@ class Reading:
             name = self.table.name_of(event.key)
         except Invalid:
             return self._accept(event.key)
-        held = name in self._names or name in self._held(self.table.kind)
-        if not held and not self._is_refused(event.key):
+        if not self._knows(name, event.key):
             self.tally.lose()
+        held = name in self._names or name in self._held(self.table.kind)
         if not proven:
             self.doubted = self.doubted or held
             return ()

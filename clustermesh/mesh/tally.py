@@ -2,7 +2,7 @@
 
 How many keys there are, and which were written since etcd was last found to have the same: where both are right now,
 and all was right then, all is right now. A deletion of a key that was never heard of would make up in number for one
-that was missed: after that the number says nothing.
+that was missed, and an overwrite of such a key hides that it was created: after either the number says nothing.
 
 etcd answers as of now, and where that differs it may be of a change yet to be heard. Some time later it is asked as of
 the last revision that was heard, if that is not before the answer; otherwise as of now again, and where nothing was

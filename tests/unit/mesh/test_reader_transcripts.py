@@ -186,11 +186,12 @@ class Play:
                 events = [_event(kind, f"+{pair}") for pair in (pairs[:-1] if more else pairs)]
                 return messages.Heard(f"{kind}/".encode(), Listed(events, 9, more))
             case kind, ["changed", *changes]:
-                events = [
-                    _event(kind, change, change[1:].partition("=")[0] not in self.held[kind]) for change in changes
-                ]
+                events = [_event(kind, change, self._is_new(kind, change)) for change in changes]
                 return messages.Heard(f"{kind}/".encode(), Changed(events, 9))
         raise AssertionError(f"no such line: {verb} {words}")
+
+    def _is_new(self, kind: str, change: str) -> bool:
+        return change[0] != "~" and change[1:].partition("=")[0] not in self.held[kind]
 
     def state(self) -> str:
         behind = f" behind {' '.join(sorted(self.brain.behind))}" if self.brain.behind else ""
