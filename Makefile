@@ -4,12 +4,12 @@ BIN := $(VENV)/bin
 OBJECT := build/clustermesh.bpf.o
 ARGS ?=
 
-.PHONY: help setup demo test check soak bench bench-middle bench-controlplane proto clean
+.PHONY: help setup demo test check style soak bench bench-middle bench-controlplane proto clean
 
 help:
 	@echo "make demo    two clusters, one service: watch the mesh work (ARGS=--json for one JSON object)"
 	@echo "make test    everything that is checked: style, types, unit tests, real etcd, Kubernetes and kernel, the lab"
-	@echo "make check   style, types and unit tests but the longest (70 s and the style on two cores, needs no root)"
+	@echo "make check   style, types and unit tests, with few examples of each property (under a minute on two cores, needs no root)"
 	@echo "make soak    property tests and faults with new seeds for SOAK_SECONDS (300), each printed (ARGS: which tests, or faults)"
 	@echo "make bench   timings, as ratios where there is a peer to compare with"
 	@echo "make bench-middle  the figures of the agent and the mesh's core beside their aims (ARGS: their names)"
@@ -23,18 +23,20 @@ setup:
 demo: setup
 	@$(BIN)/clustermesh demo $(ARGS)
 
-check: setup
+style: setup
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(BIN)/pytest tests/unit -q -n auto -m "not long" $(ARGS)
+
+check: style
+	@HYPOTHESIS_PROFILE=quick $(BIN)/pytest tests/unit -q -n auto -m "not long" $(ARGS)
 
 # Tests with an etcd or a Kubernetes API share nothing but the machine; the others share its kernel, and go one by one.
 APART := tests/etcd tests/kube
-test: check
+test: style
 	@tools/setup-kube
-	@$(BIN)/pytest tests/unit -q -n auto -m long $(ARGS)
+	@$(BIN)/pytest tests/unit -q -n auto $(ARGS)
 	@$(BIN)/pytest $(APART) -n 2 --dist loadfile $(ARGS)
 	@$(BIN)/pytest tests --ignore=tests/unit --ignore=tests/bench $(APART:%=--ignore=%) $(ARGS)
 
