@@ -9,7 +9,8 @@ The rules:
    interruption resumes the watch there.
 3. What is gone from the history (410, be it in a page, at the start of a watch or inside it) is listed again; a list
    that could not be finished in time for that is tried with larger pages, an answer too large to read with smaller.
-4. A resourceVersion that goes back is another history: all is listed again.
+4. A resourceVersion that goes back, behind the watch or behind a list that was compared with, is another history: all
+   is listed again.
 5. Credentials that are not taken (401) are asked for again at once; only when the new ones fail too is it an
    interruption. A page that failed is asked for again where the list stood, unless the server refuses the place.
 6. Waits double, with jitter; a server that names a time (Retry-After) is obeyed.
@@ -194,10 +195,16 @@ class Brain(Generic[K, V]):
         return [Tell(Changed({}))]
 
     def _probe(self, event: Probed, now: float) -> list[Command[K, V]]:
-        if not _goes_back(self._version, event.version):
+        if not _goes_back(self._newest, event.version):
             return self._doubt(now)
-        sentence = f"the API server is at resourceVersion {event.version}, it was at {self._version} before"
+        sentence = f"the API server is at resourceVersion {event.version}, it was at {self._newest} before"
         return self._fail(Replaced(sentence), now)
+
+    @property
+    def _newest(self) -> str:
+        """Where its history was at least: a list to compare with may be ahead of the watch."""
+        compared = "" if self._comparison is None else self._comparison.version
+        return compared if _is_past(compared, self._version) else self._version
 
     def _receive(self, event: Received[K, V], now: float) -> list[Command[K, V]]:
         if _goes_back(self._version, event.version):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from clustermesh.errors import Unavailable
@@ -173,6 +173,10 @@ ACTIONS = st.one_of(
 )
 
 
+RESTORED_AFTER_A_COMPARISON = [("compare",), ("change", "a", "1"), ("compare",), ("restore", 1)]
+
+
+@example([("step",), ("step",), *RESTORED_AFTER_A_COMPARISON])
 @given(st.lists(ACTIONS, max_size=60))
 def test_what_was_told_ends_as_what_there_is(actions: list[tuple[str, ...]]) -> None:
     server = Server()
