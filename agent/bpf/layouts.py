@@ -287,9 +287,11 @@ def _after_address(port: int, protocol: int, cluster_id: int) -> bytes:
     return pack(BackendValue(NO_ADDRESS, port, protocol, BackendState.ACTIVE, cluster_id))[len(NO_ADDRESS) :]
 
 
-def pack_slots(ids: Sequence[bytes]) -> bytes:
-    """Value of lb_slots, filled up with the first id: no gap where the group is still counted as larger than it is."""
-    return b"".join(ids) + ids[0] * (SLOTS_PER_BLOCK - len(ids))
+def pack_slots(ids: Sequence[bytes]) -> list[bytes]:
+    """Values of lb_slots. The last is filled up with its first id: no gap where the group is still counted as larger
+    than it is."""
+    blocks = [ids[at : at + SLOTS_PER_BLOCK] for at in range(0, len(ids), SLOTS_PER_BLOCK)]
+    return [b"".join(some) + some[0] * (SLOTS_PER_BLOCK - len(some)) for some in blocks]
 
 
 def pack_factors(factors: Mapping[int, float]) -> bytes:

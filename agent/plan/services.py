@@ -12,7 +12,9 @@ before, and goes after, what names it, so that no lookup meets a gap.
 from __future__ import annotations
 
 from collections.abc import Collection, Container, Iterable, Iterator, Sequence
-from itertools import chain
+from functools import lru_cache
+from itertools import chain, filterfalse, repeat
+from operator import attrgetter
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from agent.bpf.layouts import (
@@ -34,11 +36,11 @@ from clustermesh.deltas import Deltas
 from clustermesh.mesh.resolve import Frontend, ServiceEntry
 
 Name = tuple[str, str]
-T = TypeVar("T")
 Table_co = TypeVar("Table_co", bound=Deltas[bytes, bytes], covariant=True)
 _MOST: Final = 0xFFFFFFFF
 _ID_SIZE: Final = 4
 _NUMBER, _SLOTS_KEY, _GROUPS_KEY, _GROUP, _SERVICE = map(packer, (Number, SlotsKey, GroupsKey, LbGroup, ServiceValue))
+_PART: Final = attrgetter("weight", "cluster_id")
 
 _Backends = Sequence[Sequence[bytes]]
 """The active backends of a service, group by group, as values of the map."""
@@ -137,16 +139,16 @@ class ServicePlanner:
         del self._programmed[key]
 
     def _write(self, key: bytes, wanted: ServiceEntry, before: _Backends, after: _Backends) -> None:
-        """All is packed before anything is set."""
+        """What does not fit raises before anything is set."""
         number = self._service_id(key)
-        weight, groups = _pack_groups(number, wanted, after)
+        weight, blocks = _pack_groups(tuple(map(_PART, wanted.groups)), tuple(map(len, after)))
         head = _head(number, wanted, weight)
-        slots = _slots(number, after)
         self._acquire(chain.from_iterable(after))
-        for slot, values in slots.items():
-            self._trackers.slots.set(slot, pack_slots([*map(self._numbers.__getitem__, values)]))
-        for block, value in groups.items():
-            self._trackers.groups.set(block, value)
+        for index, values in enumerate(after):
+            for block, value in enumerate(pack_slots([*map(self._numbers.__getitem__, values)])):
+                self._trackers.slots.set(_SLOTS_KEY(number, index, block), value)
+        for block, value in enumerate(blocks):
+            self._trackers.groups.set(_GROUPS_KEY(number, block), value)
         self._trackers.services.set(key, head)
         if key not in self._ids:
             self._ids[key], self._next_service = number, number % _MOST + 1
@@ -212,41 +214,24 @@ def _service_ids(entries: Iterable[bytes]) -> Sequence[int]:
 
 def _unused(used: Container[bytes], number: int) -> Iterator[bytes]:
     """Keys of backends from `number` on. What else the kernel holds there goes, or is overwritten."""
-    while True:
-        if (key := _NUMBER(number)) not in used:
-            yield key
-        number = number % _MOST + 1
+    numbers = chain(range(number, _MOST + 1), chain.from_iterable(repeat(range(1, _MOST + 1))))
+    return filterfalse(used.__contains__, map(_NUMBER, numbers))
 
 
-def _slots(number: int, backends: _Backends) -> dict[bytes, Sequence[bytes]]:
-    """The backends that each slot block is to name."""
-    return {
-        _SLOTS_KEY(number, index, block): some
-        for index, values in enumerate(backends)
-        for block, some in enumerate(_blocks(values, SLOTS_PER_BLOCK))
-    }
-
-
-def _pack_groups(number: int, wanted: ServiceEntry, backends: _Backends) -> tuple[int, dict[bytes, bytes]]:
-    """The weight of all groups together, and their blocks."""
-    groups, weight = [], 0
-    for group, values in zip(wanted.groups, backends, strict=True):
-        weight += group.weight if values else 0
-        groups.append(_GROUP(weight, group.cluster_id, len(values), 0))
-    blocks = {}
-    for block, some in enumerate(_blocks(groups, GROUPS_PER_BLOCK)):
-        rest = _GROUP(weight, 0, 0, 0) * (GROUPS_PER_BLOCK - len(some))
-        blocks[_GROUPS_KEY(number, block)] = b"".join(some) + rest
-    return weight, blocks
+@lru_cache(1024)  # many services have as many backends of the same clusters
+def _pack_groups(groups: Iterable[tuple[int, int]], sizes: Sequence[int]) -> tuple[int, Sequence[bytes]]:
+    """Of groups with a weight, a cluster's id and so many backends: the weight of all together, and their blocks."""
+    packed, weight = [], 0
+    for (of_one, cluster_id), size in zip(groups, sizes, strict=True):
+        weight += of_one if size else 0
+        packed.append(_GROUP(weight, cluster_id, size, 0))
+    packed += [_GROUP(weight, 0, 0, 0)] * (-len(packed) % GROUPS_PER_BLOCK)
+    return weight, [b"".join(packed[at : at + GROUPS_PER_BLOCK]) for at in range(0, len(packed), GROUPS_PER_BLOCK)]
 
 
 def _head(number: int, entry: ServiceEntry, weight: int) -> bytes:
     affinity, kind = entry.affinity_seconds, entry.kind
     return _SERVICE(number, weight, affinity, len(entry.groups), entry.flags, kind, entry.algorithm, 0)
-
-
-def _blocks(items: Sequence[T], size: int) -> list[Sequence[T]]:
-    return [items] if 0 < len(items) <= size else [items[at : at + size] for at in range(0, len(items), size)]
 
 
 def _count(items: Sequence[Any], size: int) -> int:

@@ -258,9 +258,14 @@ def test_only_active_backends_are_packed() -> None:
     assert pack_backends(backends, 6, 3) == [pack(BackendValue(ONE, port, 6, cluster_id=3)) for port in (80, 82)]
 
 
-@given(st.lists(st.builds(Number, _U32), min_size=1, max_size=16))
-def test_a_block_is_filled_up_with_its_first_backend(ids: list[Number]) -> None:
-    assert unpack_each(Number, pack_slots([*map(pack, ids)])) == [*ids, *[ids[0]] * (16 - len(ids))]
+@given(st.lists(st.builds(Number, _U32), max_size=40))
+def test_the_last_block_is_filled_up_with_its_first_backend(ids: list[Number]) -> None:
+    blocks = [unpack_each(Number, value) for value in pack_slots([*map(pack, ids)])]
+    assert all(len(block) == 16 for block in blocks)
+    slots = [each for block in blocks for each in block]
+    assert slots[: len(ids)] == ids
+    assert len(slots) - len(ids) < 16
+    assert all(each == blocks[-1][0] for each in slots[len(ids) :])
 
 
 def test_clusters_that_are_not_named_have_their_whole_share() -> None:
