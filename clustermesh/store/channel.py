@@ -41,11 +41,11 @@ class Failed(Exception):
 
 
 class Call:
-    """For one reader, who is the one writer too. To be cancelled, unless it has ended."""
+    """For one reader, who is the one writer too. To be cancelled in the end."""
 
     def __init__(self, channel: Channel, exchange: Exchange) -> None:
         self._channel, self.exchange = channel, exchange
-        self._messages = deque[bytes]()
+        self._messages = deque[bytes | bytearray]()
         self._ended: Outcome | None = None
         self._waiter: asyncio.Future[None] | None = None
 
@@ -60,7 +60,7 @@ class Call:
             self._channel.writers.append(self)
             await self._wait()
 
-    async def read(self) -> bytes:
+    async def read(self) -> bytes | bytearray:
         """The next message. Raises Failed, also with Code.OK where the last one was read."""
         while not self._messages:
             if self._ended is not None:
@@ -70,21 +70,24 @@ class Call:
         self._channel.taken(self, message)
         return message
 
-    async def answer(self) -> bytes:
+    async def answer(self) -> bytes | bytearray:
         """The one message that is the answer. Raises Failed."""
         while self._ended is None:
             await self._wait()
-        if self._ended.code is not Code.OK or not self._messages:
+        if self._ended.code is not Code.OK:
             raise Failed(self._ended)
+        if not self._messages:
+            raise Failed(Outcome(Code.INTERNAL, "it answered nothing"))
         return self._messages.popleft()
 
     def cancel(self, code: Code = Code.CANCELLED, details: str = "cancelled") -> None:
-        """It is over, and has ended so."""
-        if self._ended is None:
+        """Nobody reads it any more; where it had not ended, it has now, and so."""
+        if self._ended is None or self.exchange.lent:
             self._channel.drop(self)
+        if self._ended is None:
             self.end(Outcome(code, details))
 
-    def hear(self, message: bytes) -> None:
+    def hear(self, message: bytes | bytearray) -> None:
         self._messages.append(message)
         self.wake()
 
@@ -138,7 +141,7 @@ class Channel(asyncio.BufferedProtocol):
         if self._broken is not None:
             raise Failed(self._broken)
 
-    async def unary(self, path: str, request: bytes, patience: float, metadata: Metadata) -> bytes:
+    async def unary(self, path: str, request: bytes, patience: float, metadata: Metadata) -> bytes | bytearray:
         """The answer to one request. Raises Failed."""
         try:
             async with asyncio.timeout(patience):
@@ -169,14 +172,14 @@ class Channel(asyncio.BufferedProtocol):
         self._http2.send(call.exchange, message, last=last)
         self._flush()
 
-    def taken(self, call: Call, message: bytes) -> None:
+    def taken(self, call: Call, message: bytes | bytearray) -> None:
         self._http2.taken(call.exchange, message)
         self._flush()
 
     def drop(self, call: Call) -> None:
-        if self._calls.pop(call.exchange, None) is not None:
-            self._http2.cancel(call.exchange)
-            self._flush()
+        self._calls.pop(call.exchange, None)
+        self._http2.cancel(call.exchange)
+        self._flush()
 
     def _late(self, patience: float) -> Outcome:
         connected = self._ready.done()

@@ -8,8 +8,12 @@ The rules:
 2. What the server may not send (frames too large, beyond a window, in the middle of a header block) breaks the
    connection: Broken.
 3. Each exchange has a window of WINDOW bytes. What was read of it, or is part of a message that is not whole yet, is
-   given back; what nobody reads is not. So a reader who is slow holds that much, and one message.
-4. The window of the whole connection is given back as it is used: no exchange waits for another one's reader.
+   given back; what nobody reads is not.
+4. A large message gets a window of its own, of its size, once it has begun. These are lent out of MOST_LENT for all
+   exchanges together, until the message was read or its exchange given up; who finds nothing left waits, and so does
+   who has not read the large message before. So what nobody reads is bounded, whatever a server sends, and one that
+   is only fast loses nothing. The rest never waits for another one's reader: the connection's window is given back as
+   it is used.
 5. A server that says much and tells nothing (no message, no end of an exchange) is Broken, too: hearing it costs.
 6. After GOAWAY, and when the numbers of streams end, nothing new is opened (`usable`).
 """
@@ -28,12 +32,13 @@ from clustermesh.store.frames import Broken
 from clustermesh.store.status import Code, of_grpc, of_http, of_reset
 
 MAX_MESSAGE: Final = 16 << 20
-MOST_PARTS: Final = 4 * MAX_MESSAGE  # of the large messages of all exchanges together, as long as they are not whole
 WINDOW: Final = 1 << 20
+LARGE: Final = WINDOW // 2  # bytes of a message
+MOST_LENT: Final = 3 * MAX_MESSAGE
 _INDEXED: Final = 0x80  # a field begins so whose name and value are in the table (RFC 7541, 6.1)
 _MOST_MEANT: Final = 64
 _LAST: Final = 1 << 30  # no stream is opened after it: some days of a thousand calls a second
-_WHOLE_WINDOW: Final = 1 << 30
+_WHOLE_WINDOW: Final = 1 << 26
 _MOST_IDLE: Final = 10_000  # frames that tell nothing, between two that do; etcd sends a few for each message
 _LITTLE: Final = 64  # bytes: as much of what is no message counts as a frame of its own; so does a smaller part of one
 _MOST_SAID: Final = 200  # characters of what a server says of an error
@@ -45,12 +50,13 @@ Headers: TypeAlias = dict[bytes, bytes]
 class Exchange:
     """One request and what answers it."""
 
-    __slots__ = ("block", "closing", "held", "id", "incoming", "outgoing", "used", "window")
+    __slots__ = ("begun", "block", "closing", "held", "id", "incoming", "lent", "outgoing", "used", "window")
 
     def __init__(self, block: bytes) -> None:
         self.block, self.id = block, 0  # 0 until it is opened
         self.outgoing, self.closing = bytearray(), False
         self.incoming, self.used, self.held = bytearray(), 0, 0  # bytes since the last credit; those not read yet
+        self.begun = self.lent = 0  # bytes of a large message that is not whole yet; of one that room was lent to
         self.window = 0
 
     @property
@@ -62,7 +68,7 @@ class Message(NamedTuple):
     """One came, whole."""
 
     exchange: Exchange
-    data: bytes
+    data: bytes | bytearray
 
 
 class Ended(NamedTuple):
@@ -91,8 +97,10 @@ class Http2:
         self._most, self._initial, self._window = frames.MOST, 65_535, 65_535  # as the server says
         self._open: dict[int, Exchange] = {}
         self._waiting = deque[Exchange]()
+        self._lent, self._borrowers = 0, dict[Exchange, None]()  # these wait, in this order
         self._rest = b""
         self._used = self._idle = 0
+        self._late = 0  # bytes that may still come for exchanges that we have ended
         self._decoder, self._meant = Decoder(), dict[bytes, Headers]()
         self._block: tuple[int, int, bytes] | None = None  # a header block under way: stream, flags, what there is
 
@@ -124,14 +132,20 @@ class Http2:
         exchange.closing = last
         self._pump(exchange)
 
-    def taken(self, exchange: Exchange, message: bytes) -> None:
+    def taken(self, exchange: Exchange, message: bytes | bytearray) -> None:
         """Somebody has read it."""
-        exchange.held -= len(message) + frames.PREFIX.size
-        self._credit(exchange)
+        size = len(message) + frames.PREFIX.size
+        if size == exchange.lent:
+            self._give_back(exchange)
+        else:
+            exchange.held -= size
+            self._credit(exchange)
 
     def cancel(self, exchange: Exchange) -> None:
+        """Nobody reads any more of it."""
+        self._give_back(exchange)
         if exchange.id in self._open:
-            self._out.append(frames.frame(frames.RESET, 0, exchange.id, frames.WORD.pack(frames.CANCEL)))
+            self._reset(exchange)
             self._close(exchange)
         elif exchange in self._waiting:
             self._waiting.remove(exchange)
@@ -160,15 +174,41 @@ class Http2:
             self._out.append(frames.frame(frames.DATA, frames.END_STREAM if last else 0, exchange.id, part))
 
     def _credit(self, exchange: Exchange) -> None:
-        if exchange.used - exchange.held >= WINDOW // 2 and exchange.id in self._open:
-            self._out.append(
-                frames.frame(frames.WINDOW_UPDATE, 0, exchange.id, frames.WORD.pack(exchange.used - exchange.held))
-            )
-            exchange.used = exchange.held
+        free = exchange.used - exchange.held
+        if free >= WINDOW // 2 and exchange.id in self._open and exchange not in self._borrowers:
+            self._allow(exchange, free)
+
+    def _allow(self, exchange: Exchange, more: int) -> None:
+        self._out.append(frames.frame(frames.WINDOW_UPDATE, 0, exchange.id, frames.WORD.pack(more)))
+        exchange.used -= more
+
+    def _lend(self) -> None:
+        """To those who wait, as long as there is something left."""
+        for exchange in list(self._borrowers):
+            if exchange.lent:
+                continue
+            if self._lent + exchange.begun > MOST_LENT:
+                return
+            del self._borrowers[exchange]
+            exchange.lent = exchange.begun
+            self._lent += exchange.lent
+            self._allow(exchange, exchange.lent)
+
+    def _give_back(self, exchange: Exchange) -> None:
+        if exchange.lent:
+            self._lent -= exchange.lent
+            exchange.lent = 0
+            self._lend()
+
+    def _reset(self, exchange: Exchange) -> None:
+        self._late += WINDOW - exchange.used  # the server may have sent so much before it hears of it
+        self._out.append(frames.frame(frames.RESET, 0, exchange.id, frames.WORD.pack(frames.CANCEL)))
 
     def _close(self, exchange: Exchange) -> None:
         del self._open[exchange.id]
         exchange.outgoing.clear()
+        exchange.incoming.clear()
+        self._borrowers.pop(exchange, None)
         self._admit()
 
     # -- hearing -------------------------------------------------------------------------------------------------------
@@ -215,23 +255,23 @@ class Http2:
         if self._used >= _WHOLE_WINDOW // 2:
             self._out.append(frames.frame(frames.WINDOW_UPDATE, 0, 0, frames.WORD.pack(self._used)))
             self._used = 0
-        exchange = self._open.get(stream)
+        if (exchange := self._open.get(stream)) is None:
+            self._late -= len(payload)
+        else:
+            exchange.used += len(payload)
+        if self._late < 0 or (exchange is not None and exchange.used > WINDOW):
+            raise Broken("more was sent than there was room for")
         if exchange is None:
             return
-        exchange.used += len(payload)
-        if exchange.used > WINDOW:
-            raise Broken("more was sent than there was room for")
         exchange.incoming += frames.without_padding(flags, payload)
         self._cut(exchange, events)
-        self._bound(exchange, events)
         if exchange.id in self._open and flags & frames.END_STREAM:
             self._end(exchange, Code.UNKNOWN, "it ended without a status", events)
         self._credit(exchange)
 
     def _cut(self, exchange: Exchange, events: list[Event]) -> None:
         """Messages out of what there is."""
-        incoming = exchange.incoming
-        while len(incoming) >= frames.PREFIX.size:
+        while len(incoming := exchange.incoming) >= frames.PREFIX.size:
             compressed, size = frames.PREFIX.unpack_from(incoming)
             if compressed or size > MAX_MESSAGE:
                 exchange.closing = False  # it is not done
@@ -239,19 +279,19 @@ class Http2:
                 self._end(exchange, Code.INTERNAL if compressed else Code.RESOURCE_EXHAUSTED, why, events)
                 return
             if len(incoming) < (end := frames.PREFIX.size + size):
+                self._begin(exchange, end)
                 return
-            with memoryview(incoming) as whole:
-                events.append(Message(exchange, bytes(whole[frames.PREFIX.size : end])))
-            del incoming[:end]
-            exchange.held += end
+            events.append(Message(exchange, _split(exchange, end)))
+            if not exchange.begun or exchange in self._borrowers:
+                exchange.held += end
+                self._borrowers.pop(exchange, None)
+            exchange.begun = 0
 
-    def _bound(self, exchange: Exchange, events: list[Event]) -> None:
-        if len(exchange.incoming) <= WINDOW or exchange.id not in self._open:
-            return
-        if (size := sum(len(each.incoming) for each in self._open.values())) > MOST_PARTS:
-            exchange.closing = False  # it is not done
-            why = f"Received message larger than max ({size} bytes, with those of other calls)"
-            self._end(exchange, Code.RESOURCE_EXHAUSTED, why, events)
+    def _begin(self, exchange: Exchange, size: int) -> None:
+        if size > LARGE and not exchange.begun:
+            exchange.begun = size
+            self._borrowers[exchange] = None
+            self._lend()
 
     def _hear_headers(self, flags: int, stream: int, payload: bytes, events: list[Event]) -> None:
         block = frames.without_padding(flags, payload)
@@ -288,8 +328,11 @@ class Http2:
     def _take_headers(self, exchange: Exchange, headers: Headers, ending: bool, events: list[Event]) -> None:
         status = headers.get(b":status", b"200")
         if b"grpc-status" in headers:
+            code = of_grpc(headers[b"grpc-status"])
             details = unquote(headers.get(b"grpc-message", b"").decode("latin-1"))[:_MOST_SAID]
-            self._end(exchange, of_grpc(headers[b"grpc-status"]), details, events)
+            if code is Code.OK and exchange.incoming:
+                code, details = Code.INTERNAL, "it ended in the middle of a message"
+            self._end(exchange, code, details, events)
         elif status != b"200" and not status.startswith(b"1"):
             self._end(exchange, of_http(status), f"HTTP {status.decode('latin-1')}", events)
         elif ending:
@@ -298,7 +341,7 @@ class Http2:
     def _end(self, exchange: Exchange, code: Code, details: str, events: list[Event]) -> None:
         """Where one side was not done, the server is told that both are."""
         if not exchange.closing or exchange.outgoing:
-            self._out.append(frames.frame(frames.RESET, 0, exchange.id, frames.WORD.pack(frames.CANCEL)))
+            self._reset(exchange)
         self._close(exchange)
         events.append(Ended(exchange, code, details))
 
@@ -337,11 +380,13 @@ class Http2:
     def _hear_go_away(self, _flags: int, _stream: int, payload: bytes, events: list[Event]) -> None:
         self._going_away = True
         last, why = frames.word(payload) & frames.MOST, payload[8:200].decode("latin-1")
-        gone = [each for number, each in self._open.items() if number > last]
-        for each in [*gone, *self._waiting]:
-            self._open.pop(each.id, None)
-            events.append(Ended(each, Code.UNAVAILABLE, f"the server takes no more calls: {why or 'it ends'}"))
+        waiting = list(self._waiting)
         self._waiting.clear()
+        for each in [each for number, each in self._open.items() if number > last]:
+            self._close(each)
+            waiting.append(each)
+        for each in waiting:
+            events.append(Ended(each, Code.UNAVAILABLE, f"the server takes no more calls: {why or 'it ends'}"))
 
     def _hear_window(self, _flags: int, stream: int, payload: bytes, _events: list[Event]) -> None:
         more = frames.word(payload) & frames.MOST
@@ -355,6 +400,19 @@ class Http2:
 
     def _hear_push(self, _flags: int, _stream: int, _payload: bytes, _events: list[Event]) -> None:
         raise Broken("a push that nobody asked for")
+
+
+def _split(exchange: Exchange, end: int) -> bytes | bytearray:
+    """The message that ends there; a large one is not copied."""
+    incoming = exchange.incoming
+    if len(incoming) == end > LARGE:
+        exchange.incoming = bytearray()
+        del incoming[: frames.PREFIX.size]
+        return incoming
+    with memoryview(incoming) as whole:
+        message = bytes(whole[frames.PREFIX.size : end])
+    del incoming[:end]
+    return message
 
 
 _OF_STREAMS: Final = frozenset((frames.DATA, frames.HEADERS, frames.RESET, frames.CONTINUATION))

@@ -18,7 +18,7 @@ class Method(NamedTuple):
     response: Any
 
 
-def decode(method: Method, data: bytes) -> Any:
+def decode(method: Method, data: bytes | bytearray) -> Any:
     """The response of `method`. Raises Unavailable for what is none."""
     try:
         return method.response.FromString(data)

@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from functools import partial
 from struct import Struct
 
 import pytest
@@ -33,6 +34,7 @@ class Server(asyncio.Protocol):
     def __init__(self, all_of_them: list[Server]) -> None:
         self._h2 = H2Connection(H2Configuration(client_side=False))
         self.asked, self.pinged = 0, False
+        self.given_up: list[int] = []
         all_of_them.append(self)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -44,6 +46,8 @@ class Server(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         for event in self._h2.receive_data(data):
             self.pinged |= isinstance(event, events.PingReceived)
+            if isinstance(event, events.StreamReset):
+                self.given_up.append(event.stream_id)
             if isinstance(event, events.StreamEnded):
                 self.asked += 1
                 if not self.silent:
@@ -54,6 +58,26 @@ class Server(asyncio.Protocol):
         self._h2.send_headers(stream, [(":status", "200"), ("content-type", "application/grpc")])
         self._h2.send_data(stream, PREFIX.pack(0, len(ANSWER)) + ANSWER)
         self._h2.send_headers(stream, [("grpc-status", "0")], end_stream=True)
+
+    def end(self, stream: int) -> None:
+        self._h2.send_headers(stream, [(":status", "200"), ("content-type", "application/grpc")])
+        self._h2.send_headers(stream, [("grpc-status", "0")], end_stream=True)
+
+    def begin_answer(self, stream: int, size: int) -> None:
+        self._h2.send_headers(stream, [(":status", "200"), ("content-type", "application/grpc")])
+        self._h2.send_data(stream, PREFIX.pack(0, size))
+        self.flush()
+
+    def go_on(self, stream: int, size: int, *, ends: bool) -> None:
+        """There is room for it, if not at once."""
+        while size and (room := min(size, 1 << 14, self._h2.local_flow_control_window(stream))):
+            self._h2.send_data(stream, bytes(room))
+            size -= room
+        if ends and not size:
+            self._h2.send_headers(stream, [("grpc-status", "0")], end_stream=True)
+        self.flush()
+        if size:
+            asyncio.get_running_loop().call_later(0.001, partial(self.go_on, stream, size, ends=ends))
 
     def limit(self, calls: int) -> None:
         self._h2.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: calls})
@@ -235,8 +259,65 @@ async def test_a_call_that_is_cancelled_leaves_the_connection_to_the_others(monk
         await asyncio.wait([asking])
         monkeypatch.setattr(Server, "silent", False)
         assert await client.count(b"") == 3
+        assert served[0].given_up == [1]
     assert asking.cancelled()
     assert len(served) == 1
+
+
+@pytest.mark.parametrize("stage", ["begun", "whole", "ended"])
+async def test_a_call_that_is_given_up_gives_back_the_room_that_its_answer_had(monkeypatch, stage: str) -> None:
+    async with serving() as (client, served):
+        monkeypatch.setattr(Server, "silent", True)
+        asking = asyncio.create_task(client.count(b""))
+        await until_asked(served)
+        http2 = client._dialer._current.channel._http2
+        served[0].begin_answer(1, 1 << 20)
+        while not http2._lent:
+            await asyncio.sleep(0)
+        if stage != "begun":
+            served[0].go_on(1, 1 << 20, ends=stage == "ended")
+            while http2.busy and http2._open[1].begun:
+                await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.wait([asking])
+        assert http2._lent == 0
+
+
+async def test_no_answer_is_none_whatever_its_status(monkeypatch) -> None:
+    monkeypatch.setattr(Server, "answer", Server.end)
+    async with serving() as (client, _):
+        with pytest.raises(Unavailable, match="it answered nothing"):
+            await client.count(b"")
+
+
+async def test_who_does_not_read_what_we_say_is_not_heard_either() -> None:
+    """Else each of its pings would be an answer that waits here."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"\0\0\x06\4\0\0\0\0\0" + b"\0\4\x7f\xff\xff\xff" + b"\0\0\4\x08\0\0\0\0\0\x7f\0\0\0")
+        await reads.wait()
+        with suppress(ConnectionResetError):
+            while await reader.read(1 << 20):
+                pass
+        writer.transport.abort()
+        over.set()
+
+    reads, over = asyncio.Event(), asyncio.Event()
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+    where = parse(f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}")
+    async with listening:
+        channel = Channel(where, where.host, None)
+        call = await channel.stream("/x", (), 5.0)
+        call.send(bytes(32 << 20))
+        while channel._http2._open[1].outgoing:
+            await asyncio.sleep(0)
+        assert not channel._transport.is_reading()
+        reads.set()
+        while not channel._transport.is_reading():
+            await asyncio.sleep(0)
+        await channel.close()
+        await over.wait()
+        await asyncio.sleep(0)
 
 
 async def test_the_others_have_their_turn_however_much_a_server_says() -> None:

@@ -184,19 +184,13 @@ def test_a_message_that_is_larger_than_may_be_ends_its_call_before_it_is_there()
     assert not client.busy
 
 
-def test_the_parts_of_large_messages_are_bounded_together() -> None:
+def test_half_a_message_is_no_answer_whatever_its_status() -> None:
     client = greeted()
-    exchanges = [client.open(BLOCK) for _ in range(6)]
-    ended: list[Event] = []
-    for exchange in exchanges:
-        ended += client.receive(frame(0, 0, exchange.id, struct.pack(">BI", 0, MAX_MESSAGE)))
-        for _ in range(MAX_MESSAGE // (1 << 14) - 1):
-            ended += client.receive(frame(0, 0, exchange.id, bytes(1 << 14)))
-            client.take()
-    assert [(event.exchange, event.code) for event in ended if isinstance(event, Ended)] == [
-        (each, Code.RESOURCE_EXHAUSTED) for each in exchanges[4:]
+    exchange = client.open(BLOCK)
+    client.receive(frame(0, 0, exchange.id, prefixed(b"abc")[:-1]))
+    assert client.receive(frame(1, 0x5, exchange.id, b"\0\x0bgrpc-status\x010")) == [
+        Ended(exchange, Code.INTERNAL, "it ended in the middle of a message")
     ]
-    assert client.receive(frame(0, 0, exchanges[0].id, bytes(1 << 14))) == [Message(exchanges[0], bytes(MAX_MESSAGE))]
 
 
 def test_after_going_away_what_the_server_did_not_take_fails_and_the_rest_goes_on() -> None:

@@ -1,0 +1,185 @@
+"""What is held of what a server sends: bounded by windows, in which all of it arrives once it is read."""
+
+from __future__ import annotations
+
+import random
+import struct
+from collections.abc import Iterator
+
+import pytest
+
+from clustermesh.store.frames import Broken
+from clustermesh.store.http2 import LARGE, MAX_MESSAGE, MOST_LENT, WINDOW, Exchange, Http2, Message
+
+FRAME = 1 << 14
+RESET = 3
+WINDOW_UPDATE = 8
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
+
+
+def prefixed(message: bytes) -> bytes:
+    return struct.pack(">BI", 0, len(message)) + message
+
+
+def said(client: Http2) -> Iterator[tuple[int, int, bytes]]:
+    """The frames that it wants to say now: kind, stream, payload."""
+    data = client.take().removeprefix(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+    while data:
+        size = int.from_bytes(data[:3])
+        yield data[3], int.from_bytes(data[5:9]), data[9 : 9 + size]
+        data = data[9 + size :]
+
+
+class Sender:
+    """A server that sends as much as the windows let it, and no more."""
+
+    def __init__(self) -> None:
+        self.client = Http2()
+        self.client.receive(frame(4, 0, 0))
+        self._windows, self._whole = dict[int, int](), 65_535
+        self._rest = dict[Exchange, bytearray]()
+        self.unread = dict[Exchange, list[bytes]]()
+
+    def open(self, *messages: bytes) -> Exchange:
+        exchange = self.client.open(b"\x83")
+        self._windows[exchange.id] = WINDOW
+        self._rest[exchange], self.unread[exchange] = bytearray(b"".join(map(prefixed, messages))), []
+        return exchange
+
+    def send(self) -> None:
+        """All that there is room for, each exchange in turn."""
+        while sum(self._send_frame(*each) for each in self._rest.items()):
+            pass
+
+    def _send_frame(self, exchange: Exchange, rest: bytearray) -> bool:
+        for kind, stream, payload in said(self.client):
+            if kind == WINDOW_UPDATE and stream:
+                self._windows[stream] += int.from_bytes(payload)
+            elif kind == WINDOW_UPDATE:
+                self._whole += int.from_bytes(payload)
+        size = min(FRAME, self._windows[exchange.id], self._whole, len(rest))
+        part = bytes(rest[:size])
+        del rest[:size]
+        self._windows[exchange.id] -= size
+        self._whole -= size
+        for event in self.client.receive(frame(0, 0, exchange.id, part)) if size else ():
+            assert isinstance(event, Message)
+            self.unread[event.exchange].append(bytes(event.data))
+        return size > 0
+
+    def read(self, exchange: Exchange) -> bytes:
+        message = self.unread[exchange].pop(0)
+        self.client.taken(exchange, message)
+        return message
+
+    @property
+    def held(self) -> int:
+        return sum(sum(map(len, waiting)) + len(each.incoming) for each, waiting in self.unread.items())
+
+    @property
+    def is_done(self) -> bool:
+        return not any(self._rest.values())
+
+
+def test_what_nobody_reads_is_bounded_for_all_together() -> None:
+    sender = Sender()
+    exchanges = [sender.open(bytes(MAX_MESSAGE - 5), bytes(MAX_MESSAGE - 5)) for _ in range(6)]
+    sender.send()
+    assert MOST_LENT <= sender.held <= MOST_LENT + len(exchanges) * (WINDOW + LARGE)
+    assert sum(len(each) for each in sender.unread.values()) == 3
+
+
+def test_who_finds_no_room_has_it_once_another_one_has_read() -> None:
+    sender = Sender()
+    exchanges = [sender.open(bytes(MAX_MESSAGE - 5), b"next") for _ in range(6)]
+    sender.send()
+    for exchange in exchanges:
+        sender.read(exchange)
+        sender.send()
+    assert [sender.unread[exchange] for exchange in exchanges] == [[b"next"]] * 6
+
+
+def test_who_is_given_up_gives_back_what_was_lent_to_it() -> None:
+    sender = Sender()
+    *first, last = [sender.open(bytes(MAX_MESSAGE - 5)) for _ in range(4)]
+    sender.send()
+    assert not sender.unread[last]
+    sender.client.cancel(first[0])
+    sender.send()
+    assert sender.unread[last]
+
+
+def test_who_is_given_up_waits_for_no_room() -> None:
+    sender = Sender()
+    exchanges = [sender.open(bytes(MAX_MESSAGE - 5)) for _ in range(5)]
+    sender.send()
+    for exchange in reversed(exchanges):
+        sender.client.cancel(exchange)
+    assert (sender.client._lent, sender.client._borrowers) == (0, {})
+
+
+def test_a_small_answer_needs_no_room_that_others_have() -> None:
+    sender = Sender()
+    for _ in range(6):
+        sender.open(bytes(MAX_MESSAGE - 5), bytes(MAX_MESSAGE - 5))
+    sender.send()
+    small = sender.open(bytes(LARGE - 5))
+    sender.send()
+    assert sender.unread[small]
+
+
+def test_what_came_whole_before_there_was_room_asks_for_none() -> None:
+    sender = Sender()
+    for _ in range(3):
+        sender.open(bytes(MAX_MESSAGE - 5))
+    fits = sender.open(bytes(LARGE))
+    sender.send()
+    assert sender.unread[fits]
+    assert (sender.client._lent, sender.client._borrowers) == (MOST_LENT, {})
+
+
+def test_who_does_not_read_a_large_message_has_room_for_no_other() -> None:
+    sender = Sender()
+    one = sender.open(bytes(4 * WINDOW), bytes(4 * WINDOW), b"end")
+    sender.send()
+    assert len(sender.unread[one]) == 1
+    assert len(one.incoming) <= WINDOW
+    sender.read(one)
+    sender.send()
+    assert len(sender.unread[one]) == 2
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_all_that_is_sent_arrives_as_it_is_read_and_no_room_is_lost(seed: int) -> None:
+    rng, sender, most = random.Random(seed), Sender(), 0
+    sizes = (0, 1, 100, FRAME, LARGE - 5, LARGE - 4, WINDOW - 5, WINDOW, 3 * WINDOW, MAX_MESSAGE)
+    wanted = {}
+    for _ in range(6):
+        messages = [rng.randbytes(1) * rng.choice(sizes) for _ in range(4)]
+        wanted[sender.open(*messages)] = messages
+    got: dict[Exchange, list[bytes]] = {exchange: [] for exchange in wanted}
+    while not sender.is_done or any(sender.unread.values()):
+        sender.send()
+        most = max(most, sender.held)
+        exchange = rng.choice([each for each, messages in sender.unread.items() if messages])
+        got[exchange].append(sender.read(exchange))
+    assert got == wanted
+    assert most <= MOST_LENT + 6 * (WINDOW + LARGE)
+    assert (sender.client._lent, sender.client._borrowers) == (0, {})
+
+
+def test_what_comes_for_a_call_that_was_given_up_is_heard_no_longer_than_its_window() -> None:
+    sender = Sender()
+    exchange = sender.open()
+    client = sender.client
+    list(said(client))
+    client.receive(frame(0, 0, exchange.id, bytes(FRAME)))
+    client.cancel(exchange)
+    assert list(said(client)) == [(RESET, exchange.id, struct.pack(">I", 8))]
+    for _ in range(WINDOW // FRAME - 1):
+        assert client.receive(frame(0, 0, exchange.id, bytes(FRAME))) == []
+    with pytest.raises(Broken, match="than there was room for"):
+        client.receive(frame(0, 0, exchange.id, bytes(FRAME)))
