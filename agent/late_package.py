@@ -5,17 +5,23 @@ from __future__ import annotations
 import importlib
 import sys
 from importlib.util import find_spec, module_from_spec
+from threading import RLock
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
+
+_RUNNING: Final = RLock()  # whoever asks while another thread runs an `__init__` waits until all is there
 
 
 class _Package(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if find_spec(f"{self.__name__}.{name}") is not None:
             return importlib.import_module(f"{self.__name__}.{name}")
-        self.__class__ = ModuleType  # type: ignore[assignment]  # from now on what is not there is not there
-        self.__spec__.loader.exec_module(self)  # type: ignore[union-attr]
-        return getattr(self, name)
+        with _RUNNING:
+            if "__begun__" not in vars(self):  # it may ask itself for what is not there yet
+                self.__begun__ = True
+                self.__spec__.loader.exec_module(self)  # type: ignore[union-attr]
+                self.__class__ = ModuleType  # type: ignore[assignment]  # what is not there now is not there
+        return ModuleType.__getattribute__(self, name)
 
 
 def defer(name: str) -> None:
