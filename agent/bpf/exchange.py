@@ -13,8 +13,18 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from agent.bpf.hooks import SOCKET_PROGRAMS, Program
-from agent.bpf.links import LinkState, Outcome, Point, attach_beside, attach_link, detach_link, pin_name, take_place
+from agent.bpf.hooks import PROGRAMS, SOCKET_PROGRAMS, Program
+from agent.bpf.links import (
+    LinkState,
+    Outcome,
+    Point,
+    attach_beside,
+    attach_link,
+    detach_link,
+    pin_name,
+    pinned_by,
+    take_place,
+)
 
 LATE = "late"
 """What pins of a downgrade begin with: readers of ours, left beside those of the version before."""
@@ -54,7 +64,8 @@ def exchange(
         return states
 
 
-def remove_late(pins: Path) -> None:
-    """Take away the readers that a downgrade left; the programs that run now have their entries."""
-    for pin in [each for each in pins.iterdir() if each.name.startswith(f"{LATE}_")]:
+def remove_surplus(pins: Path) -> None:
+    """Take away what this version has no program for: what a version with more of them attached to sockets and devices,
+    and the readers that a downgrade left; the programs that run now have their entries."""
+    for pin in [each for each in pins.iterdir() if not any(pinned_by(each.name, program) for program in PROGRAMS)]:
         detach_link(pin)

@@ -9,6 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from agent.bpf.hooks import Kind, Program
 from agent.bpf.programs import ProgramInfo, link_info, program_info, program_of_id
 from agent.bpf.syscalls import AttachType, link_create, link_detach, link_update, object_get, object_pin
 
@@ -59,6 +60,13 @@ _ESCAPED: Final = str.maketrans({"%": "%25", ".": "%2e"})
 def pin_name(*parts: str) -> str:
     """A name the bpf filesystem takes: it knows no dots, which a device's name (eth0.100) may have."""
     return "_".join(parts).translate(_ESCAPED)
+
+
+def pinned_by(name: str, program: Program) -> bool:
+    """Whether a pin of this name is one of `program`'s: its name alone, or with the device's after it."""
+    if program.kind is Kind.SOCKETS:
+        return name == program.name
+    return name.startswith(f"{program.name}_")
 
 
 def is_same_program(running: int, program: int, shared_maps: frozenset[int]) -> bool:

@@ -23,7 +23,7 @@ from typing import Final, Self
 
 from agent.bpf import clsact, probe
 from agent.bpf.bpffs import is_bpffs
-from agent.bpf.exchange import exchange, remove_late
+from agent.bpf.exchange import exchange, remove_surplus
 from agent.bpf.hooks import PROGRAMS, Program
 from agent.bpf.layouts import LAYOUT_VERSION, Reason
 from agent.bpf.libbpf import Object
@@ -156,7 +156,7 @@ class Datapath:
             states = exchange(cgroup, links, self._programs, frozenset(self.map_ids.values()), carry)
             for name, state in states.items():
                 self.hooks[name] = Hook(name, str(cgroup), state.outcome, Mechanism.CGROUP, state.link_id)
-            remove_late(links)
+            remove_surplus(links)
             for folder in list(_other_versions(self.pin_dir)):
                 _remove_folder(folder)
         for old, _ in self._outgrown:

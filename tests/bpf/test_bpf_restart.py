@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -33,9 +33,10 @@ from agent.bpf.layouts import (
     pack,
     pack_cidr,
 )
-from agent.bpf.links import Mechanism, Outcome
+from agent.bpf.links import Mechanism, Outcome, Point, attach_beside
 from agent.bpf.loader import Datapath
-from agent.bpf.syscalls import NO_PREALLOC, MapType, map_create, map_update, object_pin
+from agent.bpf.programs import link_info
+from agent.bpf.syscalls import NO_PREALLOC, AttachType, MapType, map_create, map_update, object_pin
 from agent.domains.tables import open_map
 from agent.older import layout_v1
 from agent.outdated import Outdated
@@ -258,6 +259,29 @@ def test_a_cgroup_deleted_under_its_links_is_attached_to_again(cgroup: Path, bpf
         with _opened(bpf_object, pin_dir, inner) as datapath:
             assert _outcomes(datapath) == {Outcome.ATTACHED}
         inner.rmdir()
+
+
+def test_programs_that_only_another_version_has_are_taken_away(
+    node: Node, cgroup: Path, bpf_object: Path, pin_dir: Path
+) -> None:
+    with ExitStack() as closing, _opened(bpf_object, pin_dir, None) as newer:
+        opened = os.open(cgroup, os.O_RDONLY)
+        closing.callback(os.close, opened)
+        device = node.call(lambda: socket.if_nametoindex("lo"))
+        sockets = Point(opened, 0, AttachType.CGROUP_INET4_CONNECT)
+        packets = Point(device, device, AttachType.TCX_INGRESS)
+        surplus = {
+            "connect7": attach_beside(newer.program_fd("connect4"), sockets),
+            "service_ingress_lo": node.call(lambda: attach_beside(newer.program_fd("strict_ingress"), packets)),
+        }
+        for name, link in surplus.items():
+            closing.callback(os.close, link)
+            object_pin(link, pin_dir / "links" / name)
+        with _opened(bpf_object, pin_dir, None) as older:
+            node.call(lambda: older.attach("lo", UNDERLAY_PROGRAMS, Mechanism.TCX))
+            older.attach_sockets(cgroup)
+            assert {pin.name for pin in (pin_dir / "links").iterdir()} == older.hooks.keys()
+        assert [link_info(link).target for link in surplus.values()] == [0, 0]
 
 
 def test_removing_leaves_sockets_without_services_and_no_pin(
