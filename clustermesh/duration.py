@@ -9,6 +9,8 @@ from clustermesh.errors import Invalid
 
 SHORTEST_TTL: Final = 90.0
 """Seconds: an etcd that is well is asked for something twice a minute."""
+LONGEST: Final = 720 * 3600.0
+"""Seconds: whoever wants more has mistyped, and clocks, leases and sleeps end somewhere."""
 _UNITS: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 
@@ -17,7 +19,18 @@ def parse_duration(text: str, field: str) -> float:
     parts = re.findall(r"([0-9]+|[0-9]*\.[0-9]+)(ms|h|m|s)", text)
     if text != "0" and ("".join(map("".join, parts)) != text or not parts):
         raise Invalid(field, text, "must be a time like 15s, 10m or 1h30m")
-    return sum(float(number) * _UNITS[unit] for number, unit in parts)
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if seconds > LONGEST:
+        raise Invalid(field, text, f"must be at most {LONGEST / 3600:g}h")
+    return seconds
+
+
+def parse_ttl(text: str, field: str) -> float:
+    """For how long a lease outlives its holder: etcd counts in whole seconds."""
+    seconds = parse_duration(text, field)
+    if seconds < 1:
+        raise Invalid(field, text, f"must be from 1s to {LONGEST / 3600:g}h")
+    return seconds
 
 
 def parse_cache_ttl(text: str, field: str) -> float:

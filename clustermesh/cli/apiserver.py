@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,13 +22,12 @@ from clustermesh.cli.own_cluster import (
     settings_of,
     take_others,
 )
+from clustermesh.cli.values import AT_ONCE, RATE, Listener
 from clustermesh.standalone.context import load
 
 if TYPE_CHECKING:
     from clustermesh.apiserver.server import Timing
     from clustermesh.sources.source import Source
-
-_RATE: Final = click.FloatRange(0, min_open=True)
 
 
 def _show_role(command: click.Context, _option: click.Parameter, wanted: bool) -> None:
@@ -51,7 +50,12 @@ def _show_role(command: click.Context, _option: click.Parameter, wanted: bool) -
     help="Where the objects come from: the folder's manifests, or the Kubernetes API. "
     "[default: kubernetes with --cluster-name, else folder]",
 )
-@click.option("--http", metavar="HOST:PORT", help="Where to serve health and metrics. [default: 127.0.0.1:9880]")
+@click.option(
+    "--http",
+    type=Listener(),
+    metavar="HOST:PORT",
+    help="Where to serve health and metrics. [default: 127.0.0.1:9880]",
+)
 @click.option("--kubeconfig", "--k8s-kubeconfig-path", default="", metavar="FILE", help="How to reach the API.")
 @click.option("--kube-context", default="", metavar="NAME", help="The context in the kubeconfig.")
 @click.option(
@@ -95,23 +99,26 @@ def _show_role(command: click.Context, _option: click.Parameter, wanted: bool) -
     callback=_show_role,
     help="Print the ClusterRole that --source kubernetes needs, and end.",
 )
-@click.option(
-    "--etcd-max-inflight", type=click.IntRange(1), default=4, show_default=True, help="Transactions etcd has at once."
-)
-@click.option("--etcd-qps", type=_RATE, default=5000.0, show_default=True, help="Transactions a second.")
+@click.option("--etcd-max-inflight", type=AT_ONCE, default=4, show_default=True, help="Transactions etcd has at once.")
+@click.option("--etcd-qps", type=RATE, default=5000.0, show_default=True, help="Transactions a second.")
 @click.option(
     "--k8s-client-max-inflight",
-    type=click.IntRange(1),
+    type=AT_ONCE,
     default=16,
     show_default=True,
     help="Requests the API has at once, but for watches.",
 )
-@click.option("--k8s-client-qps", type=_RATE, default=500.0, show_default=True, help="Requests a second.")
+@click.option("--k8s-client-qps", type=RATE, default=500.0, show_default=True, help="Requests a second.")
 @click.option(
     "--mirror", is_flag=True, help="Mirror the connected clusters as well, instead of `clustermesh kvstoremesh`."
 )
 @mirrored_options
-@click.option("--mirror-http", metavar="HOST:PORT", help="Where to serve the mirror's. [default: 127.0.0.1:9881]")
+@click.option(
+    "--mirror-http",
+    type=Listener(),
+    metavar="HOST:PORT",
+    help="Where to serve the mirror's. [default: 127.0.0.1:9881]",
+)
 def apiserver(command: click.Context, context: Path, source: str | None, http: str | None, **flags: Any) -> None:
     """Publish the cluster's services, nodes, identities and endpoints into its own etcd, for its peers to read.
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from clustermesh.cli.own_cluster import Duration, take_others
+from clustermesh.cli.own_cluster import take_others
+from clustermesh.cli.values import Duration
 
 
 @click.command(

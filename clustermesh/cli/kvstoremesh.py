@@ -12,7 +12,6 @@ import click
 
 from clustermesh.cli import context_option
 from clustermesh.cli.own_cluster import (
-    Duration,
     go_switch,
     listen_at,
     mirrored,
@@ -21,13 +20,20 @@ from clustermesh.cli.own_cluster import (
     settings_of,
     take_others,
 )
+from clustermesh.cli.values import Duration, Listener
+from clustermesh.duration import parse_ttl
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 @click.pass_context
 @context_option
 @mirrored_options
-@click.option("--http", metavar="HOST:PORT", help="Where to serve health and metrics. [default: 127.0.0.1:9881]")
+@click.option(
+    "--http",
+    type=Listener(),
+    metavar="HOST:PORT",
+    help="Where to serve health and metrics. [default: 127.0.0.1:9881]",
+)
 @go_switch(
     "--enable-heartbeat",
     default=False,
@@ -49,7 +55,11 @@ from clustermesh.cli.own_cluster import (
     help="How long it waits for one that does not answer.",
 )
 @click.option(
-    "--kvstore-lease-ttl", type=Duration(), default="15m", show_default=True, help="How long copies outlive us."
+    "--kvstore-lease-ttl",
+    type=Duration(parse_ttl),
+    default="15m",
+    show_default=True,
+    help="How long copies outlive us.",
 )
 def command(command: click.Context, context: Path, http: str | None, enable_heartbeat: bool, **flags: Any) -> None:
     """Mirror every connected cluster into the own etcd, for the agents of this cluster to read there.
@@ -78,7 +88,7 @@ def command(command: click.Context, context: Path, http: str | None, enable_hear
     peers, access = mirrored(context, flags)
     timing = Timing(
         heartbeat=BEAT if enable_heartbeat else 0.0,
-        lease_ttl=max(int(flags["kvstore_lease_ttl"]), 1),
+        lease_ttl=int(flags["kvstore_lease_ttl"]),
         ready=flags["global_ready_timeout"],
         answered=flags["per_cluster_ready_timeout"],
         cache_ttl=flags["clustermesh_cache_ttl"],

@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 
 from clustermesh.agent_socket import DEFAULT_SOCKET, ask
+from clustermesh.cli.values import Number
 from clustermesh.errors import Refused, Unavailable, sentence
 from clustermesh.standalone.context import CLUSTER_FILE, Context, load
 
@@ -38,7 +39,7 @@ def timeout_option(what: str) -> Callable[[Any], Any]:
     """The option `--timeout SECONDS`; its help says `what` it bounds."""
     return click.option(
         "--timeout",
-        type=click.FloatRange(min=0.1, max=60),
+        type=Number(min=0.1, max=60),
         default=3.0,
         show_default=True,
         metavar="SECONDS",

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from clustermesh.cli.looking import peers_option
-from clustermesh.duration import parse_cache_ttl, parse_duration
+from clustermesh.cli.values import PORT, Duration, Listener
+from clustermesh.duration import parse_cache_ttl
 from clustermesh.errors import Invalid
 from clustermesh.logs import FORMATS
 from clustermesh.standalone.context import load
@@ -26,23 +27,6 @@ _OF_NO_MEANING: Final = frozenset({"--debug", "--controller-group-metrics"})
 """What that chart gives besides."""
 
 
-class Duration(click.ParamType[float]):
-    """Seconds, written as Go writes a time; `parse` raises Invalid."""
-
-    name = "DURATION"
-
-    def __init__(self, parse: Callable[[str, str], float] = parse_duration) -> None:
-        self._parse = parse
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        try:
-            return self._parse(str(value), self.name)
-        except Invalid as e:
-            self.fail(f"{value!r} {e.rule}", param, ctx)
-
-
 name_option: Final = click.option("--cluster-name", metavar="NAME", help="The cluster, where no folder describes it.")
 kvstore_option: Final = click.option(
     "--kvstore-opt",
@@ -55,8 +39,14 @@ _OPTIONS: Final = (
     click.option("--cluster-id", type=int, default=0, metavar="ID", help="Its number."),
     click.option("--max-connected-clusters", type=int, default=255, metavar="255|511", help="As in all of the mesh."),
     kvstore_option,
-    click.option("--health-port", type=int, metavar="PORT", help="As --http, on every address."),
-    click.option("--prometheus-serve-addr", default="", metavar="[HOST]:PORT", help="Where to serve metrics, too."),
+    click.option("--health-port", type=PORT, metavar="PORT", help="As --http, on every address."),
+    click.option(
+        "--prometheus-serve-addr",
+        type=Listener(),
+        default="",
+        metavar="[HOST]:PORT",
+        help="Where to serve metrics, too.",
+    ),
     click.option(
         "--log-format", type=click.Choice(FORMATS), default="text", show_default=True, help="How to log on stderr."
     ),

@@ -13,6 +13,7 @@ import click
 
 from clustermesh.cli import FAILED, context_option, output_option, printable
 from clustermesh.cli.progress import shown_progress
+from clustermesh.cli.values import Number
 from clustermesh.errors import Unavailable
 from clustermesh.standalone.context import Context, load
 
@@ -28,7 +29,7 @@ _SHOWN = 10  # nodes of one cluster, and errors, that are printed; JSON has all
 @click.option("--wait", is_flag=True, help="Wait until every node sees every connected cluster.")
 @click.option(
     "--wait-duration",
-    type=click.FloatRange(min=0),
+    type=Number(min=0, max=1_000_000),
     default=60.0,
     show_default=True,
     metavar="SECONDS",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clustermesh.duration import parse_cache_ttl, parse_duration
+from clustermesh.duration import parse_cache_ttl, parse_duration, parse_ttl
 from clustermesh.errors import Invalid
 
 
@@ -20,6 +20,20 @@ def test_durations_are_gos(text: str, seconds: float) -> None:
 def test_what_is_no_duration_is_said(text: str) -> None:
     with pytest.raises(Invalid, match="must be a time like 15s"):
         parse_duration(text, "field")
+
+
+@pytest.mark.parametrize("text", ["721h", "99999999h", "720h1ms", "9" * 400 + "ms", "9" * 5000 + "h"])
+def test_what_is_longer_than_a_month_is_a_mistake(text: str) -> None:
+    assert parse_duration("720h", "field") == 720 * 3600
+    with pytest.raises(Invalid, match="must be at most 720h"):
+        parse_duration(text, "field")
+
+
+def test_a_lease_lasts_a_second_at_least() -> None:
+    assert [parse_ttl(text, "field") for text in ("1s", "15m0s")] == [1, 900]
+    for text in ("0", "999ms"):
+        with pytest.raises(Invalid, match="must be from 1s to 720h"):
+            parse_ttl(text, "field")
 
 
 def test_services_are_withdrawn_never_or_after_longer_than_an_etcd_that_is_well_is_silent() -> None:

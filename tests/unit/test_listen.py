@@ -8,7 +8,9 @@ from clustermesh.errors import Invalid
 from clustermesh.listen import parse_address
 
 
-@pytest.mark.parametrize("address", ["9962", "", "host:", "host:x", "host:65536", "host:-1", "host:٣"])
+@pytest.mark.parametrize(
+    "address", ["9962", "", "host:", "host:x", "host:65536", "host:-1", "host:" + "9" * 5000, "host:٣"]
+)
 def test_an_address_is_a_host_and_a_port(address: str) -> None:
     with pytest.raises(Invalid, match="must be HOST:PORT"):
         parse_address(address)

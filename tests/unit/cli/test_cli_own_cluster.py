@@ -8,14 +8,8 @@ from typing import Any
 import click
 import pytest
 
-from clustermesh.cli.own_cluster import PEERS, USERS, Duration, listen_at, mirrored, settings_of, take_others
+from clustermesh.cli.own_cluster import PEERS, USERS, listen_at, mirrored, settings_of, take_others
 from clustermesh.errors import Invalid
-
-
-def test_what_is_no_duration_is_wrong_usage() -> None:
-    assert Duration().convert("1m30s", None, None) == 90
-    with pytest.raises(click.BadParameter, match=r"'15' must be a time like 15s"):
-        Duration().convert("15", None, None)
 
 
 def test_health_is_served_where_any_of_the_flags_says() -> None:

@@ -1,0 +1,65 @@
+"""What flags take: values that are read, and bounded, before anything is begun with them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Final
+
+import click
+
+from clustermesh.duration import parse_duration
+from clustermesh.errors import Invalid
+from clustermesh.listen import parse_address
+
+
+class Duration(click.ParamType[float]):
+    """Seconds, written as Go writes a time; `parse` raises Invalid."""
+
+    name = "DURATION"
+
+    def __init__(self, parse: Callable[[str, str], float] = parse_duration) -> None:
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        try:
+            return self._parse(str(value), self.name)
+        except Invalid as e:
+            self.fail(f"{_short(value)} {e.rule}", param, ctx)
+
+
+class Listener(click.ParamType[str]):
+    """HOST:PORT, left as it is written; "" for nowhere."""
+
+    name = "HOST:PORT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            if value:
+                parse_address(value)
+        except Invalid as e:
+            self.fail(f"{_short(value)} {e.rule}", param, ctx)
+        return str(value)
+
+
+class Number(click.FloatRange):
+    """A FloatRange that NaN, which is neither below nor above anything, is not in."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{_short(value)} is not in the range {self._describe_range()}.", param, ctx)
+        return number
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+PORT: Final = click.IntRange(1, 65535)
+RATE: Final = Number(0.1, 1_000_000)
+"""A second."""
+AT_ONCE: Final = click.IntRange(1, 1000)
