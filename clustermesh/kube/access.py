@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from msgspec import Struct
 
@@ -45,11 +46,11 @@ class Access:
 
     async def grant(self, refused: Grant | None = None) -> Grant:
         """The newest; one that the server `refused` is read again, once for all who hold it. Raises as `read` does,
-        and Unavailable for its OSError."""
+        Unavailable for its OSError, and Refused for what cannot be used."""
         async with self._lock:
             if self._grant is None or self._grant is refused or self._is_stale(self._grant):
                 try:
-                    self._grant = await self._read()
+                    self._grant = _checked(await self._read())
                 except OSError as e:  # no process can be started, or no file opened
                     raise Unavailable(f"credentials of the Kubernetes API: {e.strerror or e}") from e
                 self._marks = _marks(self._grant.files)
@@ -63,6 +64,28 @@ class Access:
     def _is_stale(self, grant: Grant) -> bool:
         expired = grant.expires and self._clock() > grant.expires - _EARLY
         return bool(expired) or self._marks != _marks(grant.files)
+
+
+def _checked(grant: Grant) -> Grant:
+    """What would otherwise be found out inside the library, with each request anew, and in its words."""
+    if not _is_url(grant.server):
+        raise Refused(
+            f"server of the Kubernetes API: {grant.server[:120]!r}: must be https://HOST or https://HOST:PORT"
+        )
+    if grant.proxy and not _is_url(grant.proxy):  # which may have a password
+        raise Refused("proxy of the Kubernetes API: must be http://HOST:PORT")
+    if not grant.header.isprintable():
+        raise Refused("token of the Kubernetes API: must be one line without control characters")
+    return grant
+
+
+def _is_url(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        _ = url.port, (url.hostname or "").encode("idna")
+    except ValueError:  # UnicodeError is one
+        return False
+    return url.scheme in ("http", "https") and bool(url.hostname) and " " not in text and text.isprintable()
 
 
 def tls_context(ca: str, cert: str = "", key: str = "", *, verify: bool = True) -> ssl.SSLContext:

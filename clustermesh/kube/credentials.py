@@ -7,6 +7,7 @@ imported in this short process only: it costs 35 MB, and an exec plugin that han
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -14,6 +15,9 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
+
+from clustermesh.errors import sentence
+from clustermesh.kube.kubeconfig import check_kubeconfig
 
 
 class Credentials(Struct, kw_only=True):
@@ -44,9 +48,12 @@ class _Said(logging.Handler):
 
 
 def read(kubeconfig: str, context: str) -> Credentials:
-    """Raises whatever the package raises."""
+    """Raises ClusterMeshError, and whatever the package raises."""
     from kubernetes.config.kube_config import KUBE_CONFIG_DEFAULT_LOCATION, KubeConfigMerger
 
+    for path in (kubeconfig or KUBE_CONFIG_DEFAULT_LOCATION).split(os.pathsep):
+        if path and Path(path).expanduser().exists():  # as kubectl does, the package leaves out what is not there
+            check_kubeconfig(Path(path).expanduser())
     said = _Said()
     logging.getLogger().addHandler(said)
     try:
@@ -122,7 +129,7 @@ def main(argv: list[str]) -> None:
     try:
         found = read(*argv)
     except Exception as e:
-        found = Credentials(error=str(e) or type(e).__name__)
+        found = Credentials(error=sentence(e))
     sys.stdout.buffer.write(msgspec.json.encode(found))
 
 

@@ -7,6 +7,9 @@ import errno
 import os
 import stat
 import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,16 +17,28 @@ from typing import Any
 import msgspec
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from pki import Authority
 
-from clustermesh.errors import ClusterMeshError, Refused, Unavailable
+from clustermesh.errors import ClusterMeshError, Invalid, Refused, Unavailable
 from clustermesh.kube import credentials
 from clustermesh.kube.access import Access, Grant, tls_context
 from clustermesh.kube.client import KubeClient
 from clustermesh.kube.config import find_access, from_kubeconfig, in_cluster
 from clustermesh.kube.credentials import read
+from clustermesh.kube.kubeconfig import MOST_BYTES, check_kubeconfig
 
 SERVER = "https://192.0.2.1:6443"
+
+
+_KEYS = st.sampled_from(
+    ["clusters", "users", "contexts", "current-context", "name", "cluster", "user", "token", "exec"]
+)
+
+
+def _nested(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.lists(inner, max_size=3) | st.dictionaries(_KEYS, inner, max_size=4)
 
 
 @pytest.fixture
@@ -140,6 +155,88 @@ def test_garbage_is_an_error(tmp_path: Path, text: str, capfdbinary: pytest.Capt
     (tmp_path / "config").write_text(text)
     credentials.main([str(tmp_path / "config"), ""])
     assert msgspec.json.decode(capfdbinary.readouterr().out)["error"]
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "says"),
+    [
+        ({"clusters": 5}, "clusters: 'int': must be a list"),
+        ({"clusters": [5]}, r"clusters\[0\]: 'int': must be a mapping"),
+        ({"clusters": [{"name": 5}]}, r"clusters\[0\].name: 'int': must be text"),
+        ({"clusters": [{"name": "c", "cluster": []}]}, r"clusters\[0\].cluster: 'list': must be a mapping"),
+        ({"clusters": [{"name": "c", "cluster": {"server": 5}}]}, "cluster.server: 'int': must be text"),
+        ({"users": {}}, "users: 'dict': must be a list"),
+        ({"users": [{"name": "u", "user": {"token": 5}}]}, "user.token: 'int': must be text"),
+        ({"users": [{"name": "u", "user": {"exec": "x"}}]}, "user.exec: 'str': must be a mapping"),
+        ({"contexts": "x"}, "contexts: 'str': must be a list"),
+        ({"current-context": ["first"]}, "current-context: 'list': must be text"),
+    ],
+)
+def test_a_kubeconfig_of_another_shape_names_file_and_field(tmp_path: Path, spoilt: dict[str, Any], says: str) -> None:
+    path = Path(kubeconfig(tmp_path / "config", {"token": "secret"}))
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | spoilt))
+    with pytest.raises(Invalid, match=f"{path}: .*{says}"):
+        read(str(path), "")
+
+
+@pytest.mark.parametrize("data", [b"", b"[a, b]", b"hello", b"5", b"\xff\xfe\x00", b"a: [b", b"[" * 5000, b"a: \x00"])
+def test_what_is_no_kubeconfig_is_said_in_one_line_with_its_name(
+    tmp_path: Path, data: bytes, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    path = tmp_path / "config"
+    path.write_bytes(data)
+    credentials.main([str(path), ""])
+    error = msgspec.json.decode(capfdbinary.readouterr().out)["error"]
+    assert error.startswith(f"{path}: ")
+    assert "must " in error
+    assert error.isprintable(), "a line of a log"
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_a_folder_or_a_pipe_in_a_kubeconfigs_place_is_said_at_once(tmp_path: Path, make: Callable[..., None]) -> None:
+    make(tmp_path / "config")
+    with pytest.raises((Invalid, Unavailable), match=r"config: .*(directory|must be a regular file)"):
+        read(str(tmp_path / "config"), "")
+
+
+def test_a_large_kubeconfig_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
+    path = Path(kubeconfig(tmp_path / "config", {"token": "secret"}))
+    path.write_bytes(path.read_bytes() + b"#" * MOST_BYTES)
+    with pytest.raises(Invalid, match="must be at most"):
+        read(str(path), "")
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), _nested, max_leaves=12))
+def test_whatever_a_kubeconfig_says_is_taken_or_invalid(document: object) -> None:
+    with tempfile.NamedTemporaryFile("w") as file:
+        yaml.safe_dump(document, file)
+        file.flush()
+        with suppress(Invalid):
+            check_kubeconfig(Path(file.name))
+
+
+@pytest.mark.parametrize(
+    ("grant", "says"),
+    [
+        (Grant(server=""), "server of the Kubernetes API: ''"),
+        (Grant(server="127.0.0.1:6443"), "server .*'127.0.0.1:6443': must be https://HOST"),
+        (Grant(server="ftp://host"), "must be https://HOST"),
+        (Grant(server="https://host:99999"), "must be https://HOST"),
+        (Grant(server="https://[::1"), "must be https://HOST"),
+        (Grant(server="https://a b"), "must be https://HOST"),
+        (Grant(server="https://" + "a" * 300), "must be https://HOST"),
+        (Grant(server=SERVER, header="Bearer one\ntwo"), "token .* must be one line"),
+        (Grant(server=SERVER, proxy="http://u:secret@host:99999"), "proxy .* must be http://HOST:PORT"),
+    ],
+)
+async def test_what_cannot_be_used_is_refused_before_it_is_tried(grant: Grant, says: str) -> None:
+    async def read() -> Grant:
+        return grant
+
+    async with KubeClient(Access(read)) as client:
+        with pytest.raises(Refused, match=says) as refused:
+            await client.get("/api", "ask", {})
+    assert "secret" not in str(refused.value)
 
 
 def test_no_kubeconfig_is_an_error(tmp_path: Path) -> None:
