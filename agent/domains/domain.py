@@ -20,6 +20,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import aclosing, suppress
 from typing import Any, Final, Generic, TypeVar
 
+from clustermesh.errors import ClusterMeshError
 from clustermesh.logs import about
 from clustermesh.reconcile import Reconciler, Tracker
 from clustermesh.retries import Problem, Retries
@@ -183,6 +184,8 @@ class Domain(Generic[K]):
     def _plan_guarded(self, item: K) -> None:
         try:
             self.plan(item)
+        except ClusterMeshError as e:
+            self._retries.fail(item, str(e), self._clock())
         except Exception as e:
             if item not in self.problems:
                 _log.exception("%s: %s cannot be planned", self.name, item, extra=about(kind=self.name, key=item))

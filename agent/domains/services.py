@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from agent.bpf.layouts import Number, pack, pack_factors
 from agent.domains.domain import Domain
-from agent.domains.tables import Targets
+from agent.domains.tables import Targets, most_of
 from agent.plan.services import ServicePlanner, ServiceTrackers
 from agent.plan.unheard import as_found, doubtful, has_any, services_found
 from agent.state import AgentState
@@ -46,7 +46,7 @@ class Services(Domain[tuple[str, str]]):
         )
         self.factors = Tracker("clusters", targets.clusters)
         super().__init__(Reconciler(*self.tables), Reconciler(self.factors))
-        self.planner = ServicePlanner(self.tables)
+        self.planner = ServicePlanner(self.tables, [most_of(table.target) for table in self.tables])
         self._state, self._propagation, self._before = state, state.propagation, before
         self.known: Callable[[], Set[int] | None] = lambda: None
         self.unheard: Callable[[], Set[int]] = frozenset

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -53,3 +54,8 @@ def open_targets(datapath: Datapath, device: Device, public_key: str) -> Targets
 
 def open_map(datapath: Datapath, name: str) -> MapTarget:
     return MapTarget(name, datapath.maps[name])
+
+
+def most_of(target: Target[bytes, bytes]) -> int:
+    """How many entries `target` takes."""
+    return target.max_entries if isinstance(target, MapTarget) else sys.maxsize

@@ -33,6 +33,7 @@ from agent.bpf.layouts import (
     unpack_numbers,
 )
 from clustermesh.deltas import Deltas
+from clustermesh.errors import Unavailable
 from clustermesh.mesh.resolve import Frontend, ServiceEntry
 
 Name = tuple[str, str]
@@ -58,8 +59,10 @@ class ServiceTrackers(NamedTuple, Generic[Table_co]):
 class ServicePlanner:
     """Keeps the desired entries of the load-balancing maps in step with the resolved services."""
 
-    def __init__(self, trackers: ServiceTrackers[Deltas[bytes, bytes]]) -> None:
+    def __init__(self, trackers: ServiceTrackers[Deltas[bytes, bytes]], most: Sequence[int] = (_MOST,) * 4) -> None:
+        """`most` is how many entries each of the maps holds."""
         self._trackers = trackers
+        self._room = [(table.desired, number) for table, number in zip(trackers, most, strict=True)]
         # By value: of two clusters with a backend at one address each has its own.
         self._numbers: dict[bytes, bytes] = {}
         self._more_users: dict[bytes, int] = {}  # how many slots name it beyond the first
@@ -143,6 +146,10 @@ class ServicePlanner:
         number = self._service_id(key)
         weight, blocks = _pack_groups(tuple(map(_PART, wanted.groups)), tuple(map(len, after)))
         head = _head(number, wanted, weight)
+        size = sum(map(len, after)) + 1  # no map gets more of it
+        for held, most in self._room:
+            if len(held) + size > most:
+                self._check_room(key, before, after)
         self._acquire(chain.from_iterable(after))
         for index, values in enumerate(after):
             for block, value in enumerate(pack_slots([*map(self._numbers.__getitem__, values)])):
@@ -154,6 +161,22 @@ class ServicePlanner:
             self._ids[key], self._next_service = number, number % _MOST + 1
         self._drop_rest(number, before, after)
         self._programmed[key] = wanted
+
+    def _check_room(self, key: bytes, before: _Backends, after: _Backends) -> None:
+        """Unavailable where a map cannot hold all of it. In part it would be worse: what is missing would be chosen."""
+        had, has, used = {*chain.from_iterable(before)}, {*chain.from_iterable(after)}, self._room[0][0]
+        slots_had, slots_has = (sum(_count(each, SLOTS_PER_BLOCK) for each in all_) for all_ in (before, after))
+        growth = {
+            "backends": sum(self._numbers.get(value) not in used for value in has)
+            - len(had - has - self._more_users.keys()),
+            "slots": slots_has - slots_had,
+            "groups": _count(after, GROUPS_PER_BLOCK) - _count(before, GROUPS_PER_BLOCK),
+            "services": key not in self._trackers.services.desired,
+        }
+        for (name, more), (held, most) in zip(growth.items(), self._room, strict=True):
+            if more > 0 and len(held) + more > most:
+                why = f"stays as it was: it needs {more} more entries of the map lb_{name}, where {len(held)} of {most}"
+                raise Unavailable(f"{why} are taken; fewer services or backends make room")
 
     def _drop_rest(self, number: int, before: _Backends, after: _Backends) -> None:
         """What a service had beyond what it has."""

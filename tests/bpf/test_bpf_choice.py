@@ -11,6 +11,7 @@ import struct
 import subprocess
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,11 @@ from hypothesis import strategies as st
 from agent.bpf.layouts import Reason, ServiceKey, pack
 from agent.bpf.libbpf import Object
 from agent.bpf.loader import Datapath
-from agent.domains.tables import open_map
+from agent.domains.tables import most_of, open_map
 from agent.plan.services import ServicePlanner, ServiceTrackers
 from agent.targets.maps import MapTarget
 from clustermesh.address import Address, from_int, parse, to_int
+from clustermesh.errors import Unavailable
 from clustermesh.mesh.resolve import Backends, Frontend, Group, ServiceEntry
 from clustermesh.model import Protocol
 from clustermesh.reconcile import Reconciler, Tracker
@@ -45,7 +47,7 @@ class Chooser:
         self.datapath, self._program = datapath, program
         names = ServiceTrackers._fields
         self.trackers = ServiceTrackers(*(Tracker(name, open_map(datapath, f"lb_{name}")) for name in names))
-        self.planner = ServicePlanner(self.trackers)
+        self.planner = ServicePlanner(self.trackers, [most_of(each.target) for each in self.trackers])
         self.reconciler = Reconciler(*self.trackers)
         self.reconciler.may_delete = True
 
@@ -85,6 +87,12 @@ def choose_object(tmp_path_factory: pytest.TempPathFactory, bpf_object: Path) ->
 
 @pytest.fixture
 def chooser(datapath: Datapath, choose_object: Path) -> Iterator[Chooser]:
+    with _chooser(datapath, choose_object) as made:
+        yield made
+
+
+@contextmanager
+def _chooser(datapath: Datapath, choose_object: Path) -> Iterator[Chooser]:
     with Object(choose_object) as elf:
         for name in elf.maps:
             elf.reuse(name, datapath.maps[name])
@@ -115,6 +123,27 @@ async def test_what_is_no_service_goes_on_and_one_without_backends_is_refused(ch
     assert chooser.choose(1) == (CONTINUE, VIP, 80)
     await chooser.serve()
     assert chooser.choose(1) == (REJECT, VIP, 80)
+
+
+@pytest.mark.parametrize("full", ["lb_slots", "lb_groups", "lb_backends", "lb_services"])
+async def test_what_finds_no_room_in_a_full_map_takes_no_choice_from_what_has_it(
+    bpf_object: Path, pin_dir: Path, choose_object: Path, full: str
+) -> None:
+    takes = {"lb_slots": 2, "lb_groups": 1, "lb_backends": 10, "lb_services": 1}[full]
+    small = closing(Datapath.open(bpf_object, pin_dir, {full: takes}))
+    with small as datapath, _chooser(datapath, choose_object) as chooser:
+        await chooser.serve(group(1, 5), group(2, 5))
+        newcomers = [group(number, 40) for number in range(3, 12)]
+        with suppress(Unavailable):  # of lb_services it needs no more
+            await chooser.serve(group(1, 5), group(2, 5), *newcomers)
+        with pytest.raises(Unavailable, match=full):
+            await chooser.serve(*newcomers, vip=VIP6)
+        await chooser.reconciler.flush()
+        assert chooser.reconciler.settled
+        assert chooser.shares().keys() >= {1, 2}
+        await chooser.serve(group(1, 3), group(4, 4))
+        await chooser.reconciler.flush()  # where what went has to make room first
+        assert_near(chooser.shares(), {1: 3 / 7, 4: 4 / 7})
 
 
 async def test_both_families_are_chosen_from_in_one_map(chooser: Chooser) -> None:

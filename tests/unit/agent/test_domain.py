@@ -9,6 +9,7 @@ import pytest
 
 from agent.domains import domain as agent_domain
 from agent.domains.domain import Domain
+from clustermesh.errors import ClusterMeshError, Unavailable
 from clustermesh.reconcile import Reconciler, Tracker
 
 
@@ -54,6 +55,7 @@ class Words(Domain[str]):
         self.longest = 12
         self.planned: list[str] = []
         self.broken = False
+        self.full: ClusterMeshError | None = None
 
     def say(self, *words: str) -> None:
         self.source.update(words)
@@ -67,6 +69,8 @@ class Words(Domain[str]):
 
     def plan(self, item: str) -> None:
         self.planned.append(item)
+        if self.full is not None:
+            raise self.full
         if len(item) > self.longest:
             raise ValueError("too long")
         self.tracker.set(item, len(item))
@@ -115,6 +119,15 @@ async def test_an_item_that_cannot_be_planned_is_its_own_problem(caplog: pytest.
     await words.step()
     assert words.table.held["aaa-thirteen-letters"] == 20
     assert not words.problems
+
+
+async def test_an_item_that_finds_no_room_says_so_and_is_no_bug(caplog: pytest.LogCaptureFixture) -> None:
+    words = Words()
+    words.full = Unavailable("no room for it")
+    words.say("alpha")
+    await words.step()
+    assert [problem.sentence for problem in words.problems.values()] == ["no room for it"]
+    assert not caplog.text
 
 
 async def test_an_item_with_a_problem_is_planned_at_once_when_it_changes() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from agent.bpf.layouts import (
 )
 from agent.plan.services import ServicePlanner, ServiceTrackers
 from clustermesh.address import from_int, parse, text, to_int
+from clustermesh.errors import Unavailable
 from clustermesh.mesh.resolve import Backends, BackendState, Frontend, Group, ServiceEntry
 from clustermesh.model import Protocol
 from clustermesh.reconcile import Reconciler, Tracker
@@ -57,11 +59,11 @@ class Map:
 class Node:
     """A planner over the maps, as an agent has them; a second one over the same maps is the agent started again."""
 
-    def __init__(self, maps: Mapping[str, Map] | None = None) -> None:
+    def __init__(self, maps: Mapping[str, Map] | None = None, most: Sequence[int] = (1 << 20,) * 4) -> None:
         self.maps = maps or {name: Map() for name in ServiceTrackers._fields}
         self.trackers = ServiceTrackers(*(Tracker(name, self.maps[name]) for name in ServiceTrackers._fields))
         self.reconciler = Reconciler(*self.trackers)
-        self.planner = ServicePlanner(self.trackers)
+        self.planner = ServicePlanner(self.trackers, most)
 
     def watch(self, watch: Any) -> None:
         for each in self.maps.values():
@@ -301,3 +303,37 @@ async def test_a_frontend_that_goes_while_another_cannot_be_planned_is_gone() ->
     assert [each.frontend for _, each in node.planner.served()] == [frontend(2)], "as it was"
     node.planner.update(("n", "s"), [])
     assert not any(each.desired for each in node.trackers)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abcd"), resolved), max_size=12),
+    st.tuples(st.integers(0, 12), st.integers(0, 12), st.integers(0, 4), st.integers(0, 4)),
+)
+async def test_in_maps_that_are_full_each_service_is_whole_as_it_is_or_as_it_was(
+    script: list[tuple[str, dict[int, set[tuple[int, int]]]]], most: tuple[int, int, int, int]
+) -> None:
+    node, numbers = Node(most=most), {"a": 0, "b": 10, "c": 20, "d": 30}
+    stands: dict[Frontend, ServiceEntry] = {}
+    for name, services in script:
+        entries = [entry(numbers[name] + number, backends) for number, backends in services.items()]
+        asked = {each.frontend: each for each in entries}
+        with suppress(Unavailable):
+            node.planner.update(("n", name), entries)
+        served = {each.frontend: each for _, each in node.planner.served()}
+        for found in served.values():
+            assert found in (asked.get(found.frontend), stands.get(found.frontend))
+        await node.flush()
+        stands = served
+        assert all(len(held) <= size for held, size in zip(node.content().values(), most, strict=True))
+        assert all(node.answers(each) == expected(found) for each, found in stands.items())
+
+
+async def test_a_service_that_found_no_room_has_it_once_another_needs_less() -> None:
+    node = Node(most=(40, 2, 2, 2))
+    node.planner.update(("n", "a"), [entry(1, {(1, 1), (2, 1)})])
+    with pytest.raises(Unavailable, match="1 more entries of the map lb_slots, where 2 of 2 are taken"):
+        node.planner.update(("n", "b"), [entry(2, {(1, 1)})])
+    node.planner.update(("n", "a"), [entry(1, {(1, 1)})])
+    node.planner.update(("n", "b"), [entry(2, {(1, 1)})])
+    await node.flush()
+    assert node.answers(frontend(1)) == {(1, "10.1.0.1:8080"): 1} == node.answers(frontend(2))
