@@ -16,7 +16,8 @@ The rules:
 6. Waits double, with jitter; a server that names a time (Retry-After) is obeyed.
 7. The first list may be what the API server remembers, which takes a quarter of its work and none of its etcd's: the
    watch from there tells what is newer. A list after that is of now, since what was told must not go back.
-8. An object that cannot be read is kept as it was known and said in `refused`; nothing beside it waits.
+8. An object that cannot be read is kept as it was known and said in `refused`; nothing beside it waits. One without a
+   name may be any of those that its list does not name: they stay.
 9. From time to time what is known is compared with a list of now, beside the watch (comparison.py). What was kept from
    us is counted in `drift` and told; where the watch does not get past that list, it is given up.
 
@@ -109,6 +110,7 @@ class Brain(Generic[K, V]):
         self._fresh: dict[K, V] = {}
         self._bad: dict[K, str] = {}
         self._nameless = 0
+        self._may_be_any = False  # the list has an object without a name: any that is known, and in it nowhere else
         self._lists = 0
         self._problem = ""
         self._renewed = False
@@ -144,6 +146,7 @@ class Brain(Generic[K, V]):
         """Begin a list from nothing."""
         self._enter(State.LISTING, now)
         self._fresh, self._bad, self._nameless, self._next = {}, {}, 0, ""
+        self._may_be_any = False
         return List(self._limit, fresh=self._renewed, cached=self._cached)
 
     def _watch(self, now: float) -> Watch:
@@ -166,6 +169,7 @@ class Brain(Generic[K, V]):
                 self._fresh[key] = before if before == value and before is not None else value
             case Bad(key, error):
                 self._refuse(self._bad, key, str(error))
+                self._may_be_any |= key is None
                 if key is not None and key in self.known:
                     self._fresh[key] = self.known[key]
 
@@ -177,7 +181,7 @@ class Brain(Generic[K, V]):
 
     def _settle(self, version: str) -> Listed[K, V]:
         """The list is complete: what it changes."""
-        before, after = self.known, self._fresh
+        before, after = self.known, self.known | self._fresh if self._may_be_any else self._fresh
         changes: dict[K, V | None] = {key: value for key, value in after.items() if before.get(key) is not value}
         changes.update((key, None) for key in before if key not in after)
         self.known, self.refused, self._version = after, self._bad, version

@@ -24,13 +24,15 @@ _MAX_ERROR: Final = 1 << 16
 
 
 class Patience(Struct, frozen=True, kw_only=True):
-    """Seconds to connect, for the next piece of an answer, and of silence before a watch is doubted.
+    """Seconds to connect, for the next piece of an answer, for all of one that has an end, and of silence before a
+    watch is doubted.
 
     `most_bytes` is how much of one answer is held.
     """
 
     connect: float = 5.0
     read: float = 20.0
+    whole: float = 300.0
     quiet: float = 30.0
     most_bytes: int = 64 << 20
 
@@ -74,7 +76,7 @@ class KubeClient:
     async def get(self, path: str, what: str, params: Mapping[str, str], *, fresh: bool = False) -> bytes:
         """The whole answer; `what` is what was tried, as "list pods". Raises ClusterMeshError."""
         pieces, size = [], 0
-        async with self._pace, self._answer(path, what, params, fresh) as answer:
+        async with self._pace, self._answer(path, what, params, fresh) as answer, asyncio.timeout(self.patience.whole):
             while piece := await _next(answer, self.patience.read):
                 size += len(piece)
                 if size > self.patience.most_bytes:

@@ -21,6 +21,7 @@ class Comparison(Generic[K, V]):
         self.differing: dict[K, V | None] = {}
         self.version, self.since = "", 0.0
         self._unseen, self._told = set(known), set[K]()
+        self._may_be_any = False  # what is not seen may be an object that has no name in the list
 
     def told(self, entries: Iterable[Entry[K, V]]) -> None:
         """The watch has told of these."""
@@ -33,6 +34,7 @@ class Comparison(Generic[K, V]):
         """A part of the list."""
         for entry in entries:
             if entry.key is None:
+                self._may_be_any = True
                 continue
             self._unseen.discard(entry.key)
             if isinstance(entry, Put) and entry.key not in self._told and known.get(entry.key) != entry.value:
@@ -41,5 +43,6 @@ class Comparison(Generic[K, V]):
     def end(self, version: str, now: float) -> None:
         """The list is whole."""
         self.version, self.since = version, now
-        self.differing.update((key, None) for key in self._unseen - self._told)
+        if not self._may_be_any:
+            self.differing.update((key, None) for key in self._unseen - self._told)
         self._unseen.clear()

@@ -81,6 +81,8 @@ def outline(resource: Resource[K, V], body: bytes) -> Outline:
         found = _LIST.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as e:
         raise Unavailable(f"list {resource.title}: no list came back: {e}") from e
+    if not found.metadata.version:
+        raise Unavailable(f"list {resource.title}: no list came back: it has no resourceVersion")
     return Outline(found.items or (), found.metadata.version, found.metadata.next)
 
 

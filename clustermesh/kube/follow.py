@@ -20,7 +20,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, Final, Generic
 
-from clustermesh.errors import ClusterMeshError
+from clustermesh.errors import ClusterMeshError, Unavailable
 from clustermesh.kube.brain import Brain
 from clustermesh.kube.client import KubeClient
 from clustermesh.kube.decoding import Lines, decode_events, decode_items, decode_page, outline
@@ -184,6 +184,8 @@ def _look_at(ended: asyncio.Task[bytes]) -> None:
 
 async def _list(resource: Resource[K, V], request: List, pages: _Pages[K, V]) -> Page[K, V]:
     items, version, token = outline(resource, await pages.get(request))
+    if token and token == request.next:
+        raise Unavailable(f"list {resource.title}: its next page is said to be this one")
     if token:
         pages.ask_ahead(List(request.limit, token))
     entries = []

@@ -53,6 +53,18 @@ async def test_the_leader_is_cut_off_and_comes_back_behind_the_others(bed: MeshB
     bed.check_heard()
 
 
+async def test_each_member_hangs_in_turn(bed: MeshBed) -> None:
+    """It takes connections and never answers; whoever hangs on it goes to another one."""
+    rng = random.Random(6)
+    for member in bed.members:
+        async with frozen(member.pid):
+            bed.change(rng)
+            await bed.until_true()
+    bed.change(rng)
+    await bed.until_true()
+    bed.check_heard()
+
+
 async def test_the_majority_is_gone_for_a_while(bed: MeshBed) -> None:
     """Nothing can be written, nothing is believed of whoever is left, and nothing goes."""
     rng = random.Random(4)

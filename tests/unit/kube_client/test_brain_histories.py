@@ -7,11 +7,12 @@ import random
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from clustermesh.errors import Unavailable
+from clustermesh.errors import DecodeError, Unavailable
 from clustermesh.kube.brain import Brain
 from clustermesh.kube.faults import Expired, Unauthorized
 from clustermesh.kube.hearing import (
     Abandoned,
+    Bad,
     Command,
     Compared,
     Due,
@@ -229,3 +230,12 @@ def play(shell: Shell, server: Server, actions: list[tuple[str, ...]]) -> None:
                 shell.bookmark()
             case _:
                 shell.step()
+
+
+def test_an_object_without_a_name_may_be_any_that_a_comparison_does_not_find() -> None:
+    for entries, gone in (((), True), ((Bad(None, DecodeError("thing", "?", "must be one")),), False)):
+        brain: Brain[str, int] = Brain()
+        for event in (Started(), Page((Put("a", 1),), "5", ""), Opened(), Due(), Compared(entries, "6", "")):
+            brain.hear(event, 0.0)
+        brain.hear(Received((), "7"), 1.0)
+        assert ("a" not in brain.known) is gone
