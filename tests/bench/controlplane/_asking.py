@@ -10,6 +10,7 @@ import asyncio
 import http.client
 import json
 import multiprocessing
+import select
 import socket
 import ssl
 import time
@@ -17,9 +18,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Final, TypeVar
 
-import grpc
-
 from clustermesh.store import methods
+from clustermesh.store.endpoint import Endpoint
+from clustermesh.store.frames import request_headers
+from clustermesh.store.http2 import Ended, Http2
+from clustermesh.store.status import Code
 from clustermesh.store.tls import Tls
 
 _OK: Final = 200
@@ -56,24 +59,34 @@ def _read_answer(connection: ssl.SSLSocket) -> None:
         raise RuntimeError(f"PATCH: {answer.status} {text[:500]!r}")
 
 
-def write(target: str, transactions: Sequence[bytes], every: float) -> list[int]:
-    """Transactions of an etcd, encoded, one `every` so many seconds whatever becomes of those before. RuntimeError
-    where they were not asked for as often."""
-    times, under_way = [], []
-    with grpc.insecure_channel(target) as channel:
-        transact = channel.unary_unary(methods.TXN.path)
-        grpc.channel_ready_future(channel).result()
+def write(endpoint: Endpoint, turns: Sequence[Sequence[bytes]], every: float) -> list[int]:
+    """Puts of an etcd, encoded: those of a turn at once, a turn `every` so many seconds whatever becomes of those
+    before. When each turn was; RuntimeError where they were not asked for as often, or one was not taken."""
+    times, http2 = list[int](), Http2()
+    headers = request_headers(endpoint.secure, endpoint.target, methods.PUT.path, (), None)
+    with socket.create_connection((endpoint.host, endpoint.port)) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         began = time.monotonic()
-        for number, request in enumerate(transactions):
-            time.sleep(max(0.0, began + number * every - time.monotonic()))
+        for number, puts in enumerate(turns):
+            _hear_answers(connection, http2, began + number * every)
             times.append(time.monotonic_ns())
-            under_way.append(transact.future(request))
-        for each in under_way:
-            each.result()
-    given, taken = len(transactions) * every, (times[-1] - times[0]) / 1e9
+            for put in puts:
+                http2.send(http2.open(headers), put, last=True)
+            connection.sendall(http2.take())
+        while http2.busy:
+            _hear_answers(connection, http2, time.monotonic() + every)
+    given, taken = len(turns) * every, (times[-1] - times[0]) / 1e9
     if taken > given * (1 + _LATE):
         raise RuntimeError(f"what was to be asked for in {given:g} s took {taken:g} s")
     return times
+
+
+def _hear_answers(connection: socket.socket, http2: Http2, until: float) -> None:
+    while (left := until - time.monotonic()) > 0 and select.select([connection], [], [], left)[0]:
+        for event in http2.receive(connection.recv(1 << 18)):
+            if isinstance(event, Ended) and event.code is not Code.OK:
+                raise RuntimeError(f"etcd: {event.details}")
+        connection.sendall(http2.take())
 
 
 async def elsewhere(work: Callable[..., R], *args: object) -> R:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,20 +36,32 @@ def folder() -> Iterator[Path]:
 
 
 @asynccontextmanager
-async def kubernetes(home: Path, objects: Objects) -> AsyncIterator[KubeBed]:
-    """An API that has the objects: they are written where it keeps them, which takes seconds and not minutes."""
+async def kubernetes(home: Path, objects: Objects, **environment: str) -> AsyncIterator[KubeBed]:
+    """An API that has the objects: they are written where it keeps them, which takes seconds and not minutes.
+    `environment` is its programs' besides our own."""
     bed = KubeBed(home / "kube", _QUOTA)
     bed.patience = PATIENCE  # it reads a hundred thousand Pods before it is ready
     try:
-        await bed.etcd.start()
-        async with EtcdClient(bed.etcd.endpoints) as client:
-            await client.transact(registered(key, made) for key, made in objects.all())
-        await bed.restart()
+        with _surrounded(environment):
+            await bed.etcd.start()
+            async with EtcdClient(bed.etcd.endpoints) as client:
+                await client.transact(registered(key, made) for key, made in objects.all())
+            await bed.restart()
         for kind in ("pods", "services"):  # its own cache is filled
             await asyncio.to_thread(bed.ask, "GET", f"/api/v1/{kind}?limit=1&resourceVersion=0")
         yield bed
     finally:
         bed.__exit__()
+
+
+@contextmanager
+def _surrounded(environment: Mapping[str, str]) -> Iterator[None]:
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        for name in environment:
+            del os.environ[name]
 
 
 def registered(key: str, made: Object) -> Put:
