@@ -132,11 +132,11 @@ def _groups(
     local: LocalService, shared: Sequence[Service], name: str, protocol: Protocol, ipv4: bool
 ) -> tuple[Group, ...]:
     def answering(services: Iterable[Service]) -> list[Group]:
-        return [
-            Group(service.cluster_id, sum(map(len, found.values())), _alike(found))
-            for service in services
-            if (found := _by_port(service.backends, name, protocol, ipv4))
-        ]
+        groups = []
+        for service in services:
+            if found := _alike(service.backends, name, protocol, ipv4):
+                groups.append(Group(service.cluster_id, sum([len(each.addresses) for each in found]), found))
+        return groups
 
     own = answering([local.service])
     if not shared:
@@ -149,21 +149,19 @@ def _groups(
     return tuple(sorted(found, key=_CLUSTER_ID))
 
 
-def _by_port(
+def _alike(
     backends: Mapping[Address, Mapping[str, Port]], name: str, protocol: Protocol, ipv4: bool
-) -> Mapping[int, list[Address]]:
+) -> tuple[Backends, ...]:
     """Those of one family that answer at the port of this name, by its number."""
     first: Mapping[str, Port] = next(iter(backends.values()), {})
     if all(map(is_, backends.values(), repeat(first))):  # as peers' are that spell them alike: looked up once
         port = first.get(name)
         wanted = [address for address in backends if address.startswith(_V4) is ipv4]
-        return {port.port: wanted} if wanted and port is not None and port.protocol is protocol else {}
+        if not wanted or port is None or port.protocol is not protocol:
+            return ()
+        return (Backends(tuple(sorted(wanted)), port.port),)
     found: dict[int, list[Address]] = {}
     for address, ports in backends.items():
         if (port := ports.get(name)) is not None and port.protocol is protocol and address.startswith(_V4) is ipv4:
             found.setdefault(port.port, []).append(address)
-    return found
-
-
-def _alike(by_port: Mapping[int, list[Address]]) -> tuple[Backends, ...]:
-    return tuple([Backends(tuple(sorted(addresses)), port) for port, addresses in sorted(by_port.items())])
+    return tuple([Backends(tuple(sorted(addresses)), number) for number, addresses in sorted(found.items())])
