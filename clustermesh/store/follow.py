@@ -18,7 +18,7 @@ from contextlib import aclosing
 from typing import Final
 
 from clustermesh.errors import ClusterMeshError, Refused, Unavailable
-from clustermesh.store.backoff import Backoff, Reconnect
+from clustermesh.store.backoff import STEADY, Backoff, Reconnect
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.follower import (
     Changed,
@@ -95,9 +95,11 @@ async def follow(
         yield brain.interrupted(error)
         lasted = 0.0 if began is None else clock() - began
         if reconnect is not None and isinstance(error, Unavailable):
-            await asyncio.sleep(reconnect.wait(clock(), began is not None))
+            await asyncio.sleep(reconnect.wait(clock(), lasted))
+        elif isinstance(error, Refused):
+            await asyncio.sleep(backoff.next(lasted if lasted > STEADY else 0.0, _REFUSED_WAIT))
         else:
-            await asyncio.sleep(backoff.next(lasted, _REFUSED_WAIT if isinstance(error, Refused) else 0.0))
+            await asyncio.sleep(backoff.next(lasted))
 
 
 async def _attempt(

@@ -242,8 +242,13 @@ class Http2:
             raise Broken("a header block was cut")
         if self._block is not None and self._block[0] != stream & frames.MOST:
             raise Broken("a header block of two streams")
-        if kind in _OF_STREAMS and (stream & frames.MOST >= self._next or not stream & 1):
+        stream &= frames.MOST
+        if kind in _OF_STREAMS and (stream >= self._next or not stream & 1):
             raise Broken("a stream that nobody opened")
+        if kind in _OF_CONNECTIONS and stream:
+            raise Broken("on one stream what concerns all")
+        if kind in _SIZES and size != _SIZES[kind]:
+            raise Broken(f"a frame of {size} bytes")
 
     def _count_idle(self, kind: int, size: int) -> None:
         self._idle += size < _LITTLE if kind == frames.DATA else 1 + size // _LITTLE
@@ -370,7 +375,9 @@ class Http2:
         if not change:
             return
         for exchange in self._open.values():
-            exchange.window += change
+            if (window := exchange.window + change) > frames.MOST:
+                raise Broken(f"a window of {window} bytes")
+            exchange.window = window
             self._pump(exchange)
 
     def _hear_ping(self, flags: int, _stream: int, payload: bytes, _events: list[Event]) -> None:
@@ -416,6 +423,8 @@ def _split(exchange: Exchange, end: int) -> bytes | bytearray:
 
 
 _OF_STREAMS: Final = frozenset((frames.DATA, frames.HEADERS, frames.RESET, frames.CONTINUATION))
+_OF_CONNECTIONS: Final = frozenset((frames.SETTINGS, frames.PING, frames.GO_AWAY))
+_SIZES: Final = {frames.PING: 8, frames.RESET: 4, frames.WINDOW_UPDATE: 4}
 _HEARD: Final[dict[int, Callable[[Http2, int, int, bytes, list[Event]], None]]] = {
     frames.DATA: Http2._hear_data,
     frames.HEADERS: Http2._hear_headers,

@@ -8,6 +8,13 @@ from google.protobuf.message import DecodeError
 
 from clustermesh.errors import Unavailable
 from clustermesh.store import rpc_pb2 as pb
+from clustermesh.store.faults import Oversized
+
+MOST_FIELDS: Final = 1 << 16  # of one answer; etcd cuts a watch's into parts of 2 MiB, which have fewer
+
+
+_VARINT, _BYTES = 0, 2  # how a field of protobuf is written
+_FIXED: Final = {1: 8, 5: 4}
 
 
 class Method(NamedTuple):
@@ -19,11 +26,38 @@ class Method(NamedTuple):
 
 
 def decode(method: Method, data: bytes | bytearray) -> Any:
-    """The response of `method`. Raises Unavailable for what is none."""
+    """The response of `method`. Raises Unavailable for what is none, Oversized for what has more than MOST_FIELDS."""
+    if _is_crowded(data):
+        raise Oversized(f"what came has more than {MOST_FIELDS} fields, too many for an answer to {method.path}")
     try:
         return method.response.FromString(data)
     except DecodeError as e:
         raise Unavailable(f"what came is no answer to {method.path}") from e
+
+
+def _is_crowded(data: bytes | bytearray) -> bool:
+    """Whether it has more than MOST_FIELDS: two bytes here may become an object of hundreds."""
+    at = count = 0
+    while at < len(data) and len(data) > 2 * MOST_FIELDS:  # less has no room for so many
+        tag, at = _varint(data, at)
+        size, at = _varint(data, at) if tag & 7 in (_VARINT, _BYTES) else (_FIXED.get(tag & 7, 0), at)
+        at += 0 if tag & 7 == _VARINT else size
+        count += 1
+        if count > MOST_FIELDS:
+            return True
+    return False
+
+
+def _varint(data: bytes | bytearray, at: int) -> tuple[int, int]:
+    """The number there, and where it ends; what is none is left to who decodes."""
+    if at < len(data) and data[at] < 128:
+        return data[at], at + 1
+    number = 0
+    for end, byte in enumerate(data[at : at + 10]):
+        number |= (byte & 127) << 7 * end
+        if byte < 128:
+            return number, at + end + 1
+    return number, len(data)
 
 
 RANGE: Final = Method("/etcdserverpb.KV/Range", pb.RangeRequest, pb.RangeResponse)

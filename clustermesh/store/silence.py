@@ -1,4 +1,4 @@
-"""How long silence is borne on a connection to etcd, and when it is broken by a question. Pure.
+"""How long silence is borne on a connection to etcd, and when it is broken by a question; and how much chatter. Pure.
 
 Hundreds of calls may share one connection, and whatever is heard on it tells that etcd is there. So where nothing is,
 one of them asks, for all; only where nobody hears an answer does each ask for itself. Beside that each does so seldom:
@@ -14,6 +14,11 @@ from enum import Enum, auto
 from msgspec import Struct
 
 _EARLY = 0.8
+_CHATTER_AT_ONCE = 1000
+_CHATTER_A_SECOND = (
+    20.0  # an idle etcd tells once in ten minutes that there is nothing to tell; ten times a second at most
+)
+_CHATTER_SIZE = 256
 
 
 class Silence(Struct, frozen=True):
@@ -32,6 +37,19 @@ class Pulse:
     def __init__(self, rng: random.Random | None = None) -> None:
         self.heard = self.asked = -math.inf
         self.early = (rng or random.Random()).uniform(_EARLY, 1.0)
+
+
+class Chatter:
+    """What is said on one watch and tells of no change: hearing it costs, too."""
+
+    def __init__(self) -> None:
+        self._much, self._at = 0.0, -math.inf
+
+    def is_too_much(self, now: float, size: int) -> bool:
+        """With the next one, of `size` bytes."""
+        self._much = max(0.0, self._much - (now - self._at) * _CHATTER_A_SECOND) + 1 + size // _CHATTER_SIZE
+        self._at = now
+        return self._much > _CHATTER_AT_ONCE
 
 
 class Step(Enum):

@@ -14,6 +14,7 @@ from clustermesh.errors import ClusterMeshError, Refused, Unavailable
 from clustermesh.store.endpoint import Endpoint
 
 _RECORD: Final = 1 << 14  # as much as one has
+_ABOUT_US: Final = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED", "DECRYPT_ERROR")  # alerts (RFC 8446, 6.2)
 
 
 class Tls(Struct, frozen=True):
@@ -60,9 +61,10 @@ def explain(endpoint: Endpoint, error: Exception) -> ClusterMeshError:
     if isinstance(error, ssl.SSLCertVerificationError):
         return Refused(f"etcd at {endpoint}: its certificate is not accepted: {error.verify_message}")
     if isinstance(error, ssl.SSLError):
-        if "ALERT" in (error.reason or ""):
+        reason = error.reason or ""
+        if "ALERT" in reason and any(each in reason for each in _ABOUT_US):
             return Refused(f"etcd at {endpoint} does not accept our certificate: {_reason(error)}")
-        return Unavailable(f"etcd at {endpoint}: TLS handshake failed: {_reason(error)}")
+        return Unavailable(f"etcd at {endpoint}: TLS failed: {_reason(error)}")
     if isinstance(error, OSError):
         return Unavailable(f"etcd at {endpoint}: {error.strerror or error}")
     return Unavailable(f"etcd at {endpoint}: {error}")

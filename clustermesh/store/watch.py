@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
+from clustermesh.errors import Unavailable
 from clustermesh.store import methods
 from clustermesh.store import rpc_pb2 as pb
 from clustermesh.store.client import EtcdClient, key_value
 from clustermesh.store.follower import Deleted, Event, Put, WatchMessage
 from clustermesh.store.operations import prefix_end
-from clustermesh.store.silence import Silence
+from clustermesh.store.silence import Chatter, Silence
 from clustermesh.store.stream import Stream
 
 # Answered at once, for the whole stream (etcd 3.4 and newer). The revision in that answer may be ahead of events still
@@ -26,6 +28,7 @@ class Watch:
     def __init__(self, stream: Stream, silence: Silence) -> None:
         self._stream, self._silence = stream, silence
         self._id: int | None = None
+        self._chatter = Chatter()
 
     async def read(self) -> WatchMessage:
         """The next response. Raises ClusterMeshError when the stream is over or etcd silent."""
@@ -34,7 +37,13 @@ class Watch:
             self._id = response.watch_id
         else:
             response = await self._stream.read(self._silence, _PROBE)
+        if not response.events:
+            self._check_chatter(response.ByteSize())
         return _message(response, response.watch_id == self._id)
+
+    def _check_chatter(self, size: int) -> None:
+        if self._chatter.is_too_much(asyncio.get_running_loop().time(), size):
+            raise Unavailable("etcd says much on a watch and tells of no change")
 
 
 @asynccontextmanager

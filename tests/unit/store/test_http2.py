@@ -254,6 +254,12 @@ def test_the_same_header_block_means_something_else_once_the_table_has_changed()
         (SETTINGS + frame(1, 4, 3, b"\x88"), "nobody opened"),
         (SETTINGS + frame(1, 4, 0, b"\x88"), "nobody opened"),
         (SETTINGS + frame(0, 0, 2, b""), "nobody opened"),
+        (SETTINGS + frame(4, 0, 1, b""), "concerns all"),
+        (SETTINGS + frame(6, 0, 1, bytes(8)), "concerns all"),
+        (SETTINGS + frame(7, 0, 1, bytes(8)), "concerns all"),
+        (SETTINGS + frame(6, 0, 0, bytes(3)), "a frame of 3 bytes"),
+        (SETTINGS + frame(3, 0, 1, bytes(5)), "a frame of 5 bytes"),
+        (SETTINGS + frame(8, 0, 1, b"\x7f\0\0\0") + frame(4, 0, 0, struct.pack(">HI", 4, 1 << 30)), "a window of"),
     ],
 )
 def test_what_no_server_may_say_breaks_the_connection(said: bytes, why: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from clustermesh.store import rpc_pb2 as pb
 from clustermesh.store.connection import Connection, Dialer
 from clustermesh.store.endpoint import parse
-from clustermesh.store.silence import Pulse, Silence, Step, Wait
+from clustermesh.store.silence import Chatter, Pulse, Silence, Step, Wait
 
 SILENCE = Silence(grace=5.0, quiet=10.0, alone=90.0)
 DELAY = 0.01  # seconds from a question to its answer
@@ -130,3 +130,14 @@ async def test_every_answer_of_etcd_is_a_word_on_its_connection() -> None:
 
 def test_connections_ask_at_different_times() -> None:
     assert len({Wait(Pulse(random.Random(seed)), SILENCE, 0.0).due for seed in range(100)}) == 100
+
+
+def test_chatter_is_borne_as_often_as_an_etcd_has_reason_for() -> None:
+    chatter = Chatter()
+    assert not any(chatter.is_too_much(0.1 * tick, 40) for tick in range(10_000))
+    assert not any(chatter.is_too_much(1000.0, 40) for _ in range(900))
+    assert any(chatter.is_too_much(1000.0, 40) for _ in range(200))
+
+
+def test_one_message_of_chatter_may_be_too_much() -> None:
+    assert Chatter().is_too_much(0.0, 1 << 20)

@@ -5,7 +5,7 @@ from bisect import bisect_left
 
 import pytest
 
-from clustermesh.store.backoff import FIRST, LAST, SHORT, SPREAD, Backoff, Reconnect
+from clustermesh.store.backoff import FIRST, LAST, SHORT, SPREAD, STEADY, Backoff, Reconnect
 
 
 class NoJitter(random.Random):
@@ -59,10 +59,10 @@ def come_back(outage: float, seed: int) -> tuple[list[float], list[float]]:
     rng = random.Random(seed)
     tries, back = list[float](), list[float]()
     for reconnect in [Reconnect(random.Random(rng.random())) for _ in range(READERS)]:
-        now = reconnect.wait(0.0, went_well=True)
+        now = reconnect.wait(0.0, lasted=60.0)
         while now < outage:
             tries.append(now)
-            now += reconnect.wait(now, went_well=False)
+            now += reconnect.wait(now, lasted=0.0)
         back.append(now)
     return tries, back
 
@@ -78,14 +78,23 @@ def test_many_that_lose_one_etcd_come_back_one_after_the_other(outage: float) ->
 
 def test_who_share_a_connection_try_it_at_the_same_time() -> None:
     reconnect = Reconnect(random.Random(1))
-    first = reconnect.wait(100.0, went_well=True)
-    assert reconnect.wait(100.001, went_well=True) == pytest.approx(first - 0.001)
-    assert reconnect.wait(100.002, went_well=False) == pytest.approx(first - 0.002), "once for all"
+    first = reconnect.wait(100.0, lasted=60.0)
+    assert reconnect.wait(100.001, lasted=60.0) == pytest.approx(first - 0.001)
+    assert reconnect.wait(100.002, lasted=0.0) == pytest.approx(first - 0.002), "once for all"
 
 
 def test_once_it_went_well_a_reconnect_waits_little_again() -> None:
     reconnect, now = Reconnect(random.Random(1)), 0.0
     for _ in range(10):
-        now += reconnect.wait(now, went_well=False)
-    assert max(Reconnect(random.Random(seed)).wait(now, went_well=True) for seed in range(50)) <= SPREAD
-    assert reconnect.wait(now, went_well=True) <= SPREAD
+        now += reconnect.wait(now, lasted=0.0)
+    assert max(Reconnect(random.Random(seed)).wait(now, lasted=60.0) for seed in range(50)) <= SPREAD
+    assert reconnect.wait(now, lasted=60.0) <= SPREAD
+
+
+def test_who_answers_and_fails_each_time_is_asked_more_and_more_seldom() -> None:
+    reconnect, now, waits = Reconnect(NoJitter()), 0.0, []
+    for _ in range(8):
+        waits.append(reconnect.wait(now, lasted=0.5))
+        now += waits[-1]
+    assert waits == [1, 2, 4, 8, 16, 30, 30, 30]
+    assert reconnect.wait(now, lasted=STEADY + 1) == SPREAD
