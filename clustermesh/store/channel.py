@@ -86,6 +86,7 @@ class Call:
             self._channel.drop(self)
         if self._ended is None:
             self.end(Outcome(code, details))
+        self._messages.clear()  # an error's traceback may keep this
 
     def hear(self, message: bytes | bytearray) -> None:
         self._messages.append(message)
@@ -313,7 +314,8 @@ class Channel(asyncio.BufferedProtocol):
         if not self._ready.done():
             self._ready.set_result(None)
         calls, self._calls = self._calls, {}
-        for call in calls.values():
+        for exchange, call in calls.items():
+            exchange.incoming.clear()
             call.end(how)
         self._wake_writers()
         if self._transport is not None:

@@ -117,10 +117,11 @@ class Dialer:
         self, connection: Connection, method: Method, request: Any, patience: float, metadata: Metadata
     ) -> Any:
         try:
-            data = await connection.channel.unary(method.path, request.SerializeToString(), patience, metadata)
+            response = decode(
+                method, await connection.channel.unary(method.path, request.SerializeToString(), patience, metadata)
+            )
         except Failed as e:
             raise self.failure(connection, e.outcome) from e
-        response = decode(method, data)
         self.observe(connection, response.header)
         return response
 

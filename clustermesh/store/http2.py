@@ -243,11 +243,12 @@ class Http2:
         if self._block is not None and self._block[0] != stream & frames.MOST:
             raise Broken("a header block of two streams")
         stream &= frames.MOST
-        if kind in _OF_STREAMS and (stream >= self._next or not stream & 1):
-            raise Broken("a stream that nobody opened")
-        if kind in _OF_CONNECTIONS and stream:
+        if kind in _OF_STREAMS:
+            if stream >= self._next or not stream & 1:
+                raise Broken("a stream that nobody opened")
+        elif kind in _OF_CONNECTIONS and stream:
             raise Broken("on one stream what concerns all")
-        if kind in _SIZES and size != _SIZES[kind]:
+        if _SIZES.get(kind, size) != size:
             raise Broken(f"a frame of {size} bytes")
 
     def _count_idle(self, kind: int, size: int) -> None:
@@ -262,14 +263,22 @@ class Http2:
             self._used = 0
         if (exchange := self._open.get(stream)) is None:
             self._late -= len(payload)
+            room = self._late
         else:
             exchange.used += len(payload)
-        if self._late < 0 or (exchange is not None and exchange.used > WINDOW):
+            room = WINDOW - exchange.used
+        if room < 0:
             raise Broken("more was sent than there was room for")
         if exchange is None:
             return
-        exchange.incoming += frames.without_padding(flags, payload)
-        self._cut(exchange, events)
+        part = frames.without_padding(flags, payload)
+        size = len(part) - frames.PREFIX.size
+        if size >= 0 and not exchange.incoming and frames.PREFIX.unpack_from(part) == (0, size):
+            events.append(Message(exchange, part[frames.PREFIX.size :]))  # one whole message, as most are
+            exchange.held += len(part)
+        else:
+            exchange.incoming += part
+            self._cut(exchange, events)
         if exchange.id in self._open and flags & frames.END_STREAM:
             self._end(exchange, Code.UNKNOWN, "it ended without a status", events)
         self._credit(exchange)

@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 
 from google.protobuf.message import DecodeError
 
-from clustermesh.errors import Unavailable
+from clustermesh.errors import ClusterMeshError, Unavailable
 from clustermesh.store import rpc_pb2 as pb
 from clustermesh.store.faults import Oversized
 
@@ -27,18 +27,21 @@ class Method(NamedTuple):
 
 def decode(method: Method, data: bytes | bytearray) -> Any:
     """The response of `method`. Raises Unavailable for what is none, Oversized for what has more than MOST_FIELDS."""
-    if _is_crowded(data):
-        raise Oversized(f"what came has more than {MOST_FIELDS} fields, too many for an answer to {method.path}")
+    error: ClusterMeshError
     try:
-        return method.response.FromString(data)
-    except DecodeError as e:
-        raise Unavailable(f"what came is no answer to {method.path}") from e
+        if len(data) <= 2 * MOST_FIELDS or not _is_crowded(data):  # less has no room for so many
+            return method.response.FromString(data)
+        error = Oversized(f"what came has more than {MOST_FIELDS} fields, too many for an answer to {method.path}")
+    except DecodeError:
+        error = Unavailable(f"what came is no answer to {method.path}")
+    del data  # else the error's traceback keeps it
+    raise error
 
 
 def _is_crowded(data: bytes | bytearray) -> bool:
     """Whether it has more than MOST_FIELDS: two bytes here may become an object of hundreds."""
     at = count = 0
-    while at < len(data) and len(data) > 2 * MOST_FIELDS:  # less has no room for so many
+    while at < len(data):
         tag, at = _varint(data, at)
         size, at = _varint(data, at) if tag & 7 in (_VARINT, _BYTES) else (_FIXED.get(tag & 7, 0), at)
         at += 0 if tag & 7 == _VARINT else size

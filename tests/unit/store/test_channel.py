@@ -283,6 +283,23 @@ async def test_a_call_that_is_given_up_gives_back_the_room_that_its_answer_had(m
         assert http2._lent == 0
 
 
+async def test_the_error_of_a_broken_connection_keeps_nothing_of_what_came(monkeypatch) -> None:
+    async with serving() as (client, served):
+        monkeypatch.setattr(Server, "silent", True)
+        asking = asyncio.create_task(client.count(b""))
+        await until_asked(served)
+        http2 = client._dialer._current.channel._http2
+        served[0].begin_answer(1, 1 << 20)
+        while not http2._lent:
+            await asyncio.sleep(0)
+        exchange = http2._open[1]
+        assert exchange.incoming
+        served[0].transport.abort()
+        with pytest.raises(Unavailable):
+            await asking
+        assert not exchange.incoming
+
+
 async def test_no_answer_is_none_whatever_its_status(monkeypatch) -> None:
     monkeypatch.setattr(Server, "answer", Server.end)
     async with serving() as (client, _):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import weakref
 from contextlib import suppress
 
 import pytest
@@ -81,6 +82,19 @@ async def test_a_message_of_countless_changes_is_refused_before_they_are_made() 
 def test_fields_are_counted_however_they_are_written(field: bytes) -> None:
     assert not methods._is_crowded(field * methods.MOST_FIELDS)
     assert methods._is_crowded(field * (methods.MOST_FIELDS + 1))
+
+
+class Data(bytearray):
+    """One whose end can be noticed."""
+
+
+@pytest.mark.parametrize("said", [b"\xff", b"\x5a\0" * (methods.MOST_FIELDS + 1)], ids=["garbage", "crowded"])
+def test_the_error_of_what_is_no_answer_does_not_keep_it(said: bytes) -> None:
+    data = [Data(said)]
+    kept = weakref.ref(data[0])
+    with pytest.raises(ClusterMeshError):
+        methods.decode(methods.WATCH, data.pop())
+    assert kept() is None
 
 
 @pytest.mark.parametrize("garbage", [b"\xff", b"\x5a\xff\xff\xff\xff\x7f", b"\x5a", b"x"])
