@@ -12,8 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence, Set
-from contextlib import ExitStack, aclosing, contextmanager, suppress
-from functools import partial
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Final
 
 from msgspec import Struct
@@ -26,6 +25,7 @@ from clustermesh.apiserver.heard import HeardSource, heard
 from clustermesh.apiserver.identities import GRACE, Allocator
 from clustermesh.apiserver.keys_target import WRITES
 from clustermesh.apiserver.ledger import Ledger
+from clustermesh.apiserver.listening import Listening
 from clustermesh.apiserver.problems import ProblemLog
 from clustermesh.apiserver.publish import Publisher, Updates
 from clustermesh.apiserver.report import keep_reported
@@ -36,7 +36,6 @@ from clustermesh.apiserver.resources import (
     canary_keys,
     config_value,
     make_ledger,
-    watched_places,
 )
 from clustermesh.apiserver.settings import Settings, of_folder
 from clustermesh.apiserver.terms import own_name, serve_terms, time_text
@@ -50,7 +49,7 @@ from clustermesh.standalone.context import Context
 from clustermesh.store import election
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.election import Election
-from clustermesh.store.follow import Changed, Follower, Interrupted, Listed, Newest, follow
+from clustermesh.store.follow import Changed, Listed
 from clustermesh.store.lease import DEFAULT_TTL, LeaseKeeper
 from clustermesh.wire import keys
 from clustermesh.wire.api_server_report import ApiServerReport
@@ -142,11 +141,8 @@ class ApiServer:
         place = keys.API_SERVER_LEADERS
         self.election = Election(voting, client, self.ownership, place, own_name(), timing.election)
         self.election.on_lead = self.writer.hurry
-        self._watched = watched_places(self.cluster)
-        self._unlisted = {*self._watched, keys.AGENTS}
-        self._may_list, self._listed = asyncio.Event(), asyncio.Event()
+        self.listening = Listening(client, self._etcd, self.ledger, self.writer, self._settle)
         self._may_beat, self._deleting, self._in_charge = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._interrupted: dict[bytes, str] = {}
         self._exports: bool | None = None  # as the cluster config is to say
         self._published = False
         self._recalled = False  # which numbers identities had
@@ -160,15 +156,15 @@ class ApiServer:
             self._lead(),
             self._told.run(),
             self.problems.run(),
-            self._follow(keys.AGENTS, Follower(), self._take_records),
-            *(self._follow(place, Follower(Newest()), partial(self.ledger.take, place)) for place in self._watched),
+            # A list in mid-life may come from an etcd that was started empty, open to everybody.
+            *self.listening.tasks(self.cluster, self._take_records, again=self.users.check),
         ]
 
     async def _stand_by(self) -> None:
         """An etcd with a leader has its users."""
         await self.election.following.wait()
         _LOG.info("standing by: %s leads", self.election.leader)
-        self._may_list.set()
+        self.listening.may_list.set()
 
     async def _lead(self) -> None:
         """All that writes."""
@@ -178,8 +174,8 @@ class ApiServer:
             for coroutine in (*(each.run() for each in work), self._report(), self._beat(), self._tick()):
                 tasks.create_task(coroutine)
             await self.users.enabled.wait()
-            self._may_list.set()
-            await self._listed.wait()
+            self.listening.may_list.set()
+            await self.listening.listed.wait()
             await self.keeper.adopt(self.ledger.leases())
             await self.keeper.part(keys.HEARTBEAT)  # whose lease it has tells who wrote the canaries
             self._may_beat.set()
@@ -201,37 +197,6 @@ class ApiServer:
         self._in_charge.set()
 
     # -- etcd -> ledger ------------------------------------------------------------------------------------------------
-
-    async def _follow(self, place: bytes, follower: Follower, take: Callable[[Listed | Changed], None]) -> None:
-        await self._may_list.wait()
-        async with aclosing(follow(self.client, place, follower=follower)) as items:
-            async for item in items:
-                if isinstance(item, Interrupted):
-                    self._interrupt(place, str(item.error))
-                    continue
-                if self._interrupted.pop(place, None) is not None:
-                    self.writer.hurry()
-                take(item)
-                if isinstance(item, Listed) and not item.more:
-                    self._note_listed(place)
-                self.writer.wake()
-
-    def _interrupt(self, place: bytes, reason: str) -> None:
-        if not self._interrupted:
-            _LOG.warning("etcd at %s: %s; nothing is lost, waiting for it", self._etcd, reason)
-            self._settle()  # the start may take long now
-        self._interrupted[place] = reason
-        self.ledger.interrupt(place)
-
-    def _note_listed(self, place: bytes) -> None:
-        self._unlisted.discard(place)
-        if self._unlisted:
-            return
-        if self._listed.is_set():
-            self.users.check()  # a list in mid-life may come from an etcd that was started empty, open to everybody
-        else:
-            _LOG.info("etcd at %s is listed", self._etcd)
-        self._listed.set()
 
     def _take_records(self, item: Listed | Changed) -> None:
         snapshot = self.source.snapshot if self._in_charge.is_set() else Snapshot()  # until then it is noted only
@@ -384,10 +349,10 @@ class ApiServer:
 
     def _list_waiting(self) -> list[str]:
         waiting = [] if self.users.error is None else [f"users of etcd: {self.users.error}"]
-        waiting += sorted({f"etcd: {reason}" for reason in self._interrupted.values()})
+        waiting += sorted({f"etcd: {reason}" for reason in self.listening.interrupted.values()})
         if self.election.waiting:
             waiting.append(self.election.waiting)
-        elif not self._listed.is_set():
+        elif not self.listening.listed.is_set():
             waiting.append(f"etcd at {self._etcd} has not been read yet")
         elif not self._told.begun.is_set():
             why = [problem.sentence for problem in self.source.problems()]
