@@ -10,7 +10,7 @@ from typing import Final
 from clustermesh.address import Address
 from clustermesh.mesh.view import ServiceName
 
-TURN: Final = 4096  # names that are found out in one turn
+TURN: Final = 2048  # names that are found out in one turn
 
 
 class Doubts:
