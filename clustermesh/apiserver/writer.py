@@ -19,7 +19,6 @@ from clustermesh.logs import about
 from clustermesh.reconcile import Reconciler
 
 _LOG: Final = logging.getLogger(__name__)
-_GATHER: Final = 0.02  # seconds between two passes: a change alone waits for nothing, many go at once
 
 
 class Writer:
@@ -69,7 +68,6 @@ class Writer:
         audited = clock()
         while True:
             self._wake.clear()
-            began = clock()
             await self.write()
             if clock() - audited > self._audit_every and self._may_audit:
                 await self._audit()
@@ -77,7 +75,6 @@ class Writer:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._seconds_to_wait(clock())):
                     await self._wake.wait()
-            await asyncio.sleep(began + _GATHER - clock())
 
     def _seconds_to_wait(self, now: float) -> float:
         due = [due for each in (self._about, self._data, self._canaries) if (due := each.next_due) is not None]
