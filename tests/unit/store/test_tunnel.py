@@ -10,9 +10,10 @@ from contextlib import suppress
 import pytest
 from pki import Authority
 
-from clustermesh.errors import Unavailable
+from clustermesh.errors import ClusterMeshError, Refused, Unavailable
 from clustermesh.store.client import EtcdClient
-from clustermesh.store.tls import Tls, Tunnel
+from clustermesh.store.endpoint import parse
+from clustermesh.store.tls import Tls, Tunnel, explain
 
 SETTINGS = b"\0\0\0\4\0\0\0\0\0"
 
@@ -83,3 +84,22 @@ async def test_a_server_that_ends_tls_alone_has_closed_the_connection(certified:
     async with listening, EtcdClient([where], certified[1], timeout=5.0) as client:
         with pytest.raises(Unavailable, match="connection closed by the server"):
             await client.count(b"")
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind", "says"),
+    [
+        ("TLSV13_ALERT_CERTIFICATE_REQUIRED", Refused, "does not accept our certificate"),
+        ("TLSV1_ALERT_UNKNOWN_CA", Refused, "does not accept our certificate"),
+        ("TLSV1_ALERT_INTERNAL_ERROR", Unavailable, "TLS failed: tlsv1 alert internal error"),
+        ("DECRYPTION_FAILED_OR_BAD_RECORD_MAC", Unavailable, "TLS failed"),
+    ],
+)
+def test_only_an_alert_about_certificates_is_a_refusal_of_ours(
+    reason: str, kind: type[ClusterMeshError], says: str
+) -> None:
+    error = ssl.SSLError(1, reason)
+    error.reason = reason
+    told = explain(parse("https://a"), error)
+    assert type(told) is kind
+    assert says in str(told)
