@@ -9,7 +9,8 @@ The rules:
    has just begun): a change begins a new attempt, that it cannot be read just then means nothing.
 3. A table is listed once its canary is there. What is listed or changed is taken in as it comes.
 4. A beat is a change of the heartbeat that was heard as it happened; to find the key there proves nothing. The writer
-   lives until `silence` seconds after its last beat, or until its heartbeat vanishes.
+   lives until `silence` seconds after its last beat, or until its heartbeat vanishes, be it while nobody heard; one
+   that beats with another lease is another writer.
 5. The writer is proven while it lives, the canary stands, and the one that beats wrote it (their lease is one, and the
    heartbeat has not vanished since) or has been beating for `settle` seconds: one that comes back beats first and
    writes its entries after. What vanishes since then, by a deletion or from a list, is believed if heartbeat and canary
@@ -60,7 +61,8 @@ from clustermesh.mesh.writer import Canary, Proof, Writer
 from clustermesh.model import Cluster, ClusterConfig
 from clustermesh.store.backoff import SPREAD
 from clustermesh.store.faults import Compacted, Replaced
-from clustermesh.store.follower import Changed, Deleted, Interrupted, Listed
+from clustermesh.store.follower import Changed, Deleted, Interrupted, Listed, Put
+from clustermesh.store.operations import KeyValue
 from clustermesh.wire import keys
 from clustermesh.wire.kinds import ENDPOINT_SLICES, SERVICE_EXPORTS, SERVICES
 
@@ -181,7 +183,7 @@ class ReaderBrain:
 
     def _again(self, now: float) -> Iterable[Command]:
         """Another attempt, the later the more often they have ended soon: a list of everything is dear to both."""
-        self.phase = Phase.IDLE
+        self.phase, self._starts = Phase.IDLE, {}
         if now >= self._attempted + RECHECK:
             self._delay = _FIRST_DELAY
         self._attempted = now
@@ -216,7 +218,7 @@ class ReaderBrain:
         self._canaries = {each.canary: None for each in tables if each.canary is not None}
         self.behind = {each.kind: "waiting for its list" for each in tables if each.required}
         self._writer, self._question, self._canaries_known = Writer(self.terms, now), None, False
-        self._recheck, self._starts = now + RECHECK, {}
+        self._recheck = now + RECHECK
         self._audit = self._next_audit(now)
         yield Follow(keys.HEARTBEAT, live=True)
         yield from map(Follow, self._canary_places())
@@ -261,6 +263,8 @@ class ReaderBrain:
     def _hear_heartbeat(self, item: Listed | Changed, now: float) -> Iterable[Command]:
         if "etcd" in self.behind:
             self._catch_up("etcd", now)
+        if isinstance(item, Listed) and self._writer.find(next((_written(each) for each in item.events), None)):
+            self._lose_heartbeat(now)
         for event in () if isinstance(item, Listed) else item.events:
             if isinstance(event, Deleted):
                 self._lose_heartbeat(now)
@@ -491,6 +495,10 @@ def _is_answer(event: messages.Event) -> bool:
         case messages.Audited(digests):
             return digests is not None
     return isinstance(event, messages.Configured)
+
+
+def _written(event: Put | Deleted) -> KeyValue | None:
+    return None if isinstance(event, Deleted) else event.kv
 
 
 def _parent(canary: bytes) -> bytes:

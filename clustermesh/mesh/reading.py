@@ -57,6 +57,7 @@ class Reading:
         self.gone: dict[Any, _Vanished] = {}
         self.witnesses = {keys.HEARTBEAT, table.canary or keys.HEARTBEAT}
         self._known = 0  # the last revision heard of, where all that is held was there then
+        self._deleted: dict[Any, tuple[int, bytes]] = {}  # what is held and was told to be gone: revision and key
         self._dying: dict[Any, float] = {}  # died with a lease, and no beat before that time says that it is gone
         self._listing = False
         self._names: set[Any] = set()  # what the list under way has, good or not: what is refused has not vanished
@@ -154,7 +155,9 @@ class Reading:
                 continue
             if vanished.told in event.ends:
                 self._dying[name] = believed_from
+                self._deleted.pop(name, None)
             elif heartbeat <= max(vanished.since, canary) and canary <= vanished.at:
+                self._deleted.pop(name, None)
                 commands.append(Remove(self.table.kind, name, vanished.told))
             else:
                 lost_a_witness = True
@@ -173,9 +176,9 @@ class Reading:
                 self.tally.lose()
             self._names.add(name)
             self._again += name in held
-            if self.gone or self._dying:
-                self.gone.pop(name, None)
-                self._dying.pop(name, None)
+            if self.gone or self._dying or self._deleted:
+                for waiting in (self.gone, self._dying, self._deleted):
+                    waiting.pop(name, None)
             self._check_size(len(kv.value))
             value = self.table.decode(kv.key, kv.value, self._cluster)
         except Invalid as e:
@@ -221,6 +224,8 @@ class Reading:
         if not self._knows(name, event.key):
             self.tally.lose()
         held = name in self._names or name in self._held(self.table.kind)
+        if held:
+            self._deleted[name] = (event.mod_revision, event.key)
         if not proven:
             self.doubted = self.doubted or held
             return ()
@@ -241,12 +246,20 @@ class Reading:
         if proof is not None and revision >= proof.since:
             self._dying = {name: since for name, since in self._dying.items() if since > last_beat}
             self.doubted = self.doubted or bool(self._dying)
-            self.gone = dict.fromkeys(gone - self._dying.keys(), _Vanished(revision, max(self._known, proof.settled)))
+            since = max(self._known, proof.settled)
+            self.gone = {name: self._missing(name, revision, since, proof) for name in gone - self._dying.keys()}
         else:
             self.doubted = self.doubted or bool(gone)
+        self._deleted = {name: self._deleted[name] for name in gone & self._deleted.keys()}
         self.whole, self._known = True, 0 if self.doubted else revision
         self.forget_list()
         return commands + self._count()
+
+    def _missing(self, name: Any, revision: int, since: int, proof: Proof) -> _Vanished:
+        """What a list does not have. That it was told to be gone matters where a lease may have taken it since the
+        writer had all there."""
+        told, key = self._deleted.get(name, (0, b""))
+        return _Vanished(revision, since, told, key) if told > proof.whole else _Vanished(revision, since)
 
     def _count(self) -> list[Command]:
         kind, number = self.table.kind, len(self._unnamed)

@@ -17,10 +17,12 @@ class Canary(NamedTuple):
 
 
 class Proof(NamedTuple):
-    """The writer is believed `since` this revision; it had been beating for long enough at `settled`, 0 for not yet."""
+    """The writer is believed `since` this revision; it had been beating for long enough at `settled`, 0 for not yet.
+    What a lease takes away after `whole` it may have yet to put back."""
 
     since: int
     settled: int
+    whole: int
 
 
 class Writer:
@@ -31,15 +33,28 @@ class Writer:
         self.last_beat = -math.inf
         self._alive_since = 0.0
         self._alive = self._settled = 0  # revisions of the beats since which it lives without a gap, and long enough
-        self.lease = 0  # of its heartbeat
+        self.lease = 0  # of its heartbeat, as that was last heard of
+        self._beats_with = 0  # the lease with which it has been beating: with another one it is another writer
+        self._heartbeat: KeyValue | None = None  # as it was last heard of
 
     def beat(self, heartbeat: KeyValue, now: float) -> None:
         """The heartbeat was heard to change."""
-        if not self._lives(now):
+        if not self._lives(now) or heartbeat.lease != self._beats_with:
             self._alive_since, self._alive, self._settled = now, heartbeat.mod_revision, 0
+            self._beats_with = heartbeat.lease
         if not self._settled and now >= self._alive_since + self._terms.settle:
             self._settled = heartbeat.mod_revision
-        self.last_beat, self.lease = now, heartbeat.lease
+        self.last_beat, self.lease, self._heartbeat = now, heartbeat.lease, heartbeat
+
+    def find(self, heartbeat: KeyValue | None) -> bool:
+        """The heartbeat as a list has it; whether it was gone since it was last found, or heard to change."""
+        before, self._heartbeat = self._heartbeat, heartbeat
+        if heartbeat is None:
+            return before is not None
+        self.lease = heartbeat.lease
+        if before is None:
+            return False
+        return heartbeat.mod_revision > before.mod_revision and heartbeat.version <= before.version
 
     def stop(self) -> None:
         """The heartbeat is gone, or was."""
@@ -57,10 +72,11 @@ class Writer:
         """
         if not self._lives(now):
             return None
-        proofs = [self._settled] if self._settled else []
+        proofs, whole = [self._settled] if self._settled and self.lease == self._beats_with else [], self._alive
         if canary is not None and canary.lease == self.lease:
             proofs.append(max(self._alive, canary.revision))
-        return Proof(min(proofs), self._settled) if proofs else None
+            whole = canary.revision
+        return Proof(min(proofs), self._settled, whole) if proofs else None
 
     def _lives(self, now: float) -> bool:
         return self.last_beat >= self._began and now < self.silent_from

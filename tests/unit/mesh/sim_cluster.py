@@ -106,7 +106,7 @@ class SimCluster:
         """Somebody ends one of those that a living writer keeps; it puts back what is gone, under another."""
         if self.alive and not self.todo:
             lease = self.rng.choice(self._leases)
-            self._leases = [next(self._numbers), *(each for each in self._leases if each != lease)]
+            self._leases = [next(self._numbers) if each == lease else each for each in self._leases]
             self._returned = now
             gone = [key for key, kv in self.store.items() if kv.lease == lease]
             if gone:
@@ -148,7 +148,13 @@ class SimCluster:
             self._returned = now
             self.beat(now)
             self._write_all({})
-        self.todo = {key: value for key, value in self.todo.items() if key not in self.store}
+        kept = {key for key, kv in self.store.items() if kv.lease in self._leases}
+        self.todo = {key: value for key, value in self.todo.items() if key not in kept}
+
+    @property
+    def entries(self) -> Table:
+        """What etcd has of the tables."""
+        return {key: kv.value for key, kv in self.store.items() if key.split(b"/")[0].decode() in KINDS}
 
     def compact(self) -> None:
         self.compacted = self.revision
@@ -176,7 +182,7 @@ class SimCluster:
 
     def _write(self, key: bytes, value: bytes | None) -> None:
         if value is not None or key in self.store:
-            self._apply({key: value}, self.rng.choice(self._leases))
+            self._apply({key: value}, self._leases[0] if key == keys.HEARTBEAT else self.rng.choice(self._leases))
 
     def _apply(self, changes: dict[bytes, bytes | None], lease: int) -> None:
         self.revision += 1

@@ -166,6 +166,8 @@ class Play:
                 return messages.Configured(_config(options))
             case "heartbeat", ["gone"]:
                 return messages.Heard(keys.HEARTBEAT, Changed([Deleted(keys.HEARTBEAT)], 9))
+            case "heartbeat", ["missing"]:
+                return messages.Heard(keys.HEARTBEAT, Listed([], 9))
             case "heartbeat", [lease] if lease.isdigit():
                 return messages.Heard(keys.HEARTBEAT, Listed([_written(keys.HEARTBEAT, b"", lease)], 9))
             case "beat", [beat]:
@@ -176,8 +178,10 @@ class Play:
                 return messages.Heard(SYNCED, Changed([Deleted(SYNCED + kind.encode())], 9))
             case "canary", [kind, "written", lease]:
                 return messages.Heard(SYNCED, Changed([_written(SYNCED + kind.encode(), b"", lease)], 9))
-            case "canary", [kind, lease]:
-                return messages.Heard(SYNCED, Listed([_written(SYNCED + kind.encode(), b"", lease)], 9))
+            case "canary", [kind, canary]:
+                lease, _, revision = canary.partition("@")
+                event = _written(SYNCED + kind.encode(), b"", lease, int(revision or 9))
+                return messages.Heard(SYNCED, Listed([event], 9))
             case place, [failure] if failure in FAILURES:
                 prefix = keys.HEARTBEAT if place == "heartbeat" else f"{place}/".encode()
                 return messages.Heard(prefix, Interrupted(FAILURES[failure]))
