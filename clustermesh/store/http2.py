@@ -133,7 +133,7 @@ class Http2:
         self._pump(exchange)
 
     def taken(self, exchange: Exchange, message: bytes | bytearray) -> None:
-        """Somebody has read it."""
+        """Somebody has read it. Of two of one size either may be taken for the one that room was lent to."""
         size = len(message) + frames.PREFIX.size
         if size == exchange.lent:
             self._give_back(exchange)
@@ -143,6 +143,7 @@ class Http2:
 
     def cancel(self, exchange: Exchange) -> None:
         """Nobody reads any more of it."""
+        self._borrowers.pop(exchange, None)  # else what it gives back is lent to its next message
         self._give_back(exchange)
         if exchange.id in self._open:
             self._reset(exchange)

@@ -75,6 +75,11 @@ class Sender:
         self.client.taken(exchange, message)
         return message
 
+    def cancel(self, exchange: Exchange) -> None:
+        self.client.cancel(exchange)
+        self._rest[exchange].clear()
+        self.unread[exchange].clear()
+
     @property
     def held(self) -> int:
         return sum(sum(map(len, waiting)) + len(each.incoming) for each, waiting in self.unread.items())
@@ -119,6 +124,17 @@ def test_who_is_given_up_waits_for_no_room() -> None:
     for exchange in reversed(exchanges):
         sender.client.cancel(exchange)
     assert (sender.client._lent, sender.client._borrowers) == (0, {})
+
+
+def test_who_is_given_up_with_one_large_message_unread_and_the_next_begun_keeps_no_room() -> None:
+    sender = Sender()
+    for _ in range(6):
+        exchange = sender.open(bytes(MAX_MESSAGE - 5), bytes(MAX_MESSAGE - 5))
+        sender.send()
+        assert (len(sender.unread[exchange]), exchange.lent) == (1, MAX_MESSAGE)
+        assert exchange.incoming
+        sender.cancel(exchange)
+        assert (sender.client._lent, sender.client._borrowers) == (0, {})
 
 
 def test_a_small_answer_needs_no_room_that_others_have() -> None:
@@ -168,6 +184,26 @@ def test_all_that_is_sent_arrives_as_it_is_read_and_no_room_is_lost(seed: int) -
         got[exchange].append(sender.read(exchange))
     assert got == wanted
     assert most <= MOST_LENT + 6 * (WINDOW + LARGE)
+    assert (sender.client._lent, sender.client._borrowers) == (0, {})
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_room_is_lost_to_those_that_are_given_up_whenever_that_is(seed: int) -> None:
+    rng, sender, sizes = random.Random(seed), Sender(), (100, LARGE - 4, 2 * WINDOW, 3 * WINDOW, MAX_MESSAGE - 5)
+    open_ones = list[Exchange]()
+    for _ in range(60):
+        while len(open_ones) < 6:
+            open_ones.append(sender.open(*[bytes(rng.choice(sizes)) for _ in range(4)]))
+        sender.send()
+        exchange = rng.choice(open_ones)
+        if rng.random() < 0.3:
+            open_ones.remove(exchange)
+            sender.cancel(exchange)
+        elif sender.unread[exchange]:
+            sender.read(exchange)
+        assert sender.client._lent == sum(each.lent for each in open_ones)
+    for exchange in open_ones:
+        sender.cancel(exchange)
     assert (sender.client._lent, sender.client._borrowers) == (0, {})
 
 
