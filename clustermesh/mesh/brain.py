@@ -88,7 +88,8 @@ class ReaderBrain:
     """What one cluster's reader knows of its cluster's state, and what it makes of what it hears.
 
     `held(kind)` are the names of the entries that are held of the cluster, `held("refused")` of those that are refused,
-    `held("unnamed")` the kinds of which more are, and `held("short")` those that miss what there is room for.
+    `held("unnamed")` the kinds of which more are, `held("dropped")` those of which something found no room, and
+    `held("short")` those that miss what there is room for by now.
     `epoch` is added to `now` for what is shown as Unix time. `drift` is how many entries of each kind were found not to
     be as they were heard to be, `audited` the Unix time at which the last tables were compared. `withdrawn` says that
     its services are, for etcd does not answer, `withdrawals` how often they were.

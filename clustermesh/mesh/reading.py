@@ -206,8 +206,10 @@ class Reading:
         return (Accept(what),)
 
     def _knows(self, name: Any, key: bytes) -> bool:
-        """Whether the key was heard of, or may have been, where more are refused than are counted."""
-        if name in self._names or name in self._held(self.table.kind):
+        """Whether the key was heard of, or may have been, where something found no room or more are
+        refused than are counted."""
+        kind = self.table.kind
+        if name in self._names or name in self._held(kind) or kind in self._held("dropped"):
             return True
         what = _shown(key)
         return what in self._refused or hash(what) in self._unnamed or len(self._unnamed) >= MOST_COUNTED

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -69,6 +69,11 @@ class Room:
     def backends(self) -> int:
         """Addresses and ports, of all its services together."""
         return self._used[_BACKENDS]
+
+    @property
+    def kinds_dropped(self) -> Set[str]:
+        """Of which something was."""
+        return self._dropped.keys()
 
     def dropped(self, kind: str) -> dict[Any, None]:
         """The names of what was dropped of `kind`, or of the first of them."""

@@ -208,7 +208,8 @@ class MeshState:
 
     def names(self, cluster: str, kind: str) -> Set[Any]:
         """The names in a table of `cluster`. Of the kind "refused" those that `refuse` was told of, "unnamed" the
-        tables of which more is, "short" those that miss what there is room for by now."""
+        tables of which more is, "short" those that miss what there is room for by now, "dropped" those of which
+        something found none."""
         view = self.views.get(cluster)
         if view is None:
             return set()
@@ -220,6 +221,8 @@ class MeshState:
                 return rulings.refusals.unnamed.keys()
             case "short":
                 return rulings.room.short
+            case "dropped":
+                return rulings.room.kinds_dropped
         held, dropped = view.table(kind), rulings.room.dropped(kind)
         return ChainMap(held, dropped).keys() if dropped else held.keys()  # asked at each event: nothing is copied
 

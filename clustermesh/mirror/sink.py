@@ -166,6 +166,8 @@ class MirrorSink:
         if kind == "short":  # its reader says when it has listed these
             listed, doubted = self._listed.get(cluster, set()), self._doubted.get(cluster, set())
             return self.state.names(cluster, kind) | self._short(cluster) | doubted | (set(KINDS) - listed)
+        if kind == "dropped":
+            return self.state.names(cluster, kind) | self._left_out(cluster)
         if kind == STAMPS:
             return frozenset()
         if kind in KINDS and cluster != self._own:
@@ -332,6 +334,9 @@ class MirrorSink:
             self.state.count_unnamed(cluster, "", 0)  # it is known from now on: there is where to say what is refused
             self._weights[cluster] = Weight(lambda: self.state.refusals(cluster))
         return self._weights[cluster]
+
+    def _left_out(self, cluster: str) -> Set[str]:
+        return self._weights[cluster].kinds_dropped if cluster in self._weights else frozenset()
 
     def _short(self, cluster: str) -> Set[str]:
         return self._weights[cluster].short if cluster in self._weights else frozenset()

@@ -6,7 +6,7 @@ to say it again: once there is room, the kind is `short`, and whoever reads it l
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any, Final
 
 from clustermesh.mesh.refusals import Reason, Refusal, Refusals
@@ -25,6 +25,11 @@ class Weight:
         self.short: set[str] = set()
         self._refusals = refusals
         self._dropped: dict[str, set[Any]] = {}
+
+    @property
+    def kinds_dropped(self) -> Set[str]:
+        """Of which something was left out."""
+        return self._dropped.keys()
 
     def take(self, kind: str, name: Any, before: bytes | None, value: bytes | None, most: int) -> bool:
         """Whether there is room for `value` in the place of `before` where the peer may have `most` bytes in all. If

@@ -37,7 +37,7 @@ class Peer:
     """A cluster whose writer is proven, and that has `count` entries of each kind."""
 
     def __init__(self, count: int) -> None:
-        self.held: dict[str, set[Any]] = {kind: set() for kind in (*KINDS, "refused", "unnamed", "short")}
+        self.held: dict[str, set[Any]] = {kind: set() for kind in (*KINDS, "refused", "unnamed", "short", "dropped")}
         self.brain = ReaderBrain("beta", lambda _n, _c: list(map(make_table, KINDS)), self.held.__getitem__)
         self.revision = 6
         self.question: Attest | None = None

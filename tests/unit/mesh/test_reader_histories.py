@@ -47,7 +47,7 @@ class World:
 
     def restart(self) -> None:
         """The agent is started anew, with what it had kept on disk."""
-        held = {**self.held, "refused": {}, "unnamed": {}, "short": {}}
+        held = {**self.held, "refused": {}, "unnamed": {}, "short": {}, "dropped": {}}
         terms = messages.Terms(audit=100.0)
         self.brain = ReaderBrain("beta", lambda _n, _c: TABLES, lambda kind: held[kind].keys(), terms, rng=self.rng)
         self.streams, self.asked, self.attesting, self.auditing = {}, False, None, ()

@@ -80,6 +80,7 @@ class Play:
             "refused": {},
             "unnamed": {},
             "short": {},
+            "dropped": {},
         }
         tables = [make_table(kind) for kind in ("nodes", "services", "stamps")]
         terms = messages.Terms(limits=Limits(value_bytes=10), audit=1e9)
@@ -97,8 +98,8 @@ class Play:
             self.brain.terms = replace(
                 self.brain.terms, **{each.partition("=")[0]: float(each.partition("=")[2]) for each in words}
             )
-        elif verb == "room":
-            self.held["short"][words[0]] = None
+        elif verb in ("room", "dropped"):
+            self.held["short" if verb == "room" else verb][words[0]] = None
         elif verb == "wait":
             end = self.now + float(words[0])
             while (due := self.brain.due()) is not None and due <= end:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -51,9 +51,9 @@ def pod(ip: str, identity: int = 131080) -> Endpoint:
     return Endpoint(ip=parse(ip), identity=identity)
 
 
-def opened(together: Mapping[str, int] = TOGETHER) -> MeshState:
+def opened(together: Mapping[str, int] = TOGETHER, **turn: int) -> MeshState:
     """Nothing is known of the own cluster, and that is all there is to know of it."""
-    state = MeshState("own", together=together)
+    state = MeshState("own", together=together, **turn)
     state.admit_peers()
     for peer in ("beta", "gamma"):
         state.authorize(Authority(name=peer))
@@ -465,6 +465,7 @@ class TestRoom:
         assert list(state.views["beta"].services) == [("n", "s")]
         assert "more than 3 backends in all its services" in why(state, "beta", "tables", "services")
         assert not state.names("beta", "short"), "nothing has gone"
+        assert state.names("beta", "dropped") == {"services"}
         state.put("beta", "services", ("n", "s"), service("beta", "10.2.0.1"))
         assert state.names("beta", "short") == {"services"}
         state.put("beta", "services", more, service("beta", "10.2.0.1", "10.2.0.3"))
@@ -1047,10 +1048,14 @@ def test_whatever_happens_what_is_used_is_what_looking_at_everything_finds(scrip
                     assert {a for each in served if each.cluster == cluster for a in each.backends} == wanted, name
 
 
+_ENDPOINT = ("gamma", "endpoints", parse("10.1.1.7"), 131072)
+_ITS_NODE = ("gamma", "nodes", "n1", node("", "", "10.1.0.0/16", "10.2.0.7", ""))
+
+
+@example([(_ENDPOINT, False), (_ITS_NODE, False)])
 @given(st.lists(st.tuples(_steps, st.booleans()), max_size=25))
 def test_in_turns_of_one_name_each_it_ends_as_at_once(script: list[tuple[Any, bool]]) -> None:
-    state, twin = MeshState("own", turn=1), opened()
-    state.admit_peers()
+    state, twin = opened(turn=1), opened()
     for step, judged in script:
         _do(state, *step)
         _do(twin, *step)

@@ -57,7 +57,7 @@ class World:
         self.told = set[str]()  # names that were heard of since
         self.held: dict[str, dict[str, bytes]] = {kind: {} for kind in KINDS}
         self.asked = list[tuple[bytes, ...]]()
-        tables = {**self.held, "refused": {}, "unnamed": {}, "short": {}}
+        tables = {**self.held, "refused": {}, "unnamed": {}, "short": {}, "dropped": {}}
         self.brain = ReaderBrain("alpha", lambda _n, _c: TABLES, lambda kind: tables[kind].keys())
 
     def begin(self) -> None:
