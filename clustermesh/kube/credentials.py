@@ -98,8 +98,14 @@ def _credentials(configuration: Any) -> Credentials:
         verify=configuration.verify_ssl,
         server_name=configuration.tls_server_name or "",
         proxy=_proxy(configuration),
-        header=configuration.api_key.get("BearerToken", ""),
+        header=_header(configuration.api_key.get("BearerToken", "")),
     )
+
+
+def _header(said: str) -> str:
+    """The package hands on what a tokenFile ends with; kubectl takes a token without the white space around it."""
+    scheme, _, token = said.partition(" ")
+    return f"{scheme} {token.strip()}" if said else ""
 
 
 def _proxy(configuration: Any) -> str:

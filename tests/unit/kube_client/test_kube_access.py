@@ -88,6 +88,18 @@ async def test_a_token_file_is_read_again_when_it_changes(tmp_path: Path) -> Non
     assert (await access.grant()).header == "Bearer two"
 
 
+async def test_a_token_file_may_end_with_a_line_end(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(" one \r\n\n")
+    access = from_kubeconfig(kubeconfig(tmp_path / "config", {"tokenFile": "token"}))
+    assert (await access.grant()).header == "Bearer one"
+
+
+async def test_a_token_file_of_two_lines_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("one\ntwo\n")
+    with pytest.raises(Refused, match="token .* must be one line"):
+        await from_kubeconfig(kubeconfig(tmp_path / "config", {"tokenFile": "token"})).grant()
+
+
 async def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="third"):
         await from_kubeconfig(kubeconfig(tmp_path / "config", {"token": "secret"}), "third").grant()
