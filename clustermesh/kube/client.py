@@ -57,7 +57,8 @@ class KubeClient:
         self._shown: dict[str, Grant] = {}  # by path: two that are refused at once ask once
 
     async def __aenter__(self) -> Self:
-        # Compressed answers cost both sides more CPU than a local network's bytes.
+        # Compressed answers cost both sides more CPU than a local network's bytes; one that comes all the same may be
+        # of any size once unpacked, so nobody unpacks it.
         headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "clustermesh"}
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(None, sock_connect=self.patience.connect),
@@ -65,6 +66,7 @@ class KubeClient:
             read_bufsize=_PIECE,
             connector=aiohttp.TCPConnector(limit=0),
             response_class=_Answer,
+            auto_decompress=False,
         )
         return self
 
@@ -102,10 +104,14 @@ class KubeClient:
             async with asyncio.timeout(self.patience.read):
                 answer = await self._ask(grant, path, params)
             with closing(answer):
+                encoding = answer.headers.get("Content-Encoding", "identity")
                 if answer.status != HTTPStatus.OK:
                     async with asyncio.timeout(self.patience.read):
-                        body = await answer.content.read(_MAX_ERROR)
+                        body = await answer.content.read(_MAX_ERROR) if encoding == "identity" else b""
                     raise fault(answer.status, read_status(body), what, answer.headers.get("Retry-After", ""))
+                if encoding != "identity":
+                    rule = "must be identity, as was asked for"
+                    raise Unavailable(f"{what}: Content-Encoding of the answer: {encoding[:40]!r}: {rule}")
                 yield answer
         except aiohttp.ClientConnectorCertificateError as e:
             raise Refused(f"{what}: the API server's certificate is not accepted: {_verdict(e)}") from e

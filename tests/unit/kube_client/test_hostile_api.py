@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
@@ -139,6 +140,13 @@ _ANYWHERE: dict[str, Fault] = {
     "no object": says([1, 2]),
     "deep": says(b"[" * 100_000 + b"\n"),
     "no end": floods,
+    "a packed answer nobody asked for": says(
+        zlib.compress(b'{"items": []}' + b" " * (8 << 20), wbits=31), head=_OK + b"Content-Encoding: gzip\r\n"
+    ),
+    "an error in a packed answer": says(
+        zlib.compress(b" " * (8 << 20), wbits=31),
+        head=b"HTTP/1.1 500 No\r\nConnection: close\r\nContent-Encoding: gzip\r\n",
+    ),
     "endless head": says(b"", head=_OK + b"X: " + b"y" * 100_000 + b"\r\n"),
     "a page of HTML": says(b"<html>", head=b"HTTP/1.1 502 Bad Gateway\r\nConnection: close\r\n"),
     "another place": says(b"", head=b"HTTP/1.1 302 Found\r\nLocation: http://192.0.2.1/\r\nConnection: close\r\n"),

@@ -8,6 +8,7 @@ import os
 import stat
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -96,7 +97,7 @@ async def test_a_token_file_may_end_with_a_line_end(tmp_path: Path) -> None:
 
 async def test_a_token_file_of_two_lines_is_refused(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("one\ntwo\n")
-    with pytest.raises(Refused, match="token .* must be one line"):
+    with pytest.raises(Refused, match="must be one line"):
         await from_kubeconfig(kubeconfig(tmp_path / "config", {"tokenFile": "token"})).grant()
 
 
@@ -316,6 +317,29 @@ async def test_what_a_proxy_answers_is_told_without_its_password() -> None:
             with pytest.raises(Unavailable, match="407 Proxy Authentication Required") as refused:
                 await client.get("/api/v1/pods", "list pods", {})
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+async def test_a_packed_answer_is_refused_unpacked_by_nobody(encoding: str) -> None:
+    heads: list[bytes] = []
+    body = zlib.compress(b'{"metadata": {}}', wbits=31 if encoding == "gzip" else 15)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        head = f"HTTP/1.1 200 OK\r\nContent-Encoding: {encoding}\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+
+        async def grant() -> Grant:
+            return Grant(server=f"http://127.0.0.1:{port}")
+
+        async with KubeClient(Access(grant)) as client:
+            with pytest.raises(Unavailable, match=f"list pods: Content-Encoding of the answer: '{encoding}': must be"):
+                await client.get("/api/v1/pods", "list pods", {})
+    assert b"accept-encoding: identity" in heads[0].lower()
 
 
 async def test_kinds_that_are_refused_at_once_share_what_is_read_anew() -> None:
