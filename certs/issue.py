@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from certs.errors import CertsError
-from certs.names import AUTHORITY_NAME, Leaf
+from certs.names import AUTHORITY_NAME, COMMON_NAME_RULE, HOST_RULE, Leaf, is_common_name, is_host
 
 AUTHORITY_LIFETIME: Final = timedelta(days=3653)
 LEAF_LIFETIME: Final = timedelta(days=365)
@@ -90,10 +90,9 @@ def issue(authority: Pair, leaf: Leaf, now: datetime, key: PrivateKey | None = N
         valid = f"{issuer.not_valid_before_utc:%F} to {issuer.not_valid_after_utc:%F}"
         raise CertsError(f"the authority is valid from {valid}, and it is {now:%F}: renew it, or check the clock")
     key = key or new_key()
-    try:
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, leaf.common_name)])
-    except ValueError as e:
-        raise CertsError(f"common name {leaf.common_name!r}: {e}") from e
+    if not is_common_name(leaf.common_name):
+        raise CertsError(f"common name {leaf.common_name[:64]!r}: {COMMON_NAME_RULE}")
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, leaf.common_name)])
     until = min(now + LEAF_LIFETIME, issuer.not_valid_after_utc)
     builder = _builder(subject, issuer.subject, key, now, until)
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -153,14 +152,12 @@ def _authority_key_id(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
 
 
 def _general_name(host: str) -> x509.GeneralName:
+    if not is_host(host):
+        raise CertsError(f"host {host[:64]!r}: {HOST_RULE}")
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
-        pass
-    try:
         return x509.DNSName(host)
-    except ValueError as e:
-        raise CertsError(f"host {host!r}: not an address, and not a DNS name in ASCII") from e
 
 
 def _hash(key: PrivateKey) -> hashes.SHA256 | None:

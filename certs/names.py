@@ -7,12 +7,19 @@ certificate as the user, so a client's common name is its permission.
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 AUTHORITY_NAME = "Cilium CA"
 SERVER_NAME = "clustermesh-apiserver.cilium.io"
 MESH_NAMES = "*.mesh.cilium.io"
+
+HOST_RULE: Final = "must be an address, or a DNS name: labels of 1 to 63 letters, digits, '-' and '_', 253 in all"
+COMMON_NAME_RULE: Final = "must be 1 to 64 bytes of printable characters"
+_LABEL: Final = "[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_DNS_NAME: Final = re.compile(rf"(\*\.)?{_LABEL}(\.{_LABEL})*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +67,15 @@ def canonical_host(host: str) -> str:
         return str(ipaddress.ip_address(bare))
     except ValueError:
         return bare.lower().removesuffix(".")
+
+
+def is_host(host: str) -> bool:
+    """Whether a certificate can name `host`, canonical: an address, or a DNS name whose first label may be "*"."""
+    return _is_address(host) or (len(host) <= 253 and _DNS_NAME.fullmatch(host) is not None)
+
+
+def is_common_name(name: str) -> bool:
+    return name.isprintable() and 1 <= len(name.encode()) <= 64
 
 
 def covers(hosts: Iterable[str], host: str) -> bool:

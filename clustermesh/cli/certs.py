@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from certs.names import Leaf, cluster_leaves, unique
+from certs.names import COMMON_NAME_RULE, Leaf, cluster_leaves, is_common_name, unique
 from clustermesh.cli import FAILED, context_option, output_option
 from clustermesh.cli.table import print_json, print_table
+from clustermesh.cli.values import Host
 from clustermesh.errors import Invalid
 from clustermesh.standalone.context import Context, load, locked
 
@@ -43,7 +44,7 @@ def command() -> None:
 
 @command.command()
 @context_option
-@click.option("--san", multiple=True, metavar="HOST", help="A further name or address of the server; repeatable.")
+@click.option("--san", type=Host(), multiple=True, help="A further name or address of the server; repeatable.")
 @click.option("--ca-cert", type=click.Path(path_type=Path, exists=True), help="Bring an authority: its certificate.")
 @click.option("--ca-key", type=click.Path(path_type=Path, exists=True), help="Bring an authority: its key.")
 def init(context: Path, san: tuple[str, ...], ca_cert: Path | None, ca_key: Path | None) -> None:
@@ -104,7 +105,7 @@ def show(context: Path, output: str) -> None:
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--all", "everything", is_flag=True, help="Every leaf.")
 @click.option("--new-key", is_flag=True, help="With a fresh key too.")
-@click.option("--san", multiple=True, metavar="HOST", help="Add a name or address to the server's; repeatable.")
+@click.option("--san", type=Host(), multiple=True, help="Add a name or address to the server's; repeatable.")
 def renew(context: Path, names: tuple[str, ...], everything: bool, new_key: bool, san: tuple[str, ...]) -> None:
     """Issue certificates again with the names they have; without NAME, those that are due or unfit.
 
@@ -139,7 +140,7 @@ def renew(context: Path, names: tuple[str, ...], everything: bool, new_key: bool
 @click.option("--out", "folder", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where to.")
 @click.option("--name", help="What the files are called; CN if not given.")
 @click.option("--server", is_flag=True, help="For a server; a client's otherwise.")
-@click.option("--san", multiple=True, metavar="HOST", help="A name or address it answers to; repeatable.")
+@click.option("--san", type=Host(), multiple=True, help="A name or address it answers to; repeatable.")
 def issue(context: Path, common_name: str, folder: Path, name: str | None, server: bool, san: tuple[str, ...]) -> None:
     """Sign a certificate for CN, and put it, its key and ca.crt into a folder to be carried elsewhere.
 
@@ -155,14 +156,21 @@ def issue(context: Path, common_name: str, folder: Path, name: str | None, serve
     from certs.pair import write_pair
 
     cluster, now, name = load(context), datetime.now(UTC), name or common_name
-    if not name or "/" in name or name.startswith(".") or name == "ca":
-        raise Invalid("name", name, "must be a file name; give one with --name")
+    if not is_common_name(common_name):
+        raise Invalid("CN", common_name, COMMON_NAME_RULE)
+    if not _is_file_name(name):
+        raise Invalid("name", name, "must be a file name of one line, at most 200 bytes; give one with --name")
     with locked(cluster):
         pair = sign(load_authority(cluster.certs, now), Leaf(common_name, server=server, hosts=unique(san)), now)
     private_folder(folder)
     write_pair(folder, name, pair)
     write_atomically(folder / "ca.crt", cluster.ca.read_bytes())
     click.echo(f"{folder / name}.crt, good until {pair.certificate.not_valid_after_utc:%F}")
+
+
+def _is_file_name(name: str) -> bool:
+    """Of a pair beside ca.crt, with room for a suffix."""
+    return "/" not in name and name[0] != "." and name != "ca" and name.isprintable() and len(name.encode()) <= 200
 
 
 def _leaves(cluster: Context, san: tuple[str, ...] = ()) -> dict[str, Leaf]:

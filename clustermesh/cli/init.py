@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from clustermesh.cli.values import Host
 from clustermesh.standalone.context import create, locked
 
 
@@ -16,7 +17,7 @@ from clustermesh.standalone.context import create, locked
 @click.option("--id", "cluster_id", type=int, required=True, help="The cluster's number, 1 to 255 (or 511).")
 @click.option("--endpoint", required=True, metavar="URL", help="Where peers reach its etcd: https://HOST:PORT.")
 @click.option("--max-connected-clusters", type=int, default=255, show_default=True, help="255 or 511, mesh-wide.")
-@click.option("--san", multiple=True, metavar="HOST", help="A further name or address of the server; repeatable.")
+@click.option("--san", type=Host(), multiple=True, help="A further name or address of the server; repeatable.")
 def command(
     folder: Path, name: str, cluster_id: int, endpoint: str, max_connected_clusters: int, san: tuple[str, ...]
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import click
 
+from certs.names import HOST_RULE, canonical_host, is_host
 from clustermesh.duration import parse_duration
 from clustermesh.errors import Invalid
 from clustermesh.listen import parse_address
@@ -41,6 +42,17 @@ class Listener(click.ParamType[str]):
                 parse_address(value)
         except Invalid as e:
             self.fail(f"{_short(value)} {e.rule}", param, ctx)
+        return str(value)
+
+
+class Host(click.ParamType[str]):
+    """A name or an address that a certificate can hold, left as it is written."""
+
+    name = "HOST"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not is_host(canonical_host(value)):
+            self.fail(f"{_short(value)} {HOST_RULE}", param, ctx)
         return str(value)
 
 

@@ -66,6 +66,29 @@ def test_leaf_names_its_authority_by_key_so_that_equal_names_do_not_confuse() ->
     assert named.key_identifier == authority_id.digest
 
 
+@pytest.mark.parametrize(
+    "host", ["", ".", "a..b", "a\nb", "a b", "\u00fc.example", "*", "a.*", "x" * 64, "x." * 127 + "x"]
+)
+def test_a_host_that_no_certificate_can_name_is_refused_with_the_rule(host: str) -> None:
+    with pytest.raises(CertsError, match=r"^host '.*: must be an address, or a DNS name") as refused:
+        issue(AUTHORITY, Leaf("x", server=True, hosts=(host,)), NOW)
+    assert str(refused.value).isprintable()
+    assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "host", ["a", "x" * 63, "x." * 126 + "x", "*.mesh.cilium.io", "etcd_1.a-b", "192.0.2.1", "::1"]
+)
+def test_a_host_that_a_client_may_dial_is_written_down(host: str) -> None:
+    assert facts(issue(AUTHORITY, Leaf("x", server=True, hosts=(host,)), NOW).certificate).hosts == (host,)
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "x" * 65, "\u00fc" * 33, "\udcff"])
+def test_a_common_name_that_no_certificate_can_have_is_refused_with_the_rule(name: str) -> None:
+    with pytest.raises(CertsError, match=r"^common name '.*: must be 1 to 64 bytes"):
+        issue(AUTHORITY, Leaf(name), NOW)
+
+
 def test_leaf_is_taken_by_a_peer_whose_clock_is_behind() -> None:
     check_leaf(SERVER.certificate, [AUTHORITY.certificate], NOW - timedelta(minutes=59), "server")
     with pytest.raises(CertsError, match=r"not valid before .* check the clocks"):

@@ -227,8 +227,11 @@ def test_issued_certificate_can_be_carried_away(alpha: Path, tmp_path: Path) -> 
     _good("certs", "issue", "remote-beta", "--out", out, "--context", alpha)
     assert sorted(os.listdir(out)) == ["ca.crt", "remote-beta.crt", "remote-beta.key"]
     assert facts(load_pair(out, "remote-beta").certificate).common_name == "remote-beta"
-    for name in ("../x", ".x", "ca", ""):
+    for name in ("../x", ".x", "ca", "", "a\nb", "x" * 65):
         assert _do("certs", "issue", name, "--out", out, "--context", alpha).exit_code == 2
+    for name in ("a\nb", "x" * 201):
+        refused = _do("certs", "issue", "remote-gamma", "--name", name, "--out", out, "--context", alpha)
+        assert (refused.exit_code, "must be a file name" in refused.stderr) == (2, True)
     assert sorted(os.listdir(out)) == ["ca.crt", "remote-beta.crt", "remote-beta.key"]
 
 

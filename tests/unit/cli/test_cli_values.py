@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 
 import click
 import pytest
@@ -40,6 +41,20 @@ def test_an_absurd_value_is_wrong_usage_and_its_flag_is_named(command: str, flag
         last = result.stderr.splitlines()[-1]
         assert f"Invalid value for '{flag}" in last
         assert value[:20] in last or repr(float(value)) in last, "the value is said"
+
+
+@pytest.mark.parametrize("san", ["", "a\nb", "x" * 64, "x." * 150 + "x", "\u00fc"])
+@pytest.mark.parametrize("command", [["init"], ["certs", "init"], ["certs", "renew"], ["certs", "issue"]])
+def test_a_name_that_no_certificate_can_hold_is_wrong_usage_before_anything_is_made(
+    command: list[str], san: str, tmp_path: Path
+) -> None:
+    flags = ["--name", "alpha", "--id", "1", "--endpoint", "https://h:1", str(tmp_path / "alpha")]
+    result = CliRunner().invoke(main, [*command, "--san", san, *(flags if command == ["init"] else [])])
+    last = result.stderr.splitlines()[-1]
+    assert result.exit_code == 2
+    assert f"Invalid value for '--san': {repr(san)[:20]}" in last
+    assert "must be an address, or a DNS name" in last
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
