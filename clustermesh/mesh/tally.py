@@ -86,6 +86,8 @@ class Tally:
         if self._partial:
             return None
         self._take_back()
+        if self.is_lost:  # too much was heard since an answer came
+            return None
         self._asked, self._written = _Heard(self._revision, self._number, self._written), {}
         past = self._unclear is not None and self._unclear.told <= self._revision
         most = len(self._asked.written) + MOST_WRITTEN

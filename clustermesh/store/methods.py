@@ -10,26 +10,26 @@ from clustermesh.errors import ClusterMeshError, Unavailable
 from clustermesh.store import rpc_pb2 as pb
 from clustermesh.store.faults import Oversized
 
-MOST_FIELDS: Final = 1 << 16  # of one answer; etcd cuts a watch's into parts of 2 MiB, which have fewer
-
-
+MOST_FIELDS: Final = 1 << 17  # of one answer; etcd cuts a watch's into parts of 2 MiB, which have fewer
 _VARINT, _BYTES = 0, 2  # how a field of protobuf is written
 _FIXED: Final = {1: 8, 5: 4}
 
 
 class Method(NamedTuple):
-    """One call. `request` and `response` are protobuf message classes."""
+    """One call. `request` and `response` are protobuf message classes; what a response repeats is in its own fields,
+    or behind the fields of `nested`, one in the other."""
 
     path: str
     request: Any
     response: Any
+    nested: tuple[int, ...] = ()
 
 
 def decode(method: Method, data: bytes | bytearray) -> Any:
     """The response of `method`. Raises Unavailable for what is none, Oversized for what has more than MOST_FIELDS."""
     error: ClusterMeshError
     try:
-        if len(data) <= 2 * MOST_FIELDS or not _is_crowded(data):  # less has no room for so many
+        if len(data) <= 2 * MOST_FIELDS or not _is_crowded(data, method.nested):  # less has no room for so many
             return method.response.FromString(data)
         error = Oversized(f"what came has more than {MOST_FIELDS} fields, too many for an answer to {method.path}")
     except DecodeError:
@@ -38,17 +38,23 @@ def decode(method: Method, data: bytes | bytearray) -> Any:
     raise error
 
 
-def _is_crowded(data: bytes | bytearray) -> bool:
+def _is_crowded(data: bytes | bytearray, nested: tuple[int, ...] = ()) -> bool:
     """Whether it has more than MOST_FIELDS: two bytes here may become an object of hundreds."""
-    at = count = 0
-    while at < len(data):
+    return _count(data, 0, len(data), nested, MOST_FIELDS) < 0
+
+
+def _count(data: bytes | bytearray, at: int, end: int, nested: tuple[int, ...], left: int) -> int:
+    """How many of the `left` fields are left after those from `at` to `end`; below 0 where they are too many."""
+    while at < end and left >= 0:
+        left -= 1
         tag, at = _varint(data, at)
         size, at = _varint(data, at) if tag & 7 in (_VARINT, _BYTES) else (_FIXED.get(tag & 7, 0), at)
-        at += 0 if tag & 7 == _VARINT else size
-        count += 1
-        if count > MOST_FIELDS:
-            return True
-    return False
+        if tag & 7 == _VARINT:
+            continue
+        if nested and tag == nested[0] << 3 | _BYTES:
+            left = _count(data, at, min(at + size, end), nested[1:], left)
+        at += size
+    return left
 
 
 def _varint(data: bytes | bytearray, at: int) -> tuple[int, int]:
@@ -63,10 +69,14 @@ def _varint(data: bytes | bytearray, at: int) -> tuple[int, int]:
     return number, len(data)
 
 
+_LISTS: Final = (
+    pb.TxnResponse.RESPONSES_FIELD_NUMBER,
+    pb.ResponseOp.RESPONSE_RANGE_FIELD_NUMBER,
+)
 RANGE: Final = Method("/etcdserverpb.KV/Range", pb.RangeRequest, pb.RangeResponse)
 PUT: Final = Method("/etcdserverpb.KV/Put", pb.PutRequest, pb.PutResponse)
 DELETE_RANGE: Final = Method("/etcdserverpb.KV/DeleteRange", pb.DeleteRangeRequest, pb.DeleteRangeResponse)
-TXN: Final = Method("/etcdserverpb.KV/Txn", pb.TxnRequest, pb.TxnResponse)
+TXN: Final = Method("/etcdserverpb.KV/Txn", pb.TxnRequest, pb.TxnResponse, nested=_LISTS)
 COMPACT: Final = Method("/etcdserverpb.KV/Compact", pb.CompactionRequest, pb.CompactionResponse)
 
 WATCH: Final = Method("/etcdserverpb.Watch/Watch", pb.WatchRequest, pb.WatchResponse)

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from clustermesh.mesh import tally
-from clustermesh.mesh.tally import Tally
+from clustermesh.mesh.tally import MOST_WRITTEN, Tally
 from clustermesh.store.follower import Deleted, Event, Put
 from clustermesh.store.operations import Digest, DigestOf, KeyValue
 
@@ -117,6 +117,17 @@ def test_whatever_differs_is_found_and_nothing_where_all_was_heard(
     found = [world.audit(before, meanwhile) for before, meanwhile in [*rounds, ([], []), ([], []), ([], [])]]
     assert any(found) or world.known == world.truth
     assert not (any(found) and world.all_told)
+
+
+def test_what_is_asked_for_does_not_grow_without_end_while_no_answer_comes() -> None:
+    etcd = Etcd()
+    heard = listed(etcd)
+    for part in range(4):
+        puts = [Put(KeyValue(b"t/%d/%d" % (part, n), b"", 2 + part, 0, 1)) for n in range(MOST_WRITTEN)]
+        heard.change(puts, 2 + part, more=False)
+        if (question := heard.ask()) is not None:
+            assert question.most <= 2 * MOST_WRITTEN
+    assert heard.is_lost
 
 
 def test_an_answer_that_does_not_come_is_asked_for_again_with_all_that_was_heard_since() -> None:
