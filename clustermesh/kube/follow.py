@@ -45,6 +45,7 @@ from clustermesh.kube.hearing import (
     Watch,
 )
 from clustermesh.kube.resource import K, Resource, V
+from clustermesh.kube.rounds import Rounds
 
 __all__ = ["Changed", "Interrupted", "Item", "Listed", "compare", "follow"]
 
@@ -141,6 +142,7 @@ class _Pages(Generic[K, V]):
     def __init__(self, client: KubeClient, resource: Resource[K, V]) -> None:
         self._client, self._resource = client, resource
         self._ahead: tuple[List, asyncio.Task[bytes]] | None = None
+        self.rounds = Rounds()  # of the list that is read
 
     async def get(self, request: List) -> bytes:
         """Raises ClusterMeshError."""
@@ -183,15 +185,18 @@ def _look_at(ended: asyncio.Task[bytes]) -> None:
 
 
 async def _list(resource: Resource[K, V], request: List, pages: _Pages[K, V]) -> Page[K, V]:
+    if not request.next:
+        pages.rounds = Rounds()
     items, version, token = outline(resource, await pages.get(request))
-    if token and token == request.next:
-        raise Unavailable(f"list {resource.title}: its next page is said to be this one")
+    if pages.rounds.closes(token):
+        raise Unavailable(f"list {resource.title}: its pages go round: the next one came before")
     if token:
         pages.ask_ahead(List(request.limit, token))
     entries = []
     for begin in range(0, len(items), _AT_ONCE):
         entries += decode_items(resource, items[begin : begin + _AT_ONCE])
         await asyncio.sleep(0)
+    pages.rounds.note(token)  # not before: a page that fails is asked for again, and has the same one next
     return Page(entries, version, token)
 
 
