@@ -110,9 +110,7 @@ class Brain(Generic[K, V]):
         self._fresh: dict[K, V] = {}
         self._bad: dict[K, str] = {}
         self._nameless = 0
-        self._may_be_any = (
-            False  # the list has an object without a name: it may be any known one that the list does not name
-        )
+        self._may_be_any = False  # an object of the list has no name: it may be any known one that is not named
         self._lists = 0
         self._problem = ""
         self._renewed = False
