@@ -128,10 +128,16 @@ class EtcdClient:
 
     async def created(self, keys: Iterable[bytes]) -> tuple[int, dict[bytes, int]]:
         """Those of `keys` that are there, each with the revision since which it is, and the revision of that."""
-        reads = [pb.RequestOp(request_range=pb.RangeRequest(key=key, keys_only=True)) for key in keys]
+        revision, parts = await self.ranges([pb.RangeRequest(key=key, keys_only=True) for key in keys])
+        return revision, {kv.key: kv.create_revision for part in parts for kv in part.kvs}
+
+    async def ranges(self, wanted: Sequence[Any]) -> tuple[int, list[Any]]:
+        """The answers to some RangeRequests, all in one transaction, and its revision."""
+        reads = [pb.RequestOp(request_range=each) for each in wanted]
         answer = await self.call(methods.TXN, pb.TxnRequest(success=reads))
-        found = {kv.key: kv.create_revision for each in answer.responses for kv in each.response_range.kvs}
-        return answer.header.revision, found
+        if len(answer.responses) != len(reads):
+            raise Unavailable(f"etcd was asked {len(reads)} questions and {len(answer.responses)} answers came")
+        return answer.header.revision, [each.response_range for each in answer.responses]
 
     async def range(self, prefix: bytes, *, page: int = 1000, most_bytes: int | None = None) -> Listing:
         """Every key under `prefix` (b"": all) at one revision.

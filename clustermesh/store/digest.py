@@ -11,7 +11,6 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from clustermesh.store import methods
 from clustermesh.store import rpc_pb2 as pb
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.faults import Compacted
@@ -30,16 +29,15 @@ async def read_digests(client: EtcdClient, wanted: Sequence[DigestOf]) -> list[D
 
 
 async def _read(client: EtcdClient, wanted: Sequence[DigestOf]) -> list[Digest]:
-    answer = await client.call(methods.TXN, pb.TxnRequest(success=map(_range, wanted)))
-    parts = [each.response_range for each in answer.responses]
+    revision, parts = await client.ranges([_range(each) for each in wanted])
     return [
-        Digest(each.revision or answer.header.revision, part.count, {kv.key: kv.mod_revision for kv in part.kvs})
+        Digest(each.revision or revision, part.count, {kv.key: kv.mod_revision for kv in part.kvs})
         for each, part in zip(wanted, parts, strict=True)
     ]
 
 
 def _range(wanted: DigestOf) -> Any:
-    request = pb.RangeRequest(
+    return pb.RangeRequest(
         key=wanted.prefix,
         range_end=prefix_end(wanted.prefix),
         revision=wanted.revision,
@@ -48,4 +46,3 @@ def _range(wanted: DigestOf) -> Any:
         keys_only=True,
         serializable=True,
     )
-    return pb.RequestOp(request_range=request)

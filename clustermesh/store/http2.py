@@ -38,7 +38,8 @@ MOST_LENT: Final = 3 * MAX_MESSAGE
 _INDEXED: Final = 0x80  # a field begins so whose name and value are in the table (RFC 7541, 6.1)
 _MOST_MEANT: Final = 64
 _LAST: Final = 1 << 30  # no stream is opened after it: some days of a thousand calls a second
-_WHOLE_WINDOW: Final = 1 << 26
+_FIRST_WINDOW: Final = 65_535  # of a connection, and of each stream until the server says another one
+_WHOLE_WINDOW: Final = 1 << 26  # what is added to it
 _MOST_IDLE: Final = 10_000  # frames that tell nothing, between two that do; etcd sends a few for each message
 _LITTLE: Final = 64  # bytes: as much of what is no message counts as a frame of its own; so does a smaller part of one
 _MOST_SAID: Final = 200  # characters of what a server says of an error
@@ -94,7 +95,7 @@ class Http2:
         self._out.append(frames.frame(frames.WINDOW_UPDATE, 0, 0, frames.WORD.pack(_WHOLE_WINDOW)))
         self._going_away = self.greeted = False
         self._next = 1
-        self._most, self._initial, self._window = frames.MOST, 65_535, 65_535  # as the server says
+        self._most, self._initial, self._window = frames.MOST, _FIRST_WINDOW, _FIRST_WINDOW  # as the server says
         self._open: dict[int, Exchange] = {}
         self._waiting = deque[Exchange]()
         self._lent, self._borrowers = 0, dict[Exchange, None]()  # these wait, in this order
@@ -202,7 +203,8 @@ class Http2:
             self._lend()
 
     def _reset(self, exchange: Exchange) -> None:
-        self._late += WINDOW - exchange.used  # the server may have sent so much before it hears of it
+        late = self._late + WINDOW - exchange.used  # the server may have sent so much before it hears of it
+        self._late = min(late, _FIRST_WINDOW + _WHOLE_WINDOW)  # no more than that for all
         self._out.append(frames.frame(frames.RESET, 0, exchange.id, frames.WORD.pack(frames.CANCEL)))
 
     def _close(self, exchange: Exchange) -> None:

@@ -27,12 +27,13 @@ async def find_lease_ends(client: EtcdClient, deletions: Mapping[int, bytes], li
 
 async def _leases_before(client: EtcdClient, deletions: Mapping[int, bytes]) -> Mapping[int, int]:
     """The lease that each key had, 0 for none."""
-    reads = [
-        pb.RequestOp(request_range=pb.RangeRequest(key=key, revision=revision - 1, keys_only=True, serializable=True))
-        for revision, key in deletions.items()
-    ]
-    answer = await client.call(methods.TXN, pb.TxnRequest(success=reads))
-    found = (next(iter(each.response_range.kvs), None) for each in answer.responses)
+    _, parts = await client.ranges(
+        [
+            pb.RangeRequest(key=key, revision=revision - 1, keys_only=True, serializable=True)
+            for revision, key in deletions.items()
+        ]
+    )
+    found = (next(iter(part.kvs), None) for part in parts)
     return {revision: 0 if kv is None else kv.lease for revision, kv in zip(deletions, found, strict=True)}
 
 

@@ -69,10 +69,7 @@ def _varint(data: bytes | bytearray, at: int) -> tuple[int, int]:
     return number, len(data)
 
 
-_LISTS: Final = (
-    pb.TxnResponse.RESPONSES_FIELD_NUMBER,
-    pb.ResponseOp.RESPONSE_RANGE_FIELD_NUMBER,
-)
+_LISTS: Final = (pb.TxnResponse.RESPONSES_FIELD_NUMBER, pb.ResponseOp.RESPONSE_RANGE_FIELD_NUMBER)
 RANGE: Final = Method("/etcdserverpb.KV/Range", pb.RangeRequest, pb.RangeResponse)
 PUT: Final = Method("/etcdserverpb.KV/Put", pb.PutRequest, pb.PutResponse)
 DELETE_RANGE: Final = Method("/etcdserverpb.KV/DeleteRange", pb.DeleteRangeRequest, pb.DeleteRangeResponse)

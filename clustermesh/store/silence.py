@@ -15,9 +15,7 @@ from msgspec import Struct
 
 _EARLY = 0.8
 _CHATTER_AT_ONCE = 1000
-_CHATTER_A_SECOND = (
-    20.0  # an idle etcd tells once in ten minutes that there is nothing to tell; ten times a second at most
-)
+_CHATTER_A_SECOND = 20.0  # an idle etcd tells once in ten minutes that nothing has happened; at most ten a second
 _CHATTER_SIZE = 256
 
 

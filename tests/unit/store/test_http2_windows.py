@@ -219,3 +219,15 @@ def test_what_comes_for_a_call_that_was_given_up_is_heard_no_longer_than_its_win
         assert client.receive(frame(0, 0, exchange.id, bytes(FRAME))) == []
     with pytest.raises(Broken, match="than there was room for"):
         client.receive(frame(0, 0, exchange.id, bytes(FRAME)))
+
+
+def test_what_comes_for_many_that_were_given_up_is_heard_no_longer_than_the_window_of_the_connection() -> None:
+    client = Sender().client
+    exchanges = [client.open(b"\x83") for _ in range(100)]
+    for exchange in exchanges:
+        client.cancel(exchange)
+    part, frames = frame(0, 0, exchanges[0].id, bytes(FRAME)), ((1 << 26) + 65_535) // FRAME
+    for _ in range(frames):
+        assert client.receive(part) == []
+    with pytest.raises(Broken, match="than there was room for"):
+        client.receive(part)
