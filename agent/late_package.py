@@ -19,7 +19,11 @@ class _Package(ModuleType):
         with _RUNNING:
             if "__begun__" not in vars(self):  # it may ask itself for what is not there yet
                 self.__begun__ = True
-                self.__spec__.loader.exec_module(self)  # type: ignore[union-attr]
+                try:
+                    self.__spec__.loader.exec_module(self)  # type: ignore[union-attr]
+                except BaseException:
+                    del self.__begun__  # whoever asks next is told the same, not that something is not there
+                    raise
                 self.__class__ = ModuleType  # type: ignore[assignment]  # what is not there now is not there
         return ModuleType.__getattribute__(self, name)
 

@@ -34,6 +34,7 @@ class Deltas(Generic[K, V]):
     def __init__(self) -> None:
         self.desired: dict[K, V] = {}
         self.actual: dict[K, V] = {}
+        self.surplus = 0  # entries that are there and not wanted: they take room until they are deleted
         self.failures = 0  # tries that failed, of any entry
         self.blocking: set[K] = set()  # entries with a problem that exist, or may: they still refer to others
         self._dirty: dict[K, None] = {}  # an ordered set: what was asked for first is applied first
@@ -61,6 +62,8 @@ class Deltas(Generic[K, V]):
 
     def set(self, key: K, value: V) -> None:
         held = self.actual.get(key)
+        if held is not None and key not in self.desired:
+            self.surplus -= 1
         self._kept.pop(key, None)
         if held is not None and held == value:
             self.desired[key] = held  # equal values are one object
@@ -76,6 +79,7 @@ class Deltas(Generic[K, V]):
 
     def remove(self, key: K) -> None:
         if self.desired.pop(key, None) is not None:
+            self.surplus += key in self.actual
             if self._withdrawn is not None:
                 self._withdrawn.add(key)
             self._mark(key)
@@ -109,6 +113,8 @@ class Deltas(Generic[K, V]):
 
     def _take(self, key: K, value: V | None) -> None:
         self._unsure.discard(key)
+        if key not in self.desired:
+            self.surplus += (value is not None) - (key in self.actual)
         if value is None:
             self.actual.pop(key, None)
         else:
@@ -161,6 +167,7 @@ class Deltas(Generic[K, V]):
         found = 0
         if not (self.desired or self.problems or self._unsure or self._touched) and self.actual.keys().isdisjoint(page):
             self.actual.update(page)  # as at a start
+            self.surplus += len(page)
             (self._dirty if self._withdrawn is None else self._kept).update(dict.fromkeys(page))
             return len(page)
         for key, value in page.items():
@@ -201,11 +208,15 @@ class Deltas(Generic[K, V]):
 
     def _settle_all(self, entries: Mapping[K, V | None]) -> None:
         """Where all is well: what `observe` would do for each. All were written or all deleted."""
+        still_so = all(map(is_, map(self.desired.get, entries), entries.values()))
         if None in islice(entries.values(), 1):
+            self.surplus -= sum(key in self.actual and key not in self.desired for key in entries)
             _drop(self.actual, entries)
         else:
+            if not still_so:
+                self.surplus += sum(key not in self.actual and key not in self.desired for key in entries)
             self.actual.update(entries)  # type: ignore[arg-type]
-        if all(map(is_, map(self.desired.get, entries), entries.values())):
+        if still_so:
             _drop(self._dirty, entries)
         else:  # some are wanted otherwise since the call began
             for key in entries:

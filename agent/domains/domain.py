@@ -185,6 +185,8 @@ class Domain(Generic[K]):
         try:
             self.plan(item)
         except ClusterMeshError as e:
+            if item not in self.problems:
+                _log.warning("%s: %s: %s", self.name, item, e, extra=about(kind=self.name, key=item))
             self._retries.fail(item, str(e), self._clock())
         except Exception as e:
             if item not in self.problems:

@@ -17,6 +17,8 @@ from itertools import chain, filterfalse, repeat
 from operator import attrgetter
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
+from msgspec.structs import replace
+
 from agent.bpf.layouts import (
     GROUPS_PER_BLOCK,
     PROTOCOL_NUMBERS,
@@ -32,9 +34,10 @@ from agent.bpf.layouts import (
     packer,
     unpack_numbers,
 )
+from agent.plan.room import Room
 from clustermesh.deltas import Deltas
 from clustermesh.errors import Unavailable
-from clustermesh.mesh.resolve import Frontend, ServiceEntry
+from clustermesh.mesh.resolve import BackendState, Frontend, Group, ServiceEntry
 
 Name = tuple[str, str]
 Table_co = TypeVar("Table_co", bound=Deltas[bytes, bytes], covariant=True)
@@ -62,7 +65,7 @@ class ServicePlanner:
     def __init__(self, trackers: ServiceTrackers[Deltas[bytes, bytes]], most: Sequence[int] = (_MOST,) * 4) -> None:
         """`most` is how many entries each of the maps holds."""
         self._trackers = trackers
-        self._room = [(table.desired, number) for table, number in zip(trackers, most, strict=True)]
+        self._room = Room(trackers._asdict(), most)
         # By value: of two clusters with a backend at one address each has its own.
         self._numbers: dict[bytes, bytes] = {}
         self._more_users: dict[bytes, int] = {}  # how many slots name it beyond the first
@@ -97,8 +100,9 @@ class ServicePlanner:
             self._claims.get(key, {}).pop(name, None)
         for key, entry in wanted.items():
             self._claims.setdefault(key, {})[name] = entry
-        for key in keys:
-            self._program(key)
+        full = [why for key in keys if (why := self._program(key))]
+        if full:
+            raise Unavailable(full[0])
         if not wanted:
             self._keys.pop(name)
         elif gone:
@@ -115,8 +119,9 @@ class ServicePlanner:
             if names := self._claims.get(key):
                 yield min(names), entry
 
-    def _program(self, key: bytes) -> None:
-        """What raises has changed nothing: who asks again is told again, and not that all is as wanted."""
+    def _program(self, key: bytes) -> str:
+        """Why it is not all there, if it finds no room. What raises has changed nothing, and what was cut is not as
+        wanted: who asks again is told again."""
         names = self._claims.get(key)
         wanted = names[min(names)] if names else None
         if names and len(names) > 1:
@@ -127,14 +132,23 @@ class ServicePlanner:
             self._claims.pop(key, None)
         held = self._programmed.get(key)
         if wanted == held:
-            return
-        before, after = _backends(held), _backends(wanted)
+            return ""
+        before, after, full = _backends(held), _backends(wanted), ""
         if wanted is None:
             self._remove(key, before)
+        elif full := self._lacks(key, after):
+            if key not in self._ids:
+                return f"is not there: {full}"
+            full = f"has as many of its backends as there is room for: {full}"
+            wanted = self._cut(key, wanted)
+            if wanted == held:
+                return full
+            self._write(key, wanted, before, _backends(wanted))
         else:
             self._write(key, wanted, before, after)
         for group in before:
             self._release(group)
+        return full
 
     def _remove(self, key: bytes, before: _Backends) -> None:
         self._trackers.services.remove(key)
@@ -142,14 +156,10 @@ class ServicePlanner:
         del self._programmed[key]
 
     def _write(self, key: bytes, wanted: ServiceEntry, before: _Backends, after: _Backends) -> None:
-        """What does not fit raises before anything is set."""
+        """What cannot be packed raises before anything is set."""
         number = self._service_id(key)
         weight, blocks = _pack_groups(tuple(map(_PART, wanted.groups)), tuple(map(len, after)))
         head = _head(number, wanted, weight)
-        size = sum(map(len, after)) + 1  # no map gets more of it
-        for held, most in self._room:
-            if len(held) + size > most:
-                self._check_room(key, before, after)
         self._acquire(chain.from_iterable(after))
         for index, values in enumerate(after):
             for block, value in enumerate(pack_slots([*map(self._numbers.__getitem__, values)])):
@@ -162,21 +172,41 @@ class ServicePlanner:
         self._drop_rest(number, before, after)
         self._programmed[key] = wanted
 
-    def _check_room(self, key: bytes, before: _Backends, after: _Backends) -> None:
-        """Unavailable where a map cannot hold all of it. In part it would be worse: what is missing would be chosen."""
-        had, has, used = {*chain.from_iterable(before)}, {*chain.from_iterable(after)}, self._room[0][0]
-        slots_had, slots_has = (sum(_count(each, SLOTS_PER_BLOCK) for each in all_) for all_ in (before, after))
-        growth = {
-            "backends": sum(self._numbers.get(value) not in used for value in has)
-            - len(had - has - self._more_users.keys()),
-            "slots": slots_has - slots_had,
-            "groups": _count(after, GROUPS_PER_BLOCK) - _count(before, GROUPS_PER_BLOCK),
-            "services": key not in self._trackers.services.desired,
+    def _lacks(self, key: bytes, after: _Backends) -> str:
+        """What a map lacks to take these. In part it would be worse: what is missing would be chosen."""
+        if not self._room.may_lack(sum(map(len, after)) + len(after) + 1):  # no map gets more of it
+            return ""
+        number = self._service_id(key)
+        blocks = [range(_count(values, SLOTS_PER_BLOCK)) for values in after]
+        wanted = {
+            "backends": {self._numbers.get(value, value) for value in chain.from_iterable(after)},
+            "slots": [_SLOTS_KEY(number, index, block) for index, of_one in enumerate(blocks) for block in of_one],
+            "groups": [_GROUPS_KEY(number, block) for block in range(_count(after, GROUPS_PER_BLOCK))],
+            "services": [key],
         }
-        for (name, more), (held, most) in zip(growth.items(), self._room, strict=True):
-            if more > 0 and len(held) + more > most:
-                why = f"stays as it was: it needs {more} more entries of the map lb_{name}, where {len(held)} of {most}"
-                raise Unavailable(f"{why} are taken; fewer services or backends make room")
+        return self._room.lack(wanted)
+
+    def _cut(self, key: bytes, wanted: ServiceEntry) -> ServiceEntry:
+        """`wanted` with those of its backends that need no room or find it."""
+        number, fits, groups = self._ids[key], self._room.filler(), list[Group]()
+        for index, group in enumerate(wanted.groups):
+            if not fits("groups", _GROUPS_KEY(number, index // GROUPS_PER_BLOCK)):
+                break
+            had, slots, kept = 0, 0, []
+            for alike in group.alike:
+                addresses = []
+                for address in alike.addresses if alike.state is BackendState.ACTIVE else ():
+                    had += 1
+                    one = Group(group.cluster_id, 0, (replace(alike, addresses=(address,)),))
+                    ((value,),) = _backends(replace(wanted, groups=(one,)))
+                    block = _SLOTS_KEY(number, index, slots // SLOTS_PER_BLOCK)
+                    if fits("slots", block) and fits("backends", self._numbers.get(value, value)):
+                        addresses.append(address)
+                        slots += 1
+                kept.append(replace(alike, addresses=tuple(addresses)))
+            weight = -(-group.weight * slots // max(had, 1))  # as much for each
+            groups.append(replace(group, weight=weight, alike=tuple(kept)))
+        return replace(wanted, groups=tuple(groups))
 
     def _drop_rest(self, number: int, before: _Backends, after: _Backends) -> None:
         """What a service had beyond what it has."""

@@ -141,9 +141,31 @@ async def test_what_finds_no_room_in_a_full_map_takes_no_choice_from_what_has_it
         await chooser.reconciler.flush()
         assert chooser.reconciler.settled
         assert chooser.shares().keys() >= {1, 2}
+        with suppress(Unavailable):  # where what goes has to make room first
+            await chooser.serve(group(1, 3), group(4, 4))
+        await chooser.reconciler.flush()
+        assert set(chooser.shares()) <= {1, 4}
         await chooser.serve(group(1, 3), group(4, 4))
-        await chooser.reconciler.flush()  # where what went has to make room first
         assert_near(chooser.shares(), {1: 3 / 7, 4: 4 / 7})
+
+
+@pytest.mark.parametrize("may_delete", [False, True])
+async def test_a_change_that_a_full_map_has_no_room_for_takes_no_choice_from_what_it_kept(
+    bpf_object: Path, pin_dir: Path, choose_object: Path, may_delete: bool
+) -> None:
+    small = closing(Datapath.open(bpf_object, pin_dir, {"lb_backends": 10}))
+    with small as datapath, _chooser(datapath, choose_object) as chooser:
+        chooser.reconciler.may_delete = may_delete
+        await chooser.serve(group(1, 10))
+        with pytest.raises(Unavailable, match="lb_backends"):
+            await chooser.serve(group(1, 4), group(2, 6))
+        await chooser.reconciler.flush()
+        assert chooser.shares() == {1: 1.0}
+        assert not any(each.problems for each in chooser.trackers)
+        chooser.reconciler.may_delete = True
+        await chooser.reconciler.flush()
+        await chooser.serve(group(1, 4), group(2, 6))
+        assert_near(chooser.shares(), {1: 0.4, 2: 0.6})
 
 
 async def test_both_families_are_chosen_from_in_one_map(chooser: Chooser) -> None:

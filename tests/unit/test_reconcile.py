@@ -136,6 +136,7 @@ async def test_whatever_fails_or_hangs_on_the_way_an_audit_and_a_flush_end_at_wh
         assert bed.tracker.desired == bed.wanted
         pending = bed.tracker.pending()
         assert (bed.tracker.pending_size, bed.tracker.has_all) == (sum(map(len, pending)), not pending.upserts)
+        assert bed.tracker.surplus == len(bed.tracker.actual.keys() - bed.tracker.desired.keys())
     bed.target.broken, bed.target.down = set(), False
     await bed.reconciler.audit()
     bed.tracker.hurry()

@@ -126,8 +126,10 @@ async def test_an_item_that_finds_no_room_says_so_and_is_no_bug(caplog: pytest.L
     words.full = Unavailable("no room for it")
     words.say("alpha")
     await words.step()
+    words.now += 60.0
+    await words.step()
     assert [problem.sentence for problem in words.problems.values()] == ["no room for it"]
-    assert not caplog.text
+    assert caplog.messages == ["words: alpha: no room for it"]
 
 
 async def test_an_item_with_a_problem_is_planned_at_once_when_it_changes() -> None:

@@ -65,6 +65,18 @@ def test_its_init_may_ask_for_what_it_does_not_have_yet(hooks: ModuleType) -> No
     assert found == [False]
 
 
+def test_an_init_that_failed_is_run_again_and_told_as_its_own_error_again(hooks: ModuleType) -> None:
+    def run() -> None:
+        raise ImportError("no such library")
+
+    hooks.run = run  # type: ignore[attr-defined]
+    for _ in range(2):
+        with pytest.raises(ImportError, match="no such library"):
+            package().answer  # noqa: B018
+    hooks.run = lambda: None  # type: ignore[attr-defined]
+    assert package().answer == 42
+
+
 def test_what_it_never_had_is_an_attribute_error(hooks: ModuleType) -> None:
     hooks.run = lambda: None  # type: ignore[attr-defined]
     with pytest.raises(AttributeError, match="nothing_such"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -306,26 +305,72 @@ async def test_a_frontend_that_goes_while_another_cannot_be_planned_is_gone() ->
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from("abcd"), resolved), max_size=12),
+    st.lists(st.tuples(st.sampled_from("abcd"), resolved, st.booleans()), max_size=12),
     st.tuples(st.integers(0, 12), st.integers(0, 12), st.integers(0, 4), st.integers(0, 4)),
 )
-async def test_in_maps_that_are_full_each_service_is_whole_as_it_is_or_as_it_was(
-    script: list[tuple[str, dict[int, set[tuple[int, int]]]]], most: tuple[int, int, int, int]
+async def test_in_maps_that_are_full_no_choice_falls_on_what_is_gone_or_found_no_room(
+    script: list[tuple[str, dict[int, set[tuple[int, int]]], bool]], most: tuple[int, int, int, int]
 ) -> None:
     node, numbers = Node(most=most), {"a": 0, "b": 10, "c": 20, "d": 30}
-    stands: dict[Frontend, ServiceEntry] = {}
-    for name, services in script:
+    asked: dict[str, dict[Frontend, ServiceEntry]] = {}
+    for name, services, may_delete in script:
         entries = [entry(numbers[name] + number, backends) for number, backends in services.items()]
-        asked = {each.frontend: each for each in entries}
-        with suppress(Unavailable):
+        asked[name] = {each.frontend: each for each in entries}
+        try:
             node.planner.update(("n", name), entries)
+        except Unavailable:
+            pass
+        else:
+            assert asked[name].items() <= {each.frontend: each for _, each in node.planner.served()}.items()
         served = {each.frontend: each for _, each in node.planner.served()}
-        for found in served.values():
-            assert found in (asked.get(found.frontend), stands.get(found.frontend))
-        await node.flush()
-        stands = served
+        wanted = {key: each for of_one in asked.values() for key, each in of_one.items()}
+        assert all(expected(found).keys() <= expected(wanted[key]).keys() for key, found in served.items())
+        node.reconciler.may_delete = may_delete
+        await node.reconciler.flush()
         assert all(len(held) <= size for held, size in zip(node.content().values(), most, strict=True))
-        assert all(node.answers(each) == expected(found) for each, found in stands.items())
+        assert all((node.answers(each) or {}).keys() == expected(found).keys() for each, found in served.items())
+
+
+async def test_while_nothing_is_deleted_a_service_keeps_what_it_had_and_wants_and_then_has_the_rest() -> None:
+    node = Node(most=(3, 9, 9, 9))
+    node.planner.update(("n", "a"), [entry(1, {(1, 1), (1, 2), (1, 3)})])
+    await node.reconciler.flush()
+    changed = [entry(1, {(1, 2), (1, 3), (1, 4), (1, 5)})]
+    with pytest.raises(Unavailable, match="2 more entries of the map lb_backends, where 3 of 3 are taken"):
+        node.planner.update(("n", "a"), changed)
+    await node.reconciler.flush()
+    assert (node.answers(frontend(1)) or {}).keys() == {(1, "10.1.0.2:8080"), (1, "10.1.0.3:8080")}
+    await node.flush()
+    with pytest.raises(Unavailable, match="2 more entries of the map lb_backends, where 2 of 3 are taken"):
+        node.planner.update(("n", "a"), changed)
+    await node.flush()
+    assert (node.answers(frontend(1)) or {}).keys() == {(1, f"10.1.0.{n}:8080") for n in (2, 3, 4)}
+
+
+async def test_all_of_a_services_backends_are_replaced_in_a_full_map() -> None:
+    node = Node(most=(2, 9, 9, 9))
+    node.planner.update(("n", "a"), [entry(1, {(1, 1), (1, 2)})])
+    await node.flush()
+    with pytest.raises(Unavailable):
+        node.planner.update(("n", "a"), [entry(1, {(1, 3), (1, 4)})])
+    await node.flush()
+    assert node.answers(frontend(1)) == {}, "refused, rather than sent to who is gone"
+    node.planner.update(("n", "a"), [entry(1, {(1, 3), (1, 4)})])
+    await node.flush()
+    assert node.answers(frontend(1)) == {(1, "10.1.0.3:8080"): 2, (1, "10.1.0.4:8080"): 2}
+
+
+async def test_a_frontend_that_finds_no_room_does_not_hold_up_the_next_one() -> None:
+    node = Node(most=(9, 2, 9, 9))
+    node.planner.update(("n", "a"), [entry(2, {(1, 1), (2, 1)})])
+    with pytest.raises(Unavailable, match="lb_slots"):
+        node.planner.update(("n", "a"), [entry(1, {(1, 1)}), entry(2, {(1, 2)})])
+    await node.flush()
+    assert node.answers(frontend(1)) is None
+    assert node.answers(frontend(2)) == {(1, "10.1.0.2:8080"): 1}
+    node.planner.update(("n", "a"), [entry(1, {(1, 1)}), entry(2, {(1, 2)})])
+    await node.flush()
+    assert node.answers(frontend(1)) == {(1, "10.1.0.1:8080"): 1}
 
 
 async def test_a_service_that_found_no_room_has_it_once_another_needs_less() -> None:
