@@ -175,7 +175,7 @@ class Holdings:
         if clash := nobodys(alone):
             return f"an address in {prefix_text(clash)}, which is no cluster's"
         claim = self.claims.around(alone)
-        if claim is not None and claim.prefix == alone:
+        if claim is not None and address in self.standing[claim.holder].addresses:
             return str(claim.holder)
         return next((str(holder) for _, holder in self._homeless.inside(alone)), "")
 

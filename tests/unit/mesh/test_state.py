@@ -1006,19 +1006,28 @@ def _claims(node: Node) -> list[Prefix]:
     return list(wanted_by(node).claims)
 
 
-def _holder(state: MeshState, address: Address) -> str | None:
+def _node_at(state: MeshState, address: Address) -> Node | None:
     for each in state.admitted_nodes():
         if any(contains(prefix, address) for prefix in _claims(each)):
-            return each.cluster
+            return each
     return None
 
 
+def _holder(state: MeshState, address: Address) -> str | None:
+    holder = _node_at(state, address)
+    return None if holder is None else holder.cluster
+
+
 def _endpoint(state: MeshState, address: Address) -> Endpoint | None:
-    """The stupid way: look at all nodes."""
-    cluster = _holder(state, address) or "own"
+    """The stupid way: look at all nodes. None of these endpoints shares its node's network."""
+    holder = _node_at(state, address)
+    if holder is not None and holder.cluster != "own" and address in wanted_by(holder).addresses:
+        return None
+    cluster = "own" if holder is None else holder.cluster
     return state.views[cluster].endpoints.get(address) if cluster in state.views else None
 
 
+@example([("beta", "endpoints", parse("10.1.1.7"), 131072), ("beta", "nodes", "n1", node("", "", "", "10.1.1.7", ""))])
 @given(st.lists(_steps, max_size=25))
 def test_whatever_happens_what_is_used_is_what_looking_at_everything_finds(script: list[Any]) -> None:
     state = opened()
@@ -1092,7 +1101,10 @@ def test_whatever_happens_nodes_that_stand_are_apart_and_who_stood_stands(script
                 assert refused == (standing.get((cluster, name)) != view.nodes[name])
         changed = step[:1] if step[1] in ("drain", "allowed") else (step[0], step[2]) if step[1] == "nodes" else ("",)
         for holder, before in stood.items():
-            assert holder[: len(changed)] == changed or standing.get(holder) == before, "who stood first, stands"
+            wanted = state.views[holder[0]].nodes.get(holder[1]) if holder[0] in state.views else None
+            assert holder[: len(changed)] == changed or standing.get(holder) in (before, wanted), (
+                "who stood first, stands, or gets what it wants by now"
+            )
         assert standing.keys() ^ stood.keys() <= dirty
         stood = standing
 
@@ -1104,13 +1116,18 @@ def test_a_refused_node_would_be_refused_if_it_came_now(script: list[Any]) -> No
     for step in script:
         _do(state, *step)
     for cluster, view in list(state.views.items()):
-        for name in [name for name in view.nodes if name in state.refusals(cluster).of("nodes")]:
-            again = view.nodes[name]
+        for name, again in list(view.nodes.items()):
+            if name not in state.refusals(cluster).of("nodes"):
+                continue  # or not any more, with what another one had before it came again
             state.remove(cluster, "nodes", name)
             state.put(cluster, "nodes", name, again)
             assert name in state.refusals(cluster).of("nodes")
 
 
+_NESTED = ("beta", "nodes", "n1", node("", "", "10.1.1.0/24 10.1.1.7/32", "10.2.0.7", ""))
+
+
+@example([_NESTED, ("own", "nodes", "n1", node("", "", "", "10.1.2.7", ""))])
 @given(st.lists(st.one_of(_node_steps, _service_steps), max_size=25))
 def test_who_stands_stands_after_a_restart_though_the_own_cluster_is_restored_first(script: list[Any]) -> None:
     """Where a service was there first as well as where a peer's node was."""
@@ -1124,7 +1141,8 @@ def test_who_stands_stands_after_a_restart_though_the_own_cluster_is_restored_fi
     for cluster, view in before.views.items():
         _put_all(after, cluster, view)
     assert admitted(after) == admitted(before)
-    assert [after.holdings.lives_at(parse(ip)) for ip in _IPS] == [before.holdings.lives_at(parse(ip)) for ip in _IPS]
+    live = [[bool(each.holdings.lives_at(parse(ip))) for ip in _IPS] for each in (before, after)]
+    assert live[0] == live[1]  # who is named of several that are refused there does not matter
 
 
 def test_what_was_restored_and_waits_is_decided_on_in_turns_and_as_it_was_when_it_was_put() -> None:
