@@ -18,7 +18,7 @@ from clustermesh.mesh.session import State
 from clustermesh.standalone.context import Context
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.tls import Tls
-from clustermesh.wire import RESOURCES, agent_report, api_server_report, keys
+from clustermesh.wire import RESOURCES, agent_report, api_server_report, keys, mirror_report
 from clustermesh.wire.agent_report import AgentReport, SeenCluster
 from clustermesh.wire.api_server_report import ApiServerReport
 from clustermesh.wire.timestamp import parse_time
@@ -27,6 +27,8 @@ T = TypeVar("T")
 _FIRST_ANSWER: Final = 1.25  # seconds; the client takes as long again to find out why there was none
 _LATER_ANSWERS: Final = 3.0  # from an etcd that has answered
 _TCP_SECONDS: Final = 1.0
+COPIED: Final = "copied-bytes"
+"""The limit of what a mirror copies."""
 _SILENCE: Final = 75  # seconds; an API server beats every 60
 _EACH: Final = 3  # nodes with the same fault, up to which each has a line
 UNREADABLE: Final = AgentReport(problems=("its report in etcd cannot be read: run the same release everywhere",))
@@ -41,7 +43,8 @@ _REMEDIES: Final[Mapping[str, str]] = {
 
 class ControlPlane(Struct, frozen=True, kw_only=True):
     """What is known of etcd and API server: `objection` where it is another cluster's, `alarms` are etcd's, `unacted`
-    is what the API server does not act on, and `source` where its objects come from, in which mode.
+    is what the API server does not act on, `source` where its objects come from, in which mode, and `copied` how many
+    bytes a mirror has copied of each cluster.
 
     `published` is whether it ever wrote, `last_beat` how many seconds ago it said last that it lives, None if unknown.
     """
@@ -52,6 +55,7 @@ class ControlPlane(Struct, frozen=True, kw_only=True):
     alarms: tuple[str, ...] = ()
     unacted: tuple[str, ...] = ()
     source: str = ""
+    copied: Mapping[str, int] = {}
 
     @property
     def silent(self) -> bool:
@@ -103,6 +107,7 @@ async def _read(context: Context, tls: Tls, peers: Collection[str]) -> dict[str,
         published = await client.get(keys.cluster_config_key(context.name)) is not None
         beat = await client.get(keys.HEARTBEAT)
         said = await client.get(keys.API_SERVER)
+        mirror = await client.get(keys.MIRROR)
         found = await evidence(client)
     told = ApiServerReport() if said is None else decode_api_server(said.value)
     return summarise(
@@ -118,6 +123,7 @@ async def _read(context: Context, tls: Tls, peers: Collection[str]) -> dict[str,
             alarms=etcd.errors,
             unacted=told.problems,
             source=told.source,
+            copied={} if mirror is None else decode_mirror(mirror.value),
         ),
     )
 
@@ -167,16 +173,23 @@ def decode_api_server(value: bytes) -> ApiServerReport:
         return ApiServerReport(("its report in etcd cannot be read: run the same release everywhere",))
 
 
-def limits_used(seen: Iterable[SeenCluster], limits: Limits) -> dict[str, dict[str, int | None]]:
-    """What a cluster may fill on each node: the most that any of them has of it, None where they do not say."""
+def decode_mirror(value: bytes) -> dict[str, int]:
+    """How many bytes a mirror has copied of each cluster; of none where what it says cannot be read."""
+    try:
+        return mirror_report.decode(value)
+    except DecodeError:
+        return {}
+
+
+def limits_used(
+    seen: Iterable[SeenCluster], limits: Limits, copied: int | None = None
+) -> dict[str, dict[str, int | None]]:
+    """What a cluster may fill: on each node, the most that any of them has of it; the bytes a mirror has `copied`. None
+    where nobody says."""
     rows = list(seen)
-    return {
-        name: {
-            "used": max((getattr(row, name) for row in rows), default=0) if name in limits.keys else None,
-            "most": most,
-        }
-        for name, most in spell_limits(limits).items()
-    }
+    used: dict[str, int | None] = {name: max((getattr(row, name) for row in rows), default=0) for name in limits.keys}
+    used[COPIED] = copied
+    return {name: {"used": used.get(name), "most": most} for name, most in spell_limits(limits).items()}
 
 
 def summarise(
@@ -212,6 +225,7 @@ def summarise(
         "api_server": control.published and not control.silent,
         "last_beat": control.last_beat,
         "source": control.source,
+        "copied": dict(control.copied),
         "nodes": {
             "total": len(known),
             "reporting": len(told),

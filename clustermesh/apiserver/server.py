@@ -51,7 +51,7 @@ from clustermesh.store.client import EtcdClient
 from clustermesh.store.election import Election
 from clustermesh.store.follow import Changed, Listed
 from clustermesh.store.lease import DEFAULT_TTL, LeaseKeeper
-from clustermesh.wire import keys
+from clustermesh.wire import api_server_report, keys
 from clustermesh.wire.api_server_report import ApiServerReport
 from clustermesh.wire.kinds import IDENTITIES, LOCAL_SERVICES, NODES, SERVICES
 
@@ -334,7 +334,11 @@ class ApiServer:
             async with asyncio.timeout(_UNHEARD):
                 await self._told.begun.wait()
         self.problems.wake()  # why it was not heard, perhaps
-        await keep_reported(self.client, lambda: ApiServerReport(self.problems.found, self.source.about))
+        await keep_reported(
+            self.client,
+            keys.API_SERVER,
+            lambda: api_server_report.encode(ApiServerReport(self.problems.found, self.source.about)),
+        )
 
     def _list_problems(self) -> list[str]:
         found = [str(problem) for problem in self.source.problems()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -69,7 +70,8 @@ async def _read(cluster: Context) -> dict[str, Any]:
     folder = read_peers(cluster.peers, cluster.name)
     overview = await read(cluster, folder.peers)
     for name, seen in overview["clusters"].items():
-        seen["limits"] = limits_used(seen["nodes"].values(), folder.peers[name].limits) if name in folder.peers else {}
+        known, copied = folder.peers.get(name), overview["copied"].get(name)
+        seen["limits"] = {} if known is None else limits_used(seen["nodes"].values(), known.limits, copied)
     overview["errors"] += [f"peers folder: {problem}: correct it, or disconnect" for problem in folder.problems]
     return overview | {"ok": not overview["errors"]}
 
@@ -121,15 +123,17 @@ def _print(overview: dict[str, Any], verbose: bool) -> None:
 
 
 def _limits(limits: Mapping[str, Mapping[str, int | None]]) -> Iterator[str]:
-    """Those that nodes report the use of, then the others."""
-    for known in (True, False):
-        told = [
-            f"{each['used']}/{each['most']} {name}" if known else f"{name} {each['most']}"
-            for name, each in limits.items()
-            if (each["used"] is not None) is known
-        ]
-        if told:
-            yield f"     {'limits, used by the fullest node' if known else 'more limits'}: {', '.join(told)}"
+    """What a mirror uses, what nodes do, then the others."""
+    from clustermesh.overview import COPIED
+
+    told = defaultdict[str, list[str]](list)
+    for name, each in limits.items():
+        if each["used"] is None:
+            told["more limits"].append(f"{name} {each['most']}")
+        else:
+            whose = "limit of the mirror, used" if name == COPIED else "limits, used by the fullest node"
+            told[whose].append(f"{each['used']}/{each['most']} {name}")
+    yield from (f"     {whose}: {', '.join(each)}" for whose, each in sorted(told.items()))
 
 
 def _rows(nodes: Mapping[str, SeenCluster]) -> Iterator[str]:

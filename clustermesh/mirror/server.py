@@ -20,6 +20,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from clustermesh.apiserver.collector import few_collections
+from clustermesh.apiserver.report import keep_reported
 from clustermesh.apiserver.settings import Settings
 from clustermesh.apiserver.terms import own_name, serve_terms, time_text
 from clustermesh.errors import ClusterMeshError, Invalid, Refused, Unavailable
@@ -47,7 +48,7 @@ from clustermesh.store.client import EtcdClient
 from clustermesh.store.election import Election, Owner
 from clustermesh.store.lease import DEFAULT_TTL, LeaseKeeper
 from clustermesh.store.operations import KeyValue
-from clustermesh.wire import cluster_config, keys
+from clustermesh.wire import cluster_config, keys, mirror_report
 from clustermesh.wire.kinds import NODES, SERVICES
 
 _LOG: Final = logging.getLogger(__name__)
@@ -155,7 +156,7 @@ class Mirror:
             keeper.on_lost = self._lose_leases
         self.election, self._before_us = election, election.on_lead
         election.on_lead = self._on_lead
-        self._adopted, self._departures = asyncio.Event(), Departures(timing.wait)
+        self._adopted, self._ready, self._departures = asyncio.Event(), asyncio.Event(), Departures(timing.wait)
         self._following = Following(client, self.cache)
         self._following.on_news, self._following.on_resumed = self.writer.wake, self.writer.hurry
         readiness = Readiness(timing.ready, timing.answered)
@@ -190,7 +191,7 @@ class Mirror:
         await self._adopt()
         self.writer.lead()
         async with asyncio.TaskGroup() as tasks:
-            for work in (self.keeper.run(), self.brief.run(), self._beat()):
+            for work in (self.keeper.run(), self.brief.run(), self._beat(), self._report()):
                 tasks.create_task(work)
 
     def _on_lead(self) -> None:
@@ -252,6 +253,16 @@ class Mirror:
                 _LOG.debug("heartbeat: %s", e)
             await asyncio.sleep(self.timing.heartbeat)
 
+    async def _report(self) -> None:
+        """Not before all is there: after a restart it is what stands there."""
+        await self._ready.wait()
+        await keep_reported(
+            self.client,
+            keys.MIRROR,
+            lambda: mirror_report.encode({name: self.sink.weight(name) for name in self.sink.clusters}),
+            self.keeper.lease_for,
+        )
+
     # -- peers ---------------------------------------------------------------------------------------------------------
 
     def _tables(self, cluster: str, config: ClusterConfig) -> Sequence[Table]:
@@ -304,6 +315,7 @@ class Mirror:
                 self.sink.forget(cluster)
             self.report.problems.look()
             if not self.report.waiting():
+                self._ready.set()
                 self._settle()
             await asyncio.sleep(_LOOK)
 

@@ -36,6 +36,7 @@ CHANGED_SERVICES: Final = CHANGES + b"services"
 OLD_STAMPS: Final = OWN + b"stamps/services/"  # one for each service, by API servers before this; to be removed
 STATUSES: Final = OWN + b"status/"
 API_SERVER: Final = OWN + b"apiserver"
+MIRROR: Final = OWN + b"kvstoremesh"
 API_SERVER_LEADERS: Final = OWN + b"leaders/apiserver/"
 REVOKED: Final = OWN + b"revoked/"  # and a user's name: removed, its connections not cut yet
 

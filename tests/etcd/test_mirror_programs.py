@@ -17,6 +17,7 @@ from ports import free_port
 from processes import PATIENCE, child, until_page
 
 from clustermesh.model import ClusterConfig
+from clustermesh.overview import decode_mirror
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.local import LocalEtcd
 from clustermesh.wire import cluster_config, keys
@@ -43,6 +44,13 @@ async def until_held(client: EtcdClient, *wanted: bytes) -> None:
     async with asyncio.timeout(PATIENCE):
         while not {*wanted} <= {kv.key for kv in (await client.range(b"cilium/")).kvs}:
             await asyncio.sleep(0.02)
+
+
+async def until_reported(client: EtcdClient, cluster: str) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while (held := await client.get(keys.MIRROR)) is None or not decode_mirror(held.value).get(cluster):
+            await asyncio.sleep(0.02)
+    assert held.lease, "nobody is said to copy once nobody does"
 
 
 def copies(peer: Peer) -> list[bytes]:
@@ -89,6 +97,7 @@ async def test_one_process_publishes_and_mirrors_and_another_takes_over_both(
 
         async with program(*both(*at[0])) as first:
             await until_held(bed.client, *wanted)
+            await until_reported(bed.client, "beta")
             assert (bed.context.path / "cached-peers" / "beta").exists()
             alone = ("kvstoremesh", "--context", str(bed.context.path), "--http", at[2][1])
             async with program(*alone):

@@ -23,7 +23,7 @@ from clustermesh.mesh.authority import Limits
 from clustermesh.overview import ControlPlane, age_of_beat, decode_api_server, decode_report, summarise
 from clustermesh.standalone import context as contexts
 from clustermesh.standalone.context import Context
-from clustermesh.wire import api_server_report
+from clustermesh.wire import api_server_report, mirror_report
 from clustermesh.wire.agent_report import AgentReport, SeenCluster
 from clustermesh.wire.api_server_report import ApiServerReport
 
@@ -181,3 +181,14 @@ def test_limits_are_told_with_the_most_that_any_node_uses() -> None:
     assert found["services"] == {"used": 2, "most": 20}
     assert found["node-prefixes"] == {"used": None, "most": Limits().node_prefixes}
     assert overview_module.limits_used([], Limits())["nodes"]["used"] == 0
+    assert overview_module.limits_used([], Limits())["copied-bytes"]["used"] is None, "there is no mirror"
+    assert overview_module.limits_used([], Limits(), 5)["copied-bytes"] == {"used": 5, "most": Limits().copied_bytes}
+
+
+def test_what_a_mirror_has_copied_is_told_in_whole_mebibytes() -> None:
+    told = mirror_report.encode({"beta": 1, "gamma": 3 << 20})
+    assert overview_module.decode_mirror(told) == {"beta": 1 << 20, "gamma": 3 << 20}
+    assert told == mirror_report.encode({"gamma": (2 << 20) + 1, "beta": 1 << 20}), (
+        "what is nearly the same is not written"
+    )
+    assert overview_module.decode_mirror(b'{"v":1,"copied":{"beta":-1}}') == {}

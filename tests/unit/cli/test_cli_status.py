@@ -140,11 +140,12 @@ def test_verbose_shows_the_limits_of_each_cluster_and_the_mode_of_the_api_server
     context: Path, etcd: Callable[[Seen], None]
 ) -> None:
     (context / "peers" / "beta").write_text("endpoints: [http://127.0.0.1:1]\nclustermesh-limits: {nodes: 7}\n")
-    found = summary() | {"source": "Kubernetes API, native mode"}
+    found = summary() | {"source": "Kubernetes API, native mode", "copied": {"beta": 3 << 20}}
     etcd([found])
     result = status(context, "--verbose")
     assert "(Kubernetes API, native mode)" in result.stdout
     assert "limits, used by the fullest node: 1/7 nodes, " in result.stdout
+    assert f"limit of the mirror, used: {3 << 20}/{512 << 20} copied-bytes" in result.stdout
     assert "more limits: listing-bytes " in result.stdout
     etcd([found])
     assert "1/7 nodes" not in status(context).stdout
