@@ -51,7 +51,7 @@ from clustermesh.store.local import LocalEtcd
 from clustermesh.store.tls import Tls
 from clustermesh.wire import keys, service
 
-PATIENCE: Final = 60.0
+PATIENCE: Final = 120.0  # two connections in a row may have to be given up by whoever is read, and by who reads
 BORN: Final = datetime.now(UTC) - timedelta(days=2 * 365)
 """When the authority of alpha was made: long enough ago for a leaf of then to be good no more."""
 BETA: Final = Cluster(name="beta", id=2)
