@@ -134,16 +134,16 @@ class ServicePlanner:
         if wanted == held:
             return ""
         before, after, full = _backends(held), _backends(wanted), ""
-        if wanted is None:
-            self._remove(key, before)
-        elif full := self._lacks(key, after):
+        if wanted is not None and (full := self._lacks(key, after)):
             if key not in self._ids:
                 return f"is not there: {full}"
             full = f"has as many of its backends as there is room for: {full}"
             wanted = self._cut(key, wanted)
             if wanted == held:
                 return full
-            self._write(key, wanted, before, _backends(wanted))
+            after = _backends(wanted)
+        if wanted is None:
+            self._remove(key, before)
         else:
             self._write(key, wanted, before, after)
         for group in before:

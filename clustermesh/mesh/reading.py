@@ -205,11 +205,14 @@ class Reading:
         self._refused.discard(what)
         return (Accept(what),)
 
+    def _has(self, name: Any) -> bool:
+        """Whether it is held, or was just told."""
+        return name in self._names or name in self._held(self.table.kind)
+
     def _knows(self, name: Any, key: bytes) -> bool:
         """Whether the key was heard of, or may have been, where something found no room or more are
         refused than are counted."""
-        kind = self.table.kind
-        if name in self._names or name in self._held(kind) or kind in self._held("dropped"):
+        if self._has(name) or self.table.kind in self._held("dropped"):
             return True
         what = _shown(key)
         return what in self._refused or hash(what) in self._unnamed or len(self._unnamed) >= MOST_COUNTED
@@ -225,7 +228,7 @@ class Reading:
             return self._accept(event.key)
         if not self._knows(name, event.key):
             self.tally.lose()
-        held = name in self._names or name in self._held(self.table.kind)
+        held = self._has(name)
         if held:
             self._deleted[name] = (event.mod_revision, event.key)
         if not proven:

@@ -21,6 +21,7 @@ from clustermesh.store import rpc_pb2 as pb
 from clustermesh.store.channel import PING_AFTER, PING_PATIENCE, Channel, try_out
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.endpoint import parse
+from clustermesh.store.http2 import Http2
 
 PREFIX = Struct(">BI")
 ANSWER = pb.RangeResponse(header=pb.ResponseHeader(cluster_id=1, revision=7), count=3).SerializeToString()
@@ -264,16 +265,24 @@ async def test_a_call_that_is_cancelled_leaves_the_connection_to_the_others(monk
     assert len(served) == 1
 
 
+async def until_an_answer_has_begun(
+    monkeypatch: pytest.MonkeyPatch, client: EtcdClient, served: list[Server]
+) -> tuple[asyncio.Task[int], Http2]:
+    """A large one, which room was lent to: who waits for it, and its connection."""
+    monkeypatch.setattr(Server, "silent", True)
+    asking = asyncio.create_task(client.count(b""))
+    await until_asked(served)
+    http2 = client._dialer._current.channel._http2
+    served[0].begin_answer(1, 1 << 20)
+    while not http2._lent:
+        await asyncio.sleep(0)
+    return asking, http2
+
+
 @pytest.mark.parametrize("stage", ["begun", "whole", "ended"])
 async def test_a_call_that_is_given_up_gives_back_the_room_that_its_answer_had(monkeypatch, stage: str) -> None:
     async with serving() as (client, served):
-        monkeypatch.setattr(Server, "silent", True)
-        asking = asyncio.create_task(client.count(b""))
-        await until_asked(served)
-        http2 = client._dialer._current.channel._http2
-        served[0].begin_answer(1, 1 << 20)
-        while not http2._lent:
-            await asyncio.sleep(0)
+        asking, http2 = await until_an_answer_has_begun(monkeypatch, client, served)
         if stage != "begun":
             served[0].go_on(1, 1 << 20, ends=stage == "ended")
             while http2.busy and http2._open[1].begun:
@@ -285,13 +294,7 @@ async def test_a_call_that_is_given_up_gives_back_the_room_that_its_answer_had(m
 
 async def test_the_error_of_a_broken_connection_keeps_nothing_of_what_came(monkeypatch) -> None:
     async with serving() as (client, served):
-        monkeypatch.setattr(Server, "silent", True)
-        asking = asyncio.create_task(client.count(b""))
-        await until_asked(served)
-        http2 = client._dialer._current.channel._http2
-        served[0].begin_answer(1, 1 << 20)
-        while not http2._lent:
-            await asyncio.sleep(0)
+        asking, http2 = await until_an_answer_has_begun(monkeypatch, client, served)
         exchange = http2._open[1]
         assert exchange.incoming
         served[0].transport.abort()
