@@ -49,12 +49,16 @@ class Change(Struct, frozen=True):
 
 
 class Backlog:
-    """What was told and is not acted on yet; however long nobody acts, an entry is in it once."""
+    """What was told and is not acted on yet; however long nobody acts, an entry is in it once.
+
+    What was told first is acted on first: pods of one kind are told one after the other, and share what is made of
+    their labels.
+    """
 
     def __init__(self) -> None:
         self._services = OrderedDict[Name, int]()
         self._nodes: set[str] = set()
-        self._endpoints: set[Address] = set()
+        self._endpoints = OrderedDict[Address, None]()
         self._identities: set[int] = set()
         self._exports: set[Name] = set()
         self._more = False
@@ -65,7 +69,7 @@ class Backlog:
     def add(self, change: Change) -> None:
         self._services.update(change.services)
         self._nodes |= change.nodes
-        self._endpoints |= change.endpoints
+        self._endpoints.update(dict.fromkeys(change.endpoints))
         self._identities |= change.identities
         self._exports |= change.exports
         self._more = change.more
@@ -75,7 +79,7 @@ class Backlog:
         for name in snapshot.services:
             self._services.setdefault(name, now)
         self._nodes.update(snapshot.nodes)
-        self._endpoints.update(snapshot.endpoints)
+        self._endpoints.update(dict.fromkeys(snapshot.endpoints))
         self._identities.update(snapshot.identities)
         self._exports.update(snapshot.exports)
 
@@ -83,8 +87,8 @@ class Backlog:
         """The next portion: all nodes, and of everything else `most`."""
         services = [self._services.popitem(last=False) for _ in range(min(most, len(self._services)))]
         nodes, self._nodes = self._nodes, set()
-        endpoints, identities = _some(self._endpoints, most), _some(self._identities, most)
-        exports = _some(self._exports, most)
+        endpoints = frozenset(self._endpoints.popitem(last=False)[0] for _ in range(min(most, len(self._endpoints))))
+        identities, exports = _some(self._identities, most), _some(self._exports, most)
         return Change(dict(services), frozenset(nodes), endpoints, identities, exports, bool(self) or self._more)
 
 

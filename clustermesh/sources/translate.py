@@ -45,7 +45,7 @@ class _Dirty:
 
     def __init__(self) -> None:
         self.services: dict[Ref, int] = {}
-        self.endpoints: set[Ref] = set()
+        self.endpoints: dict[Ref, None] = {}  # in their order, in which pods of one kind are neighbours
         self.identities: set[Ref] = set()
         self.exports: set[Ref] = set()
 
@@ -163,10 +163,10 @@ class Translator:
             service = Ref("Service", ref.namespace, value.metadata.labels.get(SERVICE_NAME, ""))
             dirty.add_services([service], observed)
         elif isinstance(value, Pod):
-            dirty.endpoints.add(ref)
+            dirty.endpoints[ref] = None
             dirty.add_services(self._index.services_selecting(ref.namespace, value.metadata.labels), observed)
         elif isinstance(value, CiliumEndpoint | CiliumEndpointSlice):
-            dirty.endpoints.add(ref)
+            dirty.endpoints[ref] = None
         elif isinstance(value, CiliumIdentity):
             dirty.identities.add(ref)
         elif isinstance(value, Namespace):
@@ -182,7 +182,7 @@ class Translator:
             dirty.identities.update(self._index.identities_in(ref.name))
             dirty.exports.update(self._index.exports_in(ref.name))
         if switched or value.metadata.labels != (other.metadata.labels if other else {}):
-            dirty.endpoints.update(self._index.endpoints_in(ref.name))
+            dirty.endpoints.update(dict.fromkeys(self._index.endpoints_in(ref.name)))
 
     def _redo_nodes(self, dirty: _Dirty) -> frozenset[str]:
         nodes, changed = self.snapshot.nodes, set()
@@ -194,7 +194,7 @@ class Translator:
                 continue
             changed.add(name)
             if (before.underlay if before else None) != (after.underlay if after else None):
-                dirty.endpoints.update(self._index.pods_on(name))
+                dirty.endpoints.update(dict.fromkeys(self._index.pods_on(name)))
         return frozenset(changed)
 
     def _redo_service(self, ref: Ref) -> bool:

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import time
 import urllib.request
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -23,6 +24,7 @@ from tests.bench.controlplane._objects import Object, Objects
 PATIENCE: Final = 300.0
 _STOP: Final = 10.0
 _OFTEN: Final = 0.02
+_SHARE: Final = 0.01  # of the time that has passed: each answer costs the program that is measured some milliseconds
 _QUOTA: Final = "--quota-backend-bytes=8589934592"
 
 Process = asyncio.subprocess.Process
@@ -126,10 +128,11 @@ def check_running(process: Process, bed: Bed) -> None:
 
 async def until_ready(process: Process, bed: Bed) -> None:
     """Until /readyz says that everything is published."""
+    began = time.monotonic()
     async with asyncio.timeout(PATIENCE):
         while not await asyncio.to_thread(_is_ready, bed.http):
             check_running(process, bed)
-            await asyncio.sleep(_OFTEN)
+            await asyncio.sleep(max(_OFTEN, (time.monotonic() - began) * _SHARE))
 
 
 def _is_ready(at: str) -> bool:

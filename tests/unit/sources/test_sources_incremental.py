@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clustermesh.address import text
 from clustermesh.sources.index import Index
 from clustermesh.sources.objects import Object, Pod, Ref
 from clustermesh.sources.snapshot import Backlog, Change, Snapshot
@@ -187,6 +188,16 @@ def test_what_was_told_is_taken_from_a_backlog_once_and_whole(steps: list[Change
         assert bool(backlog) == bool(waiting)
         assert taken.more == (more or bool(waiting))
     assert not waiting
+
+
+def test_pods_are_told_and_acted_on_in_the_order_in_which_they_were_listed() -> None:
+    ips = [f"10.1.0.{number}" for number in range(1, 41)]
+    objects = kube.decode(*(kube.pod(f"shop/p{number:02}", ip, {}) for number, ip in enumerate(ips)))
+    translator, backlog = Translator(kube.ALPHA, objects), Backlog()
+    for change in translator.portions(dict.fromkeys(objects, 1), 5):
+        backlog.add(change)
+    taken = [{text(ip) for ip in backlog.take(5).endpoints} for _ in range(0, len(ips), 5)]
+    assert taken == [set(ips[begin : begin + 5]) for begin in range(0, len(ips), 5)]
 
 
 def test_all_there_is_waits_anew_beside_what_was_told_and_not_taken() -> None:
