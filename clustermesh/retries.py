@@ -43,6 +43,11 @@ class Retries(Generic[K]):
         delay = min(self._first * 2.0 ** min(tries - 1, 30), self._last)
         self._queue_up(key, Problem(sentence, now if before is None else before.since, tries, now + delay))
 
+    def renew(self, key: K) -> None:
+        """Something else is wanted of `key`: how often the former failed says nothing of it."""
+        if (problem := self.problems.get(key)) is not None:
+            self.problems[key] = problem._replace(tries=0)
+
     def forget(self, key: K) -> None:
         """All is well with `key`, or nobody wants it any more."""
         self.problems.pop(key, None)

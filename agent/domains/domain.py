@@ -135,7 +135,10 @@ class Domain(Generic[K]):
         self._woken.clear()
         self.idle.clear()
         self.begun = begun = self.begun + 1
-        await self._plan_each([*self._retries.take_due(self._clock()), *self.take()])
+        due, changed = self._retries.take_due(self._clock()), [*self.take()]
+        for item in changed:
+            self._retries.renew(item)
+        await self._plan_each(dict.fromkeys([*due, *changed]))
         await self.prepare()
         for reconciler in self.reconcilers:
             await reconciler.flush()

@@ -37,7 +37,7 @@ from agent.bpf.layouts import (
 from agent.plan.room import Room
 from clustermesh.deltas import Deltas
 from clustermesh.errors import Unavailable
-from clustermesh.mesh.resolve import BackendState, Frontend, Group, ServiceEntry
+from clustermesh.mesh.resolve import Frontend, Group, ServiceEntry
 
 Name = tuple[str, str]
 Table_co = TypeVar("Table_co", bound=Deltas[bytes, bytes], covariant=True)
@@ -189,16 +189,15 @@ class ServicePlanner:
     def _cut(self, key: bytes, wanted: ServiceEntry) -> ServiceEntry:
         """`wanted` with those of its backends that need no room or find it."""
         number, fits, groups = self._ids[key], self._room.filler(), list[Group]()
+        protocol = PROTOCOL_NUMBERS[wanted.frontend.protocol]
         for index, group in enumerate(wanted.groups):
             if not fits("groups", _GROUPS_KEY(number, index // GROUPS_PER_BLOCK)):
                 break
             had, slots, kept = 0, 0, []
             for alike in group.alike:
-                addresses = []
-                for address in alike.addresses if alike.state is BackendState.ACTIVE else ():
-                    had += 1
-                    one = Group(group.cluster_id, 0, (replace(alike, addresses=(address,)),))
-                    ((value,),) = _backends(replace(wanted, groups=(one,)))
+                addresses, values = [], pack_backends((alike,), protocol, group.cluster_id)
+                had += len(values)
+                for address, value in zip(alike.addresses, values, strict=False):  # none of those that are not active
                     block = _SLOTS_KEY(number, index, slots // SLOTS_PER_BLOCK)
                     if fits("slots", block) and fits("backends", self._numbers.get(value, value)):
                         addresses.append(address)

@@ -66,7 +66,7 @@ class Weight:
 
     def _forget(self, kind: str, name: Any, most: int) -> None:
         dropped = self._dropped.get(kind, set())
-        if name in dropped:
+        if name in dropped and len(dropped) < _MOST_NAMED:  # beyond that there are some that have no name here
             dropped.discard(name)
             self._tell(kind, dropped, most)
 

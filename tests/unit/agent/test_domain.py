@@ -11,6 +11,7 @@ from agent.domains import domain as agent_domain
 from agent.domains.domain import Domain
 from clustermesh.errors import ClusterMeshError, Unavailable
 from clustermesh.reconcile import Reconciler, Tracker
+from clustermesh.retries import FIRST
 
 
 class Table:
@@ -130,6 +131,23 @@ async def test_an_item_that_finds_no_room_says_so_and_is_no_bug(caplog: pytest.L
     await words.step()
     assert [problem.sentence for problem in words.problems.values()] == ["no room for it"]
     assert caplog.messages == ["words: alpha: no room for it"]
+
+
+async def test_an_item_that_changed_does_not_wait_as_long_as_it_would_have_as_it_was() -> None:
+    words = Words()
+    words.full = Unavailable("no room for it")
+    words.say("alpha")
+    for _ in range(9):
+        await words.step()
+        words.now += 60.0
+    words.say("alpha")
+    words.planned.clear()
+    await words.step()
+    assert words.planned == ["alpha"], "once, though it was due as well"
+    words.now += FIRST
+    words.full = None
+    await words.step()
+    assert words.table.held == {"alpha": 5}
 
 
 async def test_an_item_with_a_problem_is_planned_at_once_when_it_changes() -> None:

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from clustermesh.address import parse, parse_prefix, text
 from clustermesh.mesh.authority import Authority, Limits
 from clustermesh.mesh.state import MeshState
+from clustermesh.mirror import weight
 from clustermesh.mirror.copies import KINDS, Copy, cache_key, canary_key, cluster_of, copied_config, copied_kinds
 from clustermesh.mirror.sink import CANARIES, CONFIGS, MirrorSink
 from clustermesh.mirror.weight import KEY_COST
@@ -303,6 +304,23 @@ def test_a_peer_has_no_more_copied_than_it_may_and_what_was_left_out_comes_once_
     sink.listed("beta", IDENTITIES)
     assert (IDENTITIES, cache_key("beta", IDENTITIES, 131073)) in cache
     assert not len(sink.state.refusals("beta"))
+
+
+def test_what_was_left_out_beyond_what_is_named_is_asked_for_again_too(monkeypatch) -> None:
+    monkeypatch.setattr(weight, "_MOST_NAMED", 10)
+    cache = Cache()
+    sink = a_sink(cache)
+    sink.limits_of = lambda _cluster: Limits(copied_bytes=100_000)
+    sink.listed("beta", IDENTITIES)
+    copies = {number: Copy(Identity(id=number, labels=()), b"x") for number in range(131072, 131087)}
+    sink.put("beta", IDENTITIES, 131999, Copy(Identity(id=131999, labels=()), bytes(99_400)), 0)
+    for number, copy in copies.items():
+        sink.put("beta", IDENTITIES, number, copy, 0)
+    for number in [*copies][:10]:
+        sink.remove("beta", IDENTITIES, number, 0)
+    assert "10 or more identities are not copied" in sink.state.refusals("beta").named(1)[f"copies/{IDENTITIES}"]
+    sink.remove("beta", IDENTITIES, 131999, 0)
+    assert IDENTITIES in sink.names("beta", "short"), "its reader lists it again"
 
 
 def test_what_grows_beyond_what_a_peer_may_have_copied_does_not_stay_as_it_was() -> None:
