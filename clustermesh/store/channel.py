@@ -14,6 +14,7 @@ from clustermesh.errors import ClusterMeshError, Unavailable
 from clustermesh.store.endpoint import Endpoint
 from clustermesh.store.frames import Broken, Metadata, request_headers
 from clustermesh.store.http2 import Ended, Exchange, Http2, Message
+from clustermesh.store.parts import Parts
 from clustermesh.store.status import Code
 from clustermesh.store.tls import Tls, Tunnel, explain
 
@@ -45,7 +46,7 @@ class Call:
 
     def __init__(self, channel: Channel, exchange: Exchange) -> None:
         self._channel, self.exchange = channel, exchange
-        self._messages = deque[bytes | bytearray]()
+        self._messages = deque[Message]()
         self._ended: Outcome | None = None
         self._waiter: asyncio.Future[None] | None = None
 
@@ -67,8 +68,8 @@ class Call:
                 raise Failed(self._ended)
             await self._wait()
         message = self._messages.popleft()
-        self._channel.taken(self, message)
-        return message
+        self._channel.taken(self, message.data)
+        return message.whole
 
     async def answer(self) -> bytes | bytearray:
         """The one message that is the answer. Raises Failed."""
@@ -78,7 +79,7 @@ class Call:
             raise Failed(self._ended)
         if not self._messages:
             raise Failed(Outcome(Code.INTERNAL, "it answered nothing"))
-        return self._messages.popleft()
+        return self._messages.popleft().whole
 
     def cancel(self, code: Code = Code.CANCELLED, details: str = "cancelled") -> None:
         """Nobody reads it any more; where it had not ended, it has now, and so."""
@@ -88,7 +89,7 @@ class Call:
             self.end(Outcome(code, details))
         self._messages.clear()  # an error's traceback may keep this
 
-    def hear(self, message: bytes | bytearray) -> None:
+    def hear(self, message: Message) -> None:
         self._messages.append(message)
         self.wake()
 
@@ -156,10 +157,10 @@ class Channel(asyncio.BufferedProtocol):
             raise Failed(self._late(patience)) from e
 
     async def stream(self, path: str, metadata: Metadata, patience: float) -> Call:
-        """A call that goes on, begun within `patience` seconds. Raises Failed."""
+        """A call that goes on, begun within `patience` seconds; its answers come in parts. Raises Failed."""
         try:
             async with asyncio.timeout(patience):
-                return await self._open(path, metadata, None)
+                return await self._open(path, metadata, None, Parts())
         except TimeoutError as e:
             raise Failed(self._late(patience)) from e
 
@@ -187,7 +188,7 @@ class Channel(asyncio.BufferedProtocol):
         reason = None if connected else Unavailable(f"etcd at {self._endpoint}: no connection within {patience:g} s")
         return Outcome(Code.DEADLINE_EXCEEDED, "Deadline Exceeded", reason)
 
-    async def _open(self, path: str, metadata: Metadata, milliseconds: int | None) -> Call:
+    async def _open(self, path: str, metadata: Metadata, milliseconds: int | None, parts: Parts | None = None) -> Call:
         if not self._ready.done():
             await self._connect()
         if self._broken is not None:
@@ -195,7 +196,8 @@ class Channel(asyncio.BufferedProtocol):
         if not self._http2.usable:
             raise Failed(Outcome(Code.UNAVAILABLE, "the server takes no more calls"))
         where = self._endpoint
-        exchange = self._http2.open(request_headers(where.secure, where.target, path, metadata, milliseconds))
+        block = request_headers(where.secure, where.target, path, metadata, milliseconds)
+        exchange = self._http2.open(block, parts)
         call = self._calls[exchange] = Call(self, exchange)
         return call
 
@@ -244,8 +246,8 @@ class Channel(asyncio.BufferedProtocol):
             return
         for event in events:
             match event:
-                case Message(exchange, message):
-                    self._calls[exchange].hear(message)
+                case Message():
+                    self._calls[event.exchange].hear(event)
                 case Ended(exchange, code, details):
                     self._calls.pop(exchange).end(Outcome(code, details))
         if self._tunnel is not None and self._tunnel.ended:

@@ -9,13 +9,14 @@ The rules:
    connection: Broken.
 3. Each exchange has a window of WINDOW bytes. What was read of it, or is part of a message that is not whole yet, is
    given back; what nobody reads is not.
-4. A large message gets a window of its own, of its size, once it has begun. These are lent out of MOST_LENT for all
+4. Of an exchange that is opened with Parts a message comes in these, each a message of its own to all that follows.
+5. A large message gets a window of its own, of its size, once it has begun. These are lent out of MOST_LENT for all
    exchanges together, until the message was read or its exchange given up; who finds nothing left waits, and so does
    who has not read the large message before. So what nobody reads is bounded, whatever a server sends, and one that
    is only fast loses nothing. The rest never waits for another one's reader: the connection's window is given back as
    it is used.
-5. A server that says much and tells nothing (no message, no end of an exchange) is Broken, too: hearing it costs.
-6. After GOAWAY, and when the numbers of streams end, nothing new is opened (`usable`).
+6. A server that says much and tells nothing (no message, no end of an exchange) is Broken, too: hearing it costs.
+7. After GOAWAY, and when the numbers of streams end, nothing new is opened (`usable`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from hpack import Decoder, HPACKError
 
 from clustermesh.store import frames
 from clustermesh.store.frames import Broken
+from clustermesh.store.parts import Around, Parts
 from clustermesh.store.status import Code, of_grpc, of_http, of_reset
 
 MAX_MESSAGE: Final = 16 << 20
@@ -51,10 +53,10 @@ Headers: TypeAlias = dict[bytes, bytes]
 class Exchange:
     """One request and what answers it."""
 
-    __slots__ = ("begun", "block", "closing", "held", "id", "incoming", "lent", "outgoing", "used", "window")
+    __slots__ = ("begun", "block", "closing", "held", "id", "incoming", "lent", "outgoing", "parts", "used", "window")
 
-    def __init__(self, block: bytes) -> None:
-        self.block, self.id = block, 0  # 0 until it is opened
+    def __init__(self, block: bytes, parts: Parts | None) -> None:
+        self.block, self.id, self.parts = block, 0, parts  # 0 until it is opened
         self.outgoing, self.closing = bytearray(), False
         self.incoming, self.used, self.held = bytearray(), 0, 0  # bytes since the last credit; those not read yet
         self.begun = self.lent = 0  # bytes of a large message that is not whole yet; of one that room was lent to
@@ -66,10 +68,16 @@ class Exchange:
 
 
 class Message(NamedTuple):
-    """One came, whole."""
+    """One came, whole, or a part of one."""
 
     exchange: Exchange
     data: bytes | bytearray
+    around: Around = Around()
+
+    @property
+    def whole(self) -> bytes | bytearray:
+        """What is to be decoded."""
+        return b"".join((self.around.head, self.data, self.around.tail)) if any(self.around) else self.data
 
 
 class Ended(NamedTuple):
@@ -122,8 +130,8 @@ class Http2:
 
     # -- asking --------------------------------------------------------------------------------------------------------
 
-    def open(self, block: bytes) -> Exchange:
-        exchange = Exchange(block)
+    def open(self, block: bytes, parts: Parts | None = None) -> Exchange:
+        exchange = Exchange(block, parts)
         self._waiting.append(exchange)
         self._admit()
         return exchange
@@ -135,11 +143,10 @@ class Http2:
 
     def taken(self, exchange: Exchange, message: bytes | bytearray) -> None:
         """Somebody has read it. Of two of one size either may be taken for the one that room was lent to."""
-        size = len(message) + frames.PREFIX.size
-        if size == exchange.lent:
+        if exchange.lent and len(message) == exchange.lent:
             self._give_back(exchange)
         else:
-            exchange.held -= size
+            exchange.held -= frames.PREFIX.size + len(message)
             self._credit(exchange)
 
     def cancel(self, exchange: Exchange) -> None:
@@ -194,7 +201,7 @@ class Http2:
             del self._borrowers[exchange]
             exchange.lent = exchange.begun
             self._lent += exchange.lent
-            self._allow(exchange, exchange.lent)
+            self._allow(exchange, frames.PREFIX.size + exchange.lent - len(exchange.incoming))  # what is yet to come
 
     def _give_back(self, exchange: Exchange) -> None:
         if exchange.lent:
@@ -290,17 +297,18 @@ class Http2:
         """Messages out of what there is."""
         while len(incoming := exchange.incoming) >= frames.PREFIX.size:
             compressed, size = frames.PREFIX.unpack_from(incoming)
-            if compressed or size > MAX_MESSAGE:
+            part = size if exchange.parts is None else exchange.parts.size(incoming, frames.PREFIX.size, size)
+            if compressed or part > MAX_MESSAGE:
                 exchange.closing = False  # it is not done
-                why = "a compressed message" if compressed else f"Received message larger than max ({size} bytes)"
+                why = "a compressed message" if compressed else f"Received message larger than max ({part} bytes)"
                 self._end(exchange, Code.INTERNAL if compressed else Code.RESOURCE_EXHAUSTED, why, events)
                 return
-            if len(incoming) < (end := frames.PREFIX.size + size):
-                self._begin(exchange, end)
+            if len(incoming) < frames.PREFIX.size + part:
+                self._begin(exchange, part)
                 return
-            events.append(Message(exchange, _split(exchange, end)))
+            events.append(_split(exchange, part, size))
             if not exchange.begun or exchange in self._borrowers:
-                exchange.held += end
+                exchange.held += frames.PREFIX.size + part
                 self._borrowers.pop(exchange, None)
             exchange.begun = 0
 
@@ -421,17 +429,21 @@ class Http2:
         raise Broken("a push that nobody asked for")
 
 
-def _split(exchange: Exchange, end: int) -> bytes | bytearray:
-    """The message that ends there; a large one is not copied."""
-    incoming = exchange.incoming
-    if len(incoming) == end > LARGE:
-        exchange.incoming = bytearray()
-        del incoming[: frames.PREFIX.size]
-        return incoming
-    with memoryview(incoming) as whole:
-        message = bytes(whole[frames.PREFIX.size : end])
-    del incoming[:end]
-    return message
+def _split(exchange: Exchange, part: int, size: int) -> Message:
+    """The first `part` bytes of a message of `size`; what is left has a prefix again. What is large is not copied."""
+    incoming, start = exchange.incoming, frames.PREFIX.size
+    around = Around() if exchange.parts is None else exchange.parts.take(incoming, start, part, size)
+    message: bytes | bytearray
+    if len(incoming) == start + part > LARGE:
+        exchange.incoming, message = bytearray(), incoming
+        del incoming[:start]
+    else:
+        with memoryview(incoming) as whole:
+            message = bytes(whole[start : start + part])
+        del incoming[: start + part]
+    if part < size:
+        exchange.incoming[:0] = frames.PREFIX.pack(0, size - part)
+    return Message(exchange, message, around)
 
 
 _OF_STREAMS: Final = frozenset((frames.DATA, frames.HEADERS, frames.RESET, frames.CONTINUATION))

@@ -9,10 +9,9 @@ from google.protobuf.message import DecodeError
 from clustermesh.errors import ClusterMeshError, Unavailable
 from clustermesh.store import rpc_pb2 as pb
 from clustermesh.store.faults import Oversized
+from clustermesh.store.parts import BYTES, FIXED, VARINT, varint
 
-MOST_FIELDS: Final = 1 << 17  # of one answer; etcd cuts a watch's into parts of 2 MiB, which have fewer
-_VARINT, _BYTES = 0, 2  # how a field of protobuf is written
-_FIXED: Final = {1: 8, 5: 4}
+MOST_FIELDS: Final = 1 << 17  # of one answer; those of a watch are cut into parts, which have fewer
 
 
 class Method(NamedTuple):
@@ -47,26 +46,14 @@ def _count(data: bytes | bytearray, at: int, end: int, nested: tuple[int, ...], 
     """How many of the `left` fields are left after those from `at` to `end`; below 0 where they are too many."""
     while at < end and left >= 0:
         left -= 1
-        tag, at = _varint(data, at)
-        size, at = _varint(data, at) if tag & 7 in (_VARINT, _BYTES) else (_FIXED.get(tag & 7, 0), at)
-        if tag & 7 == _VARINT:
+        tag, at = varint(data, at)
+        size, at = varint(data, at) if tag & 7 in (VARINT, BYTES) else (FIXED.get(tag & 7, 0), at)
+        if tag & 7 == VARINT:
             continue
-        if nested and tag == nested[0] << 3 | _BYTES:
+        if nested and tag == nested[0] << 3 | BYTES:
             left = _count(data, at, min(at + size, end), nested[1:], left)
         at += size
     return left
-
-
-def _varint(data: bytes | bytearray, at: int) -> tuple[int, int]:
-    """The number there, and where it ends; what is none is left to who decodes."""
-    if at < len(data) and data[at] < 128:
-        return data[at], at + 1
-    number = 0
-    for end, byte in enumerate(data[at : at + 10]):
-        number |= (byte & 127) << 7 * end
-        if byte < 128:
-            return number, at + end + 1
-    return number, len(data)
 
 
 _LISTS: Final = (pb.TxnResponse.RESPONSES_FIELD_NUMBER, pb.ResponseOp.RESPONSE_RANGE_FIELD_NUMBER)

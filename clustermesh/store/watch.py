@@ -54,7 +54,6 @@ async def open_watch(client: EtcdClient, prefix: bytes, revision: int, silence: 
         range_end=prefix_end(prefix),
         start_revision=revision,
         progress_notify=True,
-        fragment=True,
     )
     async with client.stream(methods.WATCH) as stream:
         await stream.write(pb.WatchRequest(create_request=create), client.timeout)

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from clustermesh.store import rpc_pb2 as pb
 from clustermesh.store.frames import Broken
 from clustermesh.store.http2 import LARGE, MAX_MESSAGE, MOST_LENT, WINDOW, Exchange, Http2, Message
+from clustermesh.store.parts import Parts
 
 FRAME = 1 << 14
 RESET = 3
@@ -43,8 +45,8 @@ class Sender:
         self._rest = dict[Exchange, bytearray]()
         self.unread = dict[Exchange, list[bytes]]()
 
-    def open(self, *messages: bytes) -> Exchange:
-        exchange = self.client.open(b"\x83")
+    def open(self, *messages: bytes, parts: Parts | None = None) -> Exchange:
+        exchange = self.client.open(b"\x83", parts)
         self._windows[exchange.id] = WINDOW
         self._rest[exchange], self.unread[exchange] = bytearray(b"".join(map(prefixed, messages))), []
         return exchange
@@ -91,7 +93,7 @@ class Sender:
 
 def test_what_nobody_reads_is_bounded_for_all_together() -> None:
     sender = Sender()
-    exchanges = [sender.open(bytes(MAX_MESSAGE - 5), bytes(MAX_MESSAGE - 5)) for _ in range(6)]
+    exchanges = [sender.open(bytes(MAX_MESSAGE), bytes(MAX_MESSAGE)) for _ in range(6)]
     sender.send()
     assert MOST_LENT <= sender.held <= MOST_LENT + len(exchanges) * (WINDOW + LARGE)
     assert sum(len(each) for each in sender.unread.values()) == 3
@@ -99,7 +101,7 @@ def test_what_nobody_reads_is_bounded_for_all_together() -> None:
 
 def test_who_finds_no_room_has_it_once_another_one_has_read() -> None:
     sender = Sender()
-    exchanges = [sender.open(bytes(MAX_MESSAGE - 5), b"next") for _ in range(6)]
+    exchanges = [sender.open(bytes(MAX_MESSAGE), b"next") for _ in range(6)]
     sender.send()
     for exchange in exchanges:
         sender.read(exchange)
@@ -109,7 +111,7 @@ def test_who_finds_no_room_has_it_once_another_one_has_read() -> None:
 
 def test_who_is_given_up_gives_back_what_was_lent_to_it() -> None:
     sender = Sender()
-    *first, last = [sender.open(bytes(MAX_MESSAGE - 5)) for _ in range(4)]
+    *first, last = [sender.open(bytes(MAX_MESSAGE)) for _ in range(4)]
     sender.send()
     assert not sender.unread[last]
     sender.client.cancel(first[0])
@@ -119,7 +121,7 @@ def test_who_is_given_up_gives_back_what_was_lent_to_it() -> None:
 
 def test_who_is_given_up_waits_for_no_room() -> None:
     sender = Sender()
-    exchanges = [sender.open(bytes(MAX_MESSAGE - 5)) for _ in range(5)]
+    exchanges = [sender.open(bytes(MAX_MESSAGE)) for _ in range(5)]
     sender.send()
     for exchange in reversed(exchanges):
         sender.client.cancel(exchange)
@@ -129,7 +131,7 @@ def test_who_is_given_up_waits_for_no_room() -> None:
 def test_who_is_given_up_with_one_large_message_unread_and_the_next_begun_keeps_no_room() -> None:
     sender = Sender()
     for _ in range(6):
-        exchange = sender.open(bytes(MAX_MESSAGE - 5), bytes(MAX_MESSAGE - 5))
+        exchange = sender.open(bytes(MAX_MESSAGE), bytes(MAX_MESSAGE))
         sender.send()
         assert (len(sender.unread[exchange]), exchange.lent) == (1, MAX_MESSAGE)
         assert exchange.incoming
@@ -140,9 +142,9 @@ def test_who_is_given_up_with_one_large_message_unread_and_the_next_begun_keeps_
 def test_a_small_answer_needs_no_room_that_others_have() -> None:
     sender = Sender()
     for _ in range(6):
-        sender.open(bytes(MAX_MESSAGE - 5), bytes(MAX_MESSAGE - 5))
+        sender.open(bytes(MAX_MESSAGE), bytes(MAX_MESSAGE))
     sender.send()
-    small = sender.open(bytes(LARGE - 5))
+    small = sender.open(bytes(LARGE))
     sender.send()
     assert sender.unread[small]
 
@@ -150,8 +152,8 @@ def test_a_small_answer_needs_no_room_that_others_have() -> None:
 def test_what_came_whole_before_there_was_room_asks_for_none() -> None:
     sender = Sender()
     for _ in range(3):
-        sender.open(bytes(MAX_MESSAGE - 5))
-    fits = sender.open(bytes(LARGE))
+        sender.open(bytes(MAX_MESSAGE))
+    fits = sender.open(bytes(LARGE + 1))
     sender.send()
     assert sender.unread[fits]
     assert (sender.client._lent, sender.client._borrowers) == (MOST_LENT, {})
@@ -171,7 +173,7 @@ def test_who_does_not_read_a_large_message_has_room_for_no_other() -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_all_that_is_sent_arrives_as_it_is_read_and_no_room_is_lost(seed: int) -> None:
     rng, sender, most = random.Random(seed), Sender(), 0
-    sizes = (0, 1, 100, FRAME, LARGE - 5, LARGE - 4, WINDOW - 5, WINDOW, 3 * WINDOW, MAX_MESSAGE)
+    sizes = (0, 1, 100, FRAME, LARGE, LARGE + 1, WINDOW - 5, WINDOW, 3 * WINDOW, MAX_MESSAGE)
     wanted = {}
     for _ in range(6):
         messages = [rng.randbytes(1) * rng.choice(sizes) for _ in range(4)]
@@ -187,13 +189,46 @@ def test_all_that_is_sent_arrives_as_it_is_read_and_no_room_is_lost(seed: int) -
     assert (sender.client._lent, sender.client._borrowers) == (0, {})
 
 
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(2, 10))])
+def test_all_parts_arrive_as_they_are_read_and_no_room_is_lost(seed: int) -> None:
+    rng, sender, most = random.Random(seed), Sender(), 0
+    sizes = (0, 100, LARGE - 20, LARGE, LARGE + 1, WINDOW - 5, 2 * WINDOW, 100, 1000, 10_000)
+    wanted, got = dict[Exchange, bytes](), dict[Exchange, bytes]()
+    for _ in range(6):
+        messages = [watch_response([rng.choice(sizes) for _ in range(rng.choice((1, 5)))]) for _ in range(2)]
+        exchange = sender.open(*messages, parts=Parts())
+        wanted[exchange], got[exchange] = b"".join(messages), b""
+    while not sender.is_done or any(sender.unread.values()):
+        sender.send()
+        most = max(most, sender.held)
+        exchange = rng.choice([each for each, messages in sender.unread.items() if messages])
+        got[exchange] += sender.read(exchange)
+    assert got == wanted
+    assert most <= MOST_LENT + 6 * (WINDOW + LARGE)
+    assert (sender.client._lent, sender.client._borrowers) == (0, {})
+    list(said(sender.client))
+    for exchange in wanted:  # no more and no less than it had at first
+        assert 0 <= exchange.used < WINDOW // 2
+        assert (exchange.held, exchange.lent) == (0, 0)
+
+
+def watch_response(sizes: list[int]) -> bytes:
+    events = [pb.Event(kv=pb.KeyValue(key=b"k", value=bytes(size), mod_revision=7)) for size in sizes]
+    return bytes(
+        pb.WatchResponse(header=pb.ResponseHeader(cluster_id=1, revision=7), events=events).SerializeToString()
+    )
+
+
 @pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(2, 20))])
 def test_no_room_is_lost_to_those_that_are_given_up_whenever_that_is(seed: int) -> None:
-    rng, sender, sizes = random.Random(seed), Sender(), (100, LARGE - 4, 2 * WINDOW, 3 * WINDOW, MAX_MESSAGE - 5)
+    rng, sender, sizes = random.Random(seed), Sender(), (100, LARGE + 1, 2 * WINDOW, 3 * WINDOW, MAX_MESSAGE)
     open_ones = list[Exchange]()
     for _ in range(60):
         while len(open_ones) < 6:
-            open_ones.append(sender.open(*[bytes(rng.choice(sizes)) for _ in range(4)]))
+            if rng.random() < 0.5:
+                open_ones.append(sender.open(*[bytes(rng.choice(sizes)) for _ in range(4)]))
+            else:
+                open_ones.append(sender.open(*[watch_response([rng.choice(sizes[:3])] * 2)] * 2, parts=Parts()))
         sender.send()
         exchange = rng.choice(open_ones)
         if rng.random() < 0.3:

@@ -1,4 +1,4 @@
-"""A watch whose stream is cut in the middle of a fragment: of a revision all is told, once, or nothing yet."""
+"""A watch whose stream is cut in the middle of an answer: of a revision all is told, once, or nothing yet."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from clustermesh.store.follow import Changed
 from clustermesh.store.local import LocalEtcd
 
 KEYS = {b"p/%04d/" % number + b"k" * 10_000: b"" for number in range(500)}
-"""Deleted in one revision they are 5 MB, in fragments of 1.5 MiB."""
+"""Deleted in one revision they are 5 MB, which come in parts."""
 
 
 @pytest.mark.parametrize("size", [100_000, 1_400_000, 1_700_000, 3_300_000, 4_900_000])
-async def test_what_is_cut_in_a_fragment_is_told_whole_or_not_at_all(
+async def test_what_is_cut_in_an_answer_is_told_whole_or_not_at_all(
     size: int, etcd: LocalEtcd, client: EtcdClient, make_client
 ) -> None:
     await client.transact([Put(key, value) for key, value in KEYS.items()])
