@@ -26,7 +26,7 @@ _NODAD: Final = 2  # IFA_F_NODAD, linux/if_addr.h: the address is ours alone, an
 _NO_LINK_LOCAL: Final = 1  # addr_gen_mode
 _IPV6: Final = Path("/proc/sys/net/ipv6/conf")
 _CLONE_NEWNET: Final = 0x40000000
-_GONE: Final = {errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.ENXIO, errno.EADDRNOTAVAIL}
+GONE: Final = {errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.ENXIO, errno.EADDRNOTAVAIL}
 _FOR_GOOD: Final = {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.EINVAL, errno.EEXIST, errno.EAFNOSUPPORT}
 
 
@@ -50,7 +50,7 @@ def translate(what: str, error: NetlinkError | OSError) -> ClusterMeshError:
 
 def is_gone(error: NetlinkError) -> bool:
     """True where a delete failed only because there is nothing to delete."""
-    return error.code in _GONE
+    return error.code in GONE
 
 
 @asynccontextmanager

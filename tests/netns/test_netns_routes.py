@@ -100,6 +100,23 @@ def test_place_taken_by_another_route_is_refused_and_the_rest_is_written(
     assert any({"dst": dst, "dev": "other"}.items() <= route.items() for route in table(routed))
 
 
+def test_of_a_thousand_routes_each_fails_for_itself(routed: MeshNode) -> None:
+    cidrs = [f"10.{64 + n // 256}.{n % 256}.0/24" for n in range(300)] + [f"fd77:{n:x}::/64" for n in range(300)]
+    wanted = tunnel_routes(map(parse_prefix, cidrs), "wg-br", ROUTERS)
+    for cidr in cidrs[::100]:
+        routed.run(f"ip route add {cidr} dev other metric 4096")
+    target = RouteTarget()
+    taken = {key(cidr, 4096) for cidr in cidrs[::100]}
+    for _ in range(2):  # made, and found there
+        with pytest.raises(ApplyError) as caught:
+            routed.do(target.upsert(wanted))
+        assert caught.value.failed.keys() == taken
+        assert routed.do(target.dump()) == {each: route for each, route in wanted.items() if each not in taken}
+    routed.do(target.delete([*wanted]))
+    assert routed.do(target.dump()) == {}
+    assert len(table(routed)) == len(taken)
+
+
 def test_absent_device_fails_its_routes_and_not_the_blackholes(routed: MeshNode) -> None:
     routed.run("ip link del wg-br")
     target = RouteTarget()
