@@ -51,7 +51,7 @@ async def _until_stopped(options: Options) -> None:
 
 async def run(options: Options) -> None:
     """Run the agent until cancelled. Raises Refused or Unavailable where this node cannot run one at all."""
-    context = contexts.load(options.context)
+    _check_cluster(options)
     with api.alone(options.run_dir, options.state_dir), api.alone_in_network():
         private_key = wireguard_keys.load_or_create(options.state_dir / "wireguard.key")
         features = _check_features(options)
@@ -60,7 +60,17 @@ async def run(options: Options) -> None:
                 from agent.work import work
 
                 keep_what_is_there()
-                await work(options, context, private_key, features, opening)
+                await work(options, private_key, features, opening)
+
+
+def _check_cluster(options: Options) -> None:
+    """What is wrong there is said before anything is made. It is read again beside the rest that takes its time."""
+    if options.cluster_name is None:
+        contexts.load(options.context)
+    else:
+        from agent.own_cluster import own_cluster
+
+        own_cluster(options)
 
 
 def _check_features(options: Options) -> list[Feature]:

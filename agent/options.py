@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 from msgspec import Struct
@@ -14,25 +15,34 @@ from clustermesh.duration import parse_cache_ttl
 from clustermesh.errors import Invalid
 from clustermesh.listen import parse_address
 from clustermesh.logs import FORMATS
+from clustermesh.model import MAX_CLUSTERS
+from clustermesh.standalone.context import CHART_PEERS
 from clustermesh.wire import keys
 
 _EXAMPLES = """examples:
   clustermesh-agent --context /etc/clustermesh
   clustermesh-agent --context /etc/clustermesh --node worker-3 --metrics 0.0.0.0:9962
+  clustermesh-agent --cluster-name alpha --cluster-id 1 --kvstore-opt etcd.config=/var/lib/etcd-config/etcd.config
 
 exit codes: 0 stopped, 1 failed, 2 wrong usage or input
 """
 
 
 class Options(Struct, frozen=True, kw_only=True):
-    """Where things are on this node. `metrics` is HOST:PORT for /metrics, /readyz and /livez, or "" for none.
+    """Where things are on this node.
 
+    The cluster is the folder `context`, unless there is a `cluster_name`: `kvstore_opt` says where its etcd is then, as
+    Cilium's flag does. `metrics` is HOST:PORT for /metrics, /readyz and /livez, or "" for none.
     `clustermesh_config` is a folder of connected clusters to read instead of the one in `context`: the mirror's. After
     `clustermesh_cache_ttl` seconds without an answer of a peer's etcd, 0 for never, its services are withdrawn.
     """
 
     context: Path
     node: str
+    cluster_name: str | None = None
+    cluster_id: int = 0
+    max_connected_clusters: int = MAX_CLUSTERS
+    kvstore_opt: Sequence[str] = ()
     state_dir: Path = Path("/var/lib/clustermesh")
     run_dir: Path = Path("/run/clustermesh")
     bpffs: Path = Path("/sys/fs/bpf")
@@ -67,11 +77,15 @@ def parse(arguments: list[str] | None = None) -> Options:
     add, defaults = parser.add_argument, {field.name: field.default for field in fields(Options)}
     context = os.environ.get("CLUSTERMESH_CONTEXT", "/etc/clustermesh")
     add("--context", type=Path, default=Path(context), metavar="DIR", help=f"the cluster's folder (default {context})")
+    add("--cluster-name", metavar="NAME", help="the cluster, where no folder describes it, with the three that follow")
+    add("--cluster-id", type=int, default=0, metavar="ID", help="its number")
+    add("--max-connected-clusters", type=int, default=MAX_CLUSTERS, metavar="255|511", help="as in all of the mesh")
+    add("--kvstore-opt", action="append", default=[], metavar="KEY=VALUE", help="etcd.config=FILE: where its etcd is")
     add(
         "--clustermesh-config",
         type=Path,
         metavar="DIR",
-        help="the connected clusters, one file each (default: DIR/peers of --context)",
+        help=f"the connected clusters, one file each (default: DIR/peers of --context, else {CHART_PEERS})",
     )
     add(
         "--clustermesh-cache-ttl",

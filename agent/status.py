@@ -84,7 +84,7 @@ class Status:
         return {
             "version": __version__,
             "node": self._options.node,
-            "context": str(self._options.context.absolute()),
+            "context": str(self._options.context.absolute()) if self._options.cluster_name is None else None,
             "cluster": {"name": self._state.own, "id": None if self._own.config is None else self._own.config.id},
             "ready": not self.not_ready(),
             "problems": list(map(str, self.problems())),

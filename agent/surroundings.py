@@ -53,11 +53,14 @@ class Network(NamedTuple):
 class Surroundings:
     """Looks around, and again when the kernel says that something moved or `look_again` was called.
 
-    `endpoint` is the own etcd's, `peers` gives the files of the other clusters as they are now; `device` is the mesh's.
+    `endpoints` are the own etcd's, `peers` gives the files of the other clusters as they are now; `device` is the
+    mesh's.
     """
 
-    def __init__(self, own: str, endpoint: str, peers: Callable[[], Mapping[str, PeerFile]], device: str) -> None:
-        self._own, self._endpoint, self._peers, self._device = own, endpoint, peers, device
+    def __init__(
+        self, own: str, endpoints: Sequence[str], peers: Callable[[], Mapping[str, PeerFile]], device: str
+    ) -> None:
+        self._own, self._endpoints, self._peers, self._device = own, endpoints, peers, device
         self._again, self._everything = asyncio.Event(), False
         self._known: dict[str, Sequence[Place]] = {}  # what was read last, for when it cannot be read
         self._threads = ThreadPoolExecutor(_RESOLVERS, "resolver")  # of their own: nobody else's work waits behind them
@@ -120,7 +123,7 @@ class Surroundings:
         return local_places([each for each in networks if each.device != self._device], gateways)
 
     async def _read_own_etcd(self) -> list[Place]:
-        return await self._resolve_all([(self._own, etcd_endpoint.parse(self._endpoint).host, ())])
+        return await self._resolve_all([(self._own, etcd_endpoint.parse(each).host, ()) for each in self._endpoints])
 
     async def _read_etcds_of_peers(self) -> list[Place]:
         return await self._resolve_all(

@@ -29,6 +29,7 @@ from agent.memory import keep_what_is_there
 from agent.older import last_good_v1
 from agent.options import Options
 from agent.outdated import Outdated
+from agent.own_cluster import own_cluster
 from agent.propagation import Propagation
 from agent.registration import Registration
 from agent.saving import keep_saved
@@ -45,9 +46,8 @@ from clustermesh.mesh.reader import ClusterReader
 from clustermesh.mesh.shared_clients import client_of
 from clustermesh.mesh.tables import own_tables, peer_tables
 from clustermesh.model import AgentRecord, ClusterConfig
-from clustermesh.standalone.context import Context
+from clustermesh.own_cluster import Settings
 from clustermesh.store.client import EtcdClient
-from clustermesh.store.tls import Tls
 
 _KEPT_FIRST: Final = 1.0  # seconds that the own cluster is not read for, at most
 _KERNEL_FIRST: Final = 1.0  # seconds without an answer over HTTP, at most
@@ -57,16 +57,15 @@ _log = logging.getLogger(__name__)
 
 async def work(
     options: Options,
-    context: Context,
     private_key: bytes,
     features: Sequence[Feature],
     opening: asyncio.Task[Datapath],
 ) -> None:
     """Keep this node's kernel in step with the mesh, over the datapath that is being opened. Never returns."""
-    tls = Tls(context.ca, context.certificate("local"), context.key("local"))
+    own, folder = own_cluster(options)
     device = await open_device(options.device, log=options.state_dir / "wireguard-go.log")
-    async with EtcdClient([context.endpoint], tls) as etcd:
-        await _work(options, context, etcd, lambda: _make_node(options, private_key, features, device, opening))
+    async with own.client() as etcd:
+        await _work(options, own, folder, etcd, lambda: _make_node(options, private_key, features, device, opening))
 
 
 async def _make_node(
@@ -82,41 +81,41 @@ async def _make_node(
 
 
 async def _work(
-    options: Options, context: Context, etcd: EtcdClient, make_node: Callable[[], Awaitable[ThisNode]]
+    options: Options, settings: Settings, folder: Path, etcd: EtcdClient, make_node: Callable[[], Awaitable[ThisNode]]
 ) -> None:
-    state = AgentState(context.name, Propagation())
-    folder = options.clustermesh_config or context.peers
+    cluster = settings.cluster
+    state = AgentState(cluster.name, Propagation())
     own = ClusterReader(
-        context.name,
+        cluster.name,
         state,
         lambda: nullcontext(etcd),
         own_tables,
-        _expect(context),
-        Terms(max_clusters=context.cluster.max_clusters),
+        _expect(cluster.id),
+        Terms(max_clusters=cluster.max_clusters),
     )
     around = Surroundings(
-        context.name,
-        context.endpoint,
-        lambda: dict(peers.files) if peers.synced_once else read_peers(folder, context.name).peers,
+        cluster.name,
+        settings.endpoints,
+        lambda: dict(peers.files) if peers.synced_once else read_peers(folder, cluster.name).peers,
         options.device,
     )
-    peers = Peers(folder, context.cluster, state, client_of, peer_tables, options.last_good, state.authorize)
+    peers = Peers(folder, cluster, state, client_of, peer_tables, options.last_good, state.authorize)
     peers.terms = replace(peers.terms, cache_ttl=options.clustermesh_cache_ttl)
     peers.on_files = around.look_again  # the etcds they name are lifelines, too
     outdated = Outdated(options.pins / "outdated")
     peers.lost |= outdated.clusters()
     await _take_over(options.last_good)
     ground = await around.read()
-    state.stand_on(ground.without_peers(context.name))
+    state.stand_on(ground.without_peers(cluster.name))
     state.set_restoring(True)
-    if (kept := await peers.kept_of(context.name)) is not None:
-        await restore(state, context.name, kept)
+    if (kept := await peers.kept_of(cluster.name)) is not None:
+        await restore(state, cluster.name, kept)
         own.restored(kept.config)
     state.stand_on(ground)  # what stood before stands: a peer's etcd that is elsewhere now takes nothing from it
     node = await make_node()
     domains = Domains(options, state, node, open_targets(node.datapath, node.device, node.public_key))
     pods = Pods(options, domains.tunnels, domains.attached_pods)
-    unusual = Unusual(state, context.cluster, options.node, domains.attached_pods)
+    unusual = Unusual(state, cluster, options.node, domains.attached_pods)
     record = AgentRecord(
         node=options.node,
         wireguard_public_key=node.public_key,
@@ -192,9 +191,9 @@ async def _serve_metrics(address: str, status: Status, ready: asyncio.Event) -> 
     await metrics.serve(address, status)
 
 
-def _expect(context: Context) -> Callable[[str, ClusterConfig], None]:
+def _expect(own_id: int) -> Callable[[str, ClusterConfig], None]:
     def admit(name: str, config: ClusterConfig) -> None:
-        if config.id != context.id:
-            _log.warning("cluster %s has id %d in etcd and %d in %s", name, config.id, context.id, context.path)
+        if config.id != own_id:
+            _log.warning("cluster %s has id %d in etcd, and this agent was told %d", name, config.id, own_id)
 
     return admit

@@ -37,10 +37,10 @@ from clustermesh.apiserver.resources import (
     config_value,
     make_ledger,
 )
-from clustermesh.apiserver.settings import Settings, of_folder
 from clustermesh.apiserver.terms import own_name, serve_terms, time_text
 from clustermesh.apiserver.users import Users
 from clustermesh.apiserver.writer import Writer
+from clustermesh.own_cluster import Settings, of_folder
 from clustermesh.pace import Load
 from clustermesh.sources.folder import FolderSource
 from clustermesh.sources.snapshot import Change, Snapshot

@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
-from clustermesh.apiserver.settings import Settings
 from clustermesh.errors import ClusterMeshError, Invalid, Refused, Unavailable
 from clustermesh.model import Cluster
+from clustermesh.own_cluster import Settings
 from clustermesh.settling import SETTLED
 from clustermesh.standalone.users_file import REMOTE_ROLE, FollowedUsers, User
 from clustermesh.store import auth, endpoint

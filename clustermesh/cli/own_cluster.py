@@ -13,18 +13,16 @@ from clustermesh.cli.values import PORT, Duration, Listener
 from clustermesh.duration import parse_cache_ttl
 from clustermesh.errors import Invalid
 from clustermesh.logs import FORMATS
-from clustermesh.standalone.context import load
+from clustermesh.standalone.context import CHART_PEERS, load
 
 if TYPE_CHECKING:
-    from clustermesh.apiserver.settings import Settings
     from clustermesh.mirror.agent_files import AgentAccess
+    from clustermesh.own_cluster import Settings
 
-PEERS: Final = Path("/var/lib/cilium/clustermesh")
-"""Where Cilium's chart puts the connected clusters, for a server without a folder of its own."""
 USERS: Final = Path("/var/lib/cilium/etcd-config/users.yaml")
-"""And who may read its etcd."""
+"""Where it says who may read the own etcd."""
 _OF_NO_MEANING: Final = frozenset({"--debug", "--controller-group-metrics"})
-"""What that chart gives besides."""
+"""What Cilium's chart gives besides."""
 
 
 name_option: Final = click.option("--cluster-name", metavar="NAME", help="The cluster, where no folder describes it.")
@@ -70,7 +68,7 @@ def take_others(command: click.Context, cluster_name: str | None) -> list[str]:
 
 def settings_of(context: Path, flags: dict[str, Any]) -> Settings:
     """Of the cluster that the flags name, else of the folder `context`."""
-    from clustermesh.apiserver.settings import of_flags, of_folder
+    from clustermesh.own_cluster import of_flags, of_folder
 
     if flags["cluster_name"] is None:
         return of_folder(load(context))
@@ -99,7 +97,7 @@ def mirrored(context: Path, flags: dict[str, Any]) -> tuple[Path, AgentAccess | 
     if flags["cluster_name"] is not None:
         if agents is not None:
             raise Invalid("--agents-config", str(agents), "must be left out beside --cluster-name: a chart makes it")
-        return peers or PEERS, None
+        return peers or CHART_PEERS, None
     cluster = load(context)
     if agents is not None and agents.resolve() == (peers or cluster.peers).resolve():
         raise Invalid("--agents-config", str(agents), "must not be the folder of the connected clusters")

@@ -13,8 +13,9 @@ from msgspec.structs import replace
 
 from clustermesh.cli import FAILED, context_option, output_option, printable
 from clustermesh.cli.looking import ask_agent, find_cluster, peers_option, socket_option, timeout_option
-from clustermesh.cli.own_cluster import PEERS, kvstore_option, name_option
+from clustermesh.cli.own_cluster import kvstore_option, name_option
 from clustermesh.errors import ClusterMeshError, Invalid, Refused, sentence
+from clustermesh.standalone.context import CHART_PEERS
 
 if TYPE_CHECKING:
     from clustermesh.standalone.context import Context
@@ -90,16 +91,16 @@ def _of_folder(cluster: Context | None) -> _Own:
     from clustermesh.store.client import EtcdClient, Tls
 
     if cluster is None:
-        return _Own("", PEERS, None)
+        return _Own("", CHART_PEERS, None)
     tls = Tls(cluster.ca, cluster.certificate("local"), cluster.key("local"))
     return _Own(cluster.name, cluster.peers, lambda patience: EtcdClient([cluster.endpoint], tls, timeout=patience))
 
 
 def _of_flags(name: str, options: Iterable[str]) -> _Own:
     """As the servers of Cilium's chart are told; the id is of no importance here."""
-    from clustermesh.apiserver.settings import of_flags
+    from clustermesh.own_cluster import of_flags
 
-    return _Own(name, PEERS, of_flags(name, 1, options).client)
+    return _Own(name, CHART_PEERS, of_flags(name, 1, options).client)
 
 
 async def _find(own: _Own, directory: Path, peer: str | None, patience: float) -> list[Facts]:

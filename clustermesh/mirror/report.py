@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Final
 
 from clustermesh.apiserver.problems import ProblemLog
-from clustermesh.apiserver.settings import Settings
 from clustermesh.mesh.peers import Peers
 from clustermesh.mesh.reader import ClusterReader
 from clustermesh.mesh.session import State
@@ -18,6 +17,7 @@ from clustermesh.mirror.following import Following
 from clustermesh.mirror.health import CopyHealth, MirrorHealth
 from clustermesh.mirror.readiness import Progress, Readiness
 from clustermesh.mirror.sink import MirrorSink
+from clustermesh.own_cluster import Settings
 from clustermesh.store.election import Election
 
 _LOG: Final = logging.getLogger(__name__)

@@ -21,7 +21,6 @@ from msgspec.structs import replace
 
 from clustermesh.apiserver.collector import few_collections
 from clustermesh.apiserver.report import keep_reported
-from clustermesh.apiserver.settings import Settings
 from clustermesh.apiserver.terms import own_name, serve_terms, time_text
 from clustermesh.errors import ClusterMeshError, Invalid, Refused, Unavailable
 from clustermesh.logs import about
@@ -43,6 +42,7 @@ from clustermesh.mirror.readiness import OVERALL, UNCONNECTED, Readiness
 from clustermesh.mirror.report import Report
 from clustermesh.mirror.sink import CONFIGS, MirrorSink
 from clustermesh.model import Cluster, ClusterConfig, check_cluster_id
+from clustermesh.own_cluster import Settings
 from clustermesh.store import election
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.election import Election, Owner

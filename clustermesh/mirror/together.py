@@ -15,11 +15,11 @@ from clustermesh.apiserver import health as server_health
 from clustermesh.apiserver import server as api
 from clustermesh.apiserver.collector import few_collections
 from clustermesh.apiserver.heard import heard
-from clustermesh.apiserver.settings import Settings
 from clustermesh.apiserver.terms import serve_terms
 from clustermesh.mirror import health as mirror_health
 from clustermesh.mirror import server as mirrors
 from clustermesh.mirror.agent_files import AgentAccess
+from clustermesh.own_cluster import Settings
 from clustermesh.sources.source import Source
 
 _SERVER: Final = api.Timing()

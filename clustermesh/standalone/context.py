@@ -29,6 +29,8 @@ from clustermesh.store.endpoint import Endpoint
 from clustermesh.yaml_file import dump_yaml, mapping, number, parse_yaml, read_bytes, shown, text
 
 DEFAULT_FOLDER: Final = Path("/etc/clustermesh")
+CHART_PEERS: Final = Path("/var/lib/cilium/clustermesh")
+"""Where Cilium's chart puts the connected clusters, for who has no folder of its own."""
 CLUSTER_FILE: Final = "cluster.yaml"
 LOCK_PATIENCE: Final = 30.0
 _READABLE: Final = 0o644  # no secret in it, and `status` runs as anyone

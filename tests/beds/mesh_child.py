@@ -13,10 +13,10 @@ from typing import Any
 from msgspec.structs import replace
 
 from clustermesh.apiserver import server
-from clustermesh.apiserver.settings import Settings, of_folder
 from clustermesh.kube.config import from_kubeconfig
 from clustermesh.mirror import server as mirror
 from clustermesh.model import Cluster
+from clustermesh.own_cluster import Settings, of_folder
 from clustermesh.sources.folder import FolderSource
 from clustermesh.sources.kubernetes import KubernetesSource
 from clustermesh.sources.source import Source

@@ -15,7 +15,6 @@ from ports import free_port
 from processes import PATIENCE
 
 from clustermesh.address import parse, parse_prefix
-from clustermesh.apiserver.settings import Settings
 from clustermesh.errors import ClusterMeshError
 from clustermesh.mirror.agent_files import AgentAccess
 from clustermesh.mirror.server import Timing, run
@@ -31,6 +30,7 @@ from clustermesh.model import (
     Protocol,
     Service,
 )
+from clustermesh.own_cluster import Settings
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.local import LocalEtcd
 from clustermesh.store.operations import KeyValue
@@ -40,7 +40,7 @@ QUICK = Timing(own=0.0, wait=0.5)
 TABLES = ("nodes", "identities", "endpoints", "services")
 _CHILD = """
 import asyncio, pathlib, sys
-from clustermesh.apiserver.settings import Settings
+from clustermesh.own_cluster import Settings
 from clustermesh.mirror.server import Timing, run
 from clustermesh.model import Cluster
 settings = Settings(cluster=Cluster(name="alpha", id=1), endpoints=(sys.argv[1],))

@@ -16,7 +16,7 @@ from ports import free_port
 from test_apiserver_restart import heard
 
 from clustermesh.apiserver.server import run
-from clustermesh.apiserver.settings import of_folder
+from clustermesh.own_cluster import of_folder
 from clustermesh.sources.folder import FolderSource
 from clustermesh.sources.snapshot import Change
 from clustermesh.store import auth

@@ -13,8 +13,8 @@ import pytest
 from apiserver_bed import PATIENCE, Bed, export, manifests, page, pods, until_page
 
 from clustermesh.apiserver.server import Timing, run
-from clustermesh.apiserver.settings import of_folder
 from clustermesh.model import Identity, Label
+from clustermesh.own_cluster import of_folder
 from clustermesh.sources.snapshot import Change, Snapshot
 from clustermesh.sources.table import Problem
 from clustermesh.store.operations import KeyValue

@@ -11,9 +11,9 @@ import pytest
 from apiserver_bed import PATIENCE, Bed, manifests, page, values
 from msgspec.structs import replace
 
-from clustermesh.apiserver.settings import of_folder
 from clustermesh.apiserver.users import Users
 from clustermesh.errors import Refused
+from clustermesh.own_cluster import of_folder
 from clustermesh.standalone.users_file import add_user, remove_user
 from clustermesh.store.follow import Changed, Interrupted, Listed, Put, follow
 from clustermesh.wire import keys

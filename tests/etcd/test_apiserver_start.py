@@ -12,9 +12,9 @@ from apiserver_bed import NO_AGENTS, PATIENCE, Bed, manifests, pods, until_page,
 
 from clustermesh.address import parse
 from clustermesh.apiserver.server import Timing, run
-from clustermesh.apiserver.settings import of_folder
 from clustermesh.kube.config import from_kubeconfig
 from clustermesh.model import AgentRecord
+from clustermesh.own_cluster import of_folder
 from clustermesh.sources.folder import FolderSource
 from clustermesh.sources.kubernetes import KubernetesSource
 from clustermesh.sources.nodes import WIREGUARD_KEY

@@ -15,12 +15,12 @@ from pki import Authority
 from ports import free_port
 
 from clustermesh.apiserver.server import Timing, run
-from clustermesh.apiserver.settings import Settings
 from clustermesh.errors import Refused, Unavailable
 from clustermesh.mesh.peers import Peers
 from clustermesh.mesh.shared_clients import client_of
 from clustermesh.mesh.tables import peer_tables
 from clustermesh.model import Cluster
+from clustermesh.own_cluster import Settings
 from clustermesh.sources.folder import FolderSource
 from clustermesh.store import auth, methods
 from clustermesh.store import rpc_pb2 as pb

@@ -15,10 +15,10 @@ from mirror_bed import QUICK
 from ports import free_port
 
 from clustermesh.apiserver.server import run
-from clustermesh.apiserver.settings import Settings, of_folder
 from clustermesh.errors import Unavailable
 from clustermesh.mirror.server import run as run_mirror
 from clustermesh.model import Cluster
+from clustermesh.own_cluster import Settings, of_folder
 from clustermesh.sources.folder import FolderSource
 from clustermesh.store.auth import list_users
 from clustermesh.store.local import LocalEtcd

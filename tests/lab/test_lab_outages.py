@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from clustermesh.errors import ClusterMeshError, Refused
+from clustermesh.standalone.context import load
 from lab import bring_up, machine, node_spec, promises, teardown
 from lab.lab import Lab
 from lab.plan import make_plan
@@ -114,6 +116,27 @@ async def test_an_agent_restarted_without_its_own_control_plane_goes_on_with_the
             await until(lambda: _is_settled(pair, "alpha-1"), "the agent is ready without its etcd")
             assert await web_backends(pair, "alpha-1") == before
         await until(lambda: is_in_state(pair, "alpha-1", "alpha", "fresh"), "alpha is fresh")
+
+
+async def test_an_agent_that_knows_its_cluster_by_flags_goes_on_where_one_with_a_folder_was(pair: Lab) -> None:
+    folder = pair.plan.context("alpha")
+    certs = {"trusted-ca-file": "ca.crt", "cert-file": "local.crt", "key-file": "local.key"}
+    config: dict[str, Any] = {key: str(folder / "certs" / name) for key, name in certs.items()}
+    config["endpoints"] = [load(folder).endpoint]
+    (folder / "etcd.config").write_text(yaml.safe_dump(config))
+    agent = node_spec.read_services(pair.plan.home("alpha-1"))["agent"].argv[0]
+    flags = ["--cluster-name=alpha", "--cluster-id=1", f"--kvstore-opt=etcd.config={folder}/etcd.config"]
+    flags += [f"--clustermesh-config={folder}/peers", "--node=alpha-1"]
+    async with no_request_fails(pair):
+        before = await web_backends(pair, "alpha-1")
+        async with without(pair, "alpha-1", "agent"):
+            machine.keep(pair.plan.home("alpha-1"), "agent", [agent, *flags])
+            await until(lambda: _is_settled(pair, "alpha-1"), "the agent is ready")
+            await until(lambda: is_in_state(pair, "alpha-1", "alpha", "fresh"), "alpha is fresh")
+            assert await web_backends(pair, "alpha-1") == before
+            machine.stop(pair.plan.home("alpha-1"), "agent")
+            await until(lambda: not _runs(pair, "alpha-1", "agent"), "it stopped")
+        await until(lambda: _is_settled(pair, "alpha-1"), "the agent with the folder is ready")
 
 
 async def test_an_etcd_that_comes_back_empty_is_filled_again_without_a_gap(pair: Lab) -> None:

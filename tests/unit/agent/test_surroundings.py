@@ -78,7 +78,7 @@ def peers() -> dict[str, PeerFile]:
 
 
 async def test_the_etcds_of_all_clusters_are_lifelines() -> None:
-    ground = await Surroundings("alpha", "https://192.0.2.4:2379", peers, "cm-wg0").read()
+    ground = await Surroundings("alpha", ["https://192.0.2.4:2379"], peers, "cm-wg0").read()
     etcds = {(place.cluster, place.prefix) for place in ground.places if place.cluster}
     assert etcds == {
         ("alpha", single(parse("192.0.2.4"))),
@@ -90,7 +90,7 @@ async def test_the_etcds_of_all_clusters_are_lifelines() -> None:
 
 
 async def test_what_cannot_be_read_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    around = Surroundings("alpha", "https://192.0.2.4:2379", peers, "cm-wg0")
+    around = Surroundings("alpha", ["https://192.0.2.4:2379"], peers, "cm-wg0")
     before = await around.read()
 
     def fail(*_args: object, **_kwargs: object) -> None:
@@ -107,7 +107,7 @@ async def test_one_cluster_that_cannot_be_looked_up_moves_no_other(monkeypatch: 
 
     monkeypatch.setattr(surroundings, "_look_up", look_up)
     files = peers() | {"bad": PeerFile(name="bad", endpoints=("https://bad.test:2379",))}
-    ground = await Surroundings("alpha", "https://192.0.2.4:2379", lambda: files, "cm-wg0").read()
+    ground = await Surroundings("alpha", ["https://192.0.2.4:2379"], lambda: files, "cm-wg0").read()
     assert {place.cluster for place in ground.places} >= {"alpha", "beta", "gamma"}
 
 
@@ -115,13 +115,13 @@ async def test_files_that_cannot_be_read_at_first_leave_the_own_etcd(monkeypatch
     def fail() -> dict[str, PeerFile]:
         raise ValueError("whatever")
 
-    ground = await Surroundings("alpha", "https://192.0.2.4:2379", fail, "cm-wg0").read()
+    ground = await Surroundings("alpha", ["https://192.0.2.4:2379"], fail, "cm-wg0").read()
     assert {place.cluster for place in ground.places} >= {"alpha"}
 
 
 async def test_a_cluster_that_comes_is_told_of_at_once_and_what_stays_is_not_told_again() -> None:
     files = peers()
-    around = Surroundings("alpha", "https://192.0.2.4:2379", lambda: dict(files), "cm-wg0")
+    around = Surroundings("alpha", ["https://192.0.2.4:2379"], lambda: dict(files), "cm-wg0")
     told, new = list[Ground](), asyncio.Event()
 
     def stand_on(ground: Ground) -> None:
@@ -158,7 +158,7 @@ async def test_a_route_that_moves_asks_for_no_name_again(monkeypatch: pytest.Mon
     }.items():
         monkeypatch.setattr(surroundings, name, value)
     file = PeerFile(name="beta", endpoints=("https://etcd.beta.test:2379",))
-    around = Surroundings("alpha", "https://etcd.alpha.test:2379", lambda: {"beta": file}, "cm-wg0")
+    around = Surroundings("alpha", ["https://etcd.alpha.test:2379"], lambda: {"beta": file}, "cm-wg0")
     watching = asyncio.create_task(around.keep(told.put_nowait, await around.read()))
     try:
         everyone = ["etcd.alpha.test", "etcd.beta.test"]

@@ -8,8 +8,9 @@ from typing import Any
 import click
 import pytest
 
-from clustermesh.cli.own_cluster import PEERS, USERS, listen_at, mirrored, settings_of, take_others
+from clustermesh.cli.own_cluster import USERS, listen_at, mirrored, settings_of, take_others
 from clustermesh.errors import Invalid
+from clustermesh.standalone.context import CHART_PEERS
 
 
 def test_health_is_served_where_any_of_the_flags_says() -> None:
@@ -26,7 +27,7 @@ def test_health_is_served_where_any_of_the_flags_says() -> None:
 
 def test_the_agents_files_of_a_cluster_without_a_folder_are_made_by_others() -> None:
     flags = {"cluster_name": "alpha", "clustermesh_config": None, "agents_config": None}
-    assert mirrored(Path("none"), flags) == (PEERS, None)
+    assert mirrored(Path("none"), flags) == (CHART_PEERS, None)
     with pytest.raises(Invalid, match="--agents-config"):
         mirrored(Path("none"), {**flags, "agents_config": Path("agents")})
 

@@ -1,4 +1,4 @@
-"""What an API server is told by flags, as Cilium's clustermesh-apiserver takes them."""
+"""What a server or an agent is told of its cluster by flags, as Cilium's clustermesh-apiserver takes them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from clustermesh.apiserver.settings import of_flags
+from agent.options import parse
+from agent.own_cluster import own_cluster
 from clustermesh.cli import main
 from clustermesh.errors import ClusterMeshError, Invalid
 from clustermesh.model import Cluster
+from clustermesh.own_cluster import of_flags
 from clustermesh.sources.served import RULES
+from clustermesh.standalone.context import CHART_PEERS, create
 from clustermesh.store.login import Login
 from clustermesh.store.tls import Tls
 
@@ -37,6 +40,22 @@ def test_the_own_etcd_is_where_ciliums_etcd_config_says(config: Path) -> None:
     assert found.endpoints == ("https://127.0.0.1:2379",)
     assert found.tls == Tls(secrets / "ca.crt", secrets / "tls.crt", secrets / "tls.key")
     assert found.users_file == Path("/users.yaml")
+
+
+def test_an_agent_takes_the_same_flags_and_finds_the_others_where_the_chart_puts_them(config: Path) -> None:
+    flags = ["--cluster-name", "alpha", "--cluster-id", "7", "--kvstore-opt", f"etcd.config={config}"]
+    assert own_cluster(parse(flags)) == (of_flags("alpha", 7, [f"etcd.config={config}"]), CHART_PEERS)
+    settings, peers = own_cluster(parse([*flags, "--clustermesh-config", "/peers", "--max-connected-clusters", "511"]))
+    assert (settings.cluster.max_clusters, peers) == (511, Path("/peers"))
+    with pytest.raises(Invalid, match="id"):
+        own_cluster(parse(["--cluster-name", "alpha", *flags[4:]]))
+
+
+def test_an_agent_of_a_cluster_that_is_a_folder_shows_its_own_certificate(tmp_path: Path) -> None:
+    context = create(tmp_path / "alpha", "alpha", 1, "https://127.0.0.1:2379")
+    settings, peers = own_cluster(parse(["--context", str(tmp_path / "alpha")]))
+    assert settings.tls == Tls(context.ca, context.certificate("local"), context.key("local"))
+    assert peers == context.peers
 
 
 def test_an_etcd_without_tls_has_no_credentials(config: Path) -> None:

@@ -1,4 +1,4 @@
-"""What an API server has to be told of its cluster, wherever that is written down: a folder, or flags."""
+"""What a server or agent has to be told of its own cluster, wherever that is written down: a folder, or flags."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ class Settings(Struct, frozen=True, kw_only=True):
         return Ownership(client, self.cluster, ", ".join(self.endpoints))
 
 
-def of_folder(context: Context) -> Settings:
-    """Those of a cluster that is a folder."""
+def of_folder(context: Context, leaf: str = "admin") -> Settings:
+    """Those of a cluster that is a folder, for who shows its certificate `leaf`."""
     return Settings(
         cluster=context.cluster,
         endpoints=(context.endpoint,),
-        tls=Tls(context.ca, context.certificate("admin"), context.key("admin")),
+        tls=Tls(context.ca, context.certificate(leaf), context.key(leaf)),
         users_file=context.users_file,
     )
 
