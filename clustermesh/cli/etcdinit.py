@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from clustermesh.cli.own_cluster import take_others
-from clustermesh.cli.values import Duration
+from clustermesh.cli.values import Duration, named_by
 
 
 @click.command(
@@ -59,6 +59,7 @@ def command(command: click.Context, /, cluster_name: str, etcd_data_dir: Path, t
     logs.set_up("text", "etcdinit")
     for warning in take_others(command, cluster_name):
         logging.warning("%s", warning)
-    cluster = Cluster(name=check_cluster_name(cluster_name), id=1)  # users and roles are the same for every id
+    with named_by(cluster_name="--cluster-name"):
+        cluster = Cluster(name=check_cluster_name(cluster_name), id=1)  # users and roles are the same for every id
     name, token = flags["etcd_cluster_name"], flags["etcd_initial_cluster_token"]
     asyncio.run(make_data(etcd_data_dir, cluster, name, token, timeout))

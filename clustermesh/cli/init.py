@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from clustermesh.cli.values import Host
+from clustermesh.cli.values import Host, named_by
 from clustermesh.standalone.context import create, locked
 
 
@@ -32,7 +32,9 @@ def command(
     from certs.folder import initialise
     from certs.names import cluster_leaves
 
-    context = create(folder, name, cluster_id, endpoint, max_connected_clusters)
+    most = "--max-connected-clusters"
+    with named_by(cluster_name="--name", cluster_id="--id", endpoint="--endpoint", maxConnectedClusters=most):
+        context = create(folder, name, cluster_id, endpoint, max_connected_clusters)
     with locked(context):
         leaves = cluster_leaves(context.name, [context.address.host, *san])
         initialise(context.certs, leaves, datetime.now(UTC))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from clustermesh.cli.looking import peers_option
-from clustermesh.cli.values import PORT, Duration, Listener
+from clustermesh.cli.values import PORT, Duration, Listener, named_by
 from clustermesh.duration import parse_cache_ttl
 from clustermesh.errors import Invalid
 from clustermesh.logs import FORMATS
@@ -74,8 +74,10 @@ def settings_of(context: Path, flags: dict[str, Any]) -> Settings:
         return of_folder(load(context))
     users, enabled = flags.get("cluster_users_config_path"), flags.get("cluster_users_enabled")
     users = None if enabled is False else users or (USERS if enabled else None)
-    most = flags["max_connected_clusters"]
-    return of_flags(flags["cluster_name"], flags["cluster_id"], flags["kvstore_opt"], users, most)
+    name, number, most = flags["cluster_name"], flags["cluster_id"], flags["max_connected_clusters"]
+    called = {"cluster_name": "--cluster-name", "cluster_id": "--cluster-id"}
+    with named_by(max_connected_clusters="--max-connected-clusters", **called):
+        return of_flags(name, number, flags["kvstore_opt"], users, most)
 
 
 def listen_at(http: str | None, flags: dict[str, Any], default: str) -> list[str]:

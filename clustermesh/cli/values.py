@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import click
@@ -64,6 +65,15 @@ class Number(click.FloatRange):
         if math.isnan(number):
             self.fail(f"{_short(value)} is not in the range {self._describe_range()}.", param, ctx)
         return number
+
+
+@contextmanager
+def named_by(**flags: str) -> Iterator[None]:
+    """What is wrong with one of these fields (with _ for each blank) is wrong with the flag that it came by."""
+    try:
+        yield
+    except Invalid as e:
+        raise Invalid(flags.get(e.field.replace(" ", "_"), e.field), e.value, e.rule) from e
 
 
 def _short(value: Any) -> str:

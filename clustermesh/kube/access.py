@@ -76,6 +76,8 @@ def _checked(grant: Grant) -> Grant:
         raise Refused("proxy of the Kubernetes API: must be http://HOST:PORT")
     if not grant.header.isprintable():
         raise Refused("token of the Kubernetes API: must be one line without control characters")
+    if grant.header and not grant.header.partition(" ")[2]:
+        raise Refused("token of the Kubernetes API: is empty")
     return grant
 
 

@@ -94,7 +94,7 @@ def test_a_folder_with_somebody_elses_files_is_left_alone(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flag", "says"), [("--cluster-name=Alpha", "cluster name"), ("--timeout=2", "must be a time")]
+    ("flag", "says"), [("--cluster-name=Alpha", "--cluster-name: 'Alpha'"), ("--timeout=2", "must be a time")]
 )
 def test_wrong_input_is_named(folder: Path, flag: str, says: str) -> None:
     done = init(folder, flag)

@@ -214,5 +214,5 @@ def test_module_and_program_are_the_same_command_line(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "clustermesh.cli", *arguments], capture_output=True, text=True, timeout=60, check=False
     )
-    assert (done.returncode, done.stderr) == (2, "error: cluster id: 0: must be a number from 1 to 255\n")
+    assert (done.returncode, done.stderr) == (2, "error: --id: 0: must be a number from 1 to 255\n")
     assert not (tmp_path / "a").exists()

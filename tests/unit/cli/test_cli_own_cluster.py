@@ -52,6 +52,21 @@ def test_etcds_users_are_looked_after_where_the_flags_say_so(
     assert settings_of(Path("none"), flags).users_file == users
 
 
+@pytest.mark.parametrize(
+    ("name", "number", "most", "flag"),
+    [
+        ("Alpha", 1, 255, "--cluster-name: 'Alpha'"),
+        ("alpha", 0, 255, "--cluster-id: 0"),
+        ("alpha", 256, 255, "--cluster-id: 256"),
+        ("alpha", 1, 7, "--max-connected-clusters: 7"),
+    ],
+)
+def test_what_is_wrong_with_a_flags_value_is_said_with_the_flag(name: str, number: int, most: int, flag: str) -> None:
+    flags = {"cluster_name": name, "cluster_id": number, "max_connected_clusters": most, "kvstore_opt": []}
+    with pytest.raises(Invalid, match=flag):
+        settings_of(Path("none"), flags)
+
+
 def test_what_ciliums_chart_gives_besides_is_taken_without_a_word() -> None:
     command = click.Context(click.Command("apiserver"))
     command.args = ["--debug", "--controller-group-metrics=all", "--of-another-release=1"]

@@ -95,3 +95,13 @@ def test_what_makes_sense_is_taken() -> None:
     assert Listener().convert("[::1]:9880", None, None) == "[::1]:9880"
     assert Listener().convert("", None, None) == ""
     assert Number(0.1, 60).convert("1.5", None, None) == 1.5
+
+
+@pytest.mark.parametrize("flag", ["--name=Alpha", "--id=0", "--max-connected-clusters=7", "--endpoint=ftp://x"])
+def test_init_names_the_flag_whose_value_is_wrong(tmp_path: Path, flag: str) -> None:
+    right = ["--name=alpha", "--id=1", "--max-connected-clusters=255", "--endpoint=https://127.0.0.1:2379"]
+    name = flag.partition("=")[0]
+    given = [flag if each.startswith(name + "=") else each for each in right]
+    result = CliRunner().invoke(main, ["init", str(tmp_path / "alpha"), *given])
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: {name}: ")

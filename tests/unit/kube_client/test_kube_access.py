@@ -101,6 +101,12 @@ async def test_a_token_file_of_two_lines_is_refused(tmp_path: Path) -> None:
         await from_kubeconfig(kubeconfig(tmp_path / "config", {"tokenFile": "token"})).grant()
 
 
+async def test_a_token_file_of_nothing_but_white_space_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(" \n")
+    with pytest.raises(Refused, match="token .* is empty"):
+        await from_kubeconfig(kubeconfig(tmp_path / "config", {"tokenFile": "token"})).grant()
+
+
 async def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="third"):
         await from_kubeconfig(kubeconfig(tmp_path / "config", {"token": "secret"}), "third").grant()
@@ -239,6 +245,7 @@ def test_whatever_a_kubeconfig_says_is_taken_or_invalid(document: object) -> Non
         (Grant(server="https://a b"), "must be https://HOST"),
         (Grant(server="https://" + "a" * 300), "must be https://HOST"),
         (Grant(server=SERVER, header="Bearer one\ntwo"), "token .* must be one line"),
+        (Grant(server=SERVER, header="Bearer "), "token .* is empty"),
         (Grant(server=SERVER, proxy="http://u:secret@host:99999"), "proxy .* must be http://HOST:PORT"),
     ],
 )
