@@ -12,8 +12,9 @@ from typing import Final, NamedTuple
 
 from clustermesh.errors import ClusterMeshError, Unavailable
 from clustermesh.store.endpoint import Endpoint
+from clustermesh.store.exchange import Ended, Exchange, Message
 from clustermesh.store.frames import Broken, Metadata, request_headers
-from clustermesh.store.http2 import Ended, Exchange, Http2, Message
+from clustermesh.store.http2 import Http2
 from clustermesh.store.parts import Parts
 from clustermesh.store.status import Code
 from clustermesh.store.tls import Tls, Tunnel, explain

@@ -7,14 +7,10 @@ The rules:
 1. Exchanges are opened in order, no more at a time than the server wants; the others wait.
 2. What the server may not send (frames too large, beyond a window, in the middle of a header block) breaks the
    connection: Broken.
-3. Each exchange has a window of WINDOW bytes. What was read of it, or is part of a message that is not whole yet, is
-   given back; what nobody reads is not.
+3. What nobody reads of an exchange is bounded by its window, and what is lent for large messages by what all have
+   together (`room`).
 4. Of an exchange that is opened with Parts a message comes in these, each a message of its own to all that follows.
-5. A large message gets a window of its own, of its size, once it has begun. These are lent out of MOST_LENT for all
-   exchanges together, until the message was read or its exchange given up; who finds nothing left waits, and so does
-   who has not read the large message before. So what nobody reads is bounded, whatever a server sends, and one that
-   is only fast loses nothing. The rest never waits for another one's reader: the connection's window is given back as
-   it is used.
+5. The rest never waits for another one's reader: the connection's window is given back as it is used.
 6. A server that says much and tells nothing (no message, no end of an exchange) is Broken, too: hearing it costs.
 7. After GOAWAY, and when the numbers of streams end, nothing new is opened (`usable`).
 """
@@ -23,20 +19,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, TypeAlias
 from urllib.parse import unquote
 
 from hpack import Decoder, HPACKError
 
 from clustermesh.store import frames
+from clustermesh.store.exchange import Ended, Event, Exchange, Message
 from clustermesh.store.frames import Broken
-from clustermesh.store.parts import Around, Parts
+from clustermesh.store.parts import NOTHING, Parts
+from clustermesh.store.room import LARGE, MAX_MESSAGE, NO_ROOM, WINDOW, Room
 from clustermesh.store.status import Code, of_grpc, of_http, of_reset
 
-MAX_MESSAGE: Final = 16 << 20
-WINDOW: Final = 1 << 20
-LARGE: Final = WINDOW // 2  # bytes of a message
-MOST_LENT: Final = 3 * MAX_MESSAGE
 _INDEXED: Final = 0x80  # a field begins so whose name and value are in the table (RFC 7541, 6.1)
 _MOST_MEANT: Final = 64
 _LAST: Final = 1 << 30  # no stream is opened after it: some days of a thousand calls a second
@@ -48,47 +42,6 @@ _MOST_SAID: Final = 200  # characters of what a server says of an error
 
 
 Headers: TypeAlias = dict[bytes, bytes]
-
-
-class Exchange:
-    """One request and what answers it."""
-
-    __slots__ = ("begun", "block", "closing", "held", "id", "incoming", "lent", "outgoing", "parts", "used", "window")
-
-    def __init__(self, block: bytes, parts: Parts | None) -> None:
-        self.block, self.id, self.parts = block, 0, parts  # 0 until it is opened
-        self.outgoing, self.closing = bytearray(), False
-        self.incoming, self.used, self.held = bytearray(), 0, 0  # bytes since the last credit; those not read yet
-        self.begun = self.lent = 0  # bytes of a large message that is not whole yet; of one that room was lent to
-        self.window = 0
-
-    @property
-    def is_sent(self) -> bool:
-        return self.id != 0 and not self.outgoing
-
-
-class Message(NamedTuple):
-    """One came, whole, or a part of one."""
-
-    exchange: Exchange
-    data: bytes | bytearray
-    around: Around = Around()
-
-    @property
-    def whole(self) -> bytes | bytearray:
-        """What is to be decoded."""
-        return b"".join((self.around.head, self.data, self.around.tail)) if any(self.around) else self.data
-
-
-class Ended(NamedTuple):
-    """Nothing more comes of this exchange."""
-
-    exchange: Exchange
-    code: Code
-    details: str
-
-
-Event: TypeAlias = Message | Ended
 
 
 class Http2:
@@ -106,7 +59,7 @@ class Http2:
         self._most, self._initial, self._window = frames.MOST, _FIRST_WINDOW, _FIRST_WINDOW  # as the server says
         self._open: dict[int, Exchange] = {}
         self._waiting = deque[Exchange]()
-        self._lent, self._borrowers = 0, dict[Exchange, None]()  # these wait, in this order
+        self._room = Room(self._allow)
         self._rest = b""
         self._used = self._idle = 0
         self._late = 0  # bytes that may still come for exchanges that we have ended
@@ -142,17 +95,12 @@ class Http2:
         self._pump(exchange)
 
     def taken(self, exchange: Exchange, message: bytes | bytearray) -> None:
-        """Somebody has read it. Of two of one size either may be taken for the one that room was lent to."""
-        if exchange.lent and len(message) == exchange.lent:
-            self._give_back(exchange)
-        else:
-            exchange.held -= frames.PREFIX.size + len(message)
-            self._credit(exchange)
+        """Somebody has read it."""
+        self._room.taken(exchange, message)
 
     def cancel(self, exchange: Exchange) -> None:
         """Nobody reads any more of it."""
-        self._borrowers.pop(exchange, None)  # else what it gives back is lent to its next message
-        self._give_back(exchange)
+        self._room.given_up(exchange)
         if exchange.id in self._open:
             self._reset(exchange)
             self._close(exchange)
@@ -182,32 +130,9 @@ class Http2:
             last = exchange.closing and not exchange.outgoing
             self._out.append(frames.frame(frames.DATA, frames.END_STREAM if last else 0, exchange.id, part))
 
-    def _credit(self, exchange: Exchange) -> None:
-        free = exchange.used - exchange.held
-        if free >= WINDOW // 2 and exchange.id in self._open and exchange not in self._borrowers:
-            self._allow(exchange, free)
-
     def _allow(self, exchange: Exchange, more: int) -> None:
-        self._out.append(frames.frame(frames.WINDOW_UPDATE, 0, exchange.id, frames.WORD.pack(more)))
-        exchange.used -= more
-
-    def _lend(self) -> None:
-        """To those who wait, as long as there is something left."""
-        for exchange in list(self._borrowers):
-            if exchange.lent:
-                continue
-            if self._lent + exchange.begun > MOST_LENT:
-                return
-            del self._borrowers[exchange]
-            exchange.lent = exchange.begun
-            self._lent += exchange.lent
-            self._allow(exchange, frames.PREFIX.size + exchange.lent - len(exchange.incoming))  # what is yet to come
-
-    def _give_back(self, exchange: Exchange) -> None:
-        if exchange.lent:
-            self._lent -= exchange.lent
-            exchange.lent = 0
-            self._lend()
+        if exchange.id in self._open:
+            self._out.append(frames.frame(frames.WINDOW_UPDATE, 0, exchange.id, frames.WORD.pack(more)))
 
     def _reset(self, exchange: Exchange) -> None:
         late = self._late + WINDOW - exchange.used  # the server may have sent so much before it hears of it
@@ -218,7 +143,7 @@ class Http2:
         del self._open[exchange.id]
         exchange.outgoing.clear()
         exchange.incoming.clear()
-        self._borrowers.pop(exchange, None)
+        self._room.ended(exchange)
         self._admit()
 
     # -- hearing -------------------------------------------------------------------------------------------------------
@@ -273,25 +198,20 @@ class Http2:
             self._used = 0
         if (exchange := self._open.get(stream)) is None:
             self._late -= len(payload)
-            room = self._late
-        else:
-            exchange.used += len(payload)
-            room = WINDOW - exchange.used
-        if room < 0:
-            raise Broken("more was sent than there was room for")
-        if exchange is None:
+            if self._late < 0:
+                raise Broken(NO_ROOM)
             return
+        self._room.came(exchange, len(payload))
         part = frames.without_padding(flags, payload)
         size = len(part) - frames.PREFIX.size
         if size >= 0 and not exchange.incoming and frames.PREFIX.unpack_from(part) == (0, size):
-            events.append(Message(exchange, part[frames.PREFIX.size :]))  # one whole message, as most are
-            exchange.held += len(part)
+            self._tell(Message(exchange, part[frames.PREFIX.size :]), events)  # one whole message, as most are
         else:
             exchange.incoming += part
             self._cut(exchange, events)
         if exchange.id in self._open and flags & frames.END_STREAM:
             self._end(exchange, Code.UNKNOWN, "it ended without a status", events)
-        self._credit(exchange)
+        self._room.credit(exchange)
 
     def _cut(self, exchange: Exchange, events: list[Event]) -> None:
         """Messages out of what there is."""
@@ -304,19 +224,13 @@ class Http2:
                 self._end(exchange, Code.INTERNAL if compressed else Code.RESOURCE_EXHAUSTED, why, events)
                 return
             if len(incoming) < frames.PREFIX.size + part:
-                self._begin(exchange, part)
+                self._room.begins(exchange, part)
                 return
-            events.append(_split(exchange, part, size))
-            if not exchange.begun or exchange in self._borrowers:
-                exchange.held += frames.PREFIX.size + part
-                self._borrowers.pop(exchange, None)
-            exchange.begun = 0
+            self._tell(_split(exchange, part, size), events)
 
-    def _begin(self, exchange: Exchange, size: int) -> None:
-        if size > LARGE and not exchange.begun:
-            exchange.begun = size
-            self._borrowers[exchange] = None
-            self._lend()
+    def _tell(self, message: Message, events: list[Event]) -> None:
+        self._room.waits(message.exchange, message.data)
+        events.append(message)
 
     def _hear_headers(self, flags: int, stream: int, payload: bytes, events: list[Event]) -> None:
         block = frames.without_padding(flags, payload)
@@ -432,7 +346,7 @@ class Http2:
 def _split(exchange: Exchange, part: int, size: int) -> Message:
     """The first `part` bytes of a message of `size`; what is left has a prefix again. What is large is not copied."""
     incoming, start = exchange.incoming, frames.PREFIX.size
-    around = Around() if exchange.parts is None else exchange.parts.take(incoming, start, part, size)
+    around = NOTHING if exchange.parts is None else exchange.parts.take(incoming, start, part, size)
     message: bytes | bytearray
     if len(incoming) == start + part > LARGE:
         exchange.incoming, message = bytearray(), incoming

@@ -28,6 +28,9 @@ class Around(NamedTuple):
     tail: bytes = b""
 
 
+NOTHING: Final = Around()
+
+
 class Parts:
     """Of the answers of one stream."""
 

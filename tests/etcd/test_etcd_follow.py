@@ -12,8 +12,8 @@ from clustermesh.store import rpc_pb2 as pb
 from clustermesh.store.client import Compacted, EtcdClient, Put
 from clustermesh.store.follow import Changed, Listed
 from clustermesh.store.follower import Follower
-from clustermesh.store.http2 import MAX_MESSAGE
 from clustermesh.store.local import LocalEtcd
+from clustermesh.store.room import MAX_MESSAGE
 from clustermesh.store.silence import Silence
 from clustermesh.store.watch import open_watch
 

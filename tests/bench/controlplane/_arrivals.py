@@ -24,8 +24,9 @@ from typing import NamedTuple
 from clustermesh.store import methods
 from clustermesh.store import rpc_pb2 as pb
 from clustermesh.store.endpoint import parse
+from clustermesh.store.exchange import Message
 from clustermesh.store.frames import request_headers
-from clustermesh.store.http2 import Http2, Message
+from clustermesh.store.http2 import Http2
 from clustermesh.store.operations import prefix_end
 from clustermesh.store.tls import Tls, context
 

@@ -20,8 +20,9 @@ from typing import Final, TypeVar
 
 from clustermesh.store import methods
 from clustermesh.store.endpoint import Endpoint
+from clustermesh.store.exchange import Ended
 from clustermesh.store.frames import request_headers
-from clustermesh.store.http2 import Ended, Http2
+from clustermesh.store.http2 import Http2
 from clustermesh.store.status import Code
 from clustermesh.store.tls import Tls
 

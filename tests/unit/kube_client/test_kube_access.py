@@ -103,7 +103,7 @@ async def test_a_token_file_of_two_lines_is_refused(tmp_path: Path) -> None:
 
 async def test_a_token_file_of_nothing_but_white_space_is_refused(tmp_path: Path) -> None:
     (tmp_path / "token").write_text(" \n")
-    with pytest.raises(Refused, match="token .* is empty"):
+    with pytest.raises(Refused, match="is empty"):
         await from_kubeconfig(kubeconfig(tmp_path / "config", {"tokenFile": "token"})).grant()
 
 

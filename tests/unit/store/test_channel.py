@@ -274,7 +274,7 @@ async def until_an_answer_has_begun(
     await until_asked(served)
     http2 = client._dialer._current.channel._http2
     served[0].begin_answer(1, 1 << 20)
-    while not http2._lent:
+    while not http2._room.lent:
         await asyncio.sleep(0)
     return asking, http2
 
@@ -289,7 +289,7 @@ async def test_a_call_that_is_given_up_gives_back_the_room_that_its_answer_had(m
                 await asyncio.sleep(0)
         asking.cancel()
         await asyncio.wait([asking])
-        assert http2._lent == 0
+        assert http2._room.lent == 0
 
 
 async def test_the_error_of_a_broken_connection_keeps_nothing_of_what_came(monkeypatch) -> None:

@@ -12,8 +12,10 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.settings import SettingCodes
 
+from clustermesh.store.exchange import Ended, Event, Exchange, Message
 from clustermesh.store.frames import Broken, request_headers
-from clustermesh.store.http2 import MAX_MESSAGE, WINDOW, Ended, Event, Exchange, Http2, Message
+from clustermesh.store.http2 import Http2
+from clustermesh.store.room import MAX_MESSAGE, WINDOW
 from clustermesh.store.status import Code
 
 BLOCK = request_headers(True, "a:2379", "/etcdserverpb.KV/Txn", (("token", "t" * 300),), 5000)

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 import pytest
 
 from clustermesh.store import rpc_pb2 as pb
+from clustermesh.store.exchange import Exchange, Message
 from clustermesh.store.frames import Broken
-from clustermesh.store.http2 import LARGE, MAX_MESSAGE, MOST_LENT, WINDOW, Exchange, Http2, Message
+from clustermesh.store.http2 import Http2
 from clustermesh.store.parts import Parts
+from clustermesh.store.room import LARGE, MAX_MESSAGE, MOST_LENT, WINDOW
 
 FRAME = 1 << 14
 RESET = 3
@@ -125,7 +127,7 @@ def test_who_is_given_up_waits_for_no_room() -> None:
     sender.send()
     for exchange in reversed(exchanges):
         sender.client.cancel(exchange)
-    assert (sender.client._lent, sender.client._borrowers) == (0, {})
+    assert (sender.client._room.lent, sender.client._room.borrowers) == (0, {})
 
 
 def test_who_is_given_up_with_one_large_message_unread_and_the_next_begun_keeps_no_room() -> None:
@@ -136,7 +138,7 @@ def test_who_is_given_up_with_one_large_message_unread_and_the_next_begun_keeps_
         assert (len(sender.unread[exchange]), exchange.lent) == (1, MAX_MESSAGE)
         assert exchange.incoming
         sender.cancel(exchange)
-        assert (sender.client._lent, sender.client._borrowers) == (0, {})
+        assert (sender.client._room.lent, sender.client._room.borrowers) == (0, {})
 
 
 def test_a_small_answer_needs_no_room_that_others_have() -> None:
@@ -156,7 +158,7 @@ def test_what_came_whole_before_there_was_room_asks_for_none() -> None:
     fits = sender.open(bytes(LARGE + 1))
     sender.send()
     assert sender.unread[fits]
-    assert (sender.client._lent, sender.client._borrowers) == (MOST_LENT, {})
+    assert (sender.client._room.lent, sender.client._room.borrowers) == (MOST_LENT, {})
 
 
 def test_who_does_not_read_a_large_message_has_room_for_no_other() -> None:
@@ -186,7 +188,7 @@ def test_all_that_is_sent_arrives_as_it_is_read_and_no_room_is_lost(seed: int) -
         got[exchange].append(sender.read(exchange))
     assert got == wanted
     assert most <= MOST_LENT + 6 * (WINDOW + LARGE)
-    assert (sender.client._lent, sender.client._borrowers) == (0, {})
+    assert (sender.client._room.lent, sender.client._room.borrowers) == (0, {})
 
 
 @pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(2, 10))])
@@ -205,7 +207,7 @@ def test_all_parts_arrive_as_they_are_read_and_no_room_is_lost(seed: int) -> Non
         got[exchange] += sender.read(exchange)
     assert got == wanted
     assert most <= MOST_LENT + 6 * (WINDOW + LARGE)
-    assert (sender.client._lent, sender.client._borrowers) == (0, {})
+    assert (sender.client._room.lent, sender.client._room.borrowers) == (0, {})
     list(said(sender.client))
     for exchange in wanted:  # no more and no less than it had at first
         assert 0 <= exchange.used < WINDOW // 2
@@ -236,10 +238,10 @@ def test_no_room_is_lost_to_those_that_are_given_up_whenever_that_is(seed: int) 
             sender.cancel(exchange)
         elif sender.unread[exchange]:
             sender.read(exchange)
-        assert sender.client._lent == sum(each.lent for each in open_ones)
+        assert sender.client._room.lent == sum(each.lent for each in open_ones)
     for exchange in open_ones:
         sender.cancel(exchange)
-    assert (sender.client._lent, sender.client._borrowers) == (0, {})
+    assert (sender.client._room.lent, sender.client._room.borrowers) == (0, {})
 
 
 def test_what_comes_for_a_call_that_was_given_up_is_heard_no_longer_than_its_window() -> None:

@@ -10,8 +10,10 @@ import pytest
 from google.protobuf.message import DecodeError
 
 from clustermesh.store import rpc_pb2 as pb
-from clustermesh.store.http2 import MAX_MESSAGE, Ended, Http2, Message
+from clustermesh.store.exchange import Ended, Message
+from clustermesh.store.http2 import Http2
 from clustermesh.store.parts import MOST_FIELDS, PART, Parts
+from clustermesh.store.room import MAX_MESSAGE
 from clustermesh.store.status import Code
 
 HEAD = pb.WatchResponse(header=pb.ResponseHeader(cluster_id=1, member_id=1 << 63, revision=9, raft_term=3), watch_id=4)
