@@ -19,7 +19,8 @@ The rules:
    beating for so long; or the canary is no older than the heartbeat.
    So it does whether an entry has moved to the twin of its table.
    What died with a lease that is not the heartbeat's, or may have, for etcd has forgotten it, is kept until a beat
-   `settle` seconds later; then it is listed, and of no list before is it believed that it is gone.
+   `settle` seconds later; then it is listed, and of no list before is it believed that it is gone. What a list does not
+   have may have died so, unless each lease of that table has a key in the list; before the first list none is known.
 6. A heartbeat or a canary that vanishes makes the cluster stale. What vanished otherwise (leases end, an etcd is being
    filled, a watch tells of old times) is kept. Once the writer is proven its table is listed again, and that list is
    believed.
@@ -328,7 +329,7 @@ class ReaderBrain:
             if reading.table.required:
                 self._fall_behind(kind, str(item.error), now)
             return ()
-        commands = reading.take(item, self._proof(reading.table, now), self._writer.last_beat)
+        commands = reading.take(item, self._proof(reading.table, now), now + self.terms.settle)
         if not self._lacks_canary(reading, now) and reading.whole:
             self._catch_up(kind, now)
         self._believe(now)

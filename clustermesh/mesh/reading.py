@@ -24,7 +24,9 @@ MOST_COUNTED: Final = 50_000  # of a table beside these: some 4 MB
 MOST_SETTLED: Final = 2_000  # of what vanished: some 3 ms
 MOST_ENDS: Final = 100  # revisions of deletions that are asked about at once, of all tables: etcd takes 128
 MOST_SOUGHT: Final = 20  # of what may be in a twin; etcd answers for a hundred keys or so at once
+MOST_LEASES: Final = 1_000  # of a table that are remembered: some 100 kB; a writer has one for each 1,000 keys
 _SHOWN: Final = 200  # characters of a refused key: it may have a million, and goes into status
+_UNHEARD: Final = -1  # the lease of what was held before the first list
 
 
 class _Vanished(NamedTuple):
@@ -58,7 +60,9 @@ class Reading:
         self.witnesses = {keys.HEARTBEAT, table.canary or keys.HEARTBEAT}
         self._known = 0  # the last revision heard of, where all that is held was there then
         self._deleted: dict[Any, tuple[int, bytes]] = {}  # what is held and was told to be gone: revision and key
-        self._dying: dict[Any, float] = {}  # died with a lease, and no beat before that time says that it is gone
+        self._dying: dict[Any, float] = {}  # may have died with a lease: no beat before that time says that it is gone
+        self._leases = set[int]()  # of what was heard of since the last list began, or is in it
+        self._leases_before = {_UNHEARD}  # of what was heard of before, while a list is under way
         self._listing = False
         self._names: set[Any] = set()  # what the list under way has, good or not: what is refused has not vanished
         self._before = self._again = 0  # how many names were held when it began, and of these it has so many
@@ -81,9 +85,10 @@ class Reading:
         """The list under way has come to an end, or to none."""
         self._listing, self._names = False, set()
 
-    def take(self, item: Listed | Changed, proof: Proof | None, last_beat: float) -> list[Command]:
+    def take(self, item: Listed | Changed, proof: Proof | None, believed_from: float) -> list[Command]:
         """What to do about `item`. That something has gone waits for its witnesses where it is not older than the
-        `proof` of the writer; where there is none (None) it is doubted."""
+        `proof` of the writer; where there is none (None) it is doubted. So is what nothing was told of and that may
+        have died with a lease, until a beat at `believed_from`."""
         commands = list[Command]()
         if isinstance(item, Changed):
             self.forget_list()
@@ -100,12 +105,14 @@ class Reading:
         if not self._listing:
             self._listing, self._refused, self._unnamed = True, set(), set()
             self._before, self._again = len(held), 0
+            self._leases_before |= self._leases
+            self._leases = set()
             if self.table.kind in self._held("short"):
                 commands.append(Relisting(self.table.kind, whole=False))
         for event in item.events:
             if isinstance(event, Written):
                 commands += self._put(event.kv, 0, held)
-        return commands if item.more else commands + self._end_list(item.revision, proof, last_beat)
+        return commands if item.more else commands + self._end_list(item.revision, proof, believed_from)
 
     def deletions(self, most: int, *, moved: bool) -> dict[int, bytes]:
         """When something was deleted that is gone, and one key of those: `most` of them. A lease ends at once."""
@@ -142,7 +149,7 @@ class Reading:
         created, revision, sought = event.created or {}, event.revision, frozenset(question.keys)
         heartbeat = created[keys.HEARTBEAT]
         canary = 0 if self.table.canary is None else created[self.table.canary]
-        commands, lost_a_witness = list[Command](), False
+        commands, died, lost_a_witness = list[Command](), False, False
         for name, vanished in list(islice(self._waiting(), MOST_SETTLED)):
             if not sought.issuperset(places := self._places(name)):
                 continue  # it is asked for next
@@ -154,14 +161,14 @@ class Reading:
                 self.gone[name] = vanished._replace(moved=True)
                 continue
             if vanished.told in event.ends:
-                self._dying[name] = believed_from
+                self._dying[name], died = believed_from, True
                 self._deleted.pop(name, None)
             elif heartbeat <= max(vanished.since, canary) and canary <= vanished.at:
                 self._deleted.pop(name, None)
                 commands.append(Remove(self.table.kind, name, vanished.told))
             else:
                 lost_a_witness = True
-        if self._dying or lost_a_witness:
+        if died or lost_a_witness:
             self.doubted, self._known = True, 0
         return Settled(commands, lost_a_witness)
 
@@ -175,6 +182,8 @@ class Reading:
             if revision and kv.version > 1 and not self._knows(name, kv.key):
                 self.tally.lose()
             self._names.add(name)
+            if len(self._leases) <= MOST_LEASES:
+                self._leases.add(kv.lease)
             self._again += name in held
             if self.gone or self._dying or self._deleted:
                 for waiting in (self.gone, self._dying, self._deleted):
@@ -239,8 +248,9 @@ class Reading:
         self.gone[name] = _Vanished(event.mod_revision, event.mod_revision, event.mod_revision, event.key)
         return self._accept(event.key)
 
-    def _end_list(self, revision: int, proof: Proof | None, last_beat: float) -> list[Command]:
-        """The list is the whole table: what is held beside it has vanished."""
+    def _end_list(self, revision: int, proof: Proof | None, believed_from: float) -> list[Command]:
+        """The list is the whole table: what is held beside it has vanished. Of what nothing was told, etcd cannot say
+        whether it died with a lease."""
         kind, prefix = self.table.kind, self.table.prefix.decode()
         missing = (name for name in self._held(kind) if name not in self._names)
         gone = set(islice(missing, max(0, self._before - self._again)))  # mostly 0, and looking at all takes its time
@@ -248,23 +258,27 @@ class Reading:
         commands: list[Command] = [Accept(what) for what in stale]
         if kind in self._held("short"):
             commands.append(Relisting(kind, whole=True))
-        if proof is not None and revision >= proof.since:
-            self._dying = {name: since for name, since in self._dying.items() if since > last_beat}
-            self.doubted = self.doubted or bool(self._dying)
-            since = max(self._known, proof.settled)
-            self.gone = {name: self._missing(name, revision, since, proof) for name in gone - self._dying.keys()}
-        else:
-            self.doubted = self.doubted or bool(gone)
+        if proof is not None and revision < proof.since:
+            proof = None
         self._deleted = {name: self._deleted[name] for name in gone & self._deleted.keys()}
+        untold = gone - self._deleted.keys()
+        dying = {name: at for name, at in self._dying.items() if name in untold}
+        if proof is None or not self._all_leases_live(proof.lease):
+            dying |= dict.fromkeys(untold - dying.keys(), believed_from)
+        if proof is not None:
+            dying = {name: at for name, at in dying.items() if at > proof.last_beat}
+            since = max(self._known, proof.settled)
+            self.gone = {name: _Vanished(revision, since, *self._deleted.get(name, ())) for name in gone - dying.keys()}
+        self._dying, self._leases_before = dying, set()
+        self.doubted = self.doubted or bool(gone if proof is None else dying)
         self.whole, self._known = True, 0 if self.doubted else revision
         self.forget_list()
         return commands + self._count()
 
-    def _missing(self, name: Any, revision: int, since: int, proof: Proof) -> _Vanished:
-        """What a list does not have. That it was told to be gone matters where a lease may have taken it since the
-        writer had all there."""
-        told, key = self._deleted.get(name, (0, b""))
-        return _Vanished(revision, since, told, key) if told > proof.whole else _Vanished(revision, since)
+    def _all_leases_live(self, living: int) -> bool:
+        """Whether each lease that was heard of has a key in the list, or is that of the heartbeat: then none has taken
+        along what is missing."""
+        return len(self._leases_before) <= MOST_LEASES and self._leases_before <= self._leases | {0, living}
 
     def _count(self) -> list[Command]:
         kind, number = self.table.kind, len(self._unnamed)

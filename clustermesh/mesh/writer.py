@@ -18,11 +18,12 @@ class Canary(NamedTuple):
 
 class Proof(NamedTuple):
     """The writer is believed `since` this revision; it had been beating for long enough at `settled`, 0 for not yet.
-    What a lease takes away after `whole` it may have yet to put back."""
+    Its heartbeat, on `lease`, was heard to change at `last_beat`, seconds."""
 
     since: int
     settled: int
-    whole: int
+    lease: int
+    last_beat: float
 
 
 class Writer:
@@ -72,11 +73,10 @@ class Writer:
         """
         if not self._lives(now):
             return None
-        proofs, whole = [self._settled] if self._settled and self.lease == self._beats_with else [], self._alive
+        proofs = [self._settled] if self._settled and self.lease == self._beats_with else []
         if canary is not None and canary.lease == self.lease:
             proofs.append(max(self._alive, canary.revision))
-            whole = canary.revision
-        return Proof(min(proofs), self._settled, whole) if proofs else None
+        return Proof(min(proofs), self._settled, self.lease, self.last_beat) if proofs else None
 
     def _lives(self, now: float) -> bool:
         return self.last_beat >= self._began and now < self.silent_from

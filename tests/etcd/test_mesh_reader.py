@@ -121,6 +121,13 @@ async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
             await asyncio.sleep(0.02)
 
 
+async def beat_until(client: EtcdClient, condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await beat(client)
+            await asyncio.sleep(0.1)
+
+
 async def test_everything_is_read_and_the_cluster_is_fresh(client: EtcdClient, sink: StateSink, reading) -> None:  # type: ignore[no-untyped-def]
     await publish(client)
     async with reading() as reader:
@@ -216,7 +223,7 @@ async def test_an_etcd_started_empty_takes_nothing_away_while_it_is_filled_again
 ) -> None:
     await publish(client)
     await client.put(keys.service_key(BETA, "shop", "old"), web().replace(b'"web"', b'"old"'))
-    async with reading() as reader:
+    async with reading(terms=Terms(settle=1.0)) as reader:
         await until(lambda: reader.session.state is State.FRESH)
         take_all(sink.state)
         etcd.kill()
@@ -233,8 +240,7 @@ async def test_an_etcd_started_empty_takes_nothing_away_while_it_is_filled_again
         await filling.put(RESOURCES["services"].canary(BETA), b"now")
         await until(lambda: reader.session.state is State.FRESH)
         assert set(sink.view().services) == {("shop", "web"), ("shop", "old")}, "nobody has been seen to beat"
-        await beat(filling)
-        await until(lambda: set(sink.view().services) == {("shop", "web")})
+        await beat_until(filling, lambda: set(sink.view().services) == {("shop", "web")})
 
 
 async def test_entries_outlive_their_leases_while_the_api_server_is_down_and_the_reader_is_started_anew(  # type: ignore[no-untyped-def]
@@ -252,7 +258,7 @@ async def test_entries_outlive_their_leases_while_the_api_server_is_down_and_the
         await until(sink.refused)
         assert list(sink.view().services) == [("shop", "web")]
         assert [len(sink.view().table(kind)) for kind in TABLES] == [1] * len(TABLES)
-    async with reading() as reader:
+    async with reading(terms=Terms(settle=1.0)) as reader:
         reader.restored(CONFIG)
         await until(lambda: "cilium/cluster-config" in reader.session.error)
         assert reader.session.state is State.STALE
@@ -261,8 +267,7 @@ async def test_entries_outlive_their_leases_while_the_api_server_is_down_and_the
         await client.delete(WEB)
         await until(lambda: reader.session.state is State.FRESH)
         assert list(sink.view().services) == [("shop", "web")]
-        await beat(client)
-        await until(lambda: not sink.view().services)
+        await beat_until(client, lambda: not sink.view().services)
         assert list(sink.view().nodes) == ["b1"]
 
 
@@ -281,17 +286,16 @@ async def test_entries_outlive_their_leases_once_the_api_server_has_been_silent(
         assert [len(sink.view().table(kind)) for kind in TABLES] == [1] * len(TABLES)
 
 
-async def test_what_is_gone_since_the_last_reader_is_forgotten_at_its_first_list(  # type: ignore[no-untyped-def]
+async def test_what_is_gone_since_the_last_reader_is_forgotten_when_its_lists_agree(  # type: ignore[no-untyped-def]
     client: EtcdClient, sink: StateSink, reading
 ) -> None:
     await publish(client)
     old = Service(cluster=BETA, cluster_id=2, namespace="shop", name="old")
     sink.put(BETA, "services", ("shop", "old"), old, 0)
-    async with reading() as reader:
+    async with reading(terms=Terms(settle=1.0)) as reader:
         reader.restored(CONFIG)
         await until(lambda: reader.session.state is State.FRESH)
-        await beat(client)
-        await until(lambda: list(sink.view().services) == [("shop", "web")])
+        await beat_until(client, lambda: list(sink.view().services) == [("shop", "web")])
 
 
 async def test_a_cluster_with_a_taken_id_is_evicted_and_comes_back_with_another(  # type: ignore[no-untyped-def]
@@ -430,10 +434,7 @@ async def test_what_hung_on_one_of_its_writers_leases_is_kept_until_the_writer_h
         await until(lambda: services.believed_from > 0)
         assert sink.view().services
         await client.put(WEB, web("10.2.1.5"), await client.grant(600))
-        async with asyncio.timeout(60):
-            while services.doubted:
-                await beat(client)
-                await asyncio.sleep(0.1)
+        await beat_until(client, lambda: not services.doubted)
         assert not take_all(sink.state), "nobody has noticed"
         await client.delete(WEB)
         await until(lambda: not sink.view().services)

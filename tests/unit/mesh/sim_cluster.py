@@ -1,7 +1,8 @@
 """A stupid cluster: a dict for an etcd, a writer that comes and goes, and streams that tell of it late or not at all.
 
 What it promises, and readers rely on: a writer that comes back beats first, writes what it has within 25 s, and its
-canaries last; leases end minutes after their writer (900 s and a heartbeat of 60), each in its own time.
+canaries last; what is overwritten stays on its lease; leases end minutes after their writer (900 s and a heartbeat of
+60), each in its own time.
 """
 
 from __future__ import annotations
@@ -103,18 +104,24 @@ class SimCluster:
                 self._apply(dict.fromkeys(gone), 0)
 
     def revoke_lease(self, now: float) -> None:
-        """Somebody ends one of those that a living writer keeps; it puts back what is gone, under another."""
-        if self.alive and not self.todo:
+        """Somebody ends one of those that a living writer keeps; what is gone it puts back within 25 s."""
+        if self.alive:
             lease = self.rng.choice(self._leases)
             self._leases = [next(self._numbers) if each == lease else each for each in self._leases]
-            self._returned = now
-            gone = [key for key, kv in self.store.items() if kv.lease == lease]
-            if gone:
+            if not self.todo:  # else what it has to write since before is not put off
+                self._returned = now
+            if gone := [key for key, kv in self.store.items() if kv.lease == lease]:
                 self._apply(dict.fromkeys(gone), 0)
             if keys.HEARTBEAT in gone:
                 self.beat(now)
-            self._write_all({})
-            self.todo = {key: value for key, value in self.todo.items() if key in gone}
+            self._put_back(gone)
+
+    def _put_back(self, gone: list[bytes]) -> None:
+        """What it is about to write anyway stands; canaries stay last."""
+        lost = {key: self.truth.get(key, b"") for key in gone if key in self.truth or key.startswith(SYNCED)}
+        shuffled = list((lost | self.todo).items())
+        self.rng.shuffle(shuffled)
+        self.todo = dict(sorted(shuffled, key=lambda each: each[0].startswith(SYNCED)))
 
     def lease_ends(self, deletions: Mapping[int, bytes], living: int) -> frozenset[int]:
         """Those at which a key has gone whose lease is no more."""
@@ -151,11 +158,6 @@ class SimCluster:
         kept = {key for key, kv in self.store.items() if kv.lease in self._leases}
         self.todo = {key: value for key, value in self.todo.items() if key not in kept}
 
-    @property
-    def entries(self) -> Table:
-        """What etcd has of the tables."""
-        return {key: kv.value for key, kv in self.store.items() if key.split(b"/")[0].decode() in KINDS}
-
     def compact(self) -> None:
         self.compacted = self.revision
 
@@ -182,7 +184,14 @@ class SimCluster:
 
     def _write(self, key: bytes, value: bytes | None) -> None:
         if value is not None or key in self.store:
-            self._apply({key: value}, self._leases[0] if key == keys.HEARTBEAT else self.rng.choice(self._leases))
+            self._apply({key: value}, self._lease_for(key))
+
+    def _lease_for(self, key: bytes) -> int:
+        """What is overwritten stays on its lease while that lives, as writers do it."""
+        if key == keys.HEARTBEAT:
+            return self._leases[0]
+        before = self.store[key].lease if key in self.store else 0
+        return before if before in self._leases else self.rng.choice(self._leases)
 
     def _apply(self, changes: dict[bytes, bytes | None], lease: int) -> None:
         self.revision += 1

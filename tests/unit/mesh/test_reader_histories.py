@@ -60,7 +60,7 @@ class World:
         match verb:
             case "change" | "work" | "compact":
                 getattr(cluster, verb)()
-            case "beat" | "come_back" | "empty" | "die" | "end_lease":
+            case "beat" | "come_back" | "empty" | "die" | "end_lease" | "revoke_lease":
                 getattr(cluster, verb)(self.now)
             case "configure":
                 mcs = self.rng.choice([None, False, True])
@@ -73,8 +73,6 @@ class World:
                         stream.cut()
             case "restart":
                 self.restart()
-            case "revoke_lease":
-                self.revoke_lease()
             case "keep_silent":
                 self.keep_silent()
             case "tell":
@@ -173,15 +171,6 @@ class World:
         self.act("end_lease")
         for _ in range(8):
             self.tell()
-
-    def revoke_lease(self) -> None:
-        """A deletion that is told may be asked about; that a list has less than is held says nothing of when and why.
-        So this befalls who has heard all, and has nothing to list again."""
-        if self.brain.session.state is State.FRESH:
-            self.wait(200.0)  # two audits, three beats
-        if self.brain.session.state is State.FRESH and self.all_held == self.cluster.entries:
-            self.cluster.revoke_lease(self.now)
-            self.wait(40.0)
 
     @property
     def all_held(self) -> dict[bytes, bytes]:

@@ -227,7 +227,8 @@ def _event(kind: str, text: str, new: bool = False) -> Written | Deleted:
     if text[0] == "-":
         name, _, revision = text[1:].partition("@")
         return Deleted(f"{kind}/{name}".encode(), int(revision or 10))
-    return _written(key, b"x" * 11 if value == ":huge" else value.encode(), new=new)
+    value, _, lease = value.partition("/")
+    return _written(key, b"x" * 11 if value == ":huge" else value.encode(), lease or "0", new=new)
 
 
 def _shown(commands: Sequence[messages.Command]) -> list[str]:
