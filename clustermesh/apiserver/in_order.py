@@ -24,12 +24,15 @@ class InOrder:
 
     def observe(self, key: bytes, kv: KeyValue | None, revision: int) -> None:
         """Take in what etcd held at `key` at `revision`."""
-        if self._busy:
-            self._deferred[key] = kv, revision
-        elif (written := self._written.get(key, 0)) <= revision:
+        written = self._written.get(key, 0)
+        if written == revision:  # the echo of what we wrote, which nothing told before can change
             self._written.pop(key, None)
-            if written != revision:  # else it is the echo of what we wrote
-                self._take(key, kv)
+            self._deferred.pop(key, None)
+        elif self._busy:
+            self._deferred[key] = kv, revision
+        elif written < revision:
+            self._written.pop(key, None)
+            self._take(key, kv)
 
     def lose_lease(self, key: bytes) -> None:
         """Take in that `key`'s lease is gone, whether or not etcd has deleted the key by now."""
