@@ -6,7 +6,7 @@ import ctypes
 from typing import Final
 
 _MMAP_THRESHOLD, _ARENA_MAX = -3, -8  # malloc.h
-_LARGE: Final = 64 << 10  # bytes
+_LARGE: Final = 512 << 10  # bytes; asyncio asks for 256 KiB for each record of TLS, and most of it goes back at once
 
 
 def one_heap() -> None:

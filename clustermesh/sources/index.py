@@ -131,6 +131,8 @@ class Index:
 
     def services_selecting(self, namespace: str, labels: Mapping[str, str]) -> Iterator[Ref]:
         """The services whose selector holds for a pod with `labels`."""
+        if not self._selects:
+            return
         for label in labels.items():
             for ref in self._selectors.get((namespace, *label)):
                 if self._selector_of[ref].items() <= labels.items():

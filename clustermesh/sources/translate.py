@@ -153,6 +153,8 @@ class Translator:
     def _touch(self, ref: Ref, value: Object | None, other: Object | None, observed: int, dirty: _Dirty) -> None:
         """Mark whatever depends on `value` as it stands in the index now; `other` is what it is on the other side of
         the change."""
+        if value is None:
+            return
         if isinstance(value, Service):
             dirty.add_services([ref], observed)
             if (export := ref._replace(kind=EXPORT)) in self._seen:
@@ -165,7 +167,7 @@ class Translator:
         elif isinstance(value, Pod):
             dirty.endpoints[ref] = None
             dirty.add_services(self._index.services_selecting(ref.namespace, value.metadata.labels), observed)
-        elif isinstance(value, CiliumEndpoint | CiliumEndpointSlice):
+        elif isinstance(value, (CiliumEndpoint, CiliumEndpointSlice)):
             dirty.endpoints[ref] = None
         elif isinstance(value, CiliumIdentity):
             dirty.identities.add(ref)
