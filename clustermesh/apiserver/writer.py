@@ -15,10 +15,12 @@ from typing import Final
 
 from clustermesh.apiserver.ledger import Ledger
 from clustermesh.apiserver.resources import ABOUT, CANARIES, DATA
+from clustermesh.gathering import Gathering
 from clustermesh.logs import about
 from clustermesh.reconcile import Reconciler
 
 _LOG: Final = logging.getLogger(__name__)
+_GATHER: Final = 0.02  # seconds
 
 
 class Writer:
@@ -65,9 +67,10 @@ class Writer:
     async def run(self) -> None:
         """Write until cancelled; what fails is tried again, each key in its time."""
         clock = asyncio.get_running_loop().time
-        audited = clock()
+        audited, gathering = clock(), Gathering(_GATHER)
         while True:
             self._wake.clear()
+            gathering.begin(clock(), writes=self._has_pending())
             await self.write()
             if clock() - audited > self._audit_every and self._may_audit:
                 await self._audit()
@@ -75,6 +78,11 @@ class Writer:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._seconds_to_wait(clock())):
                     await self._wake.wait()
+            if wait := gathering.wait(clock()):
+                await asyncio.sleep(wait)
+
+    def _has_pending(self) -> bool:
+        return any(section.tracker.pending_size for section in self.ledger.sections.values())
 
     def _seconds_to_wait(self, now: float) -> float:
         due = [due for each in (self._about, self._data, self._canaries) if (due := each.next_due) is not None]

@@ -15,6 +15,7 @@ from contextlib import ExitStack, suppress
 from typing import Any, Final
 
 from clustermesh.errors import DecodeError
+from clustermesh.gathering import Gathering
 from clustermesh.logs import about
 from clustermesh.mesh.ownership import is_copy
 from clustermesh.mirror.copies import KINDS, cache_place, canary_key, cluster_of
@@ -29,7 +30,7 @@ from clustermesh.wire.kinds import NODES
 _LOG: Final = logging.getLogger(__name__)
 _TURN: Final = 0.005  # seconds of deciding between two turns of the event loop
 _SOON: Final = 1.0  # seconds until etcd is read again where it could not be
-_GATHER: Final = 0.01  # seconds between two passes: a change alone waits for nothing, many go at once
+_GATHER: Final = 0.01  # seconds
 
 
 def make_cache(own: str, client: EtcdClient, keeper: LeaseKeeper, brief: LeaseKeeper) -> Cache:
@@ -121,11 +122,12 @@ class CacheWriter:
     async def run(self) -> None:
         """Write until cancelled; what fails is tried again, each key in its time."""
         clock = asyncio.get_running_loop().time
-        audited = clock()
+        audited, gathering = clock(), Gathering(_GATHER)
         while True:
             self._wake.clear()
             began = clock()
             await in_turns(self._sink.settle())
+            gathering.begin(began, writes=self._leads and self._has_pending())
             if self._leads:
                 await self.write()
             if self._leads and clock() - audited > self._audit_every:
@@ -134,7 +136,11 @@ class CacheWriter:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._seconds_to_wait(clock())):
                     await self._wake.wait()
-            await asyncio.sleep(began + _GATHER - clock())
+            if wait := gathering.wait(clock()):
+                await asyncio.sleep(wait)
+
+    def _has_pending(self) -> bool:
+        return any(section.tracker.pending_size for section in self.cache.sections.values())
 
     def _seconds_to_wait(self, now: float) -> float:
         due = [due for each in (self._configs, self._data, self._canaries) if (due := each.next_due) is not None]
