@@ -93,7 +93,8 @@ def show(context: Path, output: str) -> None:
         print_json([_as_json(e, now) for e in entries])
     else:
         print_table(("NAME", "COMMON NAME", "STATE", "EXPIRES", "DAYS", "HOSTS"), [_row(e, now) for e in entries])
-    faults = [(fault, _remedy(entry, cluster)) for entry in entries if (fault := _fault(entry))]
+    signs = not entries[0].problem
+    faults = [(fault, _remedy(entry, cluster, signs)) for entry in entries if (fault := _fault(entry))]
     for fault, remedy in faults:
         click.echo(f"{click.style('problem:', fg='red', bold=True)} {fault}: {remedy}", err=True)
     if faults:
@@ -199,12 +200,15 @@ def _fault(entry: Entry) -> str:
     return entry.problem
 
 
-def _remedy(entry: Entry, cluster: Context) -> str:
+def _remedy(entry: Entry, cluster: Context, signs: bool) -> str:
+    """`signs` says that the authority is good."""
     if entry.name == "ca" and (entry.facts is None or not cluster.key("ca").exists()):
         return (
             f"put ca.crt and ca.key back from a copy; without one remove both from {cluster.certs}, then "
             f"`clustermesh certs init --context {cluster.path}`, `certs renew --all`, and connect every peer again"
         )
+    if entry.name != "ca" and not signs:
+        return f"put ca right first, then look again with `clustermesh certs show --context {cluster.path}`"
     return f"run `clustermesh certs renew {entry.name} --context {cluster.path}`"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -13,11 +15,14 @@ from clustermesh.cli.values import PORT, Duration, Listener, named_by
 from clustermesh.duration import parse_cache_ttl
 from clustermesh.errors import Invalid
 from clustermesh.logs import FORMATS
-from clustermesh.standalone.context import CHART_PEERS, load
+from clustermesh.model import MAX_CLUSTERS
+from clustermesh.standalone.context import CHART_PEERS, Context, load
 
 if TYPE_CHECKING:
     from clustermesh.mirror.agent_files import AgentAccess
     from clustermesh.own_cluster import Settings
+
+_LOG: Final = logging.getLogger(__name__)
 
 USERS: Final = Path("/var/lib/cilium/etcd-config/users.yaml")
 """Where it says who may read the own etcd."""
@@ -34,8 +39,10 @@ kvstore_option: Final = click.option(
 )
 _OPTIONS: Final = (
     name_option,
-    click.option("--cluster-id", type=int, default=0, metavar="ID", help="Its number."),
-    click.option("--max-connected-clusters", type=int, default=255, metavar="255|511", help="As in all of the mesh."),
+    click.option("--cluster-id", type=int, metavar="ID", help="Its number."),
+    click.option(
+        "--max-connected-clusters", type=int, metavar="255|511", help="As in all of the mesh.  [default: 255]"
+    ),
     kvstore_option,
     click.option("--health-port", type=PORT, metavar="PORT", help="As --http, on every address."),
     click.option(
@@ -67,17 +74,36 @@ def take_others(command: click.Context, cluster_name: str | None) -> list[str]:
 
 
 def settings_of(context: Path, flags: dict[str, Any]) -> Settings:
-    """Of the cluster that the flags name, else of the folder `context`."""
+    """Of the cluster that the flags name, else of the folder `context`. Raises Invalid, also where a flag says
+    otherwise than the folder.
+    """
     from clustermesh.own_cluster import of_flags, of_folder
 
     if flags["cluster_name"] is None:
-        return of_folder(load(context))
+        cluster = load(context)
+        _check_flags(cluster, flags)
+        return of_folder(cluster)
     users, enabled = flags.get("cluster_users_config_path"), flags.get("cluster_users_enabled")
     users = None if enabled is False else users or (USERS if enabled else None)
-    name, number, most = flags["cluster_name"], flags["cluster_id"], flags["max_connected_clusters"]
+    name, number, most = flags["cluster_name"], flags["cluster_id"] or 0, flags["max_connected_clusters"]
     called = {"cluster_name": "--cluster-name", "cluster_id": "--cluster-id"}
     with named_by(max_connected_clusters="--max-connected-clusters", **called):
-        return of_flags(name, number, flags["kvstore_opt"], users, most)
+        return of_flags(name, number, flags["kvstore_opt"], users, MAX_CLUSTERS if most is None else most)
+
+
+def _check_flags(cluster: Context, flags: dict[str, Any]) -> None:
+    told = {
+        "cluster_id": cluster.id,
+        "max_connected_clusters": cluster.max_clusters,
+        "cluster_users_config_path": cluster.users_file,
+        "cluster_users_enabled": True,
+        "kvstore_opt": (),
+    }
+    for name, says in told.items():
+        if (given := flags.get(name)) not in (None, says):
+            rule = "must be left out" + (f", or be {says}" if says else "")
+            where = f"{cluster.path} describes the cluster (--cluster-name is for one without a folder)"
+            raise Invalid(f"--{name.replace('_', '-')}", given, f"{rule}: {where}")
 
 
 def listen_at(http: str | None, flags: dict[str, Any], default: str) -> list[str]:
@@ -96,6 +122,8 @@ def mirrored(context: Path, flags: dict[str, Any]) -> tuple[Path, AgentAccess | 
     from clustermesh.mirror.agent_files import AgentAccess
 
     peers, agents = flags["clustermesh_config"], flags["agents_config"]
+    if peers is not None and not os.path.exists(peers):  # it may be mounted late
+        _LOG.warning("--clustermesh-config %s: there is no such folder yet, so no cluster is copied", peers)
     if flags["cluster_name"] is not None:
         if agents is not None:
             raise Invalid("--agents-config", str(agents), "must be left out beside --cluster-name: a chart makes it")

@@ -16,7 +16,7 @@ from clustermesh.address import Prefix, contains, family_length, nobodys, parse,
 from clustermesh.errors import ClusterMeshError, Invalid
 from clustermesh.mesh.authority import Authority, Ground, Place, judge_prefix
 from clustermesh.mesh.peer_files import PeerFile
-from clustermesh.standalone.context import Context, load
+from clustermesh.standalone.context import CLUSTER_FILE, Context, load
 from clustermesh.standalone.pod_cidrs import find_overlap, read_pod_cidrs
 from clustermesh.store import endpoint as etcd_endpoint
 
@@ -26,6 +26,7 @@ class Known(Struct, frozen=True, kw_only=True):
 
     name: str
     id: int | None
+    endpoints: tuple[str, ...]
     context: Context | None
 
 
@@ -44,6 +45,8 @@ def check_pair(source: Context, destination: Context) -> None:
     if source.id == destination.id:
         rule = f"is the id of both {source.name} and {destination.name}; ids must differ within a mesh"
         raise Invalid("cluster id", source.id, rule)
+    if source.endpoint == destination.endpoint:
+        raise _at_one_endpoint(destination, source.name, "")
     if source.max_clusters != destination.max_clusters:
         rule = f"must be {source.max_clusters} as in {source.name}: the number decides how identities are numbered"
         raise Invalid(f"maxConnectedClusters of {destination.name}", destination.max_clusters, rule)
@@ -61,6 +64,8 @@ def check_newcomer(home: Context, newcomer: Context, connected: list[Known]) -> 
                 f"is already the id of {other.name}, which is connected to {home.name}; ids must differ within a mesh"
             )
             raise Invalid(f"cluster id of {newcomer.name}", newcomer.id, rule)
+        if newcomer.endpoint in other.endpoints:
+            raise _at_one_endpoint(newcomer, other.name, f", which is connected to {home.name}")
         if other.context is not None:
             _check_cidrs(other.context, newcomer, f", which is connected to {home.name}")
 
@@ -115,6 +120,12 @@ def _check_same(home: Context, newcomer: Context, other: Known) -> None:
         raise Invalid("cluster name", newcomer.name, rule)
 
 
+def _at_one_endpoint(cluster: Context, other: str, other_is: str) -> Invalid:
+    where = cluster.path / CLUSTER_FILE
+    rule = f"is that of {other}, too{other_is}; each cluster has an etcd of its own: correct the endpoint in {where}"
+    return Invalid(f"endpoint of {cluster.name}", cluster.endpoint, rule)
+
+
 def _check_cidrs(first: Context, second: Context, first_is: str) -> None:
     ours, theirs = read_pod_cidrs(first.manifests, first.name), read_pod_cidrs(second.manifests, second.name)
     overlap = find_overlap(ours, theirs)
@@ -126,7 +137,8 @@ def _check_cidrs(first: Context, second: Context, first_is: str) -> None:
 
 def _known(peer: PeerFile) -> Known:
     context = None if peer.context is None else _load(peer.context, peer.name)
-    return Known(name=peer.name, id=peer.cluster_id if context is None else context.id, context=context)
+    number = peer.cluster_id if context is None else context.id
+    return Known(name=peer.name, id=number, endpoints=peer.endpoints, context=context)
 
 
 def _load(path: Path, name: str) -> Context | None:

@@ -35,6 +35,7 @@ CLUSTER_FILE: Final = "cluster.yaml"
 LOCK_PATIENCE: Final = 30.0
 _READABLE: Final = 0o644  # no secret in it, and `status` runs as anyone
 _HOST: Final = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?|[0-9A-Fa-f:.]+")
+_PORT: Final = re.compile(r":0*([0-9]*)/?$")
 _KEYS: Final = ("name", "id", "endpoint", "maxConnectedClusters")
 
 
@@ -131,6 +132,7 @@ def create(path: Path, name: str, cluster_id: int, endpoint: str, max_clusters: 
     Raises Invalid for a bad value, Refused when another cluster is described there, Unavailable when writing fails.
     """
     context = _checked(path, name, cluster_id, endpoint, max_clusters)
+    _check_place(path)
     if (path / CLUSTER_FILE).exists() and (there := load(path)) != context:
         raise Refused(
             f"{path}: describes the cluster {there.name!r} already (id {there.id}, {there.endpoint}, "
@@ -174,6 +176,8 @@ def locked(*contexts: Context) -> Iterator[None]:
 def parse_address(value: str, field: str = "endpoint") -> Endpoint:
     """Where peers reach an etcd: https, always; scheme and port (2379) may be left out. Raises Invalid."""
     rule = "must be https://HOST:PORT, for peers are told apart by their certificates"
+    if (number := _PORT.search(value)) and not (len(number[1]) <= 5 and 0 < int(number[1] or "0") <= 65535):
+        rule = "must have a port from 1 to 65535"
     try:
         parsed = etcd_endpoint.parse(value if "://" in value else f"https://{value}")
     except Invalid as e:
@@ -206,6 +210,12 @@ def _checked(path: Path, name: str, cluster_id: int, endpoint: str, max_clusters
         endpoint=str(parse_address(endpoint)),
         max_clusters=max_clusters,
     )
+
+
+def _check_place(path: Path) -> None:
+    nearest = next(each for each in (path, *path.absolute().parents) if os.path.lexists(each))
+    if not os.path.isdir(nearest):  # where one may not look, Path.is_dir raises
+        raise Invalid("DIR", str(path), f"must be a folder, or a new one: {nearest} is none; give another DIR")
 
 
 def _encode(context: Context) -> bytes:

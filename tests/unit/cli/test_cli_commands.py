@@ -159,6 +159,15 @@ def test_show_names_what_is_wrong_and_fails(alpha: Path) -> None:
     assert "unfit" in result.stdout
 
 
+def test_with_a_broken_authority_no_certificate_is_to_be_renewed_before_it(alpha: Path) -> None:
+    (alpha / "certs" / "ca.crt").write_text("garbage")
+    lines = _do("certs", "show", "--context", alpha).stderr.splitlines()
+    assert len(lines) == 5
+    assert "put ca.crt and ca.key back from a copy" in lines[0]
+    again = f"put ca right first, then look again with `clustermesh certs show --context {alpha}`"
+    assert all(line.endswith(again) for line in lines[1:])
+
+
 @pytest.mark.parametrize(
     ("days", "names", "remedy"),
     [

@@ -10,7 +10,7 @@ import pytest
 
 from clustermesh.cli.own_cluster import USERS, listen_at, mirrored, settings_of, take_others
 from clustermesh.errors import Invalid
-from clustermesh.standalone.context import CHART_PEERS
+from clustermesh.standalone.context import CHART_PEERS, create
 
 
 def test_health_is_served_where_any_of_the_flags_says() -> None:
@@ -65,6 +65,53 @@ def test_what_is_wrong_with_a_flags_value_is_said_with_the_flag(name: str, numbe
     flags = {"cluster_name": name, "cluster_id": number, "max_connected_clusters": most, "kvstore_opt": []}
     with pytest.raises(Invalid, match=flag):
         settings_of(Path("none"), flags)
+
+
+_NOT_GIVEN: dict[str, Any] = {
+    "cluster_name": None,
+    "cluster_id": None,
+    "max_connected_clusters": None,
+    "kvstore_opt": (),
+}
+
+
+def test_flags_that_say_what_the_folder_says_are_taken(tmp_path: Path) -> None:
+    alpha = create(tmp_path / "alpha", "alpha", 1, "127.0.0.1")
+    said = {"cluster_id": 1, "max_connected_clusters": 255, "cluster_users_config_path": alpha.users_file}
+    for flags in (_NOT_GIVEN, _NOT_GIVEN | said, _NOT_GIVEN | {"cluster_users_enabled": True}):
+        assert settings_of(alpha.path, flags).cluster == alpha.cluster
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "rule"),
+    [
+        ("cluster_id", 999, "must be left out, or be 1"),
+        ("cluster_id", 0, "must be left out, or be 1"),
+        ("max_connected_clusters", 511, "must be left out, or be 255"),
+        ("cluster_users_config_path", Path("other.yaml"), "alpha/users.yaml"),
+        ("cluster_users_enabled", False, "must be left out, or be True"),
+        ("kvstore_opt", ("etcd.config=/x",), "must be left out"),
+    ],
+)
+def test_a_flag_that_says_otherwise_than_the_folder_is_refused(
+    tmp_path: Path, name: str, given: object, rule: str
+) -> None:
+    create(tmp_path / "alpha", "alpha", 1, "127.0.0.1")
+    with pytest.raises(Invalid) as refused:
+        settings_of(tmp_path / "alpha", _NOT_GIVEN | {name: given})
+    assert refused.value.field == f"--{name.replace('_', '-')}"
+    assert rule in refused.value.rule
+
+
+def test_a_folder_of_connected_clusters_that_is_not_there_is_said_and_waited_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    alpha, absent = create(tmp_path / "alpha", "alpha", 1, "127.0.0.1"), tmp_path / "absent"
+    flags = _NOT_GIVEN | {"clustermesh_config": None, "agents_config": None}
+    assert mirrored(alpha.path, flags)[0] == alpha.peers
+    assert caplog.messages == []
+    assert mirrored(alpha.path, flags | {"clustermesh_config": absent})[0] == absent
+    assert caplog.messages == [f"--clustermesh-config {absent}: there is no such folder yet, so no cluster is copied"]
 
 
 def test_what_ciliums_chart_gives_besides_is_taken_without_a_word() -> None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -213,6 +214,23 @@ def test_clusters_that_cannot_be_in_one_mesh_are_refused_by_field_value_and_rule
     assert rule in error.rule
 
 
+def test_two_clusters_at_one_endpoint_are_refused(home: Path, alpha: Context) -> None:
+    error = _refused(home, alpha, replace(_cluster(home, "beta", 2), endpoint=alpha.endpoint))
+    assert isinstance(error, Invalid)
+    assert (error.field, error.value) == ("endpoint of beta", alpha.endpoint)
+    assert "is that of alpha, too" in error.rule
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_endpoint_of_a_third_cluster_is_refused_on_whichever_side_it_is(
+    home: Path, alpha: Context, beta: Context, turned: bool
+) -> None:
+    connect(alpha, beta, BOTH, NOW)
+    third = replace(_cluster(home, "gamma", 3), endpoint=beta.endpoint)
+    error = _refused(home, *((third, alpha) if turned else (alpha, third)))
+    assert "is that of beta, too, which is connected to alpha" in str(error)
+
+
 @pytest.mark.parametrize("turned", [False, True])
 def test_id_of_a_third_cluster_is_refused_on_whichever_side_it_is(
     home: Path, alpha: Context, beta: Context, turned: bool
@@ -371,6 +389,36 @@ def test_unknown_folder_names_the_connected_clusters(home: Path, alpha: Context,
     connect(alpha, beta, BOTH, NOW)
     with pytest.raises(Refused, match=r"--peer NAME \(connected: beta\)"):
         find_destination(alpha, home / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("changed", "common"),
+    [
+        ({}, "folder, id, endpoint, authority"),
+        ({"id": 7}, "folder, endpoint, authority"),
+        ({"id": 7, "endpoint": "https://172.20.9.9:2379"}, "folder, authority"),
+    ],
+)
+def test_a_cluster_that_has_another_name_by_now_is_not_left_by_half(
+    alpha: Context, beta: Context, changed: dict[str, Any], common: str
+) -> None:
+    connect(alpha, beta, BOTH, NOW)
+    lines = {"name": "beta2", "id": 2, "endpoint": beta.endpoint} | changed
+    (beta.path / "cluster.yaml").write_text("".join(f"{key}: {value}\n" for key, value in lines.items()))
+    with pytest.raises(Refused) as refused:
+        find_destination(alpha, beta.path)
+    assert f"alpha is not connected to beta2, but to beta, which has the same {common}" in str(refused.value)
+    assert f"`clustermesh disconnect --context {alpha.path} --peer beta`" in str(refused.value)
+    disconnect(alpha, "beta", find_peer(alpha, "beta"), BOTH)
+    name, renamed = find_destination(alpha, beta.path)
+    disconnect(alpha, name, renamed, BOTH)
+    _assert_apart(alpha, beta)
+
+
+def test_a_cluster_that_was_never_connected_is_no_other_one(home: Path, alpha: Context, beta: Context) -> None:
+    connect(alpha, beta, BOTH, NOW)
+    gamma = _cluster(home, "gamma", 3)
+    assert find_destination(alpha, gamma.path) == ("gamma", gamma)
 
 
 def test_broken_other_side_is_a_warning_and_the_own_side_is_done(alpha: Context, beta: Context) -> None:

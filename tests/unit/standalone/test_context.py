@@ -60,6 +60,15 @@ def test_second_creation_changes_nothing_and_another_cluster_is_refused(tmp_path
     assert load(tmp_path).name == "alpha"
 
 
+@pytest.mark.parametrize("below", ["", "new", "new/newer"])
+def test_where_a_file_is_in_the_way_of_a_folder_that_is_said(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Invalid) as refused:
+        create(tmp_path / "file" / below, "alpha", 1, "127.0.0.1")
+    assert refused.value.value == str(tmp_path / "file" / below)
+    assert refused.value.rule == f"must be a folder, or a new one: {tmp_path / 'file'} is none; give another DIR"
+
+
 def test_killed_creation_is_no_cluster_or_a_whole_one(
     tmp_path: Path, killed_at_every_step: Callable[[Path, Callable[[], object]], Iterator[int]]
 ) -> None:
@@ -98,8 +107,11 @@ def test_relative_path_and_link_are_the_same_cluster(tmp_path: Path, monkeypatch
         ({"endpoint": "http://172.20.1.1:2379"}, "endpoint", "https"),
         ({"endpoint": "https://user@host:1"}, "endpoint", "HOST:PORT"),
         ({"endpoint": "https://host/path"}, "endpoint", "HOST:PORT"),
-        ({"endpoint": "https://host:0"}, "endpoint", "HOST:PORT"),
-        ({"endpoint": "https://host:99999"}, "endpoint", "HOST:PORT"),
+        ({"endpoint": "https://host:0"}, "endpoint", "must have a port from 1 to 65535"),
+        ({"endpoint": "https://host:99999"}, "endpoint", "must have a port from 1 to 65535"),
+        ({"endpoint": "https://[fd00::1]:65536/"}, "endpoint", "must have a port from 1 to 65535"),
+        ({"endpoint": "https://host:" + "9" * 5000}, "endpoint", "must have a port from 1 to 65535"),
+        ({"endpoint": "http://host:99"}, "endpoint", "must be https://HOST:PORT"),
         ({"endpoint": "https://ho st:1"}, "endpoint", "HOST:PORT"),
         ({"endpoint": "https://-x:1"}, "endpoint", "HOST:PORT"),
         ({"endpoint": "[a, b]"}, "endpoint", "must be text"),
