@@ -28,7 +28,8 @@ from clustermesh.store.follow import Interrupted, follow
 from clustermesh.wire import keys, local
 
 _log = logging.getLogger(__name__)
-_WRITES_PER_SECOND: Final = 20  # of all nodes together
+_LOST_PER_SECOND: Final = 10  # records that vanished, written by all nodes together
+_NEWS_PER_SECOND: Final = 5  # of identities: nobody waits for them
 _LOOK: Final = 1.0  # seconds until an etcd that did not answer is asked again whether the name is free
 FIRST: Final = 1.0  # seconds that another agent's record stands the first time ...
 LAST: Final = 60.0  # ... and at most
@@ -88,10 +89,11 @@ class Registration:
         record: AgentRecord,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        draw: Callable[[], float] = random.random,
     ) -> None:
         self._key, self._value = keys.agent_key(record.node), local.encode_agent(record)
         self._contest = Contest(record)
-        self._clock, self._sleep = clock, sleep
+        self._clock, self._sleep, self._draw = clock, sleep, draw
         self._registered = False
         self._record, self._news = record, asyncio.Event()
 
@@ -117,24 +119,27 @@ class Registration:
         await self._take_if_free(client, prepared)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._keep_written(client, nodes))
-            tasks.create_task(self._write_news(client))
+            tasks.create_task(self._write_news(client, nodes))
 
-    async def _write_news(self, client: EtcdClient) -> None:
+    async def _write_news(self, client: EtcdClient, nodes: Callable[[], int]) -> None:
+        """A label that changes does so for pods of many nodes: each waits for its turn, and two waves never meet."""
         backoff = Backoff(first=1.0)
         while True:
             await self._news.wait()
+            await self._sleep(_turn(nodes(), _NEWS_PER_SECOND) * self._draw())
             self._news.clear()
             try:
                 await self._renew(client)
+                await self._sleep(_turn(nodes(), _NEWS_PER_SECOND))
             except ClusterMeshError as e:
                 _log.debug("what this node remembers of identities is not in etcd: %s", e)
                 self._news.set()
-                await asyncio.sleep(backoff.next())
+                await self._sleep(backoff.next())
 
     async def _renew(self, client: EtcdClient) -> None:
         """In the place of this node's own record only: one that is missing, or another's, has its turn."""
         held = await client.get(self._key)
-        if held is None or not self._contest.is_ours(held.value):
+        if held is None or held.value == self._value or not self._contest.is_ours(held.value):
             return
         if not await client.swap(self._key, held.mod_revision, self._value):
             self._news.set()
@@ -181,9 +186,9 @@ class Registration:
     async def _give_way(self, value: bytes, nodes: int) -> None:
         if wait := self._contest.meet(value, self._clock()):
             _log.warning("%s: its record stands for %g s", self.rival(), wait)
-        await self._sleep(wait or _turn(nodes))
+        await self._sleep(wait or _turn(nodes, _LOST_PER_SECOND) * self._draw())
 
 
-def _turn(nodes: int) -> float:
-    """Seconds after which it is this node's turn, where all of `nodes` have to write."""
-    return random.random() * nodes / _WRITES_PER_SECOND if nodes > FEW_NODES else 0.0
+def _turn(nodes: int, per_second: float) -> float:
+    """Seconds until all of `nodes` had a turn to write, so many in each."""
+    return nodes / per_second if nodes > FEW_NODES else 0.0

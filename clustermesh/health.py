@@ -10,14 +10,15 @@ import asyncio
 import logging
 import socket
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import TimeoutError as LateError
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, Metric, generate_latest
+from prometheus_client.registry import Collector
 
 from clustermesh.errors import Refused
 from clustermesh.listen import parse_address
@@ -68,12 +69,12 @@ class HealthServer:
 
     async def _render(self, path: str) -> Answer:
         try:
-            return self._page(path)
+            return await self._page(path)
         except Exception:
             _log.exception("%s cannot be answered", path)
             return HTTPStatus.INTERNAL_SERVER_ERROR, _TEXT, b"a bug: see the log\n"
 
-    def _page(self, path: str) -> Answer:
+    async def _page(self, path: str) -> Answer:
         if path == "/livez":
             return HTTPStatus.OK, _TEXT, b"ok\n"
         if path == "/readyz":
@@ -84,8 +85,27 @@ class HealthServer:
                 f"{text}\n".encode(errors="backslashreplace"),
             )
         if path == "/metrics":
-            return HTTPStatus.OK, _PROMETHEUS, generate_latest(self.registry)
+            return HTTPStatus.OK, _PROMETHEUS, await _exposition(self.registry)
         return HTTPStatus.NOT_FOUND, _TEXT, b"/livez, /readyz and /metrics are here\n"
+
+
+async def _exposition(registry: CollectorRegistry) -> bytes:
+    """One metric after the other: those of hundreds of clusters take a tenth of a second together."""
+    pages = list[bytes]()
+    for metric in registry.collect():
+        pages.append(generate_latest(_Alone(metric)))
+        await asyncio.sleep(0)
+    return b"".join(pages)
+
+
+class _Alone(Collector):
+    """A registry of one metric."""
+
+    def __init__(self, metric: Metric) -> None:
+        self._metric = metric
+
+    def collect(self) -> Iterator[Metric]:
+        yield self._metric
 
 
 async def serve_health(address: str, registry: CollectorRegistry, readiness: Readiness) -> None:

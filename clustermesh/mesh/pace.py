@@ -1,4 +1,5 @@
-"""How many readers may be at what at the same time, so that hundreds that begin together are done sooner.
+"""How many readers may be at what at the same time, so that hundreds that begin together are done sooner; and how much
+of the event loop, which all share, one of them may take.
 
 Each list held in part, and each answer that nobody has time to hear, costs memory and time-outs.
 """
@@ -13,6 +14,8 @@ from typing import Final
 _AT_ONCE: Final = 8
 _HOLD: Final = 5.0  # seconds; one that hangs delays the next by so much, and no more
 _PATIENCE: Final = 60.0
+SHARE: Final = 0.15  # of the loop, for what one peer changes, for ever
+SAVED: Final = 3.0  # seconds of it that may be saved up; all of 10,000 services cost one or two
 
 
 class Pace:
@@ -41,3 +44,17 @@ def _once(release: Callable[[], None]) -> Callable[[], None]:
 
     timer = asyncio.get_running_loop().call_later(_HOLD, end)
     return end
+
+
+class Budget:
+    """For how long the changes of one cluster may hold the loop: SHARE of the time that goes by, and at once what was
+    saved up. A cost may leave a debt; who has one waits until it is paid. Pure."""
+
+    def __init__(self) -> None:
+        self._credit, self._at = SAVED, 0.0
+
+    def spend(self, cost: float, now: float) -> float:
+        """Seconds to wait from `now` on, where this did `cost` so much."""
+        earned = (now - self._at) * SHARE
+        self._credit, self._at = min(SAVED, self._credit + earned) - cost, now
+        return max(0.0, -self._credit / SHARE)

@@ -24,7 +24,7 @@ from clustermesh.mesh import last_good
 from clustermesh.mesh.authority import Authority
 from clustermesh.mesh.file_marks import FileMarks
 from clustermesh.mesh.messages import AUDIT_SHARE, Terms
-from clustermesh.mesh.pace import Pace
+from clustermesh.mesh.pace import Budget, Pace
 from clustermesh.mesh.peer_files import PeerFile, PeerProblem, read_peers
 from clustermesh.mesh.reader import ClusterReader, Sink
 from clustermesh.mesh.shared_clients import SharedClients
@@ -184,6 +184,7 @@ class Peers:
             replace(self.terms, limits=file.limits),
             pace=self._pace,
         )
+        reader.budget = Budget()
         reader.check_entry = self.check_entry
         reader.on_complete = lambda: self.on_complete()  # noqa: PLW0108  # whoever that is by then
         if previous is not None and previous.config is not None:

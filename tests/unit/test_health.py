@@ -7,11 +7,13 @@ import socket
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing
 
 import pytest
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge, Metric, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from clustermesh import health
 from clustermesh.errors import Refused
@@ -141,3 +143,25 @@ async def test_a_name_that_is_no_utf8_is_spelled_out() -> None:
     async with serving(f"127.0.0.1:{port}", lambda: (False, "bad\udcff.yaml: is odd")):
         answer = await asyncio.to_thread(get, f"http://127.0.0.1:{port}/readyz")
     assert answer == (503, "bad\\udcff.yaml: is odd\n")
+
+
+async def test_others_have_their_turn_between_two_metrics_and_nothing_of_the_text_is_another() -> None:
+    registry, done, seen = CollectorRegistry(), list[str](), list[str]()
+
+    class Metrics(Collector):
+        def collect(self) -> Iterator[Metric]:
+            for name in ("one", "two", "three"):
+                seen.extend(done)
+                done.clear()
+                asyncio.get_running_loop().call_soon(done.append, name)
+                yield GaugeMetricFamily(name, "of everything", 42)
+
+    registry.register(Metrics())
+    Counter("all", "of everything", ["kind"], registry=registry).labels("x").inc()
+    done.clear()
+    seen.clear()
+    server = HealthServer("127.0.0.1:0", registry, lambda: (True, "ok"))
+    _, _, told = await server._render("/metrics")
+    assert seen == ["one", "two"]
+    strip = lambda page: [line for line in page.splitlines() if b"_created" not in line]  # noqa: E731  # a time
+    assert strip(told) == strip(generate_latest(registry))

@@ -102,7 +102,7 @@ async def test_news_do_not_break_into_a_contest_and_take_nobodys_turn(held: byte
     etcd, agent = OneKey(held), Registration(OURS)
     agent._registered = True
     agent.remember((UNUSUAL,))
-    task = asyncio.create_task(agent._write_news(etcd))  # type: ignore[arg-type]
+    task = asyncio.create_task(agent._write_news(etcd, lambda: 1))  # type: ignore[arg-type]
     await turns()
     assert etcd.value == held
     task.cancel()
@@ -111,7 +111,7 @@ async def test_news_do_not_break_into_a_contest_and_take_nobodys_turn(held: byte
 async def test_news_take_the_place_of_what_this_agent_said_before() -> None:
     etcd, agent = OneKey(local.encode_agent(OURS)), Registration(OURS)
     agent.remember((UNUSUAL,))
-    task = asyncio.create_task(agent._write_news(etcd))  # type: ignore[arg-type]
+    task = asyncio.create_task(agent._write_news(etcd, lambda: 1))  # type: ignore[arg-type]
     await turns()
     assert etcd.value is not None
     assert local.decode_agent(etcd.value).identities == (UNUSUAL,)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import heapq
+import itertools
 import math
 import random
 from collections import Counter
@@ -12,8 +14,11 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
+from agent.registration import Registration
 from agent.reporter import Reporter
-from clustermesh.wire import agent_report
+from clustermesh.model import AgentRecord, Identity, Label
+from clustermesh.store.operations import KeyValue
+from clustermesh.wire import agent_report, local
 from clustermesh.wire.agent_report import AgentReport, SeenCluster
 
 LARGE = 5000
@@ -170,15 +175,99 @@ class World:
         return said(*fault, shared=self.shared, beta=self.beta, endpoints=self.endpoints, since=self.since, clusters=50)
 
 
+class Clock:
+    """A clock that goes on when it is told to; who sleeps by it counts as one turn each time."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._asleep: list[tuple[float, int, asyncio.Future[None]]] = []
+        self._order = itertools.count()
+
+    async def sleep(self, seconds: float) -> None:
+        future = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._asleep, (self.now + seconds, next(self._order), future))
+        await future
+
+    async def pass_by(self, until: float) -> None:
+        await self._let_go()
+        while self._asleep and self._asleep[0][0] <= until:
+            self.now, _, future = heapq.heappop(self._asleep)
+            future.set_result(None)
+            await self._let_go()
+        self.now = until
+
+    async def _let_go(self) -> None:
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+
+class Record:
+    """What etcd holds of one node; each write of it is counted, by its second."""
+
+    def __init__(self, clock: Clock, writes: Counter[int], value: bytes) -> None:
+        self._clock, self._writes, self.value = clock, writes, value
+
+    async def get(self, key: bytes) -> KeyValue:
+        return KeyValue(key, self.value, 1, 0, 1)
+
+    async def swap(self, _key: bytes, _expected_mod_revision: int, value: bytes) -> bool:
+        self.value = value
+        self._writes[int(self._clock.now)] += 1
+        return True
+
+
+class Records:
+    """The records of 5,000 agents, in whose pods' labels something changes for all of them at once."""
+
+    def __init__(self, tasks: asyncio.TaskGroup, nodes: int) -> None:
+        self.clock, self.writes, self._rng = Clock(), Counter[int](), random.Random(1)
+        records = [AgentRecord(node=f"n{n}", wireguard_public_key="A" * 43 + "=", boot_id="b") for n in range(nodes)]
+        self._agents = [Registration(each, sleep=self.clock.sleep, draw=self._rng.random) for each in records]
+        self._tasks = [
+            tasks.create_task(agent._write_news(self._record(each), lambda: nodes))  # type: ignore[arg-type]
+            for agent, each in zip(self._agents, records, strict=True)
+        ]
+
+    def _record(self, said: AgentRecord) -> Record:
+        return Record(self.clock, self.writes, local.encode_agent(said))
+
+    def relabel(self, number: int) -> None:
+        for agent in self._agents:
+            agent.remember((Identity(id=number, labels=(Label(source="k8s", key="app", value="web"),)),))
+
+    def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+
 @pytest.mark.long
-def test_5000_nodes_with_50_clusters_write_20_times_a_second_and_50_mb_an_hour_at_most() -> None:
+async def test_5000_nodes_with_50_clusters_write_20_times_a_second_and_50_mb_an_hour_at_most() -> None:
+    """Reports and records together, while a label of all nodes' pods changes every ten minutes."""
     world, seconds = World(0), 4000
     world.asked = [(0, number) for number in range(LARGE)]
-    for now in range(0, seconds, 5):
-        world.pass_by(now)
-        world.act(now)
+    async with asyncio.TaskGroup() as tasks:
+        records = Records(tasks, LARGE)
+        for now in range(0, seconds, 5):
+            world.pass_by(now)
+            world.act(now)
+            await records.clock.pass_by(now)
+            if now % 600 == 0:
+                records.relabel(70_000 + now)
+        records.stop()
+    writes = world.writes + records.writes
     assert sum(world.writes.values()) > 2 * LARGE
+    assert sum(records.writes.values()) > 2 * LARGE
     for window in range(seconds):
-        assert sum(world.writes[now] for now in range(window, window + 10)) <= 200
+        assert sum(writes[now] for now in range(window, window + 10)) <= 200
     for hour in range(0, seconds, 300):
         assert sum(world.bytes[now] for now in range(hour, hour + 3600)) <= 50e6
+
+
+async def test_records_of_few_nodes_are_written_at_once() -> None:
+    async with asyncio.TaskGroup() as tasks:
+        records = Records(tasks, 3)
+        for number in (1, 2):
+            records.relabel(number)
+            await records.clock.pass_by(0)
+        records.stop()
+    assert records.writes == {0: 6}

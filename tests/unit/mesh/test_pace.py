@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from clustermesh.mesh.pace import Pace
+from clustermesh.mesh.pace import SAVED, SHARE, Budget, Pace
 
 
 async def test_only_so_many_begin_at_once_and_the_next_when_one_is_done() -> None:
@@ -30,3 +32,25 @@ async def test_whoever_hangs_gives_way_after_a_while(monkeypatch: pytest.MonkeyP
     pace = Pace()
     for _ in range(50):
         await pace.begin()
+
+
+def test_what_was_saved_up_is_spent_at_once_and_all_beyond_it_is_waited_for() -> None:
+    budget = Budget()
+    assert budget.spend(SAVED, now=100.0) == 0
+    assert budget.spend(0.3, now=100.0) == pytest.approx(0.3 / SHARE)
+    assert budget.spend(0.0, now=100.0 + 0.3 / SHARE) == pytest.approx(0)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 60)), max_size=200))
+def test_whoever_waits_as_told_has_its_share_over_any_time_and_what_was_saved_up(
+    pieces: list[tuple[float, float]],
+) -> None:
+    budget, now, spent = Budget(), 0.0, list[tuple[float, float]]()
+    for cost, idle in pieces:
+        now += idle
+        spent.append((now, cost))
+        now += budget.spend(cost, now)
+    for first, (begin, _) in enumerate(spent):
+        for last, (end, _) in enumerate(spent[first:], first):
+            together = sum(cost for _, cost in spent[first:last])  # of the last one the wait comes after
+            assert together <= SAVED + (end - begin) * SHARE + 1e-6
