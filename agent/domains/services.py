@@ -78,11 +78,11 @@ class Services(Domain[tuple[str, str]]):
         local = self._state.own_service(item)
         entries = [] if local is None else self._resolve(item, local)
         taken = {e.frontend.address: why for e in entries if (why := self._state.holdings.lives_at(e.frontend.address))}
-        self.planner.update(item, [each for each in entries if each.frontend.address not in taken])
         self.left_out.pop(item, None)
         if taken:
             said = ", ".join(f"{text(address)} is {why}" for address, why in taken.items())
             self.left_out[item] = f"{said}, and has to be reached itself: give the service another address"
+        self.planner.update(item, [each for each in entries if each.frontend.address not in taken])
 
     def _resolve(self, item: tuple[str, str], local: LocalService) -> list[ServiceEntry]:
         """As the clusters say it, or, of one that is not known or was not heard of yet, as the kernel has it."""
@@ -136,5 +136,6 @@ class Services(Domain[tuple[str, str]]):
 
     def applied(self) -> None:
         if not any(tracker.problems for tracker in self.trackers):
-            changes, self._changes = self._changes, {}
-            self._propagation.applied(changes)
+            failed = {each: revision for each, revision in self._changes.items() if each[1] in self.problems}
+            changes, self._changes = self._changes, failed
+            self._propagation.applied({each: changes[each] for each in changes.keys() - failed.keys()})

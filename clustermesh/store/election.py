@@ -63,6 +63,7 @@ class Election:
         self._client, self._fenced, self._owner = client, fenced, owner
         self._place, self._name, self._ttl = place, name, ttl
         self._standing: dict[bytes, tuple[int, bytes]] = {}  # key -> when it was made, and by whom
+        self._lease = 0  # that of our key, 0 for none
         self._key = b""
         self._newest = 0  # revision that etcd has named
         self._cut_off_at = 0  # the newest as of the last interruption
@@ -83,11 +84,11 @@ class Election:
             tasks.create_task(self._stand())
 
     async def _stand(self) -> None:
-        lease, backoff = 0, Backoff(last=self._ttl / 2)
+        backoff = Backoff(last=self._ttl / 2)
         try:
             while True:
                 try:
-                    lease = await self._renew(lease)
+                    await self._renew()
                     self.error = ""
                     backoff, wait = Backoff(last=self._ttl / 2), self._ttl / 4
                 except ClusterMeshError as e:
@@ -95,31 +96,33 @@ class Election:
                     wait = backoff.next()
                 await asyncio.sleep(wait)
         finally:
-            await self._give_way(lease)
+            await self._give_way()
 
     def _note_error(self, error: ClusterMeshError) -> None:
         told = isinstance(error, Refused) and str(error) != self.error  # an etcd that is away, others tell of
         _LOG.log(logging.WARNING if told else logging.DEBUG, "election at %s: %s", self._place.decode(), error)
         self.error = str(error)
 
-    async def _renew(self, lease: int) -> int:
-        """Renew `lease`, or get another one where it is gone; our key on it is made where there is none."""
-        if not lease or not (await self._client.keep_alive([lease])).get(lease):
+    async def _renew(self) -> None:
+        """Renew our lease, or get another one where it is gone; our key on it is made where there is none.
+
+        A write that fails may have been done: its lease is ours all the same.
+        """
+        if not self._lease or not (await self._client.keep_alive([self._lease])).get(self._lease):
             await self._owner.wait()
-            lease, self._key = await self._client.grant(self._ttl), b""
+            self._lease, self._key = await self._client.grant(self._ttl), b""
         self._hear()
-        key = self._place + b"%x" % lease
+        key = self._place + b"%x" % self._lease
         if key not in self._standing:
             self._key = key
-            await self._client.swap(key, 0, self._name.encode(), lease)
-        return lease
+            await self._client.swap(key, 0, self._name.encode(), self._lease)
 
-    async def _give_way(self, lease: int) -> None:
+    async def _give_way(self) -> None:
         self._fenced.fence = Fence(self._place, 0)
-        if lease:
+        if self._lease:
             with suppress(ClusterMeshError, TimeoutError):
                 async with asyncio.timeout(1.0):
-                    await self._client.revoke(lease)
+                    await self._client.revoke(self._lease)
 
     async def _watch(self) -> None:
         # After every cut a whole list: a key may have been made anew with the value it had.

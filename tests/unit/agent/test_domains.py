@@ -693,6 +693,28 @@ async def test_a_change_that_could_not_be_applied_does_not_count(bed: Bed) -> No
     assert not bed.propagation.recent
 
 
+async def test_a_change_that_could_not_be_planned_does_not_count_until_it_is(bed: Bed) -> None:
+    bed.add_node("alpha", 1)
+    bed.add_node("beta", 2)
+    bed.add_web()
+    services, update = bed.domains.services, bed.domains.services.planner.update
+
+    def refuse(*_: object) -> None:
+        raise Unavailable("no room")
+
+    services.planner.update = refuse  # type: ignore[method-assign]
+    services.left_out["n", "web"] = "of before"
+    bed.add_remote_web("beta", "10.2.2.6", revision=7)
+    stamp(bed, 7)
+    await bed.step()
+    assert not bed.propagation.recent
+    assert not services.left_out, "and what is said of it is of now"
+    services.planner.update = update  # type: ignore[method-assign]
+    bed.state.release("beta")
+    await bed.step()
+    assert len(bed.propagation.recent) == 1
+
+
 # -- full tables ------------------------------------------------------------------------------------------------------
 
 

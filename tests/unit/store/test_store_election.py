@@ -181,3 +181,38 @@ async def test_what_an_etcd_said_before_it_began_anew_says_nothing_of_the_next_c
     cut_off(election, 9)
     election._take(Listed([], 20))
     assert election.deposed.is_set()
+
+
+class Forgets:
+    """An etcd that does what it is asked to, and does not answer the first write."""
+
+    def __init__(self) -> None:
+        self.leases, self.written, self.revision = list[int](), dict[bytes, int](), 0
+
+    async def grant(self, _ttl: int) -> int:
+        self.leases.append(len(self.leases) + 1)
+        return self.leases[-1]
+
+    async def keep_alive(self, leases: list[int]) -> dict[int, int]:
+        return dict.fromkeys(leases, 2)
+
+    async def swap(self, key: bytes, _expected: int, _value: bytes, lease: int) -> bool:
+        self.written[key] = lease
+        if len(self.written) == 1 and self.revision == 0:
+            self.revision = 1
+            raise Unavailable("no answer")
+        return True
+
+
+class Ours(Says):
+    async def wait(self) -> None: ...
+
+
+async def test_a_key_whose_writing_was_not_answered_is_on_the_lease_that_is_renewed() -> None:
+    """Another lease would stand beside it, as a rival of the same name."""
+    election, etcd = made_by(Ours()), Forgets()
+    election._client = etcd  # type: ignore[assignment]
+    with pytest.raises(Unavailable):
+        await election._renew()
+    await election._renew()
+    assert (etcd.leases, etcd.written) == ([1], {PLACE + b"1": 1})
