@@ -14,7 +14,8 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,16 @@ from clustermesh.errors import ClusterMeshError, Refused, Unavailable
 
 _log = logging.getLogger(__name__)
 _LIMIT = 1 << 20  # bytes of one request
-_IDLE = 30.0  # seconds a client may keep quiet
+_IDLE = 30.0  # seconds a client may keep quiet, or read nothing
+PAGE = 1024  # rows that are made between two turns of the event loop, ...
+_TURN = 0.004  # ... or fewer, if they take this many seconds
 
 _NAME = "\0clustermesh-agent"
 _SHOWN = "@clustermesh-agent"  # as ss(8) and netstat(8) have it
 _PATIENCE = 1  # seconds for whoever holds it
 
 Method = Callable[[dict[str, Any]], Any]
-"""The result, or something to await for it."""
+"""The result, or something to await for it; of a large list an iterator of its rows, see `agent.listing`."""
 
 
 class Request(Struct, frozen=True):
@@ -177,9 +180,47 @@ async def _take_over(path: Path) -> None:
 async def _client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, methods: Mapping[str, Method]) -> None:
     with contextlib.suppress(OSError, TimeoutError, ValueError):  # the client left, kept quiet or sent too long a line
         while line := await asyncio.wait_for(reader.readline(), _IDLE):
-            writer.write(msgspec.json.encode(await answer(line, methods)) + b"\n")
-            await writer.drain()
+            await _send(writer, await answer(line, methods))
     writer.close()
+
+
+async def _send(writer: asyncio.StreamWriter, reply: dict[str, Any]) -> None:
+    rows = reply.get("result")
+    if isinstance(rows, Iterator):
+        async for part in _told(rows):
+            writer.write(part)
+            await asyncio.wait_for(writer.drain(), _IDLE)
+    else:
+        writer.write(msgspec.json.encode(reply) + b"\n")
+    await writer.drain()
+
+
+async def _told(rows: Iterator[Any]) -> AsyncIterator[bytes]:
+    """The reply whose result is the list of these rows, in parts. What breaks off has no end, which says so."""
+    yield b'{"result":['
+    between = b""
+    try:
+        for page in _pages(rows):
+            if page:
+                yield between + msgspec.json.encode(page)[1:-1]
+                between = b","
+            await asyncio.sleep(0)
+    except Exception as e:
+        _log.exception("a table cannot be told to its end")
+        raise ConnectionAbortedError from e
+    yield b"]}\n"
+
+
+def _pages(rows: Iterator[Any], clock: Callable[[], float] = time.monotonic) -> Iterator[list[Any]]:
+    """Each as long as the event loop may be held for; a None among `rows` is a step that made no row."""
+    page, until = [], clock() + _TURN
+    for row in rows:
+        if row is not None:
+            page.append(row)
+        if len(page) == PAGE or clock() > until:
+            yield page
+            page, until = [], clock() + _TURN
+    yield page
 
 
 async def answer(line: bytes, methods: Mapping[str, Method]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from clustermesh.mesh.refusals import Reason, Refusals
 from clustermesh.mesh.state import MeshState
 
 _SHOWN = 20  # problems of one kind
+_LONG = 10.0  # seconds that a step takes at most where all is well
 _NAMED = 3  # things with one and the same problem
 _MAKE_ROOM = "have some clusters say less, or disconnect one: `clustermesh node limits` tells who has how much"
 _MAP_DIFF = "it is tried again by itself; what is missing is in `clustermesh node map diff`"
@@ -56,8 +57,9 @@ def find(
         if tracker.error:
             count = f"{len(tracker.failed)} entries not applied: " if tracker.failed else ""
             yield Problem(tracker.name, f"{tracker.name}: {count}{tracker.error}", _MAP_DIFF)
-    for problem in islice(domains.problems(), _SHOWN):
-        yield Problem("planning", problem, "it is planned again by itself, please report it")
+    yield from _being_written(domains)
+    for problem, is_bug in islice(domains.problems(), _SHOWN):
+        yield Problem("planning", problem, "it is planned again by itself" + (", please report it" if is_bug else ""))
     for service, why in islice(domains.services.left_out.items(), _SHOWN):
         yield Problem("services", f"Service {'/'.join(service)} is left out: {why}", "")
     for frontend, names in islice(domains.services.planner.conflicts().items(), _SHOWN):
@@ -66,6 +68,16 @@ def find(
         yield Problem(
             "services", f"{where} is claimed by {claimants}", "the first is served: give the others another address"
         )
+
+
+def _being_written(domains: Domains) -> Iterator[Problem]:
+    """What a step that takes long has not got to yet: what failed is told of its table."""
+    for domain in domains.all:
+        if (seconds := domain.stepping_for) > _LONG:
+            for tracker in domain.trackers:
+                if waiting := tracker.pending_size - len(tracker.problems):
+                    what = f"{tracker.name}: being written: {waiting} entries are still to go since {seconds:.0f} s"
+                    yield Problem(tracker.name, what, "wait: what is there already goes on")
 
 
 def _of_the_node(domains: Domains, pods: Pods, unsavable: Mapping[str, str], peers: Peers) -> Iterator[tuple[str, str]]:

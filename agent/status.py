@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -14,25 +13,19 @@ from agent import problems
 from agent.api import Method
 from agent.bpf.layouts import (
     MAPS,
-    NO_ADDRESS,
-    PROTOCOL_NUMBERS,
-    BackendValue,
-    CidrKey,
-    IpcacheValue,
-    Number,
     ServiceKey,
-    unpack,
     unpack_each,
 )
 from agent.cni.methods import Pods
 from agent.domains.domains import Domains
 from agent.domains.tables import ThisNode
+from agent.listing import PROTOCOL_NAMES, Listing
 from agent.options import Options
 from agent.state import AgentState
 from agent.why import Looker
 from agent.wireguard.peer import endpoint_text
 from clustermesh import __version__
-from clustermesh.address import Address, Prefix, prefix_text, single, text
+from clustermesh.address import Address, prefix_text, text
 from clustermesh.mesh.peers import Peers
 from clustermesh.mesh.reader import ClusterReader
 from clustermesh.mesh.view import View
@@ -44,7 +37,6 @@ from clustermesh.wire.agent_report import AgentReport, SeenCluster
 _SHOWN = 20  # refused entries, and problems of one kind, that are named
 _FIRST_STATE = "waiting for the first whole state"
 _MAP_OF = {"ipcache": "ipcache", "ipcache-cidrs": "ipcache_cidr"}  # by tracker; all others are lb_...
-_PROTOCOL_NAMES = {number: str(name) for name, number in PROTOCOL_NUMBERS.items()}
 
 
 class Status:
@@ -62,12 +54,13 @@ class Status:
         self._options, self._state, self._domains, self._pods = options, state, domains, pods
         self._own, self._peers = own, peers
         self.rival: Callable[[], str] = lambda: ""  # who else claims to be this node
+        self.listing = Listing(state, domains, self._cluster_name)
         self._looker = Looker(options.node, state, domains, state.propagation)
 
     def methods(self) -> dict[str, Method]:
         """What the socket answers, those of the CNI plugin included."""
-        tables = self.services, self.backends, self.ipcache, self.refused, self.limits
-        reads = *tables, self.status, self.encrypt, self.map_diff
+        tables = self.listing.services, self.listing.backends, self.listing.ipcache, self.listing.refused
+        reads = *tables, self.limits, self.status, self.encrypt, self.map_diff
         pods = self._pods
         return {read.__name__: lambda _params, read=read: read() for read in reads} | {
             "why": lambda params: self.why(str(params.get("subject", ""))),
@@ -159,57 +152,6 @@ class Status:
             {"cluster": name, "limit": limit, "used": used, "most": most}
             for name, each in (limits | {"(all)": self._state.limits_used_together()}).items()
             for limit, (used, most) in each.items()
-        ]
-
-    def refused(self) -> list[dict[str, str]]:
-        """Every entry that is not used, with its reason."""
-        return [
-            {"cluster": cluster, "entry": name, "reason": str(reason), "why": why}
-            for cluster in self._state.views
-            for reason, name, why in self._state.refusals(cluster).listed()
-        ]
-
-    def services(self) -> list[dict[str, Any]]:
-        """Every frontend with its backends, and whose they are."""
-        planner, cluster = self._domains.services.planner, self._cluster_name()
-        return [
-            {"service": "/".join(name), **_place(entry.frontend), "protocol": str(entry.frontend.protocol)}
-            | {"backends": [_place(b) | {"cluster": cluster(g.cluster_id)} for g in entry.groups for b in g.backends]}
-            for name, entry in sorted(planner.served(), key=lambda served: served[1].frontend)
-        ]
-
-    def backends(self) -> list[dict[str, Any]]:
-        """The backend map as it was last known to be, with how many frontends name each."""
-        tables, cluster = self._domains.services.tables, self._cluster_name()
-        uses = Counter(number for value in tables.slots.actual.values() for number in set(unpack_each(Number, value)))
-        held = {unpack(Number, key): unpack(BackendValue, value) for key, value in tables.backends.actual.items()}
-        return [
-            {"id": key.number, **_place(entry), "protocol": _PROTOCOL_NAMES.get(entry.protocol, str(entry.protocol))}
-            | {"cluster": cluster(entry.cluster_id), "frontends": uses[key]}
-            for key, entry in sorted(held.items())
-        ]
-
-    def ipcache(self) -> list[dict[str, Any]]:
-        """Who is behind each address or CIDR, with the labels of the identity where they are known."""
-        domains, views = self._domains, self._state.views.values()
-        labels = {
-            number: [f"{label.source}:{label.key}={label.value}" for label in identity.labels]
-            for view in views
-            for number, identity in view.identities.items()
-        }
-        cidrs = sorted((unpack(CidrKey, key), value) for key, value in domains.network.cidrs.actual.items())
-        held = [(single(Address(key)), value) for key, value in sorted(domains.addresses.ipcache.actual.items())]
-        held += [(Prefix(key.address, key.prefix_length), value) for key, value in cidrs]
-        rows = [(prefix, unpack(IpcacheValue, value)) for prefix, value in held]
-        return [
-            {
-                "prefix": prefix_text(prefix),
-                "identity": value.identity,
-                "node": "" if value.tunnel_endpoint == NO_ADDRESS else text(value.tunnel_endpoint),
-                "encrypted": value.key == 255,
-                "labels": labels.get(value.identity, []),
-            }
-            for prefix, value in rows
         ]
 
     async def encrypt(self) -> dict[str, Any]:
@@ -327,10 +269,6 @@ def _differences(tracker: Tracker[Any, Any], actual: Mapping[Any, Any]) -> Itera
             yield {"target": tracker.name, "key": _show(key, key_kind)} | values
 
 
-def _place(at: Any) -> dict[str, Any]:
-    return {"address": text(at.address), "port": at.port}
-
-
 def _show(thing: object, kind: type[Any] | None) -> str:
     if kind is not None and isinstance(thing, bytes):
         return ", ".join(map(_show_entry, unpack_each(kind, thing)))
@@ -339,7 +277,7 @@ def _show(thing: object, kind: type[Any] | None) -> str:
 
 def _show_entry(entry: Any) -> str:
     if isinstance(entry, ServiceKey):
-        return f"{text(entry.address)}:{entry.port}/{_PROTOCOL_NAMES.get(entry.protocol)}"
+        return f"{text(entry.address)}:{entry.port}/{PROTOCOL_NAMES.get(entry.protocol)}"
     fields = {
         name: text(Address(value)) if isinstance(value, bytes) else value for name, value in entry._asdict().items()
     }

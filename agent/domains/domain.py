@@ -50,6 +50,8 @@ class Domain(Generic[K]):
         self._retries = Retries[K]()
         self._woken, self._stepped = asyncio.Event(), asyncio.Event()
         self.begun = self.ended = 0  # steps, by number
+        self.stepping_since: float | None = None  # by the clock, while a step is under way
+        self._bugs = set[K]()  # those of `problems` that no rule of ours foresaw
 
     # -- what a subclass is ------------------------------------------------------------------------------------------
 
@@ -73,6 +75,15 @@ class Domain(Generic[K]):
     def problems(self) -> Mapping[K, Problem]:
         """The items that cannot be planned."""
         return self._retries.problems
+
+    def is_bug(self, item: K) -> bool:
+        """Whether the problem of `item` is one of ours, and not one of what it says."""
+        return item in self._bugs
+
+    @property
+    def stepping_for(self) -> float:
+        """Seconds that the step under way has taken so far, 0 where there is none."""
+        return 0.0 if self.stepping_since is None else self._clock() - self.stepping_since
 
     @property
     def trackers(self) -> Iterator[Tracker[Any, Any]]:
@@ -135,6 +146,7 @@ class Domain(Generic[K]):
         self._woken.clear()
         self.idle.clear()
         self.begun = begun = self.begun + 1
+        self.stepping_since = self._clock()
         due, changed = self._retries.take_due(self._clock()), [*self.take()]
         for item in changed:
             self._retries.renew(item)
@@ -143,7 +155,7 @@ class Domain(Generic[K]):
         for reconciler in self.reconcilers:
             await reconciler.flush()
         self.applied()
-        self.ended = begun
+        self.ended, self.stepping_since = begun, None
         self._stepped.set()
         self._stepped.clear()
         if not self._woken.is_set():
@@ -190,12 +202,15 @@ class Domain(Generic[K]):
         except ClusterMeshError as e:
             if item not in self.problems:
                 _log.warning("%s: %s: %s", self.name, item, e, extra=about(kind=self.name, key=item))
+            self._bugs.discard(item)
             self._retries.fail(item, str(e), self._clock())
         except Exception as e:
             if item not in self.problems:
                 _log.exception("%s: %s cannot be planned", self.name, item, extra=about(kind=self.name, key=item))
+            self._bugs.add(item)
             self._retries.fail(item, f"cannot be planned, see the log: {e!r}", self._clock())
         else:
+            self._bugs.discard(item)
             self._retries.forget(item)
 
     async def _sleep(self, audit_due: float) -> None:

@@ -95,13 +95,13 @@ class Domains:
         network = (self.addresses.ipcache, self.network.cidrs, self.tunnels.peers, self.network.routes)
         return (*network, *self.services.trackers)
 
-    def problems(self) -> Iterator[str]:
-        """What could not be planned, one sentence each."""
+    def problems(self) -> Iterator[tuple[str, bool]]:
+        """What could not be planned, one sentence each, and whether that is a bug."""
         for domain in self.all:
             if domain.fault:
-                yield f"{domain.name}: {domain.fault}"
+                yield f"{domain.name}: {domain.fault}", True
             for item, problem in domain.problems.items():
-                yield f"{domain.name}: {_shown(item)}: {problem.sentence}"
+                yield f"{domain.name}: {_shown(item)}: {problem.sentence}", domain.is_bug(item)
 
     def wake(self) -> None:
         """Something in the mesh state is to be planned."""

@@ -113,11 +113,14 @@ class ServicePlanner:
         claims = [self._claims.get(key, {}) for key in self._contested]
         return {next(iter(names.values())).frontend: sorted(names) for names in claims if len(names) > 1}
 
-    def served(self) -> Iterator[tuple[Name, ServiceEntry]]:
-        """Each frontend with what it is wanted to have, and the service whose it is."""
-        for key, entry in self._programmed.items():
-            if names := self._claims.get(key):
-                yield min(names), entry
+    def programmed(self) -> Iterable[bytes]:
+        """The frontends, as keys of the map."""
+        return self._programmed.keys()
+
+    def served(self, key: bytes) -> tuple[Name, ServiceEntry] | None:
+        """What the frontend is wanted to have, and the service whose it is."""
+        entry, names = self._programmed.get(key), self._claims.get(key)
+        return (min(names), entry) if names and entry is not None else None
 
     def _program(self, key: bytes) -> str:
         """Why it is not all there, if it finds no room. What raises has changed nothing, and what was cut is not as

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,78 @@ async def served(tmp_path: Path):  # type: ignore[no-untyped-def]
     yield path
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def asking(
+    path: Path, methods: dict[str, Any], method: str, limit: int = 1 << 26
+) -> AsyncIterator[asyncio.StreamReader]:
+    """A client that has asked for `method`, and the server for it."""
+    serving = asyncio.create_task(api.serve(path, methods))
+    while not path.exists():
+        await asyncio.sleep(0.001)
+    reader, writer = await asyncio.open_unix_connection(path, limit=limit)
+    writer.write(json.dumps({"method": method}).encode() + b"\n")
+    try:
+        yield reader
+    finally:
+        writer.close()
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+
+
+@pytest.mark.parametrize("count", [0, 1, 1023, 1024, 1025, 5000])
+async def test_rows_come_as_one_list_whatever_steps_they_take(tmp_path: Path, count: int) -> None:
+    steps = (row for number in range(count) for row in (None, {"n": number}))
+    async with asking(tmp_path / "agent.sock", {"rows": lambda _: steps}, "rows") as client:
+        assert json.loads(await client.readline()) == {"result": [{"n": number} for number in range(count)]}
+
+
+async def test_while_rows_are_told_others_have_their_turn(tmp_path: Path) -> None:
+    turns, seen = 0, Counter[int]()
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    def rows() -> Iterator[dict[str, int]]:
+        for number in range(20_000):
+            seen[turns] += 1
+            yield {"n": number}
+
+    other = asyncio.create_task(take_turns())
+    async with asking(tmp_path / "agent.sock", {"rows": lambda _: rows()}, "rows") as client:
+        assert len(json.loads(await client.readline())["result"]) == 20_000
+    other.cancel()
+    assert max(seen.values()) <= api.PAGE
+
+
+async def test_rows_are_made_no_faster_than_they_are_read(tmp_path: Path) -> None:
+    made = 0
+
+    def rows() -> Iterator[str]:
+        nonlocal made
+        for made in range(100_000):  # noqa: B007
+            yield "x" * 1000
+
+    async with asking(tmp_path / "agent.sock", {"rows": lambda _: rows()}, "rows", limit=1 << 16):
+        before, idle = -1, 0
+        while idle < 1000:
+            idle = idle + 1 if made == before else 0
+            before = made
+            await asyncio.sleep(0)
+        assert 0 < made < 10_000
+
+
+async def test_rows_that_break_off_are_no_whole_answer(tmp_path: Path) -> None:
+    def rows() -> Iterator[int]:
+        yield 1
+        raise ValueError
+
+    async with asking(tmp_path / "agent.sock", {"rows": lambda _: rows()}, "rows") as client:
+        assert not (await asyncio.wait_for(client.read(), 60)).endswith(b"\n")
 
 
 async def test_many_requests_on_one_connection(served: Path) -> None:

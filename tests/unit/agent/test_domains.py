@@ -814,7 +814,7 @@ async def test_what_kills_the_planning_of_one_service_kills_neither_this_agent_n
         await bed.step()
         assert bed.served() == ["5"]
         assert bed.domains.ready_at is not None
-        assert [problem.split(": ")[:2] for problem in bed.domains.problems()] == [["services", "n/bad"]]
+        assert [(*said.split(": ")[:2], bug) for said, bug in bed.domains.problems()] == [("services", "n/bad", True)]
         bed.restart()
         for name, value in list(bed.state.views["alpha"].local_services.items()):
             bed.state.remove("alpha", "local_services", name)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from fake_kernel import Bed, make_node
 from fake_wireguard import numbered_key
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agent.api import answer
 from agent.bpf.probe import Feature
+from agent.listing import in_order
 from agent.metrics import StatusCollector
 from agent.status import Status
 from clustermesh.address import parse
@@ -47,6 +53,10 @@ def problems(
     bed: Bed, pod_problems: dict[str, str] | None = None, unsavable: dict[str, str] | None = None
 ) -> list[str]:
     return list(map(str, status(bed, pod_problems, unsavable).problems()))
+
+
+def told(rows: Iterable[dict[str, Any] | None]) -> list[dict[str, Any]]:
+    return [row for row in rows if row is not None]
 
 
 async def test_the_folder_of_the_cluster_is_told_for_those_who_ask_only_the_agent(bed: Bed) -> None:
@@ -117,12 +127,102 @@ async def test_the_tables_say_who_is_behind_what(bed: Bed) -> None:
         Endpoint(ip=parse("10.2.2.6"), identity=131073, host_ip=parse("192.0.2.2"), key=255),
     )
     await bed.step()
-    (service,) = status(bed).services()
+    (service,) = told(status(bed).listing.services())
     assert service["service"] == "n/web"
     assert [(b["address"], b["cluster"]) for b in service["backends"]] == [("10.1.1.5", "alpha"), ("10.2.2.6", "beta")]
-    assert [(b["address"], b["frontends"]) for b in status(bed).backends()] == [("10.1.1.5", 1), ("10.2.2.6", 1)]
-    entry = next(row for row in status(bed).ipcache() if row["prefix"] == "10.2.2.6/32")
+    assert [(b["address"], b["frontends"]) for b in told(status(bed).listing.backends())] == [
+        ("10.1.1.5", 1),
+        ("10.2.2.6", 1),
+    ]
+    entry = next(row for row in told(status(bed).listing.ipcache()) if row["prefix"] == "10.2.2.6/32")
     assert (entry["labels"], entry["node"], entry["encrypted"]) == (["k8s:app=db"], "192.0.2.2", True)
+
+
+async def test_a_table_that_changes_while_it_is_told_is_told_to_its_end(bed: Bed) -> None:
+    bed.connect("beta")
+    bed.add_node("alpha", 1)
+    bed.add_node("beta", 2)
+    bed.add_web("10.1.1.5", "10.1.1.6")
+    addresses = [f"10.2.2.{number}" for number in range(1, 9)]
+    for each in addresses:
+        bed.say("beta", "endpoints", parse(each), Endpoint(ip=parse(each), identity=131073, host_ip=parse("192.0.2.2")))
+    bed.state.refuse("beta", "nodes/x", "bad")
+    await bed.step()
+    here = status(bed).listing
+    tellings = [here.ipcache(), here.backends(), here.services(), here.refused()]
+    begun = [next(rows) for rows in tellings]
+    bed.add_web("10.1.1.7")
+    bed.say(
+        "beta",
+        "endpoints",
+        parse("10.2.2.9"),
+        Endpoint(ip=parse("10.2.2.9"), identity=131073, host_ip=parse("192.0.2.2")),
+    )
+    bed.state.remove("beta", "endpoints", parse("10.2.2.5"))
+    bed.state.refuse("beta", "nodes/y", "bad")
+    await bed.step()
+    rest = [told(rows) for rows in tellings]
+    hosts = [row["prefix"] for row in told([begun[0], *rest[0]]) if row["prefix"].endswith("/32")]
+    assert set(hosts) >= {f"{each}/32" for each in addresses if each != "10.2.2.5"}
+    assert hosts == sorted(hosts)
+    assert [row["prefix"] for row in told(here.ipcache()) if "10.2.2.9" in row["prefix"]] == ["10.2.2.9/32"]
+
+
+@given(st.lists(st.binary(max_size=3)))
+def test_rows_are_in_order(keys: list[bytes]) -> None:
+    assert list(in_order(keys)) == sorted(keys)
+
+
+async def test_entries_that_are_long_in_being_written_are_a_problem(bed: Bed) -> None:
+    bed.add_node("alpha", 1)
+    bed.connect("beta")
+    await bed.step()
+    assert problems(bed) == []
+    taken = bed.tables["routes"].upsert
+    begun, let_go = asyncio.Event(), asyncio.Event()
+
+    async def slow(entries: Mapping[Any, Any]) -> None:
+        begun.set()
+        await let_go.wait()
+        await taken(entries)
+
+    bed.tables["routes"].upsert = slow  # type: ignore[method-assign]
+    bed.add_node("beta", 2)
+    bed.domains.wake()
+    writing = asyncio.create_task(bed.domains.network.step())
+    await begun.wait()
+    assert problems(bed) == [], "it has only begun"
+    pending = bed.domains.network.routes.pending_size
+    assert bed.domains.network.stepping_since is not None
+    bed.domains.network.stepping_since -= 100.0
+    (said,) = [each for each in problems(bed) if "being written" in each]
+    assert said.startswith(f"routes: being written: {pending} entries are still to go since 1")
+    let_go.set()
+    await writing
+    await bed.step()
+    assert problems(bed) == []
+
+
+async def test_what_finds_no_room_is_not_to_be_reported_and_a_bug_is(bed: Bed) -> None:
+    bed.add_node("alpha", 1)
+    bed.add_web("10.1.1.5")
+    plan, fault = bed.domains.services.plan, Unavailable("it needs 1 more; fewer services make room")
+
+    def fail(_item: tuple[str, str]) -> None:
+        raise fault
+
+    bed.domains.services.plan = fail  # type: ignore[method-assign]
+    await bed.step()
+    assert problems(bed) == [f"services: n/web: {fault}; it is planned again by itself"]
+    fault = ZeroDivisionError("x")  # type: ignore[assignment]
+    bed.add_web("10.1.1.6")
+    await bed.step()
+    (said,) = problems(bed)
+    assert said.endswith("; it is planned again by itself, please report it")
+    bed.domains.services.plan = plan  # type: ignore[method-assign]
+    bed.add_web("10.1.1.7")
+    await bed.step()
+    assert problems(bed) == []
 
 
 async def test_the_tunnels_are_named_by_their_nodes(bed: Bed) -> None:
@@ -229,9 +329,9 @@ async def test_what_is_refused_is_told_by_reason_with_the_first_names_and_listed
     (problem,) = problems(bed)
     assert problem.startswith("170 entries of beta are refused and not used (garbled): cilium/state/x0, ")
     assert "is no key of Cilium's; have them corrected in beta" in problem
-    assert len(status(bed).refused()) == 170
+    assert len(told(status(bed).listing.refused())) == 170
     row = {"cluster": "beta", "entry": "cilium/state/x0", "reason": "garbled", "why": "is no key of Cilium's"}
-    assert status(bed).refused()[0] == row
+    assert told(status(bed).listing.refused())[0] == row
 
 
 async def test_another_agent_of_this_nodes_name_is_a_problem_with_what_to_do(bed: Bed) -> None:
