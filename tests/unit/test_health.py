@@ -157,6 +157,9 @@ async def test_others_have_their_turn_between_two_metrics_and_nothing_of_the_tex
                 yield GaugeMetricFamily(name, "of everything", 42)
 
     registry.register(Metrics())
+    many = Gauge("many", "of\nmany", ["number"], registry=registry)
+    for number in range(1001):
+        many.labels(str(number)).set(number)
     Counter("all", "of everything", ["kind"], registry=registry).labels("x").inc()
     done.clear()
     seen.clear()
@@ -165,3 +168,11 @@ async def test_others_have_their_turn_between_two_metrics_and_nothing_of_the_tex
     assert seen == ["one", "two"]
     strip = lambda page: [line for line in page.splitlines() if b"_created" not in line]  # noqa: E731  # a time
     assert strip(told) == strip(generate_latest(registry))
+
+
+def test_a_metric_of_many_samples_is_written_in_parts() -> None:
+    many = Gauge("many", "of many", ["number"], registry=None)
+    for number in range(1001):
+        many.labels(str(number))
+    (metric,) = many.collect()
+    assert [page.count(b"many{") for page in health._pages(metric)] == [500, 500, 1]
