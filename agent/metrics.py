@@ -44,15 +44,16 @@ class StatusCollector:
         self._status = status
 
     def collect(self) -> Iterator[Metric]:
-        """Those that are no histograms."""
-        told, found = self._status.summary(), Counter((each.domain,) for each in self._status.problems())
-        yield _made("clustermesh_agent_ready", {(): told["ready"]})
+        """Those that are no histograms. Others have their turn after each: what is asked for is told at once."""
+        yield _made("clustermesh_agent_ready", {(): not self._status.not_ready()})
+        found = Counter((each.domain,) for each in self._status.problems())
         yield _made("clustermesh_agent_problems", found or {("",): 0})
         yield _made("cilium_clustermesh_global_services", {(): self._status.global_services()})
-        yield from _of_clusters(told["clusters"])
+        yield from _of_clusters(self._status.clusters())
+        targets = self._status.targets()
         for metric, key in _OF_TARGETS.items():
-            yield _made(f"clustermesh_target_{metric}", {(t["name"],): t[key] for t in told["targets"]})
-        room = {(t["name"],): t["capacity"] for t in told["targets"] if t["capacity"]}
+            yield _made(f"clustermesh_target_{metric}", {(t["name"],): t[key] for t in targets})
+        room = {(t["name"],): t["capacity"] for t in targets if t["capacity"]}
         yield _made("clustermesh_target_capacity", room)
 
 

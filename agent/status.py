@@ -73,7 +73,6 @@ class Status:
 
     def summary(self) -> dict[str, Any]:
         """The whole status but the samples."""
-        domains = self._domains
         return {
             "version": __version__,
             "node": self._options.node,
@@ -81,11 +80,19 @@ class Status:
             "cluster": {"name": self._state.own, "id": None if self._own.config is None else self._own.config.id},
             "ready": not self.not_ready(),
             "problems": list(map(str, self.problems())),
-            "clusters": [self._cluster(reader) for reader in self._readers()],
-            "targets": [_target(tracker) for tracker in domains.trackers],
+            "clusters": self.clusters(),
+            "targets": self.targets(),
             "datapath": _datapath(self._domains.node),
             "encryption": self._encryption(_SHOWN),
         }
+
+    def clusters(self) -> list[dict[str, Any]]:
+        """What is known of each cluster, the own one first."""
+        return [self._cluster(reader) for reader in self._readers()]
+
+    def targets(self) -> list[dict[str, Any]]:
+        """What is wanted in each of the kernel's tables, and how far it is there."""
+        return [_target(tracker) for tracker in self._domains.trackers]
 
     def status(self) -> dict[str, Any]:
         """`summary` and the latest propagation delays."""

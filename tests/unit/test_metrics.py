@@ -25,14 +25,18 @@ _OF_THE_PROCESS = ("process_", "python_")
 class _Status:
     """As `agent.status.Status` tells it, with one own cluster and one other."""
 
-    def summary(self) -> dict[str, object]:
+    def clusters(self) -> list[dict[str, object]]:
         row = dict.fromkeys(
             ("failures", "last_failure", "withdrawals", "nodes", "services", "endpoints", "identities"), 1
         )
         more = {"state": "fresh", "refused_by_reason": {"taken": 2}, "drift": {"nodes": 3}, "limits": {"nodes": (4, 5)}}
-        clusters = [{"name": name, "own": name == "alpha"} | row | more for name in ("alpha", "beta")]
-        target = {"name": "backends", "desired": 1, "pending": 0, "failed": 0, "drift": 2, "capacity": 9}
-        return {"ready": True, "clusters": clusters, "targets": [target]}
+        return [{"name": name, "own": name == "alpha"} | row | more for name in ("alpha", "beta")]
+
+    def targets(self) -> list[dict[str, object]]:
+        return [{"name": "backends", "desired": 1, "pending": 0, "failed": 0, "drift": 2, "capacity": 9}]
+
+    def not_ready(self) -> str:
+        return ""
 
     def problems(self) -> list[object]:
         return []
