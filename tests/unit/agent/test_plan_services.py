@@ -34,6 +34,10 @@ TCP = Protocol.TCP
 Name = tuple[str, str]
 
 
+def served_by(planner: ServicePlanner) -> list[tuple[tuple[str, str], ServiceEntry]]:
+    return [each for each in map(planner.served, planner.programmed()) if each is not None]
+
+
 class Map:
     """A map of the kernel, which calls `watch` after every single entry it takes or drops."""
 
@@ -157,7 +161,7 @@ async def test_lookups_agree_with_the_resolved_services_and_never_meet_a_gap(
         for number in (1, 2, 3):
             claimants = [wanted[n][number] for n in sorted(wanted) if number in wanted[n]]
             assert node.answers(frontend(number)) == (expected(claimants[0]) if claimants else None)
-    used = {(g.cluster_id, b) for _, held in node.planner.served() for g in held.groups for b in g.backends}
+    used = {(g.cluster_id, b) for _, held in served_by(node.planner) for g in held.groups for b in g.backends}
     assert len(node.maps["backends"].held) == len(used), "no backend is left behind"
     ids = {unpack(ServiceValue, head).service_id for head in node.maps["services"].held.values()}
     kinds = {"slots": SlotsKey, "groups": GroupsKey}
@@ -285,7 +289,7 @@ async def test_what_cannot_be_planned_is_refused_each_time_and_changes_nothing(
         with pytest.raises((struct.error, OverflowError, ValueError)):
             node.planner.update(("n", "s"), [ServiceEntry(frontend(1), groups)])
         assert [dict(each.desired) for each in node.trackers] == before
-        assert [each for _, each in node.planner.served()] == ([good] if stood else [])
+        assert [each for _, each in served_by(node.planner)] == ([good] if stood else [])
     node.planner.update(("n", "s"), [entry(1, {(1, 3)})])
     await node.flush()
     assert node.answers(frontend(1)) == {(1, "10.1.0.3:8080"): 1}
@@ -299,7 +303,7 @@ async def test_a_frontend_that_goes_while_another_cannot_be_planned_is_gone() ->
     for _ in range(2):
         with pytest.raises((struct.error, OverflowError, ValueError)):
             node.planner.update(("n", "s"), [ServiceEntry(frontend(2), _UNPACKABLE[0])])
-    assert [each.frontend for _, each in node.planner.served()] == [frontend(2)], "as it was"
+    assert [each.frontend for _, each in served_by(node.planner)] == [frontend(2)], "as it was"
     node.planner.update(("n", "s"), [])
     assert not any(each.desired for each in node.trackers)
 
@@ -321,8 +325,8 @@ async def test_in_maps_that_are_full_no_choice_falls_on_what_is_gone_or_found_no
         except Unavailable:
             pass
         else:
-            assert asked[name].items() <= {each.frontend: each for _, each in node.planner.served()}.items()
-        served = {each.frontend: each for _, each in node.planner.served()}
+            assert asked[name].items() <= {each.frontend: each for _, each in served_by(node.planner)}.items()
+        served = {each.frontend: each for _, each in served_by(node.planner)}
         wanted = {key: each for of_one in asked.values() for key, each in of_one.items()}
         assert all(expected(found).keys() <= expected(wanted[key]).keys() for key, found in served.items())
         node.reconciler.may_delete = may_delete
