@@ -36,6 +36,7 @@ class SimCluster:
         self.history: list[tuple[int, Written | Deleted]] = []
         self.truth: Table = {}
         self.held_at: dict[tuple[int, int], set[bytes]] = {}
+        self._left: dict[bytes, tuple[int, int]] = {}  # when each key went last
         self.config = ClusterConfig(id=2, synced_canaries=True)
         self.alive = self.revoked = False
         self._numbers = count(1)
@@ -103,10 +104,12 @@ class SimCluster:
             if gone := [key for key, kv in self.store.items() if kv.lease == lease]:
                 self._apply(dict.fromkeys(gone), 0)
 
-    def revoke_lease(self, now: float) -> None:
-        """Somebody ends one of those that a living writer keeps; what is gone it puts back within 25 s."""
-        if self.alive:
-            lease = self.rng.choice(self._leases)
+    def revoke_lease(self, now: float, told: Mapping[bytes, int]) -> None:
+        """Somebody ends one of those that a living writer keeps, where it was `told` of each key that it is on that;
+        what is gone it puts back within 25 s."""
+        untold = {kv.lease for key, kv in self.store.items() if told.get(key) != kv.lease}
+        if self.alive and (known := [lease for lease in self._leases if lease not in untold]):
+            lease = self.rng.choice(known)
             self._leases = [next(self._numbers) if each == lease else each for each in self._leases]
             if not self.todo:  # else what it has to write since before is not put off
                 self._returned = now
@@ -139,6 +142,7 @@ class SimCluster:
     def empty(self, now: float) -> None:
         """etcd is started anew without its data; a writer that lives fills it under new leases."""
         self.era, self.revision, self.compacted = self.era + 1, self.rng.randrange(3), 0
+        self._left |= dict.fromkeys(self.store, (self.era, self.revision))
         self.store, self.created, self.history = {}, {}, []
         self._note()
         if self.alive:
@@ -198,6 +202,7 @@ class SimCluster:
         for key, value in changes.items():
             if value is None:
                 del self.store[key], self.created[key]
+                self._left[key] = (self.era, self.revision)
                 self.history.append((self.revision, Deleted(key, self.revision)))
             else:
                 self.created.setdefault(key, self.revision)
@@ -205,6 +210,12 @@ class SimCluster:
                 self.store[key] = KeyValue(key, value, self.revision, lease, version)
                 self.history.append((self.revision, Written(self.store[key])))
         self._note()
+
+    def has_had(self, key: bytes, moment: tuple[int, int]) -> bool:
+        """Whether it was the cluster's at `moment` and ever since it went from etcd: had it not been in between, it was
+        right to take it away, also where it has come back to the cluster and not to etcd yet."""
+        since = min(self._left.get(key, moment), moment)
+        return all(key in held for at, held in self.held_at.items() if since <= at <= moment)
 
     def _note(self) -> None:
         moment = (self.era, self.revision)

@@ -15,6 +15,7 @@ from clustermesh.mesh.session import State
 from clustermesh.mesh.tables import Table
 from clustermesh.model import ClusterConfig
 from clustermesh.store.follower import Changed, Deleted, Interrupted, Listed
+from clustermesh.store.follower import Put as Written
 from clustermesh.store.operations import DigestOf
 from clustermesh.wire import keys
 
@@ -42,6 +43,7 @@ class World:
         self.asked = False
         self.attesting: messages.Attest | None = None
         self.auditing: tuple[DigestOf, ...] = ()
+        self.told: dict[bytes, int] = {}  # the lease of each key, as it was heard last
         self.vanished: dict[bytes, tuple[int, int]] = {}  # when each name was last told, or seen in a list, to be gone
         self.restart()
 
@@ -60,8 +62,10 @@ class World:
         match verb:
             case "change" | "work" | "compact":
                 getattr(cluster, verb)()
-            case "beat" | "come_back" | "empty" | "die" | "end_lease" | "revoke_lease":
+            case "beat" | "come_back" | "empty" | "die" | "end_lease":
                 getattr(cluster, verb)(self.now)
+            case "revoke_lease":
+                cluster.revoke_lease(self.now, self.told)
             case "configure":
                 mcs = self.rng.choice([None, False, True])
                 cluster.config = ClusterConfig(id=2, synced_canaries=True, service_exports_enabled=mcs)
@@ -129,6 +133,8 @@ class World:
         return bool(parts)
 
     def note(self, prefix: bytes, part: Listed | Changed | Interrupted, moment: tuple[int, int]) -> None:
+        if not isinstance(part, Interrupted):
+            self.told |= {event.kv.key: event.kv.lease for event in part.events if isinstance(event, Written)}
         if isinstance(part, Changed):
             self.vanished.update((event.key, moment) for event in part.events if isinstance(event, Deleted))
         elif isinstance(part, Listed):
@@ -211,9 +217,7 @@ class World:
                 case messages.Remove(kind, name, _):
                     moment = self.vanished[name]
                     held = name in self.held[kind]  # what was never heard of may be told to be gone
-                    assert not held or name not in self.cluster.held_at[moment], (
-                        f"{name!r} was still the cluster's at {moment}"
-                    )
+                    assert not held or not self.cluster.has_had(name, moment), f"{name!r} was still there at {moment}"
                     self.held[kind].pop(name, None)
                 case messages.Follow(prefix, live):
                     self.streams[prefix] = SimStream(self.cluster, prefix, live)
