@@ -9,15 +9,20 @@ import asyncio
 import errno
 import os
 import socket
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Final
+from functools import partial
+from typing import Final, ParamSpec, TypeVar
 
 from agent import netlink
 from agent.plan.routes import Kind, Route, RouteKey
 from agent.rtnetlink import BLACKHOLE, UNICAST, RawRoute, RouteSocket
 from clustermesh.address import prefix_text
 from clustermesh.errors import ApplyError
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 PROTOCOL: Final = 177  # /etc/iproute2/rt_protos: taken by nobody there
 _KINDS: Final[Mapping[int, Kind]] = {UNICAST: "unicast", BLACKHOLE: "blackhole"}
@@ -26,8 +31,8 @@ _NUMBERS: Final = {kind: number for number, kind in _KINDS.items()}
 
 
 class RouteTarget:
-    """Our routes. Implements clustermesh.reconcile.Target[RouteKey, Route], in threads: a hundred thousand of them hold
-    up nothing else.
+    """Our routes. Implements clustermesh.reconcile.Target[RouteKey, Route], in a thread: a hundred thousand hold up
+    nothing else.
 
     Routes go with their device without a word to us: audit after the device was made anew.
     """
@@ -35,9 +40,10 @@ class RouteTarget:
     def __init__(self, protocol: int = PROTOCOL) -> None:
         self._protocol = protocol
         self._kinds: dict[RouteKey, Kind] = {}  # of every route of ours, as last dumped or written
+        self._thread = ThreadPoolExecutor(1, "routes")  # of its own: what hangs there takes nobody else's
 
     async def dump(self) -> dict[RouteKey, Route]:
-        found = await asyncio.to_thread(_read, self._protocol)
+        found = await self._do(_read, self._protocol)
         self._kinds = {key: route.kind for key, route in found.items()}
         return found
 
@@ -45,10 +51,21 @@ class RouteTarget:
         """Raises ApplyError for routes whose device is absent or whose place is taken by a route of another origin."""
         failed: dict[Hashable, str] = {}
         # Blackholes first: there is no moment in which a CIDR has a tunnel and no safety net.
-        for keys in _parts(sorted(entries, key=lambda key: -key.metric)):
-            part = {key: entries[key] for key in keys}
-            failed |= await asyncio.to_thread(_write, part, self._protocol)
-            self._kinds |= {key: route.kind for key, route in part.items() if key not in failed}
+        order, taken = sorted(entries, key=lambda key: -key.metric), list[RouteKey]()
+        for part in _parts(order):
+            codes = await self._do(_add, {key: entries[key] for key in part}, self._protocol)
+            taken += [key for key, code in codes.items() if code == errno.EEXIST]
+            failed |= _sentences({key: code for key, code in codes.items() if code != errno.EEXIST})
+            self._kinds |= {key: entries[key].kind for key, code in codes.items() if not code}
+        # The kernel would replace whatever has the place: who has it is looked at first.
+        holders = await self._do(_holders, taken) if taken else {}
+        for key, protocol in holders.items():
+            if protocol != self._protocol:
+                other = "another one, or was just now" if protocol is None else f"a route of protocol {protocol}"
+                failed[key] = f"route {prefix_text(key.dst)} is held by {other}"
+        for part in _parts([key for key in taken if key not in failed]):
+            failed |= _sentences(await self._do(_replace, {key: entries[key] for key in part}, self._protocol))
+            self._kinds |= {key: entries[key].kind for key in part if key not in failed}
         if failed:
             raise ApplyError(failed)
 
@@ -59,12 +76,22 @@ class RouteTarget:
         failed: dict[Hashable, str] = {}
         # To the kernel metric 0 in a delete means any metric: only what is known to be there is named.
         for part in _parts(sorted(self._kinds.keys() & set(keys), key=lambda key: key.metric)):
-            failed |= await asyncio.to_thread(_delete, {key: Route(self._kinds[key]) for key in part}, self._protocol)
+            codes = await self._do(_delete, {key: Route(self._kinds[key]) for key in part}, self._protocol)
+            failed |= _sentences({key: code for key, code in codes.items() if code not in netlink.GONE})
             for key in part:
                 if key not in failed:
                     self._kinds.pop(key, None)  # a dump meanwhile may have found it gone
         if failed:
             raise ApplyError(failed)
+
+    async def _do(self, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
+        """In the thread. Who is cancelled waits for its end nevertheless: whatever is begun next comes after it."""
+        doing = asyncio.get_running_loop().run_in_executor(self._thread, partial(work, *given, **named))
+        try:
+            return await asyncio.shield(doing)
+        except asyncio.CancelledError:
+            await asyncio.wait({doing})
+            raise
 
 
 def _parts(keys: Sequence[RouteKey]) -> Iterator[Sequence[RouteKey]]:
@@ -89,42 +116,45 @@ def _read(protocol: int) -> dict[RouteKey, Route]:
     return {_key(route): _parse(route, names) for route in own}
 
 
-def _write(entries: Mapping[RouteKey, Route], protocol: int) -> dict[Hashable, str]:
-    """The keys that failed, each with a sentence."""
+def _holders(keys: Collection[RouteKey]) -> dict[RouteKey, int | None]:
+    """The protocols of the routes that have these places; None where that has gone since."""
+    with _connect("list routes") as kernel:
+        found = {_key(each): each.protocol for each in kernel.dump()}
+    return {key: found.get(key) for key in keys}
+
+
+def _add(routes: Mapping[RouteKey, Route], protocol: int) -> dict[RouteKey, int]:
+    """What the kernel said to each: an errno, or 0."""
     with _connect("write routes") as kernel:
-        wanted = _pack(entries, protocol)
-        codes: dict[RouteKey, int] = dict(zip(wanted, kernel.add([*wanted.values()]), strict=True))
-        taken = [key for key, code in codes.items() if code == errno.EEXIST]
-        # The kernel would replace whatever has the place: ours is asked for by name.
-        holders = {_key(route): route.protocol for route in kernel.dump()} if taken else {}
-        ours = {key: wanted[key] for key in taken if holders.get(key) == protocol}
-        codes |= dict(zip(ours, kernel.replace([*ours.values()]), strict=True))
-    missing = dict.fromkeys(entries.keys() - wanted.keys(), errno.ENODEV)
-    held = {key: f"is held by a route of protocol {holders.get(key)}" for key in taken if key not in ours}
-    return _sentences(codes | missing) | {key: f"route {prefix_text(key.dst)} {why}" for key, why in held.items()}
+        return _change(kernel.add, routes, protocol)
 
 
-def _delete(routes: Mapping[RouteKey, Route], protocol: int) -> dict[Hashable, str]:
-    """As `_write`."""
+def _replace(routes: Mapping[RouteKey, Route], protocol: int) -> dict[RouteKey, int]:
+    with _connect("write routes") as kernel:
+        return _change(kernel.replace, routes, protocol)
+
+
+def _delete(routes: Mapping[RouteKey, Route], protocol: int) -> dict[RouteKey, int]:
     with _connect("delete routes") as kernel:
-        there = _pack(routes, protocol)
-        codes: dict[RouteKey, int] = dict(zip(there, kernel.delete([*there.values()]), strict=True))
-    return _sentences({key: code for key, code in codes.items() if code not in netlink.GONE})
+        return _change(kernel.delete, routes, protocol)
+
+
+def _change(
+    change: Callable[[Sequence[RawRoute]], list[int]], routes: Mapping[RouteKey, Route], protocol: int
+) -> dict[RouteKey, int]:
+    """In their order; ENODEV where a device is absent."""
+    indexes = {name: index for index, name in socket.if_nameindex()} | {"": 0}
+    packed = {
+        key: RawRoute(key.dst, key.metric, protocol, _NUMBERS[route.kind], indexes[route.device], route.prefsrc)
+        for key, route in routes.items()
+        if route.device in indexes
+    }
+    return dict.fromkeys(routes, errno.ENODEV) | dict(zip(packed, change([*packed.values()]), strict=True))
 
 
 def _sentences(codes: Mapping[RouteKey, int]) -> dict[Hashable, str]:
     failed = {key: OSError(code, os.strerror(code)) for key, code in codes.items() if code}
     return {key: str(netlink.translate(f"route {prefix_text(key.dst)}", error)) for key, error in failed.items()}
-
-
-def _pack(routes: Mapping[RouteKey, Route], protocol: int) -> dict[RouteKey, RawRoute]:
-    """Those whose device is there, in their order."""
-    indexes = {name: index for index, name in socket.if_nameindex()} | {"": 0}
-    return {
-        key: RawRoute(key.dst, key.metric, protocol, _NUMBERS[route.kind], indexes[route.device], route.prefsrc)
-        for key, route in routes.items()
-        if route.device in indexes
-    }
 
 
 def _key(route: RawRoute) -> RouteKey:
