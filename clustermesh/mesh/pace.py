@@ -16,6 +16,7 @@ _HOLD: Final = 5.0  # seconds; one that hangs delays the next by so much, and no
 _PATIENCE: Final = 60.0
 SHARE: Final = 0.15  # of the loop, for what one peer changes, for ever
 SAVED: Final = 3.0  # seconds of it that may be saved up; all of 10,000 services cost one or two
+LONGEST: Final = 1.0  # seconds of one wait: whoever is in debt is heard on, be it slowly
 
 
 class Pace:
@@ -48,7 +49,7 @@ def _once(release: Callable[[], None]) -> Callable[[], None]:
 
 class Budget:
     """For how long the changes of one cluster may hold the loop: SHARE of the time that goes by, and at once what was
-    saved up. A cost may leave a debt; who has one waits until it is paid. Pure."""
+    saved up. A cost may leave a debt of up to SAVED; who has one waits, LONGEST at once, before more is heard. Pure."""
 
     def __init__(self) -> None:
         self._credit, self._at = SAVED, 0.0
@@ -56,5 +57,5 @@ class Budget:
     def spend(self, cost: float, now: float) -> float:
         """Seconds to wait from `now` on, where this did `cost` so much."""
         earned = (now - self._at) * SHARE
-        self._credit, self._at = min(SAVED, self._credit + earned) - cost, now
-        return max(0.0, -self._credit / SHARE)
+        self._credit, self._at = max(-SAVED, min(SAVED, self._credit + earned) - cost), now
+        return min(LONGEST, max(0.0, -self._credit / SHARE))

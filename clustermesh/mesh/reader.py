@@ -81,13 +81,14 @@ class ClusterReader:
         self.brain = ReaderBrain(name, tables, partial(sink.names, name), terms or Terms(), epoch=epoch)
         self.on_complete: Callable[[], None] = lambda: None  # the session is, or is heard, and all of it is taken in
         self.check_entry: Callable[[KeyValue], Awaitable[None]] | None = None  # raises where not to be read
-        self.budget: Budget | None = None  # with one, changes that cost more wait, in etcd; lists never do
-        self.clock: Callable[[], float] = time.perf_counter  # for how long the loop is held, and for the budget
+        self.budget: Budget | None = None  # with one, what costs more waits, in etcd; lists never do
+        self.cpu: Callable[[], float] = time.thread_time  # what the loop works; a stopped machine is nobody's fault
+        self.clock: Callable[[], float] = time.monotonic  # of the budget
         self.sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
         self._told = 0
         self._sink, self._connect, self._admit = sink, connect, admit
         self._pace = pace or Pace()
-        self._spent = 0.0  # seconds that the loop was held for what is being taken in
+        self._spent = 0.0  # seconds that the loop worked on what is being taken in
         self._faults: dict[tuple[str, Any], str] = {}  # entries that the sink could not take, as they are shown
 
     @property
@@ -160,22 +161,22 @@ class ClusterReader:
 
     async def _pay(self, event: Event) -> None:
         spent, self._spent = self._spent, 0.0
-        changed = isinstance(event, messages.Heard) and isinstance(event.item, Changed)
-        if self.budget is not None and changed and (wait := self.budget.spend(spent, self.clock())):
+        listed = isinstance(event, messages.Heard) and isinstance(event.item, Listed)
+        if self.budget is not None and not listed and (wait := self.budget.spend(spent, self.clock())):
             await self.sleep(wait)
 
     async def _take_in(self, commands: Sequence[Command]) -> Sequence[Command]:
         """Do what concerns the sink; the rest of `commands`."""
-        began = self.clock()
+        began = self.cpu()
         rest = []
         for command in commands:
             if not self._apply(command):
                 rest.append(command)
-            elif (held := self.clock() - began) > _TURN:
+            elif (held := self.cpu() - began) > _TURN:
                 self._spent += held
                 await asyncio.sleep(0)
-                began = self.clock()
-        self._spent += self.clock() - began
+                began = self.cpu()
+        self._spent += self.cpu() - began
         if len(commands) >= _PART // 2:
             await asyncio.sleep(0)
         self._tell()
@@ -251,9 +252,9 @@ class ClusterReader:
 
     def _hear(self, event: Event) -> Sequence[Command]:
         before, drift, fields = self.session, self.brain.drift.total(), about(self.name)
-        began = self.clock()
+        began = self.cpu()
         commands = self.brain.hear(event, time.monotonic())
-        self._spent += self.clock() - began
+        self._spent += self.cpu() - began
         after = self.session
         if self.brain.drift.total() != drift:
             what = dict(self.brain.drift)

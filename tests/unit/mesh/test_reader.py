@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from clustermesh.errors import Unavailable
 from clustermesh.mesh.messages import Attested, Configured, Connected, Event, Heard
-from clustermesh.mesh.pace import SAVED, SHARE, Budget
 from clustermesh.mesh.reader import ClusterReader, parts
 from clustermesh.mesh.refusals import Reason
 from clustermesh.mesh.state import MeshState
@@ -221,69 +220,3 @@ async def test_each_attempt_judges_the_configuration_also_one_that_was_restored_
     reader._hear(first)
     assert [event async for event in reader._ask(OneKey())] == [first]  # type: ignore[arg-type]
     assert judged == ["beta"]
-
-
-class Slow(Sink):
-    """Takes 60 ms for each service, by a clock that nothing but this and `sleep` moves."""
-
-    now = slept = 0.0
-
-    def put(self, cluster: str, kind: str, name: Any, value: Any, revision: int = 0) -> None:
-        super().put(cluster, kind, name, value)
-        self.now += 0.06 if kind == "services" else 0.0
-
-    async def sleep(self, seconds: float) -> None:
-        self.now += seconds
-        self.slept += seconds
-
-
-class Script:
-    """Tells a reader what is in `events`, and ends it."""
-
-    def __init__(self, events: list[Event]) -> None:
-        self._events = [Configured(CONFIG), *events]
-
-    def follow(self, prefix: bytes, live: bool) -> None: ...
-
-    def start(self, _about: object, events: AsyncIterator[Event]) -> None: ...
-
-    async def next(self, _due: float | None) -> Event:
-        if not self._events:
-            raise Unavailable("all is told")
-        return self._events.pop(0)
-
-
-async def play(sink: Slow, events: list[Event], budget: Budget | None) -> None:
-    reader = make_reader(sink)
-    reader.budget, reader.clock, reader.sleep = budget, lambda: sink.now, sink.sleep
-    with pytest.raises(Unavailable):
-        await reader._read(None, Script(events))  # type: ignore[arg-type]
-
-
-def web(number: int, times: int = 1) -> Put:
-    told = Service(cluster="beta", cluster_id=2, namespace="n", name=f"web{number}", shared=bool(times % 2))
-    return put(keys.service_key("beta", "n", told.name), service.encode(told))
-
-
-def rewritten(times: int) -> list[Event]:
-    return [*heard()[:-1], *(Heard(SERVICES, Changed([web(0, each)], 3 + each)) for each in range(times))]
-
-
-@pytest.mark.parametrize(("times", "waits"), [(40, False), (400, True)])
-async def test_a_peer_that_changes_much_all_the_time_has_its_share_of_the_loop_once_its_savings_are_spent(
-    times: int, waits: bool
-) -> None:
-    sink = Slow("alpha")
-    await play(sink, rewritten(times), Budget())
-    assert bool(sink.slept) is waits
-    held = sink.now - sink.slept
-    assert held == pytest.approx(0.06 * times)
-    assert sink.slept == pytest.approx(max(0.0, (held - SAVED) / SHARE - held), abs=1.0)
-
-
-async def test_neither_a_list_nor_the_own_cluster_waits_however_much_it_is() -> None:
-    sink = Slow("alpha")
-    listed = [Heard(SERVICES, Listed([web(number)], 2, more=number < 399)) for number in range(400)]
-    await play(sink, [*heard()[:-2], *listed], Budget())
-    await play(sink, rewritten(400), None)
-    assert (round(sink.now / 0.06), sink.slept) == (800, 0)
