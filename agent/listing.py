@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
-from heapq import heapify, heappop
+from heapq import merge
 from typing import Any, TypeVar
 
 from agent.bpf.layouts import (
@@ -31,15 +31,17 @@ Rows = Iterator[dict[str, Any] | None]
 T = TypeVar("T", bytes, int)
 
 PROTOCOL_NAMES = {number: str(name) for name, number in PROTOCOL_NUMBERS.items()}
+_RUN = 4096  # items sorted at once
 _LABELS_KEPT = 4096  # identities whose labels are not looked for again
 
 
-def in_order(items: Iterable[T]) -> Iterator[T]:
-    """As `sorted`, but that each item has its share of the cost."""
-    heap = list(items)
-    heapify(heap)
-    while heap:
-        yield heappop(heap)
+def in_order(items: Iterable[T]) -> Iterator[T | None]:
+    """As `sorted`, in steps of a few milliseconds at most: None is one that found no item yet."""
+    whole, runs = list(items), list[list[T]]()
+    for at in range(0, len(whole), _RUN):
+        runs.append(sorted(whole[at : at + _RUN]))
+        yield None
+    yield from merge(*runs)
 
 
 class Listing:
@@ -58,7 +60,9 @@ class Listing:
         """Every frontend with its backends, and whose they are."""
         planner, cluster = self._domains.services.planner, self._cluster_name()
         for key in in_order(planner.programmed()):
-            if (served := planner.served(key)) is not None:
+            if key is None or (served := planner.served(key)) is None:
+                yield None
+            else:
                 name, entry = served
                 backends = [_place(b) | {"cluster": cluster(g.cluster_id)} for g in entry.groups for b in g.backends]
                 protocol = str(entry.frontend.protocol)
@@ -71,7 +75,9 @@ class Listing:
             uses.update(set(unpack_numbers([tables.slots.actual.get(key, b"")])))
             yield None
         for number in in_order(unpack_numbers(tables.backends.actual)):
-            if (value := tables.backends.actual.get(pack(Number(number)))) is not None:
+            if number is None or (value := tables.backends.actual.get(pack(Number(number)))) is None:
+                yield None
+            else:
                 entry = unpack(BackendValue, value)
                 protocol = PROTOCOL_NAMES.get(entry.protocol, str(entry.protocol))
                 whose = {"cluster": cluster(entry.cluster_id), "frontends": uses[number]}
@@ -82,18 +88,22 @@ class Listing:
         addresses, cidrs = self._domains.addresses.ipcache.actual, self._domains.network.cidrs.actual
         labels = lru_cache(_LABELS_KEPT)(self._labels)
         for key in in_order(addresses):
-            if (held := addresses.get(key)) is not None:
-                yield _holder(single(Address(key)), held, labels)
+            held = None if key is None else addresses.get(key)
+            yield None if key is None or held is None else _holder(single(Address(key)), held, labels)
         for key in in_order(cidrs):  # their keys begin with the length
-            if (held := cidrs.get(key)) is not None:
-                length, address = unpack(CidrKey, key)
-                yield _holder(Prefix(address, length), held, labels)
+            held = None if key is None else cidrs.get(key)
+            yield None if key is None or held is None else _holder(_prefix(key), held, labels)
 
     def _labels(self, identity: int) -> list[str]:
         for view in reversed(self._state.views.values()):
             if (found := view.identities.get(identity)) is not None:
                 return [f"{label.source}:{label.key}={label.value}" for label in found.labels]
         return []
+
+
+def _prefix(key: bytes) -> Prefix:
+    length, address = unpack(CidrKey, key)
+    return Prefix(address, length)
 
 
 def _holder(prefix: Prefix, held: bytes, labels: Callable[[int], list[str]]) -> dict[str, Any]:

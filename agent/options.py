@@ -112,7 +112,10 @@ def parse(arguments: list[str] | None = None) -> Options:
         usual = defaults[option]
         shown = f"{text} (default {usual})"
         add(f"--{option.replace('_', '-')}", type=kind, default=usual, metavar=metavar, help=shown)
-    return Options(**vars(parser.parse_args(arguments)))
+    options = Options(**vars(parser.parse_args(arguments)))
+    if options.cluster_name is None and (options.cluster_id or options.kvstore_opt):
+        parser.error("--cluster-id and --kvstore-opt go with --cluster-name; else the folder of --context says both")
+    return options
 
 
 def _listener(text: str) -> str:

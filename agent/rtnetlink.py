@@ -10,7 +10,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Final, NamedTuple
 
@@ -29,14 +29,15 @@ _NUMBER: Final = struct.Struct("=I")
 _ERRNO: Final = struct.Struct("=i")
 _ERROR, _DONE = 2, 3  # nlmsg_type
 _NEW, _DELETE, _GET = 24, 25, 26
-_REQUEST, _ACK, _LIST, _INTERRUPTED = 0x1, 0x4, 0x300, 0x10  # nlmsg_flags
+_REQUEST, _ACK, _LIST = 0x1, 0x4, 0x300  # nlmsg_flags
 _REPLACE, _EXCLUSIVE, _CREATE = 0x100, 0x200, 0x400
 _DESTINATION, _DEVICE, _METRIC, _SOURCE, _TABLE = 1, 4, 6, 7, 15  # rta_type
-_SOL_NETLINK, _CAP_ACK, _STRICT = 270, 10, 12
-_AT_ONCE: Final = 128  # messages in a call: their answers fit into the socket's buffer, which takes 200 KiB with all
+_SOL_NETLINK, _CAP_ACK, _STRICT, _RCVBUFFORCE = 270, 10, 12, 33
+_BUFFER: Final = 1 << 20  # bytes of answers that wait to be read, with what the kernel adds
+_AT_ONCE: Final = 128  # messages in a call: their answers take some 100 kB of it
 _RECEIVED: Final = 1 << 16  # the kernel's parts of a list have 32 KiB at most
 _PATIENCE: Final = 10.0  # seconds for an answer, which is there when the call returns
-_TRIES: Final = 8  # of a list that changes while it is read
+_READINGS: Final = 8  # of a list of IPv6, at most
 
 
 class RawRoute(NamedTuple):
@@ -58,6 +59,7 @@ class RouteSocket:
         self._sequence = 0
         try:
             self._socket.settimeout(_PATIENCE)
+            self._socket.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, _BUFFER)
             self._socket.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)  # an answer without the question
             self._socket.setsockopt(_SOL_NETLINK, _STRICT, 1)  # a list of what is asked for alone
             self._socket.bind((0, 0))
@@ -76,7 +78,9 @@ class RouteSocket:
     def dump(self, protocol: int = 0) -> list[RawRoute]:
         """The table's routes of both families, of one protocol where it is not 0."""
         families = [socket.AF_INET, *([socket.AF_INET6] if has_ipv6() else [])]
-        return [route for family in families for route in self._dump_whole(family, protocol)]
+        parts = [part for family in families for part in self._read(family, protocol)]
+        found = [route for part in parts if (route := _parse(part)) is not None]
+        return [route for route in found if protocol in (0, route.protocol)]
 
     def add(self, routes: Sequence[RawRoute]) -> list[int]:
         """The errno of each, 0 where it was made: EEXIST where anybody's has its destination and metric."""
@@ -114,29 +118,27 @@ class RouteSocket:
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def _dump_whole(self, family: int, protocol: int) -> list[RawRoute]:
-        for _ in range(_TRIES):
-            found = self._dump(family, protocol)
-            if found is not None:
-                return found
-        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    def _read(self, family: int, protocol: int) -> Iterable[bytes]:
+        """The routes as messages. Where anybody changes a route of IPv6 meanwhile, a list lacks others and says nothing
+        of it: what two lists in a row have is all."""
+        found = dict[bytes, None]()
+        for _ in range(_READINGS):
+            before = len(found)
+            found |= dict.fromkeys(self._read_once(family, protocol))
+            if family == socket.AF_INET or len(found) == before:
+                break
+        return found
 
-    def _dump(self, family: int, protocol: int) -> list[RawRoute] | None:
-        """None where it changed on the way, and something may be missing."""
+    def _read_once(self, family: int, protocol: int) -> Iterator[bytes]:
         self._sequence += 1
         body = _ROUTE.pack(family, 0, 0, 0, MAIN_TABLE, protocol, 0, 0, 0)
         self._socket.send(_HEADER.pack(_HEADER.size + len(body), _GET, _REQUEST | _LIST, self._sequence, 0) + body)
-        found, whole = list[RawRoute](), True
         while True:
-            for verb, flags, number, payload in self._receive():
-                if number != self._sequence:
-                    continue
-                whole = whole and not flags & _INTERRUPTED
-                if verb in (_DONE, _ERROR):
-                    _raise_for(-_ERRNO.unpack_from(payload)[0])
-                    return found if whole else None
-                if verb == _NEW and (route := _parse(payload)) is not None and protocol in (0, route.protocol):
-                    found.append(route)
+            for kind, _, number, payload in self._receive():
+                if number == self._sequence and kind in (_DONE, _ERROR):
+                    return _raise_for(-_ERRNO.unpack_from(payload)[0])
+                if number == self._sequence and kind == _NEW:
+                    yield bytes(payload)
 
     def _receive(self) -> Iterator[tuple[int, int, int, memoryview]]:
         """The messages of one answer: type, flags, number, what follows the header."""
@@ -173,10 +175,10 @@ def _attribute(kind: int, value: bytes) -> bytes:
     return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value
 
 
-def _parse(payload: memoryview) -> RawRoute | None:
+def _parse(payload: bytes) -> RawRoute | None:
     """None for what is of another table."""
     family, length, _, _, table, protocol, _, kind, _ = _ROUTE.unpack_from(payload)
-    found, at = dict[int, memoryview](), _ROUTE.size
+    found, at = dict[int, bytes](), _ROUTE.size
     while at + _ATTRIBUTE.size <= len(payload):
         size, name = _ATTRIBUTE.unpack_from(payload, at)
         if size < _ATTRIBUTE.size:
@@ -193,5 +195,5 @@ def _parse(payload: memoryview) -> RawRoute | None:
     return RawRoute(prefix, _number(found.get(_METRIC), 0), protocol, kind, _number(found.get(_DEVICE), 0), source)
 
 
-def _number(packed: memoryview | None, other: int) -> int:
+def _number(packed: bytes | None, other: int) -> int:
     return other if packed is None else int(_NUMBER.unpack(packed)[0])

@@ -147,6 +147,18 @@ class Domain(Generic[K]):
         self.idle.clear()
         self.begun = begun = self.begun + 1
         self.stepping_since = self._clock()
+        try:
+            await self._plan_and_apply()
+        finally:
+            self.stepping_since = None
+        self.ended = begun
+        self._stepped.set()
+        self._stepped.clear()
+        if not self._woken.is_set():
+            self.idle.set()
+        self.on_step()
+
+    async def _plan_and_apply(self) -> None:
         due, changed = self._retries.take_due(self._clock()), [*self.take()]
         for item in changed:
             self._retries.renew(item)
@@ -155,12 +167,6 @@ class Domain(Generic[K]):
         for reconciler in self.reconcilers:
             await reconciler.flush()
         self.applied()
-        self.ended, self.stepping_since = begun, None
-        self._stepped.set()
-        self._stepped.clear()
-        if not self._woken.is_set():
-            self.idle.set()
-        self.on_step()
 
     async def audit(self) -> None:
         """Compare everything with the kernel, and repair it."""

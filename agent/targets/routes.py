@@ -58,11 +58,10 @@ class RouteTarget:
             failed |= _sentences({key: code for key, code in codes.items() if code != errno.EEXIST})
             self._kinds |= {key: entries[key].kind for key, code in codes.items() if not code}
         # The kernel would replace whatever has the place: who has it is looked at first.
-        holders = await self._do(_holders, taken) if taken else {}
-        for key, protocol in holders.items():
-            if protocol != self._protocol:
-                other = "another one, or was just now" if protocol is None else f"a route of protocol {protocol}"
-                failed[key] = f"route {prefix_text(key.dst)} is held by {other}"
+        for key, holders in (await self._do(_holders, taken) if taken else {}).items():
+            if holders != {self._protocol}:
+                others = ", ".join(map(str, sorted(holders - {self._protocol}))) or "?"
+                failed[key] = f"route {prefix_text(key.dst)} is held by a route of protocol {others}"
         for part in _parts([key for key in taken if key not in failed]):
             failed |= _sentences(await self._do(_replace, {key: entries[key] for key in part}, self._protocol))
             self._kinds |= {key: entries[key].kind for key in part if key not in failed}
@@ -116,11 +115,14 @@ def _read(protocol: int) -> dict[RouteKey, Route]:
     return {_key(route): _parse(route, names) for route in own}
 
 
-def _holders(keys: Collection[RouteKey]) -> dict[RouteKey, int | None]:
-    """The protocols of the routes that have these places; None where that has gone since."""
+def _holders(keys: Collection[RouteKey]) -> dict[RouteKey, set[int]]:
+    """The protocols of the routes that have these places."""
+    found: dict[RouteKey, set[int]] = {key: set() for key in keys}
     with _connect("list routes") as kernel:
-        found = {_key(each): each.protocol for each in kernel.dump()}
-    return {key: found.get(key) for key in keys}
+        for route in kernel.dump():
+            if (key := _key(route)) in found:
+                found[key].add(route.protocol)
+    return found
 
 
 def _add(routes: Mapping[RouteKey, Route], protocol: int) -> dict[RouteKey, int]:

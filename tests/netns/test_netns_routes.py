@@ -15,9 +15,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import select
+import signal
 import subprocess
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,7 +29,7 @@ from hypothesis import strategies as st
 from netns_mesh import MeshNode
 
 from agent import netlink
-from agent.plan.routes import Route, RouteKey, tunnel_routes
+from agent.plan.routes import Route, RouteKey, blackhole_routes, tunnel_routes
 from agent.targets.routes import RouteTarget
 from clustermesh.address import parse, parse_prefix
 from clustermesh.errors import ApplyError
@@ -115,6 +118,35 @@ def test_of_a_thousand_routes_each_fails_for_itself(routed: MeshNode) -> None:
     routed.do(target.delete([*wanted]))
     assert routed.do(target.dump()) == {}
     assert len(table(routed)) == len(taken)
+
+
+def test_a_list_beside_a_strangers_changes_has_all_of_ours(routed: MeshNode, tmp_path: Path) -> None:
+    cidrs = [f"fd77:{n:x}::/64" for n in range(3000)]
+    wanted = blackhole_routes(map(parse_prefix, cidrs))
+    target = RouteTarget()
+    routed.do(target.upsert(wanted))
+    storm = tmp_path / "storm"
+    lines = [f"route {verb} 2001:1:{n:x}::/64 dev other proto 99" for verb in ("add", "del") for n in range(2000)]
+    storm.write_text("\n".join(lines))
+    command = ["sh", "-c", f"while :; do ip -6 -force -batch {storm}; done >/dev/null 2>&1"]
+    with routed.call(lambda: subprocess.Popen(command, start_new_session=True)) as storming:
+        try:
+            for _ in range(12):
+                assert routed.do(target.dump()) == wanted
+        finally:
+            os.killpg(storming.pid, signal.SIGKILL)
+
+
+def test_a_host_whose_sockets_are_small_gets_all_routes(routed: MeshNode) -> None:
+    wanted = blackhole_routes(parse_prefix(f"10.77.{n}.0/24") for n in range(200))
+    small = Path("/proc/sys/net/core/rmem_default")
+    usual = small.read_text()
+    small.write_text("32768")
+    try:
+        routed.do(RouteTarget().upsert(wanted))
+    finally:
+        small.write_text(usual)
+    assert routed.do(RouteTarget().dump()) == wanted
 
 
 def test_absent_device_fails_its_routes_and_not_the_blackholes(routed: MeshNode) -> None:

@@ -123,6 +123,8 @@ async def test_the_own_cluster_is_read_also_where_nothing_can_be_programmed(
         ["--node", ""],
         ["--node", "a/b"],
         ["--unknown"],
+        ["--cluster-id", "5"],
+        ["--kvstore-opt", "etcd.config=/etc/etcd.config"],
     ],
 )
 def test_a_wrong_option_is_exit_2_and_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

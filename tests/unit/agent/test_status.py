@@ -14,6 +14,7 @@ from fake_wireguard import numbered_key
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent import listing
 from agent.api import answer
 from agent.bpf.probe import Feature
 from agent.listing import in_order
@@ -168,9 +169,13 @@ async def test_a_table_that_changes_while_it_is_told_is_told_to_its_end(bed: Bed
     assert [row["prefix"] for row in told(here.ipcache()) if "10.2.2.9" in row["prefix"]] == ["10.2.2.9/32"]
 
 
-@given(st.lists(st.binary(max_size=3)))
-def test_rows_are_in_order(keys: list[bytes]) -> None:
-    assert list(in_order(keys)) == sorted(keys)
+@given(st.lists(st.binary(max_size=3)), st.integers(1, 5))
+def test_rows_are_in_order_and_sorted_in_parts(keys: list[bytes], run: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(listing, "_RUN", run)
+        told = list(in_order(keys))
+    assert [each for each in told if each is not None] == sorted(keys)
+    assert told.count(None) == -(-len(keys) // run)
 
 
 async def test_entries_that_are_long_in_being_written_are_a_problem(bed: Bed) -> None:
