@@ -13,7 +13,7 @@ interrupts, the same command again goes on from there, and no reader ever sees a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -126,7 +126,7 @@ def disconnect(source: Context, peer: str, destination: Context | None, mode: Mo
 
 def find_destination(source: Context, folder: Path) -> tuple[str, Context | None]:
     """The cluster at `folder`, by name and, if it is still there, whole. Raises Refused when nothing tells its name, or
-    it is connected under another one.
+    it is connected under its name of before.
     """
     peers = read_peers(source.peers, source.name).peers
     try:
@@ -138,32 +138,21 @@ def find_destination(source: Context, folder: Path) -> tuple[str, Context | None
         names = ", ".join(peers) or "none"
         raise Refused(f"{e}. To leave a cluster whose folder is gone, name it: --peer NAME (connected: {names})") from e
     if destination.name not in peers:
-        _check_unknown(source, destination, peers)
+        _check_renamed(source, destination, peers)
     return destination.name, destination
 
 
-def _check_unknown(source: Context, destination: Context, peers: Mapping[str, PeerFile]) -> None:
+def _check_renamed(source: Context, destination: Context, peers: Mapping[str, PeerFile]) -> None:
     """Raises Refused where `destination` is one of `peers`, by its name of before: only half of it would be left."""
     for name, peer in peers.items():
-        if common := ", ".join(_in_common(destination, peer)):
-            leave = f"`clustermesh disconnect --context {source.path} --peer {name}`"
+        # The folder alone may be another cluster's by now; no two that are connected have an id or endpoint in common.
+        same = peer.cluster_id == destination.id or destination.endpoint in peer.endpoints
+        if same and peer.context == destination.path:
             raise Refused(
-                f"{source.name} is not connected to {destination.name}, but to {name}, which has the same {common}: if "
-                f"that is its name of before, run {leave}, and then the same command again for what is left in "
-                f"{destination.path}"
+                f"{source.name} is connected to {destination.name} under its name of before, {name}: run `clustermesh "
+                f"disconnect --context {source.path} --peer {name}`, and then the same command again for what is left "
+                f"in {destination.path}"
             )
-
-
-def _in_common(destination: Context, peer: PeerFile) -> Iterator[str]:
-    if peer.context == destination.path:
-        yield "folder"
-    if peer.cluster_id == destination.id:
-        yield "id"
-    if destination.endpoint in peer.endpoints:
-        yield "endpoint"
-    with suppress(OSError):
-        if peer.ca is not None and peer.ca.read_bytes() == destination.ca.read_bytes():
-            yield "authority"
 
 
 def find_peer(source: Context, peer: str) -> Context | None:
