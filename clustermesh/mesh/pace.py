@@ -14,7 +14,7 @@ from typing import Final
 _AT_ONCE: Final = 8
 _HOLD: Final = 5.0  # seconds; one that hangs delays the next by so much, and no more
 _PATIENCE: Final = 60.0
-SHARE: Final = 0.15  # of the loop, for what one peer changes, for ever
+SHARE: Final = 0.33  # of the loop, for what one peer changes, for ever
 SAVED: Final = 3.0  # seconds of it that may be saved up; all of 10,000 services cost one or two
 LONGEST: Final = 1.0  # seconds of one wait: whoever is in debt is heard on, be it slowly
 
