@@ -70,6 +70,7 @@ def _of_clusters(clusters: list[dict[str, Any]]) -> Iterator[Metric]:
     yield _made("clustermesh_refused_entries", refused)
     drift = {(c["name"], kind): n for c in clusters for kind, n in (c["drift"] or {"": 0}).items()}
     yield _made("clustermesh_reader_drift_total", drift)
+    yield _made("clustermesh_reader_waited_seconds_total", {name: c["waited"] for name, c in remotes.items()})
     limits = {(c["name"], name): each for c in remotes.values() for name, each in c["limits"].items()}
     yield _made("clustermesh_limit", {name: limit for name, (_, limit) in limits.items()})
     yield _made("clustermesh_limit_used", {name: used for name, (used, _) in limits.items()})

@@ -222,6 +222,7 @@ class Status:
             "drift": dict(reader.brain.drift),
             "withdrawn": reader.brain.withdrawn,
             "withdrawals": reader.brain.withdrawals,
+            "waited": reader.waited,
             "limits": {} if reader.name == self._state.own else self._state.limits_used(reader.name),
             "refused_by_reason": {str(reason): count for reason, count in sorted(refusals.counts.items())},
             "refused_entries": refusals.named(_SHOWN),

@@ -77,6 +77,11 @@ AGENT: Final = _table(
     Metric("clustermesh_limit", "How much a cluster may make this node remember", (*_PEER, "limit")),
     Metric("clustermesh_limit_used", "How much of it is used", (*_PEER, "limit")),
     Metric("clustermesh_reader_drift_total", "Entries found not as the watches had told", (*_PEER, "kind")),
+    Metric(
+        "clustermesh_reader_waited_seconds_total",
+        "For how long its changes had to wait, for they cost more than their share of the loop",
+        _PEER,
+    ),
     Metric("clustermesh_target_desired", "Entries wanted in a table of the kernel", ("target",)),
     Metric("clustermesh_target_pending", "Entries not applied yet", ("target",)),
     Metric("clustermesh_target_failed", "Entries that could not be applied", ("target",)),

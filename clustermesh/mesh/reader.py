@@ -82,6 +82,7 @@ class ClusterReader:
         self.on_complete: Callable[[], None] = lambda: None  # the session is, or is heard, and all of it is taken in
         self.check_entry: Callable[[KeyValue], Awaitable[None]] | None = None  # raises where not to be read
         self.budget: Budget | None = None  # with one, what costs more waits, in etcd; lists never do
+        self.waited = 0.0  # seconds, for that budget
         self.cpu: Callable[[], float] = time.thread_time  # what the loop works; a stopped machine is nobody's fault
         self.clock: Callable[[], float] = time.monotonic  # of the budget
         self.sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
@@ -163,6 +164,7 @@ class ClusterReader:
         spent, self._spent = self._spent, 0.0
         listed = isinstance(event, messages.Heard) and isinstance(event.item, Listed)
         if self.budget is not None and not listed and (wait := self.budget.spend(spent, self.clock())):
+            self.waited += wait
             await self.sleep(wait)
 
     async def _take_in(self, commands: Sequence[Command]) -> Sequence[Command]:

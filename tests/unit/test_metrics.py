@@ -27,7 +27,7 @@ class _Status:
 
     def clusters(self) -> list[dict[str, object]]:
         row = dict.fromkeys(
-            ("failures", "last_failure", "withdrawals", "nodes", "services", "endpoints", "identities"), 1
+            ("failures", "last_failure", "withdrawals", "nodes", "services", "endpoints", "identities", "waited"), 1
         )
         more = {"state": "fresh", "refused_by_reason": {"taken": 2}, "drift": {"nodes": 3}, "limits": {"nodes": (4, 5)}}
         return [{"name": name, "own": name == "alpha"} | row | more for name in ("alpha", "beta")]
