@@ -249,6 +249,7 @@ def _judge(pem: bytes) -> None:
         check_leaf(certificate, [AUTHORITY.certificate], NOW, "x")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pair", [AUTHORITY, SERVER], ids=["authority", "server"])
 def test_no_flipped_bit_changes_what_is_taken_and_none_raises_anything_else(pair: Pair) -> None:
     for pem in _with_each_bit_flipped(pair):

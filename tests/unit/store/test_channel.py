@@ -139,6 +139,7 @@ async def test_a_call_under_way_fails_with_its_connection_and_the_next_one_dials
         assert await client.count(b"") == 3
 
 
+@pytest.mark.long
 async def test_no_answer_in_time_is_said_and_another_connection_tried(monkeypatch) -> None:
     async with serving(3.0) as (client, served):
         monkeypatch.setattr(Server, "silent", True)

@@ -70,6 +70,7 @@ async def test_a_watch_that_tells_of_many_changes_goes_on() -> None:
     assert "tells of no change" not in str(error)
 
 
+@pytest.mark.long
 async def test_a_message_of_countless_changes_is_read_in_parts_of_few() -> None:
     changes = 1_000_000
     count, _ = await end_of_watch(PROGRESS + b"\x5a\0" * changes, 1)
