@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase, settings
 # A profile holds for the whole run, and must be loaded before any test module is: its decorators build upon it.
 _SLOW = [HealthCheck.too_slow]
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None, suppress_health_check=_SLOW)
-settings.register_profile("quick", settings.get_profile("fixed"), max_examples=25)  # of `make check`
+settings.register_profile("quick", settings.get_profile("fixed"), max_examples=10)  # of `make check`
 settings.register_profile(
     "soak",
     derandomize=False,

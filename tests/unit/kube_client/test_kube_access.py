@@ -150,6 +150,7 @@ def test_a_plugin_that_fails_is_said(tmp_path: Path) -> None:
         read(kubeconfig(tmp_path / "config", user), "")
 
 
+@pytest.mark.long
 async def test_a_plugin_that_hangs_is_ended(tmp_path: Path) -> None:
     before = (f"import os; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))", "time.sleep(600)")
     user = plugin(tmp_path / "plugin", {"token": "t"}, *before)
