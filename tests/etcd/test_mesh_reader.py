@@ -90,6 +90,17 @@ def take_all(state: MeshState) -> set[object]:
     return {*state.take_nodes(), *state.take_addresses(), *state.take_services()}
 
 
+@asynccontextmanager
+async def running(reader: ClusterReader) -> AsyncIterator[ClusterReader]:
+    """`reader` at work during the block."""
+    task = asyncio.create_task(reader.run())
+    try:
+        yield reader
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
 @pytest.fixture
 def sink() -> StateSink:
     return StateSink()
@@ -104,13 +115,8 @@ def reading(sink: StateSink, etcd: LocalEtcd) -> Callable[..., Any]:
         admit: Callable[[str, ClusterConfig], None] = lambda _n, _c: None, terms: Terms | None = None
     ) -> AsyncIterator[ClusterReader]:
         connect = lambda: EtcdClient(etcd.endpoints, timeout=2.0)  # noqa: E731
-        reader = ClusterReader(BETA, sink, connect, peer_tables, admit, terms)
-        task = asyncio.create_task(reader.run())
-        try:
+        async with running(ClusterReader(BETA, sink, connect, peer_tables, admit, terms)) as reader:
             yield reader
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
     return start
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from state_sink import StateSink
-from test_mesh_reader import BETA, WEB, beat, publish, until, web
+from test_mesh_reader import BETA, WEB, beat, publish, running, until, web
 
 from clustermesh.address import parse, text
 from clustermesh.mesh.messages import Terms
@@ -38,12 +37,8 @@ async def slowed(etcd: LocalEtcd, sink: StateSink, budget: Budget) -> AsyncItera
     terms = Terms(audit=0.3)
     reader = ClusterReader(BETA, sink, connect, peer_tables, lambda _n, _c: None, terms)
     reader.budget = budget
-    task = asyncio.create_task(reader.run())
-    try:
+    async with running(reader):
         yield reader
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_who_is_slowed_down_is_fresh_all_the_same_and_ends_in_the_truth(
