@@ -192,7 +192,7 @@ async def _send(writer: asyncio.StreamWriter, reply: dict[str, Any]) -> None:
             await asyncio.wait_for(writer.drain(), _IDLE)
     else:
         writer.write(msgspec.json.encode(reply) + b"\n")
-    await writer.drain()
+        await writer.drain()
 
 
 async def _told(rows: Iterator[Any]) -> AsyncIterator[bytes]:

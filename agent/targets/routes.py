@@ -12,8 +12,7 @@ import socket
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
-from typing import Final, ParamSpec, TypeVar
+from typing import Final, TypeVar, TypeVarTuple
 
 from agent import netlink
 from agent.plan.routes import Kind, Route, RouteKey
@@ -21,8 +20,8 @@ from agent.rtnetlink import BLACKHOLE, UNICAST, RawRoute, RouteSocket
 from clustermesh.address import prefix_text
 from clustermesh.errors import ApplyError
 
-P = ParamSpec("P")
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 PROTOCOL: Final = 177  # /etc/iproute2/rt_protos: taken by nobody there
 _KINDS: Final[Mapping[int, Kind]] = {UNICAST: "unicast", BLACKHOLE: "blackhole"}
@@ -83,9 +82,9 @@ class RouteTarget:
         if failed:
             raise ApplyError(failed)
 
-    async def _do(self, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
+    async def _do(self, work: Callable[[*Ts], T], *given: *Ts) -> T:
         """In the thread. Who is cancelled waits for its end nevertheless: whatever is begun next comes after it."""
-        doing = asyncio.get_running_loop().run_in_executor(self._thread, partial(work, *given, **named))
+        doing = asyncio.get_running_loop().run_in_executor(self._thread, work, *given)
         try:
             return await asyncio.shield(doing)
         except asyncio.CancelledError:
