@@ -1,10 +1,10 @@
-/* SPDX-License-Identifier: Apache-2.0 */
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* The entry points. Services are translated at the socket (sock.h), encryption is enforced at the device (strict.h). */
 #include "sock_addr.h"
 #include "strict.h"
 
-/* No helper used here is reserved for GPL programs. */
-DECLARE_LICENSE("Apache-2.0");
+/* As every file here: helpers that are reserved for GPL programs (ring buffers, routes, neighbours) may be used. */
+DECLARE_LICENSE("Dual BSD/GPL");
 
 SEC("cgroup/connect4")
 int connect4(struct bpf_sock_addr *ctx)

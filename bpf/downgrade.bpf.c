@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: Apache-2.0 */
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Readers of what sockets meant as layout v1 wrote it down, attached before an agent of that version exchanges its hooks
  * one after another: what its sendmsg and connect write is shown also before its own readers run. */
 #include <linux/bpf.h>
@@ -7,7 +7,7 @@
 #include "maps.h"
 #include <bpf/bpf_endian.h>
 
-DECLARE_LICENSE("Apache-2.0");
+DECLARE_LICENSE("Dual BSD/GPL");
 
 struct lb4_reverse_key {
 	__u64 cookie;

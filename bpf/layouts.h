@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: Apache-2.0 */
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Every layout the agent and the programs share. agent/bpf/layouts.py says the same in Python; a test compares each
  * field. Addresses and ports are in network order, all else in host order; padding is zero, since keys are compared
  * byte by byte. A change of any layout needs a new LAYOUT_VERSION in agent/bpf/layouts.py.

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: Apache-2.0 */
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Which backend answers for a service: the lookup and the choice, for whatever hook asks. The choice is a function of a
  * seed: a random one spreads, the same one stays with its backend while backends and shares stay as they are.
  *

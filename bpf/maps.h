@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: Apache-2.0 */
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* How maps and constants are declared and named, in a form that both loaders take. libbpf makes the maps from their
  * declarations; where BCC compiles on the node (-DCLUSTERMESH_BCC), the loader has made or adopted them before and names
  * each by its descriptor (-Dlb_services_fd=7): BCC knows no declarations by BTF, and its own would not take pinned maps.

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: Apache-2.0 */
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Services at the socket: the address is changed once, when a socket connects or sends, and no packet is touched. */
 #ifndef CLUSTERMESH_SOCK_H
 #define CLUSTERMESH_SOCK_H

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: Apache-2.0 */
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Reading and writing the address of a sock_addr context. An IPv6 socket that speaks IPv4, as Java's do, names mapped
  * addresses, which is what the maps hold: it needs no care. */
 #ifndef CLUSTERMESH_SOCK_ADDR_H

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: Apache-2.0 */
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Strict mode, on the device that carries traffic between nodes: there, pod to pod traffic is inside WireGuard or it is
  * not at all. Only addresses are looked at, so fragments, options and extension headers need no care. */
 #ifndef CLUSTERMESH_STRICT_H

@@ -44,9 +44,9 @@ def call_helper(number: int) -> Instruction:
 
 
 def program_load(kind: ProgramType, instructions: Sequence[Instruction], attach_type: int = 0) -> int:
-    """Load a program that asks for no GPL helper. The OSError's text ends with the verifier's log."""
+    """Load a program. The OSError's text ends with the verifier's log."""
     code = buffer_of(b"".join(_INSTRUCTION.pack(*each) for each in instructions))
-    license_name, log = buffer_of(b"Apache-2.0\0"), ctypes.create_string_buffer(_LOG_SIZE)
+    license_name, log = buffer_of(b"Dual BSD/GPL\0"), ctypes.create_string_buffer(_LOG_SIZE)
     attr = struct.pack(
         "=IIQQIIQ4x4x16s4xI",
         kind,

@@ -1,11 +1,11 @@
-/* SPDX-License-Identifier: Apache-2.0 */
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* The choice of lb.h alone, for test runs: behind the Ethernet header the packet has a service key and a seed, and gets the
  * backend's address and port in the place of the service's. The verdict is the program's. */
 #include <linux/if_ether.h>
 
 #include "lb.h"
 
-DECLARE_LICENSE("Apache-2.0");
+DECLARE_LICENSE("Dual BSD/GPL");
 
 struct question {
 	struct lb_service_key key;

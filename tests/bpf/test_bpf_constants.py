@@ -18,7 +18,7 @@ _SOURCES = Path(__file__).parents[2] / "bpf"
 _PROGRAM = """
 #include <linux/bpf.h>
 #include "maps.h"
-DECLARE_LICENSE("Apache-2.0");
+DECLARE_LICENSE("Dual BSD/GPL");
 CONSTANT(bool, first, false);
 CONSTANT(__u32, second, 7);
 CONSTANT(bool, third, false);
