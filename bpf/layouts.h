@@ -8,6 +8,9 @@
  *   lb_slots     service id, group, block of slots -> ids of backends
  *   lb_backends  id                                -> where it is, its state
  *   lb_clusters  0                                 -> what each cluster does not get of its share
+ *   lb_maglev    service id                        -> a table of ids of backends, where the algorithm is MAGLEV
+ *   lb_affinity  a client, service id              -> the backend it stays with; the programs write it
+ *   lb_source_ranges  service id, prefix           -> who of those outside may ask
  *
  * A reader goes down this list, a writer up: what is named is there before, and goes after, what names it. Fields marked
  * (0) are zero today and keep their meaning from now on, so that what they are for needs no new layout. */
@@ -45,22 +48,30 @@ enum algorithm {
 	ALGORITHM_MAGLEV,
 };
 
+enum service_flag {
+	SERVICE_SOURCE_RANGES = 1, /* those outside must be in lb_source_ranges */
+	SERVICE_EXTERNAL = 2,      /* those outside have an entry of their own, of SCOPE_EXTERNAL */
+	SERVICE_KEEP_SOURCE = 4,   /* its backends are on this node, and see the address of whoever asks */
+};
+
+/* Those inside (sockets, pods) find SCOPE_ANY; those outside find SCOPE_ANY and, where that has SERVICE_EXTERNAL,
+ * SCOPE_EXTERNAL instead. To them KIND_CLUSTER_IP is nothing. */
 struct lb_service_key {
 	struct address address;
 	__be16 port;
 	__u8 protocol;
-	__u8 scope; /* enum service_scope (0) */
+	__u8 scope; /* enum service_scope */
 };
 _Static_assert(sizeof(struct lb_service_key) == 20, "lb_service_key");
 
 struct lb_service {
 	__u32 service_id;
 	__u32 weight;           /* of all groups together */
-	__u32 affinity_seconds; /* how long a client stays with its backend (0) */
+	__u32 affinity_seconds; /* how long a client stays with its backend; 0: it does not */
 	__u16 groups;           /* those of a lower tier first */
-	__u16 flags;            /* (0) */
+	__u16 flags;            /* enum service_flag */
 	__u8 kind;              /* enum service_kind */
-	__u8 algorithm;         /* enum algorithm (0) */
+	__u8 algorithm;         /* enum algorithm */
 	__u8 tiers;             /* beyond the first (0) */
 	__u8 pad;
 };
@@ -138,6 +149,50 @@ struct lb_clusters {
 };
 _Static_assert(sizeof(struct lb_clusters) == 1024, "lb_clusters");
 
+/* A prime: the table of Maglev (NSDI 2016, 3.4), in which each backend has as many places as its part. Those of equal
+ * backends are equal on every node. */
+enum { MAGLEV_PLACES = 1021 };
+
+struct lb_maglev {
+	__u32 backend_ids[MAGLEV_PLACES];
+};
+_Static_assert(sizeof(struct lb_maglev) == 4084, "lb_maglev");
+
+/* The client is an address, or for a socket the cookie of its network namespace: in words 0 and 1, word 2 all ones. */
+struct lb_affinity_key {
+	struct address client;
+	__u32 service_id;
+	__u32 pad;
+};
+_Static_assert(sizeof(struct lb_affinity_key) == 24, "lb_affinity_key");
+
+/* Where it stood in lb_slots when it was chosen: what stands there no more is looked for, and what the service has no more
+ * is left. */
+struct lb_affinity {
+	__u64 used_ns; /* of CLOCK_MONOTONIC; at most a second behind */
+	__u32 backend_id;
+	__u16 group;
+	__u16 slot;
+};
+_Static_assert(sizeof(struct lb_affinity) == 16, "lb_affinity");
+
+struct lb_source_range_key {
+	__u32 prefix_length; /* 32, and of the address's 128 bits */
+	__u32 service_id;
+	struct address address;
+};
+_Static_assert(sizeof(struct lb_source_range_key) == 24, "lb_source_range_key");
+
+/* The service a connected socket meant, and the backend that it did so of: a connect that failed has left it with another. */
+struct lb_meant {
+	struct address address;
+	struct address backend;
+	__be16 port;
+	__be16 backend_port;
+	__u32 backend_id;
+};
+_Static_assert(sizeof(struct lb_meant) == 40, "lb_meant");
+
 struct lb_reverse_key {
 	__u64 cookie;
 	struct address address;
@@ -206,6 +261,18 @@ DECLARE_MAP(lb_backends, BPF_MAP_TYPE_HASH, __u32, struct lb_backend, 131072, BP
 
 /* What is taken from each cluster's share, everywhere? */
 DECLARE_MAP(lb_clusters, BPF_MAP_TYPE_ARRAY, __u32, struct lb_clusters, 1, 0);
+
+/* Which backend does this service's table give? */
+DECLARE_MAP(lb_maglev, BPF_MAP_TYPE_HASH, __u32, struct lb_maglev, 65536, BPF_F_NO_PREALLOC);
+
+/* Which backend does this client stay with? */
+DECLARE_MAP(lb_affinity, BPF_MAP_TYPE_LRU_HASH, struct lb_affinity_key, struct lb_affinity, 65536, 0);
+
+/* May this address ask this service from outside? What is there may. */
+DECLARE_MAP(lb_source_ranges, BPF_MAP_TYPE_LPM_TRIE, struct lb_source_range_key, __u8, 65536, BPF_F_NO_PREALLOC);
+
+/* Which service did this connected socket mean? It goes with its socket. */
+DECLARE_MAP(lb_meant, BPF_MAP_TYPE_SK_STORAGE, int, struct lb_meant, 0, BPF_F_NO_PREALLOC);
 
 /* Which service did this socket mean when it was sent to this backend? */
 DECLARE_MAP(lb_reverse_sk, BPF_MAP_TYPE_LRU_HASH, struct lb_reverse_key, struct lb_reverse, 65536, 0);

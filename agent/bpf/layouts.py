@@ -8,7 +8,7 @@ struct.error or OverflowError when it is packed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from functools import lru_cache
 from itertools import starmap
 from socket import htons
@@ -36,6 +36,7 @@ LB_FULL: Final = 65535
 LB_CLUSTERS: Final = 512
 GROUPS_PER_BLOCK: Final = 8
 SLOTS_PER_BLOCK: Final = 16
+MAGLEV_PLACES: Final = 1021
 
 
 class Reason(IntEnum):
@@ -51,6 +52,14 @@ class Reason(IntEnum):
     DROP_CLEAR_EGRESS = 7
 
 
+class ServiceFlag(IntFlag):
+    """What else holds for a service's entry."""
+
+    SOURCE_RANGES = 1
+    EXTERNAL = 2
+    KEEP_SOURCE = 4
+
+
 class NodeIdentity(IntEnum):
     """Identities of machines. In the ipcache they mark an address that strict mode lets talk in clear."""
 
@@ -60,7 +69,8 @@ class NodeIdentity(IntEnum):
 
 
 class Number(NamedTuple):
-    """Key of lb_backends (its id) and of lb_clusters, and each of the ids that are a value of lb_slots."""
+    """Key of lb_backends (its id), lb_clusters and lb_maglev (a service's id); each of the ids of backends that are a
+    value of lb_slots or lb_maglev."""
 
     number: int
 
@@ -136,6 +146,47 @@ class Reduced(NamedTuple):
     part: int
 
 
+class AffinityKey(NamedTuple):
+    """Key of lb_affinity. `client` is an address, or what stands for a network namespace."""
+
+    client: Address
+    service_id: int
+
+
+class AffinityValue(NamedTuple):
+    """Value of lb_affinity: when the client last asked, by CLOCK_MONOTONIC; the backend it stays with, and where that
+    was in lb_slots."""
+
+    used_ns: int
+    backend_id: int
+    group: int = 0
+    slot: int = 0
+
+
+class SourceRangeKey(NamedTuple):
+    """Key of lb_source_ranges: see `pack_source_range`."""
+
+    prefix_length: int
+    service_id: int
+    address: Address
+
+
+class Allowed(NamedTuple):
+    """Value of lb_source_ranges."""
+
+    allowed: int = 1
+
+
+class MeantValue(NamedTuple):
+    """Value of lb_meant, which belongs to a socket: the service it means, the backend it was connected to."""
+
+    address: Address
+    backend: Address
+    port: int
+    backend_port: int
+    backend_id: int
+
+
 class ReverseKey(NamedTuple):
     """Key of lb_reverse_sk: a socket's cookie and the backend it was sent to."""
 
@@ -198,6 +249,11 @@ _LAYOUTS: Final[Mapping[type, _Layout]] = {
     SlotsKey: _Layout("IHH"),
     Reduced: _Layout("H"),
     BackendValue: _Layout("APBBHHH2x"),
+    AffinityKey: _Layout("AI4x"),
+    AffinityValue: _Layout("QIHH"),
+    SourceRangeKey: _Layout("IIA"),
+    Allowed: _Layout("B"),
+    MeantValue: _Layout("AAPPI"),
     ReverseKey: _Layout("QAP6x"),
     ReverseValue: _Layout("AP2x"),
     CidrKey: _Layout("IA"),
@@ -209,11 +265,14 @@ MAPS: Final[Mapping[str, tuple[type[Any], type[Any]]]] = {
     "lb_slots": (SlotsKey, Number),
     "lb_backends": (Number, BackendValue),
     "lb_clusters": (Number, Reduced),
+    "lb_maglev": (Number, Number),
+    "lb_affinity": (AffinityKey, AffinityValue),
+    "lb_source_ranges": (SourceRangeKey, Allowed),
     "lb_reverse_sk": (ReverseKey, ReverseValue),
     "ipcache": (AddressKey, IpcacheValue),
     "ipcache_cidr": (CidrKey, IpcacheValue),
 }
-"""What keys are, and what values are or have side by side."""
+"""What keys are, and what values are or have side by side. lb_meant is not among them: it has no keys but sockets."""
 
 _SERVICE_KEY: Final = _LAYOUTS[ServiceKey].struct
 
@@ -264,6 +323,11 @@ def pack_cidr(prefix: Prefix) -> bytes:
     if masked(prefix.address, prefix.length) != prefix.address:
         raise OverflowError(f"{prefix} has bits set beyond its length")
     return pack(CidrKey(prefix.length, prefix.address))
+
+
+def pack_source_range(service_id: int, prefix: Prefix) -> bytes:
+    """Key of lb_source_ranges. Bits beyond the prefix are ignored, as Kubernetes does."""
+    return pack(SourceRangeKey(32 + prefix.length, service_id, masked(prefix.address, prefix.length)))
 
 
 def pack_service_key(address: Address, port: int, protocol: int, scope: int) -> bytes:

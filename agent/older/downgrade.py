@@ -30,7 +30,6 @@ from agent.bpf.hooks import SOCKET_PROGRAMS, Program
 from agent.bpf.layouts import (
     LAYOUT_VERSION,
     LB_FULL,
-    MAPS,
     BackendValue,
     Number,
     Reduced,
@@ -64,6 +63,8 @@ _ONE_BY_ONE: Final[Mapping[str, tuple[str, Callable[[bytes, bytes], tuple[bytes,
     "ipcache4": ("ipcache", layout_v1.address_to_v1),
     "ipcache4_cidr": ("ipcache_cidr", layout_v1.cidr_to_v1),
 }
+
+_READ: Final = ("lb_services", "lb_groups", "lb_slots", "lb_backends", "lb_clusters", *dict(_ONE_BY_ONE.values()))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -136,7 +137,7 @@ async def keep_ipv4_only(device: Device) -> None:
 
 async def _read(folder: Path) -> dict[str, Entries]:
     tables = {}
-    for name in MAPS:
+    for name in _READ:
         try:
             fd = object_get(folder / name)
         except FileNotFoundError as e:

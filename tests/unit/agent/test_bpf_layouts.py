@@ -21,26 +21,33 @@ from agent.bpf.layouts import (
     LB_CLUSTERS,
     LB_FULL,
     AddressKey,
+    AffinityKey,
+    AffinityValue,
+    Allowed,
     BackendValue,
     CidrKey,
     GroupsKey,
     IpcacheValue,
     LbGroup,
+    MeantValue,
     NodeIdentity,
     Number,
     Reason,
     Reduced,
     ReverseKey,
     ReverseValue,
+    ServiceFlag,
     ServiceKey,
     ServiceValue,
     SlotsKey,
+    SourceRangeKey,
     pack,
     pack_backends,
     pack_cidr,
     pack_factors,
     pack_service_key,
     pack_slots,
+    pack_source_range,
     unpack,
     unpack_each,
 )
@@ -55,6 +62,10 @@ STRUCTS: Mapping[str, type[Any]] = {
     "lb_group": LbGroup,
     "lb_slots_key": SlotsKey,
     "lb_backend": BackendValue,
+    "lb_affinity_key": AffinityKey,
+    "lb_affinity": AffinityValue,
+    "lb_source_range_key": SourceRangeKey,
+    "lb_meant": MeantValue,
     "lb_reverse_key": ReverseKey,
     "lb_reverse": ReverseValue,
     "ipcache_cidr_key": CidrKey,
@@ -64,16 +75,18 @@ ARRAYS: Mapping[str, tuple[type[Any], int]] = {  # of what, and how many
     "lb_groups": (LbGroup, 8),
     "lb_slots": (Number, 16),
     "lb_clusters": (Reduced, 512),
+    "lb_maglev": (Number, 1021),
 }
 ENUMS: Mapping[str, tuple[type[IntEnum], str]] = {
     "service_kind": (Kind, "KIND_"),
     "service_scope": (Scope, "SCOPE_"),
+    "service_flag": (ServiceFlag, "SERVICE_"),
     "algorithm": (Algorithm, "ALGORITHM_"),
     "backend_state": (BackendState, "BACKEND_"),
     "node_identity": (NodeIdentity, "IDENTITY_"),
     "reason": (Reason, "REASON_"),
 }
-CONSTANTS = ("LB_FULL", "LB_CLUSTERS", "GROUPS_PER_BLOCK", "SLOTS_PER_BLOCK")
+CONSTANTS = ("LB_FULL", "LB_CLUSTERS", "GROUPS_PER_BLOCK", "SLOTS_PER_BLOCK", "MAGLEV_PLACES")
 
 
 class Field(NamedTuple):
@@ -197,6 +210,11 @@ _ANY = st.one_of(
     st.builds(Number, _U32),
     st.builds(BackendValue, _ADDRESS, _U16, _U8, _U8, _U16, _U16, _U16),
     st.builds(Reduced, _U16),
+    st.builds(AffinityKey, _ADDRESS, _U32),
+    st.builds(AffinityValue, _U64, _U32, _U16, _U16),
+    st.builds(SourceRangeKey, st.integers(0, 160), _U32, _ADDRESS),
+    st.builds(Allowed, _U8),
+    st.builds(MeantValue, _ADDRESS, _ADDRESS, _U16, _U16, _U32),
     st.builds(ReverseKey, _U64, _ADDRESS, _U16),
     st.builds(ReverseValue, _ADDRESS, _U16),
     st.builds(AddressKey, _ADDRESS),
@@ -251,6 +269,12 @@ def test_a_cidr_is_a_prefix_as_the_kernel_orders_it() -> None:
 def test_a_cidr_with_host_bits_is_refused() -> None:
     with pytest.raises(OverflowError, match="beyond its length"):
         pack_cidr(Prefix(ONE, 120))
+
+
+def test_a_source_range_is_a_prefix_behind_its_service() -> None:
+    for written in ("10.1.0.0", "10.1.2.3"):
+        key = unpack(SourceRangeKey, pack_source_range(7, Prefix(parse(written), 96 + 16)))
+        assert key == SourceRangeKey(32 + 96 + 16, 7, parse("10.1.0.0"))
 
 
 def test_only_active_backends_are_packed() -> None:
