@@ -15,7 +15,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ _SHOWN = "@clustermesh-agent"  # as ss(8) and netstat(8) have it
 _PATIENCE = 1  # seconds for whoever holds it
 
 Method = Callable[[dict[str, Any]], Any]
-"""The result, or something to await for it; of a large list an iterator of its rows, see `agent.listing`."""
+"""The result, or something to await for it; of a large list an iterator of its rows, see `agent.listing`; of what
+has no end an async generator of whole lines, of which the first is the reply."""
 
 
 class Request(Struct, frozen=True):
@@ -190,6 +191,11 @@ async def _send(writer: asyncio.StreamWriter, reply: dict[str, Any]) -> None:
         async for part in _told(rows):
             writer.write(part)
             await asyncio.wait_for(writer.drain(), _IDLE)
+    elif isinstance(rows, AsyncGenerator):
+        async with contextlib.aclosing(rows):
+            async for line in rows:
+                writer.write(line)
+                await asyncio.wait_for(writer.drain(), _IDLE)
     else:
         writer.write(msgspec.json.encode(reply) + b"\n")
         await writer.drain()

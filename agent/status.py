@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import asdict
 
@@ -34,6 +34,9 @@ from clustermesh.why.facts import Facts
 from clustermesh.why.subject import parse_subject
 from clustermesh.wire.agent_report import AgentReport, SeenCluster
 
+if TYPE_CHECKING:
+    from agent.monitor import Monitor
+
 _SHOWN = 20  # refused entries, and problems of one kind, that are named
 _FIRST_STATE = "waiting for the first whole state"
 _MAP_OF = {"ipcache": "ipcache", "ipcache-cidrs": "ipcache_cidr"}  # by tracker; all others are lb_...
@@ -55,6 +58,7 @@ class Status:
         self._own, self._peers = own, peers
         self.rival: Callable[[], str] = lambda: ""  # who else claims to be this node
         self.listing = Listing(state, domains, self._cluster_name)
+        self._monitored: Monitor | None = None
         self._looker = Looker(options.node, state, domains, state.propagation)
 
     def methods(self) -> dict[str, Method]:
@@ -64,6 +68,7 @@ class Status:
         pods = self._pods
         return {read.__name__: lambda _params, read=read: read() for read in reads} | {
             "why": lambda params: self.why(str(params.get("subject", ""))),
+            "monitor": self._monitor,
             "cni_add": pods.add,
             "cni_del": pods.delete,
             "cni_check": pods.check,
@@ -186,6 +191,14 @@ class Status:
     async def why(self, subject: str) -> Facts:
         """All that is known of a service, an address or an identity. Raises Invalid for what is none."""
         return await self._looker.look(parse_subject(subject), self._readers(), self.not_ready())
+
+    def _monitor(self, params: dict[str, Any]) -> AsyncGenerator[bytes, None]:
+        """What the programs tell, for one who listens. All who do share one reader; seldom does anybody."""
+        if self._monitored is None:
+            from agent.monitor import Monitor
+
+            self._monitored = Monitor(self._domains.node.datapath)
+        return self._monitored.listen(params)
 
     def _readers(self) -> list[ClusterReader]:
         return [self._own, *(self._peers.readers[name] for name in sorted(self._peers.readers))]

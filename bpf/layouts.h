@@ -241,8 +241,52 @@ enum reason {
 	REASON_DROP_NO_BACKEND,      /* refused: the service has no usable backend */
 	REASON_DROP_CLEAR_INGRESS,   /* dropped: pod to pod traffic came in without encryption */
 	REASON_DROP_CLEAR_EGRESS,    /* dropped: pod to pod traffic was about to leave without encryption */
+	REASON_EVENT_LOST,           /* an event was not told of: whoever reads them is behind */
+	REASON_CONNECT_DIRECT,       /* a socket was connected to an address that is no service's */
 	REASONS,
 };
+
+/* What an event is, for whoever listens to some of them only: a bit of events_wanted.types. */
+enum event_type {
+	EVENT_DROP,
+	EVENT_LB,    /* an address was translated */
+	EVENT_TRACE, /* a connection was opened */
+};
+
+enum { EVENT_HEAD = 64 };
+
+/* What is zero is not known. The addresses are those before anything was changed, `new_` where they were changed. */
+struct event {
+	__u64 time;   /* in ns, as bpf_ktime_get_ns() and CLOCK_MONOTONIC have it */
+	__u64 cookie; /* the socket's */
+	struct address source;
+	struct address destination;
+	struct address new_source;
+	struct address new_destination;
+	__be16 source_port;
+	__be16 destination_port;
+	__be16 new_source_port;
+	__be16 new_destination_port;
+	__u32 source_identity;      /* (0) */
+	__u32 destination_identity; /* (0) */
+	__u32 ifindex;
+	__u16 cpu;
+	__u8 reason; /* enum reason */
+	__u8 type;   /* enum event_type */
+	__u8 protocol;
+	__u8 head_size;        /* how much there is of `head` */
+	__u8 pad[6];           /* (0), room for what a policy says */
+	__u8 head[EVENT_HEAD]; /* of the packet, from its network header on: says what the fields above do not */
+};
+_Static_assert(sizeof(struct event) == 176, "event");
+
+/* Who listens renews it all the time: killed, he listens no more. */
+struct events_wanted {
+	__u64 until; /* as event.time */
+	__u32 types; /* a bit for each */
+	__u32 pad;
+};
+_Static_assert(sizeof(struct events_wanted) == 16, "events_wanted");
 
 #if defined(__bpf__) || defined(CLUSTERMESH_BCC)
 #include "maps.h"
@@ -286,6 +330,12 @@ DECLARE_MAP(ipcache_cidr, BPF_MAP_TYPE_LPM_TRIE, struct ipcache_cidr_key, struct
 
 /* How often did this happen? */
 DECLARE_MAP(metrics, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, __u64, REASONS, 0);
+
+/* What happened just now? Read by one reader at a time: the agent, for all who ask it. */
+DECLARE_RING(events, 1 << 20);
+
+/* Does anybody want to know? */
+DECLARE_MAP(events_wanted, BPF_MAP_TYPE_ARRAY, __u32, struct events_wanted, 1, 0);
 
 #endif
 #endif

@@ -11,6 +11,7 @@
 #define SEC(name)
 #define DECLARE_LICENSE(name) /* BCC is told by its caller */
 #define DECLARE_MAP(name, map_type, key_type, value_type, size, flags)
+#define DECLARE_RING(name, size)
 #define MAP(name) ((void *)bpf_pseudo_fd(1, name##_fd))
 /* As -Dhas_set_retval_value=1. */
 #define CONSTANT(type, name, value) enum { name = name##_value }
@@ -27,6 +28,11 @@
 		__uint(max_entries, size);                                                                             \
 		__type(key, key_type);                                                                                 \
 		__type(value, value_type);                                                                             \
+	} name SEC(".maps")
+#define DECLARE_RING(name, size)                                                                                       \
+	struct {                                                                                                       \
+		__uint(type, BPF_MAP_TYPE_RINGBUF);                                                                    \
+		__uint(max_entries, size);                                                                             \
 	} name SEC(".maps")
 #define MAP(name) (&name)
 #define DECLARE_LICENSE(name) char _license[] SEC("license") = name

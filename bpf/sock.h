@@ -38,10 +38,29 @@ static __always_inline void remember(struct bpf_sock_addr *ctx, const struct pee
 		report(ctx, REASON_REVERSE_LOST);
 }
 
-/* As a port nobody listens on refuses: what kube-proxy's reject rule looks like to the caller, too. */
-static __always_inline enum verdict refuse(struct bpf_sock_addr *ctx)
+/* Counted, and told with where the socket was sent: `to`, and instead `backend` unless that is NULL. */
+static __always_inline void report_socket(struct bpf_sock_addr *ctx, enum reason reason, enum event_type type,
+					  const struct peer *to, const struct peer *backend)
 {
-	report(ctx, REASON_DROP_NO_BACKEND);
+	struct event *event = event_of(reason, type);
+
+	if (!event)
+		return;
+	event->cookie = bpf_get_socket_cookie(ctx);
+	event->protocol = ctx->protocol;
+	event->destination = to->address;
+	event->destination_port = to->port;
+	if (backend) {
+		event->new_destination = backend->address;
+		event->new_destination_port = backend->port;
+	}
+	event_submit(event);
+}
+
+/* As a port nobody listens on refuses: what kube-proxy's reject rule looks like to the caller, too. */
+static __always_inline enum verdict refuse(struct bpf_sock_addr *ctx, const struct peer *service)
+{
+	report_socket(ctx, REASON_DROP_NO_BACKEND, EVENT_DROP, service, NULL);
 	if (has_set_retval)
 		bpf_set_retval(-ECONNREFUSED);
 	return REJECT;
@@ -54,9 +73,11 @@ static __always_inline enum verdict forward(struct bpf_sock_addr *ctx, struct pe
 	struct peer service = *to;
 	enum verdict verdict = lb_translate(ctx, &key, seed, to);
 
-	if (verdict == TRANSLATED)
+	if (verdict == TRANSLATED) {
 		remember(ctx, &service, to, repeated);
-	return verdict == REJECT ? refuse(ctx) : verdict;
+		report_socket(ctx, repeated ? REASON_DATAGRAM : REASON_CONNECT, EVENT_LB, &service, to);
+	}
+	return verdict == REJECT ? refuse(ctx, &service) : verdict;
 }
 
 /* A socket connected anew, to this address itself, must not be shown a service it meant before. Sending proves nothing of
@@ -74,10 +95,10 @@ static __always_inline enum verdict forward_connect(struct bpf_sock_addr *ctx, s
 {
 	enum verdict verdict = forward(ctx, to, bpf_get_prandom_u32(), false);
 
-	if (verdict == TRANSLATED)
-		report(ctx, REASON_CONNECT);
-	else if (verdict == CONTINUE)
+	if (verdict == CONTINUE) {
 		forget(ctx, to);
+		report_socket(ctx, REASON_CONNECT_DIRECT, EVENT_TRACE, to, NULL);
+	}
 	return verdict;
 }
 
@@ -94,11 +115,7 @@ static __always_inline __u32 datagram_seed(struct bpf_sock_addr *ctx, const stru
 /* forward() for one datagram. */
 static __always_inline enum verdict forward_datagram(struct bpf_sock_addr *ctx, struct peer *to)
 {
-	enum verdict verdict = forward(ctx, to, datagram_seed(ctx, to), true);
-
-	if (verdict == TRANSLATED)
-		report(ctx, REASON_DATAGRAM);
-	return verdict;
+	return forward(ctx, to, datagram_seed(ctx, to), true);
 }
 
 /* Turns a backend's address in `from` into the service's that this socket meant. */

@@ -63,7 +63,7 @@ static __always_inline int require_encryption(struct __sk_buff *skb, enum reason
 		return NEXT;
 	if (!is_mesh_pod(&ends[0]) || !is_mesh_pod(&ends[1]))
 		return NEXT;
-	report(skb, reason);
+	report_packet(skb, reason, EVENT_DROP);
 	return TC_ACT_SHOT;
 }
 

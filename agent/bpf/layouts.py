@@ -17,8 +17,8 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeVar
 
 from clustermesh.address import Address, Prefix, masked
-from clustermesh.mesh.resolve import Backends
-from clustermesh.model import BackendState, Protocol
+from clustermesh.mesh.resolve import Backends, BackendState
+from clustermesh.model import Protocol
 
 T = TypeVar("T")
 
@@ -50,6 +50,16 @@ class Reason(IntEnum):
     DROP_NO_BACKEND = 5
     DROP_CLEAR_INGRESS = 6
     DROP_CLEAR_EGRESS = 7
+    EVENT_LOST = 8
+    CONNECT_DIRECT = 9
+
+
+class EventType(IntEnum):
+    """What an event is."""
+
+    DROP = 0
+    LB = 1
+    TRACE = 2
 
 
 class ServiceFlag(IntFlag):
@@ -219,6 +229,37 @@ class IpcacheValue(NamedTuple):
     flags: int = 0
 
 
+class Event(NamedTuple):
+    """A record of the ring buffer `events`. `head` is what there is of the packet, filled up with zeros."""
+
+    time: int
+    cookie: int
+    source: Address
+    destination: Address
+    new_source: Address
+    new_destination: Address
+    source_port: int
+    destination_port: int
+    new_source_port: int
+    new_destination_port: int
+    source_identity: int
+    destination_identity: int
+    ifindex: int
+    cpu: int
+    reason: int
+    type: int
+    protocol: int
+    head_size: int
+    head: bytes
+
+
+class EventsWanted(NamedTuple):
+    """Value of events_wanted: until when, by CLOCK_MONOTONIC in ns, and a bit for each EventType."""
+
+    until: int
+    types: int
+
+
 def _whole(address: Address) -> Address:
     """struct would cut or fill one of another length without a word."""
     if len(address) != 16:
@@ -258,6 +299,8 @@ _LAYOUTS: Final[Mapping[type, _Layout]] = {
     ReverseValue: _Layout("AP2x"),
     CidrKey: _Layout("IA"),
     IpcacheValue: _Layout("IABB2x"),
+    Event: _Layout("QQAAAAPPPPIIIHBBBB6x64s"),
+    EventsWanted: _Layout("QI4x"),
 }
 MAPS: Final[Mapping[str, tuple[type[Any], type[Any]]]] = {
     "lb_services": (ServiceKey, ServiceValue),
@@ -275,6 +318,11 @@ MAPS: Final[Mapping[str, tuple[type[Any], type[Any]]]] = {
 """What keys are, and what values are or have side by side. lb_meant is not among them: it has no keys but sockets."""
 
 _SERVICE_KEY: Final = _LAYOUTS[ServiceKey].struct
+
+
+def form_of(kind: type[Any]) -> str:
+    """How the module struct reads one of the tuples above, but that ports are left in network order."""
+    return _LAYOUTS[kind].struct.format
 
 
 def pack(entry: tuple[Any, ...]) -> bytes:

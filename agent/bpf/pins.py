@@ -70,7 +70,10 @@ def pin_in_place(fd: int, path: Path) -> None:
 
 
 def copy_entries(source: PinnedMap, target: int, target_size: int, name: str) -> None:
-    """Copy every entry to a map that differs in nothing but its size. Refused where they do not all fit."""
+    """Copy every entry to a map that differs in nothing but its size. Refused where they do not all fit. Of a ring
+    buffer nothing: whoever reads it has read it."""
+    if source.shape.type == MapType.RINGBUF:
+        return
     if source.shape.type == MapType.PERCPU_ARRAY:
         _copy_counters(source, target, target_size)
         return

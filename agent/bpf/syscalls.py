@@ -60,9 +60,11 @@ class MapType(IntEnum):
     """enum bpf_map_type, as far as it is used."""
 
     HASH = 1
+    ARRAY = 2
     PERCPU_ARRAY = 6
     LRU_HASH = 9
     LPM_TRIE = 11
+    RINGBUF = 27
 
 
 class ProgramType(IntEnum):

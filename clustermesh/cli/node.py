@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 
 import click
 
-from clustermesh.agent_socket import DEFAULT_SOCKET, ask
+from clustermesh.agent_socket import DEFAULT_SOCKET, ask, listen
 from clustermesh.cli import FAILED, context_option, output_option, printable
 from clustermesh.cli.table import print_json, print_table
 
@@ -162,6 +163,41 @@ _list(
     lambda row: (row["cluster"], row["limit"], row["used"], row["most"]),
     "List how much each peer may make this node remember, and how much of it is used.",
 )
+
+
+@command.command("monitor")
+@_socket
+@click.option(
+    "--type",
+    "types",
+    multiple=True,
+    type=click.Choice(["drop", "trace", "lb"]),
+    help="Only these: what was refused or dropped, connections opened, addresses translated (default: all).",
+)
+@output_option
+def monitor(socket: Path, types: Sequence[str], output: str) -> None:
+    """Show what the programs in this node's kernel do, as it happens. With -o json, one object a line. Ctrl-C ends it.
+
+    The kernel tells it only while somebody listens. What comes too fast is lost, and the count of that is shown.
+
+    \b
+    Examples:
+      clustermesh node monitor
+      clustermesh node monitor --type drop -o json
+    """
+    from clustermesh.cli.monitor import Form, line_of
+
+    try:
+        told = listen(socket, "monitor", {"types": list(types)})
+        form, lost = Form(next(told)), 0
+        for some in told:
+            for row in form.rows(some["events"], time.time_ns() - time.monotonic_ns()):
+                click.echo(json.dumps(row) if output == "json" else line_of(row))
+            if some["lost"] > lost:
+                click.echo(f"lost {some['lost'] - lost} events, {some['lost']} in all", err=True)
+                lost = some["lost"]
+    except KeyboardInterrupt:
+        pass  # that is how it ends
 
 
 @_GROUPS["encrypt"].command("status")

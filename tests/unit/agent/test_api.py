@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +172,20 @@ async def test_a_line_too_long_ends_the_connection_and_not_the_server(served: Pa
     writer.write(b'{"method": "echo"}\n')
     assert json.loads(await reader.readline()) == {"result": {}}
     writer.close()
+
+
+async def test_lines_without_end_come_as_they_are_made_and_end_with_who_reads_them(tmp_path: Path) -> None:
+    ended = asyncio.Event()
+
+    async def lines() -> AsyncGenerator[bytes, None]:
+        try:
+            for number in itertools.count():
+                yield b"%d\n" % number
+                await asyncio.sleep(0)
+        finally:
+            ended.set()
+
+    async with asking(tmp_path / "agent.sock", {"lines": lambda _: lines()}, "lines") as client:
+        assert [await client.readline() for _ in range(3)] == [b"0\n", b"1\n", b"2\n"]
+        assert not ended.is_set()
+    await asyncio.wait_for(ended.wait(), 60)

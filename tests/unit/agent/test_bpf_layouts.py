@@ -26,6 +26,9 @@ from agent.bpf.layouts import (
     Allowed,
     BackendValue,
     CidrKey,
+    Event,
+    EventsWanted,
+    EventType,
     GroupsKey,
     IpcacheValue,
     LbGroup,
@@ -52,8 +55,7 @@ from agent.bpf.layouts import (
     unpack_each,
 )
 from clustermesh.address import Address, Prefix, from_int, parse, parse_prefix
-from clustermesh.mesh.resolve import Backends, Kind, Scope
-from clustermesh.model import Algorithm, BackendState
+from clustermesh.mesh.resolve import Algorithm, Backends, BackendState, Kind, Scope
 
 HEADER = Path(__file__).parents[3] / "bpf" / "layouts.h"
 STRUCTS: Mapping[str, type[Any]] = {
@@ -71,6 +73,8 @@ STRUCTS: Mapping[str, type[Any]] = {
     "lb_reverse": ReverseValue,
     "ipcache_cidr_key": CidrKey,
     "ipcache_entry": IpcacheValue,
+    "event": Event,
+    "events_wanted": EventsWanted,
 }
 ARRAYS: Mapping[str, tuple[type[Any], int]] = {  # of what, and how many
     "lb_groups": (LbGroup, 8),
@@ -86,6 +90,7 @@ ENUMS: Mapping[str, tuple[type[IntEnum], str]] = {
     "backend_state": (BackendState, "BACKEND_"),
     "node_identity": (NodeIdentity, "IDENTITY_"),
     "reason": (Reason, "REASON_"),
+    "event_type": (EventType, "EVENT_"),
 }
 CONSTANTS = ("LB_FULL", "LB_CLUSTERS", "GROUPS_PER_BLOCK", "SLOTS_PER_BLOCK", "MAGLEV_PLACES")
 
@@ -145,9 +150,11 @@ def _run(folder: Path, structs: Mapping[str, Any], enums: Mapping[str, Any]) -> 
     return {name: tuple(map(int, numbers)) for name, *numbers in map(str.split, printed.splitlines())}
 
 
-def _of(kind: str, number: int) -> Any:
-    """`number` as a field of this type has it."""
-    return from_int(number) if kind == "address" else number
+def _of(field: Field, number: int) -> Any:
+    """`number` as this field has it."""
+    if field.kind == "address":
+        return from_int(number)
+    return number if field.size <= 8 else number.to_bytes(field.size)
 
 
 def test_every_struct_of_the_header_has_its_tuple(compiled: Compiled) -> None:
@@ -160,13 +167,14 @@ def test_every_struct_of_the_header_has_its_tuple(compiled: Compiled) -> None:
 def test_every_field_is_where_the_compiler_has_it(compiled: Compiled, name: str) -> None:
     """One field is set at a time: its bytes are at its offset in its order, and all others are zero."""
     fields = [field for field in compiled.fields[name] if field.name != "pad"]
-    zero = STRUCTS[name](*(_of(field.kind, 0) for field in fields))
+    zero = STRUCTS[name](*(_of(field, 0) for field in fields))
     assert pack(zero) == bytes(compiled.sizes[name])
     for field in fields:
         pattern = bytes(range(1, field.size + 1))
-        packed = pack(zero._replace(**{field.name: _of(field.kind, int.from_bytes(pattern, "big"))}))
+        packed = pack(zero._replace(**{field.name: _of(field, int.from_bytes(pattern, "big"))}))
         end = field.offset + field.size
-        in_order = field.kind.startswith("__be") or field.kind == "address" or sys.byteorder == "big"
+        is_bytes = field.kind.startswith("__be") or field.kind == "address" or field.size > 8
+        in_order = is_bytes or sys.byteorder == "big"
         assert packed[field.offset : end] == (pattern if in_order else pattern[::-1]), field
         assert not any(packed[: field.offset] + packed[end:]), field
 
@@ -221,6 +229,17 @@ _ANY = st.one_of(
     st.builds(AddressKey, _ADDRESS),
     st.builds(CidrKey, st.integers(0, 128), _ADDRESS),
     st.builds(IpcacheValue, _U32, _ADDRESS, _U8, _U8),
+    st.builds(
+        Event,
+        *[_U64] * 2,
+        *[_ADDRESS] * 4,
+        *[_U16] * 4,
+        *[_U32] * 3,
+        _U16,
+        *[_U8] * 4,
+        st.binary(min_size=64, max_size=64),
+    ),
+    st.builds(EventsWanted, _U64, _U32),
 )
 
 
