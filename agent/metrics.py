@@ -15,6 +15,7 @@ from clustermesh.health import serve_health
 from clustermesh.mesh.session import State
 from clustermesh.metrics import AGENT
 
+_DROP: Final = "drop_"
 _OF_CLUSTERS: Final = {
     "failures": "failures",
     "last_failure_ts": "last_failure",
@@ -50,11 +51,29 @@ class StatusCollector:
         yield _made("clustermesh_agent_problems", found or {("",): 0})
         yield _made("cilium_clustermesh_global_services", {(): self._status.global_services()})
         yield from _of_clusters(self._status.clusters())
+        yield from _of_the_kernel(self._status)
         targets = self._status.targets()
         for metric, key in _OF_TARGETS.items():
             yield _made(f"clustermesh_target_{metric}", {(t["name"],): t[key] for t in targets})
         room = {(t["name"],): t["capacity"] for t in targets if t["capacity"]}
         yield _made("clustermesh_target_capacity", room)
+
+
+def _of_the_kernel(status: Status) -> Iterator[Metric]:
+    counters = status.counters()
+    yield _made("clustermesh_datapath_total", {(reason,): n for reason, n in counters.items()})
+    drops = {each.removeprefix(_DROP): n for each, n in counters.items() if each.startswith(_DROP)}
+    yield _made("cilium_drop_count_total", {(each, _direction(each)): n for each, n in drops.items()})
+    maps = {(each["name"],): each for each in status.maps()}
+    yield _made("cilium_bpf_map_pressure", {name: each["entries"] / each["capacity"] for name, each in maps.items()})
+    yield _made("clustermesh_bpf_map_entries", {name: each["entries"] for name, each in maps.items()})
+    yield _made("clustermesh_bpf_map_capacity", {name: each["capacity"] for name, each in maps.items()})
+
+
+def _direction(reason: str) -> str:
+    """In Cilium's words: of what is dropped on its way in or out, or at a service."""
+    last = reason.rpartition("_")[2]
+    return last.upper() if last in ("ingress", "egress") else "UNKNOWN"
 
 
 def _of_clusters(clusters: list[dict[str, Any]]) -> Iterator[Metric]:

@@ -21,6 +21,7 @@ from agent.domains.domains import Domains
 from agent.domains.tables import ThisNode
 from agent.listing import PROTOCOL_NAMES, Listing
 from agent.options import Options
+from agent.pressure import Fill
 from agent.state import AgentState
 from agent.why import Looker
 from agent.wireguard.peer import endpoint_text
@@ -57,6 +58,7 @@ class Status:
         self._options, self._state, self._domains, self._pods = options, state, domains, pods
         self._own, self._peers = own, peers
         self.rival: Callable[[], str] = lambda: ""  # who else claims to be this node
+        self.fills: Callable[[], Mapping[str, Fill]] = dict  # how full the maps are
         self.listing = Listing(state, domains, self._cluster_name)
         self._monitored: Monitor | None = None
         self._looker = Looker(options.node, state, domains, state.propagation)
@@ -87,6 +89,7 @@ class Status:
             "problems": list(map(str, self.problems())),
             "clusters": self.clusters(),
             "targets": self.targets(),
+            "maps": self.maps(),
             "datapath": _datapath(self._domains.node),
             "encryption": self._encryption(_SHOWN),
         }
@@ -99,11 +102,20 @@ class Status:
         """What is wanted in each of the kernel's tables, and how far it is there."""
         return [_target(tracker) for tracker in self._domains.trackers]
 
+    def maps(self) -> list[dict[str, Any]]:
+        """How full each of the kernel's maps is."""
+        fills = sorted(self.fills().items())
+        return [{"name": name, "entries": fill.entries, "capacity": fill.capacity} for name, fill in fills]
+
+    def counters(self) -> dict[str, int]:
+        """What the programs have counted, by reason."""
+        return {reason.name.lower(): n for reason, n in self._domains.node.datapath.counters().items()}
+
     def status(self) -> dict[str, Any]:
         """`summary` and the latest propagation delays."""
         return self.summary() | {
             "time": time.time(),
-            "counters": {str(reason.name).lower(): n for reason, n in self._domains.node.datapath.counters().items()},
+            "counters": self.counters(),
             "propagation_ms": list(self._state.propagation.recent),
         }
 

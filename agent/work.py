@@ -30,6 +30,7 @@ from agent.older import last_good_v1
 from agent.options import Options
 from agent.outdated import Outdated
 from agent.own_cluster import own_cluster
+from agent.pressure import Pressure
 from agent.propagation import Propagation
 from agent.registration import Registration
 from agent.saving import keep_saved
@@ -126,6 +127,8 @@ async def _work(
     registration = Registration(record)
     status = Status(options, state, domains, own, peers, pods)
     status.rival = registration.rival
+    pressure = Pressure(node.datapath, domains.trackers)
+    status.fills = pressure.fills
     ready = asyncio.Event()
 
     def note_ready() -> None:
@@ -149,6 +152,7 @@ async def _work(
         tasks.create_task(report.keep_logged(lambda: [status.not_ready(), *map(str, status.problems())]))
         tasks.create_task(report.keep_reported(etcd, options.node, status.report))
         tasks.create_task(keep_saved(options.last_good, state, own, peers, outdated))
+        tasks.create_task(_once(ready, pressure.keep))
         tasks.create_task(_serve_metrics(options.metrics, status, ready))
 
 
@@ -178,6 +182,11 @@ async def _kept_first(own: ClusterReader, attached: asyncio.Event) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(_KEPT_FIRST):
                 await attached.wait()
+
+
+async def _once(happened: asyncio.Event, keep: Callable[[], Awaitable[None]]) -> None:
+    await happened.wait()
+    await keep()
 
 
 async def _serve_metrics(address: str, status: Status, ready: asyncio.Event) -> None:

@@ -77,7 +77,7 @@ def copy_entries(source: PinnedMap, target: int, target_size: int, name: str) ->
     if source.shape.type == MapType.PERCPU_ARRAY:
         _copy_counters(source, target, target_size)
         return
-    for page in _pages(source.fd, source.shape):
+    for page in pages(source.fd, source.shape):
         _write(target, page.keys, page.values, page.size, name)
 
 
@@ -85,8 +85,8 @@ def copy_missing(source: PinnedMap, target: int, name: str, translation: Transla
     """Copy the entries whose keys the target does not have: what it has is newer. A `translation` turns a key and a
     value of the source into the target's."""
     shape = shape_of(target)
-    known = {key for page in _pages(target, shape) for key, _ in page.entries((shape.key_size, shape.value_size))}
-    for page in _pages(source.fd, source.shape):
+    known = {key for page in pages(target, shape) for key, _ in page.entries((shape.key_size, shape.value_size))}
+    for page in pages(source.fd, source.shape):
         entries = page.entries((source.shape.key_size, source.shape.value_size))
         translated = entries if translation is None else (translation(*entry) for entry in entries)
         missing = [(key, value) for key, value in translated if key not in known]
@@ -94,8 +94,9 @@ def copy_missing(source: PinnedMap, target: int, name: str, translation: Transla
         _write(target, keys, values, len(missing), name)
 
 
-def _pages(fd: int, shape: MapShape) -> Iterator[Page]:
-    cursor, chunk = b"", min(_CHUNK, shape.max_entries)
+def pages(fd: int, shape: MapShape, chunk: int = _CHUNK) -> Iterator[Page]:
+    """All of a map, some `chunk` entries at a time. OSError."""
+    cursor, chunk = b"", min(chunk, shape.max_entries)
     while True:
         page = map_lookup_batch(fd, cursor, (shape.key_size, shape.value_size), chunk)
         if page.error == errno.ENOSPC:

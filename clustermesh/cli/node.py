@@ -92,8 +92,17 @@ def _print_status(found: dict[str, Any]) -> None:
     keys = ("name", "desired", "actual", "pending", "failed", "drift")
     rows = [[target[key] for key in keys] for target in found["targets"]]
     print_table(("TABLE", *map(str.upper, keys[1:])), rows)
+    click.echo()
+    rows = [[each["name"], each["entries"], each["capacity"], _part(each)] for each in found["maps"]]
+    print_table(("MAP", "ENTRIES", "CAPACITY", "FULL"), rows)
+    click.echo()
+    print_table(("COUNTED", "TIMES"), [(name, n) for name, n in found["counters"].items() if n])
     for problem in found["problems"]:
         click.secho(f"❌ {printable(problem)}", fg="red")
+
+
+def _part(fill: dict[str, Any]) -> str:
+    return f"{100 * fill['entries'] / fill['capacity']:.1f} %"
 
 
 def _cluster_row(cluster: dict[str, Any]) -> list[object]:

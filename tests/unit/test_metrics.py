@@ -35,6 +35,12 @@ class _Status:
     def targets(self) -> list[dict[str, object]]:
         return [{"name": "backends", "desired": 1, "pending": 0, "failed": 0, "drift": 2, "capacity": 9}]
 
+    def counters(self) -> dict[str, int]:
+        return {"connect": 5, "drop_no_backend": 2, "drop_clear_ingress": 1}
+
+    def maps(self) -> list[dict[str, object]]:
+        return [{"name": "ipcache", "entries": 1, "capacity": 4}]
+
     def not_ready(self) -> str:
         return ""
 

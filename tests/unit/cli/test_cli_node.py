@@ -85,6 +85,8 @@ def status(**changes: Any) -> dict[str, Any]:
         "cluster": {"name": "alpha", "id": 1},
         "clusters": [cluster, cluster | {"name": "beta", "own": False} | changes.pop("beta", {})],
         "targets": [target],
+        "maps": [{"name": "lb_backends", "entries": 7, "capacity": 200}],
+        "counters": {"connect": 3, "reply": 0},
         "encryption": encryption,
         "datapath": {
             "loader": "libbpf",
@@ -103,6 +105,9 @@ def test_status_shows_clusters_and_tables(agent: Callable[..., Path]) -> None:
     assert "alpha (own)" in result.stdout
     assert "2h ago" in result.stdout
     assert "backends  7        6       1" in result.stdout
+    assert "lb_backends  7        200       3.5 %" in result.stdout
+    assert "connect  3\n" in result.stdout
+    assert "reply" not in result.stdout
 
 
 @pytest.mark.parametrize(
