@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Final
 
 from msgspec import Struct
@@ -82,12 +82,99 @@ class Service(Struct, frozen=True, gc=False, kw_only=True):
     shared: bool = True
 
 
-class LocalService(Struct, frozen=True, gc=False, kw_only=True):
-    """A service as its own cluster's nodes need it: also when it is not global, and with what only they act on."""
+class Algorithm(IntEnum):
+    """How a backend is chosen inside a service (annotation service.cilium.io/lb-algorithm). Numbers as in
+    bpf/layouts.h."""
+
+    RANDOM = 0
+    MAGLEV = 1
+
+
+class BackendState(IntEnum):
+    """Only ACTIVE backends are given to new connections; where a service has none, those that serve while they
+    terminate. Numbers as in bpf/layouts.h."""
+
+    ACTIVE = 0
+    TERMINATING = 1
+    QUARANTINED = 2
+    MAINTENANCE = 3
+
+
+USUAL_WEIGHT: Final = 100
+MAX_WEIGHT: Final = 0xFFFF
+
+
+class BackendDetail(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
+    """What is said of one backend beside its ports.
+
+    `weight` is its part beside others, 1 to MAX_WEIGHT. `node` is where it runs, as far as its service asks for it.
+    `for_zones` and `for_nodes` are hints: who should prefer it.
+    """
+
+    state: BackendState = BackendState.ACTIVE
+    weight: int = USUAL_WEIGHT
+    node: str = ""
+    for_zones: tuple[str, ...] = ()
+    for_nodes: tuple[str, ...] = ()
+
+
+class ServiceType(StrEnum):
+    """`spec.type` of a Service."""
+
+    CLUSTER_IP = "ClusterIP"
+    NODE_PORT = "NodePort"
+    LOAD_BALANCER = "LoadBalancer"
+
+
+class Outside(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
+    """How a service is called from outside of its cluster.
+
+    `node_ports`, on every node, are by the names of the service's ports; at the addresses the ports are the service's
+    own. Where `local_only`, each node gives what comes from outside to backends on it alone, and says at
+    `health_check_port`, if that is not 0, whether it has any. Who calls a load balancer's address must be in one of
+    `source_ranges`: None is everybody, () is nobody.
+    """
+
+    node_ports: Mapping[str, Port] = {}
+    external_ips: tuple[Address, ...] = ()
+    load_balancer_ips: tuple[Address, ...] = ()
+    source_ranges: tuple[Prefix, ...] | None = None
+    local_only: bool = False
+    health_check_port: int = 0
+
+
+class HostPorts(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
+    """The ports of a node that lead to one pod there, by the names that the pod's ports have among the backends. A port
+    with one of `addresses` is at this address of the node, any other at all of them."""
+
+    node: str
+    ports: Mapping[str, Port]
+    addresses: Mapping[str, Address] = {}
+
+
+NOT_OUTSIDE: Final = Outside()
+
+
+class LocalService(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
+    """A service as its own cluster's nodes need it: also when it is not global, and with what only they act on.
+
+    Where `local_only`, a cluster IP leads to backends on the caller's node alone. `affinity_seconds` is for how long a
+    client keeps its backend, 0 for not at all. `details` are of those of the service's backends of which there is
+    anything to say. `draining` are other backends, by their ports: they get no new connection, whatever happens, and
+    finish those they have. What has `host_ports` is no Service but stands for a pod, and concerns its node alone.
+    """
 
     service: Service
     is_global: bool = False
     affinity: Affinity = Affinity.NONE
+    type: ServiceType = ServiceType.CLUSTER_IP
+    outside: Outside = NOT_OUTSIDE
+    local_only: bool = False
+    affinity_seconds: int = 0
+    algorithm: Algorithm = Algorithm.RANDOM
+    details: Mapping[Address, BackendDetail] = {}
+    draining: Mapping[Address, Mapping[str, Port]] = {}
+    host_ports: HostPorts | None = None
 
 
 class NodeAddress(Struct, frozen=True, gc=False, kw_only=True):

@@ -17,8 +17,8 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeVar
 
 from clustermesh.address import Address, Prefix, masked
-from clustermesh.mesh.resolve import Backends, BackendState
-from clustermesh.model import Protocol
+from clustermesh.mesh.resolve import Backends
+from clustermesh.model import BackendState, Protocol
 
 T = TypeVar("T")
 

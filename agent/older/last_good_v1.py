@@ -154,7 +154,8 @@ def _by_text(table: Mapping[Address, T]) -> dict[str, T]:
 
 
 def _local_service(local: LocalService) -> dict[str, Any]:
-    return asdict(local) | {"service": _service(local.service)}
+    """Only what that agent knows."""
+    return {"service": _service(local.service), "is_global": local.is_global, "affinity": local.affinity}
 
 
 def _read(table: Mapping[K, S], read: Callable[[S], T]) -> dict[K, T]:

@@ -18,7 +18,7 @@ from typing import Final
 from msgspec import Struct
 
 from clustermesh.address import V4, Address, is_ipv4
-from clustermesh.model import Affinity, LocalService, Port, Protocol, Service
+from clustermesh.model import Affinity, Algorithm, BackendState, LocalService, Port, Protocol, Service
 
 
 class Kind(IntEnum):
@@ -37,22 +37,6 @@ class Scope(IntEnum):
     ANY = 0
     INTERNAL = 1
     EXTERNAL = 2
-
-
-class Algorithm(IntEnum):
-    """How a backend is chosen inside a service."""
-
-    RANDOM = 0
-    MAGLEV = 1
-
-
-class BackendState(IntEnum):
-    """Only ACTIVE backends are given to new connections."""
-
-    ACTIVE = 0
-    TERMINATING = 1
-    QUARANTINED = 2
-    MAINTENANCE = 3
 
 
 class Frontend(Struct, frozen=True, order=True, gc=False):

@@ -18,7 +18,7 @@ from clustermesh.wire.keys import check_name
 from clustermesh.wire.ports import WirePort, read_ports, write_ports
 
 _LARGEST_ID: Final = 511
-_PortsByIP = dict[str, msgspec.Raw]
+PortsByIP = dict[str, msgspec.Raw]
 """The ports as they are spelled: thousands of backends spell theirs alike, and each spelling is read once."""
 
 
@@ -37,8 +37,8 @@ class WireService(Struct, frozen=True, gc=False):
     cluster: str
     namespace: str
     name: str
-    frontends: _PortsByIP | None = None
-    backends: _PortsByIP | None = None
+    frontends: PortsByIP | None = None
+    backends: PortsByIP | None = None
     hostnames: dict[str, str] | None = None
     zones: dict[str, _Zone] | UnsetType | None = UNSET
     labels: dict[str, str] | None = None
@@ -75,8 +75,8 @@ def to_wire(service: Service) -> WireService:
         service.cluster,
         service.namespace,
         service.name,
-        _write_addresses(service.frontends),
-        _write_addresses(service.backends),
+        write_addresses(service.frontends),
+        write_addresses(service.backends),
         {text(ip): name for ip, name in service.hostnames.items()},
         {text(ip): _write_zone(zone) for ip, zone in service.zones.items()} if service.zones else UNSET,
         dict(service.labels),
@@ -94,8 +94,8 @@ def from_wire(wire: WireService) -> Service:
         cluster_id=wire.cluster_id,
         namespace=wire.namespace,
         name=wire.name,
-        frontends=_read_addresses(wire.frontends, "frontend address"),
-        backends=_read_addresses(wire.backends, "backend address"),
+        frontends=read_addresses(wire.frontends, "frontend address"),
+        backends=read_addresses(wire.backends, "backend address"),
         hostnames={parse(ip, "backend address"): name for ip, name in (wire.hostnames or {}).items()},
         zones={parse(ip, "backend address"): _read_zone(zone) for ip, zone in (wire.zones or {}).items()},
         labels=wire.labels or {},
@@ -112,7 +112,8 @@ def _check_names(cluster: str, namespace: str, name: str, cluster_id: int) -> No
     check_cluster_id(cluster_id, _LARGEST_ID)
 
 
-def _write_addresses(addresses: Mapping[Address, Mapping[str, Port]]) -> _PortsByIP:
+def write_addresses(addresses: Mapping[Address, Mapping[str, Port]]) -> PortsByIP:
+    """The inverse of `read_addresses`; Invalid for a port that no reader takes."""
     spelled = dict[tuple[tuple[str, Port], ...], msgspec.Raw]()
     written = dict[str, msgspec.Raw]()
     for ip, ports in addresses.items():
@@ -122,7 +123,8 @@ def _write_addresses(addresses: Mapping[Address, Mapping[str, Port]]) -> _PortsB
     return written
 
 
-def _read_addresses(wire: _PortsByIP | None, where: str) -> dict[Address, Mapping[str, Port]]:
+def read_addresses(wire: PortsByIP | None, where: str) -> dict[Address, Mapping[str, Port]]:
+    """Ports by address; Invalid for one that is none, or is there twice."""
     spelled = dict[bytes, Mapping[str, Port]]()
     read = dict[Address, Mapping[str, Port]]()
     for ip, raw in (wire or {}).items():

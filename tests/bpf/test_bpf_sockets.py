@@ -20,7 +20,7 @@ from agent.bpf.layouts import BackendValue, GroupsKey, LbGroup, Number, Reason, 
 from agent.bpf.loader import Datapath
 from agent.domains.tables import open_map
 from clustermesh.address import parse
-from clustermesh.mesh.resolve import BackendState
+from clustermesh.model import BackendState
 
 pytestmark = pytest.mark.root
 

@@ -55,7 +55,8 @@ from agent.bpf.layouts import (
     unpack_each,
 )
 from clustermesh.address import Address, Prefix, from_int, parse, parse_prefix
-from clustermesh.mesh.resolve import Algorithm, Backends, BackendState, Kind, Scope
+from clustermesh.mesh.resolve import Backends, Kind, Scope
+from clustermesh.model import Algorithm, BackendState
 
 HEADER = Path(__file__).parents[3] / "bpf" / "layouts.h"
 STRUCTS: Mapping[str, type[Any]] = {

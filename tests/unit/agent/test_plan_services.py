@@ -26,8 +26,8 @@ from agent.bpf.layouts import (
 from agent.plan.services import ServicePlanner, ServiceTrackers
 from clustermesh.address import from_int, parse, text, to_int
 from clustermesh.errors import Unavailable
-from clustermesh.mesh.resolve import Backends, BackendState, Frontend, Group, ServiceEntry
-from clustermesh.model import Protocol
+from clustermesh.mesh.resolve import Backends, Frontend, Group, ServiceEntry
+from clustermesh.model import BackendState, Protocol
 from clustermesh.reconcile import Reconciler, Tracker
 
 TCP = Protocol.TCP

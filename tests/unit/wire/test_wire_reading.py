@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from wire_values import CART, CONFIG, LABELS, N1, POD
 
 from clustermesh.address import parse, parse_prefix
 from clustermesh.errors import DecodeError, Invalid
-from clustermesh.model import Identity, Label, NamedPort, Node, Port, Protocol, Service, Zone
+from clustermesh.model import Identity, Label, LocalService, NamedPort, Node, Port, Protocol, Service, Zone
 from clustermesh.wire import cluster_config, endpoint, identity, local, node, service, service_export
 from clustermesh.wire.timestamp import parse_time
 
@@ -323,6 +325,48 @@ def test_local_service_of_an_unknown_affinity_is_refused() -> None:
     assert not local.decode_service(value % b"remote").is_global
     with pytest.raises(DecodeError):
         local.decode_service(value % b"nearby")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        '"type":"ExternalName"',
+        '"localOnly":1',
+        '"affinitySeconds":-1',
+        '"affinitySeconds":86401',
+        '"algorithm":"fastest"',
+        '"details":{"10.0.0.1":{"state":"gone"}}',
+        '"details":{"10.0.0.1":{"weight":0}}',
+        '"details":{"10.0.0.1":{"weight":65536}}',
+        '"details":{"10.0.0.1":{"forZones":"a"}}',
+        '"details":{"web":{}}',
+        '"draining":{"10.0.0.256":{}}',
+        '"draining":{"10.0.0.1":{"":{"Protocol":"TCP","Port":65536}}}',
+        '"outside":{"nodePorts":{"":{"Protocol":"TCP","Port":0}}}',
+        '"outside":{"nodePorts":{"":{"Protocol":"ICMP","Port":30000}}}',
+        '"outside":{"externalIPs":["::ffff:10.0.0.1"]}',
+        '"outside":{"loadBalancerIPs":[""]}',
+        '"outside":{"sourceRanges":["10.0.0.1/8"]}',
+        '"outside":{"sourceRanges":null}',
+        '"outside":{"healthCheckPort":70000}',
+        '"hostPorts":{"ports":{}}',
+        '"hostPorts":{"node":"","ports":{}}',
+        '"hostPorts":{"node":"n1","ports":{"":{"Protocol":"TCP","Port":0}}}',
+        '"hostPorts":{"node":"n1","ports":{},"addresses":{"":"here"}}',
+    ],
+)
+def test_a_local_service_with_a_value_that_is_none_is_refused(more: str) -> None:
+    start = '{"service":{"cluster":"a","namespace":"b","name":"c","clusterID":1}'
+    assert local.decode_service(f'{start},"unknown":{{{more}}}}}'.encode()) == local.decode_service(
+        f"{start}}}".encode()
+    )
+    with pytest.raises(DecodeError):
+        local.decode_service(f"{start},{more}}}".encode())
+
+
+def test_a_local_service_of_which_there_is_nothing_more_to_say_is_spelled_as_ever() -> None:
+    service = Service(cluster="a", cluster_id=1, namespace="b", name="c")
+    assert [*json.loads(local.encode_service(LocalService(service=service)))] == ["service", "global", "affinity"]
 
 
 def test_agent_record_needs_a_key() -> None:

@@ -13,21 +13,27 @@ from clustermesh.errors import Invalid
 from clustermesh.model import (
     Affinity,
     AgentRecord,
+    Algorithm,
+    BackendDetail,
+    BackendState,
     Cluster,
     ClusterConfig,
     Endpoint,
     EndpointSlice,
     ExportPort,
+    HostPorts,
     Identity,
     Label,
     LocalService,
     NamedPort,
     Node,
     NodeAddress,
+    Outside,
     Port,
     Protocol,
     Service,
     ServiceExport,
+    ServiceType,
     SliceEndpoint,
     SlicePort,
     Stamp,
@@ -208,7 +214,42 @@ def _slices_of(family: str) -> st.SearchStrategy[EndpointSlice]:
 
 
 endpoint_slices = _slices_of("IPv4") | _slices_of("IPv6")
-local_services = st.builds(LocalService, service=services, is_global=st.booleans(), affinity=st.sampled_from(Affinity))
+_places = st.dictionaries(
+    texts, st.builds(Port, protocol=st.sampled_from(Protocol), port=st.integers(1, 65535)), max_size=3
+)
+_tuples = st.lists(texts, max_size=2).map(tuple)
+_details = st.builds(
+    BackendDetail,
+    state=st.sampled_from(BackendState),
+    weight=st.integers(1, 65535),
+    node=texts,
+    for_zones=_tuples,
+    for_nodes=_tuples,
+)
+_outside = st.builds(
+    Outside,
+    node_ports=_places,
+    external_ips=st.lists(ips, max_size=2).map(tuple),
+    load_balancer_ips=st.lists(ips, max_size=2).map(tuple),
+    source_ranges=st.none() | st.lists(ipv4_cidrs | ipv6_cidrs, max_size=2).map(tuple),
+    local_only=st.booleans(),
+    health_check_port=st.integers(0, 65535),
+)
+_host_ports = st.builds(HostPorts, node=names, ports=_places, addresses=st.dictionaries(texts, ips, max_size=2))
+local_services = st.builds(
+    LocalService,
+    service=services,
+    is_global=st.booleans(),
+    affinity=st.sampled_from(Affinity),
+    type=st.sampled_from(ServiceType),
+    outside=_outside,
+    local_only=st.booleans(),
+    affinity_seconds=st.integers(0, 86_400),
+    algorithm=st.sampled_from(Algorithm),
+    details=st.dictionaries(ips, _details, max_size=3),
+    draining=addresses,
+    host_ports=st.none() | _host_ports,
+)
 agents = st.builds(
     AgentRecord,
     node=names,
