@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 OBJECT := build/clustermesh.bpf.o
 ARGS ?=
 
-.PHONY: help setup demo test check style soak bench bench-middle bench-controlplane proto clean
+.PHONY: help setup demo test check style soak bench bench-middle bench-controlplane bench-datapath proto clean
 
 help:
 	@echo "make demo    two clusters, one service: watch the mesh work (ARGS=--json for one JSON object)"
@@ -14,6 +14,7 @@ help:
 	@echo "make bench   timings, as ratios where there is a peer to compare with"
 	@echo "make bench-middle  the figures of the agent and the mesh's core beside their aims (ARGS: their names)"
 	@echo "make bench-controlplane  the figures of API server and mirror beside a real Kubernetes API (ARGS: their names)"
+	@echo "make bench-datapath  connections through services beside kube-proxy's rules (ARGS: names of figures)"
 	@echo "make setup   install what is missing and build (the others do this by themselves)"
 	@echo "make clean   remove what was built; the Debian packages stay"
 
@@ -53,6 +54,9 @@ bench-middle: setup
 bench-controlplane: setup
 	@tools/setup-kube
 	@PYTHONPATH=tests/beds $(BIN)/python -m tests.bench.controlplane $(ARGS)
+
+bench-datapath: setup
+	@$(BIN)/python -m tests.bench.datapath $(ARGS)
 
 proto: setup
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. clustermesh/store/rpc.proto clustermesh/wire/slice.proto

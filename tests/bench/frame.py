@@ -10,12 +10,14 @@ import importlib
 import inspect
 import json
 import pkgutil
+import signal
 import statistics
 import sys
 import time
 import traceback
 from asyncio import run
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,20 @@ Samples = Sequence[float]
 Measure = Callable[[], Any]
 
 
+class Together:
+    """Figures that are measured side by side. `measure` is called once, with the names that are asked for."""
+
+    def __init__(self, measure: Callable[[Sequence[str]], Any]) -> None:
+        self.measure = measure
+
+    def __call__(self) -> Any:
+        raise TypeError("is measured by its names: see runs()")
+
+
+class AtLeast(float):
+    """An aim that a figure reaches from above."""
+
+
 def topics(package: str) -> dict[str, Mapping[str, Measure]]:
     """The figures of every file of the package, by the file's name."""
     folder = importlib.import_module(package).__path__
@@ -47,7 +63,8 @@ def chosen(found: Mapping[str, Mapping[str, Measure]], wanted: Sequence[str]) ->
         return everything
     picked: dict[str, Measure] = {}
     for word in wanted:
-        some = found.get(word) or {name: f for name, f in everything.items() if _stand_for(word, name)}
+        exactly = {word: everything[word]} if word in everything else None
+        some = exactly or found.get(word) or {name: f for name, f in everything.items() if _stand_for(word, name)}
         if not some:
             raise ValueError(f"no figure {word}; there are {', '.join(everything)}")
         picked |= some
@@ -58,20 +75,38 @@ def _stand_for(word: str, name: str) -> bool:
     return name.startswith(word) or word.startswith(name + "_")
 
 
+def runs(wanted: Mapping[str, Measure]) -> Iterator[tuple[str, Measure]]:
+    """What is run, one after the other, each with what it is called: figures that belong together are one."""
+    done = []
+    for name, measure in wanted.items():
+        if not isinstance(measure, Together):
+            yield name, measure
+        elif measure not in done:
+            done.append(measure)
+            names = [each for each, other in wanted.items() if other is measure]
+            said = name if len(names) == 1 else f"{name} and {len(names) - 1} with it"
+            yield said, partial(measure.measure, names)
+
+
 def measured(name: str, measure: Measure) -> dict[str, Samples]:
     """Its samples by the name of the figure."""
     found = run(measure()) if inspect.iscoroutinefunction(measure) else measure()
     return dict(found) if isinstance(found, Mapping) else {name: found}
 
 
-def figure(name: str, samples: Samples) -> dict[str, Any]:
+def unit_of(name: str) -> str:
+    """As the end of the name says."""
+    return _UNITS.get(name.rsplit("_", 1)[-1], "")
+
+
+def figure(name: str, samples: Samples, unit: Callable[[str], str] = unit_of) -> dict[str, Any]:
     """What is kept of a figure."""
     return {
         "median": statistics.median(samples),
         "min": min(samples),
         "max": max(samples),
         "n": len(samples),
-        "unit": _UNITS.get(name.rsplit("_", 1)[-1], ""),
+        "unit": unit(name),
     }
 
 
@@ -81,8 +116,12 @@ def table(figures: Mapping[str, Mapping[str, Any]], aims: Mapping[str, float]) -
     for name, kept in figures.items():
         values = " ".join(f"{kept[key]:>10.4g}" for key in ("median", "min", "max"))
         aim = aims.get(name)
-        verdict = "" if aim is None else f"{aim:g} {'reached' if kept['median'] <= aim else 'MISSED'}"
+        verdict = "" if aim is None else f"{aim:g} {'reached' if _reaches(kept['median'], aim) else 'MISSED'}"
         yield f"{name:<28} {values} {kept['n']:>4}  {kept['unit']:<8} {verdict}"
+
+
+def _reaches(value: float, aim: float) -> bool:
+    return value >= aim if isinstance(aim, AtLeast) else value <= aim
 
 
 def _keep(file: Path, fresh: Mapping[str, Mapping[str, Any]]) -> None:
@@ -97,12 +136,13 @@ def _say(*lines: str) -> None:
     print(*lines, sep="\n", file=sys.stderr, flush=True)
 
 
-def main(name: str, package: str, aims: Mapping[str, float]) -> int:
+def main(name: str, package: str, aims: Mapping[str, float], unit: Callable[[str], str] = unit_of) -> int:
     """Run what the command line asks for of the bench `name`. The file is build/bench/NAME.json.
 
     Exit code 1 where a figure could not be measured: reaching an aim or not is for the reader of the table.
     """
     file = Path(f"build/bench/{name}.json")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what was made is taken away
     try:
         wanted = chosen(topics(package), sys.argv[1:])
     except ValueError as e:
@@ -111,11 +151,12 @@ def main(name: str, package: str, aims: Mapping[str, float]) -> int:
     figures: dict[str, dict[str, Any]] = {}
     failed = []
     began = time.monotonic()
-    for number, (key, measure) in enumerate(wanted.items(), start=1):
+    planned = list(runs(wanted))
+    for number, (key, measure) in enumerate(planned, start=1):
         minutes, seconds = divmod(int(time.monotonic() - began), 60)
-        _say(f"{minutes}:{seconds:02} measuring {key} ({number} of {len(wanted)})")
+        _say(f"{minutes}:{seconds:02} measuring {key} ({number} of {len(planned)})")
         try:
-            fresh = {each: figure(each, samples) for each, samples in measured(key, measure).items()}
+            fresh = {each: figure(each, samples, unit) for each, samples in measured(key, measure).items()}
             figures |= fresh
             _say(*(f"     {line}" for line in list(table(fresh, aims))[1:]))
         except Exception:

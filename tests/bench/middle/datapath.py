@@ -9,51 +9,30 @@ from __future__ import annotations
 import gc
 import os
 import random
-import shutil
 import socket
 import statistics
-import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
-from agent.bpf.bpffs import cgroup2_root, ensure_bpffs
-from agent.bpf.loader import Datapath
-from agent.domains.tables import open_map
 from agent.memory import GC_THRESHOLDS
-from agent.plan.services import ServicePlanner, ServiceTrackers
+from agent.plan.services import ServicePlanner
 from clustermesh.address import from_int, nth, parse, parse_prefix, text, to_int
 from clustermesh.mesh.resolve import Backends, Frontend, Group, ServiceEntry, resolve
 from clustermesh.model import LocalService, Port, Protocol, Service
-from clustermesh.reconcile import Reconciler, Tracker
+from clustermesh.reconcile import Reconciler
 from lab import bring_up, teardown
 from lab.plan import make_plan
+from tests.bench import own_datapath
 from tests.bpf.bpf_node import Node
 from tests.lab import older_version
 
 _SERVICES, _BACKENDS = 10_000, 10
 _ROUNDS, _CONNECTS = 41, 250
 _FOLDER = "/run/clustermesh-bench-upgrade"
-
-
-@contextmanager
-def _datapath() -> Iterator[Datapath]:
-    with ExitStack() as undo:
-        folder = Path(tempfile.mkdtemp())
-        undo.callback(shutil.rmtree, folder)
-        ensure_bpffs(folder)
-        undo.callback(subprocess.run, ["umount", str(folder)], check=True)
-        datapath = Datapath.open(None, folder / "bench")
-        undo.callback(Datapath.remove, folder / "bench")
-        undo.callback(datapath.close)
-        yield datapath
-
-
-def _trackers(datapath: Datapath) -> ServiceTrackers[Tracker[bytes, bytes]]:
-    return ServiceTrackers(*(Tracker(name, open_map(datapath, f"lb_{name}")) for name in ServiceTrackers._fields))
 
 
 # -- programming ------------------------------------------------------------------------------------------------------
@@ -77,8 +56,8 @@ async def program_10000() -> list[float]:
 
 
 async def _program(merged: list[tuple[LocalService, list[Service]]]) -> float:
-    with _datapath() as datapath:
-        trackers = _trackers(datapath)
+    with own_datapath.datapath() as datapath:
+        trackers = own_datapath.trackers(datapath)
         planner, reconciler = ServicePlanner(trackers), Reconciler(*trackers)
         begun = time.perf_counter()
         for local, remotes in merged:
@@ -102,7 +81,7 @@ async def connect_v6() -> list[float]:
 
 async def _relative(family: int, network: tuple[str, str, str], vip: str) -> list[float]:
     """One ratio for each round. One listener is behind all backends: whoever is asked, the way is the same."""
-    with _datapath() as datapath, _in_a_cgroup() as cgroup, Node() as client, Node() as server:
+    with own_datapath.datapath() as datapath, _in_a_cgroup() as cgroup, Node() as client, Node() as server:
         _join(client, server, *network)
         listener = server.socket(family, socket.SOCK_STREAM)
         listener.bind(("", 0))
@@ -110,7 +89,7 @@ async def _relative(family: int, network: tuple[str, str, str], vip: str) -> lis
         port = listener.getsockname()[1]
         addresses = [nth(parse_prefix(network[0]), number) for number in range(1, 101)]
         group = Group(1, 100, (Backends(tuple(addresses), port),))
-        trackers = _trackers(datapath)
+        trackers = own_datapath.trackers(datapath)
         frontend = Frontend(parse(vip), 80, Protocol.TCP)
         ServicePlanner(trackers).update(("n", "s"), [ServiceEntry(frontend, (group,))])
         await Reconciler(*trackers).flush()
@@ -156,18 +135,13 @@ def _connect(family: int, address: tuple[str, int], listener: socket.socket) -> 
 
 @contextmanager
 def _in_a_cgroup() -> Iterator[Path]:
-    root = cgroup2_root()
-    assert root is not None
-    path = root / f"clustermesh-bench-{os.getpid()}"
-    path.mkdir()
     line = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
-    home = root / line.removeprefix("0::/")
-    (path / "cgroup.procs").write_text(str(os.getpid()))
-    try:
-        yield path
-    finally:
-        (home / "cgroup.procs").write_text(str(os.getpid()))
-        path.rmdir()
+    with own_datapath.cgroup("sockets") as path:
+        (path / "cgroup.procs").write_text(str(os.getpid()))
+        try:
+            yield path
+        finally:
+            (path.parent / line.removeprefix("0::/") / "cgroup.procs").write_text(str(os.getpid()))
 
 
 # -- versions ---------------------------------------------------------------------------------------------------------

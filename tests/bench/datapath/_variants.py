@@ -1,0 +1,108 @@
+"""What stands between a client and the backends: each variant set up in a row of pods of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final
+
+from agent.bpf.loader import Datapath
+from agent.plan.services import ServicePlanner
+from clustermesh.address import parse
+from clustermesh.mesh.resolve import resolve
+from clustermesh.model import LocalService, Port, Protocol, Service
+from clustermesh.reconcile import Reconciler
+from tests.bench import own_datapath
+from tests.bench.datapath._kube_proxy_rules import for_iptables, for_nft
+from tests.bench.datapath._load import Load
+from tests.bench.datapath._network import Pods, pods
+from tests.bench.datapath._services import PORT, Made, ports, services
+
+Prepare = Callable[[ExitStack, Pods, Sequence[Made]], "Path | None"]
+"""Sets a variant up; what it returns is the cgroup its client belongs to, if any."""
+
+_PATIENCE: Final = 150.0
+
+
+@contextmanager
+def standing(program: Path, variant: str, count: int) -> Iterator[Load]:
+    """A client of so many services, by way of `variant`."""
+    made = list(services(count))
+    with ExitStack() as stack:
+        row = stack.enter_context(pods())
+        cgroup = _PREPARE[variant](stack, row, made)
+        targets = [(each.vip, PORT) for each in made]
+        if variant == "direct":
+            targets = [target for each in made for target in each.backends]
+        load = stack.enter_context(Load(program, row, targets, ports(count)))
+        if cgroup is not None:
+            (cgroup / "cgroup.procs").write_text(str(load.client_pid))
+        yield load
+
+
+def _direct(_stack: ExitStack, _pods: Pods, _services: Sequence[Made]) -> None:
+    """Nothing."""
+
+
+def _iptables(program: str) -> Prepare:
+    def prepare(_stack: ExitStack, row: Pods, made: Sequence[Made]) -> None:
+        _feed(row, [program], [for_iptables(made)])
+
+    return prepare
+
+
+def _nftables(_stack: ExitStack, row: Pods, made: Sequence[Made]) -> None:
+    _feed(row, ["nft", "-f", "-"], for_nft(made))
+
+
+def _feed(row: Pods, command: Sequence[str], pieces: Iterable[str]) -> None:
+    """Give each piece to a run of `command` on the node."""
+    if shutil.which(command[0]) is None:
+        raise RuntimeError(f"no {command[0]} here: apt-get install iptables nftables")
+    for piece in pieces:
+        row.node.call_long(
+            lambda piece=piece: subprocess.run(command, input=piece, text=True, check=True, timeout=_PATIENCE)
+        )
+
+
+def _socket(stack: ExitStack, _pods: Pods, made: Sequence[Made]) -> Path:
+    datapath = stack.enter_context(own_datapath.datapath())
+    _fill(datapath, made)
+    cgroup = stack.enter_context(own_datapath.cgroup("client"))
+    datapath.attach_sockets(cgroup)
+    return cgroup
+
+
+def _fill(datapath: Datapath, made: Sequence[Made]) -> None:
+    """As the agent does."""
+    tables = own_datapath.trackers(datapath)
+    planner = ServicePlanner(tables)
+    for each in made:
+        planner.update(("default", each.name), resolve(_local(each), ()))
+    asyncio.run(Reconciler(*tables).flush())
+
+
+def _local(made: Made) -> LocalService:
+    port = made.backends[0][1]
+    service = Service(
+        cluster="a",
+        cluster_id=1,
+        namespace="default",
+        name=made.name,
+        frontends={parse(made.vip): {"http": Port(protocol=Protocol.TCP, port=PORT)}},
+        backends={parse(address): {"http": Port(protocol=Protocol.TCP, port=port)} for address, _ in made.backends},
+    )
+    return LocalService(service=service, is_global=False)
+
+
+_PREPARE: Final[Mapping[str, Prepare]] = {
+    "direct": _direct,
+    "socket": _socket,
+    "iptables": _iptables("iptables-legacy-restore"),
+    "iptables_nft": _iptables("iptables-nft-restore"),
+    "nftables": _nftables,
+}
