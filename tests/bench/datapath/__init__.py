@@ -4,6 +4,6 @@
     10.64.0.2       the        10.65.1.0 to .99
                     variant
 
-A round goes over all variants by turns, in an order of its own and with requests to the same services; what it says of a
+A round goes over all variants by turns, in an order of its own, with requests to the same services; what it says of a
 variant is relative to the direct connection (the client asks the backends themselves) of that round.
 """
