@@ -8,7 +8,7 @@ struct.error or OverflowError when it is packed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 from functools import lru_cache
 from itertools import starmap
 from socket import htons
@@ -37,6 +37,7 @@ LB_CLUSTERS: Final = 512
 GROUPS_PER_BLOCK: Final = 8
 SLOTS_PER_BLOCK: Final = 16
 MAGLEV_PLACES: Final = 1021
+MOST_GROUPS: Final = 512  # of a service: LB_MAX_BLOCKS of them in bpf/lb.h
 
 
 class Reason(IntEnum):
@@ -60,14 +61,6 @@ class EventType(IntEnum):
     DROP = 0
     LB = 1
     TRACE = 2
-
-
-class ServiceFlag(IntFlag):
-    """What else holds for a service's entry."""
-
-    SOURCE_RANGES = 1
-    EXTERNAL = 2
-    KEEP_SOURCE = 4
 
 
 class NodeIdentity(IntEnum):
@@ -318,6 +311,7 @@ MAPS: Final[Mapping[str, tuple[type[Any], type[Any]]]] = {
 """What keys are, and what values are or have side by side. lb_meant is not among them: it has no keys but sockets."""
 
 _SERVICE_KEY: Final = _LAYOUTS[ServiceKey].struct
+_STATE_AT: Final = 19  # in a value of lb_backends
 
 
 def form_of(kind: type[Any]) -> str:
@@ -384,12 +378,11 @@ def pack_service_key(address: Address, port: int, protocol: int, scope: int) -> 
 
 
 def pack_backends(backends: Iterable[Backends], protocol: int, cluster_id: int) -> list[bytes]:
-    """Values of lb_backends: those of the active ones. There are many, so that to pack each would cost too much."""
+    """Values of lb_backends, of active ones. There are many, so that to pack each would cost too much."""
     packed = []
     for some in backends:
-        if some.state is BackendState.ACTIVE:
-            rest = _after_address(some.port, protocol, cluster_id)
-            packed += [address + rest for address in some.addresses]
+        rest = _after_address(some.port, protocol, cluster_id)
+        packed += [address + rest for address in some.addresses]
     return packed
 
 
@@ -397,6 +390,16 @@ def pack_backends(backends: Iterable[Backends], protocol: int, cluster_id: int) 
 def _after_address(port: int, protocol: int, cluster_id: int) -> bytes:
     """All of an active backend's value but what it begins with."""
     return pack(BackendValue(NO_ADDRESS, port, protocol, BackendState.ACTIVE, cluster_id))[len(NO_ADDRESS) :]
+
+
+def in_state(backend: bytes, state: BackendState) -> bytes:
+    """The value of lb_backends that says all that `backend` does, and this state."""
+    return backend[:_STATE_AT] + bytes([state]) + backend[_STATE_AT + 1 :]
+
+
+def as_active(backend: bytes) -> bytes:
+    """As `in_state`: by this two are the same."""
+    return in_state(backend, BackendState.ACTIVE) if backend[_STATE_AT] else backend
 
 
 def pack_slots(ids: Sequence[bytes]) -> list[bytes]:

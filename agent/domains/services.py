@@ -39,10 +39,7 @@ class Services(Domain[tuple[str, str]]):
 
     def __init__(self, state: AgentState, targets: Targets, before: Collection[Domain[Any]]) -> None:
         self.tables = ServiceTrackers[Tracker[bytes, bytes]](
-            Tracker("backends", targets.backends),
-            Tracker("slots", targets.slots),
-            Tracker("groups", targets.groups),
-            Tracker("services", targets.services),
+            *(Tracker(name, getattr(targets, name)) for name in ServiceTrackers._fields)
         )
         self.factors = Tracker("clusters", targets.clusters)
         super().__init__(Reconciler(*self.tables), Reconciler(self.factors))

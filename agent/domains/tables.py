@@ -9,6 +9,7 @@ from typing import NamedTuple
 from agent.bpf.loader import Datapath
 from agent.bpf.probe import Feature
 from agent.plan.routes import Route, RouteKey
+from agent.plan.services import ServiceTrackers
 from agent.targets.maps import MapTarget
 from agent.targets.routes import RouteTarget
 from agent.targets.wireguard import WireGuardTarget
@@ -37,6 +38,8 @@ class Targets(NamedTuple):
     backends: Target[bytes, bytes]
     slots: Target[bytes, bytes]
     groups: Target[bytes, bytes]
+    maglev: Target[bytes, bytes]
+    source_ranges: Target[bytes, bytes]
     services: Target[bytes, bytes]
     clusters: Target[bytes, bytes]
 
@@ -48,7 +51,7 @@ def open_targets(datapath: Datapath, device: Device, public_key: str) -> Targets
         cidrs=open_map(datapath, "ipcache_cidr"),
         peers=WireGuardTarget(device, public_key),
         routes=RouteTarget(),
-        **{name: open_map(datapath, f"lb_{name}") for name in ("backends", "slots", "groups", "services", "clusters")},
+        **{name: open_map(datapath, f"lb_{name}") for name in (*ServiceTrackers._fields, "clusters")},
     )
 
 

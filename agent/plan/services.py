@@ -1,19 +1,18 @@
-"""Services -> entries of the load-balancing maps: numbers for services and backends, groups and slots. Pure but for its
-trackers.
+"""Services -> entries of the load-balancing maps: numbers for services and backends, groups, slots, Maglev's tables,
+who may ask. Pure but for its trackers.
 
-A backend keeps its number as long as any frontend uses it, a frontend its number as long as it is there; numbers found
-in the kernel at start are taken over, so a restart changes no entry. A number is not used again until all others were,
-so that a lookup under way never meets another service's backend.
+A frontend keeps its number as long as it is there, as backends do (backends.py); numbers found in the kernel at start
+are taken over, so a restart changes no entry.
 
-Trackers are applied backends, slots, groups, services, and deleted from in the reverse order: what is named is there
-before, and goes after, what names it, so that no lookup meets a gap.
+Trackers are applied backends first and services last, and deleted from in the reverse order: what is named is there
+before, and goes after, what names it, so that no lookup meets a gap, and nobody is let in who may not ask.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
-from itertools import chain, filterfalse, repeat
+from itertools import chain
 from operator import attrgetter
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
@@ -21,33 +20,39 @@ from msgspec.structs import replace
 
 from agent.bpf.layouts import (
     GROUPS_PER_BLOCK,
+    MOST_GROUPS,
     PROTOCOL_NUMBERS,
     SLOTS_PER_BLOCK,
+    Allowed,
     GroupsKey,
     LbGroup,
     Number,
     ServiceValue,
     SlotsKey,
+    pack,
     pack_backends,
     pack_service_key,
     pack_slots,
+    pack_source_range,
     packer,
     unpack_numbers,
 )
+from agent.plan.backends import BackendNumbers
+from agent.plan.maglev import maglev
 from agent.plan.room import Room
+from clustermesh.address import Prefix
 from clustermesh.deltas import Deltas
 from clustermesh.errors import Unavailable
-from clustermesh.mesh.resolve import Frontend, Group, ServiceEntry
+from clustermesh.mesh.resolve import Backends, Frontend, Group, ServiceEntry
+from clustermesh.model import Algorithm, BackendState
 
 Name = tuple[str, str]
 Table_co = TypeVar("Table_co", bound=Deltas[bytes, bytes], covariant=True)
 _MOST: Final = 0xFFFFFFFF
 _ID_SIZE: Final = 4
+_ALLOWED: Final = pack(Allowed())
 _NUMBER, _SLOTS_KEY, _GROUPS_KEY, _GROUP, _SERVICE = map(packer, (Number, SlotsKey, GroupsKey, LbGroup, ServiceValue))
 _PART: Final = attrgetter("weight", "cluster_id")
-
-_Backends = Sequence[Sequence[bytes]]
-"""The active backends of a service, group by group, as values of the map."""
 
 
 class ServiceTrackers(NamedTuple, Generic[Table_co]):
@@ -56,20 +61,33 @@ class ServiceTrackers(NamedTuple, Generic[Table_co]):
     backends: Table_co
     slots: Table_co
     groups: Table_co
+    maglev: Table_co
+    source_ranges: Table_co
     services: Table_co
+
+
+class _Needs(NamedTuple):
+    """What a frontend needs of the maps. Backends are values of lb_backends as of active ones: those that it gives,
+    group by group; who of all it has as active ones; and all others, with their state."""
+
+    slots: Sequence[Sequence[bytes]] = ()
+    active: Sequence[bytes] = ()
+    resting: Sequence[tuple[bytes, BackendState]] = ()
+    source_ranges: Sequence[Prefix] = ()
+    has_table: bool = False
+
+
+_NOTHING: Final = _Needs()
 
 
 class ServicePlanner:
     """Keeps the desired entries of the load-balancing maps in step with the resolved services."""
 
-    def __init__(self, trackers: ServiceTrackers[Deltas[bytes, bytes]], most: Sequence[int] = (_MOST,) * 4) -> None:
+    def __init__(self, trackers: ServiceTrackers[Deltas[bytes, bytes]], most: Sequence[int] = (_MOST,) * 6) -> None:
         """`most` is how many entries each of the maps holds."""
         self._trackers = trackers
         self._room = Room(trackers._asdict(), most)
-        # By value: of two clusters with a backend at one address each has its own.
-        self._numbers: dict[bytes, bytes] = {}
-        self._more_users: dict[bytes, int] = {}  # how many slots name it beyond the first
-        self._unused = _unused(trackers.backends.desired, 1)
+        self._numbers = BackendNumbers(trackers.backends)
         self._next_service = 1
         # By the key of the map.
         self._ids: dict[bytes, int] = {}
@@ -81,11 +99,11 @@ class ServicePlanner:
     def adopt(self) -> None:
         """Take over the numbers the kernel holds (the trackers must have been audited)."""
         held = self._trackers
-        self._numbers = {value: key for key, value in held.backends.actual.items()}
+        self._numbers.adopt()
         self._ids = dict(zip(held.services.actual, _service_ids(held.services.actual.values()), strict=True))
-        used = chain(_service_ids(held.slots.actual), self._ids.values())
+        allowed = unpack_numbers(key[_ID_SIZE : 2 * _ID_SIZE] for key in held.source_ranges.actual)
+        used = chain(_service_ids(held.slots.actual), allowed, self._ids.values())
         self._next_service = max(used, default=0) % _MOST + 1
-        self._unused = _unused(held.backends.desired, max(unpack_numbers(held.backends.actual), default=0) % _MOST + 1)
 
     def plans(self, name: Name) -> bool:
         """Whether service `name` has anything of what was planned so far."""
@@ -109,9 +127,10 @@ class ServicePlanner:
             self._keys[name] = tuple(wanted)
 
     def conflicts(self) -> dict[Frontend, list[Name]]:
-        """Frontends that more than one service claims; the first name in order is served."""
+        """Frontends that more than one service claims; the first of them is served: who has it as its cluster IP before
+        who only says that it is reached there, by name where that is the same."""
         claims = [self._claims.get(key, {}) for key in self._contested]
-        return {next(iter(names.values())).frontend: sorted(names) for names in claims if len(names) > 1}
+        return {next(iter(names.values())).frontend: _in_order(names) for names in claims if len(names) > 1}
 
     def programmed(self) -> Iterable[bytes]:
         """The frontends, as keys of the map."""
@@ -120,13 +139,13 @@ class ServicePlanner:
     def served(self, key: bytes) -> tuple[Name, ServiceEntry] | None:
         """What the frontend is wanted to have, and the service whose it is."""
         entry, names = self._programmed.get(key), self._claims.get(key)
-        return (min(names), entry) if names and entry is not None else None
+        return (_first(names), entry) if names and entry is not None else None
 
     def _program(self, key: bytes) -> str:
         """Why it is not all there, if it finds no room. What raises has changed nothing, and what was cut is not as
         wanted: who asks again is told again."""
         names = self._claims.get(key)
-        wanted = names[min(names)] if names else None
+        wanted = names[_first(names)] if names else None
         if names and len(names) > 1:
             self._contested[key] = None
         else:
@@ -136,61 +155,81 @@ class ServicePlanner:
         held = self._programmed.get(key)
         if wanted == held:
             return ""
-        before, after, full = _backends(held), _backends(wanted), ""
-        if wanted is not None and (full := self._lacks(key, after)):
+        before, after, full = _needs(held), _needs(wanted), ""
+        if wanted is not None and (full := self._lacks(key, wanted, after)):
             if key not in self._ids:
                 return f"is not there: {full}"
             full = f"has as many of its backends as there is room for: {full}"
             wanted = self._cut(key, wanted)
             if wanted == held:
                 return full
-            after = _backends(wanted)
+            after = _needs(wanted)
         if wanted is None:
             self._remove(key, before)
         else:
             self._write(key, wanted, before, after)
-        for group in before:
-            self._release(group)
+        self._numbers.release(before.active)
+        self._numbers.release_resting(before.resting)
         return full
 
-    def _remove(self, key: bytes, before: _Backends) -> None:
+    def _remove(self, key: bytes, before: _Needs) -> None:
         self._trackers.services.remove(key)
-        self._drop_rest(self._ids.pop(key), before, ())
+        self._drop_rest(self._ids.pop(key), before, _NOTHING)
         del self._programmed[key]
 
-    def _write(self, key: bytes, wanted: ServiceEntry, before: _Backends, after: _Backends) -> None:
+    def _write(self, key: bytes, wanted: ServiceEntry, before: _Needs, after: _Needs) -> None:
         """What cannot be packed raises before anything is set."""
+        if len(wanted.groups) > MOST_GROUPS:
+            raise Unavailable(f"has {len(wanted.groups)} groups of backends: it must have {MOST_GROUPS} at most")
         number = self._service_id(key)
-        weight, blocks = _pack_groups(tuple(map(_PART, wanted.groups)), tuple(map(len, after)))
+        weight, blocks = _pack_groups(tuple(map(_PART, wanted.groups)), tuple(map(len, after.slots)))
         head = _head(number, wanted, weight)
-        self._acquire(chain.from_iterable(after))
-        for index, values in enumerate(after):
+        self._numbers.acquire(after.active)
+        self._numbers.acquire_resting(after.resting)
+        for index, values in enumerate(after.slots):
             for block, value in enumerate(pack_slots([*map(self._numbers.__getitem__, values)])):
                 self._trackers.slots.set(_SLOTS_KEY(number, index, block), value)
         for block, value in enumerate(blocks):
             self._trackers.groups.set(_GROUPS_KEY(number, block), value)
+        if after.has_table:
+            self._trackers.maglev.set(_NUMBER(number), self._table(wanted, after))
+        for each in after.source_ranges:
+            self._trackers.source_ranges.set(pack_source_range(number, each), _ALLOWED)
         self._trackers.services.set(key, head)
         if key not in self._ids:
             self._ids[key], self._next_service = number, number % _MOST + 1
         self._drop_rest(number, before, after)
         self._programmed[key] = wanted
 
-    def _lacks(self, key: bytes, after: _Backends) -> str:
+    def _table(self, wanted: ServiceEntry, after: _Needs) -> bytes:
+        """As many backends as there are places, of each as many as its part is."""
+        values, weights = [*chain.from_iterable(after.slots)], list[int]()
+        for group, those in zip(wanted.groups, after.slots, strict=True):
+            weights += [max(group.weight // len(those), 1)] * len(those) if those else []
+        ids = [*map(self._numbers.__getitem__, values)]
+        return b"".join([ids[each] for each in maglev(tuple(values), tuple(weights))])
+
+    def _lacks(self, key: bytes, wanted: ServiceEntry, after: _Needs) -> str:
         """What a map lacks to take these. In part it would be worse: what is missing would be chosen."""
-        if not self._room.may_lack(sum(map(len, after)) + len(after) + 1):  # no map gets more of it
+        size = sum(map(len, after.slots)) + len(after.slots) + 1
+        if not self._room.may_lack(size + len(after.resting) + len(after.source_ranges)):  # no map gets more of it
             return ""
         number = self._service_id(key)
-        blocks = [range(_count(values, SLOTS_PER_BLOCK)) for values in after]
-        wanted = {
-            "backends": {self._numbers.get(value, value) for value in chain.from_iterable(after)},
+        blocks = [range(_count(values, SLOTS_PER_BLOCK)) for values in after.slots]
+        values = chain(chain.from_iterable(after.slots), (value for value, _ in after.resting))
+        needed = {
+            "backends": {self._numbers.get(value) for value in values},
             "slots": [_SLOTS_KEY(number, index, block) for index, of_one in enumerate(blocks) for block in of_one],
-            "groups": [_GROUPS_KEY(number, block) for block in range(_count(after, GROUPS_PER_BLOCK))],
+            "groups": [_GROUPS_KEY(number, block) for block in range(_count(after.slots, GROUPS_PER_BLOCK))],
+            "maglev": [_NUMBER(number)] * after.has_table,
+            "source_ranges": {pack_source_range(number, each) for each in after.source_ranges},
             "services": [key],
         }
-        return self._room.lack(wanted)
+        return self._room.lack(needed)
 
     def _cut(self, key: bytes, wanted: ServiceEntry) -> ServiceEntry:
-        """`wanted` with those of its backends that need no room or find it."""
+        """`wanted` with those of its backends that need no room or find it. Those of whom is not known that they may
+        ask may not; without a table it is drawn who answers."""
         number, fits, groups = self._ids[key], self._room.filler(), list[Group]()
         protocol = PROTOCOL_NUMBERS[wanted.frontend.protocol]
         for index, group in enumerate(wanted.groups):
@@ -200,26 +239,47 @@ class ServicePlanner:
             for alike in group.alike:
                 addresses, values = [], pack_backends((alike,), protocol, group.cluster_id)
                 had += len(values)
-                for address, value in zip(alike.addresses, values, strict=False):  # none of those that are not active
+                for address, value in zip(alike.addresses, values, strict=True):
                     block = _SLOTS_KEY(number, index, slots // SLOTS_PER_BLOCK)
-                    if fits("slots", block) and fits("backends", self._numbers.get(value, value)):
+                    if fits("slots", block) and fits("backends", self._numbers.get(value)):
                         addresses.append(address)
                         slots += 1
                 kept.append(replace(alike, addresses=tuple(addresses)))
             weight = -(-group.weight * slots // max(had, 1))  # as much for each
             groups.append(replace(group, weight=weight, alike=tuple(kept)))
-        return replace(wanted, groups=tuple(groups))
+        allowed = [each for each in wanted.source_ranges if fits("source_ranges", pack_source_range(number, each))]
+        algorithm = wanted.algorithm if fits("maglev", _NUMBER(number)) else Algorithm.RANDOM
+        cut = replace(wanted, groups=tuple(groups), source_ranges=tuple(allowed), algorithm=algorithm)
+        return replace(cut, resting=self._cut_resting(wanted, protocol, fits))
 
-    def _drop_rest(self, number: int, before: _Backends, after: _Backends) -> None:
+    def _cut_resting(
+        self, wanted: ServiceEntry, protocol: int, fits: Callable[[str, bytes], bool]
+    ) -> tuple[Group, ...]:
+        def kept(group: Group, alike: Backends) -> Backends:
+            values = pack_backends((alike,), protocol, group.cluster_id)
+            pairs = zip(alike.addresses, values, strict=True)
+            found = tuple(each for each, value in pairs if fits("backends", self._numbers.get(value)))
+            return replace(alike, addresses=found)
+
+        return tuple(replace(g, alike=tuple(kept(g, alike) for alike in g.alike)) for g in wanted.resting)
+
+    def _drop_rest(self, number: int, before: _Needs, after: _Needs) -> None:
         """What a service had beyond what it has."""
-        if not before:
+        if before is _NOTHING:
             return
-        for block in range(_count(after, GROUPS_PER_BLOCK), _count(before, GROUPS_PER_BLOCK)):
+        slots = after.slots
+        for block in range(_count(slots, GROUPS_PER_BLOCK), _count(before.slots, GROUPS_PER_BLOCK)):
             self._trackers.groups.remove(_GROUPS_KEY(number, block))
-        for index, values in enumerate(before):
-            kept = after[index] if index < len(after) else ()
+        for index, values in enumerate(before.slots):
+            kept = slots[index] if index < len(slots) else ()
             for block in range(_count(kept, SLOTS_PER_BLOCK), _count(values, SLOTS_PER_BLOCK)):
                 self._trackers.slots.remove(_SLOTS_KEY(number, index, block))
+        if before.has_table and not after.has_table:
+            self._trackers.maglev.remove(_NUMBER(number))
+        if before.source_ranges:
+            had, has = ({pack_source_range(number, e) for e in each.source_ranges} for each in (before, after))
+            for gone in had - has:
+                self._trackers.source_ranges.remove(gone)
 
     def _service_id(self, key: bytes) -> int:
         """Its number, or one that is free."""
@@ -230,47 +290,49 @@ class ServicePlanner:
             number = number % _MOST + 1
         return number
 
-    def _acquire(self, values: Iterable[bytes]) -> None:
-        """Each of these backends has a number, and one more user."""
-        numbers, add, used = self._numbers, self._trackers.backends.set, self._trackers.backends.desired
-        for value in values:
-            if (key := numbers.get(value)) is None:
-                key = numbers[value] = next(self._unused)
-            elif key in used:
-                self._more_users[value] = self._more_users.get(value, 0) + 1
-                continue
-            add(key, value)
-
-    def _release(self, values: Iterable[bytes]) -> None:
-        for value in values:
-            more = self._more_users.pop(value, 0)
-            if more > 1:
-                self._more_users[value] = more - 1
-            elif not more:
-                self._trackers.backends.remove(self._numbers.pop(value))
-
 
 def _key(frontend: Frontend) -> bytes:
     return pack_service_key(frontend.address, frontend.port, PROTOCOL_NUMBERS[frontend.protocol], frontend.scope)
 
 
-def _backends(entry: ServiceEntry | None) -> _Backends:
-    """Those that new connections may be given."""
+def _in_order(names: Mapping[Name, ServiceEntry]) -> list[Name]:
+    return sorted(names, key=lambda name: (names[name].kind, name))
+
+
+def _first(names: Mapping[Name, ServiceEntry]) -> Name:
+    return next(iter(names)) if len(names) == 1 else _in_order(names)[0]
+
+
+def _needs(entry: ServiceEntry | None) -> _Needs:
     if entry is None:
-        return ()
+        return _NOTHING
     protocol = PROTOCOL_NUMBERS[entry.frontend.protocol]
-    return [pack_backends(group.alike, protocol, group.cluster_id) for group in entry.groups]
+    slots = [pack_backends(group.alike, protocol, group.cluster_id) for group in entry.groups]
+    has_table = entry.algorithm is Algorithm.MAGLEV and any(slots)
+    if not entry.resting and _are_active(entry.groups):  # as nearly all
+        return _Needs(slots, [*chain.from_iterable(slots)], (), entry.source_ranges, has_table)
+    active, resting = list[bytes](), list[tuple[bytes, BackendState]]()
+    for group in (*entry.groups, *entry.resting):
+        for alike in group.alike:
+            values = pack_backends((alike,), protocol, group.cluster_id)
+            if alike.state is BackendState.ACTIVE:
+                active += values
+            else:
+                resting += [(value, alike.state) for value in values]
+    return _Needs(slots, active, resting, entry.source_ranges, has_table)
+
+
+def _are_active(groups: Iterable[Group]) -> bool:
+    for group in groups:
+        for alike in group.alike:
+            if alike.state is not BackendState.ACTIVE:
+                return False
+    return True
 
 
 def _service_ids(entries: Iterable[bytes]) -> Sequence[int]:
     """Of values of lb_services, or keys of lb_slots: both begin with one."""
     return unpack_numbers(each[:_ID_SIZE] for each in entries)
-
-
-def _unused(used: Container[bytes], number: int) -> Iterator[bytes]:
-    """Keys of backends from `number` on. What else the kernel holds there goes, or is overwritten."""
-    numbers = chain(range(number, _MOST + 1), chain.from_iterable(repeat(range(1, _MOST + 1))))
-    return filterfalse(used.__contains__, map(_NUMBER, numbers))
 
 
 @lru_cache(1024)  # many services have as many backends of the same clusters

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Set
 
-from agent.bpf.layouts import PROTOCOL_NUMBERS, BackendValue, pack_backends, pack_service_key, unpack
+from agent.bpf.layouts import PROTOCOL_NUMBERS, BackendValue, as_active, pack_backends, pack_service_key, unpack
 from agent.bpf.walk import groups_behind
 from agent.plan.services import ServiceTrackers
 from clustermesh.address import Address
@@ -68,10 +68,10 @@ def _behind(kernel: Kernel, key: bytes) -> Iterator[BackendValue]:
 
 
 def _values(kernel: Kernel, key: bytes) -> list[bytes]:
-    """As they are in the map. A list at a time: all of a large mesh are gone over at the start."""
+    """As active ones. A list at a time: all of a large mesh are gone over at the start."""
     if (head := kernel.services.actual.get(key)) is None:
         return []
     values, backend = list[bytes](), kernel.backends.actual.get
     for _, numbers in groups_behind(head, kernel.groups.actual.get, kernel.slots.actual.get):
-        values += filter(None, map(backend, numbers))
+        values += map(as_active, filter(None, map(backend, numbers)))
     return values

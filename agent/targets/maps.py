@@ -20,6 +20,8 @@ from clustermesh.errors import ApplyError, Unavailable
 CHUNK: Final = 1024
 """Entries per turn of the event loop: 2 ms when all is well, 10 ms when the kernel refuses each of them."""
 
+_BYTES: Final = 1 << 18  # of values, per turn
+
 T = TypeVar("T")
 
 
@@ -31,7 +33,8 @@ class MapTarget:
         self.fd = fd
         info = map_info(fd)
         self.max_entries = info.max_entries
-        self.page_size, self.chunk = min(CHUNK, info.max_entries), CHUNK
+        self.chunk = max(1, min(CHUNK, _BYTES // info.value_size))
+        self.page_size = min(self.chunk, info.max_entries)
         self._sizes = (info.key_size, info.value_size)
         self._lengths = ({info.key_size}, {info.value_size})
 

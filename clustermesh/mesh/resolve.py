@@ -10,14 +10,14 @@ An entry says more than any source fills in today: what is left at its default h
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from itertools import repeat
 from operator import attrgetter, is_
 from typing import Final
 
 from msgspec import Struct
 
-from clustermesh.address import V4, Address, is_ipv4
+from clustermesh.address import V4, Address, Prefix, is_ipv4
 from clustermesh.model import Affinity, Algorithm, BackendState, LocalService, Port, Protocol, Service
 
 
@@ -39,6 +39,15 @@ class Scope(IntEnum):
     EXTERNAL = 2
 
 
+class ServiceFlag(IntFlag):
+    """What else holds where a service is called. SOURCE_RANGES: who calls from outside must be in one of them.
+    EXTERNAL: they have an entry of their own. KEEP_SOURCE: its backends are on this node, and see who called."""
+
+    SOURCE_RANGES = 1
+    EXTERNAL = 2
+    KEEP_SOURCE = 4
+
+
 class Frontend(Struct, frozen=True, order=True, gc=False):
     """Where a service is called: TCP, UDP or SCTP."""
 
@@ -56,19 +65,16 @@ class Backend(Struct, frozen=True, gc=False):
 
 
 class Backends(Struct, frozen=True, gc=False):
-    """Those of a group that have all but their addresses, which are in order, in common. A `weight` of 0 is as all
-    others of the group."""
+    """Those of a group that have all but their addresses, which are in order, in common."""
 
     addresses: tuple[Address, ...]
     port: int
     state: BackendState = BackendState.ACTIVE
-    weight: int = 0
 
 
 class Group(Struct, frozen=True, gc=False):
-    """The backends of one cluster, nearly always at one port: there are too many of them for an object each. `weight`
-    is its part among the groups: as many as it has active backends, so that each of the service's backends has an
-    equal part."""
+    """Backends of one cluster and of one weight, nearly always at one port: there are too many of them for an object
+    each. `weight` is its part among the groups: what all of its backends weigh together."""
 
     cluster_id: int
     weight: int
@@ -80,7 +86,11 @@ class Group(Struct, frozen=True, gc=False):
 
 
 class ServiceEntry(Struct, frozen=True, gc=False):
-    """One frontend and who answers there. Groups are ordered by cluster, so that equal services are equal entries."""
+    """One frontend and who answers there. Groups are in order, so that equal services are equal entries.
+
+    `groups` are given to new connections, `resting` to none: their connections go on. `affinity_seconds` is for how
+    long a client stays with its backend, 0 for not at all.
+    """
 
     frontend: Frontend
     groups: tuple[Group, ...] = ()
@@ -88,6 +98,8 @@ class ServiceEntry(Struct, frozen=True, gc=False):
     flags: int = 0
     affinity_seconds: int = 0
     algorithm: Algorithm = Algorithm.RANDOM
+    resting: tuple[Group, ...] = ()
+    source_ranges: tuple[Prefix, ...] = ()
 
 
 _CLUSTER_ID: Final = attrgetter("cluster_id")

@@ -58,7 +58,8 @@ class _Maps:
     """Maps as the programs' are, in no one's use."""
 
     def __init__(self) -> None:
-        kinds = {"backends": (4, 28), "slots": (8, 64), "groups": (8, 96), "services": (20, 20)}
+        kinds = {"backends": (4, 28), "slots": (8, 64), "groups": (8, 96), "maglev": (4, 4084)}
+        kinds |= {"source_ranges": (24, 1), "services": (20, 20)}
         self._fds = [map_create(MapType.HASH, *sizes, 131072, NO_PREALLOC) for sizes in kinds.values()]
         targets = [MapTarget(name, fd) for name, fd in zip(kinds, self._fds, strict=True)]
         self.trackers = ServiceTrackers(*(Tracker(target.name, target) for target in targets))

@@ -15,6 +15,7 @@ from agent.bpf.layouts import BackendValue, Number, ServiceKey, ServiceValue, Sl
 from agent.domains.domains import Domains
 from agent.domains.tables import Targets, ThisNode
 from agent.options import Options
+from agent.plan.services import ServiceTrackers
 from agent.propagation import Propagation
 from agent.state import AgentState
 from agent.targets.wireguard import WireGuardTarget
@@ -145,7 +146,7 @@ class Bed:
     def __init__(self) -> None:
         self.journal: list[str] = []
         self.now = 1000.0
-        names = ("ipcache", "cidrs", "routes", "backends", "slots", "groups", "services", "clusters")
+        names = ("ipcache", "cidrs", "routes", *ServiceTrackers._fields, "clusters")
         self.tables = {name: FakeTable(name, self.journal) for name in names}
         self.options = Options(context=Path("/nowhere"), node=NODE)
         self.propagation = Propagation()

@@ -39,11 +39,12 @@ from agent.bpf.layouts import (
     Reduced,
     ReverseKey,
     ReverseValue,
-    ServiceFlag,
     ServiceKey,
     ServiceValue,
     SlotsKey,
     SourceRangeKey,
+    as_active,
+    in_state,
     pack,
     pack_backends,
     pack_cidr,
@@ -55,7 +56,7 @@ from agent.bpf.layouts import (
     unpack_each,
 )
 from clustermesh.address import Address, Prefix, from_int, parse, parse_prefix
-from clustermesh.mesh.resolve import Backends, Kind, Scope
+from clustermesh.mesh.resolve import Backends, Kind, Scope, ServiceFlag
 from clustermesh.model import Algorithm, BackendState
 
 HEADER = Path(__file__).parents[3] / "bpf" / "layouts.h"
@@ -298,9 +299,13 @@ def test_a_source_range_is_a_prefix_behind_its_service() -> None:
         assert key == SourceRangeKey(32 + 96 + 16, 7, parse("10.1.0.0"))
 
 
-def test_only_active_backends_are_packed() -> None:
-    backends = [Backends((ONE,), 80), Backends((ONE,), 81, BackendState.TERMINATING), Backends((ONE,), 82)]
-    assert pack_backends(backends, 6, 3) == [pack(BackendValue(ONE, port, 6, cluster_id=3)) for port in (80, 82)]
+def test_backends_are_packed_as_active_ones_and_put_in_a_state() -> None:
+    backends = [Backends((ONE,), 80), Backends((ONE,), 81, BackendState.TERMINATING)]
+    values = pack_backends(backends, 6, 3)
+    assert values == [pack(BackendValue(ONE, port, 6, cluster_id=3)) for port in (80, 81)]
+    for state in BackendState:
+        assert in_state(values[0], state) == pack(BackendValue(ONE, 80, 6, state, cluster_id=3))
+        assert as_active(in_state(values[0], state)) == values[0]
 
 
 @given(st.lists(st.builds(Number, _U32), max_size=40))

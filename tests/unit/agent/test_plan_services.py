@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -19,15 +20,16 @@ from agent.bpf.layouts import (
     ServiceKey,
     ServiceValue,
     SlotsKey,
+    SourceRangeKey,
     pack,
     unpack,
     unpack_each,
 )
 from agent.plan.services import ServicePlanner, ServiceTrackers
-from clustermesh.address import from_int, parse, text, to_int
+from clustermesh.address import Prefix, from_int, parse, parse_prefix, prefix_text, text, to_int
 from clustermesh.errors import Unavailable
-from clustermesh.mesh.resolve import Backends, Frontend, Group, ServiceEntry
-from clustermesh.model import BackendState, Protocol
+from clustermesh.mesh.resolve import Backends, Frontend, Group, Kind, ServiceEntry, ServiceFlag
+from clustermesh.model import Algorithm, BackendState, Protocol
 from clustermesh.reconcile import Reconciler, Tracker
 
 TCP = Protocol.TCP
@@ -62,7 +64,7 @@ class Map:
 class Node:
     """A planner over the maps, as an agent has them; a second one over the same maps is the agent started again."""
 
-    def __init__(self, maps: Mapping[str, Map] | None = None, most: Sequence[int] = (1 << 20,) * 4) -> None:
+    def __init__(self, maps: Mapping[str, Map] | None = None, most: Sequence[int] = (1 << 20,) * 6) -> None:
         self.maps = maps or {name: Map() for name in ServiceTrackers._fields}
         self.trackers = ServiceTrackers(*(Tracker(name, self.maps[name]) for name in ServiceTrackers._fields))
         self.reconciler = Reconciler(*self.trackers)
@@ -86,10 +88,9 @@ class Node:
     def answers(self, frontend: Frontend) -> dict[tuple[int, str], int] | None:
         """Every cluster and address a connection to `frontend` can reach now, with its chance among the service's
         weight; None where there is no such service. A lookup that meets a gap raises KeyError."""
-        held = self.maps["services"].held.get(pack(ServiceKey(frontend.address, frontend.port, 6)))
-        if held is None:
+        head = self.head(frontend)
+        if head is None:
             return None
-        head = unpack(ServiceValue, held)
         found: dict[tuple[int, str], int] = {}
         before = 0
         for index in range(head.groups):
@@ -99,9 +100,42 @@ class Node:
             weight, before = min(group.weight_end, head.weight) - before, group.weight_end
             for slot in range(group.slots if weight > 0 else 0):
                 block = self.maps["slots"].held[pack(SlotsKey(head.service_id, index, slot // 16))]
-                number = unpack_each(Number, block)[slot % 16]
-                entry = unpack(BackendValue, self.maps["backends"].held[pack(number)])
-                found[(entry.cluster_id, f"{text(entry.address)}:{entry.port}")] = weight
+                found[self.backend(unpack_each(Number, block)[slot % 16])] = weight
+        return found
+
+    def backend(self, number: Number) -> tuple[int, str]:
+        entry = unpack(BackendValue, self.maps["backends"].held[pack(number)])
+        return entry.cluster_id, f"{text(entry.address)}:{entry.port}"
+
+    def places(self, frontend: Frontend) -> Counter[tuple[int, str]] | None:
+        """Every backend in the table of `frontend`, with how many places it has; None where it has no table."""
+        head = self.head(frontend)
+        if head is None or head.algorithm != Algorithm.MAGLEV or not head.groups:
+            return None
+        table = unpack_each(Number, self.maps["maglev"].held[pack(Number(head.service_id))])
+        return Counter(map(self.backend, table))
+
+    def may_ask(self, frontend: Frontend) -> set[str] | None:
+        """The prefixes that may ask at `frontend`; None where all may."""
+        head = self.head(frontend)
+        if head is None or not head.flags & ServiceFlag.SOURCE_RANGES:
+            return None
+        keys = [unpack(SourceRangeKey, key) for key in self.maps["source_ranges"].held]
+        return {
+            prefix_text(Prefix(key.address, key.prefix_length - 32))
+            for key in keys
+            if key.service_id == head.service_id
+        }
+
+    def head(self, frontend: Frontend) -> ServiceValue | None:
+        held = self.maps["services"].held.get(pack(ServiceKey(frontend.address, frontend.port, 6)))
+        return None if held is None else unpack(ServiceValue, held)
+
+    def states(self) -> dict[tuple[int, str], BackendState]:
+        """Of every backend in the map."""
+        found = {}
+        for key, value in self.maps["backends"].held.items():
+            found[self.backend(unpack(Number, key))] = BackendState(unpack(BackendValue, value).state)
         return found
 
 
@@ -109,13 +143,18 @@ def frontend(number: int) -> Frontend:
     return Frontend(parse(f"10.96.0.{number}" if number % 2 else f"fd96::{number}"), 80, TCP)
 
 
-def entry(number: int, backends: Collection[tuple[int, int]]) -> ServiceEntry:
-    """A service at frontend(number); a backend is its cluster and a number."""
-    groups = []
+def groups(backends: Collection[tuple[int, int]], state: BackendState = BackendState.ACTIVE) -> tuple[Group, ...]:
+    """A backend is its cluster and a number."""
+    found = []
     for cluster in sorted({cluster for cluster, _ in backends}):
         own = tuple(parse(f"10.{cluster}.0.{n}") for c, n in sorted(backends) if c == cluster)
-        groups.append(Group(cluster, len(own), (Backends(own, 8080),)))
-    return ServiceEntry(frontend(number), tuple(groups))
+        found.append(Group(cluster, len(own), (Backends(own, 8080, state),)))
+    return tuple(found)
+
+
+def entry(number: int, backends: Collection[tuple[int, int]], **more: Any) -> ServiceEntry:
+    """A service at frontend(number)."""
+    return ServiceEntry(frontend(number), groups(backends), **more)
 
 
 def expected(found: ServiceEntry) -> dict[tuple[int, str], int]:
@@ -126,19 +165,53 @@ def expected(found: ServiceEntry) -> dict[tuple[int, str], int]:
     }
 
 
+def named(groups: Iterable[Group]) -> dict[tuple[int, str], BackendState]:
+    """Every backend with its state."""
+    return {
+        (group.cluster_id, f"{text(address)}:{alike.port}"): alike.state
+        for group in groups
+        for alike in group.alike
+        for address in alike.addresses
+    }
+
+
 few = st.sets(st.tuples(st.integers(1, 3), st.integers(1, 4)), max_size=6)
 many = st.builds(  # more groups than a block has, and more slots
     lambda clusters, backends: {(c, 1) for c in range(1, clusters + 1)} | {(1, n) for n in range(1, backends + 1)},
     st.integers(7, 10),
     st.integers(15, 18),
 )
-resolved = st.dictionaries(st.integers(1, 3), st.one_of(few, few, many))
+ranges = st.sets(st.sampled_from(["10.0.0.0/8", "192.0.2.0/24", "fd00::/8"]).map(parse_prefix)).map(sorted)
+idle = st.tuples(few, st.sampled_from([BackendState.TERMINATING, BackendState.QUARANTINED, BackendState.MAINTENANCE]))
+
+
+@st.composite
+def drawn(draw: st.DrawFn, number: int) -> ServiceEntry:
+    """One at frontend(number), of any algorithm, with and without those that rest."""
+    given = groups(draw(st.one_of(few, few, many)), draw(st.sampled_from(list(BackendState)[:2])))
+    allowed = draw(st.none() | ranges)
+    return ServiceEntry(
+        frontend(number),
+        given,
+        flags=0 if allowed is None else ServiceFlag.SOURCE_RANGES,
+        affinity_seconds=draw(st.sampled_from([0, 10800])),
+        algorithm=draw(st.sampled_from(Algorithm)),
+        resting=draw(st.just(()) | idle.map(lambda drawn: groups(*drawn))),
+        source_ranges=tuple(allowed or ()),
+    )
+
+
+def tables(first: int = 0) -> st.SearchStrategy[dict[int, ServiceEntry]]:
+    return st.fixed_dictionaries({}, optional={number: drawn(first + number) for number in (1, 2, 3)})
+
+
+resolved = tables()
 updates = st.lists(st.tuples(st.sampled_from([("n", "a"), ("n", "b")]), resolved, st.booleans()), max_size=8)
 
 
 @given(updates)
 async def test_lookups_agree_with_the_resolved_services_and_never_meet_a_gap(
-    script: list[tuple[Name, dict[int, set[tuple[int, int]]], bool]],
+    script: list[tuple[Name, dict[int, ServiceEntry], bool]],
 ) -> None:
     node = Node()
     await node.start()
@@ -147,6 +220,7 @@ async def test_lookups_agree_with_the_resolved_services_and_never_meet_a_gap(
     def no_gap() -> None:
         for number in (1, 2, 3):
             node.answers(frontend(number))
+            node.places(frontend(number))
 
     for name, services, restart in script:
         node.watch(no_gap)
@@ -155,24 +229,45 @@ async def test_lookups_agree_with_the_resolved_services_and_never_meet_a_gap(
             await node.start()
             for known, held in wanted.items():
                 node.planner.update(known, list(held.values()))
-        wanted[name] = {number: entry(number, backends) for number, backends in services.items()}
+        wanted[name] = services
         node.planner.update(name, list(wanted[name].values()))
         await node.flush()
         for number in (1, 2, 3):
             claimants = [wanted[n][number] for n in sorted(wanted) if number in wanted[n]]
-            assert node.answers(frontend(number)) == (expected(claimants[0]) if claimants else None)
-    used = {(g.cluster_id, b) for _, held in served_by(node.planner) for g in held.groups for b in g.backends}
-    assert len(node.maps["backends"].held) == len(used), "no backend is left behind"
+            at = frontend(number)
+            if not claimants:
+                assert node.head(at) is None
+                continue
+            first = claimants[0]
+            assert node.answers(at) == expected(first)
+            assert (node.places(at) or {}).keys() == (expected(first).keys() if first.algorithm else set())
+            allowed = {prefix_text(each) for each in first.source_ranges} if first.flags else None
+            assert node.may_ask(at) == allowed
+            head = node.head(at)
+            assert head is not None
+            assert (head.affinity_seconds, head.algorithm) == (first.affinity_seconds, first.algorithm)
+    states: dict[tuple[int, str], BackendState] = {}
+    for _, held in served_by(node.planner):
+        for backend, state in (*named(held.groups).items(), *named(held.resting).items()):
+            states[backend] = min(state, states.get(backend, state))
+    assert node.states() == states, "no backend is left behind, and each is in the best state that is said of it"
     ids = {unpack(ServiceValue, head).service_id for head in node.maps["services"].held.values()}
-    kinds = {"slots": SlotsKey, "groups": GroupsKey}
-    named = {unpack(kind, key).service_id for name, kind in kinds.items() for key in node.maps[name].held}
-    assert named <= ids, "nor a slot"
+    kinds = {"slots": SlotsKey, "groups": GroupsKey, "source_ranges": SourceRangeKey}
+    of = {unpack(kind, key).service_id for name, kind in kinds.items() for key in node.maps[name].held}
+    of |= {unpack(Number, key).number for key in node.maps["maglev"].held}
+    assert of <= ids, "nor a slot, a table or a range"
 
 
 async def test_a_restart_changes_no_entry() -> None:
     node = Node()
     await node.start()
-    services = {n: entry(n, {(1, n), (2, n + 1), (3, 5)}) for n in (3, 1, 2)}
+    more = {
+        "algorithm": Algorithm.MAGLEV,
+        "flags": ServiceFlag.SOURCE_RANGES,
+        "resting": groups({(2, 1), (2, 2)}, BackendState.TERMINATING),
+        "source_ranges": (parse_prefix("10.0.0.0/8"), parse_prefix("fd00::/8")),
+    }
+    services = {n: entry(n, {(1, n), (2, n + 1), (3, 5)}, **(more if n == 3 else {})) for n in (3, 1, 2)}
     for n, each in services.items():
         node.planner.update(("n", f"s{n}"), [each])
     await node.flush()
@@ -258,14 +353,86 @@ async def test_one_address_in_two_clusters_is_two_backends() -> None:
     assert node.answers(frontend(1)) == {(1, "10.9.0.1:8080"): 1, (2, "10.9.0.1:8080"): 1}
 
 
-async def test_backends_that_are_not_active_get_no_slot_and_no_weight() -> None:
+@pytest.mark.parametrize("state", [BackendState.TERMINATING, BackendState.QUARANTINED, BackendState.MAINTENANCE])
+async def test_a_backend_that_rests_keeps_its_number_and_gets_no_slot(state: BackendState) -> None:
     node = Node()
-    leaving = Backends((parse("10.1.0.1"),), 8080, BackendState.TERMINATING)
-    serving = Backends((parse("10.2.0.1"),), 8080)
-    groups = (Group(1, 3, (leaving,)), Group(2, 1, (leaving, serving)))
-    node.planner.update(("n", "s"), [ServiceEntry(frontend(1), groups)])
+    node.planner.update(("n", "s"), [entry(1, {(1, 1), (2, 1)})])
     await node.flush()
-    assert node.answers(frontend(1)) == {(2, "10.2.0.1:8080"): 1}
+    numbers = node.maps["backends"].held.keys()
+    for resting, served in (({(1, 1)}, {(2, 1)}), ({(1, 1), (2, 1)}, set()), (set(), {(1, 1), (2, 1)})):
+        node.planner.update(("n", "s"), [entry(1, served, resting=groups(resting, state))])
+        await node.flush()
+        assert (node.answers(frontend(1)) or {}).keys() == {(c, f"10.{c}.0.{n}:8080") for c, n in served}
+        assert node.maps["backends"].held.keys() == numbers
+        assert [each for each in node.states().values() if each] == [state] * len(resting)
+
+
+async def test_of_a_backend_in_two_states_the_map_says_the_better() -> None:
+    node, at = Node(), (1, "10.1.0.1:8080")
+    said = {"a": BackendState.ACTIVE, "b": BackendState.TERMINATING, "c": BackendState.MAINTENANCE}
+    for number, (name, state) in enumerate(said.items()):
+        here = groups({(1, 1)}, state)
+        rests = state is not BackendState.ACTIVE
+        each = entry(number, [], resting=here) if rests else ServiceEntry(frontend(number), here)
+        node.planner.update(("n", name), [each])
+    for name, state in said.items():
+        await node.flush()
+        assert node.states() == {at: state}
+        node.planner.update(("n", name), [])
+    await node.flush()
+    assert node.states() == {}
+
+
+async def test_a_table_has_as_many_places_of_each_as_its_weight_says() -> None:
+    node = Node()
+    those = (Group(1, 20, groups({(1, 1), (1, 2)})[0].alike), Group(1, 80, groups({(1, 3)})[0].alike))
+    node.planner.update(("n", "s"), [ServiceEntry(frontend(1), those, algorithm=Algorithm.MAGLEV)])
+    await node.flush()
+    assert node.places(frontend(1)) == {(1, "10.1.0.1:8080"): 102, (1, "10.1.0.2:8080"): 102, (1, "10.1.0.3:8080"): 817}
+
+
+async def test_nodes_that_know_of_services_in_another_order_have_the_same_table() -> None:
+    nodes, found = [Node(), Node()], []
+    services = [entry(n, {(1, n), (2, n + 1), (3, 5)}, algorithm=Algorithm.MAGLEV) for n in range(4)]
+    for node, order in zip(nodes, (services, services[::-1]), strict=True):
+        for each in order:
+            node.planner.update(("n", text(each.frontend.address)), [each])
+        await node.flush()
+        heads = [node.head(each.frontend) for each in services]
+        tables = [node.maps["maglev"].held[pack(Number(head.service_id))] for head in heads if head]
+        found.append([[*map(node.backend, unpack_each(Number, table))] for table in tables])
+    assert found[0] == found[1]
+
+
+async def test_who_has_it_as_a_cluster_ip_is_served_before_who_says_that_it_is_reached_there() -> None:
+    node = Node()
+    node.planner.update(("n", "a"), [entry(1, {(1, 1)}, kind=Kind.EXTERNAL_IP)])
+    node.planner.update(("n", "b"), [entry(1, {(1, 2)})])
+    await node.flush()
+    assert node.answers(frontend(1)) == {(1, "10.1.0.2:8080"): 1}
+    assert node.planner.conflicts() == {frontend(1): [("n", "b"), ("n", "a")]}
+
+
+async def test_a_number_that_ranges_are_left_of_is_not_given_to_another() -> None:
+    node = Node()
+    await node.start()
+    node.planner.update(("n", "s"), [entry(1, [], flags=1, source_ranges=(parse_prefix("10.0.0.0/8"),))])
+    await node.flush()
+    node.maps["services"].held.clear()  # as an agent leaves them that is killed before it wrote the service
+    node.maps["groups"].held.clear()
+    node = Node(node.maps)
+    await node.start()
+    node.planner.update(("n", "t"), [entry(2, [], flags=1, source_ranges=(parse_prefix("192.0.2.0/24"),))])
+    await node.reconciler.flush()
+    assert node.may_ask(frontend(2)) == {"192.0.2.0/24"}
+
+
+async def test_more_groups_than_a_program_reads_are_refused() -> None:
+    node = Node()
+    those = tuple(Group(number, 1, groups({(1, 1)})[0].alike) for number in range(513))
+    with pytest.raises(Unavailable, match="513 groups"):
+        node.planner.update(("n", "s"), [ServiceEntry(frontend(1), those)])
+    assert not any(each.desired for each in node.trackers)
 
 
 _UNPACKABLE = (
@@ -308,17 +475,21 @@ async def test_a_frontend_that_goes_while_another_cannot_be_planned_is_gone() ->
     assert not any(each.desired for each in node.trackers)
 
 
+def of_service(name: str) -> st.SearchStrategy[tuple[str, dict[int, ServiceEntry], bool]]:
+    return st.tuples(st.just(name), tables(10 * "abcd".index(name)), st.booleans())
+
+
 @given(
-    st.lists(st.tuples(st.sampled_from("abcd"), resolved, st.booleans()), max_size=12),
-    st.tuples(st.integers(0, 12), st.integers(0, 12), st.integers(0, 4), st.integers(0, 4)),
+    st.lists(st.sampled_from("abcd").flatmap(of_service), max_size=12),
+    st.tuples(*(st.integers(0, most) for most in (12, 12, 4, 2, 3, 4))),
 )
 async def test_in_maps_that_are_full_no_choice_falls_on_what_is_gone_or_found_no_room(
-    script: list[tuple[str, dict[int, set[tuple[int, int]]], bool]], most: tuple[int, int, int, int]
+    script: list[tuple[str, dict[int, ServiceEntry], bool]], most: tuple[int, ...]
 ) -> None:
-    node, numbers = Node(most=most), {"a": 0, "b": 10, "c": 20, "d": 30}
+    node = Node(most=most)
     asked: dict[str, dict[Frontend, ServiceEntry]] = {}
     for name, services, may_delete in script:
-        entries = [entry(numbers[name] + number, backends) for number, backends in services.items()]
+        entries = [*services.values()]
         asked[name] = {each.frontend: each for each in entries}
         try:
             node.planner.update(("n", name), entries)
@@ -332,11 +503,16 @@ async def test_in_maps_that_are_full_no_choice_falls_on_what_is_gone_or_found_no
         node.reconciler.may_delete = may_delete
         await node.reconciler.flush()
         assert all(len(held) <= size for held, size in zip(node.content().values(), most, strict=True))
-        assert all((node.answers(each) or {}).keys() == expected(found).keys() for each, found in served.items())
+        for at, found in served.items():
+            assert (node.answers(at) or {}).keys() == expected(found).keys()
+            assert (node.places(at) or {}).keys() <= expected(found).keys()
+            allowed = {prefix_text(each) for each in wanted[at].source_ranges}
+            assert (node.may_ask(at) is None) == (not wanted[at].flags)
+            assert not may_delete or (node.may_ask(at) or set()) <= allowed
 
 
 async def test_while_nothing_is_deleted_a_service_keeps_what_it_had_and_wants_and_then_has_the_rest() -> None:
-    node = Node(most=(3, 9, 9, 9))
+    node = Node(most=(3, *[9] * 5))
     node.planner.update(("n", "a"), [entry(1, {(1, 1), (1, 2), (1, 3)})])
     await node.reconciler.flush()
     changed = [entry(1, {(1, 2), (1, 3), (1, 4), (1, 5)})]
@@ -352,7 +528,7 @@ async def test_while_nothing_is_deleted_a_service_keeps_what_it_had_and_wants_an
 
 
 async def test_all_of_a_services_backends_are_replaced_in_a_full_map() -> None:
-    node = Node(most=(2, 9, 9, 9))
+    node = Node(most=(2, *[9] * 5))
     node.planner.update(("n", "a"), [entry(1, {(1, 1), (1, 2)})])
     await node.flush()
     with pytest.raises(Unavailable):
@@ -365,7 +541,7 @@ async def test_all_of_a_services_backends_are_replaced_in_a_full_map() -> None:
 
 
 async def test_a_frontend_that_finds_no_room_does_not_hold_up_the_next_one() -> None:
-    node = Node(most=(9, 2, 9, 9))
+    node = Node(most=(9, 2, *[9] * 4))
     node.planner.update(("n", "a"), [entry(2, {(1, 1), (2, 1)})])
     with pytest.raises(Unavailable, match="lb_slots"):
         node.planner.update(("n", "a"), [entry(1, {(1, 1)}), entry(2, {(1, 2)})])
@@ -378,7 +554,7 @@ async def test_a_frontend_that_finds_no_room_does_not_hold_up_the_next_one() -> 
 
 
 async def test_a_service_that_found_no_room_has_it_once_another_needs_less() -> None:
-    node = Node(most=(40, 2, 2, 2))
+    node = Node(most=(40, 2, 2, 0, 0, 2))
     node.planner.update(("n", "a"), [entry(1, {(1, 1), (2, 1)})])
     with pytest.raises(Unavailable, match="1 more entries of the map lb_slots, where 2 of 2 are taken"):
         node.planner.update(("n", "b"), [entry(2, {(1, 1)})])

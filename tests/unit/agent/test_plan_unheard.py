@@ -19,8 +19,7 @@ TARGETS = {"http": Port(protocol=Protocol.TCP, port=8080), "dns": Port(protocol=
 
 
 def tables() -> ServiceTrackers[Tracker[bytes, bytes]]:
-    backends, slots, groups, services = (Tracker(name, FakeTable(name, [])) for name in ServiceTrackers._fields)
-    return ServiceTrackers(backends, slots, groups, services)
+    return ServiceTrackers(*(Tracker(name, FakeTable(name, [])) for name in ServiceTrackers._fields))
 
 
 def web(cluster_id: int, backends: list[Address], frontends: tuple[str, ...] = ()) -> Service:
@@ -61,7 +60,7 @@ async def test_what_is_found_makes_the_service_that_was_planned(seed: int) -> No
 
 async def test_what_is_missing_in_the_kernel_is_passed_over() -> None:
     local = LocalService(service=web(1, [parse("10.1.0.1")], ("10.96.0.1",)), is_global=True)
-    for name in ServiceTrackers._fields:
+    for name in ("backends", "slots", "groups", "services"):
         held = await planned(local, [web(2, [parse("10.2.0.1")])])
         getattr(held, name).actual.clear()
         assert services_found(held, local) == {}
