@@ -18,6 +18,16 @@ static __always_inline bool is_same_address(const struct address *one, const str
 	       one->word[0] == other->word[0];
 }
 
+/* 127.0.0.0/8 or ::1 */
+static __always_inline bool is_loopback(const struct address *address)
+{
+	__u32 last = bpf_ntohl(address->word[3]);
+
+	if (address->word[0] || address->word[1])
+		return false;
+	return address->word[2] ? address->word[2] == bpf_htonl(0xffff) && last >> 24 == 127 : last == 1;
+}
+
 /* Link-local or multicast IPv6: what neighbours find each other by. */
 static __always_inline bool is_of_the_link(const struct address *address)
 {

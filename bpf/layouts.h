@@ -166,13 +166,13 @@ struct lb_affinity_key {
 };
 _Static_assert(sizeof(struct lb_affinity_key) == 24, "lb_affinity_key");
 
-/* Where it stood in lb_slots when it was chosen: what stands there no more is looked for, and what the service has no more
- * is left. */
+/* The block of lb_slots it was last seen in: where it stands there no more it is looked for, and what the service has no
+ * more is left. */
 struct lb_affinity {
-	__u64 used_ns; /* of CLOCK_MONOTONIC; at most a second behind */
+	__u64 used_ns; /* by CLOCK_MONOTONIC; up to a second behind */
 	__u32 backend_id;
 	__u16 group;
-	__u16 slot;
+	__u16 block;
 };
 _Static_assert(sizeof(struct lb_affinity) == 16, "lb_affinity");
 

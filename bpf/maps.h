@@ -9,6 +9,7 @@
 #ifdef CLUSTERMESH_BCC
 
 #define SEC(name)
+#define SUBPROGRAM static __always_inline
 #define DECLARE_LICENSE(name) /* BCC is told by its caller */
 #define DECLARE_MAP(name, map_type, key_type, value_type, size, flags)
 #define DECLARE_RING(name, size)
@@ -21,6 +22,8 @@
 #include <stdbool.h>
 #include <bpf/bpf_helpers.h>
 
+/* What has loops: it is verified once for each program, and not for each way into it. Its arguments are numbers. */
+#define SUBPROGRAM __attribute__((noinline))
 #define DECLARE_MAP(name, map_type, key_type, value_type, size, flags)                                                 \
 	struct {                                                                                                       \
 		__uint(type, map_type);                                                                                \

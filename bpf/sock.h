@@ -14,23 +14,25 @@ enum { SOCK_REJECT = 0, SOCK_ALLOW = 1 };
 /* Without bpf_set_retval (before Linux 5.18) a refused connect fails with EPERM. */
 CONSTANT(bool, has_set_retval, true);
 
-static __always_inline struct lb_reverse_key reverse_key(struct bpf_sock_addr *ctx, const struct peer *peer)
+/* The cookie of the agent's network namespace, which is the node's. */
+CONSTANT(__u64, node_netns, 0);
+
+enum { TYPE_DATAGRAM = 2 }; /* SOCK_DGRAM, which linux/net.h has for the kernel alone */
+
+static __always_inline struct lb_reverse_key reverse_key(struct bpf_sock_addr *ctx, const struct address *address,
+							 __be16 port)
 {
-	return (struct lb_reverse_key){
-		.cookie = bpf_get_socket_cookie(ctx),
-		.address = peer->address,
-		.port = peer->port,
-	};
+	return (struct lb_reverse_key){ .cookie = bpf_get_socket_cookie(ctx), .address = *address, .port = port };
 }
 
-/* Sending is `repeated`, and read before written: a socket that asks one service again and again must not pay for an
- * update each time. */
-static __always_inline void remember(struct bpf_sock_addr *ctx, const struct peer *service, const struct peer *backend,
-				     bool repeated)
+/* What an unconnected socket means by its datagrams to this backend. Read before written: a socket that asks one service
+ * again and again must not pay for an update each time. */
+static __always_inline void remember(struct bpf_sock_addr *ctx, const struct peer *service,
+				     const struct lb_chosen *backend)
 {
-	struct lb_reverse_key key = reverse_key(ctx, backend);
+	struct lb_reverse_key key = reverse_key(ctx, &backend->address, backend->port);
 	struct lb_reverse value = { .address = service->address, .port = service->port };
-	struct lb_reverse *known = repeated ? bpf_map_lookup_elem(MAP(lb_reverse_sk), &key) : NULL;
+	struct lb_reverse *known = bpf_map_lookup_elem(MAP(lb_reverse_sk), &key);
 
 	if (known && known->port == value.port && is_same_address(&known->address, &value.address))
 		return;
@@ -38,9 +40,31 @@ static __always_inline void remember(struct bpf_sock_addr *ctx, const struct pee
 		report(ctx, REASON_REVERSE_LOST);
 }
 
+/* What a connected socket means. It is kept with the socket: nothing else makes it go, and getting at it costs least. */
+static __always_inline void mean(struct bpf_sock_addr *ctx, const struct peer *service, const struct lb_chosen *backend)
+{
+	struct lb_meant *meant = bpf_sk_storage_get(MAP(lb_meant), ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+
+	if (!meant) {
+		report(ctx, REASON_REVERSE_LOST);
+		return;
+	}
+	meant->address = service->address;
+	meant->backend = backend->address;
+	meant->port = service->port;
+	meant->backend_port = backend->port;
+	meant->backend_id = backend->backend_id;
+}
+
+static __always_inline void turn(struct peer *to, const struct lb_chosen *backend)
+{
+	to->address = backend->address;
+	to->port = backend->port;
+}
+
 /* Counted, and told with where the socket was sent: `to`, and instead `backend` unless that is NULL. */
 static __always_inline void report_socket(struct bpf_sock_addr *ctx, enum reason reason, enum event_type type,
-					  const struct peer *to, const struct peer *backend)
+					  const struct peer *to, const struct lb_chosen *backend)
 {
 	struct event *event = event_of(reason, type);
 
@@ -66,40 +90,77 @@ static __always_inline enum verdict refuse(struct bpf_sock_addr *ctx, const stru
 	return REJECT;
 }
 
-/* Turns a service's address in `to` into a backend's. */
-static __always_inline enum verdict forward(struct bpf_sock_addr *ctx, struct peer *to, __u32 seed, bool repeated)
+static __always_inline bool is_of_the_node(struct bpf_sock_addr *ctx)
+{
+	return bpf_get_netns_cookie(ctx) == node_netns;
+}
+
+/* The service that is called at `to`. Loopback is another one's in each network namespace: only the node's own has node
+ * ports there. */
+static __always_inline struct lb_service *called(struct bpf_sock_addr *ctx, const struct peer *to)
 {
 	struct lb_service_key key = { .address = to->address, .port = to->port, .protocol = ctx->protocol };
-	struct peer service = *to;
-	enum verdict verdict = lb_translate(ctx, &key, seed, to);
+	struct lb_service *service = lb_find(&key, false);
 
-	if (verdict == TRANSLATED) {
-		remember(ctx, &service, to, repeated);
-		report_socket(ctx, repeated ? REASON_DATAGRAM : REASON_CONNECT, EVENT_LB, &service, to);
-	}
-	return verdict == REJECT ? refuse(ctx, &service) : verdict;
+	return service && is_loopback(&to->address) && !is_of_the_node(ctx) ? NULL : service;
+}
+
+/* To affinity all sockets of a network namespace are one client. */
+static __always_inline struct address client_of(struct bpf_sock_addr *ctx)
+{
+	__u64 cookie = bpf_get_netns_cookie(ctx);
+
+	return (struct address){ { cookie, cookie >> 32, 0xffffffff, 0 } };
+}
+
+/* A backend for the service called at `to`. */
+static __always_inline enum verdict forward(struct bpf_sock_addr *ctx, const struct peer *to, __u32 seed,
+					    struct lb_chosen *backend)
+{
+	struct lb_service *service = called(ctx, to);
+	struct address client = {};
+	enum verdict verdict;
+
+	if (!service)
+		return CONTINUE;
+	if (service->affinity_seconds)
+		client = client_of(ctx);
+	verdict = lb_choose(ctx, service, &client, seed, backend);
+	return verdict == REJECT ? refuse(ctx, to) : verdict;
 }
 
 /* A socket connected anew, to this address itself, must not be shown a service it meant before. Sending proves nothing of
  * the kind: what a connected IPv6 socket sends to a mapped address comes by as if it named the backend. */
 static __always_inline void forget(struct bpf_sock_addr *ctx, const struct peer *to)
 {
-	struct lb_reverse_key key = reverse_key(ctx, to);
+	struct lb_meant *meant = bpf_sk_storage_get(MAP(lb_meant), ctx->sk, NULL, 0);
+	struct lb_reverse_key key;
 
+	if (meant)
+		meant->backend_port = 0;
+	if (ctx->type != TYPE_DATAGRAM)
+		return;
+	key = reverse_key(ctx, &to->address, to->port);
 	if (bpf_map_lookup_elem(MAP(lb_reverse_sk), &key))
 		bpf_map_delete_elem(MAP(lb_reverse_sk), &key);
 }
 
-/* forward() for a socket that connects. */
+/* Turns the service's address that a socket connects to into a backend's. */
 static __always_inline enum verdict forward_connect(struct bpf_sock_addr *ctx, struct peer *to)
 {
-	enum verdict verdict = forward(ctx, to, bpf_get_prandom_u32(), false);
+	struct lb_chosen backend;
+	enum verdict verdict = forward(ctx, to, bpf_get_prandom_u32(), &backend);
 
 	if (verdict == CONTINUE) {
 		forget(ctx, to);
 		report_socket(ctx, REASON_CONNECT_DIRECT, EVENT_TRACE, to, NULL);
 	}
-	return verdict;
+	if (verdict != TRANSLATED)
+		return verdict;
+	mean(ctx, to, &backend);
+	report_socket(ctx, REASON_CONNECT, EVENT_LB, to, &backend);
+	turn(to, &backend);
+	return TRANSLATED;
 }
 
 /* Datagrams of one socket to one service stay with one backend while its backends stay as they are, as conntrack would
@@ -112,18 +173,35 @@ static __always_inline __u32 datagram_seed(struct bpf_sock_addr *ctx, const stru
 		      address->word[3] ^ ((__u32)to->port << 16));
 }
 
-/* forward() for one datagram. */
+/* Turns the service's address that a datagram is sent to into a backend's. */
 static __always_inline enum verdict forward_datagram(struct bpf_sock_addr *ctx, struct peer *to)
 {
-	return forward(ctx, to, datagram_seed(ctx, to), true);
+	struct lb_chosen backend;
+	enum verdict verdict = forward(ctx, to, datagram_seed(ctx, to), &backend);
+
+	if (verdict != TRANSLATED)
+		return verdict;
+	remember(ctx, to, &backend);
+	report_socket(ctx, REASON_DATAGRAM, EVENT_LB, to, &backend);
+	turn(to, &backend);
+	return TRANSLATED;
 }
 
-/* Turns a backend's address in `from` into the service's that this socket meant. */
+/* Turns a backend's address in `from` into the service's that this socket meant. What older versions kept of connected
+ * sockets is where datagrams' services are. */
 static __always_inline enum verdict reverse(struct bpf_sock_addr *ctx, struct peer *from)
 {
-	struct lb_reverse_key key = reverse_key(ctx, from);
-	struct lb_reverse *service = bpf_map_lookup_elem(MAP(lb_reverse_sk), &key);
+	struct lb_meant *meant = bpf_sk_storage_get(MAP(lb_meant), ctx->sk, NULL, 0);
+	struct lb_reverse_key key;
+	struct lb_reverse *service;
 
+	if (meant && meant->backend_port == from->port && is_same_address(&meant->backend, &from->address)) {
+		from->address = meant->address;
+		from->port = meant->port;
+		return TRANSLATED;
+	}
+	key = reverse_key(ctx, &from->address, from->port);
+	service = bpf_map_lookup_elem(MAP(lb_reverse_sk), &key);
 	if (!service)
 		return CONTINUE;
 	from->address = service->address;

@@ -1,9 +1,10 @@
 """Socket programs put in the place of those that run, so that no socket meets a mixture of the two.
 
 What a socket meant is written down by one program (connect, sendmsg) and read by another (recvmsg, getpeername). Where
-both generations write to one map, each hook is exchanged in place. Where the new one has another map, its readers run
-beside the old ones until every writer is exchanged and all that was written is carried over: an entry is in one of the
-two maps at each moment, and whichever reader finds it shows the service.
+the new readers find what both generations write, each hook is exchanged in place, readers first. Where the old writers
+have a map of their own, the new readers run beside the old ones until every writer is exchanged and all that was
+written is carried over: an entry is in one of the two maps at each moment, and whichever reader finds it shows the
+service.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def exchange(
             return attach_link(pins / pin_name(program.name), programs[program.name], point, shared_maps)
 
         if carry is None:
-            return {program.name: put(program) for program in SOCKET_PROGRAMS}
+            return {each.name: put(each) for each in sorted(SOCKET_PROGRAMS, key=lambda each: not each.reads_back)}
         carry()
         readers = [program for program in SOCKET_PROGRAMS if program.reads_back]
         beside = {}

@@ -157,13 +157,13 @@ class AffinityKey(NamedTuple):
 
 
 class AffinityValue(NamedTuple):
-    """Value of lb_affinity: when the client last asked, by CLOCK_MONOTONIC; the backend it stays with, and where that
-    was in lb_slots."""
+    """Value of lb_affinity: when the client last asked, by CLOCK_MONOTONIC; the backend it stays with, and the block of
+    slots that was last seen in."""
 
     used_ns: int
     backend_id: int
     group: int = 0
-    slot: int = 0
+    block: int = 0
 
 
 class SourceRangeKey(NamedTuple):

@@ -46,6 +46,7 @@ from clustermesh.errors import Invalid, Refused, Unavailable
 OBJECT_VARIABLE: Final = "CLUSTERMESH_BPF_OBJECT"
 _OBJECT_NAME: Final = "clustermesh.bpf.o"
 _LINKS: Final = "links"
+_SO_NETNS_COOKIE: Final = 71
 _VERSION: Final = re.compile(r"v\d+")
 
 
@@ -103,7 +104,7 @@ class Datapath:
             Object(object_path or find_object()) as elf,
         ):
             outgrown = _choose_maps(elf, pin_dir / LAYOUT_VERSION, dict(max_entries or {}), undo)
-            elf.set_constants({"has_set_retval": probe.has_set_retval()})
+            elf.set_constants({"has_set_retval": probe.has_set_retval(), "node_netns": _netns_cookie()})
             elf.load()
             datapath = cls(
                 pin_dir,
@@ -285,6 +286,13 @@ def _choose_maps(elf: Object, folder: Path, sizes: dict[str, int], undo: ExitSta
                 outgrown[name] = found
                 undo.push(closing.pop_all())
     return outgrown
+
+
+def _netns_cookie() -> int:
+    """That of this network namespace, 0 where the kernel does not say (before Linux 5.14)."""
+    with socket.socket(socket.AF_UNIX) as any_socket, suppress(OSError):
+        return int.from_bytes(any_socket.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
+    return 0
 
 
 def _duplicate(fd: int, undo: ExitStack) -> int:

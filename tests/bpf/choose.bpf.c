@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* The choice of lb.h alone, for test runs: behind the Ethernet header the packet has a service key and a seed, and gets the
- * backend's address and port in the place of the service's. The verdict is the program's. */
+/* The lookup and the choice of lb.h alone, for test runs: behind the Ethernet header the packet has a question, and gets what
+ * was chosen in its place. The verdict is the program's. */
 #include <linux/if_ether.h>
 
 #include "lb.h"
@@ -10,21 +10,33 @@ DECLARE_LICENSE("Dual BSD/GPL");
 struct question {
 	struct lb_service_key key;
 	__u32 seed;
+	struct address client;
+	__u32 outside;
 };
+
+enum { NOT_ALLOWED = 3 }; /* beside the verdicts */
+
+static __always_inline int answer(struct __sk_buff *skb, struct question *question, struct lb_chosen *to)
+{
+	struct lb_service *service = lb_find(&question->key, question->outside);
+
+	if (!service)
+		return CONTINUE;
+	if (question->outside && !lb_may_ask(service, &question->client))
+		return NOT_ALLOWED;
+	return lb_choose(skb, service, &question->client, question->seed, to);
+}
 
 SEC("tc")
 int choose(struct __sk_buff *skb)
 {
 	struct question question;
-	struct peer to;
-	enum verdict verdict;
+	struct lb_chosen to = {};
+	int verdict;
 
 	if (bpf_skb_load_bytes(skb, ETH_HLEN, &question, sizeof(question)))
 		return -1;
-	to.address = question.key.address;
-	to.port = question.key.port;
-	verdict = lb_translate(skb, &question.key, question.seed, &to);
-	bpf_skb_store_bytes(skb, ETH_HLEN, &to.address, sizeof(to.address), 0);
-	bpf_skb_store_bytes(skb, ETH_HLEN + sizeof(to.address), &to.port, sizeof(to.port), 0);
+	verdict = answer(skb, &question, &to);
+	bpf_skb_store_bytes(skb, ETH_HLEN, &to, sizeof(to), 0);
 	return verdict;
 }

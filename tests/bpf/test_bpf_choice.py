@@ -20,7 +20,7 @@ from bpf_run import program_test_run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent.bpf.layouts import Reason, ServiceKey, pack
+from agent.bpf.layouts import NO_ADDRESS, Reason, ServiceKey, pack
 from agent.bpf.libbpf import Object
 from agent.bpf.loader import Datapath
 from agent.domains.tables import most_of, open_map
@@ -55,9 +55,11 @@ class Chooser:
         self.planner.update(("n", str(vip)), [ServiceEntry(Frontend(vip, 80, Protocol.TCP), groups)])
         await self.reconciler.flush()
 
-    def choose(self, seed: int, vip: Address = VIP) -> tuple[int, Address, int]:
+    def choose(
+        self, seed: int, vip: Address = VIP, client: Address = NO_ADDRESS, outside: bool = False
+    ) -> tuple[int, Address, int]:
         """The verdict, and where it leads."""
-        packet = bytes(14) + pack(ServiceKey(vip, 80, 6)) + struct.pack("=I", seed) + bytes(30)
+        packet = bytes(14) + pack(ServiceKey(vip, 80, 6)) + struct.pack("=I16sI", seed, client, outside) + bytes(30)
         result = program_test_run(self._program, packet)
         address, port = struct.unpack_from("!16sH", result.data, 14)
         return result.verdict, Address(address), port
@@ -120,9 +122,9 @@ def assert_near(found: Shares, wanted: Shares, seeds: int = 4000) -> None:
 
 
 async def test_what_is_no_service_goes_on_and_one_without_backends_is_refused(chooser: Chooser) -> None:
-    assert chooser.choose(1) == (CONTINUE, VIP, 80)
+    assert chooser.choose(1) == (CONTINUE, NO_ADDRESS, 0)
     await chooser.serve()
-    assert chooser.choose(1) == (REJECT, VIP, 80)
+    assert chooser.choose(1) == (REJECT, NO_ADDRESS, 0)
 
 
 @pytest.mark.parametrize("full", ["lb_slots", "lb_groups", "lb_backends", "lb_services"])

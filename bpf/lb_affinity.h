@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Clients that stay with their backend, as long as they ask again in time and the service has it. */
+#ifndef CLUSTERMESH_LB_AFFINITY_H
+#define CLUSTERMESH_LB_AFFINITY_H
+
+#include "lb_backend.h"
+
+#define LB_SECOND 1000000000ULL
+
+/* Where a backend is looked for: in this many blocks of slots from the one before the last on, and in as many of the
+ * groups that follow. A client whose backend has moved further than that is given another. */
+#define LB_BLOCKS_SEARCHED 16
+#define LB_GROUPS_SEARCHED 8
+#define LB_NOWHERE 0xffffffff
+
+SUBPROGRAM __u32 lb_stands(__u32 service_id, __u32 group, __u32 block, __u32 backend_id)
+{
+	struct lb_slots *slots = lb_slots_at(service_id, group, block);
+
+	if (!slots)
+		return false;
+	for (__u32 i = 0; i < SLOTS_PER_BLOCK; i++) {
+		if (slots->backend_ids[i] == backend_id)
+			return true;
+	}
+	return false;
+}
+
+/* The block of slots that this backend of the service stands in: its group in the upper half, as in `where`, where it was
+ * seen last. */
+SUBPROGRAM __u32 lb_where(__u32 service_id, __u32 groups, __u32 backend_id, __u32 where)
+{
+	__u32 group = where >> 16, first = (__u16)where;
+
+	first -= first != 0;
+	for (__u32 step = 0; step < LB_GROUPS_SEARCHED * LB_BLOCKS_SEARCHED; step++) {
+		__u32 block = first + step % LB_BLOCKS_SEARCHED;
+
+		if (lb_stands(service_id, group, block, backend_id))
+			return group << 16 | block;
+		if (step % LB_BLOCKS_SEARCHED == LB_BLOCKS_SEARCHED - 1) {
+			group = (group + 1) % groups;
+			first = 0;
+		}
+	}
+	return LB_NOWHERE;
+}
+
+/* The id of the backend that this client stays with, 0 for none. */
+static __always_inline __u32 lb_stays(struct lb_affinity_key *key, const struct lb_service *service)
+{
+	struct lb_affinity *known = bpf_map_lookup_elem(MAP(lb_affinity), key);
+	__u64 now = bpf_ktime_get_ns();
+	__u32 id, seen, where;
+
+	if (!known || now - known->used_ns > service->affinity_seconds * LB_SECOND)
+		return 0;
+	id = known->backend_id;
+	seen = (__u32)known->group << 16 | known->block;
+	where = lb_where(service->service_id, service->groups, id, seen);
+	if (where == LB_NOWHERE)
+		return 0;
+	if (now - known->used_ns > LB_SECOND || where != seen) {
+		known->used_ns = now;
+		known->group = where >> 16;
+		known->block = where;
+	}
+	return id;
+}
+
+static __always_inline void lb_stay(struct lb_affinity_key *key, __u32 backend_id, __u32 where)
+{
+	struct lb_affinity value = {
+		.used_ns = bpf_ktime_get_ns(),
+		.backend_id = backend_id,
+		.group = where >> 16,
+		.block = where,
+	};
+
+	bpf_map_update_elem(MAP(lb_affinity), key, &value, BPF_ANY);
+}
+
+#endif
