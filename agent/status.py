@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from itertools import islice
@@ -36,6 +37,7 @@ from clustermesh.why.subject import parse_subject
 from clustermesh.wire.agent_report import AgentReport, SeenCluster
 
 if TYPE_CHECKING:
+    from agent.bpf.features import Support
     from agent.monitor import Monitor
 
 _SHOWN = 20  # refused entries, and problems of one kind, that are named
@@ -60,6 +62,7 @@ class Status:
         self.rival: Callable[[], str] = lambda: ""  # who else claims to be this node
         self.fills: Callable[[], Mapping[str, Fill]] = dict  # how full the maps are
         self.listing = Listing(state, domains, self._cluster_name)
+        self._supports: list[Support] | None = None
         self._monitored: Monitor | None = None
         self._looker = Looker(options.node, state, domains, state.propagation)
 
@@ -111,9 +114,19 @@ class Status:
         """What the programs have counted, by reason."""
         return {reason.name.lower(): n for reason, n in self._domains.node.datapath.counters().items()}
 
-    def status(self) -> dict[str, Any]:
-        """`summary` and the latest propagation delays."""
+    async def features(self) -> list[dict[str, Any]]:
+        """What this kernel has, native, degraded (to what) or off; tried when first asked for."""
+        if self._supports is None:
+            from agent.bpf.features import supports
+
+            self._supports = await asyncio.to_thread(supports, self._domains.node.features)
+        return [each._asdict() for each in self._supports]
+
+    async def status(self) -> dict[str, Any]:
+        """`summary`, what this kernel has, and the latest propagation delays."""
+        features = await self.features()
         return self.summary() | {
+            "features": features,
             "time": time.time(),
             "counters": self.counters(),
             "propagation_ms": list(self._state.propagation.recent),
@@ -271,13 +284,12 @@ class Status:
 
 
 def _datapath(node: ThisNode) -> dict[str, Any]:
-    """Which program runs where and how it came there, and what this kernel has only a second way for."""
+    """Which program runs where and how it came there."""
     hooks = [
         {"name": hook.name, "target": hook.target, "mechanism": str(hook.mechanism), "outcome": str(hook.outcome)}
         for hook in node.datapath.hooks.values()
     ]
-    degraded = [f"{each.name}: {each.sentence} ({each.remedy})" for each in node.features if not each.present]
-    return {"loader": "libbpf", "pinned": str(node.datapath.pin_dir), "hooks": hooks, "degraded": degraded}
+    return {"loader": "libbpf", "pinned": str(node.datapath.pin_dir), "hooks": hooks}
 
 
 def _target(tracker: Tracker[Any, Any]) -> dict[str, Any]:

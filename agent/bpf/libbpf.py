@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from struct import Struct
 from types import TracebackType
@@ -48,6 +48,8 @@ _FUNCTIONS: Final = {
     "btf__find_by_name_kind": (_I, [_P, _S, _U]),
     "btf__name_by_offset": (_S, [_P, _U]),
     "btf__type_by_id": (_P, [_P, _U]),
+    "btf__load_vmlinux_btf": (_P, []),
+    "btf__free": (None, [_P]),
 }
 
 
@@ -107,6 +109,22 @@ def _library() -> _Library:
 def version() -> str:
     """ "v1.1"; Refused where there is no usable libbpf."""
     return str(_library().so.libbpf_version_string().decode())
+
+
+def kernel_types(names: Iterable[str], kind: int) -> list[int]:
+    """The running kernel's BTF ids of these. Refused where it has no BTF, or none of a name."""
+    so = _library().so
+    btf = so.btf__load_vmlinux_btf()
+    if not btf:
+        raise Refused(f"the kernel has no BTF: {os.strerror(ctypes.get_errno())}")
+    try:
+        found = {name: so.btf__find_by_name_kind(btf, name.encode(), kind) for name in names}
+    finally:
+        so.btf__free(btf)
+    for name, number in found.items():
+        if number < 0:
+            raise Refused(f"the kernel has no {name}")
+    return list(found.values())
 
 
 class Object:

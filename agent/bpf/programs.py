@@ -43,12 +43,15 @@ def call_helper(number: int) -> Instruction:
     return Instruction(0x85, immediate=number)
 
 
-def program_load(kind: ProgramType, instructions: Sequence[Instruction], attach_type: int = 0) -> int:
-    """Load a program. The OSError's text ends with the verifier's log."""
+def program_load(
+    kind: ProgramType, instructions: Sequence[Instruction], attach_type: int = 0, attach_type_id: int = 0
+) -> int:
+    """Load a program; `attach_type_id` is the kernel's BTF id of what it is for. The OSError's text ends with the
+    verifier's log."""
     code = buffer_of(b"".join(_INSTRUCTION.pack(*each) for each in instructions))
     license_name, log = buffer_of(b"Dual BSD/GPL\0"), ctypes.create_string_buffer(_LOG_SIZE)
     attr = struct.pack(
-        "=IIQQIIQ4x4x16s4xI",
+        "=IIQQIIQ4x4x16s4xI36xI",
         kind,
         len(instructions),
         ctypes.addressof(code),
@@ -58,6 +61,7 @@ def program_load(kind: ProgramType, instructions: Sequence[Instruction], attach_
         ctypes.addressof(log),
         b"probe",
         attach_type,
+        attach_type_id,
     )
     try:
         return call(Command.PROG_LOAD, attr)

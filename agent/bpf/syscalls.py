@@ -48,6 +48,7 @@ class Command(IntEnum):
     PROG_TEST_RUN = 10
     PROG_GET_FD_BY_ID = 13
     OBJ_GET_INFO_BY_FD = 15
+    BTF_LOAD = 18
     MAP_LOOKUP_BATCH = 24
     MAP_UPDATE_BATCH = 26
     MAP_DELETE_BATCH = 27
@@ -64,6 +65,7 @@ class MapType(IntEnum):
     PERCPU_ARRAY = 6
     LRU_HASH = 9
     LPM_TRIE = 11
+    SK_STORAGE = 24
     RINGBUF = 27
 
 
@@ -71,7 +73,9 @@ class ProgramType(IntEnum):
     """enum bpf_prog_type, as far as it is used."""
 
     SCHED_CLS = 3
+    XDP = 6
     CGROUP_SOCK_ADDR = 18
+    TRACING = 26
 
 
 class AttachType(IntEnum):

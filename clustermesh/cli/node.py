@@ -83,8 +83,11 @@ def _print_status(found: dict[str, Any]) -> None:
     )
     hooks = sorted({f"{hook['mechanism']} ({hook['outcome']})" for hook in datapath["hooks"]})
     click.echo(f"Datapath: loaded by {datapath['loader']}, attached by {', '.join(hooks) or 'nothing yet'}")
-    for sentence in datapath["degraded"]:
-        click.secho(f"  degraded: {printable(sentence)}", fg="yellow")
+    native = [each["name"] for each in found["features"] if each["state"] == "native"]
+    click.echo(f"Kernel features: native: {', '.join(native) or 'none'}")
+    for each in found["features"]:
+        if each["state"] != "native":
+            click.secho(printable(f"  {each['state']}: {each['name']}: {each['says']} ({each['why']})"), fg="yellow")
     click.echo()
     head = ("CLUSTER", "ID", "STATE", "SINCE", *map(str.upper, _COUNTS), "LAST ERROR")
     print_table(head, map(_cluster_row, found["clusters"]))

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from agent.bpf import features
+from agent.bpf.features import State, supports
 from agent.bpf.probe import Feature, probe
 
 pytestmark = pytest.mark.root
@@ -43,3 +45,30 @@ def test_without_privileges_the_probe_answers_and_says_what_is_lacking(bpffs: Pa
     for name in ("bpf", "maps", "sock_addr", "cgroup links", "tcx"):
         assert rows[name].startswith("False|run as root, or with CAP_BPF"), rows
     assert rows["libbpf"].startswith("True")
+
+
+def test_all_there_is_a_second_way_for_is_native_here(bpffs: Path) -> None:
+    assert [each for each in supports(probe(bpffs)) if each.state is not State.NATIVE or each.why] == []
+
+
+def test_what_a_kernel_has_not_is_told_with_its_reason(bpffs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A helper, a type of the kernel and a kind of map that no kernel has."""
+    monkeypatch.setattr(features, "_REDIRECT_PEER", 9999)
+    monkeypatch.setattr(features, "_FUNC", 99)
+    monkeypatch.setattr(features, "_PAGE", 3)
+    found = {each.name: (each.state, each.why) for each in supports([]) if each.state is not State.NATIVE}
+    assert found.keys() == {"redirect_peer", "socket destroy", "ring buffer"}
+    assert found["redirect_peer"] == (State.DEGRADED, "Invalid argument: invalid func unknown#9999")
+    assert found["socket destroy"] == (State.DEGRADED, "the kernel has no bpf_iter_tcp")
+    assert found["ring buffer"] == (State.OFF, "Invalid argument")
+
+
+def test_without_privileges_nothing_is_native_and_the_reason_is_named(bpffs: Path) -> None:
+    code = "from agent.bpf.features import supports\nfor each in supports([]): print(each.state, each.why, sep='|')"
+    done = subprocess.run(
+        ["setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable, "-c", code],
+        capture_output=True, text=True, timeout=30, check=True,
+    )  # fmt: skip
+    assert set(done.stdout.splitlines()) <= {
+        f"{state}|Operation not permitted" for state in (State.DEGRADED, State.OFF)
+    }

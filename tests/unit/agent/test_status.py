@@ -314,7 +314,15 @@ async def test_what_the_kernel_lacks_is_said_with_what_to_do(bed: Bed) -> None:
         Feature("bpf", True, True, "bpf(2) loads programs", ""),
     )
     bed.domains.node = bed.node._replace(features=features)
-    assert status(bed).summary()["datapath"]["degraded"] == ["tcx: devices take no links (use Linux 6.6 or later)"]
+    first, second, *rest = await status(bed).features()
+    assert first == {
+        "name": "tcx",
+        "state": "degraded",
+        "says": "devices take no links",
+        "why": "use Linux 6.6 or later",
+    }
+    assert second == {"name": "bpf", "state": "native", "says": "bpf(2) loads programs", "why": ""}
+    assert all(each["says"] and bool(each["why"]) == (each["state"] != "native") for each in rest)
 
 
 async def test_a_wireguard_device_that_does_not_answer_is_a_problem_until_it_does(bed: Bed) -> None:

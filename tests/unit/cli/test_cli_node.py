@@ -86,12 +86,15 @@ def status(**changes: Any) -> dict[str, Any]:
         "clusters": [cluster, cluster | {"name": "beta", "own": False} | changes.pop("beta", {})],
         "targets": [target],
         "maps": [{"name": "lb_backends", "entries": 7, "capacity": 200}],
+        "features": [
+            {"name": "maps", "state": "native", "says": "they work", "why": ""},
+            {"name": "tcx", "state": "degraded", "says": "devices take no links", "why": "use Linux 6.6 or later"},
+        ],
         "counters": {"connect": 3, "reply": 0},
         "encryption": encryption,
         "datapath": {
             "loader": "libbpf",
             "hooks": [{"mechanism": "cgroup link", "outcome": "adopted"}],
-            "degraded": ["tcx: devices take no links (use Linux 6.6 or later)"],
         },
     } | changes
 
@@ -101,7 +104,10 @@ def test_status_shows_clusters_and_tables(agent: Callable[..., Path]) -> None:
     assert result.exit_code == 0, result.output
     assert "Node alpha/n1: ready" in result.stdout
     assert "loaded by libbpf, attached by cgroup link (adopted)" in result.stdout
-    assert "degraded: tcx: devices take no links" in result.stdout
+    assert (
+        "Kernel features: native: maps\n  degraded: tcx: devices take no links (use Linux 6.6 or later)"
+        in result.stdout
+    )
     assert "alpha (own)" in result.stdout
     assert "2h ago" in result.stdout
     assert "backends  7        6       1" in result.stdout

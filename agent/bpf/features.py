@@ -1,0 +1,191 @@
+"""What this kernel has of all that the datapath can use, and what is done where it lacks something.
+
+For a person who asks: a start tries only what it cannot do without (`agent.bpf.probe`). Each is found out by loading a
+program that uses it, gone again at once; nothing is attached anywhere.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from agent.bpf import libbpf, probe
+from agent.bpf.btf import map_create_described
+from agent.bpf.programs import EXIT, Instruction, call_helper, program_load, set_result
+from agent.bpf.syscalls import NO_PREALLOC, AttachType, MapType, ProgramType, map_create
+from clustermesh.errors import ClusterMeshError
+
+_FIB_LOOKUP: Final = 69  # numbers of helpers
+_SK_STORAGE_GET: Final = 107
+_RINGBUF_OUTPUT: Final = 130
+_REDIRECT_NEIGH: Final = 152
+_REDIRECT_PEER: Final = 155
+_SOCK_OF_ADDR: Final = 64  # offset of bpf_sock_addr.sk
+_SOCK_OF_ITER: Final = 8  # offset of bpf_iter__tcp.sk_common
+_FUNC: Final = 12  # BTF_KIND_FUNC
+_TRACE_ITER: Final = 28
+_PAGE: Final = 4096
+
+
+class State(StrEnum):
+    NATIVE = "native"
+    DEGRADED = "degraded"  # something else is done instead
+    OFF = "off"
+
+
+class Support(NamedTuple):
+    """`says` is what it is for, or what is done instead of it; `why` the kernel's answer, "" where it is native."""
+
+    name: str
+    state: State
+    says: str
+    why: str
+
+
+class _Wanted(NamedTuple):
+    name: str
+    load: Callable[[], int]
+    native: str
+    otherwise: str
+    lacking: State = State.DEGRADED
+
+
+def supports(started_with: Iterable[probe.Feature]) -> list[Support]:
+    """What was tried at the start, and all the rest. Takes some 30 ms, most of it to read the kernel's BTF."""
+    first = [
+        Support(each.name, State.NATIVE if each.present else State.DEGRADED, each.sentence, each.remedy)
+        for each in started_with
+    ]
+    return [*first, *map(_support, _WANTED)]
+
+
+def _support(wanted: _Wanted) -> Support:
+    try:
+        os.close(wanted.load())
+    except OSError as e:
+        return Support(wanted.name, wanted.lacking, wanted.otherwise, _reason(e.strerror or str(e)))
+    except ClusterMeshError as e:
+        return Support(wanted.name, wanted.lacking, wanted.otherwise, str(e))
+    return Support(wanted.name, State.NATIVE, wanted.native, "")
+
+
+def _reason(text: str) -> str:
+    """The errno's words, and of a verifier's log what refused the program: its last line but the statistics."""
+    errno, _, log = text.partition(": ")
+    lines = [line for line in log.splitlines() if not line.startswith("processed ")]
+    return f"{errno}: {lines[-1]}" if lines else errno
+
+
+# -- programs -----------------------------------------------------------------------------------------------------
+
+
+def _move(to: int, value: int) -> Instruction:
+    return Instruction(0xB7, to, immediate=value)
+
+
+def _copy(to: int, other: int) -> Instruction:
+    return Instruction(0xBF, other << 4 | to)
+
+
+def _add(to: int, value: int) -> Instruction:
+    return Instruction(0x07, to, immediate=value)
+
+
+def _read(to: int, other: int, offset: int) -> Instruction:
+    return Instruction(0x79, other << 4 | to, offset)
+
+
+def _clear(offset: int) -> Instruction:
+    return Instruction(0x7A, 10, offset)
+
+
+def _map(to: int, fd: int) -> tuple[Instruction, Instruction]:
+    return Instruction(0x18, 1 << 4 | to, immediate=fd), Instruction(0)
+
+
+def _tc(*code: Instruction) -> int:
+    return program_load(ProgramType.SCHED_CLS, code)
+
+
+def _redirect_peer() -> int:
+    return _tc(_move(1, 1), _move(2, 0), call_helper(_REDIRECT_PEER), EXIT)
+
+
+def _redirect_neigh() -> int:
+    return _tc(*(_move(each, each == 1) for each in (1, 2, 3, 4)), call_helper(_REDIRECT_NEIGH), EXIT)
+
+
+def _fib_lookup() -> int:
+    empty = [_clear(-offset) for offset in range(64, 0, -8)]
+    params = (_copy(2, 10), _add(2, -64), _move(3, 64), _move(4, 0))
+    return _tc(*empty, *params, call_helper(_FIB_LOOKUP), set_result(-1), EXIT)
+
+
+def _over(fd: int, load: Callable[[Sequence[Instruction]], int], code: Sequence[Instruction]) -> int:
+    try:
+        return load(code)
+    finally:
+        os.close(fd)
+
+
+def _ring_buffer() -> int:
+    fd = map_create(MapType.RINGBUF, 0, 0, _PAGE)
+    code = (_clear(-8), *_map(1, fd), _copy(2, 10), _add(2, -8), _move(3, 8), _move(4, 0))
+    return _over(fd, lambda code: _tc(*code), (*code, call_helper(_RINGBUF_OUTPUT), set_result(-1), EXIT))
+
+
+def _socket_storage() -> int:
+    fd = map_create_described(MapType.SK_STORAGE, 8, 0, NO_PREALLOC)
+    skip = Instruction(0x15, 2, 5)  # where there is no socket
+    code = (_read(2, 1, _SOCK_OF_ADDR), skip, *_map(1, fd), _move(3, 0), _move(4, 1), call_helper(_SK_STORAGE_GET))
+
+    def load(code: Sequence[Instruction]) -> int:
+        return program_load(ProgramType.CGROUP_SOCK_ADDR, code, AttachType.CGROUP_INET4_CONNECT)
+
+    return _over(fd, load, (*code, set_result(1), EXIT))
+
+
+def _socket_destroy() -> int:
+    """An iterator over TCP sockets that would destroy each of them."""
+    iterator, destroy = libbpf.kernel_types(["bpf_iter_tcp", "bpf_sock_destroy"], _FUNC)
+    skip = Instruction(0x15, 1, 1)
+    kernel_function = Instruction(0x85, 2 << 4, immediate=destroy)
+    code = (_read(1, 1, _SOCK_OF_ITER), skip, kernel_function, set_result(0), EXIT)
+    return program_load(ProgramType.TRACING, code, _TRACE_ITER, iterator)
+
+
+def _xdp() -> int:
+    return program_load(ProgramType.XDP, (set_result(2), EXIT))
+
+
+_WANTED: Final = (
+    _Wanted("ring buffer", _ring_buffer, "programs tell `node monitor` what happens", "no `node monitor`", State.OFF),
+    _Wanted(
+        "socket storage",
+        _socket_storage,
+        "what a connected socket meant goes with the socket",
+        "what sockets meant is kept in an LRU map",
+    ),
+    _Wanted(
+        "socket destroy",
+        _socket_destroy,
+        "sockets of a backend that went are ended by an iterator",
+        "sockets of a backend that went are ended one by one, by inet_diag",
+    ),
+    _Wanted(
+        "redirect_peer",
+        _redirect_peer,
+        "packets go straight into a pod",
+        "packets to a pod go up the node's stack",
+    ),
+    _Wanted(
+        "redirect_neigh",
+        _redirect_neigh,
+        "packets go straight out of a device",
+        "packets to other nodes go up the node's stack",
+    ),
+    _Wanted("fib_lookup", _fib_lookup, "programs ask the routes", "packets go up the node's stack"),
+    _Wanted("XDP", _xdp, "node ports can be answered in the driver", "node ports are answered by tc", State.OFF),
+)
