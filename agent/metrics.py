@@ -64,6 +64,7 @@ def _of_the_kernel(status: Status) -> Iterator[Metric]:
     yield _made("clustermesh_datapath_total", {(reason,): n for reason, n in counters.items()})
     drops = {each.removeprefix(_DROP): n for each, n in counters.items() if each.startswith(_DROP)}
     yield _made("cilium_drop_count_total", {(each, _direction(each)): n for each, n in drops.items()})
+    yield _made("clustermesh_sockets_evicted_total", status.evicted() or {("", ""): 0})
     maps = {(each["name"],): each for each in status.maps()}
     yield _made("cilium_bpf_map_pressure", {name: each["entries"] / each["capacity"] for name, each in maps.items()})
     yield _made("clustermesh_bpf_map_entries", {name: each["entries"] for name, each in maps.items()})

@@ -114,6 +114,10 @@ class Status:
         """What the programs have counted, by reason."""
         return {reason.name.lower(): n for reason, n in self._domains.node.datapath.counters().items()}
 
+    def evicted(self) -> dict[tuple[str, str], int]:
+        """Sockets whose backend went, by what went and what became of them."""
+        return dict(self._domains.eviction.counts)
+
     async def features(self) -> list[dict[str, Any]]:
         """What this kernel has, native, degraded (to what) or off; tried when first asked for."""
         if self._supports is None:

@@ -193,6 +193,20 @@ struct lb_meant {
 };
 _Static_assert(sizeof(struct lb_meant) == 40, "lb_meant");
 
+/* What meant.bpf.c tells of a connected socket behind its lb_meant. `network` is the inode of its network namespace. */
+struct meant_socket {
+	struct address source;
+	__u64 cookie;
+	__u64 inode;
+	__u32 network;
+	__u32 device; /* it is bound to, 0 for any */
+	__be16 source_port;
+	__u16 protocol;
+	__u16 family;
+	__u16 pad;
+};
+_Static_assert(sizeof(struct meant_socket) == 48, "meant_socket");
+
 struct lb_reverse_key {
 	__u64 cookie;
 	struct address address;

@@ -87,6 +87,11 @@ AGENT: Final = _table(
     Metric("cilium_bpf_map_pressure", "How full a map of theirs is: 1 is full", ("map_name",)),
     Metric("clustermesh_bpf_map_entries", "Entries it has; of what programs write an estimate", ("map_name",)),
     Metric("clustermesh_bpf_map_capacity", "Entries it takes", ("map_name",)),
+    Metric(
+        "clustermesh_sockets_evicted_total",
+        "Sockets whose service, backend or cluster (reason) went, by whether they were reset, moved or neither",
+        ("reason", "outcome"),
+    ),
     Metric("clustermesh_target_desired", "Entries wanted in a table of the kernel", ("target",)),
     Metric("clustermesh_target_pending", "Entries not applied yet", ("target",)),
     Metric("clustermesh_target_failed", "Entries that could not be applied", ("target",)),

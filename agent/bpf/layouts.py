@@ -190,6 +190,20 @@ class MeantValue(NamedTuple):
     backend_id: int
 
 
+class MeantSocket(NamedTuple):
+    """A socket whose MeantValue stands before this. `network` is the inode of its network namespace; `inode` its own,
+    0 where nobody has it open any more; `device` the index of what it is bound to."""
+
+    source: Address
+    cookie: int
+    inode: int
+    network: int
+    device: int
+    source_port: int
+    protocol: int
+    family: int
+
+
 class ReverseKey(NamedTuple):
     """Key of lb_reverse_sk: a socket's cookie and the backend it was sent to."""
 
@@ -288,6 +302,7 @@ _LAYOUTS: Final[Mapping[type, _Layout]] = {
     SourceRangeKey: _Layout("IIA"),
     Allowed: _Layout("B"),
     MeantValue: _Layout("AAPPI"),
+    MeantSocket: _Layout("AQQIIPHH2x"),
     ReverseKey: _Layout("QAP6x"),
     ReverseValue: _Layout("AP2x"),
     CidrKey: _Layout("IA"),

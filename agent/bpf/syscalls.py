@@ -54,6 +54,7 @@ class Command(IntEnum):
     MAP_DELETE_BATCH = 27
     LINK_CREATE = 28
     LINK_UPDATE = 29
+    ITER_CREATE = 33
     LINK_DETACH = 34
 
 
@@ -87,6 +88,7 @@ class AttachType(IntEnum):
     CGROUP_UDP6_SENDMSG = 15
     CGROUP_UDP4_RECVMSG = 19
     CGROUP_UDP6_RECVMSG = 20
+    TRACE_ITER = 28
     CGROUP_INET4_GETPEERNAME = 29
     CGROUP_INET6_GETPEERNAME = 30
     TCX_INGRESS = 46
@@ -253,3 +255,16 @@ def link_update(link: int, program: int) -> None:
 def link_detach(link: int) -> None:
     """Detach for good, whoever else still holds the link."""
     call(Command.LINK_DETACH, Struct("=I").pack(link))
+
+
+def iterator_open(program: int, over: int | None = None) -> int:
+    """A file that runs an iterator program over everything while it is read; `over` is the map of one that goes over a
+    map's entries. Sockets are those of the network namespace of whoever opens it."""
+    info = buffer_of(Struct("=Q").pack(over or 0))
+    length = 0 if over is None else len(info)
+    head = (program, 0, AttachType.TRACE_ITER, 0, ctypes.addressof(info) if length else 0, length)
+    link = call(Command.LINK_CREATE, Struct("=IIIIQI").pack(*head))
+    try:
+        return call(Command.ITER_CREATE, Struct("=II").pack(link, 0))
+    finally:
+        os.close(link)

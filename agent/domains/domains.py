@@ -23,11 +23,12 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Set
 from contextlib import suppress
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from agent.bpf.bpffs import cgroup2_root
 from agent.domains.addresses import Addresses
 from agent.domains.domain import Domain, in_turns
+from agent.domains.eviction import Eviction
 from agent.domains.gate import Gate
 from agent.domains.network import Network
 from agent.domains.services import Services
@@ -43,6 +44,9 @@ from clustermesh.mesh.peers import Peers
 from clustermesh.mesh.reader import ClusterReader
 from clustermesh.mesh.session import Session, State
 from clustermesh.reconcile import Tracker
+
+if TYPE_CHECKING:
+    from agent.eviction.evictor import Evictor
 
 SYNC_TIMEOUT: Final = 60.0  # seconds (clustermesh-sync-timeout)
 _LOOK: Final = 1.0  # seconds between looks at how long a silent peer has held things up
@@ -74,6 +78,7 @@ class Domains:
         self.addresses = Addresses(state, targets, self.attached_pods)
         self.services = Services(state, targets, before=(self.network, self.tunnels))
         self.services.known, self.services.unheard = self._known_clusters, self._unheard_clusters
+        self.eviction = Eviction(self.services, self._open_evictor)
         self._name, self._state = options.node, state
         self._own: ClusterReader | None = None
         self._peers: Peers | None = None
@@ -102,6 +107,13 @@ class Domains:
                 yield f"{domain.name}: {domain.fault}", True
             for item, problem in domain.problems.items():
                 yield f"{domain.name}: {_shown(item)}: {problem.sentence}", domain.is_bug(item)
+        if self.eviction.error:
+            yield self.eviction.error, False
+
+    def _open_evictor(self) -> Evictor:
+        from agent.eviction.evictor import open_evictor  # a thread of its own has the time for it
+
+        return open_evictor(self.node.datapath.maps)
 
     def wake(self) -> None:
         """Something in the mesh state is to be planned."""
@@ -170,8 +182,13 @@ class Domains:
         self.allow_deletes()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._become_ready())
+            tasks.create_task(self._evict())
             for domain in self.all:
                 tasks.create_task(self._prune(domain))
+
+    async def _evict(self) -> None:
+        await self._until(lambda: self.ready_at is not None)
+        await self.eviction.run()
 
     async def _become_ready(self) -> None:
         async with asyncio.TaskGroup() as tasks:

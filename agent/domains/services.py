@@ -50,14 +50,18 @@ class Services(Domain[tuple[str, str]]):
         self._known: tuple[Set[int] | None, Set[int]] = (None, frozenset())  # both as of the last step
         # In the kernel, of clusters that are not known yet, or otherwise than it is.
         self._found: dict[tuple[str, str], dict[int, Service]] = {}
+        self.evicted: Set[int] = frozenset()  # the ids of clusters whose established connections are ended, too
+        self.on_applied: Callable[[], None] = lambda: None  # called when the kernel was written to
         self._changes: dict[Any, int] = {}
         self._in_vain: dict[str, int] = {}
         self.set_factors({})
         self.left_out: dict[tuple[str, str], str] = {}  # services at addresses this node lives by, and why
 
-    def set_factors(self, factors: Mapping[int, float]) -> None:
+    def set_factors(self, factors: Mapping[int, float], evicted: Set[int] = frozenset()) -> None:
         """Give each cluster, by its id, this part (0 to 1) of its share in every service; those not named have all of
-        it. One write: a cluster at 0 is out with it."""
+        it. One write: a cluster at 0 is out with it. What is established goes on, but for those clusters of them that
+        are `evicted`."""
+        self.evicted = evicted & {each for each, factor in factors.items() if not factor}
         self.factors.set(pack(Number(0)), pack_factors(factors))
         self.wake()
 
@@ -136,3 +140,4 @@ class Services(Domain[tuple[str, str]]):
             failed = {each: revision for each, revision in self._changes.items() if each[1] in self.problems}
             changes, self._changes = self._changes, failed
             self._propagation.applied({each: changes[each] for each in changes.keys() - failed.keys()})
+        self.on_applied()

@@ -136,6 +136,11 @@ class ServicePlanner:
         """The frontends, as keys of the map."""
         return self._programmed.keys()
 
+    def wanted(self, key: bytes) -> ServiceEntry | None:
+        """All that the frontend should have, also where there is not enough room for it."""
+        names = self._claims.get(key)
+        return names[min(names)] if names else None
+
     def served(self, key: bytes) -> tuple[Name, ServiceEntry] | None:
         """What the frontend is wanted to have, and the service whose it is."""
         entry, names = self._programmed.get(key), self._claims.get(key)

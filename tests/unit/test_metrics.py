@@ -38,6 +38,9 @@ class _Status:
     def counters(self) -> dict[str, int]:
         return {"connect": 5, "drop_no_backend": 2, "drop_clear_ingress": 1}
 
+    def evicted(self) -> dict[tuple[str, str], int]:
+        return {("backend", "reset"): 3}
+
     def maps(self) -> list[dict[str, object]]:
         return [{"name": "ipcache", "entries": 1, "capacity": 4}]
 

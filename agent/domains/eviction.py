@@ -1,0 +1,107 @@
+"""Sockets whose backend went are ended, or moved: looked for after each change of the services, and now and then.
+
+What sockets mean is read from the kernel and compared with what is wanted, so that nothing is missed: neither what
+went while no agent ran, nor a socket that was just connecting. It has a task and threads of its own, and takes a tenth
+of one CPU at most; nothing waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Set
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from agent.domains.services import Services
+from clustermesh.errors import ClusterMeshError
+
+if TYPE_CHECKING:  # imported when there is time for it
+    from agent.eviction.evictor import Evictor
+    from agent.eviction.meaning import Meant
+
+_PERIOD: Final = 30.0  # seconds between two looks when nothing changes
+_IDLE: Final = 9  # times as long as a look took until the next
+_TURN: Final = 0.004  # seconds of judging between two turns of the event loop
+
+_log = logging.getLogger(__name__)
+
+
+class Eviction:
+    """`open_evictor` is called in a thread. `counts` are sockets by what went and what became of them; `error` is what
+    kept the last look from its end."""
+
+    def __init__(
+        self,
+        services: Services,
+        open_evictor: Callable[[], Evictor],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self.error = ""
+        self._services, self._open, self._clock = services, open_evictor, clock
+        self._woken = asyncio.Event()
+        services.on_applied = self._woken.set
+
+    async def run(self) -> None:
+        """Never returns. What is deleted from the maps must be known to be gone by now."""
+        evictor: Evictor | None = None
+        try:
+            while True:
+                self._woken.clear()
+                began, again = self._clock(), False
+                try:
+                    if evictor is None:
+                        evictor = await asyncio.to_thread(self._open)
+                    again = await self._look(evictor)
+                except (ClusterMeshError, OSError) as e:
+                    self._fail(f"sockets whose backend went are not looked for: {e}")
+                except Exception as e:
+                    _log.exception("a look for sockets whose backend went failed")
+                    self._fail(f"internal error, see the log: {e!r}")
+                await asyncio.sleep((self._clock() - began) * _IDLE)
+                if not again:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(_PERIOD):
+                            await self._woken.wait()
+        finally:
+            if evictor is not None:
+                evictor.close()
+
+    def _fail(self, error: str) -> None:
+        if error and error != self.error:
+            _log.warning("%s", error)
+        self.error = error
+
+    async def _look(self, evictor: Evictor) -> bool:
+        """Whether there may be more: sockets that came or went meanwhile may have hidden one."""
+        found = await asyncio.to_thread(evictor.find)
+        error, again = "", False
+        for why, gone in (await self._judge(found)).items():
+            evicted = await asyncio.to_thread(evictor.evict, gone)
+            for outcome, count in evicted.outcomes.items():
+                self.counts[why, outcome] += count
+                again |= outcome != "failed"
+            error = evicted.error or error
+            said = ", ".join(f"{count} {outcome}" for outcome, count in evicted.outcomes.items())
+            _log.info("sockets of a %s that went: %s", why, said)
+        self._fail(error)
+        return again
+
+    async def _judge(self, found: Meant) -> dict[str, Meant]:
+        """Those whose backend is gone, by what went."""
+        from agent.eviction import verdict
+
+        tables, planner = self._services.tables, self._services.planner
+        result: dict[str, Meant] = {}
+        began = self._clock()
+        evicted: Set[int] = self._services.evicted
+        for meaning, why in verdict.gone(found, planner.wanted, tables.services.actual, evicted):
+            if why is not None:
+                result.setdefault(why, {})[meaning] = found[meaning]
+            if self._clock() - began > _TURN:
+                await asyncio.sleep(0)
+                began = self._clock()
+        return result
