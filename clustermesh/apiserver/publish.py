@@ -280,9 +280,6 @@ class Publisher:
         )
 
     def _put_service(self, name: Name, service: LocalService | None, observed: int, updates: Updates) -> None:
-        if service is not None and service.service.zones:
-            # Cilium 1.18 writes none, older readers know none, and nobody here acts on them.
-            service = replace(service, service=replace(service.service, zones={}))
         key = keys.service_key(self._cluster.name, *name)
         before = self._last_good(key)
         told = None if service is None else local.shared(service)

@@ -9,11 +9,16 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import Any, Final, Generic, TypeVar
 
+from clustermesh.address import Address
 from clustermesh.sources.cilium import identity_namespace
 from clustermesh.sources.cilium_objects import CiliumEndpoint, CiliumEndpointSlice, CiliumIdentity
+from clustermesh.sources.details import Marks, has_marks
 from clustermesh.sources.objects import EndpointSlice, Object, Pod, Ref, Service, ServiceExport
+from clustermesh.sources.pods import pod_ips
 
 SERVICE_NAME: Final = "kubernetes.io/service-name"
+
+_NO_MARKS: Final[Marks] = {}
 
 K = TypeVar("K", bound=Hashable)
 
@@ -55,6 +60,7 @@ class Index:
         self._pods_by_label: _Groups[tuple[str, str, str]] = _Groups()
         self._selector_of: dict[Ref, Mapping[str, str]] = {}
         self._labels_of: dict[Ref, Mapping[str, str]] = {}
+        self._marks: dict[str, dict[Address, dict[Ref, Mapping[str, str]]]] = {}
 
     def add(self, ref: Ref, value: Object) -> None:
         if self._selects:
@@ -62,14 +68,29 @@ class Index:
                 self._selector_of[ref] = value.spec.selector
             elif isinstance(value, Pod):
                 self._labels_of[ref] = value.metadata.labels
+        if isinstance(value, Pod) and has_marks(value):
+            for ip in pod_ips(value):
+                of_namespace = self._marks.setdefault(ref.namespace, {})
+                of_namespace.setdefault(ip, {})[ref] = value.metadata.annotations
         for group, key in self._places(ref, value):
             group.add(key, ref)
 
     def remove(self, ref: Ref, value: Object) -> None:
         self._selector_of.pop(ref, None)
         self._labels_of.pop(ref, None)
+        if isinstance(value, Pod) and has_marks(value):
+            for ip in pod_ips(value):
+                self._unmark(ref, ip)
         for group, key in self._places(ref, value):
             group.discard(key, ref)
+
+    def _unmark(self, ref: Ref, ip: Address) -> None:
+        of_namespace = self._marks.get(ref.namespace, {})
+        of_namespace.get(ip, {}).pop(ref, None)
+        if not of_namespace.get(ip):
+            of_namespace.pop(ip, None)
+        if not of_namespace:
+            self._marks.pop(ref.namespace, None)
 
     def _places(self, ref: Ref, value: Object) -> list[tuple[_Groups[Any], Hashable]]:
         places: list[tuple[_Groups[Any], Hashable]] = []
@@ -118,6 +139,10 @@ class Index:
 
     def exports_in(self, namespace: str) -> Iterable[Ref]:
         return self._exports.get(namespace)
+
+    def marks_in(self, namespace: str) -> Marks:
+        """The annotations of the Pods that say something of themselves as backends."""
+        return self._marks.get(namespace, _NO_MARKS)
 
     def pods_on(self, node: str) -> Iterable[Ref]:
         return self._pods_by_node.get(node)

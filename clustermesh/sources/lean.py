@@ -15,6 +15,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from clustermesh.sources.decoding import decode_json
+from clustermesh.sources.details import MARKS, STATE, WEIGHT
 from clustermesh.sources.index import SERVICE_NAME
 from clustermesh.sources.metadata import Metadata
 from clustermesh.sources.objects import (
@@ -24,37 +25,57 @@ from clustermesh.sources.objects import (
     Container,
     EndpointPort,
     EndpointSlice,
+    Hint,
+    Hints,
     Pod,
     PodIP,
     PodSpec,
     PodStatus,
     Ref,
     Service,
+    ServiceStatus,
     SliceEndpoint,
 )
+from clustermesh.sources.outside import ALGORITHM
 from clustermesh.sources.services import AFFINITY, GLOBAL, SHARED
 
 _SHARED: Final = 1 << 16
-_ANNOTATIONS: Final = frozenset((*GLOBAL, *SHARED, *AFFINITY))
+_ANNOTATIONS: Final = frozenset((*GLOBAL, *SHARED, *AFFINITY, *MARKS, ALGORITHM))
 # One of each is enough for all: nobody changes an object.
 _NO_IPS: Final[list[PodIP]] = []
 _NO_CONDITIONS: Final[list[Condition]] = []
 _NO_CONTAINERS: Final[list[Container]] = []
 _NO_ANNOTATIONS: Final[dict[str, str]] = {}
+_NO_STATUS: Final = ServiceStatus()
+
+
+class _Marks(Struct, frozen=True, gc=False):
+    state: str | None = field(name=STATE, default=None)
+    weight: str | None = field(name=WEIGHT, default=None)
 
 
 class _Metadata(Struct, frozen=True, gc=False, rename="camel"):
     name: str
     namespace: str = ""
     labels: dict[str, str] = {}
+    annotations: _Marks = _Marks()
     creation_timestamp: str = ""
     deletion_timestamp: str = ""
+
+
+class _Port(Struct, frozen=True, gc=False, rename="camel"):
+    host_port: int = 0
+
+
+class _Container(Struct, frozen=True, gc=False):
+    ports: tuple[_Port, ...] = ()
 
 
 class _Spec(Struct, frozen=True, gc=False, rename="camel"):
     node_name: str = ""
     host_network: bool = False
     service_account_name: str = "default"
+    containers: tuple[_Container, ...] = ()
 
 
 class _Status(Struct, frozen=True, gc=False, rename="camel"):
@@ -70,6 +91,7 @@ class _Pod(Struct, frozen=True, gc=False):
     status: _Status = _Status()
 
 
+_NO_MARKS: Final = _Marks()
 _DECODER: Final = msgspec.json.Decoder(_Pod)
 
 
@@ -82,17 +104,17 @@ def decode_pod(data: msgspec.Raw) -> tuple[Ref, Pod]:
         assert isinstance(pod, Pod)
         return Ref("Pod", pod.metadata.namespace, pod.metadata.name), pod
     metadata, spec, status = found.metadata, found.spec, found.status
-    namespace = intern(metadata.namespace)
+    namespace, marks = intern(metadata.namespace), metadata.annotations
     lean = Pod(
         Metadata(
             metadata.name,
             namespace,
             _labels(tuple(metadata.labels.items())),
-            _NO_ANNOTATIONS,
+            _NO_ANNOTATIONS if marks == _NO_MARKS else _annotations(marks.state, marks.weight),
             intern(metadata.creation_timestamp),
             metadata.deletion_timestamp,
         ),
-        _spec(spec.node_name, spec.host_network, spec.service_account_name),
+        _with_host_ports(data, _spec(spec.node_name, spec.host_network, spec.service_account_name), spec.containers),
         PodStatus(
             intern(status.phase),
             status.pod_ip,
@@ -102,6 +124,20 @@ def decode_pod(data: msgspec.Raw) -> tuple[Ref, Pod]:
         ),
     )
     return Ref("Pod", namespace, metadata.name), lean
+
+
+def _with_host_ports(data: msgspec.Raw, spec: PodSpec, containers: tuple[_Container, ...]) -> PodSpec:
+    """With its containers, where a port of the node leads to one: few Pods have such."""
+    if spec.host_network or not any(port.host_port for container in containers for port in container.ports):
+        return spec
+    pod = decode_json(KINDS["Pod"], data)
+    assert isinstance(pod, Pod)
+    return replace(spec, containers=pod.spec.containers)
+
+
+@lru_cache(_SHARED)
+def _annotations(state: str | None, weight: str | None) -> dict[str, str]:
+    return {name: said for name, said in ((STATE, state), (WEIGHT, weight)) if said is not None}
 
 
 def decode_service(data: msgspec.Raw) -> tuple[Ref, Service]:
@@ -118,8 +154,10 @@ def decode_service(data: msgspec.Raw) -> tuple[Ref, Service]:
         ip_families=_families(tuple(spec.ip_families)),
         internal_traffic_policy=intern(spec.internal_traffic_policy),
         traffic_distribution=intern(spec.traffic_distribution),
+        external_traffic_policy=intern(spec.external_traffic_policy),
     )
-    return Ref("Service", namespace, metadata.name), Service(lean, shared)
+    status = found.status if found.status.load_balancer.ingress else _NO_STATUS
+    return Ref("Service", namespace, metadata.name), Service(lean, shared, status)
 
 
 def decode_slice(data: msgspec.Raw) -> tuple[Ref, EndpointSlice]:
@@ -137,8 +175,13 @@ def decode_slice(data: msgspec.Raw) -> tuple[Ref, EndpointSlice]:
 
 
 def _endpoint(found: SliceEndpoint) -> SliceEndpoint:
-    conditions = _conditions(found.conditions.ready, found.conditions.serving)
-    return SliceEndpoint(found.addresses, conditions, found.hostname, intern(found.zone), found.hints)
+    said, hints = found.conditions, found.hints
+    conditions = _conditions(said.ready, said.serving, said.terminating)
+    if hints.for_zones or hints.for_nodes:
+        hints = _hints(tuple(h.name for h in hints.for_zones), tuple(h.name for h in hints.for_nodes))
+    return SliceEndpoint(
+        found.addresses, conditions, found.hostname, intern(found.zone), hints, intern(found.node_name)
+    )
 
 
 @lru_cache(_SHARED)
@@ -157,8 +200,13 @@ def _families(families: tuple[str, ...]) -> list[str]:
 
 
 @lru_cache
-def _conditions(ready: bool | None, serving: bool | None) -> Conditions:
-    return Conditions(ready, serving)
+def _conditions(ready: bool | None, serving: bool | None, terminating: bool | None) -> Conditions:
+    return Conditions(ready, serving, terminating)
+
+
+@lru_cache(_SHARED)
+def _hints(zones: tuple[str, ...], nodes: tuple[str, ...]) -> Hints:
+    return Hints(tuple(map(Hint, zones)), tuple(map(Hint, nodes)))
 
 
 @lru_cache(_SHARED)

@@ -49,6 +49,8 @@ class ContainerPort(Struct, frozen=True, gc=False, rename="camel"):
     container_port: int
     name: str = ""
     protocol: str = "TCP"
+    host_port: int = 0
+    host_ip: str = field(default="", name="hostIP")
 
 
 class Container(Struct, frozen=True, gc=False):
@@ -93,6 +95,7 @@ class ServicePort(Struct, frozen=True, gc=False, rename="camel"):
     protocol: str = "TCP"
     target_port: int | str | None = None
     app_protocol: str = ""
+    node_port: int = 0
 
 
 class ClientIPAffinity(Struct, frozen=True, gc=False, rename="camel"):
@@ -115,11 +118,31 @@ class ServiceSpec(Struct, frozen=True, gc=False):
     ip_families: list[str] = field(default_factory=list, name="ipFamilies")
     internal_traffic_policy: str = field(default="", name="internalTrafficPolicy")
     traffic_distribution: str = field(default="", name="trafficDistribution")
+    external_ips: tuple[str, ...] = field(default=(), name="externalIPs")
+    external_traffic_policy: str = field(default="", name="externalTrafficPolicy")
+    health_check_node_port: int = field(default=0, name="healthCheckNodePort")
+    source_ranges: tuple[str, ...] = field(default=(), name="loadBalancerSourceRanges")
+
+
+class Ingress(Struct, frozen=True, gc=False, rename="camel"):
+    """Where a load balancer is. What has a hostname alone has no `ip`."""
+
+    ip: str = ""
+    ip_mode: str = "VIP"
+
+
+class LoadBalancer(Struct, frozen=True, gc=False):
+    ingress: tuple[Ingress, ...] = ()
+
+
+class ServiceStatus(Struct, frozen=True, gc=False, rename="camel"):
+    load_balancer: LoadBalancer = LoadBalancer()
 
 
 class Service(Struct, frozen=True, gc=False):
     metadata: Metadata
     spec: ServiceSpec = ServiceSpec()
+    status: ServiceStatus = ServiceStatus()
 
 
 class ServiceExportSpec(Struct, frozen=True, gc=False, rename="camel"):
@@ -146,20 +169,24 @@ class Conditions(Struct, frozen=True, gc=False):
     terminating: bool | None = None
 
 
-class ZoneHint(Struct, frozen=True, gc=False):
+class Hint(Struct, frozen=True, gc=False):
+    """The name of a zone, or of a node."""
+
     name: str
 
 
 class Hints(Struct, frozen=True, gc=False, rename="camel"):
-    for_zones: list[ZoneHint] = []
+    for_zones: tuple[Hint, ...] = ()
+    for_nodes: tuple[Hint, ...] = ()
 
 
-class SliceEndpoint(Struct, frozen=True, gc=False):
+class SliceEndpoint(Struct, frozen=True, gc=False, rename="camel"):
     addresses: list[str]
     conditions: Conditions = Conditions()
     hostname: str = ""
     zone: str = ""
     hints: Hints = Hints()
+    node_name: str = ""
 
 
 class EndpointSlice(Struct, frozen=True, gc=False, rename="camel"):

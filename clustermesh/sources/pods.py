@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 
 from msgspec import Struct
 
@@ -34,7 +35,7 @@ def translate_pod(
     `host_ip` is None where the pod's node is not known; the pod's own status is asked then.
     """
     spec, status = pod.spec, pod.status
-    if spec.host_network or status.phase in ("Succeeded", "Failed"):
+    if spec.host_network or has_ended(pod):
         return
     if not faults.check(ref, check_dns_subdomain, "spec.serviceAccountName", spec.service_account_name):
         return
@@ -51,6 +52,18 @@ def translate_pod(
                 labels=pod.metadata.labels,
                 namespace_labels=namespace.metadata.labels if namespace else {},
             )
+
+
+def has_ended(pod: Pod) -> bool:
+    """Nothing of it runs, or will."""
+    return pod.status.phase in ("Succeeded", "Failed")
+
+
+def pod_ips(pod: Pod) -> Iterator[Address]:
+    """Those that are addresses; of the others the pod's own translation says so."""
+    for text in [p.ip for p in pod.status.pod_ips] or [pod.status.pod_ip]:
+        with suppress(Invalid):
+            yield parse_ip("", text)
 
 
 def _host_ip(ref: Ref, pod: Pod, faults: Faults) -> Address | None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from clustermesh.address import LINK_LOCAL, Address, Prefix, is_ipv4, nobodys, parse, parse_prefix, single
+from clustermesh.address import BITS, LINK_LOCAL, Address, Prefix, is_ipv4, masked, nobodys, parse, parse_prefix, single
 from clustermesh.errors import Invalid
 from clustermesh.model import Protocol
 
@@ -59,6 +59,20 @@ def parse_cidr(field: str, text: str) -> Prefix:
         return parse_prefix(text, field)
     except Invalid as e:
         raise Invalid(field, text, "must be a CIDR without host bits, as 10.1.0.0/24") from e
+
+
+def parse_range(field: str, text: str) -> Prefix:
+    """As Kubernetes reads the ranges of addresses that may call: bits beyond the length mean nothing."""
+    spelled, slash, bits = text.partition("/")
+    try:
+        address = parse(spelled, field)
+        most = 32 if is_ipv4(address) else BITS
+        if slash and bits.isascii() and bits.isdigit() and len(bits) <= 3 and int(bits) <= most:
+            length = int(bits) + BITS - most
+            return Prefix(masked(address, length), length)
+    except Invalid:
+        pass
+    raise Invalid(field, text, "must be a CIDR, as 192.0.2.0/24; nobody comes in by it")
 
 
 def check_port(field: str, port: int) -> int:

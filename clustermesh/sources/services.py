@@ -1,13 +1,13 @@
 """Service, its EndpointSlices or Pods, its Namespace -> LocalService. Pure.
 
 Annotations and their meaning: Cilium's documentation of global services; conditions of endpoints: Kubernetes'
-discovery/v1. A part that breaks a rule (one address, one port) is left out with a fault; the rest counts.
+discovery/v1. Who may call it is in `outside`, what is said of single backends in `details`. A part that breaks a rule
+(one address, one port) is left out with a fault; the rest counts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from typing import Final
 
 from msgspec import Struct
@@ -15,21 +15,27 @@ from msgspec import Struct
 from clustermesh import model
 from clustermesh.address import Address, is_ipv4
 from clustermesh.errors import Invalid
-from clustermesh.model import Affinity, Cluster, LocalService, Port, Protocol, Zone
+from clustermesh.model import Affinity, BackendDetail, BackendState, Cluster, LocalService, Outside, Port, Protocol
+from clustermesh.sources import outside
+from clustermesh.sources.details import Details, Marks, read_marks
 from clustermesh.sources.faults import Faults
-from clustermesh.sources.objects import EndpointSlice, Pod, Ref, Service, ServicePort, SliceEndpoint
+from clustermesh.sources.objects import Conditions, EndpointSlice, Hints, Pod, Ref, Service, ServicePort
+from clustermesh.sources.pods import has_ended, pod_ips
 from clustermesh.sources.rules import check_dns_label, check_port, parse_ip, parse_protocol
 
 GLOBAL: Final = ("service.cilium.io/global", "io.cilium/global-service")
 SHARED: Final = ("service.cilium.io/shared", "io.cilium/shared-service")
 AFFINITY: Final = ("service.cilium.io/affinity", "io.cilium/service-affinity")
 
+_NO_HINTS: Final = Hints()
 _Ports = dict[Address, Mapping[str, Port]]
+_Place = tuple[str, str, Hints]
+"""The node and the zone of a backend, and whom its slice means it for."""
 
 
 class ServiceParts(Struct, frozen=True, gc=False, kw_only=True):
     """Everything one LocalService is made of. `pods` are those its selector holds for; `slices` win over them. Its
-    namespace is in the mesh, or not.
+    namespace is in the mesh, or not. `marks` are of Pods in it, `zones` by the names of nodes.
     """
 
     ref: Ref
@@ -37,6 +43,8 @@ class ServiceParts(Struct, frozen=True, gc=False, kw_only=True):
     slices: Mapping[Ref, EndpointSlice] = {}
     pods: Mapping[Ref, Pod] = {}
     in_mesh: bool = True
+    marks: Marks = {}
+    zones: Mapping[str, str] = {}
 
 
 def translate_service(cluster: Cluster, parts: ServiceParts, faults: Faults) -> LocalService | None:
@@ -48,7 +56,14 @@ def translate_service(cluster: Cluster, parts: ServiceParts, faults: Faults) -> 
     ports = {p.name: Port(protocol=Protocol(p.protocol), port=p.port) for p in accepted}
     frontends = {ip: dict(ports) for ip in _cluster_ips(parts, faults)} if ports else {}
     is_global = _is_true(_annotation(metadata.annotations, GLOBAL)) and parts.in_mesh
-    found = _from_slices(parts.slices, faults) if parts.slices else _from_pods(parts, accepted, list(frontends), faults)
+    kind = outside.service_type(parts.ref, parts.service, faults)
+    ways = outside.translate_outside(parts.ref, parts.service, kind, accepted, faults)
+    local_only = outside.is_local(parts.ref, "spec.internalTrafficPolicy", spec.internal_traffic_policy, faults)
+    found = _Found(_details(parts, ways, local_only, faults))
+    if parts.slices:
+        _from_slices(parts.slices, found, faults)
+    else:
+        _from_pods(parts, accepted, list(frontends), found, faults)
     return LocalService(
         service=model.Service(
             cluster=cluster.name,
@@ -58,7 +73,6 @@ def translate_service(cluster: Cluster, parts: ServiceParts, faults: Faults) -> 
             frontends=frontends,
             backends=found.backends,
             hostnames=found.hostnames,
-            zones=found.zones,
             labels=metadata.labels,
             selector=spec.selector,
             include_external=is_global,
@@ -66,6 +80,22 @@ def translate_service(cluster: Cluster, parts: ServiceParts, faults: Faults) -> 
         ),
         is_global=is_global,
         affinity=_affinity(parts, faults) if is_global else Affinity.NONE,
+        type=kind,
+        outside=ways,
+        local_only=local_only,
+        affinity_seconds=outside.affinity_seconds(parts.ref, parts.service, faults),
+        algorithm=outside.algorithm(parts.ref, metadata.annotations, faults),
+        details=found.details,
+        draining=found.draining(),
+    )
+
+
+def _details(parts: ServiceParts, ways: Outside, local_only: bool, faults: Faults) -> Details:
+    return Details(
+        outside.traffic_distribution(parts.ref, parts.service, faults),
+        nodes=local_only or ways.local_only,
+        pods=parts.marks,
+        own=read_marks(parts.service.metadata.annotations, parts.ref, faults),
     )
 
 
@@ -121,47 +151,57 @@ def _accepted_ports(parts: ServiceParts, faults: Faults) -> list[ServicePort]:
 class _Found:
     """Backends gathered so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, details: Details) -> None:
         self.backends: _Ports = {}
         self.hostnames: dict[Address, str] = {}
-        self.zones: dict[Address, Zone] = {}
+        self.details: dict[Address, BackendDetail] = {}
+        self._draining: _Ports = {}
+        self._of = details.of
 
-    def add(self, ip: Address, ports: Mapping[str, Port], hostname: str, zone: Zone) -> None:
+    def add(self, ip: Address, ports: Mapping[str, Port], hostname: str, state: BackendState, place: _Place) -> None:
         """Several slices may hold one address, each with other ports; where they disagree the first one counts."""
         known = self.backends.get(ip)
         self.backends[ip] = {**ports, **known} if known else ports  # nearly all of a slice have those of the slice
         if hostname:
             self.hostnames.setdefault(ip, hostname)
-        if zone.zone or zone.for_zones:
-            self.zones.setdefault(ip, zone)
+        if known is None and (detail := self._of(ip, state, *place)):
+            self.details[ip] = detail
+
+    def drain(self, ip: Address, ports: Mapping[str, Port]) -> None:
+        """It finishes what it has."""
+        self._draining[ip] = {**ports, **self._draining.get(ip, {})}
+
+    def draining(self) -> _Ports:
+        """What is a backend by another slice is none of these."""
+        return {ip: ports for ip, ports in self._draining.items() if ip not in self.backends}
 
 
-def _from_slices(slices: Mapping[Ref, EndpointSlice], faults: Faults) -> _Found:
-    found = _Found()
+def _from_slices(slices: Mapping[Ref, EndpointSlice], found: _Found, faults: Faults) -> None:
     for ref, endpoint_slice in slices.items():
         if endpoint_slice.address_type not in ("IPv4", "IPv6"):
             continue  # FQDN slices name no address
         ports = _slice_ports(ref, endpoint_slice, faults)
         for number, endpoint in enumerate(endpoint_slice.endpoints):
-            if not _answers(endpoint):
+            state = _state(endpoint.conditions)
+            if state is None and not endpoint.conditions.terminating:
                 continue
-            zone = _zone(endpoint.zone, tuple(hint.name for hint in endpoint.hints.for_zones))
+            place = endpoint.node_name, endpoint.zone, endpoint.hints
             for text in endpoint.addresses:
                 ip = faults.check(ref, parse_ip, f"endpoints[{number}].addresses", text)
-                if ip and ports:
-                    found.add(ip, ports, endpoint.hostname, zone)
-    return found
+                if not (ip and ports):
+                    continue
+                if state is None:
+                    found.drain(ip, ports)
+                else:
+                    found.add(ip, ports, endpoint.hostname, state, place)
 
 
-@lru_cache(1024)
-def _zone(name: str, hints: tuple[str, ...]) -> Zone:
-    return Zone(zone=name, for_zones=hints)
-
-
-def _answers(endpoint: SliceEndpoint) -> bool:
-    """Ready, or still serving while it terminates. Kubernetes reads an absent `ready` as true, `serving` as `ready`."""
-    ready = endpoint.conditions.ready is not False
-    return ready if endpoint.conditions.serving is None else ready or endpoint.conditions.serving
+def _state(conditions: Conditions) -> BackendState | None:
+    """Ready, or still serving while it terminates; None for what answers nobody new. Kubernetes reads an absent `ready`
+    as true, `serving` as `ready`."""
+    if conditions.ready is not False:
+        return BackendState.ACTIVE
+    return BackendState.TERMINATING if conditions.serving else None
 
 
 def _slice_ports(ref: Ref, endpoint_slice: EndpointSlice, faults: Faults) -> dict[str, Port]:
@@ -179,34 +219,36 @@ def _slice_ports(ref: Ref, endpoint_slice: EndpointSlice, faults: Faults) -> dic
 
 
 def _from_pods(
-    parts: ServiceParts, accepted: Sequence[ServicePort], frontends: Sequence[Address], faults: Faults
-) -> _Found:
+    parts: ServiceParts, accepted: Sequence[ServicePort], frontends: Sequence[Address], found: _Found, faults: Faults
+) -> None:
     """What Kubernetes' endpoint controller would write, of the address families the service has."""
-    found = _Found()
     families = {is_ipv4(ip) for ip in frontends} or {False, True}
     for pod in parts.pods.values():
-        if not (parts.service.spec.publish_not_ready or pod_is_ready(pod)):
+        conditions = _pod_conditions(pod, parts.service.spec.publish_not_ready)
+        state = _state(conditions)
+        if state is None and not conditions.terminating:
             continue
-        ports = _target_ports(accepted, pod)
-        for ip in _pod_ips(pod):
-            if is_ipv4(ip) in families and ports:
-                found.add(ip, ports, _hostname(pod, parts.ref.name), Zone())
+        node, ports = pod.spec.node_name, _target_ports(accepted, pod)
+        place = node, parts.zones.get(node, ""), _NO_HINTS
+        for ip in pod_ips(pod):
+            if is_ipv4(ip) not in families or not ports:
+                continue
+            if state is None:
+                found.drain(ip, ports)
+            else:
+                found.add(ip, ports, _hostname(pod, parts.ref.name), state, place)
     _check_named_ports(parts, accepted, faults)
-    return found
+
+
+def _pod_conditions(pod: Pod, published: bool) -> Conditions:
+    """Those that its endpoint would have, `published` whether it is ready or not."""
+    ready, leaves = pod_is_ready(pod), bool(pod.metadata.deletion_timestamp) and not has_ended(pod)
+    return Conditions(ready=published or (ready and not leaves), serving=ready, terminating=leaves)
 
 
 def pod_is_ready(pod: Pod) -> bool:
     """The condition Ready; a pod that says nothing of it is not ready."""
-    done = pod.status.phase in ("Succeeded", "Failed")
-    return not done and any(c.type == "Ready" and c.status == "True" for c in pod.status.conditions)
-
-
-def _pod_ips(pod: Pod) -> Iterator[Address]:
-    for text in [p.ip for p in pod.status.pod_ips] or [pod.status.pod_ip]:
-        try:
-            yield parse_ip("", text)
-        except Invalid:
-            continue  # the pod's own translation says so
+    return not has_ended(pod) and any(c.type == "Ready" and c.status == "True" for c in pod.status.conditions)
 
 
 def _hostname(pod: Pod, service: str) -> str:

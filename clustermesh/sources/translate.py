@@ -7,21 +7,25 @@ the two equal after any history.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Any, Final, Protocol, cast
 
+from clustermesh import model
 from clustermesh.address import Address, text
 from clustermesh.errors import Invalid
 from clustermesh.model import Cluster
 from clustermesh.sources.cilium import identity_namespace, translate_endpoint, translate_identity, translate_slice
 from clustermesh.sources.cilium_objects import CiliumEndpoint, CiliumEndpointSlice, CiliumIdentity, CiliumNode
 from clustermesh.sources.claims import Claim, Claims
+from clustermesh.sources.details import has_marks, read_mark
 from clustermesh.sources.exports import translate_export
 from clustermesh.sources.faults import Fault, Faults
+from clustermesh.sources.host_ports import KIND as HOST_PORTS
+from clustermesh.sources.host_ports import has_host_ports, host_ports_ref, pod_ref, translate_host_ports
 from clustermesh.sources.index import SERVICE_NAME, Index
 from clustermesh.sources.node_table import NodeTable
 from clustermesh.sources.objects import EndpointSlice, Namespace, Node, Object, Pod, Ref, Service, ServiceExport
-from clustermesh.sources.pods import translate_pod
+from clustermesh.sources.pods import pod_ips, translate_pod
 from clustermesh.sources.services import ServiceParts, translate_service
 from clustermesh.sources.snapshot import Change, Snapshot
 from clustermesh.wire.keys import check_name
@@ -30,6 +34,7 @@ _MANAGED_BY: Final = "endpointslice.kubernetes.io/managed-by"
 _OF_REMOTE_BACKENDS: Final = "endpointslice-mesh-controller.cilium.io"
 _PROXY: Final = "service.kubernetes.io/service-proxy-name"
 _DIGITS: Final = 14  # of a time to the second
+ZONE: Final = "topology.kubernetes.io/zone"
 NAMESPACE_GLOBAL: Final = "clustermesh.cilium.io/global"
 EXPORT: Final = "ServiceExport"
 
@@ -94,7 +99,7 @@ class Translator:
             self._take_in(ref, observed, dirty)
             if not number % most:
                 yield Change(more=True)
-        nodes = self._redo_nodes(dirty)
+        nodes = self._redo_nodes(dirty, max(changed.values(), default=0))
         services, identities, exports = list(dirty.services), list(dirty.identities), list(dirty.exports)
         endpoints = sorted(dirty.endpoints, key=self._seen.__contains__)  # those that are gone first
         number = max(1, *map(len, (services, identities, endpoints, exports)))
@@ -167,6 +172,10 @@ class Translator:
         elif isinstance(value, Pod):
             dirty.endpoints[ref] = None
             dirty.add_services(self._index.services_selecting(ref.namespace, value.metadata.labels), observed)
+            if has_host_ports(value):
+                dirty.add_services([host_ports_ref(ref)], observed)
+            if has_marks(value):
+                dirty.add_services(self._served_by(ref.namespace, set(pod_ips(value))), observed)
         elif isinstance(value, (CiliumEndpoint, CiliumEndpointSlice)):
             dirty.endpoints[ref] = None
         elif isinstance(value, CiliumIdentity):
@@ -186,7 +195,14 @@ class Translator:
         if switched or value.metadata.labels != (other.metadata.labels if other else {}):
             dirty.endpoints.update(dict.fromkeys(self._index.endpoints_in(ref.name)))
 
-    def _redo_nodes(self, dirty: _Dirty) -> frozenset[str]:
+    def _served_by(self, namespace: str, ips: Set[Address]) -> Iterator[Ref]:
+        """The services that have any of these for a backend."""
+        for ref in self._index.services_in(namespace):
+            service = self.snapshot.services.get((ref.namespace, ref.name))
+            if service is not None and not ips.isdisjoint(service.service.backends):
+                yield ref
+
+    def _redo_nodes(self, dirty: _Dirty, observed: int) -> frozenset[str]:
         nodes, changed = self.snapshot.nodes, set()
         for name, after in self._nodes.flush().items():
             before = nodes.pop(name, None)
@@ -197,13 +213,20 @@ class Translator:
             changed.add(name)
             if (before.underlay if before else None) != (after.underlay if after else None):
                 dirty.endpoints.update(dict.fromkeys(self._index.pods_on(name)))
+            if _zone(before) != _zone(after):
+                for ref in self._index.pods_on(name):
+                    labels = self._seen[ref].metadata.labels
+                    dirty.add_services(self._index.services_selecting(ref.namespace, labels), observed)
         return frozenset(changed)
 
     def _redo_service(self, ref: Ref) -> bool:
         name, faults = (ref.namespace, ref.name), Faults()
-        service, after = self._seen.get(ref), None
-        if isinstance(service, Service):
-            after = translate_service(self._cluster, self._parts(ref, service), faults)
+        pod = pod_ref(ref) if ref.kind == HOST_PORTS else ref
+        found, after = self._seen.get(pod), None
+        if isinstance(found, Service):
+            after = translate_service(self._cluster, self._parts(ref, found), faults)
+        elif isinstance(found, Pod):
+            after = translate_host_ports(self._cluster, pod, found, faults)
         before = self.snapshot.services.pop(name, None)
         if after is not None:
             self.snapshot.services[name] = after
@@ -213,12 +236,16 @@ class Translator:
     def _parts(self, ref: Ref, service: Service) -> ServiceParts:
         slices = self._index.slices_of(ref.namespace, ref.name)
         pods = [] if slices else self._index.pods_selected(ref.namespace, service.spec.selector)
+        chosen = {r: cast(Pod, self._seen[r]) for r in pods}
+        nodes = {pod.spec.node_name for pod in chosen.values()} if service.spec.traffic_distribution else ()
         return ServiceParts(
             ref=ref,
             service=service,
             slices={r: cast(EndpointSlice, self._seen[r]) for r in slices},
-            pods={r: cast(Pod, self._seen[r]) for r in pods},
+            pods=chosen,
             in_mesh=self._takes_part(self._namespace(ref.namespace)),
+            marks=self._index.marks_in(ref.namespace),
+            zones={name: _zone(self.snapshot.nodes.get(name)) for name in nodes},
         )
 
     def _redo_identity(self, ref: Ref) -> bool:
@@ -247,8 +274,10 @@ class Translator:
 
     def _redo_endpoints(self, ref: Ref) -> Iterator[Address]:
         """Translate a pod again, or what stands for some; the addresses that say something else now."""
-        faults = Faults()
-        found = self._claimed(ref, self._seen.get(ref), faults)
+        faults, value = Faults(), self._seen.get(ref)
+        found = self._claimed(ref, value, faults)
+        if isinstance(value, Pod) and has_marks(value):
+            read_mark(value.metadata.annotations, ref, faults)
         yield from self._claims.put(ref, found)
         self._keep_faults(ref, faults)
 
@@ -286,6 +315,10 @@ class Translator:
         self._faults.pop(ref, None)
         if faults:
             self._faults[ref] = faults
+
+
+def _zone(node: model.Node | None) -> str:
+    return (node.labels or {}).get(ZONE, "") if node is not None else ""
 
 
 def _is_anothers(value: Object) -> bool:

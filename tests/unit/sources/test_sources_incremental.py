@@ -38,12 +38,19 @@ def _manifests(draw: st.DrawFn, kinds: tuple[str, ...] = _KINDS + _CILIUM) -> di
     if kind.startswith("Service"):
         return kube.aged(draw(_of_a_service(kind, name)), draw(_TIMES))
     if kind == "EndpointSlice":
-        return kube.endpoint_slice(name, draw(_NAMES), draw(st.lists(_IPS, max_size=2)))
+        found = kube.endpoint_slice(name, draw(_NAMES), draw(st.lists(_IPS, max_size=2)))
+        for each in found["endpoints"]:
+            each |= {"nodeName": draw(_NAMES), "conditions": draw(_CONDITIONS)}
+        return found
     if kind == "Pod":
         pod = kube.pod(name, draw(_IPS), draw(_LABELS), ready=draw(st.booleans()), nodeName=draw(_NAMES))
+        pod["metadata"]["annotations"] = draw(_MARKS)
+        pod["spec"]["containers"][0]["ports"][0] |= {"hostPort": draw(_HOST_PORTS)}
         return kube.aged(pod, draw(_TIMES), draw(_TIMES))
     if kind == "Node":
-        return kube.node(draw(_NAMES), draw(_NODE_IPS), *draw(st.lists(_CIDRS, max_size=2)))
+        node = kube.node(draw(_NAMES), draw(_NODE_IPS), *draw(st.lists(_CIDRS, max_size=2)))
+        node["metadata"]["labels"] = {"topology.kubernetes.io/zone": draw(_NAMES)}
+        return node
     return kube.namespace(draw(_SPACES), global_=draw(st.sampled_from([None, "true", "false"])), team=draw(_NAMES))
 
 
@@ -51,7 +58,8 @@ def _manifests(draw: st.DrawFn, kinds: tuple[str, ...] = _KINDS + _CILIUM) -> di
 def _of_a_service(draw: st.DrawFn, kind: str, name: str) -> dict[str, Any]:
     if kind == "ServiceExport":
         return kube.service_export(name, exportedLabels=draw(_LABELS))
-    return kube.service(name, global_=draw(st.booleans()), selector=draw(_LABELS))
+    distribution = draw(st.sampled_from(["", "PreferClose", "PreferSameNode"]))
+    return kube.service(name, global_=draw(st.booleans()), selector=draw(_LABELS), trafficDistribution=distribution)
 
 
 @st.composite
@@ -66,6 +74,9 @@ def _of_cilium(draw: st.DrawFn, kind: str, name: str) -> dict[str, Any]:
     return kube.cilium_slice(draw(_NAMES), draw(_SPACES), *endpoints)
 
 
+_CONDITIONS = st.sampled_from([{}, {"ready": False}, {"ready": False, "serving": True, "terminating": True}])
+_HOST_PORTS = st.sampled_from([0, 0, 80, 70000])
+_MARKS = st.sampled_from([{}, {}, {"clustermesh.io/backend-weight": "3"}, {"clustermesh.io/backend-weight": "x"}])
 _STEPS = st.lists(st.lists(st.tuples(_manifests(), st.booleans()), max_size=4), max_size=8)
 
 

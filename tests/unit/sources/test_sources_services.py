@@ -8,7 +8,7 @@ import kube
 import pytest
 
 from clustermesh.address import parse
-from clustermesh.model import Affinity, LocalService, Port, Protocol, Zone
+from clustermesh.model import Affinity, BackendDetail, LocalService, Port, Protocol
 from clustermesh.sources.translate import translate
 
 HTTP = {"http": Port(protocol=Protocol.TCP, port=8080)}
@@ -126,20 +126,21 @@ def test_ready_or_serving_endpoints_count(conditions: dict[str, Any], answers: b
     assert bool(found.service.backends) is answers
 
 
-def test_slices_are_united_with_hostnames_and_zones() -> None:
+def test_slices_are_united_with_hostnames_and_hints() -> None:
     first = kube.endpoint_slice("cart-1", "cart", ["10.1.0.6"])
     endpoint = {"addresses": ["10.1.0.5"], "hostname": "cart-0", "zone": "z1", "hints": {"forZones": [{"name": "z2"}]}}
     second = kube.endpoint_slice("cart-2", "cart", [], endpoints=[endpoint])
     third = kube.endpoint_slice("cart-3", "cart", ["10.1.0.5"], ports=[{"name": "admin", "port": 9000}])
     names = kube.endpoint_slice("cart-4", "cart", ["example.org"], addressType="FQDN")
     other = kube.endpoint_slice("db-1", "db", ["10.1.0.7"])
-    found = one(kube.service("cart"), first, second, third, names, other).service
+    local = one(kube.service("cart"), first, second, third, names, other)
+    found = local.service
     assert found.backends == {
         parse("10.1.0.5"): {**HTTP, "admin": Port(protocol=Protocol.TCP, port=9000)},
         parse("10.1.0.6"): HTTP,
     }
     assert found.hostnames == {parse("10.1.0.5"): "cart-0"}
-    assert found.zones == {parse("10.1.0.5"): Zone(zone="z1", for_zones=("z2",))}
+    assert (found.zones, local.details) == ({}, {parse("10.1.0.5"): BackendDetail(for_zones=("z2",))})
 
 
 def test_a_slice_without_port_names_serves_the_nameless_port() -> None:
