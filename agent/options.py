@@ -11,6 +11,7 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import fields
 
+from agent.plan.devices import parse_devices
 from clustermesh.duration import parse_cache_ttl
 from clustermesh.errors import Invalid
 from clustermesh.listen import parse_address
@@ -35,6 +36,7 @@ class Options(Struct, frozen=True, kw_only=True):
     Cilium's flag does. `metrics` is HOST:PORT for /metrics, /readyz and /livez, or "" for none.
     `clustermesh_config` is a folder of connected clusters to read instead of the one in `context`: the mirror's. After
     `clustermesh_cache_ttl` seconds without an answer of a peer's etcd, 0 for never, its services are withdrawn.
+    `devices` lead outside, each a name or, with a last +, how names begin; found out where there are none.
     """
 
     context: Path
@@ -52,6 +54,7 @@ class Options(Struct, frozen=True, kw_only=True):
     clustermesh_config: Path | None = None
     log_format: str = "text"
     clustermesh_cache_ttl: float = 0.0
+    devices: tuple[str, ...] = ()
 
     @property
     def socket(self) -> Path:
@@ -93,6 +96,14 @@ def parse(arguments: list[str] | None = None) -> Options:
         default=0.0,
         metavar="DURATION",
         help="withdraw a cluster's services once its etcd has not answered for so long, like 10m (default 0: never)",
+    )
+    add(
+        "--devices",
+        type=_devices,
+        default=(),
+        metavar="NAME,...",
+        help="the devices that services are called on from outside, like eth0,bond+ (default: those of the default "
+        "routes and of the Node's addresses)",
     )
     add(
         "--node",
@@ -139,6 +150,13 @@ def _node(text: str) -> str:
         return keys.check_name(text, "node")
     except Invalid as e:
         raise argparse.ArgumentTypeError(e.rule) from e
+
+
+def _devices(text: str) -> tuple[str, ...]:
+    try:
+        return parse_devices(text)
+    except Invalid as e:
+        raise argparse.ArgumentTypeError(f"{e.value!r} {e.rule}") from e
 
 
 def _device(text: str) -> str:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from agent import netlink
+from agent.plan.devices import LOOPBACK, Ways
 from clustermesh.address import LINK_LOCAL, Address, Prefix, contains, is_ipv4, masked, parse, single
 from clustermesh.errors import Invalid
 from clustermesh.mesh.authority import Ground, Place
@@ -60,6 +61,8 @@ class Surroundings:
     def __init__(
         self, own: str, endpoints: Sequence[str], peers: Callable[[], Mapping[str, PeerFile]], device: str
     ) -> None:
+        self._ways = Ways()
+        self._on_ways: Callable[[Ways], None] = lambda _ways: None
         self._own, self._endpoints, self._peers, self._device = own, endpoints, peers, device
         self._again, self._everything = asyncio.Event(), False
         self._known: dict[str, Sequence[Place]] = {}  # what was read last, for when it cannot be read
@@ -97,6 +100,11 @@ class Surroundings:
             finally:
                 loop.remove_reader(heard)
 
+    def tell_ways(self, on_ways: Callable[[Ways], None]) -> None:
+        """`on_ways` is told how this machine is connected, now and each time that differs."""
+        self._on_ways = on_ways
+        on_ways(self._ways)
+
     def look_again(self) -> None:
         """Something is not as it was: a cluster has come, or is elsewhere."""
         self._everything = True
@@ -115,11 +123,15 @@ class Surroundings:
             _log.warning("%s cannot be read: %r", what, e)
 
     async def _read_local(self) -> list[Place]:
-        gateways = await asyncio.to_thread(_read_gateways)
+        gateways, defaults = await asyncio.to_thread(_read_routes)
         async with netlink.connect("list addresses") as ip:
             names = {message["index"]: message.get("ifname") async for message in await ip.link("dump")}
             messages = [message async for message in await ip.addr("dump")]
         networks = [network for message in messages if (network := _network(message, names)) is not None]
+        ways = Ways(defaults, frozenset((each.device, each.address) for each in networks))
+        if ways != self._ways:
+            self._ways = ways
+            self._on_ways(ways)
         return local_places([each for each in networks if each.device != self._device], gateways)
 
     async def _read_own_etcd(self) -> list[Place]:
@@ -186,6 +198,20 @@ def parse_gateways(ipv4: str, ipv6: str) -> list[Gateway]:
     return list(found)
 
 
+def parse_defaults(ipv4: str, ipv6: str) -> frozenset[str]:
+    """The devices of the default routes in the same two files; that of IPv6 where there is none is on lo."""
+    found = set[str]()
+    for line in ipv4.splitlines()[1:]:
+        device, to, _, _, _, _, _, mask, *_ = line.split()
+        if to == mask == "00000000":
+            found.add(device)
+    for line in ipv6.splitlines():
+        to, length, *_, device = line.split()
+        if length == "00" and not to.strip("0"):
+            found.add(device)
+    return frozenset(found - {LOOPBACK})
+
+
 def resolver_places(resolv_conf: str) -> list[Place]:
     """The name servers of resolv.conf(5)."""
     lines = (line.split() for line in resolv_conf.splitlines())
@@ -207,10 +233,11 @@ async def _read_resolvers() -> list[Place]:
     return resolver_places(await asyncio.to_thread(Path("/etc/resolv.conf").read_text))
 
 
-def _read_gateways() -> list[Gateway]:
+def _read_routes() -> tuple[list[Gateway], frozenset[str]]:
     proc = Path("/proc/self/net")
     ipv6 = proc / "ipv6_route"  # absent where IPv6 is switched off
-    return parse_gateways((proc / "route").read_text(), ipv6.read_text() if ipv6.exists() else "")
+    tables = (proc / "route").read_text(), ipv6.read_text() if ipv6.exists() else ""
+    return parse_gateways(*tables), parse_defaults(*tables)
 
 
 def _network(message: Any, names: Mapping[int, str]) -> Network | None:

@@ -47,7 +47,7 @@ class UnderlaySetup:
         pools = _check_pools(own)
         link = await _find_link(own)
         self.on_found()
-        hooks = await asyncio.to_thread(self._datapath.attach, link.name, UNDERLAY_PROGRAMS)
+        hooks = await asyncio.to_thread(self._datapath.devices.attach, link.name, UNDERLAY_PROGRAMS)
         mtu = tunnel_mtu(link.mtu)
         routers = tuple(pool.router for pool in pools)
         _check_mtu(link, mtu, routers)

@@ -115,7 +115,7 @@ async def _work(
     state.stand_on(ground)  # what stood before stands: a peer's etcd that is elsewhere now takes nothing from it
     node = await make_node()
     domains = Domains(options, state, node, open_targets(node.datapath, node.device, node.public_key))
-    pods = Pods(options, domains.tunnels, domains.attached_pods)
+    pods = Pods(options, domains.tunnels, domains.devices, domains.attached_pods)
     unusual = Unusual(state, cluster, options.node, domains.attached_pods)
     record = AgentRecord(
         node=options.node,
@@ -140,6 +140,7 @@ async def _work(
         await registration.keep(etcd, domains.tunnels.prepared, status.nodes)
 
     domains.on_ready = note_ready
+    around.tell_ways(domains.devices.take_ways)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(around.keep(state.stand_on, ground))
         tasks.create_task(_read_own(own, peers, state, domains.attached))

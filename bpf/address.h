@@ -28,6 +28,12 @@ static __always_inline bool is_loopback(const struct address *address)
 	return address->word[2] ? address->word[2] == bpf_htonl(0xffff) && last >> 24 == 127 : last == 1;
 }
 
+/* Any but the unspecified address, ::, which is also what a layout has where there is none. */
+static __always_inline bool is_somebody(const struct address *address)
+{
+	return address->word[0] | address->word[1] | address->word[2] | address->word[3];
+}
+
 /* Link-local or multicast IPv6: what neighbours find each other by. */
 static __always_inline bool is_of_the_link(const struct address *address)
 {

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* The entry points. Services are translated at the socket (sock.h), encryption is enforced at the device (strict.h). */
+/* The entry points. Services are translated at the socket (sock.h), encryption is enforced at the device that leads to
+ * other nodes (strict.h), and where a pod's packets come from at the pod's own (source.h). */
 #include "sock_addr.h"
-#include "strict.h"
+#include "source.h"
 
 /* As every file here: helpers that are reserved for GPL programs (ring buffers, routes, neighbours) may be used. */
 DECLARE_LICENSE("Dual BSD/GPL");
@@ -105,4 +106,10 @@ SEC("tc")
 int strict_egress(struct __sk_buff *skb)
 {
 	return require_encryption(skb, REASON_DROP_CLEAR_EGRESS);
+}
+
+SEC("tc")
+int from_pod(struct __sk_buff *skb)
+{
+	return check_source(skb);
 }

@@ -238,6 +238,13 @@ struct ipcache_entry {
 };
 _Static_assert(sizeof(struct ipcache_entry) == 24, "ipcache_entry");
 
+/* What a pod may send from: its own address of each family, all zeros where it has none. */
+struct pod_source {
+	struct address ipv4; /* mapped */
+	struct address ipv6;
+};
+_Static_assert(sizeof(struct pod_source) == 32, "pod_source");
+
 /* The identities of machines; every other identity is a pod's, as far as encryption goes. */
 enum node_identity {
 	IDENTITY_HOST = 1,
@@ -257,6 +264,7 @@ enum reason {
 	REASON_DROP_CLEAR_EGRESS,    /* dropped: pod to pod traffic was about to leave without encryption */
 	REASON_EVENT_LOST,           /* an event was not told of: whoever reads them is behind */
 	REASON_CONNECT_DIRECT,       /* a socket was connected to an address that is no service's */
+	REASON_DROP_SOURCE,          /* dropped: a pod sent from an address that is not its own */
 	REASONS,
 };
 
@@ -341,6 +349,9 @@ DECLARE_MAP(ipcache, BPF_MAP_TYPE_HASH, struct address, struct ipcache_entry, 51
 /* Who has the longest prefix of this address, where nobody has exactly it? */
 DECLARE_MAP(ipcache_cidr, BPF_MAP_TYPE_LPM_TRIE, struct ipcache_cidr_key, struct ipcache_entry, 131072,
 	    BPF_F_NO_PREALLOC);
+
+/* Which addresses has the pod behind this device, by its index? */
+DECLARE_MAP(pod_sources, BPF_MAP_TYPE_HASH, __u32, struct pod_source, 4096, BPF_F_NO_PREALLOC);
 
 /* How often did this happen? */
 DECLARE_MAP(metrics, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, __u64, REASONS, 0);

@@ -6,7 +6,7 @@ starts in the network namespace of the thread that made it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
@@ -101,11 +101,12 @@ def _has_clsact(route: Any, device: int) -> bool:
     )
 
 
-def detach(device: int | None = None) -> None:
-    """Remove our filters from `device` or every device, and clsact where it is then empty. OSError."""
+def detach(device: int | None = None, places: Collection[tuple[int, int]] | None = None) -> None:
+    """Remove our filters from `device` or every device, or only those at `places` (parent, place), and clsact where it
+    is then empty. OSError."""
 
     def work(route: Any) -> None:
-        ours = _filters(route, device)
+        ours = [each for each in _filters(route, device) if places is None or (each.parent, each.place) in places]
         for each in ours:
             route.tc(
                 "del-filter",

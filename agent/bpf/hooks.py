@@ -16,6 +16,9 @@ class Kind(Enum):
 
     SOCKETS = "a cgroup: the sockets of its processes"
     UNDERLAY = "the device that leads to the other nodes: its packets"
+    POD = "the node's end of a pod's veth pair: what the pod sends comes in there"
+    OUTSIDE = "a device by which others than pods are reached: default routes, the Node's addresses"
+    TUNNEL = "the mesh's own device: what comes in there was decrypted"
 
 
 class Program(NamedTuple):
@@ -26,6 +29,14 @@ class Program(NamedTuple):
     kind: Kind
     attach_type: AttachType
     reads_back: bool = False
+
+
+class Attached(NamedTuple):
+    """What runs on a device as it should: the device's index (0 where it is gone), and the programs' names in the order
+    of the table."""
+
+    ifindex: int
+    programs: tuple[str, ...] = ()
 
 
 PROGRAMS: Final = (
@@ -39,6 +50,7 @@ PROGRAMS: Final = (
     Program("getpeername6", Kind.SOCKETS, AttachType.CGROUP_INET6_GETPEERNAME, reads_back=True),
     Program("strict_ingress", Kind.UNDERLAY, AttachType.TCX_INGRESS),
     Program("strict_egress", Kind.UNDERLAY, AttachType.TCX_EGRESS),
+    Program("from_pod", Kind.POD, AttachType.TCX_INGRESS),
 )
 
 SOCKET_PROGRAMS: Final = tuple(program for program in PROGRAMS if program.kind is Kind.SOCKETS)

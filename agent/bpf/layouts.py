@@ -53,6 +53,7 @@ class Reason(IntEnum):
     DROP_CLEAR_EGRESS = 7
     EVENT_LOST = 8
     CONNECT_DIRECT = 9
+    DROP_SOURCE = 10
 
 
 class EventType(IntEnum):
@@ -267,6 +268,14 @@ class EventsWanted(NamedTuple):
     types: int
 
 
+class PodSource(NamedTuple):
+    """Value of pod_sources, whose key is the index of a pod's device: what the pod may send from, NO_ADDRESS for a
+    family that it has none of."""
+
+    ipv4: Address = NO_ADDRESS
+    ipv6: Address = NO_ADDRESS
+
+
 def _whole(address: Address) -> Address:
     """struct would cut or fill one of another length without a word."""
     if len(address) != 16:
@@ -309,6 +318,7 @@ _LAYOUTS: Final[Mapping[type, _Layout]] = {
     IpcacheValue: _Layout("IABB2x"),
     Event: _Layout("QQAAAAPPPPIIIHBBBB6x64s"),
     EventsWanted: _Layout("QI4x"),
+    PodSource: _Layout("AA"),
 }
 MAPS: Final[Mapping[str, tuple[type[Any], type[Any]]]] = {
     "lb_services": (ServiceKey, ServiceValue),
@@ -322,6 +332,7 @@ MAPS: Final[Mapping[str, tuple[type[Any], type[Any]]]] = {
     "lb_reverse_sk": (ReverseKey, ReverseValue),
     "ipcache": (AddressKey, IpcacheValue),
     "ipcache_cidr": (CidrKey, IpcacheValue),
+    "pod_sources": (Number, PodSource),
 }
 """What keys are, and what values are or have side by side. lb_meant is not among them: it has no keys but sockets."""
 

@@ -69,6 +69,13 @@ def pinned_by(name: str, program: Program) -> bool:
     return name.startswith(f"{program.name}_")
 
 
+def device_of(name: str, program: Program) -> str | None:
+    """The device that a pin of this name is about, None where it is not one of `program`'s."""
+    if not name.startswith(f"{program.name}_"):
+        return None
+    return name.removeprefix(f"{program.name}_").replace("%2e", ".").replace("%25", "%")
+
+
 def is_same_program(running: int, program: int, shared_maps: frozenset[int]) -> bool:
     """Whether the running program (by id) is what loading `program` would give again: same code, same shared maps."""
     try:

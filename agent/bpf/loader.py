@@ -14,34 +14,25 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from threading import Lock
 from types import MappingProxyType
 from typing import Final, Self
 
 from agent.bpf import clsact, probe
 from agent.bpf.bpffs import is_bpffs
+from agent.bpf.device_hooks import DeviceHooks, doing
 from agent.bpf.exchange import exchange, remove_surplus
 from agent.bpf.hooks import PROGRAMS, Program
 from agent.bpf.layouts import LAYOUT_VERSION, Reason
 from agent.bpf.libbpf import Object
-from agent.bpf.links import (
-    Hook,
-    Mechanism,
-    Outcome,
-    Point,
-    attach_link,
-    detach_link,
-    is_same_program,
-    pin_name,
-)
+from agent.bpf.links import Hook, Mechanism, detach_link
 from agent.bpf.pins import PinnedMap, check_fits, copy_entries, copy_missing, per_cpu_size, pin_in_place, pinned_map
 from agent.bpf.programs import map_info
-from agent.bpf.syscalls import AFTER_LINK, BEFORE, MapType, map_lookup
+from agent.bpf.syscalls import MapType, map_lookup
 from agent.older import layout_v1
-from clustermesh.errors import Invalid, Refused, Unavailable
+from clustermesh.errors import Invalid, Refused
 
 OBJECT_VARIABLE: Final = "CLUSTERMESH_BPF_OBJECT"
 _OBJECT_NAME: Final = "clustermesh.bpf.o"
@@ -62,31 +53,25 @@ def find_object() -> Path:
     raise Refused(f"no compiled eBPF programs at {looked}: run `make -C bpf`, or set {OBJECT_VARIABLE}")
 
 
-@contextmanager
-def _doing(what: str) -> Iterator[None]:
-    """Translate the kernel's errors."""
-    try:
-        yield
-    except (MemoryError, BlockingIOError, InterruptedError) as e:
-        raise Unavailable(f"cannot {what}: {e}") from e
-    except PermissionError as e:
-        raise Refused(f"cannot {what}: {e}. The agent needs CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN") from e
-    except OSError as e:
-        raise Refused(f"cannot {what}: {e}") from e
-
-
 class Datapath:
     """Maps, programs and hooks of one node. Made by `open`; `close` leaves everything running in the kernel."""
 
-    def __init__(self, pin_dir: Path, maps: Mapping[str, int], programs: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        pin_dir: Path,
+        maps: Mapping[str, int],
+        programs: Mapping[str, int],
+        table: Sequence[Program] = PROGRAMS,
+    ) -> None:
         self.pin_dir = pin_dir
         self.maps = MappingProxyType(dict(maps))
         self.sizes = MappingProxyType({name: map_info(fd).max_entries for name, fd in maps.items()})
-        self.hooks: dict[str, Hook] = {}
+        self.hooks: dict[str, Hook] = {}  # on sockets
         self._programs = dict(programs)
-        self._attaching = Lock()  # devices are attached to in a thread, which nobody may be waiting for any more
         self._outgrown: list[tuple[PinnedMap, int]] = []
         self.map_ids = MappingProxyType({name: map_info(fd).id for name, fd in maps.items()})
+        shared = frozenset(self.map_ids.values())
+        self.devices = DeviceHooks(pin_dir / _LINKS, self._programs, shared, table)
 
     @classmethod
     def open(cls, object_path: Path | None, pin_dir: Path, max_entries: Mapping[str, int] | None = None) -> Self:
@@ -99,7 +84,7 @@ class Datapath:
         """
         _check_pin_dir(pin_dir)
         with (
-            _doing(f"load the datapath at {pin_dir}"),
+            doing(f"load the datapath at {pin_dir}"),
             ExitStack() as undo,
             Object(object_path or find_object()) as elf,
         ):
@@ -142,7 +127,7 @@ class Datapath:
 
     def attach_sockets(self, cgroup: Path) -> None:
         """Translate services for every socket of `cgroup` and below: each hook attached, adopted or replaced."""
-        with _doing(f"attach to the cgroup {cgroup}"), _pinned_before(self.pin_dir, layout_v1.REVERSE[0]) as before:
+        with doing(f"attach to the cgroup {cgroup}"), _pinned_before(self.pin_dir, layout_v1.REVERSE[0]) as before:
             carry = None
             moved = [(old, new) for old, new in self._outgrown if old.shape.type == MapType.LRU_HASH]
             if moved or before is not None:
@@ -164,62 +149,10 @@ class Datapath:
             os.close(old.fd)
         self._outgrown = []
 
-    def attach(self, device: str, programs: Sequence[Program], mechanism: Mechanism | None = None) -> list[Hook]:
-        """Have `programs` see the packets of `device`, those of one hook one after the other; returns their hooks.
-
-        By tcx links where the kernel has them, else by clsact filters; `mechanism` forces one. Whichever is chosen, the
-        other is removed afterwards, once, so that a kernel upgrade leaves no double. Netlink may take a while: not for
-        an event loop's thread.
-        """
-        chosen = mechanism or (Mechanism.TCX if probe.has_tcx() else Mechanism.CLSACT)
-        attach = self._attach_tcx if chosen is Mechanism.TCX else self._attach_clsact
-        names = ", ".join(program.name for program in programs)
-        with self._attaching, _doing(f"attach {names} to {device}"):
-            index, hooks = _device_index(device), list[Hook]()
-            for program in programs:
-                earlier = [
-                    h for h, each in zip(hooks, programs, strict=False) if each.attach_type is program.attach_type
-                ]
-                hooks.append(attach(program, device, index, earlier))
-            if any(hook.mechanism is not self._mechanism_of(hook.name, device) for hook in hooks):
-                self._detach_other(chosen, hooks, index)
-        self.hooks.update({pin_name(hook.name, device): hook for hook in hooks})
-        return hooks
-
-    def _mechanism_of(self, name: str, device: str) -> Mechanism | None:
-        """By which this process has attached it already, and the other one is gone."""
-        hook = self.hooks.get(pin_name(name, device))
-        return None if hook is None else hook.mechanism
-
-    def _detach_other(self, chosen: Mechanism, hooks: Iterable[Hook], index: int) -> None:
-        if chosen is Mechanism.TCX:
-            clsact.detach(index)
-        else:
-            for hook in hooks:
-                detach_link(self._link_pin(hook.name, hook.target))
-
-    def _attach_tcx(self, program: Program, device: str, index: int, earlier: Sequence[Hook]) -> Hook:
-        name, pin = program.name, self._link_pin(program.name, device)
-        # First of the chain: a program before ours could end the chain, and with it the protection.
-        flags, after = (AFTER_LINK, earlier[-1].link_id) if earlier else (BEFORE, 0)
-        point = Point(index, index, program.attach_type, flags, after)
-        state = attach_link(pin, self._programs[name], point, frozenset(self.map_ids.values()))
-        return Hook(name, device, state.outcome, Mechanism.TCX, state.link_id)
-
-    def _attach_clsact(self, program: Program, device: str, index: int, earlier: Sequence[Hook]) -> Hook:
-        name, parent, place = program.name, clsact.PARENTS[program.attach_type], len(earlier)
-        running = [each.program_id for each in clsact.filters(index) if (each.parent, each.place) == (parent, place)]
-        if running and is_same_program(running[0], self._programs[name], frozenset(self.map_ids.values())):
-            outcome = Outcome.ADOPTED
-        else:
-            clsact.attach(index, parent, place, self._programs[name])
-            outcome = Outcome.REPLACED if running else Outcome.ATTACHED
-        return Hook(name, device, outcome, Mechanism.CLSACT, 0)
-
     def counters(self) -> dict[Reason, int]:
         """What the programs have counted since the maps were made, summed over the CPUs."""
         size = per_cpu_size(8)
-        with _doing("read the counters"):
+        with doing("read the counters"):
             found = {each: map_lookup(self.maps["metrics"], each.to_bytes(4, sys.byteorder), size) for each in Reason}
         return {each: sum(memoryview(value).cast("Q")) if value else 0 for each, value in found.items()}
 
@@ -227,16 +160,14 @@ class Datapath:
         """The program `name`, for a test run. The descriptor stays this object's."""
         return self._programs[name]
 
-    def _link_pin(self, *name: str) -> Path:
-        return self.pin_dir / _LINKS / pin_name(*name)
-
     def close(self) -> None:
         """Let go of every descriptor. What is pinned goes on working."""
-        with self._attaching:
+        with self.devices.at_rest():
             for fd in [*self.maps.values(), *self._programs.values(), *(old.fd for old, _ in self._outgrown)]:
                 with suppress(OSError):
                     os.close(fd)
-            self._programs, self._outgrown = {}, []
+            self._programs.clear()
+            self._outgrown = []
 
     @staticmethod
     def remove(pin_dir: Path) -> None:
@@ -244,7 +175,7 @@ class Datapath:
 
         Nothing there is success.
         """
-        with _doing(f"remove the datapath at {pin_dir}"):
+        with doing(f"remove the datapath at {pin_dir}"):
             clsact.detach()
             with suppress(FileNotFoundError):
                 for pin in list((pin_dir / _LINKS).iterdir()):
@@ -260,7 +191,7 @@ def _check_pin_dir(pin_dir: Path) -> None:
         raise Refused(f"{pin_dir} is in no bpf filesystem: mount -t bpf bpf /sys/fs/bpf, or choose another place")
     if "." in pin_dir.name:
         raise Refused(f"{pin_dir} cannot hold pins: names in a bpf filesystem have no dots")
-    with _doing(f"make the folder {pin_dir}"):
+    with doing(f"make the folder {pin_dir}"):
         for folder in (pin_dir / LAYOUT_VERSION, pin_dir / _LINKS):
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -299,13 +230,6 @@ def _duplicate(fd: int, undo: ExitStack) -> int:
     copy = os.dup(fd)
     undo.callback(os.close, copy)
     return copy
-
-
-def _device_index(device: str) -> int:
-    try:
-        return socket.if_nametoindex(device)
-    except OSError as e:
-        raise Invalid("device", device, "is not in this network namespace") from e
 
 
 def _other_versions(pin_dir: Path) -> Iterator[Path]:

@@ -89,6 +89,7 @@ def as_attached(record: EndpointRecord) -> AttachedPod:
         container_id=record.container_id,
         ifname=record.ifname,
         addresses=tuple(address.ip for address in record.addresses),
+        device=record.host_ifname,
         namespace=record.pod_namespace,
         name=record.pod_name,
     )

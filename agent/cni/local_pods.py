@@ -66,6 +66,7 @@ class Endpoints:
         for ip in self.ownerless:
             with suppress(Invalid):  # of an earlier pod CIDR of this node
                 self._pools.reserve(ip)
+        self._attached.note_complete()
         await self.look_at_disk()
 
     async def _restore_one(self, path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from agent.cni.endpoint import EndpointRequest
 from agent.cni.ipam import Ipam
 from agent.cni.local_pods import Endpoints
 from agent.cni.plugin import QUEUE
+from agent.domains.devices import Devices
 from agent.domains.tunnels import Tunnels
 from agent.options import Options
 from agent.plan.attached import AttachedPods
@@ -23,6 +25,7 @@ from clustermesh.errors import ClusterMeshError, DecodeError, Unavailable
 
 _log = logging.getLogger(__name__)
 _DRAIN_PERIOD = 5.0
+_CHECKED = 1.0  # seconds, at most, that an ADD waits for the source check
 
 
 class _Valid(Struct):
@@ -34,8 +37,8 @@ class _Valid(Struct):
 class Pods:
     """The socket's cni_add, cni_del, cni_check, cni_status and cni_gc."""
 
-    def __init__(self, options: Options, tunnels: Tunnels, attached: AttachedPods) -> None:
-        self._options, self._tunnels, self._attached = options, tunnels, attached
+    def __init__(self, options: Options, tunnels: Tunnels, devices: Devices, attached: AttachedPods) -> None:
+        self._options, self._tunnels, self._devices, self._attached = options, tunnels, devices, attached
         self._endpoints: Endpoints | None = None
         self._pools: tuple[PodPool, ...] = ()
         self._error = ""
@@ -96,7 +99,13 @@ class Pods:
         return endpoints
 
     async def add(self, params: dict[str, Any]) -> dict[str, Any]:
-        return (await self._ready().add(_request(params))).result()
+        """Answered when the pod's packets are looked at, which is before any process of it is started; an agent that
+        cannot do so within a second says so in its status, and keeps no pod from running."""
+        added = await self._ready().add(_request(params))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CHECKED):
+                await self._devices.whole_step()
+        return added.result()
 
     async def delete(self, params: dict[str, Any]) -> dict[str, Any]:
         await self._ready().delete(_request(params))

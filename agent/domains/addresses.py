@@ -26,7 +26,7 @@ class Addresses(Domain[Address]):
         self.ipcache = Tracker[bytes, bytes]("ipcache", targets.ipcache)
         super().__init__(Reconciler(self.ipcache))
         self._state, self._attached = state, attached
-        attached.on_change = self.wake
+        attached.on_change.append(self.wake)
 
     def take(self) -> Collection[Address]:
         return self._state.take_addresses() | self._attached.take()

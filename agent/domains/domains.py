@@ -1,7 +1,7 @@
 """All domains of this node, and the three things that concern all of them: when to wake, to delete and to attach.
 
     MeshState.on_dirty -> wake -> network ─> tunnels        (each a task of its own: see domain.py)
-                               -> addresses <- CNI
+                               -> addresses <- CNI ─> devices <- the kernel's own events
                                -> services
 
 Rules
@@ -10,6 +10,8 @@ Rules
 - What was restored may be older than the kernel. So what the kernel held before and nobody has wanted since is deleted
   later: once every cluster was heard of by this agent, for which a silent peer and the own cluster are waited for as
   above. Readiness and sockets do not wait for that.
+- Programs of devices are no business of clusters: what is wanted there goes when it is no more. What was there before
+  this agent stays until the pods of before are known.
 - What the kernel holds of a peer that is not known yet, or waits at the gate, stays behind the services as long; what
   it holds of any cluster that was restored and is in doubt with it stays until that cluster was heard of.
 - New programs are attached to sockets when the maps hold all that is known of the own cluster's services; until then
@@ -27,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from agent.bpf.bpffs import cgroup2_root
 from agent.domains.addresses import Addresses
+from agent.domains.devices import Devices
 from agent.domains.domain import Domain, in_turns
 from agent.domains.eviction import Eviction
 from agent.domains.gate import Gate
@@ -76,6 +79,8 @@ class Domains:
         end = ThisEnd((state.own, options.node), node.public_key, options.device, options.port)
         self.network = Network(end, state, targets, self.tunnels, self.gate.meet)
         self.addresses = Addresses(state, targets, self.attached_pods)
+        self.devices = Devices(targets, self.attached_pods, options.device, options.devices)
+        self.tunnels.on_own = self.devices.take_own
         self.services = Services(state, targets, before=(self.network, self.tunnels))
         self.services.known, self.services.unheard = self._known_clusters, self._unheard_clusters
         self.eviction = Eviction(self.services, self._open_evictor)
@@ -93,12 +98,12 @@ class Domains:
 
     @property
     def all(self) -> tuple[Domain[Any], ...]:
-        return (self.network, self.tunnels, self.addresses, self.services)
+        return (self.network, self.tunnels, self.addresses, self.devices, self.services)
 
     @property
     def trackers(self) -> tuple[Tracker[Any, Any], ...]:
         network = (self.addresses.ipcache, self.network.cidrs, self.tunnels.peers, self.network.routes)
-        return (*network, *self.services.trackers)
+        return (*network, *self.devices.trackers, *self.services.trackers)
 
     def problems(self) -> Iterator[tuple[str, bool]]:
         """What could not be planned, one sentence each, and whether that is a bug."""
@@ -137,7 +142,7 @@ class Domains:
         """Never returns."""
         self.greet(own, peers)
         async with asyncio.TaskGroup() as tasks:
-            for domain in (self.network, self.tunnels, self.addresses):
+            for domain in (self.network, self.tunnels, self.addresses, self.devices):
                 tasks.create_task(domain.run(), name=domain.name)
             tasks.create_task(self._run_services(peers), name=self.services.name)
             tasks.create_task(self.gate.run())
@@ -199,6 +204,8 @@ class Domains:
     async def _prune(self, domain: Domain[Any]) -> None:
         """What was heard last is to be planned before anything goes for not being wanted."""
         await self._until(self.may_prune)
+        if domain is self.devices:
+            await self._until(lambda: self.attached_pods.complete)
         if domain in (self.network, self.tunnels):
             await self.network.here.wait()
         await self._judge_some()

@@ -6,10 +6,12 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from agent.bpf.hooks import Attached
 from agent.bpf.loader import Datapath
 from agent.bpf.probe import Feature
 from agent.plan.routes import Route, RouteKey
 from agent.plan.services import ServiceTrackers
+from agent.targets.devices import DeviceTarget
 from agent.targets.maps import MapTarget
 from agent.targets.routes import RouteTarget
 from agent.targets.wireguard import WireGuardTarget
@@ -42,6 +44,8 @@ class Targets(NamedTuple):
     source_ranges: Target[bytes, bytes]
     services: Target[bytes, bytes]
     clusters: Target[bytes, bytes]
+    sources: Target[bytes, bytes]
+    devices: Target[str, Attached]
 
 
 def open_targets(datapath: Datapath, device: Device, public_key: str) -> Targets:
@@ -51,6 +55,8 @@ def open_targets(datapath: Datapath, device: Device, public_key: str) -> Targets
         cidrs=open_map(datapath, "ipcache_cidr"),
         peers=WireGuardTarget(device, public_key),
         routes=RouteTarget(),
+        sources=open_map(datapath, "pod_sources"),
+        devices=DeviceTarget(datapath.devices, datapath.maps["pod_sources"]),
         **{name: open_map(datapath, f"lb_{name}") for name in (*ServiceTrackers._fields, "clusters")},
     )
 

@@ -41,6 +41,7 @@ class Tunnels(Domain[str]):
         self.error = ""
         self.prepared = asyncio.Event()
         self.on_new_device: Callable[[], None] = lambda: None
+        self.on_own: Callable[[Node | None], None] = lambda _own: None
         self._greet = targets.peers.greet_forever
         self._missing = missing
         self._line = Line()
@@ -60,6 +61,7 @@ class Tunnels(Domain[str]):
         """This node is `own` now."""
         if own != self.own:
             self.own = own
+            self.on_own(own)
             self.look_after()
 
     def look_after(self) -> None:

@@ -25,8 +25,9 @@ from typing import Final
 
 from agent.api import alone
 from agent.bpf.bpffs import cgroup2_root
+from agent.bpf.device_hooks import detach_everywhere
 from agent.bpf.exchange import LATE
-from agent.bpf.hooks import SOCKET_PROGRAMS, Program
+from agent.bpf.hooks import SOCKET_PROGRAMS, Kind, Program
 from agent.bpf.layouts import (
     LAYOUT_VERSION,
     LB_FULL,
@@ -112,7 +113,9 @@ def prepare(pin_dir: Path) -> None:
     for name, entries in written.items():
         _make(folder / name, name, entries)
     _leave_readers(pin_dir)
-    detach_link(pin_dir / "links" / "sendmsg6")  # nobody would keep what it reads
+    # Nobody would keep up to date what these read.
+    detach_link(pin_dir / "links" / "sendmsg6")
+    detach_everywhere(pin_dir / "links", set(Kind) - {Kind.SOCKETS, Kind.UNDERLAY})
 
 
 async def _narrow_peers(name: str, state_dir: Path) -> None:

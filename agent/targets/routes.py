@@ -5,23 +5,19 @@ Ours carry a protocol number of their own; routes of any other origin are never 
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import socket
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Final, TypeVar, TypeVarTuple
+from typing import Final
 
 from agent import netlink
 from agent.plan.routes import Kind, Route, RouteKey
 from agent.rtnetlink import BLACKHOLE, UNICAST, RawRoute, RouteSocket
+from agent.targets.thread import OwnThread
 from clustermesh.address import prefix_text
 from clustermesh.errors import ApplyError
-
-T = TypeVar("T")
-Ts = TypeVarTuple("Ts")
 
 PROTOCOL: Final = 177  # /etc/iproute2/rt_protos: taken by nobody there
 _KINDS: Final[Mapping[int, Kind]] = {UNICAST: "unicast", BLACKHOLE: "blackhole"}
@@ -39,10 +35,10 @@ class RouteTarget:
     def __init__(self, protocol: int = PROTOCOL) -> None:
         self._protocol = protocol
         self._kinds: dict[RouteKey, Kind] = {}  # of every route of ours, as last dumped or written
-        self._thread = ThreadPoolExecutor(1, "routes")  # of its own: what hangs there takes nobody else's
+        self._thread = OwnThread("routes")
 
     async def dump(self) -> dict[RouteKey, Route]:
-        found = await self._do(_read, self._protocol)
+        found = await self._thread.do(_read, self._protocol)
         self._kinds = {key: route.kind for key, route in found.items()}
         return found
 
@@ -52,17 +48,17 @@ class RouteTarget:
         # Blackholes first: there is no moment in which a CIDR has a tunnel and no safety net.
         order, taken = sorted(entries, key=lambda key: -key.metric), list[RouteKey]()
         for part in _parts(order):
-            codes = await self._do(_add, {key: entries[key] for key in part}, self._protocol)
+            codes = await self._thread.do(_add, {key: entries[key] for key in part}, self._protocol)
             taken += [key for key, code in codes.items() if code == errno.EEXIST]
             failed |= _sentences({key: code for key, code in codes.items() if code != errno.EEXIST})
             self._kinds |= {key: entries[key].kind for key, code in codes.items() if not code}
         # The kernel would replace whatever has the place: who has it is looked at first.
-        for key, holders in (await self._do(_holders, taken) if taken else {}).items():
+        for key, holders in (await self._thread.do(_holders, taken) if taken else {}).items():
             if holders != {self._protocol}:
                 others = ", ".join(map(str, sorted(holders - {self._protocol}))) or "?"
                 failed[key] = f"route {prefix_text(key.dst)} is held by a route of protocol {others}"
         for part in _parts([key for key in taken if key not in failed]):
-            failed |= _sentences(await self._do(_replace, {key: entries[key] for key in part}, self._protocol))
+            failed |= _sentences(await self._thread.do(_replace, {key: entries[key] for key in part}, self._protocol))
             self._kinds |= {key: entries[key].kind for key in part if key not in failed}
         if failed:
             raise ApplyError(failed)
@@ -74,22 +70,13 @@ class RouteTarget:
         failed: dict[Hashable, str] = {}
         # To the kernel metric 0 in a delete means any metric: only what is known to be there is named.
         for part in _parts(sorted(self._kinds.keys() & set(keys), key=lambda key: key.metric)):
-            codes = await self._do(_delete, {key: Route(self._kinds[key]) for key in part}, self._protocol)
+            codes = await self._thread.do(_delete, {key: Route(self._kinds[key]) for key in part}, self._protocol)
             failed |= _sentences({key: code for key, code in codes.items() if code not in netlink.GONE})
             for key in part:
                 if key not in failed:
                     self._kinds.pop(key, None)  # a dump meanwhile may have found it gone
         if failed:
             raise ApplyError(failed)
-
-    async def _do(self, work: Callable[[*Ts], T], *given: *Ts) -> T:
-        """In the thread. Who is cancelled waits for its end nevertheless: whatever is begun next comes after it."""
-        doing = asyncio.get_running_loop().run_in_executor(self._thread, work, *given)
-        try:
-            return await asyncio.shield(doing)
-        except asyncio.CancelledError:
-            await asyncio.wait({doing})
-            raise
 
 
 def _parts(keys: Sequence[RouteKey]) -> Iterator[Sequence[RouteKey]]:

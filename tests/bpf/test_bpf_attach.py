@@ -130,7 +130,7 @@ def _assert_protected(node: Node, tun: Tun, mesh: Datapath) -> None:
 def test_strict_protects_a_device_in_both_directions_until_it_is_removed(
     network: Node, tun: Tun, mesh: Datapath, mechanism: Mechanism
 ) -> None:
-    hooks = network.call(lambda: mesh.attach(tun.name, UNDERLAY_PROGRAMS, mechanism))
+    hooks = network.call(lambda: mesh.devices.attach(tun.name, UNDERLAY_PROGRAMS, mechanism))
     assert [(hook.mechanism, hook.outcome) for hook in hooks] == [(mechanism, Outcome.ATTACHED)] * 2
     _assert_protected(network, tun, mesh)
     network.call(lambda: Datapath.remove(mesh.pin_dir))
@@ -145,7 +145,7 @@ def test_strict_protects_a_device_in_both_directions_until_it_is_removed(
 def test_packets_too_short_for_two_addresses_pass_uncounted(
     network: Node, tun: Tun, mesh: Datapath, mechanism: Mechanism
 ) -> None:
-    network.call(lambda: mesh.attach(tun.name, UNDERLAY_PROGRAMS, mechanism))
+    network.call(lambda: mesh.devices.attach(tun.name, UNDERLAY_PROGRAMS, mechanism))
     for length in (1, 12, 19):
         tun.write(ipv4(PEER, POD)[:length])
     for length in (1, 20, 39):
@@ -160,13 +160,13 @@ def test_packets_too_short_for_two_addresses_pass_uncounted(
 def test_attaching_again_adopts_and_new_maps_replace_in_place(
     network: Node, tun: Tun, mesh: Datapath, mechanism: Mechanism, bpf_object: Path
 ) -> None:
-    first = network.call(lambda: mesh.attach(tun.name, UNDERLAY_PROGRAMS, mechanism))
-    again = network.call(lambda: mesh.attach(tun.name, UNDERLAY_PROGRAMS, mechanism))
+    first = network.call(lambda: mesh.devices.attach(tun.name, UNDERLAY_PROGRAMS, mechanism))
+    again = network.call(lambda: mesh.devices.attach(tun.name, UNDERLAY_PROGRAMS, mechanism))
     assert [hook.outcome for hook in again] == [Outcome.ADOPTED] * 2
     assert [hook.link_id for hook in again] == [hook.link_id for hook in first]
     grown = Datapath.open(bpf_object, mesh.pin_dir, {"ipcache_cidr": 64})
     try:
-        replaced = network.call(lambda: grown.attach(tun.name, UNDERLAY_PROGRAMS, mechanism))
+        replaced = network.call(lambda: grown.devices.attach(tun.name, UNDERLAY_PROGRAMS, mechanism))
         assert [hook.outcome for hook in replaced] == [Outcome.REPLACED] * 2
         assert [hook.link_id for hook in replaced] == [hook.link_id for hook in first]
         _assert_protected(network, tun, grown)
@@ -183,14 +183,14 @@ def test_a_device_made_anew_under_its_old_name_is_protected_again(
 ) -> None:
     for _ in range(2):
         with _tun(network, "tun0.100") as tun:
-            hooks = network.call(lambda: mesh.attach("tun0.100", UNDERLAY_PROGRAMS, mechanism))
+            hooks = network.call(lambda: mesh.devices.attach("tun0.100", UNDERLAY_PROGRAMS, mechanism))
             assert [hook.outcome for hook in hooks] == [Outcome.ATTACHED] * 2
             _assert_protected(network, tun, mesh)
 
 
 def test_changing_the_mechanism_leaves_no_double(network: Node, tun: Tun, mesh: Datapath) -> None:
     for mechanism in (Mechanism.TCX, Mechanism.CLSACT, Mechanism.TCX):
-        network.call(lambda chosen=mechanism: mesh.attach(tun.name, UNDERLAY_PROGRAMS, chosen))  # type: ignore[misc]
+        network.call(lambda chosen=mechanism: mesh.devices.attach(tun.name, UNDERLAY_PROGRAMS, chosen))  # type: ignore[misc]
         has_clsact = "clsact" in network.run("tc", "qdisc", "show", "dev", tun.name)
         has_links = bool(list((mesh.pin_dir / "links").iterdir()))
         assert (has_clsact, has_links) == (mechanism is Mechanism.CLSACT, mechanism is Mechanism.TCX)
@@ -209,12 +209,12 @@ def test_only_the_first_attaching_looks_for_filters_of_a_kernel_without_tcx(
 
     monkeypatch.setattr(clsact, "ThreadPoolExecutor", Counting)
     for _ in range(3):
-        network.call(lambda: mesh.attach(tun.name, UNDERLAY_PROGRAMS, Mechanism.TCX))
+        network.call(lambda: mesh.devices.attach(tun.name, UNDERLAY_PROGRAMS, Mechanism.TCX))
     assert looked == [tun.name]
 
 
 def test_the_kernel_chooses_tcx_where_it_has_it(network: Node, tun: Tun, mesh: Datapath) -> None:
-    hooks = network.call(lambda: mesh.attach(tun.name, UNDERLAY_PROGRAMS))
+    hooks = network.call(lambda: mesh.devices.attach(tun.name, UNDERLAY_PROGRAMS))
     assert {hook.mechanism for hook in hooks} == {Mechanism.TCX}
 
 
@@ -222,7 +222,7 @@ def test_a_kernel_without_tcx_gets_filters(
     network: Node, tun: Tun, mesh: Datapath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(probe, "has_tcx", lambda: False)
-    hooks = network.call(lambda: mesh.attach(tun.name, UNDERLAY_PROGRAMS))
+    hooks = network.call(lambda: mesh.devices.attach(tun.name, UNDERLAY_PROGRAMS))
     assert {hook.mechanism for hook in hooks} == {Mechanism.CLSACT}
     _assert_protected(network, tun, mesh)
 
@@ -232,7 +232,7 @@ def test_the_next_tcx_program_decides_what_strict_lets_pass(network: Node, tun: 
     index = network.call(lambda: socket.if_nametoindex(tun.name))
     other = network.call(lambda: link_create(program, index, AttachType.TCX_EGRESS))
     try:
-        network.call(lambda: mesh.attach(tun.name, UNDERLAY_PROGRAMS))
+        network.call(lambda: mesh.devices.attach(tun.name, UNDERLAY_PROGRAMS))
         _send(network, PEER, b"secret")  # strict runs first, although it came second
         assert _dropped(mesh) == (0, 1)
         _send(network, WORLD, b"dropped by the other program")
@@ -257,13 +257,14 @@ def test_of_several_programs_on_one_hook_the_first_of_the_table_runs_first(
     network: Node, tun: Tun, mesh: Datapath, drop_all: int, mechanism: Mechanism, first: bool, later: bool
 ) -> None:
     own = {program.name: mesh.program_fd(program.name) for program in UNDERLAY_PROGRAMS}
-    grown = Datapath(mesh.pin_dir, mesh.maps, own | {"drop_all": drop_all})  # its descriptors stay those of others
     another = Program("drop_all", Kind.UNDERLAY, AttachType.TCX_EGRESS)
     table = (another, *UNDERLAY_PROGRAMS) if first else (*UNDERLAY_PROGRAMS, another)
+    # Its descriptors stay those of others.
+    grown = Datapath(mesh.pin_dir, mesh.maps, own | {"drop_all": drop_all}, table)
     if later:
-        network.call(lambda: mesh.attach(tun.name, UNDERLAY_PROGRAMS, mechanism))
+        network.call(lambda: mesh.devices.attach(tun.name, UNDERLAY_PROGRAMS, mechanism))
     for _ in range(2):
-        hooks = network.call(lambda: grown.attach(tun.name, table, mechanism))
+        hooks = network.call(lambda: grown.devices.attach(tun.name, table, mechanism))
         assert [hook.name for hook in hooks] == [program.name for program in table]
     assert {hook.outcome for hook in hooks} == {Outcome.ADOPTED}
     for _ in range(2):
@@ -283,7 +284,7 @@ def test_a_filter_of_somebody_else_decides_next_and_stays(network: Node, tun: Tu
     object_pin(program, pin)
     os.close(program)
     try:
-        network.call(lambda: mesh.attach(tun.name, UNDERLAY_PROGRAMS, Mechanism.CLSACT))
+        network.call(lambda: mesh.devices.attach(tun.name, UNDERLAY_PROGRAMS, Mechanism.CLSACT))
         place = ("dev", tun.name, "egress", "prio", "2", "protocol", "all")
         network.run("tc", "filter", "add", *place, "bpf", "direct-action", "object-pinned", str(pin))
     finally:
@@ -299,14 +300,14 @@ def test_a_filter_of_somebody_else_decides_next_and_stays(network: Node, tun: Tu
 @by_each_mechanism
 def test_attaching_works_inside_an_event_loop(network: Node, tun: Tun, mesh: Datapath, mechanism: Mechanism) -> None:
     async def attach() -> None:
-        mesh.attach(tun.name, UNDERLAY_PROGRAMS, mechanism)
+        mesh.devices.attach(tun.name, UNDERLAY_PROGRAMS, mechanism)
 
     network.call(lambda: asyncio.run(attach()))
     _assert_protected(network, tun, mesh)
 
 
 def test_removing_everything_leaves_the_device_as_it_was(network: Node, tun: Tun, mesh: Datapath) -> None:
-    network.call(lambda: mesh.attach(tun.name, UNDERLAY_PROGRAMS, Mechanism.CLSACT))
+    network.call(lambda: mesh.devices.attach(tun.name, UNDERLAY_PROGRAMS, Mechanism.CLSACT))
     network.call(lambda: Datapath.remove(mesh.pin_dir))
     assert "clsact" not in network.run("tc", "qdisc", "show", "dev", tun.name)
     assert not mesh.pin_dir.exists()
@@ -314,4 +315,4 @@ def test_removing_everything_leaves_the_device_as_it_was(network: Node, tun: Tun
 
 def test_an_unknown_device_is_refused_by_name(network: Node, mesh: Datapath) -> None:
     with pytest.raises(Invalid, match="nosuch0"):
-        network.call(lambda: mesh.attach("nosuch0", UNDERLAY_PROGRAMS))
+        network.call(lambda: mesh.devices.attach("nosuch0", UNDERLAY_PROGRAMS))

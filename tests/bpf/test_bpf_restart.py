@@ -278,9 +278,9 @@ def test_programs_that_only_another_version_has_are_taken_away(
             closing.callback(os.close, link)
             object_pin(link, pin_dir / "links" / name)
         with _opened(bpf_object, pin_dir, None) as older:
-            node.call(lambda: older.attach("lo", UNDERLAY_PROGRAMS, Mechanism.TCX))
+            node.call(lambda: older.devices.attach("lo", UNDERLAY_PROGRAMS, Mechanism.TCX))
             older.attach_sockets(cgroup)
-            assert {pin.name for pin in (pin_dir / "links").iterdir()} == older.hooks.keys()
+            assert {pin.name for pin in (pin_dir / "links").iterdir()} == {*older.hooks, *older.devices.hooks}
         assert [link_info(link).target for link in surplus.values()] == [0, 0]
 
 
@@ -288,7 +288,7 @@ def test_removing_leaves_sockets_without_services_and_no_pin(
     node: Node, cgroup: Path, bpf_object: Path, pin_dir: Path
 ) -> None:
     with _opened(bpf_object, pin_dir, cgroup) as datapath:
-        node.call(lambda: datapath.attach("lo", UNDERLAY_PROGRAMS, Mechanism.TCX))
+        node.call(lambda: datapath.devices.attach("lo", UNDERLAY_PROGRAMS, Mechanism.TCX))
         asyncio.run(write(datapath, "lb_services", {_key(17): ServiceValue(1)}))
         node.run("ip", "route", "add", "default", "dev", "lo")
         with pytest.raises(ConnectionRefusedError):

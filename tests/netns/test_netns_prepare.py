@@ -119,7 +119,7 @@ def underlay(node: MeshNode, attaching: Callable[[], object] = lambda: None) -> 
         attaching()
         return [strict] * len(programs)
 
-    datapath = SimpleNamespace(attach=attach)
+    datapath = SimpleNamespace(devices=SimpleNamespace(attach=attach))
     device = UserspaceDevice("cm-wg0", "the kernel has none", log=node.state / "wireguard-go.log")
     return UnderlaySetup(datapath, device, node.private_key, LISTEN_PORT)  # type: ignore[arg-type]
 

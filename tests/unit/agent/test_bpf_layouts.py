@@ -36,6 +36,7 @@ from agent.bpf.layouts import (
     MeantValue,
     NodeIdentity,
     Number,
+    PodSource,
     Reason,
     Reduced,
     ReverseKey,
@@ -79,6 +80,7 @@ STRUCTS: Mapping[str, type[Any]] = {
     "ipcache_entry": IpcacheValue,
     "event": Event,
     "events_wanted": EventsWanted,
+    "pod_source": PodSource,
 }
 ARRAYS: Mapping[str, tuple[type[Any], int]] = {  # of what, and how many
     "lb_groups": (LbGroup, 8),

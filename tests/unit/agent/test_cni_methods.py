@@ -58,7 +58,7 @@ async def is_taking(pods: Pods) -> None:
 
 
 async def test_pods_are_refused_with_the_reason_until_the_node_is_set_up(bed: Bed, options: Options) -> None:
-    pods = Pods(options, bed.domains.tunnels, bed.domains.attached_pods)
+    pods = Pods(options, bed.domains.tunnels, bed.domains.devices, bed.domains.attached_pods)
     async with running(pods):
         await bed.step()
         with pytest.raises(Unavailable, match="Node n1 is not in cluster alpha"):
@@ -71,7 +71,7 @@ async def test_pods_are_refused_with_the_reason_until_the_node_is_set_up(bed: Be
 
 
 async def test_a_node_that_vanishes_as_soon_as_it_was_set_up_is_waited_for(bed: Bed, options: Options) -> None:
-    pods = Pods(options, bed.domains.tunnels, bed.domains.attached_pods)
+    pods = Pods(options, bed.domains.tunnels, bed.domains.devices, bed.domains.attached_pods)
     async with running(pods) as task:
         bed.add_node("alpha", 1)
         await bed.step()
@@ -88,7 +88,7 @@ async def test_a_node_that_vanishes_as_soon_as_it_was_set_up_is_waited_for(bed: 
 
 async def test_a_state_folder_that_cannot_be_used_is_a_problem_until_it_can(bed: Bed, options: Options) -> None:
     options.state_dir.write_text("a file where the folder should be")
-    pods = Pods(options, bed.domains.tunnels, bed.domains.attached_pods)
+    pods = Pods(options, bed.domains.tunnels, bed.domains.devices, bed.domains.attached_pods)
     async with running(pods):
         bed.add_node("alpha", 1)
         await bed.step()
@@ -105,7 +105,7 @@ async def test_a_state_folder_that_cannot_be_used_is_a_problem_until_it_can(bed:
 
 
 async def test_a_disk_that_takes_no_pod_is_told_before_one_comes(bed: Bed, options: Options) -> None:
-    pods = Pods(options, bed.domains.tunnels, bed.domains.attached_pods)
+    pods = Pods(options, bed.domains.tunnels, bed.domains.devices, bed.domains.attached_pods)
     (options.state_dir / "endpoints" / ".trial").mkdir(parents=True)  # no file can be written there, as on a full disk
     async with running(pods):
         bed.add_node("alpha", 1)
@@ -123,7 +123,7 @@ async def test_an_address_that_is_routed_here_and_in_no_file_is_a_problem_until_
         return set(routed)
 
     monkeypatch.setattr(veth, "routed_addresses", addresses)
-    pods = Pods(options, bed.domains.tunnels, bed.domains.attached_pods)
+    pods = Pods(options, bed.domains.tunnels, bed.domains.devices, bed.domains.attached_pods)
     bed.add_node("alpha", 1)
     await bed.step()
     await pods._tend()
@@ -134,7 +134,7 @@ async def test_an_address_that_is_routed_here_and_in_no_file_is_a_problem_until_
 
 
 async def test_a_pod_cidr_that_changes_under_its_pods_is_a_problem(bed: Bed, options: Options) -> None:
-    pods = Pods(options, bed.domains.tunnels, bed.domains.attached_pods)
+    pods = Pods(options, bed.domains.tunnels, bed.domains.devices, bed.domains.attached_pods)
     async with running(pods):
         bed.add_node("alpha", 1)
         await bed.step()

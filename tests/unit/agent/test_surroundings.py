@@ -152,7 +152,7 @@ async def test_a_route_that_moves_asks_for_no_name_again(monkeypatch: pytest.Mon
     heard.setblocking(False)
     for name, value in {
         "_look_up": look_up,
-        "_read_gateways": lambda: gateways,
+        "_read_routes": lambda: (gateways, frozenset({"eth0"})),
         "_listen": lambda: heard,
         "_PAUSE": 0,
     }.items():

@@ -1,0 +1,156 @@
+"""The devices domain over dictionaries: who comes and goes, by which name and index."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from fake_kernel import FakeTable
+
+from agent.bpf.hooks import PROGRAMS, Attached, Kind
+from agent.bpf.layouts import Number, PodSource, pack
+from agent.domains import devices
+from agent.domains.devices import Devices
+from agent.domains.tables import Targets
+from agent.plan.attached import AttachedPod, AttachedPods
+from agent.plan.devices import Ways
+from clustermesh.address import parse
+from clustermesh.model import Node, NodeAddress
+
+POD, OTHER = "lxc0123456789ab", "lxcba9876543210"
+OF_PODS = tuple(each.name for each in PROGRAMS if each.kind is Kind.POD)
+NODE = Node(cluster="a", cluster_id=1, name="n", addresses=(NodeAddress(type="InternalIP", ip=parse("192.0.2.1")),))
+
+
+class Bed:
+    """`links` is the machine's: index by name."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.links = {"lo": 1, "eth0": 2, POD: 7, OTHER: 8}
+        self.journal: list[str] = []
+        self.sources, self.programs = FakeTable("sources", self.journal), FakeTable("programs", self.journal)
+        self.pods = AttachedPods()
+        monkeypatch.setattr(devices, "_index_of", lambda name: self.links.get(name, 0))
+        names = [(index, name) for name, index in self.links.items()]
+        monkeypatch.setattr(devices.socket, "if_nameindex", lambda: names)
+        self.restart()
+
+    def restart(self, *patterns: str) -> None:
+        self.pods.on_change.clear()
+        targets = cast(Targets, SimpleNamespace(sources=self.sources, devices=self.programs))
+        self.domain = Devices(targets, self.pods, "cm-wg0", patterns)
+
+    def attach(self, device: str, *addresses: str, container: str = "c") -> None:
+        found = tuple(map(parse, addresses))
+        self.pods.attached(AttachedPod(container_id=container, ifname="eth0", addresses=found, device=device))
+
+    async def settle(self) -> None:
+        await self.domain.step()
+        while not self.domain.idle.is_set():
+            await self.domain.step()
+
+    def held(self) -> tuple[dict[Any, Any], dict[Any, Any]]:
+        return self.sources.held, self.programs.held
+
+
+@pytest.fixture
+def bed(monkeypatch: pytest.MonkeyPatch) -> Bed:
+    return Bed(monkeypatch)
+
+
+async def test_a_pod_is_known_before_its_programs_run_and_until_they_do_not(bed: Bed) -> None:
+    bed.attach(POD, "10.1.0.5")
+    await bed.settle()
+    assert bed.held() == (
+        {pack(Number(7)): pack(PodSource(parse("10.1.0.5")))},
+        {POD: Attached(7, OF_PODS)},
+    )
+    bed.pods.detached("c", "eth0")
+    await bed.settle()
+    assert bed.held() == ({}, {})
+    assert bed.journal == ["sources +1", "programs +1", "programs -1", "sources -1"]
+
+
+async def test_a_device_made_again_under_its_name_has_its_programs_and_leaves_no_entry(bed: Bed) -> None:
+    bed.attach(POD, "10.1.0.5")
+    await bed.settle()
+    bed.links[POD] = 9
+    bed.attach(POD, "10.1.0.6")
+    await bed.settle()
+    assert bed.held() == (
+        {pack(Number(9)): pack(PodSource(parse("10.1.0.6")))},
+        {POD: Attached(9, OF_PODS)},
+    )
+
+
+async def test_a_device_that_is_gone_has_nothing_and_comes_back(bed: Bed) -> None:
+    bed.attach(POD, "10.1.0.5")
+    index = bed.links.pop(POD)
+    await bed.settle()
+    assert bed.held() == ({}, {})
+    bed.links[POD] = index
+    await bed.domain.audit()
+    await bed.settle()
+    assert bed.programs.held == {POD: Attached(7, OF_PODS)}
+
+
+async def test_an_index_that_another_pods_device_has_by_now_stays_its(bed: Bed) -> None:
+    bed.attach(POD, "10.1.0.5")
+    await bed.settle()
+    bed.links |= {POD: 8, OTHER: 7}
+    bed.attach(OTHER, "10.1.0.6", container="d")
+    bed.attach(POD, "10.1.0.5")
+    await bed.settle()
+    assert bed.sources.held == {
+        pack(Number(8)): pack(PodSource(parse("10.1.0.5"))),
+        pack(Number(7)): pack(PodSource(parse("10.1.0.6"))),
+    }
+
+
+async def test_one_pod_that_does_not_fit_is_its_own_problem(bed: Bed) -> None:
+    bed.programs.refuse.add(POD)
+    bed.attach(POD, "10.1.0.5")
+    bed.attach(OTHER, "10.1.0.6", container="d")
+    await bed.settle()
+    assert bed.programs.held == {OTHER: Attached(8, OF_PODS)}
+    assert bed.domain.programs.problems.keys() == {POD}
+
+
+async def test_what_is_found_stays_until_the_pods_of_before_are_known(bed: Bed) -> None:
+    bed.attach(POD, "10.1.0.5")
+    await bed.settle()
+    before = [dict(each) for each in bed.held()]
+    bed.pods.detached("c", "eth0")  # another agent, which does not know of it yet
+    bed.restart()
+    await bed.domain.adopt()
+    await bed.settle()
+    assert [*bed.held()] == before
+    bed.attach(POD, "10.1.0.5")
+    bed.domain.allow_pruning()
+    await bed.settle()
+    assert [*bed.held()] == before
+    bed.pods.detached("c", "eth0")
+    await bed.settle()
+    assert bed.held() == ({}, {})
+
+
+async def test_the_ways_out_are_followed(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = Attached(2, ("from_outside",))
+    monkeypatch.setattr(devices, "plan_device", lambda index, kind: wanted if kind is Kind.OUTSIDE and index else None)
+    bed.domain.take_ways(Ways(addresses=frozenset({("eth0", parse("192.0.2.1"))})))
+    await bed.settle()
+    assert not bed.programs.held
+    bed.domain.take_own(NODE)
+    await bed.settle()
+    assert bed.programs.held == {"eth0": wanted}
+    bed.domain.take_own(None)
+    await bed.settle()
+    assert not bed.programs.held
+    bed.domain.take_ways(Ways(frozenset({"eth0"})))
+    await bed.settle()
+    assert bed.programs.held == {"eth0": wanted}
+    bed.restart("lxc+")
+    bed.domain.look_again()
+    await bed.settle()
+    assert bed.programs.held.keys() == {"eth0", POD, OTHER}
