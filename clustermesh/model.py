@@ -160,8 +160,9 @@ class LocalService(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=Tr
 
     Where `local_only`, a cluster IP leads to backends on the caller's node alone. `affinity_seconds` is for how long a
     client keeps its backend, 0 for not at all. `details` are of those of the service's backends of which there is
-    anything to say. `draining` are other backends, by their ports: they get no new connection, whatever happens, and
-    finish those they have. What has `host_ports` is no Service but stands for a pod, and concerns its node alone.
+    anything to say. `draining` are other backends, by their ports, not ready ones and such as terminate: they get no
+    new connection, whatever happens, and finish those they have. What has `host_ports` is no Service but stands for a
+    pod, and concerns its node alone.
     """
 
     service: Service

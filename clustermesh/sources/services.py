@@ -183,8 +183,6 @@ def _from_slices(slices: Mapping[Ref, EndpointSlice], found: _Found, faults: Fau
         ports = _slice_ports(ref, endpoint_slice, faults)
         for number, endpoint in enumerate(endpoint_slice.endpoints):
             state = _state(endpoint.conditions)
-            if state is None and not endpoint.conditions.terminating:
-                continue
             place = endpoint.node_name, endpoint.zone, endpoint.hints
             for text in endpoint.addresses:
                 ip = faults.check(ref, parse_ip, f"endpoints[{number}].addresses", text)
@@ -224,9 +222,8 @@ def _from_pods(
     """What Kubernetes' endpoint controller would write, of the address families the service has."""
     families = {is_ipv4(ip) for ip in frontends} or {False, True}
     for pod in parts.pods.values():
-        conditions = _pod_conditions(pod, parts.service.spec.publish_not_ready)
-        state = _state(conditions)
-        if state is None and not conditions.terminating:
+        state = _pod_state(pod, parts.service.spec.publish_not_ready)
+        if state is None and has_ended(pod):
             continue
         node, ports = pod.spec.node_name, _target_ports(accepted, pod)
         place = node, parts.zones.get(node, ""), _NO_HINTS
@@ -240,10 +237,10 @@ def _from_pods(
     _check_named_ports(parts, accepted, faults)
 
 
-def _pod_conditions(pod: Pod, published: bool) -> Conditions:
-    """Those that its endpoint would have, `published` whether it is ready or not."""
-    ready, leaves = pod_is_ready(pod), bool(pod.metadata.deletion_timestamp) and not has_ended(pod)
-    return Conditions(ready=published or (ready and not leaves), serving=ready, terminating=leaves)
+def _pod_state(pod: Pod, published: bool) -> BackendState | None:
+    """That of the endpoint it would have, `published` whether it is ready or not."""
+    ready, leaves = pod_is_ready(pod), bool(pod.metadata.deletion_timestamp)
+    return _state(Conditions(ready=published or (ready and not leaves), serving=ready))
 
 
 def pod_is_ready(pod: Pod) -> bool:

@@ -44,10 +44,11 @@ def marked(manifest: dict[str, Any], **marks: str) -> dict[str, Any]:
         ({"ready": False, "serving": True, "terminating": True}, BackendState.TERMINATING, False),
         ({"ready": False, "serving": False, "terminating": True}, None, True),
         ({"ready": False, "terminating": True}, None, True),
-        ({"ready": False, "serving": False, "terminating": False}, None, False),
+        ({"ready": False, "serving": False, "terminating": False}, None, True),
+        ({"ready": False}, None, True),
     ],
 )
-def test_what_terminates_finishes_what_it_has(
+def test_what_gets_nothing_new_finishes_what_it_has(
     conditions: dict[str, Any], state: BackendState | None, drains: bool
 ) -> None:
     found = one(kube.service("cart"), endpoint(conditions=conditions))
@@ -65,9 +66,9 @@ def test_a_backend_of_one_slice_drains_by_no_other() -> None:
 
 @pytest.mark.parametrize(
     ("ready", "going", "state", "drains"),
-    [(True, True, BackendState.TERMINATING, False), (False, True, None, True), (False, False, None, False)],
+    [(True, True, BackendState.TERMINATING, False), (False, True, None, True), (False, False, None, True)],
 )
-def test_a_pod_that_is_being_deleted_terminates(
+def test_a_pod_that_is_being_deleted_or_is_not_ready_gets_nothing_new(
     ready: bool, going: bool, state: BackendState | None, drains: bool
 ) -> None:
     pod = kube.aged(
