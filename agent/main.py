@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 
 from agent import api
 from agent.bpf.bpffs import ensure_bpffs
 from agent.bpf.loader import Datapath
 from agent.bpf.probe import Feature, probe
+from agent.bpf.sizes import by_option
 from agent.memory import keep_what_is_there
 from agent.options import Options, parse
 from agent.wireguard import keys as wireguard_keys
@@ -56,7 +57,7 @@ async def run(options: Options) -> None:
         private_key = wireguard_keys.load_or_create(options.state_dir / "wireguard.key")
         features = _check_features(options)
         with api.alone_over(options.pins):
-            async with _opened(options.pins) as opening:
+            async with _opened(options) as opening:
                 from agent.work import work
 
                 keep_what_is_there()
@@ -90,13 +91,15 @@ def check_needed(features: list[Feature]) -> list[Feature]:
 
 
 @asynccontextmanager
-async def _opened(pins: Path) -> AsyncIterator[asyncio.Task[Datapath]]:
+async def _opened(options: Options) -> AsyncIterator[asyncio.Task[Datapath]]:
     """Being opened in a thread, and let go of after the block.
 
     The kernel verifies the programs, and nobody holds the interpreter's lock: meanwhile the rest of the agent is
     imported, and what was kept is restored.
     """
-    opening = asyncio.create_task(asyncio.to_thread(Datapath.open, None, pins))
+    sizes = by_option(options.bpf_lb_map_max, options.bpf_lb_affinity_map_max, options.bpf_sock_rev_map_max)
+    memory = int(options.bpf_map_dynamic_size_ratio * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    opening = asyncio.create_task(asyncio.to_thread(Datapath.open, None, options.pins, sizes, memory))
     await asyncio.sleep(0)  # the thread begins
     try:
         yield opening

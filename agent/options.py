@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import fields
 
+from agent.bpf.sizes import LEAST, MOST, USUAL
 from agent.plan.devices import parse_devices
 from clustermesh.duration import parse_cache_ttl
 from clustermesh.errors import Invalid
@@ -37,6 +39,8 @@ class Options(Struct, frozen=True, kw_only=True):
     `clustermesh_config` is a folder of connected clusters to read instead of the one in `context`: the mirror's. After
     `clustermesh_cache_ttl` seconds without an answer of a peer's etcd, 0 for never, its services are withdrawn.
     `devices` lead outside, each a name or, with a last +, how names begin; found out where there are none.
+    `bpf_..._max` are entries of maps; `bpf_map_dynamic_size_ratio` is the part of the machine's memory that those have
+    which programs fill, 0 for their usual sizes.
     """
 
     context: Path
@@ -55,6 +59,10 @@ class Options(Struct, frozen=True, kw_only=True):
     log_format: str = "text"
     clustermesh_cache_ttl: float = 0.0
     devices: tuple[str, ...] = ()
+    bpf_lb_map_max: int = USUAL
+    bpf_lb_affinity_map_max: int = USUAL
+    bpf_sock_rev_map_max: int = USUAL
+    bpf_map_dynamic_size_ratio: float = 0.0
 
     @property
     def socket(self) -> Path:
@@ -119,6 +127,10 @@ def parse(arguments: list[str] | None = None) -> Options:
         ("metrics", _listener, "HOST:PORT", 'HTTP metrics and health; "" for none'),
         ("device", _device, "NAME", "name of the WireGuard device"),
         ("port", _port, "PORT", "UDP port of WireGuard, equal in the whole mesh"),
+        ("bpf_lb_map_max", _table_size, "N", "frontends the maps take, with twice as many backends"),
+        ("bpf_lb_affinity_map_max", _size, "N", "clients that stay with their backend"),
+        ("bpf_sock_rev_map_max", _size, "N", "unconnected sockets that know which service they meant"),
+        ("bpf_map_dynamic_size_ratio", _ratio, "RATIO", "part of the memory for what programs fill; 0: usual sizes"),
     ):
         usual = defaults[option]
         shown = f"{text} (default {usual})"
@@ -163,6 +175,22 @@ def _device(text: str) -> str:
     if not 1 <= len(text.encode()) <= 15 or "/" in text or not text.isprintable() or " " in text:
         raise argparse.ArgumentTypeError("must be a device name of 1 to 15 characters")
     return text
+
+
+def _size(text: str, least: int = LEAST) -> int:
+    if not (text.isascii() and text.isdigit() and least <= int(text[:9]) <= MOST):
+        raise argparse.ArgumentTypeError(f"must be a number from {least} to {MOST}")
+    return int(text)
+
+
+def _table_size(text: str) -> int:
+    return _size(text, USUAL)  # three quarters of the usual one may be other clusters'
+
+
+def _ratio(text: str) -> float:
+    if re.fullmatch(r"0|0?\.[0-9]{1,6}", text) is None or float(text) > 0.5:
+        raise argparse.ArgumentTypeError("must be a number from 0 to 0.5, as 0.0025")
+    return float(text)
 
 
 def _port(text: str) -> int:

@@ -58,8 +58,7 @@ def find(
             count = f"{len(tracker.failed)} entries not applied: " if tracker.failed else ""
             yield Problem(tracker.name, f"{tracker.name}: {count}{tracker.error}", _MAP_DIFF)
     yield from _being_written(domains)
-    for problem, is_bug in islice(domains.problems(), _SHOWN):
-        yield Problem("planning", problem, "it is planned again by itself" + (", please report it" if is_bug else ""))
+    yield from _unplanned(domains)
     for service, why in islice(domains.services.left_out.items(), _SHOWN):
         yield Problem("services", f"Service {'/'.join(service)} is left out: {why}", "")
     for frontend, names in islice(domains.services.planner.conflicts().items(), _SHOWN):
@@ -68,6 +67,14 @@ def find(
         yield Problem(
             "services", f"{where} is claimed by {claimants}", "the first is served: give the others another address"
         )
+
+
+def _unplanned(domains: Domains) -> Iterator[Problem]:
+    """What could not be planned, whatever finds no room in the maps too: the first by their names, and how many."""
+    if (count := sum(len(each.problems) for each in domains.all)) > _SHOWN:
+        yield Problem("planning", f"{count} items could not be planned, of which the first {_SHOWN} are named", "")
+    for problem, is_bug in islice(domains.problems(), _SHOWN):
+        yield Problem("planning", problem, "it is planned again by itself" + (", please report it" if is_bug else ""))
 
 
 def _being_written(domains: Domains) -> Iterator[Problem]:

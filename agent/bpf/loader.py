@@ -30,6 +30,7 @@ from agent.bpf.libbpf import Object
 from agent.bpf.links import Hook, Mechanism, detach_link
 from agent.bpf.pins import PinnedMap, check_fits, copy_entries, copy_missing, per_cpu_size, pin_in_place, pinned_map
 from agent.bpf.programs import map_info
+from agent.bpf.sizes import by_memory
 from agent.bpf.syscalls import MapType, map_lookup
 from agent.older import layout_v1
 from clustermesh.errors import Invalid, Refused
@@ -74,10 +75,17 @@ class Datapath:
         self.devices = DeviceHooks(pin_dir / _LINKS, self._programs, shared, table)
 
     @classmethod
-    def open(cls, object_path: Path | None, pin_dir: Path, max_entries: Mapping[str, int] | None = None) -> Self:
+    def open(
+        cls,
+        object_path: Path | None,
+        pin_dir: Path,
+        max_entries: Mapping[str, int] | None = None,
+        lru_memory: int = 0,
+    ) -> Self:
         """Load the programs over the maps pinned below `pin_dir`, made where absent. Nothing is attached.
 
-        `max_entries` gives sizes by map name; entries move to a map of the new size where one of another size is
+        `max_entries` gives sizes by map name; the other maps that programs fill have `lru_memory` bytes together,
+        unless that is 0. Entries move to a map of the new size where one of another size is
         pinned. Who is behind an address is taken over from the layout before this one.
         Refused: no object, no bpf filesystem, another layout, too many entries for a smaller size, a program the
         kernel rejects (with the verifier's log). Unavailable: no memory just now.
@@ -88,7 +96,8 @@ class Datapath:
             ExitStack() as undo,
             Object(object_path or find_object()) as elf,
         ):
-            outgrown = _choose_maps(elf, pin_dir / LAYOUT_VERSION, dict(max_entries or {}), undo)
+            sizes = by_memory({name: elf.shape(name) for name in elf.maps}, lru_memory) if lru_memory else {}
+            outgrown = _choose_maps(elf, pin_dir / LAYOUT_VERSION, sizes | dict(max_entries or {}), undo)
             elf.set_constants({"has_set_retval": probe.has_set_retval(), "node_netns": _netns_cookie()})
             elf.load()
             datapath = cls(

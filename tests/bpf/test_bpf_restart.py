@@ -21,12 +21,15 @@ from bpf_node import TIMEOUT, EchoServer, Node
 from agent.bpf import probe
 from agent.bpf.hooks import SOCKET_PROGRAMS, UNDERLAY_PROGRAMS
 from agent.bpf.layouts import (
+    NO_ADDRESS,
     BackendValue,
     GroupsKey,
     IpcacheValue,
     LbGroup,
     Number,
     Reason,
+    ReverseKey,
+    ReverseValue,
     ServiceKey,
     ServiceValue,
     SlotsKey,
@@ -210,6 +213,21 @@ def test_a_map_cannot_shrink_below_what_it_holds(bpf_object: Path, pin_dir: Path
         assert _content(again) == content
     with _opened(bpf_object, pin_dir, None, ipcache=100) as smaller:
         assert _content(smaller) == content
+
+
+def test_what_programs_fill_has_the_memory_it_was_given_and_keeps_what_it_held(bpf_object: Path, pin_dir: Path) -> None:
+    held = {ReverseKey(number, NO_ADDRESS, 80): ReverseValue(NO_ADDRESS, number) for number in range(1000)}
+    with _opened(bpf_object, pin_dir, None) as first:
+        asyncio.run(write(first, "lb_reverse_sk", held))
+        usual = dict(first.sizes)
+    for memory, ipcache in ((1 << 20, 600_000), (1 << 25, 700_000)):
+        again = Datapath.open(bpf_object, pin_dir, {"ipcache": ipcache}, memory)
+        changed = {name: size for name, size in again.sizes.items() if size != usual[name]}
+        assert {"lb_reverse_sk", "ipcache"} <= changed.keys()
+        assert changed["ipcache"] == ipcache
+        kept = asyncio.run(open_map(again, "lb_reverse_sk").dump())
+        again.close()
+        assert kept == {pack(key): pack(value) for key, value in held.items()}
 
 
 def test_a_map_of_another_layout_is_refused_and_left_alone(bpf_object: Path, pin_dir: Path) -> None:

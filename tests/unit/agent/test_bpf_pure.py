@@ -6,11 +6,15 @@ import ctypes
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agent.bpf import bpffs, libbpf, loader, pins
 from agent.bpf.bpffs import Mount
 from agent.bpf.libbpf import MapShape
 from agent.bpf.links import pin_name
+from agent.bpf.sizes import LEAST, MOST, by_memory, by_option
+from agent.bpf.syscalls import MapType
 from clustermesh.errors import Refused
 
 MOUNTS = rb"""sysfs /sys sysfs rw 0 0
@@ -98,3 +102,41 @@ def test_a_missing_libbpf_says_what_to_install(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(ctypes, "CDLL", missing)
     with pytest.raises(Refused, match="Install libbpf"):
         libbpf.version()
+
+
+def test_sizes_as_they_usually_are_change_no_map() -> None:
+    assert by_option() == {}
+
+
+def test_more_frontends_have_more_of_all_that_is_behind_them() -> None:
+    assert by_option(lb=100_000, reverse=2048) == {
+        **dict.fromkeys(("lb_services", "lb_maglev", "lb_source_ranges"), 100_000),
+        **dict.fromkeys(("lb_groups", "lb_slots", "lb_backends"), 200_000),
+        "lb_reverse_sk": 2048,
+    }
+
+
+_LRU = {
+    "affinity": MapShape(MapType.LRU_HASH, 24, 16, 65536, 0),  # 104 bytes an entry
+    "ct": MapShape(MapType.LRU_HASH, 40, 87, 262144, 0),  # 192
+}
+_ALL = _LRU | {"ipcache": MapShape(MapType.HASH, 16, 24, 512000, 1)}
+
+
+@pytest.mark.parametrize("memory", [1, 1 << 20, 57_147_392, 1 << 30, 1 << 60])
+def test_maps_of_programs_share_the_memory_they_may_have(memory: int) -> None:
+    sizes = by_memory(_ALL, memory)
+    assert sizes.keys() == _LRU.keys()
+    assert all(LEAST <= size <= MOST for size in sizes.values())
+    if memory == 57_147_392:  # what they usually have
+        assert sizes == {"affinity": 65536, "ct": 262144}
+    if sizes["affinity"] > LEAST and sizes["ct"] < MOST:
+        used = sizes["affinity"] * 104 + sizes["ct"] * 192
+        assert memory - 300 < used <= memory
+        assert abs(sizes["ct"] / sizes["affinity"] - 4) < 0.01
+
+
+@given(st.integers(1, 1 << 40))
+def test_more_memory_makes_no_map_smaller(memory: int) -> None:
+    less, more = by_memory(_ALL, memory), by_memory(_ALL, memory * 2)
+    assert all(more[name] >= size for name, size in less.items())

@@ -125,6 +125,14 @@ async def test_the_own_cluster_is_read_also_where_nothing_can_be_programmed(
         ["--unknown"],
         ["--cluster-id", "5"],
         ["--kvstore-opt", "etcd.config=/etc/etcd.config"],
+        ["--bpf-lb-map-max", "65535"],
+        ["--bpf-lb-map-max", "16777217"],
+        ["--bpf-lb-affinity-map-max", "1023"],
+        ["--bpf-sock-rev-map-max", "9" * 30],
+        ["--bpf-sock-rev-map-max", "-1"],
+        ["--bpf-map-dynamic-size-ratio", "0.6"],
+        ["--bpf-map-dynamic-size-ratio", "nan"],
+        ["--bpf-map-dynamic-size-ratio", "1e-3"],
     ],
 )
 def test_a_wrong_option_is_exit_2_and_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -211,6 +219,7 @@ def test_problems_are_logged_as_they_come_and_go(caplog: pytest.LogCaptureFixtur
 def test_options_have_defaults_and_name_their_places() -> None:
     options = parse(["--node", "n1", "--metrics", "", "--run-dir", "/r", "--state-dir", "/s"])
     assert (options.metrics, options.socket, options.last_good) == ("", Path("/r/agent.sock"), Path("/s/clusters"))
+    assert parse(["--node", "n1", "--bpf-map-dynamic-size-ratio", ".0025"]).bpf_map_dynamic_size_ratio == 0.0025
 
 
 async def save(bed: Bed, folder: Path, name: str) -> None:

@@ -13,6 +13,7 @@ from fake_kernel import Bed, make_node
 from fake_wireguard import numbered_key
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from agent import listing
 from agent.api import answer
@@ -473,3 +474,17 @@ async def test_no_moment_is_told_for_the_kernel_where_one_of_the_clusters_came_w
     (kernel,) = [hop for hop in (await status(bed).why("n/web")).hops if hop.hop == "kernel"]
     assert kernel.says == "10.1.1.5:80 alpha, 10.2.2.6:80 beta"
     assert kernel.seen.at is None
+
+
+async def test_of_many_services_that_cannot_be_planned_the_first_are_named_and_all_are_counted(bed: Bed) -> None:
+    bed.add_node("alpha", 1)
+    bed.add_web("10.1.1.5")
+    await bed.step()
+    local = bed.state.views["alpha"].local_services[("n", "web")]
+    for number in range(21):
+        service = replace(local.service, name=f"bad{number:02}", frontends={parse("10.96.0.2"): None})
+        bed.say("alpha", "local_services", ("n", f"bad{number:02}"), replace(local, service=service))
+        await bed.step()
+        said = problems(bed)
+        assert len(said) == min(number + 1, 20) + (number == 20)
+    assert said[0] == "21 items could not be planned, of which the first 20 are named"
