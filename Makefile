@@ -56,7 +56,8 @@ bench-controlplane: setup
 	@PYTHONPATH=tests/beds $(BIN)/python -m tests.bench.controlplane $(ARGS)
 
 bench-datapath: setup
-	@$(BIN)/python -m tests.bench.datapath $(ARGS)
+	@tools/setup-kube
+	@PYTHONPATH=tests/beds $(BIN)/python -m tests.bench.datapath $(ARGS)
 
 proto: setup
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. clustermesh/store/rpc.proto clustermesh/wire/slice.proto

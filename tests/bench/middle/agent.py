@@ -40,6 +40,7 @@ _BPFFS = Path("/sys/fs/bpf")
 _LAB = Path("/run/clustermesh-lab-bench")
 _SERVICES, _BACKENDS, _NODES = 1000, 10, 5000
 _ROUNDS, _CHANGES = 5, 200
+_MOST_BACKENDS = 100_000  # of all services, in one generation
 _TCP80 = {"http": Port(protocol=Protocol.TCP, port=80)}
 _ALPHA = Cluster(name="alpha", id=1)
 
@@ -121,7 +122,7 @@ class _Peers:
         self.looked.set()
 
 
-class _Bench:
+class Inside:
     """An agent's inside on maps of its own, attached to nothing."""
 
     def __init__(self, datapath: Datapath) -> None:
@@ -171,12 +172,12 @@ class _Detached:
 
 
 @asynccontextmanager
-async def _running() -> AsyncIterator[_Bench]:
+async def inside() -> AsyncIterator[Inside]:
     ensure_bpffs(_BPFFS)
     pins = _BPFFS / f"clustermesh-bench-{os.getpid()}"
     datapath = Datapath.open(None, pins, None)
     try:
-        bench = _Bench(datapath)
+        bench = Inside(datapath)
         bench.add_node(0)
         running = asyncio.create_task(bench.run())
         yield bench
@@ -190,29 +191,30 @@ async def _running() -> AsyncIterator[_Bench]:
 
 async def services() -> dict[str, list[float]]:
     """p99 of each round, in ms: one of 1,000 services of 10 backends has another backend, in the map."""
-    async with _running() as bench:
+    async with inside() as bench:
         for number in range(_SERVICES):
-            bench.take(*_service(number, 0))
+            bench.take(*own_service(number, 0))
         for number in range(1, 100):
             bench.add_node(number)
         await bench.settle()
-        well = [await _round(bench, round_, lambda _number: None) for round_ in range(_ROUNDS)]
+        well = [_p99(await changes(bench, round_)) for round_ in range(_ROUNDS)]
         bench.device.hangs = True
 
         def disturb(number: int) -> None:
             if number % 10 == 0:
                 bench.add_node(1 + number % 90, generation=1 + number)
 
-        hanging = [await _round(bench, _ROUNDS + round_, disturb) for round_ in range(_ROUNDS)]
+        hanging = [_p99(await changes(bench, _ROUNDS + round_, disturb)) for round_ in range(_ROUNDS)]
         return {"event_to_map_ms": well, "hang_event_to_map_ms": hanging}
 
 
-async def _round(bench: _Bench, round_: int, before: Callable[[int], None]) -> float:
+async def changes(bench: Inside, round_: int, before: Callable[[int], None] = lambda _number: None) -> list[float]:
+    """Milliseconds from the bytes that say another backend of a service until that is in the map, of each of 200."""
     table = bench.domains.services.tables.backends
     took = []
     for number in range(_CHANGES):
         before(number)
-        key, value = _service(number, 1 + round_)
+        key, value = own_service(number, 1 + round_)
         wanted = _address(number, 0, 1 + round_)
         done = asyncio.Event()
         bench.domains.services.on_step = done.set
@@ -223,6 +225,10 @@ async def _round(bench: _Bench, round_: int, before: Callable[[int], None]) -> f
             await done.wait()
         took.append((time.perf_counter() - began) * 1000)
         await asyncio.sleep(0.001)
+    return took
+
+
+def _p99(took: list[float]) -> float:
     return statistics.quantiles(took, n=100)[98]
 
 
@@ -232,14 +238,14 @@ def _last(actual: Mapping[Any, Any]) -> list[Any]:
 
 async def nodes() -> list[float]:
     """p99 of each round, in ms: one Node of 5,000 gets another key, planned and applied; peers and routes in memory."""
-    async with _running() as bench:
+    async with inside() as bench:
         for number in range(1, _NODES):
             bench.add_node(number)
         await bench.settle()
         return [await _node_round(bench, 1 + round_) for round_ in range(_ROUNDS)]
 
 
-async def _node_round(bench: _Bench, round_: int) -> float:
+async def _node_round(bench: Inside, round_: int) -> float:
     took = []
     for number in range(1, _CHANGES):
         bench.device.held.pop(_key(number + 10_000 * round_), None)
@@ -249,7 +255,7 @@ async def _node_round(bench: _Bench, round_: int) -> float:
             await asyncio.sleep(0)
         took.append((time.perf_counter() - began) * 1000)
         await asyncio.sleep(0.001)
-    return statistics.quantiles(took, n=100)[98]
+    return _p99(took)
 
 
 async def start() -> dict[str, list[float]]:
@@ -266,7 +272,7 @@ async def start() -> dict[str, list[float]]:
 FIGURES = {"event_to_map_ms": services, "node_event_5000_ms": nodes, "agent_start": start}
 
 
-def _service(number: int, generation: int) -> tuple[bytes, bytes]:
+def own_service(number: int, generation: int) -> tuple[bytes, bytes]:
     """Key and value of a service; with another generation its first backend is another."""
     backends = [_address(number, each, generation if each == 0 else 0) for each in range(_BACKENDS)]
     service = Service(
@@ -282,7 +288,7 @@ def _service(number: int, generation: int) -> tuple[bytes, bytes]:
 
 
 def _address(number: int, each: int, generation: int) -> Address:
-    return nth(parse_prefix("10.0.0.0/10"), 1 + number * _BACKENDS + each + generation * _SERVICES * _BACKENDS)
+    return nth(parse_prefix("10.0.0.0/10"), 1 + number * _BACKENDS + each + generation * _MOST_BACKENDS)
 
 
 def _nth(first: str, number: int) -> Address:
