@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* The entry points. Services are translated at the socket (sock.h), encryption is enforced at the device that leads to
- * other nodes (strict.h), and where a pod's packets come from at the pod's own (source.h). */
+/* The entry points. Services are translated at the socket (sock.h), and packet by packet where no socket of ours was asked
+ * (service.h); encryption is enforced at the device that leads to other nodes (strict.h), and where a pod's packets come
+ * from at the pod's own (source.h). */
+#include "pod.h"
 #include "sock_addr.h"
-#include "source.h"
+#include "strict.h"
 
 /* As every file here: helpers that are reserved for GPL programs (ring buffers, routes, neighbours) may be used. */
 DECLARE_LICENSE("Dual BSD/GPL");
@@ -111,5 +113,11 @@ int strict_egress(struct __sk_buff *skb)
 SEC("tc")
 int from_pod(struct __sk_buff *skb)
 {
-	return check_source(skb);
+	return serve_pod(skb);
+}
+
+SEC("tc")
+int to_pod(struct __sk_buff *skb)
+{
+	return answer_pod(skb);
 }

@@ -245,6 +245,101 @@ struct pod_source {
 };
 _Static_assert(sizeof(struct pod_source) == 32, "pod_source");
 
+/* A packet's ends, as it comes to a program. */
+struct ct_key {
+	struct address source;
+	struct address destination;
+	__be16 source_port;
+	__be16 destination_port;
+	__u8 protocol;
+	__u8 pad[3];
+};
+_Static_assert(sizeof(struct ct_key) == 40, "ct_key");
+
+enum ct_flag {
+	CT_REPLY = 1,        /* of the packets that come back */
+	CT_ESTABLISHED = 2,  /* more has been seen in this direction than what opens a connection */
+	CT_FIN = 4,          /* this direction has ended */
+	CT_FIN_OTHER = 8,    /* the other one has */
+	CT_RESET = 16,       /* a reset was seen in either; nobody checked that it is genuine */
+	CT_LENT = 32,        /* the backend sees a port of ours as the client's */
+	CT_DIRECT = 64,      /* no service's: translates nothing, and has no pair */
+	CT_OUTSIDE = 128,    /* the client is outside */
+	CT_AT_EGRESS = 256,  /* is translated where it leaves, by the program of the device that leads outside */
+};
+
+/* How the packets of a tuple go on. It is decided with the first, so that none overtakes another. */
+enum way {
+	WAY_STACK, /* as the kernel sends them */
+	WAY_BACK,  /* out of the device they came from */
+	WAY_PEER,  /* into the pod behind way_device */
+	WAY_NEIGH, /* out of way_device, past the kernel's filters */
+};
+
+/* What packets of a tuple get as their ends instead. A connection is two of these, and the pair of one is found at the ends
+ * it gives, swapped. */
+struct ct_entry {
+	struct address source;
+	struct address destination;
+	__be16 source_port;
+	__be16 destination_port;
+	__u32 service_id;
+	__u32 backend_id;
+	__u32 expires;     /* in 2^30 ns of CLOCK_MONOTONIC; what is older may be taken away or over */
+	__u32 from_device; /* from which such a packet may come: its source was checked (0: not yet) */
+	__u32 way_device;
+	__u32 identity; /* (0) */
+	__u16 flags;    /* enum ct_flag */
+	__u8 way;       /* enum way */
+	__u8 pad;
+	__u64 packets; /* counted without locks */
+	__u64 bytes;
+	__u32 mtu;    /* of the way; 0 is not checked */
+	__u32 policy; /* (0) */
+};
+_Static_assert(sizeof(struct ct_entry) == 88, "ct_entry");
+
+/* A fragmented packet. */
+struct ct_fragment_key {
+	struct address source;
+	struct address destination;
+	__u32 id;
+	__u8 protocol;
+	__u8 pad[3];
+};
+_Static_assert(sizeof(struct ct_fragment_key) == 40, "ct_fragment_key");
+
+struct ct_fragment {
+	__be16 source_port;
+	__be16 destination_port;
+};
+_Static_assert(sizeof(struct ct_fragment) == 4, "ct_fragment");
+
+enum config_flag {
+	CONFIG_REDIRECT = 1, /* packets may go to pods and to other nodes past the kernel's filters */
+};
+
+/* This node. Addresses are zero where it has none of that family. */
+struct node_config {
+	struct address node4; /* what others see instead of a client outside, or of a pod that calls itself */
+	struct address node6;
+	struct address tunnel4; /* the same to those behind the tunnel */
+	struct address tunnel6;
+	__u32 tunnel_device; /* 0: none */
+	__u16 port_first;    /* that are lent, host order, port_last among them; 0: none */
+	__u16 port_last;
+	__u16 mtu; /* to other nodes; 0 is not checked */
+	__u16 flags; /* enum config_flag */
+};
+_Static_assert(sizeof(struct node_config) == 76, "node_config");
+
+/* The node's end of the veth that a pod's address is behind. */
+struct pod_device {
+	__u32 ifindex;
+	__u32 flags; /* (0) */
+};
+_Static_assert(sizeof(struct pod_device) == 8, "pod_device");
+
 /* The identities of machines; every other identity is a pod's, as far as encryption goes. */
 enum node_identity {
 	IDENTITY_HOST = 1,
@@ -265,6 +360,15 @@ enum reason {
 	REASON_EVENT_LOST,           /* an event was not told of: whoever reads them is behind */
 	REASON_CONNECT_DIRECT,       /* a socket was connected to an address that is no service's */
 	REASON_DROP_SOURCE,          /* dropped: a pod sent from an address that is not its own */
+	REASON_NAT_NEW,              /* a packet began a connection to a service: it has a backend now */
+	REASON_NAT_FORWARD,          /* a packet to a service went to its backend */
+	REASON_NAT_REPLY,            /* a packet of a backend went back as the service's */
+	REASON_NAT_ERROR,            /* an ICMP error about a translated packet was translated */
+	REASON_DROP_NO_CONNECTION,   /* refused: a TCP packet to a service is of no connection, or of one whose backend is gone */
+	REASON_DROP_NO_PORT,         /* refused: no port could be lent to tell two connections to one backend apart */
+	REASON_DROP_SCTP_PORT,       /* refused: SCTP cannot be sent to another port than the one it names */
+	REASON_DROP_CT_FULL,         /* dropped: conntrack took no entry */
+	REASON_DROP_NO_ADDRESS,      /* dropped: this node has no address that the backend could answer to */
 	REASONS,
 };
 
@@ -352,6 +456,18 @@ DECLARE_MAP(ipcache_cidr, BPF_MAP_TYPE_LPM_TRIE, struct ipcache_cidr_key, struct
 
 /* Which addresses has the pod behind this device, by its index? */
 DECLARE_MAP(pod_sources, BPF_MAP_TYPE_HASH, __u32, struct pod_source, 4096, BPF_F_NO_PREALLOC);
+
+/* What becomes of packets with these ends? */
+DECLARE_MAP(ct, BPF_MAP_TYPE_LRU_HASH, struct ct_key, struct ct_entry, 262144, 0);
+
+/* Which ports had the first fragment of this packet? */
+DECLARE_MAP(ct_fragments, BPF_MAP_TYPE_LRU_HASH, struct ct_fragment_key, struct ct_fragment, 8192, 0);
+
+/* What is this node? */
+DECLARE_MAP(node_config, BPF_MAP_TYPE_ARRAY, __u32, struct node_config, 1, 0);
+
+/* Which device is this local pod's address behind? */
+DECLARE_MAP(pod_devices, BPF_MAP_TYPE_HASH, struct address, struct pod_device, 65536, BPF_F_NO_PREALLOC);
 
 /* How often did this happen? */
 DECLARE_MAP(metrics, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, __u64, REASONS, 0);

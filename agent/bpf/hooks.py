@@ -51,6 +51,7 @@ PROGRAMS: Final = (
     Program("strict_ingress", Kind.UNDERLAY, AttachType.TCX_INGRESS),
     Program("strict_egress", Kind.UNDERLAY, AttachType.TCX_EGRESS),
     Program("from_pod", Kind.POD, AttachType.TCX_INGRESS),
+    Program("to_pod", Kind.POD, AttachType.TCX_EGRESS),
 )
 
 SOCKET_PROGRAMS: Final = tuple(program for program in PROGRAMS if program.kind is Kind.SOCKETS)

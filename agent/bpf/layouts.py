@@ -8,7 +8,7 @@ struct.error or OverflowError when it is packed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from functools import lru_cache
 from itertools import starmap
 from socket import htons
@@ -54,6 +54,15 @@ class Reason(IntEnum):
     EVENT_LOST = 8
     CONNECT_DIRECT = 9
     DROP_SOURCE = 10
+    NAT_NEW = 11
+    NAT_FORWARD = 12
+    NAT_REPLY = 13
+    NAT_ERROR = 14
+    DROP_NO_CONNECTION = 15
+    DROP_NO_PORT = 16
+    DROP_SCTP_PORT = 17
+    DROP_CT_FULL = 18
+    DROP_NO_ADDRESS = 19
 
 
 class EventType(IntEnum):
@@ -62,6 +71,35 @@ class EventType(IntEnum):
     DROP = 0
     LB = 1
     TRACE = 2
+
+
+class CtFlag(IntFlag):
+    """What conntrack knows of a connection, in one direction of it."""
+
+    REPLY = 1
+    ESTABLISHED = 2
+    FIN = 4
+    FIN_OTHER = 8
+    RESET = 16
+    LENT = 32
+    DIRECT = 64
+    OUTSIDE = 128
+    AT_EGRESS = 256
+
+
+class Way(IntEnum):
+    """How the packets of a tuple go on."""
+
+    STACK = 0
+    BACK = 1
+    PEER = 2
+    NEIGH = 3
+
+
+class ConfigFlag(IntFlag):
+    """What is switched on for packets."""
+
+    REDIRECT = 1
 
 
 class NodeIdentity(IntEnum):
@@ -276,6 +314,77 @@ class PodSource(NamedTuple):
     ipv6: Address = NO_ADDRESS
 
 
+class CtKey(NamedTuple):
+    """Key of ct: a packet's ends as it comes to a program."""
+
+    source: Address
+    destination: Address
+    source_port: int
+    destination_port: int
+    protocol: int
+
+
+class CtEntry(NamedTuple):
+    """Value of ct: the ends that such packets get instead. `expires` is in 2^30 ns of CLOCK_MONOTONIC, `flags` a
+    CtFlag, `way` a Way."""
+
+    source: Address
+    destination: Address
+    source_port: int
+    destination_port: int
+    service_id: int = 0
+    backend_id: int = 0
+    expires: int = 0
+    from_device: int = 0
+    way_device: int = 0
+    identity: int = 0
+    flags: int = 0
+    way: int = 0
+    packets: int = 0
+    bytes: int = 0
+    mtu: int = 0
+    policy: int = 0
+
+
+class CtFragmentKey(NamedTuple):
+    """Key of ct_fragments: a fragmented packet."""
+
+    source: Address
+    destination: Address
+    id: int
+    protocol: int
+
+
+class CtFragment(NamedTuple):
+    """Value of ct_fragments: the ports that the packet's first fragment had."""
+
+    source_port: int
+    destination_port: int
+
+
+class NodeConfig(NamedTuple):
+    """Value of node_config. Addresses are what others see instead of a client: `node` on the underlay and for a pod
+    that calls itself, `tunnel` behind the tunnel; NO_ADDRESS where there is none. Ports from `port_first` to
+    `port_last` are lent; `flags` is a ConfigFlag."""
+
+    node4: Address
+    node6: Address
+    tunnel4: Address
+    tunnel6: Address
+    tunnel_device: int = 0
+    port_first: int = 0
+    port_last: int = 0
+    mtu: int = 0
+    flags: int = 0
+
+
+class PodDevice(NamedTuple):
+    """Value of pod_devices, whose key is a local pod's address: the node's end of its veth."""
+
+    ifindex: int
+    flags: int = 0
+
+
 def _whole(address: Address) -> Address:
     """struct would cut or fill one of another length without a word."""
     if len(address) != 16:
@@ -316,6 +425,12 @@ _LAYOUTS: Final[Mapping[type, _Layout]] = {
     ReverseValue: _Layout("AP2x"),
     CidrKey: _Layout("IA"),
     IpcacheValue: _Layout("IABB2x"),
+    CtKey: _Layout("AAPPB3x"),
+    CtEntry: _Layout("AAPPIIIIIIHBxQQII"),
+    CtFragmentKey: _Layout("AAIB3x"),
+    CtFragment: _Layout("PP"),
+    NodeConfig: _Layout("AAAAIHHHH"),
+    PodDevice: _Layout("II"),
     Event: _Layout("QQAAAAPPPPIIIHBBBB6x64s"),
     EventsWanted: _Layout("QI4x"),
     PodSource: _Layout("AA"),
@@ -333,6 +448,10 @@ MAPS: Final[Mapping[str, tuple[type[Any], type[Any]]]] = {
     "ipcache": (AddressKey, IpcacheValue),
     "ipcache_cidr": (CidrKey, IpcacheValue),
     "pod_sources": (Number, PodSource),
+    "ct": (CtKey, CtEntry),
+    "ct_fragments": (CtFragmentKey, CtFragment),
+    "node_config": (Number, NodeConfig),
+    "pod_devices": (AddressKey, PodDevice),
 }
 """What keys are, and what values are or have side by side. lb_meant is not among them: it has no keys but sockets."""
 

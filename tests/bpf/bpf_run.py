@@ -8,19 +8,44 @@ from typing import NamedTuple
 
 from agent.bpf.syscalls import Command, attr_of, buffer_of, call_attr
 
+_CONTEXT_SIZE = 192  # of struct __sk_buff, as linux/bpf.h has it
+_IFINDEX_AT = 40
+
 
 class RunResult(NamedTuple):
-    """`verdict` is what the program returned (as a signed int), `data` the packet after it."""
+    """`verdict` is what the program returned (as a signed int), `data` the packet after it, `ns` what one run took."""
 
     verdict: int
     data: bytes
+    ns: int
 
 
-def program_test_run(program: int, packet: bytes) -> RunResult:
-    """Run a tc program over `packet`, an Ethernet frame. Programs of sockets cannot be run like this."""
+def program_test_run(program: int, packet: bytes, device: int = 0, repeat: int = 1) -> RunResult:
+    """Run a tc program over `packet`, an Ethernet frame, as if it came by the device of this index (0: loopback).
+    Programs of sockets cannot be run like this."""
     given, result = buffer_of(packet), ctypes.create_string_buffer(len(packet) + 256)
     addresses = (ctypes.addressof(given), ctypes.addressof(result))
-    attr = attr_of(struct.pack("=IIIIQQII", program, 0, len(packet), len(result), *addresses, 1, 0))
+    context = bytearray(_CONTEXT_SIZE if device else 0)
+    if device:
+        struct.pack_into("=I", context, _IFINDEX_AT, device)
+    kept = buffer_of(bytes(context))
+    attr = attr_of(
+        struct.pack(
+            "=IIIIQQIIIIQQ",
+            program,
+            0,
+            len(packet),
+            len(result),
+            *addresses,
+            repeat,
+            0,
+            len(context),
+            0,
+            ctypes.addressof(kept) if device else 0,
+            0,
+        )
+    )
     call_attr(Command.PROG_TEST_RUN, attr)
     verdict, _, size = struct.unpack_from("=iII", attr.raw, 4)
-    return RunResult(verdict, result.raw[:size])
+    (ns,) = struct.unpack_from("=I", attr.raw, 36)
+    return RunResult(verdict, result.raw[:size], ns)

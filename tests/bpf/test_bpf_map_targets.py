@@ -25,6 +25,7 @@ pytestmark = pytest.mark.root
 
 _SMALL = st.integers(0, 20)
 _OTHERS = {"lb_clusters", "lb_reverse_sk", "ipcache_cidr", "lb_affinity", "lb_source_ranges"}
+_OTHERS |= {"ct", "ct_fragments", "node_config"}
 _HASHES = sorted({*MAPS} - _OTHERS - {"lb_maglev"})  # a hash as the others are, with values too large to be drawn
 
 
@@ -176,4 +177,4 @@ def test_the_event_loop_runs_between_chunks(datapath: Datapath) -> None:
 
 def test_bpffs_is_where_the_maps_are(datapath: Datapath, bpffs: Path) -> None:
     pinned = {path.name for path in (datapath.pin_dir / "v2").iterdir()}
-    assert pinned == set(datapath.maps) == {*MAPS, "lb_meant", "metrics", "events", "events_wanted"}
+    assert pinned == set(datapath.maps) == {*MAPS, "lb_meant", "metrics", "events", "events_wanted", "ct_scratch"}

@@ -83,4 +83,4 @@ def test_a_pod_that_nobody_knows_sends_nothing(datapath: Datapath) -> None:
     asyncio.run(write(datapath, "pod_sources", {DEVICE: BOTH}))
     assert program_test_run(datapath.program_fd("from_pod"), ipv4_frame("10.1.0.5", "10.2.0.7")).verdict == NEXT
     asyncio.run(delete(datapath, "pod_sources", [DEVICE]))
-    assert program_test_run(datapath.program_fd("from_pod"), ipv4_frame("10.1.0.5", "10.2.0.7")).verdict == DROP
+    assert program_test_run(datapath.program_fd("from_pod"), ipv4_frame("10.1.0.5", "10.2.0.8")).verdict == DROP

@@ -1,0 +1,122 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Connection tracking: what the map `ct` says of a packet, and how long it holds. Sequence numbers are not tracked, so that
+ * one forged packet changes little: a reset only shortens what is left, and traffic that goes on renews it. */
+#ifndef CLUSTERMESH_CT_H
+#define CLUSTERMESH_CT_H
+
+#include "packet.h"
+
+/* In units of ct_entry.expires, which are 1.07 s. */
+enum ct_timeout {
+	CT_TIMEOUT_OPENING = 60,
+	CT_TIMEOUT_ESTABLISHED = 7500,
+	CT_TIMEOUT_ENDING = 120, /* one direction has ended */
+	CT_TIMEOUT_CLOSED = 2,
+	CT_TIMEOUT_RESET = 60,
+	CT_TIMEOUT_ONE_DATAGRAM = 30,
+	CT_TIMEOUT_DATAGRAMS = 180,
+	CT_TIMEOUT_SCTP = 600,
+};
+
+static __always_inline __u32 ct_now(void)
+{
+	return bpf_ktime_get_coarse_ns() >> 30;
+}
+
+static __always_inline bool ct_is_live(const struct ct_entry *entry, __u32 now)
+{
+	return (__s32)(entry->expires - now) > 0;
+}
+
+/* Both directions have ended. */
+static __always_inline bool ct_is_closed(__u16 flags)
+{
+	return (flags & (CT_FIN | CT_FIN_OTHER)) == (CT_FIN | CT_FIN_OTHER);
+}
+
+static __always_inline __u32 ct_timeout(__u8 protocol, __u16 flags)
+{
+	if (protocol == IPPROTO_SCTP)
+		return CT_TIMEOUT_SCTP;
+	if (protocol != IPPROTO_TCP)
+		return flags & CT_ESTABLISHED ? CT_TIMEOUT_DATAGRAMS : CT_TIMEOUT_ONE_DATAGRAM;
+	if (ct_is_closed(flags))
+		return CT_TIMEOUT_CLOSED;
+	if (flags & CT_RESET)
+		return flags & CT_ESTABLISHED ? CT_TIMEOUT_RESET : CT_TIMEOUT_CLOSED;
+	if (flags & (CT_FIN | CT_FIN_OTHER))
+		return CT_TIMEOUT_ENDING;
+	return flags & CT_ESTABLISHED ? CT_TIMEOUT_ESTABLISHED : CT_TIMEOUT_OPENING;
+}
+
+/* Where the pair of this entry is. */
+static __always_inline struct ct_key ct_pair_key(const struct ct_entry *entry, __u8 protocol)
+{
+	return (struct ct_key){
+		.source = entry->destination,
+		.destination = entry->source,
+		.source_port = entry->destination_port,
+		.destination_port = entry->source_port,
+		.protocol = protocol,
+	};
+}
+
+/* Whether `entry` is the pair of that with these ends. */
+static __always_inline bool ct_is_pair(const struct ct_entry *entry, const struct ct_key *ends)
+{
+	return entry->source_port == ends->destination_port && entry->destination_port == ends->source_port &&
+	       is_same_address(&entry->source, &ends->destination) && is_same_address(&entry->destination, &ends->source);
+}
+
+/* The other direction hears that this one has ended, or was reset. */
+static __always_inline void ct_tell_pair(const struct ct_entry *entry, __u8 protocol, __u16 flags, __u32 now)
+{
+	struct ct_key key = ct_pair_key(entry, protocol);
+	struct ct_entry *pair = bpf_map_lookup_elem(MAP(ct), &key);
+
+	if (!pair)
+		return;
+	flags |= pair->flags;
+	pair->flags = flags;
+	pair->expires = now + ct_timeout(protocol, flags);
+}
+
+/* What a packet of this entry does to it. True about once a second, and at every change: the time to look whether what the
+ * entry leads to is still there. */
+static __always_inline bool ct_touch(struct ct_entry *entry, const struct packet *packet, __u32 now)
+{
+	__u16 before = entry->flags, flags = before;
+	__u32 expires;
+
+	if (packet->ends.protocol != IPPROTO_TCP)
+		flags |= CT_ESTABLISHED;
+	else if (packet->tcp & TCP_RST)
+		flags |= CT_RESET;
+	else if (packet->tcp & TCP_FIN)
+		flags |= CT_FIN;
+	else if (packet->tcp && !is_syn(packet))
+		flags |= CT_ESTABLISHED;
+	entry->packets++;
+	entry->bytes += packet->length;
+	expires = now + ct_timeout(packet->ends.protocol, flags);
+	if (expires == entry->expires)
+		return false;
+	entry->expires = expires;
+	if (flags == before)
+		return true;
+	entry->flags = flags;
+	if (!(flags & CT_DIRECT) && (flags ^ before) & (CT_FIN | CT_RESET))
+		ct_tell_pair(entry, packet->ends.protocol, (flags & CT_FIN ? CT_FIN_OTHER : 0) | (flags & CT_RESET), now);
+	return true;
+}
+
+static __always_inline void ct_delete_pair(const struct ct_entry *entry, const struct ct_key *ends)
+{
+	struct ct_key key = ct_pair_key(entry, ends->protocol);
+	struct ct_entry *pair = bpf_map_lookup_elem(MAP(ct), &key);
+
+	if (pair && ct_is_pair(pair, ends))
+		bpf_map_delete_elem(MAP(ct), &key);
+}
+
+#endif

@@ -1,0 +1,240 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What a packet is: its ends, and where its headers are. Every offset is checked where it is read. */
+#ifndef CLUSTERMESH_PACKET_H
+#define CLUSTERMESH_PACKET_H
+
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+
+#include "address.h"
+
+/* How much of a packet there is to go by. */
+enum content {
+	CONTENT_OTHER, /* no IP, or broken: it is left to the kernel */
+	CONTENT_ENDS,  /* only addresses */
+	CONTENT_FLOW,  /* ports, too */
+	CONTENT_ERROR, /* ICMP: an error about another packet */
+};
+
+enum packet_flag {
+	PACKET_IPV6 = 1,
+	PACKET_FRAGMENTED = 2,     /* the first fragment, with ports */
+	PACKET_LATER_FRAGMENT = 4, /* another one: no header of the transport */
+	PACKET_WHOLE = 8,          /* must not be fragmented */
+};
+
+/* <linux/icmp.h> needs a C library. */
+struct icmp_header {
+	__u8 type;
+	__u8 code;
+	__u16 check;
+	__be32 rest;
+};
+
+enum {
+	ICMP_UNREACHABLE = 3,
+	ICMP_PORT = 3,        /* unreachable */
+	ICMP_TOO_LARGE = 4,   /* to go on unfragmented: unreachable, too */
+	ICMP_TIME = 11,
+	ICMP_PARAMETER = 12,
+	ICMP6_UNREACHABLE = 1,
+	ICMP6_PORT = 4,
+	ICMP6_TOO_LARGE = 2,  /* a type */
+	ICMP6_QUERIES = 128,  /* the first type that is no error */
+};
+
+enum tcp_flag { TCP_FIN = 1, TCP_SYN = 2, TCP_RST = 4, TCP_ACK = 16 };
+
+enum { MAX_EXTENSIONS = 6, FRAGMENT_OFFSET = 0x1fff, FRAGMENT_MORE = 0x2000, FRAGMENT_NONE = 0x4000 };
+
+struct packet {
+	struct ct_key ends;
+	__u32 id;        /* of a fragmented packet */
+	__u16 network;   /* where its headers are */
+	__u16 transport;
+	__u16 length;    /* from the network header on, by what that says */
+	__u16 check;     /* of the IPv4 header */
+	__u8 flags;      /* enum packet_flag */
+	__u8 tcp;        /* enum tcp_flag */
+};
+
+static __always_inline void *header_in(struct __sk_buff *skb, __u32 offset, __u32 size)
+{
+	void *at = (void *)(long)skb->data + offset;
+
+	asm volatile("" : "+r"(at)); /* or the compiler checks another sum than it uses */
+	return at + size > (void *)(long)skb->data_end ? NULL : at;
+}
+
+/* `size` bytes from `offset` on, NULL where the packet has no such. */
+static __always_inline void *header(struct __sk_buff *skb, __u32 offset, __u32 size)
+{
+	void *at;
+
+	offset &= 0x3ff;
+	at = header_in(skb, offset, size);
+	if (at)
+		return at;
+	return bpf_skb_pull_data(skb, offset + size) ? NULL : header_in(skb, offset, size);
+}
+
+static __always_inline bool parse_ipv4(struct __sk_buff *skb, struct packet *packet)
+{
+	struct iphdr *ip = header(skb, packet->network, sizeof(*ip));
+	__u16 fragment;
+
+	if (!ip || ip->ihl < 5)
+		return false;
+	fragment = bpf_ntohs(ip->frag_off);
+	packet->ends.source = mapped(ip->saddr);
+	packet->ends.destination = mapped(ip->daddr);
+	packet->ends.protocol = ip->protocol;
+	packet->transport = packet->network + ip->ihl * 4;
+	packet->length = bpf_ntohs(ip->tot_len);
+	packet->check = ip->check;
+	packet->id = ip->id;
+	if (fragment & FRAGMENT_OFFSET)
+		packet->flags = PACKET_LATER_FRAGMENT;
+	else if (fragment & FRAGMENT_MORE)
+		packet->flags = PACKET_FRAGMENTED;
+	else if (fragment & FRAGMENT_NONE)
+		packet->flags = PACKET_WHOLE;
+	return true;
+}
+
+/* Each extension header that may stand before the transport's. */
+static __always_inline bool skip_extensions(struct __sk_buff *skb, struct packet *packet, __u8 next)
+{
+#pragma unroll
+	for (__u32 i = 0; i < MAX_EXTENSIONS; i++) {
+		__u8 *extension;
+
+		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS && next != IPPROTO_FRAGMENT)
+			break;
+		extension = header(skb, packet->transport, 8);
+		if (!extension)
+			return false;
+		if (next == IPPROTO_FRAGMENT) {
+			__u16 fragment = bpf_ntohs(*(__be16 *)(extension + 2));
+
+			packet->id = *(__u32 *)(extension + 4);
+			if (fragment & 0xfff8)
+				packet->flags |= PACKET_LATER_FRAGMENT;
+			else if (fragment & 1)
+				packet->flags |= PACKET_FRAGMENTED;
+			packet->transport += 8;
+		} else {
+			packet->transport += (extension[1] + 1) * 8;
+		}
+		next = extension[0];
+		if (packet->flags & PACKET_LATER_FRAGMENT)
+			break;
+	}
+	packet->ends.protocol = next;
+	return true;
+}
+
+static __always_inline bool parse_ipv6(struct __sk_buff *skb, struct packet *packet)
+{
+	struct ipv6hdr *ip = header(skb, packet->network, sizeof(*ip));
+
+	if (!ip)
+		return false;
+	__builtin_memcpy(&packet->ends.source, &ip->saddr, 2 * sizeof(struct address));
+	packet->transport = packet->network + sizeof(*ip);
+	packet->length = sizeof(*ip) + bpf_ntohs(ip->payload_len);
+	packet->flags = PACKET_IPV6 | PACKET_WHOLE;
+	return skip_extensions(skb, packet, ip->nexthdr);
+}
+
+static __always_inline struct ct_fragment_key fragment_key(const struct packet *packet)
+{
+	return (struct ct_fragment_key){
+		.source = packet->ends.source,
+		.destination = packet->ends.destination,
+		.id = packet->id,
+		.protocol = packet->ends.protocol,
+	};
+}
+
+/* A later fragment has the ports of the first, where that was translated. */
+static __always_inline enum content recall_fragment(struct packet *packet)
+{
+	struct ct_fragment_key key = fragment_key(packet);
+	struct ct_fragment *first = bpf_map_lookup_elem(MAP(ct_fragments), &key);
+
+	if (!first)
+		return CONTENT_ENDS;
+	packet->ends.source_port = first->source_port;
+	packet->ends.destination_port = first->destination_port;
+	return CONTENT_FLOW;
+}
+
+static __always_inline void remember_fragment(const struct packet *packet)
+{
+	struct ct_fragment_key key = fragment_key(packet);
+	struct ct_fragment ports = { packet->ends.source_port, packet->ends.destination_port };
+
+	bpf_map_update_elem(MAP(ct_fragments), &key, &ports, BPF_ANY);
+}
+
+static __always_inline enum content read_ports(struct packet *packet, const __be16 *ports)
+{
+	packet->ends.source_port = ports[0];
+	packet->ends.destination_port = ports[1];
+	return CONTENT_FLOW;
+}
+
+static __always_inline enum content parse_transport(struct __sk_buff *skb, struct packet *packet)
+{
+	__u8 protocol = packet->ends.protocol, *found;
+
+	if (packet->flags & PACKET_LATER_FRAGMENT)
+		return recall_fragment(packet);
+	if (protocol == IPPROTO_TCP) {
+		found = header(skb, packet->transport, sizeof(struct tcphdr));
+		if (!found)
+			return CONTENT_ENDS;
+		packet->tcp = found[13];
+		return read_ports(packet, (__be16 *)found);
+	}
+	found = header(skb, packet->transport, sizeof(struct udphdr));
+	if (!found)
+		return CONTENT_ENDS;
+	if (protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP)
+		return read_ports(packet, (__be16 *)found);
+	if (protocol == IPPROTO_ICMPV6)
+		return *found < ICMP6_QUERIES ? CONTENT_ERROR : CONTENT_ENDS;
+	if (protocol != IPPROTO_ICMP)
+		return CONTENT_ENDS;
+	return *found == ICMP_UNREACHABLE || *found == ICMP_TIME || *found == ICMP_PARAMETER ? CONTENT_ERROR : CONTENT_ENDS;
+}
+
+/* Reads a packet whose network header is at `network`. */
+static __always_inline enum content parse(struct __sk_buff *skb, __u16 network, struct packet *packet)
+{
+	__builtin_memset(packet, 0, sizeof(*packet));
+	packet->network = network;
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		if (!parse_ipv4(skb, packet))
+			return CONTENT_OTHER;
+	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
+		if (!parse_ipv6(skb, packet))
+			return CONTENT_OTHER;
+	} else {
+		return CONTENT_OTHER;
+	}
+	return parse_transport(skb, packet);
+}
+
+/* Opens a TCP connection. */
+static __always_inline bool is_syn(const struct packet *packet)
+{
+	return (packet->tcp & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN;
+}
+
+#endif

@@ -1,0 +1,161 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* A packet turned into the answer it gets at once: a TCP reset, or an ICMP error. It leaves by the device it came from. What
+ * was a fragment, or came with more headers than can be quoted, is dropped without an answer. */
+#ifndef CLUSTERMESH_REFUSE_H
+#define CLUSTERMESH_REFUSE_H
+
+#include <linux/pkt_cls.h>
+
+#include "ct.h"
+#include "nat.h"
+#include "scratch.h"
+
+enum { ANSWER_HOPS = 64, TCP_HEADER = 20, ICMP_QUOTED_BEYOND = 8 };
+
+/* Back to where it came from: the link-layer's addresses, where there are such, change places. */
+static __always_inline int send_back(struct __sk_buff *skb, const struct packet *packet)
+{
+	__u8 ends[2 * ETH_ALEN], swapped[2 * ETH_ALEN];
+
+	if (packet->network == ETH_HLEN) {
+		if (bpf_skb_load_bytes(skb, 0, ends, sizeof(ends)))
+			return TC_ACT_SHOT;
+		__builtin_memcpy(swapped, ends + ETH_ALEN, ETH_ALEN);
+		__builtin_memcpy(swapped + ETH_ALEN, ends, ETH_ALEN);
+		if (bpf_skb_store_bytes(skb, 0, swapped, sizeof(swapped), 0))
+			return TC_ACT_SHOT;
+	}
+	return bpf_redirect(skb->ifindex, 0);
+}
+
+/* The sum of an answer's pseudo header. What says that an IPv4 address is mapped is nothing in a ones' complement sum. */
+static __always_inline __u64 sum_of_ends(const struct ct_key *ends, __u8 protocol, __u16 length)
+{
+	__u64 sum = bpf_htons(protocol) + (__u64)bpf_htons(length);
+
+#pragma unroll
+	for (__u32 i = 0; i < 4; i++)
+		sum += (__u64)ends->source.word[i] + ends->destination.word[i];
+	return sum;
+}
+
+/* An IP header with the packet's ends swapped before `length` bytes of `protocol` at `transport`. Extension headers and
+ * options stay. */
+static __always_inline int answer_ip(struct __sk_buff *skb, const struct packet *packet, __u32 transport, __u8 protocol,
+				     __u16 length)
+{
+	const struct ct_key *ends = &packet->ends;
+
+	if (packet->flags & PACKET_IPV6) {
+		struct ipv6hdr ip;
+
+		if (bpf_skb_load_bytes(skb, packet->network, &ip, sizeof(ip)))
+			return -1;
+		ip.payload_len = bpf_htons(transport - packet->network - sizeof(ip) + length);
+		ip.hop_limit = ANSWER_HOPS;
+		if (transport == packet->network + sizeof(ip))
+			ip.nexthdr = protocol;
+		__builtin_memcpy(&ip.saddr, &ends->destination, sizeof(ip.saddr));
+		__builtin_memcpy(&ip.daddr, &ends->source, sizeof(ip.daddr));
+		return bpf_skb_store_bytes(skb, packet->network, &ip, sizeof(ip), BPF_F_RECOMPUTE_CSUM);
+	} else {
+		__u32 size = transport - packet->network;
+		struct iphdr ip = {
+			.version = 4,
+			.ihl = size / 4,
+			.tot_len = bpf_htons(size + length),
+			.frag_off = bpf_htons(FRAGMENT_NONE),
+			.ttl = ANSWER_HOPS,
+			.protocol = protocol,
+			.saddr = ends->destination.word[3],
+			.daddr = ends->source.word[3],
+		};
+
+		ip.check = ~sum_fold16((__u32)bpf_csum_diff(NULL, 0, (__be32 *)&ip, sizeof(ip), 0));
+		return bpf_skb_store_bytes(skb, packet->network, &ip, sizeof(ip), BPF_F_RECOMPUTE_CSUM);
+	}
+}
+
+/* Whether a device is still to complete the checksum (CHECKSUM_PARTIAL): the kernel then changes nothing of it for what is
+ * no pseudo header. */
+static __always_inline bool is_checked_later(struct __sk_buff *skb, __u32 check)
+{
+	__u16 before = 0, after = 0;
+
+	bpf_skb_load_bytes(skb, check, &before, sizeof(before));
+	bpf_l4_csum_replace(skb, check, 0, 1, 2);
+	bpf_skb_load_bytes(skb, check, &after, sizeof(after));
+	return before == after;
+}
+
+static __always_inline int reset(struct __sk_buff *skb, const struct packet *packet)
+{
+	__u32 at = packet->transport, check = at + offsetof(struct tcphdr, check);
+	struct tcphdr tcp, answer = { .doff = TCP_HEADER / 4, .rst = 1 };
+	__u32 length = packet->length - (at - packet->network);
+	__u64 sum;
+
+	if (packet->tcp & TCP_RST || bpf_skb_load_bytes(skb, at, &tcp, sizeof(tcp)))
+		return TC_ACT_SHOT;
+	answer.source = tcp.dest;
+	answer.dest = tcp.source;
+	if (tcp.ack) {
+		answer.seq = tcp.ack_seq;
+	} else {
+		answer.ack = 1;
+		answer.ack_seq = bpf_htonl(bpf_ntohl(tcp.seq) + tcp.syn + tcp.fin + length - tcp.doff * 4);
+	}
+	if (bpf_skb_change_tail(skb, at + TCP_HEADER, 0))
+		return TC_ACT_SHOT;
+	sum = sum_of_ends(&packet->ends, IPPROTO_TCP, TCP_HEADER);
+	if (is_checked_later(skb, check))
+		answer.check = sum_fold16(sum);
+	else
+		answer.check = ~sum_fold16(sum + (__u32)bpf_csum_diff(NULL, 0, (__be32 *)&answer, sizeof(answer), 0));
+	if (bpf_skb_store_bytes(skb, at, &answer, sizeof(answer), BPF_F_RECOMPUTE_CSUM) ||
+	    answer_ip(skb, packet, at, IPPROTO_TCP, TCP_HEADER))
+		return TC_ACT_SHOT;
+	return send_back(skb, packet);
+}
+
+/* An ICMP error of this type and code about the packet, from whom it was sent to; `rest` is the last word of its header. */
+static __always_inline int answer_error(struct __sk_buff *skb, const struct packet *packet, __u8 type, __u8 code, __be32 rest)
+{
+	bool is_ipv6 = packet->flags & PACKET_IPV6;
+	__u32 at = packet->network + (is_ipv6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr));
+	__u64 quoted = (packet->transport - packet->network + ICMP_QUOTED_BEYOND) & ~3U;
+	__u8 protocol = is_ipv6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP;
+	struct icmp_header icmp = { .type = type, .code = code, .rest = rest };
+	struct ct_new *space = scratch();
+	__u64 sum;
+
+	asm volatile("" : "+r"(quoted)); /* or the compiler checks another copy of it than it uses */
+	if (!space || quoted < ICMP_QUOTED_BEYOND || quoted > SCRATCH_QUOTED ||
+	    bpf_skb_load_bytes(skb, packet->network, space->quoted, quoted))
+		return TC_ACT_SHOT;
+	sum = (__u32)bpf_csum_diff(NULL, 0, (__be32 *)space->quoted, quoted, 0) +
+	      (__u64)(__u32)bpf_csum_diff(NULL, 0, (__be32 *)&icmp, sizeof(icmp), 0);
+	if (is_ipv6)
+		sum += sum_of_ends(&packet->ends, protocol, sizeof(struct icmp_header) + quoted);
+	icmp.check = ~sum_fold16(sum);
+	if (bpf_skb_change_tail(skb, at + sizeof(struct icmp_header) + quoted, 0) ||
+	    bpf_skb_store_bytes(skb, at, &icmp, sizeof(icmp), BPF_F_RECOMPUTE_CSUM) ||
+	    bpf_skb_store_bytes(skb, at + sizeof(struct icmp_header), space->quoted, quoted, BPF_F_RECOMPUTE_CSUM) ||
+	    answer_ip(skb, packet, at, protocol, sizeof(struct icmp_header) + quoted))
+		return TC_ACT_SHOT;
+	return send_back(skb, packet);
+}
+
+/* As a port that nobody listens on refuses. */
+static __always_inline int refuse_packet(struct __sk_buff *skb, const struct packet *packet)
+{
+	if (packet->flags & (PACKET_FRAGMENTED | PACKET_LATER_FRAGMENT))
+		return TC_ACT_SHOT;
+	if (packet->ends.protocol == IPPROTO_TCP)
+		return reset(skb, packet);
+	if (packet->flags & PACKET_IPV6)
+		return answer_error(skb, packet, ICMP6_UNREACHABLE, ICMP6_PORT, 0);
+	return answer_error(skb, packet, ICMP_UNREACHABLE, ICMP_PORT, 0);
+}
+
+#endif

@@ -1,0 +1,671 @@
+"""Services packet by packet, at a pod's veth: what a packet becomes, both ways, in both families.
+
+    pod 10.1.0.5  --from_pod-->  10.96.0.1:80  ==>  10.1.0.7:8080  backend
+                  <--to_pod----                <--from_pod--
+
+Every checksum of every packet is computed anew as it is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from bpf_flows import ACK, FIN, ICMP, ICMP6, RST, SCTP, SYN, TCP, UDP, Packet, join, read
+from bpf_maps import delete, packed, write
+from bpf_run import program_test_run
+
+from agent.bpf.layouts import (
+    NO_ADDRESS,
+    BackendValue,
+    CtEntry,
+    CtFlag,
+    CtKey,
+    GroupsKey,
+    LbGroup,
+    NodeConfig,
+    Number,
+    PodSource,
+    Reason,
+    ServiceKey,
+    ServiceValue,
+    SlotsKey,
+    unpack,
+)
+from agent.bpf.loader import Datapath
+from agent.domains.tables import open_map
+from clustermesh.address import parse
+from clustermesh.mesh.resolve import BackendState
+
+pytestmark = pytest.mark.root
+
+NEXT, DROP, REDIRECT = -1, 2, 7
+LENT = range(61000, 65536)
+
+
+class Addresses(NamedTuple):
+    pod: str
+    other: str  # another pod of this node
+    backend: str
+    vip: str
+    second_vip: str  # of the same backend
+    empty: str  # of none
+    own: str  # of `pod` itself
+    node: str
+    router: str
+    stranger: str
+
+
+FAMILIES = {
+    "IPv4": Addresses(
+        "10.1.0.5",
+        "10.1.0.6",
+        "10.1.0.7",
+        "10.96.0.1",
+        "10.96.0.2",
+        "10.96.0.3",
+        "10.96.0.4",
+        "192.168.0.1",
+        "172.16.0.1",
+        "198.51.100.9",
+    ),
+    "IPv6": Addresses(
+        "fd10:1::5",
+        "fd10:1::6",
+        "fd10:1::7",
+        "fd96::1",
+        "fd96::2",
+        "fd96::3",
+        "fd96::4",
+        "fd92::1",
+        "fd72::1",
+        "2001:db8::9",
+    ),
+}
+BACKEND, OWN = 7, 8  # ids
+PORTS = {TCP: (80, 8080), UDP: (53, 5353), SCTP: (38412, 38412)}
+
+
+class Bed(Addresses):
+    """Services in real maps, and programs to send packets through."""
+
+    datapath: Datapath
+    counted: Mapping[Reason, int]
+
+    def put(self, name: str, entries: Mapping[Any, Any]) -> None:
+        asyncio.run(write(self.datapath, name, entries))
+
+    def drop(self, name: str, *keys: Any) -> None:
+        asyncio.run(delete(self.datapath, name, [packed(key) for key in keys]))
+
+    def serve(self, address: str, port: int, protocol: int, service_id: int, backend: int | None) -> None:
+        groups = int(backend is not None)
+        value = ServiceValue(service_id, weight=groups, groups=groups)
+        if backend is not None:
+            self.put("lb_slots", {SlotsKey(service_id): [Number(backend)] * 16})
+            self.put("lb_groups", {GroupsKey(service_id): [LbGroup(1, 0, 1)] + [LbGroup(1)] * 7})
+        self.put("lb_services", {ServiceKey(parse(address), port, protocol): value})
+
+    def back(self, number: int, address: str, port: int, protocol: int, state: int = BackendState.ACTIVE) -> None:
+        self.put("lb_backends", {Number(number): BackendValue(parse(address), port, protocol, state)})
+
+    def send(self, program: str, packet: Packet | bytes, device: int = 1) -> tuple[int, Packet | None]:
+        """The verdict, and the packet after it."""
+        frame = packet if isinstance(packet, bytes) else packet.frame()
+        result = program_test_run(self.datapath.program_fd(program), frame, device)
+        return result.verdict, None if result.verdict == DROP else read(result.data)
+
+    def from_pod(self, packet: Packet | bytes) -> tuple[int, Packet | None]:
+        """From the pod whose address the packet has; what is given as bytes, from `pod`."""
+        source = parse(packet.source if isinstance(packet, Packet) else self.pod)
+        own = PodSource(NO_ADDRESS, source) if self.is_ipv6() else PodSource(source, NO_ADDRESS)
+        self.put("pod_sources", {Number(1): own})
+        return self.send("from_pod", packet)
+
+    def to_pod(self, packet: Packet | bytes) -> tuple[int, Packet | None]:
+        return self.send("to_pod", packet)
+
+    def count(self, reason: Reason) -> int:
+        return self.datapath.counters()[reason] - self.counted[reason]
+
+    def entries(self) -> dict[CtKey, CtEntry]:
+        found = asyncio.run(open_map(self.datapath, "ct").dump())
+        return {unpack(CtKey, key): unpack(CtEntry, value) for key, value in found.items()}
+
+    def entry(self, packet: Packet) -> CtEntry | None:
+        return self.entries().get(key_of(packet))
+
+    def change(self, packet: Packet, **fields: int) -> None:
+        """Have the entry of a packet say something else."""
+        found = self.entry(packet)
+        assert found is not None
+        self.put("ct", {key_of(packet): found._replace(**fields)})
+
+    def is_ipv6(self) -> bool:
+        return ":" in self.pod
+
+    def error(self, source: str, destination: str, about: Packet, quoted: int = 0) -> Packet:
+        """A router cannot send it on: ICMP, with the first `quoted` bytes of it."""
+        protocol, icmp = (ICMP6, (1, 0, 0)) if self.is_ipv6() else (ICMP, (3, 1, 0))
+        return Packet(source, 0, destination, 0, protocol, icmp=icmp, about=about, payload=bytes(quoted))
+
+
+def key_of(packet: Packet) -> CtKey:
+    ends = (parse(packet.source), parse(packet.destination))
+    return CtKey(*ends, packet.source_port, packet.destination_port, packet.protocol)
+
+
+@pytest.fixture(scope="module")
+def loaded(bpf_object: Path, bpffs: Path) -> Iterator[Datapath]:
+    """Loaded once: there are many packets."""
+    with closing(Datapath.open(bpf_object, bpffs / "services")) as opened:
+        yield opened
+    Datapath.remove(bpffs / "services")
+
+
+@pytest.fixture(params=FAMILIES)
+def bed(loaded: Datapath, request: pytest.FixtureRequest) -> Bed:
+    made = Bed(*FAMILIES[request.param])
+    made.datapath = loaded
+    for name in ("ct", "ct_fragments", "lb_services", "lb_backends", "pod_devices", "pod_sources"):
+        made.drop(name, *asyncio.run(open_map(loaded, name).dump()))
+    made.counted = loaded.counters()
+    for number, (protocol, (port, target)) in enumerate(PORTS.items()):
+        made.back(BACKEND + 10 * number, made.backend, target, protocol)
+        made.back(OWN + 10 * number, made.pod, target, protocol)
+        for place, address in enumerate((made.vip, made.second_vip)):
+            made.serve(address, port, protocol, 100 + 10 * number + place, BACKEND + 10 * number)
+        made.serve(made.empty, port, protocol, 102 + 10 * number, None)
+        made.serve(made.own, port, protocol, 103 + 10 * number, OWN + 10 * number)
+    made.put("node_config", {Number(0): config(made)})
+    return made
+
+
+def config(bed: Bed, flags: int = 0) -> NodeConfig:
+    node = parse(bed.node)
+    ends = (NO_ADDRESS, node) if bed.is_ipv6() else (node, NO_ADDRESS)
+    return NodeConfig(*ends, *ends, 0, LENT.start, LENT.stop - 1, 0, flags)
+
+
+def call(bed: Bed, protocol: int, vip: str | None = None, port: int = 40000) -> Packet:
+    return Packet(
+        bed.pod, port, vip or bed.vip, PORTS[protocol][0], protocol, payload=b"" if protocol == TCP else b"hello"
+    )
+
+
+def to_backend(bed: Bed, packet: Packet) -> Packet:
+    return packet.to(destination=bed.backend, destination_port=PORTS[packet.protocol][1])
+
+
+@pytest.mark.parametrize("protocol", PORTS)
+def test_a_packet_goes_to_the_backend_and_its_answer_comes_from_the_service(bed: Bed, protocol: int) -> None:
+    sent = call(bed, protocol)
+    arrived = to_backend(bed, sent)
+    assert bed.from_pod(sent) == (NEXT, arrived)
+    answer = arrived.back().to(flags=SYN | ACK, payload=b"" if protocol == TCP else b"odd")
+    for program in (bed.from_pod, bed.to_pod):
+        assert program(answer) == (NEXT, sent.back().to(flags=answer.flags, payload=answer.payload))
+    again = sent.to(flags=ACK, payload=b"more of it")
+    assert bed.from_pod(again) == (NEXT, to_backend(bed, again))
+    assert (bed.count(Reason.NAT_NEW), bed.count(Reason.NAT_FORWARD), bed.count(Reason.NAT_REPLY)) == (1, 2, 2)
+
+
+def variations(bed: Bed) -> dict[str, Packet]:
+    tcp, udp = call(bed, TCP), call(bed, UDP)
+    options = bytes([0, 0, 1, 4, 0, 0, 0, 0]) if bed.is_ipv6() else b"\x94\x04\x00\x00"
+    found = {
+        "TCP, with options of IP": tcp.to(options=options),
+        "UDP, with options of IP": udp.to(options=options),
+        "TCP with data in its SYN": tcp.to(payload=b"fast open"),
+        "an odd number of bytes": udp.to(payload=b"odd"),
+        "nothing in it": udp.to(payload=b""),
+        "all ones": udp.to(payload=b"\xff" * 99),
+    }
+    if not bed.is_ipv6():
+        found["UDP without a checksum"] = udp.to(is_checked=False)
+        found["all options there is room for"] = tcp.to(options=b"\x01" * 40)
+    return found
+
+
+def test_whatever_a_packet_is_its_ends_change_and_nothing_else(bed: Bed) -> None:
+    for kind, sent in variations(bed).items():
+        assert bed.from_pod(sent) == (NEXT, to_backend(bed, sent)), kind
+        answer = to_backend(bed, sent).back().to(flags=SYN | ACK)
+        assert bed.to_pod(answer) == (NEXT, sent.back().to(flags=SYN | ACK)), kind
+
+
+def test_what_is_no_services_is_left_as_it_is(bed: Bed) -> None:
+    for sent in (
+        Packet(bed.pod, 40000, bed.stranger, 80, TCP),
+        Packet(bed.pod, 40000, bed.vip, 81, TCP),
+        Packet(bed.pod, 40000, bed.vip, 80, UDP, payload=b"x"),
+        Packet(bed.pod, 0, bed.vip, 0, ICMP6 if bed.is_ipv6() else ICMP, icmp=(128 if bed.is_ipv6() else 8, 0, 1)),
+        Packet(bed.pod, 0, bed.vip, 0, 47, payload=b"what follows GRE"),
+        bed.error(bed.pod, bed.stranger, Packet(bed.stranger, 80, bed.pod, 40000, TCP)),
+    ):
+        for program in (bed.from_pod, bed.to_pod):
+            assert program(sent) == (NEXT, sent)
+    assert bed.count(Reason.NAT_NEW) == 0
+
+
+@pytest.mark.parametrize("cut", [20, 21, 27, 39, 40, 47, 59])
+def test_a_packet_that_ends_too_early_is_left_to_the_kernel(bed: Bed, cut: int) -> None:
+    frame = call(bed, TCP).frame()[: 14 + cut]
+    if not 0 <= cut - (40 if bed.is_ipv6() else 20) < 20:
+        return  # the kernel makes no packet of it to run a program over, or it is whole
+    bed.from_pod(Packet(bed.pod, 1, bed.stranger, 1))
+    for program in ("from_pod", "to_pod"):
+        result = program_test_run(bed.datapath.program_fd(program), frame, 1)
+        assert (result.verdict, result.data) == (NEXT, frame)
+
+
+@pytest.mark.parametrize("flags", [SYN, ACK, FIN | ACK, SYN | FIN])
+@pytest.mark.parametrize("size", [0, 60, 90])
+def test_a_service_without_backends_refuses_tcp_by_a_reset(bed: Bed, flags: int, size: int) -> None:
+    for sent in (
+        call(bed, TCP, bed.empty).to(flags=flags, ack=77),
+        call(bed, TCP, bed.empty).to(flags=flags, payload=b"abc"),
+    ):
+        verdict, answer = bed.from_pod(sent.frame(size))
+        assert answer is not None
+        length = len(sent.payload) + (flags & SYN > 0) + (flags & FIN > 0)
+        expected = sent.back().to(flags=RST | ACK, seq=0, ack=1000 + length, payload=b"")
+        if flags & ACK:
+            expected = sent.back().to(flags=RST, seq=sent.ack, ack=0, payload=b"")
+        assert (verdict, answer) == (REDIRECT, expected)
+    reason = Reason.DROP_NO_BACKEND if flags & SYN and not flags & ACK else Reason.DROP_NO_CONNECTION
+    assert bed.count(reason) == 2
+    assert not [entry for entry in bed.entries().values() if entry.service_id]
+
+
+def test_a_reset_to_a_service_without_backends_is_not_answered(bed: Bed) -> None:
+    assert bed.from_pod(call(bed, TCP, bed.empty).to(flags=RST)) == (DROP, None)
+
+
+@pytest.mark.parametrize("protocol", [UDP, SCTP])
+@pytest.mark.parametrize("payload", [b"", b"abc", b"x" * 600])
+def test_a_service_without_backends_refuses_what_is_not_tcp_by_icmp(bed: Bed, protocol: int, payload: bytes) -> None:
+    sent = call(bed, protocol, bed.empty).to(payload=payload)
+    verdict, answer = bed.from_pod(sent.frame(60))
+    assert verdict == REDIRECT
+    assert answer is not None
+    assert (answer.source, answer.destination) == (bed.empty, bed.pod)
+    assert answer.icmp == ((1, 4, 0) if bed.is_ipv6() else (3, 3, 0))
+    assert answer.about is not None
+    assert key_of(answer.about) == key_of(sent)
+
+
+def test_an_answer_leaves_by_the_way_the_question_came(bed: Bed) -> None:
+    frame = call(bed, TCP, bed.empty).frame()
+    bed.from_pod(frame)
+    result = program_test_run(bed.datapath.program_fd("from_pod"), frame, 1)
+    assert result.data[:14] == frame[6:12] + frame[:6] + frame[12:14]
+
+
+def test_sctp_to_another_port_is_refused(bed: Bed) -> None:
+    bed.serve(bed.vip, 9, SCTP, 500, BACKEND + 20)
+    verdict, answer = bed.from_pod(Packet(bed.pod, 40000, bed.vip, 9, SCTP, payload=b"x"))
+    assert verdict == REDIRECT
+    assert answer is not None
+    assert bed.count(Reason.DROP_SCTP_PORT) == 1
+
+
+def test_a_packet_of_no_connection_is_answered_by_a_reset(bed: Bed) -> None:
+    sent = call(bed, TCP).to(flags=ACK, ack=55)
+    assert bed.from_pod(sent) == (REDIRECT, sent.back().to(flags=RST, seq=55, ack=0))
+    assert bed.count(Reason.DROP_NO_CONNECTION) == 1
+
+
+@pytest.mark.parametrize("protocol", PORTS)
+def test_a_pod_that_calls_itself_sees_the_node_calling(bed: Bed, protocol: int) -> None:
+    sent = call(bed, protocol, bed.own)
+    arrived = sent.to(source=bed.node, destination=bed.pod, destination_port=PORTS[protocol][1])
+    assert bed.from_pod(sent) == (REDIRECT, arrived)
+    answer = arrived.back().to(flags=SYN | ACK)
+    assert bed.from_pod(answer) == (REDIRECT, sent.back().to(flags=SYN | ACK))
+
+
+def test_a_pod_cannot_call_itself_where_the_node_has_no_address(bed: Bed) -> None:
+    bed.put("node_config", {Number(0): config(bed)._replace(node4=NO_ADDRESS, node6=NO_ADDRESS)})
+    assert bed.from_pod(call(bed, TCP, bed.own)) == (DROP, None)
+    assert bed.count(Reason.DROP_NO_ADDRESS) == 1
+
+
+# --- ICMP errors
+
+
+@pytest.mark.parametrize("protocol", PORTS)
+@pytest.mark.parametrize("by", ["backend", "router"])
+def test_an_error_about_a_translated_packet_names_the_service(bed: Bed, protocol: int, by: str) -> None:
+    sent = call(bed, protocol)
+    arrived = to_backend(bed, sent)
+    bed.from_pod(sent)
+    source, shown = (bed.backend, bed.vip) if by == "backend" else (bed.router, bed.router)
+    verdict, found = bed.to_pod(bed.error(source, bed.pod, arrived))
+    assert (verdict, found) == (NEXT, bed.error(shown, bed.pod, bare(sent)))
+    verdict, found = bed.from_pod(bed.error(source, bed.pod, arrived))
+    assert (verdict, found) == (NEXT, bed.error(shown, bed.pod, bare(sent)))
+    assert bed.count(Reason.NAT_ERROR) == 2
+
+
+@pytest.mark.parametrize("protocol", PORTS)
+def test_an_error_about_an_answer_names_the_backend(bed: Bed, protocol: int) -> None:
+    sent = call(bed, protocol)
+    bed.from_pod(sent)
+    shown, real = sent.back(), to_backend(bed, sent).back()
+    assert bed.from_pod(bed.error(bed.pod, bed.vip, shown)) == (NEXT, bed.error(bed.pod, bed.backend, bare(real)))
+
+
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+def test_the_quoted_checksum_is_that_of_the_packet_as_it_was(bed: Bed, protocol: int) -> None:
+    """Whole packets are quoted here, so that their checksums can be looked at."""
+    sent = call(bed, protocol)
+    bed.from_pod(sent)
+    frame = bed.error(bed.router, bed.pod, to_backend(bed, sent)).frame()
+    data = program_test_run(bed.datapath.program_fd("to_pod"), frame, 1).data
+    assert data[14 + (48 if bed.is_ipv6() else 28) :] == sent.network()
+
+
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+def test_eight_bytes_of_a_transport_are_enough_to_know_it(bed: Bed, protocol: int) -> None:
+    sent = call(bed, protocol)
+    bed.from_pod(sent)
+    quoted = (40 if bed.is_ipv6() else 20) + 8
+    verdict, found = bed.to_pod(bed.error(bed.router, bed.pod, to_backend(bed, sent), quoted))
+    assert verdict == NEXT
+    assert found is not None
+    assert found.about is not None
+    assert key_of(found.about) == key_of(sent)
+
+
+def bare(packet: Packet) -> Packet:
+    """What is read of a quoted packet."""
+    return packet.to(flags=SYN, seq=1000, ack=0, payload=b"")
+
+
+# --- fragments
+
+
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+def test_all_fragments_go_where_the_first_went(bed: Bed, protocol: int) -> None:
+    bed.from_pod(call(bed, protocol))
+    sent = call(bed, protocol).to(flags=ACK, payload=bytes(range(256)))
+    first, rest = sent.fragments(128, 4711)
+    assert joined(bed.from_pod(first), bed.from_pod(rest)) == to_backend(bed, sent)
+    first, rest = to_backend(bed, sent).back().fragments(32, 4711)
+    assert joined(bed.to_pod(first), bed.to_pod(rest)) == sent.back()
+
+
+def joined(*sent: tuple[int, Packet | None]) -> Packet:
+    (_, first), (_, rest) = sent
+    assert first is not None
+    assert rest is not None
+    assert [verdict for verdict, _ in sent] == [NEXT, NEXT]
+    return join(first, rest)
+
+
+def test_a_fragment_whose_first_is_not_known_is_left_as_it_is(bed: Bed) -> None:
+    first, _ = call(bed, UDP).to(payload=bytes(64)).fragments(32, 1)
+    _, rest = call(bed, UDP).to(payload=bytes(64)).fragments(32, 2)
+    bed.from_pod(first)
+    assert bed.from_pod(rest) == (NEXT, rest)
+
+
+def test_a_fragment_is_refused_without_an_answer(bed: Bed) -> None:
+    assert bed.from_pod(call(bed, UDP, bed.empty).to(payload=bytes(64)).fragments(32, 1)[0]) == (DROP, None)
+
+
+# --- what a connection's entries live through
+
+
+def opened(bed: Bed, sent: Packet) -> Packet:
+    """A connection as after its handshake; returns what arrived of its first packet."""
+    verdict, arrived = bed.from_pod(sent)
+    assert verdict in (NEXT, REDIRECT)
+    assert arrived is not None
+    bed.from_pod(arrived.back().to(flags=SYN | ACK))
+    bed.from_pod(sent.to(flags=ACK))
+    return arrived
+
+
+def closed(bed: Bed, sent: Packet, arrived: Packet) -> None:
+    bed.from_pod(sent.to(flags=FIN | ACK))
+    bed.from_pod(arrived.back().to(flags=FIN | ACK))
+
+
+def test_a_source_port_that_is_used_again_with_another_service_of_the_backend_is_shown_that_one(bed: Bed) -> None:
+    """The trap: the answer's entry is of the service before."""
+    one, two = call(bed, TCP), call(bed, TCP, bed.second_vip)
+    arrived = opened(bed, one)
+    closed(bed, one, arrived)
+    assert bed.from_pod(two) == (NEXT, arrived)
+    answer = arrived.back().to(flags=SYN | ACK)
+    assert bed.from_pod(answer) == (NEXT, two.back().to(flags=SYN | ACK))
+    assert bed.entry(one) is None, "what leads to the same place would be shown the second service, too"
+
+
+def test_two_live_connections_from_one_port_to_one_backend_are_told_apart(bed: Bed) -> None:
+    one, two = call(bed, TCP), call(bed, TCP, bed.second_vip)
+    arrived = opened(bed, one)
+    lent = opened(bed, two)
+    assert lent == arrived.to(source_port=lent.source_port)
+    assert lent.source_port in LENT
+    for sent, came in ((one, arrived), (two, lent)):
+        data = came.back().to(flags=ACK, payload=b"whose?")
+        assert bed.from_pod(data) == (NEXT, sent.back().to(flags=ACK, payload=b"whose?"))
+        assert bed.from_pod(sent.to(flags=ACK, payload=b"mine")) == (NEXT, came.to(flags=ACK, payload=b"mine"))
+    error = bed.error(bed.router, bed.pod, lent)
+    assert bed.to_pod(error) == (NEXT, bed.error(bed.router, bed.pod, bare(two)))
+
+
+def test_where_no_port_is_left_to_lend_the_connection_is_refused(bed: Bed) -> None:
+    bed.put("node_config", {Number(0): config(bed)._replace(port_first=61000, port_last=61000)})
+    opened(bed, call(bed, TCP))
+    opened(bed, call(bed, TCP, bed.second_vip))
+    third = "fd96::33" if bed.is_ipv6() else "10.96.0.33"
+    bed.serve(third, 80, TCP, 600, BACKEND)
+    verdict, answer = bed.from_pod(call(bed, TCP, third))
+    assert verdict == REDIRECT
+    assert answer is not None
+    assert answer.flags == RST | ACK
+    assert bed.count(Reason.DROP_NO_PORT) == 1
+
+
+def test_sctp_can_be_lent_no_port(bed: Bed) -> None:
+    bed.from_pod(call(bed, SCTP))
+    verdict, _ = bed.from_pod(call(bed, SCTP, bed.second_vip))
+    assert verdict == REDIRECT
+    assert bed.count(Reason.DROP_NO_PORT) == 1
+
+
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+def test_what_a_pod_sends_to_the_backend_itself_is_told_apart_from_the_services(bed: Bed, protocol: int) -> None:
+    direct, sent = to_backend(bed, call(bed, protocol)), call(bed, protocol)
+    assert bed.from_pod(direct) == (NEXT, direct)
+    verdict, arrived = bed.from_pod(sent)
+    assert verdict == NEXT
+    assert arrived is not None
+    assert arrived.source_port in LENT
+    for program in (bed.from_pod, bed.to_pod):
+        assert program(direct.back().to(flags=ACK)) == (NEXT, direct.back().to(flags=ACK))
+        assert program(arrived.back().to(flags=ACK)) == (NEXT, sent.back().to(flags=ACK))
+
+
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+def test_what_a_pod_sends_to_the_backend_itself_later_is_told_apart_too(bed: Bed, protocol: int) -> None:
+    direct, sent = to_backend(bed, call(bed, protocol)), call(bed, protocol)
+    arrived = opened(bed, sent)
+    verdict, told = bed.from_pod(direct)
+    assert verdict == NEXT
+    assert told is not None
+    assert told == direct.to(source_port=told.source_port)
+    assert told.source_port in LENT
+    assert bed.to_pod(arrived.back().to(flags=ACK)) == (NEXT, sent.back().to(flags=ACK))
+    assert bed.to_pod(told.back().to(flags=ACK)) == (NEXT, direct.back().to(flags=ACK))
+
+
+def test_an_opening_packet_that_is_sent_again_goes_to_the_same_backend(bed: Bed) -> None:
+    sent = call(bed, TCP)
+    bed.from_pod(sent)
+    before = bed.entries()
+    bed.back(9, bed.other, 8080, TCP)
+    bed.put("lb_slots", {SlotsKey(100): [Number(9)] * 16})
+    assert bed.from_pod(sent) == (NEXT, to_backend(bed, sent))
+    assert bed.entries().keys() == before.keys()
+
+
+@pytest.mark.parametrize("state", [None, BackendState.TERMINATING, BackendState.QUARANTINED, BackendState.MAINTENANCE])
+@pytest.mark.parametrize("is_open", [False, True])
+def test_a_connection_is_opened_anew_where_its_backend_may_not_be_given_any_more(
+    bed: Bed, state: BackendState | None, is_open: bool
+) -> None:
+    sent = call(bed, TCP)
+    opened(bed, sent) if is_open else bed.from_pod(sent)
+    bed.back(9, bed.other, 8080, TCP)
+    bed.put("lb_slots", {SlotsKey(100): [Number(9)] * 16})
+    if state is None:
+        bed.drop("lb_backends", Number(BACKEND))
+    else:
+        bed.back(BACKEND, bed.backend, 8080, TCP, state)
+    arrived = sent.to(destination=bed.other, destination_port=8080)
+    assert bed.from_pod(sent) == (NEXT, arrived)
+    assert bed.to_pod(arrived.back().to(flags=SYN | ACK)) == (NEXT, sent.back().to(flags=SYN | ACK))
+    assert len(bed.entries()) == 2, "nothing is left of the one before"
+
+
+def test_an_opening_packet_on_a_live_connection_changes_nothing(bed: Bed) -> None:
+    """Anybody can forge one: the backend knows what to answer."""
+    sent = call(bed, TCP)
+    arrived = opened(bed, sent)
+    bed.back(9, bed.other, 8080, TCP)
+    bed.put("lb_slots", {SlotsKey(100): [Number(9)] * 16})
+    assert bed.from_pod(sent) == (NEXT, arrived)
+    assert bed.from_pod(sent.to(flags=ACK)) == (NEXT, arrived.to(flags=ACK))
+
+
+def test_an_established_connection_to_a_terminating_backend_goes_on(bed: Bed) -> None:
+    sent = call(bed, TCP)
+    arrived = opened(bed, sent)
+    bed.back(BACKEND, bed.backend, 8080, TCP, BackendState.TERMINATING)
+    bed.change(sent, expires=1)  # so that it is looked at
+    assert bed.from_pod(sent.to(flags=ACK)) == (NEXT, arrived.to(flags=ACK))
+
+
+def test_a_connection_whose_backend_is_gone_is_reset(bed: Bed) -> None:
+    sent = call(bed, TCP)
+    opened(bed, sent)
+    bed.drop("lb_backends", Number(BACKEND))
+    bed.change(sent, expires=bed.entry(sent).expires - 5)  # type: ignore[union-attr]
+    last = sent.to(flags=ACK, ack=99)
+    assert bed.from_pod(last) == (REDIRECT, last.back().to(flags=RST, seq=99, ack=0))
+    assert bed.entries() == {}
+
+
+def test_a_backends_number_that_is_given_to_another_is_no_backend(bed: Bed) -> None:
+    sent = call(bed, TCP)
+    opened(bed, sent)
+    bed.back(BACKEND, bed.other, 8080, TCP)
+    bed.change(sent, expires=bed.entry(sent).expires - 5)  # type: ignore[union-attr]
+    verdict, _ = bed.from_pod(sent.to(flags=ACK))
+    assert verdict == REDIRECT
+
+
+def test_datagrams_move_to_another_backend_where_theirs_is_gone(bed: Bed) -> None:
+    sent = call(bed, UDP)
+    bed.from_pod(sent)
+    bed.back(9, bed.other, 5353, UDP)
+    bed.put("lb_slots", {SlotsKey(110): [Number(9)] * 16})
+    bed.drop("lb_backends", Number(BACKEND + 10))
+    assert bed.from_pod(sent) == (NEXT, sent.to(destination=bed.other, destination_port=5353))
+
+
+def test_datagrams_that_are_only_answered_keep_their_backend(bed: Bed) -> None:
+    sent = call(bed, UDP)
+    bed.from_pod(sent)
+    bed.to_pod(to_backend(bed, sent).back())
+    bed.back(9, bed.other, 5353, UDP)
+    bed.put("lb_slots", {SlotsKey(110): [Number(9)] * 16})
+    bed.change(sent, expires=1)
+    assert bed.from_pod(sent) == (NEXT, to_backend(bed, sent))
+    bed.change(sent, expires=1)
+    bed.change(to_backend(bed, sent).back(), expires=1)
+    assert bed.from_pod(sent) == (NEXT, sent.to(destination=bed.other, destination_port=5353))
+
+
+def seconds(bed: Bed, packet: Packet) -> int:
+    """How long the entry holds: in its units, from one that was made just now on."""
+    found = bed.entry(packet)
+    assert found is not None
+    just = Packet(bed.other, len(bed.entries()), bed.stranger, 1, UDP, payload=b"x")
+    bed.from_pod(just)
+    now = bed.entry(just)
+    assert now is not None
+    return found.expires - now.expires + 30
+
+
+def test_an_entry_holds_as_long_as_its_state_says(bed: Bed) -> None:
+    sent = call(bed, TCP)
+    bed.from_pod(sent)
+    back = to_backend(bed, sent).back()
+    assert 58 <= seconds(bed, sent) <= 60
+    assert 58 <= seconds(bed, back) <= 60
+    opened(bed, sent)
+    assert seconds(bed, sent) > 7000
+    assert seconds(bed, back) > 7000
+    bed.from_pod(sent.to(flags=FIN | ACK))
+    assert 118 <= seconds(bed, sent) <= 120
+    assert 118 <= seconds(bed, back) <= 120
+    bed.from_pod(back.to(flags=FIN | ACK))
+    assert 0 <= seconds(bed, sent) <= 2
+    assert 0 <= seconds(bed, back) <= 2
+
+
+def test_a_reset_leaves_what_was_established_a_minute(bed: Bed) -> None:
+    """It may be forged: then what follows renews it."""
+    sent = call(bed, TCP)
+    back = opened(bed, sent).back()
+    bed.from_pod(sent.to(flags=RST))
+    assert 58 <= seconds(bed, sent) <= 60
+    assert 58 <= seconds(bed, back) <= 60
+    two = call(bed, TCP, bed.second_vip)
+    verdict, arrived = bed.from_pod(two)
+    assert verdict == NEXT
+    assert arrived is not None
+    assert arrived.source_port in LENT, "the port is not free yet"
+
+
+def test_a_refused_connection_is_forgotten_soon(bed: Bed) -> None:
+    sent = call(bed, TCP)
+    bed.from_pod(sent)
+    back = to_backend(bed, sent).back()
+    bed.from_pod(back.to(flags=RST | ACK))
+    assert seconds(bed, sent) <= 2
+    assert seconds(bed, back) <= 2
+
+
+def test_packets_and_bytes_are_counted(bed: Bed) -> None:
+    sent = call(bed, TCP)
+    opened(bed, sent)
+    bed.from_pod(sent.to(flags=ACK, payload=bytes(100)))
+    head = 60 if bed.is_ipv6() else 40
+    found = bed.entry(sent)
+    assert found is not None
+    assert (found.packets, found.bytes) == (3, 3 * head + 100)
+    assert found.flags & CtFlag.ESTABLISHED
+
+
+# --- where a packet comes from
+
+
+def test_a_connection_that_is_another_pods_is_no_way_around_the_source_check(bed: Bed) -> None:
+    sent = call(bed, TCP)
+    arrived = opened(bed, sent)
+    bed.from_pod(Packet(bed.other, 1, bed.stranger, 1))
+    for forged in (sent.to(flags=ACK), arrived.back().to(flags=ACK)):
+        bed.change(forged, from_device=99)
+        assert bed.send("from_pod", forged) == (DROP, None)
+    assert bed.count(Reason.DROP_SOURCE) == 2
