@@ -22,6 +22,7 @@ from clustermesh.errors import ClusterMeshError, Refused, Unavailable
 T = TypeVar("T")
 MAIN_TABLE: Final = 254
 SCOPE_LINK: Final = 253
+ADDRESS_PROTOCOL: Final = 177  # IFA_PROTO of router addresses, as of our routes
 _NODAD: Final = 2  # IFA_F_NODAD, linux/if_addr.h: the address is ours alone, and usable at once
 _NO_LINK_LOCAL: Final = 1  # addr_gen_mode
 _IPV6: Final = Path("/proc/sys/net/ipv6/conf")
@@ -199,12 +200,25 @@ async def ignore_gone(request: Any) -> None:
 async def add_address(name: str, address: Address) -> None:
     """Give the device `name` an address of its own (/32, /128). A router address is on "lo": it outlives the tunnel."""
     async with connect(f"add {text(address)} to {name}") as ip:
-        await put_address(ip, (await get_link(ip, name)).ifindex, address)
+        await put_address(ip, (await get_link(ip, name)).ifindex, address, proto=ADDRESS_PROTOCOL)
 
 
-async def put_address(ip: AsyncIPRoute, ifindex: int, address: Address) -> None:
-    """As `add_address`, over a socket that is open already."""
-    flags = {} if is_ipv4(address) else {"flags": _NODAD}
+async def remove_addresses(name: str) -> list[Address]:
+    """Take from the device `name` what `add_address` gave it, and say what that was; nothing on kernels before 5.18,
+    which do not remember whose an address is."""
+    async with connect(f"take addresses from {name}") as ip:
+        ifindex = (await get_link(ip, name)).ifindex
+        found = [message async for message in await ip.addr("dump", index=ifindex)]
+        ours = [each for each in found if each["index"] == ifindex and each.get("proto") == ADDRESS_PROTOCOL]
+        held = [(address, each["prefixlen"]) for each in ours if (address := address_of(each)) is not None]
+        for address, length in held:
+            await ignore_gone(ip.addr("del", index=ifindex, address=text(address), prefixlen=length))
+    return [address for address, _ in held]
+
+
+async def put_address(ip: AsyncIPRoute, ifindex: int, address: Address, **more: int) -> None:
+    """As `add_address`, over a socket that is open already, and nobody's."""
+    flags = more if is_ipv4(address) else {"flags": _NODAD} | more
     length = family_length(single(address))
     await ip.addr("replace", index=ifindex, address=text(address), prefixlen=length, **flags)
 

@@ -296,6 +296,38 @@ def prepare_downgrade(context: Path, node: str, bpffs: Path, state_dir: Path, ru
     os.execv(sys.executable, [sys.executable, "-P", "-m", "agent.older.downgrade", *given])
 
 
+@command.command("cleanup")
+@click.option("--force", "-f", is_flag=True, help="Ask nothing.")
+@click.option(
+    "--all-state", is_flag=True, help="Also the node's key, what was kept of clusters, and the pods' devices."
+)
+@click.option("--bpffs", type=click.Path(path_type=Path), default=Path("/sys/fs/bpf"), show_default=True, metavar="DIR")
+@click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path),
+    default=Path("/var/lib/clustermesh"),
+    show_default=True,
+    metavar="DIR",
+)
+@click.option(
+    "--run-dir", type=click.Path(path_type=Path), default=Path("/run/clustermesh"), show_default=True, metavar="DIR"
+)
+@click.option("--device", default="cm-wg0", show_default=True, help="The WireGuard device.")
+def cleanup(force: bool, all_state: bool, bpffs: Path, state_dir: Path, run_dir: Path, device: str) -> None:
+    """Take everything of an agent off this node: programs, maps, tunnels, routes. The agent must be stopped.
+
+    \b
+    Examples:
+      systemctl disable --now clustermesh-agent && clustermesh node cleanup
+      clustermesh node cleanup --force --all-state
+    """
+    if not force:
+        click.confirm("This node leaves the mesh: services and tunnels end here. Go on?", abort=True)
+    given = ["--bpffs", str(bpffs), "--state-dir", str(state_dir), "--run-dir", str(run_dir), "--device", device]
+    given += ["--all-state"] if all_state else []
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "agent.cleanup", *given])
+
+
 def _ago(moment: float) -> str:
     seconds = max(0, int(time.time() - moment))
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
