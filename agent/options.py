@@ -18,7 +18,7 @@ from clustermesh.duration import parse_cache_ttl
 from clustermesh.errors import Invalid
 from clustermesh.listen import parse_address
 from clustermesh.logs import FORMATS
-from clustermesh.model import MAX_CLUSTERS
+from clustermesh.model import MAX_CLUSTERS, Protocol
 from clustermesh.standalone.context import CHART_PEERS
 from clustermesh.wire import keys
 
@@ -67,6 +67,12 @@ class Options(Struct, frozen=True, kw_only=True):
     @property
     def socket(self) -> Path:
         return self.run_dir / "agent.sock"
+
+    @property
+    def reserved(self) -> dict[tuple[Protocol, int], str]:
+        """Where this agent is called itself, at whatever address of the node, in words."""
+        metrics = {(Protocol.TCP, parse_address(self.metrics)[1]): "this agent's metrics"} if self.metrics else {}
+        return {(Protocol.UDP, self.port): "WireGuard"} | metrics
 
     @property
     def pins(self) -> Path:

@@ -27,6 +27,7 @@ from clustermesh.errors import Invalid
 from clustermesh.mesh.authority import Ground, Place
 from clustermesh.mesh.peer_files import PeerFile
 from clustermesh.store import endpoint as etcd_endpoint
+from clustermesh.store.endpoint import Endpoint
 
 _log = logging.getLogger(__name__)
 _PERIOD: Final = 30.0  # seconds between looks at everything; names are asked for only then
@@ -135,22 +136,22 @@ class Surroundings:
         return local_places([each for each in networks if each.device != self._device], gateways)
 
     async def _read_own_etcd(self) -> list[Place]:
-        return await self._resolve_all([(self._own, etcd_endpoint.parse(each).host, ()) for each in self._endpoints])
+        return await self._resolve_all([(self._own, etcd_endpoint.parse(each), ()) for each in self._endpoints])
 
     async def _read_etcds_of_peers(self) -> list[Place]:
         return await self._resolve_all(
             [
-                (name, host, file.host_aliases.get(host.lower(), ()))
+                (name, endpoint, file.host_aliases.get(endpoint.host.lower(), ()))
                 for name, file in (await asyncio.to_thread(self._peers)).items()
-                for host in (etcd_endpoint.parse(endpoint).host for endpoint in file.endpoints)
+                for endpoint in map(etcd_endpoint.parse, file.endpoints)
             ]
         )
 
-    async def _resolve_all(self, asked: Sequence[tuple[str, str, Iterable[str]]]) -> list[Place]:
-        found = await asyncio.gather(*(self._resolve(host, aliases) for _, host, aliases in asked))
+    async def _resolve_all(self, asked: Sequence[tuple[str, Endpoint, Iterable[str]]]) -> list[Place]:
+        found = await asyncio.gather(*(self._resolve(etcd.host, aliases) for _, etcd, aliases in asked))
         return [
-            Place(single(address), f"the etcd of {name}", lifeline=True, cluster=name)
-            for (name, _, _), addresses in zip(asked, found, strict=True)
+            Place(single(address), f"the etcd of {name}", lifeline=True, cluster=name, ports=(etcd.port,))
+            for (name, etcd, _), addresses in zip(asked, found, strict=True)
             for address in addresses
         ]
 
@@ -177,7 +178,7 @@ def local_places(networks: Iterable[Network], gateways: Iterable[Gateway]) -> li
         if _is_link_local(address):
             continue
         alone = single(address)
-        places.append(Place(alone, f"this machine's address on {device}", lifeline=device in ways_out))
+        places.append(Place(alone, f"this machine's address on {device}", lifeline=device in ways_out, ports=()))
         if length < alone.length:
             places.append(Place(Prefix(masked(address, length), length), f"the network on {device}"))
     return places

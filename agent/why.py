@@ -59,7 +59,8 @@ class Looker:
     async def look(self, subject: Subject, readers: list[ClusterReader], waiting: str) -> Facts:
         """Everything this node knows. Raises Unavailable where the kernel cannot be asked."""
         shaken = await self._shaken()
-        held = Held(self._state, lambda cluster, node: self._way(cluster, node, shaken))
+        here = self._domains.services.here
+        held = Held(self._state, lambda cluster, node: self._way(cluster, node, shaken), here)
         facts = Facts(
             own=self._state.own,
             node=self._node,

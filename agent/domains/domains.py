@@ -81,7 +81,8 @@ class Domains:
         self.addresses = Addresses(state, targets, self.attached_pods)
         self.devices = Devices(targets, self.attached_pods, options.device, options.devices)
         self.tunnels.on_own = self.devices.take_own
-        self.services = Services(state, targets, before=(self.network, self.tunnels))
+        before = (self.network, self.tunnels)
+        self.services = Services(state, targets, before, options.node, options.reserved)
         self.services.known, self.services.unheard = self._known_clusters, self._unheard_clusters
         self.eviction = Eviction(self.services, self._open_evictor)
         self._name, self._state = options.node, state

@@ -18,11 +18,12 @@ from agent.bpf.layouts import Number, pack, pack_factors
 from agent.domains.domain import Domain
 from agent.domains.tables import Targets, most_of
 from agent.plan.services import ServicePlanner, ServiceTrackers
-from agent.plan.unheard import as_found, doubtful, has_any, services_found
+from agent.plan.unheard import as_found, details_found, doubtful, has_any, services_found
 from agent.state import AgentState
 from clustermesh.address import text
-from clustermesh.mesh.resolve import ServiceEntry, resolve
-from clustermesh.model import LocalService, Service
+from clustermesh.mesh.answering import Here, here_of
+from clustermesh.mesh.resolve import LOOPBACK, Kind, ServiceEntry, asks_more, resolve
+from clustermesh.model import LocalService, Protocol, Service
 from clustermesh.reconcile import Reconciler, Tracker
 
 _COURTESY: Final = 0.02  # seconds: the way to a new backend is made first, unless that takes longer
@@ -31,13 +32,22 @@ _COURTESY: Final = 0.02  # seconds: the way to a new backend is made first, unle
 class Services(Domain[tuple[str, str]]):
     """`before` are the domains that make the way to backends: what they are busy with is waited for, for a moment.
 
+    `node` is this one's name. `reserved` is what of this agent is called at a port of nodes, in words.
+
     `known` says which clusters' services are known and used, by id, or None where no other is waited for; `unheard`
     which are known only as they were kept.
     """
 
     name = "services"
 
-    def __init__(self, state: AgentState, targets: Targets, before: Collection[Domain[Any]]) -> None:
+    def __init__(
+        self,
+        state: AgentState,
+        targets: Targets,
+        before: Collection[Domain[Any]],
+        node: str,
+        reserved: Mapping[tuple[Protocol, int], str],
+    ) -> None:
         self.tables = ServiceTrackers[Tracker[bytes, bytes]](
             *(Tracker(name, getattr(targets, name)) for name in ServiceTrackers._fields)
         )
@@ -56,6 +66,9 @@ class Services(Domain[tuple[str, str]]):
         self._in_vain: dict[str, int] = {}
         self.set_factors({})
         self.left_out: dict[tuple[str, str], str] = {}  # services at addresses this node lives by, and why
+        self.here = Here(node)
+        self._reserved, self._ground = reserved, state.holdings.ground
+        self._asking: set[tuple[str, str]] = set()  # for which it matters what this node is and stands on
 
     def set_factors(self, factors: Mapping[int, float], evicted: Set[int] = frozenset()) -> None:
         """Give each cluster, by its id, this part (0 to 1) of its share in every service; those not named have all of
@@ -72,31 +85,55 @@ class Services(Domain[tuple[str, str]]):
     def take(self) -> Collection[tuple[str, str]]:
         self._changes |= self._propagation.take_seen()  # of this moment, as what is dirty
         before, self._known = self._known, (self.known(), self.unheard())
-        return self._state.take_services() | (self._found.keys() if self._known != before else set())
+        taken = self._state.take_services() | (self._found.keys() if self._known != before else set())
+        return taken | (self._asking if self._has_moved() else set())
+
+    def _has_moved(self) -> bool:
+        """Whether this node is another than it was, or stands on other ground."""
+        before = self.here, self._ground
+        self._ground = self._state.holdings.ground
+        own = self._state.views.get(self._state.own)
+        self.here = here_of(self.here.name, None if own is None else own.nodes.get(self.here.name))
+        return (self.here, self._ground) != before
 
     def plan(self, item: tuple[str, str]) -> None:
         self._state.rule(item)
+        self._asking.discard(item)
         local = self._state.own_service(item)
         entries = [] if local is None else self._resolve(item, local)
-        taken = {e.frontend.address: why for e in entries if (why := self._state.holdings.lives_at(e.frontend.address))}
+        taken = {each.frontend: why for each in entries if (why := self._taken(each))}
         self.left_out.pop(item, None)
         if taken:
-            said = ", ".join(f"{text(address)} is {why}" for address, why in taken.items())
-            self.left_out[item] = f"{said}, and has to be reached itself: give the service another address"
-        self.planner.update(item, [each for each in entries if each.frontend.address not in taken])
+            said = dict.fromkeys(f"{text(at.address)} is {why}" for at, why in taken.items())
+            self.left_out[item] = f"{', '.join(said)}, and has to be reached itself: give the service another address"
+        self.planner.update(item, [each for each in entries if each.frontend not in taken] if taken else entries)
+
+    def _taken(self, entry: ServiceEntry) -> str:
+        """What stands where the service is called, and has to be reached there itself; or ""."""
+        at, holdings = entry.frontend, self._state.holdings
+        if entry.kind is Kind.CLUSTER_IP:
+            return holdings.lives_at(at.address)
+        ours = self._reserved.get((at.protocol, at.port), "")
+        is_here = at.address in self.here.addresses or at.address in LOOPBACK
+        if ours and (is_here or holdings.lives_at(at.address)):
+            return f"{ours} at port {at.port}"
+        return "" if at.address in LOOPBACK else holdings.lives_at_port(at.address, at.protocol, at.port)
 
     def _resolve(self, item: tuple[str, str], local: LocalService) -> list[ServiceEntry]:
         """As the clusters say it, or, of one that is not known or was not heard of yet, as the kernel has it."""
         said = self._state.remote_services(item)
-        entries = resolve(local, said)
+        if asks_more(local, said):
+            self._asking.add(item)
+        entries = resolve(local, said, self.here)
         found = self._still_found(item, local, entries)
         if not found:
             return entries
         others = [service for service in said if service.cluster_id not in found]
         own = found.pop(local.service.cluster_id, None)
         if own is not None:
-            local = replace(local, service=replace(local.service, backends=own.backends))
-        return resolve(local, [*others, *found.values()])
+            details = dict(local.details) | details_found(self.tables, local, self.here)
+            local = replace(local, service=replace(local.service, backends=own.backends), details=details)
+        return resolve(local, [*others, *found.values()], self.here)
 
     def _still_found(
         self, item: tuple[str, str], local: LocalService, said: Sequence[ServiceEntry]
@@ -109,7 +146,7 @@ class Services(Domain[tuple[str, str]]):
         unknown = set[int]() if known is None else unheard - known - {own}
         doubted = doubtful(self.tables, said, unheard - unknown)
         if found is None:
-            found = services_found(self.tables, local) if doubted or known is not None else {}
+            found = services_found(self.tables, local, self.here) if doubted or known is not None else {}
         found = {each: found[each] for each in found if each in doubted or not (known is None or each in {*known, own})}
         found |= {each: as_found(local.service, each, {}) for each in doubted - found.keys()}
         if found or (unknown and local.is_global):

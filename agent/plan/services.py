@@ -139,7 +139,7 @@ class ServicePlanner:
     def wanted(self, key: bytes) -> ServiceEntry | None:
         """All that the frontend should have, also where there is not enough room for it."""
         names = self._claims.get(key)
-        return names[min(names)] if names else None
+        return names[_first(names)] if names else None
 
     def served(self, key: bytes) -> tuple[Name, ServiceEntry] | None:
         """What the frontend is wanted to have, and the service whose it is."""
@@ -161,11 +161,8 @@ class ServicePlanner:
         if wanted == held:
             return ""
         before, after, full = _needs(held), _needs(wanted), ""
-        if wanted is not None and (full := self._lacks(key, wanted, after)):
-            if key not in self._ids:
-                return f"is not there: {full}"
-            full = f"has as many of its backends as there is room for: {full}"
-            wanted = self._cut(key, wanted)
+        if wanted is not None and (lack := self._lacks(key, wanted, after)):
+            wanted, full = self._fitting(key, wanted, lack)
             if wanted == held:
                 return full
             after = _needs(wanted)
@@ -176,6 +173,16 @@ class ServicePlanner:
         self._numbers.release(before.active)
         self._numbers.release_resting(before.resting)
         return full
+
+    def _fitting(self, key: bytes, wanted: ServiceEntry, lack: str) -> tuple[ServiceEntry | None, str]:
+        """As much of `wanted` as there is room for, and what is said of it: new connections come first, and what is not
+        there yet comes as a whole or not at all."""
+        cut = self._cut(key, wanted)
+        if replace(cut, resting=wanted.resting) == wanted and not self._room.lack({"services": [key]}):
+            return cut, f"does not know all of the backends that are given to nobody: {lack}"
+        if key not in self._ids:
+            return None, f"is not there: {lack}"
+        return cut, f"has as many of its backends as there is room for: {lack}"
 
     def _remove(self, key: bytes, before: _Needs) -> None:
         self._trackers.services.remove(key)
@@ -235,7 +242,7 @@ class ServicePlanner:
     def _cut(self, key: bytes, wanted: ServiceEntry) -> ServiceEntry:
         """`wanted` with those of its backends that need no room or find it. Those of whom is not known that they may
         ask may not; without a table it is drawn who answers."""
-        number, fits, groups = self._ids[key], self._room.filler(), list[Group]()
+        number, fits, groups = self._service_id(key), self._room.filler(), list[Group]()
         protocol = PROTOCOL_NUMBERS[wanted.frontend.protocol]
         for index, group in enumerate(wanted.groups):
             if not fits("groups", _GROUPS_KEY(number, index // GROUPS_PER_BLOCK)):
@@ -253,7 +260,8 @@ class ServicePlanner:
             weight = -(-group.weight * slots // max(had, 1))  # as much for each
             groups.append(replace(group, weight=weight, alike=tuple(kept)))
         allowed = [each for each in wanted.source_ranges if fits("source_ranges", pack_source_range(number, each))]
-        algorithm = wanted.algorithm if fits("maglev", _NUMBER(number)) else Algorithm.RANDOM
+        has_table = wanted.algorithm is Algorithm.MAGLEV and fits("maglev", _NUMBER(number))
+        algorithm = Algorithm.MAGLEV if has_table else Algorithm.RANDOM
         cut = replace(wanted, groups=tuple(groups), source_ranges=tuple(allowed), algorithm=algorithm)
         return replace(cut, resting=self._cut_resting(wanted, protocol, fits))
 

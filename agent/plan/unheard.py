@@ -11,25 +11,23 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from agent.bpf.layouts import PROTOCOL_NUMBERS, BackendValue, as_active, pack_backends, pack_service_key, unpack
 from agent.bpf.walk import groups_behind
 from agent.plan.services import ServiceTrackers
-from clustermesh.address import Address
+from clustermesh.address import Address, is_ipv4
 from clustermesh.deltas import Deltas
+from clustermesh.mesh.answering import NOWHERE, Here
 from clustermesh.mesh.resolve import Scope, ServiceEntry
-from clustermesh.model import LocalService, Port, Service
+from clustermesh.model import BackendDetail, LocalService, Port, Service
 
 Kernel = ServiceTrackers[Deltas[bytes, bytes]]
 
 
-def services_found(kernel: Kernel, local: LocalService) -> dict[int, Service]:
+def services_found(kernel: Kernel, local: LocalService, here: Here) -> dict[int, Service]:
     """One for each cluster that has backends behind the frontends of `local`, by its id."""
     own = local.service
     found: dict[int, dict[Address, dict[str, Port]]] = {}
-    for address, ports in own.frontends.items():
-        for name, port in ports.items():
-            if (number := PROTOCOL_NUMBERS.get(port.protocol)) is None:
-                continue
-            for each in _behind(kernel, pack_service_key(address, port.port, number, Scope.ANY)):
-                at = found.setdefault(each.cluster_id, {}).setdefault(each.address, {})
-                at[name] = Port(protocol=port.protocol, port=each.port)
+    for address, name, port in _called_at(local, here):
+        for each in _behind(kernel, pack_service_key(address, port.port, PROTOCOL_NUMBERS[port.protocol], Scope.ANY)):
+            at = found.setdefault(each.cluster_id, {}).setdefault(each.address, {})
+            at[name] = Port(protocol=port.protocol, port=each.port)
     return {cluster_id: as_found(own, cluster_id, backends) for cluster_id, backends in found.items()}
 
 
@@ -38,14 +36,38 @@ def as_found(own: Service, cluster_id: int, backends: Mapping[Address, Mapping[s
     return Service(cluster="", cluster_id=cluster_id, namespace=own.namespace, name=own.name, backends=backends)
 
 
+def details_found(kernel: Kernel, local: LocalService, here: Here) -> dict[Address, BackendDetail]:
+    """Of backends of which nobody has said anything yet: those that a policy Local has given are on this node."""
+    found = dict[Address, BackendDetail]()
+    for address, _, port in _called_at(local, here):
+        for scope in Scope.ANY, Scope.EXTERNAL:
+            number = PROTOCOL_NUMBERS[port.protocol]
+            only_here = local.local_only if address in local.service.frontends else scope is Scope.EXTERNAL
+            for each in _behind(kernel, pack_service_key(address, port.port, number, scope)) if only_here else ():
+                if each.address not in local.details:
+                    found[each.address] = BackendDetail(node=here.name)
+    return found
+
+
 def has_any(kernel: Kernel, local: LocalService) -> bool:
     """Whether the kernel has a frontend of `local`."""
     return any(
         pack_service_key(address, port.port, PROTOCOL_NUMBERS[port.protocol], Scope.ANY) in kernel.services.actual
-        for address, ports in local.service.frontends.items()
-        for port in ports.values()
-        if port.protocol in PROTOCOL_NUMBERS
+        for address, _, port in _called_at(local, NOWHERE)
     )
+
+
+def _called_at(local: LocalService, here: Here) -> Iterator[tuple[Address, str, Port]]:
+    """Where those inside call it, by the names of its ports."""
+    frontends, outside = local.service.frontends, local.outside
+    families = {is_ipv4(address): ports for address, ports in frontends.items()}
+    ways = [*frontends.items()]
+    ways += [(ip, families.get(is_ipv4(ip), {})) for ip in (*outside.external_ips, *outside.load_balancer_ips)]
+    ways += [(ip, outside.node_ports) for ip in here.addresses if is_ipv4(ip) in families]
+    for address, ports in ways:
+        for name, port in ports.items():
+            if port.protocol in PROTOCOL_NUMBERS:
+                yield address, name, port
 
 
 def doubtful(kernel: Kernel, entries: Iterable[ServiceEntry], clusters: Set[int]) -> set[int]:

@@ -90,16 +90,21 @@ class Authority(Struct, frozen=True, kw_only=True):
         return any(_holds(around, prefix) for around in self.allowed)
 
 
+ALL_PORTS: Final = (0,)
+
+
 class Place(NamedTuple):
     """Somewhere this machine or its cluster lives by; `what` is "the etcd of beta". An etcd is a `cluster`'s.
 
-    Nothing may be routed over a `lifeline`, whoever wants it.
+    Nothing may be routed over a `lifeline`, whoever wants it, and no service has its cluster IP there; one that is
+    reached from outside is there all the same, but at those of its TCP `ports`.
     """
 
     prefix: Prefix
     what: str
     lifeline: bool = False
     cluster: str = ""
+    ports: tuple[int, ...] = ALL_PORTS
 
 
 class Ground:

@@ -13,11 +13,11 @@ from typing import Final, NamedTuple
 
 from clustermesh.address import Address, Prefix, masked, nobodys, prefix_text, single, text
 from clustermesh.mesh.address_index import AddressBook
-from clustermesh.mesh.authority import TOGETHER, Authority, Ground, Place, judge_address, judge_prefix
+from clustermesh.mesh.authority import ALL_PORTS, TOGETHER, Authority, Ground, Place, judge_address, judge_prefix
 from clustermesh.mesh.claims import Claim, Claims, Holder
 from clustermesh.mesh.refusals import Reason, Refusal
 from clustermesh.mesh.room import SharedRoom
-from clustermesh.model import Node
+from clustermesh.model import Node, Protocol
 
 
 class Wanted(NamedTuple):
@@ -178,6 +178,16 @@ class Holdings:
         if claim is not None and address in self.standing[claim.holder].addresses:
             return str(claim.holder)
         return next((str(holder) for _, holder in self._homeless.inside(alone)), "")
+
+    def lives_at_port(self, address: Address, protocol: Protocol, port: int) -> str:
+        """As `lives_at` of a service that says it is reached at an address which others may have, too: the rest of what
+        is there stays where it is."""
+        for place in self.ground.is_at(address):
+            is_called = place.ports == ALL_PORTS or (protocol is Protocol.TCP and port in place.ports)
+            if place.lifeline and place.cluster in ("", self.own) and is_called:
+                return place.what
+        clash = nobodys(single(address))
+        return f"an address in {prefix_text(clash)}, which is no cluster's" if clash else ""
 
     def shares(self, cluster: str) -> dict[Share, int]:
         """How many pod CIDRs and addresses the nodes of a cluster have, and those of all peers: there are limits."""

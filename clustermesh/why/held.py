@@ -7,8 +7,9 @@ from itertools import islice
 from typing import Any, Final
 
 from clustermesh.address import Address, contains, text
+from clustermesh.mesh.answering import NOWHERE, Here
 from clustermesh.mesh.refusals import Refusal
-from clustermesh.mesh.resolve import resolve
+from clustermesh.mesh.resolve import Kind, Scope, resolve
 from clustermesh.mesh.state import MeshState
 from clustermesh.mesh.view import View
 from clustermesh.model import Endpoint, Identity, LocalService, Node, Port, Service
@@ -38,10 +39,10 @@ def _no_tunnel(_cluster: str, _node: str) -> tuple[str, float | None]:
 
 
 class Held:
-    """Asks `state`; `tunnel` knows the way to each node."""
+    """Asks `state`, as services are on the node `here`; `tunnel` knows the way to each node."""
 
-    def __init__(self, state: MeshState, tunnel: Tunnel = _no_tunnel) -> None:
-        self._state, self._tunnel = state, tunnel
+    def __init__(self, state: MeshState, tunnel: Tunnel = _no_tunnel, here: Here = NOWHERE) -> None:
+        self._state, self._tunnel, self._here = state, tunnel, here
 
     # -- services ------------------------------------------------------------------------------------------------------
 
@@ -92,8 +93,11 @@ class Held:
         state = self._state
         clusters = {local.service.cluster_id: state.own}
         clusters |= {s.cluster_id: c for c, view in state.views.items() if (s := view.services.get(name)) is not None}
-        for entry in resolve(local, state.remote_services(name)):
+        for entry in resolve(local, state.remote_services(name), self._here):
             at = entry.frontend
+            if at.scope is Scope.EXTERNAL:  # told of those inside
+                continue
+            own_address = entry.kind is Kind.CLUSTER_IP
             claimants = sorted({name, *self._called_at(at.address, f"{at.port}/{at.protocol}")})
             yield FrontendFacts(
                 at=f"{text(at.address)}:{at.port}/{at.protocol}",
@@ -103,7 +107,7 @@ class Held:
                     for each in group.backends
                 ),
                 rivals=tuple("/".join(each) for each in claimants) if len(claimants) > 1 else (),
-                left_out=state.holdings.lives_at(at.address),
+                left_out=state.holdings.lives_at(at.address) if own_address else "",
             )
 
     def _called_at(self, address: Address, port: str = "") -> set[tuple[str, str]]:

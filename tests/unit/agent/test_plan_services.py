@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import struct
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from instructions import count_instructions
+from service_maps import Node
 
 from agent.bpf.layouts import (
-    BackendValue,
     GroupsKey,
-    LbGroup,
     Number,
-    ServiceKey,
     ServiceValue,
     SlotsKey,
     SourceRangeKey,
@@ -25,12 +22,11 @@ from agent.bpf.layouts import (
     unpack,
     unpack_each,
 )
-from agent.plan.services import ServicePlanner, ServiceTrackers
-from clustermesh.address import Prefix, from_int, parse, parse_prefix, prefix_text, text, to_int
+from agent.plan.services import ServicePlanner
+from clustermesh.address import from_int, parse, parse_prefix, prefix_text, text, to_int
 from clustermesh.errors import Unavailable
 from clustermesh.mesh.resolve import Backends, Frontend, Group, Kind, ServiceEntry, ServiceFlag
 from clustermesh.model import Algorithm, BackendState, Protocol
-from clustermesh.reconcile import Reconciler, Tracker
 
 TCP = Protocol.TCP
 Name = tuple[str, str]
@@ -38,105 +34,6 @@ Name = tuple[str, str]
 
 def served_by(planner: ServicePlanner) -> list[tuple[tuple[str, str], ServiceEntry]]:
     return [each for each in map(planner.served, planner.programmed()) if each is not None]
-
-
-class Map:
-    """A map of the kernel, which calls `watch` after every single entry it takes or drops."""
-
-    def __init__(self) -> None:
-        self.held: dict[Any, Any] = {}
-        self.watch = lambda: None
-
-    async def dump(self) -> Mapping[Any, Any]:
-        return dict(self.held)
-
-    async def upsert(self, entries: Mapping[Any, Any]) -> None:
-        for key, value in entries.items():
-            self.held[key] = value
-            self.watch()
-
-    async def delete(self, keys: Collection[Any]) -> None:
-        for key in keys:
-            self.held.pop(key, None)
-            self.watch()
-
-
-class Node:
-    """A planner over the maps, as an agent has them; a second one over the same maps is the agent started again."""
-
-    def __init__(self, maps: Mapping[str, Map] | None = None, most: Sequence[int] = (1 << 20,) * 6) -> None:
-        self.maps = maps or {name: Map() for name in ServiceTrackers._fields}
-        self.trackers = ServiceTrackers(*(Tracker(name, self.maps[name]) for name in ServiceTrackers._fields))
-        self.reconciler = Reconciler(*self.trackers)
-        self.planner = ServicePlanner(self.trackers, most)
-
-    def watch(self, watch: Any) -> None:
-        for each in self.maps.values():
-            each.watch = watch
-
-    async def start(self) -> None:
-        await self.reconciler.adopt()
-        self.planner.adopt()
-
-    async def flush(self) -> None:
-        self.reconciler.may_delete = True
-        await self.reconciler.flush()
-
-    def content(self) -> dict[str, dict[Any, Any]]:
-        return {name: dict(each.held) for name, each in self.maps.items()}
-
-    def answers(self, frontend: Frontend) -> dict[tuple[int, str], int] | None:
-        """Every cluster and address a connection to `frontend` can reach now, with its chance among the service's
-        weight; None where there is no such service. A lookup that meets a gap raises KeyError."""
-        head = self.head(frontend)
-        if head is None:
-            return None
-        found: dict[tuple[int, str], int] = {}
-        before = 0
-        for index in range(head.groups):
-            group = unpack_each(LbGroup, self.maps["groups"].held[pack(GroupsKey(head.service_id, index // 8))])[
-                index % 8
-            ]
-            weight, before = min(group.weight_end, head.weight) - before, group.weight_end
-            for slot in range(group.slots if weight > 0 else 0):
-                block = self.maps["slots"].held[pack(SlotsKey(head.service_id, index, slot // 16))]
-                found[self.backend(unpack_each(Number, block)[slot % 16])] = weight
-        return found
-
-    def backend(self, number: Number) -> tuple[int, str]:
-        entry = unpack(BackendValue, self.maps["backends"].held[pack(number)])
-        return entry.cluster_id, f"{text(entry.address)}:{entry.port}"
-
-    def places(self, frontend: Frontend) -> Counter[tuple[int, str]] | None:
-        """Every backend in the table of `frontend`, with how many places it has; None where it has no table."""
-        head = self.head(frontend)
-        if head is None or head.algorithm != Algorithm.MAGLEV or not head.groups:
-            return None
-        table = unpack_each(Number, self.maps["maglev"].held[pack(Number(head.service_id))])
-        return Counter(map(self.backend, table))
-
-    def may_ask(self, frontend: Frontend) -> set[str] | None:
-        """The prefixes that may ask at `frontend`; None where all may."""
-        head = self.head(frontend)
-        if head is None or not head.flags & ServiceFlag.SOURCE_RANGES:
-            return None
-        keys = [unpack(SourceRangeKey, key) for key in self.maps["source_ranges"].held]
-        return {
-            prefix_text(Prefix(key.address, key.prefix_length - 32))
-            for key in keys
-            if key.service_id == head.service_id
-        }
-
-    def head(self, frontend: Frontend) -> ServiceValue | None:
-        held = self.maps["services"].held.get(pack(ServiceKey(frontend.address, frontend.port, 6)))
-        return None if held is None else unpack(ServiceValue, held)
-
-    def states(self) -> dict[tuple[int, str], BackendState]:
-        """Of every backend in the map."""
-        found = {}
-        for key, value in self.maps["backends"].held.items():
-            found[self.backend(unpack(Number, key))] = BackendState(unpack(BackendValue, value).state)
-        return found
 
 
 def frontend(number: int) -> Frontend:
@@ -525,6 +422,18 @@ async def test_while_nothing_is_deleted_a_service_keeps_what_it_had_and_wants_an
         node.planner.update(("n", "a"), changed)
     await node.flush()
     assert (node.answers(frontend(1)) or {}).keys() == {(1, f"10.1.0.{n}:8080") for n in (2, 3, 4)}
+
+
+async def test_those_that_rest_take_no_room_from_new_connections() -> None:
+    node = Node(most=(3, *[9] * 5))
+    leaving = groups({(1, 7), (1, 8), (1, 9)}, BackendState.TERMINATING)
+    with pytest.raises(Unavailable, match="does not know all of the backends that are given to nobody"):
+        node.planner.update(("n", "a"), [entry(1, {(1, 1), (1, 2)}, resting=leaving)])
+    await node.flush()
+    assert (node.answers(frontend(1)) or {}).keys() == {(1, "10.1.0.1:8080"), (1, "10.1.0.2:8080")}
+    assert sorted(node.states().values()) == [BackendState.ACTIVE, BackendState.ACTIVE, BackendState.TERMINATING]
+    with pytest.raises(Unavailable, match="is not there"):
+        node.planner.update(("n", "b"), [entry(2, {(2, 1)})])
 
 
 async def test_all_of_a_services_backends_are_replaced_in_a_full_map() -> None:

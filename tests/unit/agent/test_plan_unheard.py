@@ -10,6 +10,7 @@ from fake_kernel import FakeTable
 from agent.plan.services import ServicePlanner, ServiceTrackers
 from agent.plan.unheard import services_found
 from clustermesh.address import Address, parse
+from clustermesh.mesh.answering import NOWHERE
 from clustermesh.mesh.resolve import resolve
 from clustermesh.model import LocalService, Port, Protocol, Service
 from clustermesh.reconcile import Reconciler, Tracker
@@ -53,7 +54,7 @@ async def test_what_is_found_makes_the_service_that_was_planned(seed: int) -> No
     local = LocalService(service=own, is_global=True)
     remotes = [web(number, some(random, number, 40)) for number in range(2, random.randint(3, 14))]
     held = await planned(local, remotes)
-    found = services_found(held, local)
+    found = services_found(held, local, NOWHERE)
     assert resolve(local, [found[each] for each in found if each != 1]) == resolve(local, remotes)
     assert found.get(1, web(1, [])).backends == own.backends
 
@@ -63,9 +64,9 @@ async def test_what_is_missing_in_the_kernel_is_passed_over() -> None:
     for name in ("backends", "slots", "groups", "services"):
         held = await planned(local, [web(2, [parse("10.2.0.1")])])
         getattr(held, name).actual.clear()
-        assert services_found(held, local) == {}
+        assert services_found(held, local, NOWHERE) == {}
 
 
 async def test_a_service_that_the_kernel_does_not_have_has_nothing_there() -> None:
     local = LocalService(service=web(1, [parse("10.1.0.1")], ("10.96.0.1",)), is_global=True)
-    assert services_found(tables(), local) == {}
+    assert services_found(tables(), local, NOWHERE) == {}

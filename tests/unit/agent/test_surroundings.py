@@ -44,11 +44,11 @@ def test_networks_are_no_peers_and_the_way_out_is_nobodys_to_cover() -> None:
     gateways = [Gateway(parse("192.0.2.1"), "eth0"), Gateway(parse("fe80::9"), "eth0")]
     assert set(surroundings.local_places(networks, gateways)) == {
         Place(single(parse("192.0.2.1")), "a gateway of this machine", lifeline=True),
-        Place(single(parse("192.0.2.7")), "this machine's address on eth0", lifeline=True),
+        Place(single(parse("192.0.2.7")), "this machine's address on eth0", lifeline=True, ports=()),
         Place(parse_prefix("192.0.2.0/24"), "the network on eth0"),
-        Place(single(parse("172.17.0.1")), "this machine's address on docker0"),
+        Place(single(parse("172.17.0.1")), "this machine's address on docker0", ports=()),
         Place(parse_prefix("172.17.0.0/16"), "the network on docker0"),
-        Place(single(parse("10.1.1.1")), "this machine's address on lo"),
+        Place(single(parse("10.1.1.1")), "this machine's address on lo", ports=()),
     }
 
 
