@@ -17,8 +17,11 @@ from clustermesh.wire.kinds import SERVICES
 
 ABOUT: Final = "cluster-config"
 CANARIES: Final = "canaries"
-DATA: Final = tuple(resource.name for resource in RESOURCES.values() if resource.published)
-"""In the order in which they are written."""
+DATA: Final = tuple(
+    sorted((each.name for each in RESOURCES.values() if each.published), key=lambda kind: kind == SERVICES)
+)
+"""In the order in which they are written, and deleted the other way round. What own agents alone are told of a service
+comes before what all are: a backend that gets nothing new is gone from there, and not gone."""
 
 
 def make_ledger(cluster: Cluster, client: EtcdClient, keeper: LeaseKeeper, writes: Load = WRITES) -> Ledger:

@@ -128,11 +128,13 @@ def decode_pod(data: msgspec.Raw) -> tuple[Ref, Pod]:
 
 def _with_host_ports(data: msgspec.Raw, spec: PodSpec, containers: tuple[_Container, ...]) -> PodSpec:
     """With its containers, where a port of the node leads to one: few Pods have such."""
-    if spec.host_network or not any(port.host_port for container in containers for port in container.ports):
-        return spec
-    pod = decode_json(KINDS["Pod"], data)
-    assert isinstance(pod, Pod)
-    return replace(spec, containers=pod.spec.containers)
+    for container in containers:
+        for port in container.ports:
+            if port.host_port and not spec.host_network:
+                pod = decode_json(KINDS["Pod"], data)
+                assert isinstance(pod, Pod)
+                return replace(spec, containers=pod.spec.containers)
+    return spec
 
 
 @lru_cache(_SHARED)

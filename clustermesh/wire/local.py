@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from operator import attrgetter
 from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType, field
+from msgspec.structs import replace
 
 from clustermesh.address import parse, parse_prefix, prefix_text, text
 from clustermesh.errors import Invalid
@@ -111,6 +113,9 @@ _STATE_NAMES: Final[Mapping[BackendState, Literal["active", "terminating", "quar
     BackendState.QUARANTINED: "quarantined",
     BackendState.MAINTENANCE: "maintenance",
 }
+_OUT: Final = (BackendState.QUARANTINED, BackendState.MAINTENANCE)
+_MORE: Final = attrgetter(*_LocalService.__struct_fields__[3:])
+_NO_MORE: Final = (UNSET,) * len(_LocalService.__struct_fields__[3:])
 _SERVICES: Final = msgspec.json.Decoder(_LocalService)
 _AGENTS: Final = msgspec.json.Decoder(_AgentRecord)
 _STAMPS: Final = msgspec.json.Decoder(_Stamps)
@@ -139,8 +144,11 @@ def encode_service(local: LocalService) -> bytes:
 def decode_service(data: bytes) -> LocalService:
     """Raises DecodeError."""
     wire = _SERVICES.decode(data)
+    found = service.from_wire(wire.service)
+    if _MORE(wire) == _NO_MORE:  # of nearly all there is nothing more to say
+        return LocalService(service=found, is_global=wire.is_global, affinity=wire.affinity)
     return LocalService(
-        service=service.from_wire(wire.service),
+        service=found,
         is_global=wire.is_global,
         affinity=wire.affinity,
         type=wire.type or ServiceType.CLUSTER_IP,
@@ -226,8 +234,14 @@ def _check_seconds(seconds: int) -> int:
 
 
 def shared(local: LocalService) -> Service | None:
-    """What other clusters are told of `local`; None where they are told nothing."""
-    return local.service if local.is_global and local.service.shared else None
+    """What other clusters are told of `local`; None where they are told nothing. A backend that is not to be used is
+    not there: to them, who is there is well."""
+    if not (local.is_global and local.service.shared):
+        return None
+    out = {ip for ip, detail in local.details.items() if detail.state in _OUT}
+    if not out:
+        return local.service
+    return replace(local.service, backends={ip: p for ip, p in local.service.backends.items() if ip not in out})
 
 
 def from_shared(service: Service | None) -> LocalService | None:

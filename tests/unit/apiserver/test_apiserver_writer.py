@@ -9,6 +9,10 @@ from typing import Any
 
 from test_apiserver_ledger import Rig, rig, value_key
 
+from clustermesh.apiserver.publish import Updates
+from clustermesh.wire import keys
+from clustermesh.wire.kinds import LOCAL_SERVICES, SERVICES
+
 
 class _StoppedClock(asyncio.SelectorEventLoop):
     now = 0.0
@@ -66,6 +70,30 @@ async def _gather() -> None:
     writing.cancel()
     with suppress(asyncio.CancelledError):
         await writing
+
+
+async def _tell_own_agents_first() -> None:
+    made = await rig()
+    own, told = keys.local_service_key("shop", "a"), value_key("a")
+
+    async def write(shared: bytes | None, more: bytes | None) -> list[list[bytes]]:
+        updates = Updates()
+        updates.add(SERVICES, told, shared)
+        updates.add(LOCAL_SERVICES, own, more)
+        begin = len(made.etcd.log)
+        made.ledger.want(updates)
+        await made.settle()
+        found = ([key for key in written if key in (own, told)] for written in made.etcd.log[begin:])
+        return [each for each in found if each]
+
+    assert await write(b"two backends", None) == [[told]]
+    assert await write(b"one", b"one drains") == [[own], [told]]
+    assert await write(b"two backends", None) == [[told], [own]]
+    assert await write(None, b"not shared") == [[own], [told]]
+
+
+def test_own_agents_are_told_of_a_backend_that_drains_before_all_are_told_that_it_is_gone() -> None:
+    asyncio.run(_tell_own_agents_first())
 
 
 def test_a_change_alone_is_written_at_once_and_what_comes_right_after_it_goes_together() -> None:

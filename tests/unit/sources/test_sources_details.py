@@ -170,6 +170,16 @@ def test_a_service_says_it_of_several_and_knows_better_than_a_pod() -> None:
     }
 
 
+@pytest.mark.parametrize("state", ["quarantined", "maintenance", "active"])
+def test_who_is_not_to_be_used_is_told_to_own_nodes_alone(state: str) -> None:
+    service = marked(kube.service("cart"), state=f"10.1.0.6={state}", weight="10.1.0.5=3")
+    found = one(service, kube.endpoint_slice("cart-1", "cart", ["10.1.0.5", "10.1.0.6"]))
+    told = local.shared(found)
+    assert told is not None
+    assert set(told.backends) == ({IP, OTHER} if state == "active" else {IP})
+    assert (set(found.service.backends), local.is_told(found)) == ({IP, OTHER}, False)
+
+
 @pytest.mark.parametrize("going", [True, False])
 def test_what_terminates_is_taken_out_by_a_mark_too(going: bool) -> None:
     conditions = {"ready": not going, "serving": True, "terminating": going}
