@@ -24,7 +24,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     "keepalive": Kind(_MANY_KEPT, lambda cell: cell.rate, "requests/s"),
 }
 SIZES: Final = (10, 1_000, 10_000)
-VARIANTS: Final = ("direct", "socket", "iptables", "iptables_nft", "nftables")
+VARIANTS: Final = ("direct", "socket", "tc", "tc_redirect", "iptables", "iptables_nft", "nftables")
 
 
 class Figure(NamedTuple):

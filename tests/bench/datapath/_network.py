@@ -12,9 +12,11 @@ from tests.bpf.bpf_node import Node
 
 CLIENT: Final = "10.64.0.2"
 POD_CIDRS: Final = "10.64.0.0/15"
-BACKENDS: Final = tuple(f"10.65.1.{number}" for number in range(100))
-CLIENT_DEVICE, BACKENDS_DEVICE = "veth-client", "veth-backends"  # on the node
-_BACKENDS_CIDR: Final = "10.65.1.0/24"
+BACKENDS: Final = tuple(f"10.65.1.{number}" for number in range(1, 11))
+DEVICES: Final = {CLIENT: "client", **{address: f"backend{number}" for number, address in enumerate(BACKENDS)}}
+"""The node's end of each pod's veth, by the pod's address."""
+
+NODE: Final = "10.64.0.1"
 
 
 class Namespace(Node):
@@ -24,6 +26,10 @@ class Namespace(Node):
         """A process that ends with this one at the latest."""
         command = ["setpriv", "--pdeathsig", "KILL", "--", *argv]
         return self.call(lambda: subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+
+    def ip(self, *lines: str) -> None:
+        """Commands of `ip`."""
+        self.call(lambda: subprocess.run(["ip", "-batch", "-"], input="\n".join(lines), text=True, check=True))
 
     def call_long(self, work: Callable[[], object]) -> None:
         """`work` in the namespace, however long it takes."""
@@ -44,30 +50,34 @@ class Pods(NamedTuple):
 
 @contextmanager
 def pods() -> Iterator[Pods]:
-    """Joined, with no rule and no program between them."""
+    """Joined, with no rule and no program between them. All backend pods share one network namespace, in which each has
+    a device, an address and a default route of its own."""
     with ExitStack() as stack:
         made = Pods(*(stack.enter_context(Namespace()) for _ in range(3)))
         client, node, backends = made
-        _join(node, CLIENT_DEVICE, "10.64.0.1/24", client, f"{CLIENT}/24")
-        _join(node, BACKENDS_DEVICE, "10.65.0.1/24", backends, "10.65.0.2/24")
-        client.run("ip", "route", "add", "default", "via", "10.64.0.1")
-        backends.run("ip", "route", "add", "default", "via", "10.65.0.1")
-        backends.run("ip", "route", "add", "local", _BACKENDS_CIDR, "dev", "lo")
-        node.run("ip", "route", "add", _BACKENDS_CIDR, "via", "10.65.0.2")
+        node.ip(f"address add {NODE}/32 dev lo")
+        for number, (address, device) in enumerate(DEVICES.items()):
+            pod, end, table = (client if address == CLIENT else backends), f"eth{number}", 100 + number
+            node.ip(
+                f"link add {device} type veth peer name {end} netns {_task_of(pod)}",
+                f"link set {device} up",
+                f"route add {address}/32 dev {device}",
+            )
+            pod.ip(
+                f"address add {address}/32 dev {end}",
+                f"link set {end} up",
+                f"route add default via {NODE} dev {end} onlink table {table}",
+                f"rule add from {address} lookup {table}",
+            )
+        client.ip(f"route add default via {NODE} dev eth0 onlink")
+        for each in made:
+            each.set(ipv4__conf__all__rp_filter=0, ipv4__conf__default__rp_filter=0)
         node.set(ipv4__ip_forward=1)
-        client.set(ipv4__ip_local_port_range="1024 65535")
+        client.set(ipv4__ip_local_port_range="20000 65535")
         backends.set(core__somaxconn=8192, ipv4__tcp_max_syn_backlog=8192, ipv4__tcp_max_tw_buckets=4096)
         yield made
 
 
-def _join(node: Namespace, device: str, address: str, pod: Namespace, pod_address: str) -> None:
-    """A veth pair, as between a pod and its node."""
-    node.run("ip", "link", "add", device, "type", "veth", "peer", "name", "eth0", "netns", _pid_of(pod))
-    for where, name, given in ((node, device, address), (pod, "eth0", pod_address)):
-        where.run("ip", "address", "add", given, "dev", name)
-        where.run("ip", "link", "set", name, "up")
-
-
-def _pid_of(namespace: Namespace) -> str:
+def _task_of(namespace: Namespace) -> int:
     """A thread's id, which `ip` takes as well as a process's."""
-    return str(namespace.call(threading.get_native_id))
+    return namespace.call(threading.get_native_id)

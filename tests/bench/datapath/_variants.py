@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import socket
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
+from agent.bpf.hooks import PROGRAMS, Kind
+from agent.bpf.layouts import NO_ADDRESS, AddressKey, ConfigFlag, NodeConfig, Number, PodDevice, PodSource, pack
 from agent.bpf.loader import Datapath
+from agent.domains.tables import open_map
 from agent.plan.services import ServicePlanner
 from clustermesh.address import parse
 from clustermesh.mesh.resolve import resolve
@@ -19,13 +24,14 @@ from clustermesh.reconcile import Reconciler
 from tests.bench import own_datapath
 from tests.bench.datapath._kube_proxy_rules import for_iptables, for_nft
 from tests.bench.datapath._load import Load
-from tests.bench.datapath._network import Pods, pods
-from tests.bench.datapath._services import PORT, Made, ports, services
+from tests.bench.datapath._network import DEVICES, NODE, Pods, pods
+from tests.bench.datapath._services import PORT, Made, services
 
 Prepare = Callable[[ExitStack, Pods, Sequence[Made]], "Path | None"]
 """Sets a variant up; what it returns is the cgroup its client belongs to, if any."""
 
 _PATIENCE: Final = 150.0
+_POD_PROGRAMS: Final = tuple(program for program in PROGRAMS if program.kind is Kind.POD)
 
 
 @contextmanager
@@ -38,7 +44,7 @@ def standing(program: Path, variant: str, count: int) -> Iterator[Load]:
         targets = [(each.vip, PORT) for each in made]
         if variant == "direct":
             targets = [target for each in made for target in each.backends]
-        load = stack.enter_context(Load(program, row, targets, ports(count)))
+        load = stack.enter_context(Load(program, row, targets, count))
         if cgroup is not None:
             (cgroup / "cgroup.procs").write_text(str(load.client_pid))
         yield load
@@ -77,6 +83,36 @@ def _socket(stack: ExitStack, _pods: Pods, made: Sequence[Made]) -> Path:
     return cgroup
 
 
+def _packets(redirect: bool) -> Prepare:
+    """Our programs at the pods' devices, the client's sockets left alone. `redirect`: past the node's own network."""
+
+    def prepare(stack: ExitStack, row: Pods, made: Sequence[Made]) -> None:
+        datapath = stack.enter_context(own_datapath.datapath())
+        _fill(datapath, made)
+        asyncio.run(
+            _describe_node(datapath, row.node.call(_indexes), ConfigFlag.REDIRECT if redirect else ConfigFlag(0))
+        )
+        for device in DEVICES.values():
+            row.node.call(partial(datapath.devices.attach, device, _POD_PROGRAMS))
+
+    return prepare
+
+
+def _indexes() -> dict[str, int]:
+    """Of the pods' devices on this node, by the pods' addresses."""
+    return {address: socket.if_nametoindex(device) for address, device in DEVICES.items()}
+
+
+async def _describe_node(datapath: Datapath, indexes: Mapping[str, int], flags: ConfigFlag) -> None:
+    """What the programs are to know of this node and its pods."""
+    node = NodeConfig(parse(NODE), NO_ADDRESS, NO_ADDRESS, NO_ADDRESS, port_first=61_000, port_last=65_535, flags=flags)
+    await open_map(datapath, "node_config").upsert({pack(Number(0)): pack(node)})
+    devices = {pack(AddressKey(parse(each))): pack(PodDevice(index)) for each, index in indexes.items()}
+    await open_map(datapath, "pod_devices").upsert(devices)
+    sources = {pack(Number(index)): pack(PodSource(parse(each))) for each, index in indexes.items()}
+    await open_map(datapath, "pod_sources").upsert(sources)
+
+
 def _fill(datapath: Datapath, made: Sequence[Made]) -> None:
     """As the agent does."""
     tables = own_datapath.trackers(datapath)
@@ -102,6 +138,8 @@ def _local(made: Made) -> LocalService:
 _PREPARE: Final[Mapping[str, Prepare]] = {
     "direct": _direct,
     "socket": _socket,
+    "tc": _packets(redirect=False),
+    "tc_redirect": _packets(redirect=True),
     "iptables": _iptables("iptables-legacy-restore"),
     "iptables_nft": _iptables("iptables-nft-restore"),
     "nftables": _nftables,

@@ -96,9 +96,12 @@ static void answer(int fd)
 
 static void serve(int first, int ports)
 {
+	struct rlimit most = { ports + 8192, ports + 8192 };
 	struct epoll_event events[EVENTS];
 	int poll = epoll_create1(0);
 
+	if (setrlimit(RLIMIT_NOFILE, &most))
+		die("setrlimit");
 	for (int port = first; port < first + ports; port++) {
 		int fd = listener(port);
 
