@@ -12,6 +12,7 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import fields
 
+from agent.bpf.layouts import ConfigFlag
 from agent.bpf.sizes import LEAST, MOST, USUAL
 from agent.plan.devices import parse_devices
 from clustermesh.duration import parse_cache_ttl
@@ -39,6 +40,7 @@ class Options(Struct, frozen=True, kw_only=True):
     `clustermesh_config` is a folder of connected clusters to read instead of the one in `context`: the mirror's. After
     `clustermesh_cache_ttl` seconds without an answer of a peer's etcd, 0 for never, its services are withdrawn.
     `devices` lead outside, each a name or, with a last +, how names begin; found out where there are none.
+    With `enable_host_legacy_routing` packets pass the kernel's own filters on their way to pods, at the price of speed.
     `bpf_..._max` are entries of maps; `bpf_map_dynamic_size_ratio` is the part of the machine's memory that those have
     which programs fill, 0 for their usual sizes.
     """
@@ -59,6 +61,7 @@ class Options(Struct, frozen=True, kw_only=True):
     log_format: str = "text"
     clustermesh_cache_ttl: float = 0.0
     devices: tuple[str, ...] = ()
+    enable_host_legacy_routing: bool = False
     bpf_lb_map_max: int = USUAL
     bpf_lb_affinity_map_max: int = USUAL
     bpf_sock_rev_map_max: int = USUAL
@@ -73,6 +76,11 @@ class Options(Struct, frozen=True, kw_only=True):
         """Where this agent is called itself, at whatever address of the node, in words."""
         metrics = {(Protocol.TCP, parse_address(self.metrics)[1]): "this agent's metrics"} if self.metrics else {}
         return {(Protocol.UDP, self.port): "WireGuard"} | metrics
+
+    @property
+    def packets(self) -> ConfigFlag:
+        """What is switched on for packets."""
+        return ConfigFlag(0) if self.enable_host_legacy_routing else ConfigFlag.REDIRECT
 
     @property
     def pins(self) -> Path:
@@ -118,6 +126,11 @@ def parse(arguments: list[str] | None = None) -> Options:
         metavar="NAME,...",
         help="the devices that services are called on from outside, like eth0,bond+ (default: those of the default "
         "routes and of the Node's addresses)",
+    )
+    add(
+        "--enable-host-legacy-routing",
+        action="store_true",
+        help="have packets of services pass the node's own filters (iptables, nftables) on their way to pods",
     )
     add(
         "--node",

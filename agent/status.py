@@ -42,7 +42,13 @@ if TYPE_CHECKING:
 
 _SHOWN = 20  # refused entries, and problems of one kind, that are named
 _FIRST_STATE = "waiting for the first whole state"
-_MAP_OF = {"ipcache": "ipcache", "ipcache-cidrs": "ipcache_cidr"}  # by tracker; all others are lb_...
+_MAP_OF = {  # by tracker; all others are lb_...
+    "ipcache": "ipcache",
+    "ipcache-cidrs": "ipcache_cidr",
+    "node-config": "node_config",
+    "pod-sources": "pod_sources",
+    "pod-devices": "pod_devices",
+}
 
 
 class Status:

@@ -1,6 +1,7 @@
 """The devices domain: programs on this machine's devices, and from which addresses a pod may send.
 
-    CNI, kernel: a device came or went, routes and addresses moved -> plan -> pod_sources, then programs
+    CNI, kernel: a device came or went, routes and addresses moved -> plan -> node_config, pod_sources, pod_devices,
+                                                                              then programs
 
 A pod's device is known from its CNI ADD on, before the pod sends anything. What is found attached when the agent begins
 stays until all pods of before are known.
@@ -9,22 +10,49 @@ stays until all pods of before are known.
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import os
 import socket
-from collections.abc import Collection, Sequence
-from contextlib import closing
-from typing import Final
+import struct
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Final, NamedTuple
 
-from agent.bpf.hooks import Attached, Kind
+from agent.bpf.hooks import Attached
+from agent.bpf.layouts import ConfigFlag, Number, pack
 from agent.domains.domain import Domain
 from agent.domains.tables import Targets
 from agent.linkevents import LinkEvents
-from agent.plan.attached import AttachedPod, AttachedPods
-from agent.plan.devices import Ways, lead_outside, plan_device, plan_source
-from clustermesh.address import Address
+from agent.plan.attached import AttachedPods
+from agent.plan.devices import Ways, choose_kind, lead_outside, plan_config, plan_device, plan_pod, plan_source
 from clustermesh.model import Node
 from clustermesh.reconcile import Reconciler, Tracker
 
-_LOOK: Final = 1.0  # seconds between looks at which devices lead outside
+_CONFIG: Final = pack(Number(0))
+_SIOCGIFHWADDR: Final = 0x8927
+_ETHERNET: Final = 1  # ARPHRD_ETHER
+
+
+class PodEntries(NamedTuple):
+    """Entries of a map, each of some pod's device. What one device had and another has by now is the other's."""
+
+    tracker: Tracker[bytes, bytes]
+    of: dict[str, set[bytes]]  # keys, by device
+    owners: dict[bytes, str]
+
+    def replace(self, device: str, entries: Mapping[bytes, bytes]) -> None:
+        """`entries` are all that are of `device`."""
+        for key, value in entries.items():
+            self.owners[key] = device
+            self.tracker.set(key, value)
+        for key in self.of.pop(device, set()) - entries.keys():
+            if self.owners.get(key) == device:
+                del self.owners[key]
+                self.tracker.remove(key)
+        if entries:
+            self.of[device] = {*entries}
 
 
 class Devices(Domain[str]):
@@ -32,24 +60,32 @@ class Devices(Domain[str]):
 
     name = "devices"
 
-    def __init__(self, targets: Targets, attached: AttachedPods, tunnel: str, patterns: Sequence[str]) -> None:
-        self.sources = Tracker[bytes, bytes]("pod-sources", targets.sources)
+    def __init__(
+        self,
+        targets: Targets,
+        attached: AttachedPods,
+        tunnel: str,
+        patterns: Sequence[str],
+        flags: ConfigFlag = ConfigFlag.REDIRECT,
+    ) -> None:
+        self.sources = PodEntries(Tracker("pod-sources", targets.sources), {}, {})
+        self.pods = PodEntries(Tracker("pod-devices", targets.pods), {}, {})
+        self.config = Tracker[bytes, bytes]("node-config", targets.config)
         self.programs = Tracker[str, Attached]("devices", targets.devices)
-        super().__init__(Reconciler(self.sources, self.programs))
+        super().__init__(Reconciler(self.config, self.sources.tracker, self.pods.tracker, self.programs))
         for reconciler in self.reconcilers:
             reconciler.may_delete = True  # what is wanted is known here, whatever clusters say
-        self._attached, self._tunnel, self._patterns = attached, tunnel, patterns
-        self._own: frozenset[Address] = frozenset()
+        self._attached, self._tunnel, self._patterns, self._flags = attached, tunnel, patterns, flags
+        self._own: Node | None = None
         self._ways = Ways()
         self._outside: set[str] = set()
         self._heard = {tunnel}
-        self._source_of: dict[str, bytes] = {}  # by device, the key of its entry ...
-        self._device_of: dict[bytes, str] = {}  # ... whose it is: an index may be another device's by now
         attached.on_change.append(self.wake)
 
     def take_own(self, own: Node | None) -> None:
         """This machine is the node `own`."""
-        self._own = frozenset(each.ip for each in own.addresses) if own is not None else frozenset()
+        self._own = own
+        self._hear({self._tunnel})
         self.look_again()
 
     def take_ways(self, ways: Ways) -> None:
@@ -60,7 +96,8 @@ class Devices(Domain[str]):
     def look_again(self) -> None:
         """Which devices lead outside may have changed."""
         names = [name for _, name in socket.if_nameindex()] if self._patterns else ()
-        outside = lead_outside(self._ways, self._own, self._patterns, names, self._tunnel)
+        own = () if self._own is None else [each.ip for each in self._own.addresses]
+        outside = lead_outside(self._ways, own, self._patterns, names, self._tunnel)
         self._hear(outside ^ self._outside)
         self._outside = outside
 
@@ -75,25 +112,20 @@ class Devices(Domain[str]):
 
     def plan(self, item: str) -> None:
         index, pod = _index_of(item), self._attached.on(item)
-        if pod is not None:
-            kind: Kind | None = Kind.POD
-        else:
-            kind = Kind.TUNNEL if item == self._tunnel else Kind.OUTSIDE if item in self._outside else None
-        self._plan_source(item, index, pod)
+        kind = choose_kind(
+            is_pods=pod is not None,
+            is_tunnel=item == self._tunnel,
+            is_outside=item in self._outside,
+            has_frames=_has_frames(item),
+        )
+        self.sources.replace(item, plan_source(index, pod) if pod is not None and index else {})
+        self.pods.replace(item, plan_pod(index, pod) if pod is not None and index else {})
+        if item == self._tunnel and self._own is not None:  # until then, what an agent before knew
+            self.config.set(_CONFIG, plan_config(self._own, index, _ephemeral_ports(), self._flags))
         if (wanted := plan_device(index, kind)) is None:
             self.programs.remove(item)
         else:
             self.programs.set(item, wanted)
-
-    def _plan_source(self, item: str, index: int, pod: AttachedPod | None) -> None:
-        before, key = self._source_of.pop(item, None), None
-        if pod is not None and index:
-            key, value = plan_source(index, pod)
-            self._source_of[item], self._device_of[key] = key, item
-            self.sources.set(key, value)
-        if before is not None and before != key and self._device_of.get(before) == item:
-            del self._device_of[before]
-            self.sources.remove(before)
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -124,3 +156,17 @@ def _index_of(device: str) -> int:
         return socket.if_nametoindex(device)
     except OSError:
         return 0
+
+
+def _has_frames(device: str) -> bool:
+    """Whether its packets have Ethernet headers. A device that is gone has none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asking, suppress(OSError):
+        answer = fcntl.ioctl(asking, _SIOCGIFHWADDR, struct.pack("40s", os.fsencode(device)))
+        return int.from_bytes(answer[16:18], sys.byteorder) == _ETHERNET
+    return False
+
+
+def _ephemeral_ports() -> tuple[int, int]:
+    """Which the kernel gives to sockets of this network namespace that bind to none."""
+    first, last = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    return int(first), int(last)

@@ -44,7 +44,9 @@ class Targets(NamedTuple):
     source_ranges: Target[bytes, bytes]
     services: Target[bytes, bytes]
     clusters: Target[bytes, bytes]
+    config: Target[bytes, bytes]
     sources: Target[bytes, bytes]
+    pods: Target[bytes, bytes]
     devices: Target[str, Attached]
 
 
@@ -55,7 +57,9 @@ def open_targets(datapath: Datapath, device: Device, public_key: str) -> Targets
         cidrs=open_map(datapath, "ipcache_cidr"),
         peers=WireGuardTarget(device, public_key),
         routes=RouteTarget(),
+        config=open_map(datapath, "node_config"),
         sources=open_map(datapath, "pod_sources"),
+        pods=open_map(datapath, "pod_devices"),
         devices=DeviceTarget(datapath.devices, datapath.maps["pod_sources"]),
         **{name: open_map(datapath, f"lb_{name}") for name in (*ServiceTrackers._fields, "clusters")},
     )

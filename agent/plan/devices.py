@@ -6,14 +6,17 @@ from collections.abc import Collection, Iterable
 from typing import Final, NamedTuple
 
 from agent.bpf.hooks import PROGRAMS, Attached, Kind
-from agent.bpf.layouts import NO_ADDRESS, Number, PodSource, pack
+from agent.bpf.layouts import NO_ADDRESS, ConfigFlag, NodeConfig, Number, PodDevice, PodSource, pack
 from agent.plan.attached import AttachedPod
+from agent.plan.nodes import pod_pools
 from clustermesh.address import Address, is_ipv4
 from clustermesh.errors import Invalid
+from clustermesh.model import Node
 
 KINDS: Final = (Kind.POD, Kind.OUTSIDE, Kind.TUNNEL)
 """Of the programs that are planned here; strict mode comes with the underlay, before there are pods."""
 LOOPBACK: Final = "lo"
+_LENT_AT_LEAST: Final = 256  # ports; with fewer, connections that collide would wait for each other
 
 
 class Ways(NamedTuple):
@@ -49,14 +52,44 @@ def matches(pattern: str, name: str) -> bool:
     return name.startswith(pattern[:-1]) if pattern.endswith("+") else name == pattern
 
 
+def choose_kind(*, is_pods: bool, is_tunnel: bool, is_outside: bool, has_frames: bool) -> Kind | None:
+    """Of the programs of a device, None for one that has no part in the mesh. What leads outside without link-layer
+    headers (a VPN's tun) has the programs for packets without them."""
+    if is_pods:
+        return Kind.POD
+    if is_tunnel or (is_outside and not has_frames):
+        return Kind.TUNNEL
+    return Kind.OUTSIDE if is_outside else None
+
+
 def plan_device(index: int, kind: Kind | None) -> Attached | None:
     """What is to run on a device; None for one that is not there, or that has no part in the mesh."""
     programs = tuple(program.name for program in PROGRAMS if program.kind is kind)
     return Attached(index, programs) if index and programs else None
 
 
-def plan_source(index: int, pod: AttachedPod) -> tuple[bytes, bytes]:
+def plan_source(index: int, pod: AttachedPod) -> dict[bytes, bytes]:
     """The entry of pod_sources. A pod has one address of a family."""
-    ipv4 = next((each for each in pod.addresses if is_ipv4(each)), NO_ADDRESS)
-    ipv6 = next((each for each in pod.addresses if not is_ipv4(each)), NO_ADDRESS)
-    return pack(Number(index)), pack(PodSource(ipv4, ipv6))
+    return {pack(Number(index)): pack(PodSource(*_by_family(pod.addresses)))}
+
+
+def plan_pod(index: int, pod: AttachedPod) -> dict[bytes, bytes]:
+    """The entries of pod_devices."""
+    return {address: pack(PodDevice(index)) for address in pod.addresses}
+
+
+def plan_config(own: Node, tunnel: int, ephemeral: tuple[int, int], flags: ConfigFlag) -> bytes:
+    """The value of node_config. `tunnel` is the index of the mesh's device, 0 where it is not there yet; sockets that
+    bind to no port have one of `ephemeral`, first and last, and what is lent to others is beyond those."""
+    node4, node6 = (own.address("InternalIP", "ExternalIP", ipv4=is_v4) or NO_ADDRESS for is_v4 in (True, False))
+    last = 65535 if 65535 - ephemeral[1] >= _LENT_AT_LEAST else 0
+    first = ephemeral[1] + 1 if last else 0
+    tunnel4, tunnel6 = _by_family(pool.router for pool in pod_pools(own))
+    return pack(NodeConfig(node4, node6, tunnel4, tunnel6, tunnel, first, last, flags=flags))
+
+
+def _by_family(addresses: Iterable[Address]) -> tuple[Address, Address]:
+    """The first of IPv4 and the first of IPv6."""
+    given = list(addresses)
+    ipv4 = next((each for each in given if is_ipv4(each)), NO_ADDRESS)
+    return ipv4, next((each for each in given if not is_ipv4(each)), NO_ADDRESS)

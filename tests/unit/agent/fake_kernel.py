@@ -146,7 +146,17 @@ class Bed:
     def __init__(self) -> None:
         self.journal: list[str] = []
         self.now = 1000.0
-        names = ("ipcache", "cidrs", "routes", *ServiceTrackers._fields, "clusters", "sources", "devices")
+        names = (
+            "ipcache",
+            "cidrs",
+            "routes",
+            *ServiceTrackers._fields,
+            "clusters",
+            "config",
+            "sources",
+            "pods",
+            "devices",
+        )
         self.tables = {name: FakeTable(name, self.journal) for name in names}
         self.options = Options(context=Path("/nowhere"), node=NODE)
         self.propagation = Propagation()

@@ -9,7 +9,7 @@ import pytest
 from fake_kernel import FakeTable
 
 from agent.bpf.hooks import PROGRAMS, Attached, Kind
-from agent.bpf.layouts import Number, PodSource, pack
+from agent.bpf.layouts import NodeConfig, Number, PodDevice, PodSource, pack, unpack
 from agent.domains import devices
 from agent.domains.devices import Devices
 from agent.domains.tables import Targets
@@ -29,16 +29,20 @@ class Bed:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.links = {"lo": 1, "eth0": 2, POD: 7, OTHER: 8}
         self.journal: list[str] = []
-        self.sources, self.programs = FakeTable("sources", self.journal), FakeTable("programs", self.journal)
+        names = ("config", "sources", "pods", "programs")
+        self.config, self.sources, self.at, self.programs = (FakeTable(name, self.journal) for name in names)
         self.pods = AttachedPods()
         monkeypatch.setattr(devices, "_index_of", lambda name: self.links.get(name, 0))
+        monkeypatch.setattr(devices, "_has_frames", lambda _name: True)
         names = [(index, name) for name, index in self.links.items()]
         monkeypatch.setattr(devices.socket, "if_nameindex", lambda: names)
         self.restart()
 
     def restart(self, *patterns: str) -> None:
         self.pods.on_change.clear()
-        targets = cast(Targets, SimpleNamespace(sources=self.sources, devices=self.programs))
+        targets = cast(
+            Targets, SimpleNamespace(config=self.config, sources=self.sources, pods=self.at, devices=self.programs)
+        )
         self.domain = Devices(targets, self.pods, "cm-wg0", patterns)
 
     def attach(self, device: str, *addresses: str, container: str = "c") -> None:
@@ -69,7 +73,7 @@ async def test_a_pod_is_known_before_its_programs_run_and_until_they_do_not(bed:
     bed.pods.detached("c", "eth0")
     await bed.settle()
     assert bed.held() == ({}, {})
-    assert bed.journal == ["sources +1", "programs +1", "programs -1", "sources -1"]
+    assert bed.journal == ["sources +1", "pods +1", "programs +1", "programs -1", "pods -1", "sources -1"]
 
 
 async def test_a_device_made_again_under_its_name_has_its_programs_and_leaves_no_entry(bed: Bed) -> None:
@@ -106,6 +110,35 @@ async def test_an_index_that_another_pods_device_has_by_now_stays_its(bed: Bed) 
         pack(Number(8)): pack(PodSource(parse("10.1.0.5"))),
         pack(Number(7)): pack(PodSource(parse("10.1.0.6"))),
     }
+    assert bed.at.held == {parse("10.1.0.5"): pack(PodDevice(8)), parse("10.1.0.6"): pack(PodDevice(7))}
+
+
+async def test_an_address_that_another_pod_has_by_now_leads_to_that_one(bed: Bed) -> None:
+    bed.attach(POD, "10.1.0.5")
+    await bed.settle()
+    bed.attach(OTHER, "10.1.0.5", container="d")
+    await bed.settle()
+    bed.pods.detached("c", "eth0")
+    await bed.settle()
+    assert bed.at.held == {parse("10.1.0.5"): pack(PodDevice(8))}
+
+
+async def test_what_an_agent_before_knew_of_the_node_holds_until_the_node_is_known(bed: Bed) -> None:
+    bed.config.held[pack(Number(0))] = b"before"
+    await bed.domain.adopt()
+    await bed.settle()
+    assert bed.config.held == {pack(Number(0)): b"before"}
+    bed.domain.take_own(NODE)
+    await bed.settle()
+    known = unpack(NodeConfig, bed.config.held[pack(Number(0))])
+    assert (known.node4, known.tunnel_device) == (parse("192.0.2.1"), 0)
+    bed.links["cm-wg0"] = 5
+    await bed.domain.audit()
+    await bed.settle()
+    assert unpack(NodeConfig, bed.config.held[pack(Number(0))]).tunnel_device == 5
+    bed.domain.take_own(None)
+    await bed.settle()
+    assert unpack(NodeConfig, bed.config.held[pack(Number(0))]).node4 == parse("192.0.2.1")
 
 
 async def test_one_pod_that_does_not_fit_is_its_own_problem(bed: Bed) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from agent.bpf.layouts import Number, PodSource, pack
+from agent.bpf.layouts import NO_ADDRESS, ConfigFlag, NodeConfig, Number, PodDevice, PodSource, pack, unpack
 from agent.plan.attached import AttachedPod
-from agent.plan.devices import Ways, lead_outside, parse_devices, plan_source
-from clustermesh.address import Address, parse
+from agent.plan.devices import Ways, lead_outside, parse_devices, plan_config, plan_pod, plan_source
+from clustermesh.address import Address, parse, parse_prefix
 from clustermesh.errors import Invalid
+from clustermesh.model import Node, NodeAddress
 
 NAMES = ("lo", "eth0", "eth1", "bond0", "bond1.100", "docker0", "cm-wg0", "lxc0123456789ab")
 NODE4, NODE6, OTHER = parse("192.0.2.1"), parse("2001:db8::1"), parse("172.17.0.1")
@@ -62,4 +63,47 @@ def test_what_is_no_device_is_refused_with_the_rule(text: str) -> None:
 )
 def test_a_pod_may_send_from_its_addresses(addresses: tuple[str, ...], source: PodSource) -> None:
     pod = AttachedPod(container_id="c", ifname="eth0", addresses=tuple(map(parse, addresses)))
-    assert plan_source(7, pod) == (pack(Number(7)), pack(source))
+    assert plan_source(7, pod) == {pack(Number(7)): pack(source)}
+    assert plan_pod(7, pod) == {parse(each): pack(PodDevice(7)) for each in addresses}
+
+
+def own(*addresses: tuple[str, str], cidrs: tuple[str, ...] = ()) -> Node:
+    return Node(
+        cluster="a",
+        cluster_id=1,
+        name="n",
+        addresses=tuple(NodeAddress(type=kind, ip=parse(ip)) for kind, ip in addresses),
+        pod_cidrs=tuple(map(parse_prefix, cidrs)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("node", "ends"),
+    [
+        (own(), ("", "", "", "")),
+        (own(("InternalIP", "192.0.2.1")), ("192.0.2.1", "", "", "")),
+        (own(("ExternalIP", "192.0.2.9"), ("InternalIP", "192.0.2.1")), ("192.0.2.1", "", "", "")),
+        (
+            own(("ExternalIP", "192.0.2.9"), ("InternalIP", "2001:db8::1"), cidrs=("10.1.0.0/24", "fd10:1::/64")),
+            ("192.0.2.9", "2001:db8::1", "10.1.0.1", "fd10:1::1"),
+        ),
+        (own(("CiliumInternalIP", "10.1.0.7"), cidrs=("10.1.0.0/24",)), ("", "", "10.1.0.7", "")),
+    ],
+)
+def test_a_node_is_seen_by_its_addresses_and_behind_the_tunnel_by_its_routers(
+    node: Node, ends: tuple[str, ...]
+) -> None:
+    config = unpack(NodeConfig, plan_config(node, 5, (32768, 60999), ConfigFlag.REDIRECT))
+    assert config[:4] == tuple(parse(each) if each else NO_ADDRESS for each in ends)
+    assert config[4:] == (5, 61000, 65535, 0, ConfigFlag.REDIRECT)
+
+
+@pytest.mark.parametrize(
+    ("ephemeral", "lent"),
+    [((32768, 60999), (61000, 65535)), ((1024, 65279), (65280, 65535)), ((1024, 65280), (0, 0)), ((1, 65535), (0, 0))],
+)
+def test_ports_that_are_lent_are_none_that_the_kernel_gives_to_sockets(
+    ephemeral: tuple[int, int], lent: tuple[int, int]
+) -> None:
+    config = unpack(NodeConfig, plan_config(own(), 0, ephemeral, ConfigFlag(0)))
+    assert (config.port_first, config.port_last, config.flags) == (*lent, 0)
