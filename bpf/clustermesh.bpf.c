@@ -9,6 +9,14 @@
 /* As every file here: helpers that are reserved for GPL programs (ring buffers, routes, neighbours) may be used. */
 DECLARE_LICENSE("Dual BSD/GPL");
 
+/* A socket that is closed means nothing any more. */
+SEC("cgroup/sock_release")
+int socket_release(struct bpf_sock *ctx)
+{
+	meant_free(bpf_get_socket_cookie(ctx));
+	return SOCK_ALLOW;
+}
+
 SEC("cgroup/connect4")
 int connect4(struct bpf_sock_addr *ctx)
 {

@@ -2,6 +2,7 @@
 /* Ends the sockets whose cookies are in `evicted`, of the network namespace that whoever reads is in: what they wait for
  * fails with ECONNABORTED, and a TCP peer is sent a reset. Needs bpf_sock_destroy (Linux 6.5). */
 #include "iterators.h"
+#include "meant.h"
 
 DECLARE_LICENSE("Dual BSD/GPL");
 
@@ -18,9 +19,11 @@ static __always_inline int end(struct seq_file *seq, struct sock_common *sk)
 
 	if (!backend_id || sk->skc_state == STATE_CLOSED)
 		return 0;
-	meant = bpf_sk_storage_get(MAP(lb_meant), sk, NULL, 0);
-	if (meant && meant->backend_id == *backend_id && !bpf_sock_destroy(sk))
-		bpf_seq_write(seq, &cookie, sizeof(cookie));
+	meant = meant_by(cookie);
+	if (!meant || meant->backend_id != *backend_id || bpf_sock_destroy(sk))
+		return 0;
+	meant_free(cookie);
+	bpf_seq_write(seq, &cookie, sizeof(cookie));
 	return 0;
 }
 

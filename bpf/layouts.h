@@ -183,29 +183,27 @@ struct lb_source_range_key {
 };
 _Static_assert(sizeof(struct lb_source_range_key) == 24, "lb_source_range_key");
 
-/* The service a connected socket meant, and the backend that it did so of: a connect that failed has left it with another. */
+/* The service a connected socket means, and the backend that it does so of: a connect that failed has left it with another. */
 struct lb_meant {
 	struct address address;
 	struct address backend;
 	__be16 port;
 	__be16 backend_port;
 	__u32 backend_id;
+	__u8 protocol;
+	__u8 pad[7];
 };
-_Static_assert(sizeof(struct lb_meant) == 40, "lb_meant");
+_Static_assert(sizeof(struct lb_meant) == 48, "lb_meant");
 
-/* What meant.bpf.c tells of a connected socket behind its lb_meant. `network` is the inode of its network namespace. */
-struct meant_socket {
-	struct address source;
-	__u64 cookie;
-	__u64 inode;
-	__u32 network;
-	__u32 device; /* it is bound to, 0 for any */
-	__be16 source_port;
-	__u16 protocol;
-	__u16 family;
-	__u16 pad;
+/* Sockets are kept in sets, by their cookies, which count up: there is room for as many, as long as no set has more than
+ * its ways. A way is taken by who connects, and free again (0) once that is closed. */
+enum { MEANT_SETS = 16384, MEANT_WAYS = 4 };
+
+struct lb_meant_set {
+	__u64 cookies[MEANT_WAYS];
+	struct lb_meant meant[MEANT_WAYS];
 };
-_Static_assert(sizeof(struct meant_socket) == 48, "meant_socket");
+_Static_assert(sizeof(struct lb_meant_set) == 224, "lb_meant_set");
 
 struct lb_reverse_key {
 	__u64 cookie;
@@ -441,8 +439,8 @@ DECLARE_MAP(lb_affinity, BPF_MAP_TYPE_LRU_HASH, struct lb_affinity_key, struct l
 /* May this address ask this service from outside? What is there may. */
 DECLARE_MAP(lb_source_ranges, BPF_MAP_TYPE_LPM_TRIE, struct lb_source_range_key, __u8, 65536, BPF_F_NO_PREALLOC);
 
-/* Which service did this connected socket mean? It goes with its socket. */
-DECLARE_MAP(lb_meant, BPF_MAP_TYPE_SK_STORAGE, int, struct lb_meant, 0, BPF_F_NO_PREALLOC);
+/* Which service does this connected socket mean? By its cookie, of which the rest by MEANT_SETS is the key. */
+DECLARE_MAP(lb_meant, BPF_MAP_TYPE_ARRAY, __u32, struct lb_meant_set, MEANT_SETS, 0);
 
 /* Which service did this socket mean when it was sent to this backend? */
 DECLARE_MAP(lb_reverse_sk, BPF_MAP_TYPE_LRU_HASH, struct lb_reverse_key, struct lb_reverse, 65536, 0);

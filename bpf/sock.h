@@ -7,6 +7,7 @@
 
 #include "address.h"
 #include "lb.h"
+#include "meant.h"
 
 /* What a sock_addr program may return. */
 enum { SOCK_REJECT = 0, SOCK_ALLOW = 1 };
@@ -40,13 +41,13 @@ static __always_inline void remember(struct bpf_sock_addr *ctx, const struct pee
 		report(ctx, REASON_REVERSE_LOST);
 }
 
-/* What a connected socket means. It is kept with the socket: nothing else makes it go, and getting at it costs least. */
+/* What a connected socket means: where there is no room for it among them, as an unconnected one. */
 static __always_inline void mean(struct bpf_sock_addr *ctx, const struct peer *service, const struct lb_chosen *backend)
 {
-	struct lb_meant *meant = bpf_sk_storage_get(MAP(lb_meant), ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	struct lb_meant *meant = meant_for(bpf_get_socket_cookie(ctx));
 
 	if (!meant) {
-		report(ctx, REASON_REVERSE_LOST);
+		remember(ctx, service, backend);
 		return;
 	}
 	meant->address = service->address;
@@ -54,6 +55,7 @@ static __always_inline void mean(struct bpf_sock_addr *ctx, const struct peer *s
 	meant->port = service->port;
 	meant->backend_port = backend->port;
 	meant->backend_id = backend->backend_id;
+	meant->protocol = ctx->protocol;
 }
 
 static __always_inline void turn(struct peer *to, const struct lb_chosen *backend)
@@ -133,11 +135,9 @@ static __always_inline enum verdict forward(struct bpf_sock_addr *ctx, const str
  * the kind: what a connected IPv6 socket sends to a mapped address comes by as if it named the backend. */
 static __always_inline void forget(struct bpf_sock_addr *ctx, const struct peer *to)
 {
-	struct lb_meant *meant = bpf_sk_storage_get(MAP(lb_meant), ctx->sk, NULL, 0);
 	struct lb_reverse_key key;
 
-	if (meant)
-		meant->backend_port = 0;
+	meant_free(bpf_get_socket_cookie(ctx));
 	if (ctx->type != TYPE_DATAGRAM)
 		return;
 	key = reverse_key(ctx, &to->address, to->port);
@@ -191,7 +191,7 @@ static __always_inline enum verdict forward_datagram(struct bpf_sock_addr *ctx, 
  * sockets is where datagrams' services are. */
 static __always_inline enum verdict reverse(struct bpf_sock_addr *ctx, struct peer *from)
 {
-	struct lb_meant *meant = bpf_sk_storage_get(MAP(lb_meant), ctx->sk, NULL, 0);
+	struct lb_meant *meant = meant_by(bpf_get_socket_cookie(ctx));
 	struct lb_reverse_key key;
 	struct lb_reverse *service;
 

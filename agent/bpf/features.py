@@ -12,9 +12,8 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 from agent.bpf import libbpf, probe
-from agent.bpf.btf import map_create_described
 from agent.bpf.programs import EXIT, Instruction, call_helper, program_load, set_result
-from agent.bpf.syscalls import NO_PREALLOC, AttachType, MapType, ProgramType, map_create
+from agent.bpf.syscalls import MapType, ProgramType, map_create
 from clustermesh.errors import ClusterMeshError
 
 _FIB_LOOKUP: Final = 69  # numbers of helpers
@@ -136,17 +135,6 @@ def _ring_buffer() -> int:
     return _over(fd, lambda code: _tc(*code), (*code, call_helper(_RINGBUF_OUTPUT), set_result(-1), EXIT))
 
 
-def _socket_storage() -> int:
-    fd = map_create_described(MapType.SK_STORAGE, 8, 0, NO_PREALLOC)
-    skip = Instruction(0x15, 2, 5)  # where there is no socket
-    code = (_read(2, 1, _SOCK_OF_ADDR), skip, *_map(1, fd), _move(3, 0), _move(4, 1), call_helper(_SK_STORAGE_GET))
-
-    def load(code: Sequence[Instruction]) -> int:
-        return program_load(ProgramType.CGROUP_SOCK_ADDR, code, AttachType.CGROUP_INET4_CONNECT)
-
-    return _over(fd, load, (*code, set_result(1), EXIT))
-
-
 def _socket_destroy() -> int:
     """An iterator over TCP sockets that would destroy each of them."""
     iterator, destroy = libbpf.kernel_types(["bpf_iter_tcp", "bpf_sock_destroy"], _FUNC)
@@ -162,12 +150,6 @@ def _xdp() -> int:
 
 _WANTED: Final = (
     _Wanted("ring buffer", _ring_buffer, "programs tell `node monitor` what happens", "no `node monitor`", State.OFF),
-    _Wanted(
-        "socket storage",
-        _socket_storage,
-        "what a connected socket meant goes with the socket",
-        "what sockets meant is kept in an LRU map",
-    ),
     _Wanted(
         "socket destroy",
         _socket_destroy,

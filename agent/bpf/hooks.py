@@ -8,7 +8,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Final, NamedTuple
 
-from agent.bpf.syscalls import AttachType
+from agent.bpf.syscalls import AttachType, ProgramType
 
 
 class Kind(Enum):
@@ -30,6 +30,14 @@ class Program(NamedTuple):
     attach_type: AttachType
     reads_back: bool = False
 
+    @property
+    def program_type(self) -> ProgramType:
+        """What the kernel takes it as."""
+        if self.kind is not Kind.SOCKETS:
+            return ProgramType.SCHED_CLS
+        is_end = self.attach_type is AttachType.CGROUP_INET_SOCK_RELEASE
+        return ProgramType.CGROUP_SOCK if is_end else ProgramType.CGROUP_SOCK_ADDR
+
 
 class Attached(NamedTuple):
     """What runs on a device as it should: the device's index (0 where it is gone), and the programs' names in the order
@@ -40,6 +48,7 @@ class Attached(NamedTuple):
 
 
 PROGRAMS: Final = (
+    Program("socket_release", Kind.SOCKETS, AttachType.CGROUP_INET_SOCK_RELEASE),
     Program("connect4", Kind.SOCKETS, AttachType.CGROUP_INET4_CONNECT),
     Program("connect6", Kind.SOCKETS, AttachType.CGROUP_INET6_CONNECT),
     Program("sendmsg4", Kind.SOCKETS, AttachType.CGROUP_UDP4_SENDMSG),

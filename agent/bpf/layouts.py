@@ -37,6 +37,8 @@ LB_CLUSTERS: Final = 512
 GROUPS_PER_BLOCK: Final = 8
 SLOTS_PER_BLOCK: Final = 16
 MAGLEV_PLACES: Final = 1021
+MEANT_SETS: Final = 16384
+MEANT_WAYS: Final = 4
 MOST_GROUPS: Final = 512  # of a service: LB_MAX_BLOCKS of them in bpf/lb.h
 
 
@@ -220,27 +222,14 @@ class Allowed(NamedTuple):
 
 
 class MeantValue(NamedTuple):
-    """Value of lb_meant, which belongs to a socket: the service it means, the backend it was connected to."""
+    """What lb_meant has of a socket: the service it means, the backend it was connected to."""
 
     address: Address
     backend: Address
     port: int
     backend_port: int
     backend_id: int
-
-
-class MeantSocket(NamedTuple):
-    """A socket whose MeantValue stands before this. `network` is the inode of its network namespace; `inode` its own,
-    0 where nobody has it open any more; `device` the index of what it is bound to."""
-
-    source: Address
-    cookie: int
-    inode: int
-    network: int
-    device: int
-    source_port: int
     protocol: int
-    family: int
 
 
 class ReverseKey(NamedTuple):
@@ -419,8 +408,7 @@ _LAYOUTS: Final[Mapping[type, _Layout]] = {
     AffinityValue: _Layout("QIHH"),
     SourceRangeKey: _Layout("IIA"),
     Allowed: _Layout("B"),
-    MeantValue: _Layout("AAPPI"),
-    MeantSocket: _Layout("AQQIIPHH2x"),
+    MeantValue: _Layout("AAPPIB7x"),
     ReverseKey: _Layout("QAP6x"),
     ReverseValue: _Layout("AP2x"),
     CidrKey: _Layout("IA"),
@@ -453,7 +441,7 @@ MAPS: Final[Mapping[str, tuple[type[Any], type[Any]]]] = {
     "node_config": (Number, NodeConfig),
     "pod_devices": (AddressKey, PodDevice),
 }
-"""What keys are, and what values are or have side by side. lb_meant is not among them: it has no keys but sockets."""
+"""What keys are, and what values are or have side by side. lb_meant has none of these: see `meant_sockets`."""
 
 _SERVICE_KEY: Final = _LAYOUTS[ServiceKey].struct
 _STATE_AT: Final = 19  # in a value of lb_backends
@@ -552,6 +540,19 @@ def pack_slots(ids: Sequence[bytes]) -> list[bytes]:
     than it is."""
     blocks = [ids[at : at + SLOTS_PER_BLOCK] for at in range(0, len(ids), SLOTS_PER_BLOCK)]
     return [b"".join(some) + some[0] * (SLOTS_PER_BLOCK - len(some)) for some in blocks]
+
+
+def meant_sockets(sets: bytes) -> dict[int, MeantValue]:
+    """What sockets mean, by their cookies, in values of lb_meant side by side: of few in many, which costs little."""
+    size, found = len(pack(MeantValue(NO_ADDRESS, NO_ADDRESS, 0, 0, 0, 0))), {}
+    words = (8 + size) * MEANT_WAYS // 8
+    numbers = memoryview(sets).cast("Q")
+    for way in range(MEANT_WAYS):
+        for at, cookie in enumerate(numbers[way::words].tolist()):
+            if cookie:
+                begin = at * words * 8 + 8 * MEANT_WAYS + way * size
+                found[cookie] = unpack(MeantValue, sets[begin : begin + size])
+    return found
 
 
 def pack_factors(factors: Mapping[int, float]) -> bytes:

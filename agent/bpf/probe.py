@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from agent.bpf import libbpf
 from agent.bpf.bpffs import cgroup2_root, is_bpffs
-from agent.bpf.hooks import SOCKET_PROGRAMS
+from agent.bpf.hooks import SOCKET_PROGRAMS, Program
 from agent.bpf.programs import EXIT, Instruction, call_helper, program_load, set_result
 from agent.bpf.syscalls import (
     NO_PREALLOC,
@@ -139,18 +139,18 @@ def _cgroup2() -> Feature:
 
 
 def _socket_hooks() -> Feature:
-    missing = [each.name for each in SOCKET_PROGRAMS if not _loads(_ALLOW, each.attach_type)]
+    missing = [each.name for each in SOCKET_PROGRAMS if not _loads(_ALLOW, each)]
     failure = f"the kernel has no hook for {', '.join(missing)}" if missing else ""
     return _feature(
         "sock_addr",
         failure,
         "services can be translated at the socket",
-        "use Linux 5.8 or later with CONFIG_CGROUP_BPF=y",
+        "use Linux 5.9 or later with CONFIG_CGROUP_BPF=y",
     )
 
 
-def _loads(code: Sequence[Instruction], hook: AttachType) -> bool:
-    return _failure(lambda: program_load(ProgramType.CGROUP_SOCK_ADDR, code, hook)) == 0
+def _loads(code: Sequence[Instruction], program: Program) -> bool:
+    return _failure(lambda: program_load(program.program_type, code, program.attach_type)) == 0
 
 
 def _cgroup_link() -> Feature:

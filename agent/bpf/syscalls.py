@@ -75,6 +75,7 @@ class ProgramType(IntEnum):
 
     SCHED_CLS = 3
     XDP = 6
+    CGROUP_SOCK = 9
     CGROUP_SOCK_ADDR = 18
     TRACING = 26
 
@@ -91,6 +92,7 @@ class AttachType(IntEnum):
     TRACE_ITER = 28
     CGROUP_INET4_GETPEERNAME = 29
     CGROUP_INET6_GETPEERNAME = 30
+    CGROUP_INET_SOCK_RELEASE = 34
     TCX_INGRESS = 46
     TCX_EGRESS = 47
 
@@ -257,13 +259,10 @@ def link_detach(link: int) -> None:
     call(Command.LINK_DETACH, Struct("=I").pack(link))
 
 
-def iterator_open(program: int, over: int | None = None) -> int:
-    """A file that runs an iterator program over everything while it is read; `over` is the map of one that goes over a
-    map's entries. Sockets are those of the network namespace of whoever opens it."""
-    info = buffer_of(Struct("=Q").pack(over or 0))
-    length = 0 if over is None else len(info)
-    head = (program, 0, AttachType.TRACE_ITER, 0, ctypes.addressof(info) if length else 0, length)
-    link = call(Command.LINK_CREATE, Struct("=IIIIQI").pack(*head))
+def iterator_open(program: int) -> int:
+    """A file that runs an iterator program over everything while it is read. Sockets are those of the network namespace
+    of whoever opens it."""
+    link = call(Command.LINK_CREATE, Struct("=4I").pack(program, 0, AttachType.TRACE_ITER, 0))
     try:
         return call(Command.ITER_CREATE, Struct("=II").pack(link, 0))
     finally:

@@ -1,4 +1,4 @@
-"""Copies of descriptors of other processes' sockets (pidfd_getfd, Linux 5.6), and what these sockets mean."""
+"""Copies of descriptors of other processes' sockets (pidfd_getfd, Linux 5.6), and what these sockets are."""
 
 from __future__ import annotations
 
@@ -10,12 +10,9 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from typing import Final
 
-from agent.bpf.layouts import MeantValue, unpack
-from agent.bpf.syscalls import map_lookup
-
 _PIDFD_GETFD: Final = 438  # on every architecture
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
-_SIZE: Final = 40  # of struct lb_meant
+_SO_COOKIE: Final = 57
 
 
 def copied(inodes: Collection[int]) -> Iterator[tuple[int, socket.socket]]:
@@ -33,10 +30,8 @@ def copied(inodes: Collection[int]) -> Iterator[tuple[int, socket.socket]]:
             return
 
 
-def meaning_of(held: socket.socket, meant: int) -> MeantValue | None:
-    """What the socket means, by the map lb_meant."""
-    value = map_lookup(meant, held.fileno().to_bytes(4, sys.byteorder), _SIZE)
-    return None if value is None else unpack(MeantValue, value)
+def cookie_of(held: socket.socket) -> int:
+    return int.from_bytes(held.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8), sys.byteorder)
 
 
 def _holders(names: dict[str, int]) -> Iterator[tuple[int, int, int]]:

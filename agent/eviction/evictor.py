@@ -5,25 +5,27 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol
 
 from agent.bpf.loader import find_object
-from agent.eviction.diag import Diag
-from agent.eviction.iterators import Ender, Finder
-from agent.eviction.meaning import Meant
+from agent.eviction.diag import Diag, locate
+from agent.eviction.iterators import Ender
+from agent.eviction.meaning import Located, Meant, read_meant
 from agent.eviction.moving import move
-from agent.eviction.networks import find_networks
+from agent.eviction.networks import find_networks, inside
 from clustermesh.errors import Refused
 
 _log = logging.getLogger(__name__)
 
 
 class Outcome(StrEnum):
-    """What became of a socket. FAILED: it was not ended: it had just closed, or nobody knows its network namespace."""
+    """What became of a socket. FAILED: it was found, and not ended: it had just closed."""
 
     RESET = "reset"
     MOVED = "moved"
@@ -37,16 +39,9 @@ class Evicted(NamedTuple):
     error: str = ""
 
 
-class Finding(Protocol):
-    def find(self) -> Meant:
-        """Every connected socket that means a service, on this node. OSError."""
-
-    def close(self) -> None: ...
-
-
 class Ending(Protocol):
-    def end(self, path: str, gone: Meant) -> set[int]:
-        """End these sockets, all of the network namespace at `path`; the cookies of those that were. OSError."""
+    def end(self, gone: Located) -> set[int]:
+        """End these sockets, of the network namespace it is asked in; the cookies of those that were. OSError."""
 
     def close(self) -> None: ...
 
@@ -54,49 +49,66 @@ class Ending(Protocol):
 def open_evictor(maps: Mapping[str, int], folder: Path | None = None) -> Evictor:
     """Over the `maps` of a datapath, by name: by programs, those compiled in `folder` or beside the datapath's, or else
     by netlink."""
-    diag = Diag(maps["lb_meant"])
-    finding, ending = cast(Finding, diag), cast(Ending, diag)
+    ending: Ending = Diag()
     try:
-        compiled = folder or find_object().parent
-        finding = Finder(compiled, maps)
-        ending = Ender(compiled, maps)
+        ending = Ender(folder or find_object().parent, maps)
     except Refused as e:
-        _log.info("sockets are gone over by netlink, for this kernel does not take the program: %s", e)
-    return Evictor(finding, ending, maps["lb_meant"])
+        _log.info("sockets are ended by netlink, for this kernel does not take the program: %s", e)
+    return Evictor(ending, maps["lb_meant"])
 
 
 class Evictor:
     """`meant` is the map lb_meant."""
 
-    def __init__(self, finding: Finding, ending: Ending, meant: int) -> None:
-        self._finding, self._ending, self._meant = finding, ending, meant
-        self.find = finding.find
+    def __init__(self, ending: Ending, meant: int) -> None:
+        self._ending, self._meant = ending, meant
+
+    def find(self) -> Meant:
+        """Every connected socket that means a service, on this node. OSError."""
+        return read_meant(self._meant)
 
     def evict(self, gone: Meant) -> Evicted:
-        """Move the sockets of UDP, and end all others and what cannot be moved."""
-        udp = {meaning: each for meaning, each in gone.items() if meaning.protocol == socket.IPPROTO_UDP}
-        moved = move(udp, self._meant)
-        ended, error = self._end(gone, moved)
-        failed = sum(map(len, gone.values())) - len(moved | ended)
-        counts = {Outcome.MOVED: len(moved), Outcome.RESET: len(ended - moved), Outcome.FAILED: failed}
-        return Evicted(Counter({outcome: count for outcome, count in counts.items() if count}), error)
-
-    def _end(self, gone: Meant, moved: set[int]) -> tuple[set[int], str]:
-        by_network: defaultdict[int, Meant] = defaultdict(dict)
-        for meaning, sockets in gone.items():
-            for each in sockets:
-                if each.cookie not in moved:
-                    by_network[each.network].setdefault(meaning, []).append(each)
-        ended, error = set[int](), ""
-        for inode, path in find_networks(by_network.keys()).items():
+        """Move the sockets of UDP, and end all others and what cannot be moved. Those that are in no namespace that
+        anybody lives in have closed, or nobody knows a way to them."""
+        located, error = _locate(gone)
+        udp: Located = {}
+        for _, some in located:
+            for value, sockets in some.items():
+                if value.protocol == socket.IPPROTO_UDP:
+                    udp.setdefault(value, []).extend(sockets)
+        moved, ended = move(udp, self._meant), set[int]()
+        for path, some in located:
+            rest = {value: [each for each in sockets if each.cookie not in moved] for value, sockets in some.items()}
             try:
-                ended |= self._ending.end(path, by_network[inode])
+                ended |= inside(path, partial(self._ending.end, rest))
             except FileNotFoundError:
                 pass  # whoever lived in it has ended, and its sockets with it
             except OSError as e:
                 error = f"sockets of the network namespace {path} are not ended: {e}"
-        return ended, error
+        failed = sum(len(sockets) for _, some in located for sockets in some.values()) - len(moved | ended)
+        counts = {Outcome.MOVED: len(moved), Outcome.RESET: len(ended - moved), Outcome.FAILED: failed}
+        return Evicted(Counter({outcome: count for outcome, count in counts.items() if count}), error)
 
     def close(self) -> None:
-        self._finding.close()
         self._ending.close()
+
+
+def _locate(gone: Meant) -> tuple[list[tuple[str, Located]], str]:
+    """Where these sockets are: paths to network namespaces, and what kept one from being looked into."""
+    left = {cookie: value for value, cookies in gone.items() for cookie in cookies}
+    found, error = list[tuple[str, Located]](), ""
+    for path in find_networks().values():
+        if not left:
+            break
+        try:
+            some = inside(path, partial(locate, left))
+        except FileNotFoundError:
+            continue  # whoever lived in it has ended
+        except OSError as e:
+            error = f"sockets of the network namespace {path} are not looked for: {e}"
+            continue
+        if some:
+            found.append((path, some))
+            for each in chain.from_iterable(some.values()):
+                left.pop(each.cookie, None)
+    return found, error

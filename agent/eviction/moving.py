@@ -7,21 +7,21 @@ import socket
 from contextlib import suppress
 
 from agent.bpf.layouts import MeantValue
-from agent.eviction.copies import copied, meaning_of
-from agent.eviction.meaning import Meant
+from agent.eviction.copies import cookie_of, copied
+from agent.eviction.meaning import Located, meaning_of
 from clustermesh.address import text
 
 
-def move(gone: Meant, meant: int) -> set[int]:
+def move(gone: Located, meant: int) -> set[int]:
     """The cookies of those of these sockets that mean another backend now. `meant` is the map lb_meant."""
-    wanted = {each.inode: (meaning.value, each) for meaning, sockets in gone.items() for each in sockets if each.inode}
+    wanted = {each.inode: (value, each) for value, sockets in gone.items() for each in sockets if each.inode}
     moved = set()
     for inode, held in copied(wanted.keys()):
         value, each = wanted[inode]
         with suppress(OSError):  # nobody is left, and it is refused
-            if meaning_of(held, meant) == value:  # it may have been connected to somewhere else
+            if cookie_of(held) == each.cookie and meaning_of(meant, each.cookie) == value:
                 held.connect(_where(value, each.family))
-                if meaning_of(held, meant) not in (None, value):
+                if meaning_of(meant, each.cookie) not in (None, value):
                     moved.add(each.cookie)
     return moved
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator
 from glob import iglob
 from typing import Final, TypeVar
 
@@ -15,19 +15,16 @@ _NEW_NETWORK: Final = 0x40000000  # CLONE_NEWNET
 _PLACES: Final = ("/run/netns/*", "/proc/[0-9]*/ns/net", "/proc/[0-9]*/task/[0-9]*/ns/net")
 
 
-def find_networks(wanted: Set[int] | None = None) -> dict[int, str]:
-    """A path to each of the namespaces `wanted`, by inode, or to every one that somebody lives in or has kept by name.
-    Nobody may know a way into one that only sockets still hold."""
+def find_networks() -> dict[int, str]:
+    """A path to every namespace that somebody lives in or has kept by name, by inode. Nobody may know a way into one
+    that only sockets still hold."""
     found: dict[int, str] = {}
     for path in _candidates():
         try:
             inode = os.stat(path).st_ino
         except OSError:
             continue  # it ended meanwhile, or is no namespace any more
-        if wanted is None or inode in wanted:
-            found.setdefault(inode, path)
-        if wanted is not None and len(found) == len(wanted):
-            break
+        found.setdefault(inode, path)
     return found
 
 

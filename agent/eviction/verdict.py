@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Iterator, Set
 from enum import StrEnum
 
-from agent.bpf.layouts import pack_service_key
-from agent.eviction.meaning import Meaning
+from agent.bpf.layouts import MeantValue, pack_service_key
 from clustermesh.address import Address
 from clustermesh.mesh.resolve import Scope, ServiceEntry
 
@@ -20,21 +19,20 @@ class Reason(StrEnum):
 
 
 def gone(
-    found: Iterable[Meaning],
+    found: Iterable[MeantValue],
     wanted: Callable[[bytes], ServiceEntry | None],
     held: Container[bytes],
     evicted: Set[int],
-) -> Iterator[tuple[Meaning, Reason | None]]:
+) -> Iterator[tuple[MeantValue, Reason | None]]:
     """Each meaning, and why its sockets have nobody to speak with any more; None where they have.
 
     A backend that rests is there: what terminates is left to finish. It is known by its address and port, so
     one that came back as another is itself. `wanted` is a service's entry by its key, `held` the keys that the kernel
     has: of a service that nobody has spoken of yet nothing is known. `evicted` are ids of clusters.
     """
-    by_key: dict[bytes, list[Meaning]] = {}
+    by_key: dict[bytes, list[MeantValue]] = {}
     for meaning in found:
-        value = meaning.value
-        key = pack_service_key(value.address, value.port, meaning.protocol, Scope.ANY)
+        key = pack_service_key(meaning.address, meaning.port, meaning.protocol, Scope.ANY)
         by_key.setdefault(key, []).append(meaning)
     for key, meanings in by_key.items():
         entry = wanted(key)
@@ -43,7 +41,7 @@ def gone(
             continue
         clusters = _clusters(entry)
         for meaning in meanings:
-            of = clusters.get((meaning.value.backend, meaning.value.backend_port), set())
+            of = clusters.get((meaning.backend, meaning.backend_port), set())
             why = Reason.BACKEND if not of else Reason.CLUSTER if of <= evicted else None
             yield meaning, why
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.bpf.hooks import PROGRAMS, Kind
+from agent.bpf.hooks import PROGRAMS
 from agent.bpf.loader import Datapath
 
 pytestmark = pytest.mark.root
@@ -59,7 +59,7 @@ def test_bcc_compiles_the_same_sources_and_the_kernel_takes_every_program(datapa
         pytest.skip("unshare is missing (util-linux): kernel headers cannot be shown to BCC")
     flags = ["-DCLUSTERMESH_BCC", f"-I{_SOURCES}", "-Dhas_set_retval_value=1", "-Dnode_netns_value=1"]
     flags += [f"-D{name}_fd={fd}" for name, fd in datapath.maps.items()]
-    programs = [f"{each.name}:{18 if each.kind is Kind.SOCKETS else 3}:{each.attach_type:d}" for each in PROGRAMS]
+    programs = [f"{each.name}:{each.program_type:d}:{each.attach_type:d}" for each in PROGRAMS]
     load = [_PYTHON, "-c", _LOAD, str(_SOURCES / "clustermesh.bpf.c"), *flags, "--", *programs]
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-c", _WITH_HEADERS, "sh", *map(str, _headers()), *load],

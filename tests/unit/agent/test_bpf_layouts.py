@@ -20,6 +20,7 @@ from agent.bpf import layouts
 from agent.bpf.layouts import (
     LB_CLUSTERS,
     LB_FULL,
+    MEANT_WAYS,
     AddressKey,
     AffinityKey,
     AffinityValue,
@@ -38,7 +39,6 @@ from agent.bpf.layouts import (
     GroupsKey,
     IpcacheValue,
     LbGroup,
-    MeantSocket,
     MeantValue,
     NodeConfig,
     NodeIdentity,
@@ -56,6 +56,7 @@ from agent.bpf.layouts import (
     Way,
     as_active,
     in_state,
+    meant_sockets,
     pack,
     pack_backends,
     pack_cidr,
@@ -82,7 +83,6 @@ STRUCTS: Mapping[str, type[Any]] = {
     "lb_affinity": AffinityValue,
     "lb_source_range_key": SourceRangeKey,
     "lb_meant": MeantValue,
-    "meant_socket": MeantSocket,
     "lb_reverse_key": ReverseKey,
     "lb_reverse": ReverseValue,
     "ipcache_cidr_key": CidrKey,
@@ -116,7 +116,15 @@ ENUMS: Mapping[str, tuple[type[IntEnum], str]] = {
     "config_flag": (ConfigFlag, "CONFIG_"),
     "event_type": (EventType, "EVENT_"),
 }
-CONSTANTS = ("LB_FULL", "LB_CLUSTERS", "GROUPS_PER_BLOCK", "SLOTS_PER_BLOCK", "MAGLEV_PLACES")
+CONSTANTS = (
+    "LB_FULL",
+    "LB_CLUSTERS",
+    "GROUPS_PER_BLOCK",
+    "SLOTS_PER_BLOCK",
+    "MAGLEV_PLACES",
+    "MEANT_SETS",
+    "MEANT_WAYS",
+)
 
 
 class Field(NamedTuple):
@@ -182,7 +190,7 @@ def _of(field: Field, number: int) -> Any:
 
 
 def test_every_struct_of_the_header_has_its_tuple(compiled: Compiled) -> None:
-    assert set(compiled.fields) == {*STRUCTS, *ARRAYS}
+    assert set(compiled.fields) == {*STRUCTS, *ARRAYS, "lb_meant_set"}
     for name, kind in STRUCTS.items():
         assert tuple(field.name for field in compiled.fields[name] if field.name != "pad") == kind._fields, name
 
@@ -209,6 +217,20 @@ def test_every_array_is_its_elements_side_by_side(compiled: Compiled, name: str)
     (field,) = compiled.fields[name]
     assert (field.offset, field.size) == (0, compiled.sizes[name])
     assert field.size == count * len(pack(kind(*[0] * len(kind._fields))))
+
+
+def test_what_sockets_mean_is_read_from_where_it_is_in_its_sets(compiled: Compiled) -> None:
+    cookies, meant = compiled.fields["lb_meant_set"]
+    assert (cookies.offset, cookies.size) == (0, 8 * MEANT_WAYS)
+    assert (meant.offset, meant.size) == (cookies.size, MEANT_WAYS * compiled.sizes["lb_meant"])
+    sets, wanted = b"", {}
+    for number in range(3):
+        values = [MeantValue(ONE, parse("fd00::1"), number, way, 7, 6) for way in range(MEANT_WAYS)]
+        taken = [(number << 40 | 5 + way) * (way != number) for way in range(MEANT_WAYS)]
+        sets += b"".join(each.to_bytes(8, sys.byteorder) for each in taken) + b"".join(map(pack, values))
+        wanted |= {cookie: value for cookie, value in zip(taken, values, strict=True) if cookie}
+    assert meant_sockets(sets) == wanted
+    assert len(sets) == 3 * compiled.sizes["lb_meant_set"]
 
 
 @pytest.mark.parametrize("name", ENUMS)
@@ -247,8 +269,7 @@ _ANY = st.one_of(
     st.builds(AffinityValue, _U64, _U32, _U16, _U16),
     st.builds(SourceRangeKey, st.integers(0, 160), _U32, _ADDRESS),
     st.builds(Allowed, _U8),
-    st.builds(MeantValue, _ADDRESS, _ADDRESS, _U16, _U16, _U32),
-    st.builds(MeantSocket, _ADDRESS, _U64, _U64, _U32, _U32, _U16, _U16, _U16),
+    st.builds(MeantValue, _ADDRESS, _ADDRESS, _U16, _U16, _U32, _U8),
     st.builds(ReverseKey, _U64, _ADDRESS, _U16),
     st.builds(ReverseValue, _ADDRESS, _U16),
     st.builds(AddressKey, _ADDRESS),

@@ -13,12 +13,12 @@ from fake_kernel import VIP, Bed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.bpf.layouts import MeantSocket, MeantValue, pack_service_key
+from agent.bpf.layouts import MeantValue, pack_service_key
 from agent.domains import eviction
 from agent.domains.eviction import Eviction
 from agent.eviction import verdict
 from agent.eviction.evictor import Evicted, Outcome
-from agent.eviction.meaning import Meaning, Meant
+from agent.eviction.meaning import Meant
 from agent.eviction.verdict import Reason
 from clustermesh.address import from_int, parse
 from clustermesh.mesh.resolve import Backends, Frontend, Group, Scope, ServiceEntry
@@ -28,8 +28,8 @@ OTHER = parse("10.96.0.2")
 KEY = pack_service_key(VIP, 80, 6, Scope.ANY)
 
 
-def meaning(backend: str, port: int = 80, service: Any = VIP, service_port: int = 80, protocol: int = 6) -> Meaning:
-    return Meaning(MeantValue(service, parse(backend), service_port, port, 1), protocol)
+def meaning(backend: str, port: int = 80, service: Any = VIP, service_port: int = 80, protocol: int = 6) -> MeantValue:
+    return MeantValue(service, parse(backend), service_port, port, 1, protocol)
 
 
 def entry(*groups: Group, resting: Iterable[Group] = ()) -> ServiceEntry:
@@ -66,7 +66,7 @@ WEB = entry(
     ids=str,
 )
 def test_what_went_is_the_service_the_backend_or_its_whole_cluster(
-    asked: Meaning, evicted: set[int], why: Reason | None
+    asked: MeantValue, evicted: set[int], why: Reason | None
 ) -> None:
     held = {pack_service_key(OTHER, 80, 6, Scope.ANY)}
     assert dict(verdict.gone([asked], {KEY: WEB}.get, held, evicted)) == {asked: why}
@@ -95,7 +95,7 @@ def test_it_is_as_if_each_socket_were_looked_up_in_every_service(
         key(each): ServiceEntry(Frontend(from_int(each), 80, Protocol.TCP), groups(used), resting=groups(rest))
         for each, (used, rest) in services.items()
     }
-    asked = {Meaning(MeantValue(from_int(s), from_int(b), 80, 80, b), 6): (s, b) for s, b in sockets}
+    asked = {MeantValue(from_int(s), from_int(b), 80, 80, b, 6): (s, b) for s, b in sockets}
     for each, why in verdict.gone(asked, wanted.get, {*map(key, held)}, evicted):
         service, backend = asked.pop(each)
         has = [c for part in services.get(service, ()) for c, numbers in part if backend in numbers]
@@ -111,7 +111,7 @@ def test_it_is_as_if_each_socket_were_looked_up_in_every_service(
 class FakeEvictor:
     """`sockets` are open, by what they mean. `fail` is raised while it is set."""
 
-    def __init__(self, *sockets: Meaning) -> None:
+    def __init__(self, *sockets: MeantValue) -> None:
         self.sockets = Counter(sockets)
         self.looks = 0
         self.fail: Exception | None = None
@@ -120,8 +120,7 @@ class FakeEvictor:
         self.looks += 1
         if self.fail is not None:
             raise self.fail
-        each = MeantSocket(VIP, 1, 2, 3, 0, 4, 6, 2)
-        return {asked: [each] * count for asked, count in self.sockets.items() if count}
+        return {asked: [1] * count for asked, count in self.sockets.items() if count}
 
     def evict(self, gone: Meant) -> Evicted:
         for asked in gone:
