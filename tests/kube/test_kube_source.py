@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 from kube_bed import PATIENCE, KubeBed
+from msgspec.structs import replace
 
-from clustermesh.address import parse
+from clustermesh.address import parse, parse_prefix
 from clustermesh.kube import follow as kube_follow
 from clustermesh.kube.config import from_kubeconfig
 from clustermesh.kube.hearing import Received
 from clustermesh.kube.rbac import cluster_role
 from clustermesh.kube.resource import Resource
-from clustermesh.model import Cluster
+from clustermesh.model import BackendDetail, BackendState, Cluster, LocalService, ServiceType
 from clustermesh.sources.kubernetes import KubernetesSource, Periods
 from clustermesh.sources.served import RULES
 
@@ -148,6 +149,58 @@ async def test_native_mode_takes_backends_from_slices_and_labels_from_pods(nativ
         native.delete(pod("shop/cart-0", ""))
         await until(lambda found: not backends(found) and parse("10.1.0.5") not in found.snapshot.endpoints)
         assert source.problems() == []
+
+
+async def test_what_a_service_says_of_its_callers_and_of_its_backends_is_read_as_the_api_writes_it(
+    native: KubeBed,
+) -> None:
+    where = "/api/v1/namespaces/shop"
+    said = {
+        "type": "LoadBalancer",
+        "externalTrafficPolicy": "Local",
+        "sessionAffinity": "ClientIP",
+        "trafficDistribution": "PreferClose",
+        "loadBalancerSourceRanges": ["198.51.100.7/24"],
+        "externalIPs": ["192.0.2.77"],
+    }
+    pods = [pod("shop/front-0", "10.1.0.7", app="front"), pod("shop/front-1", "10.1.0.8", app="front")]
+    pods[0]["spec"]["containers"][0]["ports"] = [{"containerPort": 8080, "hostPort": 8081}]
+    pods[1]["metadata"]["annotations"] = {"clustermesh.io/backend-weight": "7"}
+    native.merge(node("n1", ""), {"metadata": {"labels": {"topology.kubernetes.io/zone": "z1"}}})
+    native.create(*pods, service("shop/front", **said))
+    ingress = {"status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.78", "ipMode": "VIP"}]}}}
+    native.ask("PATCH", f"{where}/services/front/status", ingress, "application/merge-patch+json")
+    first, second = parse("10.1.0.7"), parse("10.1.0.8")
+
+    def front(found: KubernetesSource) -> LocalService:
+        return found.snapshot.services["shop", "front"]
+
+    async with followed(native) as (source, until):
+        plain = BackendDetail(node="n1", for_zones=("z1",))
+        await until(lambda found: front(found).details == {first: plain, second: replace(plain, weight=7)})
+        await until(lambda found: front(found).outside.load_balancer_ips == (parse("192.0.2.78"),))
+        local = front(source)
+        assert (local.type, local.affinity_seconds) == (ServiceType.LOAD_BALANCER, 10_800)
+        assert local.outside.external_ips == (parse("192.0.2.77"),)
+        assert local.outside.source_ranges == (parse_prefix("198.51.100.0/24"),)
+        assert local.outside.local_only
+        assert 30_000 <= local.outside.health_check_port <= 32_767
+        assert 30_000 <= local.outside.node_ports["http"].port <= 32_767
+        host = source.snapshot.services["shop", "front-0.host-ports"].host_ports
+        assert host is not None
+        assert (host.node, [port.port for port in host.ports.values()]) == ("n1", [8081])
+        native.ask("DELETE", f"{where}/pods/front-1?gracePeriodSeconds=600")
+        await until(lambda found: front(found).details[second].state is BackendState.TERMINATING)
+        down = {"status": {"conditions": [{"type": "Ready", "status": "False"}]}}
+        native.ask("PATCH", f"{where}/pods/front-1/status", down, "application/strategic-merge-patch+json")
+        await until(lambda found: second in front(found).draining)
+        assert backends(source, ("shop", "front")) == {first}
+        native.delete(pods[1])
+        await until(lambda found: not front(found).draining)
+        native.delete(pods[0])
+        await until(lambda found: ("shop", "front-0.host-ports") not in found.snapshot.services)
+        assert source.problems() == []
+    native.delete(service("shop/front"))
 
 
 async def test_the_cluster_role_made_of_the_one_list_is_enough(native: KubeBed) -> None:
