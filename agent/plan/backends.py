@@ -45,14 +45,15 @@ class BackendNumbers:
 
     def acquire(self, values: Iterable[bytes]) -> None:
         """Each of these has a number, and one more user that has it as an active one."""
-        numbers, add, used = self._numbers, self._table.set, self._table.desired
+        numbers, used, first = self._numbers, self._table.desired, dict[bytes, bytes]()
         for value in values:
             if (key := numbers.get(value)) is None:
                 key = numbers[value] = next(self._unused)
-            elif used.get(key) == value:
+            elif key in first or used.get(key) == value:
                 self._more_users[value] = self._more_users.get(value, 0) + 1
                 continue
-            add(key, value)
+            first[key] = value
+        self._table.set_all(first)
 
     def release(self, values: Iterable[bytes]) -> None:
         """Undo `acquire`."""

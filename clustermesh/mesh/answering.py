@@ -7,7 +7,7 @@
       -> or the terminating ones that serve, where none is ready
 
 The first three are Cilium's rules (global services), the last two kube-proxy's (KEP-2433, KEP-3015, KEP-1669). Whoever
-drops out on the way rests, but for those that a policy Local keeps out: they were never this node's to give.
+drops out on the way rests: no more than without policies and hints, and no connection ends because one was changed.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ def answer(
     own: Sequence[Candidate], others: Sequence[Candidate], affinity: Affinity, here: Here, *, only_here: bool = False
 ) -> Answer:
     """Of the own cluster's candidates and those of other clusters. `only_here` is a policy Local."""
+    everyone = [*own, *others]
     if only_here:
         own, others = [each for each in own if each.node and each.node == here.name], ()
     listed = _preferred(own, others, affinity)
@@ -82,7 +83,7 @@ def answer(
     given = _hinted(ready, here) if not only_here else ready
     given = given or [each for each in listed if each.is_leaving]
     chosen = {id(each) for each in given}
-    return Answer(given, [each for each in (*own, *others) if id(each) not in chosen])
+    return Answer(given, [each for each in everyone if id(each) not in chosen])
 
 
 def _preferred(own: Sequence[Candidate], others: Sequence[Candidate], affinity: Affinity) -> Sequence[Candidate]:
