@@ -61,6 +61,8 @@ def find(
     yield from _unplanned(domains)
     for service, why in islice(domains.services.left_out.items(), _SHOWN):
         yield Problem("services", f"Service {'/'.join(service)} is left out: {why}", "")
+    for service, why in islice(domains.services.unanswered.items(), _SHOWN):
+        yield Problem("services", f"Service {'/'.join(service)}: {why}", "give it another healthCheckNodePort")
     for frontend, names in islice(domains.services.planner.conflicts().items(), _SHOWN):
         where = f"{text(frontend.address)}:{frontend.port}/{frontend.protocol}"
         claimants = ", ".join("/".join(name) for name in names[:_SHOWN])

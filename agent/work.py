@@ -23,6 +23,7 @@ from agent.bpf.loader import Datapath
 from agent.bpf.probe import Feature
 from agent.cni.methods import Pods
 from agent.domains.domains import Domains
+from agent.domains.services import Services
 from agent.domains.tables import ThisNode, open_targets
 from agent.identities import Unusual
 from agent.memory import keep_what_is_there
@@ -154,7 +155,7 @@ async def _work(
         tasks.create_task(report.keep_reported(etcd, options.node, status.report))
         tasks.create_task(keep_saved(options.last_good, state, own, peers, outdated))
         tasks.create_task(_once(ready, pressure.keep))
-        tasks.create_task(_serve_metrics(options.metrics, status, ready))
+        tasks.create_task(_serve_http(options.metrics, status, ready, domains.services))
 
 
 async def _take_over(folder: Path) -> None:
@@ -188,6 +189,24 @@ async def _kept_first(own: ClusterReader, attached: asyncio.Event) -> None:
 async def _once(happened: asyncio.Event, keep: Callable[[], Awaitable[None]]) -> None:
     await happened.wait()
     await keep()
+
+
+async def _serve_http(metrics: str, status: Status, ready: asyncio.Event, services: Services) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(_serve_metrics(metrics, status, ready))
+        tasks.create_task(_answer_health_checks(services))
+
+
+async def _answer_health_checks(services: Services) -> None:
+    """Once a service asks for it, which few do."""
+    asked = asyncio.Event()
+    services.on_health_check = asked.set
+    await asked.wait()
+    from agent.health_checks import HealthChecks
+
+    checks = HealthChecks(services.health_checks, services.unanswered)
+    services.on_health_check = checks.look
+    await checks.keep()
 
 
 async def _serve_metrics(address: str, status: Status, ready: asyncio.Event) -> None:

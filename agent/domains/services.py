@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from msgspec.structs import replace
 
@@ -27,6 +27,13 @@ from clustermesh.model import LocalService, Protocol, Service
 from clustermesh.reconcile import Reconciler, Tracker
 
 _COURTESY: Final = 0.02  # seconds: the way to a new backend is made first, unless that takes longer
+
+
+class HealthCheck(NamedTuple):
+    """Load balancers ask each node at `port`; `ready` is how many backends of the service are on this one."""
+
+    port: int
+    ready: int
 
 
 class Services(Domain[tuple[str, str]]):
@@ -68,6 +75,9 @@ class Services(Domain[tuple[str, str]]):
         self.left_out: dict[tuple[str, str], str] = {}  # services at addresses this node lives by, and why
         self.here = Here(node)
         self._reserved, self._ground = reserved, state.holdings.ground
+        self.health_checks: dict[tuple[str, str], HealthCheck] = {}
+        self.unanswered: dict[tuple[str, str], str] = {}  # those of them that cannot be, and why
+        self.on_health_check: Callable[[], None] = lambda: None  # called when one of them has changed
         self._asking: set[tuple[str, str]] = set()  # for which it matters what this node is and stands on
 
     def set_factors(self, factors: Mapping[int, float], evicted: Set[int] = frozenset()) -> None:
@@ -100,6 +110,7 @@ class Services(Domain[tuple[str, str]]):
         self._state.rule(item)
         self._asking.discard(item)
         local = self._state.own_service(item)
+        self._check_health(item, local)
         entries = [] if local is None else self._resolve(item, local)
         taken = {each.frontend: why for each in entries if (why := self._taken(each))}
         self.left_out.pop(item, None)
@@ -107,6 +118,14 @@ class Services(Domain[tuple[str, str]]):
             said = dict.fromkeys(f"{text(at.address)} is {why}" for at, why in taken.items())
             self.left_out[item] = f"{', '.join(said)}, and has to be reached itself: give the service another address"
         self.planner.update(item, [each for each in entries if each.frontend not in taken] if taken else entries)
+
+    def _check_health(self, item: tuple[str, str], local: LocalService | None) -> None:
+        before, after = self.health_checks.pop(item, None), None
+        if local is not None and local.outside.local_only and local.outside.health_check_port:
+            ready = sum(each.node == self.here.name and not each.state for each in local.details.values())
+            after = self.health_checks[item] = HealthCheck(local.outside.health_check_port, ready)
+        if before != after:
+            self.on_health_check()
 
     def _taken(self, entry: ServiceEntry) -> str:
         """What stands where the service is called, and has to be reached there itself; or ""."""
