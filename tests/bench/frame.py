@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 _UNITS = {
+    "ns": "ns",
     "ms": "ms",
     "s": "s",
     "mb": "MB",

@@ -47,3 +47,15 @@ def cgroup(name: str) -> Iterator[Path]:
         yield path
     finally:
         path.rmdir()
+
+
+@contextmanager
+def joined_cgroup(name: str) -> Iterator[Path]:
+    """A cgroup that this process is in for as long."""
+    line = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+    with cgroup(name) as path:
+        (path / "cgroup.procs").write_text(str(os.getpid()))
+        try:
+            yield path
+        finally:
+            (path.parent / line.removeprefix("0::/") / "cgroup.procs").write_text(str(os.getpid()))

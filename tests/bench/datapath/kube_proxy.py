@@ -26,9 +26,16 @@ def _measured(mode: str, services: int) -> dict[str, list[float]]:
         if shutil.which(program) is None:
             raise RuntimeError(f"no {program} here: {remedy}")
     argv = (sys.executable, "-m", "tests.bench.datapath._kube_proxy", mode, str(services))
-    command = ["unshare", "--net", "--kill-child", "--fork", *argv]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=_PATIENCE)
-    found: dict[str, list[float]] = json.loads(done.stdout)
+    command = ["unshare", "--net", *argv]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            said, _ = process.communicate(timeout=_PATIENCE)
+        finally:
+            if process.poll() is None:
+                process.terminate()  # it ends what it has begun
+    if process.returncode:
+        raise RuntimeError(f"measuring kube-proxy failed with {process.returncode}")
+    found: dict[str, list[float]] = json.loads(said)
     return {f"kube_proxy_{mode}_{services}_{name}": samples for name, samples in found.items()}
 
 

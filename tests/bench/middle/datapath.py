@@ -14,8 +14,6 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from agent.memory import GC_THRESHOLDS
@@ -81,7 +79,12 @@ async def connect_v6() -> list[float]:
 
 async def _relative(family: int, network: tuple[str, str, str], vip: str) -> list[float]:
     """One ratio for each round. One listener is behind all backends: whoever is asked, the way is the same."""
-    with own_datapath.datapath() as datapath, _in_a_cgroup() as cgroup, Node() as client, Node() as server:
+    with (
+        own_datapath.datapath() as datapath,
+        own_datapath.joined_cgroup("sockets") as cgroup,
+        Node() as client,
+        Node() as server,
+    ):
         _join(client, server, *network)
         listener = server.socket(family, socket.SOCK_STREAM)
         listener.bind(("", 0))
@@ -131,17 +134,6 @@ def _connect(family: int, address: tuple[str, int], listener: socket.socket) -> 
     taken = time.perf_counter_ns() - begun
     listener.accept()[0].close()
     return taken
-
-
-@contextmanager
-def _in_a_cgroup() -> Iterator[Path]:
-    line = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
-    with own_datapath.cgroup("sockets") as path:
-        (path / "cgroup.procs").write_text(str(os.getpid()))
-        try:
-            yield path
-        finally:
-            (path.parent / line.removeprefix("0::/") / "cgroup.procs").write_text(str(os.getpid()))
 
 
 # -- versions ---------------------------------------------------------------------------------------------------------
