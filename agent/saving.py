@@ -42,7 +42,7 @@ async def keep_saved(folder: Path, state: AgentState, own: ClusterReader, peers:
             began = time.monotonic()
             await asyncio.shield(saving)
             # A large mesh that changes all the time must not be written all the time.
-            await asyncio.sleep(max(_SOON, 20 * (time.monotonic() - began)))
+            await asyncio.sleep(max(_SOON, 50 * (time.monotonic() - began)))
             with suppress(TimeoutError):
                 async with asyncio.timeout(max(began + _PERIOD - time.monotonic(), 0.0)):
                     await state.shrunk.wait()

@@ -66,6 +66,13 @@ class Paged(Protocol):
     def pages(self) -> AsyncIterator[Mapping[Any, Any]]: ...
 
 
+@runtime_checkable
+class Prompt(Protocol):
+    """A target that takes this many entries in place, without waiting for anything, in less time than a task costs."""
+
+    at_once: int
+
+
 class Tracker(Deltas[K, V]):
     """The deltas of one target, read from it and written to it."""
 
@@ -76,6 +83,7 @@ class Tracker(Deltas[K, V]):
         self.name, self.target = name, target
         self.drift = 0
         self._clock, self._line = clock, Line(limit)
+        self._at_once = target.at_once if isinstance(target, Prompt) else 0
         self._unreadable: str | None = None
 
     @property
@@ -153,12 +161,16 @@ class Tracker(Deltas[K, V]):
         """Write what changed and what is due again."""
         for key in self._retries.take_due(self._clock()):
             self._dirty.setdefault(key)
+        if not self._dirty:
+            return
         for keys in _chunks(list(self._dirty), SLICE):
             entries = {key: value for key in keys if (value := self.desired.get(key)) is not None}
             if entries:
                 self._settle(entries, await self._attempt(self.target.upsert(entries), entries), self._clock())
 
     async def delete_pending(self) -> None:
+        if not self._dirty:
+            return
         for some in _chunks(list(self._dirty), SLICE):
             keys = [key for key in some if key not in self.desired]
             if keys:
@@ -180,6 +192,8 @@ class Tracker(Deltas[K, V]):
     async def _ask(self, call: Coroutine[Any, Any, T], entries: int = 0) -> T:
         """Raises ClusterMeshError, whatever goes wrong: a bug in a target is no reason to end the agent."""
         try:
+            if 0 < entries <= self._at_once:
+                return await call
             return await self._line.call(call, entries)
         except ClusterMeshError:
             raise

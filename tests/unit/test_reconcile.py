@@ -639,3 +639,42 @@ async def test_a_comparison_lets_others_have_a_turn_after_some_thousand_entries(
     await tracker.audit()
     counting.cancel()
     assert turns >= 10
+
+
+class PromptTarget(FakeTarget):
+    """Takes two entries in place; remembers whose task it was called in."""
+
+    at_once = 2
+
+    async def upsert(self, entries: Mapping[int, int]) -> None:
+        self.tasks = [*getattr(self, "tasks", []), asyncio.current_task()]
+        await super().upsert(entries)
+
+
+async def test_what_a_target_takes_in_place_has_no_task_of_its_own_and_whatever_is_more_has() -> None:
+    target = PromptTarget()
+    tracker = make_tracker(target)
+    for few in ({1: 1}, {2: 2, 3: 3}):
+        for key, value in few.items():
+            tracker.set(key, value)
+        await tracker.upsert_pending()
+    assert target.tasks == [asyncio.current_task()] * 2
+    for key in range(4, 7):
+        tracker.set(key, key)
+    await tracker.upsert_pending()
+    assert asyncio.current_task() not in target.tasks[2:]
+    assert target.held == {1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 6}
+
+
+async def test_what_fails_in_place_is_told_as_what_fails_elsewhere() -> None:
+    target = PromptTarget()
+    tracker = make_tracker(target)
+    target.broken = {1}
+    tracker.set(1, 1)
+    await tracker.upsert_pending()
+    assert target.held == {}
+    assert list(tracker.problems) == [1]
+    target.down = True
+    tracker.set(2, 2)
+    await tracker.upsert_pending()
+    assert tracker.problems[2].sentence == "the target is down"
