@@ -2,6 +2,7 @@
 /* The entry points. Services are translated at the socket (sock.h), and packet by packet where no socket of ours was asked
  * (service.h); encryption is enforced at the device that leads to other nodes (strict.h), and where a pod's packets come
  * from at the pod's own (source.h). */
+#include "outside.h"
 #include "pod.h"
 #include "sock_addr.h"
 #include "strict.h"
@@ -127,5 +128,30 @@ int from_pod(struct __sk_buff *skb)
 SEC("tc")
 int to_pod(struct __sk_buff *skb)
 {
-	return answer_pod(skb);
+	return answer(skb, ETH_HLEN, 0);
+}
+
+SEC("tc")
+int from_outside(struct __sk_buff *skb)
+{
+	return serve_outside(skb, ETH_HLEN);
+}
+
+SEC("tc")
+int to_outside(struct __sk_buff *skb)
+{
+	return answer(skb, ETH_HLEN, CT_AT_EGRESS);
+}
+
+/* A device without a link layer. */
+SEC("tc")
+int from_tunnel(struct __sk_buff *skb)
+{
+	return serve_outside(skb, 0);
+}
+
+SEC("tc")
+int to_tunnel(struct __sk_buff *skb)
+{
+	return answer(skb, 0, CT_AT_EGRESS);
 }

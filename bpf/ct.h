@@ -50,15 +50,21 @@ static __always_inline __u32 ct_timeout(__u8 protocol, __u16 flags)
 }
 
 /* Where the pair of this entry is. */
-static __always_inline struct ct_key ct_pair_key(const struct ct_entry *entry, __u8 protocol)
+static __always_inline void ct_pair_key(const struct ct_entry *entry, __u8 protocol, struct ct_key *key)
 {
-	return (struct ct_key){
-		.source = entry->destination,
-		.destination = entry->source,
-		.source_port = entry->destination_port,
-		.destination_port = entry->source_port,
-		.protocol = protocol,
-	};
+	key->source = entry->destination;
+	key->destination = entry->source;
+	key->source_port = entry->destination_port;
+	key->destination_port = entry->source_port;
+	key->protocol = protocol;
+	__builtin_memset(key->pad, 0, sizeof(key->pad));
+}
+
+/* The entry in its place; `packet` has room for the key, and the protocol. */
+static __always_inline struct ct_entry *ct_pair(const struct ct_entry *entry, struct packet *packet)
+{
+	ct_pair_key(entry, packet->ends.protocol, &packet->pair);
+	return bpf_map_lookup_elem(MAP(ct), &packet->pair);
 }
 
 /* Whether `entry` is the pair of that with these ends. */
@@ -69,21 +75,20 @@ static __always_inline bool ct_is_pair(const struct ct_entry *entry, const struc
 }
 
 /* The other direction hears that this one has ended, or was reset. */
-static __always_inline void ct_tell_pair(const struct ct_entry *entry, __u8 protocol, __u16 flags, __u32 now)
+static __always_inline void ct_tell_pair(const struct ct_entry *entry, struct packet *packet, __u16 flags, __u32 now)
 {
-	struct ct_key key = ct_pair_key(entry, protocol);
-	struct ct_entry *pair = bpf_map_lookup_elem(MAP(ct), &key);
+	struct ct_entry *pair = ct_pair(entry, packet);
 
 	if (!pair)
 		return;
 	flags |= pair->flags;
 	pair->flags = flags;
-	pair->expires = now + ct_timeout(protocol, flags);
+	pair->expires = now + ct_timeout(packet->ends.protocol, flags);
 }
 
 /* What a packet of this entry does to it. True about once a second, and at every change: the time to look whether what the
  * entry leads to is still there. */
-static __always_inline bool ct_touch(struct ct_entry *entry, const struct packet *packet, __u32 now)
+static __always_inline bool ct_touch(struct ct_entry *entry, struct packet *packet, __u32 now)
 {
 	__u16 before = entry->flags, flags = before;
 	__u32 expires;
@@ -106,17 +111,18 @@ static __always_inline bool ct_touch(struct ct_entry *entry, const struct packet
 		return true;
 	entry->flags = flags;
 	if (!(flags & CT_DIRECT) && (flags ^ before) & (CT_FIN | CT_RESET))
-		ct_tell_pair(entry, packet->ends.protocol, (flags & CT_FIN ? CT_FIN_OTHER : 0) | (flags & CT_RESET), now);
+		ct_tell_pair(entry, packet, (flags & CT_FIN ? CT_FIN_OTHER : 0) | (flags & CT_RESET), now);
 	return true;
 }
 
-static __always_inline void ct_delete_pair(const struct ct_entry *entry, const struct ct_key *ends)
+/* Deletes the entry of `ends` and its pair. */
+static __always_inline void ct_delete(const struct ct_entry *entry, const struct ct_key *ends, struct packet *packet)
 {
-	struct ct_key key = ct_pair_key(entry, ends->protocol);
-	struct ct_entry *pair = bpf_map_lookup_elem(MAP(ct), &key);
+	struct ct_entry *pair = ct_pair(entry, packet);
 
 	if (pair && ct_is_pair(pair, ends))
-		bpf_map_delete_elem(MAP(ct), &key);
+		bpf_map_delete_elem(MAP(ct), &packet->pair);
+	bpf_map_delete_elem(MAP(ct), ends);
 }
 
 #endif

@@ -6,14 +6,6 @@
 #include "ct.h"
 #include "nat.h"
 
-/* What an error quotes: the ends it would have if it came back, and where its headers are. */
-struct quote {
-	struct ct_key back;
-	__u16 network;
-	__u16 transport;
-	__u16 check; /* of the IPv4 header */
-};
-
 static __always_inline bool read_quote(struct __sk_buff *skb, const struct packet *packet, struct quote *quote)
 {
 	__be16 ports[2];

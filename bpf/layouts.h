@@ -367,6 +367,9 @@ enum reason {
 	REASON_DROP_SCTP_PORT,       /* refused: SCTP cannot be sent to another port than the one it names */
 	REASON_DROP_CT_FULL,         /* dropped: conntrack took no entry */
 	REASON_DROP_NO_ADDRESS,      /* dropped: this node has no address that the backend could answer to */
+	REASON_DROP_SOURCE_RANGE,    /* dropped: the service may not be called from this address outside */
+	REASON_DROP_NO_ROUTE,        /* dropped: no way to the backend is known */
+	REASON_DROP_TOO_LARGE,       /* refused: the packet must not be fragmented, and is larger than its way takes */
 	REASONS,
 };
 

@@ -63,13 +63,6 @@ static __always_inline int write_addresses(struct __sk_buff *skb, const struct p
 	}
 }
 
-struct ends {
-	struct address source;
-	struct address destination;
-	__be16 source_port;
-	__be16 destination_port;
-};
-
 static __always_inline int nat_ports(struct __sk_buff *skb, const struct packet *packet, const struct ends *to, __u32 check)
 {
 	const struct ct_key *from = &packet->ends;

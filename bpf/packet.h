@@ -10,7 +10,7 @@
 #include <linux/tcp.h>
 #include <linux/udp.h>
 
-#include "address.h"
+#include "scratch.h"
 
 /* How much of a packet there is to go by. */
 enum content {
@@ -50,17 +50,6 @@ enum {
 enum tcp_flag { TCP_FIN = 1, TCP_SYN = 2, TCP_RST = 4, TCP_ACK = 16 };
 
 enum { MAX_EXTENSIONS = 6, FRAGMENT_OFFSET = 0x1fff, FRAGMENT_MORE = 0x2000, FRAGMENT_NONE = 0x4000 };
-
-struct packet {
-	struct ct_key ends;
-	__u32 id;        /* of a fragmented packet */
-	__u16 network;   /* where its headers are */
-	__u16 transport;
-	__u16 length;    /* from the network header on, by what that says */
-	__u16 check;     /* of the IPv4 header */
-	__u8 flags;      /* enum packet_flag */
-	__u8 tcp;        /* enum tcp_flag */
-};
 
 static __always_inline void *header_in(struct __sk_buff *skb, __u32 offset, __u32 size)
 {
@@ -151,21 +140,19 @@ static __always_inline bool parse_ipv6(struct __sk_buff *skb, struct packet *pac
 	return skip_extensions(skb, packet, ip->nexthdr);
 }
 
-static __always_inline struct ct_fragment_key fragment_key(const struct packet *packet)
+static __always_inline struct ct_fragment_key *fragment_key(struct packet *packet)
 {
-	return (struct ct_fragment_key){
-		.source = packet->ends.source,
-		.destination = packet->ends.destination,
-		.id = packet->id,
-		.protocol = packet->ends.protocol,
-	};
+	packet->fragment.source = packet->ends.source;
+	packet->fragment.destination = packet->ends.destination;
+	packet->fragment.id = packet->id;
+	packet->fragment.protocol = packet->ends.protocol;
+	return &packet->fragment;
 }
 
 /* A later fragment has the ports of the first, where that was translated. */
 static __always_inline enum content recall_fragment(struct packet *packet)
 {
-	struct ct_fragment_key key = fragment_key(packet);
-	struct ct_fragment *first = bpf_map_lookup_elem(MAP(ct_fragments), &key);
+	struct ct_fragment *first = bpf_map_lookup_elem(MAP(ct_fragments), fragment_key(packet));
 
 	if (!first)
 		return CONTENT_ENDS;
@@ -174,12 +161,11 @@ static __always_inline enum content recall_fragment(struct packet *packet)
 	return CONTENT_FLOW;
 }
 
-static __always_inline void remember_fragment(const struct packet *packet)
+static __always_inline void remember_fragment(struct packet *packet)
 {
-	struct ct_fragment_key key = fragment_key(packet);
 	struct ct_fragment ports = { packet->ends.source_port, packet->ends.destination_port };
 
-	bpf_map_update_elem(MAP(ct_fragments), &key, &ports, BPF_ANY);
+	bpf_map_update_elem(MAP(ct_fragments), fragment_key(packet), &ports, BPF_ANY);
 }
 
 static __always_inline enum content read_ports(struct packet *packet, const __be16 *ports)
@@ -200,11 +186,13 @@ static __always_inline enum content parse_transport(struct __sk_buff *skb, struc
 		if (!found)
 			return CONTENT_ENDS;
 		packet->tcp = found[13];
+		packet->head = found[12] >> 4 << 2;
 		return read_ports(packet, (__be16 *)found);
 	}
 	found = header(skb, packet->transport, sizeof(struct udphdr));
 	if (!found)
 		return CONTENT_ENDS;
+	packet->head = sizeof(struct udphdr);
 	if (protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP)
 		return read_ports(packet, (__be16 *)found);
 	if (protocol == IPPROTO_ICMPV6)
@@ -217,7 +205,9 @@ static __always_inline enum content parse_transport(struct __sk_buff *skb, struc
 /* Reads a packet whose network header is at `network`. */
 static __always_inline enum content parse(struct __sk_buff *skb, __u16 network, struct packet *packet)
 {
-	__builtin_memset(packet, 0, sizeof(*packet));
+	packet->ends.source_port = packet->ends.destination_port = 0;
+	__builtin_memset(packet->ends.pad, 0, sizeof(packet->ends.pad));
+	packet->flags = packet->tcp = packet->head = 0;
 	packet->network = network;
 	if (skb->protocol == bpf_htons(ETH_P_IP)) {
 		if (!parse_ipv4(skb, packet))

@@ -8,7 +8,6 @@
 
 #include "ct.h"
 #include "nat.h"
-#include "scratch.h"
 
 enum { ANSWER_HOPS = 64, TCP_HEADER = 20, ICMP_QUOTED_BEYOND = 8 };
 
@@ -126,7 +125,7 @@ static __always_inline int answer_error(struct __sk_buff *skb, const struct pack
 	__u64 quoted = (packet->transport - packet->network + ICMP_QUOTED_BEYOND) & ~3U;
 	__u8 protocol = is_ipv6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP;
 	struct icmp_header icmp = { .type = type, .code = code, .rest = rest };
-	struct ct_new *space = scratch();
+	struct ct_scratch *space = scratch();
 	__u64 sum;
 
 	asm volatile("" : "+r"(quoted)); /* or the compiler checks another copy of it than it uses */

@@ -9,32 +9,15 @@
 
 #include "icmp.h"
 #include "lb.h"
-#include "refuse.h"
-#include "strict.h"
+#include "ways.h"
 
 enum { PORTS_TRIED = 16 };
 
-/* Who hands a packet over. */
+/* Who sends a packet. */
 enum side { SIDE_POD, SIDE_OUTSIDE };
 
-static __always_inline struct node_config *this_node(void)
-{
-	__u32 all = 0;
-
-	return bpf_map_lookup_elem(MAP(node_config), &all);
-}
-
-static __always_inline int drop(struct __sk_buff *skb, enum reason reason)
-{
-	report_packet(skb, reason, EVENT_DROP);
-	return TC_ACT_SHOT;
-}
-
-static __always_inline int refuse_for(struct __sk_buff *skb, const struct packet *packet, enum reason reason)
-{
-	report_packet(skb, reason, EVENT_DROP);
-	return refuse_packet(skb, packet);
-}
+/* Is done to a packet: none of the reasons. */
+enum { NOTHING = -1 };
 
 /* The same connection has the same seed. */
 static __always_inline __u32 seed_of(const struct ct_key *ends)
@@ -57,19 +40,18 @@ static __always_inline struct lb_backend *backend_of(const struct ct_entry *forw
 }
 
 /* Whether this packet begins a connection although there is an entry for it. */
-static __always_inline bool begins_anew(const struct ct_entry *entry, const struct packet *packet, __u32 now)
+static __always_inline bool begins_anew(const struct ct_entry *entry, struct packet *packet, __u32 now)
 {
 	struct lb_backend *backend;
 
 	if (entry->flags & CT_REPLY)
 		return false;
 	if (packet->ends.protocol != IPPROTO_TCP) {
-		struct ct_key key = ct_pair_key(entry, packet->ends.protocol);
 		struct ct_entry *pair;
 
 		if (ct_is_live(entry, now))
 			return false;
-		pair = bpf_map_lookup_elem(MAP(ct), &key);
+		pair = ct_pair(entry, packet);
 		return !pair || !ct_is_live(pair, now); /* who only listens is there, too */
 	}
 	if (!is_syn(packet))
@@ -98,28 +80,27 @@ static __always_inline bool is_over(const struct ct_entry *entry, bool is_own_po
 }
 
 /* Whether the client speaks to this backend already from this port, and not by a service. */
-static __always_inline bool speaks_directly(const struct ct_entry *forward, __u8 protocol, __u32 now)
+static __always_inline bool speaks_directly(const struct ct_entry *forward, struct packet *packet, __u32 now)
 {
-	struct ct_key key = {
-		.source = forward->source,
-		.destination = forward->destination,
-		.source_port = forward->source_port,
-		.destination_port = forward->destination_port,
-		.protocol = protocol,
-	};
-	struct ct_entry *direct = bpf_map_lookup_elem(MAP(ct), &key);
+	struct ct_entry *direct;
 
+	ct_pair_key(forward, packet->ends.protocol, &packet->pair);
+	packet->pair.source = forward->source;
+	packet->pair.destination = forward->destination;
+	packet->pair.source_port = forward->source_port;
+	packet->pair.destination_port = forward->destination_port;
+	direct = bpf_map_lookup_elem(MAP(ct), &packet->pair);
 	if (!direct || !(direct->flags & CT_DIRECT))
 		return false;
 	if (!is_over(direct, true, now))
 		return true;
-	bpf_map_delete_elem(MAP(ct), &key);
+	bpf_map_delete_elem(MAP(ct), &packet->pair);
 	return false;
 }
 
 /* Finds ends for the replies that are nobody else's, and takes them. 0, or why not. */
 static __always_inline enum reason claim(const struct node_config *node, struct ct_new *new,
-					 const struct packet *packet, bool is_own_port, __u32 now)
+					 struct packet *packet, bool is_own_port, __u32 now)
 {
 	for (__u32 try = 0; try < PORTS_TRIED; try++) {
 		struct ct_entry *other;
@@ -139,7 +120,7 @@ static __always_inline enum reason claim(const struct node_config *node, struct 
 			return REASON_DROP_CT_FULL;
 		if (ct_is_pair(other, &packet->ends) || is_over(other, is_own_port, now)) {
 			if (!ct_is_pair(other, &packet->ends))
-				ct_delete_pair(other, &new->reply_key);
+				ct_delete(other, &new->reply_key, packet);
 			if (bpf_map_update_elem(MAP(ct), &new->reply_key, &new->reply, BPF_ANY))
 				return REASON_DROP_CT_FULL;
 			return 0;
@@ -168,87 +149,71 @@ static __always_inline void tell_new(struct __sk_buff *skb, const struct packet 
 	event_submit(event);
 }
 
-static __always_inline void set_way(const struct node_config *node, struct ct_entry *entry)
+/* Once, since somebody may write it. */
+static __always_inline void read_ends(const struct ct_entry *entry, struct ends *to)
 {
-	struct pod_device *device;
-
-	entry->way = WAY_STACK;
-	if (!(node->flags & CONFIG_REDIRECT))
-		return;
-	device = bpf_map_lookup_elem(MAP(pod_devices), &entry->destination);
-	if (!device)
-		return;
-	entry->way = WAY_PEER;
-	entry->way_device = device->ifindex;
+	to->source = entry->source;
+	to->destination = entry->destination;
+	to->source_port = entry->source_port;
+	to->destination_port = entry->destination_port;
 }
 
-static __always_inline int send(struct __sk_buff *skb, const struct packet *packet, __u8 way, __u32 device)
+/* Gives the packet the ends that the entry says. A reason why not, or 0. */
+static __always_inline enum reason translate(struct __sk_buff *skb, struct ct_scratch *space,
+					     const struct ct_entry *entry, struct passage *passage)
 {
-	if (way == WAY_PEER)
-		return bpf_redirect_peer(device, 0);
-	return way == WAY_BACK ? send_back(skb, packet) : NEXT;
-}
+	struct packet *packet = &space->packet;
 
-static __always_inline int translate(struct __sk_buff *skb, const struct packet *packet, const struct ct_entry *entry)
-{
-	struct ends to = { entry->source, entry->destination, entry->source_port, entry->destination_port };
-	__u32 device = entry->way_device;
-	__u8 way = entry->way;
-
+	read_ends(entry, &space->to);
+	*passage = (struct passage){ entry->way_device, entry->mtu, entry->way };
+	if (is_too_large(skb, packet, passage->mtu))
+		return REASON_DROP_TOO_LARGE;
 	count(entry->flags & CT_REPLY ? REASON_NAT_REPLY : REASON_NAT_FORWARD);
 	if (packet->flags & PACKET_FRAGMENTED)
 		remember_fragment(packet);
-	if (nat(skb, packet, &to))
-		return TC_ACT_SHOT;
-	return send(skb, packet, way, device);
+	if (nat(skb, packet, &space->to))
+		passage->way = WAY_NOWHERE;
+	return 0;
 }
 
-/* An ICMP error, of whoever. Those about packets that are none of ours are left alone. */
-static __always_inline int translate_error(struct __sk_buff *skb, const struct packet *packet)
+/* The ICMP error in scratch, of whoever. Those about packets that are none of ours are left alone. */
+SUBPROGRAM int translate_error(struct __sk_buff *skb, __u32 is_egress)
 {
+	struct ct_scratch *space = scratch();
+	struct passage passage;
 	struct ct_entry *entry;
-	struct quote quote;
-	struct ends to;
-	__u32 device;
-	__u8 way;
 
-	if (!read_quote(skb, packet, &quote))
+	if (!space || !read_quote(skb, &space->packet, &space->quote))
 		return NEXT;
-	entry = bpf_map_lookup_elem(MAP(ct), &quote.back);
-	if (!entry || entry->flags & (CT_DIRECT | CT_AT_EGRESS))
+	entry = bpf_map_lookup_elem(MAP(ct), &space->quote.back);
+	if (!entry || entry->flags & CT_DIRECT || (entry->flags & CT_AT_EGRESS && !is_egress))
 		return NEXT;
-	to = (struct ends){ entry->source, entry->destination, entry->source_port, entry->destination_port };
-	device = entry->way_device;
-	way = entry->way;
+	read_ends(entry, &space->to);
+	passage = (struct passage){ entry->way_device, 0, entry->way };
 	count(REASON_NAT_ERROR);
-	if (nat_error(skb, packet, &quote, &to))
+	if (nat_error(skb, &space->packet, &space->quote, &space->to))
 		return TC_ACT_SHOT;
-	return send(skb, packet, way, device);
+	return send(skb, &space->packet, &passage);
 }
 
 /* What a pod sends to no service is kept in mind, so that what it sends to one is not taken for the same connection. True
  * where that is all; false where it must be told apart from a service's that lives. */
-static __always_inline bool note_direct(struct __sk_buff *skb, struct ct_new *new, const struct packet *packet,
-					__u32 now)
+static __always_inline bool note_direct(struct __sk_buff *skb, struct ct_new *new, struct packet *packet, __u32 now)
 {
 	struct ct_entry *reply;
 
-	new->reply_key = (struct ct_key){
-		.source = packet->ends.destination,
-		.destination = packet->ends.source,
-		.source_port = packet->ends.destination_port,
-		.destination_port = packet->ends.source_port,
-		.protocol = packet->ends.protocol,
-	};
+	new->reply_key = packet->ends;
+	new->reply_key.source = packet->ends.destination;
+	new->reply_key.destination = packet->ends.source;
+	new->reply_key.source_port = packet->ends.destination_port;
+	new->reply_key.destination_port = packet->ends.source_port;
 	reply = bpf_map_lookup_elem(MAP(ct), &new->reply_key);
 	if (reply && reply->flags & CT_DIRECT)
 		return true; /* an answer */
 	if (reply && !is_over(reply, true, now))
 		return false;
-	if (reply) {
-		ct_delete_pair(reply, &new->reply_key);
-		bpf_map_delete_elem(MAP(ct), &new->reply_key);
-	}
+	if (reply)
+		ct_delete(reply, &new->reply_key, packet);
 	__builtin_memset(&new->forward, 0, sizeof(new->forward));
 	new->forward.flags = CT_DIRECT;
 	new->forward.from_device = skb->ifindex;
@@ -257,81 +222,163 @@ static __always_inline bool note_direct(struct __sk_buff *skb, struct ct_new *ne
 	return true;
 }
 
-/* The two entries of a connection, as far as they are known before a port is claimed. False where nothing of this node's
- * could stand for the client. */
-static __always_inline bool plan(struct __sk_buff *skb, const struct node_config *node, struct ct_new *new,
-				 const struct packet *packet, const struct lb_chosen *chosen, __u32 now)
+/* A pod calls. What would come back to itself is sent as if this node had. */
+static __always_inline enum reason plan_for_pod(const struct node_config *node, struct ct_new *new, bool is_ipv6)
+{
+	struct ct_entry *forward = &new->forward, *reply = &new->reply;
+
+	choose_pod_way(node, forward);
+	choose_pod_way(node, reply);
+	if (!is_same_address(&forward->source, &forward->destination))
+		return 0;
+	forward->source = is_ipv6 ? node->node6 : node->node4;
+	forward->way = reply->way = WAY_BACK;
+	return is_somebody(&forward->source) ? 0 : REASON_DROP_NO_ADDRESS;
+}
+
+/* Somebody outside calls. A backend here sees who; one elsewhere sees this node, which its replies come back to. */
+static __always_inline enum reason plan_for_outside(struct __sk_buff *skb, const struct node_config *node,
+						    struct ct_new *new, bool is_ipv6)
+{
+	struct ct_entry *forward = &new->forward, *reply = &new->reply;
+	const struct address *own = is_ipv6 ? &node->node6 : &node->node4;
+	bool has_route = choose_route(skb, node, new, reply, is_ipv6);
+
+	forward->flags |= CT_OUTSIDE;
+	reply->flags |= CT_OUTSIDE;
+	if (is_same_address(&forward->destination, own) || bpf_map_lookup_elem(MAP(pod_devices), &forward->destination)) {
+		choose_pod_way(node, forward);
+		if (forward->way == WAY_PEER && has_route)
+			return 0;
+		reply->way = WAY_STACK;
+		reply->mtu = 0;
+		reply->flags |= CT_AT_EGRESS;
+		return 0;
+	}
+	if (!choose_route(skb, node, new, forward, is_ipv6))
+		return REASON_DROP_NO_ROUTE;
+	forward->source = *own;
+	if (node->tunnel_device && forward->way_device == node->tunnel_device)
+		forward->source = is_ipv6 ? node->tunnel6 : node->tunnel4;
+	return is_somebody(&forward->source) ? 0 : REASON_DROP_NO_ADDRESS;
+}
+
+/* The two entries of a connection, as far as they are known before a port is claimed. 0, or why there can be none. */
+static __always_inline enum reason plan(struct __sk_buff *skb, const struct node_config *node, struct ct_new *new,
+					const struct packet *packet, enum side side, __u32 now)
 {
 	const struct ct_key *ends = &packet->ends;
 	struct ct_entry *forward = &new->forward, *reply = &new->reply;
+	bool is_ipv6 = packet->flags & PACKET_IPV6;
+	enum reason reason;
 
 	__builtin_memset(forward, 0, sizeof(*forward));
 	__builtin_memset(reply, 0, sizeof(*reply));
 	forward->source = ends->source;
-	forward->destination = chosen->address;
+	forward->destination = new->chosen.address;
 	forward->source_port = ends->source_port;
-	forward->destination_port = chosen->port;
-	forward->service_id = chosen->service_id;
-	forward->backend_id = chosen->backend_id;
+	forward->destination_port = new->chosen.port;
+	forward->service_id = reply->service_id = new->chosen.service_id;
+	forward->backend_id = reply->backend_id = new->chosen.backend_id;
 	forward->from_device = skb->ifindex;
 	forward->packets = 1;
 	forward->bytes = packet->length;
-	set_way(node, forward);
+	forward->expires = reply->expires = now + ct_timeout(ends->protocol, 0);
 	reply->source = ends->destination;
 	reply->destination = ends->source;
 	reply->source_port = ends->destination_port;
 	reply->destination_port = ends->source_port;
-	reply->service_id = chosen->service_id;
-	reply->backend_id = chosen->backend_id;
 	reply->flags = CT_REPLY;
-	set_way(node, reply);
-	if (is_same_address(&chosen->address, &ends->source)) {
-		forward->source = packet->flags & PACKET_IPV6 ? node->node6 : node->node4;
-		forward->way = reply->way = WAY_BACK;
-		if (!forward->source.word[3])
-			return false;
-	}
-	forward->expires = reply->expires = now + ct_timeout(ends->protocol, 0);
-	new->reply_key = ct_pair_key(forward, ends->protocol);
-	return true;
+	if (side == SIDE_POD)
+		reason = plan_for_pod(node, new, is_ipv6);
+	else
+		reason = plan_for_outside(skb, node, new, is_ipv6);
+	ct_pair_key(forward, ends->protocol, &new->reply_key);
+	return reason;
 }
 
-/* The first packet of a connection, or one of none. */
-static __always_inline int begin(struct __sk_buff *skb, const struct packet *packet, __u32 now)
+/* Whether the backend may see the client's own port: not where it stands beside those of this node's sockets. (SCTP's cannot
+ * be changed.) */
+static __always_inline bool may_keep_port(const struct ct_new *new, struct packet *packet, enum side side, __u32 now)
 {
-	const struct ct_key *ends = &packet->ends;
-	struct lb_service_key key = { .address = ends->destination, .port = ends->destination_port, .protocol = ends->protocol };
-	struct lb_service *service = lb_find(&key, false);
-	struct node_config *node = this_node();
-	struct ct_new *new = scratch();
-	struct lb_chosen chosen;
-	enum reason reason;
-	bool is_own_port;
+	if (side == SIDE_OUTSIDE)
+		return packet->ends.protocol == IPPROTO_SCTP ||
+		       is_same_address(&new->forward.source, &packet->ends.source);
+	return new->forward.service_id && !speaks_directly(&new->forward, packet, now);
+}
 
-	if (!node || !new)
-		return NEXT;
-	if (ends->protocol == IPPROTO_TCP && !is_syn(packet))
-		return service ? refuse_for(skb, packet, REASON_DROP_NO_CONNECTION) : NEXT;
+/* What may not be done to a packet that begins a connection, or is of none. */
+static __always_inline enum reason begin(struct __sk_buff *skb, struct ct_scratch *space, const struct node_config *node,
+					 const struct lb_service *service, enum side side)
+{
+	struct packet *packet = &space->packet;
+	const struct ct_key *ends = &packet->ends;
+	struct lb_chosen *chosen = &space->new.chosen;
+	__u32 now = ct_now();
+	enum reason reason;
+
 	if (service) {
-		if (lb_choose(skb, service, &ends->source, seed_of(ends), &chosen) != TRANSLATED)
-			return refuse_for(skb, packet, REASON_DROP_NO_BACKEND);
-		if (ends->protocol == IPPROTO_SCTP && chosen.port != ends->destination_port)
-			return refuse_for(skb, packet, REASON_DROP_SCTP_PORT);
+		if (lb_choose(skb, service, &ends->source, seed_of(ends), chosen) != TRANSLATED)
+			return REASON_DROP_NO_BACKEND;
+		if (ends->protocol == IPPROTO_SCTP && chosen->port != ends->destination_port)
+			return REASON_DROP_SCTP_PORT;
 	} else {
-		if (note_direct(skb, new, packet, now))
-			return NEXT;
-		chosen = (struct lb_chosen){ .address = ends->destination, .port = ends->destination_port };
+		__builtin_memset(chosen, 0, sizeof(*chosen));
+		chosen->address = ends->destination;
+		chosen->port = ends->destination_port;
 	}
-	if (!plan(skb, node, new, packet, &chosen, now))
-		return drop(skb, REASON_DROP_NO_ADDRESS);
-	is_own_port = service && !speaks_directly(&new->forward, ends->protocol, now);
-	reason = claim(node, new, packet, is_own_port, now);
-	if (!reason && bpf_map_update_elem(MAP(ct), ends, &new->forward, BPF_ANY))
-		reason = REASON_DROP_CT_FULL;
+	reason = plan(skb, node, &space->new, packet, side, now);
+	if (!reason)
+		reason = claim(node, &space->new, packet, may_keep_port(&space->new, packet, side, now), now);
 	if (reason)
-		return refuse_for(skb, packet, reason);
-	tell_new(skb, packet, &new->forward);
-	return translate(skb, packet, &new->forward);
+		return reason;
+	if (bpf_map_update_elem(MAP(ct), ends, &space->new.forward, BPF_ANY))
+		return REASON_DROP_CT_FULL;
+	tell_new(skb, packet, &space->new.forward);
+	return 0;
+}
+
+/* The packet in scratch is of no connection that is known: 0 where it is of one now, whose entry is in scratch, too, else why
+ * not; NOTHING where it is left as it is. */
+SUBPROGRAM int open_connection(struct __sk_buff *skb, __u32 side)
+{
+	struct node_config *node = this_node();
+	struct ct_scratch *space = scratch();
+	struct lb_service *service;
+	const struct ct_key *ends;
+
+	if (!node || !space)
+		return NOTHING;
+	ends = &space->packet.ends;
+	space->new.service.address = ends->destination;
+	space->new.service.port = ends->destination_port;
+	space->new.service.protocol = ends->protocol;
+	space->new.service.scope = SCOPE_ANY;
+	service = lb_find(&space->new.service, side == SIDE_OUTSIDE);
+	if (!service && side == SIDE_OUTSIDE)
+		return NOTHING;
+	if (service && side == SIDE_OUTSIDE && !lb_may_ask(service, &ends->source))
+		return REASON_DROP_SOURCE_RANGE;
+	if (ends->protocol == IPPROTO_TCP && !is_syn(&space->packet))
+		return service ? REASON_DROP_NO_CONNECTION : NOTHING;
+	if (!service && note_direct(skb, &space->new, &space->packet, ct_now()))
+		return NOTHING;
+	return begin(skb, space, node, service, side);
+}
+
+/* The packet in scratch becomes its answer, where the sender may have one. */
+SUBPROGRAM int answer_refused(struct __sk_buff *skb, __u32 reason)
+{
+	struct ct_scratch *space = scratch();
+
+	if (!space || reason >= REASONS)
+		return TC_ACT_SHOT;
+	report_packet(skb, reason, EVENT_DROP);
+	if (reason == REASON_DROP_TOO_LARGE)
+		return refuse_large(skb, &space->packet, space->new.forward.mtu);
+	if (reason == REASON_DROP_SOURCE_RANGE || reason == REASON_DROP_NO_ADDRESS)
+		return TC_ACT_SHOT;
+	return refuse_packet(skb, &space->packet);
 }
 
 /* Looked at about once a second: whether the backend is still there. A direct one is nobody's. */
@@ -340,22 +387,63 @@ static __always_inline bool is_lost(const struct ct_entry *entry)
 	return !(entry->flags & (CT_REPLY | CT_DIRECT)) && entry->service_id && !backend_of(entry);
 }
 
-/* A packet of a pod that has ports, its source checked. */
-static __always_inline int serve(struct __sk_buff *skb, const struct packet *packet, struct ct_entry *entry, __u32 now)
+/* A packet that has ports, and its entry. */
+static __always_inline int serve(struct __sk_buff *skb, struct ct_scratch *space, struct ct_entry *entry, enum side side)
 {
-	bool anew = !entry || begins_anew(entry, packet, now);
+	struct packet *packet = &space->packet;
+	bool lost = false, anew = !entry;
+	struct passage passage = {};
+	__u32 now = ct_now();
+	int why = 0;
 
-	bool lost = !anew && ct_touch(entry, packet, now) && is_lost(entry);
-
-	if (entry && (anew || lost)) {
-		ct_delete_pair(entry, &packet->ends);
-		bpf_map_delete_elem(MAP(ct), &packet->ends);
+	if (entry && entry->flags & CT_AT_EGRESS)
+		return NEXT;
+	if (entry)
+		anew = begins_anew(entry, packet, now);
+	if (entry && !anew && ct_touch(entry, packet, now)) {
+		lost = is_lost(entry);
+		renew_way(entry);
 	}
-	if (lost && packet->ends.protocol == IPPROTO_TCP)
-		return refuse_for(skb, packet, REASON_DROP_NO_CONNECTION);
-	if (anew || lost)
-		return begin(skb, packet, now);
-	return entry->flags & (CT_DIRECT | CT_AT_EGRESS) ? NEXT : translate(skb, packet, entry);
+	if (entry && (anew || lost))
+		ct_delete(entry, &packet->ends, packet);
+	if (lost && packet->ends.protocol == IPPROTO_TCP) {
+		why = REASON_DROP_NO_CONNECTION;
+	} else if (anew || lost) {
+		why = open_connection(skb, side);
+		entry = &space->new.forward;
+	}
+	if (why == NOTHING || (!why && entry->flags & CT_DIRECT))
+		return NEXT;
+	if (!why)
+		why = translate(skb, space, entry, &passage);
+	if (!why)
+		return send(skb, packet, &passage);
+	space->new.forward.mtu = passage.mtu;
+	return answer_refused(skb, why);
+}
+
+/* Replies that come by the kernel's way get back the service's address where they leave this node's hands: those that say so
+ * (`flag`), or not. */
+static __always_inline int answer(struct __sk_buff *skb, __u16 network, __u16 flag)
+{
+	struct ct_scratch *space = scratch();
+	struct passage passage;
+	struct ct_entry *entry;
+	enum content content;
+
+	if (!space)
+		return NEXT;
+	content = parse(skb, network, &space->packet);
+	if (content == CONTENT_ERROR)
+		return translate_error(skb, true);
+	if (content != CONTENT_FLOW)
+		return NEXT;
+	entry = bpf_map_lookup_elem(MAP(ct), &space->packet.ends);
+	if (!entry || (entry->flags & (CT_REPLY | CT_AT_EGRESS)) != (CT_REPLY | flag))
+		return NEXT;
+	ct_touch(entry, &space->packet, ct_now());
+	translate(skb, space, entry, &passage);
+	return passage.way == WAY_NOWHERE ? TC_ACT_SHOT : NEXT;
 }
 
 #endif

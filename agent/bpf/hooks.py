@@ -61,6 +61,10 @@ PROGRAMS: Final = (
     Program("strict_egress", Kind.UNDERLAY, AttachType.TCX_EGRESS),
     Program("from_pod", Kind.POD, AttachType.TCX_INGRESS),
     Program("to_pod", Kind.POD, AttachType.TCX_EGRESS),
+    Program("from_outside", Kind.OUTSIDE, AttachType.TCX_INGRESS),
+    Program("to_outside", Kind.OUTSIDE, AttachType.TCX_EGRESS),
+    Program("from_tunnel", Kind.TUNNEL, AttachType.TCX_INGRESS),
+    Program("to_tunnel", Kind.TUNNEL, AttachType.TCX_EGRESS),
 )
 
 SOCKET_PROGRAMS: Final = tuple(program for program in PROGRAMS if program.kind is Kind.SOCKETS)

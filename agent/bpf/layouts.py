@@ -65,6 +65,9 @@ class Reason(IntEnum):
     DROP_SCTP_PORT = 17
     DROP_CT_FULL = 18
     DROP_NO_ADDRESS = 19
+    DROP_SOURCE_RANGE = 20
+    DROP_NO_ROUTE = 21
+    DROP_TOO_LARGE = 22
 
 
 class EventType(IntEnum):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from bpf_node import Node
+from bpf_services import FAMILIES, Bed
 
 from agent.bpf.bpffs import cgroup2_root, ensure_bpffs
 from agent.bpf.loader import Datapath
@@ -65,6 +66,23 @@ def datapath(bpf_object: Path, pin_dir: Path) -> Iterator[Datapath]:
     opened = Datapath.open(bpf_object, pin_dir)
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="module")
+def loaded(bpf_object: Path, bpffs: Path) -> Iterator[Datapath]:
+    """One for all tests of a file, for where there are many packets."""
+    path = bpffs / f"test{next(_numbers)}"
+    opened = Datapath.open(bpf_object, path)
+    yield opened
+    opened.close()
+    Datapath.remove(path)
+
+
+@pytest.fixture(params=FAMILIES)
+def bed(loaded: Datapath, request: pytest.FixtureRequest) -> Bed:
+    made = Bed(*FAMILIES[request.param])
+    made.reset(loaded)
+    return made
 
 
 @pytest.fixture

@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What comes from outside, and from other nodes: calls of services that may be called from there, and replies to what went out
+ * in this node's name. */
+#ifndef CLUSTERMESH_OUTSIDE_H
+#define CLUSTERMESH_OUTSIDE_H
+
+#include <linux/if_packet.h>
+
+#include "service.h"
+
+/* Replies to pods go on to their devices: by the kernel's way, and are translated there, or straight into the pod. */
+static __always_inline bool is_left_to_pod(const struct ct_entry *entry, __u16 network)
+{
+	return entry->flags & CT_REPLY && (entry->way == WAY_STACK || (entry->way == WAY_PEER && !network));
+}
+
+/* `network`: where a packet of this device has its network header. A frame for another machine is none of ours. */
+static __always_inline int serve_outside(struct __sk_buff *skb, __u16 network)
+{
+	struct ct_scratch *space = scratch();
+	struct ct_entry *entry;
+	enum content content;
+
+	if (!space || skb->pkt_type != PACKET_HOST)
+		return NEXT;
+	content = parse(skb, network, &space->packet);
+	if (content == CONTENT_ERROR)
+		return translate_error(skb, false);
+	if (content != CONTENT_FLOW)
+		return NEXT;
+	entry = bpf_map_lookup_elem(MAP(ct), &space->packet.ends);
+	if (entry && is_left_to_pod(entry, network))
+		return NEXT;
+	return serve(skb, space, entry, SIDE_OUTSIDE);
+}
+
+#endif

@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* How packets go on once they are translated. The kernel's own way always is one, but for what would come from an address of
+ * this node's own there: the kernel takes such a packet for forged, so that it is sent on from here. */
+#ifndef CLUSTERMESH_WAYS_H
+#define CLUSTERMESH_WAYS_H
+
+#include <linux/socket.h>
+
+#include "refuse.h"
+#include "strict.h"
+
+enum { FAMILY_IPV4 = 2, FAMILY_IPV6 = 10 };
+
+/* bpf_redirect_neigh(), which BCC declares with another number of arguments. */
+static long (*redirect_neigh)(__u32 device, void *next_hop, int size, __u64 flags) = (void *)152;
+
+static __always_inline struct node_config *this_node(void)
+{
+	__u32 all = 0;
+
+	return bpf_map_lookup_elem(MAP(node_config), &all);
+}
+
+/* Into the pod whose address this is, where it is one of this node's and that is allowed; else the kernel's way. */
+static __always_inline void choose_pod_way(const struct node_config *node, struct ct_entry *entry)
+{
+	struct pod_device *device = bpf_map_lookup_elem(MAP(pod_devices), &entry->destination);
+
+	entry->way = WAY_STACK;
+	if (!device || !(node->flags & CONFIG_REDIRECT))
+		return;
+	entry->way = WAY_PEER;
+	entry->way_device = device->ifindex;
+}
+
+/* A pod's device may have been made again. */
+static __always_inline void renew_way(struct ct_entry *entry)
+{
+	struct pod_device *device;
+
+	if (entry->way != WAY_PEER)
+		return;
+	device = bpf_map_lookup_elem(MAP(pod_devices), &entry->destination);
+	if (device)
+		entry->way_device = device->ifindex;
+}
+
+/* The device that leads to where the entry's packets go, as the routes have it. False where there is none, or it is here. */
+static __always_inline bool choose_route(struct __sk_buff *skb, const struct node_config *node, struct ct_new *new,
+					 struct ct_entry *entry, bool is_ipv6)
+{
+	struct bpf_fib_lookup *route = &new->route;
+	long result;
+
+	__builtin_memset(route, 0, sizeof(*route));
+	route->ifindex = skb->ifindex;
+	route->tot_len = 1;
+	if (is_ipv6) {
+		route->family = FAMILY_IPV6;
+		__builtin_memcpy(route->ipv6_src, &entry->source, sizeof(route->ipv6_src));
+		__builtin_memcpy(route->ipv6_dst, &entry->destination, sizeof(route->ipv6_dst));
+	} else {
+		route->family = FAMILY_IPV4;
+		route->ipv4_src = entry->source.word[3];
+		route->ipv4_dst = entry->destination.word[3];
+	}
+	result = bpf_fib_lookup(skb, route, sizeof(*route), 0);
+	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
+		return false;
+	entry->way = WAY_NEIGH;
+	entry->way_device = route->ifindex;
+	entry->mtu = node->mtu;
+	if (result == BPF_FIB_LKUP_RET_SUCCESS && route->tot_len > 1)
+		entry->mtu = route->tot_len; /* which the kernel has put there */
+	return true;
+}
+
+/* Whether the packet is larger than the way takes: what one of many is that a device is still to cut. */
+static __always_inline bool is_too_large(struct __sk_buff *skb, const struct packet *packet, __u32 mtu)
+{
+	__u32 size = packet->length;
+
+	if (!mtu || !(packet->flags & PACKET_WHOLE))
+		return false;
+	if (skb->gso_size)
+		size = packet->transport - packet->network + packet->head + skb->gso_size;
+	return size > mtu;
+}
+
+static __always_inline int refuse_large(struct __sk_buff *skb, const struct packet *packet, __u32 mtu)
+{
+	if (packet->flags & PACKET_IPV6)
+		return answer_error(skb, packet, ICMP6_TOO_LARGE, 0, bpf_htonl(mtu));
+	return answer_error(skb, packet, ICMP_UNREACHABLE, ICMP_TOO_LARGE, bpf_htonl(mtu));
+}
+
+/* A neighbour gets a frame; what came without one gets the room for it. */
+static __always_inline int send_to_neighbour(struct __sk_buff *skb, const struct packet *packet, __u32 device)
+{
+	if (packet->network == 0 && bpf_skb_change_head(skb, ETH_HLEN, 0))
+		return TC_ACT_SHOT;
+	return redirect_neigh(device, NULL, 0, 0);
+}
+
+/* How a packet goes on. */
+struct passage {
+	__u32 device;
+	__u32 mtu;
+	__u8 way; /* enum way, or WAY_NOWHERE */
+};
+
+enum { WAY_NOWHERE = 255 }; /* the kernel would not have it changed */
+
+static __always_inline int send(struct __sk_buff *skb, const struct packet *packet, const struct passage *passage)
+{
+	switch (passage->way) {
+	case WAY_PEER:
+		return bpf_redirect_peer(passage->device, 0);
+	case WAY_NEIGH:
+		return send_to_neighbour(skb, packet, passage->device);
+	case WAY_BACK:
+		return send_back(skb, packet);
+	case WAY_NOWHERE:
+		return TC_ACT_SHOT;
+	default:
+		return NEXT;
+	}
+}
+
+#endif

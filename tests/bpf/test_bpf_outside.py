@@ -1,0 +1,274 @@
+"""Calls of services from outside, packet by packet, both ways, in both families.
+
+client  --from_outside-->  node:30080  ==>  10.1.0.7:8080  backend on this node: it sees the client
+        <--to_outside----              <==  (by the kernel's way)
+
+client  --from_outside-->  node:30080  ==>  10.2.0.7:8080  backend elsewhere: it sees node:61000
+        <-----------------------------from_outside--
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from socket import if_nametoindex
+
+import pytest
+from bpf_flows import ACK, FIN, RST, SCTP, SYN, TCP, UDP, Packet, read
+from bpf_node import Node
+from bpf_run import program_test_run
+from bpf_services import BACKEND, DROP, LENT, NEXT, PORTS, REDIRECT, Bed, bare, config, key_of
+
+from agent.bpf.layouts import ConfigFlag, CtFlag, Number, PodDevice, Reason, SlotsKey, Way, pack_source_range
+from clustermesh.address import parse, parse_prefix
+from clustermesh.mesh.resolve import Kind, Scope, ServiceFlag
+
+pytestmark = pytest.mark.root
+
+NODE_PORT, REMOTE = 30080, 9
+
+
+class Outside(Bed):
+    """A node whose device `eth0` leads to everybody; its program runs as if packets came by that."""
+
+    net: Node
+    device: int
+
+    @property
+    def remote(self) -> str:
+        return "fd10:2::7" if self.is_ipv6() else "10.2.0.7"
+
+    @property
+    def gateway(self) -> str:
+        return "fd92::fe" if self.is_ipv6() else "192.168.0.254"
+
+    def run(self, program: str, packet: Packet | bytes, device: int | None = None) -> tuple[int, Packet | None]:
+        frame = packet if isinstance(packet, bytes) else packet.frame()
+        at = self.device if device is None else device
+        result = self.net.call(lambda: program_test_run(self.datapath.program_fd(program), frame, at))
+        return result.verdict, None if result.verdict == DROP else read(result.data)
+
+    def from_outside(self, packet: Packet | bytes) -> tuple[int, Packet | None]:
+        return self.run("from_outside", packet)
+
+    def to_outside(self, packet: Packet | bytes) -> tuple[int, Packet | None]:
+        return self.run("to_outside", packet)
+
+    def is_local(self, address: str) -> None:
+        self.put("pod_devices", {bytes(parse(address)): PodDevice(self.device)})
+
+
+@pytest.fixture(scope="module")
+def net() -> Iterator[Node]:
+    with Node() as made:
+        made.run("ip", "link", "add", "eth0", "address", "02:02:02:02:02:02", "type", "veth", "peer", "name", "peer0")
+        made.run("ip", "link", "add", "mesh0", "type", "veth", "peer", "name", "peer1")
+        for device in ("eth0", "peer0", "mesh0", "peer1"):
+            made.run("ip", "link", "set", device, "up")
+        made.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+        for address, gateway in (("192.168.0.1/24", "192.168.0.254"), ("fd92::1/64", "fd92::fe")):
+            made.run("ip", "address", "add", address, "dev", "eth0", *(["nodad"] if ":" in address else []))
+            made.run("ip", "route", "add", "default", "via", gateway, "dev", "eth0")
+            made.run("ip", "neigh", "add", gateway, "lladdr", "02:00:00:00:00:fe", "dev", "eth0")
+        yield made
+
+
+@pytest.fixture
+def outside(bed: Bed, net: Node) -> Outside:
+    made = Outside(*bed)
+    made.net, made.device = net, net.call(lambda: if_nametoindex("eth0"))
+    made.reset(bed.datapath)
+    for number, (protocol, (_, target)) in enumerate(PORTS.items()):
+        made.back(REMOTE + 10 * number, made.remote, target, protocol)
+        port = target if protocol == SCTP else NODE_PORT
+        made.serve(made.node, port, protocol, 200 + number, REMOTE + 10 * number, kind=Kind.NODE_PORT)
+    return made
+
+
+def call(outside: Outside, protocol: int = TCP, port: int = 50000) -> Packet:
+    at = PORTS[SCTP][1] if protocol == SCTP else NODE_PORT
+    return Packet(outside.stranger, port, outside.node, at, protocol, payload=b"" if protocol == TCP else b"hello")
+
+
+def locally(outside: Outside) -> None:
+    """The backends are on this node."""
+    outside.is_local(outside.backend)
+    for number in range(3):
+        outside.put("lb_slots", {SlotsKey(200 + number): [Number(BACKEND + 10 * number)] * 16})
+
+
+@pytest.mark.parametrize("protocol", PORTS)
+def test_a_backend_here_sees_the_client_and_its_answer_is_the_services_where_it_leaves(
+    outside: Outside, protocol: int
+) -> None:
+    locally(outside)
+    sent = call(outside, protocol)
+    arrived = sent.to(destination=outside.backend, destination_port=PORTS[protocol][1])
+    assert outside.from_outside(sent) == (NEXT, arrived)
+    answer = arrived.back().to(flags=SYN | ACK)
+    assert outside.from_pod(answer) == (NEXT, answer), "the kernel takes what comes from its own address for forged"
+    assert outside.to_outside(answer) == (NEXT, sent.back().to(flags=SYN | ACK))
+    assert outside.from_outside(sent.to(flags=ACK)) == (NEXT, arrived.to(flags=ACK))
+
+
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+def test_a_backend_elsewhere_sees_this_node_and_its_answer_goes_to_the_client(outside: Outside, protocol: int) -> None:
+    sent = call(outside, protocol)
+    verdict, arrived = outside.from_outside(sent)
+    assert verdict == REDIRECT
+    assert arrived is not None
+    assert arrived.source_port in LENT
+    target = PORTS[protocol][1]
+    assert arrived == sent.to(
+        source=outside.node, source_port=arrived.source_port, destination=outside.remote, destination_port=target
+    )
+    answer = arrived.back().to(flags=SYN | ACK)
+    assert outside.from_outside(answer) == (REDIRECT, sent.back().to(flags=SYN | ACK))
+    again = sent.to(flags=ACK, payload=b"more")
+    assert outside.from_outside(again) == (REDIRECT, arrived.to(flags=ACK, payload=b"more"))
+
+
+def test_sctp_keeps_its_port_towards_a_backend_elsewhere(outside: Outside) -> None:
+    sent = call(outside, SCTP)
+    assert outside.from_outside(sent) == (REDIRECT, sent.to(source=outside.node, destination=outside.remote))
+
+
+def test_two_clients_with_one_port_are_told_apart(outside: Outside) -> None:
+    one, two = call(outside), call(outside).to(source=outside.router)
+    (_, first), (_, second) = outside.from_outside(one), outside.from_outside(two)
+    assert first is not None
+    assert second is not None
+    assert first.source_port != second.source_port
+    for sent, arrived in ((one, first), (two, second)):
+        answer = arrived.back().to(flags=SYN | ACK)
+        assert outside.from_outside(answer) == (REDIRECT, sent.back().to(flags=SYN | ACK))
+
+
+def test_a_lent_port_is_another_clients_when_its_time_is_over_and_not_before(outside: Outside) -> None:
+    outside.put("node_config", {Number(0): config(outside, port_first=61000, port_last=61000)})
+    one, two = call(outside), call(outside).to(source=outside.router)
+    _, arrived = outside.from_outside(one)
+    assert arrived is not None
+    for _ in range(2):  # while it lives, and when it has just been closed
+        verdict, refused = outside.from_outside(two)
+        assert verdict == REDIRECT
+        assert refused == two.back().to(flags=RST | ACK, seq=0, ack=1001)
+        outside.from_outside(one.to(flags=FIN | ACK))
+        outside.from_outside(arrived.back().to(flags=FIN | ACK))
+    assert outside.count(Reason.DROP_NO_PORT) == 2
+    outside.change(arrived.back(), expires=1)
+    verdict, taken = outside.from_outside(two)
+    assert (verdict, taken) == (REDIRECT, arrived)
+    assert outside.entry(one) is None
+
+
+def test_what_goes_into_the_tunnel_has_an_address_that_comes_back_by_it(outside: Outside) -> None:
+    other = "fd99::1" if outside.is_ipv6() else "10.99.0.1"
+    device = outside.net.call(lambda: if_nametoindex("mesh0"))
+    field = "tunnel6" if outside.is_ipv6() else "tunnel4"
+    made = config(outside, tunnel_device=device)._replace(**{field: parse(other)})
+    outside.put("node_config", {Number(0): made})
+    outside.net.run("ip", "route", "replace", outside.remote, "dev", "mesh0")
+    verdict, arrived = outside.from_outside(call(outside))
+    outside.net.run("ip", "route", "del", outside.remote, "dev", "mesh0")
+    assert verdict == REDIRECT
+    assert arrived is not None
+    assert arrived.source == other
+    found = outside.entry(call(outside))
+    assert found is not None
+    assert (found.way, found.way_device) == (Way.NEIGH, device)
+
+
+def test_an_error_about_what_this_node_sent_for_a_client_goes_to_the_client(outside: Outside) -> None:
+    sent = call(outside)
+    _, arrived = outside.from_outside(sent)
+    assert arrived is not None
+    error = outside.error(outside.router, outside.node, arrived)
+    expected = outside.error(outside.router, outside.stranger, bare(sent))
+    assert outside.from_outside(error) == (REDIRECT, expected)
+
+
+def test_an_error_about_an_answer_goes_to_the_backend(outside: Outside) -> None:
+    locally(outside)
+    sent = call(outside)
+    _, arrived = outside.from_outside(sent)
+    assert arrived is not None
+    error = outside.error(outside.router, outside.node, sent.back())
+    assert outside.from_outside(error) == (NEXT, outside.error(outside.router, outside.backend, bare(arrived.back())))
+
+
+def test_a_cluster_ip_is_nothing_to_those_outside(outside: Outside) -> None:
+    sent = call(outside).to(destination=outside.vip, destination_port=80)
+    assert outside.from_outside(sent) == (NEXT, sent)
+
+
+def test_a_frame_for_another_machine_is_left_alone(outside: Outside) -> None:
+    frame = b"\x02\x77" + call(outside).frame()[2:]
+    assert outside.from_outside(frame) == (NEXT, call(outside))
+
+
+def test_those_outside_have_the_backends_that_are_theirs(outside: Outside) -> None:
+    flags = ServiceFlag.EXTERNAL
+    outside.serve(outside.node, NODE_PORT, TCP, 300, BACKEND, kind=Kind.NODE_PORT, flags=flags)
+    outside.serve(outside.node, NODE_PORT, TCP, 200, REMOTE, Scope.EXTERNAL, kind=Kind.NODE_PORT)
+    _, arrived = outside.from_outside(call(outside))
+    assert arrived is not None
+    assert arrived.destination == outside.remote
+
+
+def test_only_who_is_in_a_source_range_may_call(outside: Outside) -> None:
+    flags = ServiceFlag.SOURCE_RANGES
+    outside.serve(outside.node, NODE_PORT, TCP, 200, REMOTE, kind=Kind.NODE_PORT, flags=flags)
+    assert outside.from_outside(call(outside)) == (DROP, None)
+    assert outside.count(Reason.DROP_SOURCE_RANGE) == 1
+    prefix = "2001:db8::/32" if outside.is_ipv6() else "198.51.100.0/24"
+    outside.put("lb_source_ranges", {pack_source_range(200, parse_prefix(prefix)): b"\x01"})
+    assert outside.from_outside(call(outside))[0] == REDIRECT
+
+
+def test_no_backend_is_refused_at_once(outside: Outside) -> None:
+    outside.serve(outside.node, 30099, TCP, 250, None, kind=Kind.NODE_PORT)
+    sent = call(outside).to(destination_port=30099)
+    assert outside.from_outside(sent) == (REDIRECT, sent.back().to(flags=RST | ACK, seq=0, ack=1001))
+
+
+def test_a_backend_that_no_route_leads_to_is_not_tried(outside: Outside) -> None:
+    outside.net.run("ip", "route", "add", "unreachable", outside.remote)
+    verdict, _ = outside.from_outside(call(outside))
+    outside.net.run("ip", "route", "del", "unreachable", outside.remote)
+    assert verdict == REDIRECT
+    assert outside.count(Reason.DROP_NO_ROUTE) == 1
+
+
+def test_a_packet_that_its_way_is_too_narrow_for_is_answered_by_how_much_it_takes(outside: Outside) -> None:
+    outside.net.run("ip", "route", "add", outside.remote, "via", outside.gateway, "dev", "eth0", "mtu", "lock", "1300")
+    outside.from_outside(call(outside))
+    outside.net.run("ip", "route", "del", outside.remote)
+    head = 60 if outside.is_ipv6() else 40
+    fits = call(outside).to(flags=ACK, payload=bytes(1300 - head))
+    assert outside.from_outside(fits)[0] == REDIRECT
+    large = fits.to(payload=bytes(1301 - head))
+    verdict, answer = outside.from_outside(large)
+    assert verdict == REDIRECT
+    assert answer is not None
+    assert answer.icmp == ((2, 0, 1300) if outside.is_ipv6() else (3, 4, 1300))
+    assert (answer.source, answer.destination) == (outside.node, outside.stranger)
+    assert answer.about is not None
+    assert key_of(answer.about) == key_of(large)
+    if not outside.is_ipv6():
+        assert outside.from_outside(large.to(whole=False))[1] != answer, "it may be cut"
+
+
+def test_with_redirection_an_answer_leaves_from_the_pods_device(outside: Outside) -> None:
+    outside.put("node_config", {Number(0): config(outside, flags=ConfigFlag.REDIRECT)})
+    locally(outside)
+    sent = call(outside)
+    outside.from_outside(sent)
+    found = outside.entry(sent)
+    assert found is not None
+    assert (found.way, found.way_device) == (Way.PEER, outside.device)
+    answer = sent.to(destination=outside.backend, destination_port=8080).back().to(flags=SYN | ACK)
+    assert outside.from_pod(answer) == (REDIRECT, sent.back().to(flags=SYN | ACK))
+    reply = outside.entry(answer)
+    assert reply is not None
+    assert (reply.way, reply.way_device) == (Way.NEIGH, outside.device)
+    assert not reply.flags & CtFlag.AT_EGRESS
