@@ -178,7 +178,7 @@ def decode_slice(data: msgspec.Raw) -> tuple[Ref, EndpointSlice]:
 
 def _endpoint(found: SliceEndpoint) -> SliceEndpoint:
     said, hints = found.conditions, found.hints
-    conditions = _conditions(said.ready, said.serving, said.terminating)
+    conditions = _conditions(said.ready, said.serving)
     if hints.for_zones or hints.for_nodes:
         hints = _hints(tuple(h.name for h in hints.for_zones), tuple(h.name for h in hints.for_nodes))
     return SliceEndpoint(
@@ -202,8 +202,8 @@ def _families(families: tuple[str, ...]) -> list[str]:
 
 
 @lru_cache
-def _conditions(ready: bool | None, serving: bool | None, terminating: bool | None) -> Conditions:
-    return Conditions(ready, serving, terminating)
+def _conditions(ready: bool | None, serving: bool | None) -> Conditions:
+    return Conditions(ready, serving)
 
 
 @lru_cache(_SHARED)

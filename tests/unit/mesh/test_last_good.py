@@ -16,7 +16,22 @@ from clustermesh.mesh import last_good
 from clustermesh.mesh.peers import restore
 from clustermesh.mesh.reader import Sink
 from clustermesh.mesh.view import View
-from clustermesh.model import ClusterConfig, Endpoint, Identity, Label, Port, Protocol, Service, Zone
+from clustermesh.model import (
+    Algorithm,
+    BackendDetail,
+    BackendState,
+    ClusterConfig,
+    Endpoint,
+    HostPorts,
+    Identity,
+    Label,
+    LocalService,
+    Outside,
+    Port,
+    Protocol,
+    Service,
+    Zone,
+)
 
 
 def full_view() -> View:
@@ -29,8 +44,18 @@ def full_view() -> View:
         backends={parse("10.2.0.1"): {"": Port(protocol=Protocol.UDP, port=53)}},
         zones={parse("fd00::1"): Zone(zone="z1")},
     )
+    ports = {"": Port(protocol=Protocol.UDP, port=30_053)}
+    more = LocalService(
+        service=service,
+        outside=Outside(node_ports=ports, source_ranges=(cidr,), external_ips=(parse("fd00::7"),)),
+        algorithm=Algorithm.MAGLEV,
+        details={parse("10.2.0.1"): BackendDetail(state=BackendState.TERMINATING, for_zones=("z1",))},
+        draining={parse("10.2.0.2"): ports},
+        host_ports=HostPorts(node="n1", ports=ports),
+    )
     return View(
         services={("n", "s"): service},
+        local_services={("n", "s"): LocalService(service=service), ("n", "more"): more},
         identities={131073: Identity(id=131073, labels=(Label(source="k8s", key="a", value="b"),))},
         endpoints={
             parse("10.2.0.1"): Endpoint(ip=parse("10.2.0.1"), identity=131073, host_ip=parse("fd00::1")),
@@ -110,4 +135,4 @@ async def test_an_entry_that_cannot_be_taken_in_is_left_out_and_the_others_are_r
         taken.append(kind)
 
     assert await restore(cast(Sink, SimpleNamespace(put=put)), "beta", kept) == 1
-    assert sorted(set(taken)) == ["endpoints", "services"]
+    assert sorted(set(taken)) == ["endpoints", "local_services", "services"]

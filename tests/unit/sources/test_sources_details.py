@@ -170,6 +170,21 @@ def test_a_service_says_it_of_several_and_knows_better_than_a_pod() -> None:
     }
 
 
+def test_an_address_that_is_another_pods_by_now_has_no_mark_of_the_one_that_ended() -> None:
+    ended = marked(kube.pod("a", "10.1.0.5", {}), weight="3")
+    ended["status"]["phase"] = "Succeeded"
+    objects = [kube.service("cart"), endpoint(), kube.node("n1", "192.0.2.1"), ended]
+    assert one(*objects).details == {}
+    assert one(*objects, marked(kube.pod("b", "10.1.0.5", {}), weight="4")).details == {IP: BackendDetail(weight=4)}
+
+
+def test_what_two_slices_say_of_one_address_is_what_the_first_says() -> None:
+    going = [{"addresses": ["10.1.0.5"], "conditions": {"ready": False, "serving": True}}]
+    second = kube.endpoint_slice("cart-2", "cart", [], endpoints=going, ports=[{"name": "admin", "port": 9000}])
+    found = one(kube.service("cart"), endpoint(), second)
+    assert (set(found.service.backends[IP]), found.details) == ({"http", "admin"}, {})
+
+
 @pytest.mark.parametrize("state", ["quarantined", "maintenance", "active"])
 def test_who_is_not_to_be_used_is_told_to_own_nodes_alone(state: str) -> None:
     service = marked(kube.service("cart"), state=f"10.1.0.6={state}", weight="10.1.0.5=3")
