@@ -18,14 +18,19 @@ static __always_inline bool is_same_address(const struct address *one, const str
 	       one->word[0] == other->word[0];
 }
 
+static __always_inline bool is_ipv4(const struct address *address)
+{
+	return !address->word[0] && !address->word[1] && address->word[2] == bpf_htonl(0xffff);
+}
+
 /* 127.0.0.0/8 or ::1 */
 static __always_inline bool is_loopback(const struct address *address)
 {
 	__u32 last = bpf_ntohl(address->word[3]);
 
-	if (address->word[0] || address->word[1])
-		return false;
-	return address->word[2] ? address->word[2] == bpf_htonl(0xffff) && last >> 24 == 127 : last == 1;
+	if (is_ipv4(address))
+		return last >> 24 == 127;
+	return !address->word[0] && !address->word[1] && !address->word[2] && last == 1;
 }
 
 /* Any but the unspecified address, ::, which is also what a layout has where there is none. */

@@ -439,7 +439,8 @@ DECLARE_MAP(lb_maglev, BPF_MAP_TYPE_HASH, __u32, struct lb_maglev, 65536, BPF_F_
 /* Which backend does this client stay with? */
 DECLARE_MAP(lb_affinity, BPF_MAP_TYPE_LRU_HASH, struct lb_affinity_key, struct lb_affinity, 65536, 0);
 
-/* May this address ask this service from outside? What is there may. */
+/* May this address ask this service from outside? Those of the range's family may, which is the value, 4 or 6: a short
+ * IPv6 prefix has all of IPv4 in it. */
 DECLARE_MAP(lb_source_ranges, BPF_MAP_TYPE_LPM_TRIE, struct lb_source_range_key, __u8, 65536, BPF_F_NO_PREALLOC);
 
 /* Which service does this connected socket mean? By its cookie, of which the rest by MEANT_SETS is the key. */

@@ -4,6 +4,7 @@
 #ifndef CLUSTERMESH_LB_H
 #define CLUSTERMESH_LB_H
 
+#include "address.h"
 #include "lb_affinity.h"
 #include "lb_maglev.h"
 #include "lb_random.h"
@@ -51,8 +52,12 @@ static __always_inline bool lb_may_ask(const struct lb_service *service, const s
 		.service_id = service->service_id,
 		.address = *client,
 	};
+	__u8 *family;
 
-	return !(service->flags & SERVICE_SOURCE_RANGES) || bpf_map_lookup_elem(MAP(lb_source_ranges), &key);
+	if (!(service->flags & SERVICE_SOURCE_RANGES))
+		return true;
+	family = bpf_map_lookup_elem(MAP(lb_source_ranges), &key);
+	return family && *family == (is_ipv4(client) ? 4 : 6);
 }
 
 /* A backend anew: its id too. */

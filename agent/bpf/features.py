@@ -17,11 +17,9 @@ from agent.bpf.syscalls import MapType, ProgramType, map_create
 from clustermesh.errors import ClusterMeshError
 
 _FIB_LOOKUP: Final = 69  # numbers of helpers
-_SK_STORAGE_GET: Final = 107
 _RINGBUF_OUTPUT: Final = 130
 _REDIRECT_NEIGH: Final = 152
 _REDIRECT_PEER: Final = 155
-_SOCK_OF_ADDR: Final = 64  # offset of bpf_sock_addr.sk
 _SOCK_OF_ITER: Final = 8  # offset of bpf_iter__tcp.sk_common
 _FUNC: Final = 12  # BTF_KIND_FUNC
 _TRACE_ITER: Final = 28

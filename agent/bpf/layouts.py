@@ -219,9 +219,9 @@ class SourceRangeKey(NamedTuple):
 
 
 class Allowed(NamedTuple):
-    """Value of lb_source_ranges."""
+    """Value of lb_source_ranges: of which family the range is, 4 or 6."""
 
-    allowed: int = 1
+    family: int
 
 
 class MeantValue(NamedTuple):

@@ -40,7 +40,7 @@ from agent.bpf.layouts import (
 from agent.plan.backends import BackendNumbers
 from agent.plan.maglev import maglev
 from agent.plan.room import Room
-from clustermesh.address import Prefix
+from clustermesh.address import Prefix, is_ipv4
 from clustermesh.deltas import Deltas
 from clustermesh.errors import Unavailable
 from clustermesh.mesh.resolve import Backends, Frontend, Group, ServiceEntry
@@ -50,7 +50,7 @@ Name = tuple[str, str]
 Table_co = TypeVar("Table_co", bound=Deltas[bytes, bytes], covariant=True)
 _MOST: Final = 0xFFFFFFFF
 _ID_SIZE: Final = 4
-_ALLOWED: Final = pack(Allowed())
+_ALLOWED: Final = {is_ipv4: pack(Allowed(4 if is_ipv4 else 6)) for is_ipv4 in (True, False)}
 _NUMBER, _SLOTS_KEY, _GROUPS_KEY, _GROUP, _SERVICE = map(packer, (Number, SlotsKey, GroupsKey, LbGroup, ServiceValue))
 _PART: Final = attrgetter("weight", "cluster_id")
 
@@ -206,7 +206,7 @@ class ServicePlanner:
         if after.has_table:
             self._trackers.maglev.set(_NUMBER(number), self._table(wanted, after))
         for each in after.source_ranges:
-            self._trackers.source_ranges.set(pack_source_range(number, each), _ALLOWED)
+            self._trackers.source_ranges.set(pack_source_range(number, each), _ALLOWED[is_ipv4(each.address)])
         self._trackers.services.set(key, head)
         if key not in self._ids:
             self._ids[key], self._next_service = number, number % _MOST + 1

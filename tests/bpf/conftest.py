@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import itertools
 import os
+import platform
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from bpf_choice import Chooser, opened_chooser
 from bpf_node import Node
 from bpf_services import FAMILIES, Bed
 
@@ -113,3 +115,22 @@ def _own_cgroup() -> Path:
     assert root is not None
     line = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
     return root / line.removeprefix("0::/")
+
+
+@pytest.fixture(scope="session")
+def choose_object(tmp_path_factory: pytest.TempPathFactory, bpf_object: Path) -> Path:
+    made = tmp_path_factory.mktemp("choose") / "choose.bpf.o"
+    command = ["clang", "-O2", "-g", "-Wall", "-Werror", "-target", "bpf", "-mcpu=v3", f"-I{_REPOSITORY / 'bpf'}"]
+    command += [
+        f"-isystem/usr/include/{platform.machine()}-linux-gnu",
+        "-c",
+        str(Path(__file__).parent / "choose.bpf.c"),
+    ]
+    subprocess.run([*command, "-o", str(made)], check=True, timeout=60)
+    return made
+
+
+@pytest.fixture
+def chooser(datapath: Datapath, choose_object: Path) -> Iterator[Chooser]:
+    with opened_chooser(datapath, choose_object) as made:
+        yield made

@@ -6,119 +6,35 @@ The seeds are fixed, so what comes out is the same each time; the shares are tho
 from __future__ import annotations
 
 import asyncio
-import platform
-import struct
-import subprocess
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
+from bpf_choice import (
+    CONTINUE,
+    REJECT,
+    TRANSLATED,
+    VIP6,
+    Chooser,
+    assert_near,
+    expected,
+    group,
+    opened_chooser,
+)
 from bpf_maps import set_factors
-from bpf_run import program_test_run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent.bpf.layouts import NO_ADDRESS, Reason, ServiceKey, pack
-from agent.bpf.libbpf import Object
+from agent.bpf.layouts import NO_ADDRESS, Reason
 from agent.bpf.loader import Datapath
-from agent.domains.tables import most_of, open_map
-from agent.plan.services import ServicePlanner, ServiceTrackers
 from agent.targets.maps import MapTarget
-from clustermesh.address import Address, from_int, parse, to_int
+from clustermesh.address import parse, to_int
 from clustermesh.errors import Unavailable
-from clustermesh.mesh.resolve import Backends, Frontend, Group, ServiceEntry
-from clustermesh.model import Protocol
-from clustermesh.reconcile import Reconciler, Tracker
+from clustermesh.mesh.resolve import Backends, Group
 
 pytestmark = pytest.mark.root
-
-CONTINUE, TRANSLATED, REJECT = 0, 1, 2
-VIP, VIP6 = parse("10.96.0.10"), parse("fd96::10")
-_SOURCES = Path(__file__).parents[2] / "bpf"
-Shares = dict[int, float]
-
-
-class Chooser:
-    """The real choice over the real maps, which a real planner fills."""
-
-    def __init__(self, datapath: Datapath, program: int) -> None:
-        self.datapath, self._program = datapath, program
-        names = ServiceTrackers._fields
-        self.trackers = ServiceTrackers(*(Tracker(name, open_map(datapath, f"lb_{name}")) for name in names))
-        self.planner = ServicePlanner(self.trackers, [most_of(each.target) for each in self.trackers])
-        self.reconciler = Reconciler(*self.trackers)
-        self.reconciler.may_delete = True
-
-    async def serve(self, *groups: Group, vip: Address = VIP) -> None:
-        self.planner.update(("n", str(vip)), [ServiceEntry(Frontend(vip, 80, Protocol.TCP), groups)])
-        await self.reconciler.flush()
-
-    def choose(
-        self, seed: int, vip: Address = VIP, client: Address = NO_ADDRESS, outside: bool = False
-    ) -> tuple[int, Address, int]:
-        """The verdict, and where it leads."""
-        packet = bytes(14) + pack(ServiceKey(vip, 80, 6)) + struct.pack("=I16sI", seed, client, outside) + bytes(30)
-        result = program_test_run(self._program, packet)
-        address, port = struct.unpack_from("!16sH", result.data, 14)
-        return result.verdict, Address(address), port
-
-    def shares(self, seeds: int = 4000, vip: Address = VIP) -> Shares:
-        """The part of the choices each cluster has: its id is in its backends' addresses."""
-        reached = Counter(self.choose(seed * 0x9E3779B1 & 0xFFFFFFFF, vip)[:2] for seed in range(seeds))
-        assert {verdict for verdict, _ in reached} == {TRANSLATED}
-        clusters: Counter[int] = Counter()
-        for (_, address), count in reached.items():
-            clusters[to_int(address) >> 16 & 0xFFFF] += count
-        return {cluster: count / seeds for cluster, count in sorted(clusters.items())}
-
-
-@pytest.fixture(scope="session")
-def choose_object(tmp_path_factory: pytest.TempPathFactory, bpf_object: Path) -> Path:
-    made = tmp_path_factory.mktemp("choose") / "choose.bpf.o"
-    command = ["clang", "-O2", "-g", "-Wall", "-Werror", "-target", "bpf", "-mcpu=v3", f"-I{_SOURCES}"]
-    command += [
-        f"-isystem/usr/include/{platform.machine()}-linux-gnu",
-        "-c",
-        str(Path(__file__).parent / "choose.bpf.c"),
-    ]
-    subprocess.run([*command, "-o", str(made)], check=True, timeout=60)
-    return made
-
-
-@pytest.fixture
-def chooser(datapath: Datapath, choose_object: Path) -> Iterator[Chooser]:
-    with _chooser(datapath, choose_object) as made:
-        yield made
-
-
-@contextmanager
-def _chooser(datapath: Datapath, choose_object: Path) -> Iterator[Chooser]:
-    with Object(choose_object) as elf:
-        for name in elf.maps:
-            elf.reuse(name, datapath.maps[name])
-        elf.load()
-        yield Chooser(datapath, elf.program_fd("choose"))
-
-
-def group(cluster: int, backends: int, weight: int | None = None) -> Group:
-    """The backends have the cluster's id in the first two bytes of their IPv4 addresses."""
-    first = to_int(parse("0.0.0.0")) + (cluster << 16)
-    made = tuple(from_int(first + n) for n in range(backends))
-    return Group(cluster, backends if weight is None else weight, (Backends(made, 8080),))
-
-
-def expected(weights: Mapping[int, int], factors: Mapping[int, float]) -> Shares:
-    parts = {cluster: weight * factors.get(cluster, 1.0) for cluster, weight in weights.items()}
-    return {cluster: part / sum(parts.values()) for cluster, part in parts.items() if part}
-
-
-def assert_near(found: Shares, wanted: Shares, seeds: int = 4000) -> None:
-    """Within five standard deviations, and nobody else at all."""
-    assert found.keys() <= wanted.keys()
-    for cluster, share in wanted.items():
-        assert abs(found.get(cluster, 0.0) - share) <= 5 * (share * (1 - share) / seeds) ** 0.5 + 1e-9, cluster
 
 
 async def test_what_is_no_service_goes_on_and_one_without_backends_is_refused(chooser: Chooser) -> None:
@@ -133,7 +49,7 @@ async def test_what_finds_no_room_in_a_full_map_takes_no_choice_from_what_has_it
 ) -> None:
     takes = {"lb_slots": 2, "lb_groups": 1, "lb_backends": 10, "lb_services": 1}[full]
     small = closing(Datapath.open(bpf_object, pin_dir, {full: takes}))
-    with small as datapath, _chooser(datapath, choose_object) as chooser:
+    with small as datapath, opened_chooser(datapath, choose_object) as chooser:
         await chooser.serve(group(1, 5), group(2, 5))
         newcomers = [group(number, 40) for number in range(3, 12)]
         with suppress(Unavailable):  # of lb_services it needs no more
@@ -156,7 +72,7 @@ async def test_a_change_that_a_full_map_has_no_room_for_takes_no_choice_from_wha
     bpf_object: Path, pin_dir: Path, choose_object: Path, may_delete: bool
 ) -> None:
     small = closing(Datapath.open(bpf_object, pin_dir, {"lb_backends": 10}))
-    with small as datapath, _chooser(datapath, choose_object) as chooser:
+    with small as datapath, opened_chooser(datapath, choose_object) as chooser:
         chooser.reconciler.may_delete = may_delete
         await chooser.serve(group(1, 10))
         with pytest.raises(Unavailable, match="lb_backends"):
