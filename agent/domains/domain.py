@@ -28,6 +28,8 @@ from clustermesh.retries import Problem, Retries
 K = TypeVar("K", bound=Hashable)
 
 AUDIT: Final = 30.0  # seconds between full comparisons with the kernel
+_AUDIT_SHARE: Final = 200  # of the time that passes, where tables are large; they are compared every 5 minutes at least
+_AUDIT_AT_MOST: Final = 300.0
 _TURN: Final = 0.004  # seconds of planning between two turns of the event loop
 _BREATH: Final = 1.0  # seconds until a step is repeated that failed as a whole, which only a bug of ours makes it do
 
@@ -132,8 +134,9 @@ class Domain(Generic[K]):
         while True:
             await self._step_guarded()
             if self._clock() >= audit_due:
+                began = self._clock()
                 await self.audit()
-                audit_due = self._clock() + AUDIT
+                audit_due = self._clock() + audit_pause(self._clock() - began)
             await self._sleep(audit_due)
 
     async def adopt(self) -> None:
@@ -225,6 +228,11 @@ class Domain(Generic[K]):
         with suppress(TimeoutError):
             async with asyncio.timeout(max(until - self._clock(), 0.0)):
                 await self._woken.wait()
+
+
+def audit_pause(took: float) -> float:
+    """Seconds between an audit that took so long and the next."""
+    return min(max(AUDIT, _AUDIT_SHARE * took), _AUDIT_AT_MOST)
 
 
 async def in_turns(go_on: Callable[[], bool], clock: Callable[[], float] = time.monotonic) -> None:

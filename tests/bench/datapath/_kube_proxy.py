@@ -24,6 +24,7 @@ from clustermesh.store.client import EtcdClient
 from tests.bench.controlplane._objects import Objects, service_name
 from tests.bench.controlplane._programs import folder, kubernetes, registered
 
+_PATIENCE: Final = 100.0  # seconds until it is given up: nft's time grows with the square of what is written at once
 _OFTEN: Final = 0.02
 _BACKENDS: Final = 10
 _CHANGES: Final = 6
@@ -76,7 +77,12 @@ async def measure(mode: str, services: int) -> Mapping[str, list[float]]:
         async with kubernetes(home, objects) as api:
             began = time.time()
             async with _running(mode, home, api) as proxy:
-                programmed = await proxy.synced(0.0) - began
+                try:
+                    async with asyncio.timeout(_PATIENCE):
+                        programmed = await proxy.synced(0.0) - began
+                except TimeoutError:
+                    print(f"kube-proxy has not written its rules within {_PATIENCE:g} s: ended", file=sys.stderr)
+                    return {"program_s": [_PATIENCE], "program_cpu_s": [proxy.cpu()], "rss_mb": [proxy.resident_mb()]}
                 used = proxy.cpu()
                 _check_whole(mode, services)
                 changes = await _change_some(proxy, api, objects)
@@ -118,13 +124,15 @@ async def _running(mode: str, home: Path, api: KubeBed) -> AsyncIterator[_KubePr
     except RuntimeError as e:
         raise RuntimeError(f"{e}: {(home / 'kube-proxy.log').read_text()[-2000:]}") from e
     finally:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)  # nft may have minutes to go
         process.wait()
 
 
 def _start(argv: list[str], home: Path) -> subprocess.Popen[bytes]:
     with (home / "kube-proxy.log").open("wb") as log:
-        return subprocess.Popen(argv, env=_with_legacy(home), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        return subprocess.Popen(
+            argv, env=_with_legacy(home), stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
+        )
 
 
 def _with_legacy(home: Path) -> dict[str, str]:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mappi
 import pytest
 
 from agent.domains import domain as agent_domain
-from agent.domains.domain import Domain
+from agent.domains.domain import Domain, audit_pause
 from clustermesh.errors import ClusterMeshError, Unavailable
 from clustermesh.reconcile import Reconciler, Tracker
 from clustermesh.retries import FIRST
@@ -258,3 +258,8 @@ async def test_others_have_a_turn_while_much_is_planned() -> None:
     await words.step()
     counting.cancel()
     assert turns >= 100, "ten milliseconds of planning, and somebody else has had a turn"
+
+
+@pytest.mark.parametrize(("took", "pause"), [(0.0, 30.0), (0.1, 30.0), (0.4, 80.0), (1.0, 200.0), (60.0, 300.0)])
+def test_an_audit_of_large_tables_has_a_small_part_of_the_time(took: float, pause: float) -> None:
+    assert audit_pause(took) == pause
