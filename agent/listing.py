@@ -56,18 +56,6 @@ class Listing:
             for reason, name, why in list(self._state.refusals(cluster).listed()):
                 yield {"cluster": cluster, "entry": name, "reason": str(reason), "why": why}
 
-    def services(self) -> Rows:
-        """Every frontend with its backends, and whose they are."""
-        planner, cluster = self._domains.services.planner, self._cluster_name()
-        for key in in_order(planner.programmed()):
-            if key is None or (served := planner.served(key)) is None:
-                yield None
-            else:
-                name, entry = served
-                backends = [_place(b) | {"cluster": cluster(g.cluster_id)} for g in entry.groups for b in g.backends]
-                protocol = str(entry.frontend.protocol)
-                yield {"service": "/".join(name), **_place(entry.frontend), "protocol": protocol, "backends": backends}
-
     def backends(self) -> Rows:
         """The backend map as it was last known to be, with how many frontends name each."""
         tables, cluster, uses = self._domains.services.tables, self._cluster_name(), Counter[int]()

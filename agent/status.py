@@ -19,7 +19,8 @@ from agent.bpf.layouts import (
 )
 from agent.cni.methods import Pods
 from agent.domains.domains import Domains
-from agent.domains.tables import ThisNode
+from agent.domains.tables import ThisNode, open_map
+from agent.lb_listing import LbListing
 from agent.listing import PROTOCOL_NAMES, Listing
 from agent.options import Options
 from agent.pressure import Fill
@@ -68,14 +69,18 @@ class Status:
         self.rival: Callable[[], str] = lambda: ""  # who else claims to be this node
         self.fills: Callable[[], Mapping[str, Fill]] = dict  # how full the maps are
         self.listing = Listing(state, domains, self._cluster_name)
+        self.lb_listing = LbListing(
+            domains.services, lambda: open_map(domains.node.datapath, "lb_affinity"), self._cluster_name
+        )
         self._supports: list[Support] | None = None
         self._monitored: Monitor | None = None
         self._looker = Looker(options.node, state, domains, state.propagation)
 
     def methods(self) -> dict[str, Method]:
         """What the socket answers, those of the CNI plugin included."""
-        tables = self.listing.services, self.listing.backends, self.listing.ipcache, self.listing.refused
-        reads = *tables, self.limits, self.status, self.encrypt, self.map_diff
+        tables = self.listing.backends, self.listing.ipcache, self.listing.refused
+        lb = self.lb_listing.services, self.lb_listing.bpf_lb, self.lb_listing.bpf_affinity
+        reads = *tables, *lb, self.limits, self.status, self.encrypt, self.map_diff
         pods = self._pods
         return {read.__name__: lambda _params, read=read: read() for read in reads} | {
             "why": lambda params: self.why(str(params.get("subject", ""))),

@@ -141,6 +141,10 @@ class ServicePlanner:
         names = self._claims.get(key)
         return names[_first(names)] if names else None
 
+    def number(self, key: bytes) -> int:
+        """The id of a frontend that is planned; 0 of any other."""
+        return self._ids.get(key, 0)
+
     def served(self, key: bytes) -> tuple[Name, ServiceEntry] | None:
         """What the frontend is wanted to have, and the service whose it is."""
         entry, names = self._programmed.get(key), self._claims.get(key)

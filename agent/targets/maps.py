@@ -50,6 +50,11 @@ class MapTarget:
 
     async def pages(self) -> AsyncIterator[dict[bytes, bytes]]:
         """As `dump`, some entries at a time: a few ms each."""
+        for page in self.read():
+            yield page
+
+    def read(self) -> Iterator[dict[bytes, bytes]]:
+        """As `pages`, for whoever takes turns in another way."""
         cursor, chunk, seen = b"", self.page_size, 0
         while True:
             page = self._page(cursor, chunk)

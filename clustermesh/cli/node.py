@@ -45,12 +45,18 @@ _GROUPS = {
     name: command.group(name, help=f"{text}\n\n\b\nExample:\n  clustermesh node {name} {only}")(lambda: None)
     for name, only, text in (
         ("service", "list", "Services and the backends behind them."),
+        ("bpf", "lb list", "The maps that programs look into."),
         ("backend", "list", "The backend map."),
         ("ipcache", "list", "Who is behind each address."),
         ("encrypt", "status", "The tunnels to other nodes."),
         ("map", "diff", "The kernel's tables."),
     )
 }
+
+
+for _words, _text in (("bpf lb", "Services, slot by slot."), ("bpf affinity", "Clients that stay with a backend.")):
+    _help = f"{_text}\n\n\b\nExample:\n  clustermesh node {_words} list"
+    _GROUPS[_words] = _GROUPS["bpf"].group(_words.split()[1], help=_help)(lambda: None)
 
 
 @command.command("status")
@@ -114,17 +120,31 @@ def _cluster_row(cluster: dict[str, Any]) -> list[object]:
     return [name, cluster["id"] or "?", cluster["state"], _ago(cluster["since"]), *counts, cluster["error"]]
 
 
-def _service_row(row: dict[str, Any]) -> tuple[object, ...]:
-    backends = [f"{b['address']}:{b['port']} ({b['cluster']})" for b in row["backends"]]
-    return row["service"], _place(row), backends or "none"
+def _service_rows(row: dict[str, Any]) -> list[Sequence[object]]:
+    """One for each backend, as Cilium's users know it; those that get no new connections are last."""
+    protocol = row["protocol"]
+    backends = [
+        f"{number} => {_place(each | {'protocol': protocol})} ({each['state']}{rests}) {each['cluster']}"
+        for which, rests in (("backends", ""), ("resting", ", not given"))
+        for number, each in enumerate(row[which], start=1)
+    ]
+    scope = "/e" if row["scope"] == "external" else ""
+    first = row["id"], f"{_place(row)}{scope}", row["type"], row["service"]
+    return [(*first, (backends or ["none"])[0]), *((" ",) * len(first) + (each,) for each in backends[1:])]
+
+
+def _lb_rows(row: dict[str, Any]) -> list[Sequence[object]]:
+    those = [row["frontend"], *row["backends"]]
+    return [(f"{row['service']} ({slot})", each) for slot, each in enumerate(those)]
 
 
 def _place(row: dict[str, Any]) -> str:
-    return f"{row['address']}:{row['port']}/{row['protocol']}"
+    address = f"[{row['address']}]" if ":" in row["address"] else row["address"]
+    return f"{address}:{row['port']}/{row['protocol']}"
 
 
-def _list(words: str, method: str, head: str, row: Callable[[dict[str, Any]], Sequence[object]], text: str) -> None:
-    """Register `clustermesh node WORDS`: one table of what `method` answers."""
+def _list(words: str, method: str, head: str, row: Callable[[dict[str, Any]], Sequence[Any]], text: str) -> None:
+    """Register `clustermesh node WORDS`: one table of what `method` answers. `row` gives one row, or a list of some."""
 
     @output_option
     @_socket
@@ -133,19 +153,41 @@ def _list(words: str, method: str, head: str, row: Callable[[dict[str, Any]], Se
         if output == "json":
             print_json(found)
         else:
-            print_table(head.split(","), map(row, found))
+            rows = (made if isinstance(made, list) else [made] for made in map(row, found))
+            print_table(head.split(","), [each for some in rows for each in some])
 
     *group, name = words.split()
-    where = _GROUPS[group[0]] if group else command
+    where = _GROUPS[" ".join(group)] if group else command
     where.command(name, help=f"{text}\n\n\b\nExample:\n  clustermesh node {words}")(lister)
 
 
 _list(
     "service list",
     "services",
-    "SERVICE,FRONTEND,BACKENDS",
-    _service_row,
-    "List every frontend with its backends and the clusters they are in.",
+    "ID,FRONTEND,SERVICE TYPE,SERVICE,BACKEND",
+    _service_rows,
+    "List every frontend with its backends, their states and the clusters they are in.",
+)
+_list(
+    "bpf lb list",
+    "bpf_lb",
+    "SERVICE ADDRESS,BACKEND ADDRESS (SERVICE ID) (SLOT)",
+    _lb_rows,
+    "List the load-balancing maps: each frontend (slot 0), then its backends.",
+)
+_list(
+    "bpf affinity list",
+    "bpf_affinity",
+    "CLIENT,SERVICE ID,SERVICE,BACKEND ID,BACKEND,USED",
+    lambda row: (
+        row["client"],
+        row["service_id"],
+        row["service"],
+        row["backend_id"],
+        row["backend"],
+        f"{row['used_seconds_ago']}s ago",
+    ),
+    "List which client stays with which backend. A client of this node is its network namespace.",
 )
 _list(
     "backend list",

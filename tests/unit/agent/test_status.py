@@ -129,7 +129,7 @@ async def test_the_tables_say_who_is_behind_what(bed: Bed) -> None:
         Endpoint(ip=parse("10.2.2.6"), identity=131073, host_ip=parse("192.0.2.2"), key=255),
     )
     await bed.step()
-    (service,) = told(status(bed).listing.services())
+    (service,) = told(status(bed).lb_listing.services())
     assert service["service"] == "n/web"
     assert [(b["address"], b["cluster"]) for b in service["backends"]] == [("10.1.1.5", "alpha"), ("10.2.2.6", "beta")]
     assert [(b["address"], b["frontends"]) for b in told(status(bed).listing.backends())] == [
@@ -150,8 +150,8 @@ async def test_a_table_that_changes_while_it_is_told_is_told_to_its_end(bed: Bed
         bed.say("beta", "endpoints", parse(each), Endpoint(ip=parse(each), identity=131073, host_ip=parse("192.0.2.2")))
     bed.state.refuse("beta", "nodes/x", "bad")
     await bed.step()
-    here = status(bed).listing
-    tellings = [here.ipcache(), here.backends(), here.services(), here.refused()]
+    here, lb = status(bed).listing, status(bed).lb_listing
+    tellings = [here.ipcache(), here.backends(), lb.services(), lb.bpf_lb(), here.refused()]
     begun = [next(rows) for rows in tellings]
     bed.add_web("10.1.1.7")
     bed.say(

@@ -148,15 +148,59 @@ LISTS: list[tuple[tuple[str, ...], str, list[dict[str, Any]], str]] = [
         "services",
         [
             {
+                "id": 1,
                 "service": "n/web",
                 "address": "10.96.0.1",
                 "port": 80,
                 "protocol": "TCP",
-                "backends": [{"address": "10.2.0.5", "port": 8080, "cluster": "beta"}],
+                "type": "ClusterIP",
+                "scope": "any",
+                "backends": [{"address": "10.2.0.5", "port": 8080, "cluster": "beta", "state": "active"}],
+                "resting": [{"address": "10.1.0.5", "port": 8080, "cluster": "alpha", "state": "terminating"}],
             },
-            {"service": "n/db", "address": "10.96.0.2", "port": 1, "protocol": "UDP", "backends": []},
+            {
+                "id": 12,
+                "service": "n/db",
+                "address": "fd00::1",
+                "port": 1,
+                "protocol": "UDP",
+                "type": "NodePort",
+                "scope": "external",
+                "backends": [],
+                "resting": [],
+            },
         ],
-        "n/web    10.96.0.1:80/TCP  10.2.0.5:8080 (beta)\nn/db     10.96.0.2:1/UDP   none",
+        "1   10.96.0.1:80/TCP   ClusterIP     n/web    1 => 10.2.0.5:8080/TCP (active) beta\n"
+        f"{'':46}1 => 10.1.0.5:8080/TCP (terminating, not given) alpha\n"
+        "12  [fd00::1]:1/UDP/e  NodePort      n/db     none",
+    ),
+    (
+        ("bpf", "lb", "list"),
+        "bpf_lb",
+        [
+            {
+                "service": "10.96.0.1:80/TCP",
+                "frontend": "0.0.0.0:0 (1) (0) [ClusterIP, non-routable]",
+                "backends": ["10.2.0.5:8080/TCP (1) (1)"],
+            }
+        ],
+        "10.96.0.1:80/TCP (0)  0.0.0.0:0 (1) (0) [ClusterIP, non-routable]\n"
+        "10.96.0.1:80/TCP (1)  10.2.0.5:8080/TCP (1) (1)",
+    ),
+    (
+        ("bpf", "affinity", "list"),
+        "bpf_affinity",
+        [
+            {
+                "client": "netns:7",
+                "service_id": 1,
+                "service": "10.96.0.1:80/TCP",
+                "backend_id": 3,
+                "backend": "",
+                "used_seconds_ago": 4,
+            }
+        ],
+        "netns:7  1           10.96.0.1:80/TCP  3           -        4s ago",
     ),
     (
         ("backend", "list"),
