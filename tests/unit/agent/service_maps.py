@@ -20,6 +20,7 @@ from agent.bpf.layouts import (
     pack_service_key,
     unpack,
     unpack_each,
+    unpack_numbers,
 )
 from agent.plan.services import ServicePlanner, ServiceTrackers
 from clustermesh.address import Address, Prefix, prefix_text, text
@@ -116,10 +117,10 @@ class Node:
     def places(self, frontend: Frontend) -> Counter[tuple[int, str]] | None:
         """Every backend in the table of `frontend`, with how many places it has; None where it has no table."""
         head = self.head(frontend)
-        if head is None or head.algorithm != Algorithm.MAGLEV or not head.groups:
+        if head is None or head.algorithm != Algorithm.MAGLEV or not head.weight:
             return None
-        table = unpack_each(Number, self.maps["maglev"].held[pack(Number(head.service_id))])
-        return Counter(map(self.backend, table))
+        table = Counter(unpack_numbers([self.maps["maglev"].held[pack(Number(head.service_id))]]))
+        return Counter({self.backend(Number(number)): places for number, places in table.items()})
 
     def may_ask(self, frontend: Frontend) -> set[str] | None:
         """The prefixes that may ask at `frontend`; None where all may."""
