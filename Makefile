@@ -33,13 +33,16 @@ style: setup
 check: style
 	@HYPOTHESIS_PROFILE=quick $(BIN)/pytest tests/unit -q -n auto -m "not long" $(ARGS)
 
-# Tests with an etcd or a Kubernetes API share nothing but the machine; the others share its kernel, and go one by one.
+# Tests with an etcd or a Kubernetes API, and those of the programs, share nothing but the machine; the others share addresses and
+# devices of its kernel, and go one by one.
 APART := tests/etcd tests/kube
+PROGRAMS := tests/bpf
 test: style
 	@tools/setup-kube
 	@$(BIN)/pytest tests/unit -q -n auto $(ARGS)
 	@$(BIN)/pytest $(APART) -n 2 --dist loadfile $(ARGS)
-	@$(BIN)/pytest tests --ignore=tests/unit --ignore=tests/bench $(APART:%=--ignore=%) $(ARGS)
+	@$(BIN)/pytest $(PROGRAMS) -n 2 $(ARGS)
+	@$(BIN)/pytest tests --ignore=tests/unit --ignore=tests/bench $(APART:%=--ignore=%) $(PROGRAMS:%=--ignore=%) $(ARGS)
 
 soak: setup
 	@tools/setup-kube
