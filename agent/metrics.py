@@ -65,6 +65,10 @@ def _of_the_kernel(status: Status) -> Iterator[Metric]:
     drops = {each.removeprefix(_DROP): n for each, n in counters.items() if each.startswith(_DROP)}
     yield _made("cilium_drop_count_total", {(each, _direction(each)): n for each, n in drops.items()})
     yield _made("clustermesh_sockets_evicted_total", status.evicted() or {("", ""): 0})
+    conntrack = status.conntrack
+    yield _made("cilium_datapath_conntrack_gc_entries", conntrack.met or {("", "", ""): 0})
+    yield _made("cilium_datapath_conntrack_gc_runs_total", {(): conntrack.passes})
+    yield _made("clustermesh_conntrack_collected_total", {(): conntrack.collected})
     maps = {(each["name"],): each for each in status.maps()}
     yield _made("cilium_bpf_map_pressure", {name: each["entries"] / each["capacity"] for name, each in maps.items()})
     yield _made("clustermesh_bpf_map_entries", {name: each["entries"] for name, each in maps.items()})

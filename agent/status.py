@@ -66,6 +66,7 @@ class Status:
     ) -> None:
         self._options, self._state, self._domains, self._pods = options, state, domains, pods
         self._own, self._peers = own, peers
+        self.conntrack = domains.conntrack
         self.rival: Callable[[], str] = lambda: ""  # who else claims to be this node
         self.fills: Callable[[], Mapping[str, Fill]] = dict  # how full the maps are
         self.listing = Listing(state, domains, self._cluster_name)
@@ -84,6 +85,7 @@ class Status:
         pods = self._pods
         return {read.__name__: lambda _params, read=read: read() for read in reads} | {
             "why": lambda params: self.why(str(params.get("subject", ""))),
+            "conntrack": lambda _params: self.conntrack.rows(),
             "monitor": self._monitor,
             "cni_add": pods.add,
             "cni_del": pods.delete,

@@ -92,6 +92,13 @@ AGENT: Final = _table(
         "Sockets whose service, backend or cluster (reason) went, by whether they were reset, moved or neither",
         ("reason", "outcome"),
     ),
+    Metric(
+        "cilium_datapath_conntrack_gc_entries",
+        "Entries of conntrack as they were last gone over",
+        ("family", "protocol", "status"),
+    ),
+    Metric("cilium_datapath_conntrack_gc_runs_total", "Times that they were"),
+    Metric("clustermesh_conntrack_collected_total", "Entries of conntrack that were over and taken out"),
     Metric("clustermesh_target_desired", "Entries wanted in a table of the kernel", ("target",)),
     Metric("clustermesh_target_pending", "Entries not applied yet", ("target",)),
     Metric("clustermesh_target_failed", "Entries that could not be applied", ("target",)),

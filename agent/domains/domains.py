@@ -28,6 +28,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from agent.bpf.bpffs import cgroup2_root
+from agent.conntrack.keeping import Conntrack
 from agent.domains.addresses import Addresses
 from agent.domains.devices import Devices
 from agent.domains.domain import Domain, in_turns
@@ -84,6 +85,7 @@ class Domains:
         before = (self.network, self.tunnels)
         self.services = Services(state, targets, before, options.node, options.reserved)
         self.services.known, self.services.unheard = self._known_clusters, self._unheard_clusters
+        self.conntrack = Conntrack(node.datapath.maps["ct"])
         self.eviction = Eviction(self.services, self._open_evictor)
         self._name, self._state = options.node, state
         self._own: ClusterReader | None = None
@@ -113,8 +115,8 @@ class Domains:
                 yield f"{domain.name}: {domain.fault}", True
             for item, problem in domain.problems.items():
                 yield f"{domain.name}: {_shown(item)}: {problem.sentence}", domain.is_bug(item)
-        if self.eviction.error:
-            yield self.eviction.error, False
+        for error in filter(None, (self.eviction.error, self.conntrack.error)):
+            yield error, False
 
     def _open_evictor(self) -> Evictor:
         from agent.eviction.evictor import open_evictor  # a thread of its own has the time for it
@@ -148,6 +150,7 @@ class Domains:
             tasks.create_task(self._run_services(peers), name=self.services.name)
             tasks.create_task(self.gate.run())
             tasks.create_task(self._judge())
+            tasks.create_task(self.conntrack.run())
             tasks.create_task(self._begin(own))
 
     async def _run_services(self, peers: Peers) -> None:

@@ -1,8 +1,8 @@
 """Sockets whose backend went are ended, or moved: looked for after each change of the services, and now and then.
 
 What sockets mean is read from the kernel and compared with what is wanted, so that nothing is missed: neither what
-went while no agent ran, nor a socket that was just connecting. It has a task and threads of its own, and takes a tenth
-of one CPU at most; nothing waits for it.
+went while no agent ran, nor a socket that was just connecting. It has a task and threads of its own, and while services
+change all the time it takes a fiftieth of one CPU, unless there is much to end; nothing waits for it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ if TYPE_CHECKING:  # imported when there is time for it
     from agent.eviction.meaning import Meant
 
 _PERIOD: Final = 30.0  # seconds between two looks when nothing changes
-_IDLE: Final = 9  # times as long as a look took until the next
+_IDLE: Final = 49  # times as long as a look took until the next, ...
+_MOST: Final = 1.0  # ... but not longer than this, in seconds
+_SERVICE: Final = "service"  # verdict.Reason.SERVICE
 _TURN: Final = 0.004  # seconds of judging between two turns of the event loop
 
 _log = logging.getLogger(__name__)
@@ -61,7 +63,7 @@ class Eviction:
                 except Exception as e:
                     _log.exception("a look for sockets whose backend went failed")
                     self._fail(f"internal error, see the log: {e!r}")
-                await asyncio.sleep((self._clock() - began) * _IDLE)
+                await asyncio.sleep(min((self._clock() - began) * _IDLE, _MOST))
                 if not again:
                     with suppress(TimeoutError):
                         async with asyncio.timeout(_PERIOD):
@@ -80,13 +82,13 @@ class Eviction:
         found = await asyncio.to_thread(evictor.find)
         error, again = "", False
         for why, gone in (await self._judge(found)).items():
-            evicted = await asyncio.to_thread(evictor.evict, gone)
+            evicted = await asyncio.to_thread(evictor.evict, gone, why != _SERVICE)
             for outcome, count in evicted.outcomes.items():
                 self.counts[why, outcome] += count
                 again |= outcome != "failed"
             error = evicted.error or error
-            said = ", ".join(f"{count} {outcome}" for outcome, count in evicted.outcomes.items())
-            _log.info("sockets of a %s that went: %s", why, said)
+            if said := ", ".join(f"{count} {outcome}" for outcome, count in evicted.outcomes.items()):
+                _log.info("sockets of a %s that went: %s", why, said)
         self._fail(error)
         return again
 

@@ -67,14 +67,15 @@ class Evictor:
         """Every connected socket that means a service, on this node. OSError."""
         return read_meant(self._meant)
 
-    def evict(self, gone: Meant) -> Evicted:
-        """Move the sockets of UDP, and end all others and what cannot be moved. Those that are in no namespace that
-        anybody lives in have closed, or nobody knows a way to them."""
+    def evict(self, gone: Meant, may_move: bool = True) -> Evicted:
+        """Move the sockets of UDP, if they may, and end all others and what cannot be moved. Where the service is gone
+        they may not: they would be connected to its address itself. Those that are in no namespace that anybody lives
+        in have closed, or nobody knows a way to them."""
         located, error = _locate(gone)
         udp: Located = {}
         for _, some in located:
             for value, sockets in some.items():
-                if value.protocol == socket.IPPROTO_UDP:
+                if may_move and value.protocol == socket.IPPROTO_UDP:
                     udp.setdefault(value, []).extend(sockets)
         moved, ended = move(udp, self._meant), set[int]()
         for path, some in located:

@@ -54,7 +54,11 @@ _GROUPS = {
 }
 
 
-for _words, _text in (("bpf lb", "Services, slot by slot."), ("bpf affinity", "Clients that stay with a backend.")):
+for _words, _text in (
+    ("bpf lb", "Services, slot by slot."),
+    ("bpf affinity", "Clients that stay with a backend."),
+    ("bpf ct", "Connections that packet programs translate."),
+):
     _help = f"{_text}\n\n\b\nExample:\n  clustermesh node {_words} list"
     _GROUPS[_words] = _GROUPS["bpf"].group(_words.split()[1], help=_help)(lambda: None)
 
@@ -217,6 +221,32 @@ _list(
     lambda row: (row["cluster"], row["limit"], row["used"], row["most"]),
     "List how much each peer may make this node remember, and how much of it is used.",
 )
+
+
+@_GROUPS["bpf ct"].command("list")
+@output_option
+@_socket
+def bpf_ct_list(socket: Path, output: str) -> None:
+    """List the connections that packet programs translate, each direction by itself, as `cilium-dbg bpf ct list` does.
+
+    \b
+    Example:
+      clustermesh node bpf ct list
+    """
+    found = ask(socket, "conntrack")
+    if output == "json":
+        print_json(found)
+        return
+    for row in found:
+        click.echo(_connection(row))
+
+
+def _connection(row: dict[str, Any]) -> str:
+    ends = f"{row['protocol']} {row['direction']} {row['source']} -> {row['destination']}"
+    counts = f"expires={row['expires']} Packets={row['packets']} Bytes={row['bytes']}"
+    flags = f"Flags=[ {' '.join(row['flags'])} ] {row['status']}"
+    new = f"RevNAT={row['service_id']} BackendID={row['backend_id']} as {row['new_source']} -> {row['new_destination']}"
+    return f"{ends} {counts} {flags} {new}"
 
 
 @command.command("monitor")

@@ -30,7 +30,7 @@ class Chooser:
     """The real choice over the real maps, which a real planner fills."""
 
     def __init__(self, datapath: Datapath, program: int) -> None:
-        self.datapath, self._program = datapath, program
+        self.datapath, self.program = datapath, program
         names = ServiceTrackers._fields
         self.trackers = ServiceTrackers(*(Tracker(name, open_map(datapath, f"lb_{name}")) for name in names))
         self.planner = ServicePlanner(self.trackers, [most_of(each.target) for each in self.trackers])
@@ -50,7 +50,7 @@ class Chooser:
     ) -> tuple[int, Address, int]:
         """The verdict, and where it leads."""
         packet = bytes(14) + pack(ServiceKey(vip, 80, 6)) + struct.pack("=I16sI", seed, client, outside) + bytes(30)
-        result = program_test_run(self._program, packet)
+        result = program_test_run(self.program, packet)
         address, port = struct.unpack_from("!16sH", result.data, 14)
         return result.verdict, Address(address), port
 

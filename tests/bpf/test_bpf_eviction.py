@@ -16,17 +16,22 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
-from bpf_node import Node
+from bpf_node import EchoServer, Node
 
 from agent.bpf.layouts import MEANT_SETS, MEANT_WAYS, MeantValue, pack
 from agent.bpf.loader import Datapath
 from agent.bpf.syscalls import map_lookup, map_update
+from agent.domains.tables import open_map
 from agent.eviction.copies import cookie_of
 from agent.eviction.diag import Diag, locate
 from agent.eviction.evictor import Evicted, Evictor, Outcome, open_evictor
 from agent.eviction.iterators import Ender
 from agent.eviction.meaning import Meant, meaning_of
+from agent.plan.services import ServicePlanner, ServiceTrackers
 from clustermesh.address import parse
+from clustermesh.mesh.resolve import Backends, Frontend, Group, ServiceEntry
+from clustermesh.model import Protocol
+from clustermesh.reconcile import Reconciler, Tracker
 
 pytestmark = pytest.mark.root
 
@@ -197,3 +202,83 @@ def test_without_compiled_programs_netlink_does_it_all(place: Place, datapath: D
         client = place.client(TCP, 7)
         assert evictor.evict(evictor.find()) == Evicted({Outcome.RESET: 1})
         assert is_ended(client)
+
+
+class Web:
+    """A service at VIP whose backends are echo servers of one namespace, kept by a real planner."""
+
+    def __init__(self, datapath: Datapath, protocol: Protocol) -> None:
+        tables = ServiceTrackers(*(Tracker(n, open_map(datapath, f"lb_{n}")) for n in ServiceTrackers._fields))
+        self._planner, self._reconciler = ServicePlanner(tables), Reconciler(*tables)
+        self._reconciler.may_delete, self._protocol = True, protocol
+
+    async def serve(self, *servers: EchoServer, vip: str = VIP) -> None:
+        alike = tuple(Backends((parse(each.address[0]),), each.port) for each in servers)
+        groups = (Group(1, len(servers), alike),) if servers else ()
+        self._planner.update(("n", vip), [ServiceEntry(Frontend(parse(vip), 80, self._protocol), groups)])
+        await self._reconciler.flush()
+
+    async def remove(self, vip: str) -> None:
+        self._planner.update(("n", vip), [])
+        await self._reconciler.flush()
+
+
+def answerer(client: socket.socket) -> int:
+    client.settimeout(5)
+    client.send(b"hello")
+    return int(client.recv(100).partition(b":")[0])
+
+
+@pytest.mark.parametrize("host", [V4, V6, MAPPED])
+async def test_connected_udp_sockets_move_to_another_backend_and_are_ended_where_there_is_none(
+    datapath: Datapath, cgroup: Path, node: Node, bpf_object: Path, host: str
+) -> None:
+    datapath.attach_sockets(cgroup)
+    home, vip = (V6, "fd96::10") if host == V6 else (V4, VIP)
+    family = socket.AF_INET if host == V4 else socket.AF_INET6
+    web, going, other = Web(datapath, Protocol.UDP), node.echo(UDP, home), node.echo(UDP, home)
+    await web.serve(going, vip=vip)
+    clients = [node.socket(family, UDP) for _ in range(5)]
+    called = (f"::ffff:{vip}" if host == MAPPED else vip, 80)
+    for client in clients:
+        client.connect(called)
+        assert answerer(client) == going.port
+    with closing(open_evictor(datapath.maps, bpf_object.parent)) as evictor:
+        found = evictor.find()
+        assert count(found) == len(clients)
+        await web.serve(other, vip=vip)
+        assert evictor.evict(found) == Evicted({Outcome.MOVED: len(clients)})
+        assert [answerer(client) for client in clients] == [other.port] * len(clients)
+        assert {client.getpeername()[:2] for client in clients} == {called}
+        found = evictor.find()
+        assert {value.backend_port for value in found} == {other.port}
+        await web.serve(vip=vip)
+        assert evictor.evict(found) == Evicted({Outcome.RESET: len(clients)})
+        assert all(map(is_ended, clients))
+
+
+async def test_connected_udp_sockets_of_a_service_that_went_are_ended(
+    datapath: Datapath, cgroup: Path, node: Node, evictor: Evictor
+) -> None:
+    datapath.attach_sockets(cgroup)
+    web, server, client = Web(datapath, Protocol.UDP), node.echo(UDP), node.socket(socket.AF_INET, UDP)
+    await web.serve(server)
+    client.connect((VIP, 80))
+    assert answerer(client) == server.port
+    await web.remove(VIP)
+    assert evictor.evict(evictor.find(), may_move=False) == Evicted({Outcome.RESET: 1})
+    assert is_ended(client)
+
+
+async def test_a_connection_through_a_service_is_found_by_what_the_programs_wrote(
+    datapath: Datapath, cgroup: Path, node: Node, evictor: Evictor
+) -> None:
+    datapath.attach_sockets(cgroup)
+    web, server = Web(datapath, Protocol.TCP), node.echo(TCP)
+    await web.serve(server)
+    clients = [node.socket(family, TCP) for family in (socket.AF_INET, socket.AF_INET6)]
+    for client in clients:
+        client.connect((VIP if client.family == socket.AF_INET else f"::ffff:{VIP}", 80))
+    found = evictor.find()
+    assert evictor.evict(found) == Evicted({Outcome.RESET: len(clients)})
+    assert all(map(is_ended, clients))

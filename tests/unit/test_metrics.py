@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -37,6 +38,8 @@ class _Status:
 
     def counters(self) -> dict[str, int]:
         return {"connect": 5, "drop_no_backend": 2, "drop_clear_ingress": 1}
+
+    conntrack = SimpleNamespace(met={("ipv4", "TCP", "established"): 4}, passes=2, collected=7)
 
     def evicted(self) -> dict[tuple[str, str], int]:
         return {("backend", "reset"): 3}

@@ -122,7 +122,7 @@ class FakeEvictor:
             raise self.fail
         return {asked: [1] * count for asked, count in self.sockets.items() if count}
 
-    def evict(self, gone: Meant) -> Evicted:
+    def evict(self, gone: Meant, may_move: bool) -> Evicted:
         for asked in gone:
             del self.sockets[asked]
         return Evicted(Counter({Outcome.RESET: sum(map(len, gone.values()))}))

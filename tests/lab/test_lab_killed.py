@@ -1,0 +1,145 @@
+"""Agents killed at any moment under load, and connections whose backend goes: two whole clusters of one node each.
+
+LAB_KILLS=200 makes it that many kills instead of a few.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from clustermesh.address import nth, parse_prefix, text
+from clustermesh.errors import ClusterMeshError
+from lab import bring_up, machine, manifests, node_spec, promises, teardown
+from lab.lab import Lab
+from lab.plan import make_plan
+from lab.waiting import until
+
+_FOLDER: Final = "/run/clustermesh-lab-killed"
+_KILLS: Final = int(os.environ.get("LAB_KILLS", "6"))
+_NODE: Final = "alpha-1"
+
+# Says what became of a connection that nobody speaks over.
+_HOLD: Final = """
+import socket, sys
+held = socket.create_connection((sys.argv[1], 80), 10)
+print("connected", flush=True)
+held.settimeout(60)
+try:
+    print("closed" if not held.recv(1) else "data", flush=True)
+except OSError as e:
+    print(type(e).__name__, flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Lab]:
+    try:
+        yield asyncio.run(bring_up.up(make_plan(nodes=1, pods=1, folder=_FOLDER), print, bound=True))
+    finally:
+        left = teardown.down(Path(_FOLDER))
+    assert left == []
+
+
+def _agent(lab: Lab) -> int:
+    """Its pid, 0 while there is none."""
+    with suppress(ClusterMeshError):
+        return lab.service_pid(_NODE, "agent")
+    return 0
+
+
+async def _is_settled(lab: Lab) -> bool:
+    try:
+        status = await lab.ask_agent(_NODE, "status")
+    except ClusterMeshError:
+        return False
+    return bool(status["ready"]) and not any(target["pending"] for target in status["targets"])
+
+
+async def _is_as_wanted(lab: Lab) -> bool:
+    try:
+        return not await lab.ask_agent(_NODE, "map_diff")
+    except ClusterMeshError:
+        return False
+
+
+def _elsewhere(lab: Lab, number: int) -> dict[str, manifests.Document]:
+    """The endpoints of beta's probe service: an address of a pod that is none."""
+    cidr = next(each for each in lab.plan.cluster("beta").nodes[0].pod_cidrs if "." in each)
+    return manifests.probe_slice([text(nth(parse_prefix(cidr), 200 + number % 40))])
+
+
+async def test_no_request_fails_and_tables_are_right_wherever_in_its_work_an_agent_is_killed(pair: Lab) -> None:
+    rng, load = random.Random(8), promises.web_load(pair)
+    async with load.running():
+        await until(lambda: load.traffic.everywhere == {"alpha", "beta"}, "answers from both clusters")
+        for number in range(_KILLS):
+            await until(lambda: bool(_agent(pair)), "an agent")
+            pair.apply("beta", _elsewhere(pair, number))
+            await asyncio.sleep(rng.random() * 1.5)  # it imports, opens maps, restores, writes, or has done it all
+            pid = await pair.kill(_NODE, "agent")
+            await until(lambda pid=pid: _agent(pair) not in (0, pid), "another agent")  # type: ignore[misc]
+            if number % 3 == 2:
+                await until(lambda: _is_settled(pair), "the agent is ready")
+                await until(lambda: _is_as_wanted(pair), "the kernel holds what it should")
+        await until(lambda: _is_settled(pair), "the agent is ready")
+        await until(lambda: _is_as_wanted(pair), "the kernel holds what it should")
+    assert load.traffic.failed == 0, load.traffic
+
+
+@asynccontextmanager
+async def connection(lab: Lab, address: str) -> AsyncIterator[asyncio.StreamReader]:
+    """Of alpha's client, held open; what becomes of it is read from what this gives."""
+    command, environment = lab.command("alpha/client", [sys.executable, "-IS", "-c", _HOLD, address])
+    process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=asyncio.subprocess.PIPE)
+    assert process.stdout is not None
+    try:
+        assert await process.stdout.readline() == b"connected\n"
+        yield process.stdout
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def _serve_probe(lab: Lab) -> str:
+    """Beta's probe service leads to its web pod; where alpha's client calls it, once it does."""
+    (web,) = [pod for pod in lab.pods("beta") if pod.name.startswith("web")]
+    there = next(address for address in web.addresses if "." in address)
+    lab.apply("beta", manifests.probe_slice([there]))
+
+    async def is_served() -> bool:
+        rows = await lab.ask_agent(_NODE, "services")
+        return any(
+            backend["address"] == there and row["service"] == "default/probe"
+            for row in rows
+            for backend in row["backends"]
+        )
+
+    await until(is_served, "the probe service leads to beta's web pod")
+    return next(address for address in lab.plan.cluster("alpha").probe_ips if "." in address)
+
+
+async def test_a_connection_is_reset_when_its_backend_leaves_the_service_and_lives_on(pair: Lab) -> None:
+    async with connection(pair, await _serve_probe(pair)) as told:
+        pair.apply("beta", _elsewhere(pair, 0))
+        assert await told.readline() == b"ConnectionAbortedError\n"
+
+
+async def test_a_connection_whose_backend_left_while_no_agent_ran_is_reset_by_the_next(pair: Lab) -> None:
+    async with connection(pair, await _serve_probe(pair)) as told:
+        home = pair.plan.home(_NODE)
+        argv = node_spec.read_services(home)["agent"].argv
+        machine.stop(home, "agent")
+        await until(lambda: not _agent(pair), "no agent")
+        pair.apply("beta", _elsewhere(pair, 1))
+        machine.keep(home, "agent", argv)
+        assert await told.readline() == b"ConnectionAbortedError\n"
