@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, suppress
 
 from agent import api
 from agent.bpf.bpffs import ensure_bpffs
-from agent.bpf.loader import Datapath
+from agent.bpf.loader import Datapath, find_object
 from agent.bpf.probe import Feature, probe
 from agent.bpf.sizes import by_option
 from agent.memory import keep_what_is_there
@@ -57,7 +57,7 @@ async def run(options: Options) -> None:
         private_key = wireguard_keys.load_or_create(options.state_dir / "wireguard.key")
         features = _check_features(options)
         with api.alone_over(options.pins):
-            async with _opened(options) as opening:
+            async with _opened(options, _loads_by_bcc(options.loader, features)) as opening:
                 from agent.work import work
 
                 keep_what_is_there()
@@ -77,7 +77,12 @@ def _check_cluster(options: Options) -> None:
 def _check_features(options: Options) -> list[Feature]:
     """What this kernel has, found out by trying."""
     ensure_bpffs(options.bpffs)
-    return check_needed(probe(options.bpffs))
+    return check_needed(_with_loader(options.loader, probe(options.bpffs)))
+
+
+def _with_loader(loader: str, features: list[Feature]) -> list[Feature]:
+    """BCC needs no libbpf."""
+    return [each._replace(needed=each.needed and (each.name != "libbpf" or loader == "libbpf")) for each in features]
 
 
 def check_needed(features: list[Feature]) -> list[Feature]:
@@ -90,16 +95,32 @@ def check_needed(features: list[Feature]) -> list[Feature]:
     return features
 
 
+def _loads_by_bcc(loader: str, features: list[Feature]) -> bool:
+    if loader != "auto":
+        return loader == "bcc"
+    try:
+        find_object()
+    except Refused:
+        return True
+    return not all(each.present for each in features if each.name == "libbpf")
+
+
 @asynccontextmanager
-async def _opened(options: Options) -> AsyncIterator[asyncio.Task[Datapath]]:
+async def _opened(options: Options, by_bcc: bool) -> AsyncIterator[asyncio.Task[Datapath]]:
     """Being opened in a thread, and let go of after the block.
 
     The kernel verifies the programs, and nobody holds the interpreter's lock: meanwhile the rest of the agent is
     imported, and what was kept is restored.
     """
-    sizes = by_option(options.bpf_lb_map_max, options.bpf_lb_affinity_map_max, options.bpf_sock_rev_map_max)
+    sizes = by_option(
+        options.bpf_lb_map_max,
+        options.bpf_lb_affinity_map_max,
+        options.bpf_sock_rev_map_max,
+        options.bpf_ct_global_tcp_max,
+    )
+    cache = options.bcc_cache if by_bcc else None
     memory = int(options.bpf_map_dynamic_size_ratio * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    opening = asyncio.create_task(asyncio.to_thread(Datapath.open, None, options.pins, sizes, memory))
+    opening = asyncio.create_task(asyncio.to_thread(Datapath.open, None, options.pins, sizes, memory, cache))
     await asyncio.sleep(0)  # the thread begins
     try:
         yield opening

@@ -8,12 +8,13 @@ import re
 import socket
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from msgspec import Struct
 from msgspec.structs import fields
 
 from agent.bpf.layouts import ConfigFlag
-from agent.bpf.sizes import LEAST, MOST, USUAL
+from agent.bpf.sizes import LEAST, MOST, USUAL, USUAL_CT
 from agent.plan.devices import parse_devices
 from clustermesh.duration import parse_cache_ttl
 from clustermesh.errors import Invalid
@@ -32,6 +33,9 @@ exit codes: 0 stopped, 1 failed, 2 wrong usage or input
 """
 
 
+LOADERS: Final = ("libbpf", "bcc", "auto")
+
+
 class Options(Struct, frozen=True, kw_only=True):
     """Where things are on this node.
 
@@ -41,8 +45,8 @@ class Options(Struct, frozen=True, kw_only=True):
     `clustermesh_cache_ttl` seconds without an answer of a peer's etcd, 0 for never, its services are withdrawn.
     `devices` lead outside, each a name or, with a last +, how names begin; found out where there are none.
     With `enable_host_legacy_routing` packets pass the kernel's own filters on their way to pods, at the price of speed.
-    `bpf_..._max` are entries of maps; `bpf_map_dynamic_size_ratio` is the part of the machine's memory that those have
-    which programs fill, 0 for their usual sizes.
+    `loader` is one of LOADERS; auto is libbpf where it is there. `bpf_..._max` are entries of maps;
+    `bpf_map_dynamic_size_ratio` is the part of the memory for those that programs fill, 0 for their usual sizes.
     """
 
     context: Path
@@ -62,9 +66,11 @@ class Options(Struct, frozen=True, kw_only=True):
     clustermesh_cache_ttl: float = 0.0
     devices: tuple[str, ...] = ()
     enable_host_legacy_routing: bool = False
+    loader: str = "libbpf"
     bpf_lb_map_max: int = USUAL
     bpf_lb_affinity_map_max: int = USUAL
     bpf_sock_rev_map_max: int = USUAL
+    bpf_ct_global_tcp_max: int = USUAL_CT
     bpf_map_dynamic_size_ratio: float = 0.0
 
     @property
@@ -85,6 +91,10 @@ class Options(Struct, frozen=True, kw_only=True):
     @property
     def pins(self) -> Path:
         return self.bpffs / "clustermesh"
+
+    @property
+    def bcc_cache(self) -> Path:
+        return self.state_dir / "bcc"
 
     @property
     def last_good(self) -> Path:
@@ -138,6 +148,12 @@ def parse(arguments: list[str] | None = None) -> Options:
         default=socket.gethostname(),
         help="this node's name in its cluster (default: the host name)",
     )
+    add(
+        "--loader",
+        choices=LOADERS,
+        default="libbpf",
+        help="who loads the programs: libbpf those that were compiled before, bcc compiles them here (default: libbpf)",
+    )
     add("--log-format", choices=FORMATS, default="text", help="how to log on stderr (default: text)")
     for option, kind, metavar, text in (
         ("state_dir", Path, "DIR", "kept over reboots"),
@@ -149,6 +165,7 @@ def parse(arguments: list[str] | None = None) -> Options:
         ("bpf_lb_map_max", _table_size, "N", "frontends the maps take, with twice as many backends"),
         ("bpf_lb_affinity_map_max", _size, "N", "clients that stay with their backend"),
         ("bpf_sock_rev_map_max", _size, "N", "unconnected sockets that know which service they meant"),
+        ("bpf_ct_global_tcp_max", _size, "N", "connections of all protocols that programs follow, two entries each"),
         ("bpf_map_dynamic_size_ratio", _ratio, "RATIO", "part of the memory for what programs fill; 0: usual sizes"),
     ):
         usual = defaults[option]

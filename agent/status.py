@@ -306,7 +306,7 @@ def _datapath(node: ThisNode) -> dict[str, Any]:
         {"name": hook.name, "target": hook.target, "mechanism": str(hook.mechanism), "outcome": str(hook.outcome)}
         for hook in node.datapath.hooks.values()
     ]
-    return {"loader": "libbpf", "pinned": str(node.datapath.pin_dir), "hooks": hooks}
+    return {"loader": node.datapath.loader, "pinned": str(node.datapath.pin_dir), "hooks": hooks}
 
 
 def _target(tracker: Tracker[Any, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from agent.bpf import clsact, probe
 from agent.bpf.bpffs import is_bpffs
@@ -34,6 +34,9 @@ from agent.bpf.sizes import by_memory
 from agent.bpf.syscalls import MapType, map_lookup
 from agent.older import layout_v1
 from clustermesh.errors import Invalid, Refused
+
+if TYPE_CHECKING:
+    from agent.bpf.bcc import BccObject
 
 OBJECT_VARIABLE: Final = "CLUSTERMESH_BPF_OBJECT"
 _OBJECT_NAME: Final = "clustermesh.bpf.o"
@@ -68,6 +71,7 @@ class Datapath:
         self.maps = MappingProxyType(dict(maps))
         self.sizes = MappingProxyType({name: map_info(fd).max_entries for name, fd in maps.items()})
         self.hooks: dict[str, Hook] = {}  # on sockets
+        self.loader = ""
         self._programs = dict(programs)
         self._outgrown: list[tuple[PinnedMap, int]] = []
         self.map_ids = MappingProxyType({name: map_info(fd).id for name, fd in maps.items()})
@@ -81,12 +85,14 @@ class Datapath:
         pin_dir: Path,
         max_entries: Mapping[str, int] | None = None,
         lru_memory: int = 0,
+        bcc_cache: Path | None = None,
     ) -> Self:
         """Load the programs over the maps pinned below `pin_dir`, made where absent. Nothing is attached.
 
         `max_entries` gives sizes by map name; the other maps that programs fill have `lru_memory` bytes together,
-        unless that is 0. Entries move to a map of the new size where one of another size is
-        pinned. Who is behind an address is taken over from the layout before this one.
+        unless that is 0. Entries move to a map of the new size where one of another size is pinned. With a folder
+        `bcc_cache` the programs are compiled by BCC, and kept there. Who is behind an address is taken over from the
+        layout before this one.
         Refused: no object, no bpf filesystem, another layout, too many entries for a smaller size, a program the
         kernel rejects (with the verifier's log). Unavailable: no memory just now.
         """
@@ -94,11 +100,10 @@ class Datapath:
         with (
             doing(f"load the datapath at {pin_dir}"),
             ExitStack() as undo,
-            Object(object_path or find_object()) as elf,
+            _object(object_path, bcc_cache) as elf,
         ):
             sizes = by_memory({name: elf.shape(name) for name in elf.maps}, lru_memory) if lru_memory else {}
             outgrown = _choose_maps(elf, pin_dir / LAYOUT_VERSION, sizes | dict(max_entries or {}), undo)
-            elf.set_constants({"has_set_retval": probe.has_set_retval(), "node_netns": _netns_cookie()})
             elf.load()
             datapath = cls(
                 pin_dir,
@@ -107,6 +112,7 @@ class Datapath:
             )
             datapath._pin_maps(outgrown)
             datapath._take_over()
+            datapath.loader = "libbpf" if bcc_cache is None else "bcc"
             undo.pop_all()
         return datapath
 
@@ -205,7 +211,26 @@ def _check_pin_dir(pin_dir: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
 
 
-def _choose_maps(elf: Object, folder: Path, sizes: dict[str, int], undo: ExitStack) -> dict[str, PinnedMap]:
+def constants() -> dict[str, int]:
+    """Those of the programs, on this node."""
+    return {"has_set_retval": int(probe.has_set_retval()), "node_netns": _netns_cookie()}
+
+
+def _object(path: Path | None, bcc_cache: Path | None) -> Object | BccObject:
+    if bcc_cache is not None:
+        from agent.bpf.bcc import BccObject, find_sources  # for few nodes
+
+        return BccObject(find_sources(), constants(), bcc_cache)
+    elf = Object(path or find_object())
+    try:
+        elf.set_constants(constants())
+    except BaseException:
+        elf.close()
+        raise
+    return elf
+
+
+def _choose_maps(elf: Object | BccObject, folder: Path, sizes: dict[str, int], undo: ExitStack) -> dict[str, PinnedMap]:
     """Have the object use the pinned maps that fit it; returns those whose entries are to move to a new map."""
     unknown = sizes.keys() - elf.maps
     if unknown:

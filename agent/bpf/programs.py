@@ -48,20 +48,32 @@ def program_load(
 ) -> int:
     """Load a program; `attach_type_id` is the kernel's BTF id of what it is for. The OSError's text ends with the
     verifier's log."""
-    code = buffer_of(b"".join(_INSTRUCTION.pack(*each) for each in instructions))
-    license_name, log = buffer_of(b"Dual BSD/GPL\0"), ctypes.create_string_buffer(_LOG_SIZE)
+    code = b"".join(_INSTRUCTION.pack(*each) for each in instructions)
+    return code_load(kind, code, "probe", attach_type, attach_type_id)
+
+
+def code_load(kind: ProgramType, code: bytes, name: str, attach_type: int = 0, attach_type_id: int = 0) -> int:
+    """`program_load` of what is compiled. The log is asked for where it is refused: of a large program it is long."""
+    try:
+        return _load(kind, code, name, (attach_type, attach_type_id), 0)
+    except OSError:
+        return _load(kind, code, name, (attach_type, attach_type_id), 1)
+
+
+def _load(kind: ProgramType, code: bytes, name: str, attach: tuple[int, int], log_level: int) -> int:
+    instructions, license_name = buffer_of(code), buffer_of(b"Dual BSD/GPL\0")
+    log = ctypes.create_string_buffer(_LOG_SIZE if log_level else 1)
     attr = struct.pack(
         "=IIQQIIQ4x4x16s4xI36xI",
         kind,
-        len(instructions),
-        ctypes.addressof(code),
+        len(code) // _INSTRUCTION.size,
+        ctypes.addressof(instructions),
         ctypes.addressof(license_name),
-        1,
-        _LOG_SIZE,
-        ctypes.addressof(log),
-        b"probe",
-        attach_type,
-        attach_type_id,
+        log_level,
+        _LOG_SIZE if log_level else 0,
+        ctypes.addressof(log) if log_level else 0,
+        name.encode(),
+        *attach,
     )
     try:
         return call(Command.PROG_LOAD, attr)

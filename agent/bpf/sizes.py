@@ -14,18 +14,19 @@ from agent.bpf.syscalls import MapType
 
 USUAL: Final = 65536
 """Of most maps."""
+USUAL_CT: Final = 262144
 LEAST: Final = 1 << 10
 MOST: Final = 1 << 24
 _OF_AN_ENTRY: Final = 64  # bytes beside key and value
 
 
-def by_option(lb: int = USUAL, affinity: int = USUAL, reverse: int = USUAL) -> dict[str, int]:
+def by_option(lb: int = USUAL, affinity: int = USUAL, reverse: int = USUAL, ct: int = USUAL_CT) -> dict[str, int]:
     """Sizes that are not the usual ones. `lb` is how many frontends there may be, with twice as many backends."""
     tables = {"lb_services": lb, "lb_maglev": lb, "lb_source_ranges": lb}
     twice = dict.fromkeys(("lb_groups", "lb_slots", "lb_backends"), 2 * lb)
     single = {"lb_affinity": affinity, "lb_reverse_sk": reverse}
     changed = {name: size for name, size in (tables | single).items() if size != USUAL}
-    return changed | ({} if lb == USUAL else twice)
+    return changed | ({} if lb == USUAL else twice) | ({} if ct == USUAL_CT else {"ct": ct})
 
 
 def by_memory(shapes: Mapping[str, MapShape], memory: int) -> dict[str, int]:

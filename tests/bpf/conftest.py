@@ -62,19 +62,43 @@ def pin_dir(bpffs: Path) -> Iterator[Path]:
     assert not path.exists()
 
 
+@pytest.fixture(scope="session")
+def bcc_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where BCC's programs are kept: they are compiled once a session."""
+    if subprocess.run(["/usr/bin/python3", "-c", "import bcc"], capture_output=True, check=False).returncode:
+        pytest.skip("python3-bpfcc is missing: nothing can be compiled with BCC")
+    if not any(Path("/usr/src").glob("linux-headers-*")):
+        pytest.skip("linux-headers are missing (any version): BCC cannot compile")
+    return tmp_path_factory.mktemp("bcc")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """What a program does is tested with both loaders where a test says so: BCC's take seconds to be verified."""
+    if "loader" in metafunc.fixturenames:
+        both = metafunc.definition.get_closest_marker("both_loaders") is not None
+        metafunc.parametrize("loader", ["libbpf", "bcc"] if both else ["libbpf"], indirect=True)
+
+
 @pytest.fixture
-def datapath(bpf_object: Path, pin_dir: Path) -> Iterator[Datapath]:
+def loader(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def datapath(request: pytest.FixtureRequest, loader: str, bpf_object: Path, pin_dir: Path) -> Iterator[Datapath]:
     """Loaded and pinned, attached nowhere."""
-    opened = Datapath.open(bpf_object, pin_dir)
+    cache = request.getfixturevalue("bcc_cache") if loader == "bcc" else None
+    opened = Datapath.open(bpf_object, pin_dir, bcc_cache=cache)
     yield opened
     opened.close()
 
 
-@pytest.fixture(scope="module")
-def loaded(bpf_object: Path, bpffs: Path) -> Iterator[Datapath]:
-    """One for all tests of a file, for where there are many packets."""
+@pytest.fixture(scope="module", params=["libbpf", "bcc"])
+def loaded(request: pytest.FixtureRequest, bpf_object: Path, bpffs: Path) -> Iterator[Datapath]:
+    """One of each loader for all tests of a file, for where there are many packets."""
     path = bpffs / f"test{next(_numbers)}"
-    opened = Datapath.open(bpf_object, path)
+    cache = request.getfixturevalue("bcc_cache") if request.param == "bcc" else None
+    opened = Datapath.open(bpf_object, path, bcc_cache=cache)
     yield opened
     opened.close()
     Datapath.remove(path)

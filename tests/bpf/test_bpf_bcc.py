@@ -1,74 +1,78 @@
-"""The same sources through the other loader: BCC compiles them as they are, and the kernel takes what comes out.
+"""The other loader: the same maps, the same programs, exchanged for those of the first one and back under traffic.
 
-The maps are made before, as an agent makes them, and named by descriptor; no program is attached.
+What programs do is tested with both loaders by the tests that ask for `datapath` (see conftest.py).
 """
 
 from __future__ import annotations
 
-import os
-import shutil
+import socket
+import struct
 import subprocess
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from bpf_node import Node
 
-from agent.bpf.hooks import PROGRAMS
-from agent.bpf.loader import Datapath
+from agent.bpf import bcc
+from agent.bpf.bcc import BccObject, find_sources
+from agent.bpf.hooks import PROGRAMS, SOCKET_PROGRAMS
+from agent.bpf.libbpf import Object
+from agent.bpf.links import Outcome
+from agent.bpf.loader import Datapath, constants
+from clustermesh.errors import Refused
 
 pytestmark = pytest.mark.root
 
-_SOURCES = Path(__file__).parents[2] / "bpf"
-_PYTHON = "/usr/bin/python3"  # Debian's, which python3-bpfcc is for
-_LOAD = """
-import sys
-from bcc import BPF
-source, *rest = sys.argv[1:]
-flags = rest[:rest.index("--")]
-b = BPF(src_file=source, cflags=flags)
-for each in rest[rest.index("--") + 1:]:
-    name, kind, attach_type = each.split(":")
-    b.load_func(name, int(kind), attach_type=int(attach_type))
-    print(name)
-"""
-# BCC asks for the headers of the running kernel by its name, whichever are there.
-_WITH_HEADERS = """
-set -e
-mount -t tmpfs none /lib/modules
-mkdir /lib/modules/$(uname -r)
-ln -s "$1" /lib/modules/$(uname -r)/build
-ln -s "$2" /lib/modules/$(uname -r)/source
-shift 2
-exec "$@"
-"""
+
+def test_both_loaders_declare_the_same_maps(bpf_object: Path, bcc_cache: Path) -> None:
+    with Object(bpf_object) as elf, BccObject(find_sources(), constants(), bcc_cache) as compiled:
+        assert {name: compiled.shape(name) for name in compiled.maps} == {name: elf.shape(name) for name in elf.maps}
+        compiled.load()
+        assert len({compiled.program_fd(program.name) for program in PROGRAMS}) == len(PROGRAMS)
 
 
-def _headers() -> tuple[Path, Path]:
-    """What `build` and `source` of a kernel's modules point at on Debian."""
-    found = sorted(each for each in Path("/usr/src").glob("linux-headers-*") if each.name.endswith("-common"))
-    for common in reversed(found):
-        for build in sorted(Path("/usr/src").glob(common.name.removesuffix("-common") + "-*")):
-            if build != common:
-                return build, common
-    pytest.skip("linux-headers are missing (any version): BCC cannot compile")
+def test_one_loader_takes_over_from_the_other_and_finds_its_maps(
+    bpf_object: Path, bcc_cache: Path, pin_dir: Path, cgroup: Path, node: Node
+) -> None:
+    ids = None
+    for cache, outcome in ((None, Outcome.ATTACHED), (bcc_cache, Outcome.REPLACED), (bcc_cache, Outcome.ADOPTED),
+                           (None, Outcome.REPLACED)):  # fmt: skip
+        opened = Datapath.open(bpf_object, pin_dir, bcc_cache=cache)
+        with closing(opened):
+            assert opened.loader == ("libbpf" if cache is None else "bcc")
+            assert ids in (None, opened.map_ids)
+            ids = opened.map_ids
+            opened.attach_sockets(cgroup)
+            assert {opened.hooks[each.name].outcome for each in SOCKET_PROGRAMS} == {outcome}
+            node.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(("127.0.0.1", 9))
 
 
-def test_bcc_compiles_the_same_sources_and_the_kernel_takes_every_program(datapath: Datapath) -> None:
-    if subprocess.run([_PYTHON, "-c", "import bcc"], capture_output=True, check=False).returncode:
-        pytest.skip("python3-bpfcc is missing: the sources cannot be tried with BCC")
-    if shutil.which("unshare") is None:
-        pytest.skip("unshare is missing (util-linux): kernel headers cannot be shown to BCC")
-    flags = ["-DCLUSTERMESH_BCC", f"-I{_SOURCES}", "-Dhas_set_retval_value=1", "-Dnode_netns_value=1"]
-    flags += [f"-D{name}_fd={fd}" for name, fd in datapath.maps.items()]
-    programs = [f"{each.name}:{each.program_type:d}:{each.attach_type:d}" for each in PROGRAMS]
-    load = [_PYTHON, "-c", _LOAD, str(_SOURCES / "clustermesh.bpf.c"), *flags, "--", *programs]
-    done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", _WITH_HEADERS, "sh", *map(str, _headers()), *load],
-        pass_fds=list(datapath.maps.values()),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env={"PATH": os.environ["PATH"], "HOME": "/root"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split() == [program.name for program in PROGRAMS]
+def test_what_was_compiled_once_is_not_compiled_again(
+    bcc_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = bcc.compiled(find_sources(), constants(), bcc_cache)
+    monkeypatch.setattr(bcc, "_PYTHON", "/nowhere/python3")
+    assert bcc.compiled(find_sources(), constants(), bcc_cache) == first
+    with pytest.raises(Refused, match="/nowhere/python3"):
+        bcc.compiled(find_sources(), constants() | {"node_netns": 2}, tmp_path)
+
+
+def test_a_compilers_error_is_the_reason(bcc_cache: Path, tmp_path: Path) -> None:
+    subprocess.run(["cp", "-r", str(find_sources()), str(tmp_path / "bpf")], check=True, timeout=60)
+    with (tmp_path / "bpf" / "clustermesh.bpf.c").open("a") as source:
+        source.write("\nint broken(void) { return nosuchthing; }\n")
+    with pytest.raises(Refused, match="nosuchthing"):
+        bcc.compiled(tmp_path / "bpf", constants(), tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_program_the_kernel_rejects_carries_the_verifier_s_reason(
+    bcc_cache: Path, pin_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = bcc.compiled(find_sources(), constants(), bcc_cache)
+    leave = struct.pack("=BBhi", 0x95, 0, 0, 0)  # without a result
+    monkeypatch.setattr(bcc, "compiled", lambda *_: code | {PROGRAMS[0].name: leave})
+    with pytest.raises(Refused, match="R0 !read_ok"):
+        Datapath.open(None, pin_dir, bcc_cache=bcc_cache)
+    assert list((pin_dir / "v2").iterdir()) == []

@@ -178,6 +178,7 @@ async def test_each_hears_only_what_it_asked_for(pods: Datapath) -> None:
         monitor.listen({"types": ["policy"]})
 
 
+@pytest.mark.both_loaders
 async def test_sockets_tell_what_they_meant_and_where_they_went(datapath: Datapath, cgroup: Any, node: Node) -> None:
     datapath.attach_sockets(cgroup)
     server = node.echo(socket.SOCK_STREAM)

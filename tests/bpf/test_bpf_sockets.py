@@ -99,6 +99,7 @@ def _ask(node: Node, kind: int, address: Peer = VIP) -> int:
 by_family = pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["IPv4", "IPv6"])
 
 
+@pytest.mark.both_loaders
 @by_family
 def test_tcp_reaches_a_backend_and_the_peer_is_the_service(node: Node, services: Services, family: int) -> None:
     (server,) = _serve(node, services, TCP, 1, family)
@@ -123,6 +124,7 @@ def test_connected_udp_reaches_a_backend_and_the_peer_is_the_service(
     assert client.getpeername()[:2] == VIPS[family]
 
 
+@pytest.mark.both_loaders
 @by_family
 def test_an_unconnected_datagram_is_answered_by_the_service(node: Node, services: Services, family: int) -> None:
     (server,) = _serve(node, services, UDP, 1, family)

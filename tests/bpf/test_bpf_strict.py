@@ -108,6 +108,7 @@ def known(datapath: Datapath) -> Datapath:
 DIRECTIONS = {"strict_ingress": Reason.DROP_CLEAR_INGRESS, "strict_egress": Reason.DROP_CLEAR_EGRESS}
 
 
+@pytest.mark.both_loaders
 @pytest.mark.parametrize(("program", "reason"), DIRECTIONS.items())
 def test_strict_drops_and_counts_what_two_mesh_pods_say_in_clear(known: Datapath, program: str, reason: Reason) -> None:
     verdicts, dropped = {}, 0
