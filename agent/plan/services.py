@@ -197,7 +197,8 @@ class ServicePlanner:
         """What cannot be packed raises before anything is set."""
         if len(wanted.groups) > MOST_GROUPS:
             raise Unavailable(f"has {len(wanted.groups)} groups of backends: it must have {MOST_GROUPS} at most")
-        number = self._service_id(key)
+        had = self._service_id(key)
+        number = self._free_id() if self._is_regrouped(key, wanted, after) else had
         weight, blocks = _pack_groups(tuple(map(_PART, wanted.groups)), tuple(map(len, after.slots)))
         head = _head(number, wanted, weight)
         self._numbers.acquire(after.active)
@@ -212,10 +213,21 @@ class ServicePlanner:
         for each in after.source_ranges:
             self._trackers.source_ranges.set(pack_source_range(number, each), _ALLOWED[is_ipv4(each.address)])
         self._trackers.services.set(key, head)
-        if key not in self._ids:
+        if self._ids.get(key) != number:
             self._ids[key], self._next_service = number, number % _MOST + 1
-        self._drop_rest(number, before, after)
+        self._drop_rest(had, before, after if number == had else _NOTHING)
         self._programmed[key] = wanted
+
+    def _is_regrouped(self, key: bytes, wanted: ServiceEntry, after: _Needs) -> bool:
+        """Whether it is written under another number, and called by it once all is there: where a place among its
+        groups goes to another cluster, who looks it up meanwhile would take one's backends for the other's. Not where
+        clients stay with a backend, which they do by the service's number, nor where there is no room for both."""
+        held = self._programmed.get(key)
+        if held is None or wanted.affinity_seconds or not held.groups:
+            return False
+        if all(had.cluster_id == has.cluster_id for had, has in zip(held.groups, wanted.groups, strict=False)):
+            return False
+        return not self._room.may_lack(sum(map(len, after.slots)) + len(after.slots) + len(after.source_ranges) + 1)
 
     def _table(self, wanted: ServiceEntry, after: _Needs) -> bytes:
         """As many backends as there are places, of each as many as its part is."""
@@ -300,8 +312,10 @@ class ServicePlanner:
 
     def _service_id(self, key: bytes) -> int:
         """Its number, or one that is free."""
-        if (number := self._ids.get(key)) is not None:
-            return number
+        number = self._ids.get(key)
+        return self._free_id() if number is None else number
+
+    def _free_id(self) -> int:
         number = self._next_service
         while _GROUPS_KEY(number, 0) in self._trackers.groups.desired:
             number = number % _MOST + 1

@@ -424,6 +424,38 @@ async def test_while_nothing_is_deleted_a_service_keeps_what_it_had_and_wants_an
     assert (node.answers(frontend(1)) or {}).keys() == {(1, f"10.1.0.{n}:8080") for n in (2, 3, 4)}
 
 
+@pytest.mark.parametrize("algorithm", Algorithm)
+async def test_a_service_whose_clusters_come_and_go_is_at_every_write_as_it_was_or_is(
+    algorithm: Algorithm,
+) -> None:
+    node, before = Node(), dict[tuple[int, str], int]()
+    for clusters in ({2, 3}, {1, 2, 3}, {3}, {1}, set(range(1, 12)), {5, 9}, {9}):
+        backends = {(cluster, number) for cluster in clusters for number in range(1, 4)}
+        more = {"algorithm": algorithm, "flags": 1, "source_ranges": (parse_prefix("10.0.0.0/8"),)}
+        now = entry(1, backends, **more)
+        found = list[dict[tuple[int, str], int] | None]()
+        node.watch(lambda found=found: found.append(node.answers(frontend(1))))
+        node.planner.update(("n", "s"), [now])
+        await node.flush()
+        assert all(each in (before or None, expected(now)) for each in found)
+        assert (node.places(frontend(1)) or expected(now)).keys() == expected(now).keys()
+        assert node.may_ask(frontend(1)) == {"10.0.0.0/8"}
+        ids = {unpack(SlotsKey, key).service_id for key in node.maps["slots"].held}
+        ids |= {unpack(GroupsKey, key).service_id for key in node.maps["groups"].held}
+        assert len(ids) == len(node.maps["source_ranges"].held) == 1, "nothing is left of what it was"
+        before = expected(now)
+
+
+async def test_clients_that_stay_do_so_by_a_number_that_stays() -> None:
+    node = Node()
+    for clusters in ({2, 3}, {1, 2, 3}):
+        node.planner.update(("n", "s"), [entry(1, {(each, 1) for each in clusters}, affinity_seconds=60)])
+        await node.flush()
+        head = node.head(frontend(1))
+        assert head is not None
+        assert head.service_id == 1
+
+
 async def test_those_that_rest_take_no_room_from_new_connections() -> None:
     node = Node(most=(3, *[9] * 5))
     leaving = groups({(1, 7), (1, 8), (1, 9)}, BackendState.TERMINATING)
