@@ -18,6 +18,22 @@ int socket_release(struct bpf_sock *ctx)
 	return SOCK_ALLOW;
 }
 
+SEC("cgroup/bind4")
+int bind4(struct bpf_sock_addr *ctx)
+{
+	struct peer at = read4(ctx);
+
+	return may_bind(ctx, &at);
+}
+
+SEC("cgroup/bind6")
+int bind6(struct bpf_sock_addr *ctx)
+{
+	struct peer at = read6(ctx);
+
+	return may_bind(ctx, &at);
+}
+
 SEC("cgroup/connect4")
 int connect4(struct bpf_sock_addr *ctx)
 {

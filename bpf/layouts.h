@@ -370,6 +370,7 @@ enum reason {
 	REASON_DROP_SOURCE_RANGE,    /* dropped: the service may not be called from this address outside */
 	REASON_DROP_NO_ROUTE,        /* dropped: no way to the backend is known */
 	REASON_DROP_TOO_LARGE,       /* refused: the packet must not be fragmented, and is larger than its way takes */
+	REASON_DROP_BIND,            /* refused: a socket was to be bound to the port of a node port or host port */
 	REASONS,
 };
 

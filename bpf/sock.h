@@ -209,4 +209,38 @@ static __always_inline enum verdict reverse(struct bpf_sock_addr *ctx, struct pe
 	return TRANSLATED;
 }
 
+/* Whether what comes for this address and port is a service's that is called from outside. */
+static __always_inline bool is_taken(struct bpf_sock_addr *ctx, const struct address *address)
+{
+	struct lb_service_key key = { .address = *address, .port = (__be16)ctx->user_port, .protocol = ctx->protocol };
+	struct lb_service *service = bpf_map_lookup_elem(MAP(lb_services), &key);
+
+	return service && service->kind != KIND_CLUSTER_IP;
+}
+
+/* :: stands for all addresses of both families, as it does for a socket unless that says otherwise. */
+static __always_inline bool is_anywhere_taken(struct bpf_sock_addr *ctx, const struct address *address)
+{
+	struct address loopback4 = mapped(bpf_htonl(0x7f000001)), loopback6 = { { 0, 0, 0, bpf_htonl(1) } };
+	bool is_any = !address->word[0] && !address->word[1] && !address->word[3];
+
+	if (is_any && is_ipv4(address))
+		return is_taken(ctx, &loopback4);
+	if (is_any && !address->word[2])
+		return is_taken(ctx, &loopback4) || is_taken(ctx, &loopback6);
+	return is_taken(ctx, address);
+}
+
+/* A node's own socket would get nothing at a node port or host port: it is told so as if the port were in use. Those of
+ * all addresses are loopback's, too. */
+static __always_inline int may_bind(struct bpf_sock_addr *ctx, const struct peer *at)
+{
+	if (!at->port || !is_of_the_node(ctx) || !is_anywhere_taken(ctx, &at->address))
+		return SOCK_ALLOW;
+	report_socket(ctx, REASON_DROP_BIND, EVENT_DROP, at, NULL);
+	if (has_set_retval)
+		bpf_set_retval(-EADDRINUSE);
+	return SOCK_REJECT;
+}
+
 #endif

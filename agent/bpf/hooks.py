@@ -49,6 +49,8 @@ class Attached(NamedTuple):
 
 PROGRAMS: Final = (
     Program("socket_release", Kind.SOCKETS, AttachType.CGROUP_INET_SOCK_RELEASE),
+    Program("bind4", Kind.SOCKETS, AttachType.CGROUP_INET4_BIND),
+    Program("bind6", Kind.SOCKETS, AttachType.CGROUP_INET6_BIND),
     Program("connect4", Kind.SOCKETS, AttachType.CGROUP_INET4_CONNECT),
     Program("connect6", Kind.SOCKETS, AttachType.CGROUP_INET6_CONNECT),
     Program("sendmsg4", Kind.SOCKETS, AttachType.CGROUP_UDP4_SENDMSG),

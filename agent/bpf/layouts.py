@@ -68,6 +68,7 @@ class Reason(IntEnum):
     DROP_SOURCE_RANGE = 20
     DROP_NO_ROUTE = 21
     DROP_TOO_LARGE = 22
+    DROP_BIND = 23
 
 
 class EventType(IntEnum):

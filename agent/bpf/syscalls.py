@@ -81,6 +81,8 @@ class ProgramType(IntEnum):
 class AttachType(IntEnum):
     """enum bpf_attach_type, as far as it is used."""
 
+    CGROUP_INET4_BIND = 8
+    CGROUP_INET6_BIND = 9
     CGROUP_INET4_CONNECT = 10
     CGROUP_INET6_CONNECT = 11
     CGROUP_UDP4_SENDMSG = 14
