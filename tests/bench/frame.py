@@ -30,6 +30,7 @@ _UNITS = {
     "relative": "x",
     "failed": "requests",
     "written": "keys",
+    "pps": "packets/s",
 }
 
 Samples = Sequence[float]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Final
 
@@ -92,6 +92,21 @@ def for_iptables(services: Iterable[Made]) -> str:
             rules.append(f'-A {chain} -m comment --comment "{name} -> {_text(target)}" {chance}-j {end}')
             rules += _end_point(end, name, target)
     return "".join([_FILTER, *(f":{each} - [0:0]\n" for each in chains), _NAT, _lines(jumps), _lines(rules), _LAST])
+
+
+def node_port_for_iptables(port: int, targets: Sequence[Target]) -> str:
+    """One UDP service at a node port, for iptables-restore."""
+    name, call, chain = "default/node:dns", "KUBE-EXT-NODE", "KUBE-SVC-NODE"
+    chains, rules = [call, chain], [f"-A {call} -j KUBE-MARK-MASQ", f"-A {call} -j {chain}"]
+    jump = f'-A KUBE-NODEPORTS -m comment --comment "{name}" -m udp -p udp --dport {port} -j {call}'
+    for left, (address, target) in zip(range(len(targets), 0, -1), targets, strict=True):
+        end = f"KUBE-SEP-{_hash(name, 'udp', address)}"
+        chance = f"-m statistic --mode random --probability {1 / left:.10f} " if left > 1 else ""
+        chains.append(end)
+        rules.append(f'-A {chain} -m comment --comment "{name}" {chance}-j {end}')
+        rules.append(f"-A {end} -s {address} -j KUBE-MARK-MASQ")
+        rules.append(f"-A {end} -m udp -p udp -j DNAT --to-destination {address}:{target}")
+    return "".join([_FILTER, *(f":{each} - [0:0]\n" for each in chains), _NAT, _lines([jump, *rules]), _LAST])
 
 
 def _end_point(chain: str, name: str, target: Target) -> Iterator[str]:

@@ -77,27 +77,59 @@ class Load:
     def run(self, mode: Mode, seconds: float, seed: int) -> None:
         """RuntimeError where a request is never answered."""
         before = self._beside()
-        self._order(f"{_OTHER if mode.apart else _SERVERS} {mode.name} {mode.at_once} {seconds * 1000:.0f} {seed}")
+        cpu = _OTHER if mode.apart else _SERVERS
+        _order(self._client, f"{cpu} {mode.name} {mode.at_once} {seconds * 1000:.0f} {seed}")
         self._used += self._beside() - before
 
     def told(self) -> Cell:
         """What came of all since this was asked last. RuntimeError where any request failed."""
-        said = json.loads(self._order(f"{_OTHER} tell 1 0 0"))
+        said = json.loads(_order(self._client, f"{_OTHER} tell 1 0 0"))
         if said["failed"] or not said["done"]:
             raise RuntimeError(f"{self._client.args!r}: {said}")
         done, beside = said["done"], self._used / 1000
         self._used = 0
         return Cell(done / said["seconds"], said["p99_us"], (said["cpu_us"] + beside) / done)
 
-    def _order(self, line: str) -> bytes:
-        assert self._client.stdin is not None
-        self._client.stdin.write(f"{line}\n".encode())
-        self._client.stdin.flush()
-        return _line(self._client)
-
     def _beside(self) -> int:
         """Nanoseconds that the server and the kernel's threads for packets have run so far."""
         return sum(_ran(pid) for pid in (self._server.pid, *_softirqs()))
+
+
+class Flood:
+    """A client pod that floods `targets` with datagrams, and a backend pod's process that takes those to FIRST_PORT."""
+
+    _SOCKETS: Final = 64
+
+    def __init__(self, program: Path, pods: Pods, targets: Iterable[Target]) -> None:
+        listed = program.with_name(f"{id(self)}.targets")
+        listed.write_text("".join(f"{address} {port}\n" for address, port in targets))
+        self._drain = pods.backends.start(str(program), "drain", str(_SERVERS), str(FIRST_PORT))
+        _line(self._drain)
+        self._client = pods.client.start(str(program), "ask", str(listed))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in (self._client, self._drain):
+            process.kill()
+            process.communicate()
+
+    def run(self, seconds: float, seed: int) -> int:
+        """How many arrived."""
+        before = self._arrived()
+        _order(self._client, f"{_OTHER} flood {self._SOCKETS} {seconds * 1000:.0f} {seed}")
+        return self._arrived() - before
+
+    def _arrived(self) -> int:
+        return int(_order(self._drain, "many"))
+
+
+def _order(process: subprocess.Popen[bytes], line: str) -> bytes:
+    assert process.stdin is not None
+    process.stdin.write(f"{line}\n".encode())
+    process.stdin.flush()
+    return _line(process)
 
 
 def _line(process: subprocess.Popen[bytes]) -> bytes:

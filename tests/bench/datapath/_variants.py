@@ -24,7 +24,7 @@ from clustermesh.reconcile import Reconciler
 from tests.bench import own_datapath
 from tests.bench.datapath._kube_proxy_rules import for_iptables, for_nft
 from tests.bench.datapath._load import Load
-from tests.bench.datapath._network import DEVICES, NODE, Pods, pods
+from tests.bench.datapath._network import BACKENDS, DEVICES, NODE, Pods, pods
 from tests.bench.datapath._services import PORT, Made, services
 
 Prepare = Callable[[ExitStack, Pods, Sequence[Made]], "Path | None"]
@@ -56,16 +56,16 @@ def _direct(_stack: ExitStack, _pods: Pods, _services: Sequence[Made]) -> None:
 
 def _iptables(program: str) -> Prepare:
     def prepare(_stack: ExitStack, row: Pods, made: Sequence[Made]) -> None:
-        _feed(row, [program], [for_iptables(made)])
+        feed(row, [program], [for_iptables(made)])
 
     return prepare
 
 
 def _nftables(_stack: ExitStack, row: Pods, made: Sequence[Made]) -> None:
-    _feed(row, ["nft", "-f", "-"], for_nft(made))
+    feed(row, ["nft", "-f", "-"], for_nft(made))
 
 
-def _feed(row: Pods, command: Sequence[str], pieces: Iterable[str]) -> None:
+def feed(row: Pods, command: Sequence[str], pieces: Iterable[str]) -> None:
     """Give each piece to a run of `command` on the node."""
     if shutil.which(command[0]) is None:
         raise RuntimeError(f"no {command[0]} here: apt-get install iptables nftables")
@@ -96,6 +96,13 @@ def _packets(redirect: bool) -> Prepare:
             row.node.call(partial(datapath.devices.attach, device, _POD_PROGRAMS))
 
     return prepare
+
+
+def attach_to_pods(datapath: Datapath, row: Pods, *, redirect: bool) -> None:
+    """The programs at the backend pods' devices, and what all of them are to know of the node."""
+    asyncio.run(_describe_node(datapath, row.node.call(_indexes), ConfigFlag.REDIRECT if redirect else ConfigFlag(0)))
+    for address in BACKENDS:
+        row.node.call(partial(datapath.devices.attach, DEVICES[address], _POD_PROGRAMS))
 
 
 def _indexes() -> dict[str, int]:

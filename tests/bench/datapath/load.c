@@ -2,13 +2,17 @@
 /* Both ends of what is measured.
  *
  *   load serve CPU FIRST_PORT PORTS   answers 64 bytes with the same 64 bytes at each of these TCP ports
+ *   load drain CPU PORT               takes datagrams at this UDP port, and says how many so far at each line of its input
  *   load ask FILE                     asks the destinations of FILE ("ADDRESS PORT" lines) as the lines of its standard
  *                                     input say: CPU MODE AT_ONCE MILLISECONDS SEED
  *
- * It says "over" after each, and what came of all since it last told, as JSON, to a line whose MODE is "tell". MODE is "new" (each request is a connection of its own, to a destination drawn anew) or "keep" (AT_ONCE connections,
- * one request after the other on each). In "new" the server closes first, as HTTP/1.0 did: what waits for late packets
- * (TIME_WAIT) is there, limited by the tcp_max_tw_buckets of its namespace, and no source port is ever used up. A request
- * has taken from before connect() until the end of the stream was read. */
+ * MODE is "new" (each request is a connection of its own, to a destination drawn anew), "keep" (AT_ONCE connections, one
+ * request after the other on each), or "flood" (datagrams of 64 bytes from AT_ONCE sockets, each with a destination of its
+ * own, as fast as one CPU can). "over" is said after each, and what came of all requests so far, as JSON, for "tell".
+ *
+ * In "new" the server closes first, as HTTP/1.0 did: what waits for late packets (TIME_WAIT) is there, limited by the
+ * tcp_max_tw_buckets of its namespace, and no source port is ever used up. A request has taken from before connect()
+ * until the end of the stream was read. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -25,7 +29,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { SIZE = 64, EVENTS = 256, MOST_AT_ONCE = 1024, MOST_SAMPLES = 1 << 21 };
+enum { SIZE = 64, BATCH = 32, EVENTS = 256, MOST_AT_ONCE = 1024, MOST_SAMPLES = 1 << 21 };
 static const double PATIENCE = 5; /* seconds for what is still under way when a cell ends */
 
 static void die(const char *what)
@@ -120,6 +124,45 @@ static void serve(int first, int ports)
 			else
 				while ((made = accept4(fd, NULL, NULL, SOCK_NONBLOCK)) >= 0)
 					watch(poll, made, EPOLLIN, made);
+		}
+	}
+}
+
+static void drain(int port)
+{
+	static char room[BATCH][SIZE];
+	struct sockaddr_in at = { .sin_family = AF_INET, .sin_port = htons(port) };
+	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0), poll = epoll_create1(0), large = 8 << 20;
+	struct epoll_event events[EVENTS];
+	struct mmsghdr batch[BATCH];
+	struct iovec parts[BATCH];
+	long many = 0;
+	char line[64];
+
+	for (int i = 0; i < BATCH; i++) {
+		parts[i] = (struct iovec){ room[i], SIZE };
+		batch[i] = (struct mmsghdr){ .msg_hdr = { .msg_iov = &parts[i], .msg_iovlen = 1 } };
+	}
+	setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &large, sizeof(large));
+	if (fd < 0 || bind(fd, (void *)&at, sizeof(at)))
+		die("bind");
+	watch(poll, fd, EPOLLIN, fd);
+	watch(poll, 0, EPOLLIN, 0);
+	puts("ready");
+	for (;;) {
+		int ready;
+
+		fflush(stdout);
+		ready = epoll_wait(poll, events, EVENTS, -1);
+		for (int i = 0; i < ready; i++) {
+			int got;
+
+			while (events[i].data.u64 && (got = recvmmsg(fd, batch, BATCH, 0, NULL)) > 0)
+				many += got;
+			if (!events[i].data.u64 && read(0, line, sizeof(line)) <= 0)
+				return;
+			if (!events[i].data.u64)
+				printf("%ld\n", many);
 		}
 	}
 }
@@ -300,6 +343,31 @@ static void cell(bool keep, int at_once, double length)
 	puts("over");
 }
 
+static void flood(int sockets, double length)
+{
+	static char payload[SIZE];
+	struct iovec part = { payload, SIZE };
+	struct mmsghdr batch[BATCH];
+	int fds[MOST_AT_ONCE];
+	double end;
+
+	for (int i = 0; i < BATCH; i++)
+		batch[i] = (struct mmsghdr){ .msg_hdr = { .msg_iov = &part, .msg_iovlen = 1 } };
+	for (int i = 0; i < sockets; i++) {
+		struct sockaddr_in *to = &destinations[draw(many_destinations)];
+
+		fds[i] = socket(AF_INET, SOCK_DGRAM, 0);
+		if (fds[i] < 0 || connect(fds[i], (void *)to, sizeof(*to)))
+			die("connect");
+	}
+	end = now() + length;
+	for (int i = 0; now() < end; i = (i + 1) % sockets)
+		sendmmsg(fds[i], batch, BATCH, 0);
+	for (int i = 0; i < sockets; i++)
+		close(fds[i]);
+	puts("over");
+}
+
 static void tell(void)
 {
 	long kept = done < MOST_SAMPLES ? done : MOST_SAMPLES;
@@ -325,6 +393,8 @@ static void follow_orders(void)
 		seed = (given + 1) * 0x9e3779b97f4a7c15;
 		if (!strcmp(mode, "tell"))
 			tell();
+		else if (!strcmp(mode, "flood"))
+			flood(at_once, milliseconds * 1e-3);
 		else
 			cell(!strcmp(mode, "keep"), at_once, milliseconds * 1e-3);
 		fflush(stdout);
@@ -336,6 +406,9 @@ int main(int count, char **words)
 	if (count == 5 && !strcmp(words[1], "serve")) {
 		pin(atoi(words[2]));
 		serve(atoi(words[3]), atoi(words[4]));
+	} else if (count == 4 && !strcmp(words[1], "drain")) {
+		pin(atoi(words[2]));
+		drain(atoi(words[3]));
 	} else if (count == 3 && !strcmp(words[1], "ask")) {
 		read_destinations(words[2]);
 		follow_orders();
