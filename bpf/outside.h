@@ -8,10 +8,10 @@
 
 #include "service.h"
 
-/* Replies to pods go on to their devices: by the kernel's way, and are translated there, or straight into the pod. */
+/* Replies to pods that go on to their devices by the kernel's way are translated there. */
 static __always_inline bool is_left_to_pod(const struct ct_entry *entry, __u16 network)
 {
-	return entry->flags & CT_REPLY && (entry->way == WAY_STACK || (entry->way == WAY_PEER && !network));
+	return (entry->flags & (CT_REPLY | CT_OUTSIDE)) == CT_REPLY && (entry->way == WAY_STACK || !network);
 }
 
 /* `network`: where a packet of this device has its network header. A frame for another machine is none of ours. */

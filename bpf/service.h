@@ -193,7 +193,7 @@ SUBPROGRAM int translate_error(struct __sk_buff *skb, __u32 is_egress)
 	count(REASON_NAT_ERROR);
 	if (nat_error(skb, &space->packet, &space->quote, &space->to))
 		return TC_ACT_SHOT;
-	return send(skb, &space->packet, &passage);
+	return is_egress ? NEXT : send(skb, &space->packet, &passage);
 }
 
 /* What a pod sends to no service is kept in mind, so that what it sends to one is not taken for the same connection. True

@@ -111,11 +111,12 @@ struct passage {
 
 enum { WAY_NOWHERE = 255 }; /* the kernel would not have it changed */
 
+/* At ingress. A pod is given frames: what came without one goes to it by the kernel's way. */
 static __always_inline int send(struct __sk_buff *skb, const struct packet *packet, const struct passage *passage)
 {
 	switch (passage->way) {
 	case WAY_PEER:
-		return bpf_redirect_peer(passage->device, 0);
+		return packet->network ? bpf_redirect_peer(passage->device, 0) : NEXT;
 	case WAY_NEIGH:
 		return send_to_neighbour(skb, packet, passage->device);
 	case WAY_BACK:

@@ -18,7 +18,7 @@ from bpf_node import Node
 from bpf_run import program_test_run
 from bpf_services import BACKEND, DROP, LENT, NEXT, PORTS, REDIRECT, Bed, bare, config, key_of
 
-from agent.bpf.layouts import ConfigFlag, CtFlag, Number, PodDevice, Reason, SlotsKey, Way, pack_source_range
+from agent.bpf.layouts import Allowed, ConfigFlag, CtFlag, Number, PodDevice, Reason, SlotsKey, Way, pack_source_range
 from clustermesh.address import parse, parse_prefix
 from clustermesh.mesh.resolve import Kind, Scope, ServiceFlag
 
@@ -221,7 +221,9 @@ def test_only_who_is_in_a_source_range_may_call(outside: Outside) -> None:
     assert outside.from_outside(call(outside)) == (DROP, None)
     assert outside.count(Reason.DROP_SOURCE_RANGE) == 1
     prefix = "2001:db8::/32" if outside.is_ipv6() else "198.51.100.0/24"
-    outside.put("lb_source_ranges", {pack_source_range(200, parse_prefix(prefix)): b"\x01"})
+    outside.put(
+        "lb_source_ranges", {pack_source_range(200, parse_prefix(prefix)): Allowed(6 if outside.is_ipv6() else 4)}
+    )
     assert outside.from_outside(call(outside))[0] == REDIRECT
 
 
@@ -272,3 +274,30 @@ def test_with_redirection_an_answer_leaves_from_the_pods_device(outside: Outside
     assert reply is not None
     assert (reply.way, reply.way_device) == (Way.NEIGH, outside.device)
     assert not reply.flags & CtFlag.AT_EGRESS
+
+
+def test_an_answer_to_a_client_that_no_route_leads_to_is_translated_all_the_same(outside: Outside) -> None:
+    outside.net.run("ip", "route", "add", "unreachable", outside.stranger)
+    sent = call(outside)
+    _, arrived = outside.from_outside(sent)
+    outside.net.run("ip", "route", "del", "unreachable", outside.stranger)
+    assert arrived is not None
+    answer = arrived.back().to(flags=SYN | ACK)
+    assert outside.from_outside(answer) == (NEXT, sent.back().to(flags=SYN | ACK))
+
+
+def test_an_answer_to_a_pod_goes_straight_to_it_only_where_that_is_allowed(outside: Outside) -> None:
+    for flags, expected in ((ConfigFlag(0), NEXT), (ConfigFlag.REDIRECT, REDIRECT)):
+        outside.reset(outside.datapath)
+        outside.put("node_config", {Number(0): config(outside, flags=flags)})
+        outside.is_local(outside.pod)
+        sent = Packet(outside.pod, 40000, outside.vip, 80)
+        verdict, arrived = outside.from_pod(sent)
+        assert verdict == NEXT
+        assert arrived is not None
+        answer = arrived.back().to(flags=SYN | ACK)
+        shown = sent.back().to(flags=SYN | ACK)
+        assert outside.from_outside(answer) == (expected, answer if expected == NEXT else shown)
+        assert outside.to_pod(answer) == (NEXT, shown)
+        error = outside.error(outside.router, outside.pod, arrived)
+        assert outside.to_pod(error) == (NEXT, outside.error(outside.router, outside.pod, bare(sent)))
