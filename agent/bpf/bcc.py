@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 from base64 import b64decode
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from struct import Struct
@@ -120,12 +120,12 @@ class BccObject:
     def reuse(self, name: str, fd: int) -> None:
         self._map_fds[name] = os.dup(fd)
 
-    def load(self) -> None:
-        """OSError, with the verifier's log, where the kernel will not have it."""
+    def load(self, programs: Collection[str]) -> None:
+        """Those of these names. OSError, with the verifier's log, where the kernel will not have it."""
         for name in self._maps:
             if name not in self._map_fds:
                 self._map_fds[name] = _make(self.shape(name))
-        for program in PROGRAMS:
+        for program in [each for each in PROGRAMS if each.name in programs]:
             attach_type = program.attach_type if program.kind is Kind.SOCKETS else 0
             if (code := self._code.get(program.name)) is None:
                 raise Refused(f"{self.path} has no program {program.name}: these are other sources")

@@ -77,6 +77,7 @@ class DeviceHooks:
         Whichever is chosen, what the other way left is removed afterwards, once.
         """
         names = ", ".join(program.name for program in programs)
+        self._load(programs)
         with self._busy, doing(f"attach {names} to {device}"):
             index, chosen = index or _device_index(device), mechanism or self._usual()
             attach = self._attach_tcx if chosen is Mechanism.TCX else self._attach_clsact
@@ -94,6 +95,7 @@ class DeviceHooks:
     def running(self, kinds: Sequence[Kind]) -> dict[str, Attached]:
         """The devices that have programs of these kinds, or had and are gone, by name."""
         programs = [program for program in self._table if program.kind in kinds]
+        self._load(programs)
         with self._busy, doing("look at the programs of devices"):
             if self._usual() is Mechanism.TCX:
                 return self._running_links(programs)
@@ -109,6 +111,12 @@ class DeviceHooks:
                 with suppress(Invalid):
                     places = {(clsact.PARENTS[each.attach_type], self._place(each)) for each in programs}
                     clsact.detach(_device_index(device), places)
+
+    def _load(self, programs: Iterable[Program]) -> None:
+        """Those that are loaded when they are asked for; meanwhile others are attached."""
+        with suppress(KeyError):  # let go of, or an older version's: what needs it says so
+            for program in programs:
+                self._programs[program.name]
 
     @contextmanager
     def at_rest(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from struct import Struct
 from types import TracebackType
@@ -33,7 +33,10 @@ _FUNCTIONS: Final = {
     "bpf_object__close": (None, [_P]),
     "bpf_object__next_map": (_P, [_P, _P]),
     "bpf_object__find_program_by_name": (_P, [_P, _S]),
+    "bpf_object__next_program": (_P, [_P, _P]),
     "bpf_program__fd": (_I, [_P]),
+    "bpf_program__name": (_S, [_P]),
+    "bpf_program__set_autoload": (_I, [_P, _B]),
     "bpf_map__name": (_S, [_P]),
     "bpf_map__fd": (_I, [_P]),
     "bpf_map__type": (_U, [_P]),
@@ -198,8 +201,14 @@ class Object:
             found[self._so.btf__name_by_offset(btf, name).decode()] = offset, size
         return found
 
-    def load(self) -> None:
-        """Refused, with the verifier's log, where the kernel will not have it."""
+    def load(self, programs: Collection[str] | None = None) -> None:
+        """All programs, or those of these names. Refused, with the verifier's log, where the kernel refuses one."""
+        each = self._so.bpf_object__next_program(self._object, None)
+        while each:
+            name = self._so.bpf_program__name(each).decode()
+            wanted = programs is None or name in programs
+            self._check(self._so.bpf_program__set_autoload(each, wanted), f"choose {name}")
+            each = self._so.bpf_object__next_program(self._object, each)
         self._check(self._so.bpf_object__load(self._object), f"load {self.path.name}")
 
     def map_fd(self, name: str) -> int:

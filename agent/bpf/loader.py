@@ -14,9 +14,10 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from threading import Lock
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Self
 
@@ -24,7 +25,7 @@ from agent.bpf import clsact, probe
 from agent.bpf.bpffs import is_bpffs
 from agent.bpf.device_hooks import DeviceHooks, doing
 from agent.bpf.exchange import exchange, remove_surplus
-from agent.bpf.hooks import PROGRAMS, Program
+from agent.bpf.hooks import PROGRAMS, Kind, Program
 from agent.bpf.layouts import LAYOUT_VERSION, Reason
 from agent.bpf.libbpf import Object
 from agent.bpf.links import Hook, Mechanism, detach_link
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
 OBJECT_VARIABLE: Final = "CLUSTERMESH_BPF_OBJECT"
 _OBJECT_NAME: Final = "clustermesh.bpf.o"
 _LINKS: Final = "links"
+_EARLY: Final = (Kind.SOCKETS, Kind.UNDERLAY)
+_FIRST: Final = [program.name for program in PROGRAMS if program.kind in _EARLY]
+_LATER: Final = [program.name for program in PROGRAMS if program.kind not in _EARLY]
 _SO_NETNS_COOKIE: Final = 71
 _VERSION: Final = re.compile(r"v\d+")
 
@@ -55,6 +59,34 @@ def find_object() -> Path:
             return place
     looked = " nor ".join(map(str, places))
     raise Refused(f"no compiled eBPF programs at {looked}: run `make -C bpf`, or set {OBJECT_VARIABLE}")
+
+
+class Programs(dict[str, int]):
+    """Descriptors by name. `rest` loads those that were not loaded at once, when the first of them is asked for."""
+
+    def __init__(self, loaded: Mapping[str, int]) -> None:
+        super().__init__(loaded)
+        self.rest: Callable[[], dict[str, int]] | None = None
+        self._loading = Lock()
+
+    def __missing__(self, name: str) -> int:
+        with self._loading:
+            if self.rest is not None:
+                self.update(self.rest())
+                self.rest = None
+        found = self.get(name)
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    def close(self) -> None:
+        """Let go of all of them; nobody loads any more."""
+        with self._loading:
+            self.rest = None
+            for fd in self.values():
+                with suppress(OSError):
+                    os.close(fd)
+            self.clear()
 
 
 class Datapath:
@@ -72,7 +104,7 @@ class Datapath:
         self.sizes = MappingProxyType({name: map_info(fd).max_entries for name, fd in maps.items()})
         self.hooks: dict[str, Hook] = {}  # on sockets
         self.loader = ""
-        self._programs = dict(programs)
+        self._programs = Programs(programs)
         self._outgrown: list[tuple[PinnedMap, int]] = []
         self.map_ids = MappingProxyType({name: map_info(fd).id for name, fd in maps.items()})
         shared = frozenset(self.map_ids.values())
@@ -104,17 +136,28 @@ class Datapath:
         ):
             sizes = by_memory({name: elf.shape(name) for name in elf.maps}, lru_memory) if lru_memory else {}
             outgrown = _choose_maps(elf, pin_dir / LAYOUT_VERSION, sizes | dict(max_entries or {}), undo)
-            elf.load()
+            elf.load(_FIRST)
             datapath = cls(
                 pin_dir,
                 {name: _duplicate(elf.map_fd(name), undo) for name in sorted(elf.maps)},
-                {program.name: _duplicate(elf.program_fd(program.name), undo) for program in PROGRAMS},
+                {name: _duplicate(elf.program_fd(name), undo) for name in _FIRST},
             )
+            datapath._programs.rest = lambda: datapath._load_rest(object_path, bcc_cache)
             datapath._pin_maps(outgrown)
             datapath._take_over()
             datapath.loader = "libbpf" if bcc_cache is None else "bcc"
             undo.pop_all()
         return datapath
+
+    def _load_rest(self, object_path: Path | None, bcc_cache: Path | None) -> dict[str, int]:
+        """Programs of packets are large: an agent is ready before they are verified."""
+        with doing("load the programs of devices"), _object(object_path, bcc_cache) as elf, ExitStack() as undo:
+            for name, fd in self.maps.items():
+                elf.reuse(name, fd)
+            elf.load(_LATER)
+            found = {name: _duplicate(elf.program_fd(name), undo) for name in _LATER}
+            undo.pop_all()
+        return found
 
     @property
     def has_predecessor(self) -> bool:
@@ -178,10 +221,10 @@ class Datapath:
     def close(self) -> None:
         """Let go of every descriptor. What is pinned goes on working."""
         with self.devices.at_rest():
-            for fd in [*self.maps.values(), *self._programs.values(), *(old.fd for old, _ in self._outgrown)]:
+            for fd in [*self.maps.values(), *(old.fd for old, _ in self._outgrown)]:
                 with suppress(OSError):
                     os.close(fd)
-            self._programs.clear()
+            self._programs.close()
             self._outgrown = []
 
     @staticmethod
