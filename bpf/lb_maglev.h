@@ -6,7 +6,7 @@
 #include "lb_random.h"
 
 /* How many places are looked at: one that is out leaves what it had to those after it. */
-#define MAGLEV_SEARCHED 16
+#define MAGLEV_SEARCHED 8
 
 /* An id: 0 where there is no table, or nobody near the seed's place. A cluster's part that is missing goes on by the seed. */
 SUBPROGRAM __u32 lb_maglev_of(__u32 service_id, __u32 seed)

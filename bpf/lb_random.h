@@ -85,10 +85,10 @@ static __always_inline __u32 lb_drawn(const struct lb_clusters *clusters, const 
  * choice is made without a branch. */
 static __always_inline __u32 lb_takes(__u64 *random, __u64 share, __u64 sum)
 {
-	__s64 takes = (__s64)(lb_shift(random) % sum - share) >> 63;
+	__s64 beyond = lb_shift(random) % sum - share;
 
-	asm volatile("" : "+r"(takes)); /* or the compiler makes a branch of it */
-	return takes;
+	asm volatile("" : "+r"(beyond)); /* or the compiler makes a branch of it */
+	return beyond >> 63;
 }
 
 static __always_inline __u64 lb_share(const struct lb_clusters *clusters, const struct lb_group *group, __u32 before)
@@ -153,18 +153,20 @@ SUBPROGRAM __u64 lb_backend_in(__u32 service_id, __u32 group, __u32 slot)
 	return backend ? (__u64)backend->state << 32 | id : LB_NONE;
 }
 
-/* A backend of this group's slots, from `start` on: the first that is active, or where there is none a terminating one. */
+/* A backend of this group's slots, from `start` on: the first that is active, or where there is none a terminating one.
+ * Which of them is kept without a branch: the verifier goes one way round. */
 static __always_inline __u32 lb_first(__u32 service_id, __u32 group, __u32 slots, __u32 start)
 {
 	__u32 terminating = 0;
 
 	for (__u32 step = 0; step < LB_SEARCHED && slots; step++) {
-		__u64 found = lb_backend_in(service_id, group, (start + step) % slots);
+		__u64 found = lb_backend_in(service_id, group, (start + step) % slots), terminates;
 
 		if (found >> 32 == BACKEND_ACTIVE)
 			return found;
-		if (found >> 32 == BACKEND_TERMINATING)
-			terminating = found;
+		terminates = ((found >> 32 ^ BACKEND_TERMINATING) - 1) >> 63;
+		asm volatile("" : "+r"(terminates));
+		terminating ^= (terminating ^ (__u32)found) & -terminates;
 	}
 	return terminating;
 }
