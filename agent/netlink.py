@@ -243,6 +243,12 @@ def set_rp_filter(device: str, value: int = 0) -> None:
     _write(Path("/proc/sys/net/ipv4/conf", device, "rp_filter"), value)
 
 
+def accept_local(device: str) -> None:
+    """Have the stack take packets from one device whose source is an address of this machine: a pod's replies get that
+    of the service that was called, which may be the node's."""
+    _write(Path("/proc/sys/net/ipv4/conf", device, "accept_local"), 1)
+
+
 def _write(path: Path, value: int) -> None:
     try:
         if path.read_text().strip() != str(value):  # /proc/sys may be read-only and right already
