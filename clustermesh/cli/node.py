@@ -57,6 +57,7 @@ _GROUPS = {
 for _words, _text in (
     ("bpf lb", "Services, slot by slot."),
     ("bpf affinity", "Clients that stay with a backend."),
+    ("bpf ipcache", "Who is behind each address."),
     ("bpf ct", "Connections that packet programs translate."),
 ):
     _help = f"{_text}\n\n\b\nExample:\n  clustermesh node {_words} list"
@@ -192,6 +193,17 @@ _list(
         f"{row['used_seconds_ago']}s ago",
     ),
     "List which client stays with which backend. A client of this node is its network namespace.",
+)
+_list(
+    "bpf ipcache list",
+    "ipcache",
+    "IP PREFIX/ADDRESS,IDENTITY",
+    lambda row: (
+        row["prefix"],
+        f"identity={row['identity']} encryptkey={255 * row['encrypted']} "
+        f"tunnelendpoint={row['node'] or '0.0.0.0'} flags=<none>",
+    ),
+    "List the ipcache as `cilium-dbg bpf ipcache list` does. With labels: `clustermesh node ipcache list`.",
 )
 _list(
     "backend list",

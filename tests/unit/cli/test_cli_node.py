@@ -217,6 +217,16 @@ LISTS: list[tuple[tuple[str, ...], str, list[dict[str, Any]], str]] = [
         ],
         "10.2.0.5/32  9         -          no         k8s:a=b;k8s:c=d\n10.2.0.0/24  2         192.0.2.2  yes",
     ),
+    (
+        ("bpf", "ipcache", "list"),
+        "ipcache",
+        [
+            {"prefix": "10.2.0.5/32", "identity": 9, "node": "", "encrypted": False, "labels": ["k8s:a=b"]},
+            {"prefix": "10.2.0.0/24", "identity": 2, "node": "192.0.2.2", "encrypted": True, "labels": []},
+        ],
+        "10.2.0.5/32        identity=9 encryptkey=0 tunnelendpoint=0.0.0.0 flags=<none>\n"
+        "10.2.0.0/24        identity=2 encryptkey=255 tunnelendpoint=192.0.2.2 flags=<none>",
+    ),
 ]
 
 
