@@ -60,21 +60,22 @@ static __always_inline bool lb_may_ask(const struct lb_service *service, const s
 	return family && *family == (is_ipv4(client) ? 4 : 6);
 }
 
-/* A backend anew: its id too. */
+/* A backend anew: its id too, and the block of slots it stands in where that is known, else the first. */
 static __always_inline struct lb_backend *lb_pick(void *context, const struct lb_clusters *clusters,
-						  const struct lb_service *service, __u32 seed, __u32 *id)
+						  const struct lb_service *service, __u32 seed, __u32 *id, __u32 *where)
 {
 	struct lb_backend *backend;
 
 	if (service->algorithm == ALGORITHM_MAGLEV)
 		*id = lb_maglev_of(service->service_id, seed);
 	else
-		*id = lb_drawn(clusters, service, &seed);
+		*id = lb_drawn(clusters, service, &seed, where);
 	backend = lb_active(clusters, *id);
 	if (backend)
 		return backend;
 	if (*id != LB_OUT)
 		report(context, REASON_PICK_RETRIED);
+	*where = 0;
 	*id = lb_search(service->service_id, seed);
 	return lb_backend_of(clusters, *id);
 }
@@ -87,7 +88,7 @@ static __always_inline enum verdict lb_choose(void *context, const struct lb_ser
 	struct lb_service service = *found;
 	struct lb_affinity_key stays = { .service_id = service.service_id };
 	struct lb_backend *backend = NULL;
-	__u32 id;
+	__u32 id, where = 0;
 
 	if (!clusters || !service.groups || !service.weight)
 		return REJECT;
@@ -97,11 +98,11 @@ static __always_inline enum verdict lb_choose(void *context, const struct lb_ser
 		backend = lb_active(clusters, id);
 	}
 	if (!backend) {
-		backend = lb_pick(context, clusters, &service, seed, &id);
+		backend = lb_pick(context, clusters, &service, seed, &id, &where);
 		if (!backend)
 			return REJECT;
 		if (service.affinity_seconds)
-			lb_stay(&stays, id, 0);
+			lb_stay(&stays, id, where);
 	}
 	to->address = backend->address;
 	to->port = backend->port;

@@ -59,9 +59,11 @@ SUBPROGRAM __u32 lb_block_of(__u32 service_id, __u32 groups, __u32 weight)
 	return first;
 }
 
-/* One draw: the id in the slot it fell on, LB_OUT where that is of a cluster's missing share, or of nobody. Comparing
- * without branches keeps the verifier from following each outcome. */
-static __always_inline __u32 lb_drawn(const struct lb_clusters *clusters, const struct lb_service *service, __u32 *seed)
+/* One draw: the id in the slot it fell on, LB_OUT where that is of a cluster's missing share, or of nobody. `where` that is:
+ * the group in the upper half, the block of slots in the lower. Comparing without branches keeps the verifier from following
+ * each outcome. */
+static __always_inline __u32 lb_drawn(const struct lb_clusters *clusters, const struct lb_service *service, __u32 *seed,
+				      __u32 *where)
 {
 	__u32 weight = lb_draw(seed, service->weight), position = 0, at = 0;
 	struct lb_groups *block;
@@ -78,7 +80,10 @@ static __always_inline __u32 lb_drawn(const struct lb_clusters *clusters, const 
 	slots = block->groups[position].slots;
 	if (!slots || (reduced && lb_draw(seed, LB_FULL) < reduced))
 		return LB_OUT;
-	return lb_id_at(service->service_id, at * GROUPS_PER_BLOCK + position, lb_draw(seed, slots));
+	at = at * GROUPS_PER_BLOCK + position;
+	slots = lb_draw(seed, slots);
+	*where = at << 16 | slots / SLOTS_PER_BLOCK;
+	return lb_id_at(service->service_id, at, slots);
 }
 
 /* A part taken over those before it with the chance it has in all so far: the mask of the place it is kept in. The

@@ -155,6 +155,14 @@ async def test_a_client_stays_with_its_backend_whatever_the_seed(chooser: Choose
     assert len({chooser.choose(seed, client=CLIENTS[0])[1] for seed in range(20)}) > 5, "without affinity nobody stays"
 
 
+async def test_a_client_stays_however_many_clusters_and_backends_the_service_has(chooser: Chooser) -> None:
+    await chooser.serve(*(group(cluster, 2) for cluster in range(1, 31)), affinity_seconds=60)
+    await chooser.serve(group(31, 600), vip=VIP6, affinity_seconds=60)
+    for vip in (VIP, VIP6):
+        for client in CLIENTS:
+            assert len({chooser.choose(seed, vip, client)[1] for seed in range(5)}) == 1, (vip, client)
+
+
 async def test_a_client_that_asks_no_more_for_as_long_is_free_and_one_that_does_has_longer(chooser: Chooser) -> None:
     await chooser.serve(group(1, 200), affinity_seconds=1000)
     client = CLIENTS[0]
