@@ -1,5 +1,5 @@
-"""What kube-proxy writes for services, in its own form (1.34; chains, comments and order as `iptables-save` and
-`nft list ruleset` show them of the real one): for iptables-restore, and for nft, in pieces.
+"""What kube-proxy writes for services, in its own form (chains, statistic matches and verdict maps as its source
+has them): for iptables-restore, and for nft, in pieces.
 """
 
 from __future__ import annotations
