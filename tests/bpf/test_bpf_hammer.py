@@ -54,11 +54,13 @@ RECORD = Struct("=QQHI")  # from and until when it was asked, of which service, 
 
 
 class Version(NamedTuple):
-    """What a service was since `begin`: its backends, and those of them whose clusters are not out."""
+    """What a service was since `begin`: its backends, those of them whose clusters are not out, and whether its clients
+    stay with theirs."""
 
     begin: int
     backends: frozenset[int] = frozenset()
     chosen: frozenset[int] = frozenset()
+    has_affinity: bool = False
 
 
 class State:
@@ -108,7 +110,8 @@ class State:
         if entry is None:
             return Version(begin)
         chosen = [group for group in entry.groups if self.factors.get(group.cluster_id, 1.0) > 0]
-        return Version(begin, *(frozenset(numbers_of(groups)) for groups in (entry.groups, chosen)))
+        sets = (frozenset(numbers_of(groups)) for groups in (entry.groups, chosen))
+        return Version(begin, *sets, bool(entry.affinity_seconds))
 
 
 def numbers_of(groups: Iterable[Group]) -> Iterator[int]:
@@ -125,9 +128,9 @@ def backend(number: int, cluster: int, host: int) -> Address:
 
 
 def is_certain(version: Version) -> bool:
-    """Whether somebody is there for everybody. While a cluster is out, and a service's groups change their order, the
-    slots of one group may for a moment be all of that cluster."""
-    return bool(version.chosen) and version.chosen == version.backends
+    """Whether somebody is there for everybody. A service with affinity keeps its number, so while its groups change
+    their order the slots of one may for a moment be all of a cluster that is out."""
+    return bool(version.chosen) and (not version.has_affinity or version.chosen == version.backends)
 
 
 class Log:
