@@ -142,10 +142,6 @@ def _socket_destroy() -> int:
     return program_load(ProgramType.TRACING, code, _TRACE_ITER, iterator)
 
 
-def _xdp() -> int:
-    return program_load(ProgramType.XDP, (set_result(2), EXIT))
-
-
 _WANTED: Final = (
     _Wanted("ring buffer", _ring_buffer, "programs tell `node monitor` what happens", "no `node monitor`", State.OFF),
     _Wanted(
@@ -167,5 +163,4 @@ _WANTED: Final = (
         "packets to other nodes go up the node's stack",
     ),
     _Wanted("fib_lookup", _fib_lookup, "programs ask the routes", "packets go up the node's stack"),
-    _Wanted("XDP", _xdp, "node ports can be answered in the driver", "node ports are answered by tc", State.OFF),
 )

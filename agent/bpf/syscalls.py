@@ -72,7 +72,6 @@ class ProgramType(IntEnum):
     """enum bpf_prog_type, as far as it is used."""
 
     SCHED_CLS = 3
-    XDP = 6
     CGROUP_SOCK = 9
     CGROUP_SOCK_ADDR = 18
     TRACING = 26
