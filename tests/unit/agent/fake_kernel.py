@@ -167,6 +167,7 @@ class Bed:
         self.underlay = FakeUnderlay(self.device)
         self.attached: list[Path] = []  # the cgroups whose sockets have the programs
         self.datapath = SimpleNamespace(
+            loader="libbpf",
             hooks={},
             pin_dir=Path("/sys/fs/bpf/x"),
             counters=dict,
