@@ -60,23 +60,29 @@ static __always_inline bool lb_may_ask(const struct lb_service *service, const s
 	return family && *family == (is_ipv4(client) ? 4 : 6);
 }
 
-/* A backend anew: its id too, and the block of slots it stands in where that is known, else the first. */
+/* A backend anew: its id too, and the block of slots it stands in, as lb_where() has it. A table's backend whose block is
+ * not found is none to stay with: whoever is to stay with one is given a drawn one. */
 static __always_inline struct lb_backend *lb_pick(void *context, const struct lb_clusters *clusters,
 						  const struct lb_service *service, __u32 seed, __u32 *id, __u32 *where)
 {
 	struct lb_backend *backend;
+	__u64 found;
 
-	if (service->algorithm == ALGORITHM_MAGLEV)
+	*where = LB_NOWHERE;
+	if (service->algorithm == ALGORITHM_MAGLEV) {
 		*id = lb_maglev_of(service->service_id, seed);
-	else
+		*where = service->affinity_seconds ? lb_where(service->service_id, service->groups, *id, 0) : 0;
+	}
+	if (*where == LB_NOWHERE)
 		*id = lb_drawn(clusters, service, &seed, where);
 	backend = lb_active(clusters, *id);
 	if (backend)
 		return backend;
 	if (*id != LB_OUT)
 		report(context, REASON_PICK_RETRIED);
-	*where = 0;
-	*id = lb_search(service->service_id, seed);
+	found = lb_search(service->service_id, seed);
+	*where = found >> 32;
+	*id = found;
 	return lb_backend_of(clusters, *id);
 }
 

@@ -158,30 +158,30 @@ SUBPROGRAM __u64 lb_backend_in(__u32 service_id, __u32 group, __u32 slot)
 	return backend ? (__u64)backend->state << 32 | id : LB_NONE;
 }
 
-/* A backend of this group's slots, from `start` on: the first that is active, or where there is none a terminating one.
- * Which of them is kept without a branch: the verifier goes one way round. */
-static __always_inline __u32 lb_first(__u32 service_id, __u32 group, __u32 slots, __u32 start)
+/* A backend of this group's slots, from `start` on: the first that is active, or where there is none a terminating one: its
+ * slot above its id, 0 where there is none. Which of them is kept without a branch: the verifier goes one way round. */
+static __always_inline __u64 lb_first(__u32 service_id, __u32 group, __u32 slots, __u32 start)
 {
-	__u32 terminating = 0;
+	__u64 terminating = 0;
 
 	for (__u32 step = 0; step < LB_SEARCHED && slots; step++) {
-		__u64 found = lb_backend_in(service_id, group, (start + step) % slots), terminates;
+		__u64 slot = (start + step) % slots, found = lb_backend_in(service_id, group, slot), terminates;
 
 		if (found >> 32 == BACKEND_ACTIVE)
-			return found;
+			return slot << 32 | (__u32)found;
 		terminates = ((found >> 32 ^ BACKEND_TERMINATING) - 1) >> 63;
 		asm volatile("" : "+r"(terminates));
-		terminating ^= (terminating ^ (__u32)found) & -terminates;
+		terminating ^= (terminating ^ (slot << 32 | (__u32)found)) & -terminates;
 	}
 	return terminating;
 }
 
 /* For when the first draw was in vain: a group by share, all of them read, then its first usable backend from somewhere
  * on. A block is chosen, then one of its groups. What is read may just have been changed: the service's own entry, which
- * led here, is not asked again. */
-SUBPROGRAM __u32 lb_search(__u32 service_id, __u32 seed)
+ * led here, is not asked again. An id, and above it the place of its slot, as in lb_drawn(). */
+SUBPROGRAM __u64 lb_search(__u32 service_id, __u32 seed)
 {
-	__u64 random = (__u64)seed << 32 | 1, sum = 0;
+	__u64 random = (__u64)seed << 32 | 1, sum = 0, found;
 	__u32 chosen = 0, group;
 
 	for (__u32 at = 0; at < LB_MAX_BLOCKS; at++) {
@@ -195,7 +195,8 @@ SUBPROGRAM __u32 lb_search(__u32 service_id, __u32 seed)
 	if (!sum)
 		return 0;
 	group = lb_group_by_share(service_id, chosen, lb_shift(&random));
-	return lb_first(service_id, group >> 16, (__u16)group, lb_shift(&random) >> 32);
+	found = lb_first(service_id, group >> 16, (__u16)group, lb_shift(&random) >> 32);
+	return (__u64)((group >> 16 << 16) | (found >> 32) / SLOTS_PER_BLOCK) << 32 | (__u32)found;
 }
 
 #endif

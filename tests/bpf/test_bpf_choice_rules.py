@@ -155,9 +155,15 @@ async def test_a_client_stays_with_its_backend_whatever_the_seed(chooser: Choose
     assert len({chooser.choose(seed, client=CLIENTS[0])[1] for seed in range(20)}) > 5, "without affinity nobody stays"
 
 
-async def test_a_client_stays_however_many_clusters_and_backends_the_service_has(chooser: Chooser) -> None:
-    await chooser.serve(*(group(cluster, 2) for cluster in range(1, 31)), affinity_seconds=60)
-    await chooser.serve(group(31, 600), vip=VIP6, affinity_seconds=60)
+@pytest.mark.parametrize("algorithm", Algorithm)
+@pytest.mark.parametrize("factors", [{}, dict.fromkeys(range(1, 29), 0.0)], ids=["all", "few clusters"])
+async def test_a_client_stays_however_many_clusters_and_backends_the_service_has(
+    chooser: Chooser, algorithm: Algorithm, factors: dict[int, float]
+) -> None:
+    rules = {"affinity_seconds": 60, "algorithm": algorithm}
+    await chooser.serve(*(group(cluster, 2) for cluster in range(1, 31)), **rules)
+    await chooser.serve(group(30, 600), vip=VIP6, **rules)
+    await set_factors(chooser.datapath, factors)
     for vip in (VIP, VIP6):
         for client in CLIENTS:
             assert len({chooser.choose(seed, vip, client)[1] for seed in range(5)}) == 1, (vip, client)
