@@ -11,7 +11,8 @@ Rules
   later: once every cluster was heard of by this agent, for which a silent peer and the own cluster are waited for as
   above. Readiness and sockets do not wait for that.
 - Programs of devices are no business of clusters: what is wanted there goes when it is no more. What was there before
-  this agent stays until the pods of before are known.
+  this agent stays until the pods of before are known. They are loaded once sockets have theirs, which is as much work
+  as all before, and readiness does not wait for them.
 - What the kernel holds of a peer that is not known yet, or waits at the gate, stays behind the services as long; what
   it holds of any cluster that was restored and is in doubt with it stays until that cluster was heard of.
 - New programs are attached to sockets when the maps hold all that is known of the own cluster's services; until then
@@ -104,6 +105,11 @@ class Domains:
         return (self.network, self.tunnels, self.addresses, self.devices, self.services)
 
     @property
+    def _waited_for(self) -> tuple[Domain[Any], ...]:
+        """By readiness."""
+        return tuple(domain for domain in self.all if domain is not self.devices)
+
+    @property
     def trackers(self) -> tuple[Tracker[Any, Any], ...]:
         network = (self.addresses.ipcache, self.network.cidrs, self.tunnels.peers, self.network.routes)
         return (*network, *self.devices.trackers, *self.services.trackers)
@@ -145,9 +151,10 @@ class Domains:
         """Never returns."""
         self.greet(own, peers)
         async with asyncio.TaskGroup() as tasks:
-            for domain in (self.network, self.tunnels, self.addresses, self.devices):
+            for domain in (self.network, self.tunnels, self.addresses):
                 tasks.create_task(domain.run(), name=domain.name)
             tasks.create_task(self._run_services(peers), name=self.services.name)
+            tasks.create_task(self._run_devices(), name=self.devices.name)
             tasks.create_task(self.gate.run())
             tasks.create_task(self._judge())
             tasks.create_task(self.conntrack.run())
@@ -157,6 +164,10 @@ class Domains:
         """Once all that was kept of the peers is restored: until then a service would lose its backends there."""
         await peers.looked.wait()
         await self.services.run()
+
+    async def _run_devices(self) -> None:
+        await self.attached.wait()
+        await self.devices.run()
 
     async def _judge(self) -> None:
         """Nodes that wait to be decided on, in a task of its own: each is what it was until then, and a peer that moves
@@ -201,7 +212,7 @@ class Domains:
 
     async def _become_ready(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            for domain in self.all:
+            for domain in self._waited_for:
                 tasks.create_task(domain.whole_step())
         await self._until(self.note_ready)
 
@@ -274,7 +285,7 @@ class Domains:
 
     def note_ready(self) -> bool:
         """Whether the kernel has held a whole state once."""
-        if self.ready_at is None and self._complete and all(domain.settled for domain in self.all):
+        if self.ready_at is None and self._complete and all(domain.settled for domain in self._waited_for):
             self.ready_at = time.time()
             self.on_ready()
             _log.info("ready after %.2f s", self._clock() - self._started)
