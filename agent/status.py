@@ -304,7 +304,7 @@ def _datapath(node: ThisNode) -> dict[str, Any]:
     """Which program runs where and how it came there."""
     hooks = [
         {"name": hook.name, "target": hook.target, "mechanism": str(hook.mechanism), "outcome": str(hook.outcome)}
-        for hook in node.datapath.hooks.values()
+        for hook in (*node.datapath.hooks.values(), *node.datapath.devices.hooks.values())
     ]
     return {"loader": node.datapath.loader, "pinned": str(node.datapath.pin_dir), "hooks": hooks}
 

@@ -169,6 +169,7 @@ class Bed:
         self.datapath = SimpleNamespace(
             loader="libbpf",
             hooks={},
+            devices=SimpleNamespace(hooks={}),
             pin_dir=Path("/sys/fs/bpf/x"),
             counters=dict,
             attach_sockets=self.attached.append,
