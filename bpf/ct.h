@@ -86,7 +86,8 @@ static __always_inline void ct_tell_pair(const struct ct_entry *entry, struct pa
 	pair->expires = now + ct_timeout(packet->ends.protocol, flags);
 }
 
-/* What a packet of this entry does to it. True about once a second, and at every change: the time to look whether what the
+/* What a packet of this entry does to it. A connection is established once the client has answered the backend's answer: what
+ * a flood of forged openings leaves goes as soon as those. True about once a second, and at every change: the time to look whether what the
  * entry leads to is still there. */
 static __always_inline bool ct_touch(struct ct_entry *entry, struct packet *packet, __u32 now)
 {
@@ -99,7 +100,7 @@ static __always_inline bool ct_touch(struct ct_entry *entry, struct packet *pack
 		flags |= CT_RESET;
 	else if (packet->tcp & TCP_FIN)
 		flags |= CT_FIN;
-	else if (packet->tcp && !is_syn(packet))
+	else if (packet->tcp && !(packet->tcp & TCP_SYN))
 		flags |= CT_ESTABLISHED;
 	entry->packets++;
 	entry->bytes += packet->length;
@@ -110,8 +111,8 @@ static __always_inline bool ct_touch(struct ct_entry *entry, struct packet *pack
 	if (flags == before)
 		return true;
 	entry->flags = flags;
-	if (!(flags & CT_DIRECT) && (flags ^ before) & (CT_FIN | CT_RESET))
-		ct_tell_pair(entry, packet, (flags & CT_FIN ? CT_FIN_OTHER : 0) | (flags & CT_RESET), now);
+	if (!(flags & CT_DIRECT) && packet->ends.protocol == IPPROTO_TCP)
+		ct_tell_pair(entry, packet, (flags & CT_FIN ? CT_FIN_OTHER : 0) | (flags & (CT_RESET | CT_ESTABLISHED)), now);
 	return true;
 }
 

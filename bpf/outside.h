@@ -8,10 +8,18 @@
 
 #include "service.h"
 
+enum { VLAN_NUMBER = 0xfff };
+
 /* Replies to pods that go on to their devices by the kernel's way are translated there. */
 static __always_inline bool is_left_to_pod(const struct ct_entry *entry, __u16 network)
 {
 	return (entry->flags & (CT_REPLY | CT_OUTSIDE)) == CT_REPLY && (entry->way == WAY_STACK || !network);
+}
+
+/* Of a VLAN: it is that one's device that leads outside. Number 0 is none, and says only how urgent the frame is. */
+static __always_inline bool is_of_vlan(const struct __sk_buff *skb)
+{
+	return skb->vlan_present && skb->vlan_tci & VLAN_NUMBER;
 }
 
 /* `network`: where a packet of this device has its network header. A frame for another machine is none of ours. */
@@ -21,7 +29,7 @@ static __always_inline int serve_outside(struct __sk_buff *skb, __u16 network)
 	struct ct_entry *entry;
 	enum content content;
 
-	if (!space || skb->pkt_type != PACKET_HOST)
+	if (!space || skb->pkt_type != PACKET_HOST || is_of_vlan(skb))
 		return NEXT;
 	content = parse(skb, network, &space->packet);
 	if (content == CONTENT_ERROR)

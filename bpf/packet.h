@@ -59,12 +59,17 @@ static __always_inline void *header_in(struct __sk_buff *skb, __u32 offset, __u3
 	return at + size > (void *)(long)skb->data_end ? NULL : at;
 }
 
-/* `size` bytes from `offset` on, NULL where the packet has no such. */
+enum { FARTHEST = 0x3ff };
+
+/* `size` bytes from `offset` on, NULL where the packet has no such, or further back than is looked. */
 static __always_inline void *header(struct __sk_buff *skb, __u32 offset, __u32 size)
 {
 	void *at;
 
-	offset &= 0x3ff;
+	if (offset > FARTHEST)
+		return NULL;
+	asm volatile("" : "+r"(offset)); /* or the compiler leaves out what the verifier needs */
+	offset &= FARTHEST;
 	at = header_in(skb, offset, size);
 	if (at)
 		return at;
@@ -127,6 +132,7 @@ static __always_inline bool skip_extensions(struct __sk_buff *skb, struct packet
 	return true;
 }
 
+/* An IPv4 address in IPv6's header, where the kernel takes none either: it would be taken for that of a packet of IPv4. */
 static __always_inline bool parse_ipv6(struct __sk_buff *skb, struct packet *packet)
 {
 	struct ipv6hdr *ip = header(skb, packet->network, sizeof(*ip));
@@ -134,6 +140,8 @@ static __always_inline bool parse_ipv6(struct __sk_buff *skb, struct packet *pac
 	if (!ip)
 		return false;
 	__builtin_memcpy(&packet->ends.source, &ip->saddr, 2 * sizeof(struct address));
+	if (is_ipv4(&packet->ends.source) || is_ipv4(&packet->ends.destination))
+		return false;
 	packet->transport = packet->network + sizeof(*ip);
 	packet->length = sizeof(*ip) + bpf_ntohs(ip->payload_len);
 	packet->flags = PACKET_IPV6 | PACKET_WHOLE;

@@ -101,17 +101,20 @@ def _node_ports(
 ) -> Mapping[str, Port]:
     """By the names of the ports. A load balancer need not have any."""
     found: dict[str, Port] = {}
+    had = set[Port]()
+    places = {id(port): place for place, port in enumerate(service.spec.ports)}
     for port in ports:
-        field = f"spec.ports[{service.spec.ports.index(port)}].nodePort"
+        field = f"spec.ports[{places[id(port)]}].nodePort"
         try:
             if not port.node_port:
                 if kind is ServiceType.NODE_PORT:
                     raise Invalid(field, port.node_port, "must be there in a folder, where nobody allots it")
                 continue
             named = Port(protocol=Protocol(port.protocol), port=check_port(field, port.node_port))
-            if named in found.values():
+            if named in had:
                 raise Invalid(field, port.node_port, f"must not be that of another {port.protocol} port of its service")
             found[port.name] = named
+            had.add(named)
         except Invalid as e:
             faults.note(ref, e)
     return found

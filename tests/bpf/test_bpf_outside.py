@@ -9,6 +9,9 @@ client  --from_outside-->  node:30080  ==>  10.2.0.7:8080  backend elsewhere: it
 
 from __future__ import annotations
 
+import socket
+import struct
+import time
 from collections.abc import Iterator
 from socket import if_nametoindex
 
@@ -18,6 +21,8 @@ from bpf_node import Node
 from bpf_run import program_test_run
 from bpf_services import BACKEND, DROP, LENT, NEXT, PORTS, REDIRECT, Bed, bare, config, key_of
 
+from agent.bpf.hooks import PROGRAMS
+from agent.bpf.hooks import Kind as DeviceKind
 from agent.bpf.layouts import Allowed, ConfigFlag, CtFlag, Number, PodDevice, Reason, SlotsKey, Way, pack_source_range
 from clustermesh.address import parse, parse_prefix
 from clustermesh.mesh.resolve import Kind, Scope, ServiceFlag
@@ -161,6 +166,44 @@ def test_a_lent_port_is_another_clients_when_its_time_is_over_and_not_before(out
     assert outside.entry(one) is None
 
 
+def test_who_never_answers_the_backend_holds_a_lent_port_no_longer_than_an_opening(outside: Outside) -> None:
+    """A flood of forged sources would take all ports for hours."""
+    outside.put("node_config", {Number(0): config(outside, port_first=61000, port_last=61000)})
+    one, two = call(outside), call(outside).to(source=outside.router)
+    _, arrived = outside.from_outside(one)
+    assert arrived is not None
+    back = arrived.back().to(flags=SYN | ACK)
+    outside.from_outside(back)
+    opened, answered = outside.entry(one), outside.entry(back)
+    assert opened is not None
+    assert answered is not None
+    assert 0 <= answered.expires - opened.expires <= 2
+    outside.from_outside(one.to(flags=ACK))
+    answered = outside.entry(back)
+    assert answered is not None
+    assert answered.expires - opened.expires > 7000, "both ends have spoken"
+    assert outside.from_outside(two)[1] == two.back().to(flags=RST | ACK, seq=0, ack=1001)
+
+
+def test_what_stands_behind_more_headers_than_are_read_is_left_alone(outside: Outside) -> None:
+    """Its ports were once read 1024 bytes before: there, of the client's address, which says 30080 and SYN."""
+    if not outside.is_ipv6():
+        pytest.skip("IPv4's header is never so long")
+    sent = call(outside).to(source="2001:7580::2:1", destination_port=9, options=bytes(992)).frame()
+    program = outside.datapath.program_fd("from_outside")
+    result = outside.net.call(lambda: program_test_run(program, sent, outside.device))
+    assert (result.verdict, result.data) == (NEXT, sent)
+    assert outside.entries() == {}
+
+
+def test_an_ipv4_address_in_an_ipv6_header_is_nobodys(outside: Outside) -> None:
+    if not outside.is_ipv6():
+        pytest.skip("of IPv6")
+    forged = call(outside, UDP).to(source="::ffff:10.1.2.3")
+    assert outside.from_outside(forged) == (NEXT, forged)
+    assert outside.entries() == {}
+
+
 def test_what_goes_into_the_tunnel_has_an_address_that_comes_back_by_it(outside: Outside) -> None:
     other = "fd99::1" if outside.is_ipv6() else "10.99.0.1"
     device = outside.net.call(lambda: if_nametoindex("mesh0"))
@@ -204,6 +247,23 @@ def test_a_cluster_ip_is_nothing_to_those_outside(outside: Outside) -> None:
 def test_a_frame_for_another_machine_is_left_alone(outside: Outside) -> None:
     frame = b"\x02\x77" + call(outside).frame()[2:]
     assert outside.from_outside(frame) == (NEXT, call(outside))
+
+
+def test_what_is_of_a_vlan_is_left_to_that_ones_device(outside: Outside) -> None:
+    """Sent on from here it would keep its tag, and a pod would not take it."""
+    programs = [program for program in PROGRAMS if program.kind is DeviceKind.OUTSIDE]
+    outside.net.call(lambda: outside.datapath.devices.attach("eth0", programs))
+    raw = outside.net.socket(socket.AF_PACKET, socket.SOCK_RAW)
+    raw.bind(("peer0", 0))
+    sent = [call(outside, port=port).frame() for port in (50005, 50000)]
+    for number, frame in zip((5, 0), sent, strict=True):
+        raw.send(b"\x02" * 6 + frame[6:12] + struct.pack("!HH", 0x8100, number) + frame[12:])
+    try:
+        while not outside.entries():
+            time.sleep(0.01)
+        assert {key.source_port for key in outside.entries() if key.destination_port == NODE_PORT} == {50000}
+    finally:
+        outside.net.call(lambda: outside.datapath.devices.detach("eth0", programs))
 
 
 def test_those_outside_have_the_backends_that_are_theirs(outside: Outside) -> None:

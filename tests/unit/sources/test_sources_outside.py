@@ -85,6 +85,12 @@ def test_two_ports_have_not_one_node_port() -> None:
     assert (set(found.outside.node_ports), fault) == ({"http"}, "spec.ports[1].nodePort: 30080")
 
 
+@pytest.mark.timeout(10)
+def test_a_service_of_many_ports_holds_nobody_up() -> None:
+    ports = [{"name": f"p{number}", "port": number, "nodePort": number} for number in range(1, 20_001)]
+    assert len(good(type="NodePort", ports=ports).outside.node_ports) == 20_000
+
+
 def test_external_ips_are_of_any_type() -> None:
     found = good(externalIPs=["192.0.2.7", "2001:DB8::7"])
     assert found.outside == Outside(external_ips=addresses("192.0.2.7", "2001:db8::7"))
