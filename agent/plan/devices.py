@@ -17,6 +17,7 @@ KINDS: Final = (Kind.POD, Kind.OUTSIDE, Kind.TUNNEL)
 """Of the programs that are planned here; strict mode comes with the underlay, before there are pods."""
 LOOPBACK: Final = "lo"
 _LENT_AT_LEAST: Final = 256  # ports; with fewer, connections that collide would wait for each other
+_LENT_OF_EPHEMERAL: Final = 4096  # the last ones, where sockets are given all there are
 
 
 class Ways(NamedTuple):
@@ -80,10 +81,12 @@ def plan_pod(index: int, pod: AttachedPod) -> dict[bytes, bytes]:
 
 def plan_config(own: Node, tunnel: int, ephemeral: tuple[int, int], flags: ConfigFlag) -> bytes:
     """The value of node_config. `tunnel` is the index of the mesh's device, 0 where it is not there yet; sockets that
-    bind to no port have one of `ephemeral`, first and last, and what is lent to others is beyond those."""
+    bind to no port have one of `ephemeral`, first and last, and what is lent to others is beyond those. Where little is
+    (1024 to 65535 is often set), the last of them are lent, too: without a port nobody outside would reach a backend
+    elsewhere at all, and it takes a socket of the node's own with the same port to the same backend to meet another."""
     node4, node6 = (own.address("InternalIP", "ExternalIP", ipv4=is_v4) or NO_ADDRESS for is_v4 in (True, False))
-    last = 65535 if 65535 - ephemeral[1] >= _LENT_AT_LEAST else 0
-    first = ephemeral[1] + 1 if last else 0
+    has_room = 65535 - ephemeral[1] >= _LENT_AT_LEAST
+    first, last = ephemeral[1] + 1 if has_room else 65536 - _LENT_OF_EPHEMERAL, 65535
     tunnel4, tunnel6 = _by_family(pool.router for pool in pod_pools(own))
     return pack(NodeConfig(node4, node6, tunnel4, tunnel6, tunnel, first, last, flags=flags))
 

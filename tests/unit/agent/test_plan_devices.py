@@ -100,9 +100,14 @@ def test_a_node_is_seen_by_its_addresses_and_behind_the_tunnel_by_its_routers(
 
 @pytest.mark.parametrize(
     ("ephemeral", "lent"),
-    [((32768, 60999), (61000, 65535)), ((1024, 65279), (65280, 65535)), ((1024, 65280), (0, 0)), ((1, 65535), (0, 0))],
+    [
+        ((32768, 60999), (61000, 65535)),
+        ((1024, 65279), (65280, 65535)),
+        ((1024, 65280), (61440, 65535)),
+        ((1, 65535), (61440, 65535)),
+    ],
 )
-def test_ports_that_are_lent_are_none_that_the_kernel_gives_to_sockets(
+def test_ports_that_are_lent_are_none_that_the_kernel_gives_to_sockets_unless_it_gives_all(
     ephemeral: tuple[int, int], lent: tuple[int, int]
 ) -> None:
     config = unpack(NodeConfig, plan_config(own(), 0, ephemeral, ConfigFlag(0)))
