@@ -82,8 +82,8 @@ def plan_pod(index: int, pod: AttachedPod) -> dict[bytes, bytes]:
 def plan_config(own: Node, tunnel: int, ephemeral: tuple[int, int], flags: ConfigFlag) -> bytes:
     """The value of node_config. `tunnel` is the index of the mesh's device, 0 where it is not there yet; sockets that
     bind to no port have one of `ephemeral`, first and last, and what is lent to others is beyond those. Where little is
-    (1024 to 65535 is often set), the last of them are lent, too: without a port nobody outside would reach a backend
-    elsewhere at all, and it takes a socket of the node's own with the same port to the same backend to meet another."""
+    (1024 to 65535 is often set), the last of them are lent, and are to be reserved: without a port nobody outside would
+    reach a backend elsewhere at all."""
     node4, node6 = (own.address("InternalIP", "ExternalIP", ipv4=is_v4) or NO_ADDRESS for is_v4 in (True, False))
     has_room = 65535 - ephemeral[1] >= _LENT_AT_LEAST
     first, last = ephemeral[1] + 1 if has_room else 65536 - _LENT_OF_EPHEMERAL, 65535

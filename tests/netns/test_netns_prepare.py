@@ -170,3 +170,13 @@ def test_underlay_too_narrow_for_ipv6_is_refused_with_what_to_do(routed: tuple[M
     node.run("ip link set eth0 mtu 1340")
     with pytest.raises(Refused, match="eth0 has an MTU of 1340, which leaves 1260 for pods, and IPv6 needs 1280"):
         node.do(underlay(node).apply(own(node, "192.0.2.1")))
+
+
+def test_ports_are_reserved_beside_those_that_are_and_once(node: MeshNode) -> None:
+    reserved = Path("/proc/sys/net/ipv4/ip_local_reserved_ports")
+    node.call(lambda: reserved.write_text("8080,9000-9010\n"))
+    for _ in range(2):
+        node.call(lambda: netlink.reserve_ports(61000, 65535))
+        assert node.call(reserved.read_text) == "8080,9000-9010,61000-65535\n"
+    node.call(lambda: netlink.reserve_ports(62000, 62010))
+    assert node.call(reserved.read_text) == "8080,9000-9010,61000-65535\n", "they were all there"
