@@ -11,7 +11,10 @@
 #include "lb.h"
 #include "ways.h"
 
-enum { PORTS_TRIED = 16 };
+enum { PORTS_TRIED = 16, PORTS_TRIED_MILDLY = 8 };
+
+/* In units of ct_entry.expires: after so long without an answer a lent port is another's, where ports are short. */
+enum { ANSWERS_AFTER = 5 };
 
 /* Who sends a packet. */
 enum side { SIDE_POD, SIDE_OUTSIDE };
@@ -79,6 +82,13 @@ static __always_inline bool is_over(const struct ct_entry *entry, bool is_own_po
 	return !ct_is_live(entry, now) || (is_own_port && ct_is_closed(entry->flags));
 }
 
+/* Whether what has these replies' ends has been opened and never been answered: a flood leaves such. */
+static __always_inline bool is_unanswered(const struct ct_entry *entry, __u8 protocol, __u32 now)
+{
+	return !(entry->flags & (CT_ESTABLISHED | CT_FIN | CT_FIN_OTHER | CT_RESET)) &&
+	       (__s32)(entry->expires - now) < (__s32)ct_timeout(protocol, 0) - ANSWERS_AFTER;
+}
+
 /* Whether the client speaks to this backend already from this port, and not by a service. */
 static __always_inline bool speaks_directly(const struct ct_entry *forward, struct packet *packet, __u32 now)
 {
@@ -118,7 +128,8 @@ static __always_inline enum reason claim(const struct node_config *node, struct 
 		other = bpf_map_lookup_elem(MAP(ct), &new->reply_key);
 		if (!other)
 			return REASON_DROP_CT_FULL;
-		if (ct_is_pair(other, &packet->ends) || is_over(other, is_own_port, now)) {
+		if (ct_is_pair(other, &packet->ends) || is_over(other, is_own_port, now) ||
+		    (try >= PORTS_TRIED_MILDLY && is_unanswered(other, packet->ends.protocol, now))) {
 			if (!ct_is_pair(other, &packet->ends))
 				ct_delete(other, &new->reply_key, packet);
 			if (bpf_map_update_elem(MAP(ct), &new->reply_key, &new->reply, BPF_ANY))

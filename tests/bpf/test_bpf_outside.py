@@ -185,6 +185,27 @@ def test_who_never_answers_the_backend_holds_a_lent_port_no_longer_than_an_openi
     assert outside.from_outside(two)[1] == two.back().to(flags=RST | ACK, seq=0, ack=1001)
 
 
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+def test_where_ports_are_short_what_was_never_answered_gives_its_own_away(outside: Outside, protocol: int) -> None:
+    """A flood of openings must not keep others out for as long as an opening is waited for."""
+    outside.put("node_config", {Number(0): config(outside, port_first=61000, port_last=61000)})
+    one, two = call(outside, protocol), call(outside, protocol).to(source=outside.router)
+    _, arrived = outside.from_outside(one)
+    assert arrived is not None
+    back = arrived.back()
+    opened = outside.entry(back)
+    assert opened is not None
+    outside.from_outside(two)
+    assert outside.count(Reason.DROP_NO_PORT) == 1, "it may yet be answered"
+    outside.change(back, expires=opened.expires - 10, flags=opened.flags | CtFlag.ESTABLISHED)
+    outside.from_outside(two)
+    assert outside.count(Reason.DROP_NO_PORT) == 2, "it is established"
+    outside.change(back, expires=opened.expires - 10, flags=opened.flags)
+    taken = outside.from_outside(two)[1]
+    assert taken == arrived
+    assert outside.entry(one) is None
+
+
 def test_what_stands_behind_more_headers_than_are_read_is_left_alone(outside: Outside) -> None:
     """Its ports were once read 1024 bytes before: there, of the client's address, which says 30080 and SYN."""
     if not outside.is_ipv6():
