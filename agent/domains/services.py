@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from msgspec.structs import replace
@@ -17,6 +18,7 @@ from msgspec.structs import replace
 from agent.bpf.layouts import Number, pack, pack_factors
 from agent.domains.domain import Domain
 from agent.domains.tables import Targets, most_of
+from agent.plan.leaving import Leavers
 from agent.plan.services import ServicePlanner, ServiceTrackers
 from agent.plan.unheard import as_found, details_found, doubtful, has_any, services_found
 from agent.state import AgentState
@@ -26,6 +28,7 @@ from clustermesh.mesh.resolve import LOOPBACK, Kind, ServiceEntry, asks_more, re
 from clustermesh.model import LocalService, Protocol, Service
 from clustermesh.reconcile import Reconciler, Tracker
 
+_LEAVERS: Final = 16  # the part of lb_backends that is for those that left their services and rest
 _COURTESY: Final = 0.02  # seconds: the way to a new backend is made first, unless that takes longer
 
 
@@ -61,6 +64,7 @@ class Services(Domain[tuple[str, str]]):
         self.factors = Tracker("clusters", targets.clusters)
         super().__init__(Reconciler(*self.tables), Reconciler(self.factors))
         self.planner = ServicePlanner(self.tables, [most_of(table.target) for table in self.tables])
+        self._leavers = Leavers(state.pod, state.watched, most_of(targets.backends) // _LEAVERS)
         self._state, self._propagation, self._before = state, state.propagation, before
         self.known: Callable[[], Set[int] | None] = lambda: None
         self.unheard: Callable[[], Set[int]] = frozenset
@@ -117,7 +121,11 @@ class Services(Domain[tuple[str, str]]):
         if taken:
             said = dict.fromkeys(f"{text(at.address)} is {why}" for at, why in taken.items())
             self.left_out[item] = f"{', '.join(said)}, and has to be reached itself: give the service another address"
-        self.planner.update(item, [each for each in entries if each.frontend not in taken] if taken else entries)
+        entries = [each for each in entries if each.frontend not in taken] if taken else entries
+        if self.planner.plans(item):
+            own_id = 0 if local is None else local.service.cluster_id
+            entries = self._leavers.keep(item, own_id, entries, partial(self.planner.claim, item))
+        self.planner.update(item, entries)
 
     def _check_health(self, item: tuple[str, str], local: LocalService | None) -> None:
         before, after = self.health_checks.pop(item, None), None

@@ -109,6 +109,10 @@ class ServicePlanner:
         """Whether service `name` has anything of what was planned so far."""
         return name in self._keys
 
+    def claim(self, name: Name, frontend: Frontend) -> ServiceEntry | None:
+        """What service `name` wants to have there, as it was planned last."""
+        return self._claims.get(_key(frontend), {}).get(name)
+
     def update(self, name: Name, entries: Iterable[ServiceEntry]) -> None:
         """Make `entries` the whole of what service `name` has. None removes the service."""
         wanted = {_key(entry.frontend): entry for entry in entries}

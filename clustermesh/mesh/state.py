@@ -30,6 +30,7 @@ from clustermesh.mesh.rulings import Rulings
 from clustermesh.mesh.view import KINDS, ServiceName, View
 from clustermesh.model import Endpoint, LocalService, Node, Service
 from clustermesh.wire.local import from_shared
+from clustermesh.wire.numbering import REMOTE_NODE
 
 
 class MeshState:
@@ -40,6 +41,7 @@ class MeshState:
         self.views: dict[str, View] = {}
         self.withheld: set[str] = set()  # clusters whose services are known and not used yet
         self.on_dirty: list[Callable[[], None]] = []
+        self.watched: dict[Address, set[ServiceName]] = {}  # services that are dirty with the endpoint at an address
         self.on_verdict: list[Callable[[str], None]] = []  # told of each cluster of whose nodes something was decided
         self._rulings: dict[str, Rulings] = {}
         self._order: list[str] = []  # the own cluster first
@@ -282,6 +284,16 @@ class MeshState:
         rulings = self._rulings.get(self.own if holder is None else holder.cluster)
         return None if rulings is None else rulings.endpoint(address)
 
+    def pod(self, address: Address, cluster_id: int) -> Endpoint | None:
+        """Who is at `address`, of a node of the cluster with this id. None for a pod in its node's network: what is
+        known is that the node is there."""
+        holder = self.holdings.claims.owner(address)
+        self.rule(address)
+        endpoint = None if holder is None else self.endpoint(address)
+        if holder is None or endpoint is None or endpoint.identity == REMOTE_NODE or endpoint.host_ip == address:
+            return None
+        return endpoint if self.holdings.standing[holder].node.cluster_id == cluster_id else None
+
     def services_at(self, address: Address) -> set[ServiceName]:
         """The own services that are called at `address`, and all that a peer has a backend of there."""
         place = single(address)
@@ -336,6 +348,8 @@ class MeshState:
         if not isinstance(name, Prefix):  # CIDRs come with their nodes
             self._rulings[cluster].take_endpoint(name, before, value)
             self._dirty_addresses.add(name)
+            if name in self.watched:
+                self._dirty_services |= self.watched[name]
 
     def _service_changed(self, cluster: str, name: ServiceName, before: Service | None, value: Service | None) -> None:
         if cluster == self.own:
@@ -398,10 +412,13 @@ class MeshState:
             self._doubt_some()
 
     def _doubt_some(self) -> None:
+        watched: Mapping[Any, set[ServiceName]] = self.watched
         for cluster, names in self._doubts.go_on():
             for name in names:
                 dirty: set[Any] = self._dirty_services if isinstance(name, tuple) else self._dirty_addresses
                 dirty.add(name)
+                if name in watched:
+                    self._dirty_services |= watched[name]
                 if cluster and cluster not in (waiting := self._unruled.get(name, ())):
                     self._unruled[name] = (*waiting, cluster)
 
