@@ -6,7 +6,7 @@
 
 #include "packet.h"
 
-/* In units of ct_entry.expires, which are 1.07 s. */
+/* In ticks. */
 enum ct_timeout {
 	CT_TIMEOUT_OPENING = 60,
 	CT_TIMEOUT_ESTABLISHED = 7500,
@@ -17,11 +17,6 @@ enum ct_timeout {
 	CT_TIMEOUT_DATAGRAMS = 180,
 	CT_TIMEOUT_SCTP = 600,
 };
-
-static __always_inline __u32 ct_now(void)
-{
-	return bpf_ktime_get_coarse_ns() >> 30;
-}
 
 static __always_inline bool ct_is_live(const struct ct_entry *entry, __u32 now)
 {
@@ -74,38 +69,44 @@ static __always_inline bool ct_is_pair(const struct ct_entry *entry, const struc
 	       is_same_address(&entry->source, &ends->destination) && is_same_address(&entry->destination, &ends->source);
 }
 
-/* The other direction hears that this one has ended, or was reset. */
+/* The other direction hears that this one has ended, and whether a reset was the last that was seen. */
 static __always_inline void ct_tell_pair(const struct ct_entry *entry, struct packet *packet, __u16 flags, __u32 now)
 {
 	struct ct_entry *pair = ct_pair(entry, packet);
 
 	if (!pair)
 		return;
-	flags |= pair->flags;
+	flags |= pair->flags & ~CT_RESET;
 	pair->flags = flags;
 	pair->expires = now + ct_timeout(packet->ends.protocol, flags);
 }
 
+/* What is known of a direction after this packet of it. A reset that others follow was none. */
+static __always_inline __u16 ct_flags_after(__u16 flags, const struct packet *packet)
+{
+	if (packet->ends.protocol != IPPROTO_TCP)
+		return flags | CT_ESTABLISHED;
+	if (!packet->tcp) /* a later fragment */
+		return flags;
+	if (packet->tcp & TCP_RST)
+		return flags | CT_RESET;
+	flags &= ~CT_RESET;
+	if (packet->tcp & TCP_FIN)
+		return flags | CT_FIN;
+	return packet->tcp & TCP_SYN ? flags : flags | CT_ESTABLISHED;
+}
+
 /* What a packet of this entry does to it. A connection is established once the client has answered the backend's answer: what
- * a flood of forged openings leaves goes as soon as those. True about once a second, and at every change: the time to look whether what the
- * entry leads to is still there. */
+ * a flood of forged openings leaves goes as soon as those. True about once a second, and at every change: the time to look
+ * whether what the entry leads to is still there. */
 static __always_inline bool ct_touch(struct ct_entry *entry, struct packet *packet, __u32 now)
 {
-	__u16 before = entry->flags, flags = before;
-	__u32 expires;
+	__u16 before = entry->flags, flags = ct_flags_after(before, packet);
+	__u32 expires = now + ct_timeout(packet->ends.protocol, flags);
 
-	if (packet->ends.protocol != IPPROTO_TCP)
-		flags |= CT_ESTABLISHED;
-	else if (packet->tcp & TCP_RST)
-		flags |= CT_RESET;
-	else if (packet->tcp & TCP_FIN)
-		flags |= CT_FIN;
-	else if (packet->tcp && !(packet->tcp & TCP_SYN))
-		flags |= CT_ESTABLISHED;
 	entry->packets++;
 	entry->bytes += packet->length;
-	expires = now + ct_timeout(packet->ends.protocol, flags);
-	if (expires == entry->expires)
+	if (expires == entry->expires && flags == before)
 		return false;
 	entry->expires = expires;
 	if (flags == before)

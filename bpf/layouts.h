@@ -310,8 +310,9 @@ _Static_assert(sizeof(struct ct_fragment_key) == 40, "ct_fragment_key");
 struct ct_fragment {
 	__be16 source_port;
 	__be16 destination_port;
+	__u32 expires; /* as in ct_entry */
 };
-_Static_assert(sizeof(struct ct_fragment) == 4, "ct_fragment");
+_Static_assert(sizeof(struct ct_fragment) == 8, "ct_fragment");
 
 enum config_flag {
 	CONFIG_REDIRECT = 1, /* packets may go to pods and to other nodes past the kernel's filters */

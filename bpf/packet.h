@@ -51,6 +51,8 @@ enum tcp_flag { TCP_FIN = 1, TCP_SYN = 2, TCP_RST = 4, TCP_ACK = 16 };
 
 enum { MAX_EXTENSIONS = 6, FRAGMENT_OFFSET = 0x1fff, FRAGMENT_MORE = 0x2000, FRAGMENT_NONE = 0x4000 };
 
+enum { FRAGMENT_TIMEOUT = 30 }; /* in ticks: as long as the kernel waits for a packet's fragments */
+
 static __always_inline void *header_in(struct __sk_buff *skb, __u32 offset, __u32 size)
 {
 	void *at = (void *)(long)skb->data + offset;
@@ -148,6 +150,12 @@ static __always_inline bool parse_ipv6(struct __sk_buff *skb, struct packet *pac
 	return skip_extensions(skb, packet, ip->nexthdr);
 }
 
+/* In ticks of 2^30 ns, 1.07 s. */
+static __always_inline __u32 ct_now(void)
+{
+	return bpf_ktime_get_coarse_ns() >> 30;
+}
+
 static __always_inline struct ct_fragment_key *fragment_key(struct packet *packet)
 {
 	packet->fragment.source = packet->ends.source;
@@ -162,7 +170,7 @@ static __always_inline enum content recall_fragment(struct packet *packet)
 {
 	struct ct_fragment *first = bpf_map_lookup_elem(MAP(ct_fragments), fragment_key(packet));
 
-	if (!first)
+	if (!first || (__s32)(first->expires - ct_now()) <= 0)
 		return CONTENT_ENDS;
 	packet->ends.source_port = first->source_port;
 	packet->ends.destination_port = first->destination_port;
@@ -171,9 +179,9 @@ static __always_inline enum content recall_fragment(struct packet *packet)
 
 static __always_inline void remember_fragment(struct packet *packet)
 {
-	struct ct_fragment ports = { packet->ends.source_port, packet->ends.destination_port };
+	struct ct_fragment first = { packet->ends.source_port, packet->ends.destination_port, ct_now() + FRAGMENT_TIMEOUT };
 
-	bpf_map_update_elem(MAP(ct_fragments), fragment_key(packet), &ports, BPF_ANY);
+	bpf_map_update_elem(MAP(ct_fragments), fragment_key(packet), &first, BPF_ANY);
 }
 
 static __always_inline enum content read_ports(struct packet *packet, const __be16 *ports)
@@ -189,6 +197,8 @@ static __always_inline enum content parse_transport(struct __sk_buff *skb, struc
 
 	if (packet->flags & PACKET_LATER_FRAGMENT)
 		return recall_fragment(packet);
+	if (packet->flags & PACKET_FRAGMENTED) /* its number may have been another packet's, that was translated */
+		bpf_map_delete_elem(MAP(ct_fragments), fragment_key(packet));
 	if (protocol == IPPROTO_TCP) {
 		found = header(skb, packet->transport, sizeof(struct tcphdr));
 		if (!found)

@@ -61,7 +61,7 @@ static __always_inline bool begins_anew(const struct ct_entry *entry, struct pac
 		return false;
 	if (!ct_is_live(entry, now) || ct_is_closed(entry->flags) || entry->flags & CT_RESET)
 		return true;
-	if (entry->flags & CT_DIRECT)
+	if (!entry->service_id) /* it has no backend that could go */
 		return false;
 	backend = backend_of(entry);
 	return !backend || backend->state != BACKEND_ACTIVE;
@@ -413,7 +413,7 @@ static __always_inline int serve(struct __sk_buff *skb, struct ct_scratch *space
 		anew = begins_anew(entry, packet, now);
 	if (entry && !anew && ct_touch(entry, packet, now)) {
 		lost = is_lost(entry);
-		renew_way(entry);
+		renew_way(skb, &space->new, packet, entry);
 	}
 	if (entry && (anew || lost))
 		ct_delete(entry, &packet->ends, packet);

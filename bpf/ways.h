@@ -33,18 +33,6 @@ static __always_inline void choose_pod_way(const struct node_config *node, struc
 	entry->way_device = device->ifindex;
 }
 
-/* A pod's device may have been made again. */
-static __always_inline void renew_way(struct ct_entry *entry)
-{
-	struct pod_device *device;
-
-	if (entry->way != WAY_PEER)
-		return;
-	device = bpf_map_lookup_elem(MAP(pod_devices), &entry->destination);
-	if (device)
-		entry->way_device = device->ifindex;
-}
-
 /* The device that leads to where the entry's packets go, as the routes have it. False where there is none, or it is here. */
 static __always_inline bool choose_route(struct __sk_buff *skb, const struct node_config *node, struct ct_new *new,
 					 struct ct_entry *entry, bool is_ipv6)
@@ -73,6 +61,24 @@ static __always_inline bool choose_route(struct __sk_buff *skb, const struct nod
 	if (result == BPF_FIB_LKUP_RET_SUCCESS && route->tot_len > 1)
 		entry->mtu = route->tot_len; /* which the kernel has put there */
 	return true;
+}
+
+/* A device may have been made again, and a route may have moved. Where there is none now, there may be one again. */
+static __always_inline void renew_way(struct __sk_buff *skb, struct ct_new *new, const struct packet *packet,
+				      struct ct_entry *entry)
+{
+	struct node_config *node;
+	struct pod_device *device;
+
+	if (entry->way == WAY_PEER) {
+		device = bpf_map_lookup_elem(MAP(pod_devices), &entry->destination);
+		if (device)
+			entry->way_device = device->ifindex;
+	} else if (entry->way == WAY_NEIGH) {
+		node = this_node();
+		if (node)
+			choose_route(skb, node, new, entry, packet->flags & PACKET_IPV6);
+	}
 }
 
 /* Whether the packet is larger than the way takes: what one of many is that a device is still to cut. */

@@ -349,10 +349,11 @@ class CtFragmentKey(NamedTuple):
 
 
 class CtFragment(NamedTuple):
-    """Value of ct_fragments: the ports that the packet's first fragment had."""
+    """Value of ct_fragments: the ports that the packet's first fragment had. `expires` as in CtEntry."""
 
     source_port: int
     destination_port: int
+    expires: int
 
 
 class NodeConfig(NamedTuple):
@@ -420,7 +421,7 @@ _LAYOUTS: Final[Mapping[type, _Layout]] = {
     CtKey: _Layout("AAPPB3x"),
     CtEntry: _Layout("AAPPIIIIIIHBxQQII"),
     CtFragmentKey: _Layout("AAIB3x"),
-    CtFragment: _Layout("PP"),
+    CtFragment: _Layout("PPI"),
     NodeConfig: _Layout("AAAAIHHHH"),
     PodDevice: _Layout("II"),
     Event: _Layout("QQAAAAPPPPIIIHBBBB6x64s"),

@@ -325,7 +325,6 @@ def test_a_backend_that_no_route_leads_to_is_not_tried(outside: Outside) -> None
 def test_a_packet_that_its_way_is_too_narrow_for_is_answered_by_how_much_it_takes(outside: Outside) -> None:
     outside.net.run("ip", "route", "add", outside.remote, "via", outside.gateway, "dev", "eth0", "mtu", "lock", "1300")
     outside.from_outside(call(outside))
-    outside.net.run("ip", "route", "del", outside.remote)
     head = 60 if outside.is_ipv6() else 40
     fits = call(outside).to(flags=ACK, payload=bytes(1300 - head))
     assert outside.from_outside(fits)[0] == REDIRECT
@@ -339,6 +338,27 @@ def test_a_packet_that_its_way_is_too_narrow_for_is_answered_by_how_much_it_take
     assert key_of(answer.about) == key_of(large)
     if not outside.is_ipv6():
         assert outside.from_outside(large.to(whole=False))[1] != answer, "it may be cut"
+    outside.net.run("ip", "route", "del", outside.remote)
+
+
+def test_a_connection_follows_its_route_to_another_device(outside: Outside) -> None:
+    sent, net = call(outside), outside.net
+    eth, mesh = (net.call(lambda name=name: if_nametoindex(name)) for name in ("eth0", "mesh0"))
+    outside.from_outside(sent)
+    seen = []
+    for route in (
+        ["replace", outside.remote, "dev", "mesh0"],
+        ["replace", "unreachable", outside.remote],  # for as long as a device is made again
+        ["del", outside.remote],
+    ):
+        net.run("ip", "route", *route)
+        outside.change(sent, expires=1)  # so that it is looked at
+        assert outside.from_outside(sent.to(flags=ACK))[0] == REDIRECT
+        found = outside.entry(sent)
+        assert found is not None
+        assert found.way == Way.NEIGH
+        seen.append(found.way_device)
+    assert seen == [mesh, mesh, eth]
 
 
 def test_with_redirection_an_answer_leaves_from_the_pods_device(outside: Outside) -> None:

@@ -8,6 +8,8 @@ Every checksum of every packet is computed anew as it is read.
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from bpf_flows import ACK, FIN, ICMP, ICMP6, RST, SCTP, SYN, TCP, UDP, Packet, join
 from bpf_run import program_test_run
@@ -16,10 +18,13 @@ from bpf_services import BACKEND, DROP, LENT, NEXT, PORTS, REDIRECT, Bed, bare, 
 from agent.bpf.layouts import (
     NO_ADDRESS,
     CtFlag,
+    CtFragment,
+    CtFragmentKey,
     Number,
     Reason,
     SlotsKey,
 )
+from clustermesh.address import parse
 from clustermesh.mesh.resolve import BackendState
 
 pytestmark = pytest.mark.root
@@ -234,6 +239,27 @@ def test_a_fragment_whose_first_is_not_known_is_left_as_it_is(bed: Bed) -> None:
     assert bed.from_pod(rest) == (NEXT, rest)
 
 
+def test_a_packet_with_the_number_of_another_is_not_translated_as_that_was(bed: Bed) -> None:
+    first, _ = call(bed, UDP).to(payload=bytes(64)).fragments(32, 1)
+    bed.from_pod(first)
+    first, rest = call(bed, UDP).to(destination_port=9999, payload=bytes(64)).fragments(32, 1)
+    assert bed.from_pod(first) == (NEXT, first)
+    assert bed.from_pod(rest) == (NEXT, rest)
+
+
+def test_what_the_first_fragment_had_is_forgotten_when_the_kernel_would_not_wait_either(bed: Bed) -> None:
+    first, rest = call(bed, UDP).to(payload=bytes(64)).fragments(32, 1)
+    bed.from_pod(first)
+    ends = CtFragmentKey(parse(bed.pod), parse(bed.vip), ident_of(bed, 1), UDP)
+    bed.put("ct_fragments", {ends: CtFragment(40000, 53, expires=1)})
+    assert bed.from_pod(rest) == (NEXT, rest)
+
+
+def ident_of(bed: Bed, number: int) -> int:
+    """As it is in ct_fragments, whose key has it as the packet has."""
+    return int.from_bytes(number.to_bytes(4 if bed.is_ipv6() else 2, "big"), sys.byteorder)
+
+
 def test_a_fragment_is_refused_without_an_answer(bed: Bed) -> None:
     assert bed.from_pod(call(bed, UDP, bed.empty).to(payload=bytes(64)).fragments(32, 1)[0]) == (DROP, None)
 
@@ -325,6 +351,14 @@ def test_what_a_pod_sends_to_the_backend_itself_later_is_told_apart_too(bed: Bed
     assert told.source_port in LENT
     assert bed.to_pod(arrived.back().to(flags=ACK)) == (NEXT, sent.back().to(flags=ACK))
     assert bed.to_pod(told.back().to(flags=ACK)) == (NEXT, direct.back().to(flags=ACK))
+
+
+def test_an_opening_packet_to_the_backend_itself_that_is_sent_again_has_the_same_port(bed: Bed) -> None:
+    opened(bed, call(bed, TCP))
+    direct = to_backend(bed, call(bed, TCP))
+    first = bed.from_pod(direct)
+    assert first[1] != direct, "it is told apart"
+    assert {bed.from_pod(direct) for _ in range(5)} == {first}
 
 
 def test_an_opening_packet_that_is_sent_again_goes_to_the_same_backend(bed: Bed) -> None:
@@ -455,6 +489,37 @@ def test_a_reset_leaves_what_was_established_a_minute(bed: Bed) -> None:
     assert verdict == NEXT
     assert arrived is not None
     assert arrived.source_port in LENT, "the port is not free yet"
+
+
+@pytest.mark.parametrize("flags", [ACK, FIN | ACK])
+def test_a_reset_that_either_end_goes_on_after_was_none(bed: Bed, flags: int) -> None:
+    sent = call(bed, TCP)
+    back = opened(bed, sent).back()
+    for one, other in ((sent, sent), (sent, back), (back, sent), (back, back)):
+        bed.change(sent, flags=CtFlag.ESTABLISHED)
+        bed.change(back, flags=CtFlag.ESTABLISHED | CtFlag.REPLY)
+        bed.from_pod(one.to(flags=RST))
+        bed.from_pod(other.to(flags=flags))
+        for each in (sent, back):
+            found = bed.entry(each)
+            assert found is not None
+            assert not found.flags & CtFlag.RESET
+            assert 118 <= seconds(bed, each) <= 120 or (flags == ACK and seconds(bed, each) > 7000)
+
+
+def test_the_last_packet_is_not_overlooked_when_it_renews_nothing(bed: Bed) -> None:
+    """What was quiet for so long expires just when one whose direction has ended does."""
+    sent = call(bed, TCP)
+    back = opened(bed, sent).back()
+    found = bed.entry(sent)
+    assert found is not None
+    bed.change(sent, expires=found.expires - 7500 + 120)
+    bed.from_pod(sent.to(flags=FIN | ACK))
+    ended, told = bed.entry(sent), bed.entry(back)
+    assert ended is not None
+    assert told is not None
+    assert ended.flags & CtFlag.FIN
+    assert told.flags & CtFlag.FIN_OTHER
 
 
 def test_a_refused_connection_is_forgotten_soon(bed: Bed) -> None:
