@@ -18,9 +18,9 @@ enum ct_timeout {
 	CT_TIMEOUT_SCTP = 600,
 };
 
-static __always_inline bool ct_is_live(const struct ct_entry *entry, __u32 now)
+static __always_inline bool ct_is_live(__u32 expires, __u32 now)
 {
-	return (__s32)(entry->expires - now) > 0;
+	return (__s32)(expires - now) > 0;
 }
 
 /* Both directions have ended. */
@@ -112,8 +112,24 @@ static __always_inline bool ct_touch(struct ct_entry *entry, struct packet *pack
 	if (flags == before)
 		return true;
 	entry->flags = flags;
-	if (!(flags & CT_DIRECT) && packet->ends.protocol == IPPROTO_TCP)
+	if (packet->ends.protocol == IPPROTO_TCP)
 		ct_tell_pair(entry, packet, (flags & CT_FIN ? CT_FIN_OTHER : 0) | (flags & (CT_RESET | CT_ESTABLISHED)), now);
+	return true;
+}
+
+/* Whether a packet goes on to no service, as those before it did. */
+static __always_inline bool ct_goes_on_directly(struct ct_direct *direct, const struct packet *packet, __u32 now)
+{
+	bool is_live = ct_is_live(direct->expires, now);
+	__u16 flags = ct_flags_after(direct->flags, packet);
+	__u32 expires = now + ct_timeout(packet->ends.protocol, flags);
+
+	if (packet->ends.protocol != IPPROTO_TCP ? !is_live : is_syn(packet) && (!is_live || flags & CT_RESET))
+		return false;
+	if (expires != direct->expires || flags != direct->flags) {
+		direct->expires = expires;
+		direct->flags = flags;
+	}
 	return true;
 }
 

@@ -261,7 +261,6 @@ enum ct_flag {
 	CT_FIN_OTHER = 8,    /* the other one has */
 	CT_RESET = 16,       /* a reset was seen in either; nobody checked that it is genuine */
 	CT_LENT = 32,        /* the backend sees a port of ours as the client's */
-	CT_DIRECT = 64,      /* no service's: translates nothing, and has no pair */
 	CT_OUTSIDE = 128,    /* the client is outside */
 	CT_AT_EGRESS = 256,  /* is translated where it leaves, by the program of the device that leads outside */
 };
@@ -296,6 +295,15 @@ struct ct_entry {
 	__u32 policy; /* (0) */
 };
 _Static_assert(sizeof(struct ct_entry) == 88, "ct_entry");
+
+/* Is known to be no service's: nothing is translated. */
+struct ct_direct {
+	__u32 expires;     /* as in ct_entry */
+	__u32 from_device; /* as in ct_entry */
+	__u16 flags;       /* enum ct_flag */
+	__u16 pad;
+};
+_Static_assert(sizeof(struct ct_direct) == 12, "ct_direct");
 
 /* A fragmented packet. */
 struct ct_fragment_key {
@@ -463,6 +471,9 @@ DECLARE_MAP(pod_sources, BPF_MAP_TYPE_HASH, __u32, struct pod_source, 4096, BPF_
 
 /* What becomes of packets with these ends? */
 DECLARE_MAP(ct, BPF_MAP_TYPE_LRU_HASH, struct ct_key, struct ct_entry, 262144, 0);
+
+/* Do packets with these ends go to no service? Apart from `ct`, so that they push nothing out of that. */
+DECLARE_MAP(ct_direct, BPF_MAP_TYPE_LRU_HASH, struct ct_key, struct ct_direct, 65536, 0);
 
 /* Which ports had the first fragment of this packet? */
 DECLARE_MAP(ct_fragments, BPF_MAP_TYPE_LRU_HASH, struct ct_fragment_key, struct ct_fragment, 8192, 0);

@@ -10,7 +10,9 @@
 static __always_inline int serve_pod(struct __sk_buff *skb)
 {
 	struct ct_scratch *space = scratch();
+	struct ct_direct *direct = NULL;
 	struct ct_entry *entry = NULL;
+	__u32 *from_device = NULL;
 	enum content content;
 
 	if (!space)
@@ -18,14 +20,22 @@ static __always_inline int serve_pod(struct __sk_buff *skb)
 	content = parse(skb, ETH_HLEN, &space->packet);
 	if (content == CONTENT_FLOW)
 		entry = bpf_map_lookup_elem(MAP(ct), &space->packet.ends);
-	if (!entry || entry->from_device != skb->ifindex) {
+	if (entry)
+		from_device = &entry->from_device;
+	else if (content == CONTENT_FLOW)
+		direct = bpf_map_lookup_elem(MAP(ct_direct), &space->packet.ends);
+	if (direct)
+		from_device = &direct->from_device;
+	if (!from_device || *from_device != skb->ifindex) {
 		int verdict = check_source(skb);
 
 		if (verdict != NEXT)
 			return verdict;
-		if (entry)
-			entry->from_device = skb->ifindex;
+		if (from_device)
+			*from_device = skb->ifindex;
 	}
+	if (direct && ct_goes_on_directly(direct, &space->packet, ct_now()))
+		return NEXT;
 	if (content == CONTENT_ERROR)
 		return translate_error(skb, false);
 	return content == CONTENT_FLOW ? serve(skb, space, entry, SIDE_POD) : NEXT;

@@ -52,14 +52,14 @@ static __always_inline bool begins_anew(const struct ct_entry *entry, struct pac
 	if (packet->ends.protocol != IPPROTO_TCP) {
 		struct ct_entry *pair;
 
-		if (ct_is_live(entry, now))
+		if (ct_is_live(entry->expires, now))
 			return false;
 		pair = ct_pair(entry, packet);
-		return !pair || !ct_is_live(pair, now); /* who only listens is there, too */
+		return !pair || !ct_is_live(pair->expires, now); /* who only listens is there, too */
 	}
 	if (!is_syn(packet))
 		return false;
-	if (!ct_is_live(entry, now) || ct_is_closed(entry->flags) || entry->flags & CT_RESET)
+	if (!ct_is_live(entry->expires, now) || ct_is_closed(entry->flags) || entry->flags & CT_RESET)
 		return true;
 	if (!entry->service_id) /* it has no backend that could go */
 		return false;
@@ -79,7 +79,7 @@ static __always_inline __be16 lend_port(const struct node_config *node)
  * client itself has chosen its port. */
 static __always_inline bool is_over(const struct ct_entry *entry, bool is_own_port, __u32 now)
 {
-	return !ct_is_live(entry, now) || (is_own_port && ct_is_closed(entry->flags));
+	return !ct_is_live(entry->expires, now) || (is_own_port && ct_is_closed(entry->flags));
 }
 
 /* Whether what has these replies' ends has been opened and never been answered: a flood leaves such. */
@@ -89,23 +89,12 @@ static __always_inline bool is_unanswered(const struct ct_entry *entry, __u8 pro
 	       (__s32)(entry->expires - now) < (__s32)ct_timeout(protocol, 0) - ANSWERS_AFTER;
 }
 
-/* Whether the client speaks to this backend already from this port, and not by a service. */
-static __always_inline bool speaks_directly(const struct ct_entry *forward, struct packet *packet, __u32 now)
+/* Whether packets with these ends go to no service. */
+static __always_inline bool speaks_directly(const struct ct_key *ends, __u32 now)
 {
-	struct ct_entry *direct;
+	struct ct_direct *direct = bpf_map_lookup_elem(MAP(ct_direct), ends);
 
-	ct_pair_key(forward, packet->ends.protocol, &packet->pair);
-	packet->pair.source = forward->source;
-	packet->pair.destination = forward->destination;
-	packet->pair.source_port = forward->source_port;
-	packet->pair.destination_port = forward->destination_port;
-	direct = bpf_map_lookup_elem(MAP(ct), &packet->pair);
-	if (!direct || !(direct->flags & CT_DIRECT))
-		return false;
-	if (!is_over(direct, true, now))
-		return true;
-	bpf_map_delete_elem(MAP(ct), &packet->pair);
-	return false;
+	return direct && ct_is_live(direct->expires, now);
 }
 
 /* Finds ends for the replies that are nobody else's, and takes them. 0, or why not. */
@@ -197,7 +186,7 @@ SUBPROGRAM int translate_error(struct __sk_buff *skb, __u32 is_egress)
 	if (!space || !read_quote(skb, &space->packet, &space->quote))
 		return NEXT;
 	entry = bpf_map_lookup_elem(MAP(ct), &space->quote.back);
-	if (!entry || entry->flags & CT_DIRECT || (entry->flags & CT_AT_EGRESS && !is_egress))
+	if (!entry || (entry->flags & CT_AT_EGRESS && !is_egress))
 		return NEXT;
 	read_ends(entry, &space->to);
 	passage = (struct passage){ entry->way_device, 0, entry->way };
@@ -211,6 +200,7 @@ SUBPROGRAM int translate_error(struct __sk_buff *skb, __u32 is_egress)
  * where that is all; false where it must be told apart from a service's that lives. */
 static __always_inline bool note_direct(struct __sk_buff *skb, struct ct_new *new, struct packet *packet, __u32 now)
 {
+	struct ct_direct direct = { now + ct_timeout(packet->ends.protocol, 0), skb->ifindex, 0, 0 };
 	struct ct_entry *reply;
 
 	new->reply_key = packet->ends;
@@ -218,18 +208,14 @@ static __always_inline bool note_direct(struct __sk_buff *skb, struct ct_new *ne
 	new->reply_key.destination = packet->ends.source;
 	new->reply_key.source_port = packet->ends.destination_port;
 	new->reply_key.destination_port = packet->ends.source_port;
-	reply = bpf_map_lookup_elem(MAP(ct), &new->reply_key);
-	if (reply && reply->flags & CT_DIRECT)
+	if (speaks_directly(&new->reply_key, now))
 		return true; /* an answer */
+	reply = bpf_map_lookup_elem(MAP(ct), &new->reply_key);
 	if (reply && !is_over(reply, true, now))
 		return false;
 	if (reply)
 		ct_delete(reply, &new->reply_key, packet);
-	__builtin_memset(&new->forward, 0, sizeof(new->forward));
-	new->forward.flags = CT_DIRECT;
-	new->forward.from_device = skb->ifindex;
-	new->forward.expires = now + ct_timeout(packet->ends.protocol, 0);
-	bpf_map_update_elem(MAP(ct), &packet->ends, &new->forward, BPF_ANY);
+	bpf_map_update_elem(MAP(ct_direct), &packet->ends, &direct, BPF_ANY);
 	return true;
 }
 
@@ -308,14 +294,22 @@ static __always_inline enum reason plan(struct __sk_buff *skb, const struct node
 	return reason;
 }
 
-/* Whether the backend may see the client's own port: not where it stands beside those of this node's sockets. (SCTP's cannot
- * be changed.) */
+/* Whether the backend may see the client's own port: not where it stands beside those of this node's sockets, or the two
+ * speak to each other by no service. (SCTP's cannot be changed.) */
 static __always_inline bool may_keep_port(const struct ct_new *new, struct packet *packet, enum side side, __u32 now)
 {
+	const struct ct_entry *forward = &new->forward;
+
+	if (speaks_directly(&new->reply_key, now))
+		return false;
 	if (side == SIDE_OUTSIDE)
 		return packet->ends.protocol == IPPROTO_SCTP ||
-		       is_same_address(&new->forward.source, &packet->ends.source);
-	return new->forward.service_id && !speaks_directly(&new->forward, packet, now);
+		       is_same_address(&forward->source, &packet->ends.source);
+	packet->pair = packet->ends;
+	packet->pair.source = forward->source;
+	packet->pair.destination = forward->destination;
+	packet->pair.destination_port = forward->destination_port;
+	return forward->service_id && !speaks_directly(&packet->pair, now);
 }
 
 /* What may not be done to a packet that begins a connection, or is of none. */
@@ -392,10 +386,10 @@ SUBPROGRAM int answer_refused(struct __sk_buff *skb, __u32 reason)
 	return refuse_packet(skb, &space->packet);
 }
 
-/* Looked at about once a second: whether the backend is still there. A direct one is nobody's. */
+/* Looked at about once a second: whether the backend is still there. A direct connection that was told apart has none. */
 static __always_inline bool is_lost(const struct ct_entry *entry)
 {
-	return !(entry->flags & (CT_REPLY | CT_DIRECT)) && entry->service_id && !backend_of(entry);
+	return !(entry->flags & CT_REPLY) && entry->service_id && !backend_of(entry);
 }
 
 /* A packet that has ports, and its entry. */
@@ -423,7 +417,7 @@ static __always_inline int serve(struct __sk_buff *skb, struct ct_scratch *space
 		why = open_connection(skb, side);
 		entry = &space->new.forward;
 	}
-	if (why == NOTHING || (!why && entry->flags & CT_DIRECT))
+	if (why == NOTHING)
 		return NEXT;
 	if (!why)
 		why = translate(skb, space, entry, &passage);

@@ -88,7 +88,6 @@ class CtFlag(IntFlag):
     FIN_OTHER = 8
     RESET = 16
     LENT = 32
-    DIRECT = 64
     OUTSIDE = 128
     AT_EGRESS = 256
 
@@ -339,6 +338,14 @@ class CtEntry(NamedTuple):
     policy: int = 0
 
 
+class CtDirect(NamedTuple):
+    """Value of ct_direct, whose key is that of ct: of packets that go to no service. Fields as in CtEntry."""
+
+    expires: int
+    from_device: int = 0
+    flags: int = 0
+
+
 class CtFragmentKey(NamedTuple):
     """Key of ct_fragments: a fragmented packet."""
 
@@ -420,6 +427,7 @@ _LAYOUTS: Final[Mapping[type, _Layout]] = {
     IpcacheValue: _Layout("IABB2x"),
     CtKey: _Layout("AAPPB3x"),
     CtEntry: _Layout("AAPPIIIIIIHBxQQII"),
+    CtDirect: _Layout("IIH2x"),
     CtFragmentKey: _Layout("AAIB3x"),
     CtFragment: _Layout("PPI"),
     NodeConfig: _Layout("AAAAIHHHH"),
@@ -442,6 +450,7 @@ MAPS: Final[Mapping[str, tuple[type[Any], type[Any]]]] = {
     "ipcache_cidr": (CidrKey, IpcacheValue),
     "pod_sources": (Number, PodSource),
     "ct": (CtKey, CtEntry),
+    "ct_direct": (CtKey, CtDirect),
     "ct_fragments": (CtFragmentKey, CtFragment),
     "node_config": (Number, NodeConfig),
     "pod_devices": (AddressKey, PodDevice),

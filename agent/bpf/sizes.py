@@ -21,12 +21,15 @@ _OF_AN_ENTRY: Final = 64  # bytes beside key and value
 
 
 def by_option(lb: int = USUAL, affinity: int = USUAL, reverse: int = USUAL, ct: int = USUAL_CT) -> dict[str, int]:
-    """Sizes that are not the usual ones. `lb` is how many frontends there may be, with twice as many backends."""
+    """Sizes that are not the usual ones. `lb` is how many frontends there may be, with twice as many backends, `ct` how
+    many directions of connections, with a quarter of that for those to no service."""
     tables = {"lb_services": lb, "lb_maglev": lb, "lb_source_ranges": lb}
     twice = dict.fromkeys(("lb_groups", "lb_slots", "lb_backends"), 2 * lb)
     single = {"lb_affinity": affinity, "lb_reverse_sk": reverse}
     changed = {name: size for name, size in (tables | single).items() if size != USUAL}
-    return changed | ({} if lb == USUAL else twice) | ({} if ct == USUAL_CT else {"ct": ct})
+    return (
+        changed | ({} if lb == USUAL else twice) | ({} if ct == USUAL_CT else {"ct": ct, "ct_direct": max(ct // 4, 1)})
+    )
 
 
 def by_memory(shapes: Mapping[str, MapShape], memory: int) -> dict[str, int]:

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from agent.bpf.programs import map_info
 from agent.bpf.syscalls import map_delete_batch, map_lookup, map_lookup_batch
-from agent.conntrack.entries import KEY, VALUE, Phase, family_of, pair_of, phase_of, protocol_name, ticks
+from agent.conntrack.entries import DIRECT, KEY, VALUE, Phase, family_of, pair_of, phase_of, protocol_name, ticks
 
 PAGE: Final = 1024
 FIRST: Final = 30.0  # seconds until it is first gone over
@@ -42,12 +42,13 @@ def next_interval(before: float, taken: float) -> float:
 
 
 class Collector:
-    """Over the map ct, which stays its owner's. Not for an event loop's thread."""
+    """Over the map ct or ct_direct, which stays its owner's. Not for an event loop's thread."""
 
     def __init__(self, fd: int, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
         info = map_info(fd)
         self._fd, self.room = fd, info.max_entries
         self._sizes = info.key_size, info.value_size
+        self._value = DIRECT if info.value_size == DIRECT.size else VALUE
         self._clock = clock_ns
 
     def collect(self) -> Pass:
@@ -59,7 +60,7 @@ class Collector:
             now = ticks(self._clock())
             gone = []
             for at, ((prefix, protocol), (expires, flags)) in enumerate(
-                zip(KEY.iter_unpack(keys), VALUE.iter_unpack(values), strict=True)
+                zip(KEY.iter_unpack(keys), self._value.iter_unpack(values), strict=True)
             ):
                 status = phase_of(expires, flags, now)
                 met[family_of(prefix), protocol_name(protocol), status] += 1
@@ -110,7 +111,7 @@ class Collector:
     def _has_expired(self, key: bytes) -> bool:
         """Or is gone."""
         value = map_lookup(self._fd, key, self._sizes[1])
-        return value is None or VALUE.unpack(value)[0] < ticks(self._clock())
+        return value is None or self._value.unpack(value)[0] < ticks(self._clock())
 
     def _take_out(self, keys: list[bytes]) -> int:
         """How many of them there were."""

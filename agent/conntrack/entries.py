@@ -1,4 +1,4 @@
-"""Entries of the map ct as bytes, by the thousand: whose pair each is, what state it is in. Pure.
+"""Entries of the maps ct and ct_direct as bytes, by the thousand: whose pair each is, what state it is in. Pure.
 
 A connection is two entries, one for each direction; the pair of one is found at the ends that it gives, swapped.
 """
@@ -13,6 +13,7 @@ from agent.bpf.layouts import CtFlag
 
 KEY: Final = Struct("=12s4x16x4xB3x")  # struct ct_key: which family, the protocol
 VALUE: Final = Struct("=44xI12xH26x")  # struct ct_entry: when it expires, its flags
+DIRECT: Final = Struct("=I4xH2x")  # struct ct_direct: the same
 _MAPPED: Final = bytes(10) + b"\xff\xff"
 _TICK: Final = 30  # ct_entry.expires is in 2^30 ns
 _PROTOCOLS: Final = {1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPv6", 132: "SCTP"}
@@ -47,8 +48,8 @@ def phase_of(expires: int, flags: int, now: int) -> Phase:
 
 
 def pair_of(key: bytes, value: bytes) -> bytes | None:
-    """The key of the other direction's entry, None where there is none: it translates nothing."""
-    if VALUE.unpack(value)[1] & CtFlag.DIRECT:
+    """The key of the other direction's entry, None where there is none: what goes to no service."""
+    if len(value) == DIRECT.size:
         return None
     return value[16:32] + value[:16] + value[34:36] + value[32:34] + key[36:40]
 

@@ -86,7 +86,7 @@ class Domains:
         before = (self.network, self.tunnels)
         self.services = Services(state, targets, before, options.node, options.reserved)
         self.services.known, self.services.unheard = self._known_clusters, self._unheard_clusters
-        self.conntrack = Conntrack(node.datapath.maps["ct"])
+        self.conntrack = Conntrack(node.datapath.maps["ct"], node.datapath.maps["ct_direct"])
         self.eviction = Eviction(self.services, self._open_evictor)
         self._name, self._state = options.node, state
         self._own: ClusterReader | None = None

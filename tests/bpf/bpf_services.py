@@ -13,6 +13,7 @@ from bpf_run import program_test_run
 from agent.bpf.layouts import (
     NO_ADDRESS,
     BackendValue,
+    CtDirect,
     CtEntry,
     CtKey,
     GroupsKey,
@@ -75,7 +76,16 @@ FAMILIES = {
     ),
 }
 BACKEND, OWN = 7, 8  # ids
-_WRITTEN = ("ct", "ct_fragments", "lb_services", "lb_backends", "lb_source_ranges", "pod_devices", "pod_sources")
+_WRITTEN = (
+    "ct",
+    "ct_direct",
+    "ct_fragments",
+    "lb_services",
+    "lb_backends",
+    "lb_source_ranges",
+    "pod_devices",
+    "pod_sources",
+)
 PORTS = {TCP: (80, 8080), UDP: (53, 5353), SCTP: (38412, 38412)}
 
 
@@ -90,6 +100,7 @@ class Bed(Addresses):
         self.datapath = datapath
         for name in (
             "ct",
+            "ct_direct",
             "ct_fragments",
             "lb_services",
             "lb_backends",
@@ -156,6 +167,10 @@ class Bed(Addresses):
     def entries(self) -> dict[CtKey, CtEntry]:
         found = asyncio.run(open_map(self.datapath, "ct").dump())
         return {unpack(CtKey, key): unpack(CtEntry, value) for key, value in found.items()}
+
+    def direct(self) -> dict[CtKey, CtDirect]:
+        found = asyncio.run(open_map(self.datapath, "ct_direct").dump())
+        return {unpack(CtKey, key): unpack(CtDirect, value) for key, value in found.items()}
 
     def entry(self, packet: Packet) -> CtEntry | None:
         return self.entries().get(key_of(packet))

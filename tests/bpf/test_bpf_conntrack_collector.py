@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from bpf_maps import write
 
-from agent.bpf.layouts import CtEntry, CtFlag, CtKey, pack
+from agent.bpf.layouts import CtDirect, CtEntry, CtFlag, CtKey, pack
 from agent.bpf.loader import Datapath
 from agent.conntrack.collector import Collector, next_interval
 from agent.conntrack.entries import pair_of
@@ -74,13 +74,22 @@ def test_a_connection_goes_when_both_of_its_directions_are_over(table: Table, co
 
 
 def test_what_has_no_pair_goes_by_itself(table: Table, collector: Collector) -> None:
-    table.add(CtKey(CLIENT, POD, 1, 80, 17), CtEntry(CLIENT, POD, 1, 80, expires=OVER, flags=CtFlag.DIRECT))
-    table.add(CtKey(CLIENT, POD, 2, 80, 17), CtEntry(CLIENT, POD, 2, 80, expires=ALIVE, flags=CtFlag.DIRECT))
     table.add(CtKey(CLIENT, VIP, 3, 80, 17), CtEntry(CLIENT, POD, 3, 80, expires=OVER))
     table.add(CtKey(CLIENT, VIP, 4, 80, 17), CtEntry(CLIENT, POD, 4, 80, expires=ALIVE))
     table.write()
-    assert collector.collect().collected == 2
-    assert table.held() == {pack(key) for key in table.entries if key.source_port in (2, 4)}
+    assert collector.collect().collected == 1
+    assert table.held() == {pack(key) for key in table.entries if key.source_port == 4}
+
+
+def test_what_goes_to_no_service_goes_by_itself(datapath: Datapath) -> None:
+    keys = [CtKey(CLIENT, POD, port, 80, 17) for port in range(3000)]
+    entries = {key: CtDirect(ALIVE if key.source_port % 3 else OVER, flags=CtFlag.ESTABLISHED) for key in keys}
+    asyncio.run(write(datapath, "ct_direct", entries))
+    found = Collector(datapath.maps["ct_direct"], lambda: NOW * TICK).collect()
+    assert found.collected == 1000
+    assert found.met == {("ipv4", "UDP", "established"): 2000, ("ipv4", "UDP", "expired"): 1000}
+    held = asyncio.run(open_map(datapath, "ct_direct").dump())
+    assert set(held) == {pack(key) for key in keys if key.source_port % 3}
 
 
 def test_thousands_are_collected_as_if_each_were_looked_at_alone(table: Table, collector: Collector) -> None:

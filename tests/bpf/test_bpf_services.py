@@ -353,6 +353,48 @@ def test_what_a_pod_sends_to_the_backend_itself_later_is_told_apart_too(bed: Bed
     assert bed.to_pod(told.back().to(flags=ACK)) == (NEXT, direct.back().to(flags=ACK))
 
 
+@pytest.mark.parametrize("protocol", PORTS)
+def test_what_goes_to_no_service_takes_no_room_of_what_does(bed: Bed, protocol: int) -> None:
+    sent = Packet(bed.pod, 40000, bed.stranger, 9, protocol, payload=b"x")
+    for each in (sent, sent, sent.to(flags=ACK), sent.to(flags=FIN | ACK)):
+        assert bed.from_pod(each) == (NEXT, each)
+    assert bed.entries() == {}
+    (found,) = bed.direct().items()
+    assert found[0] == key_of(sent)
+    assert found[1].flags & CtFlag.ESTABLISHED
+    assert bool(found[1].flags & CtFlag.FIN) == (protocol == TCP)
+
+
+def test_what_goes_to_no_service_is_no_way_around_the_source_check(bed: Bed) -> None:
+    sent = Packet(bed.pod, 40000, bed.stranger, 9, UDP, payload=b"x")
+    bed.from_pod(sent)
+    found = bed.direct()[key_of(sent)]
+    bed.from_pod(Packet(bed.other, 1, bed.stranger, 1))
+    bed.put("ct_direct", {key_of(sent): found._replace(from_device=99)})
+    assert bed.send("from_pod", sent) == (DROP, None)
+    assert bed.direct()[key_of(sent)].from_device == 99
+
+
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+def test_what_is_over_is_told_apart_from_nothing(bed: Bed, protocol: int) -> None:
+    direct, sent = to_backend(bed, call(bed, protocol)), call(bed, protocol)
+    bed.from_pod(direct)
+    bed.put("ct_direct", {key_of(direct): bed.direct()[key_of(direct)]._replace(expires=1)})
+    assert bed.from_pod(sent) == (NEXT, direct), "it keeps its port"
+    verdict, told = bed.from_pod(direct)
+    assert (verdict, told != direct) == (NEXT, True), "which is the service's now"
+
+
+def test_what_the_backend_itself_sends_a_client_is_told_apart_from_its_answers(bed: Bed) -> None:
+    sent = call(bed, UDP)
+    direct = to_backend(bed, sent).back()
+    assert bed.from_pod(direct) == (NEXT, direct)
+    _, arrived = bed.from_pod(sent)
+    assert arrived is not None
+    assert arrived.source_port in LENT
+    assert bed.to_pod(direct) == (NEXT, direct)
+
+
 def test_an_opening_packet_to_the_backend_itself_that_is_sent_again_has_the_same_port(bed: Bed) -> None:
     opened(bed, call(bed, TCP))
     direct = to_backend(bed, call(bed, TCP))
@@ -453,11 +495,9 @@ def seconds(bed: Bed, packet: Packet) -> int:
     """How long the entry holds: in its units, from one that was made just now on."""
     found = bed.entry(packet)
     assert found is not None
-    just = Packet(bed.other, len(bed.entries()), bed.stranger, 1, UDP, payload=b"x")
+    just = Packet(bed.other, 1 + len(bed.direct()), bed.stranger, 1, UDP, payload=b"x")
     bed.from_pod(just)
-    now = bed.entry(just)
-    assert now is not None
-    return found.expires - now.expires + 30
+    return found.expires - bed.direct()[key_of(just)].expires + 30
 
 
 def test_an_entry_holds_as_long_as_its_state_says(bed: Bed) -> None:

@@ -174,7 +174,7 @@ class Bed:
             counters=dict,
             attach_sockets=self.attached.append,
             has_predecessor=False,
-            maps={"ct": -1},
+            maps={"ct": -1, "ct_direct": -1},
         )
         self.own = self.reader("alpha")
         self.peers = SimpleNamespace(
