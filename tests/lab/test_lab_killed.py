@@ -71,9 +71,9 @@ async def _is_as_wanted(lab: Lab) -> bool:
         return False
 
 
-def _elsewhere(lab: Lab, number: int) -> dict[str, manifests.Document]:
-    """The endpoints of beta's probe service: an address of a pod that is none."""
-    cidr = next(each for each in lab.plan.cluster("beta").nodes[0].pod_cidrs if "." in each)
+def _elsewhere(lab: Lab, cluster: str, number: int) -> dict[str, manifests.Document]:
+    """The endpoints of the probe service of `cluster`: an address of a pod that is none."""
+    cidr = next(each for each in lab.plan.cluster(cluster).nodes[0].pod_cidrs if "." in each)
     return manifests.probe_slice([text(nth(parse_prefix(cidr), 200 + number % 40))])
 
 
@@ -83,7 +83,7 @@ async def test_no_request_fails_and_tables_are_right_wherever_in_its_work_an_age
         await until(lambda: load.traffic.everywhere == {"alpha", "beta"}, "answers from both clusters")
         for number in range(_KILLS):
             await until(lambda: bool(_agent(pair)), "an agent")
-            pair.apply("beta", _elsewhere(pair, number))
+            pair.apply("beta", _elsewhere(pair, "beta", number))
             await asyncio.sleep(rng.random() * 1.5)  # it imports, opens maps, restores, writes, or has done it all
             pid = await pair.kill(_NODE, "agent")
             await until(lambda pid=pid: _agent(pair) not in (0, pid), "another agent")  # type: ignore[misc]
@@ -110,36 +110,49 @@ async def connection(lab: Lab, address: str) -> AsyncIterator[asyncio.StreamRead
         await process.wait()
 
 
-async def _serve_probe(lab: Lab) -> str:
-    """Beta's probe service leads to its web pod; where alpha's client calls it, once it does."""
-    (web,) = [pod for pod in lab.pods("beta") if pod.name.startswith("web")]
+async def _serve_probe(lab: Lab, cluster: str) -> str:
+    """The probe service leads to the web pod of `cluster`; where alpha's client calls it, once it does."""
+    (web,) = [pod for pod in lab.pods(cluster) if pod.name.startswith("web")]
     there = next(address for address in web.addresses if "." in address)
-    lab.apply("beta", manifests.probe_slice([there]))
-
-    async def is_served() -> bool:
-        rows = await lab.ask_agent(_NODE, "services")
-        return any(
-            backend["address"] == there and row["service"] == "default/probe"
-            for row in rows
-            for backend in row["backends"]
-        )
-
-    await until(is_served, "the probe service leads to beta's web pod")
+    for each in ("alpha", "beta"):
+        lab.delete(each, *manifests.probe_slice([there]))
+    lab.apply(cluster, manifests.probe_slice([there]))
+    await until(lambda: _probe_has(lab, "backends", [there]), f"the probe service leads to the web pod of {cluster}")
     return next(address for address in lab.plan.cluster("alpha").probe_ips if "." in address)
 
 
+async def _probe_has(lab: Lab, which: str, addresses: list[str]) -> bool:
+    """Whether these and no other are the "backends", or those "resting", where alpha's probe service is called."""
+    rows = [row for row in await lab.ask_agent(_NODE, "services") if row["service"] == "default/probe"]
+    return [backend["address"] for row in rows for backend in row[which] if "." in row["address"]] == addresses
+
+
+async def test_a_connection_goes_on_when_its_backend_leaves_the_service_of_another_cluster_and_lives_on(
+    pair: Lab,
+) -> None:
+    async with connection(pair, await _serve_probe(pair, "beta")) as told:
+        line = asyncio.create_task(told.readline())
+        pair.apply("beta", _elsewhere(pair, "beta", 0))
+        (web,) = [pod for pod in pair.pods("beta") if pod.name.startswith("web")]
+        there = [address for address in web.addresses if "." in address]
+        await until(lambda: _probe_has(pair, "resting", there), "beta's web pod rests")
+        await asyncio.sleep(2)  # sockets have been looked for by then
+        assert not line.done()
+        line.cancel()
+
+
 async def test_a_connection_is_reset_when_its_backend_leaves_the_service_and_lives_on(pair: Lab) -> None:
-    async with connection(pair, await _serve_probe(pair)) as told:
-        pair.apply("beta", _elsewhere(pair, 0))
+    async with connection(pair, await _serve_probe(pair, "alpha")) as told:
+        pair.apply("alpha", _elsewhere(pair, "alpha", 0))
         assert await told.readline() == b"ConnectionAbortedError\n"
 
 
 async def test_a_connection_whose_backend_left_while_no_agent_ran_is_reset_by_the_next(pair: Lab) -> None:
-    async with connection(pair, await _serve_probe(pair)) as told:
+    async with connection(pair, await _serve_probe(pair, "alpha")) as told:
         home = pair.plan.home(_NODE)
         argv = node_spec.read_services(home)["agent"].argv
         machine.stop(home, "agent")
         await until(lambda: not _agent(pair), "no agent")
-        pair.apply("beta", _elsewhere(pair, 1))
+        pair.apply("alpha", _elsewhere(pair, "alpha", 1))
         machine.keep(home, "agent", argv)
         assert await told.readline() == b"ConnectionAbortedError\n"
