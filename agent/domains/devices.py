@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 
 from agent import netlink
 from agent.bpf.hooks import Attached
-from agent.bpf.layouts import ConfigFlag, NodeConfig, Number, pack, unpack
+from agent.bpf.layouts import ConfigFlag, Number, pack
 from agent.domains.domain import Domain
 from agent.domains.tables import Targets
 from agent.linkevents import LinkEvents
@@ -122,10 +122,9 @@ class Devices(Domain[str]):
         self.sources.replace(item, plan_source(index, pod) if pod is not None and index else {})
         self.pods.replace(item, plan_pod(index, pod) if pod is not None and index else {})
         if item == self._tunnel and self._own is not None:  # until then, what an agent before knew
-            self.config.set(
-                _CONFIG, value := plan_config(self._own, index, ephemeral := _ephemeral_ports(), self._flags)
-            )
-            config = unpack(NodeConfig, value)
+            ephemeral = _ephemeral_ports()
+            config = plan_config(self._own, index, ephemeral, self._flags)
+            self.config.set(_CONFIG, pack(config))
             if config.port_first <= ephemeral[1]:
                 netlink.reserve_ports(config.port_first, config.port_last)
         if (wanted := plan_device(index, kind)) is None:

@@ -79,7 +79,7 @@ def plan_pod(index: int, pod: AttachedPod) -> dict[bytes, bytes]:
     return {address: pack(PodDevice(index)) for address in pod.addresses}
 
 
-def plan_config(own: Node, tunnel: int, ephemeral: tuple[int, int], flags: ConfigFlag) -> bytes:
+def plan_config(own: Node, tunnel: int, ephemeral: tuple[int, int], flags: ConfigFlag) -> NodeConfig:
     """The value of node_config. `tunnel` is the index of the mesh's device, 0 where it is not there yet; sockets that
     bind to no port have one of `ephemeral`, first and last, and what is lent to others is beyond those. Where little is
     (1024 to 65535 is often set), the last of them are lent, and are to be reserved: without a port nobody outside would
@@ -88,7 +88,7 @@ def plan_config(own: Node, tunnel: int, ephemeral: tuple[int, int], flags: Confi
     has_room = 65535 - ephemeral[1] >= _LENT_AT_LEAST
     first, last = ephemeral[1] + 1 if has_room else 65536 - _LENT_OF_EPHEMERAL, 65535
     tunnel4, tunnel6 = _by_family(pool.router for pool in pod_pools(own))
-    return pack(NodeConfig(node4, node6, tunnel4, tunnel6, tunnel, first, last, flags=flags))
+    return NodeConfig(node4, node6, tunnel4, tunnel6, tunnel, first, last, flags=flags)
 
 
 def _by_family(addresses: Iterable[Address]) -> tuple[Address, Address]:

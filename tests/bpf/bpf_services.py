@@ -98,16 +98,7 @@ class Bed(Addresses):
     def reset(self, datapath: Datapath) -> None:
         """As if nothing had been sent yet."""
         self.datapath = datapath
-        for name in (
-            "ct",
-            "ct_direct",
-            "ct_fragments",
-            "lb_services",
-            "lb_backends",
-            "lb_source_ranges",
-            "pod_devices",
-            "pod_sources",
-        ):
+        for name in _WRITTEN:
             self.drop(name, *asyncio.run(open_map(datapath, name).dump()))
         self.counted = datapath.counters()
         for number, (protocol, (port, target)) in enumerate(PORTS.items()):

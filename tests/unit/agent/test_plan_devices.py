@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.bpf.layouts import NO_ADDRESS, ConfigFlag, NodeConfig, Number, PodDevice, PodSource, pack, unpack
+from agent.bpf.layouts import NO_ADDRESS, ConfigFlag, Number, PodDevice, PodSource, pack
 from agent.plan.attached import AttachedPod
 from agent.plan.devices import Ways, lead_outside, parse_devices, plan_config, plan_pod, plan_source
 from clustermesh.address import Address, parse, parse_prefix
@@ -93,7 +93,7 @@ def own(*addresses: tuple[str, str], cidrs: tuple[str, ...] = ()) -> Node:
 def test_a_node_is_seen_by_its_addresses_and_behind_the_tunnel_by_its_routers(
     node: Node, ends: tuple[str, ...]
 ) -> None:
-    config = unpack(NodeConfig, plan_config(node, 5, (32768, 60999), ConfigFlag.REDIRECT))
+    config = plan_config(node, 5, (32768, 60999), ConfigFlag.REDIRECT)
     assert config[:4] == tuple(parse(each) if each else NO_ADDRESS for each in ends)
     assert config[4:] == (5, 61000, 65535, 0, ConfigFlag.REDIRECT)
 
@@ -110,5 +110,5 @@ def test_a_node_is_seen_by_its_addresses_and_behind_the_tunnel_by_its_routers(
 def test_ports_that_are_lent_are_none_that_the_kernel_gives_to_sockets_unless_it_gives_all(
     ephemeral: tuple[int, int], lent: tuple[int, int]
 ) -> None:
-    config = unpack(NodeConfig, plan_config(own(), 0, ephemeral, ConfigFlag(0)))
+    config = plan_config(own(), 0, ephemeral, ConfigFlag(0))
     assert (config.port_first, config.port_last, config.flags) == (*lent, 0)
