@@ -8,6 +8,7 @@
  *   lb_slots     service id, group, block of slots -> ids of backends
  *   lb_backends  id                                -> where it is, its state
  *   lb_clusters  0                                 -> what each cluster does not get of its share
+ *   lb_evicted   0                                 -> which clusters lose what is established, too
  *   lb_maglev    service id                        -> a table of ids of backends, where the algorithm is MAGLEV
  *   lb_affinity  a client, service id              -> the backend it stays with; the programs write it
  *   lb_source_ranges  service id, prefix           -> who of those outside may ask
@@ -148,6 +149,12 @@ struct lb_clusters {
 	__u16 reduced[LB_CLUSTERS];
 };
 _Static_assert(sizeof(struct lb_clusters) == 1024, "lb_clusters");
+
+/* Of a cluster that is out (LB_FULL), by its id: whether what is established with it ends, too (1), or goes on (0). */
+struct lb_evicted {
+	__u8 evicted[LB_CLUSTERS];
+};
+_Static_assert(sizeof(struct lb_evicted) == 512, "lb_evicted");
 
 /* A prime: the table of Maglev (NSDI 2016, 3.4), in which each backend has as many places as its part. Those of equal
  * backends are equal on every node. */
@@ -442,6 +449,9 @@ DECLARE_MAP(lb_backends, BPF_MAP_TYPE_HASH, __u32, struct lb_backend, 131072, BP
 
 /* What is taken from each cluster's share, everywhere? */
 DECLARE_MAP(lb_clusters, BPF_MAP_TYPE_ARRAY, __u32, struct lb_clusters, 1, 0);
+
+/* Of which clusters that are out do established connections end? */
+DECLARE_MAP(lb_evicted, BPF_MAP_TYPE_ARRAY, __u32, struct lb_evicted, 1, 0);
 
 /* Which backend does this service's table give? */
 DECLARE_MAP(lb_maglev, BPF_MAP_TYPE_HASH, __u32, struct lb_maglev, 65536, BPF_F_NO_PREALLOC);

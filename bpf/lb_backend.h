@@ -47,6 +47,19 @@ static __always_inline struct lb_backend *lb_backend_of(const struct lb_clusters
 	return backend && lb_reduced(clusters, backend->cluster_id) != LB_FULL ? backend : NULL;
 }
 
+/* Whether what is established with this cluster ends. It may be taken in again before `lb_evicted` says so. */
+static __always_inline bool lb_is_evicted(__u16 cluster_id)
+{
+	struct lb_clusters *clusters = lb_all_clusters();
+	struct lb_evicted *all;
+	__u32 first = 0;
+
+	if (!clusters || lb_reduced(clusters, cluster_id) != LB_FULL)
+		return false;
+	all = bpf_map_lookup_elem(MAP(lb_evicted), &first);
+	return all && all->evicted[cluster_id % LB_CLUSTERS];
+}
+
 /* The same for one that new connections may be given. */
 static __always_inline struct lb_backend *lb_active(const struct lb_clusters *clusters, __u32 id)
 {

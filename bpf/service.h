@@ -31,13 +31,14 @@ static __always_inline __u32 seed_of(const struct ct_key *ends)
 	return lb_mix(seed ^ ends->destination.word[3]) ^ ends->destination.word[2] ^ ends->destination.word[1];
 }
 
-/* Whether the backend of this connection is there, by its id and its address: ids are given again. */
+/* The backend of this connection where that is there, by its id and its address, since ids are given again; NULL where it is
+ * gone, or its cluster evicted. */
 static __always_inline struct lb_backend *backend_of(const struct ct_entry *forward)
 {
 	struct lb_backend *backend = bpf_map_lookup_elem(MAP(lb_backends), &forward->backend_id);
 
 	if (!backend || backend->port != forward->destination_port ||
-	    !is_same_address(&backend->address, &forward->destination))
+	    !is_same_address(&backend->address, &forward->destination) || lb_is_evicted(backend->cluster_id))
 		return NULL;
 	return backend;
 }

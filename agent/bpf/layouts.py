@@ -7,7 +7,7 @@ struct.error or OverflowError when it is packed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from enum import IntEnum, IntFlag
 from functools import lru_cache
 from itertools import starmap
@@ -116,8 +116,8 @@ class NodeIdentity(IntEnum):
 
 
 class Number(NamedTuple):
-    """Key of lb_backends (its id), lb_clusters and lb_maglev (a service's id); each of the ids of backends that are a
-    value of lb_slots or lb_maglev."""
+    """Key of lb_backends (its id), lb_clusters, lb_evicted and lb_maglev (a service's id); each of the ids of backends
+    that are a value of lb_slots or lb_maglev."""
 
     number: int
 
@@ -191,6 +191,13 @@ class Reduced(NamedTuple):
     """What one cluster does not get of its share, of LB_FULL: a value of lb_clusters has one for each, by its id."""
 
     part: int
+
+
+class Evicted(NamedTuple):
+    """Whether one cluster's established connections end while it is out (1): a value of lb_evicted has one for each, by
+    its id."""
+
+    is_evicted: int
 
 
 class AffinityKey(NamedTuple):
@@ -415,6 +422,7 @@ _LAYOUTS: Final[Mapping[type, _Layout]] = {
     AddressKey: _Layout("A"),
     SlotsKey: _Layout("IHH"),
     Reduced: _Layout("H"),
+    Evicted: _Layout("B"),
     BackendValue: _Layout("APBBHHH2x"),
     AffinityKey: _Layout("AI4x"),
     AffinityValue: _Layout("QIHH"),
@@ -442,6 +450,7 @@ MAPS: Final[Mapping[str, tuple[type[Any], type[Any]]]] = {
     "lb_slots": (SlotsKey, Number),
     "lb_backends": (Number, BackendValue),
     "lb_clusters": (Number, Reduced),
+    "lb_evicted": (Number, Evicted),
     "lb_maglev": (Number, Number),
     "lb_affinity": (AffinityKey, AffinityValue),
     "lb_source_ranges": (SourceRangeKey, Allowed),
@@ -576,3 +585,8 @@ def pack_factors(factors: Mapping[int, float]) -> bytes:
     for cluster_id, factor in factors.items():
         reduced[cluster_id] = LB_FULL - round(factor * LB_FULL)
     return Struct(f"={LB_CLUSTERS}H").pack(*reduced)
+
+
+def pack_evicted(evicted: Collection[int]) -> bytes:
+    """Value of lb_evicted, of the ids of clusters."""
+    return bytes(number in evicted for number in range(LB_CLUSTERS))

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from msgspec.structs import replace
 
-from agent.bpf.layouts import Number, pack, pack_factors
+from agent.bpf.layouts import Number, pack, pack_evicted, pack_factors
 from agent.domains.domain import Domain
 from agent.domains.tables import Targets, most_of
 from agent.plan.leaving import Leavers
@@ -61,8 +61,8 @@ class Services(Domain[tuple[str, str]]):
         self.tables = ServiceTrackers[Tracker[bytes, bytes]](
             *(Tracker(name, getattr(targets, name)) for name in ServiceTrackers._fields)
         )
-        self.factors = Tracker("clusters", targets.clusters)
-        super().__init__(Reconciler(*self.tables), Reconciler(self.factors))
+        self.factors, self._evictions = Tracker("clusters", targets.clusters), Tracker("evicted", targets.evicted)
+        super().__init__(Reconciler(*self.tables), Reconciler(self.factors, self._evictions))
         self.planner = ServicePlanner(self.tables, [most_of(table.target) for table in self.tables])
         self._leavers = Leavers(state.pod, state.watched, most_of(targets.backends) // _LEAVERS)
         self._state, self._propagation, self._before = state, state.propagation, before
@@ -87,9 +87,10 @@ class Services(Domain[tuple[str, str]]):
     def set_factors(self, factors: Mapping[int, float], evicted: Set[int] = frozenset()) -> None:
         """Give each cluster, by its id, this part (0 to 1) of its share in every service; those not named have all of
         it. One write: a cluster at 0 is out with it. What is established goes on, but for those clusters of them that
-        are `evicted`."""
+        are `evicted`: a second write, after the first, so that nobody who is sent away comes back."""
         self.evicted = evicted & {each for each, factor in factors.items() if not factor}
         self.factors.set(pack(Number(0)), pack_factors(factors))
+        self._evictions.set(pack(Number(0)), pack_evicted(self.evicted))
         self.wake()
 
     async def adopt(self) -> None:

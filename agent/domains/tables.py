@@ -44,6 +44,7 @@ class Targets(NamedTuple):
     source_ranges: Target[bytes, bytes]
     services: Target[bytes, bytes]
     clusters: Target[bytes, bytes]
+    evicted: Target[bytes, bytes]
     config: Target[bytes, bytes]
     sources: Target[bytes, bytes]
     pods: Target[bytes, bytes]
@@ -61,7 +62,7 @@ def open_targets(datapath: Datapath, device: Device, public_key: str, *, by_stac
         sources=open_map(datapath, "pod_sources"),
         pods=open_map(datapath, "pod_devices"),
         devices=DeviceTarget(datapath.devices, datapath.maps["pod_sources"], by_stack=by_stack),
-        **{name: open_map(datapath, f"lb_{name}") for name in (*ServiceTrackers._fields, "clusters")},
+        **{name: open_map(datapath, f"lb_{name}") for name in (*ServiceTrackers._fields, "clusters", "evicted")},
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from bpf_flows import ICMP, ICMP6, SCTP, SYN, TCP, UDP, Packet, read
@@ -25,6 +25,8 @@ from agent.bpf.layouts import (
     ServiceKey,
     ServiceValue,
     SlotsKey,
+    pack_evicted,
+    pack_factors,
     unpack,
 )
 from agent.bpf.loader import Datapath
@@ -109,6 +111,7 @@ class Bed(Addresses):
             self.serve(self.empty, port, protocol, 102 + 10 * number, None)
             self.serve(self.own, port, protocol, 103 + 10 * number, OWN + 10 * number)
         self.put("node_config", {Number(0): config(self)})
+        self.take_out()
 
     def put(self, name: str, entries: Mapping[Any, Any]) -> None:
         asyncio.run(write(self.datapath, name, entries))
@@ -133,8 +136,15 @@ class Bed(Addresses):
             self.put("lb_groups", {GroupsKey(service_id): [LbGroup(1, 0, 1)] + [LbGroup(1)] * 7})
         self.put("lb_services", {ServiceKey(parse(address), port, protocol, scope): value})
 
-    def back(self, number: int, address: str, port: int, protocol: int, state: int = BackendState.ACTIVE) -> None:
-        self.put("lb_backends", {Number(number): BackendValue(parse(address), port, protocol, state)})
+    def back(
+        self, number: int, address: str, port: int, protocol: int, state: int = BackendState.ACTIVE, cluster: int = 0
+    ) -> None:
+        self.put("lb_backends", {Number(number): BackendValue(parse(address), port, protocol, state, cluster)})
+
+    def take_out(self, *drained: int, evicted: Collection[int] = ()) -> None:
+        """These clusters, and no others; `evicted` may be any."""
+        self.put("lb_clusters", {Number(0): pack_factors(dict.fromkeys(drained, 0.0))})
+        self.put("lb_evicted", {Number(0): pack_evicted(evicted)})
 
     def send(self, program: str, packet: Packet | bytes, device: int = 1) -> tuple[int, Packet | None]:
         """The verdict, and the packet after it."""

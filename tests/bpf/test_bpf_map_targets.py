@@ -24,7 +24,7 @@ from clustermesh.errors import ApplyError, Unavailable
 pytestmark = pytest.mark.root
 
 _SMALL = st.integers(0, 20)
-_OTHERS = {"lb_clusters", "lb_reverse_sk", "ipcache_cidr", "lb_affinity", "lb_source_ranges"}
+_OTHERS = {"lb_clusters", "lb_evicted", "lb_reverse_sk", "ipcache_cidr", "lb_affinity", "lb_source_ranges"}
 _OTHERS |= {"ct", "ct_direct", "ct_fragments", "node_config"}
 _HASHES = sorted({*MAPS} - _OTHERS - {"lb_maglev"})  # a hash as the others are, with values too large to be drawn
 

@@ -460,6 +460,46 @@ def test_a_connection_whose_backend_is_gone_is_reset(bed: Bed) -> None:
     assert bed.entries() == {}
 
 
+def test_a_connection_into_an_evicted_cluster_is_reset_and_one_into_a_drained_goes_on(bed: Bed) -> None:
+    sent = call(bed, TCP)
+    bed.back(BACKEND, bed.backend, 8080, TCP, cluster=2)
+    arrived = opened(bed, sent).to(flags=ACK)
+    last = sent.to(flags=ACK, ack=99)
+    for drained, evicted in (((), ()), ((2,), ()), ((2, 3), (3,)), ((), (2,))):
+        bed.take_out(*drained, evicted=evicted)
+        bed.change(sent, expires=bed.entry(sent).expires - 5)  # type: ignore[union-attr]
+        assert bed.from_pod(sent.to(flags=ACK)) == (NEXT, arrived), (drained, evicted)
+    bed.take_out(2, evicted={2})
+    assert bed.from_pod(last) == (NEXT, arrived.to(ack=99)), "it is looked at once a second"
+    bed.change(sent, expires=bed.entry(sent).expires - 5)  # type: ignore[union-attr]
+    assert bed.from_pod(last) == (REDIRECT, last.back().to(flags=RST, seq=99, ack=0))
+    assert bed.entries() == {}
+
+
+def test_a_client_that_opens_anew_from_its_port_is_not_sent_into_an_evicted_cluster(bed: Bed) -> None:
+    sent = call(bed, TCP)
+    bed.back(BACKEND, bed.backend, 8080, TCP, cluster=2)
+    opened(bed, sent)
+    bed.back(9, bed.other, 8080, TCP)
+    bed.put("lb_slots", {SlotsKey(100): [Number(9)] * 16})
+    bed.take_out(2, evicted={2})
+    assert bed.from_pod(sent) == (NEXT, sent.to(destination=bed.other, destination_port=8080))
+
+
+def test_datagrams_move_out_of_an_evicted_cluster(bed: Bed) -> None:
+    sent = call(bed, UDP)
+    bed.back(BACKEND + 10, bed.backend, 5353, UDP, cluster=2)
+    assert bed.from_pod(sent) == (NEXT, to_backend(bed, sent))
+    bed.back(9, bed.other, 5353, UDP)
+    bed.put("lb_slots", {SlotsKey(110): [Number(9)] * 16})
+    bed.take_out(2)
+    bed.change(sent, expires=bed.entry(sent).expires - 5)  # type: ignore[union-attr]
+    assert bed.from_pod(sent) == (NEXT, to_backend(bed, sent)), "it is only drained"
+    bed.take_out(2, evicted={2})
+    bed.change(sent, expires=bed.entry(sent).expires - 5)  # type: ignore[union-attr]
+    assert bed.from_pod(sent) == (NEXT, sent.to(destination=bed.other, destination_port=5353))
+
+
 def test_a_backends_number_that_is_given_to_another_is_no_backend(bed: Bed) -> None:
     sent = call(bed, TCP)
     opened(bed, sent)

@@ -152,6 +152,7 @@ class Bed:
             "routes",
             *ServiceTrackers._fields,
             "clusters",
+            "evicted",
             "config",
             "sources",
             "pods",

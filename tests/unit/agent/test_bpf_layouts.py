@@ -37,6 +37,7 @@ from agent.bpf.layouts import (
     Event,
     EventsWanted,
     EventType,
+    Evicted,
     GroupsKey,
     IpcacheValue,
     LbGroup,
@@ -61,6 +62,7 @@ from agent.bpf.layouts import (
     pack,
     pack_backends,
     pack_cidr,
+    pack_evicted,
     pack_factors,
     pack_service_key,
     pack_slots,
@@ -103,6 +105,7 @@ ARRAYS: Mapping[str, tuple[type[Any], int]] = {  # of what, and how many
     "lb_groups": (LbGroup, 8),
     "lb_slots": (Number, 16),
     "lb_clusters": (Reduced, 512),
+    "lb_evicted": (Evicted, 512),
     "lb_maglev": (Number, 1021),
 }
 ENUMS: Mapping[str, tuple[type[IntEnum], str]] = {
@@ -368,3 +371,9 @@ def test_clusters_that_are_not_named_have_their_whole_share() -> None:
     reduced = unpack_each(Reduced, pack_factors({1: 0, 2: 0.5, 511: 1}))
     assert len(reduced) == LB_CLUSTERS
     assert {number: part for number, (part,) in enumerate(reduced) if part} == {1: LB_FULL, 2: LB_FULL - 32768}
+
+
+def test_clusters_that_are_named_are_evicted_and_no_other() -> None:
+    evicted = unpack_each(Evicted, pack_evicted({1, 511}))
+    assert len(evicted) == LB_CLUSTERS
+    assert [number for number, (is_evicted,) in enumerate(evicted) if is_evicted] == [1, 511]

@@ -12,7 +12,7 @@ from fake_kernel import Bed
 from fake_wireguard import numbered_key
 from msgspec.structs import replace
 
-from agent.bpf.layouts import IpcacheValue, Number, pack, pack_factors
+from agent.bpf.layouts import IpcacheValue, Number, pack, pack_evicted, pack_factors
 from agent.domains import domains, gate, tunnels
 from agent.domains.addresses import INIT
 from agent.plan.attached import AttachedPod
@@ -985,6 +985,22 @@ async def test_a_clusters_factor_is_one_entry_and_repaired_as_any_other(bed: Bed
     await bed.domains.services.audit()
     await bed.step()
     assert bed.tables["clusters"].held == {pack(Number(0)): pack_factors({2: 0.25})}
+
+
+async def test_an_evicted_cluster_is_out_before_the_programs_hear_that_it_is_evicted(bed: Bed) -> None:
+    await bed.adopt()
+    await bed.step()
+    first = pack(Number(0))
+    assert bed.tables["evicted"].held == {first: pack_evicted(())}
+    bed.journal.clear()
+    bed.domains.services.set_factors({2: 0.0, 3: 0.0, 4: 0.5}, evicted={2, 4, 5})
+    await bed.step()
+    assert [each for each in bed.journal if each.startswith(("clusters", "evicted"))] == ["clusters +1", "evicted +1"]
+    assert bed.tables["clusters"].held == {first: pack_factors({2: 0.0, 3: 0.0, 4: 0.5})}
+    assert bed.tables["evicted"].held == {first: pack_evicted({2})}, "only who is out altogether is"
+    bed.domains.services.set_factors({})
+    await bed.step()
+    assert bed.tables["evicted"].held == {first: pack_evicted(())}
 
 
 async def test_nodes_that_wait_are_decided_on_in_turns_and_nothing_waits_for_them(bed: Bed) -> None:
