@@ -80,7 +80,7 @@ static __always_inline int nat_quote(struct __sk_buff *skb, const struct packet 
 	if (nat_quoted_check(skb, quote, addresses + ports, change) ||
 	    bpf_skb_store_bytes(skb, quote->transport, swapped, sizeof(swapped), 0))
 		return -1;
-	return write_addresses(skb, packet, quote->network, &to->destination, &to->source, check, 0);
+	return write_addresses(of_skb(skb), packet, quote->network, &to->destination, &to->source, check, 0);
 }
 
 /* Translates the error as `entry` says of what comes back. Whoever found the error, be it no end, keeps its address. */
@@ -99,7 +99,7 @@ static __always_inline int nat_error(struct __sk_buff *skb, const struct packet 
 		return -1;
 	if (packet->flags & PACKET_IPV6 && bpf_l4_csum_replace(skb, check, 0, sum_fold32(outer), BPF_F_PSEUDO_HDR))
 		return -1;
-	return write_addresses(skb, packet, packet->network, &source, &to->destination,
+	return write_addresses(of_skb(skb), packet, packet->network, &source, &to->destination,
 			       changed_check(packet->check, outer), BPF_F_RECOMPUTE_CSUM);
 }
 

@@ -48,22 +48,22 @@ struct ends4 {
 /* The addresses in an IP header at `network`, and its checksum where it has one: IPv4's sum is as it was then. `flags` are
  * for IPv6's, of which a checksum that a device computed over all of the packet must know, but where another one makes up
  * for them. */
-static __always_inline int write_addresses(struct __sk_buff *skb, const struct packet *packet, __u32 network,
+static __always_inline int write_addresses(struct frame frame, const struct packet *packet, __u32 network,
 					   const struct address *source, const struct address *destination, __u16 check,
 					   __u64 flags)
 {
 	if (packet->flags & PACKET_IPV6) {
-		if (bpf_skb_store_bytes(skb, network + offsetof(struct ipv6hdr, saddr), source, 16, flags))
+		if (frame_store(frame, network + offsetof(struct ipv6hdr, saddr), source, 16, flags))
 			return -1;
-		return bpf_skb_store_bytes(skb, network + offsetof(struct ipv6hdr, daddr), destination, 16, flags);
+		return frame_store(frame, network + offsetof(struct ipv6hdr, daddr), destination, 16, flags);
 	} else {
 		struct ends4 ends = { check, source->word[3], destination->word[3] };
 
-		return bpf_skb_store_bytes(skb, network + offsetof(struct iphdr, check), &ends, sizeof(ends), 0);
+		return frame_store(frame, network + offsetof(struct iphdr, check), &ends, sizeof(ends), 0);
 	}
 }
 
-static __always_inline int nat_ports(struct __sk_buff *skb, const struct packet *packet, const struct ends *to, __u32 check)
+static __always_inline int nat_ports(struct frame frame, const struct packet *packet, const struct ends *to, __u32 check)
 {
 	const struct ct_key *from = &packet->ends;
 	__be16 ports[2] = { to->source_port, to->destination_port };
@@ -72,14 +72,14 @@ static __always_inline int nat_ports(struct __sk_buff *skb, const struct packet 
 
 	if (to->source_port == from->source_port && to->destination_port == from->destination_port)
 		return 0;
-	if (bpf_l4_csum_replace(skb, check, 0, sum_fold32(change),
+	if (frame_change_check(frame, check, sum_fold32(change),
 				from->protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0))
 		return -1;
-	return bpf_skb_store_bytes(skb, packet->transport, ports, sizeof(ports), 0);
+	return frame_store(frame, packet->transport, ports, sizeof(ports), 0);
 }
 
 /* Gives the packet the ends `to`. -1 where the kernel will not: the packet is half changed then. */
-static __always_inline int nat(struct __sk_buff *skb, const struct packet *packet, const struct ends *to)
+static __always_inline int nat(struct frame frame, const struct packet *packet, const struct ends *to)
 {
 	const struct ct_key *from = &packet->ends;
 	__u64 change = sum_of_change(&from->source, &to->source) + sum_of_change(&from->destination, &to->destination);
@@ -94,10 +94,10 @@ static __always_inline int nat(struct __sk_buff *skb, const struct packet *packe
 		} else {
 			check += offsetof(struct tcphdr, check);
 		}
-		if (bpf_l4_csum_replace(skb, check, 0, sum_fold32(change), flags) || nat_ports(skb, packet, to, check))
+		if (frame_change_check(frame, check, sum_fold32(change), flags) || nat_ports(frame, packet, to, check))
 			return -1;
 	}
-	return write_addresses(skb, packet, packet->network, &to->source, &to->destination,
+	return write_addresses(frame, packet, packet->network, &to->source, &to->destination,
 			       changed_check(packet->check, change), BPF_F_RECOMPUTE_CSUM);
 }
 

@@ -3,13 +3,13 @@
 #ifndef CLUSTERMESH_PACKET_H
 #define CLUSTERMESH_PACKET_H
 
-#include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ip.h>
 #include <linux/ipv6.h>
 #include <linux/tcp.h>
 #include <linux/udp.h>
 
+#include "frame.h"
 #include "scratch.h"
 
 /* How much of a packet there is to go by. */
@@ -53,18 +53,18 @@ enum { MAX_EXTENSIONS = 6, FRAGMENT_OFFSET = 0x1fff, FRAGMENT_MORE = 0x2000, FRA
 
 enum { FRAGMENT_TIMEOUT = 30 }; /* in ticks: as long as the kernel waits for a packet's fragments */
 
-static __always_inline void *header_in(struct __sk_buff *skb, __u32 offset, __u32 size)
+static __always_inline void *header_in(struct frame frame, __u32 offset, __u32 size)
 {
-	void *at = (void *)(long)skb->data + offset;
+	void *at = frame_data(frame) + offset;
 
 	asm volatile("" : "+r"(at)); /* or the compiler checks another sum than it uses */
-	return at + size > (void *)(long)skb->data_end ? NULL : at;
+	return at + size > frame_end(frame) ? NULL : at;
 }
 
 enum { FARTHEST = 0x3ff };
 
 /* `size` bytes from `offset` on, NULL where the packet has no such, or further back than is looked. */
-static __always_inline void *header(struct __sk_buff *skb, __u32 offset, __u32 size)
+static __always_inline void *header(struct frame frame, __u32 offset, __u32 size)
 {
 	void *at;
 
@@ -72,15 +72,15 @@ static __always_inline void *header(struct __sk_buff *skb, __u32 offset, __u32 s
 		return NULL;
 	asm volatile("" : "+r"(offset)); /* or the compiler leaves out what the verifier needs */
 	offset &= FARTHEST;
-	at = header_in(skb, offset, size);
+	at = header_in(frame, offset, size);
 	if (at)
 		return at;
-	return bpf_skb_pull_data(skb, offset + size) ? NULL : header_in(skb, offset, size);
+	return frame_pull(frame, offset + size) ? NULL : header_in(frame, offset, size);
 }
 
-static __always_inline bool parse_ipv4(struct __sk_buff *skb, struct packet *packet)
+static __always_inline bool parse_ipv4(struct frame frame, struct packet *packet)
 {
-	struct iphdr *ip = header(skb, packet->network, sizeof(*ip));
+	struct iphdr *ip = header(frame, packet->network, sizeof(*ip));
 	__u16 fragment;
 
 	if (!ip || ip->ihl < 5)
@@ -103,7 +103,7 @@ static __always_inline bool parse_ipv4(struct __sk_buff *skb, struct packet *pac
 }
 
 /* Each extension header that may stand before the transport's. */
-static __always_inline bool skip_extensions(struct __sk_buff *skb, struct packet *packet, __u8 next)
+static __always_inline bool skip_extensions(struct frame frame, struct packet *packet, __u8 next)
 {
 #pragma unroll
 	for (__u32 i = 0; i < MAX_EXTENSIONS; i++) {
@@ -111,7 +111,7 @@ static __always_inline bool skip_extensions(struct __sk_buff *skb, struct packet
 
 		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS && next != IPPROTO_FRAGMENT)
 			break;
-		extension = header(skb, packet->transport, 8);
+		extension = header(frame, packet->transport, 8);
 		if (!extension)
 			return false;
 		if (next == IPPROTO_FRAGMENT) {
@@ -135,9 +135,9 @@ static __always_inline bool skip_extensions(struct __sk_buff *skb, struct packet
 }
 
 /* An IPv4 address in IPv6's header, where the kernel takes none either: it would be taken for that of a packet of IPv4. */
-static __always_inline bool parse_ipv6(struct __sk_buff *skb, struct packet *packet)
+static __always_inline bool parse_ipv6(struct frame frame, struct packet *packet)
 {
-	struct ipv6hdr *ip = header(skb, packet->network, sizeof(*ip));
+	struct ipv6hdr *ip = header(frame, packet->network, sizeof(*ip));
 
 	if (!ip)
 		return false;
@@ -147,7 +147,7 @@ static __always_inline bool parse_ipv6(struct __sk_buff *skb, struct packet *pac
 	packet->transport = packet->network + sizeof(*ip);
 	packet->length = sizeof(*ip) + bpf_ntohs(ip->payload_len);
 	packet->flags = PACKET_IPV6 | PACKET_WHOLE;
-	return skip_extensions(skb, packet, ip->nexthdr);
+	return skip_extensions(frame, packet, ip->nexthdr);
 }
 
 /* In ticks of 2^30 ns, 1.07 s. */
@@ -191,7 +191,7 @@ static __always_inline enum content read_ports(struct packet *packet, const __be
 	return CONTENT_FLOW;
 }
 
-static __always_inline enum content parse_transport(struct __sk_buff *skb, struct packet *packet)
+static __always_inline enum content parse_transport(struct frame frame, struct packet *packet)
 {
 	__u8 protocol = packet->ends.protocol, *found;
 
@@ -200,14 +200,14 @@ static __always_inline enum content parse_transport(struct __sk_buff *skb, struc
 	if (packet->flags & PACKET_FRAGMENTED) /* its number may have been another packet's, that was translated */
 		bpf_map_delete_elem(MAP(ct_fragments), fragment_key(packet));
 	if (protocol == IPPROTO_TCP) {
-		found = header(skb, packet->transport, sizeof(struct tcphdr));
+		found = header(frame, packet->transport, sizeof(struct tcphdr));
 		if (!found)
 			return CONTENT_ENDS;
 		packet->tcp = found[13];
 		packet->head = found[12] >> 4 << 2;
 		return read_ports(packet, (__be16 *)found);
 	}
-	found = header(skb, packet->transport, sizeof(struct udphdr));
+	found = header(frame, packet->transport, sizeof(struct udphdr));
 	if (!found)
 		return CONTENT_ENDS;
 	packet->head = sizeof(struct udphdr);
@@ -221,22 +221,22 @@ static __always_inline enum content parse_transport(struct __sk_buff *skb, struc
 }
 
 /* Reads a packet whose network header is at `network`. */
-static __always_inline enum content parse(struct __sk_buff *skb, __u16 network, struct packet *packet)
+static __always_inline enum content parse(struct frame frame, __u16 network, struct packet *packet)
 {
 	packet->ends.source_port = packet->ends.destination_port = 0;
 	__builtin_memset(packet->ends.pad, 0, sizeof(packet->ends.pad));
 	packet->flags = packet->tcp = packet->head = 0;
 	packet->network = network;
-	if (skb->protocol == bpf_htons(ETH_P_IP)) {
-		if (!parse_ipv4(skb, packet))
+	if (frame_protocol(frame) == bpf_htons(ETH_P_IP)) {
+		if (!parse_ipv4(frame, packet))
 			return CONTENT_OTHER;
-	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
-		if (!parse_ipv6(skb, packet))
+	} else if (frame_protocol(frame) == bpf_htons(ETH_P_IPV6)) {
+		if (!parse_ipv6(frame, packet))
 			return CONTENT_OTHER;
 	} else {
 		return CONTENT_OTHER;
 	}
-	return parse_transport(skb, packet);
+	return parse_transport(frame, packet);
 }
 
 /* Opens a TCP connection. */

@@ -17,7 +17,7 @@ static __always_inline int serve_pod(struct __sk_buff *skb)
 
 	if (!space)
 		return TC_ACT_SHOT;
-	content = parse(skb, ETH_HLEN, &space->packet);
+	content = parse(of_skb(skb), ETH_HLEN, &space->packet);
 	if (content == CONTENT_FLOW)
 		entry = bpf_map_lookup_elem(MAP(ct), &space->packet.ends);
 	if (entry)

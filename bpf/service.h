@@ -167,12 +167,12 @@ static __always_inline enum reason translate(struct __sk_buff *skb, struct ct_sc
 
 	read_ends(entry, &space->to);
 	*passage = (struct passage){ entry->way_device, entry->mtu, entry->way };
-	if (is_too_large(skb, packet, passage->mtu))
+	if (is_too_large(of_skb(skb), packet, passage->mtu))
 		return REASON_DROP_TOO_LARGE;
 	count(entry->flags & CT_REPLY ? REASON_NAT_REPLY : REASON_NAT_FORWARD);
 	if (packet->flags & PACKET_FRAGMENTED)
 		remember_fragment(packet);
-	if (nat(skb, packet, &space->to))
+	if (nat(of_skb(skb), packet, &space->to))
 		passage->way = WAY_NOWHERE;
 	return 0;
 }
@@ -240,7 +240,7 @@ static __always_inline enum reason plan_for_outside(struct __sk_buff *skb, const
 {
 	struct ct_entry *forward = &new->forward, *reply = &new->reply;
 	const struct address *own = is_ipv6 ? &node->node6 : &node->node4;
-	bool has_route = choose_route(skb, node, new, reply, is_ipv6);
+	bool has_route = choose_route(of_skb(skb), node, new, reply, is_ipv6);
 
 	forward->flags |= CT_OUTSIDE;
 	reply->flags |= CT_OUTSIDE;
@@ -253,7 +253,7 @@ static __always_inline enum reason plan_for_outside(struct __sk_buff *skb, const
 		reply->flags |= CT_AT_EGRESS;
 		return 0;
 	}
-	if (!choose_route(skb, node, new, forward, is_ipv6))
+	if (!choose_route(of_skb(skb), node, new, forward, is_ipv6))
 		return REASON_DROP_NO_ROUTE;
 	forward->source = *own;
 	if (node->tunnel_device && forward->way_device == node->tunnel_device)
@@ -408,7 +408,7 @@ static __always_inline int serve(struct __sk_buff *skb, struct ct_scratch *space
 		anew = begins_anew(entry, packet, now);
 	if (entry && !anew && ct_touch(entry, packet, now)) {
 		lost = is_lost(entry);
-		renew_way(skb, &space->new, packet, entry);
+		renew_way(of_skb(skb), &space->new, packet, entry);
 	}
 	if (entry && (anew || lost))
 		ct_delete(entry, &packet->ends, packet);
@@ -439,7 +439,7 @@ static __always_inline int answer(struct __sk_buff *skb, __u16 network, __u16 fl
 
 	if (!space)
 		return NEXT;
-	content = parse(skb, network, &space->packet);
+	content = parse(of_skb(skb), network, &space->packet);
 	if (content == CONTENT_ERROR)
 		return translate_error(skb, true);
 	if (content != CONTENT_FLOW)

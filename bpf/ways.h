@@ -34,14 +34,14 @@ static __always_inline void choose_pod_way(const struct node_config *node, struc
 }
 
 /* The device that leads to where the entry's packets go, as the routes have it. False where there is none, or it is here. */
-static __always_inline bool choose_route(struct __sk_buff *skb, const struct node_config *node, struct ct_new *new,
+static __always_inline bool choose_route(struct frame frame, const struct node_config *node, struct ct_new *new,
 					 struct ct_entry *entry, bool is_ipv6)
 {
 	struct bpf_fib_lookup *route = &new->route;
 	long result;
 
 	__builtin_memset(route, 0, sizeof(*route));
-	route->ifindex = skb->ifindex;
+	route->ifindex = frame_device(frame);
 	route->tot_len = 1;
 	if (is_ipv6) {
 		route->family = FAMILY_IPV6;
@@ -52,7 +52,7 @@ static __always_inline bool choose_route(struct __sk_buff *skb, const struct nod
 		route->ipv4_src = entry->source.word[3];
 		route->ipv4_dst = entry->destination.word[3];
 	}
-	result = bpf_fib_lookup(skb, route, sizeof(*route), 0);
+	result = bpf_fib_lookup(frame_context(frame), route, sizeof(*route), 0);
 	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return false;
 	entry->way = WAY_NEIGH;
@@ -64,7 +64,7 @@ static __always_inline bool choose_route(struct __sk_buff *skb, const struct nod
 }
 
 /* A device may have been made again, and a route may have moved. Where there is none now, there may be one again. */
-static __always_inline void renew_way(struct __sk_buff *skb, struct ct_new *new, const struct packet *packet,
+static __always_inline void renew_way(struct frame frame, struct ct_new *new, const struct packet *packet,
 				      struct ct_entry *entry)
 {
 	struct node_config *node;
@@ -77,19 +77,19 @@ static __always_inline void renew_way(struct __sk_buff *skb, struct ct_new *new,
 	} else if (entry->way == WAY_NEIGH) {
 		node = this_node();
 		if (node)
-			choose_route(skb, node, new, entry, packet->flags & PACKET_IPV6);
+			choose_route(frame, node, new, entry, packet->flags & PACKET_IPV6);
 	}
 }
 
 /* Whether the packet is larger than the way takes: what one of many is that a device is still to cut. */
-static __always_inline bool is_too_large(struct __sk_buff *skb, const struct packet *packet, __u32 mtu)
+static __always_inline bool is_too_large(struct frame frame, const struct packet *packet, __u32 mtu)
 {
 	__u32 size = packet->length;
 
 	if (!mtu || !(packet->flags & PACKET_WHOLE))
 		return false;
-	if (skb->gso_size)
-		size = packet->transport - packet->network + packet->head + skb->gso_size;
+	if (frame_segments(frame))
+		size = packet->transport - packet->network + packet->head + frame_segments(frame);
 	return size > mtu;
 }
 
