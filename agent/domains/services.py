@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from msgspec.structs import replace
 
-from agent.bpf.layouts import Number, pack, pack_evicted, pack_factors
+from agent.bpf.layouts import BackendValue, Number, pack, pack_evicted, pack_factors, unpack
 from agent.domains.domain import Domain
 from agent.domains.tables import Targets, most_of
 from agent.plan.leaving import Leavers
@@ -65,6 +65,8 @@ class Services(Domain[tuple[str, str]]):
         super().__init__(Reconciler(*self.tables), Reconciler(self.factors, self._evictions))
         self.planner = ServicePlanner(self.tables, [most_of(table.target) for table in self.tables])
         self._leavers = Leavers(state.pod, state.watched, most_of(targets.backends) // _LEAVERS)
+        # In the kernel and in no service, by the namespace of their pods: for one step, once all clusters are known.
+        self._strays: dict[str, list[BackendValue]] | None = None
         self._state, self._propagation, self._before = state, state.propagation, before
         self.known: Callable[[], Set[int] | None] = lambda: None
         self.unheard: Callable[[], Set[int]] = frozenset
@@ -101,6 +103,7 @@ class Services(Domain[tuple[str, str]]):
         self._changes |= self._propagation.take_seen()  # of this moment, as what is dirty
         before, self._known = self._known, (self.known(), self.unheard())
         taken = self._state.take_services() | (self._found.keys() if self._known != before else set())
+        taken |= self.planner.services_in(self._strays.keys()) if self._strays else set()
         return taken | (self._asking if self._has_moved() else set())
 
     def _has_moved(self) -> bool:
@@ -125,7 +128,8 @@ class Services(Domain[tuple[str, str]]):
         entries = [each for each in entries if each.frontend not in taken] if taken else entries
         if self.planner.plans(item):
             own_id = 0 if local is None else local.service.cluster_id
-            entries = self._leavers.keep(item, own_id, entries, partial(self.planner.claim, item))
+            strays = (self._strays or {}).get(item[0], ()) if local is not None and local.is_global else ()
+            entries = self._leavers.keep(item, own_id, entries, partial(self.planner.claim, item), strays)
         self.planner.update(item, entries)
 
     def _check_health(self, item: tuple[str, str], local: LocalService | None) -> None:
@@ -200,7 +204,19 @@ class Services(Domain[tuple[str, str]]):
         except TimeoutError:
             self._in_vain |= {domain.name: domain.begun for domain in busy}
 
+    def _look_for_strays(self) -> None:
+        """Whoever is planned by now is known to be of a service."""
+        if self._strays is None and self.reconcilers[0].may_delete:
+            table = self.tables.backends
+            unclaimed = table.actual.keys() - table.desired.keys()
+            self._strays = self._leavers.by_namespace(unpack(BackendValue, table.actual[key]) for key in unclaimed)
+            if self._strays:
+                self.wake()
+        elif self._strays:
+            self._strays = {}
+
     def applied(self) -> None:
+        self._look_for_strays()
         if not any(tracker.problems for tracker in self.trackers):
             failed = {each: revision for each, revision in self._changes.items() if each[1] in self.problems}
             changes, self._changes = self._changes, failed

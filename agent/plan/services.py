@@ -10,7 +10,7 @@ before, and goes after, what names it, so that no lookup meets a gap, and nobody
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
 from operator import attrgetter
@@ -108,6 +108,10 @@ class ServicePlanner:
     def plans(self, name: Name) -> bool:
         """Whether service `name` has anything of what was planned so far."""
         return name in self._keys
+
+    def services_in(self, namespaces: Container[str]) -> set[Name]:
+        """Those that have anything of what was planned so far."""
+        return {name for name in self._keys if name[0] in namespaces}
 
     def claim(self, name: Name, frontend: Frontend) -> ServiceEntry | None:
         """What service `name` wants to have there, as it was planned last."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
-from fake_kernel import VIP, Bed
+from fake_kernel import TCP80, VIP, Bed
 
 from agent.bpf.layouts import BackendValue, MeantValue, pack_service_key, unpack
 from agent.domains import services
 from agent.eviction import verdict
 from clustermesh.address import Address, parse, text
 from clustermesh.mesh.resolve import Scope
-from clustermesh.model import BackendState, Endpoint
+from clustermesh.model import BackendState, Endpoint, LocalService, Port, Protocol, Service
 
 POD, OTHER, NODE = parse("10.2.2.5"), parse("10.2.2.6"), parse("192.0.2.2")
 
@@ -123,3 +124,72 @@ async def test_no_more_rest_than_their_part_of_the_map(bed: Bed, monkeypatch: py
     bed.add_remote_web("beta")
     await bed.step()
     assert {is_lost(bed), is_lost(bed, OTHER)} == {True, False}
+
+
+async def start_again(bed: Bed) -> None:
+    """Another agent, that has read all there is."""
+    bed.restart()
+    await bed.adopt()
+    bed.state._dirty_services.add(("n", "web"))
+    await bed.step()
+
+
+async def test_who_rested_rests_on_after_a_restart(bed: Bed) -> None:
+    bed.add_remote_web("beta")
+    await bed.step()
+    held = dict(bed.tables["backends"].held)
+    for _ in range(2):
+        await start_again(bed)
+        assert not is_lost(bed)
+        assert not is_lost(bed, OTHER)
+        assert bed.tables["backends"].held == held, "under the same numbers, by which connections know them"
+    bed.sink.remove("beta", "endpoints", OTHER)
+    await bed.step()
+    assert is_lost(bed, OTHER)
+    assert not is_lost(bed)
+
+
+async def test_who_left_while_no_agent_ran_rests_where_its_pod_is_there(bed: Bed) -> None:
+    bed.add_web("10.1.1.6")
+    bed.add_remote_web("beta", "10.2.2.7")
+    bed.sink.remove("beta", "endpoints", OTHER)
+    await start_again(bed)
+    assert states(bed)[POD] == BackendState.TERMINATING
+    assert not is_lost(bed)
+    assert is_lost(bed, OTHER)
+    assert is_lost(bed, parse("10.1.1.5")), "the own cluster says of each what it is"
+    assert bed.served() == ["6", "7"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "rests"),
+    [({}, True), ({"is_global": False}, False), ({"namespace": "m"}, False), ({"port": 81}, False)],
+    ids=str,
+)
+async def test_after_a_restart_it_rests_in_global_services_of_its_namespace_with_its_port(
+    bed: Bed, changes: dict[str, Any], rests: bool
+) -> None:
+    """Which service it was of the kernel does not say."""
+    bed.add_remote_web("beta", text(OTHER))
+    await bed.step()
+    bed.sink.remove("alpha", "local_services", ("n", "web"))
+    namespace, ports = (
+        changes.get("namespace", "n"),
+        {"http": Port(protocol=Protocol.TCP, port=changes.get("port", 80))},
+    )
+    at = parse("10.96.0.77")
+    of = Service(
+        cluster="alpha",
+        cluster_id=1,
+        namespace=namespace,
+        name="other",
+        frontends={at: TCP80},
+        backends={parse("10.1.1.9"): ports},
+    )
+    of_all = LocalService(service=of, is_global=changes.get("is_global", True))
+    bed.say("alpha", "local_services", (namespace, "other"), of_all)
+    await start_again(bed)
+    entry = bed.domains.services.planner.wanted(pack_service_key(at, 80, 6, Scope.ANY))
+    assert entry is not None
+    resting = {each for group in entry.resting for alike in group.alike for each in alike.addresses}
+    assert resting == ({POD, OTHER} if rests else set())
