@@ -243,12 +243,6 @@ def set_rp_filter(device: str, value: int = 0) -> None:
     _write(Path("/proc/sys/net/ipv4/conf", device, "rp_filter"), value)
 
 
-def accept_local(device: str) -> None:
-    """Have the stack take packets from one device whose source is an address of this machine: a pod's replies get that
-    of the service that was called, which may be the node's."""
-    _write(Path("/proc/sys/net/ipv4/conf", device, "accept_local"), 1)
-
-
 def reserve_ports(first: int, last: int) -> None:
     """Have the kernel give none of these to sockets that bind to no port, beside what is reserved already. Raises
     Refused or Unavailable."""

@@ -10,12 +10,6 @@
 
 enum { VLAN_NUMBER = 0xfff };
 
-/* Replies to pods that go on to their devices by the kernel's way are translated there. */
-static __always_inline bool is_left_to_pod(const struct ct_entry *entry, __u16 network)
-{
-	return (entry->flags & (CT_REPLY | CT_OUTSIDE)) == CT_REPLY && (entry->way == WAY_STACK || !network);
-}
-
 /* Of a VLAN: it is that one's device that leads outside. Number 0 is none, and says only how urgent the frame is. */
 static __always_inline bool is_of_vlan(const struct __sk_buff *skb)
 {
@@ -26,7 +20,6 @@ static __always_inline bool is_of_vlan(const struct __sk_buff *skb)
 static __always_inline int serve_outside(struct __sk_buff *skb, __u16 network)
 {
 	struct ct_scratch *space = scratch();
-	struct ct_entry *entry;
 	enum content content;
 
 	if (!space || skb->pkt_type != PACKET_HOST || is_of_vlan(skb))
@@ -36,10 +29,7 @@ static __always_inline int serve_outside(struct __sk_buff *skb, __u16 network)
 		return translate_error(skb, false);
 	if (content != CONTENT_FLOW)
 		return NEXT;
-	entry = bpf_map_lookup_elem(MAP(ct), &space->packet.ends);
-	if (entry && is_left_to_pod(entry, network))
-		return NEXT;
-	return serve(skb, space, entry, SIDE_OUTSIDE);
+	return serve(skb, space, bpf_map_lookup_elem(MAP(ct), &space->packet.ends), SIDE_OUTSIDE);
 }
 
 #endif

@@ -177,6 +177,15 @@ static __always_inline enum reason translate(struct __sk_buff *skb, struct ct_sc
 	return 0;
 }
 
+/* Replies that go on by the kernel's way are translated where they leave this node's hands, and nowhere else: what had been
+ * translated on its way in would be looked up there once more, by ends that may be another connection's. */
+static __always_inline bool is_left_to_egress(const struct ct_entry *entry, const struct packet *packet)
+{
+	if (entry->flags & CT_AT_EGRESS)
+		return true;
+	return (entry->flags & (CT_REPLY | CT_OUTSIDE)) == CT_REPLY && (entry->way == WAY_STACK || !packet->network);
+}
+
 /* The ICMP error in scratch, of whoever. Those about packets that are none of ours are left alone. */
 SUBPROGRAM int translate_error(struct __sk_buff *skb, __u32 is_egress)
 {
@@ -187,7 +196,7 @@ SUBPROGRAM int translate_error(struct __sk_buff *skb, __u32 is_egress)
 	if (!space || !read_quote(skb, &space->packet, &space->quote))
 		return NEXT;
 	entry = bpf_map_lookup_elem(MAP(ct), &space->quote.back);
-	if (!entry || (entry->flags & CT_AT_EGRESS && !is_egress))
+	if (!entry || (is_egress ? !(entry->flags & CT_REPLY) : is_left_to_egress(entry, &space->packet)))
 		return NEXT;
 	read_ends(entry, &space->to);
 	passage = (struct passage){ entry->way_device, 0, entry->way };
@@ -402,7 +411,7 @@ static __always_inline int serve(struct __sk_buff *skb, struct ct_scratch *space
 	__u32 now = ct_now();
 	int why = 0;
 
-	if (entry && entry->flags & CT_AT_EGRESS)
+	if (entry && is_left_to_egress(entry, packet))
 		return NEXT;
 	if (entry)
 		anew = begins_anew(entry, packet, now);

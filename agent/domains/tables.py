@@ -51,8 +51,8 @@ class Targets(NamedTuple):
     devices: Target[str, Attached]
 
 
-def open_targets(datapath: Datapath, device: Device, public_key: str, *, by_stack: bool = False) -> Targets:
-    """Those of this machine; the descriptors stay the datapath's. `by_stack`: see DeviceTarget."""
+def open_targets(datapath: Datapath, device: Device, public_key: str) -> Targets:
+    """Those of this machine; the descriptors stay the datapath's."""
     return Targets(
         ipcache=open_map(datapath, "ipcache"),
         cidrs=open_map(datapath, "ipcache_cidr"),
@@ -61,7 +61,7 @@ def open_targets(datapath: Datapath, device: Device, public_key: str, *, by_stac
         config=open_map(datapath, "node_config"),
         sources=open_map(datapath, "pod_sources"),
         pods=open_map(datapath, "pod_devices"),
-        devices=DeviceTarget(datapath.devices, datapath.maps["pod_sources"], by_stack=by_stack),
+        devices=DeviceTarget(datapath.devices, datapath.maps["pod_sources"]),
         **{name: open_map(datapath, f"lb_{name}") for name in (*ServiceTrackers._fields, "clusters", "evicted")},
     )
 

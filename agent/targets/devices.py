@@ -6,7 +6,6 @@ import os
 from collections.abc import Collection, Hashable, Mapping
 from typing import Final
 
-from agent import netlink
 from agent.bpf.device_hooks import DeviceHooks
 from agent.bpf.hooks import PROGRAMS, Attached, Kind
 from agent.bpf.layouts import Number, pack
@@ -23,11 +22,10 @@ class DeviceTarget:
     """Implements clustermesh.reconcile.Target[str, Attached], in a thread: to attach one program waits for all CPUs.
 
     A pod's programs are attached only where `sources`, the map pod_sources, knows the pod: all it sends were dropped.
-    `by_stack` is whether what pods send, translated, passes this node's own stack.
     """
 
-    def __init__(self, hooks: DeviceHooks, sources: int, *, by_stack: bool = False) -> None:
-        self._hooks, self._sources, self._by_stack = hooks, sources, by_stack
+    def __init__(self, hooks: DeviceHooks, sources: int) -> None:
+        self._hooks, self._sources = hooks, sources
         self._thread = OwnThread("devices")
 
     async def dump(self) -> dict[str, Attached]:
@@ -58,8 +56,6 @@ class DeviceTarget:
                 raise Unavailable(f"cannot read the map pod_sources: {os.strerror(e.errno or 0)}") from e
             if known is None:
                 raise Unavailable(f"the map pod_sources does not know the pod of {device}")
-            if self._by_stack:
-                netlink.accept_local(device)
         self._hooks.attach(device, programs, index=wanted.ifindex)
         others = [each for each in _PROGRAMS.values() if each.kind in KINDS and each not in programs]
         self._hooks.detach(device, others)

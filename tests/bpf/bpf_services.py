@@ -162,6 +162,11 @@ class Bed(Addresses):
     def to_pod(self, packet: Packet | bytes) -> tuple[int, Packet | None]:
         return self.send("to_pod", packet)
 
+    def by_stack(self, packet: Packet) -> tuple[int, Packet | None]:
+        """From one pod to another by the kernel's way, which only routes."""
+        verdict, found = self.from_pod(packet)
+        return (verdict, found) if found is None or verdict != NEXT else self.to_pod(found)
+
     def count(self, reason: Reason) -> int:
         return self.datapath.counters()[reason] - self.counted[reason]
 

@@ -41,9 +41,7 @@ class DevicesBed:
         self.datapath = self.node.call(lambda: Datapath.open(None, self.pins))
         names = {"config": "node_config", "sources": "pod_sources", "pods": "pod_devices"}
         targets = SimpleNamespace(
-            devices=DeviceTarget(
-                self.datapath.devices, self.datapath.maps["pod_sources"], by_stack=not self._flags & ConfigFlag.REDIRECT
-            ),
+            devices=DeviceTarget(self.datapath.devices, self.datapath.maps["pod_sources"]),
             **{name: open_map(self.datapath, map_name) for name, map_name in names.items()},
         )
         self.attached = AttachedPods()

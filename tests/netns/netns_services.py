@@ -8,7 +8,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from itertools import count
+from itertools import count, cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,7 +78,7 @@ class ServicesBed:
     def __init__(self, devices: DevicesBed, outside: NetnsNode) -> None:
         self.devices, self.node, self.outside = devices, devices.node, outside
         self.servers = Servers()
-        self._ports = count(33_000)
+        self._ports = {socket.SOCK_STREAM: count(33_000), socket.SOCK_DGRAM: cycle(range(50_000, 50_040))}
         maps = {name: open_map(devices.datapath, f"lb_{name}") for name in ServiceTrackers._fields}
         self._tables = ServiceTrackers(*(Tracker(name, each) for name, each in maps.items()))
         self._reconciler = Reconciler(*self._tables)
@@ -128,11 +128,11 @@ class ServicesBed:
                 self.servers.add(name, made)
 
     def ask(self, client: socket.socket, to: tuple[str, int]) -> Answer:
-        """One connection, or one datagram there and back, from a port of its own, which no call before had: what that
-        would mean has tests of its own. Closes the client. OSError."""
+        """One connection, or one datagram there and back. Datagrams come from few ports, of which most are still known
+        from calls before. Closes the client. OSError."""
         with client:
             if not client.getsockname()[1]:
-                client.bind(("", next(self._ports)))
+                client.bind(("", next(self._ports[client.type])))
             client.connect(to)
             if client.type == socket.SOCK_DGRAM:
                 client.send(b"?")
@@ -147,7 +147,7 @@ class ServicesBed:
 
         def ask() -> Answer:
             client = self.socket_in(where, family, kind)
-            client.bind((source, next(self._ports)))
+            client.bind((source, next(self._ports[kind])))
             return self.ask(client, to)
 
         return ask
@@ -159,7 +159,7 @@ class ServicesBed:
     def is_silent(self, where: str, to: tuple[str, int], kind: int, source: str = "") -> bool:
         """Whether a call is dropped: no program takes it, and a program says that it has dropped something."""
         client = self.socket_in(where, socket.AF_INET6 if ":" in to[0] else socket.AF_INET, kind)
-        client.bind((source, next(self._ports)))
+        client.bind((source, next(self._ports[kind])))
         before, began = self._drops(), self.translated()
         client.setblocking(False)
         with client, suppress(BlockingIOError):
