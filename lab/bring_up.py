@@ -21,7 +21,7 @@ from clustermesh.standalone import context
 from lab import cgroups, internet, machine, manifests, own_folder, preconditions, state, teardown
 from lab.lab import Lab
 from lab.node_spec import NodeSpec
-from lab.plan import INTERNET, ClusterPlan, LabPlan, NodePlan
+from lab.plan import INTERNET, ClusterPlan, LabPlan, NodePlan, family_of
 from lab.processes import Process, identify
 from lab.state import LabState
 from lab.waiting import until
@@ -34,7 +34,8 @@ Report = Callable[[str], None]
 
 
 async def up(plan: LabPlan, report: Report, *, connected: bool = True, bound: bool = False) -> Lab:
-    """The lab of `plan`, all its Pods Ready. One that stands already is taken as it is; leftovers are removed first.
+    """The lab of `plan`, all its Pods Ready and behind their services. One that stands already is taken as it is;
+    leftovers are removed first.
 
     `bound` ties it to this process: it ends when this process does. Refused where this machine cannot do it, or a
     lab of another size stands; Unavailable where it does not get ready in READY_SECONDS.
@@ -94,6 +95,7 @@ async def _make(known: LabState, report: Report, *, connected: bool, bound: bool
         await connect_all(lab, report)
         report("waiting until every node knows every cluster")
         await until(lambda: _all_know_all(lab), "every node knows every cluster", READY_SECONDS)
+    await until(lambda: all_lead_to_web(lab, connected=connected), "every node leads to every web pod", READY_SECONDS)
     known.complete, known.owner = True, known.owner if bound else None
     state.save(known)
     return lab
@@ -215,6 +217,30 @@ async def _all_know_all(lab: Lab) -> bool:
             if sum(one["state"] == "fresh" for one in known) < len(lab.plan.clusters):
                 return False
     return True
+
+
+async def all_lead_to_web(lab: Lab, *, connected: bool) -> bool:
+    """Whether the kernel of every node has all web pods of its cluster, or of all that are `connected`, behind `web`. A
+    Pod that is Ready is there later than its document says so: it goes by the API server, etcd and the agent."""
+    web = {name: _web_addresses(lab, name) for name in (cluster.name for cluster in lab.plan.clusters)}
+    for cluster in lab.plan.clusters:
+        wanted = set[str]().union(*web.values()) if connected else web[cluster.name]
+        for node in cluster.nodes:
+            rows = await lab.ask_agent(node.name, "services")
+            for ip in cluster.web_ips:
+                of_ip = [row for row in rows if row["address"] == ip]
+                there = [{backend["address"] for backend in row["backends"]} for row in of_ip]
+                family = {address for address in wanted if family_of(address) == family_of(ip)}
+                if not there or not all(family <= each for each in there):
+                    return False
+            if any(target["pending"] for target in (await lab.ask_agent(node.name, "status"))["targets"]):
+                return False
+    return True
+
+
+def _web_addresses(lab: Lab, cluster: str) -> set[str]:
+    names = {pod.name for pod in lab.plan.cluster(cluster).pods_of("web")}
+    return {address for pod in lab.pods(cluster) if pod.name in names for address in pod.addresses}
 
 
 async def connect_all(lab: Lab, report: Report, verb: str = "connect") -> None:
