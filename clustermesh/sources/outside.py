@@ -6,7 +6,7 @@ but for source ranges: a list without a good one lets nobody in.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Final
 
 from clustermesh.address import Address, Prefix
@@ -33,22 +33,29 @@ def service_type(ref: Ref, service: Service, faults: Faults) -> ServiceType:
 
 
 def translate_outside(
-    ref: Ref, service: Service, kind: ServiceType, ports: Sequence[ServicePort], faults: Faults
+    ref: Ref, service: Service, kind: ServiceType, ports: Sequence[ServicePort], node_ports: range, faults: Faults
 ) -> Outside:
-    """`ports` are those without fault."""
+    """`ports` are those without fault; `node_ports` those that a service may have of a node."""
     spec = service.spec
     if kind is ServiceType.CLUSTER_IP and not spec.external_ips:
         return NOT_OUTSIDE
     balanced = kind is ServiceType.LOAD_BALANCER
     local_only = is_local(ref, "spec.externalTrafficPolicy", spec.external_traffic_policy, faults)
     checked = spec.health_check_node_port if balanced and local_only else 0
+
+    def check(field: str, port: int) -> int:
+        if check_port(field, port) not in node_ports:
+            rule = f"must be {node_ports.start} to {node_ports.stop - 1} in a folder, as Kubernetes usually has it"
+            raise Invalid(field, port, rule)
+        return port
+
     return Outside(
-        node_ports={} if kind is ServiceType.CLUSTER_IP else _node_ports(ref, service, kind, ports, faults),
+        node_ports={} if kind is ServiceType.CLUSTER_IP else _node_ports(ref, service, kind, ports, check, faults),
         external_ips=tuple(_addresses(ref, "spec.externalIPs", spec.external_ips, faults)),
         load_balancer_ips=tuple(_ingress(ref, service, faults)) if balanced else (),
         source_ranges=_source_ranges(ref, spec.source_ranges, faults) if balanced else None,
         local_only=local_only,
-        health_check_port=(faults.check(ref, check_port, "spec.healthCheckNodePort", checked) or 0) if checked else 0,
+        health_check_port=(faults.check(ref, check, "spec.healthCheckNodePort", checked) or 0) if checked else 0,
     )
 
 
@@ -97,7 +104,12 @@ def _chosen(ref: Ref, field: str, text: str, choices: Collection[str], default: 
 
 
 def _node_ports(
-    ref: Ref, service: Service, kind: ServiceType, ports: Sequence[ServicePort], faults: Faults
+    ref: Ref,
+    service: Service,
+    kind: ServiceType,
+    ports: Sequence[ServicePort],
+    check: Callable[[str, int], int],
+    faults: Faults,
 ) -> Mapping[str, Port]:
     """By the names of the ports. A load balancer need not have any."""
     found: dict[str, Port] = {}
@@ -110,7 +122,7 @@ def _node_ports(
                 if kind is ServiceType.NODE_PORT:
                     raise Invalid(field, port.node_port, "must be there in a folder, where nobody allots it")
                 continue
-            named = Port(protocol=Protocol(port.protocol), port=check_port(field, port.node_port))
+            named = Port(protocol=Protocol(port.protocol), port=check(field, port.node_port))
             if named in had:
                 raise Invalid(field, port.node_port, f"must not be that of another {port.protocol} port of its service")
             found[port.name] = named

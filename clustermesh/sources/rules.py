@@ -75,6 +75,11 @@ def parse_range(field: str, text: str) -> Prefix:
     raise Invalid(field, text, "must be a CIDR, as 192.0.2.0/24; nobody comes in by it")
 
 
+USUAL_NODE_PORTS: Final = range(30000, 32768)
+"""Kubernetes' own where nobody says another range: what else a node listens at is out of it."""
+ALL_PORTS: Final = range(1, 65536)
+
+
 def check_port(field: str, port: int) -> int:
     if not 1 <= port <= 65535:
         raise Invalid(field, port, "must be 1 to 65535")

@@ -21,7 +21,7 @@ from clustermesh.sources.details import Details, Marks, read_marks
 from clustermesh.sources.faults import Faults
 from clustermesh.sources.objects import Conditions, EndpointSlice, Hints, Pod, Ref, Service, ServicePort
 from clustermesh.sources.pods import has_ended, pod_ips
-from clustermesh.sources.rules import check_dns_label, check_port, parse_ip, parse_protocol
+from clustermesh.sources.rules import USUAL_NODE_PORTS, check_dns_label, check_port, parse_ip, parse_protocol
 
 GLOBAL: Final = ("service.cilium.io/global", "io.cilium/global-service")
 SHARED: Final = ("service.cilium.io/shared", "io.cilium/shared-service")
@@ -35,7 +35,8 @@ _Place = tuple[str, str, Hints]
 
 class ServiceParts(Struct, frozen=True, gc=False, kw_only=True):
     """Everything one LocalService is made of. `pods` are those its selector holds for; `slices` win over them. Its
-    namespace is in the mesh, or not. `marks` are of Pods in it, `zones` by the names of nodes.
+    namespace is in the mesh, or not. `marks` are of Pods in it, `zones` by the names of nodes. `node_ports` are those
+    that may be had of a node.
     """
 
     ref: Ref
@@ -45,6 +46,7 @@ class ServiceParts(Struct, frozen=True, gc=False, kw_only=True):
     in_mesh: bool = True
     marks: Marks = {}
     zones: Mapping[str, str] = {}
+    node_ports: range = USUAL_NODE_PORTS
 
 
 def translate_service(cluster: Cluster, parts: ServiceParts, faults: Faults) -> LocalService | None:
@@ -57,7 +59,7 @@ def translate_service(cluster: Cluster, parts: ServiceParts, faults: Faults) -> 
     frontends = {ip: dict(ports) for ip in _cluster_ips(parts, faults)} if ports else {}
     is_global = _is_true(_annotation(metadata.annotations, GLOBAL)) and parts.in_mesh
     kind = outside.service_type(parts.ref, parts.service, faults)
-    ways = outside.translate_outside(parts.ref, parts.service, kind, accepted, faults)
+    ways = outside.translate_outside(parts.ref, parts.service, kind, accepted, parts.node_ports, faults)
     local_only = outside.is_local(parts.ref, "spec.internalTrafficPolicy", spec.internal_traffic_policy, faults)
     found = _Found(_details(parts, ways, local_only, faults))
     if parts.slices:

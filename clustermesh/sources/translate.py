@@ -26,6 +26,7 @@ from clustermesh.sources.index import SERVICE_NAME, Index
 from clustermesh.sources.node_table import NodeTable
 from clustermesh.sources.objects import EndpointSlice, Namespace, Node, Object, Pod, Ref, Service, ServiceExport
 from clustermesh.sources.pods import pod_ips, translate_pod
+from clustermesh.sources.rules import ALL_PORTS, USUAL_NODE_PORTS
 from clustermesh.sources.services import ServiceParts, translate_service
 from clustermesh.sources.snapshot import Change, Snapshot
 from clustermesh.wire.keys import check_name
@@ -71,14 +72,15 @@ class Translator:
 
     A service without EndpointSlices has the pods that its selector holds for as backends, where `selects`: in a
     folder. Where a controller makes slices, what has none has no backends. A namespace that does not say whether it is
-    in the mesh is where `in_mesh` says so; of one that is not, no service is global and no pod is told of.
+    in the mesh is where `in_mesh` says so; of one that is not, no service is global and no pod is told of. A node port
+    is one of Kubernetes' usual range in a folder; elsewhere an API server has judged it by its own.
     """
 
     def __init__(self, cluster: Cluster, objects: Objects, *, selects: bool = True, in_mesh: bool = True) -> None:
         self.snapshot = Snapshot(services={}, nodes={}, endpoints={}, identities={}, exports={})
         self._cluster, self._objects, self._in_mesh = cluster, objects, in_mesh
         self._seen: dict[Ref, Object] = {}
-        self._index = Index(selects=selects)
+        self._index, self._node_ports = Index(selects=selects), USUAL_NODE_PORTS if selects else ALL_PORTS
         self._nodes = NodeTable(cluster)
         self._claims = Claims(self.snapshot.endpoints, self._rank)
         self._faults: dict[Ref, Faults] = {}
@@ -246,6 +248,7 @@ class Translator:
             in_mesh=self._takes_part(self._namespace(ref.namespace)),
             marks=self._index.marks_in(ref.namespace),
             zones={name: _zone(self.snapshot.nodes.get(name)) for name in nodes},
+            node_ports=self._node_ports,
         )
 
     def _redo_identity(self, ref: Ref) -> bool:

@@ -14,7 +14,7 @@ from clustermesh.address import Address, Prefix, contains, parse, parse_prefix, 
 from clustermesh.errors import Invalid
 from clustermesh.model import NOT_OUTSIDE, Algorithm, LocalService, Outside, Port, Protocol, ServiceType
 from clustermesh.sources.rules import parse_range
-from clustermesh.sources.translate import translate
+from clustermesh.sources.translate import Translator, translate
 from clustermesh.wire import local
 
 PORTS = [
@@ -33,6 +33,15 @@ def told(status: dict[str, Any] | None = None, annotations: dict[str, str] | Non
     service["metadata"]["annotations"] |= annotations or {}
     snapshot, faults = translate(kube.ALPHA, kube.decode({**service, "status": status or {}}))
     return snapshot.services["shop", "cart"], [fault.sentence for fault in faults]
+
+
+def judged(service: Any) -> LocalService:
+    """As it is translated where an API server has taken it."""
+    objects = kube.decode(service)
+    translator = Translator(kube.ALPHA, objects, selects=False)
+    translator.apply(dict.fromkeys(objects, 0))
+    assert not list(translator.faults())
+    return translator.snapshot.services["shop", "cart"]
 
 
 def good(**more: Any) -> LocalService:
@@ -72,12 +81,26 @@ def test_node_ports_are_by_the_names_of_the_ports() -> None:
         ("LoadBalancer", 0, ""),  # allocateLoadBalancerNodePorts: false
         ("NodePort", 65536, "spec.ports[0].nodePort: 65536"),
         ("LoadBalancer", -1, "spec.ports[0].nodePort: -1"),
+        ("NodePort", 22, "spec.ports[0].nodePort: 22"),
+        ("LoadBalancer", 29999, "spec.ports[0].nodePort: 29999"),
+        ("NodePort", 32768, "spec.ports[0].nodePort: 32768"),
     ],
 )
 def test_a_node_port_that_is_none_is_left_out(kind: str, number: int, fault: str) -> None:
     found, faults = told(type=kind, ports=[{**PORTS[0], "nodePort": number}, PORTS[1]])
     assert found.outside.node_ports == {"dns": NODE_PORTS["dns"]}
     assert [": ".join(each.split(": ")[:2]) for each in faults] == ([fault] if fault else [])
+
+
+def test_in_a_folder_node_ports_are_of_the_usual_range_and_elsewhere_as_the_api_server_took_them() -> None:
+    ports = [{**PORTS[0], "nodePort": 22}]
+    spec = {"type": "LoadBalancer", "ports": ports, "externalTrafficPolicy": "Local", "healthCheckNodePort": 23}
+    found, faults = told(**spec)
+    rule = "must be 30000 to 32767 in a folder, as Kubernetes usually has it"
+    assert sorted(faults) == [f"spec.healthCheckNodePort: 23: {rule}", f"spec.ports[0].nodePort: 22: {rule}"]
+    assert (found.outside.node_ports, found.outside.health_check_port) == ({}, 0)
+    found = judged(kube.service("cart", **spec))
+    assert (found.outside.node_ports["http"].port, found.outside.health_check_port) == (22, 23)
 
 
 def test_two_ports_have_not_one_node_port() -> None:
@@ -88,7 +111,7 @@ def test_two_ports_have_not_one_node_port() -> None:
 @pytest.mark.timeout(10)
 def test_a_service_of_many_ports_holds_nobody_up() -> None:
     ports = [{"name": f"p{number}", "port": number, "nodePort": number} for number in range(1, 20_001)]
-    assert len(good(type="NodePort", ports=ports).outside.node_ports) == 20_000
+    assert len(judged(kube.service("cart", type="NodePort", ports=ports)).outside.node_ports) == 20_000
 
 
 def test_external_ips_are_of_any_type() -> None:
