@@ -215,11 +215,12 @@ def _chunks(items: Iterable[T], size: int = PAGE) -> Iterator[list[T]]:
 class Reconciler:
     """Several trackers applied as one: every upsert in order, then every delete in reverse order.
 
-    Nothing is deleted until `may_delete` is set, which its owner does when the first complete list is in.
+    Nothing is deleted until `may_delete` is set, which its owner does when the first complete list is in; but what is
+    not wanted any more of `grants`, those of the trackers by which somebody is let in.
     """
 
-    def __init__(self, *trackers: Tracker[Any, Any]) -> None:
-        self.trackers = trackers
+    def __init__(self, *trackers: Tracker[Any, Any], grants: Collection[Tracker[Any, Any]] = ()) -> None:
+        self.trackers, self._grants = trackers, grants
         self.may_delete = False
 
     async def flush(self) -> None:
@@ -234,6 +235,8 @@ class Reconciler:
     async def delete(self) -> None:
         """What an entry that could not be changed may still refer to (the trackers before it) is not deleted from."""
         if not self.may_delete:
+            for tracker in self._grants:
+                await tracker.delete_pending()
             return
         for tracker in reversed(self.trackers):
             await tracker.delete_pending()

@@ -62,7 +62,9 @@ class Services(Domain[tuple[str, str]]):
             *(Tracker(name, getattr(targets, name)) for name in ServiceTrackers._fields)
         )
         self.factors, self._evictions = Tracker("clusters", targets.clusters), Tracker("evicted", targets.evicted)
-        super().__init__(Reconciler(*self.tables), Reconciler(self.factors, self._evictions))
+        super().__init__(
+            Reconciler(*self.tables, grants=[self.tables.source_ranges]), Reconciler(self.factors, self._evictions)
+        )
         self.planner = ServicePlanner(self.tables, [most_of(table.target) for table in self.tables])
         self._leavers = Leavers(state.pod, state.watched, most_of(targets.backends) // _LEAVERS)
         # In the kernel and in no service, by the namespace of their pods: for one step, once all clusters are known.

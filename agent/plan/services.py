@@ -91,6 +91,7 @@ class ServicePlanner:
         self._next_service = 1
         # By the key of the map.
         self._ids: dict[bytes, int] = {}
+        self._ranges_found: dict[int, list[bytes]] = {}  # of services that were not written since, by their numbers
         self._claims: dict[bytes, dict[Name, ServiceEntry]] = {}
         self._contested: dict[bytes, None] = {}  # those that several services claim
         self._programmed: dict[bytes, ServiceEntry] = {}
@@ -102,6 +103,8 @@ class ServicePlanner:
         self._numbers.adopt()
         self._ids = dict(zip(held.services.actual, _service_ids(held.services.actual.values()), strict=True))
         allowed = unpack_numbers(key[_ID_SIZE : 2 * _ID_SIZE] for key in held.source_ranges.actual)
+        for number, key in zip(allowed, held.source_ranges.actual, strict=True):
+            self._ranges_found.setdefault(number, []).append(key)
         used = chain(_service_ids(held.slots.actual), allowed, self._ids.values())
         self._next_service = max(used, default=0) % _MOST + 1
 
@@ -218,13 +221,22 @@ class ServicePlanner:
             self._trackers.groups.set(_GROUPS_KEY(number, block), value)
         if after.has_table:
             self._trackers.maglev.set(_NUMBER(number), self._table(wanted, after))
-        for each in after.source_ranges:
-            self._trackers.source_ranges.set(pack_source_range(number, each), _ALLOWED[is_ipv4(each.address)])
+        self._write_ranges(number, after.source_ranges)
         self._trackers.services.set(key, head)
         if self._ids.get(key) != number:
             self._ids[key], self._next_service = number, number % _MOST + 1
         self._drop_rest(had, before, after if number == had else _NOTHING)
         self._programmed[key] = wanted
+
+    def _write_ranges(self, number: int, ranges: Iterable[Prefix]) -> None:
+        """What was found there and is not among them goes, too: it would let somebody in."""
+        table, wanted = self._trackers.source_ranges, {pack_source_range(number, each): each for each in ranges}
+        for key, each in wanted.items():
+            table.set(key, _ALLOWED[is_ipv4(each.address)])
+        for key in self._ranges_found.pop(number, ()):
+            if key not in wanted and (found := table.actual.get(key)) is not None:
+                table.set(key, found)
+                table.remove(key)
 
     def _is_regrouped(self, key: bytes, wanted: ServiceEntry, after: _Needs) -> bool:
         """Whether it is written under another number, and called by it once all is there: where a place among its

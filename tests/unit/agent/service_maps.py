@@ -56,12 +56,16 @@ class Node:
     def __init__(self, maps: Mapping[str, Map] | None = None, most: Sequence[int] = (1 << 20,) * 6) -> None:
         self.maps = maps or {name: Map() for name in ServiceTrackers._fields}
         self.trackers = ServiceTrackers(*(Tracker(name, self.maps[name]) for name in ServiceTrackers._fields))
-        self.reconciler = Reconciler(*self.trackers)
+        self.reconciler = Reconciler(*self.trackers, grants=[self.trackers.source_ranges])
         self.planner = ServicePlanner(self.trackers, most)
 
     def watch(self, watch: Any) -> None:
         for each in self.maps.values():
             each.watch = watch
+
+    def keep_unclaimed(self) -> None:
+        for each in self.trackers:
+            each.keep_unclaimed()
 
     async def start(self) -> None:
         await self.reconciler.adopt()

@@ -25,7 +25,7 @@ from clustermesh.mesh.authority import Authority, Ground, Place
 from clustermesh.mesh.claims import Holder
 from clustermesh.mesh.holdings import Holdings, Objection, Wanted
 from clustermesh.mesh.session import Session, State
-from clustermesh.model import ClusterConfig, Endpoint, Node, NodeAddress, Stamp
+from clustermesh.model import ClusterConfig, Endpoint, Node, NodeAddress, Outside, Stamp
 
 
 @pytest.fixture
@@ -1001,6 +1001,26 @@ async def test_an_evicted_cluster_is_out_before_the_programs_hear_that_it_is_evi
     bed.domains.services.set_factors({})
     await bed.step()
     assert bed.tables["evicted"].held == {first: pack_evicted(())}
+
+
+async def test_who_may_not_ask_any_more_is_out_while_a_silent_peer_holds_up_all_other_deletions(bed: Bed) -> None:
+    def balanced(*ranges: str) -> None:
+        outside = Outside(load_balancer_ips=(parse("192.0.2.99"),), source_ranges=tuple(map(parse_prefix, ranges)))
+        before = bed.state.views["alpha"].local_services["n", "web"]
+        bed.say("alpha", "local_services", ("n", "web"), replace(before, outside=outside))
+
+    bed.add_web("10.1.1.5")
+    balanced("10.0.0.0/8", "198.51.100.0/24")
+    await bed.adopt()
+    await bed.step()
+    assert len(bed.tables["source_ranges"].held) == 2
+    bed.connect("beta", State.CONNECTING)
+    bed.restart()
+    balanced("10.0.0.0/8")
+    await bed.adopt()
+    await bed.step()
+    assert not bed.domains.knows_all()
+    assert len(bed.tables["source_ranges"].held) == 1
 
 
 async def test_nodes_that_wait_are_decided_on_in_turns_and_nothing_waits_for_them(bed: Bed) -> None:

@@ -324,6 +324,28 @@ async def test_a_number_that_ranges_are_left_of_is_not_given_to_another() -> Non
     assert node.may_ask(frontend(2)) == {"192.0.2.0/24"}
 
 
+async def test_ranges_that_went_while_no_agent_ran_let_nobody_in_any_more_before_anything_else_is_deleted() -> None:
+    wide, narrow, other = map(parse_prefix, ("10.0.0.0/8", "10.1.0.0/16", "192.0.2.0/24"))
+    node = Node()
+    await node.start()
+    node.planner.update(("n", "s"), [entry(1, {(1, 1)}, flags=1, source_ranges=(wide, other))])
+    node.planner.update(("n", "t"), [entry(2, {(1, 1)}, flags=1, source_ranges=(wide,))])
+    node.planner.update(("n", "u"), [entry(3, {(1, 1)}, flags=1, source_ranges=(wide,))])
+    await node.flush()
+    node = Node(node.maps)
+    node.keep_unclaimed()
+    await node.start()
+    node.planner.update(("n", "s"), [entry(1, {(1, 1)}, flags=1, source_ranges=(narrow, other))])
+    node.planner.update(("n", "t"), [entry(2, {(1, 1)})])
+    await node.reconciler.flush()
+    assert node.may_ask(frontend(1)) == {"10.1.0.0/16", "192.0.2.0/24"}
+    assert node.may_ask(frontend(3)) == {"10.0.0.0/8"}, "nobody has spoken of it yet"
+    assert len(node.maps["source_ranges"].held) == 3
+    node.planner.update(("n", "s"), [entry(1, {(1, 1)}, flags=1, source_ranges=(narrow,))])
+    await node.reconciler.flush()
+    assert node.may_ask(frontend(1)) == {"10.1.0.0/16"}
+
+
 async def test_more_groups_than_a_program_reads_are_refused() -> None:
     node = Node()
     those = tuple(Group(number, 1, groups({(1, 1)})[0].alike) for number in range(513))
