@@ -237,3 +237,5 @@ class Deltas(Generic[K, V]):
 
 def _drop(table: dict[Any, Any], keys: Iterable[Any]) -> None:
     deque(map(table.pop, keys, repeat(None)), maxlen=0)
+    if not table:
+        table.clear()  # else whoever goes over it goes over the places of all that were in it

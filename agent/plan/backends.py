@@ -8,7 +8,7 @@ another service's backend.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import chain, filterfalse, repeat
 from typing import Final
 
@@ -43,9 +43,15 @@ class BackendNumbers:
     def __getitem__(self, value: bytes) -> bytes:
         return self._numbers[value]
 
-    def acquire(self, values: Iterable[bytes]) -> None:
+    def acquire(self, values: Sequence[bytes]) -> None:
         """Each of these has a number, and one more user that has it as an active one."""
-        numbers, used, first = self._numbers, self._table.desired, dict[bytes, bytes]()
+        numbers = self._numbers
+        new = dict(zip(values, self._unused, strict=False)) if numbers.keys().isdisjoint(values) else {}
+        if len(new) == len(values):  # as at a start, when there are many: at a third of the cost
+            numbers.update(new)
+            self._table.set_all(dict(zip(new.values(), new, strict=True)))
+            return
+        used, first = self._table.desired, dict[bytes, bytes]()
         for value in values:
             if (key := numbers.get(value)) is None:
                 key = numbers[value] = next(self._unused)

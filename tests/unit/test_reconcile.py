@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import aclosing
 from typing import Any
@@ -351,6 +352,14 @@ async def test_what_failed_costs_a_change_elsewhere_no_more_than_itself() -> Non
     for _ in range(3):
         await Reconciler(tracker).flush()
     assert target.journal == ["fake + [2000]", "fake + [0, 1]"], "a success gives as much of the rest another try"
+
+
+async def test_a_change_does_not_cost_all_that_was_written_before() -> None:
+    tracker = make_tracker(FakeTarget())
+    tracker.replace(dict.fromkeys(range(10_000), 0))
+    await Reconciler(tracker).flush()
+    assert tracker.settled
+    assert sys.getsizeof(tracker._dirty) == sys.getsizeof({}), "a dictionary is gone over with all places it ever had"
 
 
 async def test_when_there_is_room_again_everything_is_written_without_waiting() -> None:
