@@ -142,25 +142,23 @@ def _socket_destroy() -> int:
     return program_load(ProgramType.TRACING, code, _TRACE_ITER, iterator)
 
 
+_NO_PACKETS: Final = "no program of devices is loaded: services are translated at sockets only"
 _WANTED: Final = (
-    _Wanted("ring buffer", _ring_buffer, "programs tell `node monitor` what happens", "no `node monitor`", State.OFF),
+    _Wanted(
+        "ring buffer",
+        _ring_buffer,
+        "programs tell `node monitor` what happens",
+        "no program is loaded, the agent does not start",
+        State.OFF,
+    ),
     _Wanted(
         "socket destroy",
         _socket_destroy,
         "sockets of a backend that went are ended by an iterator",
         "sockets of a backend that went are ended one by one, by inet_diag",
     ),
-    _Wanted(
-        "redirect_peer",
-        _redirect_peer,
-        "packets go straight into a pod",
-        "packets to a pod go up the node's stack",
-    ),
-    _Wanted(
-        "redirect_neigh",
-        _redirect_neigh,
-        "packets go straight out of a device",
-        "packets to other nodes go up the node's stack",
-    ),
-    _Wanted("fib_lookup", _fib_lookup, "programs ask the routes", "packets go up the node's stack"),
+    # Whether they are asked or not, the programs have calls of them.
+    _Wanted("redirect_peer", _redirect_peer, "packets can go straight into a pod", _NO_PACKETS, State.OFF),
+    _Wanted("redirect_neigh", _redirect_neigh, "packets can go straight out of a device", _NO_PACKETS, State.OFF),
+    _Wanted("fib_lookup", _fib_lookup, "programs ask the routes", _NO_PACKETS, State.OFF),
 )

@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -351,22 +351,32 @@ def map_diff(ctx: click.Context, socket: Path, output: str) -> None:
         ctx.exit(FAILED)
 
 
+def _of_agent(command: Callable[..., None]) -> Callable[..., None]:
+    """What the agent of this node was told: options of the same names."""
+    path = click.Path(path_type=Path)
+    for name, kind, usual, text in reversed(
+        (
+            ("--bpffs", path, "/sys/fs/bpf", None),
+            ("--state-dir", path, "/var/lib/clustermesh", None),
+            ("--run-dir", path, "/run/clustermesh", None),
+            ("--device", str, "cm-wg0", "The WireGuard device."),
+        )
+    ):
+        metavar = "DIR" if kind is path else None
+        command = click.option(name, type=kind, default=usual, show_default=True, metavar=metavar, help=text)(command)
+    return command
+
+
+def _become(module: str, options: Mapping[str, object], *flags: str) -> None:
+    given = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    os.execv(sys.executable, [sys.executable, "-P", "-m", module, *given, *flags])
+
+
 @command.command("prepare-downgrade")
 @context_option
 @click.option("--node", default=socket.gethostname, help="This node's name in its cluster (default: the host name).")
-@click.option("--bpffs", type=click.Path(path_type=Path), default=Path("/sys/fs/bpf"), show_default=True, metavar="DIR")
-@click.option(
-    "--state-dir",
-    type=click.Path(path_type=Path),
-    default=Path("/var/lib/clustermesh"),
-    show_default=True,
-    metavar="DIR",
-)
-@click.option(
-    "--run-dir", type=click.Path(path_type=Path), default=Path("/run/clustermesh"), show_default=True, metavar="DIR"
-)
-@click.option("--device", default="cm-wg0", show_default=True, help="The WireGuard device.")
-def prepare_downgrade(context: Path, node: str, bpffs: Path, state_dir: Path, run_dir: Path, device: str) -> None:
+@_of_agent
+def prepare_downgrade(context: Path, node: str, **where: str) -> None:
     """Fill the maps of the layout before this one, write down what is known as it was done then, and have the API
     server write the own services where it was done then, for an older agent to be started next. This one must be
     stopped.
@@ -375,9 +385,7 @@ def prepare_downgrade(context: Path, node: str, bpffs: Path, state_dir: Path, ru
     Example:
       systemctl stop clustermesh-agent && clustermesh node prepare-downgrade
     """
-    given = ["--context", str(context), "--node", node, "--bpffs", str(bpffs), "--state-dir", str(state_dir)]
-    given += ["--run-dir", str(run_dir), "--device", device]
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "agent.older.downgrade", *given])
+    _become("agent.older.downgrade", {"context": context, "node": node} | where)
 
 
 @command.command("cleanup")
@@ -385,19 +393,8 @@ def prepare_downgrade(context: Path, node: str, bpffs: Path, state_dir: Path, ru
 @click.option(
     "--all-state", is_flag=True, help="Also the node's key, what was kept of clusters, and the pods' devices."
 )
-@click.option("--bpffs", type=click.Path(path_type=Path), default=Path("/sys/fs/bpf"), show_default=True, metavar="DIR")
-@click.option(
-    "--state-dir",
-    type=click.Path(path_type=Path),
-    default=Path("/var/lib/clustermesh"),
-    show_default=True,
-    metavar="DIR",
-)
-@click.option(
-    "--run-dir", type=click.Path(path_type=Path), default=Path("/run/clustermesh"), show_default=True, metavar="DIR"
-)
-@click.option("--device", default="cm-wg0", show_default=True, help="The WireGuard device.")
-def cleanup(force: bool, all_state: bool, bpffs: Path, state_dir: Path, run_dir: Path, device: str) -> None:
+@_of_agent
+def cleanup(force: bool, all_state: bool, **where: str) -> None:
     """Take everything of an agent off this node: programs, maps, tunnels, routes. The agent must be stopped.
 
     \b
@@ -407,9 +404,7 @@ def cleanup(force: bool, all_state: bool, bpffs: Path, state_dir: Path, run_dir:
     """
     if not force:
         click.confirm("This node leaves the mesh: services and tunnels end here. Go on?", abort=True)
-    given = ["--bpffs", str(bpffs), "--state-dir", str(state_dir), "--run-dir", str(run_dir), "--device", device]
-    given += ["--all-state"] if all_state else []
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "agent.cleanup", *given])
+    _become("agent.cleanup", where, *(["--all-state"] if all_state else []))
 
 
 def _ago(moment: float) -> str:

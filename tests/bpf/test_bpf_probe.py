@@ -58,7 +58,7 @@ def test_what_a_kernel_has_not_is_told_with_its_reason(bpffs: Path, monkeypatch:
     monkeypatch.setattr(features, "_PAGE", 3)
     found = {each.name: (each.state, each.why) for each in supports([]) if each.state is not State.NATIVE}
     assert found.keys() == {"redirect_peer", "socket destroy", "ring buffer"}
-    assert found["redirect_peer"] == (State.DEGRADED, "Invalid argument: invalid func unknown#9999")
+    assert found["redirect_peer"] == (State.OFF, "Invalid argument: invalid func unknown#9999")
     assert found["socket destroy"] == (State.DEGRADED, "the kernel has no bpf_iter_tcp")
     assert found["ring buffer"] == (State.OFF, "Invalid argument")
 
