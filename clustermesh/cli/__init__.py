@@ -164,6 +164,10 @@ def main(ctx: click.Context) -> None:
       clustermesh apiserver --context /srv/alpha
       clustermesh connect --context /srv/alpha --destination-context /srv/beta
 
+    \b
+    One with Kubernetes is a context of a kubeconfig:
+      clustermesh connect --context alpha --destination-context beta
+
     Exit codes: 0 done, 1 failed or something is wrong, 2 wrong usage or input, 130 interrupted.
     """
     if os.environ.get("NO_COLOR"):

@@ -2,40 +2,55 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from msgspec.structs import replace
 
 from clustermesh.address import parse_prefix
-from clustermesh.cli import context_option, output_option
-from clustermesh.cli.table import print_json, print_table
+from clustermesh.cli.contexts import Which, cluster_options, folder, is_folder
+from clustermesh.cli.table import print_found, print_table
 from clustermesh.errors import Invalid
 from clustermesh.model import check_cluster_name
 from clustermesh.standalone.context import Context, load, parse_address
 
 if TYPE_CHECKING:
+    from clustermesh.joining.member import Entrance
     from clustermesh.standalone.connect import Outcome
     from clustermesh.standalone.connections import Connection
 
 _MODE = click.option(
+    "--mode",
     "--connection-mode",
     "mode",
-    type=click.Choice(["unicast", "bidirectional"]),
+    type=click.Choice(["unicast", "bidirectional", "mesh"]),
     default="bidirectional",
     show_default=True,
-    help="unicast: only the first cluster reads the other.",
+    help="unicast: only the first cluster reads the others. mesh: the others each other, too.",
 )
 
 
+def _destinations(function: Any) -> Any:
+    return click.option(
+        "--destination-context",
+        "destinations",
+        multiple=True,
+        metavar="NAME|DIR",
+        help="The other cluster; several are given one by one, or with commas between.",
+    )(function)
+
+
 @click.command()
-@context_option
-@click.option("--destination-context", "folder", type=click.Path(path_type=Path), required=True, metavar="DIR")
+@cluster_options
+@_destinations
 @_MODE
-@click.option("--source-endpoint", default="", metavar="URL", help="Where the other cluster reaches this one.")
-@click.option("--destination-endpoint", default="", metavar="URL", help="Where this cluster reaches the other one.")
+@click.option("--source-endpoint", default="", metavar="HOST:PORT", help="Where other clusters reach this one.")
+@click.option(
+    "--destination-endpoint", default="", metavar="HOST:PORT", help="Where this cluster reaches the other one."
+)
 @click.option(
     "--allow-prefix",
     "prefixes",
@@ -43,74 +58,126 @@ _MODE = click.option(
     metavar="CIDR",
     help="Where the other cluster's pods may be beside the private ranges; may be given several times.",
 )
+@click.option(
+    "--allow-unreachable", "unreached", is_flag=True, help="Also where this machine does not reach the clusters' etcds."
+)
 def connect(
-    context: Path, folder: Path, mode: str, source_endpoint: str, destination_endpoint: str, prefixes: tuple[str, ...]
+    which: Which,
+    destinations: tuple[str, ...],
+    mode: str,
+    source_endpoint: str,
+    destination_endpoint: str,
+    prefixes: tuple[str, ...],
+    unreached: bool,
 ) -> None:
-    """Let two clusters see each other's services, nodes and identities.
+    """Let clusters see each other's services, nodes and identities.
 
-    Checks first that they can be in one mesh and that their certificates will work. The same command again changes
-    nothing, renews credentials that are about to expire, and repairs what an interrupted one left.
-
-    \b
-    Example:
-      clustermesh connect --context /srv/alpha --destination-context /srv/beta
-      clustermesh connect --context /srv/alpha --destination-context /srv/beta --allow-prefix 203.0.113.0/24
-    """
-    from clustermesh.standalone.connect import Mode
-    from clustermesh.standalone.connect import connect as connect_clusters
-
-    source = _reached_at(load(context), source_endpoint, "source-endpoint")
-    destination = _reached_at(load(folder), destination_endpoint, "destination-endpoint")
-    allowed = [parse_prefix(prefix, "allow-prefix") for prefix in prefixes]
-    outcome = connect_clusters(source, destination, Mode(mode), datetime.now(UTC), allowed)
-    _report(outcome, f"{source.name} and {destination.name} are connected already")
-
-
-@click.command()
-@context_option
-@click.option("--destination-context", "folder", type=click.Path(path_type=Path), metavar="DIR")
-@click.option("--peer", metavar="NAME", help="Name the other cluster, where its folder is gone.")
-@_MODE
-def disconnect(context: Path, folder: Path | None, peer: str | None, mode: str) -> None:
-    """Take two clusters apart, this side first, also when the other one is gone.
+    Checks first that they can be in one mesh and will reach and trust each other, and says all that is wrong. The same
+    command again changes nothing, renews credentials that are about to expire, and repairs what an interrupted one
+    left.
 
     \b
     Examples:
-      clustermesh disconnect --context /srv/alpha --destination-context /srv/beta
-      clustermesh disconnect --context /srv/alpha --peer beta
+      clustermesh connect --context alpha --destination-context beta
+      clustermesh connect --context alpha --destination-context beta,gamma --mode mesh
+      clustermesh connect --context alpha --destination-context beta --destination-endpoint 192.0.2.7:32379
+      clustermesh connect --context alpha --destination-context beta --allow-prefix 203.0.113.0/24
+      clustermesh connect --context /srv/alpha --destination-context /srv/beta
     """
-    from clustermesh.standalone.connect import Mode, find_destination, find_peer
-    from clustermesh.standalone.connect import disconnect as disconnect_clusters
+    from clustermesh.standalone.connect import Mode
+    from clustermesh.standalone.connect import connect as connect_folders
 
-    if (folder is None) == (peer is None):
-        raise click.UsageError("give one of --destination-context DIR and --peer NAME")
-    source = load(context)
-    if folder is not None:
-        name, destination = find_destination(source, folder)
-    else:
-        name = check_cluster_name(peer or "")
-        destination = find_peer(source, name)
-    if name == source.name:
-        raise Invalid("peer", name, "is this cluster itself")
-    outcome = disconnect_clusters(source, name, destination, Mode(mode))
-    _report(outcome, f"{source.name} and {name} were not connected")
+    source, others = which.context, _several(destinations)
+    if not others:
+        raise click.UsageError("give the other cluster: --destination-context NAME")
+    if destination_endpoint and len(others) > 1:
+        raise click.UsageError("--destination-endpoint is of one cluster: connect the others by commands of their own")
+    allowed = tuple(parse_prefix(prefix, "allow-prefix") for prefix in prefixes)
+    if not any(map(is_folder, (source, *others))):
+        from clustermesh.cli.joining import connect_contexts
+
+        entrances = {"source": _entrance(source_endpoint, "source-endpoint")}
+        entrances["destination"] = _entrance(destination_endpoint, "destination-endpoint")
+        done = connect_contexts(which, others, mode, entrances, allowed, unreached)
+        _report(
+            asyncio.run(done),
+            f"nothing to do: {', '.join(others)} and {which.shown} are connected already",
+        )
+        return
+    if mode == "mesh" or len(others) > 1:
+        raise click.UsageError("folders are connected two at a time, unicast or bidirectional")
+    ours = _reached_at(load(folder(source)), source_endpoint, "source-endpoint")
+    theirs = _reached_at(load(folder(others[0])), destination_endpoint, "destination-endpoint")
+    outcome = connect_folders(ours, theirs, Mode(mode), datetime.now(UTC), allowed)
+    _report(outcome, f"{ours.name} and {theirs.name} are connected already")
 
 
 @click.command()
-@context_option
-@output_option
-def peers(context: Path, output: str) -> None:
+@cluster_options
+@_destinations
+@click.option("--peer", metavar="NAME", help="Name the other cluster, where its API or folder is gone.")
+@_MODE
+def disconnect(which: Which, destinations: tuple[str, ...], peer: str | None, mode: str) -> None:
+    """Take clusters apart, this side first, also when the other one is gone.
+
+    \b
+    Examples:
+      clustermesh disconnect --context alpha --destination-context beta
+      clustermesh disconnect --context alpha --peer beta
+      clustermesh disconnect --context /srv/alpha --destination-context /srv/beta
+    """
+    from clustermesh.standalone.connect import Mode, find_destination, find_peer
+    from clustermesh.standalone.connect import disconnect as disconnect_folders
+
+    source, others = which.context, _several(destinations)
+    if bool(others) == (peer is not None):
+        raise click.UsageError("give one of --destination-context and --peer NAME")
+    if peer is not None:
+        check_cluster_name(peer)
+    if not any(map(is_folder, (source, *others))):
+        from clustermesh.cli.joining import disconnect_contexts
+
+        done = disconnect_contexts(which, others, peer, mode)
+        _report(asyncio.run(done), f"{which.shown} and {', '.join(others)} were not connected")
+        return
+    if mode == "mesh" or len(others) > 1:
+        raise click.UsageError("folders are taken apart two at a time, unicast or bidirectional")
+    ours = load(folder(source))
+    name, theirs = find_destination(ours, folder(others[0])) if others else (peer or "", find_peer(ours, peer or ""))
+    if name == ours.name:
+        raise Invalid("peer", name, "is this cluster itself")
+    _report(disconnect_folders(ours, name, theirs, Mode(mode)), f"{ours.name} and {name} were not connected")
+
+
+@click.command()
+@cluster_options
+@click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["table", "json", "yaml"]),
+    default="table",
+    show_default=True,
+    help="How to print.",
+)
+def peers(which: Which, output: str) -> None:
     """List the clusters that this one reads, and those that read it.
 
     \b
-    Example:
+    Examples:
+      clustermesh peers --context alpha
       clustermesh peers --context /srv/alpha
     """
-    from clustermesh.standalone.connections import list_connections
+    source = which.context
+    if is_folder(source):
+        from clustermesh.standalone.connections import list_connections
 
-    connections = list_connections(load(context), datetime.now(UTC))
-    if output == "json":
-        print_json([_as_json(each) for each in connections])
+        connections = list_connections(load(folder(source)), datetime.now(UTC))
+    else:
+        from clustermesh.cli.joining import peers_of_context
+
+        connections = asyncio.run(peers_of_context(which))
+    if output != "table":
+        print_found([_as_json(each) for each in connections], output)
     elif connections:
         head = ("CLUSTER", "ID", "READS IT", "READ BY IT", "CREDENTIALS", "ENDPOINTS", "PROBLEM")
         print_table(head, [_row(each) for each in connections])
@@ -129,10 +196,23 @@ def _as_json(of: Connection) -> dict[str, object]:
         "id": of.cluster_id,
         "reads": of.reads,
         "readBy": of.read_by,
-        "endpoints": of.endpoints,
+        "endpoints": list(of.endpoints),
         "credentialsExpire": of.expires and of.expires.isoformat(),
         "problem": of.problem,
     }
+
+
+def _several(given: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(each for text in given for each in text.split(",") if each))
+
+
+def _entrance(endpoint: str, field: str) -> Entrance | None:
+    from clustermesh.joining.member import Entrance
+
+    if not endpoint:
+        return None
+    address = parse_address(endpoint, field)
+    return Entrance((address.host,), address.port)
 
 
 def _reached_at(context: Context, endpoint: str, field: str) -> Context:
@@ -142,5 +222,5 @@ def _reached_at(context: Context, endpoint: str, field: str) -> Context:
 def _report(outcome: Outcome, nothing: str) -> None:
     for sentence in outcome.done or [nothing]:
         click.echo(sentence)
-    for sentence in outcome.warnings:
+    for sentence in dict.fromkeys(outcome.warnings):
         click.echo(f"{click.style('warning:', fg='yellow', bold=True)} {sentence}", err=True)

@@ -25,6 +25,16 @@ def print_json(found: object) -> None:
     click.echo(json.dumps(found, indent=2))
 
 
+def print_found(found: object, output: str) -> None:
+    """As JSON, or as YAML."""
+    if output == "json":
+        print_json(found)
+        return
+    from clustermesh.yaml_file import dump_yaml
+
+    click.echo(dump_yaml(found).decode(), nl=False)
+
+
 def _cell(value: object) -> str:
     if isinstance(value, list | tuple):
         value = ", ".join(map(str, value))

@@ -21,6 +21,7 @@ READS: Final = Load(at_once=16, per_second=500)
 """Requests, but for watches: of those there is one for each kind."""
 _PIECE: Final = 1 << 18
 _MAX_ERROR: Final = 1 << 16
+_DONE: Final = (HTTPStatus.OK, HTTPStatus.CREATED)
 
 
 class Patience(Struct, frozen=True, kw_only=True):
@@ -35,6 +36,17 @@ class Patience(Struct, frozen=True, kw_only=True):
     whole: float = 300.0
     quiet: float = 30.0
     most_bytes: int = 64 << 20
+
+
+class Request(Struct, frozen=True, kw_only=True):
+    """One request; `what` is what is tried, as "list pods". `kind` is the type of `body`."""
+
+    path: str
+    what: str
+    params: Mapping[str, str] = {}
+    method: str = "GET"
+    body: bytes | None = None
+    kind: str = "application/json"
 
 
 class _Answer(aiohttp.ClientResponse):
@@ -77,12 +89,19 @@ class KubeClient:
 
     async def get(self, path: str, what: str, params: Mapping[str, str], *, fresh: bool = False) -> bytes:
         """The whole answer; `what` is what was tried, as "list pods". Raises ClusterMeshError."""
+        return await self._whole(Request(path=path, what=what, params=params), fresh)
+
+    async def send(self, request: Request) -> bytes:
+        """The whole answer to a write, which is tried once: whether one that failed was heard, nobody knows."""
+        return await self._whole(request, fresh=False)
+
+    async def _whole(self, request: Request, fresh: bool) -> bytes:
         pieces, size = [], 0
-        async with self._pace, self._answer(path, what, params, fresh) as answer, asyncio.timeout(self.patience.whole):
+        async with self._pace, self._answer(request, fresh) as answer, asyncio.timeout(self.patience.whole):
             while piece := await _next(answer, self.patience.read):
                 size += len(piece)
                 if size > self.patience.most_bytes:
-                    raise Oversized(f"{what}: the answer is larger than {self.patience.most_bytes >> 20} MiB")
+                    raise Oversized(f"{request.what}: the answer is larger than {self.patience.most_bytes >> 20} MiB")
                 pieces.append(piece)
         return b"".join(pieces)
 
@@ -91,21 +110,20 @@ class KubeClient:
         self, path: str, what: str, params: Mapping[str, str], *, fresh: bool = False
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         """Once the server has taken the request: its answer piece by piece, b"" for each `quiet` seconds of none."""
-        async with self._answer(path, what, params, fresh) as answer:
+        async with self._answer(Request(path=path, what=what, params=params), fresh) as answer:
             yield _pieces(answer, self.patience.quiet)
 
     @asynccontextmanager
-    async def _answer(
-        self, path: str, what: str, params: Mapping[str, str], fresh: bool
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _answer(self, request: Request, fresh: bool) -> AsyncIterator[aiohttp.ClientResponse]:
+        path, what = request.path, request.what
         grant = await self._access.grant(self._shown.get(path) if fresh else None)
         self._shown[path] = grant
         try:
             async with asyncio.timeout(self.patience.read):
-                answer = await self._ask(grant, path, params)
+                answer = await self._ask(grant, request)
             with closing(answer):
                 encoding = answer.headers.get("Content-Encoding", "identity")
-                if answer.status != HTTPStatus.OK:
+                if answer.status not in _DONE:
                     async with asyncio.timeout(self.patience.read):
                         body = await answer.content.read(_MAX_ERROR) if encoding == "identity" else b""
                     raise fault(answer.status, read_status(body), what, answer.headers.get("Retry-After", ""))
@@ -124,11 +142,14 @@ class KubeClient:
         except (aiohttp.ClientError, OSError) as e:
             raise Unavailable(f"{what}: {str(e) or type(e).__name__}") from e
 
-    async def _ask(self, grant: Grant, path: str, params: Mapping[str, str]) -> aiohttp.ClientResponse:
-        return await self._session.get(
-            grant.server + path,
-            params=params,
-            headers={"Authorization": grant.header} if grant.header else None,
+    async def _ask(self, grant: Grant, request: Request) -> aiohttp.ClientResponse:
+        said = {"Authorization": grant.header} if grant.header else {}
+        return await self._session.request(
+            request.method,
+            grant.server + request.path,
+            params=request.params,
+            data=request.body,
+            headers=said | ({} if request.body is None else {"Content-Type": request.kind}),
             ssl=True if grant.tls is None else grant.tls,
             server_hostname=grant.server_name or None,
             proxy=grant.proxy or None,

@@ -44,6 +44,10 @@ class NotServed(Refused):
     """The API has no such kind (404): a CustomResourceDefinition is not installed."""
 
 
+class Conflict(Unavailable):
+    """Somebody else changed the object, or made it, in between (409): look again."""
+
+
 class Oversized(Unavailable):
     """An answer is larger than may be read at once: ask for less at a time."""
 
@@ -68,6 +72,7 @@ _BY_CODE: Final[dict[int, tuple[type[ClusterMeshError], str]]] = {
     HTTPStatus.UNAUTHORIZED: (Unauthorized, "{what}: the API server does not accept our credentials"),
     HTTPStatus.FORBIDDEN: (Forbidden, "may not {what}: the ClusterRole lacks this rule ({message})"),
     HTTPStatus.NOT_FOUND: (NotServed, "{what}: the API server has no such kind"),
+    HTTPStatus.CONFLICT: (Conflict, "{what}: somebody else changes it at the same time: {message}"),
     HTTPStatus.GONE: (Expired, "{what}: the history asked for is gone: {message}"),
 }
 

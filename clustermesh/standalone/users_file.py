@@ -39,6 +39,11 @@ def read_users(path: Path) -> tuple[User, ...]:
     return _users(_document(path), path)
 
 
+def users_in(data: bytes, where: str) -> tuple[User, ...]:
+    """The users in the bytes of such a file, as of a ConfigMap. Raises Invalid."""
+    return _users(parse_yaml(data, where), Path(where))
+
+
 class FollowedUsers:
     """users.yaml as who follows it reads it. `held` while it may just be being written: look again once it rested."""
 
@@ -64,13 +69,10 @@ def add_user(path: Path, name: str, role: str = REMOTE_ROLE) -> bool:
     Raises Invalid, Unavailable as `read_users`, and leaves a file it does not understand alone.
     """
     document = _document(path) if path.exists() else {}
-    entries = _entries(document, path)
-    users = [_user(entry, i) for i, entry in enumerate(entries)]
-    if User(name=name, role=role) in users:
-        return False
-    others = [entry for entry, user in zip(entries, users, strict=True) if user.name != name]
-    _write(path, {**document, "users": [*others, {"name": name, "role": role}]})
-    return True
+    changed = with_user(document, path, name, role)
+    if changed != document:
+        _write(path, changed)
+    return changed != document
 
 
 def remove_user(path: Path, name: str) -> bool:
@@ -78,12 +80,27 @@ def remove_user(path: Path, name: str) -> bool:
     if not path.exists():
         return False
     document = _document(path)
+    changed = without_user(document, path, name)
+    if changed != document:
+        _write(path, changed)
+    return changed != document
+
+
+def with_user(document: dict[str, Any], path: Path, name: str, role: str = REMOTE_ROLE) -> dict[str, Any]:
+    """`document`, of the file `path`, with that user; itself where it has it. Raises Invalid."""
+    entries = _entries(document, path)
+    users = [_user(entry, i) for i, entry in enumerate(entries)]
+    if User(name=name, role=role) in users:
+        return document
+    others = [entry for entry, user in zip(entries, users, strict=True) if user.name != name]
+    return {**document, "users": [*others, {"name": name, "role": role}]}
+
+
+def without_user(document: dict[str, Any], path: Path, name: str) -> dict[str, Any]:
+    """`document`, of the file `path`, without that user; itself where it has none. Raises Invalid."""
     entries = _entries(document, path)
     kept = [entry for i, entry in enumerate(entries) if _user(entry, i).name != name]
-    if len(kept) == len(entries):
-        return False
-    _write(path, {**document, "users": kept})
-    return True
+    return document if len(kept) == len(entries) else {**document, "users": kept}
 
 
 def _users(document: object, path: Path) -> tuple[User, ...]:

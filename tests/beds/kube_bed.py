@@ -50,7 +50,7 @@ class KubeBed:
         self.etcd = LocalEtcd(folder / "etcd", [f"http://127.0.0.1:{free_port()}"], flags=flags)
         self.authority = Authority(folder / "pki")
         self._server_pair = self.authority.issue("kube-apiserver", "127.0.0.1", "localhost")
-        self._admin = self.authority.issue("admin", organisation="system:masters")
+        self.admin = self.authority.issue("admin", organisation="system:masters")
         self._signer = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         (folder / "sa.key").write_bytes(_pem(self._signer))
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -58,7 +58,7 @@ class KubeBed:
         self._askers = ThreadPoolExecutor(8)
         self.tls = ssl.create_default_context(cafile=str(self.authority.ca))
         self._admin_tls = ssl.create_default_context(cafile=str(self.authority.ca))
-        self._admin_tls.load_cert_chain(self._admin.cert, self._admin.key)
+        self._admin_tls.load_cert_chain(self.admin.cert, self.admin.key)
 
     def __enter__(self) -> Self:
         asyncio.run(self.etcd.start())
@@ -140,7 +140,7 @@ class KubeBed:
     ) -> Path:
         """A kubeconfig whose context `name` is `user`, or who the certificate `cert` names."""
         if cert:
-            pair = self._admin if cert == "admin" else self.authority.issue(cert)
+            pair = self.admin if cert == "admin" else self.authority.issue(cert)
             user = {"client-certificate": str(pair.cert), "client-key": str(pair.key)}
         cluster = {"server": server or self.url, "certificate-authority": str(self.authority.ca)}
         config = {

@@ -1,0 +1,207 @@
+"""Joining Kubernetes clusters, and taking them apart: the order of the steps. What is written, `links` decides.
+
+"A reads B" takes two things, in this order:
+
+    1. B: ConfigMap clustermesh-remote-users   names remote-A: B lets A in
+    2. A: Secret cilium-clustermesh            says where B is and what to show there, in one write
+
+Where A has a mirror, that is what its Secret cilium-kvstoremesh says, and then cilium-clustermesh leads A's agents to
+the mirror's copies. Taking apart goes the other way round. Each step does nothing where its end is reached, so whatever
+interrupts, the same command again goes on from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+from msgspec import Struct
+
+from clustermesh.address import Prefix
+from clustermesh.errors import ClusterMeshError, Invalid, Refused, Unavailable, first_of
+from clustermesh.joining import names
+from clustermesh.joining.checks import check_allowed, find_problems
+from clustermesh.joining.links import (
+    Link,
+    Mode,
+    credentials,
+    entries,
+    known_peers,
+    link,
+    pairs,
+    replaced,
+    unreadable_peers,
+)
+from clustermesh.joining.member import Entrance, Member
+from clustermesh.joining.objects import Edit, Objects
+from clustermesh.joining.probe import probe
+from clustermesh.joining.reading import read_member
+from clustermesh.kube.client import KubeClient
+from clustermesh.kube.config import from_kubeconfig
+from clustermesh.standalone.connect import Outcome
+from clustermesh.standalone.users_file import remote_user, with_user, without_user
+from clustermesh.yaml_file import dump_yaml, mapping, parse_yaml
+
+_USERS: Final = Path(names.USERS)  # what its problems are said of
+
+
+class Site(Struct, frozen=True):
+    """A cluster, and its API."""
+
+    member: Member
+    objects: Objects
+
+
+class Wanted(Struct, frozen=True, kw_only=True):
+    """What is asked for, beside the clusters. `unreached` says that this machine need not reach their etcds.
+
+    The entrances are where others reach the source, and the destination, of which there is only one then.
+    """
+
+    mode: Mode = Mode.BIDIRECTIONAL
+    source: Entrance | None = None
+    destination: Entrance | None = None
+    allowed: tuple[Prefix, ...] = ()
+    unreached: bool = False
+
+
+@asynccontextmanager
+async def open_api(kubeconfig: str, context: str, namespace: str) -> AsyncIterator[Objects]:
+    """The namespace `namespace` of the cluster that `context` of the kubeconfig names ("" for the current one)."""
+    async with KubeClient(from_kubeconfig(kubeconfig, context)) as client:
+        yield Objects(client, namespace)
+
+
+async def read_site(objects: Objects, context: str) -> Site:
+    """Raises the first thing that is wrong with the cluster of `context`, and says so."""
+    try:
+        return Site(await read_member(objects, context), objects)
+    except* ClusterMeshError as group:
+        error = first_of(group)
+    if isinstance(error, Invalid):  # says where
+        raise error
+    kind = Unavailable if isinstance(error, Unavailable) else Refused
+    raise kind(f"context {context or '(the current one)'}: {error}") from error
+
+
+async def connect(source: Site, destinations: Sequence[Site], wanted: Wanted, now: datetime) -> Outcome:
+    """Let them read each other as `wanted` says; all is checked before any write.
+
+    Raises an ExceptionGroup of every problem, with one error for each; ClusterMeshError when writing fails.
+    """
+    sites = {each.member.name: each for each in (source, *destinations)}
+    links, problems = _links(source.member, [each.member for each in destinations], wanted)
+    members = [each.member for each in (source, *destinations)]
+    problems += [*check_allowed(links, wanted.allowed), *find_problems(members, links, now)]
+    problems += await _probed(links, wanted.unreached)
+    if problems:
+        raise ExceptionGroup("cannot be connected", problems)
+    outcome = Outcome([], [])
+    for each in links:
+        await _establish(each, sites, now, outcome)
+    return outcome
+
+
+def _links(source: Member, destinations: list[Member], wanted: Wanted) -> tuple[list[Link], list[ClusterMeshError]]:
+    said = {source.context: wanted.source} | {each.context: wanted.destination for each in destinations}
+    links, problems = list[Link](), dict[str, ClusterMeshError]()
+    for reader, owner in pairs(source, destinations, wanted.mode):
+        entrance = said[owner.context] or owner.entrance
+        if entrance is None:
+            problems[owner.context] = Refused(f"{owner.name} is not reached from outside: {owner.hidden}")
+        else:
+            links.append(link(reader, owner, entrance, wanted.allowed))
+    return links, list(problems.values())
+
+
+async def _probed(links: Sequence[Link], unreached: bool) -> list[ClusterMeshError]:
+    owners = {each.owner.name: each for each in links}.values()
+    found = await asyncio.gather(*(probe(each.entrance, each.owner.name, each.owner.trusted) for each in owners))
+    return [error for error in found if error is not None and not (unreached and not isinstance(error, Refused))]
+
+
+async def _establish(link: Link, sites: Mapping[str, Site], now: datetime, outcome: Outcome) -> None:
+    reader, owner = sites[link.reader.name], sites[link.owner.name]
+    ours, theirs = link.reader.name, link.owner.name
+    user = remote_user(ours)
+    if await _change_users(owner.objects, lambda users: with_user(users, _USERS, user)):
+        outcome.done.append(f"{theirs} lets {ours} in as the user {user}")
+    agents, mirror = entries(link, credentials(link, now))
+    for secret, files in ((names.COPIED, mirror), (names.PEERS, agents)):
+        if await reader.objects.change_secret(secret, _replacing(theirs, files)):
+            outcome.done.append(f"{ours} reads {_place(secret, link)} (Secret {secret})")
+    outcome.warnings.extend(_helm(reader.member))
+    for name, error in unreadable_peers(link.reader).items():
+        if name != theirs:
+            outcome.warnings.append(f"Secret {names.PEERS} of {ours}: {name}: {error}")
+
+
+def _place(secret: str, link: Link) -> str:
+    if link.reader.mirrored and secret == names.PEERS:
+        return f"the copies of {link.owner.name} in its own etcd"
+    return f"{link.owner.name} at {link.entrance}"
+
+
+def _helm(reader: Member) -> list[str]:
+    """Helm writes what it keeps anew with the next upgrade."""
+    kept = ", ".join(name for name in reader.helms if name != names.USERS)
+    remedy = "put its clusters into clustermesh.config.clusters, or the next upgrade undoes this"
+    return [f"{reader.name}: Helm keeps {kept}: {remedy}"] if kept else []
+
+
+async def disconnect(source: Site, peer: str, destination: Site | None, mode: Mode) -> Outcome:
+    """Take `source` and the cluster named `peer` apart, on the side of `source` first.
+
+    With `destination` None, its API being gone, only that side is done. What fails there is a warning, for it must not
+    keep anyone from leaving a dead cluster. Raises Refused where nothing is left of a connection and nothing tells that
+    the name is right.
+    """
+    outcome, both = Outcome([], []), mode is not Mode.UNICAST
+    await _forget(source, peer, outcome)
+    if both:
+        await _expel(source, peer, outcome)
+    if destination is None:
+        if not outcome.done:
+            connected = ", ".join(known_peers(source.member)) or "no cluster"
+            raise Refused(f"{source.member.name} is not connected to {peer}; it is connected to: {connected}")
+        outcome.warnings.append(
+            f"nothing was changed in {peer}: there, remove the user {remote_user(source.member.name)}"
+            + (f" and disconnect {source.member.name}" if both else "")
+        )
+        return outcome
+    try:
+        if both:
+            await _forget(destination, source.member.name, outcome)
+        await _expel(destination, source.member.name, outcome)
+    except ClusterMeshError as e:
+        outcome.warnings.append(f"not all was undone in {peer}: {e}; run the same command again when that is repaired")
+    return outcome
+
+
+async def _forget(reader: Site, peer: str, outcome: Outcome) -> None:
+    # Agents first: a mirror that forgets first would look to them like a cluster that takes all of its services away.
+    for secret in (names.PEERS, names.COPIED):
+        if await reader.objects.change_secret(secret, _replacing(peer, {})):
+            outcome.done.append(f"{reader.member.name} no longer reads {peer} (Secret {secret})")
+
+
+async def _expel(owner: Site, peer: str, outcome: Outcome) -> None:
+    if await _change_users(owner.objects, lambda users: without_user(users, _USERS, remote_user(peer))):
+        outcome.done.append(f"{owner.member.name} no longer lets {peer} in")
+
+
+def _replacing(peer: str, files: Mapping[str, bytes]) -> Edit:
+    return lambda data: replaced(data, peer, files)
+
+
+async def _change_users(objects: Objects, change: Callable[[dict[str, Any]], dict[str, Any]]) -> bool:
+    def edit(data: Mapping[str, bytes]) -> Mapping[str, bytes]:
+        document = mapping(parse_yaml(data.get(names.USERS_KEY, b""), names.USERS), names.USERS)
+        changed = change(document)
+        return data if changed == document else {**data, names.USERS_KEY: dump_yaml(changed)}
+
+    return await objects.change_config(names.USERS, edit)

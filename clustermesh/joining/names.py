@@ -1,0 +1,38 @@
+"""What the objects of a cluster's mesh are called: the names of Cilium's chart, which this project's keeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+NAMESPACE: Final = "kube-system"
+CONFIG: Final = "cilium-config"
+"""ConfigMap: the cluster's name, id and maximum, and whether it encrypts."""
+API_SERVER: Final = "clustermesh-apiserver"
+"""Service and Deployment."""
+AUTHORITY: Final = "cilium-ca"
+SERVER_CERT: Final = "clustermesh-apiserver-server-cert"
+REMOTE_CERT: Final = "clustermesh-apiserver-remote-cert"
+LOCAL_CERT: Final = "clustermesh-apiserver-local-cert"
+USERS: Final = "clustermesh-remote-users"
+"""ConfigMap: which peers may read."""
+USERS_KEY: Final = "users.yaml"
+PEERS: Final = "cilium-clustermesh"
+"""Secret: what agents read, a file for each peer."""
+COPIED: Final = "cilium-kvstoremesh"
+"""Secret: what the mirror reads, where there is one. Agents then read its copies."""
+MIRROR: Final = "kvstoremesh"
+"""The mirror's container."""
+MOUNT: Final = Path("/var/lib/cilium/clustermesh")
+"""Where both are mounted, beside the certificates of the cluster itself."""
+COMMON: Final = "common-etcd-client"
+"""What the cluster shows to every peer that trusts its authority."""
+LOCAL: Final = "local-etcd-client"
+"""What its agents show to its own etcd."""
+MESH_DOMAIN: Final = "mesh.cilium.io"
+"""Below it each cluster has a name that its etcd's certificate answers to, wherever it is."""
+
+
+def credentials_of(peer: str) -> str:
+    """What the files are called that only `peer` is shown, without ending."""
+    return f"{peer}.etcd-client"

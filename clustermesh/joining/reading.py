@@ -1,0 +1,236 @@
+"""Reads what a Kubernetes cluster says of its mesh, from its ConfigMap, Secrets, Service, Deployment and Nodes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from typing import Final
+
+from msgspec import Struct, field
+
+from clustermesh.address import parse_prefix
+from clustermesh.errors import Invalid, Refused
+from clustermesh.joining import names
+from clustermesh.joining.member import CertFiles, Entrance, Member, Version
+from clustermesh.joining.objects import MANAGED_BY, ConfigMap, Meta, Objects, Secret
+from clustermesh.model import MAX_CLUSTERS, Cluster, check_cluster_id, check_cluster_name
+from clustermesh.standalone.pod_cidrs import PodCidr
+
+_NODES: Final = 8
+"""Nodes that are named where a node port leads to the etcd: any is enough, and a mesh has thousands."""
+_ENCRYPTION: Final = {"enable-wireguard": "WireGuard", "enable-ipsec": "IPsec"}
+
+
+class _Ingress(Struct, frozen=True):
+    ip: str = ""
+    hostname: str = ""
+
+
+class _Balancer(Struct, frozen=True):
+    ingress: list[_Ingress] | None = None
+
+
+class _ServiceStatus(Struct, frozen=True, rename="camel"):
+    load_balancer: _Balancer = _Balancer()
+
+
+class _Port(Struct, frozen=True, rename="camel"):
+    port: int = 0
+    node_port: int = 0
+
+
+class _ServiceSpec(Struct, frozen=True, rename="camel"):
+    type: str = "ClusterIP"
+    cluster_ips: list[str] | None = field(default=None, name="clusterIPs")
+    ports: list[_Port] | None = None
+
+
+class Service(Struct, frozen=True):
+    """The Service of the API server, as far as it says where that is reached."""
+
+    spec: _ServiceSpec = _ServiceSpec()
+    status: _ServiceStatus = _ServiceStatus()
+
+
+class _Address(Struct, frozen=True):
+    type: str = ""
+    address: str = ""
+
+
+class _Ipam(Struct, frozen=True):
+    pod_cidrs: list[str] | None = field(default=None, name="podCIDRs")
+
+
+class _NodeSpec(Struct, frozen=True):
+    pod_cidrs: list[str] | None = field(default=None, name="podCIDRs")
+    ipam: _Ipam = _Ipam()
+
+
+class _NodeStatus(Struct, frozen=True):
+    addresses: list[_Address] | None = None
+
+
+class Node(Struct, frozen=True):
+    """A Node, or a CiliumNode, which has its pod CIDRs elsewhere."""
+
+    metadata: Meta = Meta()
+    spec: _NodeSpec = _NodeSpec()
+    status: _NodeStatus = _NodeStatus()
+
+
+class _Container(Struct, frozen=True):
+    name: str = ""
+    image: str = ""
+
+
+class _PodSpec(Struct, frozen=True):
+    containers: list[_Container] = []
+
+
+class _Template(Struct, frozen=True):
+    spec: _PodSpec = _PodSpec()
+
+
+class _DeploymentSpec(Struct, frozen=True):
+    template: _Template = _Template()
+    replicas: int = 1
+
+
+class _DeploymentStatus(Struct, frozen=True, rename="camel"):
+    ready_replicas: int = 0
+
+
+class Deployment(Struct, frozen=True):
+    """The Deployment of the API server."""
+
+    metadata: Meta = Meta()
+    spec: _DeploymentSpec = _DeploymentSpec()
+    status: _DeploymentStatus = _DeploymentStatus()
+
+
+async def read_member(objects: Objects, context: str) -> Member:
+    """The cluster whose API is asked. Raises Refused where it has no mesh, Invalid for what breaks a rule there."""
+    async with asyncio.TaskGroup() as group:
+        config = group.create_task(objects.config(names.CONFIG))
+        service = group.create_task(objects.read("services", names.API_SERVER, Service))
+        deployment = group.create_task(objects.read("deployments", names.API_SERVER, Deployment, "apis/apps/v1"))
+        authority = group.create_task(objects.secret(names.AUTHORITY))
+        server = group.create_task(objects.secret(names.SERVER_CERT))
+        remote = group.create_task(objects.secret(names.REMOTE_CERT))
+        peers = group.create_task(objects.read("secrets", names.PEERS, Secret))
+        copied = group.create_task(objects.read("secrets", names.COPIED, Secret))
+        users = group.create_task(objects.read("configmaps", names.USERS, ConfigMap))
+        nodes = group.create_task(objects.list("/api/v1/nodes", Node))
+        cilium_nodes = group.create_task(objects.list("/apis/cilium.io/v2/ciliumnodes", Node))
+    cluster = _cluster(config.result(), objects.namespace, context)
+    entrance, hidden = find_entrance(service.result(), nodes.result(), context)
+    held = {names.PEERS: peers.result(), names.COPIED: copied.result(), names.USERS: users.result()}
+    signer, shown = _cert_files(authority.result(), "ca"), _cert_files(server.result(), "tls")
+    listed = held[names.USERS]
+    found = deployment.result()
+    return Member(
+        context=context,
+        cluster=cluster,
+        namespace=objects.namespace,
+        encryption=next((kind for key, kind in _ENCRYPTION.items() if config.result().get(key) == "true"), "none"),
+        version=None if found is None else find_version(found),
+        entrance=entrance,
+        hidden=hidden,
+        mirrored=found is not None and any(each.name == names.MIRROR for each in found.spec.template.spec.containers),
+        pod_cidrs=tuple(_pod_cidrs(cilium_nodes.result() or nodes.result(), cluster.name)),
+        signer=signer,
+        trusted=shown.ca or signer.ca,
+        server=shown,
+        remote=_cert_files(remote.result(), "tls"),
+        peers=(peers.result() or Secret()).data or {},
+        copied=(copied.result() or Secret()).data or {},
+        users=((listed.data or {}) if isinstance(listed, ConfigMap) else {}).get(names.USERS_KEY, "").encode(),
+        helms=tuple(
+            name for name, each in held.items() if each and (each.metadata.labels or {}).get(MANAGED_BY) == "Helm"
+        ),
+    )
+
+
+def find_entrance(service: Service | None, nodes: Iterable[Node], context: str) -> tuple[Entrance | None, str]:
+    """Where others reach the etcd behind `service`; else why they cannot, and what to do."""
+    enable = f"`clustermesh enable --context {context}`"
+    if service is None:
+        return (
+            None,
+            f"it has no Service {names.API_SERVER}: run {enable}, or the chart with clustermesh.useAPIServer=true",
+        )
+    port = next(iter(service.spec.ports or ()), _Port())
+    hosts = tuple(_hosts(service, nodes))
+    number = port.node_port if service.spec.type == "NodePort" else port.port
+    if hosts and number:
+        return Entrance(hosts, number), ""
+    if service.spec.type == "LoadBalancer":
+        return None, (
+            f"its Service {names.API_SERVER} waits for a load balancer's address: see `kubectl describe service`; "
+            f"where nothing gives any, {enable} with --service-type NodePort"
+        )
+    return (
+        None,
+        f"its Service {names.API_SERVER} of type {service.spec.type} has no address or port: say it with "
+        "--source-endpoint or --destination-endpoint",
+    )
+
+
+def find_version(deployment: Deployment) -> Version:
+    """By its labels, or else by its image's tag."""
+    labels = deployment.metadata.labels or {}
+    image = next((each.image for each in deployment.spec.template.spec.containers), "")
+    tag = image.partition("@")[0].rpartition("/")[2].partition(":")[2]
+    product = labels.get("app.kubernetes.io/part-of", "cilium")
+    return Version(product, labels.get("app.kubernetes.io/version") or tag)
+
+
+def _cluster(config: Mapping[str, str], namespace: str, context: str) -> Cluster:
+    where = f"ConfigMap {namespace}/{names.CONFIG} of {context or 'the current context'}"
+    if "cluster-name" not in config:
+        raise Refused(
+            f"{where} names no cluster: install the chart there with cluster.name and cluster.id, or give the "
+            "namespace that it is in with -n"
+        )
+    most = _number(config.get("max-connected-clusters", str(MAX_CLUSTERS)), f"{where}: max-connected-clusters")
+    if most not in (255, 511):
+        raise Invalid(f"{where}: max-connected-clusters", most, "must be 255 or 511")
+    try:
+        name = check_cluster_name(config["cluster-name"])
+        number = check_cluster_id(_number(config.get("cluster-id", "0"), "cluster-id"), most)
+    except Invalid as e:
+        raise Invalid(f"{where}: {e.field}", e.value, f"{e.rule}: set cluster.name and cluster.id of the chart") from e
+    return Cluster(name=name, id=number, max_clusters=most)
+
+
+def _number(text: str, field: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise Invalid(field, text, "must be a whole number")
+    return int(text)
+
+
+def _hosts(service: Service, nodes: Iterable[Node]) -> Iterator[str]:
+    if service.spec.type == "LoadBalancer":
+        yield from (
+            each.ip or each.hostname for each in service.status.load_balancer.ingress or () if each.ip or each.hostname
+        )
+    elif service.spec.type == "NodePort":
+        yield from sorted(filter(None, map(_internal, nodes)))[:_NODES]
+    else:
+        yield from (address for address in service.spec.cluster_ips or () if address != "None")
+
+
+def _internal(node: Node) -> str:
+    return next((each.address for each in node.status.addresses or () if each.type == "InternalIP"), "")
+
+
+def _pod_cidrs(nodes: Iterable[Node], cluster: str) -> Iterator[PodCidr]:
+    for node in nodes:
+        for text in (*(node.spec.ipam.pod_cidrs or ()), *(node.spec.pod_cidrs or ())):
+            with suppress(Invalid):  # nor does the API server publish it
+                yield PodCidr(parse_prefix(text), cluster, node.metadata.name)
+
+
+def _cert_files(data: Mapping[str, bytes], name: str) -> CertFiles:
+    return CertFiles(*(data.get(key, b"") for key in ("ca.crt", f"{name}.crt", f"{name}.key")))

@@ -1,0 +1,276 @@
+"""Clusters joined and taken apart in real Kubernetes APIs: what is written, what is not, and who gets through by it."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from etcd_flags import QUICK
+from joined_bed import Cluster
+from kube_bed import KubeBed
+from ports import free_port
+from state_sink import StateSink
+
+from clustermesh.address import parse_prefix
+from clustermesh.cli import main
+from clustermesh.errors import ClusterMeshError, Refused
+from clustermesh.joining.connect import Site, Wanted, connect, disconnect, read_site
+from clustermesh.joining.connections import list_connections
+from clustermesh.joining.links import Mode
+from clustermesh.mesh.peer_files import read_peers
+from clustermesh.mesh.reader import ClusterReader
+from clustermesh.mesh.session import State
+from clustermesh.mesh.shared_clients import client_of
+from clustermesh.mesh.tables import peer_tables
+from clustermesh.standalone.connect import Outcome
+from clustermesh.store.local import LocalEtcd
+from clustermesh.store.tls import Tls
+
+NOW = datetime.now(UTC)
+AFAR = Wanted(unreached=True)  # no etcd runs
+
+
+@pytest.fixture(scope="session")
+def other_bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeBed]:
+    """The API of another cluster."""
+    with KubeBed(tmp_path_factory.mktemp("kube-other")) as running:
+        yield running
+
+
+@pytest.fixture
+def alpha(bed: KubeBed, namespace: str) -> Cluster:
+    return Cluster(bed, namespace, "alpha", 1, free_port())
+
+
+@pytest.fixture
+def beta(other_bed: KubeBed, namespace: str) -> Cluster:
+    return Cluster(other_bed, namespace, "beta", 2, free_port())
+
+
+@asynccontextmanager
+async def sites(*clusters: Cluster) -> AsyncIterator[list[Site]]:
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(each.site()) for each in clusters]
+
+
+async def join(first: Cluster, *others: Cluster, wanted: Wanted = AFAR, now: datetime = NOW) -> Outcome:
+    async with sites(first, *others) as (source, *destinations):
+        return await connect(source, destinations, wanted, now)
+
+
+async def test_two_clusters_are_joined_once_and_the_second_time_nothing_is_written(
+    alpha: Cluster, beta: Cluster
+) -> None:
+    for each in (alpha, beta):
+        each.install()
+    assert len((await join(alpha, beta)).done) == 4
+    for reader, owner in ((alpha, beta), (beta, alpha)):
+        secret = reader.data("secrets", "cilium-clustermesh")
+        assert sorted(secret) == [owner.name, *(f"{owner.name}.etcd-client{e}" for e in ("-ca.crt", ".crt", ".key"))]
+        entry = yaml.safe_load(secret[owner.name])
+        assert entry["endpoints"] == [f"https://{owner.name}.mesh.cilium.io:{owner.port}"]
+        assert entry["cert-file"] == f"/var/lib/cilium/clustermesh/{owner.name}.etcd-client.crt"
+        users = yaml.safe_load(owner.data("configmaps", "clustermesh-remote-users")["users.yaml"])
+        assert users == {"users": [{"name": f"remote-{reader.name}", "role": "remote"}]}
+    before = alpha.versions(), beta.versions()
+    assert (await join(alpha, beta)).done == []
+    assert (await join(beta, alpha)).done == []
+    assert (alpha.versions(), beta.versions()) == before
+
+
+async def test_what_expires_soon_is_issued_again_and_nothing_else_is_touched(alpha: Cluster, beta: Cluster) -> None:
+    for each in (alpha, beta):
+        each.install()
+    await join(alpha, beta)
+    before, users = alpha.data("secrets", "cilium-clustermesh"), beta.versions()["configmaps/clustermesh-remote-users"]
+    assert (
+        len((await join(alpha, beta, wanted=Wanted(mode=Mode.UNICAST, unreached=True), now=NOW + timedelta(345))).done)
+        == 1
+    )
+    after = alpha.data("secrets", "cilium-clustermesh")
+    changed = {key for key in after if after[key] != before[key]}
+    assert changed == {"beta.etcd-client.crt", "beta.etcd-client.key"}
+    assert beta.versions()["configmaps/clustermesh-remote-users"] == users
+
+
+async def test_with_a_mirror_agents_are_led_to_the_copies_in_their_own_etcd(alpha: Cluster, beta: Cluster) -> None:
+    alpha.install(mirrored=True)
+    beta.install()
+    await join(alpha, beta)
+    agents, mirror = (alpha.data("secrets", f"cilium-{name}") for name in ("clustermesh", "kvstoremesh"))
+    assert list(agents) == ["beta"]
+    told = yaml.safe_load(agents["beta"])
+    assert told["endpoints"] == [f"https://clustermesh-apiserver.{alpha.namespace}.svc:2379"]
+    assert told["key-file"] == "/var/lib/cilium/clustermesh/local-etcd-client.key"
+    assert yaml.safe_load(mirror["beta"])["endpoints"] == [f"https://beta.mesh.cilium.io:{beta.port}"]
+    assert len(mirror) == 4
+    before = alpha.versions()
+    assert (await join(alpha, beta)).done == []
+    assert alpha.versions() == before
+    async with sites(alpha, beta) as (source, destination):
+        await disconnect(source, "beta", destination, Mode.BIDIRECTIONAL)
+    assert [alpha.data("secrets", f"cilium-{name}") for name in ("clustermesh", "kvstoremesh")] == [{}, {}]
+
+
+async def test_clusters_of_one_authority_show_what_they_show_to_everybody(alpha: Cluster, beta: Cluster) -> None:
+    for name in ("ca.crt", "ca.key"):
+        (beta.folder.certs / name).write_bytes((alpha.folder.certs / name).read_bytes())
+    from certs.folder import initialise
+    from certs.names import cluster_leaves
+
+    initialise(beta.folder.certs, cluster_leaves("beta", ["127.0.0.1"]), NOW)
+    for each in (alpha, beta):
+        each.install()
+    await join(alpha, beta)
+    secret = alpha.data("secrets", "cilium-clustermesh")
+    assert list(secret) == ["beta"]
+    assert yaml.safe_load(secret["beta"])["cert-file"] == "/var/lib/cilium/clustermesh/common-etcd-client.crt"
+
+
+async def test_disconnect_leaves_nothing_and_a_second_run_changes_nothing(alpha: Cluster, beta: Cluster) -> None:
+    for each in (alpha, beta):
+        each.install()
+    await join(alpha, beta)
+    async with sites(alpha, beta) as (source, destination):
+        assert len((await disconnect(source, "beta", destination, Mode.BIDIRECTIONAL)).done) == 4
+    for each in (alpha, beta):
+        assert each.data("secrets", "cilium-clustermesh") == {}
+        assert yaml.safe_load(each.data("configmaps", "clustermesh-remote-users")["users.yaml"]) == {"users": []}
+    before = alpha.versions(), beta.versions()
+    async with sites(alpha, beta) as (source, destination):
+        assert (await disconnect(source, "beta", destination, Mode.BIDIRECTIONAL)).done == []
+    assert (alpha.versions(), beta.versions()) == before
+
+
+async def test_a_dead_cluster_is_left_by_name(alpha: Cluster, beta: Cluster) -> None:
+    for each in (alpha, beta):
+        each.install()
+    await join(alpha, beta)
+    async with sites(alpha) as (source,):
+        outcome = await disconnect(source, "beta", None, Mode.BIDIRECTIONAL)
+        assert "nothing was changed in beta" in outcome.warnings[0]
+        with pytest.raises(Refused, match="not connected to gamma"):
+            await disconnect(source, "gamma", None, Mode.BIDIRECTIONAL)
+    assert alpha.data("secrets", "cilium-clustermesh") == {}
+    assert b"beta" not in alpha.data("configmaps", "clustermesh-remote-users")["users.yaml"]
+
+
+async def test_an_interrupted_connect_is_completed_by_the_same_command(alpha: Cluster, beta: Cluster) -> None:
+    for each in (alpha, beta):
+        each.install()
+    await join(alpha, beta)
+    whole = alpha.data("secrets", "cilium-clustermesh"), beta.data("secrets", "cilium-clustermesh")
+    alpha.bed.ask("DELETE", f"/api/v1/namespaces/{alpha.namespace}/secrets/cilium-clustermesh")
+    beta.bed.ask("DELETE", f"/api/v1/namespaces/{beta.namespace}/configmaps/clustermesh-remote-users")
+    assert len((await join(alpha, beta)).done) == 2
+    assert alpha.data("secrets", "cilium-clustermesh").keys() == whole[0].keys()
+    assert beta.data("secrets", "cilium-clustermesh") == whole[1]
+    assert b"remote-alpha" in beta.data("configmaps", "clustermesh-remote-users")["users.yaml"]
+
+
+async def test_who_connects_at_the_same_time_loses_no_entry_of_the_other(alpha: Cluster, bed: KubeBed) -> None:
+    others = [Cluster(bed, f"{alpha.namespace}-{number}", f"c{number}", number, free_port()) for number in range(2, 10)]
+    for each in (alpha, *others):
+        each.install()
+    await asyncio.gather(*(join(alpha, each) for each in others))
+    secret = alpha.data("secrets", "cilium-clustermesh")
+    assert {name for name in secret if "." not in name} == {each.name for each in others}
+    users = yaml.safe_load(alpha.data("configmaps", "clustermesh-remote-users")["users.yaml"])["users"]
+    assert sorted(user["name"] for user in users) == [f"remote-{each.name}" for each in others]
+    async with alpha.objects() as objects:
+        connections = list_connections((await read_site(objects, "alpha")).member, NOW)
+    assert [(each.name, each.reads, each.read_by, each.problem) for each in connections] == [
+        (each.name, True, True, "") for each in others
+    ]
+
+
+async def test_every_pair_of_a_mesh_is_joined(alpha: Cluster, beta: Cluster, bed: KubeBed) -> None:
+    gamma = Cluster(bed, f"{alpha.namespace}-gamma", "gamma", 3, free_port())
+    for each in (alpha, beta, gamma):
+        each.install()
+    await join(alpha, beta, gamma, wanted=Wanted(mode=Mode.MESH, unreached=True))
+    for each in (alpha, beta, gamma):
+        known = {name for name in each.data("secrets", "cilium-clustermesh") if "." not in name}
+        assert known == {"alpha", "beta", "gamma"} - {each.name}
+
+
+async def test_all_that_is_wrong_is_said_at_once_and_nothing_is_written(alpha: Cluster, beta: Cluster) -> None:
+    alpha.install(enable_wireguard="true")
+    beta.install(cluster_id="1", max_connected_clusters="511")
+    before = alpha.versions(), beta.versions()
+    with pytest.raises(ExceptionGroup) as caught:
+        await join(alpha, beta, wanted=Wanted(allowed=(parse_prefix("0.0.0.0/0"),)))
+    said = "\n".join(map(str, caught.value.exceptions))
+    for part in ("cluster id", "maxConnectedClusters of beta", "encryption of beta", "holds every address"):
+        assert part in said
+    assert said.count("is not reached from here") == 2  # nothing listens there
+    assert all(isinstance(error, ClusterMeshError) for error in caught.value.exceptions)
+    assert (alpha.versions(), beta.versions()) == before
+
+
+async def test_from_connect_to_a_reader_that_hears_the_other_cluster(
+    alpha: Cluster, beta: Cluster, tmp_path: Path
+) -> None:
+    for each in (alpha, beta):
+        each.install()
+    place = beta.folder
+    tls = Tls(place.ca, place.certificate("server"), place.key("server"))
+    etcd = LocalEtcd(place.etcd, [place.endpoint], tls, flags=QUICK)
+    await etcd.start()
+    argv = (sys.executable, "-m", "clustermesh.cli", "apiserver", "--context", str(place.path), "--http", "")
+    with (tmp_path / "apiserver.log").open("wb") as log:
+        server = await asyncio.create_subprocess_exec(*argv, stdout=log, stderr=log)
+    try:
+        wanted = Wanted(mode=Mode.UNICAST)  # beta's etcd is looked for, and its certificate checked
+        await join(alpha, beta, wanted=wanted)
+        place.users_file.write_bytes(beta.data("configmaps", "clustermesh-remote-users")["users.yaml"])
+        found = read_peers(alpha.mount(tmp_path / "mounted"), "alpha")
+        assert not found.problems
+        reader = ClusterReader(
+            "beta", StateSink(), lambda: client_of(found.peers["beta"], 2.0), peer_tables, lambda *_: None
+        )
+        task = asyncio.create_task(reader.run())
+        async with asyncio.timeout(60):
+            while reader.session.state is not State.FRESH:
+                await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    finally:
+        server.kill()
+        await server.wait()
+        etcd.kill()
+
+
+def test_the_commands_do_it_by_contexts_of_a_kubeconfig(alpha: Cluster, beta: Cluster, tmp_path: Path) -> None:
+    for each in (alpha, beta):
+        each.install()
+    paths = ":".join(str(one) for one in kubeconfigs(tmp_path, alpha, beta))
+    common = ("--kubeconfig", paths, "-n", alpha.namespace, "--context", "one")
+    pair = (*common, "--destination-context", "two")
+    result = CliRunner().invoke(main, ["connect", *pair])
+    assert result.exit_code == 1
+    assert result.output.count("is not reached from here") == 2
+    result = CliRunner().invoke(main, ["connect", *pair, "--allow-unreachable"])
+    assert (result.exit_code, result.output.count("reads")) == (0, 2), result.output
+    result = CliRunner().invoke(main, ["peers", *common, "-o", "yaml"])
+    (row,) = yaml.safe_load(result.output)
+    assert (row["name"], row["reads"], row["readBy"], row["problem"]) == ("beta", True, True, "")
+    result = CliRunner().invoke(main, ["disconnect", *pair])
+    assert (result.exit_code, alpha.data("secrets", "cilium-clustermesh")) == (0, {}), result.output
+
+
+def kubeconfigs(folder: Path, *clusters: Cluster) -> Iterator[Path]:
+    """One file with a context for each: "one", "two"."""
+    for number, each in zip(("one", "two"), clusters, strict=False):
+        document = yaml.safe_load(each.bed.write_kubeconfig(number, cert="admin").read_text())
+        document["clusters"][0]["name"] = document["contexts"][0]["context"]["cluster"] = number
+        path = folder / f"{number}.kubeconfig"
+        path.write_text(yaml.safe_dump(document))
+        yield path
