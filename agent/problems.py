@@ -92,6 +92,8 @@ def _being_written(domains: Domains) -> Iterator[Problem]:
 def _of_the_node(domains: Domains, pods: Pods, unsavable: Mapping[str, str], peers: Peers) -> Iterator[tuple[str, str]]:
     if domains.tunnels.error:
         yield f"node set-up: {domains.tunnels.error}", "mend that, it is tried again"
+    if domains.pinned.error:
+        yield domains.pinned.error, "mend that, and do not stop the agent before: programs and maps would go with it"
     device = domains.node.device
     if device.silent_since is not None:
         clock = time.strftime("%H:%M:%S", time.gmtime(device.silent_since))

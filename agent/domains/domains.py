@@ -36,6 +36,7 @@ from agent.domains.domain import Domain, in_turns
 from agent.domains.eviction import Eviction
 from agent.domains.gate import Gate
 from agent.domains.network import Network
+from agent.domains.pinned import Pinned
 from agent.domains.services import Services
 from agent.domains.tables import Targets, ThisNode
 from agent.domains.tunnels import Tunnels
@@ -88,6 +89,7 @@ class Domains:
         self.services.known, self.services.unheard = self._known_clusters, self._unheard_clusters
         self.conntrack = Conntrack(node.datapath.maps["ct"], node.datapath.maps["ct_direct"])
         self.eviction = Eviction(self.services, self._open_evictor)
+        self.pinned = Pinned(node.datapath.pin_dir, options.bpffs)
         self._name, self._state = options.node, state
         self._own: ClusterReader | None = None
         self._peers: Peers | None = None
@@ -155,6 +157,7 @@ class Domains:
                 tasks.create_task(domain.run(), name=domain.name)
             tasks.create_task(self._run_services(peers), name=self.services.name)
             tasks.create_task(self._run_devices(), name=self.devices.name)
+            tasks.create_task(self._keep_pinned())
             tasks.create_task(self.gate.run())
             tasks.create_task(self._judge())
             tasks.create_task(self.conntrack.run())
@@ -168,6 +171,10 @@ class Domains:
     async def _run_devices(self) -> None:
         await self.attached.wait()
         await self.devices.run()
+
+    async def _keep_pinned(self) -> None:
+        await self.attached.wait()
+        await self.pinned.run()
 
     async def _judge(self) -> None:
         """Nodes that wait to be decided on, in a task of its own: each is what it was until then, and a peer that moves

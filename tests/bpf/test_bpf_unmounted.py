@@ -1,0 +1,91 @@
+"""Somebody unmounts the bpf filesystem while an agent runs: what was pinned there is there again, and never stopped."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from agent.bpf.bpffs import ensure_bpffs, is_bpffs
+from agent.bpf.loader import Datapath
+from agent.bpf.pin_folder import PinFolder
+from agent.bpf.programs import link_info, map_info
+from agent.bpf.syscalls import object_get
+from clustermesh.errors import Refused
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def own(bpffs: Path, tmp_path: Path) -> Iterator[Path]:
+    """A bpf filesystem of the test's own, which may be unmounted."""
+    ensure_bpffs(tmp_path)
+    yield tmp_path
+    while is_bpffs(tmp_path):
+        unmount(tmp_path)
+
+
+def unmount(path: Path) -> None:
+    subprocess.run(["umount", "-l", str(path)], check=True, timeout=60)
+
+
+def pinned(folder: Path) -> dict[str, int]:
+    """What each pin is, by the kernel's number of it."""
+    found = {}
+    for path in sorted(folder.glob("*/*")):
+        fd = object_get(path)
+        try:
+            found[str(path.relative_to(folder))] = (link_info if path.parent.name == "links" else map_info)(fd).id
+        finally:
+            os.close(fd)
+    return found
+
+
+def test_what_was_pinned_is_pinned_again_and_runs_on(own: Path, bpf_object: Path, cgroup: Path) -> None:
+    path = own / "clustermesh"
+    with closing(Datapath.open(bpf_object, path)) as datapath, closing(PinFolder(path, own)) as folder:
+        datapath.attach_sockets(cgroup)
+        before = pinned(path)
+        assert {"v2/lb_services", "links/connect4"} <= before.keys()
+        for _ in range(2):
+            assert folder.is_there()
+            unmount(own)
+            assert not folder.is_there()
+            assert folder.put_back() == len(before)
+            assert pinned(path) == before
+        assert folder.is_there()
+    with closing(Datapath.open(bpf_object, path)) as following:  # as if the agent had been killed right then
+        following.attach_sockets(cgroup)
+        assert {hook.outcome for hook in following.hooks.values()} == {"adopted"}
+        assert pinned(path) == before
+    Datapath.remove(path)
+
+
+def test_an_empty_one_that_somebody_mounted_meanwhile_is_taken(own: Path, bpf_object: Path) -> None:
+    path = own / "clustermesh"
+    with closing(Datapath.open(bpf_object, path)), closing(PinFolder(path, own)) as folder:
+        before = pinned(path)
+        unmount(own)
+        ensure_bpffs(own)
+        assert not folder.is_there()
+        assert folder.put_back() == len(before)
+        assert pinned(path) == before
+    Datapath.remove(path)
+
+
+def test_another_agents_place_is_left_to_it(own: Path, bpf_object: Path) -> None:
+    from agent.api import alone_over
+
+    path = own / "clustermesh"
+    with closing(Datapath.open(bpf_object, path)), closing(PinFolder(path, own)) as folder:
+        unmount(own)
+        ensure_bpffs(own)
+        with alone_over(path), pytest.raises(Refused, match="another agent holds"):
+            folder.put_back()
+        assert pinned(path) == {}
+        assert folder.put_back()
+    Datapath.remove(path)

@@ -1,0 +1,73 @@
+"""A bpf filesystem that is unmounted while the agent runs is a problem until it is there again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from fake_kernel import Bed
+
+from agent.bpf import pin_folder
+from agent.domains import pinned
+from agent.problems import find
+from clustermesh.errors import Refused
+
+
+class FakeFolder:
+    """Stands for agent.bpf.pin_folder.PinFolder."""
+
+    there, refusal, made, closed = True, "", 0, 0
+
+    def is_there(self) -> bool:
+        return self.there
+
+    def put_back(self) -> int:
+        if self.refusal:
+            raise Refused(self.refusal)
+        self.there = True
+        self.made += 1
+        return 3
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def test_it_is_put_back_and_a_problem_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    bed, folder = Bed(), FakeFolder()
+    monkeypatch.setattr(pin_folder, "PinFolder", lambda path, bpffs: folder)
+    monkeypatch.setattr(pinned, "_PERIOD", 0)
+    running = asyncio.create_task(bed.domains.pinned.run())
+    folder.there = False
+    await until(lambda: folder.made)
+    assert bed.domains.pinned.error == ""
+    folder.refusal, folder.there = "cannot mount a bpf filesystem", False
+    await until(lambda: bed.domains.pinned.error)
+    pods = SimpleNamespace(problems={}, unwritable="")
+    first = next(iter(find(bed.domains, pods, {}, bed.peers, bed.state)))  # type: ignore[arg-type]
+    assert str(first) == (
+        "/sys/fs/bpf/x was unmounted or removed, and cannot be made again: cannot mount a bpf filesystem; "
+        "mend that, and do not stop the agent before: programs and maps would go with it"
+    )
+    folder.refusal = ""
+    await until(lambda: not bed.domains.pinned.error)
+    assert folder.made == 2
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert folder.closed == 1
+
+
+async def test_a_folder_that_is_not_there_from_the_beginning_is_a_problem(tmp_path: Path) -> None:
+    kept = pinned.Pinned(tmp_path / "none", tmp_path)
+    running = asyncio.create_task(kept.run())
+    await until(lambda: kept.error)
+    assert "No such file" in kept.error
+    running.cancel()
