@@ -18,6 +18,9 @@ enum ct_timeout {
 	CT_TIMEOUT_SCTP = 600,
 };
 
+/* In ticks: datagrams that go on for so long are more than a question and its answer. */
+enum { CT_STREAM_AFTER = 2 };
+
 static __always_inline bool ct_is_live(__u32 expires, __u32 now)
 {
 	return (__s32)(expires - now) > 0;
@@ -96,24 +99,41 @@ static __always_inline __u16 ct_flags_after(__u16 flags, const struct packet *pa
 	return packet->tcp & TCP_SYN ? flags : flags | CT_ESTABLISHED;
 }
 
+/* In ticks: for how long nothing of it was seen. */
+static __always_inline __s32 ct_idle(const struct ct_entry *entry, __u8 protocol, __u32 now)
+{
+	return now + ct_timeout(protocol, entry->flags) - entry->expires;
+}
+
+/* Whether this datagram is one of a question and its answer, as far as is known: most flows are no more, and have no need to
+ * be known, and to keep a lent port, for longer. */
+static __always_inline bool ct_is_exchange(const struct ct_entry *entry, __u8 protocol, __u32 now)
+{
+	return protocol == IPPROTO_UDP && !(entry->flags & CT_ESTABLISHED) &&
+	       (!entry->packets || ct_idle(entry, protocol, now) < CT_STREAM_AFTER);
+}
+
 /* What a packet of this entry does to it. A connection is established once the client has answered the backend's answer: what
- * a flood of forged openings leaves goes as soon as those. True about once a second, and at every change: the time to look
- * whether what the entry leads to is still there. */
+ * a flood of forged openings leaves goes as soon as those. True about once a second, at every change, and in an exchange,
+ * since another may come from the port of the one before: the time to look whether what the entry leads to is still there. */
 static __always_inline bool ct_touch(struct ct_entry *entry, struct packet *packet, __u32 now)
 {
-	__u16 before = entry->flags, flags = ct_flags_after(before, packet);
+	bool is_exchange = ct_is_exchange(entry, packet->ends.protocol, now);
+	__u16 before = entry->flags, flags = is_exchange ? before : ct_flags_after(before, packet);
 	__u32 expires = now + ct_timeout(packet->ends.protocol, flags);
 
 	entry->packets++;
 	entry->bytes += packet->length;
+	if (is_exchange && entry->packets > 1)
+		return true; /* it began, or was first answered, when it says */
 	if (expires == entry->expires && flags == before)
 		return false;
 	entry->expires = expires;
-	if (flags == before)
-		return true;
 	entry->flags = flags;
-	if (packet->ends.protocol == IPPROTO_TCP)
+	if (flags != before && packet->ends.protocol == IPPROTO_TCP)
 		ct_tell_pair(entry, packet, (flags & CT_FIN ? CT_FIN_OTHER : 0) | (flags & (CT_RESET | CT_ESTABLISHED)), now);
+	else
+		ct_pair(entry, packet); /* is in use, too: where the map is full the kernel takes what nobody looked up */
 	return true;
 }
 

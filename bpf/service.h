@@ -11,10 +11,15 @@
 #include "lb.h"
 #include "ways.h"
 
-enum { PORTS_TRIED = 16, PORTS_TRIED_MILDLY = 8 };
+enum { PORTS_TRIED = 32, PORTS_TRIED_MILDLY = 8 };
 
-/* In units of ct_entry.expires: after so long without an answer a lent port is another's, where ports are short. */
-enum { ANSWERS_AFTER = 5 };
+/* In ticks: where ports are short, what nothing came back of for so long gives its own away. */
+enum gives_way {
+	GIVES_WAY_UNANSWERED = 5,
+	GIVES_WAY_ANSWERED = 2, /* a datagram */
+	GIVES_WAY_STREAM = 60,  /* of datagrams */
+	GIVES_WAY_NEVER = CT_TIMEOUT_ESTABLISHED + 1,
+};
 
 /* Who sends a packet. */
 enum side { SIDE_POD, SIDE_OUTSIDE };
@@ -83,11 +88,15 @@ static __always_inline bool is_over(const struct ct_entry *entry, bool is_own_po
 	return !ct_is_live(entry->expires, now) || (is_own_port && ct_is_closed(entry->flags));
 }
 
-/* Whether what has these replies' ends has been opened and never been answered: a flood leaves such. */
-static __always_inline bool is_unanswered(const struct ct_entry *entry, __u8 protocol, __u32 now)
+/* When the entry of replies, as long as it lives, gives way to another connection. A flood of openings leaves such as were
+ * never answered; many that ask by one datagram each leave such as have their answer. */
+static __always_inline __s32 gives_way_after(const struct ct_entry *entry, __u8 protocol)
 {
-	return !(entry->flags & (CT_ESTABLISHED | CT_FIN | CT_FIN_OTHER | CT_RESET)) &&
-	       (__s32)(entry->expires - now) < (__s32)ct_timeout(protocol, 0) - ANSWERS_AFTER;
+	if (protocol == IPPROTO_UDP && entry->flags & CT_ESTABLISHED)
+		return GIVES_WAY_STREAM;
+	if (entry->flags & (CT_ESTABLISHED | CT_FIN | CT_FIN_OTHER | CT_RESET))
+		return GIVES_WAY_NEVER;
+	return protocol == IPPROTO_UDP && entry->packets ? GIVES_WAY_ANSWERED : GIVES_WAY_UNANSWERED;
 }
 
 /* Whether packets with these ends go to no service. */
@@ -119,7 +128,8 @@ static __always_inline enum reason claim(const struct node_config *node, struct 
 		if (!other)
 			return REASON_DROP_CT_FULL;
 		if (ct_is_pair(other, &packet->ends) || is_over(other, is_own_port, now) ||
-		    (try >= PORTS_TRIED_MILDLY && is_unanswered(other, packet->ends.protocol, now))) {
+		    (try >= PORTS_TRIED_MILDLY &&
+		     ct_idle(other, packet->ends.protocol, now) > gives_way_after(other, packet->ends.protocol))) {
 			if (!ct_is_pair(other, &packet->ends))
 				ct_delete(other, &new->reply_key, packet);
 			if (bpf_map_update_elem(MAP(ct), &new->reply_key, &new->reply, BPF_ANY))

@@ -185,25 +185,39 @@ def test_who_never_answers_the_backend_holds_a_lent_port_no_longer_than_an_openi
     assert outside.from_outside(two)[1] == two.back().to(flags=RST | ACK, seq=0, ack=1001)
 
 
-@pytest.mark.parametrize("protocol", [TCP, UDP])
-def test_where_ports_are_short_what_was_never_answered_gives_its_own_away(outside: Outside, protocol: int) -> None:
-    """A flood of openings must not keep others out for as long as an opening is waited for."""
+NO, ESTABLISHED = CtFlag(0), CtFlag.ESTABLISHED
+
+
+@pytest.mark.parametrize(
+    ("protocol", "flags", "packets", "timeout", "idle", "gives"),
+    [
+        (TCP, NO, 0, 60, 3, False),  # it may yet be answered
+        (TCP, NO, 1, 60, 10, True),  # what was answered was nobody: a flood
+        (TCP, ESTABLISHED, 9, 7500, 7000, False),
+        (TCP, CtFlag.FIN, 9, 120, 100, False),
+        (UDP, NO, 0, 30, 3, False),
+        (UDP, NO, 0, 30, 10, True),
+        (UDP, NO, 1, 30, 0, False),
+        (UDP, NO, 1, 30, 5, True),  # a question and its answer
+        (UDP, ESTABLISHED, 9, 180, 50, False),
+        (UDP, ESTABLISHED, 9, 180, 70, True),
+    ],
+)
+def test_where_ports_are_short_what_needs_its_own_no_more_gives_it_away(
+    outside: Outside, protocol: int, flags: CtFlag, packets: int, timeout: int, idle: int, gives: bool
+) -> None:
     outside.put("node_config", {Number(0): config(outside, port_first=61000, port_last=61000)})
     one, two = call(outside, protocol), call(outside, protocol).to(source=outside.router)
     _, arrived = outside.from_outside(one)
     assert arrived is not None
-    back = arrived.back()
-    opened = outside.entry(back)
-    assert opened is not None
-    outside.from_outside(two)
-    assert outside.count(Reason.DROP_NO_PORT) == 1, "it may yet be answered"
-    outside.change(back, expires=opened.expires - 10, flags=opened.flags | CtFlag.ESTABLISHED)
-    outside.from_outside(two)
-    assert outside.count(Reason.DROP_NO_PORT) == 2, "it is established"
-    outside.change(back, expires=opened.expires - 10, flags=opened.flags)
+    found = outside.entry(arrived.back())
+    assert found is not None
+    now = found.expires - (60 if protocol == TCP else 30)
+    outside.change(arrived.back(), expires=now + timeout - idle, flags=found.flags | flags, packets=packets)
     taken = outside.from_outside(two)[1]
-    assert taken == arrived
-    assert outside.entry(one) is None
+    assert (taken == arrived) == gives
+    assert (outside.entry(one) is None) == gives
+    assert outside.count(Reason.DROP_NO_PORT) == (not gives)
 
 
 def test_what_stands_behind_more_headers_than_are_read_is_left_alone(outside: Outside) -> None:

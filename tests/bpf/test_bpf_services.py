@@ -558,6 +558,26 @@ def test_an_entry_holds_as_long_as_its_state_says(bed: Bed) -> None:
     assert 0 <= seconds(bed, back) <= 2
 
 
+def test_a_flow_of_datagrams_is_more_than_an_exchange_when_it_outlasts_one(bed: Bed) -> None:
+    sent = call(bed, UDP)
+    bed.from_pod(sent)
+    back = to_backend(bed, sent).back()
+    for _ in range(3):  # as who asks for two families by one socket
+        bed.from_pod(sent)
+        bed.by_stack(back)
+    for each in (sent, back):
+        found = bed.entry(each)
+        assert found is not None
+        assert 28 <= seconds(bed, each) <= 30
+        assert not found.flags & CtFlag.ESTABLISHED
+        bed.change(each, expires=found.expires - 5)
+        bed.by_stack(each)
+        assert 178 <= seconds(bed, each) <= 180
+    bed.change(back, flags=CtFlag.REPLY, packets=0, expires=bed.entry(sent).expires - 170)  # type: ignore[union-attr]
+    bed.by_stack(back)
+    assert 28 <= seconds(bed, back) <= 30, "a late answer is one"
+
+
 def test_a_reset_leaves_what_was_established_a_minute(bed: Bed) -> None:
     """It may be forged: then what follows renews it."""
     sent = call(bed, TCP)
