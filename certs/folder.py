@@ -67,11 +67,15 @@ def leaf_fault(folder: Path, name: str, wanted: Leaf, authority: Pair, now: date
     if not certificate_file(folder, name).exists():
         return "was absent"
     try:
-        pair = load_pair(folder, name)
-        check_leaf(pair.certificate, (authority.certificate, *authority.chain), now, name)
-        check_use(pair.certificate, wanted, name)
+        return pair_fault(load_pair(folder, name), wanted, authority, now, name)
     except CertsError as e:
         return str(e)
+
+
+def pair_fault(pair: Pair, wanted: Leaf, authority: Pair, now: datetime, name: str) -> str:
+    """Why `pair` cannot serve as `wanted` under `authority` for long, "" when it can; CertsError when not even now."""
+    check_leaf(pair.certificate, (authority.certificate, *authority.chain), now, name)
+    check_use(pair.certificate, wanted, name)
     # A leaf that ends with its authority cannot be given more time by issuing it again.
     ends_early = pair.certificate.not_valid_after_utc < authority.certificate.not_valid_after_utc
     return "was about to expire" if ends_early and renewal_due(pair.certificate, now) else ""

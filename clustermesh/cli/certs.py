@@ -1,4 +1,4 @@
-"""`clustermesh certs`: the certificates in a cluster's folder."""
+"""`clustermesh certs`: the certificates in a cluster's folder, or in the Secrets of its Kubernetes API."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import click
 
 from certs.names import COMMON_NAME_RULE, Leaf, cluster_leaves, is_common_name, unique
 from clustermesh.cli import FAILED, context_option, output_option
+from clustermesh.cli.secrets import command as secrets
 from clustermesh.cli.table import print_json, print_table
 from clustermesh.cli.values import Host
 from clustermesh.errors import Invalid
@@ -39,7 +40,11 @@ def command() -> None:
     Examples:
       clustermesh certs show --context /srv/alpha
       clustermesh certs renew --context /srv/alpha
+      clustermesh certs secrets --cluster-name alpha
     """
+
+
+command.add_command(secrets, "secrets")
 
 
 @command.command()

@@ -90,18 +90,18 @@ class Objects:
             if not (next_page := page.metadata.continue_):
                 return found
 
-    async def change_secret(self, name: str, edit: Edit) -> bool:
+    async def change_secret(self, name: str, edit: Edit, kind: str = "Opaque") -> bool:
         """Make the Secret's data what `edit` makes of it; False, and nothing is written, where that is what it is.
 
-        `edit` is called again where somebody else changed the Secret meanwhile.
+        `edit` is called again where somebody else changed the Secret meanwhile. One that is made is of type `kind`.
         """
-        return await self._change("secrets", name, edit)
+        return await self._change("secrets", name, edit, {"type": kind})
 
     async def change_config(self, name: str, edit: Edit) -> bool:
         """As `change_secret`, of a ConfigMap."""
         return await self._change("configmaps", name, edit)
 
-    async def _change(self, plural: str, name: str, edit: Edit) -> bool:
+    async def _change(self, plural: str, name: str, edit: Edit, new: Mapping[str, str] = {}) -> bool:
         for attempt in range(_TRIES):
             held = await self._held(plural, name)
             before = {} if held is None else held[1]
@@ -109,7 +109,10 @@ class Objects:
             if after == before:
                 return False
             try:
-                await (self._create(plural, name, after) if held is None else self._patch(plural, name, *held, after))
+                if held is None:
+                    await self._create(plural, name, after, new)
+                else:
+                    await self._patch(plural, name, *held, after)
                 return True
             except (Conflict, NotServed) as e:  # changed, made or removed in between
                 if isinstance(e, NotServed) and held is None:  # the namespace is not there
@@ -126,12 +129,13 @@ class Objects:
             return None
         return config.metadata.resource_version, {key: text.encode() for key, text in (config.data or {}).items()}
 
-    async def _create(self, plural: str, name: str, data: Mapping[str, bytes]) -> None:
+    async def _create(self, plural: str, name: str, data: Mapping[str, bytes], new: Mapping[str, str]) -> None:
         made = {
             "apiVersion": "v1",
             "kind": "Secret" if plural == "secrets" else "ConfigMap",
             "metadata": {"name": name, "namespace": self.namespace, "labels": {MANAGED_BY: MANAGER}},
             "data": _encoded(plural, data),
+            **new,
         }
         await self.send("POST", self._at(plural), f"create {plural}/{name}", made)
 

@@ -1,0 +1,153 @@
+"""What the chart starts, started: the rendered command lines with files, accounts and capabilities of their pods.
+
+certificates job ──> Secrets ──> etcd-init, etcd, API server, mirror   <── a cluster of clustermesh.config reads
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chart_bed import MISSING, apply, decoded, merged, named, rendered
+from kube_bed import KubeBed
+from pod_bed import Pod, missing
+from ports import free_port
+from processes import PATIENCE, page, until_page
+
+from certs.check import read_certificates
+from certs.issue import issue
+from certs.names import remote
+from certs.pair import write_pair
+from certs.secrets import authority_of
+from clustermesh.errors import ClusterMeshError
+from clustermesh.store.client import EtcdClient
+from clustermesh.store.tls import Tls
+from clustermesh.wire import keys
+
+pytestmark = pytest.mark.skipif(bool(MISSING or missing()), reason=MISSING or missing())
+
+IP = "127.0.0.2"
+NODE = {
+    "apiVersion": "v1",
+    "kind": "Node",
+    "metadata": {"name": "w1"},
+    "spec": {"podCIDR": "10.1.0.0/24"},
+    "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]},
+}
+
+
+def values(**api: Any) -> dict[str, Any]:
+    """With ports that nobody has."""
+    ports = {"port": free_port(), "kvstoremesh": {"port": free_port()}, "etcd": {"port": free_port()}}
+    config = {"enabled": True, "clusters": [{"name": "beta", "port": free_port(), "ips": ["127.0.0.1"]}]}
+    api = merged({"metrics": ports, "etcd": {"port": free_port()}, "service": {"nodePort": 0}}, api)
+    return {"clustermesh": {"config": config, "apiserver": api}}
+
+
+def installed(bed: KubeBed, namespace: str, said: dict[str, Any]) -> list[dict[str, Any]]:
+    objects = rendered(said, namespace)
+    apply(bed, objects)
+    return objects
+
+
+async def certified(bed: KubeBed, folder: Path, namespace: str, objects: list[dict[str, Any]]) -> int:
+    """How the certificates' job ends."""
+    (job,) = [each for each in objects if each["kind"] == "Job"]
+    async with Pod(bed, folder, namespace, job["spec"]["template"], IP).run("certificates") as process:
+        return await process.wait()
+
+
+def secrets(bed: KubeBed, namespace: str) -> dict[str, Any]:
+    return {
+        each["metadata"]["name"]: each
+        for each in bed.ask("GET", f"/api/v1/namespaces/{namespace}/secrets")["items"]
+        if each["type"] != "kubernetes.io/service-account-token"
+    }
+
+
+@pytest.fixture
+async def running(bed: KubeBed, namespace: str, tmp_path: Path) -> AsyncIterator[dict[str, Any]]:
+    """Everything in the API server's pod."""
+    said = values()
+    objects = installed(bed, namespace, said)
+    assert await certified(bed, tmp_path / "job", namespace, objects) == 0
+    template = named(objects, "Deployment", "clustermesh-apiserver")["spec"]["template"]
+    pod = Pod(bed, tmp_path / "pod", namespace, template, IP)
+    async with pod.run("etcd-init") as init:
+        assert await init.wait() == 0
+    async with AsyncExitStack() as stack:
+        for container in template["spec"]["containers"]:
+            await stack.enter_async_context(pod.run(container["name"]))
+        yield said["clustermesh"]["apiserver"]
+
+
+async def test_a_connected_cluster_reads_what_the_rendered_command_lines_publish(
+    bed: KubeBed, namespace: str, tmp_path: Path, running: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    ports = running["metrics"]
+    await until_page(f"{IP}:{ports['etcd']['port']}", "/health", "true")
+    authority = decoded(secrets(bed, namespace)["cilium-ca"])
+    (tmp_path / "ca.crt").write_bytes(authority["ca.crt"])
+    write_pair(tmp_path, "beta", issue(authority_of(authority), remote("beta"), datetime.now(UTC)))
+    tls = Tls(tmp_path / "ca.crt", tmp_path / "beta.crt", tmp_path / "beta.key")
+    at = "alpha.mesh.cilium.io"
+    async with EtcdClient([f"https://{at}:{running['etcd']['port']}"], tls, aliases={at: [IP]}) as client:
+        async with asyncio.timeout(PATIENCE):
+            while (found := await _config(client)) is None:
+                await asyncio.sleep(0.1)
+    assert b'"id":1' in found.value
+    for program in ("apiserver", "kvstoremesh"):
+        port = ports["port"] if program == "apiserver" else ports[program]["port"]
+        await until_page(f"127.0.0.1:{port}", "/livez", "ok")
+    assert "source: Kubernetes API, native mode" in (await page(f"127.0.0.1:{ports['port']}", "/readyz"))[1]
+    assert "is no flag of this program" not in capfd.readouterr().err
+
+
+async def _config(client: EtcdClient) -> Any:
+    try:
+        return await client.get(keys.cluster_config_key("alpha"))
+    except ClusterMeshError:
+        return None
+
+
+async def test_several_jobs_at_once_make_one_set_of_certificates_and_a_later_one_changes_nothing(
+    bed: KubeBed, namespace: str, tmp_path: Path
+) -> None:
+    objects = installed(bed, namespace, values())
+    jobs = [certified(bed, tmp_path / str(number), namespace, objects) for number in range(3)]
+    assert await asyncio.gather(*jobs) == [0, 0, 0]
+    made = secrets(bed, namespace)
+    for name in ("server", "admin", "local", "remote"):
+        data = decoded(made[f"clustermesh-apiserver-{name}-cert"])
+        assert data["ca.crt"] == decoded(made["cilium-ca"])["ca.crt"]
+        (leaf,) = read_certificates(data["tls.crt"], name)
+        leaf.verify_directly_issued_by(authority_of(decoded(made["cilium-ca"])).certificate)
+    assert await certified(bed, tmp_path / "later", namespace, objects) == 0
+    assert secrets(bed, namespace) == made
+
+
+async def test_a_job_makes_anew_what_is_unfit_and_leaves_an_authority_alone(
+    bed: KubeBed, namespace: str, tmp_path: Path
+) -> None:
+    objects = installed(bed, namespace, values())
+    await certified(bed, tmp_path / "first", namespace, objects)
+    made = secrets(bed, namespace)
+    broken = made["clustermesh-apiserver-admin-cert"]
+    bed.merge(
+        {"apiVersion": "v1", "kind": "Secret", **broken},
+        {"data": {"tls.key": "bm9uZQ=="}, "metadata": {"labels": {"mine": "1"}}},
+    )
+    assert await certified(bed, tmp_path / "second", namespace, objects) == 0
+    now = secrets(bed, namespace)
+    changed = {name for name in made if now[name] != made[name]}
+    assert changed == {broken["metadata"]["name"]}
+    assert now[broken["metadata"]["name"]]["metadata"]["labels"]["mine"] == "1"
+    bed.merge({"apiVersion": "v1", "kind": "Secret", **made["cilium-ca"]}, {"data": {"ca.key": "bm9uZQ=="}})
+    before = secrets(bed, namespace)
+    assert await certified(bed, tmp_path / "third", namespace, objects) == 1
+    assert secrets(bed, namespace) == before
