@@ -15,6 +15,7 @@ from clustermesh.mesh.authority import Limits
 from clustermesh.mesh.ownership import evidence, objection
 from clustermesh.mesh.peer_files import spell_limits
 from clustermesh.mesh.session import State
+from clustermesh.model import Cluster
 from clustermesh.standalone.context import Context
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.tls import Tls
@@ -24,7 +25,7 @@ from clustermesh.wire.api_server_report import ApiServerReport
 from clustermesh.wire.timestamp import parse_time
 
 T = TypeVar("T")
-_FIRST_ANSWER: Final = 1.25  # seconds; the client takes as long again to find out why there was none
+FIRST_ANSWER: Final = 1.25  # seconds; the client takes as long again to find out why there was none
 _LATER_ANSWERS: Final = 3.0  # from an etcd that has answered
 _TCP_SECONDS: Final = 1.0
 COPIED: Final = "copied-bytes"
@@ -86,7 +87,8 @@ async def read(context: Context, peers: Collection[str]) -> dict[str, Any]:
     tls = Tls(context.ca, context.certificate("local"), context.key("local"))
     reachable = asyncio.create_task(_listens(context.address.host, context.address.port))
     try:
-        return await _read(context, tls, peers)
+        async with EtcdClient([context.endpoint], tls, timeout=FIRST_ANSWER) as client:
+            return await read_through(client, context.cluster, context.endpoint, peers)
     except Unavailable as e:
         raise Unavailable(f"{e}: {_REACHED[await reachable]}") from e
     except Refused as e:
@@ -98,28 +100,28 @@ async def read(context: Context, peers: Collection[str]) -> dict[str, Any]:
         reachable.cancel()
 
 
-async def _read(context: Context, tls: Tls, peers: Collection[str]) -> dict[str, Any]:
-    async with EtcdClient([context.endpoint], tls, timeout=_FIRST_ANSWER) as client:
-        etcd = await client.status()
-        client.timeout = _LATER_ANSWERS
-        nodes = (await client.range(RESOURCES["nodes"].prefix(context.name))).kvs
-        reports = (await client.range(keys.STATUSES)).kvs
-        published = await client.get(keys.cluster_config_key(context.name)) is not None
-        beat = await client.get(keys.HEARTBEAT)
-        said = await client.get(keys.API_SERVER)
-        mirror = await client.get(keys.MIRROR)
-        found = await evidence(client)
+async def read_through(client: EtcdClient, cluster: Cluster, endpoint: str, peers: Collection[str]) -> dict[str, Any]:
+    """The overview of `cluster`, whose own etcd, at `endpoint`, `client` leads to. Raises Unavailable, Refused."""
+    etcd = await client.status()
+    client.timeout = _LATER_ANSWERS
+    nodes = (await client.range(RESOURCES["nodes"].prefix(cluster.name))).kvs
+    reports = (await client.range(keys.STATUSES)).kvs
+    published = await client.get(keys.cluster_config_key(cluster.name)) is not None
+    beat = await client.get(keys.HEARTBEAT)
+    said = await client.get(keys.API_SERVER)
+    mirror = await client.get(keys.MIRROR)
+    found = await evidence(client)
     told = ApiServerReport() if said is None else decode_api_server(said.value)
     return summarise(
-        context.name,
-        context.id,
+        cluster.name,
+        cluster.id,
         {name.name for kv in nodes if (name := _parsed(keys.parse_node, kv.key))},
         {node: decode_report(kv.value) for kv in reports if (node := _parsed(keys.parse_status, kv.key))},
         peers,
         ControlPlane(
             published=published and beat is not None,
             last_beat=None if beat is None else age_of_beat(beat.value, time.time()),
-            objection=objection(context.endpoint, context.name, found),
+            objection=objection(endpoint, cluster.name, found),
             alarms=etcd.errors,
             unacted=told.problems,
             source=told.source,

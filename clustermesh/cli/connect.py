@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from msgspec.structs import replace
 
 from clustermesh.address import parse_prefix
-from clustermesh.cli.contexts import Which, cluster_options, folder, is_folder
+from clustermesh.cli.contexts import Which, cluster_options, destinations_option, folder, found_option, is_folder
 from clustermesh.cli.table import print_found, print_table
 from clustermesh.errors import Invalid
 from clustermesh.model import check_cluster_name
@@ -33,19 +33,9 @@ _MODE = click.option(
 )
 
 
-def _destinations(function: Any) -> Any:
-    return click.option(
-        "--destination-context",
-        "destinations",
-        multiple=True,
-        metavar="NAME|DIR",
-        help="The other cluster; several are given one by one, or with commas between.",
-    )(function)
-
-
 @click.command()
 @cluster_options
-@_destinations
+@destinations_option
 @_MODE
 @click.option("--source-endpoint", default="", metavar="HOST:PORT", help="Where other clusters reach this one.")
 @click.option(
@@ -114,7 +104,7 @@ def connect(
 
 @click.command()
 @cluster_options
-@_destinations
+@destinations_option
 @click.option("--peer", metavar="NAME", help="Name the other cluster, where its API or folder is gone.")
 @_MODE
 def disconnect(which: Which, destinations: tuple[str, ...], peer: str | None, mode: str) -> None:
@@ -151,14 +141,7 @@ def disconnect(which: Which, destinations: tuple[str, ...], peer: str | None, mo
 
 @click.command()
 @cluster_options
-@click.option(
-    "-o",
-    "--output",
-    type=click.Choice(["table", "json", "yaml"]),
-    default="table",
-    show_default=True,
-    help="How to print.",
-)
+@found_option
 def peers(which: Which, output: str) -> None:
     """List the clusters that this one reads, and those that read it.
 

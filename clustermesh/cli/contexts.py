@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 from msgspec import Struct
 
 from clustermesh.standalone.context import CLUSTER_FILE, DEFAULT_FOLDER
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 NAMESPACE: Final = "kube-system"
 
@@ -38,6 +41,12 @@ def cluster_options(function: Any) -> Any:
     return command
 
 
+def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from clustermesh.cli.completion import complete_context
+
+    return complete_context(ctx, param, incomplete)
+
+
 _NAMESPACE: Final = click.option(
     "-n", "--namespace", default=NAMESPACE, show_default=True, metavar="NAME", help="Where the mesh is installed."
 )
@@ -49,9 +58,30 @@ _CONTEXT: Final = click.option(
     envvar="CLUSTERMESH_CONTEXT",
     default=None,
     metavar="NAME|DIR",
+    shell_complete=_complete,
     help="A context of the kubeconfig or, beginning with / or ., a cluster's folder (also: CLUSTERMESH_CONTEXT). Not "
     "given: /etc/clustermesh where that is a cluster's folder, else the kubeconfig's current context.",
 )
+
+
+def destinations_option(function: Any) -> Any:
+    """The option `--destination-context`, given to the command as `destinations`."""
+    return click.option(
+        "--destination-context",
+        "destinations",
+        multiple=True,
+        metavar="NAME|DIR",
+        shell_complete=_complete,
+        help="The other cluster; several are given one by one, or with commas between.",
+    )(function)
+
+
+def found_option(function: Any) -> Any:
+    """The option `-o table|json|yaml`, given to the command as `output`."""
+    kinds = click.Choice(["table", "json", "yaml"])
+    return click.option("-o", "--output", type=kinds, default="table", show_default=True, help="How to print.")(
+        function
+    )
 
 
 def _chosen(context: str | None, kubeconfig: str) -> str:

@@ -5,62 +5,79 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from clustermesh.cli import FAILED, context_option, output_option, printable
+from clustermesh.cli import FAILED, printable
+from clustermesh.cli.contexts import Which, cluster_options, folder, found_option, is_folder
 from clustermesh.cli.progress import shown_progress
-from clustermesh.cli.values import Number
+from clustermesh.cli.table import print_found
+from clustermesh.cli.values import Patience
 from clustermesh.errors import Unavailable
 from clustermesh.standalone.context import Context, load
 
 if TYPE_CHECKING:
     from clustermesh.wire.agent_report import SeenCluster
 
+_Reading = Coroutine[Any, Any, dict[str, Any]]
 _POLL = 1.0
 _SHOWN = 10  # nodes of one cluster, and errors, that are printed; JSON has all
 
 
 @click.command()
-@context_option
+@cluster_options
 @click.option("--wait", is_flag=True, help="Wait until every node sees every connected cluster.")
 @click.option(
     "--wait-duration",
-    type=Number(min=0, max=1_000_000),
+    type=Patience(),
     default=60.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long --wait waits.",
+    show_default="60s",
+    metavar="DURATION",
+    help="How long --wait waits: seconds, or as 15m.",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Show what each cluster may fill here, and how much it does.")
-@output_option
+@found_option
 @click.pass_context
-def command(ctx: click.Context, context: Path, wait: bool, wait_duration: float, verbose: bool, output: str) -> None:
+def command(ctx: click.Context, which: Which, wait: bool, wait_duration: float, verbose: bool, output: str) -> None:
     """Show, for each connected cluster, its state on every node, since when, its counts and the last error.
 
     Exits with 1 when something is wrong.
 
     \b
     Examples:
+      clustermesh status --context alpha --wait --wait-duration 5m
       clustermesh status --context /srv/alpha
       clustermesh status --context /srv/alpha --wait --wait-duration 30
       clustermesh status --context /srv/alpha --verbose
       clustermesh status --context /srv/alpha -o json
     """
-    cluster = load(context)
-    overview = _wait_until_ok(cluster, wait_duration) if wait else asyncio.run(_read(cluster))
-    if output == "json":
+    name, read, show = _folder(which, verbose) if is_folder(which.context) else _context(which)
+    overview = _wait_until_ok(name, read, wait_duration) if wait else asyncio.run(read())
+    if output == "table":
+        show(overview)
+    else:
         import msgspec
 
-        click.echo(msgspec.json.format(msgspec.json.encode(overview)))
-    else:
-        _print(overview, verbose)
+        print_found(msgspec.to_builtins(overview), output)
     if not overview["ok"]:
         ctx.exit(FAILED)
+
+
+_Shown = tuple[str, Callable[[], _Reading], Callable[[dict[str, Any]], None]]
+
+
+def _folder(which: Which, verbose: bool) -> _Shown:
+    cluster = load(folder(which.context))
+    return cluster.name, lambda: _read(cluster), lambda overview: _print(overview, verbose)
+
+
+def _context(which: Which) -> _Shown:
+    from clustermesh.cli.context_status import print_status, read_context
+
+    return which.shown, lambda: read_context(which), print_status
 
 
 async def _read(cluster: Context) -> dict[str, Any]:
@@ -76,13 +93,13 @@ async def _read(cluster: Context) -> dict[str, Any]:
     return overview | {"ok": not overview["errors"]}
 
 
-def _wait_until_ok(cluster: Context, duration: float) -> dict[str, Any]:
+def _wait_until_ok(name: str, read: Callable[[], _Reading], duration: float) -> dict[str, Any]:
     deadline = time.monotonic() + duration
     with shown_progress() as say:
         while True:
             overview, why = None, ""
             try:
-                overview = asyncio.run(_read(cluster))
+                overview = asyncio.run(read())
                 why = overview["errors"][0] if overview["errors"] else ""
             except Unavailable as e:
                 why = str(e)
@@ -90,7 +107,7 @@ def _wait_until_ok(cluster: Context, duration: float) -> dict[str, Any]:
                     raise
             if overview is not None and (overview["ok"] or time.monotonic() > deadline):
                 return overview
-            say(f"waiting for cluster {cluster.name}: {why}")
+            say(f"waiting for cluster {name}: {why}")
             time.sleep(_POLL)
 
 

@@ -32,6 +32,14 @@ class Duration(click.ParamType[float]):
             self.fail(f"{_short(value)} {e.rule}", param, ctx)
 
 
+class Patience(Duration):
+    """A Duration for which a bare number is seconds, too."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        bare = isinstance(value, str) and value.replace(".", "", 1).isdecimal() and value.isascii()
+        return super().convert(f"{value}s" if bare else value, param, ctx)
+
+
 class Listener(click.ParamType[str]):
     """HOST:PORT, left as it is written; "" for nowhere."""
 

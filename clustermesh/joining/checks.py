@@ -17,6 +17,7 @@ from clustermesh.errors import ClusterMeshError, Invalid, Refused
 from clustermesh.joining import names
 from clustermesh.joining.links import Link, check_server, credentials, known_peers, url_host
 from clustermesh.joining.member import Member, is_address
+from clustermesh.joining.versions import is_skewed
 from clustermesh.mesh.authority import Authority, Ground, Place, judge_prefix
 from clustermesh.mesh.peer_files import PeerFile
 from clustermesh.standalone.pod_cidrs import find_overlap
@@ -91,9 +92,7 @@ def _own_alone(links: Sequence[Link], prefix: Prefix) -> str:
 def _check_versions(first: Member, second: Member) -> Iterator[ClusterMeshError]:
     """One minor version apart at most, as Cilium promises; of other products nothing is known."""
     ours, theirs = first.version, second.version
-    if ours is None or theirs is None or ours.product != theirs.product or not (ours.minor and theirs.minor):
-        return
-    if ours.minor[0] != theirs.minor[0] or abs(ours.minor[1] - theirs.minor[1]) > 1:
+    if ours is not None and theirs is not None and is_skewed(ours, theirs):
         rule = f"is more than one minor version from {ours.number} of {first.name}: upgrade the older of the two first"
         yield Invalid(f"version of {second.name}", theirs.number, rule)
 

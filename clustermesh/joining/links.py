@@ -157,14 +157,14 @@ def entries(link: Link, shown: Mapping[str, bytes]) -> tuple[dict[str, bytes], d
     whole = {link.owner.name: encode_peer(peer), **shown}
     if not link.reader.mirrored:
         return whole, {}
-    return {link.owner.name: encode_peer(agent_file(peer, _local(link.reader.namespace)))}, whole
+    return {link.owner.name: encode_peer(agent_file(peer, _local(link.reader)))}, whole
 
 
-def _local(namespace: str) -> AgentAccess:
+def _local(reader: Member) -> AgentAccess:
     """How agents reach the copies in their own cluster."""
     return AgentAccess(
         folder=names.MOUNT,
-        endpoints=(f"https://{names.API_SERVER}.{namespace}.svc:2379",),
+        endpoints=(f"https://{names.API_SERVER}.{reader.namespace}.svc:{reader.port}",),
         ca=names.MOUNT / (names.LOCAL + _AUTHORITY),
         cert=names.MOUNT / (names.LOCAL + _CERT),
         key=names.MOUNT / (names.LOCAL + _KEY),

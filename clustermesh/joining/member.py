@@ -59,8 +59,10 @@ class CertFiles(Struct, frozen=True):
 class Member(Struct, frozen=True, kw_only=True):
     """One cluster. `context` is as the user named it; `hidden` is why it has no `entrance`.
 
-    `peers` and `copied` are the Secrets of those names, `users` the file that names who may read; `helms` are those of
-    the three that Helm keeps. `signer` may sign; `trusted` is what its etcd takes clients' certificates from.
+    `service` is the type of the API server's Service, "" where there is none, and `port` what it serves inside the
+    cluster; `ready` of its `replicas` are ready. `peers` and `copied` are the Secrets of those names, `users` the file
+    that names who may read; `helms` are those of the three that Helm keeps. `signer` may sign; `trusted` is what its
+    etcd takes clients' certificates from.
     """
 
     context: str
@@ -70,12 +72,17 @@ class Member(Struct, frozen=True, kw_only=True):
     version: Version | None = None
     entrance: Entrance | None = None
     hidden: str = ""
+    service: str = ""
+    port: int = 2379
+    replicas: int = 0
+    ready: int = 0
     mirrored: bool = False
     pod_cidrs: Sequence[PodCidr] = ()
     signer: CertFiles = CertFiles()
     trusted: bytes = b""
     server: CertFiles = CertFiles()
     remote: CertFiles = CertFiles()
+    local: CertFiles = CertFiles()
     peers: Mapping[str, bytes] = {}
     copied: Mapping[str, bytes] = {}
     users: bytes = b""

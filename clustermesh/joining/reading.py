@@ -36,6 +36,7 @@ class _ServiceStatus(Struct, frozen=True, rename="camel"):
 
 
 class _Port(Struct, frozen=True, rename="camel"):
+    name: str = ""
     port: int = 0
     node_port: int = 0
 
@@ -118,6 +119,7 @@ async def read_member(objects: Objects, context: str) -> Member:
         authority = group.create_task(objects.secret(names.AUTHORITY))
         server = group.create_task(objects.secret(names.SERVER_CERT))
         remote = group.create_task(objects.secret(names.REMOTE_CERT))
+        local = group.create_task(objects.secret(names.LOCAL_CERT))
         peers = group.create_task(objects.read("secrets", names.PEERS, Secret))
         copied = group.create_task(objects.read("secrets", names.COPIED, Secret))
         users = group.create_task(objects.read("configmaps", names.USERS, ConfigMap))
@@ -128,7 +130,7 @@ async def read_member(objects: Objects, context: str) -> Member:
     held = {names.PEERS: peers.result(), names.COPIED: copied.result(), names.USERS: users.result()}
     signer, shown = _cert_files(authority.result(), "ca"), _cert_files(server.result(), "tls")
     listed = held[names.USERS]
-    found = deployment.result()
+    found, exposed = deployment.result(), service.result()
     return Member(
         context=context,
         cluster=cluster,
@@ -137,12 +139,17 @@ async def read_member(objects: Objects, context: str) -> Member:
         version=None if found is None else find_version(found),
         entrance=entrance,
         hidden=hidden,
+        service="" if exposed is None else exposed.spec.type,
+        port=_port(exposed).port or 2379,
+        replicas=0 if found is None else found.spec.replicas,
+        ready=0 if found is None else found.status.ready_replicas,
         mirrored=found is not None and any(each.name == names.MIRROR for each in found.spec.template.spec.containers),
         pod_cidrs=tuple(_pod_cidrs(cilium_nodes.result() or nodes.result(), cluster.name)),
         signer=signer,
         trusted=shown.ca or signer.ca,
         server=shown,
         remote=_cert_files(remote.result(), "tls"),
+        local=_cert_files(local.result(), "tls"),
         peers=(peers.result() or Secret()).data or {},
         copied=(copied.result() or Secret()).data or {},
         users=((listed.data or {}) if isinstance(listed, ConfigMap) else {}).get(names.USERS_KEY, "").encode(),
@@ -160,7 +167,7 @@ def find_entrance(service: Service | None, nodes: Iterable[Node], context: str) 
             None,
             f"it has no Service {names.API_SERVER}: run {enable}, or the chart with clustermesh.useAPIServer=true",
         )
-    port = next(iter(service.spec.ports or ()), _Port())
+    port = _port(service)
     hosts = tuple(_hosts(service, nodes))
     number = port.node_port if service.spec.type == "NodePort" else port.port
     if hosts and number:
@@ -175,6 +182,12 @@ def find_entrance(service: Service | None, nodes: Iterable[Node], context: str) 
         f"its Service {names.API_SERVER} of type {service.spec.type} has no address or port: say it with "
         "--source-endpoint or --destination-endpoint",
     )
+
+
+def _port(service: Service | None) -> _Port:
+    """That of etcd, or the only one."""
+    ports = (service.spec.ports if service else None) or []
+    return next((each for each in ports if each.name == "etcd"), ports[0] if ports else _Port())
 
 
 def find_version(deployment: Deployment) -> Version:

@@ -42,7 +42,7 @@ class Cluster:
         self.make("ConfigMap", "cilium-config", data=said)
         for secret, name in (
             ("cilium-ca", "ca"),
-            *((f"clustermesh-apiserver-{e}-cert", e) for e in ("server", "remote")),
+            *((f"clustermesh-apiserver-{e}-cert", e) for e in ("server", "remote", "local")),
         ):
             self.make("Secret", secret, data=self.cert(name))
         containers = [{"name": "apiserver", "image": "registry.example/clustermesh:v0.1.0"}]

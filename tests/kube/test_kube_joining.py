@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -24,6 +25,7 @@ from clustermesh.errors import ClusterMeshError, Refused
 from clustermesh.joining.connect import Site, Wanted, connect, disconnect, read_site
 from clustermesh.joining.connections import list_connections
 from clustermesh.joining.links import Mode
+from clustermesh.joining.status import read_status
 from clustermesh.mesh.peer_files import read_peers
 from clustermesh.mesh.reader import ClusterReader
 from clustermesh.mesh.session import State
@@ -33,6 +35,7 @@ from clustermesh.standalone.connect import Outcome
 from clustermesh.store.local import LocalEtcd
 from clustermesh.store.tls import Tls
 
+NEVER_SEEN = {"configured": 0, "connected": 0}
 NOW = datetime.now(UTC)
 AFAR = Wanted(unreached=True)  # no etcd runs
 
@@ -107,7 +110,7 @@ async def test_with_a_mirror_agents_are_led_to_the_copies_in_their_own_etcd(alph
     agents, mirror = (alpha.data("secrets", f"cilium-{name}") for name in ("clustermesh", "kvstoremesh"))
     assert list(agents) == ["beta"]
     told = yaml.safe_load(agents["beta"])
-    assert told["endpoints"] == [f"https://clustermesh-apiserver.{alpha.namespace}.svc:2379"]
+    assert told["endpoints"] == [f"https://clustermesh-apiserver.{alpha.namespace}.svc:{alpha.port}"]
     assert told["key-file"] == "/var/lib/cilium/clustermesh/local-etcd-client.key"
     assert yaml.safe_load(mirror["beta"])["endpoints"] == [f"https://beta.mesh.cilium.io:{beta.port}"]
     assert len(mirror) == 4
@@ -242,6 +245,11 @@ async def test_from_connect_to_a_reader_that_hears_the_other_cluster(
                 await asyncio.sleep(0.05)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+        async with beta.site() as site:
+            status = await read_status(site.member)
+        assert status["access_information"] == [f"127.0.0.1:{beta.port}"]
+        (error,) = status["errors"]  # its etcd was read; there is no controller that would make the pods
+        assert "0 of 1 replicas of Deployment clustermesh-apiserver are ready" in error
     finally:
         server.kill()
         await server.wait()
@@ -262,6 +270,10 @@ def test_the_commands_do_it_by_contexts_of_a_kubeconfig(alpha: Cluster, beta: Cl
     result = CliRunner().invoke(main, ["peers", *common, "-o", "yaml"])
     (row,) = yaml.safe_load(result.output)
     assert (row["name"], row["reads"], row["readBy"], row["problem"]) == ("beta", True, True, "")
+    result = CliRunner().invoke(main, ["status", *common, "-o", "json"])
+    assert (result.exit_code, json.loads(result.output)["connectivity"]["clusters"]) == (1, {"beta": NEVER_SEEN})
+    result = CliRunner().invoke(main, ["version", *common, "-o", "json"])
+    assert json.loads(result.output)["servers"] == {"deployment/clustermesh-apiserver": "v0.1.0"}
     result = CliRunner().invoke(main, ["disconnect", *pair])
     assert (result.exit_code, alpha.data("secrets", "cilium-clustermesh")) == (0, {}), result.output
 

@@ -149,7 +149,7 @@ def test_any_value_in_etcd_is_a_status_or_a_problem(value: bytes) -> None:
 @pytest.fixture
 def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Context]:
     """Call with a port: a cluster whose etcd is to be there, and is not waited for long."""
-    monkeypatch.setattr(overview_module, "_FIRST_ANSWER", 0.2)
+    monkeypatch.setattr(overview_module, "FIRST_ANSWER", 0.2)
 
     def make(port: int) -> Context:
         made = contexts.create(tmp_path / "alpha", "alpha", 1, f"https://127.0.0.1:{port}")

@@ -15,6 +15,7 @@ from clustermesh.errors import ClusterMeshError
 from clustermesh.joining.checks import check_allowed, find_problems
 from clustermesh.joining.links import Mode, credentials, entries, known_peers, link, pairs, replaced
 from clustermesh.joining.member import CertFiles, Entrance, Member, Version
+from clustermesh.joining.versions import skews
 from clustermesh.model import Cluster
 from clustermesh.standalone.pod_cidrs import PodCidr
 
@@ -209,3 +210,21 @@ def test_addresses_are_reached_by_the_clusters_name_in_the_mesh_and_names_as_the
     assert both.endpoints("beta") == ("https://etcd.example:32379", "https://beta.mesh.cilium.io:32379")
     assert both.aliases("beta") == {"beta.mesh.cilium.io": ("192.0.2.7", "fd00::7")}
     assert str(both) == "192.0.2.7:32379, [fd00::7]:32379, etcd.example:32379"
+
+
+@pytest.mark.parametrize(
+    ("client", "server", "says"),
+    [
+        ("0.1.0", "v0.2.9", ""),
+        ("0.1.0", "v0.3.0", "upgrade this command"),
+        ("0.3.0", "0.1.0", "upgrade deployment/x of alpha"),
+        ("1.0.0", "0.9.0", "upgrade deployment/x of alpha"),
+        ("0.1.0", "built-by-hand", ""),
+    ],
+)
+def test_versions_too_far_apart_are_said_with_which_to_upgrade(client: str, server: str, says: str) -> None:
+    told = list(
+        skews(client, {"alpha": {"deployment/x": Version("clustermesh", server), "c": Version("cilium", "1.18.4")}})
+    )
+    assert len(told) == bool(says)
+    assert says in "".join(told)

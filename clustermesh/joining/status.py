@@ -1,0 +1,127 @@
+"""How a Kubernetes cluster stands in the mesh, in the shape of `cilium clustermesh status`. Only `read_status` does
+I/O.
+
+What the Kubernetes API says of the API server, then what the agents say in the cluster's own etcd, which is asked at
+the address that other clusters reach it at.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from clustermesh.errors import ClusterMeshError
+from clustermesh.joining import names
+from clustermesh.joining.links import known_peers, unreadable_peers
+from clustermesh.joining.member import Member
+from clustermesh.mesh.session import State
+from clustermesh.overview import read_through
+from clustermesh.store.client import EtcdClient
+from clustermesh.store.tls import Tls
+
+_PATIENCE: Final = 3.0
+"""Seconds for the first answer of an etcd that may be far away."""
+
+
+async def read_status(member: Member) -> dict[str, Any]:
+    """Everything that `clustermesh status` prints of it; `ok` tells whether all is well. What fails is in `errors`."""
+    try:
+        found = await _read_etcd(member)
+    except ClusterMeshError as e:
+        reachable = f"its etcd, at {member.entrance or 'no address'}, says nothing of the nodes: {e}"
+        return summarise(member, None, reachable)
+    return summarise(member, found)
+
+
+async def _read_etcd(member: Member) -> dict[str, Any] | None:
+    """None where there is nothing to ask: why, the rest of the status says."""
+    if member.entrance is None or not member.local.cert:
+        return None
+    name = member.name
+    with tempfile.TemporaryDirectory(prefix="clustermesh-") as folder:  # 0700; a TLS library reads files only
+        ca, cert, key = (Path(folder, each) for each in ("ca.crt", "tls.crt", "tls.key"))
+        for path, data in ((ca, member.trusted), (cert, member.local.cert), (key, member.local.key)):
+            path.touch(0o600)
+            path.write_bytes(data)
+        endpoints, aliases = member.entrance.endpoints(name), member.entrance.aliases(name)
+        async with EtcdClient(endpoints, Tls(ca, cert, key), timeout=_PATIENCE, aliases=aliases) as client:
+            return await read_through(client, member.cluster, str(member.entrance), known_peers(member))
+
+
+def summarise(member: Member, overview: Mapping[str, Any] | None, unread: str = "") -> dict[str, Any]:
+    """`overview` is None where the etcd was not read: `unread` says why, unless the rest does."""
+    errors = [*_faults(member), *([unread] if unread else []), *(overview["errors"] if overview else ())]
+    clusters = overview["clusters"] if overview else dict.fromkeys(sorted(known_peers(member)), _UNSEEN)
+    seen = {name: _seen(each["nodes"].values()) for name, each in clusters.items()}
+    nodes = overview["nodes"] if overview else {"total": 0, "ready": 0, "reporting": 0}
+    return {
+        "ok": not errors,
+        "cluster": {"name": member.name, "id": member.cluster.id},
+        "version": member.version.number if member.version else "",
+        "encryption": member.encryption,
+        "service": {"type": member.service},
+        "access_information": [] if member.entrance is None else str(member.entrance).split(", "),
+        "deployment": {"ready": member.ready, "replicas": member.replicas},
+        "kvstoremesh": {"enabled": member.mirrored, "copied": dict(overview["copied"]) if overview else {}},
+        "connectivity": _connectivity(clusters, nodes["total"]),
+        "nodes": nodes,
+        "clusters": seen,
+        "errors": errors,
+    }
+
+
+_UNSEEN: Final[Mapping[str, Any]] = {"configured": 0, "connected": 0, "nodes": {}}
+
+
+def _faults(member: Member) -> Iterator[str]:
+    """What the Kubernetes API tells."""
+    if member.entrance is None:
+        yield member.hidden
+    if not member.replicas:
+        yield f"no Deployment {names.API_SERVER}, or one of no replicas: `clustermesh enable`"
+    elif member.ready < member.replicas:
+        said = f"{member.ready} of {member.replicas} replicas of Deployment {names.API_SERVER} are ready"
+        yield f"{said}: `kubectl describe pod -l k8s-app={names.API_SERVER}`"
+    if not member.local.cert:
+        yield f"no Secret {names.LOCAL_CERT}: agents cannot read their own etcd; has the certificate job run?"
+    for name, error in unreadable_peers(member).items():
+        yield f"Secret {names.PEERS}: {name}: {error}: correct it, or disconnect"
+
+
+def _seen(rows: Iterable[Any]) -> dict[str, Any]:
+    """One cluster, as all nodes see it."""
+    rows = list(rows)
+    behind = [row.since for row in rows if row.state == State.STALE]
+    return {
+        "states": dict(sorted(Counter(row.state for row in rows).items())),
+        "stale_since": min(behind, default=None),
+        "refused": max((row.refused for row in rows), default=0),
+        **{kind: max((getattr(row, kind) for row in rows), default=0) for kind in ("nodes", "services", "endpoints")},
+        "last_error": next((row.error for row in rows if row.error), ""),
+    }
+
+
+def _connectivity(clusters: Mapping[str, Any], total: int) -> dict[str, Any]:
+    """Cilium's part, under its names."""
+    connected, services, told = Counter[str](), Counter[str](), set[str]()
+    for each in clusters.values():
+        for node, row in each["nodes"].items():
+            told.add(node)
+            connected[node] += row.state == State.FRESH
+            services[node] += row.services
+    return {
+        "global_services": _spread([services[node] for node in told]),
+        "connected": _spread([connected[node] for node in told]),
+        "clusters": {name: {key: each[key] for key in ("configured", "connected")} for name, each in clusters.items()},
+        "total": total,
+        "not_ready": total - min((each["connected"] for each in clusters.values()), default=total),
+    }
+
+
+def _spread(numbers: list[int]) -> dict[str, float]:
+    if not numbers:
+        return {"min": 0, "avg": 0.0, "max": 0}
+    return {"min": min(numbers), "avg": round(sum(numbers) / len(numbers), 1), "max": max(numbers)}

@@ -1,0 +1,47 @@
+"""Which releases run in a Kubernetes cluster, and how far they are from each other. Pure but for `read_versions`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from clustermesh.joining.member import Version
+from clustermesh.joining.objects import Objects
+from clustermesh.joining.reading import Deployment, find_version
+
+_PRODUCTS: Final = ("clustermesh", "cilium")
+
+
+async def read_versions(objects: Objects) -> dict[str, Version]:
+    """By what runs it, as "deployment/clustermesh-apiserver": all that is of this project, or of Cilium."""
+    found = dict[str, Version]()
+    for plural in ("deployments", "daemonsets"):
+        path = f"/apis/apps/v1/namespaces/{objects.namespace}/{plural}"
+        for each in await objects.list(path, Deployment):
+            if (each.metadata.labels or {}).get("app.kubernetes.io/part-of") in _PRODUCTS:
+                found[f"{plural[:-1]}/{each.metadata.name}"] = find_version(each)
+    return found
+
+
+def skews(client: str, servers: Mapping[str, Mapping[str, Version]]) -> Iterator[str]:
+    """A sentence for each server, by context, that this client is more than one minor version from."""
+    ours = Version("clustermesh", client)
+    for context, each in servers.items():
+        for name, version in each.items():
+            if version.product == ours.product and is_skewed(ours, version):
+                older = "this command" if _of(ours) < _of(version) else f"{name} of {context}"
+                yield (
+                    f"{name} of {context} is {version.number}, this command {client}: more than one minor version "
+                    f"apart; upgrade {older}"
+                )
+
+
+def is_skewed(first: Version, second: Version) -> bool:
+    """Whether the two are further from each other than one minor version, as far as that can be told."""
+    if first.minor is None or second.minor is None or first.product != second.product:
+        return False
+    return first.minor[0] != second.minor[0] or abs(first.minor[1] - second.minor[1]) > 1
+
+
+def _of(version: Version) -> tuple[int, int]:
+    return version.minor or (0, 0)

@@ -1,0 +1,102 @@
+"""The status of a Kubernetes cluster: what makes it bad, and the shape that Cilium's has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+from test_joining_checks import ALPHA, BETA, joined
+
+from clustermesh.cli.context_status import print_status
+from clustermesh.joining.member import CertFiles, Member
+from clustermesh.joining.status import summarise
+from clustermesh.overview import ControlPlane
+from clustermesh.overview import summarise as overview_of
+from clustermesh.wire.agent_report import AgentReport, SeenCluster
+
+WELL = replace(joined(ALPHA, BETA), service="NodePort", replicas=1, ready=1, local=CertFiles(cert=b"any"))
+
+
+def told(*states: str, refused: int = 0, services: int = 2) -> Any:
+    """What a node each says of beta."""
+    reports = {
+        f"n{number}": AgentReport(
+            "0.1.0",
+            "",
+            (),
+            (
+                SeenCluster("alpha", "fresh", 1),
+                SeenCluster("beta", state, 2, 100.0 + number, "", 3, services * number, 5, 1, refused),
+            ),
+        )
+        for number, state in enumerate(states, 1)
+    }
+    return overview_of("alpha", 1, set(reports), reports, ["beta"], ControlPlane(last_beat=1))
+
+
+def test_all_is_well(capsys: pytest.CaptureFixture[str]) -> None:
+    found = summarise(WELL, told("fresh", "fresh", refused=4))
+    assert (found["ok"], found["errors"]) == (True, [])
+    assert found["connectivity"] == {
+        "global_services": {"min": 2, "avg": 3.0, "max": 4},
+        "connected": {"min": 1, "avg": 1.0, "max": 1},
+        "clusters": {"beta": {"configured": 2, "connected": 2}},
+        "total": 2,
+        "not_ready": 0,
+    }
+    print_status(found)
+    said = capsys.readouterr().out.splitlines()
+    assert said[:4] == [
+        "Cluster alpha (id 1)",
+        '✅ Service "clustermesh-apiserver" of type "NodePort" found',
+        "✅ Cluster access information is available:",
+        "  - 192.0.2.1:2379",
+    ]
+    assert "✅ All 2 nodes are connected to all clusters [min:1 / avg:1.0 / max:1]" in said
+    assert "  - beta: 2/2 configured, 2/2 connected" in said
+    assert "      3 nodes, 4 services, 5 endpoints, 4 refused: `clustermesh node status` says why" in said
+
+
+def test_what_is_stale_says_since_when(capsys: pytest.CaptureFixture[str]) -> None:
+    found = summarise(WELL, told("fresh", "stale", "stale"))
+    assert not found["ok"]
+    assert found["connectivity"]["not_ready"] == 2
+    assert (found["clusters"]["beta"]["stale_since"], found["clusters"]["beta"]["states"]) == (
+        102.0,
+        {"fresh": 1, "stale": 2},
+    )
+    print_status(found)
+    said = capsys.readouterr().out
+    assert "2/3 nodes are not connected to all clusters [min:0 / avg:0.3 / max:1]" in said
+    assert "stale on 2 nodes, since 1970-01-01T00:01:42Z" in said
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"entrance": None, "hidden": "no address yet"}, "no address yet"),
+        ({"replicas": 0, "ready": 0}, "`clustermesh enable`"),
+        ({"replicas": 2}, "1 of 2 replicas"),
+        ({"local": CertFiles()}, "no Secret clustermesh-apiserver-local-cert"),
+        ({"peers": {**WELL.peers, "junk": b"endpoints: 7"}}, "Secret cilium-clustermesh: junk"),
+    ],
+)
+def test_what_the_api_tells_may_be_what_is_wrong(changed: dict[str, object], says: str) -> None:
+    member: Member = replace(WELL, **changed)
+    (error,) = summarise(member, told("fresh"))["errors"]
+    assert says in error
+
+
+def test_an_etcd_that_is_not_reached_is_said_and_the_rest_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    found = summarise(WELL, None, "its etcd says nothing")
+    assert found["errors"] == ["its etcd says nothing"]
+    print_status(found)
+    assert "beta: 0/0 configured" in capsys.readouterr().out
+
+
+def test_no_cluster_is_connected(capsys: pytest.CaptureFixture[str]) -> None:
+    found = summarise(replace(WELL, peers={}), overview_of("alpha", 1, set(), {}, [], ControlPlane(last_beat=1)))
+    assert found["ok"]
+    print_status(found)
+    assert "🔌 No cluster connected" in capsys.readouterr().out
