@@ -220,10 +220,11 @@ struct lb_reverse_key {
 };
 _Static_assert(sizeof(struct lb_reverse_key) == 32, "lb_reverse_key");
 
+/* `protocol` is that of a connected socket, for which lb_meant had no room; 0 of datagrams, and of what older versions wrote. */
 struct lb_reverse {
 	struct address address;
 	__be16 port;
-	__u16 pad;
+	__u16 protocol;
 };
 _Static_assert(sizeof(struct lb_reverse) == 20, "lb_reverse");
 
@@ -387,6 +388,7 @@ enum reason {
 	REASON_DROP_NO_ROUTE,        /* dropped: no way to the backend is known */
 	REASON_DROP_TOO_LARGE,       /* refused: the packet must not be fragmented, and is larger than its way takes */
 	REASON_DROP_BIND,            /* refused: a socket was to be bound to the port of a node port or host port */
+	REASON_MEANT_FULL,           /* a connected socket found no room in lb_meant: what it means is in lb_reverse_sk, an LRU map */
 	REASONS,
 };
 

@@ -26,16 +26,17 @@ static __always_inline struct lb_reverse_key reverse_key(struct bpf_sock_addr *c
 	return (struct lb_reverse_key){ .cookie = bpf_get_socket_cookie(ctx), .address = *address, .port = port };
 }
 
-/* What an unconnected socket means by its datagrams to this backend. Read before written: a socket that asks one service
- * again and again must not pay for an update each time. */
+/* What an unconnected socket means by its datagrams to this backend, or a connected one of this protocol. Read before
+ * written: a socket that asks one service again and again must not pay for an update each time. */
 static __always_inline void remember(struct bpf_sock_addr *ctx, const struct peer *service,
-				     const struct lb_chosen *backend)
+				     const struct lb_chosen *backend, __u16 protocol)
 {
 	struct lb_reverse_key key = reverse_key(ctx, &backend->address, backend->port);
-	struct lb_reverse value = { .address = service->address, .port = service->port };
+	struct lb_reverse value = { .address = service->address, .port = service->port, .protocol = protocol };
 	struct lb_reverse *known = bpf_map_lookup_elem(MAP(lb_reverse_sk), &key);
 
-	if (known && known->port == value.port && is_same_address(&known->address, &value.address))
+	if (known && known->port == value.port && is_same_address(&known->address, &value.address) &&
+	    (known->protocol || !protocol))
 		return;
 	if (bpf_map_update_elem(MAP(lb_reverse_sk), &key, &value, BPF_ANY))
 		report(ctx, REASON_REVERSE_LOST);
@@ -47,7 +48,8 @@ static __always_inline void mean(struct bpf_sock_addr *ctx, const struct peer *s
 	struct lb_meant *meant = meant_for(bpf_get_socket_cookie(ctx));
 
 	if (!meant) {
-		remember(ctx, service, backend);
+		report(ctx, REASON_MEANT_FULL);
+		remember(ctx, service, backend, ctx->protocol);
 		return;
 	}
 	meant->address = service->address;
@@ -181,7 +183,7 @@ static __always_inline enum verdict forward_datagram(struct bpf_sock_addr *ctx, 
 
 	if (verdict != TRANSLATED)
 		return verdict;
-	remember(ctx, to, &backend);
+	remember(ctx, to, &backend, 0);
 	report_socket(ctx, REASON_DATAGRAM, EVENT_LB, to, &backend);
 	turn(to, &backend);
 	return TRANSLATED;

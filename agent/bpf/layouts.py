@@ -69,6 +69,7 @@ class Reason(IntEnum):
     DROP_NO_ROUTE = 21
     DROP_TOO_LARGE = 22
     DROP_BIND = 23
+    MEANT_FULL = 24
 
 
 class EventType(IntEnum):
@@ -251,10 +252,12 @@ class ReverseKey(NamedTuple):
 
 
 class ReverseValue(NamedTuple):
-    """Value of lb_reverse_sk: the service the socket meant."""
+    """Value of lb_reverse_sk: the service the socket meant. `protocol` is that of a connected socket, for which
+    lb_meant had no room, 0 of any other."""
 
     address: Address
     port: int
+    protocol: int = 0
 
 
 class CidrKey(NamedTuple):
@@ -430,7 +433,7 @@ _LAYOUTS: Final[Mapping[type, _Layout]] = {
     Allowed: _Layout("B"),
     MeantValue: _Layout("AAPPIB7x"),
     ReverseKey: _Layout("QAP6x"),
-    ReverseValue: _Layout("AP2x"),
+    ReverseValue: _Layout("APH"),
     CidrKey: _Layout("IA"),
     IpcacheValue: _Layout("IABB2x"),
     CtKey: _Layout("AAPPB3x"),

@@ -19,13 +19,15 @@ from agent.domains.services import Services
 from clustermesh.errors import ClusterMeshError
 
 if TYPE_CHECKING:  # imported when there is time for it
+    from agent.bpf.layouts import MeantValue
     from agent.eviction.evictor import Evictor
     from agent.eviction.meaning import Meant
 
 _PERIOD: Final = 30.0  # seconds between two looks when nothing changes
 _IDLE: Final = 49  # times as long as a look took until the next, ...
 _MOST: Final = 1.0  # ... but not longer than this, in seconds
-_SERVICE: Final = "service"  # verdict.Reason.SERVICE
+_SERVICE, _CLUSTER = "service", "cluster"  # verdict.Reason's
+_REMEMBERED: Final = 0  # meaning.REMEMBERED
 _TURN: Final = 0.004  # seconds of judging between two turns of the event loop
 
 _log = logging.getLogger(__name__)
@@ -92,6 +94,11 @@ class Eviction:
         self._fail(error)
         return again
 
+    def _is_doubtful(self, meaning: MeantValue, why: str) -> bool:
+        """Whether the socket may have been connected anew, to the backend itself, as only lb_meant would know: while
+        there is a pod it speaks with it."""
+        return meaning.backend_id == _REMEMBERED and why != _CLUSTER and self._services.is_pod(meaning.backend)
+
     async def _judge(self, found: Meant) -> dict[str, Meant]:
         """Those whose backend is gone, by what went."""
         from agent.eviction import verdict
@@ -101,7 +108,7 @@ class Eviction:
         began = self._clock()
         evicted: Set[int] = self._services.evicted
         for meaning, why in verdict.gone(found, planner.wanted, tables.services.actual, evicted):
-            if why is not None:
+            if why is not None and not self._is_doubtful(meaning, why):
                 result.setdefault(why, {})[meaning] = found[meaning]
             if self._clock() - began > _TURN:
                 await asyncio.sleep(0)

@@ -22,7 +22,7 @@ from agent.plan.leaving import Leavers
 from agent.plan.services import ServicePlanner, ServiceTrackers
 from agent.plan.unheard import as_found, details_found, doubtful, has_any, services_found
 from agent.state import AgentState
-from clustermesh.address import text
+from clustermesh.address import Address, text
 from clustermesh.mesh.answering import Here, here_of
 from clustermesh.mesh.resolve import LOOPBACK, Kind, ServiceEntry, asks_more, resolve
 from clustermesh.model import LocalService, Protocol, Service
@@ -133,6 +133,10 @@ class Services(Domain[tuple[str, str]]):
             strays = (self._strays or {}).get(item[0], ()) if local is not None and local.is_global else ()
             entries = self._leavers.keep(item, own_id, entries, partial(self.planner.claim, item), strays)
         self.planner.update(item, entries)
+
+    def is_pod(self, address: Address) -> bool:
+        """Whether a pod of any cluster is there, as far as is known."""
+        return self._state.endpoint(address) is not None
 
     def _check_health(self, item: tuple[str, str], local: LocalService | None) -> None:
         before, after = self.health_checks.pop(item, None), None

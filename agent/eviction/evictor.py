@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 from agent.bpf.loader import find_object
 from agent.eviction.diag import Diag, locate
 from agent.eviction.iterators import Ender
-from agent.eviction.meaning import Located, Meant, read_meant
+from agent.eviction.meaning import REMEMBERED, Located, Meant, Remembered, read_meant
 from agent.eviction.moving import move
 from agent.eviction.networks import find_networks, inside
 from clustermesh.errors import Refused
@@ -54,18 +54,19 @@ def open_evictor(maps: Mapping[str, int], folder: Path | None = None) -> Evictor
         ending = Ender(folder or find_object().parent, maps)
     except Refused as e:
         _log.info("sockets are ended by netlink, for this kernel does not take the program: %s", e)
-    return Evictor(ending, maps["lb_meant"])
+    return Evictor(ending, maps["lb_meant"], Remembered(maps["lb_reverse_sk"], maps["metrics"]))
 
 
 class Evictor:
-    """`meant` is the map lb_meant."""
+    """`meant` is the map lb_meant, `remembered` what found no room there. That is ended by netlink: programs ask
+    lb_meant."""
 
-    def __init__(self, ending: Ending, meant: int) -> None:
-        self._ending, self._meant = ending, meant
+    def __init__(self, ending: Ending, meant: int, remembered: Remembered) -> None:
+        self._ending, self._meant, self._remembered = ending, meant, remembered
 
     def find(self) -> Meant:
-        """Every connected socket that means a service, on this node. OSError."""
-        return read_meant(self._meant)
+        """Every connected socket that means a service, on this node, as far as that is known. OSError."""
+        return read_meant(self._meant) | self._remembered.read()
 
     def evict(self, gone: Meant, may_move: bool = True) -> Evicted:
         """Move the sockets of UDP, if they may, and end all others and what cannot be moved. Where the service is gone
@@ -75,20 +76,27 @@ class Evictor:
         udp: Located = {}
         for _, some in located:
             for value, sockets in some.items():
-                if may_move and value.protocol == socket.IPPROTO_UDP:
+                if may_move and value.protocol == socket.IPPROTO_UDP and value.backend_id != REMEMBERED:
                     udp.setdefault(value, []).extend(sockets)
         moved, ended = move(udp, self._meant), set[int]()
         for path, some in located:
             rest = {value: [each for each in sockets if each.cookie not in moved] for value, sockets in some.items()}
             try:
-                ended |= inside(path, partial(self._ending.end, rest))
+                ended |= inside(path, partial(self._end, rest))
             except FileNotFoundError:
                 pass  # whoever lived in it has ended, and its sockets with it
             except OSError as e:
                 error = f"sockets of the network namespace {path} are not ended: {e}"
         failed = sum(len(sockets) for _, some in located for sockets in some.values()) - len(moved | ended)
+        if not error:
+            self._remembered.forget(gone)
         counts = {Outcome.MOVED: len(moved), Outcome.RESET: len(ended - moved), Outcome.FAILED: failed}
         return Evicted(Counter({outcome: count for outcome, count in counts.items() if count}), error)
+
+    def _end(self, some: Located) -> set[int]:
+        remembered = {value: sockets for value, sockets in some.items() if value.backend_id == REMEMBERED}
+        ended = self._ending.end({value: sockets for value, sockets in some.items() if value not in remembered})
+        return ended | Diag().end(remembered) if remembered else ended
 
     def close(self) -> None:
         self._ending.close()

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from agent.bpf.layouts import MEANT_SETS, MeantValue, meant_sockets
+from agent.bpf.layouts import (
+    MEANT_SETS,
+    MeantValue,
+    Reason,
+    ReverseKey,
+    ReverseValue,
+    meant_sockets,
+    pack,
+    unpack_each,
+)
+from agent.bpf.pins import pages, per_cpu_size, shape_of
 from agent.bpf.programs import map_info
-from agent.bpf.syscalls import map_lookup, map_lookup_batch
+from agent.bpf.syscalls import map_delete_batch, map_lookup, map_lookup_batch
 from clustermesh.address import Address
+
+REMEMBERED: Final = 0
+"""The backend's id where only lb_reverse_sk has what a socket means: no backend has it."""
 
 Meant = dict[MeantValue, list[int]]
 """The cookies of the sockets that mean each."""
@@ -48,3 +61,33 @@ def meaning_of(fd: int, cookie: int) -> MeantValue | None:
     """What the map lb_meant has of the socket with this cookie."""
     value = map_lookup(fd, (cookie % MEANT_SETS).to_bytes(4, sys.byteorder), map_info(fd).value_size)
     return None if value is None else meant_sockets(value).get(cookie)
+
+
+class Remembered:
+    """Connected sockets for which lb_meant had no room, as the map lb_reverse_sk has them: the last that it was told
+    of, also where they are closed. `counters` is the map metrics, which says whether there were any."""
+
+    def __init__(self, reverse: int, counters: int) -> None:
+        self._reverse, self._counters = reverse, counters
+
+    def read(self) -> Meant:
+        """All there are. OSError."""
+        found: defaultdict[MeantValue, list[int]] = defaultdict(list)
+        for page in pages(self._reverse, shape_of(self._reverse)) if self._were_any() else ():
+            keys, values = unpack_each(ReverseKey, page.keys), unpack_each(ReverseValue, page.values)
+            for key, value in zip(keys, values, strict=True):
+                if value.protocol:
+                    ends = (value.address, key.address, value.port, key.port)
+                    found[MeantValue(*ends, REMEMBERED, value.protocol)].append(key.cookie)
+        return dict(found)
+
+    def forget(self, gone: Meant) -> None:
+        """Those of `gone` that are remembered."""
+        for value, cookies in gone.items():
+            for cookie in cookies if value.backend_id == REMEMBERED else ():
+                key = pack(ReverseKey(cookie, value.backend, value.backend_port))
+                map_delete_batch(self._reverse, key, 1)
+
+    def _were_any(self) -> bool:
+        size = per_cpu_size(8)
+        return any(map_lookup(self._counters, Reason.MEANT_FULL.to_bytes(4, sys.byteorder), size) or b"")

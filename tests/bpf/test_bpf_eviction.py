@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from bpf_node import EchoServer, Node
 
-from agent.bpf.layouts import MEANT_SETS, MEANT_WAYS, MeantValue, pack
+from agent.bpf.layouts import MEANT_SETS, MEANT_WAYS, MeantValue, Reason, pack
 from agent.bpf.loader import Datapath
 from agent.bpf.syscalls import map_lookup, map_update
 from agent.domains.tables import open_map
@@ -26,7 +26,7 @@ from agent.eviction.copies import cookie_of
 from agent.eviction.diag import Diag, locate
 from agent.eviction.evictor import Evicted, Evictor, Outcome, open_evictor
 from agent.eviction.iterators import Ender
-from agent.eviction.meaning import Meant, meaning_of
+from agent.eviction.meaning import REMEMBERED, Meant, Remembered, meaning_of
 from agent.plan.services import ServicePlanner, ServiceTrackers
 from clustermesh.address import parse
 from clustermesh.mesh.resolve import Backends, Frontend, Group, ServiceEntry
@@ -121,7 +121,8 @@ def place(datapath: Datapath) -> Iterator[Place]:
 def evictor(request: pytest.FixtureRequest, bpf_object: Path, datapath: Datapath) -> Iterator[Evictor]:
     """Each way of ending."""
     ending = Diag() if request.param == "netlink" else Ender(bpf_object.parent, datapath.maps)
-    with closing(Evictor(ending, datapath.maps["lb_meant"])) as made:
+    remembered = Remembered(datapath.maps["lb_reverse_sk"], datapath.maps["metrics"])
+    with closing(Evictor(ending, datapath.maps["lb_meant"], remembered)) as made:
         yield made
 
 
@@ -282,3 +283,52 @@ async def test_a_connection_through_a_service_is_found_by_what_the_programs_wrot
     found = evictor.find()
     assert evictor.evict(found) == Evicted({Outcome.RESET: len(clients)})
     assert all(map(is_ended, clients))
+
+
+def fill(meant: int, *sockets: socket.socket) -> None:
+    """No room for any of these in lb_meant."""
+    size = MEANT_WAYS * (8 + len(pack(MeantValue(parse(VIP), parse(VIP), 0, 0, 0, 0))))
+    for made in sockets:
+        others = b"".join((1 << 60 | way + 1).to_bytes(8, sys.byteorder) for way in range(MEANT_WAYS))
+        map_update(meant, (cookie_of(made) % MEANT_SETS).to_bytes(4, sys.byteorder), others.ljust(size, b"\0"))
+
+
+@pytest.mark.parametrize("kind", [TCP, UDP])
+async def test_connected_sockets_for_which_there_was_no_room_are_counted_and_ended(
+    datapath: Datapath, cgroup: Path, node: Node, evictor: Evictor, kind: int
+) -> None:
+    datapath.attach_sockets(cgroup)
+    web, server = Web(datapath, Protocol.TCP if kind == TCP else Protocol.UDP), node.echo(kind)
+    await web.serve(server)
+    clients = [node.socket(family, kind) for family in (socket.AF_INET, socket.AF_INET6)]
+    direct, asking = node.socket(socket.AF_INET, kind), node.socket(socket.AF_INET, UDP)
+    fill(datapath.maps["lb_meant"], *clients, direct)
+    for client in clients:
+        client.connect((VIP if client.family == socket.AF_INET else f"::ffff:{VIP}", 80))
+    direct.connect(server.address)
+    if kind == UDP:
+        asking.sendto(b"hello", (VIP, 80))
+    assert datapath.counters()[Reason.MEANT_FULL] == len(clients)
+    found = {value: each for value, each in evictor.find().items() if value.port == 80}
+    assert sorted(itertools.chain(*found.values())) == sorted(map(cookie_of, clients))
+    assert {(value.backend_id, value.protocol, value.backend_port) for value in found} == {
+        (REMEMBERED, PROTOCOL[kind], server.port)
+    }
+    assert evictor.evict(found) == Evicted({Outcome.RESET: len(clients)})
+    assert all(map(is_ended, clients))
+    assert not is_ended(direct)
+    assert evictor.evict(evictor.find()) == Evicted({}), "they are not looked for again"
+
+
+async def test_multipath_tcp_sockets_are_ended(datapath: Datapath, cgroup: Path, node: Node, evictor: Evictor) -> None:
+    datapath.attach_sockets(cgroup)
+    web, server = Web(datapath, Protocol.TCP), node.echo(TCP)
+    await web.serve(server)
+    try:
+        client = node.socket(socket.AF_INET, TCP, 262)  # IPPROTO_MPTCP
+    except OSError as e:
+        pytest.skip(f"MPTCP is missing: {e}")
+    client.connect((VIP, 80))
+    assert answerer(client) == server.port
+    assert evictor.evict(evictor.find()) == Evicted({Outcome.RESET: 1})
+    assert is_ended(client)

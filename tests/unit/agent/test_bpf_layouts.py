@@ -276,7 +276,7 @@ _ANY = st.one_of(
     st.builds(Allowed, _U8),
     st.builds(MeantValue, _ADDRESS, _ADDRESS, _U16, _U16, _U32, _U8),
     st.builds(ReverseKey, _U64, _ADDRESS, _U16),
-    st.builds(ReverseValue, _ADDRESS, _U16),
+    st.builds(ReverseValue, _ADDRESS, _U16, _U16),
     st.builds(AddressKey, _ADDRESS),
     st.builds(CidrKey, st.integers(0, 128), _ADDRESS),
     st.builds(IpcacheValue, _U32, _ADDRESS, _U8, _U8),

@@ -22,7 +22,7 @@ from agent.eviction.meaning import Meant
 from agent.eviction.verdict import Reason
 from clustermesh.address import from_int, parse
 from clustermesh.mesh.resolve import Backends, Frontend, Group, Scope, ServiceEntry
-from clustermesh.model import BackendState, Protocol
+from clustermesh.model import BackendState, Endpoint, Protocol
 
 OTHER = parse("10.96.0.2")
 KEY = pack_service_key(VIP, 80, 6, Scope.ANY)
@@ -201,6 +201,28 @@ async def test_a_cluster_that_is_drained_keeps_its_sockets_and_one_that_is_evict
         await until(lambda: eviction.counts)
     assert eviction.counts == {(Reason.CLUSTER, Outcome.RESET): 1}
     assert evictor.sockets == {LOCAL: 1}
+
+
+async def test_a_socket_that_is_only_remembered_goes_on_while_there_is_a_pod_unless_the_cluster_is_evicted(
+    bed: Bed,
+) -> None:
+    """It may speak with the pod itself by now."""
+    left, of_beta, unknown = (each._replace(backend_id=0) for each in (meaning("10.1.1.9"), REMOTE, GOING))
+    for address, cluster in ((left.backend, "alpha"), (of_beta.backend, "beta")):
+        pod = Endpoint(ip=address, identity=0x10001, host_ip=parse("192.0.2.1"), namespace="n", pod_name="web")
+        bed.say(cluster, "endpoints", address, pod)
+    evictor = FakeEvictor(left, of_beta, unknown, meaning("10.1.1.9"))
+    async with looking(bed, evictor) as eviction:
+        await until(lambda: eviction.counts)
+        assert evictor.sockets == {left: 1, of_beta: 1, unknown: 1}, "what lb_meant has is known to be so"
+        bed.add_web("10.1.1.5")
+        bed.domains.services.set_factors({2: 0.0}, evicted={2})
+        await bed.step()
+        await until(lambda: evictor.sockets == {left: 1})
+        bed.sink.remove("alpha", "endpoints", left.backend)
+        bed.add_web("10.1.1.6")
+        await bed.step()
+        await until(lambda: not evictor.sockets)
 
 
 @pytest.mark.parametrize("failure", [OSError(1, "no"), RuntimeError("a bug")])

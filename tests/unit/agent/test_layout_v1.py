@@ -44,7 +44,7 @@ KINDS: dict[
         layout_v1.reverse_to_v2,
         lambda: st.tuples(
             st.builds(ReverseKey, st.integers(0, 2**64 - 1), ipv4s, ports).map(pack),
-            st.builds(ReverseValue, ipv4s, ports).map(pack),
+            st.builds(ReverseValue, ipv4s, ports, st.just(0)).map(pack),
         ),
     ),
     "address": (
