@@ -70,7 +70,7 @@ def _named(source: Site, context: str, found: Site | ClusterMeshError) -> tuple[
     """Of a cluster that is gone nothing tells the name, but that of its context may be the same."""
     if isinstance(found, Site):
         return found.member.name, found
-    connected = known_peers(source.member)
+    connected = known_peers(source.member.entries)
     if context in connected:
         return context, None
     names = ", ".join(connected) or "none"

@@ -100,7 +100,7 @@ def _check_versions(first: Member, second: Member) -> Iterator[ClusterMeshError]
 def _check_newcomer(link: Link) -> Iterator[ClusterMeshError]:
     """What the reader already reads, and the owner would be taken for."""
     reader, owner = link.reader, link.owner
-    for name, other in known_peers(reader).items():
+    for name, other in known_peers(reader.entries).items():
         if name == owner.name:
             continue
         whose = f"of {name}, which is connected to {reader.name}"
@@ -141,7 +141,7 @@ def _check_trust(link: Link, now: datetime) -> Iterator[ClusterMeshError]:
 def _check_prefixes(link: Link) -> Iterator[ClusterMeshError]:
     """Prefixes of the owner's pods that the reader's agents would refuse, as far as that is known from here."""
     reader, owner = link.reader, link.owner
-    peers = known_peers(reader).items()
+    peers = known_peers(reader.entries).items()
     reached: dict[str, Sequence[str]] = {name: [host for host, _ in _places(file)] for name, file in peers} | {
         owner.name: link.entrance.hosts
     }

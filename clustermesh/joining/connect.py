@@ -166,7 +166,7 @@ async def disconnect(source: Site, peer: str, destination: Site | None, mode: Mo
         await _expel(source, peer, outcome)
     if destination is None:
         if not outcome.done:
-            connected = ", ".join(known_peers(source.member)) or "no cluster"
+            connected = ", ".join(known_peers(source.member.entries)) or "no cluster"
             raise Refused(f"{source.member.name} is not connected to {peer}; it is connected to: {connected}")
         outcome.warnings.append(
             f"nothing was changed in {peer}: there, remove the user {remote_user(source.member.name)}"

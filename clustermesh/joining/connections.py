@@ -16,7 +16,7 @@ from clustermesh.standalone.users_file import remote_user, users_in
 
 def list_connections(member: Member, now: datetime) -> list[Connection]:
     """Every connection of `member`, by name. Raises Invalid where its list of users cannot be understood."""
-    prefix, peers, faults = remote_user(""), known_peers(member), unreadable_peers(member)
+    prefix, peers, faults = remote_user(""), known_peers(member.entries), unreadable_peers(member)
     users = users_in(member.users, names.USERS)
     readers = {user.name.removeprefix(prefix) for user in users if user.name.startswith(prefix)}
     return [

@@ -53,13 +53,13 @@ def pairs(source: Member, destinations: Sequence[Member], mode: Mode) -> list[tu
 
 def link(reader: Member, owner: Member, entrance: Entrance, allowed: Iterable[Prefix]) -> Link:
     """With what an earlier connection of the two allowed, and an operator may have changed."""
-    before = known_peers(reader).get(owner.name) or PeerFile(name=owner.name, endpoints=())
+    before = known_peers(reader.entries).get(owner.name) or PeerFile(name=owner.name, endpoints=())
     return Link(reader, owner, entrance, tuple(dict.fromkeys((*before.allowed, *allowed))), before.limits)
 
 
-def known_peers(reader: Member) -> dict[str, PeerFile]:
-    """The clusters that `reader` reads, without those whose entry cannot be understood."""
-    return {name: peer for name, data in reader.entries.items() if (peer := _parsed(name, data)) is not None}
+def known_peers(entries: Mapping[str, bytes]) -> dict[str, PeerFile]:
+    """The clusters that such a Secret names, without those whose entry cannot be understood."""
+    return {name: peer for name, data in entries.items() if (peer := _parsed(name, data)) is not None}
 
 
 def unreadable_peers(reader: Member) -> dict[str, ClusterMeshError]:

@@ -77,11 +77,12 @@ class Objects:
         found = await self.read("configmaps", name, ConfigMap)
         return (found.data or {}) if found else {}
 
-    async def list(self, path: str, kind: type[T]) -> list[T]:
-        """Every object at `path`, page by page; none where the API has no such kind."""
+    async def list(self, path: str, kind: type[T], selector: str = "") -> list[T]:
+        """Every object at `path` with labels as `selector` says, by pages; none where the API has no such kind."""
         what, found, next_page = f"list {path.rpartition('/')[2]}", list[T](), ""
         while True:
-            params = {"limit": str(_PAGE)} | ({"continue": next_page} if next_page else {})
+            params = {"limit": str(_PAGE)} | ({"labelSelector": selector} if selector else {})
+            params |= {"continue": next_page} if next_page else {}
             try:
                 page = _decoded(await self.client.get(path, what, params), _List, what)
             except NotServed:

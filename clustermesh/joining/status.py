@@ -48,13 +48,13 @@ async def _read_etcd(member: Member) -> dict[str, Any] | None:
             path.write_bytes(data)
         endpoints, aliases = member.entrance.endpoints(name), member.entrance.aliases(name)
         async with EtcdClient(endpoints, Tls(ca, cert, key), timeout=_PATIENCE, aliases=aliases) as client:
-            return await read_through(client, member.cluster, str(member.entrance), known_peers(member))
+            return await read_through(client, member.cluster, str(member.entrance), known_peers(member.entries))
 
 
 def summarise(member: Member, overview: Mapping[str, Any] | None, unread: str = "") -> dict[str, Any]:
     """`overview` is None where the etcd was not read: `unread` says why, unless the rest does."""
     errors = [*_faults(member), *([unread] if unread else []), *(overview["errors"] if overview else ())]
-    clusters = overview["clusters"] if overview else dict.fromkeys(sorted(known_peers(member)), _UNSEEN)
+    clusters = overview["clusters"] if overview else dict.fromkeys(sorted(known_peers(member.entries)), _UNSEEN)
     seen = {name: _seen(each["nodes"].values()) for name, each in clusters.items()}
     nodes = overview["nodes"] if overview else {"total": 0, "ready": 0, "reporting": 0}
     return {

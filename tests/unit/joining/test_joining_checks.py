@@ -188,7 +188,7 @@ def test_one_authority_for_both_takes_no_credentials_of_their_own() -> None:
 
 def test_an_entry_that_nobody_understands_is_no_cluster() -> None:
     alpha = replace(ALPHA, peers={"junk": b"endpoints: 7", "beta.etcd-client.key": b"x", "other": b"no mark"})
-    assert known_peers(alpha) == {}
+    assert known_peers(alpha.entries) == {}
     assert problems(alpha, BETA) == []
 
 

@@ -1,0 +1,158 @@
+"""`clustermesh enable`, `disable` and `config`: the chart's values, by Helm."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+import click
+
+from clustermesh.cli.contexts import Which, cluster_options, is_folder
+from clustermesh.cli.table import print_found
+from clustermesh.errors import Invalid, Refused
+
+_SERVED: Final = "clustermesh.useAPIServer"
+_TYPE: Final = "clustermesh.apiserver.service.type"
+_FIXED: Final = ("cluster.name", "cluster.id", "clustermesh.maxConnectedClusters")
+"""What other clusters know a cluster by."""
+
+_chart = click.option("--chart", default="", metavar="CHART", help="Folder, package or reference of the chart.")
+
+
+@click.command()
+@cluster_options
+@click.option(
+    "--service-type",
+    type=click.Choice(["LoadBalancer", "NodePort", "ClusterIP"]),
+    help="How other clusters reach this one's etcd; as it is, where it is not given.",
+)
+@_chart
+def enable(which: Which, service_type: str | None, chart: str) -> None:
+    """Let the API server of a cluster that has the chart run and be reached, so that others can be connected to it.
+
+    The same command again changes nothing. It calls helm, which must be installed.
+
+    \b
+    Examples:
+      clustermesh enable --context alpha --service-type LoadBalancer
+      clustermesh enable --context alpha
+    """
+    values = {_SERVED: True} | ({_TYPE: service_type} if service_type else {})
+    changed = asyncio.run(_upgrade(which, values, chart))
+    click.echo(f"{which.shown} {'is open to other clusters' if changed else 'is open to other clusters already'}")
+    if service_type == "NodePort":
+        warning = click.style("warning:", fg="yellow", bold=True)
+        click.echo(f"{warning} nodes come and go, and with them the addresses that other clusters were told", err=True)
+
+
+@click.command()
+@cluster_options
+@_chart
+def disable(which: Which, chart: str) -> None:
+    """Close a cluster that is connected to no other: nobody outside reaches its etcd any more.
+
+    With an etcd of its own choice (etcd.enabled of the chart) the API server ends. Else its Service becomes a
+    ClusterIP: the cluster's own agents live by that etcd.
+
+    \b
+    Example:
+      clustermesh disable --context alpha
+    """
+    changed = asyncio.run(_upgrade(which, None, chart))
+    click.echo(f"{which.shown} is {'closed to other clusters' if changed else 'closed to other clusters already'}")
+
+
+@click.group()
+def config() -> None:
+    """Show and change the chart's values.
+
+    \b
+    Examples:
+      clustermesh config view --context alpha
+      clustermesh config set clustermesh.apiserver.replicas 2 --context alpha
+    """
+
+
+@config.command()
+@cluster_options
+@click.option(
+    "-o", "--output", type=click.Choice(["yaml", "json"]), default="yaml", show_default=True, help="How to print."
+)
+def view(which: Which, output: str) -> None:
+    """Show what the cluster says of itself, and the values that its release was given.
+
+    \b
+    Example:
+      clustermesh config view --context alpha -o json
+    """
+    print_found(asyncio.run(_view(which)), output)
+
+
+@config.command(name="set")
+@cluster_options
+@click.argument("key")
+@click.argument("value")
+@_chart
+def set_value(which: Which, key: str, value: str, chart: str) -> None:
+    """Deploy the chart again with VALUE (JSON, or text) at KEY, beside the values that it has.
+
+    \b
+    Examples:
+      clustermesh config set clustermesh.apiserver.replicas 2 --context alpha
+      clustermesh config set clustermesh.apiserver.service.annotations '{"a": "b"}' --context alpha
+    """
+    changed = asyncio.run(_upgrade(which, {key: _parsed(value)}, chart))
+    click.echo(f"{key} is {value}{'' if changed else ' already'}")
+
+
+def _parsed(value: str) -> Any:
+    import msgspec
+
+    try:
+        return msgspec.json.decode(value.encode())
+    except msgspec.DecodeError:
+        return value
+
+
+async def _upgrade(which: Which, values: dict[str, Any] | None, chart: str) -> bool:
+    """`values` None is what closes the cluster."""
+    from clustermesh.joining.connect import open_api
+    from clustermesh.joining.helm import Helm, find_chart, find_release
+    from clustermesh.joining.links import known_peers
+    from clustermesh.joining.names import PEERS
+
+    _check_context(which)
+    async with open_api(which.kubeconfig, which.context, which.namespace) as objects:
+        release = await find_release(objects)
+        connected = ", ".join(sorted(known_peers(await objects.secret(PEERS))))
+    wanted = values
+    if wanted is None:
+        wanted = {_SERVED: False} if release.value("etcd.enabled") else {_TYPE: "ClusterIP"}
+    changes = {key for key, value in wanted.items() if release.value(key) != value}
+    fixed = changes & {*_FIXED} if values is not None else changes
+    if connected and fixed:
+        raise Refused(
+            f"{which.shown} is connected to {connected}: `clustermesh disconnect` first, then change {min(fixed)}"
+        )
+    helm = Helm(which.kubeconfig, which.context, which.namespace, chart or find_chart())
+    return await helm.upgrade(release, wanted)
+
+
+async def _view(which: Which) -> dict[str, Any]:
+    from clustermesh.joining import names
+    from clustermesh.joining.connect import open_api
+    from clustermesh.joining.helm import find_release
+
+    _check_context(which)
+    async with open_api(which.kubeconfig, which.context, which.namespace) as objects:
+        said = await objects.config(names.CONFIG)
+        try:
+            values = (await find_release(objects)).config or {}
+        except Refused:  # Cilium's chart, or none
+            values = {}
+    return {"config": said, "values": values}
+
+
+def _check_context(which: Which) -> None:
+    if is_folder(which.context):
+        raise Invalid("context", which.context, "is a folder, which has no chart; give a context of a kubeconfig")

@@ -1,0 +1,144 @@
+"""The chart's release in a Kubernetes cluster: found as Helm keeps it, and changed by Helm itself.
+
+Helm keeps each revision in a Secret sh.helm.release.v1.NAME.vREVISION: JSON, compressed, in base64.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+
+from clustermesh.errors import Invalid, Refused, Unavailable
+from clustermesh.joining.objects import Objects, Secret
+
+CHART: Final = "clustermesh"
+_MOST_BYTES: Final = 64 << 20
+"""Of a release, unpacked: Secrets hold 1 MiB, and its charts are text."""
+_PATIENCE: Final = 600.0
+_WORDS: Final = 2000
+
+
+class _Metadata(Struct, frozen=True):
+    name: str = ""
+    version: str = ""
+
+
+class _Chart(Struct, frozen=True):
+    metadata: _Metadata = _Metadata()
+    values: dict[str, Any] | None = None
+
+
+class Release(Struct, frozen=True):
+    """A release as it was deployed last: `config` are the values that somebody gave."""
+
+    name: str = ""
+    chart: _Chart = _Chart()
+    config: dict[str, Any] | None = None
+
+    def value(self, key: str) -> Any:
+        """What it was deployed with at `key`, as "cluster.name"; None where nobody says."""
+        for values in (self.config, self.chart.values):
+            found: Any = values
+            for part in key.split("."):
+                found = found.get(part) if isinstance(found, dict) else None
+            if found is not None:
+                return found
+        return None
+
+
+async def find_release(objects: Objects) -> Release:
+    """The release of this project's chart in the namespace. Raises Refused where there is none, or Cilium's."""
+    path = f"/api/v1/namespaces/{objects.namespace}/secrets"
+    kept = await objects.list(path, Secret, "owner=helm,status=deployed")
+    releases = [decode_release((each.data or {}).get("release", b""), each.metadata.name) for each in kept]
+    for each in releases:
+        if each.chart.metadata.name == CHART:
+            return each
+    if any(each.chart.metadata.name == "cilium" for each in releases):
+        raise Refused(
+            f"namespace {objects.namespace} has Cilium's chart, which this command does not change: `cilium "
+            "clustermesh enable`, or helm upgrade with clustermesh.useAPIServer=true"
+        )
+    raise Refused(
+        f"namespace {objects.namespace} has no release of the chart {CHART}: `helm install clustermesh "
+        f"charts/clustermesh -n {objects.namespace} --set cluster.name=NAME --set cluster.id=NUMBER`, or give its "
+        "namespace with -n"
+    )
+
+
+def decode_release(data: bytes, where: str) -> Release:
+    """What Helm's Secret `where` holds. Raises Invalid."""
+    try:
+        packed = base64.b64decode(data, validate=True)
+        unpacking = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+        text = unpacking.decompress(packed, _MOST_BYTES)
+        if unpacking.unconsumed_tail:
+            raise Invalid(where, f"more than {_MOST_BYTES} bytes", "must be smaller")
+        return msgspec.json.decode(text, type=Release)
+    except (binascii.Error, zlib.error, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+        raise Invalid(where, data[:40], f"must be a release as Helm 3 keeps it: {e}") from e
+
+
+class Helm(Struct, frozen=True):
+    """How to call it for one cluster; `chart` is a folder, a package or a reference."""
+
+    kubeconfig: str
+    context: str
+    namespace: str
+    chart: str
+
+    async def upgrade(self, release: Release, values: Mapping[str, Any]) -> bool:
+        """Deploy the release with `values`, by key, beside those it has; False where it has them already.
+
+        Raises Refused with Helm's words, Unavailable.
+        """
+        if all(release.value(key) == value for key, value in values.items()):
+            return False
+        program = shutil.which("helm")
+        sets = [part for key, value in values.items() for part in ("--set-json", f"{key}={json.dumps(value)}")]
+        argv = ["upgrade", release.name, self.chart, "--namespace", self.namespace, "--reset-then-reuse-values", *sets]
+        argv += ["--kube-context", self.context] if self.context else []
+        if program is None:
+            raise Refused(f"no helm in PATH: install it (https://helm.sh), or run elsewhere: helm {' '.join(argv)}")
+        await _run([program, *argv], {"KUBECONFIG": self.kubeconfig} if self.kubeconfig else {})
+        return True
+
+
+def find_chart() -> str:
+    """The chart beside this program. Raises Refused where there is none."""
+    folder = Path(__file__).parents[2] / "charts" / CHART
+    if not (folder / "Chart.yaml").exists():
+        raise Refused(f"the chart is not at {folder}: say where it is with --chart")
+    return str(folder)
+
+
+async def _run(argv: list[str], environment: Mapping[str, str]) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *argv,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, **environment},
+    )
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            _, words = await process.communicate()
+    except TimeoutError as e:
+        raise Unavailable(f"helm has not ended after {_PATIENCE:g} s") from e
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode:
+        raise Refused(f"helm: {words.decode(errors='replace').strip()[-_WORDS:]}")
