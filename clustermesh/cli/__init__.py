@@ -30,6 +30,7 @@ _COMMANDS: Final[Commands] = {
     "apiserver": ("clustermesh.cli.apiserver", "apiserver", "Publish the cluster to its peers."),
     "kvstoremesh": ("clustermesh.cli.kvstoremesh", "command", "Mirror peers into the cluster's etcd."),
     "agent": ("clustermesh.cli.run", "agent", "Run the agent of one node."),
+    "hosts": ("clustermesh.cli.hosts", "command", "Keep a Service's addresses in a file as /etc/hosts."),
     "enable": ("clustermesh.cli.enable", "enable", "Open a Kubernetes cluster to others."),
     "disable": ("clustermesh.cli.enable", "disable", "Close it again."),
     "config": ("clustermesh.cli.enable", "config", "Show and change the chart's values."),

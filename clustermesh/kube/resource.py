@@ -12,7 +12,8 @@ V = TypeVar("V")
 
 
 class Resource(Struct, Generic[K, V], frozen=True, kw_only=True):
-    """`plural` of `group` ("" is the core) at `version`, in every namespace, narrowed by `fields`, a field selector.
+    """`plural` of `group` ("" is the core) at `version`, in `namespace` or in every one, narrowed by `fields` and
+    `labels`, selectors.
 
     `decode` makes a key and a value of one object as the API writes it, or raises DecodeError; `key` names the object
     of a namespace and a name. Values that are equal are one: a change of what `decode` leaves out is no change.
@@ -25,11 +26,13 @@ class Resource(Struct, Generic[K, V], frozen=True, kw_only=True):
     key: Callable[[str, str], K]
     fields: str = ""
     labels: str = ""
+    namespace: str = ""
 
     @property
     def path(self) -> str:
         root = f"/apis/{self.group}" if self.group else "/api"
-        return f"{root}/{self.version}/{self.plural}"
+        within = f"namespaces/{self.namespace}/" if self.namespace else ""
+        return f"{root}/{self.version}/{within}{self.plural}"
 
     @property
     def title(self) -> str:

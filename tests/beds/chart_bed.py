@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import subprocess
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +20,12 @@ ALPHA: Final = {"cluster": {"name": "alpha", "id": 1}}
 _VERSION: Final = "--kube-version=1.34.2"
 
 Values = Mapping[str, Any]
+
+# Stand-ins for the definitions of others, of which only name and version are right: what is in an object nobody checks.
+_OTHERS: Final = (
+    ("monitoring.coreos.com", "ServiceMonitor", "servicemonitors"),
+    ("cert-manager.io", "Certificate", "certificates"),
+)
 
 
 def merged(one: Values, other: Values) -> dict[str, Any]:
@@ -67,6 +74,34 @@ def apply(bed: KubeBed, objects: Iterable[Mapping[str, Any]], *, dry: bool = Fal
         bed.ask("PATCH", f"{path_of(each)}/{each['metadata']['name']}{ask}", each, "application/apply-patch+yaml")
         for each in objects
     ]
+
+
+def define_others(bed: KubeBed) -> None:
+    """Have the API know the kinds of others that the chart may use."""
+    for group, kind, plural in _OTHERS:
+        schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
+        definition = {
+            "apiVersion": "apiextensions.k8s.io/v1",
+            "kind": "CustomResourceDefinition",
+            "metadata": {"name": f"{plural}.{group}"},
+            "spec": {
+                "group": group,
+                "names": {"kind": kind, "plural": plural},
+                "scope": "Namespaced",
+                "versions": [{"name": "v1", "served": True, "storage": True, "schema": schema}],
+            },
+        }
+        apply(bed, [definition])
+        deadline = time.monotonic() + bed.patience
+        while not _is_served(bed, group, plural) and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+
+def _is_served(bed: KubeBed, group: str, plural: str) -> bool:
+    try:
+        return any(each["name"] == plural for each in bed.ask("GET", f"/apis/{group}/v1")["resources"])
+    except RuntimeError:
+        return False
 
 
 def decoded(secret: Mapping[str, Any]) -> dict[str, bytes]:

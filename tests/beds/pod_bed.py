@@ -41,11 +41,6 @@ class Pod:
             self._make(volume)
         self._make_account()
 
-    def refresh(self, name: str) -> None:
-        """What a kubelet does some time after an object of the volume `name` has changed."""
-        (volume,) = [each for each in self._spec["volumes"] if each["name"] == name]
-        self._make(volume)
-
     def run(self, name: str) -> AbstractAsyncContextManager[Any]:
         """The container `name`, for as long as the block lasts."""
         (container,) = [
@@ -70,6 +65,10 @@ class Pod:
         for each in container.get("env", ()):
             env[each["name"]] = each["value"] if "value" in each else known[each["valueFrom"]["fieldRef"]["fieldPath"]]
         return env
+
+    def path(self, volume: str) -> Path:
+        """Where on this machine the volume is."""
+        return self._folder / volume
 
     def _mounts(self, container: Mapping[str, Any]) -> list[str]:
         lines = []

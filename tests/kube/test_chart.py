@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from chart_bed import ALPHA, MISSING, Values, apply, helm, merged, named, nested, refused, rendered
+import yaml
+from chart_bed import (
+    ALPHA,
+    CHART,
+    MISSING,
+    Values,
+    apply,
+    define_others,
+    helm,
+    merged,
+    named,
+    nested,
+    refused,
+    rendered,
+)
 from kube_bed import KubeBed
 
+from clustermesh.kube.hosts import RULES as HOSTS
 from clustermesh.kube.rbac import FOLLOW
 from clustermesh.sources.served import RULES
 
@@ -25,7 +44,7 @@ MATRIX: dict[str, Values] = {
         | {"externalTrafficPolicy": "Local", "internalTrafficPolicy": "Cluster", "loadBalancerIP": "192.0.2.9"},
     ),
     "a cluster address": nested(f"{API}.service.type", "ClusterIP"),
-    "beside another CNI": nested(f"{API}.hostNetwork", False) | {},
+    "beside another CNI": {"cni": {"install": False}, **nested(f"{API}.hostNetwork", False)},
     "no kube-proxy": {"k8sServiceHost": "192.0.2.1", "k8sServicePort": 6443},
     "two and an etcd": {"etcd": EXTERNAL} | nested(f"{API}.replicas", 2),
     "an etcd without TLS": {"etcd": {"enabled": True, "ssl": False, "endpoints": ["http://192.0.2.3:2379"]}},
@@ -43,14 +62,31 @@ MATRIX: dict[str, Values] = {
     "etcd in memory": nested(f"{API}.etcd.storageMedium", "Memory"),
     "a digest": {"image": {"digest": f"sha256:{'0' * 64}"}, "imagePullSecrets": [{"name": "registry"}]},
     "cilium's nodes": nested(f"{API}.mode", "cilium"),
-    "our nodes": nested(f"{API}.mode", "native") | {},
+    "our nodes": nested(f"{API}.mode", "native"),
     "511 clusters": {"cluster": {"name": "alpha", "id": 511}, "clustermesh": {"maxConnectedClusters": 511}},
+    "by cert-manager": nested(
+        f"{API}.tls.auto",
+        {"method": "certmanager", "certManagerIssuerRef": {"kind": "ClusterIssuer", "name": "mesh"}},
+    ),
+    "monitored": {
+        "dashboards": {"enabled": True},
+        "prometheus": {"enabled": True, "serviceMonitor": {"enabled": True, "labels": {"a": "b"}}},
+        **nested(f"{API}.metrics.serviceMonitor", {"enabled": True, "annotations": {"a": "b"}}),
+    },
+    "no agents": {"agent": False},
+    "agents alone": {"etcd": EXTERNAL, **nested("clustermesh.useAPIServer", False)},
+    "agents told more": {
+        "devices": ["eth0", "bond+"],
+        "bpf": {"hostLegacyRouting": True, "lbMapMax": 131072, "ctTcpMax": 524288, "mapDynamicSizeRatio": 0.0025},
+        "extraEnv": [{"name": "A", "value": "b"}],
+    },
     "more to say": nested(API, {"extraArgs": ["--log-format=json"], "extraEnv": [{"name": "A", "value": "b"}]}),
 }
 
 
 @pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX)
 def test_the_kubernetes_api_takes_every_object(bed: KubeBed, values: Values) -> None:
+    define_others(bed)
     apply(bed, rendered(values), dry=True)
 
 
@@ -79,6 +115,11 @@ REFUSED: list[tuple[Values, str]] = [
     (nested(f"{API}.tls.auto.method", "helm"), "/clustermesh/apiserver/tls/auto/method"),
     (nested(f"{API}.tls.auto.method", "certmanager"), "tls.auto.certManagerIssuerRef: must name an issuer"),
     (nested(f"{API}.tls.auto.schedule", "weekly"), "/clustermesh/apiserver/tls/auto/schedule"),
+    (nested(f"{API}.hostNetwork", False), "clustermesh.apiserver.hostNetwork: must be true while cni.install is"),
+    (nested("prometheus.serviceMonitor.enabled", True), "while prometheus.enabled is false"),
+    (nested("bpf.lbMapMax", 1000), "/bpf/lbMapMax"),
+    (nested("bpf.mapDynamicSizeRatio", 2), "/bpf/mapDynamicSizeRatio"),
+    (nested("cni.binPath", "bin"), "/cni/binPath"),
     (nested("etcd.enabled", True), "etcd.endpoints: must name at least one"),
     ({"etcd": {"enabled": True, "endpoints": ["etcd:2379"]}}, "/etcd/endpoints/0"),
     (nested("clustermesh.useAPIServer", False), "clustermesh.useAPIServer: false leaves"),
@@ -111,11 +152,32 @@ def granted(role: Any) -> set[tuple[str, str, str]]:
     }
 
 
-def test_the_api_server_may_do_what_its_source_does_and_nothing_else() -> None:
-    wanted = {(rule.group, rule.resource, verb) for rule in RULES for verb in FOLLOW}
-    for values, without in (({}, set()), (MATRIX["our nodes"], {"cilium.io"})):
-        role = named(rendered(values), "ClusterRole", "clustermesh-apiserver")
-        assert granted(role) == {each for each in wanted if each[0] not in without}
+def test_who_asks_the_kubernetes_api_may_do_what_its_code_does_and_nothing_else() -> None:
+    """The whole table; that it is enough, test_chart_runs.py shows, with the accounts' own tokens."""
+    source = {(rule.group, rule.resource, verb) for rule in RULES for verb in FOLLOW}
+    hosts = {(rule.group, rule.resource, verb) for rule in HOSTS for verb in FOLLOW}
+    secrets = {("", "secrets", verb) for verb in ("get", "patch", "create")}
+    wanted = {"clustermesh-apiserver": source, "clustermesh-agent": hosts, "clustermesh-certificates": secrets}
+    objects = rendered({})
+    roles = {each["metadata"]["name"]: each for each in objects if each["kind"] in ("Role", "ClusterRole")}
+    assert {name: granted(role) for name, role in roles.items()} == wanted
+    assert [each["kind"] for each in roles.values()].count("ClusterRole") == 1
+    native = named(rendered(MATRIX["our nodes"]), "ClusterRole", "clustermesh-apiserver")
+    assert granted(native) == {each for each in source if each[0] != "cilium.io"}
+    for rule in roles["clustermesh-certificates"]["rules"]:
+        assert rule["verbs"] == ["create"] or len(rule["resourceNames"]) == 5
+
+
+def test_the_token_of_an_account_is_where_its_program_is_and_nowhere_else() -> None:
+    """Of the API server's pod and the agent's; the job is one program."""
+    found = set()
+    for kind, name in (("Deployment", "clustermesh-apiserver"), ("DaemonSet", "clustermesh-agent")):
+        objects = rendered({})
+        assert named(objects, "ServiceAccount", name)["automountServiceAccountToken"] is False
+        spec = named(objects, kind, name)["spec"]["template"]["spec"]
+        for container in [*spec["initContainers"], *spec["containers"]]:
+            found |= {container["name"] for mount in container["volumeMounts"] if mount["name"] == "token"}
+    assert found == {"apiserver", "hosts"}
 
 
 def test_a_job_has_another_name_when_it_is_told_otherwise() -> None:
@@ -127,16 +189,66 @@ def test_a_job_has_another_name_when_it_is_told_otherwise() -> None:
     assert len(jobs) == 3
 
 
-def test_the_programs_run_as_nobody_but_for_one_that_says_why() -> None:
-    roots = set()
-    for each in rendered({}):
-        template = each.get("spec", {}).get("template") or each.get("spec", {}).get("jobTemplate", {}).get("spec", {})
-        spec = template.get("template", template).get("spec", {}) if isinstance(template, dict) else {}
-        for container in [*spec.get("initContainers", []), *spec.get("containers", [])]:
-            context = container["securityContext"]
-            assert context["readOnlyRootFilesystem"]
+def containers_of(values: Values) -> Iterator[Any]:
+    for each in rendered(values):
+        spec = each.get("spec", {})
+        template = spec.get("jobTemplate", {}).get("spec", spec).get("template", {})
+        pod = template.get("spec", {}) if each["kind"] in ("Deployment", "DaemonSet", "Job", "CronJob") else {}
+        yield from [*pod.get("initContainers", []), *pod.get("containers", [])]
+
+
+def test_the_programs_run_as_nobody_and_without_privileges_but_for_those_that_say_why() -> None:
+    roots = {}
+    for container in containers_of({}):
+        context = container["securityContext"]
+        assert context["readOnlyRootFilesystem"]
+        assert not context.get("privileged")
+        assert context["capabilities"]["drop"] == ["ALL"]
+        if not context.get("runAsNonRoot"):
+            roots[container["name"]] = set(context["capabilities"].get("add", []))
+        else:
             assert not context["allowPrivilegeEscalation"]
-            assert context["capabilities"]["drop"] == ["ALL"]
-            if not context.get("runAsNonRoot"):
-                roots.add((container["name"], *context["capabilities"]["add"]))
-    assert roots == {("apiserver", "NET_ADMIN")}
+            assert "add" not in context["capabilities"]
+    agent = {"NET_ADMIN", "SYS_ADMIN", "BPF", "PERFMON"}
+    assert roots == {"apiserver": {"NET_ADMIN"}, "cni-install": set(), "agent": agent}
+    text = (CHART / "templates" / "agent" / "daemonset.yaml").read_text()
+    assert all(re.search(rf"- {name}  # \w", text) for name in agent)
+
+
+def test_every_program_with_a_port_is_probed() -> None:
+    for container in containers_of({}):
+        assert ("livenessProbe" in container) == ("startupProbe" in container) == ("ports" in container)
+        assert "requests" in container.get("resources", {"requests": {}})
+
+
+@pytest.mark.parametrize("path", sorted((CHART / "dashboards").glob("*.json")), ids=lambda path: path.stem)
+def test_a_dashboard_asks_for_metrics_that_there_are(path: Path) -> None:
+    known = set(re.findall(r"^\| `(\w+)` \|", (CHART.parents[1] / "docs" / "metrics.md").read_text(), re.MULTILINE))
+    known |= {"process_resident_memory_bytes", "process_cpu_seconds_total"}
+    panels = json.loads(path.read_text())["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels) > 5
+    asked = [target["expr"] for panel in panels for target in panel["targets"]]
+    for expression in asked:
+        names = set(re.findall(r"\b(?:cilium|clustermesh|process)_\w+", expression))
+        assert names
+        assert {name.removesuffix("_bucket") for name in names} <= known, expression
+
+
+def test_the_dashboards_arrive_whole() -> None:
+    objects = rendered(MATRIX["monitored"])
+    for path in (CHART / "dashboards").glob("*.json"):
+        data = named(objects, "ConfigMap", f"{path.stem}-dashboard")["data"]
+        assert json.loads(data[path.name]) == json.loads(path.read_text())
+
+
+def test_every_value_is_known_to_the_schema_and_every_key_of_the_schema_is_in_the_manual() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+
+    def compare(said: Any, rule: Any, at: str) -> None:
+        if rule.get("additionalProperties") is False and isinstance(said, dict):
+            assert said.keys() == rule["properties"].keys() - ({"global"} if not at else set()), at
+            for key in said:
+                compare(said[key], rule["properties"][key], f"{at}/{key}")
+
+    compare(values, schema, "")

@@ -151,3 +151,53 @@ async def test_a_job_makes_anew_what_is_unfit_and_leaves_an_authority_alone(
     before = secrets(bed, namespace)
     assert await certified(bed, tmp_path / "third", namespace, objects) == 1
     assert secrets(bed, namespace) == before
+
+
+def pods_at(namespace: str, *addresses: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "name": "clustermesh-apiserver-1",
+            "namespace": namespace,
+            "labels": {"kubernetes.io/service-name": "clustermesh-apiserver"},
+        },
+        "addressType": "IPv4",
+        "endpoints": [{"addresses": [each]} for each in addresses],
+        "ports": [{"name": "etcd", "port": 12379}],
+    }
+
+
+async def test_beside_an_agent_the_etcd_is_found_wherever_it_goes(bed: KubeBed, namespace: str, tmp_path: Path) -> None:
+    objects = installed(bed, namespace, values())
+    await certified(bed, tmp_path / "job", namespace, objects)
+    template = named(objects, "DaemonSet", "clustermesh-agent")["spec"]["template"]
+    pod = Pod(bed, tmp_path / "agent", namespace, template, IP)
+    async with pod.run("hosts-init") as init:
+        assert await init.wait() == 0
+    hosts, own = pod.path("hosts") / "hosts", Path("/etc/hosts").read_text()
+    assert hosts.read_text() == own
+    inode, name = hosts.stat().st_ino, f"clustermesh-apiserver.{namespace}.svc"
+    said = pods_at(namespace, "192.0.2.1")
+    async with pod.run("hosts"):
+        bed.create(said)
+        for addresses in (["192.0.2.1"], ["192.0.2.2", "192.0.2.9"], ["192.0.2.3"]):
+            bed.merge(said, pods_at(namespace, *addresses))
+            wanted = [f"{each}\t{name}" for each in addresses]
+            async with asyncio.timeout(PATIENCE):
+                while [line for line in hosts.read_text().splitlines() if name in line] != wanted:
+                    await asyncio.sleep(0.05)
+        bed.merge(said, pods_at(namespace))
+    assert hosts.read_text().startswith(own)
+    assert hosts.stat().st_ino == inode, "it is mounted into another container"
+
+
+async def test_the_plugin_is_put_where_the_runtime_looks(bed: KubeBed, namespace: str, tmp_path: Path) -> None:
+    objects = installed(bed, namespace, values())
+    await certified(bed, tmp_path / "job", namespace, objects)
+    template = named(objects, "DaemonSet", "clustermesh-agent")["spec"]["template"]
+    pod = Pod(bed, tmp_path / "agent", namespace, template, IP)
+    async with pod.run("cni-install") as process:
+        assert await process.wait() == 0
+    assert (pod.path("cni-bin") / "clustermesh-cni").stat().st_mode & 0o777 == 0o755
+    assert (pod.path("cni-conf") / "05-clustermesh.conflist").exists()
