@@ -46,7 +46,7 @@ V = TypeVar("V")
 T = TypeVar("T")
 
 PAGE: Final = 1024  # entries compared between two turns of the event loop, a few ms
-SLICE: Final = 4096  # entries that a target is asked to take at once: what is done for them before and after is as much
+SLICE: Final = 2048  # entries that a target is asked to take at once: what is done for them before and after is as much
 
 _log = logging.getLogger(__name__)
 

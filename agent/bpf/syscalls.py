@@ -9,13 +9,13 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
-import sys
 from collections.abc import Iterator
+from ctypes import addressof
 from enum import IntEnum
+from itertools import chain
 from pathlib import Path
 from struct import Struct
-from typing import Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple
 
 _NUMBERS: Final = {
     "x86_64": 321,
@@ -27,13 +27,12 @@ _NUMBERS: Final = {
     "ppc64le": 361,
     "s390x": 351,
 }
+_NUMBER: Final = _NUMBERS.get(os.uname().machine)
 ENOTSUPP: Final = 524  # the kernel's own, absent from errno.h: "this kind of map does not do that"
 
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 _ATTR_SIZE: Final = 144
 _ELEMENT: Final = Struct("=I4xQQQ")
-_BATCH: Final = Struct("=QQQQIIQQ")
-_BATCH_COUNT_AT: Final = 32
 
 
 class Command(IntEnum):
@@ -104,6 +103,22 @@ AFTER_LINK: Final = 1 << 4 | 1 << 5 | 1 << 13  # BPF_F_AFTER | BPF_F_ID | BPF_F_
 Buffer = ctypes.Array[ctypes.c_char]
 
 
+class _BatchAttr(ctypes.Structure):
+    """The part of `union bpf_attr` that batches have. `count` is what is asked for, then what was done."""
+
+    _fields_: ClassVar = [
+        ("start", ctypes.c_void_p),
+        ("end", ctypes.c_void_p),
+        ("keys", ctypes.c_char_p),  # bytes go as they are: the kernel only reads them, but for a lookup's
+        ("values", ctypes.c_char_p),
+        ("count", ctypes.c_uint32),
+        ("fd", ctypes.c_uint32),
+        ("element_flags", ctypes.c_uint64),
+        ("flags", ctypes.c_uint64),
+    ]
+    count: int
+
+
 def call(command: Command, content: bytes) -> int:
     """One bpf(2) call whose attr is not read back."""
     return call_attr(command, attr_of(content))
@@ -114,12 +129,11 @@ def attr_of(content: bytes) -> Buffer:
     return ctypes.create_string_buffer(content, _ATTR_SIZE)
 
 
-def call_attr(command: Command, attr: Buffer) -> int:
+def call_attr(command: Command, attr: Buffer | _BatchAttr) -> int:
     """One bpf(2) call; returns a descriptor or 0."""
-    number = _NUMBERS.get(platform.machine())
-    if number is None:
-        raise OSError(errno.ENOSYS, f"the number of bpf(2) on {platform.machine()} is not known")
-    result: int = _LIBC.syscall(number, int(command), ctypes.byref(attr), len(attr))
+    if _NUMBER is None:
+        raise OSError(errno.ENOSYS, f"the number of bpf(2) on {os.uname().machine} is not known")
+    result: int = _LIBC.syscall(_NUMBER, int(command), ctypes.byref(attr), ctypes.sizeof(attr))
     if result < 0:
         code = ctypes.get_errno()
         raise OSError(code, "not supported by this kind of map" if code == ENOTSUPP else os.strerror(code))
@@ -139,7 +153,7 @@ def map_lookup(fd: int, key: bytes, value_size: int) -> bytes | None:
     """The value at `key`, None where there is none. Per-CPU maps: `value_size` is 8 x possible CPUs."""
     key_buffer, value = buffer_of(key), ctypes.create_string_buffer(value_size)
     try:
-        call(Command.MAP_LOOKUP, _ELEMENT.pack(fd, ctypes.addressof(key_buffer), ctypes.addressof(value), 0))
+        call(Command.MAP_LOOKUP, _ELEMENT.pack(fd, addressof(key_buffer), addressof(value), 0))
     except OSError as e:
         if e.errno == errno.ENOENT:
             return None
@@ -149,7 +163,7 @@ def map_lookup(fd: int, key: bytes, value_size: int) -> bytes | None:
 
 def map_update(fd: int, key: bytes, value: bytes) -> None:
     key_buffer, value_buffer = buffer_of(key), buffer_of(value)
-    call(Command.MAP_UPDATE, _ELEMENT.pack(fd, ctypes.addressof(key_buffer), ctypes.addressof(value_buffer), 0))
+    call(Command.MAP_UPDATE, _ELEMENT.pack(fd, addressof(key_buffer), addressof(value_buffer), 0))
 
 
 class Batch(NamedTuple):
@@ -171,9 +185,8 @@ class Page(NamedTuple):
 
     def entries(self, sizes: tuple[int, int]) -> Iterator[tuple[bytes, bytes]]:
         """Key by key with its value; `sizes` are those of both."""
-        keys, values = (Struct(f"{size}s") for size in sizes)
-        for (key,), (value,) in zip(keys.iter_unpack(self.keys), values.iter_unpack(self.values), strict=True):
-            yield key, value
+        keys, values = (Struct(f"{size}s").iter_unpack for size in sizes)
+        return zip(chain.from_iterable(keys(self.keys)), chain.from_iterable(values(self.values)), strict=True)
 
 
 def map_update_batch(fd: int, keys: bytes, values: bytes, count: int) -> Batch:
@@ -186,20 +199,13 @@ def map_delete_batch(fd: int, keys: bytes, count: int) -> Batch:
 
 
 def _batch(command: Command, fd: int, data: tuple[bytes, bytes], count: int) -> Batch:
-    # The kernel only reads them.
-    keys, values = (ctypes.cast(ctypes.c_char_p(each), ctypes.c_void_p).value for each in data)
-    attr = attr_of(_BATCH.pack(0, 0, keys, values, count, fd, 0, 0))
+    attr = _BatchAttr(None, None, *data, count, fd)
     try:
         call_attr(command, attr)
     except OSError as e:
-        done = _count_in(attr)
         # An error met before the first entry leaves the count as it was given.
-        return Batch(0 if done >= count else done, e.errno or errno.EIO)
+        return Batch(0 if attr.count >= count else attr.count, e.errno or errno.EIO)
     return Batch(count, 0)
-
-
-def _count_in(attr: Buffer) -> int:
-    return int.from_bytes(attr.raw[_BATCH_COUNT_AT : _BATCH_COUNT_AT + 4], sys.byteorder)
 
 
 def map_lookup_batch(fd: int, cursor: bytes, sizes: tuple[int, int], count: int) -> Page:
@@ -208,18 +214,8 @@ def map_lookup_batch(fd: int, cursor: bytes, sizes: tuple[int, int], count: int)
     keys, values = ctypes.create_string_buffer(key_size * count), ctypes.create_string_buffer(value_size * count)
     # A cursor is a bucket number or a key, whatever kind of map it is.
     start, end = buffer_of(cursor), ctypes.create_string_buffer(max(key_size, 4))
-    attr = attr_of(
-        _BATCH.pack(
-            ctypes.addressof(start) if cursor else 0,
-            ctypes.addressof(end),
-            ctypes.addressof(keys),
-            ctypes.addressof(values),
-            count,
-            fd,
-            0,
-            0,
-        )
-    )
+    places = (addressof(start) if cursor else None, *map(addressof, (end, keys, values)))
+    attr = _BatchAttr(*places, count, fd)
     code = 0
     try:
         call_attr(Command.MAP_LOOKUP_BATCH, attr)
@@ -227,19 +223,19 @@ def map_lookup_batch(fd: int, cursor: bytes, sizes: tuple[int, int], count: int)
         if e.errno not in (errno.ENOENT, errno.ENOSPC):
             raise
         code = e.errno
-    got = 0 if code == errno.ENOSPC else _count_in(attr)
+    got = 0 if code == errno.ENOSPC else attr.count
     return Page(keys.raw[: got * key_size], values.raw[: got * value_size], got, end.raw, code)
 
 
 def object_pin(fd: int, path: Path) -> None:
     name = buffer_of(os.fsencode(path) + b"\0")
-    call(Command.OBJ_PIN, Struct("=QII").pack(ctypes.addressof(name), fd, 0))
+    call(Command.OBJ_PIN, Struct("=QII").pack(addressof(name), fd, 0))
 
 
 def object_get(path: Path) -> int:
     """A new descriptor of what is pinned at `path`; FileNotFoundError where nothing is."""
     name = buffer_of(os.fsencode(path) + b"\0")
-    return call(Command.OBJ_GET, Struct("=QII").pack(ctypes.addressof(name), 0, 0))
+    return call(Command.OBJ_GET, Struct("=QII").pack(addressof(name), 0, 0))
 
 
 def link_create(program: int, target: int, attach_type: AttachType, flags: int = 0, after: int = 0) -> int:

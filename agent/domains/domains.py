@@ -132,13 +132,16 @@ class Domains:
         return open_evictor(self.node.datapath.maps)
 
     def wake(self) -> None:
-        """Something in the mesh state is to be planned."""
+        """Something in the mesh state is to be planned. Services rest on all of it."""
         if self._peers is not None and self._peers.newcomers:
             self.gate.hold(self._peers.newcomers)
         if self._state.is_behind:
             self._unjudged.set()
-        for domain in (self.network, self.addresses, self.services):
-            domain.wake()
+        if self._state.has_nodes:
+            self.network.wake()
+        if self._state.has_addresses:
+            self.addresses.wake()
+        self.services.wake()
 
     def greet(self, own: ClusterReader, peers: Peers) -> None:
         """These are the readers of all clusters."""

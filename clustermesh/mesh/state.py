@@ -238,6 +238,16 @@ class MeshState:
         }
         return replace(view, nodes=good)
 
+    @property
+    def has_nodes(self) -> bool:
+        """Whether `take_nodes` gives any."""
+        return bool(self._dirty_nodes)
+
+    @property
+    def has_addresses(self) -> bool:
+        """Whether `take_addresses` gives any."""
+        return bool(self._dirty_addresses)
+
     def take_nodes(self) -> set[tuple[str, str]]:
         """The nodes, by (cluster, name), that changed, came, went, were admitted or refused since the last call."""
         taken, self._dirty_nodes = self._dirty_nodes, set()

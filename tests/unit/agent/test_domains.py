@@ -974,6 +974,24 @@ def test_a_device_that_hangs_delays_a_service_by_50_ms_at_most() -> None:
         assert 0 < runner.run(wait()) <= 0.05
 
 
+async def test_a_change_wakes_only_those_whom_it_concerns(bed: Bed) -> None:
+    bed.add_node("alpha", 1)
+    await bed.step()
+    network, addresses, services = bed.domains.network, bed.domains.addresses, bed.domains.services
+
+    def woken() -> list[str]:
+        return [each.name for each in (network, addresses, services) if not each.idle.is_set()]
+
+    bed.add_web("10.1.1.5")
+    assert woken() == ["services"]
+    await bed.step()
+    bed.say("alpha", "endpoints", parse("10.1.1.5"), Endpoint(ip=parse("10.1.1.5"), identity=65537))
+    assert woken() == ["addresses", "services"]
+    await bed.step()
+    bed.add_node("beta", 2)
+    assert woken() == ["network", "services"]
+
+
 async def test_a_clusters_factor_is_one_entry_and_repaired_as_any_other(bed: Bed) -> None:
     await bed.adopt()
     await bed.step()
