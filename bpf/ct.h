@@ -114,27 +114,27 @@ static __always_inline bool ct_is_exchange(const struct ct_entry *entry, __u8 pr
 }
 
 /* What a packet of this entry does to it. A connection is established once the client has answered the backend's answer: what
- * a flood of forged openings leaves goes as soon as those. True about once a second, at every change, and in an exchange,
- * since another may come from the port of the one before: the time to look whether what the entry leads to is still there. */
+ * a flood of forged openings leaves goes as soon as those. True about once a second, and in an exchange, since another may
+ * come from the port of the one before: the time to look whether what the entry leads to is still there. */
 static __always_inline bool ct_touch(struct ct_entry *entry, struct packet *packet, __u32 now)
 {
-	bool is_exchange = ct_is_exchange(entry, packet->ends.protocol, now);
+	__u8 protocol = packet->ends.protocol;
+	bool is_exchange = ct_is_exchange(entry, protocol, now), is_later = ct_idle(entry, protocol, now);
 	__u16 before = entry->flags, flags = is_exchange ? before : ct_flags_after(before, packet);
-	__u32 expires = now + ct_timeout(packet->ends.protocol, flags);
 
 	entry->packets++;
 	entry->bytes += packet->length;
 	if (is_exchange && entry->packets > 1)
 		return true; /* it began, or was first answered, when it says */
-	if (expires == entry->expires && flags == before)
+	if (!is_later && flags == before)
 		return false;
-	entry->expires = expires;
+	entry->expires = now + ct_timeout(protocol, flags);
 	entry->flags = flags;
-	if (flags != before && packet->ends.protocol == IPPROTO_TCP)
+	if (flags != before && protocol == IPPROTO_TCP)
 		ct_tell_pair(entry, packet, (flags & CT_FIN ? CT_FIN_OTHER : 0) | (flags & (CT_RESET | CT_ESTABLISHED)), now);
 	else
 		ct_pair(entry, packet); /* is in use, too: where the map is full the kernel takes what nobody looked up */
-	return true;
+	return is_later;
 }
 
 /* Whether a packet goes on to no service, as those before it did. */
@@ -144,7 +144,7 @@ static __always_inline bool ct_goes_on_directly(struct ct_direct *direct, const 
 	__u16 flags = ct_flags_after(direct->flags, packet);
 	__u32 expires = now + ct_timeout(packet->ends.protocol, flags);
 
-	if (packet->ends.protocol != IPPROTO_TCP ? !is_live : is_syn(packet) && (!is_live || flags & CT_RESET))
+	if (packet->ends.protocol != IPPROTO_TCP && !is_live)
 		return false;
 	if (expires != direct->expires || flags != direct->flags) {
 		direct->expires = expires;

@@ -24,6 +24,7 @@ static __always_inline int serve_outside(struct __sk_buff *skb, __u16 network)
 
 	if (!space || skb->pkt_type != PACKET_HOST || is_of_vlan(skb))
 		return NEXT;
+	tell_egress(skb, 0);
 	content = parse(of_skb(skb), network, &space->packet);
 	if (content == CONTENT_ERROR)
 		return translate_error(skb, false);

@@ -17,12 +17,13 @@ static __always_inline int serve_pod(struct __sk_buff *skb)
 
 	if (!space)
 		return TC_ACT_SHOT;
+	tell_egress(skb, 0);
 	content = parse(of_skb(skb), ETH_HLEN, &space->packet);
 	if (content == CONTENT_FLOW)
 		entry = bpf_map_lookup_elem(MAP(ct), &space->packet.ends);
 	if (entry)
 		from_device = &entry->from_device;
-	else if (content == CONTENT_FLOW)
+	else if (content == CONTENT_FLOW && !is_syn(&space->packet))
 		direct = bpf_map_lookup_elem(MAP(ct_direct), &space->packet.ends);
 	if (direct)
 		from_device = &direct->from_device;

@@ -187,6 +187,17 @@ static __always_inline enum reason translate(struct __sk_buff *skb, struct ct_sc
 	return 0;
 }
 
+/* Is in skb->tc_index while the kernel takes a packet from one of its devices to another: that it is a client's and was
+ * translated, so that nothing is left to be done. */
+enum { EGRESS_DONE = 0x636d };
+
+/* A pod may have written anything there. */
+static __always_inline void tell_egress(struct __sk_buff *skb, __u16 what)
+{
+	if (skb->tc_index != what)
+		skb->tc_index = what;
+}
+
 /* Replies that go on by the kernel's way are translated where they leave this node's hands, and nowhere else: what had been
  * translated on its way in would be looked up there once more, by ends that may be another connection's. */
 static __always_inline bool is_left_to_egress(const struct ct_entry *entry, const struct packet *packet)
@@ -441,6 +452,8 @@ static __always_inline int serve(struct __sk_buff *skb, struct ct_scratch *space
 		return NEXT;
 	if (!why)
 		why = translate(skb, space, entry, &passage);
+	if (!why && passage.way == WAY_STACK && !(entry->flags & CT_REPLY))
+		tell_egress(skb, EGRESS_DONE);
 	if (!why)
 		return send(skb, packet, &passage);
 	space->new.forward.mtu = passage.mtu;
@@ -458,6 +471,10 @@ static __always_inline int answer(struct __sk_buff *skb, __u16 network, __u16 fl
 
 	if (!space)
 		return NEXT;
+	if (skb->tc_index == EGRESS_DONE) {
+		skb->tc_index = 0;
+		return NEXT;
+	}
 	content = parse(of_skb(skb), network, &space->packet);
 	if (content == CONTENT_ERROR)
 		return translate_error(skb, true);

@@ -24,10 +24,13 @@ static __always_inline struct node_config *this_node(void)
 /* Into the pod whose address this is, where it is one of this node's and that is allowed; else the kernel's way. */
 static __always_inline void choose_pod_way(const struct node_config *node, struct ct_entry *entry)
 {
-	struct pod_device *device = bpf_map_lookup_elem(MAP(pod_devices), &entry->destination);
+	struct pod_device *device;
 
 	entry->way = WAY_STACK;
-	if (!device || !(node->flags & CONFIG_REDIRECT))
+	if (!(node->flags & CONFIG_REDIRECT))
+		return;
+	device = bpf_map_lookup_elem(MAP(pod_devices), &entry->destination);
+	if (!device)
 		return;
 	entry->way = WAY_PEER;
 	entry->way_device = device->ifindex;

@@ -206,6 +206,38 @@ def test_a_pod_that_is_its_own_backend_sees_the_node(bed: ServicesBed, family: i
     bed.withdraw(served)
 
 
+def port_of(pod: str, vips: tuple[str, str], port: int) -> LocalService:
+    """A cluster IP for one port of a pod."""
+    addresses = CLIENT if pod == "client" else BACKENDS[pod][1]
+    found = Service(
+        cluster="a",
+        cluster_id=1,
+        namespace="default",
+        name=f"of-{pod}",
+        frontends={parse(each): ports(PORT) for each in vips},
+        backends={parse(address): ports(port) for address in addresses},
+    )
+    return LocalService(service=found)
+
+
+@families
+def test_two_that_call_each_other_by_services_hear_who_calls(bed: ServicesBed, family: int) -> None:
+    """Each one's calls have the ends of answers to the other one's."""
+    vips = {"s1": ("10.96.0.11", "fd96::11"), "client": ("10.96.0.12", "fd96::12")}
+    own = {"s1": (BACKENDS["s1"][1][family], 7001), "client": (CLIENT[family], 7002)}
+    served = [port_of(pod, vips[pod], own[pod][1]) for pod in own]
+    bed.serve(*served)
+    sockets = {pod: bed.socket_in(pod, (socket.AF_INET, socket.AF_INET6)[family], UDP) for pod in own}
+    for pod, each in sockets.items():
+        each.bind(own[pod])
+    for caller, called in (("s1", "client"), ("client", "s1"), ("s1", "client"), ("client", "s1")):
+        sockets[caller].sendto(b"?", (vips[called][family], PORT))
+        assert sockets[called].recvfrom(9)[1][:2] == own[caller]
+    for each in sockets.values():
+        each.close()
+    bed.withdraw(*served)
+
+
 @kinds
 @families
 @pytest.mark.parametrize("called", ["ClusterIP", "NodePort", "LoadBalancer", "externalIP"])
