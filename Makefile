@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 OBJECT := build/clustermesh.bpf.o
 ARGS ?=
 
-.PHONY: help setup demo test check style soak bench bench-middle bench-controlplane bench-datapath proto clean
+.PHONY: help setup demo test check style dist soak bench bench-middle bench-controlplane bench-datapath proto clean
 
 help:
 	@echo "make demo    two clusters, one service: watch the mesh work (ARGS=--json for one JSON object)"
@@ -15,6 +15,7 @@ help:
 	@echo "make bench-middle  the figures of the agent and the mesh's core beside their aims (ARGS: their names)"
 	@echo "make bench-controlplane  the figures of API server and mirror beside a real Kubernetes API (ARGS: their names)"
 	@echo "make bench-datapath  connections through services beside kube-proxy's rules (ARGS: names of figures)"
+	@echo "make dist    what is given away, into dist/: the wheel and the chart, the same bytes from the same commit"
 	@echo "make setup   install what is missing and build (the others do this by themselves)"
 	@echo "make clean   remove what was built; the Debian packages stay"
 
@@ -47,6 +48,11 @@ test: style
 	@$(BIN)/pytest $(PROGRAMS) -n 2 $(ARGS) || { echo "what failed, once more:"; $(BIN)/pytest $(PROGRAMS) $(AGAIN) $(ARGS); }
 	@$(BIN)/pytest $(REST) $(ARGS)
 
+dist: setup
+	@tools/setup-kube helm
+	@$(MAKE) -s -C bpf
+	@$(BIN)/python -m tools.dist $(ARGS)
+
 soak: setup
 	@tools/setup-kube
 	@$(BIN)/python -m tests.soak $(ARGS)
@@ -70,4 +76,4 @@ proto: setup
 
 clean:
 	@if [ -x $(BIN)/clustermesh ] && [ -d /run/clustermesh-lab ]; then $(BIN)/clustermesh lab down; fi
-	rm -rf build $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf build dist $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -5,6 +5,8 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 
+import yaml
+
 from clustermesh import __version__
 
 _ROOT = Path(__file__).parents[2]
@@ -17,3 +19,8 @@ def test_the_lab_is_a_distribution_of_its_own_that_the_extra_brings() -> None:
     assert lab["project"]["dependencies"] == [f"{main['project']['name']}=={__version__}"]
     assert "lab*" not in main["tool"]["setuptools"]["packages"]["find"]["include"]
     assert lab["tool"]["setuptools"]["packages"] == ["lab"]
+
+
+def test_the_chart_is_of_the_same_version() -> None:
+    chart = yaml.safe_load((_ROOT / "charts" / "clustermesh" / "Chart.yaml").read_text())
+    assert (chart["version"], chart["appVersion"]) == (__version__, __version__)
