@@ -6,14 +6,15 @@ import argparse
 import os
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from msgspec import Struct
 from msgspec.structs import fields
 
-from agent.bpf.layouts import ConfigFlag
+from agent.bpf.layouts import ConfigFlag, XdpMode
 from agent.bpf.sizes import LEAST, MOST, USUAL, USUAL_CT
 from agent.plan.devices import parse_devices
 from clustermesh.duration import parse_cache_ttl
@@ -34,6 +35,9 @@ exit codes: 0 stopped, 1 failed, 2 wrong usage or input
 
 
 LOADERS: Final = ("libbpf", "bcc", "auto")
+ACCELERATIONS: Final[Mapping[str, tuple[XdpMode, ...]]] = MappingProxyType(
+    {"disabled": (), "native": (XdpMode.NATIVE,), "best-effort": (XdpMode.NATIVE, XdpMode.GENERIC)}
+)
 
 
 class Options(Struct, frozen=True, kw_only=True):
@@ -45,6 +49,7 @@ class Options(Struct, frozen=True, kw_only=True):
     `clustermesh_cache_ttl` seconds without an answer of a peer's etcd, 0 for never, its services are withdrawn.
     `devices` lead outside, each a name or, with a last +, how names begin; found out where there are none.
     With `enable_host_legacy_routing` packets pass the kernel's own filters on their way to pods, at the price of speed.
+    `bpf_lb_acceleration` is one of ACCELERATIONS: by whom frames from outside are translated before they are packets.
     `loader` is one of LOADERS; auto is libbpf where it is there. `bpf_..._max` are entries of maps;
     `bpf_map_dynamic_size_ratio` is the part of the memory for those that programs fill, 0 for their usual sizes.
     """
@@ -66,6 +71,7 @@ class Options(Struct, frozen=True, kw_only=True):
     clustermesh_cache_ttl: float = 0.0
     devices: tuple[str, ...] = ()
     enable_host_legacy_routing: bool = False
+    bpf_lb_acceleration: str = "disabled"
     loader: str = "libbpf"
     bpf_lb_map_max: int = USUAL
     bpf_lb_affinity_map_max: int = USUAL
@@ -87,6 +93,11 @@ class Options(Struct, frozen=True, kw_only=True):
     def packets(self) -> ConfigFlag:
         """What is switched on for packets."""
         return ConfigFlag(0) if self.enable_host_legacy_routing else ConfigFlag.REDIRECT
+
+    @property
+    def xdp_modes(self) -> tuple[XdpMode, ...]:
+        """Those in which devices that lead outside may run the program of frames, the best first."""
+        return ACCELERATIONS[self.bpf_lb_acceleration]
 
     @property
     def pins(self) -> Path:
@@ -141,6 +152,13 @@ def parse(arguments: list[str] | None = None) -> Options:
         "--enable-host-legacy-routing",
         action="store_true",
         help="have packets of services pass the node's own filters (iptables, nftables) on their way to pods",
+    )
+    add(
+        "--bpf-lb-acceleration",
+        choices=tuple(ACCELERATIONS),
+        default="disabled",
+        help="translate frames of calls from outside of backends elsewhere before they are packets (XDP): in the "
+        "drivers of the devices that lead outside, or where one cannot in the kernel (default: disabled)",
     )
     add(
         "--node",

@@ -137,7 +137,14 @@ class Status:
             from agent.bpf.features import supports
 
             self._supports = await asyncio.to_thread(supports, self._domains.node.features)
-        return [each._asdict() for each in self._supports]
+        return [each._asdict() for each in (*self._supports, await asyncio.to_thread(self._acceleration))]
+
+    def _acceleration(self) -> Support:
+        from agent.bpf.features import acceleration
+
+        hooks = self._domains.node.datapath.frames.hooks.values()
+        problems = {device: each.sentence for device, each in self._domains.devices.frames.problems.items()}
+        return acceleration(self._options.bpf_lb_acceleration, [*hooks], problems)
 
     async def status(self) -> dict[str, Any]:
         """`summary`, what this kernel has, and the latest propagation delays."""
@@ -304,7 +311,8 @@ def _datapath(node: ThisNode) -> dict[str, Any]:
     """Which program runs where and how it came there."""
     hooks = [
         {"name": hook.name, "target": hook.target, "mechanism": str(hook.mechanism), "outcome": str(hook.outcome)}
-        for hook in (*node.datapath.hooks.values(), *node.datapath.devices.hooks.values())
+        for hooks in (node.datapath.hooks, node.datapath.devices.hooks, node.datapath.frames.hooks)
+        for hook in hooks.values()
     ]
     return {"loader": node.datapath.loader, "pinned": str(node.datapath.pin_dir), "hooks": hooks}
 

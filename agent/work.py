@@ -115,7 +115,9 @@ async def _work(
         own.restored(kept.config)
     state.stand_on(ground)  # what stood before stands: a peer's etcd that is elsewhere now takes nothing from it
     node = await make_node()
-    domains = Domains(options, state, node, open_targets(node.datapath, node.device, node.public_key))
+    domains = Domains(
+        options, state, node, open_targets(node.datapath, node.device, node.public_key, options.xdp_modes)
+    )
     pods = Pods(options, domains.tunnels, domains.devices, domains.attached_pods)
     unusual = Unusual(state, cluster, options.node, domains.attached_pods)
     record = AgentRecord(

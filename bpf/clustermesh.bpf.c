@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* The entry points. Services are translated at the socket (sock.h), and packet by packet where no socket of ours was asked
- * (service.h); encryption is enforced at the device that leads to other nodes (strict.h), and where a pod's packets come
- * from at the pod's own (source.h). */
+ * (service.h), those from outside to elsewhere before the stack (xdp.h); encryption is enforced at the device that leads to
+ * other nodes (strict.h), and where a pod's packets come from at the pod's own (source.h). */
 #include "outside.h"
 #include "pod.h"
 #include "sock_addr.h"
 #include "strict.h"
+#include "xdp.h"
 
 /* As every file here: helpers that are reserved for GPL programs (ring buffers, routes, neighbours) may be used. */
 DECLARE_LICENSE("Dual BSD/GPL");
@@ -157,6 +158,12 @@ SEC("tc")
 int to_outside(struct __sk_buff *skb)
 {
 	return answer(skb, ETH_HLEN, CT_AT_EGRESS);
+}
+
+SEC("xdp")
+int xdp_outside(struct xdp_md *xdp)
+{
+	return accelerate(of_xdp(xdp));
 }
 
 /* A device without a link layer. */

@@ -9,63 +9,104 @@
 #include "layouts.h"
 
 struct frame {
-	struct __sk_buff *skb;
+	void *context; /* what helpers take */
+	bool is_xdp;   /* as the device has it; else as the stack does (tc) */
 };
 
 static __always_inline struct frame of_skb(struct __sk_buff *skb)
 {
-	return (struct frame){ skb };
+	return (struct frame){ skb, false };
 }
 
-/* What helpers take. */
-static __always_inline void *frame_context(struct frame frame)
+static __always_inline struct frame of_xdp(struct xdp_md *xdp)
 {
-	return frame.skb;
+	return (struct frame){ xdp, true };
+}
+
+static __always_inline struct __sk_buff *skb_of(struct frame frame)
+{
+	return frame.context;
+}
+
+static __always_inline struct xdp_md *xdp_of(struct frame frame)
+{
+	return frame.context;
 }
 
 static __always_inline void *frame_data(struct frame frame)
 {
-	return (void *)(long)frame.skb->data;
+	return (void *)(long)(frame.is_xdp ? xdp_of(frame)->data : skb_of(frame)->data);
 }
 
 static __always_inline void *frame_end(struct frame frame)
 {
-	return (void *)(long)frame.skb->data_end;
+	return (void *)(long)(frame.is_xdp ? xdp_of(frame)->data_end : skb_of(frame)->data_end);
 }
 
-/* Has the first `size` bytes where they are read: 0, or why not. */
-static __always_inline long frame_pull(struct frame frame, __u32 size)
+/* `size` bytes from `offset` on, where they are at hand. */
+static __always_inline void *frame_at(struct frame frame, __u32 offset, __u32 size)
 {
-	return bpf_skb_pull_data(frame.skb, size);
+	void *at = frame_data(frame) + offset;
+
+	asm volatile("" : "+r"(at)); /* or the compiler checks another sum than it uses */
+	return at + size > frame_end(frame) ? NULL : at;
 }
 
+enum { FARTHEST = 0x3ff };
+
+/* `size` bytes from `offset` on, NULL where the packet has no such, or further back than is looked. */
+static __always_inline void *header(struct frame frame, __u32 offset, __u32 size)
+{
+	void *at;
+
+	if (offset > FARTHEST)
+		return NULL;
+	asm volatile("" : "+r"(offset)); /* or the compiler leaves out what the verifier needs */
+	offset &= FARTHEST;
+	at = frame_at(frame, offset, size);
+	if (at || frame.is_xdp)
+		return at;
+	return bpf_skb_pull_data(skb_of(frame), offset + size) ? NULL : frame_at(frame, offset, size);
+}
+
+/* The network's protocol. */
 static __always_inline __be16 frame_protocol(struct frame frame)
 {
-	return frame.skb->protocol;
+	struct ethhdr *link;
+
+	if (!frame.is_xdp)
+		return skb_of(frame)->protocol;
+	link = frame_at(frame, 0, sizeof(*link));
+	return link ? link->h_proto : 0;
 }
 
 /* The device it came by. */
 static __always_inline __u32 frame_device(struct frame frame)
 {
-	return frame.skb->ifindex;
+	return frame.is_xdp ? xdp_of(frame)->ingress_ifindex : skb_of(frame)->ifindex;
 }
 
 /* What each of the packets is to have that this one is many of, 0 where it is one. */
 static __always_inline __u32 frame_segments(struct frame frame)
 {
-	return frame.skb->gso_size;
+	return frame.is_xdp ? 0 : skb_of(frame)->gso_size;
 }
 
-/* 0, or what has failed; `flags` are for a checksum that a device computed over all of the packet. */
+/* `size` bytes, an even number: 0, or what has failed. `flags` are for a checksum that a device computed over all of it. */
 static __always_inline long frame_store(struct frame frame, __u32 offset, const void *from, __u32 size, __u64 flags)
 {
-	return bpf_skb_store_bytes(frame.skb, offset, from, size, flags);
-}
+	const __u16 *word = from;
+	__u16 *at;
 
-/* A checksum of the transport's, after what it is of has changed by `change`. */
-static __always_inline long frame_change_check(struct frame frame, __u32 offset, __u32 change, __u64 flags)
-{
-	return bpf_l4_csum_replace(frame.skb, offset, 0, change, flags);
+	if (!frame.is_xdp)
+		return bpf_skb_store_bytes(skb_of(frame), offset, from, size, flags);
+	at = header(frame, offset, size);
+	if (!at)
+		return -1;
+#pragma unroll
+	for (__u32 i = 0; i < size / sizeof(*word); i++)
+		at[i] = word[i];
+	return 0;
 }
 
 #endif

@@ -355,6 +355,20 @@ struct pod_device {
 };
 _Static_assert(sizeof(struct pod_device) == 8, "pod_device");
 
+enum xdp_mode {
+	XDP_NATIVE = 1,  /* the driver runs the program */
+	XDP_GENERIC = 2, /* the kernel does, on what the driver has made of a frame */
+};
+
+/* A device that runs `xdp_outside`: what comes by it for this machine has its address, and frames of another one that runs it
+ * in the same mode may leave by it. */
+struct xdp_device {
+	__u32 head; /* the first four bytes of its Ethernet address, as they are in a frame */
+	__u16 tail; /* the last two */
+	__u16 mode; /* enum xdp_mode */
+};
+_Static_assert(sizeof(struct xdp_device) == 8, "xdp_device");
+
 /* The identities of machines; every other identity is a pod's, as far as encryption goes. */
 enum node_identity {
 	IDENTITY_HOST = 1,
@@ -495,6 +509,9 @@ DECLARE_MAP(node_config, BPF_MAP_TYPE_ARRAY, __u32, struct node_config, 1, 0);
 
 /* Which device is this local pod's address behind? */
 DECLARE_MAP(pod_devices, BPF_MAP_TYPE_HASH, struct address, struct pod_device, 65536, BPF_F_NO_PREALLOC);
+
+/* Does this device, by its index, run the program of frames? */
+DECLARE_MAP(xdp_devices, BPF_MAP_TYPE_HASH, __u32, struct xdp_device, 256, BPF_F_NO_PREALLOC);
 
 /* How often did this happen? */
 DECLARE_MAP(metrics, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, __u64, REASONS, 0);

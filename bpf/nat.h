@@ -39,6 +39,24 @@ static __always_inline __u16 changed_check(__u16 check, __u64 change)
 	return ~sum_fold16((__u16)~check + (__u64)sum_fold32(change));
 }
 
+/* A checksum of the transport's, of what has changed by `change`: 0, or what has failed. */
+static __always_inline long change_check(struct frame frame, __u32 offset, __u64 change, __u64 flags)
+{
+	__u16 *check;
+
+	if (!frame.is_xdp)
+		return bpf_l4_csum_replace(skb_of(frame), offset, 0, sum_fold32(change), flags);
+	check = header(frame, offset, sizeof(*check));
+	if (!check)
+		return -1;
+	if (!*check && flags & BPF_F_MARK_MANGLED_0) /* there is none */
+		return 0;
+	*check = changed_check(*check, change);
+	if (!*check && flags & BPF_F_MARK_MANGLED_0)
+		*check = 0xffff;
+	return 0;
+}
+
 struct ends4 {
 	__u16 check;
 	__be32 source;
@@ -72,8 +90,7 @@ static __always_inline int nat_ports(struct frame frame, const struct packet *pa
 
 	if (to->source_port == from->source_port && to->destination_port == from->destination_port)
 		return 0;
-	if (frame_change_check(frame, check, sum_fold32(change),
-				from->protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0))
+	if (change_check(frame, check, change, from->protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0))
 		return -1;
 	return frame_store(frame, packet->transport, ports, sizeof(ports), 0);
 }
@@ -94,7 +111,7 @@ static __always_inline int nat(struct frame frame, const struct packet *packet, 
 		} else {
 			check += offsetof(struct tcphdr, check);
 		}
-		if (frame_change_check(frame, check, sum_fold32(change), flags) || nat_ports(frame, packet, to, check))
+		if (change_check(frame, check, change, flags) || nat_ports(frame, packet, to, check))
 			return -1;
 	}
 	return write_addresses(frame, packet, packet->network, &to->source, &to->destination,

@@ -53,31 +53,6 @@ enum { MAX_EXTENSIONS = 6, FRAGMENT_OFFSET = 0x1fff, FRAGMENT_MORE = 0x2000, FRA
 
 enum { FRAGMENT_TIMEOUT = 30 }; /* in ticks: as long as the kernel waits for a packet's fragments */
 
-static __always_inline void *header_in(struct frame frame, __u32 offset, __u32 size)
-{
-	void *at = frame_data(frame) + offset;
-
-	asm volatile("" : "+r"(at)); /* or the compiler checks another sum than it uses */
-	return at + size > frame_end(frame) ? NULL : at;
-}
-
-enum { FARTHEST = 0x3ff };
-
-/* `size` bytes from `offset` on, NULL where the packet has no such, or further back than is looked. */
-static __always_inline void *header(struct frame frame, __u32 offset, __u32 size)
-{
-	void *at;
-
-	if (offset > FARTHEST)
-		return NULL;
-	asm volatile("" : "+r"(offset)); /* or the compiler leaves out what the verifier needs */
-	offset &= FARTHEST;
-	at = header_in(frame, offset, size);
-	if (at)
-		return at;
-	return frame_pull(frame, offset + size) ? NULL : header_in(frame, offset, size);
-}
-
 static __always_inline bool parse_ipv4(struct frame frame, struct packet *packet)
 {
 	struct iphdr *ip = header(frame, packet->network, sizeof(*ip));
@@ -220,23 +195,24 @@ static __always_inline enum content parse_transport(struct frame frame, struct p
 	return *found == ICMP_UNREACHABLE || *found == ICMP_TIME || *found == ICMP_PARAMETER ? CONTENT_ERROR : CONTENT_ENDS;
 }
 
-/* Reads a packet whose network header is at `network`. */
-static __always_inline enum content parse(struct frame frame, __u16 network, struct packet *packet)
+/* The network's header, at `network`. False where there is none that is known. */
+static __always_inline bool parse_network(struct frame frame, __u16 network, struct packet *packet)
 {
+	__be16 protocol = frame_protocol(frame);
+
 	packet->ends.source_port = packet->ends.destination_port = 0;
 	__builtin_memset(packet->ends.pad, 0, sizeof(packet->ends.pad));
 	packet->flags = packet->tcp = packet->head = 0;
 	packet->network = network;
-	if (frame_protocol(frame) == bpf_htons(ETH_P_IP)) {
-		if (!parse_ipv4(frame, packet))
-			return CONTENT_OTHER;
-	} else if (frame_protocol(frame) == bpf_htons(ETH_P_IPV6)) {
-		if (!parse_ipv6(frame, packet))
-			return CONTENT_OTHER;
-	} else {
-		return CONTENT_OTHER;
-	}
-	return parse_transport(frame, packet);
+	if (protocol == bpf_htons(ETH_P_IP))
+		return parse_ipv4(frame, packet);
+	return protocol == bpf_htons(ETH_P_IPV6) && parse_ipv6(frame, packet);
+}
+
+/* Reads a packet whose network header is at `network`. */
+static __always_inline enum content parse(struct frame frame, __u16 network, struct packet *packet)
+{
+	return parse_network(frame, network, packet) ? parse_transport(frame, packet) : CONTENT_OTHER;
 }
 
 /* Opens a TCP connection. */

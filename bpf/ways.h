@@ -36,6 +36,23 @@ static __always_inline void choose_pod_way(const struct node_config *node, struc
 	entry->way_device = device->ifindex;
 }
 
+/* What the routes are asked: how a packet goes on that came as this one. */
+static __always_inline void set_route(struct bpf_fib_lookup *route, struct frame frame, const struct address *source,
+				      const struct address *destination, bool is_ipv6)
+{
+	__builtin_memset(route, 0, sizeof(*route));
+	route->ifindex = frame_device(frame);
+	if (is_ipv6) {
+		route->family = FAMILY_IPV6;
+		__builtin_memcpy(route->ipv6_src, source, sizeof(route->ipv6_src));
+		__builtin_memcpy(route->ipv6_dst, destination, sizeof(route->ipv6_dst));
+	} else {
+		route->family = FAMILY_IPV4;
+		route->ipv4_src = source->word[3];
+		route->ipv4_dst = destination->word[3];
+	}
+}
+
 /* The device that leads to where the entry's packets go, as the routes have it. False where there is none, or it is here. */
 static __always_inline bool choose_route(struct frame frame, const struct node_config *node, struct ct_new *new,
 					 struct ct_entry *entry, bool is_ipv6)
@@ -43,19 +60,9 @@ static __always_inline bool choose_route(struct frame frame, const struct node_c
 	struct bpf_fib_lookup *route = &new->route;
 	long result;
 
-	__builtin_memset(route, 0, sizeof(*route));
-	route->ifindex = frame_device(frame);
+	set_route(route, frame, &entry->source, &entry->destination, is_ipv6);
 	route->tot_len = 1;
-	if (is_ipv6) {
-		route->family = FAMILY_IPV6;
-		__builtin_memcpy(route->ipv6_src, &entry->source, sizeof(route->ipv6_src));
-		__builtin_memcpy(route->ipv6_dst, &entry->destination, sizeof(route->ipv6_dst));
-	} else {
-		route->family = FAMILY_IPV4;
-		route->ipv4_src = entry->source.word[3];
-		route->ipv4_dst = entry->destination.word[3];
-	}
-	result = bpf_fib_lookup(frame_context(frame), route, sizeof(*route), 0);
+	result = bpf_fib_lookup(frame.context, route, sizeof(*route), 0);
 	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return false;
 	entry->way = WAY_NEIGH;

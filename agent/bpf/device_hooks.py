@@ -219,13 +219,14 @@ def detach_everywhere(links: Path, kinds: Collection[Kind]) -> None:
     """Take the programs of these kinds off every device of this network namespace, without having them. OSError."""
     table = _on_devices(PROGRAMS)
     programs = [program for program in table if program.kind in kinds]
-    for pin in [each for each in links.iterdir() if any(pinned_by(each.name, program) for program in programs)]:
+    linked = [*programs, *(program for program in PROGRAMS if program.kind is Kind.FRAMES and Kind.FRAMES in kinds)]
+    for pin in [each for each in links.iterdir() if any(pinned_by(each.name, program) for program in linked)]:
         detach_link(pin)
     clsact.detach(places={(clsact.PARENTS[each.attach_type], _place(each, table)) for each in programs})
 
 
 def _on_devices(table: Iterable[Program]) -> list[Program]:
-    return [program for program in table if program.kind is not Kind.SOCKETS]
+    return [program for program in table if program.kind not in (Kind.SOCKETS, Kind.FRAMES)]
 
 
 def _same_hook(program: Program, table: Iterable[Program]) -> list[Program]:

@@ -7,11 +7,12 @@ program that uses it, gone again at once; nothing is attached anywhere.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Final, NamedTuple
 
 from agent.bpf import libbpf, probe
+from agent.bpf.links import Hook, Mechanism
 from agent.bpf.programs import EXIT, Instruction, call_helper, program_load, set_result
 from agent.bpf.syscalls import MapType, ProgramType, map_create
 from clustermesh.errors import ClusterMeshError
@@ -23,6 +24,7 @@ _REDIRECT_PEER: Final = 155
 _SOCK_OF_ITER: Final = 8  # offset of bpf_iter__tcp.sk_common
 _FUNC: Final = 12  # BTF_KIND_FUNC
 _TRACE_ITER: Final = 28
+_REDIRECT: Final = 23
 _PAGE: Final = 4096
 
 
@@ -56,6 +58,27 @@ def supports(started_with: Iterable[probe.Feature]) -> list[Support]:
         for each in started_with
     ]
     return [*first, *map(_support, _WANTED)]
+
+
+def acceleration(asked: str, hooks: Iterable[Hook], problems: Mapping[str, str]) -> Support:
+    """What has become of --bpf-lb-acceleration, which is `asked`: on which devices it is by `hooks`, on which it is not
+    by `problems`."""
+    name, otherwise = "xdp", "calls from outside of backends elsewhere are translated by tc"
+    if asked == "disabled":
+        return Support(name, State.OFF, otherwise, "--bpf-lb-acceleration is disabled")
+    kernel = _support(_Wanted(name, _xdp, "", otherwise, State.OFF))
+    if kernel.state is State.OFF:
+        return kernel
+    found = {hook.target: hook.mechanism for hook in hooks if hook.target not in problems}
+    left = [f"on {device} by tc: {why}" for device, why in sorted(problems.items())]
+    if not found:
+        return Support(name, State.OFF, otherwise, "; ".join(left) or "no device leads outside")
+    generic = sorted(device for device, mechanism in found.items() if mechanism is Mechanism.XDP_GENERIC)
+    says = "calls from outside of backends elsewhere are translated before they are packets"
+    if not generic and not left:
+        return Support(name, State.NATIVE, says, "")
+    why = [f"on {device} by the kernel, not by its driver" for device in generic]
+    return Support(name, State.DEGRADED, says, "; ".join([*why, *left]))
 
 
 def _support(wanted: _Wanted) -> Support:
@@ -118,6 +141,13 @@ def _fib_lookup() -> int:
     empty = [_clear(-offset) for offset in range(64, 0, -8)]
     params = (_copy(2, 10), _add(2, -64), _move(3, 64), _move(4, 0))
     return _tc(*empty, *params, call_helper(_FIB_LOOKUP), set_result(-1), EXIT)
+
+
+def _xdp() -> int:
+    empty = [_clear(-offset) for offset in range(64, 0, -8)]
+    params = (_copy(6, 1), _copy(2, 10), _add(2, -64), _move(3, 64), _move(4, 0))
+    out = (_move(1, 1), _move(2, 0), call_helper(_REDIRECT), EXIT)
+    return program_load(ProgramType.XDP, (*empty, *params, call_helper(_FIB_LOOKUP), *out))
 
 
 def _over(fd: int, load: Callable[[Sequence[Instruction]], int], code: Sequence[Instruction]) -> int:

@@ -18,6 +18,7 @@ class Kind(Enum):
     UNDERLAY = "the device that leads to the other nodes: its packets"
     POD = "the node's end of a pod's veth pair: what the pod sends comes in there"
     OUTSIDE = "a device by which others than pods are reached: default routes, the Node's addresses"
+    FRAMES = "a device by which others than pods are reached: its frames, before they are packets"
     TUNNEL = "the mesh's own device: what comes in there was decrypted"
 
 
@@ -33,6 +34,8 @@ class Program(NamedTuple):
     @property
     def program_type(self) -> ProgramType:
         """What the kernel takes it as."""
+        if self.kind is Kind.FRAMES:
+            return ProgramType.XDP
         if self.kind is not Kind.SOCKETS:
             return ProgramType.SCHED_CLS
         is_end = self.attach_type is AttachType.CGROUP_INET_SOCK_RELEASE
@@ -45,6 +48,14 @@ class Attached(NamedTuple):
 
     ifindex: int
     programs: tuple[str, ...] = ()
+
+
+class Accelerated(NamedTuple):
+    """A device whose frames are translated as they should be: its index (0 where that is not so), and its Ethernet
+    address."""
+
+    ifindex: int
+    address: bytes = b""
 
 
 PROGRAMS: Final = (
@@ -65,9 +76,11 @@ PROGRAMS: Final = (
     Program("to_pod", Kind.POD, AttachType.TCX_EGRESS),
     Program("from_outside", Kind.OUTSIDE, AttachType.TCX_INGRESS),
     Program("to_outside", Kind.OUTSIDE, AttachType.TCX_EGRESS),
+    Program("xdp_outside", Kind.FRAMES, AttachType.XDP),
     Program("from_tunnel", Kind.TUNNEL, AttachType.TCX_INGRESS),
     Program("to_tunnel", Kind.TUNNEL, AttachType.TCX_EGRESS),
 )
 
 SOCKET_PROGRAMS: Final = tuple(program for program in PROGRAMS if program.kind is Kind.SOCKETS)
 UNDERLAY_PROGRAMS: Final = tuple(program for program in PROGRAMS if program.kind is Kind.UNDERLAY)
+(XDP_PROGRAM,) = (program for program in PROGRAMS if program.kind is Kind.FRAMES)

@@ -7,6 +7,7 @@ struct.error or OverflowError when it is packed.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from enum import IntEnum, IntFlag
 from functools import lru_cache
@@ -100,6 +101,13 @@ class Way(IntEnum):
     BACK = 1
     PEER = 2
     NEIGH = 3
+
+
+class XdpMode(IntEnum):
+    """Who runs the program of frames: the driver, or the kernel on what the driver has made of a frame."""
+
+    NATIVE = 1
+    GENERIC = 2
 
 
 class ConfigFlag(IntFlag):
@@ -396,6 +404,15 @@ class PodDevice(NamedTuple):
     flags: int = 0
 
 
+class XdpDevice(NamedTuple):
+    """Value of xdp_devices, whose key is the index of a device that runs the program of frames: its Ethernet address in
+    two parts, as they are in memory."""
+
+    head: int
+    tail: int
+    mode: int
+
+
 def _whole(address: Address) -> Address:
     """struct would cut or fill one of another length without a word."""
     if len(address) != 16:
@@ -443,6 +460,7 @@ _LAYOUTS: Final[Mapping[type, _Layout]] = {
     CtFragment: _Layout("PPI"),
     NodeConfig: _Layout("AAAAIHHHH"),
     PodDevice: _Layout("II"),
+    XdpDevice: _Layout("IHH"),
     Event: _Layout("QQAAAAPPPPIIIHBBBB6x64s"),
     EventsWanted: _Layout("QI4x"),
     PodSource: _Layout("AA"),
@@ -466,6 +484,7 @@ MAPS: Final[Mapping[str, tuple[type[Any], type[Any]]]] = {
     "ct_fragments": (CtFragmentKey, CtFragment),
     "node_config": (Number, NodeConfig),
     "pod_devices": (AddressKey, PodDevice),
+    "xdp_devices": (Number, XdpDevice),
 }
 """What keys are, and what values are or have side by side. lb_meant has none of these: see `meant_sockets`."""
 
@@ -588,6 +607,16 @@ def pack_factors(factors: Mapping[int, float]) -> bytes:
     for cluster_id, factor in factors.items():
         reduced[cluster_id] = LB_FULL - round(factor * LB_FULL)
     return Struct(f"={LB_CLUSTERS}H").pack(*reduced)
+
+
+def pack_xdp_device(address: bytes, mode: XdpMode) -> bytes:
+    """Of a device with this Ethernet address."""
+    head, tail = struct.unpack("=IH", address)
+    return pack(XdpDevice(head, tail, mode))
+
+
+def xdp_address(device: XdpDevice) -> bytes:
+    return struct.pack("=IH", device.head, device.tail)
 
 
 def pack_evicted(evicted: Collection[int]) -> bytes:

@@ -26,6 +26,8 @@ class Mechanism(StrEnum):
     CGROUP = "cgroup link"
     TCX = "tcx link"
     CLSACT = "clsact filter"
+    XDP = "xdp link"
+    XDP_GENERIC = "generic xdp link"
 
 
 class Hook(NamedTuple):

@@ -33,6 +33,7 @@ from agent.bpf.pins import PinnedMap, check_fits, copy_entries, copy_missing, pe
 from agent.bpf.programs import map_info
 from agent.bpf.sizes import by_memory
 from agent.bpf.syscalls import MapType, map_lookup
+from agent.bpf.xdp_hooks import XdpHooks
 from agent.older import layout_v1
 from clustermesh.errors import Invalid, Refused
 
@@ -44,7 +45,8 @@ _OBJECT_NAME: Final = "clustermesh.bpf.o"
 _LINKS: Final = "links"
 _EARLY: Final = (Kind.SOCKETS, Kind.UNDERLAY)
 _FIRST: Final = [program.name for program in PROGRAMS if program.kind in _EARLY]
-_LATER: Final = [program.name for program in PROGRAMS if program.kind not in _EARLY]
+_FRAMES: Final = [program.name for program in PROGRAMS if program.kind is Kind.FRAMES]
+_LATER: Final = [program.name for program in PROGRAMS if program.name not in (*_FIRST, *_FRAMES)]
 _SO_NETNS_COOKIE: Final = 71
 _VERSION: Final = re.compile(r"v\d+")
 
@@ -62,18 +64,17 @@ def find_object() -> Path:
 
 
 class Programs(dict[str, int]):
-    """Descriptors by name. `rest` loads those that were not loaded at once, when the first of them is asked for."""
+    """Descriptors by name. `rest` loads what was not loaded at once: of its groups the one with what is asked for."""
 
     def __init__(self, loaded: Mapping[str, int]) -> None:
         super().__init__(loaded)
-        self.rest: Callable[[], dict[str, int]] | None = None
+        self.rest: Callable[[str], dict[str, int]] | None = None
         self._loading = Lock()
 
     def __missing__(self, name: str) -> int:
         with self._loading:
-            if self.rest is not None:
-                self.update(self.rest())
-                self.rest = None
+            if name not in self and self.rest is not None:
+                self.update(self.rest(name))
         found = self.get(name)
         if found is None:
             raise KeyError(name)
@@ -109,6 +110,7 @@ class Datapath:
         self.map_ids = MappingProxyType({name: map_info(fd).id for name, fd in maps.items()})
         shared = frozenset(self.map_ids.values())
         self.devices = DeviceHooks(pin_dir / _LINKS, self._programs, shared, table)
+        self.frames = XdpHooks(pin_dir / _LINKS, self._programs, shared, self.maps.get("xdp_devices", -1))
 
     @classmethod
     def open(
@@ -142,20 +144,21 @@ class Datapath:
                 {name: _duplicate(elf.map_fd(name), undo) for name in sorted(elf.maps)},
                 {name: _duplicate(elf.program_fd(name), undo) for name in _FIRST},
             )
-            datapath._programs.rest = lambda: datapath._load_rest(object_path, bcc_cache)
+            datapath._programs.rest = lambda name: datapath._load_rest(name, object_path, bcc_cache)
             datapath._pin_maps(outgrown)
             datapath._take_over()
             datapath.loader = "libbpf" if bcc_cache is None else "bcc"
             undo.pop_all()
         return datapath
 
-    def _load_rest(self, object_path: Path | None, bcc_cache: Path | None) -> dict[str, int]:
-        """Programs of packets are large: an agent is ready before they are verified."""
+    def _load_rest(self, name: str, object_path: Path | None, bcc_cache: Path | None) -> dict[str, int]:
+        """Programs of packets are large: an agent is ready before they are verified. Few nodes have that of frames."""
+        group = next((each for each in (_LATER, _FRAMES) if name in each), [])
         with doing("load the programs of devices"), _object(object_path, bcc_cache) as elf, ExitStack() as undo:
-            for name, fd in self.maps.items():
-                elf.reuse(name, fd)
-            elf.load(_LATER)
-            found = {name: _duplicate(elf.program_fd(name), undo) for name in _LATER}
+            for each, fd in self.maps.items():
+                elf.reuse(each, fd)
+            elf.load(group)
+            found = {each: _duplicate(elf.program_fd(each), undo) for each in group}
             undo.pop_all()
         return found
 
@@ -220,7 +223,7 @@ class Datapath:
 
     def close(self) -> None:
         """Let go of every descriptor. What is pinned goes on working."""
-        with self.devices.at_rest():
+        with self.devices.at_rest(), self.frames.at_rest():
             for fd in [*self.maps.values(), *(old.fd for old, _ in self._outgrown)]:
                 with suppress(OSError):
                     os.close(fd)

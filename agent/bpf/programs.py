@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from struct import Struct
 from typing import Final, NamedTuple
 
-from agent.bpf.syscalls import Command, ProgramType, buffer_of, call
+from agent.bpf.syscalls import AttachType, Command, ProgramType, buffer_of, call
 
 _LOG_SIZE: Final = 1 << 16
 _INFO_SIZE: Final = 256
@@ -19,6 +19,7 @@ _MOST_MAPS: Final = 64
 _INSTRUCTION: Final = Struct("=BBhi")
 _PROGRAM_MAPS_AT: Final = 52  # nr_map_ids, then the pointer map_ids
 _LINK_CGROUP: Final = 3  # enum bpf_link_type
+_LINK_XDP: Final = 6
 _LINK_TCX: Final = 11
 
 
@@ -127,6 +128,8 @@ def link_info(fd: int) -> LinkInfo:
         target, attach_type = struct.unpack_from("=QI", info, 16)
     elif kind == _LINK_TCX:
         target, attach_type = struct.unpack_from("=II", info, 16)
+    elif kind == _LINK_XDP:
+        (target,), attach_type = struct.unpack_from("=I", info, 16), AttachType.XDP
     return LinkInfo(number, program, target, attach_type)
 
 

@@ -71,6 +71,7 @@ class ProgramType(IntEnum):
     """enum bpf_prog_type, as far as it is used."""
 
     SCHED_CLS = 3
+    XDP = 6
     CGROUP_SOCK = 9
     CGROUP_SOCK_ADDR = 18
     TRACING = 26
@@ -91,11 +92,13 @@ class AttachType(IntEnum):
     CGROUP_INET4_GETPEERNAME = 29
     CGROUP_INET6_GETPEERNAME = 30
     CGROUP_INET_SOCK_RELEASE = 34
+    XDP = 37
     TCX_INGRESS = 46
     TCX_EGRESS = 47
 
 
 NO_PREALLOC: Final = 1  # BPF_F_NO_PREALLOC, a map flag
+XDP_FLAGS: Final = {1: 1 << 2, 2: 1 << 1}  # XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE
 BEFORE: Final = 1 << 3  # BPF_F_BEFORE, a link flag: first in its chain
 AFTER_LINK: Final = 1 << 4 | 1 << 5 | 1 << 13  # BPF_F_AFTER | BPF_F_ID | BPF_F_LINK: right after the link of an id
 

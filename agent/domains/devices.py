@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from agent import netlink
-from agent.bpf.hooks import Attached
+from agent.bpf.hooks import Accelerated, Attached, Kind
 from agent.bpf.layouts import ConfigFlag, Number, pack
 from agent.domains.domain import Domain
 from agent.domains.tables import Targets
@@ -57,7 +57,8 @@ class PodEntries(NamedTuple):
 
 
 class Devices(Domain[str]):
-    """`tunnel` is the mesh's device; `patterns` name those that lead outside, where they are not to be found out."""
+    """`tunnel` is the mesh's device; `patterns` name those that lead outside, where they are not to be found out. With
+    `accelerates` those have the program of frames, too."""
 
     name = "devices"
 
@@ -68,15 +69,19 @@ class Devices(Domain[str]):
         tunnel: str,
         patterns: Sequence[str],
         flags: ConfigFlag = ConfigFlag.REDIRECT,
+        *,
+        accelerates: bool = False,
     ) -> None:
         self.sources = PodEntries(Tracker("pod-sources", targets.sources), {}, {})
         self.pods = PodEntries(Tracker("pod-devices", targets.pods), {}, {})
         self.config = Tracker[bytes, bytes]("node-config", targets.config)
         self.programs = Tracker[str, Attached]("devices", targets.devices)
-        super().__init__(Reconciler(self.config, self.sources.tracker, self.pods.tracker, self.programs))
+        self.frames = Tracker[str, Accelerated]("frames", targets.frames)
+        super().__init__(Reconciler(self.config, self.sources.tracker, self.pods.tracker, self.programs, self.frames))
         for reconciler in self.reconcilers:
             reconciler.may_delete = True  # what is wanted is known here, whatever clusters say
         self._attached, self._tunnel, self._patterns, self._flags = attached, tunnel, patterns, flags
+        self._accelerates = accelerates
         self._own: Node | None = None
         self._ways = Ways()
         self._outside: set[str] = set()
@@ -131,6 +136,10 @@ class Devices(Domain[str]):
             self.programs.remove(item)
         else:
             self.programs.set(item, wanted)
+        if self._accelerates and index and kind is Kind.OUTSIDE:
+            self.frames.set(item, Accelerated(index, ethernet_of(item)))
+        else:
+            self.frames.remove(item)
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -165,10 +174,16 @@ def _index_of(device: str) -> int:
 
 def _has_frames(device: str) -> bool:
     """Whether its packets have Ethernet headers. A device that is gone has none."""
+    return ethernet_of(device) != b""
+
+
+def ethernet_of(device: str) -> bytes:
+    """Its Ethernet address, b"" where it has none or is gone."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asking, suppress(OSError):
         answer = fcntl.ioctl(asking, _SIOCGIFHWADDR, struct.pack("40s", os.fsencode(device)))
-        return int.from_bytes(answer[16:18], sys.byteorder) == _ETHERNET
-    return False
+        if int.from_bytes(answer[16:18], sys.byteorder) == _ETHERNET:
+            return answer[18:24]
+    return b""
 
 
 def _ephemeral_ports() -> tuple[int, int]:

@@ -82,7 +82,14 @@ class Domains:
         end = ThisEnd((state.own, options.node), node.public_key, options.device, options.port)
         self.network = Network(end, state, targets, self.tunnels, self.gate.meet)
         self.addresses = Addresses(state, targets, self.attached_pods)
-        self.devices = Devices(targets, self.attached_pods, options.device, options.devices, options.packets)
+        self.devices = Devices(
+            targets,
+            self.attached_pods,
+            options.device,
+            options.devices,
+            options.packets,
+            accelerates=bool(options.xdp_modes),
+        )
         self.tunnels.on_own = self.devices.take_own
         before = (self.network, self.tunnels)
         self.services = Services(state, targets, before, options.node, options.reserved)

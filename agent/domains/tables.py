@@ -6,12 +6,14 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from agent.bpf.hooks import Attached
+from agent.bpf.hooks import Accelerated, Attached
+from agent.bpf.layouts import XdpMode
 from agent.bpf.loader import Datapath
 from agent.bpf.probe import Feature
 from agent.plan.routes import Route, RouteKey
 from agent.plan.services import ServiceTrackers
 from agent.targets.devices import DeviceTarget
+from agent.targets.frames import FrameTarget
 from agent.targets.maps import MapTarget
 from agent.targets.routes import RouteTarget
 from agent.targets.wireguard import WireGuardTarget
@@ -49,10 +51,11 @@ class Targets(NamedTuple):
     sources: Target[bytes, bytes]
     pods: Target[bytes, bytes]
     devices: Target[str, Attached]
+    frames: Target[str, Accelerated]
 
 
-def open_targets(datapath: Datapath, device: Device, public_key: str) -> Targets:
-    """Those of this machine; the descriptors stay the datapath's."""
+def open_targets(datapath: Datapath, device: Device, public_key: str, xdp: Sequence[XdpMode] = ()) -> Targets:
+    """Those of this machine; the descriptors stay the datapath's. `xdp`: see FrameTarget."""
     return Targets(
         ipcache=open_map(datapath, "ipcache"),
         cidrs=open_map(datapath, "ipcache_cidr"),
@@ -62,6 +65,7 @@ def open_targets(datapath: Datapath, device: Device, public_key: str) -> Targets
         sources=open_map(datapath, "pod_sources"),
         pods=open_map(datapath, "pod_devices"),
         devices=DeviceTarget(datapath.devices, datapath.maps["pod_sources"]),
+        frames=FrameTarget(datapath.frames, xdp),
         **{name: open_map(datapath, f"lb_{name}") for name in (*ServiceTrackers._fields, "clusters", "evicted")},
     )
 

@@ -10,6 +10,7 @@ from agent.bpf.syscalls import Command, attr_of, buffer_of, call_attr
 
 _CONTEXT_SIZE = 192  # of struct __sk_buff, as linux/bpf.h has it
 _IFINDEX_AT = 40
+_XDP_CONTEXT = struct.Struct("=6I")  # struct xdp_md: data, data_end, data_meta, ingress_ifindex and two more
 
 
 class RunResult(NamedTuple):
@@ -23,12 +24,21 @@ class RunResult(NamedTuple):
 def program_test_run(program: int, packet: bytes, device: int = 0, repeat: int = 1) -> RunResult:
     """Run a tc program over `packet`, an Ethernet frame, as if it came by the device of this index (0: loopback).
     Programs of sockets cannot be run like this."""
-    given, result = buffer_of(packet), ctypes.create_string_buffer(len(packet) + 256)
-    addresses = (ctypes.addressof(given), ctypes.addressof(result))
     context = bytearray(_CONTEXT_SIZE if device else 0)
     if device:
         struct.pack_into("=I", context, _IFINDEX_AT, device)
-    kept = buffer_of(bytes(context))
+    return _run(program, packet, bytes(context), repeat)
+
+
+def xdp_test_run(program: int, packet: bytes, device: int, repeat: int = 1) -> RunResult:
+    """The same for an XDP program."""
+    return _run(program, packet, _XDP_CONTEXT.pack(0, len(packet), 0, device, 0, 0), repeat)
+
+
+def _run(program: int, packet: bytes, context: bytes, repeat: int) -> RunResult:
+    given, result = buffer_of(packet), ctypes.create_string_buffer(len(packet) + 256)
+    addresses = (ctypes.addressof(given), ctypes.addressof(result))
+    kept = buffer_of(context)
     attr = attr_of(
         struct.pack(
             "=IIIIQQIIIIQQ",
@@ -41,7 +51,7 @@ def program_test_run(program: int, packet: bytes, device: int = 0, repeat: int =
             0,
             len(context),
             0,
-            ctypes.addressof(kept) if device else 0,
+            ctypes.addressof(kept) if context else 0,
             0,
         )
     )

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from agent.bpf import features
-from agent.bpf.features import State, supports
+from agent.bpf.features import State, acceleration, supports
+from agent.bpf.links import Hook, Mechanism, Outcome
 from agent.bpf.probe import Feature, probe
 
 pytestmark = pytest.mark.root
@@ -61,6 +62,13 @@ def test_what_a_kernel_has_not_is_told_with_its_reason(bpffs: Path, monkeypatch:
     assert found["redirect_peer"] == (State.OFF, "Invalid argument: invalid func unknown#9999")
     assert found["socket destroy"] == (State.DEGRADED, "the kernel has no bpf_iter_tcp")
     assert found["ring buffer"] == (State.OFF, "Invalid argument")
+
+
+def test_a_kernel_that_loads_a_program_of_frames_may_accelerate(bpffs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attached = Hook("xdp_outside", "eth0", Outcome.ATTACHED, Mechanism.XDP, 1)
+    assert acceleration("native", [attached], {}).state is State.NATIVE
+    monkeypatch.setattr(features, "_FIB_LOOKUP", 9999)
+    assert acceleration("native", [attached], {})[1::2] == (State.OFF, "Invalid argument: invalid func unknown#9999")
 
 
 def test_without_privileges_nothing_is_native_and_the_reason_is_named(bpffs: Path) -> None:

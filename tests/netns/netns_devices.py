@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -10,7 +11,7 @@ from typing import cast
 from netns_mesh import MTU, MeshNode
 
 from agent import netlink
-from agent.bpf.layouts import ConfigFlag, Reason
+from agent.bpf.layouts import ConfigFlag, Reason, XdpMode
 from agent.bpf.loader import Datapath
 from agent.cni.endpoint import EndpointRequest
 from agent.cni.ipam import Ipam
@@ -20,6 +21,7 @@ from agent.domains.tables import Targets, open_map
 from agent.plan.attached import AttachedPods
 from agent.plan.devices import Ways
 from agent.targets.devices import DeviceTarget
+from agent.targets.frames import FrameTarget
 from clustermesh.address import parse
 from clustermesh.model import Node, NodeAddress
 
@@ -36,18 +38,21 @@ class DevicesBed:
         node.do(netlink.prepare_node(node.routers))
         self.start()
 
-    def start(self, *patterns: str) -> None:
+    def start(self, *patterns: str, xdp: Sequence[XdpMode] = ()) -> None:
         """An agent, which finds what the one before left."""
         self.datapath = self.node.call(lambda: Datapath.open(None, self.pins))
         names = {"config": "node_config", "sources": "pod_sources", "pods": "pod_devices"}
         targets = SimpleNamespace(
             devices=DeviceTarget(self.datapath.devices, self.datapath.maps["pod_sources"]),
+            frames=FrameTarget(self.datapath.frames, xdp),
             **{name: open_map(self.datapath, map_name) for name, map_name in names.items()},
         )
         self.attached = AttachedPods()
         pools = [Ipam(cidr, router) for cidr, router in zip(self.node.cidrs, self.node.routers, strict=True)]
         self.endpoints = Endpoints(self.node.state, pools, self.attached, mtu=MTU)
-        self.domain = Devices(cast(Targets, targets), self.attached, "cm-wg0", patterns, self._flags)
+        self.domain = Devices(
+            cast(Targets, targets), self.attached, "cm-wg0", patterns, self._flags, accelerates=bool(xdp)
+        )
         own = [parse(each) for each in (self.node.address, self.node.address6)]
 
         async def begin() -> asyncio.Task[None]:

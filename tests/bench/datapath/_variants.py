@@ -112,12 +112,17 @@ def _indexes() -> dict[str, int]:
 
 async def _describe_node(datapath: Datapath, indexes: Mapping[str, int], flags: ConfigFlag) -> None:
     """What the programs are to know of this node and its pods."""
-    node = NodeConfig(parse(NODE), NO_ADDRESS, NO_ADDRESS, NO_ADDRESS, port_first=61_000, port_last=65_535, flags=flags)
-    await open_map(datapath, "node_config").upsert({pack(Number(0)): pack(node)})
+    await describe_node(datapath, flags)
     devices = {pack(AddressKey(parse(each))): pack(PodDevice(index)) for each, index in indexes.items()}
     await open_map(datapath, "pod_devices").upsert(devices)
     sources = {pack(Number(index)): pack(PodSource(parse(each))) for each, index in indexes.items()}
     await open_map(datapath, "pod_sources").upsert(sources)
+
+
+async def describe_node(datapath: Datapath, flags: ConfigFlag = ConfigFlag.REDIRECT) -> None:
+    """What the programs are to know of this node alone."""
+    node = NodeConfig(parse(NODE), NO_ADDRESS, NO_ADDRESS, NO_ADDRESS, port_first=61_000, port_last=65_535, flags=flags)
+    await open_map(datapath, "node_config").upsert({pack(Number(0)): pack(node)})
 
 
 def _fill(datapath: Datapath, made: Sequence[Made]) -> None:

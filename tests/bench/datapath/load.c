@@ -8,7 +8,7 @@
  *
  * MODE is "new" (each request is a connection of its own, to a destination drawn anew), "keep" (AT_ONCE connections, one
  * request after the other on each), or "flood" (datagrams of 64 bytes from AT_ONCE sockets, each with a destination of its
- * own, as fast as one CPU can). "over" is said after each, and what came of all requests so far, as JSON, for "tell".
+ * own, which they keep, as fast as one CPU can). "over" is said after each, and what came of all requests so far, as JSON, for "tell".
  *
  * In "new" the server closes first, as HTTP/1.0 did: what waits for late packets (TIME_WAIT) is there, limited by the
  * tcp_max_tw_buckets of its namespace, and no source port is ever used up. A request has taken from before connect()
@@ -346,14 +346,14 @@ static void cell(bool keep, int at_once, double length)
 static void flood(int sockets, double length)
 {
 	static char payload[SIZE];
+	static int fds[MOST_AT_ONCE];
 	struct iovec part = { payload, SIZE };
 	struct mmsghdr batch[BATCH];
-	int fds[MOST_AT_ONCE];
 	double end;
 
 	for (int i = 0; i < BATCH; i++)
 		batch[i] = (struct mmsghdr){ .msg_hdr = { .msg_iov = &part, .msg_iovlen = 1 } };
-	for (int i = 0; i < sockets; i++) {
+	for (int i = 0; i < sockets && !fds[i]; i++) {
 		struct sockaddr_in *to = &destinations[draw(many_destinations)];
 
 		fds[i] = socket(AF_INET, SOCK_DGRAM, 0);
@@ -363,8 +363,6 @@ static void flood(int sockets, double length)
 	end = now() + length;
 	for (int i = 0; now() < end; i = (i + 1) % sockets)
 		sendmmsg(fds[i], batch, BATCH, 0);
-	for (int i = 0; i < sockets; i++)
-		close(fds[i]);
 	puts("over");
 }
 

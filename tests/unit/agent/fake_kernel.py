@@ -157,6 +157,7 @@ class Bed:
             "sources",
             "pods",
             "devices",
+            "frames",
         )
         self.tables = {name: FakeTable(name, self.journal) for name in names}
         self.options = Options(context=Path("/nowhere"), node=NODE)
@@ -171,6 +172,7 @@ class Bed:
             loader="libbpf",
             hooks={},
             devices=SimpleNamespace(hooks={}),
+            frames=SimpleNamespace(hooks={}),
             pin_dir=Path("/sys/fs/bpf/x"),
             counters=dict,
             attach_sockets=self.attached.append,

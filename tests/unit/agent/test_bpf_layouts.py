@@ -56,6 +56,8 @@ from agent.bpf.layouts import (
     SlotsKey,
     SourceRangeKey,
     Way,
+    XdpDevice,
+    XdpMode,
     as_active,
     in_state,
     meant_sockets,
@@ -100,6 +102,7 @@ STRUCTS: Mapping[str, type[Any]] = {
     "event": Event,
     "events_wanted": EventsWanted,
     "pod_source": PodSource,
+    "xdp_device": XdpDevice,
 }
 ARRAYS: Mapping[str, tuple[type[Any], int]] = {  # of what, and how many
     "lb_groups": (LbGroup, 8),
@@ -120,6 +123,7 @@ ENUMS: Mapping[str, tuple[type[IntEnum], str]] = {
     "way": (Way, "WAY_"),
     "config_flag": (ConfigFlag, "CONFIG_"),
     "event_type": (EventType, "EVENT_"),
+    "xdp_mode": (XdpMode, "XDP_"),
 }
 CONSTANTS = (
     "LB_FULL",

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 from fake_kernel import FakeTable
 
-from agent.bpf.hooks import PROGRAMS, Attached, Kind
+from agent.bpf.hooks import PROGRAMS, Accelerated, Attached, Kind
 from agent.bpf.layouts import NodeConfig, Number, PodDevice, PodSource, pack, unpack
 from agent.domains import devices
 from agent.domains.devices import Devices
@@ -29,21 +29,25 @@ class Bed:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.links = {"lo": 1, "eth0": 2, POD: 7, OTHER: 8}
         self.journal: list[str] = []
-        names = ("config", "sources", "pods", "programs")
-        self.config, self.sources, self.at, self.programs = (FakeTable(name, self.journal) for name in names)
+        names = ("config", "sources", "pods", "programs", "frames")
+        self.config, self.sources, self.at, self.programs, self.frames = (
+            FakeTable(name, self.journal) for name in names
+        )
+        self.address = b"\x02\x00\x00\x00\x00\x01"
         self.pods = AttachedPods()
         monkeypatch.setattr(devices, "_index_of", lambda name: self.links.get(name, 0))
         monkeypatch.setattr(devices, "_has_frames", lambda _name: True)
+        monkeypatch.setattr(devices, "ethernet_of", lambda _name: self.address)
         names = [(index, name) for name, index in self.links.items()]
         monkeypatch.setattr(devices.socket, "if_nameindex", lambda: names)
         self.restart()
 
-    def restart(self, *patterns: str) -> None:
+    def restart(self, *patterns: str, accelerates: bool = False) -> None:
         self.pods.on_change.clear()
-        targets = cast(
-            Targets, SimpleNamespace(config=self.config, sources=self.sources, pods=self.at, devices=self.programs)
+        targets = SimpleNamespace(
+            config=self.config, sources=self.sources, pods=self.at, devices=self.programs, frames=self.frames
         )
-        self.domain = Devices(targets, self.pods, "cm-wg0", patterns)
+        self.domain = Devices(cast(Targets, targets), self.pods, "cm-wg0", patterns, accelerates=accelerates)
 
     def attach(self, device: str, *addresses: str, container: str = "c") -> None:
         found = tuple(map(parse, addresses))
@@ -187,3 +191,42 @@ async def test_the_ways_out_are_followed(bed: Bed, monkeypatch: pytest.MonkeyPat
     bed.domain.look_again()
     await bed.settle()
     assert bed.programs.held.keys() == {"eth0", POD, OTHER}
+
+
+async def test_frames_are_translated_only_on_devices_that_lead_outside_and_only_where_that_is_asked_for(
+    bed: Bed,
+) -> None:
+    bed.attach(POD, "10.1.0.5")
+    bed.restart("eth+", POD)
+    await bed.settle()
+    assert bed.frames.held == {}
+    bed.restart("eth+", POD, accelerates=True)
+    bed.domain.look_again()
+    await bed.settle()
+    assert bed.frames.held == {"eth0": Accelerated(2, bed.address)}
+    assert bed.programs.held["eth0"] == Attached(2, ("from_outside", "to_outside"))
+
+
+async def test_a_device_made_again_or_with_another_address_is_known_by_that(bed: Bed) -> None:
+    bed.restart("eth0", accelerates=True)
+    bed.domain.look_again()
+    await bed.settle()
+    bed.links["eth0"], bed.address = 9, bytes(6)
+    await bed.domain.audit()
+    await bed.settle()
+    assert bed.frames.held == {"eth0": Accelerated(9, bytes(6))}
+    del bed.links["eth0"]
+    await bed.domain.audit()
+    await bed.settle()
+    assert bed.frames.held == {}
+
+
+async def test_where_it_is_not_asked_for_any_more_what_is_there_goes(bed: Bed) -> None:
+    bed.frames.held["eth0"] = Accelerated(0)
+    bed.restart("eth0")
+    await bed.domain.adopt()
+    bed.domain.look_again()
+    await bed.settle()
+    bed.domain.allow_pruning()
+    await bed.settle()
+    assert bed.frames.held == {}
