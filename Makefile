@@ -51,7 +51,7 @@ test: style
 dist: setup
 	@tools/setup-kube helm
 	@$(MAKE) -s -C bpf
-	@$(BIN)/python -m tools.dist $(ARGS)
+	@$(BIN)/python -m tools.release $(ARGS)
 
 soak: setup
 	@tools/setup-kube

@@ -14,6 +14,6 @@ _SECONDS: Final = "1750000000"
 
 def build(out: Path, *what: str, **environment: str) -> dict[str, bytes]:
     """The files of a run of `make dist`."""
-    argv = [sys.executable, "-m", "tools.dist", "--out", str(out), *what]
+    argv = [sys.executable, "-m", "tools.release", "--out", str(out), *what]
     subprocess.run(argv, cwd=ROOT, env={**os.environ, "SOURCE_DATE_EPOCH": _SECONDS, **environment}, check=True)
     return {path.name: path.read_bytes() for path in out.iterdir()}

@@ -1,0 +1,21 @@
+"""What `make dist` builds, built once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from chart_bed import HELM
+from dist_bed import build
+
+
+@pytest.fixture(scope="session")
+def what() -> list[str]:
+    return ["wheel", "chart"] if HELM.exists() else ["wheel"]
+
+
+@pytest.fixture(scope="session")
+def dist(what: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("dist")
+    build(out, *what)
+    return out

@@ -1,0 +1,96 @@
+"""What is given away: the same bytes each time, and enough to run from with nothing of the checkout."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from chart_bed import HELM, MISSING
+from dist_bed import ROOT, build
+
+from clustermesh import __version__
+from tools.release.archive import Entry, write_folder
+from tools.release.dependencies import files_of, needed
+
+_SYSTEM = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def test_two_builds_are_equal_byte_for_byte(dist: Path, what: list[str], tmp_path: Path) -> None:
+    old = os.umask(0o077)
+    try:
+        again = build(tmp_path / "again", *what, TZ="Pacific/Auckland", PYTHONHASHSEED="7", LC_ALL="C")
+    finally:
+        os.umask(old)
+    assert again == {path.name: path.read_bytes() for path in dist.iterdir()}
+    assert len(again) == len(what)
+
+
+def test_the_wheel_carries_the_programs_and_every_source_of_them(dist: Path) -> None:
+    (wheel,) = dist.glob("*.whl")
+    with zipfile.ZipFile(wheel) as packed:
+        found = {name: packed.read(name) for name in packed.namelist()}
+    assert {name.partition("/")[0] for name in found} == {
+        *("clustermesh", "agent", "certs"),
+        f"clustermesh-{__version__}.dist-info",
+    }
+    programs = {name for name in found if name.endswith(".bpf.o")}
+    assert programs == {f"agent/bpf/{path.name}" for path in (ROOT / "build").glob("*.bpf.o")}
+    for name in programs:
+        assert os.fsencode(ROOT) not in found[name]
+    sources = {path.name: path.read_bytes() for path in (ROOT / "bpf").iterdir() if path.suffix in {".c", ".h"}}
+    inside = "agent/bpf/sources/"
+    assert {name.removeprefix(inside): data for name, data in found.items() if name.startswith(inside)} == sources
+
+
+@pytest.mark.skipif(bool(MISSING), reason=MISSING)
+def test_the_chart_is_of_the_same_version_and_renders(dist: Path) -> None:
+    chart = dist / f"clustermesh-{__version__}.tgz"
+    said = ["--set", "cluster.name=alpha", "--set", "cluster.id=1", "--kube-version=1.34.2"]
+    shown, here = (
+        subprocess.run([str(HELM), "template", "x", str(where), *said], capture_output=True, check=True).stdout
+        for where in (chart, ROOT / "charts" / "clustermesh")
+    )
+    assert shown == here
+    described = subprocess.run([str(HELM), "show", "chart", str(chart)], capture_output=True, check=True).stdout
+    assert {yaml.safe_load(described)[key] for key in ("version", "appVersion")} == {__version__}
+
+
+@pytest.fixture
+def environment(dist: Path, tmp_path: Path) -> Path:
+    """A virtual environment with the wheel and what it says that it needs, and nothing else."""
+    venv = tmp_path / "venv"
+    subprocess.run(["/usr/bin/python3", "-m", "venv", "--without-pip", str(venv)], check=True)
+    (modules,) = venv.glob("lib/python3*/site-packages")
+    files: dict[str, Entry] = {}
+    for each in needed("clustermesh").values():
+        files |= files_of(each)
+    write_folder(modules, files)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(venv / "bin" / "python")]
+    subprocess.run([*pip, "install", "-q", "--no-index", "--no-deps", *map(str, dist.glob("*.whl"))], check=True)
+    subprocess.run([*pip, "check"], check=True)
+    return venv
+
+
+@pytest.mark.root
+def test_a_node_runs_from_the_installed_wheel_where_there_is_no_checkout(environment: Path, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("root is missing: no namespace can be made")
+    folder = tmp_path / "node"
+    folder.mkdir()
+    script = ROOT / "tests" / "beds" / "bare_machine.sh"
+    argv = ["sh", str(script), str(ROOT), str(folder), f"{environment / 'bin'}:{_SYSTEM}"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = json.loads(done.stdout)
+    assert (said["ready"], said["problems"], said["version"]) == (True, [], __version__)
+    look = "from agent.bpf.bcc import find_sources as s; from agent.bpf.loader import find_object as o; print(s(), o())"
+    argv = [str(environment / "bin" / "python"), "-c", look]
+    found = subprocess.run(argv, cwd="/", capture_output=True, text=True, check=True)
+    (bpf,) = environment.glob("lib/python3*/site-packages/agent/bpf")
+    assert found.stdout.split() == [str(bpf / "sources"), str(bpf / "clustermesh.bpf.o")]
