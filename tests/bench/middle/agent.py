@@ -165,7 +165,7 @@ class _Detached:
     has_predecessor = False
 
     def __init__(self, datapath: Datapath) -> None:
-        self.maps, self.sizes = datapath.maps, datapath.sizes
+        self.maps, self.sizes, self.pin_dir = datapath.maps, datapath.sizes, datapath.pin_dir
 
     def attach_sockets(self, _cgroup: Path) -> None:
         """Nobody's connections are to go through these maps."""
