@@ -22,11 +22,13 @@ from clustermesh.errors import ClusterMeshError
 from lab import bring_up, machine, manifests, node_spec, promises, teardown
 from lab.lab import Lab
 from lab.plan import make_plan
+from lab.streams import Load
 from lab.waiting import until
 
 _FOLDER: Final = "/run/clustermesh-lab-killed"
 _KILLS: Final = int(os.environ.get("LAB_KILLS", "6"))
 _NODE: Final = "alpha-1"
+_NODE_PORT: Final = 30080
 
 # Says what became of a connection that nobody speaks over.
 _HOLD: Final = """
@@ -79,9 +81,13 @@ def _elsewhere(lab: Lab, cluster: str, number: int) -> dict[str, manifests.Docum
 
 
 async def test_no_request_fails_and_tables_are_right_wherever_in_its_work_an_agent_is_killed(pair: Lab) -> None:
-    rng, load = random.Random(8), promises.web_load(pair)
-    async with load.running():
-        await until(lambda: load.traffic.everywhere == {"alpha", "beta"}, "answers from both clusters")
+    rng, load, outside = random.Random(8), promises.web_load(pair), await _load_from_outside(pair)
+    async with load.running(), outside.running():
+        for each in (load, outside):
+            await until(
+                lambda each=each: each.traffic.everywhere == {"alpha", "beta"},  # type: ignore[misc]
+                "answers from both clusters",
+            )
         for number in range(_KILLS):
             await until(lambda: bool(_agent(pair)), "an agent")
             pair.apply("beta", _elsewhere(pair, "beta", number))
@@ -94,6 +100,26 @@ async def test_no_request_fails_and_tables_are_right_wherever_in_its_work_an_age
         await until(lambda: _is_settled(pair), "the agent is ready")
         await until(lambda: _is_as_wanted(pair), "the kernel holds what it should")
     assert load.traffic.failed == 0, load.traffic
+    assert outside.traffic.failed == 0, outside.traffic
+
+
+async def _load_from_outside(lab: Lab) -> Load:
+    """Requests to a node port of the web service in alpha, at its node's addresses, from the other machine."""
+    cluster = lab.plan.cluster("alpha")
+    service = manifests.web_service(cluster)
+    service["spec"] |= {
+        "type": "NodePort",
+        "ports": [each | {"nodePort": _NODE_PORT} for each in service["spec"]["ports"]],
+    }
+    lab.apply("alpha", {"service-web.yaml": service})
+
+    async def is_served() -> bool:
+        rows = [row for row in await lab.ask_agent(_NODE, "services") if row["port"] == _NODE_PORT]
+        return {row["address"] for row in rows} >= {*cluster.nodes[0].addresses}
+
+    await until(is_served, "the node port is served")
+    marker, kinds = promises.MARKER, "tcp,udp-connected"
+    return Load(lab, "beta-1", cluster.nodes[0].addresses, _NODE_PORT, marker=marker, kinds=kinds, rate=100)
 
 
 @asynccontextmanager
@@ -159,3 +185,29 @@ async def test_a_connection_whose_backend_left_while_no_agent_ran_is_reset_by_th
         pair.apply("alpha", _elsewhere(pair, "alpha", 1))
         machine.keep(home, "agent", argv)
         assert await told.readline() == b"ConnectionAbortedError\n"
+
+
+async def _loaded_by_bcc(lab: Lab) -> bool:
+    return await _is_settled(lab) and (await lab.ask_agent(_NODE, "status"))["datapath"]["loader"] == "bcc"
+
+
+async def test_an_agent_whose_programs_bcc_compiles_takes_over_is_killed_and_cleaned_up_after(pair: Lab) -> None:
+    """Last of all: the node has left its cluster then."""
+    load, home = promises.web_load(pair, "tcp,udp-connected,udp-unconnected"), pair.plan.home(_NODE)
+    argv = node_spec.read_services(home)["agent"].argv
+    async with load.running():
+        await until(lambda: load.traffic.everywhere == {"alpha", "beta"}, "answers from both clusters")
+        machine.stop(home, "agent")
+        await until(lambda: not _agent(pair), "no agent")
+        machine.keep(home, "agent", [*argv, "--loader", "bcc"])
+        await until(lambda: _loaded_by_bcc(pair), "an agent by BCC, which is slow")
+        await until(lambda: _is_as_wanted(pair), "the kernel holds what it should")
+        pid = await pair.kill(_NODE, "agent")
+        await until(lambda: _agent(pair) not in (0, pid), "another agent")
+        await asyncio.sleep(2)  # it has begun
+    assert load.traffic.failed == 0, load.traffic
+    machine.stop(home, "agent")
+    await until(lambda: not _agent(pair), "no agent")
+    cleanup = (str(machine.bin_folder() / "clustermesh"), "node", "cleanup", "--force")
+    assert "nothing of an agent" not in await pair.run(_NODE, *cleanup)
+    assert "nothing of an agent was here" in await pair.run(_NODE, *cleanup)
