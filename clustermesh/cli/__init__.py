@@ -36,6 +36,8 @@ _COMMANDS: Final[Commands] = {
     "config": ("clustermesh.cli.enable", "config", "Show and change the chart's values."),
     "connect": ("clustermesh.cli.connect", "connect", "Let two clusters see each other."),
     "disconnect": ("clustermesh.cli.connect", "disconnect", "Take two clusters apart, also when one is gone."),
+    "invite": ("clustermesh.cli.invite", "invite", "Let a cluster join whose kubeconfig you do not have."),
+    "join": ("clustermesh.cli.invite", "join", "Join by a token that somebody was given."),
     "peers": ("clustermesh.cli.connect", "peers", "List the connected clusters."),
     "status": ("clustermesh.cli.status", "command", "Show how the mesh is, and what is wrong with it."),
     "troubleshoot": ("clustermesh.cli.troubleshoot", "command", "Find out why a connected cluster is not seen."),

@@ -89,7 +89,7 @@ def connect(
         entrances = {"source": _entrance(source_endpoint, "source-endpoint")}
         entrances["destination"] = _entrance(destination_endpoint, "destination-endpoint")
         done = connect_contexts(which, others, mode, entrances, allowed, unreached)
-        _report(
+        report(
             asyncio.run(done),
             f"nothing to do: {', '.join(others)} and {which.shown} are connected already",
         )
@@ -99,7 +99,7 @@ def connect(
     ours = _reached_at(load(folder(source)), source_endpoint, "source-endpoint")
     theirs = _reached_at(load(folder(others[0])), destination_endpoint, "destination-endpoint")
     outcome = connect_folders(ours, theirs, Mode(mode), datetime.now(UTC), allowed)
-    _report(outcome, f"{ours.name} and {theirs.name} are connected already")
+    report(outcome, f"{ours.name} and {theirs.name} are connected already")
 
 
 @click.command()
@@ -128,7 +128,7 @@ def disconnect(which: Which, destinations: tuple[str, ...], peer: str | None, mo
         from clustermesh.cli.joining import disconnect_contexts
 
         done = disconnect_contexts(which, others, peer, mode)
-        _report(asyncio.run(done), f"{which.shown} and {', '.join(others)} were not connected")
+        report(asyncio.run(done), f"{which.shown} and {', '.join(others)} were not connected")
         return
     if mode == "mesh" or len(others) > 1:
         raise click.UsageError("folders are taken apart two at a time, unicast or bidirectional")
@@ -136,7 +136,7 @@ def disconnect(which: Which, destinations: tuple[str, ...], peer: str | None, mo
     name, theirs = find_destination(ours, folder(others[0])) if others else (peer or "", find_peer(ours, peer or ""))
     if name == ours.name:
         raise Invalid("peer", name, "is this cluster itself")
-    _report(disconnect_folders(ours, name, theirs, Mode(mode)), f"{ours.name} and {name} were not connected")
+    report(disconnect_folders(ours, name, theirs, Mode(mode)), f"{ours.name} and {name} were not connected")
 
 
 @click.command()
@@ -202,7 +202,8 @@ def _reached_at(context: Context, endpoint: str, field: str) -> Context:
     return replace(context, endpoint=str(parse_address(endpoint, field))) if endpoint else context
 
 
-def _report(outcome: Outcome, nothing: str) -> None:
+def report(outcome: Outcome, nothing: str) -> None:
+    """Print what was done, or `nothing`."""
     for sentence in outcome.done or [nothing]:
         click.echo(sentence)
     for sentence in dict.fromkeys(outcome.warnings):

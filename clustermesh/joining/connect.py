@@ -125,16 +125,25 @@ async def _probed(links: Sequence[Link], unreached: bool) -> list[ClusterMeshErr
 
 
 async def _establish(link: Link, sites: Mapping[str, Site], now: datetime, outcome: Outcome) -> None:
-    reader, owner = sites[link.reader.name], sites[link.owner.name]
-    ours, theirs = link.reader.name, link.owner.name
-    user = remote_user(ours)
+    await let_in(sites[link.owner.name], link.reader.name, outcome)
+    await begin_reading(sites[link.reader.name].objects, link, now, outcome)
+
+
+async def let_in(owner: Site, reader: str, outcome: Outcome) -> None:
+    """The cluster `reader` may read `owner`."""
+    user = remote_user(reader)
     if await _change_users(owner.objects, lambda users: with_user(users, _USERS, user)):
-        outcome.done.append(f"{theirs} lets {ours} in as the user {user}")
+        outcome.done.append(f"{owner.member.name} lets {reader} in as the user {user}")
+
+
+async def begin_reading(objects: Objects, link: Link, now: datetime, outcome: Outcome) -> None:
+    """Write into the reader's `objects` what makes its agents read the owner."""
+    ours, theirs = link.reader.name, link.owner.name
     agents, mirror = entries(link, credentials(link, now))
     for secret, files in ((names.COPIED, mirror), (names.PEERS, agents)):
-        if await reader.objects.change_secret(secret, _replacing(theirs, files)):
+        if await objects.change_secret(secret, _replacing(theirs, files)):
             outcome.done.append(f"{ours} reads {_place(secret, link)} (Secret {secret})")
-    outcome.warnings.extend(_helm(reader.member))
+    outcome.warnings.extend(_helm(link.reader))
     for name, error in unreadable_peers(link.reader).items():
         if name != theirs:
             outcome.warnings.append(f"Secret {names.PEERS} of {ours}: {name}: {error}")

@@ -21,6 +21,8 @@ PEERS: Final = "cilium-clustermesh"
 """Secret: what agents read, a file for each peer."""
 COPIED: Final = "cilium-kvstoremesh"
 """Secret: what the mirror reads, where there is one. Agents then read its copies."""
+INVITATIONS: Final = "clustermesh-invitations"
+"""Secret: the invitations that are open, and who came by one."""
 MIRROR: Final = "kvstoremesh"
 """The mirror's container."""
 MOUNT: Final = Path("/var/lib/cilium/clustermesh")

@@ -97,13 +97,13 @@ def tls_context(ca: str, cert: str = "", key: str = "", *, verify: bool = True) 
         if not verify:
             made.check_hostname, made.verify_mode = False, ssl.CERT_NONE
         if cert:
-            _load_pair(made, cert, key)
+            load_pair(made, cert, key)
     except (ssl.SSLError, ValueError) as e:
         raise Refused(f"certificates of the Kubernetes API: {e}") from e
     return made
 
 
-def _load_pair(made: ssl.SSLContext, cert: str, key: str) -> None:
+def load_pair(made: ssl.SSLContext, cert: str, key: str) -> None:
     """The pair by way of memory: Python reads it from files only, and a private key has no business in one of ours."""
     memory = os.memfd_create("pair", os.MFD_CLOEXEC)
     try:

@@ -1,0 +1,230 @@
+"""`clustermesh invite` and `join`: clusters connected where no one person has access to both."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import click
+
+from clustermesh.cli.connect import report
+from clustermesh.cli.contexts import Which, cluster_options, found_option, is_folder
+from clustermesh.cli.table import print_found, print_table
+from clustermesh.cli.values import Duration, Listener
+from clustermesh.errors import Invalid, Refused
+from clustermesh.model import check_cluster_name
+from clustermesh.standalone.context import parse_address
+
+if TYPE_CHECKING:
+    from clustermesh.joining.invitations import Invitation
+    from clustermesh.joining.objects import Objects
+    from clustermesh.standalone.connect import Outcome
+
+
+@click.group()
+def invite() -> None:
+    """Let a cluster join whose kubeconfig you do not have.
+
+    \b
+    Examples:
+      clustermesh invite serve --context alpha --listen 0.0.0.0:9443
+      clustermesh invite create --context alpha --address 203.0.113.7:9443 --to beta
+      clustermesh invite list --context alpha
+    """
+
+
+@invite.command()
+@cluster_options
+@click.option("--address", required=True, metavar="HOST:PORT", help="Where newcomers reach `clustermesh invite serve`.")
+@click.option("--ttl", type=Duration(), default=900.0, show_default="15m", help="How long it may be used.")
+@click.option("--uses", type=click.IntRange(1, 100), default=1, show_default=True, help="How many clusters may use it.")
+@click.option("--to", default="", metavar="NAME", help="The only cluster that may use it.")
+def create(which: Which, address: str, ttl: float, uses: int, to: str) -> None:
+    """Print one token; whoever has it may join this cluster's mesh, once.
+
+    \b
+    Example:
+      clustermesh invite create --context alpha --address 203.0.113.7:9443 --ttl 15m --to beta
+    """
+    if to:
+        check_cluster_name(to)
+    if not ttl:
+        raise Invalid("ttl", ttl, "must be more than nothing, like 15m")
+    reached = parse_address(address, "address")
+    host = f"[{reached.host}]" if ":" in reached.host else reached.host
+    click.echo(asyncio.run(_create(which, f"{host}:{reached.port}", ttl, uses, to)))
+
+
+@invite.command(name="list")
+@cluster_options
+@found_option
+def list_(which: Which, output: str) -> None:
+    """List invitations, and who joined by each. The secrets are nowhere to be found.
+
+    \b
+    Example:
+      clustermesh invite list --context alpha -o json
+    """
+    found, now = asyncio.run(_list(which)), time.time()
+    if output != "table":
+        print_found([_as_json(number, each, now) for number, each in found.items()], output)
+    elif found:
+        print_table(
+            ("ID", "STATE", "EXPIRES", "USES LEFT", "TO", "JOINED"), [_row(n, e, now) for n, e in found.items()]
+        )
+    else:
+        click.echo("no invitations")
+
+
+@invite.command()
+@cluster_options
+@click.argument("number", metavar="ID")
+def revoke(which: Which, number: str) -> None:
+    """End an invitation, and disconnect whoever joined by it.
+
+    \b
+    Example:
+      clustermesh invite revoke 1f6c09ab --context alpha
+    """
+    report(asyncio.run(_revoke(which, number)), f"{number} is revoked")
+
+
+@invite.command()
+@cluster_options
+@click.option("--listen", type=Listener(), default="0.0.0.0:9443", show_default=True, help="Where to answer newcomers.")
+def serve(which: Which, listen: str) -> None:
+    """Answer newcomers that have a token, until interrupted. It shows the certificate of this cluster's etcd.
+
+    \b
+    Example:
+      clustermesh invite serve --context alpha --listen 0.0.0.0:9443
+    """
+    from clustermesh.logs import set_up
+
+    set_up("text", "clustermesh invite serve")
+    asyncio.run(_serve(which, listen))
+
+
+@click.command()
+@cluster_options
+@click.argument("token")
+def join(which: Which, token: str) -> None:
+    """Join the mesh of a cluster that has invited this one; no access to that cluster is needed.
+
+    The same again, while the invitation lasts, completes what was interrupted. A TOKEN of - is read from stdin, where
+    nobody sees it among the processes.
+
+    \b
+    Example:
+      clustermesh join --context beta cmj1.eyJuIjoiYWxwaGEi
+    """
+    given = sys.stdin.readline().strip() if token == "-" else token
+    report(asyncio.run(_join(which, given)), "nothing to do: the two are connected already")
+
+
+def _opened(which: Which) -> AbstractAsyncContextManager[Objects]:
+    from clustermesh.joining.connect import open_api
+
+    if is_folder(which.context):
+        raise Invalid("context", which.context, "is a folder; invitations are between contexts of kubeconfigs")
+    return open_api(which.kubeconfig, which.context, which.namespace)
+
+
+def _state(of: Invitation, now: float) -> str:
+    if of.is_open(now):
+        return "open"
+    return "used up" if not of.left else "expired"
+
+
+def _row(number: str, of: Invitation, now: float) -> tuple[object, ...]:
+    until = datetime.fromtimestamp(of.expires, UTC)
+    return number, _state(of, now), f"{until:%Y-%m-%dT%H:%M:%SZ}", of.left, of.to, list(of.joined)
+
+
+def _as_json(number: str, of: Invitation, now: float) -> dict[str, object]:
+    until = datetime.fromtimestamp(of.expires, UTC).isoformat()
+    joined = list(of.joined)
+    return {
+        "id": number,
+        "state": _state(of, now),
+        "expires": until,
+        "usesLeft": of.left,
+        "to": of.to,
+        "joined": joined,
+    }
+
+
+async def _create(which: Which, address: str, ttl: float, uses: int, to: str) -> str:
+    from clustermesh.joining import audit, invitations, names
+    from clustermesh.joining.connect import read_site
+    from clustermesh.joining.inviting import fingerprint
+
+    async with _opened(which) as objects:
+        member = (await read_site(objects, which.context)).member
+        pin, made = fingerprint(member.server.cert), list[str]()
+
+        def edit(data: Mapping[str, bytes]) -> Mapping[str, bytes]:
+            changed, *made[:] = invitations.create(data, now=time.time(), ttl=ttl, uses=uses, to=to)
+            return changed
+
+        await objects.change_secret(names.INVITATIONS, edit)
+        number, secret = made
+        whom = f"{uses} times" + (f", to {to}" if to else "")
+        await audit.record(objects, "InvitationCreated", f"{number}, for {ttl:g} s, {whom}")
+    return invitations.encode_token(
+        invitations.Token(cluster=member.name, address=address, fingerprint=pin, id=number, secret=secret)
+    )
+
+
+async def _list(which: Which) -> dict[str, Invitation]:
+    from clustermesh.joining import invitations, names
+
+    async with _opened(which) as objects:
+        held = await objects.secret(names.INVITATIONS)
+    return {number: each for number, value in held.items() if (each := invitations.read(value)) is not None}
+
+
+async def _revoke(which: Which, number: str) -> Outcome:
+    from clustermesh.joining import audit, invitations, names
+    from clustermesh.joining.connect import disconnect, read_site
+    from clustermesh.joining.links import Mode
+    from clustermesh.standalone.connect import Outcome
+
+    async with _opened(which) as objects:
+        gone = invitations.read((await objects.secret(names.INVITATIONS)).get(number, b""))
+        if gone is None:
+            raise Refused(f"there is no invitation {number[:40]!r}: `clustermesh invite list`")
+        site, outcome = await read_site(objects, which.context), Outcome([], [])
+        await objects.change_secret(
+            names.INVITATIONS, lambda data: {key: value for key, value in data.items() if key != number}
+        )
+        for peer in gone.joined:
+            with suppress(Refused):  # it was disconnected before
+                each = await disconnect(site, peer, None, Mode.BIDIRECTIONAL)
+                outcome.done.extend(each.done)
+                outcome.warnings.extend(each.warnings)
+        whom = ", ".join(gone.joined) or "nobody"
+        await audit.record(objects, "InvitationRevoked", f"{number}; {whom} had joined by it and is disconnected")
+        return outcome
+
+
+async def _serve(which: Which, listen: str) -> None:
+    from clustermesh.joining.inviting import Server
+
+    async with _opened(which) as objects:
+        await Server(objects, listen).run()
+
+
+async def _join(which: Which, text: str) -> Outcome:
+    from clustermesh.joining.connect import read_site
+    from clustermesh.joining.invitations import decode_token
+    from clustermesh.joining.newcomer import join as join_by
+
+    token = decode_token(text)
+    async with _opened(which) as objects:
+        return await join_by(await read_site(objects, which.context), token, datetime.now(UTC))

@@ -1,0 +1,135 @@
+"""What two clusters tell each other where no one person has access to both: pure.
+
+An offer is what another cluster has to know of one, with credentials that its authority signed for that other cluster.
+It is taken for what it says only as far as `checks` go, as if it had been read from an API.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Final, TypeVar
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from certs.errors import CertsError
+from clustermesh.address import parse_prefix, prefix_text
+from clustermesh.errors import ClusterMeshError, DecodeError, Refused
+from clustermesh.joining import names
+from clustermesh.joining.links import Link, credentials, replaced
+from clustermesh.joining.member import CertFiles, Entrance, Member, Version
+from clustermesh.model import Cluster, check_cluster_id, check_cluster_name
+from clustermesh.standalone.context import parse_address
+from clustermesh.standalone.pod_cidrs import PodCidr
+
+T = TypeVar("T")
+MOST_BYTES: Final = 1 << 20
+_MOST_HOSTS: Final = 64
+
+
+class Offer(Struct, frozen=True, kw_only=True):
+    """One cluster as another is told of it. `shown` are the files that the other is to show it, PEM."""
+
+    name: str
+    id: int
+    max_clusters: int
+    encryption: str
+    hosts: list[str]
+    port: int
+    pod_cidrs: list[tuple[str, str]]
+    trusted: str
+    signer: str
+    server: str
+    shown: dict[str, str]
+    product: str = ""
+    version: str = ""
+
+
+class Ask(Struct, frozen=True, kw_only=True):
+    """What the newcomer sends: the id and the secret of its token, and itself."""
+
+    id: str
+    secret: str
+    offer: Offer
+
+
+def offer(owner: Member, reader: str, now: datetime) -> Offer:
+    """`owner` as the cluster `reader` is to know it. Raises Refused where it is not to be reached, or cannot sign."""
+    if owner.entrance is None:
+        raise Refused(f"{owner.name} is not reached from outside: {owner.hidden}")
+    newcomer = Member(context="", cluster=Cluster(name=reader, id=0), namespace="")
+    try:
+        shown = credentials(Link(newcomer, owner, owner.entrance), now)
+    except CertsError as e:
+        remedy = f"put ca.key into its Secret {names.AUTHORITY}, or `clustermesh connect` with one authority for both"
+        raise Refused(f"{owner.name} cannot sign a certificate for {reader}: {e}: {remedy}") from e
+    version = owner.version or Version("", "")
+    return Offer(
+        name=owner.name,
+        id=owner.cluster.id,
+        max_clusters=owner.cluster.max_clusters,
+        encryption=owner.encryption,
+        hosts=list(owner.entrance.hosts),
+        port=owner.entrance.port,
+        pod_cidrs=[(each.node, prefix_text(each.prefix)) for each in owner.pod_cidrs],
+        trusted=owner.trusted.decode(),
+        signer=owner.signer.cert.decode(),
+        server=owner.server.cert.decode(),
+        shown={key: value.decode() for key, value in shown.items()},
+        product=version.product,
+        version=version.number,
+    )
+
+
+def decode_ask(data: bytes) -> Ask:
+    """Raises DecodeError."""
+    return _decoded(data, Ask)
+
+
+def decode_offer(data: bytes) -> Offer:
+    """Raises DecodeError."""
+    return _decoded(data, Offer)
+
+
+def _decoded(data: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+        raise DecodeError("offer", "hidden", f"must be what `clustermesh join` of this release sends: {e}") from e
+
+
+def taken(reader: Member, said: Offer) -> Link:
+    """`reader` is to read who `said` that, with the credentials that came with it. Raises DecodeError."""
+    try:
+        owner = _member(said)
+    except ClusterMeshError as e:
+        raise DecodeError(f"offer of {said.name[:40]!r}", "hidden", str(e)) from e
+    wanted = {f"{names.credentials_of(owner.name)}{end}" for end in ("-ca.crt", ".crt", ".key")}
+    if said.shown.keys() != wanted or owner.entrance is None:
+        raise DecodeError(f"offer of {said.name!r}", sorted(said.shown), f"must bring {', '.join(sorted(wanted))}")
+    files = {key: value.encode() for key, value in said.shown.items()}
+    kept = {"copied" if reader.mirrored else "peers": replaced(reader.entries, owner.name, files)}
+    return Link(replace(reader, **kept), owner, owner.entrance)
+
+
+def _member(said: Offer) -> Member:
+    if said.max_clusters not in (255, 511):
+        raise DecodeError("maxConnectedClusters", said.max_clusters, "must be 255 or 511")
+    if not 1 <= len(said.hosts) <= _MOST_HOSTS:
+        raise DecodeError("hosts", len(said.hosts), f"must be 1 to {_MOST_HOSTS}")
+    for host in said.hosts:
+        parse_address(f"[{host}]:{said.port}" if ":" in host else f"{host}:{said.port}", "hosts")
+    name = check_cluster_name(said.name)
+    return Member(
+        context=f"(told by {name})",
+        cluster=Cluster(name=name, id=check_cluster_id(said.id, said.max_clusters), max_clusters=said.max_clusters),
+        namespace=names.NAMESPACE,
+        encryption=said.encryption[:40],
+        version=Version(said.product, said.version[:40]) if said.version else None,
+        entrance=Entrance(tuple(said.hosts), said.port),
+        pod_cidrs=tuple(PodCidr(parse_prefix(text), name, node[:253]) for node, text in said.pod_cidrs),
+        signer=CertFiles(cert=said.signer.encode()),
+        trusted=said.trusted.encode(),
+        server=CertFiles(cert=said.server.encode()),
+    )

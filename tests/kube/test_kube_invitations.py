@@ -1,0 +1,247 @@
+"""Clusters that join by invitation, through two real Kubernetes APIs; neither side has access to the other's."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from joined_bed import Cluster
+from kube_bed import KubeBed
+from msgspec.structs import replace
+from ports import free_port
+
+from clustermesh.cli import main
+from clustermesh.errors import ClusterMeshError, Refused, Unavailable
+from clustermesh.joining import names
+from clustermesh.joining.connect import read_site
+from clustermesh.joining.invitations import Token, create, decode_token
+from clustermesh.joining.inviting import Server, fingerprint
+from clustermesh.joining.newcomer import join
+from clustermesh.standalone.connect import Outcome
+
+SECRET = "cilium-clustermesh"
+
+
+@pytest.fixture(scope="session")
+def other_bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeBed]:
+    """The API of those who are invited."""
+    with KubeBed(tmp_path_factory.mktemp("kube-other")) as running:
+        yield running
+
+
+@pytest.fixture
+def alpha(bed: KubeBed, namespace: str) -> Cluster:
+    made = Cluster(bed, namespace, "alpha", 1, free_port())
+    made.install()
+    return made
+
+
+@pytest.fixture
+def beta(other_bed: KubeBed, namespace: str) -> Cluster:
+    made = Cluster(other_bed, namespace, "beta", 2, free_port())
+    made.install()
+    return made
+
+
+@asynccontextmanager
+async def answering(*clusters: Cluster) -> AsyncIterator[None]:
+    """What looks like their etcds."""
+    async with AsyncExitStack() as stack:
+        for each in clusters:
+            tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            tls.load_cert_chain(each.folder.certificate("server"), each.folder.key("server"))
+            server = await asyncio.start_server(lambda _, w: w.close(), "127.0.0.1", each.port, ssl=tls)
+            await stack.enter_async_context(server)
+        yield
+
+
+@asynccontextmanager
+async def inviting(cluster: Cluster) -> AsyncIterator[str]:
+    """`clustermesh invite serve`; where."""
+    port = free_port()
+    async with cluster.objects() as objects:
+        task = asyncio.create_task(Server(objects, f"127.0.0.1:{port}").run())
+        try:
+            async with asyncio.timeout(20):
+                while not task.done():
+                    try:
+                        _, writer = await asyncio.open_connection("127.0.0.1", port)
+                        writer.close()
+                        break
+                    except OSError:
+                        await asyncio.sleep(0.02)
+            yield f"127.0.0.1:{port}"
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def invited(cluster: Cluster, address: str, uses: int = 1, to: str = "", ttl: float = 900) -> Token:
+    now, made = datetime.now(UTC).timestamp(), list[str]()
+    async with cluster.objects() as objects:
+
+        def edit(data):  # type: ignore[no-untyped-def]
+            changed, *made[:] = create(data, now=now, ttl=ttl, uses=uses, to=to)
+            return changed
+
+        await objects.change_secret(names.INVITATIONS, edit)
+    pin = fingerprint(cluster.folder.certificate("server").read_bytes())
+    return Token(cluster=cluster.name, address=address, fingerprint=pin, id=made[0], secret=made[1])
+
+
+async def joining(cluster: Cluster, token: Token) -> Outcome:
+    async with cluster.objects() as objects:
+        return await join(await read_site(objects, cluster.name), token, datetime.now(UTC))
+
+
+def peers(cluster: Cluster) -> set[str]:
+    try:
+        return {name for name in cluster.data("secrets", SECRET) if "." not in name}
+    except RuntimeError:  # there is no such Secret
+        return set()
+
+
+def events(cluster: Cluster) -> list[str]:
+    found = cluster.bed.ask("GET", f"/api/v1/namespaces/{cluster.namespace}/events")["items"]
+    return sorted(each["reason"] for each in found)
+
+
+async def test_a_token_is_all_that_a_newcomer_needs(alpha: Cluster, beta: Cluster) -> None:
+    async with answering(alpha, beta), inviting(alpha) as address:
+        token = await invited(alpha, address, to="beta")
+        outcome = await joining(beta, token)
+        assert len(outcome.done) == 2
+        assert (peers(alpha), peers(beta)) == ({"beta"}, {"alpha"})
+        for reader, owner in ((alpha, beta), (beta, alpha)):
+            users = yaml.safe_load(owner.data("configmaps", "clustermesh-remote-users")["users.yaml"])["users"]
+            assert users == [{"name": f"remote-{reader.name}", "role": "remote"}]
+            tls = ssl.create_default_context(cadata=owner.folder.ca.read_text())
+            files = reader.data("secrets", SECRET)
+            assert files[f"{owner.name}.etcd-client-ca.crt"] == owner.folder.ca.read_bytes()
+            pair = reader.folder.path / "shown.pem"
+            pair.write_bytes(files[f"{owner.name}.etcd-client.key"] + files[f"{owner.name}.etcd-client.crt"])
+            tls.load_cert_chain(pair)
+        assert token.secret.encode() not in alpha.data("secrets", names.INVITATIONS)[token.id]
+        await joining(beta, token)  # an answer that was lost
+        assert events(alpha) == ["ClusterJoined"] * 2
+
+
+async def test_of_many_at_once_exactly_as_many_join_as_there_are_uses(alpha: Cluster, other_bed: KubeBed) -> None:
+    many = [Cluster(other_bed, f"{alpha.namespace}-{n}", f"c{n}", n, free_port()) for n in range(2, 8)]
+    for each in many:
+        each.install()
+    async with answering(alpha, *many), inviting(alpha) as address:
+        token = await invited(alpha, address, uses=2)
+        found = await asyncio.gather(*(joining(each, token) for each in many), return_exceptions=True)
+    assert sum(isinstance(each, Outcome) for each in found) == 2
+    joined = {cluster.name for cluster, each in zip(many, found, strict=True) if isinstance(each, Outcome)}
+    assert peers(alpha) == joined
+    assert {each.name for each in many if peers(each)} == joined
+    assert events(alpha) == ["ClusterJoined"] * 2 + ["JoinRefused"] * 4
+
+
+async def test_a_token_that_is_no_good_lets_nobody_in(alpha: Cluster, beta: Cluster) -> None:
+    async with answering(alpha, beta), inviting(alpha) as address:
+        good = await invited(alpha, address)
+        tokens = [
+            replace(good, secret="guessed"),
+            replace(good, id="00000000"),
+            await invited(alpha, address, to="gamma"),
+            await invited(alpha, address, ttl=0.0),
+        ]
+        for token in tokens:
+            with pytest.raises(ExceptionGroup) as caught:
+                await joining(beta, token)
+            (error,) = caught.value.exceptions
+            assert isinstance(error, Refused)
+            assert "unknown, expired, used up, or another cluster's" in str(error)
+    assert (peers(alpha), peers(beta), events(alpha)) == (set(), set(), ["JoinRefused"] * 4)
+
+
+async def test_nothing_is_said_to_who_shows_another_certificate(alpha: Cluster, beta: Cluster) -> None:
+    said = list[bytes]()
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(beta.folder.certificate("server"), beta.folder.key("server"))
+
+    async def hear(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        said.append(await reader.read(1000))
+        writer.close()
+
+    port = free_port()
+    async with await asyncio.start_server(hear, "127.0.0.1", port, ssl=tls):
+        with pytest.raises(Refused, match="nothing was sent"):
+            await joining(beta, await invited(alpha, f"127.0.0.1:{port}"))
+    assert not any(said)
+    with pytest.raises(Unavailable, match="invite serve"):
+        await joining(beta, await invited(alpha, f"127.0.0.1:{free_port()}"))
+
+
+async def test_nobody_takes_the_place_of_a_cluster_that_is_connected(
+    alpha: Cluster, beta: Cluster, bed: KubeBed
+) -> None:
+    false = Cluster(bed, f"{alpha.namespace}-false", "beta", 2, free_port())
+    false.install()
+    async with answering(alpha, beta, false), inviting(alpha) as address:
+        await joining(beta, await invited(alpha, address))
+        before = alpha.data("secrets", SECRET)
+        with pytest.raises(ExceptionGroup) as caught:
+            await joining(false, await invited(alpha, address))
+    assert "is connected to a cluster beta already" in str(caught.value.exceptions[0])
+    assert alpha.data("secrets", SECRET) == before
+    assert peers(false) == set()
+
+
+async def test_all_that_is_wrong_is_told_to_the_newcomer_and_its_invitation_is_not_used_up(
+    alpha: Cluster, other_bed: KubeBed, namespace: str
+) -> None:
+    bad = Cluster(other_bed, namespace, "beta", 1, free_port())
+    bad.install(enable_wireguard="true")
+    async with answering(alpha), inviting(alpha) as address:
+        token = await invited(alpha, address)
+        with pytest.raises(ExceptionGroup) as caught:
+            await joining(bad, token)
+        said = "\n".join(map(str, caught.value.exceptions))
+        for part in ("cluster id", "encryption of beta", "is not reached from here"):
+            assert part in said
+        assert all(isinstance(each, ClusterMeshError) for each in caught.value.exceptions)
+        good = Cluster(other_bed, f"{namespace}-good", "beta", 2, free_port())
+        good.install()
+        async with answering(good):
+            await joining(good, token)
+    assert peers(alpha) == {"beta"}
+
+
+async def test_invitations_are_created_listed_and_revoked_by_commands(alpha: Cluster, beta: Cluster) -> None:
+    config = str(alpha.bed.write_kubeconfig("alpha", cert="admin"))
+    flags = ("--kubeconfig", config, "-n", alpha.namespace, "--context", "alpha")
+
+    async def run(*words: str) -> str:
+        result = await asyncio.to_thread(CliRunner().invoke, main, [*words, *flags])  # it has a loop of its own
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    async with answering(alpha, beta), inviting(alpha) as address:
+        token = decode_token((await run("invite", "create", "--address", address, "--to", "beta")).strip())
+        await joining(beta, token)
+    (row,) = json.loads(await run("invite", "list", "-o", "json"))
+    assert (row["state"], row["joined"], row["to"]) == ("used up", ["beta"], "beta")
+    said = await run("invite", "revoke", row["id"])
+    assert "alpha no longer reads beta" in said
+    assert "alpha no longer lets beta in" in said
+    assert (peers(alpha), (await run("invite", "list")).strip()) == (set(), "no invitations")
+    assert events(alpha) == ["ClusterJoined", "InvitationCreated", "InvitationRevoked"]
+
+
+def test_a_token_may_come_by_stdin_and_a_broken_one_is_not_shown(beta: Cluster, tmp_path: Path) -> None:
+    config = str(beta.bed.write_kubeconfig("beta", cert="admin"))
+    flags = ("--kubeconfig", config, "-n", beta.namespace, "--context", "beta")
+    result = CliRunner().invoke(main, ["join", *flags, "-"], input="cmj1.abcdef\n")
+    assert (result.exit_code, "abcdef" in result.output) == (2, False), result.output
