@@ -185,8 +185,10 @@ class Users:
         self._revoked.clear()
 
     def _peers(self) -> dict[str, str] | None:
-        """Role by user of users.yaml; None where it cannot be read, so that nobody is locked out by a typing error."""
-        if self._file is None:
+        """Role by user of users.yaml; None where it cannot be read, so that nobody is locked out by a typing error, or
+        nobody has written it yet."""
+        if self._file is None or self._file.is_yet_to_come:
+            self.problems = []
             return None
         try:
             peers, self.problems = peers_allowed(self.cluster, self._file.read(time.time_ns()))

@@ -50,6 +50,11 @@ class FollowedUsers:
     def __init__(self, path: Path) -> None:
         self.path, self.size, self.inode, self.held = path, 0, 0, False
 
+    @property
+    def is_yet_to_come(self) -> bool:
+        """Where the ConfigMap of a chart is mounted before the first cluster is connected, its folder is empty."""
+        return self.inode == 0 and self.path.parent.is_dir() and not self.path.exists()
+
     def read(self, now: int) -> tuple[User, ...]:
         """As `read_users` at `now`, Unix nanoseconds. Unavailable also for a file that was cut short in place."""
         data = read_bytes(self.path)

@@ -13,7 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Final
@@ -41,23 +41,30 @@ class Pod:
             self._make(volume)
         self._make_account()
 
-    def run(self, name: str) -> AbstractAsyncContextManager[Any]:
-        """The container `name`, for as long as the block lasts."""
+    def refresh(self, name: str) -> None:
+        """What a kubelet does some time after an object of the volume `name` has changed."""
+        (volume,) = [each for each in self._spec["volumes"] if each["name"] == name]
+        self._make(volume)
+
+    def run(self, name: str, netns: str = "", before: Sequence[str] = ()) -> AbstractAsyncContextManager[Any]:
+        """The container `name`, for as long as the block lasts; in the network namespace `netns`. `before` are lines of
+        shell that make what a node has, as root who may do everything."""
         (container,) = [
             each for each in (*self._spec.get("initContainers", ()), *self._spec["containers"]) if each["name"] == name
         ]
-        program, *rest = container["command"]
-        here = Path(sys.executable).with_name(program)
-        argv = [str(here) if here.exists() else program, *rest, *container.get("args", ())]
-        env = {"PATH": os.environ["PATH"], **self._environment(container)}
+        argv = [*container["command"], *container.get("args", ())]
+        here = Path(sys.executable).parent
+        env = {"PATH": f"{here}:{os.environ['PATH']}", **self._environment(container)}
         argv = [_expanded(each, env) for each in argv]
-        enter = ["mount -t tmpfs tmpfs /var/lib", "mount -t tmpfs tmpfs /run", *self._mounts(container)]
+        enter = [*before, "mount -t tmpfs tmpfs /var/lib", "mount -t tmpfs tmpfs /run", *self._mounts(container)]
         script = " && ".join([*enter, 'exec "$@"'])
         kept = container.get("securityContext", {}).get("capabilities", {}).get("add", [])
         bounds = ",".join(["-all", *(f"+{each.lower()}" for each in kept)])
         setpriv = ["setpriv", "--pdeathsig", "KILL", f"--bounding-set={bounds}", f"--inh-caps={bounds}"]
         said = [f"{key}={value}" for key, value in env.items()]
-        return child("unshare", "--mount", "--", "sh", "-c", script, "sh", *setpriv, "--", "env", "-i", *said, *argv)
+        inside = ["nsenter", f"--net=/run/netns/{netns}"] if netns else []
+        enters = [*inside, "unshare", "--mount", "--", "sh", "-c", script, "sh"]
+        return child(*enters, *setpriv, "--", "env", "-i", *said, *argv)
 
     def _environment(self, container: Mapping[str, Any]) -> dict[str, str]:
         known = {"status.podIP": self._ip, "metadata.uid": "0b5c", "spec.nodeName": "w1", "status.hostIP": self._ip}

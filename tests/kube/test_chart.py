@@ -209,7 +209,7 @@ def test_the_programs_run_as_nobody_and_without_privileges_but_for_those_that_sa
         else:
             assert not context["allowPrivilegeEscalation"]
             assert "add" not in context["capabilities"]
-    agent = {"NET_ADMIN", "SYS_ADMIN", "BPF", "PERFMON"}
+    agent = {"NET_ADMIN", "SYS_ADMIN"}
     assert roots == {"apiserver": {"NET_ADMIN"}, "cni-install": set(), "agent": agent}
     text = (CHART / "templates" / "agent" / "daemonset.yaml").read_text()
     assert all(re.search(rf"- {name}  # \w", text) for name in agent)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,6 @@ from clustermesh.wire import keys
 pytestmark = pytest.mark.skipif(bool(MISSING or missing()), reason=MISSING or missing())
 
 IP = "127.0.0.2"
-NODE = {
-    "apiVersion": "v1",
-    "kind": "Node",
-    "metadata": {"name": "w1"},
-    "spec": {"podCIDR": "10.1.0.0/24"},
-    "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]},
-}
 
 
 def values(**api: Any) -> dict[str, Any]:
@@ -70,42 +63,65 @@ def secrets(bed: KubeBed, namespace: str) -> dict[str, Any]:
     }
 
 
-@pytest.fixture
-async def running(bed: KubeBed, namespace: str, tmp_path: Path) -> AsyncIterator[dict[str, Any]]:
+@asynccontextmanager
+async def running(bed: KubeBed, folder: Path, namespace: str, said: dict[str, Any], ip: str = IP) -> AsyncIterator[Pod]:
     """Everything in the API server's pod."""
-    said = values()
     objects = installed(bed, namespace, said)
-    assert await certified(bed, tmp_path / "job", namespace, objects) == 0
+    assert await certified(bed, folder / "job", namespace, objects) == 0
     template = named(objects, "Deployment", "clustermesh-apiserver")["spec"]["template"]
-    pod = Pod(bed, tmp_path / "pod", namespace, template, IP)
+    pod = Pod(bed, folder / "pod", namespace, template, ip)
     async with pod.run("etcd-init") as init:
         assert await init.wait() == 0
     async with AsyncExitStack() as stack:
         for container in template["spec"]["containers"]:
             await stack.enter_async_context(pod.run(container["name"]))
-        yield said["clustermesh"]["apiserver"]
+        yield pod
+
+
+def beta(bed: KubeBed, namespace: str, folder: Path) -> Tls:
+    """What the cluster beta shows to the etcd of this one."""
+    authority = decoded(secrets(bed, namespace)["cilium-ca"])
+    (folder / "ca.crt").write_bytes(authority["ca.crt"])
+    write_pair(folder, "beta", issue(authority_of(authority), remote("beta"), datetime.now(UTC)))
+    return Tls(folder / "ca.crt", folder / "beta.crt", folder / "beta.key")
+
+
+async def until_read(said: dict[str, Any], tls: Tls) -> bytes:
+    """The cluster's config, as beta reads it."""
+    at, port = "alpha.mesh.cilium.io", said["clustermesh"]["apiserver"]["etcd"]["port"]
+    async with EtcdClient([f"https://{at}:{port}"], tls, aliases={at: [IP]}) as client, asyncio.timeout(PATIENCE):
+        while (found := await _config(client)) is None:
+            await asyncio.sleep(0.1)
+    value: bytes = found.value
+    return value
 
 
 async def test_a_connected_cluster_reads_what_the_rendered_command_lines_publish(
-    bed: KubeBed, namespace: str, tmp_path: Path, running: dict[str, Any], capfd: pytest.CaptureFixture[str]
+    bed: KubeBed, namespace: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    ports = running["metrics"]
-    await until_page(f"{IP}:{ports['etcd']['port']}", "/health", "true")
-    authority = decoded(secrets(bed, namespace)["cilium-ca"])
-    (tmp_path / "ca.crt").write_bytes(authority["ca.crt"])
-    write_pair(tmp_path, "beta", issue(authority_of(authority), remote("beta"), datetime.now(UTC)))
-    tls = Tls(tmp_path / "ca.crt", tmp_path / "beta.crt", tmp_path / "beta.key")
-    at = "alpha.mesh.cilium.io"
-    async with EtcdClient([f"https://{at}:{running['etcd']['port']}"], tls, aliases={at: [IP]}) as client:
-        async with asyncio.timeout(PATIENCE):
-            while (found := await _config(client)) is None:
-                await asyncio.sleep(0.1)
-    assert b'"id":1' in found.value
-    for program in ("apiserver", "kvstoremesh"):
-        port = ports["port"] if program == "apiserver" else ports[program]["port"]
-        await until_page(f"127.0.0.1:{port}", "/livez", "ok")
-    assert "source: Kubernetes API, native mode" in (await page(f"127.0.0.1:{ports['port']}", "/readyz"))[1]
+    said = values()
+    ports = said["clustermesh"]["apiserver"]["metrics"]
+    async with running(bed, tmp_path, namespace, said):
+        await until_page(f"{IP}:{ports['etcd']['port']}", "/health", "true")
+        assert b'"id":1' in await until_read(said, beta(bed, namespace, tmp_path))
+        for port in (ports["port"], ports["kvstoremesh"]["port"]):
+            await until_page(f"127.0.0.1:{port}", "/livez", "ok")
+        assert "source: Kubernetes API, native mode" in (await page(f"127.0.0.1:{ports['port']}", "/readyz"))[1]
     assert "is no flag of this program" not in capfd.readouterr().err
+
+
+async def test_before_the_first_cluster_is_connected_nothing_is_wrong_and_who_is_named_then_gets_in(
+    bed: KubeBed, namespace: str, tmp_path: Path
+) -> None:
+    said = merged(values(), {"clustermesh": {"config": {"enabled": False, "clusters": []}}})
+    port = said["clustermesh"]["apiserver"]["metrics"]["port"]
+    async with running(bed, tmp_path, namespace, said) as pod:
+        assert await until_page(f"127.0.0.1:{port}", "/readyz", "ok") == "ok\nsource: Kubernetes API, native mode\n"
+        users = {"users.yaml": "users: [{name: remote-beta, role: remote}]"}
+        meta = {"name": "clustermesh-remote-users", "namespace": namespace}
+        bed.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": users})
+        pod.refresh("users")
+        assert b'"id":1' in await until_read(said, beta(bed, namespace, tmp_path))
 
 
 async def _config(client: EtcdClient) -> Any:
