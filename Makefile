@@ -39,13 +39,11 @@ check: style
 APART := tests/etcd tests/kube
 PROGRAMS := tests/bpf
 REST := tests --ignore=tests/unit --ignore=tests/bench $(APART:%=--ignore=%) $(PROGRAMS:%=--ignore=%)
-# A call is refused now and then while a service changes its number (docs/failures.md): until that is mended these have a second try.
-AGAIN := --last-failed --last-failed-no-failures none
 test: style
 	@tools/setup-kube
 	@$(BIN)/pytest tests/unit -q -n auto $(ARGS)
 	@$(BIN)/pytest $(APART) -n 2 --dist loadfile $(ARGS)
-	@$(BIN)/pytest $(PROGRAMS) -n 2 $(ARGS) || { echo "what failed, once more:"; $(BIN)/pytest $(PROGRAMS) $(AGAIN) $(ARGS); }
+	@$(BIN)/pytest $(PROGRAMS) -n 2 $(ARGS)
 	@$(BIN)/pytest $(REST) $(ARGS)
 
 dist: setup

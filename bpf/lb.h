@@ -44,27 +44,38 @@ static __always_inline struct lb_service *lb_find(struct lb_service_key *key, bo
 	return external ? external : service;
 }
 
-/* Whether this client may ask from outside. */
-static __always_inline bool lb_may_ask(const struct lb_service *service, const struct address *client)
+/* How often a service is looked at where nobody was found. What its number led to is taken away once it has another one, and
+ * the slots of a group once that is gone; a program may be held up for as long as it likes in between, so that no delay of the
+ * deletion would be long enough. The second look is in vain only where it is held up and the service changed once more; a third
+ * would be too much for the verifier where all is inlined (BCC). */
+#define LB_LOOKS 2
+
+/* Whether this client may ask from outside for the service at `at`. */
+static __always_inline bool lb_may_ask(const struct lb_service_key *at, const struct lb_service *service,
+				       const struct address *client)
 {
-	struct lb_source_range_key key = {
-		.prefix_length = 32 + 128,
-		.service_id = service->service_id,
-		.address = *client,
-	};
+	struct lb_source_range_key key = { .prefix_length = 32 + 128, .address = *client };
 	__u8 *family;
 
-	if (!(service->flags & SERVICE_SOURCE_RANGES))
-		return true;
-	family = bpf_map_lookup_elem(MAP(lb_source_ranges), &key);
-	return family && *family == (is_ipv4(client) ? 4 : 6);
+	for (__u32 look = 0; look < LB_LOOKS && service && service->service_id != key.service_id; look++) {
+		if (!(service->flags & SERVICE_SOURCE_RANGES))
+			return true;
+		key.service_id = service->service_id;
+		family = bpf_map_lookup_elem(MAP(lb_source_ranges), &key);
+		if (family)
+			return *family == (is_ipv4(client) ? 4 : 6);
+		service = bpf_map_lookup_elem(MAP(lb_services), at);
+	}
+	return false;
 }
 
-/* A backend anew: its id too, and the block of slots it stands in, as lb_where() has it. A table's backend whose block is
- * not found is none to stay with: whoever is to stay with one is given a drawn one. */
+/* A backend anew: its id too, the block of slots it stands in, as lb_where() has it, and the service as it is by then. A
+ * table's backend whose block is not found is none to stay with: whoever is to stay with one is given a drawn one. */
 static __always_inline struct lb_backend *lb_pick(void *context, const struct lb_clusters *clusters,
-						  const struct lb_service *service, __u32 seed, __u32 *id, __u32 *where)
+						  const struct lb_service_key *key, struct lb_service *service, __u32 seed,
+						  __u32 *id, __u32 *where)
 {
+	struct lb_service *again;
 	struct lb_backend *backend;
 	__u64 found;
 
@@ -80,15 +91,24 @@ static __always_inline struct lb_backend *lb_pick(void *context, const struct lb
 		return backend;
 	if (*id != LB_OUT)
 		report(context, REASON_PICK_RETRIED);
-	found = lb_search(service->service_id, seed);
-	*where = found >> 32;
-	*id = found;
-	return lb_backend_of(clusters, *id);
+	for (__u32 look = 0; look < LB_LOOKS; look++) {
+		found = lb_search(service->service_id, seed);
+		*where = found >> 32;
+		*id = found;
+		backend = lb_backend_of(clusters, *id);
+		if (backend)
+			return backend;
+		again = bpf_map_lookup_elem(MAP(lb_services), key);
+		if (!again || (found == LB_NONE && again->service_id == service->service_id))
+			return NULL;
+		*service = *again;
+	}
+	return NULL;
 }
 
-/* A backend of the service, REJECT where nobody answers. `client` is asked for only where the service has affinity. */
-static __always_inline enum verdict lb_choose(void *context, const struct lb_service *found, const struct address *client,
-					      __u32 seed, struct lb_chosen *to)
+/* A backend of the service `found` at `key`, REJECT where nobody answers. `client` is asked for only where it has affinity. */
+static __always_inline enum verdict lb_choose(void *context, const struct lb_service_key *key, const struct lb_service *found,
+					      const struct address *client, __u32 seed, struct lb_chosen *to)
 {
 	struct lb_clusters *clusters = lb_all_clusters();
 	struct lb_service service = *found;
@@ -104,9 +124,10 @@ static __always_inline enum verdict lb_choose(void *context, const struct lb_ser
 		backend = lb_active(clusters, id);
 	}
 	if (!backend) {
-		backend = lb_pick(context, clusters, &service, seed, &id, &where);
+		backend = lb_pick(context, clusters, key, &service, seed, &id, &where);
 		if (!backend)
 			return REJECT;
+		stays.service_id = service.service_id;
 		if (service.affinity_seconds)
 			lb_stay(&stays, id, where);
 	}

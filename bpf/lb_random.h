@@ -158,27 +158,30 @@ SUBPROGRAM __u64 lb_backend_in(__u32 service_id, __u32 group, __u32 slot)
 	return backend ? (__u64)backend->state << 32 | id : LB_NONE;
 }
 
-/* A backend of this group's slots, from `start` on: the first that is active, or where there is none a terminating one: its
- * slot above its id, 0 where there is none. Which of them is kept without a branch: the verifier goes one way round. */
+/* A backend of this group's slots, from `start` on: the first that is active, or where there is none another one, its slot
+ * above its id; 0 where there is nobody. Who is in a slot is given: it terminates and nobody else is left, or it rests by a
+ * change whose other backends are about to be written. Which of them is kept without a branch: the verifier goes one way
+ * round. */
 static __always_inline __u64 lb_first(__u32 service_id, __u32 group, __u32 slots, __u32 start)
 {
-	__u64 terminating = 0;
+	__u64 other = 0;
 
 	for (__u32 step = 0; step < LB_SEARCHED && slots; step++) {
-		__u64 slot = (start + step) % slots, found = lb_backend_in(service_id, group, slot), terminates;
+		__u64 slot = (start + step) % slots, found = lb_backend_in(service_id, group, slot), is_none;
 
 		if (found >> 32 == BACKEND_ACTIVE)
 			return slot << 32 | (__u32)found;
-		terminates = ((found >> 32 ^ BACKEND_TERMINATING) - 1) >> 63;
-		asm volatile("" : "+r"(terminates));
-		terminating ^= (terminating ^ (slot << 32 | (__u32)found)) & -terminates;
+		is_none = found >> 63;
+		asm volatile("" : "+r"(is_none));
+		other ^= (other ^ (slot << 32 | (__u32)found)) & (is_none - 1);
 	}
-	return terminating;
+	return other;
 }
 
 /* For when the first draw was in vain: a group by share, all of them read, then its first usable backend from somewhere
- * on. A block is chosen, then one of its groups. What is read may just have been changed: the service's own entry, which
- * led here, is not asked again. An id, and above it the place of its slot, as in lb_drawn(). */
+ * on. A block is chosen, then one of its groups. What is read may just have been changed, or be gone: lb_pick() looks
+ * again. An id, 0 where none is found, and above it the place of its slot, as in lb_drawn(); LB_NONE where nobody has a
+ * share. */
 SUBPROGRAM __u64 lb_search(__u32 service_id, __u32 seed)
 {
 	__u64 random = (__u64)seed << 32 | 1, sum = 0, found;
@@ -193,7 +196,7 @@ SUBPROGRAM __u64 lb_search(__u32 service_id, __u32 seed)
 		chosen ^= (chosen ^ at) & lb_takes(&random, share, sum);
 	}
 	if (!sum)
-		return 0;
+		return LB_NONE;
 	group = lb_group_by_share(service_id, chosen, lb_shift(&random));
 	found = lb_first(service_id, group >> 16, (__u16)group, lb_shift(&random) >> 32);
 	return (__u64)((group >> 16 << 16) | (found >> 32) / SLOTS_PER_BLOCK) << 32 | (__u32)found;

@@ -354,7 +354,7 @@ static __always_inline enum reason begin(struct __sk_buff *skb, struct ct_scratc
 	enum reason reason;
 
 	if (service) {
-		if (lb_choose(skb, service, &ends->source, seed_of(ends), chosen) != TRANSLATED)
+		if (lb_choose(skb, &space->new.service, service, &ends->source, seed_of(ends), chosen) != TRANSLATED)
 			return REASON_DROP_NO_BACKEND;
 		if (ends->protocol == IPPROTO_SCTP && chosen->port != ends->destination_port)
 			return REASON_DROP_SCTP_PORT;
@@ -393,7 +393,7 @@ SUBPROGRAM int open_connection(struct __sk_buff *skb, __u32 side)
 	service = lb_find(&space->new.service, side == SIDE_OUTSIDE);
 	if (!service && side == SIDE_OUTSIDE)
 		return NOTHING;
-	if (service && side == SIDE_OUTSIDE && !lb_may_ask(service, &ends->source))
+	if (service && side == SIDE_OUTSIDE && !lb_may_ask(&space->new.service, service, &ends->source))
 		return REASON_DROP_SOURCE_RANGE;
 	if (ends->protocol == IPPROTO_TCP && !is_syn(&space->packet))
 		return service ? REASON_DROP_NO_CONNECTION : NOTHING;

@@ -99,12 +99,14 @@ static __always_inline bool is_of_the_node(struct bpf_sock_addr *ctx)
 	return bpf_get_netns_cookie(ctx) == node_netns;
 }
 
-/* The service that is called at `to`. Loopback is another one's in each network namespace: only the node's own has node
- * ports there. */
-static __always_inline struct lb_service *called(struct bpf_sock_addr *ctx, const struct peer *to)
+/* The service that is called at `to`, and its `key`. Loopback is another one's in each network namespace: only the node's
+ * own has node ports there. */
+static __always_inline struct lb_service *called(struct bpf_sock_addr *ctx, const struct peer *to, struct lb_service_key *key)
 {
-	struct lb_service_key key = { .address = to->address, .port = to->port, .protocol = ctx->protocol };
-	struct lb_service *service = lb_find(&key, false);
+	struct lb_service *service;
+
+	*key = (struct lb_service_key){ .address = to->address, .port = to->port, .protocol = ctx->protocol };
+	service = lb_find(key, false);
 
 	return service && is_loopback(&to->address) && !is_of_the_node(ctx) ? NULL : service;
 }
@@ -121,7 +123,8 @@ static __always_inline struct address client_of(struct bpf_sock_addr *ctx)
 static __always_inline enum verdict forward(struct bpf_sock_addr *ctx, const struct peer *to, __u32 seed,
 					    struct lb_chosen *backend)
 {
-	struct lb_service *service = called(ctx, to);
+	struct lb_service_key key;
+	struct lb_service *service = called(ctx, to, &key);
 	struct address client = {};
 	enum verdict verdict;
 
@@ -129,7 +132,7 @@ static __always_inline enum verdict forward(struct bpf_sock_addr *ctx, const str
 		return CONTINUE;
 	if (service->affinity_seconds)
 		client = client_of(ctx);
-	verdict = lb_choose(ctx, service, &client, seed, backend);
+	verdict = lb_choose(ctx, &key, service, &client, seed, backend);
 	return verdict == REJECT ? refuse(ctx, to) : verdict;
 }
 

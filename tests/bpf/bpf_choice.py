@@ -46,10 +46,10 @@ class Chooser:
         await self.reconciler.flush()
 
     def choose(
-        self, seed: int, vip: Address = VIP, client: Address = NO_ADDRESS, outside: bool = False
+        self, seed: int, vip: Address = VIP, client: Address = NO_ADDRESS, outside: bool = False, head: bytes = b""
     ) -> tuple[int, Address, int]:
-        """The verdict, and where it leads."""
-        packet = bytes(14) + pack(ServiceKey(vip, 80, 6)) + struct.pack("=I16sI", seed, client, outside) + bytes(30)
+        """The verdict, and where it leads; by a `head` of the service that was read before."""
+        packet = bytes(14) + pack(ServiceKey(vip, 80, 6)) + struct.pack("=I16sI20s10x", seed, client, outside, head)
         result = program_test_run(self.program, packet)
         address, port = struct.unpack_from("!16sH", result.data, 14)
         return result.verdict, Address(address), port

@@ -12,6 +12,7 @@ struct question {
 	__u32 seed;
 	struct address client;
 	__u32 outside;
+	struct lb_service head; /* as it was read before the maps changed; id 0: as it is now */
 };
 
 enum { NOT_ALLOWED = 3 }; /* beside the verdicts */
@@ -22,9 +23,11 @@ static __always_inline int answer(struct __sk_buff *skb, struct question *questi
 
 	if (!service)
 		return CONTINUE;
-	if (question->outside && !lb_may_ask(service, &question->client))
+	if (question->head.service_id)
+		service = &question->head;
+	if (question->outside && !lb_may_ask(&question->key, service, &question->client))
 		return NOT_ALLOWED;
-	return lb_choose(skb, service, &question->client, question->seed, to);
+	return lb_choose(skb, &question->key, service, &question->client, question->seed, to);
 }
 
 SEC("tc")

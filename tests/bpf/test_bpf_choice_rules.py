@@ -243,6 +243,20 @@ async def test_where_no_backend_is_active_those_that_terminate_are_given(chooser
     assert {chooser.choose(seed)[:2] for seed in range(100)} == {(TRANSLATED, address) for address in addresses}
 
 
+@pytest.mark.parametrize("state", [each for each in BackendState if each is not BackendState.ACTIVE])
+async def test_who_stands_in_a_slot_is_given_though_it_rests_until_those_in_its_place_are_written(
+    chooser: Chooser, state: BackendState
+) -> None:
+    """The state of a backend is written before the slots of others; a slot without it is given to nobody else."""
+    await chooser.serve(group(1, 3), group(2, 3))
+    await set_factors(chooser.datapath, {1: 0.0})
+    for key, value in chooser.trackers.backends.desired.items():
+        backend = unpack(BackendValue, value)
+        await write(chooser.datapath, "lb_backends", {key: backend._replace(state=state)})
+    found = {chooser.choose(seed)[:2] for seed in range(100)}
+    assert found <= {(TRANSLATED, address) for address in group(2, 3).alike[0].addresses}
+
+
 # -- Maglev -----------------------------------------------------------------------------------------------------------
 
 

@@ -30,8 +30,6 @@ from bpf_choice import REJECT, TRANSLATED, Chooser
 from bpf_maps import set_factors
 from bpf_node import Node
 from bpf_run import program_test_run
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
 
 from agent.bpf.layouts import BackendValue, ServiceKey, pack, unpack
 from agent.bpf.syscalls import map_lookup
@@ -274,12 +272,14 @@ async def update(chooser: Chooser, state: State, log: Log) -> None:
         log.note(number, state.version(number, begin), end)
 
 
-@pytest.mark.skipif(
-    os.environ.get("HYPOTHESIS_PROFILE") != "soak",
-    reason="finds a call refused while a service changes its number: not mended yet; HYPOTHESIS_PROFILE=soak runs it",
-)
-@settings(max_examples=1, phases=[Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(seed=st.integers(0, 2**32 - 1))
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """That of `make soak`, else always the same. No example of Hypothesis: what others did at the same time is not done
+    again with it, so it is no use to run it again, over maps that are full by then."""
+    return int(request.config.getoption("--hypothesis-seed", None) or 0)
+
+
+@pytest.mark.hypothesis
 async def test_no_answer_is_wrong_during_thousands_of_random_changes(
     chooser: Chooser, cgroup: Path, node: Node, seed: int
 ) -> None:
@@ -305,5 +305,5 @@ async def test_no_answer_is_wrong_during_thousands_of_random_changes(
             count += 1
             if fault := log.fault(*answer, hammer.once is read):
                 faults.append(fault)
-        assert faults[:10] == []
+        assert faults == [], f"{len(faults)} of {count} answers to {hammer.once.__name__}(), seed {seed}"
         assert count > 100
