@@ -159,8 +159,24 @@ class Datapath:
                 elf.reuse(each, fd)
             elf.load(group)
             found = {each: _duplicate(elf.program_fd(each), undo) for each in group}
+            if group is _LATER:
+                self._carry_connections()
             undo.pop_all()
         return found
+
+    def _carry_connections(self) -> None:
+        """Those that programs of devices have made in maps of another size until now, when others are to run."""
+        for old, new in self._outgrown:
+            if old.shape.type == MapType.LRU_HASH:
+                copy_missing(old, new, "ct")
+        if self.hooks:
+            self._let_go(lambda _: True)
+
+    def _let_go(self, chosen: Callable[[PinnedMap], bool]) -> None:
+        for old, _ in self._outgrown:
+            if chosen(old):
+                os.close(old.fd)
+        self._outgrown = [each for each in self._outgrown if not chosen(each[0])]
 
     @property
     def has_predecessor(self) -> bool:
@@ -206,9 +222,8 @@ class Datapath:
             remove_surplus(links)
             for folder in list(_other_versions(self.pin_dir)):
                 _remove_folder(folder)
-        for old, _ in self._outgrown:
-            os.close(old.fd)
-        self._outgrown = []
+        # Programs of devices run still that fill the others.
+        self._let_go(lambda old: self._programs.keys() >= {*_LATER} or old.shape.type != MapType.LRU_HASH)
 
     def counters(self) -> dict[Reason, int]:
         """What the programs have counted since the maps were made, summed over the CPUs."""

@@ -23,6 +23,8 @@ from agent.bpf.hooks import SOCKET_PROGRAMS, UNDERLAY_PROGRAMS
 from agent.bpf.layouts import (
     NO_ADDRESS,
     BackendValue,
+    CtEntry,
+    CtKey,
     GroupsKey,
     IpcacheValue,
     LbGroup,
@@ -191,6 +193,27 @@ def test_open_sockets_keep_their_service_through_a_resize(
     with closing(deferred):
         deferred.attach_sockets(cgroup)
         assert {client.getpeername() for client in clients} == {VIP}
+
+
+def test_connections_of_packets_that_begin_while_conntrack_is_resized_are_known_to_the_next_programs(
+    cgroup: Path, bpf_object: Path, pin_dir: Path
+) -> None:
+    def key(number: int) -> CtKey:
+        return CtKey(from_int(number), from_int(1), 40_000, 80, 6)
+
+    def entry(service_id: int) -> CtEntry:
+        return CtEntry(from_int(1), from_int(2), 40_000, 8080, service_id)
+
+    with _opened(bpf_object, pin_dir, cgroup) as first:
+        asyncio.run(write(first, "ct", {key(1): entry(1), key(2): entry(1)}))
+        with closing(Datapath.open(bpf_object, pin_dir, {"ct": 4096})) as following:
+            asyncio.run(write(first, "ct", {key(3): entry(1)}))  # the old programs still run, at devices, too
+            following.attach_sockets(cgroup)
+            asyncio.run(write(first, "ct", {key(2): entry(1), key(4): entry(1)}))
+            asyncio.run(write(following, "ct", {key(2): entry(2)}))
+            assert following.program_fd("from_pod")
+            held = asyncio.run(open_map(following, "ct").dump())
+    assert held == {pack(key(n)): pack(entry(2 if n == 2 else 1)) for n in (1, 2, 3, 4)}
 
 
 def test_counters_survive_a_restart(node: Node, cgroup: Path, bpf_object: Path, pin_dir: Path) -> None:
