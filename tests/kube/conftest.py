@@ -25,6 +25,13 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeBed]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def other_bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeBed]:
+    """The API of another cluster."""
+    with KubeBed(tmp_path_factory.mktemp("kube-other")) as running:
+        yield running
+
+
 @pytest.fixture
 def namespace(bed: KubeBed, request: pytest.FixtureRequest) -> str:
     """The name of a new namespace."""

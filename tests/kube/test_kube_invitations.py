@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,13 +28,6 @@ from clustermesh.joining.newcomer import join
 from clustermesh.standalone.connect import Outcome
 
 SECRET = "cilium-clustermesh"
-
-
-@pytest.fixture(scope="session")
-def other_bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeBed]:
-    """The API of those who are invited."""
-    with KubeBed(tmp_path_factory.mktemp("kube-other")) as running:
-        yield running
 
 
 @pytest.fixture

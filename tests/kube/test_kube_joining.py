@@ -40,13 +40,6 @@ NOW = datetime.now(UTC)
 AFAR = Wanted(unreached=True)  # no etcd runs
 
 
-@pytest.fixture(scope="session")
-def other_bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeBed]:
-    """The API of another cluster."""
-    with KubeBed(tmp_path_factory.mktemp("kube-other")) as running:
-        yield running
-
-
 @pytest.fixture
 def alpha(bed: KubeBed, namespace: str) -> Cluster:
     return Cluster(bed, namespace, "alpha", 1, free_port())
