@@ -56,13 +56,17 @@ static __always_inline bool goes_on(const struct ct_entry *entry, const struct p
 	return entry->expires == now + ct_timeout(protocol, entry->flags) || !is_lost(entry);
 }
 
-/* Strict mode's programs do not see what is sent on from here: before and after, one end at least is no pod of the mesh. The
- * first that is asked for is the end that is this node's. */
+/* Strict mode's programs do not see what is sent on from here: before and after, one end at least is no pod of the mesh. That
+ * which is asked for first is this node's, and mostly the same. */
 static __always_inline bool may_be_in_clear(const struct ct_key *from, const struct ends *to)
 {
-	if (is_mesh_pod(&from->destination) && is_mesh_pod(&from->source))
+	bool is_pods = is_mesh_pod(&from->destination);
+
+	if (is_pods && is_mesh_pod(&from->source))
 		return false;
-	return !is_mesh_pod(&to->source) || !is_mesh_pod(&to->destination);
+	if (!is_same_address(&to->source, &from->destination))
+		is_pods = is_mesh_pod(&to->source);
+	return !is_pods || !is_mesh_pod(&to->destination);
 }
 
 /* Where a packet with the ends `to` leaves, and to which neighbour; false where that is not known, or none of ours. */

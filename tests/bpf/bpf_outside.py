@@ -35,7 +35,8 @@ class Outside(Bed):
     def run(self, program: str, packet: Packet | bytes, device: int | None = None) -> tuple[int, Packet | None]:
         frame = packet if isinstance(packet, bytes) else packet.frame()
         at = self.device if device is None else device
-        result = self.net.call(lambda: program_test_run(self.datapath.program_fd(program), frame, at))
+        fd = self.datapath.program_fd(program)  # loaded where the rest of the programs was
+        result = self.net.call(lambda: program_test_run(fd, frame, at))
         return result.verdict, None if result.verdict == DROP else read(result.data)
 
     def from_outside(self, packet: Packet | bytes) -> tuple[int, Packet | None]:

@@ -33,7 +33,8 @@ class Frames(Outside):
 
     def xdp(self, packet: Packet | bytes) -> tuple[int, bytes]:
         frame = packet if isinstance(packet, bytes) else packet.frame()
-        result = self.net.call(lambda: xdp_test_run(self.datapath.program_fd("xdp_outside"), frame, self.device))
+        fd = self.datapath.program_fd("xdp_outside")
+        result = self.net.call(lambda: xdp_test_run(fd, frame, self.device))
         return result.verdict, result.data
 
     def is_left(self, packet: Packet | bytes) -> bool:
