@@ -42,6 +42,7 @@ class Pods:
         self._endpoints: Endpoints | None = None
         self._pools: tuple[PodPool, ...] = ()
         self._error = ""
+        self._draining = asyncio.Lock()  # or one that goes over the folder would delete what another has let be added
 
     @property
     def problems(self) -> dict[str, str]:
@@ -83,8 +84,11 @@ class Pods:
         if self._endpoints is not None:
             await self._endpoints.look_at_disk()
             await self._endpoints.release_ownerless()
-            done = await self._endpoints.drain(self._options.run_dir / QUEUE)
-            if done:
+            await self._drain(self._endpoints)
+
+    async def _drain(self, endpoints: Endpoints) -> None:
+        async with self._draining:
+            if done := await endpoints.drain(self._options.run_dir / QUEUE):
                 _log.info("%d pods deleted while no agent listened", done)
 
     async def _take_over(self) -> Endpoints | None:
@@ -100,8 +104,11 @@ class Pods:
 
     async def add(self, params: dict[str, Any]) -> dict[str, Any]:
         """Answered when the pod's packets are looked at, which is before any process of it is started; an agent that
-        cannot do so within a second says so in its status, and keeps no pod from running."""
-        added = await self._ready().add(_request(params))
+        cannot do so within a second says so in its status, and keeps no pod from running. What was deleted before, by
+        the same name perhaps, is gone first."""
+        endpoints, request = self._ready(), _request(params)
+        await self._drain(endpoints)
+        added = await endpoints.add(request)
         with suppress(TimeoutError):
             async with asyncio.timeout(_CHECKED):
                 await self._devices.whole_step()

@@ -6,13 +6,17 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_kernel import Bed
 
 from agent.cni import methods as agent_pods
 from agent.cni import veth
+from agent.cni.endpoint import EndpointRequest
+from agent.cni.local_pods import Endpoints
 from agent.cni.methods import Pods
+from agent.cni.plugin import _queue_deletion
 from agent.options import Options
 from agent.underlay import UnderlaySetup
 from clustermesh.address import Address, parse, parse_prefix
@@ -112,6 +116,38 @@ async def test_a_disk_that_takes_no_pod_is_told_before_one_comes(bed: Bed, optio
         await bed.step()
         await is_taking(pods)
         assert pods.unwritable.startswith(f"{options.state_dir}/endpoints: ")
+
+
+async def test_a_deletion_that_waited_concerns_no_pod_that_is_added_after_it(
+    bed: Bed, options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = list[str]()
+
+    async def add(_endpoints: Endpoints, request: EndpointRequest) -> Any:
+        done.append(f"add {request.container_id}")
+        raise Unavailable("no more of it is wanted here")
+
+    async def delete(_endpoints: Endpoints, request: EndpointRequest) -> None:
+        await asyncio.sleep(0.01)
+        done.append(f"delete {request.container_id}")
+
+    monkeypatch.setattr(Endpoints, "add", add)
+    monkeypatch.setattr(Endpoints, "delete", delete)
+    monkeypatch.setattr(agent_pods, "_DRAIN_PERIOD", 3600)
+    pods = Pods(options, bed.domains.tunnels, bed.domains.devices, bed.domains.attached_pods)
+    async with running(pods):
+        bed.add_node("alpha", 1)
+        await bed.step()
+        await is_taking(pods)
+        names = ["a", "b"]
+        for name in names:
+            _queue_deletion({"socket": str(options.run_dir / "agent.sock")}, {"container_id": name, "ifname": "eth0"})
+        request = {"ifname": "eth0", "netns": "/run/netns/x"}
+        adding = [pods.add(request | {"container_id": name}) for name in names]
+        assert all(isinstance(each, Unavailable) for each in await asyncio.gather(*adding, return_exceptions=True))
+        await pods._tend()
+    assert sorted(done[:2]) == ["delete a", "delete b"]
+    assert done[2:] == ["add a", "add b"]
 
 
 async def test_an_address_that_is_routed_here_and_in_no_file_is_a_problem_until_its_route_is_gone(
