@@ -25,6 +25,9 @@ from certs.names import remote
 from certs.pair import write_pair
 from certs.secrets import authority_of
 from clustermesh.errors import ClusterMeshError
+from clustermesh.kube.rbac import cluster_role
+from clustermesh.mesh.peer_files import read_peers
+from clustermesh.sources.served import RULES
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.tls import Tls
 from clustermesh.wire import keys
@@ -167,6 +170,46 @@ async def test_a_job_makes_anew_what_is_unfit_and_leaves_an_authority_alone(
     before = secrets(bed, namespace)
     assert await certified(bed, tmp_path / "third", namespace, objects) == 1
     assert secrets(bed, namespace) == before
+
+
+def declared(name: str, number: int, own: int, other: str, at: str, port: int) -> dict[str, Any]:
+    """The cluster `name`, whose etcd listens on `own`, connected with `other`."""
+    peers = {"enabled": True, "clusters": [{"name": other, "port": port, "ips": [at]}]}
+    api = {"etcd": {"port": own}}
+    return merged(values(**api), {"cluster": {"name": name, "id": number}, "clustermesh": {"config": peers}})
+
+
+async def test_two_clusters_that_are_declared_copy_what_the_other_one_publishes(
+    bed: KubeBed, namespace: str, tmp_path: Path
+) -> None:
+    """With one authority, put into both before the charts are installed."""
+    other, ports = f"{namespace[:40]}-beta", (free_port(), free_port())
+    bed.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": other}})
+    alpha = declared("alpha", 1, ports[0], "beta", "127.0.0.3", ports[1])
+    beta = declared("beta", 2, ports[1], "alpha", IP, ports[0])
+    bed.allow(f"system:serviceaccount:{namespace}:clustermesh-apiserver", cluster_role(namespace, RULES))
+    async with running(bed, tmp_path / "alpha", namespace, alpha):
+        ca = secrets(bed, namespace)["cilium-ca"]
+        meta = {"name": "cilium-ca", "namespace": other}
+        bed.create({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "data": ca["data"]})
+        async with running(bed, tmp_path / "beta", other, beta, "127.0.0.3"):
+            for said, peer in ((alpha, "beta"), (beta, "alpha")):
+                mirror = said["clustermesh"]["apiserver"]["metrics"]["kvstoremesh"]["port"]
+                ready = f'cilium_kvstoremesh_remote_cluster_readiness_status{{target_cluster="{peer}"}} 1.0'
+                await until_page(f"127.0.0.1:{mirror}", "/metrics", ready)
+            template = named(rendered(alpha, namespace), "DaemonSet", "clustermesh-agent")["spec"]["template"]
+            agent = Pod(bed, tmp_path / "agent", namespace, template, IP)
+            found = read_peers(agent.path("clustermesh"), "alpha")
+            (file,) = found.peers.values()
+            assert file.endpoints == (f"https://clustermesh-apiserver.{namespace}.svc:{ports[0]}",)
+            local = decoded(secrets(bed, namespace)["clustermesh-apiserver-local-cert"])
+            assert (agent.path("clustermesh") / "local-etcd-client.crt").read_bytes() == local["tls.crt"]
+            tls = Tls(*(agent.path("clustermesh") / Path(each).name for each in (file.ca, file.cert, file.key) if each))
+            at = f"clustermesh-apiserver.{namespace}.svc"
+            async with EtcdClient(file.endpoints, tls, aliases={at: [IP]}) as client:
+                copied = await client.get(keys.cluster_config_key("beta"))
+            assert copied is not None
+            assert b'"cached":true' in copied.value
 
 
 def pods_at(namespace: str, *addresses: str) -> dict[str, Any]:
