@@ -264,6 +264,14 @@ static __always_inline enum reason plan_for_pod(const struct node_config *node, 
 	return is_somebody(&forward->source) ? 0 : REASON_DROP_NO_ADDRESS;
 }
 
+/* Whether the chosen backend is on this node: this node itself, a pod of ours, or one that others gave its device, of which
+ * only the service knows. */
+static __always_inline bool is_here(const struct ct_new *new, const struct address *own)
+{
+	return new->chosen.flags & SERVICE_KEEP_SOURCE || is_same_address(&new->chosen.address, own) ||
+	       bpf_map_lookup_elem(MAP(pod_devices), &new->chosen.address);
+}
+
 /* Somebody outside calls. A backend here sees who; one elsewhere sees this node, which its replies come back to. */
 static __always_inline enum reason plan_for_outside(struct __sk_buff *skb, const struct node_config *node,
 						    struct ct_new *new, bool is_ipv6)
@@ -274,7 +282,7 @@ static __always_inline enum reason plan_for_outside(struct __sk_buff *skb, const
 
 	forward->flags |= CT_OUTSIDE;
 	reply->flags |= CT_OUTSIDE;
-	if (is_same_address(&forward->destination, own) || bpf_map_lookup_elem(MAP(pod_devices), &forward->destination)) {
+	if (is_here(new, own)) {
 		choose_pod_way(node, forward);
 		if (forward->way == WAY_PEER && has_route)
 			return 0;

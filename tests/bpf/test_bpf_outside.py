@@ -73,6 +73,28 @@ def test_a_backend_elsewhere_sees_this_node_and_its_answer_goes_to_the_client(ou
     assert outside.from_outside(again) == (REDIRECT, arrived.to(flags=ACK, payload=b"more"))
 
 
+@pytest.mark.parametrize("protocol", PORTS)
+def test_a_service_whose_backends_are_here_shows_them_the_client_whoever_made_their_devices(
+    outside: Outside, protocol: int
+) -> None:
+    """externalTrafficPolicy Local, with pods of another CNI: no address of theirs is known to be here."""
+    sent, flags = call(outside, protocol), ServiceFlag.KEEP_SOURCE
+    at = sent.destination_port
+    outside.serve(
+        outside.node,
+        at,
+        protocol,
+        300,
+        BACKEND + 10 * list(PORTS).index(protocol),
+        kind=Kind.LOAD_BALANCER,
+        flags=flags,
+    )
+    arrived = sent.to(destination=outside.backend, destination_port=PORTS[protocol][1])
+    assert outside.from_outside(sent) == (NEXT, arrived)
+    answer = arrived.back().to(flags=SYN | ACK)
+    assert outside.to_outside(answer) == (NEXT, sent.back().to(flags=SYN | ACK))
+
+
 def test_sctp_keeps_its_port_towards_a_backend_elsewhere(outside: Outside) -> None:
     sent = call(outside, SCTP)
     assert outside.from_outside(sent) == (REDIRECT, sent.to(source=outside.node, destination=outside.remote))

@@ -640,6 +640,7 @@ def test_packets_and_bytes_are_counted(bed: Bed) -> None:
     found = bed.entry(sent)
     assert found is not None
     assert (found.packets, found.bytes) == (3, 3 * head + 100)
+    assert (found.service_id, found.backend_id) == (100, BACKEND)
     assert found.flags & CtFlag.ESTABLISHED
 
 
