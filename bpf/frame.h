@@ -92,7 +92,7 @@ static __always_inline __u32 frame_segments(struct frame frame)
 	return frame.is_xdp ? 0 : skb_of(frame)->gso_size;
 }
 
-/* `size` bytes, an even number: 0, or what has failed. `flags` are for a checksum that a device computed over all of it. */
+/* `size` bytes: 0, or what has failed. `flags` are for a checksum that a device computed over all of it. */
 static __always_inline long frame_store(struct frame frame, __u32 offset, const void *from, __u32 size, __u64 flags)
 {
 	const __u16 *word = from;
@@ -106,6 +106,8 @@ static __always_inline long frame_store(struct frame frame, __u32 offset, const 
 #pragma unroll
 	for (__u32 i = 0; i < size / sizeof(*word); i++)
 		at[i] = word[i];
+	if (size % sizeof(*word))
+		((__u8 *)at)[size - 1] = ((const __u8 *)from)[size - 1];
 	return 0;
 }
 

@@ -403,6 +403,7 @@ enum reason {
 	REASON_DROP_TOO_LARGE,       /* refused: the packet must not be fragmented, and is larger than its way takes */
 	REASON_DROP_BIND,            /* refused: a socket was to be bound to the port of a node port or host port */
 	REASON_MEANT_FULL,           /* a connected socket found no room in lb_meant: what it means is in lb_reverse_sk, an LRU map */
+	REASON_DROP_HOPS,            /* refused: the packet may go no further */
 	REASONS,
 };
 

@@ -95,8 +95,17 @@ static __always_inline int nat_ports(struct frame frame, const struct packet *pa
 	return frame_store(frame, packet->transport, ports, sizeof(ports), 0);
 }
 
-/* Gives the packet the ends `to`. -1 where the kernel will not: the packet is half changed then. */
-static __always_inline int nat(struct frame frame, const struct packet *packet, const struct ends *to)
+/* IPv4's checksum is that of all that changes in its header. */
+static __always_inline int write_hops(struct frame frame, const struct packet *packet, __u8 hops)
+{
+	if (packet->flags & PACKET_IPV6)
+		return frame_store(frame, packet->network + offsetof(struct ipv6hdr, hop_limit), &hops, sizeof(hops),
+				   BPF_F_RECOMPUTE_CSUM);
+	return frame_store(frame, packet->network + offsetof(struct iphdr, ttl), &hops, sizeof(hops), 0);
+}
+
+/* Gives the packet the ends `to`, and so many hops to go. -1 where the kernel will not: the packet is half changed then. */
+static __always_inline int nat(struct frame frame, const struct packet *packet, const struct ends *to, __u8 hops)
 {
 	const struct ct_key *from = &packet->ends;
 	__u64 change = sum_of_change(&from->source, &to->source) + sum_of_change(&from->destination, &to->destination);
@@ -114,6 +123,9 @@ static __always_inline int nat(struct frame frame, const struct packet *packet, 
 		if (change_check(frame, check, change, flags) || nat_ports(frame, packet, to, check))
 			return -1;
 	}
+	if (hops != packet->hops && write_hops(frame, packet, hops))
+		return -1;
+	change += (__u64)bpf_htons(hops << 8) + (__u16)~bpf_htons(packet->hops << 8);
 	return write_addresses(frame, packet, packet->network, &to->source, &to->destination,
 			       changed_check(packet->check, change), BPF_F_RECOMPUTE_CSUM);
 }

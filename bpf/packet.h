@@ -44,6 +44,7 @@ enum {
 	ICMP6_UNREACHABLE = 1,
 	ICMP6_PORT = 4,
 	ICMP6_TOO_LARGE = 2,  /* a type */
+	ICMP6_TIME = 3,
 	ICMP6_QUERIES = 128,  /* the first type that is no error */
 };
 
@@ -67,6 +68,7 @@ static __always_inline bool parse_ipv4(struct frame frame, struct packet *packet
 	packet->transport = packet->network + ip->ihl * 4;
 	packet->length = bpf_ntohs(ip->tot_len);
 	packet->check = ip->check;
+	packet->hops = ip->ttl;
 	packet->id = ip->id;
 	if (fragment & FRAGMENT_OFFSET)
 		packet->flags = PACKET_LATER_FRAGMENT;
@@ -121,6 +123,7 @@ static __always_inline bool parse_ipv6(struct frame frame, struct packet *packet
 		return false;
 	packet->transport = packet->network + sizeof(*ip);
 	packet->length = sizeof(*ip) + bpf_ntohs(ip->payload_len);
+	packet->hops = ip->hop_limit;
 	packet->flags = PACKET_IPV6 | PACKET_WHOLE;
 	return skip_extensions(frame, packet, ip->nexthdr);
 }

@@ -20,6 +20,7 @@ struct packet {
 	__u8 flags;      /* enum packet_flag */
 	__u8 tcp;        /* enum tcp_flag */
 	__u8 head;       /* bytes of the transport's header */
+	__u8 hops;       /* it may still go */
 	struct ct_fragment_key fragment; /* of a fragmented packet */
 	struct ct_key pair;              /* where the pair of its entry is looked for */
 };

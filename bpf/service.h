@@ -169,20 +169,27 @@ static __always_inline void read_ends(const struct ct_entry *entry, struct ends 
 	to->destination_port = entry->destination_port;
 }
 
-/* Gives the packet the ends that the entry says. A reason why not, or 0. */
-static __always_inline enum reason translate(struct __sk_buff *skb, struct ct_scratch *space,
-					     const struct ct_entry *entry, struct passage *passage)
+/* Gives the packet the ends that the entry says. Who sends it past the kernel (`routes`) is a router to it. A reason why not,
+ * or 0. */
+static __always_inline enum reason translate(struct __sk_buff *skb, struct ct_scratch *space, const struct ct_entry *entry,
+					     struct passage *passage, bool routes)
 {
 	struct packet *packet = &space->packet;
+	__u8 hops = packet->hops;
 
 	read_ends(entry, &space->to);
 	*passage = (struct passage){ entry->way_device, entry->mtu, entry->way };
 	if (is_too_large(of_skb(skb), packet, passage->mtu))
 		return REASON_DROP_TOO_LARGE;
+	if (routes && (passage->way == WAY_PEER || passage->way == WAY_NEIGH)) {
+		if (hops <= 1)
+			return REASON_DROP_HOPS;
+		hops--;
+	}
 	count(entry->flags & CT_REPLY ? REASON_NAT_REPLY : REASON_NAT_FORWARD);
 	if (packet->flags & PACKET_FRAGMENTED)
 		remember_fragment(packet);
-	if (nat(of_skb(skb), packet, &space->to))
+	if (nat(of_skb(skb), packet, &space->to, hops))
 		passage->way = WAY_NOWHERE;
 	return 0;
 }
@@ -420,6 +427,8 @@ SUBPROGRAM int answer_refused(struct __sk_buff *skb, __u32 reason)
 	report_packet(skb, reason, EVENT_DROP);
 	if (reason == REASON_DROP_TOO_LARGE)
 		return refuse_large(skb, &space->packet, space->new.forward.mtu);
+	if (reason == REASON_DROP_HOPS)
+		return answer_error(skb, &space->packet, space->packet.flags & PACKET_IPV6 ? ICMP6_TIME : ICMP_TIME, 0, 0);
 	if (reason == REASON_DROP_SOURCE_RANGE || reason == REASON_DROP_NO_ADDRESS)
 		return TC_ACT_SHOT;
 	return refuse_packet(skb, &space->packet);
@@ -459,7 +468,7 @@ static __always_inline int serve(struct __sk_buff *skb, struct ct_scratch *space
 	if (why == NOTHING)
 		return NEXT;
 	if (!why)
-		why = translate(skb, space, entry, &passage);
+		why = translate(skb, space, entry, &passage, true);
 	if (!why && passage.way == WAY_STACK && !(entry->flags & CT_REPLY))
 		tell_egress(skb, EGRESS_DONE);
 	if (!why)
@@ -492,7 +501,7 @@ static __always_inline int answer(struct __sk_buff *skb, __u16 network, __u16 fl
 	if (!entry || (entry->flags & (CT_REPLY | CT_AT_EGRESS)) != (CT_REPLY | flag))
 		return NEXT;
 	ct_touch(entry, &space->packet, ct_now());
-	translate(skb, space, entry, &passage);
+	translate(skb, space, entry, &passage, false);
 	return passage.way == WAY_NOWHERE ? TC_ACT_SHOT : NEXT;
 }
 

@@ -100,14 +100,14 @@ static __always_inline int accelerate(struct frame frame)
 	if (!parse_whole(frame, packet))
 		return XDP_PASS;
 	entry = bpf_map_lookup_elem(MAP(ct), &packet->ends);
-	if (!entry || !goes_on(entry, packet, now) || is_too_large(frame, packet, entry->mtu))
+	if (!entry || !goes_on(entry, packet, now) || packet->hops <= 1 || is_too_large(frame, packet, entry->mtu))
 		return XDP_PASS;
 	read_ends(entry, &space->to);
 	if (!may_be_in_clear(&packet->ends, &space->to) || !find_way(frame, packet, &space->to, device, route))
 		return XDP_PASS;
 	out = route->ifindex;
 	if (frame_store(frame, 0, route->dmac, ETH_ALEN, 0) || frame_store(frame, ETH_ALEN, route->smac, ETH_ALEN, 0) ||
-	    nat(frame, packet, &space->to))
+	    nat(frame, packet, &space->to, packet->hops - 1))
 		return XDP_DROP;
 	count(entry->flags & CT_REPLY ? REASON_NAT_REPLY : REASON_NAT_FORWARD);
 	if (ct_touch(entry, packet, now))

@@ -71,6 +71,7 @@ class Reason(IntEnum):
     DROP_TOO_LARGE = 22
     DROP_BIND = 23
     MEANT_FULL = 24
+    DROP_HOPS = 25
 
 
 class EventType(IntEnum):

@@ -74,6 +74,39 @@ def test_a_backend_elsewhere_sees_this_node_and_its_answer_goes_to_the_client(ou
 
 
 @pytest.mark.parametrize("protocol", PORTS)
+@pytest.mark.parametrize("here", [False, True])
+def test_what_is_sent_on_past_the_kernel_has_a_hop_less(outside: Outside, protocol: int, here: bool) -> None:
+    """As a router has it: packets go in circles for ever where nobody counts."""
+    if here:
+        outside.put("node_config", {Number(0): config(outside, flags=ConfigFlag.REDIRECT)})
+        locally(outside)
+    sent = call(outside, protocol)
+    for hops in (64, 2):
+        verdict, arrived = outside.from_outside(sent.to(hops=hops))
+        assert verdict == REDIRECT
+        assert arrived is not None
+        assert arrived.hops == hops - 1
+        way_back = outside.from_pod if here else outside.from_outside
+        verdict, answer = way_back(arrived.back().to(hops=9, flags=SYN | ACK))
+        assert verdict == REDIRECT
+        assert answer is not None
+        assert answer.hops == 8
+    verdict, refused = outside.from_outside(sent.to(hops=1))
+    assert verdict == REDIRECT
+    assert refused is not None
+    assert refused.icmp == ((3, 0, 0) if outside.is_ipv6() else (11, 0, 0))
+    assert (refused.source, refused.destination) == (outside.node, outside.stranger)
+    assert outside.count(Reason.DROP_HOPS) == 1
+
+
+def test_what_goes_the_kernels_way_keeps_its_hops_for_that(outside: Outside) -> None:
+    locally(outside)
+    _, arrived = outside.from_outside(call(outside).to(hops=1))
+    assert arrived is not None
+    assert arrived.hops == 1
+
+
+@pytest.mark.parametrize("protocol", PORTS)
 def test_a_service_whose_backends_are_here_shows_them_the_client_whoever_made_their_devices(
     outside: Outside, protocol: int
 ) -> None:

@@ -105,6 +105,8 @@ def test_what_goes_on_both_ways_is_translated_as_by_tc(frames: Frames, protocol:
             assert verdict == REDIRECT, kind
             verdict, data = frames.xdp(packet)
             assert (verdict, read(data)) == (BACK, expected), kind
+            assert expected is not None
+            assert read(data).hops == expected.hops == packet.hops - 1, kind
             assert data[:12] == NEIGHBOUR + OWN, kind
             assert len(data) == len(packet.frame()), kind
 
@@ -164,6 +166,7 @@ def left_alone(frames: Frames, packet: Packet) -> dict[str, Packet | bytes]:
         "no IP": frame[:12] + struct.pack("!H", 0x0806) + frame[14:],
         "less than its headers": frame[: 14 + (40 if frames.is_ipv6() else 20) + 7],
         "less than it says": frame[:-1],
+        "no hop left": packet.to(hops=1),
     }
     if packet.protocol == TCP:
         found |= {
