@@ -11,7 +11,7 @@ from dist_bed import build
 
 @pytest.fixture(scope="session")
 def what() -> list[str]:
-    return ["wheel", "chart"] if HELM.exists() else ["wheel"]
+    return ["wheel", "chart", "image"] if HELM.exists() else ["wheel", "image"]
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -16,6 +19,7 @@ from dist_bed import ROOT, build
 
 from clustermesh import __version__
 from tools.release.archive import Entry, write_folder
+from tools.release.debian import closure, packages_of
 from tools.release.dependencies import files_of, needed
 
 _SYSTEM = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -77,20 +81,80 @@ def environment(dist: Path, tmp_path: Path) -> Path:
     return venv
 
 
-@pytest.mark.root
-def test_a_node_runs_from_the_installed_wheel_where_there_is_no_checkout(environment: Path, tmp_path: Path) -> None:
+def node_status(root: Path, folder: str, path: str) -> dict[str, Any]:
+    """What an agent says of itself that runs below `root`, where there is no checkout."""
     if os.geteuid() != 0:
         pytest.skip("root is missing: no namespace can be made")
-    folder = tmp_path / "node"
-    folder.mkdir()
     script = ROOT / "tests" / "beds" / "bare_machine.sh"
-    argv = ["sh", str(script), str(ROOT), str(folder), f"{environment / 'bin'}:{_SYSTEM}"]
+    argv = ["sh", str(script), str(root), str(ROOT), folder, f"{path}:{_SYSTEM}"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    said = json.loads(done.stdout)
-    assert (said["ready"], said["problems"], said["version"]) == (True, [], __version__)
+    said: dict[str, Any] = json.loads(done.stdout)
+    return {key: said[key] for key in ("ready", "problems", "version")}
+
+
+WELL = {"ready": True, "problems": [], "version": __version__}
+
+
+@pytest.mark.root
+def test_a_node_runs_from_the_installed_wheel_where_there_is_no_checkout(environment: Path, tmp_path: Path) -> None:
+    assert node_status(Path("/"), str(tmp_path / "node"), str(environment / "bin")) == WELL
     look = "from agent.bpf.bcc import find_sources as s; from agent.bpf.loader import find_object as o; print(s(), o())"
     argv = [str(environment / "bin" / "python"), "-c", look]
     found = subprocess.run(argv, cwd="/", capture_output=True, text=True, check=True)
     (bpf,) = environment.glob("lib/python3*/site-packages/agent/bpf")
     assert found.stdout.split() == [str(bpf / "sources"), str(bpf / "clustermesh.bpf.o")]
+
+
+@pytest.fixture
+def image(dist: Path, tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+    """The image's root file system, and its configuration."""
+    (archive,) = dist.glob("clustermesh-image-*.tar")
+    with tarfile.open(archive) as tar:
+
+        def blob(digest: str) -> bytes:
+            data = _file(tar, f"blobs/{digest.replace(':', '/')}")
+            assert hashlib.sha256(data).hexdigest() == digest.removeprefix("sha256:")
+            return data
+
+        (listed,) = json.loads(_file(tar, "index.json"))["manifests"]
+        manifest = json.loads(blob(listed["digest"]))
+        config: dict[str, Any] = json.loads(blob(manifest["config"]["digest"]))
+        (layer,) = manifest["layers"]
+        data = blob(layer["digest"])
+    assert config["rootfs"]["diff_ids"] == [layer["digest"]]
+    root = tmp_path / "root"
+    root.mkdir()
+    subprocess.run(["tar", "-x", "-C", str(root)], input=data, check=True)
+    return root, config["config"]
+
+
+def _file(tar: tarfile.TarFile, name: str) -> bytes:
+    found = tar.extractfile(name)
+    assert found is not None
+    return found.read()
+
+
+@pytest.mark.root
+def test_a_node_runs_from_the_image_and_its_user_may_read_and_start_all_of_it(
+    image: tuple[Path, dict[str, Any]],
+) -> None:
+    root, config = image
+    for path in root.rglob("*"):
+        if not path.is_symlink() and path != root / "tmp":
+            mode = path.stat().st_mode
+            assert mode & 0o022 == 0, f"{path} is writable by others"
+            assert mode & 0o004, f"{path} cannot be read"
+    assert config["User"] == "65532:65532"
+    for command in ("clustermesh", "clustermesh-apiserver", "clustermesh-agent", "clustermesh-cni-install", "etcd"):
+        argv = ["chroot", "--userspec=65532:65532", str(root), command, "--help"]
+        subprocess.run(argv, env={"PATH": _SYSTEM}, capture_output=True, check=True)
+    assert node_status(root, "/tmp", "/usr/local/bin") == WELL
+
+
+def test_what_a_package_depends_on_comes_along_by_any_of_its_names() -> None:
+    said = ["a\tb (>= 1) | c, v:any\t\t", "b\t\tlibc6\t", "d\ta\t\tv (= 2), w", "libc6\t\t\t", "e\tabsent\t\t"]
+    installed = packages_of("\n".join(said))
+    assert closure(["a"], installed) == {"a", "b", "d", "libc6"}
+    with pytest.raises(KeyError, match="absent"):
+        closure(["e"], installed)

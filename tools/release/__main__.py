@@ -1,5 +1,5 @@
-"""`python -m tools.release [--out FOLDER] [wheel|chart ...]`: builds what is named, or all of it, from the files that
-git tracks, as they are in the checkout. Times inside are the commit's (SOURCE_DATE_EPOCH, where it is set)."""
+"""`python -m tools.release [--out FOLDER] [wheel|chart|image ...]`: builds what is named, or all of it, from the files
+that git tracks, as they are in the checkout. Times inside are the commit's (SOURCE_DATE_EPOCH, where it is set)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from clustermesh import __version__
+from tools.release.image import build_image
 from tools.release.packages import build_chart, build_wheel, stage
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -37,7 +38,12 @@ def _chart(tree: Path, out: Path, seconds: int) -> Path:
     return build_chart(ROOT / "build" / "helm", tree / "charts" / "clustermesh", out, __version__, seconds)
 
 
-_BUILDERS: Final = {"wheel": build_wheel, "chart": _chart}
+def _image(tree: Path, out: Path, seconds: int) -> Path:
+    with tempfile.TemporaryDirectory() as folder:
+        return build_image(build_wheel(tree, Path(folder), seconds), out, __version__, seconds)
+
+
+_BUILDERS: Final = {"wheel": build_wheel, "chart": _chart, "image": _image}
 
 
 def _tracked() -> list[str]:
