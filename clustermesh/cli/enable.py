@@ -13,8 +13,6 @@ from clustermesh.errors import Invalid, Refused
 
 _SERVED: Final = "clustermesh.useAPIServer"
 _TYPE: Final = "clustermesh.apiserver.service.type"
-_FIXED: Final = ("cluster.name", "cluster.id", "clustermesh.maxConnectedClusters")
-"""What other clusters know a cluster by."""
 
 _chart = click.option("--chart", default="", metavar="CHART", help="Folder, package or reference of the chart.")
 
@@ -117,6 +115,7 @@ def _parsed(value: str) -> Any:
 async def _upgrade(which: Which, values: dict[str, Any] | None, chart: str) -> bool:
     """`values` None is what closes the cluster."""
     from clustermesh.joining.connect import open_api
+    from clustermesh.joining.deployment import FIXED
     from clustermesh.joining.helm import Helm, find_chart, find_release
     from clustermesh.joining.links import known_peers
     from clustermesh.joining.names import PEERS
@@ -129,7 +128,7 @@ async def _upgrade(which: Which, values: dict[str, Any] | None, chart: str) -> b
     if wanted is None:
         wanted = {_SERVED: False} if release.value("etcd.enabled") else {_TYPE: "ClusterIP"}
     changes = {key for key, value in wanted.items() if release.value(key) != value}
-    fixed = changes & {*_FIXED} if values is not None else changes
+    fixed = changes & {*FIXED} if values is not None else changes
     if connected and fixed:
         raise Refused(
             f"{which.shown} is connected to {connected}: `clustermesh disconnect` first, then change {min(fixed)}"

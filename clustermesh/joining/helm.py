@@ -10,9 +10,10 @@ import base64
 import binascii
 import json
 import os
+import shlex
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,11 +41,14 @@ class _Chart(Struct, frozen=True):
 
 
 class Release(Struct, frozen=True):
-    """A release as it was deployed last: `config` are the values that somebody gave."""
+    """A release as it was deployed last, or would be: `config` are the values that somebody gave, `manifest` the
+    objects, in YAML."""
 
     name: str = ""
     chart: _Chart = _Chart()
     config: dict[str, Any] | None = None
+    manifest: str = ""
+    version: int = 0
 
     def value(self, key: str) -> Any:
         """What it was deployed with at `key`, as "cluster.name"; None where nobody says."""
@@ -57,11 +61,21 @@ class Release(Struct, frozen=True):
         return None
 
 
-async def find_release(objects: Objects) -> Release:
-    """The release of this project's chart in the namespace. Raises Refused where there is none, or Cilium's."""
+async def list_releases(objects: Objects) -> list[Release]:
+    """Every release that is deployed in the namespace."""
     path = f"/api/v1/namespaces/{objects.namespace}/secrets"
     kept = await objects.list(path, Secret, "owner=helm,status=deployed")
-    releases = [decode_release((each.data or {}).get("release", b""), each.metadata.name) for each in kept]
+    return [decode_release((each.data or {}).get("release", b""), each.metadata.name) for each in kept]
+
+
+async def look_release(objects: Objects) -> Release | None:
+    """The release of this project's chart in the namespace, None where there is none."""
+    return next((each for each in await list_releases(objects) if each.chart.metadata.name == CHART), None)
+
+
+async def find_release(objects: Objects) -> Release:
+    """The release of this project's chart in the namespace. Raises Refused where there is none, or Cilium's."""
+    releases = await list_releases(objects)
     for each in releases:
         if each.chart.metadata.name == CHART:
             return each
@@ -71,9 +85,8 @@ async def find_release(objects: Objects) -> Release:
             "clustermesh enable`, or helm upgrade with clustermesh.useAPIServer=true"
         )
     raise Refused(
-        f"namespace {objects.namespace} has no release of the chart {CHART}: `helm install clustermesh "
-        f"charts/clustermesh -n {objects.namespace} --set cluster.name=NAME --set cluster.id=NUMBER`, or give its "
-        "namespace with -n"
+        f"namespace {objects.namespace} has no release of the chart {CHART}: `clustermesh install -n "
+        f"{objects.namespace} --set cluster.name=NAME --set cluster.id=NUMBER`, or give its namespace with -n"
     )
 
 
@@ -105,35 +118,58 @@ class Helm(Struct, frozen=True):
         """
         if all(release.value(key) == value for key, value in values.items()):
             return False
-        program = shutil.which("helm")
         sets = [part for key, value in values.items() for part in ("--set-json", f"{key}={json.dumps(value)}")]
-        argv = ["upgrade", release.name, self.chart, "--namespace", self.namespace, "--reset-then-reuse-values", *sets]
-        argv += ["--kube-context", self.context] if self.context else []
-        if program is None:
-            raise Refused(f"no helm in PATH: install it (https://helm.sh), or run elsewhere: helm {' '.join(argv)}")
-        await _run([program, *argv], {"KUBECONFIG": self.kubeconfig} if self.kubeconfig else {})
+        await self._call(["upgrade", release.name, self.chart, "--reset-then-reuse-values", *sets])
         return True
+
+    async def render(self, name: str, values: Sequence[str]) -> Release:
+        """The release `name` as it would be with `values`, flags of Helm's, beside those it has. Raises as above."""
+        said = await self._call([*self._deploying(name, values), "--dry-run=server", "--output=json"])
+        try:
+            return msgspec.json.decode(said, type=Release)
+        except (msgspec.DecodeError, UnicodeDecodeError) as e:
+            raise Invalid("helm", said[:80], f"must print a release: {e}") from e
+
+    async def deploy(self, name: str, values: Sequence[str]) -> None:
+        """Install or upgrade it so."""
+        await self._call(self._deploying(name, values))
+
+    async def uninstall(self, name: str) -> None:
+        await self._call(["uninstall", name])
+
+    def _deploying(self, name: str, values: Sequence[str]) -> list[str]:
+        return ["upgrade", name, self.chart, "--install", "--reset-then-reuse-values", *values]
+
+    async def _call(self, argv: list[str]) -> bytes:
+        """What it prints. Only Helm can render a chart: its templates are Go's."""
+        argv = [*argv, "--namespace", self.namespace, *(["--kube-context", self.context] if self.context else [])]
+        program = shutil.which("helm")
+        if program is None:
+            raise Refused(f"no helm in PATH: install it (https://helm.sh), or run elsewhere: helm {shlex.join(argv)}")
+        return await _run([program, *argv], {"KUBECONFIG": self.kubeconfig} if self.kubeconfig else {})
 
 
 def find_chart() -> str:
-    """The chart beside this program. Raises Refused where there is none."""
-    folder = Path(__file__).parents[2] / "charts" / CHART
-    if not (folder / "Chart.yaml").exists():
-        raise Refused(f"the chart is not at {folder}: say where it is with --chart")
-    return str(folder)
+    """The chart that this program came with: beside it in a wheel, in its own folder of the checkout. Raises
+    Refused where there is none."""
+    places = (Path(__file__).with_name("chart"), Path(__file__).parents[2] / "charts" / CHART)
+    for folder in places:
+        if (folder / "Chart.yaml").exists():
+            return str(folder)
+    raise Refused(f"the chart is not at {' or '.join(map(str, places))}: say where it is with --chart")
 
 
-async def _run(argv: list[str], environment: Mapping[str, str]) -> None:
+async def _run(argv: list[str], environment: Mapping[str, str]) -> bytes:
     process = await asyncio.create_subprocess_exec(
         *argv,
         stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, **environment},
     )
     try:
         async with asyncio.timeout(_PATIENCE):
-            _, words = await process.communicate()
+            said, words = await process.communicate()
     except TimeoutError as e:
         raise Unavailable(f"helm has not ended after {_PATIENCE:g} s") from e
     finally:
@@ -142,3 +178,4 @@ async def _run(argv: list[str], environment: Mapping[str, str]) -> None:
             await process.wait()
     if process.returncode:
         raise Refused(f"helm: {words.decode(errors='replace').strip()[-_WORDS:]}")
+    return said

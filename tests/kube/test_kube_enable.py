@@ -83,4 +83,4 @@ def test_what_helm_refuses_is_said_in_its_words_and_nothing_changes(run: Command
 def test_a_namespace_without_the_chart_is_told_how_to_have_it(bed: KubeBed, namespace: str) -> None:
     config = bed.write_kubeconfig("alpha", cert="admin")
     result = CliRunner().invoke(main, ["enable", "--kubeconfig", str(config), "--context", "alpha", "-n", namespace])
-    assert (result.exit_code, "helm install clustermesh" in result.output) == (1, True), result.output
+    assert (result.exit_code, "clustermesh install" in result.output) == (1, True), result.output

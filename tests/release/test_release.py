@@ -35,7 +35,7 @@ def test_two_builds_are_equal_byte_for_byte(dist: Path, what: list[str], tmp_pat
     assert len(again) == len(what)
 
 
-def test_the_wheel_carries_the_programs_and_every_source_of_them(dist: Path) -> None:
+def test_the_wheel_carries_the_programs_with_every_source_of_them_and_the_chart(dist: Path) -> None:
     (wheel,) = dist.glob("*.whl")
     with zipfile.ZipFile(wheel) as packed:
         found = {name: packed.read(name) for name in packed.namelist()}
@@ -50,6 +50,10 @@ def test_the_wheel_carries_the_programs_and_every_source_of_them(dist: Path) -> 
     sources = {path.name: path.read_bytes() for path in (ROOT / "bpf").iterdir() if path.suffix in {".c", ".h"}}
     inside = "agent/bpf/sources/"
     assert {name.removeprefix(inside): data for name, data in found.items() if name.startswith(inside)} == sources
+    charts, inside = ROOT / "charts" / "clustermesh", "clustermesh/joining/chart/"
+    files = {str(path.relative_to(charts)): path.read_bytes() for path in charts.rglob("*") if path.is_file()}
+    files.pop(".helmignore")
+    assert {name.removeprefix(inside): data for name, data in found.items() if name.startswith(inside)} == files
 
 
 @pytest.mark.skipif(bool(MISSING), reason=MISSING)

@@ -16,13 +16,17 @@ from typing import Final
 from tools.release.archive import read_tar, write_tar
 
 PROGRAMS: Final = ("clustermesh.bpf.o", "downgrade.bpf.o", "evict.bpf.o")
+CHART: Final = "charts/clustermesh/"
 _FIRST: Final = 315532800  # 1980, where the time of a wheel's files begins
 
 
 def stage(checkout: Path, tree: Path, names: Iterable[str], seconds: int) -> None:
-    """A copy of the files `names` of the checkout, with eBPF programs and sources where agent/bpf looks for its own."""
+    """A copy of the files `names` of the checkout, with eBPF programs, their sources and the chart where the packages
+    look for their own."""
     for name in names:
         _copy(checkout / name, tree / name)
+        if name.startswith(CHART):
+            _copy(checkout / name, tree / "clustermesh" / "joining" / "chart" / name.removeprefix(CHART))
     for program in PROGRAMS:
         _copy(checkout / "build" / program, tree / "agent" / "bpf" / program)
     for source in [*(tree / "bpf").glob("*.h"), *(tree / "bpf").glob("*.c")]:

@@ -1,0 +1,166 @@
+"""`clustermesh install`, `upgrade` and `uninstall`: the chart, by Helm."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from clustermesh.cli import printable
+from clustermesh.cli.contexts import Which, cluster_options, is_folder
+from clustermesh.errors import Invalid
+
+if TYPE_CHECKING:
+    from clustermesh.joining.deployment import Leavings, Plan
+    from clustermesh.joining.differences import Change
+
+_COLOURS = {"+": "green", "-": "red", "~": "yellow"}
+
+
+def _values(function: Any) -> Any:
+    """What both take: given to the command as `flags`, for Helm."""
+    for option in (
+        click.option("--chart", default="", metavar="CHART", help="Folder, package or reference of the chart; ours."),
+        click.option("--dry-run", is_flag=True, help="Only show what would change."),
+        click.option("-f", "--values", multiple=True, metavar="FILE", help="Values in YAML; repeatable."),
+        click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="One value; repeatable."),
+    ):
+        function = option(function)
+    return function
+
+
+@click.command()
+@cluster_options
+@_values
+@click.option("--release", default="", metavar="NAME", help="What Helm calls it, where it is new; clustermesh.")
+def install(
+    which: Which, sets: tuple[str, ...], values: tuple[str, ...], dry_run: bool, chart: str, release: str
+) -> None:
+    """Put the chart into a cluster: API server, mirror, agents. Shows what changes, then has Helm do it.
+
+    The same command again changes nothing. Where the chart is there already, the values that it has stay, and those
+    given here come on top. It calls helm, which must be installed: nothing else renders a chart.
+
+    \b
+    Examples:
+      clustermesh install --context alpha --set cluster.name=alpha --set cluster.id=1
+      clustermesh install --context alpha -f values.yaml --dry-run
+    """
+    asyncio.run(_deploy(which, _flags(sets, values), chart, release, dry_run, fresh=True))
+
+
+@click.command()
+@cluster_options
+@_values
+def upgrade(which: Which, sets: tuple[str, ...], values: tuple[str, ...], dry_run: bool, chart: str) -> None:
+    """Bring the chart in a cluster to this program's version, and to other values; those not given stay.
+
+    \b
+    Examples:
+      clustermesh upgrade --context alpha --dry-run
+      clustermesh upgrade --context alpha --set clustermesh.apiserver.replicas=2
+    """
+    asyncio.run(_deploy(which, _flags(sets, values), chart, "", dry_run, fresh=False))
+
+
+@click.command()
+@cluster_options
+@click.option("--dry-run", is_flag=True, help="Only show what would go.")
+@click.option("--authority", is_flag=True, help="Also the Secret cilium-ca, if our job made it: nobody trusts us then.")
+def uninstall(which: Which, dry_run: bool, authority: bool) -> None:
+    """Take the chart out of a cluster that is connected to no other, with all that our programs made beside it.
+
+    The certificate authority stays unless --authority is given: what it signed elsewhere lives by it. What Helm or
+    others keep under the same names is left alone. Nodes keep their network: `clustermesh node cleanup` on each.
+
+    \b
+    Examples:
+      clustermesh uninstall --context alpha --dry-run
+      clustermesh uninstall --context alpha --authority
+    """
+    asyncio.run(_uninstall(which, dry_run, authority))
+
+
+def _flags(sets: Iterable[str], values: Iterable[str]) -> list[str]:
+    return [*(f"--values={each}" for each in values), *(f"--set={each}" for each in sets)]
+
+
+async def _deploy(which: Which, flags: list[str], chart: str, release: str, dry_run: bool, *, fresh: bool) -> None:
+    from clustermesh.joining.connect import open_api
+    from clustermesh.joining.deployment import plan
+    from clustermesh.joining.helm import Helm, find_chart
+
+    _check_context(which)
+    helm = Helm(which.kubeconfig, which.context, which.namespace, chart or find_chart())
+    async with open_api(which.kubeconfig, which.context, which.namespace) as objects:
+        found = await plan(objects, helm, flags, name=release, fresh=fresh)
+    _show(found.changes)
+    if not (found.changes or found.given):
+        click.echo(f"nothing to do: release {found.name} in {which.shown} is as it is to be")
+    elif dry_run:
+        click.echo(_summary(found, which, "would be"))
+    else:
+        await helm.deploy(found.name, flags)
+        click.echo(_summary(found, which, "is"))
+
+
+async def _uninstall(which: Which, dry_run: bool, authority: bool) -> None:
+    from clustermesh.joining import names
+    from clustermesh.joining.connect import open_api
+    from clustermesh.joining.deployment import check_alone, find_leavings, remove
+    from clustermesh.joining.differences import find_changes
+    from clustermesh.joining.helm import Helm, look_release
+    from clustermesh.joining.objects import MANAGED_BY, Secret
+
+    _check_context(which)
+    async with open_api(which.kubeconfig, which.context, which.namespace) as objects:
+        release = await look_release(objects)
+        told = await objects.read("secrets", names.PEERS, Secret)
+        if told is not None and (told.metadata.labels or {}).get(MANAGED_BY) != "Helm":
+            await check_alone(objects, "uninstall")
+        if release is not None:
+            _show(await find_changes(objects, release.manifest, ""))
+            if not dry_run:
+                await Helm(which.kubeconfig, which.context, which.namespace, "").uninstall(release.name)
+        left = await find_leavings(objects)
+        going = [*left.made, *([("secrets", names.AUTHORITY)] if left.authority and authority else [])]
+        for plural, name in going:
+            _line("-", {"secrets": "Secret", "configmaps": "ConfigMap"}[plural], name)
+            if not dry_run:
+                await remove(objects, plural, name)
+    _farewell(which, left, release is not None or bool(going), dry_run, authority)
+
+
+def _farewell(which: Which, left: Leavings, any_there: bool, dry_run: bool, authority: bool) -> None:
+    if not any_there:
+        click.echo(f"nothing to do: the chart is not in {which.shown}, namespace {which.namespace}")
+    elif dry_run:
+        click.echo("nothing was changed (--dry-run)")
+    else:
+        click.echo(f"the chart is no longer in {which.shown}")
+        click.echo("on nodes that had an agent, programs, tunnels and the CNI plugin stay: `clustermesh node cleanup`")
+    if left.authority and not authority:
+        click.echo(f"Secret cilium-ca stays in namespace {which.namespace}: --authority removes it")
+
+
+def _summary(found: Plan, which: Which, verb: str) -> str:
+    done = "installed" if found.release is None else "upgraded"
+    return f"release {found.name} {verb} {done} in {which.shown}, namespace {which.namespace}"
+
+
+def _show(changes: Iterable[Change]) -> None:
+    for change in changes:
+        _line(change.sign, change.kind, change.name)
+        for field in change.fields:
+            click.echo(f"    {printable(field)}")
+
+
+def _line(sign: str, kind: str, name: str) -> None:
+    click.echo(f"{click.style(sign, fg=_COLOURS[sign], bold=True)} {kind} {printable(name)}")
+
+
+def _check_context(which: Which) -> None:
+    if is_folder(which.context):
+        raise Invalid("context", which.context, "is a folder, which has no chart; give a context of a kubeconfig")

@@ -1,0 +1,92 @@
+"""The chart put into a cluster and taken out of it, by Helm, where anything changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from msgspec import Struct
+
+from clustermesh.errors import Refused
+from clustermesh.joining import names
+from clustermesh.joining.differences import Change, find_changes
+from clustermesh.joining.helm import CHART, Helm, Release, find_release, look_release
+from clustermesh.joining.links import known_peers
+from clustermesh.joining.objects import MANAGED_BY, MANAGER, Meta, Objects
+from clustermesh.kube.faults import NotServed
+
+FIXED: Final = ("cluster.name", "cluster.id", "clustermesh.maxConnectedClusters")
+"""What other clusters know a cluster by."""
+_LEAVES: Final = ("server", "admin", "local", "remote")
+_MADE: Final = {
+    **dict.fromkeys((f"clustermesh-apiserver-{leaf}-cert" for leaf in _LEAVES), "secrets"),
+    names.PEERS: "secrets",
+    names.COPIED: "secrets",
+    names.INVITATIONS: "secrets",
+    names.USERS: "configmaps",
+}
+"""What this project's programs make beside the chart, by name."""
+
+
+class _Labelled(Struct, frozen=True):
+    metadata: Meta = Meta()
+
+
+class Plan(Struct, frozen=True):
+    """What a deployment of the chart would do; `release` is what is deployed now."""
+
+    name: str
+    release: Release | None
+    changes: Sequence[Change]
+    given: bool
+    """Whether other values are given than were, even where nothing in the cluster follows from them."""
+
+
+async def plan(objects: Objects, helm: Helm, values: Sequence[str], *, name: str = "", fresh: bool = True) -> Plan:
+    """What `values`, flags of Helm's, would change; `fresh` says that there need not be a release yet.
+
+    Raises Refused for what must not change while clusters are connected, or where Helm refuses; Unavailable.
+    """
+    release = await look_release(objects) if fresh else await find_release(objects)
+    name = release.name if release else name or CHART
+    wanted = await helm.render(name, values)
+    if release is not None:
+        changed = [key for key in FIXED if release.value(key) != wanted.value(key)]
+        await check_alone(objects, f"change {changed[0]}" if changed else "")
+    changes = await find_changes(objects, release.manifest if release else "", wanted.manifest)
+    given = release is None or (release.config or {}) != (wanted.config or {})
+    return Plan(name, release, changes, given)
+
+
+async def check_alone(objects: Objects, what: str) -> None:
+    """Refused where `what` is to be done, and clusters are connected."""
+    connected = ", ".join(sorted(known_peers(await objects.secret(names.PEERS))))
+    if what and connected:
+        raise Refused(f"this cluster is connected to {connected}: `clustermesh disconnect` first, then {what}")
+
+
+class Leavings(Struct, frozen=True):
+    """What is there beside the release, made by our programs (`made`), or kept because others may live by it."""
+
+    made: Sequence[tuple[str, str]]
+    authority: bool
+
+
+async def find_leavings(objects: Objects) -> Leavings:
+    """What an uninstallation by Helm alone would leave."""
+    made = [(plural, name) for name, plural in _MADE.items() if await _is_ours(objects, plural, name)]
+    return Leavings(made, await _is_ours(objects, "secrets", names.AUTHORITY))
+
+
+async def remove(objects: Objects, plural: str, name: str) -> None:
+    """Gone already is success."""
+    path = f"/api/v1/namespaces/{objects.namespace}/{plural}/{name}"
+    try:
+        await objects.send("DELETE", path, f"delete {plural}/{name}", {})
+    except NotServed:
+        return
+
+
+async def _is_ours(objects: Objects, plural: str, name: str) -> bool:
+    found = await objects.read(plural, name, _Labelled)
+    return found is not None and (found.metadata.labels or {}).get(MANAGED_BY) == MANAGER

@@ -1,0 +1,172 @@
+"""The chart put into a real Kubernetes API and taken out of it by commands, with the real Helm."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chart_bed import HELM, MISSING
+from click.testing import CliRunner, Result
+from kube_bed import KubeBed
+
+from clustermesh.cli import main
+from clustermesh.joining.differences import changed_fields, flatten
+
+needs_helm = pytest.mark.skipif(bool(MISSING), reason=MISSING or "")
+Command = Callable[..., Result]
+ALPHA = ("--set", "cluster.name=alpha", "--set", "cluster.id=1", "--set", "clustermesh.apiserver.service.nodePort=0")
+DECLARED = "clustermesh.config.clusters[0]"
+
+
+@pytest.fixture
+def run(bed: KubeBed, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
+    """`clustermesh` for a namespace of its own."""
+    (tmp_path / "helm").symlink_to(HELM)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    config = bed.write_kubeconfig("alpha", cert="admin")
+
+    def clustermesh(*words: str) -> Result:
+        flags = ["--kubeconfig", str(config), "-n", namespace, "--context", "alpha"]
+        return CliRunner().invoke(main, [*words, *flags])
+
+    yield clustermesh
+    flags = ["--kubeconfig", str(config), "-n", namespace]
+    subprocess.run(
+        [str(HELM), "uninstall", "--ignore-not-found", "clustermesh", *flags], check=True, capture_output=True
+    )
+
+
+def contents(bed: KubeBed, namespace: str) -> dict[str, str]:
+    """resourceVersion of everything that the chart, Helm or a command may make."""
+    at = f"namespaces/{namespace}"
+    lists = [f"/api/v1/{at}/{each}" for each in ("secrets", "configmaps", "services", "serviceaccounts")]
+    lists += [f"/apis/apps/v1/{at}/{each}" for each in ("deployments", "daemonsets")]
+    lists += [f"/apis/batch/v1/{at}/{each}" for each in ("jobs", "cronjobs")]
+    lists += [f"/apis/policy/v1/{at}/poddisruptionbudgets"]
+    rbac = "/apis/rbac.authorization.k8s.io/v1"
+    lists += [f"{rbac}/{at}/{each}" for each in ("roles", "rolebindings")]
+    lists += [f"{rbac}/{each}" for each in ("clusterroles", "clusterrolebindings")]
+    found = {
+        f"{path.rpartition('/')[2]}/{item['metadata']['name']}": item["metadata"]["resourceVersion"]
+        for path in lists
+        for item in bed.ask("GET", path)["items"]
+    }
+    return {key: value for key, value in found.items() if "system:" not in key and key != "configmaps/kube-root-ca.crt"}
+
+
+@needs_helm
+def test_the_chart_is_put_in_once_changed_where_asked_and_nothing_of_it_is_left(
+    run: Command, bed: KubeBed, namespace: str
+) -> None:
+    before = contents(bed, namespace)
+    result = run("install", *ALPHA, "--dry-run")
+    assert (result.exit_code, "+ Deployment clustermesh-apiserver" in result.output) == (0, True), result.output
+    assert contents(bed, namespace) == before
+    result = run("install", *ALPHA)
+    assert (result.exit_code, "is installed" in result.output) == (0, True), result.output
+    installed = contents(bed, namespace)
+    result = run("install", *ALPHA)
+    assert (result.exit_code, "nothing to do" in result.output) == (0, True), result.output
+    assert contents(bed, namespace) == installed
+
+    change = (
+        "--set",
+        "clustermesh.apiserver.service.type=ClusterIP",
+        "--set",
+        "clustermesh.apiserver.kvstoremesh.enabled=false",
+    )
+    result = run("upgrade", *change)
+    lines = result.output.splitlines()
+    assert "~ Service clustermesh-apiserver" in lines
+    assert '    spec.type: "NodePort" -> "ClusterIP"' in lines
+    assert any("containers[kvstoremesh].image" in line and line.endswith("-> none") for line in lines), result.output
+    deployment = bed.ask("GET", f"/apis/apps/v1/namespaces/{namespace}/deployments/clustermesh-apiserver")
+    assert [each["name"] for each in deployment["spec"]["template"]["spec"]["containers"]] == ["etcd", "apiserver"]
+
+    bed.ask(
+        "PATCH",
+        f"/apis/apps/v1/namespaces/{namespace}/deployments/clustermesh-apiserver",
+        {"spec": {"template": {"spec": {"priorityClassName": "mine"}}}},
+        "application/merge-patch+json",
+    )
+    result = run("upgrade", "--dry-run")  # somebody else's change is seen
+    assert 'priorityClassName: "mine" -> "system-cluster-critical"' in result.output, result.output
+
+    for kind, name, manager in (
+        ("Secret", "cilium-ca", "clustermesh"),
+        ("Secret", "clustermesh-apiserver-server-cert", "clustermesh"),
+        ("Secret", "clustermesh-apiserver-admin-cert", "cert-manager"),
+        ("ConfigMap", "clustermesh-remote-users", "clustermesh"),
+    ):
+        meta = {"name": name, "namespace": namespace, "labels": {"app.kubernetes.io/managed-by": manager}}
+        bed.create({"apiVersion": "v1", "kind": kind, "metadata": meta})
+    result = run("uninstall")
+    assert (result.exit_code, "- Deployment clustermesh-apiserver" in result.output) == (0, True), result.output
+    assert "Secret cilium-ca stays" in result.output
+    others = {"secrets/clustermesh-apiserver-admin-cert"}
+    assert contents(bed, namespace).keys() - before.keys() == {"secrets/cilium-ca", *others}
+    assert run("uninstall", "--authority").exit_code == 0
+    assert contents(bed, namespace).keys() - before.keys() == others
+    result = run("uninstall", "--dry-run")
+    assert (result.exit_code, "nothing to do" in result.output) == (0, True), result.output
+
+
+@needs_helm
+def test_who_is_connected_is_not_taken_away_and_no_secret_is_shown(run: Command, bed: KubeBed, namespace: str) -> None:
+    secret = "bm90IGZvciBhbnlib2R5"
+    tls = [f"{DECLARED}.tls.{key}={secret}" for key in ("caCert", "cert", "key")]
+    peers = ["clustermesh.config.enabled=true", f"{DECLARED}.name=beta", f"{DECLARED}.ips[0]=192.0.2.1", *tls]
+    declared = [part for each in peers for part in ("--set", each)]
+    assert run("install", *ALPHA, *declared).exit_code == 0
+    result = run("upgrade", "--set", f"{DECLARED}.tls.key=b3RoZXI=", *declared[:-2])
+    assert "data.beta.etcd-client.key: (hidden) -> (hidden)" in result.output, result.output
+    assert secret not in result.output
+    assert "b3RoZXI" not in result.output
+    result = run("upgrade", "--set", "cluster.id=7")
+    assert (result.exit_code, "is connected to beta" in result.output) == (1, True), result.output
+
+
+def test_without_helm_the_error_says_what_to_run_elsewhere(
+    bed: KubeBed, namespace: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = bed.write_kubeconfig("alpha", cert="admin")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    flags = ["--kubeconfig", str(config), "-n", namespace, "--context", "alpha"]
+    result = CliRunner().invoke(main, ["install", *ALPHA, *flags])
+    assert (result.exit_code, "no helm in PATH" in result.output, "helm upgrade clustermesh" in result.output) == (
+        1,
+        True,
+        True,
+    )
+
+
+def _deployment(*containers: dict[str, Any], **spec: Any) -> dict[str, Any]:
+    return {"metadata": {"name": "a"}, "spec": {"containers": list(containers), **spec}}
+
+
+@pytest.mark.parametrize(
+    ("live", "applied", "old", "new", "expected"),
+    [
+        ({"a": 1}, {"a": 1}, {"a": 1}, {"a": 1}, []),
+        ({"a": 1}, {"a": 2}, {"a": 1}, {"a": 2}, ["a: 1 -> 2"]),
+        ({"a": 1, "b": 3}, {"a": 1, "b": 3}, {"a": 1}, {"a": 1}, []),  # b is the API's own default
+        ({"a": 1, "b": 3}, {"a": 1, "b": 3}, {"a": 1, "b": 3}, {"a": 1}, ["b: 3 -> none"]),
+        ({"a": 5}, {"a": 1}, {"a": 1}, {"a": 1}, ["a: 5 -> 1"]),  # somebody changed it
+        ({"status": {"x": 1}}, {"status": {"x": 2}}, None, {}, []),
+        ({"metadata": {"uid": "1"}}, {"metadata": {"uid": "2"}}, None, {}, []),
+        ({"l": [1, 2]}, {"l": [1, 2]}, {"l": [1, 2]}, {"l": [1]}, ["l: [1, 2] -> [1]"]),
+    ],
+)
+def test_a_change_is_a_field_that_will_be_otherwise(
+    live: Any, applied: Any, old: Any, new: Any, expected: list[str]
+) -> None:
+    assert list(changed_fields("ConfigMap", live, applied, old, new)) == expected
+
+
+def test_items_are_known_by_their_names_and_not_by_their_places() -> None:
+    one, two = {"name": "x", "image": "1"}, {"name": "y", "image": "2"}
+    assert flatten(_deployment(one, two)) == flatten(_deployment(two, one))
+    assert flatten(_deployment(one))["spec.containers[x].image"] == "1"
