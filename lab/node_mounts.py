@@ -7,12 +7,14 @@ host. Standard library only.
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from lab.node_spec import NodeSpec
 from lab.syscalls import MS_BIND, MS_NODEV, MS_NOSUID, MS_REC, MS_SLAVE, mount
 
 _RESOLV_CONF = "/etc/resolv.conf"
+_STATE = "/var/lib/clustermesh"
 
 
 def make_private(spec: NodeSpec) -> None:
@@ -26,6 +28,7 @@ def make_private(spec: NodeSpec) -> None:
     for folder in ("/run/lock", "/run/netns", "/run/clustermesh"):
         os.mkdir(folder)
     _layer("/var/lib")
+    shutil.rmtree(_STATE, ignore_errors=True)  # of an agent of the host's: here only, since this is the layer above it
     os.makedirs(spec.folder, exist_ok=True)  # absent below /run, which was covered
     mount("tmpfs", spec.folder, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
     for target, descriptor in kept.items():

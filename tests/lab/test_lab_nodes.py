@@ -59,6 +59,20 @@ async def test_what_it_writes_below_run_var_lib_and_bpffs_is_its_own(folder: Pat
         assert not Path(place).exists()
 
 
+async def test_it_has_nothing_of_what_an_agent_of_the_host_keeps(folder: Path) -> None:
+    kept = Path(f"/var/lib/clustermesh/lab-test-{os.getpid()}")
+    had = kept.parent.exists()
+    kept.mkdir(parents=True)
+    try:
+        node = await TestNode(folder, "one").start()
+        assert (await node.run(f"test -e {kept.parent} || echo absent")).strip() == "absent"
+        assert kept.exists()
+    finally:
+        kept.rmdir()
+        if not had:
+            kept.parent.rmdir()
+
+
 async def test_nothing_is_mounted_on_the_host(folder: Path) -> None:
     before = Path("/proc/self/mountinfo").read_text()
     await TestNode(folder, "one").start(private=["/mnt"])
