@@ -81,6 +81,8 @@ class Timing(Struct, frozen=True, kw_only=True):
 
 
 _DEFAULT_TIMING: Final = Timing()
+Duty = Callable[[EtcdClient], Coroutine[Any, Any, None]]
+"""Something else that one process of a cluster does, for ever: whoever leads. It is given the own etcd."""
 
 
 async def run_folder(context: Context, http: str, timing: Timing = _DEFAULT_TIMING) -> None:
@@ -88,7 +90,13 @@ async def run_folder(context: Context, http: str, timing: Timing = _DEFAULT_TIMI
     await run(of_folder(context), FolderSource(context.manifests, context.cluster), [http], timing)
 
 
-async def run(settings: Settings, source: Source, http: Sequence[str], timing: Timing = _DEFAULT_TIMING) -> None:
+async def run(
+    settings: Settings,
+    source: Source,
+    http: Sequence[str],
+    timing: Timing = _DEFAULT_TIMING,
+    duty: Duty | None = None,
+) -> None:
     """Publish what `source` has until SIGTERM or SIGINT, or until cancelled. `http` is where health is served.
 
     Invalid or Refused for an address that cannot be listened on. All else that is missing is waited for.
@@ -96,7 +104,7 @@ async def run(settings: Settings, source: Source, http: Sequence[str], timing: T
     async with settings.client() as client, settings.client(timing.election) as voting, heard(source) as told:
         with few_collections() as settle:
             await serve_terms(
-                lambda: ApiServer(settings, told, client, voting, timing, settle),
+                lambda: ApiServer(settings, told, client, voting, timing, settle, duty),
                 lambda current: _serve_health(http, lambda: current().health()),
             )
     _LOG.info("stopped; keys stay until their leases end")
@@ -121,7 +129,9 @@ class ApiServer:
         voting: EtcdClient,
         timing: Timing,
         settle: Callable[[], None],
+        duty: Duty | None = None,
     ) -> None:
+        self._duty = duty
         self._settle, self._etcd = settle, ", ".join(settings.endpoints)
         self.settings, self.source, self.client, self.timing = settings, told.source, client, timing
         self._told = told
@@ -174,6 +184,8 @@ class ApiServer:
             for coroutine in (*(each.run() for each in work), self._report(), self._beat(), self._tick()):
                 tasks.create_task(coroutine)
             await self.users.enabled.wait()
+            if self._duty is not None:
+                tasks.create_task(self._duty(self.client))
             self.listening.may_list.set()
             await self.listening.listed.wait()
             await self.keeper.adopt(self.ledger.leases())

@@ -23,10 +23,12 @@ from clustermesh.cli.own_cluster import (
     take_others,
 )
 from clustermesh.cli.values import AT_ONCE, RATE, Listener
+from clustermesh.errors import Invalid
 from clustermesh.standalone.context import load
 
 if TYPE_CHECKING:
-    from clustermesh.apiserver.server import Timing
+    from clustermesh.apiserver.server import Duty, Timing
+    from clustermesh.kube.access import Access
     from clustermesh.sources.source import Source
 
 
@@ -92,6 +94,19 @@ def _show_role(command: click.Context, _option: click.Parameter, wanted: bool) -
     help="Publish ServiceExports where the API serves them.",
 )
 @click.option(
+    "--declared-peers",
+    metavar="NAMESPACE",
+    help="Connect with the clusters that ClusterMeshPeers of this namespace declare, by its Secrets cilium-clustermesh "
+    "and cilium-kvstoremesh.",
+)
+@click.option(
+    "--agents-etcd",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="How agents reach the copies that the mirror makes of declared clusters, as an etcd's configuration; without "
+    "it they read these clusters themselves.",
+)
+@click.option(
     "--show-role",
     is_flag=True,
     is_eager=True,
@@ -136,6 +151,7 @@ def apiserver(command: click.Context, context: Path, source: str | None, http: s
     from clustermesh.heap import one_heap
 
     others = take_others(command, flags["cluster_name"])
+    _check_declared(source, flags)
     one_heap()
     logs.set_up(flags["log_format"], "apiserver")
     for warning in others:  # a chart for another release must not keep the cluster from being published
@@ -146,6 +162,15 @@ def apiserver(command: click.Context, context: Path, source: str | None, http: s
         asyncio.run(_publish_kubernetes(context, http, flags))
 
 
+def _check_declared(source: str | None, flags: dict[str, Any]) -> None:
+    folder = source == "folder" or (source is None and flags["cluster_name"] is None)
+    if flags["declared_peers"] is not None and (folder or flags["mirror"]):
+        rule = "must be left out for a cluster that is a folder, and beside --mirror: a chart's pod has both apart"
+        raise Invalid("--declared-peers", flags["declared_peers"], rule)
+    if flags["agents_etcd"] is not None and flags["declared_peers"] is None:
+        raise Invalid("--agents-etcd", str(flags["agents_etcd"]), "must stand beside --declared-peers")
+
+
 async def _publish_folder(context: Path, http: str | None, flags: dict[str, Any]) -> None:
     from clustermesh.sources.folder import FolderSource
 
@@ -153,7 +178,9 @@ async def _publish_folder(context: Path, http: str | None, flags: dict[str, Any]
     await _serve(FolderSource(cluster.manifests, cluster.cluster), context, http, flags)
 
 
-async def _serve(source: Source, context: Path, http: str | None, flags: dict[str, Any]) -> None:
+async def _serve(
+    source: Source, context: Path, http: str | None, flags: dict[str, Any], duty: Duty | None = None
+) -> None:
     settings, listen = settings_of(context, flags), listen_at(http, flags, "127.0.0.1:9880")
     if flags["mirror"]:
         from clustermesh.mirror import server as mirrors
@@ -166,7 +193,7 @@ async def _serve(source: Source, context: Path, http: str | None, flags: dict[st
     else:
         from clustermesh.apiserver import run
 
-        await run(settings, source, listen, _timing(flags))
+        await run(settings, source, listen, _timing(flags), duty)
 
 
 def _timing(flags: dict[str, Any]) -> Timing:
@@ -192,5 +219,24 @@ async def _publish_kubernetes(context: Path, http: str | None, flags: dict[str, 
     cluster, in_mesh = settings_of(context, flags).cluster, flags["in_mesh"]
     reads = Load(at_once=flags["k8s_client_max_inflight"], per_second=flags["k8s_client_qps"])
     wanted = Wanted(**{name: flags[name] for name in ("mode", "mcs", "slices")})
-    await _serve(KubernetesSource(access, cluster, in_mesh=in_mesh, wanted=wanted, reads=reads), context, http, flags)
+    kubernetes = KubernetesSource(access, cluster, in_mesh=in_mesh, wanted=wanted, reads=reads)
+    await _serve(kubernetes, context, http, flags, _duty(access, cluster.name, flags))
     await asking
+
+
+def _duty(access: Access, own: str, flags: dict[str, Any]) -> Duty | None:
+    """Keeping the declared clusters, where that is asked for."""
+    namespace, file = flags["declared_peers"], flags["agents_etcd"]
+    if namespace is None:
+        return None
+    from clustermesh.declared.keeping import Task, keep_peers
+    from clustermesh.mesh.peer_files import parse_peer
+    from clustermesh.mirror.agent_files import AgentAccess
+    from clustermesh.yaml_file import read_bytes
+
+    agents = None
+    if file is not None:
+        found = parse_peer(own, read_bytes(file), file.parent)
+        agents = AgentAccess(folder=file.parent, endpoints=found.endpoints, ca=found.ca, cert=found.cert, key=found.key)
+    task = Task(access, namespace, own, agents)
+    return lambda etcd: keep_peers(task, etcd)

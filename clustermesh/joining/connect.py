@@ -132,7 +132,7 @@ async def _establish(link: Link, sites: Mapping[str, Site], now: datetime, outco
 async def let_in(owner: Site, reader: str, outcome: Outcome) -> None:
     """The cluster `reader` may read `owner`."""
     user = remote_user(reader)
-    if await _change_users(owner.objects, lambda users: with_user(users, _USERS, user)):
+    if await change_users(owner.objects, lambda users: with_user(users, _USERS, user)):
         outcome.done.append(f"{owner.member.name} lets {reader} in as the user {user}")
 
 
@@ -199,7 +199,7 @@ async def _forget(reader: Site, peer: str, outcome: Outcome) -> None:
 
 
 async def _expel(owner: Site, peer: str, outcome: Outcome) -> None:
-    if await _change_users(owner.objects, lambda users: without_user(users, _USERS, remote_user(peer))):
+    if await change_users(owner.objects, lambda users: without_user(users, _USERS, remote_user(peer))):
         outcome.done.append(f"{owner.member.name} no longer lets {peer} in")
 
 
@@ -207,7 +207,9 @@ def _replacing(peer: str, files: Mapping[str, bytes]) -> Edit:
     return lambda data: replaced(data, peer, files)
 
 
-async def _change_users(objects: Objects, change: Callable[[dict[str, Any]], dict[str, Any]]) -> bool:
+async def change_users(objects: Objects, change: Callable[[dict[str, Any]], dict[str, Any]]) -> bool:
+    """Make the list of who may read what `change` makes of it; False where that is what it is. Raises as `Objects`."""
+
     def edit(data: Mapping[str, bytes]) -> Mapping[str, bytes]:
         document = mapping(parse_yaml(data.get(names.USERS_KEY, b""), names.USERS), names.USERS)
         changed = change(document)

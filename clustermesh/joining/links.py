@@ -8,6 +8,7 @@ from enum import StrEnum
 from itertools import permutations
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from certs.check import check_leaf, check_time, check_use, facts, read_certificates, read_pair, renewal_due
 from certs.errors import CertsError
@@ -142,22 +143,27 @@ def url_host(url: str) -> str:
 
 def entries(link: Link, shown: Mapping[str, bytes]) -> tuple[dict[str, bytes], dict[str, bytes]]:
     """What the reader's Secrets are to say of the owner, who is shown `shown`: its agents' and its mirror's."""
-    name = names.credentials_of(link.owner.name) if shown else names.COMMON
     peer = PeerFile(
         name=link.owner.name,
         endpoints=link.entrance.endpoints(link.owner.name),
-        ca=names.MOUNT / (name + _AUTHORITY),
-        cert=names.MOUNT / (name + _CERT),
-        key=names.MOUNT / (name + _KEY),
         host_aliases=link.entrance.aliases(link.owner.name),
         cluster_id=link.owner.cluster.id,
         allowed=link.allowed,
         limits=link.limits,
     )
-    whole = {link.owner.name: encode_peer(peer), **shown}
-    if not link.reader.mirrored:
-        return whole, {}
-    return {link.owner.name: encode_peer(agent_file(peer, _local(link.reader)))}, whole
+    return secrets_of(peer, shown, _local(link.reader) if link.reader.mirrored else None)
+
+
+def secrets_of(
+    peer: PeerFile, shown: Mapping[str, bytes], agents: AgentAccess | None
+) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """What the Secrets of a cluster's agents and of its mirror say of `peer`, who is shown `shown`, or what everybody
+    is; `agents` is how agents reach the mirror's copies, None where there is no mirror."""
+    name = names.credentials_of(peer.name) if shown else names.COMMON
+    ca, cert, key = (names.MOUNT / (name + end) for end in (_AUTHORITY, _CERT, _KEY))
+    peer = replace(peer, ca=ca, cert=cert, key=key)
+    whole = {peer.name: encode_peer(peer), **shown}
+    return (whole, {}) if agents is None else ({peer.name: encode_peer(agent_file(peer, agents))}, whole)
 
 
 def _local(reader: Member) -> AgentAccess:
@@ -173,9 +179,10 @@ def _local(reader: Member) -> AgentAccess:
 
 def replaced(data: Mapping[str, bytes], peer: str, files: Mapping[str, bytes]) -> dict[str, bytes]:
     """`data` of a Secret, with `files` in the place of all that it has of `peer`."""
-    return {key: value for key, value in data.items() if key not in _of(peer)} | dict(files)
+    return {key: value for key, value in data.items() if key not in entries_of(peer)} | dict(files)
 
 
-def _of(peer: str) -> Iterator[str]:
+def entries_of(peer: str) -> Iterator[str]:
+    """What such a Secret may hold of `peer`."""
     yield peer
     yield from (names.credentials_of(peer) + end for end in (_AUTHORITY, _CERT, _KEY))

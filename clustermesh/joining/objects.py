@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Mapping
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 from msgspec import Struct, field
@@ -23,12 +23,22 @@ MANAGER: Final = "clustermesh"
 MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 
 
+class Managed(Struct, frozen=True, rename="camel"):
+    """What `manager` has set of an object; `fields` as fieldsV1 has them: {"f:data": {"f:key": {}}}."""
+
+    manager: str = ""
+    operation: str = ""
+    subresource: str = ""
+    fields: dict[str, Any] = field(default={}, name="fieldsV1")
+
+
 class Meta(Struct, frozen=True, rename="camel"):
     """An object's metadata, as far as it is needed."""
 
     name: str = ""
     resource_version: str = ""
     labels: dict[str, str] | None = None
+    managed_fields: list[Managed] | None = None
     continue_: str = field(default="", name="continue")
 
 
@@ -147,6 +157,17 @@ class Objects:
         gone = dict.fromkeys(before.keys() - after.keys())
         patch = {"metadata": {"resourceVersion": version}, "data": _encoded(plural, changed) | gone}
         await self.send("PATCH", f"{self._at(plural)}/{name}", f"patch {plural}/{name}", patch)
+
+    async def apply(
+        self, plural: str, document: Mapping[str, Any], manager: str, group: str = "api/v1", part: str = ""
+    ) -> None:
+        """Server-side apply of `document`, or of a `part` of it, as "/status": all that `manager` has set there, and
+        nothing else. Conflict where it would change what somebody else has set; of a status nobody else is asked."""
+        name = document["metadata"]["name"]
+        params = {"fieldManager": manager, "force": "true" if part else "false"}
+        path, what = f"{self._at(plural, group)}/{name}{part}", f"apply {plural}/{name}{part}"
+        body, kind = msgspec.json.encode(document), "application/apply-patch+yaml"
+        await self.client.send(Request(path=path, what=what, params=params, method="PATCH", body=body, kind=kind))
 
     async def send(self, method: str, path: str, what: str, document: object) -> bytes:
         """One write; a PATCH is a merge patch."""

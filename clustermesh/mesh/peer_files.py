@@ -178,7 +178,7 @@ def parse_peer(name: str, data: bytes, directory: Path) -> PeerFile:
         cluster_id=None if cluster_id is None else check_cluster_id(number(cluster_id, _ID), 511),
         context=None if context is None else Path(text(context, _CONTEXT)),
         allowed=_prefixes(document.get(_ALLOWED)),
-        limits=_limits(document.get(_LIMITS)),
+        limits=read_limits(document.get(_LIMITS)),
     )
 
 
@@ -205,12 +205,12 @@ def encode_peer(peer: PeerFile) -> bytes:
     return dump_yaml(document)
 
 
-def _limits(value: object) -> Limits:
-    """Those that are named; the others are the usual ones."""
-    named, usual = {} if value is None else mapping(value, _LIMITS), spell_limits(Limits())
+def read_limits(value: object, field: str = _LIMITS) -> Limits:
+    """Those that are named; the others are the usual ones. Raises Invalid, which says where in `field`."""
+    named, usual = {} if value is None else mapping(value, field), spell_limits(Limits())
     for name, most in named.items():
-        if name not in usual or number(most, f"{_LIMITS}.{shown(name)}") < 1:
-            raise Invalid(f"{_LIMITS}.{shown(name)}", shown(most), f"must be one or more of {', '.join(usual)}")
+        if name not in usual or number(most, f"{field}.{shown(name)}") < 1:
+            raise Invalid(f"{field}.{shown(name)}", shown(most), f"must be one or more of {', '.join(usual)}")
     kept = usual | named
     rest = {name.replace("-", "_"): kept[name] for name in kept.keys() - Limits().keys.keys()}
     return Limits(keys={kind: kept[kind] for kind in Limits().keys}, **rest)

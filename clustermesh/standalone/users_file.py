@@ -8,6 +8,7 @@ users:
 from __future__ import annotations
 
 import os
+from collections.abc import Set
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,8 @@ from clustermesh.settling import is_being_written
 from clustermesh.yaml_file import dump_yaml, mapping, parse_yaml, read_bytes, shown, text
 
 REMOTE_ROLE: Final = "remote"
+_DECLARED: Final = "clustermesh-declared"
+"""Beside a user: it is there for a ClusterMeshPeer, and goes with it."""
 _MODE: Final = 0o644
 
 
@@ -106,6 +109,17 @@ def without_user(document: dict[str, Any], path: Path, name: str) -> dict[str, A
     entries = _entries(document, path)
     kept = [entry for i, entry in enumerate(entries) if _user(entry, i).name != name]
     return document if len(kept) == len(entries) else {**document, "users": kept}
+
+
+def with_declared(document: dict[str, Any], path: Path, wanted: Set[str], kept: Set[str]) -> dict[str, Any]:
+    """`document`, of the file `path`, in which the users that are marked as declared are those `wanted`, and those of
+    `kept` that were there; itself where it has them. Raises Invalid."""
+    entries = _entries(document, path)
+    users = [(entry, _user(entry, i).name) for i, entry in enumerate(entries)]
+    left = [entry for entry, name in users if not entry.get(_DECLARED) or name in wanted | kept]
+    missing = sorted(wanted - {name for _, name in users})
+    made = [{"name": name, "role": REMOTE_ROLE, _DECLARED: True} for name in missing]
+    return {**document, "users": [*left, *made]} if made or len(left) < len(entries) else document
 
 
 def _users(document: object, path: Path) -> tuple[User, ...]:

@@ -59,7 +59,7 @@ class Cluster:
             "Service",
             "clustermesh-apiserver",
             spec={"type": "LoadBalancer", "allocateLoadBalancerNodePorts": False, "ports": [{"port": self.port}]},
-            status={"loadBalancer": {"ingress": [{"ip": "127.0.0.1"}]}},
+            status={"loadBalancer": {"ingress": [{"ip": "127.0.0.1", "ipMode": "Proxy"}]}},
         )
 
     def cert(self, name: str) -> dict[str, str]:

@@ -238,7 +238,7 @@ class KubeBed:
                     raise
         self._idle.put(connection)
         if status >= 300:
-            raise RuntimeError(f"{method} {path}: {status} {text[:500]!r}")
+            raise RuntimeError(f"{method} {path}: {status} {text[:2000]!r}")
         return json.loads(text) if text[:1] in (b"{", b"[") else text.decode()
 
     def _connection(self) -> tuple[http.client.HTTPSConnection, bool]:

@@ -26,6 +26,7 @@ from chart_bed import (
 )
 from kube_bed import KubeBed
 
+from clustermesh.declared.peers import RULES as PEERS_RULES
 from clustermesh.kube.hosts import RULES as HOSTS
 from clustermesh.kube.rbac import FOLLOW
 from clustermesh.sources.served import RULES
@@ -57,6 +58,8 @@ MATRIX: dict[str, Values] = {
         "clustermesh.config",
         {"enabled": True, "clusters": {"beta": {"address": "beta.example", "tls": PAIR}, "gamma": {"port": 1}}},
     ),
+    "no declared peers": nested("clustermesh.declaredPeers.enabled", False),
+    "declared peers' trust": nested("clustermesh.declaredPeers.secrets", ["beta-trust"]),
     "as nobody": nested(f"{API}.cutConnections", False),
     "a policy": nested(f"{API}.networkPolicy.enabled", True),
     "etcd in memory": nested(f"{API}.etcd.storageMedium", "Memory"),
@@ -106,6 +109,7 @@ REFUSED: list[tuple[Values, str]] = [
     ({"cluster": {"name": "alpha", "id": 512}}, "/cluster/id"),
     ({"cluster": {"name": "alpha", "id": 256}}, "cluster.id: 256 must be at most 255 while"),
     (nested("clustermesh.maxConnectedClusters", 300), "/clustermesh/maxConnectedClusters"),
+    (nested("clustermesh.declaredPeers.secrets", ["*"]), "/clustermesh/declaredPeers/secrets/0"),
     (nested("clustermesh.cacheTTL", "soon"), "/clustermesh/cacheTTL"),
     (nested(f"{API}.repliacs", 1), "'repliacs' not allowed"),
     (nested(f"{API}.replicas", 3), "/clustermesh/apiserver/replicas"),
@@ -158,6 +162,7 @@ def test_who_asks_the_kubernetes_api_may_do_what_its_code_does_and_nothing_else(
     hosts = {(rule.group, rule.resource, verb) for rule in HOSTS for verb in FOLLOW}
     secrets = {("", "secrets", verb) for verb in ("get", "patch", "create")}
     wanted = {"clustermesh-apiserver": source, "clustermesh-agent": hosts, "clustermesh-certificates": secrets}
+    wanted["clustermesh-peers"] = {(rule.group, rule.resource, verb) for rule in PEERS_RULES for verb in rule.verbs}
     objects = rendered({})
     roles = {each["metadata"]["name"]: each for each in objects if each["kind"] in ("Role", "ClusterRole")}
     assert {name: granted(role) for name, role in roles.items()} == wanted

@@ -1,0 +1,204 @@
+"""Keeps what ClusterMeshPeers ask for, for as long as it runs: the shell around `plan` and `conditions`.
+
+Each round reads the Secrets, writes what differs, and what became of each peer into its status: after each change, and
+every 15 s, for what others change and agents report. Where the definition is not installed there is nothing to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import aclosing, suppress
+from pathlib import Path
+from typing import Any, Final, Never
+
+from msgspec import Struct
+
+from clustermesh.declared.conditions import Sight, is_due, look, status_of
+from clustermesh.declared.peers import GROUP, KIND, PLURAL, VERSION, Declared, peers_of
+from clustermesh.declared.plan import MANAGER, SECRETS, Held, Plan, Refusal, plan
+from clustermesh.errors import ClusterMeshError, DecodeError, Refused
+from clustermesh.joining import names
+from clustermesh.joining.connect import change_users
+from clustermesh.joining.objects import Managed, Objects, Secret
+from clustermesh.kube.access import Access
+from clustermesh.kube.client import KubeClient
+from clustermesh.kube.faults import NotServed
+from clustermesh.kube.follow import Interrupted, follow
+from clustermesh.mirror.agent_files import AgentAccess
+from clustermesh.pace import Load
+from clustermesh.standalone.users_file import remote_user, with_declared
+from clustermesh.store.client import EtcdClient
+from clustermesh.wire import agent_report, keys
+
+PERIOD: Final = 15.0
+"""Seconds between two rounds in which nothing is known to have changed."""
+_GATHERING: Final = 0.2
+"""Seconds in which changes come together."""
+_SHARE: Final = 20
+"""A round that takes long is followed by as many times its length of rest."""
+_AT_ONCE: Final = 100
+"""Reports decoded before others have their turn."""
+_REQUESTS: Final = Load(at_once=4, per_second=50)
+_USERS: Final = Path(names.USERS)
+_LOG: Final = logging.getLogger(__name__)
+
+
+class Task(Struct, frozen=True):
+    """Where to keep them: the ClusterMeshPeers and Secrets of `namespace`, for the cluster `own`. `agents` is how its
+    agents reach its mirror's copies, None where it has no mirror."""
+
+    access: Access
+    namespace: str
+    own: str
+    agents: AgentAccess | None = None
+
+
+async def keep_peers(task: Task, etcd: EtcdClient, period: float = PERIOD) -> Never:
+    """For ever; `etcd` is the own cluster's, where its agents say what they see. Raises nothing of ClusterMeshError."""
+    async with KubeClient(task.access, load=_REQUESTS) as client, asyncio.TaskGroup() as tasks:
+        keeper = Keeper(task, Objects(client, task.namespace), etcd, time.time)
+        tasks.create_task(keeper.hear(client))
+        tasks.create_task(keeper.run(period))
+    raise AssertionError("neither ends")
+
+
+class Keeper:
+    """What its two tasks share."""
+
+    def __init__(self, task: Task, objects: Objects, etcd: EtcdClient, clock: Callable[[], float]) -> None:
+        self._task, self._objects, self._etcd, self._clock = task, objects, etcd, clock
+        self._peers = dict[str, Declared]()
+        self._written = dict[str, float]()  # when each status was, by the monotonic clock
+        self._listed, self._changed = asyncio.Event(), asyncio.Event()
+        self._said = ""
+
+    async def hear(self, client: KubeClient) -> None:
+        """Follow them."""
+        async with aclosing(follow(client, peers_of(self._task.namespace))) as items:
+            async for item in items:
+                if isinstance(item, Interrupted):
+                    if not isinstance(item.error, NotServed):
+                        self._say(f"they stay as they are: {item.error}")
+                    continue
+                for name, declared in item.changes.items():
+                    if declared is None:
+                        self._peers.pop(name, None)
+                    else:
+                        self._peers[name] = declared
+                self._listed.set()
+                self._changed.set()
+
+    async def run(self, period: float) -> None:
+        """Round after round, from the first complete list on."""
+        await self._listed.wait()
+        while True:
+            self._changed.clear()
+            began = time.monotonic()
+            try:
+                await self.round()
+                self._say("")
+            except ClusterMeshError as e:
+                self._say(str(e))
+            rest = max(period, _SHARE * (time.monotonic() - began))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(rest):
+                    await self._changed.wait()
+            await asyncio.sleep(_GATHERING)
+
+    def _say(self, what: str) -> None:
+        if what and what != self._said:
+            _LOG.warning("%ss: %s", KIND, what)
+        self._said = what
+
+    async def round(self) -> None:
+        """Once. Raises ClusterMeshError; what goes wrong with one peer is in its status."""
+        peers = dict(self._peers)
+        held = {secret: await self._held(secret) for secret in SECRETS}
+        if not peers and not any(each.ours for each in held.values()):
+            await self._admit(frozenset(), frozenset())
+            return
+        trust = {name: await self._trust(name) for name in sorted({each.trust for each in peers.values()} - {""})}
+        found = plan(peers.values(), trust, held, self._task.own, self._task.agents)
+        fault = await self._write(found, held)
+        await self._tell(peers, found.refused, fault)
+        if fault is not None:
+            raise fault
+
+    async def _write(self, found: Plan, held: Mapping[str, Held]) -> ClusterMeshError | None:
+        """Why not all could be written."""
+        try:
+            for secret, data in found.steps(held):
+                _LOG.info(
+                    "Secret %s has %s now", secret, ", ".join(sorted(key for key in data if "." not in key)) or "no one"
+                )
+                await self._objects.apply("secrets", _secret(secret, data), MANAGER)
+            await self._admit(found.admitted, found.kept)
+        except ClusterMeshError as e:
+            return e
+        return None
+
+    async def _admit(self, admitted: Iterable[str], kept: Iterable[str]) -> None:
+        wanted, staying = ({remote_user(name) for name in each} for each in (admitted, kept))
+        await change_users(self._objects, lambda users: with_declared(users, _USERS, wanted, staying))
+
+    async def _held(self, secret: str) -> Held:
+        found = await self._objects.read("secrets", secret, Secret)
+        if found is None:
+            return Held()
+        return Held(found.data or {}, _ours(found.metadata.managed_fields or ()))
+
+    async def _trust(self, name: str) -> Mapping[str, bytes] | ClusterMeshError:
+        """What the Secret holds, or what is wrong with reading it."""
+        try:
+            found = await self._objects.read("secrets", name, Secret)
+        except ClusterMeshError as e:
+            remedy = "name it in clustermesh.declaredPeers.secrets of the chart"
+            return Refused(f"spec.trust.secretName: {name}: {e}; {remedy}") if isinstance(e, Refused) else e
+        return (found.data or {}) if found else Refused(f"spec.trust.secretName: {name}: there is no such Secret")
+
+    async def _tell(
+        self, peers: Mapping[str, Declared], refused: Mapping[str, Refusal], fault: ClusterMeshError | None
+    ) -> None:
+        sights = await self._look() if peers else {}
+        for name, declared in peers.items():
+            refusal = refused.get(name) or (
+                Refusal("NotWritten", str(fault)) if fault and not declared.paused else None
+            )
+            status = status_of(declared, refusal, sights.get(name), self._clock())
+            if is_due(declared.status, status, time.monotonic() - self._written.get(name, float("-inf"))):
+                self._written[name] = time.monotonic()
+                await self._write_status(declared, status)
+        self._written = {name: at for name, at in self._written.items() if name in peers}
+
+    async def _write_status(self, declared: Declared, status: Mapping[str, Any]) -> None:
+        document = {
+            "apiVersion": f"{GROUP}/{VERSION}",
+            "kind": KIND,
+            "metadata": {"name": declared.name},
+            "status": status,
+        }
+        with suppress(NotServed):  # deleted meanwhile
+            await self._objects.apply(PLURAL, document, MANAGER, f"apis/{GROUP}/{VERSION}", "/status")
+
+    async def _look(self) -> dict[str, Sight]:
+        """What agents report."""
+        sights = dict[str, Sight]()
+        for number, kv in enumerate((await self._etcd.range(keys.STATUSES)).kvs):
+            with suppress(DecodeError):  # `clustermesh status` says so
+                look(sights, agent_report.decode(kv.value))
+            if number % _AT_ONCE == 0:
+                await asyncio.sleep(0)
+        return sights
+
+
+def _ours(managed: Iterable[Managed]) -> frozenset[str]:
+    """The keys of a Secret's data that this program has applied."""
+    found = (each.fields.get("f:data") for each in managed if (each.manager, each.operation) == (MANAGER, "Apply"))
+    return frozenset(key.removeprefix("f:") for each in found if isinstance(each, dict) for key in each if key != ".")
+
+
+def _secret(name: str, data: Mapping[str, bytes]) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "data": dict(data)}

@@ -1,0 +1,257 @@
+"""Declared clusters: what becomes of each, beside what others have written, and beside those that are no good."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pki import Authority
+
+from clustermesh.declared.conditions import SELDOM, Sight, is_due, look, status_of
+from clustermesh.declared.peers import Declared
+from clustermesh.declared.plan import SECRETS, Held, Plan, Refusal, plan
+from clustermesh.errors import ClusterMeshError, Invalid, Refused
+from clustermesh.joining import names
+from clustermesh.mirror.agent_files import AgentAccess
+from clustermesh.standalone.users_file import with_declared
+from clustermesh.wire.agent_report import AgentReport, SeenCluster
+
+NOTHING = {secret: Held() for secret in SECRETS}
+MIRROR = AgentAccess(folder=names.MOUNT, endpoints=("https://clustermesh-apiserver.kube-system.svc:12379",))
+OWN = "alpha"
+
+
+def declared(name: str, **spec: Any) -> Declared:
+    return Declared(name, 1, {"addresses": ["192.0.2.7"]} | spec)
+
+
+def planned(*peers: Declared, held: Mapping[str, Held] = NOTHING, **trust: Any) -> Plan:
+    return plan(peers, trust, held, OWN, None)
+
+
+def after(found: Plan, held: Mapping[str, Held]) -> dict[str, Held]:
+    """What the API has then."""
+    out = dict(held)
+    for secret, data in found.steps(held):
+        others = {key: value for key, value in out[secret].data.items() if key not in out[secret].ours}
+        out[secret] = Held({**others, **data}, frozenset(data))
+    return out
+
+
+def test_an_entry_says_what_the_declaration_does_as_connect_would_write_it() -> None:
+    one = declared(
+        "beta", addresses=["b.example", "192.0.2.7", "fd00::7"], port=32379, allowPrefixes=["203.0.113.0/24"]
+    )
+    one = Declared("beta", 1, {**one.spec, "limits": {"nodes": 7, "listingBytes": 8}})
+    found = planned(one)
+    assert yaml.safe_load(found.wanted[names.PEERS]["beta"]) == {
+        "endpoints": ["https://b.example:32379", "https://beta.mesh.cilium.io:32379"],
+        "trusted-ca-file": "/var/lib/cilium/clustermesh/common-etcd-client-ca.crt",
+        "cert-file": "/var/lib/cilium/clustermesh/common-etcd-client.crt",
+        "key-file": "/var/lib/cilium/clustermesh/common-etcd-client.key",
+        "cilium-host-aliases": {"beta.mesh.cilium.io": {"ips": ["192.0.2.7", "fd00::7"]}},
+        "clustermesh-allow-prefixes": ["203.0.113.0/24"],
+        "clustermesh-limits": {"nodes": 7, "listing-bytes": 8},
+    }
+    assert (found.wanted[names.COPIED], found.refused, found.admitted) == ({}, {}, {"beta"})
+
+
+def test_with_a_mirror_agents_are_led_to_its_copies() -> None:
+    found = plan([declared("beta")], {}, NOTHING, OWN, MIRROR)
+    assert yaml.safe_load(found.wanted[names.PEERS]["beta"])["endpoints"] == list(MIRROR.endpoints)
+    assert yaml.safe_load(found.wanted[names.COPIED]["beta"])["endpoints"] == ["https://beta.mesh.cilium.io:2379"]
+
+
+NO_GOOD: list[tuple[str, dict[str, Any], str]] = [
+    ("alpha", {}, "metadata.name: 'alpha': must be another cluster's name"),
+    ("Beta", {}, "cluster name: 'Beta': must be 1 to 32"),
+    ("beta", {"addresses": []}, "spec.addresses: []: must name at least one"),
+    ("beta", {"addresses": "b.example"}, "spec.addresses: None: expected `array`, got `str`"),
+    (
+        "beta",
+        {"addresses": ["ok.example", "https://b.example"]},
+        "spec.addresses[1]: 'https://b.example': must be a host",
+    ),
+    ("beta", {"addresses": ["b.example:2379"]}, "spec.addresses[0]: 'b.example:2379': must be a host"),
+    ("beta", {"addresses": ["user:secret@b.example"]}, "spec.addresses[0]"),
+    ("beta", {"addresses": ["b.example/x"]}, "spec.addresses[0]"),
+    ("beta", {"addresses": [""]}, "spec.addresses[0]"),
+    ("beta", {"addresses": [7]}, "spec.addresses[0]: None: expected `str`"),
+    ("beta", {"port": 0}, "spec.port: 0: must be 1 to 65535"),
+    ("beta", {"port": 65536}, "spec.port: 65536"),
+    ("beta", {"port": "2379"}, "spec.port: None: expected `int`"),
+    ("beta", {"allowPrefixes": ["203.0.113.1/24"]}, "spec.allowPrefixes[0]: '203.0.113.1/24': must be a network"),
+    ("beta", {"limits": {"nodez": 1}}, "spec.limits.nodez: 1: must be one or more of"),
+    ("beta", {"limits": {"nodes": 0}}, "spec.limits.nodes: 0: must be one or more of"),
+    ("beta", {"limits": {"nodes": True}}, "spec.limits"),
+    ("beta", {"trust": {}}, "spec.trust"),
+    ("beta", {"trust": {"secretName": "gone"}}, "spec.trust.secretName: gone: there is no such Secret"),
+    ("beta", {"trust": {"secretName": "half"}}, "spec.trust.secretName: half: tls.crt: None: must be there"),
+    ("beta", {"trust": {"secretName": "garbage"}}, "ca.crt: holds no readable PEM certificate"),
+    ("beta", {"trust": {"secretName": "mixed"}}, "tls.key is not the key of tls.crt"),
+    ("beta", {"admit": "yes"}, "spec.admit"),
+]
+
+
+@pytest.fixture(scope="module")
+def trust(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Mapping[str, bytes] | ClusterMeshError]:
+    authority = Authority(tmp_path_factory.mktemp("pki"))
+    one, other = authority.issue("remote-alpha"), authority.issue("another")
+    ca = authority.ca.read_bytes()
+    whole = {"ca.crt": ca, "tls.crt": one.cert.read_bytes(), "tls.key": one.key.read_bytes()}
+    return {
+        "good": whole,
+        "gone": Refused("spec.trust.secretName: gone: there is no such Secret"),
+        "half": {"ca.crt": ca},
+        "garbage": dict.fromkeys(whole, b"garbage"),
+        "mixed": {**whole, "tls.key": other.key.read_bytes()},
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "says"), NO_GOOD, ids=[f"{n}-{s[:30]}" for n, (_, _, s) in enumerate(NO_GOOD)]
+)
+def test_what_is_no_good_is_said_by_field_value_and_rule_and_changes_nothing(
+    name: str, spec: dict[str, Any], says: str, trust: dict[str, Any]
+) -> None:
+    good = plan([declared(name), declared("gamma")], trust, NOTHING, "omega", None)
+    held = after(good, NOTHING)
+    found = plan([declared(name, **spec), declared("gamma")], trust, held, OWN, None)
+    assert found.refused.keys() == {name}
+    assert says in found.refused[name].sentence
+    assert found.steps(held) == []
+    assert (name in found.admitted, name in found.kept, "gamma" in found.admitted) == (False, True, True)
+
+
+def test_its_own_trust_is_written_beside_the_entry(trust: dict[str, Any]) -> None:
+    found = plan([declared("beta", trust={"secretName": "good"})], trust, NOTHING, OWN, None)
+    written = found.wanted[names.PEERS]
+    assert yaml.safe_load(written["beta"])["key-file"] == "/var/lib/cilium/clustermesh/beta.etcd-client.key"
+    assert written["beta.etcd-client-ca.crt"] == trust["good"]["ca.crt"]
+    assert written["beta.etcd-client.crt"] == trust["good"]["tls.crt"]
+    assert written["beta.etcd-client.key"] == trust["good"]["tls.key"]
+
+
+@pytest.mark.parametrize("key", ["beta", "beta.etcd-client.crt"])
+def test_what_somebody_else_has_written_stays_theirs(key: str) -> None:
+    held = {**NOTHING, names.PEERS: Held({key: b"endpoints:", "other": b"x"})}
+    found = planned(declared("beta"), declared("gamma"), held=held)
+    assert found.refused["beta"].reason == "ConnectedOtherwise"
+    assert found.wanted[names.PEERS].keys() == {"gamma"}
+    assert after(found, held)[names.PEERS].data.keys() == {key, "other", "gamma"}
+
+
+@pytest.mark.parametrize("agents", [MIRROR, None], ids=["mirrored", "not mirrored"])
+def test_whatever_is_declared_one_after_the_other_ends_as_if_it_had_been_at_once(agents: AgentAccess | None) -> None:
+    """Nothing of others is touched, and agents never look for copies that nobody is told to make."""
+    dice = random.Random(9)
+    foreign = {"other": b"theirs", "eps.etcd-client.key": b"theirs"}
+    nothing = held = {secret: Held(dict(foreign)) for secret in SECRETS}
+    for _ in range(200):
+        peers = [
+            declared(name, port=dice.choice([2379, 2380]), paused=dice.random() < 0.2)
+            for name in ("beta", "gamma", "delta", "eps")
+            if dice.random() < 0.6
+        ]
+        found = plan(peers, {}, held, OWN, agents)
+        assert len(found.steps(held)) <= (3 if agents else 1)
+        for secret, data in found.steps(held):
+            held = held | {secret: Held({**foreign, **data}, frozenset(data))}
+            assert not agents or held[names.PEERS].ours <= held[names.COPIED].ours
+        assert {secret: held[secret].own for secret in SECRETS} == plan(peers, {}, nothing, OWN, agents).wanted
+        assert plan(peers, {}, held, OWN, agents).steps(held) == []
+
+
+def test_users_that_a_person_named_are_never_touched() -> None:
+    path = Path("users.yaml")
+    theirs = {"name": "remote-beta", "role": "remote"}
+    document: dict[str, Any] = {"users": [theirs], "else": 1}
+    both = with_declared(document, path, {"remote-beta", "remote-gamma"}, set())
+    assert [user["name"] for user in both["users"]] == ["remote-beta", "remote-gamma"]
+    assert with_declared(both, path, {"remote-gamma"}, set()) is both
+    assert with_declared(both, path, set(), {"remote-gamma"}) is both
+    assert with_declared(both, path, set(), set()) == document
+    assert with_declared({}, path, set(), set()) == {}
+    with pytest.raises(Invalid, match=r"users\[0\].name"):
+        with_declared({"users": [{"role": "remote"}]}, path, set(), set())
+
+
+def conditions(status: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    return {each["type"]: (each["status"], each["reason"]) for each in status["conditions"]}
+
+
+def sight(*states: str, **counts: Any) -> Sight:
+    sights: dict[str, Sight] = {}
+    for state in states:
+        look(sights, AgentReport(clusters=(SeenCluster("beta", state, **counts), SeenCluster("gamma", "fresh"))))
+    return sights["beta"]
+
+
+@pytest.mark.parametrize(
+    ("one", "refusal", "seen", "expected"),
+    [
+        (declared("beta"), None, None, ["False Accepted", "Unknown NotReported", "Unknown NotReported"]),
+        (declared("beta"), None, sight("fresh"), ["False Accepted", "True AllConnected", "True AllSynced"]),
+        (
+            declared("beta"),
+            None,
+            sight("fresh", "syncing"),
+            ["False Accepted", "True AllConnected", "False NotSynced"],
+        ),
+        (
+            declared("beta"),
+            None,
+            sight("fresh", "stale", refused=3),
+            ["True EntriesRefused", "False NotConnected", "False NotSynced"],
+        ),
+        (declared("beta", paused=True), None, sight("fresh"), ["False Accepted", "False Paused", "False Paused"]),
+        (declared("beta"), Refusal("Invalid", "x"), None, ["True Invalid", "False Refused", "False Refused"]),
+        (
+            declared("beta"),
+            Refusal("Invalid", "x"),
+            sight("fresh"),
+            ["True Invalid", "True AllConnected", "True AllSynced"],
+        ),
+    ],
+)
+def test_a_status_says_what_became_of_it(
+    one: Declared, refusal: Refusal | None, seen: Sight | None, expected: list[str]
+) -> None:
+    found = conditions(status_of(one, refusal, seen, 0.0))
+    assert [" ".join(found[kind]) for kind in ("Refused", "Connected", "Synced")] == expected
+
+
+def test_a_condition_that_stays_keeps_its_time_and_counts_alone_are_written_seldom() -> None:
+    first = status_of(declared("beta"), None, sight("fresh"), 1000.0)
+    assert is_due({}, first, 0.0)
+    same = status_of(Declared("beta", 1, {}, first), None, sight("fresh"), 2000.0)
+    assert same == first
+    assert not is_due(first, same, 1e9)
+    more = status_of(Declared("beta", 1, {}, first), None, sight("fresh", services=5), 3000.0)
+    assert more["conditions"] == first["conditions"]
+    assert (is_due(first, more, SELDOM - 1), is_due(first, more, SELDOM)) == (False, True)
+    gone = status_of(Declared("beta", 1, {}, first), None, sight("stale", error="refused"), 4000.0)
+    times = {each["type"]: each["lastTransitionTime"] for each in gone["conditions"]}
+    assert times["Refused"] == "1970-01-01T00:16:40Z"
+    assert times["Connected"] == times["Synced"] == "1970-01-01T01:06:40Z"
+    assert is_due(first, gone, 0.0)
+    assert is_due(first, status_of(Declared("beta", 2, {}, first), None, sight("fresh"), 0.0), 0.0)
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        {"conditions": 7},
+        {"conditions": [{"type": 7}]},
+        {"conditions": [{"type": "Refused", "status": "False", "lastTransitionTime": "soon"}]},
+    ],
+)
+def test_a_status_that_somebody_else_wrote_is_written_anew(garbage: dict[str, Any]) -> None:
+    found = status_of(Declared("beta", 1, {}, garbage), None, None, datetime(2026, 1, 1, tzinfo=UTC).timestamp())
+    assert {each["lastTransitionTime"] for each in found["conditions"]} == {"2026-01-01T00:00:00Z"}
+    assert is_due(garbage, found, 0.0)
