@@ -28,7 +28,7 @@ def main() -> None:
     seconds = int(os.environ.get("SOURCE_DATE_EPOCH") or _commit_seconds())
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "clustermesh"
-        stage(ROOT, tree, _tracked(), seconds)
+        stage(ROOT, tree, tracked(), seconds)
         for name in options.what or _BUILDERS:
             made = _BUILDERS[name](tree, options.out, seconds)
             print(f"{made} ({made.stat().st_size / 1e6:.1f} MB)", flush=True)
@@ -46,7 +46,8 @@ def _image(tree: Path, out: Path, seconds: int) -> Path:
 _BUILDERS: Final = {"wheel": build_wheel, "chart": _chart, "image": _image}
 
 
-def _tracked() -> list[str]:
+def tracked() -> list[str]:
+    """Files of the checkout that git knows."""
     listed = _git("ls-files", "-z").split("\0")
     return [name for name in listed if name and (ROOT / name).is_file()]
 

@@ -35,14 +35,20 @@ _SELDOM: Final = f"{_MODULES}/kubernetes/"  # 50 MB of what only a kubeconfig ne
 
 def build_image(wheel: Path, out: Path, version: str, seconds: int) -> Path:
     """The archive, its image called NAME:VERSION."""
+    target = out / f"clustermesh-image-{version}-{_ARCHITECTURES[platform.machine()]}.tar"
+    run = {"Cmd": ["clustermesh"], "Env": [f"PATH={_PATH}"], "User": f"{_USER}:{_USER}", "WorkingDir": "/"}
+    write_image(target, root_file_system(wheel), f"{NAME}:{version}", run, seconds)
+    return target
+
+
+def write_image(target: Path, files: Mapping[str, Entry], name: str, run: Mapping[str, Any], seconds: int) -> None:
+    """The archive `target` of an image of `files`, which runs as `run` says."""
     architecture = _ARCHITECTURES[platform.machine()]
     with tempfile.TemporaryFile() as layer:
-        write_tar(layer, root_file_system(wheel), seconds)
-        config = _config(architecture, _digest(layer), seconds)
-        target = out / f"clustermesh-image-{version}-{architecture}.tar"
+        write_tar(layer, files, seconds)
+        config = _config(architecture, _digest(layer), run, seconds)
         with target.open("wb") as archive:
-            _write_archive(archive, layer, config, f"{NAME}:{version}", {"architecture": architecture, "os": "linux"})
-    return target
+            _write_archive(archive, layer, config, name, {"architecture": architecture, "os": "linux"})
 
 
 def root_file_system(wheel: Path) -> dict[str, Entry]:
@@ -94,11 +100,11 @@ def _compiled(entries: Mapping[str, Entry]) -> dict[str, Entry]:
     return found
 
 
-def _config(architecture: str, layer: str, seconds: int) -> dict[str, Any]:
+def _config(architecture: str, layer: str, run: Mapping[str, Any], seconds: int) -> dict[str, Any]:
     created = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return {
         "architecture": architecture,
-        "config": {"Cmd": ["clustermesh"], "Env": [f"PATH={_PATH}"], "User": f"{_USER}:{_USER}", "WorkingDir": "/"},
+        "config": dict(run),
         "created": created,
         "history": [{"created": created, "created_by": "make dist"}],
         "os": "linux",

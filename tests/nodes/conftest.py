@@ -1,0 +1,42 @@
+"""Two real clusters of one real node each, with our chart: made once for all tests here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from lab.kubernetes.cluster import Cluster, at_once, clusters
+from lab.kubernetes.ground import missing
+
+_ROOT = Path(__file__).parents[2]
+
+
+@cache
+def _reason() -> str:
+    return missing()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.nodes)
+            if _reason() and not os.environ.get("CI"):  # where everything must run, it fails
+                item.add_marker(pytest.mark.skip(reason=f"no real kubelet can run here: {_reason()}"))
+
+
+@pytest.fixture(scope="session")
+def both() -> Iterator[tuple[Cluster, Cluster]]:
+    """alpha and beta, whose agents run, and which do not know of each other."""
+    subprocess.run([sys.executable, "-m", "tools.release.node_images"], cwd=_ROOT, check=True)  # of what is tested
+    with clusters("alpha", "beta") as made:
+        at_once(Cluster.install, made)
+        at_once(Cluster.until_installed, made)
+        alpha, beta = made
+        yield alpha, beta
