@@ -39,6 +39,17 @@ static __always_inline bool is_somebody(const struct address *address)
 	return address->word[0] | address->word[1] | address->word[2] | address->word[3];
 }
 
+/* Whether nobody sends from there to another machine: loopback, the unspecified addresses (of IPv4 0.0.0.0/8), multicast,
+ * and 255.255.255.255. */
+static __always_inline bool is_nobodys(const struct address *address)
+{
+	__u32 last = bpf_ntohl(address->word[3]);
+
+	if (is_ipv4(address))
+		return !(last >> 24) || last >> 24 == 127 || last >> 28 == 0xe || last == 0xffffffff;
+	return bpf_ntohl(address->word[0]) >> 24 == 0xff || !is_somebody(address) || is_loopback(address);
+}
+
 /* Link-local or multicast IPv6: what neighbours find each other by. */
 static __always_inline bool is_of_the_link(const struct address *address)
 {

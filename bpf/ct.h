@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Connection tracking: what the map `ct` says of a packet, and how long it holds. Sequence numbers are not tracked, so that
- * one forged packet changes little: a reset only shortens what is left, and traffic that goes on renews it. */
+ * one forged packet changes little: a reset or an end only shortens what is left, and traffic that goes on renews it. */
 #ifndef CLUSTERMESH_CT_H
 #define CLUSTERMESH_CT_H
 
@@ -72,19 +72,34 @@ static __always_inline bool ct_is_pair(const struct ct_entry *entry, const struc
 	       is_same_address(&entry->source, &ends->destination) && is_same_address(&entry->destination, &ends->source);
 }
 
-/* The other direction hears that this one has ended, and whether a reset was the last that was seen. */
+/* The pair of the entry that has these ends; NULL where it is gone, or another connection's by now. */
+static __always_inline struct ct_entry *ct_own_pair(const struct ct_entry *entry, const struct ct_key *ends,
+						    struct packet *packet)
+{
+	struct ct_entry *pair = ct_pair(entry, packet);
+
+	return pair && ct_is_pair(pair, ends) ? pair : NULL;
+}
+
+/* The other direction hears whether this one has ended, and whether a reset was the last that was seen. */
 static __always_inline void ct_tell_pair(const struct ct_entry *entry, struct packet *packet, __u16 flags, __u32 now)
 {
 	struct ct_entry *pair = ct_pair(entry, packet);
 
 	if (!pair)
 		return;
-	flags |= pair->flags & ~CT_RESET;
+	flags |= pair->flags & ~(CT_RESET | CT_REFUSED | CT_FIN_OTHER);
 	pair->flags = flags;
 	pair->expires = now + ct_timeout(packet->ends.protocol, flags);
 }
 
-/* What is known of a direction after this packet of it. A reset that others follow was none. */
+/* Whether a packet of TCP carries anything. */
+static __always_inline bool has_data(const struct packet *packet)
+{
+	return packet->length > packet->transport - packet->network + packet->head;
+}
+
+/* What is known of a direction after this packet of it. A reset that others follow was none, nor an end that more follows. */
 static __always_inline __u16 ct_flags_after(__u16 flags, const struct packet *packet)
 {
 	if (packet->ends.protocol != IPPROTO_TCP)
@@ -92,10 +107,12 @@ static __always_inline __u16 ct_flags_after(__u16 flags, const struct packet *pa
 	if (!packet->tcp) /* a later fragment */
 		return flags;
 	if (packet->tcp & TCP_RST)
-		return flags | CT_RESET;
-	flags &= ~CT_RESET;
+		return flags | CT_RESET | (flags & CT_REPLY ? CT_REFUSED : 0);
+	flags &= ~(CT_RESET | CT_REFUSED);
 	if (packet->tcp & TCP_FIN)
 		return flags | CT_FIN;
+	if (flags & CT_FIN && has_data(packet))
+		flags &= ~CT_FIN;
 	return packet->tcp & TCP_SYN ? flags : flags | CT_ESTABLISHED;
 }
 
@@ -131,7 +148,8 @@ static __always_inline bool ct_touch(struct ct_entry *entry, struct packet *pack
 	entry->expires = now + ct_timeout(protocol, flags);
 	entry->flags = flags;
 	if (flags != before && protocol == IPPROTO_TCP)
-		ct_tell_pair(entry, packet, (flags & CT_FIN ? CT_FIN_OTHER : 0) | (flags & (CT_RESET | CT_ESTABLISHED)), now);
+		ct_tell_pair(entry, packet,
+			     (flags & CT_FIN ? CT_FIN_OTHER : 0) | (flags & (CT_RESET | CT_REFUSED | CT_ESTABLISHED)), now);
 	else
 		ct_pair(entry, packet); /* is in use, too: where the map is full the kernel takes what nobody looked up */
 	return is_later;
@@ -156,9 +174,7 @@ static __always_inline bool ct_goes_on_directly(struct ct_direct *direct, const 
 /* Deletes the entry of `ends` and its pair. */
 static __always_inline void ct_delete(const struct ct_entry *entry, const struct ct_key *ends, struct packet *packet)
 {
-	struct ct_entry *pair = ct_pair(entry, packet);
-
-	if (pair && ct_is_pair(pair, ends))
+	if (ct_own_pair(entry, ends, packet))
 		bpf_map_delete_elem(MAP(ct), &packet->pair);
 	bpf_map_delete_elem(MAP(ct), ends);
 }

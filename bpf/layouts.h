@@ -271,6 +271,7 @@ enum ct_flag {
 	CT_LENT = 32,        /* the backend sees a port of ours as the client's */
 	CT_OUTSIDE = 128,    /* the client is outside */
 	CT_AT_EGRESS = 256,  /* is translated where it leaves, by the program of the device that leads outside */
+	CT_REFUSED = 512,    /* with CT_RESET: the last one was the backend's */
 };
 
 /* How the packets of a tuple go on. It is decided with the first, so that none overtakes another. */
@@ -396,10 +397,10 @@ enum reason {
 	REASON_DROP_NO_CONNECTION,   /* refused: a TCP packet to a service is of no connection, or of one whose backend is gone */
 	REASON_DROP_NO_PORT,         /* refused: no port could be lent to tell two connections to one backend apart */
 	REASON_DROP_SCTP_PORT,       /* refused: SCTP cannot be sent to another port than the one it names */
-	REASON_DROP_CT_FULL,         /* dropped: conntrack took no entry */
+	REASON_DROP_CT_FULL,         /* refused: conntrack took no entry */
 	REASON_DROP_NO_ADDRESS,      /* dropped: this node has no address that the backend could answer to */
 	REASON_DROP_SOURCE_RANGE,    /* dropped: the service may not be called from this address outside */
-	REASON_DROP_NO_ROUTE,        /* dropped: no way to the backend is known */
+	REASON_DROP_NO_ROUTE,        /* refused: no way to the backend is known */
 	REASON_DROP_TOO_LARGE,       /* refused: the packet must not be fragmented, and is larger than its way takes */
 	REASON_DROP_BIND,            /* refused: a socket was to be bound to the port of a node port or host port */
 	REASON_MEANT_FULL,           /* a connected socket found no room in lb_meant: what it means is in lb_reverse_sk, an LRU map */

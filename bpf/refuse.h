@@ -94,7 +94,7 @@ static __always_inline int reset(struct __sk_buff *skb, const struct packet *pac
 	__u32 length = packet->length - (at - packet->network);
 	__u64 sum;
 
-	if (packet->tcp & TCP_RST || bpf_skb_load_bytes(skb, at, &tcp, sizeof(tcp)))
+	if (bpf_skb_load_bytes(skb, at, &tcp, sizeof(tcp)))
 		return TC_ACT_SHOT;
 	answer.source = tcp.dest;
 	answer.dest = tcp.source;
@@ -145,10 +145,16 @@ static __always_inline int answer_error(struct __sk_buff *skb, const struct pack
 	return send_back(skb, packet);
 }
 
+/* Not what has no ports to know it by, and not a reset. */
+static __always_inline bool may_be_answered(const struct packet *packet)
+{
+	return !(packet->flags & PACKET_LATER_FRAGMENT || packet->tcp & TCP_RST);
+}
+
 /* As a port that nobody listens on refuses. */
 static __always_inline int refuse_packet(struct __sk_buff *skb, const struct packet *packet)
 {
-	if (packet->flags & (PACKET_FRAGMENTED | PACKET_LATER_FRAGMENT))
+	if (packet->flags & PACKET_FRAGMENTED)
 		return TC_ACT_SHOT;
 	if (packet->ends.protocol == IPPROTO_TCP)
 		return reset(skb, packet);

@@ -48,29 +48,36 @@ static __always_inline struct lb_backend *backend_of(const struct ct_entry *forw
 	return backend;
 }
 
-/* Whether this packet begins a connection although there is an entry for it. */
-static __always_inline bool begins_anew(const struct ct_entry *entry, struct packet *packet, __u32 now)
+/* Whether neither direction of a connection lives: who only sends, or only listens, is there, too. `pair` may be NULL. */
+static __always_inline bool has_expired(const struct ct_entry *entry, const struct ct_entry *pair, __u32 now)
+{
+	return !ct_is_live(entry->expires, now) && (!pair || !ct_is_live(pair->expires, now));
+}
+
+/* Whether this packet begins a connection although there is an entry for it. An opening packet, or a reset before it, may be
+ * forged: what is established goes on, and its backend knows what to answer to a client that has in fact begun anew. Only
+ * where that has refused it, and is given to nobody new, another one is chosen. A pod takes the entry that somebody outside
+ * has made in its name. */
+static __always_inline bool begins_anew(const struct ct_entry *entry, struct packet *packet, enum side side, __u32 now)
 {
 	struct lb_backend *backend;
 
 	if (entry->flags & CT_REPLY)
 		return false;
-	if (packet->ends.protocol != IPPROTO_TCP) {
-		struct ct_entry *pair;
-
-		if (ct_is_live(entry->expires, now))
-			return false;
-		pair = ct_pair(entry, packet);
-		return !pair || !ct_is_live(pair->expires, now); /* who only listens is there, too */
-	}
+	if (side == SIDE_POD && entry->flags & CT_OUTSIDE)
+		return packet->ends.protocol != IPPROTO_TCP || is_syn(packet);
+	if (packet->ends.protocol != IPPROTO_TCP)
+		return has_expired(entry, ct_own_pair(entry, &packet->ends, packet), now);
 	if (!is_syn(packet))
 		return false;
-	if (!ct_is_live(entry->expires, now) || ct_is_closed(entry->flags) || entry->flags & CT_RESET)
+	if (!ct_is_live(entry->expires, now) || ct_is_closed(entry->flags))
 		return true;
 	if (!entry->service_id) /* it has no backend that could go */
 		return false;
 	backend = backend_of(entry);
-	return !backend || backend->state != BACKEND_ACTIVE;
+	if (!backend || backend->state == BACKEND_ACTIVE)
+		return !backend;
+	return !(entry->flags & CT_ESTABLISHED) || entry->flags & CT_REFUSED;
 }
 
 /* A port of ours that nobody has with this backend, from a random one on. */
@@ -83,13 +90,14 @@ static __always_inline __be16 lend_port(const struct node_config *node)
 
 /* Whether what has the ends of a new connection's replies may be taken over: what has expired; or what has ended, where the
  * client itself has chosen its port. */
-static __always_inline bool is_over(const struct ct_entry *entry, bool is_own_port, __u32 now)
+static __always_inline bool is_over(const struct ct_entry *entry, const struct ct_entry *pair, bool is_own_port, __u32 now)
 {
-	return !ct_is_live(entry->expires, now) || (is_own_port && ct_is_closed(entry->flags));
+	return has_expired(entry, pair, now) || (is_own_port && ct_is_closed(entry->flags));
 }
 
-/* When the entry of replies, as long as it lives, gives way to another connection. A flood of openings leaves such as were
- * never answered; many that ask by one datagram each leave such as have their answer. */
+/* When the entry of replies, as long as it lives, gives way to another connection, once neither end has sent anything for so
+ * long. A flood of openings leaves such as were never answered; many that ask by one datagram each leave such as have their
+ * answer. */
 static __always_inline __s32 gives_way_after(const struct ct_entry *entry, __u8 protocol)
 {
 	if (protocol == IPPROTO_UDP && entry->flags & CT_ESTABLISHED)
@@ -97,6 +105,13 @@ static __always_inline __s32 gives_way_after(const struct ct_entry *entry, __u8 
 	if (entry->flags & (CT_ESTABLISHED | CT_FIN | CT_FIN_OTHER | CT_RESET))
 		return GIVES_WAY_NEVER;
 	return protocol == IPPROTO_UDP && entry->packets ? GIVES_WAY_ANSWERED : GIVES_WAY_UNANSWERED;
+}
+
+static __always_inline bool gives_way(const struct ct_entry *entry, const struct ct_entry *pair, __u8 protocol, __u32 now)
+{
+	__s32 after = gives_way_after(entry, protocol);
+
+	return ct_idle(entry, protocol, now) > after && (!pair || ct_idle(pair, protocol, now) > after);
 }
 
 /* Whether packets with these ends go to no service. */
@@ -112,7 +127,7 @@ static __always_inline enum reason claim(const struct node_config *node, struct 
 					 struct packet *packet, bool is_own_port, __u32 now)
 {
 	for (__u32 try = 0; try < PORTS_TRIED; try++) {
-		struct ct_entry *other;
+		struct ct_entry *other, *pair;
 
 		if (!is_own_port) {
 			if (packet->ends.protocol == IPPROTO_SCTP || !node->port_first)
@@ -127,9 +142,9 @@ static __always_inline enum reason claim(const struct node_config *node, struct 
 		other = bpf_map_lookup_elem(MAP(ct), &new->reply_key);
 		if (!other)
 			return REASON_DROP_CT_FULL;
-		if (ct_is_pair(other, &packet->ends) || is_over(other, is_own_port, now) ||
-		    (try >= PORTS_TRIED_MILDLY &&
-		     ct_idle(other, packet->ends.protocol, now) > gives_way_after(other, packet->ends.protocol))) {
+		pair = ct_own_pair(other, &new->reply_key, packet);
+		if (ct_is_pair(other, &packet->ends) || is_over(other, pair, is_own_port, now) ||
+		    (try >= PORTS_TRIED_MILDLY && gives_way(other, pair, packet->ends.protocol, now))) {
 			if (!ct_is_pair(other, &packet->ends))
 				ct_delete(other, &new->reply_key, packet);
 			if (bpf_map_update_elem(MAP(ct), &new->reply_key, &new->reply, BPF_ANY))
@@ -169,8 +184,14 @@ static __always_inline void read_ends(const struct ct_entry *entry, struct ends 
 	to->destination_port = entry->destination_port;
 }
 
-/* Gives the packet the ends that the entry says. Who sends it past the kernel (`routes`) is a router to it. A reason why not,
- * or 0. */
+/* Whether the packet goes this way past the kernel, so that who sends it is a router to it, and may go no further. */
+static __always_inline bool is_spent(const struct packet *packet, __u8 way)
+{
+	return packet->hops <= 1 && (way == WAY_PEER || way == WAY_NEIGH);
+}
+
+/* Gives the packet the ends that the entry says, and where it goes on from here (`routes`) a hop less where that is past the
+ * kernel. A reason why not, or 0. */
 static __always_inline enum reason translate(struct __sk_buff *skb, struct ct_scratch *space, const struct ct_entry *entry,
 					     struct passage *passage, bool routes)
 {
@@ -181,11 +202,10 @@ static __always_inline enum reason translate(struct __sk_buff *skb, struct ct_sc
 	*passage = (struct passage){ entry->way_device, entry->mtu, entry->way };
 	if (is_too_large(of_skb(skb), packet, passage->mtu))
 		return REASON_DROP_TOO_LARGE;
-	if (routes && (passage->way == WAY_PEER || passage->way == WAY_NEIGH)) {
-		if (hops <= 1)
-			return REASON_DROP_HOPS;
+	if (routes && is_spent(packet, passage->way))
+		return REASON_DROP_HOPS;
+	if (routes && (passage->way == WAY_PEER || passage->way == WAY_NEIGH))
 		hops--;
-	}
 	count(entry->flags & CT_REPLY ? REASON_NAT_REPLY : REASON_NAT_FORWARD);
 	if (packet->flags & PACKET_FRAGMENTED)
 		remember_fragment(packet);
@@ -249,7 +269,7 @@ static __always_inline bool note_direct(struct __sk_buff *skb, struct ct_new *ne
 	if (speaks_directly(&new->reply_key, now))
 		return true; /* an answer */
 	reply = bpf_map_lookup_elem(MAP(ct), &new->reply_key);
-	if (reply && !is_over(reply, true, now))
+	if (reply && !is_over(reply, ct_own_pair(reply, &new->reply_key, packet), true, now))
 		return false;
 	if (reply)
 		ct_delete(reply, &new->reply_key, packet);
@@ -342,20 +362,30 @@ static __always_inline enum reason plan(struct __sk_buff *skb, const struct node
 
 /* Whether the backend may see the client's own port: not where it stands beside those of this node's sockets, or the two
  * speak to each other by no service. (SCTP's cannot be changed.) */
-static __always_inline bool may_keep_port(const struct ct_new *new, struct packet *packet, enum side side, __u32 now)
+static __always_inline bool may_keep_port(const struct ct_new *new, struct packet *packet, __u32 now)
 {
 	const struct ct_entry *forward = &new->forward;
 
-	if (speaks_directly(&new->reply_key, now))
+	if (!forward->service_id)
 		return false;
-	if (side == SIDE_OUTSIDE)
-		return packet->ends.protocol == IPPROTO_SCTP ||
-		       is_same_address(&forward->source, &packet->ends.source);
+	if (!is_same_address(&forward->source, &packet->ends.source) && packet->ends.protocol != IPPROTO_SCTP)
+		return false;
 	packet->pair = packet->ends;
 	packet->pair.source = forward->source;
 	packet->pair.destination = forward->destination;
 	packet->pair.destination_port = forward->destination_port;
-	return forward->service_id && !speaks_directly(&packet->pair, now);
+	return !speaks_directly(&new->reply_key, now) && !speaks_directly(&packet->pair, now);
+}
+
+/* Whether the kernel takes who sends this from outside for forged: in this node's own name, in nobody's, or in that of whom it
+ * is sent to. It is asked before anything begins or is answered. */
+static __always_inline bool is_martian(const struct node_config *node, const struct ct_key *ends)
+{
+	const struct address *source = &ends->source;
+
+	return is_nobodys(source) || is_same_address(source, &ends->destination) || is_same_address(source, &node->node4) ||
+	       is_same_address(source, &node->node6) || is_same_address(source, &node->tunnel4) ||
+	       is_same_address(source, &node->tunnel6);
 }
 
 /* What may not be done to a packet that begins a connection, or is of none. */
@@ -379,8 +409,10 @@ static __always_inline enum reason begin(struct __sk_buff *skb, struct ct_scratc
 		chosen->port = ends->destination_port;
 	}
 	reason = plan(skb, node, &space->new, packet, side, now);
+	if (!reason && is_spent(packet, space->new.forward.way))
+		reason = REASON_DROP_HOPS;
 	if (!reason)
-		reason = claim(node, &space->new, packet, may_keep_port(&space->new, packet, side, now), now);
+		reason = claim(node, &space->new, packet, may_keep_port(&space->new, packet, now), now);
 	if (reason)
 		return reason;
 	if (bpf_map_update_elem(MAP(ct), ends, &space->new.forward, BPF_ANY))
@@ -406,7 +438,7 @@ SUBPROGRAM int open_connection(struct __sk_buff *skb, __u32 side)
 	space->new.service.protocol = ends->protocol;
 	space->new.service.scope = SCOPE_ANY;
 	service = lb_find(&space->new.service, side == SIDE_OUTSIDE);
-	if (!service && side == SIDE_OUTSIDE)
+	if (side == SIDE_OUTSIDE && (!service || is_martian(node, ends)))
 		return NOTHING;
 	if (service && side == SIDE_OUTSIDE && !lb_may_ask(&space->new.service, service, &ends->source))
 		return REASON_DROP_SOURCE_RANGE;
@@ -425,12 +457,12 @@ SUBPROGRAM int answer_refused(struct __sk_buff *skb, __u32 reason)
 	if (!space || reason >= REASONS)
 		return TC_ACT_SHOT;
 	report_packet(skb, reason, EVENT_DROP);
+	if (reason == REASON_DROP_SOURCE_RANGE || reason == REASON_DROP_NO_ADDRESS || !may_be_answered(&space->packet))
+		return TC_ACT_SHOT;
 	if (reason == REASON_DROP_TOO_LARGE)
 		return refuse_large(skb, &space->packet, space->new.forward.mtu);
 	if (reason == REASON_DROP_HOPS)
 		return answer_error(skb, &space->packet, space->packet.flags & PACKET_IPV6 ? ICMP6_TIME : ICMP_TIME, 0, 0);
-	if (reason == REASON_DROP_SOURCE_RANGE || reason == REASON_DROP_NO_ADDRESS)
-		return TC_ACT_SHOT;
 	return refuse_packet(skb, &space->packet);
 }
 
@@ -438,6 +470,12 @@ SUBPROGRAM int answer_refused(struct __sk_buff *skb, __u32 reason)
 static __always_inline bool is_lost(const struct ct_entry *entry)
 {
 	return !(entry->flags & CT_REPLY) && entry->service_id && !backend_of(entry);
+}
+
+/* Comes from outside with the ends of what a pod of this node sends: it is not of that connection. */
+static __always_inline bool is_forged(const struct ct_entry *entry, enum side side)
+{
+	return side == SIDE_OUTSIDE && !(entry->flags & (CT_REPLY | CT_OUTSIDE));
 }
 
 /* A packet that has ports, and its entry. */
@@ -449,10 +487,10 @@ static __always_inline int serve(struct __sk_buff *skb, struct ct_scratch *space
 	__u32 now = ct_now();
 	int why = 0;
 
-	if (entry && is_left_to_egress(entry, packet))
+	if (entry && (is_left_to_egress(entry, packet) || is_forged(entry, side)))
 		return NEXT;
 	if (entry)
-		anew = begins_anew(entry, packet, now);
+		anew = begins_anew(entry, packet, side, now);
 	if (entry && !anew && ct_touch(entry, packet, now)) {
 		lost = is_lost(entry);
 		renew_way(of_skb(skb), &space->new, packet, entry);

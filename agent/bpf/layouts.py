@@ -93,6 +93,7 @@ class CtFlag(IntFlag):
     LENT = 32
     OUTSIDE = 128
     AT_EGRESS = 256
+    REFUSED = 512
 
 
 class Way(IntEnum):

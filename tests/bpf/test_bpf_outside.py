@@ -99,6 +99,22 @@ def test_what_is_sent_on_past_the_kernel_has_a_hop_less(outside: Outside, protoc
     assert outside.count(Reason.DROP_HOPS) == 1
 
 
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+def test_who_may_go_no_further_is_lent_no_port(outside: Outside, protocol: int) -> None:
+    assert outside.from_outside(call(outside, protocol).to(hops=1))[0] == REDIRECT
+    assert outside.count(Reason.DROP_HOPS) == 1
+    assert outside.entries() == {}
+
+
+def test_nothing_is_answered_to_a_later_fragment_or_a_reset(outside: Outside) -> None:
+    first, later = call(outside, UDP).to(payload=bytes(64)).fragments(32, 77)
+    assert outside.from_outside(first)[0] == REDIRECT
+    assert outside.from_outside(later.to(hops=1)) == (DROP, None)
+    outside.from_outside(call(outside))
+    assert outside.from_outside(call(outside).to(flags=RST, hops=1)) == (DROP, None)
+    assert outside.count(Reason.DROP_HOPS) == 2
+
+
 def test_what_goes_the_kernels_way_keeps_its_hops_for_that(outside: Outside) -> None:
     locally(outside)
     _, arrived = outside.from_outside(call(outside).to(hops=1))
@@ -156,7 +172,9 @@ def test_a_lent_port_is_another_clients_when_its_time_is_over_and_not_before(out
         outside.from_outside(one.to(flags=FIN | ACK))
         outside.from_outside(arrived.back().to(flags=FIN | ACK))
     assert outside.count(Reason.DROP_NO_PORT) == 2
-    outside.change(arrived.back(), expires=1)
+    for each in (arrived.back(), one):
+        assert outside.from_outside(two)[1] != arrived
+        outside.change(each, expires=1)
     verdict, taken = outside.from_outside(two)
     assert (verdict, taken) == (REDIRECT, arrived)
     assert outside.entry(one) is None
@@ -206,14 +224,17 @@ def test_where_ports_are_short_what_needs_its_own_no_more_gives_it_away(
     one, two = call(outside, protocol), call(outside, protocol).to(source=outside.router)
     _, arrived = outside.from_outside(one)
     assert arrived is not None
-    found = outside.entry(arrived.back())
-    assert found is not None
-    now = found.expires - (60 if protocol == TCP else 30)
-    outside.change(arrived.back(), expires=now + timeout - idle, flags=found.flags | flags, packets=packets)
+    for each in (one, arrived.back()):  # while either end has sent something, it is kept
+        assert outside.from_outside(two)[1] != arrived
+        found = outside.entry(each)
+        assert found is not None
+        now = found.expires - (60 if protocol == TCP else 30)
+        outside.change(each, expires=now + timeout - idle, flags=found.flags | flags, packets=packets)
+    refused = outside.count(Reason.DROP_NO_PORT)
     taken = outside.from_outside(two)[1]
     assert (taken == arrived) == gives
     assert (outside.entry(one) is None) == gives
-    assert outside.count(Reason.DROP_NO_PORT) == (not gives)
+    assert outside.count(Reason.DROP_NO_PORT) - refused == (not gives)
 
 
 def test_what_stands_behind_more_headers_than_are_read_is_left_alone(outside: Outside) -> None:

@@ -152,8 +152,13 @@ def test_a_packet_of_no_connection_is_answered_by_a_reset(bed: Bed) -> None:
 @pytest.mark.parametrize("protocol", PORTS)
 def test_a_pod_that_calls_itself_sees_the_node_calling(bed: Bed, protocol: int) -> None:
     sent = call(bed, protocol, bed.own)
-    arrived = sent.to(source=bed.node, destination=bed.pod, destination_port=PORTS[protocol][1])
-    assert bed.from_pod(sent) == (REDIRECT, arrived)
+    verdict, arrived = bed.from_pod(sent)
+    assert verdict == REDIRECT
+    assert arrived is not None
+    port = arrived.source_port
+    assert port == sent.source_port if protocol == SCTP else port in LENT
+    target = PORTS[protocol][1]
+    assert arrived == sent.to(source=bed.node, source_port=port, destination=bed.pod, destination_port=target)
     answer = arrived.back().to(flags=SYN | ACK)
     assert bed.from_pod(answer) == (REDIRECT, sent.back().to(flags=SYN | ACK))
 
@@ -414,11 +419,13 @@ def test_an_opening_packet_that_is_sent_again_goes_to_the_same_backend(bed: Bed)
     assert bed.entries().keys() == before.keys()
 
 
-@pytest.mark.parametrize("state", [None, BackendState.TERMINATING, BackendState.QUARANTINED, BackendState.MAINTENANCE])
-@pytest.mark.parametrize("is_open", [False, True])
+@pytest.mark.parametrize(
+    ("state", "is_open"), [(None, False), (None, True), *((state, False) for state in BackendState if state)]
+)
 def test_a_connection_is_opened_anew_where_its_backend_may_not_be_given_any_more(
     bed: Bed, state: BackendState | None, is_open: bool
 ) -> None:
+    """Once it is open it goes on where that is there."""
     sent = call(bed, TCP)
     opened(bed, sent) if is_open else bed.from_pod(sent)
     bed.back(9, bed.other, 8080, TCP)
@@ -433,10 +440,12 @@ def test_a_connection_is_opened_anew_where_its_backend_may_not_be_given_any_more
     assert len(bed.entries()) == 2, "nothing is left of the one before"
 
 
-def test_an_opening_packet_on_a_live_connection_changes_nothing(bed: Bed) -> None:
+@pytest.mark.parametrize("state", BackendState)
+def test_an_opening_packet_on_a_live_connection_changes_nothing(bed: Bed, state: BackendState) -> None:
     """Anybody can forge one: the backend knows what to answer."""
     sent = call(bed, TCP)
     arrived = opened(bed, sent)
+    bed.back(BACKEND, bed.backend, 8080, TCP, state)
     bed.back(9, bed.other, 8080, TCP)
     bed.put("lb_slots", {SlotsKey(100): [Number(9)] * 16})
     assert bed.from_pod(sent) == (NEXT, arrived)
