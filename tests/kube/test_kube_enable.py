@@ -31,7 +31,8 @@ def run(bed: KubeBed, namespace: str, tmp_path: Path, monkeypatch: pytest.Monkey
     values = ["cluster.name=alpha", "cluster.id=1", "clustermesh.apiserver.service.type=ClusterIP"]
     sets = [part for value in values for part in ("--set", value)]
     argv = [str(HELM), "install", "mesh", str(ROOT / "charts" / "clustermesh"), *flags, *sets]
-    subprocess.run(argv, check=True, capture_output=True)
+    done = subprocess.run(argv, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
     def clustermesh(*words: str) -> Result:
         return CliRunner().invoke(main, [*words, *flags, "--context", "alpha"])
