@@ -107,7 +107,7 @@ def check_leaf(leaf: x509.Certificate, authorities: Iterable[x509.Certificate], 
     facts(leaf, name)  # names and extensions are parsed late, and garbage in them must show here
     check_time(leaf, now, name)
     authorities = tuple(authorities)
-    signers = [a for a in authorities if _signed_by(leaf, a)]
+    signers = [a for a in authorities if is_signed_by(leaf, a)]
     if not signers:
         raise CertsError(_stranger(leaf, authorities, name))
     # During a change of authority two certificates share one key: any of them that is good is enough.
@@ -176,7 +176,8 @@ def _belongs(key: PrivateKey, certificate: x509.Certificate) -> bool:
         return False
 
 
-def _signed_by(leaf: x509.Certificate, authority: x509.Certificate) -> bool:
+def is_signed_by(leaf: x509.Certificate, authority: x509.Certificate) -> bool:
+    """Whether the key of `authority` signed `leaf`."""
     try:
         leaf.verify_directly_issued_by(authority)
     except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):

@@ -5,9 +5,10 @@ ca.crt may hold more than one certificate: the first signs, all are trusted. The
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from cryptography import x509
@@ -110,7 +111,7 @@ def renew(folder: Path, name: str, now: datetime, wanted: Leaf | None = None, *,
     signer = load_authority(folder, now)
     old = _readable(folder, name)
     if old is not None:
-        leaf = _leaf_of(old)
+        leaf = leaf_of(old)
     elif wanted is not None:
         leaf = wanted
     else:
@@ -129,21 +130,42 @@ def inspect(folder: Path, now: datetime, expected: Iterable[str] = ()) -> list[E
     return [_inspect_one(folder, name, now) for name in names]
 
 
+def inspect_files(data: Mapping[str, bytes], now: datetime) -> list[Entry]:
+    """Every certificate with a key among `data`, files by name, as of a Secret; the authority is called "ca".
+
+    A leaf is to be signed by its NAME-ca.crt, or else by ca.crt.
+    """
+    names = [name.removesuffix(".crt") for name in data if name.endswith(".crt")]
+    kept = [name for name in names if f"{name}.key" in data]
+    return [_judge(partial(_entry_of, data), name, now, f"{name}-ca.crt" in data) for name in kept]
+
+
 def _inspect_one(folder: Path, name: str, now: datetime) -> Entry:
-    path = certificate_file(folder, name)
-    said, due = None, False
+    return _judge(lambda file: _read(folder / file), name, now)
+
+
+def _judge(read: Callable[[str], bytes], name: str, now: datetime, own: bool = False) -> Entry:
+    """`own` says that it has a bundle of its own. `read` raises CertsError."""
+    said, due, file = None, False, f"{name}.crt"
     try:
-        certificate = read_certificates(_read(path), path.name)[0]
-        said, due = facts(certificate, path.name), renewal_due(certificate, now)
-        read_pair(_read(path), _read(path.with_suffix(".key")), name)
+        certificate = read_certificates(read(file), file)[0]
+        said, due = facts(certificate, file), renewal_due(certificate, now)
+        read_pair(read(file), read(f"{name}.key"), name)
         if name == AUTHORITY:
-            check_time(certificate, now, path.name)
-            check_authority(certificate, path.name)
+            check_time(certificate, now, file)
+            check_authority(certificate, file)
         else:
-            check_leaf(certificate, trusted(folder), now, path.name)
+            bundle = f"{name}-{AUTHORITY}.crt" if own else f"{AUTHORITY}.crt"
+            check_leaf(certificate, read_certificates(read(bundle), bundle), now, file)
     except CertsError as e:
         return Entry(name, said, str(e), due)
     return Entry(name, said, "", due)
+
+
+def _entry_of(data: Mapping[str, bytes], file: str) -> bytes:
+    if file not in data:
+        raise CertsError(f"{file}: is not there")
+    return data[file]
 
 
 def _ensure_authority(folder: Path, brought: Pair | None, now: datetime, written: dict[str, str]) -> Pair:
@@ -168,7 +190,8 @@ def _readable(folder: Path, name: str) -> Pair | None:
         return None
 
 
-def _leaf_of(pair: Pair) -> Leaf:
+def leaf_of(pair: Pair) -> Leaf:
+    """What `pair` was issued for."""
     said = facts(pair.certificate)
     return Leaf(said.common_name, server=said.server and bool(said.hosts), hosts=said.hosts)
 

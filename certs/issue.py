@@ -80,6 +80,18 @@ def _authority(name: x509.Name, key: PrivateKey, now: datetime) -> Pair:
     return Pair(builder.sign(key, _hash(key)), key)
 
 
+def certify(authority: Pair, other: Pair) -> x509.Certificate:
+    """What `authority` says of the key of `other`, an authority too: whoever trusts it takes what `other` signed."""
+    issuer, told = authority.certificate, other.certificate
+    until = min(told.not_valid_after_utc, issuer.not_valid_after_utc)
+    begins = max(told.not_valid_before_utc, issuer.not_valid_before_utc)
+    builder = _builder(told.subject, issuer.subject, other.key, begins + CLOCK_SKEW, until)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    builder = builder.add_extension(_key_usage(authority=True), critical=True)
+    builder = builder.add_extension(_authority_key_id(issuer), critical=False)
+    return builder.sign(authority.key, _hash(authority.key))
+
+
 def issue(authority: Pair, leaf: Leaf, now: datetime, key: PrivateKey | None = None) -> Pair:
     """A certificate for `leaf` signed by `authority`, for `key` or for a fresh one.
 

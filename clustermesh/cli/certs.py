@@ -13,6 +13,8 @@ import click
 
 from certs.names import COMMON_NAME_RULE, Leaf, cluster_leaves, is_common_name, unique
 from clustermesh.cli import FAILED, context_option, output_option
+from clustermesh.cli.entries import as_json, fault_of, row
+from clustermesh.cli.rotate import rotate, status
 from clustermesh.cli.secrets import command as secrets
 from clustermesh.cli.table import print_json, print_table
 from clustermesh.cli.values import Host
@@ -40,11 +42,15 @@ def command() -> None:
     Examples:
       clustermesh certs show --context /srv/alpha
       clustermesh certs renew --context /srv/alpha
+      clustermesh certs status --context alpha
+      clustermesh certs rotate --ca --context alpha --destination-context beta
       clustermesh certs secrets --cluster-name alpha
     """
 
 
 command.add_command(secrets, "secrets")
+command.add_command(status)
+command.add_command(rotate)
 
 
 @command.command()
@@ -95,11 +101,11 @@ def show(context: Path, output: str) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(cluster.certs))
     entries = inspect(cluster.certs, now, _leaves(cluster))
     if output == "json":
-        print_json([_as_json(e, now) for e in entries])
+        print_json([as_json(e, now) for e in entries])
     else:
-        print_table(("NAME", "COMMON NAME", "STATE", "EXPIRES", "DAYS", "HOSTS"), [_row(e, now) for e in entries])
+        print_table(("NAME", "COMMON NAME", "STATE", "EXPIRES", "DAYS", "HOSTS"), [row(e, now) for e in entries])
     signs = not entries[0].problem
-    faults = [(fault, _remedy(entry, cluster, signs)) for entry in entries if (fault := _fault(entry))]
+    faults = [(fault, _remedy(entry, cluster, signs)) for entry in entries if (fault := fault_of(entry))]
     for fault, remedy in faults:
         click.echo(f"{click.style('problem:', fg='red', bold=True)} {fault}: {remedy}", err=True)
     if faults:
@@ -192,19 +198,6 @@ def _chosen(names: tuple[str, ...], everything: bool, entries: Mapping[str, Entr
     return list(names) or [e.name for e in entries.values() if e.due or e.problem]
 
 
-def _state(entry: Entry) -> str:
-    if entry.problem:
-        return "unfit"
-    return "renewal due" if entry.due else "good"
-
-
-def _fault(entry: Entry) -> str:
-    """In words; "" where there is none."""
-    if entry.due and entry.facts is not None and not entry.problem:
-        return f"{entry.name}: expires on {entry.facts.not_after:%F}"
-    return entry.problem
-
-
 def _remedy(entry: Entry, cluster: Context, signs: bool) -> str:
     """`signs` says that the authority is good."""
     if entry.name == "ca" and (entry.facts is None or not cluster.key("ca").exists()):
@@ -215,33 +208,3 @@ def _remedy(entry: Entry, cluster: Context, signs: bool) -> str:
     if entry.name != "ca" and not signs:
         return f"put ca right first, then look again with `clustermesh certs show --context {cluster.path}`"
     return f"run `clustermesh certs renew {entry.name} --context {cluster.path}`"
-
-
-def _row(entry: Entry, now: datetime) -> tuple[object, ...]:
-    said = entry.facts
-    if said is None:
-        return (entry.name, None, _state(entry), None, None, None)
-    return (
-        entry.name,
-        said.common_name,
-        _state(entry),
-        f"{said.not_after:%F}",
-        (said.not_after - now).days,
-        said.hosts,
-    )
-
-
-def _as_json(entry: Entry, now: datetime) -> dict[str, object]:
-    said = entry.facts
-    known: dict[str, object] = {}
-    if said is not None:
-        known = {
-            "commonName": said.common_name,
-            "issuer": said.issuer,
-            "hosts": list(said.hosts),
-            "subjectKeyId": said.key_id,
-            "notBefore": said.not_before.isoformat(),
-            "notAfter": said.not_after.isoformat(),
-            "daysLeft": (said.not_after - now).days,
-        }
-    return {"name": entry.name, "state": _state(entry), "problem": entry.problem, "renewalDue": entry.due, **known}

@@ -2,7 +2,7 @@
 
 A container of that chart runs it as `clustermesh-apiserver clustermesh --cluster-name=...`, the one beside it as
 `clustermesh-apiserver kvstoremesh ...`, the one before them as `clustermesh-apiserver etcdinit ...`; all take Cilium's
-flags as they are.
+flags as they are. Our own chart runs its etcd as `clustermesh-apiserver etcd ...`, too.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from clustermesh.cli import CommandLine, Commands
 
 _COMMANDS: Final[Commands] = {
     "etcdinit": ("clustermesh.cli.etcdinit", "command", "Make the data of an etcd that knows the cluster's users."),
+    "etcd": ("clustermesh.cli.run", "charts_etcd", "Run etcd, and again where it is to trust other authorities."),
     "clustermesh": ("clustermesh.cli.apiserver", "apiserver", "Publish the cluster: `clustermesh apiserver`."),
     "kvstoremesh": ("clustermesh.cli.kvstoremesh", "command", "Mirror its peers: `clustermesh kvstoremesh`."),
     "troubleshoot": ("clustermesh.cli.troubleshoot", "command", "Find out why a connected cluster is not seen."),

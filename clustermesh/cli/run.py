@@ -22,7 +22,8 @@ from clustermesh.errors import Refused
 def etcd(context: Path, listen: tuple[str, ...], flags: tuple[str, ...]) -> None:
     """Run the cluster's etcd: on its endpoint's address and on the loopback, for clients with its certificates.
 
-    This process becomes etcd. Flags after -- are handed to it and win over ours.
+    It is started again, over the same data, where the authorities in ca.crt become others. Flags after -- are handed to
+    it and win over ours.
 
     \b
     Example:
@@ -34,6 +35,7 @@ def etcd(context: Path, listen: tuple[str, ...], flags: tuple[str, ...]) -> None
     from certs.folder import trusted
     from certs.pair import load_pair
     from clustermesh.standalone.context import load
+    from clustermesh.store.keeper import kept
     from clustermesh.store.local import command
     from clustermesh.store.tls import Tls
 
@@ -47,7 +49,25 @@ def etcd(context: Path, listen: tuple[str, ...], flags: tuple[str, ...]) -> None
     cluster.etcd.mkdir(mode=0o700, exist_ok=True)
     tls = Tls(cluster.ca, cluster.certificate("server"), cluster.key("server"))
     urls = list(listen) or _listen_urls(cluster.address.host, cluster.address.port)
-    _become(command(cluster.etcd, urls, tls, binary=binary, flags=flags))
+    _become(kept(cluster.ca, command(cluster.etcd, urls, tls, binary=binary, flags=flags)))
+
+
+@click.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
+@click.argument("flags", nargs=-1, type=click.UNPROCESSED)
+def charts_etcd(flags: tuple[str, ...]) -> None:
+    """Run etcd with these flags; it is started again where the authorities in its --trusted-ca-file become others.
+
+    \b
+    Example:
+      clustermesh-apiserver etcd --trusted-ca-file=/var/lib/etcd-secrets/ca.crt --client-cert-auth
+    """
+    from clustermesh.store.keeper import kept
+
+    option = "--trusted-ca-file="
+    trusted = next((flag.removeprefix(option) for flag in flags if flag.startswith(option)), None)
+    if trusted is None:
+        raise click.UsageError(f"{option}FILE must be given")
+    _become(kept(Path(trusted), ["etcd", *flags]))
 
 
 @click.command(

@@ -7,6 +7,7 @@ alpha-control  alpha-1   beta-control  beta-1
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -167,16 +168,33 @@ async def test_a_corrupt_etcd_is_told_with_what_to_do_and_that_mends_it_without_
 
 async def test_an_etcd_that_is_stopped_is_told_from_one_that_does_not_run(pair: Lab) -> None:
     pid = pair.service_pid("beta-control", "etcd")
-    await pair.run("beta-control", "sh", "-c", f"kill -STOP {pid}")
+    await pair.run("beta-control", "sh", "-c", f"kill -STOP $(cat /proc/{pid}/task/{pid}/children)")
     try:
         said = "takes connections and does not answer: it is stopped"
         await until(lambda: _status_says(pair, "beta-1", said), "the status says that it is stopped")
     finally:
-        await pair.run("beta-control", "sh", "-c", f"kill -CONT {pid}")
+        await pair.run("beta-control", "sh", "-c", f"kill -CONT $(cat /proc/{pid}/task/{pid}/children)")
     async with without(pair, "beta-control", "etcd"):
         said = "does `clustermesh etcd` run there?"
         await until(lambda: _status_says(pair, "beta-1", said), "the status says that it does not run")
     await until(lambda: is_in_state(pair, "alpha-1", "beta", "fresh"), "beta is fresh")
+
+
+async def test_authority_is_replaced_and_no_request_fails(pair: Lab) -> None:
+    """alpha's, of which beta holds what it signed: its etcd is started again, and beta's agent comes back to it."""
+    alpha, beta = (str(Path(_FOLDER) / "clusters" / name) for name in ("alpha", "beta"))
+    before = (Path(alpha) / "certs" / "ca.crt").read_bytes()
+    argv = ("-P", "-m", "clustermesh.cli", "certs", "rotate", "--ca", "--settle", "8s")
+    async with no_request_fails(pair):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, *argv, "--context", alpha, "--destination-context", beta
+        )
+        assert await process.wait() == 0
+        await until(lambda: is_in_state(pair, "beta-1", "alpha", "stale"), "etcd is started again")
+        for node in ("alpha-1", "beta-1"):
+            await until(lambda node=node: is_in_state(pair, node, "alpha", "fresh"), "alpha is fresh")
+        assert await _etcd_has(pair, "alpha")
+    assert (Path(alpha) / "certs" / "ca.crt").read_bytes() != before
 
 
 async def test_a_wireguard_device_that_hangs_is_red_wherever_one_asks(pair: Lab) -> None:

@@ -10,9 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from certs.folder import initialise, renew
+from certs.check import read_certificates, read_pair
+from certs.errors import CertsError
+from certs.folder import initialise, leaf_of, renew
+from certs.issue import create_authority
 from certs.names import cluster_leaves
 from certs.pair import certificate_file, key_file
+from certs.rotation import begin, forget, rotation_of, take
 
 PATIENCE = 10.0
 
@@ -124,3 +128,77 @@ def test_renewed_leaves_and_renewed_authority_still_fit_what_peers_hold(tmp_path
     server = _context(folder, "server", folder, server=True)
     assert _shake_hands(server, peer, "localhost") == ("", "")
     assert _shake_hands(server, _context(folder, "remote", folder, server=False), "localhost") == ("", "")
+
+
+AUTHORITIES = ("old", "both", "new")
+
+
+@pytest.fixture(scope="module")
+def rotated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A cluster's folder before its authority is replaced, meanwhile, and afterwards."""
+    now, top = datetime.now(UTC), tmp_path_factory.mktemp("rotated")
+    data = files_of(_cluster(top / "old", "alpha"))
+    rotation = begin(data, now)
+    both = take(data, rotation, now)
+    for name, files in (("both", both), ("new", forget(both, rotation))):
+        (top / name).mkdir()
+        for file, content in files.items():
+            (top / name / file).write_bytes(content)
+    return {name: top / name for name in AUTHORITIES}
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("client", AUTHORITIES)
+@pytest.mark.parametrize("server", AUTHORITIES)
+def test_while_an_authority_is_replaced_whoever_is_a_step_behind_gets_through(
+    rotated: dict[str, Path], server: str, client: str
+) -> None:
+    """What either shows, and what it trusts, may each be that of the step before."""
+    for shown_by_server, shown_by_client in ((server, client), (server, server), (client, client)):
+        listens, dials = rotated[shown_by_server], rotated[shown_by_client]
+        said = _shake_hands(
+            _context(listens, "server", rotated[server], server=True),
+            _context(dials, "remote", rotated[client], server=False),
+            "localhost",
+        )
+        behind = {"old", "new"} <= {shown_by_server, client} or {"old", "new"} <= {shown_by_client, server}
+        if not behind:
+            assert said == ("", "")
+        elif shown_by_client == "old" and server == "new":
+            assert "certificate verify failed" in said[0], "what the old authority signed is let in nowhere"
+
+
+def test_what_took_part_in_a_rotation_names_what_it_did_and_nobody_trusts_the_old_authority(
+    rotated: dict[str, Path],
+) -> None:
+    old, both, new = (files_of(rotated[name]) for name in AUTHORITIES)
+    for name in cluster_leaves("alpha"):
+        before, after = (leaf_of(read_pair(f[f"{name}.crt"], f[f"{name}.key"], name)) for f in (old, new))
+        assert before == after
+        assert old[f"{name}.key"] != new[f"{name}.key"]
+    assert len(read_certificates(both["ca.crt"], "ca")) == 2
+    (left,) = read_certificates(new["ca.crt"], "ca")
+    assert left != read_certificates(old["ca.crt"], "ca")[0]
+    assert new.keys() == old.keys()
+    rotation = rotation_of(both)
+    assert rotation is not None
+    assert take(both, rotation, datetime.now(UTC)) == both, "what was done is not done again"
+    assert forget(new, rotation) == new
+
+
+def test_a_stranger_to_the_authority_that_is_replaced_is_left_alone(rotated: dict[str, Path], beta: Path) -> None:
+    rotation = rotation_of(files_of(rotated["both"]))
+    assert rotation is not None
+    data = files_of(beta) | {"broken.crt": b"none", "broken.key": b"none", "broken-ca.crt": b"none"}
+    assert take(data, rotation, datetime.now(UTC)) == data
+    assert forget(data, rotation) == data
+
+
+def test_an_authority_that_can_no_longer_sign_is_not_replaced_in_silence() -> None:
+    now = datetime.now(UTC)
+    expired = create_authority(now - timedelta(days=3660))
+    with pytest.raises(CertsError, match="expired"):
+        begin({"ca.crt": expired.certificate_pem, "ca.key": expired.key_pem}, now)

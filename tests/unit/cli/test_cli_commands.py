@@ -263,7 +263,7 @@ def test_etcd_listens_on_its_endpoint_and_the_loopback_and_asks_for_certificates
     monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/etcd")
     _do("etcd", "--context", alpha, "--", "--snapshot-count=5")
     (argv,) = became
-    assert argv[0] == "/usr/bin/etcd"
+    assert argv[3:6] == ["clustermesh.store.keeper", str(alpha / "certs" / "ca.crt"), "/usr/bin/etcd"]
     assert "--listen-client-urls=https://172.20.1.1:2379,https://127.0.0.1:2379" in argv
     assert "--client-cert-auth" in argv
     assert argv[-1] == "--snapshot-count=5"
@@ -296,3 +296,52 @@ def test_etcd_that_is_not_installed_is_named(alpha: Path, monkeypatch: pytest.Mo
     result = _do("etcd", "--context", alpha)
     assert result.exit_code == 1
     assert "install etcd" in result.stderr
+
+
+def test_authority_is_replaced_in_all_folders_that_hold_what_it_signed(alpha: Path, beta: Path) -> None:
+    _good("connect", "--context", alpha, "--destination-context", beta)
+    held = (beta / "peers" / "alpha.etcd-client.crt").read_bytes()
+    alone = _do("certs", "rotate", "--ca", "--settle", "0s", "--context", alpha)
+    assert alone.exit_code == 1
+    assert "alpha is connected to beta, which would lose it" in alone.stderr
+    assert (beta / "peers" / "alpha.etcd-client.crt").read_bytes() == held
+    before, strangers = (alpha / "certs" / "ca.crt").read_bytes(), (beta / "certs" / "ca.crt").read_bytes()
+    both = ("--context", alpha, "--destination-context", beta)
+    _good("certs", "rotate", "--ca", "--settle", "0s", *both)
+    assert (alpha / "certs" / "ca.crt").read_bytes() != before
+    assert (beta / "peers" / "alpha.etcd-client-ca.crt").read_bytes() == (alpha / "certs" / "ca.crt").read_bytes()
+    assert (beta / "certs" / "ca.crt").read_bytes() == strangers
+    assert not list((alpha / "certs").glob("rotation-*"))
+    for each in (alpha, beta):
+        found = json.loads(_good("certs", "status", "--context", each, "-o", "json"))
+        assert {entry["state"] for entry in found} == {"good"}
+        assert [entry["name"] for entry in found if entry["place"] == "peers"]
+        assert _do("certs", "show", "--context", each).exit_code == 0
+    assert "connected already" in _good("connect", *both)
+
+
+def test_replacing_an_authority_goes_on_where_it_was_interrupted(alpha: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from clustermesh.joining import rotating
+
+    async def interrupted(*_: object) -> None:
+        raise OSError("interrupted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rotating, "_settle", interrupted)
+        assert _do("certs", "rotate", "--ca", "--settle", "0s", "--context", alpha).exit_code == 1
+    meanwhile = (alpha / "certs" / "ca.crt").read_text()
+    assert meanwhile.count("BEGIN CERTIFICATE") == 2
+    shown = _do("certs", "status", "--context", alpha)
+    assert (shown.exit_code, "`clustermesh certs rotate --ca` goes on" in shown.stderr) == (0, True)
+    assert "end that with `certs rotate --ca`" in _do("certs", "rotate", "--context", alpha).stderr
+    _good("certs", "rotate", "--ca", "--settle", "0s", "--context", alpha)
+    assert (alpha / "certs" / "ca.crt").read_text() in meanwhile
+
+
+def test_leaves_are_issued_again_and_what_is_missing_is_said(alpha: Path) -> None:
+    before = {name: (alpha / "certs" / name).read_bytes() for name in ("ca.crt", "server.crt", "server.key")}
+    _good("certs", "rotate", "--context", alpha)
+    assert [name for name in before if (alpha / "certs" / name).read_bytes() == before[name]] == ["ca.crt"]
+    (alpha / "certs" / "remote.crt").unlink()
+    result = _do("certs", "status", "--context", alpha)
+    assert (result.exit_code, "certs: is not there" in result.stderr) == (1, True)

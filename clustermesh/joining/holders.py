@@ -1,0 +1,164 @@
+"""Who holds certificates: a cluster's Secrets in its Kubernetes API, or its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import ClassVar, Final, Protocol
+
+from msgspec import Struct
+
+from certs.check import read_pair
+from certs.files import remove_durably, write_atomically
+from certs.pair import write_pair
+from certs.rotation import pairs_in
+from certs.secrets import AUTHORITY, leaf_secret
+from clustermesh.errors import Unavailable
+from clustermesh.joining import names
+from clustermesh.joining.connect import Site
+from clustermesh.joining.links import known_peers
+from clustermesh.joining.objects import MANAGED_BY, Edit
+from clustermesh.standalone.connections import list_connections
+from clustermesh.standalone.context import Context, locked
+from clustermesh.standalone.users_file import remote_user, users_in
+
+_LEAVES: Final = ("server", "admin", "local", "remote")
+LEAVES: Final = tuple(map(leaf_secret, _LEAVES))
+_CERT_MANAGER: Final = "cert-manager.io/"
+
+
+class Holder(Protocol):
+    """The certificates of one cluster, in some places; the first one has its authority.
+
+    Every method raises ClusterMeshError, CertsError.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def places(self) -> tuple[str, ...]: ...
+    @property
+    def expected(self) -> Mapping[str, Sequence[str]]:
+        """What must be in some places."""
+        ...
+
+    @property
+    def peers(self) -> frozenset[str]:
+        """The clusters that it reads, and those that read it."""
+        ...
+
+    async def read(self, place: str) -> dict[str, bytes]:
+        """The files there; none where there is no such place."""
+        ...
+
+    async def change(self, place: str, edit: Edit) -> bool:
+        """Make them what `edit` makes of them; False where that is what they are."""
+        ...
+
+    async def keeper(self, place: str) -> str:
+        """Who else would undo a change, and what to do instead; "" where nobody would."""
+        ...
+
+
+class InSecrets:
+    """The Secrets of a cluster that has the chart."""
+
+    places = (AUTHORITY, *LEAVES, names.PEERS, names.COPIED)
+    expected: ClassVar = {AUTHORITY: ("ca",), **dict.fromkeys(LEAVES, ("tls",))}
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+
+    @property
+    def name(self) -> str:
+        return self._site.member.name
+
+    @property
+    def peers(self) -> frozenset[str]:
+        member, prefix = self._site.member, remote_user("")
+        readers = (user.name for user in users_in(member.users, names.USERS) if user.name.startswith(prefix))
+        return frozenset((*known_peers(member.entries), *(name.removeprefix(prefix) for name in readers)))
+
+    async def read(self, place: str) -> dict[str, bytes]:
+        return await self._site.objects.secret(place)
+
+    async def change(self, place: str, edit: Edit) -> bool:
+        return await self._site.objects.change_secret(place, edit)
+
+    async def keeper(self, place: str) -> str:
+        found = await self._site.objects.read("secrets", place, _Kept)
+        if found is None:
+            return ""
+        if any(key.startswith(_CERT_MANAGER) for key in found.metadata.annotations or {}):
+            renew = f"`cmctl renew -n {self._site.member.namespace} {place}` has it issued anew"
+            return f"cert-manager keeps Secret {place}: {renew}; another authority is its issuer's to change"
+        if (found.metadata.labels or {}).get(MANAGED_BY) == "Helm":
+            return f"Helm keeps Secret {place}: change clustermesh.config.clusters of the chart instead"
+        return ""
+
+
+class InFolder:
+    """The folder of a cluster without Kubernetes."""
+
+    places = ("certs", "peers")
+    expected: ClassVar = {"certs": ("ca", *_LEAVES)}
+
+    def __init__(self, context: Context, now: datetime) -> None:
+        self._context = context
+        self.peers = frozenset(each.name for each in list_connections(context, now))
+
+    @property
+    def name(self) -> str:
+        return self._context.name
+
+    async def read(self, place: str) -> dict[str, bytes]:
+        with _file_errors():
+            return _files(self._context.path / place)
+
+    async def change(self, place: str, edit: Edit) -> bool:
+        folder = self._context.path / place
+        with _file_errors(), locked(self._context):
+            before = _files(folder)
+            after = edit(before)
+            _write(folder, before, after)
+        return after != before
+
+    async def keeper(self, place: str) -> str:
+        return ""
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return {path.name: path.read_bytes() for path in sorted(paths) if path.is_file() and path.name[0] != "."}
+
+
+def _write(folder: Path, before: Mapping[str, bytes], after: Mapping[str, bytes]) -> None:
+    """What is trusted first, then pairs as one, then the rest: a reader in between is let in and lets in."""
+    changed = {name for name, data in after.items() if before.get(name) != data}
+    pairs = [(cert, key) for cert, key in (("ca.crt", "ca.key"), *pairs_in(after)) if {cert, key} & changed]
+    for name in sorted(changed - {each for pair in pairs for each in pair}):
+        write_atomically(folder / name, after[name])
+    for cert, key in pairs:
+        stem = cert.removesuffix(".crt")
+        write_pair(folder, stem, read_pair(after[cert], after[key], str(folder / stem)))
+    for name in before.keys() - after.keys():
+        remove_durably(folder / name)
+
+
+@contextmanager
+def _file_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        raise Unavailable(f"{e.filename or 'file'}: {e.strerror}") from e
+
+
+class _KeptMeta(Struct, frozen=True):
+    labels: dict[str, str] | None = None
+    annotations: dict[str, str] | None = None
+
+
+class _Kept(Struct, frozen=True):
+    metadata: _KeptMeta = _KeptMeta()

@@ -1,0 +1,121 @@
+"""Certificates of connected clusters replaced while they work, in the Secrets or folders of all of them.
+
+A leaf: etcd shows a new one at its next handshake, and clients read their files for each connection. An authority is
+replaced as certs.rotation does it: both are trusted for a while. An etcd takes clients' certificates from the
+authorities that it read when it started; `store.keeper` starts it again, and its clients come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+
+from cryptography import x509
+
+from certs.check import read_pair
+from certs.issue import Pair
+from certs.rotation import SINCE, begin, forget, is_held_in, reissued, rotation_of, take, trusts
+from clustermesh.errors import Refused, Unavailable
+from clustermesh.joining.holders import Holder
+from clustermesh.joining.objects import Edit
+
+Say = Callable[[str], None]
+
+
+async def rotate_leaves(holders: Sequence[Holder], now: datetime, say: Say) -> None:
+    """Issue again what the authority of the first of `holders` signed, there and in the others. Raises
+    ClusterMeshError, CertsError."""
+    first = holders[0]
+    data = await first.read(first.places[0])
+    if not data.get("ca.key"):
+        raise await _no_authority(first)
+    if rotation_of(data) is not None:
+        raise Refused(f"{first.name}: its authority is being replaced: end that with `certs rotate --ca`")
+    signer = read_pair(data.get("ca.crt", b""), data["ca.key"], f"{first.name}: ca")
+    await _check_kept(holders, signer.certificate)
+    await _everywhere(
+        holders,
+        lambda data: reissued(data, signer.certificate, Pair(signer.certificate, signer.key), now),
+        say,
+        "is issued anew",
+    )
+
+
+async def rotate_authority(holders: Sequence[Holder], settle: timedelta, say: Say) -> None:
+    """Replace the authority of the first of `holders`, whose peers the others are, or go on where that was interrupted.
+
+    `settle` is how long it takes until every process has read what was written. Raises ClusterMeshError, CertsError.
+    """
+    first, now = holders[0], datetime.now(UTC)
+    place = first.places[0]
+    if not (data := await first.read(place)).get("ca.key"):
+        raise await _no_authority(first)
+    rotation = begin(data, now)
+    await _check_kept(holders, rotation.old)
+    await _check_peers(holders, rotation.old)
+    await first.change(place, lambda data: take(data, begin(data, now), now))
+    under_way = rotation_of(await first.read(place))
+    if under_way is None:
+        raise Unavailable(f"{first.name}: somebody else ended a rotation just now: look with `certs status`")
+    await _everywhere(holders, lambda data: take(data, under_way, now), say, "has the new authority beside the old one")
+    await _settle(first, settle, say)
+    # The first one last: until then it tells what is still to do.
+    await _everywhere(
+        [*holders[1:], first], lambda data: forget(data, under_way), say, "has the new authority alone", last=place
+    )
+
+
+async def _no_authority(holder: Holder) -> Refused:
+    reasons = [await holder.keeper(place) for place in holder.places]
+    return Refused(f"{holder.name}: {next(filter(None, reasons), 'no authority with its key is kept there')}")
+
+
+async def _everywhere(holders: Sequence[Holder], edit: Edit, say: Say, done: str, last: str = "") -> None:
+    for each in holders:
+        for place in sorted(each.places, key=lambda place: place == last):
+            if await each.change(place, lambda data: edit(data) if data else data):
+                say(f"{each.name}: {place} {done}")
+
+
+async def _settle(first: Holder, settle: timedelta, say: Say) -> None:
+    """Wait until `settle` is over since everything was issued anew."""
+    now, place = datetime.now(UTC), first.places[0]
+    since = (await first.read(place)).get(SINCE, b"").decode(errors="replace")
+    try:
+        began = min(datetime.fromisoformat(since), now)
+    except (ValueError, TypeError):
+        began = now
+        await first.change(place, lambda data: {**data, SINCE: now.isoformat().encode()})
+    left = (began + settle - now).total_seconds()
+    if left > 0:
+        say(f"waiting {left:.0f} s until every process has read that; interrupted, the same command goes on")
+        await asyncio.sleep(left)
+
+
+async def _check_peers(holders: Sequence[Holder], old: x509.Certificate) -> None:
+    """Refused where a cluster would be left behind that is not among `holders`."""
+    given, faults = {each.name for each in holders}, list[Refused]()
+    for each in holders:
+        missing = ", ".join(sorted(each.peers - given))
+        if missing and is_held_in(await each.read(each.places[0]), old):
+            faults.append(
+                Refused(
+                    f"{each.name} is connected to {missing}, which would lose it: name the contexts of all its peers "
+                    "with --destination-context, and disconnect those that are gone"
+                )
+            )
+    if faults:
+        raise ExceptionGroup("the authority cannot be replaced", faults)
+
+
+async def _check_kept(holders: Sequence[Holder], signer: x509.Certificate) -> None:
+    """Refused where somebody else keeps what must change, and would undo that."""
+    faults = [
+        Refused(f"{each.name}: {reason}")
+        for each in holders
+        for place in each.places
+        if trusts(await each.read(place), signer) and (reason := await each.keeper(place))
+    ]
+    if faults:
+        raise ExceptionGroup("certificates cannot be replaced", faults)
