@@ -344,7 +344,7 @@ struct node_config {
 	__u32 tunnel_device; /* 0: none */
 	__u16 port_first;    /* that are lent, host order, port_last among them; 0: none */
 	__u16 port_last;
-	__u16 mtu; /* to other nodes; 0 is not checked */
+	__u16 mtu;   /* (0) */
 	__u16 flags; /* enum config_flag */
 };
 _Static_assert(sizeof(struct node_config) == 76, "node_config");
@@ -401,7 +401,7 @@ enum reason {
 	REASON_DROP_NO_ADDRESS,      /* dropped: this node has no address that the backend could answer to */
 	REASON_DROP_SOURCE_RANGE,    /* dropped: the service may not be called from this address outside */
 	REASON_DROP_NO_ROUTE,        /* refused: no way to the backend is known */
-	REASON_DROP_TOO_LARGE,       /* refused: the packet must not be fragmented, and is larger than its way takes */
+	REASON_DROP_TOO_LARGE,       /* refused: the packet is larger than its way takes */
 	REASON_DROP_BIND,            /* refused: a socket was to be bound to the port of a node port or host port */
 	REASON_MEANT_FULL,           /* a connected socket found no room in lb_meant: what it means is in lb_reverse_sk, an LRU map */
 	REASON_DROP_HOPS,            /* refused: the packet may go no further */

@@ -24,7 +24,6 @@ enum packet_flag {
 	PACKET_IPV6 = 1,
 	PACKET_FRAGMENTED = 2,     /* the first fragment, with ports */
 	PACKET_LATER_FRAGMENT = 4, /* another one: no header of the transport */
-	PACKET_WHOLE = 8,          /* must not be fragmented */
 };
 
 /* <linux/icmp.h> needs a C library. */
@@ -74,8 +73,6 @@ static __always_inline bool parse_ipv4(struct frame frame, struct packet *packet
 		packet->flags = PACKET_LATER_FRAGMENT;
 	else if (fragment & FRAGMENT_MORE)
 		packet->flags = PACKET_FRAGMENTED;
-	else if (fragment & FRAGMENT_NONE)
-		packet->flags = PACKET_WHOLE;
 	return true;
 }
 
@@ -124,7 +121,7 @@ static __always_inline bool parse_ipv6(struct frame frame, struct packet *packet
 	packet->transport = packet->network + sizeof(*ip);
 	packet->length = sizeof(*ip) + bpf_ntohs(ip->payload_len);
 	packet->hops = ip->hop_limit;
-	packet->flags = PACKET_IPV6 | PACKET_WHOLE;
+	packet->flags = PACKET_IPV6;
 	return skip_extensions(frame, packet, ip->nexthdr);
 }
 

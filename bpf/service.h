@@ -305,7 +305,7 @@ static __always_inline enum reason plan_for_outside(struct __sk_buff *skb, const
 {
 	struct ct_entry *forward = &new->forward, *reply = &new->reply;
 	const struct address *own = is_ipv6 ? &node->node6 : &node->node4;
-	bool has_route = choose_route(of_skb(skb), node, new, reply, is_ipv6);
+	bool has_route = choose_route(of_skb(skb), new, reply, is_ipv6);
 
 	forward->flags |= CT_OUTSIDE;
 	reply->flags |= CT_OUTSIDE;
@@ -318,7 +318,7 @@ static __always_inline enum reason plan_for_outside(struct __sk_buff *skb, const
 		reply->flags |= CT_AT_EGRESS;
 		return 0;
 	}
-	if (!choose_route(of_skb(skb), node, new, forward, is_ipv6))
+	if (!choose_route(of_skb(skb), new, forward, is_ipv6))
 		return REASON_DROP_NO_ROUTE;
 	forward->source = *own;
 	if (node->tunnel_device && forward->way_device == node->tunnel_device)

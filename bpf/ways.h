@@ -53,23 +53,30 @@ static __always_inline void set_route(struct bpf_fib_lookup *route, struct frame
 	}
 }
 
+/* Asks the routes for the way of a packet of this size. What the way takes is in its place then, where the kernel says so. */
+static __always_inline long ask_route(struct frame frame, struct bpf_fib_lookup *route, const struct ct_entry *entry,
+				      bool is_ipv6, __u16 size)
+{
+	set_route(route, frame, &entry->source, &entry->destination, is_ipv6);
+	route->tot_len = size;
+	return bpf_fib_lookup(frame.context, route, sizeof(*route), 0);
+}
+
+enum { LARGEST = 65535 };
+
 /* The device that leads to where the entry's packets go, as the routes have it. False where there is none, or it is here. */
-static __always_inline bool choose_route(struct frame frame, const struct node_config *node, struct ct_new *new,
-					 struct ct_entry *entry, bool is_ipv6)
+static __always_inline bool choose_route(struct frame frame, struct ct_new *new, struct ct_entry *entry, bool is_ipv6)
 {
 	struct bpf_fib_lookup *route = &new->route;
-	long result;
+	long result = ask_route(frame, route, entry, is_ipv6, 1);
 
-	set_route(route, frame, &entry->source, &entry->destination, is_ipv6);
-	route->tot_len = 1;
-	result = bpf_fib_lookup(frame.context, route, sizeof(*route), 0);
 	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return false;
 	entry->way = WAY_NEIGH;
 	entry->way_device = route->ifindex;
-	entry->mtu = node->mtu;
-	if (result == BPF_FIB_LKUP_RET_SUCCESS && route->tot_len > 1)
-		entry->mtu = route->tot_len; /* which the kernel has put there */
+	if (result == BPF_FIB_LKUP_RET_NO_NEIGH) /* what the way takes is only said of what it does not take, then */
+		result = ask_route(frame, route, entry, is_ipv6, LARGEST);
+	entry->mtu = result == BPF_FIB_LKUP_RET_NO_NEIGH || route->tot_len == 1 ? 0 : route->tot_len;
 	return true;
 }
 
@@ -77,7 +84,6 @@ static __always_inline bool choose_route(struct frame frame, const struct node_c
 static __always_inline void renew_way(struct frame frame, struct ct_new *new, const struct packet *packet,
 				      struct ct_entry *entry)
 {
-	struct node_config *node;
 	struct pod_device *device;
 
 	if (entry->way == WAY_PEER) {
@@ -85,18 +91,17 @@ static __always_inline void renew_way(struct frame frame, struct ct_new *new, co
 		if (device)
 			entry->way_device = device->ifindex;
 	} else if (entry->way == WAY_NEIGH) {
-		node = this_node();
-		if (node)
-			choose_route(frame, node, new, entry, packet->flags & PACKET_IPV6);
+		choose_route(frame, new, entry, packet->flags & PACKET_IPV6);
 	}
 }
 
-/* Whether the packet is larger than the way takes: what one of many is that a device is still to cut. */
+/* Whether the packet is larger than the way takes: what one of many is that a device is still to cut. What might be cut into
+ * fragments is, too: past the kernel nobody does, and it would take a packet with this node's own source for forged. */
 static __always_inline bool is_too_large(struct frame frame, const struct packet *packet, __u32 mtu)
 {
 	__u32 size = packet->length;
 
-	if (!mtu || !(packet->flags & PACKET_WHOLE))
+	if (!mtu)
 		return false;
 	if (frame_segments(frame))
 		size = packet->transport - packet->network + packet->head + frame_segments(frame);

@@ -386,7 +386,7 @@ class CtFragment(NamedTuple):
 class NodeConfig(NamedTuple):
     """Value of node_config. Addresses are what others see instead of a client: `node` on the underlay and for a pod
     that calls itself, `tunnel` behind the tunnel; NO_ADDRESS where there is none. Ports from `port_first` to
-    `port_last` are lent; `flags` is a ConfigFlag."""
+    `port_last` are lent; `mtu` is 0; `flags` is a ConfigFlag."""
 
     node4: Address
     node6: Address

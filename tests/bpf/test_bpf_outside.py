@@ -13,6 +13,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from socket import if_nametoindex
 
 import pytest
@@ -353,23 +354,65 @@ def test_a_backend_that_no_route_leads_to_is_not_tried(outside: Outside) -> None
     assert outside.count(Reason.DROP_NO_ROUTE) == 1
 
 
-def test_a_packet_that_its_way_is_too_narrow_for_is_answered_by_how_much_it_takes(outside: Outside) -> None:
-    outside.net.run("ip", "route", "add", outside.remote, "via", outside.gateway, "dev", "eth0", "mtu", "lock", "1300")
-    outside.from_outside(call(outside))
-    head = 60 if outside.is_ipv6() else 40
-    fits = call(outside).to(flags=ACK, payload=bytes(1300 - head))
-    assert outside.from_outside(fits)[0] == REDIRECT
-    large = fits.to(payload=bytes(1301 - head))
-    verdict, answer = outside.from_outside(large)
-    assert verdict == REDIRECT
+@contextmanager
+def narrow(outside: Outside, *way: str) -> Iterator[None]:
+    """The way to the backend elsewhere takes 1300 bytes."""
+    way = way or ("via", outside.gateway, "dev", "eth0")
+    outside.net.run("ip", "route", "add", outside.remote, *way, "mtu", "lock", "1300")
+    try:
+        yield
+    finally:
+        outside.net.run("ip", "route", "del", outside.remote)
+
+
+def says_how_much(outside: Outside, sent: Packet, result: tuple[int, Packet | None]) -> None:
+    """It is answered by how much the way takes."""
+    verdict, answer = result
+    assert (verdict, outside.count(Reason.DROP_TOO_LARGE)) == (REDIRECT, 1)
     assert answer is not None
     assert answer.icmp == ((2, 0, 1300) if outside.is_ipv6() else (3, 4, 1300))
     assert (answer.source, answer.destination) == (outside.node, outside.stranger)
     assert answer.about is not None
-    assert key_of(answer.about) == key_of(large)
-    if not outside.is_ipv6():
-        assert outside.from_outside(large.to(whole=False))[1] != answer, "it may be cut"
-    outside.net.run("ip", "route", "del", outside.remote)
+    assert key_of(answer.about) == key_of(sent)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["not to be cut", "to be cut"])
+def test_a_packet_that_its_way_is_too_narrow_for_is_answered_by_how_much_it_takes(
+    outside: Outside, whole: bool
+) -> None:
+    """What might be cut, too: nobody cuts what is sent on past the kernel."""
+    head = 60 if outside.is_ipv6() else 40
+    with narrow(outside):
+        outside.from_outside(call(outside))
+        fits = call(outside).to(flags=ACK, payload=bytes(1300 - head), whole=whole)
+        assert outside.from_outside(fits)[0] == REDIRECT
+        assert outside.count(Reason.DROP_TOO_LARGE) == 0
+        large = fits.to(payload=bytes(1301 - head))
+        says_how_much(outside, large, outside.from_outside(large))
+
+
+def test_the_first_of_fragments_that_its_way_is_too_narrow_for_is_answered_and_no_other(outside: Outside) -> None:
+    with narrow(outside):
+        sent = call(outside, UDP).to(payload=bytes(3000))
+        large, rest = sent.fragments(1400, ident=7)
+        says_how_much(outside, large, outside.from_outside(large))
+        assert outside.from_outside(rest) == (NEXT, rest), "of a packet that nothing is known of"
+        small, rest = sent.fragments(1200, ident=8)
+        assert outside.from_outside(small)[0] == REDIRECT
+        assert outside.from_outside(rest) == (DROP, None), "no error is about a later fragment"
+        assert outside.count(Reason.DROP_TOO_LARGE) == 2
+
+
+def test_a_way_whose_neighbour_is_not_known_yet_takes_no_more(outside: Outside) -> None:
+    other = "fd92::77" if outside.is_ipv6() else "192.168.0.77"
+    head = 48 if outside.is_ipv6() else 28
+    with narrow(outside, "via", other):
+        sent = call(outside, UDP).to(payload=bytes(1301 - head))
+        says_how_much(outside, sent, outside.from_outside(sent))
+        found = outside.entry(sent)
+        assert found is not None
+        assert (found.way, found.way_device, found.mtu) == (Way.NEIGH, outside.device, 1300)
+        assert outside.from_outside(sent.to(payload=b"small"))[0] == REDIRECT
 
 
 def test_a_connection_follows_its_route_to_another_device(outside: Outside) -> None:

@@ -7,6 +7,7 @@ outside.
 |       |                |             |                 eth0 ========== eth0 192.0.2.2   |
 |     lxc...           lxc...        lxc...         192.0.2.1 |       | 198.51.100.7: a    |
 |                                                             |       |   client of no node|
+|                                               1300 bytes ============== narrow 10.3.0.2  |
 +------------------------------------------------------------+       +--------------------+
 """
 
@@ -15,8 +16,10 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from threading import get_native_id
 
 import pytest
 from msgspec.structs import replace
@@ -27,7 +30,7 @@ from netns_services import HERE, Answer, ServicesBed, in_cgroup
 
 from agent.bpf import probe
 from agent.bpf.bpffs import cgroup2_root, ensure_bpffs
-from agent.bpf.layouts import ConfigFlag
+from agent.bpf.layouts import ConfigFlag, Reason
 from agent.bpf.links import Mechanism
 from agent.bpf.loader import Datapath
 from clustermesh.address import parse, parse_prefix
@@ -56,12 +59,14 @@ BACKENDS = {  # the name of each, where it runs and its addresses
     "s1": ("s1", ("10.1.0.3", "fd00:10:1::3")),
     "s2": ("s2", ("10.1.0.4", "fd00:10:1::4")),
     "far": ("outside", ("10.2.0.2", "fd00:10:2::2")),
+    "narrow": ("outside", ("10.3.0.2", "fd00:10:3::2")),
 }
 CLIENT = ("10.1.0.2", "fd00:10:1::2")
 WORLD = ("198.51.100.7", "2001:db8:7::7")
 STRANGER = ("198.51.100.77", "2001:db8:77::7")
 LOCAL, ALL = {"s1", "s2"}, {"s1", "s2", "far"}
 CGROUP = f"clustermesh-test-services-{os.getpid()}"
+MTU_DISCOVER, PMTUDISC_DONT = ((socket.IPPROTO_IP, 10), (socket.IPPROTO_IPV6, 23)), 0
 kinds = pytest.mark.parametrize("kind", [TCP, UDP], ids=["TCP", "UDP"])
 families = pytest.mark.parametrize("family", [0, 1], ids=["IPv4", "IPv6"])
 
@@ -131,6 +136,12 @@ def bed(
         join(node, outside)
         for address in (*BACKENDS["far"][1], *WORLD, *STRANGER):
             outside.run(f"ip addr add {address} dev lo")
+        node.run(f"ip link add narrow mtu 1300 type veth peer name narrow mtu 1300 netns {outside.call(get_native_id)}")
+        node.run("ip link set narrow up")
+        outside.run("ip link set narrow up")
+        for address in BACKENDS["narrow"][1]:
+            outside.run(f"ip addr add {address} dev narrow" + (" nodad" if ":" in address else ""))
+            node.run(f"ip route add {address} dev narrow")
         closing.callback(Datapath.remove, pins)
         patched = closing.enter_context(pytest.MonkeyPatch.context())
         patched.setattr(probe, "has_tcx", lambda: mechanism is Mechanism.TCX)
@@ -144,8 +155,9 @@ def bed(
         for name, (where, addresses) in BACKENDS.items():
             made.listen(name, where, addresses, LISTENING)
         made.servers.start()
-        for address in BACKENDS["far"][1]:
-            made.wait_for("client", (address, LISTENING))
+        for name in ("far", "narrow"):
+            for address in BACKENDS[name][1]:
+                made.wait_for("client", (address, LISTENING))
         yield made
 
 
@@ -351,4 +363,29 @@ def test_a_client_outside_stays_with_its_backend(bed: ServicesBed, family: int, 
     for source in (WORLD[family], STRANGER[family]):
         ask = bed.asks("outside", at("NodePort", family), kind, source)
         assert len({ask() for _ in range(15)}) == 1
+    bed.withdraw(served)
+
+
+@pytest.mark.timeout(30)
+@families
+@pytest.mark.parametrize("size", [5, 1200, 1400, 3000])
+def test_what_the_way_to_the_backend_is_too_narrow_for_arrives_when_it_is_sent_again(
+    bed: ServicesBed, family: int, size: int
+) -> None:
+    """Also from a client that lets others cut what it sends: 3000 bytes come as fragments of 1500."""
+    served = service("web", {"narrow"})
+    bed.serve(served)
+    before = bed.devices.datapath.counters()[Reason.DROP_TOO_LARGE]
+    bed.outside.run(f"ip {('-4', '-6')[family]} route flush cache")
+    with bed.socket_in("outside", (socket.AF_INET, socket.AF_INET6)[family], UDP) as client:
+        client.setsockopt(*MTU_DISCOVER[family], PMTUDISC_DONT)
+        client.bind((WORLD[family], 0))
+        client.connect(at("NodePort", family))
+        client.send(bytes(size))
+        if size > 1200:
+            while bed.devices.datapath.counters()[Reason.DROP_TOO_LARGE] == before:
+                time.sleep(0.01)
+            client.send(bytes(size))
+        assert client.recv(100).decode().split()[0] == "narrow"
+    assert (bed.devices.datapath.counters()[Reason.DROP_TOO_LARGE] > before) == (size > 1200)
     bed.withdraw(served)
