@@ -46,6 +46,7 @@ _COMMANDS: Final[Commands] = {
     "troubleshoot": ("clustermesh.cli.troubleshoot", "command", "Find out why a connected cluster is not seen."),
     "why": ("clustermesh.cli.why", "command", "Tell why a service, an address or an identity is used or not."),
     "node": ("clustermesh.cli.node", "command", "Ask the agent of this node."),
+    "sysdump": ("clustermesh.cli.sysdump", "command", "Write an archive with what support needs."),
     "version": ("clustermesh.cli.version", "command", "Show which versions run, here and in a cluster."),
     "completion": ("clustermesh.cli.completion", "command", "Print a script that completes commands in a shell."),
     "lab": ("clustermesh.cli.lab", "command", "A whole mesh on this machine."),

@@ -1,0 +1,1 @@
+"""One archive with what support needs of a cluster: `gather` runs the sources and packs, `redact` takes out secrets."""

@@ -1,0 +1,220 @@
+"""What is read of a cluster by its Kubernetes API: objects, logs, pages of servers, and what its nodes' agents tell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, Final
+
+import msgspec
+
+from clustermesh.errors import DecodeError, Unavailable
+from clustermesh.joining.connect import read_site
+from clustermesh.joining.connections import list_connections
+from clustermesh.joining.helm import list_releases
+from clustermesh.joining.objects import Objects
+from clustermesh.joining.status import read_status
+from clustermesh.joining.versions import read_versions
+from clustermesh.kube.faults import NotServed
+from clustermesh.sysdump.gather import Bounds, Gathering, Source, as_json
+from clustermesh.sysdump.redact import Redactor
+
+_PRODUCTS: Final = ("clustermesh", "cilium")
+_IN_NAMESPACE: Final = {
+    "api/v1": ("pods", "services", "configmaps", "serviceaccounts", "events", "endpoints"),
+    "apis/apps/v1": ("deployments", "daemonsets", "replicasets"),
+    "apis/batch/v1": ("jobs", "cronjobs"),
+    "apis/discovery.k8s.io/v1": ("endpointslices",),
+    "apis/rbac.authorization.k8s.io/v1": ("roles", "rolebindings"),
+    "apis/policy/v1": ("poddisruptionbudgets",),
+    "apis/networking.k8s.io/v1": ("networkpolicies",),
+}
+_EVERYWHERE: Final = (
+    "api/v1/nodes",
+    "api/v1/namespaces",
+    "apis/rbac.authorization.k8s.io/v1/clusterroles",
+    "apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+    "apis/multicluster.x-k8s.io/v1alpha1/serviceexports",
+    "apis/multicluster.x-k8s.io/v1alpha1/serviceimports",
+    "apis/cilium.io/v2/ciliumnodes",
+    "apis/apiextensions.k8s.io/v1/customresourcedefinitions",
+)
+_OURS: Final = ("clustermesh", "cilium", "multicluster")
+"""Of what whole clusters have much of, only what has such a word in its name."""
+_OF_MANY: Final = ("clusterroles", "clusterrolebindings", "customresourcedefinitions")
+_MOST: Final = 500
+"""Objects of one kind."""
+_LINES: Final = 5000
+"""Of a log."""
+_NODES: Final = 10
+"""Agents that are asked for their tables."""
+NODE_COMMANDS: Final = tuple(
+    tuple(words.split())
+    for words in (
+        "node status",
+        "node service list",
+        "node backend list",
+        "node refused",
+        "node limits",
+        "node ipcache list",
+        "node encrypt status",
+        "node map diff",
+        "node bpf lb list",
+        "node bpf affinity list",
+        "node bpf ct list",
+    )
+)
+
+
+class Dump:
+    """Reads the cluster behind `objects`, which the user calls `context`."""
+
+    def __init__(self, objects: Objects, context: str, bounds: Bounds) -> None:
+        self._objects, self._context, self._bounds = objects, context, bounds
+        self.redactor, self.gathering = Redactor(), Gathering(bounds)
+
+    async def read(self) -> None:
+        """Never raises: what cannot be read is noted."""
+        await self.gathering.ask([self._list("objects/secrets.json", self._at("api/v1", "secrets"))])
+        await self.gathering.ask([*self._objects_of(), *self._states()])
+        await self.gathering.ask(list(self._of_pods(self._pods())))
+
+    def _at(self, group: str, plural: str) -> str:
+        return f"/{group}/namespaces/{self._objects.namespace}/{plural}"
+
+    def _objects_of(self) -> Iterator[Source]:
+        for group, plurals in _IN_NAMESPACE.items():
+            for plural in plurals:
+                yield self._list(f"objects/{plural}.json", self._at(group, plural))
+        for path in _EVERYWHERE:
+            yield self._list(f"objects/{path.rpartition('/')[2]}.json", f"/{path}")
+        yield self._list("objects/global-services.json", "/api/v1/services")
+
+    def _states(self) -> Iterator[Source]:
+        asked = {"status": self._status, "versions": self._versions, "values": self._values, "peers": self._peers}
+        for name, ask in asked.items():
+            yield Source(f"{name}.json", ask)
+        yield Source("certificates.json", self._certificates)
+        yield Source("kubernetes/version.json", partial(self._get, "/version"))
+        yield Source("kubernetes/readyz.txt", partial(self._get, "/readyz", verbose=""))
+
+    def _list(self, name: str, path: str) -> Source:
+        return Source(name, partial(self._read_list, name, path))
+
+    async def _read_list(self, name: str, path: str) -> bytes:
+        plural = path.rpartition("/")[2]
+        try:
+            found = _tree(await self._get(path, limit=str(_MOST)), path)
+        except NotServed:  # as of Cilium's kinds, where it is not installed
+            return b"[]"
+        items = [{"kind": found.get("kind", "").removesuffix("List"), **each} for each in found.get("items", ())]
+        if plural in _OF_MANY:
+            items = [each for each in items if any(word in each["metadata"]["name"] for word in _OURS)]
+        if name == "objects/global-services.json":
+            items = [each for each in items if any("cilium" in key for key in each["metadata"].get("annotations", {}))]
+        if found.get("metadata", {}).get("continue"):
+            self.gathering.found.missing[name] = f"the first {_MOST} are here"
+        return as_json(self.redactor.take_object(items))
+
+    def _pods(self) -> list[Mapping[str, Any]]:
+        """Those of this project, or of Cilium, as they were found."""
+        found = msgspec.json.decode(self.gathering.found.files.get("objects/pods.json", b"[]"))
+        return [each for each in found if _is_ours(each)]
+
+    def _of_pods(self, pods: Sequence[Mapping[str, Any]]) -> Iterator[Source]:
+        agents = 0
+        for pod in pods:
+            name, spec = pod["metadata"]["name"], pod["spec"]
+            ended = {each["name"] for each in _statuses(pod) if each.get("restartCount")}
+            for container in (*spec.get("initContainers", ()), *spec["containers"]):
+                where = f"logs/{name}/{container['name']}"
+                yield Source(f"{where}.log", partial(self._log, name, container["name"]))
+                if container["name"] in ended:
+                    yield Source(f"{where}.before.log", partial(self._log, name, container["name"], previous="true"))
+                for port in container.get("ports", ()):
+                    if port.get("protocol", "TCP") == "TCP" and port["name"] not in ("etcd", "agent"):
+                        yield from self._pages(name, port["name"], port["containerPort"])
+            if any(each["name"] == "agent" for each in spec["containers"]):
+                agents += 1
+                node = spec.get("nodeName", name)
+                for words in NODE_COMMANDS if agents <= _NODES else NODE_COMMANDS[:1]:
+                    yield Source(f"nodes/{node}/{'-'.join(words[1:])}.json", partial(self._exec, name, words))
+
+    def _pages(self, pod: str, program: str, port: int) -> Iterator[Source]:
+        for page in ("metrics", "readyz"):
+            at = f"{self._at('api/v1', 'pods')}/{pod}:{port}/proxy/{page}"
+            yield Source(f"servers/{pod}/{program}.{page}", partial(self._get, at))
+
+    async def _log(self, pod: str, container: str, **said: str) -> bytes:
+        path = f"{self._at('api/v1', 'pods')}/{pod}/log"
+        bounds = {"tailLines": str(_LINES), "limitBytes": str(4 * self._bounds.file), "timestamps": "true"}
+        return await self._get(path, container=container, **bounds, **said)
+
+    async def _exec(self, pod: str, words: Sequence[str]) -> bytes:
+        path = f"{self._at('api/v1', 'pods')}/{pod}/exec"
+        argv = ["clustermesh", *words, "-o", "json"]
+        return await self._objects.client.execute(path, f"exec in {pod}", "agent", argv, self._bounds.file)
+
+    async def _get(self, path: str, **params: str) -> bytes:
+        return await self._objects.client.get(path, f"get {path}", params)
+
+    async def _status(self) -> bytes:
+        return as_json(await read_status((await read_site(self._objects, self._context)).member))
+
+    async def _peers(self) -> bytes:
+        site = await read_site(self._objects, self._context)
+        return as_json(list_connections(site.member, datetime.now(UTC)))
+
+    async def _versions(self) -> bytes:
+        return as_json({name: each.number for name, each in (await read_versions(self._objects)).items()})
+
+    async def _values(self) -> bytes:
+        releases = await list_releases(self._objects)
+        ours = [each for each in releases if each.chart.metadata.name in _PRODUCTS]
+        return as_json(
+            [
+                {
+                    "release": each.name,
+                    "chart": f"{each.chart.metadata.name}-{each.chart.metadata.version}",
+                    "revision": each.version,
+                    "values": self.redactor.take_values(each.config or {}),
+                }
+                for each in ours
+            ]
+        )
+
+    async def _certificates(self) -> bytes:
+        from certs.folder import inspect_files
+        from clustermesh.joining.holders import InSecrets
+
+        holder = InSecrets(await read_site(self._objects, self._context))
+        now = datetime.now(UTC)
+        found = {place: inspect_files(await holder.read(place), now) for place in holder.places}
+        return as_json({place: [_said(entry) for entry in entries] for place, entries in found.items()})
+
+
+def _said(entry: Any) -> dict[str, object]:
+    said = entry.facts
+    known = {} if said is None else {"commonName": said.common_name, "hosts": said.hosts, "notAfter": said.not_after}
+    return {"name": entry.name, "problem": entry.problem, "renewalDue": entry.due, **known}
+
+
+def _tree(data: bytes, path: str) -> dict[str, Any]:
+    try:
+        found = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+        raise DecodeError(path, data[:80].decode(errors="replace"), f"must be JSON: {e}") from e
+    if not isinstance(found, dict):
+        raise Unavailable(f"{path}: is no list")
+    return found
+
+
+def _is_ours(pod: Mapping[str, Any]) -> bool:
+    labels = pod["metadata"].get("labels") or {}
+    return labels.get("app.kubernetes.io/part-of") in _PRODUCTS
+
+
+def _statuses(pod: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    status = pod.get("status") or {}
+    return (*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ()))

@@ -1,0 +1,161 @@
+"""What nobody outside is to read, taken out of objects and texts. Pure.
+
+Two ways, one behind the other: by where it stands (data of Secrets, values and variables whose name says so), and by
+what it is: every secret that was seen anywhere, in any of the forms that it has in a text, and what looks like one.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+from urllib.parse import quote
+
+MARK: Final = "REDACTED"
+_MARK: Final = MARK.encode()
+_SHORTEST: Final = 6
+"""Bytes: what is shorter is a word of its own, and stands in every text."""
+_LINE: Final = 24
+_NAMES: Final = re.compile(
+    r"(?i:pass(word|wd|phrase)?$|secret|token|credential|private|api[-_.]?key)|(^|[-_.])(?i:key)$|[a-z]Key$"
+)
+"""Of keys and variables."""
+_NO_NAMES: Final = re.compile(r"(?i)(name|ref|file|path|seconds|ttl|enabled)$")
+_LONG: Final = 64
+"""What is just called "key" may be that of a label or a toleration; one of cryptography is longer."""
+_LOOKS: Final = (
+    (re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|$)", re.S), _MARK),
+    (re.compile(rb"eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"), _MARK),  # a token of a service account
+    (re.compile(rb"cmj1\.[\w-]{8,}"), _MARK),  # an invitation
+    (re.compile(rb"(?i)(bearer|basic) +[\w.~+/=-]{8,}"), rb"\1 " + _MARK),
+    (re.compile(rb"(://[^/\s:@\"']{1,256}:)[^/\s@\"']{1,256}@"), rb"\1" + _MARK + b"@"),
+)
+_NOISE: Final = ("managedFields",)
+_LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
+
+
+class Redactor:
+    """Learns secrets from objects, and then takes them out of texts."""
+
+    def __init__(self) -> None:
+        self._forms: set[bytes] = set()
+
+    def learn(self, secret: bytes) -> None:
+        """Never to be shown, in no form."""
+        self._forms.update(form for form in _forms(secret) if len(form) >= _SHORTEST)
+
+    def take_object(self, found: Any) -> Any:
+        """An object of the Kubernetes API, or a list of them, without what stands where secrets do; those are learned.
+
+        Of a Secret the names and sizes are left; of anything else all but variables, data and annotations that are
+        named as secrets.
+        """
+        if isinstance(found, list):
+            return [self.take_object(each) for each in found]
+        if found.get("kind") == "Secret":
+            return self._secret(found)
+        out = self._variables(_without_noise(found))
+        if found.get("kind") == "ConfigMap":
+            out["data"] = self.take_values(found.get("data") or {})
+        if notes := out.get("metadata", {}).get("annotations"):
+            out["metadata"] = {**out["metadata"], "annotations": self.take_values(notes)}
+        return out
+
+    def take_values(self, found: Any, key: str = "") -> Any:
+        """Any tree, as the values of a chart: what is named as a secret is none any more."""
+        if isinstance(found, Mapping):
+            if _is_variable(found):
+                return self._variables(found)
+            return {name: self.take_values(each, name) for name, each in found.items()}
+        if isinstance(found, list):
+            return [self.take_values(each, key) for each in found]
+        return self._named(key, found) if isinstance(found, str) else found
+
+    def _variables(self, found: Any) -> Any:
+        """Containers' variables, wherever they are."""
+        if isinstance(found, list):
+            return [self._variables(each) for each in found]
+        if not isinstance(found, Mapping):
+            return found
+        if _is_variable(found):
+            return {**found, "value": self._named(str(found["name"]), found["value"])}
+        return {name: self._variables(each) for name, each in found.items()}
+
+    def clean(self, text: bytes) -> bytes:
+        """`text` without anything learned, nor what looks like a key or a token."""
+        for form in sorted(self._forms, key=len, reverse=True):  # the whole before its parts
+            text = text.replace(form, _MARK)
+        for look, instead in _LOOKS:
+            text = look.sub(instead, text)
+        return text
+
+    def _named(self, name: str, value: str) -> str:
+        if not is_named_secret(name) or (name.lower() == "key" and len(value) < _LONG) or value.startswith("/"):
+            return value  # a path is where a secret is
+        self.learn(value.encode())
+        return MARK if value else value
+
+    def _secret(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        sizes = dict[str, str]()
+        for name, value in (found.get("data") or {}).items():
+            plain = _decoded(str(value))
+            self.learn(plain)
+            sizes[name] = f"{MARK}: {len(plain)} bytes"
+        for name, value in (found.get("stringData") or {}).items():
+            self.learn(str(value).encode())
+            sizes[name] = f"{MARK}: {len(str(value))} bytes"
+        out = {key: value for key, value in _without_noise(found).items() if key != "stringData"}
+        return {**out, "data": sizes}
+
+
+def is_named_secret(name: str) -> bool:
+    """Whether what has this name is a secret."""
+    return bool(_NAMES.search(name)) and not _NO_NAMES.search(name)
+
+
+def _is_variable(found: Mapping[str, Any]) -> bool:
+    return set(found) == {"name", "value"} and isinstance(found["value"], str)
+
+
+def _decoded(value: str) -> bytes:
+    try:
+        return base64.b64decode(value)
+    except ValueError:
+        return value.encode()
+
+
+def _without_noise(found: Mapping[str, Any]) -> dict[str, Any]:
+    metadata = found.get("metadata")
+    if not isinstance(metadata, Mapping):
+        return dict(found)
+    kept = {key: value for key, value in metadata.items() if key not in _NOISE}
+    if isinstance(notes := kept.get("annotations"), Mapping):  # what was applied says all of a Secret once more
+        kept["annotations"] = {key: value for key, value in notes.items() if key != _LAST_APPLIED}
+    return {**found, "metadata": kept}
+
+
+def _forms(secret: bytes) -> Iterator[bytes]:
+    """As texts have it: itself, in base64, in JSON, in a URL; and of one of several lines each long one."""
+    bare = secret.strip()
+    for each in {secret, bare, bare + b"\n"}:
+        yield each
+        yield base64.b64encode(each)
+        yield base64.urlsafe_b64encode(each)
+        yield base64.b64encode(each).rstrip(b"=")
+    text = bare.decode(errors="replace")
+    yield json.dumps(text)[1:-1].encode()
+    yield json.dumps(text, ensure_ascii=False)[1:-1].encode()
+    yield quote(text, safe="").encode()
+    yield from _lines(bare)
+
+
+def _lines(secret: bytes) -> Iterable[bytes]:
+    """Of a PEM file all that is no word of English; of other files what stands behind a name that says so."""
+    for line in map(bytes.strip, secret.splitlines() if b"\n" in secret else ()):
+        if secret.startswith(b"-----BEGIN") and len(line) >= _LINE and not line.startswith(b"-----"):
+            yield line
+        name, colon, value = line.partition(b":")
+        if colon and is_named_secret(name.decode(errors="replace").strip()) and not value.strip().startswith(b"/"):
+            yield value.strip().strip(b"\"'")

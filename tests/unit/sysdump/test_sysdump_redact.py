@@ -1,0 +1,121 @@
+"""No secret gets into an archive: by where it stands, and by what it is."""
+
+from __future__ import annotations
+
+import base64
+import json
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from certs.issue import create_authority
+from clustermesh.sysdump.redact import MARK, Redactor
+
+NOW = datetime.now(UTC)
+SECRETS = st.one_of(
+    st.binary(min_size=8, max_size=80), st.text(min_size=8, max_size=60).map(str.encode), st.just(b"a\nb: c\n" * 5)
+).filter(lambda secret: len(secret.strip()) >= 8)
+
+
+def text_of(secret: bytes) -> str:
+    return secret.decode(errors="replace")
+
+
+@given(SECRETS, st.binary(max_size=20), st.binary(max_size=20))
+def test_what_is_in_a_secret_is_nowhere_in_any_form(secret: bytes, before: bytes, after: bytes) -> None:
+    redactor = Redactor()
+    shown = redactor.take_object({"kind": "Secret", "data": {"it": base64.b64encode(secret).decode()}})
+    forms = [
+        secret,
+        base64.b64encode(secret),
+        base64.b64encode(secret.strip() + b"\n"),
+        json.dumps(text_of(secret.strip()))[1:-1].encode(),
+        quote(text_of(secret.strip()), safe="").encode(),
+    ]
+    cleaned = redactor.clean(b" ".join(before + form + after for form in forms) + json.dumps(shown).encode())
+    for form in forms[:2]:
+        assert form not in cleaned.replace(MARK.encode(), b"\0")
+
+
+def test_lines_of_a_key_are_taken_out_wherever_they_are_broken() -> None:
+    key = create_authority(NOW).key_pem
+    redactor = Redactor()
+    redactor.take_object({"kind": "Secret", "stringData": {"ca.key": key.decode()}})
+    shown = redactor.clean(b"  indented:\n" + b"\n".join(b"    " + line for line in key.splitlines()))
+    for line in key.splitlines()[1:-1]:
+        assert line not in shown
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "-----BEGIN EC PRIVATE KEY-----\nMHcCAQEEIBunknown\n-----END EC PRIVATE KEY-----",
+        '"-----BEGIN PRIVATE KEY-----\\nMHcCAQEEIBunknown\\n-----END PRIVATE KEY-----\\n"',
+        "-----BEGIN PRIVATE KEY-----\nMHcCAQEEIBunknown and the log ends here",
+        "token eyJhbGciOiJSUzI1NiJ9.eyJpc3Munknown.c2lnbmF0dXJl was sent",
+        "join cmj1.eyJhIjoxfQunknown now",
+        "Authorization: Bearer abcunknowndef",
+        "authorization: basic YWRtaW46unknown==",
+        "etcd at https://root:unknown@192.0.2.1:2379",
+    ],
+)
+def test_what_looks_like_a_secret_that_nobody_knows_of_is_taken_out(said: str) -> None:
+    assert b"unknown" not in Redactor().clean(said.encode())
+
+
+HIDDEN: list[dict[str, Any]] = [
+    {"kind": "Pod", "spec": {"containers": [{"env": [{"name": "ETCD_PASSWORD", "value": "sesame-open"}]}]}},
+    {"kind": "ConfigMap", "data": {"client-secret": "sesame-open"}},
+    {"kind": "Service", "metadata": {"annotations": {"example.com/api-key": "sesame-open"}}},
+    {
+        "kind": "Secret",
+        "metadata": {
+            "annotations": {"kubectl.kubernetes.io/last-applied-configuration": '{"stringData":{"a":"sesame-open"}}'},
+            "managedFields": ["sesame-open"],
+        },
+    },
+]
+
+
+@pytest.mark.parametrize("found", HIDDEN)
+def test_what_is_named_as_a_secret_is_hidden_there_and_everywhere(found: dict[str, Any]) -> None:
+    redactor = Redactor()
+    assert "sesame" not in json.dumps(redactor.take_object([found]))
+    if found["kind"] != "Secret":
+        assert b"sesame" not in redactor.clean(b"a log says sesame-open")
+
+
+def test_values_of_a_chart_keep_what_is_no_secret() -> None:
+    said = {
+        "tls": {"caCert": "Y2VydA==", "key": "a2V5" * 20},
+        "tolerations": [{"key": "node.example/taint", "operator": "Exists"}],
+        "extraEnv": [{"name": "API_TOKEN", "value": "sesame-open"}, {"name": "MODE", "value": "fast"}],
+        "secretName": "clustermesh-apiserver-server-cert",
+        "etcd": {"rootPassword": "sesame", "keyFile": "/var/lib/key"},
+    }
+    shown = Redactor().take_values(said)
+    assert shown == {
+        **said,
+        "tls": {"caCert": "Y2VydA==", "key": MARK},
+        "extraEnv": [{"name": "API_TOKEN", "value": MARK}, {"name": "MODE", "value": "fast"}],
+        "etcd": {"rootPassword": MARK, "keyFile": "/var/lib/key"},
+    }
+
+
+def test_objects_keep_what_support_needs() -> None:
+    pod = {
+        "kind": "Pod",
+        "metadata": {"name": "p", "managedFields": []},
+        "spec": {
+            "tolerations": [{"key": "node-role.kubernetes.io/control-plane"}],
+            "volumes": [{"secret": {"secretName": "clustermesh-apiserver-server-cert"}}],
+            "containers": [{"args": ["--key-file=/var/lib/tls.key"], "env": [{"name": "A", "value": "b"}]}],
+        },
+    }
+    redactor = Redactor()
+    assert redactor.take_object(pod) == {**pod, "metadata": {"name": "p"}}
+    assert redactor.clean(b"clustermesh-apiserver-server-cert") == b"clustermesh-apiserver-server-cert"
