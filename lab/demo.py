@@ -15,8 +15,8 @@ from msgspec import Struct
 from lab import bring_up, preconditions, promises, state, teardown
 from lab.lab import Lab
 from lab.plan import LabPlan
-from lab.records import Traffic, add
-from lab.streams import Capture, Counts, Load
+from lab.records import Requests, Traffic, add
+from lab.streams import Capture, Counts
 
 _CLAIMS: Final = 9  # fewer verdicts than this: the run ended early
 
@@ -26,7 +26,7 @@ class Audience(Protocol):
 
     def step(self, number: int, title: str) -> None: ...
     def doing(self, sentence: str) -> None: ...
-    def load(self, load: Load) -> None: ...
+    def load(self, load: Requests) -> None: ...
     def capture(self, capture: Capture) -> None: ...
     def claim(self, held: bool, sentence: str) -> None: ...
 

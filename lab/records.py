@@ -6,7 +6,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from msgspec import Struct
 
@@ -42,6 +42,15 @@ class Traffic(Struct, frozen=True, kw_only=True):
     def everywhere(self) -> set[str]:
         """Who answered at least once at every address that was asked."""
         return set.intersection(*map(set, self.at.values())) if self.at else set()
+
+
+class Requests(Protocol):
+    """Requests that are under way: their records so far, in order of completion, and the figures of them."""
+
+    records: list[Record]
+
+    @property
+    def traffic(self) -> Traffic: ...
 
 
 def summarize(records: Iterable[Record]) -> Traffic:

@@ -17,9 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from clustermesh.cli.lab import size_options
-from lab.demo import Demo
+from lab.demo import Audience, Demo
 from lab.plan import make_plan
-from lab.streams import Capture, Load
+from lab.records import Requests
+from lab.streams import Capture
 
 _BAR = 30
 
@@ -39,7 +40,7 @@ class Lines:
     def doing(self, sentence: str) -> None:
         self._say(f"   {sentence}")
 
-    def load(self, load: Load) -> None:
+    def load(self, load: Requests) -> None:
         """Counts change too often for lines; the claims name them."""
 
     def capture(self, capture: Capture) -> None:
@@ -55,7 +56,7 @@ class Screen:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._title, self._doing = "", ""
-        self._load: Load | None = None
+        self._load: Requests | None = None
         self._capture: Capture | None = None
         self._spinner = Spinner("dots")
 
@@ -66,7 +67,7 @@ class Screen:
     def doing(self, sentence: str) -> None:
         self._doing = sentence
 
-    def load(self, load: Load) -> None:
+    def load(self, load: Requests) -> None:
         self._load = load
 
     def capture(self, capture: Capture) -> None:
@@ -87,7 +88,7 @@ class Screen:
         return Group(*parts)
 
 
-def _traffic(load: Load) -> Table:
+def _traffic(load: Requests) -> Table:
     """Requests so far, and a bar of who answered the last 200."""
     table = Table.grid(padding=(0, 1))
     traffic = load.traffic
@@ -100,30 +101,43 @@ def _traffic(load: Load) -> Table:
     return table
 
 
+def watching(as_json: bool) -> tuple[Audience, AbstractContextManager[object]]:
+    """Who watches, and what it is shown in."""
+    console = Console()
+    if as_json or not console.is_terminal:
+        return Lines("stderr" if as_json else "stdout"), nullcontext()
+    screen = Screen(console)
+    return screen, Live(get_renderable=screen.live, console=console, refresh_per_second=10, transient=True)
+
+
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object; progress goes to stderr.")
+@click.option("--kubernetes", is_flag=True, help="On two real Kubernetes clusters, made for it; see tools/setup-kube.")
 @size_options
-def command(as_json: bool, clusters: int, nodes: int, pods: int, families: list[str], folder: Path) -> None:
+def command(
+    as_json: bool, kubernetes: bool, clusters: int, nodes: int, pods: int, families: list[str], folder: Path
+) -> None:
     """Show the mesh working: two clusters joined, a service failing over between them, nothing in clear on the wire.
 
     Makes a lab of its own, less than a minute, and removes it. Needs root. Exit code 0 only if every claim held.
+    With --kubernetes it makes two Kubernetes clusters of a node each instead (API servers, kubelets, containerd),
+    installs the chart and connects them by the commands of this program: two minutes.
 
     \b
     Examples:
       clustermesh demo
       clustermesh demo --json
+      clustermesh demo --kubernetes
     """
+    if kubernetes:
+        from clustermesh.cli.demo_kubernetes import run
+
+        run(as_json)
     if clusters < 2:
         raise click.UsageError("the demo joins clusters: --clusters must be at least 2")
     plan = make_plan(clusters, nodes, pods, str(folder.resolve()), families)
-    console = Console()
-    shown: AbstractContextManager[object] = nullcontext()
-    if as_json or not console.is_terminal:
-        demo = Demo(plan, Lines("stderr" if as_json else "stdout"))
-    else:
-        screen = Screen(console)
-        demo = Demo(plan, screen)
-        shown = Live(get_renderable=screen.live, console=console, refresh_per_second=10, transient=True)
+    audience, shown = watching(as_json)
+    demo = Demo(plan, audience)
     begun = time.monotonic()
     try:
         with shown:

@@ -130,8 +130,11 @@ def clusters(*names: str, nodes: int = 1, say: Callable[[str], None] = lambda _:
 
 def at_once(work: Callable[[Cluster], Any], of: Sequence[Cluster]) -> list[Any]:
     """The same for each, beside one another. It must start no process that is to stay."""
-    with ThreadPoolExecutor(len(of)) as pool:
+    pool = ThreadPoolExecutor(len(of))
+    try:
         return list(pool.map(work, of))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # interrupted, they end with the clusters
 
 
 def clustermesh(*words: str) -> str:

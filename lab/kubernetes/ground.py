@@ -76,7 +76,18 @@ def standing() -> Iterator[None]:
         ip("link", "set", NAME, "up")
         yield
     finally:
-        remove()
+        with _undisturbed():
+            remove()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """What is half removed is worse than a second of patience."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def ip(*words: str) -> None:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from clustermesh import __version__
+from clustermesh.errors import Unavailable
 from lab.kubernetes.cluster import Cluster
+from lab.kubernetes.control_plane import KUBE
+from lab.kubernetes.ground import PATIENCE
 from lab.records import Record, Traffic, summarize
 
 PORT: Final = 8080
 IMAGE: Final = f"docker.io/clustermesh/clustermesh:{__version__}"
 _HERE: Final = Path(__file__).resolve().parents[1]
 _SCRIPTS: Final = ("client.py", "web.py")
+_UNTIL_STDIN_ENDS: Final = 'python3 -I "$@" & child=$!; read _; kill -TERM $child; wait $child'
 
 
 def run_web(cluster: Cluster, namespace: str, replicas: int = 1, **service: Any) -> None:
@@ -23,6 +32,7 @@ def run_web(cluster: Cluster, namespace: str, replicas: int = 1, **service: Any)
     probe = {"tcpSocket": {"port": PORT}, "periodSeconds": 1}
     of = {"fieldRef": {"fieldPath": "metadata.name"}}
     container = _container(*words) | {"readinessProbe": probe, "env": [{"name": "POD", "valueFrom": of}]}
+    container["lifecycle"] = {"preStop": {"sleep": {"seconds": 3}}}  # until all who call have heard that it goes
     labels = {"app": "web"}
     template = {"metadata": {"labels": labels}, "spec": _pod(container)}
     cluster.apply(
@@ -53,23 +63,59 @@ def service_address(cluster: Cluster, namespace: str, name: str = "web") -> str:
     return str(cluster.plane.get(f"/api/v1/namespaces/{namespace}/services/{name}")["spec"]["clusterIP"])
 
 
-def call(cluster: Cluster, namespace: str, host: str = "", seconds: float = 1.0, rate: float = 40.0) -> Traffic:
-    """What the client gets of `host`, or of the Service `web`: new connections for so long."""
-    said = cluster.kubectl(*calling(namespace, host or service_address(cluster, namespace), seconds, rate))
-    return summarize(records(said))
+class Load:
+    """New connections to one address at a steady rate, from the pod `client` of a cluster, in a thread of its own."""
+
+    def __init__(self, cluster: Cluster, namespace: str, host: str = "", rate: float = 100.0) -> None:
+        """To the Service `web`, where no `host` is given."""
+        self._cluster, self._namespace, self._rate = cluster, namespace, rate
+        self._host = host or service_address(cluster, namespace)
+        self._said = b""
+        self.records: list[Record] = []
+
+    @property
+    def traffic(self) -> Traffic:
+        return summarize(self.records)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """From the first answer on inside the block; it ends in order. Unavailable where it failed."""
+        script = ["/scripts/client.py", self._host, str(PORT), f"--rate={self._rate}", "--seconds=600", "--wait=5"]
+        words = ["exec", "-i", f"--namespace={self._namespace}", "client", "--", "sh", "-c", _UNTIL_STDIN_ENDS, "sh"]
+        argv = [str(KUBE), "kubectl", f"--kubeconfig={self._cluster.plane.kubeconfig}", *words, *script]
+        child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        reader = threading.Thread(target=self._read, args=(child,), daemon=True)
+        reader.start()
+        assert child.stdin is not None
+        try:
+            self._cluster.until(lambda: bool(self.records) or child.poll() is not None, "a first answer")
+            yield
+            child.stdin.close()
+            reader.join(PATIENCE)
+        finally:
+            child.kill()
+            child.wait()
+            reader.join(PATIENCE)
+            for stream in (child.stdin, child.stdout, child.stderr):
+                assert stream is not None
+                stream.close()
+        if not self.records or self._said:
+            raise Unavailable(f"the client of {self._cluster.name} failed: {self._said.decode(errors='replace')}")
+
+    def _read(self, child: subprocess.Popen[bytes]) -> None:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        for line in child.stdout:
+            self.records += msgspec.convert(msgspec.json.decode(line).get("records", ()), list[Record])
+        self._said = os.read(child.stderr.fileno(), 1 << 16).strip()
 
 
-def calling(namespace: str, host: str, seconds: float, rate: float) -> list[str]:
-    """The words of kubectl for it."""
-    options = [f"--seconds={seconds}", f"--rate={rate}", "--wait=5"]
-    script = ["python3", "-I", "/scripts/client.py", host, str(PORT), *options]
-    return ["exec", f"--namespace={namespace}", "client", "--", *script]
-
-
-def records(said: str) -> list[Record]:
-    """Of what the client printed."""
-    lines = [msgspec.json.decode(line, type=dict[str, Any]) for line in said.splitlines()]
-    return [msgspec.convert(each, Record) for line in lines for each in line.get("records", ())]
+def call(cluster: Cluster, namespace: str, host: str = "", requests: int = 40) -> Traffic:
+    """What the client gets of `host`, or of the Service `web`."""
+    load = Load(cluster, namespace, host)
+    with load.running():
+        cluster.until(lambda: len(load.records) >= requests, f"{requests} answers or errors")
+    return load.traffic
 
 
 def _ground(namespace: str) -> list[dict[str, Any]]:
@@ -90,4 +136,4 @@ def _container(*words: str) -> dict[str, Any]:
 
 def _pod(container: dict[str, Any]) -> dict[str, Any]:
     volumes = [{"name": "scripts", "configMap": {"name": "scripts"}}]
-    return {"containers": [container], "volumes": volumes, "terminationGracePeriodSeconds": 1}
+    return {"containers": [container], "volumes": volumes, "terminationGracePeriodSeconds": 5}
