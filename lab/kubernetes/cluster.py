@@ -21,33 +21,37 @@ from lab.kubernetes.node import Node
 from lab.machine import bin_folder
 
 MESH: Final = "app.kubernetes.io/instance=clustermesh"
+IMAGES: Final = BUILD / "images" / "containerd"
 _COMMAND_SECONDS: Final = 180.0
 
 
 class Cluster:
     """The cluster `name`, whose id is `number`, of so many nodes."""
 
-    def __init__(self, folder: Path, name: str, number: int, nodes: int, archives: Sequence[Path]) -> None:
+    def __init__(self, folder: Path, name: str, number: int, nodes: int) -> None:
         self.name, self.number = name, number
         names = [f"{name}-{n}" for n in range(1, nodes + 1)]
         self.plane = ControlPlane(folder / "control-plane", name, NETWORK[number], f"10.{number}.0.0/16", names)
         self.nodes = [
-            Node(folder / each, each, 10 * number + n, NETWORK[10 * number + n], archives)
+            Node(folder / each, each, 10 * number + n, NETWORK[10 * number + n], IMAGES)
             for n, each in enumerate(names, 1)
         ]
 
     def start(self) -> None:
-        """All processes, in the calling thread."""
+        """The processes, in the calling thread, without waiting for more than etcd."""
         for node in self.nodes:
             node.start(KUBE, self.plane.folder / f"{node.name}.kubeconfig", self.plane.authority)
         self.plane.start()
 
-    def until_up(self) -> None:
-        """The API is ready, and the nodes have their images. Raises Unavailable."""
+    def start_rest(self) -> None:
+        """What needs an API that answers: it ends, or backs off for long, where there is none. Raises Unavailable."""
         self.plane.until_ready()
+        self.plane.start_clients()
         for node in self.nodes:
             (node.folder / "go").touch()
-        self.until(lambda: all(node.has_images() for node in self.nodes), "images in containerd")
+
+    def until_up(self) -> None:
+        """The nodes are known. Raises Unavailable."""
         self.until(lambda: len(self.plane.get("/api/v1/nodes")["items"]) == len(self.nodes), "nodes registered")
 
     def stop(self) -> None:
@@ -90,6 +94,7 @@ class Cluster:
         """The seconds that it took. Unavailable, with what the cluster says of itself, where it does not happen."""
         begun = time.monotonic()
         while not happened():
+            self.plane.check()
             for node in self.nodes:
                 node.check()
             if time.monotonic() - begun > patience:
@@ -117,12 +122,13 @@ def clusters(*names: str, nodes: int = 1, say: Callable[[str], None] = lambda _:
     with ExitStack() as stack:
         stack.enter_context(ground.only_one())
         stack.enter_context(ground.standing())
-        archives = sorted((BUILD / "images").glob("*.tar"))
-        made = [Cluster(ground.FOLDER / name, name, n, nodes, archives) for n, name in enumerate(names, 1)]
+        made = [Cluster(ground.FOLDER / name, name, n, nodes) for n, name in enumerate(names, 1)]
         say(f"starting {len(names)} control planes and {len(names) * nodes} nodes")
         for cluster in made:
             stack.callback(cluster.stop)
             cluster.start()
+        for cluster in made:
+            cluster.start_rest()
         _write_contexts(made)
         at_once(Cluster.until_up, made)
         yield made

@@ -54,7 +54,7 @@ class ControlPlane:
         self.kubeconfig = folder / "admin.kubeconfig"
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._etcd = LocalEtcd(
-            folder / "etcd", [f"http://127.210.0.{int(address) % 256}:2379"], flags=["--unsafe-no-fsync"]
+            folder / "etcd", [f"http://127.{str(address).partition('.')[2]}:2379"], flags=["--unsafe-no-fsync"]
         )
         folder.mkdir(parents=True)
         self._write_certificates()
@@ -62,10 +62,13 @@ class ControlPlane:
         self._tls = ssl.create_default_context(cafile=str(self.authority))
 
     def start(self) -> None:
-        """All of it, without waiting for more than etcd."""
+        """etcd and the API server, without waiting for the latter."""
         ip("address", "add", f"{self.address}/24", "dev", NAME)
         asyncio.run(self._etcd.start())
         self.start_server()
+
+    def start_clients(self) -> None:
+        """Controller manager and scheduler; they end where the API server is not ready."""
         more = [f"--cluster-cidr={self._pods}", f"--service-cluster-ip-range={SERVICES}", "--allocate-node-cidrs"]
         more += ["--node-monitor-period=1s", "--node-monitor-grace-period=16s", f"--controllers={_CONTROLLERS}"]
         more += [f"--root-ca-file={self.authority}", f"--service-account-private-key-file={self.folder / 'sa.key'}"]
@@ -108,16 +111,16 @@ class ControlPlane:
         self._etcd.kill()
 
     def until_ready(self) -> None:
-        """Unavailable with its last words, where the API server ends or does not become ready."""
+        """Unavailable where the API server ends or does not become ready."""
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
                 self.get("/readyz")
                 return
             except Unavailable:
-                if self._processes["apiserver"].poll() is not None or time.monotonic() > deadline:
-                    words = (self.folder / "apiserver.log").read_text()[-1500:]
-                    raise Unavailable(f"kube-apiserver of {self.name} is not ready: {words}") from None
+                self.check()
+                if time.monotonic() > deadline:
+                    raise
             time.sleep(0.05)
 
     def get(self, path: str) -> Any:
@@ -131,6 +134,13 @@ class ControlPlane:
         except (OSError, http.client.HTTPException) as e:
             raise Unavailable(f"the API of {self.name}, {path}: {e}") from e
         return json.loads(said) if said[:1] == b"{" else said.decode()
+
+    def check(self) -> None:
+        """Unavailable with the last words of a process that has ended by itself."""
+        for name, process in self._processes.items():
+            if process.poll() is not None:
+                words = (self.folder / f"{name}.log").read_text()[-1500:]
+                raise Unavailable(f"{name} of {self.name} has ended: {words}")
 
     def write_kubeconfig(self, path: Path, token: str, name: str = "") -> None:
         """For who has the token; the context is called as the cluster, or `name`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Sequence
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Final
@@ -19,11 +18,11 @@ _NOTHING: Final = {f"{fs}.{what}": "0%" for fs in ("nodefs", "imagefs") for what
 
 
 class Node:
-    """`name` at `address`; `number` is unlike every other's on this machine. It has the images of `archives`."""
+    """`name` at `address`; `number` is unlike every other's on this machine. `images` is a state of containerd."""
 
-    def __init__(self, folder: Path, name: str, number: int, address: IPv4Address, archives: Sequence[Path]) -> None:
+    def __init__(self, folder: Path, name: str, number: int, address: IPv4Address, images: Path) -> None:
         self.folder, self.name, self.address = folder, name, address
-        self._short, self._archives = f"{NAME}-{number}", archives
+        self._short, self._images = f"{NAME}-{number}", images
         self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True)
 
@@ -45,7 +44,7 @@ class Node:
         join = 'until [ "$1" = -- ]; do echo $$ >"$1/cgroup.procs"; shift; done; shift; exec "$@"'
         apart = ["unshare", "--mount", "--pid", "--uts", "--ipc", "--cgroup", "--fork", "--kill-child"]
         script = [str(Path(__file__).with_name("node_init.sh")), str(self.folder), str(kube), str(kubeconfig)]
-        init = [*apart, "sh", *script, self.name, str(self.address), *map(str, self._archives)]
+        init = [*apart, "sh", *script, self.name, str(self.address), str(self._images)]
         argv = ["sh", "-c", join, "sh", *map(str, groups), "--", "nsenter", f"--net=/run/netns/{self._short}", *init]
         with (self.folder / "init.log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -55,11 +54,6 @@ class Node:
                 stderr=log,
                 process_group=0,
             )
-
-    def has_images(self) -> bool:
-        """Unavailable where the node has ended."""
-        self.check()
-        return (self.folder / "loaded").exists()
 
     def check(self) -> None:
         """Unavailable where the node has ended."""
@@ -74,7 +68,7 @@ class Node:
 
     def words(self) -> str:
         """The end of what its programs said."""
-        logs = [self.folder / f"{each}.log" for each in ("init", "containerd", "images", "kubelet")]
+        logs = [self.folder / f"{each}.log" for each in ("init", "containerd", "kubelet")]
         return "\n".join(f"{each.name}: {each.read_text()[-1500:]}" for each in logs if each.exists())
 
     def _write_configurations(self, authority: Path) -> None:

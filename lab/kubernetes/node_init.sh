@@ -1,10 +1,9 @@
 #!/bin/sh
 # The first process of a node (node.py): in network, mount, pid, uts, ipc and cgroup namespaces of its own over this
 # machine's files, it makes what a node has to itself, and runs containerd and then the kubelet. All ends with it.
-#   node_init.sh FOLDER KUBE KUBECONFIG NAME ADDRESS ARCHIVE...
+#   node_init.sh FOLDER KUBE KUBECONFIG NAME ADDRESS CONTAINERD      the last: a state folder of containerd that has the images
 set -eu
-folder=$1 kube=$2 kubeconfig=$3 name=$4 address=$5
-shift 5
+folder=$1 kube=$2 kubeconfig=$3 name=$4 address=$5 images=$6
 hostname "$name"
 mount --make-rprivate /
 mount -t proc proc /proc
@@ -45,16 +44,15 @@ for each in /run /var/lib/kubelet /var/lib/containerd /var/lib/cni /var/lib/clus
   own "$each"
 done
 mkdir -p /run/lock /run/netns /run/containerd /var/log/pods /var/log/containers
+cp -al "$images/." /var/lib/containerd 2>/dev/null || cp -a "$images/." /var/lib/containerd  # on another disk no links can be made
+find "$images" -name '*.db' -printf '%P\n' | while read -r each; do cp --remove-destination "$images/$each" "/var/lib/containerd/$each"; done
 cp /usr/lib/cni/loopback /opt/cni/bin  # containerd 1 wants it with any network
 mount --make-rshared /
 echo 1 >/proc/sys/net/ipv4/ip_forward
 
 cd "$folder"
 containerd --config "$folder/containerd.toml" >containerd.log 2>&1 &
-until ctr -n k8s.io images list >/dev/null 2>&1; do sleep 0.05; done
-for each; do ctr -n k8s.io images import "$each" >>images.log 2>&1; done
-: >loaded
-until [ -e go ]; do sleep 0.05; done  # with no API server the kubelet backs off for long
+until [ -S /run/containerd/containerd.sock ] && [ -e go ]; do sleep 0.05; done  # with no API server the kubelet backs off for long
 "$kube" kubelet --config "$folder/kubelet.yaml" --kubeconfig "$kubeconfig" --hostname-override "$name" \
   --node-ip "$address" --root-dir /var/lib/kubelet --cert-dir "$folder/certs" >kubelet.log 2>&1 &
 wait

@@ -1,7 +1,7 @@
-"""`python -m tools.release.node_images`: the archives that nodes of `lab.kubernetes` have, into build/images.
+"""`python -m tools.release.node_images`: what nodes of `lab.kubernetes` have, into build/images/containerd.
 
-They are our image of the checkout as it is, and what containerd starts first in each pod. What was made of the same
-files is not made again.
+It is containerd's own folder with two images, unpacked: ours of the checkout as it is, and what is started first in
+each pod. What was made of the same files is not made again.
 """
 
 from __future__ import annotations
@@ -21,6 +21,17 @@ from tools.release.packages import build_wheel, stage
 
 FOLDER: Final = ROOT / "build" / "images"
 _PAUSE: Final = "localhost.local/pause:1"
+_IMPORT: Final = """
+root=$1/containerd
+cd "$2"
+shift 2
+containerd --config "$PWD/containerd.toml" --root "$root" --state "$PWD/state" --address "$PWD/sock" >log 2>&1 &
+child=$!
+until ctr --address sock version >/dev/null 2>&1; do kill -0 $child || { cat log; exit 1; }; sleep 0.05; done
+for each; do ctr --address sock --namespace k8s.io images import --snapshotter overlayfs "$each" >>log; done
+kill $child
+wait $child || true
+"""
 _MADE_OF: Final = ("agent/", "bpf/", "certs/", "charts/", "clustermesh/", "tools/release/", "pyproject.toml")
 
 
@@ -33,15 +44,24 @@ def main() -> None:
         return
     print("==> making the images for Kubernetes nodes (about half a minute)", flush=True)
     shutil.rmtree(FOLDER, ignore_errors=True)
-    FOLDER.mkdir(parents=True)
+    (FOLDER / "containerd").mkdir(parents=True)
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "clustermesh"
         stage(ROOT, tree, tracked(), 0)
-        build_image(build_wheel(tree, Path(folder), 0), FOLDER, __version__, 0)
-        pause = Path(folder) / "pause"
+        image = build_image(build_wheel(tree, Path(folder), 0), Path(folder), __version__, 0)
+        pause, archive = Path(folder) / "pause", Path(folder) / "pause.tar"
         subprocess.run(["clang", "-Os", "-static", "-o", pause, Path(__file__).with_name("pause.c")], check=True)
-        write_image(FOLDER / "pause.tar", {"pause": Entry(0o755, pause)}, _PAUSE, {"Cmd": ["/pause"]}, 0)
+        write_image(archive, {"pause": Entry(0o755, pause)}, _PAUSE, {"Cmd": ["/pause"]}, 0)
+        _unpack(Path(folder), image, archive)
     mark.write_text(digest)
+
+
+def _unpack(folder: Path, *archives: Path) -> None:
+    """In a mount namespace of its own, which ends with all that containerd mounted."""
+    config = folder / "containerd.toml"
+    config.write_text('version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n')
+    apart = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
+    subprocess.run([*apart, "sh", "-euc", _IMPORT, "sh", FOLDER, folder, *archives], check=True)
 
 
 if __name__ == "__main__":
