@@ -95,7 +95,7 @@ async def run(
     source: Source,
     http: Sequence[str],
     timing: Timing = _DEFAULT_TIMING,
-    duty: Duty | None = None,
+    duties: Sequence[Duty] = (),
 ) -> None:
     """Publish what `source` has until SIGTERM or SIGINT, or until cancelled. `http` is where health is served.
 
@@ -104,7 +104,7 @@ async def run(
     async with settings.client() as client, settings.client(timing.election) as voting, heard(source) as told:
         with few_collections() as settle:
             await serve_terms(
-                lambda: ApiServer(settings, told, client, voting, timing, settle, duty),
+                lambda: ApiServer(settings, told, client, voting, timing, settle, duties),
                 lambda current: _serve_health(http, lambda: current().health()),
             )
     _LOG.info("stopped; keys stay until their leases end")
@@ -129,9 +129,9 @@ class ApiServer:
         voting: EtcdClient,
         timing: Timing,
         settle: Callable[[], None],
-        duty: Duty | None = None,
+        duties: Sequence[Duty] = (),
     ) -> None:
-        self._duty = duty
+        self._duties = duties
         self._settle, self._etcd = settle, ", ".join(settings.endpoints)
         self.settings, self.source, self.client, self.timing = settings, told.source, client, timing
         self._told = told
@@ -184,8 +184,8 @@ class ApiServer:
             for coroutine in (*(each.run() for each in work), self._report(), self._beat(), self._tick()):
                 tasks.create_task(coroutine)
             await self.users.enabled.wait()
-            if self._duty is not None:
-                tasks.create_task(self._duty(self.client))
+            for duty in self._duties:
+                tasks.create_task(duty(self.client))
             self.listening.may_list.set()
             await self.listening.listed.wait()
             await self.keeper.adopt(self.ledger.leases())

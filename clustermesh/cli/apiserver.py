@@ -6,8 +6,9 @@ It also takes the flags of Cilium's clustermesh-apiserver, so that it can stand 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -29,7 +30,13 @@ from clustermesh.standalone.context import load
 if TYPE_CHECKING:
     from clustermesh.apiserver.server import Duty, Timing
     from clustermesh.kube.access import Access
+    from clustermesh.mirror.agent_files import AgentAccess
+    from clustermesh.model import Cluster
+    from clustermesh.sources.kubernetes import KubernetesSource
     from clustermesh.sources.source import Source
+
+
+_OF_PEERS: Final = {"service_imports": "--service-imports", "slices_of_peers": "--clustermesh-enable-endpoint-sync"}
 
 
 def _show_role(command: click.Context, _option: click.Parameter, wanted: bool) -> None:
@@ -92,6 +99,21 @@ def _show_role(command: click.Context, _option: click.Parameter, wanted: bool) -
     default=True,
     show_default=True,
     help="Publish ServiceExports where the API serves them.",
+)
+@go_switch(
+    "--service-imports",
+    default=False,
+    show_default=True,
+    help="Make what connected clusters export callable here, by ServiceImports and the Services behind them, and keep "
+    "the conditions of ServiceExports. Implies --clustermesh-enable-endpoint-sync. Beside Cilium its operator does it.",
+)
+@go_switch(
+    "--clustermesh-enable-endpoint-sync",
+    "slices_of_peers",
+    default=False,
+    show_default=True,
+    help="Write EndpointSlices of other clusters' backends for global services that ask for it or are headless. Takes "
+    "--clustermesh-config and a mirror.",
 )
 @click.option(
     "--declared-peers",
@@ -169,6 +191,10 @@ def _check_declared(source: str | None, flags: dict[str, Any]) -> None:
         raise Invalid("--declared-peers", flags["declared_peers"], rule)
     if flags["agents_etcd"] is not None and flags["declared_peers"] is None:
         raise Invalid("--agents-etcd", str(flags["agents_etcd"]), "must stand beside --declared-peers")
+    for name, flag in _OF_PEERS.items():
+        if flags[name] and (folder or flags["clustermesh_config"] is None):
+            rule = "takes --source kubernetes and --clustermesh-config, the folder of connected clusters"
+            raise Invalid(flag, "true", rule)
 
 
 async def _publish_folder(context: Path, http: str | None, flags: dict[str, Any]) -> None:
@@ -179,7 +205,7 @@ async def _publish_folder(context: Path, http: str | None, flags: dict[str, Any]
 
 
 async def _serve(
-    source: Source, context: Path, http: str | None, flags: dict[str, Any], duty: Duty | None = None
+    source: Source, context: Path, http: str | None, flags: dict[str, Any], duties: Sequence[Duty] = ()
 ) -> None:
     settings, listen = settings_of(context, flags), listen_at(http, flags, "127.0.0.1:9880")
     if flags["mirror"]:
@@ -193,7 +219,7 @@ async def _serve(
     else:
         from clustermesh.apiserver import run
 
-        await run(settings, source, listen, _timing(flags), duty)
+        await run(settings, source, listen, _timing(flags), duties)
 
 
 def _timing(flags: dict[str, Any]) -> Timing:
@@ -220,23 +246,30 @@ async def _publish_kubernetes(context: Path, http: str | None, flags: dict[str, 
     reads = Load(at_once=flags["k8s_client_max_inflight"], per_second=flags["k8s_client_qps"])
     wanted = Wanted(**{name: flags[name] for name in ("mode", "mcs", "slices")})
     kubernetes = KubernetesSource(access, cluster, in_mesh=in_mesh, wanted=wanted, reads=reads)
-    await _serve(kubernetes, context, http, flags, _duty(access, cluster.name, flags))
+    await _serve(kubernetes, context, http, flags, list(_duties(access, cluster, kubernetes, flags)))
     await asking
 
 
-def _duty(access: Access, own: str, flags: dict[str, Any]) -> Duty | None:
-    """Keeping the declared clusters, where that is asked for."""
-    namespace, file = flags["declared_peers"], flags["agents_etcd"]
-    if namespace is None:
+def _duties(access: Access, own: Cluster, source: KubernetesSource, flags: dict[str, Any]) -> Iterator[Duty]:
+    """What is asked for besides publishing."""
+    if flags["declared_peers"] is not None:
+        from clustermesh.declared.keeping import Task, keep_peers
+
+        task = Task(access, flags["declared_peers"], own.name, _agents(own.name, flags["agents_etcd"]))
+        yield lambda etcd: keep_peers(task, etcd)
+    if any(flags[name] for name in _OF_PEERS):
+        from clustermesh.multicluster.keeping import Services, keep_services
+
+        services = Services(access, own, source, flags["clustermesh_config"], flags["service_imports"])
+        yield lambda etcd: keep_services(services, etcd)
+
+
+def _agents(own: str, file: Path | None) -> AgentAccess | None:
+    if file is None:
         return None
-    from clustermesh.declared.keeping import Task, keep_peers
     from clustermesh.mesh.peer_files import parse_peer
     from clustermesh.mirror.agent_files import AgentAccess
     from clustermesh.yaml_file import read_bytes
 
-    agents = None
-    if file is not None:
-        found = parse_peer(own, read_bytes(file), file.parent)
-        agents = AgentAccess(folder=file.parent, endpoints=found.endpoints, ca=found.ca, cert=found.cert, key=found.key)
-    task = Task(access, namespace, own, agents)
-    return lambda etcd: keep_peers(task, etcd)
+    found = parse_peer(own, read_bytes(file), file.parent)
+    return AgentAccess(folder=file.parent, endpoints=found.endpoints, ca=found.ca, cert=found.cert, key=found.key)

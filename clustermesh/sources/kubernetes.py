@@ -14,8 +14,8 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Set
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping, Set
+from contextlib import aclosing, contextmanager
 from typing import Any, Final
 
 from msgspec import Raw, Struct
@@ -33,7 +33,7 @@ from clustermesh.pace import Load
 from clustermesh.sources import served
 from clustermesh.sources.decoding import decode_json, ref_of
 from clustermesh.sources.lean import decode_pod, decode_service, decode_slice
-from clustermesh.sources.objects import KINDS, Kind, Object, Ref
+from clustermesh.sources.objects import KINDS, Kind, Namespace, Object, Ref
 from clustermesh.sources.served import Wanted
 from clustermesh.sources.snapshot import Change, Snapshot
 from clustermesh.sources.source import EVERYTHING
@@ -113,6 +113,7 @@ class KubernetesSource:
         self._wake = asyncio.Event()
         self._errors: dict[str, str] = {}
         self._drift: dict[str, int] = {}  # as far as it was said
+        self._listener: Callable[[Iterable[Ref]], None] = lambda _refs: None
 
     @property
     def about(self) -> str:
@@ -147,6 +148,25 @@ class KubernetesSource:
         return None if brain is None else brain.known.get(ref)
 
     @property
+    def listed(self) -> bool:
+        """Whether all of it was, but for exports."""
+        return bool(self._brains) and all(b.complete for name, b in self._brains.items() if name != EXPORT)
+
+    @contextmanager
+    def telling(self, listener: Callable[[Iterable[Ref]], None]) -> Iterator[None]:
+        """Meanwhile `listener` is told which objects came, went or changed, before they are translated."""
+        before, self._listener = self._listener, listener
+        try:
+            yield
+        finally:
+            self._listener = before
+
+    def takes_part(self, namespace: str) -> bool:
+        """Whether there is such a namespace, and it is in the mesh."""
+        found = self.get(Ref("Namespace", "", namespace))
+        return isinstance(found, Namespace) and self._translator.takes_part(found)
+
+    @property
     def drift(self) -> Mapping[str, int]:
         return {kind: brain.drift for kind, brain in self._brains.items()}
 
@@ -174,7 +194,7 @@ class KubernetesSource:
                     for task in tasks:
                         if task.done():
                             task.result()  # none ends but by a fault of ours
-                    if self._is_listed():
+                    if self.listed:
                         for change in self._translator.portions(self._take_changed(), _AT_ONCE):
                             yield change
                             await asyncio.sleep(0)
@@ -182,9 +202,6 @@ class KubernetesSource:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _is_listed(self) -> bool:
-        return bool(self._brains) and all(b.complete for name, b in self._brains.items() if name != EXPORT)
 
     async def _ended(self, work: Coroutine[Any, Any, None]) -> None:
         try:
@@ -245,6 +262,7 @@ class KubernetesSource:
             if isinstance(item, Listed):
                 _LOG.info("%s: %d objects listed", kind, len(self._brains[kind].known), extra=about(kind=kind))
             self._changed.update(dict.fromkeys(item.changes, time.time_ns()))
+            self._listener(item.changes)
         self._wake.set()
 
     def _note_drift(self, kind: str) -> None:

@@ -37,10 +37,10 @@ from clustermesh.sources.objects import (
     SliceEndpoint,
 )
 from clustermesh.sources.outside import ALGORITHM
-from clustermesh.sources.services import AFFINITY, GLOBAL, SHARED
+from clustermesh.sources.services import AFFINITY, GLOBAL, SHARED, SYNC_SLICES
 
 _SHARED: Final = 1 << 16
-_ANNOTATIONS: Final = frozenset((*GLOBAL, *SHARED, *AFFINITY, *MARKS, ALGORITHM))
+_ANNOTATIONS: Final = frozenset((*GLOBAL, *SHARED, *AFFINITY, *MARKS, ALGORITHM, SYNC_SLICES))
 # One of each is enough for all: nobody changes an object.
 _NO_IPS: Final[list[PodIP]] = []
 _NO_CONDITIONS: Final[list[Condition]] = []

@@ -26,6 +26,7 @@ from clustermesh.sources.rules import USUAL_NODE_PORTS, check_dns_label, check_p
 GLOBAL: Final = ("service.cilium.io/global", "io.cilium/global-service")
 SHARED: Final = ("service.cilium.io/shared", "io.cilium/shared-service")
 AFFINITY: Final = ("service.cilium.io/affinity", "io.cilium/service-affinity")
+SYNC_SLICES: Final = "service.cilium.io/global-sync-endpoint-slices"
 
 _NO_HINTS: Final = Hints()
 _Ports = dict[Address, Mapping[str, Port]]

@@ -189,7 +189,7 @@ class Translator:
         self, ref: Ref, value: Namespace, other: Namespace | None, observed: int, dirty: _Dirty
     ) -> None:
         """Whether it takes part concerns all in it, its labels the identities of its pods."""
-        switched = self._takes_part(value) != self._takes_part(other)
+        switched = self.takes_part(value) != self.takes_part(other)
         if switched:
             dirty.add_services(self._index.services_in(ref.name), observed)
             dirty.identities.update(self._index.identities_in(ref.name))
@@ -245,7 +245,7 @@ class Translator:
             service=service,
             slices={r: cast(EndpointSlice, self._seen[r]) for r in slices},
             pods=chosen,
-            in_mesh=self._takes_part(self._namespace(ref.namespace)),
+            in_mesh=self.takes_part(self._namespace(ref.namespace)),
             marks=self._index.marks_in(ref.namespace),
             zones={name: _zone(self.snapshot.nodes.get(name)) for name in nodes},
             node_ports=self._node_ports,
@@ -253,7 +253,7 @@ class Translator:
 
     def _redo_identity(self, ref: Ref) -> bool:
         faults, found, after = Faults(), self._seen.get(ref), None
-        if isinstance(found, CiliumIdentity) and self._takes_part(self._namespace(identity_namespace(found))):
+        if isinstance(found, CiliumIdentity) and self.takes_part(self._namespace(identity_namespace(found))):
             after = translate_identity(self._cluster, ref, found, faults)
         self._keep_faults(ref, faults)
         if not (ref.name.isascii() and ref.name.isdigit() and str(int(ref.name)) == ref.name):
@@ -266,7 +266,7 @@ class Translator:
     def _redo_export(self, ref: Ref) -> bool:
         name, faults, after = (ref.namespace, ref.name), Faults(), None
         export, service = self._seen.get(ref), self._seen.get(ref._replace(kind="Service"))
-        takes_part = self._takes_part(self._namespace(ref.namespace))
+        takes_part = self.takes_part(self._namespace(ref.namespace))
         if isinstance(export, ServiceExport) and isinstance(service, Service) and takes_part:
             after = translate_export(self._cluster, ref, export, service, faults)
         before = self.snapshot.exports.pop(name, None)
@@ -286,7 +286,7 @@ class Translator:
 
     def _claimed(self, ref: Ref, value: Object | None, faults: Faults) -> Mapping[Address, Claim]:
         namespace = self._namespace(value.namespace if isinstance(value, CiliumEndpointSlice) else ref.namespace)
-        if not self._takes_part(namespace):
+        if not self.takes_part(namespace):
             return {}
         if isinstance(value, Pod):
             node = self.snapshot.nodes.get(value.spec.node_name)
@@ -307,7 +307,8 @@ class Translator:
         created = "".join(filter(str.isdecimal, value.metadata.creation_timestamp))[:_DIGITS]
         return False, isinstance(value, Pod), bool(value.metadata.deletion_timestamp), -int(created or 0), ref
 
-    def _takes_part(self, namespace: Namespace | None) -> bool:
+    def takes_part(self, namespace: Namespace | None) -> bool:
+        """Whether it is in the mesh; of one that is not known nobody has said so."""
         said = None if namespace is None else namespace.metadata.annotations.get(NAMESPACE_GLOBAL)
         return self._in_mesh if said is None else said.lower() == "true"
 

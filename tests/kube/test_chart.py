@@ -29,6 +29,7 @@ from kube_bed import KubeBed
 from clustermesh.declared.peers import RULES as PEERS_RULES
 from clustermesh.kube.hosts import RULES as HOSTS
 from clustermesh.kube.rbac import FOLLOW
+from clustermesh.multicluster.documents import IMPORT_RULES, SLICE_RULES
 from clustermesh.sources.served import RULES
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
@@ -58,6 +59,8 @@ MATRIX: dict[str, Values] = {
         "clustermesh.config",
         {"enabled": True, "clusters": {"beta": {"address": "beta.example", "tls": PAIR}, "gamma": {"port": 1}}},
     ),
+    "imports": nested("clustermesh.mcsapi.enabled", True),
+    "slices of peers": nested("clustermesh.enableEndpointSliceSynchronization", True),
     "no declared peers": nested("clustermesh.declaredPeers.enabled", False),
     "declared peers' trust": nested("clustermesh.declaredPeers.secrets", ["beta-trust"]),
     "as nobody": nested(f"{API}.cutConnections", False),
@@ -110,6 +113,20 @@ REFUSED: list[tuple[Values, str]] = [
     ({"cluster": {"name": "alpha", "id": 256}}, "cluster.id: 256 must be at most 255 while"),
     (nested("clustermesh.maxConnectedClusters", 300), "/clustermesh/maxConnectedClusters"),
     (nested("clustermesh.declaredPeers.secrets", ["*"]), "/clustermesh/declaredPeers/secrets/0"),
+    (nested("clustermesh.mcsapi", {"enabled": True, "install": True}), "'install' not allowed"),
+    (
+        {"clustermesh": {"mcsapi": {"enabled": True}, "enableMCSAPISupport": False}},
+        "clustermesh.enableMCSAPISupport: must be true while",
+    ),
+    (
+        {
+            "clustermesh": {
+                "enableEndpointSliceSynchronization": True,
+                "apiserver": {"kvstoremesh": {"enabled": False}},
+            }
+        },
+        "clustermesh.apiserver.kvstoremesh.enabled: must be true while clustermesh.enableEndpointSliceSynch",
+    ),
     (nested("clustermesh.cacheTTL", "soon"), "/clustermesh/cacheTTL"),
     (nested(f"{API}.repliacs", 1), "'repliacs' not allowed"),
     (nested(f"{API}.replicas", 3), "/clustermesh/apiserver/replicas"),
@@ -169,6 +186,10 @@ def test_who_asks_the_kubernetes_api_may_do_what_its_code_does_and_nothing_else(
     assert [each["kind"] for each in roles.values()].count("ClusterRole") == 1
     native = named(rendered(MATRIX["our nodes"]), "ClusterRole", "clustermesh-apiserver")
     assert granted(native) == {each for each in source if each[0] != "cilium.io"}
+    slices = {(rule.group, rule.resource, verb) for rule in SLICE_RULES for verb in rule.verbs}
+    imports = slices | {(rule.group, rule.resource, verb) for rule in IMPORT_RULES for verb in rule.verbs}
+    for case, more in (("slices of peers", slices), ("imports", imports)):
+        assert granted(named(rendered(MATRIX[case]), "ClusterRole", "clustermesh-apiserver")) == source | more
     for rule in roles["clustermesh-certificates"]["rules"]:
         assert rule["verbs"] == ["create"] or len(rule["resourceNames"]) == 5
 

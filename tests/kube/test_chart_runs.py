@@ -102,7 +102,7 @@ async def until_read(said: dict[str, Any], tls: Tls) -> bytes:
 async def test_a_connected_cluster_reads_what_the_rendered_command_lines_publish(
     bed: KubeBed, namespace: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    said = values()
+    said = merged(values(), {"clustermesh": {"mcsapi": {"enabled": True}}})
     ports = said["clustermesh"]["apiserver"]["metrics"]
     async with running(bed, tmp_path, namespace, said):
         await until_page(f"{IP}:{ports['etcd']['port']}", "/health", "true")

@@ -1,0 +1,245 @@
+"""What the API should have of one name that clusters export: a ServiceImport, the Service behind it, and what each
+ServiceExport's conditions say. Pure.
+
+The Service (`derived_name`) is global, so that it has the backends of all clusters by the mesh's own ways; where this
+cluster exports the name, it selects the same pods. A port by which this cluster means something else is given a name
+that no container has, so that it has no backends here. An import of another implementation, which says so by not naming
+that Service, is left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any, Final
+
+from msgspec import Struct
+
+from clustermesh.model import ExportPort, ServiceExport
+from clustermesh.multicluster.documents import (
+    DERIVED,
+    SERVICE_NAME,
+    SERVICES,
+    SOURCE_CLUSTER,
+    Document,
+    Name,
+    Write,
+    annotations_of,
+    derived_name,
+    exports_at,
+    imports_at,
+    labels_of,
+    settle,
+    whole,
+)
+from clustermesh.multicluster.merge import Import, merge
+from clustermesh.sources.objects import Service
+from clustermesh.sources.services import GLOBAL
+from clustermesh.wire.timestamp import format_time
+
+NOT_HERE: Final = "not-exported"
+"""A container port's name that nobody uses."""
+NOBODY: Final = {DERIVED: NOT_HERE}
+"""Selects no pod: from a Service without a selector Kubernetes would not take the slices that it has."""
+_TIMEOUT: Final = 10800
+
+
+class Facts(Struct, frozen=True, kw_only=True):
+    """Everything that a name is decided by. `exports` are those of connected clusters, `own` what this one's says;
+    `service` is what it exports. `unheard` are connected clusters of which not all exports are known. `export`, `held`
+    and `derived` are the ServiceExport, the ServiceImport and its Service as the API has them."""
+
+    cluster: str
+    name: Name
+    version: str
+    in_mesh: bool
+    exports: Sequence[ServiceExport] = ()
+    own: ServiceExport | None = None
+    service: Service | None = None
+    unheard: Set[str] = frozenset()
+    export: Document | None = None
+    held: Document | None = None
+    derived: Document | None = None
+
+    @property
+    def behind(self) -> str:
+        """The name of the Service behind it."""
+        return derived_name(*self.name)
+
+    @property
+    def is_anothers(self) -> bool:
+        """Somebody else keeps the import."""
+        return self.held is not None and annotations_of(self.held).get(DERIVED) != self.behind
+
+
+def writes(facts: Facts, now: float) -> list[Write]:
+    """What is to be written, at `now`, Unix seconds: what follows from it comes next time."""
+    found = merge((*facts.exports, *([facts.own] if facts.own else []))) if facts.in_mesh else None
+    if not facts.unheard.isdisjoint(_clusters(facts.held)):
+        return []  # what it said of these may be all there is to know
+    wanted = [] if facts.is_anothers else _keep(facts, found) if found else _remove(facts)
+    return [*wanted, *_tell(facts, found, now)]
+
+
+def _clusters(held: Document | None) -> Iterable[str]:
+    status = (held or {}).get("status") or {}
+    return [each["cluster"] for each in status.get("clusters") or []]
+
+
+def _remove(facts: Facts) -> list[Write]:
+    place, behind = imports_at(facts.version), (facts.name[0], facts.behind)
+    gone = [Write("DELETE", place, facts.name)] if facts.held is not None else []
+    return gone + ([Write("DELETE", SERVICES, behind)] if facts.derived is not None else [])
+
+
+def _keep(facts: Facts, found: Import) -> list[Write]:
+    place, held = imports_at(facts.version), facts.held
+    steps = settle(place, facts.name, held, _import(facts, found))
+    if held is None:
+        return steps
+    status = {"status": {"clusters": [{"cluster": name} for name in found.clusters]}}
+    return [*steps, *settle(place, facts.name, held, status, "/status"), *_keep_service(facts, found, held)]
+
+
+def _import(facts: Facts, found: Import) -> Document:
+    oldest, held = found.oldest, facts.held
+    ips = [ip for ip in _spec(facts.derived).get("clusterIPs") or [] if ip != "None"]
+    return {
+        "metadata": {
+            "labels": whole(labels_of(held), oldest.labels),
+            "annotations": whole(annotations_of(held), {**oldest.annotations, DERIVED: facts.behind}),
+        },
+        "spec": {
+            "type": oldest.type,
+            "ports": [_port(port) for port in found.ports],
+            "ips": ips or None,
+            "ipFamilies": list(found.ip_families) or None,
+            "internalTrafficPolicy": oldest.internal_traffic_policy or None,
+            "trafficDistribution": oldest.traffic_distribution or None,
+            **_affinity(oldest),
+        },
+    }
+
+
+def _keep_service(facts: Facts, found: Import, owner: Document) -> list[Write]:
+    name, held, headless = (facts.name[0], facts.behind), facts.derived, found.oldest.type == "Headless"
+    if held is not None and (_spec(held).get("clusterIP") == "None") != headless:
+        return [Write("DELETE", SERVICES, name)]  # which of the two it is stays for its life
+    wanted = _service(facts, found)
+    if held is None:
+        meta = owner["metadata"]
+        by = {"apiVersion": owner["apiVersion"], "kind": owner["kind"], "name": meta["name"], "uid": meta["uid"]}
+        wanted["metadata"]["ownerReferences"] = [{**by, "controller": True}]
+        wanted["spec"]["clusterIP"] = "None" if headless else None
+    return settle(SERVICES, name, held, wanted)
+
+
+def _service(facts: Facts, found: Import) -> Document:
+    oldest, local = found.oldest, facts.service.spec if facts.own and facts.service else None
+    labels = {**oldest.labels, SERVICE_NAME: facts.name[1], SOURCE_CLUSTER: facts.cluster}
+    selector = (local.selector if local else {}) or NOBODY
+    return {
+        "metadata": {
+            "labels": whole(labels_of(facts.derived), labels),
+            "annotations": whole(annotations_of(facts.derived), {**oldest.annotations, GLOBAL[0]: "true"}),
+        },
+        "spec": {
+            "type": "ClusterIP",
+            "ipFamilyPolicy": "PreferDualStack",
+            "selector": whole(_spec(facts.derived).get("selector") or {}, selector),
+            "ports": [{**_port(port), "targetPort": _target(port, facts)} for port in found.ports] or None,
+            "publishNotReadyAddresses": True if local and local.publish_not_ready else None,
+            "internalTrafficPolicy": oldest.internal_traffic_policy or "Cluster",
+            "trafficDistribution": oldest.traffic_distribution or None,
+            **_affinity(oldest),
+        },
+    }
+
+
+def _target(port: ExportPort, facts: Facts) -> int | str:
+    """What the port leads to on this cluster's pods."""
+    for each in facts.service.spec.ports if facts.own and facts.service else ():
+        if (each.name, each.protocol, each.port) == (port.name, port.protocol, port.port):
+            return each.target_port or each.port
+    return NOT_HERE
+
+
+def _port(port: ExportPort) -> Document:
+    named = {"name": port.name, "appProtocol": port.app_protocol}
+    said = {key: value for key, value in named.items() if value}
+    return {**said, "protocol": str(port.protocol), "port": port.port}
+
+
+def _affinity(export: ServiceExport) -> Document:
+    if export.session_affinity != "ClientIP":
+        return {"sessionAffinity": "None", "sessionAffinityConfig": None}
+    seconds = export.session_affinity_timeout or _TIMEOUT
+    return {"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": seconds}}}
+
+
+def _spec(held: Document | None) -> Mapping[str, Any]:
+    return {} if held is None else held.get("spec") or {}
+
+
+# -- what an export's conditions say -----------------------------------------------------------------------------------
+
+
+def _tell(facts: Facts, found: Import | None, now: float) -> list[Write]:
+    if facts.export is None:
+        return []
+    before = ((facts.export.get("status") or {}).get("conditions")) or []
+    told = {each["type"]: each for each in _conditions(facts, found)}
+    known = {each.get("type"): each for each in before}
+    others = [each for each in before if each.get("type") not in ("Valid", "Ready", "Conflict")]
+    generation = facts.export["metadata"].get("generation")
+    dated = [_dated(each, known.get(kind), generation, now) for kind, each in told.items()]
+    return settle(
+        exports_at(facts.version), facts.name, facts.export, {"status": {"conditions": others + dated}}, "/status"
+    )
+
+
+def _conditions(facts: Facts, found: Import | None) -> list[Document]:
+    if wrong := _invalid(facts):
+        return [_condition("Valid", False, *wrong), _condition("Ready", False, "Pending", "the export is not valid")]
+    valid = _condition("Valid", True, "Valid", "the Service is exported")
+    conflict = found.conflict if found else None
+    disagree = (
+        _condition("Conflict", True, conflict.reason, conflict.sentence)
+        if conflict
+        else _condition("Conflict", False, "NoConflicts", "all clusters agree")
+    )
+    return [valid, _ready(facts), disagree]
+
+
+def _invalid(facts: Facts) -> tuple[str, str] | None:
+    if not facts.in_mesh:
+        return "NamespaceNotGlobal", "the namespace is not in the mesh (annotation clustermesh.cilium.io/global)"
+    if facts.service is None:
+        return "NoService", "there is no Service of this name"
+    if facts.service.spec.type == "ExternalName":
+        return "InvalidServiceType", "spec.type: ExternalName: an alias in DNS cannot be exported"
+    return None
+
+
+def _ready(facts: Facts) -> Document:
+    if facts.is_anothers:
+        said = f"the ServiceImport of this name is another implementation's: it has no annotation {DERIVED} of ours"
+        return _condition("Ready", False, "Failed", said)
+    if facts.service is not None and not facts.service.spec.selector:
+        said = "spec.selector: the Service has none, and its backends are not known by any other way: none is exported"
+        return _condition("Ready", False, "Failed", said)
+    if facts.held is None or facts.derived is None:
+        return _condition("Ready", False, "Pending", "the ServiceImport is being made")
+    return _condition(
+        "Ready", True, "Ready", "the Service is imported by every connected cluster that has the namespace"
+    )
+
+
+def _condition(kind: str, holds: bool, reason: str, message: str) -> Document:
+    return {"type": kind, "status": "True" if holds else "False", "reason": reason, "message": message}
+
+
+def _dated(told: Document, before: Document | None, generation: int | None, now: float) -> Document:
+    stays = before is not None and before.get("status") == told["status"]
+    since = before["lastTransitionTime"] if before and stays else format_time(int(now))
+    seen = {} if generation is None else {"observedGeneration": generation}
+    return {**told, "lastTransitionTime": since, **seen}

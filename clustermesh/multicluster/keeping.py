@@ -1,0 +1,291 @@
+"""Keeps ServiceImports and EndpointSlices of backends elsewhere, for as long as it runs: the shell around `imports` and
+`slices`.
+
+A name is looked at anew when anything that it is decided by changes, every name when a cluster comes, goes or becomes
+known. Where definitions of the MCS API are not installed, they are looked for again and again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine, Iterable, Mapping
+from contextlib import aclosing, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+
+from clustermesh.errors import ClusterMeshError
+from clustermesh.kube.access import Access
+from clustermesh.kube.brain import Brain
+from clustermesh.kube.client import KubeClient, Request
+from clustermesh.kube.faults import NotServed
+from clustermesh.kube.follow import Interrupted, follow
+from clustermesh.mesh.peer_files import read_peers
+from clustermesh.model import Cluster
+from clustermesh.model import Service as RemoteService
+from clustermesh.multicluster import documents
+from clustermesh.multicluster.documents import MANAGED_BY, MESH, SERVICE_NAME, Document, Name, Place, Write, labels_of
+from clustermesh.multicluster.facts import PLACES, SERVICES_PLACE, Copies, View, service_key
+from clustermesh.multicluster.imports import Facts, writes
+from clustermesh.multicluster.slices import SliceFacts, slice_writes, wants_slices
+from clustermesh.pace import Load
+from clustermesh.sources import served
+from clustermesh.sources.exports import translate_export
+from clustermesh.sources.faults import Faults
+from clustermesh.sources.index import SERVICE_NAME as OF_SERVICE
+from clustermesh.sources.kubernetes import KubernetesSource
+from clustermesh.sources.objects import Ref, Service, ServiceExport
+from clustermesh.store import follow as etcd
+from clustermesh.store.client import EtcdClient
+from clustermesh.store.follower import Follower
+from clustermesh.wire import RESOURCES
+from clustermesh.wire.kinds import SERVICES
+
+_GATHERING: Final = 0.1
+"""Seconds in which changes come together."""
+_LOOK: Final = 2.0
+"""Seconds between two looks at who is connected, and until what failed is tried again."""
+_SERVED: Final = 10.0
+_REQUESTS: Final = Load(at_once=4, per_second=50)
+_LOG: Final = logging.getLogger(__name__)
+
+
+class Services(Struct, frozen=True):
+    """Whose Kubernetes API it is; `peers` is the folder of connected clusters. Without `imports` it keeps slices."""
+
+    access: Access
+    cluster: Cluster
+    source: KubernetesSource
+    peers: Path
+    imports: bool = True
+
+
+async def keep_services(task: Services, own: EtcdClient) -> None:
+    """For ever, and not at all beside Cilium, whose operator does it; `own` is the own cluster's etcd, where a mirror
+    copies what others say. Raises nothing of ClusterMeshError."""
+    heard = asyncio.Event()
+    with task.source.telling(lambda _refs: heard.set()):
+        while not task.source.listed:
+            await heard.wait()
+            heard.clear()
+    if not task.source.has_agents:
+        _LOG.warning(
+            "ServiceImports and EndpointSlices of other clusters are left to Cilium's operator: it is in charge"
+        )
+        return
+    async with KubeClient(task.access, load=_REQUESTS) as client:
+        keeper = Keeper(task, client, own, await _version(client) if task.imports else "")
+        with task.source.telling(keeper.hear_source):
+            async with asyncio.TaskGroup() as tasks:
+                for each in keeper.tasks():
+                    tasks.create_task(each)
+
+
+async def _version(client: KubeClient) -> str:
+    """In which the API serves the kinds of the MCS API, once it does."""
+    while True:
+        with suppress(ClusterMeshError):
+            if version := await served.exports(client):
+                return version
+        await asyncio.sleep(_SERVED)
+
+
+class Keeper:
+    """What its tasks share. `version` is that of the MCS API, "" to leave it alone."""
+
+    def __init__(self, task: Services, client: KubeClient, own: EtcdClient, version: str) -> None:
+        self._task, self._client, self._etcd, self._version = task, client, own, version
+        self._copies, self._view = Copies(task.cluster.name), View()
+        self._unlisted = set(PLACES)
+        self._slices = Brain[Name, Document]()
+        self._exports, self._imports, self._derived = (Brain[Name, Document]() for _ in range(3))
+        self._of_service = dict[Name, set[Name]]()  # slices
+        self._owners = dict[tuple[str, Name], Name]()  # of slices and derived Services
+        self._dirty, self._again, self._news = set[Name](), set[Name](), asyncio.Event()
+        self._said = dict[Name, str]()
+
+    def tasks(self) -> list[Coroutine[Any, Any, None]]:
+        brains = [(documents.SLICES, f"{MANAGED_BY}={MESH}", self._slices)]
+        if self._version:
+            brains += [
+                (documents.exports_at(self._version), "", self._exports),
+                (documents.imports_at(self._version), "", self._imports),
+                (documents.SERVICES, SERVICE_NAME, self._derived),
+            ]
+        follows = [self._follow(*each) for each in brains]
+        return [*follows, *(self._follow_etcd(place) for place in PLACES), self._look(), self._run(bool(self._version))]
+
+    # -- what is heard -------------------------------------------------------------------------------------------------
+
+    def _touch(self, names: Iterable[Name]) -> None:
+        self._dirty.update(names)
+        self._news.set()
+
+    def hear_source(self, refs: Iterable[Ref]) -> None:
+        """Objects of the source came, went or changed."""
+        for ref in refs:
+            if ref.kind == "Service":
+                self._touch([(ref.namespace, ref.name)])
+            elif ref.kind == "Namespace":
+                self._touch(name for name in self._all() if name[0] == ref.name)
+
+    async def _follow(self, place: Place, labels: str, brain: Brain[Name, Document]) -> None:
+        async with aclosing(follow(self._client, documents.followed(place, labels), brain)) as items:
+            async for item in items:
+                if isinstance(item, Interrupted):
+                    _LOG.log(
+                        logging.DEBUG if isinstance(item.error, NotServed) else logging.WARNING,
+                        "%s stay as they are: %s",
+                        place.plural,
+                        item.error,
+                    )
+                    continue
+                for name, held in item.changes.items():
+                    self._touch(self._concerns(place, name, held))
+
+    def _concerns(self, place: Place, name: Name, held: Document | None) -> Iterable[Name]:
+        """The names that an object of ours is decided under, and was."""
+        if place not in (documents.SLICES, documents.SERVICES):
+            return [name]
+        label = OF_SERVICE if place == documents.SLICES else SERVICE_NAME
+        before, now = self._owners.pop((place.plural, name), None), labels_of(held).get(label)
+        if before is not None and place == documents.SLICES:
+            self._of_service[before].discard(name)
+        owners = [] if before is None else [before]
+        if now is not None:
+            owner = self._owners[place.plural, name] = name[0], now
+            owners.append(owner)
+            if place == documents.SLICES:
+                self._of_service.setdefault(owner, set()).add(name)
+        return owners
+
+    async def _follow_etcd(self, place: bytes) -> None:
+        follower = Follower(etcd.Nothing()) if place == SERVICES_PLACE else Follower()
+        async with aclosing(etcd.follow(self._etcd, place, follower=follower)) as items:
+            async for item in items:
+                if isinstance(item, etcd.Interrupted):
+                    continue
+                if isinstance(item, etcd.Listed) and not item.more:
+                    self._unlisted.discard(place)
+                self._touch(self._copies.take(place, item))
+
+    async def _look(self) -> None:
+        """At who is connected."""
+        while True:
+            try:
+                found = await asyncio.to_thread(read_peers, self._task.peers, self._task.cluster.name)
+                view = self._copies.view({*found.peers, *(each.name for each in found.problems)})
+                if view != self._view:
+                    self._view = view
+                    self._touch(self._all())
+            except ClusterMeshError as e:
+                _LOG.debug("who is connected is not known now: %s", e)
+            self._touch(self._again)
+            self._again = set()
+            await asyncio.sleep(_LOOK)
+
+    def _all(self) -> set[Name]:
+        wanting = {name for name, local in self._task.source.snapshot.services.items() if local.is_global}
+        known = (self._exports.known, self._imports.known, self._owners.values(), self._copies.names)
+        return wanting.union(*known)
+
+    # -- what is done --------------------------------------------------------------------------------------------------
+
+    async def _run(self, imports: bool) -> None:
+        brains = [self._slices, *([self._exports, self._imports, self._derived] if imports else [])]
+        while True:
+            await self._news.wait()
+            await asyncio.sleep(_GATHERING)
+            self._news.clear()
+            if self._unlisted or not all(brain.complete for brain in brains):
+                continue
+            names, self._dirty = self._dirty, set()
+            for name in sorted(names):
+                await self._settle(name)
+
+    async def _settle(self, name: Name) -> None:
+        """What goes wrong is said once, and tried again."""
+        try:
+            steps = writes(self._facts(name), time.time()) if self._version else []
+            for write in [*steps, *slice_writes(await self._slice_facts(name))]:
+                await self._write(write)
+            self._said.pop(name, None)
+        except ClusterMeshError as e:
+            if self._said.get(name) != str(e):
+                self._said[name] = str(e)
+                _LOG.warning("%s/%s: %s", *name, e)
+            self._again.add(name)
+
+    def _facts(self, name: Name) -> Facts:
+        found = self._service(name)
+        export = self._task.source.get(ref := Ref("ServiceExport", *name))
+        held = self._exports.known.get(name)
+        own = None
+        if isinstance(export, ServiceExport) and held and found:
+            own = translate_export(self._task.cluster, ref, export, found, Faults())
+        return Facts(
+            cluster=self._task.cluster.name,
+            name=name,
+            version=self._version,
+            in_mesh=self._task.source.takes_part(name[0]),
+            exports=self._copies.exports(name, self._view),
+            own=own,
+            service=found,
+            unheard=self._view.unheard_exports,
+            export=held,
+            held=self._imports.known.get(name),
+            derived=self._derived.known.get((name[0], documents.derived_name(*name))),
+        )
+
+    async def _slice_facts(self, name: Name) -> SliceFacts:
+        found, remotes = self._service(name), {}
+        if wants_slices(found):
+            for cluster in self._view.connected:
+                if (remote := await self._remote(cluster, name)) is not None:
+                    remotes[cluster.name] = remote
+        return SliceFacts(
+            name=name,
+            service=found,
+            in_mesh=self._task.source.takes_part(name[0]),
+            remotes=remotes,
+            unheard=self._view.unheard_services,
+            held=self._held_slices(name),
+        )
+
+    def _held_slices(self, name: Name) -> Mapping[Name, Document]:
+        known = self._slices.known
+        return {each: known[each] for each in self._of_service.get(name, ()) if each in known}
+
+    def _service(self, name: Name) -> Service | None:
+        found = self._task.source.get(Ref("Service", *name))
+        return found if isinstance(found, Service) else None
+
+    async def _remote(self, cluster: Cluster, name: Name) -> RemoteService | None:
+        key = service_key(cluster.name, name)
+        if (kv := await self._etcd.get(key)) is None:
+            return None
+        found: RemoteService = RESOURCES[SERVICES].decode(key, kv.value, cluster)
+        return found if found.shared else None
+
+    async def _write(self, write: Write) -> None:
+        what = f"{write.method.lower()} {write.place.plural}{write.part} {'/'.join(write.name)}"
+        kind = "application/merge-patch+json" if write.method == "PATCH" else "application/json"
+        body = None if write.body is None else msgspec.json.encode(write.body)
+        request = Request(
+            path=write.path,
+            what=what,
+            params={"fieldManager": "clustermesh"},
+            method=write.method,
+            body=body,
+            kind=kind,
+        )
+        try:
+            await self._client.send(request)
+        except NotServed:
+            if write.method == "POST":
+                raise
+            # gone meanwhile: the watch says so

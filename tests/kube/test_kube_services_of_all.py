@@ -1,0 +1,280 @@
+"""Services of all clusters in a real Kubernetes API: imports, the Services behind them, conditions, EndpointSlices.
+
+What a mirror would copy of the cluster beta is put into an etcd; alpha's API has its real controllers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from chart_bed import CHART, MISSING, named, rendered
+from kube_bed import KubeBed
+
+from clustermesh.address import parse
+from clustermesh.kube.config import from_kubeconfig
+from clustermesh.model import Cluster, ClusterConfig, ExportPort, Port, Protocol, Service, ServiceExport
+from clustermesh.multicluster.documents import derived_name
+from clustermesh.multicluster.facts import service_key
+from clustermesh.multicluster.keeping import Services, keep_services
+from clustermesh.sources.kubernetes import KubernetesSource, Periods
+from clustermesh.store.client import EtcdClient
+from clustermesh.wire import cluster_config, keys, service, service_export
+
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+ALPHA = Cluster(name="alpha", id=1)
+GLOBAL = {"service.cilium.io/global": "true"}
+MCS = "/apis/multicluster.x-k8s.io/v1alpha1/namespaces"
+
+
+@pytest.fixture(scope="module")
+def alpha(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeBed]:
+    """An API with the chart's definitions and the controllers that make EndpointSlices."""
+    with KubeBed(tmp_path_factory.mktemp("alpha")) as bed:
+        bed.start_controllers()
+        for plural in ("serviceexports", "serviceimports"):
+            definition = yaml.safe_load((CHART / "crds" / f"{plural}.yaml").read_text())
+            name = definition["metadata"]["name"]
+            path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}"
+            bed.ask(
+                "PATCH", f"{path}?fieldManager=t&fieldValidation=Strict", definition, "application/apply-patch+yaml"
+            )
+        made = {"metadata": {"name": "n1"}, "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]}}
+        bed.create({"apiVersion": "v1", "kind": "Node", **made})
+        role = named(rendered({"clustermesh": {"mcsapi": {"enabled": True}}}), "ClusterRole", "clustermesh-apiserver")
+        bed.allow("imports", {**role, "metadata": {"name": "imports"}})
+        yield bed
+
+
+class Mesh:
+    """One namespace of alpha, and what is known of beta."""
+
+    def __init__(self, bed: KubeBed, etcd: EtcdClient, folder: Path, namespace: str) -> None:
+        self.bed, self.etcd, self.folder, self.namespace = bed, etcd, folder, namespace
+        self.behind = derived_name(namespace, "cart")
+
+    def make(self, kind: str, name: str, api: str = "v1", **parts: Any) -> dict[str, Any]:
+        metadata = {"name": name, "namespace": self.namespace, **parts.pop("metadata", {})}
+        made = {"apiVersion": api, "kind": kind, "metadata": metadata, **parts}
+        self.bed.create(made)
+        return made
+
+    def export(self) -> dict[str, Any]:
+        return self.make("ServiceExport", "cart", "multicluster.x-k8s.io/v1alpha1")
+
+    def look(self, path: str) -> Any:
+        try:
+            return self.bed.ask("GET", path)
+        except RuntimeError:
+            return None
+
+    def imported(self) -> Any:
+        return self.look(f"{MCS}/{self.namespace}/serviceimports/cart")
+
+    def derived(self) -> Any:
+        return self.look(f"/api/v1/namespaces/{self.namespace}/services/{self.behind}")
+
+    def conditions(self) -> list[str]:
+        found = (self.look(f"{MCS}/{self.namespace}/serviceexports/cart") or {}).get("status", {}).get("conditions", [])
+        return sorted(f"{each['type']} {each['reason']}" for each in found)
+
+    def slices(self, service: str) -> list[Any]:
+        path = f"/apis/discovery.k8s.io/v1/namespaces/{self.namespace}/endpointslices"
+        items = self.bed.ask("GET", f"{path}?labelSelector=kubernetes.io/service-name={service}")["items"]
+        return sorted(items, key=lambda each: str(each["metadata"]["labels"].get(OF, "")))
+
+    def addresses(self, service: str) -> dict[str, list[str]]:
+        """By the cluster that they are of."""
+        found: dict[str, list[str]] = {}
+        for each in self.slices(service):
+            of = found.setdefault(each["metadata"]["labels"].get(OF, ""), [])
+            of += [ip for one in each["endpoints"] or () for ip in one["addresses"]]
+        return {of: sorted(ips) for of, ips in found.items() if ips}
+
+    async def connect(self, *, known: bool = True) -> None:
+        (self.folder / "beta").write_text("endpoints: ['https://beta.example:2379']\n")
+        if known:
+            config = ClusterConfig(id=2, synced_canaries=True, cached=True, service_exports_enabled=True)
+            await self.etcd.put(keys.cluster_config_key("beta"), cluster_config.encode(config))
+            for directory in ("services", "serviceexports"):
+                await self.etcd.put(keys.canary_key("beta", directory, True), b"now")
+
+    async def beta_exports(self, **changed: Any) -> None:
+        usual = {"created": 1, "ports": (ExportPort(port=80, name="http"), ExportPort(port=81, name="more"))}
+        export = ServiceExport(cluster="beta", namespace=self.namespace, name="cart", **{**usual, **changed})
+        await self.etcd.put(self._export_key(), service_export.encode(export))
+
+    async def beta_withdraws(self) -> None:
+        await self.etcd.delete(self._export_key())
+
+    def _export_key(self) -> bytes:
+        return keys.cache_prefix("serviceexports", "beta") + f"{self.namespace}/cart".encode()
+
+    async def beta_serves(self, name: str, *ips: str) -> None:
+        backends = {parse(ip): {"http": Port(port=8080, protocol=Protocol.TCP)} for ip in ips}
+        hostnames = {parse(ip): f"web-{number}" for number, ip in enumerate(ips)}
+        found = Service(
+            cluster="beta", cluster_id=2, namespace=self.namespace, name=name, backends=backends, hostnames=hostnames,
+            shared=True, include_external=True,
+        )  # fmt: skip
+        await self.etcd.put(service_key("beta", (self.namespace, name)), service.encode(found))
+
+    async def until(self, told: Any, expected: Any) -> None:
+        try:
+            async with asyncio.timeout(20):
+                while told() != expected:
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            assert told() == expected
+
+
+OF = "multicluster.kubernetes.io/source-cluster"
+
+
+@asynccontextmanager
+async def kept(mesh: Mesh, *, imports: bool = True) -> AsyncIterator[None]:
+    """By somebody who may do what the chart allows."""
+    access = from_kubeconfig(str(mesh.bed.write_kubeconfig(f"imports-{mesh.namespace}", cert="imports")))
+    source = KubernetesSource(access, ALPHA, periods=Periods(look=(0.1, 0.2)))
+
+    async def hear() -> None:
+        async with aclosing(source.updates()) as updates:
+            async for _ in updates:
+                pass
+
+    keeping = keep_services(Services(access, ALPHA, source, mesh.folder, imports), mesh.etcd)
+    tasks = [asyncio.create_task(hear()), asyncio.create_task(keeping)]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(each, asyncio.CancelledError) for each in ended), ended
+
+
+@pytest.fixture
+async def mesh(alpha: KubeBed, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Mesh]:
+    name = request.node.name.replace("_", "-").removeprefix("test-")[:50].strip("-")
+    alpha.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    async with EtcdClient(alpha.etcd.endpoints) as etcd:
+        yield Mesh(alpha, etcd, tmp_path, name)
+        for prefix in (keys.CACHE, keys.CLUSTER_CONFIGS, keys.SYNCED):
+            for kv in (await etcd.range(prefix)).kvs:
+                await etcd.delete(kv.key)
+
+
+def serve(mesh: Mesh, name: str = "cart", **spec: Any) -> None:
+    """A Service of alpha with one ready pod."""
+    ports = [{"name": "http", "port": 80, "targetPort": 8080}, {"name": "more", "port": 82, "targetPort": 8082}]
+    mesh.make("Service", name, spec={"selector": {"app": name}, "ports": ports, **spec})
+    pod = {"nodeName": "n1", "containers": [{"name": "main", "image": "none"}]}
+    ready = {"type": "Ready", "status": "True"}
+    status = {"phase": "Running", "podIP": "10.1.0.5", "podIPs": [{"ip": "10.1.0.5"}], "conditions": [ready]}
+    mesh.make("Pod", f"{name}-0", metadata={"labels": {"app": name}}, spec=pod, status=status)
+
+
+async def test_what_two_clusters_export_is_one_service_until_neither_does(mesh: Mesh) -> None:
+    await mesh.connect()
+    async with kept(mesh):
+        export = mesh.export()
+        await mesh.until(mesh.conditions, ["Ready Pending", "Valid NoService"])
+        assert mesh.imported() is None
+        serve(mesh)
+        good = ["Conflict NoConflicts", "Ready Ready", "Valid Valid"]
+        await mesh.until(mesh.conditions, good)
+        await mesh.until(lambda: mesh.addresses(mesh.behind), {"alpha": ["10.1.0.5"]})
+        (address,) = mesh.derived()["spec"]["clusterIPs"]
+        await mesh.until(lambda: mesh.imported()["spec"].get("ips"), [address])
+        assert mesh.imported()["status"]["clusters"] == [{"cluster": "alpha"}]
+
+        # beta's is older, so its word holds; what alpha means by "more" is not in it
+        await mesh.beta_exports(session_affinity="ClientIP", session_affinity_timeout=60)
+        await mesh.until(mesh.conditions, ["Conflict PortConflict", "Ready Ready", "Valid Valid"])
+        assert mesh.imported()["status"]["clusters"] == [{"cluster": "beta"}, {"cluster": "alpha"}]
+        spec = mesh.imported()["spec"]
+        assert (spec["type"], spec["sessionAffinity"], spec["ips"]) == ("ClusterSetIP", "ClientIP", [address])
+        assert [(port["name"], port["port"]) for port in spec["ports"]] == [("http", 80), ("more", 81)]
+        await mesh.until(lambda: mesh.derived()["spec"].get("sessionAffinity"), "ClientIP")
+        await mesh.until(
+            lambda: [[port["port"] for port in each["ports"]] for each in mesh.slices(mesh.behind)], [[8080]]
+        )
+        assert mesh.derived()["metadata"]["annotations"]["service.cilium.io/global"] == "true"
+
+        mesh.bed.delete(export)
+        await mesh.until(lambda: mesh.addresses(mesh.behind), {})
+        await mesh.until(lambda: mesh.imported()["status"]["clusters"], [{"cluster": "beta"}])
+        assert mesh.derived()["spec"]["clusterIPs"] == [address]
+        await mesh.beta_withdraws()
+        await mesh.until(lambda: (mesh.imported(), mesh.derived()), (None, None))
+
+
+async def test_a_headless_export_is_one_slice_for_each_cluster_under_the_labels_that_dns_looks_for(mesh: Mesh) -> None:
+    await mesh.connect()
+    async with kept(mesh):
+        serve(mesh, clusterIP="None")
+        mesh.export()
+        await mesh.beta_exports(type="Headless", ports=(ExportPort(port=80, name="http"),))
+        await mesh.beta_serves(mesh.behind, "10.2.0.5", "fd00:2::5", "10.2.0.6")
+        both = {"alpha": ["10.1.0.5"], "beta": ["10.2.0.5", "10.2.0.6", "fd00:2::5"]}
+        await mesh.until(lambda: mesh.addresses(mesh.behind), both)
+        for each in mesh.slices(mesh.behind):
+            assert each["metadata"]["labels"]["multicluster.kubernetes.io/service-name"] == "cart"
+        assert mesh.imported()["spec"]["type"] == "Headless"
+        hostnames = {
+            one.get("hostname") for each in mesh.slices(mesh.behind) for one in each["endpoints"] if "beta" in str(each)
+        }
+        assert hostnames == {"web-0", "web-1", "web-2"}
+        await mesh.beta_serves(mesh.behind, "10.2.0.7")
+        await mesh.until(lambda: mesh.addresses(mesh.behind), {"alpha": ["10.1.0.5"], "beta": ["10.2.0.7"]})
+        (mesh.folder / "beta").unlink()
+        await mesh.until(lambda: mesh.addresses(mesh.behind), {"alpha": ["10.1.0.5"]})
+
+
+async def test_who_begins_before_the_copies_are_there_takes_nothing_away(mesh: Mesh) -> None:
+    await mesh.connect()
+    await mesh.beta_exports()
+    mesh.make("Service", "web", metadata={"annotations": GLOBAL}, spec={"clusterIP": "None", "ports": [{"port": 80}]})
+    await mesh.beta_serves("web", "10.2.0.9")
+    async with kept(mesh):
+        await mesh.until(lambda: mesh.addresses("web"), {"beta": ["10.2.0.9"]})
+        await mesh.until(lambda: bool(mesh.imported() and mesh.imported()["spec"].get("ips")), True)
+    before = [mesh.imported(), mesh.derived(), mesh.slices("web")]
+    for prefix in (keys.CACHE, keys.CLUSTER_CONFIGS, keys.SYNCED):  # the pod was made anew, and its etcd with it
+        for kv in (await mesh.etcd.range(prefix)).kvs:
+            await mesh.etcd.delete(kv.key)
+    async with kept(mesh):
+        serve(mesh, "other")  # something of alpha's own is done meanwhile
+        mesh.make("ServiceExport", "other", "multicluster.x-k8s.io/v1alpha1")
+        await mesh.until(lambda: bool(mesh.look(f"{MCS}/{mesh.namespace}/serviceimports/other")), True)
+        assert [mesh.imported(), mesh.derived(), mesh.slices("web")] == before
+        await mesh.connect()  # and beta exports it no more
+        await mesh.until(lambda: (mesh.imported(), mesh.derived(), mesh.addresses("web")), (None, None, {}))
+
+
+async def test_a_global_service_has_slices_where_it_asks_for_them_and_other_implementations_keep_theirs(
+    mesh: Mesh,
+) -> None:
+    await mesh.connect()
+    await mesh.beta_serves("web", *(f"10.2.{n}.{m}" for n in range(3) for m in range(1, 51)))
+    theirs = mesh.make(
+        "ServiceImport", "cart", "multicluster.x-k8s.io/v1alpha1", spec={"type": "ClusterSetIP", "ports": [{"port": 1}]}
+    )
+    async with kept(mesh):
+        mesh.make("Service", "web", metadata={"annotations": GLOBAL}, spec={"ports": [{"port": 80}]})
+        serve(mesh)
+        mesh.export()
+        await mesh.until(mesh.conditions, ["Conflict NoConflicts", "Ready Failed", "Valid Valid"])
+        assert mesh.imported()["spec"] == {**theirs["spec"], "ports": [{"port": 1, "protocol": "TCP"}]}
+        assert (mesh.derived(), mesh.slices("web")) == (None, [])
+        web = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": mesh.namespace}}
+        asks = {"service.cilium.io/global-sync-endpoint-slices": "true"}
+        mesh.bed.merge(web, {"metadata": {"annotations": asks}})
+        await mesh.until(lambda: sorted(len(each["endpoints"]) for each in mesh.slices("web")), [50, 100])
+        mesh.bed.merge(web, {"metadata": {"annotations": {"service.cilium.io/global": "false"}}})
+        await mesh.until(lambda: mesh.slices("web"), [])

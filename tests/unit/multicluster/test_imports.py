@@ -1,0 +1,239 @@
+"""What the Kubernetes API is to have of exported names, told to one that forgets nothing it was given."""
+
+from __future__ import annotations
+
+import random
+from copy import deepcopy
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from clustermesh.model import ExportPort, ServiceExport
+from clustermesh.multicluster.documents import DERIVED, Document, Write, derived_name, settle
+from clustermesh.multicluster.documents import SERVICES as PLACE
+from clustermesh.multicluster.imports import NOBODY, NOT_HERE, Facts, writes
+from clustermesh.sources.metadata import Metadata
+from clustermesh.sources.objects import Service, ServicePort, ServiceSpec
+
+NAME = ("shop", "cart")
+HTTP, MORE = ExportPort(port=80, name="http"), ExportPort(port=81, name="more")
+LOCAL = Service(
+    Metadata("cart", "shop"),
+    ServiceSpec(
+        selector={"app": "cart"},
+        ports=[ServicePort(port=80, name="http", target_port="web"), ServicePort(port=9, name="more", target_port=90)],
+    ),
+)
+
+
+def export(cluster: str, created: int = 1, **said: Any) -> ServiceExport:
+    said = {"ports": (HTTP,), **said}
+    return ServiceExport(cluster=cluster, namespace="shop", name="cart", created=created, **said)
+
+
+class Api:
+    """Some objects of one name, as the API would keep them."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, Document] = {}
+        self.made = 0
+        self.written: list[Write] = []
+
+    def take(self, write: Write) -> None:
+        kind = write.place.kind
+        self.written.append(write)
+        if write.method == "DELETE":
+            del self.held[kind]
+        elif write.method == "POST":
+            assert kind not in self.held
+            assert write.body is not None
+            self.made += 1
+            self.held[kind] = deepcopy(write.body)
+            self.held[kind]["metadata"]["uid"] = f"uid-{self.made}"
+            if kind == "Service" and self.held[kind]["spec"].setdefault("clusterIP", "10.96.0.1"):
+                self.held[kind]["spec"]["clusterIPs"] = [self.held[kind]["spec"]["clusterIP"]]
+        else:
+            assert write.body
+            self.held[kind] = patched(self.held[kind], write.body)
+
+    def settled(self, facts: Facts, now: float = 0) -> dict[str, Document]:
+        """What is there in the end."""
+        if facts.export is not None:
+            self.held.setdefault("ServiceExport", facts.export)
+        for _ in range(8):
+            found = replace(facts, held=self.held.get("ServiceImport"), derived=self.held.get("Service"))
+            if "ServiceExport" in self.held:
+                found = replace(found, export=self.held["ServiceExport"])
+            steps = writes(found, now)
+            if not steps:
+                return self.held
+            for each in steps:
+                self.take(each)
+        raise AssertionError(f"it does not come to rest: {self.written[-4:]}")
+
+
+def patched(held: Any, patch: Any) -> Any:
+    """RFC 7396."""
+    if not isinstance(patch, dict):
+        return deepcopy(patch)
+    out = dict(held) if isinstance(held, dict) else {}
+    for key, value in patch.items():
+        out.pop(key, None) if value is None else out.update({key: patched(out.get(key), value)})
+    return out
+
+
+def facts(**said: Any) -> Facts:
+    usual = {"cluster": "alpha", "name": NAME, "version": "v1alpha1", "in_mesh": True}
+    return Facts(**{**usual, **said})
+
+
+def own(**said: Any) -> dict[str, Any]:
+    """alpha exports it."""
+    document = {"metadata": {"name": "cart", "namespace": "shop", "generation": 1}}
+    return {"own": export("alpha", **said), "service": LOCAL, "export": document}
+
+
+def test_the_service_behind_an_import_is_called_as_others_call_it() -> None:
+    """Known answers, made with Go's crypto/sha256 and encoding/base32.HexEncoding."""
+    assert derived_name("default", "nginx") == "derived-iuq6ea9f4j"
+    assert derived_name("shop", "cart") == "derived-bsqa4s8pq5"
+    assert derived_name("a", "b-c") != derived_name("a-b", "c")
+
+
+def test_one_that_is_exported_here_selects_the_same_pods_by_the_ports_that_all_mean() -> None:
+    api = Api()
+    held = api.settled(
+        facts(**own(ports=(HTTP, ExportPort(port=9, name="more"))), exports=[export("beta", 0, ports=(HTTP, MORE))])
+    )
+    service, imported = held["Service"], held["ServiceImport"]
+    assert service["spec"]["selector"] == {"app": "cart"}
+    assert [(each["name"], each["port"], each["targetPort"]) for each in service["spec"]["ports"]] == [
+        ("http", 80, "web"),
+        ("more", 81, NOT_HERE),
+    ]
+    assert service["metadata"]["ownerReferences"][0]["uid"] == imported["metadata"]["uid"]
+    assert imported["spec"]["ips"] == ["10.96.0.1"]
+    assert imported["metadata"]["annotations"] == {DERIVED: derived_name(*NAME)}
+    assert [each["cluster"] for each in imported["status"]["clusters"]] == ["beta", "alpha"]
+
+
+def test_one_that_only_others_export_selects_nobody() -> None:
+    held = Api().settled(facts(exports=[export("beta")], service=LOCAL))
+    assert held["Service"]["spec"]["selector"] == NOBODY
+    assert [each["targetPort"] for each in held["Service"]["spec"]["ports"]] == [NOT_HERE]
+
+
+def test_it_becomes_headless_and_back_as_another_service() -> None:
+    api = Api()
+    for kind, ip in (("ClusterSetIP", "10.96.0.1"), ("Headless", "None"), ("ClusterSetIP", "10.96.0.1")):
+        held = api.settled(facts(exports=[export("beta", type=kind)]))
+        assert (held["Service"]["spec"]["clusterIP"], held["ServiceImport"]["spec"]["type"]) == (ip, kind)
+        assert held["ServiceImport"]["spec"].get("ips") == (None if ip == "None" else [ip])
+
+
+SAID: list[tuple[dict[str, Any], list[str]]] = [
+    ({}, ["Valid True Valid", "Ready True Ready", "Conflict False NoConflicts"]),
+    ({"in_mesh": False}, ["Valid False NamespaceNotGlobal", "Ready False Pending"]),
+    ({"own": None, "service": None}, ["Valid False NoService", "Ready False Pending"]),
+    (
+        {"own": None, "service": Service(Metadata("cart"), ServiceSpec(type="ExternalName"))},
+        ["Valid False InvalidServiceType", "Ready False Pending"],
+    ),
+    (
+        {"service": Service(Metadata("cart"), ServiceSpec())},
+        ["Valid True Valid", "Ready False Failed", "Conflict False NoConflicts"],
+    ),
+    (
+        {"exports": [export("beta", 0, type="Headless")]},
+        ["Valid True Valid", "Ready True Ready", "Conflict True TypeConflict"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("said", "expected"), SAID)
+def test_an_exports_conditions_say_what_became_of_it_and_since_when(said: dict[str, Any], expected: list[str]) -> None:
+    api, whole = Api(), facts(**{**own(), **said})
+    assert whole.export is not None
+    api.held["ServiceExport"] = {**whole.export, "status": {"conditions": [{"type": "Mine", "status": "True"}]}}
+    api.settled(whole, now=100)
+    mine, *told = api.held["ServiceExport"]["status"]["conditions"]
+    assert mine == {"type": "Mine", "status": "True"}
+    assert [f"{each['type']} {each['status']} {each['reason']}" for each in told] == expected
+    before = len(api.written)
+    assert {each["lastTransitionTime"] for each in told} == {"1970-01-01T00:01:40Z"}
+    api.settled(whole, now=200)
+    assert len(api.written) == before
+
+
+def test_an_import_of_another_implementation_is_left_alone() -> None:
+    api = Api()
+    api.held["ServiceImport"] = {"metadata": {"name": "cart"}, "spec": {}}
+    api.held["ServiceExport"] = own()["export"]
+    api.settled(facts(**own()))
+    assert [write.place.kind for write in api.written] == ["ServiceExport"]
+    told = api.held["ServiceExport"]["status"]["conditions"]
+    assert [each["reason"] for each in told if each["type"] == "Ready"] == ["Failed"]
+
+
+def test_nothing_is_taken_away_for_a_cluster_that_is_not_heard_yet() -> None:
+    api = Api()
+    before = deepcopy(api.settled(facts(exports=[export("beta"), export("gamma", 2)])))
+    assert api.settled(facts(exports=[export("gamma", 2)], unheard=frozenset({"beta"}))) == before
+    assert api.settled(facts(unheard=frozenset({"gamma"}))) == before
+    after = api.settled(facts(exports=[export("gamma", 2)], unheard=frozenset({"delta"})))
+    assert [each["cluster"] for each in after["ServiceImport"]["status"]["clusters"]] == ["gamma"]
+    assert api.settled(facts(unheard=frozenset({"delta"}))) == {}
+
+
+def test_whatever_was_before_it_ends_as_if_it_had_always_been_so() -> None:
+    draw, api = random.Random(4), Api()
+
+    def some(cluster: str) -> ServiceExport:
+        return export(
+            cluster,
+            draw.randint(0, 3),
+            type=draw.choice(["ClusterSetIP", "ClusterSetIP", "Headless"]),
+            ports=tuple(draw.sample([HTTP, MORE, ExportPort(port=80, name="web")], draw.randint(0, 2))),
+            session_affinity=draw.choice(["None", "ClientIP"]),
+            labels=draw.choice([{}, {"a": "b"}, {"c": "d"}]),
+            annotations=draw.choice([{}, {"e": "f"}]),
+            traffic_distribution=draw.choice(["", "PreferClose"]),
+            internal_traffic_policy=draw.choice(["", "Local"]),
+            ip_families=draw.choice([(), ("IPv4",)]),
+        )
+
+    for _ in range(800):
+        mine = {"own": some("alpha"), "service": LOCAL} if draw.random() < 0.5 else {}
+        others = [some(name) for name in ("beta", "gamma") if draw.random() < 0.6]
+        now = facts(exports=others, in_mesh=draw.random() < 0.9, **mine)
+        assert plain(api.settled(now)) == plain(Api().settled(now))
+
+
+def plain(held: dict[str, Document]) -> Any:
+    """But for who made it when; an empty map is none."""
+    found = deepcopy(held)
+    for each in found.values():
+        each["metadata"].pop("uid")
+        each["metadata"].pop("ownerReferences", None)
+        for key in ("labels", "annotations"):
+            each["metadata"].get(key) or each["metadata"].pop(key, None)
+    return found
+
+
+PATCHES: list[tuple[Document, Document, Document | None]] = [
+    ({"a": 1}, {"a": 1}, None),
+    ({"a": 1, "b": 2}, {"a": 1}, None),
+    ({"a": 1}, {"a": None}, {"a": None}),
+    ({}, {"a": None}, None),
+    ({"a": {"b": 1}}, {"a": {"b": 1, "c": None}}, None),
+    ({"a": {"b": 1}}, {"a": {"b": 2, "c": 3}}, {"a": {"b": 2, "c": 3}}),
+    ({"a": [1]}, {"a": [1, 2]}, {"a": [1, 2]}),
+    ({"a": 5}, {"a": {"b": 1}}, {"a": {"b": 1}}),
+]
+
+
+@pytest.mark.parametrize(("held", "wanted", "expected"), PATCHES)
+def test_what_is_written_is_the_difference(held: Document, wanted: Document, expected: Document | None) -> None:
+    found = settle(PLACE, NAME, held, wanted)
+    assert [each.body for each in found] == ([] if expected is None else [expected])
