@@ -23,6 +23,19 @@ from kube_bed import KubeBed
 from processes import child
 
 _TOKEN_SECONDS: Final = 3600.0
+_ARGS: Final = '"$@"'
+_EXEC: Final = f"exec {_ARGS}"
+# This machine's files, above which what is made goes to memory: mount points are none of the machine's.
+_ROOT: Final = "/mnt/root"
+_OWN_ROOT: Final = (
+    "mounted=$(cut -d ' ' -f 5 /proc/self/mountinfo)",
+    "mount -t tmpfs tmpfs /mnt",
+    f"mkdir /mnt/upper /mnt/work {_ROOT}",
+    f"mount -t overlay overlay -o lowerdir=/,upperdir=/mnt/upper,workdir=/mnt/work {_ROOT}",
+    # What is below /mnt is covered; what others mounted may be gone by now.
+    "for at in $mounted; do case $at in /|/mnt/*) ;; "
+    f'*) mount --bind "$at" "{_ROOT}$at" || [ ! -e "$at" ] || exit 1; esac; done',
+)
 
 
 def missing() -> str:
@@ -56,8 +69,12 @@ class Pod:
         here = Path(sys.executable).parent
         env = {"PATH": f"{here}:{os.environ['PATH']}", **self._environment(container)}
         argv = [_expanded(each, env) for each in argv]
-        enter = [*before, "mount -t tmpfs tmpfs /var/lib", "mount -t tmpfs tmpfs /run", *self._mounts(container)]
-        script = " && ".join([*enter, 'exec "$@"'])
+        makes = [*before, "mount -t tmpfs tmpfs /var/lib", "mount -t tmpfs tmpfs /run", *self._mounts(container)]
+        folder = shlex.quote(str(self._folder.resolve()))
+        volumes = f"mount --bind {folder} {_ROOT}{folder}"  # what changes in them later is to be seen
+        script = " && ".join(
+            [*_OWN_ROOT, volumes, f"exec chroot {_ROOT} sh -c {shlex.quote(' && '.join([*makes, _EXEC]))} sh {_ARGS}"]
+        )
         kept = container.get("securityContext", {}).get("capabilities", {}).get("add", [])
         bounds = ",".join(["-all", *(f"+{each.lower()}" for each in kept)])
         setpriv = ["setpriv", "--pdeathsig", "KILL", f"--bounding-set={bounds}", f"--inh-caps={bounds}"]
