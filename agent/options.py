@@ -16,7 +16,7 @@ from msgspec.structs import fields
 
 from agent.bpf.layouts import ConfigFlag, XdpMode
 from agent.bpf.sizes import LEAST, MOST, USUAL, USUAL_CT
-from agent.plan.devices import parse_devices
+from agent.plan.devices import parse_devices, parse_ports
 from clustermesh.duration import parse_cache_ttl
 from clustermesh.errors import Invalid
 from clustermesh.listen import parse_address
@@ -50,6 +50,7 @@ class Options(Struct, frozen=True, kw_only=True):
     `devices` lead outside, each a name or, with a last +, how names begin; found out where there are none.
     With `enable_host_legacy_routing` packets pass the kernel's own filters on their way to pods, at the price of speed.
     `bpf_lb_acceleration` is one of ACCELERATIONS: by whom frames from outside are translated before they are packets.
+    `bpf_lb_snat_ports`, first and last, are lent to calls from outside of backends elsewhere; None: found out.
     `loader` is one of LOADERS; auto is libbpf where it is there. `bpf_..._max` are entries of maps;
     `bpf_map_dynamic_size_ratio` is the part of the memory for those that programs fill, 0 for their usual sizes.
     """
@@ -72,6 +73,7 @@ class Options(Struct, frozen=True, kw_only=True):
     devices: tuple[str, ...] = ()
     enable_host_legacy_routing: bool = False
     bpf_lb_acceleration: str = "disabled"
+    bpf_lb_snat_ports: tuple[int, int] | None = None
     loader: str = "libbpf"
     bpf_lb_map_max: int = USUAL
     bpf_lb_affinity_map_max: int = USUAL
@@ -161,6 +163,13 @@ def parse(arguments: list[str] | None = None) -> Options:
         "drivers of the devices that lead outside, or where one cannot in the kernel (default: disabled)",
     )
     add(
+        "--bpf-lb-snat-ports",
+        type=_ports,
+        metavar="FIRST-LAST",
+        help="of this node, lent to calls from outside of backends elsewhere: so many a backend at once (default: "
+        "10000-29999, or what is free of net.ipv4.ip_local_port_range)",
+    )
+    add(
         "--node",
         type=_node,
         default=socket.gethostname(),
@@ -221,6 +230,13 @@ def _node(text: str) -> str:
 def _devices(text: str) -> tuple[str, ...]:
     try:
         return parse_devices(text)
+    except Invalid as e:
+        raise argparse.ArgumentTypeError(f"{e.value!r} {e.rule}") from e
+
+
+def _ports(text: str) -> tuple[int, int]:
+    try:
+        return parse_ports(text)
     except Invalid as e:
         raise argparse.ArgumentTypeError(f"{e.value!r} {e.rule}") from e
 

@@ -122,8 +122,44 @@ static __always_inline bool speaks_directly(const struct ct_key *ends, __u32 now
 	return direct && ct_is_live(direct->expires, now);
 }
 
+/* The packets with these ends are for a socket of this node. */
+static __always_inline bool has_socket(struct __sk_buff *skb, const struct ct_key *ends)
+{
+	struct bpf_sock_tuple tuple = {};
+	__u32 size = sizeof(tuple.ipv6);
+	struct bpf_sock *found;
+
+	if (is_ipv4(&ends->source)) {
+		size = sizeof(tuple.ipv4);
+		tuple.ipv4.saddr = ends->source.word[3];
+		tuple.ipv4.daddr = ends->destination.word[3];
+		tuple.ipv4.sport = ends->source_port;
+		tuple.ipv4.dport = ends->destination_port;
+	} else {
+		__builtin_memcpy(tuple.ipv6.saddr, &ends->source, 2 * sizeof(struct address));
+		tuple.ipv6.sport = ends->source_port;
+		tuple.ipv6.dport = ends->destination_port;
+	}
+	if (ends->protocol == IPPROTO_TCP)
+		found = bpf_skc_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	else
+		found = bpf_sk_lookup_udp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	if (found)
+		bpf_sk_release(found);
+	return found;
+}
+
+/* Whether replies that came by the port that is to be lent would not be this connection's alone: a socket of this node has it,
+ * or a pod speaks by it to the backend itself. (A backend never calls anybody from the port that it answers at.) */
+SUBPROGRAM int is_port_used(struct __sk_buff *skb)
+{
+	struct ct_scratch *space = scratch();
+
+	return !space || has_socket(skb, &space->new.reply_key) || speaks_directly(&space->new.reply_key, ct_now());
+}
+
 /* Finds ends for the replies that are nobody else's, and takes them. 0, or why not. */
-static __always_inline enum reason claim(const struct node_config *node, struct ct_new *new,
+static __always_inline enum reason claim(struct __sk_buff *skb, const struct node_config *node, struct ct_new *new,
 					 struct packet *packet, bool is_own_port, __u32 now)
 {
 	for (__u32 try = 0; try < PORTS_TRIED; try++) {
@@ -136,6 +172,8 @@ static __always_inline enum reason claim(const struct node_config *node, struct 
 			new->forward.flags |= CT_LENT;
 			new->reply.flags |= CT_LENT;
 			new->reply_key.destination_port = new->forward.source_port;
+			if (is_port_used(skb))
+				continue;
 		}
 		if (!bpf_map_update_elem(MAP(ct), &new->reply_key, &new->reply, BPF_NOEXIST))
 			return 0;
@@ -412,7 +450,7 @@ static __always_inline enum reason begin(struct __sk_buff *skb, struct ct_scratc
 	if (!reason && is_spent(packet, space->new.forward.way))
 		reason = REASON_DROP_HOPS;
 	if (!reason)
-		reason = claim(node, &space->new, packet, may_keep_port(&space->new, packet, now), now);
+		reason = claim(skb, node, &space->new, packet, may_keep_port(&space->new, packet, now), now);
 	if (reason)
 		return reason;
 	if (bpf_map_update_elem(MAP(ct), ends, &space->new.forward, BPF_ANY))

@@ -27,7 +27,17 @@ from agent.domains.domain import Domain
 from agent.domains.tables import Targets
 from agent.linkevents import LinkEvents
 from agent.plan.attached import AttachedPods
-from agent.plan.devices import Ways, choose_kind, lead_outside, plan_config, plan_device, plan_pod, plan_source
+from agent.plan.devices import (
+    Ways,
+    are_to_be_reserved,
+    choose_kind,
+    choose_ports,
+    lead_outside,
+    plan_config,
+    plan_device,
+    plan_pod,
+    plan_source,
+)
 from clustermesh.model import Node
 from clustermesh.reconcile import Reconciler, Tracker
 
@@ -58,7 +68,7 @@ class PodEntries(NamedTuple):
 
 class Devices(Domain[str]):
     """`tunnel` is the mesh's device; `patterns` name those that lead outside, where they are not to be found out. With
-    `accelerates` those have the program of frames, too."""
+    `accelerates` those have the program of frames, too. `lent` are the ports that are, None: to be chosen."""
 
     name = "devices"
 
@@ -71,6 +81,7 @@ class Devices(Domain[str]):
         flags: ConfigFlag = ConfigFlag.REDIRECT,
         *,
         accelerates: bool = False,
+        lent: tuple[int, int] | None = None,
     ) -> None:
         self.sources = PodEntries(Tracker("pod-sources", targets.sources), {}, {})
         self.pods = PodEntries(Tracker("pod-devices", targets.pods), {}, {})
@@ -81,7 +92,7 @@ class Devices(Domain[str]):
         for reconciler in self.reconcilers:
             reconciler.may_delete = True  # what is wanted is known here, whatever clusters say
         self._attached, self._tunnel, self._patterns, self._flags = attached, tunnel, patterns, flags
-        self._accelerates = accelerates
+        self._accelerates, self._lent = accelerates, lent
         self._own: Node | None = None
         self._ways = Ways()
         self._outside: set[str] = set()
@@ -128,10 +139,11 @@ class Devices(Domain[str]):
         self.pods.replace(item, plan_pod(index, pod) if pod is not None and index else {})
         if item == self._tunnel and self._own is not None:  # until then, what an agent before knew
             ephemeral = _ephemeral_ports()
-            config = plan_config(self._own, index, ephemeral, self._flags)
-            self.config.set(_CONFIG, pack(config))
-            if config.port_first <= ephemeral[1]:
-                netlink.reserve_ports(config.port_first, config.port_last)
+            lent = self._lent or choose_ports(ephemeral)
+            is_sockets_too = are_to_be_reserved(lent, ephemeral)
+            self.config.set(_CONFIG, pack(plan_config(self._own, index, lent, self._flags)))
+            if is_sockets_too:
+                netlink.reserve_ports(*lent)
         if (wanted := plan_device(index, kind)) is None:
             self.programs.remove(item)
         else:

@@ -89,6 +89,7 @@ class Domains:
             options.devices,
             options.packets,
             accelerates=bool(options.xdp_modes),
+            lent=options.bpf_lb_snat_ports,
         )
         self.tunnels.on_own = self.devices.take_own
         before = (self.network, self.tunnels)

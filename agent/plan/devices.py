@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable
 from typing import Final, NamedTuple
 
@@ -16,7 +17,8 @@ from clustermesh.model import Node
 KINDS: Final = (Kind.POD, Kind.OUTSIDE, Kind.TUNNEL)
 """Of the programs that are planned here; strict mode comes with the underlay, before there are pods."""
 LOOPBACK: Final = "lo"
-_LENT_AT_LEAST: Final = 256  # ports; with fewer, connections that collide would wait for each other
+LENT_AT_LEAST: Final = 256  # ports; with fewer, connections that collide would wait for each other
+_LENT: Final = (10000, 29999)  # below those of services and, by the kernel's own default, of sockets
 _LENT_OF_EPHEMERAL: Final = 4096  # the last ones, where sockets are given all there are
 
 
@@ -79,16 +81,40 @@ def plan_pod(index: int, pod: AttachedPod) -> dict[bytes, bytes]:
     return {address: pack(PodDevice(index)) for address in pod.addresses}
 
 
-def plan_config(own: Node, tunnel: int, ephemeral: tuple[int, int], flags: ConfigFlag) -> NodeConfig:
-    """The value of node_config. `tunnel` is the index of the mesh's device, 0 where it is not there yet; sockets that
-    bind to no port have one of `ephemeral`, first and last, and what is lent to others is beyond those. Where little is
-    (1024 to 65535 is often set), the last of them are lent, and are to be reserved: without a port nobody outside would
-    reach a backend elsewhere at all."""
+def parse_ports(text: str) -> tuple[int, int]:
+    """`10000-29999`. Raises Invalid."""
+    found = re.fullmatch(r"([0-9]{1,5})-([0-9]{1,5})", text, re.ASCII)
+    first, last = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not (first >= 1024 and last <= 65535 and last - first + 1 >= LENT_AT_LEAST):
+        raise Invalid("ports", text, f"must be FIRST-LAST, {LENT_AT_LEAST} ports at least, from 1024 to 65535")
+    return first, last
+
+
+def choose_ports(ephemeral: tuple[int, int]) -> tuple[int, int]:
+    """Those to lend where sockets that bind to no port have one of `ephemeral`, first and last: as many as are none of
+    these. Where that is few (1024 to 65535 is often set), the last of them are lent: without a port nobody outside
+    would reach a backend elsewhere at all."""
+    below, above = (_LENT[0], min(_LENT[1], ephemeral[0] - 1)), (ephemeral[1] + 1, 65535)
+    most = max(below, above, key=lambda ports: ports[1] - ports[0])
+    return most if most[1] - most[0] + 1 >= LENT_AT_LEAST else (65536 - _LENT_OF_EPHEMERAL, 65535)
+
+
+def are_to_be_reserved(lent: tuple[int, int], ephemeral: tuple[int, int]) -> bool:
+    """Whether the kernel would give one that is lent to a socket that binds to none. Raises Invalid where it would have
+    too few left."""
+    common = min(lent[1], ephemeral[1]) - max(lent[0], ephemeral[0]) + 1
+    if 2 * common > ephemeral[1] - ephemeral[0] + 1:
+        rule = f"must leave half of net.ipv4.ip_local_port_range, {ephemeral[0]} to {ephemeral[1]}, to sockets"
+        raise Invalid("bpf-lb-snat-ports", f"{lent[0]}-{lent[1]}", rule)
+    return common > 0
+
+
+def plan_config(own: Node, tunnel: int, lent: tuple[int, int], flags: ConfigFlag) -> NodeConfig:
+    """The value of node_config. `tunnel` is the index of the mesh's device, 0 where it is not there yet; `lent` are the
+    ports that are, first and last."""
     node4, node6 = (own.address("InternalIP", "ExternalIP", ipv4=is_v4) or NO_ADDRESS for is_v4 in (True, False))
-    has_room = 65535 - ephemeral[1] >= _LENT_AT_LEAST
-    first, last = ephemeral[1] + 1 if has_room else 65536 - _LENT_OF_EPHEMERAL, 65535
     tunnel4, tunnel6 = _by_family(pool.router for pool in pod_pools(own))
-    return NodeConfig(node4, node6, tunnel4, tunnel6, tunnel, first, last, flags=flags)
+    return NodeConfig(node4, node6, tunnel4, tunnel6, tunnel, *lent, flags=flags)
 
 
 def _by_family(addresses: Iterable[Address]) -> tuple[Address, Address]:

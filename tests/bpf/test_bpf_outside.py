@@ -200,6 +200,38 @@ def test_who_never_answers_the_backend_holds_a_lent_port_no_longer_than_an_openi
     assert outside.from_outside(two)[1] == two.back().to(flags=RST | ACK, seq=0, ack=1001)
 
 
+@pytest.mark.parametrize(("protocol", "at"), [(TCP, "::"), (TCP, ""), (UDP, "::"), (UDP, "")])
+def test_a_port_that_a_socket_of_this_node_has_is_lent_to_nobody(outside: Outside, protocol: int, at: str) -> None:
+    """What answers it would get else goes to a client."""
+    outside.put("node_config", {Number(0): config(outside, port_first=20000, port_last=20000)})
+    family = socket.AF_INET6 if at or outside.is_ipv6() else socket.AF_INET
+    made = outside.net.socket(family, socket.SOCK_STREAM if protocol == TCP else socket.SOCK_DGRAM)
+    made.bind((at or outside.node, 20000))
+    if protocol == TCP:
+        made.listen()
+    outside.from_outside(call(outside, protocol))
+    assert outside.entry(call(outside, protocol)) is None
+    assert outside.count(Reason.DROP_NO_PORT) == 1
+    made.close()
+    verdict, arrived = outside.from_outside(call(outside, protocol))
+    assert verdict == REDIRECT
+    assert arrived is not None
+    assert arrived.source_port == 20000
+
+
+def test_a_port_by_which_a_pod_speaks_to_the_backend_itself_is_not_lent_to_it(outside: Outside) -> None:
+    outside.put("node_config", {Number(0): config(outside, port_first=20000, port_last=20000)})
+    target = PORTS[UDP][1]
+    itself = Packet(outside.backend, target, outside.pod, 20000, UDP)
+    assert outside.from_pod(itself) == (NEXT, itself)
+    taken = Packet(outside.pod, 40000, outside.backend, target, UDP)
+    assert outside.from_pod(taken) == (NEXT, taken)
+    sent = taken.to(destination=outside.vip, destination_port=PORTS[UDP][0])
+    outside.from_pod(sent)
+    assert outside.entry(sent) is None
+    assert outside.count(Reason.DROP_NO_PORT) == 1
+
+
 NO, ESTABLISHED = CtFlag(0), CtFlag.ESTABLISHED
 
 

@@ -5,8 +5,19 @@ from __future__ import annotations
 import pytest
 
 from agent.bpf.layouts import NO_ADDRESS, ConfigFlag, Number, PodDevice, PodSource, pack
+from agent.options import parse as parse_options
 from agent.plan.attached import AttachedPod
-from agent.plan.devices import Ways, lead_outside, parse_devices, plan_config, plan_pod, plan_source
+from agent.plan.devices import (
+    Ways,
+    are_to_be_reserved,
+    choose_ports,
+    lead_outside,
+    parse_devices,
+    parse_ports,
+    plan_config,
+    plan_pod,
+    plan_source,
+)
 from clustermesh.address import Address, parse, parse_prefix
 from clustermesh.errors import Invalid
 from clustermesh.model import Node, NodeAddress
@@ -93,7 +104,7 @@ def own(*addresses: tuple[str, str], cidrs: tuple[str, ...] = ()) -> Node:
 def test_a_node_is_seen_by_its_addresses_and_behind_the_tunnel_by_its_routers(
     node: Node, ends: tuple[str, ...]
 ) -> None:
-    config = plan_config(node, 5, (32768, 60999), ConfigFlag.REDIRECT)
+    config = plan_config(node, 5, (61000, 65535), ConfigFlag.REDIRECT)
     assert config[:4] == tuple(parse(each) if each else NO_ADDRESS for each in ends)
     assert config[4:] == (5, 61000, 65535, 0, ConfigFlag.REDIRECT)
 
@@ -101,7 +112,9 @@ def test_a_node_is_seen_by_its_addresses_and_behind_the_tunnel_by_its_routers(
 @pytest.mark.parametrize(
     ("ephemeral", "lent"),
     [
-        ((32768, 60999), (61000, 65535)),
+        ((32768, 60999), (10000, 29999)),
+        ((20000, 60999), (10000, 19999)),
+        ((12000, 60999), (61000, 65535)),
         ((1024, 65279), (65280, 65535)),
         ((1024, 65280), (61440, 65535)),
         ((1, 65535), (61440, 65535)),
@@ -110,5 +123,27 @@ def test_a_node_is_seen_by_its_addresses_and_behind_the_tunnel_by_its_routers(
 def test_ports_that_are_lent_are_none_that_the_kernel_gives_to_sockets_unless_it_gives_all(
     ephemeral: tuple[int, int], lent: tuple[int, int]
 ) -> None:
-    config = plan_config(own(), 0, ephemeral, ConfigFlag(0))
-    assert (config.port_first, config.port_last, config.flags) == (*lent, 0)
+    assert choose_ports(ephemeral) == lent
+    assert are_to_be_reserved(lent, ephemeral) == (lent == (61440, 65535))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "10000", "9-9000", "10000-10254", "20000-10000", "60000-65536", "1024-29999-", "a-b"]
+)
+def test_a_range_of_ports_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(Invalid, match="FIRST-LAST, 256 ports at least, from 1024 to 65535"):
+        parse_ports(text)
+    with pytest.raises(SystemExit):
+        parse_options(["--bpf-lb-snat-ports", text])
+    assert parse_options(["--bpf-lb-snat-ports", "1024-1279"]).bpf_lb_snat_ports == (1024, 1279)
+
+
+@pytest.mark.parametrize(("lent", "reserved"), [((1024, 32767), False), ((20000, 40000), True), ((50000, 65535), True)])
+def test_what_is_lent_of_those_of_sockets_is_reserved_and_no_more_than_half_is(
+    lent: tuple[int, int], reserved: bool
+) -> None:
+    assert are_to_be_reserved(lent, (32768, 60999)) == reserved
+    with pytest.raises(
+        Invalid, match=r"bpf-lb-snat-ports.*must leave half of net\.ipv4\.ip_local_port_range, 32768 to 60999"
+    ):
+        are_to_be_reserved((30000, 50000), (32768, 60999))
