@@ -62,10 +62,11 @@ class DeviceHooks:
         shared_maps: frozenset[int],
         table: Sequence[Program] = PROGRAMS,
     ) -> None:
-        self.hooks: dict[str, Hook] = {}  # but those of pods, of which there are many
+        self.hooks: dict[str, Hook] = {}  # attached here or found; but those of pods, of which there are many
         self._links, self._programs, self._shared_maps = links, programs, shared_maps
         self._table = _on_devices(table)
         self._mechanism: Mechanism | None = None
+        self._alone: dict[str, Mechanism] = {}  # by this process: the other one has left nothing
         self._busy = Lock()  # nobody may be waiting any more for the thread that is in here
 
     def attach(
@@ -87,9 +88,11 @@ class DeviceHooks:
             hooks = [found[program.name] for program in programs]
             if all(program.kind is Kind.POD for program in programs):
                 return hooks
-            if any(hook.mechanism is not self._mechanism_of(hook.name, device) for hook in hooks):
+            names_of = [pin_name(hook.name, device) for hook in hooks]
+            if any(self._alone.get(name) is not chosen for name in names_of):
                 self._detach_other(chosen, hooks, index)
-        self.hooks.update({pin_name(hook.name, device): hook for hook in hooks})
+            self._alone.update(dict.fromkeys(names_of, chosen))
+        self.hooks.update(zip(names_of, hooks, strict=True))
         return hooks
 
     def running(self, kinds: Sequence[Kind]) -> dict[str, Attached]:
@@ -107,6 +110,7 @@ class DeviceHooks:
             for program in programs:
                 detach_link(self._pin(program.name, device))
                 self.hooks.pop(pin_name(program.name, device), None)
+                self._alone.pop(pin_name(program.name, device), None)
             if self._usual() is Mechanism.CLSACT:
                 with suppress(Invalid):
                     places = {(clsact.PARENTS[each.attach_type], self._place(each)) for each in programs}
@@ -155,6 +159,8 @@ class DeviceHooks:
                         info = link_info(link)
                         same = info.target and self._is_ours(program, info.program_id, known)
                         found.setdefault(device, {})[program.name] = info.target if same else 0
+                        if same:
+                            self._adopt(program, device, Mechanism.TCX, info.id)
         return {device: _attached(indexes, programs) for device, indexes in found.items()}
 
     # -- clsact -------------------------------------------------------------------------------------------------------
@@ -178,8 +184,10 @@ class DeviceHooks:
             with suppress(OSError):  # the device is gone meanwhile, and its filters with it
                 if program is not None:
                     same = self._is_ours(program, each.program_id, known)
-                    indexes = found.setdefault(socket.if_indextoname(each.device), {})
-                    indexes[program.name] = each.device if same else 0
+                    device = socket.if_indextoname(each.device)
+                    found.setdefault(device, {})[program.name] = each.device if same else 0
+                    if same:
+                        self._adopt(program, device, Mechanism.CLSACT, 0)
         return {device: _attached(indexes, programs) for device, indexes in found.items()}
 
     # -- both ---------------------------------------------------------------------------------------------------------
@@ -199,10 +207,11 @@ class DeviceHooks:
     def _place(self, program: Program) -> int:
         return _place(program, self._table)
 
-    def _mechanism_of(self, name: str, device: str) -> Mechanism | None:
-        """By which this process has attached it already, and the other one is gone."""
-        hook = self.hooks.get(pin_name(name, device))
-        return None if hook is None else hook.mechanism
+    def _adopt(self, program: Program, device: str, mechanism: Mechanism, link_id: int) -> None:
+        """It was found."""
+        if program.kind is not Kind.POD:
+            hook = Hook(program.name, device, Outcome.ADOPTED, mechanism, link_id)
+            self.hooks.setdefault(pin_name(program.name, device), hook)
 
     def _detach_other(self, chosen: Mechanism, hooks: Sequence[Hook], index: int) -> None:
         if chosen is Mechanism.TCX:

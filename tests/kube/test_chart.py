@@ -26,6 +26,7 @@ from chart_bed import (
 )
 from kube_bed import KubeBed
 
+from agent.options import Options, parse
 from clustermesh.declared.peers import RULES as PEERS_RULES
 from clustermesh.kube.hosts import RULES as HOSTS
 from clustermesh.kube.rbac import FOLLOW
@@ -83,6 +84,7 @@ MATRIX: dict[str, Values] = {
     "agents alone": {"etcd": EXTERNAL, **nested("clustermesh.useAPIServer", False)},
     "agents told more": {
         "devices": ["eth0", "bond+"],
+        "loadBalancer": {"acceleration": "best-effort", "snatPorts": "1024-29999"},
         "bpf": {"hostLegacyRouting": True, "lbMapMax": 131072, "ctTcpMax": 524288, "mapDynamicSizeRatio": 0.0025},
         "extraEnv": [{"name": "A", "value": "b"}],
     },
@@ -140,6 +142,8 @@ REFUSED: list[tuple[Values, str]] = [
     (nested("prometheus.serviceMonitor.enabled", True), "while prometheus.enabled is false"),
     (nested("bpf.lbMapMax", 1000), "/bpf/lbMapMax"),
     (nested("bpf.mapDynamicSizeRatio", 2), "/bpf/mapDynamicSizeRatio"),
+    (nested("loadBalancer.acceleration", "generic"), "/loadBalancer/acceleration"),
+    (nested("loadBalancer.snatPorts", "10000:29999"), "/loadBalancer/snatPorts"),
     (nested("cni.binPath", "bin"), "/cni/binPath"),
     (nested("etcd.enabled", True), "etcd.endpoints: must name at least one"),
     ({"etcd": {"enabled": True, "endpoints": ["etcd:2379"]}}, "/etcd/endpoints/0"),
@@ -161,6 +165,20 @@ REFUSED: list[tuple[Values, str]] = [
 @pytest.mark.parametrize(("values", "says"), REFUSED, ids=[f"{n}-{says[:24]}" for n, (_, says) in enumerate(REFUSED)])
 def test_what_cannot_be_is_refused_by_the_name_of_its_key(values: Values, says: str) -> None:
     assert says in refused(merged(ALPHA, values))
+
+
+def told(values: Values) -> Options:
+    """What the agent takes from its arguments."""
+    spec = named(rendered(values), "DaemonSet", "clustermesh-agent")["spec"]["template"]["spec"]
+    (agent,) = [each for each in spec["containers"] if each["name"] == "agent"]
+    return parse([each.replace("$(NODE_NAME)", "node1") for each in agent["args"]])
+
+
+def test_the_agent_is_told_how_to_balance() -> None:
+    usual, more = told({}), told(MATRIX["agents told more"])
+    assert (usual.bpf_lb_acceleration, usual.bpf_lb_snat_ports) == ("disabled", None)
+    assert (more.bpf_lb_acceleration, more.bpf_lb_snat_ports) == ("best-effort", (1024, 29999))
+    assert more.devices == ("eth0", "bond+")
 
 
 def granted(role: Any) -> set[tuple[str, str, str]]:

@@ -123,11 +123,15 @@ def test_what_is_taken_off_is_put_back(bed: DevicesBed) -> None:
 
 def test_an_agent_that_comes_again_adopts_and_changes_nothing(bed: DevicesBed) -> None:
     device = bed.add("a")
-    before = bed.pinned()
+    before, shown = bed.pinned(), bed.datapath.devices.hooks
+    assert {*shown} == before - pins_of(device) | pins_of(), "pods are many: theirs are not shown"
     bed.stop()
     bed.start()
     bed.settle()
     assert bed.pinned() == before
+    assert bed.datapath.devices.hooks == {
+        name: hook._replace(outcome=Outcome.ADOPTED) for name, hook in shown.items()
+    }, "what was found is shown as what was attached"
     hooks = bed.node.call(
         lambda: bed.datapath.devices.attach(device, [each for each in PROGRAMS if each.kind is Kind.POD])
     )

@@ -15,6 +15,7 @@ AIMS = {
     **{f"keepalive_{variant}_10000": AtLeast(1.0) for variant in ("socket", "tc", "tc_redirect")},
     "program_10000_s": 0.5,
     "change_one_ms": 1,
+    "evict_3000_s": 1,
     "agent_rss_mb": 120,
     "idle_cpu_percent": 1,
     "changes_cpu_percent": 10,
