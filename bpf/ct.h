@@ -21,6 +21,9 @@ enum ct_timeout {
 /* In ticks: datagrams that go on for so long are more than a question and its answer. */
 enum { CT_STREAM_AFTER = 2 };
 
+/* How much of what a backend sends a client may have acknowledged with the first packet that is seen of it. */
+enum { CT_ACKNOWLEDGED = 65536 };
+
 static __always_inline bool ct_is_live(__u32 expires, __u32 now)
 {
 	return (__s32)(expires - now) > 0;
@@ -130,6 +133,31 @@ static __always_inline bool ct_is_exchange(const struct ct_entry *entry, __u8 pr
 	       (!entry->packets || ct_idle(entry, protocol, now) < CT_STREAM_AFTER);
 }
 
+/* Whether these are the packets of a client outside. */
+static __always_inline bool ct_is_from_outside(const struct ct_entry *entry)
+{
+	return (entry->flags & (CT_REPLY | CT_OUTSIDE)) == CT_OUTSIDE;
+}
+
+/* Whether a packet of a connection from outside shows that the client has had the backend's answer: it acknowledges that, or
+ * is data, which a backend sends to nobody else. Who forged its source cannot know what to acknowledge. */
+static __always_inline bool ct_is_proof(const struct ct_entry *entry, const struct packet *packet)
+{
+	if (entry->flags & CT_REPLY)
+		return has_data(packet);
+	return entry->from_device && !(packet->flags & PACKET_FRAGMENTED) &&
+	       bpf_ntohl(packet->number) - entry->from_device < CT_ACKNOWLEDGED;
+}
+
+/* Keeps what a client outside is to acknowledge of the backend's answer. */
+static __always_inline void ct_note_answer(const struct ct_entry *entry, struct packet *packet)
+{
+	struct ct_entry *pair = ct_pair(entry, packet);
+
+	if (pair && ct_is_from_outside(pair))
+		pair->from_device = bpf_ntohl(packet->number) + 1;
+}
+
 /* What a packet of this entry does to it. A connection is established once the client has answered the backend's answer: what
  * a flood of forged openings leaves goes as soon as those. True about once a second, and in an exchange, since another may
  * come from the port of the one before: the time to look whether what the entry leads to is still there. */
@@ -139,6 +167,12 @@ static __always_inline bool ct_touch(struct ct_entry *entry, struct packet *pack
 	bool is_exchange = ct_is_exchange(entry, protocol, now), is_later = ct_idle(entry, protocol, now);
 	__u16 before = entry->flags, flags = is_exchange ? before : ct_flags_after(before, packet);
 
+	if (protocol == IPPROTO_TCP && before & CT_OUTSIDE) {
+		if ((packet->tcp & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK) && before & CT_REPLY)
+			ct_note_answer(entry, packet);
+		if (flags & ~before & CT_ESTABLISHED && !ct_is_proof(entry, packet))
+			flags &= ~CT_ESTABLISHED;
+	}
 	entry->packets++;
 	entry->bytes += packet->length;
 	if (is_exchange && entry->packets > 1)

@@ -6,6 +6,7 @@
 #include <linux/in.h>
 #include <linux/ip.h>
 #include <linux/ipv6.h>
+#include <linux/stddef.h>
 #include <linux/tcp.h>
 #include <linux/udp.h>
 
@@ -180,6 +181,9 @@ static __always_inline enum content parse_transport(struct frame frame, struct p
 			return CONTENT_ENDS;
 		packet->tcp = found[13];
 		packet->head = found[12] >> 4 << 2;
+		if (!(packet->flags & PACKET_FRAGMENTED))
+			packet->number = *(__be32 *)(packet->tcp & TCP_SYN ? found + offsetof(struct tcphdr, seq) :
+									     found + offsetof(struct tcphdr, ack_seq));
 		return read_ports(packet, (__be16 *)found);
 	}
 	found = header(frame, packet->transport, sizeof(struct udphdr));

@@ -22,7 +22,7 @@ static __always_inline int serve_pod(struct __sk_buff *skb)
 	if (content == CONTENT_FLOW)
 		entry = bpf_map_lookup_elem(MAP(ct), &space->packet.ends);
 	if (entry)
-		from_device = &entry->from_device;
+		from_device = ct_is_from_outside(entry) ? NULL : &entry->from_device;
 	else if (content == CONTENT_FLOW && !is_syn(&space->packet))
 		direct = bpf_map_lookup_elem(MAP(ct_direct), &space->packet.ends);
 	if (direct)

@@ -12,7 +12,10 @@ enum { SCRATCH_QUOTED = 128 }; /* bytes of a packet that an ICMP error quotes */
 /* What a packet is: its ends, and where its headers are. */
 struct packet {
 	struct ct_key ends;
-	__u32 id;        /* of a fragmented packet */
+	union {
+		__u32 id;      /* of a fragmented packet */
+		__be32 number; /* of another one of TCP: what it acknowledges, or where it opens */
+	};
 	__u16 network;   /* where its headers are */
 	__u16 transport;
 	__u16 length;    /* from the network header on, by what that says */

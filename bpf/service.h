@@ -64,7 +64,7 @@ static __always_inline bool begins_anew(const struct ct_entry *entry, struct pac
 
 	if (entry->flags & CT_REPLY)
 		return false;
-	if (side == SIDE_POD && entry->flags & CT_OUTSIDE)
+	if (side == SIDE_POD && ct_is_from_outside(entry))
 		return packet->ends.protocol != IPPROTO_TCP || is_syn(packet);
 	if (packet->ends.protocol != IPPROTO_TCP)
 		return has_expired(entry, ct_own_pair(entry, &packet->ends, packet), now);
@@ -100,10 +100,8 @@ static __always_inline bool is_over(const struct ct_entry *entry, const struct c
  * answer. */
 static __always_inline __s32 gives_way_after(const struct ct_entry *entry, __u8 protocol)
 {
-	if (protocol == IPPROTO_UDP && entry->flags & CT_ESTABLISHED)
-		return GIVES_WAY_STREAM;
-	if (entry->flags & (CT_ESTABLISHED | CT_FIN | CT_FIN_OTHER | CT_RESET))
-		return GIVES_WAY_NEVER;
+	if (entry->flags & CT_ESTABLISHED)
+		return protocol == IPPROTO_UDP ? GIVES_WAY_STREAM : GIVES_WAY_NEVER;
 	return protocol == IPPROTO_UDP && entry->packets ? GIVES_WAY_ANSWERED : GIVES_WAY_UNANSWERED;
 }
 
@@ -346,6 +344,7 @@ static __always_inline enum reason plan_for_outside(struct __sk_buff *skb, const
 	bool has_route = choose_route(of_skb(skb), new, reply, is_ipv6);
 
 	forward->flags |= CT_OUTSIDE;
+	forward->from_device = 0;
 	reply->flags |= CT_OUTSIDE;
 	if (is_here(new, own)) {
 		choose_pod_way(node, forward);

@@ -13,7 +13,7 @@ import pytest
 from bpf_flows import ACK, FIN, RST, SCTP, SYN, TCP, UDP, Packet
 from bpf_node import Node
 from bpf_outside import NODE_PORT, REMOTE, Outside, call, locally, outside_net, outside_of
-from bpf_services import BACKEND, LENT, NEXT, PORTS, REDIRECT, Bed, config, to_backend
+from bpf_services import BACKEND, DROP, LENT, NEXT, PORTS, REDIRECT, Bed, config, to_backend
 from bpf_services import call as pods_call
 
 from agent.bpf.layouts import ConfigFlag, CtFlag, Number, Reason, SlotsKey
@@ -43,9 +43,10 @@ def established(outside: Outside) -> tuple[Packet, Packet]:
     assert verdict == REDIRECT
     assert arrived is not None
     back = arrived.back()
-    for packet in (back.to(flags=SYN | ACK), sent.to(flags=ACK), back.to(flags=ACK)):
+    sent, arrived = sent.to(flags=ACK, ack=1001), arrived.to(flags=ACK, ack=1001)
+    for packet in (back.to(flags=SYN | ACK), sent, back.to(flags=ACK)):
         assert outside.from_outside(packet)[0] == REDIRECT
-    return sent.to(flags=ACK), arrived.to(flags=ACK)
+    return sent, arrived
 
 
 def rest(outside: Outside, state: BackendState | None) -> None:
@@ -237,6 +238,85 @@ def test_what_two_pods_say_directly_is_not_taken_for_answers_to_who_calls_in_the
     assert outside.from_pod(answer) == (NEXT, answer)
     outside.from_outside(call(outside, protocol, 40000).to(source=outside.pod))
     assert outside.from_pod(answer) == (NEXT, answer)
+
+
+ANSWERS: dict[str, list[int]] = {
+    "with nothing": [],
+    "by a reset": [RST],
+    "by a reset, and its answer again": [RST, SYN | ACK],
+    "by what it expects instead": [ACK],
+}
+
+
+@pytest.mark.parametrize("forged", [ACK, ACK | FIN, ACK | RST])
+@pytest.mark.parametrize("answers", ANSWERS.values(), ids=ANSWERS)
+def test_who_does_not_know_what_the_backend_answered_opens_nothing(
+    outside: Outside, forged: int, answers: list[int]
+) -> None:
+    """By two packets for each a whole range of lent ports would be held for hours."""
+    outside.put("node_config", {Number(0): config(outside, port_first=61000, port_last=61000)})
+    one, two = call(outside), call(outside).to(source=outside.router)
+    _, arrived = outside.from_outside(one)
+    assert arrived is not None
+    back = arrived.back().to(seq=7000)
+    outside.from_outside(one.to(flags=ACK, ack=0))  # before the answer
+    outside.from_outside(back.to(flags=SYN | ACK))
+    for ack in (0, 1, 4711, 7000, 7001 + 0x10000, 2**31):
+        outside.from_outside(one.to(flags=forged, ack=ack))
+        for flags in answers:
+            outside.from_outside(back.to(flags=flags))
+        outside.from_outside(one.to(flags=ACK, ack=ack, payload=b"blind"))
+    for packet in (one, back):
+        found = outside.entry(packet)
+        assert found is not None
+        assert not found.flags & CtFlag.ESTABLISHED
+        outside.change(packet, expires=found.expires - 10)
+    assert outside.from_outside(two)[1] == arrived, "its port is another one's at once"
+
+
+@pytest.mark.parametrize("ack", [7001, 7001 + 0xFFFF])
+@pytest.mark.parametrize("flags", [ACK, ACK | RST])
+def test_who_knows_what_the_backend_answered_is_connected(outside: Outside, ack: int, flags: int) -> None:
+    sent = call(outside)
+    _, arrived = outside.from_outside(sent)
+    assert arrived is not None
+    back = arrived.back().to(seq=7000)
+    outside.from_outside(back.to(flags=SYN | ACK))
+    outside.from_outside(sent.to(flags=flags, ack=ack))
+    for packet in (sent, back):
+        found = outside.entry(packet)
+        assert found is not None
+        assert bool(found.flags & CtFlag.ESTABLISHED) == (flags == ACK)
+
+
+def test_whom_the_backend_sends_data_is_connected(outside: Outside) -> None:
+    """Whatever was seen of how they began, or by whom: an older version of the programs kept nothing of it."""
+    sent = call(outside)
+    _, arrived = outside.from_outside(sent)
+    assert arrived is not None
+    back = arrived.back()
+    for packet in (sent.to(flags=ACK), back.to(flags=ACK, payload=b"hello")):
+        found = outside.entry(sent)
+        assert found is not None
+        assert not found.flags & CtFlag.ESTABLISHED
+        outside.from_outside(packet)
+    for packet in (sent, back):
+        found = outside.entry(packet)
+        assert found is not None
+        assert found.flags & CtFlag.ESTABLISHED
+
+
+def test_what_a_client_outside_acknowledges_is_no_way_around_the_source_check(outside: Outside) -> None:
+    """It is kept where a pod's entry has the device that its packets come by."""
+    sent = call(outside, TCP, 40000).to(source=outside.pod)
+    _, arrived = outside.from_outside(sent)
+    assert arrived is not None
+    outside.from_outside(arrived.back().to(flags=SYN | ACK, seq=0))
+    found = outside.entry(sent)
+    assert found is not None
+    assert found.from_device == 1, "which is the device by which from_pod() sends"
+    outside.from_pod(Packet(outside.other, 1, outside.stranger, 1))
+    assert outside.send("from_pod", sent) == (DROP, None)
 
 
 # --- ports and entries of those who only send

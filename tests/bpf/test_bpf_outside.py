@@ -193,7 +193,7 @@ def test_who_never_answers_the_backend_holds_a_lent_port_no_longer_than_an_openi
     assert opened is not None
     assert answered is not None
     assert 0 <= answered.expires - opened.expires <= 2
-    outside.from_outside(one.to(flags=ACK))
+    outside.from_outside(one.to(flags=ACK, ack=1001))
     answered = outside.entry(back)
     assert answered is not None
     assert answered.expires - opened.expires > 7000, "both ends have spoken"
@@ -241,7 +241,8 @@ NO, ESTABLISHED = CtFlag(0), CtFlag.ESTABLISHED
         (TCP, NO, 0, 60, 3, False),  # it may yet be answered
         (TCP, NO, 1, 60, 10, True),  # what was answered was nobody: a flood
         (TCP, ESTABLISHED, 9, 7500, 7000, False),
-        (TCP, CtFlag.FIN, 9, 120, 100, False),
+        (TCP, ESTABLISHED | CtFlag.FIN, 9, 120, 100, False),
+        (TCP, CtFlag.FIN, 9, 120, 10, True),  # of what was not open
         (UDP, NO, 0, 30, 3, False),
         (UDP, NO, 0, 30, 10, True),
         (UDP, NO, 1, 30, 0, False),

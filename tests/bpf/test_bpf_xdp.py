@@ -54,7 +54,7 @@ class Frames(Outside):
         assert arrived is not None
         back = arrived.back()
         assert self.from_outside(back.to(flags=SYN | ACK))[0] == REDIRECT
-        assert self.from_outside(sent.to(flags=ACK))[0] == REDIRECT
+        assert self.from_outside(sent.to(flags=ACK, ack=1001))[0] == REDIRECT
         assert self.from_outside(back.to(flags=ACK))[0] == REDIRECT
         for packet in (sent, back) if protocol == UDP else ():
             found = self.entry(packet)
