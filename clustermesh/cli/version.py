@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from importlib.metadata import version as installed
+from typing import NamedTuple
 
 import click
 
@@ -20,31 +22,63 @@ from clustermesh.cli.table import print_found, print_table
 def command(ctx: click.Context, which: Which, client: bool, output: str) -> None:
     """Show the version of this command, and those of what runs in a cluster; exits with 1 when they are too far apart.
 
+    More than one minor version is. While an upgrade is under way there are pods of two versions.
+
     \b
     Examples:
       clustermesh version --client
       clustermesh version --context alpha -o json
     """
     ours = installed("clustermesh")
-    found: dict[str, str] = {}
-    apart: list[str] = []
+    servers = list[_Server]()
+    skewed = list[str]()
     if not client and not is_folder(which.context):
-        found, apart = asyncio.run(_read(which, ours))
+        servers, skewed = asyncio.run(_read(which, ours))
     if output == "table":
-        print_table(("WHAT", "VERSION"), [("client", ours), *found.items()])
+        rows = [(each.name, each.version, _signed(each.apart), _counted(each.pods)) for each in servers]
+        print_table(("WHAT", "VERSION", "MINORS AHEAD", "PODS"), [("client", ours, None, None), *rows])
     else:
-        print_found({"client": ours, "servers": found, "skew": apart}, output)
-    for sentence in apart:
+        print_found({"client": ours, **_as_json(servers), "skew": skewed}, output)
+    for sentence in skewed:
         click.echo(f"{click.style('problem:', fg='red', bold=True)} {sentence}", err=True)
-    if apart:
+    if skewed:
         ctx.exit(FAILED)
 
 
-async def _read(which: Which, ours: str) -> tuple[dict[str, str], list[str]]:
+class _Server(NamedTuple):
+    """`apart` is how many minor versions it is ahead of us, `pods` how many there are by version."""
+
+    name: str
+    version: str
+    apart: int | None
+    pods: dict[str, int]
+
+
+async def _read(which: Which, ours: str) -> tuple[list[_Server], list[str]]:
     from clustermesh.joining.connect import open_api
-    from clustermesh.joining.versions import read_versions, skews
+    from clustermesh.joining.member import Version
+    from clustermesh.joining.versions import apart, read_running, read_versions, skews
 
     async with open_api(which.kubeconfig, which.context, which.namespace) as objects:
-        found = await read_versions(objects)
-    told = list(skews(ours, {which.shown: found}))
-    return {name: each.number for name, each in found.items()}, told
+        found, running = await asyncio.gather(read_versions(objects), read_running(objects))
+    told, us = list(skews(ours, {which.shown: found})), Version("clustermesh", ours)
+    return [
+        _Server(name, each.number, apart(us, each), running.get(name.partition("/")[2], {}))
+        for name, each in found.items()
+    ], told
+
+
+def _signed(number: int | None) -> str:
+    return "" if number is None else f"{number:+}" if number else "0"
+
+
+def _counted(pods: dict[str, int]) -> str:
+    return ", ".join(f"{count} of {number}" for number, count in sorted(pods.items()))
+
+
+def _as_json(servers: Sequence[_Server]) -> dict[str, object]:
+    return {
+        "servers": {each.name: each.version for each in servers},
+        "minorsAhead": {each.name: each.apart for each in servers},
+        "pods": {each.name: each.pods for each in servers},
+    }

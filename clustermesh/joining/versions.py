@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final
 
+from msgspec import Struct
+
 from clustermesh.joining.member import Version
-from clustermesh.joining.objects import Objects
+from clustermesh.joining.objects import Meta, Objects
 from clustermesh.joining.reading import Deployment, find_version
 
 _PRODUCTS: Final = ("clustermesh", "cilium")
@@ -21,6 +23,23 @@ async def read_versions(objects: Objects) -> dict[str, Version]:
             if (each.metadata.labels or {}).get("app.kubernetes.io/part-of") in _PRODUCTS:
                 found[f"{plural[:-1]}/{each.metadata.name}"] = find_version(each)
     return found
+
+
+async def read_running(objects: Objects) -> dict[str, dict[str, int]]:
+    """How many pods of each version there are, by what they are of, as "clustermesh-agent": while an upgrade is under
+    way, of two."""
+    found = dict[str, dict[str, int]]()
+    path = f"/api/v1/namespaces/{objects.namespace}/pods"
+    for pod in await objects.list(path, _Pod, f"app.kubernetes.io/part-of in ({','.join(_PRODUCTS)})"):
+        labels = pod.metadata.labels or {}
+        versions = found.setdefault(labels.get("k8s-app", pod.metadata.name), {})
+        number = labels.get("app.kubernetes.io/version", "unknown")
+        versions[number] = versions.get(number, 0) + 1
+    return found
+
+
+class _Pod(Struct, frozen=True):
+    metadata: Meta = Meta()
 
 
 def skews(client: str, servers: Mapping[str, Mapping[str, Version]]) -> Iterator[str]:
@@ -40,7 +59,15 @@ def is_skewed(first: Version, second: Version) -> bool:
     """Whether the two are further from each other than one minor version, as far as that can be told."""
     if first.minor is None or second.minor is None or first.product != second.product:
         return False
-    return first.minor[0] != second.minor[0] or abs(first.minor[1] - second.minor[1]) > 1
+    distance = apart(first, second)
+    return distance is None or abs(distance) > 1
+
+
+def apart(first: Version, second: Version) -> int | None:
+    """How many minor versions `second` is ahead; None where no number tells."""
+    if first.minor is None or second.minor is None or first.product != second.product:
+        return None
+    return second.minor[1] - first.minor[1] if first.minor[0] == second.minor[0] else None
 
 
 def _of(version: Version) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -265,8 +266,23 @@ def test_the_commands_do_it_by_contexts_of_a_kubeconfig(alpha: Cluster, beta: Cl
     assert (row["name"], row["reads"], row["readBy"], row["problem"]) == ("beta", True, True, "")
     result = CliRunner().invoke(main, ["status", *common, "-o", "json"])
     assert (result.exit_code, json.loads(result.output)["connectivity"]["clusters"]) == (1, {"beta": NEVER_SEEN})
+    for number in ("v0.1.0", "v0.0.9"):
+        labels = {"app.kubernetes.io/part-of": "clustermesh", "k8s-app": "clustermesh-apiserver"}
+        labels["app.kubernetes.io/version"] = number
+        spec = {"containers": [{"name": "x", "image": "x"}], "automountServiceAccountToken": False}
+        account = {"metadata": {"name": "default", "namespace": alpha.namespace}, "apiVersion": "v1"}
+        with contextlib.suppress(RuntimeError):
+            alpha.bed.create({"kind": "ServiceAccount", **account})
+        alpha.make("Pod", f"pod-{number.replace('.', '-')}", labels=labels, spec=spec)
     result = CliRunner().invoke(main, ["version", *common, "-o", "json"])
-    assert json.loads(result.output)["servers"] == {"deployment/clustermesh-apiserver": "v0.1.0"}
+    name = "deployment/clustermesh-apiserver"
+    assert json.loads(result.output) | {"client": "", "skew": []} == {
+        "client": "",
+        "servers": {name: "v0.1.0"},
+        "minorsAhead": {name: 0},
+        "pods": {name: {"v0.1.0": 1, "v0.0.9": 1}},
+        "skew": [],
+    }
     result = CliRunner().invoke(main, ["disconnect", *pair])
     assert (result.exit_code, alpha.data("secrets", "cilium-clustermesh")) == (0, {}), result.output
 

@@ -15,7 +15,7 @@ from clustermesh.errors import ClusterMeshError
 from clustermesh.joining.checks import check_allowed, find_problems
 from clustermesh.joining.links import Mode, credentials, entries, known_peers, link, pairs, replaced
 from clustermesh.joining.member import CertFiles, Entrance, Member, Version
-from clustermesh.joining.versions import skews
+from clustermesh.joining.versions import apart, skews
 from clustermesh.model import Cluster
 from clustermesh.standalone.pod_cidrs import PodCidr
 
@@ -228,3 +228,18 @@ def test_versions_too_far_apart_are_said_with_which_to_upgrade(client: str, serv
     )
     assert len(told) == bool(says)
     assert says in "".join(told)
+
+
+@pytest.mark.parametrize(
+    ("client", "server", "ahead"),
+    [
+        ("0.1.0", "v0.3.7", 2),
+        ("0.3.0", "0.1.0", -2),
+        ("0.1.0", "0.1.9", 0),
+        ("1.0.0", "0.9.0", None),
+        ("0.1", "x", None),
+    ],
+)
+def test_it_is_told_by_how_many_minor_versions_a_server_is_ahead(client: str, server: str, ahead: int | None) -> None:
+    assert apart(Version("clustermesh", client), Version("clustermesh", server)) == ahead
+    assert apart(Version("clustermesh", client), Version("cilium", server)) is None
