@@ -6,11 +6,12 @@ import base64
 import subprocess
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
-from kube_bed import KubeBed, path_of
+from kube_bed import PATIENCE, KubeBed, path_of
 
 ROOT: Final = Path(__file__).parents[2]
 CHART: Final = ROOT / "charts" / "clustermesh"
@@ -74,6 +75,21 @@ def apply(bed: KubeBed, objects: Iterable[Mapping[str, Any]], *, dry: bool = Fal
         bed.ask("PATCH", f"{path_of(each)}/{each['metadata']['name']}{ask}", each, "application/apply-patch+yaml")
         for each in objects
     ]
+
+
+def define(bed: KubeBed, *plurals: str) -> list[dict[str, Any]]:
+    """Have the API know these kinds, by the chart's own definitions, which are returned."""
+    found = [yaml.safe_load((CHART / "crds" / f"{plural}.yaml").read_text()) for plural in plurals]
+    apply(bed, found)
+    for each in found:
+        spec, served = each["spec"], False
+        until = time.monotonic() + PATIENCE
+        while not served:
+            assert time.monotonic() < until, "it is not served"
+            with suppress(RuntimeError):
+                bed.ask("GET", f"/apis/{spec['group']}/{spec['versions'][0]['name']}/{spec['names']['plural']}")
+                served = True
+    return found
 
 
 def define_others(bed: KubeBed) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chart_bed import MISSING, apply, decoded, merged, named, rendered
+from chart_bed import MISSING, apply, decoded, define, merged, named, rendered
 from kube_bed import KubeBed
 from pod_bed import Pod, missing
 from ports import free_port
@@ -27,6 +27,7 @@ from certs.secrets import authority_of
 from clustermesh.errors import ClusterMeshError
 from clustermesh.kube.rbac import cluster_role
 from clustermesh.mesh.peer_files import read_peers
+from clustermesh.multicluster.documents import IMPORT_RULES, SLICE_RULES
 from clustermesh.sources.served import RULES
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.tls import Tls
@@ -187,8 +188,10 @@ async def test_two_clusters_that_are_declared_copy_what_the_other_one_publishes(
     bed.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": other}})
     alpha = declared("alpha", 1, ports[0], "beta", "127.0.0.3", ports[1])
     beta = declared("beta", 2, ports[1], "alpha", IP, ports[0])
-    bed.allow(f"system:serviceaccount:{namespace}:clustermesh-apiserver", cluster_role(namespace, RULES))
-    async with running(bed, tmp_path / "alpha", namespace, alpha):
+    alpha = merged(alpha, {"clustermesh": {"mcsapi": {"enabled": True}}})
+    role = cluster_role(namespace, (*RULES, *SLICE_RULES, *IMPORT_RULES))
+    bed.allow(f"system:serviceaccount:{namespace}:clustermesh-apiserver", role)
+    async with exports(bed, namespace), running(bed, tmp_path / "alpha", namespace, alpha):
         ca = secrets(bed, namespace)["cilium-ca"]
         meta = {"name": "cilium-ca", "namespace": other}
         bed.create({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "data": ca["data"]})
@@ -210,6 +213,33 @@ async def test_two_clusters_that_are_declared_copy_what_the_other_one_publishes(
                 copied = await client.get(keys.cluster_config_key("beta"))
             assert copied is not None
             assert b'"cached":true' in copied.value
+            await until_imported(bed, namespace, ["alpha", "beta"])
+
+
+@asynccontextmanager
+async def exports(bed: KubeBed, namespace: str) -> AsyncIterator[None]:
+    """A Service is exported by whoever publishes what this API has."""
+    definitions = define(bed, "serviceexports", "serviceimports")
+    meta = {"name": "cart", "namespace": namespace}
+    bed.create(
+        {"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": {"ports": [{"port": 80}]}},
+        {"apiVersion": "multicluster.x-k8s.io/v1alpha1", "kind": "ServiceExport", "metadata": meta},
+    )
+    try:
+        yield
+    finally:
+        for each in definitions:
+            bed.delete(each)
+
+
+async def until_imported(bed: KubeBed, namespace: str, clusters: list[str]) -> None:
+    path = f"/apis/multicluster.x-k8s.io/v1beta1/namespaces/{namespace}/serviceimports"
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            found = [each.get("status", {}).get("clusters", []) for each in bed.ask("GET", path)["items"]]
+            if found == [[{"cluster": each} for each in clusters]]:
+                return
+            await asyncio.sleep(0.1)
 
 
 def pods_at(namespace: str, *addresses: str) -> dict[str, Any]:

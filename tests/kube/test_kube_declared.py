@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import yaml
-from chart_bed import CHART, MISSING, decoded, named, nested, rendered
+from chart_bed import CHART, MISSING, decoded, define, named, nested, rendered
 from joined_bed import Cluster
-from kube_bed import PATIENCE, KubeBed, path_of
+from kube_bed import KubeBed, path_of
 from pki import Authority
 from ports import free_port
 
@@ -32,21 +32,9 @@ PERIOD = 0.2
 
 
 @pytest.fixture
-async def defined(bed: KubeBed) -> None:
+def defined(bed: KubeBed) -> None:
     """The definition of ClusterMeshPeers is there."""
-    bed.ask(
-        "PATCH",
-        f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{CRD['metadata']['name']}?fieldManager=test&fieldValidation=Strict",
-        CRD,
-        "application/apply-patch+yaml",
-    )
-    async with asyncio.timeout(PATIENCE):
-        while True:
-            try:
-                bed.ask("GET", f"{AT}/clustermeshpeers")
-                return
-            except RuntimeError:
-                await asyncio.sleep(0.05)
+    define(bed, "clustermeshpeers")
 
 
 def peer(namespace: str, name: str, **spec: Any) -> dict[str, Any]:

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from chart_bed import CHART, MISSING, named, rendered
+from chart_bed import MISSING, define, named, rendered
 from kube_bed import KubeBed
 
 from clustermesh.address import parse
@@ -37,13 +36,7 @@ def alpha(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeBed]:
     """An API with the chart's definitions and the controllers that make EndpointSlices."""
     with KubeBed(tmp_path_factory.mktemp("alpha")) as bed:
         bed.start_controllers()
-        for plural in ("serviceexports", "serviceimports"):
-            definition = yaml.safe_load((CHART / "crds" / f"{plural}.yaml").read_text())
-            name = definition["metadata"]["name"]
-            path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}"
-            bed.ask(
-                "PATCH", f"{path}?fieldManager=t&fieldValidation=Strict", definition, "application/apply-patch+yaml"
-            )
+        define(bed, "serviceexports", "serviceimports")
         made = {"metadata": {"name": "n1"}, "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]}}
         bed.create({"apiVersion": "v1", "kind": "Node", **made})
         role = named(rendered({"clustermesh": {"mcsapi": {"enabled": True}}}), "ClusterRole", "clustermesh-apiserver")
