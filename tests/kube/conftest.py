@@ -15,6 +15,7 @@ _MET: Final = (
     ("/apis/discovery.k8s.io/v1", "endpointslices"),
     *(("/apis/rbac.authorization.k8s.io/v1", plural) for plural in ("clusterroles", "clusterrolebindings")),
     ("/apis/scheduling.k8s.io/v1", "priorityclasses"),
+    ("/apis/apiextensions.k8s.io/v1", "customresourcedefinitions"),
 )
 
 
