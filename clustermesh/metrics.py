@@ -89,7 +89,8 @@ AGENT: Final = _table(
     Metric("clustermesh_bpf_map_capacity", "Entries it takes", ("map_name",)),
     Metric(
         "clustermesh_sockets_evicted_total",
-        "Sockets whose service, backend or cluster (reason) went, by whether they were reset, moved or neither",
+        "Sockets whose service, backend or cluster (reason) went, by whether they were reset, moved or neither; "
+        "and connections translated packet by packet that were forgotten",
         ("reason", "outcome"),
     ),
     Metric(

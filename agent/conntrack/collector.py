@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from agent.bpf.programs import map_info
@@ -66,12 +66,12 @@ class Collector:
                 met[family_of(prefix), protocol_name(protocol), status] += 1
                 if status is Phase.EXPIRED:
                     gone.append(at)
-            collected += self._take_out(self._over(gone, keys, values, waiting))
+            collected += take_out(self._fd, self._over(gone, keys, values, waiting))
             if len(waiting) > _WAITING:
-                collected += self._take_out(self._alone(waiting))
+                collected += take_out(self._fd, self._alone(waiting))
                 waiting = {}
             time.sleep(_BREATH)
-        return Pass(met, collected + self._take_out(self._alone(waiting)))
+        return Pass(met, collected + take_out(self._fd, self._alone(waiting)))
 
     def _pages(self) -> Iterator[tuple[bytes, bytes]]:
         cursor = b""
@@ -113,11 +113,12 @@ class Collector:
         value = map_lookup(self._fd, key, self._sizes[1])
         return value is None or self._value.unpack(value)[0] < ticks(self._clock())
 
-    def _take_out(self, keys: list[bytes]) -> int:
-        """How many of them there were."""
-        packed, at, count = b"".join(keys), 0, 0
-        while at < len(keys):
-            batch = map_delete_batch(self._fd, packed[at * self._sizes[0] :], len(keys) - at)
-            count += batch.done
-            at += batch.done + bool(batch.error)  # one that is absent ends a batch
-        return count
+
+def take_out(fd: int, keys: Sequence[bytes]) -> int:
+    """Delete these entries of ct or ct_direct; how many of them there were. OSError."""
+    packed, at, count = b"".join(keys), 0, 0
+    while at < len(keys):
+        batch = map_delete_batch(fd, packed[at * KEY.size :], len(keys) - at)
+        count += batch.done
+        at += batch.done + bool(batch.error)  # one that is absent ends a batch
+    return count

@@ -1,4 +1,5 @@
-"""Sockets whose backend went are ended, or moved: looked for after each change of the services, and now and then.
+"""Sockets and connections whose backend went are ended, or moved: looked for after each change of the services, and
+sockets now and then.
 
 What sockets mean is read from the kernel and compared with what is wanted, so that nothing is missed: neither what
 went while no agent ran, nor a socket that was just connecting. It has a task and threads of its own, and while services
@@ -11,31 +12,34 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from agent.domains.services import Services
 from clustermesh.errors import ClusterMeshError
 
 if TYPE_CHECKING:  # imported when there is time for it
     from agent.bpf.layouts import MeantValue
+    from agent.conntrack.tracked import Tracked
     from agent.eviction.evictor import Evictor
-    from agent.eviction.meaning import Meant
 
 _PERIOD: Final = 30.0  # seconds between two looks when nothing changes
 _IDLE: Final = 49  # times as long as a look took until the next, ...
 _MOST: Final = 1.0  # ... but not longer than this, in seconds
 _SERVICE, _CLUSTER = "service", "cluster"  # verdict.Reason's
+_FORGOTTEN: Final = "forgotten"
 _REMEMBERED: Final = 0  # meaning.REMEMBERED
 _TURN: Final = 0.004  # seconds of judging between two turns of the event loop
+
+_Those = TypeVar("_Those")
 
 _log = logging.getLogger(__name__)
 
 
 class Eviction:
-    """`open_evictor` is called in a thread. `counts` are sockets by what went and what became of them; `error` is what
-    kept the last look from its end."""
+    """`open_evictor` is called in a thread. `counts` are sockets, and connections that are translated packet by packet,
+    by what went and what became of them; `error` is what kept the last look from its end."""
 
     def __init__(
         self,
@@ -46,6 +50,7 @@ class Eviction:
         self.counts: Counter[tuple[str, str]] = Counter()
         self.error = ""
         self._services, self._open, self._clock = services, open_evictor, clock
+        self._departures, self._tracked_from = -1, 0.0  # as of the last look at connections; when the next may be
         self._woken = asyncio.Event()
         services.on_applied = self._woken.set
 
@@ -60,6 +65,7 @@ class Eviction:
                     if evictor is None:
                         evictor = await asyncio.to_thread(self._open)
                     again = await self._look(evictor)
+                    again |= await self._look_at_tracked(evictor.tracked)
                 except (ClusterMeshError, OSError) as e:
                     self._fail(f"sockets whose backend went are not looked for: {e}")
                 except Exception as e:
@@ -94,17 +100,30 @@ class Eviction:
         self._fail(error)
         return again
 
+    async def _look_at_tracked(self, tracked: Tracked) -> bool:
+        """Whether it is to be done later: there may be very many, and only what left one of several services that had
+        it is not found by the programs."""
+        departures, began = self._services.departures, self._clock()
+        if departures == self._departures or began < self._tracked_from:
+            return departures != self._departures
+        for why, gone in (await self._judge(await asyncio.to_thread(tracked.find))).items():
+            if count := await asyncio.to_thread(tracked.end, gone):
+                self.counts[why, _FORGOTTEN] += count
+                _log.info("connections of a %s that went: %d %s", why, count, _FORGOTTEN)
+        self._departures, self._tracked_from = departures, self._clock() + (self._clock() - began) * _IDLE
+        return False
+
     def _is_doubtful(self, meaning: MeantValue, why: str) -> bool:
         """Whether the socket may have been connected anew, to the backend itself, as only lb_meant would know: while
         there is a pod it speaks with it."""
         return meaning.backend_id == _REMEMBERED and why != _CLUSTER and self._services.is_pod(meaning.backend)
 
-    async def _judge(self, found: Meant) -> dict[str, Meant]:
+    async def _judge(self, found: Mapping[MeantValue, _Those]) -> dict[str, dict[MeantValue, _Those]]:
         """Those whose backend is gone, by what went."""
         from agent.eviction import verdict
 
         tables, planner = self._services.tables, self._services.planner
-        result: dict[str, Meant] = {}
+        result: dict[str, dict[MeantValue, _Those]] = {}
         began = self._clock()
         evicted: Set[int] = self._services.evicted
         for meaning, why in verdict.gone(found, planner.wanted, tables.services.actual, evicted):

@@ -77,6 +77,7 @@ class Services(Domain[tuple[str, str]]):
         self._found: dict[tuple[str, str], dict[int, Service]] = {}
         self.evicted: Set[int] = frozenset()  # the ids of clusters whose established connections are ended, too
         self.on_applied: Callable[[], None] = lambda: None  # called when the kernel was written to
+        self.departures = 0  # the planner's, once the kernel has what it planned
         self._changes: dict[Any, int] = {}
         self._in_vain: dict[str, int] = {}
         self.set_factors({})
@@ -224,6 +225,7 @@ class Services(Domain[tuple[str, str]]):
     def applied(self) -> None:
         self._look_for_strays()
         if not any(tracker.problems for tracker in self.trackers):
+            self.departures = self.planner.departures
             failed = {each: revision for each, revision in self._changes.items() if each[1] in self.problems}
             changes, self._changes = self._changes, failed
             self._propagation.applied({each: changes[each] for each in changes.keys() - failed.keys()})

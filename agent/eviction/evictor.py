@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from agent.bpf.loader import find_object
+from agent.conntrack.tracked import Tracked
 from agent.eviction.diag import Diag, locate
 from agent.eviction.iterators import Ender
 from agent.eviction.meaning import REMEMBERED, Located, Meant, Remembered, read_meant
@@ -54,15 +55,16 @@ def open_evictor(maps: Mapping[str, int], folder: Path | None = None) -> Evictor
         ending = Ender(folder or find_object().parent, maps)
     except Refused as e:
         _log.info("sockets are ended by netlink, for this kernel does not take the program: %s", e)
-    return Evictor(ending, maps["lb_meant"], Remembered(maps["lb_reverse_sk"], maps["metrics"]))
+    remembered = Remembered(maps["lb_reverse_sk"], maps["metrics"])
+    return Evictor(ending, maps["lb_meant"], remembered, Tracked(maps["ct"]))
 
 
 class Evictor:
     """`meant` is the map lb_meant, `remembered` what found no room there. That is ended by netlink: programs ask
-    lb_meant."""
+    lb_meant. `tracked` are connections that no socket of this node's means."""
 
-    def __init__(self, ending: Ending, meant: int, remembered: Remembered) -> None:
-        self._ending, self._meant, self._remembered = ending, meant, remembered
+    def __init__(self, ending: Ending, meant: int, remembered: Remembered, tracked: Tracked) -> None:
+        self._ending, self._meant, self._remembered, self.tracked = ending, meant, remembered, tracked
 
     def find(self) -> Meant:
         """Every connected socket that means a service, on this node, as far as that is known. OSError."""

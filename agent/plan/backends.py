@@ -43,6 +43,9 @@ class BackendNumbers:
     def __getitem__(self, value: bytes) -> bytes:
         return self._numbers[value]
 
+    def __contains__(self, value: bytes) -> bool:
+        return value in self._numbers
+
     def acquire(self, values: Sequence[bytes]) -> None:
         """Each of these has a number, and one more user that has it as an active one."""
         numbers = self._numbers

@@ -76,6 +76,10 @@ class _Needs(NamedTuple):
     source_ranges: Sequence[Prefix] = ()
     has_table: bool = False
 
+    def backends(self) -> set[bytes]:
+        """All of them, whatever their state."""
+        return {*self.active, *(value for value, _ in self.resting)}
+
 
 _NOTHING: Final = _Needs()
 
@@ -96,6 +100,8 @@ class ServicePlanner:
         self._contested: dict[bytes, None] = {}  # those that several services claim
         self._programmed: dict[bytes, ServiceEntry] = {}
         self._keys: dict[Name, Collection[bytes]] = {}
+        self.departures = 0  # how often a backend left a service, and something else has it still
+        self._left = set[bytes]()  # by what is being planned
 
     def adopt(self) -> None:
         """Take over the numbers the kernel holds (the trackers must have been audited)."""
@@ -130,6 +136,8 @@ class ServicePlanner:
         for key, entry in wanted.items():
             self._claims.setdefault(key, {})[name] = entry
         full = [why for key in keys if (why := self._program(key))]
+        self.departures += any(map(self._numbers.__contains__, self._left))
+        self._left.clear()
         if full:
             raise Unavailable(full[0])
         if not wanted:
@@ -187,6 +195,8 @@ class ServicePlanner:
             self._write(key, wanted, before, after)
         self._numbers.release(before.active)
         self._numbers.release_resting(before.resting)
+        if held is not None:
+            self._left |= before.backends() - after.backends()
         return full
 
     def _fitting(self, key: bytes, wanted: ServiceEntry, lack: str) -> tuple[ServiceEntry | None, str]:

@@ -21,6 +21,7 @@ from bpf_node import EchoServer, Node
 from agent.bpf.layouts import MEANT_SETS, MEANT_WAYS, MeantValue, Reason, pack
 from agent.bpf.loader import Datapath
 from agent.bpf.syscalls import map_lookup, map_update
+from agent.conntrack.tracked import Tracked
 from agent.domains.tables import open_map
 from agent.eviction.copies import cookie_of
 from agent.eviction.diag import Diag, locate
@@ -122,7 +123,8 @@ def evictor(request: pytest.FixtureRequest, bpf_object: Path, datapath: Datapath
     """Each way of ending."""
     ending = Diag() if request.param == "netlink" else Ender(bpf_object.parent, datapath.maps)
     remembered = Remembered(datapath.maps["lb_reverse_sk"], datapath.maps["metrics"])
-    with closing(Evictor(ending, datapath.maps["lb_meant"], remembered)) as made:
+    tracked = Tracked(datapath.maps["ct"])
+    with closing(Evictor(ending, datapath.maps["lb_meant"], remembered, tracked)) as made:
         yield made
 
 

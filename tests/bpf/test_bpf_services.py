@@ -20,10 +20,12 @@ from agent.bpf.layouts import (
     CtFlag,
     CtFragment,
     CtFragmentKey,
+    MeantValue,
     Number,
     Reason,
     SlotsKey,
 )
+from agent.conntrack.tracked import Tracked
 from clustermesh.address import parse
 from clustermesh.mesh.resolve import BackendState
 
@@ -468,6 +470,32 @@ def test_a_connection_whose_backend_is_gone_is_reset(bed: Bed) -> None:
     last = sent.to(flags=ACK, ack=99)
     assert bed.from_pod(last) == (REDIRECT, last.back().to(flags=RST, seq=99, ack=0))
     assert bed.entries() == {}
+
+
+@pytest.mark.parametrize("protocol", PORTS)
+def test_what_left_one_of_two_services_that_had_it_is_found_and_ended(bed: Bed, protocol: int) -> None:
+    """The programs cannot see it: the backend is there."""
+    sent = call(bed, protocol)
+    other = sent.to(destination=bed.second_vip, source_port=sent.source_port + 1)
+    arrived = [opened(bed, each) for each in (sent, other)]
+    tracked = Tracked(bed.datapath.maps["ct"])
+    found = {meaning.address: (meaning, those) for meaning, those in tracked.find().items()}
+    port, target = PORTS[protocol]
+    meant, connections = found[parse(bed.vip)]
+    assert meant == MeantValue(parse(bed.vip), parse(bed.backend), port, target, meant.backend_id, protocol)
+    assert found.keys() == {parse(bed.vip), parse(bed.second_vip)}
+    assert tracked.end({meant: connections}) == 1
+    assert tracked.end({meant: connections}) == 0, "it is gone"
+    bed.back(9, bed.other, target, protocol)
+    bed.put("lb_slots", {SlotsKey(100 + 10 * [*PORTS].index(protocol)): [Number(9)] * 16})
+    if protocol == TCP:
+        last = sent.to(flags=ACK, ack=99)
+        assert bed.from_pod(last) == (REDIRECT, last.back().to(flags=RST, seq=99, ack=0))
+    else:
+        assert bed.from_pod(sent) == (NEXT, arrived[0].to(destination=bed.other))
+        assert tracked.end({meant: connections}) == 0, "it was begun anew, with another"
+        assert bed.entry(sent) is not None
+    assert bed.from_pod(other.to(flags=ACK)) == (NEXT, arrived[1].to(flags=ACK))
 
 
 def test_a_connection_into_an_evicted_cluster_is_reset_and_one_into_a_drained_goes_on(bed: Bed) -> None:

@@ -200,7 +200,7 @@ async def test_an_agent_whose_programs_bcc_compiles_takes_over_is_killed_and_cle
         machine.stop(home, "agent")
         await until(lambda: not _agent(pair), "no agent")
         machine.keep(home, "agent", [*argv, "--loader", "bcc"])
-        await until(lambda: _loaded_by_bcc(pair), "an agent by BCC, which is slow")
+        await until(lambda: _loaded_by_bcc(pair), "an agent by BCC, which compiles for long", 240)
         await until(lambda: _is_as_wanted(pair), "the kernel holds what it should")
         pid = await pair.kill(_NODE, "agent")
         await until(lambda: _agent(pair) not in (0, pid), "another agent")

@@ -21,7 +21,7 @@ from agent.state import AgentState
 from agent.targets.wireguard import WireGuardTarget
 from agent.underlay import Underlay
 from agent.wireguard.peer import Peer, PeerState
-from clustermesh.address import parse, parse_prefix
+from clustermesh.address import Address, parse, parse_prefix
 from clustermesh.errors import ApplyError, ClusterMeshError, Unavailable
 from clustermesh.mesh.authority import Authority
 from clustermesh.mesh.reader import ClusterReader
@@ -254,17 +254,17 @@ class Bed:
         self.say(cluster, "nodes", node.name, node)
         return node
 
-    def add_web(self, *addresses: str) -> None:
-        """The own cluster's global service n/web at VIP."""
+    def add_web(self, *addresses: str, name: str = "web", vip: Address = VIP) -> None:
+        """The own cluster's global service n/`name`, n/web at VIP."""
         service = Service(
             cluster="alpha",
             cluster_id=1,
             namespace="n",
-            name="web",
-            frontends={VIP: TCP80},
+            name=name,
+            frontends={vip: TCP80},
             backends=dict.fromkeys(map(parse, addresses), TCP80),
         )
-        self.say("alpha", "local_services", ("n", "web"), LocalService(service=service, is_global=True))
+        self.say("alpha", "local_services", ("n", name), LocalService(service=service, is_global=True))
 
     def add_remote_web(self, cluster: str, *addresses: str, revision: int = 0) -> None:
         service = Service(

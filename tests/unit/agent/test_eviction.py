@@ -108,6 +108,23 @@ def test_it_is_as_if_each_socket_were_looked_up_in_every_service(
     assert not asked
 
 
+class FakeTracked:
+    """`connections` are those that are translated packet by packet, by what they mean."""
+
+    def __init__(self) -> None:
+        self.connections = Counter[MeantValue]()
+        self.looks = 0
+
+    def find(self) -> dict[MeantValue, list[int]]:
+        self.looks += 1
+        return {asked: [1] * count for asked, count in self.connections.items() if count}
+
+    def end(self, gone: dict[MeantValue, list[int]]) -> int:
+        for asked in gone:
+            del self.connections[asked]
+        return sum(map(len, gone.values()))
+
+
 class FakeEvictor:
     """`sockets` are open, by what they mean. `fail` is raised while it is set."""
 
@@ -115,6 +132,7 @@ class FakeEvictor:
         self.sockets = Counter(sockets)
         self.looks = 0
         self.fail: Exception | None = None
+        self.tracked = FakeTracked()
 
     def find(self) -> Meant:
         self.looks += 1
@@ -182,8 +200,33 @@ async def test_a_change_of_services_ends_what_it_leaves_without_a_backend(bed: B
         assert evictor.sockets == {LOCAL: 1, REMOTE: 1}
         bed.sink.remove("alpha", "local_services", ("n", "web"), 0)
         await bed.step()
-        await until(lambda: not evictor.sockets)
+        await until(lambda: eviction.counts.total() == 4)
     assert eviction.counts == {(Reason.BACKEND, Outcome.RESET): 2, (Reason.SERVICE, Outcome.RESET): 2}
+
+
+async def test_connections_are_gone_over_at_first_and_where_a_backend_leaves_one_of_its_services(bed: Bed) -> None:
+    evictor = FakeEvictor()
+    tracked = evictor.tracked
+    tracked.connections.update([LOCAL, GOING, meaning("10.1.1.9")])
+    async with looking(bed, evictor) as eviction:
+        await until(lambda: eviction.counts)
+        assert (tracked.connections, tracked.looks) == ({LOCAL: 1, GOING: 1}, 1)
+        bed.add_web("10.1.1.5")
+        await bed.step()
+        await until(lambda: evictor.looks > 1)
+        assert tracked.looks == 1, "it is nobody's any more, which the programs see"
+        bed.add_web("10.1.1.5", "10.1.1.6")
+        bed.add_web("10.1.1.5", "10.1.1.6", name="too", vip=OTHER)
+        await bed.step()
+        bed.add_web("10.1.1.5")
+        await bed.step()
+        await until(lambda: tracked.looks == 2)
+        await until(lambda: eviction.counts[Reason.BACKEND, "forgotten"] == 2)
+        assert tracked.connections == {LOCAL: 1}
+        bed.sink.remove("alpha", "local_services", ("n", "web"), 0)
+        await bed.step()
+        await until(lambda: eviction.counts[Reason.SERVICE, "forgotten"])
+    assert (+tracked.connections, tracked.looks) == ({}, 3)
 
 
 async def test_a_cluster_that_is_drained_keeps_its_sockets_and_one_that_is_evicted_does_not(bed: Bed) -> None:
