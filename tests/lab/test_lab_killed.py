@@ -1,6 +1,6 @@
 """Agents killed at any moment under load, and connections whose backend goes: two whole clusters of one node each.
 
-LAB_KILLS=200 makes it that many kills instead of six.
+`LAB_KILLS=200 .venv/bin/pytest tests/lab/test_lab_killed.py` makes it that many kills instead of six.
 """
 
 from __future__ import annotations
@@ -80,6 +80,7 @@ def _elsewhere(lab: Lab, cluster: str, number: int) -> dict[str, manifests.Docum
     return manifests.probe_slice([text(nth(parse_prefix(cidr), 200 + number % 40))])
 
 
+@pytest.mark.timeout(300 + 10 * _KILLS)
 async def test_no_request_fails_and_tables_are_right_wherever_in_its_work_an_agent_is_killed(pair: Lab) -> None:
     rng, load, outside = random.Random(8), promises.web_load(pair), await _load_from_outside(pair)
     async with load.running(), outside.running():
