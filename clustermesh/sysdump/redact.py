@@ -18,6 +18,9 @@ _MARK: Final = MARK.encode()
 _SHORTEST: Final = 6
 """Bytes: what is shorter is a word of its own, and stands in every text."""
 _LINE: Final = 24
+_GRAM, _STRIDE = 8, 16
+_SEEN: Final = _GRAM + _STRIDE - 1
+"""Whatever is so long has a gram at a multiple of the stride, wherever it is."""
 _NAMES: Final = re.compile(
     r"(?i:pass(word|wd|phrase)?$|secret|token|credential|private|api[-_.]?key)|(^|[-_.])(?i:key)$|[a-z]Key$"
 )
@@ -41,10 +44,16 @@ class Redactor:
 
     def __init__(self) -> None:
         self._forms: set[bytes] = set()
+        self._grams: dict[bytes, list[tuple[bytes, int]]] = {}
 
     def learn(self, secret: bytes) -> None:
         """Never to be shown, in no form."""
-        self._forms.update(form for form in _forms(secret) if len(form) >= _SHORTEST)
+        for form in _forms(secret):
+            if len(form) < _SHORTEST or form in self._forms:
+                continue
+            self._forms.add(form)
+            for offset in range(_STRIDE if len(form) >= _SEEN else 0):
+                self._grams.setdefault(form[offset : offset + _GRAM], []).append((form, offset))
 
     def take_object(self, found: Any) -> Any:
         """An object of the Kubernetes API, or a list of them, without what stands where secrets do; those are learned.
@@ -85,11 +94,25 @@ class Redactor:
 
     def clean(self, text: bytes) -> bytes:
         """`text` without anything learned, nor what looks like a key or a token."""
-        for form in sorted(self._forms, key=len, reverse=True):  # the whole before its parts
-            text = text.replace(form, _MARK)
+        text = _without(text, sorted([*self._found_short(text), *self._found_long(text)]))
         for look, instead in _LOOKS:
             text = look.sub(instead, text)
         return text
+
+    def _found_short(self, text: bytes) -> Iterator[tuple[int, int]]:
+        for form in self._forms:
+            at = text.find(form) if len(form) < _SEEN else -1
+            while at >= 0:
+                yield at, at + len(form)
+                at = text.find(form, at + 1)
+
+    def _found_long(self, text: bytes) -> Iterator[tuple[int, int]]:
+        """Secrets may be thousands, and looking for one by one would take minutes: a long one shows at every so-many-th
+        place of a text."""
+        for at in range(0, len(text) - _GRAM + 1, _STRIDE):
+            for form, offset in self._grams.get(text[at : at + _GRAM], ()):
+                if text.startswith(form, at - offset) and at >= offset:
+                    yield at - offset, at - offset + len(form)
 
     def _named(self, name: str, value: str) -> str:
         if not is_named_secret(name) or (name.lower() == "key" and len(value) < _LONG) or value.startswith("/"):
@@ -108,6 +131,16 @@ class Redactor:
             sizes[name] = f"{MARK}: {len(str(value))} bytes"
         out = {key: value for key, value in _without_noise(found).items() if key != "stringData"}
         return {**out, "data": sizes}
+
+
+def _without(text: bytes, found: Iterable[tuple[int, int]]) -> bytes:
+    """`found` are begin and end, sorted; what overlaps goes as one."""
+    pieces, done = list[bytes](), 0
+    for begin, end in found:
+        if begin >= done:
+            pieces += [text[done:begin], _MARK]
+        done = max(done, end)
+    return b"".join((*pieces, text[done:]))
 
 
 def is_named_secret(name: str) -> bool:
