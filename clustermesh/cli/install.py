@@ -89,20 +89,23 @@ def _flags(sets: Iterable[str], values: Iterable[str]) -> list[str]:
 
 async def _deploy(which: Which, flags: list[str], chart: str, release: str, dry_run: bool, *, fresh: bool) -> None:
     from clustermesh.joining.connect import open_api
-    from clustermesh.joining.deployment import plan
+    from clustermesh.joining.deployment import define, plan
     from clustermesh.joining.helm import Helm, find_chart
 
     _check_context(which)
     helm = Helm(which.kubeconfig, which.context, which.namespace, chart or find_chart())
     async with open_api(which.kubeconfig, which.context, which.namespace) as objects:
         found = await plan(objects, helm, flags, name=release, fresh=fresh)
-    _show(found.changes)
-    if not (found.changes or found.given):
+        _show([*found.defined, *found.changes])
+        if not dry_run:
+            await define(objects, found.definitions)
+    if not (found.defined or found.changes or found.given):
         click.echo(f"nothing to do: release {found.name} in {which.shown} is as it is to be")
     elif dry_run:
         click.echo(_summary(found, which, "would be"))
     else:
-        await helm.deploy(found.name, flags)
+        if found.changes or found.given:
+            await helm.deploy(found.name, flags)
         click.echo(_summary(found, which, "is"))
 
 

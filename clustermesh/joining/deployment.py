@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, TypeAlias
 
 from msgspec import Struct
 
@@ -13,8 +14,12 @@ from clustermesh.joining.differences import Change, find_changes
 from clustermesh.joining.helm import CHART, Helm, Release, find_release, look_release
 from clustermesh.joining.links import known_peers
 from clustermesh.joining.objects import MANAGED_BY, MANAGER, Meta, Objects
+from clustermesh.kube.client import Request
 from clustermesh.kube.faults import NotServed
 
+Definition: TypeAlias = Mapping[str, Any]
+"""A CustomResourceDefinition."""
+PART_OF: Final = "app.kubernetes.io/part-of"
 FIXED: Final = ("cluster.name", "cluster.id", "clustermesh.maxConnectedClusters")
 """What other clusters know a cluster by."""
 _LEAVES: Final = ("server", "admin", "local", "remote")
@@ -33,13 +38,16 @@ class _Labelled(Struct, frozen=True):
 
 
 class Plan(Struct, frozen=True):
-    """What a deployment of the chart would do; `release` is what is deployed now."""
+    """What a deployment of the chart would do; `release` is what is deployed now. `definitions` of kinds are written
+    by us, and come first."""
 
     name: str
     release: Release | None
     changes: Sequence[Change]
     given: bool
     """Whether other values are given than were, even where nothing in the cluster follows from them."""
+    definitions: Sequence[Definition]
+    defined: Sequence[Change]
 
 
 async def plan(objects: Objects, helm: Helm, values: Sequence[str], *, name: str = "", fresh: bool = True) -> Plan:
@@ -55,7 +63,30 @@ async def plan(objects: Objects, helm: Helm, values: Sequence[str], *, name: str
         await check_alone(objects, f"change {changed[0]}" if changed else "")
     changes = await find_changes(objects, release.manifest if release else "", wanted.manifest)
     given = release is None or (release.config or {}) != (wanted.config or {})
-    return Plan(name, release, changes, given)
+    definitions = [each for each in await helm.definitions() if await _may_define(objects, each)]
+    defined = await find_changes(objects, "", "\n---\n".join(map(json.dumps, definitions)))
+    named = {change.name for change in defined}
+    kept = [each for each in definitions if each["metadata"]["name"] in named]
+    return Plan(name, release, changes, given, kept, defined)
+
+
+async def _may_define(objects: Objects, definition: Definition) -> bool:
+    """Not where it is there and another's."""
+    found = await objects.look(_path(definition), f"get {definition['metadata']['name']}", _Labelled)
+    return found is None or (found.metadata.labels or {}).get(PART_OF) == CHART
+
+
+async def define(objects: Objects, definitions: Iterable[Definition]) -> None:
+    """Write them. Raises ClusterMeshError."""
+    for each in definitions:
+        body, params = json.dumps(each).encode(), {"fieldManager": MANAGER, "force": "true"}
+        path, what = _path(each), f"apply {each['metadata']['name']}"
+        kind = "application/apply-patch+yaml"
+        await objects.client.send(Request(path=path, what=what, params=params, method="PATCH", body=body, kind=kind))
+
+
+def _path(definition: Definition) -> str:
+    return f"/apis/{definition['apiVersion']}/customresourcedefinitions/{definition['metadata']['name']}"
 
 
 async def check_alone(objects: Objects, what: str) -> None:

@@ -22,6 +22,7 @@ from msgspec import Struct
 
 from clustermesh.errors import Invalid, Refused, Unavailable
 from clustermesh.joining.objects import Objects, Secret
+from clustermesh.yaml_file import parse_documents
 
 CHART: Final = "clustermesh"
 _MOST_BYTES: Final = 64 << 20
@@ -129,6 +130,11 @@ class Helm(Struct, frozen=True):
             return msgspec.json.decode(said, type=Release)
         except (msgspec.DecodeError, UnicodeDecodeError) as e:
             raise Invalid("helm", said[:80], f"must print a release: {e}") from e
+
+    async def definitions(self) -> list[Mapping[str, Any]]:
+        """Those of kinds that the chart comes with: Helm makes them with the first release, and leaves them so."""
+        found = parse_documents(await self._call(["show", "crds", self.chart]), "definitions of the chart")
+        return [each for each in found if isinstance(each, Mapping)]
 
     async def deploy(self, name: str, values: Sequence[str]) -> None:
         """Install or upgrade it so."""

@@ -70,9 +70,12 @@ class Objects:
 
     async def read(self, plural: str, name: str, kind: type[T], group: str = "api/v1") -> T | None:
         """None where there is none."""
-        what = f"get {plural}/{name}"
+        return await self.look(f"{self._at(plural, group)}/{name}", f"get {plural}/{name}", kind)
+
+    async def look(self, path: str, what: str, kind: type[T]) -> T | None:
+        """What is at `path`, which need not be in the namespace; None where there is none."""
         try:
-            data = await self.client.get(f"{self._at(plural, group)}/{name}", what, {})
+            data = await self.client.get(path, what, {})
         except NotServed:
             return None
         return _decoded(data, kind, what)

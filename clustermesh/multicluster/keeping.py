@@ -87,10 +87,14 @@ async def keep_services(task: Services, own: EtcdClient) -> None:
 
 async def _version(client: KubeClient) -> str:
     """In which the API serves the kinds of the MCS API, once it does."""
+    waits = True
     while True:
         with suppress(ClusterMeshError):
             if version := await served.exports(client):
                 return version
+        if waits:
+            _LOG.warning("ServiceExports are not served: waiting for their definitions, which the chart has in crds/")
+            waits = False
         await asyncio.sleep(_SERVED)
 
 

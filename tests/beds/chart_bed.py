@@ -6,7 +6,6 @@ import base64
 import subprocess
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -80,16 +79,26 @@ def apply(bed: KubeBed, objects: Iterable[Mapping[str, Any]], *, dry: bool = Fal
 def define(bed: KubeBed, *plurals: str) -> list[dict[str, Any]]:
     """Have the API know these kinds, by the chart's own definitions, which are returned."""
     found = [yaml.safe_load((CHART / "crds" / f"{plural}.yaml").read_text()) for plural in plurals]
+    until = time.monotonic() + PATIENCE
+    for each in found:
+        while _leaves(bed, each):  # of tests before
+            assert time.monotonic() < until, "it does not go"
+            time.sleep(0.1)
     apply(bed, found)
     for each in found:
-        spec, served = each["spec"], False
-        until = time.monotonic() + PATIENCE
-        while not served:
+        spec = each["spec"]
+        while not _is_served(bed, f"{spec['group']}/{spec['versions'][0]['name']}", spec["names"]["plural"]):
             assert time.monotonic() < until, "it is not served"
-            with suppress(RuntimeError):
-                bed.ask("GET", f"/apis/{spec['group']}/{spec['versions'][0]['name']}/{spec['names']['plural']}")
-                served = True
+            time.sleep(0.1)
     return found
+
+
+def _leaves(bed: KubeBed, definition: Mapping[str, Any]) -> bool:
+    try:
+        found = bed.ask("GET", f"{path_of(definition)}/{definition['metadata']['name']}")
+    except RuntimeError:
+        return False
+    return "deletionTimestamp" in found["metadata"]
 
 
 def define_others(bed: KubeBed) -> None:
@@ -109,13 +118,13 @@ def define_others(bed: KubeBed) -> None:
         }
         apply(bed, [definition])
         deadline = time.monotonic() + bed.patience
-        while not _is_served(bed, group, plural) and time.monotonic() < deadline:
+        while not _is_served(bed, f"{group}/v1", plural) and time.monotonic() < deadline:
             time.sleep(0.05)
 
 
-def _is_served(bed: KubeBed, group: str, plural: str) -> bool:
+def _is_served(bed: KubeBed, api: str, plural: str) -> bool:
     try:
-        return any(each["name"] == plural for each in bed.ask("GET", f"/apis/{group}/v1")["resources"])
+        return any(each["name"] == plural for each in bed.ask("GET", f"/apis/{api}")["resources"])
     except RuntimeError:
         return False
 

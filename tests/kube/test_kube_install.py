@@ -129,6 +129,40 @@ def test_who_is_connected_is_not_taken_away_and_no_secret_is_shown(run: Command,
     assert (result.exit_code, "is connected to beta" in result.output) == (1, True), result.output
 
 
+DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+
+
+@needs_helm
+def test_definitions_come_with_an_upgrade_too_and_those_of_others_stay(
+    run: Command, bed: KubeBed, namespace: str
+) -> None:
+    assert run("install", *ALPHA).exit_code == 0
+    exports, imports, peers = (
+        f"{DEFINITIONS}/{each}.{group}"
+        for each, group in (
+            ("serviceexports", "multicluster.x-k8s.io"),
+            ("serviceimports", "multicluster.x-k8s.io"),
+            ("clustermeshpeers", "clustermesh.io"),
+        )
+    )
+    bed.ask("DELETE", imports)
+    merge = "application/merge-patch+json"
+    short = {"spec": {"names": {"shortNames": ["other"]}}}
+    bed.ask("PATCH", peers, short, merge)
+    bed.ask("PATCH", exports, {**short, "metadata": {"labels": None}}, merge)
+    for words, applied in ((("--dry-run",), False), ((), True)):
+        result = run("upgrade", *words)
+        lines = result.output.splitlines()
+        assert result.exit_code == 0, result.output
+        assert "+ CustomResourceDefinition serviceimports.multicluster.x-k8s.io" in lines
+        assert '    spec.names.shortNames: ["other"] -> ["cmpeer"]' in lines
+        assert not any("serviceexports" in line for line in lines)
+        assert (bed.ask("GET", peers)["spec"]["names"]["shortNames"] == ["cmpeer"]) is applied
+    assert bed.ask("GET", imports)["spec"]["names"]["kind"] == "ServiceImport"
+    assert bed.ask("GET", exports)["spec"]["names"]["shortNames"] == ["other"]
+    assert "nothing to do" in run("upgrade").output
+
+
 def test_without_helm_the_error_says_what_to_run_elsewhere(
     bed: KubeBed, namespace: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
