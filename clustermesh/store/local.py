@@ -49,6 +49,8 @@ def command(
     argv += [f"--listen-client-urls={urls}", f"--advertise-client-urls={urls}"]
     argv += [f"--listen-peer-urls={peer}:0", f"--initial-advertise-peer-urls={peer}:2380"]
     argv += [f"--initial-cluster=local={peer}:2380", f"--initial-cluster-token={secrets.token_hex(16)}"]
+    # Alone it elects itself, which takes up to two of these times: until then it answers nobody.
+    argv += ["--heartbeat-interval=20", "--election-timeout=200"]
     argv += ["--auto-compaction-retention=1h", f"--quota-backend-bytes={QUOTA}"]
     # The gateway would call etcd with the server's own certificate, whoever asks.
     argv += ["--enable-grpc-gateway=false", "--logger=zap", "--log-outputs=stderr", "--log-level=warn"]
