@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import cast
@@ -345,3 +346,21 @@ def test_leaves_are_issued_again_and_what_is_missing_is_said(alpha: Path) -> Non
     (alpha / "certs" / "remote.crt").unlink()
     result = _do("certs", "status", "--context", alpha)
     assert (result.exit_code, "certs: is not there" in result.stderr) == (1, True)
+
+
+def test_archive_of_a_folder_has_no_key_and_names_what_could_not_be_read(alpha: Path, beta: Path) -> None:
+    _good("connect", "--context", alpha, "--destination-context", beta)
+    keys = [path.read_bytes() for folder in ("certs", "peers") for path in (alpha / folder).glob("*.key")]
+    assert len(keys) == 6
+    (alpha / "manifests" / "noise.yaml").write_bytes(b"a: |\n" + b"".join(b"  " + e for e in keys[0].splitlines(True)))
+    archive = alpha.parent / "a.tgz"
+    result = _do("sysdump", "--context", alpha, "--socket", alpha / "none.sock", "--output-file", archive)
+    assert result.exit_code == 0
+    assert "nodes/here/status.json: Unavailable: error: no agent answers" in result.stderr
+    with tarfile.open(archive) as opened:
+        files = {each.name.partition("/")[2]: opened.extractfile(each) for each in opened}
+        found = {name: file.read() for name, file in files.items() if file}
+    assert {"folder/cluster.yaml", "folder/peers/beta", "folder/manifests/noise.yaml", "peers.json"} <= found.keys()
+    assert not [name for name in found if name.endswith(".key")]
+    lines = [line for key in keys for line in key.splitlines()[1:-1]]
+    assert not [name for name, data in found.items() for line in lines if line in data]
