@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import yaml
 from chart_bed import HELM, MISSING
 from dist_bed import ROOT, build
 
+from certs.folder import initialise
+from certs.names import cluster_leaves
 from clustermesh import __version__
 from tools.release.archive import Entry, write_folder
 from tools.release.debian import closure, packages_of
@@ -154,6 +157,53 @@ def test_a_node_runs_from_the_image_and_its_user_may_read_and_start_all_of_it(
         argv = ["chroot", "--userspec=65532:65532", str(root), command, "--help"]
         subprocess.run(argv, env={"PATH": _SYSTEM}, capture_output=True, check=True)
     assert node_status(root, "/tmp", "/usr/local/bin") == WELL
+
+
+# In a mount and network namespace of its own: the image's root, and below it what a kubelet mounts.
+_POD = """\
+set -e
+ip link set lo up
+mkdir -p "$0/run/etcd" "$0/var/lib/etcd-secrets" "$0/var/lib/cilium/etcd-secrets" "$0/var/lib/cilium/clustermesh"
+mount --bind /dev "$0/dev"
+mount --bind "$1" "$0/var/lib/etcd-secrets"
+mount --bind "$2" "$0/var/lib/cilium/etcd-secrets"
+chown 65532:65532 "$0/run/etcd"
+echo "127.0.0.1 localhost" > "$0/etc/hosts"
+within() { chroot --userspec=65532:65532 "$0" "$@"; }
+within /usr/bin/clustermesh-apiserver etcdinit --etcd-cluster-name=clustermesh-apiserver \
+  --etcd-initial-cluster-token=t --etcd-data-dir=/var/run/etcd
+within /usr/bin/etcd --data-dir=/var/run/etcd --name=clustermesh-apiserver --client-cert-auth \
+  --trusted-ca-file=/var/lib/etcd-secrets/ca.crt --cert-file=/var/lib/etcd-secrets/tls.crt \
+  --key-file=/var/lib/etcd-secrets/tls.key --listen-client-urls=https://127.0.0.1:2379 \
+  --advertise-client-urls=https://127.0.0.1:2379 --initial-cluster-token=t --auto-compaction-retention=1 &
+within /usr/bin/clustermesh-apiserver kvstoremesh --cluster-name=alpha --cluster-id=1 \
+  --kvstore-opt=etcd.config=/var/lib/cilium/etcd-config.yaml --kvstore-opt=etcd.qps=100 \
+  --clustermesh-config=/var/lib/cilium/clustermesh --max-connected-clusters=255 --health-port=9881 &
+for _ in $(seq 600); do
+  python3 -c 'import urllib.request as r; print(r.urlopen("http://127.0.0.1:9881/readyz").read())' 2>/dev/null && break
+  sleep 0.1
+done
+"""
+
+
+@pytest.mark.root
+def test_it_stands_in_for_the_image_of_ciliums_chart(image: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """The commands, files and user of Cilium's templates/clustermesh-apiserver/deployment.yaml."""
+    root, _ = image
+    made = tmp_path / "certs"
+    initialise(made, cluster_leaves("alpha", ["127.0.0.1"]), datetime.now(UTC))
+    secrets = []
+    for name in ("server", "admin"):
+        secret = tmp_path / name
+        secret.mkdir()
+        for file, of in (("ca.crt", "ca.crt"), ("tls.crt", f"{name}.crt"), ("tls.key", f"{name}.key")):
+            (secret / file).write_bytes((made / of).read_bytes())
+            (secret / file).chmod(0o444)
+        secrets.append(str(secret))
+    argv = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "sh", "-c", _POD, str(root), *secrets]
+    env = {"PATH": _SYSTEM, "CILIUM_CLUSTER_NAME": "alpha"}
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, "ok" in done.stdout) == (0, True), done.stdout + done.stderr
 
 
 def test_what_a_package_depends_on_comes_along_by_any_of_its_names() -> None:

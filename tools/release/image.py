@@ -69,6 +69,9 @@ def root_file_system(wheel: Path) -> dict[str, Entry]:
             ),
             "tmp": Entry(0o1777),
             "var/run": Entry(link="/run"),
+            # What Cilium's chart starts, and what that reads.
+            "usr/bin/clustermesh-apiserver": Entry(link="/usr/local/bin/clustermesh-apiserver"),
+            "var/lib/cilium/etcd-config.yaml": Entry(0o644, _HERE / "etcd-config.yaml"),
         }
         | _compiled(entries)
     )
