@@ -38,6 +38,7 @@ from clustermesh.address import prefix_text, text
 from clustermesh.errors import ClusterMeshError, Invalid
 
 _KEPT: Final = ("wireguard.key", "wireguard-go.log", "clusters", "endpoints")  # in the state folder
+_BPFFS: Final = Path("/sys/fs/bpf")
 _PATIENCE: Final = 5.0  # seconds for wireguard-go to end once its device is gone
 _LOOK: Final = 0.02
 
@@ -45,7 +46,7 @@ _LOOK: Final = 0.02
 def main(arguments: list[str] | None = None) -> None:
     """`clustermesh node cleanup`. Exit codes: 0 nothing is left, 1 failed."""
     parser = ArgumentParser(prog="clustermesh node cleanup", description=__doc__.splitlines()[0])
-    parser.add_argument("--bpffs", type=Path, default=Path("/sys/fs/bpf"), metavar="DIR")
+    parser.add_argument("--bpffs", type=Path, default=_BPFFS, metavar="DIR")
     parser.add_argument("--state-dir", type=Path, default=Path("/var/lib/clustermesh"), metavar="DIR")
     parser.add_argument("--run-dir", type=Path, default=Path("/run/clustermesh"), metavar="DIR")
     parser.add_argument("--device", default=NAME)
@@ -79,7 +80,13 @@ async def _clean_alone(options: Namespace) -> int:
 
 
 async def clean(options: Namespace) -> AsyncIterator[str]:
-    """Says of each thing that it is gone. Ending this after any of them leaves what another run completes."""
+    """Says of each thing that it is gone. Ending this after any of them leaves what another run completes.
+
+    Invalid, before the first, where an option names what is no agent's.
+    """
+    if options.bpffs != _BPFFS and not is_bpffs(options.bpffs):
+        raise Invalid("--bpffs", str(options.bpffs), "must be a mounted bpf file system; nothing was removed")
+    await _check_device(options.device)
     for sentence in _remove_datapath(options.bpffs / "clustermesh"):
         yield sentence
     async for sentence in _remove_device(options.device):
@@ -102,6 +109,15 @@ def _remove_datapath(pins: Path) -> Iterator[str]:
     found = [*(pins / "links").glob("*")], [each for each in pins.glob("*/*") if each.parent.name != "links"]
     Datapath.remove(pins)
     yield f"{pins}: {len(found[0])} programs from their hooks, {len(found[1])} maps and notes"
+
+
+async def _check_device(name: str) -> None:
+    """WireGuard's, the kernel's own or that of a wireguard-go that runs."""
+    kinds = {"wireguard", "tun"} if find_listener(SOCKETS / f"{name}.sock") else {"wireguard"}
+    link = await netlink.find_link(name)
+    if link is not None and link.kind not in kinds:
+        said = f"is a device of kind {link.kind or 'hardware'}, and no WireGuard device; nothing was removed"
+        raise Invalid("--device", name, said)
 
 
 async def _remove_device(name: str) -> AsyncIterator[str]:

@@ -33,6 +33,7 @@ from agent.bpf.links import Mechanism
 from agent.bpf.loader import Datapath
 from agent.cni.endpoint import host_ifname
 from agent.process import runs
+from clustermesh.errors import Invalid
 
 
 class Left(MeshNode):
@@ -159,3 +160,20 @@ def test_beside_an_agent_it_is_refused_and_changes_nothing(node: Left) -> None:
     assert f"removed device {node.pod_device}" in done.stdout
     again = node.call(run)
     assert (again.returncode, again.stdout) == (0, "nothing of an agent was here\n")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "why"),
+    [
+        ("device", "eth0", "is a device of kind veth"),
+        ("bpffs", Path("/etc/passwd"), "must be a mounted bpf file system"),
+    ],
+)
+def test_what_is_no_agents_is_refused_before_anything_goes(node: Left, option: str, value: object, why: str) -> None:
+    node.start_pods()
+    before = node.left()
+    setattr(node.options, option, value)
+    with pytest.raises(Invalid, match=f"--{option}: '{value}': {why}.*nothing was removed"):
+        node.clean(whole=True)
+    assert node.left() == before
+    assert "eth0" in node.run("ip -j link")

@@ -18,7 +18,8 @@ def test_the_lab_is_a_distribution_of_its_own_that_the_extra_brings() -> None:
     assert main["project"]["optional-dependencies"]["lab"] == [f"{lab['project']['name']}=={__version__}"]
     assert lab["project"]["dependencies"] == [f"{main['project']['name']}=={__version__}"]
     assert "lab*" not in main["tool"]["setuptools"]["packages"]["find"]["include"]
-    assert lab["tool"]["setuptools"]["packages"] == ["lab"]
+    packages = sorted(".".join(made.parent.relative_to(_ROOT).parts) for made in _ROOT.glob("lab/**/__init__.py"))
+    assert sorted(lab["tool"]["setuptools"]["packages"]) == packages
 
 
 def test_the_chart_is_of_the_same_version() -> None:
