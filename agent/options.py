@@ -6,10 +6,10 @@ import argparse
 import os
 import re
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NoReturn, TypeVar
 
 from msgspec import Struct
 from msgspec.structs import fields
@@ -33,6 +33,8 @@ _EXAMPLES = """examples:
 exit codes: 0 stopped, 1 failed, 2 wrong usage or input
 """
 
+
+_Value = TypeVar("_Value")
 
 LOADERS: Final = ("libbpf", "bcc", "auto")
 ACCELERATIONS: Final[Mapping[str, tuple[XdpMode, ...]]] = MappingProxyType(
@@ -114,9 +116,16 @@ class Options(Struct, frozen=True, kw_only=True):
         return self.state_dir / "clusters"
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as all commands do."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message.removeprefix('argument ')}\n")
+
+
 def parse(arguments: list[str] | None = None) -> Options:
     """Options from the command line; exits with 2 and one line on a wrong one."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="clustermesh-agent",
         description="Keeps this node's kernel in step with the mesh: service maps, ipcache, WireGuard, routes.",
         epilog=_EXAMPLES,
@@ -137,14 +146,14 @@ def parse(arguments: list[str] | None = None) -> Options:
     )
     add(
         "--clustermesh-cache-ttl",
-        type=_cache_ttl,
+        type=_typed(_cache_ttl),
         default=0.0,
         metavar="DURATION",
         help="withdraw a cluster's services once its etcd has not answered for so long, like 10m (default 0: never)",
     )
     add(
         "--devices",
-        type=_devices,
+        type=_typed(parse_devices),
         default=(),
         metavar="NAME,...",
         help="the devices that services are called on from outside, like eth0,bond+ (default: those of the default "
@@ -164,14 +173,14 @@ def parse(arguments: list[str] | None = None) -> Options:
     )
     add(
         "--bpf-lb-snat-ports",
-        type=_ports,
+        type=_typed(parse_ports),
         metavar="FIRST-LAST",
         help="of this node, lent to calls from outside of backends elsewhere: so many a backend at once (default: "
         "10000-29999, or what is free of net.ipv4.ip_local_port_range)",
     )
     add(
         "--node",
-        type=_node,
+        type=_typed(_node),
         default=socket.gethostname(),
         help="this node's name in its cluster (default: the host name)",
     )
@@ -197,59 +206,54 @@ def parse(arguments: list[str] | None = None) -> Options:
     ):
         usual = defaults[option]
         shown = f"{text} (default {usual})"
-        add(f"--{option.replace('_', '-')}", type=kind, default=usual, metavar=metavar, help=shown)
+        add(
+            f"--{option.replace('_', '-')}",
+            type=kind if kind is Path else _typed(kind),
+            default=usual,
+            metavar=metavar,
+            help=shown,
+        )
     options = Options(**vars(parser.parse_args(arguments)))
     if options.cluster_name is None and (options.cluster_id or options.kvstore_opt):
         parser.error("--cluster-id and --kvstore-opt go with --cluster-name; else the folder of --context says both")
     return options
 
 
+def _typed(read: Callable[[str], _Value]) -> Callable[[str], _Value]:
+    """As argparse wants it: what is wrong with which value, behind the option."""
+
+    def typed(text: str) -> _Value:
+        try:
+            return read(text)
+        except Invalid as e:
+            raise argparse.ArgumentTypeError(f"{e.value!r}: {e.rule}") from e
+
+    return typed
+
+
 def _listener(text: str) -> str:
     if text:
-        try:
-            parse_address(text)
-        except Invalid as e:
-            raise argparse.ArgumentTypeError(e.rule) from e
+        parse_address(text)
     return text
 
 
 def _cache_ttl(text: str) -> float:
-    try:
-        return parse_cache_ttl(text, "--clustermesh-cache-ttl")
-    except Invalid as e:
-        raise argparse.ArgumentTypeError(e.rule) from e
+    return parse_cache_ttl(text, "--clustermesh-cache-ttl")
 
 
 def _node(text: str) -> str:
-    try:
-        return keys.check_name(text, "node")
-    except Invalid as e:
-        raise argparse.ArgumentTypeError(e.rule) from e
-
-
-def _devices(text: str) -> tuple[str, ...]:
-    try:
-        return parse_devices(text)
-    except Invalid as e:
-        raise argparse.ArgumentTypeError(f"{e.value!r} {e.rule}") from e
-
-
-def _ports(text: str) -> tuple[int, int]:
-    try:
-        return parse_ports(text)
-    except Invalid as e:
-        raise argparse.ArgumentTypeError(f"{e.value!r} {e.rule}") from e
+    return keys.check_name(text, "node")
 
 
 def _device(text: str) -> str:
     if not 1 <= len(text.encode()) <= 15 or "/" in text or not text.isprintable() or " " in text:
-        raise argparse.ArgumentTypeError("must be a device name of 1 to 15 characters")
+        raise Invalid("device", text, "must be a device name of 1 to 15 characters")
     return text
 
 
 def _size(text: str, least: int = LEAST) -> int:
     if not (text.isascii() and text.isdigit() and least <= int(text[:9]) <= MOST):
-        raise argparse.ArgumentTypeError(f"must be a number from {least} to {MOST}")
+        raise Invalid("size", text, f"must be a number from {least} to {MOST}")
     return int(text)
 
 
@@ -259,11 +263,11 @@ def _table_size(text: str) -> int:
 
 def _ratio(text: str) -> float:
     if re.fullmatch(r"0|0?\.[0-9]{1,6}", text) is None or float(text) > 0.5:
-        raise argparse.ArgumentTypeError("must be a number from 0 to 0.5, as 0.0025")
+        raise Invalid("ratio", text, "must be a number from 0 to 0.5, as 0.0025")
     return float(text)
 
 
 def _port(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= 65535):
-        raise argparse.ArgumentTypeError("must be a number from 1 to 65535")
+        raise Invalid("port", text, "must be a number from 1 to 65535")
     return int(text)
