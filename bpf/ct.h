@@ -87,7 +87,7 @@ static __always_inline struct ct_entry *ct_own_pair(const struct ct_entry *entry
 /* The other direction hears whether this one has ended, and whether a reset was the last that was seen. */
 static __always_inline void ct_tell_pair(const struct ct_entry *entry, struct packet *packet, __u16 flags, __u32 now)
 {
-	struct ct_entry *pair = ct_pair(entry, packet);
+	struct ct_entry *pair = ct_own_pair(entry, &packet->ends, packet);
 
 	if (!pair)
 		return;
@@ -152,7 +152,7 @@ static __always_inline bool ct_is_proof(const struct ct_entry *entry, const stru
 /* Keeps what a client outside is to acknowledge of the backend's answer. */
 static __always_inline void ct_note_answer(const struct ct_entry *entry, struct packet *packet)
 {
-	struct ct_entry *pair = ct_pair(entry, packet);
+	struct ct_entry *pair = ct_own_pair(entry, &packet->ends, packet);
 
 	if (pair && ct_is_from_outside(pair))
 		pair->from_device = bpf_ntohl(packet->number) + 1;

@@ -503,10 +503,14 @@ SUBPROGRAM int answer_refused(struct __sk_buff *skb, __u32 reason)
 	return refuse_packet(skb, &space->packet);
 }
 
-/* Looked at about once a second: whether the backend is still there. A direct connection that was told apart has none. */
-static __always_inline bool is_lost(const struct ct_entry *entry)
+/* Looked at about once a second: whether the backend is still there, of which a direct connection that was told apart has
+ * none; and the entry of its replies, which the kernel may have taken where the map is full: without it nothing comes back,
+ * and who is lent the same port would be spoken for. */
+static __always_inline bool is_lost(const struct ct_entry *entry, struct packet *packet)
 {
-	return !(entry->flags & CT_REPLY) && entry->service_id && !backend_of(entry);
+	if (entry->flags & CT_REPLY)
+		return false;
+	return (entry->service_id && !backend_of(entry)) || !ct_own_pair(entry, &packet->ends, packet);
 }
 
 /* Comes from outside with the ends of what a pod of this node sends: it is not of that connection. */
@@ -529,12 +533,12 @@ static __always_inline int serve(struct __sk_buff *skb, struct ct_scratch *space
 	if (entry)
 		anew = begins_anew(entry, packet, side, now);
 	if (entry && !anew && ct_touch(entry, packet, now)) {
-		lost = is_lost(entry);
+		lost = is_lost(entry, packet);
 		renew_way(of_skb(skb), &space->new, packet, entry);
 	}
 	if (entry && (anew || lost))
 		ct_delete(entry, &packet->ends, packet);
-	if (lost && packet->ends.protocol == IPPROTO_TCP) {
+	if (lost && packet->ends.protocol == IPPROTO_TCP && !is_syn(packet)) {
 		why = REASON_DROP_NO_CONNECTION;
 	} else if (anew || lost) {
 		why = open_connection(skb, side);

@@ -43,7 +43,7 @@ static __always_inline bool parse_whole(struct frame frame, struct packet *packe
 }
 
 /* Whether this is one more packet of a connection, which changes nothing of it but when it was last seen. */
-static __always_inline bool goes_on(const struct ct_entry *entry, const struct packet *packet, __u32 now)
+static __always_inline bool goes_on(const struct ct_entry *entry, struct packet *packet, __u32 now)
 {
 	__u8 protocol = packet->ends.protocol;
 
@@ -53,7 +53,7 @@ static __always_inline bool goes_on(const struct ct_entry *entry, const struct p
 		return false;
 	if (ct_flags_after(entry->flags, packet) != entry->flags)
 		return false;
-	return entry->expires == now + ct_timeout(protocol, entry->flags) || !is_lost(entry);
+	return entry->expires == now + ct_timeout(protocol, entry->flags) || !is_lost(entry, packet);
 }
 
 /* Strict mode's programs do not see what is sent on from here: before and after, one end at least is no pod of the mesh. That

@@ -240,6 +240,16 @@ def test_once_its_backend_is_gone_a_connection_is_left_to_tc_that_resets_it(fram
     assert frames.from_outside(forward)[1] == forward.back().to(flags=RST, seq=0, ack=0)
 
 
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+def test_what_has_no_entry_for_its_replies_any_more_is_left_to_tc(frames: Frames, protocol: int) -> None:
+    forward, back = frames.established(protocol)
+    frames.drop("ct", key_of(back))
+    found = frames.entry(forward)
+    assert found is not None
+    frames.change(forward, expires=found.expires - 3)
+    assert frames.is_left(forward)
+
+
 def test_datagrams_after_their_time_are_left_to_tc_that_chooses_anew(frames: Frames) -> None:
     forward, back = frames.established(UDP)
     for packet in (forward, back):
