@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 from chart_bed import MISSING, define, named, rendered
+from dns_bed import MISSING as NO_DNS
+from dns_bed import dns
 from kube_bed import KubeBed
 
 from clustermesh.address import parse
@@ -271,3 +273,25 @@ async def test_a_global_service_has_slices_where_it_asks_for_them_and_other_impl
         await mesh.until(lambda: sorted(len(each["endpoints"]) for each in mesh.slices("web")), [50, 100])
         mesh.bed.merge(web, {"metadata": {"annotations": {"service.cilium.io/global": "false"}}})
         await mesh.until(lambda: mesh.slices("web"), [])
+
+
+@pytest.mark.skipif(bool(NO_DNS), reason=NO_DNS)
+async def test_a_real_dns_server_answers_for_what_is_imported(mesh: Mesh) -> None:
+    await mesh.connect()
+    name = f"cart.{mesh.namespace}.svc.clusterset.local"
+    with dns(mesh.bed, mesh.folder.parent) as server:
+        async with kept(mesh):
+            serve(mesh)
+            mesh.export()
+            await mesh.until(lambda: bool(mesh.imported() and mesh.imported()["spec"].get("ips")), True)
+            await mesh.until(lambda: server.ask(name), mesh.imported()["spec"]["ips"])
+
+            await mesh.beta_exports(created=1, type="Headless", ports=(ExportPort(port=80, name="http"),))
+            await mesh.beta_serves(mesh.behind, "10.2.0.5", "fd00:2::5")
+            await mesh.until(lambda: server.ask(name), ["10.1.0.5", "10.2.0.5"])
+            await mesh.until(lambda: server.ask(name, "AAAA"), ["fd00:2::5"])
+            assert server.ask(f"web-0.beta.{name}") == ["10.2.0.5"]
+            assert server.ask(f"web-1.beta.{name}", "AAAA") == ["fd00:2::5"]
+            await mesh.beta_withdraws()
+            await mesh.until(lambda: bool(mesh.imported()["spec"].get("ips")), True)
+            await mesh.until(lambda: server.ask(name), mesh.imported()["spec"]["ips"])
