@@ -114,6 +114,7 @@ class KubeClient:
         Raises ClusterMeshError; Unavailable where it fails and prints nothing.
         """
         grant = await self._access.grant(None)
+        headers = {"Accept": "*/*"} | ({"Authorization": grant.header} if grant.header else {})  # no JSON comes
         asked = [("container", container), ("stdout", "true"), ("stderr", "true"), *(("command", e) for e in argv)]
         said: dict[int, bytearray] = {_STDOUT: bytearray(), _STDERR: bytearray(), _END: bytearray()}
         try:
@@ -123,7 +124,7 @@ class KubeClient:
                     grant.server + path,
                     params=asked,
                     protocols=(_EXEC,),
-                    headers={"Authorization": grant.header} if grant.header else {},
+                    headers=headers,
                     ssl=True if grant.tls is None else grant.tls,
                     server_hostname=grant.server_name or None,
                     proxy=grant.proxy or None,

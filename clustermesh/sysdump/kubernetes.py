@@ -142,7 +142,7 @@ class Dump:
                     yield Source(f"nodes/{node}/{'-'.join(words[1:])}.json", partial(self._exec, name, words))
 
     def _pages(self, pod: str, program: str, port: int) -> Iterator[Source]:
-        for page in ("metrics", "readyz"):
+        for page in ("metrics", "health" if program == "etcd-metrics" else "readyz"):
             at = f"{self._at('api/v1', 'pods')}/{pod}:{port}/proxy/{page}"
             yield Source(f"servers/{pod}/{program}.{page}", partial(self._get, at))
 

@@ -67,6 +67,8 @@ class Kubelet:
         return web.Response(body=b"a log of " + request.match_info["container"].encode() + b"\n" + self.words)
 
     async def _exec(self, request: web.Request) -> web.StreamResponse:
+        if "*/*" not in request.headers["Accept"]:
+            return web.Response(status=406)  # as a real one
         channel = web.WebSocketResponse(protocols=("v4.channel.k8s.io",))
         await channel.prepare(request)
         words = request.query.getall("command")
