@@ -7,67 +7,79 @@ see is that it left one of several services that had it.
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter
+from collections.abc import Collection, Iterator
 from struct import Struct
-from typing import Final, NamedTuple
+from typing import Final
 
-from agent.bpf.layouts import CtEntry, CtFlag, CtKey, MeantValue, unpack
+from agent.bpf.layouts import CtFlag, MeantValue
 from agent.bpf.programs import map_info
-from agent.bpf.syscalls import map_lookup, map_lookup_batch
+from agent.bpf.syscalls import Page, map_lookup_batch
 from agent.conntrack.collector import take_out
 from agent.conntrack.entries import pair_of
+from clustermesh.address import Address
 
 _PAGE: Final = 1024
 _BREATH: Final = 0.001  # seconds that others have after each page
 _KEY: Final = Struct("=16x16s2x2sB3x")  # struct ct_key: the service's address and port, the protocol
-_VALUE: Final = Struct("=16x16s2x2s4s4s16xH26x")  # struct ct_entry: the backend's, the service's and its id, the flags
-_ENDS: Final = 44  # bytes of a ct_entry that say where packets go
-_NONE: Final = bytes(4)
+_VALUE: Final = Struct("=16x16s2x2sII16xH26x")  # struct ct_entry: the backend's, the service's id, its id, the flags
 
-
-class Connection(NamedTuple):
-    """An entry of what goes to the backend, as it was found."""
-
-    key: bytes
-    value: bytes
+_Meant = tuple[bytes, bytes, int, bytes, bytes, int]
+"""Of a MeantValue all but what it is in: service, its port, protocol, backend, its port and id."""
 
 
 class Tracked:
-    """Over the map ct, which stays its owner's. Not for an event loop's thread."""
+    """Over the map ct, which stays its owner's. Not for an event loop's thread: it is gone over for each question, and
+    none of it is kept."""
 
     def __init__(self, fd: int) -> None:
         info = map_info(fd)
         self._fd, self._sizes = fd, (info.key_size, info.value_size)
 
-    def find(self) -> dict[MeantValue, list[Connection]]:
-        """All there are. OSError."""
-        found: defaultdict[tuple[object, ...], list[Connection]] = defaultdict(list)
-        cursor, (key_size, value_size) = b"", self._sizes
+    def find(self) -> dict[MeantValue, int]:
+        """How many mean each. OSError."""
+        found = Counter[_Meant]()
+        for page in self._pages():
+            found.update(meant for _, meant in _forward(page))
+        return {_value(meant): count for meant, count in found.items()}
+
+    def end(self, gone: Collection[MeantValue]) -> int:
+        """Forget those that mean one of these: what comes next is answered with a reset (TCP), or chosen for anew. How
+        many they were. OSError."""
+        wanted, count = {*map(_meant, gone)}, 0
+        for page in self._pages():
+            if places := [at for at, meant in _forward(page) if meant in wanted]:
+                entries = [*page.entries(self._sizes)]
+                keys = [entries[at][0] for at in places]
+                count += take_out(self._fd, keys)
+                take_out(self._fd, [pair for at in places if (pair := pair_of(*entries[at]))])
+        return count
+
+    def _pages(self) -> Iterator[Page]:
+        cursor = b""
         while True:
             page = map_lookup_batch(self._fd, cursor, self._sizes, _PAGE)
-            ends = zip(_KEY.iter_unpack(page.keys), _VALUE.iter_unpack(page.values), strict=True)
-            for at, (service, (backend, port, number, of_backend, flags)) in enumerate(ends):
-                if number != _NONE and not flags & CtFlag.REPLY:
-                    key, value = page.keys[at * key_size :][:key_size], page.values[at * value_size :][:value_size]
-                    found[service, backend, port, of_backend].append(Connection(key, value))
+            yield page
             if page.error:
-                return {_meant(those[0]): those for those in found.values()}
+                return
             cursor = page.cursor
             time.sleep(_BREATH)
 
-    def end(self, gone: dict[MeantValue, list[Connection]]) -> int:
-        """Forget these, but for those that were begun anew since: what comes next is answered with a reset (TCP), or
-        chosen for anew. How many they were. OSError."""
-        count = 0
-        for each in (each for those in gone.values() for each in those):
-            value = map_lookup(self._fd, each.key, self._sizes[1])
-            if value is not None and value[:_ENDS] == each.value[:_ENDS]:
-                pair = pair_of(each.key, value)
-                count += take_out(self._fd, [each.key]) if pair is None else bool(take_out(self._fd, [each.key, pair]))
-        return count
+
+def _forward(page: Page) -> Iterator[tuple[int, _Meant]]:
+    """The entries of what goes to backends of services, by their places in the page."""
+    ends = zip(_KEY.iter_unpack(page.keys), _VALUE.iter_unpack(page.values), strict=True)
+    for at, (to, (backend, port, service_id, backend_id, flags)) in enumerate(ends):
+        if service_id and not flags & CtFlag.REPLY:
+            yield at, (*to, backend, port, backend_id)
 
 
-def _meant(those: Connection) -> MeantValue:
-    key, entry = unpack(CtKey, those.key), unpack(CtEntry, those.value)
-    ends = key.destination, entry.destination, key.destination_port, entry.destination_port
-    return MeantValue(*ends, entry.backend_id, key.protocol)
+def _value(meant: _Meant) -> MeantValue:
+    service, port, protocol, backend, backend_port, backend_id = meant
+    numbers = int.from_bytes(port, "big"), int.from_bytes(backend_port, "big")
+    return MeantValue(Address(service), Address(backend), *numbers, backend_id, protocol)
+
+
+def _meant(value: MeantValue) -> _Meant:
+    ports = value.port.to_bytes(2, "big"), value.backend_port.to_bytes(2, "big")
+    return value.address, ports[0], value.protocol, value.backend, ports[1], value.backend_id

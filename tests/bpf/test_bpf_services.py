@@ -479,13 +479,13 @@ def test_what_left_one_of_two_services_that_had_it_is_found_and_ended(bed: Bed, 
     other = sent.to(destination=bed.second_vip, source_port=sent.source_port + 1)
     arrived = [opened(bed, each) for each in (sent, other)]
     tracked = Tracked(bed.datapath.maps["ct"])
-    found = {meaning.address: (meaning, those) for meaning, those in tracked.find().items()}
+    found = {meaning.address: meaning for meaning, count in tracked.find().items() if count == 1}
     port, target = PORTS[protocol]
-    meant, connections = found[parse(bed.vip)]
+    meant = found[parse(bed.vip)]
     assert meant == MeantValue(parse(bed.vip), parse(bed.backend), port, target, meant.backend_id, protocol)
     assert found.keys() == {parse(bed.vip), parse(bed.second_vip)}
-    assert tracked.end({meant: connections}) == 1
-    assert tracked.end({meant: connections}) == 0, "it is gone"
+    assert tracked.end({meant}) == 1
+    assert tracked.end({meant}) == 0, "it is gone"
     bed.back(9, bed.other, target, protocol)
     bed.put("lb_slots", {SlotsKey(100 + 10 * [*PORTS].index(protocol)): [Number(9)] * 16})
     if protocol == TCP:
@@ -493,7 +493,7 @@ def test_what_left_one_of_two_services_that_had_it_is_found_and_ended(bed: Bed, 
         assert bed.from_pod(last) == (REDIRECT, last.back().to(flags=RST, seq=99, ack=0))
     else:
         assert bed.from_pod(sent) == (NEXT, arrived[0].to(destination=bed.other))
-        assert tracked.end({meant: connections}) == 0, "it was begun anew, with another"
+        assert tracked.end({meant}) == 0, "it was begun anew, with another"
         assert bed.entry(sent) is not None
     assert bed.from_pod(other.to(flags=ACK)) == (NEXT, arrived[1].to(flags=ACK))
 

@@ -115,14 +115,12 @@ class FakeTracked:
         self.connections = Counter[MeantValue]()
         self.looks = 0
 
-    def find(self) -> dict[MeantValue, list[int]]:
+    def find(self) -> dict[MeantValue, int]:
         self.looks += 1
-        return {asked: [1] * count for asked, count in self.connections.items() if count}
+        return {asked: count for asked, count in self.connections.items() if count}
 
-    def end(self, gone: dict[MeantValue, list[int]]) -> int:
-        for asked in gone:
-            del self.connections[asked]
-        return sum(map(len, gone.values()))
+    def end(self, gone: Iterable[MeantValue]) -> int:
+        return sum(self.connections.pop(asked) for asked in gone)
 
 
 class FakeEvictor:

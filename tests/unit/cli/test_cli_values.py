@@ -78,7 +78,7 @@ def test_an_agent_refuses_as_well(flag: str, values: list[str], capsys: pytest.C
         with pytest.raises(SystemExit) as ended:
             options.parse([f"{flag}={value}"])
         assert ended.value.code == 2
-        assert f"argument {flag}: must be" in capsys.readouterr().err
+        assert f"{flag}: {value!r}: must be" in capsys.readouterr().err
 
 
 def test_every_number_that_a_server_takes_is_bounded() -> None:
