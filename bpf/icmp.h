@@ -6,37 +6,22 @@
 #include "ct.h"
 #include "nat.h"
 
+/* Not a later fragment, which has no ports. */
 static __always_inline bool read_quote(struct __sk_buff *skb, const struct packet *packet, struct quote *quote)
 {
+	const struct ct_key *ends = &quote->packet.ends;
 	__be16 ports[2];
 
-	__builtin_memset(quote, 0, sizeof(*quote));
-	quote->network = packet->transport + sizeof(struct icmp_header);
-	if (packet->flags & PACKET_IPV6) {
-		struct ipv6hdr ip;
-
-		if (bpf_skb_load_bytes(skb, quote->network, &ip, sizeof(ip)))
-			return false;
-		__builtin_memcpy(&quote->back.source, &ip.daddr, sizeof(struct address));
-		__builtin_memcpy(&quote->back.destination, &ip.saddr, sizeof(struct address));
-		quote->back.protocol = ip.nexthdr;
-		quote->transport = quote->network + sizeof(ip);
-	} else {
-		struct iphdr ip;
-
-		if (bpf_skb_load_bytes(skb, quote->network, &ip, sizeof(ip)) || ip.frag_off & bpf_htons(FRAGMENT_OFFSET))
-			return false;
-		quote->back.source = mapped(ip.daddr);
-		quote->back.destination = mapped(ip.saddr);
-		quote->back.protocol = ip.protocol;
-		quote->transport = quote->network + ip.ihl * 4;
-		quote->check = ip.check;
-	}
-	if (quote->back.protocol != IPPROTO_TCP && quote->back.protocol != IPPROTO_UDP &&
-	    quote->back.protocol != IPPROTO_SCTP)
+	if (!parse_network(of_skb(skb), packet->transport + sizeof(struct icmp_header), &quote->packet) ||
+	    quote->packet.flags & PACKET_LATER_FRAGMENT)
 		return false;
-	if (bpf_skb_load_bytes(skb, quote->transport, ports, sizeof(ports)))
+	if (ends->protocol != IPPROTO_TCP && ends->protocol != IPPROTO_UDP && ends->protocol != IPPROTO_SCTP)
 		return false;
+	if (bpf_skb_load_bytes(skb, quote->packet.transport, ports, sizeof(ports)))
+		return false;
+	quote->back = *ends;
+	quote->back.source = ends->destination;
+	quote->back.destination = ends->source;
 	quote->back.source_port = ports[1];
 	quote->back.destination_port = ports[0];
 	return true;
@@ -45,7 +30,7 @@ static __always_inline bool read_quote(struct __sk_buff *skb, const struct packe
 /* The checksum of the quoted transport's header, where so much is quoted; what it changed by is added to `change`. */
 static __always_inline int nat_quoted_check(struct __sk_buff *skb, const struct quote *quote, __u64 by, __u64 *change)
 {
-	__u32 at = quote->transport;
+	__u32 at = quote->packet.transport;
 	__u16 before, after;
 
 	if (quote->back.protocol == IPPROTO_UDP)
@@ -72,15 +57,15 @@ static __always_inline int nat_quote(struct __sk_buff *skb, const struct packet 
 	__u64 ports = (__u64)to->source_port + to->destination_port + (__u16)~quote->back.source_port +
 		      (__u16)~quote->back.destination_port;
 	__be16 swapped[2] = { to->destination_port, to->source_port };
-	__u16 check = changed_check(quote->check, addresses);
+	__u16 check = changed_check(quote->packet.check, addresses);
 
 	*change = addresses + ports;
 	if (!(packet->flags & PACKET_IPV6))
-		*change += (__u64)check + (__u16)~quote->check;
+		*change += (__u64)check + (__u16)~quote->packet.check;
 	if (nat_quoted_check(skb, quote, addresses + ports, change) ||
-	    bpf_skb_store_bytes(skb, quote->transport, swapped, sizeof(swapped), 0))
+	    bpf_skb_store_bytes(skb, quote->packet.transport, swapped, sizeof(swapped), 0))
 		return -1;
-	return write_addresses(of_skb(skb), packet, quote->network, &to->destination, &to->source, check, 0);
+	return write_addresses(of_skb(skb), packet, quote->packet.network, &to->destination, &to->source, check, 0);
 }
 
 /* Translates the error as `entry` says of what comes back. Whoever found the error, be it no end, keeps its address. */

@@ -36,12 +36,10 @@ struct ends {
 	__be16 destination_port;
 };
 
-/* What an ICMP error quotes: the ends it would have if it came back, and where its headers are. */
+/* What an ICMP error quotes: as it was sent, and the ends it would have if it came back. */
 struct quote {
+	struct packet packet;
 	struct ct_key back;
-	__u16 network;
-	__u16 transport;
-	__u16 check; /* of the IPv4 header */
 };
 
 /* A connection that begins. */

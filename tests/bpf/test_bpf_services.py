@@ -8,10 +8,11 @@ Every checksum of every packet is computed anew as it is read.
 
 from __future__ import annotations
 
+import struct
 import sys
 
 import pytest
-from bpf_flows import ACK, FIN, ICMP, ICMP6, RST, SCTP, SYN, TCP, UDP, Packet, join
+from bpf_flows import ACK, FIN, ICMP, ICMP6, RST, SCTP, SYN, TCP, UDP, Packet, join, ones_sum
 from bpf_run import program_test_run
 from bpf_services import BACKEND, DROP, LENT, NEXT, PORTS, REDIRECT, Bed, bare, call, config, key_of, to_backend
 
@@ -214,6 +215,36 @@ def test_eight_bytes_of_a_transport_are_enough_to_know_it(bed: Bed, protocol: in
     assert found is not None
     assert found.about is not None
     assert key_of(found.about) == key_of(sent)
+
+
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+@pytest.mark.parametrize("headers", ["a fragment", "options", "both"])
+def test_an_error_about_a_packet_with_more_headers_names_the_service(bed: Bed, protocol: int, headers: str) -> None:
+    """As a router says that a large datagram, which was sent in fragments, is too large in these, too."""
+    options = bytes([0, 0, 1, 4, 0, 0, 0, 0]) if bed.is_ipv6() else b"\x94\x04\x00\x00"
+    sent = call(bed, protocol).to(payload=bytes(2000), options=b"" if headers == "a fragment" else options)
+    if headers != "options":
+        sent, later = sent.fragments(1232, 77)
+    verdict, arrived = bed.from_pod(sent)
+    assert verdict == NEXT
+    assert arrived is not None
+    icmp = (2, 0, 1280) if bed.is_ipv6() else (3, 4, 1280)
+    error = bed.error(bed.router, bed.pod, arrived).to(icmp=icmp)
+    assert about(bed, error.frame()) == sent.network()
+    if headers != "options":
+        _, arrived = bed.from_pod(later)
+        assert arrived is not None
+        frame = bed.error(bed.router, bed.pod, arrived).to(icmp=icmp).frame()
+        assert about(bed, frame) == arrived.network(), "whose ports nobody knows is left as it is"
+
+
+def about(bed: Bed, frame: bytes) -> bytes:
+    """The packet that an error is about as its receiver has it, the checksum of the error having been looked at."""
+    result = program_test_run(bed.datapath.program_fd("to_pod"), frame, 1)
+    inner = result.data[14 + (40 if bed.is_ipv6() else 20) :]
+    pseudo = result.data[22:54] + struct.pack("!II", len(inner), ICMP6) if bed.is_ipv6() else b""
+    assert (result.verdict, ones_sum(pseudo + inner)) == (NEXT, 0xFFFF)
+    return inner[8:]
 
 
 # --- fragments
