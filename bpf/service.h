@@ -54,6 +54,15 @@ static __always_inline bool has_expired(const struct ct_entry *entry, const stru
 	return !ct_is_live(entry->expires, now) && (!pair || !ct_is_live(pair->expires, now));
 }
 
+/* Whether what has the ends of an answer is none, since what it would answer has expired: of another connection, with nobody's
+ * service between. (In the middle of one of TCP the two are not to be told apart.) */
+static __always_inline bool is_beyond(const struct ct_entry *reply, struct packet *packet, __u32 now)
+{
+	if (packet->ends.protocol == IPPROTO_TCP && (packet->tcp & (TCP_SYN | TCP_ACK)) != (TCP_SYN | TCP_ACK))
+		return false;
+	return !ct_is_live(reply->expires, now) && has_expired(reply, ct_own_pair(reply, &packet->ends, packet), now);
+}
+
 /* Whether this packet begins a connection although there is an entry for it. An opening packet, or a reset before it, may be
  * forged: what is established goes on, and its backend knows what to answer to a client that has in fact begun anew. Only
  * where that has refused it, and is given to nobody new, another one is chosen. A pod takes the entry that somebody outside
@@ -63,7 +72,7 @@ static __always_inline bool begins_anew(const struct ct_entry *entry, struct pac
 	struct lb_backend *backend;
 
 	if (entry->flags & CT_REPLY)
-		return false;
+		return is_beyond(entry, packet, now);
 	if (side == SIDE_POD && ct_is_from_outside(entry))
 		return packet->ends.protocol != IPPROTO_TCP || is_syn(packet);
 	if (packet->ends.protocol != IPPROTO_TCP)
@@ -290,11 +299,17 @@ SUBPROGRAM int translate_error(struct __sk_buff *skb, __u32 is_egress)
 	return is_egress ? NEXT : send(skb, &space->packet, &passage);
 }
 
+static __always_inline void keep_direct(struct __sk_buff *skb, const struct packet *packet, __u32 now)
+{
+	struct ct_direct direct = { now + ct_timeout(packet->ends.protocol, 0), skb->ifindex, 0, 0 };
+
+	bpf_map_update_elem(MAP(ct_direct), &packet->ends, &direct, BPF_ANY);
+}
+
 /* What a pod sends to no service is kept in mind, so that what it sends to one is not taken for the same connection. True
  * where that is all; false where it must be told apart from a service's that lives. */
 static __always_inline bool note_direct(struct __sk_buff *skb, struct ct_new *new, struct packet *packet, __u32 now)
 {
-	struct ct_direct direct = { now + ct_timeout(packet->ends.protocol, 0), skb->ifindex, 0, 0 };
 	struct ct_entry *reply;
 
 	new->reply_key = packet->ends;
@@ -309,7 +324,7 @@ static __always_inline bool note_direct(struct __sk_buff *skb, struct ct_new *ne
 		return false;
 	if (reply)
 		ct_delete(reply, &new->reply_key, packet);
-	bpf_map_update_elem(MAP(ct_direct), &packet->ends, &direct, BPF_ANY);
+	keep_direct(skb, packet, now);
 	return true;
 }
 
@@ -479,8 +494,13 @@ SUBPROGRAM int open_connection(struct __sk_buff *skb, __u32 side)
 		return NOTHING;
 	if (service && side == SIDE_OUTSIDE && !lb_may_ask(&space->new.service, service, &ends->source))
 		return REASON_DROP_SOURCE_RANGE;
-	if (ends->protocol == IPPROTO_TCP && !is_syn(&space->packet))
-		return service ? REASON_DROP_NO_CONNECTION : NOTHING;
+	if (ends->protocol == IPPROTO_TCP && !is_syn(&space->packet)) {
+		if (service)
+			return REASON_DROP_NO_CONNECTION;
+		if (!(space->packet.tcp & (TCP_FIN | TCP_RST))) /* its answers: who called may call a service, too */
+			keep_direct(skb, &space->packet, ct_now());
+		return NOTHING;
+	}
 	if (!service && note_direct(skb, &space->new, &space->packet, ct_now()))
 		return NOTHING;
 	return begin(skb, space, node, service, side);
@@ -528,10 +548,12 @@ static __always_inline int serve(struct __sk_buff *skb, struct ct_scratch *space
 	__u32 now = ct_now();
 	int why = 0;
 
-	if (entry && (is_left_to_egress(entry, packet) || is_forged(entry, side)))
+	if (entry && is_forged(entry, side))
 		return NEXT;
 	if (entry)
 		anew = begins_anew(entry, packet, side, now);
+	if (entry && !anew && is_left_to_egress(entry, packet))
+		return NEXT;
 	if (entry && !anew && ct_touch(entry, packet, now)) {
 		lost = is_lost(entry, packet);
 		renew_way(of_skb(skb), &space->new, packet, entry);

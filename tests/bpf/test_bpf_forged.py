@@ -240,6 +240,63 @@ def test_what_two_pods_say_directly_is_not_taken_for_answers_to_who_calls_in_the
     assert outside.from_pod(answer) == (NEXT, answer)
 
 
+@pytest.mark.parametrize("flags", [0, ConfigFlag.REDIRECT], ids=["by the stack", "redirected"])
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+@pytest.mark.parametrize("who", ["remote", "stranger"])
+def test_what_somebody_says_to_a_pod_directly_is_not_taken_away_by_a_call_from_the_same_port(
+    outside: Outside, who: str, protocol: int, flags: int
+) -> None:
+    """Be that forged or its own: both go on, and the pod tells them apart."""
+    outside.put("node_config", {Number(0): config(outside, flags=flags)})
+    locally(outside)
+    sent = call(outside, protocol).to(source=getattr(outside, who))
+    direct = to_backend(outside, sent)
+    for answer in (direct.back().to(flags=SYN | ACK), direct.back().to(flags=ACK, payload=b"data")):
+        assert outside.from_outside(direct) == (NEXT, direct)
+        assert outside.from_pod(answer) == (NEXT, answer)
+    _, arrived = outside.from_outside(sent)
+    assert arrived is not None
+    assert arrived == direct.to(source_port=arrived.source_port)
+    assert arrived.source_port in LENT
+    for _ in range(2):
+        assert outside.from_pod(answer) == (NEXT, answer)
+        assert outside.to_outside(answer) == (NEXT, answer)
+    verdict, shown = outside.from_pod(arrived.back().to(flags=SYN | ACK))
+    if verdict == NEXT:
+        assert shown is not None
+        _, shown = outside.to_outside(shown)
+    assert shown == sent.back().to(flags=SYN | ACK)
+
+
+@pytest.mark.parametrize("flags", [0, ConfigFlag.REDIRECT], ids=["by the stack", "redirected"])
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+def test_what_a_forged_call_leaves_takes_no_later_connection_to_the_pod_itself(
+    outside: Outside, protocol: int, flags: int
+) -> None:
+    """Whose name it was in answers the pod's answer by a reset; what is left has expired, and may not be collected yet."""
+    outside.put("node_config", {Number(0): config(outside, flags=flags)})
+    locally(outside)
+    forged = call(outside, protocol)
+    _, arrived = outside.from_outside(forged)
+    assert arrived is not None
+    opening = arrived.back().to(flags=SYN | ACK)
+    outside.from_outside(forged.to(flags=RST))
+    for packet in (forged, opening):
+        outside.change(packet, expires=1)
+    for answer in (opening, opening.to(flags=ACK, payload=b"data")):
+        assert outside.from_pod(answer) == (NEXT, answer)
+        assert outside.to_outside(answer) == (NEXT, answer)
+    assert outside.entries() == {}
+
+
+def test_what_a_pod_ends_is_not_kept_in_mind(outside: Outside) -> None:
+    """Else who tries all its ports would take the room of what it says to others."""
+    answer = Packet(outside.backend, 8080, outside.stranger, 50000)
+    for flags in (RST, RST | ACK, FIN | ACK):
+        assert outside.from_pod(answer.to(flags=flags)) == (NEXT, answer.to(flags=flags))
+    assert outside.direct() == {}
+
+
 ANSWERS: dict[str, list[int]] = {
     "with nothing": [],
     "by a reset": [RST],
