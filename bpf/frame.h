@@ -69,6 +69,12 @@ static __always_inline void *header(struct frame frame, __u32 offset, __u32 size
 	return bpf_skb_pull_data(skb_of(frame), offset + size) ? NULL : frame_at(frame, offset, size);
 }
 
+/* All bytes of it, from its link-layer's header on. */
+static __always_inline __u32 frame_size(struct frame frame)
+{
+	return frame.is_xdp ? frame_end(frame) - frame_data(frame) : skb_of(frame)->len;
+}
+
 /* The network's protocol. */
 static __always_inline __be16 frame_protocol(struct frame frame)
 {

@@ -59,7 +59,7 @@ static __always_inline bool parse_ipv4(struct frame frame, struct packet *packet
 	struct iphdr *ip = header(frame, packet->network, sizeof(*ip));
 	__u16 fragment;
 
-	if (!ip || ip->ihl < 5)
+	if (!ip || ip->version != 4 || ip->ihl < 5)
 		return false;
 	fragment = bpf_ntohs(ip->frag_off);
 	packet->ends.source = mapped(ip->saddr);
@@ -114,7 +114,7 @@ static __always_inline bool parse_ipv6(struct frame frame, struct packet *packet
 {
 	struct ipv6hdr *ip = header(frame, packet->network, sizeof(*ip));
 
-	if (!ip)
+	if (!ip || ip->version != 6)
 		return false;
 	__builtin_memcpy(&packet->ends.source, &ip->saddr, 2 * sizeof(struct address));
 	if (is_ipv4(&packet->ends.source) || is_ipv4(&packet->ends.destination))
@@ -167,6 +167,14 @@ static __always_inline enum content read_ports(struct packet *packet, const __be
 	return CONTENT_FLOW;
 }
 
+/* `size` bytes of the transport's header, NULL where the packet says itself that they are none of it. */
+static __always_inline void *transport_header(struct frame frame, const struct packet *packet, __u32 size)
+{
+	if (packet->transport + size > packet->network + packet->length && !frame_segments(frame))
+		return NULL;
+	return header(frame, packet->transport, size);
+}
+
 static __always_inline enum content parse_transport(struct frame frame, struct packet *packet)
 {
 	__u8 protocol = packet->ends.protocol, *found;
@@ -176,7 +184,7 @@ static __always_inline enum content parse_transport(struct frame frame, struct p
 	if (packet->flags & PACKET_FRAGMENTED) /* its number may have been another packet's, that was translated */
 		bpf_map_delete_elem(MAP(ct_fragments), fragment_key(packet));
 	if (protocol == IPPROTO_TCP) {
-		found = header(frame, packet->transport, sizeof(struct tcphdr));
+		found = transport_header(frame, packet, sizeof(struct tcphdr));
 		if (!found)
 			return CONTENT_ENDS;
 		packet->tcp = found[13];
@@ -186,7 +194,7 @@ static __always_inline enum content parse_transport(struct frame frame, struct p
 									     found + offsetof(struct tcphdr, ack_seq));
 		return read_ports(packet, (__be16 *)found);
 	}
-	found = header(frame, packet->transport, sizeof(struct udphdr));
+	found = transport_header(frame, packet, sizeof(struct udphdr));
 	if (!found)
 		return CONTENT_ENDS;
 	packet->head = sizeof(struct udphdr);
@@ -213,10 +221,18 @@ static __always_inline bool parse_network(struct frame frame, __u16 network, str
 	return protocol == bpf_htons(ETH_P_IPV6) && parse_ipv6(frame, packet);
 }
 
+/* Whether all is there that the packet says to be; one that stands for many may say nothing. */
+static __always_inline bool is_whole(struct frame frame, const struct packet *packet)
+{
+	return frame_segments(frame) || (__u32)packet->network + packet->length <= frame_size(frame);
+}
+
 /* Reads a packet whose network header is at `network`. */
 static __always_inline enum content parse(struct frame frame, __u16 network, struct packet *packet)
 {
-	return parse_network(frame, network, packet) ? parse_transport(frame, packet) : CONTENT_OTHER;
+	if (!parse_network(frame, network, packet) || !is_whole(frame, packet))
+		return CONTENT_OTHER;
+	return parse_transport(frame, packet);
 }
 
 /* Opens a TCP connection. */

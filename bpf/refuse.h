@@ -39,7 +39,7 @@ static __always_inline __u64 sum_of_ends(const struct ct_key *ends, __u8 protoco
 }
 
 /* An IP header with the packet's ends swapped before `length` bytes of `protocol` at `transport`. Extension headers and
- * options stay. */
+ * options before that stay; what the options sum up to is what the rest of the old header lacked. */
 static __always_inline int answer_ip(struct __sk_buff *skb, const struct packet *packet, __u32 transport, __u8 protocol,
 				     __u16 length)
 {
@@ -59,7 +59,7 @@ static __always_inline int answer_ip(struct __sk_buff *skb, const struct packet 
 		return bpf_skb_store_bytes(skb, packet->network, &ip, sizeof(ip), BPF_F_RECOMPUTE_CSUM);
 	} else {
 		__u32 size = transport - packet->network;
-		struct iphdr ip = {
+		struct iphdr old, ip = {
 			.version = 4,
 			.ihl = size / 4,
 			.tot_len = bpf_htons(size + length),
@@ -70,7 +70,10 @@ static __always_inline int answer_ip(struct __sk_buff *skb, const struct packet 
 			.daddr = ends->source.word[3],
 		};
 
-		ip.check = ~sum_fold16((__u32)bpf_csum_diff(NULL, 0, (__be32 *)&ip, sizeof(ip), 0));
+		if (bpf_skb_load_bytes(skb, packet->network, &old, sizeof(old)))
+			return -1;
+		ip.check = ~sum_fold16((__u32)bpf_csum_diff((__be32 *)&old, size > sizeof(ip) ? sizeof(old) : 0,
+							    (__be32 *)&ip, sizeof(ip), 0));
 		return bpf_skb_store_bytes(skb, packet->network, &ip, sizeof(ip), BPF_F_RECOMPUTE_CSUM);
 	}
 }

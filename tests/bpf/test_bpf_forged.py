@@ -273,7 +273,7 @@ def test_what_somebody_says_to_a_pod_directly_is_not_taken_away_by_a_call_from_t
 def test_what_a_forged_call_leaves_takes_no_later_connection_to_the_pod_itself(
     outside: Outside, protocol: int, flags: int
 ) -> None:
-    """Whose name it was in answers the pod's answer by a reset; what is left has expired, and may not be collected yet."""
+    """Whose name it was in answers the pod by a reset; what is left has expired, and may not be collected yet."""
     outside.put("node_config", {Number(0): config(outside, flags=flags)})
     locally(outside)
     forged = call(outside, protocol)

@@ -95,6 +95,42 @@ def test_a_packet_that_ends_too_early_is_left_to_the_kernel(bed: Bed, cut: int) 
         assert (result.verdict, result.data) == (NEXT, frame)
 
 
+# At which byte of the network header, what stands there instead.
+NO_PACKETS = {
+    "IPv4": {
+        "of no version": (0, b"\x05"),
+        "of another version": (0, b"\x65"),
+        "shorter than its header": (2, b"\0\x13"),
+        "shorter than its transport's": (2, b"\0\x1b"),
+        "longer than its frame": (2, b"\x10\0"),
+    },
+    "IPv6": {
+        "of no version": (0, b"\0"),
+        "of another version": (0, b"\x45"),
+        "shorter than its transport's": (4, b"\0\x07"),
+        "longer than its frame": (4, b"\x10\0"),
+    },
+}
+
+
+@pytest.mark.parametrize("protocol", PORTS)
+@pytest.mark.parametrize("empty", [False, True])
+def test_what_the_kernel_takes_for_no_packet_is_left_to_it(bed: Bed, protocol: int, empty: bool) -> None:
+    """It is neither translated nor answered, and opens nothing."""
+    sent = call(bed, protocol, bed.empty if empty else None)
+    for at, what in NO_PACKETS["IPv6" if bed.is_ipv6() else "IPv4"].values():
+        frame = bytearray(sent.frame(120))
+        frame[14 + at : 14 + at + len(what)] = what
+        if not bed.is_ipv6():
+            frame[24:26] = bytes(2)
+            frame[24:26] = (0xFFFF - ones_sum(bytes(frame[14:34]))).to_bytes(2, "big")
+        bed.from_pod(Packet(bed.pod, 1, bed.stranger, 1))
+        for program in ("from_pod", "to_pod"):
+            result = program_test_run(bed.datapath.program_fd(program), bytes(frame), 1)
+            assert (result.verdict, result.data) == (NEXT, bytes(frame)), (at, what)
+    assert bed.entries() == {}
+
+
 @pytest.mark.parametrize("flags", [SYN, ACK, FIN | ACK, SYN | FIN])
 @pytest.mark.parametrize("size", [0, 60, 90])
 def test_a_service_without_backends_refuses_tcp_by_a_reset(bed: Bed, flags: int, size: int) -> None:
@@ -112,6 +148,20 @@ def test_a_service_without_backends_refuses_tcp_by_a_reset(bed: Bed, flags: int,
     reason = Reason.DROP_NO_BACKEND if flags & SYN and not flags & ACK else Reason.DROP_NO_CONNECTION
     assert bed.count(reason) == 2
     assert not [entry for entry in bed.entries().values() if entry.service_id]
+
+
+@pytest.mark.parametrize("options", [bytes(4), b"\x01" * 8, b"\x94\x04\0\0", bytes(range(1, 41))], ids=bytes.hex)
+@pytest.mark.parametrize("protocol", PORTS)
+def test_what_came_with_options_is_refused_by_an_answer_whose_checksums_are_right(
+    bed: Bed, protocol: int, options: bytes
+) -> None:
+    """They stay in a reset, and are quoted by an error."""
+    sent = call(bed, protocol, bed.empty).to(options=b"" if bed.is_ipv6() else options)
+    verdict, answer = bed.from_pod(sent)
+    assert verdict == REDIRECT
+    assert answer is not None
+    assert (answer.source, answer.destination) == (bed.empty, bed.pod)
+    assert (answer if protocol == TCP else answer.about).options == sent.options  # type: ignore[union-attr]
 
 
 def test_a_reset_to_a_service_without_backends_is_not_answered(bed: Bed) -> None:
