@@ -121,6 +121,20 @@ static __always_inline bool gives_way(const struct ct_entry *entry, const struct
 	return ct_idle(entry, protocol, now) > after && (!pair || ct_idle(pair, protocol, now) > after);
 }
 
+/* Of all CPUs that have seen that an entry may be taken over one does: to the others it is in use then. BCC compares no less
+ * than 64 bits, of which the other half is always the same. */
+static __always_inline bool take_over(struct ct_entry *entry, __u32 seen, __u8 protocol, __u32 now)
+{
+	union {
+		__u32 word[2];
+		__u64 all;
+	} before = { { entry->backend_id, seen } }, after = { { entry->backend_id, now + ct_timeout(protocol, entry->flags) } };
+
+	return __sync_val_compare_and_swap((__u64 *)&entry->backend_id, before.all, after.all) == before.all;
+}
+_Static_assert(__builtin_offsetof(struct ct_entry, backend_id) == 40 && __builtin_offsetof(struct ct_entry, expires) == 44,
+	       "take_over() compares both");
+
 /* Whether packets with these ends go to no service. */
 static __always_inline bool speaks_directly(const struct ct_key *ends, __u32 now)
 {
@@ -171,6 +185,8 @@ static __always_inline enum reason claim(struct __sk_buff *skb, const struct nod
 {
 	for (__u32 try = 0; try < PORTS_TRIED; try++) {
 		struct ct_entry *other, *pair;
+		bool is_mine;
+		__u32 seen;
 
 		if (!is_own_port) {
 			if (packet->ends.protocol == IPPROTO_SCTP || !node->port_first)
@@ -187,11 +203,14 @@ static __always_inline enum reason claim(struct __sk_buff *skb, const struct nod
 		other = bpf_map_lookup_elem(MAP(ct), &new->reply_key);
 		if (!other)
 			return REASON_DROP_CT_FULL;
+		seen = other->expires;
 		pair = ct_own_pair(other, &new->reply_key, packet);
-		if (ct_is_pair(other, &packet->ends) || is_over(other, pair, is_own_port, now) ||
-		    (try >= PORTS_TRIED_MILDLY && gives_way(other, pair, packet->ends.protocol, now))) {
-			if (!ct_is_pair(other, &packet->ends))
-				ct_delete(other, &new->reply_key, packet);
+		is_mine = ct_is_pair(other, &packet->ends);
+		if (is_mine || ((is_over(other, pair, is_own_port, now) ||
+				 (try >= PORTS_TRIED_MILDLY && gives_way(other, pair, packet->ends.protocol, now))) &&
+				take_over(other, seen, packet->ends.protocol, now))) {
+			if (pair && !is_mine)
+				bpf_map_delete_elem(MAP(ct), &packet->pair);
 			if (bpf_map_update_elem(MAP(ct), &new->reply_key, &new->reply, BPF_ANY))
 				return REASON_DROP_CT_FULL;
 			return 0;
@@ -365,7 +384,7 @@ static __always_inline enum reason plan_for_outside(struct __sk_buff *skb, const
 		choose_pod_way(node, forward);
 		if (forward->way == WAY_PEER && has_route)
 			return 0;
-		reply->way = WAY_STACK;
+		forward->way = reply->way = WAY_STACK; /* the kernel sees both directions, or none */
 		reply->mtu = 0;
 		reply->flags |= CT_AT_EGRESS;
 		return 0;

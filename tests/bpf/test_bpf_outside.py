@@ -494,6 +494,22 @@ def test_an_answer_to_a_client_that_no_route_leads_to_is_translated_all_the_same
     assert outside.from_outside(answer) == (NEXT, sent.back().to(flags=SYN | ACK))
 
 
+def test_a_call_goes_the_kernels_way_where_its_answer_will(outside: Outside) -> None:
+    """Or the kernel's own conntrack would see answers alone, which usual firewalls drop."""
+    outside.put("node_config", {Number(0): config(outside, flags=ConfigFlag.REDIRECT)})
+    locally(outside)
+    outside.net.run("ip", "route", "add", "unreachable", outside.stranger)
+    sent = call(outside)
+    verdict, arrived = outside.from_outside(sent)
+    outside.net.run("ip", "route", "del", "unreachable", outside.stranger)
+    assert verdict == NEXT
+    assert arrived is not None
+    answer = arrived.back().to(flags=SYN | ACK)
+    assert outside.from_pod(answer) == (NEXT, answer)
+    assert outside.to_outside(answer) == (NEXT, sent.back().to(flags=SYN | ACK))
+    assert outside.from_outside(sent.to(flags=ACK)) == (NEXT, arrived.to(flags=ACK))
+
+
 def test_an_answer_to_a_pod_goes_straight_to_it_only_where_that_is_allowed(outside: Outside) -> None:
     for flags, expected in ((ConfigFlag(0), NEXT), (ConfigFlag.REDIRECT, REDIRECT)):
         outside.reset(outside.datapath)
