@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from clustermesh.errors import Refused
 
 _MOUNTS: Final = Path("/proc/self/mounts")
+_BPF_FS_MAGIC: Final = 0xCAFE4A11  # linux/magic.h
+_STATFS: Final = 256  # bytes, more than a struct statfs has; it begins with the type, a long
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
@@ -34,11 +37,14 @@ def cgroup2_root() -> Path | None:
 
 
 def is_bpffs(path: Path) -> bool:
-    """Whether `path`, which need not exist, lies in a bpf filesystem."""
-    path = Path(os.path.realpath(path))
-    holding = [mount for mount in mounts() if path.is_relative_to(mount.path)]
-    deepest = max(len(mount.path.parts) for mount in holding)
-    return [mount.kind for mount in holding if len(mount.path.parts) == deepest][-1] == "bpf"
+    """Whether `path`, which need not exist, lies in a bpf filesystem. By what is there: a list of mounts has those that
+    others cover, too."""
+    there = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+    found = ctypes.create_string_buffer(_STATFS)
+    if _LIBC.statfs(os.fsencode(there), found) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(there))
+    return int.from_bytes(found.raw[: ctypes.sizeof(ctypes.c_long)], sys.byteorder) == _BPF_FS_MAGIC
 
 
 def ensure_bpffs(path: Path) -> None:

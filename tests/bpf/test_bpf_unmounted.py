@@ -89,3 +89,24 @@ def test_another_agents_place_is_left_to_it(own: Path, bpf_object: Path) -> None
         assert pinned(path) == {}
         assert folder.put_back()
     Datapath.remove(path)
+
+
+def test_one_that_a_later_mount_covers_is_none(tmp_path: Path) -> None:
+    """As /sys of a container over that of its machine: the list of mounts has both."""
+    above = tmp_path / "sys"
+    path = above / "bpf"
+    path.mkdir(parents=True)
+    ensure_bpffs(path)
+    assert is_bpffs(path)
+    assert is_bpffs(path / "not" / "there")
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(above)], check=True, timeout=60)
+    try:
+        path.mkdir()
+        assert not is_bpffs(path)
+        ensure_bpffs(path)
+        assert is_bpffs(path)
+        unmount(path)
+        assert not is_bpffs(path)
+    finally:
+        unmount(above)
+        unmount(path)

@@ -188,6 +188,19 @@ async def test_a_connection_whose_backend_left_while_no_agent_ran_is_reset_by_th
         assert await told.readline() == b"ConnectionAbortedError\n"
 
 
+async def test_unmounted_with_all_that_was_pinned_the_next_agent_begins_anew(pair: Lab) -> None:
+    """What the unmounted one covered, the machine's own, may be covered itself."""
+    load = promises.web_load(pair, "tcp")
+    await pair.run(_NODE, "umount", "-l", "/sys/fs/bpf")
+    pid = await pair.kill(_NODE, "agent")
+    await until(lambda: _agent(pair) not in (0, pid), "another agent")
+    await until(lambda: _is_settled(pair), "the agent is ready")
+    await until(lambda: _is_as_wanted(pair), "the kernel holds what it should")
+    async with load.running():
+        await until(lambda: load.traffic.everywhere == {"alpha", "beta"}, "answers from both clusters")
+    assert load.traffic.failed == 0, load.traffic
+
+
 async def _loaded_by_bcc(lab: Lab) -> bool:
     return await _is_settled(lab) and (await lab.ask_agent(_NODE, "status"))["datapath"]["loader"] == "bcc"
 

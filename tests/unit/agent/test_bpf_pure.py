@@ -39,25 +39,6 @@ def mounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-@pytest.mark.usefixtures("mounts")
-@pytest.mark.parametrize(
-    ("path", "expected"),
-    [
-        ("/sys/fs/bpf", True),
-        ("/sys/fs/bpf/clustermesh/v1", True),
-        ("/sys/fs/bpffs", False),
-        ("/sys/fs", False),
-        ("/covered/x", True),
-        ("/hidden/x", False),
-        ("/with blank/x", True),
-        ("/sys/fs/bpf/../x", False),
-        ("/elsewhere", False),
-    ],
-)
-def test_a_path_is_in_the_filesystem_mounted_last_and_deepest_above_it(path: str, expected: bool) -> None:
-    assert bpffs.is_bpffs(Path(path)) is expected
-
-
 def test_cgroup2_is_found_wherever_it_is_mounted(mounts: Path) -> None:
     assert bpffs.cgroup2_root() == Path("/sys/fs/cgroup/unified")
     assert Mount(Path("/with blank"), "bpf") in bpffs.mounts()
