@@ -86,7 +86,7 @@ int recvmsg4(struct bpf_sock_addr *ctx)
 	struct peer from = read4(ctx);
 
 	if (reverse(ctx, &from) == TRANSLATED) {
-		report(ctx, REASON_REPLY);
+		count(REASON_REPLY);
 		write4(ctx, &from);
 	}
 	return SOCK_ALLOW;
@@ -98,7 +98,7 @@ int recvmsg6(struct bpf_sock_addr *ctx)
 	struct peer from = read6(ctx);
 
 	if (reverse(ctx, &from) == TRANSLATED) {
-		report(ctx, REASON_REPLY);
+		count(REASON_REPLY);
 		write6(ctx, &from);
 	}
 	return SOCK_ALLOW;

@@ -269,6 +269,7 @@ enum ct_flag {
 	CT_FIN_OTHER = 8,    /* the other one has */
 	CT_RESET = 16,       /* a reset was seen in either; nobody checked that it is genuine */
 	CT_LENT = 32,        /* the backend sees a port of ours as the client's */
+	/* 64: an older version's entries, which pinned maps keep, say so that they are of no service */
 	CT_OUTSIDE = 128,    /* the client is outside */
 	CT_AT_EGRESS = 256,  /* is translated where it leaves, by the program of the device that leads outside */
 	CT_REFUSED = 512,    /* with CT_RESET: the last one was the backend's */

@@ -71,9 +71,8 @@ static __always_inline bool lb_may_ask(const struct lb_service_key *at, const st
 
 /* A backend anew: its id too, the block of slots it stands in, as lb_where() has it, and the service as it is by then. A
  * table's backend whose block is not found is none to stay with: whoever is to stay with one is given a drawn one. */
-static __always_inline struct lb_backend *lb_pick(void *context, const struct lb_clusters *clusters,
-						  const struct lb_service_key *key, struct lb_service *service, __u32 seed,
-						  __u32 *id, __u32 *where)
+static __always_inline struct lb_backend *lb_pick(const struct lb_clusters *clusters, const struct lb_service_key *key,
+						  struct lb_service *service, __u32 seed, __u32 *id, __u32 *where)
 {
 	struct lb_service *again;
 	struct lb_backend *backend;
@@ -90,7 +89,7 @@ static __always_inline struct lb_backend *lb_pick(void *context, const struct lb
 	if (backend)
 		return backend;
 	if (*id != LB_OUT)
-		report(context, REASON_PICK_RETRIED);
+		count(REASON_PICK_RETRIED);
 	for (__u32 look = 0; look < LB_LOOKS; look++) {
 		found = lb_search(service->service_id, seed);
 		*where = found >> 32;
@@ -107,7 +106,7 @@ static __always_inline struct lb_backend *lb_pick(void *context, const struct lb
 }
 
 /* A backend of the service `found` at `key`, REJECT where nobody answers. `client` is asked for only where it has affinity. */
-static __always_inline enum verdict lb_choose(void *context, const struct lb_service_key *key, const struct lb_service *found,
+static __always_inline enum verdict lb_choose(const struct lb_service_key *key, const struct lb_service *found,
 					      const struct address *client, __u32 seed, struct lb_chosen *to)
 {
 	struct lb_clusters *clusters = lb_all_clusters();
@@ -124,7 +123,7 @@ static __always_inline enum verdict lb_choose(void *context, const struct lb_ser
 		backend = lb_active(clusters, id);
 	}
 	if (!backend) {
-		backend = lb_pick(context, clusters, key, &service, seed, &id, &where);
+		backend = lb_pick(clusters, key, &service, seed, &id, &where);
 		if (!backend)
 			return REJECT;
 		stays.service_id = service.service_id;

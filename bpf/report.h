@@ -25,13 +25,6 @@ static __always_inline void count(enum reason reason)
 		*counter += 1;
 }
 
-/* Counted, and not told of. `context` is the program's own. */
-static __always_inline void report(void *context, enum reason reason)
-{
-	(void)context;
-	count(reason);
-}
-
 /* Counted; and an event of which all but its head is zero, or NULL where nobody listens or there is no room for it. */
 static __always_inline struct event *event_of(enum reason reason, enum event_type type)
 {

@@ -470,7 +470,7 @@ static __always_inline enum reason begin(struct __sk_buff *skb, struct ct_scratc
 	enum reason reason;
 
 	if (service) {
-		if (lb_choose(skb, &space->new.service, service, &ends->source, seed_of(ends), chosen) != TRANSLATED)
+		if (lb_choose(&space->new.service, service, &ends->source, seed_of(ends), chosen) != TRANSLATED)
 			return REASON_DROP_NO_BACKEND;
 		if (ends->protocol == IPPROTO_SCTP && chosen->port != ends->destination_port)
 			return REASON_DROP_SCTP_PORT;

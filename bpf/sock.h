@@ -39,7 +39,7 @@ static __always_inline void remember(struct bpf_sock_addr *ctx, const struct pee
 	    (known->protocol || !protocol))
 		return;
 	if (bpf_map_update_elem(MAP(lb_reverse_sk), &key, &value, BPF_ANY))
-		report(ctx, REASON_REVERSE_LOST);
+		count(REASON_REVERSE_LOST);
 }
 
 /* What a connected socket means: where there is no room for it among them, as an unconnected one. */
@@ -48,7 +48,7 @@ static __always_inline void mean(struct bpf_sock_addr *ctx, const struct peer *s
 	struct lb_meant *meant = meant_for(bpf_get_socket_cookie(ctx));
 
 	if (!meant) {
-		report(ctx, REASON_MEANT_FULL);
+		count(REASON_MEANT_FULL);
 		remember(ctx, service, backend, ctx->protocol);
 		return;
 	}
@@ -132,7 +132,7 @@ static __always_inline enum verdict forward(struct bpf_sock_addr *ctx, const str
 		return CONTINUE;
 	if (service->affinity_seconds)
 		client = client_of(ctx);
-	verdict = lb_choose(ctx, &key, service, &client, seed, backend);
+	verdict = lb_choose(&key, service, &client, seed, backend);
 	return verdict == REJECT ? refuse(ctx, to) : verdict;
 }
 

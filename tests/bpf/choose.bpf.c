@@ -17,7 +17,7 @@ struct question {
 
 enum { NOT_ALLOWED = 3 }; /* beside the verdicts */
 
-static __always_inline int answer(struct __sk_buff *skb, struct question *question, struct lb_chosen *to)
+static __always_inline int answer(struct question *question, struct lb_chosen *to)
 {
 	struct lb_service *service = lb_find(&question->key, question->outside);
 
@@ -27,7 +27,7 @@ static __always_inline int answer(struct __sk_buff *skb, struct question *questi
 		service = &question->head;
 	if (question->outside && !lb_may_ask(&question->key, service, &question->client))
 		return NOT_ALLOWED;
-	return lb_choose(skb, &question->key, service, &question->client, question->seed, to);
+	return lb_choose(&question->key, service, &question->client, question->seed, to);
 }
 
 SEC("tc")
@@ -39,7 +39,7 @@ int choose(struct __sk_buff *skb)
 
 	if (bpf_skb_load_bytes(skb, ETH_HLEN, &question, sizeof(question)))
 		return -1;
-	verdict = answer(skb, &question, &to);
+	verdict = answer(&question, &to);
 	bpf_skb_store_bytes(skb, ETH_HLEN, &to, sizeof(to), 0);
 	return verdict;
 }
