@@ -293,8 +293,9 @@ struct ct_entry {
 	__u32 service_id;
 	__u32 backend_id;
 	__u32 expires;     /* in 2^30 ns of CLOCK_MONOTONIC; what is older may be taken away or over */
-	__u32 from_device; /* from which such a packet may come: its source was checked (0: not yet); of a client outside
-			    * what it is to acknowledge of the backend's answer (0: there is none) */
+	__u32 from_device; /* from which such a packet may come: its source was checked (0: not yet), or it is an answer to a
+			    * client outside, and that the tunnel; of a client outside what it is to acknowledge of the
+			    * backend's answer (0: there is none) */
 	__u32 way_device;
 	__u32 identity; /* (0) */
 	__u16 flags;    /* enum ct_flag */

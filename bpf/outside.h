@@ -27,7 +27,7 @@ static __always_inline int serve_outside(struct __sk_buff *skb, __u16 network)
 	tell_egress(skb, 0);
 	content = parse(of_skb(skb), network, &space->packet);
 	if (content == CONTENT_ERROR)
-		return translate_error(skb, false);
+		return translate_error(skb, false, SIDE_OUTSIDE);
 	if (content != CONTENT_FLOW)
 		return NEXT;
 	return serve(skb, space, bpf_map_lookup_elem(MAP(ct), &space->packet.ends), SIDE_OUTSIDE);

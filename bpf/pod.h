@@ -38,7 +38,7 @@ static __always_inline int serve_pod(struct __sk_buff *skb)
 	if (direct && ct_goes_on_directly(direct, &space->packet, ct_now()))
 		return NEXT;
 	if (content == CONTENT_ERROR)
-		return translate_error(skb, false);
+		return translate_error(skb, false, SIDE_POD);
 	return content == CONTENT_FLOW ? serve(skb, space, entry, SIDE_POD) : NEXT;
 }
 

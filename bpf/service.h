@@ -298,8 +298,19 @@ static __always_inline bool is_left_to_egress(const struct ct_entry *entry, cons
 	return (entry->flags & (CT_REPLY | CT_OUTSIDE)) == CT_REPLY && (entry->way == WAY_STACK || !packet->network);
 }
 
+/* Comes from outside with the ends of what a pod of this node sends, or of what comes by the tunnel alone: it is not of that
+ * connection. (The tunnel, which may be made again, is known by having no link layer.) */
+static __always_inline bool is_forged(const struct ct_entry *entry, const struct packet *packet, enum side side)
+{
+	if (side != SIDE_OUTSIDE)
+		return false;
+	if (entry->flags & CT_REPLY)
+		return entry->flags & CT_OUTSIDE && entry->from_device && packet->network;
+	return !(entry->flags & CT_OUTSIDE);
+}
+
 /* The ICMP error in scratch, of whoever. Those about packets that are none of ours are left alone. */
-SUBPROGRAM int translate_error(struct __sk_buff *skb, __u32 is_egress)
+SUBPROGRAM int translate_error(struct __sk_buff *skb, __u32 is_egress, __u32 side)
 {
 	struct ct_scratch *space = scratch();
 	struct passage passage;
@@ -308,7 +319,8 @@ SUBPROGRAM int translate_error(struct __sk_buff *skb, __u32 is_egress)
 	if (!space || !read_quote(skb, &space->packet, &space->quote))
 		return NEXT;
 	entry = bpf_map_lookup_elem(MAP(ct), &space->quote.back);
-	if (!entry || (is_egress ? !(entry->flags & CT_REPLY) : is_left_to_egress(entry, &space->packet)))
+	if (!entry || (is_egress ? !(entry->flags & CT_REPLY) : is_left_to_egress(entry, &space->packet)) ||
+	    is_forged(entry, &space->packet, side))
 		return NEXT;
 	read_ends(entry, &space->to);
 	passage = (struct passage){ entry->way_device, 0, entry->way };
@@ -392,8 +404,10 @@ static __always_inline enum reason plan_for_outside(struct __sk_buff *skb, const
 	if (!choose_route(of_skb(skb), new, forward, is_ipv6))
 		return REASON_DROP_NO_ROUTE;
 	forward->source = *own;
-	if (node->tunnel_device && forward->way_device == node->tunnel_device)
+	if (node->tunnel_device && forward->way_device == node->tunnel_device) {
 		forward->source = is_ipv6 ? node->tunnel6 : node->tunnel4;
+		reply->from_device = node->tunnel_device;
+	}
 	return is_somebody(&forward->source) ? 0 : REASON_DROP_NO_ADDRESS;
 }
 
@@ -552,12 +566,6 @@ static __always_inline bool is_lost(const struct ct_entry *entry, struct packet 
 	return (entry->service_id && !backend_of(entry)) || !ct_own_pair(entry, &packet->ends, packet);
 }
 
-/* Comes from outside with the ends of what a pod of this node sends: it is not of that connection. */
-static __always_inline bool is_forged(const struct ct_entry *entry, enum side side)
-{
-	return side == SIDE_OUTSIDE && !(entry->flags & (CT_REPLY | CT_OUTSIDE));
-}
-
 /* A packet that has ports, and its entry. */
 static __always_inline int serve(struct __sk_buff *skb, struct ct_scratch *space, struct ct_entry *entry, enum side side)
 {
@@ -567,7 +575,7 @@ static __always_inline int serve(struct __sk_buff *skb, struct ct_scratch *space
 	__u32 now = ct_now();
 	int why = 0;
 
-	if (entry && is_forged(entry, side))
+	if (entry && is_forged(entry, packet, side))
 		return NEXT;
 	if (entry)
 		anew = begins_anew(entry, packet, side, now);
@@ -614,7 +622,7 @@ static __always_inline int answer(struct __sk_buff *skb, __u16 network, __u16 fl
 	}
 	content = parse(of_skb(skb), network, &space->packet);
 	if (content == CONTENT_ERROR)
-		return translate_error(skb, true);
+		return translate_error(skb, true, SIDE_POD);
 	if (content != CONTENT_FLOW)
 		return NEXT;
 	entry = bpf_map_lookup_elem(MAP(ct), &space->packet.ends);

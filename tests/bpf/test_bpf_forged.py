@@ -8,12 +8,13 @@ ends what is established, moves it elsewhere, or takes its port; in the name of 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from socket import if_nametoindex
 
 import pytest
 from bpf_flows import ACK, FIN, RST, SCTP, SYN, TCP, UDP, Packet
 from bpf_node import Node
 from bpf_outside import NODE_PORT, REMOTE, Outside, call, locally, outside_net, outside_of
-from bpf_services import BACKEND, DROP, LENT, NEXT, PORTS, REDIRECT, Bed, config, to_backend
+from bpf_services import BACKEND, DROP, LENT, NEXT, PORTS, REDIRECT, Bed, bare, config, to_backend
 from bpf_services import call as pods_call
 
 from agent.bpf.layouts import ConfigFlag, CtFlag, Number, Reason, SlotsKey
@@ -344,6 +345,42 @@ def test_who_knows_what_the_backend_answered_is_connected(outside: Outside, ack:
         found = outside.entry(packet)
         assert found is not None
         assert bool(found.flags & CtFlag.ESTABLISHED) == (flags == ACK)
+
+
+@pytest.fixture
+def behind_the_tunnel(outside: Outside) -> Iterator[None]:
+    """The backend elsewhere."""
+    device = outside.net.call(lambda: if_nametoindex("mesh0"))
+    outside.put("node_config", {Number(0): config(outside, tunnel_device=device)})
+    outside.net.run("ip", "route", "replace", outside.remote, "dev", "mesh0")
+    yield
+    outside.net.run("ip", "route", "del", outside.remote, "dev", "mesh0")
+
+
+@pytest.mark.usefixtures("behind_the_tunnel")
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+@pytest.mark.parametrize("flags", [SYN | ACK, ACK, RST, FIN | ACK])
+def test_who_answers_in_the_name_of_a_backend_behind_the_tunnel_is_not_heard(
+    outside: Outside, protocol: int, flags: int
+) -> None:
+    sent = call(outside, protocol)
+    _, arrived = outside.from_outside(sent)
+    assert arrived is not None
+    before = outside.entries()
+    forged = arrived.back().to(flags=flags, payload=b"x" if flags == ACK else b"")
+    for packet in (forged, outside.error(outside.router, outside.node, bare(arrived))):
+        assert outside.from_outside(packet) == (NEXT, packet)
+    assert outside.entries() == before
+
+
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+def test_an_error_from_outside_about_what_pods_say_to_each_other_is_not_heard(outside: Outside, protocol: int) -> None:
+    """By a service whose backend is here: it never left this node."""
+    outside.is_local(outside.backend)
+    sent = pods_call(outside, protocol)
+    outside.from_pod(sent)
+    forged = outside.error(outside.stranger, outside.node, bare(sent.back()))
+    assert outside.from_outside(forged) == (NEXT, forged)
 
 
 def test_whom_the_backend_sends_data_is_connected(outside: Outside) -> None:

@@ -222,6 +222,14 @@ def test_a_wrong_checksum_stays_wrong(frames: Frames) -> None:
         read(data)
 
 
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+def test_what_comes_in_the_name_of_a_backend_behind_the_tunnel_is_left_to_tc(frames: Frames, protocol: int) -> None:
+    _, back = frames.established(protocol)
+    assert not frames.is_left(back)
+    frames.change(back, from_device=frames.device + 1)
+    assert frames.is_left(back)
+
+
 def test_backends_here_are_left_to_tc(frames: Frames) -> None:
     locally(frames)
     sent = call(frames)
