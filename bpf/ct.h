@@ -139,13 +139,11 @@ static __always_inline bool ct_is_from_outside(const struct ct_entry *entry)
 	return (entry->flags & (CT_REPLY | CT_OUTSIDE)) == CT_OUTSIDE;
 }
 
-/* Whether a packet of a connection from outside shows that the client has had the backend's answer: it acknowledges that, or
- * is data, which a backend sends to nobody else. Who forged its source cannot know what to acknowledge. */
+/* Whether a packet of a connection from outside shows that the client has had the backend's answer: it acknowledges that. Who
+ * forged its source cannot know what to acknowledge; what is said in the backend's name shows nothing of the client. */
 static __always_inline bool ct_is_proof(const struct ct_entry *entry, const struct packet *packet)
 {
-	if (entry->flags & CT_REPLY)
-		return has_data(packet);
-	return entry->from_device && !(packet->flags & PACKET_FRAGMENTED) &&
+	return !(entry->flags & CT_REPLY) && entry->from_device && !(packet->flags & PACKET_FRAGMENTED) &&
 	       bpf_ntohl(packet->number) - entry->from_device < CT_ACKNOWLEDGED;
 }
 

@@ -383,19 +383,21 @@ def test_an_error_from_outside_about_what_pods_say_to_each_other_is_not_heard(ou
     assert outside.from_outside(forged) == (NEXT, forged)
 
 
-def test_whom_the_backend_sends_data_is_connected(outside: Outside) -> None:
-    """Whatever was seen of how they began, or by whom: an older version of the programs kept nothing of it."""
+def test_what_is_said_in_the_backends_name_connects_nobody(outside: Outside) -> None:
+    """Both ends may be forged: by whom, and by which device, is not asked."""
     sent = call(outside)
     _, arrived = outside.from_outside(sent)
     assert arrived is not None
-    back = arrived.back()
-    for packet in (sent.to(flags=ACK), back.to(flags=ACK, payload=b"hello")):
-        found = outside.entry(sent)
-        assert found is not None
-        assert not found.flags & CtFlag.ESTABLISHED
+    back = arrived.back().to(seq=7000)
+    for packet in (back.to(flags=ACK, payload=b"hello"), sent.to(flags=ACK, ack=7005), back.to(flags=SYN | ACK)):
         outside.from_outside(packet)
-    for packet in (sent, back):
-        found = outside.entry(packet)
+        for each in (sent, back):
+            found = outside.entry(each)
+            assert found is not None
+            assert not found.flags & CtFlag.ESTABLISHED
+    outside.from_outside(sent.to(flags=ACK, ack=7001))
+    for each in (sent, back):
+        found = outside.entry(each)
         assert found is not None
         assert found.flags & CtFlag.ESTABLISHED
 
