@@ -6,7 +6,7 @@ Programs and maps, then the tunnels' device, its routes and the blackholes under
 pod has them for a gateway. What is gone already is no fault, so that whatever ends this in between, another run
 completes it. Pods keep their devices and routes as long as they run; with --all-state these go, too, and the node's
 key, what was kept of clusters and the records of pods. Settings of the kernel (forwarding, reverse path filters) stay:
-nobody knows what they were.
+nobody knows what they were; of the ports that sockets are not given it is known, and the agent's are given again.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from agent.cni import veth
 from agent.cni.endpoint import decode
 from agent.cni.plugin import QUEUE
 from agent.process import find_listener, runs
+from agent.reserved_ports import ReservedPorts
 from agent.rtnetlink import RouteSocket
 from agent.targets.routes import PROTOCOL
 from agent.wireguard.device import NAME
@@ -93,6 +94,8 @@ async def clean(options: Namespace) -> AsyncIterator[str]:
         yield sentence
     for sentence in await asyncio.to_thread(lambda: [*_remove_routes()]):
         yield sentence
+    if ports := ReservedPorts(options.run_dir).hold(()):
+        yield f"ports {ports} from net.ipv4.ip_local_reserved_ports"
     if options.all_state:
         async for sentence in _remove_pods(options.state_dir):
             yield sentence

@@ -243,20 +243,7 @@ def set_rp_filter(device: str, value: int = 0) -> None:
     _write(Path("/proc/sys/net/ipv4/conf", device, "rp_filter"), value)
 
 
-def reserve_ports(first: int, last: int) -> None:
-    """Have the kernel give none of these to sockets that bind to no port, beside what is reserved already. Raises
-    Refused or Unavailable."""
-    path = Path("/proc/sys/net/ipv4/ip_local_reserved_ports")
-    try:
-        reserved = [each for each in path.read_text().strip().split(",") if each]
-    except OSError as e:
-        raise translate(f"read {path.relative_to('/proc/sys')}", e) from e
-    bounds = [(int(low), int(high or low)) for low, _, high in (each.partition("-") for each in reserved)]
-    if not any(low <= first and last <= high for low, high in bounds):
-        _write(path, ",".join([*reserved, f"{first}-{last}"]))
-
-
-def _write(path: Path, value: int | str) -> None:
+def _write(path: Path, value: int) -> None:
     try:
         if path.read_text().strip() != str(value):  # /proc/sys may be read-only and right already
             path.write_text(f"{value}\n")

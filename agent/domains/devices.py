@@ -20,7 +20,6 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from agent import netlink
 from agent.bpf.hooks import Accelerated, Attached, Kind
 from agent.bpf.layouts import ConfigFlag, Number, pack
 from agent.domains.domain import Domain
@@ -38,6 +37,7 @@ from agent.plan.devices import (
     plan_pod,
     plan_source,
 )
+from agent.reserved_ports import ReservedPorts
 from clustermesh.model import Node
 from clustermesh.reconcile import Reconciler, Tracker
 
@@ -66,9 +66,16 @@ class PodEntries(NamedTuple):
             self.of[device] = {*entries}
 
 
+class LentPorts(NamedTuple):
+    """`given` are the first and last of those that are lent, None: to be chosen. `reserved` keeps sockets off them."""
+
+    given: tuple[int, int] | None
+    reserved: ReservedPorts
+
+
 class Devices(Domain[str]):
     """`tunnel` is the mesh's device; `patterns` name those that lead outside, where they are not to be found out. With
-    `accelerates` those have the program of frames, too. `lent` are the ports that are, None: to be chosen."""
+    `accelerates` those have the program of frames, too. `lent` says which ports are."""
 
     name = "devices"
 
@@ -76,12 +83,12 @@ class Devices(Domain[str]):
         self,
         targets: Targets,
         attached: AttachedPods,
+        lent: LentPorts,
         tunnel: str,
         patterns: Sequence[str],
         flags: ConfigFlag = ConfigFlag.REDIRECT,
         *,
         accelerates: bool = False,
-        lent: tuple[int, int] | None = None,
     ) -> None:
         self.sources = PodEntries(Tracker("pod-sources", targets.sources), {}, {})
         self.pods = PodEntries(Tracker("pod-devices", targets.pods), {}, {})
@@ -138,12 +145,8 @@ class Devices(Domain[str]):
         self.sources.replace(item, plan_source(index, pod) if pod is not None and index else {})
         self.pods.replace(item, plan_pod(index, pod) if pod is not None and index else {})
         if item == self._tunnel and self._own is not None:  # until then, what an agent before knew
-            ephemeral = _ephemeral_ports()
-            lent = self._lent or choose_ports(ephemeral)
-            is_sockets_too = are_to_be_reserved(lent, ephemeral)
+            lent = self._lent.given or choose_ports(_ephemeral_ports())
             self.config.set(_CONFIG, pack(plan_config(self._own, index, lent, self._flags)))
-            if is_sockets_too:
-                netlink.reserve_ports(*lent)
         if (wanted := plan_device(index, kind)) is None:
             self.programs.remove(item)
         else:
@@ -152,6 +155,13 @@ class Devices(Domain[str]):
             self.frames.set(item, Accelerated(index, ethernet_of(item)))
         else:
             self.frames.remove(item)
+        if item == self._tunnel and self._own is not None:
+            self._reserve_ports()  # last of all: where that is refused, all else is there
+
+    def _reserve_ports(self) -> None:
+        ephemeral = _ephemeral_ports()
+        lent = self._lent.given or choose_ports(ephemeral)
+        self._lent.reserved.hold(range(lent[0], lent[1] + 1) if are_to_be_reserved(lent, ephemeral) else ())
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:

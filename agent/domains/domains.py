@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Final
 from agent.bpf.bpffs import cgroup2_root
 from agent.conntrack.keeping import Conntrack
 from agent.domains.addresses import Addresses
-from agent.domains.devices import Devices
+from agent.domains.devices import Devices, LentPorts
 from agent.domains.domain import Domain, in_turns
 from agent.domains.eviction import Eviction
 from agent.domains.gate import Gate
@@ -43,6 +43,7 @@ from agent.domains.tunnels import Tunnels
 from agent.options import Options
 from agent.plan.attached import AttachedPods
 from agent.plan.nodes import ThisEnd
+from agent.reserved_ports import ReservedPorts
 from agent.state import AgentState
 from clustermesh.address import Address, text
 from clustermesh.errors import Refused
@@ -85,11 +86,11 @@ class Domains:
         self.devices = Devices(
             targets,
             self.attached_pods,
+            LentPorts(options.bpf_lb_snat_ports, ReservedPorts(options.run_dir)),
             options.device,
             options.devices,
             options.packets,
             accelerates=bool(options.xdp_modes),
-            lent=options.bpf_lb_snat_ports,
         )
         self.tunnels.on_own = self.devices.take_own
         before = (self.network, self.tunnels)

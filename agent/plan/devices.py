@@ -19,7 +19,7 @@ KINDS: Final = (Kind.POD, Kind.OUTSIDE, Kind.TUNNEL)
 LOOPBACK: Final = "lo"
 LENT_AT_LEAST: Final = 256  # ports; with fewer, connections that collide would wait for each other
 _LENT: Final = (10000, 29999)  # below those of services and, by the kernel's own default, of sockets
-_LENT_OF_EPHEMERAL: Final = 4096  # the last ones, where sockets are given all there are
+_LENT_OF_EPHEMERAL: Final = (61440, 65535)  # where sockets are given nearly all there are
 
 
 class Ways(NamedTuple):
@@ -92,11 +92,9 @@ def parse_ports(text: str) -> tuple[int, int]:
 
 def choose_ports(ephemeral: tuple[int, int]) -> tuple[int, int]:
     """Those to lend where sockets that bind to no port have one of `ephemeral`, first and last: as many as are none of
-    these. Where that is few (1024 to 65535 is often set), the last of them are lent: without a port nobody outside
-    would reach a backend elsewhere at all."""
+    these. Where those are fewer (1024 to 65535 is often set), the last 4,096 that there are, to be reserved."""
     below, above = (_LENT[0], min(_LENT[1], ephemeral[0] - 1)), (ephemeral[1] + 1, 65535)
-    most = max(below, above, key=lambda ports: ports[1] - ports[0])
-    return most if most[1] - most[0] + 1 >= LENT_AT_LEAST else (65536 - _LENT_OF_EPHEMERAL, 65535)
+    return max(below, above, _LENT_OF_EPHEMERAL, key=lambda ports: ports[1] - ports[0])
 
 
 def are_to_be_reserved(lent: tuple[int, int], ephemeral: tuple[int, int]) -> bool:

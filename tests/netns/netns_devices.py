@@ -16,10 +16,11 @@ from agent.bpf.loader import Datapath
 from agent.cni.endpoint import EndpointRequest
 from agent.cni.ipam import Ipam
 from agent.cni.local_pods import Endpoints
-from agent.domains.devices import Devices
+from agent.domains.devices import Devices, LentPorts
 from agent.domains.tables import Targets, open_map
 from agent.plan.attached import AttachedPods
 from agent.plan.devices import Ways
+from agent.reserved_ports import ReservedPorts
 from agent.targets.devices import DeviceTarget
 from agent.targets.frames import FrameTarget
 from clustermesh.address import parse
@@ -51,7 +52,13 @@ class DevicesBed:
         pools = [Ipam(cidr, router) for cidr, router in zip(self.node.cidrs, self.node.routers, strict=True)]
         self.endpoints = Endpoints(self.node.state, pools, self.attached, mtu=MTU)
         self.domain = Devices(
-            cast(Targets, targets), self.attached, "cm-wg0", patterns, self._flags, accelerates=bool(xdp)
+            cast(Targets, targets),
+            self.attached,
+            LentPorts(None, ReservedPorts(self.node.state)),
+            "cm-wg0",
+            patterns,
+            self._flags,
+            accelerates=bool(xdp),
         )
         own = [parse(each) for each in (self.node.address, self.node.address6)]
 

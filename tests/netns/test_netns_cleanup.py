@@ -33,7 +33,10 @@ from agent.bpf.links import Mechanism
 from agent.bpf.loader import Datapath
 from agent.cni.endpoint import host_ifname
 from agent.process import runs
+from agent.reserved_ports import ReservedPorts
 from clustermesh.errors import Invalid
+
+RESERVED = Path("/proc/sys/net/ipv4/ip_local_reserved_ports")
 
 
 class Left(MeshNode):
@@ -53,6 +56,8 @@ class Left(MeshNode):
         self.connect(other)
         self.make_pod("a")
         (self.state / "wireguard.key").write_text("a key")
+        self.call(lambda: RESERVED.write_text("8080\n"))
+        self.call(lambda: ReservedPorts(self.options.run_dir).hold(range(61440, 65536)))
         datapath = self.call(lambda: Datapath.open(None, self.pins))
         self.call(lambda: datapath.devices.attach("eth0", UNDERLAY_PROGRAMS, mechanism))
         of_pods = [program for program in PROGRAMS if program.kind is Kind.POD]
@@ -86,6 +91,7 @@ class Left(MeshNode):
             found += [each["local"] for link in shown for each in link.get("addr_info", []) if each["scope"] != "host"]
         found += [str(path) for path in [self.pins, *self.pins.glob("**/*")] if path.exists() or path.is_symlink()]
         found += ["clsact"] if "clsact" in self.run("tc qdisc show") else []
+        found += [each for each in self.call(RESERVED.read_text).strip().split(",") if each != "8080"]
         return [*found, *map(str, self.state.glob("**/*"))]
 
 
@@ -117,8 +123,12 @@ def test_killed_after_any_step_another_run_leaves_nothing(node: Left, tmp_path: 
     removed = 0
     while node.clean(whole=False):
         removed += 1
-    assert removed >= len(("the datapath", "the device", "wireguard-go", "routes", "a pod", "two addresses of lo")) + 1
+    assert (
+        removed
+        >= len(("the datapath", "the device", "wireguard-go", "routes", "ports", "a pod", "two addresses of lo")) + 1
+    )
     assert node.left() == []
+    assert node.call(RESERVED.read_text) == "8080\n"
     assert not runs(pid)
     assert node.clean(whole=True) == []
 

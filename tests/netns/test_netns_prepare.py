@@ -26,6 +26,7 @@ from netns_node import TIMEOUT, NetnsNode, join
 
 from agent import netlink
 from agent.bpf.hooks import Program
+from agent.reserved_ports import ReservedPorts
 from agent.underlay import UnderlaySetup
 from agent.wireguard.device import LISTEN_PORT
 from agent.wireguard.userspace import UserspaceDevice
@@ -172,11 +173,14 @@ def test_underlay_too_narrow_for_ipv6_is_refused_with_what_to_do(routed: tuple[M
         node.do(underlay(node).apply(own(node, "192.0.2.1")))
 
 
-def test_ports_are_reserved_beside_those_that_are_and_once(node: MeshNode) -> None:
+def test_ports_are_reserved_beside_those_that_are_and_taken_back_alone(node: MeshNode, tmp_path: Path) -> None:
     reserved = Path("/proc/sys/net/ipv4/ip_local_reserved_ports")
     node.call(lambda: reserved.write_text("8080,9000-9010\n"))
-    for _ in range(2):
-        node.call(lambda: netlink.reserve_ports(61000, 65535))
-        assert node.call(reserved.read_text) == "8080,9000-9010,61000-65535\n"
-    node.call(lambda: netlink.reserve_ports(62000, 62010))
-    assert node.call(reserved.read_text) == "8080,9000-9010,61000-65535\n", "they were all there"
+    for _ in range(2):  # agents
+        assert node.call(lambda: ReservedPorts(tmp_path).hold(range(9005, 9021))) == ""
+        assert node.call(reserved.read_text) == "8080,9000-9020\n"
+    assert node.call(lambda: ReservedPorts(tmp_path).hold(range(61000, 65536))) == "9011-9020"
+    assert node.call(reserved.read_text) == "8080,9000-9010,61000-65535\n"
+    assert node.call(lambda: ReservedPorts(tmp_path).hold(())) == "61000-65535"
+    assert node.call(reserved.read_text) == "8080,9000-9010\n"
+    assert not (tmp_path / "reserved-ports").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -11,10 +13,11 @@ from fake_kernel import FakeTable
 from agent.bpf.hooks import PROGRAMS, Accelerated, Attached, Kind
 from agent.bpf.layouts import NodeConfig, Number, PodDevice, PodSource, pack, unpack
 from agent.domains import devices
-from agent.domains.devices import Devices
+from agent.domains.devices import Devices, LentPorts
 from agent.domains.tables import Targets
 from agent.plan.attached import AttachedPod, AttachedPods
 from agent.plan.devices import Ways
+from agent.reserved_ports import ReservedPorts
 from clustermesh.address import parse
 from clustermesh.model import Node, NodeAddress
 
@@ -26,7 +29,10 @@ NODE = Node(cluster="a", cluster_id=1, name="n", addresses=(NodeAddress(type="In
 class Bed:
     """`links` is the machine's: index by name."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        self.folder, self.setting = folder, folder / "ip_local_reserved_ports"
+        self.setting.write_text("8080\n")
+        self.ephemeral = (32768, 60999)
         self.links = {"lo": 1, "eth0": 2, POD: 7, OTHER: 8}
         self.journal: list[str] = []
         names = ("config", "sources", "pods", "programs", "frames")
@@ -38,16 +44,18 @@ class Bed:
         monkeypatch.setattr(devices, "_index_of", lambda name: self.links.get(name, 0))
         monkeypatch.setattr(devices, "_has_frames", lambda _name: True)
         monkeypatch.setattr(devices, "ethernet_of", lambda _name: self.address)
+        monkeypatch.setattr(devices, "_ephemeral_ports", lambda: self.ephemeral)
         names = [(index, name) for name, index in self.links.items()]
         monkeypatch.setattr(devices.socket, "if_nameindex", lambda: names)
         self.restart()
 
-    def restart(self, *patterns: str, accelerates: bool = False) -> None:
+    def restart(self, *patterns: str, accelerates: bool = False, lent: tuple[int, int] | None = None) -> None:
         self.pods.on_change.clear()
         targets = SimpleNamespace(
             config=self.config, sources=self.sources, pods=self.at, devices=self.programs, frames=self.frames
         )
-        self.domain = Devices(cast(Targets, targets), self.pods, "cm-wg0", patterns, accelerates=accelerates)
+        ports = LentPorts(lent, ReservedPorts(self.folder, self.setting))
+        self.domain = Devices(cast(Targets, targets), self.pods, ports, "cm-wg0", patterns, accelerates=accelerates)
 
     def attach(self, device: str, *addresses: str, container: str = "c") -> None:
         found = tuple(map(parse, addresses))
@@ -63,8 +71,8 @@ class Bed:
 
 
 @pytest.fixture
-def bed(monkeypatch: pytest.MonkeyPatch) -> Bed:
-    return Bed(monkeypatch)
+def bed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Bed:
+    return Bed(monkeypatch, tmp_path)
 
 
 async def test_a_pod_is_known_before_its_programs_run_and_until_they_do_not(bed: Bed) -> None:
@@ -230,3 +238,40 @@ async def test_where_it_is_not_asked_for_any_more_what_is_there_goes(bed: Bed) -
     bed.domain.allow_pruning()
     await bed.settle()
     assert bed.frames.held == {}
+
+
+def _lent(bed: Bed) -> tuple[int, int]:
+    config = unpack(NodeConfig, bed.config.held[pack(Number(0))])
+    return config.port_first, config.port_last
+
+
+async def test_lent_ports_that_sockets_would_be_given_are_reserved_while_they_would(bed: Bed) -> None:
+    bed.links["cm-wg0"] = 5
+    for ephemeral, reserved in (((1024, 65000), "8080,61440-65535\n"), ((32768, 60999), "8080\n")):
+        bed.ephemeral = ephemeral
+        bed.restart()
+        bed.domain.take_own(NODE)
+        await bed.settle()
+        assert bed.setting.read_text() == reserved
+
+
+@pytest.mark.parametrize(
+    ("lent", "said"),
+    [
+        (None, "read .*ip_local_reserved_ports: Is a directory"),
+        ((2000, 60000), "bpf-lb-snat-ports: '2000-60000': must leave half"),
+    ],
+)
+async def test_where_ports_cannot_be_reserved_the_tunnel_has_its_programs_and_the_node_its_addresses(
+    bed: Bed, lent: tuple[int, int] | None, said: str
+) -> None:
+    bed.links["cm-wg0"], bed.ephemeral = 5, (1024, 65535)
+    bed.setting.unlink()
+    bed.setting.mkdir()
+    bed.restart(lent=lent)
+    bed.domain.take_own(NODE)
+    await bed.settle()
+    assert bed.programs.held["cm-wg0"].programs == tuple(each.name for each in PROGRAMS if each.kind is Kind.TUNNEL)
+    assert _lent(bed) == (lent or (61440, 65535))
+    (problem,) = bed.domain.problems.values()
+    assert re.match(said, problem.sentence)
