@@ -39,7 +39,9 @@ def cgroup2_root() -> Path | None:
 def is_bpffs(path: Path) -> bool:
     """Whether `path`, which need not exist, lies in a bpf filesystem. By what is there: a list of mounts has those that
     others cover, too."""
-    there = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+    there = next(
+        each for each in (path.absolute(), *path.absolute().parents) if os.path.exists(each)
+    )  # a name with a dot may not even be asked for there
     found = ctypes.create_string_buffer(_STATFS)
     if _LIBC.statfs(os.fsencode(there), found) != 0:
         code = ctypes.get_errno()
