@@ -70,4 +70,4 @@ def test_a_cluster_that_is_gone_without_a_word_harms_nobody_who_prefers_the_own_
     assert load.traffic.answers.keys() == {"alpha"}
     annotate(alpha, "mesh", "affinity=none")
     until_answered_by(alpha, "alpha")
-    clustermesh("status", "--context=alpha")
+    clustermesh("status", "--context=alpha", "--wait")
