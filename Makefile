@@ -36,7 +36,7 @@ style: setup
 check: style
 	@HYPOTHESIS_PROFILE=quick $(BIN)/pytest tests/unit -q -n auto -m "not long" $(ARGS)
 
-# Tests with an etcd or a Kubernetes API, and those of the programs, share nothing but the machine; the others share addresses and
+# Tests with an etcd or a Kubernetes API (which wait more than they work), and those of the programs, share nothing but the machine; the others share addresses and
 # devices of its kernel, and go one by one.
 APART := tests/etcd tests/kube
 PROGRAMS := tests/bpf
@@ -44,7 +44,7 @@ REST := tests --ignore=tests/unit --ignore=tests/bench $(APART:%=--ignore=%) $(P
 test: style
 	@tools/setup-kube
 	@$(BIN)/pytest tests/unit -q -n auto $(ARGS)
-	@$(BIN)/pytest $(APART) -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/pytest $(APART) -n 4 --dist loadfile $(ARGS)
 	@$(BIN)/pytest $(PROGRAMS) -n 2 $(ARGS)
 	@$(BIN)/pytest $(REST) $(ARGS)
 
