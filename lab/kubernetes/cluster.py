@@ -51,8 +51,16 @@ class Cluster:
             (node.folder / "go").touch()
 
     def until_up(self) -> None:
-        """The nodes are known. Raises Unavailable."""
-        self.until(lambda: len(self.plane.get("/api/v1/nodes")["items"]) == len(self.nodes), "nodes registered")
+        """The nodes are known, and this machine has routes to their pods, which call the API. Raises Unavailable."""
+        self.until(lambda: len(self._pod_cidrs()) == len(self.nodes), "nodes registered")
+        for name, cidr in self._pod_cidrs().items():
+            (node,) = [each for each in self.nodes if each.name == name]
+            ground.ip("route", "replace", cidr, "via", str(node.address))  # goes with the bridge
+
+    def _pod_cidrs(self) -> dict[str, str]:
+        """Of each node that has one."""
+        found = self.plane.get("/api/v1/nodes")["items"]
+        return {each["metadata"]["name"]: each["spec"]["podCIDR"] for each in found if "podCIDR" in each["spec"]}
 
     def stop(self) -> None:
         for node in self.nodes:

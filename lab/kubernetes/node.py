@@ -13,6 +13,8 @@ import msgspec
 from clustermesh.errors import Unavailable
 from lab.kubernetes.ground import CONTROLLERS, GROUPS, NAME, NETWORK, ip
 
+DNS: Final = "10.96.0.10"
+"""Where pods ask for names, whether anybody is there or not."""
 PAUSE: Final = "localhost.local/pause:1"
 _NOTHING: Final = {f"{fs}.{what}": "0%" for fs in ("nodefs", "imagefs") for what in ("available", "inodesFree")}
 
@@ -87,6 +89,8 @@ class Node:
             "authentication": {"anonymous": {"enabled": False}, "x509": {"clientCAFile": str(authority)}},
             "authorization": {"mode": "AlwaysAllow"},  # whoever has a certificate: the API server
             "cgroupDriver": "cgroupfs",
+            "clusterDNS": [DNS],
+            "clusterDomain": "cluster.local",
             "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
             "evictionHard": {"memory.available": "0%", **_NOTHING},  # the disk is everybody's
             "failCgroupV1": False,

@@ -14,6 +14,7 @@ import pytest
 from lab.kubernetes.cluster import Cluster, at_once, clusters
 from lab.kubernetes.ground import missing
 
+VALUES = ("clustermesh.mcsapi.enabled=true", "clustermesh.enableEndpointSliceSynchronization=true")
 _ROOT = Path(__file__).parents[2]
 
 
@@ -36,7 +37,7 @@ def both() -> Iterator[tuple[Cluster, Cluster]]:
     """alpha and beta, whose agents run, and which do not know of each other."""
     subprocess.run([sys.executable, "-m", "tools.release.node_images"], cwd=_ROOT, check=True)  # of what is tested
     with clusters("alpha", "beta") as made:
-        at_once(Cluster.install, made)
+        at_once(lambda cluster: cluster.install(*VALUES), made)
         at_once(Cluster.until_installed, made)
         alpha, beta = made
         yield alpha, beta

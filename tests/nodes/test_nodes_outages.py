@@ -57,6 +57,21 @@ def test_no_request_fails_while_both_apis_are_down(shared: Both) -> None:
     assert traffic.requests > 40 * _DOWN_SECONDS
 
 
+def test_no_request_inside_a_cluster_fails_while_an_upgrade_makes_its_agent_anew(shared: Both) -> None:
+    """To other clusters it takes WireGuard in the kernel: as a process it ends with the agent's pod."""
+    alpha, _ = shared
+    annotate(alpha, "mesh", "affinity=local")
+    until_answered_by(alpha, "alpha")
+    load = Load(alpha, "mesh")
+    with load.running():
+        said = clustermesh("upgrade", "--context=alpha", "--set", "podAnnotations.turn=second")
+        assert "DaemonSet clustermesh-agent" in said
+        alpha.kubectl("rollout", "status", "daemonset/clustermesh-agent", "--namespace=kube-system", "--timeout=90s")
+    assert load.traffic.failed == 0, load.traffic
+    annotate(alpha, "mesh", "affinity=none")
+    until_answered_by(alpha, "alpha", "beta")
+
+
 def test_a_cluster_that_is_gone_without_a_word_harms_nobody_who_prefers_the_own_and_can_be_left(shared: Both) -> None:
     alpha, beta = shared
     annotate(alpha, "mesh", "affinity=local")

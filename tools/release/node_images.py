@@ -1,11 +1,12 @@
 """`python -m tools.release.node_images`: what nodes of `lab.kubernetes` have, into build/images/containerd.
 
-It is containerd's own folder with two images, unpacked: ours of the checkout as it is, and what is started first in
-each pod. What was made of the same files is not made again.
+It is containerd's own folder with images, unpacked: ours of the checkout as it is, what is started first in each pod,
+and CoreDNS where it was built. What was made of the same files is not made again.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import shutil
 import subprocess
@@ -14,12 +15,15 @@ from pathlib import Path
 from typing import Final
 
 from clustermesh import __version__
+from tools.release import debian
 from tools.release.__main__ import ROOT, tracked
 from tools.release.archive import Entry
 from tools.release.image import build_image, write_image
 from tools.release.packages import build_wheel, stage
 
 FOLDER: Final = ROOT / "build" / "images"
+_COREDNS: Final = ROOT / "build" / "coredns"
+"""Which tools/setup-kube builds, for tests alone."""
 _PAUSE: Final = "localhost.local/pause:1"
 _IMPORT: Final = """
 root=$1/containerd
@@ -39,6 +43,14 @@ def main() -> None:
     """Entry point."""
     names = [name for name in tracked() if name.startswith(_MADE_OF)]
     digest = hashlib.sha256(b"".join(name.encode() + (ROOT / name).read_bytes() for name in names)).hexdigest()
+    digest += _COREDNS.resolve().name
+    FOLDER.parent.mkdir(exist_ok=True)
+    with FOLDER.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two that build at once would build into each other
+        _build(digest)
+
+
+def _build(digest: str) -> None:
     mark = FOLDER / ".complete"
     if mark.exists() and mark.read_text() == digest:
         return
@@ -52,7 +64,12 @@ def main() -> None:
         pause, archive = Path(folder) / "pause", Path(folder) / "pause.tar"
         subprocess.run(["clang", "-Os", "-static", "-o", pause, Path(__file__).with_name("pause.c")], check=True)
         write_image(archive, {"pause": Entry(0o755, pause)}, _PAUSE, {"Cmd": ["/pause"]}, 0)
-        _unpack(Path(folder), image, archive)
+        dns = Path(folder) / "coredns.tar"
+        if _COREDNS.exists():
+            links = {each: Entry(link=f"usr/{each}") for each in ("bin", "sbin", "lib", "lib64")}
+            files = links | debian.files(["libc6"]) | {"coredns": Entry(0o755, _COREDNS)}
+            write_image(dns, files, "localhost.local/coredns:1", {"Cmd": ["/coredns"]}, 0)
+        _unpack(Path(folder), *(each for each in (image, archive, dns) if each.exists()))
     mark.write_text(digest)
 
 
