@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
+from agent.bpf.pins import pages, shape_of
 from agent.bpf.programs import map_info
-from agent.bpf.syscalls import map_delete_batch, map_lookup, map_lookup_batch
+from agent.bpf.syscalls import map_delete_batch, map_lookup
 from agent.conntrack.entries import DIRECT, KEY, VALUE, Phase, family_of, pair_of, phase_of, protocol_name, ticks
 
 PAGE: Final = 1024
@@ -22,7 +23,7 @@ _LEAST: Final = 10.0  # seconds between two passes
 _MOST: Final = 600.0
 _MUCH: Final = 0.1  # of the room, that was taken out
 _LITTLE: Final = 0.02
-_BREATH: Final = 0.001  # seconds that others have after each page
+BREATH: Final = 0.001  # seconds that others have after each page
 _WAITING: Final = 65536  # that wait for their pair to be met
 
 
@@ -56,7 +57,8 @@ class Collector:
         met: Counter[tuple[str, str, str]] = Counter()
         waiting: dict[bytes, bytes] = {}  # expired ones whose pair was not met yet, by their keys, and their pairs
         collected = 0
-        for keys, values in self._pages():
+        for page in pages(self._fd, shape_of(self._fd), PAGE):
+            keys, values = page.keys, page.values
             now = ticks(self._clock())
             gone = []
             for at, ((prefix, protocol), (expires, flags)) in enumerate(
@@ -70,17 +72,8 @@ class Collector:
             if len(waiting) > _WAITING:
                 collected += take_out(self._fd, self._alone(waiting))
                 waiting = {}
-            time.sleep(_BREATH)
+            time.sleep(BREATH)
         return Pass(met, collected + take_out(self._fd, self._alone(waiting)))
-
-    def _pages(self) -> Iterator[tuple[bytes, bytes]]:
-        cursor = b""
-        while True:
-            page = map_lookup_batch(self._fd, cursor, self._sizes, PAGE)
-            yield page.keys, page.values
-            if page.error:
-                return
-            cursor = page.cursor
 
     def _over(self, gone: list[int], keys: bytes, values: bytes, waiting: dict[bytes, bytes]) -> list[bytes]:
         """Which of the expired entries of a page may go, with their pairs."""

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from agent.bpf.layouts import CtEntry, CtFlag, CtKey, unpack
-from agent.bpf.programs import map_info
-from agent.bpf.syscalls import map_lookup_batch
+from agent.bpf.pins import pages, shape_of
 from agent.conntrack.entries import phase_of, protocol_name, seconds_left, ticks
 from clustermesh.address import text
 
@@ -17,16 +16,11 @@ _PAGE: Final = 256
 
 def rows(fd: int, clock_ns: Callable[[], int] = time.monotonic_ns) -> Iterator[dict[str, Any]]:
     """OSError."""
-    info, cursor = map_info(fd), b""
-    sizes = info.key_size, info.value_size
-    while True:
-        page = map_lookup_batch(fd, cursor, sizes, min(_PAGE, info.max_entries))
+    shape = shape_of(fd)
+    for page in pages(fd, shape, _PAGE):
         now = clock_ns()
-        for key, value in page.entries(sizes):
+        for key, value in page.entries((shape.key_size, shape.value_size)):
             yield row(unpack(CtKey, key), unpack(CtEntry, value), now)
-        if page.error:
-            return
-        cursor = page.cursor
 
 
 def row(key: CtKey, entry: CtEntry, now_ns: int) -> dict[str, Any]:

@@ -13,14 +13,13 @@ from struct import Struct
 from typing import Final
 
 from agent.bpf.layouts import CtFlag, MeantValue
+from agent.bpf.pins import pages, shape_of
 from agent.bpf.programs import map_info
-from agent.bpf.syscalls import Page, map_lookup_batch
-from agent.conntrack.collector import take_out
+from agent.bpf.syscalls import Page
+from agent.conntrack.collector import BREATH, PAGE, take_out
 from agent.conntrack.entries import pair_of
 from clustermesh.address import Address
 
-_PAGE: Final = 1024
-_BREATH: Final = 0.001  # seconds that others have after each page
 _KEY: Final = Struct("=16x16s2x2sB3x")  # struct ct_key: the service's address and port, the protocol
 _VALUE: Final = Struct("=16x16s2x2sII16xH26x")  # struct ct_entry: the backend's, the service's id, its id, the flags
 
@@ -56,14 +55,9 @@ class Tracked:
         return count
 
     def _pages(self) -> Iterator[Page]:
-        cursor = b""
-        while True:
-            page = map_lookup_batch(self._fd, cursor, self._sizes, _PAGE)
+        for page in pages(self._fd, shape_of(self._fd), PAGE):
             yield page
-            if page.error:
-                return
-            cursor = page.cursor
-            time.sleep(_BREATH)
+            time.sleep(BREATH)
 
 
 def _forward(page: Page) -> Iterator[tuple[int, _Meant]]:

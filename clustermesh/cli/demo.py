@@ -7,6 +7,7 @@ import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -17,10 +18,13 @@ from rich.table import Table
 from rich.text import Text
 
 from clustermesh.cli.lab import size_options
-from lab.demo import Audience, Demo
+from lab.demo import Audience, Demo, Outcome
 from lab.plan import make_plan
 from lab.records import Requests
 from lab.streams import Capture
+
+if TYPE_CHECKING:
+    from lab.kubernetes import demo as kubernetes
 
 _BAR = 30
 
@@ -146,12 +150,24 @@ def command(
         raise KeyboardInterrupt from None  # SIGTERM: ended like by ^C
     finally:
         if demo.begun:
-            _summarize(demo, as_json, time.monotonic() - begun)
+            _summarize(demo.outcome, as_json, time.monotonic() - begun)
     sys.exit(0 if demo.outcome.ok else 1)
 
 
-def _summarize(demo: Demo, as_json: bool, seconds: float) -> None:
-    outcome = demo.outcome
+def _summarize(outcome: Outcome, as_json: bool, seconds: float) -> None:
+    killed, wire, delay = outcome.agent_restart, outcome.encrypted, outcome.propagation_ms
+    summarize(
+        outcome,
+        as_json,
+        seconds,
+        f"agent killed {killed.requests} requests, {killed.failed} failed",
+        f"on the wire  {wire.clear_on_wire} clear-text markers, {wire.wireguard_packets} WireGuard packets",
+        f"propagation  p50 {delay.p50} ms, p99 {delay.p99} ms",
+    )
+
+
+def summarize(outcome: Outcome | kubernetes.Outcome, as_json: bool, seconds: float, *more: str) -> None:
+    """How a demo ended; `more` are lines that only this one has."""
     if as_json:
         click.echo(msgspec.json.encode(outcome).decode())
         return
@@ -159,11 +175,11 @@ def _summarize(demo: Demo, as_json: bool, seconds: float) -> None:
     verdict = "Every claim held." if outcome.ok else "Not every claim held."
     click.secho(f"{verdict} {seconds:.0f} s.", bold=True, fg="green" if outcome.ok else "red")
     answered = ", ".join(f"{count} by {cluster}" for cluster, count in outcome.answers.items()) or "none"
-    click.echo(f"  requests     {outcome.requests}, {outcome.failed} failed; answered: {answered}")
     over = outcome.failover
-    click.echo(f"  failover     {over.requests} requests, {over.failed} failed, longest gap {over.longest_gap_ms} ms")
-    click.echo(f"  agent killed {outcome.agent_restart.requests} requests, {outcome.agent_restart.failed} failed")
-    wire = outcome.encrypted
-    click.echo(f"  on the wire  {wire.clear_on_wire} clear-text markers, {wire.wireguard_packets} WireGuard packets")
-    click.echo(f"  propagation  p50 {outcome.propagation_ms.p50} ms, p99 {outcome.propagation_ms.p99} ms")
-    click.echo(f"  left behind  {', '.join(outcome.left_behind) or 'nothing'}")
+    for line in (
+        f"requests     {outcome.requests}, {outcome.failed} failed; answered: {answered}",
+        f"failover     {over.requests} requests, {over.failed} failed, longest gap {over.longest_gap_ms} ms",
+        *more,
+        f"left behind  {', '.join(outcome.left_behind) or 'nothing'}",
+    ):
+        click.echo(f"  {line}")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import ClassVar, Final, Protocol
@@ -15,11 +14,11 @@ from certs.files import remove_durably, write_atomically
 from certs.pair import write_pair
 from certs.rotation import pairs_in
 from certs.secrets import AUTHORITY, leaf_secret
-from clustermesh.errors import Unavailable
 from clustermesh.joining import names
 from clustermesh.joining.connect import Site
 from clustermesh.joining.links import known_peers
 from clustermesh.joining.objects import MANAGED_BY, Edit
+from clustermesh.standalone.connect import file_errors
 from clustermesh.standalone.connections import list_connections
 from clustermesh.standalone.context import Context, locked
 from clustermesh.standalone.users_file import remote_user, users_in
@@ -114,12 +113,12 @@ class InFolder:
         return self._context.name
 
     async def read(self, place: str) -> dict[str, bytes]:
-        with _file_errors():
+        with file_errors():
             return _files(self._context.path / place)
 
     async def change(self, place: str, edit: Edit) -> bool:
         folder = self._context.path / place
-        with _file_errors(), locked(self._context):
+        with file_errors(), locked(self._context):
             before = _files(folder)
             after = edit(before)
             _write(folder, before, after)
@@ -145,14 +144,6 @@ def _write(folder: Path, before: Mapping[str, bytes], after: Mapping[str, bytes]
         write_pair(folder, stem, read_pair(after[cert], after[key], str(folder / stem)))
     for name in before.keys() - after.keys():
         remove_durably(folder / name)
-
-
-@contextmanager
-def _file_errors() -> Iterator[None]:
-    try:
-        yield
-    except OSError as e:
-        raise Unavailable(f"{e.filename or 'file'}: {e.strerror}") from e
 
 
 class _KeptMeta(Struct, frozen=True):

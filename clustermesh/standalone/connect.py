@@ -85,7 +85,7 @@ def connect(
             check_authority(reader, owner, links[-1].allowed, found.peers)
         authorities = [_prepare(link, now) for link in links]
         for link, authority in zip(links, authorities, strict=True):
-            with _file_errors():
+            with file_errors():
                 _establish(link, authority, now, outcome.done)
         return outcome
 
@@ -100,7 +100,7 @@ def disconnect(source: Context, peer: str, destination: Context | None, mode: Mo
     outcome = Outcome([], [])
     both = mode is Mode.BIDIRECTIONAL
     with locked(source):
-        with _file_errors():
+        with file_errors():
             _forget(source, peer, outcome.done)
         if both:
             _expel(source, peer, outcome.done)
@@ -116,7 +116,7 @@ def disconnect(source: Context, peer: str, destination: Context | None, mode: Mo
     try:
         with locked(destination):
             if both:
-                with _file_errors():
+                with file_errors():
                     _forget(destination, source.name, outcome.done)
             _expel(destination, source.name, outcome.done)
     except ClusterMeshError as e:
@@ -248,7 +248,8 @@ def _write_changed(path: Path, data: bytes) -> bool:
 
 
 @contextmanager
-def _file_errors() -> Iterator[None]:
+def file_errors() -> Iterator[None]:
+    """What the disk refuses is Unavailable, with the file."""
     try:
         yield
     except OSError as e:

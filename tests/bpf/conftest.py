@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from bpf_choice import Chooser, opened_chooser
 from bpf_node import Node
+from bpf_outside import Outside, outside_net, outside_of
 from bpf_services import FAMILIES, Bed
 
 from agent.bpf.bpffs import cgroup2_root, ensure_bpffs
@@ -109,6 +110,18 @@ def bed(loaded: Datapath, request: pytest.FixtureRequest) -> Bed:
     made = Bed(*FAMILIES[request.param])
     made.reset(loaded)
     return made
+
+
+@pytest.fixture(scope="module")
+def net() -> Iterator[Node]:
+    """Where clients outside and other nodes are."""
+    with outside_net() as made:
+        yield made
+
+
+@pytest.fixture
+def outside(bed: Bed, net: Node) -> Outside:
+    return outside_of(bed, net)
 
 
 @pytest.fixture

@@ -12,9 +12,8 @@ from socket import if_nametoindex
 
 import pytest
 from bpf_flows import ACK, FIN, RST, SCTP, SYN, TCP, UDP, Packet
-from bpf_node import Node
-from bpf_outside import NODE_PORT, REMOTE, Outside, call, locally, outside_net, outside_of
-from bpf_services import BACKEND, DROP, LENT, NEXT, PORTS, REDIRECT, Bed, bare, config, to_backend
+from bpf_outside import NODE_PORT, REMOTE, Outside, call, locally
+from bpf_services import BACKEND, DROP, LENT, NEXT, PORTS, REDIRECT, bare, config, to_backend
 from bpf_services import call as pods_call
 
 from agent.bpf.layouts import ConfigFlag, CtFlag, Number, Reason, SlotsKey
@@ -24,17 +23,6 @@ from clustermesh.mesh.resolve import BackendState, Kind
 pytestmark = pytest.mark.root
 
 RESTING = [BackendState.TERMINATING, BackendState.QUARANTINED, BackendState.MAINTENANCE]
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Node]:
-    with outside_net() as made:
-        yield made
-
-
-@pytest.fixture
-def outside(bed: Bed, net: Node) -> Outside:
-    return outside_of(bed, net)
 
 
 def established(outside: Outside) -> tuple[Packet, Packet]:

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from bpf_flows import ACK, FIN, RST, SYN, TCP, UDP, Packet
 from bpf_node import Node
-from bpf_outside import Outside, call, outside_net, outside_of
+from bpf_outside import Outside, call, outside_of
 from bpf_services import NEXT, REDIRECT, Bed, config, key_of, to_backend
 from bpf_services import call as call_by_pod
 
 from agent.bpf.layouts import Number, Reason
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Node]:
-    with outside_net() as made:
-        yield made
 
 
 @pytest.fixture

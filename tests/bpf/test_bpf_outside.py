@@ -18,10 +18,9 @@ from socket import if_nametoindex
 
 import pytest
 from bpf_flows import ACK, FIN, RST, SCTP, SYN, TCP, UDP, Packet
-from bpf_node import Node
-from bpf_outside import NODE_PORT, REMOTE, Outside, call, locally, outside_net, outside_of
+from bpf_outside import NODE_PORT, REMOTE, Outside, call, locally
 from bpf_run import program_test_run
-from bpf_services import BACKEND, DROP, LENT, NEXT, PORTS, REDIRECT, Bed, bare, config, key_of
+from bpf_services import BACKEND, DROP, LENT, NEXT, PORTS, REDIRECT, bare, config, key_of
 
 from agent.bpf.hooks import PROGRAMS
 from agent.bpf.hooks import Kind as DeviceKind
@@ -30,17 +29,6 @@ from clustermesh.address import parse, parse_prefix
 from clustermesh.mesh.resolve import Kind, Scope, ServiceFlag
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Node]:
-    with outside_net() as made:
-        yield made
-
-
-@pytest.fixture
-def outside(bed: Bed, net: Node) -> Outside:
-    return outside_of(bed, net)
 
 
 @pytest.mark.parametrize("protocol", PORTS)

@@ -9,13 +9,12 @@ Whatever XDP translates must be what tc makes of the same packet; all that it do
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from socket import if_nametoindex
 
 import pytest
 from bpf_flows import ACK, FIN, RST, SCTP, SYN, TCP, UDP, Packet, ones_sum, read
 from bpf_node import Node
-from bpf_outside import REMOTE, Outside, call, locally, outside_net, outside_of
+from bpf_outside import REMOTE, Outside, call, locally, outside_of
 from bpf_run import xdp_test_run
 from bpf_services import BACKEND, REDIRECT, Bed, key_of
 
@@ -62,12 +61,6 @@ class Frames(Outside):
             self.change(packet, expires=found.expires - 5)  # it has lasted for longer than an exchange
             self.from_outside(packet)
         return sent.to(flags=ACK), back.to(flags=ACK)
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Node]:
-    with outside_net() as made:
-        yield made
 
 
 @pytest.fixture
