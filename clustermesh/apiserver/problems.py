@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Never
 
+Say = Callable[[Sequence[str]], None]
+"""Takes all that is wrong with one duty now, a sentence each."""
 _AT_MOST: Final = 1.0
 """Seconds between two looks: one change of 100,000 is not the time to list 100,000 problems again."""
 

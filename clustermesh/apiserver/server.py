@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any, Final
 
 from msgspec import Struct
@@ -26,7 +27,7 @@ from clustermesh.apiserver.identities import GRACE, Allocator
 from clustermesh.apiserver.keys_target import WRITES
 from clustermesh.apiserver.ledger import Ledger
 from clustermesh.apiserver.listening import Listening
-from clustermesh.apiserver.problems import ProblemLog
+from clustermesh.apiserver.problems import ProblemLog, Say
 from clustermesh.apiserver.publish import Publisher, Updates
 from clustermesh.apiserver.report import keep_reported
 from clustermesh.apiserver.resources import (
@@ -81,8 +82,9 @@ class Timing(Struct, frozen=True, kw_only=True):
 
 
 _DEFAULT_TIMING: Final = Timing()
-Duty = Callable[[EtcdClient], Coroutine[Any, Any, None]]
-"""Something else that one process of a cluster does, for ever: whoever leads. It is given the own etcd."""
+Duty = Callable[[EtcdClient, Say], Coroutine[Any, Any, None]]
+"""Something else that one process of a cluster does, for ever: whoever leads. It is given the own etcd, and says what
+is wrong."""
 
 
 async def run_folder(context: Context, http: str, timing: Timing = _DEFAULT_TIMING) -> None:
@@ -132,6 +134,7 @@ class ApiServer:
         duties: Sequence[Duty] = (),
     ) -> None:
         self._duties = duties
+        self._wrong = dict[int, Sequence[str]]()  # what each of these says
         self._settle, self._etcd = settle, ", ".join(settings.endpoints)
         self.settings, self.source, self.client, self.timing = settings, told.source, client, timing
         self._told = told
@@ -184,8 +187,8 @@ class ApiServer:
             for coroutine in (*(each.run() for each in work), self._report(), self._beat(), self._tick()):
                 tasks.create_task(coroutine)
             await self.users.enabled.wait()
-            for duty in self._duties:
-                tasks.create_task(duty(self.client))
+            for number, duty in enumerate(self._duties):
+                tasks.create_task(duty(self.client, partial(self._take_wrong, number)))
             self.listening.may_list.set()
             await self.listening.listed.wait()
             await self.keeper.adopt(self.ledger.leases())
@@ -352,6 +355,10 @@ class ApiServer:
             lambda: api_server_report.encode(ApiServerReport(self.problems.found, self.source.about)),
         )
 
+    def _take_wrong(self, duty: int, problems: Sequence[str]) -> None:
+        self._wrong[duty] = problems
+        self.problems.wake()
+
     def _list_problems(self) -> list[str]:
         found = [str(problem) for problem in self.source.problems()]
         if self._published and not self._pruned:
@@ -360,6 +367,7 @@ class ApiServer:
         found += [f"{key.decode()}: {sentence}" for key, sentence in sorted(self.publisher.problems.items())]
         found += [f"agent record: {sentence}" for _, sentence in sorted(self.agents.problems.items())]
         found += [f"users of etcd: {self.users.open}"] if self.users.open else []
+        found += [problem for problems in self._wrong.values() for problem in problems]
         name = self.settings.users_file.name if self.settings.users_file else "users"
         return found + [f"{name}: {sentence}" for sentence in self.users.problems]
 

@@ -256,12 +256,12 @@ def _duties(access: Access, own: Cluster, source: KubernetesSource, flags: dict[
         from clustermesh.declared.keeping import Task, keep_peers
 
         task = Task(access, flags["declared_peers"], own.name, _agents(own.name, flags["agents_etcd"]))
-        yield lambda etcd: keep_peers(task, etcd)
+        yield lambda etcd, say: keep_peers(task, etcd, say)
     if any(flags[name] for name in _OF_PEERS):
         from clustermesh.multicluster.keeping import Services, keep_services
 
         services = Services(access, own, source, flags["clustermesh_config"], flags["service_imports"])
-        yield lambda etcd: keep_services(services, etcd)
+        yield lambda etcd, say: keep_services(services, etcd, say)
 
 
 def _agents(own: str, file: Path | None) -> AgentAccess | None:

@@ -1,7 +1,8 @@
 """Keeps what ClusterMeshPeers ask for, for as long as it runs: the shell around `plan` and `conditions`.
 
 Each round reads the Secrets, writes what differs, and what became of each peer into its status: after each change, and
-every 15 s, for what others change and agents report. Where the definition is not installed there is nothing to do.
+every 15 s, for what others change and agents report. What is not acted on is a problem of the API server, too. Where
+the definition is not installed there is nothing to do.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any, Final, Never
 
 from msgspec import Struct
 
+from clustermesh.apiserver.problems import Say
 from clustermesh.declared.conditions import Sight, is_due, look, status_of
 from clustermesh.declared.peers import GROUP, KIND, PLURAL, VERSION, Declared, peers_of
 from clustermesh.declared.plan import MANAGER, SECRETS, Held, Plan, Refusal, plan
@@ -56,10 +58,11 @@ class Task(Struct, frozen=True):
     agents: AgentAccess | None = None
 
 
-async def keep_peers(task: Task, etcd: EtcdClient, period: float = PERIOD) -> Never:
-    """For ever; `etcd` is the own cluster's, where its agents say what they see. Raises nothing of ClusterMeshError."""
+async def keep_peers(task: Task, etcd: EtcdClient, say: Say, period: float = PERIOD) -> Never:
+    """For ever; `etcd` is the own cluster's, where its agents say what they see, and `say` hears what is wrong. Raises
+    nothing of ClusterMeshError."""
     async with KubeClient(task.access, load=_REQUESTS) as client, asyncio.TaskGroup() as tasks:
-        keeper = Keeper(task, Objects(client, task.namespace), etcd, time.time)
+        keeper = Keeper(task, Objects(client, task.namespace), etcd, say)
         tasks.create_task(keeper.hear(client))
         tasks.create_task(keeper.run(period))
     raise AssertionError("neither ends")
@@ -68,26 +71,28 @@ async def keep_peers(task: Task, etcd: EtcdClient, period: float = PERIOD) -> Ne
 class Keeper:
     """What its two tasks share."""
 
-    def __init__(self, task: Task, objects: Objects, etcd: EtcdClient, clock: Callable[[], float]) -> None:
-        self._task, self._objects, self._etcd, self._clock = task, objects, etcd, clock
+    def __init__(self, task: Task, objects: Objects, etcd: EtcdClient, say: Say) -> None:
+        self._task, self._objects, self._etcd, self._say = task, objects, etcd, say
         self._peers = dict[str, Declared]()
         self._written = dict[str, float]()  # when each status was, by the monotonic clock
         self._listed, self._changed = asyncio.Event(), asyncio.Event()
-        self._said = ""
+        self._unheard, self._failed = "", ""
+        self._refused: Mapping[str, Refusal] = {}
 
     async def hear(self, client: KubeClient) -> None:
         """Follow them."""
         async with aclosing(follow(client, peers_of(self._task.namespace))) as items:
             async for item in items:
                 if isinstance(item, Interrupted):
-                    if not isinstance(item.error, NotServed):
-                        self._say(f"they stay as they are: {item.error}")
+                    self._unheard = "" if isinstance(item.error, NotServed) else str(item.error)
+                    self._tell_problems()
                     continue
                 for name, declared in item.changes.items():
                     if declared is None:
                         self._peers.pop(name, None)
                     else:
                         self._peers[name] = declared
+                self._unheard = ""
                 self._listed.set()
                 self._changed.set()
 
@@ -99,29 +104,32 @@ class Keeper:
             began = time.monotonic()
             try:
                 await self.round()
-                self._say("")
+                self._failed = ""
             except ClusterMeshError as e:
-                self._say(str(e))
+                self._failed = str(e)
+            self._tell_problems()
             rest = max(period, _SHARE * (time.monotonic() - began))
             with suppress(TimeoutError):
                 async with asyncio.timeout(rest):
                     await self._changed.wait()
             await asyncio.sleep(_GATHERING)
 
-    def _say(self, what: str) -> None:
-        if what and what != self._said:
-            _LOG.warning("%ss: %s", KIND, what)
-        self._said = what
+    def _tell_problems(self) -> None:
+        unheard = f"they stay as they are: {self._unheard}" if self._unheard else ""
+        found = [f"{KIND}s: {sentence}" for sentence in (unheard, self._failed) if sentence]
+        self._say([*found, *(f"{KIND} {name}: {each.sentence}" for name, each in sorted(self._refused.items()))])
 
     async def round(self) -> None:
         """Once. Raises ClusterMeshError; what goes wrong with one peer is in its status."""
         peers = dict(self._peers)
         held = {secret: await self._held(secret) for secret in SECRETS}
         if not peers and not any(each.ours for each in held.values()):
+            self._refused = {}
             await self._admit(frozenset(), frozenset())
             return
         trust = {name: await self._trust(name) for name in sorted({each.trust for each in peers.values()} - {""})}
         found = plan(peers.values(), trust, held, self._task.own, self._task.agents)
+        self._refused = found.refused
         fault = await self._write(found, held)
         await self._tell(peers, found.refused, fault)
         if fault is not None:
@@ -167,7 +175,7 @@ class Keeper:
             refusal = refused.get(name) or (
                 Refusal("NotWritten", str(fault)) if fault and not declared.paused else None
             )
-            status = status_of(declared, refusal, sights.get(name), self._clock())
+            status = status_of(declared, refusal, sights.get(name), time.time())
             if is_due(declared.status, status, time.monotonic() - self._written.get(name, float("-inf"))):
                 self._written[name] = time.monotonic()
                 await self._write_status(declared, status)

@@ -2,7 +2,8 @@
 `slices`.
 
 A name is looked at anew when anything that it is decided by changes, every name when a cluster comes, goes or becomes
-known. Where definitions of the MCS API are not installed, they are looked for again and again.
+known. Where definitions of the MCS API are not installed, they are looked for again and again. What cannot be read or
+written is a problem of the API server.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
+from clustermesh.apiserver.problems import Say
 from clustermesh.errors import ClusterMeshError
 from clustermesh.kube.access import Access
 from clustermesh.kube.brain import Brain
@@ -64,9 +66,9 @@ class Services(Struct, frozen=True):
     imports: bool = True
 
 
-async def keep_services(task: Services, own: EtcdClient) -> None:
+async def keep_services(task: Services, own: EtcdClient, say: Say) -> None:
     """For ever, and not at all beside Cilium, whose operator does it; `own` is the own cluster's etcd, where a mirror
-    copies what others say. Raises nothing of ClusterMeshError."""
+    copies what others say, and `say` is told what is wrong. Raises nothing of ClusterMeshError."""
     heard = asyncio.Event()
     with task.source.telling(lambda _refs: heard.set()):
         while not task.source.listed:
@@ -78,31 +80,29 @@ async def keep_services(task: Services, own: EtcdClient) -> None:
         )
         return
     async with KubeClient(task.access, load=_REQUESTS) as client:
-        keeper = Keeper(task, client, own, await _version(client) if task.imports else "")
+        keeper = Keeper(task, client, own, say, await _version(client, say) if task.imports else "")
         with task.source.telling(keeper.hear_source):
             async with asyncio.TaskGroup() as tasks:
                 for each in keeper.tasks():
                     tasks.create_task(each)
 
 
-async def _version(client: KubeClient) -> str:
+async def _version(client: KubeClient, say: Say) -> str:
     """In which the API serves the kinds of the MCS API, once it does."""
-    waits = True
     while True:
         with suppress(ClusterMeshError):
             if version := await served.exports(client):
+                say([])
                 return version
-        if waits:
-            _LOG.warning("ServiceExports are not served: waiting for their definitions, which the chart has in crds/")
-            waits = False
+            say(["ServiceExports are not served: waiting for their definitions, which the chart has in crds/"])
         await asyncio.sleep(_SERVED)
 
 
 class Keeper:
     """What its tasks share. `version` is that of the MCS API, "" to leave it alone."""
 
-    def __init__(self, task: Services, client: KubeClient, own: EtcdClient, version: str) -> None:
-        self._task, self._client, self._etcd, self._version = task, client, own, version
+    def __init__(self, task: Services, client: KubeClient, own: EtcdClient, say: Say, version: str) -> None:
+        self._task, self._client, self._etcd, self._say, self._version = task, client, own, say, version
         self._copies, self._view = Copies(task.cluster.name), View()
         self._unlisted = set(PLACES)
         self._slices = Brain[Name, Document]()
@@ -110,7 +110,7 @@ class Keeper:
         self._of_service = dict[Name, set[Name]]()  # slices
         self._owners = dict[tuple[str, Name], Name]()  # of slices and derived Services
         self._dirty, self._again, self._news = set[Name](), set[Name](), asyncio.Event()
-        self._said = dict[Name, str]()
+        self._unheard, self._failed = dict[str, str](), dict[Name, str]()
 
     def tasks(self) -> list[Coroutine[Any, Any, None]]:
         brains = [(documents.SLICES, f"{MANAGED_BY}={MESH}", self._slices)]
@@ -141,13 +141,11 @@ class Keeper:
         async with aclosing(follow(self._client, documents.followed(place, labels), brain)) as items:
             async for item in items:
                 if isinstance(item, Interrupted):
-                    _LOG.log(
-                        logging.DEBUG if isinstance(item.error, NotServed) else logging.WARNING,
-                        "%s stay as they are: %s",
-                        place.plural,
-                        item.error,
-                    )
+                    self._unheard[place.plural] = str(item.error)
+                    self._tell_problems()
                     continue
+                if self._unheard.pop(place.plural, None) is not None:
+                    self._tell_problems()
                 for name, held in item.changes.items():
                     self._touch(self._concerns(place, name, held))
 
@@ -210,18 +208,21 @@ class Keeper:
             names, self._dirty = self._dirty, set()
             for name in sorted(names):
                 await self._settle(name)
+            self._tell_problems()
+
+    def _tell_problems(self) -> None:
+        found = [f"{plural} stay as they are: {error}" for plural, error in sorted(self._unheard.items())]
+        self._say([*found, *(f"{'/'.join(name)}: {error}" for name, error in sorted(self._failed.items()))])
 
     async def _settle(self, name: Name) -> None:
-        """What goes wrong is said once, and tried again."""
+        """What goes wrong is told, and tried again."""
         try:
             steps = writes(self._facts(name), time.time()) if self._version else []
             for write in [*steps, *slice_writes(await self._slice_facts(name))]:
                 await self._write(write)
-            self._said.pop(name, None)
+            self._failed.pop(name, None)
         except ClusterMeshError as e:
-            if self._said.get(name) != str(e):
-                self._said[name] = str(e)
-                _LOG.warning("%s/%s: %s", *name, e)
+            self._failed[name] = str(e)
             self._again.add(name)
 
     def _facts(self, name: Name) -> Facts:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import pytest
 from apiserver_bed import Bed, export, manifests, page, pods, until_page
+from processes import PATIENCE
 
 from clustermesh.address import parse
+from clustermesh.apiserver.problems import Say
+from clustermesh.apiserver.server import run
 from clustermesh.model import AgentRecord
+from clustermesh.own_cluster import of_folder
+from clustermesh.sources.folder import FolderSource
+from clustermesh.store.client import EtcdClient
 from clustermesh.store.operations import KeyValue
 from clustermesh.wire import cluster_config, endpoint, keys, local, node, service, service_export
 
@@ -81,6 +88,27 @@ async def test_a_broken_document_is_shown_and_everything_beside_it_goes_on(bed: 
     assert "clustermesh_apiserver_problems 1.0" in (await page(bed, "/metrics"))[1]
     bed.write("bad.yaml", manifests("10.1.0.9", name="db"))
     await until_page(bed, "/metrics", "clustermesh_apiserver_problems 0.0")
+
+
+async def test_what_a_duty_says_is_a_problem_until_it_says_otherwise(tmp_path: Path) -> None:
+    mended = asyncio.Event()
+
+    async def duty(_: EtcdClient, say: Say) -> None:
+        say(["ServiceImports: not written"])
+        await mended.wait()
+        say([])
+        await asyncio.Event().wait()
+
+    async with Bed(tmp_path) as bed, asyncio.TaskGroup() as tasks, asyncio.timeout(PATIENCE):
+        await bed.etcd.start()
+        source = FolderSource(bed.context.manifests, bed.context.cluster)
+        running = tasks.create_task(run(of_folder(bed.context), source, [bed.http], duties=[duty]))
+        await until_page(bed, "/readyz", "problem: ServiceImports: not written")
+        while (report := await bed.client.get(keys.API_SERVER)) is None or b"not written" not in report.value:
+            await asyncio.sleep(0.05)
+        mended.set()
+        assert "problem" not in await until_page(bed, "/readyz", "ok")
+        running.cancel()
 
 
 async def test_an_agents_record_reaches_its_node_and_the_pods_on_it(bed: Bed) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import yaml
 from chart_bed import CHART, MISSING, decoded, define, named, nested, rendered
 from joined_bed import Cluster
 from kube_bed import KubeBed, path_of
+from msgspec import Struct
 from pki import Authority
 from ports import free_port
 
@@ -109,9 +110,19 @@ async def test_the_api_refuses_what_cannot_be_by_the_name_of_its_field(
     )
 
 
+class Kept(Struct):
+    """The etcd in which agents report, and what the API server is told to be wrong."""
+
+    etcd: EtcdClient
+    problems: Sequence[str] = ()
+
+    def take(self, problems: Sequence[str]) -> None:
+        self.problems = problems
+
+
 @asynccontextmanager
-async def kept(bed: KubeBed, namespace: str, *trusts: str) -> AsyncIterator[EtcdClient]:
-    """They are kept meanwhile, by somebody who may do what the chart allows; the etcd in which agents report."""
+async def kept(bed: KubeBed, namespace: str, *trusts: str) -> AsyncIterator[Kept]:
+    """They are kept meanwhile, by somebody who may do what the chart allows."""
     objects = rendered(nested("clustermesh.declaredPeers.secrets", list(trusts)), namespace)
     user, role = f"peers-{namespace}", named(objects, "Role", "clustermesh-peers")
     binding = named(objects, "RoleBinding", "clustermesh-peers")
@@ -120,9 +131,10 @@ async def kept(bed: KubeBed, namespace: str, *trusts: str) -> AsyncIterator[Etcd
         apply(bed, each)
     access = from_kubeconfig(str(bed.write_kubeconfig(user, cert=user)))
     async with EtcdClient(bed.etcd.endpoints) as etcd:
-        task = asyncio.create_task(keep_peers(Task(access, namespace, "alpha"), etcd, PERIOD))
+        found = Kept(etcd)
+        task = asyncio.create_task(keep_peers(Task(access, namespace, "alpha"), etcd, found.take, PERIOD))
         try:
-            yield etcd
+            yield found
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -189,17 +201,17 @@ async def test_a_declared_cluster_is_connected_watched_paused_and_leaves_nothing
     look = Looking(bed, namespace)
     make_trust(bed, namespace, "beta-trust", tmp_path)
     beta = peer(namespace, "beta", trust={"secretName": "beta-trust"})
-    async with kept(bed, namespace, "beta-trust") as etcd:
+    async with kept(bed, namespace, "beta-trust") as keeping:
         apply(bed, beta)
         await until(lambda: look.told("beta"), WAITS)
         assert sorted(look.entries()) == ["beta", *(f"beta.etcd-client{end}" for end in ("-ca.crt", ".crt", ".key"))]
         assert look.users() == ["remote-beta"]
 
         report = AgentReport(clusters=(SeenCluster("beta", "fresh", services=3),))
-        await etcd.put(keys.status_key("w1"), agent_report.encode(report))
+        await keeping.etcd.put(keys.status_key("w1"), agent_report.encode(report))
         await until(lambda: look.told("beta"), ["False Accepted", "True AllConnected", "True AllSynced"])
         assert look.peer("beta")["status"]["services"] == 3
-        await etcd.delete(keys.status_key("w1"))
+        await keeping.etcd.delete(keys.status_key("w1"))
         await until(lambda: look.told("beta"), WAITS)
 
         # Who applies the same again finds nothing to change, and nobody writes without a reason.
@@ -239,7 +251,7 @@ async def test_what_is_no_good_is_said_and_what_others_connected_stays(
 
         await connect(source, [destination], Wanted(mode=Mode.BIDIRECTIONAL, unreached=True), datetime.now(UTC))
     connected = look.entries()
-    async with kept(bed, namespace, "gone"):
+    async with kept(bed, namespace, "gone") as keeping:
         for each in (
             *(peer(namespace, "alpha"), peer(namespace, "beta"), peer(namespace, "gamma")),
             *(peer(namespace, name, trust={"secretName": name}) for name in ("gone", "secret")),
@@ -254,6 +266,8 @@ async def test_what_is_no_good_is_said_and_what_others_connected_stays(
         for name, (reason, says) in refused.items():
             await until(lambda name=name: look.told(name), [f"True {reason}", "False Refused", "False Refused"])  # type: ignore[misc]
             assert says in look.message(name)
+            told = f"ClusterMeshPeer {name}: {look.message(name)}"
+            await until(lambda told=told: told in keeping.problems, True)  # type: ignore[misc]
         await until(lambda: look.told("gamma"), WAITS)
         assert look.entries().keys() == {*connected, "gamma"}
         assert connected.items() <= look.entries().items()
@@ -266,6 +280,12 @@ async def test_what_is_no_good_is_said_and_what_others_connected_stays(
         )
         await until(lambda: look.told("beta"), WAITS)
         assert yaml.safe_load(look.entries()["beta"])["endpoints"] == ["https://beta.mesh.cilium.io:2379"]
+        await until(lambda: [each.split(":")[0].split()[1] for each in keeping.problems], ["alpha", "gone", "secret"])
+        role = path_of(
+            {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"namespace": namespace}}
+        )
+        bed.ask("DELETE", f"{role}/clustermesh-peers")
+        await until(lambda: any(each.startswith("ClusterMeshPeers: ") for each in keeping.problems), True)
 
 
 def test_the_chart_allows_what_it_takes_and_nothing_else() -> None:

@@ -6,7 +6,7 @@ What a mirror would copy of the cluster beta is put into an etcd; alpha's API ha
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,11 @@ class Mesh:
     def __init__(self, bed: KubeBed, etcd: EtcdClient, folder: Path, namespace: str) -> None:
         self.bed, self.etcd, self.folder, self.namespace = bed, etcd, folder, namespace
         self.behind = derived_name(namespace, "cart")
+        self.problems: Sequence[str] = ()
+
+    def take(self, problems: Sequence[str]) -> None:
+        """What the API server is told to be wrong."""
+        self.problems = problems
 
     def make(self, kind: str, name: str, api: str = "v1", **parts: Any) -> dict[str, Any]:
         metadata = {"name": name, "namespace": self.namespace, **parts.pop("metadata", {})}
@@ -132,9 +137,9 @@ OF = "multicluster.kubernetes.io/source-cluster"
 
 
 @asynccontextmanager
-async def kept(mesh: Mesh, *, imports: bool = True) -> AsyncIterator[None]:
+async def kept(mesh: Mesh, *, imports: bool = True, user: str = "imports") -> AsyncIterator[None]:
     """By somebody who may do what the chart allows."""
-    access = from_kubeconfig(str(mesh.bed.write_kubeconfig(f"imports-{mesh.namespace}", cert="imports")))
+    access = from_kubeconfig(str(mesh.bed.write_kubeconfig(f"{user}-{mesh.namespace}", cert=user)))
     source = KubernetesSource(access, ALPHA, periods=Periods(look=(0.1, 0.2)))
 
     async def hear() -> None:
@@ -142,7 +147,7 @@ async def kept(mesh: Mesh, *, imports: bool = True) -> AsyncIterator[None]:
             async for _ in updates:
                 pass
 
-    keeping = keep_services(Services(access, ALPHA, source, mesh.folder, imports), mesh.etcd)
+    keeping = keep_services(Services(access, ALPHA, source, mesh.folder, imports), mesh.etcd, mesh.take)
     tasks = [asyncio.create_task(hear()), asyncio.create_task(keeping)]
     try:
         yield
@@ -273,6 +278,30 @@ async def test_a_global_service_has_slices_where_it_asks_for_them_and_other_impl
         await mesh.until(lambda: sorted(len(each["endpoints"]) for each in mesh.slices("web")), [50, 100])
         mesh.bed.merge(web, {"metadata": {"annotations": {"service.cilium.io/global": "false"}}})
         await mesh.until(lambda: mesh.slices("web"), [])
+
+
+async def test_what_may_not_be_written_is_a_problem_until_it_may(mesh: Mesh, alpha: KubeBed) -> None:
+    role = named(rendered({"clustermesh": {"mcsapi": {"enabled": True}}}), "ClusterRole", "clustermesh-apiserver")
+    reads = [{**rule, "verbs": [v for v in rule["verbs"] if v in ("get", "list", "watch")]} for rule in role["rules"]]
+    role = {**role, "rules": [rule for rule in reads if rule["verbs"]], "metadata": {"name": "looks"}}
+    alpha.allow("looks", role)
+    await mesh.connect()
+    async with kept(mesh, user="looks"):
+        serve(mesh)
+        mesh.export()
+        await mesh.until(lambda: [each.split(":")[0] for each in mesh.problems], [f"{mesh.namespace}/cart"])
+        assert "forbidden" in mesh.problems[0]
+        alpha.allow(
+            "looks",
+            {
+                **named(
+                    rendered({"clustermesh": {"mcsapi": {"enabled": True}}}), "ClusterRole", "clustermesh-apiserver"
+                ),
+                "metadata": {"name": "writes"},
+            },
+        )
+        await mesh.until(lambda: list(mesh.problems), [])
+    assert mesh.imported() is not None
 
 
 @pytest.mark.skipif(bool(NO_DNS), reason=NO_DNS)
