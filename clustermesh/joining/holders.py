@@ -25,7 +25,7 @@ from clustermesh.standalone.users_file import remote_user, users_in
 
 _LEAVES: Final = ("server", "admin", "local", "remote")
 LEAVES: Final = tuple(map(leaf_secret, _LEAVES))
-_CERT_MANAGER: Final = "cert-manager.io/"
+CERT_MANAGER: Final = "cert-manager.io/"
 
 
 class Holder(Protocol):
@@ -90,7 +90,7 @@ class InSecrets:
         found = await self._site.objects.read("secrets", place, _Kept)
         if found is None:
             return ""
-        if any(key.startswith(_CERT_MANAGER) for key in found.metadata.annotations or {}):
+        if any(key.startswith(CERT_MANAGER) for key in found.metadata.annotations or {}):
             renew = f"`cmctl renew -n {self._site.member.namespace} {place}` has it issued anew"
             return f"cert-manager keeps Secret {place}: {renew}; another authority is its issuer's to change"
         if (found.metadata.labels or {}).get(MANAGED_BY) == "Helm":

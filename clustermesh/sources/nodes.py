@@ -16,10 +16,10 @@ from clustermesh.sources.rules import parse_cidr, parse_ip
 from clustermesh.wire.node import check_wireguard_key
 
 WIREGUARD_KEY: Final = "network.cilium.io/wg-pub-key"
-_WIREGUARD_KEY_ALIAS: Final = "io.cilium.network.wg-pub-key"
-_CILIUM_HOST: Final = "network.cilium.io/ipv4-cilium-host"
-_HEALTH_IPV4: Final = "network.cilium.io/ipv4-health-ip"
-_HEALTH_IPV6: Final = "network.cilium.io/ipv6-health-ip"
+WIREGUARD_KEY_ALIAS: Final = "io.cilium.network.wg-pub-key"
+CILIUM_HOST: Final = "network.cilium.io/ipv4-cilium-host"
+HEALTH_IPV4: Final = "network.cilium.io/ipv4-health-ip"
+HEALTH_IPV6: Final = "network.cilium.io/ipv6-health-ip"
 _ADDRESS_TYPES: Final = ("InternalIP", "ExternalIP", "CiliumInternalIP")  # the others are names, not addresses
 
 ENCRYPTED: Final = 255
@@ -77,7 +77,7 @@ def _router(
     ref: Ref, node: Node, addresses: Sequence[NodeAddress], cidrs: Sequence[Prefix], faults: Faults
 ) -> list[NodeAddress]:
     """The node's own address among its pods, where `addresses` do not name one."""
-    router = _annotated_ip(ref, node.metadata.annotations, _CILIUM_HOST, faults) or _router_in(cidrs)
+    router = _annotated_ip(ref, node.metadata.annotations, CILIUM_HOST, faults) or _router_in(cidrs)
     if router is None or any(a.type == "CiliumInternalIP" for a in addresses):
         return []
     return [NodeAddress(type="CiliumInternalIP", ip=router)]
@@ -92,7 +92,7 @@ def _router_in(cidrs: Sequence[Prefix]) -> Address | None:
 
 
 def _health_ips(ref: Ref, annotations: Mapping[str, str], faults: Faults) -> tuple[Address, ...]:
-    found = (_annotated_ip(ref, annotations, name, faults) for name in (_HEALTH_IPV4, _HEALTH_IPV6))
+    found = (_annotated_ip(ref, annotations, name, faults) for name in (HEALTH_IPV4, HEALTH_IPV6))
     return tuple(ip for ip in found if ip is not None)
 
 
@@ -103,7 +103,7 @@ def _annotated_ip(ref: Ref, annotations: Mapping[str, str], name: str, faults: F
 
 def wireguard_key(ref: Ref, annotations: Mapping[str, str], faults: Faults) -> str:
     """The node's public key if its annotation holds one, else ""."""
-    text = annotations.get(WIREGUARD_KEY, annotations.get(_WIREGUARD_KEY_ALIAS, ""))
+    text = annotations.get(WIREGUARD_KEY, annotations.get(WIREGUARD_KEY_ALIAS, ""))
     field = f"metadata.annotations[{WIREGUARD_KEY}]"
     return (faults.check(ref, lambda _, key: check_wireguard_key(key), field, text) or "") if text else ""
 

@@ -1,4 +1,4 @@
-"""`python -m tools.reference`: docs/commands.md, every command with its options as `--help` shows them."""
+"""docs/commands.md: every command with its options as `--help` shows them."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
 
 import click
 
 from clustermesh.cli import chart, main
 
-DOCUMENT: Final = Path(__file__).parents[1] / "docs" / "commands.md"
 _WIDTH: Final = 100
 _AGENT: Final = "clustermesh agent"  # the one that is another program
 _CHART: Final = "clustermesh-apiserver"
 _HEAD: Final = """# Commands
 
-Made by `python -m tools.reference`; a test compares it with what `--help` says. [guide.md](guide.md) has the tasks.
+Made by `python -m tools.reference`; a test compares it with what `--help` says.
+Where to begin: [install.md](install.md).
 
 Exit codes: 0 done, 1 failed or something is wrong, 2 wrong usage or input, 130 interrupted."""
 
@@ -52,7 +51,3 @@ def _agents_help() -> str:
     return subprocess.run(
         argv, env=env | {"COLUMNS": f"{_WIDTH}"}, check=True, stdout=subprocess.PIPE, text=True
     ).stdout
-
-
-if __name__ == "__main__":
-    DOCUMENT.write_text(document())
