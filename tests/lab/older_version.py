@@ -40,8 +40,8 @@ def build(folder: Path) -> None:
 
 
 async def downgrade(lab: Lab, node: str, older: Path) -> None:
-    """As docs/guide.md says. What the agent heard last, however short ago, is on disk once it has stopped: of a cluster
-    that is not, the older one takes routes and tunnels away before it makes them anew."""
+    """As docs/operate.md says. What the agent heard last, however short ago, is on disk once it has stopped: of a
+    cluster that is not, the older one takes routes and tunnels away before it makes them anew."""
     await _stop(lab, node)
     kept = (await lab.run(node, "ls", "/var/lib/clustermesh/clusters")).split()
     assert {f"{cluster.name}.state" for cluster in lab.plan.clusters} <= set(kept)
