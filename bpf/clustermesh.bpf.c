@@ -127,54 +127,54 @@ int getpeername6(struct bpf_sock_addr *ctx)
 SEC("tc")
 int strict_ingress(struct __sk_buff *skb)
 {
-	return require_encryption(skb, REASON_DROP_CLEAR_INGRESS);
+	return finish(skb, require_encryption(skb, REASON_DROP_CLEAR_INGRESS));
 }
 
 SEC("tc")
 int strict_egress(struct __sk_buff *skb)
 {
-	return require_encryption(skb, REASON_DROP_CLEAR_EGRESS);
+	return finish(skb, require_encryption(skb, REASON_DROP_CLEAR_EGRESS));
 }
 
 SEC("tc")
 int from_pod(struct __sk_buff *skb)
 {
-	return serve_pod(skb);
+	return finish(skb, serve_pod(skb));
 }
 
 SEC("tc")
 int to_pod(struct __sk_buff *skb)
 {
-	return answer(skb, ETH_HLEN, 0);
+	return finish(skb, answer(skb, ETH_HLEN, 0));
 }
 
 SEC("tc")
 int from_outside(struct __sk_buff *skb)
 {
-	return serve_outside(skb, ETH_HLEN);
+	return finish(skb, serve_outside(skb, ETH_HLEN));
 }
 
 SEC("tc")
 int to_outside(struct __sk_buff *skb)
 {
-	return answer(skb, ETH_HLEN, CT_AT_EGRESS);
+	return finish(skb, answer(skb, ETH_HLEN, CT_AT_EGRESS));
 }
 
 SEC("xdp")
 int xdp_outside(struct xdp_md *xdp)
 {
-	return accelerate(of_xdp(xdp));
+	return finish_frame(xdp, accelerate(of_xdp(xdp)));
 }
 
 /* A device without a link layer. */
 SEC("tc")
 int from_tunnel(struct __sk_buff *skb)
 {
-	return serve_outside(skb, 0);
+	return finish(skb, serve_outside(skb, 0));
 }
 
 SEC("tc")
 int to_tunnel(struct __sk_buff *skb)
 {
-	return answer(skb, 0, CT_AT_EGRESS);
+	return finish(skb, answer(skb, 0, CT_AT_EGRESS));
 }

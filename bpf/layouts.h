@@ -408,6 +408,7 @@ enum reason {
 	REASON_DROP_BIND,            /* refused: a socket was to be bound to the port of a node port or host port */
 	REASON_MEANT_FULL,           /* a connected socket found no room in lb_meant: what it means is in lb_reverse_sk, an LRU map */
 	REASON_DROP_HOPS,            /* refused: the packet may go no further */
+	REASON_DROP_BROKEN,          /* dropped: the kernel would not let the packet, or its answer, be made */
 	REASONS,
 };
 

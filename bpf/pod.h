@@ -16,7 +16,7 @@ static __always_inline int serve_pod(struct __sk_buff *skb)
 	enum content content;
 
 	if (!space)
-		return TC_ACT_SHOT;
+		return dropped(REASON_DROP_BROKEN);
 	tell_egress(skb, 0);
 	content = parse(of_skb(skb), ETH_HLEN, &space->packet);
 	if (content == CONTENT_FLOW)

@@ -4,9 +4,8 @@
 #ifndef CLUSTERMESH_REFUSE_H
 #define CLUSTERMESH_REFUSE_H
 
-#include <linux/pkt_cls.h>
-
 #include "ct.h"
+#include "drop.h"
 #include "nat.h"
 
 enum { ANSWER_HOPS = 64, TCP_HEADER = 20, ICMP_QUOTED_BEYOND = 8 };
@@ -18,11 +17,11 @@ static __always_inline int send_back(struct __sk_buff *skb, const struct packet 
 
 	if (packet->network == ETH_HLEN) {
 		if (bpf_skb_load_bytes(skb, 0, ends, sizeof(ends)))
-			return TC_ACT_SHOT;
+			return dropped(REASON_DROP_BROKEN);
 		__builtin_memcpy(swapped, ends + ETH_ALEN, ETH_ALEN);
 		__builtin_memcpy(swapped + ETH_ALEN, ends, ETH_ALEN);
 		if (bpf_skb_store_bytes(skb, 0, swapped, sizeof(swapped), 0))
-			return TC_ACT_SHOT;
+			return dropped(REASON_DROP_BROKEN);
 	}
 	return bpf_redirect(skb->ifindex, 0);
 }
@@ -90,6 +89,7 @@ static __always_inline bool is_checked_later(struct __sk_buff *skb, __u32 check)
 	return before == after;
 }
 
+/* 0, or -1 where the kernel will not. */
 static __always_inline int reset(struct __sk_buff *skb, const struct packet *packet)
 {
 	__u32 at = packet->transport, check = at + offsetof(struct tcphdr, check);
@@ -98,7 +98,7 @@ static __always_inline int reset(struct __sk_buff *skb, const struct packet *pac
 	__u64 sum;
 
 	if (bpf_skb_load_bytes(skb, at, &tcp, sizeof(tcp)))
-		return TC_ACT_SHOT;
+		return -1;
 	answer.source = tcp.dest;
 	answer.dest = tcp.source;
 	if (tcp.ack) {
@@ -108,62 +108,96 @@ static __always_inline int reset(struct __sk_buff *skb, const struct packet *pac
 		answer.ack_seq = bpf_htonl(bpf_ntohl(tcp.seq) + tcp.syn + tcp.fin + length - tcp.doff * 4);
 	}
 	if (bpf_skb_change_tail(skb, at + TCP_HEADER, 0))
-		return TC_ACT_SHOT;
+		return -1;
 	sum = sum_of_ends(&packet->ends, IPPROTO_TCP, TCP_HEADER);
 	if (is_checked_later(skb, check))
 		answer.check = sum_fold16(sum);
 	else
 		answer.check = ~sum_fold16(sum + (__u32)bpf_csum_diff(NULL, 0, (__be32 *)&answer, sizeof(answer), 0));
-	if (bpf_skb_store_bytes(skb, at, &answer, sizeof(answer), BPF_F_RECOMPUTE_CSUM) ||
-	    answer_ip(skb, packet, at, IPPROTO_TCP, TCP_HEADER))
-		return TC_ACT_SHOT;
-	return send_back(skb, packet);
+	if (bpf_skb_store_bytes(skb, at, &answer, sizeof(answer), BPF_F_RECOMPUTE_CSUM))
+		return -1;
+	return answer_ip(skb, packet, at, IPPROTO_TCP, TCP_HEADER);
 }
 
-/* An ICMP error of this type and code about the packet, from whom it was sent to; `rest` is the last word of its header. */
-static __always_inline int answer_error(struct __sk_buff *skb, const struct packet *packet, __u8 type, __u8 code, __be32 rest)
+/* How much of the packet an ICMP error quotes. */
+static __always_inline __u64 quoted_size(const struct packet *packet)
+{
+	return (packet->transport - packet->network + ICMP_QUOTED_BEYOND) & ~3U;
+}
+
+/* The ICMP error `icmp`, without its checksum yet, about the packet, from whom it was sent to: 0, or -1 where the kernel will
+ * not. */
+static __always_inline int answer_error(struct __sk_buff *skb, const struct packet *packet, struct icmp_header *icmp)
 {
 	bool is_ipv6 = packet->flags & PACKET_IPV6;
 	__u32 at = packet->network + (is_ipv6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr));
-	__u64 quoted = (packet->transport - packet->network + ICMP_QUOTED_BEYOND) & ~3U;
 	__u8 protocol = is_ipv6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP;
-	struct icmp_header icmp = { .type = type, .code = code, .rest = rest };
 	struct ct_scratch *space = scratch();
-	__u64 sum;
+	__u64 quoted = quoted_size(packet), sum;
 
 	asm volatile("" : "+r"(quoted)); /* or the compiler checks another copy of it than it uses */
 	if (!space || quoted < ICMP_QUOTED_BEYOND || quoted > SCRATCH_QUOTED ||
 	    bpf_skb_load_bytes(skb, packet->network, space->quoted, quoted))
-		return TC_ACT_SHOT;
+		return -1;
 	sum = (__u32)bpf_csum_diff(NULL, 0, (__be32 *)space->quoted, quoted, 0) +
-	      (__u64)(__u32)bpf_csum_diff(NULL, 0, (__be32 *)&icmp, sizeof(icmp), 0);
+	      (__u64)(__u32)bpf_csum_diff(NULL, 0, (__be32 *)icmp, sizeof(*icmp), 0);
 	if (is_ipv6)
-		sum += sum_of_ends(&packet->ends, protocol, sizeof(struct icmp_header) + quoted);
-	icmp.check = ~sum_fold16(sum);
-	if (bpf_skb_change_tail(skb, at + sizeof(struct icmp_header) + quoted, 0) ||
-	    bpf_skb_store_bytes(skb, at, &icmp, sizeof(icmp), BPF_F_RECOMPUTE_CSUM) ||
-	    bpf_skb_store_bytes(skb, at + sizeof(struct icmp_header), space->quoted, quoted, BPF_F_RECOMPUTE_CSUM) ||
-	    answer_ip(skb, packet, at, protocol, sizeof(struct icmp_header) + quoted))
-		return TC_ACT_SHOT;
-	return send_back(skb, packet);
+		sum += sum_of_ends(&packet->ends, protocol, sizeof(*icmp) + quoted);
+	icmp->check = ~sum_fold16(sum);
+	if (bpf_skb_change_tail(skb, at + sizeof(*icmp) + quoted, 0) ||
+	    bpf_skb_store_bytes(skb, at, icmp, sizeof(*icmp), BPF_F_RECOMPUTE_CSUM) ||
+	    bpf_skb_store_bytes(skb, at + sizeof(*icmp), space->quoted, quoted, BPF_F_RECOMPUTE_CSUM))
+		return -1;
+	return answer_ip(skb, packet, at, protocol, sizeof(*icmp) + quoted);
 }
 
-/* Not what has no ports to know it by, and not a reset. */
-static __always_inline bool may_be_answered(const struct packet *packet)
+/* What a router says, or else who would be called. */
+static __always_inline bool is_routers(enum reason reason)
 {
-	return !(packet->flags & PACKET_LATER_FRAGMENT || packet->tcp & TCP_RST);
+	return reason == REASON_DROP_TOO_LARGE || reason == REASON_DROP_HOPS;
 }
 
-/* As a port that nobody listens on refuses. */
-static __always_inline int refuse_packet(struct __sk_buff *skb, const struct packet *packet)
+static __always_inline struct icmp_header error_for(const struct packet *packet, enum reason reason, __u32 mtu)
 {
+	bool is_ipv6 = packet->flags & PACKET_IPV6;
+	struct icmp_header error = {};
+
+	if (reason == REASON_DROP_HOPS) {
+		error.type = is_ipv6 ? ICMP6_TIME : ICMP_TIME;
+	} else if (reason == REASON_DROP_TOO_LARGE) {
+		error.type = is_ipv6 ? ICMP6_TOO_LARGE : ICMP_UNREACHABLE;
+		error.code = is_ipv6 ? 0 : ICMP_TOO_LARGE;
+		error.rest = bpf_htonl(mtu);
+	} else {
+		error.type = is_ipv6 ? ICMP6_UNREACHABLE : ICMP_UNREACHABLE;
+		error.code = is_ipv6 ? ICMP6_PORT : ICMP_PORT;
+	}
+	return error;
+}
+
+/* Whether who sent the packet may know why it goes no further: not what has no ports to know it by, and not a reset. */
+static __always_inline bool may_be_answered(const struct packet *packet, enum reason reason)
+{
+	if (reason == REASON_DROP_SOURCE_RANGE || reason == REASON_DROP_NO_ADDRESS || reason == REASON_DROP_BROKEN)
+		return false;
+	if (packet->flags & PACKET_LATER_FRAGMENT || packet->tcp & TCP_RST)
+		return false;
+	if (is_routers(reason))
+		return quoted_size(packet) <= SCRATCH_QUOTED;
 	if (packet->flags & PACKET_FRAGMENTED)
-		return TC_ACT_SHOT;
-	if (packet->ends.protocol == IPPROTO_TCP)
+		return false;
+	return packet->ends.protocol == IPPROTO_TCP || quoted_size(packet) <= SCRATCH_QUOTED;
+}
+
+/* As a router does, or a port that nobody listens on: 0, or -1 where the kernel will not. `mtu` is that of its way. */
+static __always_inline int become_answer(struct __sk_buff *skb, const struct packet *packet, enum reason reason, __u32 mtu)
+{
+	struct icmp_header error;
+
+	if (packet->ends.protocol == IPPROTO_TCP && !is_routers(reason))
 		return reset(skb, packet);
-	if (packet->flags & PACKET_IPV6)
-		return answer_error(skb, packet, ICMP6_UNREACHABLE, ICMP6_PORT, 0);
-	return answer_error(skb, packet, ICMP_UNREACHABLE, ICMP_PORT, 0);
+	error = error_for(packet, reason, mtu);
+	return answer_error(skb, packet, &error);
 }
 
 #endif

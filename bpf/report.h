@@ -14,7 +14,7 @@
 #ifndef CLUSTERMESH_REPORT_H
 #define CLUSTERMESH_REPORT_H
 
-#include "layouts.h"
+#include "frame.h"
 
 static __always_inline void count(enum reason reason)
 {
@@ -78,6 +78,24 @@ static __always_inline void report_packet(struct __sk_buff *skb, enum reason rea
 		event->head_size = 28;
 	else if (!bpf_skb_load_bytes_relative(skb, 0, event->head, 20, BPF_HDR_START_NET))
 		event->head_size = 20;
+	event_submit(event);
+}
+
+enum { FRAME_HEAD = 40 }; /* less than the shortest frame of a wire has */
+
+/* The same of a frame. */
+static __always_inline void report_frame(struct frame frame, enum reason reason, enum event_type type)
+{
+	struct event *event = event_of(reason, type);
+	void *head = frame_at(frame, ETH_HLEN, FRAME_HEAD);
+
+	if (!event)
+		return;
+	event->ifindex = frame_device(frame);
+	if (head) {
+		__builtin_memcpy(event->head, head, FRAME_HEAD);
+		event->head_size = FRAME_HEAD;
+	}
 	event_submit(event);
 }
 

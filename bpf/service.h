@@ -270,23 +270,12 @@ static __always_inline enum reason translate(struct __sk_buff *skb, struct ct_sc
 		return REASON_DROP_HOPS;
 	if (routes && (passage->way == WAY_PEER || passage->way == WAY_NEIGH))
 		hops--;
+	if (nat(of_skb(skb), packet, &space->to, hops))
+		return REASON_DROP_BROKEN;
 	count(entry->flags & CT_REPLY ? REASON_NAT_REPLY : REASON_NAT_FORWARD);
 	if (packet->flags & PACKET_FRAGMENTED)
 		remember_fragment(packet);
-	if (nat(of_skb(skb), packet, &space->to, hops))
-		passage->way = WAY_NOWHERE;
 	return 0;
-}
-
-/* Is in skb->tc_index while the kernel takes a packet from one of its devices to another: that it is a client's and was
- * translated, so that nothing is left to be done. */
-enum { EGRESS_DONE = 0x636d };
-
-/* A pod may have written anything there. */
-static __always_inline void tell_egress(struct __sk_buff *skb, __u16 what)
-{
-	if (skb->tc_index != what)
-		skb->tc_index = what;
 }
 
 /* Replies that go on by the kernel's way are translated where they leave this node's hands, and nowhere else: what had been
@@ -295,7 +284,7 @@ static __always_inline bool is_left_to_egress(const struct ct_entry *entry, cons
 {
 	if (entry->flags & CT_AT_EGRESS)
 		return true;
-	return (entry->flags & (CT_REPLY | CT_OUTSIDE)) == CT_REPLY && (entry->way == WAY_STACK || !packet->network);
+	return (entry->flags & (CT_REPLY | CT_OUTSIDE)) == CT_REPLY && goes_by_stack(packet, entry->way);
 }
 
 /* Comes from outside with the ends of what a pod of this node sends, or of what comes by the tunnel alone: it is not of that
@@ -324,9 +313,9 @@ SUBPROGRAM int translate_error(struct __sk_buff *skb, __u32 is_egress, __u32 sid
 		return NEXT;
 	read_ends(entry, &space->to);
 	passage = (struct passage){ entry->way_device, 0, entry->way };
-	count(REASON_NAT_ERROR);
 	if (nat_error(skb, &space->packet, &space->quote, &space->to))
-		return TC_ACT_SHOT;
+		return dropped(REASON_DROP_BROKEN);
+	count(REASON_NAT_ERROR);
 	return is_egress ? NEXT : send(skb, &space->packet, &passage);
 }
 
@@ -544,16 +533,12 @@ SUBPROGRAM int answer_refused(struct __sk_buff *skb, __u32 reason)
 {
 	struct ct_scratch *space = scratch();
 
-	if (!space || reason >= REASONS)
-		return TC_ACT_SHOT;
+	if (!space || !may_be_answered(&space->packet, reason))
+		return dropped(reason);
 	report_packet(skb, reason, EVENT_DROP);
-	if (reason == REASON_DROP_SOURCE_RANGE || reason == REASON_DROP_NO_ADDRESS || !may_be_answered(&space->packet))
-		return TC_ACT_SHOT;
-	if (reason == REASON_DROP_TOO_LARGE)
-		return refuse_large(skb, &space->packet, space->new.forward.mtu);
-	if (reason == REASON_DROP_HOPS)
-		return answer_error(skb, &space->packet, space->packet.flags & PACKET_IPV6 ? ICMP6_TIME : ICMP_TIME, 0, 0);
-	return refuse_packet(skb, &space->packet);
+	if (become_answer(skb, &space->packet, reason, space->new.forward.mtu))
+		return dropped(REASON_DROP_BROKEN);
+	return send_back(skb, &space->packet);
 }
 
 /* Looked at about once a second: whether the backend is still there, of which a direct connection that was told apart has
@@ -597,8 +582,6 @@ static __always_inline int serve(struct __sk_buff *skb, struct ct_scratch *space
 		return NEXT;
 	if (!why)
 		why = translate(skb, space, entry, &passage, true);
-	if (!why && passage.way == WAY_STACK && !(entry->flags & CT_REPLY))
-		tell_egress(skb, EGRESS_DONE);
 	if (!why)
 		return send(skb, packet, &passage);
 	space->new.forward.mtu = passage.mtu;
@@ -613,6 +596,7 @@ static __always_inline int answer(struct __sk_buff *skb, __u16 network, __u16 fl
 	struct passage passage;
 	struct ct_entry *entry;
 	enum content content;
+	enum reason why;
 
 	if (!space)
 		return NEXT;
@@ -629,8 +613,8 @@ static __always_inline int answer(struct __sk_buff *skb, __u16 network, __u16 fl
 	if (!entry || (entry->flags & (CT_REPLY | CT_AT_EGRESS)) != (CT_REPLY | flag))
 		return NEXT;
 	ct_touch(entry, &space->packet, ct_now());
-	translate(skb, space, entry, &passage, false);
-	return passage.way == WAY_NOWHERE ? TC_ACT_SHOT : NEXT;
+	why = translate(skb, space, entry, &passage, false);
+	return why ? dropped(why) : NEXT;
 }
 
 #endif

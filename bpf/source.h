@@ -35,10 +35,7 @@ static __always_inline bool is_from_its_pod(struct __sk_buff *skb)
 /* NEXT, or the drop. */
 static __always_inline int check_source(struct __sk_buff *skb)
 {
-	if (is_from_its_pod(skb))
-		return NEXT;
-	report_packet(skb, REASON_DROP_SOURCE, EVENT_DROP);
-	return TC_ACT_SHOT;
+	return is_from_its_pod(skb) ? NEXT : dropped(REASON_DROP_SOURCE);
 }
 
 #endif

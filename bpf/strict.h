@@ -7,13 +7,9 @@
 #include <linux/if_ether.h>
 #include <linux/ip.h>
 #include <linux/ipv6.h>
-#include <linux/pkt_cls.h>
 
 #include "address.h"
-#include "report.h"
-
-/* "Not mine, ask the next": TCX_NEXT under tcx, and under clsact the next filter. TC_ACT_OK would end the chain. */
-#define NEXT TC_ACT_UNSPEC
+#include "drop.h"
 
 static __always_inline bool is_node(const struct ipcache_entry *entry)
 {
@@ -63,8 +59,7 @@ static __always_inline int require_encryption(struct __sk_buff *skb, enum reason
 		return NEXT;
 	if (!is_mesh_pod(&ends[0]) || !is_mesh_pod(&ends[1]))
 		return NEXT;
-	report_packet(skb, reason, EVENT_DROP);
-	return TC_ACT_SHOT;
+	return dropped(reason);
 }
 
 #endif

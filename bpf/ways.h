@@ -108,18 +108,11 @@ static __always_inline bool is_too_large(struct frame frame, const struct packet
 	return size > mtu;
 }
 
-static __always_inline int refuse_large(struct __sk_buff *skb, const struct packet *packet, __u32 mtu)
-{
-	if (packet->flags & PACKET_IPV6)
-		return answer_error(skb, packet, ICMP6_TOO_LARGE, 0, bpf_htonl(mtu));
-	return answer_error(skb, packet, ICMP_UNREACHABLE, ICMP_TOO_LARGE, bpf_htonl(mtu));
-}
-
 /* A neighbour gets a frame; what came without one gets the room for it. */
 static __always_inline int send_to_neighbour(struct __sk_buff *skb, const struct packet *packet, __u32 device)
 {
 	if (packet->network == 0 && bpf_skb_change_head(skb, ETH_HLEN, 0))
-		return TC_ACT_SHOT;
+		return dropped(REASON_DROP_BROKEN);
 	return redirect_neigh(device, NULL, 0, 0);
 }
 
@@ -127,23 +120,41 @@ static __always_inline int send_to_neighbour(struct __sk_buff *skb, const struct
 struct passage {
 	__u32 device;
 	__u32 mtu;
-	__u8 way; /* enum way, or WAY_NOWHERE */
+	__u8 way; /* enum way */
 };
 
-enum { WAY_NOWHERE = 255 }; /* the kernel would not have it changed */
+/* Whether a packet that is to go this way goes on as the kernel sends it. A pod is given frames: so does what came to it
+ * without one. */
+static __always_inline bool goes_by_stack(const struct packet *packet, __u8 way)
+{
+	return way == WAY_STACK || (way == WAY_PEER && !packet->network);
+}
 
-/* At ingress. A pod is given frames: what came without one goes to it by the kernel's way. */
+/* Is in skb->tc_index while the kernel takes a packet from one of its devices to another: that it was translated, so
+ * that nothing is left to be done. */
+enum { EGRESS_DONE = 0x636d };
+
+/* A pod may have written anything there. */
+static __always_inline void tell_egress(struct __sk_buff *skb, __u16 what)
+{
+	if (skb->tc_index != what)
+		skb->tc_index = what;
+}
+
+/* At ingress, of what was translated there. */
 static __always_inline int send(struct __sk_buff *skb, const struct packet *packet, const struct passage *passage)
 {
+	if (goes_by_stack(packet, passage->way)) {
+		tell_egress(skb, EGRESS_DONE);
+		return NEXT;
+	}
 	switch (passage->way) {
 	case WAY_PEER:
-		return packet->network ? bpf_redirect_peer(passage->device, 0) : NEXT;
+		return bpf_redirect_peer(passage->device, 0);
 	case WAY_NEIGH:
 		return send_to_neighbour(skb, packet, passage->device);
 	case WAY_BACK:
 		return send_back(skb, packet);
-	case WAY_NOWHERE:
-		return TC_ACT_SHOT;
 	default:
 		return NEXT;
 	}

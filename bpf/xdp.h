@@ -110,7 +110,7 @@ static __always_inline int accelerate(struct frame frame)
 	out = route->ifindex;
 	if (frame_store(frame, 0, route->dmac, ETH_ALEN, 0) || frame_store(frame, ETH_ALEN, route->smac, ETH_ALEN, 0) ||
 	    nat(frame, packet, &space->to, packet->hops - 1))
-		return XDP_DROP;
+		return dropped(REASON_DROP_BROKEN);
 	count(entry->flags & CT_REPLY ? REASON_NAT_REPLY : REASON_NAT_FORWARD);
 	if (ct_touch(entry, packet, now))
 		renew_way(frame, &space->new, packet, entry);

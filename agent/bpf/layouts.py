@@ -72,6 +72,7 @@ class Reason(IntEnum):
     DROP_BIND = 23
     MEANT_FULL = 24
     DROP_HOPS = 25
+    DROP_BROKEN = 26
 
 
 class EventType(IntEnum):
