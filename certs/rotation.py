@@ -29,9 +29,11 @@ CROSS: Final = "rotation-cross"
 """What it says of the new one."""
 SINCE: Final = "rotation-since"
 """When everything was issued anew."""
+JOINING: Final = "rotation-joining"
+"""JSON: the clusters that fetch what the new authority signs, each with the SHA-256 of what it held before."""
 _BUNDLE: Final = "ca.crt"
 _KEY: Final = "ca.key"
-_OURS: Final = frozenset({PREVIOUS, CROSS, SINCE})
+_OURS: Final = frozenset({PREVIOUS, CROSS, SINCE, JOINING})
 
 Data = Mapping[str, bytes]
 

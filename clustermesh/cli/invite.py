@@ -44,7 +44,8 @@ def invite() -> None:
 @click.option("--ttl", type=Duration(), default=900.0, show_default="15m", help="How long it may be used.")
 @click.option("--uses", type=click.IntRange(1, 100), default=1, show_default=True, help="How many clusters may use it.")
 @click.option("--to", default="", metavar="NAME", help="The only cluster that may use it.")
-def create(which: Which, address: str, ttl: float, uses: int, to: str) -> None:
+@click.option("--again", is_flag=True, help="For a cluster that is connected, --to: both get new certificates.")
+def create(which: Which, address: str, ttl: float, uses: int, to: str, again: bool) -> None:
     """Print one token; whoever has it may join this cluster's mesh, once.
 
     \b
@@ -53,11 +54,13 @@ def create(which: Which, address: str, ttl: float, uses: int, to: str) -> None:
     """
     if to:
         check_cluster_name(to)
+    elif again:
+        raise Invalid("--again", "true", "must stand beside --to NAME, the cluster that is connected")
     if not ttl:
         raise Invalid("ttl", ttl, "must be more than nothing, like 15m")
     reached = parse_address(address, "address")
     host = f"[{reached.host}]" if ":" in reached.host else reached.host
-    click.echo(asyncio.run(_create(which, f"{host}:{reached.port}", ttl, uses, to)))
+    click.echo(asyncio.run(_create(which, f"{host}:{reached.port}", ttl, uses, to, again)))
 
 
 @invite.command(name="list")
@@ -159,17 +162,20 @@ def _as_json(number: str, of: Invitation, now: float) -> dict[str, object]:
     }
 
 
-async def _create(which: Which, address: str, ttl: float, uses: int, to: str) -> str:
+async def _create(which: Which, address: str, ttl: float, uses: int, to: str, again: bool) -> str:
     from clustermesh.joining import audit, invitations, names
     from clustermesh.joining.connect import read_site
     from clustermesh.joining.inviting import fingerprint
+    from clustermesh.joining.links import known_peers
 
     async with _opened(which) as objects:
         member = (await read_site(objects, which.context)).member
+        if again and to not in known_peers(member.entries):
+            raise Refused(f"{member.name} is not connected to {to}: without --again it may join")
         pin, made = fingerprint(member.server.cert), list[str]()
 
         def edit(data: Mapping[str, bytes]) -> Mapping[str, bytes]:
-            changed, *made[:] = invitations.create(data, now=time.time(), ttl=ttl, uses=uses, to=to)
+            changed, *made[:] = invitations.create(data, now=time.time(), ttl=ttl, uses=uses, to=to, again=again)
             return changed
 
         await objects.change_secret(names.INVITATIONS, edit)

@@ -15,7 +15,7 @@ from clustermesh.cli.contexts import Which, cluster_options, destinations_option
 from clustermesh.cli.entries import as_json, fault_of, row
 from clustermesh.cli.table import print_found, print_table
 from clustermesh.cli.values import Duration
-from clustermesh.errors import printable
+from clustermesh.errors import Invalid, printable
 from clustermesh.standalone.context import load
 
 if TYPE_CHECKING:
@@ -66,7 +66,17 @@ def status(which: Which, output: str) -> None:
     type=Duration(),
     help="How long until every process has read what was written.  [default: 3m; 15s of folders]",
 )
-def rotate(which: Which, destinations: tuple[str, ...], authority: bool, settle: float | None) -> None:
+@click.option(
+    "--joining",
+    "joins",
+    multiple=True,
+    metavar="NAMES",
+    help="With --ca: peers that you have no context of. The old authority is trusted until each has joined again, by "
+    "`clustermesh invite create --again`.",
+)
+def rotate(
+    which: Which, destinations: tuple[str, ...], authority: bool, settle: float | None, joins: tuple[str, ...]
+) -> None:
     """Issue all that a cluster's authority signed again, with other keys, while the mesh works.
 
     With --ca the authority is replaced. For a while both are trusted; its etcd is started again twice, for a second or
@@ -77,20 +87,26 @@ def rotate(which: Which, destinations: tuple[str, ...], authority: bool, settle:
     Examples:
       clustermesh certs rotate --context alpha
       clustermesh certs rotate --ca --context alpha --destination-context beta,gamma
+      clustermesh certs rotate --ca --context alpha --destination-context beta --joining delta
       clustermesh certs rotate --ca --context /srv/alpha --destination-context /srv/beta
     """
     contexts = [which.context, *dict.fromkeys(each for text in destinations for each in text.split(",") if each)]
     if settle is None:
         settle = _PROCESSES if is_folder(which.context) else _PODS
-    asyncio.run(_rotate(which, contexts, authority, timedelta(seconds=settle)))
+    joining = frozenset(each for text in joins for each in text.split(",") if each)
+    if joining and (not authority or is_folder(which.context)):
+        raise Invalid("--joining", ",".join(sorted(joining)), "must stand beside --ca and contexts of a kubeconfig")
+    asyncio.run(_rotate(which, contexts, authority, timedelta(seconds=settle), joining))
 
 
-async def _rotate(which: Which, contexts: Sequence[str], authority: bool, settle: timedelta) -> None:
+async def _rotate(
+    which: Which, contexts: Sequence[str], authority: bool, settle: timedelta, joining: frozenset[str]
+) -> None:
     from clustermesh.joining.rotating import rotate_authority, rotate_leaves
 
     async with _held(which, contexts) as holders:
         if authority:
-            await rotate_authority(holders, settle, click.echo)
+            await rotate_authority(holders, settle, click.echo, joining)
         else:
             await rotate_leaves(holders, datetime.now(UTC), click.echo)
 

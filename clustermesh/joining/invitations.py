@@ -45,7 +45,8 @@ class Token(Struct, frozen=True, rename={"cluster": "n", "address": "a", "finger
 
 class Invitation(Struct, frozen=True, kw_only=True):
     """One that was created. Times are Unix seconds; `to` is the only cluster that may use it, "" for any; `joined` are
-    those that did, with the SHA-256 of the authority that each showed."""
+    those that did, with the SHA-256 of the authority that each showed. `again` lets in a cluster that is connected:
+    both have new certificates then."""
 
     hash: _Hex
     created: float
@@ -53,6 +54,7 @@ class Invitation(Struct, frozen=True, kw_only=True):
     uses: int
     to: str = ""
     joined: dict[str, str] = {}
+    again: bool = False
 
     @property
     def left(self) -> int:
@@ -81,7 +83,7 @@ def decode_token(text: str) -> Token:
 
 
 def create(
-    data: Mapping[str, bytes], *, now: float, ttl: float, uses: int, to: str
+    data: Mapping[str, bytes], *, now: float, ttl: float, uses: int, to: str, again: bool = False
 ) -> tuple[dict[str, bytes], str, str]:
     """`data` of the Secret with one more, without those that are over and let nobody in; its id and its secret."""
     kept = {
@@ -90,7 +92,7 @@ def create(
     if len(kept) >= MOST:
         raise Refused(f"{MOST} invitations stand already: `clustermesh invite list`, and revoke what is not needed")
     made, secret = secrets.token_hex(4), secrets.token_urlsafe(32)
-    invitation = Invitation(hash=_hash(secret), created=now, expires=now + ttl, uses=uses, to=to)
+    invitation = Invitation(hash=_hash(secret), created=now, expires=now + ttl, uses=uses, to=to, again=again)
     return {**kept, made: msgspec.json.encode(invitation)}, made, secret
 
 

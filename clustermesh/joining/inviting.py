@@ -23,11 +23,13 @@ from clustermesh.joining.checks import find_problems
 from clustermesh.joining.connect import Site, begin_reading, let_in, read_site
 from clustermesh.joining.invitations import read, take
 from clustermesh.joining.links import Link, known_peers
+from clustermesh.joining.member import Member
 from clustermesh.joining.objects import Objects
 from clustermesh.joining.offers import MOST_BYTES, Ask, decode_ask, offer, taken
 from clustermesh.joining.probe import probe
 from clustermesh.kube.access import load_pair
 from clustermesh.listen import parse_address
+from clustermesh.mesh.peer_files import PeerFile
 from clustermesh.standalone.connect import Outcome
 
 _LOG: Final = logging.getLogger(__name__)
@@ -86,11 +88,15 @@ async def _check(site: Site, link: Link, invitation: bytes, now: datetime) -> No
     """Raises Problems."""
     own, newcomer = site.member, link.owner
     found = list[ClusterMeshError]()
-    before = read(invitation)
-    if newcomer.name in known_peers(own.entries) and not (before and newcomer.name in before.joined):
+    before, held = read(invitation), known_peers(own.entries).get(newcomer.name)
+    if before and held and before.again:
+        found += await _another(own, held, link)
+    elif held and not (before and newcomer.name in before.joined):
         found.append(
             Refused(
-                f"{own.name} is connected to a cluster {newcomer.name} already: `clustermesh disconnect` there first"
+                f"{own.name} is connected to a cluster {newcomer.name} already: "
+                "`clustermesh invite create --again` there lets it have "
+                "new certificates, `clustermesh disconnect` makes room for another one"
             )
         )
     links = [link] if own.entrance is None else [link, Link(newcomer, own, own.entrance)]
@@ -99,6 +105,15 @@ async def _check(site: Site, link: Link, invitation: bytes, now: datetime) -> No
         found.append(error)
     if found:
         raise Problems(found)
+
+
+async def _another(own: Member, held: PeerFile, link: Link) -> list[ClusterMeshError]:
+    """Why who comes again is not the cluster that is connected: what it shows, that one's authority has signed."""
+    trusted = own.entries.get(held.ca.name, b"") if held.ca is not None else b""
+    error = await probe(link.entrance, held.name, trusted)
+    return (
+        [Refused(f"{own.name} knows {held.name} by another authority: {error}")] if isinstance(error, Refused) else []
+    )
 
 
 class Server:

@@ -10,9 +10,11 @@ from datetime import datetime
 from typing import Final, TypeVar
 
 import msgspec
+from cryptography.hazmat.primitives.serialization import Encoding
 from msgspec import Struct
 from msgspec.structs import replace
 
+from certs.check import is_signed_by, read_certificates
 from certs.errors import CertsError
 from clustermesh.address import parse_prefix, prefix_text
 from clustermesh.errors import ClusterMeshError, DecodeError, Refused
@@ -73,13 +75,25 @@ def offer(owner: Member, reader: str, now: datetime) -> Offer:
         hosts=list(owner.entrance.hosts),
         port=owner.entrance.port,
         pod_cidrs=[(each.node, prefix_text(each.prefix)) for each in owner.pod_cidrs],
-        trusted=owner.trusted.decode(),
+        trusted=_believed(owner).decode(),
         signer=owner.signer.cert.decode(),
         server=owner.server.cert.decode(),
         shown={key: value.decode() for key, value in shown.items()},
         product=version.product,
         version=version.number,
     )
+
+
+def _believed(owner: Member) -> bytes:
+    """What is to be trusted of it: the authority that signs now, where what it shows is signed by that. One that is
+    being replaced is not told to anybody any more."""
+    try:
+        signer = read_certificates(owner.signer.cert, names.AUTHORITY)[0]
+        if is_signed_by(read_certificates(owner.server.cert, names.SERVER_CERT)[0], signer):
+            return signer.public_bytes(Encoding.PEM)
+    except CertsError:
+        pass  # the checks say so
+    return owner.trusted
 
 
 def decode_ask(data: bytes) -> Ask:

@@ -3,24 +3,33 @@
 A leaf: etcd shows a new one at its next handshake, and clients read their files for each connection. An authority is
 replaced as certs.rotation does it: both are trusted for a while. An etcd takes clients' certificates from the
 authorities that it read when it started; `store.keeper` starts it again, and its clients come back.
+
+A peer that nobody here has access to joins again, by an invitation, while both are trusted: then its Secrets and ours
+have each other's new certificates, and the old authority is not forgotten before.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence, Set
 from datetime import UTC, datetime, timedelta
+from typing import Final
 
+import msgspec
 from cryptography import x509
 
 from certs.check import read_pair
 from certs.issue import Pair
-from certs.rotation import SINCE, begin, forget, is_held_in, reissued, rotation_of, take, trusts
+from certs.rotation import JOINING, SINCE, begin, forget, is_held_in, reissued, rotation_of, take, trusts
 from clustermesh.errors import Refused, Unavailable
+from clustermesh.joining import names
 from clustermesh.joining.holders import Holder
 from clustermesh.joining.objects import Edit
 
 Say = Callable[[str], None]
+_LOOK: Final = 2.0
+"""Seconds between two looks at who has joined again."""
 
 
 async def rotate_leaves(holders: Sequence[Holder], now: datetime, say: Say) -> None:
@@ -42,10 +51,13 @@ async def rotate_leaves(holders: Sequence[Holder], now: datetime, say: Say) -> N
     )
 
 
-async def rotate_authority(holders: Sequence[Holder], settle: timedelta, say: Say) -> None:
+async def rotate_authority(
+    holders: Sequence[Holder], settle: timedelta, say: Say, joining: frozenset[str] = frozenset()
+) -> None:
     """Replace the authority of the first of `holders`, whose peers the others are, or go on where that was interrupted.
 
-    `settle` is how long it takes until every process has read what was written. Raises ClusterMeshError, CertsError.
+    `settle` is how long it takes until every process has read what was written; peers in `joining` are waited for until
+    each has joined again. Raises ClusterMeshError, CertsError.
     """
     first, now = holders[0], datetime.now(UTC)
     place = first.places[0]
@@ -53,13 +65,22 @@ async def rotate_authority(holders: Sequence[Holder], settle: timedelta, say: Sa
         raise await _no_authority(first)
     rotation = begin(data, now)
     await _check_kept(holders, rotation.old)
-    await _check_peers(holders, rotation.old)
-    await first.change(place, lambda data: take(data, begin(data, now), now))
+    await _check_peers(holders, rotation.old, {*joining, *_joining(data)})
+    before = {name: await _shown(first, name) for name in joining}
+    if shared := ", ".join(sorted(name for name, shown in before.items() if not shown)):
+        raise Refused(f"{first.name} has no certificates of its own for {shared}: name the context, or disconnect it")
+
+    def start(data: Mapping[str, bytes]) -> dict[str, bytes]:
+        awaited = {**before, **_joining(data)}
+        return take(data, begin(data, now), now) | ({JOINING: msgspec.json.encode(awaited)} if awaited else {})
+
+    await first.change(place, start)
     under_way = rotation_of(await first.read(place))
     if under_way is None:
         raise Unavailable(f"{first.name}: somebody else ended a rotation just now: look with `certs status`")
     await _everywhere(holders, lambda data: take(data, under_way, now), say, "has the new authority beside the old one")
     await _settle(first, settle, say)
+    await _joined(first, say)
     # The first one last: until then it tells what is still to do.
     await _everywhere(
         [*holders[1:], first], lambda data: forget(data, under_way), say, "has the new authority alone", last=place
@@ -93,16 +114,50 @@ async def _settle(first: Holder, settle: timedelta, say: Say) -> None:
         await asyncio.sleep(left)
 
 
-async def _check_peers(holders: Sequence[Holder], old: x509.Certificate) -> None:
-    """Refused where a cluster would be left behind that is not among `holders`."""
+def _joining(authority: Mapping[str, bytes]) -> dict[str, str]:
+    """The peers that are to join again, each with what it was known by."""
+    try:
+        return msgspec.json.decode(authority.get(JOINING, b"{}"), type=dict[str, str])
+    except msgspec.DecodeError:
+        return {}
+
+
+async def _shown(holder: Holder, peer: str) -> str:
+    """The SHA-256 of what `holder` shows to `peer`; "" where it shows it nothing of its own."""
+    for place in (names.COPIED, names.PEERS):
+        if found := (await holder.read(place)).get(f"{names.credentials_of(peer)}.crt"):
+            return hashlib.sha256(found).hexdigest()
+    return ""
+
+
+async def _joined(first: Holder, say: Say) -> None:
+    """Wait until each has joined again, or is disconnected: both sides have new certificates then."""
+    before, asked = _joining(await first.read(first.places[0])), False
+    while waiting := [name for name, known in sorted(before.items()) if await _shown(first, name) == known]:
+        if not asked:
+            for name in waiting:
+                say(
+                    f"{name}: is waited for: one of both invites "
+                    "(`clustermesh invite create --again --to NAME`), the other "
+                    "one joins (`clustermesh join`); interrupted, the same command goes on"
+                )
+            asked = True
+        await asyncio.sleep(_LOOK)
+
+
+async def _check_peers(holders: Sequence[Holder], old: x509.Certificate, joining: Set[str]) -> None:
+    """Refused where a cluster would be left behind that is neither among `holders` nor joins again."""
     given, faults = {each.name for each in holders}, list[Refused]()
+    if strange := ", ".join(sorted(joining - holders[0].peers)):
+        raise Refused(f"{holders[0].name} is not connected to {strange}")
     for each in holders:
-        missing = ", ".join(sorted(each.peers - given))
+        missing = ", ".join(sorted(each.peers - given - (joining if each is holders[0] else set())))
         if missing and is_held_in(await each.read(each.places[0]), old):
             faults.append(
                 Refused(
                     f"{each.name} is connected to {missing}, which would lose it: name the contexts of all its peers "
-                    "with --destination-context, and disconnect those that are gone"
+                    "with --destination-context, those that you have no context of with --joining, and disconnect "
+                    "those that are gone"
                 )
             )
     if faults:

@@ -7,24 +7,28 @@ import json
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import yaml
 from click.testing import CliRunner
+from cryptography import x509
 from joined_bed import Cluster
 from kube_bed import KubeBed
 from msgspec.structs import replace
 from ports import free_port
 
+from certs.check import read_certificates
 from clustermesh.cli import main
 from clustermesh.errors import ClusterMeshError, Refused, Unavailable
 from clustermesh.joining import names
 from clustermesh.joining.connect import read_site
+from clustermesh.joining.holders import InSecrets
 from clustermesh.joining.invitations import Token, create, decode_token
 from clustermesh.joining.inviting import Server, fingerprint
 from clustermesh.joining.newcomer import join
+from clustermesh.joining.rotating import rotate_authority
 from clustermesh.standalone.connect import Outcome
 
 SECRET = "cilium-clustermesh"
@@ -77,16 +81,18 @@ async def inviting(cluster: Cluster) -> AsyncIterator[str]:
             await asyncio.gather(task, return_exceptions=True)
 
 
-async def invited(cluster: Cluster, address: str, uses: int = 1, to: str = "", ttl: float = 900) -> Token:
+async def invited(
+    cluster: Cluster, address: str, uses: int = 1, to: str = "", ttl: float = 900, again: bool = False
+) -> Token:
     now, made = datetime.now(UTC).timestamp(), list[str]()
     async with cluster.objects() as objects:
 
         def edit(data):  # type: ignore[no-untyped-def]
-            changed, *made[:] = create(data, now=now, ttl=ttl, uses=uses, to=to)
+            changed, *made[:] = create(data, now=now, ttl=ttl, uses=uses, to=to, again=again)
             return changed
 
         await objects.change_secret(names.INVITATIONS, edit)
-    pin = fingerprint(cluster.folder.certificate("server").read_bytes())
+    pin = fingerprint(cluster.data("secrets", names.SERVER_CERT)["tls.crt"])
     return Token(cluster=cluster.name, address=address, fingerprint=pin, id=made[0], secret=made[1])
 
 
@@ -103,8 +109,9 @@ def peers(cluster: Cluster) -> set[str]:
 
 
 def events(cluster: Cluster) -> list[str]:
+    """Ours: the API's own look after what is made here, too."""
     found = cluster.bed.ask("GET", f"/api/v1/namespaces/{cluster.namespace}/events")["items"]
-    return sorted(each["reason"] for each in found)
+    return sorted(each["reason"] for each in found if each.get("source", {}).get("component") == "clustermesh")
 
 
 async def test_a_token_is_all_that_a_newcomer_needs(alpha: Cluster, beta: Cluster) -> None:
@@ -192,6 +199,51 @@ async def test_nobody_takes_the_place_of_a_cluster_that_is_connected(
     assert peers(false) == set()
 
 
+async def test_an_authority_is_replaced_once_who_joined_by_invitation_has_joined_again(
+    alpha: Cluster, beta: Cluster, bed: KubeBed
+) -> None:
+    said = list[str]()
+
+    async def rotate(*joining: str) -> None:
+        async with alpha.site() as site:
+            await rotate_authority([InSecrets(site)], timedelta(0), said.append, frozenset(joining))
+
+    def trusted(cluster: Cluster, secret: str, key: str) -> tuple[x509.Certificate, ...]:
+        return read_certificates(cluster.data("secrets", secret)[key], key)
+
+    false = Cluster(bed, f"{alpha.namespace}-false", "beta", 2, free_port())
+    false.install()
+    async with answering(alpha, beta, false):
+        async with inviting(alpha) as address:
+            await joining(beta, await invited(alpha, address))
+        (old,) = trusted(beta, SECRET, "alpha.etcd-client-ca.crt")
+        with pytest.raises(ExceptionGroup) as caught:
+            await rotate()
+        assert "beta, which would lose it" in str(caught.value.exceptions[0])
+        with pytest.raises(Refused, match="is not connected to gamma"):
+            await rotate("gamma")
+        rotating = asyncio.create_task(rotate("beta"))
+        async with asyncio.timeout(20):
+            while not any(each.startswith("beta: is waited for") for each in said):
+                await asyncio.sleep(0.05)
+        rotating.cancel()  # it is interrupted, and goes on without being told again who joins
+        await asyncio.gather(rotating, return_exceptions=True)
+        rotating = asyncio.create_task(rotate())
+        async with inviting(alpha) as address:
+            with pytest.raises(ExceptionGroup) as caught:
+                await joining(false, await invited(alpha, address, to="beta", again=True))
+            assert "alpha knows beta by another authority" in str(caught.value.exceptions[0])
+            assert old in trusted(alpha, names.SERVER_CERT, "ca.crt")  # who shows the old one is let in until then
+            assert not rotating.done()
+            await joining(beta, await invited(alpha, address, to="beta", again=True))
+        await asyncio.wait_for(rotating, 20)
+    (new,) = trusted(beta, SECRET, "alpha.etcd-client-ca.crt")
+    assert (new,) == trusted(alpha, names.SERVER_CERT, "ca.crt") == trusted(alpha, names.AUTHORITY, "ca.crt")
+    trusted(beta, SECRET, "alpha.etcd-client.crt")[0].verify_directly_issued_by(new)
+    assert new != old
+    assert alpha.data("secrets", names.AUTHORITY).keys() == {"ca.crt", "ca.key"}
+
+
 async def test_all_that_is_wrong_is_told_to_the_newcomer_and_its_invitation_is_not_used_up(
     alpha: Cluster, other_bed: KubeBed, namespace: str
 ) -> None:
@@ -223,14 +275,21 @@ async def test_invitations_are_created_listed_and_revoked_by_commands(alpha: Clu
 
     async with answering(alpha, beta), inviting(alpha) as address:
         token = decode_token((await run("invite", "create", "--address", address, "--to", "beta")).strip())
+        with pytest.raises(AssertionError, match="is not connected to beta"):
+            await run("invite", "create", "--address", address, "--to", "beta", "--again")
         await joining(beta, token)
-    (row,) = json.loads(await run("invite", "list", "-o", "json"))
+        again = decode_token((await run("invite", "create", "--address", address, "--to", "beta", "--again")).strip())
+        shown = beta.data("secrets", SECRET)["alpha.etcd-client.crt"]
+        await joining(beta, again)
+        assert beta.data("secrets", SECRET)["alpha.etcd-client.crt"] != shown
+    row, _ = sorted(json.loads(await run("invite", "list", "-o", "json")), key=lambda row: row["id"] != token.id)
     assert (row["state"], row["joined"], row["to"]) == ("used up", ["beta"], "beta")
     said = await run("invite", "revoke", row["id"])
     assert "alpha no longer reads beta" in said
     assert "alpha no longer lets beta in" in said
+    await run("invite", "revoke", again.id)
     assert (peers(alpha), (await run("invite", "list")).strip()) == (set(), "no invitations")
-    assert events(alpha) == ["ClusterJoined", "InvitationCreated", "InvitationRevoked"]
+    assert events(alpha) == [what for what in ("ClusterJoined", "InvitationCreated", "InvitationRevoked") for _ in "12"]
 
 
 def test_a_token_may_come_by_stdin_and_a_broken_one_is_not_shown(beta: Cluster, tmp_path: Path) -> None:
