@@ -21,7 +21,7 @@ from clustermesh.store.client import EtcdClient
 from clustermesh.store.tls import Tls
 from clustermesh.wire import RESOURCES, agent_report, api_server_report, keys, mirror_report
 from clustermesh.wire.agent_report import AgentReport, SeenCluster
-from clustermesh.wire.api_server_report import ApiServerReport
+from clustermesh.wire.api_server_report import TRIED_AGAIN, ApiServerReport
 from clustermesh.wire.timestamp import parse_time
 
 T = TypeVar("T")
@@ -76,7 +76,8 @@ class ControlPlane(Struct, frozen=True, kw_only=True):
         for alarm in self.alarms:
             yield f"etcd has raised an alarm: {alarm}: see docs/failures.md, corrupt etcd"
         for problem in self.unacted:
-            yield f"API server: {problem}; correct it, the rest is published"
+            remedy = "" if problem.endswith(TRIED_AGAIN) else "; correct it, the rest is published"
+            yield f"API server: {problem}{remedy}"
 
 
 async def read(context: Context, peers: Collection[str]) -> dict[str, Any]:

@@ -13,7 +13,8 @@ The rules:
    is listed again.
 5. Credentials that are not taken (401) are asked for again at once; only when the new ones fail too is it an
    interruption. A page that failed is asked for again where the list stood, unless the server refuses the place.
-6. Waits double, with jitter; a server that names a time (Retry-After) is obeyed.
+6. Waits double, with jitter. A server that names a time (Retry-After) is obeyed; it is there, so what was waited for it
+   before, while it was not, does not count.
 7. The first list may be what the API server remembers, which takes a quarter of its work and none of its etcd's: the
    watch from there tells what is newer. A list after that is of now, since what was told must not go back.
 8. An object that cannot be read is kept as it was known and said in `refused`; nothing beside it waits. One without a
@@ -294,9 +295,10 @@ class Brain(Generic[K, V]):
             return [self._again(error, now)]
         self._problem = str(error)
         told: Item[K, V] = Interrupted(error)
-        wait = self._backoff.next(lasted, _REFUSED_WAIT if isinstance(error, Refused) else 0.0)
+        named = error.seconds if isinstance(error, Busy) else 0.0
+        wait = self._backoff.next(max(lasted, named), _REFUSED_WAIT if isinstance(error, Refused) else 0.0)
         self._renewed = isinstance(error, Unauthorized)
-        return [Tell(told), Wait(max(wait, error.seconds if isinstance(error, Busy) else 0.0)), self._again(error, now)]
+        return [Tell(told), Wait(max(wait, named)), self._again(error, now)]
 
     def _again(self, error: ClusterMeshError, now: float) -> Command[K, V]:
         """What to ask after `error`."""

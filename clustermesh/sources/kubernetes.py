@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from msgspec import Raw, Struct
 
-from clustermesh.errors import ClusterMeshError
+from clustermesh.errors import ClusterMeshError, Unavailable
 from clustermesh.kube.access import Access
 from clustermesh.kube.brain import Brain
 from clustermesh.kube.client import READS, KubeClient
@@ -40,6 +40,7 @@ from clustermesh.sources.source import EVERYTHING
 from clustermesh.sources.table import Problem
 from clustermesh.sources.translate import EXPORT, Translator
 from clustermesh.store.backoff import Backoff
+from clustermesh.wire.api_server_report import TRIED_AGAIN
 from clustermesh.wire.kinds import (
     ENDPOINT_SLICES,
     ENDPOINTS,
@@ -255,7 +256,7 @@ class KubernetesSource:
         if isinstance(item, Interrupted):
             if kind not in self._errors:
                 _LOG.warning("%s; what is known stays", item.error)
-            self._errors[kind] = str(item.error)
+            self._errors[kind] = _sentence(item.error)
         else:
             self._errors.pop(kind, None)
             self._note_drift(kind)
@@ -285,10 +286,14 @@ class KubernetesSource:
                 self._errors.pop("", None)
                 return found
             except ClusterMeshError as e:
-                if str(e) != self._errors.get(""):
+                if _sentence(e) != self._errors.get(""):
                     _LOG.warning("%s", e)
-                self._errors[""] = str(e)
+                self._errors[""] = _sentence(e)
             await asyncio.sleep(backoff.next())
+
+
+def _sentence(error: ClusterMeshError) -> str:
+    return f"{error}; {TRIED_AGAIN}" if isinstance(error, Unavailable) else str(error)
 
 
 def _resource(kind: Kind, version: str) -> Resource[Ref, Object]:

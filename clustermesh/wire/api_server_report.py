@@ -2,6 +2,8 @@
 
 {"v": 1, "problems": ["web.yaml: line 3: ..."], "more": 12,     the first ones, and how many others there are
  "source": "Kubernetes API, native mode"}                        where the objects come from
+
+A problem that ends with TRIED_AGAIN is nobody's to correct.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from msgspec import Struct
 from clustermesh.wire import go_json
 from clustermesh.wire.decoding import decodes
 
+TRIED_AGAIN: Final = "it is tried again by itself"
 _MOST: Final = 20
 _SENTENCE: Final = 500  # characters
 

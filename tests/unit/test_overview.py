@@ -106,6 +106,8 @@ def test_an_alarm_of_etcd_is_an_error() -> None:
 def test_what_the_api_server_does_not_act_on_is_an_error() -> None:
     (error,) = overview({"n1": report()}, unacted=("users.yaml: users[0].role: must be remote",))["errors"]
     assert error.startswith("API server: users.yaml: users[0].role: must be remote; correct it")
+    passing = f"Kubernetes API: watch nodes: 429 TooManyRequests; {api_server_report.TRIED_AGAIN}"
+    assert overview({"n1": report()}, unacted=(passing,))["errors"] == [f"API server: {passing}"]
     many = ApiServerReport(tuple(f"problem {n}" for n in range(23)), "folder /srv")
     told = decode_api_server(api_server_report.encode(many))
     assert told.problems[-1].startswith("and 3 more")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from clustermesh.errors import Unavailable
+from clustermesh.kube.access import Access, Grant
 from clustermesh.kube.brain import Brain
 from clustermesh.kube.client import KubeClient
 from clustermesh.kube.config import from_kubeconfig
@@ -108,3 +111,59 @@ def test_an_object_that_cannot_be_read_puts_in_doubt_what_it_may_speak_for(
     for bad in ({"metadata": {"name": "n1", "labels": 7}}, {"metadata": 7}):
         source._brains[kind] = listed(kind, bad)
         assert source.doubted == doubted
+
+
+class Quiet:
+    """An API without objects, over HTTP: its watches tell nothing. While it is `busy` it takes none."""
+
+    def __init__(self) -> None:
+        self.busy, self._writers = False, set[asyncio.StreamWriter]()
+
+    def turn(self, *, busy: bool) -> None:
+        self.busy = busy
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        with suppress(OSError, asyncio.IncompleteReadError):
+            request = await reader.readuntil(b"\r\n\r\n")
+            head, body = b"404 No\r\n", b"{}"
+            if b"watch=1" in request and self.busy:
+                head, body = b"429 Wait\r\nRetry-After: 1\r\n", b'{"message": "storage is (re)initializing"}'
+            elif b"watch=1" in request:
+                head = body = b""
+            elif b"limit=" in request:
+                head, body = b"200 OK\r\n", b'{"metadata": {"resourceVersion": "5"}, "items": []}'
+            if head:
+                writer.write(
+                    b"HTTP/1.1 " + head + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+                )
+            else:
+                writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+                await reader.read()
+        self._writers.discard(writer)
+        writer.close()
+
+
+async def test_what_is_asked_for_again_says_so_and_is_no_problem_once_it_is_answered() -> None:
+    """Although nothing has changed: no event tells it."""
+    api = Quiet()
+    async with await asyncio.start_server(api.answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+
+        async def grant() -> Grant:
+            return Grant(server=f"http://127.0.0.1:{port}")
+
+        source = KubernetesSource(Access(grant), ALPHA, wanted=Wanted(mode="native", mcs=False))
+        async with asyncio.timeout(60), aclosing(source.updates()) as updates:
+            await anext(updates)
+            api.turn(busy=True)
+            while sum("initializing" in str(each) for each in source.problems()) < len(NATIVE):
+                await anext(updates)
+            assert all(
+                str(each).endswith("(re)initializing; it is tried again by itself") for each in source.problems()
+            )
+            api.turn(busy=False)
+            while source.problems():
+                await anext(updates)
