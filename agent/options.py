@@ -51,6 +51,7 @@ class Options(Struct, frozen=True, kw_only=True):
     `clustermesh_cache_ttl` seconds without an answer of a peer's etcd, 0 for never, its services are withdrawn.
     `devices` lead outside, each a name or, with a last +, how names begin; found out where there are none.
     With `enable_host_legacy_routing` packets pass the kernel's own filters on their way to pods, at the price of speed.
+    `wireguard_starter` is a pipe whose reader starts wireguard-go; None: the agent does.
     `bpf_lb_acceleration` is one of ACCELERATIONS: by whom frames from outside are translated before they are packets.
     `bpf_lb_snat_ports`, first and last, are lent to calls from outside of backends elsewhere; None: found out.
     `loader` is one of LOADERS; auto is libbpf where it is there. `bpf_..._max` are entries of maps;
@@ -69,6 +70,7 @@ class Options(Struct, frozen=True, kw_only=True):
     metrics: str = "127.0.0.1:9962"
     device: str = "cm-wg0"
     port: int = 51871
+    wireguard_starter: Path | None = None
     clustermesh_config: Path | None = None
     log_format: str = "text"
     clustermesh_cache_ttl: float = 0.0
@@ -189,6 +191,12 @@ def parse(arguments: list[str] | None = None) -> Options:
         choices=LOADERS,
         default="libbpf",
         help="who loads the programs: libbpf those that were compiled before, bcc compiles them here (default: libbpf)",
+    )
+    add(
+        "--wireguard-starter",
+        type=Path,
+        metavar="PIPE",
+        help="who reads it starts wireguard-go, where the kernel has no WireGuard (default: this agent does)",
     )
     add("--log-format", choices=FORMATS, default="text", help="how to log on stderr (default: text)")
     for option, kind, metavar, text in (

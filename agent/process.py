@@ -8,10 +8,12 @@ as well: it lives, and whoever talks to it has to notice that no answer comes.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
 import subprocess
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import BinaryIO, Final
 from clustermesh.errors import Unavailable
 
 START_SECONDS: Final = 10.0
+ASK_SECONDS: Final = 5.0  # until whoever is asked to start one has done so
 _POLL_SECONDS: Final = 0.01
 _LOOK_SECONDS: Final = 1.0  # between looks at a helper that has no process id here
 # The socket file appears before its process listens: for this long a refusal does not mean that the process is dead.
@@ -30,21 +33,16 @@ _SOMEBODY: Final = 0  # a listener whose process id cannot be known: of another 
 _LAUNCHER: Final = '"$@" </dev/null >&2 & echo $!'
 
 
-class HelperProcess:
-    """The process that listens at `socket`. `argv` starts it in the foreground; what it prints is added to `log`."""
+class Helper(ABC):
+    """The process that listens at `socket`, whoever started it."""
 
-    def __init__(
-        self, argv: Sequence[str], *, socket: Path, log: Path, environment: Mapping[str, str] | None = None
-    ) -> None:
-        self._argv, self._socket, self._log, self._environment = argv, socket, log, environment or {}
-        self._unlogged = ""
+    def __init__(self, socket: Path) -> None:
+        self._socket = socket
 
     @property
     def unlogged(self) -> str:
         """Why the one that was started here has no log, "" where it has, or the next one could have."""
-        if self._unlogged and os.access(self._log.parent, os.W_OK | os.X_OK):
-            self._unlogged = ""
-        return self._unlogged
+        return ""
 
     async def adopt(self) -> bool:
         """Whether one runs already. The socket of a dead one is removed: it would stop the next."""
@@ -57,21 +55,9 @@ class HelperProcess:
             await asyncio.sleep(_POLL_SECONDS)
         return False
 
+    @abstractmethod
     async def start(self, seconds: float = START_SECONDS) -> None:
-        """Start one and wait until it listens. Unavailable, with its last words, where it does not in time."""
-        try:
-            pid = await asyncio.to_thread(self._launch)
-        except (OSError, subprocess.SubprocessError) as e:  # no memory for a process ...
-            raise Unavailable(f"{self._argv[0]} cannot be started: {e}") from e
-        deadline = asyncio.get_running_loop().time() + seconds
-        while find_listener(self._socket) is None:
-            if not runs(pid):
-                raise Unavailable(f"{' '.join(self._argv)} ended at once: {self._last_words()}")
-            if asyncio.get_running_loop().time() > deadline:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-                raise Unavailable(f"{' '.join(self._argv)} does not listen after {seconds:g} s")
-            await asyncio.sleep(_POLL_SECONDS)
+        """Have one started and wait until it listens. Unavailable, with the reason, where it does not in time."""
 
     async def died(self) -> None:
         """Return once nobody listens any more; at once where nobody does."""
@@ -91,6 +77,71 @@ class HelperProcess:
                 await _readable(process)
         finally:
             os.close(process)
+
+
+class AskedHelper(Helper):
+    """One that another container starts when it reads a line of the pipe `starter`: it ends with that one, not ours."""
+
+    def __init__(self, *, socket: Path, starter: Path) -> None:
+        super().__init__(socket)
+        self._starter = starter
+
+    async def start(self, seconds: float = ASK_SECONDS) -> None:
+        deadline, asked = asyncio.get_running_loop().time() + seconds, False
+        while find_listener(self._socket) is None:
+            asked = asked or self._ask()
+            if asyncio.get_running_loop().time() > deadline:
+                why = f"who reads {self._starter} was asked" if asked else f"nobody reads {self._starter}"
+                raise Unavailable(f"nobody listens at {self._socket} after {seconds:g} s: {why} to start who does")
+            await asyncio.sleep(_POLL_SECONDS)
+
+    def _ask(self) -> bool:
+        """Whether somebody was there to hear it."""
+        try:
+            pipe = os.open(self._starter, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as e:
+            if e.errno in (errno.ENOENT, errno.ENXIO):
+                return False
+            raise Unavailable(f"{self._starter}: {e.strerror}") from e
+        try:
+            os.write(pipe, b"\n")
+        except OSError:  # gone just now
+            return False
+        finally:
+            os.close(pipe)
+        return True
+
+
+class HelperProcess(Helper):
+    """One that is started here. `argv` starts it in the foreground; what it prints is added to `log`."""
+
+    def __init__(
+        self, argv: Sequence[str], *, socket: Path, log: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(socket)
+        self._argv, self._log, self._environment = argv, log, environment or {}
+        self._unlogged = ""
+
+    @property
+    def unlogged(self) -> str:
+        if self._unlogged and os.access(self._log.parent, os.W_OK | os.X_OK):
+            self._unlogged = ""
+        return self._unlogged
+
+    async def start(self, seconds: float = START_SECONDS) -> None:
+        try:
+            pid = await asyncio.to_thread(self._launch)
+        except (OSError, subprocess.SubprocessError) as e:  # no memory for a process ...
+            raise Unavailable(f"{self._argv[0]} cannot be started: {e}") from e
+        deadline = asyncio.get_running_loop().time() + seconds
+        while find_listener(self._socket) is None:
+            if not runs(pid):
+                raise Unavailable(f"{' '.join(self._argv)} ended at once: {self._last_words()}")
+            if asyncio.get_running_loop().time() > deadline:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                raise Unavailable(f"{' '.join(self._argv)} does not listen after {seconds:g} s")
+            await asyncio.sleep(_POLL_SECONDS)
 
     def _launch(self) -> int:
         """In a session of its own, with no file of ours open but its log; returns its process id."""

@@ -65,7 +65,8 @@ async def work(
 ) -> None:
     """Keep this node's kernel in step with the mesh, over the datapath that is being opened. Never returns."""
     own, folder = own_cluster(options)
-    device = await open_device(options.device, log=options.state_dir / "wireguard-go.log")
+    log = options.state_dir / "wireguard-go.log"
+    device = await open_device(options.device, log=log, starter=options.wireguard_starter)
     async with own.client() as etcd:
         await _work(options, own, folder, etcd, lambda: _make_node(options, private_key, features, device, opening))
 

@@ -50,12 +50,14 @@ def tunnel_mtu(underlay_mtu: int) -> int:
     return underlay_mtu - OVERHEAD
 
 
-async def open_device(name: str = NAME, *, log: Path, sockets: Path = SOCKETS, binary: str = BINARY) -> Device:
+async def open_device(
+    name: str = NAME, *, log: Path, sockets: Path = SOCKETS, binary: str = BINARY, starter: Path | None = None
+) -> Device:
     """The best device this machine can provide; `kind` and `why` go into the agent's status. Creates nothing yet.
 
-    `log` is where a wireguard-go process writes.
+    `log` is where a wireguard-go process writes, `starter` a pipe whose reader starts it.
     """
     lack = await kernel.find_lack()
     if lack is None:
         return kernel.KernelDevice(name, "the kernel has WireGuard")
-    return UserspaceDevice(name, lack, log=log, sockets=sockets, binary=binary)
+    return UserspaceDevice(name, lack, log=log, sockets=sockets, binary=binary, starter=starter)

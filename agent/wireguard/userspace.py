@@ -1,7 +1,8 @@
 """WireGuard in user space: a wireguard-go process of its own, started or adopted, driven over its UAPI socket.
 
-The process outlives the agent, killed or upgraded: traffic goes on, and the next agent adopts it by its socket. Sockets
-lie in the mount namespace, not the network namespace: two nodes need two /run folders or two device names.
+The process outlives the agent, killed or upgraded: traffic goes on, and the next agent adopts it by its socket. Of what
+a container starts nothing outlives it: there another one, which stays, is asked to start the process. Sockets lie in
+the mount namespace, not the network namespace: two nodes need two /run folders or two device names.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from agent import netlink
-from agent.process import HelperProcess
+from agent.process import AskedHelper, Helper, HelperProcess
 from agent.wireguard import tun, uapi
 from agent.wireguard.peer import Peer, PeerState, Settings
 from clustermesh.errors import Refused, Unavailable
@@ -44,12 +45,19 @@ class UserspaceDevice:
         log: Path,
         sockets: Path = SOCKETS,
         binary: str = BINARY,
+        starter: Path | None = None,
         ask_every: float = _ASK_SECONDS,
     ) -> None:
+        """With a `starter`, the process is another container's, who reads from that pipe that it is wanted."""
         self.name, self.why = name, why
-        self._binary, self._ask_every = binary, ask_every
+        self._binary, self._ask_every = binary if starter is None else "", ask_every
         path = sockets / f"{name}.sock"
-        self._process = HelperProcess([binary, "-f", name], socket=path, log=log, environment={"LOG_LEVEL": "error"})
+        argv, environment = [binary, "-f", name], {"LOG_LEVEL": "error"}
+        self._process: Helper = (
+            HelperProcess(argv, socket=path, log=log, environment=environment)
+            if starter is None
+            else AskedHelper(socket=path, starter=starter)
+        )
         self._client = uapi.UapiClient(path)
         self._ensuring = asyncio.Lock()
 
@@ -114,7 +122,7 @@ class UserspaceDevice:
                 await self._client.set(uapi.encode_set())
 
     async def _start(self) -> None:
-        if shutil.which(self._binary) is None:
+        if self._binary and shutil.which(self._binary) is None:
             raise Refused(f"{self._binary} is not installed, and {self.why}")
         tun.make_persistent(self.name)
         await self._process.start()

@@ -34,6 +34,8 @@ def command(namespace: str, service: str, file: Path, kubeconfig: str, kube_cont
       clustermesh hosts --service clustermesh-apiserver --file /etc/hosts
     """
     import asyncio
+    import signal
+    from contextlib import suppress
 
     from clustermesh import logs
     from clustermesh.kube.client import KubeClient
@@ -41,8 +43,13 @@ def command(namespace: str, service: str, file: Path, kubeconfig: str, kube_cont
     from clustermesh.kube.hosts import keep_hosts
 
     async def keep() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        # What is a container's first process hears of no signal that it does not ask for.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         async with KubeClient(find_access(kubeconfig, kube_context)) as client:
             await keep_hosts(client, namespace, service, file)
 
     logs.set_up(log_format, "hosts")
-    asyncio.run(keep())
+    with suppress(asyncio.CancelledError):
+        asyncio.run(keep())

@@ -76,7 +76,7 @@ class ControlPlane:
         self._spawn("scheduler", *self._as_client("scheduler"))
 
     def start_server(self) -> None:
-        """The API server alone, which may have been stopped."""
+        """The API server alone, which may have been stopped; `start_clients` is due once it is ready."""
         folder = self.folder
         shown = [f"--kubelet-client-certificate={folder / 'kubelet-client.crt'}"]
         shown += [f"--kubelet-client-key={folder / 'kubelet-client.key'}"]
@@ -102,8 +102,11 @@ class ControlPlane:
         )
 
     def stop_server(self) -> None:
-        """As a power cut does: the API is gone, everything else is not."""
-        self._kill("apiserver")
+        """As a power cut does: the API is gone, and with it those who hold a lease there by which they work: of several
+        controller managers one does, and ends where it cannot renew it. One that lived on would take every node for
+        gone as soon as the API is back."""
+        for name in ("apiserver", "controller-manager", "scheduler"):
+            self._kill(name)
 
     def stop(self) -> None:
         for name in list(self._processes):

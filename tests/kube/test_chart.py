@@ -88,6 +88,7 @@ MATRIX: dict[str, Values] = {
         "bpf": {"hostLegacyRouting": True, "lbMapMax": 131072, "ctTcpMax": 524288, "mapDynamicSizeRatio": 0.0025},
         "extraEnv": [{"name": "A", "value": "b"}],
     },
+    "WireGuard of the kernel alone": nested("encryption.wireguard.userspaceFallback", False),
     "more to say": nested(API, {"extraArgs": ["--log-format=json"], "extraEnv": [{"name": "A", "value": "b"}]}),
 }
 
@@ -242,7 +243,7 @@ def containers_of(values: Values) -> Iterator[Any]:
 
 
 def test_the_programs_run_as_nobody_and_without_privileges_but_for_those_that_say_why() -> None:
-    roots = {}
+    roots: dict[str, set[str]] = {}
     for container in containers_of({}):
         context = container["securityContext"]
         assert context["readOnlyRootFilesystem"]
@@ -253,10 +254,19 @@ def test_the_programs_run_as_nobody_and_without_privileges_but_for_those_that_sa
         else:
             assert not context["allowPrivilegeEscalation"]
             assert "add" not in context["capabilities"]
-    agent = {"NET_ADMIN", "SYS_ADMIN"}
-    assert roots == {"apiserver": {"NET_ADMIN"}, "cni-install": set(), "agent": agent}
-    text = (CHART / "templates" / "agent" / "daemonset.yaml").read_text()
-    assert all(re.search(rf"- {name}  # \w", text) for name in agent)
+    net = {"NET_ADMIN"}
+    assert roots == {"apiserver": net, "cni-install": set(), "agent": net | {"SYS_ADMIN"}, "wireguard": net}
+    for file, added in (("daemonset", roots["agent"]), ("wireguard", net)):
+        text = (CHART / "templates" / "agent" / f"{file}.yaml").read_text()
+        assert all(re.search(rf"- {name}  # \w", text) for name in added)
+
+
+def test_where_only_the_kernels_wireguard_is_wanted_nobody_has_the_device_of_another() -> None:
+    assert "wireguard" in {each["name"] for each in containers_of({})}
+    found = list(containers_of(MATRIX["WireGuard of the kernel alone"]))
+    assert not {"wireguard"} & {each["name"] for each in found}
+    assert not {"tun", "wireguard"} & {mount["name"] for each in found for mount in each["volumeMounts"]}
+    assert told(MATRIX["WireGuard of the kernel alone"]).wireguard_starter is None
 
 
 def test_every_program_with_a_port_is_probed() -> None:

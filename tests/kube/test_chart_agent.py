@@ -21,6 +21,8 @@ from pod_bed import Pod, missing
 from test_chart_runs import installed, running, values
 
 from agent.bpf.bpffs import cgroup2_root
+from agent.process import find_listener
+from agent.wireguard.kernel import find_lack
 from clustermesh.kube.hosts import hosts_text
 
 pytestmark = pytest.mark.skipif(bool(MISSING or missing()), reason=MISSING or missing())
@@ -73,7 +75,7 @@ def network() -> Iterator[Path]:
     finally:
         inside = subprocess.run(["ip", "netns", "pids", NAME], capture_output=True, text=True, check=False).stdout
         for pid in inside.split():
-            os.kill(int(pid), 9)  # wireguard-go, which outlives an agent
+            os.kill(int(pid), 9)  # wireguard-go, which outlives who started it
         subprocess.run(["ip", "netns", "del", NAME], check=False)
         subprocess.run(["ip", "link", "del", NAME], check=False, stderr=subprocess.DEVNULL)
         if cgroup.exists():
@@ -98,18 +100,21 @@ async def test_the_agent_is_ready_with_the_capabilities_that_the_chart_names(
     alone: dict[str, Any] = {"clustermesh": {"config": {"enabled": False, "clusters": []}}}
     said = merged(values(), alone)  # an agent waits a while for clusters that it knows of
     objects = installed(bed, namespace, said)
-    template = named(objects, "DaemonSet", "clustermesh-agent")["spec"]["template"]
+    templates = [
+        named(objects, "DaemonSet", f"clustermesh-{each}")["spec"]["template"] for each in ("agent", "wireguard")
+    ]
     async with running(bed, tmp_path, namespace, said, HERE):
-        pod = Pod(bed, tmp_path / "agent", namespace, template, THERE)
+        pod, wireguard = (Pod(bed, tmp_path / "agent", namespace, each, THERE) for each in templates)
         async with pod.run("hosts-init") as init:
             assert await init.wait() == 0
         hosts = pod.path("hosts") / "hosts"
         hosts.write_text(hosts_text(hosts.read_text(), f"clustermesh-apiserver.{namespace}.svc", [HERE]))
         pod.path("tun").rmdir()
         pod.path("tun").symlink_to("/dev/net/tun")
-        async with pod.run("agent", NAME, node_of(tmp_path / "agent", network)) as agent:
-            text = await until_ready(agent)
-    assert text == "ok\n"
+        async with wireguard.run("wireguard", NAME):
+            async with pod.run("agent", NAME, node_of(tmp_path / "agent", network)) as agent:
+                assert await until_ready(agent) == "ok\n"
+            assert await find_lack() is None or find_listener(pod.path("wireguard") / "cm-wg0.sock") is not None
 
 
 async def until_ready(agent: Any) -> str:

@@ -268,7 +268,7 @@ async def test_beside_an_agent_the_etcd_is_found_wherever_it_goes(bed: KubeBed, 
     assert hosts.read_text() == own
     inode, name = hosts.stat().st_ino, f"clustermesh-apiserver.{namespace}.svc"
     said = pods_at(namespace, "192.0.2.1")
-    async with pod.run("hosts"):
+    async with pod.run("hosts") as process:
         bed.create(said)
         for addresses in (["192.0.2.1"], ["192.0.2.2", "192.0.2.9"], ["192.0.2.3"]):
             bed.merge(said, pods_at(namespace, *addresses))
@@ -277,6 +277,8 @@ async def test_beside_an_agent_the_etcd_is_found_wherever_it_goes(bed: KubeBed, 
                 while [line for line in hosts.read_text().splitlines() if name in line] != wanted:
                     await asyncio.sleep(0.05)
         bed.merge(said, pods_at(namespace))
+        process.terminate()
+        assert await process.wait() == 0, "a signal alone does not end a container's first process"
     assert hosts.read_text().startswith(own)
     assert hosts.stat().st_ino == inode, "it is mounted into another container"
 

@@ -23,6 +23,12 @@ def share(both: Both) -> None:
         until_answered_by(cluster, "alpha", "beta")
 
 
+def rolled_out(cluster: Cluster, *what: str) -> None:
+    """Until no pod of before is left of what the chart runs, or of `what`."""
+    for each in what or ("daemonset/clustermesh-agent", "deployment/clustermesh-apiserver"):
+        cluster.kubectl("rollout", "status", each, "--namespace=kube-system", "--timeout=90s")
+
+
 def until_answered_by(cluster: Cluster, *names: str) -> None:
     """These, and no others, answer the client's calls."""
     cluster.until(lambda: call(cluster, "mesh").answers.keys() == {*names}, f"answers of {names} alone")

@@ -36,6 +36,16 @@ def get(url: str) -> tuple[int, str]:
             return e.code, e.read().decode()
 
 
+async def test_nobody_is_asked_for_this_machines_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no DNS yet, an answer is waited for, 20 s as it is usual."""
+    asked: list[str] = []
+    monkeypatch.setattr(socket, "getfqdn", lambda name="": asked.append(name) or name)
+    port = free_port()
+    async with serving(f":{port}"):
+        assert await asyncio.to_thread(get, f"http://127.0.0.1:{port}/livez") == (200, "ok\n")
+    assert asked == []
+
+
 @asynccontextmanager
 async def serving(address: str, readiness: Readiness = lambda: (True, "ok")) -> AsyncIterator[None]:
     registry = CollectorRegistry()

@@ -13,11 +13,11 @@ import platform
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from configparser import ConfigParser
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, NamedTuple
 
 from tools.release import debian
 from tools.release.archive import Entry, write_tar
@@ -25,12 +25,22 @@ from tools.release.dependencies import files_of, needed
 
 NAME: Final = "docker.io/clustermesh/clustermesh"
 _HERE: Final = Path(__file__).parent
-_MODULES: Final = f"usr/local/lib/python{sys.version_info.major}.{sys.version_info.minor}/dist-packages"
+MODULES: Final = f"usr/local/lib/python{sys.version_info.major}.{sys.version_info.minor}/dist-packages"
 _USER: Final = 65532
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 _UNCHECKED: Final = (1).to_bytes(4, "little")  # PEP 552: by its source's hash, and not compared with it
-_SELDOM: Final = f"{_MODULES}/kubernetes/"  # 50 MB of what only a kubeconfig needs, which a pod has not
+_SELDOM: Final = f"{MODULES}/kubernetes/"  # 50 MB of what only a kubeconfig needs, which a pod has not
+
+
+class Base(NamedTuple):
+    """Layers below, as the manifest of an image has them, and the digests in its config. Archives do not carry them."""
+
+    layers: Sequence[Mapping[str, Any]] = ()
+    diff_ids: Sequence[str] = ()
+
+
+_NOTHING: Final = Base()
 
 
 def build_image(wheel: Path, out: Path, version: str, seconds: int) -> Path:
@@ -41,14 +51,16 @@ def build_image(wheel: Path, out: Path, version: str, seconds: int) -> Path:
     return target
 
 
-def write_image(target: Path, files: Mapping[str, Entry], name: str, run: Mapping[str, Any], seconds: int) -> None:
-    """The archive `target` of an image of `files`, which runs as `run` says."""
+def write_image(
+    target: Path, files: Mapping[str, Entry], name: str, run: Mapping[str, Any], seconds: int, base: Base = _NOTHING
+) -> None:
+    """The archive `target` of an image of `files` over a base, which runs as `run` says."""
     architecture = _ARCHITECTURES[platform.machine()]
     with tempfile.TemporaryFile() as layer:
         write_tar(layer, files, seconds)
-        config = _config(architecture, _digest(layer), run, seconds)
+        config = _config(architecture, [*base.diff_ids, f"sha256:{_digest(layer)}"], run, seconds)
         with target.open("wb") as archive:
-            _write_archive(archive, layer, config, name, {"architecture": architecture, "os": "linux"})
+            _write_archive(archive, layer, config, name, {"architecture": architecture, "os": "linux"}, base)
 
 
 def root_file_system(wheel: Path) -> dict[str, Entry]:
@@ -56,8 +68,8 @@ def root_file_system(wheel: Path) -> dict[str, Entry]:
     entries = {each: Entry(link=f"usr/{each}") for each in ("bin", "sbin", "lib", "lib64")}
     entries |= debian.files((_HERE / "debian-packages").read_text().split())
     for each in needed("clustermesh").values():
-        entries |= {f"{_MODULES}/{name}": entry for name, entry in files_of(each).items()}
-    entries |= _installed(wheel)
+        entries |= {f"{MODULES}/{name}": entry for name, entry in files_of(each).items()}
+    entries |= installed(wheel)
     entries |= {each: Entry() for each in ("dev", "proc", "root", "run", "sys", "var/lib")}
     return (
         entries
@@ -73,14 +85,14 @@ def root_file_system(wheel: Path) -> dict[str, Entry]:
             "usr/bin/clustermesh-apiserver": Entry(link="/usr/local/bin/clustermesh-apiserver"),
             "var/lib/cilium/etcd-config.yaml": Entry(0o644, _HERE / "etcd-config.yaml"),
         }
-        | _compiled(entries)
+        | compiled(entries)
     )
 
 
-def _installed(wheel: Path) -> dict[str, Entry]:
+def installed(wheel: Path) -> dict[str, Entry]:
     """As `pip install` does."""
     with zipfile.ZipFile(wheel) as packed:
-        found = {f"{_MODULES}/{name}": Entry(0o644, packed.read(name)) for name in packed.namelist()}
+        found = {f"{MODULES}/{name}": Entry(0o644, packed.read(name)) for name in packed.namelist()}
         (listed,) = [name for name in packed.namelist() if name.endswith(".dist-info/entry_points.txt")]
         parser = ConfigParser()
         parser.read_string(packed.read(listed).decode())
@@ -91,7 +103,7 @@ def _installed(wheel: Path) -> dict[str, Entry]:
     return found
 
 
-def _compiled(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+def compiled(entries: Mapping[str, Entry]) -> dict[str, Entry]:
     """Modules start three times faster from this, and on a read-only root nobody could write it."""
     found = {}
     for path, entry in entries.items():
@@ -103,7 +115,7 @@ def _compiled(entries: Mapping[str, Entry]) -> dict[str, Entry]:
     return found
 
 
-def _config(architecture: str, layer: str, run: Mapping[str, Any], seconds: int) -> dict[str, Any]:
+def _config(architecture: str, layers: Sequence[str], run: Mapping[str, Any], seconds: int) -> dict[str, Any]:
     created = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return {
         "architecture": architecture,
@@ -111,12 +123,12 @@ def _config(architecture: str, layer: str, run: Mapping[str, Any], seconds: int)
         "created": created,
         "history": [{"created": created, "created_by": "make dist"}],
         "os": "linux",
-        "rootfs": {"diff_ids": [f"sha256:{layer}"], "type": "layers"},
+        "rootfs": {"diff_ids": layers, "type": "layers"},
     }
 
 
 def _write_archive(
-    out: IO[bytes], layer: IO[bytes], config: Mapping[str, Any], name: str, platform: Mapping[str, str]
+    out: IO[bytes], layer: IO[bytes], config: Mapping[str, Any], name: str, platform: Mapping[str, str], base: Base
 ) -> None:
     """OCI's image layout: blobs by their digests, and an index that names the image."""
     kind = "application/vnd.oci.image"
@@ -132,7 +144,7 @@ def _write_archive(
         "schemaVersion": 2,
         "mediaType": f"{kind}.manifest.v1+json",
         "config": put(_json(config), "config.v1+json"),
-        "layers": [put(layer.read(), "layer.v1.tar")],
+        "layers": [*base.layers, put(layer.read(), "layer.v1.tar")],
     }
     named = {"io.containerd.image.name": name, "org.opencontainers.image.ref.name": name.rpartition(":")[2]}
     listed = put(_json(manifest), "manifest.v1+json") | {"platform": platform, "annotations": named}

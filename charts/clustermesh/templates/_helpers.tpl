@@ -84,6 +84,16 @@ key-file: /var/lib/cilium/etcd-secrets/tls.key
 {{- end }}
 {{- end }}
 
+{{- /* Volumes of who works with a wireguard-go. */ -}}
+{{- define "clustermesh.userspaceWireguard" -}}
+# The device, which outlives the process behind it.
+- name: tun
+  hostPath: {path: /dev/net/tun, type: CharDevice}
+# wireguard-go's socket, and the pipe by which it is asked for.
+- name: wireguard
+  hostPath: {path: /run/wireguard, type: DirectoryOrCreate}
+{{- end }}
+
 {{- /* The connected clusters, name by name, whether they are told as a list or as a map. */ -}}
 {{- define "clustermesh.clusters" -}}
 {{- $clusters := dict -}}

@@ -6,14 +6,15 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from agent.process import HelperProcess, find_listener, runs
+from agent.process import AskedHelper, HelperProcess, find_listener, runs
 from clustermesh.errors import Unavailable
 
 LISTEN = """
@@ -25,6 +26,7 @@ print("listening", flush=True)
 while True:
     server.accept()[0].close()
 """
+STARTER = 'pipe=$1; shift; mkfifo "$pipe"; while :; do read -r _ <"$pipe" && "$@"; done'
 SECONDS = 20
 
 
@@ -165,3 +167,44 @@ async def test_helper_without_a_log_that_ends_at_once_says_so(path: Path, tmp_pa
     (tmp_path / "file").write_text("")
     with pytest.raises(Unavailable, match=r"ended at once: it has no log \("):
         await HelperProcess(["false", "x"], socket=path, log=tmp_path / "file" / "helper.log").start()
+
+
+@contextmanager
+def starting(pipe: Path, argv: Sequence[str]) -> Iterator[None]:
+    """Somebody who runs `argv` once for each line of `pipe`."""
+    with subprocess.Popen(["sh", "-c", STARTER, "sh", str(pipe), *argv], stdout=subprocess.DEVNULL) as shell:
+        try:
+            yield
+        finally:
+            shell.kill()
+
+
+async def test_a_helper_that_somebody_else_starts_is_asked_for_when_there_is_none(path: Path) -> None:
+    path.parent.mkdir()
+    pipe = path.with_suffix(".start")
+    asking = AskedHelper(socket=path, starter=pipe)
+    with starting(pipe, [sys.executable, "-ISc", LISTEN, str(path)]):
+        await asking.start()
+        first = process_of(path)
+        assert await AskedHelper(socket=path, starter=pipe).adopt() is True
+        watching = asyncio.create_task(asking.died())
+        os.kill(first, signal.SIGKILL)
+        await asyncio.wait_for(watching, SECONDS)
+        assert await asking.adopt() is False
+        await asking.start()
+        assert process_of(path) != first
+        assert asking.unlogged == ""
+
+
+async def test_of_a_helper_that_nobody_starts_it_is_said_whether_anybody_was_there_to_be_asked(path: Path) -> None:
+    path.parent.mkdir()
+    pipe = path.with_suffix(".start")
+    asking = AskedHelper(socket=path, starter=pipe)
+    with pytest.raises(Unavailable, match=r"nobody reads .*helper\.start to start"):
+        await asking.start(seconds=0.05)
+    os.mkfifo(pipe)
+    with pytest.raises(Unavailable, match=r"nobody reads .*helper\.start to start"):
+        await asking.start(seconds=0.05)
+    pipe.unlink()
+    with starting(pipe, ["true"]), pytest.raises(Unavailable, match=r"who reads .*helper\.start was asked"):
+        await asking.start(seconds=1.0)
