@@ -40,7 +40,13 @@ def invite() -> None:
 
 @invite.command()
 @cluster_options
-@click.option("--address", required=True, metavar="HOST:PORT", help="Where newcomers reach `clustermesh invite serve`.")
+@click.option(
+    "--address",
+    default="",
+    metavar="HOST:PORT",
+    help="Where newcomers reach `clustermesh invite serve`.  [default: the chart's Service, with "
+    "clustermesh.invitations.enabled]",
+)
 @click.option("--ttl", type=Duration(), default=900.0, show_default="15m", help="How long it may be used.")
 @click.option("--uses", type=click.IntRange(1, 100), default=1, show_default=True, help="How many clusters may use it.")
 @click.option("--to", default="", metavar="NAME", help="The only cluster that may use it.")
@@ -58,9 +64,9 @@ def create(which: Which, address: str, ttl: float, uses: int, to: str, again: bo
         raise Invalid("--again", "true", "must stand beside --to NAME, the cluster that is connected")
     if not ttl:
         raise Invalid("ttl", ttl, "must be more than nothing, like 15m")
-    reached = parse_address(address, "address")
-    host = f"[{reached.host}]" if ":" in reached.host else reached.host
-    click.echo(asyncio.run(_create(which, f"{host}:{reached.port}", ttl, uses, to, again)))
+    reached = parse_address(address, "address") if address else None
+    at = (reached.host, reached.port) if reached else None
+    click.echo(asyncio.run(_create(which, at, ttl, uses, to, again)))
 
 
 @invite.command(name="list")
@@ -102,6 +108,8 @@ def revoke(which: Which, number: str) -> None:
 @click.option("--listen", type=Listener(), default="0.0.0.0:9443", show_default=True, help="Where to answer newcomers.")
 def serve(which: Which, listen: str) -> None:
     """Answer newcomers that have a token, until interrupted. It shows the certificate of this cluster's etcd.
+
+    The chart does it in a pod, with clustermesh.invitations.enabled.
 
     \b
     Example:
@@ -162,16 +170,20 @@ def _as_json(number: str, of: Invitation, now: float) -> dict[str, object]:
     }
 
 
-async def _create(which: Which, address: str, ttl: float, uses: int, to: str, again: bool) -> str:
+async def _create(which: Which, at: tuple[str, int] | None, ttl: float, uses: int, to: str, again: bool) -> str:
     from clustermesh.joining import audit, invitations, names
     from clustermesh.joining.connect import read_site
     from clustermesh.joining.inviting import fingerprint
     from clustermesh.joining.links import known_peers
+    from clustermesh.joining.reading import find_inviting
 
     async with _opened(which) as objects:
         member = (await read_site(objects, which.context)).member
         if again and to not in known_peers(member.entries):
             raise Refused(f"{member.name} is not connected to {to}: without --again it may join")
+        if at is None:
+            inviting = await find_inviting(objects)
+            at = inviting.hosts[0], inviting.port
         pin, made = fingerprint(member.server.cert), list[str]()
 
         def edit(data: Mapping[str, bytes]) -> Mapping[str, bytes]:
@@ -182,6 +194,8 @@ async def _create(which: Which, address: str, ttl: float, uses: int, to: str, ag
         number, secret = made
         whom = f"{uses} times" + (f", to {to}" if to else "")
         await audit.record(objects, "InvitationCreated", f"{number}, for {ttl:g} s, {whom}")
+    host, port = at
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     return invitations.encode_token(
         invitations.Token(cluster=member.name, address=address, fingerprint=pin, id=number, secret=secret)
     )

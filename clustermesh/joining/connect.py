@@ -13,6 +13,7 @@ interrupts, the same command again goes on from there.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -41,7 +42,7 @@ from clustermesh.joining.objects import Edit, Objects
 from clustermesh.joining.probe import probe
 from clustermesh.joining.reading import read_member
 from clustermesh.kube.client import KubeClient
-from clustermesh.kube.config import from_kubeconfig
+from clustermesh.kube.config import find_access
 from clustermesh.standalone.connect import Outcome
 from clustermesh.standalone.users_file import remote_user, with_user, without_user
 from clustermesh.yaml_file import dump_yaml, mapping, parse_yaml
@@ -71,8 +72,9 @@ class Wanted(Struct, frozen=True, kw_only=True):
 
 @asynccontextmanager
 async def open_api(kubeconfig: str, context: str, namespace: str) -> AsyncIterator[Objects]:
-    """The namespace `namespace` of the cluster that `context` of the kubeconfig names ("" for the current one)."""
-    async with KubeClient(from_kubeconfig(kubeconfig, context)) as client:
+    """The namespace `namespace` of the cluster that `context` of the kubeconfig names ("" for the current one, or for
+    that of the pod, where no kubeconfig is named)."""
+    async with KubeClient(find_access(kubeconfig or os.environ.get("KUBECONFIG", ""), context)) as client:
         yield Objects(client, namespace)
 
 

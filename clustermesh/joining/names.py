@@ -23,6 +23,8 @@ COPIED: Final = "cilium-kvstoremesh"
 """Secret: what the mirror reads, where there is one. Agents then read its copies."""
 INVITATIONS: Final = "clustermesh-invitations"
 """Secret: the invitations that are open, and who came by one."""
+INVITING: Final = "clustermesh-invitations"
+"""Service: where the chart answers newcomers, where it does."""
 MIRROR: Final = "kvstoremesh"
 """The mirror's container."""
 MOUNT: Final = Path("/var/lib/cilium/clustermesh")

@@ -167,11 +167,8 @@ def find_entrance(service: Service | None, nodes: Iterable[Node], context: str) 
             None,
             f"it has no Service {names.API_SERVER}: run {enable}, or the chart with clustermesh.useAPIServer=true",
         )
-    port = _port(service)
-    hosts = tuple(_hosts(service, nodes))
-    number = port.node_port if service.spec.type == "NodePort" else port.port
-    if hosts and number:
-        return Entrance(hosts, number), ""
+    if (found := _reached(service, nodes)) is not None:
+        return found, ""
     if service.spec.type == "LoadBalancer":
         return None, (
             f"its Service {names.API_SERVER} waits for a load balancer's address: see `kubectl describe service`; "
@@ -182,6 +179,27 @@ def find_entrance(service: Service | None, nodes: Iterable[Node], context: str) 
         f"its Service {names.API_SERVER} of type {service.spec.type} has no address or port: say it with "
         "--source-endpoint or --destination-endpoint",
     )
+
+
+async def find_inviting(objects: Objects) -> Entrance:
+    """Where the chart answers newcomers. Raises Refused where it does not, or is not reached from outside."""
+    service = await objects.read("services", names.INVITING, Service)
+    if service is None:
+        raise Refused(
+            "--address: must say where `clustermesh invite serve` is reached, or the chart serves invitations: "
+            "`clustermesh upgrade --set clustermesh.invitations.enabled=true`"
+        )
+    if (found := _reached(service, await objects.list("/api/v1/nodes", Node))) is None:
+        raise Refused(
+            f"--address: Service {names.INVITING} has no address yet: see `kubectl describe service`, or say it"
+        )
+    return found
+
+
+def _reached(service: Service, nodes: Iterable[Node]) -> Entrance | None:
+    port, hosts = _port(service), tuple(_hosts(service, nodes))
+    number = port.node_port if service.spec.type == "NodePort" else port.port
+    return Entrance(hosts, number) if hosts and number else None
 
 
 def _port(service: Service | None) -> _Port:

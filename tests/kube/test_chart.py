@@ -62,6 +62,11 @@ MATRIX: dict[str, Values] = {
     ),
     "imports": nested("clustermesh.mcsapi.enabled", True),
     "slices of peers": nested("clustermesh.enableEndpointSliceSynchronization", True),
+    "invitations": nested("clustermesh.invitations", {"enabled": True}),
+    "invitations at a load balancer": nested(
+        "clustermesh.invitations",
+        {"enabled": True, "service": {"type": "LoadBalancer", "nodePort": 0, "annotations": {"a": "b"}}},
+    ),
     "no declared peers": nested("clustermesh.declaredPeers.enabled", False),
     "declared peers' trust": nested("clustermesh.declaredPeers.secrets", ["beta-trust"]),
     "as nobody": nested(f"{API}.cutConnections", False),
@@ -115,6 +120,7 @@ REFUSED: list[tuple[Values, str]] = [
     ({"cluster": {"name": "alpha", "id": 512}}, "/cluster/id"),
     ({"cluster": {"name": "alpha", "id": 256}}, "cluster.id: 256 must be at most 255 while"),
     (nested("clustermesh.maxConnectedClusters", 300), "/clustermesh/maxConnectedClusters"),
+    (nested("clustermesh.invitations.port", 0), "/clustermesh/invitations/port"),
     (nested("clustermesh.declaredPeers.secrets", ["*"]), "/clustermesh/declaredPeers/secrets/0"),
     (nested("clustermesh.mcsapi", {"enabled": True, "install": True}), "'install' not allowed"),
     (

@@ -12,12 +12,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from click.testing import CliRunner
+from chart_bed import MISSING, apply, named, nested, rendered
+from click.testing import CliRunner, Result
 from cryptography import x509
 from joined_bed import Cluster
 from kube_bed import KubeBed
 from msgspec.structs import replace
+from pod_bed import Pod, missing
 from ports import free_port
+from processes import PATIENCE
 
 from certs.check import read_certificates
 from clustermesh.cli import main
@@ -68,13 +71,8 @@ async def inviting(cluster: Cluster) -> AsyncIterator[str]:
         task = asyncio.create_task(Server(objects, f"127.0.0.1:{port}").run())
         try:
             async with asyncio.timeout(20):
-                while not task.done():
-                    try:
-                        _, writer = await asyncio.open_connection("127.0.0.1", port)
-                        writer.close()
-                        break
-                    except OSError:
-                        await asyncio.sleep(0.02)
+                while not (task.done() or await answers(port)):
+                    await asyncio.sleep(0.02)
             yield f"127.0.0.1:{port}"
         finally:
             task.cancel()
@@ -290,6 +288,54 @@ async def test_invitations_are_created_listed_and_revoked_by_commands(alpha: Clu
     await run("invite", "revoke", again.id)
     assert (peers(alpha), (await run("invite", "list")).strip()) == (set(), "no invitations")
     assert events(alpha) == [what for what in ("ClusterJoined", "InvitationCreated", "InvitationRevoked") for _ in "12"]
+
+
+@pytest.mark.skipif(bool(MISSING or missing()), reason=MISSING or missing())
+async def test_the_chart_answers_newcomers_by_no_more_than_it_allows_its_pod(
+    alpha: Cluster, beta: Cluster, tmp_path: Path
+) -> None:
+    port, bed, flags = free_port(), alpha.bed, ["-n", alpha.namespace, "--context", "alpha", "--kubeconfig"]
+    flags.append(str(bed.write_kubeconfig("alpha", cert="admin")))
+
+    async def create() -> Result:
+        return await asyncio.to_thread(CliRunner().invoke, main, ["invite", "create", "--to", "beta", *flags])
+
+    assert "clustermesh.invitations.enabled=true" in (await create()).output
+    service = {"type": "LoadBalancer", "nodePort": 0}
+    values = nested("clustermesh.invitations", {"enabled": True, "port": port, "service": service})
+    objects = [each for each in rendered(values, alpha.namespace) if each["metadata"]["name"] == names.INVITING]
+    apply(bed, objects)
+    template = named(objects, "Deployment", names.INVITING)["spec"]["template"]
+    async with (
+        answering(alpha, beta),
+        Pod(bed, tmp_path / "pod", alpha.namespace, template, "127.0.0.1").run("invitations"),
+    ):
+        async with asyncio.timeout(PATIENCE):
+            while not await answers(port):
+                await asyncio.sleep(0.05)
+        assert "has no address yet" in (await create()).output
+        path = f"/api/v1/namespaces/{alpha.namespace}/services/{names.INVITING}/status"
+        given = {"status": {"loadBalancer": {"ingress": [{"ip": "127.0.0.1"}]}}}
+        bed.ask("PATCH", path, given, "application/merge-patch+json")
+        await joining(beta, token := decode_token((await create()).output.strip()))
+    assert token.address == f"127.0.0.1:{port}"
+    assert (peers(alpha), peers(beta)) == ({"beta"}, {"alpha"})
+    assert events(alpha) == ["ClusterJoined", "InvitationCreated"]
+    secrets = [rule for rule in named(objects, "Role", names.INVITING)["rules"] if "secrets" in rule["resources"]]
+    assert {(name, verb) for rule in secrets for name in rule.get("resourceNames", [""]) for verb in rule["verbs"]} == {
+        ("", "create"),
+        *((name, "get") for name in (names.AUTHORITY, names.SERVER_CERT, names.REMOTE_CERT, names.LOCAL_CERT)),
+        *((name, verb) for name in (names.INVITATIONS, names.PEERS, names.COPIED) for verb in ("get", "patch")),
+    }
+
+
+async def answers(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    return True
 
 
 def test_a_token_may_come_by_stdin_and_a_broken_one_is_not_shown(beta: Cluster, tmp_path: Path) -> None:

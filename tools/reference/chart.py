@@ -49,7 +49,11 @@ PORTS: Final = (
         "prometheus.port", "TCP, HTTP", "agent: /livez, /readyz, /metrics, on 127.0.0.1, or with `prometheus.enabled` "
         "on every address", "kubelet; Prometheus",
     ),
-    Port("", "TCP, TLS", "`clustermesh invite serve`", "newcomers that have a token", "9443"),
+    Port("clustermesh.invitations.port", "TCP, TLS", "`clustermesh invite serve`", "newcomers that have a token"),
+    Port(
+        "clustermesh.invitations.service.nodePort", "TCP, the same", "every node: the Service "
+        "`clustermesh-invitations`", "newcomers",
+    ),
     Port(
         "", "TCP, UDP", "no socket: programs at the node's devices send calls from outside on from there, as "
         "`loadBalancer.snatPorts` or the node's `ip_local_port_range` say", "answers of backends elsewhere",
