@@ -25,6 +25,7 @@ enum packet_flag {
 	PACKET_IPV6 = 1,
 	PACKET_FRAGMENTED = 2,     /* the first fragment, with ports */
 	PACKET_LATER_FRAGMENT = 4, /* another one: no header of the transport */
+	PACKET_JUMBO = 8,          /* of IPv6, with a header that says how long it is, and goes where it is cut */
 };
 
 /* <linux/icmp.h> needs a C library. */
@@ -54,6 +55,9 @@ enum { MAX_EXTENSIONS = 6, FRAGMENT_OFFSET = 0x1fff, FRAGMENT_MORE = 0x2000, FRA
 
 enum { FRAGMENT_TIMEOUT = 30 }; /* in ticks: as long as the kernel waits for a packet's fragments */
 
+/* What stands for many may be longer than it can say, and says nothing then (BIG TCP): it is as long as can be said. */
+enum { LARGEST = 65535, JUMBO_HEADER = 8 };
+
 static __always_inline bool parse_ipv4(struct frame frame, struct packet *packet)
 {
 	struct iphdr *ip = header(frame, packet->network, sizeof(*ip));
@@ -66,7 +70,7 @@ static __always_inline bool parse_ipv4(struct frame frame, struct packet *packet
 	packet->ends.destination = mapped(ip->daddr);
 	packet->ends.protocol = ip->protocol;
 	packet->transport = packet->network + ip->ihl * 4;
-	packet->length = bpf_ntohs(ip->tot_len);
+	packet->length = ip->tot_len || !frame_segments(frame) ? bpf_ntohs(ip->tot_len) : LARGEST;
 	packet->check = ip->check;
 	packet->hops = ip->ttl;
 	packet->id = ip->id;
@@ -123,6 +127,10 @@ static __always_inline bool parse_ipv6(struct frame frame, struct packet *packet
 	packet->length = sizeof(*ip) + bpf_ntohs(ip->payload_len);
 	packet->hops = ip->hop_limit;
 	packet->flags = PACKET_IPV6;
+	if (!ip->payload_len && frame_segments(frame)) {
+		packet->length = LARGEST;
+		packet->flags |= ip->nexthdr == IPPROTO_HOPOPTS ? PACKET_JUMBO : 0;
+	}
 	return skip_extensions(frame, packet, ip->nexthdr);
 }
 

@@ -11,7 +11,8 @@
 #include "lb.h"
 #include "ways.h"
 
-enum { PORTS_TRIED = 32, PORTS_TRIED_MILDLY = 8 };
+/* How many ports are drawn, the first of them mildly, and among how many one that nobody has is searched for in between. */
+enum { PORTS_DRAWN = 12, PORTS_DRAWN_MILDLY = 4, PORTS_SEARCHED = 768 };
 
 /* In ticks: where ports are short, what nothing came back of for so long gives its own away. */
 enum gives_way {
@@ -89,14 +90,6 @@ static __always_inline bool begins_anew(const struct ct_entry *entry, struct pac
 	return !(entry->flags & CT_ESTABLISHED) || entry->flags & CT_REFUSED;
 }
 
-/* A port of ours that nobody has with this backend, from a random one on. */
-static __always_inline __be16 lend_port(const struct node_config *node)
-{
-	__u32 count = (__u32)node->port_last - node->port_first + 1;
-
-	return bpf_htons(node->port_first + (((__u64)bpf_get_prandom_u32() * count) >> 32));
-}
-
 /* Whether what has the ends of a new connection's replies may be taken over: what has expired; or what has ended, where the
  * client itself has chosen its port. */
 static __always_inline bool is_over(const struct ct_entry *entry, const struct ct_entry *pair, bool is_own_port, __u32 now)
@@ -119,6 +112,13 @@ static __always_inline bool gives_way(const struct ct_entry *entry, const struct
 	__s32 after = gives_way_after(entry, protocol);
 
 	return ct_idle(entry, protocol, now) > after && (!pair || ct_idle(pair, protocol, now) > after);
+}
+
+/* Whether what has the ends of a new connection's replies may give them to it; `is_short`: where ports are. */
+static __always_inline bool may_yield(const struct ct_entry *entry, const struct ct_entry *pair, bool is_own_port,
+				      bool is_short, __u8 protocol, __u32 now)
+{
+	return is_over(entry, pair, is_own_port, now) || (is_short && gives_way(entry, pair, protocol, now));
 }
 
 /* Of all CPUs that have seen that an entry may be taken over one does: to the others it is in use then. BCC compares no less
@@ -179,24 +179,47 @@ SUBPROGRAM int is_port_used(struct __sk_buff *skb)
 	return !space || has_socket(skb, &space->new.reply_key) || speaks_directly(&space->new.reply_key, ct_now());
 }
 
-/* Finds ends for the replies that are nobody else's, and takes them. 0, or why not. */
-static __always_inline enum reason claim(struct __sk_buff *skb, const struct node_config *node, struct ct_new *new,
-					 struct packet *packet, bool is_own_port, __u32 now)
+/* Gives the replies of the connection in scratch a port of ours: a random one, or (`searched`) one that nobody has with its
+ * backend. That is looked for at random, too, by a sequence of numbers (that of Numerical Recipes): from one to the next beside
+ * it those lent would stand in rows, and the others be far to find. False where there is none. */
+SUBPROGRAM bool draw_port(__u32 searched)
 {
-	for (__u32 try = 0; try < PORTS_TRIED; try++) {
+	struct node_config *node = this_node();
+	struct ct_scratch *space = scratch();
+	__u32 random = bpf_get_prandom_u32();
+	struct ct_key *key;
+	__u64 count;
+
+	if (!node || !space || !node->port_first)
+		return false;
+	key = &space->new.reply_key;
+	count = (__u32)node->port_last - node->port_first + 1;
+	for (__u32 left = 0; left < PORTS_SEARCHED; left++) {
+		key->destination_port = bpf_htons(node->port_first + (random * count >> 32));
+		if (!searched || !bpf_map_lookup_elem(MAP(ct), key))
+			return true;
+		random = random * 1664525 + 1013904223;
+	}
+	return false;
+}
+
+/* Finds ends for the replies that are nobody else's, and takes them. 0, or why not. */
+static __always_inline enum reason claim(struct __sk_buff *skb, struct ct_new *new, struct packet *packet, bool is_own_port,
+					 __u32 now)
+{
+	for (__u32 drawn = 0; drawn < PORTS_DRAWN; drawn++) {
+		bool is_short = drawn > PORTS_DRAWN_MILDLY, is_mine;
 		struct ct_entry *other, *pair;
-		bool is_mine;
 		__u32 seen;
 
 		if (!is_own_port) {
-			if (packet->ends.protocol == IPPROTO_SCTP || !node->port_first)
+			if (packet->ends.protocol == IPPROTO_SCTP)
 				break;
-			new->forward.source_port = lend_port(node);
+			if (!draw_port(drawn == PORTS_DRAWN_MILDLY) || is_port_used(skb))
+				continue;
+			new->forward.source_port = new->reply_key.destination_port;
 			new->forward.flags |= CT_LENT;
 			new->reply.flags |= CT_LENT;
-			new->reply_key.destination_port = new->forward.source_port;
-			if (is_port_used(skb))
-				continue;
 		}
 		if (!bpf_map_update_elem(MAP(ct), &new->reply_key, &new->reply, BPF_NOEXIST))
 			return 0;
@@ -206,8 +229,7 @@ static __always_inline enum reason claim(struct __sk_buff *skb, const struct nod
 		seen = other->expires;
 		pair = ct_own_pair(other, &new->reply_key, packet);
 		is_mine = ct_is_pair(other, &packet->ends);
-		if (is_mine || ((is_over(other, pair, is_own_port, now) ||
-				 (try >= PORTS_TRIED_MILDLY && gives_way(other, pair, packet->ends.protocol, now))) &&
+		if (is_mine || (may_yield(other, pair, is_own_port, is_short, packet->ends.protocol, now) &&
 				take_over(other, seen, packet->ends.protocol, now))) {
 			if (pair && !is_mine)
 				bpf_map_delete_elem(MAP(ct), &packet->pair);
@@ -486,7 +508,7 @@ static __always_inline enum reason begin(struct __sk_buff *skb, struct ct_scratc
 	if (!reason && is_spent(packet, space->new.forward.way))
 		reason = REASON_DROP_HOPS;
 	if (!reason)
-		reason = claim(skb, node, &space->new, packet, may_keep_port(&space->new, packet, now), now);
+		reason = claim(skb, &space->new, packet, may_keep_port(&space->new, packet, now), now);
 	if (reason)
 		return reason;
 	if (bpf_map_update_elem(MAP(ct), ends, &space->new.forward, BPF_ANY))

@@ -62,8 +62,6 @@ static __always_inline long ask_route(struct frame frame, struct bpf_fib_lookup 
 	return bpf_fib_lookup(frame.context, route, sizeof(*route), 0);
 }
 
-enum { LARGEST = 65535 };
-
 /* The device that leads to where the entry's packets go, as the routes have it. False where there is none, or it is here. */
 static __always_inline bool choose_route(struct frame frame, struct ct_new *new, struct ct_entry *entry, bool is_ipv6)
 {
@@ -104,7 +102,8 @@ static __always_inline bool is_too_large(struct frame frame, const struct packet
 	if (!mtu)
 		return false;
 	if (frame_segments(frame))
-		size = packet->transport - packet->network + packet->head + frame_segments(frame);
+		size = packet->transport - packet->network + packet->head + frame_segments(frame) -
+		       (packet->flags & PACKET_JUMBO ? JUMBO_HEADER : 0);
 	return size > mtu;
 }
 

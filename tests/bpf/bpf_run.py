@@ -6,10 +6,11 @@ import ctypes
 import struct
 from typing import NamedTuple
 
-from agent.bpf.syscalls import Command, attr_of, buffer_of, call_attr
+from agent.bpf.syscalls import Command, attr_of, buffer_of, call, call_attr
 
 _CONTEXT_SIZE = 192  # of struct __sk_buff, as linux/bpf.h has it
 _IFINDEX_AT = 40
+_INFO_SIZE, _VERIFIED_AT = 256, 216  # of struct bpf_prog_info
 _XDP_CONTEXT = struct.Struct("=6I")  # struct xdp_md: data, data_end, data_meta, ingress_ifindex and two more
 
 
@@ -59,3 +60,11 @@ def _run(program: int, packet: bytes, context: bytes, repeat: int) -> RunResult:
     verdict, _, size = struct.unpack_from("=iII", attr.raw, 4)
     (ns,) = struct.unpack_from("=I", attr.raw, 36)
     return RunResult(verdict, result.raw[:size], ns)
+
+
+def verified_instructions(program: int) -> int:
+    """How many the verifier went through, of a million at most: bpf_prog_info.verified_insns (Linux 5.16)."""
+    info = ctypes.create_string_buffer(_INFO_SIZE)
+    call(Command.OBJ_GET_INFO_BY_FD, struct.pack("=IIQ", program, _INFO_SIZE, ctypes.addressof(info)))
+    (found,) = struct.unpack_from("=I", info, _VERIFIED_AT)
+    return int(found)

@@ -137,6 +137,8 @@ class ServicesBed:
             if client.type == socket.SOCK_DGRAM:
                 client.send(b"?")
             said = client.recv(100).decode()
+            while client.type == socket.SOCK_STREAM and client.recv(100):
+                pass  # who closes first cannot use the port again at once
         if not said:
             raise ConnectionResetError
         return Answer(*said.split())

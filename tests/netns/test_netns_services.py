@@ -19,15 +19,18 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from threading import get_native_id
 
 import pytest
 from msgspec.structs import replace
 from netns_devices import DevicesBed
+from netns_large import Lengths, allow, talk
 from netns_mesh import MeshNode
 from netns_node import TIMEOUT, NetnsNode, join
 from netns_services import HERE, Answer, ServicesBed, in_cgroup
 
+from agent import netlink
 from agent.bpf import probe
 from agent.bpf.bpffs import cgroup2_root, ensure_bpffs
 from agent.bpf.layouts import ConfigFlag, Reason
@@ -75,7 +78,9 @@ def ports(number: int) -> dict[str, Port]:
     return {"t": Port(protocol=Protocol.TCP, port=number), "u": Port(protocol=Protocol.UDP, port=number)}
 
 
-def service(name: str, backends: set[str], *, local_only: bool = False, affinity_seconds: int = 0) -> LocalService:
+def service(
+    name: str, backends: set[str], *, local_only: bool = False, affinity_seconds: int = 0, target: int = LISTENING
+) -> LocalService:
     """At all addresses but a host's."""
     addresses = [(each, address) for each in sorted(backends) for address in BACKENDS[each][1]]
     return LocalService(
@@ -85,7 +90,7 @@ def service(name: str, backends: set[str], *, local_only: bool = False, affinity
             namespace="default",
             name=name,
             frontends={parse(each): ports(PORT) for each in CALLED["ClusterIP"][0]},
-            backends={parse(address): ports(LISTENING) for _, address in addresses},
+            backends={parse(address): ports(target) for _, address in addresses},
         ),
         type=ServiceType.LOAD_BALANCER,
         outside=Outside(
@@ -388,4 +393,43 @@ def test_what_the_way_to_the_backend_is_too_narrow_for_arrives_when_it_is_sent_a
             client.send(bytes(size))
         assert client.recv(100).decode().split()[0] == "narrow"
     assert (bed.devices.datapath.counters()[Reason.DROP_TOO_LARGE] > before) == (size > 1200)
+    bed.withdraw(served)
+
+
+@pytest.fixture(scope="module")
+def lengths(bed: ServicesBed) -> Lengths:
+    """All devices take packets of more than 64 KiB from now on."""
+    for pod in ("client", "s1", "s2"):
+        bed.node.call(lambda pod=pod: netlink.in_netns(Path("/run/netns", pod), lambda: allow("eth0")))
+    bed.outside.call(lambda: allow("eth0"))
+    for _, device in bed.node.call(socket.if_nameindex):
+        if device.startswith(("eth0", "lxc")):
+            bed.node.call(lambda device=device: allow(device))
+    return Lengths(bed.node)
+
+
+@families
+@pytest.mark.parametrize(
+    ("where", "called", "backend"),
+    [("client", "ClusterIP", "s2"), ("client", "ClusterIP", "far"), ("outside", "NodePort", "s1"),
+     ("outside", "NodePort", "far")],
+)  # fmt: skip
+def test_packets_of_more_than_64_kib_are_translated(
+    bed: ServicesBed, lengths: Lengths, where: str, called: str, backend: str, family: int
+) -> None:
+    served = service("web", {backend}, target=9100)
+    bed.serve(served)
+    before = bed.devices.datapath.counters()
+    of, (there, addresses) = (socket.AF_INET, socket.AF_INET6)[family], BACKENDS[backend]
+    client, server = bed.socket_in(where, of, TCP), bed.socket_in(there, of, TCP)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    server.bind((addresses[family], 9100))
+    server.listen()
+    if where == "outside":
+        client.bind((WORLD[family], 0))
+    lengths.largest()
+    talk(client, at(called, family), server)
+    assert lengths.largest() > 1 << 16, "no such packet came"
+    after = bed.devices.datapath.counters()
+    assert {reason for reason in Reason if "DROP" in reason.name and after[reason] > before[reason]} == set()
     bed.withdraw(served)
