@@ -36,7 +36,14 @@ kernel/keys/root_maxkeys 1000000
 kernel/keys/root_maxbytes 25000000
 EOF
 
-own() {  # WHERE: a folder that the node has to itself
+layer() {  # WHERE: what is made there is the node's alone, over what the machine has
+  mkdir -p "$folder/layer$1" "$folder/work$1"
+  mount -t overlay -o "lowerdir=$1,upperdir=$folder/layer$1,workdir=$folder/work$1" layer "$1"
+}
+own() {  # WHERE: a folder that the node has to itself, and that the machine need not have, nor gets
+  parent=$1
+  until [ -d "$parent" ]; do parent=$(dirname "$parent"); done
+  [ "$parent" = "$1" ] || [ -d "$folder/layer$parent" ] || layer "$parent"
   mkdir -p "$1" "$folder/own$1"
   mount --bind "$folder/own$1" "$1"
 }

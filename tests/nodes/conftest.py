@@ -16,6 +16,7 @@ from lab.kubernetes.ground import missing
 
 VALUES = ("clustermesh.mcsapi.enabled=true", "clustermesh.enableEndpointSliceSynchronization=true")
 _ROOT = Path(__file__).parents[2]
+_NODES_OWN = ("/var/lib/kubelet", "/var/lib/containerd", "/var/lib/cni", "/var/lib/clustermesh", "/etc/cni", "/opt/cni")
 
 
 @cache
@@ -36,8 +37,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def both() -> Iterator[tuple[Cluster, Cluster]]:
     """alpha and beta, whose agents run, and which do not know of each other."""
     subprocess.run([sys.executable, "-m", "tools.release.node_images"], cwd=_ROOT, check=True)  # of what is tested
+    had = [each for each in _NODES_OWN if Path(each).exists()]
     with clusters("alpha", "beta") as made:
         at_once(lambda cluster: cluster.install(*VALUES), made)
         at_once(Cluster.until_installed, made)
         alpha, beta = made
         yield alpha, beta
+    assert [each for each in _NODES_OWN if Path(each).exists()] == had, "this machine gets none of a node's folders"
