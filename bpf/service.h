@@ -14,6 +14,9 @@
 /* How many ports are drawn, the first of them mildly, and among how many one that nobody has is searched for in between. */
 enum { PORTS_DRAWN = 12, PORTS_DRAWN_MILDLY = 4, PORTS_SEARCHED = 768 };
 
+/* More of one direction, and it is no opening that is kept apart. */
+enum { PACKETS_UNPROVEN = 16 };
+
 /* In ticks: where ports are short, what nothing came back of for so long gives its own away. */
 enum gives_way {
 	GIVES_WAY_UNANSWERED = 5,
@@ -573,6 +576,37 @@ static __always_inline bool is_lost(const struct ct_entry *entry, struct packet 
 	return (entry->service_id && !backend_of(entry)) || !ct_own_pair(entry, &packet->ends, packet);
 }
 
+/* Whether nobody has shown yet that it is a client outside who opened this connection, in as many packets as that takes. */
+static __always_inline bool is_unproven(const struct ct_entry *entry, const struct packet *packet)
+{
+	return packet->ends.protocol == IPPROTO_TCP && (entry->flags & (CT_OUTSIDE | CT_ESTABLISHED)) == CT_OUTSIDE &&
+	       entry->packets < PACKETS_UNPROVEN;
+}
+
+/* Makes both entries of the packet in scratch anew, as they are: as if nobody had looked them up. Where the map is full the
+ * kernel takes such first, and keeps what somebody has, up to half of the map: what is established outlasts a flood of openings
+ * in forged names, which backends answer. No pointer to an entry holds afterwards. */
+SUBPROGRAM bool set_aside(void)
+{
+	struct ct_scratch *space = scratch();
+	struct ct_entry *entry, *pair;
+	struct packet *packet;
+
+	if (!space)
+		return false;
+	packet = &space->packet;
+	entry = bpf_map_lookup_elem(MAP(ct), &packet->ends);
+	pair = entry ? ct_own_pair(entry, &packet->ends, packet) : NULL;
+	if (!pair)
+		return false;
+	space->new.forward = *entry;
+	space->new.reply = *pair;
+	bpf_map_delete_elem(MAP(ct), &packet->ends);
+	bpf_map_delete_elem(MAP(ct), &packet->pair);
+	return !bpf_map_update_elem(MAP(ct), &packet->ends, &space->new.forward, BPF_NOEXIST) &&
+	       !bpf_map_update_elem(MAP(ct), &packet->pair, &space->new.reply, BPF_NOEXIST);
+}
+
 /* A packet that has ports, and its entry. */
 static __always_inline int serve(struct __sk_buff *skb, struct ct_scratch *space, struct ct_entry *entry, enum side side)
 {
@@ -604,6 +638,8 @@ static __always_inline int serve(struct __sk_buff *skb, struct ct_scratch *space
 		return NEXT;
 	if (!why)
 		why = translate(skb, space, entry, &passage, true);
+	if (!why && entry != &space->new.forward && is_unproven(entry, packet))
+		set_aside();
 	if (!why)
 		return send(skb, packet, &passage);
 	space->new.forward.mtu = passage.mtu;
@@ -636,7 +672,11 @@ static __always_inline int answer(struct __sk_buff *skb, __u16 network, __u16 fl
 		return NEXT;
 	ct_touch(entry, &space->packet, ct_now());
 	why = translate(skb, space, entry, &passage, false);
-	return why ? dropped(why) : NEXT;
+	if (why)
+		return dropped(why);
+	if (is_unproven(entry, &space->packet))
+		set_aside();
+	return NEXT;
 }
 
 #endif

@@ -51,7 +51,7 @@ static __always_inline bool goes_on(const struct ct_entry *entry, struct packet 
 		return false;
 	if (entry->flags & CT_REPLY && entry->from_device) /* it comes by the tunnel, or is forged */
 		return false;
-	if (protocol == IPPROTO_TCP ? is_syn(packet) : !ct_is_live(entry->expires, now))
+	if (protocol == IPPROTO_TCP ? packet->tcp & TCP_SYN : !ct_is_live(entry->expires, now))
 		return false;
 	if (ct_flags_after(entry->flags, packet) != entry->flags)
 		return false;

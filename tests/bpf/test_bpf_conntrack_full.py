@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from bpf_flows import ACK, SYN, TCP, UDP, Packet
-from bpf_services import FAMILIES, NEXT, REDIRECT, Bed, call, to_backend
+from bpf_outside import Outside, locally
+from bpf_outside import call as call_outside
+from bpf_services import FAMILIES, NEXT, REDIRECT, Bed, call, config, key_of, to_backend
 
-from agent.bpf.layouts import Reason
+from agent.bpf.layouts import Number, Reason
 from agent.bpf.loader import Datapath
 
 pytestmark = pytest.mark.root
@@ -85,3 +87,34 @@ def test_what_goes_to_no_service_is_never_in_the_way(bed: Bed) -> None:
     assert len(bed.direct()) <= ROOM // 4
     for flags in (ACK, SYN):
         assert bed.send("from_pod", sent.to(flags=flags)) == (NEXT, sent.to(flags=flags))
+
+
+def opened(outside: Outside, sent: Packet, here: bool) -> Packet:
+    """What its backend is sent, and answers."""
+    _, arrived = outside.from_outside(sent)
+    assert arrived is not None
+    outside.run("to_outside" if here else "from_outside", arrived.back().to(flags=SYN | ACK, seq=7000))
+    return arrived
+
+
+@pytest.mark.parametrize("acknowledged", [False, True])
+@pytest.mark.parametrize("here", [True, False])
+def test_a_flood_of_forged_openings_pushes_out_nothing_that_is_established(
+    outside: Outside, here: bool, acknowledged: bool
+) -> None:
+    """Though the backend answers each, and something is acknowledged that nobody said."""
+    outside.put("node_config", {Number(0): config(outside, port_first=2000)})
+    if here:
+        locally(outside)
+    idle = [call_outside(outside, TCP, port) for port in IN_USE]
+    arrived = [opened(outside, sent, here) for sent in idle]
+    for sent in idle:
+        outside.from_outside(sent.to(flags=ACK, ack=7001))
+    for number in range(FLOOD):
+        forged = call_outside(outside, TCP, 1024 + number).to(source=outside.router)
+        opened(outside, forged, here)
+        if acknowledged:
+            outside.from_outside(forged.to(flags=ACK, ack=1000000))
+    known = outside.entries()
+    assert len(known) > ROOM // 2
+    assert [sent for sent in (*idle, *(each.back() for each in arrived)) if key_of(sent) not in known] == []
