@@ -40,37 +40,6 @@ def load_without_api(cluster: Cluster) -> Iterator[list[Record]]:
     found += parse(cluster.kubectl(*words, "cat /tmp/records").encode())
 
 
-def test_no_request_fails_while_an_upgrade_makes_agents_and_api_servers_anew(shared: Both) -> None:
-    wireguard = [started(cluster, "clustermesh-wireguard") for cluster in shared]
-    before = [started(cluster, "clustermesh-agent") for cluster in shared]
-    loads = [Load(cluster, "mesh", rate=50.0) for cluster in shared]
-    with loads[0].running(), loads[1].running():
-        at_once(_upgrade, shared)
-    for load in loads:
-        assert load.traffic.failed == 0, load.traffic
-        assert load.traffic.answers.keys() == {"alpha", "beta"}
-    assert all(
-        new != old for new, old in zip(before, [started(each, "clustermesh-agent") for each in shared], strict=True)
-    )
-    assert [started(cluster, "clustermesh-wireguard") for cluster in shared] == wireguard
-
-
-def _upgrade(cluster: Cluster) -> None:
-    """Of values that make all pods of the chart anew."""
-    values = [f"{where}podAnnotations.turn=second" for where in ("", "clustermesh.apiserver.")]
-    said = clustermesh("upgrade", "--context", cluster.name, *(word for each in values for word in ("--set", each)))
-    assert "DaemonSet clustermesh-agent" in said
-    rolled_out(cluster)
-
-
-def started(cluster: Cluster, app: str) -> dict[str, str]:
-    """When the first container of each pod was started, by the pod's uid."""
-    pods = cluster.pods("kube-system", f"k8s-app={app}")
-    return {
-        pod["metadata"]["uid"]: pod["status"]["containerStatuses"][0]["state"]["running"]["startedAt"] for pod in pods
-    }
-
-
 def test_no_request_fails_while_both_apis_are_down(shared: Both) -> None:
     alpha, _ = shared
     with load_without_api(alpha) as records:
@@ -89,7 +58,7 @@ def test_no_request_fails_while_both_apis_are_down(shared: Both) -> None:
     assert traffic.requests > 40 * _DOWN_SECONDS
 
 
-def test_no_request_fails_while_api_servers_with_their_etcds_are_made_anew_after_that(shared: Both) -> None:
+def test_no_request_fails_while_api_servers_with_their_etcds_are_made_anew_in_both_at_once(shared: Both) -> None:
     load = Load(shared[0], "mesh")
     with load.running():
         at_once(_restart_api_server, shared)
