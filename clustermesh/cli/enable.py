@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final
+import json
+from typing import Any
 
 import click
 
-from clustermesh.cli.contexts import Which, cluster_options, is_folder
+from clustermesh.cli.contexts import Which, cluster_options
+from clustermesh.cli.install import check_context, deploy
 from clustermesh.cli.table import print_found
-from clustermesh.errors import Invalid, Refused
-
-_SERVED: Final = "clustermesh.useAPIServer"
-_TYPE: Final = "clustermesh.apiserver.service.type"
+from clustermesh.errors import Refused
 
 _chart = click.option("--chart", default="", metavar="CHART", help="Folder, package or reference of the chart.")
 
@@ -35,7 +34,9 @@ def enable(which: Which, service_type: str | None, chart: str) -> None:
       clustermesh enable --context alpha --service-type LoadBalancer
       clustermesh enable --context alpha
     """
-    values = {_SERVED: True} | ({_TYPE: service_type} if service_type else {})
+    from clustermesh.joining.deployment import SERVED, TYPE
+
+    values = {SERVED: True} | ({TYPE: service_type} if service_type else {})
     changed = asyncio.run(_upgrade(which, values, chart))
     click.echo(f"{which.shown} {'is open to other clusters' if changed else 'is open to other clusters already'}")
     if service_type == "NodePort":
@@ -113,28 +114,21 @@ def _parsed(value: str) -> Any:
 
 
 async def _upgrade(which: Which, values: dict[str, Any] | None, chart: str) -> bool:
-    """`values` None is what closes the cluster."""
+    """Whether anything is otherwise now. `values` None is what closes the cluster."""
     from clustermesh.joining.connect import open_api
-    from clustermesh.joining.deployment import FIXED
-    from clustermesh.joining.helm import Helm, find_chart, find_release
-    from clustermesh.joining.links import known_peers
-    from clustermesh.joining.names import PEERS
+    from clustermesh.joining.deployment import SERVED, TYPE
+    from clustermesh.joining.helm import find_release
 
-    _check_context(which)
+    check_context(which)
     async with open_api(which.kubeconfig, which.context, which.namespace) as objects:
         release = await find_release(objects)
-        connected = ", ".join(sorted(known_peers(await objects.secret(PEERS))))
-    wanted = values
-    if wanted is None:
-        wanted = {_SERVED: False} if release.value("etcd.enabled") else {_TYPE: "ClusterIP"}
-    changes = {key for key, value in wanted.items() if release.value(key) != value}
-    fixed = changes & {*FIXED} if values is not None else changes
-    if connected and fixed:
-        raise Refused(
-            f"{which.shown} is connected to {connected}: `clustermesh disconnect` first, then change {min(fixed)}"
-        )
-    helm = Helm(which.kubeconfig, which.context, which.namespace, chart or find_chart())
-    return await helm.upgrade(release, wanted)
+        if values is None:
+            values = {SERVED: False} if release.base.value("etcd.enabled") else {TYPE: "ClusterIP"}
+        changed = {key: value for key, value in values.items() if release.base.value(key) != value}
+        if release.whole and not changed:
+            return False
+        flags = [f"--set-json={key}={json.dumps(value)}" for key, value in changed.items()]
+        return (await deploy(objects, which, flags, chart)).any
 
 
 async def _view(which: Which) -> dict[str, Any]:
@@ -142,16 +136,11 @@ async def _view(which: Which) -> dict[str, Any]:
     from clustermesh.joining.connect import open_api
     from clustermesh.joining.helm import find_release
 
-    _check_context(which)
+    check_context(which)
     async with open_api(which.kubeconfig, which.context, which.namespace) as objects:
         said = await objects.config(names.CONFIG)
         try:
-            values = (await find_release(objects)).config or {}
+            values = (await find_release(objects)).base.config or {}
         except Refused:  # Cilium's chart, or none
             values = {}
     return {"config": said, "values": values}
-
-
-def _check_context(which: Which) -> None:
-    if is_folder(which.context):
-        raise Invalid("context", which.context, "is a folder, which has no chart; give a context of a kubeconfig")

@@ -15,6 +15,7 @@ from clustermesh.errors import Invalid
 if TYPE_CHECKING:
     from clustermesh.joining.deployment import Leavings, Plan
     from clustermesh.joining.differences import Change
+    from clustermesh.joining.objects import Objects
 
 _COLOURS = {"+": "green", "-": "red", "~": "yellow"}
 
@@ -89,24 +90,39 @@ def _flags(sets: Iterable[str], values: Iterable[str]) -> list[str]:
 
 async def _deploy(which: Which, flags: list[str], chart: str, release: str, dry_run: bool, *, fresh: bool) -> None:
     from clustermesh.joining.connect import open_api
+
+    check_context(which)
+    async with open_api(which.kubeconfig, which.context, which.namespace) as objects:
+        found = await deploy(objects, which, flags, chart, release=release, dry_run=dry_run, fresh=fresh)
+    if not found.any:
+        click.echo(f"nothing to do: release {found.name} in {which.shown} is as it is to be")
+    else:
+        click.echo(_summary(found, which, "would be" if dry_run else "is"))
+
+
+async def deploy(
+    objects: Objects,
+    which: Which,
+    flags: list[str],
+    chart: str,
+    *,
+    release: str = "",
+    dry_run: bool = False,
+    fresh: bool = False,
+) -> Plan:
+    """Have the chart deployed with the values that `flags` of Helm's give, and show what that changes: it is done, but
+    for `dry_run`. Raises as `plan`."""
     from clustermesh.joining.deployment import define, plan
     from clustermesh.joining.helm import Helm, find_chart
 
-    _check_context(which)
     helm = Helm(which.kubeconfig, which.context, which.namespace, chart or find_chart())
-    async with open_api(which.kubeconfig, which.context, which.namespace) as objects:
-        found = await plan(objects, helm, flags, name=release, fresh=fresh)
-        _show([*found.defined, *found.changes])
-        if not dry_run:
-            await define(objects, found.definitions)
-    if not (found.defined or found.changes or found.given):
-        click.echo(f"nothing to do: release {found.name} in {which.shown} is as it is to be")
-    elif dry_run:
-        click.echo(_summary(found, which, "would be"))
-    else:
+    found = await plan(objects, helm, flags, name=release, fresh=fresh)
+    _show([*found.defined, *found.changes])
+    if not dry_run:
+        await define(objects, found.definitions)
         if found.changes or found.given:
             await helm.deploy(found.name, flags)
-        click.echo(_summary(found, which, "is"))
+    return found
 
 
 async def _uninstall(which: Which, dry_run: bool, authority: bool) -> None:
@@ -117,16 +133,16 @@ async def _uninstall(which: Which, dry_run: bool, authority: bool) -> None:
     from clustermesh.joining.helm import Helm, look_release
     from clustermesh.joining.objects import MANAGED_BY, Secret
 
-    _check_context(which)
+    check_context(which)
     async with open_api(which.kubeconfig, which.context, which.namespace) as objects:
         release = await look_release(objects)
         told = await objects.read("secrets", names.PEERS, Secret)
         if told is not None and (told.metadata.labels or {}).get(MANAGED_BY) != "Helm":
             await check_alone(objects, "uninstall")
         if release is not None:
-            _show(await find_changes(objects, release.manifest, ""))
+            _show(await find_changes(objects, release.last.manifest, ""))
             if not dry_run:
-                await Helm(which.kubeconfig, which.context, which.namespace, "").uninstall(release.name)
+                await Helm(which.kubeconfig, which.context, which.namespace, "").uninstall(release.last.name)
         left = await find_leavings(objects)
         going = [*left.made, *([("secrets", names.AUTHORITY)] if left.authority and authority else [])]
         for plural, name in going:
@@ -164,6 +180,7 @@ def _line(sign: str, kind: str, name: str) -> None:
     click.echo(f"{click.style(sign, fg=_COLOURS[sign], bold=True)} {kind} {printable(name)}")
 
 
-def _check_context(which: Which) -> None:
+def check_context(which: Which) -> None:
+    """Refused where it is a folder."""
     if is_folder(which.context):
         raise Invalid("context", which.context, "is a folder, which has no chart; give a context of a kubeconfig")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 from msgspec import Struct
@@ -11,7 +11,7 @@ from msgspec import Struct
 from clustermesh.errors import Refused
 from clustermesh.joining import names
 from clustermesh.joining.differences import Change, find_changes
-from clustermesh.joining.helm import CHART, Helm, Release, find_release, look_release
+from clustermesh.joining.helm import CHART, Helm, Kept, Release, check_settled, find_release, look_release
 from clustermesh.joining.links import known_peers
 from clustermesh.joining.objects import MANAGED_BY, MANAGER, Meta, Objects
 from clustermesh.kube.client import Request
@@ -20,8 +20,12 @@ from clustermesh.kube.faults import NotServed
 Definition: TypeAlias = Mapping[str, Any]
 """A CustomResourceDefinition."""
 PART_OF: Final = "app.kubernetes.io/part-of"
-FIXED: Final = ("cluster.name", "cluster.id", "clustermesh.maxConnectedClusters")
+SERVED: Final = "clustermesh.useAPIServer"
+TYPE: Final = "clustermesh.apiserver.service.type"
+_FIXED: Final = ("cluster.name", "cluster.id", "clustermesh.maxConnectedClusters")
 """What other clusters know a cluster by."""
+_CLOSED: Final = {SERVED: False, TYPE: "ClusterIP"}
+"""How they reach it no more."""
 _LEAVES: Final = ("server", "admin", "local", "remote")
 _MADE: Final = {
     **dict.fromkeys((f"clustermesh-apiserver-{leaf}-cert" for leaf in _LEAVES), "secrets"),
@@ -38,16 +42,22 @@ class _Labelled(Struct, frozen=True):
 
 
 class Plan(Struct, frozen=True):
-    """What a deployment of the chart would do; `release` is what is deployed now. `definitions` of kinds are written
+    """What a deployment of the chart would do; `release` is what is there now. `definitions` of kinds are written
     by us, and come first."""
 
     name: str
-    release: Release | None
+    release: Kept | None
     changes: Sequence[Change]
     given: bool
-    """Whether other values are given than were, even where nothing in the cluster follows from them."""
+    """Whether other values are given than were, even where nothing in the cluster follows from them, or what was given
+    last failed."""
     definitions: Sequence[Definition]
     defined: Sequence[Change]
+
+    @property
+    def any(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.defined or self.changes or self.given)
 
 
 async def plan(objects: Objects, helm: Helm, values: Sequence[str], *, name: str = "", fresh: bool = True) -> Plan:
@@ -56,18 +66,26 @@ async def plan(objects: Objects, helm: Helm, values: Sequence[str], *, name: str
     Raises Refused for what must not change while clusters are connected, or where Helm refuses; Unavailable.
     """
     release = await look_release(objects) if fresh else await find_release(objects)
-    name = release.name if release else name or CHART
+    if release is not None:
+        check_settled(release, objects.namespace)
+    name = release.last.name if release else name or CHART
     wanted = await helm.render(name, values)
     if release is not None:
-        changed = [key for key in FIXED if release.value(key) != wanted.value(key)]
-        await check_alone(objects, f"change {changed[0]}" if changed else "")
-    changes = await find_changes(objects, release.manifest if release else "", wanted.manifest)
-    given = release is None or (release.config or {}) != (wanted.config or {})
+        changed = next(_find_fixed(release.base, wanted), "")
+        await check_alone(objects, f"change {changed}" if changed else "")
+    changes = await find_changes(objects, release.base.manifest if release else "", wanted.manifest)
+    given = release is None or not release.whole or (release.base.config or {}) != (wanted.config or {})
     definitions = [each for each in await helm.definitions() if await _may_define(objects, each)]
     defined = await find_changes(objects, "", "\n---\n".join(map(json.dumps, definitions)))
     named = {change.name for change in defined}
     kept = [each for each in definitions if each["metadata"]["name"] in named]
     return Plan(name, release, changes, given, kept, defined)
+
+
+def _find_fixed(before: Release, after: Release) -> Iterator[str]:
+    """Values that are to change, and must not while clusters are connected."""
+    yield from (key for key in _FIXED if before.value(key) != after.value(key))
+    yield from (key for key, closed in _CLOSED.items() if before.value(key) != closed == after.value(key))
 
 
 async def _may_define(objects: Objects, definition: Definition) -> bool:

@@ -8,12 +8,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import json
 import os
 import shlex
 import shutil
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,7 +27,10 @@ CHART: Final = "clustermesh"
 _MOST_BYTES: Final = 64 << 20
 """Of a release, unpacked: Secrets hold 1 MiB, and its charts are text."""
 _PATIENCE: Final = 600.0
+_FAREWELL: Final = 30.0
+"""Seconds for a Helm that was told to end: it writes down that what it was at has failed."""
 _WORDS: Final = 2000
+_ENDLESS: Final = ("pending-install", "pending-upgrade", "pending-rollback", "uninstalling")
 
 
 class _Metadata(Struct, frozen=True):
@@ -41,11 +43,17 @@ class _Chart(Struct, frozen=True):
     values: dict[str, Any] | None = None
 
 
+class _Info(Struct, frozen=True):
+    status: str = ""
+    last_deployed: str = ""
+
+
 class Release(Struct, frozen=True):
-    """A release as it was deployed last, or would be: `config` are the values that somebody gave, `manifest` the
+    """A revision of a release, or what one would be: `config` are the values that somebody gave, `manifest` the
     objects, in YAML."""
 
     name: str = ""
+    info: _Info = _Info()
     chart: _Chart = _Chart()
     config: dict[str, Any] | None = None
     manifest: str = ""
@@ -62,25 +70,68 @@ class Release(Struct, frozen=True):
         return None
 
 
-async def list_releases(objects: Objects) -> list[Release]:
-    """Every release that is deployed in the namespace."""
+class Kept(Struct, frozen=True):
+    """A release in a cluster: its `last` revision, whatever became of it, and the one that Helm goes on from: what was
+    deployed last or, where nothing ever was, the same."""
+
+    last: Release
+    base: Release
+
+    @property
+    def chart(self) -> str:
+        return self.last.chart.metadata.name
+
+    @property
+    def whole(self) -> bool:
+        """Whether the last revision is what is deployed."""
+        return self.last.info.status == "deployed"
+
+
+async def list_releases(objects: Objects) -> list[Kept]:
+    """Every release in the namespace, also one that failed or that nobody ended."""
     path = f"/api/v1/namespaces/{objects.namespace}/secrets"
-    kept = await objects.list(path, Secret, "owner=helm,status=deployed")
-    return [decode_release((each.data or {}).get("release", b""), each.metadata.name) for each in kept]
+    found = await objects.list(path, Secret, "owner=helm,status notin (superseded)")
+    revisions = (decode_release((each.data or {}).get("release", b""), each.metadata.name) for each in found)
+    return list(keep(revisions))
 
 
-async def look_release(objects: Objects) -> Release | None:
+def keep(revisions: Iterable[Release]) -> Iterator[Kept]:
+    """The releases that `revisions` are of. What Helm keeps of one that is uninstalled is none."""
+    by_name = dict[str, list[Release]]()
+    for each in sorted(revisions, key=lambda each: each.version):
+        by_name.setdefault(each.name, []).append(each)
+    for all_of_it in by_name.values():
+        if all_of_it[-1].info.status != "uninstalled":
+            deployed = [each for each in all_of_it if each.info.status == "deployed"]
+            yield Kept(all_of_it[-1], (deployed or all_of_it)[-1])
+
+
+def check_settled(kept: Kept, namespace: str) -> None:
+    """Refused where Helm changes nothing of a release: another one is at it, or did not come to its end."""
+    last = kept.last
+    name, status = last.name, last.info.status
+    if status not in _ENDLESS:
+        return
+    back = kept.base is not last and status != "uninstalling"
+    remedy = f"`helm rollback {name} -n {namespace}`" if back else "`clustermesh uninstall`"
+    raise Refused(
+        f"release {name} is {status} since {last.info.last_deployed}, revision {last.version}: another Helm is at work "
+        f"on it, or one was cut off; where none is any more: {remedy}, and then this again"
+    )
+
+
+async def look_release(objects: Objects) -> Kept | None:
     """The release of this project's chart in the namespace, None where there is none."""
-    return next((each for each in await list_releases(objects) if each.chart.metadata.name == CHART), None)
+    return next((each for each in await list_releases(objects) if each.chart == CHART), None)
 
 
-async def find_release(objects: Objects) -> Release:
+async def find_release(objects: Objects) -> Kept:
     """The release of this project's chart in the namespace. Raises Refused where there is none, or Cilium's."""
     releases = await list_releases(objects)
     for each in releases:
-        if each.chart.metadata.name == CHART:
+        if each.chart == CHART:
             return each
-    if any(each.chart.metadata.name == "cilium" for each in releases):
+    if any(each.chart == "cilium" for each in releases):
         raise Refused(
             f"namespace {objects.namespace} has Cilium's chart, which this command does not change: `cilium "
             "clustermesh enable`, or helm upgrade with clustermesh.useAPIServer=true"
@@ -112,20 +163,9 @@ class Helm(Struct, frozen=True):
     namespace: str
     chart: str
 
-    async def upgrade(self, release: Release, values: Mapping[str, Any]) -> bool:
-        """Deploy the release with `values`, by key, beside those it has; False where it has them already.
-
-        Raises Refused with Helm's words, Unavailable.
-        """
-        if all(release.value(key) == value for key, value in values.items()):
-            return False
-        sets = [part for key, value in values.items() for part in ("--set-json", f"{key}={json.dumps(value)}")]
-        await self._call(["upgrade", release.name, self.chart, "--reset-then-reuse-values", *sets])
-        return True
-
     async def render(self, name: str, values: Sequence[str]) -> Release:
         """The release `name` as it would be with `values`, flags of Helm's, beside those it has. Raises as above."""
-        said = await self._call([*self._deploying(name, values), "--dry-run=server", "--output=json"])
+        said = await self._call(self._deploying(name, values), "--dry-run=server", "--output=json")
         try:
             return msgspec.json.decode(said, type=Release)
         except (msgspec.DecodeError, UnicodeDecodeError) as e:
@@ -146,13 +186,13 @@ class Helm(Struct, frozen=True):
     def _deploying(self, name: str, values: Sequence[str]) -> list[str]:
         return ["upgrade", name, self.chart, "--install", "--reset-then-reuse-values", *values]
 
-    async def _call(self, argv: list[str]) -> bytes:
+    async def _call(self, argv: list[str], *dry: str) -> bytes:
         """What it prints. Only Helm can render a chart: its templates are Go's."""
         argv = [*argv, "--namespace", self.namespace, *(["--kube-context", self.context] if self.context else [])]
         program = shutil.which("helm")
         if program is None:
             raise Refused(f"no helm in PATH: install it (https://helm.sh), or run elsewhere: helm {shlex.join(argv)}")
-        return await _run([program, *argv], {"KUBECONFIG": self.kubeconfig} if self.kubeconfig else {})
+        return await _run([program, *argv, *dry], {"KUBECONFIG": self.kubeconfig} if self.kubeconfig else {})
 
 
 def find_chart() -> str:
@@ -180,8 +220,18 @@ async def _run(argv: list[str], environment: Mapping[str, str]) -> bytes:
         raise Unavailable(f"helm has not ended after {_PATIENCE:g} s") from e
     finally:
         if process.returncode is None:
-            process.kill()
-            await process.wait()
+            await _end(process)
     if process.returncode:
         raise Refused(f"helm: {words.decode(errors='replace').strip()[-_WORDS:]}")
     return said
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """As Helm is ended: killed at once, it leaves a release that is pending, and that nothing changes any more."""
+    process.terminate()
+    try:
+        async with asyncio.timeout(_FAREWELL):
+            await process.communicate()
+    except TimeoutError:
+        process.kill()
+        await process.wait()

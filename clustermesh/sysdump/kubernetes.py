@@ -171,13 +171,14 @@ class Dump:
 
     async def _values(self) -> bytes:
         releases = await list_releases(self._objects)
-        ours = [each for each in releases if each.chart.metadata.name in _PRODUCTS]
+        ours = [each.last for each in releases if each.chart in _PRODUCTS]
         return as_json(
             [
                 {
                     "release": each.name,
                     "chart": f"{each.chart.metadata.name}-{each.chart.metadata.version}",
                     "revision": each.version,
+                    "status": each.info.status,
                     "values": self.redactor.take_values(each.config or {}),
                 }
                 for each in ours

@@ -65,11 +65,20 @@ def test_a_cluster_is_opened_once_and_closed_once_nobody_is_connected(
     entry = "endpoints: [https://b:1]\ntrusted-ca-file: a\ncert-file: b\nkey-file: c\n"
     beta = base64.b64encode(entry.encode()).decode()
     Cluster(bed, namespace, "alpha", 1, free_port()).make("Secret", "cilium-clustermesh", data={"beta": beta})
-    for refused in (("disable",), ("config", "set", "cluster.id", "7")):
+    before = revisions(bed, namespace)
+    for refused in (
+        ("disable",),
+        ("config", "set", "cluster.id", "7"),
+        ("config", "set", "cluster", '{"name": "gamma", "id": 7}'),
+        ("config", "set", "clustermesh.apiserver.service", '{"type": "ClusterIP"}'),
+        ("upgrade", "--set", "clustermesh.apiserver.service.type=ClusterIP"),
+    ):
         result = run(*refused)
         assert (result.exit_code, "is connected to beta" in result.output) == (1, True), result.output
+    assert revisions(bed, namespace) == before
     bed.ask("DELETE", f"/api/v1/namespaces/{namespace}/secrets/cilium-clustermesh")
-    assert run("disable").exit_code == 0
+    result = run("disable")
+    assert (result.exit_code, '    spec.type: "NodePort" -> "ClusterIP"' in result.output) == (0, True), result.output
     assert bed.ask("GET", service)["spec"]["type"] == "ClusterIP"
 
 

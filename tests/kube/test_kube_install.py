@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
+import json
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -127,6 +130,67 @@ def test_who_is_connected_is_not_taken_away_and_no_secret_is_shown(run: Command,
     assert "b3RoZXI" not in result.output
     result = run("upgrade", "--set", "cluster.id=7")
     assert (result.exit_code, "is connected to beta" in result.output) == (1, True), result.output
+
+
+@needs_helm
+def test_what_a_first_install_left_that_failed_is_finished_by_the_next_or_taken_out(
+    run: Command, bed: KubeBed, namespace: str
+) -> None:
+    before, account = contents(bed, namespace), "clustermesh-apiserver"
+    for again in (("install", *ALPHA), ("uninstall",)):
+        result = run("install", *ALPHA, "--set", "clustermesh.apiserver.service.nodePort=1")
+        assert (result.exit_code, "provided port is not in the valid range" in result.output) == (1, True), (
+            result.output
+        )
+        assert f"serviceaccounts/{account}" in contents(bed, namespace)
+        result = run(*again)
+        assert (result.exit_code, "nothing to do" in result.output) == (0, False), result.output
+        assert ("deployments/clustermesh-apiserver" in contents(bed, namespace)) is (again[0] == "install")
+        if again[0] == "install":
+            assert "nothing to do" in run(*again).output
+            assert run("uninstall").exit_code == 0
+        assert contents(bed, namespace).keys() == before.keys()
+
+
+@needs_helm
+def test_a_helm_that_was_cut_off_is_named_with_what_to_do(run: Command, bed: KubeBed, namespace: str) -> None:
+    first, second = (f"sh.helm.release.v1.clustermesh.v{number}" for number in (1, 2))
+    more = ("clustermesh.apiserver.service.type", "ClusterIP")
+
+    def check(status: str, remedy: str, *words: str) -> None:
+        result = run(*words)
+        said = f"release clustermesh is {status} since 2" in result.output
+        assert (result.exit_code, said, remedy in result.output) == (1, True, True), result.output
+
+    assert run("install", *ALPHA).exit_code == 0
+    leave(bed, namespace, first, "uninstalling")
+    check("uninstalling", "`clustermesh uninstall`", "install", *ALPHA)
+    leave(bed, namespace, first, "deployed")
+    assert run("config", "set", *more).exit_code == 0
+    leave(bed, namespace, first, "deployed")
+    leave(bed, namespace, second, "pending-upgrade")
+    check("pending-upgrade", f"`helm rollback clustermesh -n {namespace}`", "config", "set", *more)
+    flags = ["--kubeconfig", str(bed.write_kubeconfig("alpha", cert="admin")), "-n", namespace]
+    subprocess.run([str(HELM), "rollback", "clustermesh", *flags], check=True, capture_output=True)
+    result = run("config", "set", *more)
+    assert (result.exit_code, 'spec.type: "NodePort" -> "ClusterIP"' in result.output) == (0, True), result.output
+    for number in (1, 2, 3):
+        bed.ask("DELETE", f"/api/v1/namespaces/{namespace}/secrets/sh.helm.release.v1.clustermesh.v{number}")
+    leave(bed, namespace, "sh.helm.release.v1.clustermesh.v4", "pending-install")
+    check("pending-install", "`clustermesh uninstall`", "upgrade")
+    result = run("uninstall")
+    assert (result.exit_code, "is no longer in alpha" in result.output) == (0, True), result.output
+
+
+def leave(bed: KubeBed, namespace: str, name: str, status: str) -> None:
+    """A revision as a Helm leaves it that is cut off."""
+    at = f"/api/v1/namespaces/{namespace}/secrets/{name}"
+    kept = base64.b64decode(base64.b64decode(bed.ask("GET", at)["data"]["release"]))
+    release = json.loads(gzip.decompress(kept))
+    release["info"]["status"] = status
+    packed = base64.b64encode(base64.b64encode(gzip.compress(json.dumps(release).encode()))).decode()
+    change = {"metadata": {"labels": {"status": status}}, "data": {"release": packed}}
+    bed.ask("PATCH", at, change, "application/merge-patch+json")
 
 
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import gzip
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from clustermesh.errors import Invalid
-from clustermesh.joining.helm import decode_release
+from clustermesh.joining.helm import Helm, decode_release, keep
 
 KEPT = {
     "name": "mesh",
@@ -41,3 +43,52 @@ def test_garbage_is_no_release(data: bytes) -> None:
 def test_a_release_that_grows_without_end_is_not_unpacked() -> None:
     with pytest.raises(Invalid, match="must be smaller"):
         decode_release(base64.b64encode(gzip.compress(bytes(65 << 20))), "secret")
+
+
+def revision(version: int, status: str, name: str = "mesh") -> dict[str, object]:
+    return {"name": name, "version": version, "info": {"status": status}}
+
+
+@pytest.mark.parametrize(
+    ("revisions", "expected"),
+    [
+        ([], []),
+        ([(1, "deployed")], [(1, 1)]),
+        ([(10, "deployed"), (9, "failed")], [(10, 10)]),
+        ([(2, "failed"), (1, "deployed")], [(2, 1)]),
+        ([(1, "deployed"), (2, "pending-upgrade")], [(2, 1)]),
+        ([(1, "pending-install")], [(1, 1)]),
+        ([(1, "failed"), (2, "failed")], [(2, 2)]),
+        ([(1, "failed"), (2, "uninstalled")], []),
+    ],
+)
+def test_a_release_is_its_last_revision_and_the_one_that_helm_goes_on_from(
+    revisions: list[tuple[int, str]], expected: list[tuple[int, int]]
+) -> None:
+    releases = [decode_release(packed(revision(*each)), "secret") for each in revisions]
+    other = decode_release(packed(revision(1, "deployed", "other")), "secret")
+    found = [(each.last.version, each.base.version) for each in keep([*releases, other]) if each.last.name == "mesh"]
+    assert found == expected
+
+
+def test_a_helm_that_is_interrupted_is_left_to_write_down_that_it_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, begun, ended = tmp_path / "helm", tmp_path / "begun", tmp_path / "ended"
+    program.write_text(
+        f"#!/bin/sh\ntrap 'sleep 0.2; head -c 300000 /dev/zero; echo failed > {ended}; exit 1' TERM\n"
+        f"echo > {begun}\nwhile :; do sleep 0.05; done\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+    async def interrupt() -> None:
+        deploying = asyncio.create_task(Helm("", "", "default", "chart").deploy("mesh", []))
+        while not begun.exists():
+            await asyncio.sleep(0.01)
+        deploying.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await deploying
+
+    asyncio.run(interrupt())
+    assert ended.read_text() == "failed\n"
