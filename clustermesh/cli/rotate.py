@@ -134,11 +134,11 @@ async def _found(which: Which, now: datetime) -> tuple[list[tuple[str, Entry]], 
 @asynccontextmanager
 async def _held(which: Which, contexts: Sequence[str]) -> AsyncIterator[list[Holder]]:
     from clustermesh.joining.connect import open_api, read_site
-    from clustermesh.joining.holders import InFolder, InSecrets
+    from clustermesh.joining.holders import InFolder, hold_secrets
 
     if any(map(is_folder, contexts)):
         yield [InFolder(load(folder(each)), datetime.now(UTC)) for each in contexts]
         return
     async with AsyncExitStack() as stack:
         apis = [await stack.enter_async_context(open_api(which.kubeconfig, each, which.namespace)) for each in contexts]
-        yield [InSecrets(await read_site(api, each)) for api, each in zip(apis, contexts, strict=True)]
+        yield [await hold_secrets(await read_site(api, each)) for api, each in zip(apis, contexts, strict=True)]

@@ -20,11 +20,11 @@ from msgspec import Struct
 from clustermesh.apiserver.problems import Say
 from clustermesh.declared.conditions import Sight, is_due, look, status_of
 from clustermesh.declared.peers import GROUP, KIND, PLURAL, VERSION, Declared, peers_of
-from clustermesh.declared.plan import MANAGER, SECRETS, Held, Plan, Refusal, plan
+from clustermesh.declared.plan import SECRETS, Held, Plan, Refusal, plan
 from clustermesh.errors import ClusterMeshError, DecodeError, Refused
 from clustermesh.joining import names
 from clustermesh.joining.connect import change_users
-from clustermesh.joining.objects import Managed, Objects, Secret
+from clustermesh.joining.objects import MANAGED_BY, MANAGER, Objects, Secret
 from clustermesh.kube.access import Access
 from clustermesh.kube.client import KubeClient
 from clustermesh.kube.faults import NotServed
@@ -142,7 +142,9 @@ class Keeper:
                 _LOG.info(
                     "Secret %s has %s now", secret, ", ".join(sorted(key for key in data if "." not in key)) or "no one"
                 )
-                await self._objects.apply("secrets", _secret(secret, data), MANAGER)
+                force = held[secret].takes(data)
+                document = _secret(secret, data, held[secret], pinned=force)
+                await self._objects.apply("secrets", document, names.DECLARED_MANAGER, force=force)
             await self._admit(found.admitted, found.kept)
         except ClusterMeshError as e:
             return e
@@ -156,7 +158,9 @@ class Keeper:
         found = await self._objects.read("secrets", secret, Secret)
         if found is None:
             return Held()
-        return Held(found.data or {}, _ours(found.metadata.managed_fields or ()))
+        meta = found.metadata
+        managed_by = (meta.labels or {}).get(MANAGED_BY, "")
+        return Held(found.data or {}, found.applied_by(names.DECLARED_MANAGER), meta.resource_version, managed_by)
 
     async def _trust(self, name: str) -> Mapping[str, bytes] | ClusterMeshError:
         """What the Secret holds, or what is wrong with reading it."""
@@ -189,7 +193,7 @@ class Keeper:
             "status": status,
         }
         with suppress(NotServed):  # deleted meanwhile
-            await self._objects.apply(PLURAL, document, MANAGER, f"apis/{GROUP}/{VERSION}", "/status")
+            await self._objects.apply(PLURAL, document, names.DECLARED_MANAGER, f"apis/{GROUP}/{VERSION}", "/status")
 
     async def _look(self) -> dict[str, Sight]:
         """What agents report."""
@@ -202,11 +206,11 @@ class Keeper:
         return sights
 
 
-def _ours(managed: Iterable[Managed]) -> frozenset[str]:
-    """The keys of a Secret's data that this program has applied."""
-    found = (each.fields.get("f:data") for each in managed if (each.manager, each.operation) == (MANAGER, "Apply"))
-    return frozenset(key.removeprefix("f:") for each in found if isinstance(each, dict) for key in each if key != ".")
-
-
-def _secret(name: str, data: Mapping[str, bytes]) -> dict[str, Any]:
-    return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "data": dict(data)}
+def _secret(name: str, data: Mapping[str, bytes], held: Held, *, pinned: bool) -> dict[str, Any]:
+    """`pinned` has it written only where nobody has changed the Secret since it was read."""
+    meta: dict[str, Any] = {"name": name}
+    if held.managed_by in ("", MANAGER):  # then `clustermesh uninstall` takes it away
+        meta["labels"] = {MANAGED_BY: MANAGER}
+    if pinned:
+        meta["resourceVersion"] = held.version
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": meta, "data": dict(data)}

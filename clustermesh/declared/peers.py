@@ -21,10 +21,10 @@ from clustermesh.mesh.peer_files import PeerFile, read_limits
 from clustermesh.model import check_cluster_name
 from clustermesh.store import endpoint
 
-GROUP: Final = "clustermesh.io"
-VERSION: Final = "v1alpha1"
+GROUP: Final = names.DECLARED_GROUP
+VERSION: Final = names.DECLARED_VERSION
 KIND: Final = "ClusterMeshPeer"
-PLURAL: Final = "clustermeshpeers"
+PLURAL: Final = names.DECLARED
 RULES: Final = (
     Rule(GROUP, PLURAL, FOLLOW),
     Rule(GROUP, f"{PLURAL}/status", ("patch",)),

@@ -1,8 +1,9 @@
 """What the Secrets of connected clusters are to hold for those that are declared. Pure.
 
-Which entries are ours the API itself remembers (server-side apply, `MANAGER`): what `connect`, a chart or a person
-wrote stays theirs, also where a ClusterMeshPeer of the same name says otherwise. A declaration that is no good changes
-nothing of what an earlier one has brought about.
+Which entries are ours the API itself remembers (server-side apply, `names.DECLARED_MANAGER`): what `connect`, a chart
+or a person wrote stays theirs, also where a ClusterMeshPeer of the same name says otherwise. The certificates beside an
+entry belong to who has the entry: where others change those of ours, they are written again. A declaration that is
+not acted on changes nothing of what it, or an earlier one, has brought about.
 """
 
 from __future__ import annotations
@@ -18,19 +19,24 @@ from clustermesh.joining import names
 from clustermesh.joining.links import entries_of, secrets_of
 from clustermesh.mirror.agent_files import AgentAccess
 
-MANAGER: Final = "clustermesh-peers"
 SECRETS: Final = (names.COPIED, names.PEERS)
 
 
 class Held(Struct, frozen=True):
-    """What a Secret holds, and which of its keys are `ours`."""
+    """What a Secret holds in its `version`, which of its keys are `ours`, and who it is said to be managed by."""
 
     data: Mapping[str, bytes] = {}
     ours: frozenset[str] = frozenset()
+    version: str = ""
+    managed_by: str = ""
 
     @property
     def own(self) -> dict[str, bytes]:
         return {key: self.data[key] for key in self.ours if key in self.data}
+
+    def takes(self, data: Mapping[str, bytes]) -> bool:
+        """Whether writing `data` takes keys from somebody else, who has changed what belongs to an entry of ours."""
+        return any(key in self.data and key not in self.ours for key in data)
 
 
 class Refusal(Struct, frozen=True):
@@ -80,12 +86,11 @@ def plan(
             admit = spec_of(each).admit
         except ClusterMeshError as e:
             refused[each.name] = Refusal("Invalid", str(e))
-            kept.add(each.name)
-            found, admit = {secret: _of(each.name, held[secret].own) for secret in SECRETS}, False
         if taken := _taken(each.name, held):
             refused[each.name] = Refusal("ConnectedOtherwise", taken)
+        if each.name in refused:
             kept.add(each.name)
-            continue
+            found, admit = {secret: _of(each.name, held[secret].own) for secret in SECRETS}, False
         for secret, files in found.items():
             wanted[secret].update(files)
         if admit:
@@ -117,6 +122,8 @@ def _of(peer: str, data: Mapping[str, bytes]) -> dict[str, bytes]:
 def _taken(peer: str, held: Mapping[str, Held]) -> str:
     """Who else has entries of that name, as a sentence; "" for nobody."""
     for secret in SECRETS:
+        if peer in held[secret].ours:
+            continue
         for key in entries_of(peer):
             if key in held[secret].data and key not in held[secret].ours:
                 return (

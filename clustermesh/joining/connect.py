@@ -38,7 +38,7 @@ from clustermesh.joining.links import (
     unreadable_peers,
 )
 from clustermesh.joining.member import Entrance, Member
-from clustermesh.joining.objects import Edit, Objects
+from clustermesh.joining.objects import Edit, Named, Objects, Secret
 from clustermesh.joining.probe import probe
 from clustermesh.joining.reading import read_member
 from clustermesh.kube.client import KubeClient
@@ -99,6 +99,11 @@ async def connect(source: Site, destinations: Sequence[Site], wanted: Wanted, no
     links, problems = _links(source.member, [each.member for each in destinations], wanted)
     members = [each.member for each in (source, *destinations)]
     problems += [*check_allowed(links, wanted.allowed), *find_problems(members, links, now)]
+    problems += [
+        error
+        for each in links
+        if (error := await _declared(sites[each.reader.name].objects, each.reader, each.owner.name))
+    ]
     problems += await _probed(links, wanted.unreached)
     if problems:
         raise ExceptionGroup("cannot be connected", problems)
@@ -139,8 +144,10 @@ async def let_in(owner: Site, reader: str, outcome: Outcome) -> None:
 
 
 async def begin_reading(objects: Objects, link: Link, now: datetime, outcome: Outcome) -> None:
-    """Write into the reader's `objects` what makes its agents read the owner."""
+    """Write into the reader's `objects` what makes its agents read the owner. Raises Refused where that is declared."""
     ours, theirs = link.reader.name, link.owner.name
+    if declared := await _declared(objects, link.reader, theirs):
+        raise declared
     agents, mirror = entries(link, credentials(link, now))
     for secret, files in ((names.COPIED, mirror), (names.PEERS, agents)):
         if await objects.change_secret(secret, _replacing(theirs, files)):
@@ -149,6 +156,19 @@ async def begin_reading(objects: Objects, link: Link, now: datetime, outcome: Ou
     for name, error in unreadable_peers(link.reader).items():
         if name != theirs:
             outcome.warnings.append(f"Secret {names.PEERS} of {ours}: {name}: {error}")
+
+
+async def _declared(objects: Objects, reader: Member, peer: str) -> Refused | None:
+    """Refused where a ClusterMeshPeer is what connects to `peer`: the API server would undo what is written."""
+    held = [await objects.read("secrets", secret, Secret) for secret in (names.COPIED, names.PEERS)]
+    if not any(found and peer in found.applied_by(names.DECLARED_MANAGER) for found in held):
+        return None
+    if peer not in {each.metadata.name for each in await objects.list(names.declared_path(objects.namespace), Named)}:
+        return None  # what it left, where no API server of ours runs any more
+    return Refused(
+        f"{reader.name} is connected to {peer} by its ClusterMeshPeer {peer}: change it where it comes from, or "
+        f"`kubectl delete clustermeshpeer -n {objects.namespace} {peer}`"
+    )
 
 
 def _place(secret: str, link: Link) -> str:
@@ -169,7 +189,7 @@ async def disconnect(source: Site, peer: str, destination: Site | None, mode: Mo
 
     With `destination` None, its API being gone, only that side is done. What fails there is a warning, for it must not
     keep anyone from leaving a dead cluster. Raises Refused where nothing is left of a connection and nothing tells that
-    the name is right.
+    the name is right, and where a ClusterMeshPeer would connect them again.
     """
     outcome, both = Outcome([], []), mode is not Mode.UNICAST
     await _forget(source, peer, outcome)
@@ -194,6 +214,8 @@ async def disconnect(source: Site, peer: str, destination: Site | None, mode: Mo
 
 
 async def _forget(reader: Site, peer: str, outcome: Outcome) -> None:
+    if error := await _declared(reader.objects, reader.member, peer):
+        raise error
     # Agents first: a mirror that forgets first would look to them like a cluster that takes all of its services away.
     for secret in (names.PEERS, names.COPIED):
         if await reader.objects.change_secret(secret, _replacing(peer, {})):

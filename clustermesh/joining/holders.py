@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import ClassVar, Final, Protocol
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from certs.check import read_pair
 from certs.files import remove_durably, write_atomically
@@ -17,7 +17,7 @@ from certs.secrets import AUTHORITY, leaf_secret
 from clustermesh.joining import names
 from clustermesh.joining.connect import Site
 from clustermesh.joining.links import known_peers
-from clustermesh.joining.objects import MANAGED_BY, Edit
+from clustermesh.joining.objects import MANAGED_BY, Edit, Managed, Secret
 from clustermesh.standalone.connect import file_errors
 from clustermesh.standalone.connections import list_connections
 from clustermesh.standalone.context import Context, locked
@@ -25,7 +25,10 @@ from clustermesh.standalone.users_file import remote_user, users_in
 
 _LEAVES: Final = ("server", "admin", "local", "remote")
 LEAVES: Final = tuple(map(leaf_secret, _LEAVES))
+_SHARED: Final = (names.PEERS, names.COPIED)
 CERT_MANAGER: Final = "cert-manager.io/"
+_DECLARERS: Final = {"Argo CD": "argocd.argoproj.io/", "Flux": "kustomize.toolkit.fluxcd.io/"}
+"""What the marks begin with of who writes an object again."""
 
 
 class Holder(Protocol):
@@ -62,13 +65,16 @@ class Holder(Protocol):
 
 
 class InSecrets:
-    """The Secrets of a cluster that has the chart."""
+    """The Secrets of a cluster that has the chart; `trusts` are those that its ClusterMeshPeers name.
 
-    places = (AUTHORITY, *LEAVES, names.PEERS, names.COPIED)
+    What the API server writes of such a Secret into those of `_SHARED` is left alone there: it follows by itself.
+    """
+
     expected: ClassVar = {AUTHORITY: ("ca",), **dict.fromkeys(LEAVES, ("tls",))}
 
-    def __init__(self, site: Site) -> None:
-        self._site = site
+    def __init__(self, site: Site, trusts: Sequence[str] = ()) -> None:
+        self._site, self._trusts = site, trusts
+        self.places = (AUTHORITY, *LEAVES, *trusts, *_SHARED)
 
     @property
     def name(self) -> str:
@@ -84,7 +90,14 @@ class InSecrets:
         return await self._site.objects.secret(place)
 
     async def change(self, place: str, edit: Edit) -> bool:
-        return await self._site.objects.change_secret(place, edit)
+        found = await self._site.objects.read("secrets", place, Secret) if place in _SHARED else None
+        declared = found.applied_by(names.DECLARED_MANAGER) if found else frozenset[str]()
+
+        def others(data: Mapping[str, bytes]) -> Mapping[str, bytes]:
+            kept = {key: value for key, value in data.items() if key in declared}
+            return {**edit({key: value for key, value in data.items() if key not in kept}), **kept}
+
+        return await self._site.objects.change_secret(place, others)
 
     async def keeper(self, place: str) -> str:
         found = await self._site.objects.read("secrets", place, _Kept)
@@ -93,9 +106,19 @@ class InSecrets:
         if any(key.startswith(CERT_MANAGER) for key in found.metadata.annotations or {}):
             renew = f"`cmctl renew -n {self._site.member.namespace} {place}` has it issued anew"
             return f"cert-manager keeps Secret {place}: {renew}; another authority is its issuer's to change"
+        if place in self._trusts:
+            by = _declarer(found.metadata)
+            remedy = "put what is to be shown and trusted there, or leave this cluster out"
+            return f"{by} keeps Secret {place}, which a ClusterMeshPeer names: {remedy}" if by else ""
         if (found.metadata.labels or {}).get(MANAGED_BY) == "Helm":
             return f"Helm keeps Secret {place}: change clustermesh.config.clusters of the chart instead"
         return ""
+
+
+async def hold_secrets(site: Site) -> InSecrets:
+    """With the Secrets that its ClusterMeshPeers name. Raises ClusterMeshError."""
+    found = await site.objects.list(names.declared_path(site.objects.namespace), _Declared)
+    return InSecrets(site, sorted({each.spec.trust.name for each in found if each.spec.trust is not None}))
 
 
 class InFolder:
@@ -146,10 +169,44 @@ def _write(folder: Path, before: Mapping[str, bytes], after: Mapping[str, bytes]
         remove_durably(folder / name)
 
 
-class _KeptMeta(Struct, frozen=True):
+def _declarer(meta: _KeptMeta) -> str:
+    """Who else has the Secret from somewhere, and would write that again; "" for nobody."""
+    for owner in meta.owner_references or ():
+        return f"{owner.kind} {owner.name}"
+    marks = {**(meta.labels or {}), **(meta.annotations or {})}
+    for who, prefix in _DECLARERS.items():
+        if any(key.startswith(prefix) for key in marks):
+            return who
+    if marks.get(MANAGED_BY) == "Helm":
+        return "Helm"
+    return next((each.manager for each in meta.managed_fields or () if each.operation == "Apply"), "")
+
+
+class _Owner(Struct, frozen=True):
+    kind: str = ""
+    name: str = ""
+
+
+class _KeptMeta(Struct, frozen=True, rename="camel"):
     labels: dict[str, str] | None = None
     annotations: dict[str, str] | None = None
+    owner_references: list[_Owner] | None = None
+    managed_fields: list[Managed] | None = None
 
 
 class _Kept(Struct, frozen=True):
     metadata: _KeptMeta = _KeptMeta()
+
+
+class _Trust(Struct, frozen=True):
+    name: str = field(default="", name="secretName")
+
+
+class _Spec(Struct, frozen=True):
+    trust: _Trust | None = None
+
+
+class _Declared(Struct, frozen=True):
+    """A ClusterMeshPeer, as far as it names a Secret."""
+
+    spec: _Spec = _Spec()

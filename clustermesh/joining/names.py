@@ -25,6 +25,12 @@ INVITATIONS: Final = "clustermesh-invitations"
 """Secret: the invitations that are open, and who came by one."""
 INVITING: Final = "clustermesh-invitations"
 """Service: where the chart answers newcomers, where it does."""
+DECLARED: Final = "clustermeshpeers"
+"""The ClusterMeshPeers: clusters that the API server connects by itself."""
+DECLARED_GROUP: Final = "clustermesh.io"
+DECLARED_VERSION: Final = "v1alpha1"
+DECLARED_MANAGER: Final = "clustermesh-peers"
+"""Who applies the entries of those, as server-side apply knows it."""
 MIRROR: Final = "kvstoremesh"
 """The mirror's container."""
 MOUNT: Final = Path("/var/lib/cilium/clustermesh")
@@ -35,6 +41,11 @@ LOCAL: Final = "local-etcd-client"
 """What its agents show to its own etcd."""
 MESH_DOMAIN: Final = "mesh.cilium.io"
 """Below it each cluster has a name that its etcd's certificate answers to, wherever it is."""
+
+
+def declared_path(namespace: str) -> str:
+    """Where the API has the ClusterMeshPeers of `namespace`."""
+    return f"/apis/{DECLARED_GROUP}/{DECLARED_VERSION}/namespaces/{namespace}/{DECLARED}"
 
 
 def credentials_of(peer: str) -> str:

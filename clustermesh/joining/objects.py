@@ -48,10 +48,24 @@ class Secret(Struct, frozen=True):
     metadata: Meta = Meta()
     data: dict[str, bytes] | None = None
 
+    def applied_by(self, manager: str) -> frozenset[str]:
+        """The keys of its data that `manager` has applied, and nobody has changed since."""
+        managed = self.metadata.managed_fields or ()
+        found = (each.fields.get("f:data") for each in managed if (each.manager, each.operation) == (manager, "Apply"))
+        return frozenset(
+            key.removeprefix("f:") for each in found if isinstance(each, dict) for key in each if key != "."
+        )
+
 
 class ConfigMap(Struct, frozen=True):
     metadata: Meta = Meta()
     data: dict[str, str] | None = None
+
+
+class Named(Struct, frozen=True):
+    """Any object, as far as it has a name."""
+
+    metadata: Meta = Meta()
 
 
 class _List(Struct, frozen=True):
@@ -162,12 +176,20 @@ class Objects:
         await self.send("PATCH", f"{self._at(plural)}/{name}", f"patch {plural}/{name}", patch)
 
     async def apply(
-        self, plural: str, document: Mapping[str, Any], manager: str, group: str = "api/v1", part: str = ""
+        self,
+        plural: str,
+        document: Mapping[str, Any],
+        manager: str,
+        group: str = "api/v1",
+        part: str = "",
+        *,
+        force: bool = False,
     ) -> None:
         """Server-side apply of `document`, or of a `part` of it, as "/status": all that `manager` has set there, and
-        nothing else. Conflict where it would change what somebody else has set; of a status nobody else is asked."""
+        nothing else. Conflict where it would change what somebody else has set and it is not to be by `force`; of a
+        status nobody else is asked."""
         name = document["metadata"]["name"]
-        params = {"fieldManager": manager, "force": "true" if part else "false"}
+        params = {"fieldManager": manager, "force": "true" if part or force else "false"}
         path, what = f"{self._at(plural, group)}/{name}{part}", f"apply {plural}/{name}{part}"
         body, kind = msgspec.json.encode(document), "application/apply-patch+yaml"
         await self.client.send(Request(path=path, what=what, params=params, method="PATCH", body=body, kind=kind))

@@ -95,12 +95,13 @@ def remove_user(path: Path, name: str) -> bool:
 
 
 def with_user(document: dict[str, Any], path: Path, name: str, role: str = REMOTE_ROLE) -> dict[str, Any]:
-    """`document`, of the file `path`, with that user; itself where it has it. Raises Invalid."""
+    """`document`, of the file `path`, with that user, who stays when no ClusterMeshPeer asks for it any more; itself
+    where it has it. Raises Invalid."""
     entries = _entries(document, path)
-    users = [_user(entry, i) for i, entry in enumerate(entries)]
-    if User(name=name, role=role) in users:
+    users = [(entry, _user(entry, i)) for i, entry in enumerate(entries)]
+    if any(user == User(name=name, role=role) and not entry.get(_DECLARED) for entry, user in users):
         return document
-    others = [entry for entry, user in zip(entries, users, strict=True) if user.name != name]
+    others = [entry for entry, user in users if user.name != name]
     return {**document, "users": [*others, {"name": name, "role": role}]}
 
 

@@ -187,9 +187,9 @@ class Dump:
 
     async def _certificates(self) -> bytes:
         from certs.folder import inspect_files
-        from clustermesh.joining.holders import InSecrets
+        from clustermesh.joining.holders import hold_secrets
 
-        holder = InSecrets(await read_site(self._objects, self._context))
+        holder = await hold_secrets(await read_site(self._objects, self._context))
         now = datetime.now(UTC)
         found = {place: inspect_files(await holder.read(place), now) for place in holder.places}
         return as_json({place: [_said(entry) for entry in entries] for place, entries in found.items()})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,18 @@ from msgspec import Struct
 from pki import Authority
 from ports import free_port
 
+from certs.check import is_signed_by, read_certificates, read_pair
+from certs.issue import issue
+from certs.names import remote
 from clustermesh.declared.keeping import Task, keep_peers
 from clustermesh.declared.peers import RULES
-from clustermesh.joining.connect import Wanted, connect
+from clustermesh.errors import Refused
+from clustermesh.joining.connect import Wanted, connect, disconnect
+from clustermesh.joining.holders import hold_secrets
 from clustermesh.joining.links import Mode
+from clustermesh.joining.rotating import rotate_authority, rotate_leaves
 from clustermesh.kube.config import from_kubeconfig
+from clustermesh.standalone.connect import Outcome
 from clustermesh.store.client import EtcdClient
 from clustermesh.wire import agent_report, keys
 from clustermesh.wire.agent_report import AgentReport, SeenCluster
@@ -247,8 +255,6 @@ async def test_what_is_no_good_is_said_and_what_others_connected_stays(
         each.install()
     make_trust(bed, namespace, "secret", tmp_path)
     async with alpha.site() as source, beta.site() as destination:
-        from datetime import UTC, datetime
-
         await connect(source, [destination], Wanted(mode=Mode.BIDIRECTIONAL, unreached=True), datetime.now(UTC))
     connected = look.entries()
     async with kept(bed, namespace, "gone") as keeping:
@@ -286,6 +292,113 @@ async def test_what_is_no_good_is_said_and_what_others_connected_stays(
         )
         bed.ask("DELETE", f"{role}/clustermesh-peers")
         await until(lambda: any(each.startswith("ClusterMeshPeers: ") for each in keeping.problems), True)
+
+
+async def test_certificates_are_replaced_in_the_secret_that_a_declaration_names_and_follow_from_there(
+    defined: None, bed: KubeBed, other_bed: KubeBed, namespace: str
+) -> None:
+    look = Looking(bed, namespace)
+    alpha = Cluster(bed, namespace, "alpha", 1, free_port())
+    beta = Cluster(other_bed, namespace, "beta", 2, free_port())
+    for each in (alpha, beta):
+        each.install()
+    signer = read_pair(beta.folder.ca.read_bytes(), beta.folder.key("ca").read_bytes(), "ca")
+    shown = issue(signer, remote("alpha"), datetime.now(UTC))
+    texts = {"ca.crt": beta.folder.ca.read_bytes(), "tls.crt": shown.certificate_pem, "tls.key": shown.key_pem}
+    alpha.make("Secret", "beta-trust", stringData={key: text.decode() for key, text in texts.items()})
+
+    async def follows() -> None:
+        def written() -> list[bytes]:
+            entries = look.entries()
+            return [entries.get(f"beta.etcd-client{end}", b"") for end in ("-ca.crt", ".crt", ".key")]
+
+        await until(written, list(alpha.data("secrets", "beta-trust").values()))
+
+    said = list[str]()
+    async with kept(bed, namespace, "beta-trust"):
+        apply(bed, peer(namespace, "beta", trust={"secretName": "beta-trust"}))
+        await until(lambda: look.told("beta"), WAITS)
+        await follows()
+        async with beta.site() as first, alpha.site() as second:
+            holders = [await hold_secrets(each) for each in (first, second)]
+            await rotate_leaves(holders, datetime.now(UTC), said.append)
+            assert alpha.data("secrets", "beta-trust")["tls.crt"] != texts["tls.crt"]
+            await follows()
+            await rotate_authority(holders, timedelta(seconds=1), said.append)
+            await follows()
+        (authority,) = read_certificates(beta.data("secrets", "cilium-ca")["ca.crt"], "ca")
+        now = alpha.data("secrets", "beta-trust")
+        assert read_certificates(now["ca.crt"], "trust") == (authority,)
+        assert is_signed_by(read_certificates(now["tls.crt"], "trust")[0], authority)
+        # Nor does somebody else's hand on them make it somebody else's.
+        meta = {"name": "cilium-clustermesh", "namespace": namespace}
+        secret: dict[str, Any] = {"apiVersion": "v1", "kind": "Secret", "metadata": meta}
+        bed.merge(secret, {"data": {"beta.etcd-client.crt": None, "beta.etcd-client.key": "eA=="}})
+        await follows()
+        assert look.told("beta") == WAITS
+        labels = bed.ask("GET", f"{path_of(secret)}/cilium-clustermesh")["metadata"]["labels"]
+        assert labels == {"app.kubernetes.io/managed-by": "clustermesh"}  # so `clustermesh uninstall` takes it away
+        bed.delete(peer(namespace, "beta"))
+        await until(look.entries, {})
+    assert "alpha: beta-trust is issued anew" in said
+    trust = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "beta-trust", "namespace": namespace}}
+    apply(bed, peer(namespace, "beta", trust={"secretName": "beta-trust"}))
+    for mark, by in (
+        ({"annotations": {"argocd.argoproj.io/tracking-id": "x"}}, "Argo CD"),
+        ({"annotations": None, "labels": {"kustomize.toolkit.fluxcd.io/name": "x"}}, "Flux"),
+        ({"labels": None, "ownerReferences": [owner("SealedSecret", "beta-trust")]}, "SealedSecret beta-trust"),
+    ):
+        bed.merge(trust, {"metadata": mark})
+        async with beta.site() as first, alpha.site() as second:
+            holders = [await hold_secrets(each) for each in (first, second)]
+            with pytest.raises(ExceptionGroup) as caught:
+                await rotate_leaves(holders, datetime.now(UTC), said.append)
+        assert f"alpha: {by} keeps Secret beta-trust" in str(caught.value.exceptions[0])
+    assert alpha.data("secrets", "beta-trust") == now
+
+
+def owner(kind: str, name: str) -> dict[str, str]:
+    return {"apiVersion": "v1", "kind": kind, "name": name, "uid": "0"}
+
+
+async def test_what_is_declared_no_command_changes_and_what_a_command_asks_for_stays(
+    defined: None, bed: KubeBed, other_bed: KubeBed, namespace: str
+) -> None:
+    look = Looking(bed, namespace)
+    alpha = Cluster(bed, namespace, "alpha", 1, free_port())
+    beta = Cluster(other_bed, namespace, "beta", 2, free_port())
+    for each in (alpha, beta):
+        each.install()
+    says = "alpha is connected to beta by its ClusterMeshPeer beta: change it where it comes from, or `kubectl delete"
+
+    async def connected(reader: Cluster, owner: Cluster, mode: Mode) -> Outcome:
+        async with reader.site() as source, owner.site() as destination:
+            return await connect(source, [destination], Wanted(mode=mode, unreached=True), datetime.now(UTC))
+
+    async with kept(bed, namespace):
+        apply(bed, peer(namespace, "beta"))
+        await until(lambda: look.told("beta"), WAITS)
+        before = look.entries()
+        async with alpha.site() as source:
+            with pytest.raises(Refused, match=says):
+                await disconnect(source, "beta", None, Mode.BIDIRECTIONAL)
+        with pytest.raises(ExceptionGroup) as caught:
+            await connected(alpha, beta, Mode.BIDIRECTIONAL)
+        assert str(caught.value.exceptions[0]).startswith(says)
+        assert (look.entries(), look.users()) == (before, ["remote-beta"])
+        assert "alpha lets beta in as the user remote-beta" in (await connected(beta, alpha, Mode.UNICAST)).done
+        assert (await connected(beta, alpha, Mode.UNICAST)).done == []
+        async with beta.site() as source, alpha.site() as destination:
+            outcome = await disconnect(source, "alpha", destination, Mode.BIDIRECTIONAL)
+            assert any(says in each for each in outcome.warnings)
+        assert look.entries() == before
+        await connected(beta, alpha, Mode.UNICAST)
+        bed.delete(peer(namespace, "beta"))
+        await until(look.entries, {})
+        assert look.users() == ["remote-beta"]
+    async with alpha.site() as source, beta.site() as destination:
+        await disconnect(source, "beta", destination, Mode.BIDIRECTIONAL)
+    assert look.users() == []
 
 
 def test_the_chart_allows_what_it_takes_and_nothing_else() -> None:

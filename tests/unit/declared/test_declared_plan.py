@@ -18,7 +18,7 @@ from clustermesh.declared.plan import SECRETS, Held, Plan, Refusal, plan
 from clustermesh.errors import ClusterMeshError, Invalid, Refused
 from clustermesh.joining import names
 from clustermesh.mirror.agent_files import AgentAccess
-from clustermesh.standalone.users_file import with_declared
+from clustermesh.standalone.users_file import with_declared, with_user
 from clustermesh.wire.agent_report import AgentReport, SeenCluster
 
 NOTHING = {secret: Held() for secret in SECRETS}
@@ -146,6 +146,41 @@ def test_what_somebody_else_has_written_stays_theirs(key: str) -> None:
     assert after(found, held)[names.PEERS].data.keys() == {key, "other", "gamma"}
 
 
+def edited(held: Mapping[str, Held], secret: str, *keys: str) -> dict[str, Held]:
+    """As after `kubectl edit` of those keys."""
+    before = held[secret]
+    data = {**before.data, **dict.fromkeys(keys, b"edited")}
+    return {**held, secret: Held(data, before.ours - {*keys})}
+
+
+@pytest.mark.parametrize("agents", [MIRROR, None], ids=["mirrored", "not mirrored"])
+def test_certificates_that_others_changed_beside_an_entry_are_written_again(
+    agents: AgentAccess | None, trust: dict[str, Any]
+) -> None:
+    peers = [declared("beta", trust={"secretName": "good"}), declared("gamma")]
+    first = plan(peers, trust, NOTHING, OWN, agents)
+    secret = names.COPIED if agents else names.PEERS
+    held = edited(after(first, NOTHING), secret, "beta.etcd-client.crt", "beta.etcd-client.key")
+    found = plan(peers, trust, held, OWN, agents)
+    assert found.refused == {}
+    assert (found.wanted, found.admitted) == (first.wanted, {"beta", "gamma"})
+    assert [held[name].takes(data) for name, data in found.steps(held) if name == secret] == [True]
+    assert after(found, held) == after(first, NOTHING)
+    assert not any(after(first, NOTHING)[name].takes(data) for name, data in found.wanted.items())
+
+
+@pytest.mark.parametrize("agents", [MIRROR, None], ids=["mirrored", "not mirrored"])
+def test_an_entry_that_somebody_took_keeps_what_is_ours_of_it(
+    agents: AgentAccess | None, trust: dict[str, Any]
+) -> None:
+    peers = [declared("beta", trust={"secretName": "good"})]
+    held = edited(after(plan(peers, trust, NOTHING, OWN, agents), NOTHING), names.PEERS, "beta")
+    found = plan(peers, trust, held, OWN, agents)
+    assert found.refused["beta"].reason == "ConnectedOtherwise"
+    assert found.steps(held) == []
+    assert (found.admitted, found.kept) == (frozenset(), {"beta"})
+
+
 @pytest.mark.parametrize("agents", [MIRROR, None], ids=["mirrored", "not mirrored"])
 def test_whatever_is_declared_one_after_the_other_ends_as_if_it_had_been_at_once(agents: AgentAccess | None) -> None:
     """Nothing of others is touched, and agents never look for copies that nobody is told to make."""
@@ -179,6 +214,15 @@ def test_users_that_a_person_named_are_never_touched() -> None:
     assert with_declared({}, path, set(), set()) == {}
     with pytest.raises(Invalid, match=r"users\[0\].name"):
         with_declared({"users": [{"role": "remote"}]}, path, set(), set())
+
+
+def test_a_user_that_a_command_names_too_stays_when_the_declaration_goes() -> None:
+    path = Path("users.yaml")
+    marked = with_declared({}, path, {"remote-beta", "remote-gamma"}, set())
+    named = with_user(marked, path, "remote-beta")
+    assert with_user(named, path, "remote-beta") is named
+    assert with_declared(named, path, {"remote-beta", "remote-gamma"}, set()) is named
+    assert with_declared(named, path, set(), set()) == {"users": [{"name": "remote-beta", "role": "remote"}]}
 
 
 def conditions(status: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
