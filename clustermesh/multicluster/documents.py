@@ -25,6 +25,9 @@ SOURCE_CLUSTER: Final = "multicluster.kubernetes.io/source-cluster"
 DERIVED: Final = "multicluster.kubernetes.io/derived-service"
 MANAGED_BY: Final = "endpointslice.kubernetes.io/managed-by"
 MESH: Final = "endpointslice-mesh-controller.cilium.io"
+"""Of backends elsewhere."""
+EXPORTED: Final = "endpointslice-export.clustermesh.io"
+"""Of backends here, of what is exported without a selector."""
 
 WRITE: Final = ("create", "patch", "delete")
 SLICE_RULES: Final = (

@@ -2,9 +2,9 @@
 ServiceExport's conditions say. Pure.
 
 The Service (`derived_name`) is global, so that it has the backends of all clusters by the mesh's own ways; where this
-cluster exports the name, it selects the same pods. A port by which this cluster means something else is given a name
-that no container has, so that it has no backends here. An import of another implementation, which says so by not naming
-that Service, is left alone.
+cluster exports the name, it selects the same pods, or has the same EndpointSlices. A port by which this cluster means
+something else is given a name that no container has, so that it has no backends here. An import of another
+implementation, which says so by not naming that Service, is left alone.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ from clustermesh.multicluster.documents import (
     settle,
     whole,
 )
+from clustermesh.multicluster.exported import exported_slices, exported_writes
 from clustermesh.multicluster.merge import Import, merge
-from clustermesh.sources.objects import Service
+from clustermesh.sources.objects import EndpointSlice, Service
 from clustermesh.sources.services import GLOBAL
 from clustermesh.wire.timestamp import format_time
 
@@ -45,8 +46,9 @@ _TIMEOUT: Final = 10800
 
 class Facts(Struct, frozen=True, kw_only=True):
     """Everything that a name is decided by. `exports` are those of connected clusters, `own` what this one's says;
-    `service` is what it exports. `unheard` are connected clusters of which not all exports are known. `export`, `held`
-    and `derived` are the ServiceExport, the ServiceImport and its Service as the API has them."""
+    `service` is what it exports, `slices` what that has. `unheard` are connected clusters of which not all exports are
+    known. `export`, `held`, `derived` and `made` are the ServiceExport, the ServiceImport, its Service and this
+    cluster's slices of that (`exported`) as the API has them."""
 
     cluster: str
     name: Name
@@ -55,10 +57,12 @@ class Facts(Struct, frozen=True, kw_only=True):
     exports: Sequence[ServiceExport] = ()
     own: ServiceExport | None = None
     service: Service | None = None
+    slices: Mapping[str, EndpointSlice] = {}
     unheard: Set[str] = frozenset()
     export: Document | None = None
     held: Document | None = None
     derived: Document | None = None
+    made: Mapping[Name, Document] = {}
 
     @property
     def behind(self) -> str:
@@ -77,7 +81,17 @@ def writes(facts: Facts, now: float) -> list[Write]:
     if not facts.unheard.isdisjoint(_clusters(facts.held)):
         return []  # what it said of these may be all there is to know
     wanted = [] if facts.is_anothers else _keep(facts, found) if found else _remove(facts)
-    return [*wanted, *_tell(facts, found, now)]
+    return [*wanted, *exported_writes(_exported(facts, found), facts.made), *_tell(facts, found, now)]
+
+
+def _exported(facts: Facts, found: Import | None) -> dict[Name, Document]:
+    service, derived = facts.service, facts.derived
+    if found is None or facts.own is None or service is None or service.spec.selector or derived is None:
+        return {}
+    if facts.is_anothers:
+        return {}
+    ports = {port.name for port in found.ports if _target(port, facts) != NOT_HERE}
+    return exported_slices(facts.cluster, facts.name, derived, facts.slices, ports)
 
 
 def _clusters(held: Document | None) -> Iterable[str]:
@@ -223,9 +237,6 @@ def _invalid(facts: Facts) -> tuple[str, str] | None:
 def _ready(facts: Facts) -> Document:
     if facts.is_anothers:
         said = f"the ServiceImport of this name is another implementation's: it has no annotation {DERIVED} of ours"
-        return _condition("Ready", False, "Failed", said)
-    if facts.service is not None and not facts.service.spec.selector:
-        said = "spec.selector: the Service has none, and its backends are not known by any other way: none is exported"
         return _condition("Ready", False, "Failed", said)
     if facts.held is None or facts.derived is None:
         return _condition("Ready", False, "Pending", "the ServiceImport is being made")

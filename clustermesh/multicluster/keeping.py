@@ -30,7 +30,17 @@ from clustermesh.mesh.peer_files import read_peers
 from clustermesh.model import Cluster
 from clustermesh.model import Service as RemoteService
 from clustermesh.multicluster import documents
-from clustermesh.multicluster.documents import MANAGED_BY, MESH, SERVICE_NAME, Document, Name, Place, Write, labels_of
+from clustermesh.multicluster.documents import (
+    EXPORTED,
+    MANAGED_BY,
+    MESH,
+    SERVICE_NAME,
+    Document,
+    Name,
+    Place,
+    Write,
+    labels_of,
+)
 from clustermesh.multicluster.facts import PLACES, SERVICES_PLACE, Copies, View, service_key
 from clustermesh.multicluster.imports import Facts, writes
 from clustermesh.multicluster.slices import SliceFacts, slice_writes, wants_slices
@@ -40,7 +50,7 @@ from clustermesh.sources.exports import translate_export
 from clustermesh.sources.faults import Faults
 from clustermesh.sources.index import SERVICE_NAME as OF_SERVICE
 from clustermesh.sources.kubernetes import KubernetesSource
-from clustermesh.sources.objects import Ref, Service, ServiceExport
+from clustermesh.sources.objects import EndpointSlice, Ref, Service, ServiceExport
 from clustermesh.store import follow as etcd
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.follower import Follower
@@ -109,11 +119,14 @@ class Keeper:
         self._exports, self._imports, self._derived = (Brain[Name, Document]() for _ in range(3))
         self._of_service = dict[Name, set[Name]]()  # slices
         self._owners = dict[tuple[str, Name], Name]()  # of slices and derived Services
+        self._local, self._local_of = dict[Name, set[Ref]](), dict[Ref, Name]()  # slices of the source, by Services
+        for ref in task.source.refs("EndpointSlice") if version else ():
+            self._note_slice(ref)
         self._dirty, self._again, self._news = set[Name](), set[Name](), asyncio.Event()
         self._unheard, self._failed = dict[str, str](), dict[Name, str]()
 
     def tasks(self) -> list[Coroutine[Any, Any, None]]:
-        brains = [(documents.SLICES, f"{MANAGED_BY}={MESH}", self._slices)]
+        brains = [(documents.SLICES, f"{MANAGED_BY} in ({MESH},{EXPORTED})", self._slices)]
         if self._version:
             brains += [
                 (documents.exports_at(self._version), "", self._exports),
@@ -134,8 +147,23 @@ class Keeper:
         for ref in refs:
             if ref.kind == "Service":
                 self._touch([(ref.namespace, ref.name)])
+            elif ref.kind == "EndpointSlice":
+                self._touch(name for name in self._note_slice(ref) if self._is_by_hand(name))
             elif ref.kind == "Namespace":
                 self._touch(name for name in self._all() if name[0] == ref.name)
+
+    def _note_slice(self, ref: Ref) -> set[Name]:
+        """The Services that it was and is of."""
+        found, before = self._task.source.get(ref), self._local_of.pop(ref, None)
+        if before is not None:
+            self._local[before].discard(ref)
+            if not self._local[before]:
+                del self._local[before]
+        if not isinstance(found, EndpointSlice):
+            return set() if before is None else {before}
+        now = self._local_of[ref] = ref.namespace, found.metadata.labels.get(OF_SERVICE, "")
+        self._local.setdefault(now, set()).add(ref)
+        return {now} if before is None else {before, now}
 
     async def _follow(self, place: Place, labels: str, brain: Brain[Name, Document]) -> None:
         async with aclosing(follow(self._client, documents.followed(place, labels), brain)) as items:
@@ -153,8 +181,9 @@ class Keeper:
         """The names that an object of ours is decided under, and was."""
         if place not in (documents.SLICES, documents.SERVICES):
             return [name]
-        label = OF_SERVICE if place == documents.SLICES else SERVICE_NAME
-        before, now = self._owners.pop((place.plural, name), None), labels_of(held).get(label)
+        labels = labels_of(held)
+        of_here = place == documents.SERVICES or labels.get(MANAGED_BY) == EXPORTED
+        before, now = self._owners.pop((place.plural, name), None), labels.get(SERVICE_NAME if of_here else OF_SERVICE)
         if before is not None and place == documents.SLICES:
             self._of_service[before].discard(name)
         owners = [] if before is None else [before]
@@ -240,11 +269,22 @@ class Keeper:
             exports=self._copies.exports(name, self._view),
             own=own,
             service=found,
+            slices=self._local_slices(name) if self._is_by_hand(name) else {},
             unheard=self._view.unheard_exports,
             export=held,
             held=self._imports.known.get(name),
             derived=self._derived.known.get((name[0], documents.derived_name(*name))),
+            made=self._held_slices(name, EXPORTED),
         )
+
+    def _is_by_hand(self, name: Name) -> bool:
+        """Whether its backends are exported, and no selector finds them."""
+        found = self._service(name)
+        return name in self._exports.known and found is not None and not found.spec.selector
+
+    def _local_slices(self, name: Name) -> dict[str, EndpointSlice]:
+        found = {ref.name: self._task.source.get(ref) for ref in sorted(self._local.get(name, ()))}
+        return {of: each for of, each in found.items() if isinstance(each, EndpointSlice)}
 
     async def _slice_facts(self, name: Name) -> SliceFacts:
         found, remotes = self._service(name), {}
@@ -258,12 +298,12 @@ class Keeper:
             in_mesh=self._task.source.takes_part(name[0]),
             remotes=remotes,
             unheard=self._view.unheard_services,
-            held=self._held_slices(name),
+            held=self._held_slices(name, MESH),
         )
 
-    def _held_slices(self, name: Name) -> Mapping[Name, Document]:
-        known = self._slices.known
-        return {each: known[each] for each in self._of_service.get(name, ()) if each in known}
+    def _held_slices(self, name: Name, by: str) -> Mapping[Name, Document]:
+        known = {each: self._slices.known.get(each) for each in self._of_service.get(name, ())}
+        return {each: held for each, held in known.items() if held and labels_of(held).get(MANAGED_BY) == by}
 
     def _service(self, name: Name) -> Service | None:
         found = self._task.source.get(Ref("Service", *name))

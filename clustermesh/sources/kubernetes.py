@@ -148,6 +148,11 @@ class KubernetesSource:
         brain = self._brains.get(ref.kind)
         return None if brain is None else brain.known.get(ref)
 
+    def refs(self, kind: str) -> Iterable[Ref]:
+        """Every object of `kind` that is known now."""
+        brain = self._brains.get(kind)
+        return () if brain is None else tuple(brain.known)
+
     @property
     def listed(self) -> bool:
         """Whether all of it was, but for exports."""

@@ -17,7 +17,7 @@ from dns_bed import MISSING as NO_DNS
 from dns_bed import dns
 from kube_bed import KubeBed
 
-from clustermesh.address import parse
+from clustermesh.address import parse, text
 from clustermesh.kube.config import from_kubeconfig
 from clustermesh.model import Cluster, ClusterConfig, ExportPort, Port, Protocol, Service, ServiceExport
 from clustermesh.multicluster.documents import derived_name
@@ -37,7 +37,9 @@ MCS = "/apis/multicluster.x-k8s.io/v1alpha1/namespaces"
 def alpha(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeBed]:
     """An API with the chart's definitions and the controllers that make EndpointSlices."""
     with KubeBed(tmp_path_factory.mktemp("alpha")) as bed:
-        bed.start_controllers()
+        bed.start_controllers(
+            "endpointslice-controller,endpointslice-mirroring-controller,namespace-controller,serviceaccount-controller"
+        )
         define(bed, "serviceexports", "serviceimports")
         made = {"metadata": {"name": "n1"}, "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]}}
         bed.create({"apiVersion": "v1", "kind": "Node", **made})
@@ -137,7 +139,7 @@ OF = "multicluster.kubernetes.io/source-cluster"
 
 
 @asynccontextmanager
-async def kept(mesh: Mesh, *, imports: bool = True, user: str = "imports") -> AsyncIterator[None]:
+async def kept(mesh: Mesh, *, imports: bool = True, user: str = "imports") -> AsyncIterator[KubernetesSource]:
     """By somebody who may do what the chart allows."""
     access = from_kubeconfig(str(mesh.bed.write_kubeconfig(f"{user}-{mesh.namespace}", cert=user)))
     source = KubernetesSource(access, ALPHA, periods=Periods(look=(0.1, 0.2)))
@@ -150,7 +152,7 @@ async def kept(mesh: Mesh, *, imports: bool = True, user: str = "imports") -> As
     keeping = keep_services(Services(access, ALPHA, source, mesh.folder, imports), mesh.etcd, mesh.take)
     tasks = [asyncio.create_task(hear()), asyncio.create_task(keeping)]
     try:
-        yield
+        yield source
     finally:
         for task in tasks:
             task.cancel()
@@ -278,6 +280,35 @@ async def test_a_global_service_has_slices_where_it_asks_for_them_and_other_impl
         await mesh.until(lambda: sorted(len(each["endpoints"]) for each in mesh.slices("web")), [50, 100])
         mesh.bed.merge(web, {"metadata": {"annotations": {"service.cilium.io/global": "false"}}})
         await mesh.until(lambda: mesh.slices("web"), [])
+
+
+async def test_backends_that_somebody_named_are_exported_as_those_that_a_selector_finds(mesh: Mesh) -> None:
+    """In EndpointSlices, and in Endpoints, of which the API's own controller makes some."""
+    await mesh.connect()
+    port = {"name": "http", "port": 80}
+    mesh.make("Service", "cart", spec={"ports": [port]})
+    by_hand = mesh.make(
+        "EndpointSlice", "by-hand", "discovery.k8s.io/v1", metadata={"labels": {"kubernetes.io/service-name": "cart"}},
+        addressType="IPv4", endpoints=[{"addresses": ["192.0.2.7"]}], ports=[{"name": "http", "port": 8080}],
+    )  # fmt: skip
+    async with kept(mesh) as source:
+        mesh.export()
+        ready = ["Conflict NoConflicts", "Ready Ready", "Valid Valid"]
+        await mesh.until(lambda: (mesh.addresses(mesh.behind), mesh.conditions()), ({"alpha": ["192.0.2.7"]}, ready))
+        mesh.bed.merge(by_hand, {"endpoints": [{"addresses": ["192.0.2.8"]}]})
+        await mesh.until(lambda: mesh.addresses(mesh.behind), {"alpha": ["192.0.2.8"]})
+        behind = (mesh.namespace, mesh.behind)  # what is published of it
+        await mesh.until(lambda: list(map(text, source.snapshot.services[behind].service.backends)), ["192.0.2.8"])
+        assert source.snapshot.services[behind].is_global
+        subsets = [{"addresses": [{"ip": "192.0.2.9"}], "ports": [{"name": "http", "port": 8080}]}]
+        endpoints = {"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": "cart"}, "subsets": subsets}
+        mesh.bed.ask("POST", f"/api/v1/namespaces/{mesh.namespace}/endpoints", endpoints)
+        await mesh.until(lambda: mesh.addresses(mesh.behind), {"alpha": ["192.0.2.8", "192.0.2.9"]})
+    mesh.bed.delete(by_hand)
+    async with kept(mesh):  # which begins anew
+        await mesh.until(lambda: mesh.addresses(mesh.behind), {"alpha": ["192.0.2.9"]})
+        mesh.bed.ask("DELETE", f"{MCS}/{mesh.namespace}/serviceexports/cart")
+        await mesh.until(lambda: (mesh.imported(), mesh.derived(), mesh.addresses(mesh.behind)), (None, None, {}))
 
 
 async def test_what_may_not_be_written_is_a_problem_until_it_may(mesh: Mesh, alpha: KubeBed) -> None:

@@ -142,7 +142,7 @@ SAID: list[tuple[dict[str, Any], list[str]]] = [
     ),
     (
         {"service": Service(Metadata("cart"), ServiceSpec())},
-        ["Valid True Valid", "Ready False Failed", "Conflict False NoConflicts"],
+        ["Valid True Valid", "Ready True Ready", "Conflict False NoConflicts"],
     ),
     (
         {"exports": [export("beta", 0, type="Headless")]},
