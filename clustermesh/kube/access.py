@@ -22,6 +22,7 @@ _EARLY: Final = 30.0
 
 class Grant(Struct, frozen=True, kw_only=True):
     """What was read last. `header` is the Authorization to send, "" for none; `expires` is Unix time, 0 for never.
+    `impersonate` are the headers that say as whom everything is done, if not as who we are.
 
     `files` are those it was read from: one that has changed makes it stale.
     """
@@ -31,8 +32,14 @@ class Grant(Struct, frozen=True, kw_only=True):
     server_name: str = ""
     proxy: str = ""
     header: str = ""
+    impersonate: tuple[tuple[str, str], ...] = ()
     expires: float = 0.0
     files: tuple[Path, ...] = ()
+
+    @property
+    def headers(self) -> list[tuple[str, str]]:
+        """What each request shows."""
+        return [*([("Authorization", self.header)] if self.header else []), *self.impersonate]
 
 
 class Access:
@@ -76,6 +83,8 @@ def _checked(grant: Grant) -> Grant:
         raise Refused("proxy of the Kubernetes API: must be http://HOST:PORT")
     if not grant.header.isprintable():
         raise Refused("token of the Kubernetes API: must be one line without control characters")
+    if not all(value.isprintable() and value.isascii() for _, value in grant.impersonate):
+        raise Refused("impersonation in the kubeconfig (as, as-groups, as-uid): must be printable ASCII")
     if grant.header and not grant.header.partition(" ")[2]:
         raise Refused("token of the Kubernetes API: is empty")
     return grant

@@ -114,7 +114,7 @@ class KubeClient:
         Raises ClusterMeshError; Unavailable where it fails and prints nothing.
         """
         grant = await self._access.grant(None)
-        headers = {"Accept": "*/*"} | ({"Authorization": grant.header} if grant.header else {})  # no JSON comes
+        headers = [("Accept", "*/*"), *grant.headers]  # no JSON comes
         asked = [("container", container), ("stdout", "true"), ("stderr", "true"), *(("command", e) for e in argv)]
         said: dict[int, bytearray] = {_STDOUT: bytearray(), _STDERR: bytearray(), _END: bytearray()}
         try:
@@ -183,13 +183,13 @@ class KubeClient:
             raise Unavailable(f"{what}: {str(e) or type(e).__name__}") from e
 
     async def _ask(self, grant: Grant, request: Request) -> aiohttp.ClientResponse:
-        said = {"Authorization": grant.header} if grant.header else {}
+        kind = [] if request.body is None else [("Content-Type", request.kind)]
         return await self._session.request(
             request.method,
             grant.server + request.path,
             params=request.params,
             data=request.body,
-            headers=said | ({} if request.body is None else {"Content-Type": request.kind}),
+            headers=[*grant.headers, *kind],
             ssl=True if grant.tls is None else grant.tls,
             server_hostname=grant.server_name or None,
             proxy=grant.proxy or None,

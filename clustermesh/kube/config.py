@@ -62,6 +62,7 @@ def from_kubeconfig(kubeconfig: str = "", context: str = "", patience: float = _
             server_name=found.server_name,
             proxy=found.proxy,
             header=found.header,
+            impersonate=tuple(found.impersonate),
             expires=found.expires,
             files=tuple(map(Path, found.files)),
         )

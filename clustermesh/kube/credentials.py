@@ -10,8 +10,10 @@ import logging
 import os
 import sys
 import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 from msgspec import Struct
@@ -31,6 +33,7 @@ class Credentials(Struct, kw_only=True):
     server_name: str = ""
     proxy: str = ""
     header: str = ""
+    impersonate: list[tuple[str, str]] = []
     expires: float = 0.0
     files: list[str] = []
     error: str = ""
@@ -86,6 +89,7 @@ def _load(merger: Any, context: str) -> Credentials:
     expiry = getattr(loader, "expiry", None)
     found.expires = expiry.timestamp() if expiry else 0.0
     found.files = [*merger.paths, *_files(loader)]
+    found.impersonate = list(_impersonation(loader._user.value if loader._user else {}))
     return found
 
 
@@ -106,6 +110,17 @@ def _header(said: str) -> str:
     """The package hands on what a tokenFile ends with; kubectl takes a token without the white space around it."""
     scheme, _, token = said.partition(" ")
     return f"{scheme} {token.strip()}" if said else ""
+
+
+def _impersonation(user: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The headers for what the package passes over, and kubectl does not: `as`, `as-uid`, `as-groups` and
+    `as-user-extra`."""
+    for field, header in (("as", "Impersonate-User"), ("as-uid", "Impersonate-Uid")):
+        if user.get(field):
+            yield header, user[field]
+    yield from (("Impersonate-Group", group) for group in user.get("as-groups") or ())
+    for name, values in (user.get("as-user-extra") or {}).items():
+        yield from ((f"Impersonate-Extra-{quote(name.lower(), safe='')}", value) for value in values)
 
 
 def _proxy(configuration: Any) -> str:

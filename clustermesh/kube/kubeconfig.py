@@ -13,8 +13,12 @@ MOST_BYTES: Final = 8 << 20
 """Hundreds of clusters with their certificates."""
 _CLUSTER: Final = ("server", "certificate-authority", "certificate-authority-data", "proxy-url", "tls-server-name")
 _USER: Final = ("token", "tokenFile", "client-certificate", "client-key", "client-certificate-data", "client-key-data")
-_TEXTS: Final = {"cluster": _CLUSTER, "user": (*_USER, "username", "password"), "context": ("cluster", "user")}
-_MAPPINGS: Final = ("exec", "auth-provider")
+_TEXTS: Final = {
+    "cluster": _CLUSTER,
+    "user": (*_USER, "username", "password", "as", "as-uid"),
+    "context": ("cluster", "user"),
+}
+_MAPPINGS: Final = ("exec", "auth-provider", "as-user-extra")
 
 
 def check_kubeconfig(path: Path) -> None:
@@ -30,6 +34,17 @@ def check_kubeconfig(path: Path) -> None:
                 _text(entry.get(name), f"{field}.{name}")
             for name in _MAPPINGS:
                 _check(entry.get(name), dict, f"{field}.{name}", "a mapping")
+            _texts(entry.get("as-groups"), f"{field}.as-groups")
+            for name, values in (entry.get("as-user-extra") or {}).items():
+                _text(name, f"{field}.as-user-extra")
+                _texts(values, f"{field}.as-user-extra.{name}")
+
+
+def _texts(values: object, field: str) -> None:
+    _check(values, list, field, "a list")
+    for number, value in enumerate(values if isinstance(values, list) else ()):
+        if not isinstance(value, str):
+            raise Invalid(f"{field}[{number}]", _kind(value), "must be text")
 
 
 def _entries(document: dict[str, Any], kind: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

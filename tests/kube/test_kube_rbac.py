@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 
 import pytest
 from kube_bed import KubeBed
 from kube_mirror import QUICK, Mirror, labelled, mirrored
 
-from clustermesh.kube.client import KubeClient
+from clustermesh.kube.client import KubeClient, Request
 from clustermesh.kube.config import from_kubeconfig
 from clustermesh.kube.faults import Forbidden
 from clustermesh.kube.follow import Interrupted
@@ -56,3 +57,24 @@ async def test_without_one_verb_it_is_said_which_is_missing(bed: KubeBed, kind: 
         assert isinstance(error, Forbidden)
         assert f"may not {verb} {mirror.resource.title}" in str(error)
         task.cancel()
+
+
+async def test_who_a_kubeconfig_says_to_act_as_is_who_asks(bed: KubeBed) -> None:
+    said = {
+        "as": "half",
+        "as-uid": "7",
+        "as-groups": ["one", "two"],
+        "as-user-extra": {"Example.com/Reason": ["a", "b"]},
+    }
+    admin = {"client-certificate": str(bed.admin.cert), "client-key": str(bed.admin.key)}
+    access = from_kubeconfig(str(bed.write_kubeconfig("half", user={**admin, **said})))
+    review = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
+    path = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
+    async with KubeClient(access, QUICK) as client:
+        with pytest.raises(Forbidden, match='"half"'):
+            await client.get("/api/v1/secrets", "list secrets", {})
+        request = Request(path=path, what="ask who", method="POST", body=json.dumps(review).encode())
+        found = json.loads(await client.send(request))["status"]["userInfo"]
+    assert (found["username"], found["uid"]) == ("half", "7")
+    assert {"one", "two"} <= {*found["groups"]}
+    assert found["extra"]["example.com/reason"] == ["a", "b"]

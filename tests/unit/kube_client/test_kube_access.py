@@ -188,6 +188,12 @@ def test_garbage_is_an_error(tmp_path: Path, text: str, capfdbinary: pytest.Capt
         ({"users": {}}, "users: 'dict': must be a list"),
         ({"users": [{"name": "u", "user": {"token": 5}}]}, "user.token: 'int': must be text"),
         ({"users": [{"name": "u", "user": {"exec": "x"}}]}, "user.exec: 'str': must be a mapping"),
+        ({"users": [{"name": "u", "user": {"as": 5}}]}, "user.as: 'int': must be text"),
+        ({"users": [{"name": "u", "user": {"as-groups": "x"}}]}, "user.as-groups: 'str': must be a list"),
+        (
+            {"users": [{"name": "u", "user": {"as-user-extra": {"a": [5]}}}]},
+            r"as-user-extra.a\[0\]: 'int': must be text",
+        ),
         ({"contexts": "x"}, "contexts: 'str': must be a list"),
         ({"current-context": ["first"]}, "current-context: 'list': must be text"),
     ],
