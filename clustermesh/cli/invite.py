@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -19,6 +20,9 @@ from clustermesh.cli.values import Duration, Listener
 from clustermesh.errors import Invalid, Refused
 from clustermesh.model import check_cluster_name
 from clustermesh.standalone.context import parse_address
+
+_LONGEST = 30 * 86400.0
+"""Seconds that an invitation may last."""
 
 if TYPE_CHECKING:
     from clustermesh.joining.invitations import Invitation
@@ -62,8 +66,8 @@ def create(which: Which, address: str, ttl: float, uses: int, to: str, again: bo
         check_cluster_name(to)
     elif again:
         raise Invalid("--again", "true", "must stand beside --to NAME, the cluster that is connected")
-    if not ttl:
-        raise Invalid("ttl", ttl, "must be more than nothing, like 15m")
+    if not 0 < ttl <= _LONGEST:
+        raise Invalid("ttl", f"{ttl:g} s", "must be more than nothing and at most 720h, like 15m")
     reached = parse_address(address, "address") if address else None
     at = (reached.host, reached.port) if reached else None
     click.echo(asyncio.run(_create(which, at, ttl, uses, to, again)))
@@ -147,6 +151,8 @@ def _opened(which: Which) -> AbstractAsyncContextManager[Objects]:
 
 
 def _state(of: Invitation, now: float) -> str:
+    if of.revoked:
+        return "revoked"
     if of.is_open(now):
         return "open"
     return "used up" if not of.left else "expired"
@@ -184,10 +190,10 @@ async def _create(which: Which, at: tuple[str, int] | None, ttl: float, uses: in
         if at is None:
             inviting = await find_inviting(objects)
             at = inviting.hosts[0], inviting.port
-        pin, made = fingerprint(member.server.cert), list[str]()
+        pin, made, peers = fingerprint(member.server.cert, member.trusted), list[str](), known_peers(member.entries)
 
         def edit(data: Mapping[str, bytes]) -> Mapping[str, bytes]:
-            changed, *made[:] = invitations.create(data, now=time.time(), ttl=ttl, uses=uses, to=to, again=again)
+            changed, *made[:] = invitations.create(data, peers, now=time.time(), ttl=ttl, uses=uses, to=to, again=again)
             return changed
 
         await objects.change_secret(names.INVITATIONS, edit)
@@ -216,19 +222,23 @@ async def _revoke(which: Which, number: str) -> Outcome:
     from clustermesh.standalone.connect import Outcome
 
     async with _opened(which) as objects:
-        gone = invitations.read((await objects.secret(names.INVITATIONS)).get(number, b""))
-        if gone is None:
-            raise Refused(f"there is no invitation {number[:40]!r}: `clustermesh invite list`")
-        site, outcome = await read_site(objects, which.context), Outcome([], [])
-        await objects.change_secret(
-            names.INVITATIONS, lambda data: {key: value for key, value in data.items() if key != number}
-        )
-        for peer in gone.joined:
+        site, outcome, gone = await read_site(objects, which.context), Outcome([], []), list[invitations.Invitation]()
+
+        def edit(data: Mapping[str, bytes]) -> Mapping[str, bytes]:
+            changed, *gone[:] = invitations.revoke(data, number)
+            return changed
+
+        await objects.change_secret(names.INVITATIONS, edit)
+        joined = [*gone[0].joined]
+        for peer in joined:
             with suppress(Refused):  # it was disconnected before
                 each = await disconnect(site, peer, None, Mode.BIDIRECTIONAL)
                 outcome.done.extend(each.done)
                 outcome.warnings.extend(each.warnings)
-        whom = ", ".join(gone.joined) or "nobody"
+        await objects.change_secret(
+            names.INVITATIONS, lambda data: {key: value for key, value in data.items() if key != number}
+        )
+        whom = ", ".join(joined) or "nobody"
         await audit.record(objects, "InvitationRevoked", f"{number}; {whom} had joined by it and is disconnected")
         return outcome
 
@@ -236,8 +246,14 @@ async def _revoke(which: Which, number: str) -> Outcome:
 async def _serve(which: Which, listen: str) -> None:
     from clustermesh.joining.inviting import Server
 
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(
+        signal.SIGTERM, task.cancel
+    )  # the first process of a pod has no other
     async with _opened(which) as objects:
-        await Server(objects, listen).run()
+        with suppress(asyncio.CancelledError):
+            await Server(objects, listen).run()
 
 
 async def _join(which: Which, text: str) -> Outcome:

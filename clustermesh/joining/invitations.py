@@ -1,9 +1,10 @@
 """Invitations into a cluster's mesh: what stands in its Secret, and in a token. Pure; time is an argument.
 
-A token is all that a newcomer needs: where the inviting cluster answers, the fingerprint of the certificate that it
-shows there, and a secret of 32 random bytes. The Secret has the secret's SHA-256 alone, which is as good as any slower
-hash for what nobody can guess. An invitation is used up by the one write that takes it: two at once are told apart by
-the Secret's resourceVersion. Who was let in may come again while it lasts, as after an answer that was lost.
+A token is all that a newcomer needs: where the inviting cluster answers, the fingerprint of the authority that signed
+what it shows there, and a secret of 32 random bytes. The Secret has the secret's SHA-256 alone, which is as good as any
+slower hash for what nobody can guess. An invitation is used up by the one write that takes it: two at once are told
+apart by the Secret's resourceVersion. Who was let in may come again while it lasts, as after an answer that was lost:
+it has the key that it had then.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Final
 
 import msgspec
@@ -25,7 +26,7 @@ from clustermesh.errors import DecodeError, Refused
 from clustermesh.standalone.context import parse_address
 
 MOST: Final = 100
-"""Invitations of one cluster."""
+"""Open invitations of one cluster."""
 _PREFIX: Final = "cmj1."
 _MOST_TOKEN: Final = 2000
 _ID: Final = re.compile(r"[0-9a-f]{8}")
@@ -34,7 +35,7 @@ _Hex = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Token(Struct, frozen=True, rename={"cluster": "n", "address": "a", "fingerprint": "f", "id": "i", "secret": "s"}):
-    """What is handed to the newcomer. `cluster` is who invites, `fingerprint` the SHA-256 of what it shows."""
+    """What is handed to the newcomer. `cluster` is who invites, `fingerprint` the SHA-256 of its authority."""
 
     cluster: str
     address: str
@@ -45,8 +46,9 @@ class Token(Struct, frozen=True, rename={"cluster": "n", "address": "a", "finger
 
 class Invitation(Struct, frozen=True, kw_only=True):
     """One that was created. Times are Unix seconds; `to` is the only cluster that may use it, "" for any; `joined` are
-    those that did, with the SHA-256 of the authority that each showed. `again` lets in a cluster that is connected:
-    both have new certificates then."""
+    those that did, with the SHA-256 of the public key that each has proved to have. `again` lets in a cluster that is
+    connected: both have new certificates then. One that is `revoked` lets nobody in, and goes once those who joined are
+    disconnected."""
 
     hash: _Hex
     created: float
@@ -55,6 +57,7 @@ class Invitation(Struct, frozen=True, kw_only=True):
     to: str = ""
     joined: dict[str, str] = {}
     again: bool = False
+    revoked: bool = False
 
     @property
     def left(self) -> int:
@@ -62,7 +65,7 @@ class Invitation(Struct, frozen=True, kw_only=True):
 
     def is_open(self, now: float) -> bool:
         """Whether a cluster that was not let in yet may use it."""
-        return now < self.expires and self.left > 0
+        return now < self.expires and self.left > 0 and not self.revoked
 
 
 def encode_token(token: Token) -> str:
@@ -82,15 +85,30 @@ def decode_token(text: str) -> Token:
         raise DecodeError("token", "hidden", "must be one that `clustermesh invite create` printed, whole") from e
 
 
+class Uninvited(Refused):
+    """There is no such invitation, or the secret is not its own."""
+
+
 def create(
-    data: Mapping[str, bytes], *, now: float, ttl: float, uses: int, to: str, again: bool = False
+    data: Mapping[str, bytes],
+    connected: Collection[str],
+    *,
+    now: float,
+    ttl: float,
+    uses: int,
+    to: str,
+    again: bool = False,
 ) -> tuple[dict[str, bytes], str, str]:
-    """`data` of the Secret with one more, without those that are over and let nobody in; its id and its secret."""
+    """`data` of the Secret with one more, without those that are over and that none of the `connected` clusters joined
+    by; its id and its secret. Raises Refused."""
+    found = {key: read(value) for key, value in data.items()}
     kept = {
-        key: value for key, value in data.items() if (each := read(value)) is None or each.is_open(now) or each.joined
+        key: data[key]
+        for key, each in found.items()
+        if each is None or each.is_open(now) or not each.joined.keys().isdisjoint(connected)
     }
-    if len(kept) >= MOST:
-        raise Refused(f"{MOST} invitations stand already: `clustermesh invite list`, and revoke what is not needed")
+    if sum(each is not None and each.is_open(now) for each in found.values()) >= MOST:
+        raise Refused(f"{MOST} invitations are open already: `clustermesh invite list`, and revoke what is not needed")
     made, secret = secrets.token_hex(4), secrets.token_urlsafe(32)
     invitation = Invitation(hash=_hash(secret), created=now, expires=now + ttl, uses=uses, to=to, again=again)
     return {**kept, made: msgspec.json.encode(invitation)}, made, secret
@@ -104,27 +122,40 @@ def read(value: bytes) -> Invitation | None:
         return None
 
 
-def take(
-    data: Mapping[str, bytes], token: tuple[str, str], cluster: str, authority: bytes, now: float
-) -> dict[str, bytes]:
-    """`data` once `cluster` with `authority` has used the invitation whose id and secret are `token`.
+def take(data: Mapping[str, bytes], token: tuple[str, str], cluster: str, key: bytes, now: float) -> dict[str, bytes]:
+    """`data` once `cluster`, which has proved to have the key of the public `key`, has used the invitation whose id and
+    secret are `token`.
 
-    Raises Refused, always in the same words: whoever guesses learns nothing.
+    Raises Refused, always in the same words: whoever guesses learns nothing. Uninvited: who asks has not the secret.
     """
     number, secret = token
     found = read(data.get(number, b"")) if _ID.fullmatch(number) else None
     if found is None or not hmac.compare_digest(found.hash, _hash(secret)):
+        raise Uninvited(_NO)
+    if now >= found.expires or found.revoked or found.to not in ("", cluster):
         raise Refused(_NO)
-    if now >= found.expires or found.to not in ("", cluster):
-        raise Refused(_NO)
-    shown = hashlib.sha256(authority).hexdigest()
+    proved = hashlib.sha256(key).hexdigest()
     if cluster in found.joined:
-        if found.joined[cluster] != shown:
+        if found.joined[cluster] != proved:
             raise Refused(_NO)
         return dict(data)
     if not found.left:
         raise Refused(_NO)
-    return {**data, number: msgspec.json.encode(replace(found, joined={**found.joined, cluster: shown}))}
+    return {**data, number: msgspec.json.encode(replace(found, joined={**found.joined, cluster: proved}))}
+
+
+def revoke(data: Mapping[str, bytes], number: str) -> tuple[dict[str, bytes], Invitation]:
+    """`data` with the invitation revoked, and what that is then. Raises Refused where there is none."""
+    found = read(data.get(number, b""))
+    if found is None:
+        raise Refused(f"there is no invitation {number[:40]!r}: `clustermesh invite list`")
+    revoked = replace(found, revoked=True)
+    return {**data, number: msgspec.json.encode(revoked)}, revoked
+
+
+def is_revoked(data: Mapping[str, bytes], number: str) -> bool:
+    found = read(data.get(number, b""))
+    return found is None or found.revoked
 
 
 def _hash(secret: str) -> str:

@@ -1,6 +1,8 @@
 """The side that invites: answers newcomers who show an invitation, over HTTPS.
 
-POST /v1/join   an `Ask` in JSON; the answer is an `Offer`, or {"problems": [...]} with 400, 403, 409, 429 or 503
+GET  /v1/authority   what signed the certificate that is shown here, PEM: who asks knows its fingerprint
+POST /v1/join        an `Ask` in JSON; the answer is an `Offer`, or {"problems": [...]} with 400, 403, 408, 409, 429 or
+                     503
 """
 
 from __future__ import annotations
@@ -9,23 +11,28 @@ import asyncio
 import logging
 import ssl
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final
 
 import msgspec
 from aiohttp import web
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
 
-from certs.check import read_certificates, read_pair
+from certs.check import check_leaf, is_signed_by, read_certificates, read_pair
 from certs.errors import CertsError
-from clustermesh.errors import ClusterMeshError, DecodeError, Refused, Unavailable
+from clustermesh.address import Address, is_ipv4, masked, parse
+from clustermesh.errors import ClusterMeshError, DecodeError, Refused, Unavailable, printable
 from clustermesh.joining import audit, names
 from clustermesh.joining.checks import find_problems
-from clustermesh.joining.connect import Site, begin_reading, let_in, read_site
-from clustermesh.joining.invitations import read, take
-from clustermesh.joining.links import Link, known_peers
+from clustermesh.joining.connect import Site, begin_reading, disconnect, let_in, read_site
+from clustermesh.joining.invitations import Uninvited, is_revoked, read, take
+from clustermesh.joining.links import Link, Mode, known_peers
 from clustermesh.joining.member import Member
 from clustermesh.joining.objects import Objects
-from clustermesh.joining.offers import MOST_BYTES, Ask, decode_ask, offer, taken
+from clustermesh.joining.offers import MOST_BYTES, Ask, Offer, decode_ask, offer, taken
 from clustermesh.joining.probe import probe
 from clustermesh.kube.access import load_pair
 from clustermesh.listen import parse_address
@@ -34,7 +41,10 @@ from clustermesh.standalone.connect import Outcome
 
 _LOG: Final = logging.getLogger(__name__)
 _PER_SECOND, _BURST = 0.5, 10
+_MOST_SOURCES: Final = 4096
 _AT_ONCE: Final = 4
+_READING: Final = 5.0
+"""Seconds that who asks has to say it."""
 _PATIENCE: Final = 60.0
 _REREAD: Final = 30.0
 """Seconds after which the certificate is looked for anew."""
@@ -56,6 +66,29 @@ class Rate:
         return True
 
 
+class Rates:
+    """A `Rate` for each source of questions: an IPv4 address, or the /64 of an IPv6 one."""
+
+    def __init__(self) -> None:
+        self._rates = dict[str | Address, Rate]()
+
+    def admits(self, source: str, now: float) -> bool:
+        key = _source(source)
+        rate = self._rates.pop(key, None) or Rate()
+        self._rates[key] = rate  # last in order: the first is who has not asked for longest
+        if len(self._rates) > _MOST_SOURCES:
+            del self._rates[next(iter(self._rates))]
+        return rate.admits(now)
+
+
+def _source(text: str) -> str | Address:
+    try:
+        address = parse(text)
+    except ClusterMeshError:
+        return text
+    return address if is_ipv4(address) else masked(address, 64)
+
+
 class Problems(ClusterMeshError):
     """Why the two clusters cannot be in one mesh, a sentence each."""
 
@@ -64,23 +97,26 @@ class Problems(ClusterMeshError):
         super().__init__("; ".join(self.sentences))
 
 
-async def admit(objects: Objects, ask: Ask, now: datetime) -> tuple[bytes, Outcome]:
+async def admit(objects: Objects, ask: Ask, said: Offer, key: bytes, now: datetime) -> tuple[bytes, Outcome]:
     """Join the newcomer, as far as that is to be done here; what it is told. The invitation is used up right before
     the first write. Raises ClusterMeshError."""
-    said, authority = ask.offer, ask.offer.signer.encode()
+
+    def used(data: Mapping[str, bytes]) -> dict[str, bytes]:
+        return take(data, (ask.id, ask.secret), said.name, key, now.timestamp())
+
     held = await objects.secret(names.INVITATIONS)
-    take(held, (ask.id, ask.secret), said.name, authority, now.timestamp())
+    used(held)
     site = await read_site(objects, "")
     link = taken(site.member, said)
     await _check(site, link, held[ask.id], now)
     answer = offer(site.member, said.name, now)
-    await objects.change_secret(
-        names.INVITATIONS,
-        lambda data: take(data, (ask.id, ask.secret), said.name, authority, now.timestamp()),
-    )
+    await objects.change_secret(names.INVITATIONS, used)
     outcome = Outcome([], [])
     await let_in(site, said.name, outcome)
     await begin_reading(objects, link, now, outcome)
+    if is_revoked(await objects.secret(names.INVITATIONS), ask.id):  # meanwhile: whoever did has not seen these writes
+        await disconnect(site, said.name, None, Mode.BIDIRECTIONAL)
+        raise Refused(f"the invitation was revoked: {site.member.name} has disconnected {said.name} again")
     return msgspec.json.encode(answer), outcome
 
 
@@ -90,7 +126,7 @@ async def _check(site: Site, link: Link, invitation: bytes, now: datetime) -> No
     found = list[ClusterMeshError]()
     before, held = read(invitation), known_peers(own.entries).get(newcomer.name)
     if before and held and before.again:
-        found += await _another(own, held, link)
+        found += _another(own, held, said=link.owner, now=now)
     elif held and not (before and newcomer.name in before.joined):
         found.append(
             Refused(
@@ -107,29 +143,33 @@ async def _check(site: Site, link: Link, invitation: bytes, now: datetime) -> No
         raise Problems(found)
 
 
-async def _another(own: Member, held: PeerFile, link: Link) -> list[ClusterMeshError]:
-    """Why who comes again is not the cluster that is connected: what it shows, that one's authority has signed."""
-    trusted = own.entries.get(held.ca.name, b"") if held.ca is not None else b""
-    error = await probe(link.entrance, held.name, trusted)
-    return (
-        [Refused(f"{own.name} knows {held.name} by another authority: {error}")] if isinstance(error, Refused) else []
-    )
+def _another(own: Member, held: PeerFile, said: Member, now: datetime) -> list[ClusterMeshError]:
+    """Why who comes again is not the cluster that is connected: the key that it has proved to have is of no certificate
+    that the authority known of that one has signed."""
+    where = f"certificate of {held.name}"
+    try:
+        trusted = own.entries.get(held.ca.name, b"") if held.ca is not None else b""
+        check_leaf(read_certificates(said.server.cert, where)[0], read_certificates(trusted, where), now, where)
+    except CertsError as e:
+        return [Refused(f"{own.name} knows {held.name} by another authority: {e}")]
+    return []
 
 
 class Server:
     """Answers at `listen` until it is cancelled."""
 
     def __init__(self, objects: Objects, listen: str) -> None:
-        self._objects, self._listen, self._rate = objects, listen, Rate()
+        self._objects, self._listen, self._rates = objects, listen, Rates()
         self._busy = asyncio.Semaphore(_AT_ONCE)
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._tls.minimum_version = ssl.TLSVersion.TLSv1_3
-        self._shown = b""
+        self._shown, self._authority = b"", b""
 
     async def run(self) -> None:
         """Raises Refused where there is no certificate, Unavailable where it cannot listen."""
         await self._take_certificate()
         app = web.Application(client_max_size=MOST_BYTES)
+        app.router.add_get("/v1/authority", self._tell_authority)
         app.router.add_post("/v1/join", self._join)
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
@@ -150,7 +190,10 @@ class Server:
 
     async def _take_certificate(self) -> None:
         found = await self._objects.secret(names.SERVER_CERT)
-        cert, key = found.get("tls.crt", b""), found.get("tls.key", b"")
+        cert, key, trusted = (found.get(file, b"") for file in ("tls.crt", "tls.key", "ca.crt"))
+        if not trusted:
+            trusted = (await self._objects.secret(names.AUTHORITY)).get("ca.crt", b"")
+        self._authority = _authority(cert, trusted).public_bytes(Encoding.PEM)
         if cert == self._shown:
             return
         try:
@@ -160,20 +203,35 @@ class Server:
         load_pair(self._tls, cert.decode(), key.decode())
         self._shown = cert
 
+    async def _tell_authority(self, _: web.Request) -> web.Response:
+        return web.Response(body=self._authority, content_type="application/x-pem-file")
+
     async def _join(self, request: web.Request) -> web.Response:
-        if not self._rate.admits(time.monotonic()):
+        if not self._rates.admits(request.remote or "", time.monotonic()):
             return _problems(429, ["too many try to join: try again in a minute"])
-        name = "somebody"
         try:
-            async with self._busy, asyncio.timeout(_PATIENCE):
-                ask = decode_ask(await request.read())
-                name = ask.offer.name[:40]
-                answer, outcome = await admit(self._objects, ask, datetime.now(UTC))
+            async with asyncio.timeout(_READING):
+                data = await request.read()
+        except (TimeoutError, OSError, web.RequestPayloadError):  # too slow, or gone
+            return _problems(408, ["what was asked did not come in time: try again"])
+        try:
+            async with asyncio.timeout(_PATIENCE), self._busy:
+                return await self._answer(data, request.remote)
         except TimeoutError:
             return _problems(503, ["the inviting cluster has not answered in time: try again"])
+
+    async def _answer(self, data: bytes, source: str | None) -> web.Response:
+        name = "somebody"
+        try:
+            ask, said, key = decode_ask(data)
+            name = said.name[:40]
+            answer, outcome = await admit(self._objects, ask, said, key, datetime.now(UTC))
+        except (DecodeError, Uninvited) as e:  # who has no invitation's secret writes nothing into the API
+            _LOG.warning("JoinRefused: %s", printable(f"{name!r} from {source}: {e}"))
+            return _problems(400 if isinstance(e, DecodeError) else 403, [str(e)])
         except ClusterMeshError as e:
-            await audit.record(self._objects, "JoinRefused", f"{name!r} from {request.remote}: {e}", warning=True)
-            status = {Problems: 409, DecodeError: 400, Refused: 403}.get(type(e), 503)
+            await audit.record(self._objects, "JoinRefused", f"{name!r} from {source}: {e}", warning=True)
+            status = {Problems: 409, Refused: 403}.get(type(e), 503)
             return _problems(status, e.sentences if isinstance(e, Problems) else [str(e)])
         done = "; ".join([*outcome.done, *outcome.warnings]) or "nothing changed"
         await audit.record(self._objects, "ClusterJoined", f"{name} by the invitation {ask.id}: {done}")
@@ -185,11 +243,18 @@ def _problems(status: int, sentences: list[str]) -> web.Response:
     return web.Response(status=status, body=body, content_type="application/json")
 
 
-def fingerprint(cert: bytes) -> str:
-    """Of the certificate that is shown: SHA-256 of it, in hex. Raises Refused."""
-    try:
-        from cryptography.hazmat.primitives import hashes
+def fingerprint(cert: bytes, trusted: bytes) -> str:
+    """Of which of the authorities `trusted` signed the certificate that is shown: SHA-256, in hex. Raises Refused."""
+    return _authority(cert, trusted).fingerprint(SHA256()).hex()
 
-        return read_certificates(cert, f"Secret {names.SERVER_CERT}")[0].fingerprint(hashes.SHA256()).hex()
+
+def _authority(cert: bytes, trusted: bytes) -> x509.Certificate:
+    where = f"Secret {names.SERVER_CERT}"
+    try:
+        shown, known = read_certificates(cert, where)[0], read_certificates(trusted, f"{where}: ca.crt")
     except CertsError as e:
         raise Refused(str(e)) from e
+    for each in known:
+        if is_signed_by(shown, each):
+            return each
+    raise Refused(f"{where}: tls.crt is signed by none of the authorities in ca.crt: issue it again")

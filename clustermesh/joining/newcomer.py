@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import ssl
 from datetime import datetime
 from typing import Any, Final
 
 import aiohttp
 import msgspec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
 
+from certs.check import read_certificates
+from certs.errors import CertsError
 from clustermesh.errors import ClusterMeshError, Refused, Unavailable
 from clustermesh.joining.checks import find_problems
 from clustermesh.joining.connect import Site, begin_reading, let_in
 from clustermesh.joining.invitations import Token
-from clustermesh.joining.offers import MOST_BYTES, Ask, decode_offer, offer, taken
+from clustermesh.joining.member import mesh_name
+from clustermesh.joining.offers import MOST_BYTES, decode_offer, encode_ask, offer, taken
 from clustermesh.standalone.connect import Outcome
 
 _PATIENCE: Final = 90.0
@@ -21,8 +27,8 @@ _WORDS: Final = 20
 
 async def join(site: Site, token: Token, now: datetime) -> Outcome:
     """Raises ClusterMeshError, or an ExceptionGroup of every problem that the other side found."""
-    ask = Ask(id=token.id, secret=token.secret, offer=offer(site.member, token.cluster, now))
-    said = decode_offer(await _post(token, msgspec.json.encode(ask)))
+    ask = encode_ask(site.member, (token.id, token.secret), offer(site.member, token.cluster, now))
+    said = decode_offer(await _asked(token, ask))
     if said.name != token.cluster:
         raise Refused(f"who answered is {said.name[:40]!r}, and the token is of {token.cluster}: ask for a new one")
     link = taken(site.member, said)
@@ -34,30 +40,58 @@ async def join(site: Site, token: Token, now: datetime) -> Outcome:
     return outcome
 
 
-async def _post(token: Token, body: bytes) -> bytes:
-    """The connection ends before a word is said where what is shown is not what the token says."""
-    pin, timeout = aiohttp.Fingerprint(bytes.fromhex(token.fingerprint)), aiohttp.ClientTimeout(_PATIENCE)
+async def _asked(token: Token, ask: bytes) -> bytes:
+    """The answer. Nothing of the token is sent to whom its authority has not signed for."""
     try:
-        async with (
-            aiohttp.ClientSession(timeout=timeout) as session,
-            session.post(f"https://{token.address}/v1/join", data=body, ssl=pin, allow_redirects=False) as answer,
-        ):
-            data = b""
-            while len(data) <= MOST_BYTES and (piece := await answer.content.readany()):
-                data += piece
-            if answer.status == 200:
-                return data
-    except aiohttp.ServerFingerprintMismatch as e:
-        raise Refused(
-            f"what answers at {token.address} is not the cluster that invites, or its certificate is a new one: "
-            "nothing was sent; ask for a new invitation"
-        ) from e
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(_PATIENCE)) as session:
+            async with session.get(f"https://{token.address}/v1/authority", ssl=False, allow_redirects=False) as answer:
+                tls = _trusting(token, await _body(answer))
+            async with session.post(
+                f"https://{token.address}/v1/join",
+                data=ask,
+                ssl=tls,
+                server_hostname=mesh_name(token.cluster),
+                allow_redirects=False,
+            ) as answer:
+                data = await _body(answer)
+                if answer.status == 200:
+                    return data
+    except aiohttp.ClientConnectorCertificateError as e:
+        raise _stranger(token) from e
     except (aiohttp.ClientError, TimeoutError, OSError) as e:
         raise Unavailable(
             f"{token.address}: {e or type(e).__name__}: does `clustermesh invite serve` run there?"
         ) from e
-    kind: type[ClusterMeshError] = Unavailable if answer.status in (429, 503) else Refused
+    kind: type[ClusterMeshError] = Unavailable if answer.status in (408, 429, 503) else Refused
     raise ExceptionGroup("refused", [kind(f"{token.cluster}: {sentence}") for sentence in _sentences(data)])
+
+
+async def _body(answer: aiohttp.ClientResponse) -> bytes:
+    data = b""
+    while len(data) <= MOST_BYTES and (piece := await answer.content.readany()):
+        data += piece
+    return data
+
+
+def _trusting(token: Token, said: bytes) -> ssl.SSLContext:
+    """Who shows a certificate by the authority that the token names, for the cluster that it names. Anybody may have
+    said it: it is known by its fingerprint. Raises Refused."""
+    try:
+        authority = read_certificates(said, "authority")[0]
+    except CertsError as e:
+        raise _stranger(token) from e
+    if authority.fingerprint(SHA256()).hex() != token.fingerprint:
+        raise _stranger(token)
+    tls = ssl.create_default_context(cadata=authority.public_bytes(Encoding.PEM).decode())
+    tls.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # it may be signed by one above it
+    return tls
+
+
+def _stranger(token: Token) -> Refused:
+    return Refused(
+        f"what answers at {token.address} is not the cluster that invites, or its authority is a new one: "
+        "nothing was sent; ask for a new invitation"
+    )
 
 
 def _sentences(data: bytes) -> list[str]:

@@ -14,8 +14,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from msgspec import Struct
 from msgspec.structs import replace
 
-from certs.check import is_signed_by, read_certificates
+from certs.check import is_signed_by, read_certificates, read_pair
 from certs.errors import CertsError
+from certs.signature import has_signed, public_key, sign
 from clustermesh.address import parse_prefix, prefix_text
 from clustermesh.errors import ClusterMeshError, DecodeError, Refused
 from clustermesh.joining import names
@@ -49,11 +50,13 @@ class Offer(Struct, frozen=True, kw_only=True):
 
 
 class Ask(Struct, frozen=True, kw_only=True):
-    """What the newcomer sends: the id and the secret of its token, and itself."""
+    """What the newcomer sends: the id and the secret of its token, and itself, an `Offer` in JSON. The signature over
+    all three is by the key of the server's certificate in that offer."""
 
     id: str
     secret: str
-    offer: Offer
+    offer: msgspec.Raw
+    signature: bytes
 
 
 def offer(owner: Member, reader: str, now: datetime) -> Offer:
@@ -96,9 +99,33 @@ def _believed(owner: Member) -> bytes:
     return owner.trusted
 
 
-def decode_ask(data: bytes) -> Ask:
-    """Raises DecodeError."""
-    return _decoded(data, Ask)
+def encode_ask(owner: Member, token: tuple[str, str], said: Offer) -> bytes:
+    """`owner`, of which `said` tells, asks with a token's id and secret. Raises Refused where it has no key."""
+    where = f"Secret {names.SERVER_CERT} of {owner.name}"
+    try:
+        key = read_pair(owner.server.cert, owner.server.key, where).key
+    except CertsError as e:
+        raise Refused(str(e)) from e
+    raw = msgspec.json.encode(said)
+    signature = sign(key, _signed(*token, raw))
+    return msgspec.json.encode(Ask(id=token[0], secret=token[1], offer=msgspec.Raw(raw), signature=signature))
+
+
+def decode_ask(data: bytes) -> tuple[Ask, Offer, bytes]:
+    """With the public key by which it is signed. Raises DecodeError."""
+    ask = _decoded(data, Ask)
+    said = decode_offer(bytes(ask.offer))
+    try:
+        server = read_certificates(said.server.encode(), "server")[0]
+    except CertsError as e:
+        raise DecodeError("server", "hidden", str(e)) from e
+    if not has_signed(server, _signed(ask.id, ask.secret, bytes(ask.offer)), ask.signature):
+        raise DecodeError("signature", "hidden", "must be by the key of the server's certificate")
+    return ask, said, public_key(server)
+
+
+def _signed(number: str, secret: str, said: bytes) -> bytes:
+    return msgspec.json.encode(("clustermesh join", number, secret, said))
 
 
 def decode_offer(data: bytes) -> Offer:

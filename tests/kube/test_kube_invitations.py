@@ -26,9 +26,9 @@ from certs.check import read_certificates
 from clustermesh.cli import main
 from clustermesh.errors import ClusterMeshError, Refused, Unavailable
 from clustermesh.joining import names
-from clustermesh.joining.connect import read_site
+from clustermesh.joining.connect import Site, let_in, read_site
 from clustermesh.joining.holders import InSecrets
-from clustermesh.joining.invitations import Token, create, decode_token
+from clustermesh.joining.invitations import Token, create, decode_token, revoke
 from clustermesh.joining.inviting import Server, fingerprint
 from clustermesh.joining.newcomer import join
 from clustermesh.joining.rotating import rotate_authority
@@ -86,11 +86,12 @@ async def invited(
     async with cluster.objects() as objects:
 
         def edit(data):  # type: ignore[no-untyped-def]
-            changed, *made[:] = create(data, now=now, ttl=ttl, uses=uses, to=to, again=again)
+            changed, *made[:] = create(data, (), now=now, ttl=ttl, uses=uses, to=to, again=again)
             return changed
 
         await objects.change_secret(names.INVITATIONS, edit)
-    pin = fingerprint(cluster.data("secrets", names.SERVER_CERT)["tls.crt"])
+    shown = cluster.data("secrets", names.SERVER_CERT)
+    pin = fingerprint(shown["tls.crt"], shown["ca.crt"])
     return Token(cluster=cluster.name, address=address, fingerprint=pin, id=made[0], secret=made[1])
 
 
@@ -161,25 +162,69 @@ async def test_a_token_that_is_no_good_lets_nobody_in(alpha: Cluster, beta: Clus
             (error,) = caught.value.exceptions
             assert isinstance(error, Refused)
             assert "unknown, expired, used up, or another cluster's" in str(error)
-    assert (peers(alpha), peers(beta), events(alpha)) == (set(), set(), ["JoinRefused"] * 4)
+    # Of who has not even a secret there is a line in the log.
+    assert (peers(alpha), peers(beta), events(alpha)) == (set(), set(), ["JoinRefused"] * 2)
 
 
-async def test_nothing_is_said_to_who_shows_another_certificate(alpha: Cluster, beta: Cluster) -> None:
-    said = list[bytes]()
+async def test_nothing_is_said_to_a_stranger(alpha: Cluster, beta: Cluster) -> None:
+    """Who has no certificate by the authority that the token names, whatever it tells of that."""
+    said, told = list[bytes](), [b"rubbish", beta.folder.ca.read_bytes(), alpha.folder.ca.read_bytes()]
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(beta.folder.certificate("server"), beta.folder.key("server"))
 
     async def hear(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         said.append(await reader.read(1000))
+        body = told[len(said) - 1]
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
         writer.close()
 
     port = free_port()
     async with await asyncio.start_server(hear, "127.0.0.1", port, ssl=tls):
-        with pytest.raises(Refused, match="nothing was sent"):
-            await joining(beta, await invited(alpha, f"127.0.0.1:{port}"))
-    assert not any(said)
+        token = await invited(alpha, f"127.0.0.1:{port}")
+        for _ in told:
+            with pytest.raises(Refused, match="nothing was sent"):
+                await joining(beta, token)
+    assert [each.split()[:2] for each in said if each] == [[b"GET", b"/v1/authority"]] * 3
+
+
+async def test_who_invites_and_is_not_there_is_said(alpha: Cluster, beta: Cluster) -> None:
     with pytest.raises(Unavailable, match="invite serve"):
         await joining(beta, await invited(alpha, f"127.0.0.1:{free_port()}"))
+
+
+async def test_who_says_half_of_it_keeps_nobody_else_waiting(alpha: Cluster, beta: Cluster) -> None:
+    async with answering(alpha, beta), inviting(alpha) as address:
+        silent = [await half_an_ask(address) for _ in range(8)]
+        async with asyncio.timeout(30):
+            await joining(beta, await invited(alpha, address))
+        silent[0][1].close()
+        for reader, _ in silent[1:]:
+            assert b" 408 " in await reader.readline()
+
+
+async def half_an_ask(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    host, port = address.split(":")
+    reader, writer = await asyncio.open_connection(host, int(port), ssl=ssl._create_unverified_context())
+    writer.write(b"POST /v1/join HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+    await writer.drain()
+    return reader, writer
+
+
+async def test_who_joins_while_its_invitation_is_revoked_is_not_connected(
+    alpha: Cluster, beta: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def let_in_late(site: Site, reader: str, outcome: Outcome) -> None:
+        await site.objects.change_secret(names.INVITATIONS, lambda data: revoke(data, token.id)[0])
+        await let_in(site, reader, outcome)
+
+    monkeypatch.setattr("clustermesh.joining.inviting.let_in", let_in_late)
+    async with answering(alpha, beta), inviting(alpha) as address:
+        token = await invited(alpha, address)
+        with pytest.raises(ExceptionGroup) as caught:
+            await joining(beta, token)
+    assert "the invitation was revoked" in str(caught.value.exceptions[0])
+    assert (peers(alpha), peers(beta)) == (set(), set())
+    assert not yaml.safe_load(alpha.data("configmaps", "clustermesh-remote-users")["users.yaml"])["users"]
 
 
 async def test_nobody_takes_the_place_of_a_cluster_that_is_connected(

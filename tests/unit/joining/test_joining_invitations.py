@@ -13,9 +13,9 @@ from test_joining_checks import ALPHA, BETA, NOW
 from clustermesh.errors import DecodeError, Refused
 from clustermesh.joining import invitations
 from clustermesh.joining.checks import find_problems
-from clustermesh.joining.invitations import Token, create, decode_token, encode_token, read, take
-from clustermesh.joining.inviting import Rate
-from clustermesh.joining.offers import decode_ask, decode_offer, offer, taken
+from clustermesh.joining.invitations import Token, create, decode_token, encode_token, is_revoked, read, revoke, take
+from clustermesh.joining.inviting import Rate, Rates
+from clustermesh.joining.offers import Ask, decode_ask, decode_offer, encode_ask, offer, taken
 
 TOKEN = Token(cluster="alpha", address="203.0.113.7:9443", fingerprint="ab" * 32, id="0123abcd", secret="s" * 43)
 
@@ -50,59 +50,112 @@ def test_garbage_is_no_invitation_and_no_offer(data: bytes) -> None:
 
 
 def test_the_secret_is_kept_as_a_hash_alone() -> None:
-    data, number, secret = create({}, now=0, ttl=900, uses=1, to="")
+    data, number, secret = create({}, (), now=0, ttl=900, uses=1, to="")
     assert secret.encode() not in data[number]
     assert hashlib.sha256(secret.encode()).hexdigest().encode() in data[number]
 
 
 @pytest.mark.parametrize(
-    ("cluster", "authority", "now", "wrong", "taken_"),
+    ("cluster", "key", "now", "wrong", "taken_"),
     [
-        ("beta", b"ca", 899, "", True),
-        ("beta", b"ca", 900, "", False),
-        ("gamma", b"ca", 0, "", False),  # it is for beta
-        ("beta", b"ca", 0, "secret", False),
-        ("beta", b"ca", 0, "id", False),
-        ("beta", b"ca", 0, "path", False),
+        ("beta", b"key", 899, "", True),
+        ("beta", b"key", 900, "", False),
+        ("gamma", b"key", 0, "", False),  # it is for beta
+        ("beta", b"key", 0, "secret", False),
+        ("beta", b"key", 0, "id", False),
+        ("beta", b"key", 0, "path", False),
     ],
 )
-def test_who_may_use_it_and_until_when(cluster: str, authority: bytes, now: float, wrong: str, taken_: bool) -> None:
-    data, number, secret = create({}, now=0, ttl=900, uses=1, to="beta")
+def test_who_may_use_it_and_until_when(cluster: str, key: bytes, now: float, wrong: str, taken_: bool) -> None:
+    data, number, secret = create({}, (), now=0, ttl=900, uses=1, to="beta")
     number = {"id": "00000000", "path": "../" + number}.get(wrong, number)
     shown = (number, "guess" if wrong == "secret" else secret)
     if taken_:
-        assert take(data, shown, cluster, authority, now) != data
+        assert take(data, shown, cluster, key, now) != data
     else:
         with pytest.raises(Refused, match="unknown, expired, used up, or another cluster's"):
-            take(data, shown, cluster, authority, now)
+            take(data, shown, cluster, key, now)
 
 
 def test_each_use_counts_once_and_who_was_let_in_may_come_again() -> None:
-    data, number, secret = create({}, now=0, ttl=900, uses=2, to="")
+    data, number, secret = create({}, (), now=0, ttl=900, uses=2, to="")
     token = (number, secret)
-    data = take(data, token, "beta", b"ca-b", 1)
-    assert take(data, token, "beta", b"ca-b", 2) == data
+    data = take(data, token, "beta", b"key-b", 1)
+    assert take(data, token, "beta", b"key-b", 2) == data
     with pytest.raises(Refused):
         take(data, token, "beta", b"other", 2)  # somebody else under its name
-    data = take(data, token, "gamma", b"ca-g", 3)
+    data = take(data, token, "gamma", b"key-g", 3)
     with pytest.raises(Refused):
-        take(data, token, "delta", b"ca-d", 4)
-    assert take(data, token, "gamma", b"ca-g", 5) == data
+        take(data, token, "delta", b"key-d", 4)
+    assert take(data, token, "gamma", b"key-g", 5) == data
     with pytest.raises(Refused):
-        take(data, token, "gamma", b"ca-g", 900)
+        take(data, token, "gamma", b"key-g", 900)
 
 
-def test_those_that_are_over_go_with_the_next_unless_somebody_joined_and_they_are_bounded() -> None:
-    data, number, secret = create({}, now=0, ttl=10, uses=1, to="")
-    data = take(data, (number, secret), "beta", b"ca", 1)
-    data, over, _ = create(data, now=0, ttl=10, uses=1, to="")
-    data, last, _ = create(data, now=20, ttl=10, uses=1, to="")
-    assert set(data) == {number, last}
-    assert over not in data
-    for _ in range(invitations.MOST - 2):
-        data, *_ = create(data, now=20, ttl=10, uses=1, to="")
+def test_those_that_are_over_go_with_the_next_unless_who_joined_is_connected_and_open_ones_are_bounded() -> None:
+    data, joined = dict[str, bytes](), list[str]()
+    for cluster in ("beta", "gamma"):
+        data, number, secret = create(data, ("beta", "gamma"), now=0, ttl=10, uses=1, to="")
+        data = take(data, (number, secret), cluster, b"key", 1)
+        joined.append(number)
+    data, over, _ = create(data, ("beta", "gamma"), now=0, ttl=10, uses=1, to="")
+    assert set(data) == {*joined, over}
+    data, last, _ = create(data, ("beta",), now=20, ttl=10, uses=1, to="")
+    assert set(data) == {joined[0], last}
+    for _ in range(invitations.MOST - 1):
+        data, *_ = create(data, ("beta",), now=20, ttl=10, uses=1, to="")
     with pytest.raises(Refused, match="revoke"):
-        create(data, now=20, ttl=10, uses=1, to="")
+        create(data, ("beta",), now=20, ttl=10, uses=1, to="")
+    create(data, ("beta",), now=30, ttl=10, uses=1, to="")
+
+
+def test_one_that_is_revoked_lets_nobody_in_not_even_again() -> None:
+    data, number, secret = create({}, (), now=0, ttl=10, uses=2, to="")
+    data = take(data, (number, secret), "beta", b"key", 1)
+    assert not is_revoked(data, number)
+    data, revoked = revoke(data, number)
+    assert (is_revoked(data, number), is_revoked({}, number), [*revoked.joined]) == (True, True, ["beta"])
+    assert not revoked.is_open(2)
+    for cluster in ("beta", "gamma"):
+        with pytest.raises(Refused):
+            take(data, (number, secret), cluster, b"key", 2)
+    with pytest.raises(Refused, match="there is no invitation"):
+        revoke({}, number)
+
+
+ASKED = encode_ask(BETA, ("0123abcd", "s"), offer(BETA, "alpha", NOW))
+
+
+def test_who_asks_proves_to_have_the_key_of_the_server_it_offers() -> None:
+    ask, said, key = decode_ask(ASKED)
+    assert (ask.id, ask.secret, said.name) == ("0123abcd", "s", "beta")
+    assert decode_ask(encode_ask(BETA, ("4567abcd", "t"), offer(BETA, "alpha", NOW)))[2] == key
+    assert decode_ask(encode_ask(ALPHA, ("4567abcd", "t"), offer(ALPHA, "beta", NOW)))[2] != key
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"id": "0123abce"},
+        {"secret": "t"},
+        {"signature": b""},
+        {"signature": b"0" * 70},
+        {"offer": msgspec.Raw(msgspec.json.encode(offer(BETA, "alpha", NOW)))},  # with another key for alpha
+    ],
+)
+def test_what_is_not_signed_by_that_key_is_no_ask(changed: dict[str, object]) -> None:
+    ask = msgspec.json.decode(ASKED, type=Ask)
+    with pytest.raises(DecodeError, match="signature"):
+        decode_ask(msgspec.json.encode(msgspec.structs.replace(ask, **changed)))
+
+
+def test_who_shows_the_certificate_of_another_has_not_its_key() -> None:
+    false = msgspec.structs.replace(ALPHA, server=msgspec.structs.replace(ALPHA.server, cert=BETA.server.cert))
+    with pytest.raises(Refused, match="Secret clustermesh-apiserver-server-cert of alpha"):
+        encode_ask(false, ("0123abcd", "s"), offer(BETA, "alpha", NOW))
+    ask = msgspec.json.decode(encode_ask(ALPHA, ("0123abcd", "s"), offer(BETA, "alpha", NOW)), type=Ask)
+    with pytest.raises(DecodeError, match="signature"):  # all that beta says in public, signed by alpha
+        decode_ask(msgspec.json.encode(ask))
 
 
 def test_so_many_at_once_and_so_many_a_second() -> None:
@@ -110,6 +163,19 @@ def test_so_many_at_once_and_so_many_a_second() -> None:
     assert [rate.admits(100.0) for _ in range(4)] == [True, True, True, False]
     assert [rate.admits(102.0), rate.admits(102.0)] == [True, False]
     assert [rate.admits(1000.0) for _ in range(4)] == [True, True, True, False]
+
+
+def test_each_source_has_its_own_rate() -> None:
+    rates = Rates()
+
+    def asks(source: str) -> int:
+        return sum(rates.admits(source, 100.0) for _ in range(50))
+
+    assert [asks("192.0.2.1"), asks("192.0.2.1"), asks("192.0.2.2")] == [10, 0, 10]
+    assert [asks("2001:db8::1"), asks("2001:db8::2"), asks("2001:db8:0:1::1"), asks("")] == [10, 0, 10, 10]
+    for number in range(5000):
+        rates.admits(f"10.0.{number >> 8}.{number & 255}", 100.0)
+    assert asks("192.0.2.1") == 10  # forgotten: they are bounded
 
 
 def test_an_offer_makes_the_same_cluster_as_reading_it_would() -> None:
