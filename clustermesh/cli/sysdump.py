@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 def command(which: Which, output_file: Path | None, timeout: float, most_mib: int, socket: Path | None) -> None:
     """Write one archive with what support needs: objects, status, certificates, logs, events, versions, values, tables.
 
-    Secrets are taken out, by where they stand and by what they are; look before you send it on. What cannot be read is
-    named in index.json; exit code 1 only where nothing could be read.
+    Secrets are taken out, by where they stand and by what they are; look before you send it on. Where the cluster's
+    Secrets cannot be read, logs and texts are left out. What cannot be read is named in index.json; exit code 1 only
+    where nothing could be read.
 
     \b
     Examples:

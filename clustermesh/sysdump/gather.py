@@ -16,6 +16,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
+from certs.files import write_atomically
 from clustermesh.errors import Unavailable, first_of, sentence
 from clustermesh.sysdump.redact import Redactor
 
@@ -25,10 +26,11 @@ _EACH: Final = 15.0
 
 
 class Source(Struct, frozen=True):
-    """What goes into the archive as `path`. `ask` raises what it likes."""
+    """What goes into the archive as `path`. `ask` raises what it likes, and has `seconds`."""
 
     path: str
     ask: Callable[[], Awaitable[bytes]]
+    seconds: float = _EACH
 
 
 class Bounds(Struct, frozen=True, kw_only=True):
@@ -65,19 +67,24 @@ class Gathering:
                 self.found.missing[source.path] = "not asked: " + ("time is over" if left <= 0 else "there is no room")
                 return
             try:
-                async with asyncio.timeout(min(left, _EACH)):
+                async with asyncio.timeout(min(left, source.seconds)):
                     data = await source.ask()
             except TimeoutError:
-                self.found.missing[source.path] = f"no answer within {min(left, _EACH):.0f} s"
+                self.found.missing[source.path] = f"no answer within {min(left, source.seconds):.0f} s"
             except Exception as e:  # whatever one source does, the others are worth having
                 first = first_of(e) if isinstance(e, ExceptionGroup) else e
                 self.found.missing[source.path] = f"{type(first).__name__}: {sentence(first)}"
             else:
                 self.add(source.path, data)
 
+    @property
+    def most(self) -> int:
+        """Bytes that there is room for in the next file."""
+        return max(0, min(self._bounds.file, self._room))
+
     def add(self, path: str, data: bytes) -> None:
         """One file, as much of its end as there is room for: of a log that is the newest."""
-        most = max(0, min(self._bounds.file, self._room))
+        most = self.most
         if len(data) > most:
             self.found.missing[path] = f"its last {most} of {len(data)} bytes are here"
             data = data[-most:] if most else b""
@@ -99,9 +106,23 @@ def pack(found: Gathered, redactor: Redactor, top: str, index: dict[str, Any]) -
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """For its owner alone. Raises OSError."""
-    path.touch(0o600)
-    path.write_bytes(data)
+    """For its owner alone, whole or not at all. Raises Unavailable."""
+    try:
+        write_atomically(path, data, 0o600)
+    except OSError as e:
+        raise Unavailable(f"{path}: {e.strerror or e}") from e
+
+
+def as_list(items: Sequence[Any], room: int) -> tuple[bytes, int]:
+    """A JSON list of as many of the first `items` as `room` bytes hold, and how many those are."""
+    pieces, size = list[bytes](), 4
+    for each in items:
+        piece = as_json(each)
+        size += len(piece) + 2
+        if size > room:
+            break
+        pieces.append(piece)
+    return b"[\n" + b",\n".join(pieces) + b"\n]", len(pieces)
 
 
 def as_json(found: Any) -> bytes:

@@ -17,7 +17,7 @@ from clustermesh.joining.objects import Objects
 from clustermesh.joining.status import read_status
 from clustermesh.joining.versions import read_versions
 from clustermesh.kube.faults import NotServed
-from clustermesh.sysdump.gather import Bounds, Gathering, Source, as_json
+from clustermesh.sysdump.gather import Bounds, Gathering, Source, as_json, as_list
 from clustermesh.sysdump.redact import Redactor
 
 _PRODUCTS: Final = ("clustermesh", "cilium")
@@ -30,21 +30,27 @@ _IN_NAMESPACE: Final = {
     "apis/policy/v1": ("poddisruptionbudgets",),
     "apis/networking.k8s.io/v1": ("networkpolicies",),
 }
-_EVERYWHERE: Final = (
-    "api/v1/nodes",
-    "api/v1/namespaces",
-    "apis/rbac.authorization.k8s.io/v1/clusterroles",
-    "apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
-    "apis/multicluster.x-k8s.io/v1alpha1/serviceexports",
-    "apis/multicluster.x-k8s.io/v1alpha1/serviceimports",
-    "apis/cilium.io/v2/ciliumnodes",
-    "apis/apiextensions.k8s.io/v1/customresourcedefinitions",
-)
+_SERVICES_API: Final = ("apis/multicluster.x-k8s.io/v1beta1", "apis/multicluster.x-k8s.io/v1alpha1")
+_EVERYWHERE: Final[Mapping[str, Sequence[str]]] = {
+    "nodes": ("api/v1",),
+    "namespaces": ("api/v1",),
+    "clusterroles": ("apis/rbac.authorization.k8s.io/v1",),
+    "clusterrolebindings": ("apis/rbac.authorization.k8s.io/v1",),
+    "serviceexports": _SERVICES_API,
+    "serviceimports": _SERVICES_API,
+    "clustermeshpeers": ("apis/clustermesh.io/v1alpha1",),
+    "ciliumnodes": ("apis/cilium.io/v2",),
+    "customresourcedefinitions": ("apis/apiextensions.k8s.io/v1",),
+}
+"""By kind the versions of its API, of which the first that is served is read."""
 _OURS: Final = ("clustermesh", "cilium", "multicluster")
 """Of what whole clusters have much of, only what has such a word in its name."""
 _OF_MANY: Final = ("clusterroles", "clusterrolebindings", "customresourcedefinitions")
 _MOST: Final = 500
-"""Objects of one kind."""
+"""Objects of one kind, and of one page of Secrets."""
+_SECRETS: Final = "objects/secrets.json"
+_LEARNING: Final = 60.0
+"""Seconds to read all Secrets, without which nobody knows what to take out."""
 _LINES: Final = 5000
 """Of a log."""
 _NODES: Final = 10
@@ -72,13 +78,28 @@ class Dump:
 
     def __init__(self, objects: Objects, context: str, bounds: Bounds) -> None:
         self._objects, self._context, self._bounds = objects, context, bounds
+        self._pods: list[Mapping[str, Any]] = []
         self.redactor, self.gathering = Redactor(), Gathering(bounds)
 
     async def read(self) -> None:
-        """Never raises: what cannot be read is noted."""
-        await self.gathering.ask([self._list("objects/secrets.json", self._at("api/v1", "secrets"))])
+        """Never raises: what cannot be read is noted. Where Secrets cannot be, no text of anybody's is in the archive,
+        for nobody knows which of its words are theirs."""
+        await self.gathering.ask([Source(_SECRETS, self._learn, _LEARNING)])
+        self.redactor.blind = _SECRETS not in self.gathering.found.files
         await self.gathering.ask([*self._objects_of(), *self._states()])
-        await self.gathering.ask(list(self._of_pods(self._pods())))
+        if self.redactor.blind:
+            self.gathering.found.missing["logs, texts, and what agents tell"] = "Secrets could not be read"
+        else:
+            await self.gathering.ask([source for pod in self._pods for source in self._of_pod(pod)])
+
+    async def _learn(self) -> bytes:
+        """Names and sizes of all Secrets; what is in them is known to the redactor then."""
+        path, shown, more = self._at("api/v1", "secrets"), list[Any](), ""
+        while True:
+            page = _tree(await self._get(path, limit=str(_MOST), **({"continue": more} if more else {})), path)
+            shown += [self.redactor.take_object({"kind": "Secret", **each}) for each in page.get("items", ())]
+            if not (more := page.get("metadata", {}).get("continue", "")):
+                return self._packed(_SECRETS, shown)
 
     def _at(self, group: str, plural: str) -> str:
         return f"/{group}/namespaces/{self._objects.namespace}/{plural}"
@@ -87,8 +108,8 @@ class Dump:
         for group, plurals in _IN_NAMESPACE.items():
             for plural in plurals:
                 yield self._list(f"objects/{plural}.json", self._at(group, plural))
-        for path in _EVERYWHERE:
-            yield self._list(f"objects/{path.rpartition('/')[2]}.json", f"/{path}")
+        for plural, groups in _EVERYWHERE.items():
+            yield self._list(f"objects/{plural}.json", *(f"/{group}/{plural}" for group in groups))
         yield self._list("objects/global-services.json", "/api/v1/services")
 
     def _states(self) -> Iterator[Source]:
@@ -99,47 +120,55 @@ class Dump:
         yield Source("kubernetes/version.json", partial(self._get, "/version"))
         yield Source("kubernetes/readyz.txt", partial(self._get, "/readyz", verbose=""))
 
-    def _list(self, name: str, path: str) -> Source:
-        return Source(name, partial(self._read_list, name, path))
+    def _list(self, name: str, *paths: str) -> Source:
+        return Source(name, partial(self._read_list, name, paths))
 
-    async def _read_list(self, name: str, path: str) -> bytes:
-        plural = path.rpartition("/")[2]
-        try:
-            found = _tree(await self._get(path, limit=str(_MOST)), path)
-        except NotServed:  # as of Cilium's kinds, where it is not installed
+    async def _read_list(self, name: str, paths: Sequence[str]) -> bytes:
+        for path in paths:
+            try:
+                found = _tree(await self._get(path, limit=str(_MOST)), path)
+                break
+            except NotServed:
+                continue
+        else:  # as of Cilium's kinds, where it is not installed
             return b"[]"
+        plural = path.rpartition("/")[2]
         items = [{"kind": found.get("kind", "").removesuffix("List"), **each} for each in found.get("items", ())]
         if plural in _OF_MANY:
             items = [each for each in items if any(word in each["metadata"]["name"] for word in _OURS)]
         if name == "objects/global-services.json":
             items = [each for each in items if any("cilium" in key for key in each["metadata"].get("annotations", {}))]
+        if plural == "pods":
+            self._pods = [each for each in items if _is_ours(each)]
+            items.sort(key=lambda each: not _is_ours(each))
         if found.get("metadata", {}).get("continue"):
             self.gathering.found.missing[name] = f"the first {_MOST} are here"
-        return as_json(self.redactor.take_object(items))
+        return self._packed(name, self.redactor.take_object(items))
 
-    def _pods(self) -> list[Mapping[str, Any]]:
-        """Those of this project, or of Cilium, as they were found."""
-        found = msgspec.json.decode(self.gathering.found.files.get("objects/pods.json", b"[]"))
-        return [each for each in found if _is_ours(each)]
+    def _packed(self, name: str, items: Sequence[Any]) -> bytes:
+        """As many whole objects as there is room for."""
+        data, kept = as_list(items, self.gathering.most)
+        if kept < len(items):
+            self.gathering.found.missing[name] = f"the first {kept} of {len(items)} are here"
+        return data
 
-    def _of_pods(self, pods: Sequence[Mapping[str, Any]]) -> Iterator[Source]:
-        agents = 0
-        for pod in pods:
-            name, spec = pod["metadata"]["name"], pod["spec"]
-            ended = {each["name"] for each in _statuses(pod) if each.get("restartCount")}
-            for container in (*spec.get("initContainers", ()), *spec["containers"]):
-                where = f"logs/{name}/{container['name']}"
-                yield Source(f"{where}.log", partial(self._log, name, container["name"]))
-                if container["name"] in ended:
-                    yield Source(f"{where}.before.log", partial(self._log, name, container["name"], previous="true"))
-                for port in container.get("ports", ()):
-                    if port.get("protocol", "TCP") == "TCP" and port["name"] not in ("etcd", "agent"):
-                        yield from self._pages(name, port["name"], port["containerPort"])
-            if any(each["name"] == "agent" for each in spec["containers"]):
-                agents += 1
-                node = spec.get("nodeName", name)
-                for words in NODE_COMMANDS if agents <= _NODES else NODE_COMMANDS[:1]:
-                    yield Source(f"nodes/{node}/{'-'.join(words[1:])}.json", partial(self._exec, name, words))
+    def _of_pod(self, pod: Mapping[str, Any]) -> Iterator[Source]:
+        name, spec = pod["metadata"]["name"], pod["spec"]
+        ended = {each["name"] for each in _statuses(pod) if each.get("restartCount")}
+        for container in (*spec.get("initContainers", ()), *spec["containers"]):
+            where = f"logs/{name}/{container['name']}"
+            yield Source(f"{where}.log", partial(self._log, name, container["name"]))
+            if container["name"] in ended:
+                yield Source(f"{where}.before.log", partial(self._log, name, container["name"], previous="true"))
+            for port in container.get("ports", ()):
+                program = port.get("name") or str(port["containerPort"])
+                if port.get("protocol", "TCP") == "TCP" and program not in ("etcd", "agent"):
+                    yield from self._pages(name, program, port["containerPort"])
+        if _is_agent(pod):
+            asked = [each["metadata"]["name"] for each in self._pods if _is_agent(each)][:_NODES]
+            node = spec.get("nodeName", name)
+            for words in NODE_COMMANDS if name in asked else NODE_COMMANDS[:1]:
+                yield Source(f"nodes/{node}/{'-'.join(words[1:])}.json", partial(self._exec, name, words))
 
     def _pages(self, pod: str, program: str, port: int) -> Iterator[Source]:
         for page in ("metrics", "health" if program == "etcd-metrics" else "readyz"):
@@ -214,6 +243,10 @@ def _tree(data: bytes, path: str) -> dict[str, Any]:
 def _is_ours(pod: Mapping[str, Any]) -> bool:
     labels = pod["metadata"].get("labels") or {}
     return labels.get("app.kubernetes.io/part-of") in _PRODUCTS
+
+
+def _is_agent(pod: Mapping[str, Any]) -> bool:
+    return any(each["name"] == "agent" for each in pod["spec"]["containers"])
 
 
 def _statuses(pod: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:

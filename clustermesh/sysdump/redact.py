@@ -18,31 +18,54 @@ _MARK: Final = MARK.encode()
 _SHORTEST: Final = 6
 """Bytes: what is shorter is a word of its own, and stands in every text."""
 _LINE: Final = 24
+_NESTED: Final = 8192
+"""Bytes: what is longer, as a release of Helm's, nobody packs once more."""
 _GRAM, _STRIDE = 8, 16
 _SEEN: Final = _GRAM + _STRIDE - 1
 """Whatever is so long has a gram at a multiple of the stride, wherever it is."""
 _NAMES: Final = re.compile(
-    r"(?i:pass(word|wd|phrase)?$|secret|token|credential|private|api[-_.]?key)|(^|[-_.])(?i:key)$|[a-z]Key$"
+    r"(?i:pass(word|wd|phrase)?$|secret|token|credential|private|api[-_.]?key|authorization|cookie)|"
+    r"(^|[-_.])(?i:key)$|[a-z]Key$"
 )
 """Of keys and variables."""
 _NO_NAMES: Final = re.compile(r"(?i)(name|ref|file|path|seconds|ttl|enabled)$")
 _LONG: Final = 64
 """What is just called "key" may be that of a label or a toleration; one of cryptography is longer."""
+_WORDS: Final = rb"(?i:pass(?:word|wd|phrase)|token|secret|credentials?|(?:api|secret|access)[-_.]?key)"
 _LOOKS: Final = (
     (re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|$)", re.S), _MARK),
     (re.compile(rb"eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"), _MARK),  # a token of a service account
     (re.compile(rb"cmj1\.[\w-]{8,}"), _MARK),  # an invitation
     (re.compile(rb"(?i)(bearer|basic) +[\w.~+/=-]{8,}"), rb"\1 " + _MARK),
     (re.compile(rb"(://[^/\s:@\"']{1,256}:)[^/\s@\"']{1,256}@"), rb"\1" + _MARK + b"@"),
+    (re.compile(rb"LS0tLS1CRUdJTiB(?!DRVJU)[\w+/=]{16,}"), _MARK),  # a PEM text in base64, but for a certificate
+    (re.compile(rb"(?i)(authorization\\*[\"']?[ \t]*[=:][ \t]*\\*[\"']?)[^\r\n\"'\\]+"), rb"\1" + _MARK),
+    # a name and a value: in quotes, which may be those of a text in a text; bare; and as a flag and its argument
+    (
+        re.compile(
+            rb"(" + _WORDS + rb"\\*[\"']?[ \t]*[=:][ \t]*(\\*[\"']))(?!/)(?:(?!\2)(?:\\.|[^\\\n])){1,4096}(?=\2)"
+        ),
+        rb"\1" + _MARK,
+    ),
+    (
+        re.compile(rb"(" + _WORDS + rb"[ \t]*[=:][ \t]*)(?!(?:true|false|null)\b|[/{\[\"'\\])[^\s\"'\\,&;{}\[\]]+"),
+        rb"\1" + _MARK,
+    ),
+    (re.compile(rb"(--?[\w.-]{0,64}" + _WORDS + rb" +)(?![/-])[^\s\"'\\,]+"), rb"\1" + _MARK),
 )
+_FLAG: Final = re.compile(r"--?([\w.-]+)")
 _NOISE: Final = ("managedFields",)
 _LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
+_TEXTS: Final = frozenset({"args", "command", "annotations", "message", "note", "httpHeaders", "data"})
+"""What people and programs write as they like, as an object has it."""
 
 
 class Redactor:
-    """Learns secrets from objects, and then takes them out of texts."""
+    """Learns secrets from objects, and then takes them out of texts. One that is `blind` could learn none, and leaves
+    nothing of what may hold them."""
 
     def __init__(self) -> None:
+        self.blind = False
         self._forms: set[bytes] = set()
         self._grams: dict[bytes, list[tuple[bytes, int]]] = {}
 
@@ -67,9 +90,10 @@ class Redactor:
             return self._secret(found)
         out = self._variables(_without_noise(found))
         if found.get("kind") == "ConfigMap":
-            out["data"] = self.take_values(found.get("data") or {})
-        if notes := out.get("metadata", {}).get("annotations"):
-            out["metadata"] = {**out["metadata"], "annotations": self.take_values(notes)}
+            out["data"] = MARK if self.blind else self.take_values(found.get("data") or {})
+            out["binaryData"] = {
+                name: f"{len(each)} characters" for name, each in (found.get("binaryData") or {}).items()
+            }
         return out
 
     def take_values(self, found: Any, key: str = "") -> Any:
@@ -83,14 +107,27 @@ class Redactor:
         return self._named(key, found) if isinstance(found, str) else found
 
     def _variables(self, found: Any) -> Any:
-        """Containers' variables, wherever they are."""
+        """Containers' variables and arguments, and notes on objects, wherever they are."""
         if isinstance(found, list):
-            return [self._variables(each) for each in found]
+            return [self._variables(each) for each in self._arguments(found)]
         if not isinstance(found, Mapping):
             return found
         if _is_variable(found):
-            return {**found, "value": self._named(str(found["name"]), found["value"])}
-        return {name: self._variables(each) for name, each in found.items()}
+            value = MARK if self.blind else self._named(str(found["name"]), found["value"])
+            return {**found, "value": value}
+        out = {name: self._variables(each) for name, each in found.items() if name != _LAST_APPLIED}
+        if self.blind:
+            return out | dict.fromkeys(_TEXTS & out.keys(), MARK)
+        return out | ({"annotations": self.take_values(out["annotations"])} if "annotations" in out else {})
+
+    def _arguments(self, items: list[Any]) -> list[Any]:
+        """Where a flag that is named as a secret stands alone, what comes next is its value."""
+        out = list[Any]()
+        for each in items:
+            before = out[-1] if out else None
+            flag = _FLAG.fullmatch(before) if isinstance(before, str) else None
+            out.append(self._named(flag[1], each) if flag and isinstance(each, str) else each)
+        return out
 
     def clean(self, text: bytes) -> bytes:
         """`text` without anything learned, nor what looks like a key or a token."""
@@ -125,9 +162,12 @@ class Redactor:
         for name, value in (found.get("data") or {}).items():
             plain = _decoded(str(value))
             self.learn(plain)
+            for leaf in _leaves(plain):
+                self.learn(leaf)
             sizes[name] = f"{MARK}: {len(plain)} bytes"
         for name, value in (found.get("stringData") or {}).items():
-            self.learn(str(value).encode())
+            for each in (str(value).encode(), *_leaves(str(value).encode())):
+                self.learn(each)
             sizes[name] = f"{MARK}: {len(str(value))} bytes"
         out = {key: value for key, value in _without_noise(found).items() if key != "stringData"}
         return {**out, "data": sizes}
@@ -169,6 +209,25 @@ def _without_noise(found: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, "metadata": kept}
 
 
+def _leaves(secret: bytes) -> Iterator[bytes]:
+    """Of a Secret that is JSON, as that of a registry, what is named as a secret in it."""
+    try:
+        found = json.loads(secret) if secret.lstrip()[:1] in (b"{", b"[") else None
+    except (ValueError, RecursionError):
+        return
+    waiting = [("", found)]
+    while waiting:
+        name, each = waiting.pop()
+        if isinstance(each, Mapping):
+            waiting += each.items()
+        elif isinstance(each, list):
+            waiting += ((name, item) for item in each)
+        elif isinstance(each, str) and (name == "auth" or is_named_secret(name)):
+            yield each.encode()
+            if name == "auth":  # user:password in base64
+                yield _decoded(each).partition(b":")[2]
+
+
 def _forms(secret: bytes) -> Iterator[bytes]:
     """As texts have it: itself, in base64, in JSON, in a URL; and of one of several lines each long one."""
     bare = secret.strip()
@@ -179,6 +238,10 @@ def _forms(secret: bytes) -> Iterator[bytes]:
         yield base64.b64encode(each).rstrip(b"=")
     text = bare.decode(errors="replace")
     yield json.dumps(text)[1:-1].encode()
+    if len(bare) <= _NESTED:
+        yield base64.b64encode(base64.b64encode(bare))
+        yield bare.hex().encode()
+        yield json.dumps(json.dumps(text)[1:-1])[1:-1].encode()
     yield json.dumps(text, ensure_ascii=False)[1:-1].encode()
     yield quote(text, safe="").encode()
     yield from _lines(bare)

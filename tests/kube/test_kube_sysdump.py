@@ -22,6 +22,8 @@ from kube_bed import KubeBed
 from ports import free_port
 from processes import child
 
+from clustermesh.kube.rbac import Rule, cluster_role
+
 SECRETS = {
     "password": b"correct horse battery staple",
     "binary": bytes(range(7, 71)),
@@ -99,13 +101,16 @@ def fill(alpha: Cluster, node: str) -> None:
     image = {"image": "registry.example/x", "env": [{"name": "ETCD_PASSWORD", "value": VARIABLE.decode()}]}
     labels = {"app.kubernetes.io/part-of": "clustermesh"}
     spec: dict[str, Any] = {"nodeName": node, "containers": [{"name": "agent", **image}, {"name": "mute", **image}]}
-    alpha.make("Pod", "agent-1", labels=labels, spec={**spec, "automountServiceAccountToken": False})
-    alpha.make("Pod", "strange", spec={**spec, "automountServiceAccountToken": False})
+    apart = {**spec, "automountServiceAccountToken": False}
+    alpha.make("Pod", "agent-1", labels=labels, spec=apart)
+    ports = {"ports": [{"containerPort": 8080}]}  # without a name
+    alpha.make("Pod", "nameless", labels=labels, spec=apart | {"containers": [{"name": "server", **image, **ports}]})
+    alpha.make("Pod", "strange", spec=apart)
 
 
-async def dumped(folder: Path, alpha: Cluster, *flags: str) -> dict[str, bytes]:
+async def dumped(folder: Path, alpha: Cluster, *flags: str, cert: str = "admin") -> dict[str, bytes]:
     """The files of the archive, by their path in it."""
-    document = yaml.safe_load(alpha.bed.write_kubeconfig("one", cert="admin").read_text())
+    document = yaml.safe_load(alpha.bed.write_kubeconfig("one", cert=cert).read_text())
     (folder / "config").write_text(yaml.safe_dump(document))
     words = ("sysdump", "--kubeconfig", folder / "config", "-n", alpha.namespace, "--context", "one", *flags)
     async with child(sys.executable, "-m", "clustermesh.cli", *words, "--output-file", folder / "a.tgz") as process:
@@ -147,6 +152,7 @@ async def test_no_secret_is_in_the_archive_and_what_support_needs_is(
         f"nodes/{kubelet.name}/status.json",
         f"nodes/{kubelet.name}/bpf-lb-list.json",
     } <= files.keys()
+    assert {"logs/nameless/server.log", "objects/clustermeshpeers.json"} <= files.keys()
     assert "logs/strange/agent.log" not in files, "it is of others"
     assert b"a log of agent" in files["logs/agent-1/agent.log"]
     assert b'["clustermesh","node","status","-o","json"]' in files[f"nodes/{kubelet.name}/status.json"].replace(
@@ -176,3 +182,41 @@ async def test_of_a_cluster_that_is_half_dead_there_is_the_other_half(
     assert {"objects/pods.json", "objects/secrets.json", "certificates.json"} <= files.keys()
     assert sum(map(len, files.values())) < 2 << 20
     assert index["seconds"] < 40
+
+
+async def test_of_more_pods_than_there_is_room_for_ours_are_there_and_the_file_is_whole(
+    bed: KubeBed, namespace: str, tmp_path: Path
+) -> None:
+    alpha = Cluster(bed, namespace, "alpha", 1, free_port())
+    alpha.install()
+    bed.create({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": namespace}})
+    spec = {"nodeName": "nobody", "automountServiceAccountToken": False}
+    for number in range(12):
+        image = {"name": "a", "image": "x", "args": ["y" * 200_000]}
+        alpha.make("Pod", f"a-large-one-{number}", spec={**spec, "containers": [image]})
+    fill(alpha, "nobody")
+    files = await dumped(tmp_path, alpha, "--timeout", "60s")
+    index = json.loads(files["index.json"])
+    assert index["missing"]["objects/pods.json"].startswith("the first ")
+    names = [each["metadata"]["name"] for each in json.loads(files["objects/pods.json"])]
+    assert (names[:2], len(names) < 15) == (["agent-1", "nameless"], True)
+    assert "logs/agent-1/agent.log" in index["missing"], "it is asked for"
+
+
+async def test_who_may_not_read_secrets_gets_an_archive_without_texts(
+    bed: KubeBed, namespace: str, tmp_path: Path
+) -> None:
+    alpha = Cluster(bed, namespace, "alpha", 1, free_port())
+    alpha.install()
+    bed.create({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": namespace}})
+    fill(alpha, "nobody")
+    rules = [Rule("", each, ("list",)) for each in ("pods", "configmaps", "services")]
+    bed.allow("half-blind", cluster_role("half-blind", rules))
+    files = await dumped(tmp_path, alpha, "--timeout", "60s", cert="half-blind")
+    assert {"objects/pods.json", "objects/configmaps.json", "objects/services.json"} <= files.keys()
+    assert not any(name.startswith(("logs/", "nodes/")) for name in files)
+    for name, data in files.items():
+        for secret in (SECRETS["password"], VARIABLE):
+            assert secret not in data, name
+    missing = json.loads(files["index.json"])["missing"]
+    assert "may not list" in missing["objects/secrets.json"] or "may not get" in missing["objects/secrets.json"]

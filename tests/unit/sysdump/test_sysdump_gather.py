@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from clustermesh.errors import Refused
+from clustermesh.errors import Refused, Unavailable
 from clustermesh.sysdump import gather
-from clustermesh.sysdump.gather import Bounds, Gathering, Source, pack, write_private
+from clustermesh.sysdump.gather import Bounds, Gathering, Source, as_list, pack, write_private
 from clustermesh.sysdump.redact import Redactor
 
 
@@ -34,8 +34,7 @@ def unpacked(data: bytes) -> dict[str, bytes]:
         return {each.name: archive.extractfile(each).read() for each in archive}  # type: ignore[union-attr]
 
 
-async def test_one_that_fails_in_any_way_costs_the_others_nothing_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gather, "_EACH", 0.2)
+async def test_one_that_fails_in_any_way_costs_the_others_nothing_and_is_named() -> None:
     errors = {
         "refused": Refused("not allowed"),
         "group": ExceptionGroup("all", [ExceptionGroup("some", [Refused("deep")])]),
@@ -44,7 +43,7 @@ async def test_one_that_fails_in_any_way_costs_the_others_nothing_and_is_named(m
     }
     gathering = Gathering(Bounds())
     sources = [Source(name, lambda e=error: fails(e)) for name, error in errors.items()]
-    await gathering.ask([Source("slow", hangs), *sources, Source("good", lambda: says(b"here"))])
+    await gathering.ask([Source("slow", hangs, 0.2), *sources, Source("good", lambda: says(b"here"))])
     assert gathering.found.files == {"good": b"here"}
     assert gathering.found.missing == {
         "slow": "no answer within 0 s",
@@ -64,6 +63,26 @@ async def test_time_and_room_have_an_end_and_a_log_keeps_its_last_lines() -> Non
     late = Gathering(Bounds(seconds=0.0))
     await late.ask([Source("a", hangs)])
     assert late.found.missing == {"a": "not asked: time is over"}
+
+
+def test_of_a_list_that_is_too_long_there_are_as_many_whole_objects_as_fit() -> None:
+    items = [{"n": n, "text": "x" * n} for n in range(40)]
+    for room in (4, 30, 200, 1000, 100_000):
+        data, kept = as_list(items, room)
+        assert (json.loads(data), len(data) <= room) == (items[:kept], True)
+    assert kept == len(items)
+
+
+def test_an_archive_is_private_also_where_there_was_a_file_and_is_whole_or_not_there(tmp_path: Path) -> None:
+    at, target = tmp_path / "a.tgz", tmp_path / "other"
+    for make in (lambda: at.write_bytes(b"old"), lambda: at.symlink_to(target)):
+        at.unlink(missing_ok=True)
+        make()
+        write_private(at, b"new")
+        assert (at.read_bytes(), at.stat().st_mode & 0o777, target.exists()) == (b"new", 0o600, False)
+    with pytest.raises(Unavailable, match=f"{tmp_path}/no/a.tgz: No such file"):
+        write_private(tmp_path / "no" / "a.tgz", b"new")
+    assert [each.name for each in tmp_path.iterdir()] == ["a.tgz"]
 
 
 async def test_the_archive_is_its_owners_and_what_failed_is_in_it_without_secrets(tmp_path: Path) -> None:

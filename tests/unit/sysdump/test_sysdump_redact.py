@@ -35,6 +35,9 @@ def test_what_is_in_a_secret_is_nowhere_in_any_form(secret: bytes, before: bytes
         base64.b64encode(secret.strip() + b"\n"),
         json.dumps(text_of(secret.strip()))[1:-1].encode(),
         quote(text_of(secret.strip()), safe="").encode(),
+        base64.b64encode(base64.b64encode(secret.strip())),
+        secret.strip().hex().encode(),
+        json.dumps(json.dumps(text_of(secret.strip()))[1:-1])[1:-1].encode(),
     ]
     cleaned = redactor.clean(b" ".join(before + form + after for form in forms) + json.dumps(shown).encode())
     for form in forms[:2]:
@@ -81,14 +84,48 @@ def test_lines_of_a_key_are_taken_out_wherever_they_are_broken() -> None:
         "Authorization: Bearer abcunknowndef",
         "authorization: basic YWRtaW46unknown==",
         "etcd at https://root:unknown@192.0.2.1:2379",
+        "run --db-password=unknown",
+        "run --token unknown --verbose",
+        "GET https://h/?a=1&access_token=unknown&b=2",
+        "X-Api-Key: unknown",
+        "Authorization: Token unknown",
+        '"Authorization": "Token unknown"',
+        "secret_key=unknown",
+        "password: unknown",
+        "password: 'it is unknown'",
+        '{"joinToken": "very unknown"}',
+        r'"note": "{\"joinToken\": \"very unknown\"}"',
+        '{"password": "a \\" unknown"}',
+        base64.b64encode(b"-----BEGIN PRIVATE KEY-----\nunknown").decode().replace("dW5rbm93bg", "unknown"),
     ],
 )
 def test_what_looks_like_a_secret_that_nobody_knows_of_is_taken_out(said: str) -> None:
     assert b"unknown" not in Redactor().clean(said.encode())
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Secret clustermesh-apiserver-server-cert was not found",
+        '"secretName": "cilium-ca", "automountServiceAccountToken": true, "tokenExpirationSeconds": 3607',
+        '"token": 5,\n"secret": {\n"name": "x"',
+        "tokenFile: /var/run/token and secret: /etc/secret",
+        base64.b64encode(b"-----BEGIN CERTIFICATE-----\nMIIB").decode(),
+        "-" * 100_000,
+    ],
+)
+def test_what_only_sounds_like_a_secret_stays(said: str) -> None:
+    assert Redactor().clean(said.encode()) == said.encode()
+
+
 HIDDEN: list[dict[str, Any]] = [
     {"kind": "Pod", "spec": {"containers": [{"env": [{"name": "ETCD_PASSWORD", "value": "sesame-open"}]}]}},
+    {
+        "kind": "Deployment",
+        "spec": {"template": {"spec": {"containers": [{"args": ["--token", "sesame-open", "--v=1"]}]}}},
+    },
+    {"kind": "Pod", "spec": {"httpHeaders": [{"name": "Authorization", "value": "sesame-open"}]}},
+    {"kind": "Deployment", "spec": {"template": {"metadata": {"annotations": {"a/api-key": "sesame-open"}}}}},
     {"kind": "ConfigMap", "data": {"client-secret": "sesame-open"}},
     {"kind": "Service", "metadata": {"annotations": {"example.com/api-key": "sesame-open"}}},
     {
@@ -139,3 +176,33 @@ def test_objects_keep_what_support_needs() -> None:
     redactor = Redactor()
     assert redactor.take_object(pod) == {**pod, "metadata": {"name": "p"}}
     assert redactor.clean(b"clustermesh-apiserver-server-cert") == b"clustermesh-apiserver-server-cert"
+
+
+def test_what_is_named_as_a_secret_in_one_of_a_registry_is_known() -> None:
+    redactor, auth = Redactor(), base64.b64encode(b"me:sesame-one").decode()
+    said = {"auths": {"r.example": {"username": "me", "password": "sesame-two", "auth": auth}}}
+    data = {".dockerconfigjson": base64.b64encode(json.dumps(said).encode()).decode()}
+    redactor.take_object({"kind": "Secret", "data": data})
+    assert redactor.clean(f"sesame-one sesame-two {auth} me".encode()) == b"REDACTED REDACTED REDACTED me"
+
+
+def test_what_was_applied_before_is_in_no_template_and_binary_data_nowhere() -> None:
+    applied = {"kubectl.kubernetes.io/last-applied-configuration": "sesame-open", "a": "b"}
+    template = {"template": {"metadata": {"annotations": applied}}}
+    shown = Redactor().take_object({"kind": "Deployment", "spec": template})
+    assert shown["spec"] == {"template": {"metadata": {"annotations": {"a": "b"}}}}
+    assert "c2VzYW1l" not in str(Redactor().take_object({"kind": "ConfigMap", "binaryData": {"a": "c2VzYW1l"}}))
+
+
+def test_one_who_knows_no_secrets_leaves_no_text() -> None:
+    redactor = Redactor()
+    redactor.blind = True
+    container = {"name": "c", "image": "i", "args": ["sesame"], "env": [{"name": "A", "value": "sesame"}]}
+    found = [
+        {"kind": "Pod", "metadata": {"name": "p", "annotations": {"a": "sesame"}}, "spec": {"containers": [container]}},
+        {"kind": "ConfigMap", "data": {"a": "sesame"}},
+        {"kind": "Event", "message": "sesame", "reason": "Failed"},
+    ]
+    shown = json.dumps(redactor.take_object(found))
+    assert "sesame" not in shown
+    assert all(word in shown for word in ('"image": "i"', '"reason": "Failed"', '"name": "p"'))
