@@ -584,7 +584,7 @@ static __always_inline bool is_unproven(const struct ct_entry *entry, const stru
 }
 
 /* Makes both entries of the packet in scratch anew, as they are: as if nobody had looked them up. Where the map is full the
- * kernel takes such first, and keeps what somebody has, up to half of the map: what is established outlasts a flood of openings
+ * kernel takes such first, and keeps what somebody has, up to about half of the map: what is established outlasts a flood of openings
  * in forged names, which backends answer. No pointer to an entry holds afterwards. */
 SUBPROGRAM bool set_aside(void)
 {
