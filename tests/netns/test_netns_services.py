@@ -14,6 +14,7 @@ outside.
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import time
@@ -312,6 +313,44 @@ def test_a_client_outside_reaches_every_backend_that_its_service_gives_to_those(
     nodes = (bed.node.address, bed.node.address6)[family]
     assert seen == {each: nodes if each == "far" else WORLD[family] for each in expected}, "where replies find back"
     bed.withdraw(*served)
+
+
+@pytest.fixture(scope="module")
+def world(bed: ServicesBed) -> int:
+    """Somebody answers outside at this port, at addresses that are no part of the mesh."""
+    bed.listen("world", "outside", WORLD, 7000)
+    return 7000
+
+
+@pytest.mark.skipif(shutil.which("nft") is None, reason="nft is missing: apt-get install nftables")
+@kinds
+@families
+def test_what_pods_send_out_of_the_mesh_may_be_masqueraded_and_nothing_else_is(
+    bed: ServicesBed, world: int, family: int, kind: int, tmp_path: Path
+) -> None:
+    """By the rules that docs/nodes.md has."""
+    page = (Path(__file__).parents[2] / "docs" / "nodes.md").read_text()
+    (rules := tmp_path / "rules.nft").write_text(page.partition("<<'EOF'\n")[2].partition("    EOF\n")[0])
+    to, far = (WORLD[family], world), (BACKENDS["far"][1][family], LISTENING)
+    asks = {to_whom: bed.asks("client", to_whom, kind) for to_whom in (to, far)}
+    assert [asks[each]().client for each in (to, far)] == [CLIENT[family]] * 2
+    served = service("web", ALL)
+    bed.serve(served)
+    bed.node.run(f"nft -f {rules}")
+    try:
+        nodes = (bed.node.address, bed.node.address6)[family]
+        assert asks[to]() == Answer("world", nodes)
+        assert asks[far]() == Answer("far", CLIENT[family])
+        found = heard(bed, "client", "ClusterIP", kind, family, ALL)
+        assert found == {Answer(each, CLIENT[family]) for each in ALL}
+        for called in ("NodePort", "LoadBalancer"):
+            seen = {
+                each.server: each.client for each in heard(bed, "outside", called, kind, family, ALL, WORLD[family])
+            }
+            assert seen == {each: nodes if each == "far" else WORLD[family] for each in ALL}
+    finally:
+        bed.node.run("nft delete table inet pods_outside")
+        bed.withdraw(served)
 
 
 @families
