@@ -66,6 +66,14 @@ async def plan(objects: Objects, helm: Helm, values: Sequence[str], *, name: str
     Raises Refused for what must not change while clusters are connected, or where Helm refuses; Unavailable.
     """
     release = await look_release(objects) if fresh else await find_release(objects)
+    if (
+        release is None
+        and await objects.look(
+            f"/api/v1/namespaces/{objects.namespace}", f"get namespace {objects.namespace}", _Labelled
+        )
+        is None
+    ):
+        raise Refused(f"namespace {objects.namespace} is not there: `kubectl create namespace {objects.namespace}`")
     if release is not None:
         check_settled(release, objects.namespace)
     name = release.last.name if release else name or CHART

@@ -27,6 +27,8 @@ CHART: Final = "clustermesh"
 _MOST_BYTES: Final = 64 << 20
 """Of a release, unpacked: Secrets hold 1 MiB, and its charts are text."""
 _PATIENCE: Final = 600.0
+_DEFINITION: Final = "CustomResourceDefinition"
+_NEEDED: Final = "3.14"
 _FAREWELL: Final = 30.0
 """Seconds for a Helm that was told to end: it writes down that what it was at has failed."""
 _WORDS: Final = 2000
@@ -167,14 +169,17 @@ class Helm(Struct, frozen=True):
         """The release `name` as it would be with `values`, flags of Helm's, beside those it has. Raises as above."""
         said = await self._call(self._deploying(name, values), "--dry-run=server", "--output=json")
         try:
-            return msgspec.json.decode(said, type=Release)
+            release = msgspec.json.decode(said, type=Release)
         except (msgspec.DecodeError, UnicodeDecodeError) as e:
-            raise Invalid("helm", said[:80], f"must print a release: {e}") from e
+            raise Refused(f"helm: must print a release, and prints {said[:80]!r}: {e}") from e
+        if not release.manifest:
+            raise Refused(f"helm: must print a release with its objects, and prints {said[:80]!r}")
+        return release
 
     async def definitions(self) -> list[Mapping[str, Any]]:
         """Those of kinds that the chart comes with: Helm makes them with the first release, and leaves them so."""
         found = parse_documents(await self._call(["show", "crds", self.chart]), "definitions of the chart")
-        return [each for each in found if isinstance(each, Mapping)]
+        return [each for each in found if isinstance(each, Mapping) and each.get("kind") == _DEFINITION]
 
     async def deploy(self, name: str, values: Sequence[str]) -> None:
         """Install or upgrade it so."""
@@ -206,13 +211,7 @@ def find_chart() -> str:
 
 
 async def _run(argv: list[str], environment: Mapping[str, str]) -> bytes:
-    process = await asyncio.create_subprocess_exec(
-        *argv,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, **environment},
-    )
+    process = await _start(argv, environment)
     try:
         async with asyncio.timeout(_PATIENCE):
             said, words = await process.communicate()
@@ -222,8 +221,28 @@ async def _run(argv: list[str], environment: Mapping[str, str]) -> bytes:
         if process.returncode is None:
             await _end(process)
     if process.returncode:
-        raise Refused(f"helm: {words.decode(errors='replace').strip()[-_WORDS:]}")
+        text = words.decode(errors="replace").strip()[-_WORDS:] or f"it ends with {process.returncode}"
+        too_old = f" (Helm {_NEEDED} or newer is needed)" if "unknown flag" in text else ""
+        raise Refused(f"helm: {text}{too_old}")
     return said
+
+
+async def _start(argv: list[str], environment: Mapping[str, str]) -> asyncio.subprocess.Process:
+    """One that is interrupted while it starts is ended as any other, where asyncio would kill it."""
+    starting = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, **environment},
+        )
+    )
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await _end(await starting)
+        raise
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

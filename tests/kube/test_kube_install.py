@@ -32,8 +32,9 @@ def run(bed: KubeBed, namespace: str, tmp_path: Path, monkeypatch: pytest.Monkey
     config = bed.write_kubeconfig("alpha", cert="admin")
 
     def clustermesh(*words: str) -> Result:
-        flags = ["--kubeconfig", str(config), "-n", namespace, "--context", "alpha"]
-        return CliRunner().invoke(main, [*words, *flags])
+        flags = ["--kubeconfig", str(config), "--context", "alpha"]
+        within = [] if "-n" in words else ["-n", namespace]
+        return CliRunner().invoke(main, [*words, *within, *flags])
 
     yield clustermesh
     flags = ["--kubeconfig", str(config), "-n", namespace]
@@ -225,6 +226,14 @@ def test_definitions_come_with_an_upgrade_too_and_those_of_others_stay(
     assert bed.ask("GET", imports)["spec"]["names"]["kind"] == "ServiceImport"
     assert bed.ask("GET", exports)["spec"]["names"]["shortNames"] == ["other"]
     assert "nothing to do" in run("upgrade").output
+
+
+@needs_helm
+def test_without_the_namespace_nothing_is_written(run: Command, bed: KubeBed, namespace: str) -> None:
+    before = contents(bed, namespace)
+    result = run("install", *ALPHA, "-n", "nowhere")
+    assert (result.exit_code, "namespace nowhere is not there: `kubectl create" in result.output) == (1, True)
+    assert contents(bed, namespace) == before
 
 
 def test_without_helm_the_error_says_what_to_run_elsewhere(

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clustermesh.errors import Invalid
+from clustermesh.errors import Invalid, Refused
 from clustermesh.joining.helm import Helm, decode_release, keep
 
 KEPT = {
@@ -92,3 +92,23 @@ def test_a_helm_that_is_interrupted_is_left_to_write_down_that_it_failed(
 
     asyncio.run(interrupt())
     assert ended.read_text() == "failed\n"
+
+
+@pytest.mark.parametrize(
+    ("does", "says"),
+    [
+        ("exit 3", "helm: it ends with 3"),
+        ("echo Error: unknown flag: --x >&2; exit 1", r"unknown flag: --x \(Helm 3.14 or newer is needed\)"),
+        ("echo {}", "must print a release with its objects, and prints b'{}"),
+        ("echo hello", "must print a release, and prints b'hello"),
+    ],
+)
+def test_a_helm_that_says_nothing_of_use_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, does: str, says: str
+) -> None:
+    program = tmp_path / "helm"
+    program.write_text(f"#!/bin/sh\n{does}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(Refused, match=says):
+        asyncio.run(Helm("", "", "default", "chart").render("mesh", []))
