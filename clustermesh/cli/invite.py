@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import sys
 import time
@@ -21,6 +22,7 @@ from clustermesh.errors import Invalid, Refused
 from clustermesh.model import check_cluster_name
 from clustermesh.standalone.context import parse_address
 
+_HAS_PORT, _PORT = re.compile(r":[0-9]+$"), 9443
 _LONGEST = 30 * 86400.0
 """Seconds that an invitation may last."""
 
@@ -68,7 +70,8 @@ def create(which: Which, address: str, ttl: float, uses: int, to: str, again: bo
         raise Invalid("--again", "true", "must stand beside --to NAME, the cluster that is connected")
     if not 0 < ttl <= _LONGEST:
         raise Invalid("ttl", f"{ttl:g} s", "must be more than nothing and at most 720h, like 15m")
-    reached = parse_address(address, "address") if address else None
+    with_port = address if _HAS_PORT.search(address) else f"{address}:{_PORT}"
+    reached = parse_address(with_port, "address") if address else None
     at = (reached.host, reached.port) if reached else None
     click.echo(asyncio.run(_create(which, at, ttl, uses, to, again)))
 
@@ -109,7 +112,9 @@ def revoke(which: Which, number: str) -> None:
 
 @invite.command()
 @cluster_options
-@click.option("--listen", type=Listener(), default="0.0.0.0:9443", show_default=True, help="Where to answer newcomers.")
+@click.option(
+    "--listen", type=Listener(), default=f"0.0.0.0:{_PORT}", show_default=True, help="Where to answer newcomers."
+)
 def serve(which: Which, listen: str) -> None:
     """Answer newcomers that have a token, until interrupted. It shows the certificate of this cluster's etcd.
 
@@ -185,6 +190,8 @@ async def _create(which: Which, at: tuple[str, int] | None, ttl: float, uses: in
 
     async with _opened(which) as objects:
         member = (await read_site(objects, which.context)).member
+        if to == member.name:
+            raise Invalid("--to", to, "is the cluster that invites; name the one that is to join")
         if again and to not in known_peers(member.entries):
             raise Refused(f"{member.name} is not connected to {to}: without --again it may join")
         if at is None:

@@ -22,7 +22,8 @@ import msgspec
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
-from clustermesh.errors import DecodeError, Refused
+from clustermesh.errors import ClusterMeshError, DecodeError, Refused
+from clustermesh.model import check_cluster_name
 from clustermesh.standalone.context import parse_address
 
 MOST: Final = 100
@@ -80,8 +81,9 @@ def decode_token(text: str) -> Token:
         data = text.removeprefix(_PREFIX)
         found = msgspec.json.decode(base64.b64decode(data + "=" * (-len(data) % 4), b"-_", validate=True), type=Token)
         parse_address(found.address)
+        check_cluster_name(found.cluster)
         return found
-    except (ValueError, binascii.Error, msgspec.DecodeError, DecodeError) as e:
+    except (ValueError, binascii.Error, msgspec.DecodeError, ClusterMeshError) as e:
         raise DecodeError("token", "hidden", "must be one that `clustermesh invite create` printed, whole") from e
 
 

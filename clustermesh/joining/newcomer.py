@@ -17,7 +17,8 @@ from clustermesh.errors import ClusterMeshError, Refused, Unavailable
 from clustermesh.joining.checks import find_problems
 from clustermesh.joining.connect import Site, begin_reading, let_in
 from clustermesh.joining.invitations import Token
-from clustermesh.joining.member import mesh_name
+from clustermesh.joining.links import known_peers
+from clustermesh.joining.member import Member, mesh_name
 from clustermesh.joining.offers import MOST_BYTES, decode_offer, encode_ask, offer, taken
 from clustermesh.standalone.connect import Outcome
 
@@ -27,8 +28,10 @@ _WORDS: Final = 20
 
 async def join(site: Site, token: Token, now: datetime) -> Outcome:
     """Raises ClusterMeshError, or an ExceptionGroup of every problem that the other side found."""
+    if token.cluster == site.member.name:
+        raise Refused(f"the token is of {token.cluster} itself: use it with the --context of the cluster that joins")
     ask = encode_ask(site.member, (token.id, token.secret), offer(site.member, token.cluster, now))
-    said = decode_offer(await _asked(token, ask))
+    said = decode_offer(await _asked(token, ask, _known(site.member, token)))
     if said.name != token.cluster:
         raise Refused(f"who answered is {said.name[:40]!r}, and the token is of {token.cluster}: ask for a new one")
     link = taken(site.member, said)
@@ -40,24 +43,38 @@ async def join(site: Site, token: Token, now: datetime) -> Outcome:
     return outcome
 
 
-async def _asked(token: Token, ask: bytes) -> bytes:
-    """The answer. Nothing of the token is sent to whom its authority has not signed for."""
+def _known(own: Member, token: Token) -> ssl.SSLContext | bool:
+    """How a connection to who invites begins: where a cluster of that name is connected, it must be that. Raises
+    Refused."""
+    if (held := known_peers(own.entries).get(token.cluster)) is None:
+        return False  # by the token alone
+    trusted = own.entries.get(held.ca.name, b"") if held.ca is not None else b""
+    try:
+        return ssl.create_default_context(cadata=trusted.decode("ascii", "replace"))
+    except (ssl.SSLError, ValueError) as e:
+        raise _another(token) from e
+
+
+async def _asked(token: Token, ask: bytes, known: ssl.SSLContext | bool) -> bytes:
+    """The answer. Nothing of the token is sent to whom its authority has not signed for, nor in the name of a cluster
+    that is connected and `known`."""
+    place, name = f"https://{token.address}/v1", mesh_name(token.cluster)
+    refused = _another(token) if known else _stranger(token)
     try:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(_PATIENCE)) as session:
-            async with session.get(f"https://{token.address}/v1/authority", ssl=False, allow_redirects=False) as answer:
+            async with session.get(
+                f"{place}/authority", ssl=known, server_hostname=name, allow_redirects=False
+            ) as answer:
                 tls = _trusting(token, await _body(answer))
+            refused = _stranger(token)
             async with session.post(
-                f"https://{token.address}/v1/join",
-                data=ask,
-                ssl=tls,
-                server_hostname=mesh_name(token.cluster),
-                allow_redirects=False,
+                f"{place}/join", data=ask, ssl=tls, server_hostname=name, allow_redirects=False
             ) as answer:
                 data = await _body(answer)
                 if answer.status == 200:
                     return data
     except aiohttp.ClientConnectorCertificateError as e:
-        raise _stranger(token) from e
+        raise refused from e
     except (aiohttp.ClientError, TimeoutError, OSError) as e:
         raise Unavailable(
             f"{token.address}: {e or type(e).__name__}: does `clustermesh invite serve` run there?"
@@ -85,6 +102,13 @@ def _trusting(token: Token, said: bytes) -> ssl.SSLContext:
     tls = ssl.create_default_context(cadata=authority.public_bytes(Encoding.PEM).decode())
     tls.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # it may be signed by one above it
     return tls
+
+
+def _another(token: Token) -> Refused:
+    return Refused(
+        f"a cluster {token.cluster} is connected, and what answers at {token.address} is not that one: nothing was "
+        f"sent; `clustermesh disconnect --peer {token.cluster}` makes room for another one"
+    )
 
 
 def _stranger(token: Token) -> Refused:

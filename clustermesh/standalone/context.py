@@ -34,6 +34,7 @@ CHART_PEERS: Final = Path("/var/lib/cilium/clustermesh")
 CLUSTER_FILE: Final = "cluster.yaml"
 LOCK_PATIENCE: Final = 30.0
 _READABLE: Final = 0o644  # no secret in it, and `status` runs as anyone
+_NOWHERE: Final = frozenset({"0.0.0.0", "::"})
 _HOST: Final = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?|[0-9A-Fa-f:.]+")
 _PORT: Final = re.compile(r":0*([0-9]*)/?$")
 _KEYS: Final = ("name", "id", "endpoint", "maxConnectedClusters")
@@ -184,6 +185,8 @@ def parse_address(value: str, field: str = "endpoint") -> Endpoint:
         raise Invalid(field, etcd_endpoint.without_login(value), rule) from e
     if not parsed.secure or not _HOST.fullmatch(parsed.host):
         raise Invalid(field, etcd_endpoint.without_login(value), rule)
+    if parsed.host in _NOWHERE:
+        raise Invalid(field, value, "must be an address where others reach it; this one is where to listen")
     return parsed
 
 

@@ -242,6 +242,25 @@ async def test_nobody_takes_the_place_of_a_cluster_that_is_connected(
     assert peers(false) == set()
 
 
+async def test_nobody_invites_in_the_name_of_a_cluster_that_is_connected(
+    alpha: Cluster, beta: Cluster, bed: KubeBed
+) -> None:
+    false = Cluster(bed, f"{alpha.namespace}-false", "alpha", 1, free_port())
+    false.install()
+    async with answering(alpha, beta, false):
+        async with inviting(alpha) as address:
+            await joining(beta, await invited(alpha, address))
+        before = beta.data("secrets", SECRET)
+        async with inviting(false) as address:
+            with pytest.raises(Refused, match=r"a cluster alpha is connected, and what answers .* is not that one"):
+                await joining(beta, await invited(false, address))
+        async with inviting(alpha) as address:  # who sends on what the true one says of itself
+            token = replace(await invited(false, address), address=address)
+            with pytest.raises(Refused, match="nothing was sent"):
+                await joining(beta, token)
+    assert (beta.data("secrets", SECRET), peers(false)) == (before, set())
+
+
 async def test_an_authority_is_replaced_once_who_joined_by_invitation_has_joined_again(
     alpha: Cluster, beta: Cluster, bed: KubeBed
 ) -> None:

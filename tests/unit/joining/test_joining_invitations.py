@@ -35,6 +35,14 @@ def test_half_a_token_is_none_and_is_not_shown(cut: int) -> None:
     assert TOKEN.secret not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "changed", [{"cluster": "../x"}, {"cluster": "Beta"}, {"cluster": ""}, {"address": "0.0.0.0:9443"}]
+)
+def test_a_token_of_nobody_is_none(changed: dict[str, str]) -> None:
+    with pytest.raises(DecodeError):
+        decode_token(encode_token(msgspec.structs.replace(TOKEN, **changed)))
+
+
 @given(st.text() | st.text().map("cmj1.".__add__))
 def test_garbage_is_no_token(text: str) -> None:
     with pytest.raises(DecodeError):
