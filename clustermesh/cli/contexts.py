@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 NAMESPACE: Final = "kube-system"
+_LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
 class Which(Struct, frozen=True):
@@ -47,8 +49,21 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
     return complete_context(ctx, param, incomplete)
 
 
+def _check_namespace(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """It becomes part of paths."""
+    if not _LABEL.fullmatch(value):
+        raise click.BadParameter(f"{value!r} must be the name of a namespace: at most 63 of a-z, 0-9 and -", ctx, param)
+    return value
+
+
 _NAMESPACE: Final = click.option(
-    "-n", "--namespace", default=NAMESPACE, show_default=True, metavar="NAME", help="Where the mesh is installed."
+    "-n",
+    "--namespace",
+    callback=_check_namespace,
+    default=NAMESPACE,
+    show_default=True,
+    metavar="NAME",
+    help="Where the mesh is installed.",
 )
 _KUBECONFIG: Final = click.option(
     "--kubeconfig", default="", metavar="FILE", help="Where contexts are looked up, as kubectl does (also: KUBECONFIG)."

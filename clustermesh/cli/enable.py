@@ -78,7 +78,7 @@ def config() -> None:
     "-o", "--output", type=click.Choice(["yaml", "json"]), default="yaml", show_default=True, help="How to print."
 )
 def view(which: Which, output: str) -> None:
-    """Show what the cluster says of itself, and the values that its release was given.
+    """Show what the cluster says of itself, and the values that its release was given, but for secrets.
 
     \b
     Example:
@@ -135,6 +135,7 @@ async def _view(which: Which) -> dict[str, Any]:
     from clustermesh.joining import names
     from clustermesh.joining.connect import open_api
     from clustermesh.joining.helm import find_release
+    from clustermesh.sysdump.redact import Redactor
 
     check_context(which)
     async with open_api(which.kubeconfig, which.context, which.namespace) as objects:
@@ -143,4 +144,4 @@ async def _view(which: Which) -> dict[str, Any]:
             values = (await find_release(objects)).base.config or {}
         except Refused:  # Cilium's chart, or none
             values = {}
-    return {"config": said, "values": values}
+    return {"config": said, "values": Redactor().take_values(values)}

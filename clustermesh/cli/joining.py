@@ -48,13 +48,21 @@ async def disconnect_contexts(which: Which, destinations: Sequence[str], peer: s
         if Mode(mode) is Mode.MESH:
             alive = [each for each in others if isinstance(each, Site)]
             pairs += [(first, second.member.name, second) for first, second in combinations(alive, 2)]
-        outcome = Outcome([], [])
-        for reader, name, other in pairs:
+        for reader, name, _ in pairs:
             if name == reader.member.name:
                 raise Invalid("peer", name, "is this cluster itself")
-            each = await disconnect(reader, name, other, Mode(mode))
+        outcome, failed = Outcome([], []), list[ClusterMeshError]()
+        for reader, name, other in pairs:
+            try:
+                each = await disconnect(reader, name, other, Mode(mode))
+            except ClusterMeshError as e:
+                failed.append(e)
+                continue
             outcome.done.extend(each.done)
             outcome.warnings.extend(each.warnings)
+        if failed:
+            done = "".join(f"; done: {sentence}" for sentence in outcome.done)
+            raise ExceptionGroup("cannot be taken apart", [*failed[:-1], Refused(f"{failed[-1]}{done}")])
         return outcome
 
 

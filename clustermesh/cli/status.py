@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _Reading = Coroutine[Any, Any, dict[str, Any]]
 _POLL = 1.0
+_LEAST = 5.0  # seconds for one look, however little is left of the time to wait
 _SHOWN = 10  # nodes of one cluster, and errors, that are printed; JSON has all
 
 
@@ -95,11 +96,20 @@ async def _read(cluster: Context) -> dict[str, Any]:
 
 def _wait_until_ok(name: str, read: Callable[[], _Reading], duration: float) -> dict[str, Any]:
     deadline = time.monotonic() + duration
+
+    async def look() -> dict[str, Any]:
+        patience = max(_LEAST, deadline - time.monotonic())
+        try:
+            async with asyncio.timeout(patience):
+                return await read()
+        except TimeoutError as e:
+            raise Unavailable(f"{name}: no answer within {patience:.0f} s") from e
+
     with shown_progress() as say:
         while True:
             overview, why = None, ""
             try:
-                overview = asyncio.run(read())
+                overview = asyncio.run(look())
                 why = overview["errors"][0] if overview["errors"] else ""
             except Unavailable as e:
                 why = str(e)

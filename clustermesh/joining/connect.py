@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +23,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from clustermesh.address import Prefix
-from clustermesh.errors import ClusterMeshError, Invalid, Refused, Unavailable, first_of
+from clustermesh.errors import ClusterMeshError, DecodeError, Invalid, Refused, Unavailable, first_of
 from clustermesh.joining import names
 from clustermesh.joining.checks import check_allowed, find_problems
 from clustermesh.joining.links import (
@@ -84,10 +84,10 @@ async def read_site(objects: Objects, context: str) -> Site:
         return Site(await read_member(objects, context), objects)
     except* ClusterMeshError as group:
         error = first_of(group)
-    if isinstance(error, Invalid):  # says where
+    if isinstance(error, Invalid) and not isinstance(error, DecodeError):  # says where
         raise error
     kind = Unavailable if isinstance(error, Unavailable) else Refused
-    raise kind(f"context {context or '(the current one)'}: {error}") from error
+    raise kind(f"{_shown(context)}: {error}") from error
 
 
 async def connect(source: Site, destinations: Sequence[Site], wanted: Wanted, now: datetime) -> Outcome:
@@ -132,8 +132,26 @@ async def _probed(links: Sequence[Link], unreached: bool) -> list[ClusterMeshErr
 
 
 async def _establish(link: Link, sites: Mapping[str, Site], now: datetime, outcome: Outcome) -> None:
-    await let_in(sites[link.owner.name], link.reader.name, outcome)
-    await begin_reading(sites[link.reader.name].objects, link, now, outcome)
+    with _changing(sites[link.owner.name].member, outcome):
+        await let_in(sites[link.owner.name], link.reader.name, outcome)
+    with _changing(link.reader, outcome):
+        await begin_reading(sites[link.reader.name].objects, link, now, outcome)
+
+
+@contextmanager
+def _changing(member: Member, outcome: Outcome) -> Iterator[None]:
+    """What fails names the cluster, and what was done before it."""
+    try:
+        yield
+    except ClusterMeshError as e:
+        done = "".join(f"; done before: {each}" for each in outcome.done)
+        again = "the same command goes on from there" if done else "nothing was changed before"
+        kind = Unavailable if isinstance(e, Unavailable) else Refused
+        raise kind(f"{_shown(member.context)} (cluster {member.name}): {e}{done}; {again}") from e
+
+
+def _shown(context: str) -> str:
+    return f"context {context or '(the current one)'}"
 
 
 async def let_in(owner: Site, reader: str, outcome: Outcome) -> None:

@@ -161,7 +161,7 @@ async def read_member(objects: Objects, context: str) -> Member:
 
 def find_entrance(service: Service | None, nodes: Iterable[Node], context: str) -> tuple[Entrance | None, str]:
     """Where others reach the etcd behind `service`; else why they cannot, and what to do."""
-    enable = f"`clustermesh enable --context {context}`"
+    enable = f"`clustermesh enable{f' --context {context}' if context else ''}`"
     if service is None:
         return (
             None,

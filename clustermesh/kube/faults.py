@@ -70,7 +70,7 @@ _STATUS: Final = msgspec.json.Decoder(Status)
 
 _BY_CODE: Final[dict[int, tuple[type[ClusterMeshError], str]]] = {
     HTTPStatus.UNAUTHORIZED: (Unauthorized, "{what}: the API server does not accept our credentials"),
-    HTTPStatus.FORBIDDEN: (Forbidden, "may not {what}: the ClusterRole lacks this rule ({message})"),
+    HTTPStatus.FORBIDDEN: (Forbidden, "may not {what}: no role allows it ({message})"),
     HTTPStatus.NOT_FOUND: (NotServed, "{what}: the API server has no such kind"),
     HTTPStatus.CONFLICT: (Conflict, "{what}: somebody else changes it at the same time: {message}"),
     HTTPStatus.GONE: (Expired, "{what}: the history asked for is gone: {message}"),

@@ -121,7 +121,8 @@ def test_the_chart_is_put_in_once_changed_where_asked_and_nothing_of_it_is_left(
 @needs_helm
 def test_who_is_connected_is_not_taken_away_and_no_secret_is_shown(run: Command, bed: KubeBed, namespace: str) -> None:
     secret = "bm90IGZvciBhbnlib2R5"
-    tls = [f"{DECLARED}.tls.{key}={secret}" for key in ("caCert", "cert", "key")]
+    key = base64.b64encode(b"not for anybody either" * 3).decode()
+    tls = [f"{DECLARED}.tls.{name}={value}" for name, value in (("caCert", secret), ("cert", secret), ("key", key))]
     peers = ["clustermesh.config.enabled=true", f"{DECLARED}.name=beta", f"{DECLARED}.ips[0]=192.0.2.1", *tls]
     declared = [part for each in peers for part in ("--set", each)]
     assert run("install", *ALPHA, *declared).exit_code == 0
@@ -129,6 +130,10 @@ def test_who_is_connected_is_not_taken_away_and_no_secret_is_shown(run: Command,
     assert "data.beta.etcd-client.key: (hidden) -> (hidden)" in result.output, result.output
     assert secret not in result.output
     assert "b3RoZXI" not in result.output
+    assert key not in result.output
+    assert run("upgrade", *declared).exit_code == 0
+    shown = run("config", "view").output
+    assert ("name: beta" in shown, secret in shown, key in shown) == (True, True, False)
     result = run("upgrade", "--set", "cluster.id=7")
     assert (result.exit_code, "is connected to beta" in result.output) == (1, True), result.output
 

@@ -27,6 +27,7 @@ from clustermesh.joining.connect import Site, Wanted, connect, disconnect, read_
 from clustermesh.joining.connections import list_connections
 from clustermesh.joining.links import Mode
 from clustermesh.joining.status import read_status
+from clustermesh.kube.rbac import Rule, cluster_role
 from clustermesh.mesh.peer_files import read_peers
 from clustermesh.mesh.reader import ClusterReader
 from clustermesh.mesh.session import State
@@ -287,10 +288,25 @@ def test_the_commands_do_it_by_contexts_of_a_kubeconfig(alpha: Cluster, beta: Cl
     assert (result.exit_code, alpha.data("secrets", "cilium-clustermesh")) == (0, {}), result.output
 
 
-def kubeconfigs(folder: Path, *clusters: Cluster) -> Iterator[Path]:
-    """One file with a context for each: "one", "two"."""
+def test_what_fails_in_between_names_the_cluster_and_says_what_was_done(
+    alpha: Cluster, beta: Cluster, tmp_path: Path
+) -> None:
+    for each in (alpha, beta):
+        each.install()
+    alpha.bed.allow("looker", cluster_role("looker", [Rule("*", "*", ("get", "list"))]))
+    paths = ":".join(str(one) for one in kubeconfigs(tmp_path, alpha, beta, cert="looker"))
+    words = ("--kubeconfig", paths, "-n", alpha.namespace, "--context", "one", "--destination-context", "two")
+    result = CliRunner().invoke(main, ["connect", *words, "--allow-unreachable"])
+    assert result.exit_code == 1, result.output
+    assert "error: context one (cluster alpha): may not " in result.output
+    assert "; done before: beta lets alpha in as the user remote-alpha; the same command goes on" in result.output
+
+
+def kubeconfigs(folder: Path, *clusters: Cluster, cert: str = "admin") -> Iterator[Path]:
+    """One file with a context for each: "one", which is of who has the certificate `cert`, and "two"."""
     for number, each in zip(("one", "two"), clusters, strict=False):
-        document = yaml.safe_load(each.bed.write_kubeconfig(number, cert="admin").read_text())
+        document = yaml.safe_load(each.bed.write_kubeconfig(number, cert=cert).read_text())
+        cert = "admin"
         document["clusters"][0]["name"] = document["contexts"][0]["context"]["cluster"] = number
         path = folder / f"{number}.kubeconfig"
         path.write_text(yaml.safe_dump(document))

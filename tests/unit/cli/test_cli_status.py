@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -152,3 +153,15 @@ def test_verbose_shows_the_limits_of_each_cluster_and_the_mode_of_the_api_server
     etcd([found])
     told = json.loads(status(context, "-o", "json").stdout)
     assert told["clusters"]["beta"]["limits"]["nodes"] == {"used": 1, "most": 7}
+
+
+def test_waiting_has_an_end_also_where_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "_LEAST", 0.05)
+    monkeypatch.setattr(command, "_POLL", 0.05)
+
+    async def hangs() -> dict[str, Any]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    with pytest.raises(Unavailable, match="alpha: no answer within"):
+        command._wait_until_ok("alpha", hangs, 0.1)

@@ -43,6 +43,13 @@ def test_an_absurd_value_is_wrong_usage_and_its_flag_is_named(command: str, flag
         assert value[:20] in last or repr(float(value)) in last, "the value is said"
 
 
+@pytest.mark.parametrize("namespace", ["", "a/../kube-system", "A", "-a", "a" * 64, "a\n"])
+def test_what_is_no_namespaces_name_is_wrong_usage(namespace: str) -> None:
+    result = CliRunner().invoke(main, ["peers", "--context", "alpha", "-n", namespace])
+    last = result.stderr.splitlines()[-1]
+    assert (result.exit_code, "Invalid value for '-n' / '--namespace': " in last) == (2, True)
+
+
 @pytest.mark.parametrize("san", ["", "a\nb", "x" * 64, "x." * 150 + "x", "\u00fc"])
 @pytest.mark.parametrize("command", [["init"], ["certs", "init"], ["certs", "renew"], ["certs", "issue"]])
 def test_a_name_that_no_certificate_can_hold_is_wrong_usage_before_anything_is_made(
