@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from clustermesh.kube.hosts import RULES as HOSTS
 from clustermesh.kube.rbac import FOLLOW
 from clustermesh.multicluster.documents import IMPORT_RULES, SLICE_RULES
 from clustermesh.sources.served import RULES
+from tools.reference import chart as reference
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
@@ -108,6 +111,24 @@ def test_the_kubernetes_api_takes_every_object(bed: KubeBed, values: Values) -> 
 def test_helm_finds_no_fault(values: Values) -> None:
     done = helm("lint --strict", merged(ALPHA, values))
     assert done.returncode == 0, done.stdout
+
+
+def test_every_port_of_an_object_is_in_the_reference() -> None:
+    """And every one there is of an object, but for those that have no value."""
+    values = merged(nested("clustermesh.invitations.enabled", True), MATRIX["monitored"])
+    found = set(_ports(rendered(values)))
+    usual = yaml.safe_load((CHART / "values.yaml").read_text())
+    told = {reduce(getitem, each.key.split("."), usual) for each in reference.PORTS if each.key}
+    assert found == told
+
+
+def _ports(node: Any) -> Iterator[int]:
+    """Where anything listens, or a Service leads from."""
+    if isinstance(node, dict):
+        yield from (node[key] for key in ("containerPort", "nodePort", "port") if isinstance(node.get(key), int))
+        node = list(node.values())
+    for each in node if isinstance(node, list) else ():
+        yield from _ports(each)
 
 
 REFUSED: list[tuple[Values, str]] = [
