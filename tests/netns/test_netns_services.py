@@ -20,6 +20,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 from threading import get_native_id
 
@@ -120,8 +121,8 @@ def host_port() -> LocalService:
 
 @pytest.fixture(
     scope="module",
-    params=[(Mechanism.TCX, ConfigFlag.REDIRECT), (Mechanism.CLSACT, ConfigFlag(0))],
-    ids=["links, past the stack", "filters, by the stack"],
+    params=list(product((Mechanism.TCX, Mechanism.CLSACT), (ConfigFlag.REDIRECT, ConfigFlag(0)))),
+    ids=[", ".join(each) for each in product(("links", "filters"), ("past the stack", "by the stack"))],
 )
 def bed(
     machine: None, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
