@@ -3,6 +3,7 @@ round, half of it faults on a real bed (soak_faults.py).
 
     SOAK_SECONDS=3600 make soak ARGS="tests/unit/store"      property tests alone, where and for how long (300 s)
     SOAK_SECONDS=3600 make soak ARGS=faults                  faults alone
+    SOAK_KILLS=200 make soak ARGS=kills                      an agent killed so often under load, in whole clusters
 
 Every round says its seed, runs the tests in an order of its own and draws more examples than the one before. When the
 time is over the test that runs is the last one. A failure ends the soak with the command that repeats it.
@@ -24,6 +25,7 @@ import pytest
 _SECONDS = 300.0
 _PATIENCE = 20.0  # seconds for the last test, before it is cut off
 _EXAMPLES = (25, 100, 300)  # of each test, in the first rounds and in all later ones
+_KILLS = "200"  # some ten minutes
 _FAILED, _NOTHING = 1, 5  # what pytest exits with when tests failed, and when none was selected
 
 
@@ -32,11 +34,33 @@ def main() -> int:
     where, seconds = sys.argv[1:], float(os.environ.get("SOAK_SECONDS", _SECONDS))
     from tests.soak_faults import soak as soak_faults  # not for pytest, whose plugin this is too
 
+    if where == ["kills"]:
+        return _kill(os.environ.get("SOAK_KILLS", _KILLS))
     if where == ["faults"]:
         return soak_faults(time.time() + seconds)
     if where:
         return _soak_properties(where, time.time() + seconds)
     return _soak_properties(["tests/unit"], time.time() + seconds / 2) or soak_faults(time.time() + seconds / 2)
+
+
+def _kill(times: str) -> int:
+    """At other moments each time; the test says how many requests there were, and how many of them failed."""
+    told = {
+        "LAB_KILLS": times,
+        "LAB_SEED": os.environ.get("SOAK_SEED") or str(random.SystemRandom().randrange(1 << 32)),
+    }
+    print(f"{times} kills, SOAK_SEED={told['LAB_SEED']}", flush=True)
+    what = [
+        "tests/lab/test_lab_killed.py",
+        "-k",
+        "wherever_in_its_work",
+        "-q",
+        "-s",
+        "--no-header",
+        "-p",
+        "no:cacheprovider",
+    ]
+    return subprocess.run([sys.executable, "-m", "pytest", *what], env={**os.environ, **told}, check=False).returncode
 
 
 def _soak_properties(where: list[str], end: float) -> int:
