@@ -174,7 +174,7 @@ class Keeper:
     async def _tell(
         self, peers: Mapping[str, Declared], refused: Mapping[str, Refusal], fault: ClusterMeshError | None
     ) -> None:
-        sights = await self._look() if peers else {}
+        sights, faults = await self._look() if peers else {}, list[ClusterMeshError]()
         for name, declared in peers.items():
             refusal = refused.get(name) or (
                 Refusal("NotWritten", str(fault)) if fault and not declared.paused else None
@@ -182,8 +182,13 @@ class Keeper:
             status = status_of(declared, refusal, sights.get(name), time.time())
             if is_due(declared.status, status, time.monotonic() - self._written.get(name, float("-inf"))):
                 self._written[name] = time.monotonic()
-                await self._write_status(declared, status)
+                try:
+                    await self._write_status(declared, status)
+                except ClusterMeshError as e:
+                    faults.append(e)
         self._written = {name: at for name, at in self._written.items() if name in peers}
+        if faults:
+            raise faults[0]
 
     async def _write_status(self, declared: Declared, status: Mapping[str, Any]) -> None:
         document = {

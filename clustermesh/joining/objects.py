@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Mapping
+from secrets import token_hex
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -165,7 +166,9 @@ class Objects:
             "data": _encoded(plural, data),
             **new,
         }
-        await self.send("POST", self._at(plural), f"create {plural}/{name}", made)
+        # By its name, so that a Role can say which: a POST to all of them has none. The manager is nobody else's, so
+        # that of two who make the same at once one hears Conflict.
+        await self.apply(plural, made, f"{MANAGER}-{token_hex(4)}")
 
     async def _patch(
         self, plural: str, name: str, version: str, before: Mapping[str, bytes], after: Mapping[str, bytes]

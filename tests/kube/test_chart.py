@@ -237,7 +237,24 @@ def test_who_asks_the_kubernetes_api_may_do_what_its_code_does_and_nothing_else(
     for case, more in (("slices of peers", slices), ("imports", imports)):
         assert granted(named(rendered(MATRIX[case]), "ClusterRole", "clustermesh-apiserver")) == source | more
     for rule in roles["clustermesh-certificates"]["rules"]:
-        assert rule["verbs"] == ["create"] or len(rule["resourceNames"]) == 5
+        assert len(rule["resourceNames"]) == 5
+
+
+@pytest.mark.parametrize("clusters", [list, dict])
+def test_a_cluster_that_is_listed_and_not_enabled_is_not_connected(clusters: type) -> None:
+    port = {"port": 1}
+    listed: Any = {
+        "beta": port,
+        "gamma": {"enabled": True, **port},
+        "delta": {"enabled": False},
+        "alpha": {"enabled": False},
+    }
+    listed = listed if clusters is dict else [{"name": name, **one} for name, one in listed.items()]
+    objects = rendered(nested("clustermesh.config", {"enabled": True, "clusters": listed}))
+    for name in ("cilium-clustermesh", "cilium-kvstoremesh"):
+        assert sorted(named(objects, "Secret", name)["data"]) == ["beta", "gamma"]
+    users = yaml.safe_load(named(objects, "ConfigMap", "clustermesh-remote-users")["data"]["users.yaml"])
+    assert [user["name"] for user in users["users"]] == ["remote-beta", "remote-gamma"]
 
 
 def test_the_token_of_an_account_is_where_its_program_is_and_nowhere_else() -> None:

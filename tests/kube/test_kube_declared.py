@@ -410,9 +410,8 @@ def test_the_chart_allows_what_it_takes_and_nothing_else() -> None:
             by_name |= {(resource, name, *rule["verbs"]) for name in rule.get("resourceNames", [""])}
     assert granted == {(rule.group, rule.resource, verb) for rule in RULES for verb in rule.verbs}
     assert {each for each in by_name if each[0] == "secrets"} == {
-        ("secrets", "", "create"),
         ("secrets", "one", "get"),
-        *(("secrets", name, "get", "patch") for name in ("cilium-clustermesh", "cilium-kvstoremesh")),
+        *(("secrets", name, "get", "patch", "create") for name in ("cilium-clustermesh", "cilium-kvstoremesh")),
     }
     off = rendered(nested("clustermesh.declaredPeers.enabled", False))
     assert "Role" not in {each["kind"] for each in off if each["metadata"]["name"] == "clustermesh-peers"}

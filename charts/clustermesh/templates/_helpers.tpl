@@ -101,7 +101,9 @@ key-file: /var/lib/cilium/etcd-secrets/tls.key
 {{- if .enabled -}}
 {{- range $key, $one := .clusters -}}
 {{- $name := ternary $one.name $key (kindIs "int" $key) -}}
-{{- $_ := set $clusters $name (omit $one "name") -}}
+{{- if ne (toString $one.enabled) "false" -}}
+{{- $_ := set $clusters $name (omit $one "name" "enabled") -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
