@@ -11,7 +11,7 @@ import click
 from clustermesh.cli.contexts import Which, cluster_options
 from clustermesh.cli.install import check_context, deploy
 from clustermesh.cli.table import print_found
-from clustermesh.errors import Refused
+from clustermesh.errors import Invalid, Refused
 
 _chart = click.option("--chart", default="", metavar="CHART", help="Folder, package or reference of the chart.")
 
@@ -100,6 +100,8 @@ def set_value(which: Which, key: str, value: str, chart: str) -> None:
       clustermesh config set clustermesh.apiserver.replicas 2 --context alpha
       clustermesh config set clustermesh.apiserver.service.annotations '{"a": "b"}' --context alpha
     """
+    if not all(key.split(".")):
+        raise Invalid("key", key, "must be names with dots between, as clustermesh.apiserver.replicas")
     changed = asyncio.run(_upgrade(which, {key: _parsed(value)}, chart))
     click.echo(f"{key} is {value}{'' if changed else ' already'}")
 

@@ -137,7 +137,7 @@ async def _uninstall(which: Which, dry_run: bool, authority: bool) -> None:
     async with open_api(which.kubeconfig, which.context, which.namespace) as objects:
         release = await look_release(objects)
         told = await objects.read("secrets", names.PEERS, Secret)
-        if told is not None and (told.metadata.labels or {}).get(MANAGED_BY) != "Helm":
+        if told is None or (told.metadata.labels or {}).get(MANAGED_BY) != "Helm":
             await check_alone(objects, "uninstall")
         if release is not None:
             _show(await find_changes(objects, release.last.manifest, ""))

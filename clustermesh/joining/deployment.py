@@ -12,10 +12,11 @@ from clustermesh.errors import Refused
 from clustermesh.joining import names
 from clustermesh.joining.differences import Change, find_changes
 from clustermesh.joining.helm import CHART, Helm, Kept, Release, check_settled, find_release, look_release
-from clustermesh.joining.links import known_peers
 from clustermesh.joining.objects import MANAGED_BY, MANAGER, Meta, Objects
 from clustermesh.kube.client import Request
 from clustermesh.kube.faults import NotServed
+from clustermesh.mesh.peer_files import MARK
+from clustermesh.standalone.users_file import remote_user, users_in
 
 Definition: TypeAlias = Mapping[str, Any]
 """A CustomResourceDefinition."""
@@ -76,6 +77,8 @@ async def plan(objects: Objects, helm: Helm, values: Sequence[str], *, name: str
         raise Refused(f"namespace {objects.namespace} is not there: `kubectl create namespace {objects.namespace}`")
     if release is not None:
         check_settled(release, objects.namespace)
+    if release is not None and name not in ("", release.last.name):
+        raise Refused(f"namespace {objects.namespace} has the chart as release {release.last.name}, and not as {name}")
     name = release.last.name if release else name or CHART
     wanted = await helm.render(name, values)
     if release is not None:
@@ -116,10 +119,19 @@ def _path(definition: Definition) -> str:
 
 
 async def check_alone(objects: Objects, what: str) -> None:
-    """Refused where `what` is to be done, and clusters are connected."""
-    connected = ", ".join(sorted(known_peers(await objects.secret(names.PEERS))))
-    if what and connected:
-        raise Refused(f"this cluster is connected to {connected}: `clustermesh disconnect` first, then {what}")
+    """Refused where `what` is to be done, and this cluster reads another, be it by an entry that nobody understands, or
+    is read by one."""
+    if not what:
+        return
+    entries = [await objects.secret(secret) for secret in (names.PEERS, names.COPIED)]
+    reads = sorted({name for each in entries for name, data in each.items() if MARK in data})
+    users = users_in((await objects.config(names.USERS)).get(names.USERS_KEY, "").encode(), names.USERS)
+    prefix = remote_user("")
+    read_by = sorted({each.name.removeprefix(prefix) for each in users if each.name.startswith(prefix)} - {*reads})
+    told = [f"connected to {', '.join(reads)}"] if reads else []
+    told += [f"read by {', '.join(read_by)}"] if read_by else []
+    if told:
+        raise Refused(f"this cluster is {' and '.join(told)}: `clustermesh disconnect` first, then {what}")
 
 
 class Leavings(Struct, frozen=True):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from chart_bed import HELM, MISSING, ROOT
 from click.testing import CliRunner, Result
 from joined_bed import Cluster
@@ -64,7 +65,8 @@ def test_a_cluster_is_opened_once_and_closed_once_nobody_is_connected(
 
     entry = "endpoints: [https://b:1]\ntrusted-ca-file: a\ncert-file: b\nkey-file: c\n"
     beta = base64.b64encode(entry.encode()).decode()
-    Cluster(bed, namespace, "alpha", 1, free_port()).make("Secret", "cilium-clustermesh", data={"beta": beta})
+    alpha = Cluster(bed, namespace, "alpha", 1, free_port())
+    alpha.make("Secret", "cilium-clustermesh", data={"beta": beta})
     before = revisions(bed, namespace)
     for refused in (
         ("disable",),
@@ -75,8 +77,20 @@ def test_a_cluster_is_opened_once_and_closed_once_nobody_is_connected(
     ):
         result = run(*refused)
         assert (result.exit_code, "is connected to beta" in result.output) == (1, True), result.output
-    assert revisions(bed, namespace) == before
     bed.ask("DELETE", f"/api/v1/namespaces/{namespace}/secrets/cilium-clustermesh")
+    users = yaml.safe_dump({"users": [{"name": "remote-gamma", "role": "remote"}]})
+    spoilt = base64.b64encode(b"endpoints: [https://z:1]\n").decode()
+    for kind, plural, name, data, says in (
+        ("ConfigMap", "configmaps", "clustermesh-remote-users", {"users.yaml": users}, "is read by gamma: "),
+        ("Secret", "secrets", "cilium-clustermesh", {"zeta": spoilt}, "is connected to zeta: "),
+        ("Secret", "secrets", "cilium-kvstoremesh", {"zeta": spoilt}, "is connected to zeta: "),
+    ):
+        alpha.make(kind, name, data=data)
+        for refused in (("disable",), ("uninstall",)):
+            result = run(*refused)
+            assert (result.exit_code, says in result.output) == (1, True), result.output
+        bed.ask("DELETE", f"/api/v1/namespaces/{namespace}/{plural}/{name}")
+    assert revisions(bed, namespace) == before
     result = run("disable")
     assert (result.exit_code, '    spec.type: "NodePort" -> "ClusterIP"' in result.output) == (0, True), result.output
     assert bed.ask("GET", service)["spec"]["type"] == "ClusterIP"
@@ -87,6 +101,11 @@ def test_what_helm_refuses_is_said_in_its_words_and_nothing_changes(run: Command
     assert (result.exit_code, "helm: " in result.output, "service/type" in result.output) == (1, True, True), (
         result.output
     )
+    for key in ("", ".", "a..b"):
+        result = run("config", "set", key, "1")
+        assert (result.exit_code, "must be names with dots" in result.output) == (2, True), result.output
+    result = run("install", "--release", "other")
+    assert (result.exit_code, "as release mesh, and not as other" in result.output) == (1, True), result.output
     assert revisions(bed, namespace) == 1
 
 
