@@ -70,10 +70,10 @@ class InSecrets:
     What the API server writes of such a Secret into those of `_SHARED` is left alone there: it follows by itself.
     """
 
-    expected: ClassVar = {AUTHORITY: ("ca",), **dict.fromkeys(LEAVES, ("tls",))}
-
     def __init__(self, site: Site, trusts: Sequence[str] = ()) -> None:
         self._site, self._trusts = site, trusts
+        made = site.member.etcd is None
+        self.expected = {AUTHORITY: ("ca",), **dict.fromkeys(LEAVES, ("tls",))} if made else {}
         self.places = (AUTHORITY, *LEAVES, *trusts, *_SHARED)
 
     @property

@@ -168,6 +168,8 @@ def secrets_of(
 
 def _local(reader: Member) -> AgentAccess:
     """How agents reach the copies in their own cluster."""
+    if (own := reader.etcd) is not None:
+        return AgentAccess(folder=names.MOUNT, endpoints=own.endpoints, ca=own.ca, cert=own.cert, key=own.key)
     return AgentAccess(
         folder=names.MOUNT,
         endpoints=(f"https://{names.API_SERVER}.{reader.namespace}.svc:{reader.port}",),

@@ -9,6 +9,7 @@ from msgspec import Struct
 from clustermesh.address import parse
 from clustermesh.errors import Invalid
 from clustermesh.joining.names import MESH_DOMAIN
+from clustermesh.mesh.peer_files import PeerFile
 from clustermesh.model import Cluster
 from clustermesh.standalone.pod_cidrs import PodCidr
 
@@ -62,7 +63,7 @@ class Member(Struct, frozen=True, kw_only=True):
     `service` is the type of the API server's Service, "" where there is none, and `port` what it serves inside the
     cluster; `ready` of its `replicas` are ready. `peers` and `copied` are the Secrets of those names, `users` the file
     that names who may read; `helms` are those of the three that Helm keeps. `signer` may sign; `trusted` is what its
-    etcd takes clients' certificates from.
+    etcd takes clients' certificates from. `etcd` is its etcd where the chart has not made it: `local` is that one's.
     """
 
     context: str
@@ -74,6 +75,7 @@ class Member(Struct, frozen=True, kw_only=True):
     hidden: str = ""
     service: str = ""
     port: int = 2379
+    etcd: PeerFile | None = None
     replicas: int = 0
     ready: int = 0
     mirrored: bool = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,24 +31,36 @@ async def read_status(member: Member) -> dict[str, Any]:
     try:
         found = await _read_etcd(member)
     except ClusterMeshError as e:
-        reachable = f"its etcd, at {member.entrance or 'no address'}, says nothing of the nodes: {e}"
+        reachable = f"its etcd, at {', '.join(_addresses(member)) or 'no address'}, says nothing of the nodes: {e}"
         return summarise(member, None, reachable)
     return summarise(member, found)
 
 
 async def _read_etcd(member: Member) -> dict[str, Any] | None:
     """None where there is nothing to ask: why, the rest of the status says."""
-    if member.entrance is None or not member.local.cert:
+    aliases: Mapping[str, Sequence[str]] = {}
+    if member.etcd is not None:
+        endpoints, trusted = member.etcd.endpoints, member.local.ca
+    elif member.entrance is not None and member.local.cert:
+        endpoints, aliases = member.entrance.endpoints(member.name), member.entrance.aliases(member.name)
+        trusted = member.trusted
+    else:
         return None
-    name = member.name
     with tempfile.TemporaryDirectory(prefix="clustermesh-") as folder:  # 0700; a TLS library reads files only
         ca, cert, key = (Path(folder, each) for each in ("ca.crt", "tls.crt", "tls.key"))
-        for path, data in ((ca, member.trusted), (cert, member.local.cert), (key, member.local.key)):
+        for path, data in ((ca, trusted), (cert, member.local.cert), (key, member.local.key)):
             path.touch(0o600)
             path.write_bytes(data)
-        endpoints, aliases = member.entrance.endpoints(name), member.entrance.aliases(name)
-        async with EtcdClient(endpoints, Tls(ca, cert, key), timeout=_PATIENCE, aliases=aliases) as client:
-            return await read_through(client, member.cluster, str(member.entrance), known_peers(member.entries))
+        tls = Tls(ca, cert, key) if endpoints[0].startswith("https:") else None
+        async with EtcdClient(endpoints, tls, timeout=_PATIENCE, aliases=aliases) as client:
+            address, peers = ", ".join(_addresses(member)), known_peers(member.entries)
+            return await read_through(client, member.cluster, address, peers)
+
+
+def _addresses(member: Member) -> list[str]:
+    if member.etcd is not None:
+        return list(member.etcd.endpoints)
+    return [] if member.entrance is None else str(member.entrance).split(", ")
 
 
 def summarise(member: Member, overview: Mapping[str, Any] | None, unread: str = "") -> dict[str, Any]:
@@ -63,7 +75,7 @@ def summarise(member: Member, overview: Mapping[str, Any] | None, unread: str = 
         "version": member.version.number if member.version else "",
         "encryption": member.encryption,
         "service": {"type": member.service},
-        "access_information": [] if member.entrance is None else str(member.entrance).split(", "),
+        "access_information": _addresses(member),
         "deployment": {"ready": member.ready, "replicas": member.replicas},
         "kvstoremesh": {"enabled": member.mirrored, "copied": dict(overview["copied"]) if overview else {}},
         "connectivity": _connectivity(clusters, nodes["total"]),
@@ -78,14 +90,14 @@ _UNSEEN: Final[Mapping[str, Any]] = {"configured": 0, "connected": 0, "nodes": {
 
 def _faults(member: Member) -> Iterator[str]:
     """What the Kubernetes API tells."""
-    if member.entrance is None:
+    if member.entrance is None and member.etcd is None:
         yield member.hidden
     if not member.replicas:
         yield f"no Deployment {names.API_SERVER}, or one of no replicas: `clustermesh enable`"
     elif member.ready < member.replicas:
         said = f"{member.ready} of {member.replicas} replicas of Deployment {names.API_SERVER} are ready"
         yield f"{said}: `kubectl describe pod -l k8s-app={names.API_SERVER}`"
-    if not member.local.cert:
+    if member.etcd is None and not member.local.cert:
         yield f"no Secret {names.LOCAL_CERT}: agents cannot read their own etcd; has the certificate job run?"
     for name, error in unreadable_peers(member).items():
         yield f"Secret {names.PEERS}: {name}: {error}: correct it, or disconnect"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from chart_bed import named, rendered
 from click.testing import CliRunner
 from etcd_flags import QUICK
 from joined_bed import Cluster
@@ -25,6 +26,7 @@ from clustermesh.cli import main
 from clustermesh.errors import ClusterMeshError, Refused
 from clustermesh.joining.connect import Site, Wanted, connect, disconnect, read_site
 from clustermesh.joining.connections import list_connections
+from clustermesh.joining.holders import hold_secrets
 from clustermesh.joining.links import Mode
 from clustermesh.joining.status import read_status
 from clustermesh.kube.rbac import Rule, cluster_role
@@ -171,6 +173,34 @@ async def test_an_interrupted_connect_is_completed_by_the_same_command(alpha: Cl
     assert alpha.data("secrets", "cilium-clustermesh").keys() == whole[0].keys()
     assert beta.data("secrets", "cilium-clustermesh") == whole[1]
     assert b"remote-alpha" in beta.data("configmaps", "clustermesh-remote-users")["users.yaml"]
+
+
+async def test_a_cluster_with_an_etcd_that_is_not_the_charts_reads_others_and_says_how_it_is(
+    alpha: Cluster, beta: Cluster, bed: KubeBed
+) -> None:
+    endpoints = list(bed.etcd.endpoints)
+    told = rendered({"etcd": {"enabled": True, "ssl": False, "endpoints": endpoints}})
+    alpha.install(mirrored=True, etcd_config=named(told, "ConfigMap", "cilium-config")["data"]["etcd-config"])
+    beta.install()
+    at = f"/api/v1/namespaces/{alpha.namespace}"
+    certs = [f"secrets/clustermesh-apiserver-{name}-cert" for name in ("server", "remote", "local")]
+    for path in ("services/clustermesh-apiserver", "secrets/cilium-ca", *certs):
+        bed.ask("DELETE", f"{at}/{path}")
+    with pytest.raises(ExceptionGroup) as caught:
+        await join(alpha, beta)
+    assert "alpha is not reached from outside: its etcd is none of the chart's" in str(caught.value.exceptions[0])
+    done = (await join(alpha, beta, wanted=Wanted(mode=Mode.UNICAST, unreached=True))).done
+    assert [each.partition(" (")[0] for each in done] == [
+        "beta lets alpha in as the user remote-alpha",
+        f"alpha reads beta at 127.0.0.1:{beta.port}",
+        "alpha reads the copies of beta in its own etcd",
+    ]
+    assert yaml.safe_load(alpha.data("secrets", "cilium-clustermesh")["beta"])["endpoints"] == endpoints
+    async with alpha.site() as site:
+        status = await read_status(site.member)
+        assert (await hold_secrets(site)).expected == {}
+    assert status["access_information"] == endpoints
+    assert not any(each in str(status["errors"]) for each in ("says nothing of the nodes", "Service", "Secret"))
 
 
 async def test_who_connects_at_the_same_time_loses_no_entry_of_the_other(alpha: Cluster, bed: KubeBed) -> None:
