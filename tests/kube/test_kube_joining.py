@@ -39,6 +39,8 @@ from clustermesh.standalone.connect import Outcome
 from clustermesh.store.local import LocalEtcd
 from clustermesh.store.tls import Tls
 
+STATUS = ["access_information", "cluster", "clusters", "connectivity", "deployment", "encryption", "errors"]
+STATUS += ["kvstoremesh", "nodes", "ok", "service", "version"]
 NEVER_SEEN = {"configured": 0, "connected": 0}
 NOW = datetime.now(UTC)
 AFAR = Wanted(unreached=True)  # no etcd runs
@@ -296,7 +298,11 @@ def test_the_commands_do_it_by_contexts_of_a_kubeconfig(alpha: Cluster, beta: Cl
     (row,) = yaml.safe_load(result.output)
     assert (row["name"], row["reads"], row["readBy"], row["problem"]) == ("beta", True, True, "")
     result = CliRunner().invoke(main, ["status", *common, "-o", "json"])
-    assert (result.exit_code, json.loads(result.output)["connectivity"]["clusters"]) == (1, {"beta": NEVER_SEEN})
+    found = json.loads(result.output)
+    assert (result.exit_code, found["connectivity"]["clusters"]) == (1, {"beta": NEVER_SEEN})
+    assert sorted(found) == STATUS, "scripts read them"
+    assert sorted(found["connectivity"]) == ["clusters", "connected", "global_services", "not_ready", "total"]
+    assert sorted(row) == ["credentialsExpire", "endpoints", "id", "name", "problem", "readBy", "reads"]
     for number in ("v0.1.0", "v0.0.9"):
         labels = {"app.kubernetes.io/part-of": "clustermesh", "k8s-app": "clustermesh-apiserver"}
         labels["app.kubernetes.io/version"] = number
