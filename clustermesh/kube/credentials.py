@@ -18,7 +18,7 @@ from urllib.parse import quote
 import msgspec
 from msgspec import Struct
 
-from clustermesh.errors import sentence
+from clustermesh.errors import Refused, sentence
 from clustermesh.kube.kubeconfig import check_kubeconfig
 
 
@@ -83,6 +83,7 @@ def _load(merger: Any, context: str) -> Credentials:
             config_persister=merger.save_changes,
             temp_file_path=folder,
         )
+        _check_user(loader)
         configuration = Configuration()
         loader.load_and_set(configuration)
         found = _credentials(configuration)
@@ -91,6 +92,13 @@ def _load(merger: Any, context: str) -> Credentials:
     found.files = [*merger.paths, *_files(loader)]
     found.impersonate = list(_impersonation(loader._user.value if loader._user else {}))
     return found
+
+
+def _check_user(loader: Any) -> None:
+    """The package takes who is not there for nobody, and asks without credentials."""
+    some, named = loader._config.safe_get("users"), loader.current_context["context"].get("user")
+    if named and not (some and loader._config["users"].get_with_name(named, safe=True)):
+        raise Refused(f"context {loader.current_context['name']}: its user {named} is not among the users")
 
 
 def _credentials(configuration: Any) -> Credentials:

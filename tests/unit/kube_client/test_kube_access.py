@@ -118,6 +118,15 @@ def test_another_context(tmp_path: Path) -> None:
     assert read(path, "nobody").header == ""
 
 
+@pytest.mark.parametrize("users", [[], [{"name": "other", "user": {"token": "t"}}]])
+def test_a_user_who_is_not_there_is_said_and_nobody_asks_without_credentials(tmp_path: Path, users: list[Any]) -> None:
+    path = Path(kubeconfig(tmp_path / "config", {"token": "secret"}))
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"users": users}))
+    with pytest.raises(Refused, match="context first: its user u is not among the users"):
+        read(str(path), "")
+    assert read(str(path), "nobody").header == ""
+
+
 async def test_a_plugin_runs_again_when_what_it_gave_expires(tmp_path: Path) -> None:
     soon = (datetime.now(UTC) + timedelta(seconds=20)).strftime("%Y-%m-%dT%H:%M:%SZ")
     user = plugin(tmp_path / "plugin", {"token": "t", "expirationTimestamp": soon})
