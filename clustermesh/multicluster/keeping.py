@@ -59,6 +59,8 @@ from clustermesh.wire.kinds import SERVICES
 
 _GATHERING: Final = 0.1
 """Seconds in which changes come together."""
+_BATCH: Final = 50
+"""Names that are settled before there is a look at what has changed meanwhile."""
 _LOOK: Final = 2.0
 """Seconds between two looks at who is connected, and until what failed is tried again."""
 _SERVED: Final = 10.0
@@ -106,6 +108,16 @@ async def _version(client: KubeClient, say: Say) -> str:
                 return version
             say(["ServiceExports are not served: waiting for their definitions, which the chart has in crds/"])
         await asyncio.sleep(_SERVED)
+
+
+def take_batch(waiting: dict[Name, None], most: int) -> list[Name]:
+    """What is settled next, out of `waiting`, where the newest are first: as many of those as of who waits longest. So
+    one change among thousands is seen soon, and who changes all the time keeps nobody waiting for ever."""
+    order = list(waiting)
+    found = order if len(order) <= most else [*order[: most // 2], *order[len(order) - (most - most // 2) :]]
+    for name in found:
+        del waiting[name]
+    return found
 
 
 class Keeper:
@@ -228,15 +240,19 @@ class Keeper:
 
     async def _run(self, imports: bool) -> None:
         brains = [self._slices, *([self._exports, self._imports, self._derived] if imports else [])]
+        waiting = dict[Name, None]()
         while True:
-            await self._news.wait()
+            if not waiting:
+                await self._news.wait()
             await asyncio.sleep(_GATHERING)
             self._news.clear()
             if self._unlisted or not all(brain.complete for brain in brains):
                 continue
             names, self._dirty = self._dirty, set()
-            for name in sorted(names):
-                await self._settle(name)
+            waiting = dict.fromkeys(sorted(names)) | waiting
+            async with asyncio.TaskGroup() as tasks:  # the client has its pace
+                for name in take_batch(waiting, _BATCH):
+                    tasks.create_task(self._settle(name))
             self._tell_problems()
 
     def _tell_problems(self) -> None:
