@@ -37,7 +37,11 @@ def print_status(found: dict[str, Any]) -> None:
 
 def _api_server(found: dict[str, Any]) -> Iterator[str]:
     kind, access, deployment = found["service"]["type"], found["access_information"], found["deployment"]
-    yield _line(bool(kind), f'Service "clustermesh-apiserver" of type "{kind}" found' if kind else "No Service found")
+    if found["etcd"]["external"]:
+        yield _line(True, "etcd is external: it needs no Service")
+    else:
+        said = f'Service "clustermesh-apiserver" of type "{kind}" found' if kind else "No Service found"
+        yield _line(bool(kind), said)
     yield _line(bool(access), f"Cluster access information is {'available:' if access else 'not available'}")
     yield from (f"  - {each}" for each in access)
     whole = deployment["ready"] == deployment["replicas"] > 0

@@ -68,7 +68,7 @@ def config() -> None:
     \b
     Examples:
       clustermesh config view --context alpha
-      clustermesh config set clustermesh.apiserver.replicas 2 --context alpha
+      clustermesh config set clustermesh.cacheTTL 10m --context alpha
     """
 
 
@@ -97,7 +97,7 @@ def set_value(which: Which, key: str, value: str, chart: str) -> None:
 
     \b
     Examples:
-      clustermesh config set clustermesh.apiserver.replicas 2 --context alpha
+      clustermesh config set clustermesh.cacheTTL 10m --context alpha
       clustermesh config set clustermesh.apiserver.service.annotations '{"a": "b"}' --context alpha
     """
     if not all(key.split(".")):

@@ -61,7 +61,7 @@ def upgrade(which: Which, sets: tuple[str, ...], values: tuple[str, ...], dry_ru
     \b
     Examples:
       clustermesh upgrade --context alpha --dry-run
-      clustermesh upgrade --context alpha --set clustermesh.apiserver.replicas=2
+      clustermesh upgrade --context alpha --set clustermesh.cacheTTL=10m
     """
     asyncio.run(_deploy(which, _flags(sets, values), chart, "", dry_run, fresh=False))
 

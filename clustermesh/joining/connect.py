@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from clustermesh.address import Prefix
 from clustermesh.errors import ClusterMeshError, DecodeError, Invalid, Refused, Unavailable, first_of
-from clustermesh.joining import names
+from clustermesh.joining import external, names
 from clustermesh.joining.checks import check_allowed, find_problems
 from clustermesh.joining.links import (
     Link,
@@ -121,6 +122,8 @@ def _links(source: Member, destinations: list[Member], wanted: Wanted) -> tuple[
         if entrance is None:
             problems[owner.context] = Refused(f"{owner.name} is not reached from outside: {owner.hidden}")
         else:
+            if owner.etcd is not None:
+                entrance = replace(entrance, as_is=True)
             links.append(link(reader, owner, entrance, wanted.allowed))
     return links, list(problems.values())
 
@@ -159,6 +162,8 @@ async def let_in(owner: Site, reader: str, outcome: Outcome) -> None:
     user = remote_user(reader)
     if await change_users(owner.objects, lambda users: with_user(users, _USERS, user)):
         outcome.done.append(f"{owner.member.name} lets {reader} in as the user {user}")
+    if owner.member.etcd is not None:
+        outcome.warnings.append(external.adding(owner.member, user))
 
 
 async def begin_reading(objects: Objects, link: Link, now: datetime, outcome: Outcome) -> None:
@@ -243,6 +248,8 @@ async def _forget(reader: Site, peer: str, outcome: Outcome) -> None:
 async def _expel(owner: Site, peer: str, outcome: Outcome) -> None:
     if await change_users(owner.objects, lambda users: without_user(users, _USERS, remote_user(peer))):
         outcome.done.append(f"{owner.member.name} no longer lets {peer} in")
+        if owner.member.etcd is not None:
+            outcome.warnings.append(external.removing(owner.member, remote_user(peer)))
 
 
 def _replacing(peer: str, files: Mapping[str, bytes]) -> Edit:

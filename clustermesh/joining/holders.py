@@ -43,7 +43,7 @@ class Holder(Protocol):
     def places(self) -> tuple[str, ...]: ...
     @property
     def expected(self) -> Mapping[str, Sequence[str]]:
-        """What must be in some places."""
+        """What must be in some places: nothing where its etcd, and so its authority, is another's to keep."""
         ...
 
     @property

@@ -250,6 +250,12 @@ def fingerprint(cert: bytes, trusted: bytes) -> str:
 
 def _authority(cert: bytes, trusted: bytes) -> x509.Certificate:
     where = f"Secret {names.SERVER_CERT}"
+    if not cert:
+        raise Refused(
+            f"there is no {where}, by which newcomers know this cluster: has the certificate job run? With an etcd of "
+            f"your own (etcd.enabled): put its authority, ca.crt and ca.key, into the Secret {names.AUTHORITY} and run "
+            "`clustermesh certs secrets`, or use `clustermesh connect`"
+        )
     try:
         shown, known = read_certificates(cert, where)[0], read_certificates(trusted, f"{where}: ca.crt")
     except CertsError as e:

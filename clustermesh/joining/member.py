@@ -15,21 +15,31 @@ from clustermesh.standalone.pod_cidrs import PodCidr
 
 
 class Entrance(Struct, frozen=True):
-    """Where other clusters reach a cluster's etcd: host names or addresses, all at one port."""
+    """Where other clusters reach a cluster's etcd: host names or addresses, all at one port.
+
+    `as_is` says that its certificate is good for all of them; else for names only, and for that of the cluster.
+    """
 
     hosts: tuple[str, ...]
     port: int
+    as_is: bool = False
 
     def endpoints(self, cluster: str) -> tuple[str, ...]:
-        """As URLs. Addresses are not in the certificate of an etcd, the cluster's name below the mesh's domain is."""
-        names = [host for host in self.hosts if not is_address(host)]
-        if len(names) < len(self.hosts):
-            names.append(mesh_name(cluster))
-        return tuple(f"https://{name}:{self.port}" for name in names)
+        """As URLs. Addresses are not in the certificate of an API server's etcd, the cluster's name below the mesh's
+        domain is."""
+        shown, last = dict.fromkeys(self.name(host, cluster) for host in self.hosts), mesh_name(cluster)
+        names = sorted(shown, key=lambda name: name == last)
+        return tuple(
+            f"https://[{name}]:{self.port}" if ":" in name else f"https://{name}:{self.port}" for name in names
+        )
+
+    def name(self, host: str, cluster: str) -> str:
+        """What must be in the certificate that `host` shows."""
+        return mesh_name(cluster) if is_address(host) and not self.as_is else host
 
     def aliases(self, cluster: str) -> dict[str, tuple[str, ...]]:
         """Which addresses the mesh name stands for."""
-        addresses = tuple(host for host in self.hosts if is_address(host))
+        addresses = () if self.as_is else tuple(host for host in self.hosts if is_address(host))
         return {mesh_name(cluster): addresses} if addresses else {}
 
     def __str__(self) -> str:

@@ -37,6 +37,8 @@ DECLARED_MANAGER: Final = "clustermesh-peers"
 """Who applies the entries of those, as server-side apply knows it."""
 MIRROR: Final = "kvstoremesh"
 """The mirror's container."""
+ETCD: Final = "etcd"
+"""That of the API server's own etcd, where the operator brings none."""
 MOUNT: Final = Path("/var/lib/cilium/clustermesh")
 """Where both are mounted, beside the certificates of the cluster itself."""
 COMMON: Final = "common-etcd-client"

@@ -47,6 +47,7 @@ class Offer(Struct, frozen=True, kw_only=True):
     shown: dict[str, str]
     product: str = ""
     version: str = ""
+    as_is: bool = False
 
 
 class Ask(Struct, frozen=True, kw_only=True):
@@ -84,6 +85,7 @@ def offer(owner: Member, reader: str, now: datetime) -> Offer:
         shown={key: value.decode() for key, value in shown.items()},
         product=version.product,
         version=version.number,
+        as_is=owner.entrance.as_is,
     )
 
 
@@ -168,7 +170,7 @@ def _member(said: Offer) -> Member:
         namespace=names.NAMESPACE,
         encryption=said.encryption[:40],
         version=Version(said.product, said.version[:40]) if said.version else None,
-        entrance=Entrance(tuple(said.hosts), said.port),
+        entrance=Entrance(tuple(said.hosts), said.port, said.as_is),
         pod_cidrs=tuple(PodCidr(parse_prefix(text), name, node[:253]) for node, text in said.pod_cidrs),
         signer=CertFiles(cert=said.signer.encode()),
         trusted=said.trusted.encode(),

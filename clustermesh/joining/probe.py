@@ -7,7 +7,7 @@ import ssl
 from typing import Final
 
 from clustermesh.errors import ClusterMeshError, Refused, Unavailable
-from clustermesh.joining.member import Entrance, is_address, mesh_name
+from clustermesh.joining.member import Entrance
 
 _PATIENCE: Final = 3.0
 
@@ -20,14 +20,14 @@ async def probe(entrance: Entrance, cluster: str, authority: bytes) -> ClusterMe
         tls = ssl.create_default_context(cadata=authority.decode("ascii", "replace"))
     except (ssl.SSLError, ValueError) as e:
         return Refused(f"{cluster} has no usable certificate authority: {e}")
-    found = await asyncio.gather(*(_try(host, entrance.port, cluster, tls) for host in entrance.hosts))
+    found = await asyncio.gather(*(_try(host, entrance, cluster, tls) for host in entrance.hosts))
     if None in found:
         return None
     return next((error for error in found if isinstance(error, Refused)), found[0])
 
 
-async def _try(host: str, port: int, cluster: str, tls: ssl.SSLContext) -> ClusterMeshError | None:
-    name = mesh_name(cluster) if is_address(host) else host
+async def _try(host: str, entrance: Entrance, cluster: str, tls: ssl.SSLContext) -> ClusterMeshError | None:
+    name, port = entrance.name(host, cluster), entrance.port
     place = f"{cluster} at {host} port {port}"
     try:
         async with asyncio.timeout(_PATIENCE):

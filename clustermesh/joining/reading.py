@@ -11,19 +11,14 @@ from msgspec import Struct, field
 
 from clustermesh.address import parse_prefix
 from clustermesh.errors import Invalid, Refused
-from clustermesh.joining import names
+from clustermesh.joining import external, names
 from clustermesh.joining.member import CertFiles, Entrance, Member, Version
 from clustermesh.joining.objects import MANAGED_BY, ConfigMap, Meta, Objects, Secret
-from clustermesh.mesh.peer_files import PeerFile, parse_peer
 from clustermesh.model import MAX_CLUSTERS, Cluster, check_cluster_id, check_cluster_name
 from clustermesh.standalone.pod_cidrs import PodCidr
 
 _NODES: Final = 8
 """Nodes that are named where a node port leads to the etcd: any is enough, and a mesh has thousands."""
-_NOT_OURS: Final = (
-    "its etcd is none of the chart's (etcd.enabled), which has users and certificates of its own: make a user for the "
-    "other cluster there, and declare it in the other cluster by a ClusterMeshPeer"
-)
 _ENCRYPTION: Final = {"enable-wireguard": "WireGuard", "enable-ipsec": "IPsec"}
 
 
@@ -131,15 +126,15 @@ async def read_member(objects: Objects, context: str) -> Member:
         nodes = group.create_task(objects.list("/api/v1/nodes", Node))
         cilium_nodes = group.create_task(objects.list("/apis/cilium.io/v2/ciliumnodes", Node))
     cluster = _cluster(config.result(), objects.namespace, context)
-    entrance, hidden = find_entrance(service.result(), nodes.result(), context)
-    etcd, shown_there = _etcd(config.result(), cluster, context), _cert_files(local.result(), "tls")
-    if etcd is not None:
-        hidden = _NOT_OURS
-        shown_there = _etcd_files(await objects.secret(names.ETCD_CERT)) if etcd.ca is not None else CertFiles()
+    found, exposed = deployment.result(), service.result()
+    containers = set[str]() if found is None else {each.name for each in found.spec.template.spec.containers}
+    deployed, own = bool(containers), names.ETCD in containers
+    etcd = None if own else await external.read_etcd(objects, config.result(), cluster.name, deployed=deployed)
+    entrance, hidden = find_entrance(exposed, nodes.result(), context) if etcd is None else external.find_entrance(etcd)
+    shown_there = _cert_files(local.result(), "tls") if etcd is None else await external.read_shown(objects)
     held = {names.PEERS: peers.result(), names.COPIED: copied.result(), names.USERS: users.result()}
     signer, shown = _cert_files(authority.result(), "ca"), _cert_files(server.result(), "tls")
     listed = held[names.USERS]
-    found, exposed = deployment.result(), service.result()
     return Member(
         context=context,
         cluster=cluster,
@@ -153,10 +148,10 @@ async def read_member(objects: Objects, context: str) -> Member:
         etcd=etcd,
         replicas=0 if found is None else found.spec.replicas,
         ready=0 if found is None else found.status.ready_replicas,
-        mirrored=found is not None and any(each.name == names.MIRROR for each in found.spec.template.spec.containers),
+        mirrored=names.MIRROR in containers,
         pod_cidrs=tuple(_pod_cidrs(cilium_nodes.result() or nodes.result(), cluster.name)),
         signer=signer,
-        trusted=shown.ca or signer.ca,
+        trusted=(shown.ca if etcd is None else shown_there.ca) or signer.ca,
         server=shown,
         remote=_cert_files(remote.result(), "tls"),
         local=shown_there,
@@ -245,17 +240,6 @@ def _cluster(config: Mapping[str, str], namespace: str, context: str) -> Cluster
     return Cluster(name=name, id=number, max_clusters=most)
 
 
-def _etcd(config: Mapping[str, str], cluster: Cluster, context: str) -> PeerFile | None:
-    """The one that the chart has not made, None where it has."""
-    if names.ETCD_CONFIG not in config:
-        return None
-    try:
-        return parse_peer(cluster.name, config[names.ETCD_CONFIG].encode(), names.MOUNT)
-    except Invalid as e:
-        where = f"ConfigMap {names.CONFIG} of {context or 'the current context'}: {names.ETCD_CONFIG}"
-        raise Invalid(f"{where}: {e.field}", e.value, e.rule) from e
-
-
 def _number(text: str, field: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10):
         raise Invalid(field, text, "must be a whole number")
@@ -286,7 +270,3 @@ def _pod_cidrs(nodes: Iterable[Node], cluster: str) -> Iterator[PodCidr]:
 
 def _cert_files(data: Mapping[str, bytes], name: str) -> CertFiles:
     return CertFiles(*(data.get(key, b"") for key in ("ca.crt", f"{name}.crt", f"{name}.key")))
-
-
-def _etcd_files(data: Mapping[str, bytes]) -> CertFiles:
-    return CertFiles(*(data.get(f"etcd-client{end}", b"") for end in ("-ca.crt", ".crt", ".key")))

@@ -61,6 +61,11 @@ async def rotate_authority(
     """
     first, now = holders[0], datetime.now(UTC)
     place = first.places[0]
+    if not first.expected:
+        raise Refused(
+            f"{first.name}: its etcd is your own (etcd.enabled), and would not trust another authority of ours: "
+            f"replace that one's, then the Secrets {names.AUTHORITY} and {names.ETCD_CERT}, and connect again"
+        )
     if not (data := await first.read(place)).get("ca.key"):
         raise await _no_authority(first)
     rotation = begin(data, now)

@@ -75,6 +75,7 @@ def summarise(member: Member, overview: Mapping[str, Any] | None, unread: str = 
         "version": member.version.number if member.version else "",
         "encryption": member.encryption,
         "service": {"type": member.service},
+        "etcd": {"external": member.etcd is not None},
         "access_information": _addresses(member),
         "deployment": {"ready": member.ready, "replicas": member.replicas},
         "kvstoremesh": {"enabled": member.mirrored, "copied": dict(overview["copied"]) if overview else {}},
@@ -97,7 +98,11 @@ def _faults(member: Member) -> Iterator[str]:
     elif member.ready < member.replicas:
         said = f"{member.ready} of {member.replicas} replicas of Deployment {names.API_SERVER} are ready"
         yield f"{said}: `kubectl describe pod -l k8s-app={names.API_SERVER}`"
-    if member.etcd is None and not member.local.cert:
+    if (etcd := member.etcd) is not None:
+        if etcd.ca is not None and not (member.local.ca and member.local.cert and member.local.key):
+            needed = "etcd-client-ca.crt, etcd-client.crt and etcd-client.key"
+            yield f"no Secret {names.ETCD_CERT} with {needed}: neither the API server nor agents can read their etcd"
+    elif not member.local.cert:
         yield f"no Secret {names.LOCAL_CERT}: agents cannot read their own etcd; has the certificate job run?"
     for name, error in unreadable_peers(member).items():
         yield f"Secret {names.PEERS}: {name}: {error}: correct it, or disconnect"

@@ -40,7 +40,7 @@ from clustermesh.store.local import LocalEtcd
 from clustermesh.store.tls import Tls
 
 STATUS = ["access_information", "cluster", "clusters", "connectivity", "deployment", "encryption", "errors"]
-STATUS += ["kvstoremesh", "nodes", "ok", "service", "version"]
+STATUS += ["etcd", "kvstoremesh", "nodes", "ok", "service", "version"]
 NEVER_SEEN = {"configured": 0, "connected": 0}
 NOW = datetime.now(UTC)
 AFAR = Wanted(unreached=True)  # no etcd runs
@@ -190,7 +190,7 @@ async def test_a_cluster_with_an_etcd_that_is_not_the_charts_reads_others_and_sa
         bed.ask("DELETE", f"{at}/{path}")
     with pytest.raises(ExceptionGroup) as caught:
         await join(alpha, beta)
-    assert "alpha is not reached from outside: its etcd is none of the chart's" in str(caught.value.exceptions[0])
+    assert "alpha is not reached from outside: its etcd is told by http://" in str(caught.value.exceptions[0])
     done = (await join(alpha, beta, wanted=Wanted(mode=Mode.UNICAST, unreached=True))).done
     assert [each.partition(" (")[0] for each in done] == [
         "beta lets alpha in as the user remote-alpha",
