@@ -37,16 +37,18 @@ style: setup
 check: style
 	@HYPOTHESIS_PROFILE=quick $(BIN)/pytest tests/unit -q -n auto -m "not long" $(ARGS)
 
-# Tests with an etcd or a Kubernetes API (which wait more than they work), and those of the programs, share nothing but the machine; the others share addresses and
-# devices of its kernel, and go one by one.
+# Tests with an etcd or a Kubernetes API (which wait more than they work), those of the programs, and those in namespaces of their own share nothing but the machine;
+# the others share addresses and devices of its kernel, and go one by one.
 APART := tests/etcd tests/kube
 PROGRAMS := tests/bpf
-REST := tests --ignore=tests/unit --ignore=tests/bench $(APART:%=--ignore=%) $(PROGRAMS:%=--ignore=%)
+NAMESPACES := tests/netns
+REST := tests --ignore=tests/unit --ignore=tests/bench $(patsubst %,--ignore=%,$(APART) $(PROGRAMS) $(NAMESPACES))
 test: style
 	@tools/setup-kube
 	@$(BIN)/pytest tests/unit -q -n auto $(ARGS)
 	@$(BIN)/pytest $(APART) -n 4 --dist loadfile $(ARGS)
 	@$(BIN)/pytest $(PROGRAMS) -n 2 $(ARGS)
+	@$(BIN)/pytest $(NAMESPACES) -n 3 --dist loadfile $(ARGS)
 	@$(BIN)/pytest $(REST) $(ARGS)
 
 dist: setup

@@ -103,7 +103,7 @@ async def connect(source: Site, destinations: Sequence[Site], wanted: Wanted, no
     problems += [
         error
         for each in links
-        if (error := await _declared(sites[each.reader.name].objects, each.reader, each.owner.name))
+        if (error := await find_declared(sites[each.reader.name].objects, each.reader, each.owner.name))
     ]
     problems += await _probed(links, wanted.unreached)
     if problems:
@@ -169,7 +169,7 @@ async def let_in(owner: Site, reader: str, outcome: Outcome) -> None:
 async def begin_reading(objects: Objects, link: Link, now: datetime, outcome: Outcome) -> None:
     """Write into the reader's `objects` what makes its agents read the owner. Raises Refused where that is declared."""
     ours, theirs = link.reader.name, link.owner.name
-    if declared := await _declared(objects, link.reader, theirs):
+    if declared := await find_declared(objects, link.reader, theirs):
         raise declared
     agents, mirror = entries(link, credentials(link, now))
     for secret, files in ((names.COPIED, mirror), (names.PEERS, agents)):
@@ -181,7 +181,7 @@ async def begin_reading(objects: Objects, link: Link, now: datetime, outcome: Ou
             outcome.warnings.append(f"Secret {names.PEERS} of {ours}: {name}: {error}")
 
 
-async def _declared(objects: Objects, reader: Member, peer: str) -> Refused | None:
+async def find_declared(objects: Objects, reader: Member, peer: str) -> Refused | None:
     """Refused where a ClusterMeshPeer is what connects to `peer`: the API server would undo what is written."""
     held = [await objects.read("secrets", secret, Secret) for secret in (names.COPIED, names.PEERS)]
     if not any(found and peer in found.applied_by(names.DECLARED_MANAGER) for found in held):
@@ -237,7 +237,7 @@ async def disconnect(source: Site, peer: str, destination: Site | None, mode: Mo
 
 
 async def _forget(reader: Site, peer: str, outcome: Outcome) -> None:
-    if error := await _declared(reader.objects, reader.member, peer):
+    if error := await find_declared(reader.objects, reader.member, peer):
         raise error
     # Agents first: a mirror that forgets first would look to them like a cluster that takes all of its services away.
     for secret in (names.PEERS, names.COPIED):

@@ -27,7 +27,7 @@ from clustermesh.address import Address, is_ipv4, masked, parse
 from clustermesh.errors import ClusterMeshError, DecodeError, Refused, Unavailable, printable
 from clustermesh.joining import audit, names
 from clustermesh.joining.checks import find_problems
-from clustermesh.joining.connect import Site, begin_reading, disconnect, let_in, read_site
+from clustermesh.joining.connect import Site, begin_reading, disconnect, find_declared, let_in, read_site
 from clustermesh.joining.invitations import Uninvited, is_revoked, read, take
 from clustermesh.joining.links import Link, Mode, known_peers
 from clustermesh.joining.member import Member
@@ -135,6 +135,8 @@ async def _check(site: Site, link: Link, invitation: bytes, now: datetime) -> No
                 "new certificates, `clustermesh disconnect` makes room for another one"
             )
         )
+    if declared := await find_declared(site.objects, own, newcomer.name):
+        found.append(declared)
     links = [link] if own.entrance is None else [link, Link(newcomer, own, own.entrance)]
     found += find_problems([own, newcomer], links, now)
     if error := await probe(link.entrance, newcomer.name, newcomer.trusted):

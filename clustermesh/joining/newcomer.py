@@ -15,7 +15,7 @@ from certs.check import read_certificates
 from certs.errors import CertsError
 from clustermesh.errors import ClusterMeshError, Refused, Unavailable
 from clustermesh.joining.checks import find_problems
-from clustermesh.joining.connect import Site, begin_reading, let_in
+from clustermesh.joining.connect import Site, begin_reading, find_declared, let_in
 from clustermesh.joining.invitations import Token
 from clustermesh.joining.links import known_peers
 from clustermesh.joining.member import Member, mesh_name
@@ -30,6 +30,8 @@ async def join(site: Site, token: Token, now: datetime) -> Outcome:
     """Raises ClusterMeshError, or an ExceptionGroup of every problem that the other side found."""
     if token.cluster == site.member.name:
         raise Refused(f"the token is of {token.cluster} itself: use it with the --context of the cluster that joins")
+    if declared := await find_declared(site.objects, site.member, token.cluster):
+        raise declared
     ask = encode_ask(site.member, (token.id, token.secret), offer(site.member, token.cluster, now))
     said = decode_offer(await _asked(token, ask, _known(site.member, token)))
     if said.name != token.cluster:
