@@ -45,8 +45,8 @@ class Cluster:
             *((f"clustermesh-apiserver-{e}-cert", e) for e in ("server", "remote", "local")),
         ):
             self.make("Secret", secret, data=self.cert(name))
-        containers = [{"name": "apiserver", "image": "registry.example/clustermesh:v0.1.0"}]
-        containers += [{"name": "kvstoremesh", "image": "registry.example/clustermesh:v0.1.0"}] if mirrored else []
+        kept = ["etcd", "apiserver", *(["kvstoremesh"] if mirrored else [])]
+        containers = [{"name": each, "image": "registry.example/clustermesh:v0.1.0"} for each in kept]
         template = {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": containers}}
         self.make(
             "Deployment",

@@ -180,9 +180,9 @@ class MirrorBed:
                 await asyncio.sleep(0.02)
         return found
 
-    async def until_cached(self, peer: Peer) -> dict[bytes, KeyValue]:
+    async def until_cached(self, peer: Peer, patience: float = PATIENCE) -> dict[bytes, KeyValue]:
         """Until everything of `peer` is there, canaries and all."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(patience):
             while True:
                 wanted, found = await peer.copy(), await self.all()
                 held = {key: kv.value for key, kv in found.items() if f"/v1/{peer.name}/".encode() in key}

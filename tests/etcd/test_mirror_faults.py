@@ -12,6 +12,7 @@ import mirror
 import pytest
 from mirror_bed import MirrorBed, Peer, Timing, beating
 from ports import free_port
+from processes import PATIENCE
 
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.local import LocalEtcd
@@ -59,8 +60,10 @@ async def test_what_went_while_no_mirror_ran_goes_and_what_came_comes(bed: Mirro
         await bed.until_cached(beta)
     await beta.client.delete(beta.service_key("web"))
     await beta.put_service("db", "10.2.1.5")
-    async with bed.running():
-        await bed.until_cached(beta)
+    async with (
+        bed.running()
+    ):  # what a first list lacks is kept for 30 s, and as long again where the reader begins anew
+        await bed.until_cached(beta, 4 * PATIENCE)
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
