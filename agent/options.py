@@ -16,7 +16,7 @@ from msgspec.structs import fields
 
 from agent.bpf.layouts import ConfigFlag, XdpMode
 from agent.bpf.sizes import LEAST, MOST, USUAL, USUAL_CT
-from agent.plan.devices import parse_devices, parse_ports
+from agent.plan.devices import parse_device, parse_devices, parse_ports
 from clustermesh.duration import parse_cache_ttl
 from clustermesh.errors import Invalid
 from clustermesh.listen import parse_address
@@ -204,7 +204,7 @@ def parse(arguments: list[str] | None = None) -> Options:
         ("run_dir", Path, "DIR", "where agent.sock is made"),
         ("bpffs", Path, "DIR", "a mounted bpf file system"),
         ("metrics", _listener, "HOST:PORT", 'HTTP metrics and health; "" for none'),
-        ("device", _device, "NAME", "name of the WireGuard device"),
+        ("device", parse_device, "NAME", "name of the WireGuard device"),
         ("port", _port, "PORT", "UDP port of WireGuard, equal in the whole mesh"),
         ("bpf_lb_map_max", _table_size, "N", "frontends the maps take, with twice as many backends"),
         ("bpf_lb_affinity_map_max", _size, "N", "clients that stay with their backend"),
@@ -251,12 +251,6 @@ def _cache_ttl(text: str) -> float:
 
 def _node(text: str) -> str:
     return keys.check_name(text, "node")
-
-
-def _device(text: str) -> str:
-    if not 1 <= len(text.encode()) <= 15 or "/" in text or not text.isprintable() or " " in text:
-        raise Invalid("device", text, "must be a device name of 1 to 15 characters")
-    return text
 
 
 def _size(text: str, least: int = LEAST) -> int:

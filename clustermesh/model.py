@@ -17,6 +17,8 @@ from clustermesh.address import Address, Prefix, is_ipv4
 from clustermesh.errors import Invalid
 
 MAX_CLUSTERS: Final = 255
+USUAL_NODE_PORTS: Final = range(30000, 32768)
+"""Kubernetes' own where nobody says another range: what else a node listens at is out of it."""
 _CLUSTER_NAME: Final = re.compile(r"([a-z0-9][-a-z0-9]*)?[a-z0-9]")
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import os
 import socket
 import struct
@@ -31,6 +32,7 @@ from agent.plan.devices import (
     are_to_be_reserved,
     choose_kind,
     choose_ports,
+    find_overlaps,
     lead_outside,
     plan_config,
     plan_device,
@@ -41,6 +43,7 @@ from agent.reserved_ports import ReservedPorts
 from clustermesh.model import Node
 from clustermesh.reconcile import Reconciler, Tracker
 
+_log = logging.getLogger(__name__)
 _CONFIG: Final = pack(Number(0))
 _SIOCGIFHWADDR: Final = 0x8927
 _ETHERNET: Final = 1  # ARPHRD_ETHER
@@ -164,6 +167,9 @@ class Devices(Domain[str]):
         self._lent.reserved.hold(range(lent[0], lent[1] + 1) if are_to_be_reserved(lent, ephemeral) else ())
 
     async def run(self) -> None:
+        if self._lent.given is not None:
+            for said in find_overlaps(self._lent.given, _ephemeral_ports()):
+                _log.warning("--bpf-lb-snat-ports %d-%d: %s", *self._lent.given, said)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(super().run())
             tasks.create_task(self._listen())

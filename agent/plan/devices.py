@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final, NamedTuple
 
 from agent.bpf.hooks import PROGRAMS, Attached, Kind
@@ -12,7 +12,7 @@ from agent.plan.attached import AttachedPod
 from agent.plan.nodes import pod_pools
 from clustermesh.address import Address, is_ipv4
 from clustermesh.errors import Invalid
-from clustermesh.model import Node
+from clustermesh.model import USUAL_NODE_PORTS, Node
 
 KINDS: Final = (Kind.POD, Kind.OUTSIDE, Kind.TUNNEL)
 """Of the programs that are planned here; strict mode comes with the underlay, before there are pods."""
@@ -33,10 +33,26 @@ def parse_devices(text: str) -> tuple[str, ...]:
     """`eth0,bond+`: names, of which a last + stands for any end. Raises Invalid."""
     patterns = tuple(text.split(",")) if text else ()
     for each in patterns:
-        name = each.removesuffix("+")
-        if not each or len(name.encode()) > 15 or "/" in name or not name.isprintable() or " " in name:
+        if each == LOOPBACK:
+            raise Invalid("devices", each, "must be a device that leads outside: lo leads to this machine")
+        if each != "+" and not _may_be_device(each.removesuffix("+")):
             raise Invalid("devices", each, "must be a device name of 1 to 15 characters, or the beginning of one and +")
     return patterns
+
+
+def parse_device(text: str) -> str:
+    """The mesh's own. Raises Invalid."""
+    if text == LOOPBACK:
+        raise Invalid("device", text, "must be a device of the mesh's own: lo is this machine's")
+    if not _may_be_device(text):
+        raise Invalid("device", text, "must be a device name of 1 to 15 characters")
+    return text
+
+
+def _may_be_device(name: str) -> bool:
+    """As the kernel has it (dev_valid_name); of a % it would make a number."""
+    is_text = name.isprintable() and not set(name) & set(" /:%")
+    return is_text and 1 <= len(name.encode()) <= 15 and name not in (".", "..")
 
 
 def lead_outside(
@@ -92,8 +108,10 @@ def parse_ports(text: str) -> tuple[int, int]:
 
 def choose_ports(ephemeral: tuple[int, int]) -> tuple[int, int]:
     """Those to lend where sockets that bind to no port have one of `ephemeral`, first and last: as many as are none of
-    these. Where those are fewer (1024 to 65535 is often set), the last 4,096 that there are, to be reserved."""
-    below, above = (_LENT[0], min(_LENT[1], ephemeral[0] - 1)), (ephemeral[1] + 1, 65535)
+    these, nor node ports. Where those are fewer (1024 to 65535 is often set), the last 4,096 that there are, to be
+    reserved."""
+    below = _LENT[0], min(_LENT[1], ephemeral[0] - 1)
+    above = max(ephemeral[1] + 1, USUAL_NODE_PORTS.stop), 65535
     return max(below, above, _LENT_OF_EPHEMERAL, key=lambda ports: ports[1] - ports[0])
 
 
@@ -105,6 +123,23 @@ def are_to_be_reserved(lent: tuple[int, int], ephemeral: tuple[int, int]) -> boo
         rule = f"must leave half of net.ipv4.ip_local_port_range, {ephemeral[0]} to {ephemeral[1]}, to sockets"
         raise Invalid("bpf-lb-snat-ports", f"{lent[0]}-{lent[1]}", rule)
     return common > 0
+
+
+def find_overlaps(lent: tuple[int, int], ephemeral: tuple[int, int]) -> Iterator[str]:
+    """Who else has ports that are given to be lent, and what that means, in sentences."""
+    if common := _common(lent, (USUAL_NODE_PORTS.start, USUAL_NODE_PORTS.stop - 1)):
+        yield (
+            f"{common} of them are Kubernetes' usual node ports: what a backend's own address and port sends to such a "
+            "node port is taken for a reply; give others"
+        )
+    if common := _common(lent, ephemeral):
+        yield f"{common} of them are in net.ipv4.ip_local_port_range: reserved where half of it is left to sockets"
+
+
+def _common(some: tuple[int, int], others: tuple[int, int]) -> str:
+    """ "" where there is none."""
+    first, last = max(some[0], others[0]), min(some[1], others[1])
+    return f"{first} to {last}" if first <= last else ""
 
 
 def plan_config(own: Node, tunnel: int, lent: tuple[int, int], flags: ConfigFlag) -> NodeConfig:

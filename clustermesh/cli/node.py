@@ -284,7 +284,7 @@ def monitor(socket: Path, types: Sequence[str], output: str) -> None:
     from clustermesh.cli.monitor import Form, line_of
 
     try:
-        told = listen(socket, "monitor", {"types": list(types)})
+        told = listen(socket, "monitor", {"types": list(types)}, lambda said: click.echo(printable(said), err=True))
         form, lost = Form(next(told)), 0
         for some in told:
             for row in form.rows(some["events"], time.time_ns() - time.monotonic_ns()):

@@ -75,8 +75,6 @@ def parse_range(field: str, text: str) -> Prefix:
     raise Invalid(field, text, "must be a CIDR, as 192.0.2.0/24; nobody comes in by it")
 
 
-USUAL_NODE_PORTS: Final = range(30000, 32768)
-"""Kubernetes' own where nobody says another range: what else a node listens at is out of it."""
 ALL_PORTS: Final = range(1, 65536)
 
 

@@ -15,13 +15,23 @@ from msgspec import Struct
 from clustermesh import model
 from clustermesh.address import Address, is_ipv4
 from clustermesh.errors import Invalid
-from clustermesh.model import Affinity, BackendDetail, BackendState, Cluster, LocalService, Outside, Port, Protocol
+from clustermesh.model import (
+    USUAL_NODE_PORTS,
+    Affinity,
+    BackendDetail,
+    BackendState,
+    Cluster,
+    LocalService,
+    Outside,
+    Port,
+    Protocol,
+)
 from clustermesh.sources import outside
 from clustermesh.sources.details import Details, Marks, read_marks
 from clustermesh.sources.faults import Faults
 from clustermesh.sources.objects import Conditions, EndpointSlice, Hints, Pod, Ref, Service, ServicePort
 from clustermesh.sources.pods import has_ended, pod_ips
-from clustermesh.sources.rules import USUAL_NODE_PORTS, check_dns_label, check_port, parse_ip, parse_protocol
+from clustermesh.sources.rules import check_dns_label, check_port, parse_ip, parse_protocol
 
 GLOBAL: Final = ("service.cilium.io/global", "io.cilium/global-service")
 SHARED: Final = ("service.cilium.io/shared", "io.cilium/shared-service")

@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol, cast
 from clustermesh import model
 from clustermesh.address import Address, text
 from clustermesh.errors import Invalid
-from clustermesh.model import Cluster
+from clustermesh.model import USUAL_NODE_PORTS, Cluster
 from clustermesh.sources.cilium import identity_namespace, translate_endpoint, translate_identity, translate_slice
 from clustermesh.sources.cilium_objects import CiliumEndpoint, CiliumEndpointSlice, CiliumIdentity, CiliumNode
 from clustermesh.sources.claims import Claim, Claims
@@ -26,7 +26,7 @@ from clustermesh.sources.index import SERVICE_NAME, Index
 from clustermesh.sources.node_table import NodeTable
 from clustermesh.sources.objects import EndpointSlice, Namespace, Node, Object, Pod, Ref, Service, ServiceExport
 from clustermesh.sources.pods import pod_ips, translate_pod
-from clustermesh.sources.rules import ALL_PORTS, USUAL_NODE_PORTS
+from clustermesh.sources.rules import ALL_PORTS
 from clustermesh.sources.services import ServiceParts, translate_service
 from clustermesh.sources.snapshot import Change, Snapshot
 from clustermesh.wire.keys import check_name

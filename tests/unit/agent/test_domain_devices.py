@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -275,3 +276,18 @@ async def test_where_ports_cannot_be_reserved_the_tunnel_has_its_programs_and_th
     assert _lent(bed) == (lent or (61440, 65535))
     (problem,) = bed.domain.problems.values()
     assert re.match(said, problem.sentence)
+
+
+async def test_an_agent_that_begins_says_who_else_has_the_ports_it_was_given(
+    bed: Bed, caplog: pytest.LogCaptureFixture
+) -> None:
+    bed.restart(lent=(32700, 33100))
+    running = asyncio.create_task(bed.domain.run())
+    async with asyncio.timeout(10):
+        while len(caplog.messages) < 2:
+            await asyncio.sleep(0.001)
+    running.cancel()
+    assert [each[: each.index(" of them")] for each in caplog.messages] == [
+        "--bpf-lb-snat-ports 32700-33100: 32700 to 32767",
+        "--bpf-lb-snat-ports 32700-33100: 32768 to 33100",
+    ]

@@ -11,6 +11,7 @@ from agent.plan.devices import (
     Ways,
     are_to_be_reserved,
     choose_ports,
+    find_overlaps,
     lead_outside,
     parse_devices,
     parse_ports,
@@ -57,7 +58,10 @@ def test_devices_are_named_as_to_cilium(text: str, patterns: tuple[str, ...]) ->
     assert parse_devices(text) == patterns
 
 
-@pytest.mark.parametrize("text", [",", "eth0,", "eth 0", "eth0, eth1", "a/b", "a" * 16, "a" * 16 + "+", "a\n", "+a+b/"])
+@pytest.mark.parametrize(
+    "text",
+    [",", "eth0,", "eth 0", "eth0, eth1", "a/b", "a" * 16, "a" * 16 + "+", "a\n", "+a+b/", "a:1", "..", "\udcff"],
+)
 def test_what_is_no_device_is_refused_with_the_rule(text: str) -> None:
     with pytest.raises(Invalid, match=r"devices: .* must be a device name of 1 to 15 characters"):
         parse_devices(text)
@@ -121,6 +125,7 @@ def test_a_node_is_seen_by_its_addresses_and_behind_the_tunnel_by_its_routers(
         ((14095, 61440), (61440, 65535)),
         ((1024, 65000), (61440, 65535)),
         ((1, 65535), (61440, 65535)),
+        ((1024, 29000), (32768, 65535)),
     ],
 )
 def test_ports_that_are_lent_are_none_that_the_kernel_gives_to_sockets_unless_those_are_few(
@@ -150,3 +155,19 @@ def test_what_is_lent_of_those_of_sockets_is_reserved_and_no_more_than_half_is(
         Invalid, match=r"bpf-lb-snat-ports.*must leave half of net\.ipv4\.ip_local_port_range, 32768 to 60999"
     ):
         are_to_be_reserved((30000, 50000), (32768, 60999))
+
+
+@pytest.mark.parametrize(
+    ("lent", "said"),
+    [
+        ((10000, 29999), []),
+        ((10000, 30000), ["30000 to 30000 of them are Kubernetes' usual node ports"]),
+        ((32767, 33100), ["32767 to 32767 of them are Kubernetes'", "32768 to 33100 of them are in net.ipv4"]),
+        ((20000, 65535), ["30000 to 32767 of them are Kubernetes'", "32768 to 60999 of them are in net.ipv4"]),
+        ((61000, 65535), []),
+    ],
+)
+def test_who_else_has_ports_that_are_given_is_said(lent: tuple[int, int], said: list[str]) -> None:
+    found = list(find_overlaps(lent, (32768, 60999)))
+    assert len(found) == len(said)
+    assert all(each.startswith(start) for each, start in zip(found, said, strict=True)), found

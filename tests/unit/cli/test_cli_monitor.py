@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import socket
+import time
 from pathlib import Path
 from struct import Struct
+from threading import Event as Happened
 from threading import Thread
 from typing import Any
 
@@ -16,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.bpf.layouts import NO_ADDRESS, Event, EventType, Reason, form_of, pack
+from clustermesh import agent_socket
 from clustermesh.address import Address, parse
 from clustermesh.cli import main
 from clustermesh.cli.monitor import Form, line_of, read_head
@@ -140,6 +144,46 @@ def test_the_command_prints_what_comes_and_what_was_lost_until_the_agent_ends(tm
     assert [json.loads(line)["type"] for line in result.stdout.splitlines()] == ["lb", "drop"]
     assert result.stderr.count("lost 4 events, 4 in all") == 1
     assert result.exit_code == 1
+    assert "closed the connection" in result.stderr
+
+
+def test_an_agent_that_falls_silent_is_said_once_each_time_and_heard_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_socket, "_SILENCE", 0.01)
+    path, silent = tmp_path / "s", agent_socket._silent
+    said: list[str] = []
+    heard = Happened()
+
+    def note(*about: Any) -> str:
+        said.append(silent(*about))
+        heard.set()
+        return said[-1]
+
+    monkeypatch.setattr(agent_socket, "_silent", note)
+    events = base64.b64encode(pack(DROPPED)).decode()
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+
+    def answer() -> None:
+        connection, _ = listener.accept()
+        with connection, listener:
+            connection.sendall(json.dumps({"result": SAID}).encode() + b"\n")
+            for _ in range(2):
+                heard.wait(60)
+                time.sleep(0.05)
+                heard.clear()
+                connection.sendall(json.dumps({"events": events, "lost": 0}).encode() + b"\n")
+
+    thread = Thread(target=answer)
+    thread.start()
+    result = CliRunner().invoke(main, ["node", "monitor", "-o", "json", "--socket", str(path)])
+    thread.join(60)
+    assert len(result.stdout.splitlines()) == 2
+    what = f"the agent (pid {os.getpid()}) runs but does not answer on {path} (nothing for 0.01 s): look at its log"
+    assert len(said) in (2, 3)  # the last one may be before the end is heard
+    assert all(each.startswith(what) and result.stderr.count(each) == len(said) for each in said)
     assert "closed the connection" in result.stderr
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
+from clustermesh import agent_socket
 from clustermesh.agent_socket import ask
 from clustermesh.cli import main
 from clustermesh.errors import Refused, Unavailable
@@ -286,6 +290,50 @@ def test_without_an_agent_one_line_says_what_to_do(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "start `clustermesh-agent`, or give --socket" in result.stderr
     assert result.stdout == ""
+
+
+@pytest.fixture
+def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Path]]:
+    """Call with how many may wait for an answer; gives the socket of an agent that gives none."""
+    monkeypatch.setattr(agent_socket, "_TIMEOUT", 0.05)
+    with ExitStack() as closing:
+
+        def start(backlog: int) -> Path:
+            path = tmp_path / "agent.sock"
+            lock = closing.enter_context((tmp_path / "agent.lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if backlog >= 0:
+                listener = closing.enter_context(socket.socket(socket.AF_UNIX))
+                listener.bind(str(path))
+                listener.listen(backlog)
+            return path
+
+        yield start
+
+
+@pytest.mark.parametrize(
+    ("backlog", "why"), [(8, "timed out"), (0, "Resource temporarily unavailable"), (-1, "No such file or directory")]
+)
+def test_an_agent_that_hangs_is_named(stopped: Callable[[int], Path], backlog: int, why: str) -> None:
+    path = stopped(backlog)
+    with ExitStack() as closing:
+        for _ in range(backlog == 0):
+            closing.enter_context(socket.socket(socket.AF_UNIX)).connect(str(path))
+        for words in (("status",), ("monitor",)):
+            result = node(path, *words)
+            said = (
+                f"the agent (pid {os.getpid()}) runs but does not answer on {path} ({why}): look at its log, or restart"
+            )
+            assert (result.exit_code, result.stdout) == (1, "")
+            assert said in result.stderr
+
+
+def test_the_lock_of_an_agent_that_is_gone_holds_nobody_up(stopped: Callable[[int], Path]) -> None:
+    path = stopped(-1)
+    lock = path.parent / "agent.lock"
+    lock.rename(path.parent / "another.lock")
+    lock.touch()
+    assert "start `clustermesh-agent`" in node(path, "status").stderr
 
 
 def test_the_agents_own_error_is_shown_with_its_hint(agent: Callable[..., Path]) -> None:
