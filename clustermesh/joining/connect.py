@@ -42,12 +42,13 @@ from clustermesh.joining.member import Entrance, Member
 from clustermesh.joining.objects import Edit, Named, Objects, Secret
 from clustermesh.joining.probe import probe
 from clustermesh.joining.reading import read_member
-from clustermesh.kube.client import KubeClient
+from clustermesh.kube.client import KubeClient, Patience
 from clustermesh.kube.config import find_access
 from clustermesh.standalone.connect import Outcome
 from clustermesh.standalone.users_file import remote_user, with_user, without_user
 from clustermesh.yaml_file import dump_yaml, mapping, parse_yaml
 
+_PATIENCE: Final = Patience(waits=10)  # as kubectl
 _USERS: Final = Path(names.USERS)  # what its problems are said of
 
 
@@ -75,7 +76,7 @@ class Wanted(Struct, frozen=True, kw_only=True):
 async def open_api(kubeconfig: str, context: str, namespace: str) -> AsyncIterator[Objects]:
     """The namespace `namespace` of the cluster that `context` of the kubeconfig names ("" for the current one, or for
     that of the pod, where no kubeconfig is named)."""
-    async with KubeClient(find_access(kubeconfig or os.environ.get("KUBECONFIG", ""), context)) as client:
+    async with KubeClient(find_access(kubeconfig or os.environ.get("KUBECONFIG", ""), context), _PATIENCE) as client:
         yield Objects(client, namespace)
 
 

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from clustermesh.errors import Refused, Unavailable
 from clustermesh.kube.access import Access, Grant
-from clustermesh.kube.faults import Oversized, fault, read_status
+from clustermesh.kube.faults import Busy, Oversized, fault, read_status
 from clustermesh.pace import Load, Pace
 
 READS: Final = Load(at_once=16, per_second=500)
@@ -31,7 +31,8 @@ class Patience(Struct, frozen=True, kw_only=True):
     """Seconds to connect, for the next piece of an answer, for all of one that has an end, and of silence before a
     watch is doubted.
 
-    `most_bytes` is how much of one answer is held.
+    `most_bytes` is how much of one answer is held; `waits` how often what has an end is asked again where the server
+    asks for patience, for `longest` seconds at most each time.
     """
 
     connect: float = 5.0
@@ -39,6 +40,8 @@ class Patience(Struct, frozen=True, kw_only=True):
     whole: float = 300.0
     quiet: float = 30.0
     most_bytes: int = 64 << 20
+    waits: int = 0
+    longest: float = 30.0
 
 
 class Request(Struct, frozen=True, kw_only=True):
@@ -95,10 +98,19 @@ class KubeClient:
         return await self._whole(Request(path=path, what=what, params=params), fresh)
 
     async def send(self, request: Request) -> bytes:
-        """The whole answer to a write, which is tried once: whether one that failed was heard, nobody knows."""
+        """The whole answer to a write, which is tried once: whether one that failed was heard, nobody knows. One that
+        the server asks patience for was not."""
         return await self._whole(request, fresh=False)
 
     async def _whole(self, request: Request, fresh: bool) -> bytes:
+        for _ in range(self.patience.waits):
+            try:
+                return await self._once(request, fresh)
+            except Busy as e:
+                await asyncio.sleep(min(e.seconds or 1.0, self.patience.longest))
+        return await self._once(request, fresh)
+
+    async def _once(self, request: Request, fresh: bool) -> bytes:
         pieces, size = [], 0
         async with self._pace, self._answer(request, fresh) as answer, asyncio.timeout(self.patience.whole):
             while piece := await _next(answer, self.patience.read):
