@@ -216,9 +216,10 @@ async def disconnect(source: Site, peer: str, destination: Site | None, mode: Mo
     the name is right, and where a ClusterMeshPeer would connect them again.
     """
     outcome, both = Outcome([], []), mode is not Mode.UNICAST
-    await _forget(source, peer, outcome)
-    if both:
-        await _expel(source, peer, outcome)
+    with _changing(source.member, outcome):
+        await _forget(source, peer, outcome)
+        if both:
+            await _expel(source, peer, outcome)
     if destination is None:
         if not outcome.done:
             connected = ", ".join(known_peers(source.member.entries)) or "no cluster"

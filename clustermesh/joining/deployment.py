@@ -23,7 +23,8 @@ Definition: TypeAlias = Mapping[str, Any]
 PART_OF: Final = "app.kubernetes.io/part-of"
 SERVED: Final = "clustermesh.useAPIServer"
 TYPE: Final = "clustermesh.apiserver.service.type"
-_FIXED: Final = ("cluster.name", "cluster.id", "clustermesh.maxConnectedClusters")
+_ENDPOINTS: Final = "etcd.endpoints"
+_FIXED: Final = ("cluster.name", "cluster.id", "clustermesh.maxConnectedClusters", "etcd.enabled")
 """What other clusters know a cluster by."""
 _CLOSED: Final = {SERVED: False, TYPE: "ClusterIP"}
 """How they reach it no more."""
@@ -82,7 +83,7 @@ async def plan(objects: Objects, helm: Helm, values: Sequence[str], *, name: str
     name = release.last.name if release else name or CHART
     wanted = await helm.render(name, values)
     if release is not None:
-        changed = next(_find_fixed(release.base, wanted), "")
+        changed = next(find_fixed(release.base, wanted), "")
         await check_alone(objects, f"change {changed}" if changed else "")
     changes = await find_changes(objects, release.base.manifest if release else "", wanted.manifest)
     given = release is None or not release.whole or (release.base.config or {}) != (wanted.config or {})
@@ -93,10 +94,13 @@ async def plan(objects: Objects, helm: Helm, values: Sequence[str], *, name: str
     return Plan(name, release, changes, given, kept, defined)
 
 
-def _find_fixed(before: Release, after: Release) -> Iterator[str]:
+def find_fixed(before: Release, after: Release) -> Iterator[str]:
     """Values that are to change, and must not while clusters are connected."""
     yield from (key for key in _FIXED if before.value(key) != after.value(key))
     yield from (key for key, closed in _CLOSED.items() if before.value(key) != closed == after.value(key))
+    known = set(before.value(_ENDPOINTS) or ())
+    if known and known.isdisjoint(after.value(_ENDPOINTS) or ()):
+        yield _ENDPOINTS  # others read it at these; a member more or less leaves them one
 
 
 async def _may_define(objects: Objects, definition: Definition) -> bool:

@@ -14,8 +14,9 @@ from certs.files import remove_durably, write_atomically
 from certs.pair import write_pair
 from certs.rotation import pairs_in
 from certs.secrets import AUTHORITY, leaf_secret
+from clustermesh.errors import Refused
 from clustermesh.joining import names
-from clustermesh.joining.connect import Site
+from clustermesh.joining.connect import Site, find_declared
 from clustermesh.joining.links import known_peers
 from clustermesh.joining.objects import MANAGED_BY, Edit, Managed, Secret
 from clustermesh.standalone.connect import file_errors
@@ -27,8 +28,15 @@ _LEAVES: Final = ("server", "admin", "local", "remote")
 LEAVES: Final = tuple(map(leaf_secret, _LEAVES))
 _SHARED: Final = (names.PEERS, names.COPIED)
 CERT_MANAGER: Final = "cert-manager.io/"
-_DECLARERS: Final = {"Argo CD": "argocd.argoproj.io/", "Flux": "kustomize.toolkit.fluxcd.io/"}
+_DECLARERS: Final = {
+    "Argo CD": "argocd.argoproj.io/",
+    "Flux": "kustomize.toolkit.fluxcd.io/",
+    "`kubectl apply`": "kubectl.kubernetes.io/last-applied-configuration",
+    "who deploys it (label app.kubernetes.io/instance, as Argo CD's)": "app.kubernetes.io/instance",
+}
 """What the marks begin with of who writes an object again."""
+_APPLIERS: Final = ("argocd-controller", "kustomize-controller", "helm-controller", "kubectl-client-side-apply")
+"""Managers that write an object again also where their operation is Update."""
 
 
 class Holder(Protocol):
@@ -61,6 +69,10 @@ class Holder(Protocol):
 
     async def keeper(self, place: str) -> str:
         """Who else would undo a change, and what to do instead; "" where nobody would."""
+        ...
+
+    async def find_declared(self, peer: str) -> Refused | None:
+        """Refused where a ClusterMeshPeer is what connects to `peer`."""
         ...
 
 
@@ -114,6 +126,9 @@ class InSecrets:
             return f"Helm keeps Secret {place}: change clustermesh.config.clusters of the chart instead"
         return ""
 
+    async def find_declared(self, peer: str) -> Refused | None:
+        return await find_declared(self._site.objects, self._site.member, peer)
+
 
 async def hold_secrets(site: Site) -> InSecrets:
     """With the Secrets that its ClusterMeshPeers name. Raises ClusterMeshError."""
@@ -150,6 +165,9 @@ class InFolder:
     async def keeper(self, place: str) -> str:
         return ""
 
+    async def find_declared(self, peer: str) -> Refused | None:
+        return None
+
 
 def _files(folder: Path) -> dict[str, bytes]:
     paths = folder.iterdir() if folder.is_dir() else ()
@@ -174,12 +192,13 @@ def _declarer(meta: _KeptMeta) -> str:
     for owner in meta.owner_references or ():
         return f"{owner.kind} {owner.name}"
     marks = {**(meta.labels or {}), **(meta.annotations or {})}
+    if marks.get(MANAGED_BY) == "Helm":
+        return "Helm"
     for who, prefix in _DECLARERS.items():
         if any(key.startswith(prefix) for key in marks):
             return who
-    if marks.get(MANAGED_BY) == "Helm":
-        return "Helm"
-    return next((each.manager for each in meta.managed_fields or () if each.operation == "Apply"), "")
+    managed = meta.managed_fields or ()
+    return next((each.manager for each in managed if each.operation == "Apply" or each.manager in _APPLIERS), "")
 
 
 class _Owner(Struct, frozen=True):

@@ -71,6 +71,10 @@ async def rotate_authority(
     rotation = begin(data, now)
     await _check_kept(holders, rotation.old)
     await _check_peers(holders, rotation.old, {*joining, *_joining(data)})
+    declared = {name: error for name in sorted(joining) if (error := await first.find_declared(name))}
+    if declared:
+        why = [Refused(f"{name} cannot join again: {error}") for name, error in declared.items()]
+        raise ExceptionGroup("the authority cannot be replaced", why)
     before = {name: await _shown(first, name) for name in joining}
     if shared := ", ".join(sorted(name for name, shown in before.items() if not shown)):
         raise Refused(f"{first.name} has no certificates of its own for {shared}: name the context, or disconnect it")

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from clustermesh.model import ExportPort, ServiceExport
+from clustermesh.model import ExportPort, Protocol, ServiceExport
 from clustermesh.multicluster.documents import (
     DERIVED,
     SERVICE_NAME,
@@ -79,19 +79,29 @@ def writes(facts: Facts, now: float) -> list[Write]:
     """What is to be written, at `now`, Unix seconds: what follows from it comes next time."""
     found = merge((*facts.exports, *([facts.own] if facts.own else []))) if facts.in_mesh else None
     if not facts.unheard.isdisjoint(_clusters(facts.held)):
-        return []  # what it said of these may be all there is to know
+        # What the import says of these may be all there is to know; this cluster's own backends are known.
+        return exported_writes(_exported(facts, _held_ports(facts.held)), facts.made)
     wanted = [] if facts.is_anothers else _keep(facts, found) if found else _remove(facts)
-    return [*wanted, *exported_writes(_exported(facts, found), facts.made), *_tell(facts, found, now)]
+    own = _exported(facts, found.ports if found else ())
+    return [*wanted, *exported_writes(own, facts.made), *_tell(facts, found, now)]
 
 
-def _exported(facts: Facts, found: Import | None) -> dict[Name, Document]:
+def _exported(facts: Facts, ports: Iterable[ExportPort]) -> dict[Name, Document]:
+    """This cluster's slices of the Service behind an import of `ports`."""
     service, derived = facts.service, facts.derived
-    if found is None or facts.own is None or service is None or service.spec.selector or derived is None:
+    if not facts.in_mesh or facts.own is None or service is None or service.spec.selector or derived is None:
         return {}
     if facts.is_anothers:
         return {}
-    ports = {port.name for port in found.ports if _target(port, facts) != NOT_HERE}
-    return exported_slices(facts.cluster, facts.name, derived, facts.slices, ports)
+    here = {port.name for port in ports if _target(port, facts) != NOT_HERE}
+    return exported_slices(facts.cluster, facts.name, derived, facts.slices, here)
+
+
+def _held_ports(held: Document | None) -> list[ExportPort]:
+    return [
+        ExportPort(port=each["port"], protocol=each.get("protocol") or Protocol.TCP, name=each.get("name") or "")
+        for each in _spec(held).get("ports") or ()
+    ]
 
 
 def _clusters(held: Document | None) -> Iterable[str]:

@@ -38,6 +38,7 @@ pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 CRD = yaml.safe_load((CHART / "crds" / "clustermeshpeers.yaml").read_text())
 AT = "/apis/clustermesh.io/v1alpha1"
 PERIOD = 0.2
+APPLIED = "`kubectl apply`"
 
 
 @pytest.fixture
@@ -347,6 +348,8 @@ async def test_certificates_are_replaced_in_the_secret_that_a_declaration_names_
         ({"annotations": {"argocd.argoproj.io/tracking-id": "x"}}, "Argo CD"),
         ({"annotations": None, "labels": {"kustomize.toolkit.fluxcd.io/name": "x"}}, "Flux"),
         ({"labels": None, "ownerReferences": [owner("SealedSecret", "beta-trust")]}, "SealedSecret beta-trust"),
+        # As `kubectl apply` leaves it without --server-side, and so Argo CD before its version 3.
+        ({"ownerReferences": None, "annotations": {"kubectl.kubernetes.io/last-applied-configuration": "{}"}}, APPLIED),
     ):
         bed.merge(trust, {"metadata": mark})
         async with beta.site() as first, alpha.site() as second:
@@ -382,6 +385,10 @@ async def test_what_is_declared_no_command_changes_and_what_a_command_asks_for_s
         async with alpha.site() as source:
             with pytest.raises(Refused, match=says):
                 await disconnect(source, "beta", None, Mode.BIDIRECTIONAL)
+            holder = await hold_secrets(source)
+            with pytest.raises(ExceptionGroup) as caught:
+                await rotate_authority([holder], timedelta(0), print, frozenset({"beta"}))
+            assert str(caught.value.exceptions[0]).startswith(f"beta cannot join again: {says}")
         with pytest.raises(ExceptionGroup) as caught:
             await connected(alpha, beta, Mode.BIDIRECTIONAL)
         assert str(caught.value.exceptions[0]).startswith(says)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -12,11 +13,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from chart_bed import MISSING, apply, named, nested, rendered
+from chart_bed import MISSING, apply, define, named, nested, rendered
 from click.testing import CliRunner, Result
 from cryptography import x509
 from joined_bed import Cluster
-from kube_bed import KubeBed
+from kube_bed import KubeBed, path_of
 from msgspec.structs import replace
 from pod_bed import Pod, missing
 from ports import free_port
@@ -28,7 +29,7 @@ from clustermesh.errors import ClusterMeshError, Refused, Unavailable
 from clustermesh.joining import names
 from clustermesh.joining.connect import Site, let_in, read_site
 from clustermesh.joining.holders import InSecrets
-from clustermesh.joining.invitations import Token, create, decode_token, revoke
+from clustermesh.joining.invitations import Token, create, decode_token, read, revoke
 from clustermesh.joining.inviting import Server, fingerprint
 from clustermesh.joining.newcomer import join
 from clustermesh.joining.rotating import rotate_authority
@@ -225,6 +226,38 @@ async def test_who_joins_while_its_invitation_is_revoked_is_not_connected(
     assert "the invitation was revoked" in str(caught.value.exceptions[0])
     assert (peers(alpha), peers(beta)) == (set(), set())
     assert not yaml.safe_load(alpha.data("configmaps", "clustermesh-remote-users")["users.yaml"])["users"]
+
+
+async def test_an_invitation_is_not_used_up_for_a_cluster_that_a_clustermeshpeer_connects(
+    alpha: Cluster, beta: Cluster
+) -> None:
+    define(alpha.bed, "clustermeshpeers")
+    declared = {
+        "apiVersion": "clustermesh.io/v1alpha1",
+        "kind": "ClusterMeshPeer",
+        "metadata": {"name": "beta", "namespace": alpha.namespace},
+        "spec": {"addresses": ["192.0.2.7"]},
+    }
+    async with answering(alpha, beta), inviting(alpha) as address:
+        await joining(beta, await invited(alpha, address))
+        # The API server takes it over.
+        meta = {"name": SECRET, "namespace": alpha.namespace}
+        entries = {key: b64encode(value).decode() for key, value in alpha.data("secrets", SECRET).items()}
+        secret = {"apiVersion": "v1", "kind": "Secret", "metadata": meta, "data": entries}
+        by = f"?fieldManager={names.DECLARED_MANAGER}&force=true"
+        alpha.bed.ask("PATCH", f"{path_of(secret)}/{SECRET}{by}", secret, "application/apply-patch+yaml")
+        alpha.bed.create(declared)
+        token = await invited(alpha, address, again=True)
+        with pytest.raises(ExceptionGroup) as caught:
+            await joining(beta, token)
+        assert [
+            "alpha is connected to beta by its ClusterMeshPeer beta" in str(each) for each in caught.value.exceptions
+        ]
+        unused = read(alpha.data("secrets", names.INVITATIONS)[token.id])
+        assert unused is not None
+        assert not unused.joined
+        alpha.bed.delete(declared)
+        await joining(beta, token)
 
 
 async def test_nobody_takes_the_place_of_a_cluster_that_is_connected(

@@ -160,8 +160,19 @@ async def test_a_dead_cluster_is_left_by_name(alpha: Cluster, beta: Cluster) -> 
         assert "nothing was changed in beta" in outcome.warnings[0]
         with pytest.raises(Refused, match="not connected to gamma"):
             await disconnect(source, "gamma", None, Mode.BIDIRECTIONAL)
+
+
+async def test_what_was_done_is_said_where_the_other_half_fails(alpha: Cluster, beta: Cluster) -> None:
+    for each in (alpha, beta):
+        each.install()
+    await join(alpha, beta)
+    users = {"apiVersion": "v1", "kind": "ConfigMap"}
+    meta = {"metadata": {"name": "clustermesh-remote-users", "namespace": alpha.namespace}}
+    async with sites(alpha) as (source,):
+        alpha.bed.merge(users | meta, {"data": {"users.yaml": "[]"}})
+        with pytest.raises(Refused, match=r"done before: alpha no longer reads beta .* goes on from there"):
+            await disconnect(source, "beta", None, Mode.BIDIRECTIONAL)
     assert alpha.data("secrets", "cilium-clustermesh") == {}
-    assert b"beta" not in alpha.data("configmaps", "clustermesh-remote-users")["users.yaml"]
 
 
 async def test_an_interrupted_connect_is_completed_by_the_same_command(alpha: Cluster, beta: Cluster) -> None:

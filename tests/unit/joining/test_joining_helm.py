@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clustermesh.errors import Invalid, Refused
-from clustermesh.joining.helm import Helm, decode_release, keep
+from clustermesh.joining.deployment import find_fixed
+from clustermesh.joining.helm import Helm, Release, decode_release, keep
 
 KEPT = {
     "name": "mesh",
@@ -32,6 +33,23 @@ def test_a_value_is_the_given_one_or_the_charts(key: str, value: object) -> None
     release = decode_release(packed(KEPT), "secret")
     assert release.value(key) == value
     assert (release.name, release.chart.metadata.name) == ("mesh", "clustermesh")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "fixed"),
+    [
+        ({"enabled": False}, {"enabled": True, "endpoints": ["https://a:2379"]}, ["etcd.enabled"]),
+        ({"enabled": True, "endpoints": ["https://a:2379"]}, {"enabled": False}, ["etcd.enabled", "etcd.endpoints"]),
+        ({"endpoints": ["https://a:2379"]}, {"endpoints": ["https://b:2379"]}, ["etcd.endpoints"]),
+        ({"endpoints": ["https://a:2379"]}, {"endpoints": ["https://b:2379", "https://a:2379"]}, []),
+        ({"endpoints": ["https://b:2379", "https://a:2379"]}, {"endpoints": ["https://a:2379"]}, []),
+        ({"endpoints": []}, {"endpoints": ["https://a:2379"]}, []),
+    ],
+)
+def test_the_etcd_that_others_read_stays_while_they_do(
+    before: dict[str, object], after: dict[str, object], fixed: list[str]
+) -> None:
+    assert list(find_fixed(Release(config={"etcd": before}), Release(config={"etcd": after}))) == fixed
 
 
 @given(st.binary() | st.binary().map(base64.b64encode) | st.binary().map(gzip.compress).map(base64.b64encode))

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from test_imports import HTTP, LOCAL, export, facts, own
 
 from clustermesh.model import ExportPort
+from clustermesh.multicluster.documents import DERIVED as DERIVED_BY
 from clustermesh.multicluster.documents import (
     EXPORTED,
     MANAGED_BY,
@@ -97,6 +98,23 @@ def test_nothing_is_left_of_it_where_it_is_not_wanted(said: dict[str, Any]) -> N
     held = settled(by_hand(slice_of("192.0.2.7")))
     assert held
     assert settled(by_hand(**{"slices": {"s0": slice_of("192.0.2.7")}, **said, "made": held})) == {}
+
+
+def test_own_backends_are_followed_while_another_cluster_is_not_heard_of() -> None:
+    """beta, which the import says exports it too, is dead: what the import says stays, not a backend that is gone."""
+    said = {"spec": {"ports": [{"name": "http", "port": 80}, {"name": "more", "protocol": "TCP", "port": 81}]}}
+    held = {
+        **said,
+        "metadata": {"annotations": {DERIVED_BY: "derived-bsqa4s8pq5"}},
+        "status": {"clusters": [{"cluster": "alpha"}, {"cluster": "beta"}]},
+    }
+    before = settled(by_hand(slice_of("192.0.2.7"), slice_of("192.0.2.8")))
+    dead = {"held": held, "unheard": frozenset({"beta"}), "made": before}
+    (found,) = settled(by_hand(slice_of("192.0.2.6"), **dead)).values()
+    assert [each["addresses"] for each in found["endpoints"]] == [["192.0.2.6"]]
+    assert [each["name"] for each in found["ports"]] == ["http"]
+    assert all(each.place == SLICES for each in writes(by_hand(**dead), 0))
+    assert settled(by_hand(**dead)) == {}
 
 
 def test_a_port_that_means_something_else_in_the_import_has_no_backends_of_here() -> None:
