@@ -68,8 +68,21 @@ MATRIX: dict[str, Values] = {
     "invitations": nested("clustermesh.invitations", {"enabled": True}),
     "invitations at a load balancer": nested(
         "clustermesh.invitations",
-        {"enabled": True, "service": {"type": "LoadBalancer", "nodePort": 0, "annotations": {"a": "b"}}},
+        {
+            "enabled": True,
+            "service": {
+                "type": "LoadBalancer",
+                "nodePort": 0,
+                "annotations": {"a": "b"},
+                "loadBalancerClass": "example.com/lb",
+                "loadBalancerSourceRanges": ["192.0.2.0/24"],
+                "externalTrafficPolicy": "Local",
+            },
+        },
     ),
+    "invitations and a policy": {
+        "clustermesh": {"invitations": {"enabled": True}, "apiserver": {"networkPolicy": {"enabled": True}}}
+    },
     "no declared peers": nested("clustermesh.declaredPeers.enabled", False),
     "declared peers' trust": nested("clustermesh.declaredPeers.secrets", ["beta-trust"]),
     "as nobody": nested(f"{API}.cutConnections", False),
@@ -142,6 +155,10 @@ REFUSED: list[tuple[Values, str]] = [
     ({"cluster": {"name": "alpha", "id": 256}}, "cluster.id: 256 must be at most 255 while"),
     (nested("clustermesh.maxConnectedClusters", 300), "/clustermesh/maxConnectedClusters"),
     (nested("clustermesh.invitations.port", 0), "/clustermesh/invitations/port"),
+    (
+        nested("clustermesh.invitations.service.externalTrafficPolicy", "local"),
+        "/clustermesh/invitations/service/externalTrafficPolicy",
+    ),
     (nested("clustermesh.declaredPeers.secrets", ["*"]), "/clustermesh/declaredPeers/secrets/0"),
     (nested("clustermesh.mcsapi", {"enabled": True, "install": True}), "'install' not allowed"),
     (

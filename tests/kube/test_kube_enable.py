@@ -74,6 +74,7 @@ def test_a_cluster_is_opened_once_and_closed_once_nobody_is_connected(
         ("config", "set", "cluster", '{"name": "gamma", "id": 7}'),
         ("config", "set", "clustermesh.apiserver.service", '{"type": "ClusterIP"}'),
         ("upgrade", "--set", "clustermesh.apiserver.service.type=ClusterIP"),
+        ("config", "set", "etcd", '{"enabled": true, "endpoints": ["https://etcd.example:2379"]}'),
     ):
         result = run(*refused)
         assert (result.exit_code, "is connected to beta" in result.output) == (1, True), result.output
@@ -94,6 +95,17 @@ def test_a_cluster_is_opened_once_and_closed_once_nobody_is_connected(
     result = run("disable")
     assert (result.exit_code, '    spec.type: "NodePort" -> "ClusterIP"' in result.output) == (0, True), result.output
     assert bed.ask("GET", service)["spec"]["type"] == "ClusterIP"
+
+
+def test_invitations_with_cert_manager_need_the_key_of_the_authority(run: Command) -> None:
+    tls = "clustermesh.apiserver.tls.auto"
+    sets = (
+        "clustermesh.invitations.enabled=true",
+        f"{tls}.method=certmanager",
+        f"{tls}.certManagerIssuerRef.name=mesh",
+    )
+    result = run("upgrade", *(part for value in sets for part in ("--set", value)))
+    assert (result.exit_code, "ca.key of the Secret cilium-ca" in result.output) == (1, True), result.output
 
 
 def test_what_helm_refuses_is_said_in_its_words_and_nothing_changes(run: Command, bed: KubeBed, namespace: str) -> None:
