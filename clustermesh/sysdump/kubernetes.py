@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
@@ -22,7 +23,7 @@ from clustermesh.sysdump.redact import Redactor
 
 _PRODUCTS: Final = ("clustermesh", "cilium")
 _IN_NAMESPACE: Final = {
-    "api/v1": ("pods", "services", "configmaps", "serviceaccounts", "events", "endpoints"),
+    "api/v1": ("services", "configmaps", "serviceaccounts", "events", "endpoints"),
     "apis/apps/v1": ("deployments", "daemonsets", "replicasets"),
     "apis/batch/v1": ("jobs", "cronjobs"),
     "apis/discovery.k8s.io/v1": ("endpointslices",),
@@ -48,13 +49,14 @@ _OURS: Final = ("clustermesh", "cilium", "multicluster")
 _OF_MANY: Final = ("clusterroles", "clusterrolebindings", "customresourcedefinitions")
 _MOST: Final = 500
 """Objects of one kind, and of one page of Secrets."""
-_SECRETS: Final = "objects/secrets.json"
+_SECRETS, _PODS, _VALUES = "objects/secrets.json", "objects/pods.json", "values.json"
+_OUR_PODS: Final = f"app.kubernetes.io/part-of in ({','.join(_PRODUCTS)})"
 _LEARNING: Final = 60.0
-"""Seconds to read all Secrets, without which nobody knows what to take out."""
+"""Seconds to read all Secrets, without which nobody knows what to take out, and all of our pods."""
 _LINES: Final = 5000
 """Of a log."""
 _NODES: Final = 10
-"""Agents that are asked for their tables."""
+"""Pods of one DaemonSet that are asked for their logs and tables."""
 NODE_COMMANDS: Final = tuple(
     tuple(words.split())
     for words in (
@@ -88,23 +90,42 @@ class Dump:
         self.redactor.blind = _SECRETS not in self.gathering.found.files
         await self.gathering.ask([*self._objects_of(), *self._states()])
         if self.redactor.blind:
-            self.gathering.found.missing["logs, texts, and what agents tell"] = "Secrets could not be read"
+            for what in (_VALUES, "logs, texts, and what agents tell"):
+                self.gathering.found.missing[what] = "Secrets could not be read"
         else:
-            await self.gathering.ask([source for pod in self._pods for source in self._of_pod(pod)])
+            await self.gathering.ask(list(self._of_pods()))
 
     async def _learn(self) -> bytes:
         """Names and sizes of all Secrets; what is in them is known to the redactor then."""
-        path, shown, more = self._at("api/v1", "secrets"), list[Any](), ""
+        found = self._every(self._at("api/v1", "secrets"))
+        return self._packed(_SECRETS, [self.redactor.take_object({"kind": "Secret", **each}) async for each in found])
+
+    async def _every(self, path: str, **said: str) -> AsyncIterator[Mapping[str, Any]]:
+        """All objects there, page by page."""
+        more = ""
         while True:
-            page = _tree(await self._get(path, limit=str(_MOST), **({"continue": more} if more else {})), path)
-            shown += [self.redactor.take_object({"kind": "Secret", **each}) for each in page.get("items", ())]
+            page = _tree(await self._get(path, limit=str(_MOST), **said, **({"continue": more} if more else {})), path)
+            for each in page.get("items", ()):
+                yield each
             if not (more := page.get("metadata", {}).get("continue", "")):
-                return self._packed(_SECRETS, shown)
+                return
+
+    async def _read_pods(self) -> bytes:
+        """All of ours, those of no DaemonSet first, as the API server's; then what a page has of others."""
+        path = self._at("api/v1", "pods")
+        ours = [each async for each in self._every(path, labelSelector=_OUR_PODS)]
+        self._pods = sorted(ours, key=lambda pod: (bool(_daemon(pod)), _is_well(pod)))
+        page = _tree(await self._get(path, limit=str(_MOST)), path)
+        if page.get("metadata", {}).get("continue"):
+            self.gathering.found.missing[_PODS] = f"of others' pods those among the first {_MOST} are here"
+        pods = [*self._pods, *(each for each in page.get("items", ()) if not _is_ours(each))]
+        return self._packed(_PODS, self.redactor.take_object([{"kind": "Pod", **each} for each in pods]))
 
     def _at(self, group: str, plural: str) -> str:
         return f"/{group}/namespaces/{self._objects.namespace}/{plural}"
 
     def _objects_of(self) -> Iterator[Source]:
+        yield Source(_PODS, self._read_pods, _LEARNING)
         for group, plurals in _IN_NAMESPACE.items():
             for plural in plurals:
                 yield self._list(f"objects/{plural}.json", self._at(group, plural))
@@ -113,9 +134,11 @@ class Dump:
         yield self._list("objects/global-services.json", "/api/v1/services")
 
     def _states(self) -> Iterator[Source]:
-        asked = {"status": self._status, "versions": self._versions, "values": self._values, "peers": self._peers}
+        asked = {"status": self._status, "versions": self._versions, "peers": self._peers}
         for name, ask in asked.items():
             yield Source(f"{name}.json", ask)
+        if not self.redactor.blind:
+            yield Source(_VALUES, self._values)
         yield Source("certificates.json", self._certificates)
         yield Source("kubernetes/version.json", partial(self._get, "/version"))
         yield Source("kubernetes/readyz.txt", partial(self._get, "/readyz", verbose=""))
@@ -138,9 +161,6 @@ class Dump:
             items = [each for each in items if any(word in each["metadata"]["name"] for word in _OURS)]
         if name == "objects/global-services.json":
             items = [each for each in items if any("cilium" in key for key in each["metadata"].get("annotations", {}))]
-        if plural == "pods":
-            self._pods = [each for each in items if _is_ours(each)]
-            items.sort(key=lambda each: not _is_ours(each))
         if found.get("metadata", {}).get("continue"):
             self.gathering.found.missing[name] = f"the first {_MOST} are here"
         return self._packed(name, self.redactor.take_object(items))
@@ -151,6 +171,21 @@ class Dump:
         if kept < len(items):
             self.gathering.found.missing[name] = f"the first {kept} of {len(items)} are here"
         return data
+
+    def _of_pods(self) -> Iterator[Source]:
+        """What is asked of our pods; of most of a large DaemonSet's no more than their state."""
+        seen = Counter[str]()
+        for pod in self._pods:
+            daemon = _daemon(pod)
+            seen[daemon] += 1
+            if not daemon or seen[daemon] <= _NODES:
+                yield from self._of_pod(pod)
+            elif _is_agent(pod):
+                yield self._table(pod, NODE_COMMANDS[0])
+        for daemon, pods in seen.items():
+            if daemon and pods > _NODES:
+                said = f"{_NODES} of {pods} pods are asked, first those that are not well"
+                self.gathering.found.missing[f"logs and tables of {daemon}"] = said
 
     def _of_pod(self, pod: Mapping[str, Any]) -> Iterator[Source]:
         name, spec = pod["metadata"]["name"], pod["spec"]
@@ -165,10 +200,12 @@ class Dump:
                 if port.get("protocol", "TCP") == "TCP" and program not in ("etcd", "agent"):
                     yield from self._pages(name, program, port["containerPort"])
         if _is_agent(pod):
-            asked = [each["metadata"]["name"] for each in self._pods if _is_agent(each)][:_NODES]
-            node = spec.get("nodeName", name)
-            for words in NODE_COMMANDS if name in asked else NODE_COMMANDS[:1]:
-                yield Source(f"nodes/{node}/{'-'.join(words[1:])}.json", partial(self._exec, name, words))
+            yield from (self._table(pod, words) for words in NODE_COMMANDS)
+
+    def _table(self, pod: Mapping[str, Any], words: Sequence[str]) -> Source:
+        name = pod["metadata"]["name"]
+        node = pod["spec"].get("nodeName", name)
+        return Source(f"nodes/{node}/{'-'.join(words[1:])}.json", partial(self._exec, name, words))
 
     def _pages(self, pod: str, program: str, port: int) -> Iterator[Source]:
         for page in ("metrics", "health" if program == "etcd-metrics" else "readyz"):
@@ -247,6 +284,16 @@ def _is_ours(pod: Mapping[str, Any]) -> bool:
 
 def _is_agent(pod: Mapping[str, Any]) -> bool:
     return any(each["name"] == "agent" for each in pod["spec"]["containers"])
+
+
+def _daemon(pod: Mapping[str, Any]) -> str:
+    """The DaemonSet that it is of; "" of none."""
+    owners = pod["metadata"].get("ownerReferences") or ()
+    return next((each["name"] for each in owners if each["kind"] == "DaemonSet"), "")
+
+
+def _is_well(pod: Mapping[str, Any]) -> bool:
+    return all(each.get("ready") and not each.get("restartCount") for each in _statuses(pod))
 
 
 def _statuses(pod: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:

@@ -219,4 +219,5 @@ async def test_who_may_not_read_secrets_gets_an_archive_without_texts(
         for secret in (SECRETS["password"], VARIABLE):
             assert secret not in data, name
     missing = json.loads(files["index.json"])["missing"]
+    assert missing["values.json"] == "Secrets could not be read"
     assert "may not list" in missing["objects/secrets.json"] or "may not get" in missing["objects/secrets.json"]
