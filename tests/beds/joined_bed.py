@@ -35,7 +35,8 @@ class Cluster:
         return self.folder.name
 
     def install(self, *, mirrored: bool = False, **config: str) -> None:
-        """What the chart makes, as far as other clusters have to know it. `config` changes cilium-config."""
+        """What the chart makes, as far as other clusters have to know it. `config` changes cilium-config; with an
+        etcd_config the etcd is the operator's own."""
         ensure_namespace(self.bed, self.namespace)
         said = {"cluster-name": self.name, "cluster-id": str(self.folder.id), "max-connected-clusters": "255"}
         said |= {key.replace("_", "-"): value for key, value in config.items()}
@@ -45,7 +46,8 @@ class Cluster:
             *((f"clustermesh-apiserver-{e}-cert", e) for e in ("server", "remote", "local")),
         ):
             self.make("Secret", secret, data=self.cert(name))
-        kept = ["etcd", "apiserver", *(["kvstoremesh"] if mirrored else [])]
+        own = [] if "etcd_config" in config else ["etcd"]
+        kept = [*own, "apiserver", *(["kvstoremesh"] if mirrored else [])]
         containers = [{"name": each, "image": "registry.example/clustermesh:v0.1.0"} for each in kept]
         template = {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": containers}}
         self.make(
