@@ -18,7 +18,7 @@ from clustermesh.cli.connect import report
 from clustermesh.cli.contexts import Which, cluster_options, found_option, is_folder
 from clustermesh.cli.table import print_found, print_table
 from clustermesh.cli.values import Duration, Listener
-from clustermesh.errors import Invalid, Refused
+from clustermesh.errors import ClusterMeshError, Invalid, Refused
 from clustermesh.model import check_cluster_name
 from clustermesh.standalone.context import parse_address
 
@@ -107,7 +107,10 @@ def revoke(which: Which, number: str) -> None:
     Example:
       clustermesh invite revoke 1f6c09ab --context alpha
     """
-    report(asyncio.run(_revoke(which, number)), f"{number} is revoked")
+    outcome, failed = asyncio.run(_revoke(which, number))
+    report(outcome, "nobody was disconnected" if failed else f"{number} is revoked")
+    if failed:
+        raise ExceptionGroup(f"{number} lets nobody in, and not all who joined by it are disconnected", failed)
 
 
 @invite.command()
@@ -136,15 +139,15 @@ def serve(which: Which, listen: str) -> None:
 def join(which: Which, token: str) -> None:
     """Join the mesh of a cluster that has invited this one; no access to that cluster is needed.
 
-    The same again, while the invitation lasts, completes what was interrupted. A TOKEN of - is read from stdin, where
-    nobody sees it among the processes.
+    The same again, while the invitation lasts, completes what was interrupted, and gives both new certificates. A TOKEN
+    of - is read from stdin, where nobody sees it among the processes.
 
     \b
     Example:
       clustermesh join --context beta cmj1.eyJuIjoiYWxwaGEi
     """
     given = sys.stdin.readline().strip() if token == "-" else token
-    report(asyncio.run(_join(which, given)), "nothing to do: the two are connected already")
+    report(asyncio.run(_join(which, given)), "connected")
 
 
 def _opened(which: Which) -> AbstractAsyncContextManager[Objects]:
@@ -222,9 +225,10 @@ async def _list(which: Which) -> dict[str, Invitation]:
     return {number: each for number, value in held.items() if (each := invitations.read(value)) is not None}
 
 
-async def _revoke(which: Which, number: str) -> Outcome:
+async def _revoke(which: Which, number: str) -> tuple[Outcome, list[ClusterMeshError]]:
+    """What was done, and what was not: then the invitation stays in the list, and the same again goes on."""
     from clustermesh.joining import audit, invitations, names
-    from clustermesh.joining.connect import disconnect, read_site
+    from clustermesh.joining.connect import NotConnected, disconnect, read_site
     from clustermesh.joining.links import Mode
     from clustermesh.standalone.connect import Outcome
 
@@ -236,18 +240,26 @@ async def _revoke(which: Which, number: str) -> Outcome:
             return changed
 
         await objects.change_secret(names.INVITATIONS, edit)
-        joined = [*gone[0].joined]
-        for peer in joined:
-            with suppress(Refused):  # it was disconnected before
+        left, failed = list[str](), dict[str, ClusterMeshError]()
+        for peer in gone[0].joined:
+            try:
                 each = await disconnect(site, peer, None, Mode.BIDIRECTIONAL)
-                outcome.done.extend(each.done)
-                outcome.warnings.extend(each.warnings)
-        await objects.change_secret(
-            names.INVITATIONS, lambda data: {key: value for key, value in data.items() if key != number}
-        )
-        whom = ", ".join(joined) or "nobody"
-        await audit.record(objects, "InvitationRevoked", f"{number}; {whom} had joined by it and is disconnected")
-        return outcome
+            except NotConnected:
+                continue
+            except ClusterMeshError as e:
+                failed[peer] = e
+                continue
+            left.append(peer)
+            outcome.done.extend(each.done)
+            outcome.warnings.extend(each.warnings)
+        if not failed:
+            await objects.change_secret(
+                names.INVITATIONS, lambda data: {key: value for key, value in data.items() if key != number}
+            )
+        said = f"{number}; disconnected: {', '.join(left) or 'nobody'}"
+        said += f"; not disconnected: {', '.join(failed)}" if failed else ""
+        await audit.record(objects, "InvitationRevoked", said, warning=bool(failed))
+        return outcome, [*failed.values()]
 
 
 async def _serve(which: Which, listen: str) -> None:

@@ -32,6 +32,7 @@ from clustermesh.joining.links import (
     Mode,
     credentials,
     entries,
+    entries_of,
     known_peers,
     link,
     pairs,
@@ -57,6 +58,10 @@ class Site(Struct, frozen=True):
 
     member: Member
     objects: Objects
+
+
+class NotConnected(Refused):
+    """There is nothing to take apart."""
 
 
 class Wanted(Struct, frozen=True, kw_only=True):
@@ -167,14 +172,18 @@ async def let_in(owner: Site, reader: str, outcome: Outcome) -> None:
         outcome.warnings.append(external.adding(owner.member, user))
 
 
-async def begin_reading(objects: Objects, link: Link, now: datetime, outcome: Outcome) -> None:
-    """Write into the reader's `objects` what makes its agents read the owner. Raises Refused where that is declared."""
+async def begin_reading(
+    objects: Objects, link: Link, now: datetime, outcome: Outcome, before: Mapping[str, bytes] | None = None
+) -> None:
+    """Write into the reader's `objects` what makes its agents read the owner. Raises Refused where that is declared,
+    Unavailable where what the reader has of the owner is not what the entries `before` had."""
     ours, theirs = link.reader.name, link.owner.name
     if declared := await find_declared(objects, link.reader, theirs):
         raise declared
     agents, mirror = entries(link, credentials(link, now))
+    where = names.COPIED if link.reader.mirrored else names.PEERS
     for secret, files in ((names.COPIED, mirror), (names.PEERS, agents)):
-        if await objects.change_secret(secret, _replacing(theirs, files)):
+        if await objects.change_secret(secret, _replacing(theirs, files, before if secret == where else None)):
             outcome.done.append(f"{ours} reads {_place(secret, link)} (Secret {secret})")
     outcome.warnings.extend(_helm(link.reader))
     for name, error in unreadable_peers(link.reader).items():
@@ -212,10 +221,12 @@ async def disconnect(source: Site, peer: str, destination: Site | None, mode: Mo
     """Take `source` and the cluster named `peer` apart, on the side of `source` first.
 
     With `destination` None, its API being gone, only that side is done. What fails there is a warning, for it must not
-    keep anyone from leaving a dead cluster. Raises Refused where nothing is left of a connection and nothing tells that
-    the name is right, and where a ClusterMeshPeer would connect them again.
+    keep anyone from leaving a dead cluster. Raises NotConnected where nothing is left of a connection and nothing tells
+    that the name is right, Refused where a ClusterMeshPeer would connect them again.
     """
     outcome, both = Outcome([], []), mode is not Mode.UNICAST
+    if error := await find_declared(source.objects, source.member, peer):
+        raise error
     with _changing(source.member, outcome):
         await _forget(source, peer, outcome)
         if both:
@@ -223,7 +234,7 @@ async def disconnect(source: Site, peer: str, destination: Site | None, mode: Mo
     if destination is None:
         if not outcome.done:
             connected = ", ".join(known_peers(source.member.entries)) or "no cluster"
-            raise Refused(f"{source.member.name} is not connected to {peer}; it is connected to: {connected}")
+            raise NotConnected(f"{source.member.name} is not connected to {peer}; it is connected to: {connected}")
         outcome.warnings.append(
             f"nothing was changed in {peer}: there, remove the user {remote_user(source.member.name)}"
             + (f" and disconnect {source.member.name}" if both else "")
@@ -231,6 +242,8 @@ async def disconnect(source: Site, peer: str, destination: Site | None, mode: Mo
         return outcome
     try:
         if both:
+            if error := await find_declared(destination.objects, destination.member, source.member.name):
+                raise error
             await _forget(destination, source.member.name, outcome)
         await _expel(destination, source.member.name, outcome)
     except ClusterMeshError as e:
@@ -239,8 +252,6 @@ async def disconnect(source: Site, peer: str, destination: Site | None, mode: Mo
 
 
 async def _forget(reader: Site, peer: str, outcome: Outcome) -> None:
-    if error := await find_declared(reader.objects, reader.member, peer):
-        raise error
     # Agents first: a mirror that forgets first would look to them like a cluster that takes all of its services away.
     for secret in (names.PEERS, names.COPIED):
         if await reader.objects.change_secret(secret, _replacing(peer, {})):
@@ -254,8 +265,15 @@ async def _expel(owner: Site, peer: str, outcome: Outcome) -> None:
             outcome.warnings.append(external.removing(owner.member, remote_user(peer)))
 
 
-def _replacing(peer: str, files: Mapping[str, bytes]) -> Edit:
-    return lambda data: replaced(data, peer, files)
+def _replacing(peer: str, files: Mapping[str, bytes], before: Mapping[str, bytes] | None = None) -> Edit:
+    def edit(data: Mapping[str, bytes]) -> Mapping[str, bytes]:
+        if before is not None and any(data.get(key) != before.get(key) for key in entries_of(peer)):
+            raise Unavailable(
+                f"the connection to {peer} was changed at the same time: the same command again looks anew"
+            )
+        return replaced(data, peer, files)
+
+    return edit
 
 
 async def change_users(objects: Objects, change: Callable[[dict[str, Any]], dict[str, Any]]) -> bool:

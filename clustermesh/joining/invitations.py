@@ -28,6 +28,8 @@ from clustermesh.standalone.context import parse_address
 
 MOST: Final = 100
 """Open invitations of one cluster."""
+_JOINING: Final = 60.0
+"""Seconds after its end in which one that was used may still be looked for."""
 _PREFIX: Final = "cmj1."
 _MOST_TOKEN: Final = 2000
 _ID: Final = re.compile(r"[0-9a-f]{8}")
@@ -101,13 +103,14 @@ def create(
     to: str,
     again: bool = False,
 ) -> tuple[dict[str, bytes], str, str]:
-    """`data` of the Secret with one more, without those that are over and that none of the `connected` clusters joined
-    by; its id and its secret. Raises Refused."""
+    """`data` of the Secret with one more, without those that have expired and that none of the `connected` clusters
+    joined by; its id and its secret. One that is used up stays until then: who has used it may not be connected yet.
+    Raises Refused."""
     found = {key: read(value) for key, value in data.items()}
     kept = {
         key: data[key]
         for key, each in found.items()
-        if each is None or each.is_open(now) or not each.joined.keys().isdisjoint(connected)
+        if each is None or now < each.expires + _JOINING or not each.joined.keys().isdisjoint(connected)
     }
     if sum(each is not None and each.is_open(now) for each in found.values()) >= MOST:
         raise Refused(f"{MOST} invitations are open already: `clustermesh invite list`, and revoke what is not needed")

@@ -21,7 +21,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from certs.check import check_leaf, is_signed_by, read_certificates, read_pair
+from certs.check import check_leaf, check_server, is_signed_by, read_certificates, read_pair
 from certs.errors import CertsError
 from clustermesh.address import Address, is_ipv4, masked, parse
 from clustermesh.errors import ClusterMeshError, DecodeError, Refused, Unavailable, printable
@@ -30,7 +30,7 @@ from clustermesh.joining.checks import find_problems
 from clustermesh.joining.connect import Site, begin_reading, disconnect, find_declared, let_in, read_site
 from clustermesh.joining.invitations import Uninvited, is_revoked, read, take
 from clustermesh.joining.links import Link, Mode, known_peers
-from clustermesh.joining.member import Member
+from clustermesh.joining.member import Member, mesh_name
 from clustermesh.joining.objects import Objects
 from clustermesh.joining.offers import MOST_BYTES, Ask, Offer, decode_ask, offer, taken
 from clustermesh.joining.probe import probe
@@ -43,6 +43,8 @@ _LOG: Final = logging.getLogger(__name__)
 _PER_SECOND, _BURST = 0.5, 10
 _MOST_SOURCES: Final = 4096
 _AT_ONCE: Final = 4
+_HEARD: Final = 32
+"""Who is heard at once: so many times `MOST_BYTES`, which the pod CIDRs of thousands of nodes need, are in memory."""
 _READING: Final = 5.0
 """Seconds that who asks has to say it."""
 _PATIENCE: Final = 60.0
@@ -113,7 +115,7 @@ async def admit(objects: Objects, ask: Ask, said: Offer, key: bytes, now: dateti
     await objects.change_secret(names.INVITATIONS, used)
     outcome = Outcome([], [])
     await let_in(site, said.name, outcome)
-    await begin_reading(objects, link, now, outcome)
+    await begin_reading(objects, link, now, outcome, before=site.member.entries)
     if is_revoked(await objects.secret(names.INVITATIONS), ask.id):  # meanwhile: whoever did has not seen these writes
         await disconnect(site, said.name, None, Mode.BIDIRECTIONAL)
         raise Refused(f"the invitation was revoked: {site.member.name} has disconnected {said.name} again")
@@ -124,10 +126,12 @@ async def _check(site: Site, link: Link, invitation: bytes, now: datetime) -> No
     """Raises Problems."""
     own, newcomer = site.member, link.owner
     found = list[ClusterMeshError]()
-    before, held = read(invitation), known_peers(own.entries).get(newcomer.name)
-    if before and held and before.again:
-        found += _another(own, held, said=link.owner, now=now)
-    elif held and not (before and newcomer.name in before.joined):
+    invited, held = read(invitation), known_peers(own.entries).get(newcomer.name)
+    again = invited is not None and (invited.again or newcomer.name in invited.joined)
+    if held and again:
+        if impostor := find_impostor(own, held, newcomer, now):
+            found.append(impostor)
+    elif held:
         found.append(
             Refused(
                 f"{own.name} is connected to a cluster {newcomer.name} already: "
@@ -137,7 +141,9 @@ async def _check(site: Site, link: Link, invitation: bytes, now: datetime) -> No
         )
     if declared := await find_declared(site.objects, own, newcomer.name):
         found.append(declared)
-    links = [link] if own.entrance is None else [link, Link(newcomer, own, own.entrance)]
+    # Which prefixes that one allows, it alone knows: it looks at them itself.
+    allowed = tuple(each.prefix for each in own.pod_cidrs) if held and again else ()
+    links = [link] if own.entrance is None else [link, Link(newcomer, own, own.entrance, allowed)]
     found += find_problems([own, newcomer], links, now)
     if error := await probe(link.entrance, newcomer.name, newcomer.trusted):
         found.append(error)
@@ -145,16 +151,28 @@ async def _check(site: Site, link: Link, invitation: bytes, now: datetime) -> No
         raise Problems(found)
 
 
-def _another(own: Member, held: PeerFile, said: Member, now: datetime) -> list[ClusterMeshError]:
-    """Why who comes again is not the cluster that is connected: the key that it has proved to have is of no certificate
-    that the authority known of that one has signed."""
+def find_impostor(own: Member, held: PeerFile, newcomer: Member, now: datetime) -> Refused | None:
+    """Refused where who comes again is not the cluster that is connected: the key that it has proved to have is of no
+    certificate for that one's server (its clients have others) that the authority known of it has signed, or one that
+    this has signed, as while it is being replaced."""
     where = f"certificate of {held.name}"
     try:
-        trusted = own.entries.get(held.ca.name, b"") if held.ca is not None else b""
-        check_leaf(read_certificates(said.server.cert, where)[0], read_certificates(trusted, where), now, where)
+        known = list(read_certificates(own.entries.get(held.ca.name, b"") if held.ca is not None else b"", where))
+        leaf, *chain = read_certificates(newcomer.server.cert, where)
+        check_server(leaf, mesh_name(held.name), where)
+        known += [each for each in chain if _is_vouched_for(each, known, now)]
+        check_leaf(leaf, known, now, where)
     except CertsError as e:
-        return [Refused(f"{own.name} knows {held.name} by another authority: {e}")]
-    return []
+        return Refused(f"{own.name} knows {held.name} by another authority, or not by this certificate: {e}")
+    return None
+
+
+def _is_vouched_for(signer: x509.Certificate, known: list[x509.Certificate], now: datetime) -> bool:
+    try:  # that it is an authority itself is seen where a leaf is its
+        check_leaf(signer, known, now, "authority")
+    except CertsError:
+        return False
+    return True
 
 
 class Server:
@@ -162,7 +180,7 @@ class Server:
 
     def __init__(self, objects: Objects, listen: str) -> None:
         self._objects, self._listen, self._rates = objects, listen, Rates()
-        self._busy = asyncio.Semaphore(_AT_ONCE)
+        self._heard, self._busy = asyncio.Semaphore(_HEARD), asyncio.Semaphore(_AT_ONCE)
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._tls.minimum_version = ssl.TLSVersion.TLSv1_3
         self._shown, self._authority = b"", b""
@@ -209,8 +227,12 @@ class Server:
         return web.Response(body=self._authority, content_type="application/x-pem-file")
 
     async def _join(self, request: web.Request) -> web.Response:
-        if not self._rates.admits(request.remote or "", time.monotonic()):
+        if not self._rates.admits(request.remote or "", time.monotonic()) or self._heard.locked():
             return _problems(429, ["too many try to join: try again in a minute"])
+        async with self._heard:
+            return await self._hear(request)
+
+    async def _hear(self, request: web.Request) -> web.Response:
         try:
             async with asyncio.timeout(_READING):
                 data = await request.read()

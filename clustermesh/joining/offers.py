@@ -20,7 +20,7 @@ from certs.signature import has_signed, public_key, sign
 from clustermesh.address import parse_prefix, prefix_text
 from clustermesh.errors import ClusterMeshError, DecodeError, Refused
 from clustermesh.joining import names
-from clustermesh.joining.links import Link, credentials, replaced
+from clustermesh.joining.links import Link, credentials, link, replaced
 from clustermesh.joining.member import CertFiles, Entrance, Member, Version
 from clustermesh.model import Cluster, check_cluster_id, check_cluster_name
 from clustermesh.standalone.context import parse_address
@@ -143,7 +143,8 @@ def _decoded(data: bytes, kind: type[T]) -> T:
 
 
 def taken(reader: Member, said: Offer) -> Link:
-    """`reader` is to read who `said` that, with the credentials that came with it. Raises DecodeError."""
+    """`reader` is to read who `said` that, with the credentials that came with it, and with what an earlier connection
+    of the two allowed. Raises DecodeError."""
     try:
         owner = _member(said)
     except ClusterMeshError as e:
@@ -153,7 +154,7 @@ def taken(reader: Member, said: Offer) -> Link:
         raise DecodeError(f"offer of {said.name!r}", sorted(said.shown), f"must bring {', '.join(sorted(wanted))}")
     files = {key: value.encode() for key, value in said.shown.items()}
     kept = {"copied" if reader.mirrored else "peers": replaced(reader.entries, owner.name, files)}
-    return Link(replace(reader, **kept), owner, owner.entrance)
+    return replace(link(reader, owner, owner.entrance, ()), reader=replace(reader, **kept))
 
 
 def _member(said: Offer) -> Member:

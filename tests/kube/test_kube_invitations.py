@@ -29,10 +29,11 @@ from clustermesh.errors import ClusterMeshError, Refused, Unavailable
 from clustermesh.joining import names
 from clustermesh.joining.connect import Site, let_in, read_site
 from clustermesh.joining.holders import InSecrets
-from clustermesh.joining.invitations import Token, create, decode_token, read, revoke
+from clustermesh.joining.invitations import Token, create, decode_token, is_revoked, read, revoke
 from clustermesh.joining.inviting import Server, fingerprint
 from clustermesh.joining.newcomer import join
 from clustermesh.joining.rotating import rotate_authority
+from clustermesh.kube.faults import Forbidden
 from clustermesh.standalone.connect import Outcome
 
 SECRET = "cilium-clustermesh"
@@ -57,8 +58,10 @@ async def answering(*clusters: Cluster) -> AsyncIterator[None]:
     """What looks like their etcds."""
     async with AsyncExitStack() as stack:
         for each in clusters:
-            tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-            tls.load_cert_chain(each.folder.certificate("server"), each.folder.key("server"))
+            tls, pair = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), each.folder.path / "served.pem"
+            held = each.data("secrets", names.SERVER_CERT)
+            pair.write_bytes(held["tls.key"] + held["tls.crt"])
+            tls.load_cert_chain(pair)
             server = await asyncio.start_server(lambda _, w: w.close(), "127.0.0.1", each.port, ssl=tls)
             await stack.enter_async_context(server)
         yield
@@ -203,9 +206,17 @@ async def test_who_says_half_of_it_keeps_nobody_else_waiting(alpha: Cluster, bet
             assert b" 408 " in await reader.readline()
 
 
-async def half_an_ask(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def test_so_many_are_heard_at_once_and_no_more(alpha: Cluster) -> None:
+    async with inviting(alpha) as address:
+        silent = [await half_an_ask(address, f"127.0.1.{n % 8}") for n in range(40)]
+        answers = [(await reader.readline()).split()[1] for reader, _ in silent]
+    assert answers == [b"408"] * 32 + [b"429"] * 8
+
+
+async def half_an_ask(address: str, source: str = "127.0.0.1") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     host, port = address.split(":")
-    reader, writer = await asyncio.open_connection(host, int(port), ssl=ssl._create_unverified_context())
+    tls = ssl._create_unverified_context()
+    reader, writer = await asyncio.open_connection(host, int(port), ssl=tls, local_addr=(source, 0))
     writer.write(b"POST /v1/join HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
     await writer.drain()
     return reader, writer
@@ -258,6 +269,36 @@ async def test_an_invitation_is_not_used_up_for_a_cluster_that_a_clustermeshpeer
         assert not unused.joined
         alpha.bed.delete(declared)
         await joining(beta, token)
+
+
+async def test_of_two_that_join_under_one_name_at_once_one_is_connected_and_the_other_is_told(
+    alpha: Cluster, beta: Cluster, bed: KubeBed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    false = Cluster(bed, f"{alpha.namespace}-false", "beta", 2, free_port())
+    false.install()
+    both, looked = asyncio.Barrier(2), 0
+
+    async def let_in_together(site: Site, reader: str, outcome: Outcome) -> None:
+        nonlocal looked
+        looked += 1
+        if looked <= 2:
+            await both.wait()
+        await let_in(site, reader, outcome)
+
+    monkeypatch.setattr("clustermesh.joining.inviting.let_in", let_in_together)
+    async with answering(alpha, beta, false), inviting(alpha) as address:
+        tokens = [(each, await invited(alpha, address)) for each in (beta, false)]
+        found = await asyncio.gather(*(joining(*each) for each in tokens), return_exceptions=True)
+        (first,) = [each for each, said in zip(tokens, found, strict=True) if isinstance(said, Outcome)]
+        (error,) = [each for each in found if isinstance(each, ExceptionGroup)]
+        (last,) = [each for each in tokens if each is not first]
+        assert "changed at the same time" in str(error.exceptions[0])
+        with pytest.raises(ExceptionGroup, match="refused") as caught:
+            await joining(*last)
+        assert "alpha knows beta by another authority" in str(caught.value.exceptions[0])
+        await joining(*first)
+    assert (peers(first[0]), peers(last[0])) == ({"alpha"}, set())
+    assert alpha.data("secrets", SECRET)["beta.etcd-client-ca.crt"] == first[0].folder.ca.read_bytes()
 
 
 async def test_nobody_takes_the_place_of_a_cluster_that_is_connected(
@@ -339,6 +380,27 @@ async def test_an_authority_is_replaced_once_who_joined_by_invitation_has_joined
     assert alpha.data("secrets", names.AUTHORITY).keys() == {"ca.crt", "ca.key"}
 
 
+async def test_who_replaces_its_authority_may_be_the_one_that_joins_again(alpha: Cluster, beta: Cluster) -> None:
+    async def rotate() -> None:
+        async with alpha.site() as site:
+            await rotate_authority([InSecrets(site)], timedelta(0), said.append, frozenset({"beta"}))
+
+    said, key = list[str](), "alpha.etcd-client-ca.crt"
+    async with answering(beta), inviting(beta) as address:
+        async with answering(alpha):
+            await joining(alpha, await invited(beta, address))
+        before = beta.data("secrets", SECRET)[key]
+        rotating = asyncio.create_task(rotate())
+        async with asyncio.timeout(20):
+            while not any(each.startswith("beta: is waited for") for each in said):
+                await asyncio.sleep(0.05)
+        async with answering(alpha):
+            await joining(alpha, await invited(beta, address, to="alpha", again=True))
+        await asyncio.wait_for(rotating, 20)
+    new = alpha.data("secrets", names.AUTHORITY)["ca.crt"]
+    assert (beta.data("secrets", SECRET)[key], new == before) == (new, False)
+
+
 async def test_all_that_is_wrong_is_told_to_the_newcomer_and_its_invitation_is_not_used_up(
     alpha: Cluster, other_bed: KubeBed, namespace: str
 ) -> None:
@@ -385,6 +447,34 @@ async def test_invitations_are_created_listed_and_revoked_by_commands(alpha: Clu
     await run("invite", "revoke", again.id)
     assert (peers(alpha), (await run("invite", "list")).strip()) == (set(), "no invitations")
     assert events(alpha) == [what for what in ("ClusterJoined", "InvitationCreated", "InvitationRevoked") for _ in "12"]
+
+
+async def test_an_invitation_stays_until_all_who_joined_by_it_are_disconnected(
+    alpha: Cluster, beta: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def may_not(*_: object) -> Outcome:
+        raise Forbidden("may not patch secrets/cilium-clustermesh")
+
+    config = str(alpha.bed.write_kubeconfig("alpha", cert="admin"))
+    flags = ("--kubeconfig", config, "-n", alpha.namespace, "--context", "alpha")
+    async with answering(alpha, beta), inviting(alpha) as address:
+        token = await invited(alpha, address)
+        await joining(beta, token)
+        with monkeypatch.context() as failing:
+            failing.setattr("clustermesh.joining.connect.disconnect", may_not)
+            result = await asyncio.to_thread(CliRunner().invoke, main, ["invite", "revoke", token.id, *flags])
+        assert result.exit_code == 1
+        assert "may not patch" in result.output
+        assert "is revoked" not in result.output
+        assert is_revoked(held := alpha.data("secrets", names.INVITATIONS), token.id)
+        assert token.id in held
+        result = await asyncio.to_thread(CliRunner().invoke, main, ["invite", "revoke", token.id, *flags])
+    assert (result.exit_code, peers(alpha)) == (0, set()), result.output
+    found = alpha.bed.ask("GET", f"/api/v1/namespaces/{alpha.namespace}/events")["items"]
+    assert {each["message"] for each in found if each["reason"] == "InvitationRevoked"} == {
+        f"{token.id}; disconnected: nobody; not disconnected: beta",
+        f"{token.id}; disconnected: beta",
+    }
 
 
 @pytest.mark.skipif(bool(MISSING or missing()), reason=MISSING or missing())

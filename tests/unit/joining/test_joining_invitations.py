@@ -8,14 +8,21 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_joining_checks import ALPHA, BETA, NOW
+from test_joining_checks import ALPHA, AUTHORITIES, BETA, NOW, files, joined
 
+from certs.issue import Pair, certify, create_authority, issue
+from certs.names import Leaf, cluster_leaves, server
+from certs.names import remote as remote_leaf
+from clustermesh.address import parse_prefix
 from clustermesh.errors import DecodeError, Refused
 from clustermesh.joining import invitations
 from clustermesh.joining.checks import find_problems
 from clustermesh.joining.invitations import Token, create, decode_token, encode_token, is_revoked, read, revoke, take
-from clustermesh.joining.inviting import Rate, Rates
+from clustermesh.joining.inviting import Rate, Rates, find_impostor
+from clustermesh.joining.links import credentials, entries, known_peers, replaced
+from clustermesh.joining.member import CertFiles, Member
 from clustermesh.joining.offers import Ask, decode_ask, decode_offer, encode_ask, offer, taken
+from clustermesh.mesh.authority import Limits
 
 TOKEN = Token(cluster="alpha", address="203.0.113.7:9443", fingerprint="ab" * 32, id="0123abcd", secret="s" * 43)
 
@@ -108,13 +115,24 @@ def test_those_that_are_over_go_with_the_next_unless_who_joined_is_connected_and
         joined.append(number)
     data, over, _ = create(data, ("beta", "gamma"), now=0, ttl=10, uses=1, to="")
     assert set(data) == {*joined, over}
-    data, last, _ = create(data, ("beta",), now=20, ttl=10, uses=1, to="")
+    data, last, _ = create(data, ("beta",), now=80, ttl=10, uses=1, to="")
     assert set(data) == {joined[0], last}
     for _ in range(invitations.MOST - 1):
-        data, *_ = create(data, ("beta",), now=20, ttl=10, uses=1, to="")
+        data, *_ = create(data, ("beta",), now=80, ttl=10, uses=1, to="")
     with pytest.raises(Refused, match="revoke"):
-        create(data, ("beta",), now=20, ttl=10, uses=1, to="")
-    create(data, ("beta",), now=30, ttl=10, uses=1, to="")
+        create(data, ("beta",), now=80, ttl=10, uses=1, to="")
+    create(data, ("beta",), now=90, ttl=10, uses=1, to="")
+
+
+@pytest.mark.parametrize("now", [2, 899, 900, 959])
+def test_one_that_was_used_stays_for_who_is_not_connected_yet(now: float) -> None:
+    data, number, secret = create({}, (), now=0, ttl=900, uses=1, to="beta")
+    data = take(data, (number, secret), "beta", b"key", 1)
+    data, *_ = create(data, (), now=now, ttl=900, uses=1, to="gamma")
+    assert not is_revoked(data, number)
+    if now < 900:
+        assert take(data, (number, secret), "beta", b"key", now) == data  # after what was interrupted
+    assert number not in create(data, (), now=960, ttl=900, uses=1, to="gamma")[0]
 
 
 def test_one_that_is_revoked_lets_nobody_in_not_even_again() -> None:
@@ -212,3 +230,69 @@ def test_an_offer_makes_the_same_cluster_as_reading_it_would() -> None:
 def test_an_offer_that_breaks_a_rule_is_not_taken(changed: dict[str, object]) -> None:
     with pytest.raises(DecodeError):
         taken(ALPHA, msgspec.structs.replace(offer(BETA, "alpha", NOW), **changed))
+
+
+def test_who_comes_again_keeps_what_an_operator_has_allowed_it() -> None:
+    prefix, limits = parse_prefix("203.0.113.0/24"), Limits(prefixes=20_000)
+    before = joined(ALPHA, BETA)
+    allowed = msgspec.structs.replace(taken(before, offer(BETA, "alpha", NOW)), allowed=(prefix,), limits=limits)
+    for mirrored in (False, True):
+        reader = msgspec.structs.replace(ALPHA, mirrored=mirrored)
+        agents, mirror = entries(allowed, credentials(allowed, NOW))
+        kept = {"copied" if mirrored else "peers": replaced({}, "beta", agents | mirror)}
+        link = taken(msgspec.structs.replace(reader, **kept), offer(BETA, "alpha", NOW))
+        assert (link.allowed, link.limits) == ((prefix,), limits)
+        assert link.reader.entries["beta.etcd-client.crt"] != before.entries.get("beta.etcd-client.crt")
+    assert taken(ALPHA, offer(BETA, "alpha", NOW)).limits == Limits()
+
+
+KNOWN, NEW = AUTHORITIES["beta"], create_authority(NOW)
+CROSS, STRANGER = certify(KNOWN, NEW), AUTHORITIES["gamma"]
+GAMMAS = issue(KNOWN, remote_leaf("gamma"), NOW)  # what beta has given to gamma: no authority, whatever it signs
+FALSE = Pair(certify(STRANGER, GAMMAS), GAMMAS.key, (GAMMAS.certificate,))
+
+
+def shown(signer: Pair, leaf: Leaf | None = None, *chain: Pair) -> bytes:
+    pair = issue(signer, leaf or server(), NOW)
+    return pair.certificate_pem + b"".join(each.certificate_pem for each in chain)
+
+
+@pytest.mark.parametrize(
+    ("cert", "is_beta"),
+    [
+        (BETA.server.cert, True),
+        (shown(KNOWN), True),  # issued anew
+        (shown(NEW, None, Pair(CROSS, NEW.key)), True),  # its authority is being replaced
+        (shown(NEW), False),
+        (shown(NEW, None, NEW), False),
+        (shown(NEW, None, Pair(certify(STRANGER, NEW), NEW.key), STRANGER), False),
+        (GAMMAS.certificate_pem, False),
+        *((shown(KNOWN, leaf), False) for name, leaf in cluster_leaves("beta").items() if name != "server"),
+        (shown(KNOWN, Leaf("x", server=True, hosts=("gamma.mesh.cilium.io",))), False),
+        (shown(FALSE, None, *(Pair(each, GAMMAS.key) for each in FALSE.chain)), False),
+        (shown(STRANGER), False),
+        (shown(STRANGER) + BETA.server.cert, False),
+        (b"", False),
+    ],
+)
+@pytest.mark.parametrize("as_is", [False, True])
+def test_who_comes_again_shows_the_certificate_of_that_clusters_server(cert: bytes, is_beta: bool, as_is: bool) -> None:
+    alpha = _connected_by_invitation()
+    assert BETA.entrance is not None
+    entrance = msgspec.structs.replace(BETA.entrance, as_is=as_is)
+    newcomer = msgspec.structs.replace(BETA, server=CertFiles(cert=cert), entrance=entrance)
+    found = find_impostor(alpha, known_peers(alpha.entries)["beta"], newcomer, NOW)
+    assert (found is None) == is_beta, found
+
+
+def test_who_comes_again_and_was_known_by_an_authority_for_both_is_refused() -> None:
+    alpha = msgspec.structs.replace(ALPHA, remote=files(KNOWN, issue(KNOWN, remote_leaf("alpha"), NOW)))
+    alpha = joined(alpha, BETA)
+    assert "beta.etcd-client-ca.crt" not in alpha.entries
+    assert find_impostor(alpha, known_peers(alpha.entries)["beta"], BETA, NOW) is not None
+
+
+def _connected_by_invitation() -> Member:
+    link = taken(ALPHA, offer(BETA, "alpha", NOW))
+    agents, _ = entries(link, credentials(link, NOW))
+    return msgspec.structs.replace(ALPHA, peers=agents)
