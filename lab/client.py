@@ -44,6 +44,7 @@ class TcpExchange(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.answer.done():
             self.answer.set_exception(exc or ConnectionResetError("closed without an answer"))
+            self.answer.exception()  # asyncio would complain where the call was given up before
 
 
 class UdpExchange(asyncio.DatagramProtocol):
