@@ -32,8 +32,8 @@ def command(which: Which, output_file: Path | None, timeout: float, most_mib: in
     """Write one archive with what support needs: objects, status, certificates, logs, events, versions, values, tables.
 
     Secrets are taken out, by where they stand and by what they are; look before you send it on. Where the cluster's
-    Secrets cannot be read, logs and texts are left out. What cannot be read is named in index.json; exit code 1 only
-    where nothing could be read.
+    Secrets cannot be read, logs, texts and values are left out. What cannot be read is named in index.json; exit code 1
+    only where nothing could be read.
 
     \b
     Examples:
