@@ -116,6 +116,11 @@ static __always_inline int reset(struct __sk_buff *skb, const struct packet *pac
 		answer.check = ~sum_fold16(sum + (__u32)bpf_csum_diff(NULL, 0, (__be32 *)&answer, sizeof(answer), 0));
 	if (bpf_skb_store_bytes(skb, at, &answer, sizeof(answer), BPF_F_RECOMPUTE_CSUM))
 		return -1;
+	if (packet->flags & PACKET_JUMBO) { /* its header may not stand before what is short */
+		if (bpf_skb_adjust_room(skb, -JUMBO_HEADER, BPF_ADJ_ROOM_NET, 0))
+			return -1;
+		at -= JUMBO_HEADER;
+	}
 	return answer_ip(skb, packet, at, IPPROTO_TCP, TCP_HEADER);
 }
 

@@ -62,6 +62,21 @@ struct ct_scratch {
 
 DECLARE_MAP(ct_scratch, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct ct_scratch, 1, 0);
 
+/* The last search in vain, of this CPU, for a port to lend towards a backend. */
+struct ct_searched {
+	struct address backend;
+	__u32 tick;
+	__be16 port; /* of the backend */
+	__u8 protocol;
+	__u8 pad;
+};
+_Static_assert(sizeof(struct ct_searched) == 24, "struct ct_searched");
+
+/* Of two backends in one place the later is remembered. */
+enum { SEARCHES_REMEMBERED = 256 };
+
+DECLARE_MAP(ct_searched, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct ct_searched, SEARCHES_REMEMBERED, 0);
+
 static __always_inline struct ct_scratch *scratch(void)
 {
 	__u32 all = 0;

@@ -182,27 +182,66 @@ SUBPROGRAM int is_port_used(struct __sk_buff *skb)
 	return !space || has_socket(skb, &space->new.reply_key) || speaks_directly(&space->new.reply_key, ct_now());
 }
 
-/* Gives the replies of the connection in scratch a port of ours: a random one, or (`searched`) one that nobody has with its
- * backend. That is looked for at random, too, by a sequence of numbers (that of Numerical Recipes): from one to the next beside
- * it those lent would stand in rows, and the others be far to find. False where there is none. */
-SUBPROGRAM bool draw_port(__u32 searched)
+/* The port of this node that a random number stands for, by the network's order. */
+static __always_inline __be16 port_of(const struct node_config *node, __u32 random)
+{
+	__u64 count = (__u64)node->port_last - node->port_first + 1;
+
+	return bpf_htons(node->port_first + (random * count >> 32));
+}
+
+/* Gives the replies of the connection in scratch a random port of ours. False where none is lent. */
+SUBPROGRAM bool draw_port(void)
 {
 	struct node_config *node = this_node();
 	struct ct_scratch *space = scratch();
-	__u32 random = bpf_get_prandom_u32();
+
+	if (!node || !space || !node->port_first)
+		return false;
+	space->new.reply_key.destination_port = port_of(node, bpf_get_prandom_u32());
+	return true;
+}
+
+/* Where searches for a port towards the backend of these replies are remembered. */
+static __always_inline struct ct_searched *searched_for(const struct ct_key *key)
+{
+	__u32 place = lb_mix(key->source.word[3] ^ lb_mix(key->source.word[2] ^ key->source_port)) % SEARCHES_REMEMBERED;
+
+	return bpf_map_lookup_elem(MAP(ct_searched), &place);
+}
+
+/* Whether this CPU has searched in vain within this tick. */
+static __always_inline bool is_searched(const struct ct_searched *searched, const struct ct_key *key, __u32 now)
+{
+	return searched->tick == now && searched->port == key->source_port && searched->protocol == key->protocol &&
+	       is_same_address(&searched->backend, &key->source);
+}
+
+/* Gives the replies of the connection in scratch a port of ours that nobody has with its backend. That is looked for at random,
+ * too, by a sequence of numbers (that of Numerical Recipes): from one to the next beside it those lent would stand in rows, and
+ * the others be far to find. False where there is none, which is remembered for the rest of the tick: who has all ports taken
+ * would else have each opening cost as much. */
+SUBPROGRAM bool find_port(void)
+{
+	struct node_config *node = this_node();
+	struct ct_scratch *space = scratch();
+	__u32 random = bpf_get_prandom_u32(), now = ct_now();
+	struct ct_searched *searched;
 	struct ct_key *key;
-	__u64 count;
 
 	if (!node || !space || !node->port_first)
 		return false;
 	key = &space->new.reply_key;
-	count = (__u32)node->port_last - node->port_first + 1;
+	searched = searched_for(key);
+	if (!searched || is_searched(searched, key, now))
+		return false;
 	for (__u32 left = 0; left < PORTS_SEARCHED; left++) {
-		key->destination_port = bpf_htons(node->port_first + (random * count >> 32));
-		if (!searched || !bpf_map_lookup_elem(MAP(ct), key))
+		key->destination_port = port_of(node, random);
+		if (!bpf_map_lookup_elem(MAP(ct), key))
 			return true;
 		random = random * 1664525 + 1013904223;
 	}
+	*searched = (struct ct_searched){ key->source, now, key->source_port, key->protocol, 0 };
 	return false;
 }
 
@@ -218,7 +257,7 @@ static __always_inline enum reason claim(struct __sk_buff *skb, struct ct_new *n
 		if (!is_own_port) {
 			if (packet->ends.protocol == IPPROTO_SCTP)
 				break;
-			if (!draw_port(drawn == PORTS_DRAWN_MILDLY) || is_port_used(skb))
+			if (!(drawn == PORTS_DRAWN_MILDLY ? find_port() : draw_port()) || is_port_used(skb))
 				continue;
 			new->forward.source_port = new->reply_key.destination_port;
 			new->forward.flags |= CT_LENT;
@@ -583,28 +622,42 @@ static __always_inline bool is_unproven(const struct ct_entry *entry, const stru
 	       entry->packets < PACKETS_UNPROVEN;
 }
 
+/* Whether the kernel is to forget that this packet had its entry looked up. Not before the backend's answer is noted: what
+ * another CPU notes while entries are made anew may be lost, and the client's answer would prove nothing. */
+static __always_inline bool is_to_be_set_aside(const struct ct_entry *entry, const struct packet *packet)
+{
+	return is_unproven(entry, packet) && (entry->flags & CT_REPLY || entry->from_device);
+}
+
 /* Makes both entries of the packet in scratch anew, as they are: as if nobody had looked them up. Where the map is full the
  * kernel takes such first, and keeps what somebody has, up to about half of the map: what is established outlasts a flood of openings
- * in forged names, which backends answer. No pointer to an entry holds afterwards. */
-SUBPROGRAM bool set_aside(void)
+ * in forged names, which backends answer. Each is made whatever became of the other: another CPU that does the same has then
+ * made, or found, what this one has deleted. Where the other direction knows of a proof that this one was not told, since it
+ * was being made anew just then, it hears of it now. No pointer to an entry holds afterwards. */
+SUBPROGRAM int set_aside(void)
 {
 	struct ct_scratch *space = scratch();
 	struct ct_entry *entry, *pair;
 	struct packet *packet;
 
 	if (!space)
-		return false;
+		return 0;
 	packet = &space->packet;
 	entry = bpf_map_lookup_elem(MAP(ct), &packet->ends);
 	pair = entry ? ct_own_pair(entry, &packet->ends, packet) : NULL;
 	if (!pair)
-		return false;
+		return 0;
+	if (pair->flags & CT_ESTABLISHED) {
+		entry->flags |= CT_ESTABLISHED;
+		return 0;
+	}
 	space->new.forward = *entry;
 	space->new.reply = *pair;
 	bpf_map_delete_elem(MAP(ct), &packet->ends);
 	bpf_map_delete_elem(MAP(ct), &packet->pair);
-	return !bpf_map_update_elem(MAP(ct), &packet->ends, &space->new.forward, BPF_NOEXIST) &&
-	       !bpf_map_update_elem(MAP(ct), &packet->pair, &space->new.reply, BPF_NOEXIST);
+	bpf_map_update_elem(MAP(ct), &packet->ends, &space->new.forward, BPF_NOEXIST);
+	bpf_map_update_elem(MAP(ct), &packet->pair, &space->new.reply, BPF_NOEXIST);
+	return 0;
 }
 
 /* A packet that has ports, and its entry. */
@@ -638,7 +691,7 @@ static __always_inline int serve(struct __sk_buff *skb, struct ct_scratch *space
 		return NEXT;
 	if (!why)
 		why = translate(skb, space, entry, &passage, true);
-	if (!why && entry != &space->new.forward && is_unproven(entry, packet))
+	if (!why && entry != &space->new.forward && is_to_be_set_aside(entry, packet))
 		set_aside();
 	if (!why)
 		return send(skb, packet, &passage);
@@ -674,7 +727,7 @@ static __always_inline int answer(struct __sk_buff *skb, __u16 network, __u16 fl
 	why = translate(skb, space, entry, &passage, false);
 	if (why)
 		return dropped(why);
-	if (is_unproven(entry, &space->packet))
+	if (is_to_be_set_aside(entry, &space->packet))
 		set_aside();
 	return NEXT;
 }

@@ -53,7 +53,7 @@ static __always_inline bool goes_on(const struct ct_entry *entry, struct packet 
 		return false;
 	if (protocol == IPPROTO_TCP ? packet->tcp & TCP_SYN : !ct_is_live(entry->expires, now))
 		return false;
-	if (ct_flags_after(entry->flags, packet) != entry->flags)
+	if (is_unproven(entry, packet) || ct_flags_after(entry->flags, packet) != entry->flags)
 		return false;
 	return entry->expires == now + ct_timeout(protocol, entry->flags) || !is_lost(entry, packet);
 }

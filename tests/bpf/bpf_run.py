@@ -9,7 +9,7 @@ from typing import NamedTuple
 from agent.bpf.syscalls import Command, attr_of, buffer_of, call, call_attr
 
 _CONTEXT_SIZE = 192  # of struct __sk_buff, as linux/bpf.h has it
-_IFINDEX_AT = 40
+_IFINDEX_AT, _GSO_SIZE_AT = 40, 176
 _INFO_SIZE, _VERIFIED_AT = 256, 216  # of struct bpf_prog_info
 _XDP_CONTEXT = struct.Struct("=6I")  # struct xdp_md: data, data_end, data_meta, ingress_ifindex and two more
 
@@ -22,12 +22,13 @@ class RunResult(NamedTuple):
     ns: int
 
 
-def program_test_run(program: int, packet: bytes, device: int = 0, repeat: int = 1) -> RunResult:
-    """Run a tc program over `packet`, an Ethernet frame, as if it came by the device of this index (0: loopback).
-    Programs of sockets cannot be run like this."""
+def program_test_run(program: int, packet: bytes, device: int = 0, repeat: int = 1, gso_size: int = 0) -> RunResult:
+    """Run a tc program over `packet`, an Ethernet frame, as if it came by the device of this index (0: loopback), and
+    stood for many of `gso_size` bytes. Programs of sockets cannot be run like this."""
     context = bytearray(_CONTEXT_SIZE if device else 0)
     if device:
         struct.pack_into("=I", context, _IFINDEX_AT, device)
+        struct.pack_into("=I", context, _GSO_SIZE_AT, gso_size)
     return _run(program, packet, bytes(context), repeat)
 
 

@@ -177,4 +177,5 @@ def test_the_event_loop_runs_between_chunks(datapath: Datapath) -> None:
 
 def test_bpffs_is_where_the_maps_are(datapath: Datapath, bpffs: Path) -> None:
     pinned = {path.name for path in (datapath.pin_dir / "v2").iterdir()}
-    assert pinned == set(datapath.maps) == {*MAPS, "lb_meant", "metrics", "events", "events_wanted", "ct_scratch"}
+    internal = {"lb_meant", "metrics", "events", "events_wanted", "ct_scratch", "ct_searched"}
+    assert pinned == set(datapath.maps) == {*MAPS, *internal}

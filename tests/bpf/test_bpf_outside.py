@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from socket import if_nametoindex
 
 import pytest
-from bpf_flows import ACK, FIN, RST, SCTP, SYN, TCP, UDP, Packet
+from bpf_flows import ACK, FIN, RST, SCTP, SYN, TCP, UDP, Packet, ones_sum, read
 from bpf_outside import NODE_PORT, REMOTE, Outside, call, locally
 from bpf_run import program_test_run
 from bpf_services import BACKEND, DROP, LENT, NEXT, PORTS, REDIRECT, bare, config, key_of
@@ -513,3 +513,21 @@ def test_an_answer_to_a_pod_goes_straight_to_it_only_where_that_is_allowed(outsi
         assert outside.to_pod(answer) == (NEXT, shown)
         error = outside.error(outside.router, outside.pod, arrived)
         assert outside.to_pod(error) == (NEXT, outside.error(outside.router, outside.pod, bare(sent)))
+
+
+def test_what_stands_for_many_and_says_no_length_is_reset_by_a_packet_that_does(outside: Outside) -> None:
+    """BIG TCP: the header of IPv6 that says how long it is may not stand before what is short."""
+    sent = call(outside).to(flags=ACK, ack=77, payload=bytes(3000))
+    frame = bytearray(sent.frame())
+    if outside.is_ipv6():
+        frame[18:21] = bytes([0, 0, 0])
+        jumbo = bytes([TCP, 0, 0xC2, 4]) + struct.pack("!I", 8 + len(frame) - 54)
+        frame[54:54] = jumbo
+    else:
+        frame[16:18] = bytes(2)
+        frame[24:26] = bytes(2)
+        frame[24:26] = struct.pack("!H", 0xFFFF - ones_sum(bytes(frame[14:34])))
+    fd = outside.datapath.program_fd("from_outside")
+    result = outside.net.call(lambda: program_test_run(fd, bytes(frame), outside.device, gso_size=1000))
+    assert (result.verdict, read(result.data)) == (REDIRECT, sent.back().to(flags=RST, seq=77, ack=0, payload=b""))
+    assert len(result.data) == 14 + (60 if outside.is_ipv6() else 40)

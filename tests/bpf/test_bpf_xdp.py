@@ -193,6 +193,18 @@ def test_what_begins_is_left_to_tc_until_both_ends_have_spoken(frames: Frames, p
         assert frames.is_left(sent), "it may be no more than an exchange"
 
 
+def test_what_nobody_has_proven_to_be_his_is_left_to_tc_however_it_ends(frames: Frames) -> None:
+    """tc makes its entries anew, so that a flood of such pushes out only each other."""
+    sent = call(frames, TCP)
+    _, arrived = frames.from_outside(sent)
+    assert arrived is not None
+    frames.from_outside(arrived.back().to(flags=SYN | ACK))
+    for flags in (FIN | ACK, RST):
+        for packet in (sent.to(flags=flags, ack=9), arrived.back().to(flags=flags)):
+            frames.from_outside(packet)
+            assert frames.is_left(packet), "tc has seen the same before"
+
+
 @pytest.mark.parametrize("protocol", [TCP, UDP])
 def test_a_checksum_that_a_device_is_to_complete_is_left_to_tc(frames: Frames, protocol: int) -> None:
     """As a veth's peer sends it: the sum of the pseudo header stands in its place."""

@@ -19,7 +19,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from itertools import product
 from pathlib import Path
 from threading import get_native_id
@@ -437,15 +437,16 @@ def test_what_the_way_to_the_backend_is_too_narrow_for_arrives_when_it_is_sent_a
 
 
 @pytest.fixture(scope="module")
-def lengths(bed: ServicesBed) -> Lengths:
-    """All devices take packets of more than 64 KiB from now on."""
+def lengths(bed: ServicesBed) -> Iterator[Lengths]:
+    """All devices take packets of more than 64 KiB from now on, for the tests after these, too."""
     for pod in ("client", "s1", "s2"):
         bed.node.call(lambda pod=pod: netlink.in_netns(Path("/run/netns", pod), lambda: allow("eth0")))
     bed.outside.call(lambda: allow("eth0"))
     for _, device in bed.node.call(socket.if_nameindex):
         if device.startswith(("eth0", "lxc")):
             bed.node.call(lambda device=device: allow(device))
-    return Lengths(bed.node)
+    with closing(Lengths(bed.node)) as made:
+        yield made
 
 
 @families
