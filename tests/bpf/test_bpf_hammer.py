@@ -12,6 +12,7 @@ was during the question, a backend of this very service, and nobody is refused w
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import random
@@ -53,18 +54,21 @@ UPDATES = 10_000
 SERVICES, CLUSTERS = 16, 3
 POD = "10.1.0.5"
 PORT = 8080
-REFUSED = 0
-RECORD = Struct("=QQHI")  # from and until when it was asked, of which service, the backend's IPv4 address or REFUSED
+REFUSED, MISSING = 0, 1  # no addresses of backends
+RECORD = Struct(
+    "=QQHI"
+)  # from and until when it was asked, of which service, the backend's IPv4 address or one of these
 
 
 class Version(NamedTuple):
-    """What a service was since `begin`: its backends, those of them whose clusters are not out, and whether its clients
-    stay with theirs."""
+    """What a service was since `begin`: its backends, those of them whose clusters are not out, whether its clients
+    stay with theirs, and whether there was such a service at all."""
 
     begin: int
     backends: frozenset[int] = frozenset()
     chosen: frozenset[int] = frozenset()
     has_affinity: bool = False
+    is_there: bool = False
 
 
 class State:
@@ -115,7 +119,7 @@ class State:
             return Version(begin)
         chosen = [group for group in entry.groups if self.factors.get(group.cluster_id, 1.0) > 0]
         sets = (frozenset(numbers_of(groups)) for groups in (entry.groups, chosen))
-        return Version(begin, *sets, bool(entry.affinity_seconds))
+        return Version(begin, *sets, bool(entry.affinity_seconds), is_there=True)
 
 
 _ports = [count(1024) for _ in range(SERVICES)]  # of calls, each of its own
@@ -165,6 +169,8 @@ class Log:
         known = self._versions[number][first:last]
         if answer == REFUSED:
             return f"service {number} was refused" if all(map(is_certain, known)) else ""
+        if answer == MISSING:
+            return f"service {number} was missing" if all(version.is_there for version in known) else ""
         if any(answer in (version.backends if reading else version.chosen) for version in known):
             return ""
         return f"service {number} was answered by 127.{answer >> 16 & 255}.{answer >> 8 & 255}.{answer & 255}"
@@ -222,8 +228,8 @@ def choose(chooser: Chooser, rng: random.Random, write: Callable[[bytes], object
     until = time.monotonic_ns()
     if result.verdict == TRANSLATED:
         write(RECORD.pack(since, until, number, int.from_bytes(result.data[26:30], "big")))
-    elif result.verdict == REJECT:
-        write(RECORD.pack(since, until, number, REFUSED))
+    else:
+        write(RECORD.pack(since, until, number, REFUSED if result.verdict == REJECT else MISSING))
 
 
 def connect(chooser: Chooser, rng: random.Random, write: Callable[[bytes], object], listening: socket.socket) -> None:
@@ -240,7 +246,9 @@ def connect(chooser: Chooser, rng: random.Random, write: Callable[[bytes], objec
         except ConnectionRefusedError:
             write(RECORD.pack(since, time.monotonic_ns(), number, REFUSED))
             return
-        except OSError:
+        except OSError as error:
+            if error.errno == errno.ENETUNREACH:
+                write(RECORD.pack(since, time.monotonic_ns(), number, MISSING))
             return
         until = time.monotonic_ns()
         if kind == socket.SOCK_STREAM:
@@ -262,19 +270,23 @@ def send(chooser: Chooser, rng: random.Random, write: Callable[[bytes], object],
     until = time.monotonic_ns()
     if result.verdict != NEXT:
         write(RECORD.pack(since, until, number, REFUSED))
-    elif (found := flow(result.data)).destination != target:
+    elif (found := flow(result.data)).destination == target:
+        write(RECORD.pack(since, until, number, MISSING))
+    else:
         assert (found.source, found.source_port, found.destination_port) == (POD, port, PORT)
         write(RECORD.pack(since, until, number, to_int(parse(found.destination)) & 0xFFFFFFFF))
 
 
 def read(chooser: Chooser, rng: random.Random, write: Callable[[bytes], object], _: socket.socket) -> None:
-    """What is there, as far as it is: half of what is being written may be missing, nothing may be another's."""
+    """What is there, as far as it is: half of what is being written may be missing but the service itself, nothing may
+    be another's."""
     number = rng.randrange(SERVICES)
     at = frontend(number)
     maps = chooser.datapath.maps
     key = pack(ServiceKey(at.address, at.port, 6 if at.protocol is Protocol.TCP else 17))
     since = time.monotonic_ns()
     if (head := map_lookup(maps["lb_services"], key, 20)) is None:
+        write(RECORD.pack(since, time.monotonic_ns(), number, MISSING))
         return
     groups, slots = (lambda k: map_lookup(maps["lb_groups"], k, 96)), (lambda k: map_lookup(maps["lb_slots"], k, 64))
     for _, numbers in list(groups_behind(head, groups, slots)):
