@@ -78,8 +78,8 @@ def test_nothing_of_a_connection_is_lost_whose_ends_send_again_at_once(outside: 
             [to_backend(outside, sent).back().to(flags=flags, seq=7000).frame() for sent in few]
             for flags in (SYN | ACK, ACK)
         )
-        client += [syn * 2, syn * 5, proof, proof * 2, proof]
-        backend += [[], answer * 5, answer * 2, more * 2, more]
+        client += [syn * 2, syn * 5, proof, proof * 2, proof, []]
+        backend += [[], answer * 5, answer * 2, more * 2, [], more]
     met = mmap.mmap(-1, 4)
     programs = [outside.datapath.program_fd(name) for name in ("from_outside", "to_outside")]
     ends = [End(place, programs[place], outside.device, steps, met) for place, steps in enumerate((client, backend))]
