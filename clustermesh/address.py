@@ -47,6 +47,14 @@ def parse(text: str, where: str = "address") -> Address:
     return address
 
 
+def is_address(text: str) -> bool:
+    try:
+        parse(text)
+    except Invalid:
+        return False
+    return True
+
+
 def text(address: Address) -> str:
     """The canonical spelling: "10.0.0.1", "fd00::1" (RFC 5952)."""
     if address.startswith(_V4):

@@ -12,11 +12,11 @@ from datetime import datetime
 from itertools import combinations
 
 from certs.errors import CertsError
-from clustermesh.address import Prefix, contains, family_length, nobodys, parse, prefix_text, single
+from clustermesh.address import Prefix, contains, family_length, is_address, nobodys, parse, prefix_text, single
 from clustermesh.errors import ClusterMeshError, Invalid, Refused
 from clustermesh.joining import names
 from clustermesh.joining.links import Link, check_server, credentials, known_peers, url_host
-from clustermesh.joining.member import Member, is_address
+from clustermesh.joining.member import Member
 from clustermesh.joining.versions import is_skewed
 from clustermesh.mesh.authority import Authority, Ground, Place, judge_prefix
 from clustermesh.mesh.peer_files import PeerFile

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
-from clustermesh.address import parse
-from clustermesh.errors import Invalid
+from clustermesh.address import is_address
 from clustermesh.joining.names import MESH_DOMAIN
 from clustermesh.mesh.peer_files import PeerFile
 from clustermesh.model import Cluster
@@ -113,11 +112,3 @@ class Member(Struct, frozen=True, kw_only=True):
 def mesh_name(cluster: str) -> str:
     """What a cluster's etcd answers to wherever it is."""
     return f"{cluster}.{MESH_DOMAIN}"
-
-
-def is_address(host: str) -> bool:
-    try:
-        parse(host)
-    except Invalid:
-        return False
-    return True

@@ -13,8 +13,8 @@ from typing import Final, Never
 import msgspec
 from msgspec import Struct
 
-from clustermesh.address import parse
-from clustermesh.errors import DecodeError, Invalid, Unavailable
+from clustermesh.address import is_address
+from clustermesh.errors import DecodeError, Unavailable
 from clustermesh.kube.client import KubeClient
 from clustermesh.kube.follow import Interrupted, follow
 from clustermesh.kube.rbac import Rule
@@ -117,12 +117,4 @@ def _decode(raw: msgspec.Raw) -> tuple[str, tuple[str, ...]]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise DecodeError("EndpointSlice", bytes(raw)[:80].decode(errors="replace"), str(e)) from e
     every = (address for each in found.endpoints or () if not each.conditions.terminating for address in each.addresses)
-    return found.metadata.name, tuple(each for each in every if _is_address(each))
-
-
-def _is_address(text: str) -> bool:
-    try:
-        parse(text)
-    except Invalid:
-        return False
-    return True
+    return found.metadata.name, tuple(each for each in every if is_address(each))

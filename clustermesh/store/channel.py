@@ -10,6 +10,7 @@ import ssl
 from collections import deque
 from typing import Final, NamedTuple
 
+from clustermesh.address import is_address
 from clustermesh.errors import ClusterMeshError, Unavailable
 from clustermesh.store.endpoint import Endpoint
 from clustermesh.store.exchange import Ended, Exchange, Message
@@ -208,9 +209,11 @@ class Channel(asyncio.BufferedProtocol):
         """The first who wants it dials; where that is cancelled, the next one goes on."""
         async with self._dialling:
             if self._transport is None and self._broken is None:
+                # No race of one: asyncio loses the socket where it is cancelled in the instant that somebody wins.
+                delay = None if is_address(self._address) else _NEXT_ADDRESS
                 try:
                     await self._loop.create_connection(
-                        lambda: self, self._address, self._endpoint.port, happy_eyeballs_delay=_NEXT_ADDRESS
+                        lambda: self, self._address, self._endpoint.port, happy_eyeballs_delay=delay
                     )
                 except (OSError, ValueError) as e:  # the latter for what is no name at all
                     self._fail(e)
