@@ -62,13 +62,13 @@ struct ct_scratch {
 
 DECLARE_MAP(ct_scratch, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct ct_scratch, 1, 0);
 
-/* The last search in vain, of this CPU, for a port to lend towards a backend. */
+/* How often this CPU has searched in vain, within a tick, for a port to lend towards a backend. */
 struct ct_searched {
 	struct address backend;
 	__u32 tick;
 	__be16 port; /* of the backend */
 	__u8 protocol;
-	__u8 pad;
+	__u8 times;
 };
 _Static_assert(sizeof(struct ct_searched) == 24, "struct ct_searched");
 

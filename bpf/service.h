@@ -12,7 +12,7 @@
 #include "ways.h"
 
 /* How many ports are drawn, the first of them mildly, and among how many one that nobody has is searched for in between. */
-enum { PORTS_DRAWN = 12, PORTS_DRAWN_MILDLY = 4, PORTS_SEARCHED = 768 };
+enum { PORTS_DRAWN = 12, PORTS_DRAWN_MILDLY = 4, PORTS_SEARCHED = 768, SEARCHES_IN_VAIN = 4 };
 
 /* More of one direction, and it is no opening that is kept apart. */
 enum { PACKETS_UNPROVEN = 16 };
@@ -210,7 +210,7 @@ static __always_inline struct ct_searched *searched_for(const struct ct_key *key
 	return bpf_map_lookup_elem(MAP(ct_searched), &place);
 }
 
-/* Whether this CPU has searched in vain within this tick. */
+/* Whether that is what this CPU has searched for in vain within this tick. */
 static __always_inline bool is_searched(const struct ct_searched *searched, const struct ct_key *key, __u32 now)
 {
 	return searched->tick == now && searched->port == key->source_port && searched->protocol == key->protocol &&
@@ -219,8 +219,8 @@ static __always_inline bool is_searched(const struct ct_searched *searched, cons
 
 /* Gives the replies of the connection in scratch a port of ours that nobody has with its backend. That is looked for at random,
  * too, by a sequence of numbers (that of Numerical Recipes): from one to the next beside it those lent would stand in rows, and
- * the others be far to find. False where there is none, which is remembered for the rest of the tick: who has all ports taken
- * would else have each opening cost as much. */
+ * the others be far to find. False where none is found. Where that is so SEARCHES_IN_VAIN times there is no other search in that tick:
+ * who has all ports taken would else have each opening cost as much. */
 SUBPROGRAM bool find_port(void)
 {
 	struct node_config *node = this_node();
@@ -228,12 +228,17 @@ SUBPROGRAM bool find_port(void)
 	__u32 random = bpf_get_prandom_u32(), now = ct_now();
 	struct ct_searched *searched;
 	struct ct_key *key;
+	__u8 times = 0;
 
 	if (!node || !space || !node->port_first)
 		return false;
 	key = &space->new.reply_key;
 	searched = searched_for(key);
-	if (!searched || is_searched(searched, key, now))
+	if (!searched)
+		return false;
+	if (is_searched(searched, key, now))
+		times = searched->times;
+	if (times >= SEARCHES_IN_VAIN)
 		return false;
 	for (__u32 left = 0; left < PORTS_SEARCHED; left++) {
 		key->destination_port = port_of(node, random);
@@ -241,7 +246,7 @@ SUBPROGRAM bool find_port(void)
 			return true;
 		random = random * 1664525 + 1013904223;
 	}
-	*searched = (struct ct_searched){ key->source, now, key->source_port, key->protocol, 0 };
+	*searched = (struct ct_searched){ key->source, now, key->source_port, key->protocol, times + 1 };
 	return false;
 }
 
