@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Hashable, Iterable, Mapping, MutableSet
 from itertools import chain, islice, repeat
-from operator import is_
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from clustermesh.retries import Problem, Retries
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
+_ABSENT: Final = object()
 
 
 class Delta(NamedTuple, Generic[K, V]):
@@ -23,8 +22,7 @@ class Delta(NamedTuple, Generic[K, V]):
 
 def diff(desired: Mapping[K, V], actual: Mapping[K, V]) -> Delta[K, V]:
     """The smallest delta with apply(diff(desired, actual), actual) == desired."""
-    absent = object()
-    upserts = {key: value for key, value in desired.items() if actual.get(key, absent) != value}
+    upserts = {key: value for key, value in desired.items() if actual.get(key, _ABSENT) != value}
     return Delta(upserts, [key for key in actual if key not in desired])
 
 
@@ -37,13 +35,13 @@ class Deltas(Generic[K, V]):
         self.surplus = 0  # entries that are there and not wanted: they take room until they are deleted
         self.failures = 0  # tries that failed, of any entry
         self.blocking: set[K] = set()  # entries with a problem that exist, or may: they still refer to others
-        self._dirty: dict[K, None] = {}  # an ordered set: what was asked for first is applied first
+        self._dirty: dict[K, V | None] = {}  # what to write (None: delete), in the order in which it was asked for
         self._retries = Retries[K]()  # what failed is here and, until it is due, not in `_dirty`
         self.problems: Mapping[K, Problem] = self._retries.problems
         self._unsure: set[K] = set()  # entries whose fate is unknown
         self._touched: set[K] | None = None  # what was written since a comparison began
         self._withdrawn: set[K] | None = None  # wanted once, and no more: while it is set, all else is kept, ...
-        self._kept: dict[K, None] = {}  # ... apart from `_dirty`: a change must not cost all that is kept
+        self._kept: dict[K, V | None] = {}  # ... apart from `_dirty`: a change must not cost all that is kept
 
     @property
     def failed(self) -> dict[K, str]:
@@ -73,7 +71,7 @@ class Deltas(Generic[K, V]):
         else:
             self.desired[key] = value
             if key not in self._dirty and not self.problems:
-                self._dirty[key] = None  # ... what is new, at a third of the cost
+                self._dirty[key] = value  # ... what is new, at a third of the cost
                 return
         self._mark(key)
 
@@ -84,7 +82,7 @@ class Deltas(Generic[K, V]):
                 self.set(key, value)
         else:
             self.desired.update(entries)
-            self._dirty.update(dict.fromkeys(entries))
+            self._dirty.update(entries)
 
     def remove(self, key: K) -> None:
         if self.desired.pop(key, None) is not None:
@@ -158,8 +156,9 @@ class Deltas(Generic[K, V]):
     def _mark(self, key: K) -> None:
         self._dirty.pop(key, None)  # what was marked last is applied last
         self._kept.pop(key, None)
-        if self.desired.get(key) != self.actual.get(key) or key in self._unsure:
-            (self._kept if self._is_kept(key) else self._dirty)[key] = None
+        wanted = self.desired.get(key)
+        if wanted != self.actual.get(key) or key in self._unsure:
+            (self._kept if self._is_kept(key) else self._dirty)[key] = wanted
         else:
             self._retries.forget(key)
         self._note_blocking(key)
@@ -217,17 +216,15 @@ class Deltas(Generic[K, V]):
 
     def _settle_all(self, entries: Mapping[K, V | None]) -> None:
         """Where all is well: what `observe` would do for each. All were written or all deleted."""
-        still_so = all(map(is_, map(self.desired.get, entries), entries.values()))
+        still_so = _take_out(self._dirty, entries) == [*entries.values()]
         if None in islice(entries.values(), 1):
             self.surplus -= sum(key in self.actual and key not in self.desired for key in entries)
-            _drop(self.actual, entries)
+            _take_out(self.actual, entries)
         else:
             if not still_so:
                 self.surplus += sum(key not in self.actual and key not in self.desired for key in entries)
             self.actual.update(entries)  # type: ignore[arg-type]
-        if still_so:
-            _drop(self._dirty, entries)
-        else:  # some are wanted otherwise since the call began
+        if not still_so:  # some are wanted otherwise since the call began
             for key in entries:
                 self._mark(key)
 
@@ -235,7 +232,9 @@ class Deltas(Generic[K, V]):
         return self.desired.get(key) == value
 
 
-def _drop(table: dict[Any, Any], keys: Iterable[Any]) -> None:
-    deque(map(table.pop, keys, repeat(None)), maxlen=0)
+def _take_out(table: dict[K, Any], keys: Iterable[K]) -> list[Any]:
+    """What was at each of them; _ABSENT where nothing was."""
+    found = [*map(table.pop, keys, repeat(_ABSENT))]
     if not table:
         table.clear()  # else whoever goes over it goes over the places of all that were in it
+    return found

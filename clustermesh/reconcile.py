@@ -160,11 +160,11 @@ class Tracker(Deltas[K, V]):
     async def upsert_pending(self) -> None:
         """Write what changed and what is due again."""
         for key in self._retries.take_due(self._clock()):
-            self._dirty.setdefault(key)
+            self._dirty.setdefault(key, self.desired.get(key))
         if not self._dirty:
             return
-        for keys in _chunks(list(self._dirty), SLICE):
-            entries = {key: value for key in keys if (value := self.desired.get(key)) is not None}
+        for some in _chunks(self._dirty.copy().items(), SLICE):
+            entries = {key: value for key, value in some if value is not None}
             if entries:
                 self._settle(entries, await self._attempt(self.target.upsert(entries), entries), self._clock())
 

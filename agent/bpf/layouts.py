@@ -493,6 +493,7 @@ MAPS: Final[Mapping[str, tuple[type[Any], type[Any]]]] = {
 
 _SERVICE_KEY: Final = _LAYOUTS[ServiceKey].struct
 _STATE_AT: Final = 19  # in a value of lb_backends
+_SLOTS_SIZE: Final = SLOTS_PER_BLOCK * _LAYOUTS[Number].struct.size
 
 
 def form_of(kind: type[Any]) -> str:
@@ -586,8 +587,11 @@ def as_active(backend: bytes) -> bytes:
 def pack_slots(ids: Sequence[bytes]) -> list[bytes]:
     """Values of lb_slots. The last is filled up with its first id: no gap where the group is still counted as larger
     than it is."""
-    blocks = [ids[at : at + SLOTS_PER_BLOCK] for at in range(0, len(ids), SLOTS_PER_BLOCK)]
-    return [b"".join(some) + some[0] * (SLOTS_PER_BLOCK - len(some)) for some in blocks]
+    if not ids:
+        return []
+    missing = -len(ids) % SLOTS_PER_BLOCK
+    packed = b"".join(ids) + ids[missing - SLOTS_PER_BLOCK] * missing
+    return [packed[at : at + _SLOTS_SIZE] for at in range(0, len(packed), _SLOTS_SIZE)]
 
 
 def meant_sockets(sets: bytes) -> dict[int, MeantValue]:

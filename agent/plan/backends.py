@@ -8,7 +8,7 @@ another service's backend.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator
 from itertools import chain, filterfalse, repeat
 from typing import Final
 
@@ -34,27 +34,22 @@ class BackendNumbers:
         """Take over the numbers that the kernel holds (the tracker must have been audited)."""
         actual = self._table.actual
         self._numbers = {as_active(value): key for key, value in actual.items()}
-        self._unused = _unused(self._table.desired, max(unpack_numbers(actual), default=0) % _MOST + 1)
+        self._unused = _unused(self._table.desired, max(unpack_numbers(actual), default=0) + 1)
 
     def get(self, value: bytes) -> bytes:
         """Its number; `value` itself where it has none, which is no number either."""
         return self._numbers.get(value, value)
 
-    def __getitem__(self, value: bytes) -> bytes:
-        return self._numbers[value]
+    def of(self, values: Iterable[bytes]) -> list[bytes]:
+        """Those that each of these has."""
+        return [*map(self._numbers.__getitem__, values)]
 
     def __contains__(self, value: bytes) -> bool:
         return value in self._numbers
 
-    def acquire(self, values: Sequence[bytes]) -> None:
+    def acquire(self, values: Iterable[bytes]) -> None:
         """Each of these has a number, and one more user that has it as an active one."""
-        numbers = self._numbers
-        new = dict(zip(values, self._unused, strict=False)) if numbers.keys().isdisjoint(values) else {}
-        if len(new) == len(values):  # as at a start, when there are many: at a third of the cost
-            numbers.update(new)
-            self._table.set_all(dict(zip(new.values(), new, strict=True)))
-            return
-        used, first = self._table.desired, dict[bytes, bytes]()
+        numbers, used, first = self._numbers, self._table.desired, dict[bytes, bytes]()
         for value in values:
             if (key := numbers.get(value)) is None:
                 key = numbers[value] = next(self._unused)
@@ -100,6 +95,7 @@ class BackendNumbers:
 
 
 def _unused(used: Container[bytes], number: int) -> Iterator[bytes]:
-    """Keys of backends from `number` on. What else the kernel holds there goes, or is overwritten."""
-    numbers = chain(range(number, _MOST + 1), chain.from_iterable(repeat(range(1, _MOST + 1))))
-    return filterfalse(used.__contains__, map(_NUMBER, numbers))
+    """Keys of backends from `number` on, below which all are that are used. What else the kernel holds there goes, or
+    is overwritten."""
+    again = map(_NUMBER, chain.from_iterable(repeat(range(1, _MOST + 1))))
+    return chain(map(_NUMBER, range(number, _MOST + 1)), filterfalse(used.__contains__, again))

@@ -16,6 +16,7 @@ from itertools import chain
 from operator import attrgetter
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.bpf.layouts import (
@@ -66,7 +67,7 @@ class ServiceTrackers(NamedTuple, Generic[Table_co]):
     services: Table_co
 
 
-class _Needs(NamedTuple):
+class _Needs(Struct, frozen=True, gc=False):
     """What a frontend needs of the maps. Backends are values of lb_backends as of active ones: those that it gives,
     group by group; who of all it has as active ones; and all others, with their state."""
 
@@ -225,7 +226,7 @@ class ServicePlanner:
         self._numbers.acquire(after.active)
         self._numbers.acquire_resting(after.resting)
         for index, values in enumerate(after.slots):
-            for block, value in enumerate(pack_slots([*map(self._numbers.__getitem__, values)])):
+            for block, value in enumerate(pack_slots(self._numbers.of(values))):
                 self._trackers.slots.set(_SLOTS_KEY(number, index, block), value)
         for block, value in enumerate(blocks):
             self._trackers.groups.set(_GROUPS_KEY(number, block), value)
@@ -264,7 +265,7 @@ class ServicePlanner:
         values, weights = [*chain.from_iterable(after.slots)], list[int]()
         for group, those in zip(wanted.groups, after.slots, strict=True):
             weights += [max(group.weight // len(those), 1)] * len(those) if those else []
-        ids = [*map(self._numbers.__getitem__, values)]
+        ids = self._numbers.of(values)
         return b"".join([ids[each] for each in maglev(tuple(values), tuple(weights))])
 
     def _lacks(self, key: bytes, wanted: ServiceEntry, after: _Needs) -> str:

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from clustermesh import line
@@ -580,6 +580,44 @@ async def test_what_is_wanted_while_a_call_runs_is_applied_by_the_next() -> None
         await reconciler.flush()
     assert target.held == {2: 20, 3: 30}
     assert tracker.settled
+
+
+changes = st.dictionaries(st.integers(0, 3), st.none() | st.integers(0, 1))
+
+
+class Restless(FakeTarget):
+    """While a call runs, the next of `coming` is wanted: keys with what they are to have, or None."""
+
+    def __init__(self, coming: list[dict[int, int | None]]) -> None:
+        super().__init__()
+        self.tracker, self.coming = make_tracker(self), coming
+
+    def change(self) -> None:
+        for key, value in (self.coming.pop(0) if self.coming else {}).items():
+            if value is None:
+                self.tracker.remove(key)
+            else:
+                self.tracker.set(key, value)
+
+    async def _end(self, keys: Collection[int]) -> None:
+        self.change()
+
+
+@given(st.lists(changes, max_size=12))
+@example([{0: 0}, {}, {0: None}, {0: 0}])
+async def test_whatever_is_wanted_while_calls_run_all_of_it_is_there_in_the_end(
+    coming: list[dict[int, int | None]],
+) -> None:
+    target = Restless(coming)
+    tracker, reconciler = target.tracker, Reconciler(target.tracker)
+    reconciler.may_delete = True
+    while target.coming or not tracker.settled:
+        target.change()
+        await reconciler.flush()
+        assert tracker.actual == target.held
+        assert tracker.surplus == len(tracker.actual.keys() - tracker.desired.keys())
+        assert tracker.settled == (tracker.actual == tracker.desired)
+    assert target.held == tracker.desired
 
 
 async def test_what_was_found_is_kept_until_it_is_released_and_what_was_wanted_goes() -> None:

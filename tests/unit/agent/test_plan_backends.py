@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.bpf.layouts import in_state
+from agent.bpf.layouts import Number, in_state, pack
 from agent.plan.backends import BackendNumbers
 from clustermesh.deltas import Deltas
 from clustermesh.model import BackendState
@@ -34,7 +34,7 @@ def test_the_table_has_what_somebody_uses_in_its_best_state_and_no_number_twice(
                 wanted[each] = in_state(value(each), state)
         assert sorted(table.desired.values()) == sorted(wanted.values())
         for each, held in wanted.items():
-            key = numbers[value(each)]
+            (key,) = numbers.of([value(each)])
             assert table.desired[key] == held
             assert given_before.setdefault(key, each) == each, "a number that another had"
 
@@ -50,3 +50,14 @@ def test_the_table_has_what_somebody_uses_in_its_best_state_and_no_number_twice(
         active.subtract(used)
         resting.subtract(rests)
         check()
+
+
+def test_after_the_last_number_comes_the_first_that_nobody_has() -> None:
+    table = Deltas[bytes, bytes]()
+    for number in (2, 0xFFFFFFFE):
+        table.observe(pack(Number(number)), value(number % 100))
+    numbers = BackendNumbers(table)
+    numbers.adopt()
+    numbers.acquire([value(2)])
+    numbers.acquire([value(each) for each in (50, 51, 52)])
+    assert numbers.of([value(each) for each in (50, 51, 52)]) == [pack(Number(each)) for each in (0xFFFFFFFF, 1, 3)]
