@@ -289,7 +289,8 @@ async def test_a_service_is_programmed_while_wireguard_is_stopped(pair: Lab) -> 
         await _signal_wireguard(pair, "CONT")
         pair.delete("alpha", "stopped.yaml")
     await until(lambda: _has_programmed(pair, before), "the service is gone again")
-    await until(lambda: _says_nothing(pair), "the device answers again")
+    problems: list[str] = []
+    await until(lambda: _says_nothing(pair, problems), "the device answers again", why=lambda: "; ".join(problems))
     await until(lambda: _holds_all(pair), "alpha-1 holds what it should")
 
 
@@ -349,8 +350,9 @@ async def _says(lab: Lab, sentence: str) -> bool:
     return any(sentence in problem for problem in (await lab.ask_agent("alpha-1", "status"))["problems"])
 
 
-async def _says_nothing(lab: Lab) -> bool:
-    return (await lab.ask_agent("alpha-1", "status"))["problems"] == []
+async def _says_nothing(lab: Lab, said: list[str]) -> bool:
+    said[:] = (await lab.ask_agent("alpha-1", "status"))["problems"]
+    return said == []
 
 
 async def _host(lab: Lab, *arguments: str) -> str:
