@@ -92,6 +92,11 @@ class Tracker(Deltas[K, V]):
         first = next(iter(self.problems.values()), None)
         return self._unreadable or (None if first is None else first.sentence)
 
+    @property
+    def is_readable(self) -> bool:
+        """Whether the target could be read when that was last tried."""
+        return self._unreadable is None
+
     def hurry(self) -> None:
         """Whatever was in the way is gone: try at the next flush all that failed."""
         self._retries.hurry(len(self.problems), self._clock())

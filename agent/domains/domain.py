@@ -136,7 +136,8 @@ class Domain(Generic[K]):
             if self._clock() >= audit_due:
                 began = self._clock()
                 await self.audit()
-                audit_due = self._clock() + audit_pause(self._clock() - began)
+                took = self._clock() - began if all(each.is_readable for each in self.trackers) else 0.0
+                audit_due = self._clock() + audit_pause(took)
             await self._sleep(audit_due)
 
     async def adopt(self) -> None:

@@ -263,3 +263,26 @@ async def test_others_have_a_turn_while_much_is_planned() -> None:
 @pytest.mark.parametrize(("took", "pause"), [(0.0, 30.0), (0.1, 30.0), (0.4, 80.0), (1.0, 200.0), (60.0, 300.0)])
 def test_an_audit_of_large_tables_has_a_small_part_of_the_time(took: float, pause: float) -> None:
     assert audit_pause(took) == pause
+
+
+async def test_a_table_that_could_not_be_read_in_a_long_time_is_read_again_soon(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(agent_domain, "AUDIT", 0.0)
+    words = Words()
+    words.table.held = {"one": 3}
+    asked = 0
+
+    def hang() -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 2:  # the first time it is adopted
+            words.now += 60.0
+            raise Unavailable("no answer within 60 s")
+
+    words.table.on_page = hang
+    running = asyncio.create_task(words.run())
+    try:
+        await until(lambda: asked > 2 and words.tracker.error is None)
+    finally:
+        running.cancel()
