@@ -17,6 +17,8 @@ The rules:
    did not vanish before or with it (somebody deleted all keys). That one reads in etcd: each watch has its own time.
    For a list they are older than one that had it, and that nobody doubted, or than the beat of a writer that has been
    beating for so long; or the canary is no older than the heartbeat.
+   Of copies no beat is waited for, where the heartbeat has not vanished: whoever beats there is not who copies, and a
+   mirror that died loses its canaries first.
    So it does whether an entry has moved to the twin of its table.
    What died with a lease that is not the heartbeat's, or may have, for etcd has forgotten it, is kept until a beat
    `settle` seconds later; then it is listed, and of no list before is it believed that it is gone. What a list does not
@@ -219,7 +221,8 @@ class ReaderBrain:
         self._tables = {each.prefix: Reading(each, cluster, self.terms.limits, self._held) for each in tables}
         self._canaries = {each.canary: None for each in tables if each.canary is not None}
         self.behind = {each.kind: "waiting for its list" for each in tables if each.required}
-        self._writer, self._question, self._canaries_known = Writer(self.terms, now), None, False
+        self._writer = Writer(self.terms, now, copied=config.cached)
+        self._question, self._canaries_known = None, False
         self._recheck = now + RECHECK
         self._audit = self._next_audit(now)
         yield Follow(keys.HEARTBEAT, live=True)

@@ -27,10 +27,11 @@ class Proof(NamedTuple):
 
 
 class Writer:
-    """Of one attempt, that began to listen at `began`; times are seconds of one clock."""
+    """Of one attempt, that began to listen at `began`; times are seconds of one clock. What a mirror `copied` it wrote
+    beside whoever beats there."""
 
-    def __init__(self, terms: Terms, began: float) -> None:
-        self._terms, self._began = terms, began
+    def __init__(self, terms: Terms, began: float, *, copied: bool = False) -> None:
+        self._terms, self._began, self._copied = terms, began, copied
         self.last_beat = -math.inf
         self._alive_since = 0.0
         self._alive = self._settled = 0  # revisions of the beats since which it lives without a gap, and long enough
@@ -69,14 +70,17 @@ class Writer:
     def proof(self, canary: Canary | None, now: float) -> Proof | None:
         """Whether it is believed about a table that has this `canary`, or none; None where it is not.
 
-        It has written all it has once it wrote the canary, or has been beating for a while.
+        It has written all it has once it wrote the canary, or has been beating for a while. A mirror's canary is a sign
+        of life, too: its lease ends before, or with, those of the copies it speaks of.
         """
-        if not self._lives(now):
-            return None
-        proofs = [self._settled] if self._settled and self.lease == self._beats_with else []
-        if canary is not None and canary.lease == self.lease:
+        lives, proofs = self._lives(now), list[int]()
+        if lives and self._settled and self.lease == self._beats_with:
+            proofs.append(self._settled)
+        if lives and canary is not None and canary.lease == self.lease:
             proofs.append(max(self._alive, canary.revision))
-        return Proof(min(proofs), self._settled, self.lease, self.last_beat) if proofs else None
+        if self._copied and canary is not None and canary.lease is not None:
+            proofs.append(canary.revision)
+        return Proof(min(proofs), self._settled if lives else 0, self.lease, self.last_beat) if proofs else None
 
     def _lives(self, now: float) -> bool:
         return self.last_beat >= self._began and now < self.silent_from

@@ -11,6 +11,8 @@ import random
 from collections.abc import Mapping
 from itertools import count
 
+from msgspec.structs import replace
+
 from clustermesh.errors import Refused, Unavailable
 from clustermesh.model import ClusterConfig
 from clustermesh.store.faults import Compacted, Replaced
@@ -128,7 +130,7 @@ class SimCluster:
 
     def lease_ends(self, deletions: Mapping[int, bytes], living: int) -> frozenset[int]:
         """Those at which a key has gone whose lease is no more."""
-        lives = {0, living, *self._leases, *self._ending}
+        lives = {0, living, *self._kept(), *self._ending}
         before = {
             revision: [
                 event.kv.lease
@@ -159,7 +161,7 @@ class SimCluster:
             self._returned = now
             self.beat(now)
             self._write_all({})
-        kept = {key for key, kv in self.store.items() if kv.lease in self._leases}
+        kept = {key for key, kv in self.store.items() if kv.lease in self._kept()}
         self.todo = {key: value for key, value in self.todo.items() if key not in kept}
 
     def compact(self) -> None:
@@ -189,6 +191,10 @@ class SimCluster:
     def _write(self, key: bytes, value: bytes | None) -> None:
         if value is not None or key in self.store:
             self._apply({key: value}, self._lease_for(key))
+
+    def _kept(self) -> list[int]:
+        """The leases that somebody keeps alive."""
+        return self._leases
 
     def _lease_for(self, key: bytes) -> int:
         """What is overwritten stays on its lease while that lives, as writers do it."""
@@ -220,6 +226,68 @@ class SimCluster:
     def _note(self) -> None:
         moment = (self.era, self.revision)
         self.held_at[moment] = self.held_at.get(moment, set(self.truth)) & set(self.truth)
+
+
+class SimMirror(SimCluster):
+    """What a mirror copied, and an API server beside it that beats: each of them comes and goes for itself.
+
+    Readers rely on this: the canaries' lease ends before those of the copies, and is not that of the beat.
+    """
+
+    def __init__(self, rng: random.Random) -> None:
+        self.beats, self._beats_on, self._brief = True, -1, -2
+        super().__init__(rng)
+        self.config = replace(self.config, cached=True)
+
+    def beat(self, now: float) -> None:
+        if self.beats:
+            self._beaten = now
+            self._write(keys.HEARTBEAT, b"%f" % now)
+
+    def die(self, now: float) -> None:
+        """The mirror, its API server, or both."""
+        mirror, server = self.rng.choice([(True, False), (False, True), (True, True)])
+        if mirror and self.alive:
+            super().die(now)
+            self._ending[self._brief] = now + 200
+        if server and self.beats:
+            self.beats = False
+            self._ending[self._beats_on] = now + 300
+
+    def come_back(self, now: float) -> None:
+        if not self.beats:
+            self.beats, self._beats_on = True, next(self._numbers)
+            self.beat(now)
+        if not self.alive:
+            self._brief = next(self._numbers)
+        super().come_back(now)
+
+    def end_lease(self, now: float) -> None:
+        brief = {kv.lease for key, kv in self.store.items() if key.startswith(SYNCED)} & self._ending.keys()
+        others = {lease: at for lease, at in self._ending.items() if lease not in brief}
+        if brief and min(self._ending[lease] for lease in brief) <= now:
+            self._ending = {lease: self._ending[lease] for lease in brief}
+            super().end_lease(now)
+            self._ending |= others
+        elif not brief:
+            super().end_lease(now)
+
+    def empty(self, now: float) -> None:
+        super().empty(now)
+        self._brief, self._beats_on = next(self._numbers), next(self._numbers)
+
+    def pass_time(self, now: float) -> None:
+        super().pass_time(now)
+        if self.beats and now >= self._beaten + 60:
+            self.beat(now)
+
+    def _kept(self) -> list[int]:
+        return [*self._leases, *([self._brief] if self.alive else []), *([self._beats_on] if self.beats else [])]
+
+    def _lease_for(self, key: bytes) -> int:
+        if key == keys.HEARTBEAT:
+            return self._beats_on
+        return self._brief if key.startswith(SYNCED) else super()._lease_for(key)
 
 
 class SimStream:
