@@ -295,6 +295,19 @@ def test_a_job_has_another_name_when_it_is_told_otherwise() -> None:
     assert len(jobs) == 3
 
 
+def test_the_api_server_does_not_come_back_to_a_node_that_is_drained_and_ends_after_the_others_there() -> None:
+    pods = [
+        each["spec"]["template"]["spec"] for each in rendered(MATRIX["invitations"]) if each["kind"] == "Deployment"
+    ]
+    for pod in pods:
+        assert {each.get("key") for each in pod["tolerations"]}.isdisjoint({None, "node.kubernetes.io/unschedulable"})
+        assert {"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoSchedule"} in pod[
+            "tolerations"
+        ]
+    (server,) = [pod for pod in pods if len(pod["containers"]) == 3]
+    assert all(each["lifecycle"]["preStop"]["sleep"]["seconds"] for each in server["containers"])
+
+
 def containers_of(values: Values) -> Iterator[Any]:
     for each in rendered(values):
         spec = each.get("spec", {})

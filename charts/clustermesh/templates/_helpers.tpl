@@ -19,6 +19,11 @@ image: {{ include "clustermesh.image" . | quote }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 {{- end }}
 
+{{- /* A node that is drained ends this pod and others of its at once: what becomes of those is told before. */ -}}
+{{- define "clustermesh.lingering" -}}
+lifecycle: {preStop: {sleep: {seconds: 2}}}
+{{- end }}
+
 {{- /* Where the Kubernetes API is, for pods on the host's network of a cluster without kube-proxy. */ -}}
 {{- define "clustermesh.apiAddress" -}}
 {{- with .Values.k8sServiceHost }}
