@@ -11,6 +11,7 @@ clocks of two machines are compared, so between machines the figure is as good a
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections import deque
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from clustermesh.model import Stamp
 from clustermesh.wire.kinds import LOCAL_SERVICES, SERVICES
 
 _KEEP = 1000
+_STEPS = tuple(times * 10**power for power in range(8) for times in (1, 2, 5))
 _MOST_TIMED = 4096  # changes whose times are kept to be asked for, some 300 bytes each
 _MOST_WAITING = 20_000  # changes whose stamp, or whose application, is still to come; many have none (a real Cilium's)
 
@@ -42,11 +44,13 @@ class Times(Struct, gc=False):
 class Propagation:
     """Joins stamps with applied changes. `recent` holds the last thousand delays in milliseconds, oldest first.
 
-    `times` has the last changes of any kind, as far as they were heard as they happened.
+    `latest` is each cluster's last one, rounded up to 1, 2 or 5 times a power of ten: a little more or less is no news
+    to others. `times` has the last changes of any kind, as far as they were heard as they happened.
     """
 
     def __init__(self) -> None:
         self.recent: deque[float] = deque(maxlen=_KEEP)
+        self.latest: dict[str, int] = {}
         self._stamps: dict[_Change, tuple[int, Stamp]] = {}
         self._seen: dict[_Change, int] = {}
         self._applied: dict[_Change, tuple[int, int]] = {}
@@ -97,6 +101,7 @@ class Propagation:
                 del waiting[change]
         for timed in [timed for timed in self._times if timed[0] == cluster]:
             del self._times[timed]
+        self.latest.pop(cluster, None)
 
     def _of(self, change: _Change, revision: int) -> Times | None:
         cluster, name = change
@@ -115,6 +120,7 @@ class Propagation:
         if stamped == revision:
             delay = max(now - stamp.observed, 0) / 1e9
             self.recent.append(round(delay * 1000, 3))
+            self.latest[change[0]] = _STEPS[min(bisect_left(_STEPS, delay * 1000), len(_STEPS) - 1)]
             _observe(change[0], delay)
             if (times := self._of(change, revision)) is not None:
                 times.observed, times.published, times.applied = stamp.observed, stamp.published, now

@@ -271,6 +271,7 @@ class Status:
             len(view.endpoints),
             len(view.identities),
             len(self._state.refusals(reader.name)),
+            self._state.propagation.latest.get(reader.name, 0),
         )
 
     def _cluster(self, reader: ClusterReader) -> dict[str, Any]:

@@ -220,6 +220,10 @@ def summarise(
                 cluster["nodes"][node] = seen
                 cluster["configured"] += node in known
                 cluster["connected"] += node in known and seen.state == State.FRESH
+    for cluster in clusters.values():
+        cluster["propagation"] = _propagation(
+            {node: cluster["nodes"][node] for node in known & cluster["nodes"].keys()}
+        )
     told = known & reports.keys()
     errors = [*control.faults(name), *(line for fault, at in faults.items() for line in _told(at, fault))]
     return {
@@ -237,6 +241,16 @@ def summarise(
         "clusters": clusters,
         "errors": errors,
     }
+
+
+def _propagation(nodes: Mapping[str, SeenCluster]) -> dict[str, Any] | None:
+    """Seconds that a cluster's last change took to the maps of `nodes`, None where none of them has seen one."""
+    taken = {node: seen.propagation_ms / 1000 for node, seen in nodes.items() if seen.propagation_ms}
+    if not taken:
+        return None
+    ranked = sorted(taken, key=lambda node: (taken[node], node))
+    median, worst = ranked[len(ranked) // 2], ranked[-1]
+    return {"nodes": len(taken), "median": taken[median], "worst": taken[worst], "worst_node": worst}
 
 
 def _faults(report: AgentReport, expected: Collection[str]) -> Iterator[str]:

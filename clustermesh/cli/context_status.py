@@ -77,12 +77,19 @@ def _connectivity(found: dict[str, Any]) -> Iterator[str]:
         yield f"      {counts}" + (
             f", {seen['refused']} refused: `clustermesh node status` says why" if seen["refused"] else ""
         )
+        if seen["propagation"] is not None:
+            yield f"      {propagation_text(seen['propagation'])}"
         if seen["stale_since"] is not None:
             since = datetime.fromtimestamp(seen["stale_since"], UTC)
             nodes = f"stale on {seen['states']['stale']} nodes"
             yield f"      {nodes}, since {since:%Y-%m-%dT%H:%M:%SZ}; what was known is kept"
     yield ""
     yield f"🔀 Global services of other clusters: {_spread(said['global_services'])}"
+
+
+def propagation_text(taken: dict[str, Any]) -> str:
+    worst = f"worst {taken['worst']:g} s on {taken['worst_node']}"
+    return f"propagation of its last change, over {taken['nodes']} nodes: median {taken['median']:g} s, {worst}"
 
 
 def _spread(of: dict[str, float]) -> str:

@@ -122,6 +122,8 @@ def _wait_until_ok(name: str, read: Callable[[], _Reading], duration: float) -> 
 
 
 def _print(overview: dict[str, Any], verbose: bool) -> None:
+    from clustermesh.cli.context_status import propagation_text
+
     cluster, nodes = overview["cluster"], overview["nodes"]
     click.secho(f"Cluster {cluster['name']} (id {cluster['id']})", bold=True)
     beat = overview["last_beat"]
@@ -137,6 +139,8 @@ def _print(overview: dict[str, Any], verbose: bool) -> None:
             good,
             f"{name}: {seen['configured']}/{nodes['total']} configured, {seen['connected']}/{nodes['total']} fresh",
         )
+        if seen["propagation"] is not None:
+            click.echo(f"     {printable(propagation_text(seen['propagation']))}")
         for line in _rows(seen["nodes"]):
             click.echo(line)
         for line in _limits(seen["limits"]) if verbose else ():

@@ -67,7 +67,9 @@ def summarise(member: Member, overview: Mapping[str, Any] | None, unread: str = 
     """`overview` is None where the etcd was not read: `unread` says why, unless the rest does."""
     errors = [*_faults(member), *([unread] if unread else []), *(overview["errors"] if overview else ())]
     clusters = overview["clusters"] if overview else dict.fromkeys(sorted(known_peers(member.entries)), _UNSEEN)
-    seen = {name: _seen(each["nodes"].values()) for name, each in clusters.items()}
+    seen = {
+        name: _seen(each["nodes"].values()) | {"propagation": each["propagation"]} for name, each in clusters.items()
+    }
     nodes = overview["nodes"] if overview else {"total": 0, "ready": 0, "reporting": 0}
     return {
         "ok": not errors,
@@ -86,7 +88,7 @@ def summarise(member: Member, overview: Mapping[str, Any] | None, unread: str = 
     }
 
 
-_UNSEEN: Final[Mapping[str, Any]] = {"configured": 0, "connected": 0, "nodes": {}}
+_UNSEEN: Final[Mapping[str, Any]] = {"configured": 0, "connected": 0, "nodes": {}, "propagation": None}
 
 
 def _faults(member: Member) -> Iterator[str]:

@@ -3,11 +3,12 @@
     {"v": 2, "version": "0.1.0", "since": 1763732000,
      "notReady": "waiting for the first whole state",                 left out where it is ready
      "problems": ["node set-up: no WireGuard"],                       left out where there are none
-     "clusters": {"fresh": {"beta": [2, 12, 100, 40, 2000, 300]},     by state: 16 bytes and its counts each
+     "clusters": {"fresh": {"beta": [2, 12, 100, 40, 2000, 300, 0, 20]},   by state: 16 bytes and its counts each
                   "stale": {"gamma": [3, 3600, 50]}},
      "errors": {"gamma": "connection refused"}}                       the last ones, of the first few
 
-A row: id, seconds since `since`, nodes, services, endpoints, identities, refused entries; without the zeros at its end.
+A row: id, seconds since `since`, nodes, services, endpoints, identities, refused entries, milliseconds that its last
+change took to the maps; without the zeros at its end. What a later version adds behind these is not looked at.
 The format before this one, without "v", held everything of `clustermesh node status` and is still read.
 """
 
@@ -29,12 +30,15 @@ _MOST_ERRORS: Final = 5  # clusters whose last error is told: where the network 
 _SENTENCE: Final = 160  # characters
 _Time = Annotated[float, Meta(ge=0, le=_YEAR_9999)]
 _Seconds = Annotated[int, Meta(ge=0, le=_YEAR_9999)]
-_COUNTS: Final = ("nodes", "services", "endpoints", "identities", "refused")
+_COUNTS: Final = ("nodes", "services", "endpoints", "identities", "refused", "propagation_ms")
 _ZEROS: Final = (0,) * (2 + len(_COUNTS))
 
 
 class SeenCluster(Struct, frozen=True, gc=False):
-    """One cluster as one agent sees it. `since` is Unix seconds."""
+    """One cluster as one agent sees it. `since` is Unix seconds.
+
+    `propagation_ms` is how long its last change took from its source to this node's maps, 0 where none was seen yet.
+    """
 
     name: str
     state: str
@@ -46,6 +50,7 @@ class SeenCluster(Struct, frozen=True, gc=False):
     endpoints: int = 0
     identities: int = 0
     refused: int = 0
+    propagation_ms: int = 0
 
 
 class AgentReport(Struct, frozen=True, gc=False):

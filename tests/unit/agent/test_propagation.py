@@ -37,6 +37,18 @@ def test_a_stamp_and_an_application_of_one_revision_are_one_delay(stamp_first: b
     assert len(propagation.recent) == 1
 
 
+def test_others_are_told_the_last_delay_of_each_cluster_and_a_little_more_or_less_is_no_news() -> None:
+    propagation = Propagation()
+    for revision, (ago, told) in enumerate(
+        [(0.0305, 50), (0.0385, 50), (-5, 1), (3, 5000), (10**9, 50_000_000)],  # -5: the clock there is ahead of ours
+    ):
+        propagation.stamped(CHANGE, revision, stamp(ago))
+        apply(propagation, revision)
+        assert propagation.latest == {"beta": told}
+    propagation.forget("beta")
+    assert not propagation.latest
+
+
 def test_revisions_that_do_not_meet_count_nothing_and_do_not_hide_the_next() -> None:
     for order in itertools.permutations(["stamp 7", "apply 8", "stamp 9", "apply 9"]):
         propagation = Propagation()

@@ -26,7 +26,13 @@ LARGE = 5000
 
 @functools.cache
 def said(
-    *own: str, shared: tuple[str, ...] = (), beta: str = "fresh", endpoints: int = 0, clusters: int = 2, since: int = 0
+    *own: str,
+    shared: tuple[str, ...] = (),
+    beta: str = "fresh",
+    endpoints: int = 0,
+    clusters: int = 2,
+    since: int = 0,
+    took: int = 0,
 ) -> AgentReport:
     names = ["alpha", "beta", *(f"cluster-{number}" for number in range(2, clusters))]
     seen = [
@@ -34,6 +40,7 @@ def said(
         for number, name in enumerate(names, start=1)
     ]
     changes = {"state": beta, "since": 1.7e9 + since, "endpoints": endpoints, "error": "no answer" * (beta != "fresh")}
+    changes["propagation_ms"] = took
     seen[1] = msgspec.structs.replace(seen[1], **changes)
     return AgentReport("0.1.0", "", own, tuple(seen), shared)
 
@@ -82,6 +89,8 @@ def test_what_is_over_before_its_turn_is_never_written(large: Agent) -> None:
 
 def test_counts_are_written_seldom_and_so_are_numbers_in_sentences(large: Agent) -> None:
     assert large.until_it_writes(said(endpoints=7)) == LARGE * 0.72
+    large.hear(said(endpoints=7), large.at + 4000)
+    assert large.until_it_writes(said(endpoints=7, took=50)) == LARGE * 0.72
     assert large.until_it_writes(said("backends: 5 entries not applied", endpoints=7)) < 60
     large.hear(said("backends: 5 entries not applied", endpoints=7), large.at + 4000)
     assert large.until_it_writes(said("backends: 6 entries not applied", endpoints=7)) == LARGE * 0.72

@@ -18,8 +18,8 @@ from clustermesh.wire.agent_report import AgentReport, SeenCluster
 WELL = replace(joined(ALPHA, BETA), service="NodePort", replicas=1, ready=1, local=CertFiles(cert=b"any"))
 
 
-def told(*states: str, refused: int = 0, services: int = 2) -> Any:
-    """What a node each says of beta."""
+def told(*states: str, refused: int = 0, services: int = 2, took: int = 0) -> Any:
+    """What a node each says of beta; `took` milliseconds times its number its changes."""
     reports = {
         f"n{number}": AgentReport(
             "0.1.0",
@@ -27,12 +27,13 @@ def told(*states: str, refused: int = 0, services: int = 2) -> Any:
             (),
             (
                 SeenCluster("alpha", "fresh", 1),
-                SeenCluster("beta", state, 2, 100.0 + number, "", 3, services * number, 5, 1, refused),
+                SeenCluster("beta", state, 2, 100.0 + number, "", 3, services * number, 5, 1, refused, took * number),
             ),
         )
         for number, state in enumerate(states, 1)
     }
-    return overview_of("alpha", 1, set(reports), reports, ["beta"], ControlPlane(last_beat=1))
+    reports["gone"] = AgentReport("0.1.0", "", (), (SeenCluster("beta", "fresh", 2, propagation_ms=10**6 * took),))
+    return overview_of("alpha", 1, set(reports) - {"gone"}, reports, ["beta"], ControlPlane(last_beat=1))
 
 
 def test_all_is_well(capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,6 +71,31 @@ def test_what_is_stale_says_since_when(capsys: pytest.CaptureFixture[str]) -> No
     said = capsys.readouterr().out
     assert "2/3 nodes are not connected to all clusters [min:0 / avg:0.3 / max:1]" in said
     assert "stale on 2 nodes, since 1970-01-01T00:01:42Z" in said
+
+
+@pytest.mark.parametrize(
+    ("states", "took", "says"),
+    [
+        (["fresh"], 0, None),
+        (["fresh"], 20, (1, 0.02, 0.02, "n1")),
+        (["fresh", "fresh", "stale"], 50, (3, 0.1, 0.15, "n3")),
+    ],
+)
+def test_how_long_changes_take_to_the_nodes_is_told(
+    states: list[str], took: int, says: tuple[object, ...] | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = summarise(WELL, told(*states, took=took))
+    propagation = found["clusters"]["beta"]["propagation"]
+    print_status(found)
+    line = [each.strip() for each in capsys.readouterr().out.splitlines() if "propagation" in each]
+    if says is None:
+        assert (propagation, line) == (None, [])
+    else:
+        assert tuple(propagation.values()) == says
+        nodes, median, worst, node = says
+        assert line == [
+            f"propagation of its last change, over {nodes} nodes: median {median} s, worst {worst} s on {node}"
+        ]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ _CLUSTERS = st.builds(
     endpoints=_COUNTS,
     identities=_COUNTS,
     refused=_COUNTS,
+    propagation_ms=_COUNTS,
 )
 _REPORTS = st.builds(
     AgentReport,
@@ -70,6 +71,16 @@ def test_of_many_problems_the_first_are_told_and_the_rest_is_counted() -> None:
     found = decode(encode(AgentReport(problems=tuple(f"problem {n}" for n in range(20)))))
     assert found.problems[0] == "problem 0"
     assert found.problems[-1] == "and 14 more: see `clustermesh node status` there"
+
+
+def test_rows_of_an_earlier_and_of_a_later_version_are_read() -> None:
+    rows = {"earlier": [2, 0, 3, 4, 5, 6, 7], "this": [2, 0, 3, 4, 5, 6, 7, 20], "later": [2, 0, 3, 4, 5, 6, 7, 20, 9]}
+    found = decode(json.dumps({"v": 2, "version": "0.1.0", "clusters": {"fresh": rows}}).encode())
+    assert {each.name: (each.refused, each.propagation_ms) for each in found.clusters} == {
+        "earlier": (7, 0),
+        "this": (7, 20),
+        "later": (7, 20),
+    }
 
 
 def test_the_format_without_a_version_is_still_read() -> None:
