@@ -15,8 +15,10 @@ _MOST: Final = 900
 """Characters of a message; an Event takes 1024."""
 
 
-async def record(objects: Objects, reason: str, message: str, *, warning: bool = False) -> None:
-    """Never raises for an Event that cannot be written: the log has it."""
+async def record(
+    objects: Objects, reason: str, message: str, *, warning: bool = False, about: str = names.INVITATIONS
+) -> None:
+    """An Event of the Secret `about`. Never raises for an Event that cannot be written: the log has it."""
     said = printable(message)[:_MOST]
     _LOG.log(logging.WARNING if warning else logging.INFO, "%s: %s", reason, said)
     now, namespace = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", objects.namespace
@@ -24,7 +26,7 @@ async def record(objects: Objects, reason: str, message: str, *, warning: bool =
         "apiVersion": "v1",
         "kind": "Event",
         "metadata": {"generateName": "clustermesh-invitation-", "namespace": namespace},
-        "involvedObject": {"apiVersion": "v1", "kind": "Secret", "name": names.INVITATIONS, "namespace": namespace},
+        "involvedObject": {"apiVersion": "v1", "kind": "Secret", "name": about, "namespace": namespace},
         "reason": reason,
         "message": said,
         "type": "Warning" if warning else "Normal",

@@ -20,28 +20,26 @@ from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
+from msgspec.structs import replace
 
 from certs.check import check_leaf, check_server, is_signed_by, read_certificates, read_pair
 from certs.errors import CertsError
-from clustermesh.address import Address, is_ipv4, masked, parse
-from clustermesh.errors import ClusterMeshError, DecodeError, Refused, Unavailable, printable
+from clustermesh.errors import ClusterMeshError, DecodeError, Refused, printable
 from clustermesh.joining import audit, names
 from clustermesh.joining.checks import find_problems
 from clustermesh.joining.connect import Site, begin_reading, disconnect, find_declared, let_in, read_site
+from clustermesh.joining.door import Door, Rates, listen
 from clustermesh.joining.invitations import Uninvited, is_revoked, read, take
 from clustermesh.joining.links import Link, Mode, known_peers
 from clustermesh.joining.member import Member, mesh_name
 from clustermesh.joining.objects import Objects
-from clustermesh.joining.offers import MOST_BYTES, Ask, Offer, decode_ask, offer, taken
+from clustermesh.joining.offers import MOST_BYTES, Ask, Offer, decode_ask, offer, offered_link
 from clustermesh.joining.probe import probe
 from clustermesh.kube.access import load_pair
-from clustermesh.listen import parse_address
 from clustermesh.mesh.peer_files import PeerFile
 from clustermesh.standalone.connect import Outcome
 
 _LOG: Final = logging.getLogger(__name__)
-_PER_SECOND, _BURST = 0.5, 10
-_MOST_SOURCES: Final = 4096
 _AT_ONCE: Final = 4
 _HEARD: Final = 32
 """Who is heard at once: so many times `MOST_BYTES`, which the pod CIDRs of thousands of nodes need, are in memory."""
@@ -50,45 +48,6 @@ _READING: Final = 5.0
 _PATIENCE: Final = 60.0
 _REREAD: Final = 30.0
 """Seconds after which the certificate is looked for anew."""
-
-
-class Rate:
-    """So many at once, and so many a second after that: a token bucket."""
-
-    def __init__(self, per_second: float = _PER_SECOND, burst: int = _BURST) -> None:
-        self._per_second, self._burst, self._level, self._at = per_second, burst, float(burst), 0.0
-
-    def admits(self, now: float) -> bool:
-        """Whether one more is admitted at `now`, which never goes back."""
-        self._level = min(self._burst, self._level + (now - self._at) * self._per_second)
-        self._at = now
-        if self._level < 1:
-            return False
-        self._level -= 1
-        return True
-
-
-class Rates:
-    """A `Rate` for each source of questions: an IPv4 address, or the /64 of an IPv6 one."""
-
-    def __init__(self) -> None:
-        self._rates = dict[str | Address, Rate]()
-
-    def admits(self, source: str, now: float) -> bool:
-        key = _source(source)
-        rate = self._rates.pop(key, None) or Rate()
-        self._rates[key] = rate  # last in order: the first is who has not asked for longest
-        if len(self._rates) > _MOST_SOURCES:
-            del self._rates[next(iter(self._rates))]
-        return rate.admits(now)
-
-
-def _source(text: str) -> str | Address:
-    try:
-        address = parse(text)
-    except ClusterMeshError:
-        return text
-    return address if is_ipv4(address) else masked(address, 64)
 
 
 class Problems(ClusterMeshError):
@@ -109,9 +68,10 @@ async def admit(objects: Objects, ask: Ask, said: Offer, key: bytes, now: dateti
     held = await objects.secret(names.INVITATIONS)
     used(held)
     site = await read_site(objects, "")
-    link = taken(site.member, said)
+    again = (invited := read(held[ask.id])) is not None and invited.again
+    link = offered_link(site.member, said, now, keep=not again)
     await _check(site, link, held[ask.id], now)
-    answer = offer(site.member, said.name, now)
+    answer = replace(offer(site.member, said.name, now), keep=not again)
     await objects.change_secret(names.INVITATIONS, used)
     outcome = Outcome([], [])
     await let_in(site, said.name, outcome)
@@ -188,14 +148,9 @@ class Server:
     async def run(self) -> None:
         """Raises Refused where there is no certificate, Unavailable where it cannot listen."""
         await self._take_certificate()
-        app = web.Application(client_max_size=MOST_BYTES)
-        app.router.add_get("/v1/authority", self._tell_authority)
-        app.router.add_post("/v1/join", self._join)
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        try:
-            host, port = parse_address(self._listen)
-            await web.TCPSite(runner, host, port, ssl_context=self._tls).start()
+        listeners = await listen(self._listen)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(Door(self._route, MOST_BYTES).open(listeners, self._tls))
             _LOG.info("invitations are answered at %s", self._listen)
             while True:
                 await asyncio.sleep(_REREAD)
@@ -203,10 +158,14 @@ class Server:
                     await self._take_certificate()
                 except ClusterMeshError as e:
                     _LOG.warning("the certificate is not renewed: %s", e)
-        except OSError as e:
-            raise Unavailable(f"{self._listen}: {e.strerror or e}") from e
-        finally:
-            await runner.cleanup()
+
+    async def _route(self, request: web.BaseRequest) -> web.Response:
+        match request.method, request.path:
+            case "GET", "/v1/authority":
+                return web.Response(body=self._authority, content_type="application/x-pem-file")
+            case "POST", "/v1/join":
+                return await self._join(request)
+        return _problems(404, ["there is GET /v1/authority and POST /v1/join"])
 
     async def _take_certificate(self) -> None:
         found = await self._objects.secret(names.SERVER_CERT)
@@ -223,16 +182,13 @@ class Server:
         load_pair(self._tls, cert.decode(), key.decode())
         self._shown = cert
 
-    async def _tell_authority(self, _: web.Request) -> web.Response:
-        return web.Response(body=self._authority, content_type="application/x-pem-file")
-
-    async def _join(self, request: web.Request) -> web.Response:
+    async def _join(self, request: web.BaseRequest) -> web.Response:
         if not self._rates.admits(request.remote or "", time.monotonic()) or self._heard.locked():
             return _problems(429, ["too many try to join: try again in a minute"])
         async with self._heard:
             return await self._hear(request)
 
-    async def _hear(self, request: web.Request) -> web.Response:
+    async def _hear(self, request: web.BaseRequest) -> web.Response:
         try:
             async with asyncio.timeout(_READING):
                 data = await request.read()

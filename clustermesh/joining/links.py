@@ -93,7 +93,7 @@ def credentials(link: Link, now: datetime) -> dict[str, bytes]:
         return {}
     name, leaf = names.credentials_of(owner.name), remote_leaf(reader.name)
     cert, key = (reader.entries.get(name + end, b"") for end in (_CERT, _KEY))
-    if not _is_good(cert, key, leaf, owner, now):
+    if not has_credentials(link, now):
         pair = issue(read_pair(owner.signer.cert, owner.signer.key, f"Secret {names.AUTHORITY}"), leaf, now)
         check_leaf(pair.certificate, read_certificates(owner.trusted, names.SERVER_CERT), now, leaf.common_name)
         cert, key = pair.certificate_pem, pair.key_pem
@@ -112,7 +112,11 @@ def _is_common(reader: Member, owner: Member, now: datetime) -> bool:
     return True
 
 
-def _is_good(cert: bytes, key: bytes, leaf: Leaf, owner: Member, now: datetime) -> bool:
+def has_credentials(link: Link, now: datetime) -> bool:
+    """Whether what the reader has for this owner alone is good for a while."""
+    owner, leaf = link.owner, remote_leaf(link.reader.name)
+    name = names.credentials_of(owner.name)
+    cert, key = (link.reader.entries.get(name + end, b"") for end in (_CERT, _KEY))
     try:
         found = read_pair(cert, key, leaf.common_name).certificate
         check_use(found, leaf, leaf.common_name)

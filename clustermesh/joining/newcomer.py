@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from datetime import datetime
+from functools import partial
 from typing import Any, Final
 
 import aiohttp
@@ -14,12 +15,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from certs.check import read_certificates
 from certs.errors import CertsError
 from clustermesh.errors import ClusterMeshError, Refused, Unavailable
+from clustermesh.joining import audit, names
 from clustermesh.joining.checks import find_problems
 from clustermesh.joining.connect import Site, begin_reading, find_declared, let_in
 from clustermesh.joining.invitations import Token
 from clustermesh.joining.links import known_peers
 from clustermesh.joining.member import Member, mesh_name
-from clustermesh.joining.offers import MOST_BYTES, decode_offer, encode_ask, offer, taken
+from clustermesh.joining.offers import MOST_BYTES, decode_offer, encode_ask, offer, offered_link
 from clustermesh.standalone.connect import Outcome
 
 _PATIENCE: Final = 90.0
@@ -27,7 +29,22 @@ _WORDS: Final = 20
 
 
 async def join(site: Site, token: Token, now: datetime) -> Outcome:
-    """Raises ClusterMeshError, or an ExceptionGroup of every problem that the other side found."""
+    """Leaves a trace here, too, where who invites has its own. Raises ClusterMeshError, or an ExceptionGroup of every
+    problem that the other side found."""
+    trace = partial(audit.record, site.objects, about=names.PEERS)
+    by = f"the invitation {token.id} of {token.cluster}, at {token.address}"
+    try:
+        outcome = await _join(site, token, now)
+    except (ClusterMeshError, ExceptionGroup) as e:
+        why = "; ".join(map(str, e.exceptions if isinstance(e, ExceptionGroup) else [e]))
+        await trace("JoinRefused", f"{by}: {why}", warning=True)
+        raise
+    done = "; ".join([*outcome.done, *outcome.warnings]) or "nothing changed"
+    await trace("MeshJoined", f"{by}: {done}")
+    return outcome
+
+
+async def _join(site: Site, token: Token, now: datetime) -> Outcome:
     if token.cluster == site.member.name:
         raise Refused(f"the token is of {token.cluster} itself: use it with the --context of the cluster that joins")
     if declared := await find_declared(site.objects, site.member, token.cluster):
@@ -36,7 +53,7 @@ async def join(site: Site, token: Token, now: datetime) -> Outcome:
     said = decode_offer(await _asked(token, ask, _known(site.member, token)))
     if said.name != token.cluster:
         raise Refused(f"who answered is {said.name[:40]!r}, and the token is of {token.cluster}: ask for a new one")
-    link = taken(site.member, said)
+    link = offered_link(site.member, said, now, keep=said.keep)
     if problems := find_problems([site.member, link.owner], [link], now):
         raise ExceptionGroup("cannot be connected", problems)
     outcome = Outcome([], [])

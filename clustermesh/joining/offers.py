@@ -20,7 +20,7 @@ from certs.signature import has_signed, public_key, sign
 from clustermesh.address import parse_prefix, prefix_text
 from clustermesh.errors import ClusterMeshError, DecodeError, Refused
 from clustermesh.joining import names
-from clustermesh.joining.links import Link, credentials, link, replaced
+from clustermesh.joining.links import Link, credentials, has_credentials, link, replaced
 from clustermesh.joining.member import CertFiles, Entrance, Member, Version
 from clustermesh.model import Cluster, check_cluster_id, check_cluster_name
 from clustermesh.standalone.context import parse_address
@@ -32,7 +32,8 @@ _MOST_HOSTS: Final = 64
 
 
 class Offer(Struct, frozen=True, kw_only=True):
-    """One cluster as another is told of it. `shown` are the files that the other is to show it, PEM."""
+    """One cluster as another is told of it. `shown` are the files that the other is to show it, PEM;
+    with `keep` those that it has from before stay, where they are good."""
 
     name: str
     id: int
@@ -48,6 +49,7 @@ class Offer(Struct, frozen=True, kw_only=True):
     product: str = ""
     version: str = ""
     as_is: bool = False
+    keep: bool = False
 
 
 class Ask(Struct, frozen=True, kw_only=True):
@@ -142,9 +144,9 @@ def _decoded(data: bytes, kind: type[T]) -> T:
         raise DecodeError("offer", "hidden", f"must be what `clustermesh join` of this release sends: {e}") from e
 
 
-def taken(reader: Member, said: Offer) -> Link:
-    """`reader` is to read who `said` that, with the credentials that came with it, and with what an earlier connection
-    of the two allowed. Raises DecodeError."""
+def offered_link(reader: Member, said: Offer, now: datetime, *, keep: bool) -> Link:
+    """`reader` is to read who `said` that, with the credentials that came with it (or those that it has, which `keep`
+    keeps where they are good), and with what an earlier connection of the two allowed. Raises DecodeError."""
     try:
         owner = _member(said)
     except ClusterMeshError as e:
@@ -152,9 +154,12 @@ def taken(reader: Member, said: Offer) -> Link:
     wanted = {f"{names.credentials_of(owner.name)}{end}" for end in ("-ca.crt", ".crt", ".key")}
     if said.shown.keys() != wanted or owner.entrance is None:
         raise DecodeError(f"offer of {said.name!r}", sorted(said.shown), f"must bring {', '.join(sorted(wanted))}")
+    before = link(reader, owner, owner.entrance, ())
+    if keep and has_credentials(before, now):
+        return before
     files = {key: value.encode() for key, value in said.shown.items()}
     kept = {"copied" if reader.mirrored else "peers": replaced(reader.entries, owner.name, files)}
-    return replace(link(reader, owner, owner.entrance, ()), reader=replace(reader, **kept))
+    return replace(before, reader=replace(reader, **kept))
 
 
 def _member(said: Offer) -> Member:

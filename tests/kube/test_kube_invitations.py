@@ -37,6 +37,7 @@ from clustermesh.kube.faults import Forbidden
 from clustermesh.standalone.connect import Outcome
 
 SECRET = "cilium-clustermesh"
+WRITTEN = (("configmaps", "clustermesh-remote-users"), ("secrets", SECRET))
 
 
 @pytest.fixture
@@ -135,6 +136,30 @@ async def test_a_token_is_all_that_a_newcomer_needs(alpha: Cluster, beta: Cluste
         assert token.secret.encode() not in alpha.data("secrets", names.INVITATIONS)[token.id]
         await joining(beta, token)  # an answer that was lost
         assert events(alpha) == ["ClusterJoined"] * 2
+
+
+async def test_the_same_token_again_changes_nothing_and_one_to_come_again_renews(alpha: Cluster, beta: Cluster) -> None:
+    def written() -> list[object]:
+        objects = [(each, *what) for each in (alpha, beta) for what in WRITTEN]
+        return [each.data(kind, name) for each, kind, name in objects]
+
+    async with answering(alpha, beta), inviting(alpha) as address:
+        token = await invited(alpha, address)
+        await joining(beta, token)
+        before = written()
+        assert (await joining(beta, token)).done == []
+        assert written() == before
+        await joining(beta, await invited(alpha, address, to="beta", again=True))
+        users, secrets = [each != was for each, was in zip(written(), before, strict=True)][::2], written()[1::2]
+        assert users == [False, False]
+        assert all(each != was for each, was in zip(secrets, before[1::2], strict=True))
+    with pytest.raises(Unavailable):
+        await joining(beta, token)
+    assert events(beta) == ["JoinRefused", *["MeshJoined"] * 3]
+    found = beta.bed.ask("GET", f"/api/v1/namespaces/{beta.namespace}/events")["items"]
+    said = [each["message"] for each in found if each["reason"] == "MeshJoined"]
+    assert sum(token.id in each for each in said) == 2
+    assert token.secret not in "".join(said)
 
 
 async def test_of_many_at_once_exactly_as_many_join_as_there_are_uses(alpha: Cluster, other_bed: KubeBed) -> None:

@@ -12,7 +12,7 @@ from test_joining_checks import ALPHA, BETA, NOW, problems
 from clustermesh.apiserver.users import REMOTE_ROLE, roles
 from clustermesh.joining.external import find_entrance
 from clustermesh.joining.member import CertFiles, Entrance
-from clustermesh.joining.offers import offer, taken
+from clustermesh.joining.offers import offer, offered_link
 from clustermesh.mesh.peer_files import PeerFile
 from clustermesh.store import auth
 
@@ -58,7 +58,7 @@ def test_a_certificate_that_its_cluster_does_not_know_is_left_to_the_handshake()
 
 def test_who_is_invited_hears_that_the_certificate_is_good_for_the_addresses() -> None:
     own = replace(ALPHA, entrance=Entrance(("192.0.2.1",), 2379, as_is=True))
-    told = taken(BETA, offer(own, "beta", NOW))
+    told = offered_link(BETA, offer(own, "beta", NOW), NOW, keep=False)
     assert told.entrance.endpoints("alpha") == ("https://192.0.2.1:2379",)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import timedelta
 
 import msgspec
 import pytest
@@ -17,11 +18,12 @@ from clustermesh.address import parse_prefix
 from clustermesh.errors import DecodeError, Refused
 from clustermesh.joining import invitations
 from clustermesh.joining.checks import find_problems
+from clustermesh.joining.door import Rate, Rates
 from clustermesh.joining.invitations import Token, create, decode_token, encode_token, is_revoked, read, revoke, take
-from clustermesh.joining.inviting import Rate, Rates, find_impostor
+from clustermesh.joining.inviting import find_impostor
 from clustermesh.joining.links import credentials, entries, known_peers, replaced
 from clustermesh.joining.member import CertFiles, Member
-from clustermesh.joining.offers import Ask, decode_ask, decode_offer, encode_ask, offer, taken
+from clustermesh.joining.offers import Ask, decode_ask, decode_offer, encode_ask, offer, offered_link
 from clustermesh.mesh.authority import Limits
 
 TOKEN = Token(cluster="alpha", address="203.0.113.7:9443", fingerprint="ab" * 32, id="0123abcd", secret="s" * 43)
@@ -206,7 +208,7 @@ def test_each_source_has_its_own_rate() -> None:
 
 def test_an_offer_makes_the_same_cluster_as_reading_it_would() -> None:
     said = decode_offer(msgspec.json.encode(offer(BETA, "alpha", NOW)))
-    link = taken(ALPHA, said)
+    link = offered_link(ALPHA, said, NOW, keep=False)
     assert (link.owner.cluster, link.entrance, link.owner.pod_cidrs) == (BETA.cluster, BETA.entrance, BETA.pod_cidrs)
     assert find_problems([ALPHA, link.owner], [link], NOW) == []
     assert BETA.signer.key.decode() not in msgspec.json.encode(said).decode()  # the authority's key stays at home
@@ -229,21 +231,47 @@ def test_an_offer_makes_the_same_cluster_as_reading_it_would() -> None:
 )
 def test_an_offer_that_breaks_a_rule_is_not_taken(changed: dict[str, object]) -> None:
     with pytest.raises(DecodeError):
-        taken(ALPHA, msgspec.structs.replace(offer(BETA, "alpha", NOW), **changed))
+        offered_link(ALPHA, msgspec.structs.replace(offer(BETA, "alpha", NOW), **changed), NOW, keep=False)
 
 
 def test_who_comes_again_keeps_what_an_operator_has_allowed_it() -> None:
     prefix, limits = parse_prefix("203.0.113.0/24"), Limits(prefixes=20_000)
     before = joined(ALPHA, BETA)
-    allowed = msgspec.structs.replace(taken(before, offer(BETA, "alpha", NOW)), allowed=(prefix,), limits=limits)
+    allowed = msgspec.structs.replace(
+        offered_link(before, offer(BETA, "alpha", NOW), NOW, keep=False), allowed=(prefix,), limits=limits
+    )
     for mirrored in (False, True):
         reader = msgspec.structs.replace(ALPHA, mirrored=mirrored)
         agents, mirror = entries(allowed, credentials(allowed, NOW))
         kept = {"copied" if mirrored else "peers": replaced({}, "beta", agents | mirror)}
-        link = taken(msgspec.structs.replace(reader, **kept), offer(BETA, "alpha", NOW))
+        link = offered_link(msgspec.structs.replace(reader, **kept), offer(BETA, "alpha", NOW), NOW, keep=False)
         assert (link.allowed, link.limits) == ((prefix,), limits)
         assert link.reader.entries["beta.etcd-client.crt"] != before.entries.get("beta.etcd-client.crt")
-    assert taken(ALPHA, offer(BETA, "alpha", NOW)).limits == Limits()
+    assert offered_link(ALPHA, offer(BETA, "alpha", NOW), NOW, keep=False).limits == Limits()
+
+
+@pytest.mark.parametrize(
+    ("keep", "later", "signer", "stays"),
+    [
+        (True, 0, "beta", True),
+        (False, 0, "beta", False),  # an invitation to come again
+        (True, 340, "beta", False),  # it ends in less than 30 days
+        (True, 0, "gamma", False),  # not by the authority that it has now
+    ],
+)
+def test_what_is_good_stays_where_the_same_token_is_used_again(
+    keep: bool, later: int, signer: str, stays: bool
+) -> None:
+    first = offer(BETA, "alpha", NOW)
+    files = {key: value.encode() for key, value in first.shown.items()}
+    if signer != "beta":
+        pair = issue(AUTHORITIES[signer], remote_leaf("alpha"), NOW)
+        files |= {"beta.etcd-client.crt": pair.certificate_pem, "beta.etcd-client.key": pair.key_pem}
+    agents, _ = entries(offered_link(ALPHA, first, NOW, keep=False), files)
+    alpha, now = msgspec.structs.replace(ALPHA, peers=agents), NOW + timedelta(days=later)
+    link = offered_link(alpha, offer(BETA, "alpha", now), now, keep=keep)
+    again, _ = entries(link, credentials(link, now))
+    assert (again == agents) == stays
 
 
 KNOWN, NEW = AUTHORITIES["beta"], create_authority(NOW)
@@ -293,6 +321,6 @@ def test_who_comes_again_and_was_known_by_an_authority_for_both_is_refused() -> 
 
 
 def _connected_by_invitation() -> Member:
-    link = taken(ALPHA, offer(BETA, "alpha", NOW))
+    link = offered_link(ALPHA, offer(BETA, "alpha", NOW), NOW, keep=False)
     agents, _ = entries(link, credentials(link, NOW))
     return msgspec.structs.replace(ALPHA, peers=agents)

@@ -32,8 +32,11 @@ def told(*states: str, refused: int = 0, services: int = 2, took: int = 0) -> An
         )
         for number, state in enumerate(states, 1)
     }
-    reports["gone"] = AgentReport("0.1.0", "", (), (SeenCluster("beta", "fresh", 2, propagation_ms=10**6 * took),))
-    return overview_of("alpha", 1, set(reports) - {"gone"}, reports, ["beta"], ControlPlane(last_beat=1))
+    nodes = set(reports)
+    if took:
+        slow = SeenCluster("beta", "fresh", 2, propagation_ms=10**6)
+        reports["gone"] = AgentReport("0.1.0", "", (), (SeenCluster("alpha", "fresh", 1), slow))
+    return overview_of("alpha", 1, nodes, reports, ["beta"], ControlPlane(last_beat=1))
 
 
 def test_all_is_well(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,167 @@
+"""Where newcomers knock: connections over TLS, so many at once, and none that says nothing for long.
+
+Whoever is there has `SILENCE` seconds to shake hands, and as long again to say what it asks; it has one question. Where
+there is no room, who has been silent longest makes it: nobody is kept out by those who only hold a place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Final
+
+from aiohttp import web
+from msgspec import Struct
+
+from clustermesh.address import Address, is_ipv4, masked, parse
+from clustermesh.errors import ClusterMeshError, Unavailable
+from clustermesh.listen import parse_address
+
+_LOG: Final = logging.getLogger(__name__)
+MOST: Final = 256
+SILENCE: Final = 5.0
+_LONGEST: Final = 90.0
+"""Seconds from a question to the last byte of its answer."""
+_GOODBYE: Final = 20.0
+"""Seconds for what is being answered when nobody is let in any more."""
+_PER_SECOND, _BURST = 0.5, 10
+_MOST_SOURCES: Final = 4096
+
+
+class Rate:
+    """So many at once, and so many a second after that: a token bucket."""
+
+    def __init__(self, per_second: float = _PER_SECOND, burst: int = _BURST) -> None:
+        self._per_second, self._burst, self._level, self._at = per_second, burst, float(burst), 0.0
+
+    def admits(self, now: float) -> bool:
+        """Whether one more is admitted at `now`, which never goes back."""
+        self._level = min(self._burst, self._level + (now - self._at) * self._per_second)
+        self._at = now
+        if self._level < 1:
+            return False
+        self._level -= 1
+        return True
+
+
+class Rates:
+    """A `Rate` for each source of questions: an IPv4 address, or the /64 of an IPv6 one."""
+
+    def __init__(self) -> None:
+        self._rates = dict[str | Address, Rate]()
+
+    def admits(self, source: str, now: float) -> bool:
+        key = _source(source)
+        rate = self._rates.pop(key, None) or Rate()
+        self._rates[key] = rate  # last in order: the first is who has not asked for longest
+        if len(self._rates) > _MOST_SOURCES:
+            del self._rates[next(iter(self._rates))]
+        return rate.admits(now)
+
+
+def _source(text: str) -> str | Address:
+    try:
+        address = parse(text)
+    except ClusterMeshError:
+        return text
+    return address if is_ipv4(address) else masked(address, 64)
+
+
+async def listen(address: str) -> list[socket.socket]:
+    """At HOST:PORT. Raises Unavailable."""
+    host, port = parse_address(address)
+    loop, stream = asyncio.get_running_loop(), socket.SOCK_STREAM
+    try:
+        found = await loop.getaddrinfo(host or None, port, type=stream, flags=socket.AI_PASSIVE)
+        return [socket.create_server(where[:2], family=family) for family, *_, where in found]
+    except OSError as e:
+        raise Unavailable(f"{address}: {e.strerror or e}") from e
+
+
+class _Visit(Struct, eq=False):
+    """One connection. It is `over` once its TLS is closed."""
+
+    task: asyncio.Task[None]
+    over: asyncio.Event
+    limit: asyncio.Timeout | None = None
+
+
+class Door(web.Server):
+    """Answers questions by `answer`, of `most_bytes` each, at most `most` connections at once."""
+
+    def __init__(
+        self,
+        answer: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+        most_bytes: int,
+        most: int = MOST,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        made = partial(web.BaseRequest, loop=loop, client_max_size=most_bytes)
+        super().__init__(self._hear, request_factory=made, access_log=None)
+        self._answer, self._most = answer, most
+        self._visits = dict[web.RequestHandler, _Visit]()
+        self._silent = dict[web.RequestHandler, _Visit]()  # in the order in which they came
+
+    async def open(self, listeners: Sequence[socket.socket], tls: ssl.SSLContext) -> None:
+        """Until it is cancelled: then it answers what it has been asked, and closes `listeners`."""
+        async with asyncio.TaskGroup() as tasks:
+            try:
+                await asyncio.gather(*(self._take(listener, tls, tasks) for listener in listeners))
+            finally:
+                for listener in listeners:
+                    listener.close()
+                await self.shutdown(_GOODBYE)
+
+    async def _take(self, listener: socket.socket, tls: ssl.SSLContext, tasks: asyncio.TaskGroup) -> None:
+        listener.setblocking(False)
+        while True:
+            try:
+                taken, _ = await asyncio.get_running_loop().sock_accept(listener)
+            except OSError as e:  # it has gone again, or there are no more files
+                _LOG.warning("a connection is not taken: %s", e.strerror or e)
+                await asyncio.sleep(0.1)
+                continue
+            if len(self._visits) >= self._most:
+                if not self._silent:
+                    taken.close()
+                    continue
+                self._silent.pop(next(iter(self._silent))).task.cancel()
+            handler = self()
+            task = tasks.create_task(self._hold(handler, taken, tls))
+            self._visits[handler] = self._silent[handler] = _Visit(task, asyncio.Event())
+            await asyncio.sleep(0)  # so that it has begun when it is ended
+
+    async def _hold(self, handler: web.RequestHandler, taken: socket.socket, tls: ssl.SSLContext) -> None:
+        visit, loop = self._visits[handler], asyncio.get_running_loop()
+        transport: asyncio.BaseTransport | None = None
+        try:
+            with suppress(OSError):  # TLS's errors are such, and a time that is over
+                transport, _ = await loop.connect_accepted_socket(
+                    lambda: handler, taken, ssl=tls, ssl_handshake_timeout=SILENCE, ssl_shutdown_timeout=SILENCE
+                )
+                async with asyncio.timeout(SILENCE) as visit.limit:
+                    await visit.over.wait()
+        finally:
+            del self._visits[handler]
+            self._silent.pop(handler, None)
+            if isinstance(transport, asyncio.Transport) and not visit.over.is_set():
+                transport.abort()
+
+    async def _hear(self, request: web.BaseRequest) -> web.StreamResponse:
+        visit = self._visits.get(request.protocol)
+        self._silent.pop(request.protocol, None)
+        if visit is not None and visit.limit is not None:
+            visit.limit.reschedule(asyncio.get_running_loop().time() + _LONGEST)
+        answer = await self._answer(request)
+        answer.force_close()
+        return answer
+
+    def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
+        super().connection_lost(handler, exc)
+        if handler in self._visits:
+            self._visits[handler].over.set()
