@@ -17,7 +17,7 @@ help:
 	@echo "make bench-middle  the figures of the agent and the mesh's core beside their aims (ARGS: their names)"
 	@echo "make bench-controlplane  the figures of API server and mirror beside a real Kubernetes API (ARGS: their names)"
 	@echo "make bench-datapath  connections through services beside kube-proxy's rules (ARGS: names of figures)"
-	@echo "make dist    what is given away, into dist/: wheel, chart and image, the same bytes from the same files"
+	@echo "make dist    what is given away, into dist/: wheels, chart and image, the same bytes from the same files"
 	@echo "make setup   install what is missing and build (the others do this by themselves)"
 	@echo "make clean   remove what was built; the Debian packages stay"
 

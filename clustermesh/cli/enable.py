@@ -27,7 +27,7 @@ _chart = click.option("--chart", default="", metavar="CHART", help="Folder, pack
 def enable(which: Which, service_type: str | None, chart: str) -> None:
     """Let the API server of a cluster that has the chart run and be reached, so that others can be connected to it.
 
-    The same command again changes nothing. It calls helm, which must be installed.
+    The same command again changes nothing. It calls Helm, as `clustermesh install` does.
 
     \b
     Examples:

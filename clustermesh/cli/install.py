@@ -15,6 +15,7 @@ from clustermesh.errors import Invalid
 if TYPE_CHECKING:
     from clustermesh.joining.deployment import Leavings, Plan
     from clustermesh.joining.differences import Change
+    from clustermesh.joining.helm_program import Program
     from clustermesh.joining.objects import Objects
 
 _COLOURS = {"+": "green", "-": "red", "~": "yellow"}
@@ -42,7 +43,7 @@ def install(
     """Put the chart into a cluster: API server, mirror, agents. Shows what changes, then has Helm do it.
 
     The same command again changes nothing. Where the chart is there already, the values that it has stay, and those
-    given here come on top. It calls helm, which must be installed: nothing else renders a chart.
+    given here come on top. It calls the helm in PATH where that is 3.14 or newer, else the one that came with it.
 
     \b
     Examples:
@@ -115,7 +116,7 @@ async def deploy(
     from clustermesh.joining.deployment import define, plan
     from clustermesh.joining.helm import Helm, find_chart
 
-    helm = Helm(which.kubeconfig, which.context, which.namespace, chart or find_chart())
+    helm = Helm(await _find_helm(), which.kubeconfig, which.context, which.namespace, chart or find_chart())
     found = await plan(objects, helm, flags, name=release, fresh=fresh)
     _show([*found.defined, *found.changes])
     if not dry_run:
@@ -123,6 +124,18 @@ async def deploy(
         if found.changes or found.given:
             await helm.deploy(found.name, flags)
     return found
+
+
+async def _find_helm() -> Program:
+    """It is said where another comes first, and is none."""
+    from clustermesh.joining.helm_program import find_program
+
+    program = await find_program()
+    if program.path and program.passed:
+        warning = click.style("warning:", fg="yellow", bold=True)
+        told = f"{'; '.join(program.passed)}: {program.path} is called, which is {program.version}"
+        click.echo(f"{warning} {printable(told)}", err=True)
+    return program
 
 
 async def _uninstall(which: Which, dry_run: bool, authority: bool) -> None:
@@ -142,7 +155,8 @@ async def _uninstall(which: Which, dry_run: bool, authority: bool) -> None:
         if release is not None:
             _show(await find_changes(objects, release.last.manifest, ""))
             if not dry_run:
-                await Helm(which.kubeconfig, which.context, which.namespace, "").uninstall(release.last.name)
+                helm = Helm(await _find_helm(), which.kubeconfig, which.context, which.namespace, "")
+                await helm.uninstall(release.last.name)
         left = await find_leavings(objects)
         going = [*left.made, *([("secrets", names.AUTHORITY)] if left.authority and authority else [])]
         for plural, name in going:

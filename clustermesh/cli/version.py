@@ -1,4 +1,4 @@
-"""`clustermesh version`: of this command, and of what runs in clusters."""
+"""`clustermesh version`: of this command, of the Helm that it calls, and of what runs in clusters."""
 
 from __future__ import annotations
 
@@ -22,23 +22,29 @@ from clustermesh.cli.table import print_found, print_table
 def command(ctx: click.Context, which: Which, client: bool, output: str) -> None:
     """Show the version of this command, and those of what runs in a cluster; exits with 1 when they are too far apart.
 
-    More than one minor version is. While an upgrade is under way there are pods of two versions.
+    More than one minor version is. While an upgrade is under way there are pods of two versions. Beside it stands the
+    Helm that `clustermesh install` calls.
 
     \b
     Examples:
       clustermesh version --client
       clustermesh version --context alpha -o json
     """
+    from clustermesh.joining.helm_program import find_program
+
     ours = installed("clustermesh")
+    helm = asyncio.run(find_program())
     servers = list[_Server]()
     skewed = list[str]()
     if not client and not is_folder(which.context):
         servers, skewed = asyncio.run(_read(which, ours))
     if output == "table":
+        own = [("client", ours, None, None), (f"helm {helm.path}".strip(), helm.version, None, None)]
         rows = [(each.name, each.version, _signed(each.apart), _counted(each.pods)) for each in servers]
-        print_table(("WHAT", "VERSION", "MINORS AHEAD", "PODS"), [("client", ours, None, None), *rows])
+        print_table(("WHAT", "VERSION", "MINORS AHEAD", "PODS"), [*own, *rows])
     else:
-        print_found({"client": ours, **_as_json(servers), "skew": skewed}, output)
+        helm_found = {"version": helm.version, "path": helm.path} if helm.path else None
+        print_found({"client": ours, "helm": helm_found, **_as_json(servers), "skew": skewed}, output)
     for sentence in skewed:
         click.echo(f"{click.style('problem:', fg='red', bold=True)} {sentence}", err=True)
     if skewed:

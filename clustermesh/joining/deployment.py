@@ -77,7 +77,7 @@ async def plan(objects: Objects, helm: Helm, values: Sequence[str], *, name: str
     ):
         raise Refused(f"namespace {objects.namespace} is not there: `kubectl create namespace {objects.namespace}`")
     if release is not None:
-        check_settled(release, objects.namespace)
+        check_settled(release, helm)
     if release is not None and name not in ("", release.last.name):
         raise Refused(f"namespace {objects.namespace} has the chart as release {release.last.name}, and not as {name}")
     name = release.last.name if release else name or CHART

@@ -5,12 +5,9 @@ Helm keeps each revision in a Secret sh.helm.release.v1.NAME.vREVISION: JSON, co
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
-import os
 import shlex
-import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,19 +16,15 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from clustermesh.errors import Invalid, Refused, Unavailable
+from clustermesh.errors import Invalid, Refused
+from clustermesh.joining.helm_program import Program, run
 from clustermesh.joining.objects import Objects, Secret
 from clustermesh.yaml_file import parse_documents
 
 CHART: Final = "clustermesh"
 _MOST_BYTES: Final = 64 << 20
 """Of a release, unpacked: Secrets hold 1 MiB, and its charts are text."""
-_PATIENCE: Final = 600.0
 _DEFINITION: Final = "CustomResourceDefinition"
-_NEEDED: Final = "3.14"
-_FAREWELL: Final = 30.0
-"""Seconds for a Helm that was told to end: it writes down that what it was at has failed."""
-_WORDS: Final = 2000
 _ENDLESS: Final = ("pending-install", "pending-upgrade", "pending-rollback", "uninstalling")
 
 
@@ -108,14 +101,14 @@ def keep(revisions: Iterable[Release]) -> Iterator[Kept]:
             yield Kept(all_of_it[-1], (deployed or all_of_it)[-1])
 
 
-def check_settled(kept: Kept, namespace: str) -> None:
-    """Refused where Helm changes nothing of a release: another one is at it, or did not come to its end."""
+def check_settled(kept: Kept, helm: Helm) -> None:
+    """Refused where `helm` changes nothing of a release: another one is at it, or did not come to its end."""
     last = kept.last
     name, status = last.name, last.info.status
     if status not in _ENDLESS:
         return
     back = kept.base is not last and status != "uninstalling"
-    remedy = f"`helm rollback {name} -n {namespace}`" if back else "`clustermesh uninstall`"
+    remedy = f"`{helm.show(['rollback', name])}`" if back else "`clustermesh uninstall`"
     raise Refused(
         f"release {name} is {status} since {last.info.last_deployed}, revision {last.version}: another Helm is at work "
         f"on it, or one was cut off; where none is any more: {remedy}, and then this again"
@@ -160,6 +153,7 @@ def decode_release(data: bytes, where: str) -> Release:
 class Helm(Struct, frozen=True):
     """How to call it for one cluster; `chart` is a folder, a package or a reference."""
 
+    program: Program
     kubeconfig: str
     context: str
     namespace: str
@@ -191,13 +185,21 @@ class Helm(Struct, frozen=True):
     def _deploying(self, name: str, values: Sequence[str]) -> list[str]:
         return ["upgrade", name, self.chart, "--install", "--reset-then-reuse-values", *values]
 
+    def show(self, argv: Sequence[str]) -> str:
+        """What somebody types who has it done by this Helm."""
+        config = f"KUBECONFIG={shlex.quote(self.kubeconfig)} " if self.kubeconfig else ""
+        return config + shlex.join([self.program.path or "helm", *argv, *self._place])
+
     async def _call(self, argv: list[str], *dry: str) -> bytes:
         """What it prints. Only Helm can render a chart: its templates are Go's."""
-        argv = [*argv, "--namespace", self.namespace, *(["--kube-context", self.context] if self.context else [])]
-        program = shutil.which("helm")
-        if program is None:
-            raise Refused(f"no helm in PATH: install it (https://helm.sh), or run elsewhere: helm {shlex.join(argv)}")
-        return await _run([program, *argv, *dry], {"KUBECONFIG": self.kubeconfig} if self.kubeconfig else {})
+        if not self.program.path:
+            raise Refused(f"{self.program.missing}; or run elsewhere: {shlex.join(['helm', *argv, *self._place])}")
+        environment = {"KUBECONFIG": self.kubeconfig} if self.kubeconfig else {}
+        return await run([self.program.path, *argv, *self._place, *dry], environment)
+
+    @property
+    def _place(self) -> list[str]:
+        return ["--namespace", self.namespace, *(["--kube-context", self.context] if self.context else [])]
 
 
 def find_chart() -> str:
@@ -208,49 +210,3 @@ def find_chart() -> str:
         if (folder / "Chart.yaml").exists():
             return str(folder)
     raise Refused(f"the chart is not at {' or '.join(map(str, places))}: say where it is with --chart")
-
-
-async def _run(argv: list[str], environment: Mapping[str, str]) -> bytes:
-    process = await _start(argv, environment)
-    try:
-        async with asyncio.timeout(_PATIENCE):
-            said, words = await process.communicate()
-    except TimeoutError as e:
-        raise Unavailable(f"helm has not ended after {_PATIENCE:g} s") from e
-    finally:
-        if process.returncode is None:
-            await _end(process)
-    if process.returncode:
-        text = words.decode(errors="replace").strip()[-_WORDS:] or f"it ends with {process.returncode}"
-        too_old = f" (Helm {_NEEDED} or newer is needed)" if "unknown flag" in text else ""
-        raise Refused(f"helm: {text}{too_old}")
-    return said
-
-
-async def _start(argv: list[str], environment: Mapping[str, str]) -> asyncio.subprocess.Process:
-    """One that is interrupted while it starts is ended as any other, where asyncio would kill it."""
-    starting = asyncio.ensure_future(
-        asyncio.create_subprocess_exec(
-            *argv,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, **environment},
-        )
-    )
-    try:
-        return await asyncio.shield(starting)
-    except asyncio.CancelledError:
-        await _end(await starting)
-        raise
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """As Helm is ended: killed at once, it leaves a release that is pending, and that nothing changes any more."""
-    process.terminate()
-    try:
-        async with asyncio.timeout(_FAREWELL):
-            await process.communicate()
-    except TimeoutError:
-        process.kill()
-        await process.wait()

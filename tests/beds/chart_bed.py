@@ -15,6 +15,8 @@ from kube_bed import PATIENCE, KubeBed, path_of
 ROOT: Final = Path(__file__).parents[2]
 CHART: Final = ROOT / "charts" / "clustermesh"
 HELM: Final = ROOT / "build" / "helm"
+GIVEN: Final = HELM.with_name("helm.licences").exists()
+"""Whether it may be given away (`make dist`)."""
 MISSING: Final = "" if HELM.exists() else "no Helm here: tools/setup-kube builds it (make test does so)"
 ALPHA: Final = {"cluster": {"name": "alpha", "id": 1}}
 _VERSION: Final = "--kube-version=1.34.2"

@@ -16,4 +16,8 @@ def build(out: Path, *what: str, **environment: str) -> dict[str, bytes]:
     """The files of a run of `make dist`."""
     argv = [sys.executable, "-m", "tools.release", "--out", str(out), *what]
     subprocess.run(argv, cwd=ROOT, env={**os.environ, "SOURCE_DATE_EPOCH": _SECONDS, **environment}, check=True)
-    return {path.name: path.read_bytes() for path in out.iterdir()}
+    return contents(out)
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,9 @@ from click.testing import CliRunner, Result
 from kube_bed import KubeBed
 
 from clustermesh.cli import main
+from clustermesh.joining import helm_program
 from clustermesh.joining.differences import changed_fields, flatten
+from clustermesh.joining.helm import find_chart
 
 needs_helm = pytest.mark.skipif(bool(MISSING), reason=MISSING or "")
 Command = Callable[..., Result]
@@ -175,9 +178,10 @@ def test_a_helm_that_was_cut_off_is_named_with_what_to_do(run: Command, bed: Kub
     assert run("config", "set", *more).exit_code == 0
     leave(bed, namespace, first, "deployed")
     leave(bed, namespace, second, "pending-upgrade")
-    check("pending-upgrade", f"`helm rollback clustermesh -n {namespace}`", "config", "set", *more)
-    flags = ["--kubeconfig", str(bed.write_kubeconfig("alpha", cert="admin")), "-n", namespace]
-    subprocess.run([str(HELM), "rollback", "clustermesh", *flags], check=True, capture_output=True)
+    remedy = f"{shutil.which('helm')} rollback clustermesh --namespace {namespace} --kube-context alpha"
+    remedy = f"KUBECONFIG={bed.write_kubeconfig('alpha', cert='admin')} {remedy}"
+    check("pending-upgrade", f"`{remedy}`", "config", "set", *more)
+    subprocess.run(["sh", "-c", remedy], check=True, capture_output=True)
     result = run("config", "set", *more)
     assert (result.exit_code, 'spec.type: "NodePort" -> "ClusterIP"' in result.output) == (0, True), result.output
     for number in (1, 2, 3):
@@ -246,13 +250,14 @@ def test_without_helm_the_error_says_what_to_run_elsewhere(
 ) -> None:
     config = bed.write_kubeconfig("alpha", cert="admin")
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(helm_program, "PLACES", ())
     flags = ["--kubeconfig", str(config), "-n", namespace, "--context", "alpha"]
     result = CliRunner().invoke(main, ["install", *ALPHA, *flags])
-    assert (result.exit_code, "no helm in PATH" in result.output, "helm upgrade clustermesh" in result.output) == (
-        1,
-        True,
-        True,
-    )
+    assert result.exit_code == 1
+    assert "there is none in PATH, and none came with this program. Put Helm 3.14" in result.output
+    elsewhere = f"run elsewhere: helm upgrade clustermesh {find_chart()} --install --reset-then-reuse-values"
+    assert elsewhere in result.output
+    assert result.output.endswith(f" --namespace {namespace} --kube-context alpha\n")
 
 
 def _deployment(*containers: dict[str, Any], **spec: Any) -> dict[str, Any]:

@@ -324,8 +324,9 @@ def test_the_commands_do_it_by_contexts_of_a_kubeconfig(alpha: Cluster, beta: Cl
         alpha.make("Pod", f"pod-{number.replace('.', '-')}", labels=labels, spec=spec)
     result = CliRunner().invoke(main, ["version", *common, "-o", "json"])
     name = "deployment/clustermesh-apiserver"
-    assert json.loads(result.output) | {"client": "", "skew": []} == {
+    assert json.loads(result.output) | {"client": "", "helm": "", "skew": []} == {
         "client": "",
+        "helm": "",
         "servers": {name: "v0.1.0"},
         "minorsAhead": {name: 0},
         "pods": {name: {"v0.1.0": 1, "v0.0.9": 1}},

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from chart_bed import HELM
+from chart_bed import GIVEN
 from dist_bed import build
 
 
 @pytest.fixture(scope="session")
 def what() -> list[str]:
-    return ["wheel", "chart", "image"] if HELM.exists() else ["wheel", "image"]
+    return ["wheel", "any", "chart", "image"] if GIVEN else ["any", "image"]
 
 
 @pytest.fixture(scope="session")

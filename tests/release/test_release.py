@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import base64
+import csv
 import hashlib
 import json
 import os
+import platform
+import re
+import stat
 import subprocess
 import sys
 import tarfile
+import tempfile
 import zipfile
 from datetime import UTC, datetime
+from email.parser import Parser
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from chart_bed import HELM, MISSING
-from dist_bed import ROOT, build
+from chart_bed import GIVEN, HELM
+from dist_bed import ROOT, build, contents
+from kube_bed import MISSING as NO_KUBE
+from kube_bed import KubeBed
+from packaging.utils import parse_wheel_filename
 
 from certs.folder import initialise
 from certs.names import cluster_leaves
@@ -24,7 +34,9 @@ from clustermesh import __version__
 from tools.release.archive import Entry, write_folder
 from tools.release.debian import closure, packages_of
 from tools.release.dependencies import files_of, needed
+from tools.release.packages import CARRIED
 
+needs_helm = pytest.mark.skipif(not GIVEN, reason="no Helm to give away here: tools/setup-kube builds it")
 _SYSTEM = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -34,12 +46,12 @@ def test_two_builds_are_equal_byte_for_byte(dist: Path, what: list[str], tmp_pat
         again = build(tmp_path / "again", *what, TZ="Pacific/Auckland", PYTHONHASHSEED="7", LC_ALL="C")
     finally:
         os.umask(old)
-    assert again == {path.name: path.read_bytes() for path in dist.iterdir()}
+    assert again == contents(dist)
     assert len(again) == len(what)
 
 
 def test_the_wheel_carries_the_programs_with_every_source_of_them_and_the_chart(dist: Path) -> None:
-    (wheel,) = dist.glob("*.whl")
+    (wheel,) = (dist / "any").glob("*.whl")
     with zipfile.ZipFile(wheel) as packed:
         found = {name: packed.read(name) for name in packed.namelist()}
     assert {name.partition("/")[0] for name in found} == {
@@ -59,7 +71,43 @@ def test_the_wheel_carries_the_programs_with_every_source_of_them_and_the_chart(
     assert {name.removeprefix(inside): data for name, data in found.items() if name.startswith(inside)} == files
 
 
-@pytest.mark.skipif(bool(MISSING), reason=MISSING)
+@needs_helm
+def test_the_platforms_wheel_is_the_other_with_a_helm_that_needs_nothing_of_the_machine(dist: Path) -> None:
+    (plain,) = (dist / "any").glob("*.whl")
+    (wheel,) = dist.glob("*.whl")
+    machine = platform.machine()
+    tags = [f"py3-none-manylinux_2_17_{machine}", f"py3-none-musllinux_1_1_{machine}"]
+    assert set(map(str, parse_wheel_filename(wheel.name)[3])) == set(tags)
+    with zipfile.ZipFile(plain) as one, zipfile.ZipFile(wheel) as other:
+        assert other.testzip() is None
+        before, after = ({name: each.read(name) for name in each.namelist()} for each in (one, other))
+        mode = other.getinfo(f"{CARRIED}helm").external_attr >> 16
+        (record,) = [name for name in after if name.endswith("/RECORD")]
+        listed = {row[0]: row[1:] for row in csv.reader(after[record].decode().splitlines())}
+    assert stat.filemode(mode) == "-rwxr-xr-x"
+    info = record.replace("RECORD", "WHEEL")
+    changed = {name for name in after if before.get(name) != after[name]}
+    assert (changed, before.keys() - after.keys()) == ({f"{CARRIED}helm", f"{CARRIED}LICENCES", info, record}, set())
+    said = Parser().parsestr(after[info].decode())
+    assert (said.get_all("Tag"), said["Root-Is-Purelib"]) == (tags, "false")
+    for name, data in after.items():
+        if name != record:
+            digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode().rstrip("=")
+            assert listed.pop(name) == [f"sha256={digest}", str(len(data))]
+    assert listed == {record: ["", ""]}
+
+    helm, licences = after[f"{CARRIED}helm"], after[f"{CARRIED}LICENCES"].decode()
+    assert helm == HELM.read_bytes()
+    assert b"\tCGO_ENABLED=0\n" in helm
+    assert b"/lib64/ld-linux" not in helm, "it asks for a library"
+    for folder in (ROOT, HELM.resolve().parent, Path(tempfile.gettempdir()) / "go-build"):
+        assert os.fsencode(folder) not in helm, "it is of the folder where it was built"
+    assert re.search(r"(?m)^helm\.sh/helm/v3 v3\.\d+\.\d+$", licences)
+    for each in ("Apache License", "Redistribution and use in source and binary forms", "Mozilla Public License"):
+        assert each in licences
+
+
+@needs_helm
 def test_the_chart_is_of_the_same_version_and_renders(dist: Path) -> None:
     chart = dist / f"clustermesh-{__version__}.tgz"
     said = ["--set", "cluster.name=alpha", "--set", "cluster.id=1", "--kube-version=1.34.2"]
@@ -72,10 +120,10 @@ def test_the_chart_is_of_the_same_version_and_renders(dist: Path) -> None:
     assert {yaml.safe_load(described)[key] for key in ("version", "appVersion")} == {__version__}
 
 
-@pytest.fixture
-def environment(dist: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def environment(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A virtual environment with the wheel and what it says that it needs, and nothing else."""
-    venv = tmp_path / "venv"
+    venv = tmp_path_factory.mktemp("environment") / "venv"
     subprocess.run(["/usr/bin/python3", "-m", "venv", "--without-pip", str(venv)], check=True)
     (modules,) = venv.glob("lib/python3*/site-packages")
     files: dict[str, Entry] = {}
@@ -83,7 +131,8 @@ def environment(dist: Path, tmp_path: Path) -> Path:
         files |= files_of(each)
     write_folder(modules, files)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(venv / "bin" / "python")]
-    subprocess.run([*pip, "install", "-q", "--no-index", "--no-deps", *map(str, dist.glob("*.whl"))], check=True)
+    wheels = list(dist.glob("*.whl")) or (dist / "any").glob("*.whl")
+    subprocess.run([*pip, "install", "-q", "--no-index", "--no-deps", *map(str, wheels)], check=True)
     subprocess.run([*pip, "check"], check=True)
     return venv
 
@@ -111,6 +160,45 @@ def test_a_node_runs_from_the_installed_wheel_where_there_is_no_checkout(environ
     found = subprocess.run(argv, cwd="/", capture_output=True, text=True, check=True)
     (bpf,) = environment.glob("lib/python3*/site-packages/agent/bpf")
     assert found.stdout.split() == [str(bpf / "sources"), str(bpf / "clustermesh.bpf.o")]
+
+
+@needs_helm
+@pytest.mark.skipif(bool(NO_KUBE), reason=NO_KUBE)
+def test_the_chart_is_put_in_and_taken_out_where_nobody_installed_helm(environment: Path, tmp_path: Path) -> None:
+    """By the wheel, on a real Kubernetes API, with an empty PATH and no home."""
+    with KubeBed(tmp_path / "kube") as bed:
+        place = ["--kubeconfig", str(bed.write_kubeconfig("alpha", cert="admin")), "--context", "alpha"]
+
+        def clustermesh(*words: str, path: str = "") -> str:
+            argv = [str(environment / "bin" / "clustermesh"), *words, *place]
+            done = subprocess.run(
+                argv, env={"PATH": path}, cwd="/", text=True, timeout=120, check=False, capture_output=True
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            return done.stdout + done.stderr
+
+        def service() -> str:
+            found = bed.ask("GET", "/api/v1/namespaces/kube-system/services")["items"]
+            return ", ".join(each["spec"]["type"] for each in found)
+
+        values = ("--set", "cluster.name=alpha", "--set", "cluster.id=1")
+        assert "+ Deployment clustermesh-apiserver" in clustermesh("install", *values, "--dry-run")
+        assert service() == ""
+        (tmp_path / "helm").write_text("#!/bin/sh\necho v3.10.1\n")
+        (tmp_path / "helm").chmod(0o755)
+        said = clustermesh("install", *values, path=str(tmp_path))
+        assert (service(), "is installed in alpha" in said) == ("NodePort", True), said
+        (carried,) = environment.glob(f"lib/python3*/site-packages/{CARRIED}helm")
+        warned = f"{tmp_path}/helm is not used: Helm 3.14 or newer is needed, and it is 3.10.1: {carried} is called"
+        assert warned in said
+        said = clustermesh("upgrade", "--set", "clustermesh.apiserver.service.type=ClusterIP")
+        assert (service(), "is upgraded in alpha" in said, "warning" in said) == ("ClusterIP", True, False), said
+        clustermesh("enable", "--service-type", "LoadBalancer")
+        assert service() == "LoadBalancer"
+        clustermesh("config", "set", "clustermesh.apiserver.service.type", "NodePort")
+        assert service() == "NodePort"
+        assert "- Service clustermesh-apiserver" in clustermesh("uninstall")
+        assert service() == ""
 
 
 @pytest.fixture
@@ -153,6 +241,7 @@ def test_a_node_runs_from_the_image_and_its_user_may_read_and_start_all_of_it(
             assert mode & 0o022 == 0, f"{path} is writable by others"
             assert mode & 0o004, f"{path} cannot be read"
     assert config["User"] == "65532:65532"
+    assert not list(root.rglob("helm")), "no pod calls it"
     for command in ("clustermesh", "clustermesh-apiserver", "clustermesh-agent", "clustermesh-cni-install", "etcd"):
         argv = ["chroot", "--userspec=65532:65532", str(root), command, "--help"]
         subprocess.run(argv, env={"PATH": _SYSTEM}, capture_output=True, check=True)

@@ -1,20 +1,30 @@
-"""`python -m tools.release [--out FOLDER] [wheel|chart|image ...]`: builds what is named, or all of it, from the files
-that git tracks, as they are in the checkout. Times inside are the commit's (SOURCE_DATE_EPOCH, where it is set)."""
+"""`python -m tools.release [--out FOLDER] [wheel|any|chart|image ...]`: builds what is named, or all of it, from the
+files that git tracks, as they are in the checkout. Times inside are the commit's, or SOURCE_DATE_EPOCH."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from clustermesh import __version__
 from tools.release.image import build_image
-from tools.release.packages import build_chart, build_wheel, stage
+from tools.release.packages import add_helm, build_chart, build_wheel, stage
 
 ROOT: Final = Path(__file__).resolve().parents[2]
+
+
+class Made(NamedTuple):
+    """What all is made of: the files in `tree`, and their `wheel`, which any platform takes."""
+
+    tree: Path
+    wheel: Path
+    seconds: int
 
 
 def main() -> None:
@@ -29,21 +39,39 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "clustermesh"
         stage(ROOT, tree, tracked(), seconds)
+        made = Made(tree, build_wheel(tree, Path(folder), seconds), seconds)
         for name in options.what or _BUILDERS:
-            made = _BUILDERS[name](tree, options.out, seconds)
-            print(f"{made} ({made.stat().st_size / 1e6:.1f} MB)", flush=True)
+            file = _BUILDERS[name](made, options.out)
+            print(f"{file} ({file.stat().st_size / 1e6:.1f} MB)", flush=True)
 
 
-def _chart(tree: Path, out: Path, seconds: int) -> Path:
-    return build_chart(ROOT / "build" / "helm", tree / "charts" / "clustermesh", out, __version__, seconds)
+def _wheel(made: Made, out: Path) -> Path:
+    return add_helm(made.wheel, _helm(), out)
 
 
-def _image(tree: Path, out: Path, seconds: int) -> Path:
-    with tempfile.TemporaryDirectory() as folder:
-        return build_image(build_wheel(tree, Path(folder), seconds), out, __version__, seconds)
+def _any(made: Made, out: Path) -> Path:
+    """In a folder of its own: `pip install dist/*.whl` takes one wheel."""
+    folder = out / "any"
+    folder.mkdir(exist_ok=True)
+    return Path(shutil.copy(made.wheel, folder / made.wheel.name))
 
 
-_BUILDERS: Final = {"wheel": build_wheel, "chart": _chart, "image": _image}
+def _chart(made: Made, out: Path) -> Path:
+    return build_chart(_helm(), made.tree / "charts" / "clustermesh", out, __version__, made.seconds)
+
+
+def _image(made: Made, out: Path) -> Path:
+    return build_image(made.wheel, out, __version__, made.seconds)
+
+
+def _helm() -> Path:
+    helm = ROOT / "build" / "helm"
+    if not helm.with_name("helm.licences").exists():
+        sys.exit("build/helm is missing, or was not built to be given away: tools/setup-kube helm does so")
+    return helm
+
+
+_BUILDERS: Final = {"wheel": _wheel, "any": _any, "chart": _chart, "image": _image}
 
 
 def tracked() -> list[str]:

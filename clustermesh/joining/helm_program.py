@@ -1,0 +1,125 @@
+"""Which Helm is called (the user's own where it is new enough, else the one that this program came with), and how."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from msgspec import Struct
+
+from clustermesh.errors import ClusterMeshError, Refused, Unavailable, sentence
+
+PLACES: Final = (
+    Path(__file__).with_name("carried") / "helm",
+    Path(__file__).parents[2] / "build" / "helm",
+)
+"""In the wheel of a platform, and in a checkout (tools/setup-kube)."""
+NEEDED: Final = (3, 14)
+"""What knows --reset-then-reuse-values."""
+_NEEDED: Final = ".".join(map(str, NEEDED))
+_VERSION: Final = re.compile(rb"\bv(\d+)\.(\d+)(?:\.\d+)?")
+_PATIENCE: Final = 600.0
+_PATIENCE_VERSION: Final = 30.0
+_FAREWELL: Final = 30.0
+"""Seconds for a Helm that was told to end: it writes down that what it was at has failed."""
+_WORDS: Final = 2000
+
+
+class Program(Struct, frozen=True):
+    """A Helm, or none where `path` is empty; `passed` says of each that comes before why it is not the one."""
+
+    path: str = ""
+    version: str = ""
+    passed: tuple[str, ...] = ()
+
+    @property
+    def missing(self) -> str:
+        """Why there is none, and what to do."""
+        looked = "; ".join(self.passed) or "there is none in PATH, and none came with this program"
+        return (
+            f"no Helm to render the chart with: {looked}. Put Helm {_NEEDED} or newer into PATH (https://helm.sh), or "
+            "install the wheel of this platform, which has one"
+        )
+
+
+async def find_program() -> Program:
+    """The first that is one: in PATH, then where this program has its own."""
+    passed = list[str]()
+    for path in _places():
+        try:
+            return Program(path, await _read_version(path), tuple(passed))
+        except ClusterMeshError as e:
+            passed.append(f"{path} is not used: {sentence(e)}")
+    return Program(passed=tuple(passed))
+
+
+def _places() -> Iterator[str]:
+    own = shutil.which("helm")
+    if own is not None:
+        yield own
+    yield from (str(each) for each in PLACES if each.exists())
+
+
+async def _read_version(program: str) -> str:
+    said = await run([program, "version", "--short"], {}, _PATIENCE_VERSION)
+    found = _VERSION.search(said)
+    if found is None:
+        raise Refused(f"must print its version, and prints {said[:80]!r}")
+    version = found[0].decode().removeprefix("v")
+    if (int(found[1]), int(found[2])) < NEEDED:
+        raise Refused(f"Helm {_NEEDED} or newer is needed, and it is {version}")
+    return version
+
+
+async def run(argv: list[str], environment: Mapping[str, str], patience: float = _PATIENCE) -> bytes:
+    """What it prints. Raises Refused with its own words where it fails, or cannot be started; Unavailable."""
+    try:
+        process = await _start(argv, environment)
+    except OSError as e:
+        raise Refused(f"helm: it cannot be started: {e.strerror}") from e
+    try:
+        async with asyncio.timeout(patience):
+            said, words = await process.communicate()
+    except TimeoutError as e:
+        raise Unavailable(f"helm has not ended after {patience:g} s") from e
+    finally:
+        if process.returncode is None:
+            await _end(process)
+    if process.returncode:
+        text = words.decode(errors="replace").strip()[-_WORDS:] or f"it ends with {process.returncode}"
+        raise Refused(f"helm: {text}")
+    return said
+
+
+async def _start(argv: list[str], environment: Mapping[str, str]) -> asyncio.subprocess.Process:
+    """One that is interrupted while it starts is ended as any other, where asyncio would kill it."""
+    starting = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, **environment},
+        )
+    )
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await _end(await starting)
+        raise
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """As Helm is ended: killed at once, it leaves a release that is pending, and that nothing changes any more."""
+    process.terminate()
+    try:
+        async with asyncio.timeout(_FAREWELL):
+            await process.communicate()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
