@@ -94,12 +94,18 @@ def datapath(request: pytest.FixtureRequest, loader: str, bpf_object: Path, pin_
     opened.close()
 
 
+@pytest.fixture(scope="module")
+def sizes() -> dict[str, int]:
+    """Of maps, where a file wants others than there are."""
+    return {}
+
+
 @pytest.fixture(scope="module", params=["libbpf", "bcc"])
-def loaded(request: pytest.FixtureRequest, bpf_object: Path, bpffs: Path) -> Iterator[Datapath]:
+def loaded(request: pytest.FixtureRequest, bpf_object: Path, bpffs: Path, sizes: dict[str, int]) -> Iterator[Datapath]:
     """One of each loader for all tests of a file, for where there are many packets."""
     path = bpffs / f"test{next(_numbers)}"
     cache = request.getfixturevalue("bcc_cache") if request.param == "bcc" else None
-    opened = Datapath.open(bpf_object, path, bcc_cache=cache)
+    opened = Datapath.open(bpf_object, path, sizes, bcc_cache=cache)
     yield opened
     opened.close()
     Datapath.remove(path)

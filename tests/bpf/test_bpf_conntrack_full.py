@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from bpf_flows import ACK, SYN, TCP, UDP, Packet
 from bpf_outside import Outside, locally
 from bpf_outside import call as call_outside
-from bpf_services import FAMILIES, NEXT, REDIRECT, Bed, call, config, key_of, to_backend
+from bpf_services import NEXT, REDIRECT, Bed, call, config, key_of, to_backend
 
 from agent.bpf.layouts import Number, Reason
-from agent.bpf.loader import Datapath
 
 pytestmark = pytest.mark.root
 
@@ -20,13 +16,9 @@ ROOM, FLOOD, USED_EVERY = 2048, 6000, 100
 IN_USE = range(40000, 40020)
 
 
-@pytest.fixture(params=FAMILIES)
-def bed(bpf_object: Path, pin_dir: Path, request: pytest.FixtureRequest) -> Iterator[Bed]:
-    datapath = Datapath.open(bpf_object, pin_dir, {"ct": ROOM, "ct_direct": ROOM // 4})
-    made = Bed(*FAMILIES[request.param])
-    made.reset(datapath)
-    yield made
-    datapath.close()
+@pytest.fixture(scope="module")
+def sizes() -> dict[str, int]:
+    return {"ct": ROOM, "ct_direct": ROOM // 4}
 
 
 @pytest.mark.parametrize("protocol", [TCP, UDP])

@@ -9,17 +9,15 @@ from __future__ import annotations
 import mmap
 import os
 import traceback
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
 from bpf_flows import ACK, SYN, TCP
 from bpf_outside import Outside, call, locally
 from bpf_run import program_test_run
-from bpf_services import FAMILIES, Bed, key_of, to_backend
+from bpf_services import key_of, to_backend
 
 from agent.bpf.layouts import CtFlag
-from agent.bpf.loader import Datapath
 
 pytestmark = pytest.mark.root
 
@@ -27,13 +25,9 @@ PORTS, AT_ONCE = range(40000, 40050), 5
 Frames = Sequence[bytes]
 
 
-@pytest.fixture(params=FAMILIES)
-def bed(bpf_object: Path, pin_dir: Path, request: pytest.FixtureRequest) -> Iterator[Bed]:
-    datapath = Datapath.open(bpf_object, pin_dir, {"ct": 2048})
-    made = Bed(*FAMILIES[request.param])
-    made.reset(datapath)
-    yield made
-    datapath.close()
+@pytest.fixture(scope="module")
+def sizes() -> dict[str, int]:
+    return {"ct": 2048}
 
 
 class End:

@@ -125,6 +125,30 @@ def test_connected_udp_reaches_a_backend_and_the_peer_is_the_service(
 
 
 @pytest.mark.both_loaders
+def test_both_ends_that_a_socket_is_shown_make_sense_also_where_it_was_bound(node: Node, services: Services) -> None:
+    """Its own is what the backend sees of it; its peer is who it called."""
+    node.run("ip", "address", "add", "fd00::9/128", "dev", "lo")
+    own = {socket.AF_INET: "127.0.0.9", socket.AF_INET6: "fd00::9"}
+    for family, kind, is_bound in itertools.product(VIPS, (TCP, UDP), (False, True)):
+        server, client = node.socket(family, kind), node.socket(family, kind)
+        server.bind((HOSTS[family], 0))
+        backend = BackendValue(parse(HOSTS[family]), server.getsockname()[1], 0, BackendState.ACTIVE, 2)
+        asyncio.run(write(services.datapath, "lb_backends", {Number(1): backend}))
+        services.set_slots(kind, [1], VIPS[family])
+        if kind == TCP:
+            server.listen()
+        if is_bound:
+            client.bind((own[family], 0))
+        client.connect(VIPS[family])
+        client.sendall(b"hello")
+        with server.accept()[0] if kind == TCP else server as backends:
+            seen = backends.getpeername() if kind == TCP else backends.recvfrom(100)[1]
+            assert client.getsockname()[:2] == seen[:2]
+            assert client.getpeername()[:2] == VIPS[family]
+        assert (seen[0] == own[family]) is is_bound
+
+
+@pytest.mark.both_loaders
 @by_family
 def test_an_unconnected_datagram_is_answered_by_the_service(node: Node, services: Services, family: int) -> None:
     (server,) = _serve(node, services, UDP, 1, family)

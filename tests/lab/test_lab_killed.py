@@ -10,11 +10,12 @@ import os
 import random
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import lab_frames
 import pytest
 
 from clustermesh.address import nth, parse_prefix, text
@@ -30,6 +31,7 @@ _KILLS: Final = int(os.environ.get("LAB_KILLS", "6"))
 _SEED: Final = int(os.environ.get("LAB_SEED", "8"))
 _NODE: Final = "alpha-1"
 _NODE_PORT: Final = 30080
+_CLEANUP: Final = (str(machine.bin_folder() / "clustermesh"), "node", "cleanup", "--force")
 
 # Says what became of a connection that nobody speaks over.
 _HOLD: Final = """
@@ -116,13 +118,14 @@ async def _load_from_outside(lab: Lab) -> Load:
     }
     lab.apply("alpha", {"service-web.yaml": service})
 
-    async def is_served() -> bool:
-        rows = [row for row in await lab.ask_agent(_NODE, "services") if row["port"] == _NODE_PORT]
-        return {row["address"] for row in rows} >= {*cluster.nodes[0].addresses}
-
-    await until(is_served, "the node port is served")
+    await until(lambda: _is_served(lab, cluster.nodes[0].addresses, _NODE_PORT), "the node port is served")
     marker, kinds = promises.MARKER, "tcp,udp-connected"
     return Load(lab, "beta-1", cluster.nodes[0].addresses, _NODE_PORT, marker=marker, kinds=kinds, rate=100)
+
+
+async def _is_served(lab: Lab, addresses: Sequence[str], port: int) -> bool:
+    rows = [row for row in await lab.ask_agent(_NODE, "services") if row["port"] == port]
+    return {row["address"] for row in rows} >= {*addresses}
 
 
 @asynccontextmanager
@@ -203,6 +206,67 @@ async def test_unmounted_with_all_that_was_pinned_the_next_agent_begins_anew(pai
     assert load.traffic.failed == 0, load.traffic
 
 
+def _frames(status: Mapping[str, Any]) -> list[str]:
+    """How the program of frames runs on eth0, and how it came there."""
+    hooks = [each for each in status["datapath"]["hooks"] if "xdp" in each["mechanism"]]
+    return [f"{each['target']}: {each['mechanism']}, {each['outcome']}" for each in hooks]
+
+
+async def _restart(lab: Lab, argv: Sequence[str], frames: list[str]) -> None:
+    """Another agent, told otherwise, under which frames are served like this."""
+    machine.stop(lab.plan.home(_NODE), "agent")
+    await until(lambda: not _agent(lab), "no agent")
+    machine.keep(lab.plan.home(_NODE), "agent", argv)
+    await _until_frames(lab, frames)
+
+
+async def _until_frames(lab: Lab, frames: list[str]) -> None:
+    """What is there, and is not wanted, goes once all clusters were heard."""
+
+    async def are_so() -> bool:
+        if not await _is_settled(lab) or _frames(await lab.ask_agent(_NODE, "status")) != frames:
+            return False
+        return await _has_program(lab) == bool(frames)
+
+    await until(are_so, f"frames are served by {frames}")
+
+
+async def _has_program(lab: Lab) -> bool:
+    return "xdpgeneric" in await lab.run(_NODE, "ip", "link", "show", "eth0")
+
+
+async def test_no_request_fails_while_an_agent_that_accelerates_is_killed_and_told_not_to(pair: Lab) -> None:
+    cluster, home = pair.plan.cluster("alpha"), pair.plan.home(_NODE)
+    at, argv = cluster.nodes[0].addresses, node_spec.read_services(home)["agent"].argv
+    fast = [*argv, "--bpf-lb-acceleration", "best-effort"]
+    attached, adopted = (["eth0: generic xdp link, " + each] for each in ("attached", "adopted"))
+    await lab_frames.sum_up(pair, "beta-1", cluster.control.name)
+    lab_frames.serve_edge(pair, cluster)
+    await until(lambda: _is_served(pair, at, lab_frames.NODE_PORT), "the node port is served")
+    kinds = "tcp,udp-connected"
+    load = Load(pair, "beta-1", at, lab_frames.NODE_PORT, marker=promises.MARKER, kinds=kinds, rate=100)
+    async with load.running():
+        await until(lambda: load.traffic.everywhere == {"alpha"}, "answers at both addresses")
+        await _restart(pair, fast, attached)
+        for _ in range(2):
+            pid = await pair.kill(_NODE, "agent")
+            assert await _has_program(pair)
+            await until(lambda pid=pid: _agent(pair) not in (0, pid), "another agent")  # type: ignore[misc]
+            await _until_frames(pair, adopted)
+        assert await lab_frames.came_up(pair, "beta-1", _NODE, at) < len(at) * lab_frames.CALLS / 2
+        await _restart(pair, argv, [])
+        assert await lab_frames.came_up(pair, "beta-1", _NODE, at) == len(at) * lab_frames.CALLS
+        await _restart(pair, fast, attached)
+    assert load.traffic.failed == 0, load.traffic
+    machine.stop(home, "agent")
+    await until(lambda: not _agent(pair), "no agent")
+    assert await _has_program(pair)
+    await pair.run(_NODE, *_CLEANUP)
+    assert not await _has_program(pair)
+    machine.keep(home, "agent", argv)
+    await until(lambda: _is_settled(pair), "the agent is ready")
+
+
 async def _loaded_by_bcc(lab: Lab) -> bool:
     return await _is_settled(lab) and (await lab.ask_agent(_NODE, "status"))["datapath"]["loader"] == "bcc"
 
@@ -224,6 +288,5 @@ async def test_an_agent_whose_programs_bcc_compiles_takes_over_is_killed_and_cle
     assert load.traffic.failed == 0, load.traffic
     machine.stop(home, "agent")
     await until(lambda: not _agent(pair), "no agent")
-    cleanup = (str(machine.bin_folder() / "clustermesh"), "node", "cleanup", "--force")
-    assert "nothing of an agent" not in await pair.run(_NODE, *cleanup)
-    assert "nothing of an agent was here" in await pair.run(_NODE, *cleanup)
+    assert "nothing of an agent" not in await pair.run(_NODE, *_CLEANUP)
+    assert "nothing of an agent was here" in await pair.run(_NODE, *_CLEANUP)
