@@ -180,21 +180,19 @@ class Services(Domain[tuple[str, str]]):
         """By the ids of their clusters. What is known once is never looked for in the kernel again."""
         (known, unheard), own = self._known, local.service.cluster_id
         found = self._found.pop(item, None)
-        if (known is None and not unheard) or (found is None and not self._was_there(item, local)):
+        if (known is None and not unheard) or (found is None and self.planner.plans(item)):
             return {}
         unknown = set[int]() if known is None else unheard - known - {own}
         doubted = doubtful(self.tables, said, unheard - unknown)
         if found is None:
-            found = services_found(self.tables, local, self.here) if doubted or known is not None else {}
+            if (known is None and not doubted) or not has_any(self.tables, local):
+                return {}
+            found = services_found(self.tables, local, self.here)
         found = {each: found[each] for each in found if each in doubted or not (known is None or each in {*known, own})}
         found |= {each: as_found(local.service, each, {}) for each in doubted - found.keys()}
         if found or (unknown and local.is_global):
             self._found[item] = found
         return dict(found)
-
-    def _was_there(self, item: tuple[str, str], local: LocalService) -> bool:
-        """In the kernel, before this agent planned it."""
-        return not self.planner.plans(item) and has_any(self.tables, local)
 
     def is_to_wait_for(self) -> list[Domain[Any]]:
         """Whoever was waited for in vain is not waited for again before it has begun something else."""

@@ -78,8 +78,10 @@ def doubtful(kernel: Kernel, entries: Iterable[ServiceEntry], clusters: Set[int]
         key = pack_service_key(at.address, at.port, number, at.scope)
         if key in kernel.services.actual:
             said = [value for each in entry.groups for value in pack_backends(each.alike, number, each.cluster_id)]
-            if said != (held := _values(kernel, key)):  # the order is one and the same, as long as they are
-                found.update(unpack(BackendValue, value).cluster_id for value in {*said} ^ {*held})
+            held = _values(kernel, key)
+            if said != held:  # the order is one and the same, as long as they are; active are nearly all
+                differ = {*said} ^ {*map(as_active, held)}
+                found.update(unpack(BackendValue, value).cluster_id for value in differ)
     return found & clusters
 
 
@@ -90,10 +92,10 @@ def _behind(kernel: Kernel, key: bytes) -> Iterator[BackendValue]:
 
 
 def _values(kernel: Kernel, key: bytes) -> list[bytes]:
-    """As active ones. A list at a time: all of a large mesh are gone over at the start."""
+    """A list at a time: all of a large mesh are gone over at the start."""
     if (head := kernel.services.actual.get(key)) is None:
         return []
     values, backend = list[bytes](), kernel.backends.actual.get
     for _, numbers in groups_behind(head, kernel.groups.actual.get, kernel.slots.actual.get):
-        values += map(as_active, filter(None, map(backend, numbers)))
+        values += filter(None, map(backend, numbers))
     return values

@@ -116,6 +116,11 @@ class AddressBook(Generic[T]):
             del self._things[address]
             self._index.discard(address)
 
+    def at(self, address: Address) -> Iterable[T]:
+        """What is there."""
+        there = self._things.get(address)
+        return there if isinstance(there, dict) else () if there is None else (there,)
+
     def inside(self, prefix: Prefix) -> Iterator[tuple[Address, T]]:
         """Everything at the addresses in `prefix`, in order of address."""
         for address in self._index.inside(prefix):

@@ -177,7 +177,7 @@ class Holdings:
         claim = self.claims.around(alone)
         if claim is not None and address in self.standing[claim.holder].addresses:
             return str(claim.holder)
-        return next((str(holder) for _, holder in self._homeless.inside(alone)), "")
+        return next(map(str, self._homeless.at(address)), "")
 
     def lives_at_port(self, address: Address, protocol: Protocol, port: int) -> str:
         """As `lives_at` of a service that says it is reached at an address which others may have, too: the rest of what
