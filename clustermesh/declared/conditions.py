@@ -47,10 +47,13 @@ def look(sights: dict[str, Sight], report: AgentReport) -> None:
             setattr(sight, name, max(getattr(sight, name), getattr(row, name)))
 
 
-def status_of(declared: Declared, refusal: Refusal | None, sight: Sight | None, now: float) -> dict[str, Any]:
-    """What the status is to be at `now`, Unix seconds; a condition that stays has the time that it had."""
+def status_of(
+    declared: Declared, refusal: Refusal | None, sight: Sight | None, nodes: int, now: float
+) -> dict[str, Any]:
+    """What the status is to be at `now`, Unix seconds, in a cluster of so many `nodes`; a condition that stays has the
+    time that it had."""
     before = {each.type: each for each in _conditions(declared.status)}
-    told = [_refused(refusal, sight), *_reached(declared, refusal, sight)]
+    told = [_refused(refusal, sight), *_reached(declared, refusal, sight, nodes)]
     seen = sight or Sight()
     return {
         "observedGeneration": declared.generation,
@@ -82,7 +85,7 @@ def _refused(refusal: Refusal | None, sight: Sight | None) -> Condition:
     return Condition("Refused", "False", "Accepted", "nothing is refused")
 
 
-def _reached(declared: Declared, refusal: Refusal | None, sight: Sight | None) -> Iterable[Condition]:
+def _reached(declared: Declared, refusal: Refusal | None, sight: Sight | None, nodes: int) -> Iterable[Condition]:
     kinds = ("Connected", "Synced")
     if declared.paused:
         return [Condition(kind, "False", "Paused", "spec.paused is true") for kind in kinds]
@@ -92,14 +95,17 @@ def _reached(declared: Declared, refusal: Refusal | None, sight: Sight | None) -
         said = "no agent has reported of it yet: the kubelet brings it to the pods within about a minute"
         return [Condition(kind, "Unknown", "NotReported", said) for kind in kinds]
     numbers = zip(kinds, (sight.connected, sight.synced), strict=True)
-    return [_by_nodes(kind, number, sight) for kind, number in numbers]
+    return [_by_nodes(kind, number, sight, nodes) for kind, number in numbers]
 
 
-def _by_nodes(kind: str, number: int, sight: Sight) -> Condition:
-    said = f"{number} of {sight.nodes} nodes"
-    if number == sight.nodes:
+def _by_nodes(kind: str, number: int, sight: Sight, nodes: int) -> Condition:
+    nodes = max(nodes, sight.nodes)  # an agent may outlive its Node for a while
+    said = f"{number} of {nodes} nodes"
+    if number == nodes:
         return Condition(kind, "True", f"All{kind}", said)
-    return Condition(kind, "False", f"Not{kind}", f"{said}; {sight.error}" if sight.error else said)
+    silent = nodes - sight.nodes
+    error = sight.error or (f"{silent} of them do not report: `clustermesh status` says which" if silent else "")
+    return Condition(kind, "False", f"Not{kind}", f"{said}; {error}" if error else said)
 
 
 def _dated(condition: Condition, before: Condition | None, generation: int, now: float) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from clustermesh.mirror.agent_files import AgentAccess
 from clustermesh.pace import Load
 from clustermesh.standalone.users_file import remote_user, with_declared
 from clustermesh.store.client import EtcdClient
-from clustermesh.wire import agent_report, keys
+from clustermesh.wire import RESOURCES, agent_report, keys
 
 PERIOD: Final = 15.0
 """Seconds between two rounds in which nothing is known to have changed."""
@@ -175,11 +175,12 @@ class Keeper:
         self, peers: Mapping[str, Declared], refused: Mapping[str, Refusal], fault: ClusterMeshError | None
     ) -> None:
         sights, faults = await self._look() if peers else {}, list[ClusterMeshError]()
+        nodes = await self._etcd.count(RESOURCES["nodes"].prefix(self._task.own)) if sights else 0
         for name, declared in peers.items():
             refusal = refused.get(name) or (
                 Refusal("NotWritten", str(fault)) if fault and not declared.paused else None
             )
-            status = status_of(declared, refusal, sights.get(name), time.time())
+            status = status_of(declared, refusal, sights.get(name), nodes, time.time())
             if is_due(declared.status, status, time.monotonic() - self._written.get(name, float("-inf"))):
                 self._written[name] = time.monotonic()
                 try:

@@ -266,25 +266,43 @@ def sight(*states: str, **counts: Any) -> Sight:
 def test_a_status_says_what_became_of_it(
     one: Declared, refusal: Refusal | None, seen: Sight | None, expected: list[str]
 ) -> None:
-    found = conditions(status_of(one, refusal, seen, 0.0))
+    nodes = 0 if seen is None else seen.nodes
+    found = conditions(status_of(one, refusal, seen, nodes, 0.0))
     assert [" ".join(found[kind]) for kind in ("Refused", "Connected", "Synced")] == expected
 
 
+@pytest.mark.parametrize(
+    ("seen", "nodes", "expected", "says"),
+    [
+        (sight("fresh", "fresh"), 3, "False NotConnected", "2 of 3 nodes; 1 of them do not report"),
+        (sight("fresh", "stale", error="refused"), 3, "False NotConnected", "1 of 3 nodes; refused"),
+        (sight("fresh", "fresh"), 1, "True AllConnected", "2 of 2 nodes"),  # an agent that outlives its Node
+    ],
+)
+def test_all_are_connected_where_all_nodes_are_and_not_those_alone_that_report(
+    seen: Sight, nodes: int, expected: str, says: str
+) -> None:
+    status = status_of(declared("beta"), None, seen, nodes, 0.0)
+    assert " ".join(conditions(status)["Connected"]) == expected
+    (message,) = [each["message"] for each in status["conditions"] if each["type"] == "Connected"]
+    assert message.startswith(says)
+
+
 def test_a_condition_that_stays_keeps_its_time_and_counts_alone_are_written_seldom() -> None:
-    first = status_of(declared("beta"), None, sight("fresh"), 1000.0)
+    first = status_of(declared("beta"), None, sight("fresh"), 1, 1000.0)
     assert is_due({}, first, 0.0)
-    same = status_of(Declared("beta", 1, {}, first), None, sight("fresh"), 2000.0)
+    same = status_of(Declared("beta", 1, {}, first), None, sight("fresh"), 1, 2000.0)
     assert same == first
     assert not is_due(first, same, 1e9)
-    more = status_of(Declared("beta", 1, {}, first), None, sight("fresh", services=5), 3000.0)
+    more = status_of(Declared("beta", 1, {}, first), None, sight("fresh", services=5), 1, 3000.0)
     assert more["conditions"] == first["conditions"]
     assert (is_due(first, more, SELDOM - 1), is_due(first, more, SELDOM)) == (False, True)
-    gone = status_of(Declared("beta", 1, {}, first), None, sight("stale", error="refused"), 4000.0)
+    gone = status_of(Declared("beta", 1, {}, first), None, sight("stale", error="refused"), 1, 4000.0)
     times = {each["type"]: each["lastTransitionTime"] for each in gone["conditions"]}
     assert times["Refused"] == "1970-01-01T00:16:40Z"
     assert times["Connected"] == times["Synced"] == "1970-01-01T01:06:40Z"
     assert is_due(first, gone, 0.0)
-    assert is_due(first, status_of(Declared("beta", 2, {}, first), None, sight("fresh"), 0.0), 0.0)
+    assert is_due(first, status_of(Declared("beta", 2, {}, first), None, sight("fresh"), 1, 0.0), 0.0)
 
 
 @pytest.mark.parametrize(
@@ -296,6 +314,6 @@ def test_a_condition_that_stays_keeps_its_time_and_counts_alone_are_written_seld
     ],
 )
 def test_a_status_that_somebody_else_wrote_is_written_anew(garbage: dict[str, Any]) -> None:
-    found = status_of(Declared("beta", 1, {}, garbage), None, None, datetime(2026, 1, 1, tzinfo=UTC).timestamp())
+    found = status_of(Declared("beta", 1, {}, garbage), None, None, 1, datetime(2026, 1, 1, tzinfo=UTC).timestamp())
     assert {each["lastTransitionTime"] for each in found["conditions"]} == {"2026-01-01T00:00:00Z"}
     assert is_due(garbage, found, 0.0)
