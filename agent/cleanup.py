@@ -115,8 +115,8 @@ def _remove_datapath(pins: Path) -> Iterator[str]:
 
 
 async def _check_device(name: str) -> None:
-    """WireGuard's, the kernel's own or that of a wireguard-go that runs."""
-    kinds = {"wireguard", "tun"} if find_listener(SOCKETS / f"{name}.sock") else {"wireguard"}
+    """WireGuard's: the kernel's own, or that of a wireguard-go that runs, or, as the usual name tells, that ran."""
+    kinds = {"wireguard", "tun"} if name == NAME or find_listener(SOCKETS / f"{name}.sock") else {"wireguard"}
     link = await netlink.find_link(name)
     if link is not None and link.kind not in kinds:
         said = f"is a device of kind {link.kind or 'hardware'}, and no WireGuard device; nothing was removed"

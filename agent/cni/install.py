@@ -49,7 +49,10 @@ def main() -> None:
     """Entry point of the console script."""
     options = _parser().parse_args()
     try:
-        install(options.bin_dir, options.conf_dir, exclusive=options.exclusive)
+        if options.remove:
+            remove(options.bin_dir, options.conf_dir)
+        else:
+            install(options.bin_dir, options.conf_dir, exclusive=options.exclusive)
     except ClusterMeshError as e:
         sys.exit(f"clustermesh-cni-install: {e}")
     except OSError as e:
@@ -65,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(option, type=Path, default=Path(usual), metavar="DIR", help=f"{text} (default {usual})")
     aside = f"rename other networks' files to *{ASIDE}, so that no runtime takes one of them"
     parser.add_argument("--exclusive", action="store_true", help=aside)
+    parser.add_argument("--remove", action="store_true", help=f"take it off this node; *{ASIDE} have their names again")
     return parser
 
 
@@ -107,6 +111,16 @@ def set_aside(configurations: Path) -> None:
     for path in sorted(configurations.iterdir()):
         if path.name != CONFIGURATION and path.suffix in _CONFIGURATIONS:
             path.replace(path.with_name(path.name + ASIDE))
+
+
+def remove(binaries: Path, configurations: Path) -> None:
+    """What `install` made, the configuration first; what it put aside is back. Can be repeated. Raises OSError."""
+    (configurations / CONFIGURATION).unlink(missing_ok=True)
+    for path in sorted(configurations.glob(f"*{ASIDE}")):
+        if not (before := path.with_name(path.name.removesuffix(ASIDE))).exists():
+            path.replace(before)
+    (binaries / NAME).unlink(missing_ok=True)
+    shutil.rmtree(binaries / _PARTS, ignore_errors=True)
 
 
 def _configuration() -> bytes:

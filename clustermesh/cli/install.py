@@ -10,7 +10,7 @@ import click
 
 from clustermesh.cli import printable
 from clustermesh.cli.contexts import Which, cluster_options, is_folder
-from clustermesh.errors import Invalid
+from clustermesh.errors import Invalid, Refused
 
 if TYPE_CHECKING:
     from clustermesh.joining.deployment import Leavings, Plan
@@ -71,18 +71,20 @@ def upgrade(which: Which, sets: tuple[str, ...], values: tuple[str, ...], dry_ru
 @cluster_options
 @click.option("--dry-run", is_flag=True, help="Only show what would go.")
 @click.option("--authority", is_flag=True, help="Also the Secret cilium-ca, if our job made it: nobody trusts us then.")
-def uninstall(which: Which, dry_run: bool, authority: bool) -> None:
+@click.option("--cleanup-nodes", is_flag=True, help="Also, by a pod on each node, what agents have left there.")
+def uninstall(which: Which, dry_run: bool, authority: bool, cleanup_nodes: bool) -> None:
     """Take the chart out of a cluster that is connected to no other, with all that our programs made beside it.
 
     The certificate authority stays unless --authority is given: what it signed elsewhere lives by it. What Helm or
-    others keep under the same names is left alone. Nodes keep their network: `clustermesh node cleanup` on each.
+    others keep under the same names is left alone. Nodes keep their network, unless --cleanup-nodes takes programs,
+    tunnels, routes and the CNI plugin off each; pods that run keep their devices, nodes their keys.
 
     \b
     Examples:
       clustermesh uninstall --context alpha --dry-run
-      clustermesh uninstall --context alpha --authority
+      clustermesh uninstall --context alpha --authority --cleanup-nodes
     """
-    asyncio.run(_uninstall(which, dry_run, authority))
+    asyncio.run(_uninstall(which, dry_run, authority, cleanup_nodes))
 
 
 def _flags(sets: Iterable[str], values: Iterable[str]) -> list[str]:
@@ -138,12 +140,13 @@ async def _find_helm() -> Program:
     return program
 
 
-async def _uninstall(which: Which, dry_run: bool, authority: bool) -> None:
+async def _uninstall(which: Which, dry_run: bool, authority: bool, cleanup_nodes: bool) -> None:
     from clustermesh.joining import names
     from clustermesh.joining.connect import open_api
     from clustermesh.joining.deployment import check_alone, find_leavings, remove
     from clustermesh.joining.differences import find_changes
     from clustermesh.joining.helm import Helm, look_release
+    from clustermesh.joining.node_cleanup import AGENTS, find_cleanup
     from clustermesh.joining.objects import MANAGED_BY, Secret
 
     check_context(which)
@@ -152,6 +155,7 @@ async def _uninstall(which: Which, dry_run: bool, authority: bool) -> None:
         told = await objects.read("secrets", names.PEERS, Secret)
         if told is None or (told.metadata.labels or {}).get(MANAGED_BY) != "Helm":
             await check_alone(objects, "uninstall")
+        cleanup = await find_cleanup(objects) if cleanup_nodes else None
         if release is not None:
             _show(await find_changes(objects, release.last.manifest, ""))
             if not dry_run:
@@ -163,17 +167,39 @@ async def _uninstall(which: Which, dry_run: bool, authority: bool) -> None:
             _line("-", {"secrets": "Secret", "configmaps": "ConfigMap"}[plural], name)
             if not dry_run:
                 await remove(objects, plural, name)
-    _farewell(which, left, release is not None or bool(going), dry_run, authority)
+        cleaned = await _clean_nodes(objects, cleanup, dry_run) if cleanup else False
+    _farewell(which, left, release is not None or bool(going) or cleaned, dry_run, authority, cleaned=cleaned)
+    if cleanup_nodes and not cleanup:
+        raise Refused(
+            f"nodes stay as they are: there is no DaemonSet {AGENTS} in namespace {which.namespace} that tells the "
+            "image and the folders; `clustermesh install` with the values that it had, then this again"
+        )
 
 
-def _farewell(which: Which, left: Leavings, any_there: bool, dry_run: bool, authority: bool) -> None:
+async def _clean_nodes(objects: Objects, cleanup: dict[str, Any], dry_run: bool) -> bool:
+    from clustermesh.cli.progress import shown_progress
+    from clustermesh.joining.node_cleanup import clean_nodes
+
+    if dry_run:
+        click.echo("on each node, by a pod: programs, tunnels, routes and the CNI plugin would go")
+    else:
+        with shown_progress() as say:
+            nodes = await clean_nodes(objects, cleanup, say)
+        click.echo(f"programs, tunnels, routes and the CNI plugin are off {nodes} nodes")
+    return True
+
+
+def _farewell(which: Which, left: Leavings, any_there: bool, dry_run: bool, authority: bool, *, cleaned: bool) -> None:
     if not any_there:
         click.echo(f"nothing to do: the chart is not in {which.shown}, namespace {which.namespace}")
     elif dry_run:
         click.echo("nothing was changed (--dry-run)")
     else:
         click.echo(f"the chart is no longer in {which.shown}")
-        click.echo("on nodes that had an agent, programs, tunnels and the CNI plugin stay: `clustermesh node cleanup`")
+        if not cleaned:
+            click.echo(
+                "on nodes that had an agent, programs, tunnels and the CNI plugin stay: `clustermesh node cleanup`"
+            )
     if left.authority and not authority:
         click.echo(f"Secret cilium-ca stays in namespace {which.namespace}: --authority removes it")
 

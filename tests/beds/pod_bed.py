@@ -52,7 +52,8 @@ class Pod:
         self._bed, self._folder, self._namespace, self._spec, self._ip = bed, folder, namespace, template["spec"], ip
         for volume in self._spec.get("volumes", ()):
             self._make(volume)
-        self._make_account()
+        if self._spec.get("automountServiceAccountToken", True):
+            self._make_account()
 
     def refresh(self, name: str) -> None:
         """What a kubelet does some time after an object of the volume `name` has changed."""

@@ -18,11 +18,13 @@ import pytest
 from chart_bed import MISSING, merged, named
 from kube_bed import KubeBed
 from pod_bed import Pod, missing
+from processes import child
 from test_chart_runs import installed, running, values
 
 from agent.bpf.bpffs import cgroup2_root
 from agent.process import find_listener
 from agent.wireguard.kernel import find_lack
+from clustermesh.joining.node_cleanup import cleanup_of
 from clustermesh.kube.hosts import hosts_text
 
 pytestmark = pytest.mark.skipif(bool(MISSING or missing()), reason=MISSING or missing())
@@ -100,21 +102,40 @@ async def test_the_agent_is_ready_with_the_capabilities_that_the_chart_names(
     alone: dict[str, Any] = {"clustermesh": {"config": {"enabled": False, "clusters": []}}}
     said = merged(values(), alone)  # an agent waits a while for clusters that it knows of
     objects = installed(bed, namespace, said)
-    templates = [
-        named(objects, "DaemonSet", f"clustermesh-{each}")["spec"]["template"] for each in ("agent", "wireguard")
-    ]
+    agents = named(objects, "DaemonSet", "clustermesh-agent")
+    daemons = [agents, named(objects, "DaemonSet", "clustermesh-wireguard"), cleanup_of(agents)]
+    templates = [each["spec"]["template"] for each in daemons]
+    templates.append(probing(templates[1]))
     async with running(bed, tmp_path, namespace, said, HERE):
-        pod, wireguard = (Pod(bed, tmp_path / "agent", namespace, each, THERE) for each in templates)
+        pod, wireguard, cleanup, probe = (Pod(bed, tmp_path / "agent", namespace, each, THERE) for each in templates)
         async with pod.run("hosts-init") as init:
             assert await init.wait() == 0
         hosts = pod.path("hosts") / "hosts"
         hosts.write_text(hosts_text(hosts.read_text(), f"clustermesh-apiserver.{namespace}.svc", [HERE]))
         pod.path("tun").rmdir()
         pod.path("tun").symlink_to("/dev/net/tun")
+        async with probe.run("wireguard", NAME) as early:
+            assert await early.wait() == 1
         async with wireguard.run("wireguard", NAME):
             async with pod.run("agent", NAME, node_of(tmp_path / "agent", network)) as agent:
                 assert await until_ready(agent) == "ok\n"
             assert await find_lack() is None or find_listener(pod.path("wireguard") / "cm-wg0.sock") is not None
+            async with probe.run("wireguard", NAME) as late:
+                assert await late.wait() == 0
+    async with child("ip", "-n", NAME, "link", "show", "cm-wg0") as looking:
+        assert await looking.wait() == 0
+    for _ in range(2):  # the same again finds nothing
+        async with cleanup.run("cleanup", NAME, node_of(tmp_path / "agent", network)) as cleaning:
+            assert await cleaning.wait() == 0
+        async with child("ip", "-n", NAME, "link", "show", "cm-wg0") as looking:
+            assert await looking.wait() == 1
+
+
+def probing(template: dict[str, Any]) -> dict[str, Any]:
+    """Its container, which runs the command of its readinessProbe."""
+    (container,) = template["spec"]["containers"]
+    command = container["readinessProbe"]["exec"]["command"]
+    return {"spec": template["spec"] | {"containers": [container | {"command": command}]}}
 
 
 async def until_ready(agent: Any) -> str:

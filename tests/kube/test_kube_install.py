@@ -7,7 +7,9 @@ import gzip
 import json
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,43 @@ def contents(bed: KubeBed, namespace: str) -> dict[str, str]:
         for item in bed.ask("GET", path)["items"]
     }
     return {key: value for key, value in found.items() if "system:" not in key and key != "configmaps/kube-root-ca.crt"}
+
+
+@needs_helm
+def test_nodes_are_cleaned_by_pods_once_the_agents_are_gone(run: Command, bed: KubeBed, namespace: str) -> None:
+    daemons = f"/apis/apps/v1/namespaces/{namespace}/daemonsets"
+    assert run("install", *ALPHA, "--set", "cni.install=true").exit_code == 0
+    held = bed.ask("GET", f"{daemons}/clustermesh-agent")
+    meta = {"name": "clustermesh-agent", "namespace": namespace}
+    agents = {"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": meta, "spec": held["spec"]}
+    result = run("uninstall", "--cleanup-nodes", "--dry-run")
+    assert (result.exit_code, "would go" in result.output) == (0, True), result.output
+    with ThreadPoolExecutor(1) as threads:
+        cleaning = threads.submit(run, "uninstall", "--cleanup-nodes")
+        while not (found := [each["metadata"]["name"] for each in bed.ask("GET", daemons)["items"]]) or len(found) > 1:
+            assert not cleaning.done(), cleaning.result().output
+            time.sleep(0.05)
+        assert found == ["clustermesh-cleanup"], "the agents are gone by then"
+        pod = bed.ask("GET", f"{daemons}/clustermesh-cleanup")["spec"]["template"]["spec"]
+        status = {"desiredNumberScheduled": 2, "observedGeneration": 1}
+        status |= {"currentNumberScheduled": 2, "numberMisscheduled": 0}
+        for ready in (1, 2):  # by a controller manager, which is not here
+            assert not cleaning.done()
+            told = {"status": status | {"numberReady": ready}}
+            bed.ask("PATCH", f"{daemons}/clustermesh-cleanup/status", told, "application/merge-patch+json")
+        assert cleaning.result(timeout=60).exit_code == 0
+    assert "off 2 nodes" in cleaning.result().output
+    assert bed.ask("GET", daemons)["items"] == []
+    (cleanup, plugin), (rest,) = pod["initContainers"], pod["containers"]
+    assert (plugin["args"][-1], cleanup["args"]) == ("--remove", ["node", "cleanup", "--force"])
+    assert (rest["command"], pod["automountServiceAccountToken"]) == (["sleep", "infinity"], False)
+    result = run("uninstall", "--cleanup-nodes")
+    assert (result.exit_code, "no DaemonSet clustermesh-agent" in result.output) == (1, True), result.output
+    bed.create(agents)  # by somebody's own hands, as of `helm template`
+    result = run("uninstall", "--cleanup-nodes")
+    bed.delete(agents)
+    assert (result.exit_code, "`kubectl delete` it" in result.output) == (1, True), result.output
+    assert bed.ask("GET", daemons)["items"] == []
 
 
 @needs_helm

@@ -82,6 +82,25 @@ def test_installing_again_changes_nothing_and_another_version_keeps_the_one_befo
     assert first not in keys(binaries)
 
 
+def test_what_is_removed_leaves_nothing_of_ours_and_others_have_their_names_again(tmp_path: Path) -> None:
+    binaries, configurations = tmp_path / "bin", tmp_path / "conf"
+    configurations.mkdir()
+    for name in ("10-other.conflist", "20-new.conf"):
+        (configurations / name).write_text(name)
+    (binaries / "theirs").parent.mkdir()
+    (binaries / "theirs").touch()
+    install(binaries, configurations, exclusive=True)
+    (configurations / "20-new.conf").write_text("made since")
+    for _ in range(2):
+        installing.remove(binaries, configurations)
+        assert [each.name for each in binaries.iterdir()] == ["theirs"]
+        assert {each.name: each.read_text() for each in configurations.iterdir()} == {
+            "10-other.conflist": "10-other.conflist",
+            "20-new.conf": "made since",
+            "20-new.conf.clustermesh_bak": "20-new.conf",
+        }
+
+
 def test_several_at_once_leave_one_that_works(tmp_path: Path) -> None:
     def run(_number: int) -> int:
         argv = [
