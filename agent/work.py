@@ -139,9 +139,9 @@ async def _work(
         keep_what_is_there()
         ready.set()
 
-    async def register() -> None:
+    async def after_kept(keep: Callable[[], Awaitable[None]]) -> None:
         await _kept_first(own, domains.attached)
-        await registration.keep(etcd, domains.tunnels.prepared, status.nodes)
+        await keep()
 
     domains.on_ready = note_ready
     around.tell_ways(domains.devices.take_ways)
@@ -152,10 +152,10 @@ async def _work(
         tasks.create_task(domains.run(own, peers))
         tasks.create_task(pods.run())
         tasks.create_task(api.serve(options.socket, status.methods()))
-        tasks.create_task(register())
+        tasks.create_task(after_kept(lambda: registration.keep(etcd, domains.tunnels.prepared, status.nodes)))
         tasks.create_task(unusual.keep(registration.remember))
         tasks.create_task(report.keep_logged(lambda: [status.not_ready(), *map(str, status.problems())]))
-        tasks.create_task(report.keep_reported(etcd, options.node, status.report))
+        tasks.create_task(after_kept(lambda: report.keep_reported(etcd, options.node, status.report)))
         tasks.create_task(keep_saved(options.last_good, state, own, peers, outdated))
         tasks.create_task(_once(ready, pressure.keep))
         tasks.create_task(_serve_http(options.metrics, status, ready, domains.services))
