@@ -37,9 +37,9 @@ style: setup
 check: style
 	@HYPOTHESIS_PROFILE=quick $(BIN)/pytest tests/unit -q -n auto -m "not long" $(ARGS)
 
-# Tests with an etcd or a Kubernetes API (which wait more than they work), those of the programs, and those in namespaces of their own share nothing but the machine;
-# the others share addresses and devices of its kernel, and go one by one.
-APART := tests/etcd tests/kube
+# Tests with an etcd or a Kubernetes API (which wait more than they work), of what is given away, those of the programs, and those in namespaces of their own
+# share nothing but the machine; the others share addresses and devices of its kernel, and go one by one.
+APART := tests/etcd tests/kube tests/release
 PROGRAMS := tests/bpf
 NAMESPACES := tests/netns
 REST := tests --ignore=tests/unit --ignore=tests/bench $(patsubst %,--ignore=%,$(APART) $(PROGRAMS) $(NAMESPACES))

@@ -36,7 +36,7 @@ from clustermesh.store.local import LocalEtcd
 from clustermesh.store.operations import KeyValue
 from clustermesh.wire import RESOURCES, cluster_config, endpoint, identity, keys, node, service
 
-QUICK = Timing(own=0.0, wait=0.5)
+QUICK = Timing(own=0.0, wait=0.5, settle=3.0)
 TABLES = ("nodes", "identities", "endpoints", "services")
 _CHILD = """
 import asyncio, pathlib, sys
@@ -44,7 +44,7 @@ from clustermesh.own_cluster import Settings
 from clustermesh.mirror.server import Timing, run
 from clustermesh.model import Cluster
 settings = Settings(cluster=Cluster(name="alpha", id=1), endpoints=(sys.argv[1],))
-asyncio.run(run(settings, pathlib.Path(sys.argv[2]), [sys.argv[3]], Timing(own=0.0, wait=0.5)))
+asyncio.run(run(settings, pathlib.Path(sys.argv[2]), [sys.argv[3]], Timing(own=0.0, wait=0.5, settle=3.0)))
 """
 
 
