@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from chart_bed import MISSING, apply, define, merged, named, rendered
+from click.testing import CliRunner
 from etcd_flags import QUICK
 from joined_bed import Cluster
 from kube_bed import KubeBed
@@ -25,13 +26,16 @@ from pod_bed import Pod, missing
 from ports import free_port
 from processes import PATIENCE, kill, until_page
 from state_sink import StateSink
+from test_kube_invitations import invited, inviting, joining
 
 from certs.check import read_pair
 from certs.issue import issue
 from certs.names import Leaf
 from certs.pair import write_pair
 from clustermesh.apiserver.users import REMOTE_ROLE, roles
+from clustermesh.cli import main
 from clustermesh.errors import Refused
+from clustermesh.joining import names
 from clustermesh.joining.connect import Wanted, connect, disconnect
 from clustermesh.joining.holders import hold_secrets
 from clustermesh.joining.inviting import fingerprint
@@ -224,6 +228,16 @@ async def test_another_cluster_is_connected_and_reads_it_once_the_operator_has_a
         async with alpha.cluster.site() as source, beta.site() as destination:
             undone = await disconnect(source, "beta", destination, Mode.BIDIRECTIONAL)
         assert any("etcdctl user delete remote-beta" in each for each in undone.warnings)
+        config = str(alpha.cluster.bed.write_kubeconfig("alpha", cert="admin"))
+        words = ["certs", "secrets", "--cluster-name", "alpha", "--namespace", namespace, "--kubeconfig", config]
+        made = await asyncio.to_thread(CliRunner().invoke, main, words)
+        assert (made.exit_code, names.SERVER_CERT in made.output) == (0, True), made.output
+        async with inviting(alpha.cluster) as address:  # once newcomers can know it
+            await joining(beta, await invited(alpha.cluster, address, to="beta"))
+        joined = read_peers(beta.mount(tmp_path / "joined"), "beta").peers["alpha"]
+        assert joined.endpoints == (f"https://127.0.0.1:{alpha.cluster.port}",)
+        async with client_of(joined, 2.0) as client:
+            assert (await client.status()).version
     finally:
         await etcd.stop()
         shutil.rmtree(place.etcd, ignore_errors=True)
