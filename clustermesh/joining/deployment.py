@@ -28,9 +28,8 @@ _FIXED: Final = ("cluster.name", "cluster.id", "clustermesh.maxConnectedClusters
 """What other clusters know a cluster by."""
 _CLOSED: Final = {SERVED: False, TYPE: "ClusterIP"}
 """How they reach it no more."""
-_LEAVES: Final = ("server", "admin", "local", "remote")
 _MADE: Final = {
-    **dict.fromkeys((f"clustermesh-apiserver-{leaf}-cert" for leaf in _LEAVES), "secrets"),
+    **dict.fromkeys((f"clustermesh-apiserver-{leaf}-cert" for leaf in names.LEAVES), "secrets"),
     names.PEERS: "secrets",
     names.COPIED: "secrets",
     names.INVITATIONS: "secrets",

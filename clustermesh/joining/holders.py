@@ -24,8 +24,7 @@ from clustermesh.standalone.connections import list_connections
 from clustermesh.standalone.context import Context, locked
 from clustermesh.standalone.users_file import remote_user, users_in
 
-_LEAVES: Final = ("server", "admin", "local", "remote")
-LEAVES: Final = tuple(map(leaf_secret, _LEAVES))
+LEAVES: Final = tuple(map(leaf_secret, names.LEAVES))
 _SHARED: Final = (names.PEERS, names.COPIED)
 CERT_MANAGER: Final = "cert-manager.io/"
 _DECLARERS: Final = {
@@ -140,7 +139,7 @@ class InFolder:
     """The folder of a cluster without Kubernetes."""
 
     places = ("certs", "peers")
-    expected: ClassVar = {"certs": ("ca", *_LEAVES)}
+    expected: ClassVar = {"certs": ("ca", *names.LEAVES)}
 
     def __init__(self, context: Context, now: datetime) -> None:
         self._context = context

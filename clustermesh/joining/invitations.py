@@ -127,7 +127,7 @@ def read(value: bytes) -> Invitation | None:
         return None
 
 
-def take(data: Mapping[str, bytes], token: tuple[str, str], cluster: str, key: bytes, now: float) -> dict[str, bytes]:
+def use_up(data: Mapping[str, bytes], token: tuple[str, str], cluster: str, key: bytes, now: float) -> dict[str, bytes]:
     """`data` once `cluster`, which has proved to have the key of the public `key`, has used the invitation whose id and
     secret are `token`.
 

@@ -29,7 +29,7 @@ from clustermesh.joining import audit, names
 from clustermesh.joining.checks import find_problems
 from clustermesh.joining.connect import Site, begin_reading, disconnect, find_declared, let_in, read_site
 from clustermesh.joining.door import Door, Rates, listen
-from clustermesh.joining.invitations import Uninvited, is_revoked, read, take
+from clustermesh.joining.invitations import Uninvited, is_revoked, read, use_up
 from clustermesh.joining.links import Link, Mode, known_peers
 from clustermesh.joining.member import Member, mesh_name
 from clustermesh.joining.objects import Objects
@@ -63,7 +63,7 @@ async def admit(objects: Objects, ask: Ask, said: Offer, key: bytes, now: dateti
     the first write. Raises ClusterMeshError."""
 
     def used(data: Mapping[str, bytes]) -> dict[str, bytes]:
-        return take(data, (ask.id, ask.secret), said.name, key, now.timestamp())
+        return use_up(data, (ask.id, ask.secret), said.name, key, now.timestamp())
 
     held = await objects.secret(names.INVITATIONS)
     used(held)

@@ -14,6 +14,10 @@ AUTHORITY: Final = "cilium-ca"
 SERVER_CERT: Final = "clustermesh-apiserver-server-cert"
 REMOTE_CERT: Final = "clustermesh-apiserver-remote-cert"
 LOCAL_CERT: Final = "clustermesh-apiserver-local-cert"
+LEAVES: Final = ("server", "admin", "local", "remote")
+"""Whom the certificates' job makes one for: the names of their Secrets have it."""
+PRODUCTS: Final = ("clustermesh", "cilium")
+"""What objects say that they are part of: ours, and Cilium's."""
 ETCD_CERT: Final = "cilium-etcd-secrets"
 """What is shown to an etcd that the chart has not made, with the names of files that Cilium's chart has for it."""
 ETCD_CONFIG: Final = "etcd-config"

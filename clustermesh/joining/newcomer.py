@@ -71,14 +71,14 @@ def _known(own: Member, token: Token) -> ssl.SSLContext | bool:
     try:
         return ssl.create_default_context(cadata=trusted.decode("ascii", "replace"))
     except (ssl.SSLError, ValueError) as e:
-        raise _another(token) from e
+        raise _impostor(token) from e
 
 
 async def _asked(token: Token, ask: bytes, known: ssl.SSLContext | bool) -> bytes:
     """The answer. Nothing of the token is sent to whom its authority has not signed for, nor in the name of a cluster
     that is connected and `known`."""
     place, name = f"https://{token.address}/v1", mesh_name(token.cluster)
-    refused = _another(token) if known else _stranger(token)
+    refused = _impostor(token) if known else _stranger(token)
     try:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(_PATIENCE)) as session:
             async with session.get(
@@ -123,7 +123,7 @@ def _trusting(token: Token, said: bytes) -> ssl.SSLContext:
     return tls
 
 
-def _another(token: Token) -> Refused:
+def _impostor(token: Token) -> Refused:
     return Refused(
         f"a cluster {token.cluster} is connected, and what answers at {token.address} is not that one: nothing was "
         f"sent; `clustermesh disconnect --peer {token.cluster}` makes room for another one"

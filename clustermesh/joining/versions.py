@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Final
 
 from msgspec import Struct
 
+from clustermesh.joining import names
 from clustermesh.joining.member import Version
 from clustermesh.joining.objects import Meta, Objects
 from clustermesh.joining.reading import Deployment, find_version
-
-_PRODUCTS: Final = ("clustermesh", "cilium")
 
 
 async def read_versions(objects: Objects) -> dict[str, Version]:
@@ -20,7 +18,7 @@ async def read_versions(objects: Objects) -> dict[str, Version]:
     for plural in ("deployments", "daemonsets"):
         path = f"/apis/apps/v1/namespaces/{objects.namespace}/{plural}"
         for each in await objects.list(path, Deployment):
-            if (each.metadata.labels or {}).get("app.kubernetes.io/part-of") in _PRODUCTS:
+            if (each.metadata.labels or {}).get("app.kubernetes.io/part-of") in names.PRODUCTS:
                 found[f"{plural[:-1]}/{each.metadata.name}"] = find_version(each)
     return found
 
@@ -30,7 +28,7 @@ async def read_running(objects: Objects) -> dict[str, dict[str, int]]:
     way, of two."""
     found = dict[str, dict[str, int]]()
     path = f"/api/v1/namespaces/{objects.namespace}/pods"
-    for pod in await objects.list(path, _Pod, f"app.kubernetes.io/part-of in ({','.join(_PRODUCTS)})"):
+    for pod in await objects.list(path, _Pod, f"app.kubernetes.io/part-of in ({','.join(names.PRODUCTS)})"):
         labels = pod.metadata.labels or {}
         versions = found.setdefault(labels.get("k8s-app", pod.metadata.name), {})
         number = labels.get("app.kubernetes.io/version", "unknown")

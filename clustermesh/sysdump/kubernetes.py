@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from clustermesh.errors import DecodeError, Unavailable
+from clustermesh.joining import names
 from clustermesh.joining.connect import read_site
 from clustermesh.joining.connections import list_connections
 from clustermesh.joining.helm import list_releases
@@ -21,7 +22,6 @@ from clustermesh.kube.faults import NotServed
 from clustermesh.sysdump.gather import Bounds, Gathering, Source, as_json, as_list
 from clustermesh.sysdump.redact import Redactor
 
-_PRODUCTS: Final = ("clustermesh", "cilium")
 _IN_NAMESPACE: Final = {
     "api/v1": ("services", "configmaps", "serviceaccounts", "events", "endpoints"),
     "apis/apps/v1": ("deployments", "daemonsets", "replicasets"),
@@ -50,7 +50,7 @@ _OF_MANY: Final = ("clusterroles", "clusterrolebindings", "customresourcedefinit
 _MOST: Final = 500
 """Objects of one kind, and of one page of Secrets."""
 _SECRETS, _PODS, _VALUES = "objects/secrets.json", "objects/pods.json", "values.json"
-_OUR_PODS: Final = f"app.kubernetes.io/part-of in ({','.join(_PRODUCTS)})"
+_OUR_PODS: Final = f"app.kubernetes.io/part-of in ({','.join(names.PRODUCTS)})"
 _LEARNING: Final = 60.0
 """Seconds to read all Secrets, without which nobody knows what to take out, and all of our pods."""
 _LINES: Final = 5000
@@ -237,7 +237,7 @@ class Dump:
 
     async def _values(self) -> bytes:
         releases = await list_releases(self._objects)
-        ours = [each.last for each in releases if each.chart in _PRODUCTS]
+        ours = [each.last for each in releases if each.chart in names.PRODUCTS]
         return as_json(
             [
                 {
@@ -279,7 +279,7 @@ def _tree(data: bytes, path: str) -> dict[str, Any]:
 
 def _is_ours(pod: Mapping[str, Any]) -> bool:
     labels = pod["metadata"].get("labels") or {}
-    return labels.get("app.kubernetes.io/part-of") in _PRODUCTS
+    return labels.get("app.kubernetes.io/part-of") in names.PRODUCTS
 
 
 def _is_agent(pod: Mapping[str, Any]) -> bool:

@@ -19,7 +19,7 @@ from clustermesh.errors import DecodeError, Refused
 from clustermesh.joining import invitations
 from clustermesh.joining.checks import find_problems
 from clustermesh.joining.door import Rate, Rates
-from clustermesh.joining.invitations import Token, create, decode_token, encode_token, is_revoked, read, revoke, take
+from clustermesh.joining.invitations import Token, create, decode_token, encode_token, is_revoked, read, revoke, use_up
 from clustermesh.joining.inviting import find_impostor
 from clustermesh.joining.links import credentials, entries, known_peers, replaced
 from clustermesh.joining.member import CertFiles, Member
@@ -88,32 +88,32 @@ def test_who_may_use_it_and_until_when(cluster: str, key: bytes, now: float, wro
     number = {"id": "00000000", "path": "../" + number}.get(wrong, number)
     shown = (number, "guess" if wrong == "secret" else secret)
     if taken_:
-        assert take(data, shown, cluster, key, now) != data
+        assert use_up(data, shown, cluster, key, now) != data
     else:
         with pytest.raises(Refused, match="unknown, expired, used up, or another cluster's"):
-            take(data, shown, cluster, key, now)
+            use_up(data, shown, cluster, key, now)
 
 
 def test_each_use_counts_once_and_who_was_let_in_may_come_again() -> None:
     data, number, secret = create({}, (), now=0, ttl=900, uses=2, to="")
     token = (number, secret)
-    data = take(data, token, "beta", b"key-b", 1)
-    assert take(data, token, "beta", b"key-b", 2) == data
+    data = use_up(data, token, "beta", b"key-b", 1)
+    assert use_up(data, token, "beta", b"key-b", 2) == data
     with pytest.raises(Refused):
-        take(data, token, "beta", b"other", 2)  # somebody else under its name
-    data = take(data, token, "gamma", b"key-g", 3)
+        use_up(data, token, "beta", b"other", 2)  # somebody else under its name
+    data = use_up(data, token, "gamma", b"key-g", 3)
     with pytest.raises(Refused):
-        take(data, token, "delta", b"key-d", 4)
-    assert take(data, token, "gamma", b"key-g", 5) == data
+        use_up(data, token, "delta", b"key-d", 4)
+    assert use_up(data, token, "gamma", b"key-g", 5) == data
     with pytest.raises(Refused):
-        take(data, token, "gamma", b"key-g", 900)
+        use_up(data, token, "gamma", b"key-g", 900)
 
 
 def test_those_that_are_over_go_with_the_next_unless_who_joined_is_connected_and_open_ones_are_bounded() -> None:
     data, joined = dict[str, bytes](), list[str]()
     for cluster in ("beta", "gamma"):
         data, number, secret = create(data, ("beta", "gamma"), now=0, ttl=10, uses=1, to="")
-        data = take(data, (number, secret), cluster, b"key", 1)
+        data = use_up(data, (number, secret), cluster, b"key", 1)
         joined.append(number)
     data, over, _ = create(data, ("beta", "gamma"), now=0, ttl=10, uses=1, to="")
     assert set(data) == {*joined, over}
@@ -129,24 +129,24 @@ def test_those_that_are_over_go_with_the_next_unless_who_joined_is_connected_and
 @pytest.mark.parametrize("now", [2, 899, 900, 959])
 def test_one_that_was_used_stays_for_who_is_not_connected_yet(now: float) -> None:
     data, number, secret = create({}, (), now=0, ttl=900, uses=1, to="beta")
-    data = take(data, (number, secret), "beta", b"key", 1)
+    data = use_up(data, (number, secret), "beta", b"key", 1)
     data, *_ = create(data, (), now=now, ttl=900, uses=1, to="gamma")
     assert not is_revoked(data, number)
     if now < 900:
-        assert take(data, (number, secret), "beta", b"key", now) == data  # after what was interrupted
+        assert use_up(data, (number, secret), "beta", b"key", now) == data  # after what was interrupted
     assert number not in create(data, (), now=960, ttl=900, uses=1, to="gamma")[0]
 
 
 def test_one_that_is_revoked_lets_nobody_in_not_even_again() -> None:
     data, number, secret = create({}, (), now=0, ttl=10, uses=2, to="")
-    data = take(data, (number, secret), "beta", b"key", 1)
+    data = use_up(data, (number, secret), "beta", b"key", 1)
     assert not is_revoked(data, number)
     data, revoked = revoke(data, number)
     assert (is_revoked(data, number), is_revoked({}, number), [*revoked.joined]) == (True, True, ["beta"])
     assert not revoked.is_open(2)
     for cluster in ("beta", "gamma"):
         with pytest.raises(Refused):
-            take(data, (number, secret), cluster, b"key", 2)
+            use_up(data, (number, secret), cluster, b"key", 2)
     with pytest.raises(Refused, match="there is no invitation"):
         revoke({}, number)
 
