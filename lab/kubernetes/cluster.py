@@ -23,25 +23,31 @@ from lab.machine import bin_folder
 MESH: Final = "app.kubernetes.io/instance=clustermesh"
 IMAGES: Final = BUILD / "images" / "containerd"
 _COMMAND_SECONDS: Final = 180.0
+_MOST_NODES: Final = 9
 
 
 class Cluster:
     """The cluster `name`, whose id is `number`, of so many nodes."""
 
     def __init__(self, folder: Path, name: str, number: int, nodes: int) -> None:
-        self.name, self.number = name, number
-        names = [f"{name}-{n}" for n in range(1, nodes + 1)]
-        self.plane = ControlPlane(folder / "control-plane", name, NETWORK[number], f"10.{number}.0.0/16", names)
-        self.nodes = [
-            Node(folder / each, each, 10 * number + n, NETWORK[10 * number + n], IMAGES)
-            for n, each in enumerate(names, 1)
-        ]
+        self.name, self.number, self._folder = name, number, folder
+        self._names = [f"{name}-{n}" for n in range(1, _MOST_NODES + 1)]
+        self.plane = ControlPlane(folder / "control-plane", name, NETWORK[number], f"10.{number}.0.0/16", self._names)
+        self.nodes = [self._make_node(n) for n in range(1, nodes + 1)]
+
+    def _make_node(self, number: int) -> Node:
+        unique = 10 * self.number + number
+        name = self._names[number - 1]
+        return Node(self._folder / name, name, unique, NETWORK[unique], IMAGES)
 
     def start(self) -> None:
         """The processes, in the calling thread, without waiting for more than etcd."""
         for node in self.nodes:
-            node.start(KUBE, self.plane.folder / f"{node.name}.kubeconfig", self.plane.authority)
+            self._start_node(node)
         self.plane.start()
+
+    def _start_node(self, node: Node) -> None:
+        node.start(KUBE, self.plane.folder / f"{node.name}.kubeconfig", self.plane.authority)
 
     def start_rest(self) -> None:
         """What needs an API that answers: it ends, or backs off for long, where there is none. Raises Unavailable."""
@@ -56,6 +62,21 @@ class Cluster:
         for name, cidr in self._pod_cidrs().items():
             (node,) = [each for each in self.nodes if each.name == name]
             ground.ip("route", "replace", cidr, "via", str(node.address))  # goes with the bridge
+
+    def grow(self, *numbers: int) -> None:
+        """By nodes of these numbers, which it never had, until they run all that the chart has for them."""
+        new = [self._make_node(number) for number in numbers]
+        self.nodes += new
+        for node in new:
+            self._start_node(node)
+            (node.folder / "go").touch()
+        self.until_up()
+        self.until_installed()
+
+    def lose(self, node: Node) -> None:
+        """Its power is cut, and it does not come back."""
+        self.nodes.remove(node)
+        node.vanish()
 
     def _pod_cidrs(self) -> dict[str, str]:
         """Of each node that has one."""
@@ -74,9 +95,9 @@ class Cluster:
         return clustermesh("install", "--context", self.name, *(word for each in said for word in ("--set", each)))
 
     def until_installed(self) -> None:
-        """All pods of the chart run, and the nodes are ready, for they have a network of pods."""
+        """The nodes are ready, for they have a network of pods, and all pods of the chart run."""
+        self.until(lambda: all(map(_is_ready, self.plane.get("/api/v1/nodes")["items"])), "nodes ready")
         self.until_running("kube-system", MESH)
-        self.kubectl("wait", "--for=condition=Ready", "node", "--all", f"--timeout={PATIENCE:g}s")
 
     def kubectl(self, *words: str, text: str = "") -> str:
         """Raises Unavailable with what it said."""
@@ -180,5 +201,6 @@ def _run(argv: Sequence[str], text: str = "") -> str:
     return done.stdout
 
 
-def _is_ready(pod: Mapping[str, Any]) -> bool:
-    return any(each["type"] == "Ready" and each["status"] == "True" for each in pod["status"].get("conditions", ()))
+def _is_ready(what: Mapping[str, Any]) -> bool:
+    """A pod or a node."""
+    return any(each["type"] == "Ready" and each["status"] == "True" for each in what["status"].get("conditions", ()))

@@ -63,10 +63,20 @@ class Node:
             raise Unavailable(f"node {self.name} has ended: {self.words()}")
 
     def stop(self) -> None:
-        """As a power cut does. What is left on the machine, `ground.remove` takes away."""
+        """At once. What is left on the machine, `ground.remove` takes away."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+
+    def vanish(self) -> None:
+        """As a power cut does to who is at the other end: no goodbye comes, and nothing answers at its address."""
+        ip("link", "del", self._short)
+        self.stop()
+
+    def routes(self) -> str:
+        """All of its kernel's, of IPv4."""
+        argv = ["ip", "-n", self._short, "-4", "route", "show", "table", "all"]
+        return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
 
     def words(self) -> str:
         """The end of what its programs said."""

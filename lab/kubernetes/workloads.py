@@ -34,7 +34,13 @@ def run_web(cluster: Cluster, namespace: str, replicas: int = 1, **service: Any)
     container = _container(*words) | {"readinessProbe": probe, "env": [{"name": "POD", "valueFrom": of}]}
     container["lifecycle"] = {"preStop": {"sleep": {"seconds": 3}}}  # until all who call have heard that it goes
     labels = {"app": "web"}
-    template = {"metadata": {"labels": labels}, "spec": _pod(container)}
+    spread: dict[str, Any] = {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+    }
+    spread["labelSelector"] = {"matchLabels": labels}
+    template = {"metadata": {"labels": labels}, "spec": _pod(container) | {"topologySpreadConstraints": [spread]}}
     cluster.apply(
         *_ground(namespace),
         {

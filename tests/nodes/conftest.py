@@ -1,4 +1,4 @@
-"""Two real clusters of one real node each, with our chart: made once for all tests here."""
+"""Two real clusters of one real node each, with our chart, which later are one mesh: made once for all tests here."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from mesh_web import Both, share
 
 from lab.kubernetes.cluster import Cluster, at_once, clusters
 from lab.kubernetes.ground import missing
@@ -34,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def both() -> Iterator[tuple[Cluster, Cluster]]:
+def both() -> Iterator[Both]:
     """alpha and beta, whose agents run, and which do not know of each other."""
     subprocess.run([sys.executable, "-m", "tools.release.node_images"], cwd=_ROOT, check=True)  # of what is tested
     had = [each for each in _NODES_OWN if Path(each).exists()]
@@ -44,3 +45,10 @@ def both() -> Iterator[tuple[Cluster, Cluster]]:
         alpha, beta = made
         yield alpha, beta
     assert [each for each in _NODES_OWN if Path(each).exists()] == had, "this machine gets none of a node's folders"
+
+
+@pytest.fixture(scope="session")
+def shared(both: Both) -> Both:
+    """Connected, with a Service of both: each test leaves them so, but the last."""
+    share(both)
+    return both

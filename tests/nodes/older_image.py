@@ -7,6 +7,7 @@ what is not ours both have the same.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,8 +21,9 @@ from tools.release.archive import Entry
 from tools.release.image import MODULES, Base, compiled, installed, write_image
 from tools.release.packages import build_wheel, stage
 
-COMMIT: Final = "94a7faee170128f8b2e62ce43094e2fed9560647"
-"""The first one whose upgrade leaves WireGuard alone."""
+COMMIT: Final = os.environ.get("NODES_OLDER_COMMIT", "94a7faee170128f8b2e62ce43094e2fed9560647")
+"""The first one whose upgrade leaves WireGuard alone: from no earlier one are no requests lost, and to none since is it
+as far."""
 TAG: Final = "older"
 _ROOT: Final = Path(__file__).parents[2]
 _WHITEOUT: Final = ".wh..wh..opq"  # OCI: nothing of the layers below is in this folder

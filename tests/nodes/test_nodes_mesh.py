@@ -9,20 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-from mesh_web import Both, share, until_answered_by
+from mesh_web import Both, until_answered_by
 
 from lab.kubernetes import ground
 from lab.kubernetes.cluster import at_once, clustermesh
 from lab.kubernetes.demo import annotate, scale, until_connected
 from lab.kubernetes.workloads import Load, call
-
-
-@pytest.fixture(scope="module")
-def shared(both: Both) -> Both:
-    """Connected, with a Service of both."""
-    share(both)
-    return both
 
 
 def test_a_pod_is_answered_by_both_clusters_once_the_service_is_global(shared: Both) -> None:

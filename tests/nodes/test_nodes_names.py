@@ -8,7 +8,7 @@ from ipaddress import ip_address, ip_network
 from typing import Any, Final
 
 import pytest
-from mesh_web import Both, share
+from mesh_web import Both
 
 from lab.kubernetes.cluster import Cluster, at_once
 from lab.kubernetes.ground import BUILD
@@ -41,10 +41,9 @@ _READ: Final = (
 
 
 @pytest.fixture(scope="module")
-def named(both: Both) -> Both:
+def named(shared: Both) -> Both:
     """CoreDNS in each; `web` in the namespace `names` exported by both, and a headless `heads` that is global."""
-    share(both)
-    for cluster in both:
+    for cluster in shared:
         cluster.apply(*_coredns())
         run_web(cluster, "names")
         run_client(cluster, "names")
@@ -55,9 +54,9 @@ def named(both: Both) -> Both:
             export | {"metadata": {"name": "web", "namespace": "names"}},
             {"apiVersion": "v1", "kind": "Service", "metadata": annotated, "spec": heads},
         )
-    at_once(lambda cluster: cluster.until_running("names"), both)
-    at_once(lambda cluster: cluster.until_running("kube-system", "k8s-app=kube-dns"), both)
-    return both
+    at_once(lambda cluster: cluster.until_running("names"), shared)
+    at_once(lambda cluster: cluster.until_running("kube-system", "k8s-app=kube-dns"), shared)
+    return shared
 
 
 @pytest.mark.parametrize("which", [0, 1])

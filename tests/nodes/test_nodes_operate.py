@@ -7,18 +7,11 @@ import tarfile
 import time
 from pathlib import Path
 
-import pytest
-from mesh_web import Both, share
+from mesh_web import Both, until_answered_by
 
 from lab.kubernetes.cluster import Cluster, clustermesh
+from lab.kubernetes.demo import scale
 from lab.kubernetes.workloads import Load
-
-
-@pytest.fixture(scope="module")
-def shared(both: Both) -> Both:
-    """Connected, with a Service of both."""
-    share(both)
-    return both
 
 
 def authority(of: Cluster) -> str:
@@ -48,7 +41,8 @@ def test_an_authority_is_replaced_while_services_are_called_across_clusters(shar
     with load.running():
         beta.kubectl("scale", "deployment", "web", "--namespace=mesh", "--replicas=0")
         alpha.until(lambda: {each.cluster for each in load.records[-100:]} == {"alpha"}, "beta's backend is gone")
-    beta.kubectl("scale", "deployment", "web", "--namespace=mesh", "--replicas=1")
+    scale(beta, "mesh", 1)
+    until_answered_by(alpha, "alpha", "beta")
     assert restarts(beta) == restarted, "etcd is started again in its container"
 
 

@@ -8,8 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import pytest
-from mesh_web import Both, rolled_out, share, until_answered_by
+from mesh_web import Both, rolled_out, until_answered_by
 
 from lab.kubernetes.cluster import Cluster, at_once, clustermesh
 from lab.kubernetes.demo import annotate
@@ -17,13 +16,6 @@ from lab.kubernetes.workloads import PORT, Load, parse, service_address
 from lab.records import Record, summarize
 
 _DOWN_SECONDS = float(os.environ.get("NODES_DOWN_SECONDS", "20"))
-
-
-@pytest.fixture(scope="module")
-def shared(both: Both) -> Both:
-    """Connected, with a Service of both."""
-    share(both)
-    return both
 
 
 @contextmanager

@@ -1,0 +1,153 @@
+"""A node comes and goes while both clusters are called: alpha has two for a while, of which one dies."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager
+from functools import partial
+
+import pytest
+from mesh_web import Both
+
+from lab.kubernetes.cluster import MESH, Cluster, at_once, clustermesh
+from lab.kubernetes.demo import scale, until_connected
+from lab.kubernetes.node import Node
+from lab.kubernetes.workloads import Load
+from lab.records import between
+
+_ENOUGH = 200  # requests in a row
+_TABLES = (["encrypt", "status"], ["ipcache", "list"], ["service", "list"])
+
+
+class Leaver:
+    """A node of `cluster`, and what others know it by."""
+
+    def __init__(self, cluster: Cluster, node: Node) -> None:
+        self.cluster, self.node, self.name = cluster, node, node.name
+        cidr = str(cluster.plane.get(f"/api/v1/nodes/{node.name}")["spec"]["podCIDR"])
+        assert cidr.endswith(".0/24")
+        self._words = [self.name, rf"\b{re.escape(str(node.address))}\b", rf"\b{re.escape(cidr.removesuffix('0/24'))}"]
+
+    def is_known_by(self, other: Node) -> bool:
+        """To the agent there, or its kernel: by name, address, or addresses of pods."""
+        texts = [_ask(other, *table) for table in _TABLES]
+        return any(re.search(word, text) for word in self._words for text in [*texts, other.routes()])
+
+    def delete(self) -> None:
+        """From the API, with its pods."""
+        self.cluster.kubectl("delete", "node", self.name)
+        there = ["--all-namespaces", f"--field-selector=spec.nodeName={self.name}", "--force", "--grace-period=0"]
+        self.cluster.kubectl("delete", "pods", *there)
+
+
+@pytest.fixture(scope="module")
+def grown(shared: Both) -> Iterator[Both]:
+    """Alpha has two nodes and a backend on each, of which all agents know."""
+    alpha, _ = shared
+    alpha.grow(2)
+    scale(alpha, "mesh", 2)
+    assert {node for node, _ in _backends(alpha)} == {node.name for node in alpha.nodes}
+    wanted = {address for cluster in shared for _, address in _backends(cluster)}
+    for cluster in shared:
+        cluster.until(partial(_all_call, cluster, wanted), "backends known")
+    yield shared
+    scale(alpha, "mesh", 1)
+
+
+def _backends(cluster: Cluster) -> list[tuple[str, str]]:
+    """Node and address of each."""
+    return [(pod["spec"]["nodeName"], pod["status"]["podIP"]) for pod in cluster.pods("mesh", "app=web")]
+
+
+def _ask(node: Node, *words: str) -> str:
+    """The agent there."""
+    socket = node.folder / "own/run/clustermesh/agent.sock"
+    return clustermesh("node", *words, "--output=json", f"--socket={socket}")
+
+
+def _all_call(cluster: Cluster, addresses: Set[str]) -> bool:
+    """All agents there have these, and no other backends."""
+    listed = [each for node in cluster.nodes for each in json.loads(_ask(node, "service", "list"))]
+    found = [each["backends"] for each in listed if each["service"] == "mesh/web"]
+    return all({backend["address"] for backend in each} == addresses for each in found)
+
+
+@contextmanager
+def _called(both: Both, *more: Load) -> Iterator[list[Load]]:
+    """The Service in both clusters, until each was answered often enough once all was done."""
+    loads = [*(Load(cluster, "mesh", rate=50.0) for cluster in both), *more]
+    with loads[0].running(), loads[1].running():
+        yield loads
+        _go_on(both[0], loads)
+
+
+def _go_on(cluster: Cluster, loads: Sequence[Load]) -> None:
+    """Until each has been asked so often from now on."""
+    since = time.monotonic()
+    enough = [partial(_asked, load, since) for load in loads]
+    cluster.until(lambda: all(each() for each in enough), "requests afterwards")
+
+
+def _asked(load: Load, since: float) -> bool:
+    return sum(each.at > since for each in load.records) > _ENOUGH
+
+
+def test_a_node_that_joined_is_called_in_both_clusters(grown: Both) -> None:
+    for cluster in grown:
+        each = [address for _, address in _backends(grown[0])]
+        load = Load(cluster, "mesh", ",".join(each))
+        with load.running():
+            _go_on(cluster, [load])
+        assert load.traffic.failed == 0, load.traffic
+        assert load.traffic.at.keys() == {*each}
+
+
+def test_a_node_that_dies_costs_requests_to_its_own_backends_until_it_is_missed_and_none_later(grown: Both) -> None:
+    alpha, beta = grown
+    leaver = Leaver(alpha, alpha.nodes[-1])
+    others = [address for cluster in grown for node, address in _backends(cluster) if node != leaver.name]
+    assert len(others) == 2
+    direct = Load(beta, "mesh", ",".join(others), rate=50.0)
+    with _called(grown) as loads, direct.running():
+        begun = time.monotonic()
+        alpha.lose(leaver.node)
+        alpha.until(lambda: leaver.name not in _ready_nodes(alpha), "the node is missed")
+        missed = time.monotonic()
+        alpha.until(lambda: all(map(_is_well, loads)), "no request fails any more")
+        well = time.monotonic()
+        leaver.delete()
+        at_once(_until_whole, grown)
+    assert direct.traffic.failed == 0, direct.traffic
+    for load in loads:
+        failed = [each for each in load.records if each.error]
+        assert all(begun < each.at + each.took and each.at < well for each in failed), load.traffic
+        assert {each.cluster for each in load.records if each.at > well} == {"alpha", "beta"}
+        meanwhile = between(load.records, begun, missed)
+        assert 0 < len([each for each in meanwhile if each.error]) < len(meanwhile) / 2  # of three backends one is dead
+    _until_forgotten(grown, leaver)
+
+
+def _is_well(load: Load) -> bool:
+    """None of the last requests failed."""
+    last = load.records[-_ENOUGH:]
+    return len(last) == _ENOUGH and not any(each.error for each in last)
+
+
+def _ready_nodes(cluster: Cluster) -> set[str]:
+    """Those with a backend that Kubernetes takes for ready."""
+    found = cluster.plane.get("/apis/discovery.k8s.io/v1/namespaces/mesh/endpointslices")["items"]
+    return {one["nodeName"] for each in found for one in each["endpoints"] or () if one["conditions"]["ready"]}
+
+
+def _until_whole(cluster: Cluster) -> None:
+    cluster.until_running("kube-system", MESH)
+    cluster.until_running("mesh")
+    until_connected(cluster)
+
+
+def _until_forgotten(both: Both, leaver: Leaver) -> None:
+    """Nothing of it is left in either cluster. A beat of its own API server is what an agent may have to wait for."""
+    at_once(lambda cluster: cluster.until(lambda: not any(map(leaver.is_known_by, cluster.nodes)), leaver.name), both)
