@@ -43,7 +43,7 @@ def install(
     """Put the chart into a cluster: API server, mirror, agents. Shows what changes, then has Helm do it.
 
     The same command again changes nothing. Where the chart is there already, the values that it has stay, and those
-    given here come on top. It calls the helm in PATH where that is 3.14 or newer, else the one that came with it.
+    given here come on top. It calls the helm in PATH where that is Helm 3, 3.14 or newer, else its own.
 
     \b
     Examples:

@@ -19,9 +19,11 @@ PLACES: Final = (
     Path(__file__).parents[2] / "build" / "helm",
 )
 """In the wheel of a platform, and in a checkout (tools/setup-kube)."""
-NEEDED: Final = (3, 14)
+_FROM: Final = (3, 14)
 """What knows --reset-then-reuse-values."""
-_NEEDED: Final = ".".join(map(str, NEEDED))
+_BEFORE: Final = (4, 0)
+"""It applies by the server and shows objects without its own labels: where nothing changes we would see changes."""
+_NEEDED: Final = "Helm 3.14 or newer (not 4)"
 _VERSION: Final = re.compile(rb"\bv(\d+)\.(\d+)(?:\.\d+)?")
 _PATIENCE: Final = 600.0
 _PATIENCE_VERSION: Final = 30.0
@@ -42,7 +44,7 @@ class Program(Struct, frozen=True):
         """Why there is none, and what to do."""
         looked = "; ".join(self.passed) or "there is none in PATH, and none came with this program"
         return (
-            f"no Helm to render the chart with: {looked}. Put Helm {_NEEDED} or newer into PATH (https://helm.sh), or "
+            f"no Helm to render the chart with: {looked}. Put {_NEEDED} into PATH (https://helm.sh), or "
             "install the wheel of this platform, which has one"
         )
 
@@ -71,8 +73,8 @@ async def _read_version(program: str) -> str:
     if found is None:
         raise Refused(f"must print its version, and prints {said[:80]!r}")
     version = found[0].decode().removeprefix("v")
-    if (int(found[1]), int(found[2])) < NEEDED:
-        raise Refused(f"Helm {_NEEDED} or newer is needed, and it is {version}")
+    if not _FROM <= (int(found[1]), int(found[2])) < _BEFORE:
+        raise Refused(f"{_NEEDED} is needed, and it is {version}")
     return version
 
 

@@ -189,7 +189,9 @@ def test_the_chart_is_put_in_and_taken_out_where_nobody_installed_helm(environme
         said = clustermesh("install", *values, path=str(tmp_path))
         assert (service(), "is installed in alpha" in said) == ("NodePort", True), said
         (carried,) = environment.glob(f"lib/python3*/site-packages/{CARRIED}helm")
-        warned = f"{tmp_path}/helm is not used: Helm 3.14 or newer is needed, and it is 3.10.1: {carried} is called"
+        warned = (
+            f"{tmp_path}/helm is not used: Helm 3.14 or newer (not 4) is needed, and it is 3.10.1: {carried} is called"
+        )
         assert warned in said
         said = clustermesh("upgrade", "--set", "clustermesh.apiserver.service.type=ClusterIP")
         assert (service(), "is upgraded in alpha" in said, "warning" in said) == ("ClusterIP", True, False), said

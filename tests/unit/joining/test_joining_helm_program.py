@@ -56,7 +56,8 @@ def test_the_users_own_comes_first_then_the_wheels_then_the_checkouts(
 @pytest.mark.parametrize(
     ("own", "why"),
     [
-        (OLD, "Helm 3.14 or newer is needed, and it is 3.13.3"),
+        (OLD, "Helm 3.14 or newer (not 4) is needed, and it is 3.13.3"),
+        ("#!/bin/sh\necho v4.0.1+g12500dd\n", "Helm 3.14 or newer (not 4) is needed, and it is 4.0.1"),
         (ELDEST, "helm: Error: could not find tiller"),
         (SILENT, "must print its version, and prints b''"),
         (TALKER, "must print its version, and prints b'hello v3"),
@@ -81,7 +82,7 @@ def test_an_own_one_that_is_of_no_use_is_passed_over_and_it_is_said_why(
 
 @pytest.mark.parametrize(
     ("says", "version"),
-    [("v3.14.0", "3.14.0"), ("v4.0.1+g12500dd", "4.0.1"), ("v3.19", "3.19"), ("v3.100.0-rc.1", "3.100.0")],
+    [("v3.14.0", "3.14.0"), ("v3.99.1+g12500dd", "3.99.1"), ("v3.19", "3.19"), ("v3.100.0-rc.1", "3.100.0")],
 )
 def test_any_that_is_new_enough_is_the_users_choice(places: dict[str, Path], says: str, version: str) -> None:
     write(places["own"], f"#!/bin/sh\necho {says}\n")
