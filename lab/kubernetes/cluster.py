@@ -95,8 +95,13 @@ class Cluster:
         return clustermesh("install", "--context", self.name, *(word for each in said for word in ("--set", each)))
 
     def until_installed(self) -> None:
-        """The nodes are ready, for they have a network of pods, and all pods of the chart run."""
-        self.until(lambda: all(map(_is_ready, self.plane.get("/api/v1/nodes")["items"])), "nodes ready")
+        """Any pod may come to any node, for all have a network of pods, and all pods of the chart run."""
+
+        def open_to_all() -> bool:
+            nodes = self.plane.get("/api/v1/nodes")["items"]
+            return all(_is_ready(each) and "taints" not in each["spec"] for each in nodes)
+
+        self.until(open_to_all, "nodes ready")
         self.until_running("kube-system", MESH)
 
     def kubectl(self, *words: str, text: str = "") -> str:
