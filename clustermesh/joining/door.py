@@ -1,7 +1,8 @@
 """Where newcomers knock: connections over TLS, so many at once, and none that says nothing for long.
 
 Whoever is there has `SILENCE` seconds to shake hands, and as long again to say what it asks; it has one question. Where
-there is no room, who has been silent longest makes it: nobody is kept out by those who only hold a place.
+there is no room, one of those makes it who ask nothing, or have been answered: of the source that holds most places so,
+who does so longest. Nobody is kept out by those who only hold a place.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import logging
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -27,6 +29,9 @@ MOST: Final = 256
 SILENCE: Final = 5.0
 _LONGEST: Final = 90.0
 """Seconds from a question to the last byte of its answer."""
+_LINGER: Final = 1.0
+"""Seconds in which who is answered may say the rest of its question: a connection that is closed before is reset, and
+its answer perhaps lost."""
 _GOODBYE: Final = 20.0
 """Seconds for what is being answered when nobody is let in any more."""
 _PER_SECOND, _BURST = 0.5, 10
@@ -86,6 +91,7 @@ async def listen(address: str) -> list[socket.socket]:
 class _Visit(Struct, eq=False):
     """One connection. It is `over` once its TLS is closed."""
 
+    source: str | Address
     task: asyncio.Task[None]
     over: asyncio.Event
     limit: asyncio.Timeout | None = None
@@ -102,10 +108,10 @@ class Door(web.Server):
     ) -> None:
         loop = asyncio.get_running_loop()
         made = partial(web.BaseRequest, loop=loop, client_max_size=most_bytes)
-        super().__init__(self._hear, request_factory=made, access_log=None)
+        super().__init__(self._hear, request_factory=made, access_log=None, lingering_time=_LINGER)
         self._answer, self._most = answer, most
         self._visits = dict[web.RequestHandler, _Visit]()
-        self._silent = dict[web.RequestHandler, _Visit]()  # in the order in which they came
+        self._silent = dict[web.RequestHandler, _Visit]()  # in the order in which they came, or were answered
 
     async def open(self, listeners: Sequence[socket.socket], tls: ssl.SSLContext) -> None:
         """Until it is cancelled: then it answers what it has been asked, and closes `listeners`."""
@@ -121,7 +127,7 @@ class Door(web.Server):
         listener.setblocking(False)
         while True:
             try:
-                taken, _ = await asyncio.get_running_loop().sock_accept(listener)
+                taken, where = await asyncio.get_running_loop().sock_accept(listener)
             except OSError as e:  # it has gone again, or there are no more files
                 _LOG.warning("a connection is not taken: %s", e.strerror or e)
                 await asyncio.sleep(0.1)
@@ -130,11 +136,17 @@ class Door(web.Server):
                 if not self._silent:
                     taken.close()
                     continue
-                self._silent.pop(next(iter(self._silent))).task.cancel()
+                self._silent.pop(self._find_dispensable()).task.cancel()
             handler = self()
             task = tasks.create_task(self._hold(handler, taken, tls))
-            self._visits[handler] = self._silent[handler] = _Visit(task, asyncio.Event())
+            self._visits[handler] = self._silent[handler] = _Visit(_source(where[0]), task, asyncio.Event())
             await asyncio.sleep(0)  # so that it has begun when it is ended
+
+    def _find_dispensable(self) -> web.RequestHandler:
+        """Who makes room."""
+        places = Counter(each.source for each in self._silent.values())
+        most = max(places.values())
+        return next(handler for handler, each in self._silent.items() if places[each.source] == most)
 
     async def _hold(self, handler: web.RequestHandler, taken: socket.socket, tls: ssl.SSLContext) -> None:
         visit, loop = self._visits[handler], asyncio.get_running_loop()
@@ -157,9 +169,16 @@ class Door(web.Server):
         self._silent.pop(request.protocol, None)
         if visit is not None and visit.limit is not None:
             visit.limit.reschedule(asyncio.get_running_loop().time() + _LONGEST)
-        answer = await self._answer(request)
-        answer.force_close()
-        return answer
+        try:
+            answer = await self._answer(request)
+            answer.force_close()
+            return answer
+        except web.HTTPException as e:  # is an answer, too
+            e.force_close()
+            raise
+        finally:
+            if visit is not None and request.protocol in self._visits:
+                self._silent[request.protocol] = visit
 
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
         super().connection_lost(handler, exc)

@@ -32,14 +32,18 @@ class Bed:
         self.port = port
         self.asked, self.answering = asyncio.Semaphore(0), asyncio.Event()
 
-    async def answer(self, _: web.BaseRequest) -> web.Response:
+    async def answer(self, request: web.BaseRequest) -> web.Response:
+        if request.path == "/large":
+            raise web.HTTPRequestEntityTooLarge(1, 2)
+        if request.path == "/none":
+            return web.Response(text="go away", status=404)
         self.asked.release()
         await self.answering.wait()
         return web.Response(text="come in")
 
-    async def come(self, *, shake: bool = True) -> Streams:
+    async def come(self, *, shake: bool = True, source: str = "127.0.0.1") -> Streams:
         tls = ssl._create_unverified_context() if shake else None
-        return await asyncio.open_connection("127.0.0.1", self.port, ssl=tls)
+        return await asyncio.open_connection("127.0.0.1", self.port, ssl=tls, local_addr=(source, 0))
 
     async def ask(self) -> Streams:
         streams = await self.come()
@@ -90,6 +94,54 @@ async def test_who_has_been_silent_longest_makes_room(tmp_path: Path, monkeypatc
             assert b"come in" in await ended(each), "one connection has one question"
         silent[2][1].write(b"x")  # it is there still
         silent[2][1].close()
+
+
+async def test_who_holds_most_places_makes_room_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "SILENCE", 600.0)
+    async with opened(tmp_path, most=3) as bed:
+        first = await bed.come()
+        many = [await bed.come(shake=False, source="127.0.0.2") for _ in range(8)]
+        for each in many[:6]:
+            assert await ended(each) == b""
+        first[1].write(ASK)
+        async with asyncio.timeout(30):
+            await bed.asked.acquire()
+        bed.answering.set()
+        assert b"come in" in await ended(first)
+        for each in many[6:]:
+            each[1].close()
+
+
+async def test_who_is_answered_and_goes_on_holding_its_place_makes_room(tmp_path: Path) -> None:
+    async with opened(tmp_path, most=2) as bed:
+        holding = [await bed.come() for _ in range(2)]
+        for reader, writer in holding:
+            writer.write(b"POST /none HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
+            assert b"404" in await reader.readline()
+        async with asyncio.timeout(30):
+            asking = await bed.ask()
+        bed.answering.set()
+        assert b"come in" in await ended(asking)
+        for _, writer in holding:
+            writer.close()
+
+
+async def test_an_answer_that_is_raised_is_the_last_of_its_connection_too(tmp_path: Path) -> None:
+    async with opened(tmp_path) as bed:
+        streams = await bed.come()
+        streams[1].write(ASK.replace(b"GET /", b"GET /large"))
+        said = await ended(streams)
+        assert b" 413 " in said.splitlines()[0]
+        assert b"connection: close" in said.lower()
+
+
+async def test_who_is_answered_before_it_has_said_all_may_say_it(tmp_path: Path) -> None:
+    async with opened(tmp_path) as bed:
+        streams = await bed.come()
+        streams[1].write(b"POST /none HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
+        said = await streams[0].readline()
+        streams[1].write(bytes(100000))
+        assert (b"404" in said, b"go away" in await ended(streams)) == (True, True)
 
 
 async def test_who_asks_is_sent_away_by_nobody(tmp_path: Path) -> None:
