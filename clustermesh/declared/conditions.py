@@ -50,8 +50,8 @@ def look(sights: dict[str, Sight], report: AgentReport) -> None:
 def status_of(
     declared: Declared, refusal: Refusal | None, sight: Sight | None, nodes: int, now: float
 ) -> dict[str, Any]:
-    """What the status is to be at `now`, Unix seconds, in a cluster of so many `nodes`; a condition that stays has the
-    time that it had."""
+    """What the status is to be at `now`, Unix seconds, in a cluster with so many `nodes` that have an agent; a
+    condition that stays has the time that it had."""
     before = {each.type: each for each in _conditions(declared.status)}
     told = [_refused(refusal, sight), *_reached(declared, refusal, sight, nodes)]
     seen = sight or Sight()
@@ -99,13 +99,14 @@ def _reached(declared: Declared, refusal: Refusal | None, sight: Sight | None, n
 
 
 def _by_nodes(kind: str, number: int, sight: Sight, nodes: int) -> Condition:
-    nodes = max(nodes, sight.nodes)  # an agent may outlive its Node for a while
-    said = f"{number} of {nodes} nodes"
-    if number == nodes:
-        return Condition(kind, "True", f"All{kind}", said)
-    silent = nodes - sight.nodes
-    error = sight.error or (f"{silent} of them do not report: `clustermesh status` says which" if silent else "")
-    return Condition(kind, "False", f"Not{kind}", f"{said}; {error}" if error else said)
+    """False is only what an agent says: of a node that is silent nobody knows."""
+    said, silent = f"{number} of {nodes} nodes", nodes - sight.nodes
+    waits = f"{silent} of them do not report of it: `clustermesh status` says which" if silent else ""
+    if number < sight.nodes:
+        return Condition(kind, "False", f"Not{kind}", "; ".join(filter(None, (said, sight.error, waits))))
+    if silent:
+        return Condition(kind, "Unknown", "NotReported", f"{said}; {waits}")
+    return Condition(kind, "True", f"All{kind}", said)
 
 
 def _dated(condition: Condition, before: Condition | None, generation: int, now: float) -> dict[str, Any]:

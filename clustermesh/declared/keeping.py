@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, suppress
 from pathlib import Path
-from typing import Any, Final, Never
+from typing import Any, Final, Never, TypeVar
 
 from msgspec import Struct
 
@@ -35,6 +35,7 @@ from clustermesh.standalone.users_file import remote_user, with_declared
 from clustermesh.store.client import EtcdClient
 from clustermesh.wire import RESOURCES, agent_report, keys
 
+T = TypeVar("T")
 PERIOD: Final = 15.0
 """Seconds between two rounds in which nothing is known to have changed."""
 _GATHERING: Final = 0.2
@@ -174,8 +175,8 @@ class Keeper:
     async def _tell(
         self, peers: Mapping[str, Declared], refused: Mapping[str, Refusal], fault: ClusterMeshError | None
     ) -> None:
-        sights, faults = await self._look() if peers else {}, list[ClusterMeshError]()
-        nodes = await self._etcd.count(RESOURCES["nodes"].prefix(self._task.own)) if sights else 0
+        sights, nodes = await self._look() if peers else ({}, 0)
+        faults = list[ClusterMeshError]()
         for name, declared in peers.items():
             refusal = refused.get(name) or (
                 Refusal("NotWritten", str(fault)) if fault and not declared.paused else None
@@ -201,15 +202,29 @@ class Keeper:
         with suppress(NotServed):  # deleted meanwhile
             await self._objects.apply(PLURAL, document, names.DECLARED_MANAGER, f"apis/{GROUP}/{VERSION}", "/status")
 
-    async def _look(self) -> dict[str, Sight]:
-        """What agents report."""
+    async def _look(self) -> tuple[dict[str, Sight], int]:
+        """What agents of Nodes report, and how many Nodes have one: it reports, or has left its record, as each does
+        that begins. Where there never was one (Windows, a virtual node, one that the DaemonSet leaves out) nobody waits
+        for it; and a report may outlive its Node for a while."""
+        prefix = RESOURCES["nodes"].prefix(self._task.own)
+        nodes = {each.name for each in _parsed(keys.parse_node, await self._etcd.keys(prefix))}
+        agents = set(_parsed(keys.parse_agent, await self._etcd.keys(keys.AGENTS)))
         sights = dict[str, Sight]()
         for number, kv in enumerate((await self._etcd.range(keys.STATUSES)).kvs):
             with suppress(DecodeError):  # `clustermesh status` says so
-                look(sights, agent_report.decode(kv.value))
+                if (node := keys.parse_status(kv.key)) in nodes:
+                    agents.add(node)
+                    look(sights, agent_report.decode(kv.value))
             if number % _AT_ONCE == 0:
                 await asyncio.sleep(0)
-        return sights
+        return sights, len(nodes & agents)
+
+
+def _parsed(parse: Callable[[bytes], T], found: Iterable[bytes]) -> Iterator[T]:
+    """Without somebody's stray keys."""
+    for key in found:
+        with suppress(DecodeError):
+            yield parse(key)
 
 
 def _secret(name: str, data: Mapping[str, bytes], held: Held, *, pinned: bool) -> dict[str, Any]:

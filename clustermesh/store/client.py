@@ -156,6 +156,11 @@ class EtcdClient:
         request = pb.RangeRequest(key=prefix or b"\0", range_end=prefix_end(prefix), count_only=True)
         return int((await self.call(methods.RANGE, request)).count)
 
+    async def keys(self, prefix: bytes) -> list[bytes]:
+        """Those there are under `prefix` (b"": all): few enough for one answer."""
+        request = pb.RangeRequest(key=prefix or b"\0", range_end=prefix_end(prefix), keys_only=True)
+        return [kv.key for kv in (await self.call(methods.RANGE, request)).kvs]
+
     async def pages(
         self, prefix: bytes, *, page: int = PAGE, most_bytes: int | None = None
     ) -> AsyncGenerator[tuple[Listing, bool], None]:

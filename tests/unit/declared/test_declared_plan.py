@@ -6,19 +6,22 @@ import random
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
 from pki import Authority
 
 from clustermesh.declared.conditions import SELDOM, Sight, is_due, look, status_of
+from clustermesh.declared.keeping import Keeper, Task
 from clustermesh.declared.peers import Declared
 from clustermesh.declared.plan import SECRETS, Held, Plan, Refusal, plan
 from clustermesh.errors import ClusterMeshError, Invalid, Refused
 from clustermesh.joining import names
 from clustermesh.mirror.agent_files import AgentAccess
 from clustermesh.standalone.users_file import with_declared, with_user
+from clustermesh.store.client import EtcdClient, KeyValue, Listing
+from clustermesh.wire import agent_report, keys
 from clustermesh.wire.agent_report import AgentReport, SeenCluster
 
 NOTHING = {secret: Held() for secret in SECRETS}
@@ -274,18 +277,56 @@ def test_a_status_says_what_became_of_it(
 @pytest.mark.parametrize(
     ("seen", "nodes", "expected", "says"),
     [
-        (sight("fresh", "fresh"), 3, "False NotConnected", "2 of 3 nodes; 1 of them do not report"),
-        (sight("fresh", "stale", error="refused"), 3, "False NotConnected", "1 of 3 nodes; refused"),
-        (sight("fresh", "fresh"), 1, "True AllConnected", "2 of 2 nodes"),  # an agent that outlives its Node
+        (sight("fresh", "fresh"), 2, "True AllConnected", "2 of 2 nodes"),
+        (sight("fresh", "fresh"), 3, "Unknown NotReported", "2 of 3 nodes; 1 of them do not report of it"),
+        (sight("fresh", "stale", error="refused"), 3, "False NotConnected", "1 of 3 nodes; refused; 1 of them do not"),
+        (sight("fresh", "stale"), 2, "False NotConnected", "1 of 2 nodes"),
     ],
 )
-def test_all_are_connected_where_all_nodes_are_and_not_those_alone_that_report(
+def test_of_a_node_that_is_silent_nobody_knows_and_false_is_what_an_agent_says(
     seen: Sight, nodes: int, expected: str, says: str
 ) -> None:
     status = status_of(declared("beta"), None, seen, nodes, 0.0)
     assert " ".join(conditions(status)["Connected"]) == expected
     (message,) = [each["message"] for each in status["conditions"] if each["type"] == "Connected"]
     assert message.startswith(says)
+
+
+class FakeEtcd:
+    def __init__(self, **kvs: bytes) -> None:
+        self.kvs = [KeyValue(key=key.encode(), value=value) for key, value in sorted(kvs.items())]
+
+    async def range(self, prefix: bytes) -> Listing:
+        return Listing(1, [kv for kv in self.kvs if kv.key.startswith(prefix)])
+
+    async def keys(self, prefix: bytes) -> list[bytes]:
+        return [kv.key for kv in self.kvs if kv.key.startswith(prefix)]
+
+
+REPORT = agent_report.encode(AgentReport(clusters=(SeenCluster("beta", "fresh", id=2),)))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "agents", "reports", "expected"),
+    [
+        ("w1 w2", "w1 w2", "w1 w2", (2, 2)),
+        ("w1 w2 windows", "w1 w2", "w1 w2", (2, 2)),  # where there never was an agent none is waited for
+        ("w1 w2", "w1 w2 gone", "w1 gone", (1, 2)),  # what one says whose Node is gone hides nobody's silence
+        ("w1 w2", "", "w1 w2", (2, 2)),  # their records were lost
+        ("", "w1", "w1", (0, 0)),
+        ("w1 a/b", "w1 a/b", "w1 a/b", (1, 1)),  # somebody's stray keys
+    ],
+)
+async def test_agents_are_counted_by_the_names_of_nodes(
+    nodes: str, agents: str, reports: str, expected: tuple[int, int]
+) -> None:
+    held = {f"cilium/state/nodes/v1/{OWN}/{name}": b"" for name in nodes.split()}
+    held |= {f"{keys.AGENTS.decode()}{name}": b"" for name in agents.split()}
+    held |= {f"{keys.STATUSES.decode()}{name}": REPORT for name in reports.split()}
+    nobody = cast(Any, None)
+    keeper = Keeper(Task(nobody, "kube-system", OWN), nobody, cast(EtcdClient, FakeEtcd(**held)), print)
+    sights, found = await keeper._look()
+    assert (sights["beta"].nodes if sights else 0, found) == expected
 
 
 def test_a_condition_that_stays_keeps_its_time_and_counts_alone_are_written_seldom() -> None:
