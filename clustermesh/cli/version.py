@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from importlib.metadata import version as installed
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import click
 
 from clustermesh.cli import FAILED
 from clustermesh.cli.contexts import Which, cluster_options, found_option, is_folder
 from clustermesh.cli.table import print_found, print_table
+
+_PATIENCE: Final = 3.0
+"""Seconds for a Helm to say its version."""
 
 
 @click.command()
@@ -33,7 +36,7 @@ def command(ctx: click.Context, which: Which, client: bool, output: str) -> None
     from clustermesh.joining.helm_program import find_program
 
     ours = installed("clustermesh")
-    helm = asyncio.run(find_program())
+    helm = asyncio.run(find_program(_PATIENCE))
     servers = list[_Server]()
     skewed = list[str]()
     if not client and not is_folder(which.context):

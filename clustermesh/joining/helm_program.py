@@ -6,7 +6,9 @@ import asyncio
 import os
 import re
 import shutil
+import signal
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -14,11 +16,16 @@ from msgspec import Struct
 
 from clustermesh.errors import ClusterMeshError, Refused, Unavailable, sentence
 
-PLACES: Final = (
-    Path(__file__).with_name("carried") / "helm",
-    Path(__file__).parents[2] / "build" / "helm",
-)
-"""In the wheel of a platform, and in a checkout (tools/setup-kube)."""
+
+def places(module: Path) -> tuple[Path, ...]:
+    """Where this program has its own: in the wheel of a platform, or in a checkout, which has what builds it. Elsewhere
+    a folder `build` beside the package is somebody else's."""
+    root = module.parents[2]
+    built = (root / "build" / "helm",) if (root / "tools" / "setup-kube").exists() else ()
+    return module.with_name("carried") / "helm", *built
+
+
+PLACES: Final = places(Path(__file__))
 _FROM: Final = (3, 14)
 """What knows --reset-then-reuse-values."""
 _BEFORE: Final = (4, 0)
@@ -49,12 +56,13 @@ class Program(Struct, frozen=True):
         )
 
 
-async def find_program() -> Program:
-    """The first that is one: in PATH, then where this program has its own."""
+async def find_program(patience: float | None = None) -> Program:
+    """The first that is one: in PATH, then where this program has its own. Each has `patience` seconds to say what it
+    is, 30 where it is to be called."""
     passed = list[str]()
     for path in _places():
         try:
-            return Program(path, await _read_version(path), tuple(passed))
+            return Program(path, await _read_version(path, patience or _PATIENCE_VERSION), tuple(passed))
         except ClusterMeshError as e:
             passed.append(f"{path} is not used: {sentence(e)}")
     return Program(passed=tuple(passed))
@@ -67,8 +75,8 @@ def _places() -> Iterator[str]:
     yield from (str(each) for each in PLACES if each.exists())
 
 
-async def _read_version(program: str) -> str:
-    said = await run([program, "version", "--short"], {}, _PATIENCE_VERSION)
+async def _read_version(program: str, patience: float) -> str:
+    said = await run([program, "version", "--short"], {}, patience, asked=True)
     found = _VERSION.search(said)
     if found is None:
         raise Refused(f"must print its version, and prints {said[:80]!r}")
@@ -78,10 +86,13 @@ async def _read_version(program: str) -> str:
     return version
 
 
-async def run(argv: list[str], environment: Mapping[str, str], patience: float = _PATIENCE) -> bytes:
-    """What it prints. Raises Refused with its own words where it fails, or cannot be started; Unavailable."""
+async def run(
+    argv: list[str], environment: Mapping[str, str], patience: float = _PATIENCE, *, asked: bool = False
+) -> bytes:
+    """What it prints. One that is only `asked` something is killed at the end of its time, with what it has started, as
+    shims do. Raises Refused with its own words where it fails, or cannot be started; Unavailable."""
     try:
-        process = await _start(argv, environment)
+        process = await _start(argv, environment, asked)
     except OSError as e:
         raise Refused(f"helm: it cannot be started: {e.strerror}") from e
     try:
@@ -91,14 +102,14 @@ async def run(argv: list[str], environment: Mapping[str, str], patience: float =
         raise Unavailable(f"helm has not ended after {patience:g} s") from e
     finally:
         if process.returncode is None:
-            await _end(process)
+            await _end(process, asked)
     if process.returncode:
         text = words.decode(errors="replace").strip()[-_WORDS:] or f"it ends with {process.returncode}"
         raise Refused(f"helm: {text}")
     return said
 
 
-async def _start(argv: list[str], environment: Mapping[str, str]) -> asyncio.subprocess.Process:
+async def _start(argv: list[str], environment: Mapping[str, str], asked: bool) -> asyncio.subprocess.Process:
     """One that is interrupted while it starts is ended as any other, where asyncio would kill it."""
     starting = asyncio.ensure_future(
         asyncio.create_subprocess_exec(
@@ -107,17 +118,23 @@ async def _start(argv: list[str], environment: Mapping[str, str]) -> asyncio.sub
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env={**os.environ, **environment},
+            start_new_session=asked,
         )
     )
     try:
         return await asyncio.shield(starting)
     except asyncio.CancelledError:
-        await _end(await starting)
+        await _end(await starting, asked)
         raise
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+async def _end(process: asyncio.subprocess.Process, asked: bool) -> None:
     """As Helm is ended: killed at once, it leaves a release that is pending, and that nothing changes any more."""
+    if asked:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+        return
     process.terminate()
     try:
         async with asyncio.timeout(_FAREWELL):

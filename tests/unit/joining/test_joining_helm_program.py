@@ -16,6 +16,7 @@ NEW, OLD = "#!/bin/sh\necho v3.19.5+g1\n", "#!/bin/sh\necho v3.13.3\n"
 ELDEST = "#!/bin/sh\necho Client: v2.17.0\necho Error: could not find tiller >&2\nexit 1\n"
 SILENT, TALKER = "#!/bin/sh\n", "#!/bin/sh\necho hello v3\n"
 HANGING = "#!/bin/sh\nexec /bin/sleep 100\n"
+STUBBORN = "#!/bin/sh\ntrap '' TERM\n/bin/sleep 100\n"
 FOREIGN = "\x7fELF of another machine"
 
 
@@ -62,6 +63,7 @@ def test_the_users_own_comes_first_then_the_wheels_then_the_checkouts(
         (SILENT, "must print its version, and prints b''"),
         (TALKER, "must print its version, and prints b'hello v3"),
         (HANGING, "helm has not ended after 0.5 s"),
+        (STUBBORN, "helm has not ended after 0.5 s"),
         (FOREIGN, "helm: it cannot be started: Exec format error"),
         ("#!/no/such/interpreter\n", "helm: it cannot be started: No such file or directory"),
     ],
@@ -104,6 +106,30 @@ def test_one_that_nobody_may_start_is_named_where_it_is_the_only_one(places: dic
 def test_where_there_is_none_at_all_it_is_said_what_to_do(places: dict[str, Path]) -> None:
     said = asyncio.run(find_program()).missing
     assert "there is none in PATH, and none came with this program. Put Helm 3.14 or newer" in said
+
+
+@pytest.mark.parametrize("hanging", [HANGING, STUBBORN])
+def test_version_waits_for_none_that_hangs(
+    places: dict[str, Path], hanging: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(helm_program, "_PATIENCE_VERSION", 600.0)
+    monkeypatch.setattr("clustermesh.cli.version._PATIENCE", 0.5)
+    write(places["own"], hanging)
+    write(places["carried"], NEW)
+    lines = CliRunner().invoke(main, ["version", "--client"]).output.splitlines()
+    assert lines[2].split()[:3] == ["helm", str(places["carried"]), "3.19.5"]
+
+
+def test_beside_an_installed_package_a_folder_build_is_somebody_elses(tmp_path: Path) -> None:
+    module = tmp_path / "clustermesh" / "joining" / "helm_program.py"
+    carried = module.with_name("carried") / "helm"
+    write_in = tmp_path / "build" / "helm"
+    write_in.parent.mkdir()
+    write(write_in, NEW)
+    assert helm_program.places(module) == (carried,)
+    (tmp_path / "tools").mkdir()
+    write(tmp_path / "tools" / "setup-kube", NEW)
+    assert helm_program.places(module) == (carried, write_in)
 
 
 def test_version_says_which_is_used(places: dict[str, Path]) -> None:
