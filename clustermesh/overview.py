@@ -244,12 +244,13 @@ def summarise(
 
 
 def _propagation(nodes: Mapping[str, SeenCluster]) -> dict[str, Any] | None:
-    """Seconds that a cluster's last change took to the maps of `nodes`, None where none of them has seen one."""
+    """Seconds that a cluster's last change took to the maps of `nodes`, None where none of them has seen one. Of two in
+    the middle the median is the shorter one."""
     taken = {node: seen.propagation_ms / 1000 for node, seen in nodes.items() if seen.propagation_ms}
     if not taken:
         return None
     ranked = sorted(taken, key=lambda node: (taken[node], node))
-    median, worst = ranked[len(ranked) // 2], ranked[-1]
+    median, worst = ranked[(len(ranked) - 1) // 2], ranked[-1]
     return {"nodes": len(taken), "median": taken[median], "worst": taken[worst], "worst_node": worst}
 
 

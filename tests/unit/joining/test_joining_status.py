@@ -81,6 +81,7 @@ def test_what_is_stale_says_since_when(capsys: pytest.CaptureFixture[str]) -> No
     [
         (["fresh"], 0, None),
         (["fresh"], 20, (1, 0.02, 0.02, "n1")),
+        (["fresh", "fresh"], 20, (2, 0.02, 0.04, "n2")),
         (["fresh", "fresh", "stale"], 50, (3, 0.1, 0.15, "n3")),
     ],
 )
