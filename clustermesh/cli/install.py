@@ -10,7 +10,7 @@ import click
 
 from clustermesh.cli import printable
 from clustermesh.cli.contexts import Which, cluster_options, is_folder
-from clustermesh.errors import Invalid, Refused
+from clustermesh.errors import Invalid
 
 if TYPE_CHECKING:
     from clustermesh.joining.deployment import Leavings, Plan
@@ -117,11 +117,14 @@ async def deploy(
     for `dry_run`. Raises as `plan`."""
     from clustermesh.joining.deployment import define, plan
     from clustermesh.joining.helm import Helm, find_chart
+    from clustermesh.joining.node_cleanup import NAME, discard
 
     helm = Helm(await _find_helm(), which.kubeconfig, which.context, which.namespace, chart or find_chart())
     found = await plan(objects, helm, flags, name=release, fresh=fresh)
     _show([*found.defined, *found.changes])
     if not dry_run:
+        if await discard(objects):
+            _line("-", "DaemonSet", NAME)
         await define(objects, found.definitions)
         if found.changes or found.given:
             await helm.deploy(found.name, flags)
@@ -146,7 +149,7 @@ async def _uninstall(which: Which, dry_run: bool, authority: bool, cleanup_nodes
     from clustermesh.joining.deployment import check_alone, find_leavings, remove
     from clustermesh.joining.differences import find_changes
     from clustermesh.joining.helm import Helm, look_release
-    from clustermesh.joining.node_cleanup import AGENTS, find_cleanup
+    from clustermesh.joining.node_cleanup import AGENTS, NAME, find_cleanup, hold
     from clustermesh.joining.objects import MANAGED_BY, Secret
 
     check_context(which)
@@ -156,6 +159,8 @@ async def _uninstall(which: Which, dry_run: bool, authority: bool, cleanup_nodes
         if told is None or (told.metadata.labels or {}).get(MANAGED_BY) != "Helm":
             await check_alone(objects, "uninstall")
         cleanup = await find_cleanup(objects) if cleanup_nodes else None
+        if cleanup and not dry_run:
+            await hold(objects, cleanup)  # before what it is made of goes
         if release is not None:
             _show(await find_changes(objects, release.last.manifest, ""))
             if not dry_run:
@@ -167,16 +172,18 @@ async def _uninstall(which: Which, dry_run: bool, authority: bool, cleanup_nodes
             _line("-", {"secrets": "Secret", "configmaps": "ConfigMap"}[plural], name)
             if not dry_run:
                 await remove(objects, plural, name)
-        cleaned = await _clean_nodes(objects, cleanup, dry_run) if cleanup else False
-    _farewell(which, left, release is not None or bool(going) or cleaned, dry_run, authority, cleaned=cleaned)
+        if cleanup:
+            await _clean_nodes(objects, cleanup, dry_run)
     if cleanup_nodes and not cleanup:
-        raise Refused(
-            f"nodes stay as they are: there is no DaemonSet {AGENTS} in namespace {which.namespace} that tells the "
-            "image and the folders; `clustermesh install` with the values that it had, then this again"
+        click.echo(
+            f"no node is looked at: namespace {which.namespace} has neither DaemonSet {AGENTS} nor {NAME}; for nodes "
+            "that an uninstall left as they were: `clustermesh install` with the values that it had, then this again"
         )
+    any_there = release is not None or bool(going) or bool(cleanup)
+    _farewell(which, left, any_there, dry_run, authority, told=cleanup_nodes)
 
 
-async def _clean_nodes(objects: Objects, cleanup: dict[str, Any], dry_run: bool) -> bool:
+async def _clean_nodes(objects: Objects, cleanup: dict[str, Any], dry_run: bool) -> None:
     from clustermesh.cli.progress import shown_progress
     from clustermesh.joining.node_cleanup import clean_nodes
 
@@ -186,19 +193,19 @@ async def _clean_nodes(objects: Objects, cleanup: dict[str, Any], dry_run: bool)
         with shown_progress() as say:
             nodes = await clean_nodes(objects, cleanup, say)
         click.echo(f"programs, tunnels, routes and the CNI plugin are off {nodes} nodes")
-    return True
 
 
-def _farewell(which: Which, left: Leavings, any_there: bool, dry_run: bool, authority: bool, *, cleaned: bool) -> None:
+def _farewell(which: Which, left: Leavings, any_there: bool, dry_run: bool, authority: bool, *, told: bool) -> None:
     if not any_there:
         click.echo(f"nothing to do: the chart is not in {which.shown}, namespace {which.namespace}")
     elif dry_run:
         click.echo("nothing was changed (--dry-run)")
     else:
         click.echo(f"the chart is no longer in {which.shown}")
-        if not cleaned:
+        if not told:
             click.echo(
-                "on nodes that had an agent, programs, tunnels and the CNI plugin stay: `clustermesh node cleanup`"
+                "on nodes that had an agent, programs, tunnels and the CNI plugin stay: on each `clustermesh node "
+                "cleanup` and `clustermesh-cni-install --remove`, or install again, and uninstall --cleanup-nodes"
             )
     if left.authority and not authority:
         click.echo(f"Secret cilium-ca stays in namespace {which.namespace}: --authority removes it")

@@ -103,9 +103,9 @@ async def test_the_agent_is_ready_with_the_capabilities_that_the_chart_names(
     said = merged(values(), alone)  # an agent waits a while for clusters that it knows of
     objects = installed(bed, namespace, said)
     agents = named(objects, "DaemonSet", "clustermesh-agent")
-    daemons = [agents, named(objects, "DaemonSet", "clustermesh-wireguard"), cleanup_of(agents)]
+    daemons = [agents, named(objects, "DaemonSet", "clustermesh-wireguard")]
     templates = [each["spec"]["template"] for each in daemons]
-    templates.append(probing(templates[1]))
+    templates += [{"spec": cleanup_of(agents)}, probing(templates[1])]
     async with running(bed, tmp_path, namespace, said, HERE):
         pod, wireguard, cleanup, probe = (Pod(bed, tmp_path / "agent", namespace, each, THERE) for each in templates)
         async with pod.run("hosts-init") as init:

@@ -19,9 +19,10 @@ from click.testing import CliRunner, Result
 from kube_bed import KubeBed
 
 from clustermesh.cli import main
+from clustermesh.errors import Unavailable
 from clustermesh.joining import helm_program
 from clustermesh.joining.differences import changed_fields, flatten
-from clustermesh.joining.helm import find_chart
+from clustermesh.joining.helm import Helm, find_chart
 
 needs_helm = pytest.mark.skipif(bool(MISSING), reason=MISSING or "")
 Command = Callable[..., Result]
@@ -66,41 +67,78 @@ def contents(bed: KubeBed, namespace: str) -> dict[str, str]:
     return {key: value for key, value in found.items() if "system:" not in key and key != "configmaps/kube-root-ca.crt"}
 
 
+HELD = {"clustermesh.io/cleanup": "held"}
+MINE = {"kubernetes.io/os": "linux", "mine": "yes"}
+MERGE = "application/merge-patch+json"
+
+
+def cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our command, once Helm has done its part."""
+    whole = Helm.uninstall
+
+    async def uninstall(helm: Helm, name: str) -> None:
+        await whole(helm, name)
+        raise Unavailable("cut off")
+
+    monkeypatch.setattr(Helm, "uninstall", uninstall)
+
+
 @needs_helm
-def test_nodes_are_cleaned_by_pods_once_the_agents_are_gone(run: Command, bed: KubeBed, namespace: str) -> None:
+def test_nodes_are_cleaned_by_pods_once_the_agents_are_gone(
+    run: Command, bed: KubeBed, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     daemons = f"/apis/apps/v1/namespaces/{namespace}/daemonsets"
-    assert run("install", *ALPHA, "--set", "cni.install=true").exit_code == 0
+    at = f"{daemons}/clustermesh-cleanup"
+    words = ("uninstall", "--cleanup-nodes")
+
+    def names() -> list[str]:
+        return [each["metadata"]["name"] for each in bed.ask("GET", daemons)["items"]]
+
+    def selector() -> Any:
+        return bed.ask("GET", at)["spec"]["template"]["spec"].get("nodeSelector", {})
+
+    assert run("install", *ALPHA, "--set", "cni.install=true", "--set", "nodeSelector.mine=yes").exit_code == 0
     held = bed.ask("GET", f"{daemons}/clustermesh-agent")
-    meta = {"name": "clustermesh-agent", "namespace": namespace}
-    agents = {"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": meta, "spec": held["spec"]}
-    result = run("uninstall", "--cleanup-nodes", "--dry-run")
-    assert (result.exit_code, "would go" in result.output) == (0, True), result.output
+    for number, code in (("0.0.9", 1), ("0.1.0", 0)):
+        labels = {"metadata": {"labels": {"app.kubernetes.io/version": number}}}
+        bed.ask("PATCH", f"{daemons}/clustermesh-agent", labels, MERGE)
+        result = run(*words, "--dry-run")
+        assert (result.exit_code, "would go" in result.output) == (code, not code), result.output
+        assert ("`clustermesh upgrade` first" in result.output) is bool(code)
+        assert "clustermesh-cleanup" not in names()
+    with monkeypatch.context() as patched:
+        cut_off(patched)
+        assert run(*words).exit_code == 1
+    assert (names(), selector()) == (["clustermesh-cleanup"], HELD | MINE)
     with ThreadPoolExecutor(1) as threads:
-        cleaning = threads.submit(run, "uninstall", "--cleanup-nodes")
-        while not (found := [each["metadata"]["name"] for each in bed.ask("GET", daemons)["items"]]) or len(found) > 1:
+        cleaning = threads.submit(run, *words)
+        while selector() != MINE:
             assert not cleaning.done(), cleaning.result().output
             time.sleep(0.05)
-        assert found == ["clustermesh-cleanup"], "the agents are gone by then"
-        pod = bed.ask("GET", f"{daemons}/clustermesh-cleanup")["spec"]["template"]["spec"]
-        status = {"desiredNumberScheduled": 2, "observedGeneration": 1}
-        status |= {"currentNumberScheduled": 2, "numberMisscheduled": 0}
-        for ready in (1, 2):  # by a controller manager, which is not here
-            assert not cleaning.done()
-            told = {"status": status | {"numberReady": ready}}
-            bed.ask("PATCH", f"{daemons}/clustermesh-cleanup/status", told, "application/merge-patch+json")
+        found = bed.ask("GET", at)
+        counts = dict.fromkeys(("desiredNumberScheduled", "updatedNumberScheduled", "numberReady"), 2)
+        counts |= {"currentNumberScheduled": 2, "numberMisscheduled": 0}
+        counts |= {"observedGeneration": found["metadata"]["generation"]}
+        bed.ask("PATCH", f"{at}/status", {"status": counts}, MERGE)  # by a controller manager, which is not here
         assert cleaning.result(timeout=60).exit_code == 0
     assert "off 2 nodes" in cleaning.result().output
-    assert bed.ask("GET", daemons)["items"] == []
+    assert names() == []
+    pod = found["spec"]["template"]["spec"]
     (cleanup, plugin), (rest,) = pod["initContainers"], pod["containers"]
     assert (plugin["args"][-1], cleanup["args"]) == ("--remove", ["node", "cleanup", "--force"])
     assert (rest["command"], pod["automountServiceAccountToken"]) == (["sleep", "infinity"], False)
-    result = run("uninstall", "--cleanup-nodes")
-    assert (result.exit_code, "no DaemonSet clustermesh-agent" in result.output) == (1, True), result.output
+    result = run(*words)
+    assert (result.exit_code, "no node is looked at" in result.output) == (0, True), result.output
+    meta = {"name": "clustermesh-agent", "namespace": namespace}
+    agents = {"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": meta, "spec": held["spec"]}
     bed.create(agents)  # by somebody's own hands, as of `helm template`
-    result = run("uninstall", "--cleanup-nodes")
+    result = run(*words)
     bed.delete(agents)
-    assert (result.exit_code, "`kubectl delete` it" in result.output) == (1, True), result.output
-    assert bed.ask("GET", daemons)["items"] == []
+    assert (result.exit_code, "have it deleted by what made it" in result.output) == (1, True), result.output
+    assert (names(), selector()) == (["clustermesh-cleanup"], HELD | MINE), "once they are gone, it tells"
+    result = run("install", *ALPHA)
+    assert (result.exit_code, "- DaemonSet clustermesh-cleanup" in result.output) == (0, True), result.output
+    assert "clustermesh-cleanup" not in names()
 
 
 @needs_helm
