@@ -168,8 +168,9 @@ class Tracker(Deltas[K, V]):
             self._dirty.setdefault(key, self.desired.get(key))
         if not self._dirty:
             return
-        for some in _chunks(self._dirty.copy().items(), SLICE):
-            entries = {key: value for key, value in some if value is not None}
+        for keys in _chunks(list(self._dirty), SLICE):
+            # As it is wanted by now: others have had their turn during the slice before.
+            entries = {key: value for key in keys if (value := self._dirty.get(key)) is not None}
             if entries:
                 self._settle(entries, await self._attempt(self.target.upsert(entries), entries), self._clock())
 

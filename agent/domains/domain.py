@@ -136,8 +136,8 @@ class Domain(Generic[K]):
             if self._clock() >= audit_due:
                 began = self._clock()
                 await self.audit()
-                took = self._clock() - began if all(each.is_readable for each in self.trackers) else 0.0
-                audit_due = self._clock() + audit_pause(took)
+                took, is_whole = self._clock() - began, all(each.is_readable for each in self.trackers)
+                audit_due = self._clock() + (audit_pause(took) if is_whole else max(AUDIT, took))
             await self._sleep(audit_due)
 
     async def adopt(self) -> None:

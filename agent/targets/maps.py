@@ -11,6 +11,7 @@ import errno
 import os
 from collections.abc import AsyncIterator, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import islice
 from typing import Final, TypeVar
 
@@ -23,7 +24,7 @@ CHUNK: Final = 2048
 
 _PAGE: Final = 1024  # entries read per turn
 _BYTES: Final = 1 << 18  # of values, per turn
-_MANY: Final = 512  # entries, half of which are worth another thread's waking
+_SHARED: Final = 512  # entries, half of which are worth another thread's waking
 _BESIDE: Final = ThreadPoolExecutor(1, "maps")
 
 T = TypeVar("T")
@@ -37,6 +38,7 @@ class MapTarget:
     def __init__(self, name: str, fd: int) -> None:
         self.name = name
         self.fd = fd
+        self.shared_from = _SHARED
         info = map_info(fd)
         self.max_entries = info.max_entries
         self.chunk = max(1, min(CHUNK, _BYTES // info.value_size))
@@ -101,14 +103,17 @@ class MapTarget:
         return key not in failed
 
     def _update(self, keys: Sequence[bytes], values: Sequence[bytes], failed: dict[Hashable, str]) -> None:
-        """Many on two CPUs: the kernel's part is half of the work, and done without the interpreter's lock."""
-        if len(keys) < _MANY:
+        """Many on two CPUs, in no order: the kernel's part is half of the work, and done without the interpreter's
+        lock."""
+        if len(keys) < self.shared_from or not _has_other_thread():
             self._write(keys, values, failed)
             return
         half = len(keys) // 2
         other = _BESIDE.submit(self._write, keys[half:], values[half:], failed)
-        self._write(keys[:half], values[:half], failed)
-        other.result()
+        try:
+            self._write(keys[:half], values[:half], failed)
+        finally:
+            other.result()
 
     def _write(self, keys: Sequence[bytes], values: Sequence[bytes], failed: dict[Hashable, str]) -> None:
         (key_size, value_size), done = self._sizes, 0
@@ -144,6 +149,21 @@ class MapTarget:
         if batch.error == errno.E2BIG:
             return f"the map {self.name} is full: all of its {self.max_entries} entries are taken"
         return f"the map {self.name} does not take it: {os.strerror(batch.error)}"
+
+
+def _has_other_thread() -> bool:
+    """What is submitted while no thread can be started waits for a later one, which would write it then: so no part of
+    a map is, before there is one."""
+    try:
+        return _start_other_thread()
+    except RuntimeError:
+        return False
+
+
+@cache
+def _start_other_thread() -> bool:
+    _BESIDE.submit(int)
+    return True
 
 
 def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:

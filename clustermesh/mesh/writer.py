@@ -78,9 +78,11 @@ class Writer:
             proofs.append(self._settled)
         if lives and canary is not None and canary.lease == self.lease:
             proofs.append(max(self._alive, canary.revision))
-        if self._copied and canary is not None and canary.lease is not None:
+        if self._copied and canary is not None and canary.lease:
             proofs.append(canary.revision)
-        return Proof(min(proofs), self._settled if lives else 0, self.lease, self.last_beat) if proofs else None
+        if not proofs:
+            return None
+        return Proof(min(proofs), *((self._settled, self.lease) if lives else (0, 0)), self.last_beat)
 
     def _lives(self, now: float) -> bool:
         return self.last_beat >= self._began and now < self.silent_from

@@ -303,9 +303,11 @@ async def update(chooser: Chooser, state: State, log: Log) -> None:
         await set_factors(chooser.datapath, state.factors)
         log.factors = state.factors
     size = state.rng.choice((1, CHUNK))  # entry by entry there are as many moments in between as there can be
+    shared_from = state.rng.choice((2, CHUNK))  # by two threads, or by one
     for tracker in chooser.trackers:
         assert isinstance(tracker.target, MapTarget)
         tracker.target.chunk = size
+        tracker.target.shared_from = shared_from
     for number in concerned:
         entry = state.entries.get(number)
         chooser.planner.update(("n", str(number)), [] if entry is None else [entry])

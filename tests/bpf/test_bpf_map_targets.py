@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -134,6 +136,41 @@ def test_a_thousand_entries_too_many_are_each_named() -> None:
         with pytest.raises(ApplyError) as raised:
             asyncio.run(target.upsert(entries))
         assert set(raised.value.failed) == set(list(entries)[2 * CHUNK :])
+
+
+def test_of_a_batch_that_two_threads_write_each_entry_is_there_or_named() -> None:
+    with _scratch(MapType.HASH, 16) as target:
+        target.shared_from = 2
+        entries = {_key(n): _value(n) for n in range(40)}
+        with pytest.raises(ApplyError) as raised:
+            asyncio.run(target.upsert(entries))
+        held = asyncio.run(target.dump())
+        assert len(held) == 16
+        assert held.items() <= entries.items()
+        assert raised.value.failed.keys() == entries.keys() - held.keys()
+
+
+_NO_THREAD = """
+import asyncio, threading
+from agent.bpf.syscalls import NO_PREALLOC, MapType, map_create
+from agent.targets.maps import MapTarget
+
+def refuse(thread):
+    raise RuntimeError("can't start new thread")
+
+start, threading.Thread.start = threading.Thread.start, refuse
+target = MapTarget("scratch", map_create(MapType.HASH, 16, 24, 64, NO_PREALLOC))
+target.shared_from = 2
+old, new = ({number.to_bytes(16, "big"): bytes([each]) * 24 for number in range(40)} for each in (1, 2))
+asyncio.run(target.upsert(old))
+threading.Thread.start = start
+asyncio.run(target.upsert(new))
+assert asyncio.run(target.dump()) == new
+"""
+
+
+def test_where_no_second_thread_can_be_started_one_writes_all_of_it() -> None:
+    subprocess.run([sys.executable, "-c", _NO_THREAD], check=True)
 
 
 def test_an_entry_of_another_size_is_named_and_the_others_are_written() -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from clustermesh import line
+from clustermesh import line, reconcile
 from clustermesh.deltas import diff
 from clustermesh.errors import ApplyError, Unavailable
 from clustermesh.reconcile import Reconciler, Tracker
@@ -599,24 +599,31 @@ class Restless(FakeTarget):
             else:
                 self.tracker.set(key, value)
 
+    async def upsert(self, entries: Mapping[int, int]) -> None:
+        assert entries.items() <= self.tracker.desired.items(), "what nobody wants any more is not written"
+        await super().upsert(entries)
+
     async def _end(self, keys: Collection[int]) -> None:
         self.change()
 
 
-@given(st.lists(changes, max_size=12))
-@example([{0: 0}, {}, {0: None}, {0: 0}])
+@given(st.lists(changes, max_size=12), st.sampled_from([1, reconcile.SLICE]))
+@example([{0: 0}, {}, {0: None}, {0: 0}], reconcile.SLICE)
+@example([{0: 0, 1: 0}, {1: None}], 1)
 async def test_whatever_is_wanted_while_calls_run_all_of_it_is_there_in_the_end(
-    coming: list[dict[int, int | None]],
+    coming: list[dict[int, int | None]], at_once: int
 ) -> None:
     target = Restless(coming)
     tracker, reconciler = target.tracker, Reconciler(target.tracker)
     reconciler.may_delete = True
-    while target.coming or not tracker.settled:
-        target.change()
-        await reconciler.flush()
-        assert tracker.actual == target.held
-        assert tracker.surplus == len(tracker.actual.keys() - tracker.desired.keys())
-        assert tracker.settled == (tracker.actual == tracker.desired)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("clustermesh.reconcile.SLICE", at_once)
+        while target.coming or not tracker.settled:
+            target.change()
+            await reconciler.flush()
+            assert tracker.actual == target.held
+            assert tracker.surplus == len(tracker.actual.keys() - tracker.desired.keys())
+            assert tracker.settled == (tracker.actual == tracker.desired)
     assert target.held == tracker.desired
 
 
