@@ -17,6 +17,8 @@ _ANNOTATION = re.compile(
 _NO_ANNOTATIONS = {
     "multicluster.kubernetes.io/service-name",  # labels of EndpointSlices
     "multicluster.kubernetes.io/source-cluster",
+    "clustermesh.io/cleanup",  # of the DaemonSet that cleans nodes, which is nobody else's: a label, and ...
+    "clustermesh.io/run",
 }
 _PLACES = ("clustermesh/sources", "clustermesh/multicluster", "clustermesh/joining", "clustermesh/declared", "agent")
 
