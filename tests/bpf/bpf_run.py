@@ -1,9 +1,12 @@
-"""Programs of packets run over a packet, by bpf(2): BPF_PROG_TEST_RUN."""
+"""Programs of packets run over a packet, by bpf(2): BPF_PROG_TEST_RUN; and by a process of their own."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import struct
+import traceback
+from collections.abc import Callable
 from typing import NamedTuple
 
 from agent.bpf.syscalls import Command, attr_of, buffer_of, call, call_attr
@@ -69,3 +72,17 @@ def verified_instructions(program: int) -> int:
     call(Command.OBJ_GET_INFO_BY_FD, struct.pack("=IIQ", program, _INFO_SIZE, ctypes.addressof(info)))
     (found,) = struct.unpack_from("=I", info, _VERIFIED_AT)
     return int(found)
+
+
+def fork(work: Callable[[], None]) -> int:
+    """The id of a process that does `work`, in the namespaces of whoever calls, and ends with 1 where that raises."""
+    if pid := os.fork():
+        return pid
+    code = 1
+    try:
+        work()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)

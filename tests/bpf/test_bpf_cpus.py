@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import mmap
 import os
-import traceback
 from collections.abc import Sequence
 
 import pytest
 from bpf_flows import ACK, SYN, TCP
 from bpf_outside import Outside, call, locally
-from bpf_run import program_test_run
+from bpf_run import fork, program_test_run
 from bpf_services import key_of, to_backend
 
 from agent.bpf.layouts import CtFlag
@@ -39,16 +38,7 @@ class End:
 
     def start(self) -> None:
         """In the network namespace of whoever calls."""
-        self.pid = os.fork()
-        if not self.pid:
-            code = 1
-            try:
-                self._send()
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(code)
+        self.pid = fork(self._send)
 
     def _send(self) -> None:
         allowed = sorted(os.sched_getaffinity(0))

@@ -20,7 +20,6 @@ import socket
 import struct
 import tempfile
 import time
-import traceback
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -35,7 +34,7 @@ from bpf_flows import TCP, UDP, Packet
 from bpf_flows import read as flow
 from bpf_maps import set_factors, write
 from bpf_node import Node
-from bpf_run import program_test_run
+from bpf_run import fork, program_test_run
 from bpf_services import NEXT
 
 from agent.bpf.layouts import BackendValue, Number, PodSource, ServiceKey, pack, unpack
@@ -186,19 +185,10 @@ class Hammer:
 
     def start(self) -> None:
         """In the network namespace of whoever calls."""
-        self.pid = os.fork()
-        if not self.pid:
-            code = 1
-            try:
-                os.nice(10)
-                self._ask()
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(code)
+        self.pid = fork(self._ask)
 
     def _ask(self) -> None:
+        os.nice(10)
         rng, listening = random.Random(self._seed), socket.socket()
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if self.once is connect:
