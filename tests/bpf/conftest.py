@@ -14,13 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from bcc_bed import compiled
 from bpf_choice import Chooser, opened_chooser
 from bpf_node import Node
 from bpf_outside import Outside, outside_net, outside_of
 from bpf_services import FAMILIES, Bed
 
 from agent.bpf.bpffs import cgroup2_root, ensure_bpffs
-from agent.bpf.loader import Datapath
+from agent.bpf.loader import Datapath, constants
 from agent.bpf.probe import probe
 
 _REPOSITORY = Path(__file__).parents[2]
@@ -65,12 +66,9 @@ def pin_dir(bpffs: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def bcc_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where BCC's programs are kept: they are compiled once a session."""
-    if subprocess.run(["/usr/bin/python3", "-c", "import bcc"], capture_output=True, check=False).returncode:
-        pytest.skip("python3-bpfcc is missing: nothing can be compiled with BCC")
-    if not any(Path("/usr/src").glob("linux-headers-*")):
-        pytest.skip("linux-headers are missing (any version): BCC cannot compile")
-    return tmp_path_factory.mktemp("bcc")
+    """BCC's programs, compiled once for all workers of this run."""
+    base = tmp_path_factory.getbasetemp()
+    return compiled((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "bcc", constants())
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import platform
+import json
 import re
-import subprocess
+import struct
+from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,13 +21,10 @@ pytestmark = pytest.mark.root
 _SOURCES = Path(__file__).parents[2] / "bpf"
 _COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 _ENTRY = re.compile(r'SEC\("(tc|xdp)"\)\nint (\w+)\([^)]*\)\n{\n(.*?)\n}', re.DOTALL)
-_REFUSING = """
-#include <stdbool.h>
-#include <linux/bpf.h>
-#include <linux/types.h>
-#include <bpf/bpf_helpers.h>
-#define {helper}(skb, at, from, to, flags) {helper}(skb, at, from, to, 1ULL << 40)
-"""
+_HELPERS = {"bpf_skb_store_bytes": 9, "bpf_l4_csum_replace": 11}  # linux/bpf.h
+_INSTRUCTION = struct.Struct("<BBhi")
+_CALL, _MOVE, _EINVAL = 0x85, 0xB7, 22
+_EXECUTABLE = 4  # a section of an ELF
 
 
 def test_there_is_one_place_where_packets_are_dropped() -> None:
@@ -40,23 +38,44 @@ def test_there_is_one_place_where_packets_are_dropped() -> None:
         assert re.fullmatch(rf"\treturn finish{'_frame' * (kind == 'xdp')}\(.*\);", body), name
 
 
-@pytest.fixture(scope="module", params=["bpf_skb_store_bytes", "bpf_l4_csum_replace"])
+@pytest.fixture(scope="module", params=_HELPERS)
 def helper(request: pytest.FixtureRequest) -> str:
-    """What a kernel without memory refuses; here it is given flags that there are none of."""
+    """What a kernel without memory refuses."""
     return str(request.param)
 
 
-@pytest.fixture(scope="module")
+def refused(code: bytes, helper: str) -> bytes:
+    """The same program where this helper says no: in the place of each call is its answer."""
+    call, answer = _INSTRUCTION.pack(_CALL, 0, 0, _HELPERS[helper]), _INSTRUCTION.pack(_MOVE, 0, 0, -_EINVAL)
+    each = (code[at : at + len(call)] for at in range(0, len(code), len(call)))
+    return b"".join(answer if instruction == call else instruction for instruction in each)
+
+
+def refused_in_elf(elf: bytes, helper: str) -> bytes:
+    made = bytearray(elf)
+    (headers,), (size, count) = struct.unpack_from("<Q", elf, 40), struct.unpack_from("<HH", elf, 58)
+    for at in range(headers, headers + size * count, size):
+        flags, _, begin, length = struct.unpack_from("<4Q", elf, at + 8)
+        if flags & _EXECUTABLE:
+            made[begin : begin + length] = refused(elf[begin : begin + length], helper)
+    return bytes(made)
+
+
+@pytest.fixture(scope="module", params=["libbpf", "bcc"])
 def refusing(
-    helper: str, bpf_object: Path, bpffs: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, helper: str, bpf_object: Path, bpffs: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Datapath]:
-    """The same programs over such a kernel; `bpf_object` says that there is a compiler."""
-    folder = tmp_path_factory.mktemp("refusing")
-    (folder / "refusing.h").write_text(_REFUSING.replace("{helper}", helper))
-    command = ["clang", "-O2", "-g", "-target", "bpf", "-mcpu=v3", "-include", str(folder / "refusing.h")]
-    command += [f"-isystem/usr/include/{platform.machine()}-linux-gnu", "-c", str(_SOURCES / "clustermesh.bpf.c")]
-    subprocess.run([*command, "-o", str(folder / "made.o")], check=True, timeout=60)
-    opened = Datapath.open(folder / "made.o", bpffs / f"refusing-{helper}")
+    """The same programs over such a kernel."""
+    folder, made, cache = tmp_path_factory.mktemp("refusing"), bpf_object, None
+    if request.param == "bcc":
+        cache = folder
+        (kept,) = request.getfixturevalue("bcc_cache").glob("bcc-*.json")
+        code = {name: refused(b64decode(each), helper) for name, each in json.loads(kept.read_text()).items()}
+        (folder / kept.name).write_text(json.dumps({name: b64encode(each).decode() for name, each in code.items()}))
+    else:
+        made = folder / "made.o"
+        made.write_bytes(refused_in_elf(bpf_object.read_bytes(), helper))
+    opened = Datapath.open(made, bpffs / f"refusing-{helper}-{request.param}", bcc_cache=cache)
     yield opened
     opened.close()
     Datapath.remove(opened.pin_dir)

@@ -49,7 +49,7 @@ from clustermesh.model import Algorithm, BackendState, Protocol
 
 pytestmark = pytest.mark.root
 
-UPDATES = 10_000
+UPDATES = {"libbpf": 10_000, "bcc": 2_000}
 SERVICES, CLUSTERS = 16, 3
 POD = "10.1.0.5"
 PORT = 8080
@@ -316,6 +316,7 @@ def seed(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.mark.hypothesis
+@pytest.mark.both_loaders
 async def test_no_answer_is_wrong_during_10000_random_changes(
     chooser: Chooser, cgroup: Path, node: Node, seed: int
 ) -> None:
@@ -327,7 +328,7 @@ async def test_no_answer_is_wrong_during_10000_random_changes(
     for hammer in hammers:
         node.call(hammer.start)
     try:
-        while log.updates < UPDATES:
+        while log.updates < UPDATES[chooser.datapath.loader]:
             await update(chooser, state, log)
     finally:
         stop[0] = 1

@@ -34,14 +34,16 @@ def request(pod: str) -> EndpointRequest:
 class DevicesBed:
     """`node` must have eth0 with its addresses. Call `stop` when done; what is pinned stays."""
 
-    def __init__(self, node: MeshNode, pins: Path, flags: ConfigFlag = ConfigFlag.REDIRECT) -> None:
-        self.node, self.pins, self._flags = node, pins, flags
+    def __init__(
+        self, node: MeshNode, pins: Path, flags: ConfigFlag = ConfigFlag.REDIRECT, bcc_cache: Path | None = None
+    ) -> None:
+        self.node, self.pins, self._flags, self._bcc_cache = node, pins, flags, bcc_cache
         node.do(netlink.prepare_node(node.routers))
         self.start()
 
     def start(self, *patterns: str, xdp: Sequence[XdpMode] = ()) -> None:
         """An agent, which finds what the one before left."""
-        self.datapath = self.node.call(lambda: Datapath.open(None, self.pins))
+        self.datapath = self.node.call(lambda: Datapath.open(None, self.pins, bcc_cache=self._bcc_cache))
         names = {"config": "node_config", "sources": "pod_sources", "pods": "pod_devices"}
         targets = SimpleNamespace(
             devices=DeviceTarget(self.datapath.devices, self.datapath.maps["pod_sources"]),

@@ -20,11 +20,11 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from itertools import product
 from pathlib import Path
 from threading import get_native_id
 
 import pytest
+from bcc_bed import compiled
 from msgspec.structs import replace
 from netns_devices import DevicesBed
 from netns_large import Lengths, allow, talk
@@ -37,7 +37,7 @@ from agent.bpf import probe
 from agent.bpf.bpffs import cgroup2_root, ensure_bpffs
 from agent.bpf.layouts import ConfigFlag, Reason
 from agent.bpf.links import Mechanism
-from agent.bpf.loader import Datapath
+from agent.bpf.loader import Datapath, constants
 from clustermesh.address import parse, parse_prefix
 from clustermesh.model import (
     BackendDetail,
@@ -119,15 +119,20 @@ def host_port() -> LocalService:
     return LocalService(service=found, host_ports=HostPorts(node=HERE, ports=ports(HOST_PORT)))
 
 
-@pytest.fixture(
-    scope="module",
-    params=list(product((Mechanism.TCX, Mechanism.CLSACT), (ConfigFlag.REDIRECT, ConfigFlag(0)))),
-    ids=[", ".join(each) for each in product(("links", "filters"), ("past the stack", "by the stack"))],
-)
+BEDS = {
+    "libbpf, links, past the stack": ("libbpf", Mechanism.TCX, ConfigFlag.REDIRECT),
+    "libbpf, links, by the stack": ("libbpf", Mechanism.TCX, ConfigFlag(0)),
+    "libbpf, filters, past the stack": ("libbpf", Mechanism.CLSACT, ConfigFlag.REDIRECT),
+    "libbpf, filters, by the stack": ("libbpf", Mechanism.CLSACT, ConfigFlag(0)),
+    "BCC, links, past the stack": ("bcc", Mechanism.TCX, ConfigFlag.REDIRECT),
+}
+
+
+@pytest.fixture(scope="module", params=BEDS.values(), ids=BEDS)
 def bed(
     machine: None, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[ServicesBed]:
-    mechanism, flags = request.param
+    loader, mechanism, flags = request.param
     folder = tmp_path_factory.mktemp("services")
     bpffs, pins, root = folder / "bpf", folder / "bpf" / "clustermesh", cgroup2_root()
     if root is None:
@@ -152,7 +157,8 @@ def bed(
         closing.callback(Datapath.remove, pins)
         patched = closing.enter_context(pytest.MonkeyPatch.context())
         patched.setattr(probe, "has_tcx", lambda: mechanism is Mechanism.TCX)
-        devices = DevicesBed(node, pins, flags)
+        cache = compiled(folder / "bcc", node.call(constants)) if loader == "bcc" else None
+        devices = DevicesBed(node, pins, flags, cache)
         closing.callback(devices.stop)
         devices.datapath.attach_sockets(root / CGROUP)
         for pod in ("client", "s1", "s2"):
