@@ -67,7 +67,8 @@ class Service(Struct, frozen=True, gc=False, kw_only=True):
 
     `frontends` maps a cluster IP to its ports by name, `backends` an endpoint IP to its TARGET ports by name; a
     nameless port has the name "". Frontends and backends meet by port name, never by number. `hostnames` and `zones`
-    are keyed by endpoint IP too.
+    are keyed by endpoint IP too. `terminating` are backends elsewhere that serve until they end; of own ones
+    `LocalService` says it.
     """
 
     cluster: str
@@ -82,6 +83,7 @@ class Service(Struct, frozen=True, gc=False, kw_only=True):
     selector: Mapping[str, str] = {}
     include_external: bool = True
     shared: bool = True
+    terminating: frozenset[Address] = frozenset()
 
 
 class Algorithm(IntEnum):

@@ -87,13 +87,13 @@ def answer(
 
 
 def _preferred(own: Sequence[Candidate], others: Sequence[Candidate], affinity: Affinity) -> Sequence[Candidate]:
-    """Healthy is who is ready, or leaving. The own cluster's are not enough for LOCAL where none of them is ready."""
+    """Healthy is who is ready, or leaving. Those preferred are not enough where none of them is ready."""
     match affinity:
         case Affinity.LOCAL:
             falls_back = not any(each.is_ready for each in own) and _any_healthy(others)
             return [*own, *others] if falls_back else own
         case Affinity.REMOTE:
-            falls_back = not _any_healthy(others) and _any_healthy(own)
+            falls_back = not any(each.is_ready for each in others) and _any_healthy(own)
             return [*others, *own] if falls_back else others
         case _:
             return [*own, *others]

@@ -157,6 +157,7 @@ def asks_more(local: LocalService, remotes: Sequence[Service]) -> bool:
         or local.affinity is not Affinity.NONE
         or local.host_ports is not None
         or local.outside != NOT_OUTSIDE
+        or any(remote.terminating for remote in remotes)
         or (remotes and any(zone.for_zones for remote in remotes for zone in remote.zones.values()))
     )
 
@@ -258,8 +259,9 @@ _NO_ZONE: Final = Zone()
 
 def _remote(service: Service, name: str, protocol: Protocol, ipv4: bool) -> Iterator[Candidate]:
     for address, number in _answering(service.backends, name, protocol, ipv4):
+        state = BackendState.TERMINATING if address in service.terminating else BackendState.ACTIVE
         zones = service.zones.get(address, _NO_ZONE).for_zones
-        yield Candidate(service.cluster_id, address, number, for_zones=zones)
+        yield Candidate(service.cluster_id, address, number, state, for_zones=zones)
 
 
 def _answering(

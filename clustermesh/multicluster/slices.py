@@ -101,7 +101,7 @@ def _slices(name: Name, service: Service, cluster: str, remote: RemoteService) -
                 {
                     "metadata": {"labels": labels},
                     "addressType": "IPv4" if ipv4 else "IPv6",
-                    "endpoints": [_endpoint(ip, remote.hostnames) for ip in ips[begin : begin + MOST]],
+                    "endpoints": [_endpoint(ip, remote) for ip in ips[begin : begin + MOST]],
                     "ports": [{"name": of, "protocol": protocol, "port": port} for of, protocol, port in ports],
                 },
             )
@@ -115,6 +115,7 @@ def _ports(ports: Mapping[str, Port]) -> tuple[tuple[str, str, int], ...]:
     return tuple(sorted((name, str(port.protocol), port.port) for name, port in ports.items()))
 
 
-def _endpoint(ip: Address, hostnames: Mapping[Address, str]) -> Document:
-    named = {"hostname": hostnames[ip]} if hostnames.get(ip) else {}
-    return {"addresses": [text(ip)], "conditions": {"ready": True}, **named}
+def _endpoint(ip: Address, of: RemoteService) -> Document:
+    named = {"hostname": of.hostnames[ip]} if of.hostnames.get(ip) else {}
+    conditions = {"ready": False, "serving": True, "terminating": True} if ip in of.terminating else {"ready": True}
+    return {"addresses": [text(ip)], "conditions": conditions, **named}

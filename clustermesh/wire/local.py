@@ -235,13 +235,15 @@ def _check_seconds(seconds: int) -> int:
 
 def shared(local: LocalService) -> Service | None:
     """What other clusters are told of `local`; None where they are told nothing. A backend that is not to be used is
-    not there: to them, who is there is well."""
+    not there: to Cilium, who is there is well. What terminates is there, as Cilium has it, and ours are told so."""
     if not (local.is_global and local.service.shared):
         return None
     out = {ip for ip, detail in local.details.items() if detail.state in _OUT}
-    if not out:
+    terminating = frozenset(ip for ip, of in local.details.items() if of.state is BackendState.TERMINATING)
+    if not out and not terminating:
         return local.service
-    return replace(local.service, backends={ip: p for ip, p in local.service.backends.items() if ip not in out})
+    backends = {ip: p for ip, p in local.service.backends.items() if ip not in out}
+    return replace(local.service, backends=backends, terminating=terminating)
 
 
 def from_shared(service: Service | None) -> LocalService | None:

@@ -32,7 +32,8 @@ class _Zone(Struct, frozen=True, gc=False):
 
 
 class WireService(Struct, frozen=True, gc=False):
-    """The fields in the order in which they are written. Only `zones` is ever left out; a map may be read as null."""
+    """The fields in the order in which they are written; the last is ours. Only `zones` and it are ever left out; a
+    map may be read as null."""
 
     cluster: str
     namespace: str
@@ -46,6 +47,7 @@ class WireService(Struct, frozen=True, gc=False):
     include_external: bool = field(name="includeExternal", default=False)
     shared: bool = False
     cluster_id: UInt32 = field(name="clusterID", default=0)
+    terminating: list[str] | UnsetType | None = field(name="terminatingBackends", default=UNSET)
 
 
 _DECODER: Final = msgspec.json.Decoder(WireService)
@@ -62,7 +64,7 @@ def decode(data: bytes, most: int | None = None) -> Service:
     """Raises DecodeError, before it reads any of them where there are more than `most` addresses of one sort. An entry
     with `shared` false is to be treated as absent: this decodes it all the same."""
     wire = _DECODER.decode(data)
-    for where in ("frontends", "backends", "hostnames", "zones"):
+    for where in ("frontends", "backends", "hostnames", "zones", "terminating"):
         number = len(getattr(wire, where) or ())
         if most is not None and number > most:
             raise Invalid(where, f"{number} addresses", f"must be at most {most}")
@@ -84,6 +86,7 @@ def to_wire(service: Service) -> WireService:
         service.include_external,
         service.shared,
         service.cluster_id,
+        sorted(map(text, service.terminating)) or UNSET,
     )
 
 
@@ -102,6 +105,7 @@ def from_wire(wire: WireService) -> Service:
         selector=wire.selector or {},
         include_external=wire.include_external,
         shared=wire.shared,
+        terminating=frozenset(parse(ip, "backend address") for ip in wire.terminating or ()),
     )
 
 

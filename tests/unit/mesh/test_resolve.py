@@ -19,6 +19,7 @@ def service(
     port: int = 8080,
     name: str = "http",
     shared: bool = True,
+    terminating: tuple[str, ...] = (),
     frontends: tuple[str, ...] = (),
 ) -> Service:
     return Service(
@@ -29,6 +30,7 @@ def service(
         frontends={parse(ip): {name: Port(protocol=TCP, port=80)} for ip in frontends or (f"10.96.{cluster_id}.1",)},
         backends={parse(address): {name: Port(protocol=TCP, port=port)} for address in addresses},
         shared=shared,
+        terminating=frozenset(map(parse, terminating)),
     )
 
 
@@ -47,6 +49,16 @@ def test_remote_backends_are_used_where_the_own_service_is_global_and_the_other_
     is_global: bool, shared: bool, expected: list[str]
 ) -> None:
     assert answering(service(1, "10.1.0.1"), service(2, "10.2.0.1", shared=shared), is_global=is_global) == expected
+
+
+def test_a_backend_elsewhere_that_terminates_is_called_where_there_is_no_other() -> None:
+    going = service(2, "10.2.0.1", "10.2.0.2", terminating=("10.2.0.1",))
+    gone = service(3, "10.3.0.1", terminating=("10.3.0.1",))
+    assert answering(service(1), going, gone) == ["10.2.0.2"]
+    assert answering(service(1), gone) == ["10.3.0.1"]
+    (entry,) = resolve(LocalService(service=service(1), is_global=True), [going, gone])
+    resting = {each.address for group in entry.resting for each in group.backends}
+    assert resting == {parse("10.2.0.1"), parse("10.3.0.1")}
 
 
 @pytest.mark.parametrize(

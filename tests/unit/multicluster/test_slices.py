@@ -6,6 +6,7 @@ import random
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from clustermesh.address import parse, text
 from clustermesh.model import Port, Protocol
@@ -47,6 +48,15 @@ WANTING: list[tuple[Service | None, bool]] = [
 @pytest.mark.parametrize(("service", "expected"), WANTING)
 def test_who_has_any(service: Service | None, expected: bool) -> None:
     assert wants_slices(service) is expected
+
+
+def test_an_endpoint_that_terminates_is_not_ready_and_serves() -> None:
+    beta = replace(remote("beta", ("10.0.0.1", 80), ("10.0.0.2", 80)), terminating=frozenset([parse("10.0.0.2")]))
+    (found,) = applied(SliceFacts(name=NAME, service=local(), in_mesh=True, remotes={"beta": beta})).values()
+    assert [(each["addresses"], each["conditions"]) for each in found["endpoints"]] == [
+        (["10.0.0.1"], {"ready": True}),
+        (["10.0.0.2"], {"ready": False, "serving": True, "terminating": True}),
+    ]
 
 
 def applied(facts: SliceFacts) -> dict[Name, Document]:

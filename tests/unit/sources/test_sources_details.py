@@ -55,7 +55,7 @@ def test_what_gets_nothing_new_finishes_what_it_has(
     details = {} if not state else {IP: BackendDetail(state=state)}
     assert (found.details, found.draining) == (details, {IP: HTTP} if drains else {})
     assert (IP in found.service.backends) == (state is not None)
-    assert local.is_told(found) == (not state and not drains), "what peers are told says nothing of it"
+    assert local.is_told(found) == (not state and not drains), "what peers are told does not say all of it"
 
 
 def test_a_backend_of_one_slice_drains_by_no_other() -> None:
@@ -193,6 +193,30 @@ def test_who_is_not_to_be_used_is_told_to_own_nodes_alone(state: str) -> None:
     assert told is not None
     assert set(told.backends) == ({IP, OTHER} if state == "active" else {IP})
     assert (set(found.service.backends), local.is_told(found)) == ({IP, OTHER}, False)
+
+
+GOING, GONE = {"ready": False, "serving": True, "terminating": True}, {"ready": False, "terminating": True}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "state", "told", "terminating"),
+    [
+        ({"ready": True}, {"ready": True}, "active", {IP, OTHER}, set()),
+        ({"ready": True}, GOING, "active", {IP, OTHER}, {OTHER}),
+        (GOING, GOING, "active", {IP, OTHER}, {IP, OTHER}),
+        (GOING, GONE, "active", {IP}, {IP}),
+        (GOING, {"ready": True}, "maintenance", {IP}, {IP}),
+        ({"ready": True}, GOING, "maintenance", {IP}, set()),
+    ],
+)
+def test_other_clusters_are_told_who_terminates(
+    first: dict[str, Any], second: dict[str, Any], state: str, told: set[bytes], terminating: set[bytes]
+) -> None:
+    each = [{"addresses": [f"10.1.0.{n}"], "conditions": said} for n, said in ((5, first), (6, second))]
+    service = marked(kube.service("cart"), state=f"10.1.0.6={state}")
+    found = local.shared(one(service, kube.endpoint_slice("cart-1", "cart", [], endpoints=each)))
+    assert found is not None
+    assert (set(found.backends), found.terminating) == (told, terminating)
 
 
 @pytest.mark.parametrize("going", [True, False])

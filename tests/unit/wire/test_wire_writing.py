@@ -48,6 +48,14 @@ def test_empty_service_still_has_every_field() -> None:
     )
 
 
+def test_who_terminates_is_named_behind_all_that_cilium_has() -> None:
+    data = service.encode(replace(CART, terminating=frozenset([parse("fd00::8"), parse("10.20.1.8")])))
+    assert data == service.encode(CART)[:-1] + b',"terminatingBackends":["10.20.1.8","fd00::8"]}'
+    for said, number in ((b'["10.20.1.8"]', 1), (b"[]", 0), (b"null", 0)):
+        given = service.encode(CART)[:-1] + b',"terminatingBackends":' + said + b"}"
+        assert len(service.decode(given).terminating) == number
+
+
 def test_empty_node_still_has_every_field() -> None:
     assert list(json.loads(node.encode(W1))) == [
         "Name",

@@ -104,6 +104,7 @@ services = st.builds(
     selector=maps,
     include_external=st.booleans(),
     shared=st.booleans(),
+    terminating=st.frozensets(ips, max_size=3),
 )
 nodes = st.builds(
     Node,
