@@ -1,4 +1,4 @@
-"""One lab for all tests of this folder, and nodes of their own for those that break things.
+"""Labs for all tests of this folder that leave them as they were, and nodes of their own for those that break things.
 
 Their folders differ from the default one, so that a lab someone explores stays as it is.
 """
@@ -15,9 +15,10 @@ import pytest
 from clustermesh.errors import Refused
 from lab import bring_up, cgroups, own_folder, preconditions, teardown
 from lab.lab import Lab
-from lab.plan import make_plan
+from lab.plan import LabPlan, make_plan
 
 SHARED_FOLDER = f"/run/clustermesh-lab-tests-{os.getpid()}"
+PAIR_FOLDER = f"/run/clustermesh-lab-pair-{os.getpid()}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,12 +35,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
-    """Two clusters of two nodes, not connected; it must leave nothing behind."""
-    plan = make_plan(folder=SHARED_FOLDER)
+    """Two clusters of two nodes, not connected."""
+    yield from _standing(make_plan(folder=SHARED_FOLDER), connected=False)
+
+
+@pytest.fixture(scope="session")
+def pair() -> Iterator[Lab]:
+    """Two connected clusters of one node, with one web pod each: who takes something from them gives it back."""
+    yield from _standing(make_plan(nodes=1, pods=1, folder=PAIR_FOLDER), connected=True)
+
+
+def _standing(plan: LabPlan, connected: bool) -> Iterator[Lab]:
+    """It must leave nothing behind."""
     try:
-        yield asyncio.run(bring_up.up(plan, print, connected=False, bound=True))
+        yield asyncio.run(bring_up.up(plan, print, connected=connected, bound=True))
     finally:
-        left = teardown.down(Path(SHARED_FOLDER))
+        left = teardown.down(Path(plan.folder))
     assert left == []
 
 

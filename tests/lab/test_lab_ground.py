@@ -7,29 +7,13 @@ alpha-control 172.20.1.1 etcd   alpha-1 172.20.1.11      beta-control 172.20.2.1
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from test_lab_outages import cluster_state, no_request_fails, web_backends
 
 from clustermesh.errors import ClusterMeshError
-from lab import bring_up, teardown
 from lab.lab import Lab
-from lab.plan import make_plan
 from lab.waiting import until
-
-_FOLDER = "/run/clustermesh-lab-ground"
-
-
-@pytest.fixture(scope="module")
-def pair() -> Iterator[Lab]:
-    """Two connected clusters of one node, with one web pod each."""
-    try:
-        yield asyncio.run(bring_up.up(make_plan(nodes=1, pods=1, folder=_FOLDER), print, bound=True))
-    finally:
-        left = teardown.down(Path(_FOLDER))
-    assert left == []
 
 
 async def complaint(lab: Lab, cluster: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,22 +18,9 @@ import yaml
 
 from clustermesh.errors import ClusterMeshError, Refused
 from clustermesh.standalone.context import load
-from lab import bring_up, machine, node_spec, promises, teardown
+from lab import machine, node_spec, promises
 from lab.lab import Lab
-from lab.plan import make_plan
 from lab.waiting import until
-
-_FOLDER = "/run/clustermesh-lab-outages"
-
-
-@pytest.fixture(scope="module")
-def pair() -> Iterator[Lab]:
-    """Two connected clusters of one node, with one web pod each."""
-    try:
-        yield asyncio.run(bring_up.up(make_plan(nodes=1, pods=1, folder=_FOLDER), print, bound=True))
-    finally:
-        left = teardown.down(Path(_FOLDER))
-    assert left == []
 
 
 @asynccontextmanager
@@ -182,7 +169,7 @@ async def test_an_etcd_that_is_stopped_is_told_from_one_that_does_not_run(pair: 
 
 async def test_authority_is_replaced_and_no_request_fails(pair: Lab) -> None:
     """alpha's, of which beta holds what it signed: its etcd is started again, and beta's agent comes back to it."""
-    alpha, beta = (str(Path(_FOLDER) / "clusters" / name) for name in ("alpha", "beta"))
+    alpha, beta = (str(pair.plan.context(name)) for name in ("alpha", "beta"))
     before = (Path(alpha) / "certs" / "ca.crt").read_bytes()
     argv = ("-P", "-m", "clustermesh.cli", "certs", "rotate", "--ca", "--settle", "8s")
     async with no_request_fails(pair):
