@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import struct
 import subprocess
@@ -111,14 +112,17 @@ def test_what_is_taken_off_is_put_back(bed: DevicesBed) -> None:
     bed.add("b")
     (bed.pins / "links" / pin_name("from_pod", device)).unlink()  # the last that held the link
     hearing = bed.node.pod_socket("b", socket.AF_INET, socket.SOCK_RAW, 253)
-    say(bed, "a", "192.0.2.2", "10.1.0.3")
-    assert hearing.recvfrom(100)[1][0] == "192.0.2.2"
+    while not select.select([hearing], [], [], 0.1)[0]:  # a busy kernel lets go of the link later
+        say(bed, "a", "192.0.2.2", "10.1.0.3")
     bed.node.do(bed.domain.audit())
     bed.settle()
     assert bed.domain.programs.drift == 1
-    say(bed, "a", "192.0.2.2", "10.1.0.3")
+    say(bed, "a", "192.0.2.3", "10.1.0.3")
     say(bed, "a", "10.1.0.2", "10.1.0.3")
-    assert hearing.recvfrom(100)[1][0] == "10.1.0.2"
+    heard = {"192.0.2.2"}
+    while "10.1.0.2" not in heard:
+        heard.add(hearing.recvfrom(100)[1][0])
+    assert heard == {"192.0.2.2", "10.1.0.2"}
 
 
 def test_an_agent_that_comes_again_adopts_and_changes_nothing(bed: DevicesBed) -> None:
