@@ -37,18 +37,15 @@ style: setup
 check: style
 	@HYPOTHESIS_PROFILE=quick $(BIN)/pytest tests/unit -q -n auto -m "not long" $(ARGS)
 
-# Tests with an etcd or a Kubernetes API (which wait more than they work), of what is given away, those of the programs, and those in namespaces of their own
-# share nothing but the machine; the others share addresses and devices of its kernel, and go one by one.
-APART := tests/etcd tests/kube tests/release
-PROGRAMS := tests/bpf
-NAMESPACES := tests/netns
-REST := tests --ignore=tests/unit --ignore=tests/bench $(patsubst %,--ignore=%,$(APART) $(PROGRAMS) $(NAMESPACES))
+# Tests with an etcd or a Kubernetes API, of what is given away, of the programs, and those in namespaces of their own share nothing but the machine. Some
+# wait, some work: six at a time keep two cores busy, each with a file, in this order (the longest files are among the first). The others share addresses
+# and devices of its kernel, and go one by one.
+APART := tests/kube tests/etcd tests/release tests/bpf tests/netns
+REST := tests --ignore=tests/unit --ignore=tests/bench $(patsubst %,--ignore=%,$(APART))
 test: style
 	@tools/setup-kube
 	@$(BIN)/pytest tests/unit -q -n auto $(ARGS)
-	@$(BIN)/pytest $(APART) -n 4 --dist loadfile $(ARGS)
-	@$(BIN)/pytest $(PROGRAMS) -n 2 $(ARGS)
-	@$(BIN)/pytest $(NAMESPACES) -n 3 --dist loadfile $(ARGS)
+	@$(BIN)/pytest $(APART) -n 6 --dist loadfile --no-loadscope-reorder $(ARGS)
 	@$(BIN)/pytest $(REST) $(ARGS)
 
 dist: setup
