@@ -17,12 +17,13 @@ The rules:
    did not vanish before or with it (somebody deleted all keys). That one reads in etcd: each watch has its own time.
    For a list they are older than one that had it, and that nobody doubted, or than the beat of a writer that has been
    beating for so long; or the canary is no older than the heartbeat.
-   Of copies no beat is waited for, where the heartbeat has not vanished: whoever beats there is not who copies, and a
-   mirror that died loses its canaries first.
    So it does whether an entry has moved to the twin of its table.
    What died with a lease that is not the heartbeat's, or may have, for etcd has forgotten it, is kept until a beat
    `settle` seconds later; then it is listed, and of no list before is it believed that it is gone. What a list does not
    have may have died so, unless each lease of that table has a key in the list; before the first list none is known.
+   Of copies no beat is waited for: whoever beats there is not who copies. What a mirror deletes is believed while its
+   canary stands; what died with a lease once the mirror has outlived that by `settle` seconds: it has written its
+   canary anew, or renewed the canary's lease, which is asked for every RECHECK seconds while something is doubted.
 6. A heartbeat or a canary that vanishes makes the cluster stale. What vanished otherwise (leases end, an etcd is being
    filled, a watch tells of old times) is kept. Once the writer is proven its table is listed again, and that list is
    believed.
@@ -127,6 +128,7 @@ class ReaderBrain:
         self._heard_at: float | None = None
         self._answered_at = 0.0
         self._question: messages.Attest | None = None  # the one under way
+        self._asked = 0.0  # when that was put
         self._attempted = self._recheck = self._audit = 0.0
         self._delay = _FIRST_DELAY
         self._made_up = -RELIST
@@ -269,15 +271,15 @@ class ReaderBrain:
         if "etcd" in self.behind:
             self._catch_up("etcd", now)
         if isinstance(item, Listed) and self._writer.find(next((_written(each) for each in item.events), None)):
-            self._lose_heartbeat(now)
+            self._lose_heartbeat(item.revision, now)
         for event in () if isinstance(item, Listed) else item.events:
             if isinstance(event, Deleted):
-                self._lose_heartbeat(now)
+                self._lose_heartbeat(item.revision, now)
             else:
                 self._writer.beat(event.kv, now)
                 self._catch_up("heartbeat", now)
         self._believe(now)
-        return self._attest()
+        return self._attest(now)
 
     def _hear_canaries(self, item: Listed | Changed, now: float) -> Iterable[Command]:
         written = False
@@ -285,7 +287,7 @@ class ReaderBrain:
             key = event.key if isinstance(event, Deleted) else event.kv.key
             if key not in self._canaries:
                 continue
-            self._canaries[key] = None if isinstance(event, Deleted) else Canary(event.kv.lease, event.kv.mod_revision)
+            self._canaries[key] = self._canary_of(_written(event), key, now)
             written = written or (isinstance(item, Changed) and self._canaries[key] is not None)
         for reading in self._tables.values():
             behind = self.behind.get(reading.table.kind)
@@ -296,6 +298,13 @@ class ReaderBrain:
         self._canaries_known = True
         self._believe(now)
         return [Ask()] if written else []
+
+    def _canary_of(self, kv: KeyValue | None, key: bytes, now: float) -> Canary | None:
+        if kv is None:
+            return None
+        before = self._canaries[key]
+        again = before is not None and before.revision == kv.mod_revision
+        return Canary(kv.lease, kv.mod_revision, before.heard if before and again else now)
 
     def _start_soon(self, readings: Iterable[Reading], now: float, spread: float = SPREAD) -> None:
         for each in readings:
@@ -332,11 +341,12 @@ class ReaderBrain:
             if reading.table.required:
                 self._fall_behind(kind, str(item.error), now)
             return ()
-        commands = reading.take(item, self._proof(reading.table, now), now + self.terms.settle)
+        believed_from = self._writer.believed_from(now, item.revision)
+        commands = reading.take(item, self._proof(reading.table, now), believed_from)
         if not self._lacks_canary(reading, now) and reading.whole:
             self._catch_up(kind, now)
         self._believe(now)
-        return [*commands, *self._attest()]
+        return [*commands, *self._attest(now)]
 
     # -- what is believed ----------------------------------------------------------------------------------------------
 
@@ -357,7 +367,7 @@ class ReaderBrain:
         if now < self._recheck:
             return ()
         self._recheck = now + RECHECK
-        return [Ask(), *self._make_up(now), *self._attest(), *self._compare(now)]
+        return [Ask(), *self._make_up(now), *self._attest(now, self._doubted_leases()), *self._compare(now)]
 
     def _make_up(self, now: float) -> Iterable[Command]:
         """List again the tables of which something was dropped that there is room for now."""
@@ -412,18 +422,32 @@ class ReaderBrain:
                 self.drift[reading.table.kind] += wrong
                 yield reading.start()
 
-    def _lose_heartbeat(self, now: float) -> None:
+    def _lose_heartbeat(self, revision: int, now: float, why: str = "its heartbeat was deleted") -> None:
         """It has vanished, or had for a while: a canary from before proves nothing of what is written after."""
-        self._writer.stop()
-        self._canaries = {key: canary and canary._replace(lease=None) for key, canary in self._canaries.items()}
-        self._fall_behind("heartbeat", "its heartbeat was deleted", now)
+        self._writer.stop(revision)
+        if not self._writer.copied:
+            self._canaries = {key: canary and canary._replace(lease=None) for key, canary in self._canaries.items()}
+        self._fall_behind("heartbeat", why, now)
 
-    def _attest(self) -> Iterable[Command]:
-        """Ask for the witnesses of what has vanished."""
-        if self._question is not None or not any(each.gone for each in self._tables.values()):
+    def _lose_witness(self, lost: bytes, revision: int, now: float) -> None:
+        """It is there, and was not. A mirror's canary that is written anew speaks for itself."""
+        if lost == keys.HEARTBEAT:
+            self._lose_heartbeat(revision, now)
+        elif lost and not self._writer.copied:
+            self._lose_heartbeat(revision, now, f"its canary {lost.decode()} was deleted: a heartbeat is waited for")
+
+    def _doubted_leases(self) -> frozenset[int]:
+        """Those of canaries of which it is to be found out whether the mirror that wrote them lives."""
+        doubted = (each.table.canary for each in self._tables.values() if each.doubted and self._writer.copied)
+        canaries = (self._canaries[key] for key in doubted if key is not None)
+        return frozenset(canary.lease for canary in canaries if canary and canary.lease)
+
+    def _attest(self, now: float, leases: Set[int] = frozenset()) -> Iterable[Command]:
+        """Ask for the witnesses of what has vanished, and for those who hold `leases`."""
+        if self._question is not None or not (leases or any(each.gone for each in self._tables.values())):
             return ()
         witnesses = (keys.HEARTBEAT, *self._canaries, *sorted(self._seek()))
-        self._question = messages.Attest(witnesses, self._deletions(), self._writer.lease)
+        self._question, self._asked = messages.Attest(witnesses, self._deletions(), self._writer.lease, leases), now
         return [self._question]
 
     def _deletions(self, *, moved: bool = True) -> dict[int, bytes]:
@@ -432,21 +456,26 @@ class ReaderBrain:
         return {revision: key for each in found for revision, key in each.items()}
 
     def _hear_witnesses(self, event: messages.Attested, now: float) -> Iterable[Command]:
+        if self._slept(now):  # it may be another etcd's answer by now
+            return self._wake_up(now)
         question, self._question = self._question, None
         if question is None or event.created is None:
             return ()  # it is asked for again with whatever is heard next
+        if question.leases:
+            self._writer.holders.hear(event.renewals, event.revision, self._asked, now)
         commands = list[Command]()
         for reading in (each for each in self._tables.values() if each.gone):
             if self._proof(reading.table, now) is None or not event.created.keys() >= reading.witnesses:
                 reading.doubt()  # that a witness is not there, its own watch is about to tell
             elif reading.table.twin is None or not commands:  # else what its twin holds may be about to go
-                settled = reading.settle(question, event, now + self.terms.settle)
+                settled = reading.settle(question, event, self._writer.believed_from(now, event.revision))
                 commands += settled.commands
-                if settled.lost_a_witness:
-                    self._lose_heartbeat(now)
+                self._lose_witness(settled.lost, event.revision, now)
         unsought = self._seek(moved=False).difference(question.keys)  # what has moved is sought with what is heard next
         more = commands or unsought or self._deletions(moved=False).keys() - question.deletions
-        return [*commands, *(self._attest() if more else ())]
+        if question.leases:
+            self._believe(now)
+        return [*commands, *(self._attest(now) if more else ())]
 
     def _seek(self, *, moved: bool = True) -> frozenset[bytes]:
         """Where in twins of tables what has vanished may be."""
@@ -454,10 +483,8 @@ class ReaderBrain:
 
     def _believe(self, now: float) -> None:
         """List again the tables of which something is kept that vanished, where there is proof by now."""
-        doubted = (
-            each for each in self._tables.values() if each.doubted and self._writer.last_beat >= each.believed_from
-        )
-        self._start_soon([each for each in doubted if self._proof(each.table, now) is not None], now)
+        doubted = [(each, self._proof(each.table, now)) for each in self._tables.values() if each.doubted]
+        self._start_soon([each for each, proof in doubted if proof and proof.reached >= each.believed_from], now)
 
     def _proof(self, table: Table, now: float) -> Proof | None:
         """Whether it is believed what has gone from `table`; None where it is not."""

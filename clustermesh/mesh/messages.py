@@ -10,7 +10,7 @@ from msgspec import Struct
 from clustermesh.mesh.authority import Limits
 from clustermesh.model import MAX_CLUSTERS, ClusterConfig
 from clustermesh.store.follower import Changed, Interrupted, Listed
-from clustermesh.store.operations import Digest, DigestOf
+from clustermesh.store.operations import Digest, DigestOf, Renewals
 
 SILENCE: Final = 120.0  # seconds; a writer beats every 60 (wire format of the heartbeat key)
 SETTLE: Final = 30.0
@@ -70,11 +70,13 @@ class Heard(Struct, frozen=True):
 
 class Attested(Struct, frozen=True):
     """Those of the keys asked for that are there, at `revision` or later, and when each was `created`, a revision, too.
-    None of them where that cannot be read. At those of the deletions that are `ends`, a lease may have ended."""
+    None of them where that cannot be read. At those of the deletions that are `ends`, a lease may have ended. The
+    `renewals` are those of the leases that were asked for."""
 
     created: Mapping[bytes, int] | None
     revision: int = 0
     ends: Set[int] = frozenset()
+    renewals: Renewals = Renewals()
 
 
 class Audited(Struct, frozen=True):
@@ -119,11 +121,12 @@ class Follow(Struct, frozen=True):
 
 class Attest(Struct, frozen=True):
     """Read since when `keys` are there, and at which of the `deletions`, revisions with one key each, a lease may have
-    ended that is not `living`; Attested is the answer."""
+    ended that is not `living`, and when `leases` were renewed; Attested is the answer."""
 
     keys: tuple[bytes, ...]
     deletions: Mapping[int, bytes] = {}
     living: int = 0
+    leases: Set[int] = frozenset()
 
 
 class Audit(Struct, frozen=True):

@@ -33,8 +33,8 @@ from clustermesh.store.client import EtcdClient
 from clustermesh.store.digest import read_digests
 from clustermesh.store.follow import ALONE, QUIET, Changed, Follower, Interrupted, Listed, Newest, Nothing, Put, follow
 from clustermesh.store.follower import MAX_HELD, HoldLimit
-from clustermesh.store.lease_ends import find_lease_ends
-from clustermesh.store.operations import DigestOf, KeyValue
+from clustermesh.store.lease_ends import find_lease_ends, find_renewals
+from clustermesh.store.operations import DigestOf, KeyValue, Renewals
 from clustermesh.wire import cluster_config, keys
 
 _log = logging.getLogger(__name__)
@@ -329,15 +329,17 @@ class _Following:
 
 
 async def _attest(client: EtcdClient, wanted: messages.Attest) -> AsyncIterator[Event]:
-    ends = frozenset[int]()
+    ends, renewals = frozenset[int](), Renewals()
     try:
         if wanted.deletions:
             ends = await find_lease_ends(client, wanted.deletions, wanted.living)
+        if wanted.leases:
+            renewals = await find_renewals(client, wanted.leases)
         revision, created = await client.created(wanted.keys)
     except ClusterMeshError:
         yield messages.Attested(None)
     else:
-        yield messages.Attested(created, revision, ends)
+        yield messages.Attested(created, revision, ends, renewals)
 
 
 async def _audit(client: EtcdClient, wanted: Sequence[DigestOf]) -> AsyncIterator[Event]:

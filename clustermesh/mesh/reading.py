@@ -41,7 +41,7 @@ class Settled(NamedTuple):
     """What the witnesses have said of what had vanished. What was doubted before has no part in it."""
 
     commands: list[Command]
-    lost_a_witness: bool  # some of it was not there before the witnesses, or not with them
+    lost: bytes  # a witness that was not there before, or with, some of it; empty for none
 
 
 class Reading:
@@ -60,7 +60,7 @@ class Reading:
         self.witnesses = {keys.HEARTBEAT, table.canary or keys.HEARTBEAT}
         self._known = 0  # the last revision heard of, where all that is held was there then
         self._deleted: dict[Any, tuple[int, bytes]] = {}  # what is held and was told to be gone: revision and key
-        self._dying: dict[Any, float] = {}  # may have died with a lease: no beat before that time says that it is gone
+        self._dying: dict[Any, float] = {}  # may have died with a lease: what its writer has to reach, that it is gone
         self._leases = set[int]()  # of what was heard of since the last list began, or is in it
         self._leases_before = {_UNHEARD}  # of what was heard of before, while a list is under way
         self._listing = False
@@ -72,7 +72,7 @@ class Reading:
 
     @property
     def believed_from(self) -> float:
-        """No beat before that says that what is doubted is gone."""
+        """What a proof has to have reached, that something of what is doubted is gone."""
         return next(iter(self._dying.values()), 0.0)
 
     def start(self) -> Follow:
@@ -88,7 +88,7 @@ class Reading:
     def take(self, item: Listed | Changed, proof: Proof | None, believed_from: float) -> list[Command]:
         """What to do about `item`. That something has gone waits for its witnesses where it is not older than the
         `proof` of the writer; where there is none (None) it is doubted. So is what nothing was told of and that may
-        have died with a lease, until a beat at `believed_from`."""
+        have died with a lease, until a proof has reached `believed_from`."""
         commands = list[Command]()
         if isinstance(item, Changed):
             self.forget_list()
@@ -145,11 +145,11 @@ class Reading:
         """What vanished until the revision of `event` is believed where heartbeat and canary, which are there, had been
         created before, or the canary after the heartbeat, by a writer that had all there. MOST_SETTLED at once. What is
         in the twin, for whose key the `question` was, has not vanished; what was deleted at a revision that it was not
-        about waits; what may have died with a lease is doubted, until a beat at `believed_from`."""
+        about waits; what may have died with a lease is doubted, until a proof has reached `believed_from`."""
         created, revision, sought = event.created or {}, event.revision, frozenset(question.keys)
         heartbeat = created[keys.HEARTBEAT]
         canary = 0 if self.table.canary is None else created[self.table.canary]
-        commands, died, lost_a_witness = list[Command](), False, False
+        commands, died, lost = list[Command](), False, b""
         for name, vanished in list(islice(self._waiting(), MOST_SETTLED)):
             if not sought.issuperset(places := self._places(name)):
                 continue  # it is asked for next
@@ -166,11 +166,11 @@ class Reading:
             elif heartbeat <= max(vanished.since, canary) and canary <= vanished.at:
                 self._deleted.pop(name, None)
                 commands.append(Remove(self.table.kind, name, vanished.told))
-            else:
-                lost_a_witness = True
-        if died or lost_a_witness:
+            elif lost != keys.HEARTBEAT:
+                lost = keys.HEARTBEAT if canary <= vanished.at else self.table.canary or b""
+        if died or lost:
             self.doubted, self._known = True, 0
-        return Settled(commands, lost_a_witness)
+        return Settled(commands, lost)
 
     def doubt(self) -> None:
         """What vanished is kept, until there is proof again."""
@@ -266,7 +266,7 @@ class Reading:
         if proof is None or not self._all_leases_live(proof.lease):
             dying |= dict.fromkeys(untold - dying.keys(), believed_from)
         if proof is not None:
-            dying = {name: at for name, at in dying.items() if at > proof.last_beat}
+            dying = {name: at for name, at in dying.items() if at > proof.reached}
             since = max(self._known, proof.settled)
             self.gone = {name: _Vanished(revision, since, *self._deleted.get(name, ())) for name in gone - dying.keys()}
         self._dying, self._leases_before = dying, set()

@@ -134,7 +134,7 @@ class Mirror:
         self.settings, self.client, self.timing, self._folder = settings, client, timing, folder
         own = settings.cluster.name
         self.keeper = LeaseKeeper(client, timing.lease_ttl)
-        self.brief = LeaseKeeper(client, timing.lease_ttl * 2 // 3)
+        self.brief = LeaseKeeper(client, max(timing.lease_ttl // 3, 1))
         self.cache = make_cache(own, client, self.keeper, self.brief)
         self.sink = MirrorSink(own, self._want)
         self.writer = CacheWriter(self.cache, self.sink, time_text, timing.audit)
@@ -186,7 +186,7 @@ class Mirror:
         await self.election.leading.wait()
         await self._adopted.wait()
         self.cache.lead()
-        for keeper in (self.brief, self.keeper):
+        for keeper in (self.keeper, self.brief):  # canaries last: they are to end first
             await keeper.take_over()
         await self._adopt()
         self.writer.lead()

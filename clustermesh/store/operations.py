@@ -50,6 +50,14 @@ class DigestOf(Struct, frozen=True):
     most: int
 
 
+class Renewals(Struct, frozen=True):
+    """How many seconds ago leases that live were renewed, at most; as the leader of `term` has it, with whom each lease
+    began anew."""
+
+    ages: Mapping[int, float] = {}
+    term: int = 0
+
+
 class Put(Struct, frozen=True, gc=False):
     """Write `value` to `key`, attached to `lease` (0: none)."""
 

@@ -2,13 +2,14 @@
 
 What it promises, and readers rely on: a writer that comes back beats first, writes what it has within 25 s, and its
 canaries last; what is overwritten stays on its lease; leases end minutes after their writer (900 s and a heartbeat of
-60), each in its own time.
+60), each in its own time, in any order; no lease is renewed but by the process that holds it, or, with the leader of
+etcd, all at once.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import count
 
 from msgspec.structs import replace
@@ -44,6 +45,8 @@ class SimCluster:
         self._numbers = count(1)
         self._leases: list[int] = []
         self._ending: dict[int, float] = {}  # leases that nobody keeps alive, and when they end at the earliest
+        self.term = 1
+        self._renewed: dict[int, float] = {}
         self.todo: dict[bytes, bytes | None] = {}
         self._returned = self._beaten = 0.0
         self.come_back(0.0)
@@ -79,8 +82,12 @@ class SimCluster:
 
     def die(self, now: float) -> None:
         self.alive, self.todo = False, {}
-        self._ending |= dict.fromkeys(self._leases, now + 300)
+        self._leave(self._leases, now)
         self._leases = []
+
+    def _leave(self, leases: Iterable[int], now: float) -> None:
+        self._ending |= dict.fromkeys(leases, now + 300)
+        self._renewed = dict.fromkeys(leases, now) | self._renewed
 
     def come_back(self, now: float) -> None:
         """A new process: other leases; it beats, writes all it has, takes away the rest, and says that all is there."""
@@ -127,6 +134,17 @@ class SimCluster:
         shuffled = list((lost | self.todo).items())
         self.rng.shuffle(shuffled)
         self.todo = dict(sorted(shuffled, key=lambda each: each[0].startswith(SYNCED)))
+
+    def promote(self, now: float) -> None:
+        """etcd has another leader, for whom each lease begins anew."""
+        self.term += 1
+        self._renewed = dict.fromkeys([*self._renewed, *self._kept()], now)
+        self._ending = {lease: max(earliest, now + 300) for lease, earliest in self._ending.items()}
+
+    def renewals(self, leases: Iterable[int], now: float) -> dict[int, float]:
+        """How long ago those were renewed that are not over."""
+        there = {*self._kept(), *self._ending}
+        return {lease: now - self._renewed.setdefault(lease, now) for lease in leases if lease in there}
 
     def lease_ends(self, deletions: Mapping[int, bytes], living: int) -> frozenset[int]:
         """Those at which a key has gone whose lease is no more."""
@@ -187,6 +205,9 @@ class SimCluster:
             self.finish()
         if self.alive and now >= self._beaten + 60:
             self.beat(now)
+        for lease in self._kept():
+            if now >= self._renewed.setdefault(lease, now) + 100:
+                self._renewed[lease] = now
 
     def _write(self, key: bytes, value: bytes | None) -> None:
         if value is not None or key in self.store:
@@ -231,7 +252,8 @@ class SimCluster:
 class SimMirror(SimCluster):
     """What a mirror copied, and an API server beside it that beats: each of them comes and goes for itself.
 
-    Readers rely on this: the canaries' lease ends before those of the copies, and is not that of the beat.
+    Its canaries have a lease of their own, or, as Cilium's, one of the copies'; never that of the beat. What it puts
+    back after a lease has ended comes in any order, canaries not last.
     """
 
     def __init__(self, rng: random.Random) -> None:
@@ -248,29 +270,32 @@ class SimMirror(SimCluster):
         """The mirror, its API server, or both."""
         mirror, server = self.rng.choice([(True, False), (False, True), (True, True)])
         if mirror and self.alive:
+            self._leave([self._brief], now)
             super().die(now)
-            self._ending[self._brief] = now + 200
         if server and self.beats:
             self.beats = False
-            self._ending[self._beats_on] = now + 300
+            self._leave([self._beats_on], now)
 
     def come_back(self, now: float) -> None:
         if not self.beats:
             self.beats, self._beats_on = True, next(self._numbers)
             self.beat(now)
-        if not self.alive:
-            self._brief = next(self._numbers)
+        begins = not self.alive
         super().come_back(now)
+        if begins:
+            self._brief = self.rng.choice([next(self._numbers), *self._leases])
 
-    def end_lease(self, now: float) -> None:
-        brief = {kv.lease for key, kv in self.store.items() if key.startswith(SYNCED)} & self._ending.keys()
-        others = {lease: at for lease, at in self._ending.items() if lease not in brief}
-        if brief and min(self._ending[lease] for lease in brief) <= now:
-            self._ending = {lease: self._ending[lease] for lease in brief}
-            super().end_lease(now)
-            self._ending |= others
-        elif not brief:
-            super().end_lease(now)
+    def revoke_lease(self, now: float, told: Mapping[bytes, int]) -> None:
+        shared = self._brief in self._leases
+        super().revoke_lease(now, told)
+        if shared and self._brief not in self._leases:
+            self._brief = self._leases[0]
+
+    def _put_back(self, gone: list[bytes]) -> None:
+        super()._put_back(gone)
+        shuffled = list(self.todo.items())
+        self.rng.shuffle(shuffled)
+        self.todo = dict(shuffled)
 
     def empty(self, now: float) -> None:
         super().empty(now)

@@ -17,7 +17,7 @@ from clustermesh.mesh.tables import Table
 from clustermesh.model import ClusterConfig
 from clustermesh.store.follower import Changed, Deleted, Interrupted, Listed
 from clustermesh.store.follower import Put as Written
-from clustermesh.store.operations import DigestOf
+from clustermesh.store.operations import DigestOf, Renewals
 from clustermesh.wire import keys
 
 TABLES = [
@@ -63,7 +63,7 @@ class World:
         match verb:
             case "change" | "work" | "compact":
                 getattr(cluster, verb)()
-            case "beat" | "come_back" | "empty" | "die" | "end_lease":
+            case "beat" | "come_back" | "empty" | "die" | "end_lease" | "promote":
                 getattr(cluster, verb)(self.now)
             case "revoke_lease":
                 cluster.revoke_lease(self.now, self.told)
@@ -114,7 +114,8 @@ class World:
             return
         created = {key: self.cluster.created[key] for key in wanted.keys if key in self.cluster.created}
         ends = self.cluster.lease_ends(wanted.deletions, wanted.living)
-        self.hear(messages.Attested(created, self.cluster.revision, ends))
+        renewals = Renewals(self.cluster.renewals(wanted.leases, self.now), self.cluster.term)
+        self.hear(messages.Attested(created, self.cluster.revision, ends, renewals))
 
     def answer(self) -> None:
         questions, self.auditing = self.auditing, ()
@@ -178,6 +179,8 @@ class World:
         self.act("end_lease")
         for _ in range(8):
             self.tell()
+        if self.rng.random() < 0.5:
+            self.wait(70.0)  # somebody else may beat on
 
     @property
     def all_held(self) -> dict[bytes, bytes]:
@@ -250,7 +253,7 @@ ACTIONS = [
     *("tell",) * 8,
     *("work", "wait", "change", "end_lease") * 3,
     *("die", "come_back", "beat", "cut", "restart") * 2,
-    *("compact", "empty", "wipe", "configure", "revoke", "sleep", "decline"),
+    *("compact", "empty", "wipe", "configure", "revoke", "sleep", "decline", "promote"),
     *("keep_silent", "revoke_lease") * 2,
 ]
 

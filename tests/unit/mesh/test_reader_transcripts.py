@@ -20,7 +20,7 @@ from clustermesh.model import Cluster, ClusterConfig
 from clustermesh.store.faults import Compacted, Oversized, Replaced
 from clustermesh.store.follower import Changed, Deleted, Interrupted, Listed
 from clustermesh.store.follower import Put as Written
-from clustermesh.store.operations import Digest, KeyValue
+from clustermesh.store.operations import Digest, KeyValue, Renewals
 from clustermesh.wire import keys
 
 TRANSCRIPTS = sorted((Path(__file__).parent / "transcripts").glob("*.txt"))
@@ -150,7 +150,11 @@ class Play:
             case "witnesses", [revision, *pairs]:
                 created = dict(pair.split("=") for pair in pairs)
                 ends = frozenset(map(int, created.pop("ends", "").split(",") if "ends" in created else ()))
-                return messages.Attested({_place(key): int(at) for key, at in created.items()}, int(revision), ends)
+                ages = [each.split("@") for each in created.pop("renewed", "").split(",") if each]
+                term = int(created.pop("term", 1))
+                renewals = Renewals({int(lease): float(age) for lease, age in ages}, term)
+                found = {_place(key): int(at) for key, at in created.items()}
+                return messages.Attested(found, int(revision), ends, renewals)
             case "digests", ["unread"]:
                 return messages.Audited(None)
             case "digests", [kind, revision, number, *written]:
@@ -177,8 +181,10 @@ class Play:
                 return messages.Heard(keys.HEARTBEAT, Changed([event], event.kv.mod_revision))
             case "canary", [kind, "gone"]:
                 return messages.Heard(SYNCED, Changed([Deleted(SYNCED + kind.encode())], 9))
-            case "canary", [kind, "written", lease]:
-                return messages.Heard(SYNCED, Changed([_written(SYNCED + kind.encode(), b"", lease)], 9))
+            case "canary", [kind, "written", canary]:
+                lease, _, revision = canary.partition("@")
+                event = _written(SYNCED + kind.encode(), b"", lease, int(revision or 9))
+                return messages.Heard(SYNCED, Changed([event], event.kv.mod_revision))
             case "canary", [kind, canary]:
                 lease, _, revision = canary.partition("@")
                 event = _written(SYNCED + kind.encode(), b"", lease, int(revision or 9))
@@ -186,10 +192,10 @@ class Play:
             case place, [failure] if failure in FAILURES:
                 prefix = keys.HEARTBEAT if place == "heartbeat" else f"{place}/".encode()
                 return messages.Heard(prefix, Interrupted(FAILURES[failure]))
-            case kind, ["listed", *pairs]:
+            case kind, [listed, *pairs] if listed.startswith("listed"):
                 more = pairs[-1:] == ["more"]
                 events = [_event(kind, f"+{pair}") for pair in (pairs[:-1] if more else pairs)]
-                return messages.Heard(f"{kind}/".encode(), Listed(events, 9, more))
+                return messages.Heard(f"{kind}/".encode(), Listed(events, int(listed.partition("@")[2] or 9), more))
             case kind, ["changed", *changes]:
                 events = [_event(kind, change, self._is_new(kind, change)) for change in changes]
                 return messages.Heard(f"{kind}/".encode(), Changed(events, 9))
