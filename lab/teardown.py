@@ -16,7 +16,7 @@ from typing import Final
 from clustermesh.errors import DecodeError
 from lab import bpf_programs, cgroups, own_folder, state
 from lab.plan import INTERNET
-from lab.processes import kill_and_wait, lives, start_time
+from lab.processes import exists, kill_and_wait, start_time
 from lab.state import LabState
 
 _KILL_SECONDS: Final = 10.0
@@ -55,7 +55,7 @@ def left_behind(folder: Path, known: LabState | None, programs: set[int]) -> lis
     """Everything of the lab that still exists, one line each, its kind first."""
     return [
         *_cgroup_leftovers(cgroups.lab_cgroup(folder)),
-        *(f"process {p.pid}" for p in (known.processes.values() if known else ()) if lives(p)),
+        *(f"process {p.pid}" for p in (known.processes.values() if known else ()) if exists(p)),
         *_namespace_leftovers(set(known.namespaces if known else ())),
         *(f"mount {line.split()[4]}" for line in _mounts() if str(folder) in line),
         *(f"bpf program {program}" for program in sorted(programs) if bpf_programs.exists(program)),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import cgroups, teardown
+from lab import cgroups, state, teardown
 from lab.machine import bin_folder
 
 SMALL = ["--clusters", "1", "--nodes", "1", "--pods", "1"]
@@ -116,21 +116,22 @@ def test_a_folder_that_is_no_lab_stays_and_so_does_the_cgroup_of_its_name(tmp_pa
         bystander.rmdir()
 
 
-def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
 def test_a_machine_that_was_killed_is_noticed_and_repaired_by_up(lab_folder: Path) -> None:
     assert run(lab_folder, "lab", "up", *SMALL).returncode == 0
-    pids = cgroups.processes(cgroups.lab_cgroup(lab_folder) / "alpha-1")
-    (first,) = [pid for pid in pids if _parent(pid) not in pids]  # numbers may have begun anew between two of them
-    os.kill(first, signal.SIGKILL)
-    deadline = time.monotonic() + SECONDS
-    while cgroups.processes(cgroups.lab_cgroup(lab_folder) / "alpha-1") and time.monotonic() < deadline:
-        time.sleep(0.05)
+    known, cgroup = state.load(lab_folder), cgroups.lab_cgroup(lab_folder) / "alpha-1"
+    assert known is not None
+    os.kill(known.processes["alpha-1"].pid, signal.SIGKILL)
+    _wait_for_the_end_of_all_in(cgroup)
     assert "incomplete" in run(lab_folder, "lab", "status").stderr
     assert run(lab_folder, "lab", "up", *SMALL).returncode == 0
     assert status(lab_folder)["standing"] is True
+
+
+def _wait_for_the_end_of_all_in(cgroup: Path) -> None:
+    deadline = time.monotonic() + SECONDS
+    while cgroups.processes(cgroup):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_demo_prints_one_object_and_leaves_nothing(lab_folder: Path) -> None:
@@ -165,9 +166,6 @@ def test_a_killed_demo_leaves_no_process_and_the_next_removes_the_rest(lab_folde
     code, _ = killed_after(lab_folder, ["demo", "--json"], "of 6 pods", signal.SIGKILL)
     assert code == -signal.SIGKILL
     cgroup = cgroups.lab_cgroup(lab_folder)
-    deadline = time.monotonic() + SECONDS
-    while cgroups.processes(cgroup) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert cgroups.processes(cgroup) == []
+    _wait_for_the_end_of_all_in(cgroup)
     assert lab_folder.exists()
     assert run(lab_folder, "lab", "down").returncode == 0

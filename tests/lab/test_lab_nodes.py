@@ -15,7 +15,7 @@ from lab_nodes import TestNode, eventually
 
 from clustermesh.errors import Refused
 from lab import cgroups, machine, node_spec
-from lab.processes import lives
+from lab.processes import exists, lives
 
 
 async def test_two_nodes_share_no_namespace_with_each_other_or_the_host(folder: Path) -> None:
@@ -96,7 +96,7 @@ async def test_killing_its_first_process_ends_everything_in_it(folder: Path) -> 
 async def test_it_ends_when_its_folder_is_removed(folder: Path) -> None:
     node = await TestNode(folder, "one").start()
     shutil.rmtree(node.home)
-    await eventually(lambda: not lives(node.process), "the node ends")
+    await eventually(lambda: not exists(node.process), "the node ends")
 
 
 async def test_it_ends_when_its_owner_does(folder: Path) -> None:
@@ -105,7 +105,7 @@ async def test_it_ends_when_its_owner_does(folder: Path) -> None:
     os.close(reading)
     assert lives(node.process)
     os.close(writing)  # what the kernel does for an owner that was killed
-    await eventually(lambda: not lives(node.process), "the node ends")
+    await eventually(lambda: not exists(node.process), "the node ends")
 
 
 async def test_a_killed_service_is_started_again_and_a_removed_one_is_not(folder: Path) -> None:

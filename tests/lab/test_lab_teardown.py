@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 import subprocess
 from pathlib import Path
 
-from lab_nodes import TestNode
+from lab_nodes import TestNode, eventually
 
 from lab import cgroups, machine, state, teardown
 from lab.plan import make_plan
-from lab.processes import Process, identify, lives, start_time
+from lab.processes import Process, exists, identify, lives, start_time
 from lab.state import LabState
 
 
@@ -22,6 +24,27 @@ async def test_down_ends_every_process_also_one_nobody_remembers(folder: Path) -
     assert len(pids) >= 2
     assert teardown.down(folder) == []  # there is no state.json at all
     assert [pid for pid in pids if start_time(pid) is not None] == []
+
+
+async def test_a_machine_that_is_killed_does_not_live_though_its_last_process_is_not_collected(folder: Path) -> None:
+    """Whose parent is outside, as that of what `clustermesh lab exec` runs, and is stopped."""
+    node = await TestNode(folder, "one").start()
+    assert lives(node.process)
+    parent = await asyncio.create_subprocess_exec("nsenter", f"--target={node.process.pid}", "--pid", "sleep", "1000")
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+    try:
+        await eventually(lambda: bool(children.read_text()), "the process is there")
+        (pid,) = map(int, children.read_text().split())
+        parent.send_signal(signal.SIGSTOP)
+        await eventually(lambda: " T " in Path(f"/proc/{parent.pid}/stat").read_text(), "it is stopped")
+        os.kill(node.process.pid, signal.SIGKILL)
+        await eventually(lambda: start_time(pid) is None, "all in it have ended")
+        assert exists(node.process)
+        assert not lives(node.process)
+    finally:
+        parent.send_signal(signal.SIGCONT)
+        await parent.wait()
+    await eventually(lambda: not exists(node.process), "it has ended")
 
 
 async def test_down_twice_and_down_of_nothing_is_fine(folder: Path) -> None:
