@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, Final, TypeVar
 
 from msgspec import Struct
@@ -101,8 +101,11 @@ async def read(context: Context, peers: Collection[str]) -> dict[str, Any]:
         reachable.cancel()
 
 
-async def read_through(client: EtcdClient, cluster: Cluster, endpoint: str, peers: Collection[str]) -> dict[str, Any]:
-    """The overview of `cluster`, whose own etcd, at `endpoint`, `client` leads to. Raises Unavailable, Refused."""
+async def read_through(
+    client: EtcdClient, cluster: Cluster, endpoint: str, peers: Collection[str], left_out: Set[str] = frozenset()
+) -> dict[str, Any]:
+    """The overview of `cluster`, whose own etcd, at `endpoint`, `client` leads to. Nobody expects agents on the nodes
+    that are `left_out`. Raises Unavailable, Refused."""
     etcd = await client.status()
     client.timeout = _LATER_ANSWERS
     nodes = (await client.range(RESOURCES["nodes"].prefix(cluster.name))).kvs
@@ -116,7 +119,7 @@ async def read_through(client: EtcdClient, cluster: Cluster, endpoint: str, peer
     return summarise(
         cluster.name,
         cluster.id,
-        {name.name for kv in nodes if (name := _parsed(keys.parse_node, kv.key))},
+        {name.name for kv in nodes if (name := _parsed(keys.parse_node, kv.key))} - left_out,
         {node: decode_report(kv.value) for kv in reports if (node := _parsed(keys.parse_status, kv.key))},
         peers,
         ControlPlane(

@@ -20,7 +20,7 @@ async def read_context(which: Which) -> dict[str, Any]:
     from clustermesh.joining.status import read_status
 
     async with open_api(which.kubeconfig, which.context, which.namespace) as objects:
-        return await read_status((await read_site(objects, which.context)).member)
+        return await read_status(await read_site(objects, which.context))
 
 
 def print_status(found: dict[str, Any]) -> None:

@@ -149,7 +149,8 @@ async def _uninstall(which: Which, dry_run: bool, authority: bool, cleanup_nodes
     from clustermesh.joining.deployment import check_alone, find_leavings, remove
     from clustermesh.joining.differences import find_changes
     from clustermesh.joining.helm import Helm, look_release
-    from clustermesh.joining.node_cleanup import AGENTS, NAME, find_cleanup, hold
+    from clustermesh.joining.names import AGENTS
+    from clustermesh.joining.node_cleanup import NAME, find_cleanup, hold
     from clustermesh.joining.objects import MANAGED_BY, Secret
 
     check_context(which)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -15,10 +15,14 @@ from clustermesh.mesh.session import State
 from clustermesh.wire.agent_report import AgentReport
 from clustermesh.wire.timestamp import format_time, parse_time
 
+SILENCE: Final = 300.0
+"""Seconds after which an agent of which nothing is heard counts as not connected: one is replaced in less."""
 SELDOM: Final = 60.0
 """Seconds between two writes of a status in which only counts and sentences are others."""
 _MOST: Final = 1000
 """Characters of a message; the API takes 32768."""
+_NAMED: Final = 3
+"""Nodes that a message names."""
 _COUNTED: Final = ("services", "endpoints", "refused")
 
 
@@ -47,13 +51,19 @@ def look(sights: dict[str, Sight], report: AgentReport) -> None:
             setattr(sight, name, max(getattr(sight, name), getattr(row, name)))
 
 
+class Agents(Struct, frozen=True):
+    """How many Nodes have one, and of which nothing has been heard for SILENCE seconds."""
+
+    nodes: int = 0
+    lost: tuple[str, ...] = ()
+
+
 def status_of(
-    declared: Declared, refusal: Refusal | None, sight: Sight | None, nodes: int, now: float
+    declared: Declared, refusal: Refusal | None, sight: Sight | None, agents: Agents, now: float
 ) -> dict[str, Any]:
-    """What the status is to be at `now`, Unix seconds, in a cluster with so many `nodes` that have an agent; a
-    condition that stays has the time that it had."""
+    """What the status is to be at `now`, Unix seconds; a condition that stays has the time that it had."""
     before = {each.type: each for each in _conditions(declared.status)}
-    told = [_refused(refusal, sight), *_reached(declared, refusal, sight, nodes)]
+    told = [_refused(refusal, sight), *_reached(declared, refusal, sight, agents)]
     seen = sight or Sight()
     return {
         "observedGeneration": declared.generation,
@@ -85,28 +95,40 @@ def _refused(refusal: Refusal | None, sight: Sight | None) -> Condition:
     return Condition("Refused", "False", "Accepted", "nothing is refused")
 
 
-def _reached(declared: Declared, refusal: Refusal | None, sight: Sight | None, nodes: int) -> Iterable[Condition]:
+def _reached(declared: Declared, refusal: Refusal | None, sight: Sight | None, agents: Agents) -> Iterable[Condition]:
     kinds = ("Connected", "Synced")
     if declared.paused:
         return [Condition(kind, "False", "Paused", "spec.paused is true") for kind in kinds]
-    if sight is None:
+    if sight is None and (refusal is not None or len(agents.lost) < agents.nodes or not agents.nodes):
         if refusal is not None:
             return [Condition(kind, "False", "Refused", refusal.sentence) for kind in kinds]
         said = "no agent has reported of it yet: the kubelet brings it to the pods within about a minute"
         return [Condition(kind, "Unknown", "NotReported", said) for kind in kinds]
-    numbers = zip(kinds, (sight.connected, sight.synced), strict=True)
-    return [_by_nodes(kind, number, sight, nodes) for kind, number in numbers]
+    seen = sight or Sight()
+    numbers = zip(kinds, (seen.connected, seen.synced), strict=True)
+    return [_by_nodes(kind, number, seen, agents) for kind, number in numbers]
 
 
-def _by_nodes(kind: str, number: int, sight: Sight, nodes: int) -> Condition:
-    """False is only what an agent says: of a node that is silent nobody knows."""
-    said, silent = f"{number} of {nodes} nodes", nodes - sight.nodes
-    waits = f"{silent} of them do not report of it: `clustermesh status` says which" if silent else ""
-    if number < sight.nodes:
-        return Condition(kind, "False", f"Not{kind}", "; ".join(filter(None, (said, sight.error, waits))))
-    if silent:
+def _by_nodes(kind: str, number: int, sight: Sight, agents: Agents) -> Condition:
+    """False is what an agent says, or has long not: of a node that has just gone silent nobody knows."""
+    said, silent = f"{number} of {agents.nodes} nodes", agents.nodes - sight.nodes - len(agents.lost)
+    waits = f"{silent} of them do not report of it: `clustermesh status` says which" if silent > 0 else ""
+    if number < sight.nodes or agents.lost:
+        told = filter(None, (said, sight.error, _lost(agents.lost), waits))
+        return Condition(kind, "False", f"Not{kind}", "; ".join(told))
+    if silent > 0:
         return Condition(kind, "Unknown", "NotReported", f"{said}; {waits}")
     return Condition(kind, "True", f"All{kind}", said)
+
+
+def _lost(nodes: Sequence[str]) -> str:
+    if not nodes:
+        return ""
+    more = f" and {len(nodes) - _NAMED} more" if len(nodes) > _NAMED else ""
+    return (
+        f"no agent has reported on {', '.join(nodes[:_NAMED])}{more} for {SILENCE / 60:g} minutes: see its pod "
+        "(`kubectl get pods -o wide -l k8s-app=clustermesh-agent`), or delete a Node that does not come back"
+    )
 
 
 def _dated(condition: Condition, before: Condition | None, generation: int, now: float) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any, Final, Never, TypeVar
@@ -18,11 +18,12 @@ from typing import Any, Final, Never, TypeVar
 from msgspec import Struct
 
 from clustermesh.apiserver.problems import Say
-from clustermesh.declared.conditions import Sight, is_due, look, status_of
+from clustermesh.declared.conditions import SELDOM, SILENCE, Agents, Sight, is_due, look, status_of
 from clustermesh.declared.peers import GROUP, KIND, PLURAL, VERSION, Declared, peers_of
 from clustermesh.declared.plan import SECRETS, Held, Plan, Refusal, plan
 from clustermesh.errors import ClusterMeshError, DecodeError, Refused
 from clustermesh.joining import names
+from clustermesh.joining.agent_pods import find_agent_pods
 from clustermesh.joining.connect import change_users
 from clustermesh.joining.objects import MANAGED_BY, MANAGER, Objects, Secret
 from clustermesh.kube.access import Access
@@ -79,6 +80,8 @@ class Keeper:
         self._listed, self._changed = asyncio.Event(), asyncio.Event()
         self._unheard, self._failed = "", ""
         self._refused: Mapping[str, Refusal] = {}
+        self._silent = dict[str, float]()  # nodes whose agents do not report, and since when, by the monotonic clock
+        self._pods, self._asked = frozenset[str](), float("-inf")  # nodes that have one, as of then
 
     async def hear(self, client: KubeClient) -> None:
         """Follow them."""
@@ -175,13 +178,13 @@ class Keeper:
     async def _tell(
         self, peers: Mapping[str, Declared], refused: Mapping[str, Refusal], fault: ClusterMeshError | None
     ) -> None:
-        sights, nodes = await self._look() if peers else ({}, 0)
+        sights, agents = await self._look() if peers else ({}, Agents())
         faults = list[ClusterMeshError]()
         for name, declared in peers.items():
             refusal = refused.get(name) or (
                 Refusal("NotWritten", str(fault)) if fault and not declared.paused else None
             )
-            status = status_of(declared, refusal, sights.get(name), nodes, time.time())
+            status = status_of(declared, refusal, sights.get(name), agents, time.time())
             if is_due(declared.status, status, time.monotonic() - self._written.get(name, float("-inf"))):
                 self._written[name] = time.monotonic()
                 try:
@@ -202,22 +205,36 @@ class Keeper:
         with suppress(NotServed):  # deleted meanwhile
             await self._objects.apply(PLURAL, document, names.DECLARED_MANAGER, f"apis/{GROUP}/{VERSION}", "/status")
 
-    async def _look(self) -> tuple[dict[str, Sight], int]:
-        """What agents of Nodes report, and how many Nodes have one: it reports, or has left its record, as each does
-        that begins. Where there never was one (Windows, a virtual node, one that the DaemonSet leaves out) nobody waits
-        for it; and a report may outlive its Node for a while."""
+    async def _look(self) -> tuple[dict[str, Sight], Agents]:
+        """What agents of Nodes report, and which Nodes have one: it reports, or has left its record, as each does that
+        begins, and its pod is there. Where there never was one (Windows, a virtual node), or is none any more (the
+        DaemonSet leaves the Node out by now), nobody waits for it; and a report may outlive its Node for a while."""
         prefix = RESOURCES["nodes"].prefix(self._task.own)
         nodes = {each.name for each in _parsed(keys.parse_node, await self._etcd.keys(prefix))}
         agents = set(_parsed(keys.parse_agent, await self._etcd.keys(keys.AGENTS)))
-        sights = dict[str, Sight]()
+        sights, reporting = dict[str, Sight](), set[str]()
         for number, kv in enumerate((await self._etcd.range(keys.STATUSES)).kvs):
             with suppress(DecodeError):  # `clustermesh status` says so
                 if (node := keys.parse_status(kv.key)) in nodes:
-                    agents.add(node)
+                    reporting.add(node)
                     look(sights, agent_report.decode(kv.value))
             if number % _AT_ONCE == 0:
                 await asyncio.sleep(0)
-        return sights, len(nodes & agents)
+        silent = await self._with_pods((nodes & agents) - reporting)
+        now = time.monotonic()
+        self._silent = {node: self._silent.get(node, now) for node in silent}
+        lost = tuple(sorted(node for node, since in self._silent.items() if now >= since + SILENCE))
+        return sights, Agents(len(reporting) + len(silent), lost)
+
+    async def _with_pods(self, silent: Set[str]) -> Set[str]:
+        """Those of the nodes that there is a pod of the agents for; all where the API does not say, or has no such pods
+        at all. It is asked once a minute at most."""
+        now = time.monotonic()
+        if silent and now >= self._asked + SELDOM:
+            self._asked, self._pods = now, frozenset()
+            with suppress(ClusterMeshError):
+                self._pods = await find_agent_pods(self._objects)
+        return silent & self._pods if self._pods else silent
 
 
 def _parsed(parse: Callable[[bytes], T], found: Iterable[bytes]) -> Iterator[T]:

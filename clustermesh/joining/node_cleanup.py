@@ -20,10 +20,10 @@ from msgspec import Struct, field
 from clustermesh import __version__
 from clustermesh.errors import ClusterMeshError, Refused, Unavailable
 from clustermesh.joining.member import Version
+from clustermesh.joining.names import AGENTS
 from clustermesh.joining.objects import MANAGED_BY, MANAGER, Named, Objects
 from clustermesh.kube.faults import NotServed
 
-AGENTS: Final = "clustermesh-agent"
 NAME: Final = "clustermesh-cleanup"
 _GROUP: Final = "apis/apps/v1"
 _MOUNTED: Final = frozenset(("run", "state", "bpf", "cgroup", "netns", "tun", "wireguard", "tmp"))

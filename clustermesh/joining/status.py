@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from clustermesh.errors import ClusterMeshError
 from clustermesh.joining import names
+from clustermesh.joining.agent_pods import find_left_out
+from clustermesh.joining.connect import Site
 from clustermesh.joining.links import known_peers, unreadable_peers
 from clustermesh.joining.member import Member
 from clustermesh.mesh.session import State
@@ -26,17 +29,20 @@ _PATIENCE: Final = 3.0
 """Seconds for the first answer of an etcd that may be far away."""
 
 
-async def read_status(member: Member) -> dict[str, Any]:
+async def read_status(site: Site) -> dict[str, Any]:
     """Everything that `clustermesh status` prints of it; `ok` tells whether all is well. What fails is in `errors`."""
+    member, left_out = site.member, frozenset[str]()
+    with suppress(ClusterMeshError):  # who may not ask waits for all
+        left_out = await find_left_out(site.objects)
     try:
-        found = await _read_etcd(member)
+        found = await _read_etcd(member, left_out)
     except ClusterMeshError as e:
         reachable = f"its etcd, at {', '.join(_addresses(member)) or 'no address'}, says nothing of the nodes: {e}"
         return summarise(member, None, reachable)
     return summarise(member, found)
 
 
-async def _read_etcd(member: Member) -> dict[str, Any] | None:
+async def _read_etcd(member: Member, left_out: Set[str]) -> dict[str, Any] | None:
     """None where there is nothing to ask: why, the rest of the status says."""
     aliases: Mapping[str, Sequence[str]] = {}
     if member.etcd is not None:
@@ -54,7 +60,7 @@ async def _read_etcd(member: Member) -> dict[str, Any] | None:
         tls = Tls(ca, cert, key) if endpoints[0].startswith("https:") else None
         async with EtcdClient(endpoints, tls, timeout=_PATIENCE, aliases=aliases) as client:
             address, peers = ", ".join(_addresses(member)), known_peers(member.entries)
-            return await read_through(client, member.cluster, address, peers)
+            return await read_through(client, member.cluster, address, peers, left_out)
 
 
 def _addresses(member: Member) -> list[str]:

@@ -226,7 +226,7 @@ class Dump:
         return await self._objects.client.get(path, f"get {path}", params)
 
     async def _status(self) -> bytes:
-        return as_json(await read_status((await read_site(self._objects, self._context)).member))
+        return as_json(await read_status(await read_site(self._objects, self._context)))
 
     async def _peers(self) -> bytes:
         site = await read_site(self._objects, self._context)

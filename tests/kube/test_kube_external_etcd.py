@@ -255,7 +255,7 @@ async def until_well(site: Site) -> None:
     async with asyncio.timeout(PATIENCE):
         while True:
             async with site.cluster.site() as found:
-                status = await read_status(found.member)
+                status = await read_status(found)
             if status["ok"]:
                 break
             await asyncio.sleep(0.2)
@@ -265,7 +265,7 @@ async def until_well(site: Site) -> None:
 
 async def test_what_is_missing_beside_such_an_etcd_is_said(alpha: Site, namespace: str) -> None:
     async with alpha.cluster.site() as site:
-        said = (await read_status(site.member))["errors"]
+        said = (await read_status(site))["errors"]
         assert any("0 of 2 replicas" in each for each in said)
         with pytest.raises(Refused, match="`clustermesh certs secrets`, or use `clustermesh connect`"):
             fingerprint(site.member.server.cert, site.member.trusted)
@@ -280,5 +280,5 @@ async def test_what_is_missing_beside_such_an_etcd_is_said(alpha: Site, namespac
     meta = {"name": "cilium-etcd-secrets", "namespace": namespace}
     alpha.cluster.bed.delete({**secret, "metadata": meta})
     async with alpha.cluster.site() as site:
-        said = (await read_status(site.member))["errors"]
+        said = (await read_status(site))["errors"]
     assert any("no Secret cilium-etcd-secrets with etcd-client-ca.crt" in each for each in said)

@@ -210,7 +210,7 @@ async def test_a_cluster_with_an_etcd_that_is_not_the_charts_reads_others_and_sa
     ]
     assert yaml.safe_load(alpha.data("secrets", "cilium-clustermesh")["beta"])["endpoints"] == endpoints
     async with alpha.site() as site:
-        status = await read_status(site.member)
+        status = await read_status(site)
         assert (await hold_secrets(site)).expected == {}
     assert status["access_information"] == endpoints
     assert not any(each in str(status["errors"]) for each in ("says nothing of the nodes", "Service", "Secret"))
@@ -284,7 +284,7 @@ async def test_from_connect_to_a_reader_that_hears_the_other_cluster(
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         async with beta.site() as site:
-            status = await read_status(site.member)
+            status = await read_status(site)
         assert status["access_information"] == [f"127.0.0.1:{beta.port}"]
         (error,) = status["errors"]  # its etcd was read; there is no controller that would make the pods
         assert "0 of 1 replicas of Deployment clustermesh-apiserver are ready" in error

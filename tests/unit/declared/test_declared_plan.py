@@ -6,18 +6,22 @@ import random
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
 import yaml
 from pki import Authority
 
-from clustermesh.declared.conditions import SELDOM, Sight, is_due, look, status_of
+from clustermesh.declared import keeping
+from clustermesh.declared.conditions import SELDOM, SILENCE, Agents, Sight, is_due, look, status_of
 from clustermesh.declared.keeping import Keeper, Task
 from clustermesh.declared.peers import Declared
 from clustermesh.declared.plan import SECRETS, Held, Plan, Refusal, plan
 from clustermesh.errors import ClusterMeshError, Invalid, Refused
 from clustermesh.joining import names
+from clustermesh.joining.objects import Objects
 from clustermesh.mirror.agent_files import AgentAccess
 from clustermesh.standalone.users_file import with_declared, with_user
 from clustermesh.store.client import EtcdClient, KeyValue, Listing
@@ -270,23 +274,35 @@ def test_a_status_says_what_became_of_it(
     one: Declared, refusal: Refusal | None, seen: Sight | None, expected: list[str]
 ) -> None:
     nodes = 0 if seen is None else seen.nodes
-    found = conditions(status_of(one, refusal, seen, nodes, 0.0))
+    found = conditions(status_of(one, refusal, seen, Agents(nodes), 0.0))
     assert [" ".join(found[kind]) for kind in ("Refused", "Connected", "Synced")] == expected
 
 
 @pytest.mark.parametrize(
-    ("seen", "nodes", "expected", "says"),
+    ("seen", "nodes", "lost", "expected", "says"),
     [
-        (sight("fresh", "fresh"), 2, "True AllConnected", "2 of 2 nodes"),
-        (sight("fresh", "fresh"), 3, "Unknown NotReported", "2 of 3 nodes; 1 of them do not report of it"),
-        (sight("fresh", "stale", error="refused"), 3, "False NotConnected", "1 of 3 nodes; refused; 1 of them do not"),
-        (sight("fresh", "stale"), 2, "False NotConnected", "1 of 2 nodes"),
+        (sight("fresh", "fresh"), 2, "", "True AllConnected", "2 of 2 nodes"),
+        (sight("fresh", "fresh"), 3, "", "Unknown NotReported", "2 of 3 nodes; 1 of them do not report of it"),
+        (
+            sight("fresh", "stale", error="refused"),
+            3,
+            "",
+            "False NotConnected",
+            "1 of 3 nodes; refused; 1 of them do not",
+        ),
+        (sight("fresh", "stale"), 2, "", "False NotConnected", "1 of 2 nodes"),
+        (sight("fresh"), 2, "w2", "False NotConnected", "1 of 2 nodes; no agent has reported on w2 for 5 minutes: see"),
+        (sight("fresh"), 3, "w2", "False NotConnected", "1 of 3 nodes; no agent has reported on w2 for 5 minutes: see"),
+        (sight("fresh"), 6, "a b c d e", "False NotConnected", "1 of 6 nodes; no agent has reported on a, b, c and 2"),
+        (None, 2, "w1 w2", "False NotConnected", "0 of 2 nodes; no agent has reported on w1, w2 for"),
+        (None, 2, "w2", "Unknown NotReported", "no agent has reported of it yet"),
+        (None, 0, "", "Unknown NotReported", "no agent has reported of it yet"),
     ],
 )
-def test_of_a_node_that_is_silent_nobody_knows_and_false_is_what_an_agent_says(
-    seen: Sight, nodes: int, expected: str, says: str
+def test_of_a_node_that_is_silent_nobody_knows_and_false_is_what_an_agent_says_or_has_long_not(
+    seen: Sight | None, nodes: int, lost: str, expected: str, says: str
 ) -> None:
-    status = status_of(declared("beta"), None, seen, nodes, 0.0)
+    status = status_of(declared("beta"), None, seen, Agents(nodes, tuple(lost.split())), 0.0)
     assert " ".join(conditions(status)["Connected"]) == expected
     (message,) = [each["message"] for each in status["conditions"] if each["type"] == "Connected"]
     assert message.startswith(says)
@@ -324,26 +340,64 @@ async def test_agents_are_counted_by_the_names_of_nodes(
     held |= {f"{keys.AGENTS.decode()}{name}": b"" for name in agents.split()}
     held |= {f"{keys.STATUSES.decode()}{name}": REPORT for name in reports.split()}
     nobody = cast(Any, None)
-    keeper = Keeper(Task(nobody, "kube-system", OWN), nobody, cast(EtcdClient, FakeEtcd(**held)), print)
+    keeper = Keeper(Task(nobody, "kube-system", OWN), FakePods(), cast(EtcdClient, FakeEtcd(**held)), print)
     sights, found = await keeper._look()
-    assert (sights["beta"].nodes if sights else 0, found) == expected
+    assert (sights["beta"].nodes if sights else 0, found) == (expected[0], Agents(expected[1]))
+
+
+class FakePods(Objects):
+    """Those of the agents, on these nodes; None where the API refuses to tell."""
+
+    def __init__(self, nodes: str | None = "") -> None:
+        self.namespace, self.nodes, self.asked = "kube-system", nodes, 0
+
+    async def list(self, _path: str, kind: type[Any], selector: str = "") -> list[Any]:
+        assert selector == "k8s-app=clustermesh-agent"
+        self.asked += 1
+        if self.nodes is None:
+            raise Refused("no pods for you")
+        return [msgspec.convert({"spec": {"nodeName": node}}, kind) for node in self.nodes.split()]
+
+
+@pytest.mark.parametrize(
+    ("pods", "expected"),
+    [("w1 w2", 2), ("w1", 1), ("w1 w3", 1), ("", 2), (None, 2)],
+)
+async def test_a_node_whose_agent_is_silent_is_waited_for_while_its_pod_is_there_and_lost_in_the_end(
+    pods: str | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = {f"cilium/state/nodes/v1/{OWN}/{name}": b"" for name in ("w1", "w2")}
+    held |= {f"{keys.AGENTS.decode()}{name}": b"" for name in ("w1", "w2")}
+    held |= {f"{keys.STATUSES.decode()}w1": REPORT}
+    clock = [1000.0]
+    monkeypatch.setattr(keeping, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    objects = FakePods(pods)
+    keeper = Keeper(Task(cast(Any, None), "kube-system", OWN), objects, cast(EtcdClient, FakeEtcd(**held)), print)
+    for later in (0.0, SELDOM / 2, SILENCE - 1):
+        clock[0] = 1000.0 + later
+        assert (await keeper._look())[1] == Agents(expected)
+    assert objects.asked == 2
+    clock[0] = 1000.0 + SILENCE
+    assert (await keeper._look())[1] == Agents(expected, ("w2",) * (expected == 2))
+    keeper._etcd = cast(EtcdClient, FakeEtcd(**held, **{f"{keys.STATUSES.decode()}w2": REPORT}))
+    assert (await keeper._look())[1] == Agents(2)
 
 
 def test_a_condition_that_stays_keeps_its_time_and_counts_alone_are_written_seldom() -> None:
-    first = status_of(declared("beta"), None, sight("fresh"), 1, 1000.0)
+    first = status_of(declared("beta"), None, sight("fresh"), Agents(1), 1000.0)
     assert is_due({}, first, 0.0)
-    same = status_of(Declared("beta", 1, {}, first), None, sight("fresh"), 1, 2000.0)
+    same = status_of(Declared("beta", 1, {}, first), None, sight("fresh"), Agents(1), 2000.0)
     assert same == first
     assert not is_due(first, same, 1e9)
-    more = status_of(Declared("beta", 1, {}, first), None, sight("fresh", services=5), 1, 3000.0)
+    more = status_of(Declared("beta", 1, {}, first), None, sight("fresh", services=5), Agents(1), 3000.0)
     assert more["conditions"] == first["conditions"]
     assert (is_due(first, more, SELDOM - 1), is_due(first, more, SELDOM)) == (False, True)
-    gone = status_of(Declared("beta", 1, {}, first), None, sight("stale", error="refused"), 1, 4000.0)
+    gone = status_of(Declared("beta", 1, {}, first), None, sight("stale", error="refused"), Agents(1), 4000.0)
     times = {each["type"]: each["lastTransitionTime"] for each in gone["conditions"]}
     assert times["Refused"] == "1970-01-01T00:16:40Z"
     assert times["Connected"] == times["Synced"] == "1970-01-01T01:06:40Z"
     assert is_due(first, gone, 0.0)
-    assert is_due(first, status_of(Declared("beta", 2, {}, first), None, sight("fresh"), 1, 0.0), 0.0)
+    assert is_due(first, status_of(Declared("beta", 2, {}, first), None, sight("fresh"), Agents(1), 0.0), 0.0)
 
 
 @pytest.mark.parametrize(
@@ -355,6 +409,8 @@ def test_a_condition_that_stays_keeps_its_time_and_counts_alone_are_written_seld
     ],
 )
 def test_a_status_that_somebody_else_wrote_is_written_anew(garbage: dict[str, Any]) -> None:
-    found = status_of(Declared("beta", 1, {}, garbage), None, None, 1, datetime(2026, 1, 1, tzinfo=UTC).timestamp())
+    found = status_of(
+        Declared("beta", 1, {}, garbage), None, None, Agents(1), datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+    )
     assert {each["lastTransitionTime"] for each in found["conditions"]} == {"2026-01-01T00:00:00Z"}
     assert is_due(garbage, found, 0.0)
