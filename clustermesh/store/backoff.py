@@ -13,6 +13,7 @@ FIRST: Final = 0.05
 LAST: Final = 30.0
 SHORT: Final = 1.0
 SPREAD: Final = 1.0
+SOON: Final = 2.0
 STEADY: Final = 5.0
 
 
@@ -39,17 +40,18 @@ class Backoff:
 class Reconnect:
     """When those who share one connection try it again: all at the same time, anything up to `SPREAD` seconds after it
     went well, and later and later while it does not. It went well where it lasted longer than the wait before it, or
-    `STEADY` seconds: who answers, and then does harm each time, is asked more and more seldom."""
+    `STEADY` seconds: who answers, and then does harm each time, is asked more and more seldom. Where `nobody` listens,
+    as while etcd moves to another node, that costs nobody there anything, and it is tried again within `SOON`."""
 
     def __init__(self, rng: random.Random | None = None) -> None:
         self._rng = rng or random.Random()
         self._delay = 0.0
         self._at = 0.0
 
-    def wait(self, now: float, lasted: float) -> float:
+    def wait(self, now: float, lasted: float, *, nobody: bool = False) -> float:
         """Seconds to wait from `now` on for one of them, for whom it `lasted` so many before it failed, or 0."""
         if now >= self._at:
             went_well = lasted > min(self._delay, STEADY)
-            self._delay = SPREAD if went_well else min(max(self._delay * 2, SPREAD), LAST)
+            self._delay = SPREAD if went_well else min(max(self._delay * 2, SPREAD), SOON if nobody else LAST)
             self._at = now + self._delay * self._rng.uniform(0.0 if went_well else 0.5, 1.0)
         return self._at - now

@@ -21,6 +21,10 @@ class ClusterIdChanged(Replaced):
     """An answer came from another etcd cluster than the one this client had been talking to."""
 
 
+class NobodyListens(Unavailable):
+    """The connection was refused where etcd should be: nobody there has any work of it."""
+
+
 class LeaseLost(Unavailable):
     """The lease named in a write has expired or was revoked: get another one and write again."""
 

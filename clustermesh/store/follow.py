@@ -20,6 +20,7 @@ from typing import Final
 from clustermesh.errors import ClusterMeshError, Refused, Unavailable
 from clustermesh.store.backoff import STEADY, Backoff, Reconnect
 from clustermesh.store.client import EtcdClient
+from clustermesh.store.faults import NobodyListens
 from clustermesh.store.follower import (
     Changed,
     Deleted,
@@ -95,7 +96,7 @@ async def follow(
         yield brain.interrupted(error)
         lasted = 0.0 if began is None else clock() - began
         if reconnect is not None and isinstance(error, Unavailable):
-            await asyncio.sleep(reconnect.wait(clock(), lasted))
+            await asyncio.sleep(reconnect.wait(clock(), lasted, nobody=isinstance(error, NobodyListens)))
         elif isinstance(error, Refused):
             await asyncio.sleep(backoff.next(lasted if lasted > STEADY else 0.0, _REFUSED_WAIT))
         else:

@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from clustermesh.errors import ClusterMeshError, Refused, Unavailable
 from clustermesh.store.endpoint import Endpoint
+from clustermesh.store.faults import NobodyListens
 
 _RECORD: Final = 1 << 14  # as much as one has
 _ABOUT_US: Final = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED", "DECRYPT_ERROR")  # alerts (RFC 8446, 6.2)
@@ -65,6 +66,8 @@ def explain(endpoint: Endpoint, error: Exception) -> ClusterMeshError:
         if "ALERT" in reason and any(each in reason for each in _ABOUT_US):
             return Refused(f"etcd at {endpoint} does not accept our certificate: {_reason(error)}")
         return Unavailable(f"etcd at {endpoint}: TLS failed: {_reason(error)}")
+    if isinstance(error, ConnectionRefusedError):
+        return NobodyListens(f"etcd at {endpoint}: {error.strerror or error}")
     if isinstance(error, OSError):
         return Unavailable(f"etcd at {endpoint}: {error.strerror or error}")
     return Unavailable(f"etcd at {endpoint}: {error}")

@@ -5,7 +5,7 @@ from bisect import bisect_left
 
 import pytest
 
-from clustermesh.store.backoff import FIRST, LAST, SHORT, SPREAD, STEADY, Backoff, Reconnect
+from clustermesh.store.backoff import FIRST, LAST, SHORT, SOON, SPREAD, STEADY, Backoff, Reconnect
 
 
 class NoJitter(random.Random):
@@ -54,7 +54,7 @@ def busiest(moments: list[float], window: float = 0.1) -> int:
     return max(bisect_left(ordered, at + window) - number for number, at in enumerate(ordered))
 
 
-def come_back(outage: float, seed: int) -> tuple[list[float], list[float]]:
+def come_back(outage: float, seed: int, nobody: bool) -> tuple[list[float], list[float]]:
     """READERS that lose their etcd at 0, which answers after `outage` seconds: when each tried, and was back."""
     rng = random.Random(seed)
     tries, back = list[float](), list[float]()
@@ -62,18 +62,19 @@ def come_back(outage: float, seed: int) -> tuple[list[float], list[float]]:
         now = reconnect.wait(0.0, lasted=60.0)
         while now < outage:
             tries.append(now)
-            now += reconnect.wait(now, lasted=0.0)
+            now += reconnect.wait(now, lasted=0.0, nobody=nobody)
         back.append(now)
     return tries, back
 
 
+@pytest.mark.parametrize("nobody", [False, True])
 @pytest.mark.parametrize("outage", [0.0, 0.5, 3.0, 30.0, 600.0])
-def test_many_that_lose_one_etcd_come_back_one_after_the_other(outage: float) -> None:
+def test_many_that_lose_one_etcd_come_back_one_after_the_other(outage: float, nobody: bool) -> None:
     for seed in range(5):
-        tries, back = come_back(outage, seed)
+        tries, back = come_back(outage, seed, nobody)
         assert busiest(back) <= READERS // 5
         assert busiest(tries or [0.0]) <= READERS // 5
-        assert max(back) <= outage + min(2 * outage + 2 * SPREAD, LAST)
+        assert max(back) <= outage + min(2 * outage + 2 * SPREAD, SOON if nobody else LAST)
 
 
 def test_who_share_a_connection_try_it_at_the_same_time() -> None:
