@@ -15,7 +15,7 @@ from clustermesh.errors import Invalid
 if TYPE_CHECKING:
     from clustermesh.joining.deployment import Leavings, Plan
     from clustermesh.joining.differences import Change
-    from clustermesh.joining.helm_program import Program
+    from clustermesh.joining.helm_program import Duty, Program
     from clustermesh.joining.objects import Objects
 
 _COLOURS = {"+": "green", "-": "red", "~": "yellow"}
@@ -117,9 +117,11 @@ async def deploy(
     for `dry_run`. Raises as `plan`."""
     from clustermesh.joining.deployment import define, plan
     from clustermesh.joining.helm import Helm, find_chart
+    from clustermesh.joining.helm_program import Duty
     from clustermesh.joining.node_cleanup import NAME, discard
 
-    helm = Helm(await _find_helm(), which.kubeconfig, which.context, which.namespace, chart or find_chart())
+    program = await _find_helm(Duty.DEPLOY)
+    helm = Helm(program, which.kubeconfig, which.context, which.namespace, chart or find_chart())
     found = await plan(objects, helm, flags, name=release, fresh=fresh)
     _show([*found.defined, *found.changes])
     if not dry_run:
@@ -131,11 +133,11 @@ async def deploy(
     return found
 
 
-async def _find_helm() -> Program:
+async def _find_helm(duty: Duty) -> Program:
     """It is said where another comes first, and is none."""
     from clustermesh.joining.helm_program import find_program
 
-    program = await find_program()
+    program = await find_program(duty)
     if program.path and program.passed:
         warning = click.style("warning:", fg="yellow", bold=True)
         told = f"{'; '.join(program.passed)}: {program.path} is called, which is {program.version}"
@@ -149,6 +151,7 @@ async def _uninstall(which: Which, dry_run: bool, authority: bool, cleanup_nodes
     from clustermesh.joining.deployment import check_alone, find_leavings, remove
     from clustermesh.joining.differences import find_changes
     from clustermesh.joining.helm import Helm, look_release
+    from clustermesh.joining.helm_program import Duty
     from clustermesh.joining.names import AGENTS
     from clustermesh.joining.node_cleanup import NAME, find_cleanup, hold
     from clustermesh.joining.objects import MANAGED_BY, Secret
@@ -165,7 +168,8 @@ async def _uninstall(which: Which, dry_run: bool, authority: bool, cleanup_nodes
         if release is not None:
             _show(await find_changes(objects, release.last.manifest, ""))
             if not dry_run:
-                helm = Helm(await _find_helm(), which.kubeconfig, which.context, which.namespace, "")
+                program = await _find_helm(Duty.UNINSTALL)
+                helm = Helm(program, which.kubeconfig, which.context, which.namespace, "")
                 await helm.uninstall(release.last.name)
         left = await find_leavings(objects)
         going = [*left.made, *([("secrets", names.AUTHORITY)] if left.authority and authority else [])]

@@ -36,7 +36,7 @@ def command(ctx: click.Context, which: Which, client: bool, output: str) -> None
     from clustermesh.joining.helm_program import find_program
 
     ours = installed("clustermesh")
-    helm = asyncio.run(find_program(_PATIENCE))
+    helm = asyncio.run(find_program(patience=_PATIENCE))
     servers = list[_Server]()
     skewed = list[str]()
     if not client and not is_folder(which.context):

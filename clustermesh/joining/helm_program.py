@@ -9,6 +9,7 @@ import shutil
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from enum import Enum
 from pathlib import Path
 from typing import Final
 
@@ -26,11 +27,8 @@ def places(module: Path) -> tuple[Path, ...]:
 
 
 PLACES: Final = places(Path(__file__))
-_FROM: Final = (3, 14)
-"""What knows --reset-then-reuse-values."""
 _BEFORE: Final = (4, 0)
 """It applies by the server and shows objects without its own labels: where nothing changes we would see changes."""
-_NEEDED: Final = "Helm 3.14 or newer (not 4)"
 _VERSION: Final = re.compile(rb"\bv(\d+)\.(\d+)(?:\.\d+)?")
 _PATIENCE: Final = 600.0
 _PATIENCE_VERSION: Final = 30.0
@@ -39,33 +37,52 @@ _FAREWELL: Final = 30.0
 _WORDS: Final = 2000
 
 
+class Duty(Enum):
+    """What a Helm is needed for."""
+
+    DEPLOY = "deploy"
+    UNINSTALL = "uninstall"
+
+    @property
+    def since(self) -> tuple[int, int]:
+        """The first that can: 3.14 brought --reset-then-reuse-values, and any 3 keeps releases as ours are."""
+        return (3, 14) if self is Duty.DEPLOY else (3, 0)
+
+    @property
+    def needed(self) -> str:
+        major, minor = self.since
+        return f"Helm {major}.{minor} or newer (not 4)" if minor else f"Helm {major}"
+
+
 class Program(Struct, frozen=True):
-    """A Helm, or none where `path` is empty; `passed` says of each that comes before why it is not the one."""
+    """A Helm, or none where `path` is empty, for `duty`; `passed` says of each that comes before why it is not the
+    one."""
 
     path: str = ""
     version: str = ""
     passed: tuple[str, ...] = ()
+    duty: Duty = Duty.DEPLOY
 
     @property
     def missing(self) -> str:
         """Why there is none, and what to do."""
         looked = "; ".join(self.passed) or "there is none in PATH, and none came with this program"
         return (
-            f"no Helm to render the chart with: {looked}. Put {_NEEDED} into PATH (https://helm.sh), or "
+            f"no Helm to render the chart with: {looked}. Put {self.duty.needed} into PATH (https://helm.sh), or "
             "install the wheel of this platform, which has one"
         )
 
 
-async def find_program(patience: float | None = None) -> Program:
-    """The first that is one: in PATH, then where this program has its own. Each has `patience` seconds to say what it
-    is, 30 where it is to be called."""
+async def find_program(duty: Duty = Duty.DEPLOY, patience: float | None = None) -> Program:
+    """The first that is one for `duty`: in PATH, then where this program has its own. Each has `patience` seconds to
+    say what it is, 30 where it is to be called."""
     passed = list[str]()
     for path in _places():
         try:
-            return Program(path, await _read_version(path, patience or _PATIENCE_VERSION), tuple(passed))
+            return Program(path, await _read_version(path, duty, patience or _PATIENCE_VERSION), tuple(passed), duty)
         except ClusterMeshError as e:
             passed.append(f"{path} is not used: {sentence(e)}")
-    return Program(passed=tuple(passed))
+    return Program(passed=tuple(passed), duty=duty)
 
 
 def _places() -> Iterator[str]:
@@ -75,14 +92,14 @@ def _places() -> Iterator[str]:
     yield from (str(each) for each in PLACES if each.exists())
 
 
-async def _read_version(program: str, patience: float) -> str:
+async def _read_version(program: str, duty: Duty, patience: float) -> str:
     said = await run([program, "version", "--short"], {}, patience, asked=True)
     found = _VERSION.search(said)
     if found is None:
         raise Refused(f"must print its version, and prints {said[:80]!r}")
     version = found[0].decode().removeprefix("v")
-    if not _FROM <= (int(found[1]), int(found[2])) < _BEFORE:
-        raise Refused(f"{_NEEDED} is needed, and it is {version}")
+    if not duty.since <= (int(found[1]), int(found[2])) < _BEFORE:
+        raise Refused(f"{duty.needed} is needed, and it is {version}")
     return version
 
 

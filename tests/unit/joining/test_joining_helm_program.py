@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from clustermesh.cli import main
 from clustermesh.joining import helm_program
-from clustermesh.joining.helm_program import find_program
+from clustermesh.joining.helm_program import Duty, find_program
 
 NEW, OLD = "#!/bin/sh\necho v3.19.5+g1\n", "#!/bin/sh\necho v3.13.3\n"
 ELDEST = "#!/bin/sh\necho Client: v2.17.0\necho Error: could not find tiller >&2\nexit 1\n"
@@ -93,6 +93,22 @@ def test_any_that_is_new_enough_is_the_users_choice(places: dict[str, Path], say
     assert (found.path, found.version) == (str(places["own"]), version)
 
 
+@pytest.mark.parametrize(
+    ("says", "used", "needed"),
+    [
+        ("v3.0.0", "own", ""),
+        ("v3.13.3", "own", ""),
+        ("v2.17.0", "carried", "Helm 3 is needed"),
+        ("v4.0.1", "carried", "Helm 3 is needed"),
+    ],
+)
+def test_any_helm_3_uninstalls(places: dict[str, Path], says: str, used: str, needed: str) -> None:
+    write(places["own"], f"#!/bin/sh\necho {says}\n")
+    write(places["carried"], NEW)
+    found = asyncio.run(find_program(Duty.UNINSTALL))
+    assert (found.path, needed in "".join(found.passed)) == (str(places[used]), True)
+
+
 def test_one_that_nobody_may_start_is_named_where_it_is_the_only_one(places: dict[str, Path]) -> None:
     write(places["carried"], NEW, 0o644)
     found = asyncio.run(find_program())
@@ -106,6 +122,7 @@ def test_one_that_nobody_may_start_is_named_where_it_is_the_only_one(places: dic
 def test_where_there_is_none_at_all_it_is_said_what_to_do(places: dict[str, Path]) -> None:
     said = asyncio.run(find_program()).missing
     assert "there is none in PATH, and none came with this program. Put Helm 3.14 or newer" in said
+    assert "Put Helm 3 into PATH" in asyncio.run(find_program(Duty.UNINSTALL)).missing
 
 
 @pytest.mark.parametrize("hanging", [HANGING, STUBBORN])
