@@ -64,12 +64,15 @@ class Cluster:
             ground.ip("route", "replace", cidr, "via", str(node.address))  # goes with the bridge
 
     def grow(self, *numbers: int) -> None:
-        """By nodes of these numbers, which it never had, until they run all that the chart has for them."""
+        """By nodes of these numbers, which it never had, in the calling thread; `until_grown` is due."""
         new = [self._make_node(number) for number in numbers]
         self.nodes += new
         for node in new:
             self._start_node(node)
             (node.folder / "go").touch()
+
+    def until_grown(self) -> None:
+        """Its nodes run all that the chart has for them."""
         self.until_up()
         self.until_installed()
 

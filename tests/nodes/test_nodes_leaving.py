@@ -1,4 +1,5 @@
-"""A node comes and goes while both clusters are called: alpha has two for a while, of which one dies."""
+"""Nodes come and go while both clusters are called: each has two for a while, of which alpha's second is drained, and
+in the end it dies."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import pytest
-from mesh_web import Both
+from mesh_web import Both, rolled_out
 
 from lab.kubernetes.cluster import MESH, Cluster, at_once, clustermesh
 from lab.kubernetes.demo import scale, until_connected
@@ -19,6 +20,7 @@ from lab.kubernetes.workloads import Load
 from lab.records import between
 
 _ENOUGH = 200  # requests in a row
+_API_SERVER = "deployment/clustermesh-apiserver"
 _TABLES = (["encrypt", "status"], ["ipcache", "list"], ["service", "list"])
 
 
@@ -45,16 +47,23 @@ class Leaver:
 
 @pytest.fixture(scope="module")
 def grown(shared: Both) -> Iterator[Both]:
-    """Alpha has two nodes and a backend on each, of which all agents know."""
-    alpha, _ = shared
-    alpha.grow(2)
-    scale(alpha, "mesh", 2)
-    assert {node for node, _ in _backends(alpha)} == {node.name for node in alpha.nodes}
-    wanted = {address for cluster in shared for _, address in _backends(cluster)}
+    """Each has two nodes and a backend on each, of which all agents know."""
     for cluster in shared:
-        cluster.until(partial(_all_call, cluster, wanted), "backends known")
+        cluster.grow(2)
+    at_once(Cluster.until_grown, shared)
+    at_once(lambda cluster: scale(cluster, "mesh", 2), shared)
+    _until_spread(shared)
     yield shared
-    scale(alpha, "mesh", 1)
+    at_once(lambda cluster: scale(cluster, "mesh", 1), shared)
+    clustermesh("connect", "--context=alpha", "--destination-context=beta")  # through beta's second node, too
+
+
+def _until_spread(both: Both) -> None:
+    for cluster in both:
+        assert {node for node, _ in _backends(cluster)} == {node.name for node in cluster.nodes}
+    wanted = {address for cluster in both for _, address in _backends(cluster)}
+    for cluster in both:
+        cluster.until(partial(_all_call, cluster, wanted), "backends known")
 
 
 def _backends(cluster: Cluster) -> list[tuple[str, str]]:
@@ -105,11 +114,40 @@ def test_a_node_that_joined_is_called_in_both_clusters(grown: Both) -> None:
         assert load.traffic.at.keys() == {*each}
 
 
+@pytest.mark.parametrize("with_api_server", [False, True])
+def test_no_request_fails_while_a_node_is_drained(grown: Both, with_api_server: bool) -> None:
+    alpha, _ = grown
+    first, second = (node.name for node in alpha.nodes)
+    if with_api_server:
+        alpha.kubectl("cordon", first)
+        alpha.kubectl("rollout", "restart", _API_SERVER, "--namespace=kube-system")
+        rolled_out(alpha, _API_SERVER)
+        alpha.kubectl("uncordon", first)
+        at_once(_until_whole, grown)
+    assert _runs_api_server(alpha) == {second if with_api_server else first}
+    with _called(grown) as loads:
+        alpha.kubectl("drain", second, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=90s")
+        at_once(_until_whole, grown)
+        assert _runs_api_server(alpha) == {node for node, _ in _backends(alpha)} == {first}
+    for load in loads:
+        assert load.traffic.failed == 0, load.traffic
+        assert load.traffic.answers.keys() == {"alpha", "beta"}
+    alpha.kubectl("uncordon", second)
+    scale(alpha, "mesh", 1)
+    scale(alpha, "mesh", 2)
+    _until_spread(grown)
+
+
+def _runs_api_server(cluster: Cluster) -> set[str]:
+    """The nodes that do."""
+    return {pod["spec"]["nodeName"] for pod in cluster.pods("kube-system", "k8s-app=clustermesh-apiserver")}
+
+
 def test_a_node_that_dies_costs_requests_to_its_own_backends_until_it_is_missed_and_none_later(grown: Both) -> None:
     alpha, beta = grown
     leaver = Leaver(alpha, alpha.nodes[-1])
     others = [address for cluster in grown for node, address in _backends(cluster) if node != leaver.name]
-    assert len(others) == 2
+    assert len(others) == 3
     direct = Load(beta, "mesh", ",".join(others), rate=50.0)
     with _called(grown) as loads, direct.running():
         begun = time.monotonic()
@@ -126,7 +164,7 @@ def test_a_node_that_dies_costs_requests_to_its_own_backends_until_it_is_missed_
         assert all(begun < each.at + each.took and each.at < well for each in failed), load.traffic
         assert {each.cluster for each in load.records if each.at > well} == {"alpha", "beta"}
         meanwhile = between(load.records, begun, missed)
-        assert 0 < len([each for each in meanwhile if each.error]) < len(meanwhile) / 2  # of three backends one is dead
+        assert 0 < len([each for each in meanwhile if each.error]) < len(meanwhile) / 2  # of four backends one is dead
     _until_forgotten(grown, leaver)
 
 

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
-from mesh_web import Both, until_answered_by
+from mesh_web import Both, rolled_out, until_answered_by
 
-from lab.kubernetes import ground
 from lab.kubernetes.cluster import at_once, clustermesh
 from lab.kubernetes.demo import annotate, scale, until_connected
 from lab.kubernetes.workloads import Load, call
@@ -26,13 +20,14 @@ def test_a_pod_is_answered_by_both_clusters_once_the_service_is_global(shared: B
 
 def test_no_request_fails_while_the_pods_of_a_cluster_go_and_come_back(shared: Both) -> None:
     alpha, _ = shared
-    load = Load(alpha, "mesh")
-    with load.running():
+    loads = [Load(cluster, "mesh", rate=50.0) for cluster in shared]
+    with loads[0].running(), loads[1].running():
         scale(alpha, "mesh", 0)
         until_answered_by(alpha, "beta")
         scale(alpha, "mesh", 1)
         until_answered_by(alpha, "alpha", "beta")
-    assert load.traffic.failed == 0, load.traffic
+    for load in loads:
+        assert load.traffic.failed == 0, load.traffic
 
 
 def test_affinity_and_sharing_follow_the_annotations(shared: Both) -> None:
@@ -66,22 +61,11 @@ def test_what_is_disconnected_serves_itself_and_by_invitation_it_is_back(shared:
         until_answered_by(alpha, "alpha")
         until_answered_by(beta, "beta")
     assert load.traffic.failed == 0, load.traffic
-    with _inviting("alpha") as address:
-        token = clustermesh("invite", "create", "--context=alpha", "--address", address, "--to=beta").strip()
-        clustermesh("join", "--context=beta", token)
+    invitations = "--set=clustermesh.invitations.enabled=true"
+    assert "Deployment clustermesh-invitations" in clustermesh("upgrade", "--context=beta", invitations)
+    rolled_out(beta, "deployment/clustermesh-invitations")
+    token = clustermesh("invite", "create", "--context=beta", "--to=alpha").strip()
+    clustermesh("join", f"--kubeconfig={alpha.plane.kubeconfig}", "--context=alpha", token)  # which does not know beta
     at_once(until_connected, shared)
     for cluster in shared:
         until_answered_by(cluster, "alpha", "beta")
-
-
-@contextmanager
-def _inviting(name: str) -> Iterator[str]:
-    """Where newcomers are answered."""
-    address = f"{ground.NETWORK[1]}:9443"
-    argv = [str(Path(sys.executable).with_name("clustermesh")), "invite", "serve", "--context", name]
-    kubeconfig = ["--kubeconfig", str(ground.FOLDER / "kubeconfig")]
-    with subprocess.Popen([*argv, *kubeconfig, "--listen", address]) as server:
-        try:
-            yield address
-        finally:
-            server.terminate()
