@@ -25,6 +25,7 @@ from agent.bpf.links import (
     attach_link,
     detach_link,
     device_of,
+    follow_rename,
     is_same_program,
     pin_name,
     pinned_by,
@@ -135,6 +136,8 @@ class DeviceHooks:
         flags, after = (AFTER_LINK, before) if before else (BEFORE, 0)
         point = Point(index, index, program.attach_type, flags, after)
         pin = self._pin(program.name, device)
+        if program.kind is not Kind.POD:  # whose devices have names of ours
+            follow_rename(pin, program, index)
         state = attach_link(pin, self._programs[program.name], point, self._shared_maps)
         return Hook(program.name, device, state.outcome, Mechanism.TCX, state.link_id)
 

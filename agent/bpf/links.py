@@ -109,6 +109,18 @@ def pinned_link(pin: Path) -> Iterator[int | None]:
         os.close(link)
 
 
+def follow_rename(pin: Path, program: Program, index: int) -> None:
+    """Have `pin` be the name of the link of `program` on the device `index`, whose pin has the name that the device had
+    before: so the link that is there is found, and the old name's going takes nothing off it."""
+    with pinned_link(pin) as link:
+        if link is not None and link_info(link).target:
+            return
+    for other in [each for each in pin.parent.iterdir() if device_of(each.name, program) is not None]:
+        with pinned_link(other) as link:
+            if link is not None and link_info(link).target == index:
+                other.rename(pin)
+
+
 def attach_link(pin: Path, program: int, point: Point, shared_maps: frozenset[int]) -> LinkState:
     """Make `program` run at `point` through the link pinned at `pin`. OSError where the kernel refuses."""
     with pinned_link(pin) as link:

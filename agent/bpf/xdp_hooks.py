@@ -34,6 +34,7 @@ from agent.bpf.links import (
     attach_link,
     detach_link,
     device_of,
+    follow_rename,
     is_same_program,
     pin_name,
     pinned_link,
@@ -67,11 +68,13 @@ class XdpHooks:
         """Have the program see the frames of `device`, in the first of `modes` that works. Refused where none does."""
         with self._busy, doing(f"attach {_NAME} to {device}"):
             pin, program = self._pin(device), self._programs[_NAME]
+            follow_rename(pin, XDP_PROGRAM, wanted.ifindex)
             now = self._mode(pin, wanted.ifindex)
-            runs = [mode for mode in modes if mode is now]
+            vlans = _vlans_on(device)
+            runs = [mode for mode in modes if mode is now and not (vlans and mode is XdpMode.GENERIC)]
             if not runs:
                 self._take_off(device)
-            state, mode = self._try(device, pin, program, wanted.ifindex, runs or modes)
+            state, mode = self._try(device, pin, program, wanted.ifindex, runs or modes, vlans)
             map_update(self._devices, pack(Number(wanted.ifindex)), pack_xdp_device(wanted.address, mode))
             self._forget_others()
         self.hooks[device] = _hook(device, state, mode)
@@ -87,7 +90,12 @@ class XdpHooks:
                 found[device] = Accelerated(0)
                 if info is None or not is_same_program(info.program_id, self._programs[_NAME], self._shared_maps):
                     continue
-                if (value := self._value(info.target)) is not None and value.mode in modes:
+                value = self._value(info.target)
+                if (
+                    value is not None
+                    and value.mode in modes
+                    and not (value.mode == XdpMode.GENERIC and _vlans_on(device))
+                ):
                     found[device] = Accelerated(info.target, xdp_address(value))
                     if device not in self.hooks:
                         adopted = LinkState(Outcome.ADOPTED, info.id)
@@ -106,13 +114,13 @@ class XdpHooks:
             yield
 
     def _try(
-        self, device: str, pin: Path, program: int, index: int, modes: Sequence[XdpMode]
+        self, device: str, pin: Path, program: int, index: int, modes: Sequence[XdpMode], vlans: Sequence[str]
     ) -> tuple[LinkState, XdpMode]:
         why = ""
         if XdpMode.GENERIC in modes and _driver(device) == _VETH:
             modes = [XdpMode.GENERIC]
         for mode in modes:
-            if mode is XdpMode.GENERIC and (vlans := _vlans_on(device)):
+            if mode is XdpMode.GENERIC and vlans:
                 # The kernel keeps a tag beside the frame, where no program sees it: it would be sent on with it.
                 why = f"{why}; not by the kernel either: VLANs are on it ({', '.join(vlans)})".removeprefix("; ")
                 continue

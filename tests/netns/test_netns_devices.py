@@ -31,6 +31,7 @@ from agent.bpf.layouts import PodSource, unpack_each
 from agent.bpf.links import Outcome, pin_name
 from agent.bpf.loader import Datapath
 from agent.cni.endpoint import host_ifname
+from agent.plan.devices import Ways
 from clustermesh.address import parse
 
 OF_PODS = [program.name for program in PROGRAMS if program.kind is Kind.POD]
@@ -146,6 +147,28 @@ def test_an_agent_that_comes_again_adopts_and_changes_nothing(bed: DevicesBed) -
     bed.start()
     bed.settle()
     assert bed.pinned() == pins_of()
+
+
+def test_a_device_that_is_renamed_keeps_its_programs(bed: DevicesBed) -> None:
+    before = {hook.name: hook.link_id for hook in bed.datapath.devices.hooks.values()}
+    bed.node.run("ip link set eth0 down")
+    bed.node.run("ip link set eth0 name ext0")
+
+    async def follow() -> None:
+        address = parse(bed.node.address)
+        bed.domain.take_ways(Ways(addresses=frozenset({("ext0", address)})))
+        await bed.domain.whole_step()
+
+    bed.node.do(follow())
+    bed.settle()
+    assert bed.pinned() == {pin_name(program, "ext0") for program in OUTSIDE}
+    assert {hook.name: hook.link_id for hook in bed.datapath.devices.hooks.values()} == before
+    assert {(hook.target, hook.outcome) for hook in bed.datapath.devices.hooks.values()} == {("ext0", Outcome.ADOPTED)}
+    bed.node.run("ip link set ext0 name eth0")  # another one may have the name by then, of a device that is gone
+    hooks = bed.node.call(
+        lambda: bed.datapath.devices.attach("eth0", [each for each in PROGRAMS if each.kind is Kind.OUTSIDE])
+    )
+    assert {hook.outcome for hook in hooks} == {Outcome.ADOPTED}
 
 
 def test_a_device_that_vanishes_while_it_is_attached_to_ends_nothing(bed: DevicesBed) -> None:

@@ -31,6 +31,7 @@ from test_netns_services import LISTENING, NODE_PORT, service
 
 from agent.bpf import xdp_hooks
 from agent.bpf.bpffs import ensure_bpffs
+from agent.bpf.hooks import Accelerated
 from agent.bpf.layouts import Reason, XdpMode
 from agent.bpf.links import Mechanism, Outcome
 from agent.bpf.loader import Datapath
@@ -241,6 +242,29 @@ def test_the_kernel_runs_none_under_a_vlan_whose_frames_it_would_take_for_its_ow
     assert "VLANs are on it (eth0.5)" in problem.sentence
     bed.restart(XdpMode.NATIVE)
     assert bed.hook()[0] is Mechanism.XDP
+    listed.write_text(head)
+    bed.restart(XdpMode.GENERIC)
+    assert bed.hook()[0] is Mechanism.XDP_GENERIC
+    listed.write_text(head + "eth0.5         | 5  | eth0\n")  # made later
+    bed.node.do(bed.devices.domain.audit())
+    bed.node.do(bed.devices.domain.whole_step())
+    assert not bed.devices.datapath.frames.hooks
+    (problem,) = bed.devices.domain.frames.problems.values()
+    assert "VLANs are on it (eth0.5)" in problem.sentence
+
+
+def test_a_device_that_is_renamed_keeps_it(bed: XdpBed) -> None:
+    frames, modes = bed.devices.datapath.frames, [XdpMode.GENERIC]
+    bed.node.run("ip link add old0 type veth peer name other0")
+    wanted = Accelerated(bed.node.call(lambda: socket.if_nametoindex("old0")), bytes.fromhex("020000000078"))
+    before = bed.node.call(lambda: frames.attach("old0", wanted, modes))
+    bed.node.run("ip link set old0 name new0")
+    hook = bed.node.call(lambda: frames.attach("new0", wanted, modes))
+    assert hook == before._replace(target="new0", outcome=Outcome.ADOPTED)
+    bed.node.call(lambda: frames.detach("old0"))
+    assert "xdpgeneric" in bed.node.run("ip link show new0")
+    bed.node.call(lambda: frames.detach("new0"))
+    bed.node.run("ip link del new0")
 
 
 def test_another_address_of_the_device_is_that_of_its_frames_at_once(bed: XdpBed) -> None:
