@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Final, Never
+from typing import Final, Never, cast
 
 from agent.domains.services import HealthCheck
 
@@ -19,7 +20,7 @@ Name = tuple[str, str]
 
 _RETRY: Final = 10.0  # seconds between tries to listen on a port that somebody else has
 _PATIENCE: Final = 5.0  # seconds that who asks has for it
-_MOST_ASKING: Final = 64  # at once, at one port; whoever is too many is asked to come again by being hung up on
+_MOST_ASKING: Final = 64  # at once, at one port: for one more, who holds most places loses that of his longest waiting
 _LONGEST: Final = 8192  # bytes of a request
 
 
@@ -29,7 +30,7 @@ class HealthChecks:
     def __init__(self, wanted: Mapping[Name, HealthCheck], problems: dict[Name, str]) -> None:
         self._wanted, self._problems = wanted, problems
         self._servers: dict[int, asyncio.Server] = {}
-        self._asking: dict[int, int] = {}
+        self._asking: dict[int, dict[asyncio.Task[None], str]] = {}  # by port, whose address each is, the first first
         self._changed = asyncio.Event()
 
     def look(self) -> None:
@@ -66,18 +67,27 @@ class HealthChecks:
         return {check.port: name for name, check in sorted(self._wanted.items(), reverse=True)}
 
     async def _answer(self, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._asking[port] = self._asking.get(port, 0) + 1
+        asking, task = self._asking.setdefault(port, {}), cast("asyncio.Task[None]", asyncio.current_task())
+        if len(asking) >= _MOST_ASKING:
+            self._make_room(asking)
+        asking[task] = writer.get_extra_info("peername", ("",))[0]
         try:
-            if self._asking[port] <= _MOST_ASKING:
-                async with asyncio.timeout(_PATIENCE):
-                    await _read_request(reader)
-                    writer.write(self._reply(port))
-                    await writer.drain()
+            async with asyncio.timeout(_PATIENCE):
+                await _read_request(reader)
+                writer.write(self._reply(port))
+                await writer.drain()
         except (OSError, TimeoutError, ValueError, EOFError):  # who asked has left, or asked for nothing
             pass
         finally:
-            self._asking[port] -= 1
+            asking.pop(task, None)
             writer.close()
+
+    def _make_room(self, asking: dict[asyncio.Task[None], str]) -> None:
+        places = Counter(asking.values())
+        most = max(places.values())
+        task = next(task for task, source in asking.items() if places[source] == most)
+        del asking[task]
+        task.cancel()
 
     def _reply(self, port: int) -> bytes:
         name = self._by_port().get(port)

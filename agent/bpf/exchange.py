@@ -69,4 +69,5 @@ def remove_surplus(pins: Path) -> None:
     """Take away what this version has no program for: what a version with more of them attached to sockets and devices,
     and the readers that a downgrade left; the programs that run now have their entries."""
     for pin in [each for each in pins.iterdir() if not any(pinned_by(each.name, program) for program in PROGRAMS)]:
-        detach_link(pin)
+        if not pin.is_dir():  # somebody's: no link is
+            detach_link(pin)

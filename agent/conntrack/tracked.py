@@ -15,7 +15,7 @@ from typing import Final
 from agent.bpf.layouts import CtFlag, MeantValue
 from agent.bpf.pins import pages, shape_of
 from agent.bpf.programs import map_info
-from agent.bpf.syscalls import Page
+from agent.bpf.syscalls import Page, map_lookup
 from agent.conntrack.collector import BREATH, PAGE, take_out
 from agent.conntrack.entries import pair_of
 from clustermesh.address import Address
@@ -51,8 +51,16 @@ class Tracked:
                 entries = [*page.entries(self._sizes)]
                 keys = [entries[at][0] for at in places]
                 count += take_out(self._fd, keys)
-                take_out(self._fd, [pair for at in places if (pair := pair_of(*entries[at]))])
+                pairs = [
+                    (pair, key) for key, value in map(entries.__getitem__, places) if (pair := pair_of(key, value))
+                ]
+                take_out(self._fd, [pair for pair, key in pairs if self._is_of(pair, key)])
         return count
+
+    def _is_of(self, pair: bytes, key: bytes) -> bool:
+        """Whether `pair`'s pair is `key`: where it was pushed out, its ends may be somebody else's by now."""
+        value = map_lookup(self._fd, pair, self._sizes[1])
+        return value is not None and pair_of(pair, value) == key
 
     def _pages(self) -> Iterator[Page]:
         for page in pages(self._fd, shape_of(self._fd), PAGE):

@@ -22,7 +22,7 @@ from agent.plan.leaving import Leavers
 from agent.plan.services import ServicePlanner, ServiceTrackers
 from agent.plan.unheard import as_found, details_found, doubtful, has_any, services_found
 from agent.state import AgentState
-from clustermesh.address import Address, text
+from clustermesh.address import Address, is_ipv4, text
 from clustermesh.mesh.answering import Here, here_of
 from clustermesh.mesh.resolve import LOOPBACK, Kind, ServiceEntry, asks_more, resolve
 from clustermesh.model import LocalService, Protocol, Service
@@ -127,7 +127,7 @@ class Services(Domain[tuple[str, str]]):
         self.left_out.pop(item, None)
         if taken:
             said = dict.fromkeys(f"{text(at.address)} is {why}" for at, why in taken.items())
-            self.left_out[item] = f"{', '.join(said)}, and has to be reached itself: give the service another address"
+            self.left_out[item] = ", ".join(said)
         entries = [each for each in entries if each.frontend not in taken] if taken else entries
         if self.planner.plans(item):
             own_id = 0 if local is None else local.service.cluster_id
@@ -142,13 +142,22 @@ class Services(Domain[tuple[str, str]]):
     def _check_health(self, item: tuple[str, str], local: LocalService | None) -> None:
         before, after = self.health_checks.pop(item, None), None
         if local is not None and local.outside.local_only and local.outside.health_check_port:
-            ready = sum(each.node == self.here.name and not each.state for each in local.details.values())
-            after = self.health_checks[item] = HealthCheck(local.outside.health_check_port, ready)
+            ready = [at for at, each in local.details.items() if each.node == self.here.name and not each.state]
+            ipv4 = sum(map(is_ipv4, ready))
+            pods = max(ipv4, len(ready) - ipv4)  # of two families each has an address of either
+            after = self.health_checks[item] = HealthCheck(local.outside.health_check_port, pods)
         if before != after:
             self.on_health_check()
 
     def _taken(self, entry: ServiceEntry) -> str:
-        """What stands where the service is called, and has to be reached there itself; or ""."""
+        """What stands where the service is called, and has to be reached there itself, with what to do; or ""."""
+        at = entry.frontend
+        if entry.kind is Kind.HOST_PORT and at.address not in (*self.here.addresses, *LOOPBACK):
+            return f"no address of this Node, which `hostIP` must be ({', '.join(map(text, self.here.addresses))})"
+        why = self._stands_at(entry)
+        return why and f"{why}, and has to be reached itself: give the service another address"
+
+    def _stands_at(self, entry: ServiceEntry) -> str:
         at, holdings = entry.frontend, self._state.holdings
         if entry.kind is Kind.CLUSTER_IP:
             return holdings.lives_at(at.address)

@@ -26,6 +26,9 @@ from agent.bpf.layouts import (
     Reason,
     SlotsKey,
 )
+from agent.bpf.pins import pages, shape_of
+from agent.bpf.syscalls import map_lookup, map_update
+from agent.conntrack.entries import KEY, VALUE
 from agent.conntrack.tracked import Tracked
 from clustermesh.address import parse
 from clustermesh.mesh.resolve import BackendState
@@ -577,6 +580,20 @@ def test_what_left_one_of_two_services_that_had_it_is_found_and_ended(bed: Bed, 
         assert tracked.end({meant}) == 0, "it was begun anew, with another"
         assert bed.entry(sent) is not None
     assert bed.from_pod(other.to(flags=ACK)) == (NEXT, arrived[1].to(flags=ACK))
+
+
+def test_what_is_ended_takes_no_pair_that_is_anothers_by_now(bed: Bed) -> None:
+    """A reply's entry was pushed out, and its port was lent to somebody else since."""
+    sent = call(bed, TCP)
+    opened(bed, sent)
+    tracked, ct = Tracked(bed.datapath.maps["ct"]), bed.datapath.maps["ct"]
+    (meant,) = tracked.find()
+    both = {key: value for page in pages(ct, shape_of(ct)) for key, value in page.entries((KEY.size, VALUE.size))}
+    (reply,) = [key for key, value in both.items() if VALUE.unpack(value)[1] & CtFlag.REPLY]
+    somebody = both[reply][:33] + bytes([both[reply][33] ^ 1]) + both[reply][34:]
+    map_update(ct, reply, somebody)
+    assert tracked.end({meant}) == 1
+    assert map_lookup(ct, reply, VALUE.size) == somebody
 
 
 def test_a_connection_into_an_evicted_cluster_is_reset_and_one_into_a_drained_goes_on(bed: Bed) -> None:

@@ -65,6 +65,18 @@ async def test_it_is_put_back_and_a_problem_where_it_cannot_be(monkeypatch: pyte
     assert folder.closed == 1
 
 
+async def test_one_that_was_emptied_ends_the_agent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its programs are off their hooks: the next one attaches all of them anew."""
+    folder = FakeFolder()
+    monkeypatch.setattr(pin_folder, "PinFolder", lambda path, bpffs: folder)
+    monkeypatch.setattr(folder, "put_back", lambda: 0)
+    folder.there = False
+    with pytest.raises(Refused, match="was removed with all that was pinned there"):
+        async with asyncio.timeout(10):
+            await pinned.Pinned(tmp_path, tmp_path).run()
+    assert folder.closed == 1
+
+
 async def test_a_folder_that_is_not_there_from_the_beginning_is_a_problem(tmp_path: Path) -> None:
     kept = pinned.Pinned(tmp_path / "none", tmp_path)
     running = asyncio.create_task(kept.run())

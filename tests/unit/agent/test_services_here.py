@@ -12,7 +12,7 @@ from clustermesh.address import Address, parse, single, text
 from clustermesh.mesh.authority import Ground, Place
 from clustermesh.mesh.resolve import Frontend, Scope
 from clustermesh.mesh.session import State
-from clustermesh.model import BackendDetail, LocalService, NodeAddress, Outside, Port, Protocol, Service
+from clustermesh.model import BackendDetail, HostPorts, LocalService, NodeAddress, Outside, Port, Protocol, Service
 
 TCP, UDP = Protocol.TCP, Protocol.UDP
 PORTS = {"http": Port(protocol=TCP, port=80)}
@@ -90,6 +90,35 @@ async def test_a_node_port_that_this_agent_has_itself_is_left_out_and_said(
     await bed.step()
     assert called_at(bed) == {f"{text(VIP)}:80", "198.51.100.1:80"}
     assert f"at port {port}, and has to be reached itself" in bed.domains.services.left_out["n", "web"]
+
+
+async def test_a_pod_has_host_ports_at_addresses_of_its_own_node_alone(bed: Bed) -> None:
+    """Who may make a Pod would else answer for whatever address it names."""
+    own = bed.add_node("alpha", 1)
+    ports = {"": Port(protocol=TCP, port=80)}
+    service = Service(
+        cluster="alpha",
+        cluster_id=1,
+        namespace="n",
+        name="p.host-ports",
+        backends={HERE: {"": Port(protocol=TCP, port=8080)}},
+        shared=False,
+    )
+    for host_ip, served in (
+        *((text(each.ip), True) for each in own.addresses),
+        ("8.8.8.8", False),
+        ("192.0.2.2", False),
+        (text(THERE), False),
+        (text(VIP), False),
+    ):
+        said = HostPorts(node=NODE, ports=ports, addresses={"": parse(host_ip)})
+        pod = LocalService(service=service, host_ports=said)
+        bed.say("alpha", "local_services", ("n", "p.host-ports"), pod)
+        await bed.step()
+        assert called_at(bed) == ({f"{host_ip}:80"} if served else set()), host_ip
+        why = bed.domains.services.left_out.get(("n", "p.host-ports"), "")
+        assert bool(why) is not served
+        assert served or why.startswith(f"{host_ip} is no address of this Node, which `hostIP` must be (192.0.2.1")
 
 
 async def test_a_load_balancers_address_that_a_node_has_is_served_but_where_its_etcd_is(bed: Bed) -> None:
