@@ -7,8 +7,10 @@ program that uses it, gone again at once; nothing is attached anywhere.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from agent.bpf import libbpf, probe
@@ -26,6 +28,8 @@ _FUNC: Final = 12  # BTF_KIND_FUNC
 _TRACE_ITER: Final = 28
 _REDIRECT: Final = 23
 _PAGE: Final = 4096
+_STATUS: Final = Path("/proc/thread-self/status")
+_SYS_PTRACE: Final = 19
 
 
 class State(StrEnum):
@@ -57,7 +61,7 @@ def supports(started_with: Iterable[probe.Feature]) -> list[Support]:
         Support(each.name, State.NATIVE if each.present else State.DEGRADED, each.sentence, each.remedy)
         for each in started_with
     ]
-    return [*first, *map(_support, _WANTED)]
+    return [*first, *map(_support, _WANTED), _move_udp()]
 
 
 def acceleration(asked: str, hooks: Iterable[Hook], problems: Mapping[str, str]) -> Support:
@@ -79,6 +83,17 @@ def acceleration(asked: str, hooks: Iterable[Hook], problems: Mapping[str, str])
         return Support(name, State.NATIVE, says, "")
     why = [f"on {device} by the kernel, not by its driver" for device in generic]
     return Support(name, State.DEGRADED, says, "; ".join([*why, *left]))
+
+
+def _move_udp() -> Support:
+    """Whether other processes' sockets can be reached: the first process of a container's own sees no others."""
+    name, held = "pidfd_getfd", int(re.search(r"CapEff:\s*(\w+)", _STATUS.read_text())[1], 16)  # type: ignore[index]
+    why = "" if held >> _SYS_PTRACE & 1 else "without CAP_SYS_PTRACE"
+    if os.getpid() == 1:
+        why = "no process but the agent's own is seen (a pod has hostPID for that)"
+    if why:
+        return Support(name, State.DEGRADED, "connected UDP sockets of a backend that went are ended", why)
+    return Support(name, State.NATIVE, "connected UDP sockets of a backend that went get another one", "")
 
 
 def _support(wanted: _Wanted) -> Support:

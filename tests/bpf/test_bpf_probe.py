@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,13 @@ def test_what_a_kernel_has_not_is_told_with_its_reason(bpffs: Path, monkeypatch:
     assert found["ring buffer"] == (State.OFF, "Invalid argument")
 
 
+def test_who_is_the_first_process_of_a_container_sees_no_others_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    found = supports([])[-1]
+    assert (found.name, found.state) == ("pidfd_getfd", State.DEGRADED)
+    assert "no process but the agent's own is seen" in found.why
+
+
 def test_a_kernel_that_loads_a_program_of_frames_may_accelerate(bpffs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     attached = Hook("xdp_outside", "eth0", Outcome.ATTACHED, Mechanism.XDP, 1)
     assert acceleration("native", [attached], {}).state is State.NATIVE
@@ -77,6 +85,6 @@ def test_without_privileges_nothing_is_native_and_the_reason_is_named(bpffs: Pat
         ["setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable, "-c", code],
         capture_output=True, text=True, timeout=30, check=True,
     )  # fmt: skip
-    assert set(done.stdout.splitlines()) <= {
-        f"{state}|Operation not permitted" for state in (State.DEGRADED, State.OFF)
-    }
+    said = done.stdout.splitlines()
+    assert said.pop() == f"{State.DEGRADED}|without CAP_SYS_PTRACE"
+    assert set(said) <= {f"{state}|Operation not permitted" for state in (State.DEGRADED, State.OFF)}

@@ -329,7 +329,12 @@ def test_the_programs_run_as_nobody_and_without_privileges_but_for_those_that_sa
             assert not context["allowPrivilegeEscalation"]
             assert "add" not in context["capabilities"]
     net = {"NET_ADMIN"}
-    assert roots == {"apiserver": net, "cni-install": set(), "agent": net | {"SYS_ADMIN"}, "wireguard": net}
+    assert roots == {
+        "apiserver": net,
+        "cni-install": set(),
+        "agent": net | {"SYS_ADMIN", "SYS_PTRACE"},
+        "wireguard": net,
+    }
     for file, added in (("daemonset", roots["agent"]), ("wireguard", net)):
         text = (CHART / "templates" / "agent" / f"{file}.yaml").read_text()
         assert all(re.search(rf"- {name}  # \w", text) for name in added)

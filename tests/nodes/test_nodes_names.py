@@ -4,6 +4,7 @@ API, and is reached through our network and its Service."""
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address, ip_network
 from typing import Any, Final
 
@@ -32,6 +33,26 @@ try:
     print(json.dumps(socket.gethostbyname_ex(sys.argv[1])[2]))
 except OSError:
     print("[]")
+"""
+_KEEP_ASKING: Final = """
+import json, socket, sys, time
+name = b"".join(bytes([len(each)]) + each.encode() for each in "web.names.svc.cluster.local".split("."))
+question = bytes.fromhex("000101000001000000000000") + name + bytes.fromhex("0000010001")
+asking, errors, last, begun = socket.socket(type=socket.SOCK_DGRAM), [], False, time.monotonic()
+asking.settimeout(0.5)
+asking.connect((sys.argv[1], 53))
+while time.monotonic() - begun < 25 or not last and time.monotonic() - begun < 60:
+    last = False
+    try:
+        asking.send(question)
+        last = len(asking.recv(512)) > 12
+    except TimeoutError:
+        pass
+    except OSError as e:
+        if e.errno != 111:  # nobody answers just now
+            errors.append(str(e))
+    time.sleep(0.2)
+print(json.dumps({"last": last, "errors": errors}))
 """
 _READ: Final = (
     ("", ["endpoints", "services", "pods", "namespaces"]),
@@ -74,6 +95,22 @@ def test_a_headless_global_service_names_the_pods_of_both_clusters(named: Both, 
     cluster.until(lambda: len(_addresses(cluster, name)) == 2, f"two addresses of {name}")
     found = [ip_address(each) for each in _addresses(cluster, name)]
     assert all(any(each in ip_network(cidr) for each in found) for cidr in ("10.1.0.0/16", "10.2.0.0/16"))
+
+
+def test_a_connected_udp_socket_outlives_the_backend_that_it_had(named: Both) -> None:
+    """CoreDNS' pod is another one after it; whoever asks keeps its socket."""
+    cluster, words = named[0], ["exec", "--namespace=names", "client", "--", "python3", "-c", _KEEP_ASKING, DNS]
+    with ThreadPoolExecutor(1) as beside:
+        asking = beside.submit(cluster.kubectl, *words)
+        before = {each["metadata"]["name"] for each in cluster.pods("kube-system", "k8s-app=kube-dns")}
+        cluster.kubectl("rollout", "restart", "deployment/coredns", "--namespace=kube-system")
+        cluster.until(lambda: before.isdisjoint(_names(cluster)), "CoreDNS' old pod gone")
+        answers = json.loads(asking.result())
+    assert answers == {"last": True, "errors": []}
+
+
+def _names(cluster: Cluster) -> set[str]:
+    return {each["metadata"]["name"] for each in cluster.pods("kube-system", "k8s-app=kube-dns")}
 
 
 def _addresses(cluster: Cluster, name: str) -> list[str]:
