@@ -37,10 +37,10 @@ style: setup
 check: style
 	@HYPOTHESIS_PROFILE=quick $(BIN)/pytest tests/unit -q -n auto -m "not long" $(ARGS)
 
-# Tests with an etcd or a Kubernetes API, of what is given away, of the programs, and those in namespaces of their own share nothing but the machine. Some
-# wait, some work: six at a time keep two cores busy, each with a file, in this order (the longest files are among the first). The others share addresses
-# and devices of its kernel, and go one by one.
-APART := tests/kube tests/etcd tests/release tests/bpf tests/netns
+# Tests of what is given away, of the programs, in namespaces of their own, and with an etcd or a Kubernetes API share nothing but the machine. Some work,
+# some wait: six at a time keep two cores busy, each with a file, in this order; a Kubernetes API costs for as long as it is there, so they come last. The
+# others share addresses and devices of the machine's kernel, and go one by one.
+APART := tests/release tests/bpf tests/netns tests/etcd tests/kube
 REST := tests --ignore=tests/unit --ignore=tests/bench $(patsubst %,--ignore=%,$(APART))
 test: style
 	@tools/setup-kube
