@@ -8,7 +8,7 @@ from typing import Final
 from msgspec import Struct
 
 from clustermesh.joining import names
-from clustermesh.joining.objects import Named, Objects
+from clustermesh.joining.objects import Objects
 
 
 class _Requirement(Struct, frozen=True):
@@ -75,13 +75,12 @@ async def find_agent_pods(objects: Objects) -> frozenset[str]:
     return frozenset(nodes_of(await objects.list(f"/api/v1/namespaces/{objects.namespace}/pods", Pod, _SELECTOR)))
 
 
-async def find_left_out(objects: Objects) -> frozenset[str]:
-    """The Nodes that the DaemonSet of the agents leaves out, by its selector, its affinity or a taint; none where there
-    is no such DaemonSet, or it has not made its pods yet. Raises ClusterMeshError."""
+async def find_left_out(objects: Objects, nodes: frozenset[str]) -> frozenset[str]:
+    """Those of the `nodes` that the DaemonSet of the agents leaves out, by its selector, its affinity or a taint; none
+    where there is no such DaemonSet, or it has not made its pods yet. Raises ClusterMeshError."""
     agents = await objects.read("daemonsets", names.AGENTS, DaemonSet, "apis/apps/v1")
     if agents is None or not agents.settled:
         return frozenset()
-    nodes = frozenset(each.metadata.name for each in await objects.list("/api/v1/nodes", Named))
     if len(nodes) <= agents.status.desired_number_scheduled:
         return frozenset()
     return nodes - await find_agent_pods(objects)

@@ -73,6 +73,7 @@ class Member(Struct, frozen=True, kw_only=True):
     cluster; `ready` of its `replicas` are ready. `peers` and `copied` are the Secrets of those names, `users` the file
     that names who may read; `helms` are those of the three that Helm keeps. `signer` may sign; `trusted` is what its
     etcd takes clients' certificates from. `etcd` is its etcd where the chart has not made it: `local` is that one's.
+    `nodes` are the names of its Nodes.
     """
 
     context: str
@@ -98,6 +99,7 @@ class Member(Struct, frozen=True, kw_only=True):
     copied: Mapping[str, bytes] = {}
     users: bytes = b""
     helms: tuple[str, ...] = ()
+    nodes: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:

@@ -161,6 +161,7 @@ async def read_member(objects: Objects, context: str) -> Member:
         helms=tuple(
             name for name, each in held.items() if each and (each.metadata.labels or {}).get(MANAGED_BY) == "Helm"
         ),
+        nodes=frozenset(each.metadata.name for each in nodes.result()),
     )
 
 

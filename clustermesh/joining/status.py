@@ -33,7 +33,7 @@ async def read_status(site: Site) -> dict[str, Any]:
     """Everything that `clustermesh status` prints of it; `ok` tells whether all is well. What fails is in `errors`."""
     member, left_out = site.member, frozenset[str]()
     with suppress(ClusterMeshError):  # who may not ask waits for all
-        left_out = await find_left_out(site.objects)
+        left_out = await find_left_out(site.objects, member.nodes)
     try:
         found = await _read_etcd(member, left_out)
     except ClusterMeshError as e:
