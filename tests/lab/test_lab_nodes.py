@@ -74,9 +74,12 @@ async def test_it_has_nothing_of_what_an_agent_of_the_host_keeps(folder: Path) -
 
 
 async def test_nothing_is_mounted_on_the_host(folder: Path) -> None:
-    before = Path("/proc/self/mountinfo").read_text()
-    await TestNode(folder, "one").start(private=["/mnt"])
-    assert Path("/proc/self/mountinfo").read_text() == before
+    """Of all that it mounts; whoever else mounts something meanwhile is not asked."""
+    own = ("/mnt", "/proc", "/run", "/sys", "/sys/fs/bpf", "/var/lib", str(cgroups.cgroup2_root()), str(folder))
+    before = _mounts()
+    node = await TestNode(folder, "one").start(private=["/mnt"])
+    assert " /mnt " in await node.run("cat /proc/self/mountinfo")
+    assert [line for line in _mounts() - before if line.split()[4] in own or str(folder) in line] == []
 
 
 async def test_it_does_not_ask_the_hosts_name_server(folder: Path) -> None:
@@ -141,6 +144,10 @@ async def test_orphans_are_reaped(folder: Path) -> None:
 async def test_a_node_that_cannot_be_made_says_why(folder: Path) -> None:
     with pytest.raises(Refused, match=r"node one cannot be made: .*no-such-folder"):
         await TestNode(folder, "one").start(private=["/no-such-folder"])
+
+
+def _mounts() -> set[str]:
+    return {*Path("/proc/self/mountinfo").read_text().splitlines()}
 
 
 def _pid(node: TestNode, service: str = "sleeper") -> int:

@@ -417,7 +417,7 @@ def test_a_client_outside_stays_with_its_backend(bed: ServicesBed, family: int, 
     bed.withdraw(served)
 
 
-@pytest.mark.timeout(30)
+@pytest.mark.timeout(30, func_only=True)
 @families
 @pytest.mark.parametrize("size", [5, 1200, 1400, 3000])
 def test_what_the_way_to_the_backend_is_too_narrow_for_arrives_when_it_is_sent_again(
