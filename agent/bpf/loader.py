@@ -225,6 +225,10 @@ class Datapath:
         # Programs of devices run still that fill the others.
         self._let_go(lambda old: self._programs.keys() >= {*_LATER} or old.shape.type != MapType.LRU_HASH)
 
+    def has_sockets(self) -> bool:
+        """Whether every link that `attach_sockets` made is pinned still: without its pin it is gone."""
+        return all((self.pin_dir / _LINKS / name).exists() for name in self.hooks)
+
     def counters(self) -> dict[Reason, int]:
         """What the programs have counted since the maps were made, summed over the CPUs."""
         size = per_cpu_size(8)

@@ -98,7 +98,7 @@ class Domains:
         self.services.known, self.services.unheard = self._known_clusters, self._unheard_clusters
         self.conntrack = Conntrack(node.datapath.maps["ct"], node.datapath.maps["ct_direct"])
         self.eviction = Eviction(self.services, self._open_evictor)
-        self.pinned = Pinned(node.datapath.pin_dir, options.bpffs)
+        self.pinned = Pinned(node.datapath.pin_dir, options.bpffs, node.datapath.has_sockets, self._attach_sockets)
         self._name, self._state = options.node, state
         self._own: ClusterReader | None = None
         self._peers: Peers | None = None
@@ -213,9 +213,7 @@ class Domains:
         if self.node.datapath.has_predecessor:
             await self._until(self.knows_all)
         await self.services.whole_step()
-        if (cgroup := cgroup2_root()) is None:
-            raise Refused("no cgroup2 is mounted, where services are translated: mount -t cgroup2 none /sys/fs/cgroup")
-        self.node.datapath.attach_sockets(cgroup)
+        self._attach_sockets()
         self.attached.set()
         await self._until(self.knows_all)
         self.allow_deletes()
@@ -224,6 +222,11 @@ class Domains:
             tasks.create_task(self._evict())
             for domain in self.all:
                 tasks.create_task(self._prune(domain))
+
+    def _attach_sockets(self) -> None:
+        if (cgroup := cgroup2_root()) is None:
+            raise Refused("no cgroup2 is mounted, where services are translated: mount -t cgroup2 none /sys/fs/cgroup")
+        self.node.datapath.attach_sockets(cgroup)
 
     async def _evict(self) -> None:
         await self._until(lambda: self.ready_at is not None)

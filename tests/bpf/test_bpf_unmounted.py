@@ -110,3 +110,21 @@ def test_one_that_a_later_mount_covers_is_none(tmp_path: Path) -> None:
     finally:
         unmount(above)
         unmount(path)
+
+
+def test_a_program_of_sockets_whose_pin_is_gone_is_missed_and_attached_again(
+    own: Path, bpf_object: Path, cgroup: Path
+) -> None:
+    path = own / "clustermesh"
+    with closing(Datapath.open(bpf_object, path)) as datapath:
+        datapath.attach_sockets(cgroup)
+        assert datapath.has_sockets()
+        before = pinned(path)
+        for name in ("connect4", "recvmsg6"):
+            (path / "links" / name).unlink()
+            assert not datapath.has_sockets()
+            datapath.attach_sockets(cgroup)
+            assert datapath.has_sockets()
+        after = pinned(path)
+        assert after.keys() == before.keys()
+        assert {name for name in after if after[name] != before[name]} == {"links/connect4", "links/recvmsg6"}

@@ -176,6 +176,7 @@ class Bed:
             pin_dir=Path("/sys/fs/bpf/x"),
             counters=dict,
             attach_sockets=self.attached.append,
+            has_sockets=lambda: True,
             has_predecessor=False,
             maps={"ct": -1, "ct_direct": -1},
         )

@@ -11,7 +11,7 @@ import pytest
 from fake_kernel import Bed
 
 from agent.bpf import pin_folder
-from agent.domains import pinned
+from agent.domains import domains, pinned
 from agent.problems import find
 from clustermesh.errors import Refused
 
@@ -73,13 +73,37 @@ async def test_one_that_was_emptied_ends_the_agent(monkeypatch: pytest.MonkeyPat
     folder.there = False
     with pytest.raises(Refused, match="was removed with all that was pinned there"):
         async with asyncio.timeout(10):
-            await pinned.Pinned(tmp_path, tmp_path).run()
+            await pinned.Pinned(tmp_path, tmp_path, lambda: True, pytest.fail).run()
     assert folder.closed == 1
 
 
 async def test_a_folder_that_is_not_there_from_the_beginning_is_a_problem(tmp_path: Path) -> None:
-    kept = pinned.Pinned(tmp_path / "none", tmp_path)
+    kept = pinned.Pinned(tmp_path / "none", tmp_path, lambda: True, pytest.fail)
     running = asyncio.create_task(kept.run())
     await until(lambda: kept.error)
     assert "No such file" in kept.error
+    running.cancel()
+
+
+async def test_programs_of_sockets_that_were_taken_off_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    bed, cgroup = Bed(), Path("/sys/fs/cgroup/x")
+    monkeypatch.setattr(pin_folder, "PinFolder", lambda path, bpffs: FakeFolder())
+    monkeypatch.setattr(pinned, "_PERIOD", 0)
+    monkeypatch.setattr(domains, "cgroup2_root", lambda: cgroup)
+    refused = True
+
+    def attach(where: Path) -> None:
+        if refused:
+            raise Refused("no")
+        bed.attached.append(where)
+
+    bed.datapath.attach_sockets = attach
+    bed.datapath.has_sockets = lambda: bool(bed.attached)
+    watched = pinned.Pinned(Path("/x"), Path("/"), bed.datapath.has_sockets, bed.domains._attach_sockets)
+    running = asyncio.create_task(watched.run())
+    await until(lambda: watched.error)
+    assert watched.error == "programs of sockets are gone from /x, and cannot be attached again: no"
+    refused = False
+    await until(lambda: bed.attached and not watched.error)
+    assert bed.attached == [cgroup]
     running.cancel()
