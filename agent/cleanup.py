@@ -29,6 +29,7 @@ from agent.bpf.loader import Datapath
 from agent.cni import veth
 from agent.cni.endpoint import decode
 from agent.cni.plugin import QUEUE
+from agent.plan.devices import parse_device
 from agent.process import find_listener, runs
 from agent.reserved_ports import ReservedPorts
 from agent.rtnetlink import RouteSocket
@@ -38,7 +39,7 @@ from agent.wireguard.userspace import SOCKETS
 from clustermesh.address import prefix_text, text
 from clustermesh.errors import ClusterMeshError, Invalid
 
-_KEPT: Final = ("wireguard.key", "wireguard-go.log", "clusters", "endpoints")  # in the state folder
+_KEPT: Final = ("wireguard.key", "wireguard-go.log", "clusters", "endpoints", "bcc")  # in the state folder
 _BPFFS: Final = Path("/sys/fs/bpf")
 _PATIENCE: Final = 5.0  # seconds for wireguard-go to end once its device is gone
 _LOOK: Final = 0.02
@@ -116,11 +117,15 @@ def _remove_datapath(pins: Path) -> Iterator[str]:
 
 async def _check_device(name: str) -> None:
     """WireGuard's: the kernel's own, or that of a wireguard-go that runs, or, as the usual name tells, that ran."""
+    parse_device(name)
     kinds = {"wireguard", "tun"} if name == NAME or find_listener(SOCKETS / f"{name}.sock") else {"wireguard"}
     link = await netlink.find_link(name)
     if link is not None and link.kind not in kinds:
         said = f"is a device of kind {link.kind or 'hardware'}, and no WireGuard device; nothing was removed"
         raise Invalid("--device", name, said)
+    listens = find_listener(SOCKETS / f"{name}.sock") is not None
+    if link is None and not listens and await netlink.find_link(NAME) is not None:
+        raise Invalid("--device", name, f"is not here, and {NAME} is; nothing was removed")
 
 
 async def _remove_device(name: str) -> AsyncIterator[str]:

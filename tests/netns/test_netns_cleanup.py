@@ -56,6 +56,8 @@ class Left(MeshNode):
         self.connect(other)
         self.make_pod("a")
         (self.state / "wireguard.key").write_text("a key")
+        (self.state / "bcc").mkdir()
+        (self.state / "bcc" / "bcc-1.json").write_text("{}")
         self.call(lambda: RESERVED.write_text("8080\n"))
         self.call(lambda: ReservedPorts(self.options.run_dir).hold(range(61440, 65536)))
         datapath = self.call(lambda: Datapath.open(None, self.pins))
@@ -131,6 +133,20 @@ def test_killed_after_any_step_another_run_leaves_nothing(node: Left, tmp_path: 
     assert node.call(RESERVED.read_text) == "8080\n"
     assert not runs(pid)
     assert node.clean(whole=True) == []
+
+
+@pytest.mark.parametrize(
+    ("device", "why"), [("cm-wg1", "is not here, and cm-wg0 is"), ("../x", "must be a device name")]
+)
+def test_a_wrong_device_is_refused_where_a_tunnel_would_be_left(node: Left, device: str, why: str) -> None:
+    node.start_agent()
+    before = node.left()
+    node.options.device = device
+    with pytest.raises(Invalid, match=f"device: '{device}': {why}"):
+        node.clean(whole=True)
+    assert node.left() == before
+    node.options.device = "cm-wg0"
+    assert any("cm-wg0" in sentence for sentence in node.clean(whole=True))
 
 
 def test_pods_that_run_and_the_nodes_key_stay_unless_asked_for(node: Left, tmp_path: Path) -> None:
