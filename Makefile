@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 OBJECT := build/clustermesh.bpf.o
 ARGS ?=
 
-.PHONY: help setup demo test check style dist soak bench bench-middle bench-controlplane bench-datapath proto clean
+.PHONY: help setup demo test test-units test-nodes check style dist soak bench bench-middle bench-controlplane bench-datapath proto clean
 
 help:
 	@echo "make demo    two clusters, one service: watch the mesh work (ARGS=--json for one JSON object)"
@@ -38,15 +38,21 @@ check: style
 	@HYPOTHESIS_PROFILE=quick $(BIN)/pytest tests/unit -q -n auto -m "not long" $(ARGS)
 
 # Tests of what is given away, of the programs, in namespaces of their own, and with an etcd or a Kubernetes API share nothing but the machine. Some work,
-# some wait: six at a time keep two cores busy, each with a file, in this order; a Kubernetes API costs for as long as it is there, so they come last. The
-# others share addresses and devices of the machine's kernel, and go one by one.
+# some wait: six at a time keep two cores busy, each with a file, in this order; a Kubernetes API costs for as long as it is there, so they come last. Real
+# nodes wait, too: unit tests work meanwhile. The lab's go one by one: they share addresses and devices, and most have requests that may not fail.
 APART := tests/release tests/bpf tests/netns tests/etcd tests/kube
-REST := tests --ignore=tests/unit --ignore=tests/bench $(patsubst %,--ignore=%,$(APART))
+REST := tests --ignore=tests/unit --ignore=tests/bench $(patsubst %,--ignore=%,$(APART) tests/nodes)
 test: style
 	@tools/setup-kube
-	@$(BIN)/pytest tests/unit -q -n auto $(ARGS)
+	@$(MAKE) -s -j2 --output-sync=target test-units test-nodes
 	@$(BIN)/pytest $(APART) -n 6 --dist loadfile --no-loadscope-reorder $(ARGS)
 	@$(BIN)/pytest $(REST) $(ARGS)
+
+test-units:
+	@$(BIN)/pytest tests/unit -q -n auto $(ARGS)
+
+test-nodes:
+	@$(BIN)/pytest tests/nodes $(ARGS)
 
 dist: setup
 	@tools/setup-kube helm
