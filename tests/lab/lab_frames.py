@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
+from clustermesh.errors import ClusterMeshError
 from lab import manifests
 from lab.lab import Lab
 from lab.plan import WEB_TARGET_PORT, ClusterPlan, family_of
+from lab.waiting import until
 
 CALLS: Final = 200
 NODE_PORT: Final = 30090
@@ -49,6 +52,32 @@ for _ in range(int(calls)):
     call(b"late")
 """
 
+# From one socket to each address, a few at a time, until its input ends; how many, and how many had no answer.
+_CONVERSE: Final = """
+import select, socket, sys, time
+from contextlib import suppress
+port, *addresses = sys.argv[1:]
+sockets = [socket.socket(socket.AF_INET6 if ":" in each else socket.AF_INET, socket.SOCK_DGRAM) for each in addresses]
+for talking, address in zip(sockets, addresses):
+    talking.connect((address, int(port)))
+number, unanswered, due, ends = 0, set(), time.monotonic(), float("inf")
+while (now := time.monotonic()) < ends and (unanswered or ends == float("inf")):
+    ready, _, _ = select.select([*sockets, *([sys.stdin] if ends == float("inf") else [])], [], [], 0.02)
+    if sys.stdin in ready:
+        ready.remove(sys.stdin)
+        ends = now + 10
+    with suppress(ConnectionRefusedError):  # of one that has no answer therefore
+        for talking in ready:
+            unanswered.discard(int(talking.recv(100).split()[-1]))
+        if now >= due and ends == float("inf") and len(unanswered) < 64:
+            due = now + 0.02
+            for talking in sockets * 4:
+                number += 1
+                unanswered.add(number)
+                talking.send(b"%d\\n" % number)
+print(number, len(unanswered))
+"""
+
 # Counts those that came in until its input ends.
 _TAP: Final = """
 import select, socket, sys, time
@@ -69,7 +98,7 @@ print(seen)
 """
 
 
-def serve_edge(lab: Lab, cluster: ClusterPlan) -> None:
+async def serve_edge(lab: Lab, cluster: ClusterPlan) -> None:
     """A node port that leads to `edge`, on a machine that is no node, and frames there as a wire brings them."""
     answer = [sys.executable, "-IS", str(_SERVER), "--port", str(WEB_TARGET_PORT), "--cluster", cluster.name]
     lab.keep(cluster.control.name, "edge", [*answer, "--pod", "edge"])
@@ -87,11 +116,39 @@ def serve_edge(lab: Lab, cluster: ClusterPlan) -> None:
         made["ports"] = [{"name": each.lower(), "protocol": each, "port": WEB_TARGET_PORT} for each in ("TCP", "UDP")]
         files[f"endpointslice-edge-{family}.yaml"] = made
     lab.apply(cluster.name, files)
+    for address in cluster.control.addresses:
+        await until(lambda to=address: _listens(lab, cluster.control.name, to), f"edge listens at {address}")  # type: ignore[misc]
+
+
+async def _listens(lab: Lab, machine: str, address: str) -> bool:
+    """By TCP, which it does last."""
+    connect = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 5)"
+    try:
+        await lab.run(machine, sys.executable, "-IS", "-c", connect, address, str(WEB_TARGET_PORT))
+    except ClusterMeshError:
+        return False
+    return True
 
 
 async def sum_up(lab: Lab, *machines: str) -> None:
     for each in machines:
         await lab.run(each, sys.executable, "-IS", "-c", _SUM_UP)
+
+
+@asynccontextmanager
+async def conversation(lab: Lab, client: str, addresses: Sequence[str]) -> AsyncIterator[None]:
+    """With each address during the block, in which no datagram and no answer is lost."""
+    argv = [sys.executable, "-IS", "-c", _CONVERSE, str(NODE_PORT), *addresses]
+    command, environment = lab.command(client, argv)
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, env=environment, stdin=pipe, stdout=pipe)
+    try:
+        yield
+    finally:
+        said, _ = await process.communicate(b"")
+    sent, lost = map(int, said.split())
+    assert sent > len(addresses) * CALLS
+    assert lost == 0, f"of {sent}"
 
 
 async def came_up(lab: Lab, client: str, node: str, addresses: Sequence[str]) -> int:

@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
@@ -124,8 +125,9 @@ async def _load_from_outside(lab: Lab) -> Load:
 
 
 async def _is_served(lab: Lab, addresses: Sequence[str], port: int) -> bool:
-    rows = [row for row in await lab.ask_agent(_NODE, "services") if row["port"] == port]
-    return {row["address"] for row in rows} >= {*addresses}
+    """By somebody: a service without backends refuses."""
+    rows = [row for row in await lab.ask_agent(_NODE, "services") if row["port"] == port and row["backends"]]
+    return {(row["address"], row["protocol"]) for row in rows} >= {*product(addresses, ("TCP", "UDP"))}
 
 
 @asynccontextmanager
@@ -241,11 +243,11 @@ async def test_no_request_fails_while_an_agent_that_accelerates_is_killed_and_to
     fast = [*argv, "--bpf-lb-acceleration", "best-effort"]
     attached, adopted = (["eth0: generic xdp link, " + each] for each in ("attached", "adopted"))
     await lab_frames.sum_up(pair, "beta-1", cluster.control.name)
-    lab_frames.serve_edge(pair, cluster)
+    await lab_frames.serve_edge(pair, cluster)
     await until(lambda: _is_served(pair, at, lab_frames.NODE_PORT), "the node port is served")
     kinds = "tcp,udp-connected"
     load = Load(pair, "beta-1", at, lab_frames.NODE_PORT, marker=promises.MARKER, kinds=kinds, rate=100)
-    async with load.running():
+    async with load.running(), lab_frames.conversation(pair, "beta-1", at):
         await until(lambda: load.traffic.everywhere == {"alpha"}, "answers at both addresses")
         await _restart(pair, fast, attached)
         for _ in range(2):
@@ -255,7 +257,7 @@ async def test_no_request_fails_while_an_agent_that_accelerates_is_killed_and_to
             await _until_frames(pair, adopted)
         assert await lab_frames.came_up(pair, "beta-1", _NODE, at) < len(at) * lab_frames.CALLS / 2
         await _restart(pair, argv, [])
-        assert await lab_frames.came_up(pair, "beta-1", _NODE, at) == len(at) * lab_frames.CALLS
+        assert await lab_frames.came_up(pair, "beta-1", _NODE, at) >= 0.95 * len(at) * lab_frames.CALLS
         await _restart(pair, fast, attached)
     assert load.traffic.failed == 0, load.traffic
     machine.stop(home, "agent")
