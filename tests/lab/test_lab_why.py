@@ -35,27 +35,32 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def why(folder: Path, subject: str, used: bool = True) -> dict[str, Any]:
-    done = run("lab", "exec", "--folder", str(folder), "alpha-1", "--", PROGRAM, "why", subject, "-o", "json")
+    done = ask(folder, subject)
     assert done.returncode == (0 if used else 1), done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     assert found["used"] is used
     return found
 
 
-def until_in_the_kernel(folder: Path, clusters: set[str]) -> dict[str, Any]:
-    """As told once the maps have backends of all of `clusters`: a lab is up when its pods are."""
+def ask(folder: Path, subject: str) -> subprocess.CompletedProcess[str]:
+    return run("lab", "exec", "--folder", str(folder), "alpha-1", "--", PROGRAM, "why", subject, "-o", "json")
+
+
+def until_in_the_kernel(folder: Path, subject: str, words: set[str]) -> dict[str, Any]:
+    """As told once the maps have all of `words` for it: a lab is up when its pods are."""
     ends = time.monotonic() + SECONDS
     while True:
-        found = why(folder, "default/web")
-        kernel = [hop["says"] for hop in found["hops"] if hop["hop"] == "kernel"]
-        if kernel and all(cluster in says for says in kernel for cluster in clusters):
+        done = ask(folder, subject)
+        found: dict[str, Any] = json.loads(done.stdout or "{}")
+        kernel = [hop["says"] for hop in found.get("hops", ()) if hop["hop"] == "kernel"]
+        if done.returncode == 0 and kernel and all(word in says for says in kernel for word in words):
             return found
-        assert time.monotonic() < ends, kernel
+        assert time.monotonic() < ends, (kernel, done.stderr)
         time.sleep(0.2)
 
 
 def test_a_service_is_followed_from_its_source_to_the_kernels_maps(folder: Path) -> None:
-    found = until_in_the_kernel(folder, {"alpha", "beta"})
+    found = until_in_the_kernel(folder, "default/web", {"alpha", "beta"})
     assert {("source", "beta"), ("peer", "beta"), ("etcd", "alpha"), ("agent", "beta")} < {
         (hop["hop"], hop["cluster"]) for hop in found["hops"]
     }
@@ -69,7 +74,7 @@ def test_a_service_is_followed_from_its_source_to_the_kernels_maps(folder: Path)
 def test_a_pod_its_node_and_its_identity_are_known_to_the_kernel(folder: Path) -> None:
     pods = json.loads(run("lab", "status", "--folder", str(folder), "-o", "json").stdout)["pods"]
     address = next(pod["address"] for pod in pods if pod["cluster"] == "beta" and pod["name"] == "web-1")
-    found = why(folder, address)
+    found = until_in_the_kernel(folder, address, {"identity"})
     entry = next(hop for hop in found["hops"] if hop["hop"] == "kernel")
     number = entry["says"].split()[1]
     assert entry["what"] == f"ipcache {address}"
