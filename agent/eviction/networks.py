@@ -12,6 +12,7 @@ from typing import Final, TypeVar
 T = TypeVar("T")
 
 _NEW_NETWORK: Final = 0x40000000  # CLONE_NEWNET
+_OWN: Final = "/proc/thread-self/ns/net"
 _PLACES: Final = ("/run/netns/*", "/proc/[0-9]*/ns/net", "/proc/[0-9]*/task/[0-9]*/ns/net")
 
 
@@ -19,17 +20,19 @@ def find_networks() -> dict[int, str]:
     """A path to every namespace that somebody lives in or has kept by name, by inode. Nobody may know a way into one
     that only sockets still hold."""
     found: dict[int, str] = {}
+    namespaces = os.stat(_OWN).st_dev
     for path in _candidates():
         try:
-            inode = os.stat(path).st_ino
+            status = os.stat(path)
         except OSError:
-            continue  # it ended meanwhile, or is no namespace any more
-        found.setdefault(inode, path)
+            continue  # it ended meanwhile
+        if status.st_dev == namespaces:  # else it is a file where one was mounted, or is about to be
+            found.setdefault(status.st_ino, path)
     return found
 
 
 def _candidates() -> Iterator[str]:
-    yield "/proc/thread-self/ns/net"
+    yield _OWN
     for place in _PLACES:
         yield from iglob(place)
 

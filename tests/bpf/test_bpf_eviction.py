@@ -11,6 +11,7 @@ import itertools
 import os
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -198,6 +199,17 @@ def test_a_namespace_whose_last_process_ended_is_no_failure(evictor: Evictor, da
         assert count(found) == 1
         client.detach()
     assert evictor.evict(found).error == ""
+
+
+def test_a_file_where_no_namespace_is_mounted_is_no_failure(place: Place, evictor: Evictor) -> None:
+    """As a CNI plugin that was killed leaves one."""
+    folder = Path("/run/netns")
+    folder.mkdir(exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix="test-stale-"):
+        client = place.client(UDP, 7)
+        found = evictor.find()
+        client.close()
+        assert evictor.evict(found) == Evicted({}), "it is looked for in all namespaces"
 
 
 def test_without_compiled_programs_netlink_does_it_all(place: Place, datapath: Datapath, tmp_path: Path) -> None:
