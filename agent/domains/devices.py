@@ -16,7 +16,7 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -107,6 +107,7 @@ class Devices(Domain[str]):
         self._ways = Ways()
         self._outside: set[str] = set()
         self._heard = {tunnel}
+        self.on_outside: Callable[[], None] = lambda: None  # called when a device that leads outside is there anew
         attached.on_change.append(self.wake)
 
     def take_own(self, own: Node | None) -> None:
@@ -150,7 +151,11 @@ class Devices(Domain[str]):
         if item == self._tunnel and self._own is not None:  # until then, what an agent before knew
             lent = self._lent.given or choose_ports(_ephemeral_ports())
             self.config.set(_CONFIG, pack(plan_config(self._own, index, lent, self._flags)))
-        if (wanted := plan_device(index, kind)) is None:
+        before = self.programs.desired.get(item)
+        wanted = plan_device(index, kind)
+        if kind is Kind.OUTSIDE and (before is None or before.ifindex != index):
+            self.on_outside()
+        if wanted is None:
             self.programs.remove(item)
         else:
             self.programs.set(item, wanted)

@@ -93,6 +93,7 @@ class Domains:
             accelerates=bool(options.xdp_modes),
         )
         self.tunnels.on_own = self.devices.take_own
+        self.devices.on_outside = self.tunnels.look_after  # one that was made anew has lost strict mode
         before = (self.network, self.tunnels)
         self.services = Services(state, targets, before, options.node, options.reserved)
         self.services.known, self.services.unheard = self._known_clusters, self._unheard_clusters

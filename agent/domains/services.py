@@ -114,7 +114,8 @@ class Services(Domain[tuple[str, str]]):
         before = self.here, self._ground
         self._ground = self._state.holdings.ground
         own = self._state.views.get(self._state.own)
-        self.here = here_of(self.here.name, None if own is None else own.nodes.get(self.here.name))
+        if own is not None and (node := own.nodes.get(self.here.name)) is not None:  # else this machine is what it was
+            self.here = here_of(self.here.name, node)
         return (self.here, self._ground) != before
 
     def plan(self, item: tuple[str, str]) -> None:

@@ -202,6 +202,21 @@ async def test_the_ways_out_are_followed(bed: Bed, monkeypatch: pytest.MonkeyPat
     assert bed.programs.held.keys() == {"eth0", POD, OTHER}
 
 
+async def test_a_device_that_leads_outside_and_was_made_anew_is_told_of_once(bed: Bed) -> None:
+    told = list[int]()
+    bed.domain.on_outside = lambda: told.append(bed.links["eth0"])
+    bed.domain.take_own(NODE)
+    bed.domain.take_ways(Ways(frozenset({"eth0"})))
+    await bed.settle()
+    await bed.domain.audit()
+    await bed.settle()
+    assert told == [2]
+    bed.links["eth0"] = 9
+    await bed.domain.audit()
+    await bed.settle()
+    assert told == [2, 9]
+
+
 async def test_frames_are_translated_only_on_devices_that_lead_outside_and_only_where_that_is_asked_for(
     bed: Bed,
 ) -> None:
