@@ -7,10 +7,14 @@
 
 #define LB_SECOND 1000000000ULL
 
-/* Where a backend is looked for: in this many blocks of slots from the one before the last on, and in as many of the
- * groups that follow. A client whose backend has moved further than that is given another. */
-#define LB_BLOCKS_SEARCHED 16
-#define LB_GROUPS_SEARCHED 8
+/* Where a backend is looked for: in this many blocks of slots of the group where it was seen, from the one before that on; then
+ * in so many of each of the groups beside it, nearest first, since those that come and go before its own give that another
+ * number. A client whose backend has moved further is given another. (Each look of all is the same to the verifier by whatever
+ * way it is reached.) */
+#define LB_BLOCKS_OF_ITS_OWN 16
+#define LB_BLOCKS_BESIDE 4
+#define LB_GROUPS_BESIDE 28
+#define LB_BLOCKS_SEARCHED (LB_BLOCKS_OF_ITS_OWN + LB_BLOCKS_BESIDE * LB_GROUPS_BESIDE)
 #define LB_NOWHERE 0xffffffff
 
 SUBPROGRAM __u32 lb_stands(__u32 service_id, __u32 group, __u32 block, __u32 backend_id)
@@ -30,18 +34,19 @@ SUBPROGRAM __u32 lb_stands(__u32 service_id, __u32 group, __u32 block, __u32 bac
  * seen last. */
 SUBPROGRAM __u32 lb_where(__u32 service_id, __u32 groups, __u32 backend_id, __u32 where)
 {
-	__u32 group = where >> 16, first = (__u16)where;
+	__u32 group = (where >> 16) % groups, block = (__u16)where, first = block & ~(LB_BLOCKS_BESIDE - 1);
 
-	first -= first != 0;
-	for (__u32 step = 0; step < LB_GROUPS_SEARCHED * LB_BLOCKS_SEARCHED; step++) {
-		__u32 block = first + step % LB_BLOCKS_SEARCHED;
+	block -= block != 0;
+	for (__u32 step = 1; step <= LB_BLOCKS_SEARCHED; step++) {
+		__u32 beside = step - LB_BLOCKS_OF_ITS_OWN, turn = beside / LB_BLOCKS_BESIDE + 1;
 
 		if (lb_stands(service_id, group, block, backend_id))
 			return group << 16 | block;
-		if (step % LB_BLOCKS_SEARCHED == LB_BLOCKS_SEARCHED - 1) {
-			group = (group + 1) % groups;
-			first = 0;
-		}
+		block++;
+		if (step < LB_BLOCKS_OF_ITS_OWN || beside % LB_BLOCKS_BESIDE)
+			continue;
+		group = (group + (turn % 2 ? groups - turn : turn)) % groups; /* one back, two on, three back ... */
+		block = first;
 	}
 	return LB_NOWHERE;
 }

@@ -195,7 +195,7 @@ async def test_a_client_stays_as_long_as_the_service_has_its_backend(
     chooser: Chooser, algorithm: Algorithm, data: st.DataObject
 ) -> None:
     """Backends and clusters come and go before and behind it; each is also another service's, all the time."""
-    everyone = {cluster: group(cluster, 12).alike[0].addresses for cluster in range(1, 6)}
+    everyone = {cluster: group(cluster, 12).alike[0].addresses for cluster in range(1, 21)}
     await chooser.serve(*(group(cluster, 12) for cluster in everyone), vip=VIP6)
     stays: dict[Address, Address] = {}
     wanted = st.dictionaries(
@@ -214,6 +214,29 @@ async def test_a_client_stays_as_long_as_the_service_has_its_backend(
                 assert address == stays[client]
             stays[client] = address
     assert len(chooser.trackers.services.desired) == 2
+
+
+@pytest.mark.parametrize("algorithm", Algorithm)
+@pytest.mark.parametrize(
+    ("clusters", "backends", "gone"),
+    [(10, 2, {1}), (29, 2, {1, 2, 3}), (4, 300, {2})],
+)
+async def test_a_client_stays_when_groups_before_its_own_go_and_come_again(
+    chooser: Chooser, algorithm: Algorithm, clusters: int, backends: int, gone: set[int]
+) -> None:
+    """Each of the others has another number then."""
+    rules = {"affinity_seconds": 60, "algorithm": algorithm}
+    everyone = {cluster: group(cluster, backends) for cluster in range(1, clusters + 1)}
+    staying = [each for cluster, each in everyone.items() if cluster not in gone]
+    has = {address for each in staying for address in each.alike[0].addresses}
+    clients = [parse(f"192.0.2.{n}") for n in range(1, 61)]
+    await chooser.serve(*everyone.values(), **rules)
+    first = {client: chooser.choose(17 * n, client=client)[1] for n, client in enumerate(clients)}
+    for groups in (staying, everyone.values()):
+        await chooser.serve(*groups, **rules)
+        for n, client in enumerate(clients):
+            if first[client] in has:
+                assert chooser.choose(991 * n + 5, client=client)[1] == first[client]
 
 
 async def test_a_client_leaves_a_backend_that_rests_and_a_cluster_that_is_out(chooser: Chooser) -> None:
