@@ -10,6 +10,9 @@
 
 enum { ANSWER_HOPS = 64, TCP_HEADER = 20, ICMP_QUOTED_BEYOND = 8 };
 
+/* More than may stand before the transport's header in a packet that is quoted. */
+enum { BEFORE_TRANSPORT = ETH_HLEN + SCRATCH_QUOTED };
+
 /* Back to where it came from: the link-layer's addresses, where there are such, change places. */
 static __always_inline int send_back(struct __sk_buff *skb, const struct packet *packet)
 {
@@ -130,6 +133,15 @@ static __always_inline __u64 quoted_size(const struct packet *packet)
 	return (packet->transport - packet->network + ICMP_QUOTED_BEYOND) & ~3U;
 }
 
+/* Cuts the packet to `size` bytes, of which nothing is kept from behind the IP header on, and ends that a device is still to
+ * complete its checksum: it would write that into what stands there now. The kernel leaves that be once what was to be summed
+ * begins before the packet, so that more is taken off behind the IP header than stood before the transport's. */
+static __always_inline int cut(struct __sk_buff *skb, __u32 size)
+{
+	return bpf_skb_change_tail(skb, size + BEFORE_TRANSPORT, 0) ||
+	       bpf_skb_adjust_room(skb, -BEFORE_TRANSPORT, BPF_ADJ_ROOM_NET, 0);
+}
+
 /* The ICMP error `icmp`, without its checksum yet, about the packet, from whom it was sent to: 0, or -1 where the kernel will
  * not. */
 static __always_inline int answer_error(struct __sk_buff *skb, const struct packet *packet, struct icmp_header *icmp)
@@ -149,7 +161,7 @@ static __always_inline int answer_error(struct __sk_buff *skb, const struct pack
 	if (is_ipv6)
 		sum += sum_of_ends(&packet->ends, protocol, sizeof(*icmp) + quoted);
 	icmp->check = ~sum_fold16(sum);
-	if (bpf_skb_change_tail(skb, at + sizeof(*icmp) + quoted, 0) ||
+	if (cut(skb, at + sizeof(*icmp) + quoted) ||
 	    bpf_skb_store_bytes(skb, at, icmp, sizeof(*icmp), BPF_F_RECOMPUTE_CSUM) ||
 	    bpf_skb_store_bytes(skb, at + sizeof(*icmp), space->quoted, quoted, BPF_F_RECOMPUTE_CSUM))
 		return -1;

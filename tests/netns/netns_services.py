@@ -160,20 +160,26 @@ class ServicesBed:
         """How many connections and flows have begun through packets."""
         return self.devices.datapath.counters()[Reason.NAT_NEW]
 
-    def is_silent(self, where: str, to: tuple[str, int], kind: int, source: str = "") -> bool:
-        """Whether a call is dropped: no program takes it, and a program says that it has dropped something."""
+    def is_silent(self, where: str, to: tuple[str, int], kind: int, source: str, beside: tuple[str, int]) -> bool:
+        """Whether a call is dropped without a word: no program takes it, one says that it has dropped something, and
+        nothing has come back when the same client has its answer from `beside`."""
         client = self.socket_in(where, socket.AF_INET6 if ":" in to[0] else socket.AF_INET, kind)
         client.bind((source, next(self._ports[kind])))
         before, began = self._drops(), self.translated()
         client.setblocking(False)
-        with client, suppress(BlockingIOError):
-            client.connect(to)
-            if kind == socket.SOCK_DGRAM:
-                client.send(b"?")
-        end = time.monotonic() + PATIENCE
-        while self._drops() == before and time.monotonic() < end:  # a busy kernel takes a packet later than it is sent
-            time.sleep(0.001)
-        return self._drops() > before and self.translated() == began
+        with client:
+            with suppress(BlockingIOError):
+                client.connect(to)
+                if kind == socket.SOCK_DGRAM:
+                    client.send(b"?")
+            end = time.monotonic() + PATIENCE
+            while (
+                self._drops() == before and time.monotonic() < end
+            ):  # a busy kernel takes a packet later than it is sent
+                time.sleep(0.001)
+            is_dropped = self._drops() > before and self.translated() == began
+            self.asks(where, beside, kind, source)()
+            return is_dropped and not client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
     def _drops(self) -> int:
         return sum(count for reason, count in self.devices.datapath.counters().items() if "DROP" in reason.name)

@@ -25,6 +25,7 @@ from threading import get_native_id
 
 import pytest
 from bcc_bed import compiled
+from ethtool import SUM_WHAT_IS_SENT, switch
 from msgspec.structs import replace
 from netns_devices import DevicesBed
 from netns_large import Lengths, allow, talk
@@ -379,13 +380,36 @@ def test_a_cluster_ip_is_nothing_to_those_outside(bed: ServicesBed, family: int)
 def test_a_service_without_backends_refuses_those_outside_at_once(
     bed: ServicesBed, called: str, policy: str, family: int, kind: int
 ) -> None:
+    """Of traffic policy Local, where another node has one."""
     served = service("web", set() if policy == "Cluster" else {"far"}, local_only=policy == "Local")
     bed.serve(served)
-    if policy == "Cluster":
-        with pytest.raises(ConnectionRefusedError):
-            bed.asks("outside", at(called, family), kind)()
-    else:  # traffic policy Local without an endpoint here: dropped, as another node has some
-        assert bed.is_silent("outside", at(called, family), kind)
+    with pytest.raises(ConnectionRefusedError):
+        bed.asks("outside", at(called, family), kind)()
+    bed.withdraw(served)
+
+
+@pytest.fixture
+def sums_made_here(bed: ServicesBed) -> Iterator[None]:
+    """The devices complete no checksums of what they send: the kernel does so before."""
+    devices = [name for _, name in bed.node.call(socket.if_nameindex) if name.startswith(("eth0", "lxc"))]
+    for on in (False, True):
+        for device in devices:
+            bed.node.call(lambda device=device, on=on: switch(device, SUM_WHAT_IS_SENT, on))
+        if not on:
+            yield
+
+
+@kinds
+@families
+@pytest.mark.parametrize(("where", "called"), [("client", "ClusterIP"), ("outside", "NodePort")])
+def test_who_is_refused_is_told_by_a_device_that_completes_no_checksum(
+    bed: ServicesBed, sums_made_here: None, where: str, called: str, family: int, kind: int
+) -> None:
+    """The answer is made of a packet whose own checksum nobody had completed yet."""
+    served = service("web", set())
+    bed.serve(served)
+    with pytest.raises(ConnectionRefusedError):
+        bed.asks(where, at(called, family), kind)()
     bed.withdraw(served)
 
 
@@ -402,7 +426,7 @@ def test_only_who_is_in_the_source_ranges_reaches_a_load_balancer(bed: ServicesB
                 answer = bed.asks("outside", at(called, family), kind, source)()
                 assert answer == Answer("s1", source)
             else:
-                assert bed.is_silent("outside", at(called, family), kind, source)
+                assert bed.is_silent("outside", at(called, family), kind, source, at("externalIP", family))
     bed.withdraw(served)
 
 
@@ -418,6 +442,14 @@ def test_a_client_outside_stays_with_its_backend(bed: ServicesBed, family: int, 
 
 
 @pytest.mark.timeout(30, func_only=True)
+@families
+def test_the_size_that_a_way_takes_is_told_by_a_device_that_completes_no_checksum(
+    bed: ServicesBed, sums_made_here: None, family: int
+) -> None:
+    test_what_the_way_to_the_backend_is_too_narrow_for_arrives_when_it_is_sent_again(bed, family, 1400)
+
+
+@pytest.mark.timeout(30)
 @families
 @pytest.mark.parametrize("size", [5, 1200, 1400, 3000])
 def test_what_the_way_to_the_backend_is_too_narrow_for_arrives_when_it_is_sent_again(
