@@ -81,6 +81,7 @@ static __always_inline int write_addresses(struct frame frame, const struct pack
 	}
 }
 
+/* A checksum that a device computed over all of the packet must know of new ports where no other one makes up for them. */
 static __always_inline int nat_ports(struct frame frame, const struct packet *packet, const struct ends *to, __u32 check)
 {
 	const struct ct_key *from = &packet->ends;
@@ -92,7 +93,8 @@ static __always_inline int nat_ports(struct frame frame, const struct packet *pa
 		return 0;
 	if (change_check(frame, check, change, from->protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0))
 		return -1;
-	return frame_store(frame, packet->transport, ports, sizeof(ports), 0);
+	return frame_store(frame, packet->transport, ports, sizeof(ports),
+			   packet->flags & PACKET_UNSUMMED ? BPF_F_RECOMPUTE_CSUM : 0);
 }
 
 /* IPv4's checksum is that of all that changes in its header. */

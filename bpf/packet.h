@@ -26,6 +26,7 @@ enum packet_flag {
 	PACKET_FRAGMENTED = 2,     /* the first fragment, with ports */
 	PACKET_LATER_FRAGMENT = 4, /* another one: no header of the transport */
 	PACKET_JUMBO = 8,          /* of IPv6, with a header that says how long it is, and goes where it is cut */
+	PACKET_UNSUMMED = 16,      /* a datagram without a checksum of the transport's */
 };
 
 /* <linux/icmp.h> needs a C library. */
@@ -206,6 +207,8 @@ static __always_inline enum content parse_transport(struct frame frame, struct p
 	if (!found)
 		return CONTENT_ENDS;
 	packet->head = sizeof(struct udphdr);
+	if (protocol == IPPROTO_UDP && !*(__u16 *)(found + offsetof(struct udphdr, check)))
+		packet->flags |= PACKET_UNSUMMED;
 	if (protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP)
 		return read_ports(packet, (__be16 *)found);
 	if (protocol == IPPROTO_ICMPV6)

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from socket import if_nametoindex
 
-from bpf_flows import SCTP, TCP, Packet, read
+from bpf_flows import SCTP, TCP, Packet
 from bpf_node import Node
-from bpf_run import program_test_run
-from bpf_services import BACKEND, DROP, PORTS, Bed
+from bpf_services import BACKEND, PORTS, Bed
 
 from agent.bpf.layouts import Number, PodDevice, SlotsKey
 from clustermesh.address import parse
@@ -33,11 +32,9 @@ class Outside(Bed):
         return "fd92::fe" if self.is_ipv6() else "192.168.0.254"
 
     def run(self, program: str, packet: Packet | bytes, device: int | None = None) -> tuple[int, Packet | None]:
-        frame = packet if isinstance(packet, bytes) else packet.frame()
         at = self.device if device is None else device
         fd = self.datapath.program_fd(program)  # loaded where the rest of the programs was
-        result = self.net.call(lambda: program_test_run(fd, frame, at))
-        return result.verdict, None if result.verdict == DROP else read(result.data)
+        return self.net.call(lambda: self.ran(fd, packet, at))
 
     def from_outside(self, packet: Packet | bytes) -> tuple[int, Packet | None]:
         return self.run("from_outside", packet)
