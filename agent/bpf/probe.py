@@ -173,8 +173,8 @@ def _set_retval() -> Feature:
 
 
 def _tcx() -> Feature:
-    failure = "" if has_tcx() else "devices take no links: strict mode uses clsact filters"
-    present = "strict mode is attached by links"
+    failure = "" if has_tcx() else "devices take no links: their programs are clsact filters"
+    present = "programs of devices are attached by links"
     return _feature("tcx", failure, present, "use Linux 6.6 or later", needed=False)
 
 
