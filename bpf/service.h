@@ -445,12 +445,15 @@ static __always_inline enum reason plan_for_outside(struct __sk_buff *skb, const
 {
 	struct ct_entry *forward = &new->forward, *reply = &new->reply;
 	const struct address *own = is_ipv6 ? &node->node6 : &node->node4;
-	bool has_route = choose_route(of_skb(skb), new, reply, is_ipv6);
+	bool has_route = !choose_route(of_skb(skb), new, reply, is_ipv6);
+	long there = BPF_FIB_LKUP_RET_NOT_FWDED;
 
 	forward->flags |= CT_OUTSIDE;
 	forward->from_device = 0;
 	reply->flags |= CT_OUTSIDE;
-	if (is_here(new, own)) {
+	if (!is_here(new, own))
+		there = choose_route(of_skb(skb), new, forward, is_ipv6);
+	if (there == BPF_FIB_LKUP_RET_NOT_FWDED) { /* the node may have more addresses than `own`; else the kernel says so */
 		choose_pod_way(node, forward);
 		if (forward->way == WAY_PEER && has_route)
 			return 0;
@@ -459,7 +462,7 @@ static __always_inline enum reason plan_for_outside(struct __sk_buff *skb, const
 		reply->flags |= CT_AT_EGRESS;
 		return 0;
 	}
-	if (!choose_route(of_skb(skb), new, forward, is_ipv6))
+	if (there)
 		return REASON_DROP_NO_ROUTE;
 	forward->source = *own;
 	if (node->tunnel_device && forward->way_device == node->tunnel_device) {

@@ -62,20 +62,21 @@ static __always_inline long ask_route(struct frame frame, struct bpf_fib_lookup 
 	return bpf_fib_lookup(frame.context, route, sizeof(*route), 0);
 }
 
-/* The device that leads to where the entry's packets go, as the routes have it. False where there is none, or it is here. */
-static __always_inline bool choose_route(struct frame frame, struct ct_new *new, struct ct_entry *entry, bool is_ipv6)
+/* The device that leads to where the entry's packets go, as the routes have it: 0. Where none does what they say instead, of an
+ * address of this node's own, and of one that they know nothing of, BPF_FIB_LKUP_RET_NOT_FWDED. */
+static __always_inline long choose_route(struct frame frame, struct ct_new *new, struct ct_entry *entry, bool is_ipv6)
 {
 	struct bpf_fib_lookup *route = &new->route;
 	long result = ask_route(frame, route, entry, is_ipv6, 1);
 
 	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
-		return false;
+		return result;
 	entry->way = WAY_NEIGH;
 	entry->way_device = route->ifindex;
 	if (result == BPF_FIB_LKUP_RET_NO_NEIGH) /* what the way takes is only said of what it does not take, then */
 		result = ask_route(frame, route, entry, is_ipv6, LARGEST);
 	entry->mtu = result == BPF_FIB_LKUP_RET_NO_NEIGH || route->tot_len == 1 ? 0 : route->tot_len;
-	return true;
+	return 0;
 }
 
 /* A device may have been made again, and a route may have moved. Where there is none now, there may be one again. */
