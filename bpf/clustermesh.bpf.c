@@ -178,3 +178,22 @@ int to_tunnel(struct __sk_buff *skb)
 {
 	return finish(skb, answer(skb, 0, CT_AT_EGRESS));
 }
+
+/* Attached nowhere: the agent runs it over frames of its own (agent/eviction/sweeper.py), whose cookies are of sockets
+ * that it finds nowhere. Says how many of their ways are free now. */
+SEC("tc")
+int sweep_meant(struct __sk_buff *skb)
+{
+	__u32 at, freed = 0;
+	__u64 cookie;
+	__u8 is_end;
+
+	if (bpf_skb_load_bytes(skb, 0, &is_end, sizeof(is_end)))
+		return 0;
+	for (at = 0; at < SWEEP_MOST; at++) {
+		if (bpf_skb_load_bytes(skb, SWEEP_HEAD + at * sizeof(cookie), &cookie, sizeof(cookie)))
+			break;
+		freed += meant_sweep(cookie, is_end);
+	}
+	return freed;
+}

@@ -198,7 +198,8 @@ struct lb_meant {
 	__be16 backend_port;
 	__u32 backend_id;
 	__u8 protocol;
-	__u8 pad[7];
+	__u8 suspected; /* of being closed: see sweep_meant */
+	__u8 pad[6];
 };
 _Static_assert(sizeof(struct lb_meant) == 48, "lb_meant");
 
@@ -211,6 +212,9 @@ struct lb_meant_set {
 	struct lb_meant meant[MEANT_WAYS];
 };
 _Static_assert(sizeof(struct lb_meant_set) == 224, "lb_meant_set");
+
+/* What sweep_meant is run over: a head, whose first byte says whether to free, and not more cookies than this. */
+enum { SWEEP_HEAD = 16, SWEEP_MOST = 64 };
 
 struct lb_reverse_key {
 	__u64 cookie;

@@ -62,4 +62,20 @@ static __always_inline void meant_free(__u64 cookie)
 		set->cookies[way] = 0;
 }
 
+/* Suspects a socket that the agent finds nowhere, or frees its way, if it has not been connected since it was suspected:
+ * whether it did. The kernel says of no socket that it has made itself when that is closed (Multipath TCP, NFS). */
+static __always_inline bool meant_sweep(__u64 cookie, bool is_end)
+{
+	struct lb_meant_set *set = meant_set_of(cookie);
+	__u32 way = set ? meant_way(set, cookie) : MEANT_WAYS;
+
+	if (!set || way >= MEANT_WAYS)
+		return false;
+	if (is_end)
+		return set->meant[way].suspected &&
+		       __sync_val_compare_and_swap(&set->cookies[way], cookie, 0) == cookie;
+	set->meant[way].suspected = true;
+	return false;
+}
+
 #endif

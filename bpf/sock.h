@@ -58,6 +58,7 @@ static __always_inline void mean(struct bpf_sock_addr *ctx, const struct peer *s
 	meant->backend_port = backend->port;
 	meant->backend_id = backend->backend_id;
 	meant->protocol = ctx->protocol;
+	meant->suspected = false;
 }
 
 static __always_inline void turn(struct peer *to, const struct lb_chosen *backend)

@@ -238,7 +238,7 @@ def detach_everywhere(links: Path, kinds: Collection[Kind]) -> None:
 
 
 def _on_devices(table: Iterable[Program]) -> list[Program]:
-    return [program for program in table if program.kind not in (Kind.SOCKETS, Kind.FRAMES)]
+    return [program for program in table if program.kind not in (Kind.SOCKETS, Kind.FRAMES, Kind.AGENT)]
 
 
 def _same_hook(program: Program, table: Iterable[Program]) -> list[Program]:

@@ -20,6 +20,7 @@ class Kind(Enum):
     OUTSIDE = "a device by which others than pods are reached: default routes, the Node's addresses"
     FRAMES = "a device by which others than pods are reached: its frames, before they are packets"
     TUNNEL = "the mesh's own device: what comes in there was decrypted"
+    AGENT = "nothing: the agent runs it over frames of its own"
 
 
 class Program(NamedTuple):
@@ -79,6 +80,7 @@ PROGRAMS: Final = (
     Program("xdp_outside", Kind.FRAMES, AttachType.XDP),
     Program("from_tunnel", Kind.TUNNEL, AttachType.TCX_INGRESS),
     Program("to_tunnel", Kind.TUNNEL, AttachType.TCX_EGRESS),
+    Program("sweep_meant", Kind.AGENT, AttachType.TCX_INGRESS),
 )
 
 SOCKET_PROGRAMS: Final = tuple(program for program in PROGRAMS if program.kind is Kind.SOCKETS)

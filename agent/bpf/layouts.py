@@ -40,6 +40,8 @@ SLOTS_PER_BLOCK: Final = 16
 MAGLEV_PLACES: Final = 1021
 MEANT_SETS: Final = 16384
 MEANT_WAYS: Final = 4
+SWEEP_HEAD: Final = 16
+SWEEP_MOST: Final = 64
 MOST_GROUPS: Final = 512  # of a service: LB_MAX_BLOCKS of them in bpf/lb.h
 
 

@@ -46,7 +46,8 @@ _LINKS: Final = "links"
 _EARLY: Final = (Kind.SOCKETS, Kind.UNDERLAY)
 _FIRST: Final = [program.name for program in PROGRAMS if program.kind in _EARLY]
 _FRAMES: Final = [program.name for program in PROGRAMS if program.kind is Kind.FRAMES]
-_LATER: Final = [program.name for program in PROGRAMS if program.name not in (*_FIRST, *_FRAMES)]
+_OWN: Final = [program.name for program in PROGRAMS if program.kind is Kind.AGENT]
+_LATER: Final = [program.name for program in PROGRAMS if program.name not in (*_FIRST, *_FRAMES, *_OWN)]
 _SO_NETNS_COOKIE: Final = 71
 _VERSION: Final = re.compile(r"v\d+")
 
@@ -153,7 +154,7 @@ class Datapath:
 
     def _load_rest(self, name: str, object_path: Path | None, bcc_cache: Path | None) -> dict[str, int]:
         """Programs of packets are large: an agent is ready before they are verified. Few nodes have that of frames."""
-        group = next((each for each in (_LATER, _FRAMES) if name in each), [])
+        group = next((each for each in (_LATER, _FRAMES, _OWN) if name in each), [])
         with doing("load the programs of devices"), _object(object_path, bcc_cache) as elf, ExitStack() as undo:
             for each, fd in self.maps.items():
                 elf.reuse(each, fd)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from struct import Struct
 from typing import Final, NamedTuple
 
-from agent.bpf.syscalls import AttachType, Command, ProgramType, buffer_of, call
+from agent.bpf.syscalls import AttachType, Command, ProgramType, attr_of, buffer_of, call, call_attr
 
 _LOG_SIZE: Final = 1 << 16
 _INFO_SIZE: Final = 256
@@ -80,6 +80,15 @@ def _load(kind: ProgramType, code: bytes, name: str, attach: tuple[int, int], lo
         return call(Command.PROG_LOAD, attr)
     except OSError as e:
         raise OSError(e.errno, f"{e.strerror}: {log.value.decode(errors='replace')[-1000:].strip()}") from e
+
+
+def program_run(program: int, frame: bytes) -> int:
+    """What a tc program returns for this frame, which nobody has sent."""
+    kept = buffer_of(frame)
+    attr = attr_of(struct.pack("=IIIIQ", program, 0, len(frame), 0, ctypes.addressof(kept)))
+    call_attr(Command.PROG_TEST_RUN, attr)
+    (returned,) = struct.unpack_from("=I", attr.raw, 4)
+    return int(returned)
 
 
 class MapInfo(NamedTuple):

@@ -138,8 +138,10 @@ class Domains:
 
     def _open_evictor(self) -> Evictor:
         from agent.eviction.evictor import open_evictor  # a thread of its own has the time for it
+        from agent.eviction.sweeper import Sweeper
 
-        return open_evictor(self.node.datapath.maps)
+        datapath = self.node.datapath
+        return open_evictor(datapath.maps, Sweeper(lambda: datapath.program_fd("sweep_meant")))
 
     def wake(self) -> None:
         """Something in the mesh state is to be planned. Services rest on all of it."""

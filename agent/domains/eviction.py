@@ -97,7 +97,7 @@ class Eviction:
             error = evicted.error or error
             if said := ", ".join(f"{count} {outcome}" for outcome, count in evicted.outcomes.items()):
                 _log.info("sockets of a %s that went: %s", why, said)
-        self._fail(error)
+        self._fail(error or await asyncio.to_thread(evictor.sweep, found))
         return again
 
     async def _look_at_tracked(self, tracked: Tracked) -> bool:

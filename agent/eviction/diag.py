@@ -11,9 +11,10 @@ import socket
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from socket import htons
 from struct import Struct
-from typing import Final
+from typing import Any, Final
 
 from agent.bpf.layouts import MeantValue
 from agent.eviction.meaning import Located, Socket
@@ -42,9 +43,26 @@ def locate(gone: Mapping[int, MeantValue]) -> Located:
     with _opened() as netlink:
         for protocol in {value.protocol for value in gone.values()} & {*_PROTOCOLS}:
             for family in _FAMILIES:
-                for told in _asked(netlink, _question(family, protocol)):
-                    _take(found, told, gone)
+                with suppress(FileNotFoundError):
+                    for told in _asked(netlink, _question(family, protocol)):
+                        _take(found, told, gone)
     return dict(found)
+
+
+def connected() -> dict[int, set[int]]:
+    """The cookies of all sockets here that are connected, by protocol; those of which the kernel tells. OSError."""
+    found: dict[int, set[int]] = {}
+    with _opened() as netlink:
+        for protocol in _PROTOCOLS:
+            with suppress(FileNotFoundError):
+                told = [each for family in _FAMILIES for each in _asked(netlink, _question(family, protocol))]
+                found[protocol] = {_cookie(_ID.unpack(_TOLD.unpack_from(each)[4])) for each in told}
+    return found
+
+
+def _cookie(identity: tuple[Any, ...]) -> int:
+    *_, low, high = identity
+    return int(low | high << 32)
 
 
 def _question(family: int, protocol: int) -> bytes:
@@ -55,8 +73,8 @@ def _question(family: int, protocol: int) -> bytes:
 def _take(found: defaultdict[MeantValue, list[Socket]], told: bytes, gone: Mapping[int, MeantValue]) -> None:
     """One that has been connected to somewhere else since means nothing."""
     family, *_, identity, _, _, _, _, inode = _TOLD.unpack_from(told)
-    port, peer_port, source, peer, device, low, high = _ID.unpack(identity)
-    value = gone.get(cookie := low | high << 32)
+    port, peer_port, source, peer, device, *_ = parts = _ID.unpack(identity)
+    value = gone.get(cookie := _cookie(parts))
     if value is not None and (_whole(peer, family), htons(peer_port)) == (value.backend, value.backend_port):
         found[value].append(Socket(_whole(source, family), cookie, inode, device, htons(port), family))
 
@@ -111,7 +129,7 @@ def _opened() -> socket.socket:
 
 
 def _asked(netlink: socket.socket, question: bytes) -> Iterator[bytes]:
-    """The answers to a dump. A family or protocol that the kernel does not have has none."""
+    """The answers to a dump. OSError; FileNotFoundError where the kernel tells nothing of this family or protocol."""
     netlink.send(question)
     while True:
         for kind, _, body in _messages(netlink.recv(_ROOM)):
@@ -119,8 +137,6 @@ def _asked(netlink: socket.socket, question: bytes) -> Iterator[bytes]:
                 return
             if kind == _ERROR:
                 code = -int.from_bytes(body[:4], sys.byteorder, signed=True)
-                if code == errno.ENOENT:
-                    return
                 raise OSError(code, os.strerror(code))
             yield body
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from enum import StrEnum
 from functools import partial
 from itertools import chain
@@ -20,7 +20,8 @@ from agent.eviction.iterators import Ender
 from agent.eviction.meaning import REMEMBERED, Located, Meant, Remembered, read_meant
 from agent.eviction.moving import move
 from agent.eviction.networks import find_networks, inside
-from clustermesh.errors import Refused
+from agent.eviction.sweeper import Sweeper
+from clustermesh.errors import ClusterMeshError, Refused
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class Ending(Protocol):
     def close(self) -> None: ...
 
 
-def open_evictor(maps: Mapping[str, int], folder: Path | None = None) -> Evictor:
+def open_evictor(maps: Mapping[str, int], sweeper: Sweeper, folder: Path | None = None) -> Evictor:
     """Over the `maps` of a datapath, by name: by programs, those compiled in `folder` or beside the datapath's, or else
     by netlink."""
     ending: Ending = Diag()
@@ -56,15 +57,16 @@ def open_evictor(maps: Mapping[str, int], folder: Path | None = None) -> Evictor
     except Refused as e:
         _log.info("sockets are ended by netlink, for this kernel does not take the program: %s", e)
     remembered = Remembered(maps["lb_reverse_sk"], maps["metrics"])
-    return Evictor(ending, maps["lb_meant"], remembered, Tracked(maps["ct"]))
+    return Evictor(ending, maps["lb_meant"], remembered, Tracked(maps["ct"]), sweeper)
 
 
 class Evictor:
     """`meant` is the map lb_meant, `remembered` what found no room there. That is ended by netlink: programs ask
     lb_meant. `tracked` are connections that no socket of this node's means."""
 
-    def __init__(self, ending: Ending, meant: int, remembered: Remembered, tracked: Tracked) -> None:
+    def __init__(self, ending: Ending, meant: int, remembered: Remembered, tracked: Tracked, sweeper: Sweeper) -> None:
         self._ending, self._meant, self._remembered, self.tracked = ending, meant, remembered, tracked
+        self._sweeper = sweeper
 
     def find(self) -> Meant:
         """Every connected socket that means a service, on this node, as far as that is known. OSError."""
@@ -74,7 +76,9 @@ class Evictor:
         """Move the sockets of UDP, if they may, and end all others and what cannot be moved. Where the service is gone
         they may not: they would be connected to its address itself. Those that are in no namespace that anybody lives
         in have closed, or nobody knows a way to them."""
-        located, error = _locate(gone)
+        located, left, error = _locate(gone)
+        if left:
+            self._sweeper.want()
         udp: Located = {}
         for _, some in located:
             for value, sockets in some.items():
@@ -95,6 +99,17 @@ class Evictor:
         counts = {Outcome.MOVED: len(moved), Outcome.RESET: len(ended - moved), Outcome.FAILED: failed}
         return Evicted(Counter({outcome: count for outcome, count in counts.items() if count}), error)
 
+    def sweep(self, found: Meant) -> str:
+        """Take out of lb_meant what is closed, of what was found there a moment ago; what went wrong, if anything."""
+        known = {value: cookies for value, cookies in found.items() if value.backend_id != REMEMBERED}
+        try:
+            freed = self._sweeper.sweep(known, self._remembered.ever())
+        except (ClusterMeshError, OSError) as e:
+            return f"what closed sockets meant is not looked for: {e}"
+        if freed:
+            _log.info("%d places of lb_meant were of sockets that are closed", freed)
+        return ""
+
     def _end(self, some: Located) -> set[int]:
         remembered = {value: sockets for value, sockets in some.items() if value.backend_id == REMEMBERED}
         ended = self._ending.end({value: sockets for value, sockets in some.items() if value not in remembered})
@@ -104,8 +119,9 @@ class Evictor:
         self._ending.close()
 
 
-def _locate(gone: Meant) -> tuple[list[tuple[str, Located]], str]:
-    """Where these sockets are: paths to network namespaces, and what kept one from being looked into."""
+def _locate(gone: Meant) -> tuple[list[tuple[str, Located]], Set[int], str]:
+    """Where these sockets are: paths to network namespaces; who was found nowhere, and what kept one from being looked
+    into."""
     left = {cookie: value for value, cookies in gone.items() for cookie in cookies}
     found, error = list[tuple[str, Located]](), ""
     for path in find_networks().values():
@@ -122,4 +138,4 @@ def _locate(gone: Meant) -> tuple[list[tuple[str, Located]], str]:
             found.append((path, some))
             for each in chain.from_iterable(some.values()):
                 left.pop(each.cookie, None)
-    return found, error
+    return found, left.keys(), error

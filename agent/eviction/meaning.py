@@ -73,7 +73,7 @@ class Remembered:
     def read(self) -> Meant:
         """All there are. OSError."""
         found: defaultdict[MeantValue, list[int]] = defaultdict(list)
-        for page in pages(self._reverse, shape_of(self._reverse)) if self._were_any() else ():
+        for page in pages(self._reverse, shape_of(self._reverse)) if self.ever() else ():
             keys, values = unpack_each(ReverseKey, page.keys), unpack_each(ReverseValue, page.values)
             for key, value in zip(keys, values, strict=True):
                 if value.protocol:
@@ -88,6 +88,7 @@ class Remembered:
                 key = pack(ReverseKey(cookie, value.backend, value.backend_port))
                 map_delete_batch(self._reverse, key, 1)
 
-    def _were_any(self) -> bool:
-        size = per_cpu_size(8)
-        return any(map_lookup(self._counters, Reason.MEANT_FULL.to_bytes(4, sys.byteorder), size) or b"")
+    def ever(self) -> int:
+        """How often lb_meant had no room, since the maps were made. OSError."""
+        value = map_lookup(self._counters, Reason.MEANT_FULL.to_bytes(4, sys.byteorder), per_cpu_size(8))
+        return sum(memoryview(value).cast("Q")) if value else 0

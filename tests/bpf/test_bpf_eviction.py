@@ -29,6 +29,7 @@ from agent.eviction.diag import Diag, locate
 from agent.eviction.evictor import Evicted, Evictor, Outcome, open_evictor
 from agent.eviction.iterators import Ender
 from agent.eviction.meaning import REMEMBERED, Meant, Remembered, meaning_of
+from agent.eviction.sweeper import Sweeper
 from agent.plan.services import ServicePlanner, ServiceTrackers
 from clustermesh.address import parse
 from clustermesh.mesh.resolve import Backends, Frontend, Group, ServiceEntry
@@ -113,6 +114,10 @@ def count(found: Meant) -> int:
     return sum(map(len, found.values()))
 
 
+def sweeper_of(datapath: Datapath) -> Sweeper:
+    return Sweeper(lambda: datapath.program_fd("sweep_meant"))
+
+
 @pytest.fixture
 def place(datapath: Datapath) -> Iterator[Place]:
     with Node() as node:
@@ -125,7 +130,7 @@ def evictor(request: pytest.FixtureRequest, bpf_object: Path, datapath: Datapath
     ending = Diag() if request.param == "netlink" else Ender(bpf_object.parent, datapath.maps)
     remembered = Remembered(datapath.maps["lb_reverse_sk"], datapath.maps["metrics"])
     tracked = Tracked(datapath.maps["ct"])
-    with closing(Evictor(ending, datapath.maps["lb_meant"], remembered, tracked)) as made:
+    with closing(Evictor(ending, datapath.maps["lb_meant"], remembered, tracked, sweeper_of(datapath))) as made:
         yield made
 
 
@@ -174,7 +179,7 @@ def test_what_is_connected_to_somewhere_else_by_now_means_nothing(place: Place, 
 def test_the_socket_of_a_found_one_that_means_another_backend_by_now_is_left(
     place: Place, bpf_object: Path, datapath: Datapath
 ) -> None:
-    with closing(open_evictor(datapath.maps, bpf_object.parent)) as evictor:
+    with closing(open_evictor(datapath.maps, sweeper_of(datapath), bpf_object.parent)) as evictor:
         client = place.client(TCP, 7)
         found = evictor.find()
         place.mean_another(client, 8)
@@ -213,7 +218,7 @@ def test_a_file_where_no_namespace_is_mounted_is_no_failure(place: Place, evicto
 
 
 def test_without_compiled_programs_netlink_does_it_all(place: Place, datapath: Datapath, tmp_path: Path) -> None:
-    with closing(open_evictor(datapath.maps, tmp_path)) as evictor:
+    with closing(open_evictor(datapath.maps, sweeper_of(datapath), tmp_path)) as evictor:
         client = place.client(TCP, 7)
         assert evictor.evict(evictor.find()) == Evicted({Outcome.RESET: 1})
         assert is_ended(client)
@@ -258,7 +263,7 @@ async def test_connected_udp_sockets_move_to_another_backend_and_are_ended_where
     for client in clients:
         client.connect(called)
         assert answerer(client) == going.port
-    with closing(open_evictor(datapath.maps, bpf_object.parent)) as evictor:
+    with closing(open_evictor(datapath.maps, sweeper_of(datapath), bpf_object.parent)) as evictor:
         found = evictor.find()
         assert count(found) == len(clients)
         await web.serve(other, vip=vip)

@@ -133,7 +133,10 @@ CONSTANTS = (
     "MAGLEV_PLACES",
     "MEANT_SETS",
     "MEANT_WAYS",
+    "SWEEP_HEAD",
+    "SWEEP_MOST",
 )
+INTERNAL = {("lb_meant", "suspected")}  # fields that programs alone read and write
 
 
 class Field(NamedTuple):
@@ -164,7 +167,11 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
     answers = _run(tmp_path_factory.mktemp("layouts"), structs, enums)
     return Compiled(
         {
-            name: [Field(kind, field, *answers[f"{name}.{field}"]) for kind, field in fields]
+            name: [
+                Field(kind, field, *answers[f"{name}.{field}"])
+                for kind, field in fields
+                if (name, field) not in INTERNAL
+            ]
             for name, fields in structs.items()
         },
         {name: answers[name][0] for name in structs},

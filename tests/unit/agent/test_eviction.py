@@ -124,13 +124,15 @@ class FakeTracked:
 
 
 class FakeEvictor:
-    """`sockets` are open, by what they mean. `fail` is raised while it is set."""
+    """`sockets` are open, by what they mean. `fail` is raised while it is set, `unswept` what a sweep says."""
 
     def __init__(self, *sockets: MeantValue) -> None:
         self.sockets = Counter(sockets)
         self.looks = 0
         self.fail: Exception | None = None
         self.tracked = FakeTracked()
+        self.swept: Meant | None = None
+        self.unswept = ""
 
     def find(self) -> Meant:
         self.looks += 1
@@ -142,6 +144,10 @@ class FakeEvictor:
         for asked in gone:
             del self.sockets[asked]
         return Evicted(Counter({Outcome.RESET: sum(map(len, gone.values()))}))
+
+    def sweep(self, found: Meant) -> str:
+        self.swept = found
+        return self.unswept
 
     def close(self) -> None:
         pass
@@ -273,5 +279,16 @@ async def test_a_look_that_fails_is_a_problem_until_one_does_not(bed: Bed, failu
     async with looking(bed, evictor) as eviction:
         await until(lambda: eviction.error)
         evictor.fail = None
+        await bed.step()
+        await until(lambda: not eviction.error)
+
+
+async def test_each_look_has_what_is_closed_taken_out_of_what_was_found(bed: Bed) -> None:
+    evictor = FakeEvictor(LOCAL)
+    evictor.unswept = "it is not known"
+    async with looking(bed, evictor) as eviction:
+        await until(lambda: eviction.error == "it is not known")
+        assert evictor.swept == {LOCAL: [1]}
+        evictor.unswept = ""
         await bed.step()
         await until(lambda: not eviction.error)
