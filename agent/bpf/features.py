@@ -29,7 +29,7 @@ _TRACE_ITER: Final = 28
 _REDIRECT: Final = 23
 _PAGE: Final = 4096
 _STATUS: Final = Path("/proc/thread-self/status")
-_SYS_PTRACE: Final = 19
+_NEEDED: Final = {"CAP_DAC_READ_SEARCH": 2, "CAP_SYS_PTRACE": 19}
 
 
 class State(StrEnum):
@@ -86,9 +86,11 @@ def acceleration(asked: str, hooks: Iterable[Hook], problems: Mapping[str, str])
 
 
 def _move_udp() -> Support:
-    """Whether other processes' sockets can be reached: the first process of a container's own sees no others."""
+    """Whether other processes' sockets can be reached: the first process of a container's own sees no others, and what
+    somebody else has open is listed to who may read any folder."""
     name, held = "pidfd_getfd", int(re.search(r"CapEff:\s*(\w+)", _STATUS.read_text())[1], 16)  # type: ignore[index]
-    why = "" if held >> _SYS_PTRACE & 1 else "without CAP_SYS_PTRACE"
+    lacking = [capability for capability, bit in _NEEDED.items() if not held >> bit & 1]
+    why = f"without {' and '.join(lacking)}" if lacking else ""
     if os.getpid() == 1:
         why = "no process but the agent's own is seen (a pod has hostPID for that)"
     if why:

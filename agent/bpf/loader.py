@@ -230,6 +230,19 @@ class Datapath:
         """Whether every link that `attach_sockets` made is pinned still: without its pin it is gone."""
         return all((self.pin_dir / _LINKS / name).exists() for name in self.hooks)
 
+    def has_links_folder(self) -> bool:
+        return (self.pin_dir / _LINKS).is_dir()
+
+    def pin_lost(self) -> list[str]:
+        """Pin the maps again that have no pin any more; returns their names."""
+        folder = self.pin_dir / LAYOUT_VERSION
+        lost = [name for name in self.maps if not (folder / name).exists()]
+        with doing(f"pin maps at {folder}"):
+            for name in lost:
+                folder.mkdir(exist_ok=True)
+                pin_in_place(self.maps[name], folder / name)
+        return lost
+
     def counters(self) -> dict[Reason, int]:
         """What the programs have counted since the maps were made, summed over the CPUs."""
         size = per_cpu_size(8)

@@ -111,8 +111,8 @@ class Devices(Domain[str]):
         attached.on_change.append(self.wake)
 
     def take_own(self, own: Node | None) -> None:
-        """This machine is the node `own`."""
-        self._own = own
+        """This machine is the node `own`; while it has none, it is what it was."""
+        self._own = own or self._own
         self._hear({self._tunnel})
         self.look_again()
 
@@ -140,6 +140,8 @@ class Devices(Domain[str]):
 
     def plan(self, item: str) -> None:
         index, pod = _index_of(item), self._attached.on(item)
+        if not index and item in self._outside and self._has_other_name(item):
+            return  # what it is called now leads outside, or not: this machine's ways will say
         kind = choose_kind(
             is_pods=pod is not None,
             is_tunnel=item == self._tunnel,
@@ -165,6 +167,11 @@ class Devices(Domain[str]):
             self.frames.remove(item)
         if item == self._tunnel and self._own is not None:
             self._reserve_ports()  # last of all: where that is refused, all else is there
+
+    def _has_other_name(self, item: str) -> bool:
+        """Whether the device that was called `item` is there, under another name."""
+        before = self.programs.desired.get(item)
+        return before is not None and before.ifindex in {index for index, _ in socket.if_nameindex()}
 
     def _reserve_ports(self) -> None:
         ephemeral = _ephemeral_ports()

@@ -99,7 +99,7 @@ class Domains:
         self.services.known, self.services.unheard = self._known_clusters, self._unheard_clusters
         self.conntrack = Conntrack(node.datapath.maps["ct"], node.datapath.maps["ct_direct"])
         self.eviction = Eviction(self.services, self._open_evictor)
-        self.pinned = Pinned(node.datapath.pin_dir, options.bpffs, node.datapath.has_sockets, self._attach_sockets)
+        self.pinned = Pinned(node.datapath, options.bpffs, self._attach_sockets)
         self._name, self._state = options.node, state
         self._own: ClusterReader | None = None
         self._peers: Peers | None = None

@@ -86,5 +86,5 @@ def test_without_privileges_nothing_is_native_and_the_reason_is_named(bpffs: Pat
         capture_output=True, text=True, timeout=30, check=True,
     )  # fmt: skip
     said = done.stdout.splitlines()
-    assert said.pop() == f"{State.DEGRADED}|without CAP_SYS_PTRACE"
+    assert said.pop() == f"{State.DEGRADED}|without CAP_DAC_READ_SEARCH and CAP_SYS_PTRACE"
     assert set(said) <= {f"{state}|Operation not permitted" for state in (State.DEGRADED, State.OFF)}

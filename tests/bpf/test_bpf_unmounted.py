@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing
@@ -128,3 +129,18 @@ def test_a_program_of_sockets_whose_pin_is_gone_is_missed_and_attached_again(
         after = pinned(path)
         assert after.keys() == before.keys()
         assert {name for name in after if after[name] != before[name]} == {"links/connect4", "links/recvmsg6"}
+
+
+def test_maps_that_are_pinned_no_more_are_pinned_again(own: Path, bpf_object: Path) -> None:
+    path = own / "clustermesh"
+    with closing(Datapath.open(bpf_object, path)) as datapath:
+        before = pinned(path)
+        assert datapath.pin_lost() == []
+        (path / "v2" / "ct").unlink()
+        assert datapath.pin_lost() == ["ct"]
+        shutil.rmtree(path / "v2")
+        assert {f"v2/{name}" for name in datapath.pin_lost()} == {name for name in before if name.startswith("v2/")}
+        assert pinned(path) == before
+        assert datapath.has_links_folder()
+        (path / "links").rmdir()
+        assert not datapath.has_links_folder()

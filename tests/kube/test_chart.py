@@ -332,7 +332,7 @@ def test_the_programs_run_as_nobody_and_without_privileges_but_for_those_that_sa
     assert roots == {
         "apiserver": net,
         "cni-install": set(),
-        "agent": net | {"SYS_ADMIN", "SYS_PTRACE"},
+        "agent": net | {"SYS_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH"},
         "wireguard": net,
     }
     for file, added in (("daemonset", roots["agent"]), ("wireguard", net)):

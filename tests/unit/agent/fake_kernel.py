@@ -177,6 +177,8 @@ class Bed:
             counters=dict,
             attach_sockets=self.attached.append,
             has_sockets=lambda: True,
+            has_links_folder=lambda: True,
+            pin_lost=list,
             has_predecessor=False,
             maps={"ct": -1, "ct_direct": -1},
         )

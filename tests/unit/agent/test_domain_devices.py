@@ -46,8 +46,8 @@ class Bed:
         monkeypatch.setattr(devices, "_has_frames", lambda _name: True)
         monkeypatch.setattr(devices, "ethernet_of", lambda _name: self.address)
         monkeypatch.setattr(devices, "_ephemeral_ports", lambda: self.ephemeral)
-        names = [(index, name) for name, index in self.links.items()]
-        monkeypatch.setattr(devices.socket, "if_nameindex", lambda: names)
+        self.names = [(index, name) for name, index in self.links.items()]
+        monkeypatch.setattr(devices.socket, "if_nameindex", lambda: self.names)
         self.restart()
 
     def restart(self, *patterns: str, accelerates: bool = False, lent: tuple[int, int] | None = None) -> None:
@@ -192,6 +192,9 @@ async def test_the_ways_out_are_followed(bed: Bed, monkeypatch: pytest.MonkeyPat
     assert bed.programs.held == {"eth0": wanted}
     bed.domain.take_own(None)
     await bed.settle()
+    assert bed.programs.held == {"eth0": wanted}, "its Node is made anew, perhaps"
+    bed.domain.take_ways(Ways())
+    await bed.settle()
     assert not bed.programs.held
     bed.domain.take_ways(Ways(frozenset({"eth0"})))
     await bed.settle()
@@ -200,6 +203,26 @@ async def test_the_ways_out_are_followed(bed: Bed, monkeypatch: pytest.MonkeyPat
     bed.domain.look_again()
     await bed.settle()
     assert bed.programs.held.keys() == {"eth0", POD, OTHER}
+
+
+async def test_a_device_that_is_renamed_has_its_programs_until_the_ways_say_its_name(bed: Bed) -> None:
+    bed.domain.take_own(NODE)
+    bed.domain.take_ways(Ways(frozenset({"eth0"})))
+    await bed.settle()
+    had = bed.programs.held["eth0"]
+    bed.links["ext0"] = bed.links.pop("eth0")
+    bed.names[:] = [(index, name) for name, index in bed.links.items()]
+    await bed.domain.audit()
+    await bed.settle()
+    assert bed.programs.held == {"eth0": had}
+    bed.domain.take_ways(Ways(frozenset({"ext0"})))
+    await bed.settle()
+    assert bed.programs.held == {"ext0": had}
+    bed.links.clear()
+    bed.names.clear()
+    await bed.domain.audit()
+    await bed.settle()
+    assert not bed.programs.held, "gone"
 
 
 async def test_a_device_that_leads_outside_and_was_made_anew_is_told_of_once(bed: Bed) -> None:

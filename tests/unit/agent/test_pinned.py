@@ -65,20 +65,25 @@ async def test_it_is_put_back_and_a_problem_where_it_cannot_be(monkeypatch: pyte
     assert folder.closed == 1
 
 
-async def test_one_that_was_emptied_ends_the_agent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Its programs are off their hooks: the next one attaches all of them anew."""
-    folder = FakeFolder()
+async def test_one_that_was_emptied_ends_the_agent_once_its_maps_are_pinned_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its programs are off their hooks: the next one attaches all of them anew, over the maps of this one."""
+    folder, bed, journal = FakeFolder(), Bed(), list[str]()
     monkeypatch.setattr(pin_folder, "PinFolder", lambda path, bpffs: folder)
-    monkeypatch.setattr(folder, "put_back", lambda: 0)
-    folder.there = False
-    with pytest.raises(Refused, match="was removed with all that was pinned there"):
+    bed.datapath.has_links_folder, bed.datapath.has_sockets = lambda: False, lambda: False
+    bed.datapath.attach_sockets = pytest.fail
+    bed.datapath.pin_lost = lambda: journal.append("maps") or ["ct"]  # type: ignore[func-returns-value]
+    with pytest.raises(Refused, match="has no links any more"):
         async with asyncio.timeout(10):
-            await pinned.Pinned(tmp_path, tmp_path, lambda: True, pytest.fail).run()
-    assert folder.closed == 1
+            await bed.domains.pinned.run()
+    assert (folder.closed, journal) == (1, ["maps"])
 
 
 async def test_a_folder_that_is_not_there_from_the_beginning_is_a_problem(tmp_path: Path) -> None:
-    kept = pinned.Pinned(tmp_path / "none", tmp_path, lambda: True, pytest.fail)
+    bed = Bed()
+    bed.datapath.pin_dir = tmp_path / "none"
+    kept = pinned.Pinned(bed.datapath, tmp_path, pytest.fail)  # type: ignore[arg-type]
     running = asyncio.create_task(kept.run())
     await until(lambda: kept.error)
     assert "No such file" in kept.error
@@ -99,10 +104,10 @@ async def test_programs_of_sockets_that_were_taken_off_are_put_back(monkeypatch:
 
     bed.datapath.attach_sockets = attach
     bed.datapath.has_sockets = lambda: bool(bed.attached)
-    watched = pinned.Pinned(Path("/x"), Path("/"), bed.datapath.has_sockets, bed.domains._attach_sockets)
+    watched = bed.domains.pinned
     running = asyncio.create_task(watched.run())
     await until(lambda: watched.error)
-    assert watched.error == "programs of sockets are gone from /x, and cannot be attached again: no"
+    assert watched.error == "programs of sockets are gone from /sys/fs/bpf/x, and cannot be attached again: no"
     refused = False
     await until(lambda: bed.attached and not watched.error)
     assert bed.attached == [cgroup]
