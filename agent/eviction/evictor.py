@@ -124,7 +124,7 @@ def _locate(gone: Meant) -> tuple[list[tuple[str, Located]], Set[int], str]:
     into."""
     left = {cookie: value for value, cookies in gone.items() for cookie in cookies}
     found, error = list[tuple[str, Located]](), ""
-    for path in find_networks().values():
+    for path in find_networks():
         if not left:
             break
         try:

@@ -16,19 +16,20 @@ _OWN: Final = "/proc/thread-self/ns/net"
 _PLACES: Final = ("/run/netns/*", "/proc/[0-9]*/ns/net", "/proc/[0-9]*/task/[0-9]*/ns/net")
 
 
-def find_networks() -> dict[int, str]:
-    """A path to every namespace that somebody lives in or has kept by name, by inode. Nobody may know a way into one
-    that only sockets still hold."""
-    found: dict[int, str] = {}
+def find_networks() -> Iterator[str]:
+    """A path to every namespace that somebody lives in or has kept by name, looked for while they are asked for: all
+    threads of a machine are gone over last. Nobody may know a way into one that only sockets still hold."""
+    found = set[int]()
     namespaces = os.stat(_OWN).st_dev
     for path in _candidates():
         try:
             status = os.stat(path)
         except OSError:
             continue  # it ended meanwhile
-        if status.st_dev == namespaces:  # else it is a file where one was mounted, or is about to be
-            found.setdefault(status.st_ino, path)
-    return found
+        # On another device it is a file where one was mounted, or is about to be.
+        if status.st_dev == namespaces and status.st_ino not in found:
+            found.add(status.st_ino)
+            yield path
 
 
 def _candidates() -> Iterator[str]:

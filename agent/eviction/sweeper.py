@@ -74,7 +74,7 @@ def _missing(known: Meant) -> Iterator[int]:
 def _living() -> dict[int, Set[int]]:
     """The cookies of all connected sockets of this node, by protocol."""
     parts = []
-    for path in find_networks().values():
+    for path in find_networks():
         try:
             parts.append(inside(path, connected))
         except FileNotFoundError:
