@@ -22,8 +22,9 @@ The rules:
    `settle` seconds later; then it is listed, and of no list before is it believed that it is gone. What a list does not
    have may have died so, unless each lease of that table has a key in the list; before the first list none is known.
    Of copies no beat is waited for: whoever beats there is not who copies. What a mirror deletes is believed while its
-   canary stands; what died with a lease once the mirror has outlived that by `settle` seconds: it has written its
-   canary anew, or renewed the canary's lease, which is asked for every RECHECK seconds while something is doubted.
+   canary stands; what died with a lease once the mirror has outlived that: it has renewed the canary's lease, or
+   written the canary anew, and `settle` seconds later renewed it once more. That is asked for every RECHECK seconds
+   while something is doubted.
 6. A heartbeat or a canary that vanishes makes the cluster stale. What vanished otherwise (leases end, an etcd is being
    filled, a watch tells of old times) is kept. Once the writer is proven its table is listed again, and that list is
    believed.

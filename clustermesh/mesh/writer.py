@@ -29,28 +29,49 @@ class Proof(NamedTuple):
     reached: float
 
 
+class Look(NamedTuple):
+    """A lease was looked at `at` that time, as of `revision`; `lived` is when it was first seen renewed since then."""
+
+    at: float
+    revision: int
+    lived: float | None = None
+
+
 class Holders:
-    """Who holds a lease has outlived a revision by `settle` seconds where the lease was renewed so long after."""
+    """Who holds a lease has outlived a revision by `settle` seconds where the lease was renewed after that, and once
+    more so much later. One renewal is not enough: who hung renews first, and writes again afterwards what it lost."""
 
     def __init__(self, settle: float) -> None:
         self._settle, self._term = settle, 0
-        self._known: dict[int, tuple[float, int]] = {}  # of each lease: a time, and a revision from before
+        self._looks: dict[int, Look] = {}  # of each lease
         self._outlived: dict[int, int] = {}
+        self._lived: dict[int, float] = {}
+        self.told = True  # whether etcd tells of leases at all
 
     def hear(self, renewals: Renewals, revision: int, asked: float, now: float) -> None:
         """Of the answer, as of `revision`, to what was `asked` at that time. Where etcd has had another leader since, a
         lease may seem renewed and is not."""
+        self.told = bool(renewals.term)
         if renewals.term != self._term:
-            self._known, self._term = {}, renewals.term
+            self._looks, self._term = {}, renewals.term
         for lease, age in renewals.ages.items():
-            at, before = self._known.setdefault(lease, (now, revision))
-            if asked - age >= at + self._settle:
-                self._outlived[lease] = before
-                self._known[lease] = (now, revision)
+            look, renewed = self._looks.setdefault(lease, Look(now, revision)), asked - age
+            if renewed < look.at:
+                continue
+            self._lived[lease] = renewed
+            if look.lived is None:
+                self._looks[lease] = look._replace(lived=renewed)
+            elif renewed >= look.lived + self._settle:
+                self._outlived[lease] = look.revision
+                self._looks[lease] = Look(now, revision)
 
     def outlived(self, lease: int) -> int:
         """The last such revision that is known of, or 0."""
         return self._outlived.get(lease, 0)
+
+    def lived(self, lease: int) -> float:
+        """When the lease was last known to be renewed."""
+        return self._lived.get(lease, -math.inf)
 
 
 class Writer:
@@ -118,12 +139,14 @@ class Writer:
     def _proof_of_copies(self, canary: Canary | None, now: float) -> Proof | None:
         """A mirror is believed what it deletes while its canary stands: who deletes lives. What died with a lease may
         have gone because it died itself, for its leases end in any order. What it had lost it has written again some
-        time after, if it then still renews the canary's lease, or once its canary, written anew, has stood for so long.
+        time after it was heard of, by a renewal of the canary's lease or the canary, written anew, if that is then
+        renewed once more; where etcd tells of no leases, once the canary has stood for so long.
         Whoever beats there is another; where no heartbeat stands somebody may have deleted all but the canaries."""
         if canary is None or not self._beaten:
             return None
         reached = self.holders.outlived(canary.lease or 0)
-        if now >= canary.heard + self._terms.settle:
+        tells = canary.lease and self.holders.told
+        if (self.holders.lived(canary.lease or 0) if tells else now) >= canary.heard + self._terms.settle:
             reached = max(reached, canary.revision)
         known = [each for each in (canary.revision, reached) if each >= self._lost]
         return Proof(min(known), reached if reached >= self._lost else 0, 0, reached) if known else None

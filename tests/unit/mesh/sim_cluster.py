@@ -253,11 +253,13 @@ class SimMirror(SimCluster):
     """What a mirror copied, and an API server beside it that beats: each of them comes and goes for itself.
 
     Its canaries have a lease of their own, or, as Cilium's, one of the copies'; never that of the beat. What it puts
-    back after a lease has ended comes in any order, canaries not last.
+    back after a lease has ended comes in any order, canaries not last. It may hang, if not
+    before it has written what it has: its leases end, or not, and when it goes on it renews them before anything else.
     """
 
     def __init__(self, rng: random.Random) -> None:
         self.beats, self._beats_on, self._brief = True, -1, -2
+        self._hangs_until = 0.0
         super().__init__(rng)
         self.config = replace(self.config, cached=True)
 
@@ -266,10 +268,36 @@ class SimMirror(SimCluster):
             self._beaten = now
             self._write(keys.HEARTBEAT, b"%f" % now)
 
+    def work(self) -> None:
+        if not self._hangs_until:
+            super().work()
+
+    def finish(self) -> None:
+        if not self._hangs_until:
+            super().finish()
+
+    def hang(self, now: float) -> None:
+        if self.alive and not self._hangs_until and not self.todo:
+            self._hangs_until = now + self.rng.choice([205.0, 250.0, 400.0])
+            self._renewed = dict.fromkeys([*self._leases, self._brief], now) | self._renewed
+            self._ending |= dict.fromkeys([*self._leases, self._brief], now + 200)
+
+    def _go_on(self, now: float) -> None:
+        self._hangs_until, self._returned = 0.0, now
+        left = [lease for lease in {*self._leases, self._brief} if self._ending.pop(lease, None) is not None]
+        anew = {lease: next(self._numbers) for lease in sorted({*self._leases, self._brief}.difference(left))}
+        self._leases = [anew.get(lease, lease) for lease in self._leases]
+        self._brief = anew.get(self._brief, self._brief)
+        self._renewed |= dict.fromkeys(left, now)
+        whole = {*self.truth, *(SYNCED + kind.encode() for kind in KINDS)}
+        self._put_back(sorted(whole.difference(self.store)))
+
     def die(self, now: float) -> None:
         """The mirror, its API server, or both."""
         mirror, server = self.rng.choice([(True, False), (False, True), (True, True)])
-        if mirror and self.alive:
+        if mirror and self._hangs_until:  # what it holds ends as it is
+            self._hangs_until, self.alive, self.todo, self._leases = 0.0, False, {}, []
+        elif mirror and self.alive:
             self._leave([self._brief], now)
             super().die(now)
         if server and self.beats:
@@ -286,6 +314,8 @@ class SimMirror(SimCluster):
             self._brief = self.rng.choice([next(self._numbers), *self._leases])
 
     def revoke_lease(self, now: float, told: Mapping[bytes, int]) -> None:
+        if self._hangs_until:
+            return
         shared = self._brief in self._leases
         super().revoke_lease(now, told)
         if shared and self._brief not in self._leases:
@@ -302,12 +332,15 @@ class SimMirror(SimCluster):
         self._brief, self._beats_on = next(self._numbers), next(self._numbers)
 
     def pass_time(self, now: float) -> None:
+        if self._hangs_until and now >= self._hangs_until:
+            self._go_on(now)
         super().pass_time(now)
         if self.beats and now >= self._beaten + 60:
             self.beat(now)
 
     def _kept(self) -> list[int]:
-        return [*self._leases, *([self._brief] if self.alive else []), *([self._beats_on] if self.beats else [])]
+        copies = [*self._leases, self._brief] if self.alive and not self._hangs_until else []
+        return [*copies, *([self._beats_on] if self.beats else [])]
 
     def _lease_for(self, key: bytes) -> int:
         if key == keys.HEARTBEAT:

@@ -90,6 +90,8 @@ class World:
                 self.decline()
             case "wipe":
                 self.wipe()
+            case "hang":
+                self.hang()
 
     def tell(self) -> None:
         """One step of the shell: an attempt begins, an answer comes, or a stream tells what is next."""
@@ -197,6 +199,16 @@ class World:
         for _ in range(self.rng.randrange(10)):
             self.tell()
 
+    def hang(self) -> None:
+        """A mirror hangs, some of its leases end, and it goes on, while the agent may be started anew."""
+        assert isinstance(self.cluster, SimMirror)
+        self.cluster.hang(self.now)
+        self.wait(200.0)
+        self.act("end_lease")
+        for verb in self.rng.sample(["restart", "wait", "end_lease"], 2):
+            self.act(verb)
+        self.wait(self.rng.choice([0.0, 70.0]))
+
     def wipe(self) -> None:
         """All keys go at once, soon after a beat was heard."""
         self.wait(10.0)
@@ -240,6 +252,7 @@ class World:
     def settle(self) -> None:
         """All is well at last, and quiet."""
         self.cluster.revoked = False
+        self.wait(400.0 if isinstance(self.cluster, SimMirror) else 0.0)  # it may hang
         self.cluster.come_back(self.now)
         for _ in range(50):
             for _ in range(10):
@@ -269,7 +282,7 @@ def test_nothing_is_taken_away_that_was_still_there_and_the_end_is_the_truth(see
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.integers(0, 1 << 30), st.lists(st.sampled_from(ACTIONS), max_size=80))
+@given(st.integers(0, 1 << 30), st.lists(st.sampled_from([*ACTIONS, "hang", "hang"]), max_size=80))
 def test_no_copy_is_taken_away_that_was_still_there_and_the_end_is_the_truth(seed: int, actions: list[str]) -> None:
     world = World(seed, SimMirror)
     for verb in actions:
