@@ -41,17 +41,23 @@ class Reconnect:
     """When those who share one connection try it again: all at the same time, anything up to `SPREAD` seconds after it
     went well, and later and later while it does not. It went well where it lasted longer than the wait before it, or
     `STEADY` seconds: who answers, and then does harm each time, is asked more and more seldom. Where `nobody` listens,
-    as while etcd moves to another node, that costs nobody there anything, and it is tried again within `SOON`."""
+    as while etcd moves to another node, that costs nobody there anything: it is tried again within `SOON`, or, where
+    harm was done since it last went well, after as long as that has earned."""
 
     def __init__(self, rng: random.Random | None = None) -> None:
         self._rng = rng or random.Random()
-        self._delay = 0.0
+        self._delay = self._earned = 0.0
         self._at = 0.0
 
     def wait(self, now: float, lasted: float, *, nobody: bool = False) -> float:
         """Seconds to wait from `now` on for one of them, for whom it `lasted` so many before it failed, or 0."""
         if now >= self._at:
             went_well = lasted > min(self._delay, STEADY)
-            self._delay = SPREAD if went_well else min(max(self._delay * 2, SPREAD), SOON if nobody else LAST)
+            if went_well:
+                self._delay, self._earned = SPREAD, 0.0
+            elif nobody:
+                self._delay = self._earned or min(max(self._delay * 2, SPREAD), SOON)
+            else:
+                self._delay = self._earned = min(max(self._delay * 2, SPREAD), LAST)
             self._at = now + self._delay * self._rng.uniform(0.0 if went_well else 0.5, 1.0)
         return self._at - now

@@ -2,6 +2,7 @@
 
 import random
 from bisect import bisect_left
+from heapq import heapify, heappop, heappush
 
 import pytest
 
@@ -99,3 +100,46 @@ def test_who_answers_and_fails_each_time_is_asked_more_and_more_seldom() -> None
         now += waits[-1]
     assert waits == [1, 2, 4, 8, 16, 30, 30, 30]
     assert reconnect.wait(now, lasted=STEADY + 1) == SPREAD
+
+
+def test_refusals_in_between_do_not_shorten_a_wait_that_harm_has_earned() -> None:
+    reconnect, now, waits = Reconnect(NoJitter()), 0.0, []
+    for nobody in (False, True, True, False, True, False, False, True):
+        waits.append(reconnect.wait(now, lasted=0.0, nobody=nobody))
+        now += waits[-1]
+    assert waits == [1, 1, 1, 2, 2, 4, 8, 8]
+    assert reconnect.wait(now, lasted=STEADY + 1) == SPREAD
+    now += SPREAD
+    assert [reconnect.wait(now + SOON * n, lasted=0.0, nobody=True) for n in range(3)] == [SOON] * 3
+
+
+DOWN = 10.0
+
+
+def overwhelm(seed: int, end: float = 600.0) -> tuple[int, int]:
+    """READERS of an etcd that dies when two fifths of them have come within two seconds, and refuses for DOWN seconds
+    until it is up again: how often it died, and how many are connected at the `end`."""
+    rng = random.Random(seed)
+    reconnects = [Reconnect(random.Random(rng.random())) for _ in range(READERS)]
+    tries = [(each.wait(0.0, lasted=60.0), number) for number, each in enumerate(reconnects)]
+    heapify(tries)
+    connected, deaths, up_at = dict[int, float](), 0, DOWN / 2
+    while tries and tries[0][0] < end:
+        now, number = heappop(tries)
+        if now < up_at:
+            heappush(tries, (now + reconnects[number].wait(now, lasted=0.0, nobody=True), number))
+            continue
+        connected[number] = now
+        if sum(now - since < 2.0 for since in connected.values()) > READERS * 2 // 5:
+            deaths, up_at = deaths + 1, now + DOWN
+            for each, since in connected.items():
+                heappush(tries, (now + reconnects[each].wait(now, lasted=now - since), each))
+            connected = {}
+    return deaths, len(connected)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_etcd_that_dies_of_its_readers_gets_relief_though_it_refuses_in_between(seed: int) -> None:
+    deaths, connected = overwhelm(seed)
+    assert connected == READERS
+    assert deaths <= 8
