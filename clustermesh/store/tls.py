@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
+from errno import EADDRNOTAVAIL, ECONNREFUSED, EHOSTUNREACH, ENETUNREACH
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +18,7 @@ from clustermesh.store.faults import NobodyListens
 
 _RECORD: Final = 1 << 14  # as much as one has
 _ABOUT_US: Final = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED", "DECRYPT_ERROR")  # alerts (RFC 8446, 6.2)
+_NO_WAY: Final = frozenset({EADDRNOTAVAIL, EHOSTUNREACH, ENETUNREACH})  # as to IPv6 where there is none
 
 
 class Tls(Struct, frozen=True):
@@ -66,10 +69,9 @@ def explain(endpoint: Endpoint, error: Exception) -> ClusterMeshError:
         if "ALERT" in reason and any(each in reason for each in _ABOUT_US):
             return Refused(f"etcd at {endpoint} does not accept our certificate: {_reason(error)}")
         return Unavailable(f"etcd at {endpoint}: TLS failed: {_reason(error)}")
-    if isinstance(error, ConnectionRefusedError):
-        return NobodyListens(f"etcd at {endpoint}: {error.strerror or error}")
     if isinstance(error, OSError):
-        return Unavailable(f"etcd at {endpoint}: {error.strerror or error}")
+        kind = NobodyListens if _is_refused(error) else Unavailable
+        return kind(f"etcd at {endpoint}: {error.strerror or error}")
     return Unavailable(f"etcd at {endpoint}: {error}")
 
 
@@ -113,6 +115,13 @@ class Tunnel:
         with suppress(ssl.SSLWantReadError):
             self._session.do_handshake()
             self.shaken = True
+
+
+def _is_refused(error: OSError) -> bool:
+    """Of a name with several addresses asyncio tells only in words what became of each (`all_errors` is Python 3.12's):
+    "Multiple exceptions: [Errno 111] ..., [Errno 101] ..."."""
+    became = {error.errno} if error.errno else set(map(int, re.findall(r"\[Errno (\d+)\]", str(error))))
+    return ECONNREFUSED in became and became <= {ECONNREFUSED} | _NO_WAY
 
 
 def _reason(error: ssl.SSLError) -> str:

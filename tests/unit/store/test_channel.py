@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from struct import Struct
@@ -21,6 +21,7 @@ from clustermesh.store import rpc_pb2 as pb
 from clustermesh.store.channel import PING_AFTER, PING_PATIENCE, Channel, try_out
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.endpoint import parse
+from clustermesh.store.faults import NobodyListens
 from clustermesh.store.http2 import Http2
 
 PREFIX = Struct(">BI")
@@ -233,17 +234,29 @@ def swallows_what_knocks(port: int) -> Iterator[str]:
         yield "127.0.0.2"
 
 
+def addresses(*hosts: str) -> Callable[..., Awaitable[list[object]]]:
+    """What a resolver says of every name."""
+
+    async def resolve(_host: str, port: int, **_: object) -> list[object]:
+        families = [socket.AF_INET6 if ":" in host else socket.AF_INET for host in hosts]
+        return [(each, socket.SOCK_STREAM, 6, "", (host, port)) for each, host in zip(families, hosts, strict=True)]
+
+    return resolve
+
+
 async def test_a_name_whose_first_address_swallows_all_is_reached_at_its_next(monkeypatch) -> None:
     async with serving() as (client, _):
         port = client._dialer._endpoints[0][0].port
         with swallows_what_knocks(port) as silent:
-            found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port)) for host in (silent, "127.0.0.1")]
-
-            async def resolve(*_: object, **__: object) -> list[object]:
-                return found
-
-            monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
+            monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", addresses(silent, "127.0.0.1"))
             assert await try_out(parse(f"http://etcd.example:{port}"), "etcd.example", None, 5.0) is None
+
+
+@pytest.mark.parametrize("hosts", [["127.0.0.1"], ["127.0.0.1", "127.0.0.2"]])
+async def test_nobody_listens_where_each_address_of_a_name_refuses(monkeypatch, hosts: list[str]) -> None:
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", addresses(*hosts))
+    error = await try_out(parse(f"http://etcd.example:{free_port()}"), "etcd.example", None, 5.0)
+    assert isinstance(error, NobodyListens), error
 
 
 @pytest.mark.parametrize("address", ["a\0b", "a" * 64, "a..b"])

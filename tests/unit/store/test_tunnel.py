@@ -13,6 +13,7 @@ from pki import Authority
 from clustermesh.errors import ClusterMeshError, Refused, Unavailable
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.endpoint import parse
+from clustermesh.store.faults import NobodyListens
 from clustermesh.store.tls import Tls, Tunnel, explain
 
 SETTINGS = b"\0\0\0\4\0\0\0\0\0"
@@ -103,3 +104,19 @@ def test_only_an_alert_about_certificates_is_a_refusal_of_ours(
     told = explain(parse("https://a"), error)
     assert type(told) is kind
     assert says in str(told)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ConnectionRefusedError(111, "Connect call failed ('10.0.0.1', 2379)"), NobodyListens),
+        (ConnectionResetError(0, "connection closed by the server"), Unavailable),
+        (OSError("Multiple exceptions: [Errno 111] Connect call failed ('a', 1), [Errno 111] b"), NobodyListens),
+        (OSError("Multiple exceptions: [Errno 101] Connect call failed ('::', 1), [Errno 111] b"), NobodyListens),
+        (OSError("Multiple exceptions: [Errno 110] Connect call failed ('a', 1), [Errno 111] b"), Unavailable),
+        (OSError("Multiple exceptions: [Errno 101] Connect call failed ('::', 1), [Errno 113] b"), Unavailable),
+        (OSError("getaddrinfo() returned empty list"), Unavailable),
+    ],
+)
+def test_nobody_listens_where_every_address_there_is_a_way_to_refuses(error: OSError, kind: type[Unavailable]) -> None:
+    assert type(explain(parse("http://a"), error)) is kind
