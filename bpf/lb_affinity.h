@@ -56,8 +56,11 @@ static __always_inline __u32 lb_stays(struct lb_affinity_key *key, const struct 
 {
 	struct lb_affinity *known = bpf_map_lookup_elem(MAP(lb_affinity), key);
 	__u64 now = bpf_ktime_get_ns();
+	__u64 written = service->affinity_seconds * (LB_SECOND / 16); /* not at each look */
 	__u32 id, seen, where;
 
+	if (written > LB_SECOND)
+		written = LB_SECOND;
 	if (!known || now - known->used_ns > service->affinity_seconds * LB_SECOND)
 		return 0;
 	id = known->backend_id;
@@ -65,7 +68,7 @@ static __always_inline __u32 lb_stays(struct lb_affinity_key *key, const struct 
 	where = lb_where(service->service_id, service->groups, id, seen);
 	if (where == LB_NOWHERE)
 		return 0;
-	if (now - known->used_ns > LB_SECOND || where != seen) {
+	if (now - known->used_ns > written || where != seen) {
 		known->used_ns = now;
 		known->group = where >> 16;
 		known->block = where;

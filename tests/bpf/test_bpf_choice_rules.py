@@ -133,12 +133,16 @@ async def used(chooser: Chooser, client: Address, seconds_ago: float) -> None:
 
 
 async def age(chooser: Chooser, client: Address) -> float:
+    return (time.monotonic_ns() - await used_at(chooser, client)) / SECOND
+
+
+async def used_at(chooser: Chooser, client: Address) -> int:
     (entry,) = [
         unpack(AffinityValue, value)
         for key, value in (await open_map(chooser.datapath, "lb_affinity").dump()).items()
         if unpack(AffinityKey, key).client == client
     ]
-    return (time.monotonic_ns() - entry.used_ns) / SECOND
+    return entry.used_ns
 
 
 async def test_a_client_stays_with_its_backend_whatever_the_seed(chooser: Chooser) -> None:
@@ -186,6 +190,17 @@ async def test_a_client_that_asks_no_more_for_as_long_is_free_and_one_that_does_
     await used(chooser, client, 0.2)
     chooser.choose(3, client=client)
     assert await age(chooser, client) >= 0.2, "not written each time"
+
+
+async def test_of_a_short_time_no_second_is_lost(chooser: Chooser) -> None:
+    """It begins anew with each look, but for a sixteenth of it."""
+    await chooser.serve(group(1, 200), affinity_seconds=4)
+    client = CLIENTS[0]
+    first = chooser.choose(1, client=client)
+    await used(chooser, client, 0.3)
+    before = await used_at(chooser, client)
+    assert chooser.choose(2, client=client) == first
+    assert await used_at(chooser, client) > before
 
 
 @pytest.mark.parametrize("algorithm", Algorithm)
