@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 import struct
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Final, NamedTuple
 
@@ -35,9 +37,10 @@ _DESTINATION, _DEVICE, _METRIC, _SOURCE, _TABLE = 1, 4, 6, 7, 15  # rta_type
 _SOL_NETLINK, _CAP_ACK, _STRICT, _RCVBUFFORCE = 270, 10, 12, 33
 _BUFFER: Final = 1 << 20  # bytes of answers that wait to be read, with what the kernel adds
 _AT_ONCE: Final = 128  # messages in a call: their answers take some 100 kB of it
-_RECEIVED: Final = 1 << 16  # the kernel's parts of a list have 32 KiB at most
+_RECEIVED: Final = 1 << 15  # the kernel's parts of a list have no more
 _PATIENCE: Final = 10.0  # seconds for an answer, which is there when the call returns
-_READINGS: Final = 8  # of a list of IPv6, at most
+_READINGS: Final = [12_288 + 2_560 * n for n in range(8)]  # of a list of IPv6, at most: bytes of their parts
+_CHANGES_OF_IPV6: Final = 0x400  # RTMGRP_IPV6_ROUTE
 
 
 class RawRoute(NamedTuple):
@@ -119,36 +122,49 @@ class RouteSocket:
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def _read(self, family: int, protocol: int) -> Iterable[bytes]:
-        """The routes as messages. Where anybody changes a route of IPv6 meanwhile, a list lacks others and says nothing
-        of it: what two lists in a row have is all."""
+        """The routes as messages. Where anybody changes a route of IPv6 meanwhile, a list lacks others behind the end
+        of any of its parts and says nothing of it: it is read again, in parts that end elsewhere. The kernel makes the
+        first as long as the largest that its socket has asked for, hence one of its own."""
+        if family == socket.AF_INET:
+            return self._read_once(family, protocol, _RECEIVED)
         found = dict[bytes, None]()
-        for _ in range(_READINGS):
-            before = len(found)
-            found |= dict.fromkeys(self._read_once(family, protocol))
-            if family == socket.AF_INET or len(found) == before:
-                break
+        with RouteSocket() as kernel:
+            for size in _READINGS:
+                with _hearing_changes() as hears:
+                    found |= dict.fromkeys(kernel._read_once(family, protocol, size))
+                    if not hears():
+                        break
         return found
 
-    def _read_once(self, family: int, protocol: int) -> Iterator[bytes]:
+    def _read_once(self, family: int, protocol: int, size: int) -> Iterator[bytes]:
         self._sequence += 1
         body = _ROUTE.pack(family, 0, 0, 0, MAIN_TABLE, protocol, 0, 0, 0)
         self._socket.send(_HEADER.pack(_HEADER.size + len(body), _GET, _REQUEST | _LIST, self._sequence, 0) + body)
         while True:
-            for kind, _, number, payload in self._receive():
+            for kind, _, number, payload in self._receive(size):
                 if number == self._sequence and kind in (_DONE, _ERROR):
                     return _raise_for(-_ERRNO.unpack_from(payload)[0])
                 if number == self._sequence and kind == _NEW:
                     yield bytes(payload)
 
-    def _receive(self) -> Iterator[tuple[int, int, int, memoryview]]:
-        """The messages of one answer: type, flags, number, what follows the header."""
-        data, at = memoryview(self._socket.recv(_RECEIVED)), 0
+    def _receive(self, size: int = _RECEIVED) -> Iterator[tuple[int, int, int, memoryview]]:
+        """The messages of one answer: type, flags, number, what follows the header. The kernel makes none longer than
+        the largest `size` so far."""
+        data, at = memoryview(self._socket.recv(size)), 0
         while at + _HEADER.size <= len(data):
             length, verb, flags, number, _ = _HEADER.unpack_from(data, at)
             if length < _HEADER.size:
                 raise OSError(errno.EBADMSG, os.strerror(errno.EBADMSG))
             yield verb, flags, number, data[at + _HEADER.size : at + length]
             at += -(-length // 4) * 4
+
+
+@contextmanager
+def _hearing_changes() -> Iterator[Callable[[], bool]]:
+    """Whether anybody has changed a route of IPv6 since."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as ear:
+        ear.bind((0, _CHANGES_OF_IPV6))
+        yield lambda: bool(select.select([ear], [], [], 0)[0])
 
 
 def _raise_for(code: int) -> None:

@@ -131,7 +131,7 @@ def test_a_list_beside_a_strangers_changes_has_all_of_ours(routed: MeshNode, tmp
     command = ["sh", "-c", f"while :; do ip -6 -force -batch {storm}; done >/dev/null 2>&1"]
     with routed.call(lambda: subprocess.Popen(command, start_new_session=True)) as storming:
         try:
-            for _ in range(12):
+            for _ in range(30):
                 assert routed.do(target.dump()) == wanted
         finally:
             os.killpg(storming.pid, signal.SIGKILL)
