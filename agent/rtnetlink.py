@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import socket
 import struct
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -40,7 +39,8 @@ _AT_ONCE: Final = 128  # messages in a call: their answers take some 100 kB of i
 _RECEIVED: Final = 1 << 15  # the kernel's parts of a list have no more
 _PATIENCE: Final = 10.0  # seconds for an answer, which is there when the call returns
 _READINGS: Final = [12_288 + 2_560 * n for n in range(8)]  # of a list of IPv6, at most: bytes of their parts
-_CHANGES_OF_IPV6: Final = 0x400  # RTMGRP_IPV6_ROUTE
+# RTMGRP_: LINK, IPV6_IFADDR, IPV6_ROUTE. Routes may go with their device, or its address, without a word of their own.
+_CHANGES_OF_IPV6: Final = 0x1 | 0x100 | 0x400
 
 
 class RawRoute(NamedTuple):
@@ -123,8 +123,8 @@ class RouteSocket:
 
     def _read(self, family: int, protocol: int) -> Iterable[bytes]:
         """The routes as messages. Where anybody changes a route of IPv6 meanwhile, a list lacks others behind the end
-        of any of its parts and says nothing of it: it is read again, in parts that end elsewhere. The kernel makes the
-        first as long as the largest that its socket has asked for, hence one of its own."""
+        of any of its parts and says nothing of it: it is read again, in parts that end elsewhere, but eight times at
+        most. The kernel makes the first as long as the largest that its socket has asked for, hence one of its own."""
         if family == socket.AF_INET:
             return self._read_once(family, protocol, _RECEIVED)
         found = dict[bytes, None]()
@@ -161,10 +161,19 @@ class RouteSocket:
 
 @contextmanager
 def _hearing_changes() -> Iterator[Callable[[], bool]]:
-    """Whether anybody has changed a route of IPv6 since."""
+    """Whether anybody has changed a route of IPv6, or what it rests on, since."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as ear:
         ear.bind((0, _CHANGES_OF_IPV6))
-        yield lambda: bool(select.select([ear], [], [], 0)[0])
+        yield lambda: _has_heard(ear)
+
+
+def _has_heard(ear: socket.socket) -> bool:
+    try:
+        return bool(ear.recv(1, socket.MSG_DONTWAIT))
+    except BlockingIOError:
+        return False
+    except OSError:  # more than it could hold
+        return True
 
 
 def _raise_for(code: int) -> None:

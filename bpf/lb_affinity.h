@@ -55,20 +55,23 @@ SUBPROGRAM __u32 lb_where(__u32 service_id, __u32 groups, __u32 backend_id, __u3
 static __always_inline __u32 lb_stays(struct lb_affinity_key *key, const struct lb_service *service)
 {
 	struct lb_affinity *known = bpf_map_lookup_elem(MAP(lb_affinity), key);
-	__u64 now = bpf_ktime_get_ns();
-	__u64 written = service->affinity_seconds * (LB_SECOND / 16); /* not at each look */
+	__s64 now = bpf_ktime_get_ns(), since;
+	__s64 written = service->affinity_seconds * (LB_SECOND / 16); /* not at each look */
 	__u32 id, seen, where;
 
-	if (written > LB_SECOND)
+	if (written > (__s64)LB_SECOND)
 		written = LB_SECOND;
-	if (!known || now - known->used_ns > service->affinity_seconds * LB_SECOND)
+	if (!known)
+		return 0;
+	since = now - known->used_ns; /* less than 0 where another CPU has used it since */
+	if (since > (__s64)(service->affinity_seconds * LB_SECOND))
 		return 0;
 	id = known->backend_id;
 	seen = (__u32)known->group << 16 | known->block;
 	where = lb_where(service->service_id, service->groups, id, seen);
 	if (where == LB_NOWHERE)
 		return 0;
-	if (now - known->used_ns > written || where != seen) {
+	if (since > written || where != seen) {
 		known->used_ns = now;
 		known->group = where >> 16;
 		known->block = where;

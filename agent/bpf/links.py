@@ -109,6 +109,12 @@ def pinned_link(pin: Path) -> Iterator[int | None]:
         os.close(link)
 
 
+def is_attached(pin: Path) -> bool:
+    """Whether a link is pinned there that is attached to anything."""
+    with pinned_link(pin) as link:
+        return link is not None and link_info(link).target != 0
+
+
 def follow_rename(pin: Path, program: Program, index: int) -> None:
     """Have `pin` be the name of the link of `program` on the device `index`, whose pin has the name that the device had
     before: so the link that is there is found, and the old name's going takes nothing off it."""

@@ -28,7 +28,7 @@ from agent.bpf.exchange import exchange, remove_surplus
 from agent.bpf.hooks import PROGRAMS, Kind, Program
 from agent.bpf.layouts import LAYOUT_VERSION, Reason
 from agent.bpf.libbpf import Object
-from agent.bpf.links import Hook, Mechanism, detach_link
+from agent.bpf.links import Hook, Mechanism, detach_link, is_attached
 from agent.bpf.pins import PinnedMap, check_fits, copy_entries, copy_missing, per_cpu_size, pin_in_place, pinned_map
 from agent.bpf.programs import map_info
 from agent.bpf.sizes import by_memory
@@ -227,8 +227,8 @@ class Datapath:
         self._let_go(lambda old: self._programs.keys() >= {*_LATER} or old.shape.type != MapType.LRU_HASH)
 
     def has_sockets(self) -> bool:
-        """Whether every link that `attach_sockets` made is pinned still: without its pin it is gone."""
-        return all((self.pin_dir / _LINKS / name).exists() for name in self.hooks)
+        """Whether every link that `attach_sockets` made is pinned and attached still: without its pin it is gone."""
+        return all(is_attached(self.pin_dir / _LINKS / name) for name in self.hooks)
 
     def has_links_folder(self) -> bool:
         return (self.pin_dir / _LINKS).is_dir()

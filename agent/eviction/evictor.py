@@ -19,7 +19,7 @@ from agent.eviction.diag import Diag, locate
 from agent.eviction.iterators import Ender
 from agent.eviction.meaning import REMEMBERED, Located, Meant, Remembered, read_meant
 from agent.eviction.moving import move
-from agent.eviction.networks import find_networks, inside
+from agent.eviction.networks import in_each, inside
 from agent.eviction.sweeper import Sweeper
 from clustermesh.errors import ClusterMeshError, Refused
 
@@ -124,18 +124,13 @@ def _locate(gone: Meant) -> tuple[list[tuple[str, Located]], Set[int], str]:
     into."""
     left = {cookie: value for value, cookies in gone.items() for cookie in cookies}
     found, error = list[tuple[str, Located]](), ""
-    for path in find_networks():
-        if not left:
-            break
-        try:
-            some = inside(path, partial(locate, left))
-        except FileNotFoundError:
-            continue  # whoever lived in it has ended
-        except OSError as e:
-            error = f"sockets of the network namespace {path} are not looked for: {e}"
-            continue
-        if some:
+    for path, some in in_each(partial(locate, left)):
+        if isinstance(some, OSError):
+            error = f"sockets of the network namespace {path} are not looked for: {some}"
+        elif some:
             found.append((path, some))
             for each in chain.from_iterable(some.values()):
                 left.pop(each.cookie, None)
+        if not left:
+            break
     return found, left.keys(), error

@@ -16,9 +16,10 @@ _OWN: Final = "/proc/thread-self/ns/net"
 _PLACES: Final = ("/run/netns/*", "/proc/[0-9]*/ns/net", "/proc/[0-9]*/task/[0-9]*/ns/net")
 
 
-def find_networks() -> Iterator[str]:
-    """A path to every namespace that somebody lives in or has kept by name, looked for while they are asked for: all
-    threads of a machine are gone over last. Nobody may know a way into one that only sockets still hold."""
+def in_each(work: Callable[[], T]) -> Iterator[tuple[str, T | OSError]]:
+    """What `work` returns in every namespace that somebody lives in or has kept by name, or the error that it ended
+    with, and a path to that namespace. They are looked for while they are asked for: all threads of a machine are gone
+    over last. Nobody may know a way into one that only sockets still hold."""
     found = set[int]()
     namespaces = os.stat(_OWN).st_dev
     for path in _candidates():
@@ -27,9 +28,17 @@ def find_networks() -> Iterator[str]:
         except OSError:
             continue  # it ended meanwhile
         # On another device it is a file where one was mounted, or is about to be.
-        if status.st_dev == namespaces and status.st_ino not in found:
-            found.add(status.st_ino)
-            yield path
+        if status.st_dev != namespaces or status.st_ino in found:
+            continue
+        done: T | OSError
+        try:
+            done = inside(path, work)
+        except FileNotFoundError:
+            continue  # whoever lived in it has ended; another may be found there yet
+        except OSError as e:
+            done = e
+        found.add(status.st_ino)
+        yield path, done
 
 
 def _candidates() -> Iterator[str]:

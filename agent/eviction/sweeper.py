@@ -17,7 +17,7 @@ from agent.bpf.layouts import MEANT_SETS, MEANT_WAYS, SWEEP_HEAD, SWEEP_MOST
 from agent.bpf.programs import program_run
 from agent.eviction.diag import connected
 from agent.eviction.meaning import Meant
-from agent.eviction.networks import find_networks, inside
+from agent.eviction.networks import in_each
 
 _APART: Final = 30.0  # seconds between two looks, ...
 _IDLE: Final = 49  # ... or times as long as the last one took
@@ -74,13 +74,10 @@ def _missing(known: Meant) -> Iterator[int]:
 def _living() -> dict[int, Set[int]]:
     """The cookies of all connected sockets of this node, by protocol."""
     parts = []
-    for path in find_networks():
-        try:
-            parts.append(inside(path, connected))
-        except FileNotFoundError:
-            continue  # whoever lived in it has ended
-        except OSError as e:
-            raise OSError(e.errno, f"network namespace {path}: {e.strerror}") from e
+    for path, part in in_each(connected):
+        if isinstance(part, OSError):
+            raise OSError(part.errno, f"network namespace {path}: {part.strerror}") from part
+        parts.append(part)
     told = set.intersection(*(set(part) for part in parts))
     return {protocol: set[int]().union(*(part[protocol] for part in parts)) for protocol in told}
 

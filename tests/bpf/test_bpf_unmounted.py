@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from agent.bpf.bpffs import ensure_bpffs, is_bpffs
+from agent.bpf.links import pinned_link
 from agent.bpf.loader import Datapath
 from agent.bpf.pin_folder import PinFolder
 from agent.bpf.programs import link_info, map_info
-from agent.bpf.syscalls import object_get
+from agent.bpf.syscalls import link_detach, object_get
 from clustermesh.errors import Refused
 
 pytestmark = pytest.mark.root
@@ -32,6 +33,12 @@ def own(bpffs: Path, tmp_path: Path) -> Iterator[Path]:
 
 def unmount(path: Path) -> None:
     subprocess.run(["umount", "-l", str(path)], check=True, timeout=60)
+
+
+def detach(path: Path) -> None:
+    with pinned_link(path) as link:
+        assert link is not None
+        link_detach(link)
 
 
 def pinned(folder: Path) -> dict[str, int]:
@@ -113,7 +120,7 @@ def test_one_that_a_later_mount_covers_is_none(tmp_path: Path) -> None:
         unmount(path)
 
 
-def test_a_program_of_sockets_whose_pin_is_gone_is_missed_and_attached_again(
+def test_a_program_of_sockets_whose_pin_is_gone_or_that_is_detached_is_missed_and_attached_again(
     own: Path, bpf_object: Path, cgroup: Path
 ) -> None:
     path = own / "clustermesh"
@@ -121,8 +128,8 @@ def test_a_program_of_sockets_whose_pin_is_gone_is_missed_and_attached_again(
         datapath.attach_sockets(cgroup)
         assert datapath.has_sockets()
         before = pinned(path)
-        for name in ("connect4", "recvmsg6"):
-            (path / "links" / name).unlink()
+        for name, lose in (("connect4", Path.unlink), ("recvmsg6", detach)):
+            lose(path / "links" / name)
             assert not datapath.has_sockets()
             datapath.attach_sockets(cgroup)
             assert datapath.has_sockets()

@@ -18,7 +18,10 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
+import time
+from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,7 @@ from netns_mesh import MeshNode
 
 from agent import netlink
 from agent.plan.routes import Route, RouteKey, blackhole_routes, tunnel_routes
+from agent.rtnetlink import RouteSocket
 from agent.targets.routes import RouteTarget
 from clustermesh.address import parse, parse_prefix
 from clustermesh.errors import ApplyError
@@ -135,6 +139,26 @@ def test_a_list_beside_a_strangers_changes_has_all_of_ours(routed: MeshNode, tmp
                 assert routed.do(target.dump()) == wanted
         finally:
             os.killpg(storming.pid, signal.SIGKILL)
+
+
+def test_a_list_beside_which_nobody_changes_anything_is_read_once(
+    routed: MeshNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    routed.do(RouteTarget().upsert(WANTED))
+    asked, read_once = list[int](), RouteSocket._read_once
+
+    def read(kernel: RouteSocket, family: int, *words: int) -> Iterator[bytes]:
+        asked.append(family)
+        return read_once(kernel, family, *words)
+
+    monkeypatch.setattr(RouteSocket, "_read_once", read)
+    for _ in range(50):  # devices that were just made are changed by the kernel for a while
+        asked.clear()
+        assert routed.do(RouteTarget().dump()) == WANTED
+        if asked == [socket.AF_INET, socket.AF_INET6]:
+            break
+        time.sleep(0.1)
+    assert asked == [socket.AF_INET, socket.AF_INET6]
 
 
 def test_a_host_whose_sockets_are_small_gets_all_routes(routed: MeshNode) -> None:

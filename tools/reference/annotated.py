@@ -41,8 +41,8 @@ ALL: Final = (
         "EndpointSlices of this cluster; a headless one has them unless this says no",
     ),
     Annotation(
-        (ALGORITHM,), "Service", "`random`, `maglev`", "maglev: every node gives what comes from outside to one "
-        "address the same backend, and few move when one goes", "`random`",
+        (ALGORITHM,), "Service", "`random`, `maglev`", "maglev: every node gives one connection from outside, "
+        "to one and the same address, the same backend, and few move when one goes", "`random`",
     ),
     Annotation(
         (WEIGHT,), "Pod: `30`; Service: `10.1.0.5=30, 10.1.0.6=0`", "0 to 65535", "its part of new connections beside "
