@@ -30,9 +30,9 @@ from clustermesh.joining.checks import find_problems
 from clustermesh.joining.connect import Site, begin_reading, disconnect, find_declared, let_in, read_site
 from clustermesh.joining.door import Door, Rates, listen
 from clustermesh.joining.invitations import Uninvited, is_revoked, read, use_up
-from clustermesh.joining.links import Link, Mode, known_peers
+from clustermesh.joining.links import Link, Mode, is_named, known_peers
 from clustermesh.joining.member import Member, mesh_name
-from clustermesh.joining.objects import Objects
+from clustermesh.joining.objects import Named, Objects
 from clustermesh.joining.offers import MOST_BYTES, Ask, Offer, decode_ask, offer, offered_link
 from clustermesh.joining.probe import probe
 from clustermesh.kube.access import load_pair
@@ -88,6 +88,7 @@ async def _check(site: Site, link: Link, invitation: bytes, now: datetime) -> No
     found = list[ClusterMeshError]()
     invited, held = read(invitation), known_peers(own.entries).get(newcomer.name)
     again = invited is not None and (invited.again or newcomer.name in invited.joined)
+    to = invited.to if invited is not None else ""
     if held and again:
         if impostor := find_impostor(own, held, newcomer, now):
             found.append(impostor)
@@ -97,6 +98,16 @@ async def _check(site: Site, link: Link, invitation: bytes, now: datetime) -> No
                 f"{own.name} is connected to a cluster {newcomer.name} already: "
                 "`clustermesh invite create --again` there lets it have "
                 "new certificates, `clustermesh disconnect` makes room for another one"
+            )
+        )
+    elif (
+        not again and newcomer.name != to and not is_one_of_ours(own, newcomer, now) and await _is_named(site, newcomer)
+    ):
+        found.append(
+            Refused(
+                f"{own.name} has a cluster {newcomer.name} already, that reads it or is to be read, and nothing tells "
+                f"that this is the one: `clustermesh invite create --to {newcomer.name}` there says so, `clustermesh "
+                "disconnect` makes room for another one"
             )
         )
     if declared := await find_declared(site.objects, own, newcomer.name):
@@ -109,6 +120,23 @@ async def _check(site: Site, link: Link, invitation: bytes, now: datetime) -> No
         found.append(error)
     if found:
         raise Problems(found)
+
+
+async def _is_named(site: Site, newcomer: Member) -> bool:
+    declared = await site.objects.list(names.declared_path(site.objects.namespace), Named)
+    return is_named(site.member, newcomer.name) or newcomer.name in {each.metadata.name for each in declared}
+
+
+def is_one_of_ours(own: Member, newcomer: Member, now: datetime) -> bool:
+    """Whether the key that the newcomer has proved to have is of its server's certificate by this one's authority."""
+    where = f"certificate of {newcomer.name}"
+    try:
+        leaf = read_certificates(newcomer.server.cert, where)[0]
+        check_server(leaf, mesh_name(newcomer.name), where)
+        check_leaf(leaf, read_certificates(own.trusted, names.SERVER_CERT), now, where)
+    except CertsError:
+        return False
+    return True
 
 
 def find_impostor(own: Member, held: PeerFile, newcomer: Member, now: datetime) -> Refused | None:

@@ -22,6 +22,7 @@ from clustermesh.joining.member import Entrance, Member
 from clustermesh.mesh.authority import Limits
 from clustermesh.mesh.peer_files import MARK, PeerFile, encode_peer, parse_peer
 from clustermesh.mirror.agent_files import AgentAccess, agent_file
+from clustermesh.standalone.users_file import remote_user, users_in
 
 _AUTHORITY, _CERT, _KEY = "-ca.crt", ".crt", ".key"
 
@@ -82,6 +83,12 @@ def _fault(name: str, data: bytes) -> ClusterMeshError | None:
     except ClusterMeshError as e:
         return e
     return None
+
+
+def is_named(member: Member, cluster: str) -> bool:
+    """Whether `member` lets `cluster` in, or has anything to read it by, understood or not. Raises Invalid."""
+    readers = {user.name for user in users_in(member.users, names.USERS)}
+    return remote_user(cluster) in readers or cluster in member.peers or cluster in member.copied
 
 
 def credentials(link: Link, now: datetime) -> dict[str, bytes]:

@@ -19,7 +19,7 @@ from clustermesh.joining import audit, names
 from clustermesh.joining.checks import find_problems
 from clustermesh.joining.connect import Site, begin_reading, find_declared, let_in
 from clustermesh.joining.invitations import Token
-from clustermesh.joining.links import known_peers
+from clustermesh.joining.links import is_named, known_peers
 from clustermesh.joining.member import Member, mesh_name
 from clustermesh.joining.offers import MOST_BYTES, decode_offer, encode_ask, offer, offered_link
 from clustermesh.standalone.connect import Outcome
@@ -57,17 +57,20 @@ async def _join(site: Site, token: Token, now: datetime) -> Outcome:
     if problems := find_problems([site.member, link.owner], [link], now):
         raise ExceptionGroup("cannot be connected", problems)
     outcome = Outcome([], [])
+    await begin_reading(site.objects, link, now, outcome)  # by which it is known where this is interrupted
     await let_in(site, token.cluster, outcome)
-    await begin_reading(site.objects, link, now, outcome)
     return outcome
 
 
 def _known(own: Member, token: Token) -> ssl.SSLContext | bool:
-    """How a connection to who invites begins: where a cluster of that name is connected, it must be that. Raises
-    Refused."""
+    """How a connection to who invites begins: where a cluster of that name is connected, it must be that; where that
+    only reads this one, it is known by an authority that both have. Raises ClusterMeshError."""
     if (held := known_peers(own.entries).get(token.cluster)) is None:
-        return False  # by the token alone
-    trusted = own.entries.get(held.ca.name, b"") if held.ca is not None else b""
+        if not is_named(own, token.cluster):
+            return False  # by the token alone
+        trusted = own.trusted
+    else:
+        trusted = own.entries.get(held.ca.name, b"") if held.ca is not None else b""
     try:
         return ssl.create_default_context(cadata=trusted.decode("ascii", "replace"))
     except (ssl.SSLError, ValueError) as e:
@@ -125,8 +128,8 @@ def _trusting(token: Token, said: bytes) -> ssl.SSLContext:
 
 def _impostor(token: Token) -> Refused:
     return Refused(
-        f"a cluster {token.cluster} is connected, and what answers at {token.address} is not that one: nothing was "
-        f"sent; `clustermesh disconnect --peer {token.cluster}` makes room for another one"
+        f"a cluster {token.cluster} is connected, and what answers at {token.address} is not known to be that "
+        f"one: nothing was sent; `clustermesh disconnect --peer {token.cluster}` makes room for another one"
     )
 
 

@@ -27,16 +27,18 @@ from certs.check import read_certificates
 from clustermesh.cli import main
 from clustermesh.errors import ClusterMeshError, Refused, Unavailable
 from clustermesh.joining import names
-from clustermesh.joining.connect import Site, let_in, read_site
+from clustermesh.joining.connect import Site, Wanted, connect, let_in, read_site
 from clustermesh.joining.holders import InSecrets
 from clustermesh.joining.invitations import Token, create, decode_token, is_revoked, read, revoke
 from clustermesh.joining.inviting import Server, fingerprint
+from clustermesh.joining.links import Mode
 from clustermesh.joining.newcomer import join
 from clustermesh.joining.rotating import rotate_authority
 from clustermesh.kube.faults import Forbidden
 from clustermesh.standalone.connect import Outcome
 
 SECRET = "cilium-clustermesh"
+OTHERS = {"beta": 2, "gamma": 3, "delta": 4}
 WRITTEN = (("configmaps", "clustermesh-remote-users"), ("secrets", SECRET))
 
 
@@ -341,6 +343,76 @@ async def test_nobody_takes_the_place_of_a_cluster_that_is_connected(
     assert peers(false) == set()
 
 
+async def test_nobody_takes_a_name_that_is_held_one_way(alpha: Cluster, beta: Cluster, other_bed: KubeBed) -> None:
+    """Of one that reads this cluster, one that is declared, and one whose entry is broken."""
+    many = [Cluster(other_bed, f"{alpha.namespace}-{name}", name, n, free_port()) for name, n in OTHERS.items()]
+    for each in many:
+        each.install()
+    define(alpha.bed, "clustermeshpeers")
+    spec, meta = {"addresses": ["192.0.2.7"], "paused": True}, {"name": "gamma", "namespace": alpha.namespace}
+    declared = {"apiVersion": "clustermesh.io/v1alpha1", "kind": "ClusterMeshPeer", "metadata": meta, "spec": spec}
+    alpha.bed.create(declared)
+    alpha.make("Secret", SECRET, data={"delta": b64encode(b"endpoints: [nowhere]").decode()})
+    async with answering(alpha, beta, *many), inviting(alpha) as address:
+        async with alpha.site() as owner, beta.site() as reader:
+            await connect(reader, [owner], Wanted(mode=Mode.UNICAST), datetime.now(UTC))
+        before, token = held(alpha), await invited(alpha, address)
+        for each in many:
+            with pytest.raises(ExceptionGroup) as caught:
+                await joining(each, token)
+            assert f"alpha has a cluster {each.name} already" in str(caught.value.exceptions[0])
+            assert (held(alpha), peers(each)) == (before, set())
+        unused = read(alpha.data("secrets", names.INVITATIONS)[token.id])
+        assert unused is not None
+        assert not unused.joined
+        for each in many:  # who invites says that it is this one
+            await joining(each, await invited(alpha, address, to=each.name))
+    assert peers(alpha) == OTHERS.keys()
+
+
+async def test_who_joins_lets_nobody_in_under_the_name_of_a_cluster_that_reads_it(
+    alpha: Cluster, beta: Cluster, bed: KubeBed
+) -> None:
+    false = Cluster(bed, f"{alpha.namespace}-false", "alpha", 1, free_port())
+    false.install()
+    async with answering(alpha, beta, false), inviting(false) as address:
+        async with alpha.site() as reader, beta.site() as owner:
+            await connect(reader, [owner], Wanted(mode=Mode.UNICAST), datetime.now(UTC))
+        before = held(beta)
+        with pytest.raises(Refused, match=r"a cluster alpha is connected, and what answers .* is not known to be that"):
+            await joining(beta, await invited(false, address))
+    assert (held(beta), peers(false)) == (before, set())
+
+
+async def test_a_newcomer_that_is_interrupted_goes_on_with_the_same_token(
+    alpha: Cluster, beta: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def may_not(*_: object) -> None:
+        raise Forbidden("may not")
+
+    async with answering(alpha, beta), inviting(alpha) as address:
+        token = await invited(alpha, address)
+        for step in ("let_in", "begin_reading"):
+            with monkeypatch.context() as failing:
+                failing.setattr(f"clustermesh.joining.newcomer.{step}", may_not)
+                with pytest.raises(Forbidden):
+                    await joining(beta, token)
+        await joining(beta, token)
+    assert (peers(alpha), peers(beta)) == ({"beta"}, {"alpha"})
+    assert b"remote-alpha" in beta.data("configmaps", "clustermesh-remote-users")["users.yaml"]
+
+
+def held(cluster: Cluster) -> list[dict[str, bytes]]:
+    """What it reads, and who reads it."""
+    found = list[dict[str, bytes]]()
+    for kind, name in WRITTEN:
+        try:
+            found.append(cluster.data(kind, name))
+        except RuntimeError:  # there is none
+            found.append({})
+    return found
+
+
 async def test_nobody_invites_in_the_name_of_a_cluster_that_is_connected(
     alpha: Cluster, beta: Cluster, bed: KubeBed
 ) -> None:
@@ -351,7 +423,9 @@ async def test_nobody_invites_in_the_name_of_a_cluster_that_is_connected(
             await joining(beta, await invited(alpha, address))
         before = beta.data("secrets", SECRET)
         async with inviting(false) as address:
-            with pytest.raises(Refused, match=r"a cluster alpha is connected, and what answers .* is not that one"):
+            with pytest.raises(
+                Refused, match=r"a cluster alpha is connected, and what answers .* is not known to be that"
+            ):
                 await joining(beta, await invited(false, address))
         async with inviting(alpha) as address:  # who sends on what the true one says of itself
             token = replace(await invited(false, address), address=address)

@@ -20,7 +20,7 @@ from clustermesh.joining import invitations
 from clustermesh.joining.checks import find_problems
 from clustermesh.joining.door import Rate, Rates
 from clustermesh.joining.invitations import Token, create, decode_token, encode_token, is_revoked, read, revoke, use_up
-from clustermesh.joining.inviting import find_impostor
+from clustermesh.joining.inviting import find_impostor, is_one_of_ours
 from clustermesh.joining.links import credentials, entries, known_peers, replaced
 from clustermesh.joining.member import CertFiles, Member
 from clustermesh.joining.offers import Ask, decode_ask, decode_offer, encode_ask, offer, offered_link
@@ -311,6 +311,22 @@ def test_who_comes_again_shows_the_certificate_of_that_clusters_server(cert: byt
     newcomer = msgspec.structs.replace(BETA, server=CertFiles(cert=cert), entrance=entrance)
     found = find_impostor(alpha, known_peers(alpha.entries)["beta"], newcomer, NOW)
     assert (found is None) == is_beta, found
+
+
+@pytest.mark.parametrize(
+    ("cert", "is_ours"),
+    [
+        (shown(AUTHORITIES["alpha"]), True),
+        (BETA.server.cert, False),
+        (shown(AUTHORITIES["alpha"], remote_leaf("beta")), False),  # what is given to who reads
+        (shown(AUTHORITIES["alpha"], Leaf("x", server=True, hosts=("gamma.mesh.cilium.io",))), False),
+        (shown(STRANGER, None, AUTHORITIES["alpha"]), False),
+        (b"", False),
+    ],
+)
+def test_who_has_the_certificate_of_a_server_by_the_own_authority_is_no_stranger(cert: bytes, is_ours: bool) -> None:
+    newcomer = msgspec.structs.replace(BETA, server=CertFiles(cert=cert))
+    assert is_one_of_ours(ALPHA, newcomer, NOW) == is_ours
 
 
 def test_who_comes_again_and_was_known_by_an_authority_for_both_is_refused() -> None:
