@@ -15,6 +15,7 @@ from certs.errors import CertsError
 from certs.folder import pair_fault
 from certs.issue import Pair, create_authority, issue
 from certs.names import Leaf
+from certs.rotation import PREVIOUS
 
 AUTHORITY = "cilium-ca"
 
@@ -53,9 +54,12 @@ def keep_authority(found: Data, now: datetime) -> Kept:
 def keep_leaf(leaf: str, wanted: Leaf, found: Data, authority: Data, now: datetime) -> Kept:
     """What the Secret of `leaf` is to hold, under the authority in the data `authority`.
 
-    One that is good keeps its key and certificate where only what it trusts is not what the authority is now.
+    One that is good keeps its key and certificate where only what it trusts is not what the authority is now. So does
+    what an old one signed, while certs.rotation replaces that.
     """
     signer, trusted = authority_of(authority), authority["ca.crt"]
+    if PREVIOUS not in authority:  # nobody else issues anew what an older authority signed that is trusted beside it
+        signer = Pair(signer.certificate, signer.key)
     if reason := _fault(leaf, wanted, found, signer, now):
         pair = issue(signer, wanted, now)
         made = {"ca.crt": trusted, "tls.crt": pair.certificate_pem, "tls.key": pair.key_pem}

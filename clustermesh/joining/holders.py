@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ from clustermesh.errors import Refused
 from clustermesh.joining import names
 from clustermesh.joining.connect import Site, find_declared
 from clustermesh.joining.links import known_peers
-from clustermesh.joining.objects import MANAGED_BY, Edit, Managed, Secret
+from clustermesh.joining.objects import MANAGED_BY, MANAGER, Edit, Managed, Secret
 from clustermesh.standalone.connect import file_errors
 from clustermesh.standalone.connections import list_connections
 from clustermesh.standalone.context import Context, locked
@@ -30,12 +31,21 @@ CERT_MANAGER: Final = "cert-manager.io/"
 _DECLARERS: Final = {
     "Argo CD": "argocd.argoproj.io/",
     "Flux": "kustomize.toolkit.fluxcd.io/",
+    "External Secrets": "reconcile.external-secrets.io/",
+    "Sealed Secrets": "sealedsecrets.bitnami.com/",
     "`kubectl apply`": "kubectl.kubernetes.io/last-applied-configuration",
     "who deploys it (label app.kubernetes.io/instance, as Argo CD's)": "app.kubernetes.io/instance",
 }
 """What the marks begin with of who writes an object again."""
+STEPS: Final = (
+    "in three steps, each in all clusters that share it and with the certificate job after it: ca.crt = old, new; then "
+    'ca.crt = new, old and the new ca.key; then ca.crt = new (docs/gitops.md, "Another authority")'
+)
+"""How an authority is replaced by who keeps it."""
 _APPLIERS: Final = ("argocd-controller", "kustomize-controller", "helm-controller", "kubectl-client-side-apply")
 """Managers that write an object again also where their operation is Update."""
+_OURS: Final = re.compile(rf"{MANAGER}(-[0-9a-f]{{8}})?|{names.DECLARED_MANAGER}")
+"""What this project's programs apply as: once, or what follows by itself."""
 
 
 class Holder(Protocol):
@@ -117,13 +127,19 @@ class InSecrets:
         if any(key.startswith(CERT_MANAGER) for key in found.metadata.annotations or {}):
             renew = f"`cmctl renew -n {self._site.member.namespace} {place}` has it issued anew"
             return f"cert-manager keeps Secret {place}: {renew}; another authority is its issuer's to change"
+        by = _declarer(found.metadata)
+        return f"{by} keeps Secret {place}{self._remedy(place, by)}" if by else ""
+
+    def _remedy(self, place: str, by: str) -> str:
         if place in self._trusts:
-            by = _declarer(found.metadata)
-            remedy = "put what is to be shown and trusted there, or leave this cluster out"
-            return f"{by} keeps Secret {place}, which a ClusterMeshPeer names: {remedy}" if by else ""
-        if (found.metadata.labels or {}).get(MANAGED_BY) == "Helm":
-            return f"Helm keeps Secret {place}: change clustermesh.config.clusters of the chart instead"
-        return ""
+            return (
+                ", which a ClusterMeshPeer names: put what is to be shown and trusted there, or leave this cluster out"
+            )
+        if place == AUTHORITY:
+            return f" and would put the old authority back: replace it there, {STEPS}"
+        if place in _SHARED and by == "Helm":
+            return ": change clustermesh.config.clusters of the chart instead"
+        return ": change it there, or let `clustermesh certs secrets` make it"
 
     async def find_declared(self, peer: str) -> Refused | None:
         return await find_declared(self._site.objects, self._site.member, peer)
@@ -187,7 +203,7 @@ def _write(folder: Path, before: Mapping[str, bytes], after: Mapping[str, bytes]
 
 
 def _declarer(meta: _KeptMeta) -> str:
-    """Who else has the Secret from somewhere, and would write that again; "" for nobody."""
+    """Who else has the Secret from somewhere, and would write that again; "" for nobody. Our own programs follow."""
     for owner in meta.owner_references or ():
         return f"{owner.kind} {owner.name}"
     marks = {**(meta.labels or {}), **(meta.annotations or {})}
@@ -196,8 +212,12 @@ def _declarer(meta: _KeptMeta) -> str:
     for who, prefix in _DECLARERS.items():
         if any(key.startswith(prefix) for key in marks):
             return who
-    managed = meta.managed_fields or ()
-    return next((each.manager for each in managed if each.operation == "Apply" or each.manager in _APPLIERS), "")
+    applied = (
+        each.manager
+        for each in meta.managed_fields or ()
+        if each.manager in _APPLIERS or (each.operation == "Apply" and not _OURS.fullmatch(each.manager))
+    )
+    return next(applied, "")
 
 
 class _Owner(Struct, frozen=True):

@@ -42,13 +42,12 @@ async def rotate_leaves(holders: Sequence[Holder], now: datetime, say: Say) -> N
     if rotation_of(data) is not None:
         raise Refused(f"{first.name}: its authority is being replaced: end that with `certs rotate --ca`")
     signer = read_pair(data.get("ca.crt", b""), data["ca.key"], f"{first.name}: ca")
-    await _check_kept(holders, signer.certificate)
-    await _everywhere(
-        holders,
-        lambda data: reissued(data, signer.certificate, Pair(signer.certificate, signer.key), now),
-        say,
-        "is issued anew",
-    )
+
+    def issue(data: Mapping[str, bytes]) -> dict[str, bytes]:
+        return reissued(data, signer.certificate, Pair(signer.certificate, signer.key), now)
+
+    await _check_kept(holders, lambda data: issue(data) != data)
+    await _everywhere(holders, issue, say, "is issued anew")
 
 
 async def rotate_authority(
@@ -69,7 +68,7 @@ async def rotate_authority(
     if not (data := await first.read(place)).get("ca.key"):
         raise await _no_authority(first)
     rotation = begin(data, now)
-    await _check_kept(holders, rotation.old)
+    await _check_kept(holders, lambda data: trusts(data, rotation.old))
     await _check_peers(holders, rotation.old, {*joining, *_joining(data)})
     declared = {name: error for name in sorted(joining) if (error := await first.find_declared(name))}
     if declared:
@@ -173,13 +172,13 @@ async def _check_peers(holders: Sequence[Holder], old: x509.Certificate, joining
         raise ExceptionGroup("the authority cannot be replaced", faults)
 
 
-async def _check_kept(holders: Sequence[Holder], signer: x509.Certificate) -> None:
-    """Refused where somebody else keeps what must change, and would undo that."""
+async def _check_kept(holders: Sequence[Holder], changes: Callable[[Mapping[str, bytes]], bool]) -> None:
+    """Refused where somebody else keeps what `changes`, and would undo that."""
     faults = [
         Refused(f"{each.name}: {reason}")
         for each in holders
         for place in each.places
-        if trusts(await each.read(place), signer) and (reason := await each.keeper(place))
+        if changes(await each.read(place)) and (reason := await each.keeper(place))
     ]
     if faults:
         raise ExceptionGroup("certificates cannot be replaced", faults)

@@ -197,17 +197,25 @@ async def test_what_somebody_else_keeps_is_left_alone_and_it_is_said_what_to_do(
     alpha = Cluster(bed, namespace, "alpha", tmp_path / "alpha")
     assert await alpha.certified() == 0
     one = ("-n", namespace, "--context", "one")
-    name = "clustermesh-apiserver-server-cert"
-    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": namespace}}
-    before = alpha.secret(name)
-    for mark, flags, said in (
-        ({"annotations": {"cert-manager.io/certificate-name": "x"}}, (), f"`cmctl renew -n {namespace} {name}`"),
-        ({"annotations": None, "labels": {"app.kubernetes.io/managed-by": "Helm"}}, ("--ca",), "Helm keeps"),
+    name, ca = "clustermesh-apiserver-server-cert", "cilium-ca"
+    before = {each: alpha.secret(each) for each in (name, ca)}
+    sealed = {"apiVersion": "bitnami.com/v1alpha1", "kind": "SealedSecret", "name": ca, "uid": "x"}
+    for place, mark, flags, said in (
+        (name, {"annotations": {"cert-manager.io/certificate-name": "x"}}, (), f"`cmctl renew -n {namespace} {name}`"),
+        (name, {"labels": {"app.kubernetes.io/managed-by": "Helm"}}, ("--ca",), "Helm keeps"),
+        (ca, {"labels": {"argocd.argoproj.io/instance": "x"}}, ("--ca",), "Argo CD keeps Secret cilium-ca"),
+        (ca, {"ownerReferences": [sealed]}, ("--ca",), "SealedSecret cilium-ca keeps Secret cilium-ca"),
     ):
+        secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": place, "namespace": namespace}}
         bed.merge(secret, {"metadata": mark})
         assert await command(tmp_path, "certs", "rotate", *flags, *one) == 1
         assert said in capfd.readouterr().err
-        assert alpha.secret(name) == before
-    bed.merge(secret, {"metadata": {"labels": None}})
+        assert {each: alpha.secret(each) for each in before} == before
+        if place == ca:  # it signs, whoever keeps it
+            assert await command(tmp_path, "certs", "rotate", *one) == 0
+            assert alpha.secret(ca) == before[ca]
+            assert alpha.secret(name) != before[name]
+            before[name] = alpha.secret(name)
+        bed.merge(secret, {"metadata": dict.fromkeys(mark)})
     assert await command(tmp_path, "certs", "rotate", "--ca", "--settle", "0s", *one) == 0
-    assert alpha.secret(name)["ca.crt"] == alpha.secret("cilium-ca")["ca.crt"] != before["ca.crt"]
+    assert alpha.secret(name)["ca.crt"] == alpha.secret(ca)["ca.crt"] != before[name]["ca.crt"]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pytest
 
+from certs.check import check_leaf, read_certificates
 from certs.errors import CertsError
 from certs.issue import create_authority, issue
 from certs.names import Leaf, server
+from certs.rotation import begin, take
 from certs.secrets import AUTHORITY, Kept, authority_of, keep_authority, keep_leaf
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -92,3 +95,25 @@ def test_a_leaf_that_ends_with_its_authority_is_not_made_anew_over_and_over() ->
     found = leaf(ca)
     assert keep_leaf("server", SERVER, found, ca, NOW) == Kept(found)
     assert issue(authority_of(ca), SERVER, NOW).certificate.not_valid_after_utc < NOW + timedelta(days=30)
+
+
+def test_an_authority_that_somebody_else_keeps_is_replaced_there_in_three_steps() -> None:
+    old, new = authority(), authority()
+    both = [old["ca.crt"] + new["ca.crt"], new["ca.crt"] + old["ca.crt"]]
+    steps = [old, {**old, "ca.crt": both[0]}, {**new, "ca.crt": both[1]}, new]
+    stages, found = [], dict[str, bytes]()
+    for step in steps:
+        found = dict(keep_leaf("server", SERVER, found, step, NOW).data)
+        stages.append(found)
+    assert [each["tls.crt"] == stages[0]["tls.crt"] for each in stages] == [True, True, False, False]
+    assert stages[2]["tls.crt"] == stages[3]["tls.crt"]
+    for one, other in pairwise(stages):  # a cluster a step behind the other, and it reads, and is read
+        for shown, trusted in ((one, other), (other, one)):
+            check_leaf(*read_certificates(shown["tls.crt"], "tls"), read_certificates(trusted["ca.crt"], "ca"), NOW, "")
+
+
+def test_while_an_authority_is_replaced_by_our_command_what_the_old_one_signed_is_left_to_that() -> None:
+    old = authority()
+    found, under_way = leaf(old), take(old, begin(old, NOW), NOW)
+    kept = keep_leaf("server", SERVER, found, under_way, NOW)
+    assert kept.data == {**found, "ca.crt": under_way["ca.crt"]}
