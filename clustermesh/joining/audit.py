@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from datetime import UTC, datetime
 from typing import Final
 
@@ -11,8 +12,29 @@ from clustermesh.joining import names
 from clustermesh.joining.objects import Objects
 
 _LOG: Final = logging.getLogger(__name__)
+_MOST_NOTED, _SHOWN = 1000, 5
+"""Sources that are remembered, and that a line names."""
 _MOST: Final = 900
 """Characters of a message; an Event takes 1024."""
+
+
+class SentAway:
+    """Who was answered with a status alone, of whom there is no line each: anybody could fill the log with them."""
+
+    def __init__(self) -> None:
+        self._counts = Counter[tuple[int, str]]()
+
+    def note(self, status: int, source: str) -> None:
+        key = (status, source)
+        known = key in self._counts or len(self._counts) < _MOST_NOTED
+        self._counts[key if known else (status, "others")] += 1
+
+    def tell(self) -> str:
+        """Those since the last time, the most first; "" for none."""
+        counts, self._counts = self._counts, Counter()
+        said = [f"{times} times {status} to {source}" for (status, source), times in counts.most_common(_SHOWN)]
+        said += [f"{len(counts) - _SHOWN} more"] if len(counts) > _SHOWN else []
+        return f"{counts.total()} were sent away who would join: {', '.join(said)}" if counts else ""
 
 
 async def record(

@@ -8,14 +8,15 @@ who does so longest. Nobody is kept out by those who only hold a place.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 from aiohttp import web
 from msgspec import Struct
@@ -24,6 +25,7 @@ from clustermesh.address import Address, is_ipv4, masked, parse
 from clustermesh.errors import ClusterMeshError, Unavailable
 from clustermesh.listen import parse_address
 
+T = TypeVar("T")
 _LOG: Final = logging.getLogger(__name__)
 MOST: Final = 256
 SILENCE: Final = 5.0
@@ -35,7 +37,10 @@ its answer perhaps lost."""
 _GOODBYE: Final = 20.0
 """Seconds for what is being answered when nobody is let in any more."""
 _PER_SECOND, _BURST = 0.5, 10
+TOO_MANY: Final = "too many try to join: try again in a minute"
 _MOST_SOURCES: Final = 4096
+_CUSTOMER, _SITE = 56, 48
+"""Bits of an IPv6 address: what who asks too often has alone, and what is one where places are counted."""
 
 
 class Rate:
@@ -55,13 +60,13 @@ class Rate:
 
 
 class Rates:
-    """A `Rate` for each source of questions: an IPv4 address, or the /64 of an IPv6 one."""
+    """A `Rate` for each source of questions: an IPv4 address, or the /56 of an IPv6 one."""
 
     def __init__(self) -> None:
         self._rates = dict[str | Address, Rate]()
 
     def admits(self, source: str, now: float) -> bool:
-        key = _source(source)
+        key = _source(source, _CUSTOMER)
         rate = self._rates.pop(key, None) or Rate()
         self._rates[key] = rate  # last in order: the first is who has not asked for longest
         if len(self._rates) > _MOST_SOURCES:
@@ -69,23 +74,95 @@ class Rates:
         return rate.admits(now)
 
 
-def _source(text: str) -> str | Address:
+def _source(text: str, bits: int) -> str | Address:
     try:
         address = parse(text)
     except ClusterMeshError:
         return text
-    return address if is_ipv4(address) else masked(address, 64)
+    return address if is_ipv4(address) else masked(address, bits)
+
+
+def find_dispensable(places: Mapping[T, str | Address]) -> T:
+    """Who makes room: of the source that has most of the `places`, which are in the order in which they were taken,
+    who has its own longest."""
+    taken = Counter(places.values())
+    most = max(taken.values())
+    return next(place for place, source in places.items() if taken[source] == most)
+
+
+class NotHeard(ClusterMeshError):
+    """A question that has not come whole: `status` says why, as HTTP does."""
+
+    def __init__(self, status: int, says: str) -> None:
+        self.status = status
+        super().__init__(says)
+
+
+class Hearing:
+    """Questions that are held in memory, `most` at once, each for `seconds` until it has come. Where there is no room,
+    one makes it that has not come yet: who says half of it keeps nobody out."""
+
+    def __init__(self, most: int, seconds: float) -> None:
+        self._most, self._seconds = most, seconds
+        self._coming, self._whole = dict[asyncio.Timeout, str | Address](), 0
+
+    @asynccontextmanager
+    async def hear(self, request: web.BaseRequest) -> AsyncIterator[bytes]:
+        """The question, for as long as it is being answered. Raises NotHeard."""
+        if len(self._coming) + self._whole >= self._most:
+            self._make_room()
+        data = await self._come(request)
+        self._whole += 1
+        try:
+            yield data
+        finally:
+            self._whole -= 1
+
+    def _make_room(self) -> None:
+        if not self._coming:
+            raise NotHeard(429, TOO_MANY)
+        limit = find_dispensable(self._coming)
+        del self._coming[limit]
+        if not limit.expired():
+            limit.reschedule(asyncio.get_running_loop().time())
+
+    async def _come(self, request: web.BaseRequest) -> bytes:
+        limit = asyncio.timeout(self._seconds)
+        try:
+            async with limit:
+                self._coming[limit] = _source(request.remote or "", _SITE)
+                return await request.read()
+        except web.HTTPRequestEntityTooLarge as e:
+            raise NotHeard(413, "what was asked is too much") from e
+        except (TimeoutError, OSError, web.RequestPayloadError) as e:  # too slow, or gone
+            if limit in self._coming:
+                raise NotHeard(408, "what was asked did not come in time: try again") from e
+            raise NotHeard(429, TOO_MANY) from e
+        finally:
+            self._coming.pop(limit, None)
 
 
 async def listen(address: str) -> list[socket.socket]:
-    """At HOST:PORT. Raises Unavailable."""
+    """At HOST:PORT, by the families of addresses that the kernel has. Raises Unavailable."""
     host, port = parse_address(address)
     loop, stream = asyncio.get_running_loop(), socket.SOCK_STREAM
+    made, lacking = list[socket.socket](), list[OSError]()
     try:
         found = await loop.getaddrinfo(host or None, port, type=stream, flags=socket.AI_PASSIVE)
-        return [socket.create_server(where[:2], family=family) for family, *_, where in found]
+        for family, *_, where in found:
+            try:
+                made.append(socket.create_server(where[:2], family=family))
+            except OSError as e:
+                if e.errno != errno.EAFNOSUPPORT:
+                    raise
+                lacking.append(e)
+        if not made:
+            raise lacking[0]
     except OSError as e:
+        for each in made:
+            each.close()
         raise Unavailable(f"{address}: {e.strerror or e}") from e
+    return made
 
 
 class _Visit(Struct, eq=False):
@@ -136,17 +213,12 @@ class Door(web.Server):
                 if not self._silent:
                     taken.close()
                     continue
-                self._silent.pop(self._find_dispensable()).task.cancel()
+                dispensable = find_dispensable({handler: each.source for handler, each in self._silent.items()})
+                self._silent.pop(dispensable).task.cancel()
             handler = self()
             task = tasks.create_task(self._hold(handler, taken, tls))
-            self._visits[handler] = self._silent[handler] = _Visit(_source(where[0]), task, asyncio.Event())
+            self._visits[handler] = self._silent[handler] = _Visit(_source(where[0], _SITE), task, asyncio.Event())
             await asyncio.sleep(0)  # so that it has begun when it is ended
-
-    def _find_dispensable(self) -> web.RequestHandler:
-        """Who makes room."""
-        places = Counter(each.source for each in self._silent.values())
-        most = max(places.values())
-        return next(handler for handler, each in self._silent.items() if places[each.source] == most)
 
     async def _hold(self, handler: web.RequestHandler, taken: socket.socket, tls: ssl.SSLContext) -> None:
         visit, loop = self._visits[handler], asyncio.get_running_loop()

@@ -1,8 +1,8 @@
 """The side that invites: answers newcomers who show an invitation, over HTTPS.
 
 GET  /v1/authority   what signed the certificate that is shown here, PEM: who asks knows its fingerprint
-POST /v1/join        an `Ask` in JSON; the answer is an `Offer`, or {"problems": [...]} with 400, 403, 408, 409, 429 or
-                     503
+POST /v1/join        an `Ask` in JSON; the answer is an `Offer`, or {"problems": [...]} with 400, 403, 408, 409, 413,
+                     429 or 503
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from clustermesh.errors import ClusterMeshError, DecodeError, Refused, printable
 from clustermesh.joining import audit, names
 from clustermesh.joining.checks import find_problems
 from clustermesh.joining.connect import Site, begin_reading, disconnect, find_declared, let_in, read_site
-from clustermesh.joining.door import Door, Rates, listen
+from clustermesh.joining.door import TOO_MANY, Door, Hearing, NotHeard, Rates, listen
 from clustermesh.joining.invitations import Uninvited, is_revoked, read, use_up
 from clustermesh.joining.links import Link, Mode, is_named, known_peers
 from clustermesh.joining.member import Member, mesh_name
@@ -47,7 +47,7 @@ _READING: Final = 5.0
 """Seconds that who asks has to say it."""
 _PATIENCE: Final = 60.0
 _REREAD: Final = 30.0
-"""Seconds after which the certificate is looked for anew."""
+"""Seconds after which the certificate is looked for anew, and the log says who was sent away."""
 
 
 class Problems(ClusterMeshError):
@@ -168,10 +168,10 @@ class Server:
 
     def __init__(self, objects: Objects, listen: str) -> None:
         self._objects, self._listen, self._rates = objects, listen, Rates()
-        self._heard, self._busy = asyncio.Semaphore(_HEARD), asyncio.Semaphore(_AT_ONCE)
+        self._hearing, self._busy = Hearing(_HEARD, _READING), asyncio.Semaphore(_AT_ONCE)
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._tls.minimum_version = ssl.TLSVersion.TLSv1_3
-        self._shown, self._authority = b"", b""
+        self._shown, self._authority, self._sent_away = b"", b"", audit.SentAway()
 
     async def run(self) -> None:
         """Raises Refused where there is no certificate, Unavailable where it cannot listen."""
@@ -182,6 +182,8 @@ class Server:
             _LOG.info("invitations are answered at %s", self._listen)
             while True:
                 await asyncio.sleep(_REREAD)
+                if said := self._sent_away.tell():
+                    _LOG.warning("%s", printable(said))
                 try:
                     await self._take_certificate()
                 except ClusterMeshError as e:
@@ -193,7 +195,11 @@ class Server:
                 return web.Response(body=self._authority, content_type="application/x-pem-file")
             case "POST", "/v1/join":
                 return await self._join(request)
-        return _problems(404, ["there is GET /v1/authority and POST /v1/join"])
+        return self._send_away(request, 404, "there is GET /v1/authority and POST /v1/join")
+
+    def _send_away(self, request: web.BaseRequest, status: int, sentence: str) -> web.Response:
+        self._sent_away.note(status, request.remote or "somebody who has gone")
+        return _problems(status, [sentence])
 
     async def _take_certificate(self) -> None:
         found = await self._objects.secret(names.SERVER_CERT)
@@ -211,22 +217,15 @@ class Server:
         self._shown = cert
 
     async def _join(self, request: web.BaseRequest) -> web.Response:
-        if not self._rates.admits(request.remote or "", time.monotonic()) or self._heard.locked():
-            return _problems(429, ["too many try to join: try again in a minute"])
-        async with self._heard:
-            return await self._hear(request)
-
-    async def _hear(self, request: web.BaseRequest) -> web.Response:
+        if not self._rates.admits(request.remote or "", time.monotonic()):
+            return self._send_away(request, 429, TOO_MANY)
         try:
-            async with asyncio.timeout(_READING):
-                data = await request.read()
-        except (TimeoutError, OSError, web.RequestPayloadError):  # too slow, or gone
-            return _problems(408, ["what was asked did not come in time: try again"])
-        try:
-            async with asyncio.timeout(_PATIENCE), self._busy:
+            async with self._hearing.hear(request) as data, asyncio.timeout(_PATIENCE), self._busy:
                 return await self._answer(data, request.remote)
+        except NotHeard as e:
+            return self._send_away(request, e.status, str(e))
         except TimeoutError:
-            return _problems(503, ["the inviting cluster has not answered in time: try again"])
+            return self._send_away(request, 503, "the inviting cluster has not answered in time: try again")
 
     async def _answer(self, data: bytes, source: str | None) -> web.Response:
         name = "somebody"

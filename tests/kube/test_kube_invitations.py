@@ -26,6 +26,7 @@ from processes import PATIENCE
 from certs.check import read_certificates
 from clustermesh.cli import main
 from clustermesh.errors import ClusterMeshError, Refused, Unavailable
+from clustermesh.joining import inviting as inviting_side
 from clustermesh.joining import names
 from clustermesh.joining.connect import Site, Wanted, connect, let_in, read_site
 from clustermesh.joining.holders import InSecrets
@@ -233,18 +234,41 @@ async def test_who_says_half_of_it_keeps_nobody_else_waiting(alpha: Cluster, bet
             assert b" 408 " in await reader.readline()
 
 
-async def test_so_many_are_heard_at_once_and_no_more(alpha: Cluster) -> None:
-    async with inviting(alpha) as address:
+async def test_so_many_are_heard_at_once_and_who_holds_most_places_makes_room(
+    alpha: Cluster, beta: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inviting_side, "_READING", 600.0)
+    async with answering(alpha, beta), inviting(alpha) as address:
         silent = [await half_an_ask(address, f"127.0.1.{n % 8}") for n in range(40)]
-        answers = [(await reader.readline()).split()[1] for reader, _ in silent]
-    assert answers == [b"408"] * 32 + [b"429"] * 8
+        await joining(beta, await invited(alpha, address))
+        assert [(await reader.readline()).split()[1] for reader, _ in silent[:9]] == [b"429"] * 9
+        for _, writer in silent:
+            writer.close()
 
 
-async def half_an_ask(address: str, source: str = "127.0.0.1") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def test_who_is_sent_away_leaves_a_line_of_the_log(
+    alpha: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(inviting_side, "_REREAD", 0.2)
+    monkeypatch.setattr(inviting_side, "_READING", 0.1)
+    async with inviting(alpha) as address:
+        asked = [await half_an_ask(address) for _ in range(14)]
+        asked.append(await half_an_ask(address, path="/elsewhere"))
+        answers = {(await reader.readline()).split()[1].decode() for reader, _ in asked}
+        assert answers == {"404", "408", "429"}
+        async with asyncio.timeout(20):
+            while not all(f"{each} to 127.0.0.1" in caplog.text for each in answers):
+                await asyncio.sleep(0.05)
+    assert events(alpha) == []  # who has no invitation writes nothing into the API
+
+
+async def half_an_ask(
+    address: str, source: str = "127.0.0.1", path: str = "/v1/join"
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     host, port = address.split(":")
     tls = ssl._create_unverified_context()
     reader, writer = await asyncio.open_connection(host, int(port), ssl=tls, local_addr=(source, 0))
-    writer.write(b"POST /v1/join HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+    writer.write(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{{".encode())
     await writer.drain()
     return reader, writer
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,12 +14,13 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from ports import free_port
 
 from certs.issue import create_authority, issue
 from certs.names import server
 from clustermesh.errors import Unavailable
 from clustermesh.joining import door
-from clustermesh.joining.door import Door, listen
+from clustermesh.joining.door import Door, find_dispensable, listen
 
 ASK = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -185,6 +189,41 @@ async def test_what_is_asked_when_it_closes_is_answered(tmp_path: Path) -> None:
         assert await ended(silent) == b""
         with pytest.raises(ConnectionRefusedError):
             await bed.come(shake=False)
+
+
+@pytest.mark.parametrize(("lacking", "left"), [(socket.AF_INET6, 1), (socket.AF_INET, 1), (None, 2)])
+async def test_it_listens_by_what_families_of_addresses_there_are(
+    lacking: socket.AddressFamily | None, left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _without(lacking, monkeypatch)
+    found = await listen(f":{free_port()}")
+    assert (len(found), lacking in {each.family for each in found}) == (left, False)
+    for each in found:
+        each.close()
+
+
+async def test_without_any_family_of_an_address_it_cannot_listen(monkeypatch: pytest.MonkeyPatch) -> None:
+    _without(socket.AF_INET, monkeypatch)
+    with pytest.raises(Unavailable, match="Address family not supported"):
+        await listen("127.0.0.1:0")
+
+
+def _without(lacking: socket.AddressFamily | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = socket.create_server
+
+    def create(where: tuple[str, int], *, family: socket.AddressFamily) -> socket.socket:
+        if family == lacking:
+            raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+        return made(where, family=family)
+
+    monkeypatch.setattr(socket, "create_server", create)
+
+
+@pytest.mark.parametrize(
+    ("sources", "leaves"), [("abc", 0), ("abb", 1), ("abbaa", 0), ("bbaca", 0), ("caabb", 1), ("a", 0)]
+)
+def test_who_makes_room(sources: str, leaves: int) -> None:
+    assert find_dispensable(dict(enumerate(sources))) == leaves
 
 
 async def test_where_it_cannot_listen_is_said() -> None:

@@ -17,6 +17,7 @@ from certs.names import remote as remote_leaf
 from clustermesh.address import parse_prefix
 from clustermesh.errors import DecodeError, Refused
 from clustermesh.joining import invitations
+from clustermesh.joining.audit import SentAway
 from clustermesh.joining.checks import find_problems
 from clustermesh.joining.door import Rate, Rates
 from clustermesh.joining.invitations import Token, create, decode_token, encode_token, is_revoked, read, revoke, use_up
@@ -200,10 +201,31 @@ def test_each_source_has_its_own_rate() -> None:
         return sum(rates.admits(source, 100.0) for _ in range(50))
 
     assert [asks("192.0.2.1"), asks("192.0.2.1"), asks("192.0.2.2")] == [10, 0, 10]
-    assert [asks("2001:db8::1"), asks("2001:db8::2"), asks("2001:db8:0:1::1"), asks("")] == [10, 0, 10, 10]
+    assert [
+        asks("2001:db8::1"),
+        asks("2001:db8::2"),
+        asks("2001:db8:0:ff::1"),
+        asks("2001:db8:0:100::1"),
+        asks(""),
+    ] == [10, 0, 0, 10, 10]
     for number in range(5000):
         rates.admits(f"10.0.{number >> 8}.{number & 255}", 100.0)
     assert asks("192.0.2.1") == 10  # forgotten: they are bounded
+
+
+def test_who_is_sent_away_is_told_of_once_and_those_who_are_most_first() -> None:
+    away = SentAway()
+    assert away.tell() == ""
+    for status, source in [(404, "192.0.2.1"), *[(429, "192.0.2.2")] * 3, (408, "192.0.2.1"), (404, "192.0.2.1")]:
+        away.note(status, source)
+    said = "3 times 429 to 192.0.2.2, 2 times 404 to 192.0.2.1, 1 times 408 to 192.0.2.1"
+    assert [away.tell(), away.tell()] == [f"6 were sent away who would join: {said}", ""]
+    for number in range(5000):
+        away.note(429, f"10.0.{number >> 8}.{number & 255}")
+    assert away.tell().startswith("5000 were sent away who would join: 4000 times 429 to others, ")
+    for number in range(6):
+        away.note(429, f"10.0.0.{number}")
+    assert away.tell().endswith("1 times 429 to 10.0.0.4, 1 more")
 
 
 def test_an_offer_makes_the_same_cluster_as_reading_it_would() -> None:
