@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from clustermesh.joining.differences import Change
     from clustermesh.joining.helm_program import Duty, Program
     from clustermesh.joining.objects import Objects
+    from clustermesh.multicluster.leavings import Keeping
 
 _COLOURS = {"+": "green", "-": "red", "~": "yellow"}
 
@@ -75,7 +76,8 @@ def upgrade(which: Which, sets: tuple[str, ...], values: tuple[str, ...], dry_ru
 def uninstall(which: Which, dry_run: bool, authority: bool, cleanup_nodes: bool) -> None:
     """Take the chart out of a cluster that is connected to no other, with all that our programs made beside it.
 
-    The certificate authority stays unless --authority is given: what it signed elsewhere lives by it. What Helm or
+    That is also, in every namespace, EndpointSlices of other clusters' backends, ServiceImports and their Services. The
+    certificate authority stays unless --authority is given: what it signed elsewhere lives by it. What Helm or
     others keep under the same names is left alone. Nodes keep their network, unless --cleanup-nodes takes programs,
     tunnels, routes and the CNI plugin off each; pods that run keep their devices, nodes their keys.
 
@@ -114,11 +116,14 @@ async def deploy(
     fresh: bool = False,
 ) -> Plan:
     """Have the chart deployed with the values that `flags` of Helm's give, and show what that changes: it is done, but
-    for `dry_run`. Raises as `plan`."""
-    from clustermesh.joining.deployment import define, plan
+    for `dry_run`. What API servers made in users' namespaces goes where none will keep it. Raises as `plan`."""
+    from msgspec.structs import replace
+
+    from clustermesh.joining.deployment import IMPORTS, SLICES_OF_PEERS, define, plan
     from clustermesh.joining.helm import Helm, find_chart
     from clustermesh.joining.helm_program import Duty
     from clustermesh.joining.node_cleanup import NAME, discard
+    from clustermesh.multicluster.leavings import Keeping
 
     program = await _find_helm(Duty.DEPLOY)
     helm = Helm(program, which.kubeconfig, which.context, which.namespace, chart or find_chart())
@@ -130,7 +135,21 @@ async def deploy(
         await define(objects, found.definitions)
         if found.changes or found.given:
             await helm.deploy(found.name, flags)
-    return found
+    imports, slices = (found.wanted.value(key) is True for key in (IMPORTS, SLICES_OF_PEERS))
+    left = await _take_leavings(objects, Keeping(imports, slices), dry_run)
+    return replace(found, given=found.given or left)
+
+
+async def _take_leavings(objects: Objects, keeping: Keeping, dry_run: bool) -> bool:
+    """Whether there are any."""
+    from clustermesh.multicluster.leavings import find_leavings, take_away
+
+    found = await find_leavings(objects, keeping)
+    for write in found:
+        _line("-", write.place.kind, "/".join(write.name))
+        if not dry_run:
+            await take_away(objects, write)
+    return bool(found)
 
 
 async def _find_helm(duty: Duty) -> Program:
@@ -155,6 +174,7 @@ async def _uninstall(which: Which, dry_run: bool, authority: bool, cleanup_nodes
     from clustermesh.joining.names import AGENTS
     from clustermesh.joining.node_cleanup import NAME, find_cleanup, hold
     from clustermesh.joining.objects import MANAGED_BY, Secret
+    from clustermesh.multicluster.leavings import Keeping
 
     check_context(which)
     async with open_api(which.kubeconfig, which.context, which.namespace) as objects:
@@ -177,6 +197,7 @@ async def _uninstall(which: Which, dry_run: bool, authority: bool, cleanup_nodes
             _line("-", {"secrets": "Secret", "configmaps": "ConfigMap"}[plural], name)
             if not dry_run:
                 await remove(objects, plural, name)
+        abroad = await _take_leavings(objects, Keeping(), dry_run)
         if cleanup:
             await _clean_nodes(objects, cleanup, dry_run)
     if cleanup_nodes and not cleanup:
@@ -184,7 +205,7 @@ async def _uninstall(which: Which, dry_run: bool, authority: bool, cleanup_nodes
             f"no node is looked at: namespace {which.namespace} has neither DaemonSet {AGENTS} nor {NAME}; for nodes "
             "that an uninstall left as they were: `clustermesh install` with the values that it had, then this again"
         )
-    any_there = release is not None or bool(going) or bool(cleanup)
+    any_there = release is not None or bool(going) or abroad or bool(cleanup)
     _farewell(which, left, any_there, dry_run, authority, told=cleanup_nodes)
 
 

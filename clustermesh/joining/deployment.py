@@ -23,6 +23,8 @@ Definition: TypeAlias = Mapping[str, Any]
 PART_OF: Final = "app.kubernetes.io/part-of"
 SERVED: Final = "clustermesh.useAPIServer"
 TYPE: Final = "clustermesh.apiserver.service.type"
+IMPORTS: Final = "clustermesh.mcsapi.enabled"
+SLICES_OF_PEERS: Final = "clustermesh.enableEndpointSliceSynchronization"
 _ENDPOINTS: Final = "etcd.endpoints"
 _FIXED: Final = ("cluster.name", "cluster.id", "clustermesh.maxConnectedClusters", "etcd.enabled")
 """What other clusters know a cluster by."""
@@ -43,11 +45,12 @@ class _Labelled(Struct, frozen=True):
 
 
 class Plan(Struct, frozen=True):
-    """What a deployment of the chart would do; `release` is what is there now. `definitions` of kinds are written
-    by us, and come first."""
+    """What a deployment of the chart would do; `release` is what is there now, and `wanted` what would be.
+    `definitions` of kinds are written by us, and come first."""
 
     name: str
     release: Kept | None
+    wanted: Release
     changes: Sequence[Change]
     given: bool
     """Whether other values are given than were, even where nothing in the cluster follows from them, or what was given
@@ -90,7 +93,7 @@ async def plan(objects: Objects, helm: Helm, values: Sequence[str], *, name: str
     defined = await find_changes(objects, "", "\n---\n".join(map(json.dumps, definitions)))
     named = {change.name for change in defined}
     kept = [each for each in definitions if each["metadata"]["name"] in named]
-    return Plan(name, release, changes, given, kept, defined)
+    return Plan(name, release, wanted, changes, given, kept, defined)
 
 
 def find_fixed(before: Release, after: Release) -> Iterator[str]:

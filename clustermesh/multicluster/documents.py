@@ -134,6 +134,11 @@ def whole(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
     return dict.fromkeys(held) | dict(wanted)
 
 
+def owned_by(place: Place, name: str, uid: str) -> list[Document]:
+    """The ownerReferences of what goes with that object, whoever takes it away."""
+    return [{"apiVersion": place.api, "kind": place.kind, "name": name, "uid": uid, "controller": True}]
+
+
 def settle(place: Place, name: Name, held: Document | None, wanted: Document, part: str = "") -> list[Write]:
     """The write that makes `held` have what `wanted` says; none where it has."""
     if held is None:

@@ -14,11 +14,13 @@ from clustermesh.multicluster.documents import (
     EXPORTED,
     MANAGED_BY,
     SERVICE_NAME,
+    SERVICES,
     SLICES,
     SOURCE_CLUSTER,
     Document,
     Name,
     Write,
+    owned_by,
     settle,
     short,
 )
@@ -40,7 +42,7 @@ def exported_slices(
     """Of the `slices` of the Service `name` those that `derived`, the Service behind its import, is to have, with the
     `ports` of these names."""
     meta = derived["metadata"]
-    by = {"apiVersion": "v1", "kind": "Service", "name": meta["name"], "uid": meta.get("uid", "")}
+    by = owned_by(SERVICES, meta["name"], meta.get("uid", ""))
     labels = {OF_SERVICE: meta["name"], SERVICE_NAME: name[1], SOURCE_CLUSTER: cluster, MANAGED_BY: EXPORTED}
     found = dict[Name, Document]()
     for of, each in slices.items():
@@ -48,7 +50,7 @@ def exported_slices(
         if each.address_type not in _TYPES or (each.ports and not shared):
             continue
         found[name[0], f"{meta['name']}-{short(hashlib.sha256(of.encode()).digest())}"] = {
-            "metadata": {"labels": labels, "ownerReferences": [by]},
+            "metadata": {"labels": labels, "ownerReferences": by},
             "addressType": each.address_type,
             "endpoints": [_endpoint(one) for one in each.endpoints],
             "ports": [

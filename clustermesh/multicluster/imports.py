@@ -28,6 +28,7 @@ from clustermesh.multicluster.documents import (
     exports_at,
     imports_at,
     labels_of,
+    owned_by,
     settle,
     whole,
 )
@@ -150,9 +151,8 @@ def _keep_service(facts: Facts, found: Import, owner: Document) -> list[Write]:
         return [Write("DELETE", SERVICES, name)]  # which of the two it is stays for its life
     wanted = _service(facts, found)
     if held is None:
-        meta = owner["metadata"]
-        by = {"apiVersion": owner["apiVersion"], "kind": owner["kind"], "name": meta["name"], "uid": meta["uid"]}
-        wanted["metadata"]["ownerReferences"] = [{**by, "controller": True}]
+        by = owned_by(imports_at(facts.version), facts.name[1], owner["metadata"]["uid"])
+        wanted["metadata"]["ownerReferences"] = by
         wanted["spec"]["clusterIP"] = "None" if headless else None
     return settle(SERVICES, name, held, wanted)
 

@@ -21,6 +21,7 @@ from msgspec import Struct
 
 from clustermesh.apiserver.problems import Say
 from clustermesh.errors import ClusterMeshError
+from clustermesh.joining.objects import MANAGER
 from clustermesh.kube.access import Access
 from clustermesh.kube.brain import Brain
 from clustermesh.kube.client import KubeClient, Request
@@ -339,7 +340,7 @@ class Keeper:
         request = Request(
             path=write.path,
             what=what,
-            params={"fieldManager": "clustermesh"},
+            params={"fieldManager": MANAGER},
             method=write.method,
             body=body,
             kind=kind,

@@ -1,7 +1,8 @@
 """The EndpointSlices that a Service should have of its backends in other clusters. Pure.
 
-They carry the labels that Cilium gives them, so its agents and ours know that these are no backends of here. A Service
-has them where it is global and asks for them, and where it is headless unless it does not want them.
+They carry the labels that Cilium gives them, so its agents and ours know that these are no backends of here, and are
+owned by the Service, so that they go with it whether we still run or not. A Service has them where it is global and
+asks for them, and where it is headless unless it does not want them.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from clustermesh.multicluster.documents import (
     MANAGED_BY,
     MESH,
     SERVICE_NAME,
+    SERVICES,
     SLICES,
     SOURCE_CLUSTER,
     Document,
     Name,
     Write,
     labels_of,
+    owned_by,
     settle,
     short,
 )
@@ -85,6 +88,7 @@ def slice_writes(facts: SliceFacts) -> list[Write]:
 
 
 def _slices(name: Name, service: Service, cluster: str, remote: RemoteService) -> Iterator[tuple[Name, Document]]:
+    by = owned_by(SERVICES, name[1], service.metadata.uid)
     labels = {OF_SERVICE: name[1], SOURCE_CLUSTER: cluster, MANAGED_BY: MESH}
     if of := service.metadata.labels.get(SERVICE_NAME):
         labels[SERVICE_NAME] = of
@@ -99,7 +103,7 @@ def _slices(name: Name, service: Service, cluster: str, remote: RemoteService) -
             yield (
                 (name[0], f"{name[1]}-{cluster}-{short(digest)}"),
                 {
-                    "metadata": {"labels": labels},
+                    "metadata": {"labels": labels, "ownerReferences": by},
                     "addressType": "IPv4" if ipv4 else "IPv6",
                     "endpoints": [_endpoint(ip, remote) for ip in ips[begin : begin + MOST]],
                     "ports": [{"name": of, "protocol": protocol, "port": port} for of, protocol, port in ports],

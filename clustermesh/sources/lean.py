@@ -149,7 +149,7 @@ def decode_service(data: msgspec.Raw) -> tuple[Ref, Service]:
     metadata = found.metadata
     annotations = tuple((key, value) for key, value in metadata.annotations.items() if key in _ANNOTATIONS)
     namespace, spec = intern(metadata.namespace), found.spec
-    lean = Metadata(metadata.name, namespace, metadata.labels, _labels(annotations))
+    lean = Metadata(metadata.name, namespace, metadata.labels, _labels(annotations), uid=metadata.uid)
     shared = replace(
         spec,
         session_affinity=intern(spec.session_affinity),

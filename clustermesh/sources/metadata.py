@@ -6,7 +6,7 @@ from msgspec import Struct
 
 
 class Metadata(Struct, frozen=True, gc=False, rename="camel"):
-    """The times are RFC 3339, as the API writes them; "" where there is none, as in a manifest."""
+    """The times are RFC 3339, as the API writes them; those and `uid` are "" where there is none, as in a manifest."""
 
     name: str
     namespace: str = ""
@@ -14,3 +14,4 @@ class Metadata(Struct, frozen=True, gc=False, rename="camel"):
     annotations: dict[str, str] = {}
     creation_timestamp: str = ""
     deletion_timestamp: str = ""
+    uid: str = ""

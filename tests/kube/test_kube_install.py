@@ -27,6 +27,7 @@ from clustermesh.joining.helm import Helm, find_chart
 needs_helm = pytest.mark.skipif(bool(MISSING), reason=MISSING or "")
 Command = Callable[..., Result]
 ALPHA = ("--set", "cluster.name=alpha", "--set", "cluster.id=1", "--set", "clustermesh.apiserver.service.nodePort=0")
+SLICES = "/apis/discovery.k8s.io/v1"
 DECLARED = "clustermesh.config.clusters[0]"
 
 
@@ -65,6 +66,35 @@ def contents(bed: KubeBed, namespace: str) -> dict[str, str]:
         for item in bed.ask("GET", path)["items"]
     }
     return {key: value for key, value in found.items() if "system:" not in key and key != "configmaps/kube-root-ca.crt"}
+
+
+def slice_of_beta(bed: KubeBed, namespace: str, name: str, manager: str) -> str:
+    """An EndpointSlice of beta's backends in this namespace that `manager` has written; its name."""
+    labels = {"endpointslice.kubernetes.io/managed-by": "endpointslice-mesh-controller.cilium.io"}
+    made = {"metadata": {"name": name, "labels": labels}, "addressType": "IPv4", "endpoints": []}
+    bed.ask("POST", f"{SLICES}/namespaces/{namespace}/endpointslices?fieldManager={manager}", made)
+    return name
+
+
+def slices_of(bed: KubeBed, namespace: str) -> list[str]:
+    found = bed.ask("GET", f"{SLICES}/namespaces/{namespace}/endpointslices")["items"]
+    return sorted(each["metadata"]["name"] for each in found)
+
+
+@needs_helm
+def test_what_is_switched_off_leaves_no_backends_of_other_clusters(run: Command, bed: KubeBed, namespace: str) -> None:
+    switch = "clustermesh.enableEndpointSliceSynchronization="
+    assert run("install", *ALPHA, "--set", f"{switch}true").exit_code == 0
+    ours = slice_of_beta(bed, namespace, "ours", "clustermesh")
+    result = run("upgrade")
+    assert (result.exit_code, "nothing to do" in result.output) == (0, True), result.output
+    assert slices_of(bed, namespace) == [ours]
+    result = run("upgrade", "--set", f"{switch}false")
+    assert (result.exit_code, f"- EndpointSlice {namespace}/ours" in result.output) == (0, True), result.output
+    assert slices_of(bed, namespace) == []
+    slice_of_beta(bed, namespace, "ours", "clustermesh")  # as where Helm alone has switched it off
+    assert "nothing to do" not in run("upgrade").output
+    assert slices_of(bed, namespace) == []
 
 
 HELD = {"clustermesh.io/cleanup": "held"}
@@ -187,8 +217,14 @@ def test_the_chart_is_put_in_once_changed_where_asked_and_nothing_of_it_is_left(
     ):
         meta = {"name": name, "namespace": namespace, "labels": {"app.kubernetes.io/managed-by": manager}}
         bed.create({"apiVersion": "v1", "kind": kind, "metadata": meta})
+    ours = slice_of_beta(bed, namespace, "ours", "clustermesh")
+    ciliums = slice_of_beta(bed, namespace, "ciliums", "cilium-operator")
+    result = run("uninstall", "--dry-run")
+    assert (result.exit_code, f"- EndpointSlice {namespace}/ours" in result.output) == (0, True), result.output
+    assert slices_of(bed, namespace) == [ciliums, ours]
     result = run("uninstall")
     assert (result.exit_code, "- Deployment clustermesh-apiserver" in result.output) == (0, True), result.output
+    assert slices_of(bed, namespace) == [ciliums]
     assert "Secret cilium-ca stays" in result.output
     others = {"secrets/clustermesh-apiserver-admin-cert"}
     assert contents(bed, namespace).keys() - before.keys() == {"secrets/cilium-ca", *others}

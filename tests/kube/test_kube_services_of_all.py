@@ -18,11 +18,14 @@ from dns_bed import dns
 from kube_bed import KubeBed
 
 from clustermesh.address import parse, text
+from clustermesh.joining.objects import Objects
+from clustermesh.kube.client import KubeClient
 from clustermesh.kube.config import from_kubeconfig
 from clustermesh.model import Cluster, ClusterConfig, ExportPort, Port, Protocol, Service, ServiceExport
 from clustermesh.multicluster.documents import derived_name
 from clustermesh.multicluster.facts import service_key
 from clustermesh.multicluster.keeping import Services, keep_services
+from clustermesh.multicluster.leavings import Keeping, find_leavings, take_away
 from clustermesh.sources.kubernetes import KubernetesSource, Periods
 from clustermesh.store.client import EtcdClient
 from clustermesh.wire import cluster_config, keys, service, service_export
@@ -280,6 +283,39 @@ async def test_a_global_service_has_slices_where_it_asks_for_them_and_other_impl
         await mesh.until(lambda: sorted(len(each["endpoints"]) for each in mesh.slices("web")), [50, 100])
         mesh.bed.merge(web, {"metadata": {"annotations": {"service.cilium.io/global": "false"}}})
         await mesh.until(lambda: mesh.slices("web"), [])
+
+
+async def test_what_nobody_keeps_any_more_is_taken_away_and_what_others_keep_stays(mesh: Mesh) -> None:
+    await mesh.connect()
+    await mesh.beta_exports()
+    for name in ("web", mesh.behind):
+        await mesh.beta_serves(name, "10.2.0.9")
+    web = {"annotations": GLOBAL}
+    mesh.make("Service", "web", metadata=web, spec={"clusterIP": "None", "ports": [{"port": 80}]})
+    theirs = mesh.make(
+        "ServiceImport", "other", "multicluster.x-k8s.io/v1alpha1", spec={"type": "ClusterSetIP", "ports": []}
+    )
+    async with kept(mesh):
+        await mesh.until(lambda: mesh.addresses("web"), {"beta": ["10.2.0.9"]})
+        await mesh.until(lambda: bool(mesh.derived()), True)
+    (owner,) = mesh.slices("web")[0]["metadata"]["ownerReferences"]
+    at = f"/api/v1/namespaces/{mesh.namespace}/services/web"
+    assert owner["uid"] == mesh.look(at)["metadata"]["uid"]
+    access = from_kubeconfig(str(mesh.bed.write_kubeconfig("leavings", cert="admin")))
+    async with KubeClient(access) as client:
+        objects = Objects(client, "kube-system")
+        for keeping, expected in (
+            (Keeping(imports=True), []),
+            (Keeping(slices=True), ["ServiceImport", "Service"]),
+            (Keeping(), ["EndpointSlice"]),
+        ):
+            found = await find_leavings(objects, keeping)
+            here = [write for write in found if write.name[0] == mesh.namespace]
+            assert [write.place.kind for write in here] == expected
+            for write in (*here, *here):  # gone already is success
+                await take_away(objects, write)
+    assert (mesh.imported(), mesh.derived(), mesh.slices("web")) == (None, None, [])
+    assert mesh.look(f"{MCS}/{mesh.namespace}/serviceimports/{theirs['metadata']['name']}")
 
 
 async def test_backends_that_somebody_named_are_exported_as_those_that_a_selector_finds(mesh: Mesh) -> None:

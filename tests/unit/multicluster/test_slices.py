@@ -22,7 +22,7 @@ GLOBAL, SYNC = "service.cilium.io/global", "service.cilium.io/global-sync-endpoi
 
 def local(said: dict[str, str] | None = None, **spec: Any) -> Service:
     annotations = {GLOBAL: "true", SYNC: "true"} if said is None else said
-    return Service(Metadata("cart", "shop", {"app": "cart"}, annotations), ServiceSpec(**spec))
+    return Service(Metadata("cart", "shop", {"app": "cart"}, annotations, uid="uid-1"), ServiceSpec(**spec))
 
 
 def remote(cluster: str, *backends: tuple[str, int]) -> Remote:
@@ -57,6 +57,16 @@ def test_an_endpoint_that_terminates_is_not_ready_and_serves() -> None:
         (["10.0.0.1"], {"ready": True}),
         (["10.0.0.2"], {"ready": False, "serving": True, "terminating": True}),
     ]
+
+
+def test_they_go_with_the_service_whoever_takes_it_away() -> None:
+    facts = SliceFacts(name=NAME, service=local(), in_mesh=True, remotes={"beta": remote("beta", ("10.0.0.1", 80))})
+    owners = [{"apiVersion": "v1", "kind": "Service", "name": "cart", "uid": "uid-1", "controller": True}]
+    ((name, found),) = applied(facts).items()
+    assert found["metadata"]["ownerReferences"] == owners
+    older = {**found, "metadata": {"labels": found["metadata"]["labels"]}}  # as it was made before
+    (write,) = slice_writes(replace(facts, held={name: older}))
+    assert (write.method, write.body) == ("PATCH", {"metadata": {"ownerReferences": owners}})
 
 
 def applied(facts: SliceFacts) -> dict[Name, Document]:
