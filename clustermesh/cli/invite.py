@@ -198,8 +198,7 @@ async def _create(which: Which, at: tuple[str, int] | None, ttl: float, uses: in
         if again and to not in known_peers(member.entries):
             raise Refused(f"{member.name} is not connected to {to}: without --again it may join")
         if at is None:
-            inviting = await find_inviting(objects)
-            at = inviting.hosts[0], inviting.port
+            at = await find_inviting(objects)
         pin, made, peers = fingerprint(member.server.cert, member.trusted), list[str](), known_peers(member.entries)
 
         def edit(data: Mapping[str, bytes]) -> Mapping[str, bytes]:
@@ -241,7 +240,7 @@ async def _revoke(which: Which, number: str) -> tuple[Outcome, list[ClusterMeshE
 
         await objects.change_secret(names.INVITATIONS, edit)
         left, failed = list[str](), dict[str, ClusterMeshError]()
-        for peer in gone[0].joined:
+        for peer in sorted(gone[0].connected):
             try:
                 each = await disconnect(site, peer, None, Mode.BIDIRECTIONAL)
             except NotConnected:

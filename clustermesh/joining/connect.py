@@ -27,6 +27,7 @@ from clustermesh.address import Prefix
 from clustermesh.errors import ClusterMeshError, DecodeError, Invalid, Refused, Unavailable, first_of
 from clustermesh.joining import external, names
 from clustermesh.joining.checks import check_allowed, find_problems
+from clustermesh.joining.invitations import disconnected
 from clustermesh.joining.links import (
     Link,
     Mode,
@@ -231,6 +232,7 @@ async def disconnect(source: Site, peer: str, destination: Site | None, mode: Mo
         await _forget(source, peer, outcome)
         if both:
             await _expel(source, peer, outcome)
+            await _uninvite(source, peer)
     if destination is None:
         if not outcome.done:
             connected = ", ".join(known_peers(source.member.entries)) or "no cluster"
@@ -246,6 +248,8 @@ async def disconnect(source: Site, peer: str, destination: Site | None, mode: Mo
                 raise error
             await _forget(destination, source.member.name, outcome)
         await _expel(destination, source.member.name, outcome)
+        if both:
+            await _uninvite(destination, source.member.name)
     except ClusterMeshError as e:
         outcome.warnings.append(f"not all was undone in {peer}: {e}; run the same command again when that is repaired")
     return outcome
@@ -263,6 +267,10 @@ async def _expel(owner: Site, peer: str, outcome: Outcome) -> None:
         outcome.done.append(f"{owner.member.name} no longer lets {peer} in")
         if owner.member.etcd is not None:
             outcome.warnings.append(external.removing(owner.member, remote_user(peer)))
+
+
+async def _uninvite(site: Site, peer: str) -> None:
+    await site.objects.change_secret(names.INVITATIONS, lambda data: disconnected(data, peer))
 
 
 def _replacing(peer: str, files: Mapping[str, bytes], before: Mapping[str, bytes] | None = None) -> Edit:

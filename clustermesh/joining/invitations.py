@@ -49,9 +49,9 @@ class Token(Struct, frozen=True, rename={"cluster": "n", "address": "a", "finger
 
 class Invitation(Struct, frozen=True, kw_only=True):
     """One that was created. Times are Unix seconds; `to` is the only cluster that may use it, "" for any; `joined` are
-    those that did, with the SHA-256 of the public key that each has proved to have. `again` lets in a cluster that is
-    connected: both have new certificates then. One that is `revoked` lets nobody in, and goes once those who joined are
-    disconnected."""
+    those that did, with the SHA-256 of the public key that each has proved to have, "" where it was disconnected since.
+    `again` lets in a cluster that is connected: both have new certificates then. One that is `revoked` lets nobody in,
+    and goes once those who joined are disconnected."""
 
     hash: _Hex
     created: float
@@ -65,6 +65,11 @@ class Invitation(Struct, frozen=True, kw_only=True):
     @property
     def left(self) -> int:
         return max(0, self.uses - len(self.joined))
+
+    @property
+    def connected(self) -> frozenset[str]:
+        """Those who joined by it, and were not disconnected since."""
+        return frozenset(name for name, key in self.joined.items() if key)
 
     def is_open(self, now: float) -> bool:
         """Whether a cluster that was not let in yet may use it."""
@@ -110,7 +115,7 @@ def create(
     kept = {
         key: data[key]
         for key, each in found.items()
-        if each is None or now < each.expires + _JOINING or not each.joined.keys().isdisjoint(connected)
+        if each is None or now < each.expires + _JOINING or not each.connected.isdisjoint(connected)
     }
     if sum(each is not None and each.is_open(now) for each in found.values()) >= MOST:
         raise Refused(f"{MOST} invitations are open already: `clustermesh invite list`, and revoke what is not needed")
@@ -147,6 +152,17 @@ def use_up(data: Mapping[str, bytes], token: tuple[str, str], cluster: str, key:
     if not found.left:
         raise Refused(_NO)
     return {**data, number: msgspec.json.encode(replace(found, joined={**found.joined, cluster: proved}))}
+
+
+def disconnected(data: Mapping[str, bytes], cluster: str) -> dict[str, bytes]:
+    """`data` once `cluster` was disconnected: a connection of that name is of none of these any more, and none lets it
+    in again."""
+    return {
+        key: value
+        if (each := read(value)) is None or cluster not in each.connected
+        else msgspec.json.encode(replace(each, joined={**each.joined, cluster: ""}))
+        for key, value in data.items()
+    }
 
 
 def revoke(data: Mapping[str, bytes], number: str) -> tuple[dict[str, bytes], Invitation]:

@@ -9,7 +9,7 @@ from typing import Final
 
 from msgspec import Struct, field
 
-from clustermesh.address import parse_prefix
+from clustermesh.address import is_address, is_ipv4, parse, parse_prefix, to_int
 from clustermesh.errors import Invalid, Refused
 from clustermesh.joining import external, names
 from clustermesh.joining.member import CertFiles, Entrance, Member, Version
@@ -45,6 +45,7 @@ class _ServiceSpec(Struct, frozen=True, rename="camel"):
     type: str = "ClusterIP"
     cluster_ips: list[str] | None = field(default=None, name="clusterIPs")
     ports: list[_Port] | None = None
+    external_traffic_policy: str = "Cluster"
 
 
 class Service(Struct, frozen=True):
@@ -65,11 +66,18 @@ class _Ipam(Struct, frozen=True):
 
 class _NodeSpec(Struct, frozen=True):
     pod_cidrs: list[str] | None = field(default=None, name="podCIDRs")
+    unschedulable: bool = False
     ipam: _Ipam = _Ipam()
+
+
+class _Condition(Struct, frozen=True):
+    type: str = ""
+    status: str = ""
 
 
 class _NodeStatus(Struct, frozen=True):
     addresses: list[_Address] | None = None
+    conditions: list[_Condition] | None = None
 
 
 class Node(Struct, frozen=True):
@@ -78,6 +86,21 @@ class Node(Struct, frozen=True):
     metadata: Meta = Meta()
     spec: _NodeSpec = _NodeSpec()
     status: _NodeStatus = _NodeStatus()
+
+
+class _Ready(Struct, frozen=True):
+    ready: bool | None = None
+
+
+class _Endpoint(Struct, frozen=True, rename="camel"):
+    node_name: str = ""
+    conditions: _Ready = _Ready()
+
+
+class EndpointSlice(Struct, frozen=True):
+    """On which nodes a Service's pods are."""
+
+    endpoints: list[_Endpoint] | None = None
 
 
 class _Container(Struct, frozen=True):
@@ -187,7 +210,7 @@ def find_entrance(service: Service | None, nodes: Iterable[Node], context: str) 
     )
 
 
-async def find_inviting(objects: Objects) -> Entrance:
+async def find_inviting(objects: Objects) -> tuple[str, int]:
     """Where the chart answers newcomers. Raises Refused where it does not, or is not reached from outside."""
     service = await objects.read("services", names.INVITING, Service)
     if service is None:
@@ -195,11 +218,39 @@ async def find_inviting(objects: Objects) -> Entrance:
             "--address: must say where `clustermesh invite serve` is reached, or the chart serves invitations: "
             "`clustermesh upgrade --set clustermesh.invitations.enabled=true`"
         )
-    if (found := _reached(service, await objects.list("/api/v1/nodes", Node))) is None:
+    nodes, slices = await objects.list("/api/v1/nodes", Node), list[EndpointSlice]()
+    if _is_local(service):
+        path = f"/apis/discovery.k8s.io/v1/namespaces/{objects.namespace}/endpointslices"
+        slices = await objects.list(path, EndpointSlice, f"kubernetes.io/service-name={names.INVITING}")
+    return choose_inviting(service, nodes, slices)
+
+
+def choose_inviting(service: Service, nodes: Iterable[Node], slices: Iterable[EndpointSlice]) -> tuple[str, int]:
+    """The one address, and port, of a token: of node ports the first node's as `_ranked`, or that of its pod where no
+    other node leads there. Raises Refused."""
+    if service.spec.type != "NodePort":
+        found = _reached(service, nodes)
+    else:
+        if _is_local(service):
+            each_of = (each for part in slices for each in part.endpoints or ())
+            there = {each.node_name for each in each_of if each.conditions.ready is not False}
+            nodes = [each for each in nodes if each.metadata.name in there]
+            if not nodes:
+                raise Refused(
+                    f"--address: no pod of the Deployment {names.INVITING} is ready, and its Service leads to no other "
+                    "node than that one's (externalTrafficPolicy Local): see `kubectl describe pod`, or say it"
+                )
+        hosts, port = tuple(_ranked(nodes)), _port(service).node_port
+        found = Entrance(hosts, port) if hosts and port else None
+    if found is None:
         raise Refused(
             f"--address: Service {names.INVITING} has no address yet: see `kubectl describe service`, or say it"
         )
-    return found
+    return found.hosts[0], found.port
+
+
+def _is_local(service: Service) -> bool:
+    return service.spec.type == "NodePort" and service.spec.external_traffic_policy == "Local"
 
 
 def _reached(service: Service, nodes: Iterable[Node]) -> Entrance | None:
@@ -253,13 +304,31 @@ def _hosts(service: Service, nodes: Iterable[Node]) -> Iterator[str]:
             each.ip or each.hostname for each in service.status.load_balancer.ingress or () if each.ip or each.hostname
         )
     elif service.spec.type == "NodePort":
-        yield from sorted(filter(None, map(_internal, nodes)))[:_NODES]
+        yield from sorted(_ranked(nodes)[:_NODES], key=_number_of)  # so that the same nodes are the same list
     else:
         yield from (address for address in service.spec.cluster_ips or () if address != "None")
 
 
+def _ranked(nodes: Iterable[Node]) -> list[str]:
+    """Their addresses: of those first that are ready, then of those that are not being emptied."""
+    found = [
+        (not _is_ready(node), node.spec.unschedulable, *_number_of(at), at) for node in nodes if (at := _internal(node))
+    ]
+    return [at for *_, at in sorted(found)]
+
+
+def _is_ready(node: Node) -> bool:
+    return any((each.type, each.status) == ("Ready", "True") for each in node.status.conditions or ())
+
+
+def _number_of(address: str) -> tuple[bool, int]:
+    number = parse(address)
+    return not is_ipv4(number), to_int(number)
+
+
 def _internal(node: Node) -> str:
-    return next((each.address for each in node.status.addresses or () if each.type == "InternalIP"), "")
+    found = (each.address for each in node.status.addresses or () if each.type == "InternalIP")
+    return next(filter(is_address, found), "")
 
 
 def _pod_cidrs(nodes: Iterable[Node], cluster: str) -> Iterator[PodCidr]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from chart_bed import MISSING, apply, define, named, nested, rendered
+from chart_bed import MISSING, Values, apply, define, merged, named, nested, rendered
 from click.testing import CliRunner, Result
 from cryptography import x509
 from joined_bed import Cluster
@@ -35,6 +35,7 @@ from clustermesh.joining.inviting import Server, fingerprint
 from clustermesh.joining.links import Mode
 from clustermesh.joining.newcomer import join
 from clustermesh.joining.rotating import rotate_authority
+from clustermesh.kube.client import KubeClient, Request
 from clustermesh.kube.faults import Forbidden
 from clustermesh.standalone.connect import Outcome
 
@@ -71,11 +72,24 @@ async def answering(*clusters: Cluster) -> AsyncIterator[None]:
         yield
 
 
+class Told(KubeClient):
+    """Notes each request that goes by another one."""
+
+    def __init__(self, by: KubeClient, asked: list[Request]) -> None:
+        self._by, self._asked = by, asked
+
+    async def _whole(self, request: Request, fresh: bool) -> bytes:
+        self._asked.append(request)
+        return await self._by._whole(request, fresh)
+
+
 @asynccontextmanager
-async def inviting(cluster: Cluster) -> AsyncIterator[str]:
-    """`clustermesh invite serve`; where."""
+async def inviting(cluster: Cluster, asked: list[Request] | None = None) -> AsyncIterator[str]:
+    """`clustermesh invite serve`; where. What it asks the API is added to `asked`."""
     port = free_port()
     async with cluster.objects() as objects:
+        if asked is not None:
+            objects.client = Told(objects.client, asked)
         task = asyncio.create_task(Server(objects, f"127.0.0.1:{port}").run())
         try:
             async with asyncio.timeout(20):
@@ -572,6 +586,33 @@ async def test_invitations_are_created_listed_and_revoked_by_commands(alpha: Clu
     assert events(alpha) == [what for what in ("ClusterJoined", "InvitationCreated", "InvitationRevoked") for _ in "12"]
 
 
+async def test_revoking_cuts_no_connection_that_was_made_since(alpha: Cluster, beta: Cluster) -> None:
+    config = str(alpha.bed.write_kubeconfig("alpha", cert="admin"))
+    flags = ("--kubeconfig", config, "-n", alpha.namespace, "--context", "alpha")
+
+    async def run(*words: str) -> str:
+        result = await asyncio.to_thread(CliRunner().invoke, main, [*words, *flags])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    async with answering(alpha, beta), inviting(alpha) as address:
+        token = await invited(alpha, address)
+        await joining(beta, token)
+        await run("disconnect", "--peer", "beta")
+        with pytest.raises(ExceptionGroup) as caught:
+            await joining(beta, token)
+        assert "unknown, expired, used up" in str(caught.value.exceptions[0])
+        async with alpha.site() as source, beta.site() as destination:
+            await connect(source, [destination], Wanted(), datetime.now(UTC))
+    before = held(alpha)
+    (row,) = json.loads(await run("invite", "list", "-o", "json"))
+    assert (row["state"], row["joined"], row["usesLeft"]) == ("used up", ["beta"], 0)
+    await run("invite", "revoke", token.id)
+    assert held(alpha) == before
+    assert peers(alpha) == {"beta"}
+    assert "no invitations" in await run("invite", "list")
+
+
 async def test_an_invitation_stays_until_all_who_joined_by_it_are_disconnected(
     alpha: Cluster, beta: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -631,14 +672,51 @@ async def test_the_chart_answers_newcomers_by_no_more_than_it_allows_its_pod(
     assert token.address == f"127.0.0.1:{port}"
     assert (peers(alpha), peers(beta)) == ({"beta"}, {"alpha"})
     assert events(alpha) == ["ClusterJoined", "InvitationCreated"]
-    secrets = [rule for rule in named(objects, "Role", names.INVITING)["rules"] if "secrets" in rule["resources"]]
-    assert {(name, verb) for rule in secrets for name in rule.get("resourceNames", [""]) for verb in rule["verbs"]} == {
-        *((name, "get") for name in (names.AUTHORITY, names.SERVER_CERT, names.REMOTE_CERT, names.LOCAL_CERT)),
-        *(
-            (name, verb)
-            for name in (names.INVITATIONS, names.PEERS, names.COPIED)
-            for verb in ("get", "patch", "create")
-        ),
+
+
+@pytest.mark.skipif(bool(MISSING), reason=MISSING)
+async def test_the_chart_allows_what_answering_takes_and_nothing_else(
+    bed: KubeBed, namespace: str, beta: Cluster, other_bed: KubeBed
+) -> None:
+    alpha = Cluster(bed, namespace, "alpha", 1, free_port())
+    alpha.install(mirrored=True)
+    gamma = Cluster(other_bed, f"{namespace}-gamma", "gamma", 3, free_port())
+    gamma.install()
+    asked = list[Request]()
+    async with answering(alpha, beta, gamma), inviting(alpha, asked) as address:
+        token = await invited(alpha, address, uses=2)
+        for each in (beta, gamma):
+            await joining(each, token)
+    wanted, values = set().union(*map(taken, asked)), nested("clustermesh.invitations.enabled", True)
+    assert granted(values) == wanted
+    # One that the operator has is found by these.
+    more = {("", "secrets", names.ETCD_CERT, "get"), ("", "configmaps", names.API_SERVER, "get")}
+    assert granted(merged(values, nested("etcd", {"enabled": True, "endpoints": ["https://192.0.2.1:2379"]}))) == (
+        wanted | more
+    )
+
+
+def taken(request: Request) -> set[tuple[str, str, str, str]]:
+    """API group, resource, name ("" for all) and verb: what is needed to ask that."""
+    _, first, *rest = request.path.split("/")
+    group, rest = ("", rest[1:]) if first == "api" else (rest[0], rest[2:])
+    resource, *name = rest[2:] if rest[0] == "namespaces" and len(rest) > 2 else rest
+    verbs = {"GET": ["get" if name else "list"], "POST": ["create"], "PATCH": ["patch"]}[request.method]
+    verbs += ["create"] if "apply" in request.kind else []
+    return {(group, resource, "".join(name), verb) for verb in verbs}
+
+
+def granted(values: Values) -> set[tuple[str, str, str, str]]:
+    roles = [each for each in rendered(values) if each["kind"] in ("Role", "ClusterRole")]
+    return {
+        (group, resource, name, verb)
+        for each in roles
+        if each["metadata"]["name"] == names.INVITING
+        for rule in each["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for name in rule.get("resourceNames", [""])
+        for verb in rule["verbs"]
     }
 
 

@@ -20,7 +20,17 @@ from clustermesh.joining import invitations
 from clustermesh.joining.audit import SentAway
 from clustermesh.joining.checks import find_problems
 from clustermesh.joining.door import Rate, Rates
-from clustermesh.joining.invitations import Token, create, decode_token, encode_token, is_revoked, read, revoke, use_up
+from clustermesh.joining.invitations import (
+    Token,
+    create,
+    decode_token,
+    disconnected,
+    encode_token,
+    is_revoked,
+    read,
+    revoke,
+    use_up,
+)
 from clustermesh.joining.inviting import find_impostor, is_one_of_ours
 from clustermesh.joining.links import credentials, entries, known_peers, replaced
 from clustermesh.joining.member import CertFiles, Member
@@ -136,6 +146,23 @@ def test_one_that_was_used_stays_for_who_is_not_connected_yet(now: float) -> Non
     if now < 900:
         assert use_up(data, (number, secret), "beta", b"key", now) == data  # after what was interrupted
     assert number not in create(data, (), now=960, ttl=900, uses=1, to="gamma")[0]
+
+
+def test_who_was_disconnected_is_of_no_invitation_and_does_not_come_again() -> None:
+    data, number, secret = create({"other": b"?"}, (), now=0, ttl=10, uses=2, to="")
+    for cluster in ("beta", "gamma"):
+        data = use_up(data, (number, secret), cluster, b"key", 1)
+    assert disconnected(data, "delta") == data
+    data = disconnected(data, "beta")
+    assert disconnected(data, "beta") == data
+    found = read(data[number])
+    assert found is not None
+    assert ([*found.joined], found.connected, found.left) == (["beta", "gamma"], {"gamma"}, 0)
+    with pytest.raises(Refused):
+        use_up(data, (number, secret), "beta", b"key", 2)
+    assert use_up(data, (number, secret), "gamma", b"key", 2) == data
+    assert number in create(data, ("beta", "gamma"), now=80, ttl=10, uses=1, to="")[0]
+    assert number not in create(data, ("beta",), now=80, ttl=10, uses=1, to="")[0]
 
 
 def test_one_that_is_revoked_lets_nobody_in_not_even_again() -> None:
