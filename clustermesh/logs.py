@@ -7,7 +7,6 @@ far as whoever logged said so with `extra=about(...)`), and with an unforeseen e
 from __future__ import annotations
 
 import logging
-import re
 import time
 from typing import Any, Final
 
@@ -15,20 +14,10 @@ import msgspec
 
 from clustermesh.address import BITS, Address, text
 from clustermesh.errors import printable
+from clustermesh.redaction import redact
 
 FORMATS: Final = ("text", "json")
-_HIDDEN: Final = "[hidden]"
-_SECRETS: Final = (  # what the first group holds stays, to say what was hidden
-    re.compile(r"()-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)", re.DOTALL),
-    re.compile(r"(?i)(\bauthorization\W{0,2}[:=]\W{0,2}(?:[a-z]+\s+)?)[^\s\"',;]+"),
-    re.compile(r"(?i)(\bbearer\s+)[a-z0-9._~+/=-]+"),
-    re.compile(r"()\beyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*"),  # a JSON web token, wherever it stands
-    re.compile(
-        r"(?i)((?:password|passwd|token|secret|client-key-data|private[-_]?key)\\?[\"']?\s?[=:]\s*)"
-        r"""(?:\"(?:[^\"\\]|\\.)*\"|'[^']*'|[^\s,;&}]+)"""
-    ),
-    re.compile(r"(://)[^\s\"'<>]{1,512}(?=@)"),  # user and password in a URL
-)
+_HIDDEN: Final = b"[hidden]"
 
 
 def set_up(form: str, program: str) -> None:
@@ -53,9 +42,7 @@ def spelled(key: object) -> str:
 
 def hide(line: str) -> str:
     """`line` without what nobody may read who reads a log."""
-    for secret in _SECRETS:
-        line = secret.sub(rf"\g<1>{_HIDDEN}", line)
-    return line
+    return redact(line.encode(errors="replace"), _HIDDEN).decode(errors="replace")
 
 
 class Text(logging.Formatter):

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import quote
 
+from clustermesh.redaction import PATH, redact
+
 MARK: Final = "REDACTED"
 _MARK: Final = MARK.encode()
 _SHORTEST: Final = 6
@@ -24,35 +26,14 @@ _GRAM, _STRIDE = 8, 16
 _SEEN: Final = _GRAM + _STRIDE - 1
 """Whatever is so long has a gram at a multiple of the stride, wherever it is."""
 _NAMES: Final = re.compile(
-    r"(?i:pass(word|wd|phrase)?$|secret|token|credential|private|api[-_.]?key|authorization|cookie)|"
+    r"(?i:pass(word|wd|phrase)?$|psk$|secret|token|credential|private|api[-_.]?key|authorization|cookie)|"
     r"(^|[-_.])(?i:key)$|[a-z]Key$"
 )
 """Of keys and variables."""
 _NO_NAMES: Final = re.compile(r"(?i)(name|ref|file|path|seconds|ttl|enabled)$")
 _LONG: Final = 64
 """What is just called "key" may be that of a label or a toleration; one of cryptography is longer."""
-_WORDS: Final = rb"(?i:pass(?:word|wd|phrase)|token|secret|credentials?|(?:api|secret|access)[-_.]?key)"
-_LOOKS: Final = (
-    (re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|$)", re.S), _MARK),
-    (re.compile(rb"eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"), _MARK),  # a token of a service account
-    (re.compile(rb"cmj1\.[\w-]{8,}"), _MARK),  # an invitation
-    (re.compile(rb"(?i)(bearer|basic) +[\w.~+/=-]{8,}"), rb"\1 " + _MARK),
-    (re.compile(rb"(://[^/\s:@\"']{1,256}:)[^/\s@\"']{1,256}@"), rb"\1" + _MARK + b"@"),
-    (re.compile(rb"LS0tLS1CRUdJTiB(?!DRVJU)[\w+/=]{16,}"), _MARK),  # a PEM text in base64, but for a certificate
-    (re.compile(rb"(?i)(authorization\\*[\"']?[ \t]*[=:][ \t]*\\*[\"']?)[^\r\n\"'\\]+"), rb"\1" + _MARK),
-    # a name and a value: in quotes, which may be those of a text in a text; bare; and as a flag and its argument
-    (
-        re.compile(
-            rb"(" + _WORDS + rb"\\*[\"']?[ \t]*[=:][ \t]*(\\*[\"']))(?!/)(?:(?!\2)(?:\\.|[^\\\n])){1,4096}(?=\2)"
-        ),
-        rb"\1" + _MARK,
-    ),
-    (
-        re.compile(rb"(" + _WORDS + rb"[ \t]*[=:][ \t]*)(?!(?:true|false|null)\b|[/{\[\"'\\])[^\s\"'\\,&;{}\[\]]+"),
-        rb"\1" + _MARK,
-    ),
-    (re.compile(rb"(--?[\w.-]{0,64}" + _WORDS + rb" +)(?![/-])[^\s\"'\\,]+"), rb"\1" + _MARK),
-)
+_IS_PATH: Final = re.compile(PATH)
 _FLAG: Final = re.compile(r"--?([\w.-]+)")
 _NOISE: Final = ("managedFields",)
 _LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
@@ -132,9 +113,7 @@ class Redactor:
     def clean(self, text: bytes) -> bytes:
         """`text` without anything learned, nor what looks like a key or a token."""
         text = _without(text, sorted([*self._found_short(text), *self._found_long(text)]))
-        for look, instead in _LOOKS:
-            text = look.sub(instead, text)
-        return text
+        return redact(text, _MARK)
 
     def _found_short(self, text: bytes) -> Iterator[tuple[int, int]]:
         for form in self._forms:
@@ -152,7 +131,7 @@ class Redactor:
                     yield at - offset, at - offset + len(form)
 
     def _named(self, name: str, value: str) -> str:
-        if not is_named_secret(name) or (name.lower() == "key" and len(value) < _LONG) or value.startswith("/"):
+        if not is_named_secret(name) or (name.lower() == "key" and len(value) < _LONG) or _IS_PATH.match(value):
             return value  # a path is where a secret is
         self.learn(value.encode())
         return MARK if value else value
@@ -253,5 +232,9 @@ def _lines(secret: bytes) -> Iterable[bytes]:
         if secret.startswith(b"-----BEGIN") and len(line) >= _LINE and not line.startswith(b"-----"):
             yield line
         name, colon, value = line.partition(b":")
-        if colon and is_named_secret(name.decode(errors="replace").strip()) and not value.strip().startswith(b"/"):
+        if (
+            colon
+            and is_named_secret(name.decode(errors="replace").strip())
+            and not _IS_PATH.match(value.strip().decode(errors="replace"))
+        ):
             yield value.strip().strip(b"\"'")
