@@ -50,8 +50,8 @@ test: style
 	@$(BIN)/pytest $(REST) $(ARGS)
 
 test-beside:
-	@nice -n 19 $(BIN)/pytest tests/unit -q -n auto $(ARGS)
-	@nice -n 19 $(BIN)/pytest $(BESIDE) -n 4 $(AT_ONCE) $(ARGS)
+	@nice -n 15 $(BIN)/pytest tests/unit -q -n auto $(ARGS)
+	@nice -n 15 $(BIN)/pytest $(BESIDE) -n 4 $(AT_ONCE) $(ARGS)
 
 test-nodes:
 	@$(BIN)/pytest tests/nodes $(ARGS)

@@ -86,7 +86,7 @@ class Load:
     @contextmanager
     def running(self) -> Iterator[None]:
         """From the first answer on inside the block; it ends in order. Unavailable where it failed."""
-        script = ["/scripts/client.py", self._host, str(PORT), f"--rate={self._rate}", "--seconds=600", "--wait=5"]
+        script = ["/scripts/client.py", self._host, str(PORT), f"--rate={self._rate}", "--seconds=600", "--wait=15"]
         words = ["exec", "-i", f"--namespace={self._namespace}", "client", "--", "sh", "-c", _UNTIL_STDIN_ENDS, "sh"]
         argv = [str(KUBE), "kubectl", f"--kubeconfig={self._cluster.plane.kubeconfig}", *words, *script]
         child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -22,7 +22,7 @@ _DOWN_SECONDS = float(os.environ.get("NODES_DOWN_SECONDS", "20"))
 def load_without_api(cluster: Cluster) -> Iterator[list[Record]]:
     """Requests of a process that nobody is connected with, so that it goes on without an API; read at the end."""
     address = service_address(cluster, "mesh")
-    script = f"python3 -I /scripts/client.py {address} {PORT} --rate=50 --seconds=600 --wait=5"
+    script = f"python3 -I /scripts/client.py {address} {PORT} --rate=50 --seconds=600 --wait=15"
     words = ["exec", "--namespace=mesh", "client", "--", "sh", "-c"]
     found: list[Record] = []
     cluster.kubectl(*words, f"{script} >/tmp/records 2>&1 & echo $! >/tmp/pid")
