@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from clustermesh.joining.deployment import Leavings, Plan
     from clustermesh.joining.differences import Change
     from clustermesh.joining.helm_program import Duty, Program
+    from clustermesh.joining.leading import Entries
     from clustermesh.joining.objects import Objects
     from clustermesh.multicluster.leavings import Keeping
 
@@ -119,7 +120,7 @@ async def deploy(
     for `dry_run`. What API servers made in users' namespaces goes where none will keep it. Raises as `plan`."""
     from msgspec.structs import replace
 
-    from clustermesh.joining.deployment import IMPORTS, SLICES_OF_PEERS, define, plan
+    from clustermesh.joining.deployment import IMPORTS, SLICES_OF_PEERS, define, find_misled, lead, plan
     from clustermesh.joining.helm import Helm, find_chart
     from clustermesh.joining.helm_program import Duty
     from clustermesh.joining.node_cleanup import NAME, discard
@@ -129,12 +130,14 @@ async def deploy(
     helm = Helm(program, which.kubeconfig, which.context, which.namespace, chart or find_chart())
     found = await plan(objects, helm, flags, name=release, fresh=fresh)
     _show([*found.defined, *found.changes])
+    _show_led(found.misled)
     if not dry_run:
         if await discard(objects):
             _line("-", "DaemonSet", NAME)
         await define(objects, found.definitions)
         if found.changes or found.given:
             await helm.deploy(found.name, flags)
+        await lead(objects, await find_misled(objects, found.wanted))
     imports, slices = (found.wanted.value(key) is True for key in (IMPORTS, SLICES_OF_PEERS))
     left = await _take_leavings(objects, Keeping(imports, slices), dry_run)
     return replace(found, given=found.given or left)
@@ -247,6 +250,15 @@ def _show(changes: Iterable[Change]) -> None:
         _line(change.sign, change.kind, change.name)
         for field in change.fields:
             click.echo(f"    {printable(field)}")
+
+
+def _show_led(peers: Mapping[str, Entries]) -> None:
+    from clustermesh.joining.names import PEERS
+
+    if peers:
+        _line("~", "Secret", PEERS)
+    for name, (_, mirror) in peers.items():
+        click.echo(f"    agents read {printable(f'the copies of {name} in their own etcd' if mirror else name)}")
 
 
 def _line(sign: str, kind: str, name: str) -> None:

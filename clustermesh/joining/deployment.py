@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from clustermesh.errors import Refused
 from clustermesh.joining import names
+from clustermesh.joining.connect import find_declared, read_site
 from clustermesh.joining.differences import Change, find_changes
 from clustermesh.joining.helm import CHART, Helm, Kept, Release, check_settled, find_release, look_release
+from clustermesh.joining.leading import Entries, misled
+from clustermesh.joining.links import replaced
 from clustermesh.joining.objects import MANAGED_BY, MANAGER, Meta, Objects
 from clustermesh.kube.client import Request
 from clustermesh.kube.faults import NotServed
@@ -25,6 +30,9 @@ SERVED: Final = "clustermesh.useAPIServer"
 TYPE: Final = "clustermesh.apiserver.service.type"
 IMPORTS: Final = "clustermesh.mcsapi.enabled"
 SLICES_OF_PEERS: Final = "clustermesh.enableEndpointSliceSynchronization"
+_MIRROR: Final = "clustermesh.apiserver.kvstoremesh.enabled"
+_PORT: Final = "clustermesh.apiserver.etcd.port"
+_NODE_PORT: Final = "clustermesh.apiserver.service.nodePort"
 _ENDPOINTS: Final = "etcd.endpoints"
 _FIXED: Final = ("cluster.name", "cluster.id", "clustermesh.maxConnectedClusters", "etcd.enabled")
 """What other clusters know a cluster by."""
@@ -57,11 +65,13 @@ class Plan(Struct, frozen=True):
     last failed."""
     definitions: Sequence[Definition]
     defined: Sequence[Change]
+    misled: Mapping[str, Entries]
+    """Peers that agents are to read another way then."""
 
     @property
     def any(self) -> bool:
         """Whether there is anything to do."""
-        return bool(self.defined or self.changes or self.given)
+        return bool(self.defined or self.changes or self.given or self.misled)
 
 
 async def plan(objects: Objects, helm: Helm, values: Sequence[str], *, name: str = "", fresh: bool = True) -> Plan:
@@ -87,13 +97,15 @@ async def plan(objects: Objects, helm: Helm, values: Sequence[str], *, name: str
     if release is not None:
         changed = next(find_fixed(release.base, wanted), "")
         await check_alone(objects, f"change {changed}" if changed else "")
+        await _check_unread(objects, next(find_moved(release.base, wanted), ""))
     changes = await find_changes(objects, release.base.manifest if release else "", wanted.manifest)
     given = release is None or not release.whole or (release.base.config or {}) != (wanted.config or {})
     definitions = [each for each in await helm.definitions() if await _may_define(objects, each)]
     defined = await find_changes(objects, "", "\n---\n".join(map(json.dumps, definitions)))
     named = {change.name for change in defined}
     kept = [each for each in definitions if each["metadata"]["name"] in named]
-    return Plan(name, release, wanted, changes, given, kept, defined)
+    lost = await find_misled(objects, wanted) if release is not None and release.whole else {}
+    return Plan(name, release, wanted, changes, given, kept, defined, lost)
 
 
 def find_fixed(before: Release, after: Release) -> Iterator[str]:
@@ -103,6 +115,47 @@ def find_fixed(before: Release, after: Release) -> Iterator[str]:
     known = set(before.value(_ENDPOINTS) or ())
     if known and known.isdisjoint(after.value(_ENDPOINTS) or ()):
         yield _ENDPOINTS  # others read it at these; a member more or less leaves them one
+
+
+def find_moved(before: Release, after: Release) -> Iterator[str]:
+    """Values that are to change by which others, who read this cluster, find it: each of them was told once."""
+    if after.value("etcd.enabled"):
+        return
+    was, is_to_be = before.value(TYPE), after.value(TYPE)
+    if was == "NodePort":
+        if (port := after.value(_NODE_PORT)) and port != before.value(_NODE_PORT):
+            yield _NODE_PORT
+    elif was != is_to_be and was == "LoadBalancer":
+        yield TYPE
+    elif before.value(_PORT) != after.value(_PORT):
+        yield _PORT
+
+
+async def find_misled(objects: Objects, release: Release) -> dict[str, Entries]:
+    """The peers that agents do not read the way that `release` has it, each with what leads there; but for those of
+    ClusterMeshPeers, which the API server leads. Raises ClusterMeshError."""
+    if not any(MARK in data for data in (await objects.secret(names.PEERS)).values()):
+        return {}
+    member = (await read_site(objects, "")).member
+    mirrored = bool(release.value(SERVED) and release.value(_MIRROR))
+    member = replace(member, mirrored=mirrored, port=release.value(_PORT) or member.port)
+    found = misled(member)
+    return {name: each for name, each in found.items() if not await find_declared(objects, member, name)}
+
+
+async def lead(objects: Objects, found: Mapping[str, Entries]) -> None:
+    """Write them: who is to be read before who reads there. Raises ClusterMeshError."""
+    mirrored = any(mirror for _, mirror in found.values())
+    writes = [(names.PEERS, {name: agents for name, (agents, _) in found.items()})]
+    writes.append((names.COPIED, {name: mirror for name, (_, mirror) in found.items()}))
+    for secret, files in reversed(writes) if mirrored else writes:
+        await objects.change_secret(secret, partial(_led, files))
+
+
+def _led(files: Mapping[str, Mapping[str, bytes]], data: Mapping[str, bytes]) -> Mapping[str, bytes]:
+    for peer, its in files.items():
+        data = replaced(data, peer, its)
+    return data
 
 
 async def _may_define(objects: Objects, definition: Definition) -> bool:
@@ -131,13 +184,27 @@ async def check_alone(objects: Objects, what: str) -> None:
         return
     entries = [await objects.secret(secret) for secret in (names.PEERS, names.COPIED)]
     reads = sorted({name for each in entries for name, data in each.items() if MARK in data})
-    users = users_in((await objects.config(names.USERS)).get(names.USERS_KEY, "").encode(), names.USERS)
-    prefix = remote_user("")
-    read_by = sorted({each.name.removeprefix(prefix) for each in users if each.name.startswith(prefix)} - {*reads})
+    read_by = [name for name in await _readers(objects) if name not in reads]
     told = [f"connected to {', '.join(reads)}"] if reads else []
     told += [f"read by {', '.join(read_by)}"] if read_by else []
     if told:
         raise Refused(f"this cluster is {' and '.join(told)}: `clustermesh disconnect` first, then {what}")
+
+
+async def _check_unread(objects: Objects, moved: str) -> None:
+    """Refused where the value `moved` is to change, and others know this cluster by it."""
+    if moved and (readers := ", ".join(await _readers(objects))):
+        raise Refused(
+            f"this cluster is read by {readers}, who would look for it where it was: `clustermesh disconnect` first, "
+            f"then change {moved}, and connect again"
+        )
+
+
+async def _readers(objects: Objects) -> list[str]:
+    """The clusters that may read this one."""
+    users = users_in((await objects.config(names.USERS)).get(names.USERS_KEY, "").encode(), names.USERS)
+    prefix = remote_user("")
+    return sorted({each.name.removeprefix(prefix) for each in users if each.name.startswith(prefix)})
 
 
 class Leavings(Struct, frozen=True):

@@ -162,7 +162,7 @@ def entries(link: Link, shown: Mapping[str, bytes]) -> tuple[dict[str, bytes], d
         allowed=link.allowed,
         limits=link.limits,
     )
-    return secrets_of(peer, shown, _local(link.reader) if link.reader.mirrored else None)
+    return secrets_of(peer, shown, agent_access(link.reader) if link.reader.mirrored else None)
 
 
 def secrets_of(
@@ -177,8 +177,8 @@ def secrets_of(
     return (whole, {}) if agents is None else ({peer.name: encode_peer(agent_file(peer, agents))}, whole)
 
 
-def _local(reader: Member) -> AgentAccess:
-    """How agents reach the copies in their own cluster."""
+def agent_access(reader: Member) -> AgentAccess:
+    """How agents reach the mirror's copies in their own cluster."""
     if (own := reader.etcd) is not None:
         return AgentAccess(folder=names.MOUNT, endpoints=own.endpoints, ca=own.ca, cert=own.cert, key=own.key)
     return AgentAccess(

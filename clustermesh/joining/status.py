@@ -18,6 +18,7 @@ from clustermesh.errors import ClusterMeshError
 from clustermesh.joining import names
 from clustermesh.joining.agent_pods import find_left_out
 from clustermesh.joining.connect import Site
+from clustermesh.joining.leading import misled
 from clustermesh.joining.links import known_peers, unreadable_peers
 from clustermesh.joining.member import Member
 from clustermesh.mesh.session import State
@@ -114,6 +115,11 @@ def _faults(member: Member) -> Iterator[str]:
         yield f"no Secret {names.LOCAL_CERT}: agents cannot read their own etcd; has the certificate job run?"
     for name, error in unreadable_peers(member).items():
         yield f"Secret {names.PEERS}: {name}: {error}: correct it, or disconnect"
+    if lost := ", ".join(sorted(misled(member))):
+        cilium = member.version is not None and member.version.product == "cilium"
+        remedy = "`clustermesh connect` once more" if cilium else "`clustermesh upgrade`"
+        was = "without the mirror, or at another port" if member.mirrored else "with a mirror, which is off"
+        yield f"Secrets {names.PEERS} and {names.COPIED} lead to {lost} as {was}: {remedy} has agents read it again"
 
 
 def _seen(rows: Iterable[Any]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ needs_helm = pytest.mark.skipif(bool(MISSING), reason=MISSING or "")
 Command = Callable[..., Result]
 ALPHA = ("--set", "cluster.name=alpha", "--set", "cluster.id=1", "--set", "clustermesh.apiserver.service.nodePort=0")
 SLICES = "/apis/discovery.k8s.io/v1"
+FILES = (("trusted-ca-file", "-ca.crt"), ("key-file", ".key"), ("cert-file", ".crt"))
 DECLARED = "clustermesh.config.clusters[0]"
 
 
@@ -252,6 +253,64 @@ def test_who_is_connected_is_not_taken_away_and_no_secret_is_shown(run: Command,
     assert ("name: beta" in shown, secret in shown, key in shown) == (True, True, False)
     result = run("upgrade", "--set", "cluster.id=7")
     assert (result.exit_code, "is connected to beta" in result.output) == (1, True), result.output
+
+
+@needs_helm
+def test_agents_of_a_connected_cluster_are_led_where_the_mirror_and_its_port_are_now(
+    run: Command, bed: KubeBed, namespace: str
+) -> None:
+    mirror, port = "clustermesh.apiserver.kvstoremesh.enabled", "clustermesh.apiserver.etcd.port"
+    assert run("install", *ALPHA).exit_code == 0
+
+    def secret(name: str) -> dict[str, str]:
+        data = bed.ask("GET", f"/api/v1/namespaces/{namespace}/secrets/{name}").get("data") or {}
+        return {key: base64.b64decode(text).decode() for key, text in data.items()}
+
+    def make(name: str, entry: str) -> None:
+        meta = {"name": name, "namespace": namespace, "labels": {"app.kubernetes.io/managed-by": "clustermesh"}}
+        data = {"beta": base64.b64encode(entry.encode()).decode()}
+        bed.create({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "data": data})
+
+    def entry(url: str, shown: str) -> str:
+        files = (f"{key}: /var/lib/cilium/clustermesh/{shown}-etcd-client{end}\n" for key, end in FILES)
+        return f"endpoints:\n- {url}\n" + "".join(files)
+
+    there = entry("https://beta.example:2379", "common")
+    copies = [entry(f"https://clustermesh-apiserver.{namespace}.svc:{number}", "local") for number in (12379, 3379)]
+    make("cilium-clustermesh", copies[0])
+    make("cilium-kvstoremesh", there)
+    assert "nothing to do" in run("upgrade").output
+    for words, says, agents, copied in (
+        (("upgrade", "--set", f"{mirror}=false"), "    agents read beta", there, {}),
+        (("config", "set", mirror, "true"), "    agents read the copies of beta", copies[0], {"beta": there}),
+        (("upgrade", "--set", f"{port}=3379"), "    agents read the copies of beta", copies[1], {"beta": there}),
+        (("upgrade", "--set", f"{port}=12379"), "    agents read the copies of beta", copies[0], {"beta": there}),
+    ):
+        before = secret("cilium-clustermesh")
+        if words[0] == "upgrade":
+            result = run(*words, "--dry-run")
+            assert (result.exit_code, says in result.output) == (0, True), result.output
+            assert secret("cilium-clustermesh") == before
+        result = run(*words)
+        assert (result.exit_code, says in result.output) == (0, True), result.output
+        assert (secret("cilium-clustermesh"), secret("cilium-kvstoremesh")) == ({"beta": agents}, copied)
+        assert "nothing to do" in run("upgrade").output
+
+    # Helm by other hands, or ours cut off: the next upgrade leads them.
+    flags = ["--kubeconfig", str(bed.write_kubeconfig("alpha", cert="admin")), "-n", namespace]
+    argv = [str(HELM), "upgrade", "clustermesh", find_chart(), *flags, "--reuse-values", "--set", f"{mirror}=false"]
+    subprocess.run(argv, check=True, capture_output=True)
+    assert secret("cilium-clustermesh") == {"beta": copies[0]}
+    result = run("upgrade")
+    assert (result.exit_code, "agents read beta" in result.output) == (0, True), result.output
+    assert (secret("cilium-clustermesh"), secret("cilium-kvstoremesh")) == ({"beta": there}, {})
+
+    users = {"users.yaml": "users: [{name: remote-beta, role: remote}]"}
+    meta = {"name": "clustermesh-remote-users", "namespace": namespace}
+    bed.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": users})
+    result = run("upgrade", "--set", "clustermesh.apiserver.service.nodePort=32111")
+    told = "this cluster is read by beta, who would look for it where it was" in result.output
+    assert (result.exit_code, told) == (1, True), result.output
 
 
 @needs_helm

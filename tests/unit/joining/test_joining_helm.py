@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clustermesh.errors import Invalid, Refused
-from clustermesh.joining.deployment import find_fixed
+from clustermesh.joining.deployment import find_fixed, find_moved
 from clustermesh.joining.helm import Helm, Release, check_settled, decode_release, keep
 from clustermesh.joining.helm_program import Program
 
@@ -51,6 +51,32 @@ def test_the_etcd_that_others_read_stays_while_they_do(
     before: dict[str, object], after: dict[str, object], fixed: list[str]
 ) -> None:
     assert list(find_fixed(Release(config={"etcd": before}), Release(config={"etcd": after}))) == fixed
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "moved"),
+    [
+        (("NodePort", 32379, 2379), ("NodePort", 32379, 3379), ""),
+        (("NodePort", 32379, 2379), ("NodePort", 32380, 2379), "clustermesh.apiserver.service.nodePort"),
+        (("NodePort", 32379, 2379), ("NodePort", 0, 2379), ""),  # Kubernetes leaves it the one it has
+        (("NodePort", 32379, 2379), ("LoadBalancer", 32379, 2379), ""),  # which has node ports, too
+        (("NodePort", 32379, 2379), ("LoadBalancer", 32380, 2379), "clustermesh.apiserver.service.nodePort"),
+        (("LoadBalancer", 32379, 2379), ("NodePort", 32379, 2379), "clustermesh.apiserver.service.type"),
+        (("LoadBalancer", 32379, 2379), ("LoadBalancer", 32380, 2379), ""),
+        (("LoadBalancer", 32379, 2379), ("LoadBalancer", 32379, 3379), "clustermesh.apiserver.etcd.port"),
+        (("ClusterIP", 32379, 2379), ("NodePort", 32379, 2379), ""),
+        (("ClusterIP", 32379, 2379), ("NodePort", 32379, 3379), "clustermesh.apiserver.etcd.port"),
+    ],
+)
+@pytest.mark.parametrize("external", [False, True])
+def test_where_others_find_a_cluster_stays_while_they_do(
+    before: tuple[str, int, int], after: tuple[str, int, int], moved: str, *, external: bool
+) -> None:
+    def release(kind: str, node: int, port: int) -> Release:
+        api = {"service": {"type": kind, "nodePort": node}, "etcd": {"port": port}}
+        return Release(config={"etcd": {"enabled": external}, "clustermesh": {"apiserver": api}})
+
+    assert "".join(find_moved(release(*before), release(*after))) == ("" if external else moved)
 
 
 @given(st.binary() | st.binary().map(base64.b64encode) | st.binary().map(gzip.compress).map(base64.b64encode))

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from test_joining_checks import ALPHA, BETA, joined
 
 from clustermesh.cli.context_status import print_status
-from clustermesh.joining.member import CertFiles, Member
+from clustermesh.joining.member import CertFiles, Member, Version
 from clustermesh.joining.status import summarise
 from clustermesh.overview import ControlPlane
 from clustermesh.overview import summarise as overview_of
@@ -113,6 +113,20 @@ def test_how_long_changes_take_to_the_nodes_is_told(
     ],
 )
 def test_what_the_api_tells_may_be_what_is_wrong(changed: dict[str, object], says: str) -> None:
+    member: Member = replace(WELL, **changed)
+    (error,) = summarise(member, told("fresh"))["errors"]
+    assert says in error
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"mirrored": True}, "lead to beta as without the mirror, or at another port: `clustermesh upgrade` has"),
+        ({"copied": WELL.peers}, "lead to beta as with a mirror, which is off: `clustermesh upgrade` has"),
+        ({"mirrored": True, "version": Version("cilium", "1.18.0")}, "`clustermesh connect` once more has agents"),
+    ],
+)
+def test_all_is_not_well_while_agents_are_led_where_nothing_is(changed: dict[str, object], says: str) -> None:
     member: Member = replace(WELL, **changed)
     (error,) = summarise(member, told("fresh"))["errors"]
     assert says in error
