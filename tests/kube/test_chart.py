@@ -81,12 +81,17 @@ MATRIX: dict[str, Values] = {
         },
     ),
     "invitations and a policy": {
-        "clustermesh": {"invitations": {"enabled": True}, "apiserver": {"networkPolicy": {"enabled": True}}}
+        "cni": {"install": False},
+        "clustermesh": {
+            "invitations": {"enabled": True},
+            "apiserver": {"hostNetwork": False, "networkPolicy": {"enabled": True}},
+        },
     },
     "no declared peers": nested("clustermesh.declaredPeers.enabled", False),
     "declared peers' trust": nested("clustermesh.declaredPeers.secrets", ["beta-trust"]),
     "as nobody": nested(f"{API}.cutConnections", False),
-    "a policy": nested(f"{API}.networkPolicy.enabled", True),
+    "a policy": {"cni": {"install": False}}
+    | nested(API, {"hostNetwork": False, "networkPolicy": {"enabled": True}, "metrics": {"port": 9962}}),
     "etcd in memory": nested(f"{API}.etcd.storageMedium", "Memory"),
     "a digest": {"image": {"digest": f"sha256:{'0' * 64}"}, "imagePullSecrets": [{"name": "registry"}]},
     "cilium's nodes": nested(f"{API}.mode", "cilium"),
@@ -101,7 +106,7 @@ MATRIX: dict[str, Values] = {
         "prometheus": {"enabled": True, "serviceMonitor": {"enabled": True, "labels": {"a": "b"}}},
         **nested(f"{API}.metrics.serviceMonitor", {"enabled": True, "annotations": {"a": "b"}}),
     },
-    "no agents": {"agent": False},
+    "no agents": {"agent": False} | nested("prometheus.port", 9880),
     "agents alone": {"etcd": EXTERNAL, **nested("clustermesh.useAPIServer", False)},
     "agents told more": {
         "devices": ["eth0", "bond+"],
@@ -184,6 +189,13 @@ REFUSED: list[tuple[Values, str]] = [
     (nested(f"{API}.tls.auto.method", "certmanager"), "tls.auto.certManagerIssuerRef: must name an issuer"),
     (nested(f"{API}.tls.auto.schedule", "weekly"), "/clustermesh/apiserver/tls/auto/schedule"),
     (nested(f"{API}.hostNetwork", False), "clustermesh.apiserver.hostNetwork: must be true while cni.install is"),
+    (nested(f"{API}.networkPolicy.enabled", True), "clustermesh.apiserver.networkPolicy.enabled: must be false while"),
+    (nested("prometheus.port", 9880), "prometheus.port: 9880 is taken by clustermesh.apiserver.metrics.port already"),
+    (nested(f"{API}.etcd.port", 9963), "metrics.etcd.port: 9963 is taken by clustermesh.apiserver.etcd.port already"),
+    (
+        merged(nested("clustermesh.invitations", {"enabled": True, "port": 9881}), nested("agent", False)),
+        "invitations.port: 9881 is taken by clustermesh.apiserver.metrics.kvstoremesh.port already",
+    ),
     (nested("prometheus.serviceMonitor.enabled", True), "while prometheus.enabled is false"),
     (nested("bpf.lbMapMax", 1000), "/bpf/lbMapMax"),
     (nested("bpf.mapDynamicSizeRatio", 2), "/bpf/mapDynamicSizeRatio"),
