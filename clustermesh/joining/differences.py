@@ -24,6 +24,9 @@ _ITS_OWN: Final = ("managedFields", "resourceVersion", "generation", "uid", "cre
 """What the API writes into metadata."""
 _HIDDEN: Final = "(hidden)"
 _WORDS: Final = 160
+_TWICE: Final = "Duplicate value"
+"""What the API says where an apply leaves a port of the release before beside the one that has its name now. Helm takes
+that away, so the two releases tell what changes."""
 
 Document = Mapping[str, Any]
 Place = tuple[str, str, str, str]
@@ -62,7 +65,12 @@ async def find_changes(objects: Objects, before: str, after: str) -> list[Change
             return Change("-", place[1], place[3]) if live is not None else None
         if live is None:
             return Change("+", place[1], place[3])
-        applied = await _applied(objects, paths[place], place, new[place])
+        try:
+            applied = await _applied(objects, paths[place], place, new[place])
+        except Refused as e:
+            if _TWICE not in str(e):
+                raise
+            applied = live
         fields = tuple(changed_fields(place[1], live, applied, old.get(place), new[place]))
         return Change("~", place[1], place[3], fields) if fields else None
 
