@@ -1,4 +1,5 @@
-"""Every metric that agents, API servers and mirrors expose: one table, from which docs/metrics.md is made.
+"""Every metric that agents, API servers, mirrors and who answers newcomers expose: one table, from which
+docs/metrics.md is made.
 
 What Cilium has too is called as there, with its labels; everything else begins with clustermesh_. A name that ends in
 _total counts for ever. `python -m clustermesh.metrics` prints the document.
@@ -185,7 +186,16 @@ KVSTOREMESH: Final = _table(
     ),
 )
 
-PROGRAMS: Final = {"agent": AGENT, "apiserver": API_SERVER, "kvstoremesh": KVSTOREMESH}
+INVITATIONS: Final = _table(
+    Metric("clustermesh_invitations_answers_total", "Answers to who would join, by the status of HTTP", ("status",)),
+)
+
+PROGRAMS: Final = {
+    "agent": AGENT,
+    "apiserver": API_SERVER,
+    "kvstoremesh": KVSTOREMESH,
+    "invitations": INVITATIONS,
+}
 
 
 def scope_of(kind: str) -> str:
@@ -236,6 +246,7 @@ _TITLES: Final = {
     "agent": "Agent, on 127.0.0.1:9962",
     "apiserver": "API server, on 127.0.0.1:9880",
     "kvstoremesh": "Mirror, on 127.0.0.1:9881",
+    "invitations": "Invitations, where `clustermesh invite serve --metrics` says; the chart's on port 9882",
 }
 
 

@@ -118,7 +118,8 @@ def revoke(which: Which, number: str) -> None:
 @click.option(
     "--listen", type=Listener(), default=f"0.0.0.0:{_PORT}", show_default=True, help="Where to answer newcomers."
 )
-def serve(which: Which, listen: str) -> None:
+@click.option("--metrics", type=Listener(), default="", help="Where to tell Prometheus of it.  [default: nowhere]")
+def serve(which: Which, listen: str, metrics: str) -> None:
     """Answer newcomers that have a token, until interrupted. It shows the certificate of this cluster's etcd.
 
     The chart does it in a pod, with clustermesh.invitations.enabled.
@@ -130,7 +131,7 @@ def serve(which: Which, listen: str) -> None:
     from clustermesh.logs import set_up
 
     set_up("text", "clustermesh invite serve")
-    asyncio.run(_serve(which, listen))
+    asyncio.run(_serve(which, listen, metrics))
 
 
 @click.command()
@@ -261,7 +262,7 @@ async def _revoke(which: Which, number: str) -> tuple[Outcome, list[ClusterMeshE
         return outcome, [*failed.values()]
 
 
-async def _serve(which: Which, listen: str) -> None:
+async def _serve(which: Which, listen: str, metrics: str) -> None:
     from clustermesh.joining.inviting import Server
 
     task = asyncio.current_task()
@@ -271,7 +272,7 @@ async def _serve(which: Which, listen: str) -> None:
     )  # the first process of a pod has no other
     async with _opened(which) as objects:
         with suppress(asyncio.CancelledError):
-            await Server(objects, listen).run()
+            await Server(objects, listen, metrics).run()
 
 
 async def _join(which: Which, text: str) -> Outcome:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
@@ -21,10 +21,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from msgspec.structs import replace
+from prometheus_client import Metric
+from prometheus_client.registry import Collector
 
 from certs.check import check_leaf, check_server, is_signed_by, read_certificates, read_pair
 from certs.errors import CertsError
 from clustermesh.errors import ClusterMeshError, DecodeError, Refused, printable
+from clustermesh.health import serve_health
 from clustermesh.joining import audit, names
 from clustermesh.joining.checks import find_problems
 from clustermesh.joining.connect import Site, begin_reading, disconnect, find_declared, let_in, read_site
@@ -37,9 +40,11 @@ from clustermesh.joining.offers import MOST_BYTES, Ask, Offer, decode_ask, offer
 from clustermesh.joining.probe import probe
 from clustermesh.kube.access import load_pair
 from clustermesh.mesh.peer_files import PeerFile
+from clustermesh.metrics import INVITATIONS, make_registry
 from clustermesh.standalone.connect import Outcome
 
 _LOG: Final = logging.getLogger(__name__)
+_STATUSES: Final = (200, 400, 403, 404, 408, 409, 413, 429, 503)
 _AT_ONCE: Final = 4
 _HEARD: Final = 32
 """Who is heard at once: so many times `MOST_BYTES`, which the pod CIDRs of thousands of nodes need, are in memory."""
@@ -163,21 +168,37 @@ def _is_vouched_for(signer: x509.Certificate, known: list[x509.Certificate], now
     return True
 
 
-class Server:
-    """Answers at `listen` until it is cancelled."""
+class Answers(Collector):
+    """How many were answered, by status: 0 is said of none, so that a rate has a beginning."""
 
-    def __init__(self, objects: Objects, listen: str) -> None:
+    def __init__(self) -> None:
+        self._counts = dict.fromkeys(_STATUSES, 0)
+
+    def count(self, status: int) -> None:
+        self._counts[status] = self._counts.get(status, 0) + 1
+
+    def collect(self) -> Iterator[Metric]:
+        counts: dict[Sequence[object], float] = {(status,): number for status, number in self._counts.items()}
+        yield INVITATIONS["clustermesh_invitations_answers_total"].family(counts)
+
+
+class Server:
+    """Answers at `listen` until it is cancelled, and says at `metrics`, "" for nowhere, how many."""
+
+    def __init__(self, objects: Objects, listen: str, metrics: str = "") -> None:
         self._objects, self._listen, self._rates = objects, listen, Rates()
+        self._metrics, self._answers = metrics, Answers()
         self._hearing, self._busy = Hearing(_HEARD, _READING), asyncio.Semaphore(_AT_ONCE)
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._tls.minimum_version = ssl.TLSVersion.TLSv1_3
         self._shown, self._authority, self._sent_away = b"", b"", audit.SentAway()
 
     async def run(self) -> None:
-        """Raises Refused where there is no certificate, Unavailable where it cannot listen."""
+        """Raises Refused where there is no certificate, or no port for metrics, Unavailable where it cannot listen."""
         await self._take_certificate()
         listeners = await listen(self._listen)
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(serve_health(self._metrics, make_registry(self._answers), lambda: (True, "ok")))
             tasks.create_task(Door(self._route, MOST_BYTES).open(listeners, self._tls))
             _LOG.info("invitations are answered at %s", self._listen)
             while True:
@@ -194,8 +215,11 @@ class Server:
             case "GET", "/v1/authority":
                 return web.Response(body=self._authority, content_type="application/x-pem-file")
             case "POST", "/v1/join":
-                return await self._join(request)
-        return self._send_away(request, 404, "there is GET /v1/authority and POST /v1/join")
+                answer = await self._join(request)
+            case _:
+                answer = self._send_away(request, 404, "there is GET /v1/authority and POST /v1/join")
+        self._answers.count(answer.status)
+        return answer
 
     def _send_away(self, request: web.BaseRequest, status: int, sentence: str) -> web.Response:
         self._sent_away.note(status, request.remote or "somebody who has gone")

@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import aiohttp
 import pytest
 import yaml
 from chart_bed import MISSING, Values, apply, define, merged, named, nested, rendered
@@ -84,13 +85,13 @@ class Told(KubeClient):
 
 
 @asynccontextmanager
-async def inviting(cluster: Cluster, asked: list[Request] | None = None) -> AsyncIterator[str]:
+async def inviting(cluster: Cluster, asked: list[Request] | None = None, metrics: str = "") -> AsyncIterator[str]:
     """`clustermesh invite serve`; where. What it asks the API is added to `asked`."""
     port = free_port()
     async with cluster.objects() as objects:
         if asked is not None:
             objects.client = Told(objects.client, asked)
-        task = asyncio.create_task(Server(objects, f"127.0.0.1:{port}").run())
+        task = asyncio.create_task(Server(objects, f"127.0.0.1:{port}", metrics).run())
         try:
             async with asyncio.timeout(20):
                 while not (task.done() or await answers(port)):
@@ -265,7 +266,8 @@ async def test_who_is_sent_away_leaves_a_line_of_the_log(
 ) -> None:
     monkeypatch.setattr(inviting_side, "_REREAD", 0.2)
     monkeypatch.setattr(inviting_side, "_READING", 0.1)
-    async with inviting(alpha) as address:
+    told = free_port()
+    async with inviting(alpha, metrics=f"127.0.0.1:{told}") as address:
         asked = [await half_an_ask(address) for _ in range(14)]
         asked.append(await half_an_ask(address, path="/elsewhere"))
         answers = {(await reader.readline()).split()[1].decode() for reader, _ in asked}
@@ -273,6 +275,11 @@ async def test_who_is_sent_away_leaves_a_line_of_the_log(
         async with asyncio.timeout(20):
             while not all(f"{each} to 127.0.0.1" in caplog.text for each in answers):
                 await asyncio.sleep(0.05)
+        async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{told}/metrics") as answer:
+            lines = [line.split() for line in (await answer.text()).splitlines() if "answers_total{" in line]
+        counted = {name.split('"')[1]: float(number) for name, number in lines}
+        assert sum(counted.values()) == 15
+        assert {status for status, number in counted.items() if number} == answers
     assert events(alpha) == []  # who has no invitation writes nothing into the API
 
 
@@ -653,7 +660,8 @@ async def test_the_chart_answers_newcomers_by_no_more_than_it_allows_its_pod(
 
     assert "clustermesh.invitations.enabled=true" in (await create()).output
     service = {"type": "LoadBalancer", "nodePort": 0}
-    values = nested("clustermesh.invitations", {"enabled": True, "port": port, "service": service})
+    metrics = {"port": free_port()}
+    values = nested("clustermesh.invitations", {"enabled": True, "port": port, "service": service, "metrics": metrics})
     objects = [each for each in rendered(values, alpha.namespace) if each["metadata"]["name"] == names.INVITING]
     apply(bed, objects)
     template = named(objects, "Deployment", names.INVITING)["spec"]["template"]

@@ -14,7 +14,8 @@ from agent.metrics import StatusCollector
 from clustermesh.apiserver.health import Health, Scope
 from clustermesh.apiserver.health import health_server as apiserver_health
 from clustermesh.health import HealthServer
-from clustermesh.metrics import AGENT, API_SERVER, KVSTOREMESH, PROGRAMS, Metric, document, make_registry
+from clustermesh.joining.inviting import Answers
+from clustermesh.metrics import PROGRAMS, Metric, document, make_registry
 from clustermesh.mirror.health import CopyHealth, MirrorHealth
 from clustermesh.mirror.health import health_server as mirror_health
 from clustermesh.mirror.propagation import HOP_SECONDS as MIRROR_HOP_SECONDS
@@ -114,7 +115,18 @@ def exposed(server: HealthServer) -> list[Exposed]:
     return [each for each in server.registry.collect() if not each.name.startswith(_OF_THE_PROCESS)]
 
 
-FOUND = {"agent": of_agent, "apiserver": of_api_server, "kvstoremesh": of_mirror}
+def of_invitations() -> list[Exposed]:
+    answers = Answers()
+    answers.count(200)
+    return [*answers.collect()]
+
+
+FOUND = {
+    "agent": of_agent,
+    "apiserver": of_api_server,
+    "kvstoremesh": of_mirror,
+    "invitations": of_invitations,
+}
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -135,7 +147,7 @@ def name_of(found: Exposed) -> str:
 
 
 def test_names_are_ciliums_or_begin_with_our_own() -> None:
-    for table in (AGENT, API_SERVER, KVSTOREMESH):
+    for table in PROGRAMS.values():
         assert all(name.startswith(("cilium_", "clustermesh_")) for name in table)
 
 

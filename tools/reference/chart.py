@@ -50,8 +50,9 @@ PORTS: Final = (
         "on every address", "kubelet; Prometheus",
     ),
     Port("clustermesh.invitations.port", "TCP, TLS", "`clustermesh invite serve`", "newcomers that have a token"),
+    Port("clustermesh.invitations.metrics.port", "TCP, HTTP", "the same: /metrics", "Prometheus"),
     Port(
-        "clustermesh.invitations.service.nodePort", "TCP, the same", "every node: the Service "
+        "clustermesh.invitations.service.nodePort", "TCP, TLS", "every node: the Service "
         "`clustermesh-invitations`", "newcomers",
     ),
     Port(
