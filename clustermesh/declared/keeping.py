@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import aclosing, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Never, TypeVar
 
@@ -132,7 +133,7 @@ class Keeper:
             await self._admit(frozenset(), frozenset())
             return
         trust = {name: await self._trust(name) for name in sorted({each.trust for each in peers.values()} - {""})}
-        found = plan(peers.values(), trust, held, self._task.own, self._task.agents)
+        found = plan(peers.values(), trust, held, self._task.own, self._task.agents, datetime.now(UTC))
         self._refused = found.refused
         fault = await self._write(found, held)
         await self._tell(peers, found.refused, fault)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, Final
 
 import msgspec
 from msgspec import Raw, Struct
 
-from certs.check import read_certificates, read_pair
+from certs.check import check_time, check_use, facts, read_certificates, read_pair
 from certs.errors import CertsError
+from certs.names import remote
 from clustermesh.address import parse_prefix
 from clustermesh.errors import DecodeError, Invalid
 from clustermesh.joining import names
@@ -33,6 +35,8 @@ RULES: Final = (
 )
 """What keeping them takes, in their namespace; of Secrets and ConfigMaps those of `joining.names` alone, and the
 Secrets that peers may name."""
+_SHARED: Final = "remote"
+"""The one user of all clusters, where the peer is Cilium in its mode `legacy`."""
 _CAPITAL: Final = re.compile("([A-Z])")
 
 
@@ -164,15 +168,19 @@ def _dashed(name: str) -> str:
     return _CAPITAL.sub(r"-\1", name).lower()
 
 
-def credentials_in(declared: Declared, secret: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The files beside the peer's entry, made of the Secret that it names. Raises Invalid where they are no good."""
+def credentials_in(declared: Declared, secret: Mapping[str, bytes], own: str, now: datetime) -> dict[str, bytes]:
+    """The files beside the peer's entry, made of the Secret that it names. Raises Invalid where they are no good for
+    the cluster `own`."""
     where, name = f"spec.trust.secretName: {declared.trust}", names.credentials_of(declared.name)
     for key in ("ca.crt", "tls.crt", "tls.key"):
         if not secret.get(key):
             raise Invalid(f"{where}: {key}", None, "must be there, as in a Secret of type kubernetes.io/tls")
     try:
         read_certificates(secret["ca.crt"], "ca.crt")
-        read_pair(secret["tls.crt"], secret["tls.key"], "tls")
+        shown = read_pair(secret["tls.crt"], secret["tls.key"], "tls").certificate
+        check_time(shown, now, "tls.crt")
+        if facts(shown, "tls.crt").common_name != _SHARED:
+            check_use(shown, remote(own), "tls.crt")
     except CertsError as e:
         raise Invalid(where, None, str(e)) from e
     return {

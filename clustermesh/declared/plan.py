@@ -9,6 +9,7 @@ not acted on changes nothing of what it, or an earlier one, has brought about.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import Final
 
 from msgspec import Struct
@@ -75,6 +76,7 @@ def plan(
     held: Mapping[str, Held],
     own: str,
     agents: AgentAccess | None,
+    now: datetime,
 ) -> Plan:
     """For the cluster `own`. `trust` has each Secret that a peer names, or why it cannot be read; `agents` is how
     agents reach a mirror's copies, None without one."""
@@ -82,7 +84,7 @@ def plan(
     refused, admitted, kept = dict[str, Refusal](), set[str](), set[str]()
     for each in sorted((peer for peer in peers if not peer.paused), key=lambda peer: peer.name):
         try:
-            found = _entries(each, trust, own, agents)
+            found = _entries(each, trust, own, agents, now)
             admit = spec_of(each).admit
         except ClusterMeshError as e:
             refused[each.name] = Refusal("Invalid", str(e))
@@ -103,6 +105,7 @@ def _entries(
     trust: Mapping[str, Mapping[str, bytes] | ClusterMeshError],
     own: str,
     agents: AgentAccess | None,
+    now: datetime,
 ) -> dict[str, dict[str, bytes]]:
     peer = peer_of(declared, own)
     shown: dict[str, bytes] = {}
@@ -110,7 +113,7 @@ def _entries(
         secret = trust[declared.trust]
         if isinstance(secret, ClusterMeshError):
             raise secret
-        shown = credentials_in(declared, secret)
+        shown = credentials_in(declared, secret, own, now)
     of_agents, of_mirror = secrets_of(peer, shown, agents)
     return {names.PEERS: of_agents, names.COPIED: of_mirror}
 

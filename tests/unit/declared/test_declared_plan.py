@@ -25,12 +25,14 @@ from clustermesh.joining.objects import Objects
 from clustermesh.mirror.agent_files import AgentAccess
 from clustermesh.standalone.users_file import with_declared, with_user
 from clustermesh.store.client import EtcdClient, KeyValue, Listing
+from clustermesh.store.tls import Tls
 from clustermesh.wire import agent_report, keys
 from clustermesh.wire.agent_report import AgentReport, SeenCluster
 
 NOTHING = {secret: Held() for secret in SECRETS}
 MIRROR = AgentAccess(folder=names.MOUNT, endpoints=("https://clustermesh-apiserver.kube-system.svc:12379",))
 OWN = "alpha"
+NOW = datetime.now(UTC)
 
 
 def declared(name: str, **spec: Any) -> Declared:
@@ -38,7 +40,7 @@ def declared(name: str, **spec: Any) -> Declared:
 
 
 def planned(*peers: Declared, held: Mapping[str, Held] = NOTHING, **trust: Any) -> Plan:
-    return plan(peers, trust, held, OWN, None)
+    return plan(peers, trust, held, OWN, None, NOW)
 
 
 def after(found: Plan, held: Mapping[str, Held]) -> dict[str, Held]:
@@ -69,7 +71,7 @@ def test_an_entry_says_what_the_declaration_does_as_connect_would_write_it() -> 
 
 
 def test_with_a_mirror_agents_are_led_to_its_copies() -> None:
-    found = plan([declared("beta")], {}, NOTHING, OWN, MIRROR)
+    found = plan([declared("beta")], {}, NOTHING, OWN, MIRROR, NOW)
     assert yaml.safe_load(found.wanted[names.PEERS]["beta"])["endpoints"] == list(MIRROR.endpoints)
     assert yaml.safe_load(found.wanted[names.COPIED]["beta"])["endpoints"] == ["https://beta.mesh.cilium.io:2379"]
 
@@ -101,6 +103,8 @@ NO_GOOD: list[tuple[str, dict[str, Any], str]] = [
     ("beta", {"trust": {"secretName": "half"}}, "spec.trust.secretName: half: tls.crt: None: must be there"),
     ("beta", {"trust": {"secretName": "garbage"}}, "ca.crt: holds no readable PEM certificate"),
     ("beta", {"trust": {"secretName": "mixed"}}, "tls.key is not the key of tls.crt"),
+    ("beta", {"trust": {"secretName": "expired"}}, "tls.crt: expired on"),
+    ("beta", {"trust": {"secretName": "another"}}, "its common name is 'another', it must be 'remote-alpha'"),
     ("beta", {"admit": "yes"}, "spec.admit"),
 ]
 
@@ -109,10 +113,20 @@ NO_GOOD: list[tuple[str, dict[str, Any], str]] = [
 def trust(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Mapping[str, bytes] | ClusterMeshError]:
     authority = Authority(tmp_path_factory.mktemp("pki"))
     one, other = authority.issue("remote-alpha"), authority.issue("another")
+    old, shared = authority.issue("remote-alpha", expired=True, as_name="old"), authority.issue("remote")
     ca = authority.ca.read_bytes()
-    whole = {"ca.crt": ca, "tls.crt": one.cert.read_bytes(), "tls.key": one.key.read_bytes()}
+
+    def shown(tls: Tls) -> dict[str, bytes]:
+        assert tls.cert is not None
+        assert tls.key is not None
+        return {"ca.crt": ca, "tls.crt": tls.cert.read_bytes(), "tls.key": tls.key.read_bytes()}
+
+    whole = shown(one)
     return {
         "good": whole,
+        "legacy": shown(shared),
+        "expired": shown(old),
+        "another": shown(other),
         "gone": Refused("spec.trust.secretName: gone: there is no such Secret"),
         "half": {"ca.crt": ca},
         "garbage": dict.fromkeys(whole, b"garbage"),
@@ -126,22 +140,23 @@ def trust(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Mapping[str, by
 def test_what_is_no_good_is_said_by_field_value_and_rule_and_changes_nothing(
     name: str, spec: dict[str, Any], says: str, trust: dict[str, Any]
 ) -> None:
-    good = plan([declared(name), declared("gamma")], trust, NOTHING, "omega", None)
+    good = plan([declared(name), declared("gamma")], trust, NOTHING, "omega", None, NOW)
     held = after(good, NOTHING)
-    found = plan([declared(name, **spec), declared("gamma")], trust, held, OWN, None)
+    found = plan([declared(name, **spec), declared("gamma")], trust, held, OWN, None, NOW)
     assert found.refused.keys() == {name}
     assert says in found.refused[name].sentence
     assert found.steps(held) == []
     assert (name in found.admitted, name in found.kept, "gamma" in found.admitted) == (False, True, True)
 
 
-def test_its_own_trust_is_written_beside_the_entry(trust: dict[str, Any]) -> None:
-    found = plan([declared("beta", trust={"secretName": "good"})], trust, NOTHING, OWN, None)
+@pytest.mark.parametrize("name", ["good", "legacy"])
+def test_its_own_trust_is_written_beside_the_entry(name: str, trust: dict[str, Any]) -> None:
+    found = plan([declared("beta", trust={"secretName": name})], trust, NOTHING, OWN, None, NOW)
     written = found.wanted[names.PEERS]
     assert yaml.safe_load(written["beta"])["key-file"] == "/var/lib/cilium/clustermesh/beta.etcd-client.key"
-    assert written["beta.etcd-client-ca.crt"] == trust["good"]["ca.crt"]
-    assert written["beta.etcd-client.crt"] == trust["good"]["tls.crt"]
-    assert written["beta.etcd-client.key"] == trust["good"]["tls.key"]
+    assert written["beta.etcd-client-ca.crt"] == trust[name]["ca.crt"]
+    assert written["beta.etcd-client.crt"] == trust[name]["tls.crt"]
+    assert written["beta.etcd-client.key"] == trust[name]["tls.key"]
 
 
 @pytest.mark.parametrize("key", ["beta", "beta.etcd-client.crt"])
@@ -165,10 +180,10 @@ def test_certificates_that_others_changed_beside_an_entry_are_written_again(
     agents: AgentAccess | None, trust: dict[str, Any]
 ) -> None:
     peers = [declared("beta", trust={"secretName": "good"}), declared("gamma")]
-    first = plan(peers, trust, NOTHING, OWN, agents)
+    first = plan(peers, trust, NOTHING, OWN, agents, NOW)
     secret = names.COPIED if agents else names.PEERS
     held = edited(after(first, NOTHING), secret, "beta.etcd-client.crt", "beta.etcd-client.key")
-    found = plan(peers, trust, held, OWN, agents)
+    found = plan(peers, trust, held, OWN, agents, NOW)
     assert found.refused == {}
     assert (found.wanted, found.admitted) == (first.wanted, {"beta", "gamma"})
     assert [held[name].takes(data) for name, data in found.steps(held) if name == secret] == [True]
@@ -181,8 +196,8 @@ def test_an_entry_that_somebody_took_keeps_what_is_ours_of_it(
     agents: AgentAccess | None, trust: dict[str, Any]
 ) -> None:
     peers = [declared("beta", trust={"secretName": "good"})]
-    held = edited(after(plan(peers, trust, NOTHING, OWN, agents), NOTHING), names.PEERS, "beta")
-    found = plan(peers, trust, held, OWN, agents)
+    held = edited(after(plan(peers, trust, NOTHING, OWN, agents, NOW), NOTHING), names.PEERS, "beta")
+    found = plan(peers, trust, held, OWN, agents, NOW)
     assert found.refused["beta"].reason == "ConnectedOtherwise"
     assert found.steps(held) == []
     assert (found.admitted, found.kept) == (frozenset(), {"beta"})
@@ -200,13 +215,13 @@ def test_whatever_is_declared_one_after_the_other_ends_as_if_it_had_been_at_once
             for name in ("beta", "gamma", "delta", "eps")
             if dice.random() < 0.6
         ]
-        found = plan(peers, {}, held, OWN, agents)
+        found = plan(peers, {}, held, OWN, agents, NOW)
         assert len(found.steps(held)) <= (3 if agents else 1)
         for secret, data in found.steps(held):
             held = held | {secret: Held({**foreign, **data}, frozenset(data))}
             assert not agents or held[names.PEERS].ours <= held[names.COPIED].ours
-        assert {secret: held[secret].own for secret in SECRETS} == plan(peers, {}, nothing, OWN, agents).wanted
-        assert plan(peers, {}, held, OWN, agents).steps(held) == []
+        assert {secret: held[secret].own for secret in SECRETS} == plan(peers, {}, nothing, OWN, agents, NOW).wanted
+        assert plan(peers, {}, held, OWN, agents, NOW).steps(held) == []
 
 
 def test_users_that_a_person_named_are_never_touched() -> None:
