@@ -196,6 +196,10 @@ REFUSED: list[tuple[Values, str]] = [
         merged(nested("clustermesh.invitations", {"enabled": True, "port": 9881}), nested("agent", False)),
         "invitations.port: 9881 is taken by clustermesh.apiserver.metrics.kvstoremesh.port already",
     ),
+    (
+        nested("clustermesh.invitations", {"enabled": True, "metrics": {"port": 9962}}),
+        "prometheus.port: 9962 is taken by clustermesh.invitations.metrics.port already",
+    ),
     (nested("prometheus.serviceMonitor.enabled", True), "while prometheus.enabled is false"),
     (nested("bpf.lbMapMax", 1000), "/bpf/lbMapMax"),
     (nested("bpf.mapDynamicSizeRatio", 2), "/bpf/mapDynamicSizeRatio"),
