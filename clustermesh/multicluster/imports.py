@@ -3,7 +3,8 @@ ServiceExport's conditions say. Pure.
 
 The Service (`derived_name`) is global, so that it has the backends of all clusters by the mesh's own ways; where this
 cluster exports the name, it selects the same pods, or has the same EndpointSlices. A port by which this cluster means
-something else is given a name that no container has, so that it has no backends here. An import of another
+something else is given a name that no container has, so that it has no backends here. The Service asks for all IP
+families, which tells those of this cluster, and keeps those that all exporters have. An import of another
 implementation, which says so by not naming that Service, is left alone.
 """
 
@@ -43,6 +44,8 @@ NOT_HERE: Final = "not-exported"
 NOBODY: Final = {DERIVED: NOT_HERE}
 """Selects no pod: from a Service without a selector Kubernetes would not take the slices that it has."""
 _TIMEOUT: Final = 10800
+_OURS: Final = ("Valid", "Ready", "Conflict")
+"""Conditions."""
 
 
 class Facts(Struct, frozen=True, kw_only=True):
@@ -75,6 +78,12 @@ class Facts(Struct, frozen=True, kw_only=True):
         """Somebody else keeps the import."""
         return self.held is not None and annotations_of(self.held).get(DERIVED) != self.behind
 
+    @property
+    def families(self) -> tuple[str, ...] | None:
+        """Those that the Service has, in its order; None where that is not known yet."""
+        found = _spec(self.derived).get("ipFamilies")
+        return tuple(found) if found else None
+
 
 def writes(facts: Facts, now: float) -> list[Write]:
     """What is to be written, at `now`, Unix seconds: what follows from it comes next time."""
@@ -82,7 +91,7 @@ def writes(facts: Facts, now: float) -> list[Write]:
     if not facts.unheard.isdisjoint(_clusters(facts.held)):
         # What the import says of these may be all there is to know; this cluster's own backends are known.
         return exported_writes(_exported(facts, _held_ports(facts.held)), facts.made)
-    wanted = [] if facts.is_anothers else _keep(facts, found) if found else _remove(facts)
+    wanted = [] if facts.is_anothers else _keep(facts, found, now) if found else _remove(facts)
     own = _exported(facts, found.ports if found else ())
     return [*wanted, *exported_writes(own, facts.made), *_tell(facts, found, now)]
 
@@ -116,18 +125,23 @@ def _remove(facts: Facts) -> list[Write]:
     return gone + ([Write("DELETE", SERVICES, behind)] if facts.derived is not None else [])
 
 
-def _keep(facts: Facts, found: Import) -> list[Write]:
+def _keep(facts: Facts, found: Import, now: float) -> list[Write]:
     place, held = imports_at(facts.version), facts.held
     steps = settle(place, facts.name, held, _import(facts, found))
     if held is None:
         return steps
-    status = {"status": {"clusters": [{"cluster": name} for name in found.clusters]}}
+    clusters = [{"cluster": name} for name in found.clusters]
+    status = {"status": {"clusters": clusters, "conditions": _settled(held, [_reached(facts, found)], now)}}
     return [*steps, *settle(place, facts.name, held, status, "/status"), *_keep_service(facts, found, held)]
 
 
 def _import(facts: Facts, found: Import) -> Document:
     oldest, held = found.oldest, facts.held
-    ips = [ip for ip in _spec(facts.derived).get("clusterIPs") or [] if ip != "None"]
+    # By the families that are told the Service is made anew, where it is to have another first one: who has them
+    # not yet tells those of before.
+    families = _spec(held).get("ipFamilies") if facts.families is None else _usable(facts.families, found)
+    held_ips = zip(facts.families or (), _spec(facts.derived).get("clusterIPs") or [], strict=False)
+    ips = [ip for family, ip in held_ips if ip != "None" and family in (families or ())]
     return {
         "metadata": {
             "labels": whole(labels_of(held), oldest.labels),
@@ -137,7 +151,7 @@ def _import(facts: Facts, found: Import) -> Document:
             "type": oldest.type,
             "ports": [_port(port) for port in found.ports],
             "ips": ips or None,
-            "ipFamilies": list(found.ip_families) or None,
+            "ipFamilies": list(families or ()) or None,
             "internalTrafficPolicy": oldest.internal_traffic_policy or None,
             "trafficDistribution": oldest.traffic_distribution or None,
             **_affinity(oldest),
@@ -149,11 +163,15 @@ def _keep_service(facts: Facts, found: Import, owner: Document) -> list[Write]:
     name, held, headless = (facts.name[0], facts.behind), facts.derived, found.oldest.type == "Headless"
     if held is not None and (_spec(held).get("clusterIP") == "None") != headless:
         return [Write("DELETE", SERVICES, name)]  # which of the two it is stays for its life
+    narrow = _narrowed(facts, found)
+    if held is not None and narrow and facts.families and facts.families[0] != narrow:
+        return [Write("DELETE", SERVICES, name)]  # and so does its first family
     wanted = _service(facts, found)
     if held is None:
         by = owned_by(imports_at(facts.version), facts.name[1], owner["metadata"]["uid"])
         wanted["metadata"]["ownerReferences"] = by
         wanted["spec"]["clusterIP"] = "None" if headless else None
+        wanted["spec"]["ipFamilies"] = [narrow] if narrow else None
     return settle(SERVICES, name, held, wanted)
 
 
@@ -168,7 +186,7 @@ def _service(facts: Facts, found: Import) -> Document:
         },
         "spec": {
             "type": "ClusterIP",
-            "ipFamilyPolicy": "PreferDualStack",
+            "ipFamilyPolicy": "SingleStack" if _narrowed(facts, found) else "PreferDualStack",
             "selector": whole(_spec(facts.derived).get("selector") or {}, selector),
             "ports": [{**_port(port), "targetPort": _target(port, facts)} for port in found.ports] or None,
             "publishNotReadyAddresses": True if local and local.publish_not_ready else None,
@@ -177,6 +195,24 @@ def _service(facts: Facts, found: Import) -> Document:
             **_affinity(oldest),
         },
     }
+
+
+def _usable(families: Sequence[str], found: Import) -> list[str]:
+    """Of this Service's those that all exporters have, as far as they say."""
+    return [family for family in families if not found.ip_families or family in found.ip_families]
+
+
+def _narrowed(facts: Facts, found: Import) -> str:
+    """The one family that the Service is to have where this cluster has both, "" for all that it has. It is known of a
+    Service that asked for all, and of one that was narrowed then."""
+    if len(found.ip_families) != 1:
+        return ""
+    (family,) = found.ip_families
+    if facts.families is None:
+        return family if _spec(facts.held).get("ipFamilies") == [family] else ""
+    if _spec(facts.derived).get("ipFamilyPolicy") == "SingleStack":
+        return family if facts.families == (family,) else ""
+    return family if len(facts.families) > 1 and family in facts.families else ""
 
 
 def _target(port: ExportPort, facts: Facts) -> int | str:
@@ -204,21 +240,37 @@ def _spec(held: Document | None) -> Mapping[str, Any]:
     return {} if held is None else held.get("spec") or {}
 
 
-# -- what an export's conditions say -----------------------------------------------------------------------------------
+# -- what conditions say -----------------------------------------------------------------------------------
 
 
 def _tell(facts: Facts, found: Import | None, now: float) -> list[Write]:
     if facts.export is None:
         return []
-    before = ((facts.export.get("status") or {}).get("conditions")) or []
-    told = {each["type"]: each for each in _conditions(facts, found)}
-    known = {each.get("type"): each for each in before}
-    others = [each for each in before if each.get("type") not in ("Valid", "Ready", "Conflict")]
-    generation = facts.export["metadata"].get("generation")
-    dated = [_dated(each, known.get(kind), generation, now) for kind, each in told.items()]
+    conditions = _settled(facts.export, _conditions(facts, found), now)
     return settle(
-        exports_at(facts.version), facts.name, facts.export, {"status": {"conditions": others + dated}}, "/status"
+        exports_at(facts.version), facts.name, facts.export, {"status": {"conditions": conditions}}, "/status"
     )
+
+
+def _settled(held: Document, told: Sequence[Document], now: float) -> list[Document]:
+    """All conditions of what is `held`, those of ours as `told`."""
+    before = ((held.get("status") or {}).get("conditions")) or []
+    known = {each.get("type"): each for each in before}
+    others = [each for each in before if each.get("type") not in _OURS]
+    generation = held["metadata"].get("generation")
+    return others + [_dated(each, known.get(each["type"]), generation, now) for each in told]
+
+
+def _reached(facts: Facts, found: Import) -> Document:
+    usable = _usable(facts.families or (), found)
+    if not usable and (facts.families is None or _spec(facts.derived).get("ipFamilyPolicy") == "SingleStack"):
+        return _condition("Ready", False, "Pending", "the Service behind it is being made, or made anew")
+    if not usable:
+        said = (
+            f"all exporters have {', '.join(found.ip_families)}, and this cluster has {', '.join(facts.families or ())}"
+        )
+        return _condition("Ready", False, "IPFamilyNotSupported", said)
+    return _condition("Ready", True, "Ready", "it can be called in this cluster")
 
 
 def _conditions(facts: Facts, found: Import | None) -> list[Document]:
@@ -250,9 +302,7 @@ def _ready(facts: Facts) -> Document:
         return _condition("Ready", False, "Failed", said)
     if facts.held is None or facts.derived is None:
         return _condition("Ready", False, "Pending", "the ServiceImport is being made")
-    return _condition(
-        "Ready", True, "Ready", "the Service is imported by every connected cluster that has the namespace"
-    )
+    return _condition("Ready", True, "Ready", "the Service is told to all connected clusters, and imported here")
 
 
 def _condition(kind: str, holds: bool, reason: str, message: str) -> Document:

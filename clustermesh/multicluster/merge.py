@@ -8,7 +8,7 @@ those that all have, leaving out who has none of these.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from msgspec import Struct
@@ -17,7 +17,7 @@ from clustermesh.model import ExportPort, ServiceExport
 
 
 class Conflict(Struct, frozen=True):
-    """What clusters disagree on: a word of the specification's, and a sentence."""
+    """What clusters disagree on: words of the specification's with commas in between, and a sentence for each."""
 
     reason: str
     sentence: str
@@ -69,20 +69,26 @@ def merge(exports: Iterable[ServiceExport]) -> Import | None:
         ports=ports,
         ip_families=families,
         clusters=tuple(export.cluster for export in ordered),
-        conflict=of_ports or of_families or _compare(ordered),
+        conflict=_joined([*filter(None, (of_ports, of_families)), *_compare(ordered)]),
     )
 
 
+def _joined(found: Sequence[Conflict]) -> Conflict | None:
+    sentences = "; ".join(each.sentence for each in found)
+    return Conflict(",".join(each.reason for each in found), sentences) if found else None
+
+
 def _unite(ordered: Sequence[ServiceExport]) -> tuple[tuple[ExportPort, ...], Conflict | None]:
-    names, places = dict[str, ExportPort](), dict[tuple[str, int], ExportPort]()
+    names, places, whose = dict[str, ExportPort](), dict[tuple[str, int], ExportPort](), dict[str, str]()
     for export in ordered:
         for port in export.ports:
             if port.name not in names and (port.protocol, port.port) not in places:
                 names[port.name] = places[port.protocol, port.port] = port
+                whose[port.name] = export.cluster
     for export in ordered:
         if set(export.ports) != set(names.values()):
-            held = ", ".join(_spelled(port) for port in names.values()) or "none"
-            said = f"the ports of {export.cluster} are not those of all: the service has {held}"
+            held = ", ".join(f"{_spelled(port)} of {whose[name]}" for name, port in names.items()) or "none"
+            said = f"the ports of {export.cluster} are not those of all: the oldest hold, {held}"
             return tuple(names.values()), Conflict("PortConflict", said)
     return tuple(names.values()), None
 
@@ -99,18 +105,15 @@ def _intersect(ordered: Sequence[ServiceExport]) -> tuple[tuple[str, ...], Confl
             continue
         common = tuple(family for family in found if family in export.ip_families) if found else export.ip_families
         if not common and conflict is None:
-            said = f"{export.cluster} has none of {', '.join(found)}, which clusters before it have in common"
+            said = f"{export.cluster} has none of {', '.join(found)}, which all older exports have, and which holds"
             conflict = Conflict("IPFamilyConflict", said)
         found = common or found
     return found, conflict
 
 
-def _compare(ordered: Sequence[ServiceExport]) -> Conflict | None:
+def _compare(ordered: Sequence[ServiceExport]) -> Iterator[Conflict]:
     oldest = ordered[0]
-    for export in ordered[1:]:
-        for reason, name, value in _FIELDS:
-            if value(export) != value(oldest):
-                others = sum(value(each) != value(oldest) for each in ordered)
-                said = f"{others} of {len(ordered)} clusters have another {name}"
-                return Conflict(reason, f"{said}: {value(oldest)!r} of {oldest.cluster}, the oldest, holds")
-    return None
+    for reason, name, value in _FIELDS:
+        if others := sum(value(each) != value(oldest) for each in ordered):
+            said = f"{others} of {len(ordered)} clusters have another {name}"
+            yield Conflict(reason, f"{said}: {value(oldest)!r} of {oldest.cluster}, the oldest, holds")

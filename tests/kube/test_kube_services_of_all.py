@@ -200,7 +200,8 @@ async def test_what_two_clusters_export_is_one_service_until_neither_does(mesh: 
 
         # beta's is older, so its word holds; what alpha means by "more" is not in it
         await mesh.beta_exports(session_affinity="ClientIP", session_affinity_timeout=60)
-        await mesh.until(mesh.conditions, ["Conflict PortConflict", "Ready Ready", "Valid Valid"])
+        reasons = "PortConflict,SessionAffinityConflict,SessionAffinityConfigConflict"
+        await mesh.until(mesh.conditions, [f"Conflict {reasons}", "Ready Ready", "Valid Valid"])
         assert mesh.imported()["status"]["clusters"] == [{"cluster": "beta"}, {"cluster": "alpha"}]
         spec = mesh.imported()["spec"]
         assert (spec["type"], spec["sessionAffinity"], spec["ips"]) == ("ClusterSetIP", "ClientIP", [address])
@@ -283,6 +284,27 @@ async def test_a_global_service_has_slices_where_it_asks_for_them_and_other_impl
         await mesh.until(lambda: sorted(len(each["endpoints"]) for each in mesh.slices("web")), [50, 100])
         mesh.bed.merge(web, {"metadata": {"annotations": {"service.cilium.io/global": "false"}}})
         await mesh.until(lambda: mesh.slices("web"), [])
+
+
+async def test_an_import_of_a_family_that_this_cluster_lacks_says_so_and_has_no_address(mesh: Mesh) -> None:
+    await mesh.connect()
+
+    def ready() -> list[str]:
+        status = (mesh.imported() or {}).get("status", {})
+        return [f"{each['type']} {each['status']} {each['reason']}" for each in status.get("conditions", ())]
+
+    async with kept(mesh):
+        for families, reason in (
+            (("IPv6",), "Ready False IPFamilyNotSupported"),
+            (("IPv4", "IPv6"), "Ready True Ready"),
+        ):
+            await mesh.beta_exports(ip_families=families)
+            await mesh.until(ready, [reason])
+            addresses = mesh.derived()["spec"]["clusterIPs"] if "True" in reason else None
+            await mesh.until(lambda told=addresses: mesh.imported()["spec"].get("ips") == told, True)
+        assert mesh.imported()["spec"]["ipFamilies"] == ["IPv4"]
+        await mesh.beta_withdraws()
+        await mesh.until(lambda: (mesh.imported(), mesh.derived()), (None, None))
 
 
 async def test_what_nobody_keeps_any_more_is_taken_away_and_what_others_keep_stays(mesh: Mesh) -> None:

@@ -32,10 +32,15 @@ def export(cluster: str, created: int = 1, **said: Any) -> ServiceExport:
     return ServiceExport(cluster=cluster, namespace="shop", name="cart", created=created, **said)
 
 
+ADDRESSES = {"IPv4": "10.96.0.1", "IPv6": "fd00:96::1"}
+BOTH, FOUR, SIX = ("IPv4", "IPv6"), ("IPv4",), ("IPv6",)
+
+
 class Api:
     """Some objects of one name, as the API would keep them."""
 
-    def __init__(self) -> None:
+    def __init__(self, *families: str) -> None:
+        self.families = families or ("IPv4",)
         self.held: dict[str, Document] = {}
         self.made = 0
         self.written: list[Write] = []
@@ -51,11 +56,23 @@ class Api:
             self.made += 1
             self.held[kind] = deepcopy(write.body)
             self.held[kind]["metadata"]["uid"] = f"uid-{self.made}"
-            if kind == "Service" and self.held[kind]["spec"].setdefault("clusterIP", "10.96.0.1"):
-                self.held[kind]["spec"]["clusterIPs"] = [self.held[kind]["spec"]["clusterIP"]]
         else:
             assert write.body
             self.held[kind] = patched(self.held[kind], write.body)
+        if kind == "Service" and write.method != "DELETE":
+            self._give_addresses(self.held[kind]["spec"])
+
+    def _give_addresses(self, spec: Document) -> None:
+        """As Kubernetes does: the first family stays, the second comes and goes by the policy."""
+        had = spec.get("ipFamilies") or [self.families[0]]
+        assert set(had) <= set(self.families)
+        more = [each for each in self.families if each not in had]
+        spec["ipFamilies"] = had[:1] if spec["ipFamilyPolicy"] == "SingleStack" else [*had, *more]
+        if spec.get("clusterIP") == "None":
+            spec["clusterIPs"] = ["None"]
+        else:
+            spec["clusterIPs"] = [ADDRESSES[each] for each in spec["ipFamilies"]]
+            spec["clusterIP"] = spec["clusterIPs"][0]
 
     def settled(self, facts: Facts, now: float = 0) -> dict[str, Document]:
         """What is there in the end."""
@@ -132,6 +149,42 @@ def test_it_becomes_headless_and_back_as_another_service() -> None:
         assert held["ServiceImport"]["spec"].get("ips") == (None if ip == "None" else [ip])
 
 
+FAMILIES: list[tuple[tuple[str, ...], list[tuple[str, ...]], tuple[str, ...]]] = [
+    (FOUR, [FOUR], FOUR),
+    (FOUR, [()], FOUR),
+    (FOUR, [BOTH, FOUR], FOUR),
+    (FOUR, [SIX], ()),
+    (FOUR, [SIX, FOUR], ()),  # the older holds
+    (BOTH, [BOTH, ()], BOTH),
+    (BOTH, [()], BOTH),
+    (BOTH, [BOTH, FOUR], FOUR),
+    (BOTH, [BOTH, SIX], SIX),
+    (BOTH, [SIX], SIX),
+]
+
+
+@pytest.mark.parametrize(("here", "exported", "expected"), FAMILIES)
+@pytest.mark.parametrize("before", [None, [FOUR], [SIX], [BOTH]])
+def test_it_is_called_by_the_families_that_all_exporters_and_this_cluster_have(
+    here: tuple[str, ...],
+    exported: list[tuple[str, ...]],
+    expected: tuple[str, ...],
+    before: list[tuple[str, ...]] | None,
+) -> None:
+    api = Api(*here)
+    for families in filter(None, (before, exported)):
+        exports = [export(f"c{number}", number, ip_families=each) for number, each in enumerate(families)]
+        held = api.settled(facts(exports=exports), now=100)
+    spec, (ready,) = held["ServiceImport"]["spec"], held["ServiceImport"]["status"]["conditions"]
+    assert sorted(spec.get("ipFamilies", ())) == sorted(expected)
+    assert spec.get("ips", []) == [ADDRESSES[each] for each in spec.get("ipFamilies", ())]
+    assert (ready["type"], ready["status"], ready["reason"]) == (
+        ("Ready", "True", "Ready") if expected else ("Ready", "False", "IPFamilyNotSupported")
+    )
+    if expected:
+        assert held["Service"]["spec"]["ipFamilies"] == spec["ipFamilies"]
+
+
 SAID: list[tuple[dict[str, Any], list[str]]] = [
     ({}, ["Valid True Valid", "Ready True Ready", "Conflict False NoConflicts"]),
     ({"in_mesh": False}, ["Valid False NamespaceNotGlobal", "Ready False Pending"]),
@@ -200,7 +253,7 @@ def test_whatever_was_before_it_ends_as_if_it_had_always_been_so() -> None:
             annotations=draw.choice([{}, {"e": "f"}]),
             traffic_distribution=draw.choice(["", "PreferClose"]),
             internal_traffic_policy=draw.choice(["", "Local"]),
-            ip_families=draw.choice([(), ("IPv4",)]),
+            ip_families=draw.choice([(), FOUR, SIX]),
         )
 
     for _ in range(800):
@@ -211,9 +264,10 @@ def test_whatever_was_before_it_ends_as_if_it_had_always_been_so() -> None:
 
 
 def plain(held: dict[str, Document]) -> Any:
-    """But for who made it when; an empty map is none."""
+    """But for who made it when, and whether it asked for one family or for all of one; an empty map is none."""
     found = deepcopy(held)
     for each in found.values():
+        each.get("spec", {}).pop("ipFamilyPolicy", None)
         each["metadata"].pop("uid")
         each["metadata"].pop("ownerReferences", None)
         for key in ("labels", "annotations"):

@@ -66,6 +66,19 @@ def test_what_two_clusters_disagree_on_is_said_and_the_older_holds(said: dict[st
     assert merged(same, usual).oldest == usual  # of one second, by the clusters' names
 
 
+def test_all_that_clusters_disagree_on_is_said_and_who_holds() -> None:
+    other = export("beta", 2, type="Headless", ports=(HTTP, MORE), ip_families=("IPv6",), labels={"a": "b"})
+    conflict = merged(export("alpha", ip_families=("IPv4",)), other).conflict
+    assert conflict is not None
+    assert conflict.reason == "PortConflict,IPFamilyConflict,TypeConflict,LabelsConflict"
+    assert [part.strip() for part in conflict.sentence.split(";")] == [
+        "the ports of alpha are not those of all: the oldest hold, http=80/TCP of alpha, more=81/TCP of beta",
+        "beta has none of IPv4, which all older exports have, and which holds",
+        "1 of 2 clusters have another type: 'ClusterSetIP' of alpha, the oldest, holds",
+        "1 of 2 clusters have another exportedLabels: '' of alpha, the oldest, holds",
+    ]
+
+
 def test_families_are_those_that_all_have_but_for_who_has_none_of_them() -> None:
     both, four, six = ("IPv6", "IPv4"), ("IPv4",), ("IPv6",)
     cases = [
