@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 AUTHORITY_NAME = "Cilium CA"
+AUTHORITY_SECRET: Final = "cilium-ca"
 SERVER_NAME = "clustermesh-apiserver.cilium.io"
 MESH_NAMES = "*.mesh.cilium.io"
 
@@ -32,6 +33,11 @@ class Leaf:
     common_name: str
     server: bool = False
     hosts: tuple[str, ...] = ()
+
+
+def leaf_secret(leaf: str) -> str:
+    """The Secret of the leaf `leaf`, as "server"."""
+    return f"clustermesh-apiserver-{leaf}-cert"
 
 
 def server(hosts: Iterable[str] = ()) -> Leaf:

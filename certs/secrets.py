@@ -14,10 +14,8 @@ from certs.check import check_authority, check_time, read_pair
 from certs.errors import CertsError
 from certs.folder import pair_fault
 from certs.issue import Pair, create_authority, issue
-from certs.names import Leaf
+from certs.names import AUTHORITY_SECRET, Leaf, leaf_secret
 from certs.rotation import PREVIOUS
-
-AUTHORITY = "cilium-ca"
 
 Data = Mapping[str, bytes]
 
@@ -29,15 +27,10 @@ class Kept(NamedTuple):
     reason: str = ""
 
 
-def leaf_secret(leaf: str) -> str:
-    """The Secret of the leaf `leaf`, as "server"."""
-    return f"clustermesh-apiserver-{leaf}-cert"
-
-
 def authority_of(found: Data) -> Pair:
     """The authority in the data of cilium-ca; CertsError where it is unfit to sign."""
-    pair = read_pair(found.get("ca.crt", b""), found.get("ca.key", b""), f"Secret {AUTHORITY}: ca")
-    check_authority(pair.certificate, f"Secret {AUTHORITY}: ca.crt")
+    pair = read_pair(found.get("ca.crt", b""), found.get("ca.key", b""), f"Secret {AUTHORITY_SECRET}: ca")
+    check_authority(pair.certificate, f"Secret {AUTHORITY_SECRET}: ca.crt")
     return pair
 
 
@@ -47,7 +40,7 @@ def keep_authority(found: Data, now: datetime) -> Kept:
     if not found:
         made = create_authority(now)
         return Kept({"ca.crt": made.certificate_pem, "ca.key": made.key_pem}, "was absent")
-    check_time(authority_of(found).certificate, now, f"Secret {AUTHORITY}: ca.crt")
+    check_time(authority_of(found).certificate, now, f"Secret {AUTHORITY_SECRET}: ca.crt")
     return Kept(found)
 
 

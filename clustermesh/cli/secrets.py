@@ -47,8 +47,8 @@ async def _keep(
     cluster: str, namespace: str, san: tuple[str, ...], kubeconfig: str, context: str
 ) -> list[tuple[str, str]]:
     """What was written, and why; several of us at once write what one would."""
-    from certs.names import cluster_leaves
-    from certs.secrets import AUTHORITY, Kept, keep_authority, keep_leaf, leaf_secret
+    from certs.names import AUTHORITY_SECRET, cluster_leaves, leaf_secret
+    from certs.secrets import Kept, keep_authority, keep_leaf
     from clustermesh.joining.objects import Objects
     from clustermesh.kube.client import KubeClient
     from clustermesh.kube.config import find_access
@@ -68,7 +68,7 @@ async def _keep(
 
     async with KubeClient(find_access(kubeconfig, context)) as client:
         secrets = Objects(client, namespace)
-        authority = await settle(AUTHORITY, partial(keep_authority, now=now), "Opaque")
+        authority = await settle(AUTHORITY_SECRET, partial(keep_authority, now=now), "Opaque")
         for name, leaf in cluster_leaves(cluster, san).items():
             keep = partial(keep_leaf, name, leaf, authority=authority, now=now)
             await settle(leaf_secret(name), keep, "kubernetes.io/tls")

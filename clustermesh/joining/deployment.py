@@ -10,6 +10,7 @@ from typing import Any, Final, TypeAlias
 from msgspec import Struct
 from msgspec.structs import replace
 
+from certs.names import leaf_secret
 from clustermesh.errors import Refused
 from clustermesh.joining import names
 from clustermesh.joining.connect import find_declared, read_site
@@ -39,7 +40,7 @@ _FIXED: Final = ("cluster.name", "cluster.id", "clustermesh.maxConnectedClusters
 _CLOSED: Final = {SERVED: False, TYPE: "ClusterIP"}
 """How they reach it no more."""
 _MADE: Final = {
-    **dict.fromkeys((f"clustermesh-apiserver-{leaf}-cert" for leaf in names.LEAVES), "secrets"),
+    **dict.fromkeys(map(leaf_secret, names.LEAVES), "secrets"),
     names.PEERS: "secrets",
     names.COPIED: "secrets",
     names.INVITATIONS: "secrets",

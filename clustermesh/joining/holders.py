@@ -12,9 +12,9 @@ from msgspec import Struct, field
 
 from certs.check import read_pair
 from certs.files import remove_durably, write_atomically
+from certs.names import leaf_secret
 from certs.pair import write_pair
 from certs.rotation import pairs_in
-from certs.secrets import AUTHORITY, leaf_secret
 from clustermesh.errors import Refused
 from clustermesh.joining import names
 from clustermesh.joining.connect import Site, find_declared
@@ -94,8 +94,8 @@ class InSecrets:
     def __init__(self, site: Site, trusts: Sequence[str] = ()) -> None:
         self._site, self._trusts = site, trusts
         made = site.member.etcd is None
-        self.expected = {AUTHORITY: ("ca",), **dict.fromkeys(LEAVES, ("tls",))} if made else {}
-        self.places = (AUTHORITY, *LEAVES, *trusts, *_SHARED)
+        self.expected = {names.AUTHORITY: ("ca",), **dict.fromkeys(LEAVES, ("tls",))} if made else {}
+        self.places = (names.AUTHORITY, *LEAVES, *trusts, *_SHARED)
 
     @property
     def name(self) -> str:
@@ -135,7 +135,7 @@ class InSecrets:
             return (
                 ", which a ClusterMeshPeer names: put what is to be shown and trusted there, or leave this cluster out"
             )
-        if place == AUTHORITY:
+        if place == names.AUTHORITY:
             return f" and would put the old authority back: replace it there, {STEPS}"
         if place in _SHARED and by == "Helm":
             return ": change clustermesh.config.clusters of the chart instead"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from certs.names import AUTHORITY_SECRET, leaf_secret
+
 NAMESPACE: Final = "kube-system"
 CONFIG: Final = "cilium-config"
 """ConfigMap: the cluster's name, id and maximum, and whether it encrypts."""
@@ -12,10 +14,10 @@ API_SERVER: Final = "clustermesh-apiserver"
 """Service and Deployment."""
 AGENTS: Final = "clustermesh-agent"
 """DaemonSet."""
-AUTHORITY: Final = "cilium-ca"
-SERVER_CERT: Final = "clustermesh-apiserver-server-cert"
-REMOTE_CERT: Final = "clustermesh-apiserver-remote-cert"
-LOCAL_CERT: Final = "clustermesh-apiserver-local-cert"
+AUTHORITY: Final = AUTHORITY_SECRET
+SERVER_CERT: Final = leaf_secret("server")
+REMOTE_CERT: Final = leaf_secret("remote")
+LOCAL_CERT: Final = leaf_secret("local")
 LEAVES: Final = ("server", "admin", "local", "remote")
 """Whom the certificates' job makes one for: the names of their Secrets have it."""
 PRODUCTS: Final = ("clustermesh", "cilium")

@@ -11,9 +11,9 @@ import pytest
 from certs.check import check_leaf, read_certificates
 from certs.errors import CertsError
 from certs.issue import create_authority, issue
-from certs.names import Leaf, server
+from certs.names import AUTHORITY_SECRET, Leaf, server
 from certs.rotation import begin, take
-from certs.secrets import AUTHORITY, Kept, authority_of, keep_authority, keep_leaf
+from certs.secrets import Kept, authority_of, keep_authority, keep_leaf
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SERVER = server(["clustermesh-apiserver.kube-system.svc"])
@@ -48,7 +48,7 @@ def test_an_authority_is_made_once_and_never_again() -> None:
 def test_an_authority_that_is_unfit_is_said_and_not_replaced(
     spoil: Callable[[dict[str, bytes]], dict[str, bytes]],
 ) -> None:
-    with pytest.raises(CertsError, match=AUTHORITY):
+    with pytest.raises(CertsError, match=AUTHORITY_SECRET):
         keep_authority(spoil(authority()), NOW)
 
 
