@@ -37,7 +37,7 @@ style: setup
 check: style
 	@HYPOTHESIS_PROFILE=quick $(BIN)/pytest tests/unit -q -n auto -m "not long" $(ARGS)
 
-# Real nodes mostly wait: what needs no kernel of its own works meanwhile, when no node wants to. Programs, namespaces and etcds share nothing but the
+# Real nodes mostly wait: what needs no kernel of its own works meanwhile. Programs, namespaces and etcds share nothing but the
 # machine: six at a time keep two cores busy, each with a file. The lab's go one by one: they share addresses and devices, and most have requests that may not fail.
 BESIDE := tests/release tests/kube
 APART := tests/bpf tests/netns tests/etcd
@@ -50,8 +50,8 @@ test: style
 	@$(BIN)/pytest $(REST) $(ARGS)
 
 test-beside:
-	@nice -n 15 $(BIN)/pytest tests/unit -q -n auto $(ARGS)
-	@nice -n 15 $(BIN)/pytest $(BESIDE) -n 4 $(AT_ONCE) $(ARGS)
+	@$(BIN)/pytest tests/unit -q -n auto $(ARGS)
+	@$(BIN)/pytest $(BESIDE) -n 3 $(AT_ONCE) $(ARGS)
 
 test-nodes:
 	@$(BIN)/pytest tests/nodes $(ARGS)

@@ -26,7 +26,7 @@ _STANDARD: Final = bytes.maketrans(b"-_", b"+/")
 _LOOKS: Final = tuple(  # what the first group holds stays, to say what was taken out
     re.compile(each)
     for each in (
-        rb"()eyJ[\w-]{4,}\.[\w-]{4,}\.[\w-]*",  # a token of a service account
+        rb"()(?:(?<![\w-])|(?<=\\[nrt]))eyJ[\w-]{4,}\.[\w-]{4,}\.[\w-]*",  # a token of a service account
         rb"()cmj1\.[\w-]{8,}",  # an invitation
         rb"(?i)((?:bearer[ \t]|basic ) *)[\w.~+/=-]{7,}",
         rb"(://)[^\s\"'<>]{1,512}(?=@)",  # user and password in a URL

@@ -120,7 +120,7 @@ async def deploy(
     for `dry_run`. What API servers made in users' namespaces goes where none will keep it. Raises as `plan`."""
     from msgspec.structs import replace
 
-    from clustermesh.joining.deployment import IMPORTS, SLICES_OF_PEERS, define, find_misled, lead, plan
+    from clustermesh.joining.deployment import IMPORTS, SERVED, SLICES_OF_PEERS, define, find_misled, lead, plan
     from clustermesh.joining.helm import Helm, find_chart
     from clustermesh.joining.helm_program import Duty
     from clustermesh.joining.node_cleanup import NAME, discard
@@ -138,16 +138,17 @@ async def deploy(
         if found.changes or found.given:
             await helm.deploy(found.name, flags)
         await lead(objects, await find_misled(objects, found.wanted))
-    imports, slices = (found.wanted.value(key) is True for key in (IMPORTS, SLICES_OF_PEERS))
-    left = await _take_leavings(objects, Keeping(imports, slices), dry_run)
+    served, imports, slices = (found.wanted.value(key) is True for key in (SERVED, IMPORTS, SLICES_OF_PEERS))
+    keeping = Keeping(served and imports, served and slices)
+    left = await _take_leavings(objects, keeping, objects.namespace, dry_run)
     return replace(found, given=found.given or left)
 
 
-async def _take_leavings(objects: Objects, keeping: Keeping, dry_run: bool) -> bool:
-    """Whether there are any."""
+async def _take_leavings(objects: Objects, keeping: Keeping, judged: str, dry_run: bool) -> bool:
+    """Whether there are any, as `find_leavings` has it."""
     from clustermesh.multicluster.leavings import find_leavings, take_away
 
-    found = await find_leavings(objects, keeping)
+    found = await find_leavings(objects, keeping, judged)
     for write in found:
         _line("-", write.place.kind, "/".join(write.name))
         if not dry_run:
@@ -200,7 +201,8 @@ async def _uninstall(which: Which, dry_run: bool, authority: bool, cleanup_nodes
             _line("-", {"secrets": "Secret", "configmaps": "ConfigMap"}[plural], name)
             if not dry_run:
                 await remove(objects, plural, name)
-        abroad = await _take_leavings(objects, Keeping(), dry_run)
+        # Without a release of Helm's here, API servers in this namespace are somebody's, too.
+        abroad = await _take_leavings(objects, Keeping(), which.namespace if release else "", dry_run)
         if cleanup:
             await _clean_nodes(objects, cleanup, dry_run)
     if cleanup_nodes and not cleanup:

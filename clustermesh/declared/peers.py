@@ -12,7 +12,7 @@ from msgspec import Raw, Struct
 
 from certs.check import check_time, check_use, facts, read_certificates, read_pair
 from certs.errors import CertsError
-from certs.names import remote
+from certs.names import Leaf, remote
 from clustermesh.address import parse_prefix
 from clustermesh.errors import DecodeError, Invalid
 from clustermesh.joining import names
@@ -35,8 +35,6 @@ RULES: Final = (
 )
 """What keeping them takes, in their namespace; of Secrets and ConfigMaps those of `joining.names` alone, and the
 Secrets that peers may name."""
-_SHARED: Final = "remote"
-"""The one user of all clusters, where the peer is Cilium in its mode `legacy`."""
 _CAPITAL: Final = re.compile("([A-Z])")
 
 
@@ -170,7 +168,7 @@ def _dashed(name: str) -> str:
 
 def credentials_in(declared: Declared, secret: Mapping[str, bytes], own: str, now: datetime) -> dict[str, bytes]:
     """The files beside the peer's entry, made of the Secret that it names. Raises Invalid where they are no good for
-    the cluster `own`."""
+    the cluster `own`: another cluster's user. An etcd of somebody's own may have users of any name."""
     where, name = f"spec.trust.secretName: {declared.trust}", names.credentials_of(declared.name)
     for key in ("ca.crt", "tls.crt", "tls.key"):
         if not secret.get(key):
@@ -179,8 +177,8 @@ def credentials_in(declared: Declared, secret: Mapping[str, bytes], own: str, no
         read_certificates(secret["ca.crt"], "ca.crt")
         shown = read_pair(secret["tls.crt"], secret["tls.key"], "tls").certificate
         check_time(shown, now, "tls.crt")
-        if facts(shown, "tls.crt").common_name != _SHARED:
-            check_use(shown, remote(own), "tls.crt")
+        user = facts(shown, "tls.crt").common_name
+        check_use(shown, remote(own) if user.startswith(remote("").common_name) else Leaf(user), "tls.crt")
     except CertsError as e:
         raise Invalid(where, None, str(e)) from e
     return {

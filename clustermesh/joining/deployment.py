@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final, TypeAlias
 
@@ -105,7 +106,10 @@ async def plan(objects: Objects, helm: Helm, values: Sequence[str], *, name: str
     defined = await find_changes(objects, "", "\n---\n".join(map(json.dumps, definitions)))
     named = {change.name for change in defined}
     kept = [each for each in definitions if each["metadata"]["name"] in named]
-    lost = await find_misled(objects, wanted) if release is not None and release.whole else {}
+    lost: dict[str, Entries] = {}
+    if release is not None and release.whole:
+        with suppress(Refused):  # what cannot be read of the cluster may be what is to be put right; it is asked again
+            lost = await find_misled(objects, wanted)
     return Plan(name, release, wanted, changes, given, kept, defined, lost)
 
 

@@ -28,12 +28,13 @@ from clustermesh.standalone.users_file import remote_user, users_in
 LEAVES: Final = tuple(map(leaf_secret, names.LEAVES))
 _SHARED: Final = (names.PEERS, names.COPIED)
 CERT_MANAGER: Final = "cert-manager.io/"
+APPLIED: Final = "`kubectl apply`"
 _DECLARERS: Final = {
     "Argo CD": "argocd.argoproj.io/",
     "Flux": "kustomize.toolkit.fluxcd.io/",
     "External Secrets": "reconcile.external-secrets.io/",
     "Sealed Secrets": "sealedsecrets.bitnami.com/",
-    "`kubectl apply`": "kubectl.kubernetes.io/last-applied-configuration",
+    APPLIED: "kubectl.kubernetes.io/last-applied-configuration",
     "who deploys it (label app.kubernetes.io/instance, as Argo CD's)": "app.kubernetes.io/instance",
 }
 """What the marks begin with of who writes an object again."""
@@ -136,7 +137,9 @@ class InSecrets:
                 ", which a ClusterMeshPeer names: put what is to be shown and trusted there, or leave this cluster out"
             )
         if place == names.AUTHORITY:
-            return f" and would put the old authority back: replace it there, {STEPS}"
+            mark = _DECLARERS[APPLIED]
+            once = f"; where nobody applies it again, `kubectl annotate secret {place} {mark}-` says so"
+            return f" and would put the old authority back: replace it there, {STEPS}{once if by == APPLIED else ''}"
         if place in _SHARED and by == "Helm":
             return ": change clustermesh.config.clusters of the chart instead"
         return ": change it there, or let `clustermesh certs secrets` make it"
@@ -215,7 +218,8 @@ def _declarer(meta: _KeptMeta) -> str:
     applied = (
         each.manager
         for each in meta.managed_fields or ()
-        if each.manager in _APPLIERS or (each.operation == "Apply" and not _OURS.fullmatch(each.manager))
+        if "f:data" in each.fields
+        and (each.manager in _APPLIERS or (each.operation == "Apply" and not _OURS.fullmatch(each.manager)))
     )
     return next(applied, "")
 

@@ -6,6 +6,7 @@ Ours is what was written under our name: what Cilium's operator, or another impl
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from msgspec import Struct
 
@@ -25,6 +26,8 @@ from clustermesh.multicluster.documents import (
     imports_at,
 )
 from clustermesh.sources import served
+
+_SERVERS: Final = "app.kubernetes.io/part-of=clustermesh,k8s-app=clustermesh-apiserver"  # as the chart has them
 
 
 class Keeping(Struct, frozen=True):
@@ -46,9 +49,13 @@ class _Made(Struct):
     metadata: _Meta
 
 
-async def find_leavings(objects: Objects, keeping: Keeping) -> list[Write]:
-    """The deletions of what nobody keeps any more. Raises ClusterMeshError."""
+async def find_leavings(objects: Objects, keeping: Keeping, judged: str) -> list[Write]:
+    """The deletions of what nobody keeps any more, where the API servers in the namespace `judged` keep no more than
+    that: none while another namespace has some, whose all of it may be. Raises ClusterMeshError."""
     found = list[Write]()
+    servers = await objects.list("/apis/apps/v1/deployments", _Made, _SERVERS)
+    if any(each.metadata.namespace != judged for each in servers):
+        return found
     if not keeping.imports:
         if version := await served.exports(objects.client):
             found += await _deletions(objects, imports_at(version), "")

@@ -22,7 +22,7 @@ from lab.machine import bin_folder
 
 MESH: Final = "app.kubernetes.io/instance=clustermesh"
 IMAGES: Final = BUILD / "images" / "containerd"
-_COMMAND_SECONDS: Final = 180.0
+_COMMAND_SECONDS: Final = 300.0
 _MOST_NODES: Final = 9
 
 

@@ -326,12 +326,18 @@ async def test_what_nobody_keeps_any_more_is_taken_away_and_what_others_keep_sta
     access = from_kubeconfig(str(mesh.bed.write_kubeconfig("leavings", cert="admin")))
     async with KubeClient(access) as client:
         objects = Objects(client, "kube-system")
+        labels = {"app.kubernetes.io/part-of": "clustermesh", "k8s-app": "clustermesh-apiserver"}
+        template = {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "apiserver", "image": "none"}]}}
+        spec = {"selector": {"matchLabels": labels}, "template": template}
+        server = mesh.make("Deployment", "server", "apps/v1", metadata={"labels": labels}, spec=spec)
+        assert await find_leavings(objects, Keeping(), "kube-system") == [], "another namespace has API servers"
+        mesh.bed.delete(server)
         for keeping, expected in (
             (Keeping(imports=True), []),
             (Keeping(slices=True), ["ServiceImport", "Service"]),
             (Keeping(), ["EndpointSlice"]),
         ):
-            found = await find_leavings(objects, keeping)
+            found = await find_leavings(objects, keeping, "kube-system")
             here = [write for write in found if write.name[0] == mesh.namespace]
             assert [write.place.kind for write in here] == expected
             for write in (*here, *here):  # gone already is success

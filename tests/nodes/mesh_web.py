@@ -26,7 +26,7 @@ def share(both: Both) -> None:
 def rolled_out(cluster: Cluster, *what: str) -> None:
     """Until no pod of before is left of what the chart runs, or of `what`."""
     for each in what or ("daemonset/clustermesh-agent", "deployment/clustermesh-apiserver"):
-        cluster.kubectl("rollout", "status", each, "--namespace=kube-system", "--timeout=90s")
+        cluster.kubectl("rollout", "status", each, "--namespace=kube-system", "--timeout=240s")
 
 
 def until_answered_by(cluster: Cluster, *names: str) -> None:

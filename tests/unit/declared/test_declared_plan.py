@@ -104,7 +104,7 @@ NO_GOOD: list[tuple[str, dict[str, Any], str]] = [
     ("beta", {"trust": {"secretName": "garbage"}}, "ca.crt: holds no readable PEM certificate"),
     ("beta", {"trust": {"secretName": "mixed"}}, "tls.key is not the key of tls.crt"),
     ("beta", {"trust": {"secretName": "expired"}}, "tls.crt: expired on"),
-    ("beta", {"trust": {"secretName": "another"}}, "its common name is 'another', it must be 'remote-alpha'"),
+    ("beta", {"trust": {"secretName": "another"}}, "its common name is 'remote-gamma', it must be 'remote-alpha'"),
     ("beta", {"admit": "yes"}, "spec.admit"),
 ]
 
@@ -112,8 +112,9 @@ NO_GOOD: list[tuple[str, dict[str, Any], str]] = [
 @pytest.fixture(scope="module")
 def trust(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Mapping[str, bytes] | ClusterMeshError]:
     authority = Authority(tmp_path_factory.mktemp("pki"))
-    one, other = authority.issue("remote-alpha"), authority.issue("another")
+    one, other = authority.issue("remote-alpha"), authority.issue("remote-gamma")
     old, shared = authority.issue("remote-alpha", expired=True, as_name="old"), authority.issue("remote")
+    users = authority.issue("mesh-reader")  # of an etcd of somebody's own
     ca = authority.ca.read_bytes()
 
     def shown(tls: Tls) -> dict[str, bytes]:
@@ -125,6 +126,7 @@ def trust(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Mapping[str, by
     return {
         "good": whole,
         "legacy": shown(shared),
+        "users": shown(users),
         "expired": shown(old),
         "another": shown(other),
         "gone": Refused("spec.trust.secretName: gone: there is no such Secret"),
@@ -149,7 +151,7 @@ def test_what_is_no_good_is_said_by_field_value_and_rule_and_changes_nothing(
     assert (name in found.admitted, name in found.kept, "gamma" in found.admitted) == (False, True, True)
 
 
-@pytest.mark.parametrize("name", ["good", "legacy"])
+@pytest.mark.parametrize("name", ["good", "legacy", "users"])
 def test_its_own_trust_is_written_beside_the_entry(name: str, trust: dict[str, Any]) -> None:
     found = plan([declared("beta", trust={"secretName": name})], trust, NOTHING, OWN, None, NOW)
     written = found.wanted[names.PEERS]

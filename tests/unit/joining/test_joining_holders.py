@@ -29,7 +29,8 @@ async def keeper(place: str = "beta-trust", **meta: Any) -> str:
 
 
 def managed(manager: str, operation: str) -> dict[str, Any]:
-    return {"managedFields": [{"manager": manager, "operation": operation}]}
+    fields = {"f:data": {"f:ca.crt": {}}}
+    return {"managedFields": [{"manager": manager, "operation": operation, "fieldsV1": fields}]}
 
 
 WRITERS: tuple[tuple[dict[str, Any], str], ...] = (
@@ -77,3 +78,13 @@ async def test_who_writes_a_secret_again_is_its_keeper(meta: dict[str, Any], by:
 async def test_who_wrote_it_once_keeps_nothing(manager: str, operation: str, place: str) -> None:
     assert await keeper(place, **managed(manager, operation)) == ""
     assert await keeper(place) == ""
+
+
+async def test_who_applies_a_label_to_it_keeps_nothing() -> None:
+    fields = {"f:metadata": {"f:labels": {"f:policy": {}}}}
+    assert await keeper("cilium-ca", managedFields=[{"manager": "x", "operation": "Apply", "fieldsV1": fields}]) == ""
+
+
+async def test_who_applied_the_authority_once_is_told_how_to_say_so() -> None:
+    mark = "kubectl.kubernetes.io/last-applied-configuration"
+    assert f"annotate secret cilium-ca {mark}-`" in await keeper("cilium-ca", annotations={mark: "{}"})
