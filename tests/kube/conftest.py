@@ -13,6 +13,7 @@ from kube_bed import MISSING, KubeBed
 _MET: Final = (
     *(("/api/v1", plural) for plural in ("nodes", "services", "pods")),
     ("/apis/discovery.k8s.io/v1", "endpointslices"),
+    ("/apis/apps/v1", "deployments"),
     *(("/apis/rbac.authorization.k8s.io/v1", plural) for plural in ("clusterroles", "clusterrolebindings")),
     ("/apis/scheduling.k8s.io/v1", "priorityclasses"),
     ("/apis/apiextensions.k8s.io/v1", "customresourcedefinitions"),
