@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 OBJECT := build/clustermesh.bpf.o
 ARGS ?=
 
-.PHONY: help setup demo test test-beside test-nodes check style dist soak bench bench-middle bench-controlplane bench-datapath proto clean
+.PHONY: help setup demo test test-units test-nodes check style dist soak bench bench-middle bench-controlplane bench-datapath proto clean
 
 help:
 	@echo "make demo    two clusters, one service: watch the mesh work (ARGS=--json for one JSON object)"
@@ -37,21 +37,19 @@ style: setup
 check: style
 	@HYPOTHESIS_PROFILE=quick $(BIN)/pytest tests/unit -q -n auto -m "not long" $(ARGS)
 
-# Real nodes mostly wait: what needs no kernel of its own works meanwhile. Programs, namespaces and etcds share nothing but the
-# machine: six at a time keep two cores busy, each with a file. The lab's go one by one: they share addresses and devices, and most have requests that may not fail.
-BESIDE := tests/release tests/kube
-APART := tests/bpf tests/netns tests/etcd
-REST := tests --ignore=tests/unit --ignore=tests/bench $(patsubst %,--ignore=%,$(BESIDE) $(APART) tests/nodes)
-AT_ONCE := --dist loadfile --no-loadscope-reorder
+# Tests of what is given away, of the programs, in namespaces of their own, and with an etcd or a Kubernetes API share nothing but the machine. Some work,
+# some wait: six at a time keep two cores busy, each with a file, in this order; a Kubernetes API costs for as long as it is there, so they come last. Real
+# nodes wait, too: unit tests work meanwhile. The lab's go one by one: they share addresses and devices, and most have requests that may not fail.
+APART := tests/release tests/bpf tests/netns tests/etcd tests/kube
+REST := tests --ignore=tests/unit --ignore=tests/bench $(patsubst %,--ignore=%,$(APART) tests/nodes)
 test: style
 	@tools/setup-kube
-	@$(MAKE) -s -j2 --output-sync=target test-beside test-nodes
-	@$(BIN)/pytest $(APART) -n 6 $(AT_ONCE) $(ARGS)
+	@$(MAKE) -s -j2 --output-sync=target test-units test-nodes
+	@$(BIN)/pytest $(APART) -n 6 --dist loadfile --no-loadscope-reorder $(ARGS)
 	@$(BIN)/pytest $(REST) $(ARGS)
 
-test-beside:
+test-units:
 	@$(BIN)/pytest tests/unit -q -n auto $(ARGS)
-	@$(BIN)/pytest $(BESIDE) -n 3 $(AT_ONCE) $(ARGS)
 
 test-nodes:
 	@$(BIN)/pytest tests/nodes $(ARGS)

@@ -72,9 +72,11 @@ def service_address(cluster: Cluster, namespace: str, name: str = "web") -> str:
 class Load:
     """New connections to one address at a steady rate, from the pod `client` of a cluster, in a thread of its own."""
 
-    def __init__(self, cluster: Cluster, namespace: str, host: str = "", rate: float = 100.0) -> None:
-        """To the Service `web`, where no `host` is given."""
-        self._cluster, self._namespace, self._rate = cluster, namespace, rate
+    def __init__(
+        self, cluster: Cluster, namespace: str, host: str = "", rate: float = 100.0, wait: float = 15.0
+    ) -> None:
+        """To the Service `web`, where no `host` is given; one fails that has no answer after `wait` seconds."""
+        self._cluster, self._namespace, self._rate, self._wait = cluster, namespace, rate, wait
         self._host = host or service_address(cluster, namespace)
         self._said = b""
         self.records: list[Record] = []
@@ -86,7 +88,8 @@ class Load:
     @contextmanager
     def running(self) -> Iterator[None]:
         """From the first answer on inside the block; it ends in order. Unavailable where it failed."""
-        script = ["/scripts/client.py", self._host, str(PORT), f"--rate={self._rate}", "--seconds=600", "--wait=15"]
+        script = ["/scripts/client.py", self._host, str(PORT), f"--rate={self._rate}", "--seconds=600"]
+        script.append(f"--wait={self._wait}")
         words = ["exec", "-i", f"--namespace={self._namespace}", "client", "--", "sh", "-c", _UNTIL_STDIN_ENDS, "sh"]
         argv = [str(KUBE), "kubectl", f"--kubeconfig={self._cluster.plane.kubeconfig}", *words, *script]
         child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -85,9 +85,9 @@ def _all_call(cluster: Cluster, addresses: Set[str]) -> bool:
 
 
 @contextmanager
-def _called(both: Both, *more: Load) -> Iterator[list[Load]]:
+def _called(both: Both, wait: float = 15.0) -> Iterator[list[Load]]:
     """The Service in both clusters, until each was answered often enough once all was done."""
-    loads = [*(Load(cluster, "mesh", rate=50.0) for cluster in both), *more]
+    loads = [Load(cluster, "mesh", rate=50.0, wait=wait) for cluster in both]
     with loads[0].running(), loads[1].running():
         yield loads
         _go_on(both[0], loads)
@@ -149,7 +149,7 @@ def test_a_node_that_dies_costs_requests_to_its_own_backends_until_it_is_missed_
     others = [address for cluster in grown for node, address in _backends(cluster) if node != leaver.name]
     assert len(others) == 3
     direct = Load(beta, "mesh", ",".join(others), rate=50.0)
-    with _called(grown) as loads, direct.running():
+    with _called(grown, wait=5.0) as loads, direct.running():  # who waits for the dead one is not well meanwhile
         begun = time.monotonic()
         alpha.lose(leaver.node)
         alpha.until(lambda: leaver.name not in _ready_nodes(alpha), "the node is missed")
