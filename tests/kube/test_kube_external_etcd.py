@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -191,7 +192,7 @@ async def test_of_two_api_servers_the_second_keeps_peers_and_imports_when_the_fi
 
 
 async def test_another_cluster_is_connected_and_reads_it_once_the_operator_has_added_its_user(
-    alpha: Site, other_bed: KubeBed, namespace: str, tmp_path: Path
+    defined: None, alpha: Site, other_bed: KubeBed, namespace: str, tmp_path: Path
 ) -> None:
     beta = Cluster(other_bed, namespace, "beta", 2, free_port())
     beta.install(enable_wireguard="true")
@@ -251,14 +252,15 @@ async def until_well(site: Site) -> None:
     assert deployment["spec"]["replicas"] == 2
     site.cluster.bed.ask("PATCH", path, ready, "application/merge-patch+json")
     report = AgentReport("0.1.0", "", (), (SeenCluster("alpha", "fresh", 1), SeenCluster("beta", "fresh", 2)))
-    await site.root.put(keys.AGENTS + b"n1", agent_report.encode(report))
-    async with asyncio.timeout(PATIENCE):
-        while True:
-            async with site.cluster.site() as found:
-                status = await read_status(found)
-            if status["ok"]:
-                break
-            await asyncio.sleep(0.2)
+    await site.root.put(keys.STATUSES + b"n1", agent_report.encode(report))
+    last = monotonic() + PATIENCE
+    while True:
+        async with site.cluster.site() as found:
+            status = await read_status(found)
+        if status["ok"]:
+            break
+        assert monotonic() < last, status
+        await asyncio.sleep(0.2)
     assert status["access_information"] == [f"https://127.0.0.1:{site.cluster.port}"]
     assert status["etcd"] == {"external": True}
 
