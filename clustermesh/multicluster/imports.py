@@ -36,7 +36,7 @@ from clustermesh.multicluster.documents import (
 from clustermesh.multicluster.exported import exported_slices, exported_writes
 from clustermesh.multicluster.merge import Import, merge
 from clustermesh.sources.objects import EndpointSlice, Service
-from clustermesh.sources.services import GLOBAL
+from clustermesh.sources.services import GLOBAL, SHARED
 from clustermesh.wire.timestamp import format_time
 
 NOT_HERE: Final = "not-exported"
@@ -44,15 +44,17 @@ NOT_HERE: Final = "not-exported"
 NOBODY: Final = {DERIVED: NOT_HERE}
 """Selects no pod: from a Service without a selector Kubernetes would not take the slices that it has."""
 _TIMEOUT: Final = 10800
+_SAID: Final = 1000
+"""Characters of what is wrong."""
 _OURS: Final = ("Valid", "Ready", "Conflict")
 """Conditions."""
 
 
 class Facts(Struct, frozen=True, kw_only=True):
-    """Everything that a name is decided by. `exports` are those of connected clusters, `own` what this one's says;
-    `service` is what it exports, `slices` what that has. `unheard` are connected clusters of which not all exports are
-    known. `export`, `held`, `derived` and `made` are the ServiceExport, the ServiceImport, its Service and this
-    cluster's slices of that (`exported`) as the API has them."""
+    """Everything that a name is decided by. `exports` are those of connected clusters, `own` what this one's says, but
+    for its `faults`; `service` is what it exports, `slices` what that has. `unheard` are connected clusters of which
+    not all exports are known. `export`, `held`, `derived` and `made` are the ServiceExport, the ServiceImport, its
+    Service and this cluster's slices of that (`exported`) as the API has them."""
 
     cluster: str
     name: Name
@@ -60,6 +62,7 @@ class Facts(Struct, frozen=True, kw_only=True):
     in_mesh: bool
     exports: Sequence[ServiceExport] = ()
     own: ServiceExport | None = None
+    faults: Sequence[str] = ()
     service: Service | None = None
     slices: Mapping[str, EndpointSlice] = {}
     unheard: Set[str] = frozenset()
@@ -178,11 +181,12 @@ def _keep_service(facts: Facts, found: Import, owner: Document) -> list[Write]:
 def _service(facts: Facts, found: Import) -> Document:
     oldest, local = found.oldest, facts.service.spec if facts.own and facts.service else None
     labels = {**oldest.labels, SERVICE_NAME: facts.name[1], SOURCE_CLUSTER: facts.cluster}
+    annotations = {key: value for key, value in oldest.annotations.items() if key not in SHARED}  # each for itself
     selector = (local.selector if local else {}) or NOBODY
     return {
         "metadata": {
             "labels": whole(labels_of(facts.derived), labels),
-            "annotations": whole(annotations_of(facts.derived), {**oldest.annotations, GLOBAL[0]: "true"}),
+            "annotations": whole(annotations_of(facts.derived), {**annotations, GLOBAL[0]: "true"}),
         },
         "spec": {
             "type": "ClusterIP",
@@ -276,7 +280,8 @@ def _reached(facts: Facts, found: Import) -> Document:
 def _conditions(facts: Facts, found: Import | None) -> list[Document]:
     if wrong := _invalid(facts):
         return [_condition("Valid", False, *wrong), _condition("Ready", False, "Pending", "the export is not valid")]
-    valid = _condition("Valid", True, "Valid", "the Service is exported")
+    without = f", without {'; '.join(facts.faults)}"[:_SAID] if facts.faults else ""
+    valid = _condition("Valid", True, "Valid", f"the Service is exported{without}")
     conflict = found.conflict if found else None
     disagree = (
         _condition("Conflict", True, conflict.reason, conflict.sentence)
@@ -293,6 +298,8 @@ def _invalid(facts: Facts) -> tuple[str, str] | None:
         return "NoService", "there is no Service of this name"
     if facts.service.spec.type == "ExternalName":
         return "InvalidServiceType", "spec.type: ExternalName: an alias in DNS cannot be exported"
+    if facts.own is None and facts.faults:
+        return "InvalidExport", "; ".join(facts.faults)[:_SAID]
     return None
 
 

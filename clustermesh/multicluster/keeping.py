@@ -19,8 +19,9 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
+from clustermesh import model
 from clustermesh.apiserver.problems import Say
-from clustermesh.errors import ClusterMeshError
+from clustermesh.errors import ClusterMeshError, DecodeError, Invalid, Refused
 from clustermesh.joining.objects import MANAGER
 from clustermesh.kube.access import Access
 from clustermesh.kube.brain import Brain
@@ -47,7 +48,7 @@ from clustermesh.multicluster.imports import Facts, writes
 from clustermesh.multicluster.slices import SliceFacts, slice_writes, wants_slices
 from clustermesh.pace import Load
 from clustermesh.sources import served
-from clustermesh.sources.exports import translate_export
+from clustermesh.sources.exports import translate_export, usable
 from clustermesh.sources.faults import Faults
 from clustermesh.sources.index import SERVICE_NAME as OF_SERVICE
 from clustermesh.sources.kubernetes import KubernetesSource
@@ -65,6 +66,8 @@ _BATCH: Final = 50
 _LOOK: Final = 2.0
 """Seconds between two looks at who is connected, and until what failed is tried again."""
 _SERVED: Final = 10.0
+_TOLD: Final = 3
+"""Problems of one name that are told."""
 _REQUESTS: Final = Load(at_once=4, per_second=50)
 _LOG: Final = logging.getLogger(__name__)
 
@@ -261,30 +264,46 @@ class Keeper:
         self._say([*found, *(f"{'/'.join(name)}: {error}" for name, error in sorted(self._failed.items()))])
 
     async def _settle(self, name: Name) -> None:
-        """What goes wrong is told, and tried again."""
+        """What goes wrong is told, and tried again. A write that is refused keeps no other one back: what is wrong may
+        be one cluster's alone."""
+        odd, failed = list[str](), list[str]()
         try:
-            steps = writes(self._facts(name), time.time()) if self._version else []
+            steps = writes(self._facts(name, odd), time.time()) if self._version else []
             for write in [*steps, *slice_writes(await self._slice_facts(name))]:
-                await self._write(write)
-            self._failed.pop(name, None)
+                try:
+                    await self._write(write)
+                except Refused as e:
+                    failed.append(str(e))
         except ClusterMeshError as e:
-            self._failed[name] = str(e)
+            failed.append(str(e))
+        if failed:
             self._again.add(name)
+        self._failed.pop(name, None)
+        if told := [*failed, *odd]:
+            more = f"; and {len(told) - _TOLD} more" if len(told) > _TOLD else ""
+            self._failed[name] = "; ".join(told[:_TOLD]) + more
 
-    def _facts(self, name: Name) -> Facts:
+    def _facts(self, name: Name, odd: list[str]) -> Facts:
+        """`odd` is told what is left out of other clusters' exports; of the own ones the source tells."""
         found = self._service(name)
         export = self._task.source.get(ref := Ref("ServiceExport", *name))
         held = self._exports.known.get(name)
-        own = None
+        own, faults, exports = None, Faults(), list[model.ServiceExport]()
         if isinstance(export, ServiceExport) and held and found:
-            own = translate_export(self._task.cluster, ref, export, found, Faults())
+            own = translate_export(self._task.cluster, ref, export, found, faults)
+        for each in self._copies.exports(name, self._view):
+            left_out = list[Invalid]()
+            if (clean := usable(each, left_out.append)) is not None:
+                exports.append(clean)
+            odd += [f"cluster {each.cluster}: {fault}: left out" for fault in left_out]
         return Facts(
             cluster=self._task.cluster.name,
             name=name,
             version=self._version,
             in_mesh=self._task.source.takes_part(name[0]),
-            exports=self._copies.exports(name, self._view),
+            exports=exports,
             own=own,
+            faults=[fault.sentence for fault in faults],
             service=found,
             slices=self._local_slices(name) if self._is_by_hand(name) else {},
             unheard=self._view.unheard_exports,
@@ -304,17 +323,22 @@ class Keeper:
         return {of: each for of, each in found.items() if isinstance(each, EndpointSlice)}
 
     async def _slice_facts(self, name: Name) -> SliceFacts:
-        found, remotes = self._service(name), {}
+        found, remotes, unheard = self._service(name), dict[str, RemoteService](), {*self._view.unheard_services}
         if wants_slices(found):
             for cluster in self._view.connected:
-                if (remote := await self._remote(cluster, name)) is not None:
+                try:
+                    remote = await self._remote(cluster, name)
+                except DecodeError:  # the mirror says so
+                    unheard.add(cluster.name)
+                    continue
+                if remote is not None:
                     remotes[cluster.name] = remote
         return SliceFacts(
             name=name,
             service=found,
             in_mesh=self._task.source.takes_part(name[0]),
             remotes=remotes,
-            unheard=self._view.unheard_services,
+            unheard=unheard,
             held=self._held_slices(name, MESH),
         )
 

@@ -82,7 +82,8 @@ def _unite(ordered: Sequence[ServiceExport]) -> tuple[tuple[ExportPort, ...], Co
     names, places, whose = dict[str, ExportPort](), dict[tuple[str, int], ExportPort](), dict[str, str]()
     for export in ordered:
         for port in export.ports:
-            if port.name not in names and (port.protocol, port.port) not in places:
+            alone = bool(names) and not (port.name and "" not in names)
+            if not alone and port.name not in names and (port.protocol, port.port) not in places:
                 names[port.name] = places[port.protocol, port.port] = port
                 whose[port.name] = export.cluster
     for export in ordered:

@@ -1,20 +1,31 @@
 """ServiceExport and the Service of its name -> what other clusters are told of it by the MCS API. Pure.
 
 As Cilium's API server does it: whether a Service is global says nothing here, and an ExternalName is never exported.
+The API takes any words for labels and annotations of a ServiceExport, and refuses some of them in the ServiceImport and
+the Service that come of it; other clusters may send anything: `usable` leaves that out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Final, TypeVar
+
+from msgspec.structs import replace
 
 from clustermesh import model
 from clustermesh.errors import Invalid
 from clustermesh.model import Cluster, ExportPort
 from clustermesh.sources.faults import Faults
 from clustermesh.sources.objects import Ref, Service, ServiceExport
-from clustermesh.sources.rules import check_port, parse_protocol
+from clustermesh.sources.rules import check_dns_label, check_key, check_labels, check_port, parse_protocol
 from clustermesh.wire.timestamp import parse_time
 
+T = TypeVar("T")
+Note = Callable[[Invalid], None]
+_FAMILIES: Final = ("IPv4", "IPv6")
+_ANNOTATIONS: Final = 256 << 10
+"""Bytes that the API takes of all together."""
+_TIMEOUTS: Final = range(1, 86401)
 _FOREVER = "must be the time at which it was created: of several clusters' exports the oldest counts"
 
 
@@ -27,7 +38,7 @@ def translate_export(
     if created is None or spec.type == "ExternalName":
         return None
     config = spec.session_affinity_config
-    return model.ServiceExport(
+    found = model.ServiceExport(
         cluster=cluster.name,
         namespace=ref.namespace,
         name=ref.name,
@@ -42,6 +53,68 @@ def translate_export(
         annotations=export.spec.exported_annotations,
         labels=export.spec.exported_labels,
     )
+    return usable(found, lambda fault: faults.note(ref, fault))
+
+
+def usable(export: model.ServiceExport, note: Note) -> model.ServiceExport | None:
+    """Without what no ServiceImport can have, nor the Service behind it; each is told to `note`. None where it has
+    nothing to be called by."""
+    ports = tuple(_kept(_check_port, export.ports, note))
+    if not ports and export.type != "Headless":
+        note(Invalid("ports", [port.port for port in export.ports], "must have one that can be called"))
+        return None
+    annotations = dict(_kept(_check_annotation, export.annotations.items(), note))
+    return replace(
+        export,
+        ports=ports,
+        session_affinity_timeout=next(_kept(_check_timeout, [export.session_affinity_timeout], note), None),
+        ip_families=tuple(_kept(_check_family, export.ip_families, note)),
+        annotations=next(_kept(_check_size, [annotations], note), {}),
+        labels=dict(_kept(_check_label, export.labels.items(), note)),
+    )
+
+
+def _kept(rule: Callable[[T], None], values: Iterable[T], note: Note) -> Iterator[T]:
+    for value in values:
+        try:
+            rule(value)
+        except Invalid as e:
+            note(e)
+        else:
+            yield value
+
+
+def _check_port(port: ExportPort) -> None:
+    check_port("ports.port", port.port)
+    parse_protocol("ports.protocol", str(port.protocol))
+    if port.name:
+        check_dns_label("ports.name", port.name)
+    if port.app_protocol:
+        check_key("ports.appProtocol", port.app_protocol)
+
+
+def _check_timeout(seconds: int | None) -> None:
+    if seconds is not None and seconds not in _TIMEOUTS:
+        raise Invalid("sessionAffinityConfig.clientIP.timeoutSeconds", seconds, "must be 1 to 86400")
+
+
+def _check_family(family: str) -> None:
+    if family not in _FAMILIES:
+        raise Invalid("ipFamilies", family, f"must be {' or '.join(_FAMILIES)}")
+
+
+def _check_label(label: tuple[str, str]) -> None:
+    check_labels("exportedLabels", dict([label]))
+
+
+def _check_annotation(annotation: tuple[str, str]) -> None:
+    check_key("exportedAnnotations", annotation[0].lower())
+
+
+def _check_size(annotations: Mapping[str, str]) -> None:
+    size = sum(len(part.encode(errors="replace")) for pair in annotations.items() for part in pair)
+    if size > _ANNOTATIONS:
+        raise Invalid("exportedAnnotations", f"{size} bytes", f"must be at most {_ANNOTATIONS} bytes together")
 
 
 def _created(field: str, text: str) -> int:

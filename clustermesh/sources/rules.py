@@ -28,14 +28,20 @@ def check_dns_subdomain(field: str, name: str) -> str:
     return name
 
 
+def check_key(field: str, key: str) -> str:
+    """Of a label, an annotation; appProtocol is spelled so, too."""
+    prefix, slash, name = key.rpartition("/")
+    if slash:
+        check_dns_subdomain(f"{field}[{key}] prefix", prefix)
+    if not (len(name) <= 63 and _QUALIFIED.fullmatch(name)):
+        raise Invalid(f"{field} key", key, "must be at most 63 letters, digits, '-', '_' or '.' after the prefix")
+    return key
+
+
 def check_labels(field: str, labels: Mapping[str, str]) -> Mapping[str, str]:
     """Strict, because an identity is its labels joined by ";" and "=" with nothing escaped."""
     for key, value in labels.items():
-        prefix, slash, name = key.rpartition("/")
-        if slash:
-            check_dns_subdomain(f"{field}[{key}] prefix", prefix)
-        if not (len(name) <= 63 and _QUALIFIED.fullmatch(name)):
-            raise Invalid(f"{field} key", key, "must be at most 63 letters, digits, '-', '_' or '.' after the prefix")
+        check_key(field, key)
         if value and not (len(value) <= 63 and _QUALIFIED.fullmatch(value)):
             raise Invalid(f"{field}[{key}]", value, "must be empty or at most 63 letters, digits, '-', '_' or '.'")
     return labels

@@ -6,6 +6,7 @@ What a mirror would copy of the cluster beta is put into an etcd; alpha's API ha
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -16,22 +17,26 @@ from chart_bed import MISSING, define, named, rendered
 from dns_bed import MISSING as NO_DNS
 from dns_bed import dns
 from kube_bed import KubeBed
+from msgspec.structs import replace
 
 from clustermesh.address import parse, text
+from clustermesh.errors import Invalid
 from clustermesh.joining.objects import Objects
 from clustermesh.kube.client import KubeClient
 from clustermesh.kube.config import from_kubeconfig
 from clustermesh.model import Cluster, ClusterConfig, ExportPort, Port, Protocol, Service, ServiceExport
-from clustermesh.multicluster.documents import derived_name
+from clustermesh.multicluster.documents import SERVICES, Write, derived_name
 from clustermesh.multicluster.facts import service_key
+from clustermesh.multicluster.imports import NOBODY, Facts, writes
 from clustermesh.multicluster.keeping import Services, keep_services
 from clustermesh.multicluster.leavings import Keeping, find_leavings, take_away
+from clustermesh.sources.exports import usable
 from clustermesh.sources.kubernetes import KubernetesSource, Periods
 from clustermesh.store.client import EtcdClient
 from clustermesh.wire import cluster_config, keys, service, service_export
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
-ALPHA = Cluster(name="alpha", id=1)
+ALPHA, BETA, GAMMA = (Cluster(name=name, id=number) for number, name in enumerate(("alpha", "beta", "gamma"), 1))
 GLOBAL = {"service.cilium.io/global": "true"}
 MCS = "/apis/multicluster.x-k8s.io/v1alpha1/namespaces"
 
@@ -101,33 +106,39 @@ class Mesh:
             of += [ip for one in each["endpoints"] or () for ip in one["addresses"]]
         return {of: sorted(ips) for of, ips in found.items() if ips}
 
-    async def connect(self, *, known: bool = True) -> None:
-        (self.folder / "beta").write_text("endpoints: ['https://beta.example:2379']\n")
+    async def connect(self, *, known: bool = True, cluster: Cluster = BETA) -> None:
+        (self.folder / cluster.name).write_text(f"endpoints: ['https://{cluster.name}.example:2379']\n")
         if known:
-            config = ClusterConfig(id=2, synced_canaries=True, cached=True, service_exports_enabled=True)
-            await self.etcd.put(keys.cluster_config_key("beta"), cluster_config.encode(config))
+            config = ClusterConfig(id=cluster.id, synced_canaries=True, cached=True, service_exports_enabled=True)
+            await self.etcd.put(keys.cluster_config_key(cluster.name), cluster_config.encode(config))
             for directory in ("services", "serviceexports"):
-                await self.etcd.put(keys.canary_key("beta", directory, True), b"now")
+                await self.etcd.put(keys.canary_key(cluster.name, directory, True), b"now")
 
     async def beta_exports(self, **changed: Any) -> None:
+        await self.exports("beta", **changed)
+
+    async def exports(self, cluster: str, **changed: Any) -> None:
         usual = {"created": 1, "ports": (ExportPort(port=80, name="http"), ExportPort(port=81, name="more"))}
-        export = ServiceExport(cluster="beta", namespace=self.namespace, name="cart", **{**usual, **changed})
-        await self.etcd.put(self._export_key(), service_export.encode(export))
+        export = ServiceExport(cluster=cluster, namespace=self.namespace, name="cart", **{**usual, **changed})
+        await self.etcd.put(self._export_key(cluster), service_export.encode(export))
 
     async def beta_withdraws(self) -> None:
-        await self.etcd.delete(self._export_key())
+        await self.etcd.delete(self._export_key("beta"))
 
-    def _export_key(self) -> bytes:
-        return keys.cache_prefix("serviceexports", "beta") + f"{self.namespace}/cart".encode()
+    def _export_key(self, cluster: str) -> bytes:
+        return keys.cache_prefix("serviceexports", cluster) + f"{self.namespace}/cart".encode()
 
     async def beta_serves(self, name: str, *ips: str) -> None:
-        backends = {parse(ip): {"http": Port(port=8080, protocol=Protocol.TCP)} for ip in ips}
-        hostnames = {parse(ip): f"web-{number}" for number, ip in enumerate(ips)}
+        await self.serves(BETA, name, *ips)
+
+    async def serves(self, of: Cluster, name: str, *ips: str, port: str = "http", hostname: str = "web") -> None:
+        backends = {parse(ip): {port: Port(port=8080, protocol=Protocol.TCP)} for ip in ips}
+        hostnames = {parse(ip): f"{hostname}-{number}" for number, ip in enumerate(ips)}
         found = Service(
-            cluster="beta", cluster_id=2, namespace=self.namespace, name=name, backends=backends, hostnames=hostnames,
-            shared=True, include_external=True,
+            cluster=of.name, cluster_id=of.id, namespace=self.namespace, name=name, backends=backends,
+            hostnames=hostnames, shared=True, include_external=True,
         )  # fmt: skip
-        await self.etcd.put(service_key("beta", (self.namespace, name)), service.encode(found))
+        await self.etcd.put(service_key(of.name, (self.namespace, name)), service.encode(found))
 
     async def until(self, told: Any, expected: Any) -> None:
         try:
@@ -284,6 +295,87 @@ async def test_a_global_service_has_slices_where_it_asks_for_them_and_other_impl
         await mesh.until(lambda: sorted(len(each["endpoints"]) for each in mesh.slices("web")), [50, 100])
         mesh.bed.merge(web, {"metadata": {"annotations": {"service.cilium.io/global": "false"}}})
         await mesh.until(lambda: mesh.slices("web"), [])
+
+
+async def test_what_the_api_does_not_take_of_one_cluster_keeps_back_nothing_of_the_others(mesh: Mesh) -> None:
+    await mesh.connect()
+    await mesh.connect(cluster=GAMMA)
+    odd = {"labels": {"team": "a b"}, "annotations": {"a b": "x", "service.cilium.io/shared": "false"}}
+    http = ExportPort(port=80, name="http")
+    await mesh.exports("gamma", created=0, ports=(ExportPort(port=1, name="Bad Name!"), http), **odd)
+    await mesh.serves(GAMMA, "web", "10.3.0.1", port="Bad Name!")
+    await mesh.serves(GAMMA, "web2", "10.3.0.2", hostname="Bad_Host ")
+    async with kept(mesh):
+        for name in ("web", "web2"):
+            await mesh.beta_serves(name, "10.2.0.9")
+            mesh.make(
+                "Service", name, metadata={"annotations": GLOBAL}, spec={"clusterIP": "None", "ports": [{"port": 80}]}
+            )
+        serve(mesh)
+        export = mesh.export()
+        await mesh.until(mesh.conditions, ["Conflict PortConflict,AnnotationsConflict", "Ready Ready", "Valid Valid"])
+        assert [each["cluster"] for each in mesh.imported()["status"]["clusters"]] == ["gamma", "alpha"]
+        assert mesh.derived()["metadata"]["annotations"] == GLOBAL
+        for name in ("web", "web2"):
+            await mesh.until(lambda name=name: mesh.addresses(name), {"beta": ["10.2.0.9"]})
+            await mesh.beta_serves(name, "10.2.0.10")
+            await mesh.until(lambda name=name: mesh.addresses(name), {"beta": ["10.2.0.10"]})
+            await mesh.etcd.delete(service_key("beta", (mesh.namespace, name)))
+            await mesh.until(lambda name=name: mesh.addresses(name), {})
+        assert f"{mesh.namespace}/cart: cluster gamma: ports.name: 'Bad Name!'" in str(mesh.problems)
+        assert f"{mesh.namespace}/web: " in str(mesh.problems)
+        mesh.bed.delete(export)
+        await mesh.until(lambda: mesh.derived()["spec"]["selector"], NOBODY)
+
+
+async def test_what_is_made_of_any_exports_the_api_takes(mesh: Mesh) -> None:
+    draw = random.Random(16)
+    nasty = ["", "a", "A", "http", "x" * 63, "y" * 64, "a b", "-a", "a.b/c", "A.b/c", "a/b/c", "é", "\x00", "a_b"]
+    taken, left_out = 0, list[Invalid]()
+    for _ in range(60):
+        made = [_any_export(draw, nasty, cluster) for cluster in ("beta", "gamma")]
+        exports = [each for one in made if (each := usable(one, left_out.append)) is not None]
+        asked = Facts(cluster="alpha", name=(mesh.namespace, "cart"), version="v1alpha1", in_mesh=True, exports=exports)
+        for write in _imported_and_served(asked):
+            mesh.bed.ask("POST", f"{write.path}?dryRun=All", write.body)
+            taken += 1
+    assert taken > 90
+    assert len(left_out) > 90
+
+
+def _any_export(draw: random.Random, nasty: list[str], cluster: str) -> ServiceExport:
+    return ServiceExport(
+        cluster=cluster,
+        namespace="shop",
+        name="cart",
+        created=draw.randint(1, 2),
+        type=draw.choice(["ClusterSetIP", "Headless"]),
+        ports=tuple(
+            ExportPort(
+                port=draw.choice([0, 1, 80, 65535]),
+                protocol=draw.choice(list(Protocol)),
+                name=draw.choice(nasty[:6]),
+                app_protocol=draw.choice([*nasty[:3], "a b", "kubernetes.io/h2c"]),
+            )
+            for _ in range(draw.randint(0, 3))
+        ),
+        session_affinity=draw.choice(["None", "ClientIP"]),
+        session_affinity_timeout=draw.choice([None, -1, 0, 1, 86400, 86401]),
+        ip_families=draw.choice([(), ("IPv4",), ("IPv9",)]),
+        internal_traffic_policy=draw.choice(["", "Local"]),
+        traffic_distribution=draw.choice(["", "PreferClose"]),
+        annotations={draw.choice(nasty): draw.choice(nasty) for _ in range(draw.randint(0, 2))},
+        labels={draw.choice(nasty): draw.choice(nasty) for _ in range(draw.randint(0, 2))},
+    )
+
+
+def _imported_and_served(facts: Facts) -> Iterator[Write]:
+    """The first writes of both."""
+    for first in writes(facts, 0):
+        yield first
+        assert first.body is not None
+        held = {**first.body, "metadata": {**first.body["metadata"], "uid": "0"}}
+        yield from (each for each in writes(replace(facts, held=held), 0) if each.place == SERVICES)
 
 
 async def test_an_import_of_a_family_that_this_cluster_lacks_says_so_and_has_no_address(mesh: Mesh) -> None:

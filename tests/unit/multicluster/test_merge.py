@@ -130,6 +130,9 @@ def twin(exports: list[ServiceExport]) -> tuple[ExportPort, ...]:
     every = [port for each in sorted(exports, key=lambda each: (each.created, each.cluster)) for port in each.ports]
     taken: list[ExportPort] = []
     for port in every:
-        if all(each.name != port.name and (each.protocol, each.port) != (port.protocol, port.port) for each in taken):
+        clear = all(
+            each.name != port.name and (each.protocol, each.port) != (port.protocol, port.port) for each in taken
+        )
+        if clear and (not taken or all(each.name for each in (*taken, port))):  # one without a name stands alone
             taken.append(port)
     return tuple(taken)

@@ -7,7 +7,9 @@ from typing import Any
 import kube
 import pytest
 
+from clustermesh.errors import Invalid
 from clustermesh.model import ExportPort, Protocol, ServiceExport
+from clustermesh.sources.exports import usable
 from clustermesh.sources.translate import translate
 from clustermesh.wire import service_export
 
@@ -93,3 +95,60 @@ def test_a_port_that_is_none_is_left_out_as_from_the_service() -> None:
     snapshot, faults = translate(kube.ALPHA, kube.decode(service, export()))
     assert [port.name for port in snapshot.exports[CART].ports] == ["http"]
     assert len(faults) == 1
+
+
+def test_what_the_api_would_not_take_is_left_out_and_told_and_the_rest_goes_on() -> None:
+    service = kube.service("cart", ports=[{"name": "http", "port": 80}])
+    odd = export(exportedLabels={"team": "a b", "tier": "x"}, exportedAnnotations={"a b": "x", "Example.com/A": "b"})
+    snapshot, faults = translate(kube.ALPHA, kube.decode(service, odd))
+    found = snapshot.exports[CART]
+    assert (found.labels, found.annotations) == ({"tier": "x"}, {"Example.com/A": "b"})
+    assert [fault.sentence.split(": must")[0] for fault in faults] == [
+        "exportedAnnotations key: 'a b'",
+        "exportedLabels[team]: 'a b'",
+    ]
+
+
+WEB = ExportPort(port=80, name="http")
+ODD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({"ports": (WEB, ExportPort(port=0, name="a"))}, {"ports": (WEB,)}, "ports.port: 0"),
+    (
+        {"ports": (WEB, ExportPort(port=81, name="a", protocol=Protocol.ANY))},
+        {"ports": (WEB,)},
+        "ports.protocol: 'ANY'",
+    ),
+    ({"ports": (WEB, ExportPort(port=81, name="Bad Name!"))}, {"ports": (WEB,)}, "ports.name: 'Bad Name!'"),
+    (
+        {"ports": (WEB, ExportPort(port=81, name="a", app_protocol="x y"))},
+        {"ports": (WEB,)},
+        "ports.appProtocol key: 'x y'",
+    ),
+    (
+        {"session_affinity_timeout": 0},
+        {"session_affinity_timeout": None},
+        "sessionAffinityConfig.clientIP.timeoutSeconds: 0",
+    ),
+    ({"session_affinity_timeout": 86400}, {"session_affinity_timeout": 86400}, ""),
+    ({"ip_families": ("IPv9", "IPv6")}, {"ip_families": ("IPv6",)}, "ipFamilies: 'IPv9'"),
+    ({"labels": {"x/y/z": ""}}, {}, "exportedLabels[x/y/z] prefix: 'x/y'"),
+    ({"labels": {"a": "é"}}, {}, "exportedLabels[a]: 'é'"),
+    ({"annotations": {"a": "b" * 300_000}}, {}, "exportedAnnotations: '300001 bytes'"),
+    ({"type": "Headless", "ports": ()}, {"type": "Headless", "ports": ()}, ""),
+]
+
+
+@pytest.mark.parametrize(("said", "expected", "told"), ODD)
+def test_of_what_another_cluster_exports_the_rest_holds(
+    said: dict[str, Any], expected: dict[str, Any], told: str
+) -> None:
+    usual: dict[str, Any] = {"cluster": "beta", "namespace": "shop", "name": "cart", "created": 1, "ports": (WEB,)}
+    noted = list[Invalid]()
+    assert usable(ServiceExport(**{**usual, **said}), noted.append) == ServiceExport(**{**usual, **expected})
+    assert [str(each).split(": must")[0] for each in noted] == ([told] if told else [])
+
+
+def test_of_what_another_cluster_exports_without_a_port_nothing_holds() -> None:
+    noted = list[Invalid]()
+    found = ServiceExport(cluster="beta", namespace="shop", name="cart", created=1, ports=(ExportPort(port=0),))
+    assert usable(found, noted.append) is None
+    assert [each.field for each in noted] == ["ports.port", "ports"]
