@@ -17,7 +17,7 @@ this project remembers of a peer stands in the same file: clustermesh-id, cluste
 clustermesh-allow-prefixes where its pods may be beside the private ranges, and in clustermesh-limits how much it may
 make this cluster remember, where that differs from the usual (nodes, identities, endpoints, services, listing-bytes,
 value-bytes, service-backends, node-prefixes, and of all services, nodes or a mirror's copies together backends,
-prefixes, copied-bytes).
+prefixes, copied-bytes, exports).
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ from clustermesh.mirror.copies import (
     outline,
     with_backends,
 )
-from clustermesh.mirror.weight import Weight
+from clustermesh.mirror.weight import Weights
 from clustermesh.model import Cluster, ClusterConfig, Stamp
 from clustermesh.wire import RESOURCES, cluster_config, keys
 from clustermesh.wire.kinds import ENDPOINTS, NODES, SERVICES, STAMPS
@@ -73,7 +73,7 @@ class MirrorSink:
         self._values: dict[str, dict[str, dict[Any, bytes]]] = {}  # by cluster, kind and name
         self._listed: dict[str, set[str]] = {}
         self._doubted: dict[str, set[str]] = {}  # kinds to be listed anew, for what was found after they were
-        self._weights: dict[str, Weight] = {}
+        self._weights: dict[str, Weights] = {}
         self._undecided: dict[str, dict[tuple[str, Any], None]] = {}
         self._own_is_known = False
 
@@ -181,7 +181,7 @@ class MirrorSink:
         table = self._table(cluster, kind)
         if name in table:  # it is known, and stands or not
             return
-        self._weight(cluster).found(value)
+        self._weight(cluster).found(kind, value)
         table[name] = value
         self._doubted.setdefault(cluster, set()).add(kind)
         self._want(kind, cache_key(cluster, kind, name), value)
@@ -246,7 +246,7 @@ class MirrorSink:
 
     def weight(self, cluster: str) -> int:
         """What all that takes, of what it may."""
-        return self._weights[cluster].bytes if cluster in self._weights else 0
+        return self._weights[cluster].size if cluster in self._weights else 0
 
     # -- what stands ---------------------------------------------------------------------------------------------------
 
@@ -329,10 +329,10 @@ class MirrorSink:
             node = RESOURCES[NODES].decode(cache_key(cluster, NODES, name), value, owner)
             self.state.put(cluster, NODES, name, node)
 
-    def _weight(self, cluster: str) -> Weight:
+    def _weight(self, cluster: str) -> Weights:
         if cluster not in self._weights:
             self.state.count_unnamed(cluster, "", 0)  # it is known from now on: there is where to say what is refused
-            self._weights[cluster] = Weight(lambda: self.state.refusals(cluster))
+            self._weights[cluster] = Weights(lambda: self.state.refusals(cluster))
         return self._weights[cluster]
 
     def _left_out(self, cluster: str) -> Set[str]:
@@ -342,4 +342,4 @@ class MirrorSink:
         return self._weights[cluster].short if cluster in self._weights else frozenset()
 
     def _weigh(self, cluster: str, kind: str, name: Any, before: bytes | None, value: bytes | None) -> bool:
-        return self._weight(cluster).take(kind, name, before, value, self.limits_of(cluster).copied_bytes)
+        return self._weight(cluster).take(kind, name, before, value, self.limits_of(cluster))

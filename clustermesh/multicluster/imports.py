@@ -118,8 +118,14 @@ def _held_ports(held: Document | None) -> list[ExportPort]:
 
 
 def _clusters(held: Document | None) -> Iterable[str]:
-    status = (held or {}).get("status") or {}
-    return [each["cluster"] for each in status.get("clusters") or []]
+    return [each.get("cluster", "") for each in _listed(held, "clusters")]
+
+
+def _listed(held: Document | None, part: str) -> list[Document]:
+    """That part of the status, where another's definition may let anything stand."""
+    status = (held or {}).get("status")
+    found = status.get(part) if isinstance(status, dict) else None
+    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
 
 
 def _remove(facts: Facts) -> list[Write]:
@@ -258,7 +264,7 @@ def _tell(facts: Facts, found: Import | None, now: float) -> list[Write]:
 
 def _settled(held: Document, told: Sequence[Document], now: float) -> list[Document]:
     """All conditions of what is `held`, those of ours as `told`."""
-    before = ((held.get("status") or {}).get("conditions")) or []
+    before = _listed(held, "conditions")
     known = {each.get("type"): each for each in before}
     others = [each for each in before if each.get("type") not in _OURS]
     generation = held["metadata"].get("generation")
@@ -318,6 +324,6 @@ def _condition(kind: str, holds: bool, reason: str, message: str) -> Document:
 
 def _dated(told: Document, before: Document | None, generation: int | None, now: float) -> Document:
     stays = before is not None and before.get("status") == told["status"]
-    since = before["lastTransitionTime"] if before and stays else format_time(int(now))
+    since = before.get("lastTransitionTime") if before and stays else None
     seen = {} if generation is None else {"observedGeneration": generation}
-    return {**told, "lastTransitionTime": since, **seen}
+    return {**told, "lastTransitionTime": since or format_time(int(now)), **seen}

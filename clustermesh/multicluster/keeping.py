@@ -47,6 +47,7 @@ from clustermesh.multicluster.facts import PLACES, SERVICES_PLACE, Copies, View,
 from clustermesh.multicluster.imports import Facts, writes
 from clustermesh.multicluster.slices import SliceFacts, slice_writes, wants_slices
 from clustermesh.pace import Load
+from clustermesh.retries import Retries
 from clustermesh.sources import served
 from clustermesh.sources.exports import translate_export, usable
 from clustermesh.sources.faults import Faults
@@ -64,7 +65,7 @@ _GATHERING: Final = 0.1
 _BATCH: Final = 50
 """Names that are settled before there is a look at what has changed meanwhile."""
 _LOOK: Final = 2.0
-"""Seconds between two looks at who is connected, and until what failed is tried again."""
+"""Seconds between two looks at who is connected, and until what failed is tried again first."""
 _SERVED: Final = 10.0
 _TOLD: Final = 3
 """Problems of one name that are told."""
@@ -138,8 +139,8 @@ class Keeper:
         self._local, self._local_of = dict[Name, set[Ref]](), dict[Ref, Name]()  # slices of the source, by Services
         for ref in task.source.refs("EndpointSlice") if version else ():
             self._note_slice(ref)
-        self._dirty, self._again, self._news = set[Name](), set[Name](), asyncio.Event()
-        self._unheard, self._failed = dict[str, str](), dict[Name, str]()
+        self._dirty, self._due, self._news = set[Name](), list[Name](), asyncio.Event()
+        self._unheard, self._odd, self._failed = dict[str, str](), dict[Name, list[str]](), Retries[Name](_LOOK)
 
     def tasks(self) -> list[Coroutine[Any, Any, None]]:
         brains = [(documents.SLICES, f"{MANAGED_BY} in ({MESH},{EXPORTED})", self._slices)]
@@ -231,8 +232,9 @@ class Keeper:
                     self._touch(self._all())
             except ClusterMeshError as e:
                 _LOG.debug("who is connected is not known now: %s", e)
-            self._touch(self._again)
-            self._again = set()
+            if due := self._failed.take_due(time.monotonic()):
+                self._due += due
+                self._news.set()
             await asyncio.sleep(_LOOK)
 
     def _all(self) -> set[Name]:
@@ -253,7 +255,8 @@ class Keeper:
             if self._unlisted or not all(brain.complete for brain in brains):
                 continue
             names, self._dirty = self._dirty, set()
-            waiting = dict.fromkeys(sorted(names)) | waiting
+            due, self._due = self._due, []
+            waiting = dict.fromkeys(sorted(names)) | waiting | dict.fromkeys(due)
             async with asyncio.TaskGroup() as tasks:  # the client has its pace
                 for name in take_batch(waiting, _BATCH):
                     tasks.create_task(self._settle(name))
@@ -261,11 +264,16 @@ class Keeper:
 
     def _tell_problems(self) -> None:
         found = [f"{plural} stay as they are: {error}" for plural, error in sorted(self._unheard.items())]
-        self._say([*found, *(f"{'/'.join(name)}: {error}" for name, error in sorted(self._failed.items()))])
+        for name in sorted(self._odd.keys() | self._failed.problems.keys()):
+            failed = self._failed.problems.get(name)
+            told = [*([failed.sentence] if failed else []), *self._odd.get(name, ())]
+            more = f"; and {len(told) - _TOLD} more" if len(told) > _TOLD else ""
+            found.append(f"{'/'.join(name)}: {'; '.join(told[:_TOLD])}{more}")
+        self._say(found)
 
     async def _settle(self, name: Name) -> None:
-        """What goes wrong is told, and tried again. A write that is refused keeps no other one back: what is wrong may
-        be one cluster's alone."""
+        """What goes wrong is told, and tried again later and later. A write that is refused keeps no other one back:
+        what is wrong may be one cluster's alone."""
         odd, failed = list[str](), list[str]()
         try:
             steps = writes(self._facts(name, odd), time.time()) if self._version else []
@@ -276,12 +284,16 @@ class Keeper:
                     failed.append(str(e))
         except ClusterMeshError as e:
             failed.append(str(e))
+        except Exception as e:  # what nobody thought of is that name's problem
+            _LOG.exception("%s cannot be settled", "/".join(name))
+            failed.append(f"internal error, see the log: {e!r}")
+        self._odd.pop(name, None)
+        if odd:
+            self._odd[name] = odd
         if failed:
-            self._again.add(name)
-        self._failed.pop(name, None)
-        if told := [*failed, *odd]:
-            more = f"; and {len(told) - _TOLD} more" if len(told) > _TOLD else ""
-            self._failed[name] = "; ".join(told[:_TOLD]) + more
+            self._failed.fail(name, "; ".join(failed[:_TOLD]), time.monotonic())
+        else:
+            self._failed.forget(name)
 
     def _facts(self, name: Name, odd: list[str]) -> Facts:
         """`odd` is told what is left out of other clusters' exports; of the own ones the source tells."""

@@ -70,7 +70,7 @@ WHOLE = {
     "limits": dict.fromkeys(
         (
             *("nodes", "identities", "endpoints", "services", "listingBytes", "valueBytes", "serviceBackends"),
-            *("backends", "copiedBytes", "nodePrefixes", "prefixes", "addresses"),
+            *("backends", "copiedBytes", "exports", "nodePrefixes", "prefixes", "addresses"),
         ),
         7,
     ),

@@ -16,7 +16,18 @@ from clustermesh.mirror import weight
 from clustermesh.mirror.copies import KINDS, Copy, cache_key, canary_key, cluster_of, copied_config, copied_kinds
 from clustermesh.mirror.sink import CANARIES, CONFIGS, MirrorSink
 from clustermesh.mirror.weight import KEY_COST
-from clustermesh.model import Cluster, ClusterConfig, Endpoint, Identity, Node, NodeAddress, Port, Protocol, Service
+from clustermesh.model import (
+    Cluster,
+    ClusterConfig,
+    Endpoint,
+    Identity,
+    Node,
+    NodeAddress,
+    Port,
+    Protocol,
+    Service,
+    ServiceExport,
+)
 from clustermesh.wire import RESOURCES, keys, node, service
 from clustermesh.wire.kinds import ENDPOINTS, IDENTITIES, NODES, SERVICE_EXPORTS, SERVICES
 
@@ -321,6 +332,47 @@ def test_what_was_left_out_beyond_what_is_named_is_asked_for_again_too(monkeypat
     assert "10 or more identities are not copied" in sink.state.refusals("beta").named(1)[f"copies/{IDENTITIES}"]
     sink.remove("beta", IDENTITIES, 131999, 0)
     assert IDENTITIES in sink.names("beta", "short"), "its reader lists it again"
+
+
+def test_a_peer_exports_no_more_than_it_may_and_its_next_come_once_there_is_room() -> None:
+    """Each may take a cluster IP here: copied-bytes does not bound that."""
+    cache = Cache()
+    sink = a_sink(cache)
+    sink.limits_of = lambda _cluster: Limits(exports=9)
+
+    def export(number: int, size: int = 1) -> None:
+        made = ServiceExport(cluster="beta", namespace="shop", name=f"s{number}", created=1)
+        sink.put("beta", SERVICE_EXPORTS, ("shop", f"s{number}"), Copy(made, bytes(size)), 0)
+
+    def copied() -> int:
+        return sum(section == SERVICE_EXPORTS for section, _ in cache)
+
+    sink.found("beta", SERVICE_EXPORTS, ("shop", "s0"), b"x")
+    export(0)
+    for kind in KINDS:
+        sink.listed("beta", kind)
+    for number in range(1, 9):
+        export(number)
+        export(number, 2)
+    assert copied() == 9
+    sink.remove("beta", SERVICE_EXPORTS, ("shop", "s2"), 0)
+    sink.limits_of = lambda _cluster: Limits(exports=8)
+    export(10)
+    assert copied() == 8
+    assert "exports more than 8 services" in sink.state.refusals("beta").named(9)[f"exports/{SERVICE_EXPORTS}"]
+    sink.put("gamma", SERVICE_EXPORTS, ("shop", "s1"), Copy(None, b"x"), 0)
+    assert copied() == 9, "each has its own"
+    assert not sink.names("beta", "short")
+    sink.remove("beta", SERVICE_EXPORTS, ("shop", "s3"), 0)
+    assert SERVICE_EXPORTS in sink.names("beta", "short"), "its reader lists it again"
+    sink.listed("beta", SERVICE_EXPORTS, whole=False)
+    export(10)
+    assert copied() == 9
+    assert f"exports/{SERVICE_EXPORTS}" not in sink.state.refusals("beta").named(9)
+    sink.limits_of = lambda _cluster: Limits(exports=9, copied_bytes=9 * KEY_COST + 1000)
+    export(11, 5000)  # it is left out for its size, and counts for nothing
+    export(12)
+    assert copied() == 10
 
 
 def test_what_grows_beyond_what_a_peer_may_have_copied_does_not_stay_as_it_was() -> None:

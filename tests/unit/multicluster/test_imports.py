@@ -291,3 +291,26 @@ PATCHES: list[tuple[Document, Document, Document | None]] = [
 def test_what_is_written_is_the_difference(held: Document, wanted: Document, expected: Document | None) -> None:
     found = settle(PLACE, NAME, held, wanted)
     assert [each.body for each in found] == ([] if expected is None else [expected])
+
+
+@pytest.mark.parametrize(
+    "status",
+    [None, {}, [], "x", {"conditions": None}, {"conditions": "x"}, {"conditions": [1, None, "x", {}]}]
+    + [{"conditions": [{"type": "Valid", "status": status}]} for status in ("True", "False", 1)]
+    + [{"clusters": clusters} for clusters in (None, "beta", [1, None], [{}], [{"cluster": 1}])],
+)
+def test_whatever_stands_in_a_status_by_anothers_definition_is_put_right(status: Any) -> None:
+    said = own()
+    said["export"] = {**said["export"], "status": status}
+    held = {"metadata": {"uid": "1", "annotations": {DERIVED: derived_name(*NAME)}}, "spec": {}, "status": status}
+    api = Api()
+    api.held["ServiceImport"] = held
+    found = api.settled(facts(**said, exports=[export("beta")], unheard={"gamma"}))
+    assert [each["cluster"] for each in found["ServiceImport"]["status"]["clusters"]] == ["alpha", "beta"]
+    conditions = found["ServiceExport"]["status"]["conditions"]
+    assert {each["type"]: each["status"] for each in conditions if each.get("type")} == {
+        "Valid": "True",
+        "Ready": "True",
+        "Conflict": "False",
+    }
+    assert all(each["lastTransitionTime"] for each in conditions if each.get("type"))
