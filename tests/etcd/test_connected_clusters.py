@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from ports import free_port
 
-from clustermesh.errors import ClusterMeshError, Refused
+from clustermesh.errors import ClusterMeshError, Refused, Unavailable
 from clustermesh.mesh.peer_files import PeerFile, read_peers
 from clustermesh.standalone.context import Context, load
 from clustermesh.store.client import EtcdClient
@@ -112,4 +112,6 @@ async def _locked_out(owner: Context, kept: Path) -> bool:
             await client.get(keys.cluster_config_key(owner.name))
         except Refused:
             return True
+        except Unavailable:  # its connection is ended with its user
+            return False
     return False
