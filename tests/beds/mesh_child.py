@@ -27,6 +27,9 @@ BEAT = 0.5
 SETTLE = 2.0
 """Seconds after which readers believe a writer that came back: nobody here takes longer to write what it has."""
 
+LEASE = 300
+"""Seconds of a mirror's leases: what died with one of them goes once its canary's, a third as long, was renewed."""
+
 
 async def _publish(
     folder: str, http: str, timing: dict[str, Any], endpoints: Sequence[str] = (), kubeconfig: str = ""
@@ -44,7 +47,9 @@ async def _publish(
 
 async def _mirror(folder: str, http: str, endpoints: list[str]) -> None:
     settings = Settings(cluster=Cluster(name="beta", id=2), endpoints=tuple(endpoints))
-    await mirror.run(settings, Path(folder), [http], mirror.Timing(own=0.0, wait=0.5, heartbeat=BEAT, settle=SETTLE))
+    await mirror.run(
+        settings, Path(folder), [http], mirror.Timing(lease_ttl=LEASE, own=0.0, wait=0.5, heartbeat=BEAT, settle=SETTLE)
+    )
 
 
 def _main(role: str, told: dict[str, Any]) -> None:

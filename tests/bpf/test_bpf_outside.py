@@ -367,18 +367,30 @@ def test_no_backend_is_refused_at_once(outside: Outside) -> None:
     assert outside.from_outside(sent) == (REDIRECT, sent.back().to(flags=RST | ACK, seq=0, ack=1001))
 
 
+@contextmanager
+def another_address(outside: Outside, address: str) -> Iterator[None]:
+    """Of the node; an IPv6 one has its route a moment after it is there."""
+    show = ("ip", "-6" if ":" in address else "-4", "route", "show", "table", "local", "to", address)
+    outside.net.run("ip", "addr", "add", address, "dev", "lo")
+    try:
+        while f"local {address} " not in outside.net.run(*show):
+            time.sleep(0.01)
+        yield
+    finally:
+        outside.net.run("ip", "addr", "del", address, "dev", "lo")
+
+
 def test_a_backend_at_another_address_of_the_node_is_reached_as_one_at_its_own(outside: Outside) -> None:
     second = "fd92::aa" if outside.is_ipv6() else "192.168.0.170"
-    outside.net.run("ip", "addr", "add", second, "dev", "lo")
-    for number, where in enumerate((outside.node, second)):
-        outside.back(99, where, 6443, TCP)
-        outside.serve(outside.node, 30555, TCP, 900, 99, kind=Kind.NODE_PORT)
-        sent = call(outside, port=50000 + number).to(destination_port=30555)
-        arrived = sent.to(destination=where, destination_port=6443)
-        assert outside.from_outside(sent) == (NEXT, arrived)
-        answer = arrived.back().to(flags=SYN | ACK)
-        assert outside.to_outside(answer) == (NEXT, sent.back().to(flags=SYN | ACK))
-    outside.net.run("ip", "addr", "del", second, "dev", "lo")
+    with another_address(outside, second):
+        for number, where in enumerate((outside.node, second)):
+            outside.back(99, where, 6443, TCP)
+            outside.serve(outside.node, 30555, TCP, 900, 99, kind=Kind.NODE_PORT)
+            sent = call(outside, port=50000 + number).to(destination_port=30555)
+            arrived = sent.to(destination=where, destination_port=6443)
+            assert outside.from_outside(sent) == (NEXT, arrived)
+            answer = arrived.back().to(flags=SYN | ACK)
+            assert outside.to_outside(answer) == (NEXT, sent.back().to(flags=SYN | ACK))
     assert outside.count(Reason.DROP_NO_ROUTE) == 0
 
 
