@@ -6,7 +6,8 @@ whoever trusts either takes what is issued from now on, and it does not matter w
     take      the new one signs; what the old one signed is issued anew; who trusts the old one trusts both
     forget    once everybody has read that: the old one is trusted nowhere
 
-Each changes what has still to be changed, so one that was interrupted is done again.
+Each changes what has still to be changed, so one that was interrupted is done again. Where several clusters have one
+authority, each of them may tell of what is under way: that one is gone on with, and two at once are refused.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def rotation_of(authority: Data) -> Rotation | None:
         return None
     (old,) = read_certificates(authority[PREVIOUS], PREVIOUS)
     (cross,) = read_certificates(authority.get(CROSS, b""), CROSS)
-    return Rotation(old, read_pair(authority.get(_BUNDLE, b""), authority.get(_KEY, b""), "ca"), cross)
+    new = read_pair(authority.get(_BUNDLE, b""), authority.get(_KEY, b""), "ca")
+    return None if new.certificate == old else Rotation(old, new, cross)  # else it was interrupted before it began
 
 
 def begin(authority: Data, now: datetime) -> Rotation:
@@ -67,20 +69,29 @@ def begin(authority: Data, now: datetime) -> Rotation:
 
 
 def take(data: Data, rotation: Rotation, now: datetime) -> dict[str, bytes]:
-    """The new authority signs, and is trusted wherever the old one is."""
-    new, is_authority = rotation.new, is_held_in(data, rotation.old)
+    """The new authority signs, and is trusted wherever the old one is. Raises CertsError where that is being replaced
+    by another one."""
+    new, other = rotation.new, rotation_of(data)
+    if other and other.old == rotation.old and other.new.certificate != new.certificate:
+        raise CertsError(
+            "its authority is being replaced by another one already: end that first, by `certs rotate --ca` with its "
+            "context and those of its peers alone"
+        )
     out = reissued(data, rotation.old, Pair(new.certificate, new.key, (rotation.cross,)), now)
     for key, held in _bundles(data):
         if rotation.old in held and new.certificate not in held:
-            out[key] = _pem([new.certificate, *held])
-    if is_authority:
+            place = held.index(rotation.old)  # whoever signs there is still the first
+            out[key] = _pem([*held[:place], new.certificate, *held[place:]])
+    if is_held_in(data, rotation.old):
+        out = {key: value for key, value in out.items() if key not in _OURS}
         out |= {_KEY: new.key_pem, PREVIOUS: _pem([rotation.old]), CROSS: _pem([rotation.cross])}
     return out
 
 
 def forget(data: Data, rotation: Rotation) -> dict[str, bytes]:
     """Nobody who trusts the new authority trusts the old one."""
-    out = {key: value for key, value in data.items() if key not in _OURS}
+    ended = _OURS if is_held_in(data, rotation.new.certificate) else ()
+    out = {key: value for key, value in data.items() if key not in ended}
     for key, held in _bundles(data):
         if rotation.old in held and rotation.new.certificate in held:
             out[key] = _pem([each for each in held if each != rotation.old])
@@ -112,6 +123,11 @@ def is_held_in(data: Data, authority: x509.Certificate) -> bool:
         return read_certificates(data.get(_BUNDLE, b""), _BUNDLE)[0] == authority
     except CertsError:
         return False
+
+
+def takes_part(data: Data, rotation: Rotation) -> bool:
+    """Whether these are files, with its key, of the authority that is replaced or of the new one."""
+    return is_held_in(data, rotation.old) or is_held_in(data, rotation.new.certificate)
 
 
 def trusts(data: Data, authority: x509.Certificate) -> bool:

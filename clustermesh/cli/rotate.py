@@ -137,7 +137,7 @@ async def _held(which: Which, contexts: Sequence[str]) -> AsyncIterator[list[Hol
     from clustermesh.joining.holders import InFolder, hold_secrets
 
     if any(map(is_folder, contexts)):
-        yield [InFolder(load(folder(each)), datetime.now(UTC)) for each in contexts]
+        yield [InFolder(load(folder(each))) for each in contexts]
         return
     async with AsyncExitStack() as stack:
         apis = [await stack.enter_async_context(open_api(which.kubeconfig, each, which.namespace)) for each in contexts]

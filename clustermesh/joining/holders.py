@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar, Final, Protocol
 
@@ -13,7 +13,7 @@ from msgspec import Struct, field
 from certs.check import read_pair
 from certs.files import remove_durably, write_atomically
 from certs.names import leaf_secret
-from certs.pair import write_pair
+from certs.pair import recover, write_pair
 from certs.rotation import pairs_in
 from clustermesh.errors import Refused
 from clustermesh.joining import names
@@ -64,9 +64,8 @@ class Holder(Protocol):
         """What must be in some places: nothing where its etcd, and so its authority, is another's to keep."""
         ...
 
-    @property
-    def peers(self) -> frozenset[str]:
-        """The clusters that it reads, and those that read it."""
+    async def peers(self) -> frozenset[str]:
+        """The clusters that it reads, and those that read it, by now."""
         ...
 
     async def read(self, place: str) -> dict[str, bytes]:
@@ -102,11 +101,12 @@ class InSecrets:
     def name(self) -> str:
         return self._site.member.name
 
-    @property
-    def peers(self) -> frozenset[str]:
-        member, prefix = self._site.member, remote_user("")
-        readers = (user.name for user in users_in(member.users, names.USERS) if user.name.startswith(prefix))
-        return frozenset((*known_peers(member.entries), *(name.removeprefix(prefix) for name in readers)))
+    async def peers(self) -> frozenset[str]:
+        objects, prefix = self._site.objects, remote_user("")
+        entries = await objects.secret(names.COPIED if self._site.member.mirrored else names.PEERS)
+        users = (await objects.config(names.USERS)).get(names.USERS_KEY, "").encode()
+        readers = (user.name for user in users_in(users, names.USERS) if user.name.startswith(prefix))
+        return frozenset((*known_peers(entries), *(name.removeprefix(prefix) for name in readers)))
 
     async def read(self, place: str) -> dict[str, bytes]:
         return await self._site.objects.secret(place)
@@ -160,21 +160,28 @@ class InFolder:
     places = ("certs", "peers")
     expected: ClassVar = {"certs": ("ca", *names.LEAVES)}
 
-    def __init__(self, context: Context, now: datetime) -> None:
+    def __init__(self, context: Context) -> None:
         self._context = context
-        self.peers = frozenset(each.name for each in list_connections(context, now))
 
     @property
     def name(self) -> str:
         return self._context.name
 
+    async def peers(self) -> frozenset[str]:
+        return frozenset(each.name for each in list_connections(self._context, datetime.now(UTC)))
+
     async def read(self, place: str) -> dict[str, bytes]:
+        folder = self._context.path / place
         with file_errors():
-            return _files(self._context.path / place)
+            if any(folder.glob("*.next")):
+                with locked(self._context):
+                    _finish(folder)
+            return _files(folder)
 
     async def change(self, place: str, edit: Edit) -> bool:
         folder = self._context.path / place
         with file_errors(), locked(self._context):
+            _finish(folder)
             before = _files(folder)
             after = edit(before)
             _write(folder, before, after)
@@ -192,6 +199,12 @@ def _files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(paths) if path.is_file() and path.name[0] != "."}
 
 
+def _finish(folder: Path) -> None:
+    """The pairs whose writer was killed are whole."""
+    for path in folder.glob("*.next"):
+        recover(folder, Path(path.stem).stem)
+
+
 def _write(folder: Path, before: Mapping[str, bytes], after: Mapping[str, bytes]) -> None:
     """What is trusted first, then pairs as one, then the rest: a reader in between is let in and lets in."""
     changed = {name for name, data in after.items() if before.get(name) != data}
@@ -201,7 +214,7 @@ def _write(folder: Path, before: Mapping[str, bytes], after: Mapping[str, bytes]
     for cert, key in pairs:
         stem = cert.removesuffix(".crt")
         write_pair(folder, stem, read_pair(after[cert], after[key], str(folder / stem)))
-    for name in before.keys() - after.keys():
+    for name in sorted(before.keys() - after.keys(), reverse=True):  # what certs.rotation needs goes last
         remove_durably(folder / name)
 
 

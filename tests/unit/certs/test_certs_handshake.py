@@ -197,6 +197,19 @@ def test_a_stranger_to_the_authority_that_is_replaced_is_left_alone(rotated: dic
     assert forget(data, rotation) == data
 
 
+def test_who_signs_with_another_authority_goes_on_with_it(rotated: dict[str, Path], beta: Path) -> None:
+    old, own = files_of(rotated["old"]), files_of(beta)
+    rotation = rotation_of(files_of(rotated["both"]))
+    assert rotation is not None
+    both = take(own | {"ca.crt": own["ca.crt"] + old["ca.crt"]}, rotation, datetime.now(UTC))
+    assert read_pair(both["ca.crt"], both["ca.key"], "ca").chain == (rotation.new.certificate, rotation.old)
+    its = begin(own, datetime.now(UTC))
+    under_way = take(own, its, datetime.now(UTC))
+    assert forget(take(under_way, rotation, datetime.now(UTC)), rotation) == under_way
+    with pytest.raises(CertsError, match="is being replaced by another one already"):
+        take(under_way, begin(own, datetime.now(UTC)), datetime.now(UTC))
+
+
 def test_an_authority_that_can_no_longer_sign_is_not_replaced_in_silence() -> None:
     now = datetime.now(UTC)
     expired = create_authority(now - timedelta(days=3660))
