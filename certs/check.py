@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from threading import Lock
 from typing import Final
 
 from cryptography import x509
@@ -29,6 +30,8 @@ _MALFORMED: Final = (
     x509.DuplicateExtension,
     CryptographyDeprecationWarning,
 )
+_STRICT: Final = Lock()
+"""What a warning does is one for all threads."""
 _NO_SERVER: Final = "may not be used by a server (extended key usage lacks serverAuth)"
 
 
@@ -164,7 +167,7 @@ def renewal_due(certificate: x509.Certificate, now: datetime, before: timedelta 
 @contextmanager
 def _strictly() -> Iterator[None]:
     # The library only warns of what other TLS stacks refuse already, such as a negative serial number.
-    with warnings.catch_warnings():
+    with _STRICT, warnings.catch_warnings():
         warnings.simplefilter("error", CryptographyDeprecationWarning)
         yield
 

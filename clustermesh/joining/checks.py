@@ -6,22 +6,27 @@ one, or packets that go to the wrong pod.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from itertools import combinations
+from typing import Final
 
 from certs.errors import CertsError
 from clustermesh.address import Prefix, contains, family_length, is_address, nobodys, parse, prefix_text, single
 from clustermesh.errors import ClusterMeshError, Invalid, Refused
 from clustermesh.joining import names
-from clustermesh.joining.links import Link, check_server, credentials, known_peers, url_host
+from clustermesh.joining.links import Link, check_server, credentials, entries, known_peers, url_host
 from clustermesh.joining.member import Member
+from clustermesh.joining.secret_sizes import find_full
 from clustermesh.joining.versions import is_skewed
 from clustermesh.mesh.authority import Authority, Ground, Place, judge_prefix
 from clustermesh.mesh.peer_files import PeerFile
 from clustermesh.standalone.pod_cidrs import find_overlap
 from clustermesh.store import endpoint as etcd_endpoint
+
+_MOST_NAMED: Final = 10
+"""Prefixes of one cluster that are refused, of which each has a sentence."""
 
 
 def find_problems(members: Sequence[Member], links: Sequence[Link], now: datetime) -> list[ClusterMeshError]:
@@ -29,8 +34,15 @@ def find_problems(members: Sequence[Member], links: Sequence[Link], now: datetim
     found = [problem for pair in combinations(members, 2) for problem in check_pair(*pair)]
     if any(first.name == second.name for first, second in combinations(members, 2)):
         return found  # all else would speak of a cluster and itself
+    shown = list[tuple[Link, Mapping[str, bytes]]]()
     for link in links:
-        found += [*_check_newcomer(link), *_check_trust(link, now), *_check_prefixes(link)]
+        found += _check_newcomer(link)
+        try:
+            shown.append((link, credentials(link, now)))
+        except CertsError as e:
+            found.append(_no_credentials(link, e))
+        found += [*_check_trust(link, now), *_check_prefixes(link)]
+    found += _check_room(shown)
     return list({str(problem): problem for problem in found}.values())
 
 
@@ -118,16 +130,29 @@ def _places(peer: PeerFile) -> set[tuple[str, int]]:
     return {(host, url.port) for url in urls for host in peer.host_aliases.get(url.host, (url.host,))}
 
 
+def _no_credentials(link: Link, error: CertsError) -> Refused:
+    reader, owner = link.reader, link.owner
+    return Refused(
+        f"{owner.name} would not let {reader.name} in: what {reader.name} shows (Secret {names.REMOTE_CERT}) is "
+        f"not signed by {owner.name}'s authority, and that cannot sign another: {error}: put ca.key into the Secret "
+        f"{names.AUTHORITY} of {_where(owner)}, or give both clusters one authority"
+    )
+
+
+def _check_room(shown: Iterable[tuple[Link, Mapping[str, bytes]]]) -> Iterator[ClusterMeshError]:
+    """Whether each reader has room for all that it is to read, which is shown those files."""
+    readers, added = dict[str, Member](), dict[tuple[str, str], dict[str, Mapping[str, bytes]]]()
+    for link, files in shown:
+        readers[link.reader.name] = link.reader
+        for secret, data in zip((names.PEERS, names.COPIED), entries(link, files), strict=True):
+            added.setdefault((link.reader.name, secret), {})[link.owner.name] = data
+    for (name, secret), each in added.items():
+        if full := find_full(readers[name], secret, each):
+            yield full
+
+
 def _check_trust(link: Link, now: datetime) -> Iterator[ClusterMeshError]:
     reader, owner = link.reader, link.owner
-    try:
-        credentials(link, now)
-    except CertsError as e:
-        yield Refused(
-            f"{owner.name} would not let {reader.name} in: what {reader.name} shows (Secret {names.REMOTE_CERT}) is "
-            f"not signed by {owner.name}'s authority, and that cannot sign another: {e}: put ca.key into the Secret "
-            f"{names.AUTHORITY} of {_where(owner)}, or give both clusters one authority"
-        )
     try:
         check_server(link, now)
     except CertsError as e:
@@ -147,12 +172,16 @@ def _check_prefixes(link: Link) -> Iterator[ClusterMeshError]:
     }
     if reader.entrance is not None:
         reached[reader.name] = reader.entrance.hosts
-    ground = Ground(_etcds(reached))
+    ground, authority, more = Ground(_etcds(reached)), Authority(name=owner.name, allowed=link.allowed), -_MOST_NAMED
     for cidr in owner.pod_cidrs:
-        if refusal := judge_prefix(Authority(name=owner.name, allowed=link.allowed), cidr.prefix, ground):
-            spelled = prefix_text(cidr.prefix)
-            rule = f"would be refused by {reader.name}: {refusal.why.removeprefix(f'pod CIDR {spelled} ')}"
-            yield Invalid(f"pod CIDR of node {cidr.node} in {owner.name}", spelled, rule)
+        if refusal := judge_prefix(authority, cidr.prefix, ground):
+            more += 1
+            if more <= 0:
+                spelled = prefix_text(cidr.prefix)
+                rule = f"would be refused by {reader.name}: {refusal.why.removeprefix(f'pod CIDR {spelled} ')}"
+                yield Invalid(f"pod CIDR of node {cidr.node} in {owner.name}", spelled, rule)
+    if more > 0:
+        yield Refused(f"{more} more pod CIDRs of {owner.name} would be refused by {reader.name}")
 
 
 def _etcds(reached: Mapping[str, Sequence[str]]) -> Iterator[Place]:

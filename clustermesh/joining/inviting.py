@@ -11,9 +11,11 @@ import asyncio
 import logging
 import ssl
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import Final
+from functools import partial
+from typing import Final, ParamSpec, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -43,7 +45,10 @@ from clustermesh.mesh.peer_files import PeerFile
 from clustermesh.metrics import INVITATIONS, make_registry
 from clustermesh.standalone.connect import Outcome
 
+P = ParamSpec("P")
+T = TypeVar("T")
 _LOG: Final = logging.getLogger(__name__)
+_BESIDE: Final = ThreadPoolExecutor(1, "invitations")
 _STATUSES: Final = (200, 400, 403, 404, 408, 409, 413, 429, 503)
 _AT_ONCE: Final = 4
 _HEARD: Final = 32
@@ -51,6 +56,8 @@ _HEARD: Final = 32
 _READING: Final = 5.0
 """Seconds that who asks has to say it."""
 _PATIENCE: Final = 60.0
+_MOST_SENTENCES, _MOST_LETTERS = 20, 1000
+"""Of an answer: a newcomer reads no more than `MOST_BYTES`, and shows so many."""
 _REREAD: Final = 30.0
 """Seconds after which the certificate is looked for anew, and the log says who was sent away."""
 
@@ -74,17 +81,23 @@ async def admit(objects: Objects, ask: Ask, said: Offer, key: bytes, now: dateti
     used(held)
     site = await read_site(objects, "")
     again = (invited := read(held[ask.id])) is not None and invited.again
-    link = offered_link(site.member, said, now, keep=not again)
+    link = await _beside(offered_link, site.member, said, now, keep=not again)
     await _check(site, link, held[ask.id], now)
-    answer = replace(offer(site.member, said.name, now), keep=not again)
+    answer = replace(await _beside(offer, site.member, said.name, now), keep=not again)
     await objects.change_secret(names.INVITATIONS, used)
     outcome = Outcome([], [])
-    await let_in(site, said.name, outcome)
+    # In this order: where that is not written, whoever is told so has not been let in, and may use the same token.
     await begin_reading(objects, link, now, outcome, before=site.member.entries)
+    await let_in(site, said.name, outcome)
     if is_revoked(await objects.secret(names.INVITATIONS), ask.id):  # meanwhile: whoever did has not seen these writes
         await disconnect(site, said.name, None, Mode.BIDIRECTIONAL)
         raise Refused(f"the invitation was revoked: {site.member.name} has disconnected {said.name} again")
     return msgspec.json.encode(answer), outcome
+
+
+async def _beside(call: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
+    """What thousands of pod CIDRs take: beside the event loop, one after the other, as several would hold it up."""
+    return await asyncio.get_running_loop().run_in_executor(_BESIDE, partial(call, *given, **named))
 
 
 async def _check(site: Site, link: Link, invitation: bytes, now: datetime) -> None:
@@ -120,7 +133,7 @@ async def _check(site: Site, link: Link, invitation: bytes, now: datetime) -> No
     # Which prefixes that one allows, it alone knows: it looks at them itself.
     allowed = tuple(each.prefix for each in own.pod_cidrs) if held and again else ()
     links = [link] if own.entrance is None else [link, Link(newcomer, own, own.entrance, allowed)]
-    found += find_problems([own, newcomer], links, now)
+    found += await _beside(find_problems, [own, newcomer], links, now)
     if error := await probe(link.entrance, newcomer.name, newcomer.trusted):
         found.append(error)
     if found:
@@ -254,7 +267,7 @@ class Server:
     async def _answer(self, data: bytes, source: str | None) -> web.Response:
         name = "somebody"
         try:
-            ask, said, key = decode_ask(data)
+            ask, said, key = await _beside(decode_ask, data)
             name = said.name[:40]
             answer, outcome = await admit(self._objects, ask, said, key, datetime.now(UTC))
         except (DecodeError, Uninvited) as e:  # who has no invitation's secret writes nothing into the API
@@ -270,7 +283,10 @@ class Server:
 
 
 def _problems(status: int, sentences: list[str]) -> web.Response:
-    body = msgspec.json.encode({"problems": sentences})
+    said = [each[:_MOST_LETTERS] for each in sentences[:_MOST_SENTENCES]]
+    if len(sentences) > len(said):
+        said[-1] = f"{len(sentences) - len(said) + 1} problems more"
+    body = msgspec.json.encode({"problems": said})
     return web.Response(status=status, body=body, content_type="application/json")
 
 

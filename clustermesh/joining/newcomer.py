@@ -22,10 +22,12 @@ from clustermesh.joining.invitations import Token
 from clustermesh.joining.links import is_named, known_peers
 from clustermesh.joining.member import Member, mesh_name
 from clustermesh.joining.offers import MOST_BYTES, decode_offer, encode_ask, offer, offered_link
+from clustermesh.joining.secret_sizes import MOST_ENTRY, find_full
 from clustermesh.standalone.connect import Outcome
 
 _PATIENCE: Final = 90.0
-_WORDS: Final = 20
+_WORDS, _LETTERS = 20, 1000
+"""What is shown of a refusal."""
 
 
 async def join(site: Site, token: Token, now: datetime) -> Outcome:
@@ -49,6 +51,8 @@ async def _join(site: Site, token: Token, now: datetime) -> Outcome:
         raise Refused(f"the token is of {token.cluster} itself: use it with the --context of the cluster that joins")
     if declared := await find_declared(site.objects, site.member, token.cluster):
         raise declared
+    if full := _full(site.member, token.cluster):
+        raise full
     ask = encode_ask(site.member, (token.id, token.secret), offer(site.member, token.cluster, now))
     said = decode_offer(await _asked(token, ask, _known(site.member, token)))
     if said.name != token.cluster:
@@ -60,6 +64,12 @@ async def _join(site: Site, token: Token, now: datetime) -> Outcome:
     await begin_reading(site.objects, link, now, outcome)  # by which it is known where this is interrupted
     await let_in(site, token.cluster, outcome)
     return outcome
+
+
+def _full(own: Member, cluster: str) -> Refused | None:
+    """Refused where there is no room for as much as who invites may answer, who would have done its half by then."""
+    secret = names.COPIED if own.mirrored else names.PEERS
+    return None if cluster in own.entries else find_full(own, secret, {cluster: {cluster: bytes(MOST_ENTRY)}})
 
 
 def _known(own: Member, token: Token) -> ssl.SSLContext | bool:
@@ -145,4 +155,4 @@ def _sentences(data: bytes) -> list[str]:
         said: Any = msgspec.json.decode(data, type=dict[str, list[str]])["problems"]
     except (msgspec.DecodeError, KeyError, UnicodeDecodeError, RecursionError):
         said = []
-    return said[:_WORDS] or ["refused without a word"]
+    return [each[:_LETTERS] for each in said[:_WORDS]] or ["refused without a word"]

@@ -16,12 +16,14 @@ from msgspec.structs import replace
 
 from certs.check import is_signed_by, read_certificates, read_pair
 from certs.errors import CertsError
+from certs.plain import plain_certificates, plain_key
 from certs.signature import has_signed, public_key, sign
 from clustermesh.address import parse_prefix, prefix_text
 from clustermesh.errors import ClusterMeshError, DecodeError, Refused
 from clustermesh.joining import names
 from clustermesh.joining.links import Link, credentials, has_credentials, link, replaced
 from clustermesh.joining.member import CertFiles, Entrance, Member, Version
+from clustermesh.joining.secret_sizes import MOST_ENTRY
 from clustermesh.model import Cluster, check_cluster_id, check_cluster_name
 from clustermesh.standalone.context import parse_address
 from clustermesh.standalone.pod_cidrs import PodCidr
@@ -29,6 +31,8 @@ from clustermesh.standalone.pod_cidrs import PodCidr
 T = TypeVar("T")
 MOST_BYTES: Final = 1 << 20
 _MOST_HOSTS: Final = 64
+_MOST_CIDRS: Final = 10_240
+"""Two of each node, and nodes as many as Kubernetes knows."""
 
 
 class Offer(Struct, frozen=True, kw_only=True):
@@ -72,7 +76,12 @@ def offer(owner: Member, reader: str, now: datetime) -> Offer:
     except CertsError as e:
         remedy = f"put ca.key into its Secret {names.AUTHORITY}, or `clustermesh connect` with one authority for both"
         raise Refused(f"{owner.name} cannot sign a certificate for {reader}: {e}: {remedy}") from e
-    version = owner.version or Version("", "")
+    version, cidrs = owner.version or Version("", ""), dict.fromkeys(owner.pod_cidrs)
+    if len(cidrs) > _MOST_CIDRS:
+        raise Refused(
+            f"{owner.name} has {len(cidrs)} pod CIDRs: by invitation must be at most {_MOST_CIDRS}: use `clustermesh "
+            "connect`"
+        )
     return Offer(
         name=owner.name,
         id=owner.cluster.id,
@@ -80,7 +89,7 @@ def offer(owner: Member, reader: str, now: datetime) -> Offer:
         encryption=owner.encryption,
         hosts=list(owner.entrance.hosts),
         port=owner.entrance.port,
-        pod_cidrs=[(each.node, prefix_text(each.prefix)) for each in owner.pod_cidrs],
+        pod_cidrs=[(each.node, prefix_text(each.prefix)) for each in cidrs],
         trusted=_believed(owner).decode(),
         signer=owner.signer.cert.decode(),
         server=owner.server.cert.decode(),
@@ -120,7 +129,7 @@ def decode_ask(data: bytes) -> tuple[Ask, Offer, bytes]:
     ask = _decoded(data, Ask)
     said = decode_offer(bytes(ask.offer))
     try:
-        server = read_certificates(said.server.encode(), "server")[0]
+        server = read_certificates(_plain("server", said.server), "server")[0]
     except CertsError as e:
         raise DecodeError("server", "hidden", str(e)) from e
     if not has_signed(server, _signed(ask.id, ask.secret, bytes(ask.offer)), ask.signature):
@@ -146,20 +155,38 @@ def _decoded(data: bytes, kind: type[T]) -> T:
 
 def offered_link(reader: Member, said: Offer, now: datetime, *, keep: bool) -> Link:
     """`reader` is to read who `said` that, with the credentials that came with it (or those that it has, which `keep`
-    keeps where they are good), and with what an earlier connection of the two allowed. Raises DecodeError."""
+    keeps where they are good), and with what an earlier connection of the two allowed. Certificates and keys are
+    written anew, and all that goes into a Secret is of `MOST_ENTRY` at most. Raises DecodeError."""
     try:
         owner = _member(said)
-    except ClusterMeshError as e:
+        files = _files(said, owner.trusted)
+    except (ClusterMeshError, CertsError) as e:
         raise DecodeError(f"offer of {said.name[:40]!r}", "hidden", str(e)) from e
-    wanted = {f"{names.credentials_of(owner.name)}{end}" for end in ("-ca.crt", ".crt", ".key")}
-    if said.shown.keys() != wanted or owner.entrance is None:
-        raise DecodeError(f"offer of {said.name!r}", sorted(said.shown), f"must bring {', '.join(sorted(wanted))}")
+    assert owner.entrance is not None
     before = link(reader, owner, owner.entrance, ())
     if keep and has_credentials(before, now):
         return before
-    files = {key: value.encode() for key, value in said.shown.items()}
     kept = {"copied" if reader.mirrored else "peers": replaced(reader.entries, owner.name, files)}
     return replace(before, reader=replace(reader, **kept))
+
+
+def _files(said: Offer, trusted: bytes) -> dict[str, bytes]:
+    """What the owner is to be shown, beside what is `trusted` of it."""
+    authority, cert, key = (f"{names.credentials_of(said.name)}{end}" for end in ("-ca.crt", ".crt", ".key"))
+    if said.shown.keys() != {authority, cert, key}:
+        raise DecodeError("shown", sorted(said.shown)[:4], f"must be {authority}, {cert} and {key}")
+    found = {authority: trusted, cert: _plain(cert, said.shown[cert]), key: plain_key(_bytes(said.shown[key]), key)}
+    if (size := sum(map(len, [*found.values(), *said.hosts]))) > MOST_ENTRY:
+        raise DecodeError("hosts, trusted and shown", size, f"must be at most {MOST_ENTRY} bytes together")
+    return found
+
+
+def _plain(field: str, pem: str) -> bytes:
+    return plain_certificates(_bytes(pem), field)
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode(errors="replace")
 
 
 def _member(said: Offer) -> Member:
@@ -169,16 +196,18 @@ def _member(said: Offer) -> Member:
         raise DecodeError("hosts", len(said.hosts), f"must be 1 to {_MOST_HOSTS}")
     for host in said.hosts:
         parse_address(f"[{host}]:{said.port}" if ":" in host else f"{host}:{said.port}", "hosts")
+    if len(said.pod_cidrs) > _MOST_CIDRS:
+        raise DecodeError("pod_cidrs", len(said.pod_cidrs), f"must be at most {_MOST_CIDRS}")
     name = check_cluster_name(said.name)
     return Member(
         context=f"(told by {name})",
         cluster=Cluster(name=name, id=check_cluster_id(said.id, said.max_clusters), max_clusters=said.max_clusters),
         namespace=names.NAMESPACE,
         encryption=said.encryption[:40],
-        version=Version(said.product, said.version[:40]) if said.version else None,
+        version=Version(said.product[:40], said.version[:40]) if said.version else None,
         entrance=Entrance(tuple(said.hosts), said.port, said.as_is),
         pod_cidrs=tuple(PodCidr(parse_prefix(text), name, node[:253]) for node, text in said.pod_cidrs),
-        signer=CertFiles(cert=said.signer.encode()),
-        trusted=said.trusted.encode(),
-        server=CertFiles(cert=said.server.encode()),
+        signer=CertFiles(cert=_plain("signer", said.signer)),
+        trusted=_plain("trusted", said.trusted),
+        server=CertFiles(cert=_plain("server", said.server) if said.server else b""),
     )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
+import threading
 from base64 import b64encode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -29,12 +31,13 @@ from clustermesh.cli import main
 from clustermesh.errors import ClusterMeshError, Refused, Unavailable
 from clustermesh.joining import inviting as inviting_side
 from clustermesh.joining import names
-from clustermesh.joining.connect import Site, Wanted, connect, let_in, read_site
+from clustermesh.joining.connect import Site, Wanted, begin_reading, connect, let_in, read_site
 from clustermesh.joining.holders import InSecrets
 from clustermesh.joining.invitations import Token, create, decode_token, is_revoked, read, revoke
 from clustermesh.joining.inviting import Server, fingerprint
 from clustermesh.joining.links import Mode
 from clustermesh.joining.newcomer import join
+from clustermesh.joining.offers import Offer, offer
 from clustermesh.joining.rotating import rotate_authority
 from clustermesh.kube.client import KubeClient, Request
 from clustermesh.kube.faults import Forbidden
@@ -311,6 +314,144 @@ async def test_who_joins_while_its_invitation_is_revoked_is_not_connected(
     assert not yaml.safe_load(alpha.data("configmaps", "clustermesh-remote-users")["users.yaml"])["users"]
 
 
+def saying(**changed: Callable[[Offer], object]) -> Callable[..., Offer]:
+    """`offer`, by somebody who says something else."""
+
+    def said(*given: object) -> Offer:
+        honest = offer(*given)  # type: ignore[arg-type]
+        return replace(honest, **{field: change(honest) for field, change in changed.items()})
+
+    return said
+
+
+def users(cluster: Cluster) -> list[str]:
+    try:
+        held = cluster.data("configmaps", "clustermesh-remote-users").get("users.yaml", b"{}")
+    except RuntimeError:  # there is no such ConfigMap
+        return []
+    return [each["name"] for each in (yaml.safe_load(held) or {}).get("users", [])]
+
+
+async def test_what_a_newcomer_brings_leaves_room_for_others(
+    alpha: Cluster, beta: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await says_much("newcomer", alpha, beta, monkeypatch)
+
+
+async def test_what_who_invites_answers_leaves_room_for_others(
+    alpha: Cluster, beta: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await says_much("inviting", alpha, beta, monkeypatch)
+
+
+async def says_much(liar: str, alpha: Cluster, beta: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    def much(lines: int) -> None:
+        said = saying(trusted=lambda said: said.trusted + "# padding\n" * lines)
+        monkeypatch.setattr(f"clustermesh.joining.{liar}.offer", said)
+
+    reader, owner = (alpha, beta) if liar == "newcomer" else (beta, alpha)
+    async with answering(alpha, beta), inviting(alpha) as address:
+        token = await invited(alpha, address)
+        much(70_000)  # 700 kB: one more such, and nobody else finds room
+        with pytest.raises((ExceptionGroup, ClusterMeshError)) as caught:
+            await joining(beta, token)
+        error = caught.value.exceptions[0] if isinstance(caught.value, ExceptionGroup) else caught.value
+        assert "trusted: 700" in str(error)
+        assert "bytes: must be at most 65536" in str(error)
+        assert peers(reader) == set()
+        much(3_000)
+        await joining(beta, token)
+    assert reader.data("secrets", SECRET)[f"{owner.name}.etcd-client-ca.crt"] == owner.folder.ca.read_bytes()
+
+
+async def test_where_a_secret_is_full_it_is_said_before_anything_is_written(alpha: Cluster, beta: Cluster) -> None:
+    def fill(cluster: Cluster, size: int) -> None:
+        data = {"gone.etcd-client-ca.crt": b64encode(b"x" * size).decode()}
+        secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": SECRET}, "data": data}
+        path = f"/api/v1/namespaces/{cluster.namespace}/secrets/{SECRET}?fieldManager=somebody&force=true"
+        cluster.bed.ask("PATCH", path, secret, "application/apply-patch+yaml")
+
+    full = f"Secret {SECRET} of alpha has no room for beta"
+    async with answering(alpha, beta), inviting(alpha) as address:
+        token = await invited(alpha, address)
+        fill(alpha, 1_015_000)
+        with pytest.raises(ExceptionGroup) as caught:
+            await joining(beta, token)
+        assert full in str(caught.value.exceptions[0])
+        invitation = read(alpha.data("secrets", names.INVITATIONS)[token.id])
+        assert invitation is not None
+        assert (invitation.left, peers(alpha), users(alpha)) == (1, set(), [])
+        async with alpha.site() as source, beta.site() as destination:
+            with pytest.raises(ExceptionGroup) as caught:
+                await connect(source, [destination], Wanted(), datetime.now(UTC))
+        assert full in str(caught.value.exceptions[0])
+        assert (peers(beta), users(alpha), users(beta)) == (set(), [], [])
+        fill(alpha, 10)
+        fill(beta, 1_010_000)  # alpha would have done its half by the time that is found out
+        with pytest.raises(Refused, match=f"Secret {SECRET} of beta has no room for alpha"):
+            await joining(beta, token)
+        assert (peers(alpha), users(alpha)) == (set(), [])
+        fill(beta, 990_000)
+        await joining(beta, token)
+        fill(beta, 1_010_000)
+        assert (await joining(beta, token)).done == []  # it is there
+    assert (peers(alpha), peers(beta)) == ({"beta"}, {"alpha"})
+
+
+async def test_who_is_told_that_it_could_not_be_connected_has_not_been_let_in(
+    alpha: Cluster, beta: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def may_not(*_: object, **__: object) -> None:
+        raise Forbidden("may not patch secrets/cilium-clustermesh")
+
+    async with answering(alpha, beta), inviting(alpha) as address:
+        token = await invited(alpha, address)
+        with monkeypatch.context() as failing:
+            failing.setattr("clustermesh.joining.inviting.begin_reading", may_not)
+            with pytest.raises(ExceptionGroup) as caught:
+                await joining(beta, token)
+        assert "may not patch" in str(caught.value.exceptions[0])
+        assert users(alpha) == []
+        await joining(beta, token)
+    assert (peers(alpha), users(alpha)) == ({"beta"}, ["remote-beta"])
+
+
+async def test_nobody_waits_while_a_question_is_looked_at_and_a_refusal_is_short_enough_to_be_read(
+    alpha: Cluster, beta: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Semaphore(0), threading.Semaphore(0)
+
+    def held(name: str) -> None:
+        true = getattr(inviting_side, name)
+
+        def waits(*given: object, **named: object) -> object:
+            begun.release()
+            assert go_on.acquire(timeout=PATIENCE)
+            return true(*given, **named)
+
+        monkeypatch.setattr(inviting_side, name, waits)
+
+    steps = ("decode_ask", "offered_link", "find_problems")
+    for each in steps:
+        held(each)
+    many = [(f"n{n}", f"203.{n >> 8}.{n & 255}.0/24") for n in range(10_240)]
+    monkeypatch.setattr("clustermesh.joining.newcomer.offer", saying(pod_cidrs=lambda _: many))
+    async with answering(alpha, beta), inviting(alpha) as address:
+        asking = asyncio.create_task(joining(beta, await invited(alpha, address)))
+        async with aiohttp.ClientSession() as session:
+            for _ in steps:
+                assert await asyncio.to_thread(begun.acquire, timeout=PATIENCE)
+                async with session.get(f"https://{address}/v1/authority", ssl=False) as answer:
+                    assert answer.status == 200
+                go_on.release()
+        with pytest.raises(ExceptionGroup) as caught:
+            await asking
+    said = [str(each) for each in caught.value.exceptions]
+    assert len(said) == 11
+    assert "pod CIDR of node n0 in beta: '203.0.0.0/24': would be refused by alpha" in said[0]
+    assert said[-1].endswith("10230 more pod CIDRs of beta would be refused by alpha")
+
+
 async def test_an_invitation_is_not_used_up_for_a_cluster_that_a_clustermeshpeer_connects(
     alpha: Cluster, beta: Cluster
 ) -> None:
@@ -350,14 +491,14 @@ async def test_of_two_that_join_under_one_name_at_once_one_is_connected_and_the_
     false.install()
     both, looked = asyncio.Barrier(2), 0
 
-    async def let_in_together(site: Site, reader: str, outcome: Outcome) -> None:
+    async def begin_together(*given: Any, **named: Any) -> None:
         nonlocal looked
         looked += 1
         if looked <= 2:
             await both.wait()
-        await let_in(site, reader, outcome)
+        await begin_reading(*given, **named)
 
-    monkeypatch.setattr("clustermesh.joining.inviting.let_in", let_in_together)
+    monkeypatch.setattr("clustermesh.joining.inviting.begin_reading", begin_together)
     async with answering(alpha, beta, false), inviting(alpha) as address:
         tokens = [(each, await invited(alpha, address)) for each in (beta, false)]
         found = await asyncio.gather(*(joining(*each) for each in tokens), return_exceptions=True)

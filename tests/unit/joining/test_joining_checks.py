@@ -179,6 +179,49 @@ def test_credentials_last_until_they_are_due_and_then_are_issued_anew() -> None:
     assert later["beta.etcd-client-ca.crt"] == first["beta.etcd-client-ca.crt"]
 
 
+@pytest.mark.parametrize(("mirrored", "secret"), [(False, "cilium-clustermesh"), (True, "cilium-kvstoremesh")])
+def test_what_a_secret_has_no_room_for_is_said_before_anything_is_written(mirrored: bool, secret: str) -> None:
+    held = {**joined(ALPHA, member("gamma", 3)).peers, "gone.etcd-client-ca.crt": b"x" * 1_014_000}
+    full = {"copied" if mirrored else "peers": held}
+    alpha = replace(ALPHA, mirrored=mirrored, **full)
+    (problem,) = problems(alpha, BETA)
+    assert f"Secret {secret} of alpha has no room for beta: 101" in str(problem)
+    for part in (
+        " bytes: must be at most 1015808",
+        "it has 1 connected clusters",
+        "gone.etcd-client-ca.crt, 1014000 bytes",
+        "`clustermesh disconnect --context ctx-alpha`",
+    ):
+        assert part in str(problem)
+    little = {key: {**value, "gone.etcd-client-ca.crt": b"x" * 1_000_000} for key, value in full.items()}
+    assert problems(replace(alpha, **little), BETA) == []
+
+
+def test_what_is_in_a_full_secret_already_may_stay_and_become_less() -> None:
+    alpha = joined(ALPHA, BETA)
+    alpha = replace(alpha, peers={**alpha.peers, "other": b"x" * (1 << 20)})
+    assert problems(alpha, BETA) == []
+    large = {**alpha.peers, "beta.etcd-client-ca.crt": alpha.peers["beta.etcd-client-ca.crt"] + b"# padding" * 10_000}
+    assert problems(replace(alpha, peers=large), BETA) == []
+
+
+def test_those_that_find_room_one_by_one_may_find_none_together() -> None:
+    links = [link(ALPHA, each, each.entrance or Entrance((), 0), ()) for each in (BETA, member("gamma", 3))]
+    added = sum(len(value) for value in entries(links[0], credentials(links[0], NOW))[0].values())
+    alpha = replace(ALPHA, peers={"old": b"x" * ((1 << 20) - (32 << 10) - 2 * added + 100)})
+    links = [replace(each, reader=alpha) for each in links]
+    assert find_problems([alpha, links[0].owner], links[:1], NOW) == []
+    (problem,) = find_problems([alpha, *(each.owner for each in links)], links, NOW)
+    assert "has no room for beta, gamma" in str(problem)
+
+
+def test_of_many_prefixes_that_are_refused_the_first_are_named() -> None:
+    many = [f"203.0.{n >> 4}.{(n & 15) << 4}/28" for n in range(3_000)]
+    found = [str(problem) for problem in problems(ALPHA, replace(BETA, **cidrs(*many)))]
+    assert len(found) == 11
+    assert "2990 more pod CIDRs of beta would be refused by alpha" in found[-1]
+
+
 def test_one_authority_for_both_takes_no_credentials_of_their_own() -> None:
     alpha, beta = member("alpha", 1, "shared"), member("beta", 2, "shared", signer=CertFiles())
     assert problems(alpha, beta) == []

@@ -7,6 +7,8 @@ from datetime import timedelta
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from hypothesis import given
 from hypothesis import strategies as st
 from test_joining_checks import ALPHA, AUTHORITIES, BETA, NOW, files, joined
@@ -16,7 +18,7 @@ from certs.names import Leaf, cluster_leaves, server
 from certs.names import remote as remote_leaf
 from clustermesh.address import parse_prefix
 from clustermesh.errors import DecodeError, Refused
-from clustermesh.joining import invitations
+from clustermesh.joining import invitations, inviting, newcomer
 from clustermesh.joining.audit import SentAway
 from clustermesh.joining.checks import find_problems
 from clustermesh.joining.door import Rate, Rates
@@ -34,8 +36,9 @@ from clustermesh.joining.invitations import (
 from clustermesh.joining.inviting import find_impostor, is_one_of_ours
 from clustermesh.joining.links import credentials, entries, known_peers, replaced
 from clustermesh.joining.member import CertFiles, Member
-from clustermesh.joining.offers import Ask, decode_ask, decode_offer, encode_ask, offer, offered_link
+from clustermesh.joining.offers import MOST_BYTES, Ask, decode_ask, decode_offer, encode_ask, offer, offered_link
 from clustermesh.mesh.authority import Limits
+from clustermesh.standalone.pod_cidrs import PodCidr
 
 TOKEN = Token(cluster="alpha", address="203.0.113.7:9443", fingerprint="ab" * 32, id="0123abcd", secret="s" * 43)
 
@@ -255,6 +258,16 @@ def test_who_is_sent_away_is_told_of_once_and_those_who_are_most_first() -> None
     assert away.tell().endswith("1 times 429 to 10.0.0.4, 1 more")
 
 
+@pytest.mark.parametrize("sentences", [["x" * 2_000_000], ["\0" * 2_000] * 50_000, ["x"] * 20, []])
+def test_a_refusal_is_short_enough_to_be_read(sentences: list[str]) -> None:
+    answer = inviting._problems(409, sentences)
+    assert isinstance(answer.body, bytes)
+    assert len(answer.body) < MOST_BYTES
+    said = newcomer._sentences(answer.body)
+    assert len(said) == min(20, len(sentences) or 1)
+    assert "without a word" not in said[0] or not sentences
+
+
 def test_an_offer_makes_the_same_cluster_as_reading_it_would() -> None:
     said = decode_offer(msgspec.json.encode(offer(BETA, "alpha", NOW)))
     link = offered_link(ALPHA, said, NOW, keep=False)
@@ -274,6 +287,7 @@ def test_an_offer_makes_the_same_cluster_as_reading_it_would() -> None:
         {"hosts": ["a"] * 65},
         {"port": 0},
         {"pod_cidrs": [("n1", "nowhere")]},
+        {"pod_cidrs": [("n1", "10.2.0.0/24")] * 10_241},
         {"shown": {}},
         {"shown": {"beta.etcd-client.crt": "", "beta.etcd-client.key": "", "gamma": "endpoints: [https://evil:1]"}},
     ],
@@ -281,6 +295,73 @@ def test_an_offer_makes_the_same_cluster_as_reading_it_would() -> None:
 def test_an_offer_that_breaks_a_rule_is_not_taken(changed: dict[str, object]) -> None:
     with pytest.raises(DecodeError):
         offered_link(ALPHA, msgspec.structs.replace(offer(BETA, "alpha", NOW), **changed), NOW, keep=False)
+
+
+def padded(text: str, most: int = 30_000) -> str:
+    """As `openssl x509 -text` writes it, and worse."""
+    return "Certificate:\n    Data:\n" + text.replace("\n", "\r\n") + "# padding\n" * (most // 10)
+
+
+def test_nothing_but_certificates_and_a_key_goes_on_with_an_offer() -> None:
+    said = offer(BETA, "alpha", NOW)
+    more = {each: padded(getattr(said, each)) for each in ("trusted", "signer", "server")}
+    kept = {"beta.etcd-client.key": said.shown["beta.etcd-client.key"], "beta.etcd-client-ca.crt": "x" * 500_000}
+    padding = msgspec.structs.replace(
+        said, **more, shown={**{name: padded(text) for name, text in said.shown.items()}, **kept}
+    )
+    plain, taken = (offered_link(ALPHA, each, NOW, keep=False) for each in (said, padding))
+    assert taken == plain
+    assert find_problems([ALPHA, taken.owner], [taken], NOW) == []
+    assert sum(map(len, entries(taken, credentials(taken, NOW))[0].values())) < 2_000
+
+
+RSA = rsa.generate_private_key(65537, 2048).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+WIDE = issue(
+    AUTHORITIES["beta"], Leaf("x", server=True, hosts=tuple(f"{'h' * 60}.{n}.example" for n in range(60))), NOW
+).certificate_pem.decode()  # 6 kB
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "says"),
+    [
+        ("trusted", BETA.trusted.decode() * 9, "trusted: 9 certificates: must be at most 8"),
+        ("trusted", padded(BETA.trusted.decode(), 70_000), "bytes: must be at most 65536"),
+        ("trusted", WIDE * 3, "must be at most 16384 bytes together"),
+        ("trusted", "", "trusted: holds no readable PEM certificate"),
+        ("trusted", "\ud800", "trusted: holds no readable PEM certificate"),
+        ("signer", BETA.trusted.decode() * 9, "signer: 9 certificates"),
+        ("server", padded(BETA.server.cert.decode(), 70_000), "server: "),
+        ("beta.etcd-client.crt", BETA.trusted.decode() * 9, "beta.etcd-client.crt: 9 certificates"),
+        ("beta.etcd-client.crt", WIDE * 3, "must be at most 16384 bytes together"),
+        ("beta.etcd-client.key", RSA, "beta.etcd-client.key: 1704 bytes: must be at most 1024"),
+        ("beta.etcd-client.key", padded("", 1_100), "beta.etcd-client.key: "),
+        ("beta.etcd-client.key", "x", "beta.etcd-client.key: holds no readable"),
+        ("hosts", [f"{'h' * 60}.{'h' * 60}.{'h' * 60}.{'h' * 60}.{n}" for n in range(64)], "16384 bytes together"),
+    ],
+)
+def test_what_an_offer_puts_into_a_secret_is_bounded(field: str, text: object, says: str) -> None:
+    said = offer(BETA, "alpha", NOW)
+    changed = {"shown": {**said.shown, field: text}} if field in said.shown else {field: text}
+    with pytest.raises(DecodeError, match="offer of 'beta'") as caught:
+        offered_link(ALPHA, msgspec.structs.replace(said, **changed), NOW, keep=False)
+    assert says in str(caught.value)
+
+
+def test_who_asks_with_more_than_a_few_certificates_is_none() -> None:
+    said = offer(BETA, "alpha", NOW)
+    changed = msgspec.structs.replace(said, server=said.server * 2_000)
+    with pytest.raises(DecodeError, match="must be at most 65536"):
+        decode_ask(encode_ask(BETA, ("0123abcd", "s"), changed))
+
+
+def test_of_too_many_pod_cidrs_nothing_is_said_by_invitation() -> None:
+    cidrs = [PodCidr(parse_prefix(f"10.{2 + (n >> 8)}.{n & 255}.0/24"), "beta", f"n{n}") for n in range(10_241)]
+    assert (
+        len(offer(msgspec.structs.replace(BETA, pod_cidrs=[*cidrs[:-1], *cidrs[:-1]]), "alpha", NOW).pod_cidrs)
+        == 10_240
+    )
+    with pytest.raises(Refused, match=r"beta has 10241 pod CIDRs.*clustermesh connect"):
+        offer(msgspec.structs.replace(BETA, pod_cidrs=cidrs), "alpha", NOW)
 
 
 def test_who_comes_again_keeps_what_an_operator_has_allowed_it() -> None:
