@@ -116,10 +116,11 @@ async def read_through(
     mirror = await client.get(keys.MIRROR)
     found = await evidence(client)
     told = ApiServerReport() if said is None else decode_api_server(said.value)
+    known = {name.name for kv in nodes if (name := _parsed(keys.parse_node, kv.key))}
     return summarise(
         cluster.name,
         cluster.id,
-        {name.name for kv in nodes if (name := _parsed(keys.parse_node, kv.key))} - left_out,
+        known - left_out,
         {node: decode_report(kv.value) for kv in reports if (node := _parsed(keys.parse_status, kv.key))},
         peers,
         ControlPlane(
@@ -131,6 +132,7 @@ async def read_through(
             source=told.source,
             copied={} if mirror is None else decode_mirror(mirror.value),
         ),
+        left_out=len(known & left_out),
     )
 
 
@@ -205,8 +207,10 @@ def summarise(
     reports: Mapping[str, AgentReport],
     peers: Collection[str],
     control: ControlPlane,
+    left_out: int = 0,
 ) -> dict[str, Any]:
-    """Everything `clustermesh status` prints. `ok` is True when every node sees every connected cluster fresh.
+    """Everything `clustermesh status` prints. `ok` is True when every node sees every connected cluster fresh, and
+    there is one. Of those that are `left_out`, so many beside `nodes`, no agent is expected.
 
     An agent may outlive its Node for a while: it is shown and not counted.
     """
@@ -228,7 +232,11 @@ def summarise(
             {node: cluster["nodes"][node] for node in known & cluster["nodes"].keys()}
         )
     told = known & reports.keys()
-    errors = [*control.faults(name), *(line for fault, at in faults.items() for line in _told(at, fault))]
+    errors = [
+        *control.faults(name),
+        *_unknown(known, left_out),
+        *(line for fault, at in faults.items() for line in _told(at, fault)),
+    ]
     return {
         "ok": not errors,
         "cluster": {"name": name, "id": cluster_id},
@@ -244,6 +252,13 @@ def summarise(
         "clusters": clusters,
         "errors": errors,
     }
+
+
+def _unknown(known: Collection[str], left_out: int) -> Iterator[str]:
+    if not known and left_out:
+        yield f"the agents' DaemonSet has pods for none of {left_out} nodes: look at its nodeSelector and tolerations"
+    elif not known:
+        yield "no node is known: does its API server see any?"
 
 
 def _propagation(nodes: Mapping[str, SeenCluster]) -> dict[str, Any] | None:

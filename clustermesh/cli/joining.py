@@ -10,7 +10,7 @@ from itertools import combinations
 
 from clustermesh.address import Prefix
 from clustermesh.cli.contexts import Which
-from clustermesh.errors import ClusterMeshError, Invalid, Refused
+from clustermesh.errors import ClusterMeshError, Invalid, Refused, Unavailable
 from clustermesh.joining.connect import Site, Wanted, connect, disconnect, open_api, read_site
 from clustermesh.joining.connections import list_connections
 from clustermesh.joining.links import Mode, known_peers
@@ -43,6 +43,7 @@ async def disconnect_contexts(which: Which, destinations: Sequence[str], peer: s
         if isinstance(ours, ClusterMeshError):
             raise ours
         gone = [(peer, None)] if peer else []
+        silent = [str(each) for each in others if isinstance(each, Unavailable)]
         pairs = [(ours, *_named(ours, *each)) for each in zip(destinations, others, strict=True)]
         pairs += [(ours, *each) for each in gone]
         if Mode(mode) is Mode.MESH:
@@ -51,7 +52,7 @@ async def disconnect_contexts(which: Which, destinations: Sequence[str], peer: s
         for reader, name, _ in pairs:
             if name == reader.member.name:
                 raise Invalid("peer", name, "is this cluster itself")
-        outcome, failed = Outcome([], []), list[ClusterMeshError]()
+        outcome, failed = Outcome([], silent), list[ClusterMeshError]()
         for reader, name, other in pairs:
             try:
                 each = await disconnect(reader, name, other, Mode(mode))
@@ -75,11 +76,12 @@ async def peers_of_context(which: Which) -> list[Connection]:
 
 
 def _named(source: Site, context: str, found: Site | ClusterMeshError) -> tuple[str, Site | None]:
-    """Of a cluster that is gone nothing tells the name, but that of its context may be the same."""
+    """Of a cluster that is gone nothing tells the name, but that of its context may be the same. One whose API answers
+    is not gone, whatever keeps it from being read."""
     if isinstance(found, Site):
         return found.member.name, found
     connected = known_peers(source.member.entries)
-    if context in connected:
+    if context in connected and isinstance(found, Unavailable):
         return context, None
     names = ", ".join(connected) or "none"
     raise Refused(f"{found}. To leave a cluster that is gone, name it: --peer NAME (connected: {names})") from found

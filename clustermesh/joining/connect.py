@@ -221,9 +221,10 @@ def _helm(reader: Member) -> list[str]:
 async def disconnect(source: Site, peer: str, destination: Site | None, mode: Mode) -> Outcome:
     """Take `source` and the cluster named `peer` apart, on the side of `source` first.
 
-    With `destination` None, its API being gone, only that side is done. What fails there is a warning, for it must not
-    keep anyone from leaving a dead cluster. Raises NotConnected where nothing is left of a connection and nothing tells
-    that the name is right, Refused where a ClusterMeshPeer would connect them again.
+    With `destination` None, its API being gone, only that side is done, and that it goes away meanwhile is a warning:
+    it must not keep anyone from leaving a dead cluster. Raises NotConnected where nothing is left of a connection and
+    nothing tells that the name is right, Refused where a ClusterMeshPeer would connect them again, or one side may not
+    be changed.
     """
     outcome, both = Outcome([], []), mode is not Mode.UNICAST
     if error := await find_declared(source.objects, source.member, peer):
@@ -243,15 +244,16 @@ async def disconnect(source: Site, peer: str, destination: Site | None, mode: Mo
         )
         return outcome
     try:
-        if both:
-            if error := await find_declared(destination.objects, destination.member, source.member.name):
-                raise error
-            await _forget(destination, source.member.name, outcome)
-        await _expel(destination, source.member.name, outcome)
-        if both:
-            await _uninvite(destination, source.member.name)
-    except ClusterMeshError as e:
-        outcome.warnings.append(f"not all was undone in {peer}: {e}; run the same command again when that is repaired")
+        with _changing(destination.member, outcome):
+            if both:
+                if error := await find_declared(destination.objects, destination.member, source.member.name):
+                    raise error
+                await _forget(destination, source.member.name, outcome)
+            await _expel(destination, source.member.name, outcome)
+            if both:
+                await _uninvite(destination, source.member.name)
+    except Unavailable as e:
+        outcome.warnings.append(f"not all was undone in {peer}: {e}")
     return outcome
 
 

@@ -1,4 +1,4 @@
-"""How much one peer may have copied: so many bytes, whatever they are, and so many exports. Pure.
+"""How much one peer may have copied: so many bytes, whatever they are, and so many exported ports. Pure.
 
 What there is no room for is forgotten but for its name, with what it was to replace, which is no more. Its cluster has
 to say it again: once there is room, the kind is `short`, and whoever reads it lists it anew.
@@ -11,8 +11,10 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from clustermesh.errors import DecodeError
 from clustermesh.mesh.authority import Limits
 from clustermesh.mesh.refusals import Reason, Refusal, Refusals
+from clustermesh.wire import service_export
 from clustermesh.wire.kinds import SERVICE_EXPORTS
 
 KEY_COST: Final = 512
@@ -25,8 +27,13 @@ def _bytes(value: bytes | None) -> int:
     return 0 if value is None else KEY_COST + len(value)
 
 
-def _one(value: bytes | None) -> int:
-    return int(value is not None)
+def _ports(value: bytes | None) -> int:
+    if value is None:
+        return 0
+    try:
+        return len(service_export.decode(value).ports) or 1
+    except DecodeError:
+        return 1
 
 
 class _Measure(Struct, frozen=True):
@@ -38,7 +45,7 @@ class _Measure(Struct, frozen=True):
 
 
 _COPIES: Final = _Measure(_bytes, "copies", "has more than {} bytes to be copied")
-_EXPORTS: Final = _Measure(_one, "exports", "exports more than {} services, each of which may take an address here")
+_EXPORTS: Final = _Measure(_ports, "exports", "exports services with more than {} ports, each of which takes room here")
 
 
 class Weights:
@@ -65,7 +72,8 @@ class Weights:
         """Whether there is room for `value` in the place of `before`. If there is none, neither of them is copied."""
         counts = kind == SERVICE_EXPORTS
         if counts and not self._exports.take(kind, name, before, value, limits.exports):
-            return False  # it is a new one, and weighs nothing yet
+            self._copies.take(kind, name, before, None, limits.copied_bytes)
+            return False
         if self._copies.take(kind, name, before, value, limits.copied_bytes):
             return True
         if counts:

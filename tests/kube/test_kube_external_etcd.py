@@ -251,6 +251,8 @@ async def until_well(site: Site) -> None:
     ready = {"status": {"replicas": 2, "readyReplicas": 2, "availableReplicas": 2}}
     assert deployment["spec"]["replicas"] == 2
     site.cluster.bed.ask("PATCH", path, ready, "application/merge-patch+json")
+    node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}, "spec": {"podCIDR": "10.1.1.0/24"}}
+    site.cluster.bed.create(node | {"status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]}})
     report = AgentReport("0.1.0", "", (), (SeenCluster("alpha", "fresh", 1), SeenCluster("beta", "fresh", 2)))
     await site.root.put(keys.STATUSES + b"n1", agent_report.encode(report))
     last = monotonic() + PATIENCE
@@ -261,6 +263,7 @@ async def until_well(site: Site) -> None:
             break
         assert monotonic() < last, status
         await asyncio.sleep(0.2)
+    site.cluster.bed.delete(node)
     assert status["access_information"] == [f"https://127.0.0.1:{site.cluster.port}"]
     assert status["etcd"] == {"external": True}
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -286,7 +287,8 @@ async def test_from_connect_to_a_reader_that_hears_the_other_cluster(
         async with beta.site() as site:
             status = await read_status(site)
         assert status["access_information"] == [f"127.0.0.1:{beta.port}"]
-        (error,) = status["errors"]  # its etcd was read; there is no controller that would make the pods
+        error, no_node = status["errors"]  # its etcd was read; there is no controller that would make the pods
+        assert no_node == "no node is known: does its API server see any?"
         assert "0 of 1 replicas of Deployment clustermesh-apiserver are ready" in error
     finally:
         server.kill()
@@ -350,9 +352,40 @@ def test_what_fails_in_between_names_the_cluster_and_says_what_was_done(
     assert "; done before: beta lets alpha in as the user remote-alpha; the same command goes on" in result.output
 
 
-def kubeconfigs(folder: Path, *clusters: Cluster, cert: str = "admin") -> Iterator[Path]:
-    """One file with a context for each: "one", which is of who has the certificate `cert`, and "two"."""
-    for number, each in zip(("one", "two"), clusters, strict=False):
+def test_a_cluster_is_taken_for_dead_where_nobody_answers_and_not_where_it_says_no(
+    alpha: Cluster, beta: Cluster, tmp_path: Path
+) -> None:
+    for each in (alpha, beta):
+        each.install()
+    asyncio.run(join(alpha, beta))
+    before = alpha.versions()
+    names = ("beta", "one")
+    for cert, verbs in (("stranger", []), ("looker", ["get", "list"])):
+        if verbs:
+            beta.bed.allow(cert, cluster_role(cert, [Rule("*", "*", tuple(verbs))]))
+        paths = ":".join(str(one) for one in kubeconfigs(tmp_path, beta, alpha, cert=cert, names=names))
+        words = ("--kubeconfig", paths, "-n", alpha.namespace, "--context", "one", "--destination-context", "beta")
+        result = CliRunner().invoke(main, ["disconnect", *words])
+        assert result.exit_code == 1, result.output
+        assert "forbidden" in result.output or "may not" in result.output
+        if not verbs:
+            assert "name it: --peer NAME" in result.output
+            assert alpha.versions() == before
+    assert "done before: alpha no longer reads beta" in result.output
+    asyncio.run(join(alpha, beta))
+    beta_dead = tmp_path / "beta.kubeconfig"
+    beta_dead.write_text(re.sub(r"server: .*", "server: https://127.0.0.1:1", beta_dead.read_text()))
+    result = CliRunner().invoke(main, ["disconnect", *words])
+    assert result.exit_code == 0, result.output
+    assert "warning: context beta: " in result.output
+    assert "nothing was changed in beta" in result.output
+
+
+def kubeconfigs(
+    folder: Path, *clusters: Cluster, cert: str = "admin", names: Sequence[str] = ("one", "two")
+) -> Iterator[Path]:
+    """One file with a context for each, called by `names`: the first is of who has the certificate `cert`."""
+    for number, each in zip(names, clusters, strict=False):
         document = yaml.safe_load(each.bed.write_kubeconfig(number, cert=cert).read_text())
         cert = "admin"
         document["clusters"][0]["name"] = document["contexts"][0]["context"]["cluster"] = number

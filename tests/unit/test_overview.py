@@ -194,3 +194,10 @@ def test_what_a_mirror_has_copied_is_told_in_whole_mebibytes() -> None:
         "what is nearly the same is not written"
     )
     assert overview_module.decode_mirror(b'{"v":1,"copied":{"beta":-1}}') == {}
+
+
+@pytest.mark.parametrize(("left_out", "says"), [(0, "no node is known"), (2, "has pods for none of 2 nodes")])
+def test_where_no_agent_is_expected_anywhere_nothing_is_well(left_out: int, says: str) -> None:
+    found = summarise("alpha", 1, set(), {}, {"beta"}, ControlPlane(last_beat=1), left_out)
+    assert not found["ok"]
+    assert says in found["errors"][0]

@@ -141,6 +141,6 @@ def test_an_etcd_that_is_not_reached_is_said_and_the_rest_is_shown(capsys: pytes
 
 def test_no_cluster_is_connected(capsys: pytest.CaptureFixture[str]) -> None:
     found = summarise(replace(WELL, peers={}), overview_of("alpha", 1, set(), {}, [], ControlPlane(last_beat=1)))
-    assert found["ok"]
+    assert found["errors"] == ["no node is known: does its API server see any?"]
     print_status(found)
     assert "🔌 No cluster connected" in capsys.readouterr().out

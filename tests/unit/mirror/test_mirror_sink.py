@@ -20,6 +20,7 @@ from clustermesh.model import (
     Cluster,
     ClusterConfig,
     Endpoint,
+    ExportPort,
     Identity,
     Node,
     NodeAddress,
@@ -28,7 +29,7 @@ from clustermesh.model import (
     Service,
     ServiceExport,
 )
-from clustermesh.wire import RESOURCES, keys, node, service
+from clustermesh.wire import RESOURCES, keys, node, service, service_export
 from clustermesh.wire.kinds import ENDPOINTS, IDENTITIES, NODES, SERVICE_EXPORTS, SERVICES
 
 CONFIG = {name: ClusterConfig(id=number, synced_canaries=True) for name, number in (("beta", 2), ("gamma", 3))}
@@ -340,9 +341,11 @@ def test_a_peer_exports_no_more_than_it_may_and_its_next_come_once_there_is_room
     sink = a_sink(cache)
     sink.limits_of = lambda _cluster: Limits(exports=9)
 
-    def export(number: int, size: int = 1) -> None:
-        made = ServiceExport(cluster="beta", namespace="shop", name=f"s{number}", created=1)
-        sink.put("beta", SERVICE_EXPORTS, ("shop", f"s{number}"), Copy(made, bytes(size)), 0)
+    def export(number: int, size: int = 1, ports: int = 1) -> None:
+        has = tuple(ExportPort(port=each) for each in range(1, 1 + ports))
+        said = {"annotations": {"a": "b" * size}, "ports": has}
+        made = ServiceExport(cluster="beta", namespace="shop", name=f"s{number}", created=1, **said)
+        sink.put("beta", SERVICE_EXPORTS, ("shop", f"s{number}"), Copy(made, service_export.encode(made)), 0)
 
     def copied() -> int:
         return sum(section == SERVICE_EXPORTS for section, _ in cache)
@@ -355,11 +358,17 @@ def test_a_peer_exports_no_more_than_it_may_and_its_next_come_once_there_is_room
         export(number)
         export(number, 2)
     assert copied() == 9
+    export(8, ports=2)
+    assert copied() == 8, "it does not stay as it was"
+    export(8, ports=0)
+    assert copied() == 9
     sink.remove("beta", SERVICE_EXPORTS, ("shop", "s2"), 0)
     sink.limits_of = lambda _cluster: Limits(exports=8)
     export(10)
     assert copied() == 8
-    assert "exports more than 8 services" in sink.state.refusals("beta").named(9)[f"exports/{SERVICE_EXPORTS}"]
+    assert (
+        "exports services with more than 8 ports" in sink.state.refusals("beta").named(9)[f"exports/{SERVICE_EXPORTS}"]
+    )
     sink.put("gamma", SERVICE_EXPORTS, ("shop", "s1"), Copy(None, b"x"), 0)
     assert copied() == 9, "each has its own"
     assert not sink.names("beta", "short")
@@ -369,7 +378,7 @@ def test_a_peer_exports_no_more_than_it_may_and_its_next_come_once_there_is_room
     export(10)
     assert copied() == 9
     assert f"exports/{SERVICE_EXPORTS}" not in sink.state.refusals("beta").named(9)
-    sink.limits_of = lambda _cluster: Limits(exports=9, copied_bytes=9 * KEY_COST + 1000)
+    sink.limits_of = lambda _cluster: Limits(exports=9, copied_bytes=9 * (KEY_COST + 500))
     export(11, 5000)  # it is left out for its size, and counts for nothing
     export(12)
     assert copied() == 10
