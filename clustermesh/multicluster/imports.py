@@ -91,12 +91,21 @@ class Facts(Struct, frozen=True, kw_only=True):
 def writes(facts: Facts, now: float) -> list[Write]:
     """What is to be written, at `now`, Unix seconds: what follows from it comes next time."""
     found = merge((*facts.exports, *([facts.own] if facts.own else []))) if facts.in_mesh else None
-    if not facts.unheard.isdisjoint(_clusters(facts.held)):
+    if awaited := facts.unheard & {*_clusters(facts.held)}:
         # What the import says of these may be all there is to know; this cluster's own backends are known.
-        return exported_writes(_exported(facts, _held_ports(facts.held)), facts.made)
+        own = _exported(facts, _held_ports(facts.held))
+        return [*_withdraw_own(facts), *exported_writes(own, facts.made), *_wait(facts, awaited, now)]
     wanted = [] if facts.is_anothers else _keep(facts, found, now) if found else _remove(facts)
     own = _exported(facts, found.ports if found else ())
     return [*wanted, *exported_writes(own, facts.made), *_tell(facts, found, now)]
+
+
+def _withdraw_own(facts: Facts) -> list[Write]:
+    """The Service finds no pods here that are not exported any more."""
+    if facts.derived is None or facts.is_anothers or (facts.in_mesh and facts.own):
+        return []
+    nobody = {"spec": {"selector": whole(_spec(facts.derived).get("selector") or {}, NOBODY)}}
+    return settle(SERVICES, (facts.name[0], facts.behind), facts.derived, nobody)
 
 
 def _exported(facts: Facts, ports: Iterable[ExportPort]) -> dict[Name, Document]:
@@ -260,6 +269,15 @@ def _tell(facts: Facts, found: Import | None, now: float) -> list[Write]:
     return settle(
         exports_at(facts.version), facts.name, facts.export, {"status": {"conditions": conditions}}, "/status"
     )
+
+
+def _wait(facts: Facts, awaited: Set[str], now: float) -> list[Write]:
+    """A ServiceExport of which nothing was said yet."""
+    if facts.export is None or any(each.get("type") in _OURS for each in _listed(facts.export, "conditions")):
+        return []
+    waits = f"{', '.join(sorted(awaited))} export it, too, and are not heard: where one is gone, disconnect it"
+    told = {"conditions": _settled(facts.export, [_condition("Ready", False, "Pending", waits)], now)}
+    return settle(exports_at(facts.version), facts.name, facts.export, {"status": told}, "/status")
 
 
 def _settled(held: Document, told: Sequence[Document], now: float) -> list[Document]:

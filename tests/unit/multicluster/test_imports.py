@@ -314,3 +314,22 @@ def test_whatever_stands_in_a_status_by_anothers_definition_is_put_right(status:
         "Conflict": "False",
     }
     assert all(each["lastTransitionTime"] for each in conditions if each.get("type"))
+
+
+def test_while_another_exporter_is_not_heard_what_this_cluster_withdraws_is_called_no_more() -> None:
+    api = Api()
+    held = api.settled(facts(**own(), exports=[export("beta", 0)]))
+    assert held["Service"]["spec"]["selector"] == {"app": "cart"}
+    before = deepcopy(held["ServiceImport"])
+    del held["ServiceExport"]
+    after = api.settled(facts(unheard={"beta"}))
+    assert after["Service"]["spec"]["selector"] == NOBODY
+    assert after["ServiceImport"] == before
+    new = own()
+    after = api.settled(facts(**new, unheard={"beta"}))
+    (condition,) = after["ServiceExport"]["status"]["conditions"]
+    assert (condition["type"], condition["status"], condition["reason"]) == ("Ready", "False", "Pending")
+    assert condition["message"].startswith("beta export it, too, and are not heard")
+    assert after["Service"]["spec"]["selector"] == NOBODY
+    after = api.settled(facts(**own(), exports=[export("beta", 0)]))
+    assert after["Service"]["spec"]["selector"] == {"app": "cart"}
