@@ -147,7 +147,7 @@ def join(which: Which, token: str) -> None:
     Example:
       clustermesh join --context beta cmj1.eyJuIjoiYWxwaGEi
     """
-    given = sys.stdin.readline().strip() if token == "-" else token
+    given = sys.stdin.readline() if token == "-" else token
     report(asyncio.run(_join(which, given)), "connected")
 
 

@@ -81,7 +81,9 @@ def encode_token(token: Token) -> str:
 
 
 def decode_token(text: str) -> Token:
-    """Raises DecodeError, which does not show the token."""
+    """White space, as a terminal puts into what is copied from it, is passed over. Raises DecodeError, which does not
+    show the token."""
+    text = "".join(text.split())
     try:
         if not text.startswith(_PREFIX) or len(text) > _MOST_TOKEN:
             raise ValueError(f"it begins with {_PREFIX}")

@@ -208,7 +208,8 @@ def _leaves(secret: bytes) -> Iterator[bytes]:
 
 
 def _forms(secret: bytes) -> Iterator[bytes]:
-    """As texts have it: itself, in base64, in JSON, in a URL; and of one of several lines each long one."""
+    """As texts have it: itself, in base64, in JSON, also as Go writes that, in a URL; and of one of several lines each
+    long one."""
     bare = secret.strip()
     for each in {secret, bare, bare + b"\n"}:
         yield each
@@ -221,7 +222,9 @@ def _forms(secret: bytes) -> Iterator[bytes]:
         yield base64.b64encode(base64.b64encode(bare))
         yield bare.hex().encode()
         yield json.dumps(json.dumps(text)[1:-1])[1:-1].encode()
-    yield json.dumps(text, ensure_ascii=False)[1:-1].encode()
+    plain = json.dumps(text, ensure_ascii=False)[1:-1].encode()
+    yield plain
+    yield plain.replace(b"&", b"\\u0026").replace(b"<", b"\\u003c").replace(b">", b"\\u003e")
     yield quote(text, safe="").encode()
     yield from _lines(bare)
 

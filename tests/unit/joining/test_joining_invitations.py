@@ -48,6 +48,7 @@ def test_a_token_is_one_word_and_comes_back_as_it_was() -> None:
     assert text.startswith("cmj1.")
     assert text.split() == [text]
     assert decode_token(text) == TOKEN
+    assert decode_token(f" {text[:30]}\r\n{text[30:]}\n") == TOKEN, "a terminal breaks what is copied from it"
 
 
 @pytest.mark.parametrize("cut", [0, 3, 5, 20, -1, -4])

@@ -44,6 +44,12 @@ def test_what_is_in_a_secret_is_nowhere_in_any_form(secret: bytes, before: bytes
         assert not [piece for piece in cleaned.split(MARK.encode()) if form in piece]
 
 
+def test_json_as_go_writes_it_shows_nothing() -> None:
+    redactor = Redactor()
+    redactor.learn(b"p&ss<word>-1234")
+    assert redactor.clean(b'{"a":"p\\u0026ss\\u003cword\\u003e-1234"}') == b'{"a":"REDACTED"}'
+
+
 def test_what_overlaps_is_taken_out_whole_and_what_is_beside_it_stays() -> None:
     redactor = Redactor()
     for secret in (b"abcdefgh", b"efghijklmnopqrstuvwxyz0123456789", b"0123456789"):
