@@ -18,6 +18,7 @@ from clustermesh.declared.peers import Declared, credentials_in, peer_of, spec_o
 from clustermesh.errors import ClusterMeshError
 from clustermesh.joining import names
 from clustermesh.joining.links import entries_of, secrets_of
+from clustermesh.joining.secret_sizes import Room
 from clustermesh.mirror.agent_files import AgentAccess
 
 SECRETS: Final = (names.COPIED, names.PEERS)
@@ -82,6 +83,7 @@ def plan(
     agents reach a mirror's copies, None without one."""
     wanted: dict[str, dict[str, bytes]] = {secret: {} for secret in SECRETS}
     refused, admitted, kept = dict[str, Refusal](), set[str](), set[str]()
+    rooms = {secret: Room(own, secret, held[secret].data) for secret in SECRETS}
     for each in sorted((peer for peer in peers if not peer.paused), key=lambda peer: peer.name):
         try:
             found = _entries(each, trust, own, agents, now)
@@ -90,6 +92,10 @@ def plan(
             refused[each.name] = Refusal("Invalid", str(e))
         if taken := _taken(each.name, held):
             refused[each.name] = Refusal("ConnectedOtherwise", taken)
+        if each.name not in refused and (
+            full := next(filter(None, (rooms[secret].take(each.name, files) for secret, files in found.items())), None)
+        ):
+            refused[each.name] = Refusal("NoRoom", str(full))
         if each.name in refused:
             kept.add(each.name)
             found, admit = {secret: _of(each.name, held[secret].own) for secret in SECRETS}, False

@@ -18,7 +18,7 @@ from clustermesh.errors import ClusterMeshError, Invalid, Refused
 from clustermesh.joining import names
 from clustermesh.joining.links import Link, check_server, credentials, entries, known_peers, url_host
 from clustermesh.joining.member import Member
-from clustermesh.joining.secret_sizes import find_full
+from clustermesh.joining.secret_sizes import Room
 from clustermesh.joining.versions import is_skewed
 from clustermesh.mesh.authority import Authority, Ground, Place, judge_prefix
 from clustermesh.mesh.peer_files import PeerFile
@@ -42,7 +42,7 @@ def find_problems(members: Sequence[Member], links: Sequence[Link], now: datetim
         except CertsError as e:
             found.append(_no_credentials(link, e))
         found += [*_check_trust(link, now), *_check_prefixes(link)]
-    found += _check_room(shown)
+    found += _check_room(members, shown)
     return list({str(problem): problem for problem in found}.values())
 
 
@@ -139,16 +139,18 @@ def _no_credentials(link: Link, error: CertsError) -> Refused:
     )
 
 
-def _check_room(shown: Iterable[tuple[Link, Mapping[str, bytes]]]) -> Iterator[ClusterMeshError]:
-    """Whether each reader has room for all that it is to read, which is shown those files."""
-    readers, added = dict[str, Member](), dict[tuple[str, str], dict[str, Mapping[str, bytes]]]()
+def _check_room(
+    members: Sequence[Member], shown: Iterable[tuple[Link, Mapping[str, bytes]]]
+) -> Iterator[ClusterMeshError]:
+    """Whether each of `members` has room for all that it is to read, which is shown those files."""
+    rooms = {
+        each.name: (Room(each.name, names.PEERS, each.peers), Room(each.name, names.COPIED, each.copied))
+        for each in members
+    }
     for link, files in shown:
-        readers[link.reader.name] = link.reader
-        for secret, data in zip((names.PEERS, names.COPIED), entries(link, files), strict=True):
-            added.setdefault((link.reader.name, secret), {})[link.owner.name] = data
-    for (name, secret), each in added.items():
-        if full := find_full(readers[name], secret, each):
-            yield full
+        for room, data in zip(rooms[link.reader.name], entries(link, files), strict=True):
+            if full := room.take(link.owner.name, data):
+                yield full
 
 
 def _check_trust(link: Link, now: datetime) -> Iterator[ClusterMeshError]:

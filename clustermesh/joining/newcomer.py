@@ -22,7 +22,7 @@ from clustermesh.joining.invitations import Token
 from clustermesh.joining.links import is_named, known_peers
 from clustermesh.joining.member import Member, mesh_name
 from clustermesh.joining.offers import MOST_BYTES, decode_offer, encode_ask, offer, offered_link
-from clustermesh.joining.secret_sizes import MOST_ENTRY, find_full
+from clustermesh.joining.secret_sizes import MOST_ENTRY, Room
 from clustermesh.standalone.connect import Outcome
 
 _PATIENCE: Final = 90.0
@@ -68,8 +68,8 @@ async def _join(site: Site, token: Token, now: datetime) -> Outcome:
 
 def _full(own: Member, cluster: str) -> Refused | None:
     """Refused where there is no room for as much as who invites may answer, who would have done its half by then."""
-    secret = names.COPIED if own.mirrored else names.PEERS
-    return None if cluster in own.entries else find_full(own, secret, {cluster: {cluster: bytes(MOST_ENTRY)}})
+    room = Room(own.name, names.COPIED if own.mirrored else names.PEERS, own.entries)
+    return room.take(cluster, {cluster: bytes(MOST_ENTRY)})
 
 
 def _known(own: Member, token: Token) -> ssl.SSLContext | bool:

@@ -161,6 +161,22 @@ def test_its_own_trust_is_written_beside_the_entry(name: str, trust: dict[str, A
     assert written["beta.etcd-client.key"] == trust[name]["tls.key"]
 
 
+def test_what_finds_no_room_keeps_nobody_else_out(trust: dict[str, Any]) -> None:
+    large = {**trust["good"], "ca.crt": trust["good"]["ca.crt"] * (600_000 // len(trust["good"]["ca.crt"]))}
+    peers = [declared(name, trust={"secretName": "large"}) for name in ("beta", "gamma")]
+    peers.append(declared("omega", trust={"secretName": "good"}))
+    found = planned(*peers, **trust, large=large)
+    assert {name: each.reason for name, each in found.refused.items()} == {"gamma": "NoRoom"}
+    assert "Secret cilium-clustermesh of alpha has no room for gamma: 120" in found.refused["gamma"].sentence
+    assert {"beta", "omega"} == {key for key in found.wanted[names.PEERS] if "." not in key}
+    assert sum(map(len, found.wanted[names.PEERS].values())) < 1 << 20
+    held = after(found, NOTHING)
+    again = planned(*peers, held=held, **trust, large=large)  # who is there stays there
+    assert (again.wanted, [*again.refused]) == (found.wanted, ["gamma"])
+    held[names.PEERS] = Held({**held[names.PEERS].data, "filled": b"x" * 400_000}, held[names.PEERS].ours)
+    assert list(planned(*peers, held=held, **trust, large=large).refused) == ["gamma"]
+
+
 @pytest.mark.parametrize("key", ["beta", "beta.etcd-client.crt"])
 def test_what_somebody_else_has_written_stays_theirs(key: str) -> None:
     held = {**NOTHING, names.PEERS: Held({key: b"endpoints:", "other": b"x"})}

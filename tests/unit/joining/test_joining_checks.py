@@ -190,7 +190,7 @@ def test_what_a_secret_has_no_room_for_is_said_before_anything_is_written(mirror
         " bytes: must be at most 1015808",
         "it has 1 connected clusters",
         "gone.etcd-client-ca.crt, 1014000 bytes",
-        "`clustermesh disconnect --context ctx-alpha`",
+        "disconnect those that are no longer used",
     ):
         assert part in str(problem)
     little = {key: {**value, "gone.etcd-client-ca.crt": b"x" * 1_000_000} for key, value in full.items()}
@@ -201,6 +201,8 @@ def test_what_is_in_a_full_secret_already_may_stay_and_become_less() -> None:
     alpha = joined(ALPHA, BETA)
     alpha = replace(alpha, peers={**alpha.peers, "other": b"x" * (1 << 20)})
     assert problems(alpha, BETA) == []
+    changed = {**alpha.peers, "other": b"x" * 1_030_000, "beta.etcd-client.crt": b"x"}  # what is renewed may be longer
+    assert problems(replace(alpha, peers=changed), BETA) == []
     large = {**alpha.peers, "beta.etcd-client-ca.crt": alpha.peers["beta.etcd-client-ca.crt"] + b"# padding" * 10_000}
     assert problems(replace(alpha, peers=large), BETA) == []
 
@@ -212,7 +214,7 @@ def test_those_that_find_room_one_by_one_may_find_none_together() -> None:
     links = [replace(each, reader=alpha) for each in links]
     assert find_problems([alpha, links[0].owner], links[:1], NOW) == []
     (problem,) = find_problems([alpha, *(each.owner for each in links)], links, NOW)
-    assert "has no room for beta, gamma" in str(problem)
+    assert "has no room for gamma" in str(problem)
 
 
 def test_of_many_prefixes_that_are_refused_the_first_are_named() -> None:

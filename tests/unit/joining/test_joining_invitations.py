@@ -334,7 +334,7 @@ WIDE = issue(
         ("server", padded(BETA.server.cert.decode(), 70_000), "server: "),
         ("beta.etcd-client.crt", BETA.trusted.decode() * 9, "beta.etcd-client.crt: 9 certificates"),
         ("beta.etcd-client.crt", WIDE * 3, "must be at most 16384 bytes together"),
-        ("beta.etcd-client.key", RSA, "beta.etcd-client.key: 1704 bytes: must be at most 1024"),
+        ("beta.etcd-client.key", RSA, "bytes: must be at most 1024, an unencrypted ECDSA or Ed25519 key"),
         ("beta.etcd-client.key", padded("", 1_100), "beta.etcd-client.key: "),
         ("beta.etcd-client.key", "x", "beta.etcd-client.key: holds no readable"),
         ("hosts", [f"{'h' * 60}.{'h' * 60}.{'h' * 60}.{'h' * 60}.{n}" for n in range(64)], "16384 bytes together"),
@@ -346,6 +346,13 @@ def test_what_an_offer_puts_into_a_secret_is_bounded(field: str, text: object, s
     with pytest.raises(DecodeError, match="offer of 'beta'") as caught:
         offered_link(ALPHA, msgspec.structs.replace(said, **changed), NOW, keep=False)
     assert says in str(caught.value)
+
+
+def test_what_came_with_an_offer_is_not_in_the_secret_yet() -> None:
+    alpha = msgspec.structs.replace(ALPHA, peers={"gone.etcd-client.key": b"x" * 1_015_000})
+    link = offered_link(alpha, offer(BETA, "alpha", NOW), NOW, keep=False)
+    (problem,) = find_problems([alpha, link.owner], [link], NOW)
+    assert "Secret cilium-clustermesh of alpha has no room for beta" in str(problem)
 
 
 def test_who_asks_with_more_than_a_few_certificates_is_none() -> None:
