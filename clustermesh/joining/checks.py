@@ -135,7 +135,8 @@ def _no_credentials(link: Link, error: CertsError) -> Refused:
     return Refused(
         f"{owner.name} would not let {reader.name} in: what {reader.name} shows (Secret {names.REMOTE_CERT}) is "
         f"not signed by {owner.name}'s authority, and that cannot sign another: {error}: put ca.key into the Secret "
-        f"{names.AUTHORITY} of {_where(owner)}, or give both clusters one authority"
+        f"{names.AUTHORITY} of {_where(owner)}, or give both clusters one authority; where `certs status` says that it "
+        "is being replaced, that has to end"
     )
 
 

@@ -23,6 +23,7 @@ from typing import Any, Final
 from msgspec import Struct
 from msgspec.structs import replace
 
+from certs.rotation import PREVIOUS
 from clustermesh.address import Prefix
 from clustermesh.errors import ClusterMeshError, DecodeError, Invalid, Refused, Unavailable, first_of
 from clustermesh.joining import external, names
@@ -118,6 +119,11 @@ async def connect(source: Site, destinations: Sequence[Site], wanted: Wanted, no
     outcome = Outcome([], [])
     for each in links:
         await _establish(each, sites, now, outcome)
+    for site in sites.values():
+        with _changing(site.member, outcome):
+            if await check_unreplaced(site):
+                again = "the same command again, once that has ended, makes its peers forget the old one"
+                outcome.warnings.append(f"{site.member.name}: its authority is being replaced: {again}")
     return outcome
 
 
@@ -171,6 +177,17 @@ async def let_in(owner: Site, reader: str, outcome: Outcome) -> None:
         outcome.done.append(f"{owner.member.name} lets {reader} in as the user {user}")
     if owner.member.etcd is not None:
         outcome.warnings.append(external.adding(owner.member, user))
+
+
+async def check_unreplaced(site: Site, remedy: str = "the same command again looks anew") -> bool:
+    """Whether its authority is being replaced; Unavailable, with the `remedy`, where it is another one than was read.
+
+    To be asked once it is written who is connected: who replaces an authority looks for that once the new one is there,
+    so that one of the two sees the other."""
+    kept, shown = [await site.objects.secret(each) for each in (names.AUTHORITY, names.SERVER_CERT)]
+    if (kept.get("ca.crt", b""), shown.get("ca.crt", b"")) != (site.member.signer.ca, site.member.server.ca):
+        raise Unavailable(f"the authority of {site.member.name} was replaced at the same time: {remedy}")
+    return PREVIOUS in kept
 
 
 async def begin_reading(

@@ -28,17 +28,25 @@ from prometheus_client.registry import Collector
 
 from certs.check import check_leaf, check_server, is_signed_by, read_certificates, read_pair
 from certs.errors import CertsError
-from clustermesh.errors import ClusterMeshError, DecodeError, Refused, printable
+from clustermesh.errors import ClusterMeshError, DecodeError, Refused, Unavailable, printable
 from clustermesh.health import serve_health
 from clustermesh.joining import audit, names
 from clustermesh.joining.checks import find_problems
-from clustermesh.joining.connect import Site, begin_reading, disconnect, find_declared, let_in, read_site
+from clustermesh.joining.connect import (
+    Site,
+    begin_reading,
+    check_unreplaced,
+    disconnect,
+    find_declared,
+    let_in,
+    read_site,
+)
 from clustermesh.joining.door import TOO_MANY, Door, Hearing, NotHeard, Rates, listen
 from clustermesh.joining.invitations import Uninvited, is_revoked, read, use_up
 from clustermesh.joining.links import Link, Mode, is_named, known_peers
 from clustermesh.joining.member import Member, mesh_name
 from clustermesh.joining.objects import Named, Objects
-from clustermesh.joining.offers import MOST_BYTES, Ask, Offer, decode_ask, offer, offered_link
+from clustermesh.joining.offers import MOST_BYTES, Ask, Offer, decode_ask, join_again, offer, offered_link
 from clustermesh.joining.probe import probe
 from clustermesh.kube.access import load_pair
 from clustermesh.mesh.peer_files import PeerFile
@@ -88,6 +96,12 @@ async def admit(objects: Objects, ask: Ask, said: Offer, key: bytes, now: dateti
     outcome = Outcome([], [])
     # In this order: where that is not written, whoever is told so has not been let in, and may use the same token.
     await begin_reading(objects, link, now, outcome, before=site.member.entries)
+    try:
+        await check_unreplaced(site, join_again(said.name))
+    except Unavailable:  # what was signed for the newcomer is worth nothing
+        if not is_named(site.member, said.name):
+            await disconnect(site, said.name, None, Mode.BIDIRECTIONAL)
+        raise
     await let_in(site, said.name, outcome)
     if is_revoked(await objects.secret(names.INVITATIONS), ask.id):  # meanwhile: whoever did has not seen these writes
         await disconnect(site, said.name, None, Mode.BIDIRECTIONAL)

@@ -17,11 +17,11 @@ from certs.errors import CertsError
 from clustermesh.errors import ClusterMeshError, Refused, Unavailable
 from clustermesh.joining import audit, names
 from clustermesh.joining.checks import find_problems
-from clustermesh.joining.connect import Site, begin_reading, find_declared, let_in
+from clustermesh.joining.connect import Site, begin_reading, check_unreplaced, find_declared, let_in
 from clustermesh.joining.invitations import Token
 from clustermesh.joining.links import is_named, known_peers
 from clustermesh.joining.member import Member, mesh_name
-from clustermesh.joining.offers import MOST_BYTES, decode_offer, encode_ask, offer, offered_link
+from clustermesh.joining.offers import MOST_BYTES, decode_offer, encode_ask, join_again, offer, offered_link
 from clustermesh.joining.secret_sizes import MOST_ENTRY, Room
 from clustermesh.standalone.connect import Outcome
 
@@ -63,6 +63,7 @@ async def _join(site: Site, token: Token, now: datetime) -> Outcome:
     outcome = Outcome([], [])
     await begin_reading(site.objects, link, now, outcome)  # by which it is known where this is interrupted
     await let_in(site, token.cluster, outcome)
+    await check_unreplaced(site, join_again(site.member.name))
     return outcome
 
 

@@ -100,6 +100,11 @@ def offer(owner: Member, reader: str, now: datetime) -> Offer:
     )
 
 
+def join_again(newcomer: str) -> str:
+    """What to do where the token, or what it brought, is by an authority of before."""
+    return f"join by a new invitation: `clustermesh invite create --again --to {newcomer}`"
+
+
 def _believed(owner: Member) -> bytes:
     """What is to be trusted of it: the authority that signs now, where what it shows is signed by that. One that is
     being replaced is not told to anybody any more."""

@@ -114,7 +114,8 @@ async def rotate_authority(
             break
     # The authorities last, and of these the one that leads: until then they tell what is still to do.
     ordered = [*(each for each in holders if each is not sharing[0]), sharing[0]]
-    await _everywhere(ordered, lambda data: forget(data, rotation), say, "has the new authority alone", last=True)
+    for _ in range(2):  # once more for what was written meanwhile by who had read before
+        await _everywhere(ordered, lambda data: forget(data, rotation), say, "has the new authority alone", last=True)
 
 
 def _under_way(holders: Sequence[Holder], kept: Sequence[Mapping[str, bytes]]) -> Rotation | None:

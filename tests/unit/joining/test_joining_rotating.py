@@ -21,12 +21,17 @@ from certs.folder import initialise, load_authority, trusted
 from certs.issue import Pair, create_authority, issue
 from certs.names import cluster_leaves, server
 from certs.pair import load_pair
-from clustermesh.errors import Refused
+from clustermesh.errors import Refused, Unavailable
 from clustermesh.joining import names
 from clustermesh.joining.connect import Site, Wanted, connect, read_site
 from clustermesh.joining.holders import LEAVES, InFolder, hold_secrets
+from clustermesh.joining.invitations import Token
+from clustermesh.joining.invitations import create as create_invitation
+from clustermesh.joining.inviting import admit
 from clustermesh.joining.links import Mode, known_peers
+from clustermesh.joining.newcomer import _join
 from clustermesh.joining.objects import Objects
+from clustermesh.joining.offers import decode_ask, decode_offer, encode_ask, offer
 from clustermesh.joining.rotating import rotate_authority
 from clustermesh.kube.client import KubeClient, Request
 from clustermesh.kube.faults import Conflict, NotServed
@@ -36,6 +41,9 @@ from clustermesh.standalone.context import Context, create
 
 BEGUN = datetime.now(UTC)
 IDS = {"alpha": 1, "beta": 2, "gamma": 3, "aaa": 4}
+REPLACED_MEANWHILE = "was replaced at the same time: the same command again looks anew"
+CONNECTED = "its authority is being replaced: the same command again, once that has ended"
+TO_END = "where `certs status` says that it is being replaced, that has to end"
 REPLACED = "somebody else has replaced its authority: look with `certs status`"
 Held = dict[str, dict[str, Any]]
 Gate = Callable[[], Awaitable[None]]
@@ -93,9 +101,12 @@ class World:
         holders = [await hold_secrets(site) for site in await self.sites(order, gate)]
         await rotate_authority(holders, timedelta(seconds=settle), lambda _: None, frozenset(joining))
 
-    async def connect(self, first: str, second: str, gate: Gate = nothing, mode: Mode = Mode.BIDIRECTIONAL) -> None:
+    async def connect(
+        self, first: str, second: str, gate: Gate = nothing, mode: Mode = Mode.BIDIRECTIONAL
+    ) -> list[str]:
+        """What is to be seen to."""
         source, destination = await self.sites((first, second), gate)
-        await connect(source, [destination], Wanted(mode=mode), datetime.now(UTC))
+        return (await connect(source, [destination], Wanted(mode=mode), datetime.now(UTC))).warnings
 
     def secret(self, cluster: str, name: str) -> dict[str, bytes]:
         found = self.apis[cluster].get(at("secrets", name), {"data": {}})["data"]
@@ -176,7 +187,8 @@ def reached(monkeypatch: pytest.MonkeyPatch) -> None:
     async def probe(*_: object) -> None:
         return None
 
-    monkeypatch.setattr("clustermesh.joining.connect.probe", probe)
+    for module in ("connect", "inviting"):
+        monkeypatch.setattr(f"clustermesh.joining.{module}.probe", probe)
 
 
 @pytest.fixture(scope="module")
@@ -334,6 +346,147 @@ async def test_who_joins_again_is_waited_for_whoever_goes_on(world: World, monke
         ).decode()  # as who joins again leaves another one
     await world.rotate(both[::-1])
     assert world.authority("alpha") == world.authority("beta")
+
+
+PAIRS = [("alpha", "beta"), ("gamma", "alpha"), ("alpha", "gamma")]
+
+
+async def connected(world: World, pair: tuple[str, str], mode: Mode, gate: Gate = nothing) -> str:
+    """What is said of an authority that is replaced meanwhile."""
+    try:
+        warnings = await world.connect(*pair, gate, mode)
+        return next((CONNECTED for each in warnings if CONNECTED in each), "")
+    except Unavailable as e:
+        assert REPLACED_MEANWHILE in str(e)  # noqa: PT017
+        return REPLACED_MEANWHILE
+    except ExceptionGroup as e:
+        assert TO_END in str(e.exceptions)  # noqa: PT017
+        return TO_END
+
+
+async def rotated(world: World, order: Sequence[str], gate: Gate = nothing) -> bool:
+    """Whether it is; else it is said that the other one is connected by now."""
+    try:
+        await world.rotate(order, gate)
+    except ExceptionGroup as e:
+        assert "which would lose it" in str(e.exceptions[0])  # noqa: PT017
+        return False
+    return True
+
+
+@pytest.mark.parametrize("mode", [Mode.UNICAST, Mode.BIDIRECTIONAL])
+@pytest.mark.parametrize("named", [1, 2])
+@pytest.mark.parametrize("pair", PAIRS)
+async def test_who_is_connected_while_an_authority_is_replaced_is_not_lost(
+    apart: World, pair: tuple[str, str], named: int, mode: Mode
+) -> None:
+    """Either one waits before one of its writes, for each of them, until the other one is done or refused."""
+    for slow in ("connect", "rotate"):
+        for writes in count():
+            world, waiting, go = apart.copy(), asyncio.Event(), asyncio.Event()
+
+            async def pause(waiting: asyncio.Event = waiting, go: asyncio.Event = go) -> None:
+                waiting.set()
+                await go.wait()
+
+            work = {
+                "connect": lambda gate, world=world: connected(world, pair, mode, gate),
+                "rotate": lambda gate, world=world: rotated(world, pair[:named], gate),
+            }
+            first = asyncio.create_task(work[slow](stopping(writes, pause)))
+            stalled = asyncio.create_task(waiting.wait())
+            await asyncio.wait({first, stalled}, return_when=asyncio.FIRST_COMPLETED)
+            stalled.cancel()
+            done = {each: await work[each](nothing) for each in work if each != slow and waiting.is_set()}
+            go.set()
+            done[slow] = await first
+            if "rotate" in done and not done["rotate"]:
+                await world.rotate(pair)
+            if done.get("connect") and (named, slow, done["connect"]) != (2, "rotate", CONNECTED):
+                await world.connect(*pair, mode=mode)
+            world.check()
+            if not waiting.is_set():
+                break
+
+
+async def admitted(world: World, gate: Gate = nothing) -> bytes:
+    """gamma comes to alpha by an invitation, as alpha's side sees it."""
+    now, path = datetime.now(UTC), at("secrets", names.INVITATIONS)
+    data, number, secret = create_invitation({}, [], now=now.timestamp(), ttl=60, uses=1, to="")
+    encoded = {key: base64.b64encode(value).decode() for key, value in data.items()}
+    world.apis["alpha"][path] = {"metadata": {"resourceVersion": "1"}, "data": encoded}
+    (newcomer,), (site,) = await world.sites(["gamma"]), await world.sites(["alpha"], gate)
+    ask = encode_ask(newcomer.member, (number, secret), offer(newcomer.member, "alpha", now))
+    return (await admit(site.objects, *decode_ask(ask), now))[0]
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+async def test_who_is_connected_by_what_he_read_before_is_seen_before_the_old_one_is_forgotten(
+    apart: World, pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, waiting, go = apart.copy(), asyncio.Event(), asyncio.Event()
+
+    async def pause() -> None:
+        waiting.set()
+        await go.wait()
+
+    slow = asyncio.create_task(connected(world, pair, Mode.BIDIRECTIONAL, stopping(0, pause)))
+    await waiting.wait()
+
+    async def settled(*_: object, anew: bool) -> None:
+        seen.append(anew)
+        go.set()
+        await slow
+
+    seen = list[bool]()
+    monkeypatch.setattr("clustermesh.joining.rotating._settle", settled)
+    await world.rotate(pair)
+    assert slow.result() == REPLACED_MEANWHILE
+    assert seen[:2] == ([True, True] if "gamma" in pair else [True]), "what is written late has to be read, too"
+    world.check()
+
+
+@pytest.mark.parametrize("writes", range(4))
+async def test_who_is_invited_while_an_authority_is_replaced_has_no_certificate_by_the_old_one(
+    apart: World, writes: int
+) -> None:
+    world, done = apart.copy(), list[bool]()
+
+    async def replace() -> None:
+        done.append(await rotated(world, ["alpha"]))
+
+    try:
+        answer = decode_offer(await admitted(world, stopping(writes, replace)))
+    except Unavailable as e:
+        again = "join by a new invitation: `clustermesh invite create --again --to gamma`"
+        assert str(e) == f"the authority of alpha was replaced at the same time: {again}"  # noqa: PT017
+        assert not done or done == [True]
+        assert world.secret("alpha", names.PEERS) == {}
+        assert "gamma" not in str(world.apis["alpha"].get(at("configmaps", names.USERS)))
+        answer = decode_offer(await admitted(world))
+    else:
+        assert done in ([], [False])
+    (signer,) = read_certificates(world.authority("alpha"), "alpha")
+    assert is_signed_by(read_certificates(answer.shown["alpha.etcd-client.crt"].encode(), "shown")[0], signer)
+    assert world.secret("alpha", names.PEERS)
+    world.check()
+
+
+async def test_who_joins_while_its_own_authority_is_replaced_is_told_to_join_again(
+    apart: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, again = apart.copy(), "`clustermesh invite create --again --to gamma`"
+
+    async def asked(*_: object) -> bytes:
+        answer = await admitted(world)
+        await world.rotate(["gamma"])
+        return answer
+
+    monkeypatch.setattr("clustermesh.joining.newcomer._asked", asked)
+    (site,) = await world.sites(["gamma"])
+    token = Token(cluster="alpha", address="192.0.2.1:9443", fingerprint="ab" * 32, id="0123abcd", secret="s" * 43)
+    with pytest.raises(Unavailable, match=f"^the authority of gamma was replaced .*: {again}$"):
+        await _join(site, token, datetime.now(UTC))
 
 
 def test_a_folder_in_which_one_was_killed_is_gone_on_with_from_another(
