@@ -110,7 +110,8 @@ async def admit(objects: Objects, ask: Ask, said: Offer, key: bytes, now: dateti
 
 
 async def _beside(call: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
-    """What thousands of pod CIDRs take: beside the event loop, one after the other, as several would hold it up."""
+    """What thousands of pod CIDRs or long keys take: beside the event loop, and one after the other, as several at once
+    would hold it up."""
     return await asyncio.get_running_loop().run_in_executor(_BESIDE, partial(call, *given, **named))
 
 
@@ -122,7 +123,7 @@ async def _check(site: Site, link: Link, invitation: bytes, now: datetime) -> No
     again = invited is not None and (invited.again or newcomer.name in invited.joined)
     to = invited.to if invited is not None else ""
     if held and again:
-        if impostor := find_impostor(own, held, newcomer, now):
+        if impostor := await _beside(find_impostor, own, held, newcomer, now):
             found.append(impostor)
     elif held:
         found.append(
