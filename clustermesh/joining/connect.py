@@ -48,11 +48,12 @@ from clustermesh.joining.reading import read_member
 from clustermesh.kube.client import KubeClient, Patience
 from clustermesh.kube.config import find_access
 from clustermesh.standalone.connect import Outcome
-from clustermesh.standalone.users_file import remote_user, with_user, without_user
+from clustermesh.standalone.users_file import remote_user, users_in, with_user, without_user
 from clustermesh.yaml_file import dump_yaml, mapping, parse_yaml
 
 _PATIENCE: Final = Patience(waits=10)  # as kubectl
 _USERS: Final = Path(names.USERS)  # what its problems are said of
+_AT_ONCE: Final = "connected at the same time: the same command again looks anew"
 
 
 class Site(Struct, frozen=True):
@@ -119,6 +120,11 @@ async def connect(source: Site, destinations: Sequence[Site], wanted: Wanted, no
     outcome = Outcome([], [])
     for each in links:
         await _establish(each, sites, now, outcome)
+    for each in links:
+        reader, owner = sites[each.reader.name], sites[each.owner.name]
+        if await _traces(reader, owner) < 2:
+            with _changing(reader.member, outcome):
+                raise Unavailable(f"it and {owner.member.name} were dis{_AT_ONCE}")
     for site in sites.values():
         with _changing(site.member, outcome):
             if await check_unreplaced(site):
@@ -269,6 +275,10 @@ async def disconnect(source: Site, peer: str, destination: Site | None, mode: Mo
             await _expel(destination, source.member.name, outcome)
             if both:
                 await _uninvite(destination, source.member.name)
+        ways = [(source, destination), (destination, source)]
+        for reader, owner in ways if both else ways[:1]:
+            if await _traces(reader, owner):
+                outcome.warnings.append(f"{reader.member.name} and {owner.member.name} were {_AT_ONCE}")
     except Unavailable as e:
         outcome.warnings.append(f"not all was undone in {peer}: {e}")
     return outcome
@@ -286,6 +296,14 @@ async def _expel(owner: Site, peer: str, outcome: Outcome) -> None:
         outcome.done.append(f"{owner.member.name} no longer lets {peer} in")
         if owner.member.etcd is not None:
             outcome.warnings.append(external.removing(owner.member, remote_user(peer)))
+
+
+async def _traces(reader: Site, owner: Site) -> int:
+    """How much by now tells that `reader` reads `owner`: 2 where it does, 0 where nothing does."""
+    where = names.COPIED if reader.member.mirrored else names.PEERS
+    users = users_in((await owner.objects.config(names.USERS)).get(names.USERS_KEY, "").encode(), names.USERS)
+    lets_in = remote_user(reader.member.name) in {each.name for each in users}
+    return lets_in + (owner.member.name in await reader.objects.secret(where))
 
 
 async def _uninvite(site: Site, peer: str) -> None:

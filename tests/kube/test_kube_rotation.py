@@ -9,20 +9,28 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from chart_bed import MISSING, apply, decoded, named, rendered
+from joined_bed import Cluster as Joined
 from joined_bed import ensure_namespace
 from kube_bed import KubeBed
 from pod_bed import Pod, missing
 from ports import free_port
 from processes import PATIENCE, child, page, until_page
 
-from certs.check import read_certificates
+from certs.check import is_signed_by, read_certificates, read_pair
+from certs.folder import initialise
+from certs.names import cluster_leaves
+from certs.pair import load_pair, write_pair
 from clustermesh.errors import ClusterMeshError
+from clustermesh.joining.connect import Wanted, connect
+from clustermesh.joining.holders import hold_secrets
+from clustermesh.joining.rotating import rotate_authority
 from clustermesh.kube.rbac import cluster_role
 from clustermesh.sources.served import RULES
 from clustermesh.store.client import EtcdClient
@@ -219,3 +227,36 @@ async def test_what_somebody_else_keeps_is_left_alone_and_it_is_said_what_to_do(
         bed.merge(secret, {"metadata": dict.fromkeys(mark)})
     assert await command(tmp_path, "certs", "rotate", "--ca", "--settle", "0s", *one) == 0
     assert alpha.secret(name)["ca.crt"] == alpha.secret(ca)["ca.crt"] != before[name]["ca.crt"]
+
+
+async def test_two_people_who_replace_one_authority_at_once_replace_it_by_one(
+    bed: KubeBed, other_bed: KubeBed, namespace: str
+) -> None:
+    alpha, beta = Joined(bed, namespace, "alpha", 1, 2379), Joined(other_bed, namespace, "beta", 2, 2380)
+    write_pair(beta.folder.certs, "ca", load_pair(alpha.folder.certs, "ca"))
+    initialise(beta.folder.certs, cluster_leaves("beta", ["127.0.0.1"]), datetime.now(UTC))
+    for each in (alpha, beta):
+        each.install()
+    before = alpha.data("secrets", "cilium-ca")
+
+    async def rotate(*order: Joined) -> str:
+        async with order[0].site() as first, order[1].site() as second:
+            try:
+                await rotate_authority([await hold_secrets(each) for each in (first, second)], timedelta(0), print)
+            except ClusterMeshError as e:
+                return str(e)
+        return ""
+
+    async with alpha.site() as source, beta.site() as destination:
+        await connect(source, [destination], Wanted(unreached=True), datetime.now(UTC))
+    for found in await asyncio.gather(rotate(alpha, beta), rotate(beta, alpha)):
+        assert not found or "somebody else has replaced its authority" in found
+    kept = alpha.data("secrets", "cilium-ca")
+    assert kept == beta.data("secrets", "cilium-ca") != before
+    signer = read_pair(kept["ca.crt"], kept["ca.key"], "ca")
+    assert (signer.chain, kept.keys()) == ((), {"ca.crt", "ca.key"})
+    for each in (alpha, beta):
+        for leaf in ("server", "remote", "local"):
+            shown = each.data("secrets", f"clustermesh-apiserver-{leaf}-cert")
+            assert shown["ca.crt"] == kept["ca.crt"]
+            assert is_signed_by(read_pair(shown["tls.crt"], shown["tls.key"], leaf).certificate, signer.certificate)

@@ -23,7 +23,7 @@ from certs.names import cluster_leaves, server
 from certs.pair import load_pair
 from clustermesh.errors import Refused, Unavailable
 from clustermesh.joining import names
-from clustermesh.joining.connect import Site, Wanted, connect, read_site
+from clustermesh.joining.connect import Site, Wanted, connect, disconnect, read_site
 from clustermesh.joining.holders import LEAVES, InFolder, hold_secrets
 from clustermesh.joining.invitations import Token
 from clustermesh.joining.invitations import create as create_invitation
@@ -444,6 +444,42 @@ async def test_who_is_connected_by_what_he_read_before_is_seen_before_the_old_on
     assert slow.result() == REPLACED_MEANWHILE
     assert seen[:2] == ([True, True] if "gamma" in pair else [True]), "what is written late has to be read, too"
     world.check()
+
+
+@pytest.mark.parametrize("mode", [Mode.UNICAST, Mode.BIDIRECTIONAL])
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("slow", ["connect", "disconnect"])
+async def test_two_that_are_connected_and_disconnected_at_once_are_one_of_both_or_it_is_said(
+    apart: World, slow: str, before: bool, mode: Mode
+) -> None:
+    async def parted(world: World, gate: Gate) -> str:
+        source, destination = await world.sites(PAIRS[1], gate)
+        return str((await disconnect(source, "alpha", destination, mode)).warnings)
+
+    async def joined(world: World, gate: Gate) -> str:
+        try:
+            return str(await world.connect(*PAIRS[1], gate, mode))
+        except Unavailable as e:
+            return str(e)
+
+    mixed = 0
+    for writes in range(5):
+        world, said = apart.copy(), list[str]()
+        if before:
+            await world.connect(*PAIRS[1])
+        work = {"connect": joined, "disconnect": parted}
+        (other,) = work.keys() - {slow}
+
+        async def meanwhile(world: World = world, said: list[str] = said, other: str = other) -> None:
+            said.append(await work[other](world, nothing))  # noqa: B023
+
+        said.append(await work[slow](world, stopping(writes, meanwhile)))
+        for reader, owner in (PAIRS[1], PAIRS[1][::-1]):
+            users = str(world.apis[owner].get(at("configmaps", names.USERS)))
+            if (owner in world.secret(reader, names.PEERS)) != (f"remote-{reader}" in users):
+                mixed += 1
+                assert "connected at the same time: the same command again looks anew" in said[-1]
+    assert mixed or before == (slow == "connect")
 
 
 @pytest.mark.parametrize("writes", range(4))
