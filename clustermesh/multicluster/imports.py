@@ -45,7 +45,7 @@ NOBODY: Final = {DERIVED: NOT_HERE}
 """Selects no pod: from a Service without a selector Kubernetes would not take the slices that it has."""
 _TIMEOUT: Final = 10800
 _SAID: Final = 1000
-"""Characters of what is wrong."""
+"""Characters of a condition's message: what other clusters say is in some, and the API takes no more than 32,768."""
 _OURS: Final = ("Valid", "Ready", "Conflict")
 """Conditions."""
 
@@ -97,6 +97,7 @@ def writes(facts: Facts, now: float) -> list[Write]:
         return [*_withdraw_own(facts), *exported_writes(own, facts.made), *_wait(facts, awaited, now)]
     wanted = [] if facts.is_anothers else _keep(facts, found, now) if found else _remove(facts)
     own = _exported(facts, found.ports if found else ())
+    wanted = [*(_withdraw_own(facts) if found else ()), *wanted]  # alone: the API may not take the rest
     return [*wanted, *exported_writes(own, facts.made), *_tell(facts, found, now)]
 
 
@@ -190,7 +191,11 @@ def _keep_service(facts: Facts, found: Import, owner: Document) -> list[Write]:
         wanted["metadata"]["ownerReferences"] = by
         wanted["spec"]["clusterIP"] = "None" if headless else None
         wanted["spec"]["ipFamilies"] = [narrow] if narrow else None
-    return settle(SERVICES, name, held, wanted)
+    steps = settle(SERVICES, name, held, wanted)
+    if held is not None:  # by itself, for other clusters know words of it that the API here may not
+        spread = {"spec": {"trafficDistribution": found.oldest.traffic_distribution or None}}
+        steps += settle(SERVICES, name, held, spread)
+    return steps
 
 
 def _service(facts: Facts, found: Import) -> Document:
@@ -210,7 +215,6 @@ def _service(facts: Facts, found: Import) -> Document:
             "ports": [{**_port(port), "targetPort": _target(port, facts)} for port in found.ports] or None,
             "publishNotReadyAddresses": True if local and local.publish_not_ready else None,
             "internalTrafficPolicy": oldest.internal_traffic_policy or "Cluster",
-            "trafficDistribution": oldest.traffic_distribution or None,
             **_affinity(oldest),
         },
     }
@@ -304,7 +308,7 @@ def _reached(facts: Facts, found: Import) -> Document:
 def _conditions(facts: Facts, found: Import | None) -> list[Document]:
     if wrong := _invalid(facts):
         return [_condition("Valid", False, *wrong), _condition("Ready", False, "Pending", "the export is not valid")]
-    without = f", without {'; '.join(facts.faults)}"[:_SAID] if facts.faults else ""
+    without = f", without {'; '.join(facts.faults)}" if facts.faults else ""
     valid = _condition("Valid", True, "Valid", f"the Service is exported{without}")
     conflict = found.conflict if found else None
     disagree = (
@@ -323,7 +327,7 @@ def _invalid(facts: Facts) -> tuple[str, str] | None:
     if facts.service.spec.type == "ExternalName":
         return "InvalidServiceType", "spec.type: ExternalName: an alias in DNS cannot be exported"
     if facts.own is None and facts.faults:
-        return "InvalidExport", "; ".join(facts.faults)[:_SAID]
+        return "InvalidExport", "; ".join(facts.faults)
     return None
 
 
@@ -337,7 +341,7 @@ def _ready(facts: Facts) -> Document:
 
 
 def _condition(kind: str, holds: bool, reason: str, message: str) -> Document:
-    return {"type": kind, "status": "True" if holds else "False", "reason": reason, "message": message}
+    return {"type": kind, "status": "True" if holds else "False", "reason": reason, "message": message[:_SAID]}
 
 
 def _dated(told: Document, before: Document | None, generation: int | None, now: float) -> Document:

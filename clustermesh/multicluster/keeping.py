@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from clustermesh import model
 from clustermesh.apiserver.problems import Say
-from clustermesh.errors import ClusterMeshError, DecodeError, Invalid, Refused
+from clustermesh.errors import ClusterMeshError, DecodeError, Invalid
 from clustermesh.joining.objects import MANAGER
 from clustermesh.kube.access import Access
 from clustermesh.kube.brain import Brain
@@ -64,6 +64,8 @@ _GATHERING: Final = 0.1
 """Seconds in which changes come together."""
 _BATCH: Final = 50
 """Names that are settled before there is a look at what has changed meanwhile."""
+_AGAIN: Final = 10
+"""Those beside them that have failed before: they keep nobody else waiting."""
 _LOOK: Final = 2.0
 """Seconds between two looks at who is connected, and until what failed is tried again first."""
 _SERVED: Final = 10.0
@@ -122,6 +124,14 @@ def take_batch(waiting: dict[Name, None], most: int) -> list[Name]:
     found = order if len(order) <= most else [*order[: most // 2], *order[len(order) - (most - most // 2) :]]
     for name in found:
         del waiting[name]
+    return found
+
+
+def take_first(failed: dict[Name, None], most: int) -> list[Name]:
+    """Those of `failed` that wait longest; they are no part of it any more."""
+    found = list(failed)[:most]
+    for name in found:
+        del failed[name]
     return found
 
 
@@ -246,9 +256,9 @@ class Keeper:
 
     async def _run(self, imports: bool) -> None:
         brains = [self._slices, *([self._exports, self._imports, self._derived] if imports else [])]
-        waiting = dict[Name, None]()
+        waiting, failed = dict[Name, None](), dict[Name, None]()
         while True:
-            if not waiting:
+            if not waiting and not failed:
                 await self._news.wait()
             await asyncio.sleep(_GATHERING)
             self._news.clear()
@@ -256,9 +266,11 @@ class Keeper:
                 continue
             names, self._dirty = self._dirty, set()
             due, self._due = self._due, []
-            waiting = dict.fromkeys(sorted(names)) | waiting | dict.fromkeys(due)
+            waiting = dict.fromkeys(sorted(names)) | waiting
+            failed |= dict.fromkeys(due)
+            batch = dict.fromkeys([*take_first(failed, _AGAIN), *take_batch(waiting, _BATCH)])
             async with asyncio.TaskGroup() as tasks:  # the client has its pace
-                for name in take_batch(waiting, _BATCH):
+                for name in batch:
                     tasks.create_task(self._settle(name))
             self._tell_problems()
 
@@ -272,15 +284,15 @@ class Keeper:
         self._say(found)
 
     async def _settle(self, name: Name) -> None:
-        """What goes wrong is told, and tried again later and later. A write that is refused keeps no other one back:
-        what is wrong may be one cluster's alone."""
+        """What goes wrong is told, and tried again later and later. A write that fails keeps no other one back: what
+        is wrong may be one cluster's alone."""
         odd, failed = list[str](), list[str]()
         try:
             steps = writes(self._facts(name, odd), time.time()) if self._version else []
             for write in [*steps, *slice_writes(await self._slice_facts(name))]:
                 try:
                     await self._write(write)
-                except Refused as e:
+                except ClusterMeshError as e:
                     failed.append(str(e))
         except ClusterMeshError as e:
             failed.append(str(e))

@@ -8,6 +8,7 @@ the Service that come of it; other clusters may send anything: `usable` leaves t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Final, TypeVar
 
 from msgspec.structs import replace
@@ -23,8 +24,8 @@ from clustermesh.wire.timestamp import parse_time
 T = TypeVar("T")
 Note = Callable[[Invalid], None]
 _FAMILIES: Final = ("IPv4", "IPv6")
-_ANNOTATIONS: Final = 256 << 10
-"""Bytes that the API takes of all together."""
+_MOST_BYTES: Final = 64 << 10
+"""Of all labels, and of all annotations: the API takes 256 KiB of annotations, others' with them."""
 _TIMEOUTS: Final = range(1, 86401)
 _FOREVER = "must be the time at which it was created: of several clusters' exports the oldest counts"
 
@@ -64,13 +65,14 @@ def usable(export: model.ServiceExport, note: Note) -> model.ServiceExport | Non
         note(Invalid("ports", [port.port for port in export.ports], "must have one that can be called"))
         return None
     annotations = dict(_kept(_check_annotation, export.annotations.items(), note))
+    labels = dict(_kept(_check_label, export.labels.items(), note))
     return replace(
         export,
         ports=ports,
         session_affinity_timeout=next(_kept(_check_timeout, [export.session_affinity_timeout], note), None),
         ip_families=tuple(_kept(_check_family, export.ip_families, note)),
-        annotations=next(_kept(_check_size, [annotations], note), {}),
-        labels=dict(_kept(_check_label, export.labels.items(), note)),
+        annotations=next(_kept(partial(_check_size, "exportedAnnotations"), [annotations], note), {}),
+        labels=next(_kept(partial(_check_size, "exportedLabels"), [labels], note), {}),
     )
 
 
@@ -111,10 +113,10 @@ def _check_annotation(annotation: tuple[str, str]) -> None:
     check_key("exportedAnnotations", annotation[0].lower())
 
 
-def _check_size(annotations: Mapping[str, str]) -> None:
-    size = sum(len(part.encode(errors="replace")) for pair in annotations.items() for part in pair)
-    if size > _ANNOTATIONS:
-        raise Invalid("exportedAnnotations", f"{size} bytes", f"must be at most {_ANNOTATIONS} bytes together")
+def _check_size(field: str, said: Mapping[str, str]) -> None:
+    size = sum(len(part.encode(errors="replace")) for pair in said.items() for part in pair)
+    if size > _MOST_BYTES:
+        raise Invalid(field, f"{size} bytes", f"must be at most {_MOST_BYTES} bytes together")
 
 
 def _created(field: str, text: str) -> int:

@@ -328,6 +328,19 @@ async def test_what_the_api_does_not_take_of_one_cluster_keeps_back_nothing_of_t
         await mesh.until(lambda: mesh.derived()["spec"]["selector"], NOBODY)
 
 
+async def test_a_service_of_somebody_elses_in_the_place_of_ours_keeps_back_nothing_else(mesh: Mesh) -> None:
+    await mesh.connect()
+    mesh.make("Service", mesh.behind, spec={"ports": [{"port": 1}]})
+    async with kept(mesh):
+        serve(mesh)
+        export = mesh.export()
+        await mesh.until(mesh.conditions, ["Conflict NoConflicts", "Ready Pending", "Valid Valid"])
+        await mesh.until(lambda: "already exists" in str(mesh.problems), True)
+        mesh.bed.delete(export)
+        await mesh.until(mesh.imported, None)
+    assert mesh.derived()["spec"]["ports"][0]["port"] == 1
+
+
 async def test_what_is_made_of_any_exports_the_api_takes(mesh: Mesh) -> None:
     draw = random.Random(16)
     nasty = ["", "a", "A", "http", "x" * 63, "y" * 64, "a b", "-a", "a.b/c", "A.b/c", "a/b/c", "é", "\x00", "a_b"]

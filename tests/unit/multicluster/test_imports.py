@@ -333,3 +333,30 @@ def test_while_another_exporter_is_not_heard_what_this_cluster_withdraws_is_call
     assert after["Service"]["spec"]["selector"] == NOBODY
     after = api.settled(facts(**own(), exports=[export("beta", 0)]))
     assert after["Service"]["spec"]["selector"] == {"app": "cart"}
+
+
+def test_no_message_is_longer_than_the_api_takes_however_much_clusters_disagree_on() -> None:
+    much = {f"a{number}": "b" * 60 for number in range(1000)}
+    ports = tuple(ExportPort(port=number, name=f"p{number}") for number in range(1, 2000))
+    held = Api().settled(
+        facts(**own(), exports=[export("beta", 0, annotations=much, labels=much, ports=ports)], faults=["x" * 50_000])
+    )
+    conditions = held["ServiceExport"]["status"]["conditions"]
+    assert len(conditions) == 3
+    assert all(1 < len(each["message"]) <= 32768 for each in conditions)
+
+
+def test_what_the_api_may_not_know_is_asked_of_it_alone() -> None:
+    """An older one refuses words for trafficDistribution that another cluster's knows."""
+    api = Api()
+    held = api.settled(facts(**own(), exports=[export("beta", 0)]))
+    now = facts(
+        exports=[export("beta", 0, traffic_distribution="PreferSameNode")],
+        held=held["ServiceImport"],
+        derived=held["Service"],
+    )
+    patches = [each.body for each in writes(now, 0) if each.place == PLACE]
+    assert [body["spec"] for body in patches if body and "trafficDistribution" in body["spec"]] == [
+        {"trafficDistribution": "PreferSameNode"}
+    ]
+    assert {"spec": {"selector": {**NOBODY, "app": None}}} in patches, "withdrawn by itself"

@@ -132,7 +132,8 @@ ODD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"ip_families": ("IPv9", "IPv6")}, {"ip_families": ("IPv6",)}, "ipFamilies: 'IPv9'"),
     ({"labels": {"x/y/z": ""}}, {}, "exportedLabels[x/y/z] prefix: 'x/y'"),
     ({"labels": {"a": "é"}}, {}, "exportedLabels[a]: 'é'"),
-    ({"annotations": {"a": "b" * 300_000}}, {}, "exportedAnnotations: '300001 bytes'"),
+    ({"annotations": {"a": "b" * 70_000}}, {}, "exportedAnnotations: '70001 bytes'"),
+    ({"labels": {f"a{n}": "b" * 60 for n in range(1100)}}, {}, "exportedLabels: '70390 bytes'"),
     ({"type": "Headless", "ports": ()}, {"type": "Headless", "ports": ()}, ""),
 ]
 
