@@ -319,7 +319,7 @@ class Keeper:
             left_out = list[Invalid]()
             if (clean := usable(each, left_out.append)) is not None:
                 exports.append(clean)
-            odd += [f"cluster {each.cluster}: {fault}: left out" for fault in left_out]
+            odd += [f"cluster {each.cluster}: {fault}: left out" for fault in left_out[:_TOLD]]
         return Facts(
             cluster=self._task.cluster.name,
             name=name,

@@ -24,6 +24,9 @@ from clustermesh.wire.timestamp import parse_time
 T = TypeVar("T")
 Note = Callable[[Invalid], None]
 _FAMILIES: Final = ("IPv4", "IPv6")
+_MOST: Final = 256
+"""Labels, and annotations, of one export."""
+_MOST_PORTS: Final = 1000
 _MOST_BYTES: Final = 64 << 10
 """Of all labels, and of all annotations: the API takes 256 KiB of annotations, others' with them."""
 _TIMEOUTS: Final = range(1, 86401)
@@ -60,19 +63,23 @@ def translate_export(
 def usable(export: model.ServiceExport, note: Note) -> model.ServiceExport | None:
     """Without what no ServiceImport can have, nor the Service behind it; each is told to `note`. None where it has
     nothing to be called by."""
-    ports = tuple(_kept(_check_port, export.ports, note))
+    if len(export.ports) > _MOST_PORTS:
+        note(
+            Invalid("ports", f"{len(export.ports)} of them", f"must be at most {_MOST_PORTS}, the first of which hold")
+        )
+    ports = tuple(_kept(_check_port, export.ports[:_MOST_PORTS], note))
     if not ports and export.type != "Headless":
         note(Invalid("ports", [port.port for port in export.ports], "must have one that can be called"))
         return None
-    annotations = dict(_kept(_check_annotation, export.annotations.items(), note))
-    labels = dict(_kept(_check_label, export.labels.items(), note))
+    annotations = next(_kept(partial(_check_size, "exportedAnnotations"), [export.annotations], note), {})
+    labels = next(_kept(partial(_check_size, "exportedLabels"), [export.labels], note), {})
     return replace(
         export,
         ports=ports,
         session_affinity_timeout=next(_kept(_check_timeout, [export.session_affinity_timeout], note), None),
         ip_families=tuple(_kept(_check_family, export.ip_families, note)),
-        annotations=next(_kept(partial(_check_size, "exportedAnnotations"), [annotations], note), {}),
-        labels=next(_kept(partial(_check_size, "exportedLabels"), [labels], note), {}),
+        annotations=dict(_kept(_check_annotation, annotations.items(), note)),
+        labels=dict(_kept(_check_label, labels.items(), note)),
     )
 
 
@@ -114,6 +121,9 @@ def _check_annotation(annotation: tuple[str, str]) -> None:
 
 
 def _check_size(field: str, said: Mapping[str, str]) -> None:
+    """All are left out where there are too many: a hostile cluster's are not worth a look at each."""
+    if len(said) > _MOST:
+        raise Invalid(field, f"{len(said)} of them", f"must be at most {_MOST}")
     size = sum(len(part.encode(errors="replace")) for pair in said.items() for part in pair)
     if size > _MOST_BYTES:
         raise Invalid(field, f"{size} bytes", f"must be at most {_MOST_BYTES} bytes together")

@@ -13,6 +13,8 @@ from clustermesh.model import Protocol
 _DNS_LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _DNS_SUBDOMAIN: Final = re.compile(rf"{_DNS_LABEL.pattern}(\.{_DNS_LABEL.pattern})*")
 _QUALIFIED: Final = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
+_SHOWN: Final = 100
+"""Characters of a key."""
 _PROTOCOLS: Final = {"TCP": Protocol.TCP, "UDP": Protocol.UDP, "SCTP": Protocol.SCTP}
 
 
@@ -32,7 +34,7 @@ def check_key(field: str, key: str) -> str:
     """Of a label, an annotation; appProtocol is spelled so, too."""
     prefix, slash, name = key.rpartition("/")
     if slash:
-        check_dns_subdomain(f"{field}[{key}] prefix", prefix)
+        check_dns_subdomain(f"{field}[{key[:_SHOWN]}] prefix", prefix)
     if not (len(name) <= 63 and _QUALIFIED.fullmatch(name)):
         raise Invalid(f"{field} key", key, "must be at most 63 letters, digits, '-', '_' or '.' after the prefix")
     return key
@@ -43,7 +45,9 @@ def check_labels(field: str, labels: Mapping[str, str]) -> Mapping[str, str]:
     for key, value in labels.items():
         check_key(field, key)
         if value and not (len(value) <= 63 and _QUALIFIED.fullmatch(value)):
-            raise Invalid(f"{field}[{key}]", value, "must be empty or at most 63 letters, digits, '-', '_' or '.'")
+            raise Invalid(
+                f"{field}[{key[:_SHOWN]}]", value, "must be empty or at most 63 letters, digits, '-', '_' or '.'"
+            )
     return labels
 
 

@@ -124,6 +124,11 @@ ODD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         "ports.appProtocol key: 'x y'",
     ),
     (
+        {"ports": tuple(ExportPort(port=n, name=f"p{n}") for n in range(1, 1002))},
+        {"ports": tuple(ExportPort(port=n, name=f"p{n}") for n in range(1, 1001))},
+        "ports: '1001 of them'",
+    ),
+    (
         {"session_affinity_timeout": 0},
         {"session_affinity_timeout": None},
         "sessionAffinityConfig.clientIP.timeoutSeconds: 0",
@@ -133,7 +138,9 @@ ODD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"labels": {"x/y/z": ""}}, {}, "exportedLabels[x/y/z] prefix: 'x/y'"),
     ({"labels": {"a": "é"}}, {}, "exportedLabels[a]: 'é'"),
     ({"annotations": {"a": "b" * 70_000}}, {}, "exportedAnnotations: '70001 bytes'"),
-    ({"labels": {f"a{n}": "b" * 60 for n in range(1100)}}, {}, "exportedLabels: '70390 bytes'"),
+    ({"labels": {f"a{n}": "b" for n in range(257)}}, {}, "exportedLabels: '257 of them'"),
+    ({"labels": {f"a/{'b' * 99}{n}": "" for n in range(257)}}, {}, "exportedLabels: '257 of them'"),
+    ({"labels": {"A" * 500 + "/b": ""}}, {}, f"exportedLabels[{'A' * 100}] prefix: '{'A' * 116}..."),
     ({"type": "Headless", "ports": ()}, {"type": "Headless", "ports": ()}, ""),
 ]
 
@@ -146,6 +153,7 @@ def test_of_what_another_cluster_exports_the_rest_holds(
     noted = list[Invalid]()
     assert usable(ServiceExport(**{**usual, **said}), noted.append) == ServiceExport(**{**usual, **expected})
     assert [str(each).split(": must")[0] for each in noted] == ([told] if told else [])
+    assert all(len(str(each)) < 500 for each in noted)
 
 
 def test_of_what_another_cluster_exports_without_a_port_nothing_holds() -> None:
