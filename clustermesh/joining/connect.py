@@ -67,6 +67,10 @@ class NotConnected(Refused):
     """There is nothing to take apart."""
 
 
+class AuthorityReplaced(Unavailable):
+    """What was signed by what was read of a cluster is worth nothing."""
+
+
 class Wanted(Struct, frozen=True, kw_only=True):
     """What is asked for, beside the clusters. `unreached` says that this machine need not reach their etcds.
 
@@ -186,13 +190,14 @@ async def let_in(owner: Site, reader: str, outcome: Outcome) -> None:
 
 
 async def check_unreplaced(site: Site, remedy: str = "the same command again looks anew") -> bool:
-    """Whether its authority is being replaced; Unavailable, with the `remedy`, where it is another one than was read.
+    """Whether its authority is being replaced; AuthorityReplaced, with the `remedy`, where it is another one than was
+    read.
 
     To be asked once it is written who is connected: who replaces an authority looks for that once the new one is there,
     so that one of the two sees the other."""
     kept, shown = [await site.objects.secret(each) for each in (names.AUTHORITY, names.SERVER_CERT)]
     if (kept.get("ca.crt", b""), shown.get("ca.crt", b"")) != (site.member.signer.ca, site.member.server.ca):
-        raise Unavailable(f"the authority of {site.member.name} was replaced at the same time: {remedy}")
+        raise AuthorityReplaced(f"the authority of {site.member.name} was replaced at the same time: {remedy}")
     return PREVIOUS in kept
 
 

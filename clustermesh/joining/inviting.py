@@ -28,11 +28,12 @@ from prometheus_client.registry import Collector
 
 from certs.check import check_leaf, check_server, is_signed_by, read_certificates, read_pair
 from certs.errors import CertsError
-from clustermesh.errors import ClusterMeshError, DecodeError, Refused, Unavailable, printable
+from clustermesh.errors import ClusterMeshError, DecodeError, Refused, printable
 from clustermesh.health import serve_health
 from clustermesh.joining import audit, names
 from clustermesh.joining.checks import find_problems
 from clustermesh.joining.connect import (
+    AuthorityReplaced,
     Site,
     begin_reading,
     check_unreplaced,
@@ -98,7 +99,7 @@ async def admit(objects: Objects, ask: Ask, said: Offer, key: bytes, now: dateti
     await begin_reading(objects, link, now, outcome, before=site.member.entries)
     try:
         await check_unreplaced(site, join_again(said.name))
-    except Unavailable:  # what was signed for the newcomer is worth nothing
+    except AuthorityReplaced:
         if not is_named(site.member, said.name):
             await disconnect(site, said.name, None, Mode.BIDIRECTIONAL)
         raise

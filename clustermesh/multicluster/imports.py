@@ -279,7 +279,7 @@ def _wait(facts: Facts, awaited: Set[str], now: float) -> list[Write]:
     """A ServiceExport of which nothing was said yet."""
     if facts.export is None or any(each.get("type") in _OURS for each in _listed(facts.export, "conditions")):
         return []
-    waits = f"{', '.join(sorted(awaited))} export it, too, and are not heard: where one is gone, disconnect it"
+    waits = f"not heard: {', '.join(sorted(awaited))}, where it is exported, too; disconnect one that is gone"
     told = {"conditions": _settled(facts.export, [_condition("Ready", False, "Pending", waits)], now)}
     return settle(exports_at(facts.version), facts.name, facts.export, {"status": told}, "/status")
 

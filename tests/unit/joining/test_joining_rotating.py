@@ -409,15 +409,20 @@ async def test_who_is_connected_while_an_authority_is_replaced_is_not_lost(
                 break
 
 
-async def admitted(world: World, gate: Gate = nothing) -> bytes:
-    """gamma comes to alpha by an invitation, as alpha's side sees it."""
+async def invited(world: World) -> bytes:
+    """How gamma asks alpha, by an invitation of its own."""
     now, path = datetime.now(UTC), at("secrets", names.INVITATIONS)
     data, number, secret = create_invitation({}, [], now=now.timestamp(), ttl=60, uses=1, to="")
     encoded = {key: base64.b64encode(value).decode() for key, value in data.items()}
     world.apis["alpha"][path] = {"metadata": {"resourceVersion": "1"}, "data": encoded}
-    (newcomer,), (site,) = await world.sites(["gamma"]), await world.sites(["alpha"], gate)
-    ask = encode_ask(newcomer.member, (number, secret), offer(newcomer.member, "alpha", now))
-    return (await admit(site.objects, *decode_ask(ask), now))[0]
+    (newcomer,) = await world.sites(["gamma"])
+    return encode_ask(newcomer.member, (number, secret), offer(newcomer.member, "alpha", now))
+
+
+async def admitted(world: World, gate: Gate = nothing, ask: bytes = b"") -> bytes:
+    """gamma comes to alpha, as alpha's side sees it."""
+    (site,) = await world.sites(["alpha"], gate)
+    return (await admit(site.objects, *decode_ask(ask or await invited(world)), datetime.now(UTC)))[0]
 
 
 @pytest.mark.parametrize("pair", PAIRS)
@@ -505,6 +510,25 @@ async def test_who_is_invited_while_an_authority_is_replaced_has_no_certificate_
     (signer,) = read_certificates(world.authority("alpha"), "alpha")
     assert is_signed_by(read_certificates(answer.shown["alpha.etcd-client.crt"].encode(), "shown")[0], signer)
     assert world.secret("alpha", names.PEERS)
+    world.check()
+
+
+async def test_who_is_invited_while_the_api_hangs_uses_the_same_token_again(
+    apart: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has by then stays: a hiccup is no replaced authority."""
+    world = apart.copy()
+    ask = await invited(world)
+
+    async def hangs(*_: object) -> bool:
+        raise Unavailable("429")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("clustermesh.joining.inviting.check_unreplaced", hangs)
+        with pytest.raises(Unavailable, match="429"):
+            await admitted(world, ask=ask)
+    assert world.secret("alpha", names.PEERS)
+    await admitted(world, ask=ask)
     world.check()
 
 

@@ -329,7 +329,7 @@ def test_while_another_exporter_is_not_heard_what_this_cluster_withdraws_is_call
     after = api.settled(facts(**new, unheard={"beta"}))
     (condition,) = after["ServiceExport"]["status"]["conditions"]
     assert (condition["type"], condition["status"], condition["reason"]) == ("Ready", "False", "Pending")
-    assert condition["message"].startswith("beta export it, too, and are not heard")
+    assert condition["message"].startswith("not heard: beta, where it is exported, too")
     assert after["Service"]["spec"]["selector"] == NOBODY
     after = api.settled(facts(**own(), exports=[export("beta", 0)]))
     assert after["Service"]["spec"]["selector"] == {"app": "cart"}
