@@ -63,7 +63,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     service_backends: int = 10_000  # beyond that a value is not even read: see entries.MOST_BACKENDS
     backends: int = _ALONE["backends"]  # addresses and ports, of all its services together
     copied_bytes: int = 512 << 20  # of all its entries together, in a mirror, with some 500 for each key
-    exports: int = 10_000  # ports of services by the MCS API, one at least of each, which may take a cluster IP here
+    exports: int = 2000  # ports of services by the MCS API, one at least of each, which may take a cluster IP here
     node_prefixes: int = 64  # pod CIDRs and addresses of one node
     # Of all its nodes, those that are refused included: pod CIDRs (the kernel's map has room for 131,072); addresses.
     prefixes: int = 12_000

@@ -71,13 +71,14 @@ def usable(export: model.ServiceExport, note: Note) -> model.ServiceExport | Non
     if not ports and export.type != "Headless":
         note(Invalid("ports", [port.port for port in export.ports], "must have one that can be called"))
         return None
+    families = next(_kept(_check_families, [export.ip_families], note), ())
     annotations = next(_kept(partial(_check_size, "exportedAnnotations"), [export.annotations], note), {})
     labels = next(_kept(partial(_check_size, "exportedLabels"), [export.labels], note), {})
     return replace(
         export,
         ports=ports,
         session_affinity_timeout=next(_kept(_check_timeout, [export.session_affinity_timeout], note), None),
-        ip_families=tuple(_kept(_check_family, export.ip_families, note)),
+        ip_families=tuple(_kept(_check_family, families, note)),
         annotations=dict(_kept(_check_annotation, annotations.items(), note)),
         labels=dict(_kept(_check_label, labels.items(), note)),
     )
@@ -105,6 +106,11 @@ def _check_port(port: ExportPort) -> None:
 def _check_timeout(seconds: int | None) -> None:
     if seconds is not None and seconds not in _TIMEOUTS:
         raise Invalid("sessionAffinityConfig.clientIP.timeoutSeconds", seconds, "must be 1 to 86400")
+
+
+def _check_families(families: tuple[str, ...]) -> None:
+    if len(families) > len(_FAMILIES):
+        raise Invalid("ipFamilies", f"{len(families)} of them", f"must be at most {len(_FAMILIES)}")
 
 
 def _check_family(family: str) -> None:

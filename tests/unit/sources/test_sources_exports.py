@@ -135,6 +135,7 @@ ODD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ),
     ({"session_affinity_timeout": 86400}, {"session_affinity_timeout": 86400}, ""),
     ({"ip_families": ("IPv9", "IPv6")}, {"ip_families": ("IPv6",)}, "ipFamilies: 'IPv9'"),
+    ({"ip_families": ("IPv4", "IPv6", "IPv4")}, {}, "ipFamilies: '3 of them'"),
     ({"labels": {"x/y/z": ""}}, {}, "exportedLabels[x/y/z] prefix: 'x/y'"),
     ({"labels": {"a": "é"}}, {}, "exportedLabels[a]: 'é'"),
     ({"annotations": {"a": "b" * 70_000}}, {}, "exportedAnnotations: '70001 bytes'"),
