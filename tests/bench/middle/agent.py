@@ -11,7 +11,7 @@ import os
 import statistics
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -170,6 +170,16 @@ class _Detached:
     def attach_sockets(self, _cgroup: Path) -> None:
         """Nobody's connections are to go through these maps."""
 
+    def pin_lost(self) -> list[str]:
+        """Nobody takes a pin away, nor what there are no programs of."""
+        return []
+
+    def has_links_folder(self) -> bool:
+        return True
+
+    def has_sockets(self) -> bool:
+        return True
+
 
 @asynccontextmanager
 async def inside() -> AsyncIterator[Inside]:
@@ -179,11 +189,10 @@ async def inside() -> AsyncIterator[Inside]:
     try:
         bench = Inside(datapath)
         bench.add_node(0)
-        running = asyncio.create_task(bench.run())
-        yield bench
-        running.cancel()
-        with suppress(asyncio.CancelledError):
-            await running
+        async with asyncio.TaskGroup() as tasks:  # what ends the inside ends the measurement
+            running = tasks.create_task(bench.run())
+            yield bench
+            running.cancel()
     finally:
         datapath.close()
         Datapath.remove(pins)
