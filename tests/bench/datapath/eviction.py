@@ -12,6 +12,7 @@ from typing import Final
 
 from agent.bpf.loader import Datapath
 from agent.eviction.evictor import Evicted, Outcome, open_evictor
+from agent.eviction.sweeper import Sweeper
 from agent.plan.services import ServicePlanner
 from clustermesh.address import parse
 from clustermesh.mesh.resolve import Backends, Frontend, Group, ServiceEntry
@@ -46,7 +47,8 @@ async def _fill(datapath: Datapath) -> None:
 
 
 def _round(datapath: Datapath) -> float:
-    with _connected(), closing(open_evictor(datapath.maps)) as evictor:
+    sweeper = Sweeper(lambda: datapath.program_fd("sweep_meant"))
+    with _connected(), closing(open_evictor(datapath.maps, sweeper)) as evictor:
         began = time.monotonic()
         evicted = evictor.evict(evictor.find())
         took = time.monotonic() - began
