@@ -52,9 +52,9 @@ class Retries(Generic[K]):
         """All is well with `key`, or nobody wants it any more."""
         self.problems.pop(key, None)
 
-    def take_due(self, now: float) -> list[K]:
-        """The keys to try now, soonest first. Each is out of the queue until it fails again."""
-        return self._take(len(self._queue), now)
+    def take_due(self, now: float, most: int | None = None) -> list[K]:
+        """The keys to try now, `most` of them, soonest first. Each is out of the queue until it fails again."""
+        return self._take(len(self._queue) if most is None else most, now)
 
     def hurry(self, count: int, now: float) -> None:
         """Something changed for the better: make `count` of what waits due at once, the soonest first."""

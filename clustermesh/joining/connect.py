@@ -306,9 +306,15 @@ async def _expel(owner: Site, peer: str, outcome: Outcome) -> None:
 async def _traces(reader: Site, owner: Site) -> int:
     """How much by now tells that `reader` reads `owner`: 2 where it does, 0 where nothing does."""
     where = names.COPIED if reader.member.mirrored else names.PEERS
-    users = users_in((await owner.objects.config(names.USERS)).get(names.USERS_KEY, "").encode(), names.USERS)
-    lets_in = remote_user(reader.member.name) in {each.name for each in users}
+    lets_in = reader.member.name in await find_readers(owner.objects)
     return lets_in + (owner.member.name in await reader.objects.secret(where))
+
+
+async def find_readers(objects: Objects) -> frozenset[str]:
+    """The clusters that may read this one, by its list of users. Raises Invalid, and as `Objects`."""
+    prefix = remote_user("")
+    users = users_in((await objects.config(names.USERS)).get(names.USERS_KEY, "").encode(), names.USERS)
+    return frozenset(each.name.removeprefix(prefix) for each in users if each.name.startswith(prefix))
 
 
 async def _uninvite(site: Site, peer: str) -> None:

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from certs.names import leaf_secret
 from clustermesh.errors import Refused
 from clustermesh.joining import names
-from clustermesh.joining.connect import find_declared, read_site
+from clustermesh.joining.connect import find_declared, find_readers, read_site
 from clustermesh.joining.differences import Change, find_changes
 from clustermesh.joining.helm import CHART, Helm, Kept, Release, check_settled, find_release, look_release
 from clustermesh.joining.leading import Entries, misled
@@ -23,7 +23,6 @@ from clustermesh.joining.objects import MANAGED_BY, MANAGER, Meta, Objects
 from clustermesh.kube.client import Request
 from clustermesh.kube.faults import NotServed
 from clustermesh.mesh.peer_files import MARK
-from clustermesh.standalone.users_file import remote_user, users_in
 
 Definition: TypeAlias = Mapping[str, Any]
 """A CustomResourceDefinition."""
@@ -189,7 +188,7 @@ async def check_alone(objects: Objects, what: str) -> None:
         return
     entries = [await objects.secret(secret) for secret in (names.PEERS, names.COPIED)]
     reads = sorted({name for each in entries for name, data in each.items() if MARK in data})
-    read_by = [name for name in await _readers(objects) if name not in reads]
+    read_by = sorted(await find_readers(objects) - set(reads))
     told = [f"connected to {', '.join(reads)}"] if reads else []
     told += [f"read by {', '.join(read_by)}"] if read_by else []
     if told:
@@ -198,18 +197,11 @@ async def check_alone(objects: Objects, what: str) -> None:
 
 async def _check_unread(objects: Objects, moved: str) -> None:
     """Refused where the value `moved` is to change, and others know this cluster by it."""
-    if moved and (readers := ", ".join(await _readers(objects))):
+    if moved and (readers := ", ".join(sorted(await find_readers(objects)))):
         raise Refused(
             f"this cluster is read by {readers}, who would look for it where it was: `clustermesh disconnect` first, "
             f"then change {moved}, and connect again"
         )
-
-
-async def _readers(objects: Objects) -> list[str]:
-    """The clusters that may read this one."""
-    users = users_in((await objects.config(names.USERS)).get(names.USERS_KEY, "").encode(), names.USERS)
-    prefix = remote_user("")
-    return sorted({each.name.removeprefix(prefix) for each in users if each.name.startswith(prefix)})
 
 
 class Leavings(Struct, frozen=True):

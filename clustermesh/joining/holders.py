@@ -17,13 +17,12 @@ from certs.pair import recover, write_pair
 from certs.rotation import pairs_in
 from clustermesh.errors import Refused
 from clustermesh.joining import names
-from clustermesh.joining.connect import Site, find_declared
+from clustermesh.joining.connect import Site, find_declared, find_readers
 from clustermesh.joining.links import known_peers
 from clustermesh.joining.objects import MANAGED_BY, MANAGER, Edit, Managed, Secret
 from clustermesh.standalone.connect import file_errors
 from clustermesh.standalone.connections import list_connections
 from clustermesh.standalone.context import Context, locked
-from clustermesh.standalone.users_file import remote_user, users_in
 
 LEAVES: Final = tuple(map(leaf_secret, names.LEAVES))
 _SHARED: Final = (names.PEERS, names.COPIED)
@@ -102,11 +101,9 @@ class InSecrets:
         return self._site.member.name
 
     async def peers(self) -> frozenset[str]:
-        objects, prefix = self._site.objects, remote_user("")
+        objects = self._site.objects
         entries = await objects.secret(names.COPIED if self._site.member.mirrored else names.PEERS)
-        users = (await objects.config(names.USERS)).get(names.USERS_KEY, "").encode()
-        readers = (user.name for user in users_in(users, names.USERS) if user.name.startswith(prefix))
-        return frozenset((*known_peers(entries), *(name.removeprefix(prefix) for name in readers)))
+        return await find_readers(objects) | known_peers(entries).keys()
 
     async def read(self, place: str) -> dict[str, bytes]:
         return await self._site.objects.secret(place)

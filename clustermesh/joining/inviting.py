@@ -47,7 +47,17 @@ from clustermesh.joining.invitations import Uninvited, is_revoked, read, use_up
 from clustermesh.joining.links import Link, Mode, is_named, known_peers
 from clustermesh.joining.member import Member, mesh_name
 from clustermesh.joining.objects import Named, Objects
-from clustermesh.joining.offers import MOST_BYTES, Ask, Offer, decode_ask, join_again, offer, offered_link
+from clustermesh.joining.offers import (
+    MOST_BYTES,
+    MOST_LETTERS,
+    MOST_SENTENCES,
+    Ask,
+    Offer,
+    decode_ask,
+    join_again,
+    offer,
+    offered_link,
+)
 from clustermesh.joining.probe import probe
 from clustermesh.kube.access import load_pair
 from clustermesh.mesh.peer_files import PeerFile
@@ -65,8 +75,6 @@ _HEARD: Final = 32
 _READING: Final = 5.0
 """Seconds that who asks has to say it."""
 _PATIENCE: Final = 60.0
-_MOST_SENTENCES, _MOST_LETTERS = 20, 1000
-"""Of an answer: a newcomer reads no more than `MOST_BYTES`, and shows so many."""
 _REREAD: Final = 30.0
 """Seconds after which the certificate is looked for anew, and the log says who was sent away."""
 
@@ -299,7 +307,7 @@ class Server:
 
 
 def _problems(status: int, sentences: list[str]) -> web.Response:
-    said = [each[:_MOST_LETTERS] for each in sentences[:_MOST_SENTENCES]]
+    said = [each[:MOST_LETTERS] for each in sentences[:MOST_SENTENCES]]
     if len(sentences) > len(said):
         said[-1] = f"{len(sentences) - len(said) + 1} problems more"
     body = msgspec.json.encode({"problems": said})

@@ -21,13 +21,20 @@ from clustermesh.joining.connect import Site, begin_reading, check_unreplaced, f
 from clustermesh.joining.invitations import Token
 from clustermesh.joining.links import is_named, known_peers
 from clustermesh.joining.member import Member, mesh_name
-from clustermesh.joining.offers import MOST_BYTES, decode_offer, encode_ask, join_again, offer, offered_link
+from clustermesh.joining.offers import (
+    MOST_BYTES,
+    MOST_LETTERS,
+    MOST_SENTENCES,
+    decode_offer,
+    encode_ask,
+    join_again,
+    offer,
+    offered_link,
+)
 from clustermesh.joining.secret_sizes import MOST_ENTRY, Room
 from clustermesh.standalone.connect import Outcome
 
 _PATIENCE: Final = 90.0
-_WORDS, _LETTERS = 20, 1000
-"""What is shown of a refusal."""
 
 
 async def join(site: Site, token: Token, now: datetime) -> Outcome:
@@ -156,4 +163,4 @@ def _sentences(data: bytes) -> list[str]:
         said: Any = msgspec.json.decode(data, type=dict[str, list[str]])["problems"]
     except (msgspec.DecodeError, KeyError, UnicodeDecodeError, RecursionError):
         said = []
-    return [each[:_LETTERS] for each in said[:_WORDS]] or ["refused without a word"]
+    return [each[:MOST_LETTERS] for each in said[:MOST_SENTENCES]] or ["refused without a word"]

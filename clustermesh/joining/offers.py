@@ -30,6 +30,8 @@ from clustermesh.standalone.pod_cidrs import PodCidr
 
 T = TypeVar("T")
 MOST_BYTES: Final = 1 << 20
+MOST_SENTENCES, MOST_LETTERS = 20, 1000
+"""Of a refusal: no more is said, nor shown."""
 _MOST_HOSTS: Final = 64
 _MOST_CIDRS: Final = 10_240
 """Two of each node, and nodes as many as Kubernetes knows."""

@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from clustermesh import model
 from clustermesh.apiserver.problems import Say
-from clustermesh.errors import ClusterMeshError, DecodeError, Invalid
+from clustermesh.errors import ClusterMeshError, DecodeError
 from clustermesh.joining.objects import MANAGER
 from clustermesh.kube.access import Access
 from clustermesh.kube.brain import Brain
@@ -127,14 +127,6 @@ def take_batch(waiting: dict[Name, None], most: int) -> list[Name]:
     return found
 
 
-def take_first(failed: dict[Name, None], most: int) -> list[Name]:
-    """Those of `failed` that wait longest; they are no part of it any more."""
-    found = list(failed)[:most]
-    for name in found:
-        del failed[name]
-    return found
-
-
 class Keeper:
     """What its tasks share. `version` is that of the MCS API, "" to leave it alone."""
 
@@ -149,7 +141,7 @@ class Keeper:
         self._local, self._local_of = dict[Name, set[Ref]](), dict[Ref, Name]()  # slices of the source, by Services
         for ref in task.source.refs("EndpointSlice") if version else ():
             self._note_slice(ref)
-        self._dirty, self._due, self._news = set[Name](), list[Name](), asyncio.Event()
+        self._dirty, self._news = set[Name](), asyncio.Event()
         self._unheard, self._odd, self._failed = dict[str, str](), dict[Name, list[str]](), Retries[Name](_LOOK)
 
     def tasks(self) -> list[Coroutine[Any, Any, None]]:
@@ -242,10 +234,13 @@ class Keeper:
                     self._touch(self._all())
             except ClusterMeshError as e:
                 _LOG.debug("who is connected is not known now: %s", e)
-            if due := self._failed.take_due(time.monotonic()):
-                self._due += due
+            if self._is_due():
                 self._news.set()
             await asyncio.sleep(_LOOK)
+
+    def _is_due(self) -> bool:
+        due = self._failed.next_due
+        return due is not None and due <= time.monotonic()
 
     def _all(self) -> set[Name]:
         wanting = {name for name, local in self._task.source.snapshot.services.items() if local.is_global}
@@ -256,19 +251,18 @@ class Keeper:
 
     async def _run(self, imports: bool) -> None:
         brains = [self._slices, *([self._exports, self._imports, self._derived] if imports else [])]
-        waiting, failed = dict[Name, None](), dict[Name, None]()
+        waiting = dict[Name, None]()
         while True:
-            if not waiting and not failed:
+            if not waiting and not self._is_due():
                 await self._news.wait()
             await asyncio.sleep(_GATHERING)
             self._news.clear()
             if self._unlisted or not all(brain.complete for brain in brains):
                 continue
             names, self._dirty = self._dirty, set()
-            due, self._due = self._due, []
             waiting = dict.fromkeys(sorted(names)) | waiting
-            failed |= dict.fromkeys(due)
-            batch = dict.fromkeys([*take_first(failed, _AGAIN), *take_batch(waiting, _BATCH)])
+            due = self._failed.take_due(time.monotonic(), _AGAIN)
+            batch = dict.fromkeys([*due, *take_batch(waiting, _BATCH)])
             async with asyncio.TaskGroup() as tasks:  # the client has its pace
                 for name in batch:
                     tasks.create_task(self._settle(name))
@@ -316,10 +310,10 @@ class Keeper:
         if isinstance(export, ServiceExport) and held and found:
             own = translate_export(self._task.cluster, ref, export, found, faults)
         for each in self._copies.exports(name, self._view):
-            left_out = list[Invalid]()
-            if (clean := usable(each, left_out.append)) is not None:
+            left_out = Faults()
+            if (clean := usable(ref, each, left_out)) is not None:
                 exports.append(clean)
-            odd += [f"cluster {each.cluster}: {fault}: left out" for fault in left_out[:_TOLD]]
+            odd += [f"cluster {each.cluster}: {fault.sentence}: left out" for fault in left_out[:_TOLD]]
         return Facts(
             cluster=self._task.cluster.name,
             name=name,

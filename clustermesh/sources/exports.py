@@ -8,7 +8,6 @@ the Service that come of it; other clusters may send anything: `usable` leaves t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
 from typing import Final, TypeVar
 
 from msgspec.structs import replace
@@ -22,13 +21,13 @@ from clustermesh.sources.rules import check_dns_label, check_key, check_labels, 
 from clustermesh.wire.timestamp import parse_time
 
 T = TypeVar("T")
-Note = Callable[[Invalid], None]
 _FAMILIES: Final = ("IPv4", "IPv6")
 _MOST: Final = 256
 """Labels, and annotations, of one export."""
 _MOST_PORTS: Final = 1000
 _MOST_BYTES: Final = 64 << 10
 """Of all labels, and of all annotations: the API takes 256 KiB of annotations, others' with them."""
+_TIMEOUT: Final = "sessionAffinityConfig.clientIP.timeoutSeconds"
 _TIMEOUTS: Final = range(1, 86401)
 _FOREVER = "must be the time at which it was created: of several clusters' exports the oldest counts"
 
@@ -57,82 +56,84 @@ def translate_export(
         annotations=export.spec.exported_annotations,
         labels=export.spec.exported_labels,
     )
-    return usable(found, lambda fault: faults.note(ref, fault))
+    return usable(ref, found, faults)
 
 
-def usable(export: model.ServiceExport, note: Note) -> model.ServiceExport | None:
-    """Without what no ServiceImport can have, nor the Service behind it; each is told to `note`. None where it has
+def usable(ref: Ref, export: model.ServiceExport, faults: Faults) -> model.ServiceExport | None:
+    """Without what no ServiceImport can have, nor the Service behind it; `faults` are told each. None where it has
     nothing to be called by."""
+
+    def kept(rule: Callable[[str, T], T], field: str, values: Iterable[T]) -> Iterator[T]:
+        return (value for value in values if faults.check(ref, rule, field, value) is not None)
+
     if len(export.ports) > _MOST_PORTS:
-        note(
-            Invalid("ports", f"{len(export.ports)} of them", f"must be at most {_MOST_PORTS}, the first of which hold")
-        )
-    ports = tuple(_kept(_check_port, export.ports[:_MOST_PORTS], note))
+        rule = f"must be at most {_MOST_PORTS}, the first of which hold"
+        faults.note(ref, Invalid("ports", f"{len(export.ports)} of them", rule))
+    ports = tuple(kept(_check_port, "ports", export.ports[:_MOST_PORTS]))
     if not ports and export.type != "Headless":
-        note(Invalid("ports", [port.port for port in export.ports], "must have one that can be called"))
+        numbers = [port.port for port in export.ports]
+        faults.note(ref, Invalid("ports", numbers, "must have one that can be called"))
         return None
-    families = next(_kept(_check_families, [export.ip_families], note), ())
-    annotations = next(_kept(partial(_check_size, "exportedAnnotations"), [export.annotations], note), {})
-    labels = next(_kept(partial(_check_size, "exportedLabels"), [export.labels], note), {})
+    families = faults.check(ref, _check_families, "ipFamilies", export.ip_families) or ()
+    annotations = faults.check(ref, _check_size, "exportedAnnotations", export.annotations) or {}
+    labels = faults.check(ref, _check_size, "exportedLabels", export.labels) or {}
+    timeout = export.session_affinity_timeout
     return replace(
         export,
         ports=ports,
-        session_affinity_timeout=next(_kept(_check_timeout, [export.session_affinity_timeout], note), None),
-        ip_families=tuple(_kept(_check_family, families, note)),
-        annotations=dict(_kept(_check_annotation, annotations.items(), note)),
-        labels=dict(_kept(_check_label, labels.items(), note)),
+        session_affinity_timeout=None if timeout is None else faults.check(ref, _check_timeout, _TIMEOUT, timeout),
+        ip_families=tuple(kept(_check_family, "ipFamilies", families)),
+        annotations=dict(kept(_check_annotation, "exportedAnnotations", annotations.items())),
+        labels=dict(kept(_check_label, "exportedLabels", labels.items())),
     )
 
 
-def _kept(rule: Callable[[T], None], values: Iterable[T], note: Note) -> Iterator[T]:
-    for value in values:
-        try:
-            rule(value)
-        except Invalid as e:
-            note(e)
-        else:
-            yield value
-
-
-def _check_port(port: ExportPort) -> None:
-    check_port("ports.port", port.port)
-    parse_protocol("ports.protocol", str(port.protocol))
+def _check_port(field: str, port: ExportPort) -> ExportPort:
+    check_port(f"{field}.port", port.port)
+    parse_protocol(f"{field}.protocol", str(port.protocol))
     if port.name:
-        check_dns_label("ports.name", port.name)
+        check_dns_label(f"{field}.name", port.name)
     if port.app_protocol:
-        check_key("ports.appProtocol", port.app_protocol)
+        check_key(f"{field}.appProtocol", port.app_protocol)
+    return port
 
 
-def _check_timeout(seconds: int | None) -> None:
-    if seconds is not None and seconds not in _TIMEOUTS:
-        raise Invalid("sessionAffinityConfig.clientIP.timeoutSeconds", seconds, "must be 1 to 86400")
+def _check_timeout(field: str, seconds: int) -> int:
+    if seconds not in _TIMEOUTS:
+        raise Invalid(field, seconds, "must be 1 to 86400")
+    return seconds
 
 
-def _check_families(families: tuple[str, ...]) -> None:
+def _check_families(field: str, families: tuple[str, ...]) -> tuple[str, ...]:
     if len(families) > len(_FAMILIES):
-        raise Invalid("ipFamilies", f"{len(families)} of them", f"must be at most {len(_FAMILIES)}")
+        raise Invalid(field, f"{len(families)} of them", f"must be at most {len(_FAMILIES)}")
+    return families
 
 
-def _check_family(family: str) -> None:
+def _check_family(field: str, family: str) -> str:
     if family not in _FAMILIES:
-        raise Invalid("ipFamilies", family, f"must be {' or '.join(_FAMILIES)}")
+        raise Invalid(field, family, f"must be {' or '.join(_FAMILIES)}")
+    return family
 
 
-def _check_label(label: tuple[str, str]) -> None:
-    check_labels("exportedLabels", dict([label]))
+def _check_label(field: str, label: tuple[str, str]) -> tuple[str, str]:
+    check_labels(field, dict([label]))
+    return label
 
 
-def _check_annotation(annotation: tuple[str, str]) -> None:
-    check_key("exportedAnnotations", annotation[0].lower())
+def _check_annotation(field: str, annotation: tuple[str, str]) -> tuple[str, str]:
+    check_key(field, annotation[0].lower())
+    return annotation
 
 
-def _check_size(field: str, said: Mapping[str, str]) -> None:
+def _check_size(field: str, said: Mapping[str, str]) -> Mapping[str, str]:
     """All are left out where there are too many: a hostile cluster's are not worth a look at each."""
     if len(said) > _MOST:
         raise Invalid(field, f"{len(said)} of them", f"must be at most {_MOST}")
     size = sum(len(part.encode(errors="replace")) for pair in said.items() for part in pair)
     if size > _MOST_BYTES:
         raise Invalid(field, f"{size} bytes", f"must be at most {_MOST_BYTES} bytes together")
+    return said
 
 
 def _created(field: str, text: str) -> int:

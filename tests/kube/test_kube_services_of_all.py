@@ -20,7 +20,6 @@ from kube_bed import KubeBed
 from msgspec.structs import replace
 
 from clustermesh.address import parse, text
-from clustermesh.errors import Invalid
 from clustermesh.joining.objects import Objects
 from clustermesh.kube.client import KubeClient
 from clustermesh.kube.config import from_kubeconfig
@@ -31,7 +30,9 @@ from clustermesh.multicluster.imports import NOBODY, Facts, writes
 from clustermesh.multicluster.keeping import Services, keep_services
 from clustermesh.multicluster.leavings import Keeping, find_leavings, take_away
 from clustermesh.sources.exports import usable
+from clustermesh.sources.faults import Faults
 from clustermesh.sources.kubernetes import KubernetesSource, Periods
+from clustermesh.sources.objects import Ref
 from clustermesh.store.client import EtcdClient
 from clustermesh.wire import cluster_config, keys, service, service_export
 
@@ -344,10 +345,10 @@ async def test_a_service_of_somebody_elses_in_the_place_of_ours_keeps_back_nothi
 async def test_what_is_made_of_any_exports_the_api_takes(mesh: Mesh) -> None:
     draw = random.Random(16)
     nasty = ["", "a", "A", "http", "x" * 63, "y" * 64, "a b", "-a", "a.b/c", "A.b/c", "a/b/c", "é", "\x00", "a_b"]
-    taken, left_out = 0, list[Invalid]()
+    taken, left_out, ref = 0, Faults(), Ref("ServiceExport", mesh.namespace, "cart")
     for _ in range(60):
         made = [_any_export(draw, nasty, cluster) for cluster in ("beta", "gamma")]
-        exports = [each for one in made if (each := usable(one, left_out.append)) is not None]
+        exports = [each for one in made if (each := usable(ref, one, left_out)) is not None]
         asked = Facts(cluster="alpha", name=(mesh.namespace, "cart"), version="v1alpha1", in_mesh=True, exports=exports)
         for write in _imported_and_served(asked):
             mesh.bed.ask("POST", f"{write.path}?dryRun=All", write.body)

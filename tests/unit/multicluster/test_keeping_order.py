@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clustermesh.multicluster.keeping import take_batch, take_first
+from clustermesh.multicluster.keeping import take_batch
 
 
 def test_a_change_among_thousands_is_settled_at_once_and_who_changes_always_keeps_nobody_waiting() -> None:
@@ -25,12 +25,3 @@ def test_few_are_all_taken_once() -> None:
         first, second = take_batch(waiting, 50), take_batch(waiting, 50)
         assert (len(first), sorted([*first, *second])) == (min(number, 50), sorted(before))
         assert waiting == {}
-
-
-def test_what_failed_is_tried_again_in_its_turn() -> None:
-    failed: dict[tuple[str, str], None] = {("a", str(n)): None for n in range(25)}
-    first = take_first(failed, 10)
-    failed |= dict.fromkeys(first)
-    assert [int(name) for _, name in (*first, *take_first(failed, 20))] == list(range(25)) + list(range(5))
-    assert list(failed) == [("a", str(n)) for n in range(5, 10)]
-    assert take_first({}, 10) == []

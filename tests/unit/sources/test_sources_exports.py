@@ -7,9 +7,10 @@ from typing import Any
 import kube
 import pytest
 
-from clustermesh.errors import Invalid
 from clustermesh.model import ExportPort, Protocol, ServiceExport
 from clustermesh.sources.exports import usable
+from clustermesh.sources.faults import Faults
+from clustermesh.sources.objects import Ref
 from clustermesh.sources.translate import translate
 from clustermesh.wire import service_export
 
@@ -151,14 +152,14 @@ def test_of_what_another_cluster_exports_the_rest_holds(
     said: dict[str, Any], expected: dict[str, Any], told: str
 ) -> None:
     usual: dict[str, Any] = {"cluster": "beta", "namespace": "shop", "name": "cart", "created": 1, "ports": (WEB,)}
-    noted = list[Invalid]()
-    assert usable(ServiceExport(**{**usual, **said}), noted.append) == ServiceExport(**{**usual, **expected})
-    assert [str(each).split(": must")[0] for each in noted] == ([told] if told else [])
-    assert all(len(str(each)) < 500 for each in noted)
+    faults, ref = Faults(), Ref("ServiceExport", "shop", "cart")
+    assert usable(ref, ServiceExport(**{**usual, **said}), faults) == ServiceExport(**{**usual, **expected})
+    assert [fault.sentence.split(": must")[0] for fault in faults] == ([told] if told else [])
+    assert all(len(fault.sentence) < 500 and fault.ref == ref for fault in faults)
 
 
 def test_of_what_another_cluster_exports_without_a_port_nothing_holds() -> None:
-    noted = list[Invalid]()
+    faults = Faults()
     found = ServiceExport(cluster="beta", namespace="shop", name="cart", created=1, ports=(ExportPort(port=0),))
-    assert usable(found, noted.append) is None
-    assert [each.field for each in noted] == ["ports.port", "ports"]
+    assert usable(Ref("ServiceExport", "shop", "cart"), found, faults) is None
+    assert [fault.sentence.split(":")[0] for fault in faults] == ["ports.port", "ports"]
