@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +14,9 @@ from clustermesh.cli.contexts import Which, cluster_options
 from clustermesh.cli.install import check_context, deploy
 from clustermesh.cli.table import print_found
 from clustermesh.errors import Invalid, Refused
+
+if TYPE_CHECKING:
+    from clustermesh.joining.helm import Kept
 
 _chart = click.option("--chart", default="", metavar="CHART", help="Folder, package or reference of the chart.")
 
@@ -34,10 +39,7 @@ def enable(which: Which, service_type: str | None, chart: str) -> None:
       clustermesh enable --context alpha --service-type LoadBalancer
       clustermesh enable --context alpha
     """
-    from clustermesh.joining.deployment import SERVED, TYPE
-
-    values = {SERVED: True} | ({TYPE: service_type} if service_type else {})
-    changed = asyncio.run(_upgrade(which, values, chart))
+    changed = asyncio.run(_upgrade(which, partial(_opening, service_type), chart))
     click.echo(f"{which.shown} {'is open to other clusters' if changed else 'is open to other clusters already'}")
     if service_type == "NodePort":
         warning = click.style("warning:", fg="yellow", bold=True)
@@ -57,7 +59,7 @@ def disable(which: Which, chart: str) -> None:
     Example:
       clustermesh disable --context alpha
     """
-    changed = asyncio.run(_upgrade(which, None, chart))
+    changed = asyncio.run(_upgrade(which, _closing, chart))
     click.echo(f"{which.shown} is {'closed to other clusters' if changed else 'closed to other clusters already'}")
 
 
@@ -102,7 +104,7 @@ def set_value(which: Which, key: str, value: str, chart: str) -> None:
     """
     if not all(key.split(".")):
         raise Invalid("key", key, "must be names with dots between, as clustermesh.apiserver.replicas")
-    changed = asyncio.run(_upgrade(which, {key: _parsed(value)}, chart))
+    changed = asyncio.run(_upgrade(which, lambda _release: {key: _parsed(value)}, chart))
     click.echo(f"{key} is {value}{'' if changed else ' already'}")
 
 
@@ -115,18 +117,34 @@ def _parsed(value: str) -> Any:
         return value
 
 
-async def _upgrade(which: Which, values: dict[str, Any] | None, chart: str) -> bool:
-    """Whether anything is otherwise now. `values` None is what closes the cluster."""
-    from clustermesh.joining.connect import open_api
+def _opening(service_type: str | None, release: Kept) -> dict[str, Any]:
     from clustermesh.joining.deployment import SERVED, TYPE
+
+    if service_type:
+        return {SERVED: True, TYPE: service_type}
+    if not release.base.value("etcd.enabled") and release.base.value(TYPE) == "ClusterIP":
+        raise Refused(
+            "the API server's Service is a ClusterIP, as `clustermesh disable` leaves it: say how others reach it, by "
+            "`--service-type LoadBalancer` or NodePort, or ClusterIP where they have a way to such addresses"
+        )
+    return {SERVED: True}
+
+
+def _closing(release: Kept) -> dict[str, Any]:
+    from clustermesh.joining.deployment import SERVED, TYPE
+
+    return {SERVED: False} if release.base.value("etcd.enabled") else {TYPE: "ClusterIP"}
+
+
+async def _upgrade(which: Which, choose: Callable[[Kept], dict[str, Any]], chart: str) -> bool:
+    """Deploy with what is chosen, by what is there. Whether anything is otherwise now."""
+    from clustermesh.joining.connect import open_api
     from clustermesh.joining.helm import find_release
 
     check_context(which)
     async with open_api(which.kubeconfig, which.context, which.namespace) as objects:
         release = await find_release(objects)
-        if values is None:
-            values = {SERVED: False} if release.base.value("etcd.enabled") else {TYPE: "ClusterIP"}
-        changed = {key: value for key, value in values.items() if release.base.value(key) != value}
+        changed = {key: value for key, value in choose(release).items() if release.base.value(key) != value}
         if release.whole and not changed:
             return False
         flags = [f"--set-json={key}={json.dumps(value)}" for key, value in changed.items()]

@@ -19,6 +19,8 @@ from clustermesh.standalone.pod_cidrs import PodCidr
 
 _NODES: Final = 8
 """Nodes that are named where a node port leads to the etcd: any is enough, and a mesh has thousands."""
+_IMAGES: Final = ("cilium", "clustermesh-apiserver", "operator")
+"""How the names of Cilium's own images begin."""
 _ENCRYPTION: Final = {"enable-wireguard": "WireGuard", "enable-ipsec": "IPsec"}
 
 
@@ -266,12 +268,13 @@ def _port(service: Service | None) -> _Port:
 
 
 def find_version(deployment: Deployment) -> Version:
-    """By its labels, or else by its image's tag."""
+    """By its labels, or else by its image's tag, where the image is one of Cilium's: the tag of another in its place,
+    as ours may be (docs/migrate.md), is of another product."""
     labels = deployment.metadata.labels or {}
     image = next((each.image for each in deployment.spec.template.spec.containers), "")
-    tag = image.partition("@")[0].rpartition("/")[2].partition(":")[2]
-    product = labels.get("app.kubernetes.io/part-of", "cilium")
-    return Version(product, labels.get("app.kubernetes.io/version") or tag)
+    name, _, tag = image.partition("@")[0].rpartition("/")[2].partition(":")
+    number = labels.get("app.kubernetes.io/version") or (tag if name.startswith(_IMAGES) else "")
+    return Version(labels.get("app.kubernetes.io/part-of", "cilium"), number)
 
 
 def _cluster(config: Mapping[str, str], namespace: str, context: str) -> Cluster:

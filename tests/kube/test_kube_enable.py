@@ -95,6 +95,10 @@ def test_a_cluster_is_opened_once_and_closed_once_nobody_is_connected(
     result = run("disable")
     assert (result.exit_code, '    spec.type: "NodePort" -> "ClusterIP"' in result.output) == (0, True), result.output
     assert bed.ask("GET", service)["spec"]["type"] == "ClusterIP"
+    result = run("enable")
+    assert (result.exit_code, "is a ClusterIP" in result.output) == (1, True), result.output
+    result = run("enable", "--service-type", "ClusterIP")
+    assert (result.exit_code, "is open to other clusters already" in result.output) == (0, True), result.output
 
 
 def test_invitations_with_cert_manager_need_the_key_of_the_authority(run: Command) -> None:

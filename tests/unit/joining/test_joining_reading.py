@@ -6,7 +6,16 @@ import msgspec
 import pytest
 
 from clustermesh.errors import Refused
-from clustermesh.joining.reading import EndpointSlice, Node, Service, choose_inviting, find_entrance
+from clustermesh.joining.member import Version
+from clustermesh.joining.reading import (
+    Deployment,
+    EndpointSlice,
+    Node,
+    Service,
+    choose_inviting,
+    find_entrance,
+    find_version,
+)
 
 
 def node(address: str, *, ready: bool = True, cordoned: bool = False) -> Node:
@@ -87,3 +96,22 @@ def test_others_reach_an_api_server_at_eight_nodes_that_are_ready_in_the_order_o
         found, _ = find_entrance(service(), few, "")
         assert found is not None
         assert found.hosts == tuple(f"10.0.0.{number}" for number in numbers)
+
+
+@pytest.mark.parametrize(
+    ("labels", "image", "found"),
+    [
+        ({"part-of": "cilium"}, "quay.io/cilium/clustermesh-apiserver:v1.18.4@sha256:ab", ("cilium", "v1.18.4")),
+        ({"part-of": "cilium"}, "quay.io/cilium/operator-generic:v1.18.4", ("cilium", "v1.18.4")),
+        ({"part-of": "cilium"}, "registry.example:5000/clustermesh/clustermesh:0.1.0", ("cilium", "")),
+        ({}, "clustermesh-apiserver", ("cilium", "")),
+        ({"part-of": "clustermesh", "version": "0.1.0"}, "any:7", ("clustermesh", "0.1.0")),
+    ],
+)
+def test_the_tag_of_an_image_that_is_not_ciliums_is_no_version_of_cilium(
+    labels: dict[str, str], image: str, found: tuple[str, str]
+) -> None:
+    labels = {f"app.kubernetes.io/{key}": value for key, value in labels.items()}
+    pod = {"spec": {"containers": [{"name": "apiserver", "image": image}]}}
+    deployment = msgspec.convert({"metadata": {"name": "x", "labels": labels}, "spec": {"template": pod}}, Deployment)
+    assert find_version(deployment) == Version(*found)
