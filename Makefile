@@ -8,7 +8,7 @@ ARGS ?=
 
 help:
 	@echo "make demo    two clusters, one service: watch the mesh work (ARGS=--json for one JSON object)"
-	@echo "             ARGS=--kubernetes: on two real Kubernetes clusters, made for it (two minutes after a set-up of 15)"
+	@echo "             ARGS=--kubernetes: on two real Kubernetes clusters, made for it (two minutes after a set-up of 12)"
 	@echo "make test    everything that is checked: style, types, unit tests, real etcd, Kubernetes and kernel, the lab"
 	@echo "make check   style, types and unit tests, with few examples of each property (under a minute on two cores, needs no root)"
 	@echo "make soak    property tests and faults with new seeds for SOAK_SECONDS (300), each printed (ARGS: which tests, or faults;"

@@ -100,6 +100,8 @@ class Status:
             "version": __version__,
             "node": self._options.node,
             "context": str(self._options.context.absolute()) if self._options.cluster_name is None else None,
+            "kvstore_opt": list(self._options.kvstore_opt),
+            "clustermesh_config": self._options.clustermesh_config and str(self._options.clustermesh_config.absolute()),
             "cluster": {"name": self._state.own, "id": None if self._own.config is None else self._own.config.id},
             "ready": not self.not_ready(),
             "problems": list(map(str, self.problems())),

@@ -45,7 +45,7 @@ _REMEDIES: Final[Mapping[str, str]] = {
 class ControlPlane(Struct, frozen=True, kw_only=True):
     """What is known of etcd and API server: `objection` where it is another cluster's, `alarms` are etcd's, `unacted`
     is what the API server does not act on, `source` where its objects come from, in which mode, and `copied` how many
-    bytes a mirror has copied of each cluster.
+    bytes a mirror has copied of each cluster. No agent is `reporting` where they are not ours.
 
     `published` is whether it ever wrote, `last_beat` how many seconds ago it said last that it lives, None if unknown.
     """
@@ -57,6 +57,7 @@ class ControlPlane(Struct, frozen=True, kw_only=True):
     unacted: tuple[str, ...] = ()
     source: str = ""
     copied: Mapping[str, int] = {}
+    reporting: bool = True
 
     @property
     def silent(self) -> bool:
@@ -102,10 +103,16 @@ async def read(context: Context, peers: Collection[str]) -> dict[str, Any]:
 
 
 async def read_through(
-    client: EtcdClient, cluster: Cluster, endpoint: str, peers: Collection[str], left_out: Set[str] = frozenset()
+    client: EtcdClient,
+    cluster: Cluster,
+    endpoint: str,
+    peers: Collection[str],
+    left_out: Set[str] = frozenset(),
+    *,
+    reporting: bool = True,
 ) -> dict[str, Any]:
     """The overview of `cluster`, whose own etcd, at `endpoint`, `client` leads to. Nobody expects agents on the nodes
-    that are `left_out`. Raises Unavailable, Refused."""
+    that are `left_out`, nor reports where none is `reporting`, as Cilium's. Raises Unavailable, Refused."""
     etcd = await client.status()
     client.timeout = _LATER_ANSWERS
     nodes = (await client.range(RESOURCES["nodes"].prefix(cluster.name))).kvs
@@ -131,6 +138,7 @@ async def read_through(
             unacted=told.problems,
             source=told.source,
             copied={} if mirror is None else decode_mirror(mirror.value),
+            reporting=reporting,
         ),
         left_out=len(known & left_out),
     )
@@ -217,7 +225,7 @@ def summarise(
     known = frozenset(nodes)
     clusters: dict[str, Any] = {peer: {"configured": 0, "connected": 0, "nodes": {}} for peer in sorted(peers)}
     faults = defaultdict[str, list[str]](list)
-    for node in sorted(known - reports.keys()):
+    for node in sorted(known - reports.keys()) if control.reporting else ():
         faults["its agent does not report: start it there, its log says why it ended"].append(node)
     for node, report in sorted(reports.items()):
         for fault in _faults(report, {*clusters, name}):

@@ -157,10 +157,11 @@ def context_option(function: Any) -> Any:
 
 
 def output_option(function: Any) -> Any:
-    """The option `-o table|json`, given to the command as `output`."""
-    return click.option(
-        "-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True, help="How to print."
-    )(function)
+    """The option `-o table|json|yaml`, given to the command as `output`."""
+    kinds = click.Choice(["table", "json", "yaml"])
+    return click.option("-o", "--output", type=kinds, default="table", show_default=True, help="How to print.")(
+        function
+    )
 
 
 @click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -16,7 +16,7 @@ from clustermesh.cli import FAILED, context_option, output_option
 from clustermesh.cli.entries import as_json, fault_of, row
 from clustermesh.cli.rotate import rotate, status
 from clustermesh.cli.secrets import command as secrets
-from clustermesh.cli.table import print_json, print_table
+from clustermesh.cli.table import print_found, print_table
 from clustermesh.cli.values import Host
 from clustermesh.errors import Invalid
 from clustermesh.standalone.context import Context, load, locked
@@ -100,8 +100,8 @@ def show(context: Path, output: str) -> None:
     if not os.access(cluster.certs, os.R_OK | os.X_OK):  # who may not look must not be told to make them anew
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(cluster.certs))
     entries = inspect(cluster.certs, now, _leaves(cluster))
-    if output == "json":
-        print_json([as_json(e, now) for e in entries])
+    if output != "table":
+        print_found([as_json(e, now) for e in entries], output)
     else:
         print_table(("NAME", "COMMON NAME", "STATE", "EXPIRES", "DAYS", "HOSTS"), [row(e, now) for e in entries])
     signs = not entries[0].problem

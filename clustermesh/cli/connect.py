@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from msgspec.structs import replace
 
 from clustermesh.address import parse_prefix
-from clustermesh.cli.contexts import Which, cluster_options, destinations_option, folder, found_option, is_folder
+from clustermesh.cli import output_option
+from clustermesh.cli.contexts import Which, cluster_options, destinations_option, folder, is_folder
 from clustermesh.cli.table import print_found, print_table
 from clustermesh.errors import Invalid
 from clustermesh.model import check_cluster_name
@@ -51,15 +52,8 @@ _MODE = click.option(
 @click.option(
     "--allow-unreachable", "unreached", is_flag=True, help="Also where this machine does not reach the clusters' etcds."
 )
-def connect(
-    which: Which,
-    destinations: tuple[str, ...],
-    mode: str,
-    source_endpoint: str,
-    destination_endpoint: str,
-    prefixes: tuple[str, ...],
-    unreached: bool,
-) -> None:
+@output_option
+def connect(which: Which, destinations: tuple[str, ...], mode: str, output: str, **flags: Any) -> None:
     """Let clusters see each other's services, nodes and identities.
 
     Checks first that they can be in one mesh and will reach and trust each other, and says all that is wrong. The same
@@ -80,26 +74,31 @@ def connect(
     source, others = which.context, _several(destinations)
     if not others:
         raise click.UsageError("give the other cluster: --destination-context NAME")
-    if destination_endpoint and len(others) > 1:
+    if flags["destination_endpoint"] and len(others) > 1:
         raise click.UsageError("--destination-endpoint is of one cluster: connect the others by commands of their own")
-    allowed = tuple(parse_prefix(prefix, "allow-prefix") for prefix in prefixes)
+    allowed = tuple(parse_prefix(prefix, "allow-prefix") for prefix in flags["prefixes"])
     if not any(map(is_folder, (source, *others))):
         from clustermesh.cli.joining import connect_contexts
 
-        entrances = {"source": _entrance(source_endpoint, "source-endpoint")}
-        entrances["destination"] = _entrance(destination_endpoint, "destination-endpoint")
-        done = connect_contexts(which, others, mode, entrances, allowed, unreached)
+        entrances = {"source": _entrance(flags["source_endpoint"], "source-endpoint")}
+        entrances["destination"] = _entrance(flags["destination_endpoint"], "destination-endpoint")
+        done = connect_contexts(which, others, mode, entrances, allowed, flags["unreached"])
         report(
             asyncio.run(done),
             f"nothing to do: {', '.join(others)} and {which.shown} are connected already",
+            output,
         )
         return
+    if flags["unreached"]:
+        raise click.UsageError(
+            "--allow-unreachable is for contexts of kubeconfigs: whether folders reach each other is not looked at"
+        )
     if mode == "mesh" or len(others) > 1:
         raise click.UsageError("folders are connected two at a time, unicast or bidirectional")
-    ours = _reached_at(load(folder(source)), source_endpoint, "source-endpoint")
-    theirs = _reached_at(load(folder(others[0])), destination_endpoint, "destination-endpoint")
+    ours = _reached_at(load(folder(source)), flags["source_endpoint"], "source-endpoint")
+    theirs = _reached_at(load(folder(others[0])), flags["destination_endpoint"], "destination-endpoint")
     outcome = connect_folders(ours, theirs, Mode(mode), datetime.now(UTC), allowed)
-    report(outcome, f"{ours.name} and {theirs.name} are connected already")
+    report(outcome, f"{ours.name} and {theirs.name} are connected already", output)
 
 
 @click.command()
@@ -107,7 +106,8 @@ def connect(
 @destinations_option
 @click.option("--peer", metavar="NAME", help="Name the other cluster, where its API or folder is gone.")
 @_MODE
-def disconnect(which: Which, destinations: tuple[str, ...], peer: str | None, mode: str) -> None:
+@output_option
+def disconnect(which: Which, destinations: tuple[str, ...], peer: str | None, mode: str, output: str) -> None:
     """Take clusters apart, this side first, also when the other one is gone.
 
     \b
@@ -128,7 +128,7 @@ def disconnect(which: Which, destinations: tuple[str, ...], peer: str | None, mo
         from clustermesh.cli.joining import disconnect_contexts
 
         done = disconnect_contexts(which, others, peer, mode)
-        report(asyncio.run(done), f"{which.shown} and {', '.join(others)} were not connected")
+        report(asyncio.run(done), f"{which.shown} and {', '.join(others)} were not connected", output)
         return
     if mode == "mesh" or len(others) > 1:
         raise click.UsageError("folders are taken apart two at a time, unicast or bidirectional")
@@ -136,12 +136,12 @@ def disconnect(which: Which, destinations: tuple[str, ...], peer: str | None, mo
     name, theirs = find_destination(ours, folder(others[0])) if others else (peer or "", find_peer(ours, peer or ""))
     if name == ours.name:
         raise Invalid("peer", name, "is this cluster itself")
-    report(disconnect_folders(ours, name, theirs, Mode(mode)), f"{ours.name} and {name} were not connected")
+    report(disconnect_folders(ours, name, theirs, Mode(mode)), f"{ours.name} and {name} were not connected", output)
 
 
 @click.command()
 @cluster_options
-@found_option
+@output_option
 def peers(which: Which, output: str) -> None:
     """List the clusters that this one reads, and those that read it.
 
@@ -202,8 +202,12 @@ def _reached_at(context: Context, endpoint: str, field: str) -> Context:
     return replace(context, endpoint=str(parse_address(endpoint, field))) if endpoint else context
 
 
-def report(outcome: Outcome, nothing: str) -> None:
+def report(outcome: Outcome, nothing: str, output: str) -> None:
     """Print what was done, or `nothing`."""
+    if output != "table":
+        warnings = list(dict.fromkeys(outcome.warnings))
+        print_found({"changed": bool(outcome.done), "done": outcome.done, "warnings": warnings}, output)
+        return
     for sentence in outcome.done or [nothing]:
         click.echo(sentence)
     for sentence in dict.fromkeys(outcome.warnings):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,9 +24,9 @@ async def read_context(which: Which) -> dict[str, Any]:
         return await read_status(await read_site(objects, which.context))
 
 
-def print_status(found: dict[str, Any]) -> None:
+def print_status(found: dict[str, Any], *, verbose: bool = False) -> None:
     click.secho(f"Cluster {found['cluster']['name']} (id {found['cluster']['id']})", bold=True)
-    for line in (*_api_server(found), "", *_connectivity(found)):
+    for line in (*_api_server(found), "", *_connectivity(found, verbose)):
         click.echo(printable(line))
     if found["errors"]:
         click.secho(f"\n❌ {len(found['errors'])} errors:", fg="red")
@@ -59,11 +60,17 @@ def _api_server(found: dict[str, Any]) -> Iterator[str]:
     yield f"🔒 Encryption: {found['encryption']}"
 
 
-def _connectivity(found: dict[str, Any]) -> Iterator[str]:
+def _connectivity(found: dict[str, Any], verbose: bool) -> Iterator[str]:
     said, clusters = found["connectivity"], found["clusters"]
     total, away = said["total"], said["not_ready"]
     if not clusters:
         yield "🔌 No cluster connected"
+        return
+    if found["agents"] == "cilium":
+        yield (
+            f"\N{INFORMATION SOURCE}\ufe0f  Connected are {', '.join(clusters)}; how Cilium's agents see them is "
+            "`cilium clustermesh status` to tell"
+        )
         return
     good = total > 0 and not away
     whom = f"All {total} nodes are" if good else f"{away}/{total} nodes are not"
@@ -79,6 +86,8 @@ def _connectivity(found: dict[str, Any]) -> Iterator[str]:
         )
         if seen["propagation"] is not None:
             yield f"      {propagation_text(seen['propagation'])}"
+        for line in limit_lines(seen["limits"]) if verbose else ():
+            yield f"      {line}"
         if seen["stale_since"] is not None:
             since = datetime.fromtimestamp(seen["stale_since"], UTC)
             nodes = f"stale on {seen['states']['stale']} nodes"
@@ -90,6 +99,20 @@ def _connectivity(found: dict[str, Any]) -> Iterator[str]:
 def propagation_text(taken: dict[str, Any]) -> str:
     worst = f"worst {taken['worst']:g} s on {taken['worst_node']}"
     return f"propagation of its last change, over {taken['nodes']} nodes: median {taken['median']:g} s, {worst}"
+
+
+def limit_lines(limits: Mapping[str, Mapping[str, int | None]]) -> Iterator[str]:
+    """What a mirror uses, what nodes do, then the others."""
+    from clustermesh.overview import COPIED
+
+    told = defaultdict[str, list[str]](list)
+    for name, each in limits.items():
+        if each["used"] is None:
+            told["more limits"].append(f"{name} {each['most']}")
+        else:
+            whose = "limit of the mirror, used" if name == COPIED else "limits, used by the fullest node"
+            told[whose].append(f"{each['used']}/{each['most']} {name}")
+    yield from (f"{whose}: {', '.join(each)}" for whose, each in sorted(told.items()))
 
 
 def _spread(of: dict[str, float]) -> str:

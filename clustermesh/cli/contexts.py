@@ -91,14 +91,6 @@ def destinations_option(function: Any) -> Any:
     )(function)
 
 
-def found_option(function: Any) -> Any:
-    """The option `-o table|json|yaml`, given to the command as `output`."""
-    kinds = click.Choice(["table", "json", "yaml"])
-    return click.option("-o", "--output", type=kinds, default="table", show_default=True, help="How to print.")(
-        function
-    )
-
-
 def _chosen(context: str | None, kubeconfig: str) -> str:
     if context is not None:
         return context

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from clustermesh.cli import output_option
 from clustermesh.cli.connect import report
-from clustermesh.cli.contexts import Which, cluster_options, found_option, is_folder
+from clustermesh.cli.contexts import Which, cluster_options, is_folder
 from clustermesh.cli.table import print_found, print_table
 from clustermesh.cli.values import Duration, Listener
 from clustermesh.errors import ClusterMeshError, Invalid, Refused
@@ -57,7 +58,8 @@ def invite() -> None:
 @click.option("--uses", type=click.IntRange(1, 100), default=1, show_default=True, help="How many clusters may use it.")
 @click.option("--to", default="", metavar="NAME", help="The only cluster that may use it.")
 @click.option("--again", is_flag=True, help="For a cluster that is connected, --to: both get new certificates.")
-def create(which: Which, address: str, ttl: float, uses: int, to: str, again: bool) -> None:
+@output_option
+def create(which: Which, address: str, ttl: float, uses: int, to: str, again: bool, output: str) -> None:
     """Print one token; whoever has it may join this cluster's mesh, once.
 
     \b
@@ -73,12 +75,16 @@ def create(which: Which, address: str, ttl: float, uses: int, to: str, again: bo
     with_port = address if _HAS_PORT.search(address) else f"{address}:{_PORT}"
     reached = parse_address(with_port, "address") if address else None
     at = (reached.host, reached.port) if reached else None
-    click.echo(asyncio.run(_create(which, at, ttl, uses, to, again)))
+    token, number = asyncio.run(_create(which, at, ttl, uses, to, again))
+    if output != "table":
+        print_found({"token": token, "id": number}, output)
+    else:
+        click.echo(token)
 
 
 @invite.command(name="list")
 @cluster_options
-@found_option
+@output_option
 def list_(which: Which, output: str) -> None:
     """List invitations, and who joined by each. The secrets are nowhere to be found.
 
@@ -100,7 +106,8 @@ def list_(which: Which, output: str) -> None:
 @invite.command()
 @cluster_options
 @click.argument("number", metavar="ID")
-def revoke(which: Which, number: str) -> None:
+@output_option
+def revoke(which: Which, number: str, output: str) -> None:
     """End an invitation, and disconnect whoever joined by it.
 
     \b
@@ -108,7 +115,7 @@ def revoke(which: Which, number: str) -> None:
       clustermesh invite revoke 1f6c09ab --context alpha
     """
     outcome, failed = asyncio.run(_revoke(which, number))
-    report(outcome, "nobody was disconnected" if failed else f"{number} is revoked")
+    report(outcome, "nobody was disconnected" if failed else f"{number} is revoked", output)
     if failed:
         raise ExceptionGroup(f"{number} lets nobody in, and not all who joined by it are disconnected", failed)
 
@@ -137,7 +144,8 @@ def serve(which: Which, listen: str, metrics: str) -> None:
 @click.command()
 @cluster_options
 @click.argument("token")
-def join(which: Which, token: str) -> None:
+@output_option
+def join(which: Which, token: str, output: str) -> None:
     """Join the mesh of a cluster that has invited this one; no access to that cluster is needed.
 
     The same again, while the invitation lasts, completes what was interrupted, and gives both new certificates. A TOKEN
@@ -148,7 +156,7 @@ def join(which: Which, token: str) -> None:
       clustermesh join --context beta cmj1.eyJuIjoiYWxwaGEi
     """
     given = sys.stdin.readline() if token == "-" else token
-    report(asyncio.run(_join(which, given)), "connected")
+    report(asyncio.run(_join(which, given)), "connected", output)
 
 
 def _opened(which: Which) -> AbstractAsyncContextManager[Objects]:
@@ -185,7 +193,10 @@ def _as_json(number: str, of: Invitation, now: float) -> dict[str, object]:
     }
 
 
-async def _create(which: Which, at: tuple[str, int] | None, ttl: float, uses: int, to: str, again: bool) -> str:
+async def _create(
+    which: Which, at: tuple[str, int] | None, ttl: float, uses: int, to: str, again: bool
+) -> tuple[str, str]:
+    """The token, and the number that it is listed under."""
     from clustermesh.joining import audit, invitations, names
     from clustermesh.joining.connect import read_site
     from clustermesh.joining.inviting import fingerprint
@@ -212,9 +223,8 @@ async def _create(which: Which, at: tuple[str, int] | None, ttl: float, uses: in
         await audit.record(objects, "InvitationCreated", f"{number}, for {ttl:g} s, {whom}")
     host, port = at
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    return invitations.encode_token(
-        invitations.Token(cluster=member.name, address=address, fingerprint=pin, id=number, secret=secret)
-    )
+    token = invitations.Token(cluster=member.name, address=address, fingerprint=pin, id=number, secret=secret)
+    return invitations.encode_token(token), number
 
 
 async def _list(which: Which) -> dict[str, Invitation]:

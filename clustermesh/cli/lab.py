@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clustermesh.cli import output_option
-from clustermesh.cli.table import print_json, print_table
+from clustermesh.cli.table import print_found, print_table
 
 if TYPE_CHECKING:
     from lab.lab import LabStatus
@@ -111,8 +111,8 @@ def down(folder: Path, output: str) -> None:
     preconditions.check_root()
     with state.only_one(folder.resolve()):
         left = teardown.down(folder.resolve())
-    if output == "json":
-        print_json({"left_behind": left})
+    if output != "table":
+        print_found({"left_behind": left}, output)
     else:
         for line in left:
             click.echo(f"left behind: {line}")

@@ -60,11 +60,16 @@ def ask_agent(path: Path | None, method: str, params: dict[str, Any] | None = No
         return None
 
 
+def is_folder_given() -> bool:
+    """Whether somebody said which folder to look into, and it is not the usual one."""
+    return click.get_current_context().get_parameter_source("context") is not ParameterSource.DEFAULT
+
+
 def find_cluster(context: Path, status: object, *, needed: bool) -> Context | None:
     """The cluster to look into: of the folder that was given as --context, else of the one that the agent says is its
     own in its `status` (None where none answered), else of the usual one; None where it is neither given nor `needed`
     nor there."""
-    given = click.get_current_context().get_parameter_source("context") is not ParameterSource.DEFAULT
+    given = is_folder_given()
     told = status.get("context") if isinstance(status, dict) and not given else None
     folder = Path(told) if isinstance(told, str) and told else context
     if not (given or needed or (folder / CLUSTER_FILE).exists()):

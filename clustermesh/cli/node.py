@@ -15,7 +15,7 @@ import click
 
 from clustermesh.agent_socket import DEFAULT_SOCKET, ask, listen
 from clustermesh.cli import FAILED, context_option, output_option, printable
-from clustermesh.cli.table import print_json, print_table
+from clustermesh.cli.table import print_found, print_table
 
 _socket = click.option(
     "--socket",
@@ -76,8 +76,8 @@ def status(ctx: click.Context, socket: Path, output: str) -> None:
       clustermesh node status
     """
     found = ask(socket, "status")
-    if output == "json":
-        print_json(found)
+    if output != "table":
+        print_found(found, output)
     else:
         _print_status(found)
     if not found["ready"] or found["problems"] or any(c["state"] != "fresh" for c in found["clusters"]):
@@ -155,8 +155,8 @@ def _list(words: str, method: str, head: str, row: Callable[[dict[str, Any]], Se
     @_socket
     def lister(socket: Path, output: str) -> None:
         found = ask(socket, method)
-        if output == "json":
-            print_json(found)
+        if output != "table":
+            print_found(found, output)
         else:
             rows = (made if isinstance(made, list) else [made] for made in map(row, found))
             print_table(head.split(","), [each for some in rows for each in some])
@@ -246,8 +246,8 @@ def bpf_ct_list(socket: Path, output: str) -> None:
       clustermesh node bpf ct list
     """
     found = ask(socket, "conntrack")
-    if output == "json":
-        print_json(found)
+    if output != "table":
+        print_found(found, output)
         return
     for row in found:
         click.echo(_connection(row))
@@ -288,12 +288,20 @@ def monitor(socket: Path, types: Sequence[str], output: str) -> None:
         form, lost = Form(next(told)), 0
         for some in told:
             for row in form.rows(some["events"], time.time_ns() - time.monotonic_ns()):
-                click.echo(json.dumps(row) if output == "json" else line_of(row))
+                _print_event(row, output, line_of)
             if some["lost"] > lost:
                 click.echo(f"lost {some['lost'] - lost} events, {some['lost']} in all", err=True)
                 lost = some["lost"]
     except KeyboardInterrupt:
         pass  # that is how it ends
+
+
+def _print_event(row: dict[str, Any], output: str, line_of: Callable[[Any], str]) -> None:
+    if output == "yaml":
+        click.echo("---")
+        print_found(row, output)
+    else:
+        click.echo(json.dumps(row) if output == "json" else line_of(row))
 
 
 @_GROUPS["encrypt"].command("status")
@@ -307,8 +315,8 @@ def encrypt_status(socket: Path, output: str) -> None:
       clustermesh node encrypt status
     """
     found = ask(socket, "encrypt")
-    if output == "json":
-        print_json(found)
+    if output != "table":
+        print_found(found, output)
         return
     click.echo(
         f"Device {found['device']}: {found['provider']} ({found['why']}), MTU {found['mtu']} over {found['interface']}"
@@ -342,8 +350,8 @@ def map_diff(ctx: click.Context, socket: Path, output: str) -> None:
       clustermesh node map diff
     """
     rows = ask(socket, "map_diff")
-    if output == "json":
-        print_json(rows)
+    if output != "table":
+        print_found(rows, output)
     elif rows:
         keys = ("target", "key", "desired", "kernel")
         print_table([key.upper() for key in keys], [[row[key] or "absent" for key in keys] for row in rows])

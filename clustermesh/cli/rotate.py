@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clustermesh.cli import FAILED
-from clustermesh.cli.contexts import Which, cluster_options, destinations_option, folder, found_option, is_folder
+from clustermesh.cli import FAILED, output_option
+from clustermesh.cli.contexts import Which, cluster_options, destinations_option, folder, is_folder
 from clustermesh.cli.entries import as_json, fault_of, row
 from clustermesh.cli.table import print_found, print_table
 from clustermesh.cli.values import Duration
@@ -30,7 +30,7 @@ _PROCESSES = 15.0
 
 @click.command()
 @cluster_options
-@found_option
+@output_option
 def status(which: Which, output: str) -> None:
     """Show every certificate of a cluster; exit code 1 if anything is unfit or expires soon.
 

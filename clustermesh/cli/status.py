@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from clustermesh.cli import FAILED, printable
-from clustermesh.cli.contexts import Which, cluster_options, folder, found_option, is_folder
+from clustermesh.cli import FAILED, output_option, printable
+from clustermesh.cli.contexts import Which, cluster_options, folder, is_folder
 from clustermesh.cli.progress import shown_progress
 from clustermesh.cli.table import print_found
 from clustermesh.cli.values import Patience
@@ -40,7 +39,7 @@ _SHOWN = 10  # nodes of one cluster, and errors, that are printed; JSON has all
     help="How long --wait waits: seconds, or as 15m.",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Show what each cluster may fill here, and how much it does.")
-@found_option
+@output_option
 @click.pass_context
 def command(ctx: click.Context, which: Which, wait: bool, wait_duration: float, verbose: bool, output: str) -> None:
     """Show, for each connected cluster, its state on every node, since when, its counts and the last error.
@@ -52,10 +51,10 @@ def command(ctx: click.Context, which: Which, wait: bool, wait_duration: float, 
       clustermesh status --context alpha --wait --wait-duration 5m
       clustermesh status --context /srv/alpha
       clustermesh status --context /srv/alpha --wait --wait-duration 30
-      clustermesh status --context /srv/alpha --verbose
+      clustermesh status --context alpha --verbose
       clustermesh status --context /srv/alpha -o json
     """
-    name, read, show = _folder(which, verbose) if is_folder(which.context) else _context(which)
+    name, read, show = (_folder if is_folder(which.context) else _context)(which, verbose)
     overview = _wait_until_ok(name, read, wait_duration) if wait else asyncio.run(read())
     if output == "table":
         show(overview)
@@ -75,10 +74,10 @@ def _folder(which: Which, verbose: bool) -> _Shown:
     return cluster.name, lambda: _read(cluster), lambda overview: _print(overview, verbose)
 
 
-def _context(which: Which) -> _Shown:
+def _context(which: Which, verbose: bool) -> _Shown:
     from clustermesh.cli.context_status import print_status, read_context
 
-    return which.shown, lambda: read_context(which), print_status
+    return which.shown, lambda: read_context(which), lambda found: print_status(found, verbose=verbose)
 
 
 async def _read(cluster: Context) -> dict[str, Any]:
@@ -122,7 +121,7 @@ def _wait_until_ok(name: str, read: Callable[[], _Reading], duration: float) -> 
 
 
 def _print(overview: dict[str, Any], verbose: bool) -> None:
-    from clustermesh.cli.context_status import propagation_text
+    from clustermesh.cli.context_status import limit_lines, propagation_text
 
     cluster, nodes = overview["cluster"], overview["nodes"]
     click.secho(f"Cluster {cluster['name']} (id {cluster['id']})", bold=True)
@@ -143,28 +142,14 @@ def _print(overview: dict[str, Any], verbose: bool) -> None:
             click.echo(f"     {printable(propagation_text(seen['propagation']))}")
         for line in _rows(seen["nodes"]):
             click.echo(line)
-        for line in _limits(seen["limits"]) if verbose else ():
-            click.echo(line)
+        for line in limit_lines(seen["limits"]) if verbose else ():
+            click.echo(f"     {line}")
     if overview["errors"]:
         click.secho(f"❌ {len(overview['errors'])} errors:", fg="red")
         for error in overview["errors"][: 2 * _SHOWN]:
             click.secho(f"   {printable(error)}", fg="red")
         if (more := len(overview["errors"]) - 2 * _SHOWN) > 0:
             click.echo(f"   and {more} more: all are in `clustermesh status -o json`")
-
-
-def _limits(limits: Mapping[str, Mapping[str, int | None]]) -> Iterator[str]:
-    """What a mirror uses, what nodes do, then the others."""
-    from clustermesh.overview import COPIED
-
-    told = defaultdict[str, list[str]](list)
-    for name, each in limits.items():
-        if each["used"] is None:
-            told["more limits"].append(f"{name} {each['most']}")
-        else:
-            whose = "limit of the mirror, used" if name == COPIED else "limits, used by the fullest node"
-            told[whose].append(f"{each['used']}/{each['most']} {name}")
-    yield from (f"     {whose}: {', '.join(each)}" for whose, each in sorted(told.items()))
 
 
 def _rows(nodes: Mapping[str, SeenCluster]) -> Iterator[str]:

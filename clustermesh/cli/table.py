@@ -32,7 +32,7 @@ def print_found(found: object, output: str) -> None:
         return
     from clustermesh.yaml_file import dump_yaml
 
-    click.echo(dump_yaml(found).decode(), nl=False)
+    click.echo(dump_yaml(json.loads(json.dumps(found))).decode(), nl=False)
 
 
 def _cell(value: object) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -12,8 +11,16 @@ import click
 from msgspec.structs import replace
 
 from clustermesh.cli import FAILED, context_option, output_option, printable
-from clustermesh.cli.looking import ask_agent, find_cluster, peers_option, socket_option, timeout_option
+from clustermesh.cli.looking import (
+    ask_agent,
+    find_cluster,
+    is_folder_given,
+    peers_option,
+    socket_option,
+    timeout_option,
+)
 from clustermesh.cli.own_cluster import kvstore_option, name_option
+from clustermesh.cli.table import print_found
 from clustermesh.errors import ClusterMeshError, Invalid, Refused, sentence
 from clustermesh.standalone.context import CHART_PEERS
 
@@ -53,6 +60,7 @@ def command(
 
     \b
     Examples:
+      kubectl -n kube-system exec ds/clustermesh-agent -c agent -- clustermesh troubleshoot beta
       clustermesh troubleshoot --context /srv/alpha
       clustermesh troubleshoot beta --context /srv/alpha -o json
       clustermesh troubleshoot --clustermesh-config /var/lib/cilium/clustermesh
@@ -64,15 +72,17 @@ def command(
     status = told_by_agent if isinstance(told_by_agent, dict) else {}
     if flags["kvstore_opt"] and flags["cluster_name"] is None:
         raise Invalid("--kvstore-opt", flags["kvstore_opt"][0], "needs --cluster-name beside it")
-    if flags["cluster_name"] is None:
-        own = _of_folder(find_cluster(context, status, needed=clustermesh_config is None))
-    else:
+    if flags["cluster_name"] is not None:
         own = _of_flags(flags["cluster_name"], flags["kvstore_opt"])
+    elif is_folder_given() or "kvstore_opt" not in status or status["context"]:
+        own = _of_folder(find_cluster(context, status, needed=clustermesh_config is None))
+    else:  # an agent of the chart
+        own = _of_flags(status["cluster"]["name"], status["kvstore_opt"], status["clustermesh_config"])
     found = asyncio.run(_find(own, clustermesh_config or own.peers, peer, flags["timeout"]))
     agent = _seen(status)
     told = {facts.name: check(replace(facts, agent=agent.get(facts.name))) for facts in found}
-    if output == "json":
-        click.echo(json.dumps({name: [row._asdict() for row in rows] for name, rows in told.items()}, indent=2))
+    if output != "table":
+        print_found({name: [row._asdict() for row in rows] for name, rows in told.items()}, output)
     else:
         _print(told)
     if any(row.state == "fail" for rows in told.values() for row in rows):
@@ -96,11 +106,11 @@ def _of_folder(cluster: Context | None) -> _Own:
     return _Own(cluster.name, cluster.peers, lambda patience: EtcdClient([cluster.endpoint], tls, timeout=patience))
 
 
-def _of_flags(name: str, options: Iterable[str]) -> _Own:
+def _of_flags(name: str, options: Iterable[str], peers: str | None = None) -> _Own:
     """As the servers of Cilium's chart are told; the id is of no importance here."""
     from clustermesh.own_cluster import of_flags
 
-    return _Own(name, CHART_PEERS, of_flags(name, 1, options).client)
+    return _Own(name, Path(peers) if peers else CHART_PEERS, of_flags(name, 1, options).client)
 
 
 async def _find(own: _Own, directory: Path, peer: str | None, patience: float) -> list[Facts]:

@@ -9,8 +9,8 @@ from typing import Final, NamedTuple
 
 import click
 
-from clustermesh.cli import FAILED
-from clustermesh.cli.contexts import Which, cluster_options, found_option, is_folder
+from clustermesh.cli import FAILED, output_option
+from clustermesh.cli.contexts import Which, cluster_options, is_folder
 from clustermesh.cli.table import print_found, print_table
 
 _PATIENCE: Final = 3.0
@@ -20,7 +20,7 @@ _PATIENCE: Final = 3.0
 @click.command()
 @cluster_options
 @click.option("--client", is_flag=True, help="Only of this command; no cluster is asked.")
-@found_option
+@output_option
 @click.pass_context
 def command(ctx: click.Context, which: Which, client: bool, output: str) -> None:
     """Show the version of this command, and those of what runs in a cluster; exits with 1 when they are too far apart.

@@ -11,7 +11,7 @@ import click
 
 from clustermesh.cli import FAILED, context_option, output_option, printable
 from clustermesh.cli.looking import ask_agent, find_cluster, peers_option, socket_option, timeout_option
-from clustermesh.cli.table import print_json, print_table
+from clustermesh.cli.table import print_found, print_table
 from clustermesh.errors import ClusterMeshError, Refused
 
 if TYPE_CHECKING:
@@ -61,8 +61,8 @@ def command(
     cluster = find_cluster(context, status, needed=facts is None)
     facts = asyncio.run(_look(wanted, facts, cluster, clustermesh_config, timeout))
     answer = explain(wanted, facts)
-    if output == "json":
-        print_json(_plain(answer))
+    if output != "table":
+        print_found(_plain(answer), output)
     else:
         _print(answer)
     if not answer.used:

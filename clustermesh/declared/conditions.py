@@ -103,6 +103,8 @@ def _reached(declared: Declared, refusal: Refusal | None, sight: Sight | None, a
         if refusal is not None:
             return [Condition(kind, "False", "Refused", refusal.sentence) for kind in kinds]
         said = "no agent has reported of it yet: the kubelet brings it to the pods within about a minute"
+        if not agents.nodes:
+            said = "no agent reports here yet, and Cilium's never do: `cilium clustermesh status` tells of those"
         return [Condition(kind, "Unknown", "NotReported", said) for kind in kinds]
     seen = sight or Sight()
     numbers = zip(kinds, (seen.connected, seen.synced), strict=True)

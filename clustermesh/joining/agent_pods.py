@@ -1,4 +1,4 @@
-"""On which Nodes agents are: those that the agents' DaemonSet has pods for. Only the two `find_…` do I/O."""
+"""On which Nodes agents are: those that the agents' DaemonSet has pods for. Only what takes `Objects` does I/O."""
 
 from __future__ import annotations
 
@@ -73,6 +73,14 @@ _SELECTOR: Final = f"k8s-app={names.AGENTS}"
 async def find_agent_pods(objects: Objects) -> frozenset[str]:
     """The Nodes with a pod of the agents, or that one is to come to. Raises ClusterMeshError."""
     return frozenset(nodes_of(await objects.list(f"/api/v1/namespaces/{objects.namespace}/pods", Pod, _SELECTOR)))
+
+
+async def are_ciliums(objects: Objects) -> bool:
+    """Whether the agents are Cilium's, which report to nobody but Cilium's own command. Raises ClusterMeshError."""
+    ours, theirs = [
+        await objects.read("daemonsets", name, DaemonSet, "apis/apps/v1") for name in (names.AGENTS, names.CILIUM)
+    ]
+    return ours is None and theirs is not None
 
 
 async def find_left_out(objects: Objects, nodes: frozenset[str]) -> frozenset[str]:

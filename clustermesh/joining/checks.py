@@ -162,7 +162,8 @@ def _check_trust(link: Link, now: datetime) -> Iterator[ClusterMeshError]:
         hosts = ", ".join(url_host(url) for url in link.entrance.endpoints(owner.name))
         yield Refused(
             f"{reader.name} would not trust {owner.name} at {link.entrance}: {e}: issue the Secret {names.SERVER_CERT} "
-            f"of {_where(owner)} again with {hosts} among its names"
+            f"of {_where(owner)} again with {hosts} among its names, in the chart's "
+            "clustermesh.apiserver.tls.server.extraDnsNames"
         )
 
 

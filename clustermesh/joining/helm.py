@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import logging
 import shlex
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from clustermesh.joining.helm_program import Program, run
 from clustermesh.joining.objects import Objects, Secret
 from clustermesh.yaml_file import parse_documents
 
+_LOG: Final = logging.getLogger(__name__)
 CHART: Final = "clustermesh"
 _MOST_BYTES: Final = 64 << 20
 """Of a release, unpacked: Secrets hold 1 MiB, and its charts are text."""
@@ -83,10 +85,15 @@ class Kept(Struct, frozen=True):
 
 
 async def list_releases(objects: Objects) -> list[Kept]:
-    """Every release in the namespace, also one that failed or that nobody ended."""
+    """Every release in the namespace, also one that failed or that nobody ended. What cannot be understood is not one
+    of ours: Helm refuses where it is."""
     path = f"/api/v1/namespaces/{objects.namespace}/secrets"
-    found = await objects.list(path, Secret, "owner=helm,status notin (superseded)")
-    revisions = (decode_release((each.data or {}).get("release", b""), each.metadata.name) for each in found)
+    revisions = list[Release]()
+    for each in await objects.list(path, Secret, "owner=helm,status notin (superseded)"):
+        try:
+            revisions.append(decode_release((each.data or {}).get("release", b""), each.metadata.name))
+        except Invalid as e:
+            _LOG.warning("a Secret with Helm's labels is passed over: %s", e)
     return list(keep(revisions))
 
 

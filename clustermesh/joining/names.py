@@ -14,6 +14,8 @@ API_SERVER: Final = "clustermesh-apiserver"
 """Service and Deployment."""
 AGENTS: Final = "clustermesh-agent"
 """DaemonSet."""
+CILIUM: Final = "cilium"
+"""That of Cilium's agents."""
 AUTHORITY: Final = AUTHORITY_SECRET
 SERVER_CERT: Final = leaf_secret("server")
 REMOTE_CERT: Final = leaf_secret("remote")

@@ -16,13 +16,13 @@ from typing import Any, Final
 
 from clustermesh.errors import ClusterMeshError
 from clustermesh.joining import names
-from clustermesh.joining.agent_pods import find_left_out
+from clustermesh.joining.agent_pods import are_ciliums, find_left_out
 from clustermesh.joining.connect import Site
 from clustermesh.joining.leading import misled
 from clustermesh.joining.links import known_peers, unreadable_peers
 from clustermesh.joining.member import Member
 from clustermesh.mesh.session import State
-from clustermesh.overview import read_through
+from clustermesh.overview import limits_used, read_through
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.tls import Tls
 
@@ -32,18 +32,19 @@ _PATIENCE: Final = 3.0
 
 async def read_status(site: Site) -> dict[str, Any]:
     """Everything that `clustermesh status` prints of it; `ok` tells whether all is well. What fails is in `errors`."""
-    member, left_out = site.member, frozenset[str]()
+    member, left_out, ciliums = site.member, frozenset[str](), False
     with suppress(ClusterMeshError):  # who may not ask waits for all
+        ciliums = await are_ciliums(site.objects)
         left_out = await find_left_out(site.objects, member.nodes)
     try:
-        found = await _read_etcd(member, left_out)
+        found = await _read_etcd(member, left_out, ciliums)
     except ClusterMeshError as e:
         reachable = f"its etcd, at {', '.join(_addresses(member)) or 'no address'}, says nothing of the nodes: {e}"
-        return summarise(member, None, reachable)
-    return summarise(member, found)
+        return summarise(member, None, reachable, ciliums=ciliums)
+    return summarise(member, found, ciliums=ciliums)
 
 
-async def _read_etcd(member: Member, left_out: Set[str]) -> dict[str, Any] | None:
+async def _read_etcd(member: Member, left_out: Set[str], ciliums: bool) -> dict[str, Any] | None:
     """None where there is nothing to ask: why, the rest of the status says."""
     aliases: Mapping[str, Sequence[str]] = {}
     if member.etcd is not None:
@@ -61,7 +62,7 @@ async def _read_etcd(member: Member, left_out: Set[str]) -> dict[str, Any] | Non
         tls = Tls(ca, cert, key) if endpoints[0].startswith("https:") else None
         async with EtcdClient(endpoints, tls, timeout=_PATIENCE, aliases=aliases) as client:
             address, peers = ", ".join(_addresses(member)), known_peers(member.entries)
-            return await read_through(client, member.cluster, address, peers, left_out)
+            return await read_through(client, member.cluster, address, peers, left_out, reporting=not ciliums)
 
 
 def _addresses(member: Member) -> list[str]:
@@ -70,12 +71,19 @@ def _addresses(member: Member) -> list[str]:
     return [] if member.entrance is None else str(member.entrance).split(", ")
 
 
-def summarise(member: Member, overview: Mapping[str, Any] | None, unread: str = "") -> dict[str, Any]:
-    """`overview` is None where the etcd was not read: `unread` says why, unless the rest does."""
+def summarise(
+    member: Member, overview: Mapping[str, Any] | None, unread: str = "", *, ciliums: bool = False
+) -> dict[str, Any]:
+    """`overview` is None where the etcd was not read: `unread` says why, unless the rest does. Where the agents are
+    `ciliums`, it says nothing of them."""
     errors = [*_faults(member), *([unread] if unread else []), *(overview["errors"] if overview else ())]
-    clusters = overview["clusters"] if overview else dict.fromkeys(sorted(known_peers(member.entries)), _UNSEEN)
+    peers, copied = known_peers(member.entries), dict(overview["copied"]) if overview else {}
+    clusters = overview["clusters"] if overview else dict.fromkeys(sorted(peers), _UNSEEN)
     seen = {
-        name: _seen(each["nodes"].values()) | {"propagation": each["propagation"]} for name, each in clusters.items()
+        name: _seen(rows := each["nodes"].values())
+        | {"propagation": each["propagation"]}
+        | {"limits": limits_used(rows, peers[name].limits, copied.get(name)) if name in peers else {}}
+        for name, each in clusters.items()
     }
     nodes = overview["nodes"] if overview else {"total": 0, "ready": 0, "reporting": 0}
     return {
@@ -87,8 +95,9 @@ def summarise(member: Member, overview: Mapping[str, Any] | None, unread: str = 
         "etcd": {"external": member.etcd is not None},
         "access_information": _addresses(member),
         "deployment": {"ready": member.ready, "replicas": member.replicas},
-        "kvstoremesh": {"enabled": member.mirrored, "copied": dict(overview["copied"]) if overview else {}},
-        "connectivity": _connectivity(clusters, nodes["total"]),
+        "kvstoremesh": {"enabled": member.mirrored, "copied": copied},
+        "agents": "cilium" if ciliums else "clustermesh",
+        "connectivity": _connectivity(clusters, nodes["reporting" if ciliums else "total"]),
         "nodes": nodes,
         "clusters": seen,
         "errors": errors,

@@ -41,7 +41,7 @@ class Forbidden(Refused):
 
 
 class NotServed(Refused):
-    """The API has no such kind (404): a CustomResourceDefinition is not installed."""
+    """There is no such object, namespace or kind (404): perhaps a CustomResourceDefinition is not installed."""
 
 
 class Conflict(Unavailable):
@@ -71,7 +71,7 @@ _STATUS: Final = msgspec.json.Decoder(Status)
 _BY_CODE: Final[dict[int, tuple[type[ClusterMeshError], str]]] = {
     HTTPStatus.UNAUTHORIZED: (Unauthorized, "{what}: the API server does not accept our credentials"),
     HTTPStatus.FORBIDDEN: (Forbidden, "may not {what}: no role allows it ({message})"),
-    HTTPStatus.NOT_FOUND: (NotServed, "{what}: the API server has no such kind"),
+    HTTPStatus.NOT_FOUND: (NotServed, "{what}: there is nothing of that name or kind: {message}"),
     HTTPStatus.CONFLICT: (Conflict, "{what}: somebody else changes it at the same time: {message}"),
     HTTPStatus.GONE: (Expired, "{what}: the history asked for is gone: {message}"),
 }

@@ -195,6 +195,7 @@ class Keeper:
                     self._tell_problems()
                 for name, held in item.changes.items():
                     self._touch(self._concerns(place, name, held))
+                self._news.set()  # an empty list may be the last that was waited for
 
     def _concerns(self, place: Place, name: Name, held: Document | None) -> Iterable[Name]:
         """The names that an object of ours is decided under, and was."""

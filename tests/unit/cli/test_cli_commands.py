@@ -60,6 +60,8 @@ def test_connect_list_disconnect(alpha: Path, beta: Path) -> None:
         "connect", "--context", alpha, "--destination-context", beta
     )
     assert "connected already" in _good("connect", "--context", alpha, "--destination-context", beta)
+    again = _good("connect", "--context", alpha, "--destination-context", beta, "-o", "json")
+    assert json.loads(again) == {"changed": False, "done": [], "warnings": []}
     (listed,) = json.loads(_good("peers", "--context", alpha, "-o", "json"))
     assert (listed["name"], listed["id"], listed["reads"], listed["readBy"]) == ("beta", 2, True, True)
     assert "yes" in _good("peers", "--context", alpha)

@@ -104,6 +104,18 @@ def test_flags_say_where_the_own_etcd_is_as_ciliums_chart_gives_them(folder: Pat
         assert troubleshoot(*half, "--clustermesh-config", folder).exit_code == 2
 
 
+def test_an_agent_of_the_chart_tells_where_to_look(folder: Path, tmp_path: Path) -> None:
+    config = tmp_path / "etcd-config.yaml"
+    config.write_text(f"endpoints: [http://127.0.0.1:{free_port()}]\n")
+    told = {"clusters": [], "context": None, "cluster": {"name": "alpha", "id": 1}}
+    told |= {"kvstore_opt": [f"etcd.config={config}"], "clustermesh_config": str(folder)}
+    with agent(tmp_path / "agent.sock", {"status": told}) as path:
+        result = troubleshoot("beta", "--socket", path, "--timeout", 0.5)
+        assert troubleshoot("--socket", path, "--context", tmp_path).exit_code == 2
+    assert (result.exit_code, "❌ tcp" in result.stdout) == (1, True), result.output
+    assert "⚠️  mirror: the own etcd cannot be read" in result.stdout
+
+
 def test_an_agent_that_was_named_and_is_not_there_is_an_error(folder: Path, tmp_path: Path) -> None:
     result = troubleshoot("--clustermesh-config", folder, "--socket", tmp_path / "none.sock")
     assert result.exit_code == 1

@@ -329,7 +329,7 @@ def test_a_status_says_what_became_of_it(
         (sight("fresh"), 6, "a b c d e", "False NotConnected", "1 of 6 nodes; no agent has reported on a, b, c and 2"),
         (None, 2, "w1 w2", "False NotConnected", "0 of 2 nodes; no agent has reported on w1, w2 for"),
         (None, 2, "w2", "Unknown NotReported", "no agent has reported of it yet"),
-        (None, 0, "", "Unknown NotReported", "no agent has reported of it yet"),
+        (None, 0, "", "Unknown NotReported", "no agent reports here yet, and Cilium"),
     ],
 )
 def test_of_a_node_that_is_silent_nobody_knows_and_false_is_what_an_agent_says_or_has_long_not(

@@ -7,6 +7,7 @@ import base64
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 
 from clustermesh.errors import Invalid, Refused
 from clustermesh.joining.deployment import find_fixed, find_moved
-from clustermesh.joining.helm import Helm, Release, check_settled, decode_release, keep
+from clustermesh.joining.helm import Helm, Release, check_settled, decode_release, keep, list_releases
 from clustermesh.joining.helm_program import Program
+from clustermesh.joining.objects import Meta, Secret
 
 KEPT = {
     "name": "mesh",
@@ -23,6 +25,21 @@ KEPT = {
     "chart": {"metadata": {"name": "clustermesh", "version": "0.1.0"}, "values": {"a": {"b": 1, "c": 2}}},
     "config": {"a": {"b": 7}, "x": False},
 }
+
+
+async def test_a_secret_that_is_no_release_hides_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    good = Secret(metadata=Meta(name="sh.helm.release.v1.mesh.v3"), data={"release": packed(KEPT)})
+    odd = Secret(metadata=Meta(name="sh.helm.release.v1.other.v1"), data={})
+
+    class Found:
+        namespace = "kube-system"
+
+        async def list(self, *_: object) -> list[Secret]:
+            return [odd, good]
+
+    found: Any = Found()
+    assert [each.last.name for each in await list_releases(found)] == ["mesh"]
+    assert "sh.helm.release.v1.other.v1" in caplog.text
 
 
 def packed(document: object) -> bytes:

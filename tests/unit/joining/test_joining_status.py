@@ -144,3 +144,24 @@ def test_no_cluster_is_connected(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["errors"] == ["no node is known: does its API server see any?"]
     print_status(found)
     assert "🔌 No cluster connected" in capsys.readouterr().out
+
+
+def test_where_agents_are_ciliums_nobody_waits_for_their_reports(capsys: pytest.CaptureFixture[str]) -> None:
+    control = ControlPlane(last_beat=1, reporting=False)
+    found = summarise(WELL, overview_of("alpha", 1, {"n1"}, {}, ["beta"], control), ciliums=True)
+    assert (found["ok"], found["agents"], found["connectivity"]["not_ready"]) == (True, "cilium", 0)
+    print_status(found)
+    assert "Connected are beta; how Cilium's agents see them is `cilium clustermesh status` to tell" in (
+        capsys.readouterr().out
+    )
+    silent = overview_of("alpha", 1, {"n1"}, {}, ["beta"], replace(control, last_beat=1000))
+    assert "has not written for 1000 s" in str(summarise(WELL, silent, ciliums=True)["errors"])
+
+
+def test_how_much_a_peer_may_fill_is_shown_where_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    found = summarise(WELL, told("fresh", "fresh"))
+    print_status(found)
+    assert "limits" not in capsys.readouterr().out
+    print_status(found, verbose=True)
+    assert "      limits, used by the fullest node: 3/" in capsys.readouterr().out
+    assert found["clusters"]["beta"]["limits"]["services"]["used"] == 4

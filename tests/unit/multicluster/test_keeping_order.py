@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from clustermesh.multicluster.keeping import take_batch
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from clustermesh.kube.access import Access
+from clustermesh.kube.hearing import Listed
+from clustermesh.model import Cluster
+from clustermesh.multicluster import documents, keeping
+from clustermesh.multicluster.keeping import Keeper, Services, take_batch
+from clustermesh.store import follower
 
 
 def test_a_change_among_thousands_is_settled_at_once_and_who_changes_always_keeps_nobody_waiting() -> None:
@@ -25,3 +38,57 @@ def test_few_are_all_taken_once() -> None:
         first, second = take_batch(waiting, 50), take_batch(waiting, 50)
         assert (len(first), sorted([*first, *second])) == (min(number, 50), sorted(before))
         assert waiting == {}
+
+
+class _Brain:
+    """Knows nothing; its list is there once it is `complete`."""
+
+    def __init__(self) -> None:
+        self.known: dict[object, object] = {}
+        self.complete = False
+
+    def __class_getitem__(cls, _of: object) -> type[_Brain]:
+        return cls
+
+
+async def test_a_last_list_that_is_empty_begins_what_has_waited_for_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    waited, name, late = asyncio.Event(), ("shop", "cart"), asyncio.Event()
+
+    async def follow(_client: object, resource: Any, brain: _Brain) -> AsyncIterator[Listed[Any, Any]]:
+        if resource.plural == documents.SERVICES.plural:
+            await late.wait()
+        brain.complete = True
+        first = {name: {"metadata": {"name": "cart"}}} if resource.plural == "serviceexports" else {}
+        yield Listed(first)
+        await asyncio.Event().wait()
+
+    async def copies(*_: object, **__: object) -> AsyncIterator[follower.Listed]:
+        yield follower.Listed([], 1)
+        await asyncio.Event().wait()
+
+    async def settle(_keeper: Keeper, settled: tuple[str, str]) -> None:
+        assert settled == name
+        waited.set()
+
+    monkeypatch.setattr(keeping, "Brain", _Brain)
+    monkeypatch.setattr(keeping, "follow", follow)
+    monkeypatch.setattr(keeping.etcd, "follow", copies)
+    monkeypatch.setattr(Keeper, "_settle", settle)
+    source: Any = SimpleNamespace(refs=lambda _kind: (), snapshot=SimpleNamespace(services={}))
+    task = Services(access=Access("http://x"), cluster=Cluster(name="alpha", id=1), source=source, peers=tmp_path)
+    anything: Any = None
+    keeper = Keeper(task, anything, anything, lambda _said: None, "v1alpha1")
+    running = [asyncio.create_task(each) for each in keeper.tasks()]
+    try:
+        while keeper._news.is_set() or not keeper._dirty:  # all that came before the last list was looked at, too early
+            await asyncio.sleep(0.01)
+        assert not waited.is_set()
+        late.set()
+        async with asyncio.timeout(20):
+            await waited.wait()
+    finally:
+        for each in running:
+            each.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
