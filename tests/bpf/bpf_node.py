@@ -11,6 +11,7 @@ import os
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -50,6 +51,13 @@ class Node:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    def add_address(self, address: str) -> None:
+        """Give it to loopback. An IPv6 one may be bound to, and has its route, a moment after it is there."""
+        family, bits = ("-6", 128) if ":" in address else ("-4", 32)
+        self.run("ip", "address", "replace", f"{address}/{bits}", "dev", "lo")
+        while f"local {address} " not in self.run("ip", family, "route", "show", "table", "local", "to", address):
+            time.sleep(0.01)
+
     def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         made = self.call(lambda: socket.socket(family, kind, protocol))
         made.settimeout(TIMEOUT)
@@ -58,9 +66,9 @@ class Node:
 
     def echo(self, kind: int, address: str = "127.0.0.1") -> EchoServer:
         """A server on a free port of `address`; an address that is not there yet is given to loopback."""
-        family, bits = (socket.AF_INET6, 128) if ":" in address else (socket.AF_INET, 32)
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
         if address not in ("127.0.0.1", "::1"):
-            self.run("ip", "address", "replace", f"{address}/{bits}", "dev", "lo")
+            self.add_address(address)
         server = EchoServer(self.socket(family, kind), address)
         self._open.callback(server.close)
         return server

@@ -369,12 +369,9 @@ def test_no_backend_is_refused_at_once(outside: Outside) -> None:
 
 @contextmanager
 def another_address(outside: Outside, address: str) -> Iterator[None]:
-    """Of the node; an IPv6 one has its route a moment after it is there."""
-    show = ("ip", "-6" if ":" in address else "-4", "route", "show", "table", "local", "to", address)
-    outside.net.run("ip", "addr", "add", address, "dev", "lo")
+    """Of the node."""
+    outside.net.add_address(address)
     try:
-        while f"local {address} " not in outside.net.run(*show):
-            time.sleep(0.01)
         yield
     finally:
         outside.net.run("ip", "addr", "del", address, "dev", "lo")

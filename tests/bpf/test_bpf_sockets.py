@@ -127,7 +127,7 @@ def test_connected_udp_reaches_a_backend_and_the_peer_is_the_service(
 @pytest.mark.both_loaders
 def test_both_ends_that_a_socket_is_shown_make_sense_also_where_it_was_bound(node: Node, services: Services) -> None:
     """Its own is what the backend sees of it; its peer is who it called."""
-    node.run("ip", "address", "add", "fd00::9/128", "dev", "lo")
+    node.add_address("fd00::9")
     own = {socket.AF_INET: "127.0.0.9", socket.AF_INET6: "fd00::9"}
     for family, kind, is_bound in itertools.product(VIPS, (TCP, UDP), (False, True)):
         server, client = node.socket(family, kind), node.socket(family, kind)
