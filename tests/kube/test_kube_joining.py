@@ -40,7 +40,7 @@ from clustermesh.standalone.connect import Outcome
 from clustermesh.store.local import LocalEtcd
 from clustermesh.store.tls import Tls
 
-STATUS = ["access_information", "cluster", "clusters", "connectivity", "deployment", "encryption", "errors"]
+STATUS = ["access_information", "agents", "cluster", "clusters", "connectivity", "deployment", "encryption", "errors"]
 STATUS += ["etcd", "kvstoremesh", "nodes", "ok", "service", "version"]
 NEVER_SEEN = {"configured": 0, "connected": 0}
 NOW = datetime.now(UTC)
@@ -313,7 +313,12 @@ def test_the_commands_do_it_by_contexts_of_a_kubeconfig(alpha: Cluster, beta: Cl
     result = CliRunner().invoke(main, ["status", *common, "-o", "json"])
     found = json.loads(result.output)
     assert (result.exit_code, found["connectivity"]["clusters"]) == (1, {"beta": NEVER_SEEN})
-    assert sorted(found) == STATUS, "scripts read them"
+    assert (sorted(found), found["agents"]) == (STATUS, "clustermesh"), "scripts read them"
+    of = {"app": "cilium"}
+    template = {"metadata": {"labels": of}, "spec": {"containers": [{"name": "x", "image": "x"}]}}
+    alpha.make("DaemonSet", "cilium", "apps/v1", spec={"selector": {"matchLabels": of}, "template": template})
+    result = CliRunner().invoke(main, ["status", *common])
+    assert "Connected are beta; how Cilium's agents see them" in result.output
     assert sorted(found["connectivity"]) == ["clusters", "connected", "global_services", "not_ready", "total"]
     assert sorted(row) == ["credentialsExpire", "endpoints", "id", "name", "problem", "readBy", "reads"]
     for number in ("v0.1.0", "v0.0.9"):
