@@ -268,13 +268,14 @@ def _port(service: Service | None) -> _Port:
 
 
 def find_version(deployment: Deployment) -> Version:
-    """By its labels, or else by its image's tag, where the image is one of Cilium's: the tag of another in its place,
-    as ours may be (docs/migrate.md), is of another product."""
+    """By its labels, or else by its image's tag. In Cilium's chart only the tag of an image of Cilium's tells: what is
+    in its place, as ours may be (docs/migrate.md), counts its own versions."""
     labels = deployment.metadata.labels or {}
     image = next((each.image for each in deployment.spec.template.spec.containers), "")
     name, _, tag = image.partition("@")[0].rpartition("/")[2].partition(":")
-    number = labels.get("app.kubernetes.io/version") or (tag if name.startswith(_IMAGES) else "")
-    return Version(labels.get("app.kubernetes.io/part-of", "cilium"), number)
+    product = labels.get("app.kubernetes.io/part-of", "cilium")
+    told = tag if product != "cilium" or name.startswith(_IMAGES) else ""
+    return Version(product, labels.get("app.kubernetes.io/version") or told)
 
 
 def _cluster(config: Mapping[str, str], namespace: str, context: str) -> Cluster:

@@ -105,6 +105,7 @@ def test_others_reach_an_api_server_at_eight_nodes_that_are_ready_in_the_order_o
         ({"part-of": "cilium"}, "quay.io/cilium/operator-generic:v1.18.4", ("cilium", "v1.18.4")),
         ({"part-of": "cilium"}, "registry.example:5000/clustermesh/clustermesh:0.1.0", ("cilium", "")),
         ({}, "clustermesh-apiserver", ("cilium", "")),
+        ({"part-of": "clustermesh"}, "registry.example/any:v0.1.0", ("clustermesh", "v0.1.0")),
         ({"part-of": "clustermesh", "version": "0.1.0"}, "any:7", ("clustermesh", "0.1.0")),
     ],
 )
