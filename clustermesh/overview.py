@@ -22,6 +22,7 @@ from clustermesh.store.tls import Tls
 from clustermesh.wire import RESOURCES, agent_report, api_server_report, keys, mirror_report
 from clustermesh.wire.agent_report import AgentReport, SeenCluster
 from clustermesh.wire.api_server_report import TRIED_AGAIN, ApiServerReport
+from clustermesh.wire.mirror_report import MirrorReport
 from clustermesh.wire.timestamp import parse_time
 
 T = TypeVar("T")
@@ -44,8 +45,9 @@ _REMEDIES: Final[Mapping[str, str]] = {
 
 class ControlPlane(Struct, frozen=True, kw_only=True):
     """What is known of etcd and API server: `objection` where it is another cluster's, `alarms` are etcd's, `unacted`
-    is what the API server does not act on, `source` where its objects come from, in which mode, and `copied` how many
-    bytes a mirror has copied of each cluster. No agent is `reporting` where they are not ours.
+    is what the API server does not act on, `source` where its objects come from, in which mode. `copied` is how many
+    bytes a mirror has copied of each cluster, `behind` the state and error of those that it does not follow. No agent
+    is `reporting` where they are not ours.
 
     `published` is whether it ever wrote, `last_beat` how many seconds ago it said last that it lives, None if unknown.
     """
@@ -57,6 +59,7 @@ class ControlPlane(Struct, frozen=True, kw_only=True):
     unacted: tuple[str, ...] = ()
     source: str = ""
     copied: Mapping[str, int] = {}
+    behind: Mapping[str, str] = {}
     reporting: bool = True
 
     @property
@@ -123,6 +126,7 @@ async def read_through(
     mirror = await client.get(keys.MIRROR)
     found = await evidence(client)
     told = ApiServerReport() if said is None else decode_api_server(said.value)
+    mirrored = MirrorReport() if mirror is None else decode_mirror(mirror.value)
     known = {name.name for kv in nodes if (name := _parsed(keys.parse_node, kv.key))}
     return summarise(
         cluster.name,
@@ -137,7 +141,8 @@ async def read_through(
             alarms=etcd.errors,
             unacted=told.problems,
             source=told.source,
-            copied={} if mirror is None else decode_mirror(mirror.value),
+            copied=mirrored.copied,
+            behind=mirrored.behind,
             reporting=reporting,
         ),
         left_out=len(known & left_out),
@@ -189,12 +194,12 @@ def decode_api_server(value: bytes) -> ApiServerReport:
         return ApiServerReport(("its report in etcd cannot be read: run the same release everywhere",))
 
 
-def decode_mirror(value: bytes) -> dict[str, int]:
-    """How many bytes a mirror has copied of each cluster; of none where what it says cannot be read."""
+def decode_mirror(value: bytes) -> MirrorReport:
+    """What a mirror says of itself; nothing where that cannot be read."""
     try:
         return mirror_report.decode(value)
     except DecodeError:
-        return {}
+        return MirrorReport()
 
 
 def limits_used(
@@ -242,6 +247,7 @@ def summarise(
     told = known & reports.keys()
     errors = [
         *control.faults(name),
+        *(f"the mirror has cluster {peer} as {why}{_remedy(why)}" for peer, why in _behind(control, peers)),
         *_unknown(known, left_out),
         *(line for fault, at in faults.items() for line in _told(at, fault)),
     ]
@@ -252,6 +258,7 @@ def summarise(
         "last_beat": control.last_beat,
         "source": control.source,
         "copied": dict(control.copied),
+        "behind": dict(_behind(control, peers)),
         "nodes": {
             "total": len(known),
             "reporting": len(told),
@@ -260,6 +267,17 @@ def summarise(
         "clusters": clusters,
         "errors": errors,
     }
+
+
+def _behind(control: ControlPlane, peers: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Agents behind a mirror see the copies alone."""
+    return ((peer, why) for peer, why in sorted(control.behind.items()) if peer in peers)
+
+
+def _remedy(said: str) -> str:
+    """Of a state that is told with its error."""
+    remedy = _REMEDIES.get(said.partition(":")[0], "")
+    return f"; {remedy}" if remedy else ""
 
 
 def _unknown(known: Collection[str], left_out: int) -> Iterator[str]:
@@ -288,10 +306,9 @@ def _faults(report: AgentReport, expected: Collection[str]) -> Iterator[str]:
     for seen in report.clusters:
         if seen.state != State.FRESH:
             why = f": {seen.error}" if seen.error else ""
-            remedy = _REMEDIES.get(seen.state, "")
-            yield f"cluster {seen.name} is {seen.state}{why}{'; ' if remedy else ''}{remedy}"
+            yield f"cluster {seen.name} is {seen.state}{why}{_remedy(seen.state)}"
     for missing in set(expected) - {seen.name for seen in report.clusters}:
-        yield f"does not know cluster {missing} yet: does it see the same peers folder?"
+        yield f"does not know cluster {missing} yet: does it read the same peers folder, or Secret, by now?"
 
 
 def _told(nodes: Sequence[str], fault: str) -> Iterable[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import click
 
 from certs.names import COMMON_NAME_RULE, Leaf, cluster_leaves, is_common_name, unique
 from clustermesh.cli import FAILED, context_option, output_option
+from clustermesh.cli.contexts import Which, cluster_options, is_folder
 from clustermesh.cli.entries import as_json, fault_of, row
 from clustermesh.cli.rotate import rotate, status
 from clustermesh.cli.secrets import command as secrets
@@ -23,6 +25,7 @@ from clustermesh.standalone.context import Context, load, locked
 
 if TYPE_CHECKING:
     from certs.folder import Entry
+    from certs.issue import Pair
 
 
 @click.group()
@@ -147,37 +150,61 @@ def renew(context: Path, names: tuple[str, ...], everything: bool, new_key: bool
 
 
 @command.command()
-@context_option
+@cluster_options
 @click.argument("common_name", metavar="CN")
 @click.option("--out", "folder", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where to.")
 @click.option("--name", help="What the files are called; CN if not given.")
 @click.option("--server", is_flag=True, help="For a server; a client's otherwise.")
 @click.option("--san", type=Host(), multiple=True, help="A name or address it answers to; repeatable.")
-def issue(context: Path, common_name: str, folder: Path, name: str | None, server: bool, san: tuple[str, ...]) -> None:
+def issue(which: Which, common_name: str, folder: Path, name: str | None, server: bool, san: tuple[str, ...]) -> None:
     """Sign a certificate for CN, and put it, its key and ca.crt into a folder to be carried elsewhere.
 
-    etcd takes a client's CN as its user: name it in users.yaml to let it in.
+    etcd takes a client's CN as its user: name it in users.yaml to let it in, or in a ClusterMeshPeer that admits it.
 
     \b
-    Example, for a peer whose folder is not on this machine:
+    Examples, for a peer whose folder is not on this machine, and for the Secret that a ClusterMeshPeer names:
       clustermesh certs issue remote-beta --out /tmp/for-beta --context /srv/alpha
+      clustermesh certs issue remote-alpha --name tls --out beta-trust --context beta
+      kubectl --context alpha -n kube-system create secret generic beta-trust --from-file=beta-trust
     """
     from certs.files import private_folder, write_atomically
-    from certs.folder import load_authority
     from certs.issue import issue as sign
     from certs.pair import write_pair
 
-    cluster, now, name = load(context), datetime.now(UTC), name or common_name
+    now, name = datetime.now(UTC), name or common_name
     if not is_common_name(common_name):
         raise Invalid("CN", common_name, COMMON_NAME_RULE)
     if not _is_file_name(name):
         raise Invalid("name", name, "must be a file name of one line, at most 200 bytes; give one with --name")
-    with locked(cluster):
-        pair = sign(load_authority(cluster.certs, now), Leaf(common_name, server=server, hosts=unique(san)), now)
+    authority, trusted = _folders_authority(Path(which.context), now) if is_folder(which.context) else _signer(which)
+    pair = sign(authority, Leaf(common_name, server=server, hosts=unique(san)), now)
     private_folder(folder)
     write_pair(folder, name, pair)
-    write_atomically(folder / "ca.crt", cluster.ca.read_bytes())
+    write_atomically(folder / "ca.crt", trusted)
     click.echo(f"{folder / name}.crt, good until {pair.certificate.not_valid_after_utc:%F}")
+
+
+def _folders_authority(path: Path, now: datetime) -> tuple[Pair, bytes]:
+    """What signs, and what its etcd is known by."""
+    from certs.folder import load_authority
+
+    cluster = load(path)
+    with locked(cluster):
+        return load_authority(cluster.certs, now), cluster.ca.read_bytes()
+
+
+def _signer(which: Which) -> tuple[Pair, bytes]:
+    """The same of a cluster that a kubeconfig names."""
+    from certs.check import read_pair
+    from clustermesh.joining import names
+    from clustermesh.joining.connect import open_api, read_site
+
+    async def read() -> tuple[Pair, bytes]:
+        async with open_api(which.kubeconfig, which.context, which.namespace) as objects:
+            member = (await read_site(objects, which.context)).member
+        return read_pair(member.signer.cert, member.signer.key, f"Secret {names.AUTHORITY}"), member.trusted
+
+    return asyncio.run(read())
 
 
 def _is_file_name(name: str) -> bool:

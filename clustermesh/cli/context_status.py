@@ -52,7 +52,7 @@ def _api_server(found: dict[str, Any]) -> Iterator[str]:
     yield (
         f"\N{INFORMATION SOURCE}\ufe0f  KVStoreMesh is {'enabled' if found['kvstoremesh']['enabled'] else 'disabled'}"
         + (
-            f", has copied {', '.join(f'{size} bytes of {name}' for name, size in sorted(copied.items()))}"
+            f", has copied {', '.join(f'{size >> 20} MiB of {name}' for name, size in sorted(copied.items()))}"
             if copied
             else ""
         )
@@ -84,6 +84,10 @@ def _connectivity(found: dict[str, Any], verbose: bool) -> Iterator[str]:
         yield f"      {counts}" + (
             f", {seen['refused']} refused: `clustermesh node status` says why" if seen["refused"] else ""
         )
+        if not seen["reads_us"]:
+            yield f"      {name} does not read this cluster: nobody there answers pods of here"
+        if name in found["kvstoremesh"]["behind"]:
+            yield f"      KVStoreMesh has it as {found['kvstoremesh']['behind'][name]}"
         if seen["propagation"] is not None:
             yield f"      {propagation_text(seen['propagation'])}"
         for line in limit_lines(seen["limits"]) if verbose else ():

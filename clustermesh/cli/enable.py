@@ -163,5 +163,7 @@ async def _view(which: Which) -> dict[str, Any]:
         try:
             values = (await find_release(objects)).base.config or {}
         except Refused:  # Cilium's chart, or none
+            if not said:
+                raise
             values = {}
     return {"config": said, "values": Redactor().take_values(values)}

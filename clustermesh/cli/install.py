@@ -126,6 +126,8 @@ async def deploy(
     from clustermesh.joining.node_cleanup import NAME, discard
     from clustermesh.multicluster.leavings import Keeping
 
+    if chart.startswith("-"):
+        raise Invalid("--chart", chart, "must be a folder, a package or a reference, and not begin with -")
     program = await _find_helm(Duty.DEPLOY)
     helm = Helm(program, which.kubeconfig, which.context, which.namespace, chart or find_chart())
     found = await plan(objects, helm, flags, name=release, fresh=fresh)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import click
 from clustermesh.cli import FAILED
 from clustermesh.cli.contexts import Which, cluster_options, folder, is_folder
 from clustermesh.cli.values import Duration
-from clustermesh.errors import printable
+from clustermesh.errors import Invalid, printable
 
 if TYPE_CHECKING:
     from clustermesh.sysdump.folder import FolderDump
@@ -44,6 +45,8 @@ def command(which: Which, output_file: Path | None, timeout: float, most_mib: in
 
     from clustermesh.sysdump.gather import Bounds, pack, write_private
 
+    if output_file is not None and not output_file.absolute().parent.is_dir():
+        raise Invalid("--output-file", str(output_file), "must be in a folder that is there")
     begun = datetime.now(UTC)
     bounds = Bounds(seconds=timeout, whole=most_mib << 20)
     dump = asyncio.run(_read(which, socket, bounds))
@@ -55,7 +58,8 @@ def command(which: Which, output_file: Path | None, timeout: float, most_mib: in
         "begun": begun.isoformat(timespec="seconds"),
         "seconds": round((datetime.now(UTC) - begun).total_seconds(), 1),
     }
-    top = f"clustermesh-sysdump-{begun:%Y%m%dT%H%M%SZ}"
+    named = re.sub(r"[^\w.-]+", "-", Path(which.context).name if is_folder(which.context) else which.context).strip("-")
+    top = f"clustermesh-sysdump-{f'{named[:60]}-' if named else ''}{begun:%Y%m%dT%H%M%S%fZ}"
     at = output_file or Path(f"{top}.tar.gz")
     data = pack(found, dump.redactor, top, index)
     write_private(at, data)

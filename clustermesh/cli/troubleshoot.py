@@ -124,21 +124,30 @@ async def _find(own: _Own, directory: Path, peer: str | None, patience: float) -
     if peer is not None and peer not in known:
         raise Invalid("peer", peer, f"is not connected; connected are: {', '.join(known) or 'none'}")
     names = known if peer is None else [peer]
-    found, (cached, error) = await asyncio.gather(gather(folder, names, patience), _cached(own, names, patience))
-    return [replace(facts, cached=cached.get(facts.name), cached_error=error) for facts in found]
+    found, copies = await asyncio.gather(gather(folder, names, patience), _cached(own, names, patience))
+    cached, behind, error = copies
+    return [
+        replace(each, cached=cached.get(each.name), behind=behind.get(each.name, ""), cached_error=error)
+        for each in found
+    ]
 
 
-async def _cached(own: _Own, names: Iterable[str], patience: float) -> tuple[dict[str, Any], str]:
-    """What a mirror keeps in the own etcd, and why that cannot be told."""
+async def _cached(own: _Own, names: Iterable[str], patience: float) -> tuple[Mapping[str, Any], Mapping[str, str], str]:
+    """What a mirror keeps in the own etcd, and what it says of clusters that it does not follow; why that cannot be
+    told."""
+    from clustermesh.overview import decode_mirror
     from clustermesh.troubleshoot.gather import cached_counts
+    from clustermesh.wire import keys
 
     if own.client is None:
-        return {}, ""
+        return {}, {}, ""
     try:
         async with own.client(patience) as client:
-            return await cached_counts(client, own.name, names), ""
+            mirror = await client.get(keys.MIRROR)
+            behind = {} if mirror is None else decode_mirror(mirror.value).behind
+            return await cached_counts(client, own.name, names), behind, ""
     except ClusterMeshError as e:
-        return {}, sentence(e)
+        return {}, {}, sentence(e)
 
 
 def _seen(status: Mapping[str, Any]) -> Mapping[str, AgentFacts]:

@@ -52,10 +52,12 @@ def look(sights: dict[str, Sight], report: AgentReport) -> None:
 
 
 class Agents(Struct, frozen=True):
-    """How many Nodes have one, and of which nothing has been heard for SILENCE seconds."""
+    """How many Nodes have one, and of which nothing has been heard for SILENCE seconds. Behind a mirror they see its
+    copies alone: `behind` is what it says of clusters that it does not follow now."""
 
     nodes: int = 0
     lost: tuple[str, ...] = ()
+    behind: Mapping[str, str] = {}
 
 
 def status_of(
@@ -108,7 +110,10 @@ def _reached(declared: Declared, refusal: Refusal | None, sight: Sight | None, a
         return [Condition(kind, "Unknown", "NotReported", said) for kind in kinds]
     seen = sight or Sight()
     numbers = zip(kinds, (seen.connected, seen.synced), strict=True)
-    return [_by_nodes(kind, number, seen, agents) for kind, number in numbers]
+    connected, synced = [_by_nodes(kind, number, seen, agents) for kind, number in numbers]
+    if why := agents.behind.get(declared.name):
+        connected = Condition("Connected", "False", "NotConnected", f"KVStoreMesh has it as {why}")
+    return [connected, synced]
 
 
 def _by_nodes(kind: str, number: int, sight: Sight, agents: Agents) -> Condition:

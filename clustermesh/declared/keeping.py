@@ -22,7 +22,7 @@ from clustermesh.apiserver.problems import Say
 from clustermesh.declared.conditions import SELDOM, SILENCE, Agents, Sight, is_due, look, status_of
 from clustermesh.declared.peers import GROUP, KIND, PLURAL, VERSION, Declared, peers_of
 from clustermesh.declared.plan import SECRETS, Held, Plan, Refusal, plan
-from clustermesh.errors import ClusterMeshError, DecodeError, Refused
+from clustermesh.errors import ClusterMeshError, DecodeError, Refused, Unavailable
 from clustermesh.joining import names
 from clustermesh.joining.agent_pods import find_agent_pods
 from clustermesh.joining.connect import change_users
@@ -32,6 +32,7 @@ from clustermesh.kube.client import KubeClient
 from clustermesh.kube.faults import NotServed
 from clustermesh.kube.follow import Interrupted, follow
 from clustermesh.mirror.agent_files import AgentAccess
+from clustermesh.overview import decode_mirror
 from clustermesh.pace import Load
 from clustermesh.standalone.users_file import remote_user, with_declared
 from clustermesh.store.client import EtcdClient
@@ -43,7 +44,14 @@ PERIOD: Final = 15.0
 _GATHERING: Final = 0.2
 """Seconds in which changes come together."""
 _SHARE: Final = 20
-"""A round that takes long is followed by as many times its length of rest."""
+"""A round that takes long is followed by as many times its length of rest, ..."""
+_LONGEST: Final = 30.0
+"""... and by so many seconds at most."""
+_READ, _TOLD = 100, 200
+"""Secrets for `trust` that one round reads, and statuses that it writes: thousands keep nobody's change waiting."""
+_UNREAD: Final = Unavailable("spec.trust.secretName: it was not read yet")
+_SHOWN: Final = 20
+"""Peers that are refused and named in /readyz."""
 _AT_ONCE: Final = 100
 """Reports decoded before others have their turn."""
 _REQUESTS: Final = Load(at_once=4, per_second=50)
@@ -78,6 +86,7 @@ class Keeper:
         self._task, self._objects, self._etcd, self._say = task, objects, etcd, say
         self._peers = dict[str, Declared]()
         self._written = dict[str, float]()  # when each status was, by the monotonic clock
+        self._trusts = dict[str, tuple[float, Mapping[str, bytes] | ClusterMeshError]]()  # and when each was read
         self._listed, self._changed = asyncio.Event(), asyncio.Event()
         self._unheard, self._failed = "", ""
         self._refused: Mapping[str, Refusal] = {}
@@ -113,7 +122,7 @@ class Keeper:
             except ClusterMeshError as e:
                 self._failed = str(e)
             self._tell_problems()
-            rest = max(period, _SHARE * (time.monotonic() - began))
+            rest = max(period, min(_SHARE * (time.monotonic() - began), _LONGEST))
             with suppress(TimeoutError):
                 async with asyncio.timeout(rest):
                     await self._changed.wait()
@@ -122,7 +131,10 @@ class Keeper:
     def _tell_problems(self) -> None:
         unheard = f"they stay as they are: {self._unheard}" if self._unheard else ""
         found = [f"{KIND}s: {sentence}" for sentence in (unheard, self._failed) if sentence]
-        self._say([*found, *(f"{KIND} {name}: {each.sentence}" for name, each in sorted(self._refused.items()))])
+        refused = [f"{KIND} {name}: {each.sentence}" for name, each in sorted(self._refused.items())]
+        if (more := len(refused) - _SHOWN) > 0:
+            refused[_SHOWN:] = [f"{KIND}s: {more} more are refused: their conditions say why"]
+        self._say([*found, *refused])
 
     async def round(self) -> None:
         """Once. Raises ClusterMeshError; what goes wrong with one peer is in its status."""
@@ -132,11 +144,14 @@ class Keeper:
             self._refused = {}
             await self._admit(frozenset(), frozenset())
             return
-        trust = {name: await self._trust(name) for name in sorted({each.trust for each in peers.values()} - {""})}
+        trust = await self._trusted({each.trust for each in peers.values()} - {""})
         found = plan(peers.values(), trust, held, self._task.own, self._task.agents, datetime.now(UTC))
-        self._refused = found.refused
+        judged = {name: each for name, each in peers.items() if trust.get(each.trust) is not _UNREAD}
+        self._refused = {name: each for name, each in found.refused.items() if name in judged}
         fault = await self._write(found, held)
-        await self._tell(peers, found.refused, fault)
+        await self._tell(judged, found.refused, fault)
+        if len(judged) < len(peers):
+            self._changed.set()
         if fault is not None:
             raise fault
 
@@ -167,6 +182,14 @@ class Keeper:
         managed_by = (meta.labels or {}).get(MANAGED_BY, "")
         return Held(found.data or {}, found.applied_by(names.DECLARED_MANAGER), meta.resource_version, managed_by)
 
+    async def _trusted(self, wanted: Set[str]) -> dict[str, Mapping[str, bytes] | ClusterMeshError]:
+        """What each Secret held when it was read last: of many those are read again that were longest not."""
+        known = {name: self._trusts.get(name, (float("-inf"), _UNREAD)) for name in wanted}
+        for name in sorted(known, key=lambda name: known[name][0])[:_READ]:
+            known[name] = time.monotonic(), await self._trust(name)
+        self._trusts = known
+        return {name: found for name, (_, found) in known.items()}
+
     async def _trust(self, name: str) -> Mapping[str, bytes] | ClusterMeshError:
         """What the Secret holds, or what is wrong with reading it."""
         try:
@@ -180,13 +203,17 @@ class Keeper:
         self, peers: Mapping[str, Declared], refused: Mapping[str, Refusal], fault: ClusterMeshError | None
     ) -> None:
         sights, agents = await self._look() if peers else ({}, Agents())
-        faults = list[ClusterMeshError]()
-        for name, declared in peers.items():
+        faults, left = list[ClusterMeshError](), _TOLD
+        for name, declared in sorted(peers.items(), key=lambda each: self._written.get(each[0], float("-inf"))):
             refusal = refused.get(name) or (
                 Refusal("NotWritten", str(fault)) if fault and not declared.paused else None
             )
             status = status_of(declared, refusal, sights.get(name), agents, time.time())
             if is_due(declared.status, status, time.monotonic() - self._written.get(name, float("-inf"))):
+                if not left:
+                    self._changed.set()
+                    break
+                left -= 1
                 self._written[name] = time.monotonic()
                 try:
                     await self._write_status(declared, status)
@@ -225,7 +252,9 @@ class Keeper:
         now = time.monotonic()
         self._silent = {node: self._silent.get(node, now) for node in silent}
         lost = tuple(sorted(node for node, since in self._silent.items() if now >= since + SILENCE))
-        return sights, Agents(len(reporting) + len(silent), lost)
+        mirror = await self._etcd.get(keys.MIRROR)
+        behind = {} if mirror is None else decode_mirror(mirror.value).behind
+        return sights, Agents(len(reporting) + len(silent), lost, behind)
 
     async def _with_pods(self, silent: Set[str]) -> Set[str]:
         """Those of the nodes that there is a pod of the agents for; all where the API does not say, or has no such pods

@@ -47,8 +47,8 @@ from clustermesh.joining.probe import probe
 from clustermesh.joining.reading import read_member
 from clustermesh.kube.client import KubeClient, Patience
 from clustermesh.kube.config import find_access
-from clustermesh.standalone.connect import Outcome
-from clustermesh.standalone.users_file import remote_user, users_in, with_user, without_user
+from clustermesh.standalone.connect import Outcome, one_way
+from clustermesh.standalone.users_file import readers_in, remote_user, with_user, without_user
 from clustermesh.yaml_file import dump_yaml, mapping, parse_yaml
 
 _PATIENCE: Final = Patience(waits=10)  # as kubectl
@@ -129,12 +129,22 @@ async def connect(source: Site, destinations: Sequence[Site], wanted: Wanted, no
         if await _traces(reader, owner) < 2:
             with _changing(reader.member, outcome):
                 raise Unavailable(f"it and {owner.member.name} were dis{_AT_ONCE}")
+    outcome.warnings.extend(map(one_way, _one_way(links)))
     for site in sites.values():
         with _changing(site.member, outcome):
             if await check_unreplaced(site):
                 again = "the same command again, once that has ended, makes its peers forget the old one"
                 outcome.warnings.append(f"{site.member.name}: its authority is being replaced: {again}")
     return outcome
+
+
+def _one_way(links: Sequence[Link]) -> Iterator[tuple[str, str]]:
+    """Reader and owner, where the owner does not read the reader, and is not about to."""
+    pairs_of = {(each.reader.name, each.owner.name) for each in links}
+    for each in links:
+        reader, owner = each.reader.name, each.owner.name
+        if (owner, reader) not in pairs_of and reader not in known_peers(each.owner.entries):
+            yield reader, owner
 
 
 def _links(source: Member, destinations: list[Member], wanted: Wanted) -> tuple[list[Link], list[ClusterMeshError]]:
@@ -266,10 +276,9 @@ async def disconnect(source: Site, peer: str, destination: Site | None, mode: Mo
         if not outcome.done:
             connected = ", ".join(known_peers(source.member.entries)) or "no cluster"
             raise NotConnected(f"{source.member.name} is not connected to {peer}; it is connected to: {connected}")
-        outcome.warnings.append(
-            f"nothing was changed in {peer}: there, remove the user {remote_user(source.member.name)}"
-            + (f" and disconnect {source.member.name}" if both else "")
-        )
+        own = source.member.name
+        told = f" and disconnect {own}: until then its calls of backends here go unanswered" if both else ""
+        outcome.warnings.append(f"nothing was changed in {peer}: there, remove the user {remote_user(own)}{told}")
         return outcome
     try:
         with _changing(destination.member, outcome):
@@ -312,9 +321,7 @@ async def _traces(reader: Site, owner: Site) -> int:
 
 async def find_readers(objects: Objects) -> frozenset[str]:
     """The clusters that may read this one, by its list of users. Raises Invalid, and as `Objects`."""
-    prefix = remote_user("")
-    users = users_in((await objects.config(names.USERS)).get(names.USERS_KEY, "").encode(), names.USERS)
-    return frozenset(each.name.removeprefix(prefix) for each in users if each.name.startswith(prefix))
+    return readers_in((await objects.config(names.USERS)).get(names.USERS_KEY, "").encode(), names.USERS)
 
 
 async def _uninvite(site: Site, peer: str) -> None:

@@ -11,14 +11,13 @@ from clustermesh.joining.links import known_peers, unreadable_peers
 from clustermesh.joining.member import Member
 from clustermesh.mesh.peer_files import PeerFile
 from clustermesh.standalone.connections import Connection
-from clustermesh.standalone.users_file import remote_user, users_in
+from clustermesh.standalone.users_file import readers_in
 
 
 def list_connections(member: Member, now: datetime) -> list[Connection]:
     """Every connection of `member`, by name. Raises Invalid where its list of users cannot be understood."""
-    prefix, peers, faults = remote_user(""), known_peers(member.entries), unreadable_peers(member)
-    users = users_in(member.users, names.USERS)
-    readers = {user.name.removeprefix(prefix) for user in users if user.name.startswith(prefix)}
+    peers, faults = known_peers(member.entries), unreadable_peers(member)
+    readers = readers_in(member.users, names.USERS)
     return [
         _connection(member, name, peers.get(name), name in readers, str(faults.get(name, "")), now)
         for name in sorted(readers | peers.keys() | faults.keys())

@@ -22,6 +22,8 @@ from clustermesh.yaml_file import parse_documents
 
 _ITS_OWN: Final = ("managedFields", "resourceVersion", "generation", "uid", "creationTimestamp", "selfLink")
 """What the API writes into metadata."""
+_GENERATION: Final = "deprecated.daemonset.template.generation"
+"""An annotation that the API writes."""
 _HIDDEN: Final = "(hidden)"
 _WORDS: Final = 160
 _TWICE: Final = "Duplicate value"
@@ -90,6 +92,7 @@ def changed_fields(kind: str, live: Document, applied: Document, old: Document |
         if path in was and was[path] != will.get(path) and value == becomes:
             becomes = will.get(path)  # an apply leaves what only the release before said
         if value != becomes:
+            value, becomes = _apart(value, becomes)
             yield f"{path}: {_shown(kind, path, value)} -> {_shown(kind, path, becomes)}"
 
 
@@ -98,7 +101,7 @@ def flatten(document: Any, path: str = "") -> dict[str, Any]:
     if isinstance(document, Mapping) and document:
         out: dict[str, Any] = {}
         for key, value in document.items():
-            if not path and key == "status":
+            if (not path and key == "status") or key == _GENERATION:
                 continue
             if path == "metadata" and key in _ITS_OWN:
                 continue
@@ -110,6 +113,14 @@ def flatten(document: Any, path: str = "") -> dict[str, Any]:
             out |= flatten(value, f"{path}[{name}]")
         return out
     return {path: document}
+
+
+def _apart(value: Any, becomes: Any) -> tuple[Any, Any]:
+    """Of two long lists what is in one of them alone, where anything is."""
+    if not (isinstance(value, list) and isinstance(becomes, list)) or len(json.dumps([value, becomes])) <= 2 * _WORDS:
+        return value, becomes
+    gone, new = [each for each in value if each not in becomes], [each for each in becomes if each not in value]
+    return (gone, new) if gone or new else (value, becomes)
 
 
 def _named(items: list[Any]) -> dict[str, Any]:

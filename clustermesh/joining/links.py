@@ -22,7 +22,7 @@ from clustermesh.joining.member import Entrance, Member
 from clustermesh.mesh.authority import Limits
 from clustermesh.mesh.peer_files import MARK, PeerFile, encode_peer, parse_peer
 from clustermesh.mirror.agent_files import AgentAccess, agent_file
-from clustermesh.standalone.users_file import remote_user, users_in
+from clustermesh.standalone.users_file import readers_in
 
 _AUTHORITY, _CERT, _KEY = "-ca.crt", ".crt", ".key"
 
@@ -87,8 +87,8 @@ def _fault(name: str, data: bytes) -> ClusterMeshError | None:
 
 def is_named(member: Member, cluster: str) -> bool:
     """Whether `member` lets `cluster` in, or has anything to read it by, understood or not. Raises Invalid."""
-    readers = {user.name for user in users_in(member.users, names.USERS)}
-    return remote_user(cluster) in readers or cluster in member.peers or cluster in member.copied
+    readers = readers_in(member.users, names.USERS)
+    return cluster in readers or cluster in member.peers or cluster in member.copied
 
 
 def credentials(link: Link, now: datetime) -> dict[str, bytes]:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from clustermesh.errors import ClusterMeshError
+from clustermesh.errors import ClusterMeshError, Invalid
 from clustermesh.joining import names
 from clustermesh.joining.agent_pods import are_ciliums, find_left_out
 from clustermesh.joining.connect import Site
@@ -23,6 +23,7 @@ from clustermesh.joining.links import known_peers, unreadable_peers
 from clustermesh.joining.member import Member
 from clustermesh.mesh.session import State
 from clustermesh.overview import limits_used, read_through
+from clustermesh.standalone.users_file import readers_in
 from clustermesh.store.client import EtcdClient
 from clustermesh.store.tls import Tls
 
@@ -77,12 +78,14 @@ def summarise(
     """`overview` is None where the etcd was not read: `unread` says why, unless the rest does. Where the agents are
     `ciliums`, it says nothing of them."""
     errors = [*_faults(member), *([unread] if unread else []), *(overview["errors"] if overview else ())]
+    readers = _readers(member)
     peers, copied = known_peers(member.entries), dict(overview["copied"]) if overview else {}
     clusters = overview["clusters"] if overview else dict.fromkeys(sorted(peers), _UNSEEN)
     seen = {
         name: _seen(rows := each["nodes"].values())
         | {"propagation": each["propagation"]}
         | {"limits": limits_used(rows, peers[name].limits, copied.get(name)) if name in peers else {}}
+        | {"reads_us": readers is None or name in readers}
         for name, each in clusters.items()
     }
     nodes = overview["nodes"] if overview else {"total": 0, "ready": 0, "reporting": 0}
@@ -95,13 +98,21 @@ def summarise(
         "etcd": {"external": member.etcd is not None},
         "access_information": _addresses(member),
         "deployment": {"ready": member.ready, "replicas": member.replicas},
-        "kvstoremesh": {"enabled": member.mirrored, "copied": copied},
+        "kvstoremesh": {"enabled": member.mirrored, "copied": copied, "behind": overview["behind"] if overview else {}},
         "agents": "cilium" if ciliums else "clustermesh",
         "connectivity": _connectivity(clusters, nodes["reporting" if ciliums else "total"]),
         "nodes": nodes,
         "clusters": seen,
         "errors": errors,
     }
+
+
+def _readers(member: Member) -> frozenset[str] | None:
+    """The clusters that may read this one; None where it does not tell them apart, as Cilium's chart need not."""
+    with suppress(Invalid):
+        readers = readers_in(member.users, names.USERS)
+        return readers if readers or (member.version and member.version.product == names.PRODUCTS[0]) else None
+    return None
 
 
 _UNSEEN: Final[Mapping[str, Any]] = {"configured": 0, "connected": 0, "nodes": {}, "propagation": None}
@@ -112,7 +123,8 @@ def _faults(member: Member) -> Iterator[str]:
     if member.entrance is None and member.etcd is None:
         yield member.hidden
     if not member.replicas:
-        yield f"no Deployment {names.API_SERVER}, or one of no replicas: `clustermesh enable`"
+        scale = f"`kubectl -n {member.namespace} scale deployment/{names.API_SERVER} --replicas=1`"
+        yield f"no Deployment {names.API_SERVER}: `clustermesh enable`; or one of no replicas: {scale}"
     elif member.ready < member.replicas:
         said = f"{member.ready} of {member.replicas} replicas of Deployment {names.API_SERVER} are ready"
         yield f"{said}: `kubectl describe pod -l k8s-app={names.API_SERVER}`"

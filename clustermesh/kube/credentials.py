@@ -75,6 +75,7 @@ def _load(merger: Any, context: str) -> Credentials:
     from kubernetes.client import Configuration
     from kubernetes.config.kube_config import KubeConfigLoader
 
+    _check_context(merger.config, context)
     with tempfile.TemporaryDirectory() as folder:
         loader = KubeConfigLoader(
             merger.config,
@@ -92,6 +93,12 @@ def _load(merger: Any, context: str) -> Credentials:
     found.files = [*merger.paths, *_files(loader)]
     found.impersonate = list(_impersonation(loader._user.value if loader._user else {}))
     return found
+
+
+def _check_context(config: Any, context: str) -> None:
+    known = [str(each.safe_get("name")) for each in config.safe_get("contexts") or ()]
+    if context and context not in known:
+        raise Refused(f"there is no context {context}; there are: {', '.join(sorted(known)) or 'none'}")
 
 
 def _check_user(loader: Any) -> None:

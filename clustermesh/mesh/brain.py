@@ -364,7 +364,10 @@ class ReaderBrain:
             return self._wake_up(now)
         if "heartbeat" not in self.behind and now >= self._writer.silent_from:
             why = f"no heartbeat for more than {self.terms.silence:g} s: its API server does not write"
-            self._fall_behind("heartbeat", why, now)
+            if "etcd" in self.behind:  # which says why none is heard
+                self.behind["heartbeat"] = why
+            else:
+                self._fall_behind("heartbeat", why, now)
         if now < self._recheck:
             return ()
         self._recheck = now + RECHECK

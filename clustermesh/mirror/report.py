@@ -19,6 +19,7 @@ from clustermesh.mirror.readiness import Progress, Readiness
 from clustermesh.mirror.sink import MirrorSink
 from clustermesh.own_cluster import Settings
 from clustermesh.store.election import Election
+from clustermesh.wire.mirror_report import MirrorReport
 
 _LOG: Final = logging.getLogger(__name__)
 _SAID: Final = 10  # refusals of a cluster that are named for each reason
@@ -54,6 +55,14 @@ class Report:
             yield "its etcd does not answer, and its services are withdrawn"
         for refused in self._sink.state.refusals(name).first(_SAID).values():
             yield from (f"{what} is not copied: {why}" for what, why in refused.items())
+
+    def told(self) -> MirrorReport:
+        """What stands in etcd of it."""
+        behind = dict[str, str]()
+        for name, reader in self._peers.readers.items():
+            if (session := reader.session).state not in (State.FRESH, State.REMOVED):
+                behind[name] = f"{session.state}: {session.error}" if session.error else session.state.value
+        return MirrorReport({name: self._sink.weight(name) for name in self._sink.clusters}, behind)
 
     def waiting(self) -> list[str]:
         """What readiness waits for."""

@@ -259,7 +259,7 @@ class Mirror:
         await keep_reported(
             self.client,
             keys.MIRROR,
-            lambda: mirror_report.encode({name: self.sink.weight(name) for name in self.sink.clusters}),
+            lambda: mirror_report.encode(self.report.told()),
             self.keeper.lease_for,
         )
 

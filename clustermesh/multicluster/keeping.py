@@ -117,13 +117,16 @@ async def _version(client: KubeClient, say: Say) -> str:
         await asyncio.sleep(_SERVED)
 
 
-def take_batch(waiting: dict[Name, None], most: int) -> list[Name]:
+def take_batch(waiting: dict[Name, None], begun: dict[Name, None], most: int) -> list[Name]:
     """What is settled next, out of `waiting`, where the newest are first: as many of those as of who waits longest. So
-    one change among thousands is seen soon, and who changes all the time keeps nobody waiting for ever."""
-    order = list(waiting)
-    found = order if len(order) <= most else [*order[: most // 2], *order[len(order) - (most - most // 2) :]]
+    one change among thousands is seen soon, and who changes all the time keeps nobody waiting for ever. Half is for
+    what is `begun`, in its order: what was written of a name comes back, and more may be due then."""
+    found = list(begun)[: max(most // 2, most - len(waiting))]
+    order, room = list(waiting), most - len(found)
+    found += order if len(order) <= room else [*order[: room // 2], *order[len(order) - (room - room // 2) :]]
     for name in found:
-        del waiting[name]
+        waiting.pop(name, None)
+        begun.pop(name, None)
     return found
 
 
@@ -142,6 +145,7 @@ class Keeper:
         for ref in task.source.refs("EndpointSlice") if version else ():
             self._note_slice(ref)
         self._dirty, self._news = set[Name](), asyncio.Event()
+        self._begun, self._exported = dict[Name, None](), dict[Ref, ServiceExport]()
         self._unheard, self._odd, self._failed = dict[str, str](), dict[Name, list[str]](), Retries[Name](_LOOK)
 
     def tasks(self) -> list[Coroutine[Any, Any, None]]:
@@ -157,19 +161,33 @@ class Keeper:
 
     # -- what is heard -------------------------------------------------------------------------------------------------
 
-    def _touch(self, names: Iterable[Name]) -> None:
-        self._dirty.update(names)
+    def _touch(self, names: Iterable[Name], *, ours: bool = False) -> None:
+        """`ours` is what comes back of own writes."""
+        if ours:
+            self._begun |= dict.fromkeys(names)
+        else:
+            self._dirty.update(names)
         self._news.set()
 
     def hear_source(self, refs: Iterable[Ref]) -> None:
         """Objects of the source came, went or changed."""
         for ref in refs:
-            if ref.kind == "Service":
-                self._touch([(ref.namespace, ref.name)])
+            if ref.kind in ("Service", "ServiceExport"):
+                self._touch([(ref.namespace, ref.name)], ours=not self._is_news(ref))
             elif ref.kind == "EndpointSlice":
                 self._touch(name for name in self._note_slice(ref) if self._is_by_hand(name))
             elif ref.kind == "Namespace":
                 self._touch(name for name in self._all() if name[0] == ref.name)
+
+    def _is_news(self, ref: Ref) -> bool:
+        """Of Services and ServiceExports: not what we made, or have said of one."""
+        found = self._task.source.get(ref)
+        if ref.kind == "Service":
+            return not isinstance(found, Service) or SERVICE_NAME not in found.metadata.labels
+        before = self._exported.pop(ref, None)
+        if isinstance(found, ServiceExport):
+            self._exported[ref] = found
+        return found != before
 
     def _note_slice(self, ref: Ref) -> set[Name]:
         """The Services that it was and is of."""
@@ -194,7 +212,7 @@ class Keeper:
                 if self._unheard.pop(place.plural, None) is not None:
                     self._tell_problems()
                 for name, held in item.changes.items():
-                    self._touch(self._concerns(place, name, held))
+                    self._touch(self._concerns(place, name, held), ours=True)
                 self._news.set()  # an empty list may be the last that was waited for
 
     def _concerns(self, place: Place, name: Name, held: Document | None) -> Iterable[Name]:
@@ -254,7 +272,7 @@ class Keeper:
         brains = [self._slices, *([self._exports, self._imports, self._derived] if imports else [])]
         waiting = dict[Name, None]()
         while True:
-            if not waiting and not self._is_due():
+            if not waiting and not self._begun and not self._is_due():
                 await self._news.wait()
             await asyncio.sleep(_GATHERING)
             self._news.clear()
@@ -263,7 +281,7 @@ class Keeper:
             names, self._dirty = self._dirty, set()
             waiting = dict.fromkeys(sorted(names)) | waiting
             due = self._failed.take_due(time.monotonic(), _AGAIN)
-            batch = dict.fromkeys([*due, *take_batch(waiting, _BATCH)])
+            batch = dict.fromkeys([*due, *take_batch(waiting, self._begun, _BATCH)])
             async with asyncio.TaskGroup() as tasks:  # the client has its pace
                 for name in batch:
                     tasks.create_task(self._settle(name))

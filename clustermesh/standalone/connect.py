@@ -87,6 +87,8 @@ def connect(
         for link, authority in zip(links, authorities, strict=True):
             with file_errors():
                 _establish(link, authority, now, outcome.done)
+        if mode is Mode.UNICAST and source.name not in read_peers(destination.peers, destination.name).peers:
+            outcome.warnings.append(one_way((source.name, destination.name)))
         return outcome
 
 
@@ -166,6 +168,15 @@ def find_peer(source: Context, peer: str) -> Context | None:
 def credential_name(peer: str) -> str:
     """What the files with the credentials for `peer` are called, without ending: Cilium's per-cluster form."""
     return f"{peer}.etcd-client"
+
+
+def one_way(names: tuple[str, str]) -> str:
+    """What comes of a reader and an owner that does not read it."""
+    reader, owner = names
+    return (
+        f"{owner} does not read {reader}: its nodes make no way to the pods of {reader}, whose calls of {owner}'s "
+        "backends nobody answers; without `--mode unicast` they are connected both ways"
+    )
 
 
 def _prepare(link: _Link, now: datetime) -> Pair:

@@ -47,6 +47,12 @@ def users_in(data: bytes, where: str) -> tuple[User, ...]:
     return _users(parse_yaml(data, where), Path(where))
 
 
+def readers_in(data: bytes, where: str) -> frozenset[str]:
+    """The clusters that may come, by the bytes of such a file. Raises Invalid."""
+    prefix = remote_user("")
+    return frozenset(each.name.removeprefix(prefix) for each in users_in(data, where) if each.name.startswith(prefix))
+
+
 class FollowedUsers:
     """users.yaml as who follows it reads it. `held` while it may just be being written: look again once it rested."""
 

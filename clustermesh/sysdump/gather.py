@@ -114,14 +114,13 @@ def write_private(path: Path, data: bytes) -> None:
 
 
 def as_list(items: Sequence[Any], room: int) -> tuple[bytes, int]:
-    """A JSON list of as many of the first `items` as `room` bytes hold, and how many those are."""
+    """A JSON list of the `items`, but for those that do not fit into what is left of `room` bytes, and of how many."""
     pieces, size = list[bytes](), 4
     for each in items:
         piece = as_json(each)
-        size += len(piece) + 2
-        if size > room:
-            break
-        pieces.append(piece)
+        if size + len(piece) + 2 <= room:
+            size += len(piece) + 2
+            pieces.append(piece)
     return b"[\n" + b",\n".join(pieces) + b"\n]", len(pieces)
 
 

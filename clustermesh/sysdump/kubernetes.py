@@ -169,7 +169,7 @@ class Dump:
         """As many whole objects as there is room for."""
         data, kept = as_list(items, self.gathering.most)
         if kept < len(items):
-            self.gathering.found.missing[name] = f"the first {kept} of {len(items)} are here"
+            self.gathering.found.missing[name] = f"{kept} of {len(items)} are here, the others have no room"
         return data
 
     def _of_pods(self) -> Iterator[Source]:
@@ -197,7 +197,7 @@ class Dump:
                 yield Source(f"{where}.before.log", partial(self._log, name, container["name"], previous="true"))
             for port in container.get("ports", ()):
                 program = port.get("name") or str(port["containerPort"])
-                if port.get("protocol", "TCP") == "TCP" and program not in ("etcd", "agent"):
+                if port.get("protocol", "TCP") == "TCP" and program not in ("etcd", "agent", "invitations"):
                     yield from self._pages(name, program, port["containerPort"])
         if _is_agent(pod):
             yield from (self._table(pod, words) for words in NODE_COMMANDS)

@@ -7,6 +7,7 @@ what it is: every secret that was seen anywhere, in any of the forms that it has
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,6 +26,8 @@ _NESTED: Final = 8192
 _GRAM, _STRIDE = 8, 16
 _SEEN: Final = _GRAM + _STRIDE - 1
 """Whatever is so long has a gram at a multiple of the stride, wherever it is."""
+_FEW: Final = 128
+"""Short secrets that are looked for one by one."""
 _NAMES: Final = re.compile(
     r"(?i:pass(word|wd|phrase)?$|psk$|secret|token|credential|private|api[-_.]?key|authorization|cookie)|"
     r"(^|[-_.])(?i:key)$|[a-z]Key$"
@@ -49,6 +52,7 @@ class Redactor:
         self.blind = False
         self._forms: set[bytes] = set()
         self._grams: dict[bytes, list[tuple[bytes, int]]] = {}
+        self._short, self._short_forms = dict[bytes, list[bytes]](), 0  # by how they begin
 
     def learn(self, secret: bytes) -> None:
         """Never to be shown, in no form."""
@@ -56,6 +60,9 @@ class Redactor:
             if len(form) < _SHORTEST or form in self._forms:
                 continue
             self._forms.add(form)
+            if len(form) < _SEEN:
+                self._short.setdefault(form[:_SHORTEST], []).append(form)
+                self._short_forms += 1
             for offset in range(_STRIDE if len(form) >= _SEEN else 0):
                 self._grams.setdefault(form[offset : offset + _GRAM], []).append((form, offset))
 
@@ -116,11 +123,18 @@ class Redactor:
         return redact(text, _MARK)
 
     def _found_short(self, text: bytes) -> Iterator[tuple[int, int]]:
-        for form in self._forms:
-            at = text.find(form) if len(form) < _SEEN else -1
-            while at >= 0:
-                yield at, at + len(form)
-                at = text.find(form, at + 1)
+        """Few are looked for one by one. Of many, each place of the text is looked at instead."""
+        if self._short_forms <= _FEW:
+            for form in itertools.chain.from_iterable(self._short.values()):
+                at = text.find(form)
+                while at >= 0:
+                    yield at, at + len(form)
+                    at = text.find(form, at + 1)
+            return
+        short = self._short
+        for at in range(len(text) - _SHORTEST + 1):
+            if (begin := text[at : at + _SHORTEST]) in short:
+                yield from ((at, at + len(form)) for form in short[begin] if text.startswith(form, at))
 
     def _found_long(self, text: bytes) -> Iterator[tuple[int, int]]:
         """Secrets may be thousands, and looking for one by one would take minutes: a long one shows at every so-many-th

@@ -228,6 +228,9 @@ def _clock(facts: Facts) -> Verdict | None:
 def _mirror(facts: Facts) -> Verdict | None:
     if facts.cached_error:
         return WARN, f"the own etcd cannot be read: {facts.cached_error}", "see `clustermesh status`"
+    if facts.behind:
+        remedy = "what was copied is kept; `clustermesh troubleshoot --cluster-name` in its container goes its way"
+        return FAIL, f"the mirror has it as {facts.behind}", remedy
     if facts.cached is None or not _counted(facts):
         return None
     return _compared(

@@ -65,7 +65,8 @@ class Facts(Struct, frozen=True, kw_only=True):
     """All about the peer `name` at `now` (Unix seconds). `file` is None where its file cannot be understood.
 
     `own` is the certificate that is shown to it, `trusted` are the names of the authorities that its own must come
-    from; `cached` is what a mirror keeps of it in the own etcd.
+    from; `cached` is what a mirror keeps of it in the own etcd, `behind` in which state that has it, "" where it is
+    followed.
     """
 
     name: str
@@ -80,3 +81,4 @@ class Facts(Struct, frozen=True, kw_only=True):
     agent: AgentFacts | None = None
     cached: Mapping[str, int] | None = None
     cached_error: str = ""
+    behind: str = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -48,7 +49,7 @@ async def until_held(client: EtcdClient, *wanted: bytes) -> None:
 
 async def until_reported(client: EtcdClient, cluster: str) -> None:
     async with asyncio.timeout(PATIENCE):
-        while (held := await client.get(keys.MIRROR)) is None or not decode_mirror(held.value).get(cluster):
+        while (held := await client.get(keys.MIRROR)) is None or not decode_mirror(held.value).copied.get(cluster):
             await asyncio.sleep(0.02)
     assert held.lease, "nobody is said to copy once nobody does"
 
@@ -78,6 +79,30 @@ async def test_ciliums_flags_are_taken_and_those_of_another_release_ignored(
         await until_held(client, *copies(beta), keys.HEARTBEAT)
         await until_page(f"127.0.0.1:{health}", "/readyz", "ok")
         await until_page(f"127.0.0.1:{metrics}", "/metrics", LEADS)
+
+
+async def test_which_cluster_a_mirror_does_not_follow_is_told_with_the_reason_until_it_does(
+    beta: Peer, tmp_path: Path
+) -> None:
+    async def until_told(behind: str) -> None:
+        async with asyncio.timeout(PATIENCE):
+            while (held := await bed.client.get(keys.MIRROR)) is None or not re.fullmatch(
+                behind, decode_mirror(held.value).behind.get("beta", "")
+            ):
+                await asyncio.sleep(0.02)
+
+    async with Bed(tmp_path / "alpha") as bed:
+        await bed.etcd.start()
+        (bed.context.peers / "beta").write_text(f"endpoints:\n- {beta.etcd.endpoints[0]}\n")
+        flags = ("kvstoremesh", "--context", str(bed.context.path), "--http", f"127.0.0.1:{free_port()}")
+        async with program(*flags):
+            await until_held(bed.client, *copies(beta))
+            await until_told("")
+            await beta.etcd.stop()
+            await until_told("stale: .+")
+            assert {*copies(beta)} <= {kv.key for kv in (await bed.client.range(b"cilium/")).kvs}, "they are kept"
+            await beta.etcd.start()
+            await until_told("")
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])

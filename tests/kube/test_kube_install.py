@@ -30,6 +30,7 @@ ALPHA = ("--set", "cluster.name=alpha", "--set", "cluster.id=1", "--set", "clust
 SLICES = "/apis/discovery.k8s.io/v1"
 FILES = (("trusted-ca-file", "-ca.crt"), ("key-file", ".key"), ("cert-file", ".crt"))
 DECLARED = "clustermesh.config.clusters[0]"
+MANY = [f"--flag-number-{number}=something" for number in range(20)]
 
 
 @pytest.fixture
@@ -442,6 +443,7 @@ def _deployment(*containers: dict[str, Any], **spec: Any) -> dict[str, Any]:
         ({"status": {"x": 1}}, {"status": {"x": 2}}, None, {}, []),
         ({"metadata": {"uid": "1"}}, {"metadata": {"uid": "2"}}, None, {}, []),
         ({"l": [1, 2]}, {"l": [1, 2]}, {"l": [1, 2]}, {"l": [1]}, ["l: [1, 2] -> [1]"]),
+        ({"l": [*MANY, "--a=1"]}, {"l": [*MANY, "--a=2"]}, {}, {}, ['l: ["--a=1"] -> ["--a=2"]']),
     ],
 )
 def test_a_change_is_a_field_that_will_be_otherwise(

@@ -22,6 +22,7 @@ from kube_bed import KubeBed
 from ports import free_port
 from state_sink import StateSink
 
+from certs.check import check_leaf, read_certificates, read_pair
 from clustermesh.address import parse_prefix
 from clustermesh.cli import main
 from clustermesh.errors import ClusterMeshError, Refused
@@ -307,6 +308,14 @@ def test_the_commands_do_it_by_contexts_of_a_kubeconfig(alpha: Cluster, beta: Cl
     assert result.output.count("is not reached from here") == 2
     result = CliRunner().invoke(main, ["connect", *pair, "--allow-unreachable"])
     assert (result.exit_code, result.output.count("reads")) == (0, 2), result.output
+    result = CliRunner().invoke(
+        main, ["certs", "issue", "remote-gamma", "--name", "tls", "--out", str(tmp_path / "trust"), *common]
+    )
+    assert result.exit_code == 0, result.output
+    issued = read_pair(*((tmp_path / "trust" / f"tls.{end}").read_bytes() for end in ("crt", "key")), "tls").certificate
+    authority = (tmp_path / "trust" / "ca.crt").read_bytes()
+    check_leaf(issued, read_certificates(authority, "ca"), NOW, "tls")
+    assert authority == alpha.data("secrets", "clustermesh-apiserver-server-cert")["ca.crt"]
     result = CliRunner().invoke(main, ["peers", *common, "-o", "yaml"])
     (row,) = yaml.safe_load(result.output)
     assert (row["name"], row["reads"], row["readBy"], row["problem"]) == ("beta", True, True, "")

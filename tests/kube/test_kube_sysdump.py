@@ -197,7 +197,7 @@ async def test_of_more_pods_than_there_is_room_for_ours_are_there_and_the_file_i
     fill(alpha, "nobody")
     files = await dumped(tmp_path, alpha, "--timeout", "60s")
     index = json.loads(files["index.json"])
-    assert index["missing"]["objects/pods.json"].startswith("the first ")
+    assert index["missing"]["objects/pods.json"].endswith(" are here, the others have no room")
     names = [each["metadata"]["name"] for each in json.loads(files["objects/pods.json"])]
     assert (names[:2], len(names) < 15) == (["agent-1", "nameless"], True)
     assert "logs/agent-1/agent.log" in index["missing"], "it is asked for"

@@ -26,6 +26,7 @@ from clustermesh.standalone.context import Context
 from clustermesh.wire import api_server_report, mirror_report
 from clustermesh.wire.agent_report import AgentReport, SeenCluster
 from clustermesh.wire.api_server_report import ApiServerReport
+from clustermesh.wire.mirror_report import MirrorReport
 
 
 def report(own: str = "fresh", beta: str | None = "fresh", **changes: Any) -> AgentReport:
@@ -52,7 +53,11 @@ def test_each_fault_is_one_sentence_with_its_node_and_what_to_do() -> None:
         ({"n1": report(problems=("map full; buy more",))}, "node n1: map full", "buy more"),
         ({"n1": report(beta="stale")}, "node n1: cluster beta is stale", "is its etcd up"),
         ({"n1": report(beta="evicted")}, "node n1: cluster beta is evicted", "disconnect it"),
-        ({"n1": report(beta=None)}, "node n1: does not know cluster beta yet", "the same peers folder?"),
+        (
+            {"n1": report(beta=None)},
+            "node n1: does not know cluster beta yet",
+            "folder, or Secret, by now?",
+        ),
         ({"n1": report(own="stale")}, "node n1: cluster alpha is stale", "is its etcd up"),
     ):
         found = overview(reports)
@@ -188,12 +193,25 @@ def test_limits_are_told_with_the_most_that_any_node_uses() -> None:
 
 
 def test_what_a_mirror_has_copied_is_told_in_whole_mebibytes() -> None:
-    told = mirror_report.encode({"beta": 1, "gamma": 3 << 20})
-    assert overview_module.decode_mirror(told) == {"beta": 1 << 20, "gamma": 3 << 20}
-    assert told == mirror_report.encode({"gamma": (2 << 20) + 1, "beta": 1 << 20}), (
+    told = mirror_report.encode(MirrorReport({"beta": 1, "gamma": 3 << 20}))
+    assert overview_module.decode_mirror(told).copied == {"beta": 1 << 20, "gamma": 3 << 20}
+    assert told == mirror_report.encode(MirrorReport({"gamma": (2 << 20) + 1, "beta": 1 << 20})), (
         "what is nearly the same is not written"
     )
-    assert overview_module.decode_mirror(b'{"v":1,"copied":{"beta":-1}}') == {}
+    assert overview_module.decode_mirror(b'{"v":1,"copied":{"beta":-1}}') == MirrorReport()
+
+
+def test_a_cluster_that_the_mirror_has_lost_is_an_error_though_all_agents_see_its_copies() -> None:
+    sent = mirror_report.encode(MirrorReport({}, {"beta": "stale: permission denied", "gone": "x" * 1000}))
+    told = overview_module.decode_mirror(sent)
+    assert len(told.behind["gone"]) == 160
+    seen = (SeenCluster("alpha", "fresh", 1), SeenCluster("beta", "fresh", 2))
+    reports = {"n1": AgentReport("0.1.0", "", (), seen)}
+    control = ControlPlane(last_beat=1, behind=told.behind)
+    found = overview_module.summarise("alpha", 1, {"n1"}, reports, ["beta"], control)
+    assert (found["ok"], found["behind"]) == (False, {"beta": "stale: permission denied"})
+    (error,) = found["errors"]
+    assert error.startswith("the mirror has cluster beta as stale: permission denied; what was known of it is kept; ")
 
 
 @pytest.mark.parametrize(("left_out", "says"), [(0, "no node is known"), (2, "has pods for none of 2 nodes")])

@@ -26,8 +26,9 @@ from clustermesh.mirror.agent_files import AgentAccess
 from clustermesh.standalone.users_file import with_declared, with_user
 from clustermesh.store.client import EtcdClient, KeyValue, Listing
 from clustermesh.store.tls import Tls
-from clustermesh.wire import agent_report, keys
+from clustermesh.wire import agent_report, keys, mirror_report
 from clustermesh.wire.agent_report import AgentReport, SeenCluster
+from clustermesh.wire.mirror_report import MirrorReport
 
 NOTHING = {secret: Held() for secret in SECRETS}
 MIRROR = AgentAccess(folder=names.MOUNT, endpoints=("https://clustermesh-apiserver.kube-system.svc:12379",))
@@ -341,6 +342,12 @@ def test_of_a_node_that_is_silent_nobody_knows_and_false_is_what_an_agent_says_o
     assert message.startswith(says)
 
 
+def test_a_cluster_that_the_mirror_has_lost_is_not_connected_though_agents_see_its_copies() -> None:
+    agents = Agents(2, (), {"beta": "stale: permission denied", "gamma": "connecting"})
+    found = conditions(status_of(declared("beta"), None, sight("fresh", "fresh"), agents, 0.0))
+    assert [" ".join(found[kind]) for kind in ("Connected", "Synced")] == ["False NotConnected", "True AllSynced"]
+
+
 class FakeEtcd:
     def __init__(self, **kvs: bytes) -> None:
         self.kvs = [KeyValue(key=key.encode(), value=value) for key, value in sorted(kvs.items())]
@@ -350,6 +357,9 @@ class FakeEtcd:
 
     async def keys(self, prefix: bytes) -> list[bytes]:
         return [kv.key for kv in self.kvs if kv.key.startswith(prefix)]
+
+    async def get(self, key: bytes) -> KeyValue | None:
+        return next((kv for kv in self.kvs if kv.key == key), None)
 
 
 REPORT = agent_report.encode(AgentReport(clusters=(SeenCluster("beta", "fresh", id=2),)))
@@ -373,9 +383,10 @@ async def test_agents_are_counted_by_the_names_of_nodes(
     held |= {f"{keys.AGENTS.decode()}{name}": b"" for name in agents.split()}
     held |= {f"{keys.STATUSES.decode()}{name}": REPORT for name in reports.split()}
     nobody = cast(Any, None)
+    held[keys.MIRROR.decode()] = mirror_report.encode(MirrorReport({}, {"beta": "stale"}))
     keeper = Keeper(Task(nobody, "kube-system", OWN), FakePods(), cast(EtcdClient, FakeEtcd(**held)), print)
     sights, found = await keeper._look()
-    assert (sights["beta"].nodes if sights else 0, found) == (expected[0], Agents(expected[1]))
+    assert (sights["beta"].nodes if sights else 0, found) == (expected[0], Agents(expected[1], (), {"beta": "stale"}))
 
 
 class FakePods(Objects):
@@ -447,3 +458,27 @@ def test_a_status_that_somebody_else_wrote_is_written_anew(garbage: dict[str, An
     )
     assert {each["lastTransitionTime"] for each in found["conditions"]} == {"2026-01-01T00:00:00Z"}
     assert is_due(garbage, found, 0.0)
+
+
+class FakeSecrets(Objects):
+    """Remembers which were asked for."""
+
+    def __init__(self) -> None:
+        self.asked = list[str]()
+
+    async def read(self, plural: str, name: str, kind: type[Any], root: str = "api/v1") -> Any:
+        self.asked.append(name)
+        return kind(data={"ca.crt": b"x"})
+
+
+async def test_of_many_secrets_those_are_read_first_that_were_longest_not() -> None:
+    secrets, nobody = FakeSecrets(), cast(Any, None)
+    keeper = Keeper(Task(nobody, "kube-system", OWN), secrets, nobody, print)
+    names = {f"s{number:03}" for number in range(250)}
+    for read in (100, 200, 250):
+        found = await keeper._trusted(names)
+        assert sum(not isinstance(each, ClusterMeshError) for each in found.values()) == read
+    assert sorted(secrets.asked[:250]) == sorted(names), "each once before any is read again"
+    secrets.asked.clear()
+    assert len(await keeper._trusted({"s001", "new"})) == 2
+    assert secrets.asked == ["new", "s001"]

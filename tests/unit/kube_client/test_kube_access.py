@@ -108,7 +108,7 @@ async def test_a_token_file_of_nothing_but_white_space_is_refused(tmp_path: Path
 
 
 async def test_what_is_wrong_is_said(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="third"):
+    with pytest.raises(Refused, match="there is no context third; there are: first, nobody"):
         await from_kubeconfig(kubeconfig(tmp_path / "config", {"token": "secret"}), "third").grant()
 
 

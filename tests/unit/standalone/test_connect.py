@@ -100,7 +100,8 @@ def test_connected_both_ways_each_reads_the_other(alpha: Context, beta: Context)
 
 
 def test_unicast_lets_only_the_source_read(alpha: Context, beta: Context) -> None:
-    connect(alpha, beta, ONE, NOW)
+    (warning,) = connect(alpha, beta, ONE, NOW).warnings
+    assert warning.startswith("beta does not read alpha: ")
     _assert_reads(alpha, beta)
     assert read_peers(beta.peers, "beta").peers == {}
     assert read_users(alpha.users_file) == ()

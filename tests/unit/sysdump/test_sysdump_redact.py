@@ -70,6 +70,19 @@ def test_every_secret_is_found_wherever_it_begins(secrets: list[bytes], around: 
     assert not [secret for secret in secrets for piece in pieces if secret in piece]
 
 
+@given(st.lists(st.binary(min_size=6, max_size=30), min_size=1, max_size=8), st.integers(0, 40))
+def test_among_hundreds_of_short_secrets_every_one_is_found_as_among_few(secrets: list[bytes], shift: int) -> None:
+    few, many = Redactor(), Redactor()
+    for number in range(300):
+        many.learn(b"other-%03d" % number)
+    for secret in secrets:
+        few.learn(secret)
+        many.learn(secret)
+    text = b"\0" * shift + b"\0".join(secrets)
+    assert many.clean(text) == few.clean(text)
+    assert many.clean(b"an other-007 here") == b"an REDACTED here"
+
+
 def test_lines_of_a_key_are_taken_out_wherever_they_are_broken() -> None:
     key = create_authority(NOW).key_pem
     redactor = Redactor()
