@@ -93,13 +93,14 @@ def followed(place: Place, labels: str = "") -> Resource[Name, Document]:
         group=group,
         version=version,
         plural=place.plural,
-        decode=_decode,
+        decode=decode,
         key=lambda namespace, name: (namespace, name),
         labels=labels,
     )
 
 
-def _decode(raw: Raw) -> tuple[Name, Document]:
+def decode(raw: Raw | bytes) -> tuple[Name, Document]:
+    """An object as the API tells of it. Raises DecodeError."""
     try:
         found = msgspec.json.decode(raw, type=Document)
         metadata = found["metadata"]

@@ -64,6 +64,8 @@ _GATHERING: Final = 0.1
 """Seconds in which changes come together."""
 _BATCH: Final = 50
 """Names that are settled before there is a look at what has changed meanwhile."""
+_LOOKS: Final = 5
+"""How often it is looked at what follows from what was just written of a name, before others have their turn."""
 _AGAIN: Final = 10
 """Those beside them that have failed before: they keep nobody else waiting."""
 _LOOK: Final = 2.0
@@ -73,6 +75,8 @@ _TOLD: Final = 3
 """Problems of one name that are told."""
 _REQUESTS: Final = Load(at_once=4, per_second=50)
 _LOG: Final = logging.getLogger(__name__)
+Made = dict[tuple[str, Name], Document]
+"""Objects by their kind's plural and their name."""
 
 
 class Services(Struct, frozen=True):
@@ -301,12 +305,9 @@ class Keeper:
         is wrong may be one cluster's alone."""
         odd, failed = list[str](), list[str]()
         try:
-            steps = writes(self._facts(name, odd), time.time()) if self._version else []
-            for write in [*steps, *slice_writes(await self._slice_facts(name))]:
-                try:
-                    await self._write(write)
-                except ClusterMeshError as e:
-                    failed.append(str(e))
+            if self._version:
+                await self._make(name, odd, failed)
+            await self._do(slice_writes(await self._slice_facts(name)), failed)
         except ClusterMeshError as e:
             failed.append(str(e))
         except Exception as e:  # what nobody thought of is that name's problem
@@ -320,11 +321,38 @@ class Keeper:
         else:
             self._failed.forget(name)
 
-    def _facts(self, name: Name, odd: list[str]) -> Facts:
-        """`odd` is told what is left out of other clusters' exports; of the own ones the source tells."""
-        found = self._service(name)
+    async def _make(self, name: Name, odd: list[str], failed: list[str]) -> None:
+        """What follows from a write, as an import's address from the Service behind it, is done at once; what is said
+        of it all, in statuses, at the end."""
+        made = Made()
+        for look in range(_LOOKS):
+            odd.clear()
+            steps = writes(self._facts(name, odd, made), time.time())
+            due = [
+                each for each in steps if not each.part and not failed and (not look or each.place != documents.SLICES)
+            ]
+            made |= await self._do(due, failed)
+            if not due or any(each.method == "DELETE" for each in due):
+                await self._do([each for each in steps if each.part], failed)
+                return
+
+    async def _do(self, steps: Iterable[Write], failed: list[str]) -> Made:
+        """What the API has of it then."""
+        made = Made()
+        for write in steps:
+            try:
+                if (held := await self._write(write)) is not None:
+                    made[write.place.plural, write.name] = held
+            except ClusterMeshError as e:
+                failed.append(str(e))
+        return made
+
+    def _facts(self, name: Name, odd: list[str], made: Made) -> Facts:
+        """`odd` is told what is left out of other clusters' exports; of the own ones the source tells. What was `made`
+        just now is not heard of yet."""
+        found, derived = self._service(name), (name[0], documents.derived_name(*name))
         export = self._task.source.get(ref := Ref("ServiceExport", *name))
-        held = self._exports.known.get(name)
+        held = made.get(("serviceexports", name), self._exports.known.get(name))
         own, faults, exports = None, Faults(), list[model.ServiceExport]()
         if isinstance(export, ServiceExport) and held and found:
             own = translate_export(self._task.cluster, ref, export, found, faults)
@@ -345,8 +373,8 @@ class Keeper:
             slices=self._local_slices(name) if self._is_by_hand(name) else {},
             unheard=self._view.unheard_exports,
             export=held,
-            held=self._imports.known.get(name),
-            derived=self._derived.known.get((name[0], documents.derived_name(*name))),
+            held=made.get(("serviceimports", name), self._imports.known.get(name)),
+            derived=made.get((documents.SERVICES.plural, derived), self._derived.known.get(derived)),
             made=self._held_slices(name, EXPORTED),
         )
 
@@ -394,7 +422,8 @@ class Keeper:
         found: RemoteService = RESOURCES[SERVICES].decode(key, kv.value, cluster)
         return found if found.shared else None
 
-    async def _write(self, write: Write) -> None:
+    async def _write(self, write: Write) -> Document | None:
+        """The object as it is then; None where it is gone."""
         what = f"{write.method.lower()} {write.place.plural}{write.part} {'/'.join(write.name)}"
         kind = "application/merge-patch+json" if write.method == "PATCH" else "application/json"
         body = None if write.body is None else msgspec.json.encode(write.body)
@@ -407,8 +436,9 @@ class Keeper:
             kind=kind,
         )
         try:
-            await self._client.send(request)
+            answer = await self._client.send(request)
         except NotServed:
             if write.method == "POST":
                 raise
-            # gone meanwhile: the watch says so
+            return None  # gone meanwhile: the watch says so
+        return None if write.method == "DELETE" else documents.decode(answer)[1]
