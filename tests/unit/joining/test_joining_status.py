@@ -165,3 +165,22 @@ def test_how_much_a_peer_may_fill_is_shown_where_it_is_asked_for(capsys: pytest.
     print_status(found, verbose=True)
     assert "      limits, used by the fullest node: 3/" in capsys.readouterr().out
     assert found["clusters"]["beta"]["limits"]["services"]["used"] == 4
+
+
+@pytest.mark.parametrize(
+    ("users", "product", "reads"),
+    [
+        ("users: [{name: remote-beta, role: remote}]", "clustermesh", True),
+        ("users: [{name: remote-gamma, role: remote}]", "clustermesh", False),
+        ("users: []", "clustermesh", False),
+        ("users: []", "cilium", True),
+        ("users: 7", "clustermesh", True),
+    ],
+)
+def test_a_cluster_that_does_not_read_this_one_is_told(
+    users: str, product: str, reads: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = summarise(replace(WELL, users=users.encode(), version=Version(product, "0.1.0")), told("fresh"))
+    assert (found["ok"], found["clusters"]["beta"]["reads_us"]) == (True, reads)
+    print_status(found)
+    assert ("beta does not read this cluster" in capsys.readouterr().out) is not reads
