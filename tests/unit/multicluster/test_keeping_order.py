@@ -12,8 +12,9 @@ import pytest
 
 from clustermesh.kube.access import Access
 from clustermesh.kube.hearing import Listed
-from clustermesh.model import Cluster
+from clustermesh.model import Cluster, ExportPort, ServiceExport
 from clustermesh.multicluster import documents, keeping
+from clustermesh.multicluster.documents import Write
 from clustermesh.multicluster.keeping import Keeper, Services, take_batch
 from clustermesh.store import follower
 
@@ -108,3 +109,44 @@ async def test_a_last_list_that_is_empty_begins_what_has_waited_for_it(
         for each in running:
             each.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+
+
+def merged(held: Any, patch: Any) -> Any:
+    """As RFC 7386 has it."""
+    if not isinstance(patch, dict):
+        return patch
+    whole = dict(held) if isinstance(held, dict) else {}
+    for key, value in patch.items():
+        whole[key] = merged(whole.get(key), value)
+    return {key: value for key, value in whole.items() if value is not None}
+
+
+async def test_an_import_is_whole_after_one_look_whatever_is_heard_of_it_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    held, told, name = dict[tuple[str, tuple[str, str]], Any](), list[str](), ("shop", "cart")
+
+    async def write(_keeper: Keeper, each: Write) -> Any:
+        told.append(f"{each.method} {each.place.plural}{each.part}")
+        at = each.place.plural, each.name
+        held[at] = merged(merged(held.get(at), each.body), {"metadata": {"uid": at[0]}})
+        if at[0] == "services":
+            given = {"clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7"], "ipFamilies": ["IPv4"]}
+            held[at] = merged(held[at], {"spec": given})
+        return held[at]
+
+    port = ExportPort(port=80, name="http")
+    export = ServiceExport(
+        cluster="beta", namespace="shop", name="cart", created=1, ports=(port,), ip_families=("IPv4",)
+    )
+    monkeypatch.setattr(Keeper, "_write", write)
+    source: Any = SimpleNamespace(refs=lambda _kind: (), get=lambda _ref: None, takes_part=lambda _namespace: True)
+    task = Services(access=Access("http://x"), cluster=Cluster(name="alpha", id=1), source=source, peers=tmp_path)
+    anything: Any = None
+    keeper = Keeper(task, anything, anything, lambda _said: None, "v1alpha1")
+    monkeypatch.setattr(keeper._copies, "exports", lambda _name, _view: [export])
+    await keeper._settle(name)
+    assert keeper._failed.problems == {}
+    assert held["serviceimports", name]["spec"]["ips"] == ["10.96.0.7"]
+    assert told[-1] == "PATCH serviceimports/status"
+    assert sum(each.endswith("/status") for each in told) == 1, "what is said of it is said once"
