@@ -46,6 +46,7 @@ from clustermesh.multicluster.documents import (
 from clustermesh.multicluster.facts import PLACES, SERVICES_PLACE, Copies, View, service_key
 from clustermesh.multicluster.imports import Facts, writes
 from clustermesh.multicluster.slices import SliceFacts, slice_writes, wants_slices
+from clustermesh.multicluster.turns import Turns
 from clustermesh.pace import Load
 from clustermesh.retries import Retries
 from clustermesh.sources import served
@@ -121,19 +122,6 @@ async def _version(client: KubeClient, say: Say) -> str:
         await asyncio.sleep(_SERVED)
 
 
-def take_batch(waiting: dict[Name, None], begun: dict[Name, None], most: int) -> list[Name]:
-    """What is settled next, out of `waiting`, where the newest are first: as many of those as of who waits longest. So
-    one change among thousands is seen soon, and who changes all the time keeps nobody waiting for ever. Half is for
-    what is `begun`, in its order: what was written of a name comes back, and more may be due then."""
-    found = list(begun)[: max(most // 2, most - len(waiting))]
-    order, room = list(waiting), most - len(found)
-    found += order if len(order) <= room else [*order[: room // 2], *order[len(order) - (room - room // 2) :]]
-    for name in found:
-        waiting.pop(name, None)
-        begun.pop(name, None)
-    return found
-
-
 class Keeper:
     """What its tasks share. `version` is that of the MCS API, "" to leave it alone."""
 
@@ -148,8 +136,8 @@ class Keeper:
         self._local, self._local_of = dict[Name, set[Ref]](), dict[Ref, Name]()  # slices of the source, by Services
         for ref in task.source.refs("EndpointSlice") if version else ():
             self._note_slice(ref)
-        self._dirty, self._news = set[Name](), asyncio.Event()
-        self._begun, self._exported = dict[Name, None](), dict[Ref, ServiceExport]()
+        self._turns, self._news = Turns(), asyncio.Event()
+        self._exported = dict[Ref, ServiceExport]()
         self._unheard, self._odd, self._failed = dict[str, str](), dict[Name, list[str]](), Retries[Name](_LOOK)
 
     def tasks(self) -> list[Coroutine[Any, Any, None]]:
@@ -166,11 +154,7 @@ class Keeper:
     # -- what is heard -------------------------------------------------------------------------------------------------
 
     def _touch(self, names: Iterable[Name], *, ours: bool = False) -> None:
-        """`ours` is what comes back of own writes."""
-        if ours:
-            self._begun |= dict.fromkeys(names)
-        else:
-            self._dirty.update(names)
+        self._turns.touch(names, ours=ours)
         self._news.set()
 
     def hear_source(self, refs: Iterable[Ref]) -> None:
@@ -274,18 +258,16 @@ class Keeper:
 
     async def _run(self, imports: bool) -> None:
         brains = [self._slices, *([self._exports, self._imports, self._derived] if imports else [])]
-        waiting = dict[Name, None]()
         while True:
-            if not waiting and not self._begun and not self._is_due():
+            if not self._turns and not self._is_due():
                 await self._news.wait()
             await asyncio.sleep(_GATHERING)
             self._news.clear()
             if self._unlisted or not all(brain.complete for brain in brains):
+                await self._news.wait()
                 continue
-            names, self._dirty = self._dirty, set()
-            waiting = dict.fromkeys(sorted(names)) | waiting
             due = self._failed.take_due(time.monotonic(), _AGAIN)
-            batch = dict.fromkeys([*due, *take_batch(waiting, self._begun, _BATCH)])
+            batch = dict.fromkeys([*due, *self._turns.take(_BATCH)])
             async with asyncio.TaskGroup() as tasks:  # the client has its pace
                 for name in batch:
                     tasks.create_task(self._settle(name))

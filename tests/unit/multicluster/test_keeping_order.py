@@ -15,46 +15,50 @@ from clustermesh.kube.hearing import Listed
 from clustermesh.model import Cluster, ExportPort, ServiceExport
 from clustermesh.multicluster import documents, keeping
 from clustermesh.multicluster.documents import Write
-from clustermesh.multicluster.keeping import Keeper, Services, take_batch
+from clustermesh.multicluster.keeping import Keeper, Services
+from clustermesh.multicluster.turns import Turns
 from clustermesh.store import follower
 
 
+def waiting(number: int, *, ours: bool = False) -> Turns:
+    turns = Turns()
+    turns.touch([("begun" if ours else "old", str(n)) for n in range(number)], ours=ours)
+    return turns
+
+
 def test_a_change_among_thousands_is_settled_at_once_and_who_changes_always_keeps_nobody_waiting() -> None:
-    waiting = {("old", str(n)): None for n in range(5000)}
+    turns, seen = waiting(5000), set[tuple[str, str]]()
     for turn in range(200):
-        fresh = [("busy", str(n)) for n in range(100)]
-        waiting = dict.fromkeys(fresh) | {("new", str(turn)): None} | waiting if turn else waiting
-        waiting = {("now", str(turn)): None} | waiting
-        found = take_batch(waiting, {}, 50)
-        assert len(found) == 50
-        assert ("now", str(turn)) in found
-        assert not waiting.keys() & set(found)
-    assert not any(name[0] == "old" for name in waiting)
+        turns.touch(("busy", str(n)) for n in range(100))
+        turns.touch([("a new one", str(turn))])
+        found = turns.take(50)
+        assert (len(found), ("a new one", str(turn)) in found) == (50, True)
+        seen.update(found)
+    assert len([each for each in seen if each[0] == "old"]) == 5000
 
 
 def test_few_are_all_taken_once() -> None:
     for number in (0, 1, 49, 50, 51):
-        waiting = {("a", str(n)): None for n in range(number)}
-        before = set(waiting)
-        first, second = take_batch(waiting, {}, 50), take_batch(waiting, {}, 50)
-        assert (len(first), sorted([*first, *second])) == (min(number, 50), sorted(before))
-        assert waiting == {}
+        turns = waiting(number)
+        first, second = turns.take(50), turns.take(50)
+        assert (len(first), {*first, *second}) == (min(number, 50), {("old", str(n)) for n in range(number)})
+        assert len(first) + len(second) == number
+        assert not turns
 
 
 def test_what_comes_back_of_own_writes_is_taken_in_its_order_and_keeps_no_change_waiting() -> None:
-    begun = {("begun", str(n)): None for n in range(5000)}
-    waiting = {("old", str(n)): None for n in range(5000)}
-    finished = list[str]()
+    turns, finished, olds = waiting(5000), list[str](), 0
+    turns.touch([("begun", str(n)) for n in range(5000)], ours=True)
     for turn in range(100):
-        waiting = {("now", str(turn)): None} | waiting
-        begun |= {("begun", str(n)): None for n in (4999, *range(turn))}  # told of again: it keeps its place
-        found = take_batch(waiting, begun, 50)
-        assert (len(found), ("now", str(turn)) in found) == (50, True)
+        turns.touch([("a new one", str(turn))])
+        turns.touch([("begun", str(n)) for n in (4999, 4998)], ours=True)  # told of again: it keeps its place
+        found = turns.take(50)
+        assert (len(found), ("a new one", str(turn)) in found) == (50, True)
         finished += [name for kind, name in found if kind == "begun"]
-    assert finished[:25] == [str(n) for n in range(25)]
-    assert set(map(str, range(2400))) <= set(finished)
-    assert sum(kind == "old" for kind, _ in waiting) < 5000 - 100 * 12
-    assert len(take_batch({}, begun, 50)) == 50, "who has no changes works on what is begun"
+        olds += sum(kind == "old" for kind, _ in found)
+    assert finished == [str(n) for n in range(2500)]
+    assert olds == 100 * 24
+    assert len(waiting(5000, ours=True).take(50)) == 50, "who has no changes works on what is begun"
 
 
 class _Brain:
@@ -99,7 +103,7 @@ async def test_a_last_list_that_is_empty_begins_what_has_waited_for_it(
     keeper = Keeper(task, anything, anything, lambda _said: None, "v1alpha1")
     running = [asyncio.create_task(each) for each in keeper.tasks()]
     try:
-        while keeper._news.is_set() or not keeper._begun:  # all that came before the last list was looked at, too early
+        while keeper._news.is_set() or not keeper._turns:  # all that came before the last list was looked at, too early
             await asyncio.sleep(0.01)
         assert not waited.is_set()
         late.set()
