@@ -21,7 +21,7 @@ from clustermesh.cli.secrets import command as secrets
 from clustermesh.cli.table import print_found, print_table
 from clustermesh.cli.values import Host
 from clustermesh.errors import Invalid
-from clustermesh.standalone.context import Context, load, locked
+from clustermesh.standalone.context import CLUSTER_FILE, Context, load, locked
 
 if TYPE_CHECKING:
     from certs.folder import Entry
@@ -176,7 +176,9 @@ def issue(which: Which, common_name: str, folder: Path, name: str | None, server
         raise Invalid("CN", common_name, COMMON_NAME_RULE)
     if not _is_file_name(name):
         raise Invalid("name", name, "must be a file name of one line, at most 200 bytes; give one with --name")
-    authority, trusted = _folders_authority(Path(which.context), now) if is_folder(which.context) else _signer(which)
+    path = Path(which.context)
+    is_there = is_folder(which.context) or (path / CLUSTER_FILE).exists()  # as its sisters take it
+    authority, trusted = _folders_authority(path, now) if is_there else _signer(which)
     pair = sign(authority, Leaf(common_name, server=server, hosts=unique(san)), now)
     private_folder(folder)
     write_pair(folder, name, pair)

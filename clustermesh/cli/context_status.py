@@ -71,6 +71,8 @@ def _connectivity(found: dict[str, Any], verbose: bool) -> Iterator[str]:
             f"\N{INFORMATION SOURCE}\ufe0f  Connected are {', '.join(clusters)}; how Cilium's agents see them is "
             "`cilium clustermesh status` to tell"
         )
+        for name in clusters:
+            yield from (f"  - {name}: {each}" for each in _notes(name, found))
         return
     good = total > 0 and not away
     whom = f"All {total} nodes are" if good else f"{away}/{total} nodes are not"
@@ -84,10 +86,7 @@ def _connectivity(found: dict[str, Any], verbose: bool) -> Iterator[str]:
         yield f"      {counts}" + (
             f", {seen['refused']} refused: `clustermesh node status` says why" if seen["refused"] else ""
         )
-        if not seen["reads_us"]:
-            yield f"      {name} does not read this cluster: nobody there answers pods of here"
-        if name in found["kvstoremesh"]["behind"]:
-            yield f"      KVStoreMesh has it as {found['kvstoremesh']['behind'][name]}"
+        yield from (f"      {each}" for each in _notes(name, found))
         if seen["propagation"] is not None:
             yield f"      {propagation_text(seen['propagation'])}"
         for line in limit_lines(seen["limits"]) if verbose else ():
@@ -98,6 +97,14 @@ def _connectivity(found: dict[str, Any], verbose: bool) -> Iterator[str]:
             yield f"      {nodes}, since {since:%Y-%m-%dT%H:%M:%SZ}; what was known is kept"
     yield ""
     yield f"🔀 Global services of other clusters: {_spread(said['global_services'])}"
+
+
+def _notes(name: str, found: dict[str, Any]) -> Iterator[str]:
+    """What no agent can tell of a cluster."""
+    if not found["clusters"][name]["read_by"]:
+        yield f"{name} does not read this cluster: nobody there answers pods of here"
+    if name in found["kvstoremesh"]["behind"]:
+        yield f"KVStoreMesh has it as {found['kvstoremesh']['behind'][name]}"
 
 
 def propagation_text(taken: dict[str, Any]) -> str:

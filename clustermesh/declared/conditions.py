@@ -101,6 +101,14 @@ def _reached(declared: Declared, refusal: Refusal | None, sight: Sight | None, a
     kinds = ("Connected", "Synced")
     if declared.paused:
         return [Condition(kind, "False", "Paused", "spec.paused is true") for kind in kinds]
+    found = _seen(kinds, refusal, sight, agents)
+    if refusal is None and (why := agents.behind.get(declared.name)):
+        return [Condition(kind, "False", f"Not{kind}", f"KVStoreMesh has it as {why}") for kind in kinds]
+    return found
+
+
+def _seen(kinds: Sequence[str], refusal: Refusal | None, sight: Sight | None, agents: Agents) -> Iterable[Condition]:
+    """By agents."""
     if sight is None and (refusal is not None or len(agents.lost) < agents.nodes or not agents.nodes):
         if refusal is not None:
             return [Condition(kind, "False", "Refused", refusal.sentence) for kind in kinds]
@@ -110,10 +118,7 @@ def _reached(declared: Declared, refusal: Refusal | None, sight: Sight | None, a
         return [Condition(kind, "Unknown", "NotReported", said) for kind in kinds]
     seen = sight or Sight()
     numbers = zip(kinds, (seen.connected, seen.synced), strict=True)
-    connected, synced = [_by_nodes(kind, number, seen, agents) for kind, number in numbers]
-    if why := agents.behind.get(declared.name):
-        connected = Condition("Connected", "False", "NotConnected", f"KVStoreMesh has it as {why}")
-    return [connected, synced]
+    return [_by_nodes(kind, number, seen, agents) for kind, number in numbers]
 
 
 def _by_nodes(kind: str, number: int, sight: Sight, agents: Agents) -> Condition:

@@ -43,11 +43,7 @@ PERIOD: Final = 15.0
 """Seconds between two rounds in which nothing is known to have changed."""
 _GATHERING: Final = 0.2
 """Seconds in which changes come together."""
-_SHARE: Final = 20
-"""A round that takes long is followed by as many times its length of rest, ..."""
-_LONGEST: Final = 30.0
-"""... and by so many seconds at most."""
-_READ, _TOLD = 100, 200
+_READ, _TOLD = 200, 200
 """Secrets for `trust` that one round reads, and statuses that it writes: thousands keep nobody's change waiting."""
 _UNREAD: Final = Unavailable("spec.trust.secretName: it was not read yet")
 _SHOWN: Final = 20
@@ -115,16 +111,14 @@ class Keeper:
         await self._listed.wait()
         while True:
             self._changed.clear()
-            began = time.monotonic()
             try:
                 await self.round()
                 self._failed = ""
             except ClusterMeshError as e:
                 self._failed = str(e)
             self._tell_problems()
-            rest = max(period, min(_SHARE * (time.monotonic() - began), _LONGEST))
             with suppress(TimeoutError):
-                async with asyncio.timeout(rest):
+                async with asyncio.timeout(period):
                     await self._changed.wait()
             await asyncio.sleep(_GATHERING)
 
@@ -183,9 +177,12 @@ class Keeper:
         return Held(found.data or {}, found.applied_by(names.DECLARED_MANAGER), meta.resource_version, managed_by)
 
     async def _trusted(self, wanted: Set[str]) -> dict[str, Mapping[str, bytes] | ClusterMeshError]:
-        """What each Secret held when it was read last: of many those are read again that were longest not."""
+        """What each Secret held when it was read last: of many those are read again that were longest not, and beside
+        them as many that could not be read."""
         known = {name: self._trusts.get(name, (float("-inf"), _UNREAD)) for name in wanted}
-        for name in sorted(known, key=lambda name: known[name][0])[:_READ]:
+        order = sorted(known, key=lambda name: known[name][0])
+        failed = [name for name in order if isinstance(known[name][1], ClusterMeshError)]
+        for name in dict.fromkeys((*order[: _READ // 2], *failed[: _READ // 2])):
             known[name] = time.monotonic(), await self._trust(name)
         self._trusts = known
         return {name: found for name, (_, found) in known.items()}
@@ -211,7 +208,8 @@ class Keeper:
             status = status_of(declared, refusal, sights.get(name), agents, time.time())
             if is_due(declared.status, status, time.monotonic() - self._written.get(name, float("-inf"))):
                 if not left:
-                    self._changed.set()
+                    if not faults:
+                        self._changed.set()
                     break
                 left -= 1
                 self._written[name] = time.monotonic()

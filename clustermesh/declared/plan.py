@@ -118,7 +118,7 @@ def _entries(
     if declared.trust:
         secret = trust[declared.trust]
         if isinstance(secret, ClusterMeshError):
-            raise secret
+            raise secret.with_traceback(None)  # it may be raised again and again
         shown = credentials_in(declared, secret, own, now)
     of_agents, of_mirror = secrets_of(peer, shown, agents)
     return {names.PEERS: of_agents, names.COPIED: of_mirror}

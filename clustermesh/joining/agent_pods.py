@@ -77,10 +77,9 @@ async def find_agent_pods(objects: Objects) -> frozenset[str]:
 
 async def are_ciliums(objects: Objects) -> bool:
     """Whether the agents are Cilium's, which report to nobody but Cilium's own command. Raises ClusterMeshError."""
-    ours, theirs = [
-        await objects.read("daemonsets", name, DaemonSet, "apis/apps/v1") for name in (names.AGENTS, names.CILIUM)
-    ]
-    return ours is None and theirs is not None
+    if await objects.read("daemonsets", names.AGENTS, DaemonSet, "apis/apps/v1") is not None:
+        return False
+    return await objects.read("daemonsets", names.CILIUM, DaemonSet, "apis/apps/v1") is not None
 
 
 async def find_left_out(objects: Objects, nodes: frozenset[str]) -> frozenset[str]:

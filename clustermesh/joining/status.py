@@ -35,8 +35,9 @@ async def read_status(site: Site) -> dict[str, Any]:
     """Everything that `clustermesh status` prints of it; `ok` tells whether all is well. What fails is in `errors`."""
     member, left_out, ciliums = site.member, frozenset[str](), False
     with suppress(ClusterMeshError):  # who may not ask waits for all
-        ciliums = await are_ciliums(site.objects)
         left_out = await find_left_out(site.objects, member.nodes)
+    with suppress(ClusterMeshError):
+        ciliums = await are_ciliums(site.objects)
     try:
         found = await _read_etcd(member, left_out, ciliums)
     except ClusterMeshError as e:
@@ -85,7 +86,7 @@ def summarise(
         name: _seen(rows := each["nodes"].values())
         | {"propagation": each["propagation"]}
         | {"limits": limits_used(rows, peers[name].limits, copied.get(name)) if name in peers else {}}
-        | {"reads_us": readers is None or name in readers}
+        | {"read_by": readers is None or name in readers}
         for name, each in clusters.items()
     }
     nodes = overview["nodes"] if overview else {"total": 0, "ready": 0, "reporting": 0}

@@ -508,9 +508,13 @@ class ReaderBrain:
         self._lose(f"{table}: {why}", now)
 
     def _catch_up(self, table: str, now: float) -> None:
-        self.behind.pop(table, None)
+        was = self.behind.pop(table, None)
         if not self.behind and self.session.state is not State.FRESH:
             self._enter(State.FRESH, now, "")
+        elif (
+            was is not None and table == "etcd" and "heartbeat" in self.behind
+        ):  # why it is silent is another reason now
+            self._lose(f"heartbeat: {self.behind['heartbeat']}", now)
 
     def _lose(self, error: str, now: float) -> None:
         """What was whole is old from now on; what never was stays what it is."""

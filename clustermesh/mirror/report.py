@@ -60,7 +60,7 @@ class Report:
         """What stands in etcd of it."""
         behind = dict[str, str]()
         for name, reader in self._peers.readers.items():
-            if (session := reader.session).state not in (State.FRESH, State.REMOVED):
+            if (session := reader.session).state in (State.CONNECTING, State.STALE, State.EVICTED):
                 behind[name] = f"{session.state}: {session.error}" if session.error else session.state.value
         return MirrorReport({name: self._sink.weight(name) for name in self._sink.clusters}, behind)
 

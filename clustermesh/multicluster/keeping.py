@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Coroutine, Iterable, Mapping
 from contextlib import aclosing, suppress
 from pathlib import Path
@@ -28,6 +29,7 @@ from clustermesh.kube.brain import Brain
 from clustermesh.kube.client import KubeClient, Request
 from clustermesh.kube.faults import NotServed
 from clustermesh.kube.follow import Interrupted, follow
+from clustermesh.kube.hearing import Listed
 from clustermesh.mesh.peer_files import read_peers
 from clustermesh.model import Cluster
 from clustermesh.model import Service as RemoteService
@@ -137,7 +139,7 @@ class Keeper:
         for ref in task.source.refs("EndpointSlice") if version else ():
             self._note_slice(ref)
         self._turns, self._news = Turns(), asyncio.Event()
-        self._exported = dict[Ref, ServiceExport]()
+        self._exported, self._wrote = dict[Ref, ServiceExport](), dict[tuple[str, Name], deque[str]]()
         self._unheard, self._odd, self._failed = dict[str, str](), dict[Name, list[str]](), Retries[Name](_LOOK)
 
     def tasks(self) -> list[Coroutine[Any, Any, None]]:
@@ -200,7 +202,11 @@ class Keeper:
                 if self._unheard.pop(place.plural, None) is not None:
                     self._tell_problems()
                 for name, held in item.changes.items():
-                    self._touch(self._concerns(place, name, held), ours=True)
+                    concerned, wrote = self._concerns(place, name, held), self._wrote.get((place.plural, name), ())
+                    if isinstance(item, Listed) or held is None or _version_of(held) not in wrote:
+                        self._touch(concerned)
+                    if held is None:
+                        self._wrote.pop((place.plural, name), None)
                 self._news.set()  # an empty list may be the last that was waited for
 
     def _concerns(self, place: Place, name: Name, held: Document | None) -> Iterable[Name]:
@@ -306,17 +312,17 @@ class Keeper:
     async def _make(self, name: Name, odd: list[str], failed: list[str]) -> None:
         """What follows from a write, as an import's address from the Service behind it, is done at once; what is said
         of it all, in statuses, at the end."""
-        made = Made()
-        for look in range(_LOOKS):
+        made, steps, due = Made(), list[Write](), [Write("GET", documents.SERVICES, name)]
+        for _ in range(_LOOKS):
             odd.clear()
             steps = writes(self._facts(name, odd, made), time.time())
-            due = [
-                each for each in steps if not each.part and not failed and (not look or each.place != documents.SLICES)
-            ]
+            before, due = due, [each for each in steps if not each.part and not failed]
+            if due == before:  # the API took it, and has it otherwise
+                break
             made |= await self._do(due, failed)
             if not due or any(each.method == "DELETE" for each in due):
-                await self._do([each for each in steps if each.part], failed)
-                return
+                break
+        await self._do([each for each in steps if each.part], failed)
 
     async def _do(self, steps: Iterable[Write], failed: list[str]) -> Made:
         """What the API has of it then."""
@@ -333,6 +339,7 @@ class Keeper:
         """`odd` is told what is left out of other clusters' exports; of the own ones the source tells. What was `made`
         just now is not heard of yet."""
         found, derived = self._service(name), (name[0], documents.derived_name(*name))
+        slices = {each: held for (plural, each), held in made.items() if plural == documents.SLICES.plural}
         export = self._task.source.get(ref := Ref("ServiceExport", *name))
         held = made.get(("serviceexports", name), self._exports.known.get(name))
         own, faults, exports = None, Faults(), list[model.ServiceExport]()
@@ -357,7 +364,7 @@ class Keeper:
             export=held,
             held=made.get(("serviceimports", name), self._imports.known.get(name)),
             derived=made.get((documents.SERVICES.plural, derived), self._derived.known.get(derived)),
-            made=self._held_slices(name, EXPORTED),
+            made={**self._held_slices(name, EXPORTED), **slices},
         )
 
     def _is_by_hand(self, name: Name) -> bool:
@@ -423,4 +430,12 @@ class Keeper:
             if write.method == "POST":
                 raise
             return None  # gone meanwhile: the watch says so
-        return None if write.method == "DELETE" else documents.decode(answer)[1]
+        if write.method == "DELETE":
+            return None
+        held = documents.decode(answer)[1]
+        self._wrote.setdefault((write.place.plural, write.name), deque(maxlen=_LOOKS)).append(_version_of(held))
+        return held
+
+
+def _version_of(held: Document) -> str:
+    return str(held["metadata"].get("resourceVersion", ""))

@@ -9,8 +9,8 @@ from clustermesh.multicluster.documents import Name
 
 class Turns:
     """Of those that wait the newest come first, as many as of who waits longest: so one change among thousands is seen
-    soon, and who changes all the time keeps nobody waiting for ever. Half is for what is begun, in its order: what was
-    written of a name comes back, and more may be due then."""
+    soon, and who changes all the time keeps nobody waiting for ever. Half is for what is begun, in its order: a Service
+    that was made for an import may have slices to be made."""
 
     def __init__(self) -> None:
         self._news, self._waiting, self._begun = set[Name](), dict[Name, None](), dict[Name, None]()
@@ -19,7 +19,7 @@ class Turns:
         return bool(self._news or self._waiting or self._begun)
 
     def touch(self, names: Iterable[Name], *, ours: bool = False) -> None:
-        """They are to be settled anew; `ours` is what comes back of own writes."""
+        """They are to be settled anew; `ours` is what was made for another name."""
         if ours:
             self._begun |= dict.fromkeys(names)
         else:

@@ -345,7 +345,7 @@ def test_of_a_node_that_is_silent_nobody_knows_and_false_is_what_an_agent_says_o
 def test_a_cluster_that_the_mirror_has_lost_is_not_connected_though_agents_see_its_copies() -> None:
     agents = Agents(2, (), {"beta": "stale: permission denied", "gamma": "connecting"})
     found = conditions(status_of(declared("beta"), None, sight("fresh", "fresh"), agents, 0.0))
-    assert [" ".join(found[kind]) for kind in ("Connected", "Synced")] == ["False NotConnected", "True AllSynced"]
+    assert [" ".join(found[kind]) for kind in ("Connected", "Synced")] == ["False NotConnected", "False NotSynced"]
 
 
 class FakeEtcd:

@@ -181,6 +181,6 @@ def test_a_cluster_that_does_not_read_this_one_is_told(
     users: str, product: str, reads: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = summarise(replace(WELL, users=users.encode(), version=Version(product, "0.1.0")), told("fresh"))
-    assert (found["ok"], found["clusters"]["beta"]["reads_us"]) == (True, reads)
+    assert (found["ok"], found["clusters"]["beta"]["read_by"]) == (True, reads)
     print_status(found)
     assert ("beta does not read this cluster" in capsys.readouterr().out) is not reads
