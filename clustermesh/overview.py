@@ -123,10 +123,9 @@ async def read_through(
     published = await client.get(keys.cluster_config_key(cluster.name)) is not None
     beat = await client.get(keys.HEARTBEAT)
     said = await client.get(keys.API_SERVER)
-    mirror = await client.get(keys.MIRROR)
+    mirrored = await read_mirror(client)
     found = await evidence(client)
     told = ApiServerReport() if said is None else decode_api_server(said.value)
-    mirrored = MirrorReport() if mirror is None else decode_mirror(mirror.value)
     known = {name.name for kv in nodes if (name := _parsed(keys.parse_node, kv.key))}
     return summarise(
         cluster.name,
@@ -192,6 +191,12 @@ def decode_api_server(value: bytes) -> ApiServerReport:
         return api_server_report.decode(value)
     except DecodeError:
         return ApiServerReport(("its report in etcd cannot be read: run the same release everywhere",))
+
+
+async def read_mirror(client: EtcdClient) -> MirrorReport:
+    """What a mirror says in its own cluster's etcd; nothing where there is none. Raises Unavailable, Refused."""
+    held = await client.get(keys.MIRROR)
+    return MirrorReport() if held is None else decode_mirror(held.value)
 
 
 def decode_mirror(value: bytes) -> MirrorReport:

@@ -135,16 +135,14 @@ async def _find(own: _Own, directory: Path, peer: str | None, patience: float) -
 async def _cached(own: _Own, names: Iterable[str], patience: float) -> tuple[Mapping[str, Any], Mapping[str, str], str]:
     """What a mirror keeps in the own etcd, and what it says of clusters that it does not follow; why that cannot be
     told."""
-    from clustermesh.overview import decode_mirror
+    from clustermesh.overview import read_mirror
     from clustermesh.troubleshoot.gather import cached_counts
-    from clustermesh.wire import keys
 
     if own.client is None:
         return {}, {}, ""
     try:
         async with own.client(patience) as client:
-            mirror = await client.get(keys.MIRROR)
-            behind = {} if mirror is None else decode_mirror(mirror.value).behind
+            behind = (await read_mirror(client)).behind
             return await cached_counts(client, own.name, names), behind, ""
     except ClusterMeshError as e:
         return {}, {}, sentence(e)

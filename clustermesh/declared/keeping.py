@@ -32,7 +32,7 @@ from clustermesh.kube.client import KubeClient
 from clustermesh.kube.faults import NotServed
 from clustermesh.kube.follow import Interrupted, follow
 from clustermesh.mirror.agent_files import AgentAccess
-from clustermesh.overview import decode_mirror
+from clustermesh.overview import read_mirror
 from clustermesh.pace import Load
 from clustermesh.standalone.users_file import remote_user, with_declared
 from clustermesh.store.client import EtcdClient
@@ -250,9 +250,7 @@ class Keeper:
         now = time.monotonic()
         self._silent = {node: self._silent.get(node, now) for node in silent}
         lost = tuple(sorted(node for node, since in self._silent.items() if now >= since + SILENCE))
-        mirror = await self._etcd.get(keys.MIRROR)
-        behind = {} if mirror is None else decode_mirror(mirror.value).behind
-        return sights, Agents(len(reporting) + len(silent), lost, behind)
+        return sights, Agents(len(reporting) + len(silent), lost, (await read_mirror(self._etcd)).behind)
 
     async def _with_pods(self, silent: Set[str]) -> Set[str]:
         """Those of the nodes that there is a pod of the agents for; all where the API does not say, or has no such pods

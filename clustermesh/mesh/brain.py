@@ -511,9 +511,7 @@ class ReaderBrain:
         was = self.behind.pop(table, None)
         if not self.behind and self.session.state is not State.FRESH:
             self._enter(State.FRESH, now, "")
-        elif (
-            was is not None and table == "etcd" and "heartbeat" in self.behind
-        ):  # why it is silent is another reason now
+        elif was is not None and table == "etcd" and "heartbeat" in self.behind:  # silent for that reason, now
             self._lose(f"heartbeat: {self.behind['heartbeat']}", now)
 
     def _lose(self, error: str, now: float) -> None:

@@ -312,15 +312,15 @@ class Keeper:
     async def _make(self, name: Name, odd: list[str], failed: list[str]) -> None:
         """What follows from a write, as an import's address from the Service behind it, is done at once; what is said
         of it all, in statuses, at the end."""
-        made, steps, due = Made(), list[Write](), [Write("GET", documents.SERVICES, name)]
+        made, steps, before = Made(), list[Write](), list[Write]()
         for _ in range(_LOOKS):
             odd.clear()
             steps = writes(self._facts(name, odd, made), time.time())
-            before, due = due, [each for each in steps if not each.part and not failed]
-            if due == before:  # the API took it, and has it otherwise
+            due = [each for each in steps if not each.part and not failed]
+            if not due or due == before:  # done, or the API took it, and has it otherwise
                 break
-            made |= await self._do(due, failed)
-            if not due or any(each.method == "DELETE" for each in due):
+            before, made = due, made | await self._do(due, failed)
+            if any(each.method == "DELETE" for each in due):
                 break
         await self._do([each for each in steps if each.part], failed)
 
@@ -341,7 +341,7 @@ class Keeper:
         found, derived = self._service(name), (name[0], documents.derived_name(*name))
         slices = {each: held for (plural, each), held in made.items() if plural == documents.SLICES.plural}
         export = self._task.source.get(ref := Ref("ServiceExport", *name))
-        held = made.get(("serviceexports", name), self._exports.known.get(name))
+        held = self._exports.known.get(name)
         own, faults, exports = None, Faults(), list[model.ServiceExport]()
         if isinstance(export, ServiceExport) and held and found:
             own = translate_export(self._task.cluster, ref, export, found, faults)
